@@ -1,0 +1,1 @@
+"""Device kernels and their plain-torch definitions; one operation per file."""

@@ -1,0 +1,80 @@
+"""Counter-based random numbers: the same bits in torch on any device and in Triton.
+
+    r0, r1, r2, r3 = philox4x32_10(key = seed, counter = (channel // 4, step, position, purpose))
+
+so that a random number is a function of what it is *for* and of nothing else: not of the batch, the row, the worker,
+the device, or the autoregressive step at which a token happens to be decoded.
+
+Sources: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3" (constants and rounds); triton.language
+(`tl.philox`, the mapping to floats and Box-Muller), whose arithmetic the torch version follows operation by operation.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+# Purposes: the last counter word. Streams of different purpose never overlap.
+ORDER, INITIAL, STEP = 0, 1, 2
+
+_MASK = 0xFFFF_FFFF
+_ROUND_A, _ROUND_B = 0xD251_1F53, 0xCD9E_8D57
+_KEY_A, _KEY_B = 0x9E37_79B9, 0xBB67_AE85
+
+
+def philox(seed: Tensor, c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor) -> tuple[Tensor, ...]:
+    """Philox4x32-10 on int64 tensors that hold unsigned 32-bit words; all arguments broadcast.
+
+    Args:
+        seed: 64-bit key; the low word is the first key word.
+        c0..c3: the counter's words.
+    Returns:
+        Four int64 tensors with values in [0, 2³²).
+    """
+    k0, k1 = seed & _MASK, (seed >> 32) & _MASK
+    c0, c1, c2, c3 = torch.broadcast_tensors(c0 + 0 * seed, c1, c2, c3)
+    for _ in range(10):
+        a, b = c0 * _ROUND_A, c2 * _ROUND_B  # 64-bit products; int64 wraps, and the bits are the same as unsigned
+        c0, c1, c2, c3 = (b >> 32 & _MASK) ^ c1 ^ k0, b & _MASK, (a >> 32 & _MASK) ^ c3 ^ k1, a & _MASK
+        k0, k1 = (k0 + _KEY_A) & _MASK, (k1 + _KEY_B) & _MASK
+    return c0, c1, c2, c3
+
+
+def to_uniform(bits: Tensor) -> Tensor:
+    """[0, 2³²) -> [0, 1) float32, as Triton does: fold the sign away, then scale."""
+    signed = torch.where(bits >= 1 << 31, bits - (1 << 32), bits)  # the same bits read as int32
+    folded = torch.where(signed < 0, -signed - 1, signed)
+    return folded.to(torch.float32) * 4.6566127342e-10
+
+
+def normal_ref(seed: Tensor, purpose: int, position: Tensor, step: Tensor, channels: int) -> Tensor:
+    """Standard normal numbers for tokens, by Box-Muller on each pair of Philox words.
+
+    Args:
+        seed: (..., ) int64, one per token.
+        position: (..., ) int64, the token's place on the grid.
+        step: (..., ) int64, the diffusion timestep it is drawn for. Broadcasts with the other two.
+        channels: C; any number, four come from each Philox call.
+    Returns:
+        (..., C) float32.
+    """
+    seed, position, step = torch.broadcast_tensors(seed, position, step)
+    quads = torch.arange(math.ceil(channels / 4), device=seed.device)
+    fixed = torch.full((1,), purpose, dtype=torch.int64, device=seed.device)
+    words = philox(seed[..., None], quads, step[..., None], position[..., None], fixed)  # 4 × (..., C/4)
+    u = [to_uniform(w) for w in words]
+    pairs = []
+    for first, second in ((u[0], u[1]), (u[2], u[3])):
+        radius = torch.sqrt(-2.0 * torch.log(first.clamp_min(1.0e-7)))
+        angle = 6.283185307179586 * second
+        pairs += [radius * torch.cos(angle), radius * torch.sin(angle)]
+    return torch.stack(pairs, dim=-1).flatten(-2)[..., :channels]
+
+
+def order_keys(seed: Tensor, positions: int) -> Tensor:
+    """(B, ) seeds -> (B, N) integer sort keys in [0, 2³²); sorting them gives each seed's random order."""
+    place = torch.arange(positions, device=seed.device)
+    zero = torch.zeros((1,), dtype=torch.int64, device=seed.device)
+    return philox(seed[:, None], zero, zero, place, zero + ORDER)[0]

@@ -1,0 +1,1 @@
+"""The network, its mathematics, its data and its training."""

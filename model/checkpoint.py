@@ -1,0 +1,138 @@
+"""A checkpoint is a folder: config.json (every size, and what is known about the weights) + sharded safetensors.
+
+Loading is strict: unknown or missing keys, wrong shapes, a damaged file are errors that name what does not fit, and
+`sha256` in the configuration must agree with the weights, so that a hash in a picture's metadata means something.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from model.config import ConfigError, FluidConfig
+from model.fluid import Fluid
+from model.tokenizer import IdentityTokenizer, PcaSkipTokenizer, build_tokenizer
+
+SHARD_BYTES = 2 << 30
+FORMAT = 1
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint folder cannot be used; the message names the first thing that is wrong and what to do."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Loaded weights. about: name, training, data, licences, vocabulary, metrics."""
+
+    model: Fluid
+    tokenizer: PcaSkipTokenizer | IdentityTokenizer
+    about: dict[str, Any]
+    sha256: str
+
+    @property
+    def config(self) -> FluidConfig:
+        return self.model.config
+
+
+def save_checkpoint(
+    folder: Path, model: Fluid, tokenizer: PcaSkipTokenizer | IdentityTokenizer, about: dict[str, Any],
+    dtype: torch.dtype = torch.bfloat16,
+) -> None:  # fmt: skip
+    """Write a checkpoint; floats become `dtype`. Weights first, so that a config.json means a whole checkpoint."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {f"model.{k}": v for k, v in model.state_dict().items()}
+    state |= {f"tokenizer.{k}": v for k, v in tokenizer.state_dict().items()}
+    state = {k: v.detach().cpu().to(dtype if v.is_floating_point() else v.dtype).contiguous() for k, v in state.items()}
+    shards: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for key in sorted(state):
+        if size and size + state[key].nbytes > SHARD_BYTES:
+            shards, size = [*shards, {}], 0
+        shards[-1][key] = state[key]
+        size += state[key].nbytes
+    for number, shard in enumerate(shards):
+        save_file(shard, folder / f"weights-{number:05d}-of-{len(shards):05d}.safetensors")
+    raw = {"format": FORMAT, "sha256": weights_digest(folder), "model": model.config.to_json(), "about": about}
+    (folder / "config.json").write_text(json.dumps(raw, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json as written, checked for format only.
+
+    Raises:
+        CheckpointError: no such folder, no or damaged config.json, another format.
+    """
+    file = folder / "config.json"
+    if not file.exists():
+        raise CheckpointError(f"{folder} is no checkpoint: it has no config.json. Train one with `make train`")
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{file} is not JSON ({error}); copy the checkpoint again") from error
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+        raise CheckpointError(f"{file} has another format than this version reads ({FORMAT})")
+    return raw
+
+
+def weights_digest(folder: Path) -> str:
+    """SHA-256 over the weight files in name order."""
+    hasher = hashlib.sha256()
+    for file in sorted(folder.glob("weights-*.safetensors")):
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                hasher.update(block)
+    return hasher.hexdigest()
+
+
+def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> Checkpoint:
+    """Read and check a checkpoint; weights come as float32 on `device`, ready to draw.
+
+    Raises:
+        CheckpointError: see the message.
+    """
+    raw = read_config(folder)
+    try:
+        config = FluidConfig.from_json(raw["model"])
+    except (ConfigError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
+    digest = weights_digest(folder)
+    if digest != raw["sha256"]:
+        raise CheckpointError(
+            f"{folder}: the weights' SHA-256 is {digest[:12]}…, config.json says {str(raw['sha256'])[:12]}…; "
+            "a file is damaged or missing: copy the checkpoint again"
+        )
+    state: dict[str, Tensor] = {}
+    for file in sorted(folder.glob("weights-*.safetensors")):
+        try:
+            state |= load_file(file)
+        except SafetensorError as error:
+            raise CheckpointError(f"{file} is damaged ({error}); copy the checkpoint again") from error
+    model, tokenizer = Fluid(config), build_tokenizer(config)
+    _load_strict(model, state, "model.", folder)
+    _load_strict(tokenizer, state, "tokenizer.", folder)
+    if state:
+        raise CheckpointError(f"{folder}: unknown key {min(state)!r}; this version would ignore it")
+    model, tokenizer = model.float().to(device).eval(), tokenizer.float().to(device).eval()
+    return Checkpoint(model.requires_grad_(False), tokenizer.requires_grad_(False), raw["about"], digest)
+
+
+def _load_strict(module: torch.nn.Module, state: dict[str, Tensor], prefix: str, folder: Path) -> None:
+    """Move the entries under `prefix` from `state` into the module; every one must fit."""
+    for key, own in module.state_dict().items():
+        found = state.pop(prefix + key, None)
+        if found is None:
+            raise CheckpointError(f"{folder}: key {prefix + key!r} is missing from the weights")
+        if found.shape != own.shape:
+            raise CheckpointError(
+                f"{folder}: {prefix + key!r} has shape {tuple(found.shape)}, config.json asks for {tuple(own.shape)}"
+            )
+        own.copy_(found)

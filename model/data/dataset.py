@@ -1,0 +1,77 @@
+"""The packed data set: one array of pixels, one JSON line per picture, one JSON file about the whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from model.data.sources import DataError
+
+# What a picture is for. "tokenizer" pictures train the image tokenizer only; "unseen" ones train nothing.
+SPLITS = ("train", "heldout", "tokenizer", "unseen")
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One picture: what it shows, how it is drawn, what one may call it, and its split (see SPLITS)."""
+
+    concept: str
+    style: str
+    captions: tuple[str, ...]
+    split: str
+
+
+class Dataset:
+    """Pictures and captions in memory.
+
+    Attributes:
+        images: (N, H, W, 3) uint8.
+        items: N descriptions, in the same order.
+        about: counts, licences, versions; what `make data` printed.
+    """
+
+    def __init__(self, images: np.ndarray, items: Sequence[Item], about: dict):
+        self.images, self.items, self.about = images, list(items), about
+
+    def indices(self, splits: str | Iterable[str]) -> np.ndarray:
+        """Positions of all pictures of the given split(s), ascending."""
+        wanted = {splits} if isinstance(splits, str) else set(splits)
+        return np.array([i for i, item in enumerate(self.items) if item.split in wanted], dtype=np.int64)
+
+    def concepts(self, split: str = "train") -> list[str]:
+        """Names of the concepts with at least one picture in the split, in data set order."""
+        return list(dict.fromkeys(item.concept for item in self.items if item.split == split))
+
+    def digest(self) -> str:
+        """SHA-256 over pixels and descriptions: two builds agree exactly when this agrees."""
+        hasher = hashlib.sha256(np.ascontiguousarray(self.images).tobytes())
+        hasher.update(json.dumps([asdict(item) for item in self.items], sort_keys=True).encode())
+        return hasher.hexdigest()
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        np.save(folder / "images.npy", self.images)
+        lines = [json.dumps(asdict(item), ensure_ascii=False) for item in self.items]
+        (folder / "items.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (folder / "about.json").write_text(json.dumps(self.about, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Dataset:
+        """Read what `save` wrote.
+
+        Raises:
+            DataError: the folder is missing or its parts do not belong together.
+        """
+        if not (folder / "about.json").exists():
+            raise DataError(f"no data set in {folder}: run `make data` first")
+        images = np.load(folder / "images.npy")
+        rows = [json.loads(line) for line in (folder / "items.jsonl").read_text(encoding="utf-8").splitlines()]
+        if len(rows) != len(images):
+            raise DataError(f"{folder}: {len(images)} pictures but {len(rows)} descriptions; run `make data` again")
+        items = [Item(row["concept"], row["style"], tuple(row["captions"]), row["split"]) for row in rows]
+        return cls(images, items, json.loads((folder / "about.json").read_text(encoding="utf-8")))

@@ -1,0 +1,130 @@
+"""The picture packages: where they come from, under which licence, and how one icon becomes pixels.
+
+All of them are plain npm packages with pinned versions, so that the same command gives the same bytes anywhere
+that an npm registry answers. Vector sets are rendered with resvg at twice the size and box-filtered down.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from model.data.captions import normalise_hexcode
+
+CAPTIONS_PACKAGE = "emojibase-data@17.0.0"
+MARGIN = 2  # white pixels around every picture: some sets draw to the very edge
+
+
+class DataError(RuntimeError):
+    """The data set could not be built or read; the message says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One style: the package that draws it and whose work that is."""
+
+    style: str
+    package: str
+    title: str
+    author: str
+    licence: str
+    url: str
+
+
+SOURCES = (
+    Source("3d", "@lobehub/fluent-emoji-3d@1.1.0", "Fluent Emoji (3D)", "Microsoft Corporation", "MIT",
+           "https://github.com/microsoft/fluentui-emoji"),
+    Source("noto", "@iconify-json/noto@1.2.9", "Noto Emoji", "Google Inc", "Apache-2.0",
+           "https://github.com/googlefonts/noto-emoji"),
+    Source("twemoji", "@iconify-json/twemoji@1.2.5", "Twemoji", "Twitter, Inc and other contributors",
+           "CC-BY-4.0", "https://github.com/jdecked/twemoji"),
+    Source("flat", "@iconify-json/fluent-emoji-flat@1.2.6", "Fluent Emoji (flat)", "Microsoft Corporation",
+           "MIT", "https://github.com/microsoft/fluentui-emoji"),
+)  # fmt: skip
+
+
+def fetch_package(spec: str, cache: Path) -> Path:
+    """Download and unpack one npm package ("name@version") once; return its folder.
+
+    Raises:
+        DataError: npm is missing or the registry refused; the message carries npm's own words.
+    """
+    folder = cache / spec.replace("/", "+")
+    if (folder / "package.json").exists():
+        return folder
+    cache.mkdir(parents=True, exist_ok=True)
+    try:
+        done = subprocess.run(
+            ["npm", "pack", "--json", "--silent", "--pack-destination", str(cache.resolve()), spec],
+            capture_output=True, text=True, check=True, timeout=600,
+        )  # fmt: skip
+    except FileNotFoundError as error:
+        raise DataError("npm is not installed: install Node.js, then run `make data` again") from error
+    except subprocess.CalledProcessError as error:
+        raise DataError(f"npm could not fetch {spec}: {error.stderr.strip() or error.stdout.strip()}") from error
+    listing = json.loads(done.stdout)
+    # npm 10 prints a list, npm 11 may print a mapping from name to entry
+    entry = listing[0] if isinstance(listing, list) else next(iter(listing.values()))
+    archive = cache / Path(entry["filename"]).name
+    if not archive.exists():  # scoped names: older npm prints "@scope/name-1.tgz" but writes "scope-name-1.tgz"
+        archive = cache / entry["filename"].lstrip("@").replace("/", "-")
+    unpacked = folder.with_suffix(".partial")
+    with tarfile.open(archive) as tar:
+        tar.extractall(unpacked, filter="data")
+    (unpacked / "package").rename(folder)
+    unpacked.rmdir()
+    archive.unlink()
+    return folder
+
+
+def load_emojibase(cache: Path) -> list[dict]:
+    """The English emojibase table: label, tags, group and code point of every emoji."""
+    folder = fetch_package(CAPTIONS_PACKAGE, cache)
+    return json.loads((folder / "en" / "data.json").read_text(encoding="utf-8"))
+
+
+def open_source(source: Source, cache: Path) -> tuple[frozenset[str], Callable[[str, int], np.ndarray]]:
+    """Return (code points this style can draw, function (code point, size) -> (size, size, 3) uint8)."""
+    folder = fetch_package(source.package, cache)
+    if (folder / "assets").is_dir():
+        files = {normalise_hexcode(path.stem): path for path in sorted((folder / "assets").glob("*.webp"))}
+        return frozenset(files), lambda code, size: _fit(Image.open(files[code]), size)
+
+    icons = json.loads((folder / "icons.json").read_text(encoding="utf-8"))
+    names = {
+        normalise_hexcode(code): name
+        for code, name in json.loads((folder / "chars.json").read_text(encoding="utf-8")).items()
+        if name in icons["icons"]
+    }
+    return frozenset(names), lambda code, size: _fit(_render_svg(icons, names[code], 2 * size), size)
+
+
+def _render_svg(icons: dict, name: str, size: int) -> Image.Image:
+    import resvg_py  # heavy native module: only `make data` needs it
+
+    icon = icons["icons"][name]
+    width, height = icon.get("width", icons.get("width", 16)), icon.get("height", icons.get("height", 16))
+    svg = f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 {width} {height}">'
+    png = resvg_py.svg_to_bytes(svg_string=f"{svg}{icon['body']}</svg>", width=size, height=size)
+    return Image.open(io.BytesIO(bytes(png)))
+
+
+def _fit(image: Image.Image, size: int) -> np.ndarray:
+    """Any RGBA picture -> (size, size, 3) uint8 on white, MARGIN pixels free all around."""
+    inner = size - 2 * MARGIN
+    rgba = image.convert("RGBA")
+    # Premultiply before filtering, otherwise the colour of invisible pixels bleeds into the outline.
+    canvas = Image.new("RGBA", rgba.size, "white")
+    canvas.alpha_composite(rgba)
+    small = canvas.convert("RGB").resize((inner, inner), Image.Resampling.LANCZOS)
+    page = Image.new("RGB", (size, size), "white")
+    page.paste(small, (MARGIN, MARGIN))
+    return np.asarray(page)

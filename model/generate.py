@@ -1,0 +1,70 @@
+"""The plain algorithm: a whole batch from first to last step, every row with the same settings.
+
+This is the definition that model/engine.py is tested against. Read it next to section 3.3 of MAR (arXiv 2406.11838)
+or Fig. 3 of Fluid (arXiv 2410.13863).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model.diffusion import make_schedule
+from model.fluid import Fluid
+from model.masking import guidance_at, masked_after, random_order
+from model.sampler import PackedRows, draw_tokens
+from model.transformer import TextContext
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How to decode. steps: autoregressive steps S; diffusion_steps: kept timesteps of the head's chain."""
+
+    steps: int = 16
+    diffusion_steps: int = 25
+    guidance: float = 3.0  # 1: no guidance
+    guidance_schedule: str = "constant"  # or "linear": from 1 up to `guidance`
+    temperature: float = 1.0
+
+
+@torch.inference_mode()
+def generate(model: Fluid, text: TextContext, null: TextContext, seeds: Tensor, settings: Settings) -> Tensor:
+    """Draw one picture per prompt.
+
+    Args:
+        text: contexts of B prompts. null: context of the empty caption, one row.
+        seeds: (B,) int64; a row's picture depends on its own seed and prompt only.
+    Returns:
+        (B, N, C) tokens for the tokenizer's decoder.
+    """
+    config, device = model.config, seeds.device
+    batch, total = len(seeds), config.tokens
+    schedule = make_schedule(settings.diffusion_steps).to(device)
+    order = random_order(seeds, total)  # (B, N)
+    tokens = torch.zeros(batch, total, config.channels, device=device)
+    known = torch.zeros(batch, total, dtype=torch.bool, device=device)
+    unconditional = TextContext.stack([null] * batch)
+    for step in range(settings.steps):
+        before, after = masked_after(step - 1, settings.steps, total), masked_after(step, settings.steps, total)
+        chosen = order[:, after:before]  # (B, m): the order is walked from its end
+        scale = guidance_at(settings.guidance, settings.guidance_schedule, after, total)
+        z = _gather(model.backbone(tokens, known, text), chosen)  # (B·m, D)
+        z_uncond = _gather(model.backbone(tokens, known, unconditional), chosen) if scale != 1 else z[:0]
+        ones = torch.ones(len(z), 1, device=device)
+        rows = PackedRows(
+            z=z, z_uncond=z_uncond, guided=ones[:, 0].bool() & (scale != 1), guidance=scale * ones,
+            temperature=settings.temperature * ones, seed=seeds.repeat_interleave(chosen.shape[1]),
+            position=chosen.flatten(),
+        )  # fmt: skip
+        drawn = draw_tokens(model.head, rows, schedule, config.prediction, config.clamp)  # (B·m, C)
+        row = torch.arange(batch, device=device)[:, None].expand_as(chosen)
+        tokens[row, chosen] = drawn.view(batch, -1, config.channels)
+        known[row, chosen] = True
+    return tokens
+
+
+def _gather(z: Tensor, chosen: Tensor) -> Tensor:
+    """(B, N, D) at positions (B, m) -> (B·m, D)."""
+    return z.gather(1, chosen[..., None].expand(-1, -1, z.shape[-1])).flatten(0, 1)

