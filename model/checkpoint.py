@@ -61,7 +61,12 @@ def save_checkpoint(
         size += state[key].nbytes
     for number, shard in enumerate(shards):
         save_file(shard, folder / f"weights-{number:05d}-of-{len(shards):05d}.safetensors")
-    raw = {"format": FORMAT, "sha256": weights_digest(folder), "model": model.config.to_json(), "about": about}
+    raw = {
+        "format": FORMAT,
+        "sha256": weights_digest(folder),
+        "model": model.config.to_json(),
+        "about": about,
+    }
     (folder / "config.json").write_text(json.dumps(raw, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -61,7 +61,9 @@ class FluidConfig:
     # "learned": a table from N(0, 0.02), as MAR. "sincos_rope": the table starts as 2-D sines of amplitude 0.7 and
     # self-attention rotates q and k by row and column; small models find their neighbours much sooner with it.
     positions: Literal["learned", "sincos_rope"] = "learned"
-    clamp: float = 0.0  # largest |x0| the sampler lets through in v prediction; 0: no limit
+    # Largest |x0| that the sampler lets through; 0: no limit, as the reference code. With eps the first step divides
+    # by √ᾱ_999 = 5e-5, so that a small head's errors explode without a limit.
+    clamp: float = 0.0
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     text: TextConfig = field(default_factory=TextConfig)
     family: str = "fluid"

@@ -146,7 +146,7 @@ def ancestral_step(
         x, noise: (M, C).
         index: position in the schedule; at 0 no noise is added.
         temperature: (M, 1); scales the injected noise only, never the initial noise (as in MAR).
-        clamp: limit on |x_0| in v prediction; 0 for none.
+        clamp: limit on |x_0|; 0 for none (FluidConfig.clamp).
     """
     main, raw = out.chunk(2, -1) if prediction == "eps" else (out, None)
     x0 = predict_x0(schedule, main, x, index, prediction)

@@ -23,7 +23,13 @@ class Fluid(nn.Module):
         self.head.zero_init()
 
     def loss(
-        self, schedule: Schedule, tokens: Tensor, masked: Tensor, text: TextContext, index: Tensor, noise: Tensor
+        self,
+        schedule: Schedule,
+        tokens: Tensor,
+        masked: Tensor,
+        text: TextContext,
+        index: Tensor,
+        noise: Tensor,
     ) -> Tensor:
         """Diffusion loss averaged over masked tokens.
 

@@ -47,7 +47,10 @@ def generate(model: Fluid, text: TextContext, null: TextContext, seeds: Tensor, 
     known = torch.zeros(batch, total, dtype=torch.bool, device=device)
     unconditional = TextContext.stack([null] * batch)
     for step in range(settings.steps):
-        before, after = masked_after(step - 1, settings.steps, total), masked_after(step, settings.steps, total)
+        before, after = (
+            masked_after(step - 1, settings.steps, total),
+            masked_after(step, settings.steps, total),
+        )
         chosen = order[:, after:before]  # (B, m): the order is walked from its end
         scale = guidance_at(settings.guidance, settings.guidance_schedule, after, total)
         z = _gather(model.backbone(tokens, known, text), chosen)  # (B·m, D)

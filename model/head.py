@@ -61,14 +61,13 @@ class DiffusionHead(nn.Module):
 
     def zero_init(self) -> None:
         """Start as the identity that predicts zero: gates, final modulation and output at zero; time at 0.02."""
-        for block in self.blocks:
-            nn.init.zeros_(block.modulation.weight)
-            nn.init.zeros_(block.modulation.bias)
-        for linear in (self.final_modulation, self.out):
+        modulations = [part.modulation for part in self.modules() if isinstance(part, HeadBlock)]
+        for linear in (*modulations, self.final_modulation, self.out):
             nn.init.zeros_(linear.weight)
             nn.init.zeros_(linear.bias)
-        for layer in (self.time[0], self.time[2]):
-            nn.init.normal_(layer.weight, std=0.02)
+        for layer in self.time:
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=0.02)
 
     def embed_time(self, t: Tensor) -> Tensor:
         """(M,) -> (M, W). Shared by all tokens of a step, so one row is enough there."""

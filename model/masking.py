@@ -1,13 +1,14 @@
 """Which tokens are decided when: orders, and how many are left after each autoregressive step.
 
 MaskGIT's cosine schedule (arXiv 2202.04200) as MAR and Fluid use it: after step i of S, floor(N·cos(π/2·(i+1)/S))
-tokens are still masked, at least one fewer than before, and none after the last. The masked ones are the *first* so
-many entries of the order, so decoding walks the order from its end (MAR's convention, kept).
+tokens are still masked, at least one fewer than before, and none after the last (for S <= N, which callers check).
+The masked ones are the *first* so many entries of the order, so decoding walks it from its end (MAR's convention).
 """
 
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ def masked_after(step: int, steps: int, tokens: int) -> int:
 def tokens_per_step(steps: int, tokens: int) -> list[int]:
     """How many tokens each of the `steps` decides; all positive, sum `tokens`."""
     left = [masked_after(i, steps, tokens) for i in range(-1, steps)]
-    return [before - after for before, after in zip(left, left[1:], strict=False)]
+    return [before - after for before, after in pairwise(left)]
 
 
 def random_order(seeds: Tensor, tokens: int) -> Tensor:

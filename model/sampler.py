@@ -1,9 +1,9 @@
 """The inner loop: draw packed tokens from the diffusion head. Rows may belong to any pictures.
 
-    for each kept timestep, from noise to data:
-        out = head(x, t, z_cond) and head(x, t, z_uncond)      both on the same x, as MAR
-        out = out_uncond + g · (out_cond − out_uncond)         on eps or v; a learned variance stays the conditional one
-        x   = posterior mean + temperature · σ · noise         noise from Philox: seed, position, timestep, channel
+for each kept timestep, from noise to data:
+    out = head(x, t, z_cond) and head(x, t, z_uncond)      both on the same x, as MAR
+    out = out_uncond + g · (out_cond − out_uncond)         on eps or v; a learned variance stays the conditional one
+    x   = posterior mean + temperature · σ · noise         noise from Philox: seed, position, timestep, channel
 """
 
 from __future__ import annotations

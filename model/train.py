@@ -13,9 +13,10 @@ from __future__ import annotations
 import argparse
 import json
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -138,7 +139,10 @@ def encode_pictures(tokenizer: PcaSkipTokenizer | IdentityTokenizer, images: Ten
 def prepare(recipe: Recipe) -> tuple[Run, Dataset, PcaSkipTokenizer | IdentityTokenizer]:
     """Everything before the first step."""
     config, device = PRESETS[recipe.preset], torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dataset, tokenizer = Dataset.load(Path(recipe.data)), load_tokenizer(PRESETS[recipe.preset], recipe.tokenizer)
+    dataset, tokenizer = (
+        Dataset.load(Path(recipe.data)),
+        load_tokenizer(PRESETS[recipe.preset], recipe.tokenizer),
+    )
     rows = torch.from_numpy(dataset.indices("train"))
     latents = encode_pictures(tokenizer, torch.from_numpy(dataset.images[rows]))
     bank = build_text_bank(build_text_encoder(config.text), dataset, rows, Path(recipe.data))
@@ -250,10 +254,16 @@ def write_checkpoint(run: Run, tokenizer: PcaSkipTokenizer | IdentityTokenizer, 
     return folder
 
 
+def _parse_bool(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not true or false")
+    return text.lower() == "true"
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", type=Path, default=Path("model/recipes/emoji-64.toml"), help="TOML file")
-    kinds = {"str": str, "int": int, "float": float, "bool": lambda text: text.lower() in ("1", "true", "yes")}
+    kinds: dict[str, Callable[[str], Any]] = {"str": str, "int": int, "float": float, "bool": _parse_bool}
     for f in fields(Recipe):
         parser.add_argument(f"--{f.name.replace('_', '-')}", type=kinds[str(f.type)], help="override the recipe's")
     overrides = vars(parser.parse_args(argv))

@@ -11,8 +11,8 @@ import argparse
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -37,7 +37,14 @@ def reconstruction_loss(tokenizer: PcaSkipTokenizer, pixels: Tensor, noise: Tens
 
 
 def train(
-    preset: str, data: Path, out: Path, minutes: float, steps: int, batch: int, seed: int, progress: bool = True
+    preset: str,
+    data: Path,
+    out: Path,
+    minutes: float,
+    steps: int,
+    batch: int,
+    seed: int,
+    progress: bool = True,
 ) -> PcaSkipTokenizer:
     """Run (or go on with) the training; returns the averaged tokenizer with its normalisation set."""
     config = PRESETS[preset]
@@ -47,7 +54,8 @@ def train(
     torch.manual_seed(seed)
     tokenizer = PcaSkipTokenizer(config.tokenizer)
     tokenizer.start_from_pca(pixels[known])
-    tokenizer.to(memory_format=torch.channels_last)  # convolutions on CPU are about twice as fast this way
+    # Convolutions on a CPU are about twice as fast this way.
+    tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     ema = Ema(tokenizer, 0.998)
     optimizer = torch.optim.AdamW(tokenizer.parameters(), lr=PEAK_LR, betas=(0.9, 0.95), weight_decay=0.01)
     clock = Clock(steps, minutes)
@@ -108,10 +116,10 @@ def main(argv: list[str] | None = None) -> None:
     dataset = Dataset.load(args.data)
     report = {}
     for split in ("train", "unseen"):
-        chosen = dataset.indices(split)
-        originals = to_pixels(torch.from_numpy(dataset.images[chosen]))
-        report[f"psnr_{split}_db"] = round(psnr(reconstruct(tokenizer, originals), originals).mean().item(), 2)
-    shown = dataset.indices("unseen")[:: 200 // 16][:16]
+        if len(chosen := dataset.indices(split)):
+            originals = to_pixels(torch.from_numpy(dataset.images[chosen]))
+            report[f"psnr_{split}_db"] = round(psnr(reconstruct(tokenizer, originals), originals).mean().item(), 2)
+    shown = chosen[np.linspace(0, len(chosen) - 1, 16).astype(int)] if len(chosen) else dataset.indices("train")[:16]
     originals = torch.from_numpy(dataset.images[shown])
     copies = to_uint8(reconstruct(tokenizer, to_pixels(originals)))
     pairs = [picture for pair in zip(originals, copies, strict=True) for picture in pair]

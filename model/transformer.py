@@ -70,9 +70,7 @@ class Attention(nn.Module):
 class Mlp(nn.Sequential):
     def __init__(self, width: int, ratio: int):
         # the tanh form of GELU: nearly half the time of the erf form on a CPU, and as good
-        super().__init__(
-            nn.Linear(width, ratio * width), nn.GELU(approximate="tanh"), nn.Linear(ratio * width, width)
-        )
+        super().__init__(nn.Linear(width, ratio * width), nn.GELU(approximate="tanh"), nn.Linear(ratio * width, width))
 
 
 class AlignerBlock(nn.Module):
@@ -98,9 +96,7 @@ class Aligner(nn.Module):
         self.norm_in, self.proj = nn.LayerNorm(config.text.dim, LN_EPS), nn.Linear(config.text.dim, width)
         self.pos = nn.Parameter(0.02 * torch.randn(config.text.max_tokens, width))
         heads = max(1, width * config.heads // config.width)
-        self.blocks = nn.ModuleList(
-            AlignerBlock(width, heads, config.mlp_ratio) for _ in range(config.aligner_depth)
-        )
+        self.blocks = nn.ModuleList(AlignerBlock(width, heads, config.mlp_ratio) for _ in range(config.aligner_depth))
         self.norm = nn.LayerNorm(width, LN_EPS)
 
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
@@ -122,7 +118,12 @@ class Block(nn.Module):
         self.mlp = Mlp(width, config.mlp_ratio)
 
     def forward(
-        self, x: Tensor, text_k: Tensor, text_v: Tensor, text_mask: Tensor, rotation: tuple[Tensor, Tensor] | None
+        self,
+        x: Tensor,
+        text_k: Tensor,
+        text_v: Tensor,
+        text_mask: Tensor,
+        rotation: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
         h = self.norm1(x)
         q = self.self_attn.split(self.self_attn.q(h))  # (B, H, N, d)
@@ -160,7 +161,7 @@ class Backbone(nn.Module):
     def encode_text(self, hidden: Tensor, mask: Tensor) -> TextContext:
         """(B, L, E) text encoder states and (B, L) mask -> keys and values of every block."""
         aligned = self.aligner(hidden, mask)  # (B, L, D')
-        pairs = [block.cross_attn.keys_values(aligned) for block in self.blocks]
+        pairs = [block.cross_attn.keys_values(aligned) for block in self.blocks if isinstance(block, Block)]
         return TextContext([k for k, _ in pairs], [v for _, v in pairs], mask)
 
     def forward(self, tokens: Tensor, known: Tensor, text: TextContext) -> Tensor:

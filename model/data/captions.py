@@ -13,7 +13,14 @@ from dataclasses import dataclass
 STYLES = ("3d", "noto", "twemoji", "flat")
 
 # emojibase group numbers -> the longest label, in words, that we take from the group
-GROUPS = {0: 0, 3: 2, 4: 2, 5: 2, 6: 2, 7: 2}  # smileys (by name only), nature, food, places, leisure, objects
+GROUPS = {
+    0: 0,
+    3: 2,
+    4: 2,
+    5: 2,
+    6: 2,
+    7: 2,
+}  # smileys (by name only), nature, food, places, leisure, objects
 
 # From the smileys, faces differ in details too small for 64 px: a few that everybody knows, by name.
 SMILEYS = frozenset(
@@ -111,7 +118,7 @@ def captions(concept: Concept, style: str) -> list[str]:
 
 
 def with_article(label: str) -> str:
-    """"red apple" -> "a red apple"; plural and mass nouns are left alone."""
+    """ "red apple" -> "a red apple"; plural and mass nouns are left alone."""
     if label.endswith("s") and not label.endswith(("ss", "us", "is")):
         return label
     return f"{'an' if label[0].lower() in 'aeiou' else 'a'} {label}"

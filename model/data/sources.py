@@ -112,7 +112,8 @@ def _render_svg(icons: dict, name: str, size: int) -> Image.Image:
 
     icon = icons["icons"][name]
     width, height = icon.get("width", icons.get("width", 16)), icon.get("height", icons.get("height", 16))
-    svg = f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 {width} {height}">'
+    spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    svg = f'<svg {spaces} viewBox="0 0 {width} {height}">'
     png = resvg_py.svg_to_bytes(svg_string=f"{svg}{icon['body']}</svg>", width=size, height=size)
     return Image.open(io.BytesIO(bytes(png)))
 

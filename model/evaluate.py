@@ -1,0 +1,201 @@
+"""Does the model draw what the prompt says? `python -m model.evaluate --checkpoint model/checkpoints/emoji-64`
+
+R-precision@1: a drawn picture is right when, among the real pictures of 100 concepts in the prompted style, the nearest
+in feature space (model/features.py) shows the prompted concept. Chance is 1 %. Printed beside it:
+  - the same score for reconstructions of the real pictures: the ceiling that tokenizer and features allow;
+  - held-out pairs (concept trained in the other styles only) and concepts never trained, apart;
+  - the share of drawings whose nearest training picture, by 16×16 pixels, is the prompted one: how much of the
+    score is memory.
+The last line of output is one JSON object. A sheet of drawings above the real pictures goes to --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from model.data.dataset import Dataset
+from model.features import FEATURES_NAME, Features
+from model.serving import DEFAULT_SAMPLING, ServingEngine, find_checkpoint, load_engine
+from model.sheet import contact_sheet
+from model.tokenizer import to_pixels, to_uint8
+
+CANDIDATES = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One row for the engine (model.engine.RowRequest)."""
+
+    prompt: str
+    seed: int
+    num_inference_steps: int
+    diffusion_steps: int
+    guidance_scale: float
+    guidance_schedule: str
+    temperature: float
+
+
+def default_request(engine: ServingEngine, quality: str | None = None) -> Request:
+    """The checkpoint's own settings, which are what the service uses."""
+    sampling = engine.checkpoint.about.get("sampling", DEFAULT_SAMPLING)
+    defaults = dict(sampling["defaults"])
+    preset = sampling["presets"][quality or defaults.pop("quality")]
+    defaults.pop("quality", None)
+    return Request("", 0, **preset, **defaults)
+
+
+def draw(engine: ServingEngine, prompts: list[str], settings: Request, first_seed: int = 0) -> np.ndarray:
+    """One picture per prompt, seed first_seed + place in the list; (P, H, W, 3) uint8."""
+    width, height = engine.image_size
+    out = np.zeros((len(prompts), height, width, 3), np.uint8)
+    waiting = [replace(settings, prompt=p, seed=first_seed + i) for i, p in enumerate(prompts)]
+    place: dict[int, int] = {}
+    bar, done = tqdm(total=len(prompts), desc="draw", unit="image"), 0
+    while done < len(prompts):
+        nxt = done + len(place)
+        group = waiting[nxt : nxt + engine.max_rows - len(place)]
+        place.update(zip(engine.admit(group), range(nxt, nxt + len(group)), strict=True))
+        for row in engine.step():
+            out[place.pop(row)] = np.frombuffer(engine.image(row), np.uint8).reshape(height, width, 3)
+            engine.release(row)
+            done += 1
+            bar.update()
+    bar.close()
+    return out
+
+
+def hits(features: Tensor, rows: np.ndarray, dataset: Dataset, real: Tensor, pool: list[str]) -> np.ndarray:
+    """Whether each query is right. features: (Q, F) of pictures for the data set rows; real: (all, F)."""
+    where = {(item.concept, item.style): i for i, item in enumerate(dataset.items)}
+    right = np.zeros(len(rows), bool)
+    for query, row in enumerate(rows):
+        item = dataset.items[row]
+        rng = np.random.default_rng(int(row))
+        others = [c for c in pool if c != item.concept]
+        names = [item.concept, *rng.choice(others, CANDIDATES - 1, replace=False).tolist()]
+        candidates = torch.tensor([where[name, item.style] for name in names])
+        right[query] = int((real[candidates] @ features[query]).argmax()) == 0
+    return right
+
+
+def nearest_is_prompted(drawn: np.ndarray, rows: np.ndarray, dataset: Dataset) -> float:
+    """Share of drawings whose nearest training picture (16×16 pixels, L2) is that of their own row."""
+    train = dataset.indices("train")
+    small = F.avg_pool2d(to_pixels(torch.from_numpy(dataset.images[train])), dataset.images.shape[1] // 16).flatten(1)
+    query = F.avg_pool2d(to_pixels(torch.from_numpy(drawn)), dataset.images.shape[1] // 16).flatten(1)
+    return float((train[torch.cdist(query, small).argmin(1).numpy()] == rows).mean())
+
+
+def spread(rows: np.ndarray, count: int) -> np.ndarray:
+    """`count` rows, evenly over the split."""
+    return rows[np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int))]
+
+
+Drawings = list[tuple[np.ndarray, np.ndarray]]  # (data set rows, pictures) of each split
+
+
+def evaluate(
+    engine: ServingEngine, dataset: Dataset, images: int, settings: Request, seed: int = 0
+) -> tuple[dict[str, object], Drawings]:
+    """All scores, and what was drawn for them."""
+    extractor = Features()
+    real = extractor(to_pixels(torch.from_numpy(dataset.images)))
+    vocabulary, unseen = dataset.concepts("train"), dataset.concepts("unseen")
+    report: dict[str, object] = {
+        "features": FEATURES_NAME,
+        "candidates": CANDIDATES,
+        "chance": 1 / CANDIDATES,
+    }
+    kept: Drawings = []
+    seconds, total = 0.0, 0
+    for name, split, count in (
+        ("trained", "train", images),
+        ("heldout", "heldout", 10**6),
+        ("unseen", "unseen", 100),
+    ):
+        rows = spread(dataset.indices(split), count)
+        start = time.perf_counter()
+        drawn = draw(engine, [dataset.items[i].captions[0] for i in rows], settings, seed)
+        seconds, total = seconds + time.perf_counter() - start, total + len(rows)
+        pool = vocabulary if split != "unseen" else vocabulary + unseen
+        right = hits(extractor(to_pixels(torch.from_numpy(drawn))), rows, dataset, real, pool)
+        report[f"r_precision_{name}"] = round(float(right.mean()), 4)
+        report[f"images_{name}"] = len(rows)
+        kept.append((rows, drawn))
+        if split == "train":
+            for style in dict.fromkeys(item.style for item in dataset.items):
+                mine = np.array([dataset.items[i].style == style for i in rows])
+                report[f"r_precision_trained_{style}"] = round(float(right[mine].mean()), 4)
+            report["nearest_training_is_prompted"] = round(nearest_is_prompted(drawn, rows, dataset), 4)
+            copies = reconstruct(engine, dataset.images[rows])
+            ceiling = hits(extractor(to_pixels(torch.from_numpy(copies))), rows, dataset, real, pool)
+            report["r_precision_ceiling"] = round(float(ceiling.mean()), 4)
+    report["seconds_per_image"], report["images"] = round(seconds / total, 4), total
+    report["settings"] = {k: v for k, v in settings_json(settings).items() if k not in ("prompt", "seed")}
+    report["checkpoint_sha256"] = engine.checkpoint.sha256
+    return report, kept
+
+
+def settings_json(settings: Request) -> dict[str, object]:
+    return {name: getattr(settings, name) for name in Request.__dataclass_fields__}
+
+
+@torch.inference_mode()
+def reconstruct(engine: ServingEngine, images: np.ndarray) -> np.ndarray:
+    """(P, H, W, 3) uint8 through the tokenizer and back."""
+    tokenizer = engine.checkpoint.tokenizer
+    device = next(engine.checkpoint.model.parameters()).device
+    parts = to_pixels(torch.from_numpy(images)).split(64)
+    return torch.cat([to_uint8(tokenizer.decode(tokenizer.encode(p.to(device)))).cpu() for p in parts]).numpy()
+
+
+def save_sheet(dataset: Dataset, kept: Drawings, file: Path) -> None:
+    """Trained, held-out and unseen drawings, each row of drawings above its row of real pictures."""
+    pictures: list[np.ndarray] = []
+    labels: list[str] = []
+    for (rows, drawn), tag, count in zip(kept, ("", "HELD OUT: ", "UNSEEN: "), (24, 8, 8), strict=True):
+        for part in np.array_split(np.linspace(0, len(rows) - 1, count).astype(int), count // 8):
+            pictures += [*drawn[part], *dataset.images[rows[part]]]
+            labels += [tag + dataset.items[rows[i]].captions[0] for i in part] + ["(real)"] * len(part)
+    contact_sheet(pictures, labels, columns=8, scale=2).save(file)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", default="emoji-64", help="folder, or name of a shipped checkpoint")
+    parser.add_argument("--data", type=Path, default=Path("data/emoji-64"), help="packed data set of `make data`")
+    parser.add_argument("--images", type=int, default=400, help="how many trained pairs to draw")
+    parser.add_argument("--quality", choices=("low", "medium", "high"), help="preset; default the checkpoint's")
+    parser.add_argument("--rows", type=int, default=64, help="pictures decoded together")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("out/evaluate"), help="folder for the sheet and the JSON")
+    for name, kind in (("num_inference_steps", int), ("diffusion_steps", int), ("guidance_scale", float),
+                       ("guidance_schedule", str), ("temperature", float)):  # fmt: skip
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help="override the preset's")
+    args = parser.parse_args(argv)
+
+    engine = load_engine(str(find_checkpoint(args.checkpoint)), args.rows, "auto", 0)
+    settings = default_request(engine, args.quality)
+    given = {k: v for k, v in vars(args).items() if k in settings_json(settings) and k != "seed" and v is not None}
+    report, kept = evaluate(engine, Dataset.load(args.data), args.images, replace(settings, **given), args.seed)
+    args.out.mkdir(parents=True, exist_ok=True)
+    save_sheet(Dataset.load(args.data), kept, args.out / "sheet.png")
+    (args.out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    for name, value in report.items():
+        print(f"{name:32s} {value}")
+    print(f"{'look at':32s} {args.out / 'sheet.png'}")
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""A checkpoint as something that serves: prompts in, RGB bytes out, and what it says of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from model.engine import Engine, RowRequest
+from model.text import build_text_encoder
+from model.tokenizer import to_uint8
+
+SHIPPED = Path(__file__).parent / "checkpoints"
+
+# For checkpoints that do not bring their own under about["sampling"].
+DEFAULT_SAMPLING: dict[str, Any] = {
+    "presets": {
+        "low": {"num_inference_steps": 8, "diffusion_steps": 12},
+        "medium": {"num_inference_steps": 16, "diffusion_steps": 25},
+        "high": {"num_inference_steps": 32, "diffusion_steps": 50},
+    },
+    "defaults": {
+        "quality": "medium", "guidance_scale": 3.0, "guidance_schedule": "constant", "temperature": 1.0,
+    },
+}  # fmt: skip
+
+
+class ServingEngine:
+    """An `Engine` with prompts at one end and pixels at the other."""
+
+    def __init__(self, checkpoint: Checkpoint, max_rows: int):
+        self.checkpoint, self.max_rows = checkpoint, max_rows
+        encoder = build_text_encoder(checkpoint.config.text)
+        if isinstance(encoder, torch.nn.Module):
+            encoder.to(next(checkpoint.model.parameters()).device)
+        self.engine = Engine(checkpoint.model, encoder, max_rows)
+        self.image_size = (checkpoint.config.image_size, checkpoint.config.image_size)  # width, height
+
+    def admit(self, requests: Sequence[RowRequest]) -> list[int]:
+        """Give each request a row; all or none. Raises EngineError where a number cannot be done."""
+        return self.engine.admit(requests)
+
+    def step(self) -> list[int]:
+        """One autoregressive step for every row; returns the rows that finished."""
+        return self.engine.step()
+
+    def progress(self, row: int) -> tuple[int, int]:
+        """(steps done, steps in all)"""
+        return self.engine.progress(row)
+
+    @torch.inference_mode()
+    def image(self, row: int) -> bytes:
+        """RGB bytes of the row's picture as far as it is decoded, height · width · 3."""
+        pixels = self.checkpoint.tokenizer.decode(self.engine.peek(row)[None])  # (1, 3, H, W)
+        return to_uint8(pixels)[0].cpu().numpy().tobytes()
+
+    def release(self, row: int) -> None:
+        """Free the row, finished or not."""
+        self.engine.release(row)
+
+    def info(self) -> dict[str, Any]:
+        """What clients may know of the model before they ask for pictures."""
+        about, config = self.checkpoint.about, self.checkpoint.config
+        sampling = about.get("sampling", DEFAULT_SAMPLING)
+        return {
+            "id": about["name"],
+            "family": config.family,
+            "image_size": self.image_size,
+            "tokens": config.tokens,
+            "presets": sampling["presets"],
+            "defaults": sampling["defaults"],
+            "limits": {
+                "max_num_inference_steps": config.tokens, "max_diffusion_steps": 250,
+                "max_guidance_scale": 20.0, "min_guidance_scale": 0.0, "max_temperature": 2.0,
+            },
+            "vocabulary": about.get("vocabulary", []),
+            "styles": about.get("styles", []),
+            "checkpoint_sha256": self.checkpoint.sha256,
+            "license": about.get("license", "Apache-2.0"),
+            "description": about.get("description", ""),
+        }  # fmt: skip
+
+
+def find_checkpoint(name: str) -> Path:
+    """A folder, or the name of a checkpoint that ships with the package.
+
+    Raises:
+        CheckpointError: neither; the message lists what there is.
+    """
+    for folder in (Path(name), SHIPPED / name):
+        if (folder / "config.json").exists():
+            return folder
+    shipped = sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))
+    raise CheckpointError(
+        f"no checkpoint {name!r}: neither a folder with a config.json nor one of the shipped ones "
+        f"({', '.join(shipped) or 'none here'}). Give a folder, or train one with `make train`"
+    )
+
+
+def load_engine(checkpoint_dir: str, max_rows: int, device: str, threads: int) -> ServingEngine:
+    """Load a checkpoint and make it ready to draw.
+
+    Args:
+        checkpoint_dir: a folder or a shipped checkpoint's name.
+        device: "auto" (CUDA where there is one), "cpu" or "cuda".
+        threads: for torch on a CPU; 0 leaves torch's own choice.
+    Raises:
+        CheckpointError, ConfigError: it cannot be used; the message says why and what to do.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise CheckpointError("device is cuda, but torch sees no CUDA device: set FLUID_DEVICE=cpu or auto")
+    chosen = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    return ServingEngine(load_checkpoint(find_checkpoint(checkpoint_dir), chosen), max_rows)

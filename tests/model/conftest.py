@@ -1,0 +1,62 @@
+"""A tiny model with random weights and everything around it; no data, no downloads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from model.config import PRESETS
+from model.engine import Engine
+from model.fluid import Fluid
+from model.text import HashEncoder
+from model.transformer import TextContext
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A row request with short defaults."""
+
+    prompt: str = "a red apple"
+    seed: int = 0
+    num_inference_steps: int = 4
+    diffusion_steps: int = 4
+    guidance_scale: float = 3.0
+    guidance_schedule: str = "constant"
+    temperature: float = 1.0
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Fluid:
+    """The tiny preset, weights random but alive: a zero-initialised head would make every test pass."""
+    torch.manual_seed(0)
+    model = Fluid(PRESETS["tiny"]).eval().requires_grad_(False)
+    for name, parameter in model.head.named_parameters():
+        if "modulation" in name or name.startswith("out."):
+            torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+@pytest.fixture(scope="session")
+def encoder(tiny: Fluid) -> HashEncoder:
+    return HashEncoder(tiny.config.text)
+
+
+@pytest.fixture
+def engine(tiny: Fluid, encoder: HashEncoder) -> Engine:
+    return Engine(tiny, encoder, max_rows=6)
+
+
+def context(model: Fluid, encoder: HashEncoder, *prompts: str) -> TextContext:
+    return model.backbone.encode_text(*encoder.encode(prompts))
+
+
+def run_alone(engine: Engine, ask: Ask) -> torch.Tensor:
+    """The finished tokens of one request with nobody else in the engine."""
+    (row,) = engine.admit([ask])
+    while row not in engine.step():
+        pass
+    tokens = engine.peek(row)
+    engine.release(row)
+    return tokens

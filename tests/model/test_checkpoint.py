@@ -1,0 +1,112 @@
+"""Checkpoints: there and back, and every way a folder can be wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from model.checkpoint import CheckpointError, load_checkpoint, save_checkpoint, weights_digest
+from model.fluid import Fluid
+from model.serving import find_checkpoint, load_engine
+from model.tokenizer import PcaSkipTokenizer
+
+from .conftest import Ask
+
+
+@pytest.fixture
+def folder(tiny: Fluid, tmp_path: Path) -> Path:
+    save_checkpoint(tmp_path / "tiny", tiny, PcaSkipTokenizer(tiny.config.tokenizer), {"name": "tiny"})
+    return tmp_path / "tiny"
+
+
+def _rewrite(folder: Path, change: dict[str, torch.Tensor | None]) -> None:
+    """Replace or drop tensors and make the digest agree again, so that only the change itself is wrong."""
+    (file,) = folder.glob("*.safetensors")
+    state = {**load_file(file), **change}
+    save_file({k: v for k, v in state.items() if v is not None}, file)
+    raw = json.loads((folder / "config.json").read_text())
+    raw["sha256"] = weights_digest(folder)
+    (folder / "config.json").write_text(json.dumps(raw))
+
+
+def test_round_trip_is_exact_in_bfloat16(tiny: Fluid, folder: Path) -> None:
+    loaded = load_checkpoint(folder)
+    assert loaded.config == tiny.config and loaded.about["name"] == "tiny"
+    for key, value in tiny.state_dict().items():
+        assert torch.equal(loaded.model.state_dict()[key], value.bfloat16().float())
+
+
+def test_shards_are_read_back_whole(tiny: Fluid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model.checkpoint.SHARD_BYTES", 50_000)
+    save_checkpoint(tmp_path, tiny, PcaSkipTokenizer(tiny.config.tokenizer), {"name": "tiny"})
+    assert len(list(tmp_path.glob("weights-*.safetensors"))) > 2
+    load_checkpoint(tmp_path)
+
+
+def test_wrong_weights_are_named(folder: Path) -> None:
+    _rewrite(folder, {"model.head.out.bias": torch.zeros(3)})
+    with pytest.raises(CheckpointError, match=r"'model.head.out.bias' has shape \(3,\), .* asks for \(4,\)"):
+        load_checkpoint(folder)
+    _rewrite(folder, {"model.head.out.bias": None})
+    with pytest.raises(CheckpointError, match=r"'model\.head\.out\.bias' is missing"):
+        load_checkpoint(folder)
+
+
+def test_unknown_keys_are_an_error(folder: Path) -> None:
+    _rewrite(folder, {"model.surprise": torch.zeros(1)})
+    with pytest.raises(CheckpointError, match=r"unknown key 'model\.surprise'"):
+        load_checkpoint(folder)
+
+
+def test_damaged_files_are_named(folder: Path) -> None:
+    (file,) = folder.glob("*.safetensors")
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match="SHA-256"):
+        load_checkpoint(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match="is not JSON"):
+        load_checkpoint(folder)
+    (folder / "config.json").write_text('{"format": 99}')
+    with pytest.raises(CheckpointError, match="another format"):
+        load_checkpoint(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"no config\.json"):
+        load_checkpoint(folder)
+
+
+def test_a_wrong_configuration_names_file_and_key(folder: Path) -> None:
+    raw = json.loads((folder / "config.json").read_text())
+    raw["model"]["depht"] = 3
+    (folder / "config.json").write_text(json.dumps(raw))
+    with pytest.raises(CheckpointError, match=r"config\.json: unknown key 'depht'"):
+        load_checkpoint(folder)
+
+
+def test_an_unknown_name_lists_what_ships() -> None:
+    with pytest.raises(CheckpointError, match=r"no checkpoint 'nope'.*emoji-64"):
+        find_checkpoint("nope")
+
+
+def test_serving_engine_draws_rgb_bytes(folder: Path) -> None:
+    """The interface the worker uses, on a real checkpoint folder."""
+    engine = load_engine(str(folder), 2, "cpu", 0)
+    (row,) = engine.admit([Ask(num_inference_steps=3)])
+    assert engine.step() == [] and engine.progress(row) == (1, 3)
+    early = engine.image(row)
+    engine.step()
+    assert engine.step() == [row]
+    assert len(engine.image(row)) == 16 * 16 * 3 and engine.image(row) != early
+    info = engine.info()
+    assert info["tokens"] == 16 and info["limits"]["max_num_inference_steps"] == 16
+    engine.release(row)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_asking_for_a_missing_device_says_what_to_set(folder: Path) -> None:
+    with pytest.raises(CheckpointError, match="FLUID_DEVICE=cpu"):
+        load_engine(str(folder), 2, "cuda", 0)

@@ -1,0 +1,40 @@
+"""Sizes: presets, what cannot be built, and JSON there and back."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from model.config import PRESETS, ConfigError, FluidConfig
+from model.fluid import parameter_count
+
+PAPER = {"369M": 369e6, "665M": 665e6, "1.1B": 1.1e9, "3.1B": 3.1e9, "10.5B": 10.5e9}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_paper_presets_have_the_parameters_their_names_say(name: str) -> None:
+    """On the meta device, so that 10.5 billion parameters cost nothing."""
+    assert parameter_count(PRESETS[name]) == pytest.approx(PAPER[name], rel=0.03)
+    assert PRESETS[name].tokens == 256 and PRESETS[name].channels == 16
+
+
+def test_json_round_trip() -> None:
+    for config in PRESETS.values():
+        assert FluidConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_size": 70}, "image_size 70 is no multiple"),
+        ({"width": 100, "heads": 7}, "width 100 over 7 heads"),
+        ({"prediction": "x0"}, "prediction 'x0'"),
+        ({"family": "dit"}, "family 'dit'"),
+        ({"widht": 3}, "unknown key 'widht' in section 'model'"),
+        ({"tokenizer": {"strid": 8}}, "unknown key 'strid' in section 'tokenizer'"),
+    ],
+)
+def test_a_bad_configuration_names_the_field(change: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
+        FluidConfig.from_json({**PRESETS["emoji-64"].to_json(), **change})

@@ -1,0 +1,69 @@
+"""Schedules and orders: properties that must hold for every size and seed."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model.masking import guidance_at, masked_after, random_order, tokens_per_step, training_masks
+
+SIZES = st.integers(1, 300).flatmap(lambda n: st.tuples(st.integers(1, n), st.just(n)))
+
+
+@given(SIZES)
+def test_every_step_decides_at_least_one_token_and_all_are_decided(sizes: tuple[int, int]) -> None:
+    steps, tokens = sizes
+    counts = tokens_per_step(steps, tokens)
+    assert len(counts) == steps and min(counts) >= 1 and sum(counts) == tokens
+
+
+@given(SIZES)
+def test_the_schedule_is_the_recursion_of_the_reference_code(sizes: tuple[int, int]) -> None:
+    """The reference clamps each count by the one before; ours is a closed form of the same."""
+    steps, tokens = sizes
+    left = tokens
+    for step in range(steps):
+        wanted = math.floor(tokens * math.cos(math.pi / 2 * (step + 1) / steps))
+        left = 0 if step == steps - 1 else max(1, min(left - 1, wanted))
+        assert masked_after(step, steps, tokens) == left
+
+
+def test_known_schedules() -> None:
+    """64 steps over 256 tokens: one token each for the first 13 steps, 6 or 7 at the end (MAR)."""
+    counts = tokens_per_step(64, 256)
+    assert counts[:13] == [1] * 13 and set(counts[-5:]) <= {6, 7}
+
+
+@given(st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=5), st.integers(1, 256))
+@settings(max_examples=40)
+def test_orders_are_permutations_and_depend_on_their_own_seed_alone(seeds: list[int], tokens: int) -> None:
+    orders = random_order(torch.tensor(seeds), tokens)
+    for seed, order in zip(seeds, orders, strict=True):
+        assert sorted(order.tolist()) == list(range(tokens))
+        assert torch.equal(order, random_order(torch.tensor([seed]), tokens)[0])
+
+
+def test_orders_are_spread_evenly() -> None:
+    """Each position comes last about equally often: chi-squared over 6400 seeds and 64 positions."""
+    last = random_order(torch.arange(6400), 64)[:, -1].numpy()
+    chi2 = ((np.bincount(last, minlength=64) - 100) ** 2 / 100).sum()
+    assert chi2 < 63 + 5 * math.sqrt(2 * 63)
+
+
+def test_guidance_schedules() -> None:
+    assert guidance_at(3.0, "constant", 60, 64) == 3.0
+    assert guidance_at(3.0, "linear", 64, 64) == 1.0
+    assert guidance_at(3.0, "linear", 0, 64) == 3.0
+
+
+def test_training_mask_ratio_is_the_cosine_one() -> None:
+    """The mean of cos(pi/2 u) is 2/pi; no row is without a masked token."""
+    masks = torch.cat([training_masks(64, 64, torch.Generator().manual_seed(i)) for i in range(40)])
+    assert abs(masks.float().mean().item() - 2 / math.pi) < 0.02
+    assert masks.any(1).all()
+    few = (masks.float().mean(1) < 0.5).float().mean().item()  # P(cos(pi/2 u) < 1/2) = 1/3
+    assert abs(few - 1 / 3) < 0.03
