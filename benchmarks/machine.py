@@ -1,0 +1,38 @@
+"""What a figure was measured on, and how measured figures are kept."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import re
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def describe_machine() -> dict[str, object]:
+    """Processor, threads and versions; enough to judge whether two results can be compared."""
+    import torch
+
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    model = re.search(r"model name\s*:\s*(.+)", text)
+    return {
+        "date": datetime.date.today().isoformat(),
+        "cpu": model.group(1) if model else platform.processor(),
+        "cores": os.cpu_count(),
+        "bf16": [flag for flag in ("avx512_bf16", "amx_bf16") if flag in text],
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def keep(name: str, result: dict[str, object]) -> Path:
+    """Write a result under benchmarks/results/, one file per benchmark and day."""
+    RESULTS.mkdir(exist_ok=True)
+    file = RESULTS / f"{name}-{datetime.date.today().isoformat()}.json"
+    file.write_text(json.dumps(result, indent=1) + "\n")
+    return file

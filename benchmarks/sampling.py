@@ -1,0 +1,74 @@
+"""How long a picture takes: `make bench`, or `python -m benchmarks.sampling --quick`.
+
+Physics. One picture of the shipped model at 16 autoregressive steps, 25 diffusion steps and guidance costs about
+    backbone   16 steps × 2 halves × 64 positions × 5.3 M weights × 2 = 22 GFLOP
+    head       64 tokens × 25 steps × 2 halves × 1.3 M weights × 2    =  8 GFLOP
+so a CPU with 300 GFLOP/s needs 0.1 s. What a single picture takes beyond that is launch overhead of 400 head steps
+and 16 backbone passes, which rows decoded together share: seconds per picture fall with the batch until
+arithmetic is the limit.
+
+Batch sizes alternate within each round, so that a slow moment of the machine hits all of them; medians are reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from dataclasses import replace
+
+from tqdm import tqdm
+
+from benchmarks.machine import describe_machine, keep
+from model.evaluate import Request, default_request
+from model.serving import ServingEngine, find_checkpoint, load_engine
+
+PROMPTS = ("a red apple, 3d style", "cat, flat style", "rocket, noto style", "a castle, twemoji style")
+
+
+def seconds_per_picture(engine: ServingEngine, settings: Request, batch: int) -> float:
+    """Decode `batch` pictures together, pixels included; wall seconds over batch."""
+    asks = [replace(settings, prompt=PROMPTS[i % len(PROMPTS)], seed=i) for i in range(batch)]
+    start = time.perf_counter()
+    rows = engine.admit(asks)
+    finished: set[int] = set()
+    while len(finished) < batch:
+        finished |= set(engine.step())
+    for row in rows:
+        engine.image(row)
+        engine.release(row)
+    return (time.perf_counter() - start) / batch
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", default="emoji-64", help="folder, or name of a shipped checkpoint")
+    parser.add_argument("--quick", action="store_true", help="one round instead of five")
+    args = parser.parse_args(argv)
+
+    batches = (1, 4, 16)
+    engine = load_engine(str(find_checkpoint(args.checkpoint)), max(batches), "auto", 0)
+    cases = [(quality, batch) for quality in ("low", "medium", "high") for batch in batches]
+    times: dict[tuple[str, int], list[float]] = {case: [] for case in cases}
+    seconds_per_picture(engine, default_request(engine, "low"), 2)  # first use of each shape is slower
+    for _ in tqdm(range(1 if args.quick else 5), desc="rounds"):
+        for quality, batch in cases:
+            times[quality, batch].append(seconds_per_picture(engine, default_request(engine, quality), batch))
+
+    result: dict[str, object] = {"machine": describe_machine(), "checkpoint_sha256": engine.checkpoint.sha256}
+    print(f"{'quality':10s}{'steps':>8s}{'batch':>8s}{'s/picture':>12s}{'vs batch 1':>12s}")
+    for quality, batch in cases:
+        median = statistics.median(times[quality, batch])
+        preset = default_request(engine, quality)
+        ratio = statistics.median(times[quality, 1]) / median
+        steps = f"{preset.num_inference_steps}x{preset.diffusion_steps}"
+        print(f"{quality:10s}{steps:>8s}{batch:8d}{median:12.3f}{ratio:11.1f}x")
+        result[f"seconds_per_picture_{quality}_b{batch}"] = round(median, 4)
+    if not args.quick:
+        print(f"kept in {keep('sampling', result)}")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

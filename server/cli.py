@@ -1,0 +1,192 @@
+"""The `fluid` command: parses flags, then calls one function."""
+
+import argparse
+import asyncio
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from server import __version__
+from server.errors import FluidError
+from server.settings import Settings, describe
+
+EXAMPLES = """examples:
+  fluid demo "a red apple, 3d style" --out apple.png    the whole service for one picture
+  fluid serve                                           everything, on http://127.0.0.1:8000/
+  fluid generate "a sleeping cat" --out cat.png         in this process, no server
+  FLUID_REDIS_URL=redis://db:6379 fluid worker          one more worker for an existing service
+
+`fluid COMMAND --help` tells more; `fluid serve --help` lists every setting."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    try:
+        settings = Settings.from_env(
+            host=getattr(args, "host", None),
+            port=getattr(args, "port", None),
+            data_dir=getattr(args, "data_dir", None),
+            checkpoint=getattr(args, "checkpoint", None),
+            device=getattr(args, "device", None),
+        )
+        logging.basicConfig(
+            level="WARNING" if getattr(args, "quiet", False) else settings.log_level.upper(),
+            format=f"%(asctime)s {args.command} %(levelname)s %(message)s",
+        )
+        logging.getLogger("httpx").setLevel(logging.WARNING)
+        args.run(settings, args)
+    except FluidError as error:
+        print(f"fluid {args.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fluid",
+        description="Text to image by a Fluid-style model, as a service.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"fluid-serve {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_serve(commands)
+    _add_roles(commands)
+    _add_generate(commands)
+    _add_demo(commands)
+    return parser
+
+
+def _command(commands: Any, name: str, help: str, epilog: str = "") -> argparse.ArgumentParser:
+    added: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=help,
+        description=help,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return added
+
+
+def _settings_table() -> str:
+    lines = [f"  {name} = {default!r}\n      {help}" for name, default, help in describe()]
+    return "settings, as environment variables:\n" + "\n".join(lines)
+
+
+def _add_serve(commands: Any) -> None:
+    parser = _command(
+        commands, "serve", "Start Redis, gateway and worker; Ctrl-C stops all of them.", _settings_table()
+    )
+    parser.add_argument("--host", help="address to listen on (FLUID_HOST)")
+    parser.add_argument("--port", help="port to listen on (FLUID_PORT)")
+    parser.add_argument("--data-dir", help="where the queue keeps its data (FLUID_DATA_DIR)")
+    parser.add_argument("--checkpoint", help="checkpoint name or folder (FLUID_CHECKPOINT)")
+    parser.add_argument("--device", help="auto, cpu or cuda (FLUID_DEVICE)")
+    parser.add_argument("--quiet", action="store_true", help="no banner")
+    parser.set_defaults(run=_serve)
+
+
+def _add_roles(commands: Any) -> None:
+    gateway = _command(
+        commands,
+        "gateway",
+        "Start only the HTTP gateway, for a Redis at FLUID_REDIS_URL.",
+        "example:\n  FLUID_REDIS_URL=redis://db:6379 fluid gateway --port 8000",
+    )
+    gateway.add_argument("--host", help="address to listen on (FLUID_HOST)")
+    gateway.add_argument("--port", help="port to listen on (FLUID_PORT)")
+    gateway.set_defaults(run=_gateway)
+    worker = _command(
+        commands,
+        "worker",
+        "Start only a worker, for a Redis at FLUID_REDIS_URL. Start as many as there are devices.",
+        "example:\n  FLUID_REDIS_URL=redis://db:6379 CUDA_VISIBLE_DEVICES=1 fluid worker",
+    )
+    worker.add_argument("--checkpoint", help="checkpoint name or folder (FLUID_CHECKPOINT)")
+    worker.add_argument("--device", help="auto, cpu or cuda (FLUID_DEVICE)")
+    worker.set_defaults(run=_worker)
+
+
+def _add_generate(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "generate",
+        "Draw in this process, without server or queue.",
+        "example:\n  fluid generate 'a red apple, 3d style' --out apple.png --seed 7 --quality high",
+    )
+    parser.add_argument("prompt")
+    parser.add_argument("--out", type=Path, default=Path("out.png"), help=".png, .webp or .jpg")
+    parser.add_argument("--checkpoint", help="checkpoint name or folder (FLUID_CHECKPOINT)")
+    parser.add_argument("--device", help="auto, cpu or cuda (FLUID_DEVICE)")
+    parser.add_argument("--n", type=int, help="how many; picture i uses seed + i")
+    parser.add_argument("--seed", type=int, help="same seed, same picture")
+    parser.add_argument("--quality", choices=("low", "medium", "high"), help="preset of the step counts")
+    parser.add_argument("--steps", type=int, dest="num_inference_steps", help="autoregressive steps")
+    parser.add_argument("--diffusion-steps", type=int, help="diffusion steps per token")
+    parser.add_argument("--guidance", type=float, dest="guidance_scale", help="how hard the prompt pulls")
+    parser.add_argument("--schedule", choices=("linear", "constant"), dest="guidance_schedule")
+    parser.add_argument("--temperature", type=float, help="spread of the sampling")
+    parser.set_defaults(run=_generate)
+
+
+def _add_demo(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "demo",
+        "Start the whole service, send one request as a client would, save the picture, stop.",
+        "example:\n  fluid demo 'a red apple, 3d style' --out out/apple.png --seed 7",
+    )
+    parser.add_argument("prompt")
+    parser.add_argument("--out", type=Path, default=Path("out/demo.png"), help="where the PNG goes")
+    parser.add_argument("--seed", type=int, help="same seed, same picture")
+    parser.add_argument("--checkpoint", help="checkpoint name or folder (FLUID_CHECKPOINT)")
+    parser.add_argument("--device", help="auto, cpu or cuda (FLUID_DEVICE)")
+    parser.set_defaults(run=_demo)
+
+
+def _serve(settings: Settings, args: argparse.Namespace) -> None:
+    from server.supervisor import Supervisor
+
+    asyncio.run(Supervisor(settings, banner=not args.quiet).run())
+
+
+def _gateway(settings: Settings, args: argparse.Namespace) -> None:
+    from server import gateway
+
+    gateway.serve(settings)
+
+
+def _worker(settings: Settings, args: argparse.Namespace) -> None:
+    from server import worker
+
+    asyncio.run(worker.serve(settings))
+
+
+def _generate(settings: Settings, args: argparse.Namespace) -> None:
+    from pydantic import ValidationError
+
+    from server import generate
+    from server.middleware import from_validation
+    from server.schemas import ImageRequest
+
+    given = {name: getattr(args, name, None) for name in ImageRequest.model_fields}
+    given["output_format"] = generate.format_of(args.out)
+    try:
+        request = ImageRequest.model_validate({k: v for k, v in given.items() if v is not None})
+    except ValidationError as error:
+        raise from_validation(dict(error.errors()[0])) from error
+    generate.run(settings, request, args.out)
+
+
+def _demo(settings: Settings, args: argparse.Namespace) -> None:
+    from server import demo
+
+    demo.run(settings, args.prompt, args.out, args.seed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

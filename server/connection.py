@@ -1,0 +1,19 @@
+"""The Redis client, as this service wants it."""
+
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff
+
+#: redis-py annotates every answer as the union of all protocols and decodings, differently in each release.
+#: We fix both here, and the queue converts what it reads into its own types.
+Client = Any
+#: Few and quick: callers should hear 503 within a second, and every script of ours may be repeated.
+RETRIES = 3
+
+
+def connect(url: str) -> Client:
+    """One client per process, text answers. Protocol 2 is pinned: version 3 changes XREADGROUP's shape."""
+    retry = Retry(ExponentialBackoff(cap=0.2, base=0.02), RETRIES)
+    return Redis.from_url(url, decode_responses=True, protocol=2, retry=retry)

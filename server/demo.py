@@ -1,0 +1,89 @@
+"""`fluid demo`: the whole service on a free port, one HTTP request, and a clean stop."""
+
+import os
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from subprocess import Popen
+
+from tqdm import tqdm
+
+from server import processes
+from server.client import FluidClient, Picture
+from server.errors import ServiceError
+from server.settings import Settings
+
+START_TIMEOUT_S = 300.0
+
+
+def run(settings: Settings, prompt: str, out: Path, seed: int | None) -> None:
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="fluid-demo-") as folder:
+        own = replace(settings, port=free_port(), host="127.0.0.1", data_dir=folder, log_level="warning")
+        with running_service(own, began) as client:
+            started_s = time.monotonic() - began
+            sent = time.monotonic()
+            options = {} if seed is None else {"seed": seed}
+            [picture] = client.generate(prompt, **options)
+            request_s = time.monotonic() - sent
+            path = picture.save(out)
+    _report(path, prompt, picture, started_s, request_s)
+
+
+@contextmanager
+def running_service(settings: Settings, began: float) -> Iterator[FluidClient]:
+    """`fluid serve` in a child process, ready, and stopped afterwards."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith("FLUID_")} | settings.to_env()
+    service = processes.spawn([sys.executable, "-m", "server.cli", "serve", "--quiet"], env=env)
+    try:
+        with FluidClient(settings.base_url, timeout_s=settings.request_timeout_s) as client:
+            _await_ready(client, service, began)
+            yield client
+    finally:
+        processes.stop(service, grace_s=settings.drain_s + 15)
+
+
+def _await_ready(client: FluidClient, service: "Popen[bytes]", began: float) -> None:
+    with tqdm(desc="starting", bar_format="{desc} {postfix} [{elapsed}]", file=sys.stderr) as bar:
+        while True:
+            is_ready, reason = client.ready()
+            if is_ready:
+                bar.set_postfix_str("ready")
+                return
+            if service.poll() is not None:
+                raise ServiceError(f"The service ended with status {service.returncode} while it started.")
+            if time.monotonic() - began > START_TIMEOUT_S:
+                raise ServiceError(f"The service is not ready after {START_TIMEOUT_S:g} s: {reason}.")
+            bar.set_postfix_str(reason)
+            time.sleep(0.2)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _report(path: Path, prompt: str, picture: Picture, started_s: float, request_s: float) -> None:
+    m = picture.metrics
+    rest = max(0.0, request_s - m["queue_time"] - m["predict_time"] - m["encode_time"])
+    rows = [
+        ("start-up", started_s),
+        ("queue", m["queue_time"]),
+        ("inference", m["predict_time"]),
+        ("encode", m["encode_time"]),
+        ("HTTP and the rest", rest),
+        ("request in all", request_s),
+        ("total", started_s + request_s),
+    ]
+    print(f"\n  {path}  <-  {prompt!r}")
+    print(f"  seed {picture.seed}: the same prompt and seed draw this very picture again\n")
+    for name, seconds in rows:
+        print(f"  {name:<18} {seconds:8.3f} s")
+    print("\n  Next: `fluid serve`, then open http://127.0.0.1:8000/ in a browser;")
+    print("        `fluid generate --help` draws without a server.\n")

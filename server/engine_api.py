@@ -1,0 +1,63 @@
+"""What the worker needs from anything that draws; no torch here, so that gateway and tests can import it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from server.jobs import JobInput
+
+
+@dataclass(frozen=True, slots=True)
+class RowRequest:
+    """One image to decode. The same request and seed give the same picture, whatever shares its batch."""
+
+    prompt: str
+    seed: int
+    num_inference_steps: int
+    diffusion_steps: int
+    guidance_scale: float
+    guidance_schedule: str
+    temperature: float
+
+    @classmethod
+    def of(cls, job: JobInput, index: int) -> "RowRequest":
+        return cls(
+            prompt=job.prompt,
+            seed=job.seed_of(index),
+            num_inference_steps=job.num_inference_steps,
+            diffusion_steps=job.diffusion_steps,
+            guidance_scale=job.guidance_scale,
+            guidance_schedule=job.guidance_schedule,
+            temperature=job.temperature,
+        )
+
+
+class Engine(Protocol):
+    """Rows of different requests, at different steps, sharing every forward pass. Called from one thread."""
+
+    max_rows: int
+    image_size: tuple[int, int]  # width, height
+
+    def admit(self, requests: Sequence[RowRequest]) -> list[int]:
+        """Give each request a free row; all of them or, on an exception, none."""
+        ...
+
+    def step(self) -> list[int]:
+        """One autoregressive step for every row; returns the rows that just finished."""
+        ...
+
+    def progress(self, row: int) -> tuple[int, int]:
+        """(steps done, steps in all)"""
+        ...
+
+    def image(self, row: int) -> bytes:
+        """RGB bytes of a finished row, height * width * 3."""
+        ...
+
+    def release(self, row: int) -> None:
+        """Free the row, finished or not."""
+        ...
+
+    def info(self) -> Mapping[str, object]:
+        """The fields of jobs.ModelInfo."""
+        ...

@@ -1,0 +1,150 @@
+"""Every error of the service, and the single map from an error to an HTTP status and an OpenAI-shaped body.
+
+FluidError
+├── ConfigError                 the service cannot start like this
+│   ├── SettingError            a FLUID_* name or value is wrong
+│   ├── DataDirInUse            another instance holds the data folder
+│   └── ValkeyStartError        the embedded Valkey is missing or did not start
+├── RequestError                answered to the HTTP caller
+│   ├── InvalidRequest          400  a parameter is wrong; names it and the limit
+│   ├── JobCanceled             400  somebody canceled the job this request waited for
+│   ├── UnknownJob              404
+│   ├── UnknownImage            404  no such image, or not drawn yet
+│   ├── JobExpired              410
+│   ├── QueueFull               429
+│   ├── JobFailed               500
+│   ├── NoWorkers               503
+│   ├── QueueUnavailable        503  Redis does not answer
+│   └── DeadlineExceeded        504
+├── WorkerError                 ends the worker process
+│   ├── CanaryFailed            the first picture after loading is not a picture
+│   └── EngineBroken            the engine cannot even give its rows back
+└── ServiceError                raised by the client: what the service answered
+"""
+
+from typing import Any, ClassVar
+
+
+class FluidError(Exception):
+    """Base of everything this service raises on purpose."""
+
+
+class ConfigError(FluidError):
+    """The service cannot start like this."""
+
+
+class SettingError(ConfigError):
+    """A FLUID_* name or value is wrong."""
+
+
+class DataDirInUse(ConfigError):
+    """Another instance holds the data folder."""
+
+
+class ValkeyStartError(ConfigError):
+    """The embedded Valkey is missing or did not start."""
+
+
+class RequestError(FluidError):
+    """An answer to the HTTP caller other than success."""
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    code: ClassVar[str] = "internal_error"
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after_s: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+    def body(self) -> dict[str, Any]:
+        return error_body(self.message, type=self.type, param=self.param, code=self.code)
+
+    def headers(self) -> dict[str, str]:
+        return {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
+
+
+class InvalidRequest(RequestError):
+    """A parameter is wrong; the message names it and the limit."""
+
+    status, type, code = 400, "invalid_request_error", "invalid_value"
+
+
+class JobCanceled(RequestError):
+    """Somebody canceled the job this request waited for."""
+
+    status, type, code = 400, "invalid_request_error", "job_canceled"
+
+
+class UnknownJob(RequestError):
+    """No job of this id was ever accepted here."""
+
+    status, type, code = 404, "invalid_request_error", "job_not_found"
+
+
+class UnknownImage(RequestError):
+    """The job has no such image, or has not drawn it yet."""
+
+    status, type, code = 404, "invalid_request_error", "image_not_found"
+
+
+class JobExpired(RequestError):
+    """The job existed; its result was deleted after FLUID_RESULT_TTL_S."""
+
+    status, type, code = 410, "invalid_request_error", "expired"
+
+
+class QueueFull(RequestError):
+    """FLUID_MAX_QUEUE jobs are waiting already."""
+
+    status, type, code = 429, "rate_limit_error", "queue_full"
+
+
+class JobFailed(RequestError):
+    """The job ended as failed."""
+
+    status, type, code = 500, "server_error", "job_failed"
+
+
+class NoWorkers(RequestError):
+    """No live worker can draw."""
+
+    status, type, code = 503, "server_error", "no_workers"
+
+
+class QueueUnavailable(RequestError):
+    """Redis does not answer."""
+
+    status, type, code = 503, "server_error", "queue_unavailable"
+
+
+class DeadlineExceeded(RequestError):
+    """The picture was not ready within FLUID_REQUEST_TIMEOUT_S; the job was canceled."""
+
+    status, type, code = 504, "server_error", "deadline_exceeded"
+
+
+class WorkerError(FluidError):
+    """Ends the worker process; its jobs go to another one."""
+
+
+class CanaryFailed(WorkerError):
+    """The first picture after loading is not a picture."""
+
+
+class EngineBroken(WorkerError):
+    """The engine cannot even give its rows back."""
+
+
+class ServiceError(FluidError):
+    """What the service answered to the client, when it was not success."""
+
+    def __init__(self, message: str, *, status: int = 0, code: str | None = None, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.code, self.param = status, code, param
+
+
+def error_body(message: str, *, type: str, param: str | None, code: str | None) -> dict[str, Any]:
+    """The OpenAI error shape, which every SDK of that family can parse."""
+    return {"error": {"message": message, "type": type, "param": param, "code": code}}

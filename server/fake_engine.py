@@ -1,0 +1,105 @@
+"""An engine without a model: deterministic pictures, settable step time and faults, for tests of the service.
+
+Faults by prompt: "[raise]" fails every step its row takes part in, "[raise-admit]" fails its admission,
+"[kill]" ends the process as a crash would.
+"""
+
+import hashlib
+import os
+import random
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from server.engine_api import RowRequest
+
+SIZE = (32, 32)
+
+
+@dataclass(slots=True)
+class _Row:
+    request: RowRequest
+    done: int = 0
+
+
+class FakeEngine:
+    """Obeys the Engine protocol; a picture depends on its request alone, as the real contract demands."""
+
+    image_size = SIZE
+
+    def __init__(self, max_rows: int, step_s: float) -> None:
+        self.max_rows = max_rows
+        self.step_s = step_s
+        self._rows: dict[int, _Row] = {}
+
+    def admit(self, requests: Sequence[RowRequest]) -> list[int]:
+        for request in requests:
+            if "[raise-admit]" in request.prompt:
+                raise RuntimeError("fake engine: told to fail at admission")
+        free = [row for row in range(self.max_rows) if row not in self._rows]
+        if len(requests) > len(free):
+            raise RuntimeError(f"{len(requests)} requests for {len(free)} free rows")
+        rows = free[: len(requests)]
+        self._rows.update({row: _Row(request) for row, request in zip(rows, requests, strict=True)})
+        return rows
+
+    def step(self) -> list[int]:
+        time.sleep(self.step_s)
+        for row in self._rows.values():
+            if "[kill]" in row.request.prompt:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if "[raise]" in row.request.prompt:
+                raise RuntimeError("fake engine: told to fail in a step")
+        for row in self._rows.values():
+            row.done += 1
+        return [i for i, row in self._rows.items() if row.done == row.request.num_inference_steps]
+
+    def progress(self, row: int) -> tuple[int, int]:
+        return self._rows[row].done, self._rows[row].request.num_inference_steps
+
+    def image(self, row: int) -> bytes:
+        """Two colours chosen by the request, mixed along a diagonal."""
+        text = repr(self._rows[row].request).encode()
+        rng = random.Random(int.from_bytes(hashlib.sha256(text).digest()[:8], "big"))
+        one, two = ([rng.randrange(256) for _ in range(3)] for _ in range(2))
+        width, height = SIZE
+        pixels = bytearray()
+        for y in range(height):
+            for x in range(width):
+                share = (x + y) / (width + height - 2)
+                pixels += bytes(round(a + (b - a) * share) for a, b in zip(one, two, strict=True))
+        return bytes(pixels)
+
+    def release(self, row: int) -> None:
+        del self._rows[row]
+
+    def info(self) -> Mapping[str, object]:
+        return {
+            "id": "fake",
+            "family": "fake",
+            "image_size": SIZE,
+            "tokens": 16,
+            "presets": {
+                "low": {"num_inference_steps": 4, "diffusion_steps": 4},
+                "medium": {"num_inference_steps": 8, "diffusion_steps": 8},
+                "high": {"num_inference_steps": 16, "diffusion_steps": 16},
+            },
+            "defaults": {
+                "quality": "medium",
+                "guidance_scale": 3.0,
+                "guidance_schedule": "linear",
+                "temperature": 1.0,
+            },
+            "limits": {
+                "max_num_inference_steps": 20000,
+                "max_diffusion_steps": 1000,
+                "max_guidance_scale": 20.0,
+                "max_temperature": 2.0,
+            },
+            "vocabulary": ["apple", "cat"],
+            "styles": ["plain"],
+            "checkpoint_sha256": "0" * 64,
+            "license": "Apache-2.0",
+            "description": "Coloured squares for tests of the service.",
+        }

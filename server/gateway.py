@@ -1,0 +1,53 @@
+"""The HTTP front: routes, errors and metrics in one app. Imports no torch and no model."""
+
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+import uvicorn
+from fastapi import FastAPI
+
+from server import __version__, routes_images, routes_jobs, routes_ops
+from server.errors import ConfigError
+from server.middleware import RequestContext, install_error_handlers
+from server.services import Services, open_services
+from server.settings import Settings
+
+log = logging.getLogger(__name__)
+DESCRIPTION = """Text to image by a random-order, continuous-token autoregressive model.
+
+`POST /v1/images/generations` has the shape of OpenAI's image API; `POST /v1/jobs` queues the same request
+without waiting. The same seed and parameters give the same picture. The playground is at [/](/).
+"""
+OpenServices = Callable[[Settings], AbstractAsyncContextManager[Services]]
+
+
+def create_app(settings: Settings, open_services: OpenServices = open_services) -> FastAPI:
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with open_services(settings) as services:
+            app.state.services = services
+            yield
+
+    app = FastAPI(title="Fluid Serve", version=__version__, description=DESCRIPTION, lifespan=lifespan)
+    app.add_middleware(RequestContext)
+    install_error_handlers(app)
+    for module in (routes_images, routes_jobs, routes_ops):
+        app.include_router(module.router)
+    return app
+
+
+def serve(settings: Settings) -> None:
+    """Run until SIGTERM or Ctrl-C; then stop accepting and let requests in flight finish."""
+    if not settings.redis_url:
+        raise ConfigError("A gateway needs FLUID_REDIS_URL. `fluid serve` starts everything, Redis included.")
+    if settings.host not in ("127.0.0.1", "localhost", "::1"):
+        log.warning("listening on %s: anyone who reaches this port can draw; there are no keys", settings.host)
+    uvicorn.run(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        log_level=settings.log_level,
+        access_log=settings.log_level == "debug",
+        timeout_graceful_shutdown=max(1, round(settings.drain_s)),
+    )

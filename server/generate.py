@@ -1,0 +1,62 @@
+"""`fluid generate`: the engine in this process, no server, no queue."""
+
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from tqdm import tqdm
+
+from server.engine_api import RowRequest
+from server.errors import InvalidRequest
+from server.images import encode
+from server.jobs import JobInput, ModelInfo
+from server.publisher import recipe
+from server.resolve import resolve
+from server.schemas import ImageRequest
+from server.settings import Settings
+
+
+def run(settings: Settings, request: ImageRequest, out: Path) -> list[Path]:
+    """Draw and save; with n > 1 the files are numbered."""
+    from server.worker import load_engine
+
+    began = time.monotonic()
+    engine = load_engine(replace(settings, max_rows=request.n or 1))
+    info = ModelInfo.from_mapping(engine.info())
+    job, warnings = resolve(request, {info.id: info}, info.id)
+    for warning in warnings:
+        print(warning, file=sys.stderr)
+    loaded_s = time.monotonic() - began
+    rows = engine.admit([RowRequest.of(job, index) for index in range(job.n)])
+    row_of = dict(zip(rows, range(job.n), strict=True))
+    paths: list[Path] = []
+    with tqdm(total=job.num_inference_steps, desc=job.prompt[:40], unit="step", file=sys.stderr) as bar:
+        while len(paths) < job.n:
+            for row in engine.step():
+                paths.append(_save(engine.image(row), job, row_of[row], info, out))
+                engine.release(row)
+            bar.update()
+    drawn_s = time.monotonic() - began - loaded_s
+    print(f"seed {job.seed}; model loaded in {loaded_s:.2f} s, {job.n} drawn in {drawn_s:.2f} s")
+    for path in sorted(paths):
+        print(path)
+    return sorted(paths)
+
+
+def format_of(out: Path) -> str:
+    """The file format that the name asks for."""
+    suffix = out.suffix.lower().removeprefix(".")
+    format = {"jpg": "jpeg", "": "png"}.get(suffix, suffix)
+    if format not in ("png", "webp", "jpeg"):
+        raise InvalidRequest(f"--out {out}: use a name that ends in .png, .webp or .jpg.", param="out")
+    return format
+
+
+def _save(pixels: bytes, job: JobInput, index: int, info: ModelInfo, out: Path) -> Path:
+    path = out if job.n == 1 else out.with_stem(f"{out.stem}-{index}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    metadata = recipe(job, index, info.checkpoint_sha256)
+    size = (job.width, job.height)
+    path.write_bytes(encode(pixels, size, job.output_format, job.output_compression, metadata))
+    return path

@@ -1,0 +1,81 @@
+"""Pixels to PNG, WebP or JPEG with the recipe of the picture inside, and the recipe back out of a file."""
+
+import io
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from PIL import ExifTags, Image, PngImagePlugin
+
+MIME = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg"}
+#: zlib level 1: level 6 costs 1.4 times the time and saves a few percent.
+PNG_LEVEL = 1
+#: EXIF says in the first 8 bytes which character set a user comment has.
+_UNICODE = b"UNICODE\x00"
+
+
+def encode(rgb: bytes, size: tuple[int, int], format: str, compression: int, metadata: Mapping[str, Any]) -> bytes:
+    """One finished file. `size` is (width, height); `metadata` must be JSON-serialisable."""
+    width, height = size
+    if len(rgb) != width * height * 3:
+        raise ValueError(f"{width}x{height} RGB needs {width * height * 3} bytes, got {len(rgb)}.")
+    image = Image.frombytes("RGB", size, rgb)
+    buffer = io.BytesIO()
+    if format == "png":
+        image.save(buffer, "PNG", compress_level=PNG_LEVEL, pnginfo=_png_chunks(metadata))
+    elif format == "webp":
+        image.save(buffer, "WEBP", quality=compression, method=2, exif=_exif(metadata))
+    elif format == "jpeg":
+        # Pillow advises against quality above 95: the file grows, the picture does not.
+        image.save(buffer, "JPEG", quality=min(compression, 95), subsampling=0, exif=_exif(metadata))
+    else:
+        raise ValueError(f"Unknown format {format!r}; use one of {', '.join(MIME)}.")
+    return buffer.getvalue()
+
+
+def read_metadata(data: bytes) -> dict[str, Any] | None:
+    """The recipe that `encode` wrote, or None if the file has none."""
+    with Image.open(io.BytesIO(data)) as image:
+        text = image.info.get("fluid")
+        if text is None:
+            comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")
+            if isinstance(comment, str):
+                comment = comment.encode("latin-1")
+            if not comment.startswith(_UNICODE):
+                return None
+            text = comment[len(_UNICODE) :].decode("utf-16-be")
+    found = json.loads(text)
+    return found if isinstance(found, dict) else None
+
+
+def parameters_line(metadata: Mapping[str, Any]) -> str:
+    """The human-readable form that picture tools of this field show: prompt, then `Name: value` pairs."""
+    names = {
+        "num_inference_steps": "Steps",
+        "diffusion_steps": "Diffusion steps",
+        "guidance_scale": "CFG scale",
+        "guidance_schedule": "CFG schedule",
+        "temperature": "Temperature",
+        "seed": "Seed",
+        "size": "Size",
+        "model": "Model",
+    }
+    pairs = [f"{label}: {metadata[name]}" for name, label in names.items() if name in metadata]
+    if metadata.get("checkpoint_sha256"):
+        pairs.append(f"Model hash: {metadata['checkpoint_sha256'][:10]}")
+    return f"{metadata.get('prompt', '')}\n{', '.join(pairs)}"
+
+
+def _png_chunks(metadata: Mapping[str, Any]) -> PngImagePlugin.PngInfo:
+    chunks = PngImagePlugin.PngInfo()
+    # iTXt, not tEXt: prompts are not always Latin-1.
+    chunks.add_itxt("parameters", parameters_line(metadata))
+    chunks.add_itxt("fluid", json.dumps(metadata, ensure_ascii=False, sort_keys=True))
+    return chunks
+
+
+def _exif(metadata: Mapping[str, Any]) -> Image.Exif:
+    exif = Image.Exif()
+    text = json.dumps(metadata, ensure_ascii=False, sort_keys=True)
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = _UNICODE + text.encode("utf-16-be")
+    return exif

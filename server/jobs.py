@@ -1,0 +1,219 @@
+"""What travels through Redis: the job, its states, its outputs and what workers say; all JSON."""
+
+import json
+import secrets
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class JobState(StrEnum):
+    """queued -> starting -> processing -> one of the three terminal states."""
+
+    QUEUED = "queued"  #: accepted, in the stream
+    STARTING = "starting"  #: leased by a worker, no row yet
+    PROCESSING = "processing"  #: at least one image is being decoded
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELED = "canceled"
+
+    @property
+    def terminal(self) -> bool:
+        return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELED)
+
+
+@dataclass(frozen=True, slots=True)
+class JobInput:
+    """A request with nothing left open: every default is resolved before it enters the queue."""
+
+    prompt: str
+    model: str
+    n: int
+    width: int
+    height: int
+    quality: str
+    output_format: str
+    output_compression: int
+    seed: int
+    num_inference_steps: int
+    diffusion_steps: int
+    guidance_scale: float
+    guidance_schedule: str
+    temperature: float
+    user: str | None = None
+
+    def seed_of(self, index: int) -> int:
+        """Image i draws with seed + i, so each image of a request can be made again alone."""
+        return self.seed + index
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> "JobInput":
+        return cls(**json.loads(text))
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One finished picture; its bytes lie under their own key."""
+
+    index: int
+    seed: int
+    width: int
+    height: int
+    format: str
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobMetrics:
+    """Where the time went, in seconds; batch_size is the most rows that shared a step with this job."""
+
+    queue_time: float
+    predict_time: float
+    encode_time: float
+    total_time: float
+    batch_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobError:
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """A job as Redis holds it now."""
+
+    id: str
+    state: JobState
+    input: JobInput
+    kind: str
+    created_at: float
+    sequence: int
+    attempt: int = 0
+    token: int = 0
+    step: int = 0
+    started_at: float | None = None
+    completed_at: float | None = None
+    expires_at: float | None = None
+    cancel_requested: bool = False
+    outputs: tuple[Output, ...] = ()
+    error: JobError | None = None
+    metrics: JobMetrics | None = None
+
+    @property
+    def steps(self) -> int:
+        return self.input.n * self.input.num_inference_steps
+
+    @classmethod
+    def from_fields(cls, raw: Mapping[str, str]) -> "JobRecord":
+        """Decode the fields of the job's hash."""
+
+        def optional(name: str) -> float | None:
+            return float(raw[name]) if raw.get(name) else None
+
+        error = json.loads(raw["error"]) if raw.get("error") else None
+        metrics = json.loads(raw["metrics"]) if raw.get("metrics") else None
+        return cls(
+            id=raw["id"],
+            state=JobState(raw["state"]),
+            input=JobInput.from_json(raw["input"]),
+            kind=raw["kind"],
+            created_at=float(raw["created_at"]),
+            sequence=int(raw["sequence"]),
+            attempt=int(raw["attempt"]),
+            token=int(raw["token"]),
+            step=int(raw.get("step", 0)),
+            started_at=optional("started_at"),
+            completed_at=optional("completed_at"),
+            expires_at=optional("expires_at"),
+            cancel_requested=raw.get("cancel") == "1",
+            outputs=tuple(Output(**o) for o in json.loads(raw.get("outputs") or "[]")),
+            error=JobError(**error) if error else None,
+            metrics=JobMetrics(**metrics) if metrics else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A worker's right to finish one job. The token fences: an older one is refused at the finish."""
+
+    job_id: str
+    entry: str
+    token: int
+    attempt: int
+    input: JobInput
+    created_at: float
+    started_at: float
+    suspect: bool = False  #: failed before, or on its last try: runs alone so that it cannot hurt neighbours
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a worker publishes about its model; the gateway resolves and checks requests against it."""
+
+    id: str
+    family: str
+    image_size: tuple[int, int]
+    tokens: int
+    presets: Mapping[str, Mapping[str, int]]
+    defaults: Mapping[str, Any]
+    limits: Mapping[str, float]
+    vocabulary: tuple[str, ...] = ()
+    styles: tuple[str, ...] = ()
+    checkpoint_sha256: str = ""
+    license: str = ""
+    description: str = ""
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def from_mapping(cls, raw: Mapping[str, Any]) -> "ModelInfo":
+        """From an engine's info() or from Redis; missing or unknown keys are an error."""
+        values = dict(raw)
+        width, height = values["image_size"]
+        values["image_size"] = (int(width), int(height))
+        for name in ("vocabulary", "styles"):
+            values[name] = tuple(values.get(name, ()))
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    """A worker's heartbeat."""
+
+    id: str
+    state: str  #: loading, ready or draining
+    model: str
+    max_rows: int
+    rows: int
+    started_at: float
+    beat_at: float = 0.0
+    note: str = ""
+
+    @property
+    def ready(self) -> bool:
+        return self.state == "ready"
+
+
+@dataclass(frozen=True, slots=True)
+class QueueCounts:
+    """The queue in numbers, read at one moment; submitted = the sum of all states."""
+
+    submitted: Mapping[str, int]
+    states: Mapping[str, int] = field(default_factory=dict)
+    redeliveries: int = 0
+    fenced: int = 0
+    dead_lettered: int = 0
+    dead_letter_depth: int = 0
+    oldest_age_s: float = 0.0
+
+
+def new_job_id() -> str:
+    return f"job_{secrets.token_hex(12)}"

@@ -1,0 +1,191 @@
+"""Every metric of the service, and one scrape that shows gateway, queue and workers.
+
+The gateway counts HTTP in its own registry. Queue figures are read from Redis at scrape time: no drift.
+Workers add to a hash in Redis with each heartbeat; the totals therefore survive a worker's restart.
+"""
+
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+
+from server.jobs import JobState, ModelInfo, QueueCounts, WorkerInfo
+
+SECONDS = tuple(round(0.001 * 1.8**i, 6) for i in range(21))  # 1 ms to 127 s
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """A figure that workers publish. Without buckets it is a counter."""
+
+    help: str
+    label: str = ""
+    buckets: tuple[float, ...] = ()
+
+
+WORKER_SPECS: Mapping[str, Spec] = {
+    "fluid_queue_wait_seconds": Spec("From acceptance to the worker.", buckets=SECONDS),
+    "fluid_job_latency_seconds": Spec("From acceptance to success.", buckets=SECONDS),
+    "fluid_stage_duration_seconds": Spec("Time of one stage.", label="stage", buckets=SECONDS),
+    "fluid_batch_size": Spec("Rows that shared a step.", buckets=ROWS),
+    "fluid_images_total": Spec("Pictures drawn.", label="model"),
+    "fluid_lease_lost_total": Spec("Jobs that another worker took from a silent one."),
+    "fluid_engine_failures_total": Spec("Exceptions of the engine.", label="stage"),
+    "fluid_worker_starts_total": Spec("Worker processes that became ready."),
+}
+
+
+class Tally:
+    """A worker's figures since its last heartbeat; `drain` gives increments for HINCRBYFLOAT."""
+
+    def __init__(self) -> None:
+        self._values: defaultdict[str, float] = defaultdict(float)
+
+    def count(self, name: str, label: str = "", by: float = 1.0) -> None:
+        self._values[_field(name, label, "total")] += by
+
+    def observe(self, name: str, value: float, label: str = "") -> None:
+        """One histogram observation, stored in the single bucket it falls into."""
+        bounds = WORKER_SPECS[name].buckets
+        at = bisect_left(bounds, value)
+        self._values[_field(name, label, str(bounds[at]) if at < len(bounds) else "+Inf")] += 1
+        self._values[_field(name, label, "sum")] += value
+
+    def drain(self) -> dict[str, float]:
+        values, self._values = dict(self._values), defaultdict(float)
+        return values
+
+    def restore(self, values: Mapping[str, float]) -> None:
+        """Put drained figures back after a heartbeat that did not reach Redis."""
+        for name, value in values.items():
+            self._values[name] += value
+
+
+def _field(name: str, label: str, part: str) -> str:
+    return f"{name}|{label}|{part}"
+
+
+class GatewayMetrics:
+    """What the gateway itself counts. One instance per app, so that tests do not share counters."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "fluid_http_requests",
+            "HTTP requests answered.",
+            ("route", "method", "code"),
+            registry=self.registry,
+        )
+        self.duration = Histogram(
+            "fluid_http_request_duration_seconds",
+            "Time to the end of the answer.",
+            ("route", "method"),
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.rejected = Counter(
+            "fluid_jobs_rejected", "Requests refused before the queue.", ("reason",), registry=self.registry
+        )
+
+
+class _Scrape:
+    """What generate_latest wants: anything with collect()."""
+
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = list(families)
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
+
+
+def render(
+    gateway: GatewayMetrics,
+    counts: QueueCounts,
+    workers: list[WorkerInfo],
+    models: Mapping[str, ModelInfo],
+    stats: Mapping[str, float],
+    now: float,
+) -> bytes:
+    """The text of GET /metrics."""
+    families = [*gateway.registry.collect(), *_queue(counts), *_fleet(workers, models, now), *_worker(stats)]
+    return generate_latest(_Scrape(families))
+
+
+def _queue(counts: QueueCounts) -> Iterator[Metric]:
+    submitted = CounterMetricFamily("fluid_jobs_submitted", "Jobs accepted.", labels=["kind"])
+    for kind, value in counts.submitted.items():
+        submitted.add_metric([kind], value)
+    yield submitted
+    finished = CounterMetricFamily("fluid_jobs_finished", "Jobs that ended.", labels=["outcome"])
+    for state in JobState:
+        if state.terminal:
+            finished.add_metric([state.value], counts.states.get(state.value, 0))
+    yield finished
+    running = sum(counts.states.get(s.value, 0) for s in (JobState.STARTING, JobState.PROCESSING))
+    waiting = counts.states.get(JobState.QUEUED.value, 0)
+    yield GaugeMetricFamily("fluid_queue_depth", "Jobs waiting.", value=waiting)
+    yield GaugeMetricFamily(
+        "fluid_queue_oldest_age_seconds", "Age of the oldest waiting job.", value=counts.oldest_age_s
+    )
+    yield GaugeMetricFamily("fluid_jobs_inflight", "Jobs leased by workers.", value=running)
+    yield GaugeMetricFamily(
+        "fluid_dead_letter_depth", "Jobs in the dead-letter stream.", value=counts.dead_letter_depth
+    )
+    yield CounterMetricFamily("fluid_redeliveries", "Jobs taken over from a silent worker.", value=counts.redeliveries)
+    yield CounterMetricFamily("fluid_fenced_results", "Late results refused.", value=counts.fenced)
+    yield CounterMetricFamily(
+        "fluid_dead_lettered", "Jobs moved to the dead-letter stream.", value=counts.dead_lettered
+    )
+
+
+def _fleet(workers: list[WorkerInfo], models: Mapping[str, ModelInfo], now: float) -> Iterator[Metric]:
+    up = GaugeMetricFamily("fluid_worker_up", "1 if the worker is ready.", labels=["worker", "model"])
+    age = GaugeMetricFamily(
+        "fluid_worker_last_heartbeat_age_seconds", "Since the worker's heartbeat.", labels=["worker"]
+    )
+    rows = GaugeMetricFamily("fluid_worker_rows", "Rows being decoded.", labels=["worker"])
+    for w in workers:
+        up.add_metric([w.id, w.model], float(w.ready))
+        age.add_metric([w.id], max(0.0, now - w.beat_at))
+        rows.add_metric([w.id], w.rows)
+    info = GaugeMetricFamily("fluid_model_info", "Always 1; the labels tell.", labels=["model", "family", "checkpoint"])
+    for m in models.values():
+        info.add_metric([m.id, m.family, m.checkpoint_sha256[:12]], 1)
+    yield from (up, age, rows, info)
+
+
+def _worker(stats: Mapping[str, float]) -> Iterator[Metric]:
+    """Families from the shared hash; a metric that nobody has counted yet is shown with no samples."""
+    parts: defaultdict[str, defaultdict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
+    for name, value in stats.items():
+        metric, label, part = name.split("|")
+        parts[metric][label][part] = value
+    for name, spec in WORKER_SPECS.items():
+        labels = [spec.label] if spec.label else []
+        if not spec.buckets:
+            counter = CounterMetricFamily(name.removesuffix("_total"), spec.help, labels=labels)
+            for label, found in parts[name].items():
+                counter.add_metric([label] if labels else [], found["total"])
+            yield counter
+            continue
+        histogram = HistogramMetricFamily(name, spec.help, labels=labels)
+        for label, found in parts[name].items():
+            histogram.add_metric([label] if labels else [], _cumulative(found, spec.buckets), sum_value=found["sum"])
+        yield histogram
+
+
+def _cumulative(found: Mapping[str, float], bounds: tuple[float, ...]) -> list[tuple[str, float]]:
+    total, buckets = 0.0, []
+    for bound in (*map(str, bounds), "+Inf"):
+        total += found.get(bound, 0)
+        buckets.append((bound, total))
+    return buckets

@@ -1,0 +1,146 @@
+"""Around every request: its id, its metrics and its error body."""
+
+import logging
+import re
+import secrets
+import time
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from redis.exceptions import RedisError
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.errors import InvalidRequest, NoWorkers, QueueFull, QueueUnavailable, RequestError, error_body
+from server.services import Services, services_of
+
+log = logging.getLogger(__name__)
+REJECTIONS = (InvalidRequest, QueueFull, NoWorkers, QueueUnavailable)
+_OWN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class RequestContext:
+    """Pure ASGI: a wrapping middleware would hide the client's disconnect from the routes."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        began = time.monotonic()
+        request_id = _request_id(scope)
+        scope.setdefault("state", {})["request_id"] = request_id
+        status = 500
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with_id)
+        finally:
+            _count(scope, status, time.monotonic() - began)
+
+
+def _request_id(scope: Scope) -> str:
+    """The caller's own id if it is a sane one, else a new one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _OWN_ID.fullmatch(value.decode("latin-1")):
+            return str(value.decode("latin-1"))
+    return f"req_{secrets.token_hex(8)}"
+
+
+def _count(scope: Scope, status: int, seconds: float) -> None:
+    services: Services | None = getattr(scope["app"].state, "services", None)
+    if services is None:
+        return
+    # The route's template, never the path: a label per job id would grow without bound.
+    route = getattr(scope.get("route"), "path", "unmatched")
+    method = scope["method"] if route != "unmatched" else "any"
+    services.metrics.requests.labels(route, method, str(status)).inc()
+    services.metrics.duration.labels(route, method).observe(seconds)
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Every error leaves in OpenAI's shape, validation and unknown routes included."""
+    app.add_exception_handler(RequestError, _on_request_error)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(RedisError, _on_redis_error)
+    app.add_exception_handler(Exception, _on_bug)
+
+
+def _answer(request: Request, error: RequestError) -> JSONResponse:
+    if request.method == "POST" and isinstance(error, REJECTIONS):
+        services_of(request).metrics.rejected.labels(error.code).inc()
+    return JSONResponse(error.body(), status_code=error.status, headers=error.headers())
+
+
+async def _on_request_error(request: Request, error: Exception) -> JSONResponse:
+    if not isinstance(error, RequestError):
+        raise error
+    return _answer(request, error)
+
+
+async def _on_validation_error(request: Request, error: Exception) -> JSONResponse:
+    if not isinstance(error, RequestValidationError):
+        raise error
+    return _answer(request, from_validation(error.errors()[0]))
+
+
+def from_validation(first: dict[str, Any]) -> InvalidRequest:
+    """One pydantic complaint as a sentence that names the parameter, the limit and what was sent."""
+    context = first.get("ctx", {})
+    if first["type"] in ("unknown_parameter", "not_supported"):
+        return InvalidRequest(first["msg"], param=context["param"])
+    if first["type"] == "json_invalid":
+        return InvalidRequest(f"The body is not valid JSON: {context.get('error', first['msg'])}.")
+    place = [str(part) for part in first["loc"] if part != "body"]
+    if not place:
+        return InvalidRequest("The body must be a JSON object with at least a 'prompt'.")
+    name = place[0]
+    if first["type"] == "missing":
+        return InvalidRequest(f"Missing required parameter: '{name}'.", param=name)
+    sent = repr(first.get("input"))
+    shown = sent if len(sent) <= 80 else sent[:77] + "..."
+    reason = first["msg"].removeprefix("Input ")
+    return InvalidRequest(f"'{name}' {reason[0].lower()}{reason[1:]}; got {shown}.", param=name)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
+    if not isinstance(error, HTTPException):
+        raise error
+    message = str(error.detail)
+    if error.status_code == 404:
+        message = f"There is no {request.method} {request.url.path}. See /docs for what there is."
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
+    return JSONResponse(
+        error_body(message, type="invalid_request_error", param=None, code=code),
+        status_code=error.status_code,
+        headers=dict(error.headers or {}),
+    )
+
+
+async def _on_redis_error(request: Request, error: Exception) -> JSONResponse:
+    log.error("Redis: %s", error)
+    return _answer(
+        request, QueueUnavailable("The queue does not answer. Nothing was lost; try again.", retry_after_s=1)
+    )
+
+
+async def _on_bug(request: Request, error: Exception) -> JSONResponse:
+    body = error_body(
+        "Something is wrong in the service; the log has it under this answer's x-request-id.",
+        type="server_error",
+        param=None,
+        code="internal_error",
+    )
+    log.error("request %s failed: %r", request.state.request_id, error)
+    return JSONResponse(body, status_code=500)

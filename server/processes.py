@@ -1,0 +1,58 @@
+"""Child processes that cannot outlive us: spawn, and stop in order."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+
+# The child asks the kernel for SIGTERM at our death, then becomes the real program. A launcher rather than
+# preexec_fn, which is unsafe beside threads; the setting survives execv. The comparison closes the race in
+# which we died before the child asked.
+_LAUNCHER = """
+import ctypes, os, signal, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM)  # 1 = PR_SET_PDEATHSIG
+    if os.getppid() != int(sys.argv[1]):
+        sys.exit("parent died during start")
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+def spawn(
+    command: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    keep_fds: Sequence[int] = (),
+    quiet: bool = False,
+) -> "subprocess.Popen[bytes]":
+    """Start `command` (absolute path first) so that it dies with us.
+
+    In a session of its own: Ctrl-C in a terminal reaches the whole foreground group, and we want to stop our
+    children in order, not all at once.
+    """
+    output = subprocess.DEVNULL if quiet else None
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), *command],
+        env=dict(env) if env is not None else None,
+        pass_fds=tuple(keep_fds),
+        start_new_session=True,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+    )
+
+
+def stop(process: "subprocess.Popen[bytes]", *, grace_s: float) -> int:
+    """SIGTERM, then SIGKILL after the grace period; returns the exit status."""
+    if process.poll() is None:
+        process.terminate()
+    try:
+        return process.wait(timeout=grace_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
+
+
+async def stop_async(process: "subprocess.Popen[bytes]", *, grace_s: float) -> int:
+    return await asyncio.to_thread(stop, process, grace_s=grace_s)

@@ -1,0 +1,63 @@
+"""What workers publish about themselves in Redis: heartbeats, models, and statistics to be scraped."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import cast
+
+from server.connection import Client
+from server.jobs import ModelInfo, WorkerInfo
+from server.keys import Keys
+
+BEAT_S = 1.0
+DEAD_AFTER_S = 5.0
+
+
+class Registry:
+    """Models persist, so that jobs are accepted while a worker restarts; heartbeats expire by themselves."""
+
+    def __init__(self, redis: Client, namespace: str) -> None:
+        self.redis = redis
+        self.keys = Keys(namespace)
+
+    async def beat(self, worker: WorkerInfo, stats: Mapping[str, float]) -> None:
+        """One heartbeat, together with what the worker counted since the last one."""
+        now = await self._now()
+        text = json.dumps(asdict(replace(worker, beat_at=now)))
+        async with self.redis.pipeline(transaction=True) as pipe:
+            pipe.set(self.keys.worker(worker.id), text, px=int(DEAD_AFTER_S * 1000))
+            pipe.zadd(self.keys.workers_zset, {worker.id: now})
+            pipe.zremrangebyscore(self.keys.workers_zset, "-inf", now - DEAD_AFTER_S)
+            for name, value in stats.items():
+                pipe.hincrbyfloat(self.keys.stats_hash, name, value)
+            await pipe.execute()
+
+    async def farewell(self, worker_id: str) -> None:
+        async with self.redis.pipeline(transaction=True) as pipe:
+            pipe.delete(self.keys.worker(worker_id))
+            pipe.zrem(self.keys.workers_zset, worker_id)
+            await pipe.execute()
+
+    async def workers(self) -> list[WorkerInfo]:
+        """The live ones."""
+        ids = await self.redis.zrange(self.keys.workers_zset, 0, -1)
+        if not ids:
+            return []
+        texts = await self.redis.mget([self.keys.worker(i) for i in ids])
+        return [WorkerInfo(**json.loads(text)) for text in texts if text]
+
+    async def publish_model(self, info: ModelInfo) -> None:
+        await self.redis.hset(self.keys.models_hash, info.id, info.to_json())
+
+    async def models(self) -> dict[str, ModelInfo]:
+        raw = await self.redis.hgetall(self.keys.models_hash)
+        return {name: ModelInfo.from_mapping(json.loads(text)) for name, text in raw.items()}
+
+    async def stats(self) -> dict[str, float]:
+        raw = cast("dict[str, str]", await self.redis.hgetall(self.keys.stats_hash))
+        return {name: float(value) for name, value in raw.items()}
+
+    async def _now(self) -> float:
+        """Redis' clock: hosts may disagree, heartbeat ages must not."""
+        seconds, micros = await self.redis.time()
+        return float(seconds + micros / 1e6)

@@ -1,0 +1,85 @@
+"""From a request and what the model says of itself to a job with nothing left open."""
+
+import secrets
+from dataclasses import asdict
+from typing import Any
+
+from server.errors import InvalidRequest
+from server.jobs import JobInput, ModelInfo
+from server.schemas import IGNORED, MAX_SEED, ImageRequest
+
+
+def resolve(request: ImageRequest, models: dict[str, ModelInfo], default: str) -> tuple[JobInput, list[str]]:
+    """The job, and warnings about accepted parameters without effect."""
+    info = _model(request, models, default)
+    width, height = _size(request, info)
+    quality: str = request.quality or "auto"
+    if quality == "auto":
+        quality = str(info.defaults.get("quality", "medium"))
+    preset = info.presets[quality]
+    n = request.n or 1
+    job = JobInput(
+        prompt=request.prompt,
+        model=info.id,
+        n=n,
+        width=width,
+        height=height,
+        quality=quality,
+        output_format=request.output_format or "png",
+        output_compression=100 if request.output_compression is None else request.output_compression,
+        seed=_seed(request, n),
+        num_inference_steps=request.num_inference_steps or preset["num_inference_steps"],
+        diffusion_steps=request.diffusion_steps or preset["diffusion_steps"],
+        guidance_scale=_or(request.guidance_scale, info.defaults["guidance_scale"]),
+        guidance_schedule=request.guidance_schedule or str(info.defaults["guidance_schedule"]),
+        temperature=_or(request.temperature, info.defaults["temperature"]),
+        user=request.user,
+    )
+    _check_limits(job, info)
+    return job, _warnings(request)
+
+
+def _or(value: float | None, default: Any) -> float:
+    return float(default if value is None else value)
+
+
+def _model(request: ImageRequest, models: dict[str, ModelInfo], default: str) -> ModelInfo:
+    name = request.model or default
+    if name not in models:
+        valid = ", ".join(sorted(models))
+        raise InvalidRequest(f"'model' {name[:100]!r} is not served here. Served: {valid}.", param="model")
+    return models[name]
+
+
+def _size(request: ImageRequest, info: ModelInfo) -> tuple[int, int]:
+    width, height = info.image_size
+    if request.size not in (None, "auto", f"{width}x{height}"):
+        raise InvalidRequest(
+            f"'size' {request.size} is not offered by {info.id}; it draws {width}x{height} (or say auto).",
+            param="size",
+        )
+    return width, height
+
+
+def _seed(request: ImageRequest, n: int) -> int:
+    """Drawn from a range that JavaScript numbers hold exactly, so that a browser can send it back."""
+    if request.seed is None:
+        return secrets.randbelow(2**32)
+    if request.seed + n - 1 > MAX_SEED:
+        raise InvalidRequest(f"'seed' + n - 1 must be at most {MAX_SEED}.", param="seed")
+    return request.seed
+
+
+def _check_limits(job: JobInput, info: ModelInfo) -> None:
+    """`max_<parameter>` and `min_<parameter>` of the model's limits, whichever it publishes."""
+    for name, value in asdict(job).items():
+        high, low = info.limits.get(f"max_{name}"), info.limits.get(f"min_{name}")
+        if high is not None and value > high:
+            raise InvalidRequest(f"'{name}' must be at most {high:g} for {info.id}, not {value}.", param=name)
+        if low is not None and value < low:
+            raise InvalidRequest(f"'{name}' must be at least {low:g} for {info.id}, not {value}.", param=name)
+
+
+def _warnings(request: ImageRequest) -> list[str]:
+    given = [name for name in IGNORED if getattr(request, name) not in (None, "auto")]
+    return [f"'{name}' has no effect here." for name in given]

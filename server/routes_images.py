@@ -1,0 +1,135 @@
+"""POST /v1/images/generations: OpenAI's synchronous image route, on top of the same queue as jobs."""
+
+import asyncio
+import base64
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from server.errors import DeadlineExceeded, InvalidRequest, JobCanceled
+from server.images import MIME
+from server.jobs import JobRecord, new_job_id
+from server.resolve import resolve
+from server.schemas import ErrorBody, ImageData, ImageRequest, ImagesResponse, Metrics
+from server.services import Services, ServicesDep
+from server.views import gone, image_url, require_success, timing_headers
+
+router = APIRouter(tags=["images"])
+ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"model": ErrorBody, "description": "A parameter is wrong; `param` names it."},
+    429: {"model": ErrorBody, "description": "The queue is full; obey Retry-After."},
+    503: {"model": ErrorBody, "description": "No live worker, or no queue; obey Retry-After."},
+    504: {"model": ErrorBody, "description": "Not ready within FLUID_REQUEST_TIMEOUT_S."},
+}
+BINARY: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The pictures; with `Accept: image/*` (and n=1) the file itself.",
+        "content": {mime: {"schema": {"type": "string", "format": "binary"}} for mime in MIME.values()},
+    }
+}
+
+
+@router.post(
+    "/v1/images/generations",
+    response_model=ImagesResponse,
+    responses=BINARY | ERRORS,
+    operation_id="generate",
+)
+async def generate(request: Request, body: ImageRequest, services: ServicesDep) -> Response:
+    """Draw pictures and wait for them. If you disconnect, the job is canceled.
+
+    The official `openai` clients work unchanged; `seed`, `num_inference_steps`, `diffusion_steps`,
+    `guidance_scale`, `guidance_schedule` and `temperature` go through their `extra_body`.
+    With `Accept: image/*` the answer is the file itself, and seed and timing are headers.
+    """
+    fleet = services.fleet
+    job, warnings = resolve(body, await fleet.models(), await fleet.default_model())
+    wants_file = _wants_file(request)
+    if wants_file and job.n != 1:
+        raise InvalidRequest(f"'n' must be 1 with Accept: image/*, not {job.n}; or accept JSON.", param="n")
+    await fleet.require_worker(job.model)
+    job_id = new_job_id()
+    await services.queue.enqueue(job_id, job, "sync")
+    record = await _wait(request, services, job_id)
+    require_success(record)
+    if wants_file:
+        return await _file(services, record)
+    return await _json(services, record, body.response_format or "b64_json", warnings)
+
+
+async def _wait(request: Request, services: Services, job_id: str) -> JobRecord:
+    """Until the job ends, the client hangs up, or time is up; in the last two cases the job is canceled."""
+    limit_s = services.settings.request_timeout_s
+    ended = asyncio.create_task(services.watcher.wait(job_id, limit_s))
+    hung_up = asyncio.create_task(_disconnect(request))
+    try:
+        await asyncio.wait((ended, hung_up), return_when=asyncio.FIRST_COMPLETED)
+        if ended.done():
+            return ended.result()
+    except TimeoutError as error:
+        await services.queue.cancel(job_id)
+        raise DeadlineExceeded(
+            f"Not ready after {limit_s:g} s (FLUID_REQUEST_TIMEOUT_S); the job was canceled. "
+            "POST /v1/jobs does not wait."
+        ) from error
+    except asyncio.CancelledError:  # the gateway is going down
+        await asyncio.shield(services.queue.cancel(job_id))
+        raise
+    finally:
+        for task in (ended, hung_up):
+            task.cancel()
+        await asyncio.gather(ended, hung_up, return_exceptions=True)
+    await services.queue.cancel(job_id)
+    raise JobCanceled(f"The client of job {job_id} hung up.")  # for the metrics; nobody reads the answer
+
+
+async def _disconnect(request: Request) -> None:
+    """Returns when the client is gone. The body has been read, so nothing else can arrive."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _wants_file(request: Request) -> bool:
+    """Only if the caller asks for images and for nothing that JSON could satisfy."""
+    accepted = [part.split(";")[0].strip() for part in request.headers.get("accept", "").split(",")]
+    return bool(accepted[0]) and all(kind.startswith("image/") for kind in accepted)
+
+
+async def _file(services: Services, record: JobRecord) -> Response:
+    output = record.outputs[0]
+    data = await services.queue.result(record, 0)
+    if data is None:
+        raise gone(record)
+    headers = timing_headers(record) | {
+        "seed": str(output.seed),
+        "finish-reason": "SUCCESS",
+        "x-job-id": record.id,
+    }
+    return Response(data, media_type=MIME[output.format], headers=headers)
+
+
+async def _json(services: Services, record: JobRecord, response_format: str, warnings: list[str]) -> JSONResponse:
+    data = []
+    for output in record.outputs:
+        item = ImageData(seed=output.seed)
+        if response_format == "url":
+            item.url = image_url(record, output.index)
+        else:
+            raw = await services.queue.result(record, output.index)
+            if raw is None:
+                raise gone(record)
+            item.b64_json = base64.b64encode(raw).decode()
+        data.append(item)
+    job = record.input
+    answer = ImagesResponse(
+        created=int(record.completed_at or record.created_at),
+        data=data,
+        output_format=job.output_format,
+        size=f"{job.width}x{job.height}",
+        quality=job.quality,
+        job_id=record.id,
+        metrics=Metrics.model_validate(record.metrics, from_attributes=True),
+        warnings=warnings,
+    )
+    return JSONResponse(answer.model_dump(), headers=timing_headers(record))

@@ -1,0 +1,77 @@
+"""/v1/jobs: submit without waiting, look, fetch, cancel."""
+
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse, Response
+
+from server.errors import UnknownImage
+from server.images import MIME
+from server.jobs import JobState, new_job_id
+from server.resolve import resolve
+from server.routes_images import ERRORS
+from server.schemas import ErrorBody, ImageRequest, JobObject
+from server.services import ServicesDep
+from server.views import gone, job_object
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+LOOKUP: dict[int | str, dict[str, Any]] = {
+    404: {"model": ErrorBody, "description": "No such job."},
+    410: {"model": ErrorBody, "description": "The job existed; its result was deleted."},
+    503: {"model": ErrorBody, "description": "The queue does not answer; obey Retry-After."},
+}
+
+
+@router.post("", status_code=202, response_model=JobObject, responses=ERRORS, operation_id="submit_job")
+async def submit(body: ImageRequest, services: ServicesDep) -> Response:
+    """Accept a request and answer at once. Survives disconnects and restarts of everything."""
+    fleet = services.fleet
+    job, warnings = resolve(body, await fleet.models(), await fleet.default_model())
+    job_id = new_job_id()
+    await services.queue.enqueue(job_id, job, "job")
+    record = await services.queue.get(job_id)
+    view = job_object(record, await services.queue.position(record), warnings)
+    return JSONResponse(view.model_dump(), status_code=202, headers={"Location": f"/v1/jobs/{job_id}"})
+
+
+@router.get("/{job_id}", response_model=JobObject, responses=LOOKUP, operation_id="get_job")
+async def get(job_id: str, services: ServicesDep) -> Response:
+    """202 while the job waits or runs, 200 once it has ended."""
+    record = await services.queue.get(job_id)
+    view = job_object(record, await services.queue.position(record))
+    return JSONResponse(view.model_dump(), status_code=200 if record.state.terminal else 202)
+
+
+@router.get(
+    "/{job_id}/images/{index}",
+    response_class=Response,
+    responses=LOOKUP | {200: {"content": {mime: {} for mime in MIME.values()}}},
+    operation_id="get_job_image",
+)
+async def image(job_id: str, index: int, services: ServicesDep) -> Response:
+    """The file of one picture."""
+    record = await services.queue.get(job_id)
+    if record.state is not JobState.SUCCEEDED:
+        # Only what can still come is worth a retry.
+        retry = None if record.state.terminal else 1
+        raise UnknownImage(
+            f"Job {job_id} is {record.state}; it has no pictures{' yet' if retry else ''}.",
+            param="index",
+            retry_after_s=retry,
+        )
+    if not 0 <= index < len(record.outputs):
+        raise UnknownImage(f"Job {job_id} has images 0 to {len(record.outputs) - 1}, not {index}.", param="index")
+    data = await services.queue.result(record, index)
+    if data is None:
+        raise gone(record)
+    output = record.outputs[index]
+    headers = {"seed": str(output.seed), "ETag": f'"{output.sha256}"', "Cache-Control": "private, immutable"}
+    return Response(data, media_type=MIME[output.format], headers=headers)
+
+
+@router.post("/{job_id}/cancel", status_code=202, response_model=JobObject, responses=LOOKUP, operation_id="cancel_job")
+async def cancel(job_id: str, services: ServicesDep) -> Response:
+    """Safe to repeat. 200 once the job has ended, 202 while its worker is still letting go."""
+    record = await services.queue.cancel(job_id)
+    view = job_object(record, await services.queue.position(record))
+    return JSONResponse(view.model_dump(), status_code=200 if record.state.terminal else 202)

@@ -1,0 +1,72 @@
+"""What operators and people in a browser need: models, health, metrics, playground."""
+
+import time
+from dataclasses import asdict
+from importlib import resources
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from redis.exceptions import RedisError
+
+from server import metrics
+from server.errors import NoWorkers
+from server.services import ServicesDep
+
+router = APIRouter()
+
+
+@router.get("/v1/models", tags=["models"], operation_id="list_models")
+async def models(services: ServicesDep) -> dict[str, Any]:
+    """OpenAI's list, with what each model can do: size, presets, limits, styles, the words it knows."""
+    try:
+        known = await services.fleet.models()
+    except NoWorkers:
+        known = {}
+    ready = {w.model for w in await services.fleet.workers() if w.ready}
+    data = [
+        {"id": m.id, "object": "model", "created": 0, "owned_by": "fluid-serve", "ready": m.id in ready}
+        | {key: value for key, value in asdict(m).items() if key != "id"}
+        for m in known.values()
+    ]
+    return {"object": "list", "data": data}
+
+
+@router.get("/health/live", tags=["health"], operation_id="live")
+async def live() -> dict[str, str]:
+    """The gateway's event loop turns. Says nothing about drawing: restart the gateway only if this fails."""
+    return {"status": "live"}
+
+
+@router.get("/health/ready", tags=["health"], operation_id="ready")
+async def ready(services: ServicesDep) -> Response:
+    """200 only if a live worker has drawn its canary picture; else 503 and the reason."""
+    try:
+        reason = await services.fleet.unready_reason()
+    except RedisError as error:
+        reason = f"the queue does not answer: {error}"
+    if reason is None:
+        return JSONResponse({"status": "ready"})
+    return JSONResponse({"status": "not ready", "reason": reason}, status_code=503, headers={"Retry-After": "1"})
+
+
+@router.get("/metrics", tags=["health"], response_class=Response, operation_id="metrics")
+async def scrape(services: ServicesDep) -> Response:
+    """Prometheus text of the whole service: this gateway, the queue and every worker."""
+    await services.queue.open()  # the group may not exist yet if no worker has ever started
+    text = metrics.render(
+        services.metrics,
+        await services.queue.counts(),
+        await services.registry.workers(),
+        await services.registry.models(),
+        await services.registry.stats(),
+        time.time(),
+    )
+    return Response(text, media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/", include_in_schema=False)
+async def playground() -> HTMLResponse:
+    page = (resources.files("server") / "playground.html").read_text(encoding="utf-8")
+    return HTMLResponse(page)

@@ -1,0 +1,210 @@
+"""The HTTP contract: request and response models with their limits, descriptions and examples."""
+
+import difflib
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+MAX_PROMPT_CHARS = 2000
+MAX_IMAGES = 10
+MAX_SEED = 2**63 - 1
+NOT_YET = ("stream", "partial_images", "negative_prompt")
+#: Parameters of OpenAI's models that mean nothing here; taken, and said so in `warnings`.
+IGNORED = ("background", "moderation", "style")
+
+OutputFormat = Literal["png", "webp", "jpeg"]
+Quality = Literal["low", "medium", "high", "auto"]
+
+
+class ImageRequest(BaseModel):
+    """A request for pictures: OpenAI's fields, and ours (seed, steps, guidance, temperature)."""
+
+    model_config = ConfigDict(
+        strict=True,
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {"prompt": "a red apple, 3d style"},
+                {"prompt": "a sleeping cat", "n": 3, "seed": 7, "quality": "high", "output_format": "webp"},
+            ]
+        },
+    )
+
+    prompt: Annotated[str, Field(min_length=1, max_length=MAX_PROMPT_CHARS, description="What to draw.")]
+    model: Annotated[str | None, Field(description="A model id of GET /v1/models; omit for the one served.")] = None
+    n: Annotated[int | None, Field(ge=1, le=MAX_IMAGES, description="How many pictures; picture i uses seed + i.")] = (
+        None
+    )
+    size: Annotated[
+        str | None,
+        Field(description='"auto", or the model\'s own size as "WxH".', examples=["auto", "64x64"]),
+    ] = None
+    quality: Annotated[
+        Quality | None, Field(description="A preset of the two step counts, listed in GET /v1/models.")
+    ] = None
+    output_format: Annotated[OutputFormat | None, Field(description="File format; png if omitted.")] = None
+    output_compression: Annotated[
+        int | None, Field(ge=0, le=100, description="webp and jpeg quality; 100 is best. png is lossless.")
+    ] = None
+    response_format: Annotated[
+        Literal["b64_json", "url"] | None,
+        Field(description="Picture inside the answer, or a link. b64_json if omitted."),
+    ] = None
+    seed: Annotated[
+        int | None,
+        Field(ge=0, le=MAX_SEED, description="Same seed and parameters, same picture. Drawn if omitted."),
+    ] = None
+    num_inference_steps: Annotated[
+        int | None, Field(ge=1, description="Autoregressive steps; overrides the preset.")
+    ] = None
+    diffusion_steps: Annotated[
+        int | None, Field(ge=1, description="Diffusion steps per token; overrides the preset.")
+    ] = None
+    guidance_scale: Annotated[
+        float | None,
+        Field(ge=0, allow_inf_nan=False, description="How hard the prompt pulls; 1 is no guidance."),
+    ] = None
+    guidance_schedule: Annotated[
+        Literal["linear", "constant"] | None,
+        Field(description="Guidance over the steps: rising, or the same."),
+    ] = None
+    temperature: Annotated[
+        float | None, Field(gt=0, allow_inf_nan=False, description="Spread of the sampling; lower is tamer.")
+    ] = None
+    user: Annotated[str | None, Field(max_length=256, description="Your own label; kept with the job.")] = None
+    background: Annotated[str | None, Field(description="Accepted for OpenAI clients, without effect.")] = None
+    moderation: Annotated[str | None, Field(description="Accepted for OpenAI clients, without effect.")] = None
+    style: Annotated[str | None, Field(description="Without effect: put the style into the prompt.")] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_names_only(cls, data: Any) -> Any:
+        """Unknown parameters are refused by name, with the nearest valid one; silence would hide typos."""
+        if not isinstance(data, dict):
+            return data
+        kept = dict(data)
+        for name in NOT_YET:
+            # stream=false and the like ask for what happens anyway.
+            if kept.pop(name, None):
+                raise PydanticCustomError(
+                    "not_supported", f"'{name}' is not supported yet. Leave it out.", {"param": name}
+                )
+        for name in kept:
+            if name not in cls.model_fields:
+                close = difflib.get_close_matches(name, cls.model_fields, n=1)
+                hint = f" Did you mean '{close[0]}'?" if close else ""
+                valid = ", ".join(cls.model_fields)
+                raise PydanticCustomError(
+                    "unknown_parameter",
+                    "Unknown parameter '{param}'.{hint} Valid parameters: {valid}.",
+                    {"param": name[:100], "hint": hint, "valid": valid},
+                )
+        return kept
+
+    @field_validator("prompt")
+    @classmethod
+    def _prompt_says_something(cls, prompt: str) -> str:
+        if not prompt.strip():
+            raise PydanticCustomError("empty_prompt", "must not be blank; say what to draw")
+        if any("\ud800" <= c <= "\udfff" for c in prompt):
+            raise PydanticCustomError("bad_unicode", "contains half of a surrogate pair; send valid Unicode")
+        return prompt
+
+    @field_validator("size")
+    @classmethod
+    def _size_has_a_form(cls, size: str | None) -> str | None:
+        if size is not None and size != "auto" and not re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,4}", size):
+            raise PydanticCustomError("bad_size", 'must be "auto" or "WIDTHxHEIGHT", for example "64x64"')
+        return size
+
+
+class Metrics(BaseModel):
+    """Where the time went, in seconds."""
+
+    queue_time: float = Field(description="From acceptance to the worker.")
+    predict_time: float = Field(description="From the worker taking it to the last token.")
+    encode_time: float = Field(description="Pixels to files, summed over the pictures.")
+    total_time: float
+    batch_size: int = Field(description="Most images that shared a step with this request.")
+
+
+class ImageData(BaseModel):
+    b64_json: str | None = Field(default=None, description="The file, base64.")
+    url: str | None = Field(default=None, description="Where the file is, until the job expires.")
+    revised_prompt: None = None
+    seed: int = Field(description="Send it back to get this very picture again.")
+
+
+class ImagesResponse(BaseModel):
+    """OpenAI's ImagesResponse with a seed per picture, timing and warnings."""
+
+    created: int
+    data: list[ImageData]
+    output_format: str
+    size: str
+    quality: str
+    background: str = "opaque"
+    job_id: str
+    metrics: Metrics | None = None
+    warnings: list[str] = Field(default_factory=list)
+
+
+class JobOutput(BaseModel):
+    url: str
+    seed: int
+    width: int
+    height: int
+    format: str
+    size_bytes: int
+    sha256: str
+
+
+class QueuePlace(BaseModel):
+    position: int | None = Field(description="Jobs ahead of this one; null once a worker has it.")
+
+
+class JobProgress(BaseModel):
+    step: int = Field(description="Autoregressive steps done, over all images.")
+    steps: int
+    fraction: float
+
+
+class JobFault(BaseModel):
+    code: str
+    message: str
+
+
+class JobObject(BaseModel):
+    """A job. States: queued, starting, processing, then succeeded, failed or canceled."""
+
+    id: str
+    object: Literal["job"] = "job"
+    status: str
+    created_at: float
+    started_at: float | None = None
+    completed_at: float | None = None
+    expires_at: float | None = None
+    queue: QueuePlace
+    progress: JobProgress
+    attempt: int = Field(description="Deliveries to a worker so far.")
+    input: dict[str, Any] = Field(description="Every parameter, as resolved.")
+    output: list[JobOutput]
+    error: JobFault | None = None
+    metrics: Metrics | None = None
+    urls: dict[str, str]
+    warnings: list[str] = Field(default_factory=list)
+
+
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorBody(BaseModel):
+    """Every error has this shape, as OpenAI's."""
+
+    error: ErrorDetail

@@ -1,0 +1,47 @@
+"""What the routes share: queue, fleet, watcher and metrics of one gateway."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Annotated, cast
+
+from fastapi import Depends, Request
+
+from server.connection import connect
+from server.fleet import Fleet
+from server.metrics import GatewayMetrics
+from server.queue import Queue
+from server.registry import Registry
+from server.settings import Settings
+from server.watcher import Watcher
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    settings: Settings
+    queue: Queue
+    registry: Registry
+    fleet: Fleet
+    watcher: Watcher
+    metrics: GatewayMetrics = field(default_factory=GatewayMetrics)
+
+
+@asynccontextmanager
+async def open_services(settings: Settings) -> AsyncIterator[Services]:
+    """Connects lazily: a gateway starts, and answers 503, while Redis is still away."""
+    async with connect(settings.redis_url) as redis:
+        queue = Queue(redis, settings)
+        registry = Registry(redis, settings.namespace)
+        watcher = Watcher(redis, queue, settings.namespace)
+        watcher.start()
+        try:
+            yield Services(settings, queue, registry, Fleet(registry), watcher)
+        finally:
+            await watcher.stop()
+
+
+def services_of(request: Request) -> Services:
+    return cast(Services, request.app.state.services)
+
+
+ServicesDep = Annotated[Services, Depends(services_of)]

@@ -1,0 +1,116 @@
+"""Every setting of the service in one table, read from FLUID_* once; wrong ones stop the start."""
+
+import difflib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from server.errors import SettingError
+
+PREFIX = "FLUID_"
+
+
+def _setting(
+    default: Any,
+    help: str,
+    *,
+    unit: str = "",
+    choices: tuple[str, ...] = (),
+    at_least: float | None = None,
+    at_most: float | None = None,
+) -> Any:
+    meta = {"help": help, "unit": unit, "choices": choices, "at_least": at_least, "at_most": at_most}
+    return field(default=default, metadata=meta)
+
+
+def _default_data_dir() -> str:
+    base = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
+    return str(Path(base) / "fluid-serve")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """One field per setting; the environment variable is FLUID_ + the field's name in capitals."""
+
+    host: str = _setting("127.0.0.1", "Address the gateway listens on; 0.0.0.0 opens it to the network.")
+    port: int = _setting(8000, "Port the gateway listens on.", at_least=1, at_most=65535)
+    redis_url: str = _setting("", "redis://, rediss:// or unix:// address; empty starts an embedded Valkey.")
+    namespace: str = _setting("fluid", "First part of every Redis key, so that services can share a server.")
+    data_dir: str = _setting("", "Folder of the embedded Valkey; empty means the user's data folder.")
+    checkpoint: str = _setting("emoji-64", "Shipped checkpoint's name, or a path to a checkpoint folder.")
+    engine: str = _setting("checkpoint", "What draws: the model, or a fake for tests.", choices=("checkpoint", "fake"))
+    device: str = _setting("auto", "Where the model runs.", choices=("auto", "cpu", "cuda"))
+    threads: int = _setting(0, "CPU threads of the worker; 0 leaves it to torch.", unit="threads", at_least=0)
+    max_rows: int = _setting(16, "Images decoded together in one step.", unit="images", at_least=1, at_most=4096)
+    max_queue: int = _setting(10000, "Jobs that may wait; more get 429 queue_full.", unit="jobs", at_least=1)
+    lease_s: float = _setting(10.0, "A silent worker loses its jobs after this long.", unit="seconds", at_least=0.5)
+    max_attempts: int = _setting(3, "Deliveries of a job before it fails for good.", unit="tries", at_least=1)
+    result_ttl_s: int = _setting(3600, "How long a finished job and its pictures are kept.", unit="seconds", at_least=1)
+    request_timeout_s: float = _setting(300.0, "Longest wait of a synchronous request.", unit="seconds", at_least=1)
+    drain_s: float = _setting(30.0, "Time to finish running work after SIGTERM.", unit="seconds", at_least=0)
+    log_level: str = _setting("info", "How much is logged.", choices=("debug", "info", "warning", "error"))
+    fake_step_ms: float = _setting(2.0, "Time of one step of the fake engine.", unit="milliseconds", at_least=0)
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None, **overrides: Any) -> "Settings":
+        """Read FLUID_* once. Command-line overrides win over the environment."""
+        env = os.environ if environ is None else environ
+        table = {PREFIX + f.name.upper(): f for f in fields(cls)}
+        given = {name: text for name, text in env.items() if name.startswith(PREFIX)}
+        for name in given:
+            if name not in table:
+                raise SettingError(_unknown(name, tuple(table)))
+        values = {table[name].name: _parse(name, table[name], text) for name, text in given.items()}
+        for key, value in overrides.items():
+            if value is not None:
+                values[key] = _parse(PREFIX + key.upper(), table[PREFIX + key.upper()], str(value))
+        return cls(**values)
+
+    def to_env(self) -> dict[str, str]:
+        """The variables that give a child process exactly these settings."""
+        return {PREFIX + f.name.upper(): str(getattr(self, f.name)) for f in fields(self)}
+
+    @property
+    def data_path(self) -> Path:
+        return Path(self.data_dir or _default_data_dir()).expanduser()
+
+    @property
+    def base_url(self) -> str:
+        host = "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host
+        return f"http://{host}:{self.port}"
+
+
+def describe() -> Iterator[tuple[str, str, str]]:
+    """(variable, default, help with unit and choices) of every setting, for --help and the README."""
+    for f in fields(Settings):
+        choices = f" One of: {', '.join(f.metadata['choices'])}." if f.metadata["choices"] else ""
+        unit = f" [{f.metadata['unit']}]" if f.metadata["unit"] else ""
+        yield PREFIX + f.name.upper(), str(f.default), f.metadata["help"] + choices + unit
+
+
+def _unknown(name: str, valid: tuple[str, ...]) -> str:
+    close = difflib.get_close_matches(name, valid, n=1)
+    hint = f" Did you mean {close[0]}?" if close else ""
+    return f"Unknown setting {name}.{hint} Valid settings: {', '.join(valid)}."
+
+
+def _parse(name: str, spec: "Field[Any]", text: str) -> Any:
+    meta = spec.metadata
+    if meta["choices"] and text not in meta["choices"]:
+        raise SettingError(f"{name}={text!r} is not one of: {', '.join(meta['choices'])}.")
+    kind: Any = type(spec.default)
+    if kind is str:
+        return text
+    try:
+        value = kind(text)
+    except ValueError as error:
+        wanted = "a whole number" if kind is int else "a number"
+        raise SettingError(f"{name}={text!r} must be {wanted}, for example {spec.default}.") from error
+    low, high = meta["at_least"], meta["at_most"]
+    # Written so that NaN fails too.
+    if (low is not None and not value >= low) or (high is not None and not value <= high):
+        limits = f"at least {low}" if high is None else f"from {low} to {high}"
+        raise SettingError(f"{name}={text!r} must be {limits}.")
+    return value

@@ -1,0 +1,69 @@
+"""From records to what the caller sees: job object, image data, timing headers."""
+
+from dataclasses import asdict
+
+from server.errors import JobCanceled, JobExpired, JobFailed
+from server.jobs import JobRecord, JobState
+from server.schemas import JobFault, JobObject, JobOutput, JobProgress, Metrics, QueuePlace
+
+
+def image_url(record: JobRecord, index: int) -> str:
+    """Root-relative: right behind any proxy and host name."""
+    return f"/v1/jobs/{record.id}/images/{index}"
+
+
+def job_object(record: JobRecord, position: int | None, warnings: list[str] | None = None) -> JobObject:
+    home = f"/v1/jobs/{record.id}"
+    return JobObject(
+        id=record.id,
+        status=record.state.value,
+        created_at=record.created_at,
+        started_at=record.started_at,
+        completed_at=record.completed_at,
+        expires_at=record.expires_at,
+        queue=QueuePlace(position=position),
+        progress=JobProgress(step=record.step, steps=record.steps, fraction=round(record.step / record.steps, 4)),
+        attempt=record.attempt,
+        input=asdict(record.input),
+        output=[
+            JobOutput(
+                url=image_url(record, o.index),
+                seed=o.seed,
+                width=o.width,
+                height=o.height,
+                format=o.format,
+                size_bytes=o.size_bytes,
+                sha256=o.sha256,
+            )
+            for o in record.outputs
+        ],
+        error=JobFault(**asdict(record.error)) if record.error else None,
+        metrics=Metrics(**asdict(record.metrics)) if record.metrics else None,
+        urls={"get": home, "cancel": f"{home}/cancel"},
+        warnings=warnings or [],
+    )
+
+
+def require_success(record: JobRecord) -> None:
+    """Turn a terminal state other than success into the error that the synchronous caller gets."""
+    if record.state is JobState.CANCELED:
+        raise JobCanceled(f"Job {record.id} was canceled before it was done.")
+    if record.state is JobState.FAILED:
+        why = record.error.message if record.error else "no reason was recorded"
+        raise JobFailed(f"Job {record.id} failed after {record.attempt} attempts: {why}")
+
+
+def gone(record: JobRecord) -> JobExpired:
+    return JobExpired(f"The pictures of job {record.id} were deleted; draw them again from its seed.")
+
+
+def timing_headers(record: JobRecord) -> dict[str, str]:
+    if record.metrics is None:
+        return {}
+    m = record.metrics
+    rest = max(0.0, m.total_time - m.queue_time - m.predict_time - m.encode_time)
+    stages = {"queue": m.queue_time, "inference": m.predict_time, "encode": m.encode_time, "overhead": rest}
+    headers = {f"x-{name}-time-ms": f"{seconds * 1000:.1f}" for name, seconds in stages.items()}
+    headers["x-batch-size"] = str(m.batch_size)
+    headers["Server-Timing"] = ", ".join(f"{k};dur={v * 1000:.1f}" for k, v in stages.items())
+    return headers

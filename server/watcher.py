@@ -1,0 +1,79 @@
+"""Waiting for jobs to end: one subscription per gateway, however many requests wait."""
+
+import asyncio
+import logging
+from collections import defaultdict
+
+from redis.exceptions import RedisError
+
+from server.connection import Client
+from server.jobs import JobRecord
+from server.keys import Keys
+from server.queue import Queue
+
+log = logging.getLogger(__name__)
+POLL_S = 1.0  # pub/sub may drop a message; the state in Redis never lies, so look there now and then
+
+
+class Watcher:
+    """Wakes the requests that wait for a job when its end is published."""
+
+    def __init__(self, redis: Client, queue: Queue, namespace: str) -> None:
+        self._redis = redis
+        self._queue = queue
+        self._channel = Keys(namespace).done_channel
+        self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        self._task: asyncio.Task[None] | None = None
+        self._stopping = False
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._listen(), name="job-watcher")
+
+    async def stop(self) -> None:
+        # The flag as well: redis-py can swallow a cancellation that arrives while it connects.
+        self._stopping = True
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def wait(self, job_id: str, timeout_s: float) -> JobRecord:
+        """The job's record when it is terminal; TimeoutError if that takes longer.
+
+        The order matters: register first, read the state after, so an end in between cannot be missed.
+        """
+        event = asyncio.Event()
+        self._waiting[job_id].add(event)
+        try:
+            async with asyncio.timeout(timeout_s):
+                while True:
+                    record = await self._queue.get(job_id)
+                    if record.state.terminal:
+                        return record
+                    await _wait_at_most(event, POLL_S)
+                    event.clear()
+        finally:
+            self._waiting[job_id].discard(event)
+            if not self._waiting[job_id]:
+                del self._waiting[job_id]
+
+    async def _listen(self) -> None:
+        while not self._stopping:
+            try:
+                async with self._redis.pubsub() as pubsub:
+                    await pubsub.subscribe(self._channel)
+                    while not self._stopping:
+                        message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=POLL_S)
+                        if message is not None:
+                            for event in self._waiting.get(message["data"], ()):
+                                event.set()
+            except RedisError as error:
+                log.warning("lost the subscription to finished jobs (%s); polling until it is back", error)
+                await asyncio.sleep(POLL_S)
+
+
+async def _wait_at_most(event: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return

@@ -1,0 +1,21 @@
+"""Shared by all tests: a clean environment and reproducible hypothesis runs."""
+
+import os
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_settings_from_outside() -> None:
+    """A developer's own FLUID_* variables must not change what the tests see."""
+    for name in [name for name in os.environ if name.startswith("FLUID_")]:
+        del os.environ[name]
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"

@@ -1,0 +1,33 @@
+"""`fluid serve` as a user starts it: embedded Valkey, gateway, worker and the shipped checkpoint."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from server.client import FluidClient
+from server.demo import free_port
+
+START_S = 180.0  # a first import of torch on a cold machine takes most of a minute
+
+
+@pytest.fixture(scope="session")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Base URL of a running service, ready to draw."""
+    port = free_port()
+    env = {k: v for k, v in os.environ.items() if not k.startswith("FLUID_")}
+    command = [sys.executable, "-m", "server.cli", "serve", "--port", str(port)]
+    command += ["--data-dir", str(tmp_path_factory.mktemp("live"))]
+    process = subprocess.Popen(command, env=env)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        with FluidClient(url) as client:
+            client.wait_ready(timeout_s=START_S)
+        yield url
+    finally:
+        process.terminate()
+        assert process.wait(timeout=60) == 0

@@ -1,0 +1,77 @@
+"""The playground in a real browser: type, wait, look, take the seed again."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
+         "--disable-sync", "--no-first-run", "--disable-quic"]  # fmt: skip
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium")
+
+
+@pytest.fixture(scope="module")
+def page(live: str) -> Iterator[object]:
+    with playwright.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page(viewport={"width": 1100, "height": 800})
+        page.problems = []
+        page.on("console", lambda message: message.type == "error" and page.problems.append(message.text))
+        page.on("pageerror", lambda error: page.problems.append(str(error)))
+        page.on("request", lambda request: page.problems.append(request.url)
+                if not request.url.startswith((live, "data:")) else None)  # fmt: skip
+        page.goto(live)
+        yield page
+        browser.close()
+
+
+def test_a_prompt_becomes_a_picture(page) -> None:  # type: ignore[no-untyped-def]
+    """And nothing is fetched from elsewhere, and the console stays free of errors."""
+    page.fill("#prompt", "a green apple, flat style")
+    page.click("#draw")
+    page.wait_for_selector("#pictures img", timeout=60_000)
+    width = page.evaluate("async () => { const i = document.querySelector('#pictures img'); await i.decode(); return i.naturalWidth }")
+    assert width == 64
+    assert "Drawn in" in page.inner_text("#status")
+    assert page.get_attribute("#pictures img", "alt") == "a green apple, flat style"
+    assert page.problems == []
+
+
+def test_seed_and_settings_come_back(page) -> None:  # type: ignore[no-untyped-def]
+    """Use a seed, draw again, get the same bytes; click the recent picture, get its prompt."""
+    page.wait_for_selector("#pictures img", timeout=60_000)
+    first = page.get_attribute("#pictures img", "src")
+    page.click("text=use this seed")
+    page.click("#draw")
+    page.wait_for_function("document.querySelectorAll('#recent img').length >= 2", timeout=60_000)
+    assert page.get_attribute("#pictures img", "src") == first
+    page.fill("#prompt", "something else")
+    page.click("#recent button")
+    assert page.input_value("#prompt") == "a green apple, flat style"
+
+
+def test_words_and_styles_help_to_write_a_prompt(page) -> None:  # type: ignore[no-untyped-def]
+    page.fill("#filter", "cact")
+    page.click("#words button:has-text('cactus')")
+    page.click("#styles button:has-text('noto')")
+    assert page.input_value("#prompt") == "a cactus, noto style"
+
+
+def test_an_error_is_shown_in_words(page) -> None:  # type: ignore[no-untyped-def]
+    page.fill("#prompt", "a cactus")
+    page.click("#options summary")
+    page.eval_on_selector("#num_inference_steps", "e => { e.max = 9999; e.value = 9000 }")
+    page.click("#draw")
+    page.wait_for_selector("#status.bad", timeout=30_000)
+    assert "num_inference_steps" in page.inner_text("#status")
+
+
+def test_it_fits_a_phone(page) -> None:  # type: ignore[no-untyped-def]
+    page.set_viewport_size({"width": 360, "height": 740})
+    overflow = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    assert overflow <= 0

@@ -1,0 +1,61 @@
+"""The README is run: its Python and its curl lines, and its claims about settings and files."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from server.settings import describe
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+ADDRESS = "http://127.0.0.1:8000"
+
+
+def _blocks(language: str, containing: str) -> list[str]:
+    found = re.findall(rf"^```{language}\n(.*?)^```", README, re.M | re.S)
+    return [block for block in found if containing in block]
+
+
+def test_there_are_examples_to_run() -> None:
+    assert len(_blocks("python", ADDRESS)) >= 2 and len(_blocks("sh", "curl")) >= 1
+
+
+@pytest.mark.parametrize("block", _blocks("python", ADDRESS))
+def test_python_examples(block: str, live: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block.replace(ADDRESS, live), "README.md", "exec"), {"__name__": "readme"})
+    assert any(path.stat().st_size > 500 for path in tmp_path.iterdir()), "the example saved no picture"
+
+
+@pytest.mark.parametrize("block", _blocks("sh", "curl"))
+def test_curl_examples(block: str, live: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", block.replace(ADDRESS, live).replace("curl ", "curl -sSf ")],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for name in re.findall(r"-o (\S+\.png)", block):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_setting_is_documented() -> None:
+    missing = [name for name, _, _ in describe() if f"`{name}`" not in README]
+    assert not missing, f"add to the README's table of settings: {missing}"
+
+
+def test_the_file_tree_names_every_file() -> None:
+    """One line per file: a tree that has rotted misleads more than none."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for folder in ("server", "model", "kernels/fluid_kernels"):
+        for path in listed.splitlines():
+            if path.startswith(f"{folder}/") and path.endswith((".py", ".html")) and "__init__" not in path:
+                assert Path(path).name in README, f"{path} is not in the README's file tree"
+
+
+def test_pictures_and_links_to_files_exist() -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), f"README links to {target}"

@@ -1,0 +1,111 @@
+"""The whole line, real: trained weights, real queue, real processes, over HTTP as a client would."""
+
+from __future__ import annotations
+
+import base64
+import colorsys
+import io
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import openai
+import pytest
+from PIL import Image
+
+from server.client import FluidClient
+from server.images import read_metadata
+
+
+def _open(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data)).convert("RGB")
+
+
+def _hue(image: Image.Image) -> float:
+    """Median hue in degrees of the clearly coloured pixels."""
+    hsv = [colorsys.rgb_to_hsv(r / 255, g / 255, b / 255) for r, g, b in image.get_flattened_data()]
+    hues = sorted(h * 360 for h, s, v in hsv if s > 0.35 and v > 0.3)
+    assert len(hues) > 200, "the picture is nearly empty"
+    return hues[len(hues) // 2]
+
+
+def _difference(a: Image.Image, b: Image.Image) -> int:
+    pairs = zip(a.tobytes(), b.tobytes(), strict=True)
+    return max(abs(x - y) for x, y in pairs)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "low", "high"),
+    [
+        ("a green heart, flat style", 80, 170),
+        ("a blue heart, 3d style", 190, 250),
+        ("a yellow heart, noto style", 30, 65),
+        ("a tangerine, twemoji style", 10, 50),
+    ],
+)
+def test_the_picture_has_the_colour_that_the_prompt_says(live: str, prompt: str, low: float, high: float) -> None:
+    """The cheapest check that text reaches the pixels: untrained or shuffled conditioning fails it."""
+    with FluidClient(live) as client:
+        (picture,) = client.generate(prompt, seed=5)
+    assert low <= _hue(_open(picture.data)) <= high
+
+
+def test_same_seed_same_picture_alone_or_in_company(live: str) -> None:
+    """The randomness contract through the whole service; pixels may differ by rounding of the last bit or two."""
+    with FluidClient(live) as client:
+        (alone,) = client.generate("a red apple, 3d style", seed=11)
+        with ThreadPoolExecutor(4) as pool:
+            crowd = [pool.submit(client.generate, f"a {w}", seed=i) for i, w in enumerate(("cat", "rocket", "sun"))]
+            (again,) = client.generate("a red apple, 3d style", seed=11)
+            for other in crowd:
+                other.result()
+        three = client.generate("a red apple, 3d style", seed=9, n=3)
+    assert _difference(_open(alone.data), _open(again.data)) <= 3
+    assert [p.seed for p in three] == [9, 10, 11]  # picture i of a request draws with seed + i
+    assert _difference(_open(alone.data), _open(three[2].data)) <= 3
+    assert _difference(_open(alone.data), _open(three[0].data)) > 30
+
+
+def test_the_file_says_how_it_was_made(live: str) -> None:
+    answer = httpx.post(
+        f"{live}/v1/images/generations",
+        json={"prompt": "a cactus, flat style", "seed": 3, "quality": "low"},
+        headers={"Accept": "image/png"},
+        timeout=120,
+    )
+    assert answer.status_code == 200 and answer.headers["content-type"] == "image/png"
+    assert answer.headers["seed"] == "3" and float(answer.headers["x-inference-time-ms"]) > 0
+    assert _open(answer.content).size == (64, 64)
+    metadata = read_metadata(answer.content)
+    (model,) = httpx.get(f"{live}/v1/models").json()["data"]
+    assert metadata["prompt"] == "a cactus, flat style" and metadata["seed"] == 3
+    assert metadata["checkpoint_sha256"] == model["checkpoint_sha256"]
+
+
+def test_models_lists_the_words_it_knows(live: str) -> None:
+    (model,) = httpx.get(f"{live}/v1/models").json()["data"]
+    assert model["id"] == "emoji-64" and model["ready"] is True and model["image_size"] == [64, 64]
+    assert len(model["vocabulary"]) >= 400 and "cactus" in model["vocabulary"]
+    assert set(model["styles"]) == {"3d", "noto", "twemoji", "flat"}
+
+
+def test_limits_of_the_model_are_named(live: str) -> None:
+    answer = httpx.post(f"{live}/v1/images/generations", json={"prompt": "x", "num_inference_steps": 65})
+    error = answer.json()["error"]
+    assert answer.status_code == 400 and error["param"] == "num_inference_steps" and "64" in error["message"]
+
+
+def test_the_official_client_works_unchanged(live: str) -> None:
+    with openai.OpenAI(base_url=f"{live}/v1", api_key="unused") as client:
+        answer = client.images.generate(model="emoji-64", prompt="a rocket, flat style", size="64x64", quality="low")
+    assert answer.data is not None and answer.data[0].b64_json is not None
+    assert _open(base64.b64decode(answer.data[0].b64_json)).size == (64, 64)
+
+
+def test_a_job_from_submission_to_file(live: str) -> None:
+    with FluidClient(live) as client:
+        job = client.submit("a snowman, twemoji style", n=2, seed=1)
+        done = client.wait(job["id"])
+        assert done["status"] == "succeeded" and len(done["output"]) == 2
+        assert _open(client.image(job["id"], 1)).size == (64, 64)
+    scraped = httpx.get(f"{live}/metrics").text
+    assert 'fluid_images_total{model="emoji-64"}' in scraped

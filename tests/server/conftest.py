@@ -1,0 +1,68 @@
+"""A real Valkey for the session, a key namespace per test, and real service processes."""
+
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
+
+import pytest
+from harness import Service
+
+from server.connection import connect
+from server.demo import free_port
+from server.embedded import EmbeddedValkey
+from server.queue import Queue
+from server.settings import Settings
+
+
+@pytest.fixture(scope="session")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedValkey]:
+    with EmbeddedValkey(tmp_path_factory.mktemp("valkey")) as server:
+        yield server
+
+
+def fake_settings(valkey: EmbeddedValkey) -> Settings:
+    return Settings(redis_url=valkey.url, namespace=uuid.uuid4().hex, engine="fake", lease_s=1.0, port=free_port())
+
+
+@pytest.fixture
+def settings(valkey: EmbeddedValkey) -> Settings:
+    return fake_settings(valkey)
+
+
+@pytest.fixture
+async def queue(settings: Settings) -> AsyncIterator[Queue]:
+    async with connect(settings.redis_url) as redis:
+        opened = Queue(redis, settings)
+        await opened.open()
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def service(valkey: EmbeddedValkey) -> Iterator[Service]:
+    """Shared by tests that only send requests."""
+    running = Service(fake_settings(valkey))
+    running.add_worker()
+    try:
+        running.client.wait_ready(timeout_s=30)
+        yield running
+    finally:
+        running.close()
+
+
+@pytest.fixture
+def new_service(valkey: EmbeddedValkey) -> Iterator[Callable[..., Service]]:
+    """A service of one's own, to be killed at will: new_service(workers=1, fake_step_ms=20, ...)."""
+    made: list[Service] = []
+
+    def make(*, workers: int = 1, **changes: object) -> Service:
+        service = Service(replace(fake_settings(valkey), **changes))  # type: ignore[arg-type]
+        made.append(service)
+        for _ in range(workers):
+            service.add_worker()
+        if workers:
+            service.client.wait_ready(timeout_s=30)
+        return service
+
+    yield make
+    for service in made:
+        service.close()

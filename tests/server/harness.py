@@ -1,0 +1,72 @@
+"""Real service processes on free ports, and waiting with a deadline instead of sleeping."""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from subprocess import Popen
+from typing import TypeVar
+
+from server import processes
+from server.client import FluidClient
+from server.jobs import JobInput
+from server.settings import Settings
+
+T = TypeVar("T")
+
+
+def until(check: Callable[[], T], *, seconds: float = 15.0, what: str = "the condition") -> T:
+    """Poll until `check` is true; its value."""
+    deadline = time.monotonic() + seconds
+    while not (value := check()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what} did not come true within {seconds:g} s")
+        time.sleep(0.02)
+    return value
+
+
+def child_env(settings: Settings) -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if not k.startswith("FLUID_")} | settings.to_env()
+
+
+def start(role: str, settings: Settings, *flags: str) -> "Popen[bytes]":
+    return processes.spawn([sys.executable, "-m", "server.cli", role, *flags], env=child_env(settings))
+
+
+class Service:
+    """A gateway and any number of fake workers."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.gateway = start("gateway", settings)
+        self.workers: list[Popen[bytes]] = []
+        self.client = FluidClient(settings.base_url, timeout_s=30)
+
+    def add_worker(self) -> "Popen[bytes]":
+        self.workers.append(start("worker", self.settings))
+        return self.workers[-1]
+
+    def close(self) -> None:
+        self.client.close()
+        for process in [*self.workers, self.gateway]:
+            processes.stop(process, grace_s=10)
+
+
+def job_input(prompt: str = "an apple", n: int = 1, **changes: object) -> JobInput:
+    values: dict[str, object] = dict(
+        prompt=prompt,
+        model="fake",
+        n=n,
+        width=32,
+        height=32,
+        quality="low",
+        output_format="png",
+        output_compression=100,
+        seed=7,
+        num_inference_steps=4,
+        diffusion_steps=4,
+        guidance_scale=3.0,
+        guidance_schedule="linear",
+        temperature=1.0,
+    )
+    return JobInput(**(values | changes))  # type: ignore[arg-type]

@@ -1,0 +1,40 @@
+"""The official client, unmodified."""
+
+import base64
+from collections.abc import Iterator
+
+import openai
+import pytest
+from harness import Service
+
+
+@pytest.fixture
+def client(service: Service) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{service.settings.base_url}/v1", api_key="unused", max_retries=0) as made:
+        yield made
+
+
+def test_generate(client: openai.OpenAI) -> None:
+    """People point their existing code here; our extras go through extra_body."""
+    answer = client.images.generate(
+        model="fake", prompt="a cat", n=2, size="32x32", extra_body={"seed": 4, "num_inference_steps": 3}
+    )
+    assert answer.data is not None
+    assert [base64.b64decode(d.b64_json or "")[:4] for d in answer.data] == [b"\x89PNG"] * 2
+    assert [d.model_extra and d.model_extra["seed"] for d in answer.data] == [4, 5]
+
+
+def test_errors_have_the_clients_classes(client: openai.OpenAI) -> None:
+    """BadRequestError with `param` only works if the body has exactly OpenAI's shape."""
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.images.generate(prompt="x", extra_body={"guidance": 3})
+    assert caught.value.param == "guidance"
+    assert "guidance_scale" in caught.value.message
+    with pytest.raises(openai.InternalServerError) as failed:
+        client.images.generate(prompt="[raise]")
+    assert failed.value.code == "job_failed"
+
+
+def test_models(client: openai.OpenAI) -> None:
+    """models.list is what many tools call first."""
+    assert [m.id for m in client.models.list()] == ["fake"]

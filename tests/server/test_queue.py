@@ -1,0 +1,233 @@
+"""The life of a job against a real Valkey: leases, fences, give-backs, cancellation."""
+
+import asyncio
+
+import pytest
+from harness import job_input
+
+from server.errors import JobExpired, QueueFull, UnknownJob
+from server.jobs import JobError, JobState, Lease, Output
+from server.queue import Pulse, Queue
+
+pytestmark = pytest.mark.anyio
+BOOM = JobError("engine_error", "boom")
+
+
+async def accept(queue: Queue, job_id: str, **changes: object) -> str:
+    await queue.enqueue(job_id, job_input(**changes), "job")
+    return job_id
+
+
+async def take(queue: Queue, consumer: str = "w1") -> Lease:
+    lease = await queue.take(consumer)
+    assert lease is not None
+    return lease
+
+
+async def reclaimed(queue: Queue, consumer: str) -> list[Lease]:
+    """Poll as a worker does, until a lapsed lease turns up."""
+    async with asyncio.timeout(10):
+        while not (leases := await queue.reclaim(consumer, set(), count=10)):
+            await asyncio.sleep(0.02)
+        return leases
+
+
+async def empty(queue: Queue) -> bool:
+    pending = await queue.redis.xpending(queue.keys.jobs_stream, "workers")
+    return await queue.redis.xlen(queue.keys.jobs_stream) == 0 and pending["pending"] == 0
+
+
+async def test_a_job_goes_through_and_leaves_nothing_in_the_stream(queue: Queue) -> None:
+    """Finished entries that stay would be delivered again, and fill the memory."""
+    await accept(queue, "a")
+    lease = await take(queue)
+    await queue.store_result(lease, 0, b"\x89PNG\xff")
+    output = Output(0, 7, 32, 32, "png", 5, "00")
+    assert await queue.finish(lease, JobState.SUCCEEDED, outputs=[output])
+    record = await queue.get("a")
+    assert (record.state, record.outputs, record.step) == (JobState.SUCCEEDED, (output,), 4)
+    assert await queue.result(record, 0) == b"\x89PNG\xff"
+    assert await empty(queue)
+
+
+async def test_jobs_come_in_order_and_know_their_place(queue: Queue) -> None:
+    """Position must count jobs ahead, and first come is first served."""
+    for job_id in "abc":
+        await accept(queue, job_id)
+    assert await queue.position(await queue.get("c")) == 2
+    assert (await take(queue)).job_id == "a"
+    assert await queue.position(await queue.get("c")) == 1
+    assert await queue.position(await queue.get("a")) is None
+
+
+async def test_enqueue_may_be_repeated(queue: Queue) -> None:
+    """A Redis client that retries after a lost answer must not draw twice."""
+    await accept(queue, "a")
+    await accept(queue, "a")
+    await take(queue)
+    assert await queue.take("w1") is None
+    assert (await queue.counts()).submitted == {"job": 1}
+
+
+async def test_a_full_queue_refuses(queue: Queue) -> None:
+    """Unbounded queues turn overload into hour-long latencies."""
+    queue.max_queue = 1
+    await accept(queue, "a")
+    with pytest.raises(QueueFull, match="limit is 1"):
+        await accept(queue, "b")
+    with pytest.raises(UnknownJob):
+        await queue.get("b")
+    await take(queue)
+    await accept(queue, "b")
+
+
+async def test_a_job_accepted_before_any_worker_is_seen(queue: Queue) -> None:
+    """A group created at $ would skip everything that was accepted before the first worker."""
+    await queue.redis.delete(queue.keys.jobs_stream)
+    await accept(queue, "early")
+    await queue.open()
+    assert (await take(queue)).job_id == "early"
+
+
+async def test_a_zombies_finish_is_refused(queue: Queue) -> None:
+    """A worker that hung past its lease must not overwrite the result of the one that took over."""
+    await accept(queue, "a")
+    zombie = await take(queue, "w1")
+    [heir] = await reclaimed(queue, "w2")
+    assert (heir.token, heir.attempt) == (2, 2)
+    await queue.store_result(zombie, 0, b"late")
+    assert await queue.pulse("w1", [Pulse(zombie, True, 1)], renew=True) == ["lost"]
+    assert not await queue.finish(zombie, JobState.SUCCEEDED)
+    await queue.store_result(heir, 0, b"good")
+    assert await queue.finish(heir, JobState.SUCCEEDED)
+    assert await queue.result(await queue.get("a"), 0) == b"good"
+    counts = await queue.counts()
+    assert (counts.redeliveries, counts.fenced) == (1, 1)
+    assert await empty(queue)
+
+
+async def test_a_zombies_renewal_does_not_steal_the_entry_back(queue: Queue) -> None:
+    """XCLAIM moves ownership: an unfenced renewal would take the job from the worker that is drawing it."""
+    await accept(queue, "a")
+    zombie = await take(queue, "w1")
+    await reclaimed(queue, "w2")
+    await queue.pulse("w1", [Pulse(zombie, True, 1)], renew=True)
+    [pending] = await queue.redis.xpending_range(queue.keys.jobs_stream, "workers", "-", "+", 10)
+    assert pending["consumer"] == "w2"
+
+
+async def test_renewal_keeps_a_lease_beyond_its_length(queue: Queue) -> None:
+    """A picture that takes longer than a lease must not be drawn twice."""
+    await accept(queue, "a")
+    lease = await take(queue, "w1")
+    loop = asyncio.get_running_loop()
+    end = loop.time() + 2.5 * queue.lease_ms / 1000
+    while loop.time() < end:
+        assert await queue.pulse("w1", [Pulse(lease, True, 2)], renew=True) == ["ok"]
+        assert await queue.reclaim("w2", set(), count=10) == []
+        await asyncio.sleep(0.1)
+    record = await queue.get("a")
+    assert (record.state, record.step) == (JobState.PROCESSING, 2)
+
+
+async def test_a_given_back_job_is_taken_at_once_and_the_try_not_counted(queue: Queue) -> None:
+    """A drain must neither delay a job by a lease nor bring it nearer to the dead letters."""
+    await accept(queue, "a")
+    lease = await take(queue, "w1")
+    assert await queue.give_back(lease) == "queued"
+    [again] = await queue.reclaim("w2", set(), count=10)
+    assert (again.attempt, again.token) == (1, 3)
+    assert not await queue.finish(lease, JobState.SUCCEEDED)
+    assert await queue.finish(again, JobState.SUCCEEDED)
+
+
+async def test_a_failing_job_ends_in_the_dead_letters(queue: Queue) -> None:
+    """A poison job that comes back for ever would stop the service."""
+    await accept(queue, "a")
+    lease = await take(queue)
+    states = [await queue.give_back(lease, error=BOOM)]
+    for _ in range(2):
+        [lease] = await queue.reclaim("w1", set(), count=10)
+        assert lease.suspect
+        states.append(await queue.give_back(lease, error=BOOM))
+    assert states == ["queued", "queued", "failed"]
+    record = await queue.get("a")
+    assert (record.state, record.attempt, record.error) == (JobState.FAILED, 3, BOOM)
+    [(_, letter)] = await queue.redis.xrange(queue.keys.dead_stream)
+    assert letter["id"] == "a"
+    assert await empty(queue)
+
+
+async def test_a_job_that_kills_its_workers_fails_in_the_end(queue: Queue) -> None:
+    """No give-back, no error: only the count of starts can stop it."""
+    queue.lease_ms = 50
+    await accept(queue, "a")
+    await take(queue, "w1")
+    for consumer in ("w2", "w3"):
+        await reclaimed(queue, consumer)
+    async with asyncio.timeout(10):
+        while (await queue.get("a")).state is not JobState.FAILED:
+            assert await queue.reclaim("w4", set(), count=10) == []
+            await asyncio.sleep(0.02)
+    error = (await queue.get("a")).error
+    assert error is not None
+    assert error.code == "worker_lost"
+    assert (await queue.counts()).dead_letter_depth == 1
+
+
+async def test_cancel_while_waiting_is_final_and_skipped(queue: Queue) -> None:
+    """The entry stays in the stream (deleting it would break the group's lag) but nobody may draw it."""
+    await accept(queue, "a")
+    await accept(queue, "b")
+    assert (await queue.cancel("a")).state is JobState.CANCELED
+    assert (await queue.cancel("a")).state is JobState.CANCELED
+    assert (await take(queue)).job_id == "b"
+    [group] = await queue.redis.xinfo_groups(queue.keys.jobs_stream)
+    assert group["lag"] == 0
+
+
+async def test_cancel_while_running_wins_over_the_finish(queue: Queue) -> None:
+    """The caller was told that it is being canceled; a success afterwards would be a second answer."""
+    await accept(queue, "a")
+    lease = await take(queue)
+    assert (await queue.cancel("a")).cancel_requested
+    assert await queue.pulse("w1", [Pulse(lease, True, 1)], renew=False) == ["cancel"]
+    await queue.store_result(lease, 0, b"x")
+    assert await queue.finish(lease, JobState.SUCCEEDED)
+    record = await queue.get("a")
+    assert record.state is JobState.CANCELED
+    assert await queue.result(record, 0) is None
+
+
+async def test_cancel_of_a_job_whose_worker_died(queue: Queue) -> None:
+    """The flag must be honoured by whoever picks the job up, not lost with its worker."""
+    queue.lease_ms = 50
+    await accept(queue, "a")
+    await take(queue, "w1")
+    await queue.cancel("a")
+    async with asyncio.timeout(10):
+        while not (await queue.get("a")).state.terminal:
+            assert await queue.reclaim("w2", set(), count=10) == []
+            await asyncio.sleep(0.02)
+    assert (await queue.get("a")).state is JobState.CANCELED
+
+
+async def test_an_expired_job_is_told_from_an_unknown_one(queue: Queue) -> None:
+    """410 tells the caller that the job did run; 404 that the id is wrong."""
+    await accept(queue, "a")
+    await queue.finish(await take(queue), JobState.SUCCEEDED)
+    assert 0 < await queue.redis.ttl(queue.keys.job_hash("a")) <= queue.ttl_s
+    await queue.redis.delete(queue.keys.job_hash("a"))  # as its time to live does
+    with pytest.raises(JobExpired):
+        await queue.get("a")
+    with pytest.raises(UnknownJob):
+        await queue.get("never")
+
+
+async def test_leaving_keeps_pending_entries(queue: Queue) -> None:
+    """Deleting a consumer drops its pending entries: a worker that leaves with work would lose it."""
+    await accept(queue, "a")
+    lease = await take(queue, "w1")
+    await queue.leave("w1")
+    [again] = await reclaimed(queue, "w2")
+    assert again.job_id == lease.job_id

@@ -1,0 +1,92 @@
+"""The request model and its resolution against a model's limits."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from server.errors import InvalidRequest
+from server.fake_engine import FakeEngine
+from server.jobs import JobInput, ModelInfo
+from server.middleware import from_validation
+from server.resolve import resolve
+from server.schemas import MAX_SEED, ImageRequest
+
+INFO = ModelInfo.from_mapping(FakeEngine(1, 0).info())
+
+
+def refusal(**body: Any) -> InvalidRequest:
+    with pytest.raises((ValidationError, InvalidRequest)) as caught:
+        resolve(ImageRequest.model_validate(body), {INFO.id: INFO}, INFO.id)
+    error = caught.value
+    return error if isinstance(error, InvalidRequest) else from_validation(dict(error.errors()[0]))
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "says"),
+    [
+        ({}, "prompt", "Missing"),
+        ({"prompt": ""}, "prompt", "at least 1"),
+        ({"prompt": "  "}, "prompt", "blank"),
+        ({"prompt": "x" * 2001}, "prompt", "2000"),
+        ({"prompt": "x", "n": 11}, "n", "10"),
+        ({"prompt": "x", "n": "3"}, "n", "integer"),
+        ({"prompt": "x", "n": True}, "n", "integer"),
+        ({"prompt": "x", "size": "big"}, "size", "WIDTHxHEIGHT"),
+        ({"prompt": "x", "size": "64x64"}, "size", "32x32"),
+        ({"prompt": "x", "seed": -1}, "seed", "0"),
+        ({"prompt": "x", "seed": MAX_SEED, "n": 2}, "seed", str(MAX_SEED)),
+        ({"prompt": "x", "temperature": 9.0}, "temperature", "at most 2"),
+        ({"prompt": "x", "guidance_scale": float("nan")}, "guidance_scale", "finite"),
+        ({"prompt": "x", "num_inference_steps": 99999}, "num_inference_steps", "at most 20000"),
+        ({"prompt": "x", "model": "gpt"}, "model", "fake"),
+        ({"prompt": "x", "stream": True}, "stream", "not supported yet"),
+        ({"prompt": "x", "partial_images": 2}, "partial_images", "not supported yet"),
+        ({"prompt": "x", "negative_prompt": "y"}, "negative_prompt", "not supported yet"),
+        ({"prompt": "x", "sead": 3}, "sead", "Did you mean 'seed'"),
+    ],
+)
+def test_a_refusal_names_parameter_and_limit(body: dict[str, Any], param: str, says: str) -> None:
+    """Silently dropped or vaguely refused parameters are the peers' most reported annoyance."""
+    error = refusal(**body)
+    assert error.param == param
+    assert says in error.message
+    assert error.status == 400
+
+
+def test_everything_is_resolved() -> None:
+    """A job must not depend on defaults that a later release may change."""
+    job, warnings = resolve(ImageRequest(prompt="x", style="vivid"), {INFO.id: INFO}, INFO.id)
+    assert (job.num_inference_steps, job.diffusion_steps, job.quality) == (8, 8, "medium")
+    assert 0 <= job.seed < 2**32
+    assert warnings == ["'style' has no effect here."]
+
+
+def test_a_preset_is_overridden_by_explicit_steps() -> None:
+    """quality is a shorthand; who names a step count means it."""
+    request = ImageRequest(prompt="x", quality="high", num_inference_steps=5)
+    job, _ = resolve(request, {INFO.id: INFO}, INFO.id)
+    assert (job.num_inference_steps, job.diffusion_steps) == (5, 16)
+
+
+@given(
+    prompt=st.text(min_size=1, max_size=50).filter(lambda s: s.strip()),
+    seed=st.integers(0, MAX_SEED - 10),
+    n=st.integers(1, 10),
+    temperature=st.floats(0.1, 2.0),
+)
+def test_a_job_survives_the_wire(prompt: str, seed: int, n: int, temperature: float) -> None:
+    """Any accepted prompt, 63-bit seeds and floats must come back from JSON unchanged."""
+    request = ImageRequest(prompt=prompt, seed=seed, n=n, temperature=temperature)
+    job, _ = resolve(request, {INFO.id: INFO}, INFO.id)
+    assert JobInput.from_json(job.to_json()) == job
+    assert [job.seed_of(i) for i in range(n)] == list(range(seed, seed + n))
+
+
+def test_model_info_survives_the_wire() -> None:
+    """The gateway must see exactly what the worker published."""
+    import json
+
+    assert ModelInfo.from_mapping(json.loads(INFO.to_json())) == INFO
