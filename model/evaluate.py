@@ -12,6 +12,7 @@ The last line of output is one JSON object. A sheet of drawings above the real p
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import time
 from dataclasses import dataclass, replace
@@ -142,6 +143,7 @@ def evaluate(
             report["r_precision_ceiling"] = round(float(ceiling.mean()), 4)
     report["seconds_per_image"], report["images"] = round(seconds / total, 4), total
     report["settings"] = {k: v for k, v in settings_json(settings).items() if k not in ("prompt", "seed")}
+    report["date"] = datetime.date.today().isoformat()
     report["checkpoint_sha256"] = engine.checkpoint.sha256
     return report, kept
 
@@ -178,6 +180,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--quality", choices=("low", "medium", "high"), help="preset; default the checkpoint's")
     parser.add_argument("--rows", type=int, default=64, help="pictures decoded together")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sampling", type=Path, help="JSON with presets and defaults, in place of the checkpoint's")
     parser.add_argument("--out", type=Path, default=Path("out/evaluate"), help="folder for the sheet and the JSON")
     for name, kind in (("num_inference_steps", int), ("diffusion_steps", int), ("guidance_scale", float),
                        ("guidance_schedule", str), ("temperature", float)):  # fmt: skip
@@ -185,6 +188,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     engine = load_engine(str(find_checkpoint(args.checkpoint)), args.rows, "auto", 0)
+    if args.sampling:
+        engine.checkpoint.about["sampling"] = json.loads(args.sampling.read_text())
     settings = default_request(engine, args.quality)
     given = {k: v for k, v in vars(args).items() if k in settings_json(settings) and k != "seed" and v is not None}
     report, kept = evaluate(engine, Dataset.load(args.data), args.images, replace(settings, **given), args.seed)

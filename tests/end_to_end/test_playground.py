@@ -35,8 +35,7 @@ def test_a_prompt_becomes_a_picture(page) -> None:  # type: ignore[no-untyped-de
     page.fill("#prompt", "a green apple, flat style")
     page.click("#draw")
     page.wait_for_selector("#pictures img", timeout=60_000)
-    width = page.evaluate("async () => { const i = document.querySelector('#pictures img'); await i.decode(); return i.naturalWidth }")
-    assert width == 64
+    assert page.eval_on_selector("#pictures img", "async i => { await i.decode(); return i.naturalWidth }") == 64
     assert "Drawn in" in page.inner_text("#status")
     assert page.get_attribute("#pictures img", "alt") == "a green apple, flat style"
     assert page.problems == []
