@@ -102,7 +102,7 @@ def spread(rows: np.ndarray, count: int) -> np.ndarray:
     return rows[np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int))]
 
 
-Drawings = list[tuple[np.ndarray, np.ndarray]]  # (data set rows, pictures) of each split
+Drawings = list[tuple[np.ndarray, np.ndarray, np.ndarray]]  # (data set rows, pictures, right?) of each split
 
 
 def evaluate(
@@ -130,9 +130,9 @@ def evaluate(
         seconds, total = seconds + time.perf_counter() - start, total + len(rows)
         pool = vocabulary if split != "unseen" else vocabulary + unseen
         right = hits(extractor(to_pixels(torch.from_numpy(drawn))), rows, dataset, real, pool)
+        kept.append((rows, drawn, right))
         report[f"r_precision_{name}"] = round(float(right.mean()), 4)
         report[f"images_{name}"] = len(rows)
-        kept.append((rows, drawn))
         if split == "train":
             for style in dict.fromkeys(item.style for item in dataset.items):
                 mine = np.array([dataset.items[i].style == style for i in rows])
@@ -165,11 +165,26 @@ def save_sheet(dataset: Dataset, kept: Drawings, file: Path) -> None:
     """Trained, held-out and unseen drawings, each row of drawings above its row of real pictures."""
     pictures: list[np.ndarray] = []
     labels: list[str] = []
-    for (rows, drawn), tag, count in zip(kept, ("", "HELD OUT: ", "UNSEEN: "), (24, 8, 8), strict=True):
+    for (rows, drawn, _), tag, count in zip(kept, ("", "HELD OUT: ", "UNSEEN: "), (24, 8, 8), strict=True):
         for part in np.array_split(np.linspace(0, len(rows) - 1, count).astype(int), count // 8):
             pictures += [*drawn[part], *dataset.images[rows[part]]]
             labels += [tag + dataset.items[rows[i]].captions[0] for i in part] + ["(real)"] * len(part)
     contact_sheet(pictures, labels, columns=8, scale=2).save(file)
+
+
+def save_failures(dataset: Dataset, kept: Drawings, file: Path, count: int = 16) -> None:
+    """Trained prompts whose drawing was nearer to another concept, above what it should have been."""
+    rows, drawn, right = kept[0]
+    wrong = np.flatnonzero(~right)[:count]
+    pictures, labels = [], []
+    for start in range(0, len(wrong), 8):
+        part = wrong[start : start + 8]
+        blank = [np.full_like(drawn[0], 255)] * (8 - len(part))
+        pictures += [*drawn[part], *blank, *dataset.images[rows[part]], *blank]
+        labels += [dataset.items[rows[i]].captions[0] for i in part] + [""] * len(blank)
+        labels += ["(real)"] * len(part) + [""] * len(blank)
+    if pictures:
+        contact_sheet(pictures, labels, columns=8, scale=2).save(file)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -192,9 +207,11 @@ def main(argv: list[str] | None = None) -> None:
         engine.checkpoint.about["sampling"] = json.loads(args.sampling.read_text())
     settings = default_request(engine, args.quality)
     given = {k: v for k, v in vars(args).items() if k in settings_json(settings) and k != "seed" and v is not None}
-    report, kept = evaluate(engine, Dataset.load(args.data), args.images, replace(settings, **given), args.seed)
+    dataset = Dataset.load(args.data)
+    report, kept = evaluate(engine, dataset, args.images, replace(settings, **given), args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
-    save_sheet(Dataset.load(args.data), kept, args.out / "sheet.png")
+    save_sheet(dataset, kept, args.out / "sheet.png")
+    save_failures(dataset, kept, args.out / "failures.png")
     (args.out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     for name, value in report.items():
         print(f"{name:32s} {value}")

@@ -41,7 +41,9 @@ class TransformersEncoder(nn.Module):
     def __init__(self, config: TextConfig, folder: str):
         super().__init__()
         from transformers import AutoConfig, AutoModel, AutoTokenizer, T5EncoderModel
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()  # a bar for 0.01 s of loading, in the middle of a worker's log
         self.config = config
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         is_t5 = AutoConfig.from_pretrained(folder).model_type in ("t5", "umt5")
