@@ -59,6 +59,11 @@ class Batch:
     def active(self) -> list[Work]:
         return [work for work in self.works.values() if work.rows]
 
+    @property
+    def busy(self) -> bool:
+        """Something is in a row or on its way into one; the rest is only being published."""
+        return any(work.rows or work.waiting for work in self.works.values())
+
     def room(self) -> int:
         """How many more images are worth taking from the queue now."""
         if any(work.suspect for work in self.works.values()):
@@ -66,6 +71,11 @@ class Batch:
         return self.free_rows - sum(len(work.waiting) for work in self.works.values())
 
     def add(self, lease: Lease, taken_at: float) -> Work:
+        stale = self.works.get(lease.job_id)
+        if stale is not None:
+            # We had lost the job and got it again before noticing; the loop still has to free the stale rows.
+            stale.lost = True
+            self.works[f"{lease.job_id}#{stale.lease.token}"] = self.works.pop(lease.job_id)
         work = Work.of(lease, taken_at)
         self.works[lease.job_id] = work
         return work

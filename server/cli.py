@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from server import __version__
-from server.errors import FluidError
+from server.errors import EngineBroken, FluidError
 from server.settings import Settings, describe
 
 EXAMPLES = """examples:
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.run(settings, args)
     except FluidError as error:
         print(f"fluid {args.command}: {error}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, EngineBroken) else 2  # 2 tells `fluid serve` that a restart cures nothing
     except KeyboardInterrupt:
         return 130
     return 0

@@ -11,9 +11,11 @@ from redis.backoff import ExponentialBackoff
 Client = Any
 #: Few and quick: callers should hear 503 within a second, and every script of ours may be repeated.
 RETRIES = 3
+#: A host that vanished never answers and never closes. Longer than any wait of ours (XREADGROUP blocks for 0.5 s).
+TIMEOUT_S = 5.0
 
 
 def connect(url: str) -> Client:
     """One client per process, text answers. Protocol 2 is pinned: version 3 changes XREADGROUP's shape."""
     retry = Retry(ExponentialBackoff(cap=0.2, base=0.02), RETRIES)
-    return Redis.from_url(url, decode_responses=True, protocol=2, retry=retry)
+    return Redis.from_url(url, decode_responses=True, protocol=2, retry=retry, socket_timeout=TIMEOUT_S)

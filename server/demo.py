@@ -11,11 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from subprocess import Popen
 
-from tqdm import tqdm
-
 from server import processes
 from server.client import FluidClient, Picture
 from server.errors import ServiceError
+from server.progress import Status
 from server.settings import Settings
 
 START_TIMEOUT_S = 300.0
@@ -49,17 +48,17 @@ def running_service(settings: Settings, began: float) -> Iterator[FluidClient]:
 
 
 def _await_ready(client: FluidClient, service: "Popen[bytes]", began: float) -> None:
-    with tqdm(desc="starting", bar_format="{desc} {postfix} [{elapsed}]", file=sys.stderr) as bar:
+    with Status("starting") as status:
         while True:
             is_ready, reason = client.ready()
             if is_ready:
-                bar.set_postfix_str("ready")
+                status.say("ready")
                 return
             if service.poll() is not None:
                 raise ServiceError(f"The service ended with status {service.returncode} while it started.")
             if time.monotonic() - began > START_TIMEOUT_S:
                 raise ServiceError(f"The service is not ready after {START_TIMEOUT_S:g} s: {reason}.")
-            bar.set_postfix_str(reason)
+            status.say(reason)
             time.sleep(0.2)
 
 

@@ -39,7 +39,12 @@ class Engine(Protocol):
     image_size: tuple[int, int]  # width, height
 
     def admit(self, requests: Sequence[RowRequest]) -> list[int]:
-        """Give each request a free row; all of them or, on an exception, none."""
+        """Give each request a free row; all of them or, on an exception, none.
+
+        Raises:
+            ValueError: a request itself cannot be done. Its job fails at once with this message, which its caller
+                reads; any other exception is the engine's fault, and the job is tried again.
+        """
         ...
 
     def step(self) -> list[int]:

@@ -8,6 +8,7 @@ FluidError
 ├── RequestError                answered to the HTTP caller
 │   ├── InvalidRequest          400  a parameter is wrong; names it and the limit
 │   ├── JobCanceled             400  somebody canceled the job this request waited for
+│   ├── BodyTooLarge            413
 │   ├── UnknownJob              404
 │   ├── UnknownImage            404  no such image, or not drawn yet
 │   ├── JobExpired              410
@@ -75,6 +76,12 @@ class JobCanceled(RequestError):
     """Somebody canceled the job this request waited for."""
 
     status, type, code = 400, "invalid_request_error", "job_canceled"
+
+
+class BodyTooLarge(RequestError):
+    """The request's body is larger than any valid one."""
+
+    status, type, code = 413, "invalid_request_error", "body_too_large"
 
 
 class UnknownJob(RequestError):

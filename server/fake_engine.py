@@ -1,7 +1,7 @@
 """An engine without a model: deterministic pictures, settable step time and faults, for tests of the service.
 
 Faults by prompt: "[raise]" fails every step its row takes part in, "[raise-admit]" fails its admission,
-"[kill]" ends the process as a crash would.
+"[impossible]" is refused as a request's own fault, "[kill]" ends the process as a crash would.
 """
 
 import hashlib
@@ -37,6 +37,8 @@ class FakeEngine:
         for request in requests:
             if "[raise-admit]" in request.prompt:
                 raise RuntimeError("fake engine: told to fail at admission")
+            if "[impossible]" in request.prompt:
+                raise ValueError("fake engine: told that this cannot be drawn")
         free = [row for row in range(self.max_rows) if row not in self._rows]
         if len(requests) > len(free):
             raise RuntimeError(f"{len(requests)} requests for {len(free)} free rows")

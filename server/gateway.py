@@ -8,8 +8,10 @@ import uvicorn
 from fastapi import FastAPI
 
 from server import __version__, routes_images, routes_jobs, routes_ops
+from server.body_limit import BodyLimit
 from server.errors import ConfigError
 from server.middleware import RequestContext, install_error_handlers
+from server.openapi import ANY_ERROR
 from server.services import Services, open_services
 from server.settings import Settings
 
@@ -29,8 +31,15 @@ def create_app(settings: Settings, open_services: OpenServices = open_services) 
             app.state.services = services
             yield
 
-    app = FastAPI(title="Fluid Serve", version=__version__, description=DESCRIPTION, lifespan=lifespan)
-    app.add_middleware(RequestContext)
+    app = FastAPI(
+        title="Fluid Serve",
+        version=__version__,
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        responses=ANY_ERROR,
+    )
+    app.add_middleware(BodyLimit)
+    app.add_middleware(RequestContext)  # the last one is the outermost: refused bodies are counted too
     install_error_handlers(app)
     for module in (routes_images, routes_jobs, routes_ops):
         app.include_router(module.router)

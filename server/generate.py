@@ -5,12 +5,11 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from tqdm import tqdm
-
 from server.engine_api import RowRequest
 from server.errors import InvalidRequest
 from server.images import encode
 from server.jobs import JobInput, ModelInfo
+from server.progress import Status, steps
 from server.publisher import recipe
 from server.resolve import resolve
 from server.schemas import ImageRequest
@@ -22,16 +21,21 @@ def run(settings: Settings, request: ImageRequest, out: Path) -> list[Path]:
     from server.worker import load_engine
 
     began = time.monotonic()
-    engine = load_engine(replace(settings, max_rows=request.n or 1))
+    with Status("starting") as status:
+        status.say("loading the model")
+        engine = load_engine(replace(settings, max_rows=request.n or 1))
     info = ModelInfo.from_mapping(engine.info())
     job, warnings = resolve(request, {info.id: info}, info.id)
     for warning in warnings:
         print(warning, file=sys.stderr)
     loaded_s = time.monotonic() - began
-    rows = engine.admit([RowRequest.of(job, index) for index in range(job.n)])
+    try:
+        rows = engine.admit([RowRequest.of(job, index) for index in range(job.n)])
+    except ValueError as error:
+        raise InvalidRequest(f"The model cannot draw this: {error}") from error
     row_of = dict(zip(rows, range(job.n), strict=True))
     paths: list[Path] = []
-    with tqdm(total=job.num_inference_steps, desc=job.prompt[:40], unit="step", file=sys.stderr) as bar:
+    with steps(job.prompt[:40], job.num_inference_steps) as bar:
         while len(paths) < job.n:
             for row in engine.step():
                 paths.append(_save(engine.image(row), job, row_of[row], info, out))

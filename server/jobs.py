@@ -7,6 +7,9 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
+#: Error code of a job that no worker can draw, however often it is tried.
+IMPOSSIBLE = "impossible_request"
+
 
 class JobState(StrEnum):
     """queued -> starting -> processing -> one of the three terminal states."""

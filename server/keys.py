@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from importlib import resources
 
-SCRIPTS = ("enqueue", "start", "pulse", "finish", "give_back", "cancel")
+SCRIPTS = ("enqueue", "start", "pulse", "finish", "give_back", "cancel", "leave")
 GROUP = "workers"
 
 

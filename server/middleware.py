@@ -13,11 +13,12 @@ from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.errors import InvalidRequest, NoWorkers, QueueFull, QueueUnavailable, RequestError, error_body
+from server.body_limit import MAX_BODY_BYTES
+from server.errors import BodyTooLarge, InvalidRequest, NoWorkers, QueueFull, QueueUnavailable, RequestError, error_body
 from server.services import Services, services_of
 
 log = logging.getLogger(__name__)
-REJECTIONS = (InvalidRequest, QueueFull, NoWorkers, QueueUnavailable)
+REJECTIONS = (InvalidRequest, BodyTooLarge, QueueFull, NoWorkers, QueueUnavailable)
 _OWN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -117,6 +118,8 @@ def from_validation(first: dict[str, Any]) -> InvalidRequest:
 async def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, HTTPException):
         raise error
+    if error.status_code == 413:
+        return _answer(request, BodyTooLarge(f"The body is larger than {MAX_BODY_BYTES} bytes; no request needs that."))
     message = str(error.detail)
     if error.status_code == 404:
         message = f"There is no {request.method} {request.url.path}. See /docs for what there is."

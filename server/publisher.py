@@ -2,41 +2,62 @@
 
 import asyncio
 import hashlib
+import logging
 import time
-from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from server import __version__, images
 from server.batching import Work
-from server.jobs import JobInput, ModelInfo, Output
+from server.ends import Ends
+from server.errors import EngineBroken
+from server.jobs import JobError, JobInput, JobState, ModelInfo, Output
 from server.metrics import Tally
 from server.queue import Queue
 
+log = logging.getLogger(__name__)
 ENCODERS = 2
-Persist = Callable[[Callable[[], Awaitable[None]]], Awaitable[None]]
 
 
 class Publisher:
-    """Encodes and stores pictures; `persist` repeats a write that Redis did not answer."""
+    """Encodes and stores pictures, and finishes a job with its last one."""
 
-    def __init__(self, queue: Queue, info: ModelInfo, tally: Tally, persist: Persist) -> None:
+    def __init__(self, queue: Queue, ends: Ends, tally: Tally) -> None:
+        self.model: ModelInfo | None = None
+        self.running: set[asyncio.Task[None]] = set()
         self._queue = queue
-        self._info = info
+        self._ends = ends
         self._tally = tally
-        self._persist = persist
         self._pool = ThreadPoolExecutor(max_workers=ENCODERS, thread_name_prefix="encode")
 
-    async def publish(self, work: Work, index: int, pixels: bytes) -> None:
+    def start(self, work: Work, index: int, pixels: bytes) -> None:
+        task = asyncio.create_task(self._publish(work, index, pixels))
+        self.running.add(task)
+        task.add_done_callback(self.running.discard)
+
+    async def _publish(self, work: Work, index: int, pixels: bytes) -> None:
+        try:
+            await self._store(work, index, pixels)
+        except Exception as error:
+            log.exception("cannot encode or store image %d of %s", index, work.lease.job_id)
+            # The worker's loop frees its rows between steps; here a step may be running.
+            work.failure = JobError("publish_failed", repr(error))
+            return
+        if work.drawn and not (work.closing or work.lost or work.canceled):
+            await self._ends.finish(work, JobState.SUCCEEDED)
+
+    async def _store(self, work: Work, index: int, pixels: bytes) -> None:
+        if self.model is None:
+            raise EngineBroken("A picture is published before the model was loaded.")
         lease, job = work.lease, work.lease.input
         loop = asyncio.get_running_loop()
-        metadata = recipe(job, index, self._info.checkpoint_sha256)
+        metadata = recipe(job, index, self.model.checkpoint_sha256)
         data, encode_s = await loop.run_in_executor(self._pool, _encode, pixels, job, metadata)
         began = time.monotonic()
-        await self._persist(lambda: self._queue.store_result(lease, index, data))
+        await self._ends.persist(lambda: self._queue.store_result(lease, index, data))
         self._tally.observe("fluid_stage_duration_seconds", encode_s, "encode")
         self._tally.observe("fluid_stage_duration_seconds", time.monotonic() - began, "store")
-        self._tally.count("fluid_images_total", self._info.id)
+        self._tally.count("fluid_images_total", self.model.id)
         work.encode_s += encode_s
         work.outputs[index] = Output(
             index=index,

@@ -6,6 +6,7 @@ rises at every start, so a worker that fell silent and came back is refused at t
 """
 
 import json
+import secrets
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
@@ -27,6 +28,7 @@ from server.jobs import (
 from server.keys import GROUP, SCRIPTS, Keys, load_script
 from server.settings import Settings
 
+CONSUMER_DEAD_MS = 3_600_000  # a living one asks for work several times per second
 RESULT_EXTRA_S = 3600  # pictures outlive the job's record, so a visible record never points at nothing
 
 
@@ -94,7 +96,7 @@ class Queue:
 
     async def cancel(self, job_id: str) -> JobRecord:
         """A waiting job ends here; a running one is flagged and ends within one step. Safe to repeat."""
-        await self._run("cancel", self.keys.for_job(job_id), [job_id, self.ttl_s, self.keys.done_channel])
+        await self._run("cancel", self.keys.for_job(job_id), [GROUP, job_id, self.ttl_s, self.keys.done_channel])
         return await self.get(job_id)
 
     async def result(self, record: JobRecord, index: int) -> bytes | None:
@@ -118,23 +120,28 @@ class Queue:
 
     async def reclaim(self, consumer: str, held: set[str], *, count: int) -> list[Lease]:
         """Jobs whose worker fell silent, or gave them back. `held` are entries we still work on."""
-        answer = await self.redis.xautoclaim(
-            self.keys.jobs_stream, GROUP, consumer, self.lease_ms, start_id="0-0", count=count
-        )
-        leases = []
-        for entry, fields in answer[1]:
-            if entry in held:  # our own late renewal; claiming it has renewed it
-                continue
-            lease = await self._start(entry, fields["id"])
-            if lease is not None:
-                leases.append(lease)
+        leases: list[Lease] = []
+        cursor = "0-0"
+        while len(leases) < count:
+            # One call looks at a few entries only: without the cursor, running jobs would hide lapsed ones behind them.
+            cursor, entries, _ = await self.redis.xautoclaim(
+                self.keys.jobs_stream, GROUP, consumer, self.lease_ms, start_id=cursor, count=count - len(leases)
+            )
+            for entry, fields in entries:
+                if entry in held:  # our own late renewal; claiming it has renewed it
+                    continue
+                lease = await self._start(entry, fields["id"])
+                if lease is not None:
+                    leases.append(lease)
+            if cursor == "0-0":
+                break
         return leases
 
     async def _start(self, entry: str, job_id: str) -> Lease | None:
         answer = await self._run(
             "start",
             self.keys.for_job(job_id),
-            [GROUP, entry, job_id, self.max_attempts, self.ttl_s, self.keys.done_channel],
+            [GROUP, entry, job_id, self.max_attempts, self.ttl_s, self.keys.done_channel, secrets.token_hex(8)],
         )
         if answer[0] != "ok":
             return None
@@ -248,7 +255,5 @@ class Queue:
         )
 
     async def leave(self, consumer: str) -> None:
-        """Remove our consumer, unless entries are pending: deleting it would drop them."""
-        for info in await self.redis.xinfo_consumers(self.keys.jobs_stream, GROUP):
-            if info["name"] == consumer and info["pending"] == 0:
-                await self.redis.xgroup_delconsumer(self.keys.jobs_stream, GROUP, consumer)
+        """Remove our consumer, and those that dead workers left behind, unless they hold entries."""
+        await self._run("leave", [self.keys.jobs_stream], [GROUP, consumer, CONSUMER_DEAD_MS])

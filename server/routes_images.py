@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
@@ -10,33 +9,22 @@ from fastapi.responses import JSONResponse, Response
 from server.errors import DeadlineExceeded, InvalidRequest, JobCanceled
 from server.images import MIME
 from server.jobs import JobRecord, new_job_id
+from server.openapi import GENERATE, RequestBody
 from server.resolve import resolve
-from server.schemas import ErrorBody, ImageData, ImageRequest, ImagesResponse, Metrics
+from server.schemas import ImageData, ImagesResponse, Metrics
 from server.services import Services, ServicesDep
 from server.views import gone, image_url, require_success, timing_headers
 
 router = APIRouter(tags=["images"])
-ERRORS: dict[int | str, dict[str, Any]] = {
-    400: {"model": ErrorBody, "description": "A parameter is wrong; `param` names it."},
-    429: {"model": ErrorBody, "description": "The queue is full; obey Retry-After."},
-    503: {"model": ErrorBody, "description": "No live worker, or no queue; obey Retry-After."},
-    504: {"model": ErrorBody, "description": "Not ready within FLUID_REQUEST_TIMEOUT_S."},
-}
-BINARY: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "The pictures; with `Accept: image/*` (and n=1) the file itself.",
-        "content": {mime: {"schema": {"type": "string", "format": "binary"}} for mime in MIME.values()},
-    }
-}
 
 
 @router.post(
     "/v1/images/generations",
     response_model=ImagesResponse,
-    responses=BINARY | ERRORS,
+    responses=GENERATE,
     operation_id="generate",
 )
-async def generate(request: Request, body: ImageRequest, services: ServicesDep) -> Response:
+async def generate(request: Request, body: RequestBody, services: ServicesDep) -> Response:
     """Draw pictures and wait for them. If you disconnect, the job is canceled.
 
     The official `openai` clients work unchanged; `seed`, `num_inference_steps`, `diffusion_steps`,

@@ -1,29 +1,22 @@
 """/v1/jobs: submit without waiting, look, fetch, cancel."""
 
-from typing import Any
-
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
 from server.errors import UnknownImage
 from server.images import MIME
 from server.jobs import JobState, new_job_id
+from server.openapi import JOB, JOB_IMAGE, SUBMIT_ERRORS, RequestBody
 from server.resolve import resolve
-from server.routes_images import ERRORS
-from server.schemas import ErrorBody, ImageRequest, JobObject
+from server.schemas import JobObject
 from server.services import ServicesDep
 from server.views import gone, job_object
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
-LOOKUP: dict[int | str, dict[str, Any]] = {
-    404: {"model": ErrorBody, "description": "No such job."},
-    410: {"model": ErrorBody, "description": "The job existed; its result was deleted."},
-    503: {"model": ErrorBody, "description": "The queue does not answer; obey Retry-After."},
-}
 
 
-@router.post("", status_code=202, response_model=JobObject, responses=ERRORS, operation_id="submit_job")
-async def submit(body: ImageRequest, services: ServicesDep) -> Response:
+@router.post("", status_code=202, response_model=JobObject, responses=SUBMIT_ERRORS, operation_id="submit_job")
+async def submit(body: RequestBody, services: ServicesDep) -> Response:
     """Accept a request and answer at once. Survives disconnects and restarts of everything."""
     fleet = services.fleet
     job, warnings = resolve(body, await fleet.models(), await fleet.default_model())
@@ -34,7 +27,7 @@ async def submit(body: ImageRequest, services: ServicesDep) -> Response:
     return JSONResponse(view.model_dump(), status_code=202, headers={"Location": f"/v1/jobs/{job_id}"})
 
 
-@router.get("/{job_id}", response_model=JobObject, responses=LOOKUP, operation_id="get_job")
+@router.get("/{job_id}", response_model=JobObject, responses=JOB, operation_id="get_job")
 async def get(job_id: str, services: ServicesDep) -> Response:
     """202 while the job waits or runs, 200 once it has ended."""
     record = await services.queue.get(job_id)
@@ -45,7 +38,7 @@ async def get(job_id: str, services: ServicesDep) -> Response:
 @router.get(
     "/{job_id}/images/{index}",
     response_class=Response,
-    responses=LOOKUP | {200: {"content": {mime: {} for mime in MIME.values()}}},
+    responses=JOB_IMAGE,
     operation_id="get_job_image",
 )
 async def image(job_id: str, index: int, services: ServicesDep) -> Response:
@@ -69,7 +62,7 @@ async def image(job_id: str, index: int, services: ServicesDep) -> Response:
     return Response(data, media_type=MIME[output.format], headers=headers)
 
 
-@router.post("/{job_id}/cancel", status_code=202, response_model=JobObject, responses=LOOKUP, operation_id="cancel_job")
+@router.post("/{job_id}/cancel", status_code=202, response_model=JobObject, responses=JOB, operation_id="cancel_job")
 async def cancel(job_id: str, services: ServicesDep) -> Response:
     """Safe to repeat. 200 once the job has ended, 202 while its worker is still letting go."""
     record = await services.queue.cancel(job_id)

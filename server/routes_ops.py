@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 
 from server import metrics
 from server.errors import NoWorkers
+from server.openapi import READY
 from server.services import ServicesDep
 
 router = APIRouter()
@@ -39,7 +40,7 @@ async def live() -> dict[str, str]:
     return {"status": "live"}
 
 
-@router.get("/health/ready", tags=["health"], operation_id="ready")
+@router.get("/health/ready", tags=["health"], responses=READY, operation_id="ready")
 async def ready(services: ServicesDep) -> Response:
     """200 only if a live worker has drawn its canary picture; else 503 and the reason."""
     try:

@@ -2,8 +2,8 @@
 
 from dataclasses import asdict
 
-from server.errors import JobCanceled, JobExpired, JobFailed
-from server.jobs import JobRecord, JobState
+from server.errors import InvalidRequest, JobCanceled, JobExpired, JobFailed
+from server.jobs import IMPOSSIBLE, JobRecord, JobState
 from server.schemas import JobFault, JobObject, JobOutput, JobProgress, Metrics, QueuePlace
 
 
@@ -50,6 +50,9 @@ def require_success(record: JobRecord) -> None:
         raise JobCanceled(f"Job {record.id} was canceled before it was done.")
     if record.state is JobState.FAILED:
         why = record.error.message if record.error else "no reason was recorded"
+        if record.error and record.error.code == IMPOSSIBLE:
+            # Not a 5xx: clients repeat those by themselves, in vain.
+            raise InvalidRequest(f"The model cannot draw this: {why}")
         raise JobFailed(f"Job {record.id} failed after {record.attempt} attempts: {why}")
 
 

@@ -8,7 +8,7 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Sequence
 
 from redis.exceptions import RedisError, ResponseError
 
@@ -18,10 +18,10 @@ from server.ends import Ends
 from server.engine_api import Engine
 from server.engine_thread import EngineThread
 from server.errors import ConfigError, EngineBroken
-from server.jobs import JobError, JobState, Lease, ModelInfo
+from server.jobs import JobError, Lease
 from server.metrics import Tally
 from server.publisher import Publisher
-from server.pulse import Heartbeat, LeasePulse
+from server.pulse import Heartbeat, LeasePulse, beside
 from server.queue import Queue
 from server.registry import Registry
 from server.settings import Settings
@@ -45,8 +45,7 @@ class Worker:
         self.heart = Heartbeat(self.id, registry, self.batch, self.tally)
         self.pulse = LeasePulse(self.id, queue, self.batch, settings.lease_s)
         self.ends = Ends(queue, self.thread, self.batch, self.tally, settings.lease_s)
-        self.publisher: Publisher | None = None
-        self._publishing: set[asyncio.Task[None]] = set()
+        self.publisher = Publisher(queue, self.ends, self.tally)
         self._drain_deadline: float | None = None
         self._reclaim_at = 0.0
 
@@ -54,20 +53,19 @@ class Worker:
 
     async def run(self, factory: Callable[[], Engine]) -> None:
         await self._until_redis_answers()
-        beside = [asyncio.create_task(self.heart.forever()), asyncio.create_task(self.pulse.forever())]
         try:
-            await self._prepare(factory)
-            await self._work()
+            async with beside(self.heart.forever(), self.pulse.forever()):
+                await self._prepare(factory)
+                await self._work()
         finally:
-            await _end(beside)
             await self._say_goodbye()
 
     async def _prepare(self, factory: Callable[[], Engine]) -> None:
         """Load, publish the model, draw the canary; only then is the worker ready."""
         began = time.monotonic()
-        info = self.heart.model = await self.thread.load(factory)
-        self.publisher = Publisher(self.queue, info, self.tally, self.ends.persist)
+        info = self.heart.model = self.publisher.model = await self.thread.load(factory)
         await self.ends.persist(lambda: self.registry.publish_model(info))
+        await self.ends.persist(lambda: self.queue.leave(self.id))  # clears away what killed workers left behind
         self.heart.note = "drawing its canary picture"
         await self.thread.canary(info)
         self.heart.state, self.heart.note = "ready", ""
@@ -76,7 +74,7 @@ class Worker:
         log.info("ready: %s, %d rows, after %.1f s", info.id, self.batch.max_rows, time.monotonic() - began)
 
     async def _work(self) -> None:
-        while not (self.draining and not self.batch.works and not self._publishing):
+        while not (self.draining and not self.batch.works and not self.publisher.running):
             try:
                 await self._drain_if_asked()
                 await self._take()
@@ -101,24 +99,15 @@ class Worker:
                 if found is None:
                     return
                 self._hold(found)
-        elif not self.batch.busy and self._publishing:
+        elif not self.batch.busy and self.publisher.running:
             # Without a row and without room nothing below would wait, and a loop that never waits
             # starves the very tasks that are to end it.
-            await asyncio.wait(self._publishing, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(self.publisher.running, return_when=asyncio.FIRST_COMPLETED)
 
     async def _admit(self) -> None:
         images = self.batch.next_images()
-        if not images:
-            return
-        began = time.monotonic()
-        try:
-            rows = await self.thread.admit([work.request(index) for work, index in images])
-        except Exception as error:
-            await self._admission_failed(error, list(dict.fromkeys(work for work, _ in images)))
-            return
-        self.tally.observe("fluid_stage_duration_seconds", time.monotonic() - began, "admit")
-        for (work, index), row in zip(images, rows, strict=True):
-            self.batch.seat(work, index, row)
+        if images:
+            await self._admit_images(images)
 
     async def _step(self) -> None:
         rows = self.batch.rows
@@ -142,24 +131,11 @@ class Worker:
             index = self.batch.unseat(work, row, again=False)
             work.steps_done[index] = work.lease.input.num_inference_steps
             work.predict_s = time.monotonic() - work.taken_at
-            self._spawn(self._publish(work, index, pixels))
+            self.publisher.start(work, index, pixels)
         for row, failure in outcome.failures.items():
             work = rows[row]
             self.batch.unseat(work, row, again=True)
             await self.ends.engine_failed("image", failure, [work])
-
-    async def _publish(self, work: Work, index: int, pixels: bytes) -> None:
-        if self.publisher is None:
-            raise EngineBroken("A picture is published before the model was loaded.")
-        try:
-            await self.publisher.publish(work, index, pixels)
-        except Exception as error:
-            log.exception("cannot encode or store image %d of %s", index, work.lease.job_id)
-            # The loop frees its rows between steps; here a step may be running.
-            work.failure = JobError("publish_failed", repr(error))
-            return
-        if work.drawn and not (work.closing or work.lost or work.canceled):
-            await self.ends.finish(work, JobState.SUCCEEDED)
 
     # --- their helpers --------------------------------------------------------------------------------
 
@@ -174,28 +150,27 @@ class Worker:
                 self._hold(lease)
 
     def _hold(self, lease: Lease) -> None:
-        stale = self.batch.works.get(lease.job_id)
-        if stale is not None:
-            # We had lost it and got it again before noticing. Its rows are freed by drop_ended.
-            stale.lost = True
-            self.batch.works[f"{lease.job_id}#{stale.lease.token}"] = self.batch.works.pop(lease.job_id)
         self.batch.add(lease, time.monotonic())
         self.tally.observe("fluid_queue_wait_seconds", lease.started_at - lease.created_at)
 
-    async def _admission_failed(self, error: Exception, works: list[Work]) -> None:
-        """A ValueError is the request's own fault, and no other try would end differently."""
-        if isinstance(error, ValueError) and len(works) == 1:
-            [work] = works
-            await self.ends.free_rows(work)
-            await self.ends.finish(work, JobState.FAILED, JobError("impossible_request", str(error)))
-            return
-        log.error("the engine failed to admit %d jobs", len(works), exc_info=error)
-        await self.ends.engine_failed("admit", error, works)
-
-    def _spawn(self, publishing: Coroutine[object, object, None]) -> None:
-        task = asyncio.create_task(publishing)
-        self._publishing.add(task)
-        task.add_done_callback(self._publishing.discard)
+    async def _admit_images(self, images: Sequence[tuple[Work, int]]) -> None:
+        works = list(dict.fromkeys(work for work, _ in images))
+        began = time.monotonic()
+        try:
+            rows = await self.thread.admit([work.request(index) for work, index in images])
+        except ValueError as error:
+            if len(works) == 1:
+                await self.ends.refuse(works[0], str(error))
+                return
+            for work in works:  # one of them cannot be drawn; asked one by one, the engine tells which
+                await self._admit_images([image for image in images if image[0] is work])
+        except Exception as error:
+            log.exception("the engine failed to admit %d images", len(images))
+            await self.ends.engine_failed("admit", error, works)
+        else:
+            self.tally.observe("fluid_stage_duration_seconds", time.monotonic() - began, "admit")
+            for (work, index), row in zip(images, rows, strict=True):
+                self.batch.seat(work, index, row)
 
     # --- going, and Redis going -----------------------------------------------------------------------
 
@@ -232,3 +207,53 @@ class Worker:
         except RedisError as error:
             log.warning("leaving without a goodbye: %s", error)
 
+    async def _until_redis_answers(self) -> None:
+        while True:
+            try:
+                return await self.queue.open()
+            except RedisError as error:
+                log.warning("waiting for Redis at %s: %s", self.settings.redis_url, error)
+                await asyncio.sleep(0.5)
+
+    async def _reintroduce(self, error: RedisError) -> None:
+        """A Redis that came back without its data knows neither the workers' group nor our model."""
+        if isinstance(error, ResponseError) and self.heart.model is not None:
+            with contextlib.suppress(RedisError):
+                await self.queue.open()
+                await self.registry.publish_model(self.heart.model)
+
+
+def load_engine(settings: Settings) -> Engine:
+    """The only place where the service meets the model."""
+    if settings.engine == "fake":
+        from server.fake_engine import FakeEngine
+
+        return FakeEngine(settings.max_rows, settings.fake_step_ms / 1000)
+    # Before torch is loaded: threads that spin while they wait for each other made a worker that shares its machine
+    # twenty times slower (docs/log.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from model.checkpoint import CheckpointError
+    from model.config import ConfigError as ModelConfigError
+    from model.serving import load_engine as load
+
+    try:
+        return load(
+            checkpoint_dir=settings.checkpoint,
+            max_rows=settings.max_rows,
+            device=settings.device,
+            threads=settings.threads,
+        )
+    except (CheckpointError, ModelConfigError) as error:
+        raise ConfigError(f"{error} (FLUID_CHECKPOINT={settings.checkpoint!r})") from error
+
+
+async def serve(settings: Settings) -> None:
+    if not settings.redis_url:
+        raise ConfigError("A worker needs FLUID_REDIS_URL. `fluid serve` starts everything, Redis included.")
+    async with contextlib.AsyncExitStack() as stack:
+        redis = await stack.enter_async_context(connect(settings.redis_url))
+        worker = Worker(settings, Queue(redis, settings), Registry(redis, settings.namespace))
+        loop = asyncio.get_running_loop()
+        for name in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(name, worker.stop)
+        await worker.run(lambda: load_engine(settings))

@@ -3,6 +3,7 @@
 local STREAM, COUNTERS, DEAD, JOB, TOMB = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local TERMINAL = {succeeded = true, failed = true, canceled = true}
 local TOMBSTONE_EXTRA_S = 86400
+local DEAD_KEPT = 10000 -- dead letters are for people to read; for ever would be a leak
 
 local function now()
   local t = redis.call('TIME')
@@ -29,12 +30,14 @@ local function conclude(id, state, ttl_s, channel)
 end
 
 -- 7.0 has no XACKDEL. Only ever called for a delivered entry: deleting an undelivered one breaks the group's lag.
+-- True the first time.
 local function drop_entry(group, entry)
-  redis.call('XACK', STREAM, group, entry)
+  local acknowledged = redis.call('XACK', STREAM, group, entry)
   redis.call('XDEL', STREAM, entry)
+  return acknowledged == 1
 end
 
 local function bury(id, error)
   redis.call('HINCRBY', COUNTERS, 'dead_lettered', 1)
-  redis.call('XADD', DEAD, '*', 'id', id, 'error', error, 'input', redis.call('HGET', JOB, 'input'))
+  redis.call('XADD', DEAD, 'MAXLEN', '~', DEAD_KEPT, '*', 'id', id, 'error', error, 'input', redis.call('HGET', JOB, 'input'))
 end

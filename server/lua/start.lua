@@ -1,11 +1,20 @@
--- Turn a delivered entry into a lease. ARGV: 1 group, 2 entry, 3 id, 4 max attempts, 5 ttl_s, 6 channel.
-local group, entry, id, max_attempts, ttl_s, channel =
-  ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
+-- Turn a delivered entry into a lease. ARGV: 1 group, 2 entry, 3 id, 4 max attempts, 5 ttl_s, 6 channel, 7 call.
+-- Safe to repeat: `call` names one call, so that a repetition after a lost reply does not count as another try.
+local group, entry, id, max_attempts, ttl_s, channel, call =
+  ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6], ARGV[7]
 local state = redis.call('HGET', JOB, 'state')
 if not state then
-  drop_entry(group, entry)
+  -- Canceled while it waited, and its record has expired since. Nobody had taken it before: see cancel.lua.
+  if drop_entry(group, entry) then redis.call('HINCRBY', COUNTERS, 'taken', 1) end
   return {'gone'}
 end
+
+local function lease()
+  local f = redis.call('HMGET', JOB, 'token', 'attempt', 'input', 'created_at', 'started_at', 'error')
+  return {'ok', f[1], f[2], f[3], f[4], f[5], f[6] or ''}
+end
+
+if redis.call('HGET', JOB, 'call') == call then return lease() end
 if redis.call('HGET', JOB, 'taken') ~= '1' then
   -- Counts first deliveries; a waiting job's place is its sequence less this number.
   redis.call('HSET', JOB, 'taken', 1)
@@ -36,9 +45,7 @@ if attempt > max_attempts then
   drop_entry(group, entry)
   return {'gone'}
 end
-local token = redis.call('HINCRBY', JOB, 'token', 1)
+redis.call('HINCRBY', JOB, 'token', 1)
 move(JOB, 'starting')
-local at = now()
-redis.call('HSET', JOB, 'started_at', at, 'step', 0)
-return {'ok', tostring(token), tostring(attempt), redis.call('HGET', JOB, 'input'),
-  redis.call('HGET', JOB, 'created_at'), at, error}
+redis.call('HSET', JOB, 'started_at', now(), 'step', 0, 'call', call)
+return lease()

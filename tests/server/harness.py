@@ -1,5 +1,6 @@
 """Real service processes on free ports, and waiting with a deadline instead of sleeping."""
 
+import asyncio
 import os
 import sys
 import time
@@ -9,7 +10,8 @@ from typing import TypeVar
 
 from server import processes
 from server.client import FluidClient
-from server.jobs import JobInput
+from server.jobs import JobInput, Lease
+from server.queue import Queue
 from server.settings import Settings
 
 T = TypeVar("T")
@@ -70,3 +72,27 @@ def job_input(prompt: str = "an apple", n: int = 1, **changes: object) -> JobInp
         temperature=1.0,
     )
     return JobInput(**(values | changes))  # type: ignore[arg-type]
+
+
+async def accept(queue: Queue, job_id: str, **changes: object) -> str:
+    await queue.enqueue(job_id, job_input(**changes), "job")
+    return job_id
+
+
+async def take(queue: Queue, consumer: str = "w1") -> Lease:
+    lease = await queue.take(consumer)
+    assert lease is not None
+    return lease
+
+
+async def reclaimed(queue: Queue, consumer: str) -> list[Lease]:
+    """Poll as a worker does, until a lapsed lease turns up."""
+    async with asyncio.timeout(10):
+        while not (leases := await queue.reclaim(consumer, set(), count=10)):
+            await asyncio.sleep(0.02)
+        return leases
+
+
+async def empty(queue: Queue) -> bool:
+    pending = await queue.redis.xpending(queue.keys.jobs_stream, "workers")
+    return await queue.redis.xlen(queue.keys.jobs_stream) == 0 and pending["pending"] == 0

@@ -208,6 +208,20 @@ def test_a_poison_prompt_fails_alone(service: Service) -> None:
     assert (caught.value.status, caught.value.code) == (500, "job_failed")
 
 
+def test_an_impossible_request_fails_at_once_and_alone(service: Service) -> None:
+    """Three tries of what the engine refuses as a request's own fault waste time, and a 5xx makes clients repeat it."""
+    neighbours = [service.client.submit("fine", quality="low") for _ in range(3)]
+    refused = service.client.submit("[impossible]", n=2)
+    ended = service.client.wait(refused["id"], timeout_s=20)
+    assert (ended["status"], ended["attempt"], ended["error"]["code"]) == ("failed", 1, "impossible_request")
+    assert "cannot be drawn" in ended["error"]["message"]
+    for job in neighbours:
+        assert service.client.wait(job["id"], timeout_s=20)["status"] == "succeeded"
+    with pytest.raises(ServiceError, match="cannot be drawn") as caught:
+        service.client.generate("[impossible]")
+    assert (caught.value.status, caught.value.code) == (400, "invalid_value")
+
+
 def test_models_tells_what_can_be_drawn(http: httpx.Client) -> None:
     """The playground builds its form from this."""
     [model] = http.get("/v1/models").json()["data"]

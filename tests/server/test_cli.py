@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 import server
+from server.cli import main
+from server.errors import EngineBroken
 from server.images import read_metadata
 from server.settings import describe
 
@@ -56,6 +58,9 @@ def test_demo_runs_the_whole_service(tmp_path: Path) -> None:
     recipe = read_metadata(out.read_bytes())
     assert recipe is not None
     assert recipe["seed"] == 9
+    said = [line for line in done.stderr.splitlines() if line.startswith("starting: ")]
+    assert said[-1] == "starting: ready"
+    assert len(said) == len(set(said)), "off a terminal a line is due only when something changed"
     for word in (str(out), "seed 9", "start-up", "queue", "inference", "encode", "total"):
         assert word in done.stdout
 
@@ -75,6 +80,41 @@ def test_mistakes_end_in_one_line_with_the_remedy(args: list[str], env: dict[str
     assert done.returncode == 2
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("fault", ["checkpoint", "config"])
+def test_a_model_that_cannot_be_loaded_ends_with_its_reason(
+    fault: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """A missing checkpoint and a missing text encoder are both for the user to mend: status 2, no traceback."""
+    pytest.importorskip("torch")
+    from model.checkpoint import CheckpointError
+    from model.config import ConfigError
+
+    def refuse(**_: object) -> None:
+        raise {"checkpoint": CheckpointError, "config": ConfigError}[fault]("install the missing part")
+
+    monkeypatch.setattr("model.serving.load_engine", refuse)
+    assert main(["generate", "x", "--out", str(tmp_path / "x.png")]) == 2
+    assert "install the missing part (FLUID_CHECKPOINT=" in capsys.readouterr().err
+
+
+def test_an_impossible_request_is_one_line_without_a_server_too(tmp_path: Path) -> None:
+    """The engine's refusal is the user's to read, in either way of drawing."""
+    done = fluid("generate", "[impossible]", "--out", str(tmp_path / "x.png"), FLUID_ENGINE="fake")
+    assert done.returncode == 2
+    assert "cannot be drawn" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_broken_engine_is_worth_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`fluid serve` takes status 2 for a mistake that a restart cannot cure, and stopped everything."""
+
+    async def broken(_: object) -> None:
+        raise EngineBroken("the device is gone")
+
+    monkeypatch.setattr("server.worker.serve", broken)
+    assert main(["worker"]) == 1
 
 
 def test_serve_ends_when_a_part_cannot_start(tmp_path: Path) -> None:

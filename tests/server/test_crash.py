@@ -7,6 +7,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import redis
 from harness import Service, start, until
 
 from server.client import FluidClient
@@ -26,6 +27,18 @@ def test_a_killed_workers_job_is_drawn_by_another(new_service: Callable[..., Ser
     done = service.client.wait(job["id"], timeout_s=30)
     assert (done["status"], done["attempt"]) == ("succeeded", 2)
     assert service.client.image(job["id"]) == expected
+
+
+def test_a_suspect_that_is_drawn_alone_is_published(new_service: Callable[..., Service]) -> None:
+    """A job on its last try runs alone, and a batch with a suspect has no room. With its last row done the worker
+    found nothing to wait for, span without ever yielding, and starved the task that was to publish the picture."""
+    service = new_service(max_attempts=2, lease_s=0.5, fake_step_ms=10.0)
+    job = service.client.submit("a cat", num_inference_steps=60)
+    until(lambda: service.client.job(job["id"])["progress"]["step"] > 5)
+    service.workers[0].kill()
+    service.add_worker()
+    done = service.client.wait(job["id"], timeout_s=20)
+    assert (done["status"], done["attempt"]) == ("succeeded", 2)
 
 
 def test_a_job_that_kills_workers_fails_and_the_service_lives(new_service: Callable[..., Service]) -> None:
@@ -141,3 +154,13 @@ def test_redis_away_and_back(tmp_path: Path) -> None:
             assert service.client.generate("a cat")
         finally:
             service.close()
+
+
+def test_a_redis_that_lost_its_data_is_introduced_again(new_service: Callable[..., Service]) -> None:
+    """A Redis that restarts without its data knows neither group nor model: workers asked it for ever, in vain."""
+    service = new_service()
+    with redis.Redis.from_url(service.settings.redis_url) as client:
+        client.delete(*client.keys(f"{{{service.settings.namespace}}}:*"))
+    until(lambda: service.client.models(), what="the model's return")
+    service.client.wait_ready(timeout_s=20)
+    assert service.client.generate("a cat", quality="low")

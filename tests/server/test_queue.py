@@ -3,38 +3,14 @@
 import asyncio
 
 import pytest
-from harness import job_input
+from harness import accept, empty, reclaimed, take
 
 from server.errors import JobExpired, QueueFull, UnknownJob
-from server.jobs import JobError, JobState, Lease, Output
+from server.jobs import JobError, JobState, Output
 from server.queue import Pulse, Queue
 
 pytestmark = pytest.mark.anyio
 BOOM = JobError("engine_error", "boom")
-
-
-async def accept(queue: Queue, job_id: str, **changes: object) -> str:
-    await queue.enqueue(job_id, job_input(**changes), "job")
-    return job_id
-
-
-async def take(queue: Queue, consumer: str = "w1") -> Lease:
-    lease = await queue.take(consumer)
-    assert lease is not None
-    return lease
-
-
-async def reclaimed(queue: Queue, consumer: str) -> list[Lease]:
-    """Poll as a worker does, until a lapsed lease turns up."""
-    async with asyncio.timeout(10):
-        while not (leases := await queue.reclaim(consumer, set(), count=10)):
-            await asyncio.sleep(0.02)
-        return leases
-
-
-async def empty(queue: Queue) -> bool:
-    pending = await queue.redis.xpending(queue.keys.jobs_stream, "workers")
-    return await queue.redis.xlen(queue.keys.jobs_stream) == 0 and pending["pending"] == 0
 
 
 async def test_a_job_goes_through_and_leaves_nothing_in_the_stream(queue: Queue) -> None:

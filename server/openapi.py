@@ -1,0 +1,80 @@
+"""What /openapi.json says beyond the types: every error that a route can answer with, and examples of requests."""
+
+from typing import Annotated, Any
+
+from fastapi import Body
+from fastapi.openapi.models import Example
+
+from server.images import MIME
+from server.schemas import ErrorBody, ImageRequest, JobObject
+
+Responses = dict[int | str, dict[str, Any]]
+
+
+def _error(description: str) -> dict[str, Any]:
+    return {"model": ErrorBody, "description": description}
+
+
+#: For the whole app. It also keeps FastAPI from listing its own 422, which never leaves this service.
+ANY_ERROR: Responses = {"default": _error("Every other error has this shape as well.")}
+SUBMIT_ERRORS: Responses = {
+    400: _error("A parameter is wrong; `param` names it."),
+    413: _error("The body is larger than 1 MiB."),
+    429: _error("The queue is full; obey Retry-After."),
+    503: _error("No live worker, or no queue; obey Retry-After."),
+}
+GENERATE: Responses = {
+    **SUBMIT_ERRORS,
+    200: {
+        "description": "The pictures; with `Accept: image/*` (and n=1) the file itself.",
+        "content": {mime: {"schema": {"type": "string", "format": "binary"}} for mime in MIME.values()},
+    },
+    500: _error("The job failed, however often it was tried."),
+    504: _error("Not ready within FLUID_REQUEST_TIMEOUT_S; the job was canceled."),
+}
+LOOKUP: Responses = {
+    404: _error("No such job."),
+    410: _error("The job existed; its result was deleted."),
+    503: _error("The queue does not answer; obey Retry-After."),
+}
+JOB: Responses = {
+    **LOOKUP,
+    200: {"model": JobObject, "description": "The job has ended."},
+    202: {"model": JobObject, "description": "The job waits or runs."},
+}
+JOB_IMAGE: Responses = {
+    **LOOKUP,
+    200: {
+        "description": "The file.",
+        "content": {mime: {"schema": {"type": "string", "format": "binary"}} for mime in MIME.values()},
+    },
+    400: _error("`index` is not a number."),
+    404: _error("No such job or image, or not drawn yet: then Retry-After is set."),
+}
+READY: Responses = {
+    503: {
+        "description": "Nobody can draw, and why.",
+        "content": {"application/json": {"example": {"status": "not ready", "reason": "no live worker"}}},
+    }
+}
+
+_EXAMPLES: dict[str, Example] = {
+    "shortest": {"summary": "Only a prompt", "value": {"prompt": "a red apple, 3d style"}},
+    "repeatable": {
+        "summary": "Three pictures that can be drawn again",
+        "value": {"prompt": "a sleeping cat", "n": 3, "seed": 7, "quality": "high", "output_format": "webp"},
+    },
+    "every dial": {
+        "summary": "Every dial of the sampler",
+        "value": {
+            "prompt": "a rocket, flat style",
+            "seed": 7,
+            "num_inference_steps": 16,
+            "diffusion_steps": 25,
+            "guidance_scale": 3.0,
+            "guidance_schedule": "linear",
+            "temperature": 1.0,
+        },
+    },
+}
+RequestBody = Annotated[ImageRequest, Body(openapi_examples=_EXAMPLES)]

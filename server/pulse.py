@@ -1,0 +1,102 @@
+"""Beside the worker's loop: the heartbeat that says who we are, and the pulse that keeps our leases."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+from redis.exceptions import RedisError
+
+from server.batching import Batch
+from server.jobs import ModelInfo, WorkerInfo
+from server.metrics import Tally
+from server.queue import Pulse, Queue
+from server.registry import BEAT_S, Registry
+
+log = logging.getLogger(__name__)
+PULSE_S = 0.1  # a canceled job keeps its rows for at most this plus one step
+
+
+@asynccontextmanager
+async def beside(*endless: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Keep these running while the block runs."""
+    alive = {asyncio.create_task(each) for each in endless}
+    try:
+        yield
+    finally:
+        while alive:  # redis-py can swallow a cancellation that arrives while it connects: ask again
+            for task in alive:
+                task.cancel()
+            _, alive = await asyncio.wait(alive, timeout=0.5)
+
+
+class Heartbeat:
+    """Tells the registry how this worker is, and what it counted since the last beat."""
+
+    def __init__(self, worker_id: str, registry: Registry, batch: Batch, tally: Tally) -> None:
+        self.state, self.note = "loading", ""
+        self.model: ModelInfo | None = None
+        self._id = worker_id
+        self._registry = registry
+        self._batch = batch
+        self._tally = tally
+        self._started_at = time.time()
+
+    async def once(self) -> None:
+        me = WorkerInfo(
+            id=self._id,
+            state=self.state,
+            model=self.model.id if self.model else "",
+            max_rows=self._batch.max_rows,
+            rows=len(self._batch.rows),
+            started_at=self._started_at,
+            note=self.note,
+        )
+        stats = self._tally.drain()
+        try:
+            await self._registry.beat(me, stats)
+        except RedisError:
+            self._tally.restore(stats)
+            raise
+
+    async def forever(self) -> None:
+        while True:
+            try:
+                await self.once()
+            except RedisError as error:
+                log.warning("heartbeat: %s", error)
+            await asyncio.sleep(BEAT_S)
+
+
+class LeasePulse:
+    """Renews leases and reports progress; what the queue answers becomes flags that the loop reads."""
+
+    def __init__(self, worker_id: str, queue: Queue, batch: Batch, lease_s: float) -> None:
+        self._id = worker_id
+        self._queue = queue
+        self._batch = batch
+        self._renew_every = lease_s / 3
+
+    async def forever(self) -> None:
+        renew_at = time.monotonic() + self._renew_every
+        while True:
+            await asyncio.sleep(PULSE_S)
+            renew = time.monotonic() >= renew_at
+            try:
+                await self.once(renew=renew)
+            except RedisError as error:
+                log.warning("cannot renew the leases of %d jobs: %s", len(self._batch.works), error)
+                continue
+            if renew:
+                renew_at = time.monotonic() + self._renew_every
+
+    async def once(self, *, renew: bool) -> None:
+        works = [w for w in self._batch.works.values() if not (w.closing or w.lost)]
+        pulses = [Pulse(w.lease, w.started, sum(w.steps_done.values())) for w in works]
+        answers = await self._queue.pulse(self._id, pulses, renew=renew)
+        for work, answer in zip(works, answers, strict=True):
+            # A job whose end was written while the pulse was under way is over, not lost.
+            work.lost |= answer == "lost" and not work.closing
+            work.canceled |= answer == "cancel"
