@@ -1,7 +1,9 @@
 """What a person who waits sees: one changing line on a terminal, a line per change anywhere else."""
 
+import shutil
 import sys
 from types import TracebackType
+from typing import Any
 
 from tqdm import tqdm
 
@@ -12,7 +14,7 @@ class Status:
     def __init__(self, title: str) -> None:
         self._title = title
         self._last = ""
-        self._line = tqdm(bar_format="{desc} [{elapsed}]", file=sys.stderr) if sys.stderr.isatty() else None
+        self._line = tqdm(desc=title, bar_format="{desc} [{elapsed}]", **_place()) if sys.stderr.isatty() else None
 
     def __enter__(self) -> "Status":
         return self
@@ -36,4 +38,10 @@ def steps(title: str, total: int) -> "tqdm[None]":
     """A bar on a terminal; elsewhere one line that says what is being done."""
     if not sys.stderr.isatty():
         print(f"{title}: {total} steps", file=sys.stderr, flush=True)
-    return tqdm(total=total, desc=title, unit="step", file=sys.stderr, disable=None)
+    return tqdm(total=total, desc=title, unit="step", disable=None, **_place())
+
+
+def _place() -> dict[str, Any]:
+    """The size is given: tqdm shows nothing at all on a terminal that says 0 by 0, as some containers' do."""
+    columns, lines = shutil.get_terminal_size()
+    return {"file": sys.stderr, "ncols": columns, "nrows": lines}

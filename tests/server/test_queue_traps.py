@@ -1,9 +1,11 @@
 """Bugs that the queue once had, each with the smallest story that shows it."""
 
+import asyncio
+
 import pytest
 from harness import accept, empty, reclaimed, take
 
-from server.jobs import JobError, JobState
+from server.jobs import JobError, JobState, Lease
 from server.queue import Pulse, Queue
 
 pytestmark = pytest.mark.anyio
@@ -17,10 +19,11 @@ async def test_running_jobs_do_not_hide_a_lapsed_one_behind_them(queue: Queue) -
     await accept(queue, "lapsed")
     await take(queue, "dead")
     queue.lease_ms = 200
-    while True:
-        await queue.pulse("busy", [Pulse(lease, True, 1) for lease in running], renew=True)
-        if leases := await queue.reclaim("w1", set(), count=1):
-            break
+    leases: list[Lease] = []
+    async with asyncio.timeout(10):
+        while not leases:
+            await queue.pulse("busy", [Pulse(lease, True, 1) for lease in running], renew=True)
+            leases = await queue.reclaim("w1", set(), count=1)
     assert [lease.job_id for lease in leases] == ["lapsed"]
 
 
