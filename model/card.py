@@ -104,7 +104,7 @@ def card_text(checkpoint: Path, run: Path, report: dict[str, Any], date: str) ->
         psnr_train=psnr["psnr_train_db"], psnr_unseen=psnr["psnr_unseen_db"], date=date,
         by_style=", ".join(f"{style} {report[f'r_precision_trained_{style}']:.0%}" for style in about["styles"]),
         failures="![Drawings judged wrong, above the real pictures](failures.png)\n\n",
-        **{**{k: v for k, v in report.items() if k != "checkpoint_sha256"},
+        **{**{k: v for k, v in report.items() if k not in ("checkpoint_sha256", "date")},
            "settings": ", ".join(f"{k} {v}" for k, v in settings.items())},
     )  # fmt: skip
 
