@@ -1,6 +1,7 @@
 """`fluid demo`: the whole service on a free port, one HTTP request, and a clean stop."""
 
 import os
+import shutil
 import socket
 import sys
 import tempfile
@@ -84,5 +85,6 @@ def _report(path: Path, prompt: str, picture: Picture, started_s: float, request
     print(f"  seed {picture.seed}: the same prompt and seed draw this very picture again\n")
     for name, seconds in rows:
         print(f"  {name:<18} {seconds:8.3f} s")
-    print("\n  Next: `fluid serve`, then open http://127.0.0.1:8000/ in a browser;")
-    print("        `fluid generate --help` draws without a server.\n")
+    fluid = "fluid" if shutil.which("fluid") else os.path.relpath(Path(sys.executable).with_name("fluid"))
+    print(f"\n  Next: `{fluid} serve`, then open http://127.0.0.1:8000/ in a browser;")
+    print(f"        `{fluid} generate --help` draws without a server.\n")
