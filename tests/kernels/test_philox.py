@@ -38,6 +38,7 @@ def test_known_answers() -> None:
 
 
 def test_normal_numbers_are_normal_and_independent_of_shape() -> None:
+    """To the bit: in float32 a number's last bit once depended on its place in the tensor, now and then."""
     seed, place, step = torch.tensor(7), torch.arange(500)[:, None], torch.arange(20)[None]
     numbers = normal_ref(seed, STEP, place, step, 16)
     assert numbers.shape == (500, 20, 16)
