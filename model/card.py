@@ -49,8 +49,8 @@ Weights and drawings may resemble these works: keep their credits (NOTICE) with 
 
 ## Training
 
-`make train` with [model/recipes/{name}.toml](../../recipes/{name}.toml): {steps:,} steps of {batch} ({epochs:g} epochs) in {minutes:g} minutes on
-2 CPU cores, after 5 minutes for the tokenizer ({psnr_train} dB on trained pictures, {psnr_unseen} dB on concepts it never saw).
+`make train` with [model/recipes/{name}.toml](../../recipes/{name}.toml): {steps:,} steps of {batch} ({epochs:g} epochs) in {minutes:g} minutes,
+after the tokenizer ({psnr_train} dB on trained pictures, {psnr_unseen} dB on concepts it never saw).
 
 ![Loss over steps](curve.png)
 
@@ -73,19 +73,18 @@ is understood beyond the vocabulary.
 
 ## Known failures
 
-{failures}- Fine structure (letters, clock faces, thin lines) is smeared; flat areas can show faint blotches.
+{failures}- Fine structure (thin lines, small marks, letters) is smeared; flat areas can show faint blotches.
 - Words outside the vocabulary, several objects, counts and positions are not followed.
-- Guidance above 5 raises contrast and colour casts.
 """
 
 
-def card_text(checkpoint: Path, run: Path, report: dict[str, Any], date: str) -> str:
+def card_text(checkpoint: Path, run: Path, report: dict[str, Any]) -> str:
     """Fill the template from what the run and the evaluation wrote."""
     raw, loaded = read_config(checkpoint), load_checkpoint(checkpoint)
     config, about = loaded.config, raw["about"]
     data, training = about["data"], about["training"]
     psnr = json.loads((run / "tokenizer" / "report.json").read_text())
-    settings = report["settings"]
+    settings, failures = report["settings"], (checkpoint / "failures.png").exists()
     return CARD.format(
         name=about["name"], description=about["description"], concepts=len(about["vocabulary"]),
         styles=", ".join(about["styles"]), pixels=config.image_size, parameters=count_parameters(loaded.model),
@@ -101,10 +100,10 @@ def card_text(checkpoint: Path, run: Path, report: dict[str, Any], date: str) ->
             for s in data["sources"]
         ),
         steps=training["steps"], batch=training["batch"], epochs=training["epochs"], minutes=training["minutes"],
-        psnr_train=psnr["psnr_train_db"], psnr_unseen=psnr["psnr_unseen_db"], date=date,
+        psnr_train=psnr["psnr_train_db"], psnr_unseen=psnr["psnr_unseen_db"],
         by_style=", ".join(f"{style} {report[f'r_precision_trained_{style}']:.0%}" for style in about["styles"]),
-        failures="![Drawings judged wrong, above the real pictures](failures.png)\n\n",
-        **{**{k: v for k, v in report.items() if k not in ("checkpoint_sha256", "date")},
+        failures="![Drawings judged wrong, above the real pictures](failures.png)\n\n" if failures else "",
+        **{**{k: v for k, v in report.items() if k != "checkpoint_sha256"},
            "settings": ", ".join(f"{k} {v}" for k, v in settings.items())},
     )  # fmt: skip
 
@@ -134,9 +133,11 @@ def publish(run: Path, evaluation: Path, out: Path, sampling: dict[str, Any], de
     raw["about"] |= {"description": description, "license": "Apache-2.0", "sampling": sampling, "metrics": report}
     (out / "config.json").write_text(json.dumps(raw, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     for name in ("sheet.png", "failures.png"):
-        shutil.copyfile(evaluation / name, out / name)
+        (out / name).unlink(missing_ok=True)
+        if (evaluation / name).exists():  # an evaluation without failures leaves no picture of them
+            shutil.copyfile(evaluation / name, out / name)
     plot_curve(run, out / "curve.png")
-    (out / "README.md").write_text(card_text(out, run, report, report["date"]), encoding="utf-8")
+    (out / "README.md").write_text(card_text(out, run, report), encoding="utf-8")
 
 
 def main(argv: list[str] | None = None) -> None:

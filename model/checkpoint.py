@@ -19,7 +19,7 @@ from torch import Tensor
 
 from model.config import ConfigError, FluidConfig
 from model.fluid import Fluid
-from model.tokenizer import IdentityTokenizer, PcaSkipTokenizer, build_tokenizer
+from model.tokenizer import PcaSkipTokenizer
 
 SHARD_BYTES = 2 << 30
 FORMAT = 1
@@ -34,7 +34,7 @@ class Checkpoint:
     """Loaded weights. about: name, training, data, licences, vocabulary, metrics."""
 
     model: Fluid
-    tokenizer: PcaSkipTokenizer | IdentityTokenizer
+    tokenizer: PcaSkipTokenizer
     about: dict[str, Any]
     sha256: str
 
@@ -44,7 +44,7 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    folder: Path, model: Fluid, tokenizer: PcaSkipTokenizer | IdentityTokenizer, about: dict[str, Any],
+    folder: Path, model: Fluid, tokenizer: PcaSkipTokenizer, about: dict[str, Any],
     dtype: torch.dtype = torch.bfloat16,
 ) -> None:  # fmt: skip
     """Write a checkpoint; floats become `dtype`. Weights first, so that a config.json means a whole checkpoint."""
@@ -121,7 +121,7 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> Checkpo
             state |= load_file(file)
         except SafetensorError as error:
             raise CheckpointError(f"{file} is damaged ({error}); copy the checkpoint again") from error
-    model, tokenizer = Fluid(config), build_tokenizer(config)
+    model, tokenizer = Fluid(config), PcaSkipTokenizer(config.tokenizer)
     _load_strict(model, state, "model.", folder)
     _load_strict(tokenizer, state, "tokenizer.", folder)
     if state:

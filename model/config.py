@@ -17,12 +17,9 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class TokenizerConfig:
-    """The image tokenizer: (3, image_size, image_size) pixels <-> (channels, grid, grid) latents.
+    """The image tokenizer: (3, image_size, image_size) pixels <-> (channels, grid, grid) latents."""
 
-    `identity` passes pixels of a grid-sized picture through: for tests of everything around it.
-    """
-
-    kind: Literal["pca_skip", "identity"] = "pca_skip"
+    kind: Literal["pca_skip"] = "pca_skip"
     stride: int = 8
     channels: int = 16
     widths: tuple[int, int, int] = (32, 64, 96)  # fine to coarse
@@ -71,6 +68,8 @@ class FluidConfig:
     def __post_init__(self) -> None:
         if self.family != "fluid":
             raise ConfigError(f"family {self.family!r} is not known here; this version serves 'fluid'")
+        if self.tokenizer.kind != "pca_skip":
+            raise ConfigError(f"tokenizer kind {self.tokenizer.kind!r} is not known; this version has 'pca_skip'")
         if self.image_size % self.tokenizer.stride:
             raise ConfigError(
                 f"image_size {self.image_size} is no multiple of the tokenizer's stride {self.tokenizer.stride}"

@@ -177,16 +177,15 @@ class Engine:
         z: Tensor, z_uncond: Tensor, schedule: Schedule,
     ) -> None:  # fmt: skip
         """Pack the tokens these rows decide now, draw them, write them back."""
-        chosen = [self._rows[i].order[spans[i][0] : spans[i][1]] for i in rows]
-        counts = torch.tensor([len(c) for c in chosen])
-        position = torch.cat(chosen)  # (M,)
+        chosen = {i: self._rows[i].order[spans[i][0] : spans[i][1]] for i in rows}
+        counts = torch.tensor([len(c) for c in chosen.values()])
+        position = torch.cat(list(chosen.values()))  # (M,)
 
         def per_token(values: list[float] | list[int], dtype: torch.dtype) -> Tensor:
             return torch.tensor(values, dtype=dtype).repeat_interleave(counts).to(self.device)
 
         slot = per_token(rows, torch.int64)
-        with_text = [i for i in rows if i in guided]
-        uncond = [z_uncond[guided.index(i), self._rows[i].order[spans[i][0] : spans[i][1]]] for i in with_text]
+        uncond = [z_uncond[guided.index(i), chosen[i]] for i in rows if i in guided]
         requests = [self._rows[i].request for i in rows]
         scales = [
             guidance_at(r.guidance_scale, r.guidance_schedule, spans[i][0], self.config.tokens)

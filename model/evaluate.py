@@ -15,7 +15,7 @@ import argparse
 import datetime
 import json
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +26,9 @@ from tqdm import tqdm
 
 from model.data.dataset import Dataset
 from model.features import FEATURES_NAME, Features
-from model.serving import DEFAULT_SAMPLING, ServingEngine, find_checkpoint, load_engine
+from model.serving import ServingEngine, find_checkpoint, load_engine
 from model.sheet import contact_sheet
-from model.tokenizer import to_pixels, to_uint8
+from model.tokenizer import reconstruct, to_pixels, to_uint8
 
 CANDIDATES = 100
 
@@ -48,11 +48,10 @@ class Request:
 
 def default_request(engine: ServingEngine, quality: str | None = None) -> Request:
     """The checkpoint's own settings, which are what the service uses."""
-    sampling = engine.checkpoint.about.get("sampling", DEFAULT_SAMPLING)
-    defaults = dict(sampling["defaults"])
-    preset = sampling["presets"][quality or defaults.pop("quality")]
-    defaults.pop("quality", None)
-    return Request("", 0, **preset, **defaults)
+    info = engine.info()
+    defaults = dict(info["defaults"])
+    default_quality = defaults.pop("quality")
+    return Request("", 0, **info["presets"][quality or default_quality], **defaults)
 
 
 def draw(engine: ServingEngine, prompts: list[str], settings: Request, first_seed: int = 0) -> np.ndarray:
@@ -138,27 +137,15 @@ def evaluate(
                 mine = np.array([dataset.items[i].style == style for i in rows])
                 report[f"r_precision_trained_{style}"] = round(float(right[mine].mean()), 4)
             report["nearest_training_is_prompted"] = round(nearest_is_prompted(drawn, rows, dataset), 4)
-            copies = reconstruct(engine, dataset.images[rows])
-            ceiling = hits(extractor(to_pixels(torch.from_numpy(copies))), rows, dataset, real, pool)
+            originals = to_pixels(torch.from_numpy(dataset.images[rows]))
+            copies = reconstruct(engine.checkpoint.tokenizer, originals.to(engine.engine.device)).cpu()
+            ceiling = hits(extractor(to_pixels(to_uint8(copies))), rows, dataset, real, pool)
             report["r_precision_ceiling"] = round(float(ceiling.mean()), 4)
     report["seconds_per_image"], report["images"] = round(seconds / total, 4), total
-    report["settings"] = {k: v for k, v in settings_json(settings).items() if k not in ("prompt", "seed")}
+    report["settings"] = {k: v for k, v in asdict(settings).items() if k not in ("prompt", "seed")}
     report["date"] = datetime.date.today().isoformat()
     report["checkpoint_sha256"] = engine.checkpoint.sha256
     return report, kept
-
-
-def settings_json(settings: Request) -> dict[str, object]:
-    return {name: getattr(settings, name) for name in Request.__dataclass_fields__}
-
-
-@torch.inference_mode()
-def reconstruct(engine: ServingEngine, images: np.ndarray) -> np.ndarray:
-    """(P, H, W, 3) uint8 through the tokenizer and back."""
-    tokenizer = engine.checkpoint.tokenizer
-    device = next(engine.checkpoint.model.parameters()).device
-    parts = to_pixels(torch.from_numpy(images)).split(64)
-    return torch.cat([to_uint8(tokenizer.decode(tokenizer.encode(p.to(device)))).cpu() for p in parts]).numpy()
 
 
 def save_sheet(dataset: Dataset, kept: Drawings, file: Path) -> None:
@@ -173,7 +160,10 @@ def save_sheet(dataset: Dataset, kept: Drawings, file: Path) -> None:
 
 
 def save_failures(dataset: Dataset, kept: Drawings, file: Path, count: int = 16) -> None:
-    """Trained prompts whose drawing was nearer to another concept, above what it should have been."""
+    """Trained prompts whose drawing was nearer to another concept, above what it should have been.
+
+    Where there are none, no file is left, not even an earlier evaluation's.
+    """
     rows, drawn, right = kept[0]
     wrong = np.flatnonzero(~right)[:count]
     pictures, labels = [], []
@@ -183,6 +173,7 @@ def save_failures(dataset: Dataset, kept: Drawings, file: Path, count: int = 16)
         pictures += [*drawn[part], *blank, *dataset.images[rows[part]], *blank]
         labels += [dataset.items[rows[i]].captions[0] for i in part] + [""] * len(blank)
         labels += ["(real)"] * len(part) + [""] * len(blank)
+    file.unlink(missing_ok=True)
     if pictures:
         contact_sheet(pictures, labels, columns=8, scale=2).save(file)
 
@@ -206,7 +197,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.sampling:
         engine.checkpoint.about["sampling"] = json.loads(args.sampling.read_text())
     settings = default_request(engine, args.quality)
-    given = {k: v for k, v in vars(args).items() if k in settings_json(settings) and k != "seed" and v is not None}
+    given = {k: v for k, v in vars(args).items() if k in asdict(settings) and k != "seed" and v is not None}
     dataset = Dataset.load(args.data)
     report, kept = evaluate(engine, dataset, args.images, replace(settings, **given), args.seed)
     args.out.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from model.config import FluidConfig
 from model.diffusion import Schedule, add_noise, training_loss
 from model.head import DiffusionHead
-from model.transformer import Backbone, TextContext, init_weights
+from model.transformer import Backbone, TextContext, count_parameters, init_weights
 
 
 class Fluid(nn.Module):
@@ -51,4 +51,4 @@ class Fluid(nn.Module):
 def parameter_count(config: FluidConfig) -> int:
     """Trainable parameters of a configuration, without allocating them."""
     with torch.device("meta"):
-        return sum(p.numel() for p in Fluid(config).parameters())
+        return count_parameters(Fluid(config))

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.config import FluidConfig, TokenizerConfig
+from model.config import TokenizerConfig
 
 
 class Residual(nn.Module):
@@ -104,22 +104,10 @@ class PcaSkipTokenizer(nn.Module):
         self.scale.copy_((z - z.mean((0, 1))).std())
 
 
-class IdentityTokenizer(nn.Module):
-    """A "picture" that already is its tokens: 3 channels, stride 1. For tests of everything around it."""
-
-    def encode(self, pixels: Tensor) -> Tensor:
-        """(B, 3, g, g) -> (B, g², 3)."""
-        return pixels.flatten(2).transpose(1, 2)
-
-    def decode(self, tokens: Tensor) -> Tensor:
-        """(B, g², 3) -> (B, 3, g, g)."""
-        grid = round(tokens.shape[1] ** 0.5)
-        return tokens.transpose(1, 2).unflatten(2, (grid, grid))
-
-
-def build_tokenizer(config: FluidConfig) -> PcaSkipTokenizer | IdentityTokenizer:
-    """The tokenizer module that a model's configuration names, freshly initialised."""
-    return IdentityTokenizer() if config.tokenizer.kind == "identity" else PcaSkipTokenizer(config.tokenizer)
+@torch.no_grad()
+def reconstruct(tokenizer: PcaSkipTokenizer, pixels: Tensor, batch: int = 64) -> Tensor:
+    """(B, 3, H, W) -> the same through the tokenizer and back."""
+    return torch.cat([tokenizer.decode(tokenizer.encode(part)) for part in pixels.split(batch)])
 
 
 def to_pixels(images: Tensor) -> Tensor:

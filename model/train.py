@@ -33,7 +33,7 @@ from model.masking import training_masks
 from model.sheet import contact_sheet
 from model.text import build_text_encoder
 from model.textbank import TextBank, build_text_bank
-from model.tokenizer import IdentityTokenizer, PcaSkipTokenizer, build_tokenizer, to_pixels, to_uint8
+from model.tokenizer import PcaSkipTokenizer, to_pixels, to_uint8
 from model.training import Clock, Ema, decay_groups, generator, learning_rate, load_state, save_state
 
 
@@ -116,32 +116,31 @@ class Run:
         return True
 
 
-def load_tokenizer(config: FluidConfig, path: str) -> PcaSkipTokenizer | IdentityTokenizer:
+def load_tokenizer(config: FluidConfig, path: str) -> PcaSkipTokenizer:
     """The trained tokenizer of a run, strictly loaded.
 
     Raises:
         ConfigError: it has not been trained yet.
     """
-    tokenizer = build_tokenizer(config)
-    if config.tokenizer.kind != "identity":
-        if not Path(path).exists():
-            raise ConfigError(f"no tokenizer at {path}: run `python -m model.train_tokenizer` first")
-        tokenizer.load_state_dict(load_file(path))
+    if not Path(path).exists():
+        raise ConfigError(f"no tokenizer at {path}: run `python -m model.train_tokenizer` first")
+    tokenizer = PcaSkipTokenizer(config.tokenizer)
+    tokenizer.load_state_dict(load_file(path))
     return tokenizer.eval()
 
 
 @torch.no_grad()
-def encode_pictures(tokenizer: PcaSkipTokenizer | IdentityTokenizer, images: Tensor, batch: int = 128) -> Tensor:
+def encode_pictures(tokenizer: PcaSkipTokenizer, images: Tensor, batch: int = 128) -> Tensor:
     """(P, H, W, 3) uint8 -> (P, N, C): the pictures do not change, so they are encoded once."""
     return torch.cat([tokenizer.encode(to_pixels(part)) for part in images.split(batch)])
 
 
-def prepare(recipe: Recipe) -> tuple[Run, Dataset, PcaSkipTokenizer | IdentityTokenizer]:
+def prepare(recipe: Recipe) -> tuple[Run, Dataset, PcaSkipTokenizer]:
     """Everything before the first step."""
     config, device = PRESETS[recipe.preset], torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dataset, tokenizer = (
         Dataset.load(Path(recipe.data)),
-        load_tokenizer(PRESETS[recipe.preset], recipe.tokenizer),
+        load_tokenizer(config, recipe.tokenizer),
     )
     rows = torch.from_numpy(dataset.indices("train"))
     latents = encode_pictures(tokenizer, torch.from_numpy(dataset.images[rows]))
@@ -216,7 +215,7 @@ def train(run: Run, progress: bool = True) -> Iterator[int]:
 
 
 @torch.no_grad()
-def draw_sheet(run: Run, tokenizer: PcaSkipTokenizer | IdentityTokenizer, dataset: Dataset, file: Path) -> None:
+def draw_sheet(run: Run, tokenizer: PcaSkipTokenizer, dataset: Dataset, file: Path) -> None:
     """32 fixed training prompts with the averaged weights, each above the picture it should resemble."""
     averaged = Fluid(run.config).to(run.device).eval()
     run.ema.copy_to(averaged)
@@ -234,7 +233,7 @@ def draw_sheet(run: Run, tokenizer: PcaSkipTokenizer | IdentityTokenizer, datase
     contact_sheet(pictures, labels, columns=8, scale=2).save(file)
 
 
-def write_checkpoint(run: Run, tokenizer: PcaSkipTokenizer | IdentityTokenizer, dataset: Dataset) -> Path:
+def write_checkpoint(run: Run, tokenizer: PcaSkipTokenizer, dataset: Dataset) -> Path:
     """The averaged weights and what is known about them, under OUT/checkpoint."""
     averaged = Fluid(run.config)
     run.ema.copy_to(averaged)

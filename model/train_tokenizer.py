@@ -20,7 +20,7 @@ from tqdm import tqdm
 from model.config import PRESETS
 from model.data.dataset import Dataset
 from model.sheet import contact_sheet
-from model.tokenizer import PcaSkipTokenizer, psnr, to_pixels, to_uint8
+from model.tokenizer import PcaSkipTokenizer, psnr, reconstruct, to_pixels, to_uint8
 from model.training import Clock, Ema, generator, learning_rate, load_state, save_state
 
 LATENT_NOISE = 0.1
@@ -38,7 +38,7 @@ def reconstruction_loss(tokenizer: PcaSkipTokenizer, pixels: Tensor, noise: Tens
 
 def train(
     preset: str,
-    data: Path,
+    dataset: Dataset,
     out: Path,
     minutes: float,
     steps: int,
@@ -48,7 +48,6 @@ def train(
 ) -> PcaSkipTokenizer:
     """Run (or go on with) the training; returns the averaged tokenizer with its normalisation set."""
     config = PRESETS[preset]
-    dataset = Dataset.load(data)
     pixels = to_pixels(torch.from_numpy(dataset.images))  # (all, 3, H, W)
     known = torch.from_numpy(dataset.indices(("train", "heldout", "tokenizer")))
     torch.manual_seed(seed)
@@ -95,25 +94,19 @@ def train(
     return tokenizer
 
 
-@torch.no_grad()
-def reconstruct(tokenizer: PcaSkipTokenizer, pixels: Tensor, batch: int = 64) -> Tensor:
-    """(B, 3, H, W) -> the same through the tokenizer."""
-    return torch.cat([tokenizer.decode(tokenizer.encode(part)) for part in pixels.split(batch)])
-
-
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="emoji-64", choices=sorted(PRESETS), help="sizes, from model/config.py")
     parser.add_argument("--data", type=Path, default=Path("data/emoji-64"), help="packed data set of `make data`")
     parser.add_argument("--out", type=Path, default=Path("runs/emoji-64/tokenizer"), help="state, weights, sheet")
-    parser.add_argument("--minutes", type=float, default=6.0, help="time budget; 0 = by --steps alone")
+    parser.add_argument("--minutes", type=float, default=5.0, help="time budget; 0 = by --steps alone")
     parser.add_argument("--steps", type=int, default=20_000, help="most steps")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
 
-    tokenizer = train(args.preset, args.data, args.out, args.minutes, args.steps, args.batch, args.seed)
     dataset = Dataset.load(args.data)
+    tokenizer = train(args.preset, dataset, args.out, args.minutes, args.steps, args.batch, args.seed)
     report = {}
     for split in ("train", "unseen"):
         if len(chosen := dataset.indices(split)):

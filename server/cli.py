@@ -72,6 +72,16 @@ def _command(commands: Any, name: str, help: str, epilog: str = "") -> argparse.
     return added
 
 
+def _model_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", help="checkpoint name or folder (FLUID_CHECKPOINT)")
+    parser.add_argument("--device", help="auto, cpu or cuda (FLUID_DEVICE)")
+
+
+def _address_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--host", help="address to listen on (FLUID_HOST)")
+    parser.add_argument("--port", help="port to listen on (FLUID_PORT)")
+
+
 def _settings_table() -> str:
     lines = [f"  {name} = {default!r}\n      {help}" for name, default, help in describe()]
     return "settings, as environment variables:\n" + "\n".join(lines)
@@ -81,11 +91,9 @@ def _add_serve(commands: Any) -> None:
     parser = _command(
         commands, "serve", "Start Redis, gateway and worker; Ctrl-C stops all of them.", _settings_table()
     )
-    parser.add_argument("--host", help="address to listen on (FLUID_HOST)")
-    parser.add_argument("--port", help="port to listen on (FLUID_PORT)")
+    _address_flags(parser)
     parser.add_argument("--data-dir", help="where the queue keeps its data (FLUID_DATA_DIR)")
-    parser.add_argument("--checkpoint", help="checkpoint name or folder (FLUID_CHECKPOINT)")
-    parser.add_argument("--device", help="auto, cpu or cuda (FLUID_DEVICE)")
+    _model_flags(parser)
     parser.add_argument("--quiet", action="store_true", help="no banner")
     parser.set_defaults(run=_serve)
 
@@ -97,8 +105,7 @@ def _add_roles(commands: Any) -> None:
         "Start only the HTTP gateway, for a Redis at FLUID_REDIS_URL.",
         "example:\n  FLUID_REDIS_URL=redis://db:6379 fluid gateway --port 8000",
     )
-    gateway.add_argument("--host", help="address to listen on (FLUID_HOST)")
-    gateway.add_argument("--port", help="port to listen on (FLUID_PORT)")
+    _address_flags(gateway)
     gateway.set_defaults(run=_gateway)
     worker = _command(
         commands,
@@ -106,8 +113,7 @@ def _add_roles(commands: Any) -> None:
         "Start only a worker, for a Redis at FLUID_REDIS_URL. Start as many as there are devices.",
         "example:\n  FLUID_REDIS_URL=redis://db:6379 CUDA_VISIBLE_DEVICES=1 fluid worker",
     )
-    worker.add_argument("--checkpoint", help="checkpoint name or folder (FLUID_CHECKPOINT)")
-    worker.add_argument("--device", help="auto, cpu or cuda (FLUID_DEVICE)")
+    _model_flags(worker)
     worker.set_defaults(run=_worker)
 
 
@@ -120,8 +126,7 @@ def _add_generate(commands: Any) -> None:
     )
     parser.add_argument("prompt")
     parser.add_argument("--out", type=Path, default=Path("out.png"), help=".png, .webp or .jpg")
-    parser.add_argument("--checkpoint", help="checkpoint name or folder (FLUID_CHECKPOINT)")
-    parser.add_argument("--device", help="auto, cpu or cuda (FLUID_DEVICE)")
+    _model_flags(parser)
     parser.add_argument("--n", type=int, help="how many; picture i uses seed + i")
     parser.add_argument("--seed", type=int, help="same seed, same picture")
     parser.add_argument("--quality", choices=("low", "medium", "high"), help="preset of the step counts")
@@ -143,8 +148,7 @@ def _add_demo(commands: Any) -> None:
     parser.add_argument("prompt")
     parser.add_argument("--out", type=Path, default=Path("out/demo.png"), help="where the PNG goes")
     parser.add_argument("--seed", type=int, help="same seed, same picture")
-    parser.add_argument("--checkpoint", help="checkpoint name or folder (FLUID_CHECKPOINT)")
-    parser.add_argument("--device", help="auto, cpu or cuda (FLUID_DEVICE)")
+    _model_flags(parser)
     parser.set_defaults(run=_demo)
 
 

@@ -36,9 +36,9 @@ def test_no_module_imports_against_the_direction(package: str) -> None:
         assert not wrong, f"{file.relative_to(ROOT)} imports {sorted(wrong)}"
 
 
-def test_only_worker_and_in_process_generation_join_server_to_model() -> None:
+def test_only_the_worker_joins_server_to_model() -> None:
     joining = {file.name for file in (ROOT / "server").rglob("*.py") if "model" in _imports(file)}
-    assert joining <= {"worker.py", "generate.py", "engine_thread.py"}
+    assert joining == {"worker.py"}
 
 
 def test_the_gateway_loads_nothing_heavy() -> None:

@@ -36,10 +36,7 @@ def philox(seed: Tensor, c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor) -> tupl
     k0, k1 = seed & _MASK, (seed >> 32) & _MASK
     c0, c1, c2, c3 = torch.broadcast_tensors(c0 + 0 * seed, c1, c2, c3)
     for _ in range(10):
-        a, b = (
-            c0 * _ROUND_A,
-            c2 * _ROUND_B,
-        )  # 64-bit products; int64 wraps, and the bits are the same as unsigned
+        a, b = c0 * _ROUND_A, c2 * _ROUND_B  # 64 bits; int64 wraps to the same bits as unsigned
         c0, c1, c2, c3 = (b >> 32 & _MASK) ^ c1 ^ k0, b & _MASK, (a >> 32 & _MASK) ^ c3 ^ k1, a & _MASK
         k0, k1 = (k0 + _KEY_A) & _MASK, (k1 + _KEY_B) & _MASK
     return c0, c1, c2, c3

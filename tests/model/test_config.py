@@ -29,6 +29,7 @@ def test_json_round_trip() -> None:
     [
         ({"image_size": 70}, "image_size 70 is no multiple"),
         ({"width": 100, "heads": 7}, "width 100 over 7 heads"),
+        ({"tokenizer": {"kind": "vq"}}, "tokenizer kind 'vq'"),
         ({"prediction": "x0"}, "prediction 'x0'"),
         ({"family": "dit"}, "family 'dit'"),
         ({"widht": 3}, "unknown key 'widht' in section 'model'"),

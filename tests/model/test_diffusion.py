@@ -98,7 +98,7 @@ def test_a_trained_head_reproduces_a_known_mixture(prediction: str) -> None:
     torch.manual_seed(1)
     config = FluidConfig(
         image_size=8, width=8, heads=2, depth=1, head_width=64, head_depth=2, prediction=prediction,
-        tokenizer=TokenizerConfig(kind="identity", stride=1, channels=2), text=TextConfig(kind="hash", dim=8),
+        tokenizer=TokenizerConfig(stride=1, channels=2), text=TextConfig(kind="hash", dim=8),
     )  # fmt: skip
     head = DiffusionHead(config)
     head.zero_init()
