@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from model.checkpoint import load_checkpoint, read_config
+from model.config import ConfigError, FluidConfig
 from model.transformer import count_parameters
 
 CARD = """# {name}
@@ -82,6 +83,8 @@ def card_text(checkpoint: Path, run: Path, report: dict[str, Any]) -> str:
     """Fill the template from what the run and the evaluation wrote."""
     raw, loaded = read_config(checkpoint), load_checkpoint(checkpoint)
     config, about = loaded.config, raw["about"]
+    if not isinstance(config, FluidConfig):
+        raise ConfigError(f"the card's text is for family fluid, not {config.family!r}")
     data, training = about["data"], about["training"]
     psnr = json.loads((run / "tokenizer" / "report.json").read_text())
     settings, failures = report["settings"], (checkpoint / "failures.png").exists()

@@ -17,8 +17,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model.config import ConfigError, FluidConfig
-from model.fluid import Fluid
+from model.config import ConfigError, ModelConfig
+from model.families import build_model, build_tokenizer, frozen
+from model.fluid import RandomOrderModel
+from model.kl import KlTokenizer
 from model.tokenizer import PcaSkipTokenizer
 
 SHARD_BYTES = 2 << 30
@@ -33,18 +35,18 @@ class CheckpointError(RuntimeError):
 class Checkpoint:
     """Loaded weights. about: name, training, data, licences, vocabulary, metrics."""
 
-    model: Fluid
-    tokenizer: PcaSkipTokenizer
+    model: RandomOrderModel
+    tokenizer: PcaSkipTokenizer | KlTokenizer
     about: dict[str, Any]
     sha256: str
 
     @property
-    def config(self) -> FluidConfig:
+    def config(self) -> ModelConfig:
         return self.model.config
 
 
 def save_checkpoint(
-    folder: Path, model: Fluid, tokenizer: PcaSkipTokenizer, about: dict[str, Any],
+    folder: Path, model: RandomOrderModel, tokenizer: PcaSkipTokenizer | KlTokenizer, about: dict[str, Any],
     dtype: torch.dtype = torch.bfloat16,
 ) -> None:  # fmt: skip
     """Write a checkpoint; floats become `dtype`. Weights first, so that a config.json means a whole checkpoint."""
@@ -106,7 +108,7 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> Checkpo
     """
     raw = read_config(folder)
     try:
-        config = FluidConfig.from_json(raw["model"])
+        config = ModelConfig.from_json(raw["model"])
     except (ConfigError, TypeError, KeyError) as error:
         raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
     digest = weights_digest(folder)
@@ -121,13 +123,15 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> Checkpo
             state |= load_file(file)
         except SafetensorError as error:
             raise CheckpointError(f"{file} is damaged ({error}); copy the checkpoint again") from error
-    model, tokenizer = Fluid(config), PcaSkipTokenizer(config.tokenizer)
+    try:
+        model, tokenizer = build_model(config), build_tokenizer(config.tokenizer)
+    except ConfigError as error:
+        raise CheckpointError(f"{folder}: {error}") from error
     _load_strict(model, state, "model.", folder)
     _load_strict(tokenizer, state, "tokenizer.", folder)
     if state:
         raise CheckpointError(f"{folder}: unknown key {min(state)!r}; this version would ignore it")
-    model, tokenizer = model.float().to(device).eval(), tokenizer.float().to(device).eval()
-    return Checkpoint(model.requires_grad_(False), tokenizer.requires_grad_(False), raw["about"], digest)
+    return Checkpoint(frozen(model, device), frozen(tokenizer, device), raw["about"], digest)
 
 
 def _load_strict(module: torch.nn.Module, state: dict[str, Tensor], prefix: str, folder: Path) -> None:

@@ -15,17 +15,41 @@ class ConfigError(ValueError):
     """A configuration that cannot be built; the message names the field, its value and what would fit."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TokenizerConfig:
-    """The image tokenizer: (3, image_size, image_size) pixels <-> (channels, grid, grid) latents."""
+    """Our own image tokenizer, model/tokenizer.py: (3, image_size, image_size) pixels <-> (channels, grid, grid)."""
 
     kind: Literal["pca_skip"] = "pca_skip"
     stride: int = 8
     channels: int = 16
-    widths: tuple[int, int, int] = (32, 64, 96)  # fine to coarse
+    widths: tuple[int, ...] = (32, 64, 96)  # fine to coarse
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
+class KlConfig:
+    """A KL autoencoder as latent diffusion has them (model/kl.py); the defaults are MAR's kl16."""
+
+    kind: Literal["kl"] = "kl"
+    widths: tuple[int, ...] = (128, 128, 256, 256, 512)  # fine to coarse; each but the last halves the picture
+    layers: int = 2  # residual blocks per width in the encoder; the decoder has one more
+    groups: int = 32  # of every GroupNorm
+    latent_channels: int = 16
+    attention: bool = True  # self-attention at the encoder's coarsest width (kl16 has it, Stable Diffusion's has not)
+    patch: int = 1  # patch × patch neighbouring latents make one token (Fluid: 2, MAR: 1)
+    scale: float = 0.2325  # latents times this have unit variance
+
+    @property
+    def stride(self) -> int:
+        """Pixels on one side of a token."""
+        return self.patch * 2 ** (len(self.widths) - 1)
+
+    @property
+    def channels(self) -> int:
+        """C."""
+        return self.latent_channels * self.patch**2
+
+
+@dataclass(frozen=True)
 class TextConfig:
     """The frozen text encoder: where it comes from, its width E and the most tokens L it is asked for.
 
@@ -39,37 +63,26 @@ class TextConfig:
     max_tokens: int = 24
 
 
-@dataclass(frozen=True, slots=True)
-class FluidConfig:
-    """One model of the family `fluid`: random order, continuous tokens."""
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """What all families share: the picture's geometry, the backbone's width, the diffusion head."""
 
     image_size: int = 256  # pixels
     width: int = 1024  # D
-    depth: int = 15
     heads: int = 16
     mlp_ratio: int = 4
-    aligner_depth: int = 6
-    aligner_width: int = 0  # 0: as wide as the backbone
     head_width: int = 1024  # W
     head_depth: int = 6
     # What the head predicts. "eps" with learned variance is the paper's and MAR's choice; "v" (Salimans & Ho 2022)
     # with the posterior variance trained better at the size of the shipped model (docs/log.md).
     prediction: Literal["eps", "v"] = "eps"
-    # "learned": a table from N(0, 0.02), as MAR. "sincos_rope": the table starts as 2-D sines of amplitude 0.7 and
-    # self-attention rotates q and k by row and column; small models find their neighbours much sooner with it.
-    positions: Literal["learned", "sincos_rope"] = "learned"
     # Largest |x0| that the sampler lets through; 0: no limit, as the reference code. With eps the first step divides
     # by √ᾱ_999 = 5e-5, so that a small head's errors explode without a limit.
     clamp: float = 0.0
-    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    text: TextConfig = field(default_factory=TextConfig)
-    family: str = "fluid"
+    tokenizer: TokenizerConfig | KlConfig = field(default_factory=TokenizerConfig)
+    family: str
 
     def __post_init__(self) -> None:
-        if self.family != "fluid":
-            raise ConfigError(f"family {self.family!r} is not known here; this version serves 'fluid'")
-        if self.tokenizer.kind != "pca_skip":
-            raise ConfigError(f"tokenizer kind {self.tokenizer.kind!r} is not known; this version has 'pca_skip'")
         if self.image_size % self.tokenizer.stride:
             raise ConfigError(
                 f"image_size {self.image_size} is no multiple of the tokenizer's stride {self.tokenizer.stride}"
@@ -79,8 +92,8 @@ class FluidConfig:
                 f"width {self.width} over {self.heads} heads gives {self.width / self.heads:g} channels a head; "
                 "rotary positions need a whole multiple of 4"
             )
-        if self.prediction not in ("eps", "v") or self.positions not in ("learned", "sincos_rope"):
-            raise ConfigError(f"prediction {self.prediction!r} / positions {self.positions!r} is not known")
+        if self.prediction not in ("eps", "v"):
+            raise ConfigError(f"prediction {self.prediction!r} is not known: eps or v")
 
     @property
     def grid(self) -> int:
@@ -109,18 +122,62 @@ class FluidConfig:
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
-    @classmethod
-    def from_json(cls, raw: dict[str, Any]) -> FluidConfig:
+    @staticmethod
+    def from_json(raw: dict[str, Any]) -> FluidConfig | MarConfig:
         """Inverse of `to_json`.
 
         Raises:
-            ConfigError: a key is unknown or missing, or the sizes do not fit together.
+            ConfigError: the family or a key is unknown, or the sizes do not fit together.
         """
         raw = dict(raw)
-        tokenizer = _build(TokenizerConfig, "tokenizer", raw.pop("tokenizer", {}))
-        tokenizer = replace(tokenizer, widths=tuple(tokenizer.widths))
-        text = _build(TextConfig, "text", raw.pop("text", {}))
-        return _build(cls, "model", {**raw, "tokenizer": tokenizer, "text": text})
+        family = raw.get("family", "fluid")
+        if family not in FAMILIES:
+            raise ConfigError(f"family {family!r} is not known here; this version serves {' and '.join(FAMILIES)}")
+        if "tokenizer" in raw:
+            kind = raw["tokenizer"].get("kind", "pca_skip")
+            if kind not in TOKENIZERS:
+                raise ConfigError(f"tokenizer kind {kind!r} is not known; this version has {' and '.join(TOKENIZERS)}")
+            tokenizer = _build(TOKENIZERS[kind], "tokenizer", raw["tokenizer"])
+            raw["tokenizer"] = replace(tokenizer, widths=tuple(tokenizer.widths))
+        if "text" in raw:
+            raw["text"] = _build(TextConfig, "text", raw["text"])
+        config: FluidConfig | MarConfig = _build(FAMILIES[family], "model", raw)
+        return config
+
+
+@dataclass(frozen=True, kw_only=True)
+class FluidConfig(ModelConfig):
+    """One model of the family `fluid`: text by cross-attention, one stack of blocks."""
+
+    depth: int = 15
+    aligner_depth: int = 6
+    aligner_width: int = 0  # 0: as wide as the backbone
+    # "learned": a table from N(0, 0.02), as MAR. "sincos_rope": the table starts as 2-D sines of amplitude 0.7 and
+    # self-attention rotates q and k by row and column; small models find their neighbours much sooner with it.
+    positions: Literal["learned", "sincos_rope"] = "learned"
+    text: TextConfig = field(default_factory=TextConfig)
+    family: Literal["fluid"] = "fluid"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.positions not in ("learned", "sincos_rope"):
+            raise ConfigError(f"positions {self.positions!r} is not known: learned or sincos_rope")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MarConfig(ModelConfig):
+    """One model of the family `mar` (arXiv 2406.11838): a class label, an encoder of known tokens, a decoder."""
+
+    encoder_depth: int = 12
+    decoder_depth: int = 12
+    buffer: int = 64  # copies of the class embedding in front of the tokens
+    classes: int = 1000
+    tokenizer: TokenizerConfig | KlConfig = field(default_factory=KlConfig)
+    family: Literal["mar"] = "mar"
+
+
+TOKENIZERS: dict[str, type[TokenizerConfig] | type[KlConfig]] = {"pca_skip": TokenizerConfig, "kl": KlConfig}
+FAMILIES: dict[str, type[FluidConfig] | type[MarConfig]] = {"fluid": FluidConfig, "mar": MarConfig}
 
 
 def _build(cls: type, section: str, raw: dict[str, Any]) -> Any:
@@ -131,8 +188,16 @@ def _build(cls: type, section: str, raw: dict[str, Any]) -> Any:
     return cls(**raw)
 
 
-_SD_VAE_2X2 = TokenizerConfig(stride=16, channels=16)  # SD VAE of stride 8 and 4 channels, 2×2 positions a token
+# Stable Diffusion's autoencoder: stride 8, 4 channels; 2×2 positions make a token
+_SD_VAE_2X2 = KlConfig(widths=(128, 256, 512, 512), latent_channels=4, attention=False, patch=2, scale=0.18215)
 _T5_XXL = TextConfig(kind="transformers", name="google/t5-v1_1-xxl", dim=4096, max_tokens=128)
+
+
+def _mar(width: int, depth: int, heads: int, head_width: int, head_depth: int) -> MarConfig:
+    return MarConfig(
+        width=width, encoder_depth=depth, decoder_depth=depth, heads=heads,
+        head_width=head_width, head_depth=head_depth,
+    )  # fmt: skip
 
 
 def _paper(width: int, depth: int) -> FluidConfig:
@@ -161,3 +226,10 @@ PRESETS: dict[str, FluidConfig] = {
     "3.1B": _paper(2048, 40),
     "10.5B": _paper(4096, 32),
 }  # fmt: skip
+
+# The released sizes of MAR; heads as trained (6×1024, 8×1280, 12×1536), not as the official command line's default.
+MAR_PRESETS: dict[str, MarConfig] = {
+    "mar-b": _mar(768, 12, 12, 1024, 6),
+    "mar-l": _mar(1024, 16, 16, 1280, 8),
+    "mar-h": _mar(1280, 20, 16, 1536, 12),
+}

@@ -18,14 +18,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from model.condition import Condition, Conditioner
 from model.diffusion import Schedule, make_schedule
-from model.fluid import Fluid
+from model.fluid import RandomOrderModel
 from model.masking import guidance_at, masked_after, random_order
 from model.sampler import PackedRows, draw_tokens
-from model.text import TextEncoder
-from model.transformer import TextContext
 
-PROMPTS_KEPT = 256  # prompts whose keys and values stay in memory
+PROMPTS_KEPT = 256  # prompts whose conditions stay in memory
 
 
 class RowRequest(Protocol):
@@ -54,7 +53,7 @@ class EngineError(ValueError):
 @dataclass
 class _Row:
     request: RowRequest
-    text: TextContext  # one row
+    condition: Condition  # one row
     order: Tensor  # (N,)
     step: int = 0
 
@@ -71,17 +70,17 @@ class Snapshot:
 class Engine:
     """Fixed rows over one model; not thread-safe, one caller at a time."""
 
-    def __init__(self, model: Fluid, encoder: TextEncoder, max_rows: int):
-        self.model, self.encoder, self.max_rows = model, encoder, max_rows
+    def __init__(self, model: RandomOrderModel, conditioner: Conditioner, max_rows: int):
+        self.model, self.conditioner, self.max_rows = model, conditioner, max_rows
         self.config = model.config
         self.device = next(model.parameters()).device
         shape = (max_rows, self.config.tokens)
         self._tokens = torch.zeros(*shape, self.config.channels, device=self.device)
         self._known = torch.zeros(*shape, dtype=torch.bool, device=self.device)
         self._rows: dict[int, _Row] = {}
-        self._prompts: OrderedDict[str, TextContext] = OrderedDict()
-        self._stacked: tuple[tuple[int, ...], TextContext] | None = None
-        self._null = self._encode([""])[0]
+        self._prompts: OrderedDict[str, Condition] = OrderedDict()
+        self._stacked: tuple[tuple[int, ...], Condition] | None = None
+        self._null = conditioner("")
 
     # ---- the life of a row -------------------------------------------------------------------------------
 
@@ -90,18 +89,19 @@ class Engine:
 
         Raises:
             EngineError: a number is outside what the model can do, or there are too few free rows.
+            PromptError: the model cannot be conditioned on a prompt.
         """
         for request in requests:
             self._check(request)
         free = [row for row in range(self.max_rows) if row not in self._rows]
         if len(requests) > len(free):
             raise EngineError(f"{len(requests)} rows asked for, {len(free)} of {self.max_rows} are free")
-        texts = self._contexts([request.prompt for request in requests])
+        conditions = [self._condition(request.prompt) for request in requests]
         seeds = torch.tensor([request.seed for request in requests], dtype=torch.int64, device=self.device)
         orders = random_order(seeds, self.config.tokens)  # (R, N)
         rows = free[: len(requests)]
-        for row, request, text, order in zip(rows, requests, texts, orders, strict=True):
-            self._rows[row] = _Row(request, text, order)
+        for row, request, condition, order in zip(rows, requests, conditions, orders, strict=True):
+            self._rows[row] = _Row(request, condition, order)
             self._tokens[row], self._known[row] = 0.0, False
         self._stacked = None
         return rows
@@ -167,8 +167,8 @@ class Engine:
         slots = torch.tensor(active + guided, device=self.device)
         key = (*active, -1, *guided)
         if self._stacked is None or self._stacked[0] != key:
-            parts = [self._rows[i].text for i in active] + [self._null] * len(guided)
-            self._stacked = (key, TextContext.stack(parts))
+            parts = [self._rows[i].condition for i in active] + [self._null] * len(guided)
+            self._stacked = (key, self._null.stack(parts))
         z = self.model.backbone(self._tokens[slots], self._known[slots], self._stacked[1])
         return z[: len(active)], z[len(active) :]
 
@@ -204,29 +204,14 @@ class Engine:
         self._tokens[slot, position] = drawn
         self._known[slot, position] = True
 
-    # ---- text --------------------------------------------------------------------------------------------
-
-    def _contexts(self, prompts: list[str]) -> list[TextContext]:
-        """Contexts of the prompts, from memory where they were seen lately."""
-        missing = [p for p in dict.fromkeys(prompts) if p not in self._prompts]
-        if missing:
-            self._prompts.update(zip(missing, self._encode(missing), strict=True))
-        found = []
-        for prompt in prompts:
-            self._prompts.move_to_end(prompt)
-            found.append(self._prompts[prompt])
-        while len(self._prompts) > PROMPTS_KEPT:
+    def _condition(self, prompt: str) -> Condition:
+        """The prompt's condition, from memory where it was seen lately."""
+        if prompt not in self._prompts:
+            self._prompts[prompt] = self.conditioner(prompt)
+        self._prompts.move_to_end(prompt)
+        if len(self._prompts) > PROMPTS_KEPT:
             self._prompts.popitem(last=False)
-        return found
-
-    @torch.inference_mode()
-    def _encode(self, prompts: list[str]) -> list[TextContext]:
-        """Each prompt by itself: in a batch, rounding would make a picture depend on its neighbours' prompts."""
-        contexts = []
-        for prompt in prompts:
-            states, mask = self.encoder.encode([prompt])
-            contexts.append(self.model.backbone.encode_text(states.to(self.device), mask.to(self.device)))
-        return contexts
+        return self._prompts[prompt]
 
     def _check(self, request: RowRequest) -> None:
         if not 1 <= request.num_inference_steps <= self.config.tokens:

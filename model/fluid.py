@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from model.config import FluidConfig
+from model.condition import Condition
+from model.config import FluidConfig, ModelConfig
 from model.diffusion import Schedule, add_noise, training_loss
 from model.head import DiffusionHead
-from model.transformer import Backbone, TextContext, count_parameters, init_weights
+from model.transformer import Backbone, init_weights
 
 
-class Fluid(nn.Module):
-    """Random-order autoregressive model over continuous tokens (arXiv 2410.13863)."""
+class RandomOrderModel(nn.Module):
+    """A backbone that says what is known about each token, and the head that draws tokens from that.
 
-    def __init__(self, config: FluidConfig):
+    Families differ in the backbone: backbone(tokens, known, condition) -> z (B, N, D).
+    """
+
+    def __init__(self, config: ModelConfig, backbone: nn.Module):
         super().__init__()
         self.config = config
-        self.backbone = Backbone(config)
+        self.backbone = backbone
         self.head = DiffusionHead(config)
         init_weights(self)
         self.head.zero_init()
@@ -27,7 +30,7 @@ class Fluid(nn.Module):
         schedule: Schedule,
         tokens: Tensor,
         masked: Tensor,
-        text: TextContext,
+        condition: Condition,
         index: Tensor,
         noise: Tensor,
     ) -> Tensor:
@@ -37,9 +40,10 @@ class Fluid(nn.Module):
             tokens: (B, N, C) clean. masked: (B, N) bool.
             index: (R, M) chain index of each of R noise draws for each of the M masked tokens of the batch.
             noise: (R, M, C).
+            condition: what the backbone is told of the B pictures.
         Several draws per token cost little, because the head is small next to the backbone that made z.
         """
-        z = self.backbone(tokens, ~masked, text)  # (B, N, D)
+        z = self.backbone(tokens, ~masked, condition)  # (B, N, D)
         draws = len(index)
         z, x0 = z[masked].repeat(draws, 1), tokens[masked].repeat(draws, 1)  # (R·M, D), (R·M, C)
         index, noise = index.flatten(), noise.flatten(0, 1)
@@ -48,7 +52,11 @@ class Fluid(nn.Module):
         return training_loss(schedule, out, x0, x, index, noise, self.config.prediction).mean()
 
 
-def parameter_count(config: FluidConfig) -> int:
-    """Trainable parameters of a configuration, without allocating them."""
-    with torch.device("meta"):
-        return count_parameters(Fluid(config))
+class Fluid(RandomOrderModel):
+    """Random-order autoregressive model over continuous tokens, told by text (arXiv 2410.13863)."""
+
+    backbone: Backbone
+    config: FluidConfig
+
+    def __init__(self, config: FluidConfig):
+        super().__init__(config, Backbone(config))

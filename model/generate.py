@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from model.condition import Condition
 from model.diffusion import make_schedule
-from model.fluid import Fluid
+from model.fluid import RandomOrderModel
 from model.masking import guidance_at, masked_after, random_order
 from model.sampler import PackedRows, draw_tokens
-from model.transformer import TextContext
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +30,13 @@ class Settings:
 
 
 @torch.inference_mode()
-def generate(model: Fluid, text: TextContext, null: TextContext, seeds: Tensor, settings: Settings) -> Tensor:
+def generate(
+    model: RandomOrderModel, condition: Condition, null: Condition, seeds: Tensor, settings: Settings
+) -> Tensor:
     """Draw one picture per prompt.
 
     Args:
-        text: contexts of B prompts. null: context of the empty caption, one row.
+        condition: of B prompts. null: of the empty prompt, one row.
         seeds: (B,) int64; a row's picture depends on its own seed and prompt only.
     Returns:
         (B, N, C) tokens for the tokenizer's decoder.
@@ -45,7 +47,7 @@ def generate(model: Fluid, text: TextContext, null: TextContext, seeds: Tensor, 
     order = random_order(seeds, total)  # (B, N)
     tokens = torch.zeros(batch, total, config.channels, device=device)
     known = torch.zeros(batch, total, dtype=torch.bool, device=device)
-    unconditional = TextContext.stack([null] * batch)
+    unconditional = null.stack([null] * batch)
     for step in range(settings.steps):
         before, after = (
             masked_after(step - 1, settings.steps, total),
@@ -53,7 +55,7 @@ def generate(model: Fluid, text: TextContext, null: TextContext, seeds: Tensor, 
         )
         chosen = order[:, after:before]  # (B, m): the order is walked from its end
         scale = guidance_at(settings.guidance, settings.guidance_schedule, after, total)
-        z = _gather(model.backbone(tokens, known, text), chosen)  # (B·m, D)
+        z = _gather(model.backbone(tokens, known, condition), chosen)  # (B·m, D)
         z_uncond = _gather(model.backbone(tokens, known, unconditional), chosen) if scale != 1 else z[:0]
         ones = torch.ones(len(z), 1, device=device)
         rows = PackedRows(

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.config import FluidConfig
+from model.config import ModelConfig
 
 FREQUENCIES = 256  # channels of the sinusoidal time embedding
 MAX_PERIOD = 10000.0
@@ -48,7 +48,7 @@ class HeadBlock(nn.Module):
 class DiffusionHead(nn.Module):
     """Predicts eps (and a variance) or v of a noisy token, given its timestep and its z."""
 
-    def __init__(self, config: FluidConfig):
+    def __init__(self, config: ModelConfig):
         super().__init__()
         width = config.head_width
         self.time = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))

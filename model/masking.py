@@ -43,9 +43,10 @@ def random_order(seeds: Tensor, tokens: int) -> Tensor:
 def guidance_at(scale: float, schedule: str, masked: int, tokens: int) -> float:
     """Guidance scale of an AR step that leaves `masked` tokens.
 
-    "constant": the scale itself. "linear": from 1 while all is masked up to the scale at the end (Muse, MAR).
+    "constant": the scale itself. "linear": from 1 while all is masked up to nearly the scale (Muse, MAR). MAR's code
+    clamps its count of masked tokens to at least one before it gets here, so the last step falls short by 1/N.
     """
-    return scale if schedule == "constant" else 1 + (scale - 1) * (tokens - masked) / tokens
+    return scale if schedule == "constant" else 1 + (scale - 1) * (tokens - max(masked, 1)) / tokens
 
 
 def training_masks(batch: int, tokens: int, generator: torch.Generator) -> Tensor:

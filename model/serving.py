@@ -10,7 +10,7 @@ import torch
 
 from model.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from model.engine import Engine, RowRequest
-from model.text import build_text_encoder
+from model.prompts import build_conditioner, first_name
 from model.tokenizer import to_uint8
 
 SHIPPED = Path(__file__).parent / "checkpoints"
@@ -33,14 +33,11 @@ class ServingEngine:
 
     def __init__(self, checkpoint: Checkpoint, max_rows: int):
         self.checkpoint, self.max_rows = checkpoint, max_rows
-        encoder = build_text_encoder(checkpoint.config.text)
-        if isinstance(encoder, torch.nn.Module):
-            encoder.to(next(checkpoint.model.parameters()).device)
-        self.engine = Engine(checkpoint.model, encoder, max_rows)
+        self.engine = Engine(checkpoint.model, build_conditioner(checkpoint.model, checkpoint.about), max_rows)
         self.image_size = (checkpoint.config.image_size, checkpoint.config.image_size)  # width, height
 
     def admit(self, requests: Sequence[RowRequest]) -> list[int]:
-        """Give each request a row; all or none. Raises EngineError where a number cannot be done."""
+        """Give each request a row; all or none. Raises EngineError, PromptError where one cannot be done."""
         return self.engine.admit(requests)
 
     def step(self) -> list[int]:
@@ -64,6 +61,7 @@ class ServingEngine:
     def info(self) -> dict[str, Any]:
         """What clients may know of the model before they ask for pictures."""
         about, config = self.checkpoint.about, self.checkpoint.config
+        labels = about.get("labels", [])
         sampling = about.get("sampling", DEFAULT_SAMPLING)
         return {
             "id": about["name"],
@@ -76,7 +74,8 @@ class ServingEngine:
                 "max_num_inference_steps": config.tokens, "max_diffusion_steps": 250,
                 "max_guidance_scale": 20.0, "min_guidance_scale": 0.0, "max_temperature": 2.0,
             },
-            "vocabulary": about.get("vocabulary", []),
+            "vocabulary": about.get("vocabulary", [first_name(label) for label in labels]),
+            "labels": labels,
             "styles": about.get("styles", []),
             "checkpoint_sha256": self.checkpoint.sha256,
             "license": about.get("license", "Apache-2.0"),

@@ -10,11 +10,25 @@ structure keeps more variance than detail; then one mean per channel and one com
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.config import TokenizerConfig
+from model.config import ConfigError, ModelConfig, TokenizerConfig
+
+
+class ImageTokenizer(Protocol):
+    """Pixels <-> tokens with unit variance."""
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> (B, N, C)"""
+        ...
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """(B, N, C) -> (B, 3, H, W), nominally in [-1, 1], not clipped."""
+        ...
 
 
 class Residual(nn.Module):
@@ -104,8 +118,19 @@ class PcaSkipTokenizer(nn.Module):
         self.scale.copy_((z - z.mean((0, 1))).std())
 
 
+def new_tokenizer(config: ModelConfig) -> PcaSkipTokenizer:
+    """The tokenizer of a model that is to be trained, with random weights.
+
+    Raises:
+        ConfigError: this kind is not trained here.
+    """
+    if not isinstance(config.tokenizer, TokenizerConfig):
+        raise ConfigError(f"tokenizers of kind {config.tokenizer.kind!r} are imported, not trained here")
+    return PcaSkipTokenizer(config.tokenizer)
+
+
 @torch.no_grad()
-def reconstruct(tokenizer: PcaSkipTokenizer, pixels: Tensor, batch: int = 64) -> Tensor:
+def reconstruct(tokenizer: ImageTokenizer, pixels: Tensor, batch: int = 64) -> Tensor:
     """(B, 3, H, W) -> the same through the tokenizer and back."""
     return torch.cat([tokenizer.decode(tokenizer.encode(part)) for part in pixels.split(batch)])
 

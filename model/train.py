@@ -33,7 +33,7 @@ from model.masking import training_masks
 from model.sheet import contact_sheet
 from model.text import build_text_encoder
 from model.textbank import TextBank, build_text_bank
-from model.tokenizer import PcaSkipTokenizer, to_pixels, to_uint8
+from model.tokenizer import PcaSkipTokenizer, new_tokenizer, to_pixels, to_uint8
 from model.training import Clock, Ema, decay_groups, generator, learning_rate, load_state, save_state
 
 
@@ -124,7 +124,7 @@ def load_tokenizer(config: FluidConfig, path: str) -> PcaSkipTokenizer:
     """
     if not Path(path).exists():
         raise ConfigError(f"no tokenizer at {path}: run `python -m model.train_tokenizer` first")
-    tokenizer = PcaSkipTokenizer(config.tokenizer)
+    tokenizer = new_tokenizer(config)
     tokenizer.load_state_dict(load_file(path))
     return tokenizer.eval()
 

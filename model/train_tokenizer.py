@@ -20,7 +20,7 @@ from tqdm import tqdm
 from model.config import PRESETS
 from model.data.dataset import Dataset
 from model.sheet import contact_sheet
-from model.tokenizer import PcaSkipTokenizer, psnr, reconstruct, to_pixels, to_uint8
+from model.tokenizer import PcaSkipTokenizer, new_tokenizer, psnr, reconstruct, to_pixels, to_uint8
 from model.training import Clock, Ema, generator, learning_rate, load_state, save_state
 
 LATENT_NOISE = 0.1
@@ -51,7 +51,7 @@ def train(
     pixels = to_pixels(torch.from_numpy(dataset.images))  # (all, 3, H, W)
     known = torch.from_numpy(dataset.indices(("train", "heldout", "tokenizer")))
     torch.manual_seed(seed)
-    tokenizer = PcaSkipTokenizer(config.tokenizer)
+    tokenizer = new_tokenizer(config)
     tokenizer.start_from_pca(pixels[known])
     # Convolutions on a CPU are about twice as fast this way.
     tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

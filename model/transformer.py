@@ -7,15 +7,15 @@ GELU, MLP ratio 4 (MAR's habits), and optional rotary positions (config.FluidCon
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from model.attention import attention, grid_rotation, rotate, sincos_table
+from model.attention import grid_rotation, rotate, sincos_table
+from model.blocks import LN_EPS, Attention, Mlp, SelfBlock
 from model.config import FluidConfig
-
-LN_EPS = 1e-6
 
 
 @dataclass
@@ -36,55 +36,13 @@ class TextContext:
         return TextContext([k[rows] for k in self.keys], [v[rows] for v in self.values], self.mask[rows])
 
     @staticmethod
-    def stack(parts: list[TextContext]) -> TextContext:
+    def stack(parts: Sequence[TextContext]) -> TextContext:
         """Put contexts of several prompts under each other."""
         return TextContext(
             [torch.cat(blocks) for blocks in zip(*(p.keys for p in parts), strict=True)],
             [torch.cat(blocks) for blocks in zip(*(p.values for p in parts), strict=True)],
             torch.cat([p.mask for p in parts]),
         )
-
-
-class Attention(nn.Module):
-    """Multi-head attention with separate projections for queries and for keys/values."""
-
-    def __init__(self, width: int, heads: int, source_width: int):
-        super().__init__()
-        self.heads = heads
-        self.q = nn.Linear(width, width)
-        self.kv = nn.Linear(source_width, 2 * width)
-        self.out = nn.Linear(width, width)
-
-    def split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, N, D) -> (B, H, N, d)
-
-    def keys_values(self, source: Tensor) -> tuple[Tensor, Tensor]:
-        k, v = self.kv(source).chunk(2, -1)
-        return self.split(k), self.split(v)
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
-        h = attention(q, k, v, key_mask)  # (B, H, N, d)
-        return self.out(h.transpose(1, 2).flatten(2))  # (B, N, D)
-
-
-class Mlp(nn.Sequential):
-    def __init__(self, width: int, ratio: int):
-        # the tanh form of GELU: nearly half the time of the erf form on a CPU, and as good
-        super().__init__(nn.Linear(width, ratio * width), nn.GELU(approximate="tanh"), nn.Linear(ratio * width, width))
-
-
-class AlignerBlock(nn.Module):
-    """Self-attention and MLP over text tokens, padding masked."""
-
-    def __init__(self, width: int, heads: int, ratio: int):
-        super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(width, LN_EPS), nn.LayerNorm(width, LN_EPS)
-        self.attn, self.mlp = Attention(width, heads, width), Mlp(width, ratio)
-
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        h = self.norm1(x)
-        x = x + self.attn.attend(self.attn.split(self.attn.q(h)), *self.attn.keys_values(h), mask)
-        return x + self.mlp(self.norm2(x))
 
 
 class Aligner(nn.Module):
@@ -96,7 +54,7 @@ class Aligner(nn.Module):
         self.norm_in, self.proj = nn.LayerNorm(config.text.dim, LN_EPS), nn.Linear(config.text.dim, width)
         self.pos = nn.Parameter(0.02 * torch.randn(config.text.max_tokens, width))
         heads = max(1, width * config.heads // config.width)
-        self.blocks = nn.ModuleList(AlignerBlock(width, heads, config.mlp_ratio) for _ in range(config.aligner_depth))
+        self.blocks = nn.ModuleList(SelfBlock(width, heads, config.mlp_ratio) for _ in range(config.aligner_depth))
         self.norm = nn.LayerNorm(width, LN_EPS)
 
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:

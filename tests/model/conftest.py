@@ -10,6 +10,7 @@ import torch
 from model.config import PRESETS
 from model.engine import Engine
 from model.fluid import Fluid
+from model.prompts import TextPrompts
 from model.text import HashEncoder
 from model.transformer import TextContext
 
@@ -45,7 +46,7 @@ def encoder(tiny: Fluid) -> HashEncoder:
 
 @pytest.fixture
 def engine(tiny: Fluid, encoder: HashEncoder) -> Engine:
-    return Engine(tiny, encoder, max_rows=6)
+    return Engine(tiny, TextPrompts(tiny, encoder), max_rows=6)
 
 
 def context(model: Fluid, encoder: HashEncoder, *prompts: str) -> TextContext:

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from model.config import PRESETS, ConfigError, FluidConfig
-from model.fluid import parameter_count
+from model.config import MAR_PRESETS, PRESETS, ConfigError, ModelConfig
+from model.families import parameter_count
 
 PAPER = {"369M": 369e6, "665M": 665e6, "1.1B": 1.1e9, "3.1B": 3.1e9, "10.5B": 10.5e9}
 
@@ -19,9 +19,15 @@ def test_paper_presets_have_the_parameters_their_names_say(name: str) -> None:
     assert PRESETS[name].tokens == 256 and PRESETS[name].channels == 16
 
 
+@pytest.mark.parametrize(("name", "published"), {"mar-b": 208e6, "mar-l": 479e6, "mar-h": 943e6}.items())
+def test_mar_presets_have_the_published_sizes(name: str, published: float) -> None:
+    assert parameter_count(MAR_PRESETS[name]) == pytest.approx(published, rel=0.002)
+    assert MAR_PRESETS[name].tokens == 256 and MAR_PRESETS[name].channels == 16
+
+
 def test_json_round_trip() -> None:
-    for config in PRESETS.values():
-        assert FluidConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+    for config in (*PRESETS.values(), *MAR_PRESETS.values()):
+        assert ModelConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
 
 
 @pytest.mark.parametrize(
@@ -38,4 +44,4 @@ def test_json_round_trip() -> None:
 )
 def test_a_bad_configuration_names_the_field(change: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
-        FluidConfig.from_json({**PRESETS["emoji-64"].to_json(), **change})
+        ModelConfig.from_json({**PRESETS["emoji-64"].to_json(), **change})

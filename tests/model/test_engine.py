@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from model.engine import Engine, EngineError
 from model.fluid import Fluid
 from model.generate import Settings, generate
+from model.prompts import TextPrompts
 from model.text import HashEncoder
 
 from .conftest import Ask, context, run_alone
@@ -56,8 +57,8 @@ def test_a_seed_is_a_picture_whatever_else_is_in_the_batch(
     tiny: Fluid, encoder: HashEncoder, target: Ask, others: list[tuple[int, Ask]], slot: int
 ) -> None:
     """Neighbours with any settings join before, with and after the row, in any place of the batch."""
-    alone = run_alone(Engine(tiny, encoder, 1), target)
-    engine = Engine(tiny, encoder, 6)
+    alone = run_alone(Engine(tiny, TextPrompts(tiny, encoder), 1), target)
+    engine = Engine(tiny, TextPrompts(tiny, encoder), 6)
     fillers = engine.admit([Ask(seed=i) for i in range(slot)])  # occupy rows, so that the target gets another
     (row,) = engine.admit([target])
     for filler in fillers:
@@ -110,8 +111,8 @@ def test_different_seeds_and_prompts_give_different_pictures(engine: Engine) -> 
 def test_a_restored_picture_equals_the_uninterrupted_one(tiny: Fluid, encoder: HashEncoder, at: int) -> None:
     """Byte for byte, in another engine, from a snapshot taken after any step."""
     ask = Ask(num_inference_steps=7)
-    whole = run_alone(Engine(tiny, encoder, 2), ask)
-    first, second = Engine(tiny, encoder, 2), Engine(tiny, encoder, 2)
+    whole = run_alone(Engine(tiny, TextPrompts(tiny, encoder), 2), ask)
+    first, second = Engine(tiny, TextPrompts(tiny, encoder), 2), Engine(tiny, TextPrompts(tiny, encoder), 2)
     (row,) = first.admit([ask])
     for _ in range(at):
         first.step()

@@ -57,7 +57,7 @@ def test_orders_are_spread_evenly() -> None:
 def test_guidance_schedules() -> None:
     assert guidance_at(3.0, "constant", 60, 64) == 3.0
     assert guidance_at(3.0, "linear", 64, 64) == 1.0
-    assert guidance_at(3.0, "linear", 0, 64) == 3.0
+    assert guidance_at(3.0, "linear", 1, 64) == guidance_at(3.0, "linear", 0, 64) == 3.0 - 2 / 64
 
 
 def test_training_mask_ratio_is_the_cosine_one() -> None:
