@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import accumulate, repeat
 
 import numpy as np
 import torch
@@ -32,12 +33,13 @@ def cosine_alpha_bar(steps: int = TRAIN_STEPS) -> np.ndarray:
 def kept_timesteps(count: int, total: int = TRAIN_STEPS) -> list[int]:
     """Which `count` of the chain's timesteps the sampler visits, ascending: evenly spaced with both ends.
 
-    The rule of the reference code for one section: stride (T − 1)/(count − 1), each position rounded.
+    The rule of the reference code for one section: stride (T − 1)/(count − 1), added up in floating point, each sum
+    rounded. Multiplying instead of adding would differ where a sum falls on a half: 21 steps visit 499, not 500.
     """
     if not 1 <= count <= total:
         raise ValueError(f"{count} diffusion steps asked for; there are 1 to {total}")
     stride = (total - 1) / (count - 1) if count > 1 else 1.0
-    return [round(i * stride) for i in range(count)]
+    return [round(place) for place in accumulate(repeat(stride, count - 1), initial=0.0)]
 
 
 @dataclass(frozen=True)
