@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import logging
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,11 @@ EXAMPLES = """examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
+    given = list(sys.argv[1:] if argv is None else argv)
+    if given[:2] == ["import", "mar"]:
+        # A tool of the model's own, with its own flags and help; nothing of the service is needed for it.
+        return subprocess.call([sys.executable, "-m", "model.import_mar", *given[2:]])
+    args = _parser().parse_args(given)
     try:
         settings = Settings.from_env(
             host=getattr(args, "host", None),
@@ -58,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_roles(commands)
     _add_generate(commands)
     _add_demo(commands)
+    _add_import(commands)
     return parser
 
 
@@ -150,6 +156,17 @@ def _add_demo(commands: Any) -> None:
     parser.add_argument("--seed", type=int, help="same seed, same picture")
     _model_flags(parser)
     parser.set_defaults(run=_demo)
+
+
+def _add_import(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "import",
+        "Make a checkpoint of weights that others published; `fluid import mar --help` tells more.",
+        "example:\n  fluid import mar checkpoint-last.pth mar-b",
+    )
+    # `main` hands "import mar" on before this parser sees it.
+    parser.add_argument("kind", choices=("mar",), help="official MAR weights (LTH14/mar)")
 
 
 def _serve(settings: Settings, args: argparse.Namespace) -> None:

@@ -169,6 +169,7 @@ class ModelInfo:
     limits: Mapping[str, float]
     vocabulary: tuple[str, ...] = ()
     styles: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()  # of a class-conditional model: "first name, second name, …" of class i
     checkpoint_sha256: str = ""
     license: str = ""
     description: str = ""
@@ -182,7 +183,7 @@ class ModelInfo:
         values = dict(raw)
         width, height = values["image_size"]
         values["image_size"] = (int(width), int(height))
-        for name in ("vocabulary", "styles"):
+        for name in ("vocabulary", "styles", "labels"):
             values[name] = tuple(values.get(name, ()))
         return cls(**values)
 

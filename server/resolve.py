@@ -6,6 +6,7 @@ from typing import Any
 
 from server.errors import InvalidRequest
 from server.jobs import JobInput, ModelInfo
+from server.labels import match_label
 from server.schemas import IGNORED, MAX_SEED, ImageRequest
 
 
@@ -19,7 +20,7 @@ def resolve(request: ImageRequest, models: dict[str, ModelInfo], default: str) -
     preset = info.presets[quality]
     n = request.n or 1
     job = JobInput(
-        prompt=request.prompt,
+        prompt=match_label(request.prompt, info.labels, info.id) if info.labels else request.prompt,
         model=info.id,
         n=n,
         width=width,

@@ -1,9 +1,17 @@
 """Shared by all tests: a clean environment and reproducible hypothesis runs."""
 
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--mar-repo", type=Path, help="a clone of github.com/LTH14/mar (with timm and scipy installed) to compare with"
+    )
+
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
