@@ -62,7 +62,9 @@ def save_checkpoint(
         shards[-1][key] = state[key]
         size += state[key].nbytes
     for number, shard in enumerate(shards):
-        save_file(shard, folder / f"weights-{number:05d}-of-{len(shards):05d}.safetensors")
+        file = folder / f"weights-{number:05d}-of-{len(shards):05d}.safetensors"
+        save_file(shard, file)
+        file.chmod(0o644)  # safetensors leaves it to its owner alone; a worker may run as somebody else
     raw = {
         "format": FORMAT,
         "sha256": weights_digest(folder),

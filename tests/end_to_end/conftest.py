@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -15,13 +17,12 @@ from server.demo import free_port
 START_S = 180.0  # a first import of torch on a cold machine takes most of a minute
 
 
-@pytest.fixture(scope="session")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Base URL of a running service, ready to draw."""
+@contextmanager
+def serving(data_dir: Path, *flags: str) -> Iterator[str]:
+    """Base URL of a service that is ready to draw; stopped, and its exit code checked, at the end."""
     port = free_port()
     env = {k: v for k, v in os.environ.items() if not k.startswith("FLUID_")}
-    command = [sys.executable, "-m", "server.cli", "serve", "--port", str(port)]
-    command += ["--data-dir", str(tmp_path_factory.mktemp("live"))]
+    command = [sys.executable, "-m", "server.cli", "serve", "--port", str(port), "--data-dir", str(data_dir), *flags]
     process = subprocess.Popen(command, env=env)
     url = f"http://127.0.0.1:{port}"
     try:
@@ -31,3 +32,10 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     finally:
         process.terminate()
         assert process.wait(timeout=60) == 0
+
+
+@pytest.fixture(scope="session")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The shipped checkpoint behind a running service."""
+    with serving(tmp_path_factory.mktemp("live")) as url:
+        yield url
