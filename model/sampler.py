@@ -8,13 +8,15 @@ for each kept timestep, from noise to data:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from fluid_kernels.head_loop import COEFFICIENTS, Chains
 from fluid_kernels.philox import INITIAL, STEP, normal_ref
-from model.diffusion import TRAIN_STEPS, Schedule, ancestral_step
+from model.diffusion import TRAIN_STEPS, Schedule, ancestral_step, make_schedule
 from model.head import DiffusionHead
 
 
@@ -64,3 +66,19 @@ def _guide(out: Tensor, rows: PackedRows, channels: int) -> Tensor:
     result = out.clone()
     result[rows.guided, :channels] = moved
     return result
+
+
+def make_chains(head: DiffusionHead, counts: Sequence[int]) -> Chains:
+    """The schedules of these numbers of steps for fluid_kernels.head_loop, with the head's time embeddings."""
+    longest, device = max(counts), head.token_in.weight.device
+    timesteps = torch.zeros(len(counts), longest, dtype=torch.int64)
+    coefficients = torch.zeros(len(counts), longest, len(COEFFICIENTS))
+    for row, count in enumerate(counts):
+        schedule = make_schedule(count)
+        timesteps[row, :count] = schedule.timesteps
+        noisy = (torch.arange(count) > 0).float()
+        columns = [*(getattr(schedule, name) for name in COEFFICIENTS[:-1]), noisy]
+        coefficients[row, :count] = torch.stack(columns, 1)
+    with torch.inference_mode():
+        times = head.embed_time(timesteps.flatten().to(device)).unflatten(0, timesteps.shape)  # (S, K, W)
+    return Chains(torch.tensor(list(counts)), timesteps, times, coefficients).to(device)

@@ -1,0 +1,198 @@
+"""The diffusion head's sampling loop over packed tokens: what goes in, and the plain definition.
+
+    for j = K-1 … 0, for the rows whose chain has more than j steps (always a prefix of the rows):
+        y    = silu(time[chain, j] + condition)
+        out  = head(x, y) for each row and, on the same x, for each guided row's unconditional condition
+        out  = uncond + g · (cond − uncond)    on the first C outputs; a learned variance is the conditional one
+        x    = mean_x0 · x0(out, x) + mean_xt · x + temperature · σ · noise                  no noise at j = 0
+
+Rows with fewer steps join later and all end together. x and all of the update are float32.
+
+Sources: MAR (arXiv 2406.11838) for head and guidance, Ho et al. 2020 for the posterior, Nichol & Dhariwal 2021 for the
+learned variance; Philox noise as in philox.py. Letters: M rows, G guided ones, W width, L blocks, C channels,
+O outputs (C, or 2C with a learned variance), S chains, K steps of the longest chain.
+
+FLOPs of a step: 2·(M + G)·W·(5·L·W + 2·W + C + O), of which (3·L + 2)·W² is modulation, which does not depend on x.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fluid_kernels.philox import INITIAL, STEP, normal_ref
+
+TRAIN_STEPS = 1000  # the noise a chain starts from is that of "timestep" 1000
+LN_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class HeadWeights:
+    """Every tensor of the head, (out, in) as torch.nn.Linear stores it; blocks stacked along the first dimension."""
+
+    token_in: Tensor  # (W, C)
+    token_in_bias: Tensor
+    norm_weight: Tensor  # (L, W)
+    norm_bias: Tensor
+    up: Tensor  # (L, W, W)
+    up_bias: Tensor
+    down: Tensor  # (L, W, W)
+    down_bias: Tensor
+    modulation: Tensor  # (L, 3W, W): shift, scale, gate
+    modulation_bias: Tensor
+    final_modulation: Tensor  # (2W, W): shift, scale
+    final_modulation_bias: Tensor
+    out: Tensor  # (O, W)
+    out_bias: Tensor
+
+    @classmethod
+    def from_head(cls, head: nn.Module, dtype: torch.dtype = torch.float32) -> HeadWeights:
+        """Read a head that names its parts as model/head.py does."""
+        state = {name: value.detach().to(dtype) for name, value in head.state_dict().items()}
+        depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
+
+        def stacked(name: str) -> Tensor:
+            return torch.stack([state[f"blocks.{i}.{name}"] for i in range(depth)])
+
+        return cls(
+            token_in=state["token_in.weight"], token_in_bias=state["token_in.bias"],
+            norm_weight=stacked("norm.weight"), norm_bias=stacked("norm.bias"),
+            up=stacked("mlp.0.weight"), up_bias=stacked("mlp.0.bias"),
+            down=stacked("mlp.2.weight"), down_bias=stacked("mlp.2.bias"),
+            modulation=stacked("modulation.weight"), modulation_bias=stacked("modulation.bias"),
+            final_modulation=state["final_modulation.weight"], final_modulation_bias=state["final_modulation.bias"],
+            out=state["out.weight"], out_bias=state["out.bias"],
+        )  # fmt: skip
+
+    @property
+    def depth(self) -> int:
+        """L."""
+        return len(self.up)
+
+    @property
+    def width(self) -> int:
+        """W."""
+        return self.up.shape[1]
+
+    @property
+    def channels(self) -> int:
+        """C."""
+        return self.token_in.shape[1]
+
+
+@dataclass(frozen=True)
+class Chains:
+    """S step schedules, padded to the longest; index 0 is the last step, where no noise is added."""
+
+    steps: Tensor  # (S,) int64
+    timesteps: Tensor  # (S, K) int64, of the chain that was trained
+    times: Tensor  # (S, K, W) time embeddings
+    coefficients: Tensor  # (S, K, 7) float32: see COEFFICIENTS
+
+    def to(self, device: torch.device | str) -> Chains:
+        return Chains(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+
+# The last dimension of Chains.coefficients; the last one is 1 where noise is added and 0 at index 0.
+COEFFICIENTS = ("sqrt_alpha_bar", "sqrt_one_minus", "mean_x0", "mean_xt", "log_variance", "log_beta", "noisy")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """M tokens to draw, those with the most steps first."""
+
+    condition: Tensor  # (M + G, W): of each row, then the unconditional ones of the guided rows
+    guided: Tensor  # (G,) int64, ascending
+    chain: Tensor  # (M,) int64
+    guidance: Tensor  # (M,)
+    temperature: Tensor  # (M,)
+    seed: Tensor  # (M,) int64
+    position: Tensor  # (M,) int64
+
+    def __len__(self) -> int:
+        return len(self.chain)
+
+
+def initial_noise(rows: Rows, channels: int) -> Tensor:
+    """(M, C): where the chains start."""
+    return normal_ref(rows.seed, INITIAL, rows.position, torch.full_like(rows.seed, TRAIN_STEPS), channels)
+
+
+def step_noise(rows: Rows, timesteps: Tensor, channels: int) -> Tensor:
+    """(m, k) timesteps of the first m rows -> (m, k, C)."""
+    count = len(timesteps)
+    return normal_ref(rows.seed[:count, None], STEP, rows.position[:count, None], timesteps, channels)
+
+
+def active(rows: Rows, chains: Chains) -> list[tuple[int, int]]:
+    """How many rows, and how many guided ones among them, take part at each index.
+
+    Raises:
+        ValueError: the rows are not sorted.
+    """
+    steps = chains.steps[rows.chain]
+    if bool((steps[1:] > steps[:-1]).any()) or bool((rows.guided[1:] <= rows.guided[:-1]).any()):
+        raise ValueError("rows must come with the most steps first, and guided rows ascending")
+    counts = [int((steps > j).sum()) for j in range(int(steps[0]))]
+    return [(count, int((rows.guided < count).sum())) for count in counts]
+
+
+def guide(out: Tensor, rows: Rows, count: int, guided: int, channels: int) -> Tensor:
+    """(m + g, O) -> (m, O): the first C outputs of guided rows move away from the unconditional ones. In place."""
+    if not guided:
+        return out
+    which = rows.guided[:guided]
+    uncond = out[count:, :channels]
+    moved = uncond + rows.guidance[which, None] * (out[which, :channels] - uncond)
+    out[which, :channels] = moved
+    return out[:count]
+
+
+def update(
+    out: Tensor, x: Tensor, coefficients: Tensor, noise: Tensor, temperature: Tensor, prediction: str, clamp: float
+) -> Tensor:
+    """x_t -> x_{t−1}: (m, O), (m, C), (m, 7), (m, C), (m,) -> (m, C), all float32."""
+    a, b, mean_x0, mean_xt, low, high, noisy = coefficients[..., None].unbind(-2)  # (m, 1) each
+    channels = x.shape[1]
+    main = out[:, :channels]
+    if prediction == "eps":
+        x0 = (x - b * main) / a
+        share = (out[:, channels:] + 1) / 2
+        log_variance = share * high + (1 - share) * low
+    else:
+        x0, log_variance = a * x - b * main, low
+    if clamp:
+        x0 = x0.clamp(-clamp, clamp)
+    sigma = noisy * temperature[:, None] * torch.exp(0.5 * log_variance)
+    return mean_x0 * x0 + mean_xt * x + sigma * noise
+
+
+def head_loop_ref(weights: HeadWeights, rows: Rows, chains: Chains, prediction: str, clamp: float) -> Tensor:
+    """The definition: (M, C) float32. Nothing hoisted, nothing packed."""
+    w, width, channels = weights, weights.width, weights.channels
+    x = initial_noise(rows, channels).to(w.up.dtype)
+    plan = active(rows, chains)
+    for j in reversed(range(len(plan))):
+        count, guided = plan[j]
+        which = torch.cat(
+            [torch.arange(count, device=x.device), rows.guided[:guided]]
+        )  # the row behind each evaluation
+        slot = torch.cat([which[:count], len(rows) + torch.arange(guided, device=x.device)])  # its condition
+        y = F.silu(chains.times[rows.chain[which], j] + rows.condition[slot])  # (m + g, W)
+        h = F.linear(x[which], w.token_in, w.token_in_bias)
+        for i in range(w.depth):
+            shift, scale, gate = F.linear(y, w.modulation[i], w.modulation_bias[i]).chunk(3, -1)
+            n = F.layer_norm(h, (width,), w.norm_weight[i], w.norm_bias[i], LN_EPS) * (1 + scale) + shift
+            h = h + gate * F.linear(F.silu(F.linear(n, w.up[i], w.up_bias[i])), w.down[i], w.down_bias[i])
+        shift, scale = F.linear(y, w.final_modulation, w.final_modulation_bias).chunk(2, -1)
+        out = F.linear(F.layer_norm(h, (width,), eps=LN_EPS) * (1 + scale) + shift, w.out, w.out_bias)
+        out = guide(out, rows, count, guided, channels)
+        chain = rows.chain[:count]
+        noise = step_noise(rows, chains.timesteps[chain, j][:, None], channels)[:, 0].to(x.dtype)
+        x[:count] = update(
+            out, x[:count], chains.coefficients[chain, j], noise, rows.temperature[:count], prediction, clamp
+        )
+    return x.float()

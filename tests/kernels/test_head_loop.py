@@ -1,0 +1,125 @@
+"""The sampling loop: its definition against the model's own sampler, the CPU form against the definition."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+
+from fluid_kernels.head_loop import Chains, HeadWeights, Rows, head_loop_ref
+from fluid_kernels.head_loop_cpu import CpuHead
+from fluid_kernels.linear import PackedLinear, linear_ref
+from model.config import FluidConfig, MarConfig, TokenizerConfig
+from model.diffusion import make_schedule
+from model.head import DiffusionHead
+from model.sampler import PackedRows, draw_tokens, make_chains
+
+
+def make_head(prediction: str, width: int = 40, depth: int = 3) -> DiffusionHead:
+    torch.manual_seed(0)
+    config = FluidConfig(
+        width=32, heads=2, head_width=width, head_depth=depth, prediction=prediction,  # type: ignore[arg-type]
+        tokenizer=TokenizerConfig(channels=6),
+    )  # fmt: skip
+    head = DiffusionHead(config).eval().requires_grad_(False)
+    for value in head.parameters():
+        torch.nn.init.normal_(value, std=value.shape[-1] ** -0.5 if value.ndim > 1 else 0.1)
+    return head
+
+
+def make_rows(
+    head: DiffusionHead, count: int, guided: list[int], chain: list[int], seed: int = 1
+) -> tuple[Rows, Tensor, Tensor]:
+    """Rows with all different settings, and the z behind them."""
+    generator = torch.Generator().manual_seed(seed)
+    z = torch.randn(count, 32, generator=generator)
+    z_uncond = torch.randn(len(guided), 32, generator=generator)
+    rows = Rows(
+        condition=head.embed_condition(torch.cat([z, z_uncond])), guided=torch.tensor(guided, dtype=torch.int64),
+        chain=torch.tensor(chain), guidance=1.5 + torch.rand(count, generator=generator),
+        temperature=0.8 + 0.4 * torch.rand(count, generator=generator),
+        seed=torch.randint(0, 1 << 40, (count,), generator=generator), position=torch.randint(0, 64, (count,), generator=generator),
+    )  # fmt: skip
+    return rows, z, z_uncond
+
+
+@pytest.mark.parametrize(("prediction", "clamp"), [("eps", 0.0), ("eps", 3.0), ("v", 0.0), ("v", 3.0)])
+def test_the_definition_is_the_models_own_sampler(prediction: str, clamp: float) -> None:
+    """Row by row, each with its own chain: the sampler knows no other way to give rows different numbers of steps."""
+    head, counts = make_head(prediction), (9, 5, 1)
+    chains = make_chains(head, counts)
+    rows, z, z_uncond = make_rows(head, 6, [0, 2, 3], [0, 0, 1, 1, 2, 2])
+    found = head_loop_ref(HeadWeights.from_head(head), rows, chains, prediction, clamp)
+    for i in range(6):
+        guided = i in (0, 2, 3)
+        packed = PackedRows(
+            z=z[i : i + 1], z_uncond=z_uncond[[0, 2, 3].index(i)][None] if guided else z[:0],
+            guided=torch.tensor([guided]), guidance=rows.guidance[i].view(1, 1),
+            temperature=rows.temperature[i].view(1, 1), seed=rows.seed[i : i + 1], position=rows.position[i : i + 1],
+        )  # fmt: skip
+        alone = draw_tokens(head, packed, make_schedule(counts[int(rows.chain[i])]), prediction, clamp)
+        torch.testing.assert_close(found[i : i + 1], alone, rtol=1e-4, atol=1e-4 * alone.abs().max().item())
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+@pytest.mark.parametrize(("count", "guided"), [(1, []), (1, [0]), (7, [1, 5]), (40, list(range(40)))])
+def test_the_cpu_form_is_the_definition(prediction: str, count: int, guided: list[int]) -> None:
+    """Float32; 40 rows of 30 steps do not fit one hoisted product, so chunks and their order count too."""
+    head = make_head(prediction)
+    chains = make_chains(head, (30, 4))
+    rows, _, _ = make_rows(head, count, guided, [0] * (count - count // 2) + [1] * (count // 2))
+    weights = HeadWeights.from_head(head)
+    expected = head_loop_ref(weights, rows, chains, prediction, 3.0)
+    found = CpuHead(weights, torch.float32)(rows, chains, prediction, 3.0)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_bfloat16_is_close_and_does_not_depend_on_company() -> None:
+    """Products of bfloat16 with float32 sums: a token's value alone and among 30 others. The bound is loose, for a
+    rounding that falls the other way; on most machines the two are equal to the bit."""
+    head = make_head("v", width=64)
+    chains = make_chains(head, (12,))
+    rows, _, _ = make_rows(head, 31, [], [0] * 31)
+    weights = HeadWeights.from_head(head)
+    exact = head_loop_ref(weights, rows, chains, "v", 3.0)
+    cpu = CpuHead(weights, torch.bfloat16)
+    found = cpu(rows, chains, "v", 3.0)
+    assert (found - exact).abs().mean() < 0.05 * exact.abs().mean()
+    one = dataclasses.replace(
+        rows, **{f.name: getattr(rows, f.name)[3:4] for f in dataclasses.fields(rows) if f.name != "guided"}
+    )
+    assert (cpu(one, chains, "v", 3.0) - found[3:4]).abs().max() < 0.05
+
+
+def test_rows_out_of_order_are_refused() -> None:
+    head = make_head("v")
+    rows, _, _ = make_rows(head, 2, [], [1, 0])
+    with pytest.raises(ValueError, match="most steps first"):
+        head_loop_ref(HeadWeights.from_head(head), rows, make_chains(head, (9, 5)), "v", 0.0)
+
+
+@pytest.mark.parametrize("activation", ["", "silu", "gelu_tanh", "gelu_erf"])
+@pytest.mark.parametrize("rows", [1, 3, 64])
+def test_packed_linear_is_linear(activation: str, rows: int) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    weight, bias = torch.randn(48, 40, generator=generator) / 7, torch.randn(48, generator=generator)
+    x = torch.randn(rows, 40, generator=generator)
+    expected = linear_ref(x, weight, bias, activation)
+    torch.testing.assert_close(PackedLinear(weight, bias, torch.float32, activation)(x), expected, rtol=1e-5, atol=1e-5)
+    found = PackedLinear(weight, bias, torch.bfloat16, activation)(x)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, rtol=0.02, atol=0.03)
+
+
+def test_mar_heads_are_read_too() -> None:
+    head = DiffusionHead(MarConfig(width=32, heads=2, head_width=24, head_depth=2))
+    weights = HeadWeights.from_head(head)
+    assert weights.out.shape == (32, 24) and weights.modulation.shape == (2, 72, 24)
+
+
+def test_chains_hold_each_schedule_from_its_end() -> None:
+    chains: Chains = make_chains(make_head("v"), (4, 2))
+    assert chains.steps.tolist() == [4, 2] and chains.timesteps.tolist() == [[0, 333, 666, 999], [0, 999, 0, 0]]
+    assert chains.coefficients[:, 0, -1].tolist() == [0.0, 0.0] and chains.coefficients[0, 1:, -1].tolist() == [1.0] * 3
