@@ -12,42 +12,28 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from fluid_kernels.head_loop import Chains, HeadWeights, Rows
+from fluid_kernels.head_loop_torch import TorchHead
 from model.condition import Condition, Conditioner
-from model.diffusion import Schedule, make_schedule
 from model.fluid import RandomOrderModel
-from model.masking import guidance_at, masked_after, random_order
-from model.sampler import PackedRows, draw_tokens
+from model.masking import annealed, guidance_at, make_order, masked_after
+from model.requests import EngineError, RowRequest, check_request
+from model.sampler import make_chains
 
 PROMPTS_KEPT = 256  # prompts whose conditions stay in memory
+SCHEDULES_KEPT = 256  # sets of diffusion schedules: annealing and mixed settings make many
 
 
-class RowRequest(Protocol):
-    """What a row needs to know; any object with these attributes will do."""
+class OutOfMemory(RuntimeError):
+    """Rows that do not fit into memory even alone. They stand where they stood; release them, or try again."""
 
-    @property
-    def prompt(self) -> str: ...
-    @property
-    def seed(self) -> int: ...
-    @property
-    def num_inference_steps(self) -> int: ...
-    @property
-    def diffusion_steps(self) -> int: ...
-    @property
-    def guidance_scale(self) -> float: ...
-    @property
-    def guidance_schedule(self) -> str: ...
-    @property
-    def temperature(self) -> float: ...
-
-
-class EngineError(ValueError):
-    """A request that this engine cannot decode, or more rows than it has."""
+    def __init__(self, rows: list[int]):
+        super().__init__(f"out of memory with rows {rows}, each by itself; use a device with more, or a smaller model")
+        self.rows = rows
 
 
 @dataclass
@@ -56,6 +42,17 @@ class _Row:
     condition: Condition  # one row
     order: Tensor  # (N,)
     step: int = 0
+
+
+@dataclass(frozen=True)
+class _Now:
+    """A row's part in the step under way."""
+
+    index: int
+    request: RowRequest
+    positions: Tensor  # the tokens it decides
+    guidance: float  # 1: none
+    diffusion_steps: int
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,10 @@ class Snapshot:
 class Engine:
     """Fixed rows over one model; not thread-safe, one caller at a time."""
 
-    def __init__(self, model: RandomOrderModel, conditioner: Conditioner, max_rows: int):
+    def __init__(
+        self, model: RandomOrderModel, conditioner: Conditioner, max_rows: int, dtype: torch.dtype = torch.float32
+    ):
+        """dtype: of the head's matrix products; for those of the backbone see model/precision.py."""
         self.model, self.conditioner, self.max_rows = model, conditioner, max_rows
         self.config = model.config
         self.device = next(model.parameters()).device
@@ -81,6 +81,8 @@ class Engine:
         self._prompts: OrderedDict[str, Condition] = OrderedDict()
         self._stacked: tuple[tuple[int, ...], Condition] | None = None
         self._null = conditioner("")
+        self._head = TorchHead(HeadWeights.from_head(model.head), dtype)
+        self._schedules: OrderedDict[tuple[int, ...], Chains] = OrderedDict()
 
     # ---- the life of a row -------------------------------------------------------------------------------
 
@@ -92,13 +94,15 @@ class Engine:
             PromptError: the model cannot be conditioned on a prompt.
         """
         for request in requests:
-            self._check(request)
+            check_request(request, self.config)
         free = [row for row in range(self.max_rows) if row not in self._rows]
         if len(requests) > len(free):
             raise EngineError(f"{len(requests)} rows asked for, {len(free)} of {self.max_rows} are free")
         conditions = [self._condition(request.prompt) for request in requests]
-        seeds = torch.tensor([request.seed for request in requests], dtype=torch.int64, device=self.device)
-        orders = random_order(seeds, self.config.tokens)  # (R, N)
+        orders = [
+            make_order(request.order, torch.tensor([request.seed], device=self.device), self.config.grid)[0]
+            for request in requests
+        ]  # (N,) each
         rows = free[: len(requests)]
         for row, request, condition, order in zip(rows, requests, conditions, orders, strict=True):
             self._rows[row] = _Row(request, condition, order)
@@ -108,19 +112,16 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[int]:
-        """One autoregressive step for every unfinished row; returns the rows that it finished."""
+        """One autoregressive step for every unfinished row; returns the rows that it finished.
+
+        Raises:
+            OutOfMemory: some rows do not fit even alone; all others have made their step.
+        """
         active = [i for i in sorted(self._rows) if self._rows[i].step < self._rows[i].request.num_inference_steps]
-        if not active:
-            return []
-        guided = [i for i in active if self._rows[i].request.guidance_scale != 1]
-        spans = {i: self._span(self._rows[i]) for i in active}
-        z, z_uncond = self._conditions(active, guided)  # (A, N, D), (G, N, D)
-        for count in sorted({self._rows[i].request.diffusion_steps for i in active}):
-            # Rows with other diffusion steps need another loop; the rest share one.
-            self._draw([i for i in active if self._rows[i].request.diffusion_steps == count],
-                       active, guided, spans, z, z_uncond, _schedule(count, self.device))  # fmt: skip
-        for i in active:
-            self._rows[i].step += 1
+        stuck: list[int] = []
+        self._pass(active, stuck)
+        if stuck:
+            raise OutOfMemory(stuck)
         return [i for i in active if self._rows[i].step == self._rows[i].request.num_inference_steps]
 
     def progress(self, row: int) -> tuple[int, int]:
@@ -150,59 +151,102 @@ class Engine:
         (row,) = self.admit([snapshot.request])
         state = self._rows[row]
         state.step = snapshot.step
-        decided = state.order[self._span(state)[1] :]
-        self._known[row, decided] = True
+        masked = masked_after(state.step - 1, state.request.num_inference_steps, self.config.tokens)
+        self._known[row, state.order[masked:]] = True
         self._tokens[row] = snapshot.tokens.to(self.device)
         return row
 
     # ---- inside a step -----------------------------------------------------------------------------------
 
-    def _span(self, row: _Row) -> tuple[int, int]:
-        """The row decides order[after:before] in its next step."""
-        steps, total = row.request.num_inference_steps, self.config.tokens
-        return masked_after(row.step, steps, total), masked_after(row.step - 1, steps, total)
+    def _pass(self, rows: list[int], stuck: list[int]) -> None:
+        """One step of these rows together; in halves where memory does not suffice. A row's tokens do not depend on
+        its company, so that halves draw the same pictures."""
+        if not rows:
+            return
+        try:
+            self._decode([self._now(i) for i in rows])
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self._stacked = None
+            if len(rows) == 1:
+                stuck += rows
+                return
+        else:
+            for i in rows:
+                self._rows[i].step += 1
+            return
+        # Outside the handler: the exception's frames hold the tensors that filled the memory.
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self._pass(rows[: len(rows) // 2], stuck)
+        self._pass(rows[len(rows) // 2 :], stuck)
 
-    def _conditions(self, active: list[int], guided: list[int]) -> tuple[Tensor, Tensor]:
-        """One backbone pass over all rows and, under them, the unconditional half of the guided ones."""
-        slots = torch.tensor(active + guided, device=self.device)
-        key = (*active, -1, *guided)
-        if self._stacked is None or self._stacked[0] != key:
-            parts = [self._rows[i].condition for i in active] + [self._null] * len(guided)
-            self._stacked = (key, self._null.stack(parts))
-        z = self.model.backbone(self._tokens[slots], self._known[slots], self._stacked[1])
-        return z[: len(active)], z[len(active) :]
+    def _now(self, index: int) -> _Now:
+        """What the row does in its next step."""
+        row, total = self._rows[index], self.config.tokens
+        ask, steps = row.request, row.request.num_inference_steps
+        after, before = masked_after(row.step, steps, total), masked_after(row.step - 1, steps, total)
+        low, high = ask.guidance_interval
+        guided = low <= row.step / steps < high
+        final = ask.diffusion_steps if ask.diffusion_steps_final is None else ask.diffusion_steps_final
+        return _Now(
+            index, ask, row.order[after:before],
+            guidance_at(ask.guidance_scale, ask.guidance_schedule, after, total) if guided else 1.0,
+            annealed(ask.diffusion_steps, final, row.step, steps),
+        )  # fmt: skip
 
-    def _draw(
-        self, rows: list[int], active: list[int], guided: list[int], spans: dict[int, tuple[int, int]],
-        z: Tensor, z_uncond: Tensor, schedule: Schedule,
-    ) -> None:  # fmt: skip
-        """Pack the tokens these rows decide now, draw them, write them back."""
-        chosen = {i: self._rows[i].order[spans[i][0] : spans[i][1]] for i in rows}
-        counts = torch.tensor([len(c) for c in chosen.values()])
-        position = torch.cat(list(chosen.values()))  # (M,)
+    def _decode(self, rows: list[_Now]) -> None:
+        """Backbone, then all rows' tokens through the head together, then write them back."""
+        rows = sorted(rows, key=lambda now: -now.diffusion_steps)  # as the loop wants its tokens
+        guided = [i for i, now in enumerate(rows) if now.guidance != 1]
+        z, z_uncond = self._conditions([now.index for now in rows], [rows[i].index for i in guided])
+        counts = [len(now.positions) for now in rows]
+        position = torch.cat([now.positions for now in rows])  # (M,)
+        owner = torch.arange(len(rows)).repeat_interleave(torch.tensor(counts)).to(self.device)  # (M,) into rows
+        half = torch.full((len(rows),), -1, device=self.device)  # where a row's unconditional z lies
+        half[guided] = torch.arange(len(guided), device=self.device)
+        with_null = (half[owner] >= 0).nonzero()[:, 0]  # (G,) tokens of guided rows
+        null = z_uncond[half[owner[with_null]], position[with_null]]
+        lengths = sorted({now.diffusion_steps for now in rows}, reverse=True)
 
-        def per_token(values: list[float] | list[int], dtype: torch.dtype) -> Tensor:
-            return torch.tensor(values, dtype=dtype).repeat_interleave(counts).to(self.device)
+        def of_row(values: list[float], dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.tensor(values, dtype=dtype, device=self.device)[owner]
 
-        slot = per_token(rows, torch.int64)
-        uncond = [z_uncond[guided.index(i), chosen[i]] for i in rows if i in guided]
-        requests = [self._rows[i].request for i in rows]
-        scales = [
-            guidance_at(r.guidance_scale, r.guidance_schedule, spans[i][0], self.config.tokens)
-            for i, r in zip(rows, requests, strict=True)
-        ]
-        packed = PackedRows(
-            z=z[per_token([active.index(i) for i in rows], torch.int64), position],
-            z_uncond=torch.cat(uncond) if uncond else z[0, :0],
-            guided=per_token([int(i in guided) for i in rows], torch.bool),
-            guidance=per_token(scales, torch.float32)[:, None],
-            temperature=per_token([r.temperature for r in requests], torch.float32)[:, None],
-            seed=per_token([r.seed for r in requests], torch.int64),
-            position=position,
-        )
-        drawn = draw_tokens(self.model.head, packed, schedule, self.config.prediction, self.config.clamp)
+        drawn = self._head(
+            Rows(
+                condition=self.model.head.embed_condition(torch.cat([z[owner, position], null])),
+                guided=with_null,
+                chain=of_row([lengths.index(now.diffusion_steps) for now in rows], torch.int64),
+                guidance=of_row([now.guidance for now in rows]),
+                temperature=of_row([now.request.temperature for now in rows]),
+                seed=of_row([now.request.seed for now in rows], torch.int64),
+                position=position,
+            ),
+            self._chains(tuple(lengths)), self.config.prediction, self.config.clamp,
+        )  # fmt: skip
+        slot = of_row([now.index for now in rows], torch.int64)
         self._tokens[slot, position] = drawn
         self._known[slot, position] = True
+
+    def _conditions(self, rows: list[int], guided: list[int]) -> tuple[Tensor, Tensor]:
+        """One backbone pass over all rows and, under them, the unconditional half of the guided ones."""
+        slots = torch.tensor(rows + guided, device=self.device)
+        key = (*rows, -1, *guided)
+        if self._stacked is None or self._stacked[0] != key:
+            parts = [self._rows[i].condition for i in rows] + [self._null] * len(guided)
+            self._stacked = (key, self._null.stack(parts))
+        z = self.model.backbone(self._tokens[slots], self._known[slots], self._stacked[1])
+        return z[: len(rows)], z[len(rows) :]
+
+    def _chains(self, lengths: tuple[int, ...]) -> Chains:
+        """The schedules of these numbers of steps, from memory where they were needed lately."""
+        if lengths not in self._schedules:
+            self._schedules[lengths] = make_chains(self.model.head, lengths)
+        self._schedules.move_to_end(lengths)
+        if len(self._schedules) > SCHEDULES_KEPT:
+            self._schedules.popitem(last=False)
+        return self._schedules[lengths]
 
     def _condition(self, prompt: str) -> Condition:
         """The prompt's condition, from memory where it was seen lately."""
@@ -213,20 +257,7 @@ class Engine:
             self._prompts.popitem(last=False)
         return self._prompts[prompt]
 
-    def _check(self, request: RowRequest) -> None:
-        if not 1 <= request.num_inference_steps <= self.config.tokens:
-            raise EngineError(
-                f"num_inference_steps is {request.num_inference_steps}; this model has {self.config.tokens} tokens "
-                f"and decodes at least one a step, so 1 to {self.config.tokens}"
-            )
-        if not 1 <= request.diffusion_steps <= 1000:
-            raise EngineError(f"diffusion_steps is {request.diffusion_steps}; 1 to 1000 are possible")
-        if request.guidance_schedule not in ("constant", "linear"):
-            raise EngineError(f"guidance_schedule {request.guidance_schedule!r} is not constant or linear")
-        if not 0 <= request.seed < 1 << 63:
-            raise EngineError(f"seed {request.seed} is outside 0 to 2**63 - 1")
 
-
-@lru_cache(maxsize=64)
-def _schedule(count: int, device: torch.device) -> Schedule:
-    return make_schedule(count).to(device)
+def is_out_of_memory(error: Exception) -> bool:
+    """On a CPU torch raises a RuntimeError like any other, told apart by its words alone."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)

@@ -15,7 +15,7 @@ import argparse
 import datetime
 import json
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,24 +26,12 @@ from tqdm import tqdm
 
 from model.data.dataset import Dataset
 from model.features import FEATURES_NAME, Features
+from model.requests import Request
 from model.serving import ServingEngine, find_checkpoint, load_engine
 from model.sheet import contact_sheet
 from model.tokenizer import reconstruct, to_pixels, to_uint8
 
 CANDIDATES = 100
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One row for the engine (model.engine.RowRequest)."""
-
-    prompt: str
-    seed: int
-    num_inference_steps: int
-    diffusion_steps: int
-    guidance_scale: float
-    guidance_schedule: str
-    temperature: float
 
 
 def default_request(engine: ServingEngine, quality: str | None = None) -> Request:

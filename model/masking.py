@@ -8,6 +8,7 @@ The masked ones are the *first* so many entries of the order, so decoding walks 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from itertools import pairwise
 
 import torch
@@ -38,6 +39,53 @@ def tokens_per_step(steps: int, tokens: int) -> list[int]:
 def random_order(seeds: Tensor, tokens: int) -> Tensor:
     """(B,) int64 seeds -> (B, N): each row a permutation that depends on its seed alone."""
     return order_keys(seeds, tokens).argsort(dim=-1, stable=True)
+
+
+def halton_order(seeds: Tensor, grid: int) -> Tensor:
+    """(B,) seeds -> (B, N): a low-discrepancy order, so that tokens decided in one step lie far apart.
+
+    The cells of the grid as a 2-D Halton sequence (bases 2 and 3) first visits them, shifted around by the seed; some
+    seeds swap rows and columns. Besnier et al. 2025 (arXiv 2503.17076) use it for MaskGIT; backwards, because
+    decoding starts at the order's end.
+    """
+    shift = order_keys(seeds, 3)  # (B, 3)
+    cells = torch.tensor(_halton_cells(grid), device=seeds.device)  # (N, 2)
+    down, right = (cells[None] + shift[:, None, :2]).remainder(grid).unbind(-1)  # (B, N)
+    swapped = (shift[:, 2:] & 1).bool()
+    return torch.where(swapped, right * grid + down, down * grid + right).flip(1)
+
+
+@lru_cache(maxsize=8)
+def _halton_cells(grid: int) -> list[tuple[int, int]]:
+    seen: dict[tuple[int, int], None] = {}
+    index = 1
+    while len(seen) < grid * grid:
+        seen[int(_radical_inverse(index, 2) * grid), int(_radical_inverse(index, 3) * grid)] = None
+        index += 1
+    return list(seen)
+
+
+def _radical_inverse(index: int, base: int) -> float:
+    """The digits of `index` mirrored at the point: van der Corput's sequence."""
+    value, place = 0.0, 1.0 / base
+    while index:
+        index, digit = divmod(index, base)
+        value += digit * place
+        place /= base
+    return value
+
+
+def make_order(kind: str, seeds: Tensor, grid: int) -> Tensor:
+    """(B,) seeds -> (B, N), "random" or "halton"."""
+    return halton_order(seeds, grid) if kind == "halton" else random_order(seeds, grid * grid)
+
+
+def annealed(first: int, last: int, step: int, steps: int) -> int:
+    """Diffusion steps of AR step `step`: from `first` to `last` in a straight line (DiSA, arXiv 2505.20297).
+
+    Late tokens are nearly determined by the many known ones, so that fewer diffusion steps draw them as well.
+    """
+    return round(first + (last - first) * step / (steps - 1)) if steps > 1 else first
 
 
 def guidance_at(scale: float, schedule: str, masked: int, tokens: int) -> float:

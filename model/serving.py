@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 import torch
 
 from model.checkpoint import Checkpoint, CheckpointError, load_checkpoint
-from model.engine import Engine, RowRequest
+from model.engine import Engine
+from model.precision import choose_dtype, pack
 from model.prompts import build_conditioner, first_name
+from model.requests import RowRequest
 from model.tokenizer import to_uint8
 
 SHIPPED = Path(__file__).parent / "checkpoints"
@@ -31,9 +34,10 @@ DEFAULT_SAMPLING: dict[str, Any] = {
 class ServingEngine:
     """An `Engine` with prompts at one end and pixels at the other."""
 
-    def __init__(self, checkpoint: Checkpoint, max_rows: int):
-        self.checkpoint, self.max_rows = checkpoint, max_rows
-        self.engine = Engine(checkpoint.model, build_conditioner(checkpoint.model, checkpoint.about), max_rows)
+    def __init__(self, checkpoint: Checkpoint, max_rows: int, dtype: torch.dtype = torch.float32):
+        self.checkpoint, self.max_rows, self.dtype = checkpoint, max_rows, dtype
+        pack(checkpoint.model, dtype)
+        self.engine = Engine(checkpoint.model, build_conditioner(checkpoint.model, checkpoint.about), max_rows, dtype)
         self.image_size = (checkpoint.config.image_size, checkpoint.config.image_size)  # width, height
 
     def admit(self, requests: Sequence[RowRequest]) -> list[int]:
@@ -99,19 +103,35 @@ def find_checkpoint(name: str) -> Path:
     )
 
 
-def load_engine(checkpoint_dir: str, max_rows: int, device: str, threads: int) -> ServingEngine:
+def load_engine(
+    checkpoint_dir: str, max_rows: int, device: str = "auto", threads: int = 0, dtype: str = "auto"
+) -> ServingEngine:
     """Load a checkpoint and make it ready to draw.
 
     Args:
         checkpoint_dir: a folder or a shipped checkpoint's name.
         device: "auto" (CUDA where there is one), "cpu" or "cuda".
-        threads: for torch on a CPU; 0 leaves torch's own choice.
+        threads: for torch on a CPU; 0: as many as this process may use.
+        dtype: of matrix products, see precision.py.
     Raises:
         CheckpointError, ConfigError: it cannot be used; the message says why and what to do.
     """
-    if threads:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads or usable_cpus())
     if device == "cuda" and not torch.cuda.is_available():
         raise CheckpointError("device is cuda, but torch sees no CUDA device: set FLUID_DEVICE=cpu or auto")
     chosen = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
-    return ServingEngine(load_checkpoint(find_checkpoint(checkpoint_dir), chosen), max_rows)
+    checkpoint = load_checkpoint(find_checkpoint(checkpoint_dir), chosen)
+    return ServingEngine(checkpoint, max_rows, choose_dtype(dtype, torch.device(chosen)))
+
+
+def usable_cpus() -> int:
+    """Cores that this process may keep busy: its affinity, and a container's quota, which torch does not look at. With
+    as many threads as a 64-core host has cores under a quota of 2, each step would wait for the quota again and again.
+    """
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limit = Path("/sys/fs/cgroup/cpu.max")
+    if limit.is_file():
+        quota, period = limit.read_text().split()
+        if quota != "max":
+            allowed = min(allowed, max(1, round(int(quota) / int(period))))
+    return allowed

@@ -18,6 +18,9 @@ class RowRequest:
     guidance_scale: float
     guidance_schedule: str
     temperature: float
+    order: str = "random"  #: "random" or "halton"
+    diffusion_steps_final: int | None = None  #: of the last AR step; None: as many as of the first
+    guidance_interval: tuple[float, float] = (0.0, 1.0)  #: share of the AR steps in which guidance acts
 
     @classmethod
     def of(cls, job: JobInput, index: int) -> "RowRequest":

@@ -1,4 +1,4 @@
-"""The sampling loop: its definition against the model's own sampler, the CPU form against the definition."""
+"""The sampling loop: its definition against the model's own sampler, the hoisted form against the definition."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fluid_kernels.head_loop import Chains, HeadWeights, Rows, head_loop_ref
-from fluid_kernels.head_loop_cpu import CpuHead
+from fluid_kernels.head_loop_torch import TorchHead
 from fluid_kernels.linear import PackedLinear, linear_ref
 from model.config import FluidConfig, MarConfig, TokenizerConfig
 from model.diffusion import make_schedule
@@ -40,7 +40,8 @@ def make_rows(
         condition=head.embed_condition(torch.cat([z, z_uncond])), guided=torch.tensor(guided, dtype=torch.int64),
         chain=torch.tensor(chain), guidance=1.5 + torch.rand(count, generator=generator),
         temperature=0.8 + 0.4 * torch.rand(count, generator=generator),
-        seed=torch.randint(0, 1 << 40, (count,), generator=generator), position=torch.randint(0, 64, (count,), generator=generator),
+        seed=torch.randint(0, 1 << 40, (count,), generator=generator),
+        position=torch.randint(0, 64, (count,), generator=generator),
     )  # fmt: skip
     return rows, z, z_uncond
 
@@ -65,14 +66,14 @@ def test_the_definition_is_the_models_own_sampler(prediction: str, clamp: float)
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])
 @pytest.mark.parametrize(("count", "guided"), [(1, []), (1, [0]), (7, [1, 5]), (40, list(range(40)))])
-def test_the_cpu_form_is_the_definition(prediction: str, count: int, guided: list[int]) -> None:
+def test_the_hoisted_form_is_the_definition(prediction: str, count: int, guided: list[int]) -> None:
     """Float32; 40 rows of 30 steps do not fit one hoisted product, so chunks and their order count too."""
     head = make_head(prediction)
     chains = make_chains(head, (30, 4))
     rows, _, _ = make_rows(head, count, guided, [0] * (count - count // 2) + [1] * (count // 2))
     weights = HeadWeights.from_head(head)
     expected = head_loop_ref(weights, rows, chains, prediction, 3.0)
-    found = CpuHead(weights, torch.float32)(rows, chains, prediction, 3.0)
+    found = TorchHead(weights, torch.float32)(rows, chains, prediction, 3.0)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -84,13 +85,13 @@ def test_bfloat16_is_close_and_does_not_depend_on_company() -> None:
     rows, _, _ = make_rows(head, 31, [], [0] * 31)
     weights = HeadWeights.from_head(head)
     exact = head_loop_ref(weights, rows, chains, "v", 3.0)
-    cpu = CpuHead(weights, torch.bfloat16)
-    found = cpu(rows, chains, "v", 3.0)
+    loop = TorchHead(weights, torch.bfloat16)
+    found = loop(rows, chains, "v", 3.0)
     assert (found - exact).abs().mean() < 0.05 * exact.abs().mean()
     one = dataclasses.replace(
         rows, **{f.name: getattr(rows, f.name)[3:4] for f in dataclasses.fields(rows) if f.name != "guided"}
     )
-    assert (cpu(one, chains, "v", 3.0) - found[3:4]).abs().max() < 0.05
+    assert (loop(one, chains, "v", 3.0) - found[3:4]).abs().max() < 0.05
 
 
 def test_rows_out_of_order_are_refused() -> None:

@@ -26,6 +26,9 @@ class Ask:
     guidance_scale: float = 3.0
     guidance_schedule: str = "constant"
     temperature: float = 1.0
+    order: str = "random"
+    diffusion_steps_final: int | None = None
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
 
 
 @pytest.fixture(scope="session")

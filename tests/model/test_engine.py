@@ -13,10 +13,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from model.engine import Engine, EngineError
+from model.engine import Engine
 from model.fluid import Fluid
 from model.generate import Settings, generate
 from model.prompts import TextPrompts
+from model.requests import EngineError
 from model.text import HashEncoder
 
 from .conftest import Ask, context, run_alone

@@ -1,4 +1,4 @@
-"""The sampling loop for a CPU: modulation hoisted out of it, weights packed, elementwise work in few passes.
+"""The sampling loop in plain torch, shaped for a CPU: modulation hoisted, weights packed, few elementwise passes.
 
 Modulation is 3·L + 2 of the head's 5·L + 2 square products, and depends on (t, z) but not on x. In the loop it would be
 a product of few rows, which a CPU spends reading weights; ahead of it, steps × rows share one product of a few hundred
@@ -29,7 +29,7 @@ from fluid_kernels.linear import PackedLinear
 HOISTED_ROWS = 512
 
 
-class CpuHead:
+class TorchHead:
     """A head's weights, packed once; call it to run the loop.
 
     dtype: of the matrix products, bfloat16 or float32; sums, statistics and the update are float32.
@@ -89,13 +89,13 @@ class CpuHead:
 
     def _modulate(self, rows: Rows, chains: Chains, plan: list[tuple[int, int]], start: int, stop: int) -> Tensor:
         """All modulation of steps start … stop − 1, under each other: (Σ (m + g), (3L + 2)·W)."""
-        own = torch.arange(len(rows))
+        own = torch.arange(len(rows), device=rows.chain.device)
         slots, who, when = [], [], []
         for j in range(start, stop):
             count, guided = plan[j]
             slots += [own[:count], len(rows) + own[:guided]]
             who += [own[:count], rows.guided[:guided]]
-            when.append(torch.full((count + guided,), j))
+            when.append(torch.full((count + guided,), j, device=own.device))
         time = chains.times[rows.chain[torch.cat(who)], torch.cat(when)]
         y: Tensor = self.modulation(F.silu(time + rows.condition[torch.cat(slots)]))
         return y
