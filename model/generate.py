@@ -14,7 +14,7 @@ from torch import Tensor
 from model.condition import Condition
 from model.diffusion import make_schedule
 from model.fluid import RandomOrderModel
-from model.masking import guidance_at, masked_after, random_order
+from model.masking import annealed, guidance_at, make_order, masked_after
 from model.sampler import PackedRows, draw_tokens
 
 
@@ -27,6 +27,9 @@ class Settings:
     guidance: float = 3.0  # 1: no guidance
     guidance_schedule: str = "constant"  # or "linear": from 1 up to `guidance`
     temperature: float = 1.0
+    order: str = "random"  # or "halton"
+    diffusion_steps_final: int | None = None  # of the last AR step, reached in a straight line; None: no change
+    guidance_interval: tuple[float, float] = (0.0, 1.0)  # share of the AR steps in which guidance acts
 
 
 @torch.inference_mode()
@@ -43,8 +46,7 @@ def generate(
     """
     config, device = model.config, seeds.device
     batch, total = len(seeds), config.tokens
-    schedule = make_schedule(settings.diffusion_steps).to(device)
-    order = random_order(seeds, total)  # (B, N)
+    order = make_order(settings.order, seeds, config.grid)  # (B, N)
     tokens = torch.zeros(batch, total, config.channels, device=device)
     known = torch.zeros(batch, total, dtype=torch.bool, device=device)
     unconditional = null.stack([null] * batch)
@@ -54,7 +56,11 @@ def generate(
             masked_after(step, settings.steps, total),
         )
         chosen = order[:, after:before]  # (B, m): the order is walked from its end
-        scale = guidance_at(settings.guidance, settings.guidance_schedule, after, total)
+        low, high = settings.guidance_interval
+        inside = low <= step / settings.steps < high
+        scale = guidance_at(settings.guidance, settings.guidance_schedule, after, total) if inside else 1.0
+        last = settings.diffusion_steps if settings.diffusion_steps_final is None else settings.diffusion_steps_final
+        schedule = make_schedule(annealed(settings.diffusion_steps, last, step, settings.steps)).to(device)
         z = _gather(model.backbone(tokens, known, condition), chosen)  # (B·m, D)
         z_uncond = _gather(model.backbone(tokens, known, unconditional), chosen) if scale != 1 else z[:0]
         ones = torch.ones(len(z), 1, device=device)

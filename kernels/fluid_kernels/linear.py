@@ -15,6 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+# Blocked layouts are chosen for a number of rows; the one for 128 is within a few percent of the best at 1 to 1024
+# (the one for 1 row loses 20 % from 64 rows on).
+PACKED_FOR_ROWS = 128
+
 _FUSED = {"": ("none", ""), "silu": ("swish", ""), "gelu_tanh": ("gelu", "tanh"), "gelu_erf": ("gelu", "none")}
 
 
@@ -44,7 +48,7 @@ class PackedLinear(nn.Module):
         self.bias = None if bias is None else bias.detach().to(dtype)
         weight = weight.detach().to(dtype).contiguous()
         self.packed = dtype == torch.bfloat16 and weight.device.type == "cpu" and _has_onednn()
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, 1) if self.packed else weight
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_FOR_ROWS) if self.packed else weight
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in) -> (…, out) in the layer's dtype."""

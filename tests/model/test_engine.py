@@ -7,13 +7,15 @@ through; 2e-4 on latents of unit variance is what we allow. Within one batch siz
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from model.engine import Engine
+from fluid_kernels.head_loop import Rows
+from model.engine import Engine, OutOfMemory
 from model.fluid import Fluid
 from model.generate import Settings, generate
 from model.prompts import TextPrompts
@@ -34,6 +36,9 @@ ASKS = st.builds(
     guidance_scale=st.sampled_from([1.0, 0.0, 2.5, 4.0]),
     guidance_schedule=st.sampled_from(["constant", "linear"]),
     temperature=st.sampled_from([0.0, 0.9, 1.0]),
+    order=st.sampled_from(["random", "halton"]),
+    diffusion_steps_final=st.sampled_from([None, 1, 3, 8]),
+    guidance_interval=st.sampled_from([(0.0, 1.0), (0.3, 1.0), (0.0, 0.5), (0.2, 0.2)]),
 )
 
 
@@ -50,6 +55,30 @@ def test_engine_equals_generate(tiny: Fluid, encoder: HashEncoder, engine: Engin
     assert finished == rows
     for row, wanted in zip(rows, expected, strict=True):
         assert torch.allclose(engine.peek(row), wanted, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    "fast",
+    [
+        {"diffusion_steps_final": 1},
+        {"order": "halton"},
+        {"guidance_interval": (0.4, 1.0)},
+        {"diffusion_steps_final": 9, "order": "halton", "guidance_interval": (0.0, 0.6)},
+    ],
+)
+def test_engine_equals_generate_with_every_fast_choice(
+    tiny: Fluid, encoder: HashEncoder, engine: Engine, fast: dict
+) -> None:
+    seeds, prompts = [3, 8], ["a red apple", "sun"]
+    text, null = context(tiny, encoder, *prompts), context(tiny, encoder, "")
+    expected = generate(tiny, text, null, torch.tensor(seeds), Settings(5, 6, 3.0, "constant", 1.0, **fast))
+    plain = generate(tiny, text, null, torch.tensor(seeds), Settings(5, 6, 3.0, "constant", 1.0))
+    rows = engine.admit([Ask(p, s, 5, 6, **fast) for p, s in zip(prompts, seeds, strict=True)])
+    while engine.step() == []:
+        pass
+    for row, wanted in zip(rows, expected, strict=True):
+        assert torch.allclose(engine.peek(row), wanted, atol=TOLERANCE)
+    assert not torch.allclose(expected, plain, atol=1e-2)
 
 
 @given(target=ASKS, others=st.lists(st.tuples(st.integers(0, 6), ASKS), max_size=5), slot=st.integers(0, 5))
@@ -140,6 +169,9 @@ def test_peek_shows_decided_tokens_and_neutral_ground(engine: Engine) -> None:
         ({"num_inference_steps": 17}, "num_inference_steps is 17; .* 1 to 16"),
         ({"diffusion_steps": 0}, "diffusion_steps is 0; 1 to 1000"),
         ({"guidance_schedule": "cosine"}, "'cosine' is not constant or linear"),
+        ({"diffusion_steps_final": 1001}, "diffusion_steps_final is 1001; 1 to 1000"),
+        ({"order": "raster"}, "'raster' is not random or halton"),
+        ({"guidance_interval": (0.5, 0.2)}, "not two shares of the steps"),
         ({"seed": -1}, "seed -1 is outside"),
     ],
 )
@@ -150,3 +182,57 @@ def test_a_request_that_cannot_be_decoded_is_refused_whole(engine: Engine, chang
     assert len(engine.admit([Ask()] * 6)) == 6
     with pytest.raises(EngineError, match="0 of 6 are free"):
         engine.admit([Ask()])
+
+
+class TightMemory:
+    """A head loop that runs out of memory above some number of tokens, as a device would, in the middle of a step."""
+
+    def __init__(self, engine: Engine, tokens: int):
+        self.inner, self.tokens, self.calls = engine._head, tokens, 0
+        engine._head = self  # type: ignore[assignment]
+
+    def __call__(self, rows: Rows, *rest: Any) -> torch.Tensor:
+        self.calls += 1
+        if len(rows) > self.tokens:
+            raise RuntimeError(f"DefaultCPUAllocator: can't allocate memory: you tried {len(rows)} tokens")
+        return self.inner(rows, *rest)
+
+
+def test_out_of_memory_splits_the_step_and_changes_nothing(tiny: Fluid, encoder: HashEncoder) -> None:
+    asks = [Ask(seed=i, num_inference_steps=4) for i in range(5)]
+    alone = [run_alone(Engine(tiny, TextPrompts(tiny, encoder), 1), ask) for ask in asks]
+    engine = Engine(tiny, TextPrompts(tiny, encoder), 5)
+    tight = TightMemory(engine, 6)  # of up to 7 tokens a row and step: one row at a time, and the last step not at all
+    rows = engine.admit(asks)
+    for _ in range(2):
+        engine.step()
+    assert tight.calls > 2
+    tight.tokens = 7
+    while not engine.step():
+        pass
+    for row, expected in zip(rows, alone, strict=True):
+        assert torch.allclose(engine.peek(row), expected, atol=TOLERANCE)
+
+
+def test_a_row_that_never_fits_is_named_and_the_others_go_on(tiny: Fluid, encoder: HashEncoder) -> None:
+    """The big one decides all 16 tokens in its single step; its neighbours one or two."""
+    engine = Engine(tiny, TextPrompts(tiny, encoder), 3)
+    TightMemory(engine, 8)
+    small, big, other = engine.admit([Ask(num_inference_steps=16), Ask(num_inference_steps=1), Ask("cat")])
+    with pytest.raises(OutOfMemory) as caught:
+        engine.step()
+    assert caught.value.rows == [big]
+    assert [engine.progress(row)[0] for row in (small, big, other)] == [1, 0, 1]
+    engine.release(big)
+    while other not in engine.step():
+        pass
+
+
+def test_other_errors_are_not_taken_for_memory(engine: Engine) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("shapes do not match")
+
+    engine._head = broken  # type: ignore[assignment]
+    engine.admit([Ask()])
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        engine.step()

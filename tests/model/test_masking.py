@@ -9,7 +9,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.masking import guidance_at, masked_after, random_order, tokens_per_step, training_masks
+from model.masking import (
+    annealed,
+    guidance_at,
+    halton_order,
+    masked_after,
+    random_order,
+    tokens_per_step,
+    training_masks,
+)
 
 SIZES = st.integers(1, 300).flatmap(lambda n: st.tuples(st.integers(1, n), st.just(n)))
 
@@ -67,3 +75,34 @@ def test_training_mask_ratio_is_the_cosine_one() -> None:
     assert masks.any(1).all()
     few = (masks.float().mean(1) < 0.5).float().mean().item()  # P(cos(pi/2 u) < 1/2) = 1/3
     assert abs(few - 1 / 3) < 0.03
+
+
+@given(st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=4), st.integers(1, 20))
+@settings(max_examples=40)
+def test_halton_orders_are_permutations_of_their_own_seed(seeds: list[int], grid: int) -> None:
+    orders = halton_order(torch.tensor(seeds), grid)
+    for seed, order in zip(seeds, orders, strict=True):
+        assert sorted(order.tolist()) == list(range(grid * grid))
+        assert torch.equal(order, halton_order(torch.tensor([seed]), grid)[0])
+
+
+def test_halton_spreads_the_first_tokens() -> None:
+    """Of the first 16 tokens of a 16 x 16 grid, nearest neighbours lie farther apart than in a random order."""
+
+    def nearest(orders: torch.Tensor) -> float:
+        first = orders.flip(1)[:, :16]  # decoding begins at the end
+        place = torch.stack([first // 16, first % 16], -1).float()
+        apart = (place[:, :, None] - place[:, None]).abs()
+        apart = torch.minimum(apart, 16 - apart).square().sum(-1).sqrt() + 99 * torch.eye(16)
+        return apart.min(-1).values.mean().item()
+
+    seeds = torch.arange(64)
+    assert nearest(halton_order(seeds, 16)) > 1.3 * nearest(random_order(seeds, 256))
+    assert len({tuple(order.tolist()) for order in halton_order(seeds, 16)}) > 50
+
+
+@given(st.integers(1, 250), st.integers(1, 250), st.integers(1, 256))
+def test_annealing_goes_straight_from_first_to_last(first: int, last: int, steps: int) -> None:
+    counts = [annealed(first, last, step, steps) for step in range(steps)]
+    assert counts[0] == first and (steps == 1 or counts[-1] == last)
+    assert counts == sorted(counts, reverse=last < first)
