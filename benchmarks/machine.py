@@ -8,14 +8,16 @@ import os
 import platform
 import re
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
 
 RESULTS = Path(__file__).parent / "results"
 
 
 def describe_machine() -> dict[str, object]:
     """Processor, threads and versions; enough to judge whether two results can be compared."""
-    import torch
-
     cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text() if cpuinfo.exists() else ""
     model = re.search(r"model name\s*:\s*(.+)", text)
@@ -36,3 +38,12 @@ def keep(name: str, result: dict[str, object]) -> Path:
     file = RESULTS / f"{name}-{datetime.date.today().isoformat()}.json"
     file.write_text(json.dumps(result, indent=1) + "\n")
     return file
+
+
+def alive(model: nn.Module) -> Any:
+    """Random weights for inference; what is initialised to zero gets values, so that nothing is skipped or exact."""
+    generator = torch.Generator().manual_seed(0)
+    for name, value in model.named_parameters():
+        if "modulation" in name or ".out." in f".{name}":
+            value.data = torch.randn(value.shape, generator=generator) * 0.5 * value.shape[-1] ** -0.5
+    return model.eval().requires_grad_(False)

@@ -6,10 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Below this many queries on a CPU, three plain operations beat torch's fused attention, whose forward alone took
-# 30 % of a training step at 64 tokens (docs/log.md). On a GPU the fused one always wins, and in bfloat16 on a CPU too,
-# where it also keeps scores and sums in float32.
-_PLAIN_ON_CPU_BELOW = 512
+# In training on a CPU, below this many queries, three plain operations beat torch's fused attention with its backward
+# pass (docs/log.md). For inference, and on a GPU, the fused one always wins; it keeps scores and sums in float32 too.
+_PLAIN_IN_TRAINING_BELOW = 512
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
@@ -22,7 +21,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -
         (B, H, Nq, d)
     """
     mask = None if key_mask is None else key_mask[:, None, None, :]  # (B, 1, 1, Nk)
-    if q.device.type != "cpu" or q.dtype != torch.float32 or q.shape[2] >= _PLAIN_ON_CPU_BELOW:
+    if q.device.type != "cpu" or not q.requires_grad or q.shape[2] >= _PLAIN_IN_TRAINING_BELOW:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (B, H, Nq, Nk)
     if mask is not None:

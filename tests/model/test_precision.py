@@ -37,7 +37,7 @@ def test_the_shipped_model_draws_the_same_picture_in_bfloat16() -> None:
 
 
 def test_in_bfloat16_company_moves_a_picture_by_rounding_only() -> None:
-    """The promise of a seed, in the precision that serves: 35 dB at least, alone and with neighbours coming and going."""
+    """The promise of a seed in the precision that serves: 35 dB at least, alone or with neighbours coming and going."""
     ask = Ask("a guitar, noto style", 9, num_inference_steps=8, diffusion_steps=12)
     serving = load_engine("emoji-64", 4, "cpu", 0, "bfloat16")
     (row,) = serving.admit([ask])

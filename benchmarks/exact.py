@@ -1,0 +1,194 @@
+"""Exact sampling at the shape of MAR-B, ours against the way the released code works: python -m benchmarks.exact
+
+MAR-B: 12 + 12 blocks of 768, head 6 x 1024, 256 tokens, 64 autoregressive steps x 100 diffusion steps, guidance on.
+Same random weights on all sides, batch 1 and 8. Nothing is approximated: the sides differ in precision, reuse, packing.
+
+    eager      float32, batch doubled for guidance, every product in every step: what the released code does
+    official   the released code itself, with --mar-repo PATH (a clone of LTH14/mar; needs timm and scipy)
+    engine     model/engine.py in the precision that it would serve in
+
+A whole batch of 8 would take the eager side many minutes, so every 8th of the 64 steps is run, each with all its 100
+diffusion steps, and the sum times 8 is a picture's time. The sides alternate within each step; medians over rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from benchmarks.machine import alive, describe_machine, keep
+from model.config import MAR_PRESETS
+from model.diffusion import Schedule, ancestral_step, make_schedule
+from model.engine import Engine, Snapshot
+from model.import_mar import official_name
+from model.mar import ClassContext, Mar
+from model.masking import masked_after, random_order
+from model.precision import choose_dtype, pack
+from model.prompts import LabelPrompts
+from model.requests import Request
+
+STEPS, DIFFUSION_STEPS, GUIDANCE, EVERY = 64, 100, 3.0, 8
+LABELS = [str(i) for i in range(1000)]
+# One autoregressive step, of a batch that has decided what comes before it.
+Side = Callable[[int, Tensor], None]
+
+
+def eager_side(model: Mar, batch: int) -> Side:
+    """float32, nothing kept from one product to the next."""
+    config = model.config
+    order = random_order(torch.arange(batch), config.tokens)
+    schedule = make_schedule(DIFFUSION_STEPS)
+
+    @torch.no_grad()
+    def step(index: int, tokens: Tensor) -> None:
+        known, chosen = _state(order, index, config.tokens)
+        rows = torch.arange(batch)
+        condition = ClassContext(torch.cat([model.backbone.classes(rows), model.backbone.no_class.expand(batch, -1)]))
+        z = model.backbone(torch.cat([tokens, tokens]), torch.cat([known, known]), condition)
+        _eager_chain(model, z[torch.cat([chosen, chosen])], schedule)
+
+    return step
+
+
+def _eager_chain(model: Mar, z: Tensor, schedule: Schedule) -> Tensor:
+    """(2·m, D) -> (m, C): the head on the doubled batch, embeddings and modulation anew in every step."""
+    channels = model.config.channels
+    x = torch.randn(len(z) // 2, channels)
+    for index in reversed(range(len(schedule))):
+        out = model.head(torch.cat([x, x]), schedule.timesteps[index].expand(len(z)), z)
+        cond, uncond = out.chunk(2)
+        eps = uncond[:, :channels] + GUIDANCE * (cond[:, :channels] - uncond[:, :channels])
+        out = torch.cat([eps, cond[:, channels:]], 1)
+        x = ancestral_step(schedule, out, x, index, torch.randn_like(x), torch.ones(len(x), 1), "eps")
+    return x
+
+
+def official_side(repo: Path, model: Mar, batch: int) -> Side:
+    """The released encoder, decoder and sampler, told that there is no CUDA."""
+    sys.path.insert(0, str(repo))
+    torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[assignment,method-assign]
+    from models.mar import mar_base  # type: ignore[import-not-found]
+
+    official = mar_base(diffloss_d=6, diffloss_w=1024, num_sampling_steps=str(DIFFUSION_STEPS)).eval()
+    official.load_state_dict(official_state(model))
+    order = random_order(torch.arange(batch), model.config.tokens)
+
+    @torch.no_grad()
+    def step(index: int, tokens: Tensor) -> None:
+        known, chosen = _state(order, index, model.config.tokens)
+        mask = torch.cat([~known, ~known]).float()
+        embedding = torch.cat([official.class_emb(torch.arange(batch)), official.fake_latent.repeat(batch, 1)])
+        x = official.forward_mae_encoder(torch.cat([tokens, tokens]), mask, embedding)
+        z = official.forward_mae_decoder(x, mask)
+        official.diffloss.sample(z[torch.cat([chosen, chosen])], 1.0, GUIDANCE)
+
+    return step
+
+
+def official_state(model: Mar) -> dict[str, Tensor]:
+    """Our weights under the released names."""
+    state: dict[str, Tensor] = {}
+    for key, value in model.state_dict().items():
+        name = official_name(key)
+        state[name] = torch.cat([state[name], value]) if name in state else value  # q, then k and v
+    for name in ("fake_latent", "encoder_pos_embed_learned", "decoder_pos_embed_learned"):
+        state[name] = state[name][None]
+    state["diffusion_pos_embed_learned"] = state["diffusion_pos_embed_learned"][None]
+    state["mask_token"] = state["mask_token"][None, None]
+    return state
+
+
+def engine_side(engine: Engine, batch: int) -> Side:
+    """Rows put where the step begins, one step, rows taken away; only the step is what an engine does."""
+
+    def step(index: int, tokens: Tensor) -> None:
+        for row in range(batch):
+            ask = Request(LABELS[row], row, STEPS, DIFFUSION_STEPS, GUIDANCE, "constant", 1.0)
+            engine.restore(Snapshot(ask, index, tokens[row]))
+        engine.step()
+        for row in range(batch):
+            engine.release(row)
+
+    return step
+
+
+def _state(order: Tensor, index: int, total: int) -> tuple[Tensor, Tensor]:
+    """(B, N) known, and chosen now, at the beginning of AR step `index`."""
+    before, after = masked_after(index - 1, STEPS, total), masked_after(index, STEPS, total)
+    rank = order.argsort(1)
+    return rank >= before, (rank >= after) & (rank < before)
+
+
+def run(quick: bool, repo: Path | None) -> dict[str, Any]:
+    """Table to stdout; figures back."""
+    torch.manual_seed(0)
+    dtype = choose_dtype("auto", torch.device("cpu"))
+    plain = alive(Mar(MAR_PRESETS["mar-b"]))
+    packed = Mar(MAR_PRESETS["mar-b"]).eval().requires_grad_(False)
+    packed.load_state_dict(plain.state_dict())
+    pack(packed, dtype)
+    steps = [36] if quick else list(range(EVERY // 2, STEPS, EVERY))
+    result: dict[str, Any] = {"engine_dtype": str(dtype).removeprefix("torch.")}
+    print(f"{'batch':>5s} {'side':10s}{'s/picture':>12s}    (1 AR step in {STEPS // len(steps)} measured)")
+    for batch in (1, 8):
+        engine = Engine(packed, LabelPrompts(packed, LABELS), batch, dtype)
+        sides = {"eager": eager_side(plain, batch), "engine": engine_side(engine, batch)}
+        if repo is not None:
+            sides["official"] = official_side(repo, plain, batch)
+        times = _alternate(sides, steps, batch, 1 if quick else 3)
+        for name, rounds in times.items():
+            seconds = statistics.median(rounds) * STEPS / len(steps) / batch
+            result[f"{name}_seconds_per_picture_b{batch}"] = round(seconds, 3)
+            print(f"{batch:5d} {name:10s}{seconds:12.2f}")
+        for name in [name for name in sides if name != "engine"]:
+            ratio = statistics.median(a / b for a, b in zip(times[name], times["engine"], strict=True))
+            key = "exact_speedup" if name == "eager" else f"exact_speedup_over_{name}"
+            result[f"{key}_b{batch}"] = round(ratio, 2)
+            print(f"      engine over {name}: {ratio:.2f}x")
+    return result
+
+
+def _alternate(sides: dict[str, Side], steps: list[int], batch: int, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each side's sampled steps, one sum per round."""
+    config = MAR_PRESETS["mar-b"]
+    tokens = torch.randn(batch, config.tokens, config.channels)
+    for side in sides.values():
+        side(steps[0], tokens)  # first use of each shape is slower
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    with tqdm(total=rounds * len(steps) * len(sides), desc=f"batch {batch}", leave=False) as bar:
+        for _ in range(rounds):
+            sums = dict.fromkeys(sides, 0.0)
+            for index in steps:
+                for name, side in sides.items():
+                    begin = time.perf_counter()
+                    side(index, tokens)
+                    sums[name] += time.perf_counter() - begin
+                    bar.update()
+            for name, total in sums.items():
+                times[name].append(total)
+    return times
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one of the 64 steps, one round")
+    parser.add_argument("--mar-repo", type=Path, help="a clone of LTH14/mar to run beside")
+    args = parser.parse_args(argv)
+    result = {"machine": describe_machine(), **run(args.quick, args.mar_repo)}
+    if not args.quick:
+        print(f"kept in {keep('exact', result)}")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""The head's sampling loop at MAR-B's size in GFLOP/s, against the matmul peak of the same run.
+
+python -m benchmarks.head. Rows are unguided tokens, 6 blocks of 1024, 20 diffusion steps. FLOPs are those of every product
+of the head in every step, 2·rows·W·((5·L + 2)·W + C + O), the hoisted ones too; noise, normalisation and the posterior
+count as nothing and show as what is missing. Peak: a 2048³ product, the fastest of five around each measurement.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from benchmarks.machine import alive, describe_machine, keep
+from fluid_kernels.head_loop import HeadWeights, Rows
+from fluid_kernels.head_loop_torch import TorchHead
+from model.config import MAR_PRESETS
+from model.head import DiffusionHead
+from model.precision import choose_dtype
+from model.sampler import make_chains
+
+STEPS = 20
+PEAK_SIZE = 2048
+
+
+def seconds(work: Callable[[], object], repeats: int) -> float:
+    """The fastest of so many: what the machine can do when it is left alone."""
+    times = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - begin)
+    return min(times)
+
+
+def run(quick: bool) -> dict[str, Any]:
+    """Table to stdout; figures back."""
+    config, dtype = MAR_PRESETS["mar-b"], choose_dtype("auto", torch.device("cpu"))
+    head = alive(DiffusionHead(config))
+    weights = HeadWeights.from_head(head)
+    loop, chains = TorchHead(weights, dtype), make_chains(head, (STEPS,))
+    width, depth = weights.width, weights.depth
+    a = torch.randn(PEAK_SIZE, PEAK_SIZE).to(dtype)
+    result: dict[str, Any] = {}
+    print(f"{'rows':>6s}{'ms/step':>10s}{'GFLOP/s':>10s}{'of peak':>10s}")
+    for count in (2, 16, 64, 256, 1024):
+        rows = Rows(
+            condition=head.embed_condition(torch.randn(count, config.width)), guided=torch.empty(0, dtype=torch.int64),
+            chain=torch.zeros(count, dtype=torch.int64), guidance=torch.ones(count), temperature=torch.ones(count),
+            seed=torch.arange(count), position=torch.arange(count) % 256,
+        )  # fmt: skip
+        flops = 2 * count * width * ((5 * depth + 2) * width + weights.channels + len(weights.out)) * STEPS
+        shares, rates = [], []
+        with torch.inference_mode():
+            loop(rows, chains, "eps", 0.0)
+            for _ in range(1 if quick else 5):
+                peak = 2 * PEAK_SIZE**3 / seconds(lambda: a @ a, 5)
+                rates.append(flops / seconds(lambda rows=rows: loop(rows, chains, "eps", 0.0), 2))  # type: ignore[misc]
+                shares.append(rates[-1] / peak)
+        rate, share = statistics.median(rates), statistics.median(shares)
+        print(f"{count:6d}{flops / rate / STEPS * 1e3:10.2f}{rate / 1e9:10.0f}{share:10.2f}")
+        result[f"head_gflops_{count}"], result[f"head_share_of_peak_{count}"] = round(rate / 1e9), round(share, 3)
+    result["matmul_peak_gflops"] = round(rates[-1] / shares[-1] / 1e9)
+    return result
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one round instead of five")
+    args = parser.parse_args(argv)
+    result = {"machine": describe_machine(), **run(args.quick)}
+    if not args.quick:
+        print(f"kept in {keep('head', result)}")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
