@@ -1,8 +1,8 @@
 """The head's sampling loop at MAR-B's size in GFLOP/s, against the matmul peak of the same run.
 
-python -m benchmarks.head. Rows are unguided tokens, 6 blocks of 1024, 20 diffusion steps. FLOPs are those of every product
-of the head in every step, 2·rows·W·((5·L + 2)·W + C + O), the hoisted ones too; noise, normalisation and the posterior
-count as nothing and show as what is missing. Peak: a 2048³ product, the fastest of five around each measurement.
+python -m benchmarks.head. Rows are unguided tokens, 6 blocks of 1024, 20 diffusion steps. FLOPs are those of every
+product of the head in every step, 2·rows·W·((5·L + 2)·W + C + O), the hoisted ones too; noise, normalisation and the
+posterior count as nothing and show as what is missing. Peak: a 2048³ product, the fastest of five beside each figure.
 """
 
 from __future__ import annotations

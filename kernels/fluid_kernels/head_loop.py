@@ -170,10 +170,21 @@ def update(
     return mean_x0 * x0 + mean_xt * x + sigma * noise
 
 
+def evaluate_ref(w: HeadWeights, x: Tensor, y: Tensor) -> Tensor:
+    """The head itself: (m, C) noisy tokens, (m, W) silu(time + condition) -> (m, O)."""
+    h = F.linear(x, w.token_in, w.token_in_bias)
+    for i in range(w.depth):
+        shift, scale, gate = F.linear(y, w.modulation[i], w.modulation_bias[i]).chunk(3, -1)
+        n = F.layer_norm(h, (w.width,), w.norm_weight[i], w.norm_bias[i], LN_EPS) * (1 + scale) + shift
+        h = h + gate * F.linear(F.silu(F.linear(n, w.up[i], w.up_bias[i])), w.down[i], w.down_bias[i])
+    shift, scale = F.linear(y, w.final_modulation, w.final_modulation_bias).chunk(2, -1)
+    return F.linear(F.layer_norm(h, (w.width,), eps=LN_EPS) * (1 + scale) + shift, w.out, w.out_bias)
+
+
 def head_loop_ref(weights: HeadWeights, rows: Rows, chains: Chains, prediction: str, clamp: float) -> Tensor:
     """The definition: (M, C) float32. Nothing hoisted, nothing packed."""
-    w, width, channels = weights, weights.width, weights.channels
-    x = initial_noise(rows, channels).to(w.up.dtype)
+    channels = weights.channels
+    x = initial_noise(rows, channels).to(weights.up.dtype)
     plan = active(rows, chains)
     for j in reversed(range(len(plan))):
         count, guided = plan[j]
@@ -182,14 +193,7 @@ def head_loop_ref(weights: HeadWeights, rows: Rows, chains: Chains, prediction: 
         )  # the row behind each evaluation
         slot = torch.cat([which[:count], len(rows) + torch.arange(guided, device=x.device)])  # its condition
         y = F.silu(chains.times[rows.chain[which], j] + rows.condition[slot])  # (m + g, W)
-        h = F.linear(x[which], w.token_in, w.token_in_bias)
-        for i in range(w.depth):
-            shift, scale, gate = F.linear(y, w.modulation[i], w.modulation_bias[i]).chunk(3, -1)
-            n = F.layer_norm(h, (width,), w.norm_weight[i], w.norm_bias[i], LN_EPS) * (1 + scale) + shift
-            h = h + gate * F.linear(F.silu(F.linear(n, w.up[i], w.up_bias[i])), w.down[i], w.down_bias[i])
-        shift, scale = F.linear(y, w.final_modulation, w.final_modulation_bias).chunk(2, -1)
-        out = F.linear(F.layer_norm(h, (width,), eps=LN_EPS) * (1 + scale) + shift, w.out, w.out_bias)
-        out = guide(out, rows, count, guided, channels)
+        out = guide(evaluate_ref(weights, x[which], y), rows, count, guided, channels)
         chain = rows.chain[:count]
         noise = step_noise(rows, chains.timesteps[chain, j][:, None], channels)[:, 0].to(x.dtype)
         x[:count] = update(

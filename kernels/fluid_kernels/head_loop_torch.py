@@ -17,6 +17,7 @@ from fluid_kernels.head_loop import (
     HeadWeights,
     Rows,
     active,
+    evaluate_ref,
     guide,
     initial_noise,
     step_noise,
@@ -24,9 +25,12 @@ from fluid_kernels.head_loop import (
 )  # fmt: skip
 from fluid_kernels.linear import PackedLinear
 
-# Rows of the hoisted product: enough for full speed, few enough that its result (rows · (3L + 2)·W · 2 bytes) stays in
-# the caches: 20 MiB at MAR-B's head.
-HOISTED_ROWS = 512
+# Rows of the hoisted product: enough for full speed, few enough that its result (rows · (3L + 2)·W · 2 bytes, 10 MiB at
+# MAR-B's head) is still near when the steps read it; twice and four times as many are 10 to 20 % slower (docs/log.md).
+HOISTED_ROWS = 256
+# x0 = (x − √(1 − ᾱ)·eps)/√ᾱ divides by 5e-5 at the first step of a chain, and what bfloat16 rounds off eps there comes
+# out of that step 316 times as large. Steps that would magnify an error more than this are computed in float32.
+MAGNIFIED = 8.0
 
 
 class TorchHead:
@@ -36,7 +40,7 @@ class TorchHead:
     """
 
     def __init__(self, weights: HeadWeights, dtype: torch.dtype):
-        width = weights.width
+        width, self.weights = weights.width, weights
         self.width, self.depth, self.channels, self.dtype = width, weights.depth, weights.channels, dtype
         self.token_in = weights.token_in.float(), weights.token_in_bias.float()
         self.norm = list(zip(weights.norm_weight.float(), weights.norm_bias.float(), strict=True))
@@ -70,6 +74,8 @@ class TorchHead:
                 first -= count + guided
                 both = torch.cat([x[:count], x[rows.guided[:guided]]]) if guided else x[:count]
                 out = self._evaluate(both, modulation[first : first + count + guided])
+                if prediction == "eps" and self.dtype != torch.float32:
+                    self._sharpen(out, both, rows, chains, j, plan)
                 out = guide(out, rows, count, guided, self.channels)
                 x[:count] = update(
                     out, x[:count], coefficients[:count, j], noise[:count, j - start], rows.temperature[:count],
@@ -100,6 +106,20 @@ class TorchHead:
         y: Tensor = self.modulation(F.silu(time + rows.condition[torch.cat(slots)]))
         return y
 
+    def _sharpen(self, out: Tensor, x: Tensor, rows: Rows, chains: Chains, j: int, plan: list[tuple[int, int]]) -> None:
+        """Replace the outputs of rows that start their chain here, where it magnifies errors, by float32 ones."""
+        (count, guided), (old, old_guided) = plan[j], plan[j + 1] if j + 1 < len(plan) else (0, 0)
+        if count == old:
+            return
+        a, b, mean_x0 = chains.coefficients[rows.chain[count - 1], j, :3].tolist()  # rows that start here share a chain
+        if mean_x0 * b / a < MAGNIFIED:
+            return
+        own, half = torch.arange(old, count, device=x.device), torch.arange(old_guided, guided, device=x.device)
+        chain = rows.chain[torch.cat([own, rows.guided[half]])]
+        y = F.silu(chains.times[chain, j] + rows.condition[torch.cat([own, len(rows) + half])])
+        place = torch.cat([own, count + half])
+        out[place] = evaluate_ref(self.weights, x[place], y)
+
     def _evaluate(self, x: Tensor, modulation: Tensor) -> Tensor:
         """(m + g, C) noisy tokens -> (m + g, O)."""
         width = self.width
@@ -107,7 +127,8 @@ class TorchHead:
         parts = modulation.split(width, 1)
         for i in range(self.depth):
             shift, scale, gate = parts[3 * i : 3 * i + 3]
-            n = torch.addcmul(shift, F.layer_norm(h, (width,), *self.norm[i], LN_EPS), scale)
-            h.addcmul_(gate, self.down[i](self.up[i](n)))
+            # Mixed dtypes would be cast by each operation anew: one cast here, and bfloat16 from it to the sum.
+            n = F.layer_norm(h, (width,), *self.norm[i], LN_EPS).to(self.dtype)
+            h.add_(gate * self.down[i](self.up[i](torch.addcmul(shift, n, scale))))
         shift, scale = parts[-2:]
         return F.linear(torch.addcmul(shift, F.layer_norm(h, (width,), eps=LN_EPS), scale), *self.out)

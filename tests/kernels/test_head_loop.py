@@ -94,6 +94,19 @@ def test_bfloat16_is_close_and_does_not_depend_on_company() -> None:
     assert (loop(one, chains, "v", 3.0) - found[3:4]).abs().max() < 0.05
 
 
+@pytest.mark.parametrize("guided", [[], [0, 2, 5]])
+def test_a_chains_first_step_is_float32_where_it_magnifies(guided: list[int]) -> None:
+    """In bfloat16 throughout, eps was off by 1e-3 at t = 999, where x0 is eps / 5e-5: of 100 steps the first left x 0.3
+    from where it belongs, of the 2 and 3 steps here (more is magnified) over 2. Rows also start beside running ones."""
+    head = make_head("eps", width=64)
+    chains = make_chains(head, (3, 2))
+    rows, _, _ = make_rows(head, 6, guided, [0, 0, 0, 1, 1, 1])
+    weights = HeadWeights.from_head(head)
+    exact = head_loop_ref(weights, rows, chains, "eps", 0.0)
+    found = TorchHead(weights, torch.bfloat16)(rows, chains, "eps", 0.0)
+    assert (found - exact).abs().max() < 2
+
+
 def test_rows_out_of_order_are_refused() -> None:
     head = make_head("v")
     rows, _, _ = make_rows(head, 2, [], [1, 0])
