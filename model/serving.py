@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 
 from model.checkpoint import Checkpoint, CheckpointError, load_checkpoint
-from model.engine import Engine, RowRequest
+from model.engine import Engine, RowRequest, Snapshot
 from model.text import build_text_encoder
 from model.tokenizer import to_uint8
 
@@ -56,6 +57,31 @@ class ServingEngine:
         """RGB bytes of the row's picture as far as it is decoded, height · width · 3."""
         pixels = self.checkpoint.tokenizer.decode(self.engine.peek(row)[None])  # (1, 3, H, W)
         return to_uint8(pixels)[0].cpu().numpy().tobytes()
+
+    def snapshot(self, row: int) -> bytes:
+        """A row half done: a line of JSON that says whose, then its tokens, float32 in C order."""
+        state = self.engine.snapshot(row)
+        about = {"sha256": self.checkpoint.sha256, "seed": state.request.seed, "step": state.step,
+                 "shape": list(state.tokens.shape)}  # fmt: skip
+        return json.dumps(about).encode() + b"\n" + state.tokens.float().contiguous().numpy().tobytes()
+
+    def restore(self, request: RowRequest, state: bytes) -> int:
+        """A row that goes on where the snapshot was taken.
+
+        Raises:
+            ValueError: it is another checkpoint's or request's, or damaged; EngineError: as `admit`.
+        """
+        header, _, raw = state.partition(b"\n")
+        about = json.loads(header)
+        shape = (self.checkpoint.config.tokens, self.checkpoint.config.channels)
+        if about["sha256"] != self.checkpoint.sha256 or about["seed"] != request.seed:
+            raise ValueError("the snapshot is of another checkpoint or another picture")
+        if tuple(about["shape"]) != shape or len(raw) != 4 * shape[0] * shape[1]:
+            raise ValueError(f"the snapshot is damaged: {len(raw)} bytes for {about['shape']} tokens")
+        if not 0 <= about["step"] < request.num_inference_steps:
+            raise ValueError(f"the snapshot is at step {about['step']} of {request.num_inference_steps}")
+        tokens = torch.frombuffer(bytearray(raw), dtype=torch.float32).reshape(shape)  # (N, C)
+        return self.engine.restore(Snapshot(request, about["step"], tokens))
 
     def release(self, row: int) -> None:
         """Free the row, finished or not."""

@@ -19,7 +19,8 @@ FluidError
 │   └── DeadlineExceeded        504
 ├── WorkerError                 ends the worker process
 │   ├── CanaryFailed            the first picture after loading is not a picture
-│   └── EngineBroken            the engine cannot even give its rows back
+│   ├── EngineBroken            the engine cannot even give its rows back
+│   └── ReloadRefused           a reload would leave waiting jobs without a worker; the worker goes on as it is
 └── ServiceError                raised by the client: what the service answered
 """
 
@@ -142,6 +143,10 @@ class CanaryFailed(WorkerError):
 
 class EngineBroken(WorkerError):
     """The engine cannot even give its rows back."""
+
+
+class ReloadRefused(WorkerError):
+    """A reload would leave waiting jobs without a worker."""
 
 
 class ServiceError(FluidError):
