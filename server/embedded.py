@@ -46,6 +46,21 @@ def find_binary() -> str:
     return found
 
 
+def running_url(data_dir: Path) -> str | None:
+    """Where the instance that holds the folder answers; None if there is none."""
+    try:
+        lock = (data_dir / "lock").open()
+        address = (data_dir / "address").read_text().strip()
+    except FileNotFoundError:
+        return None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return address
+    return None
+
+
 class EmbeddedValkey:
     """Use as a context manager; `url` is what FLUID_REDIS_URL of the children becomes."""
 
@@ -91,6 +106,7 @@ class EmbeddedValkey:
             [find_binary(), *self._options()], keep_fds=[self._lock.fileno()], quiet=self._quiet
         )
         self._await_ready()
+        (self.data_dir / "address").write_text(self.url + "\n")  # for commands beside us; the socket may lie elsewhere
 
     def _options(self) -> list[str]:
         options = {

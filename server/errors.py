@@ -17,10 +17,13 @@ FluidError
 │   ├── NoWorkers               503
 │   ├── QueueUnavailable        503  Redis does not answer
 │   └── DeadlineExceeded        504
+├── OperatorError               ends an operator's command
+│   ├── UnknownLetter           no dead letter of this id
+│   ├── ReloadRefused           a worker goes on with the checkpoint that it had
+│   └── NotWell                 `fluid doctor` found something to act on
 ├── WorkerError                 ends the worker process
 │   ├── CanaryFailed            the first picture after loading is not a picture
-│   ├── EngineBroken            the engine cannot even give its rows back
-│   └── ReloadRefused           a reload would leave waiting jobs without a worker; the worker goes on as it is
+│   └── EngineBroken            the engine cannot even give its rows back
 └── ServiceError                raised by the client: what the service answered
 """
 
@@ -133,6 +136,22 @@ class DeadlineExceeded(RequestError):
     status, type, code = 504, "server_error", "deadline_exceeded"
 
 
+class OperatorError(FluidError):
+    """Ends an operator's command."""
+
+
+class UnknownLetter(OperatorError):
+    """No dead letter has this job id."""
+
+
+class ReloadRefused(OperatorError):
+    """A worker goes on with the checkpoint that it had."""
+
+
+class NotWell(OperatorError):
+    """`fluid doctor` found something to act on."""
+
+
 class WorkerError(FluidError):
     """Ends the worker process; its jobs go to another one."""
 
@@ -143,10 +162,6 @@ class CanaryFailed(WorkerError):
 
 class EngineBroken(WorkerError):
     """The engine cannot even give its rows back."""
-
-
-class ReloadRefused(WorkerError):
-    """A reload would leave waiting jobs without a worker."""
 
 
 class ServiceError(FluidError):

@@ -184,7 +184,14 @@ class Queue:
         fields = dict(zip(raw[::2], raw[1::2], strict=True)) if isinstance(raw, list) else raw
         if fields.get(b"checkpoint") != checkpoint.encode():
             return Resume()
-        return Resume.from_fields(fields)
+        found = Resume.from_fields(fields)
+        alive = {index: output for index, output in found.outputs.items() if await self._lives(lease.job_id, output)}
+        return Resume(alive, found.snapshots)
+
+    async def _lives(self, job_id: str, output: Output) -> bool:
+        """Files of earlier tries have their own time to live; it starts again here."""
+        key = self.keys.result_bytes(job_id, output.token, output.index)
+        return bool(await self.redis.expire(key, self.ttl_s + RESULT_EXTRA_S))
 
     async def store_result(self, lease: Lease, index: int, data: bytes) -> None:
         """Before the finish, under a key that only this lease writes."""

@@ -67,6 +67,7 @@ class Reloader:
 
     async def _prepare(self, request: ReloadRequest) -> None:
         log.info("reload %d: loading %s", request.number, request.checkpoint)
+        self._heart.note = ""  # that of an earlier one
         try:
             thread, info = await self._load(request.checkpoint)
             await self._check(info)

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -42,6 +43,12 @@ def child_env(settings: Settings) -> dict[str, str]:
 
 def start(role: str, settings: Settings, *flags: str) -> "Popen[bytes]":
     return processes.spawn([sys.executable, "-m", "server.cli", role, *flags], env=child_env(settings))
+
+
+def fluid(settings: Settings, *words: str) -> "subprocess.CompletedProcess[str]":
+    """An operator's command against a running service."""
+    command = [sys.executable, "-m", "server.cli", *words]
+    return subprocess.run(command, env=child_env(settings), capture_output=True, text=True, timeout=60)
 
 
 class Service:
