@@ -79,9 +79,9 @@ class EngineThread:
         except Exception as error:
             raise EngineBroken(f"The engine does not give its rows back: {error!r}") from error
 
-    async def canary(self, info: ModelInfo) -> None:
-        """Draw one picture before anybody may send work here."""
-        await self._timed(lambda: _draw_canary(self.engine, info))
+    async def canary(self, info: ModelInfo) -> int:
+        """Draw one picture before anybody may send work here; returns its AR steps."""
+        return await self._timed(lambda: _draw_canary(self.engine, info))
 
     @property
     def busy_s(self) -> float:
@@ -127,7 +127,7 @@ def _pixels(engine: Engine, row: int) -> bytes:
     return pixels
 
 
-def _draw_canary(engine: Engine, info: ModelInfo) -> None:
+def _draw_canary(engine: Engine, info: ModelInfo) -> int:
     preset = info.presets["low"]
     request = RowRequest(
         prompt=CANARY_PROMPT,
@@ -153,3 +153,4 @@ def _draw_canary(engine: Engine, info: ModelInfo) -> None:
     engine.release(row)
     if len(set(pixels)) < 2:
         raise CanaryFailed("The canary picture is blank. Check the checkpoint and the device.")
+    return request.num_inference_steps

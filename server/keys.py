@@ -65,6 +65,10 @@ class Keys:
     def done_channel(self) -> str:
         return self._key("done")
 
+    @property
+    def cancels_channel(self) -> str:
+        return self._key("cancels")
+
     # --- workers ------------------------------------------------------------------------------------
 
     @property

@@ -17,7 +17,8 @@ from server.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
 SPEED_MEMORY_S = 10.0
-PULSE_S = 0.1  # a canceled job keeps its rows for at most this plus one step
+PULSE_S = 0.1
+LISTEN_S = 1.0
 
 
 @asynccontextmanager
@@ -39,10 +40,10 @@ class Speed:
     def __init__(self) -> None:
         self._work, self._seconds = 0.0, 0.0
 
-    def saw(self, rows: int, seconds: float) -> None:
-        """One step. Older ones count less and less, the last SPEED_MEMORY_S of them about half of all."""
+    def saw(self, row_steps: int, seconds: float) -> None:
+        """What was just done. Older ones count less and less, the last SPEED_MEMORY_S of them about half of all."""
         keep = 0.5 ** (seconds / SPEED_MEMORY_S)
-        self._work, self._seconds = self._work * keep + rows, self._seconds * keep + seconds
+        self._work, self._seconds = self._work * keep + row_steps, self._seconds * keep + seconds
 
     @property
     def row_steps_per_s(self) -> float:
@@ -124,3 +125,25 @@ class LeasePulse:
             # A job whose end was written while the pulse was under way is over, not lost.
             work.lost |= answer == "lost" and not work.closing
             work.canceled |= answer == "cancel"
+
+
+class CancelListener:
+    """Frees rows within one step of the cancel. The pulse reads the same flags, should a message be lost."""
+
+    def __init__(self, queue: Queue, held: Scheduler) -> None:
+        self._queue = queue
+        self._held = held
+
+    async def forever(self) -> None:
+        while True:
+            try:
+                async with self._queue.redis.pubsub() as pubsub:
+                    await pubsub.subscribe(self._queue.keys.cancels_channel)
+                    while True:
+                        message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=LISTEN_S)
+                        work = self._held.works.get(message["data"]) if message else None
+                        if work is not None:
+                            work.canceled = True
+            except RedisError as error:
+                log.warning("lost the subscription to cancellations (%s); the pulse reads them", error)
+                await asyncio.sleep(LISTEN_S)

@@ -22,7 +22,7 @@ from server.jobs import JobError, JobState, Lease, ModelInfo
 from server.keeper import Keeper
 from server.metrics import Tally
 from server.publisher import Publisher
-from server.pulse import Heartbeat, LeasePulse, beside
+from server.pulse import CancelListener, Heartbeat, LeasePulse, beside
 from server.queue import Queue
 from server.registry import Registry
 from server.reload import Reloader
@@ -49,6 +49,7 @@ class Worker:
         self.tally = Tally()
         self.heart = Heartbeat(self.id, registry, self.held, self.tally)
         self.pulse = LeasePulse(queue, self.held, settings.lease_s)
+        self.cancels = CancelListener(queue, self.held)
         self.keeper = Keeper(queue, self.thread, self.tally)
         self.ends = Ends(queue, self.thread, self.held, self.keeper, self.tally, settings.lease_s)
         self.publisher = Publisher(queue, self.ends, self.keeper, self.tally)
@@ -63,7 +64,7 @@ class Worker:
     async def run(self) -> None:
         await self._until_redis_answers()
         try:
-            async with beside(self.heart.forever(), self.pulse.forever()):
+            async with beside(self.heart.forever(), self.pulse.forever(), self.cancels.forever()):
                 await self._prepare()
                 async with beside(self.watchdog.forever(), self.reloader.forever()):
                     await self._work()
@@ -87,7 +88,9 @@ class Worker:
         info = await thread.load(lambda: self._factory(checkpoint))
         if self.heart.model is None:
             self.heart.note = "drawing its canary picture"
-        await thread.canary(info)
+        began = time.monotonic()
+        steps = await thread.canary(info)
+        self.heart.speed.saw(steps, time.monotonic() - began)  # a first guess, until there is real work
         return thread, info
 
     async def _use(self, thread: EngineThread, info: ModelInfo) -> None:

@@ -10,4 +10,5 @@ if f[1] == 'queued' or (held and tonumber(held) <= clock()) then -- nobody would
   return 'canceled'
 end
 redis.call('HSET', key('job', id), 'cancel', 1)
+redis.call('PUBLISH', key('cancels'), id) -- its worker need not wait for the next pulse
 return f[1]

@@ -128,7 +128,7 @@ def test_reload_drops_no_request(new_service: Callable[..., Service]) -> None:
     assert failures == []
     assert service.client.wait(slow["id"], timeout_s=20)["attempt"] == 1
     sha256 = hashlib.sha256(b"better-weights").hexdigest()
-    assert service.client.models()[0]["checkpoint_sha256"] == sha256
+    until(lambda: service.client.models()[0]["checkpoint_sha256"] == sha256)
     # A worker that comes back must not undo it.
     service.workers[0].kill()
     service.workers[0].wait()
