@@ -64,8 +64,9 @@ def running_url(data_dir: Path) -> str | None:
 class EmbeddedValkey:
     """Use as a context manager; `url` is what FLUID_REDIS_URL of the children becomes."""
 
-    def __init__(self, data_dir: Path, *, quiet: bool = True) -> None:
+    def __init__(self, data_dir: Path, *, fsync: str = "always", quiet: bool = True) -> None:
         self.data_dir = data_dir
+        self._fsync = fsync
         self._quiet = quiet
         self._short_dir: str | None = None
         self._lock: IO[str] | None = None
@@ -116,7 +117,7 @@ class EmbeddedValkey:
             "dir": str(self.data_dir),
             "logfile": str(self.log_path),
             "appendonly": "yes",
-            "appendfsync": "always",
+            "appendfsync": self._fsync,
             "save": "",
             "maxmemory-policy": "noeviction",
         }

@@ -16,7 +16,7 @@ PRIORITIES = ("high", "normal", "low")
 class JobState(StrEnum):
     """queued -> starting -> processing -> one of the four terminal states."""
 
-    QUEUED = "queued"  #: accepted, in the stream
+    QUEUED = "queued"  #: accepted, in line
     STARTING = "starting"  #: leased by a worker, no row yet
     PROCESSING = "processing"  #: at least one image is being decoded
     SUCCEEDED = "succeeded"

@@ -143,6 +143,7 @@ def _queue(counts: QueueCounts) -> Iterator[Metric]:
     yield GaugeMetricFamily(
         "fluid_dead_letter_depth", "Jobs in the dead-letter stream.", value=counts.dead_letter_depth
     )
+    yield CounterMetricFamily("fluid_jobs_expired", "Ended jobs whose record is gone.", value=counts.expired)
     yield CounterMetricFamily("fluid_redeliveries", "Jobs taken over from a silent worker.", value=counts.redeliveries)
     yield CounterMetricFamily("fluid_fenced_results", "Late results refused.", value=counts.fenced)
     yield CounterMetricFamily(

@@ -39,6 +39,11 @@ class Settings:
     redis_url: str = _setting("", "redis://, rediss:// or unix:// address; empty starts an embedded Valkey.")
     namespace: str = _setting("fluid", "First part of every Redis key, so that services can share a server.")
     data_dir: str = _setting("", "Folder of the embedded Valkey; empty means the user's data folder.")
+    fsync: str = _setting(
+        "always",
+        "When the embedded Valkey writes to disk; everysec is quicker and loses a second when the machine dies.",
+        choices=("always", "everysec"),
+    )
     checkpoint: str = _setting("emoji-64", "Shipped checkpoint's name, or a path to a checkpoint folder.")
     engine: str = _setting("checkpoint", "What draws: the model, or a fake for tests.", choices=("checkpoint", "fake"))
     device: str = _setting("auto", "Where the model runs.", choices=("auto", "cpu", "cuda"))

@@ -36,6 +36,50 @@ async def test_jobs_come_in_order_and_know_their_place(queue: Queue) -> None:
     assert await queue.place(await queue.get("a")) is None
 
 
+async def test_who_waits_long_goes_up_a_class(queue: Queue) -> None:
+    """Under a steady stream of normal jobs a low one was never drawn."""
+    await accept(queue, "old", priority="low")
+    await accept(queue, "normal")
+    await accept(queue, "high", priority="high")
+    assert (await queue.place(await queue.get("old"))) == Place(2, 8.0)
+    await queue.redis.zadd(queue.keys.since_zset(MODEL, "low"), {"old": 0})
+    assert [(await take(queue)).job_id for _ in range(3)] == ["high", "old", "normal"]
+
+
+async def test_a_caller_who_floods_waits_behind_himself(queue: Queue) -> None:
+    """First come first served across callers lets one script with ten thousand jobs shut everybody else out."""
+    for i in range(4):
+        await accept(queue, f"flood{i}", user="ann")
+    await accept(queue, "big", user="bob", n=2)
+    await accept(queue, "small", user="bob")
+    await accept(queue, "carl", user="carl")
+    places = [(await queue.place(await queue.get(j))) for j in ("flood0", "big", "carl")]
+    assert [place.position for place in places if place] == [0, 1, 2]
+    # Work decides, not the number of jobs: bob's picture of twice the size counts as two of ann's.
+    order = [(await take(queue)).job_id for _ in range(7)]
+    assert order == ["flood0", "big", "carl", "flood1", "flood2", "small", "flood3"]
+
+
+async def test_who_cancels_a_flood_owes_nothing(queue: Queue) -> None:
+    """Only work that was done counts: a caller who canceled a thousand jobs stood behind everybody else's thousand."""
+    for i in range(20):
+        await accept(queue, f"flood{i}", user="ann")
+    for i in range(20):
+        await queue.cancel(f"flood{i}")
+    for i in range(3):
+        await accept(queue, f"bob{i}", user="bob")
+    await accept(queue, "ann", user="ann")
+    assert [(await take(queue)).job_id for _ in range(2)] == ["ann", "bob0"]
+
+
+async def test_a_patient_take_leaves_fresh_jobs_to_idle_workers(queue: Queue) -> None:
+    """A worker that is full and takes one more for fairness must not snatch it from one that could begin at once."""
+    await accept(queue, "a", priority="high")  # the one class that does not age
+    assert await queue.take("busy", MODEL, patience_s=60.0) is None
+    await queue.redis.zadd(queue.keys.since_zset(MODEL, "high"), {"a": 0})
+    assert await queue.take("busy", MODEL, patience_s=60.0) is not None
+
+
 async def test_enqueue_may_be_repeated(queue: Queue) -> None:
     """A Redis client that retries after a lost answer must not draw twice."""
     await accept(queue, "a")
