@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 
 from model.checkpoint import Checkpoint, CheckpointError, load_checkpoint
-from model.engine import Engine
+from model.engine import Engine, Snapshot
 from model.precision import choose_dtype, pack
 from model.prompts import build_conditioner, first_name
 from model.requests import RowRequest
@@ -57,6 +58,30 @@ class ServingEngine:
         """RGB bytes of the row's picture as far as it is decoded, height · width · 3."""
         pixels = self.checkpoint.tokenizer.decode(self.engine.peek(row)[None])  # (1, 3, H, W)
         return to_uint8(pixels)[0].cpu().numpy().tobytes()
+
+    def snapshot(self, row: int) -> bytes:
+        """A row half done: a line of JSON that says whose, then its tokens, float32 in C order."""
+        state = self.engine.snapshot(row)
+        about = {"sha256": self.checkpoint.sha256, "seed": state.request.seed, "step": state.step}
+        return json.dumps(about).encode() + b"\n" + state.tokens.float().contiguous().numpy().tobytes()
+
+    def restore(self, request: RowRequest, state: bytes) -> int:
+        """A row that goes on where the snapshot was taken.
+
+        Raises:
+            ValueError: it is another checkpoint's or request's, or damaged; EngineError: as `admit`.
+        """
+        header, _, raw = state.partition(b"\n")
+        about = json.loads(header)
+        if not isinstance(about, dict):
+            raise ValueError("the snapshot has no header")
+        if about.get("sha256") != self.checkpoint.sha256 or about.get("seed") != request.seed:
+            raise ValueError("the snapshot is of another checkpoint or another picture")
+        shape, step = (self.checkpoint.config.tokens, self.checkpoint.config.channels), about.get("step", -1)
+        if len(raw) != 4 * shape[0] * shape[1] or not 0 <= step < request.num_inference_steps:
+            raise ValueError(f"the snapshot has {len(raw)} bytes at step {step} of {request.num_inference_steps}")
+        tokens = torch.frombuffer(bytearray(raw), dtype=torch.float32).reshape(shape)  # (N, C)
+        return self.engine.restore(Snapshot(request, step, tokens))
 
     def release(self, row: int) -> None:
         """Free the row, finished or not."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from server import __version__
-from server.errors import EngineBroken, FluidError
+from server.errors import EngineBroken, FluidError, OperatorError
 from server.settings import Settings, describe
 
 EXAMPLES = """examples:
@@ -44,7 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.run(settings, args)
     except FluidError as error:
         print(f"fluid {args.command}: {error}", file=sys.stderr)
-        return 1 if isinstance(error, EngineBroken) else 2  # 2 tells `fluid serve` that a restart cures nothing
+        return (
+            1 if isinstance(error, (EngineBroken, OperatorError)) else 2
+        )  # 2 tells `fluid serve` that a restart cures nothing
     except KeyboardInterrupt:
         return 130
     return 0
@@ -64,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_generate(commands)
     _add_demo(commands)
     _add_import(commands)
+    _add_operations(commands)
     return parser
 
 
@@ -169,6 +172,43 @@ def _add_import(commands: Any) -> None:
     parser.add_argument("kind", choices=("mar",), help="official MAR weights (LTH14/mar)")
 
 
+def _add_operations(commands: Any) -> None:
+    doctor = _command(
+        commands,
+        "doctor",
+        "Say whether a running service is well, whether its books balance, and what to do.",
+        "Exit status 0: nothing needs anybody to act.",
+    )
+    doctor.set_defaults(run=_doctor)
+    dlq = _command(
+        commands,
+        "dlq",
+        "Look at jobs that failed for good (dead letters), draw them again, or drop them.",
+        "examples:\n  fluid dlq list\n  fluid dlq show job_0123\n  fluid dlq replay all\n  fluid dlq drop job_0123",
+    )
+    actions = dlq.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions.add_parser("list", help="one line each, oldest first")
+    for name, help in (
+        ("show", "everything about them, as JSON"),
+        ("replay", "queue them again, as new jobs with the same seeds"),
+        ("drop", "forget them"),
+    ):
+        action = actions.add_parser(name, help=help)
+        action.add_argument("job_ids", nargs="+", metavar="JOB_ID", help='job ids, or "all"')
+    dlq.set_defaults(run=_dlq, job_ids=[])
+    reload = _command(
+        commands,
+        "reload",
+        "Swap the checkpoint of all running workers without dropping a request.",
+        "The new one is loaded beside the old one, so memory must hold both; on failure the old one goes on.\n"
+        "example:\n  fluid reload --to runs/emoji-64/checkpoint",
+    )
+    reload.add_argument("--checkpoint", help="what the workers were started with (FLUID_CHECKPOINT)")
+    reload.add_argument("--to", help="checkpoint name or folder; omitted: load the same one again")
+    reload.add_argument("--timeout", type=float, default=600.0, help="seconds to wait for all workers")
+    reload.set_defaults(run=_reload)
+
+
 def _serve(settings: Settings, args: argparse.Namespace) -> None:
     from server.supervisor import Supervisor
 
@@ -207,6 +247,24 @@ def _demo(settings: Settings, args: argparse.Namespace) -> None:
     from server import demo
 
     demo.run(settings, args.prompt, args.out, args.seed)
+
+
+def _doctor(settings: Settings, args: argparse.Namespace) -> None:
+    from server import operate
+
+    asyncio.run(operate.examine(settings))
+
+
+def _dlq(settings: Settings, args: argparse.Namespace) -> None:
+    from server import operate
+
+    asyncio.run(operate.dead_letters(settings, args.action, args.job_ids))
+
+
+def _reload(settings: Settings, args: argparse.Namespace) -> None:
+    from server import operate
+
+    asyncio.run(operate.reload(settings, args.to or settings.checkpoint, args.timeout))
 
 
 if __name__ == "__main__":

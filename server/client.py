@@ -16,7 +16,7 @@ import httpx
 
 from server.errors import ServiceError
 
-TERMINAL = ("succeeded", "failed", "canceled")
+TERMINAL = ("succeeded", "failed", "canceled", "aborted")
 
 
 @dataclass(frozen=True, slots=True)

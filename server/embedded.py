@@ -46,11 +46,27 @@ def find_binary() -> str:
     return found
 
 
+def running_url(data_dir: Path) -> str | None:
+    """Where the instance that holds the folder answers; None if there is none."""
+    try:
+        lock = (data_dir / "lock").open()
+        address = (data_dir / "address").read_text().strip()
+    except FileNotFoundError:
+        return None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return address
+    return None
+
+
 class EmbeddedValkey:
     """Use as a context manager; `url` is what FLUID_REDIS_URL of the children becomes."""
 
-    def __init__(self, data_dir: Path, *, quiet: bool = True) -> None:
+    def __init__(self, data_dir: Path, *, fsync: str = "always", quiet: bool = True) -> None:
         self.data_dir = data_dir
+        self._fsync = fsync
         self._quiet = quiet
         self._short_dir: str | None = None
         self._lock: IO[str] | None = None
@@ -91,6 +107,7 @@ class EmbeddedValkey:
             [find_binary(), *self._options()], keep_fds=[self._lock.fileno()], quiet=self._quiet
         )
         self._await_ready()
+        (self.data_dir / "address").write_text(self.url + "\n")  # for commands beside us; the socket may lie elsewhere
 
     def _options(self) -> list[str]:
         options = {
@@ -100,7 +117,7 @@ class EmbeddedValkey:
             "dir": str(self.data_dir),
             "logfile": str(self.log_path),
             "appendonly": "yes",
-            "appendfsync": "always",
+            "appendfsync": self._fsync,
             "save": "",
             "maxmemory-policy": "noeviction",
         }

@@ -8,11 +8,12 @@ from typing import TypeVar
 
 from redis.exceptions import RedisError
 
-from server.batching import Batch, Work
 from server.engine_thread import EngineThread
 from server.jobs import IMPOSSIBLE, JobError, JobMetrics, JobState
+from server.keeper import Keeper
 from server.metrics import Tally
 from server.queue import Queue
+from server.scheduler import Scheduler, Work
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -21,10 +22,13 @@ T = TypeVar("T")
 class Ends:
     """Every way out of the batch; each frees the rows, tells the queue, and forgets the job."""
 
-    def __init__(self, queue: Queue, thread: EngineThread, batch: Batch, tally: Tally, lease_s: float) -> None:
+    def __init__(
+        self, queue: Queue, thread: EngineThread, held: Scheduler, keeper: Keeper, tally: Tally, lease_s: float
+    ):
+        self.thread = thread
         self._queue = queue
-        self._thread = thread
-        self._batch = batch
+        self._keeper = keeper
+        self._held = held
         self._tally = tally
         self._lease_s = lease_s
 
@@ -42,34 +46,40 @@ class Ends:
             if state is JobState.SUCCEEDED and done:
                 self._tally.observe("fluid_job_latency_seconds", metrics.total_time)
             log.info("%s %s in %.3f s%s", lease.job_id, state, metrics.total_time, "" if done else " (fenced)")
-        self._batch.remove(work)
+        self._held.remove(work)
 
-    async def give_back(self, work: Work, error: JobError | None) -> None:
+    async def give_back(self, work: Work, error: JobError | None, *, anew: bool = False) -> None:
+        """`anew`: the next try must not go on from this one's snapshots."""
         work.closing = True
         try:
-            state = await self.persist(lambda: self._queue.give_back(work.lease, error=error))
+            state = await self.persist(lambda: self._queue.give_back(work.lease, error=error, anew=anew))
             log.info("%s given back, now %s", work.lease.job_id, state)
         except RedisError as failure:
             log.error("cannot give %s back (%s); its lease will lapse", work.lease.job_id, failure)
-        self._batch.remove(work)
+        self._held.remove(work)
 
     async def give_everything_back(self, error: JobError | None) -> None:
-        """With an error the engine is beyond freeing rows, and only jobs that it had begun count the try."""
-        for work in list(self._batch.works.values()):
+        """With an error the engine is beyond saving and freeing rows, and only jobs that it had begun count the try."""
+        for work in list(self._held.works.values()):
             if work.closing:
                 continue
             if error is None:
+                await self._keeper.keep_now(work)
                 await self.free_rows(work)
             await self.give_back(work, error if work.started else None)
 
     async def engine_failed(self, stage: str, error: Exception, works: list[Work]) -> None:
-        """One job in the failed call: guilty, it goes back. Several: each is tried again alone, here."""
+        """One job in the failed call: guilty, it goes back. Several: each half is tried again by itself, here.
+
+        So k guilty ones among n are found in about k log2 n further failures; the others go on from their snapshots.
+        """
         self._tally.count("fluid_engine_failures_total", stage)
         for work in works:
             await self.free_rows(work)
-            work.suspect = True
-        if len(works) == 1:
-            await self.give_back(works[0], JobError("engine_error", f"{type(error).__name__}: {error}"))
+        if len(works) > 1:
+            self._held.split(works)
+        else:
+            await self.give_back(works[0], JobError("engine_error", f"{type(error).__name__}: {error}"), anew=True)
 
     async def refuse(self, work: Work, reason: str) -> None:
         """The request itself is at fault: other tries would end the same way, so it fails at once."""
@@ -78,14 +88,14 @@ class Ends:
 
     async def drop_ended(self) -> None:
         """What happened to held jobs while a step ran: lost, canceled, or their file could not be written."""
-        for work in list(self._batch.works.values()):
+        for work in list(self._held.works.values()):
             if work.closing or not (work.lost or work.canceled or work.failure):
                 continue
             await self.free_rows(work)
             if work.lost:
                 self._tally.count("fluid_lease_lost_total")
                 log.warning("lost the lease of %s (attempt %d)", work.lease.job_id, work.lease.attempt)
-                self._batch.remove(work)
+                self._held.remove(work)
             elif work.canceled:
                 await self.finish(work, JobState.CANCELED)
             else:
@@ -94,8 +104,8 @@ class Ends:
     async def free_rows(self, work: Work) -> None:
         rows = list(work.rows)
         for row in rows:
-            self._batch.unseat(work, row, again=True)
-        await self._thread.release(rows)
+            self._held.unseat(work, row, again=True)
+        await self.thread.release(rows)
 
     async def persist(self, write: Callable[[], Awaitable[T]]) -> T:
         """Repeat an unanswered write while our lease may live. Every write here is safe to repeat."""

@@ -62,6 +62,18 @@ class Engine(Protocol):
         """RGB bytes of a finished row, height * width * 3."""
         ...
 
+    def snapshot(self, row: int) -> bytes:
+        """A row half done, a few KiB: enough to go on with it anywhere that has the same checkpoint."""
+        ...
+
+    def restore(self, request: RowRequest, state: bytes) -> int:
+        """Give the request a row that goes on where the snapshot was taken, and ends in the same picture.
+
+        Raises:
+            ValueError: the snapshot is not one of this checkpoint and request. Nothing was admitted.
+        """
+        ...
+
     def release(self, row: int) -> None:
         """Free the row, finished or not."""
         ...

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -23,12 +24,15 @@ class StepOutcome:
     images: dict[int, bytes] = field(default_factory=dict)  #: finished rows, released already
     failures: dict[int, Exception] = field(default_factory=dict)  #: finished rows whose pixels could not be read
     progress: dict[int, int] = field(default_factory=dict)  #: AR steps done of rows still running
+    snapshots: dict[int, bytes] = field(default_factory=dict)  #: rows that have come far enough for one
 
 
 class EngineThread:
     """Every call to the engine goes through one thread: engines need no locks."""
 
-    def __init__(self) -> None:
+    def __init__(self, snapshot_steps: int) -> None:
+        self._snapshot_steps = snapshot_steps
+        self._began: float | None = None  #: the call under way, of those that should take about a step
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
         self._engine: Engine | None = None
 
@@ -43,11 +47,25 @@ class EngineThread:
         return ModelInfo.from_mapping(await self._call(self._engine.info))
 
     async def admit(self, requests: Sequence[RowRequest]) -> list[int]:
-        return await self._call(lambda: self.engine.admit(requests))
+        return await self._timed(lambda: self.engine.admit(requests))
+
+    async def restore(self, request: RowRequest, state: bytes) -> tuple[int, int]:
+        """(its row, the AR steps that it has behind it)"""
+
+        def restore_one() -> tuple[int, int]:
+            row = self.engine.restore(request, state)
+            return row, self.engine.progress(row)[0]
+
+        return await self._timed(restore_one)
 
     async def step(self, rows: Iterable[int]) -> StepOutcome:
         running = list(rows)
-        return await self._call(lambda: _step(self.engine, running))
+        return await self._timed(lambda: _step(self.engine, running, self._snapshot_steps))
+
+    async def snapshot(self, rows: Iterable[int]) -> dict[int, bytes]:
+        """Of every row that has begun."""
+        running = list(rows)
+        return await self._timed(lambda: {r: self.engine.snapshot(r) for r in running if self.engine.progress(r)[0]})
 
     async def release(self, rows: Iterable[int]) -> None:
         doomed = list(rows)
@@ -57,13 +75,26 @@ class EngineThread:
                 self.engine.release(row)
 
         try:
-            await self._call(release_all)
+            await self._timed(release_all)
         except Exception as error:
             raise EngineBroken(f"The engine does not give its rows back: {error!r}") from error
 
-    async def canary(self, info: ModelInfo) -> None:
-        """Draw one picture before anybody may send work here."""
-        await self._call(lambda: _draw_canary(self.engine, info))
+    async def canary(self, info: ModelInfo) -> int:
+        """Draw one picture before anybody may send work here; returns its AR steps."""
+        return await self._timed(lambda: _draw_canary(self.engine, info))
+
+    @property
+    def busy_s(self) -> float:
+        """How long the present call has taken. Loading does not count: weights may come from far away."""
+        began = self._began
+        return 0.0 if began is None else time.monotonic() - began
+
+    async def _timed(self, work: Callable[[], T]) -> T:
+        self._began = time.monotonic()
+        try:
+            return await self._call(work)
+        finally:
+            self._began = None
 
     async def _call(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
@@ -72,21 +103,31 @@ class EngineThread:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _step(engine: Engine, rows: list[int]) -> StepOutcome:
+def _step(engine: Engine, rows: list[int], snapshot_steps: int) -> StepOutcome:
     outcome = StepOutcome()
     finished = engine.step()
     for row in finished:
         try:
-            outcome.images[row] = engine.image(row)
+            outcome.images[row] = _pixels(engine, row)
         except Exception as error:  # one broken picture must not fail its neighbours
             log.exception("row %d finished, but its pixels cannot be read", row)
             outcome.failures[row] = error
         engine.release(row)
     outcome.progress = {row: engine.progress(row)[0] for row in rows if row not in finished}
+    if snapshot_steps:
+        due = [row for row, done in outcome.progress.items() if done % snapshot_steps == 0]
+        outcome.snapshots = {row: engine.snapshot(row) for row in due}
     return outcome
 
 
-def _draw_canary(engine: Engine, info: ModelInfo) -> None:
+def _pixels(engine: Engine, row: int) -> bytes:
+    pixels, (width, height) = engine.image(row), engine.image_size
+    if len(pixels) != width * height * 3:
+        raise ValueError(f"the picture has {len(pixels)} bytes, not {width} x {height} x 3")
+    return pixels
+
+
+def _draw_canary(engine: Engine, info: ModelInfo) -> int:
     preset = info.presets["low"]
     request = RowRequest(
         prompt=info.labels[0].split(",", 1)[0] if info.labels else CANARY_PROMPT,
@@ -106,11 +147,11 @@ def _draw_canary(engine: Engine, info: ModelInfo) -> None:
             raise CanaryFailed(
                 f"The canary is not finished after {steps} steps; {request.num_inference_steps} were asked."
             )
-    pixels = engine.image(row)
+    try:
+        pixels = _pixels(engine, row)
+    except ValueError as error:
+        raise CanaryFailed(f"{error}. Check the checkpoint and the device.") from error
     engine.release(row)
-    width, height = info.image_size
-    if len(pixels) != width * height * 3 or len(set(pixels)) < 2:
-        raise CanaryFailed(
-            f"The canary picture is blank or has {len(pixels)} bytes, not {width}x{height}x3. "
-            "Check the checkpoint and the device."
-        )
+    if len(set(pixels)) < 2:
+        raise CanaryFailed("The canary picture is blank. Check the checkpoint and the device.")
+    return request.num_inference_steps

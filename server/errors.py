@@ -17,6 +17,10 @@ FluidError
 │   ├── NoWorkers               503
 │   ├── QueueUnavailable        503  Redis does not answer
 │   └── DeadlineExceeded        504
+├── OperatorError               ends an operator's command
+│   ├── UnknownLetter           no dead letter of this id
+│   ├── ReloadRefused           a worker goes on with the checkpoint that it had
+│   └── NotWell                 `fluid doctor` found something to act on
 ├── WorkerError                 ends the worker process
 │   ├── CanaryFailed            the first picture after loading is not a picture
 │   └── EngineBroken            the engine cannot even give its rows back
@@ -130,6 +134,22 @@ class DeadlineExceeded(RequestError):
     """The picture was not ready within FLUID_REQUEST_TIMEOUT_S; the job was canceled."""
 
     status, type, code = 504, "server_error", "deadline_exceeded"
+
+
+class OperatorError(FluidError):
+    """Ends an operator's command."""
+
+
+class UnknownLetter(OperatorError):
+    """No dead letter has this job id."""
+
+
+class ReloadRefused(OperatorError):
+    """A worker goes on with the checkpoint that it had."""
+
+
+class NotWell(OperatorError):
+    """`fluid doctor` found something to act on."""
 
 
 class WorkerError(FluidError):

@@ -1,10 +1,13 @@
 """An engine without a model: deterministic pictures, settable step time and faults, for tests of the service.
 
-Faults by prompt: "[raise]" fails every step its row takes part in, "[raise-admit]" fails its admission,
-"[impossible]" is refused as a request's own fault, "[kill]" ends the process as a crash would.
+Faults by prompt, each in its row's steps unless said otherwise:
+[raise] fails; [raise-admit] fails its admission; [impossible] is refused as the request's own fault;
+[oom] runs out of memory while it shares the step; [hang] never returns; [kill] ends the process as a crash would;
+[wrong-shape] draws a picture that is too small.
 """
 
 import hashlib
+import json
 import os
 import random
 import signal
@@ -13,8 +16,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from server.engine_api import RowRequest
+from server.errors import ConfigError
 
 SIZE = (32, 32)
+HANG_S = 3600.0
 
 
 @dataclass(slots=True)
@@ -28,7 +33,11 @@ class FakeEngine:
 
     image_size = SIZE
 
-    def __init__(self, max_rows: int, step_s: float) -> None:
+    def __init__(self, max_rows: int, step_s: float, checkpoint: str = "") -> None:
+        """`checkpoint` stands for weights; one whose name begins with "missing" cannot be loaded."""
+        if checkpoint.startswith("missing"):
+            raise ConfigError(f"The fake engine was told that there is no checkpoint {checkpoint!r}.")
+        self.sha256 = hashlib.sha256(checkpoint.encode()).hexdigest()
         self.max_rows = max_rows
         self.step_s = step_s
         self._rows: dict[int, _Row] = {}
@@ -53,6 +62,10 @@ class FakeEngine:
                 os.kill(os.getpid(), signal.SIGKILL)
             if "[raise]" in row.request.prompt:
                 raise RuntimeError("fake engine: told to fail in a step")
+            if "[oom]" in row.request.prompt and len(self._rows) > 1:
+                raise MemoryError(f"fake engine: no memory for {len(self._rows)} rows")
+            if "[hang]" in row.request.prompt:
+                time.sleep(HANG_S)
         for row in self._rows.values():
             row.done += 1
         return [i for i, row in self._rows.items() if row.done == row.request.num_inference_steps]
@@ -62,7 +75,10 @@ class FakeEngine:
 
     def image(self, row: int) -> bytes:
         """Two colours chosen by the request, mixed along a diagonal."""
-        text = repr(self._rows[row].request).encode()
+        request = self._rows[row].request
+        if "[wrong-shape]" in request.prompt:
+            return bytes(10)
+        text = repr(request).encode()
         rng = random.Random(int.from_bytes(hashlib.sha256(text).digest()[:8], "big"))
         one, two = ([rng.randrange(256) for _ in range(3)] for _ in range(2))
         width, height = SIZE
@@ -72,6 +88,18 @@ class FakeEngine:
                 share = (x + y) / (width + height - 2)
                 pixels += bytes(round(a + (b - a) * share) for a, b in zip(one, two, strict=True))
         return bytes(pixels)
+
+    def snapshot(self, row: int) -> bytes:
+        state = {"checkpoint": self.sha256, "request": repr(self._rows[row].request), "done": self._rows[row].done}
+        return json.dumps(state).encode()
+
+    def restore(self, request: RowRequest, state: bytes) -> int:
+        known = json.loads(state)
+        if known["checkpoint"] != self.sha256 or known["request"] != repr(request):
+            raise ValueError("fake engine: this snapshot is of another picture")
+        [row] = self.admit([request])
+        self._rows[row].done = known["done"]
+        return row
 
     def release(self, row: int) -> None:
         del self._rows[row]
@@ -101,7 +129,7 @@ class FakeEngine:
             },
             "vocabulary": ["apple", "cat"],
             "styles": ["plain"],
-            "checkpoint_sha256": "0" * 64,
+            "checkpoint_sha256": self.sha256,
             "license": "Apache-2.0",
             "description": "Coloured squares for tests of the service.",
         }

@@ -53,6 +53,23 @@ class Fleet:
                 retry_after_s=5,
             )
 
+    async def serves(self, model: str) -> bool:
+        """Whether a live worker draws with it, or is about to."""
+        return any(w.model == model for w in await self.workers())
+
+    async def eta_s(self, model: str, work_ahead: float) -> float | None:
+        """About how long until a job with so much work ahead begins; None if nobody draws.
+
+        From what the workers measured while they were busy. Rows free up all the time, so of what is in rows half
+        counts; none of it while there is a free row.
+        """
+        ready = [w for w in await self.workers() if w.ready and w.model == model]
+        row_steps_per_s = sum(w.row_steps_per_s for w in ready)
+        if not row_steps_per_s:
+            return None
+        running = 0 if any(w.rows < w.max_rows for w in ready) else sum(w.work_left for w in ready)
+        return (work_ahead + running / 2) / row_steps_per_s
+
     async def unready_reason(self) -> str | None:
         """None if a live worker has drawn its canary picture; else what is missing."""
         workers = await self.workers()

@@ -9,21 +9,27 @@ from typing import Any
 
 #: Error code of a job that no worker can draw, however often it is tried.
 IMPOSSIBLE = "impossible_request"
+#: Who goes first, first to last. A class is served when those before it have nobody waiting; see lua/take.lua.
+PRIORITIES = ("high", "normal", "low")
 
 
 class JobState(StrEnum):
-    """queued -> starting -> processing -> one of the three terminal states."""
+    """queued -> starting -> processing -> one of the four terminal states."""
 
-    QUEUED = "queued"  #: accepted, in the stream
+    QUEUED = "queued"  #: accepted, in line
     STARTING = "starting"  #: leased by a worker, no row yet
     PROCESSING = "processing"  #: at least one image is being decoded
     SUCCEEDED = "succeeded"
     FAILED = "failed"
-    CANCELED = "canceled"
+    CANCELED = "canceled"  #: by its caller, or because its deadline passed while it was drawn
+    ABORTED = "aborted"  #: its deadline passed before a worker began
 
     @property
     def terminal(self) -> bool:
-        return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELED)
+        return self in TERMINAL
+
+
+TERMINAL = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELED, JobState.ABORTED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +51,18 @@ class JobInput:
     guidance_schedule: str
     temperature: float
     user: str | None = None
+    priority: str = "normal"
+    deadline_ms: int | None = None
+
+    @property
+    def caller(self) -> str:
+        """Whose share of the service the job uses. The name of an API key goes here once there are keys."""
+        return self.user or ""
+
+    @property
+    def work(self) -> int:
+        """Its size in row-steps: one row for one autoregressive step."""
+        return self.n * self.num_inference_steps
 
     def seed_of(self, index: int) -> int:
         """Image i draws with seed + i, so each image of a request can be made again alone."""
@@ -69,6 +87,26 @@ class Output:
     format: str
     size_bytes: int
     sha256: str
+    token: int = 1  #: of the try that drew it; part of its key
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """What an earlier try left of a job: finished images, and rows half done."""
+
+    outputs: Mapping[int, Output] = field(default_factory=dict)
+    snapshots: Mapping[int, bytes] = field(default_factory=dict)
+
+    @classmethod
+    def from_fields(cls, raw: Mapping[bytes, bytes]) -> "Resume":
+        outputs, snapshots = {}, {}
+        for name, value in raw.items():
+            kind, _, index = name.partition(b":")
+            if kind == b"output":
+                outputs[int(index)] = Output(**json.loads(value))
+            elif kind == b"snapshot":
+                snapshots[int(index)] = value
+        return cls(outputs, snapshots)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +147,6 @@ class JobRecord:
     error: JobError | None = None
     metrics: JobMetrics | None = None
 
-    @property
-    def steps(self) -> int:
-        return self.input.n * self.input.num_inference_steps
-
     @classmethod
     def from_fields(cls, raw: Mapping[str, str]) -> "JobRecord":
         """Decode the fields of the job's hash."""
@@ -147,13 +181,13 @@ class Lease:
     """A worker's right to finish one job. The token fences: an older one is refused at the finish."""
 
     job_id: str
-    entry: str
     token: int
     attempt: int
     input: JobInput
     created_at: float
     started_at: float
     suspect: bool = False  #: failed before, or on its last try: runs alone so that it cannot hurt neighbours
+    resumable: bool = False  #: an earlier try left something to go on from
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,10 +234,22 @@ class WorkerInfo:
     started_at: float
     beat_at: float = 0.0
     note: str = ""
+    checkpoint: str = ""  #: SHA-256 of the weights that draw
+    row_steps_per_s: float = 0.0  #: what it manages while it is busy
+    work_left: int = 0  #: row-steps of the jobs that it holds
+    reloads: int = 0  #: the last `fluid reload` that it has dealt with
 
     @property
     def ready(self) -> bool:
         return self.state == "ready"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a waiting job stands: jobs ahead of it, and their work in row-steps."""
+
+    position: int
+    work_ahead: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +263,19 @@ class QueueCounts:
     dead_lettered: int = 0
     dead_letter_depth: int = 0
     oldest_age_s: float = 0.0
+    waiting: Mapping[tuple[str, str], int] = field(default_factory=dict)  #: by model and priority, counted in the lines
+    waiting_work: Mapping[str, int] = field(default_factory=dict)  #: row-steps, by model
+    leases: int = 0  #: counted in the lists of leases
+    kept: int = 0  #: ended jobs whose record is still there
+    expired: int = 0  #: ended jobs whose record is gone
+
+    @property
+    def running(self) -> int:
+        return sum(self.states.get(s.value, 0) for s in (JobState.STARTING, JobState.PROCESSING))
+
+    @property
+    def ended(self) -> int:
+        return sum(self.states.get(s.value, 0) for s in TERMINAL)
 
 
 def new_job_id() -> str:

@@ -1,10 +1,13 @@
-"""The names of every Redis key, and the Lua scripts that touch more than one of them atomically."""
+"""The names of the Redis keys that Python reads, and the Lua scripts that touch more than one key atomically.
+
+Scripts form the other names themselves (lua/common.lua lists them all): which job a script touches, it often finds
+out only while it runs.
+"""
 
 from dataclasses import dataclass
 from importlib import resources
 
-SCRIPTS = ("enqueue", "start", "pulse", "finish", "give_back", "cancel", "leave")
-GROUP = "workers"
+SCRIPTS = ("enqueue", "take", "reclaim", "pulse", "save", "finish", "give_back", "cancel", "place", "sweep")
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,11 +17,41 @@ class Keys:
     namespace: str
 
     def _key(self, *parts: str) -> str:
-        return ":".join((f"{{{self.namespace}}}", *parts))
+        return ":".join((self.root, *parts))
 
     @property
-    def jobs_stream(self) -> str:
-        return self._key("jobs")
+    def root(self) -> str:
+        return f"{{{self.namespace}}}"
+
+    # --- jobs ---------------------------------------------------------------------------------------
+
+    def job_hash(self, job_id: str) -> str:
+        return self._key("job", job_id)
+
+    def tombstone(self, job_id: str) -> str:
+        return self._key("tomb", job_id)
+
+    def resume_hash(self, job_id: str) -> str:
+        return self._key("resume", job_id)
+
+    def result_bytes(self, job_id: str, token: int, index: int) -> str:
+        """The token is in the name: a worker that lost its lease cannot overwrite the visible picture."""
+        return self._key("result", job_id, str(token), str(index))
+
+    # --- the line and the leases --------------------------------------------------------------------
+
+    def since_zset(self, model: str, priority: str) -> str:
+        return self._key("since", model, priority)
+
+    def leases_zset(self, model: str) -> str:
+        return self._key("leases", model)
+
+    def bell_list(self, model: str) -> str:
+        return self._key("bell", model)
+
+    @property
+    def ended_zset(self) -> str:
+        return self._key("ended")
 
     @property
     def dead_stream(self) -> str:
@@ -29,6 +62,16 @@ class Keys:
         return self._key("counters")
 
     @property
+    def done_channel(self) -> str:
+        return self._key("done")
+
+    @property
+    def cancels_channel(self) -> str:
+        return self._key("cancels")
+
+    # --- workers ------------------------------------------------------------------------------------
+
+    @property
     def stats_hash(self) -> str:
         return self._key("stats")
 
@@ -37,35 +80,15 @@ class Keys:
         return self._key("models")
 
     @property
+    def reloads_hash(self) -> str:
+        return self._key("reloads")
+
+    @property
     def workers_zset(self) -> str:
         return self._key("workers")
 
-    @property
-    def done_channel(self) -> str:
-        return self._key("done")
-
-    def job_hash(self, job_id: str) -> str:
-        return self._key("job", job_id)
-
-    def tombstone(self, job_id: str) -> str:
-        return self._key("tomb", job_id)
-
-    def result_bytes(self, job_id: str, token: int, index: int) -> str:
-        """The token is in the name: a worker that lost its lease cannot overwrite the visible picture."""
-        return self._key("result", job_id, str(token), str(index))
-
     def worker(self, worker_id: str) -> str:
         return self._key("worker", worker_id)
-
-    def for_job(self, job_id: str) -> list[str]:
-        """KEYS of every script about one job, in the order that common.lua names them."""
-        return [
-            self.jobs_stream,
-            self.counters_hash,
-            self.dead_stream,
-            self.job_hash(job_id),
-            self.tombstone(job_id),
-        ]
 
 
 def load_script(name: str) -> str:

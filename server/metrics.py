@@ -39,6 +39,9 @@ WORKER_SPECS: Mapping[str, Spec] = {
     "fluid_batch_size": Spec("Rows that shared a step.", buckets=ROWS),
     "fluid_images_total": Spec("Pictures drawn.", label="model"),
     "fluid_lease_lost_total": Spec("Jobs that another worker took from a silent one."),
+    "fluid_snapshots_total": Spec("Snapshots of rows half done that were kept."),
+    "fluid_resumed_rows_total": Spec("Rows that went on from a snapshot."),
+    "fluid_reloads_total": Spec("Checkpoints swapped by `fluid reload`."),
     "fluid_engine_failures_total": Spec("Exceptions of the engine.", label="stage"),
     "fluid_worker_starts_total": Spec("Worker processes that became ready."),
 }
@@ -140,6 +143,7 @@ def _queue(counts: QueueCounts) -> Iterator[Metric]:
     yield GaugeMetricFamily(
         "fluid_dead_letter_depth", "Jobs in the dead-letter stream.", value=counts.dead_letter_depth
     )
+    yield CounterMetricFamily("fluid_jobs_expired", "Ended jobs whose record is gone.", value=counts.expired)
     yield CounterMetricFamily("fluid_redeliveries", "Jobs taken over from a silent worker.", value=counts.redeliveries)
     yield CounterMetricFamily("fluid_fenced_results", "Late results refused.", value=counts.fenced)
     yield CounterMetricFamily(

@@ -8,12 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from server import __version__, images
-from server.batching import Work
 from server.ends import Ends
 from server.errors import EngineBroken
 from server.jobs import JobError, JobInput, JobState, ModelInfo, Output
+from server.keeper import Keeper
 from server.metrics import Tally
 from server.queue import Queue
+from server.scheduler import Work
 
 log = logging.getLogger(__name__)
 ENCODERS = 2
@@ -22,11 +23,12 @@ ENCODERS = 2
 class Publisher:
     """Encodes and stores pictures, and finishes a job with its last one."""
 
-    def __init__(self, queue: Queue, ends: Ends, tally: Tally) -> None:
+    def __init__(self, queue: Queue, ends: Ends, keeper: Keeper, tally: Tally) -> None:
         self.model: ModelInfo | None = None
         self.running: set[asyncio.Task[None]] = set()
         self._queue = queue
         self._ends = ends
+        self._keeper = keeper
         self._tally = tally
         self._pool = ThreadPoolExecutor(max_workers=ENCODERS, thread_name_prefix="encode")
 
@@ -67,7 +69,10 @@ class Publisher:
             format=job.output_format,
             size_bytes=len(data),
             sha256=hashlib.sha256(data).hexdigest(),
+            token=lease.token,
         )
+        if not work.drawn:
+            await self._keeper.keep_output(work, work.outputs[index])
 
 
 def _encode(pixels: bytes, job: JobInput, metadata: dict[str, Any]) -> tuple[bytes, float]:

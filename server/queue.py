@@ -1,21 +1,20 @@
 """The life of a job in Redis: accepted, leased, renewed, finished once, given back, canceled.
 
 Promise: every accepted job reaches exactly one terminal state and at most one result is ever visible for it;
-execution is at-least-once. A lease is the entry's place in the group's pending list; its fencing token
-rises at every start, so a worker that fell silent and came back is refused at the finish.
+execution is at-least-once. A lease is an entry with an end, which its worker moves on while it lives; its fencing
+token rises at every start, so a worker that fell silent and came back is refused at the finish.
 """
 
 import json
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
-
-from redis.exceptions import ResponseError
 
 from server.connection import Client
 from server.errors import JobExpired, QueueFull, UnknownJob
 from server.jobs import (
+    PRIORITIES,
     JobError,
     JobInput,
     JobMetrics,
@@ -23,13 +22,15 @@ from server.jobs import (
     JobState,
     Lease,
     Output,
+    Place,
     QueueCounts,
+    Resume,
 )
-from server.keys import GROUP, SCRIPTS, Keys, load_script
+from server.keys import SCRIPTS, Keys, load_script
 from server.settings import Settings
 
-CONSUMER_DEAD_MS = 3_600_000  # a living one asks for work several times per second
 RESULT_EXTRA_S = 3600  # pictures outlive the job's record, so a visible record never points at nothing
+RETRY_WHEN_FULL_S = 5  # the gateway replaces it by an estimate where it has one
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,31 +52,35 @@ class Queue:
         self.max_attempts = settings.max_attempts
         self.max_queue = settings.max_queue
         self.ttl_s = settings.result_ttl_s
+        self.ageing_s = settings.ageing_s
         self._scripts = {name: redis.register_script(load_script(name)) for name in SCRIPTS}
 
-    async def open(self) -> None:
-        """Create stream and group. From 0, not $: jobs accepted before the group existed must be seen."""
-        try:
-            await self.redis.xgroup_create(self.keys.jobs_stream, GROUP, id="0", mkstream=True)
-        except ResponseError as error:
-            if "BUSYGROUP" not in str(error):
-                raise
-
-    async def _run(self, name: str, keys: Sequence[str], args: Iterable[Any]) -> Any:
+    async def _run(self, name: str, args: Iterable[Any]) -> Any:
         call = cast(Callable[..., Awaitable[Any]], self._scripts[name])
-        return await call(keys=list(keys), args=list(args))
+        return await call(keys=[self.keys.root], args=list(args))
 
     # --- the gateway's side -------------------------------------------------------------------------
 
     async def enqueue(self, job_id: str, job: JobInput, kind: str) -> float:
         """Accept the job; returns its creation time. After this it will reach exactly one terminal state."""
         answer, value = await self._run(
-            "enqueue", self.keys.for_job(job_id), [job_id, job.to_json(), kind, self.max_queue]
+            "enqueue",
+            [
+                job_id,
+                job.to_json(),
+                kind,
+                self.max_queue,
+                job.model,
+                job.priority,
+                job.caller,
+                job.work,
+                "" if job.deadline_ms is None else job.deadline_ms,
+            ],
         )
         if answer == "full":
             raise QueueFull(
                 f"{value} jobs are waiting, the limit is {self.max_queue} (FLUID_MAX_QUEUE). Try later.",
-                retry_after_s=5,
+                retry_after_s=RETRY_WHEN_FULL_S,
             )
         return float(value)
 
@@ -83,91 +88,110 @@ class Queue:
         raw = await self.redis.hgetall(self.keys.job_hash(job_id))
         if raw:
             return JobRecord.from_fields(raw)
-        if await self.redis.exists(self.keys.tombstone(job_id)):
-            raise JobExpired(f"Job {job_id} is over and its result was deleted after {self.ttl_s} s.")
+        ended = await self.redis.get(self.keys.tombstone(job_id))
+        if ended:
+            raise JobExpired(f"Job {job_id} {ended} and was deleted {self.ttl_s} s later (FLUID_RESULT_TTL_S).")
         raise UnknownJob(f"No job has the id {job_id!r}. Ids come from POST /v1/jobs.", param="job_id")
 
-    async def position(self, record: JobRecord) -> int | None:
-        """How many jobs are ahead of a waiting one; None once a worker has it."""
+    async def place(self, record: JobRecord) -> Place | None:
+        """What is ahead of a waiting job; None once a worker has it."""
         if record.state is not JobState.QUEUED:
             return None
-        taken = int(await self.redis.hget(self.keys.counters_hash, "taken") or 0)
-        return max(0, record.sequence - taken - 1)
+        ahead, mean_work = await self._run("place", [record.id])
+        return Place(ahead, ahead * float(mean_work)) if ahead >= 0 else None
 
     async def cancel(self, job_id: str) -> JobRecord:
         """A waiting job ends here; a running one is flagged and ends within one step. Safe to repeat."""
-        await self._run("cancel", self.keys.for_job(job_id), [GROUP, job_id, self.ttl_s, self.keys.done_channel])
+        await self._run("cancel", [job_id, self.ttl_s])
         return await self.get(job_id)
 
-    async def result(self, record: JobRecord, index: int) -> bytes | None:
-        key = self.keys.result_bytes(record.id, record.token, index)
+    async def result(self, record: JobRecord, output: Output) -> bytes | None:
+        """The file, under the name of the try that drew it."""
+        key = self.keys.result_bytes(record.id, output.token, output.index)
         # The client decodes answers as text; pictures need the raw reply.
         raw = await self.redis.execute_command("GET", key, NEVER_DECODE=True)
         return cast("bytes | None", raw)
 
+    async def backlog(self, model: str) -> int:
+        """Row-steps that wait for the model's workers."""
+        return int(await self.redis.hget(self.keys.counters_hash, f"work:{model}") or 0)
+
+    async def sweep(self) -> None:
+        """End what the clock ends: waiting jobs past their deadline. Any number of processes may call it."""
+        await self._run("sweep", [self.ttl_s])
+
     # --- the worker's side --------------------------------------------------------------------------
 
-    async def take(self, consumer: str, *, block_ms: int | None = None) -> Lease | None:
-        """The next waiting job, or None. Canceled ones are skipped here."""
-        while True:
-            found = await self.redis.xreadgroup(GROUP, consumer, {self.keys.jobs_stream: ">"}, count=1, block=block_ms)
-            if not found:
-                return None
-            [(entry, fields)] = found[0][1]
-            lease = await self._start(entry, fields["id"])
-            if lease is not None:
-                return lease
+    async def take(
+        self, worker: str, model: str, *, block_s: float | None = None, patience_s: float = 0.0
+    ) -> Lease | None:
+        """The next waiting job of the model, or None after `block_s`.
 
-    async def reclaim(self, consumer: str, held: set[str], *, count: int) -> list[Lease]:
-        """Jobs whose worker fell silent, or gave them back. `held` are entries we still work on."""
-        leases: list[Lease] = []
-        cursor = "0-0"
-        while len(leases) < count:
-            # One call looks at a few entries only: without the cursor, running jobs would hide lapsed ones behind them.
-            cursor, entries, _ = await self.redis.xautoclaim(
-                self.keys.jobs_stream, GROUP, consumer, self.lease_ms, start_id=cursor, count=count - len(leases)
-            )
-            for entry, fields in entries:
-                if entry in held:  # our own late renewal; claiming it has renewed it
-                    continue
-                lease = await self._start(entry, fields["id"])
-                if lease is not None:
-                    leases.append(lease)
-            if cursor == "0-0":
-                break
-        return leases
+        With `patience_s` only a job that has waited that long: an idle worker would have had it by then.
+        """
+        found = await self._take(worker, model, patience_s)
+        if found is None and block_s is not None and await self.redis.blpop(self.keys.bell_list(model), block_s):
+            found = await self._take(worker, model, patience_s)
+        return found
 
-    async def _start(self, entry: str, job_id: str) -> Lease | None:
-        answer = await self._run(
-            "start",
-            self.keys.for_job(job_id),
-            [GROUP, entry, job_id, self.max_attempts, self.ttl_s, self.keys.done_channel, secrets.token_hex(8)],
-        )
-        if answer[0] != "ok":
-            return None
-        token, attempt, job, created_at, started_at, error = answer[1:]
+    async def _take(self, worker: str, model: str, patience_s: float) -> Lease | None:
+        limits = [self.lease_ms, self.max_attempts, self.ttl_s]
+        answer = await self._run("take", [model, worker, *limits, secrets.token_hex(8), self.ageing_s, patience_s])
+        return self._lease(answer) if answer else None
+
+    async def reclaim(self, worker: str, model: str, *, count: int) -> list[Lease]:
+        """Jobs whose worker fell silent."""
+        limits = [self.lease_ms, self.max_attempts, self.ttl_s]
+        return [self._lease(each) for each in await self._run("reclaim", [model, worker, *limits, count])]
+
+    def _lease(self, answer: Sequence[Any]) -> Lease:
+        job_id, token, attempt, job, created_at, started_at, error, resumable = answer
         last_try = int(attempt) == self.max_attempts > 1
         return Lease(
             job_id=job_id,
-            entry=entry,
             token=int(token),
             attempt=int(attempt),
             input=JobInput.from_json(job),
             created_at=float(created_at),
             started_at=float(started_at),
             suspect=bool(error) or last_try,
+            resumable=bool(resumable),
         )
 
-    async def pulse(self, consumer: str, pulses: Sequence[Pulse], *, renew: bool) -> list[str]:
+    async def pulse(self, pulses: Sequence[Pulse], *, renew: bool) -> list[str]:
         """Renew leases and write progress; answers "ok", "cancel" or "lost" for each."""
         if not pulses:
             return []
-        keys = [self.keys.jobs_stream, self.keys.counters_hash, self.keys.dead_stream]
-        args: list[Any] = [GROUP, consumer, int(renew)]
+        args: list[Any] = [self.lease_ms if renew else 0]
         for p in pulses:
-            keys.append(self.keys.job_hash(p.lease.job_id))
-            args += [p.lease.entry, p.lease.token, int(p.running), p.step]
-        return cast("list[str]", await self._run("pulse", keys, args))
+            args += [p.lease.job_id, p.lease.token, int(p.running), p.step]
+        return cast("list[str]", await self._run("pulse", args))
+
+    async def save(
+        self, lease: Lease, checkpoint: str, *, snapshots: Mapping[int, bytes], outputs: Sequence[Output] = ()
+    ) -> None:
+        """Keep rows half done, and finished images, for whoever goes on with the job after us."""
+        pairs: list[str | bytes] = ["checkpoint", checkpoint]
+        for index, state in snapshots.items():
+            pairs += [f"snapshot:{index}", state]
+        for output in outputs:
+            pairs += [f"output:{output.index}", json.dumps(asdict(output))]
+        await self._run("save", [lease.job_id, lease.token, self.ttl_s, *pairs])
+
+    async def resume(self, lease: Lease, checkpoint: str) -> Resume:
+        """What an earlier try left. Nothing if other weights drew it: the picture would be of two minds."""
+        raw = await self.redis.execute_command("HGETALL", self.keys.resume_hash(lease.job_id), NEVER_DECODE=True)
+        fields = dict(zip(raw[::2], raw[1::2], strict=True)) if isinstance(raw, list) else raw
+        if fields.get(b"checkpoint") != checkpoint.encode():
+            return Resume()
+        found = Resume.from_fields(fields)
+        alive = {index: output for index, output in found.outputs.items() if await self._lives(lease.job_id, output)}
+        return Resume(alive, found.snapshots)
+
+    async def _lives(self, job_id: str, output: Output) -> bool:
+        """Files of earlier tries have their own time to live; it starts again here."""
+        key = self.keys.result_bytes(job_id, output.token, output.index)
+        return bool(await self.redis.expire(key, self.ttl_s + RESULT_EXTRA_S))
 
     async def store_result(self, lease: Lease, index: int, data: bytes) -> None:
         """Before the finish, under a key that only this lease writes."""
@@ -184,13 +208,9 @@ class Queue:
         metrics: JobMetrics | None = None,
     ) -> bool:
         """Write the terminal state, once. False: the lease was lost and nothing was written."""
-        steps = lease.input.n * lease.input.num_inference_steps
         answer = await self._run(
             "finish",
-            self.keys.for_job(lease.job_id),
             [
-                GROUP,
-                lease.entry,
                 lease.job_id,
                 lease.token,
                 state.value,
@@ -198,62 +218,61 @@ class Queue:
                 json.dumps(asdict(error)) if error else "",
                 json.dumps(asdict(metrics)) if metrics else "",
                 self.ttl_s,
-                self.keys.done_channel,
-                steps,
+                lease.input.work,
             ],
         )
-        if answer != JobState.SUCCEEDED:
+        if answer not in (JobState.SUCCEEDED, "fenced"):
             await self._forget_results(lease)
         return bool(answer != "fenced")
 
-    async def give_back(self, lease: Lease, *, error: JobError | None = None) -> str:
-        """Return a job. Without an error the try is not counted; with one it fails at the last try."""
-        answer = await self._run(
-            "give_back",
-            self.keys.for_job(lease.job_id),
-            [
-                GROUP,
-                lease.entry,
-                lease.job_id,
-                lease.token,
-                json.dumps(asdict(error)) if error else "",
-                self.max_attempts,
-                self.lease_ms,
-                self.ttl_s,
-                self.keys.done_channel,
-            ],
-        )
-        await self._forget_results(lease)
+    async def give_back(self, lease: Lease, *, error: JobError | None = None, anew: bool = False) -> str:
+        """Return a job. Without an error the try is not counted; with one it fails at the last try.
+
+        `anew`: what was kept of it led to the error, and the next try shall not go on from there.
+        """
+        failure = json.dumps(asdict(error)) if error else ""
+        limits = [self.max_attempts, self.ttl_s]
+        answer = await self._run("give_back", [lease.job_id, lease.token, failure, *limits, int(anew)])
+        if answer in (JobState.CANCELED, JobState.FAILED) or (anew and answer != "fenced"):
+            await self._forget_results(lease)
         return str(answer)
 
     async def _forget_results(self, lease: Lease) -> None:
+        """Those of this try. Others' may be part of a result; they expire by themselves."""
         keys = [self.keys.result_bytes(lease.job_id, lease.token, i) for i in range(lease.input.n)]
         await self.redis.delete(*keys)
 
     # --- in numbers ---------------------------------------------------------------------------------
 
     async def counts(self) -> QueueCounts:
+        """Everything at one moment: counters, and the structures that must agree with them."""
+        models = await self.redis.hkeys(self.keys.models_hash)
+        lines = [self.keys.since_zset(model, priority) for model in models for priority in PRIORITIES]
         async with self.redis.pipeline(transaction=True) as pipe:
             pipe.hgetall(self.keys.counters_hash)
             pipe.xlen(self.keys.dead_stream)
-            pipe.xinfo_groups(self.keys.jobs_stream)
+            pipe.zcard(self.keys.ended_zset)
             pipe.time()
-            raw, dead, groups, (seconds, micros) = await pipe.execute()
-        age = 0.0
-        last = next((g["last-delivered-id"] for g in groups if g["name"] == GROUP), "0-0")
-        oldest = await self.redis.xrange(self.keys.jobs_stream, min=f"({last}", count=1)
-        if oldest:
-            age = max(0.0, seconds + micros / 1e6 - int(oldest[0][0].split("-")[0]) / 1000)
+            for line in lines:
+                pipe.zcard(line)
+                pipe.zrange(line, 0, 0, withscores=True)
+            for model in models:
+                pipe.zcard(self.keys.leases_zset(model))
+            raw, dead, kept, (seconds, micros), *rest = await pipe.execute()
+        sizes, oldest, leases = rest[: 2 * len(lines) : 2], rest[1 : 2 * len(lines) : 2], rest[2 * len(lines) :]
+        now = seconds + micros / 1e6
+        waiting = [(model, priority) for model in models for priority in PRIORITIES]
         return QueueCounts(
             submitted={k.split(":")[1]: int(v) for k, v in raw.items() if k.startswith("submitted:")},
             states={s.value: int(raw.get(f"state:{s.value}", 0)) for s in JobState},
             redeliveries=int(raw.get("redeliveries", 0)),
             fenced=int(raw.get("fenced", 0)),
             dead_lettered=int(raw.get("dead_lettered", 0)),
+            expired=int(raw.get("expired", 0)),
             dead_letter_depth=dead,
-            oldest_age_s=age,
+            oldest_age_s=max([0.0, *(now - first[0][1] for first in oldest if first)]),
+            waiting=dict(zip(waiting, sizes, strict=True)),
+            waiting_work={model: int(raw.get(f"work:{model}", 0)) for model in models},
+            leases=sum(leases),
+            kept=kept,
         )
-
-    async def leave(self, consumer: str) -> None:
-        """Remove our consumer, and those that dead workers left behind, unless they hold entries."""
-        await self._run("leave", [self.keys.jobs_stream], [GROUP, consumer, CONSUMER_DEAD_MS])

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import cast
 
 from server.connection import Client
@@ -11,6 +11,15 @@ from server.keys import Keys
 
 BEAT_S = 1.0
 DEAD_AFTER_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadRequest:
+    """Workers that were configured for `configured` shall draw with `checkpoint` from now on."""
+
+    configured: str
+    checkpoint: str
+    number: int
 
 
 class Registry:
@@ -49,9 +58,25 @@ class Registry:
     async def publish_model(self, info: ModelInfo) -> None:
         await self.redis.hset(self.keys.models_hash, info.id, info.to_json())
 
+    async def knows(self, model: str) -> bool:
+        return bool(await self.redis.hexists(self.keys.models_hash, model))
+
     async def models(self) -> dict[str, ModelInfo]:
         raw = await self.redis.hgetall(self.keys.models_hash)
         return {name: ModelInfo.from_mapping(json.loads(text)) for name, text in raw.items()}
+
+    async def request_reload(self, configured: str, checkpoint: str) -> ReloadRequest:
+        number = await self.redis.hincrby(self.keys.reloads_hash, "number", 1)
+        await self.redis.hset(self.keys.reloads_hash, f"checkpoint:{configured}", f"{number} {checkpoint}")
+        return ReloadRequest(configured, checkpoint, number)
+
+    async def reload_request(self, configured: str) -> ReloadRequest | None:
+        """The last one, if there ever was one."""
+        text = await self.redis.hget(self.keys.reloads_hash, f"checkpoint:{configured}")
+        if not text:
+            return None
+        number, _, checkpoint = text.partition(" ")
+        return ReloadRequest(configured, checkpoint, int(number))
 
     async def stats(self) -> dict[str, float]:
         raw = cast("dict[str, str]", await self.redis.hgetall(self.keys.stats_hash))

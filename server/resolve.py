@@ -35,6 +35,8 @@ def resolve(request: ImageRequest, models: dict[str, ModelInfo], default: str) -
         guidance_schedule=request.guidance_schedule or str(info.defaults["guidance_schedule"]),
         temperature=_or(request.temperature, info.defaults["temperature"]),
         user=request.user,
+        priority=request.priority or "normal",
+        deadline_ms=request.deadline_ms,
     )
     _check_limits(job, info)
     return job, _warnings(request)

@@ -6,9 +6,10 @@ import base64
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
+from server.admission import accept
 from server.errors import DeadlineExceeded, InvalidRequest, JobCanceled
 from server.images import MIME
-from server.jobs import JobRecord, new_job_id
+from server.jobs import JobRecord
 from server.openapi import GENERATE, RequestBody
 from server.resolve import resolve
 from server.schemas import ImageData, ImagesResponse, Metrics
@@ -37,8 +38,7 @@ async def generate(request: Request, body: RequestBody, services: ServicesDep) -
     if wants_file and job.n != 1:
         raise InvalidRequest(f"'n' must be 1 with Accept: image/*, not {job.n}; or accept JSON.", param="n")
     await fleet.require_worker(job.model)
-    job_id = new_job_id()
-    await services.queue.enqueue(job_id, job, "sync")
+    job_id = await accept(services, job, "sync")
     record = await _wait(request, services, job_id)
     require_success(record)
     if wants_file:
@@ -86,7 +86,7 @@ def _wants_file(request: Request) -> bool:
 
 async def _file(services: Services, record: JobRecord) -> Response:
     output = record.outputs[0]
-    data = await services.queue.result(record, 0)
+    data = await services.queue.result(record, output)
     if data is None:
         raise gone(record)
     headers = timing_headers(record) | {
@@ -104,7 +104,7 @@ async def _json(services: Services, record: JobRecord, response_format: str, war
         if response_format == "url":
             item.url = image_url(record, output.index)
         else:
-            raw = await services.queue.result(record, output.index)
+            raw = await services.queue.result(record, output)
             if raw is None:
                 raise gone(record)
             item.b64_json = base64.b64encode(raw).decode()

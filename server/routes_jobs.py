@@ -3,9 +3,10 @@
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
+from server.admission import accept
 from server.errors import UnknownImage
 from server.images import MIME
-from server.jobs import JobState, new_job_id
+from server.jobs import JobState
 from server.openapi import JOB, JOB_IMAGE, SUBMIT_ERRORS, RequestBody
 from server.resolve import resolve
 from server.schemas import JobObject
@@ -20,10 +21,8 @@ async def submit(body: RequestBody, services: ServicesDep) -> Response:
     """Accept a request and answer at once. Survives disconnects and restarts of everything."""
     fleet = services.fleet
     job, warnings = resolve(body, await fleet.models(), await fleet.default_model())
-    job_id = new_job_id()
-    await services.queue.enqueue(job_id, job, "job")
-    record = await services.queue.get(job_id)
-    view = job_object(record, await services.queue.position(record), warnings)
+    job_id = await accept(services, job, "job")
+    view = await job_object(services, await services.queue.get(job_id), warnings)
     return JSONResponse(view.model_dump(), status_code=202, headers={"Location": f"/v1/jobs/{job_id}"})
 
 
@@ -31,7 +30,7 @@ async def submit(body: RequestBody, services: ServicesDep) -> Response:
 async def get(job_id: str, services: ServicesDep) -> Response:
     """202 while the job waits or runs, 200 once it has ended."""
     record = await services.queue.get(job_id)
-    view = job_object(record, await services.queue.position(record))
+    view = await job_object(services, record)
     return JSONResponse(view.model_dump(), status_code=200 if record.state.terminal else 202)
 
 
@@ -54,10 +53,10 @@ async def image(job_id: str, index: int, services: ServicesDep) -> Response:
         )
     if not 0 <= index < len(record.outputs):
         raise UnknownImage(f"Job {job_id} has images 0 to {len(record.outputs) - 1}, not {index}.", param="index")
-    data = await services.queue.result(record, index)
+    output = record.outputs[index]
+    data = await services.queue.result(record, output)
     if data is None:
         raise gone(record)
-    output = record.outputs[index]
     headers = {"seed": str(output.seed), "ETag": f'"{output.sha256}"', "Cache-Control": "private, immutable"}
     return Response(data, media_type=MIME[output.format], headers=headers)
 
@@ -66,5 +65,5 @@ async def image(job_id: str, index: int, services: ServicesDep) -> Response:
 async def cancel(job_id: str, services: ServicesDep) -> Response:
     """Safe to repeat. 200 once the job has ended, 202 while its worker is still letting go."""
     record = await services.queue.cancel(job_id)
-    view = job_object(record, await services.queue.position(record))
+    view = await job_object(services, record)
     return JSONResponse(view.model_dump(), status_code=200 if record.state.terminal else 202)

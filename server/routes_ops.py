@@ -55,7 +55,6 @@ async def ready(services: ServicesDep) -> Response:
 @router.get("/metrics", tags=["health"], response_class=Response, operation_id="metrics")
 async def scrape(services: ServicesDep) -> Response:
     """Prometheus text of the whole service: this gateway, the queue and every worker."""
-    await services.queue.open()  # the group may not exist yet if no worker has ever started
     text = metrics.render(
         services.metrics,
         await services.queue.counts(),

@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 MAX_PROMPT_CHARS = 2000
 MAX_IMAGES = 10
 MAX_SEED = 2**63 - 1
+MAX_DEADLINE_MS = 7 * 86_400_000
 NOT_YET = ("stream", "partial_images", "negative_prompt")
 #: Parameters of OpenAI's models that mean nothing here; taken, and said so in `warnings`.
 IGNORED = ("background", "moderation", "style")
@@ -73,7 +74,18 @@ class ImageRequest(BaseModel):
     temperature: Annotated[
         float | None, Field(gt=0, allow_inf_nan=False, description="Spread of the sampling; lower is tamer.")
     ] = None
-    user: Annotated[str | None, Field(max_length=256, description="Your own label; kept with the job.")] = None
+    user: Annotated[
+        str | None,
+        Field(max_length=256, description="Your own label, kept with the job; users share the service fairly."),
+    ] = None
+    priority: Annotated[
+        Literal["high", "normal", "low"] | None,
+        Field(description="Which line to stand in; normal if omitted. Who waits long goes up."),
+    ] = None
+    deadline_ms: Annotated[
+        int | None,
+        Field(ge=1, le=MAX_DEADLINE_MS, description="Give up this long after acceptance: 504, or a job aborted."),
+    ] = None
     background: Annotated[str | None, Field(description="Accepted for OpenAI clients, without effect.")] = None
     moderation: Annotated[str | None, Field(description="Accepted for OpenAI clients, without effect.")] = None
     style: Annotated[str | None, Field(description="Without effect: put the style into the prompt.")] = None
@@ -163,6 +175,8 @@ class JobOutput(BaseModel):
 
 class QueuePlace(BaseModel):
     position: int | None = Field(description="Jobs ahead of this one; null once a worker has it.")
+    eta_seconds: float | None = Field(default=None, description="About how long until it begins; null if unknown.")
+    is_possible: bool = Field(default=True, description="False: no live worker serves the model now.")
 
 
 class JobProgress(BaseModel):
@@ -177,7 +191,7 @@ class JobFault(BaseModel):
 
 
 class JobObject(BaseModel):
-    """A job. States: queued, starting, processing, then succeeded, failed or canceled."""
+    """A job. States: queued, starting, processing, then succeeded, failed, canceled or aborted."""
 
     id: str
     object: Literal["job"] = "job"

@@ -7,7 +7,7 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
-from server.connection import connect
+from server.connection import QUICK_TIMEOUT_S, connect
 from server.fleet import Fleet
 from server.metrics import GatewayMetrics
 from server.queue import Queue
@@ -29,7 +29,7 @@ class Services:
 @asynccontextmanager
 async def open_services(settings: Settings) -> AsyncIterator[Services]:
     """Connects lazily: a gateway starts, and answers 503, while Redis is still away."""
-    async with connect(settings.redis_url) as redis:
+    async with connect(settings.redis_url, QUICK_TIMEOUT_S) as redis:
         queue = Queue(redis, settings)
         registry = Registry(redis, settings.namespace)
         watcher = Watcher(redis, queue, settings.namespace)

@@ -39,14 +39,24 @@ class Settings:
     redis_url: str = _setting("", "redis://, rediss:// or unix:// address; empty starts an embedded Valkey.")
     namespace: str = _setting("fluid", "First part of every Redis key, so that services can share a server.")
     data_dir: str = _setting("", "Folder of the embedded Valkey; empty means the user's data folder.")
+    fsync: str = _setting(
+        "always",
+        "When the embedded Valkey writes to disk; everysec is quicker and loses a second when the machine dies.",
+        choices=("always", "everysec"),
+    )
     checkpoint: str = _setting("emoji-64", "Shipped checkpoint's name, or a path to a checkpoint folder.")
     engine: str = _setting("checkpoint", "What draws: the model, or a fake for tests.", choices=("checkpoint", "fake"))
     device: str = _setting("auto", "Where the model runs.", choices=("auto", "cpu", "cuda"))
     threads: int = _setting(0, "CPU threads of the worker; 0 leaves it to torch.", unit="threads", at_least=0)
     max_rows: int = _setting(16, "Images decoded together in one step.", unit="images", at_least=1, at_most=4096)
     max_queue: int = _setting(10000, "Jobs that may wait; more get 429 queue_full.", unit="jobs", at_least=1)
+    ageing_s: float = _setting(60.0, "A job that waited this long goes up one class.", unit="seconds", at_least=0.1)
     lease_s: float = _setting(10.0, "A silent worker loses its jobs after this long.", unit="seconds", at_least=0.5)
     max_attempts: int = _setting(3, "Deliveries of a job before it fails for good.", unit="tries", at_least=1)
+    snapshot_steps: int = _setting(8, "AR steps between a row's snapshots; 0 is never.", unit="steps", at_least=0)
+    step_timeout_s: float = _setting(
+        120.0, "A step that takes longer ends the worker; its jobs go to another.", unit="seconds", at_least=0.5
+    )
     result_ttl_s: int = _setting(3600, "How long a finished job and its pictures are kept.", unit="seconds", at_least=1)
     request_timeout_s: float = _setting(300.0, "Longest wait of a synchronous request.", unit="seconds", at_least=1)
     drain_s: float = _setting(30.0, "Time to finish running work after SIGTERM.", unit="seconds", at_least=0)

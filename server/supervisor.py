@@ -84,7 +84,7 @@ class Supervisor:
     def _start(self) -> None:
         env = {k: v for k, v in os.environ.items() if not k.startswith("FLUID_")} | self.settings.to_env()
         if not self.settings.redis_url:
-            self._valkey = EmbeddedValkey(self.settings.data_path)
+            self._valkey = EmbeddedValkey(self.settings.data_path, fsync=self.settings.fsync)
             self._valkey.start()
             env["FLUID_REDIS_URL"] = self._valkey.url
         self._children = [Child("gateway", env), Child("worker", env)]

@@ -2,9 +2,10 @@
 
 from dataclasses import asdict
 
-from server.errors import InvalidRequest, JobCanceled, JobExpired, JobFailed
+from server.errors import DeadlineExceeded, InvalidRequest, JobCanceled, JobExpired, JobFailed
 from server.jobs import IMPOSSIBLE, JobRecord, JobState
 from server.schemas import JobFault, JobObject, JobOutput, JobProgress, Metrics, QueuePlace
+from server.services import Services
 
 
 def image_url(record: JobRecord, index: int) -> str:
@@ -12,8 +13,8 @@ def image_url(record: JobRecord, index: int) -> str:
     return f"/v1/jobs/{record.id}/images/{index}"
 
 
-def job_object(record: JobRecord, position: int | None, warnings: list[str] | None = None) -> JobObject:
-    home = f"/v1/jobs/{record.id}"
+async def job_object(services: Services, record: JobRecord, warnings: list[str] | None = None) -> JobObject:
+    home, steps = f"/v1/jobs/{record.id}", record.input.work
     return JobObject(
         id=record.id,
         status=record.state.value,
@@ -21,8 +22,8 @@ def job_object(record: JobRecord, position: int | None, warnings: list[str] | No
         started_at=record.started_at,
         completed_at=record.completed_at,
         expires_at=record.expires_at,
-        queue=QueuePlace(position=position),
-        progress=JobProgress(step=record.step, steps=record.steps, fraction=round(record.step / record.steps, 4)),
+        queue=await _place(services, record),
+        progress=JobProgress(step=record.step, steps=steps, fraction=round(record.step / steps, 4)),
         attempt=record.attempt,
         input=asdict(record.input),
         output=[
@@ -44,8 +45,22 @@ def job_object(record: JobRecord, position: int | None, warnings: list[str] | No
     )
 
 
+async def _place(services: Services, record: JobRecord) -> QueuePlace:
+    place = await services.queue.place(record)
+    if place is None:
+        return QueuePlace(position=None)
+    eta_s = await services.fleet.eta_s(record.input.model, place.work_ahead)
+    return QueuePlace(
+        position=place.position,
+        eta_seconds=None if eta_s is None else round(eta_s, 1),
+        is_possible=await services.fleet.serves(record.input.model),
+    )
+
+
 def require_success(record: JobRecord) -> None:
     """Turn a terminal state other than success into the error that the synchronous caller gets."""
+    if record.error and record.error.code == DeadlineExceeded.code:
+        raise DeadlineExceeded(f"Job {record.id} was given up. {record.error.message}")
     if record.state is JobState.CANCELED:
         raise JobCanceled(f"Job {record.id} was canceled before it was done.")
     if record.state is JobState.FAILED:

@@ -23,18 +23,18 @@ class Watcher:
         self._queue = queue
         self._channel = Keys(namespace).done_channel
         self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
 
     def start(self) -> None:
-        self._task = asyncio.create_task(self._listen(), name="job-watcher")
+        self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._sweep())]
 
     async def stop(self) -> None:
         # The flag as well: redis-py can swallow a cancellation that arrives while it connects.
         self._stopping = True
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def wait(self, job_id: str, timeout_s: float) -> JobRecord:
         """The job's record when it is terminal; TimeoutError if that takes longer.
@@ -69,6 +69,15 @@ class Watcher:
             except RedisError as error:
                 log.warning("lost the subscription to finished jobs (%s); polling until it is back", error)
                 await asyncio.sleep(POLL_S)
+
+    async def _sweep(self) -> None:
+        """Deadlines pass also while no worker is there to notice."""
+        while not self._stopping:
+            await asyncio.sleep(POLL_S)
+            try:
+                await self._queue.sweep()
+            except RedisError as error:
+                log.warning("cannot sweep: %s", error)
 
 
 async def _wait_at_most(event: asyncio.Event, seconds: float) -> None:

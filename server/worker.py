@@ -9,74 +9,103 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 
-from server.batching import Batch, Work
-from server.connection import connect
+from server.connection import PATIENT_TIMEOUT_S, connect
 from server.ends import Ends
 from server.engine_api import Engine
 from server.engine_thread import EngineThread
 from server.errors import ConfigError, EngineBroken
-from server.jobs import JobError, Lease
+from server.jobs import JobError, JobState, Lease, ModelInfo
+from server.keeper import Keeper
 from server.metrics import Tally
 from server.publisher import Publisher
-from server.pulse import Heartbeat, LeasePulse, beside
+from server.pulse import CancelListener, Heartbeat, LeasePulse, beside
 from server.queue import Queue
 from server.registry import Registry
+from server.reload import Reloader
+from server.scheduler import Scheduler, Work
 from server.settings import Settings
+from server.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
-IDLE_BLOCK_MS = 500  # longest deafness to SIGTERM and to lapsed leases while there is nothing to do
+IDLE_BLOCK_S = 0.5  # longest deafness to SIGTERM and to lapsed leases while there is nothing to do
+PATIENCE_S = 0.25  # a job that has waited this long is one that no idle worker wants
 RECLAIM_S = 0.25
 
 
 class Worker:
     """One engine, one event loop. Redis may come and go; the engine's failures stay with their job."""
 
-    def __init__(self, settings: Settings, queue: Queue, registry: Registry) -> None:
+    def __init__(self, settings: Settings, queue: Queue, registry: Registry, factory: Callable[[str], Engine]) -> None:
         self.settings = settings
         self.queue = queue
         self.registry = registry
         self.id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
-        self.thread = EngineThread()
-        self.batch = Batch(settings.max_rows)
+        self.thread = EngineThread(settings.snapshot_steps)
+        self.held = Scheduler(settings.max_rows, settings.ageing_s)
         self.tally = Tally()
-        self.heart = Heartbeat(self.id, registry, self.batch, self.tally)
-        self.pulse = LeasePulse(self.id, queue, self.batch, settings.lease_s)
-        self.ends = Ends(queue, self.thread, self.batch, self.tally, settings.lease_s)
-        self.publisher = Publisher(queue, self.ends, self.tally)
+        self.heart = Heartbeat(self.id, registry, self.held, self.tally)
+        self.pulse = LeasePulse(queue, self.held, settings.lease_s)
+        self.cancels = CancelListener(queue, self.held)
+        self.keeper = Keeper(queue, self.thread, self.tally)
+        self.ends = Ends(queue, self.thread, self.held, self.keeper, self.tally, settings.lease_s)
+        self.publisher = Publisher(queue, self.ends, self.keeper, self.tally)
+        self.watchdog = Watchdog(self.thread, self.ends, settings.step_timeout_s)
+        self.reloader = Reloader(settings.checkpoint, registry, queue, self.heart, self._load)
+        self._factory = factory
         self._drain_deadline: float | None = None
         self._reclaim_at = 0.0
 
     # --- life -----------------------------------------------------------------------------------------
 
-    async def run(self, factory: Callable[[], Engine]) -> None:
+    async def run(self) -> None:
         await self._until_redis_answers()
         try:
-            async with beside(self.heart.forever(), self.pulse.forever()):
-                await self._prepare(factory)
-                await self._work()
+            async with beside(self.heart.forever(), self.pulse.forever(), self.cancels.forever()):
+                await self._prepare()
+                async with beside(self.watchdog.forever(), self.reloader.forever()):
+                    await self._work()
         finally:
             await self._say_goodbye()
 
-    async def _prepare(self, factory: Callable[[], Engine]) -> None:
+    async def _prepare(self) -> None:
         """Load, publish the model, draw the canary; only then is the worker ready."""
         began = time.monotonic()
-        info = self.heart.model = self.publisher.model = await self.thread.load(factory)
-        await self.ends.persist(lambda: self.registry.publish_model(info))
-        await self.ends.persist(lambda: self.queue.leave(self.id))  # clears away what killed workers left behind
-        self.heart.note = "drawing its canary picture"
-        await self.thread.canary(info)
+        checkpoint = await self.ends.persist(self.reloader.checkpoint)
+        thread, info = await self._load(checkpoint)
+        await self._use(thread, info)
         self.heart.state, self.heart.note = "ready", ""
         self.tally.count("fluid_worker_starts_total")
         await self.heart.once()
-        log.info("ready: %s, %d rows, after %.1f s", info.id, self.batch.max_rows, time.monotonic() - began)
+        log.info("ready: %s, %d rows, after %.1f s", info.id, self.held.max_rows, time.monotonic() - began)
+
+    async def _load(self, checkpoint: str) -> tuple[EngineThread, ModelInfo]:
+        """An engine on a thread of its own that has drawn its canary picture."""
+        thread = EngineThread(self.settings.snapshot_steps)
+        info = await thread.load(lambda: self._factory(checkpoint))
+        if self.heart.model is None:
+            self.heart.note = "drawing its canary picture"
+        began = time.monotonic()
+        steps = await thread.canary(info)
+        self.heart.speed.saw(steps, time.monotonic() - began)  # a first guess, until there is real work
+        return thread, info
+
+    async def _use(self, thread: EngineThread, info: ModelInfo) -> None:
+        self.thread.close()
+        self.thread = self.ends.thread = self.keeper.thread = self.watchdog.thread = thread
+        self.heart.model = self.publisher.model = info
+        self.keeper.checkpoint = info.checkpoint_sha256
+        self.model = info.id
+        await self.ends.persist(lambda: self.registry.publish_model(info))
 
     async def _work(self) -> None:
-        while not (self.draining and not self.batch.works and not self.publisher.running):
+        while not (self.draining and not self.held.works and not self.publisher.running):
             try:
                 await self._drain_if_asked()
+                await self._swap_if_loaded()
                 await self._take()
                 await self.ends.drop_ended()
                 await self._admit()
@@ -84,7 +113,6 @@ class Worker:
             except RedisError as error:
                 log.warning("Redis: %s; trying again", error)
                 await asyncio.sleep(0.2)
-                await self._reintroduce(error)
             except EngineBroken as error:
                 await self.ends.give_everything_back(JobError("engine_broken", str(error)))
                 raise
@@ -92,25 +120,32 @@ class Worker:
     # --- the four verbs -------------------------------------------------------------------------------
 
     async def _take(self) -> None:
-        if not self.draining and self.batch.room() > 0:
+        if self.taking and self.held.room() > 0:
             await self._reclaim()
-            while self.batch.room() > 0:
-                found = await self.queue.take(self.id, block_ms=None if self.batch.busy else IDLE_BLOCK_MS)
+            while self.held.room() > 0:
+                found = await self.queue.take(self.id, self.model, block_s=None if self.held.busy else IDLE_BLOCK_S)
                 if found is None:
                     return
-                self._hold(found)
-        elif not self.batch.busy and self.publisher.running:
+                await self._hold(found)
+        elif self.taking and self.held.clogged():
+            found = await self.queue.take(self.id, self.model, patience_s=PATIENCE_S)
+            if found is not None:
+                await self._hold(found)
+        elif not self.held.busy and self.publisher.running:
             # Without a row and without room nothing below would wait, and a loop that never waits
             # starves the very tasks that are to end it.
             await asyncio.wait(self.publisher.running, return_when=asyncio.FIRST_COMPLETED)
 
     async def _admit(self) -> None:
-        images = self.batch.next_images()
+        images = self.held.next_images(time.monotonic())
+        for work, index in [image for image in images if image[1] in image[0].snapshots]:
+            if await self._restore(work, index):
+                images.remove((work, index))
         if images:
-            await self._admit_images(images)
+            await self._admit_images([image for image in images if not image[0].closing])
 
     async def _step(self) -> None:
-        rows = self.batch.rows
+        rows = self.held.rows
         if not rows:
             return
         began = time.monotonic()
@@ -118,40 +153,65 @@ class Worker:
             outcome = await self.thread.step(rows)
         except Exception as error:
             log.exception("the engine failed in a step of %d rows", len(rows))
-            await self.ends.engine_failed("ar_step", error, self.batch.active)
+            await self.ends.engine_failed("ar_step", error, self.held.active)
             return
+        self.heart.speed.saw(len(rows), time.monotonic() - began)
         self.tally.observe("fluid_stage_duration_seconds", time.monotonic() - began, "ar_step")
         self.tally.observe("fluid_batch_size", len(rows))
         for row, work in rows.items():
             work.batch_peak = max(work.batch_peak, len(rows))
             if row in outcome.progress:
                 work.steps_done[work.rows[row]] = outcome.progress[row]
+        self.keeper.keep(rows, outcome.snapshots)
         for row, pixels in outcome.images.items():
             work = rows[row]
-            index = self.batch.unseat(work, row, again=False)
+            index = self.held.unseat(work, row, again=False)
             work.steps_done[index] = work.lease.input.num_inference_steps
             work.predict_s = time.monotonic() - work.taken_at
             self.publisher.start(work, index, pixels)
         for row, failure in outcome.failures.items():
             work = rows[row]
-            self.batch.unseat(work, row, again=True)
+            self.held.unseat(work, row, again=True)
             await self.ends.engine_failed("image", failure, [work])
 
     # --- their helpers --------------------------------------------------------------------------------
 
+    @property
+    def taking(self) -> bool:
+        return not self.draining and self.reloader.ready is None
+
     async def _reclaim(self) -> None:
         """One at a time: a job of many images, or a suspect, may leave no room for a second."""
-        while self.batch.room() > 0 and time.monotonic() >= self._reclaim_at:
-            held = {work.lease.entry for work in self.batch.works.values()}
-            leases = await self.queue.reclaim(self.id, held, count=1)
+        while self.held.room() > 0 and time.monotonic() >= self._reclaim_at:
+            leases = await self.queue.reclaim(self.id, self.model, count=1)
             if not leases:
                 self._reclaim_at = time.monotonic() + RECLAIM_S
             for lease in leases:
-                self._hold(lease)
+                await self._hold(lease)
 
-    def _hold(self, lease: Lease) -> None:
-        self.batch.add(lease, time.monotonic())
+    async def _hold(self, lease: Lease) -> None:
+        work = self.held.add(lease, time.monotonic())
         self.tally.observe("fluid_queue_wait_seconds", lease.started_at - lease.created_at)
+        await self.ends.persist(lambda: self.keeper.recall(work))
+        if work.drawn:  # the earlier try was lost between its last picture and its end
+            await self.ends.finish(work, JobState.SUCCEEDED)
+
+    async def _restore(self, work: Work, index: int) -> bool:
+        """Seat an image where its snapshot was taken. False: it has to begin anew."""
+        state = work.snapshots.pop(index)
+        try:
+            row, done = await self.thread.restore(work.request(index), state)
+        except ValueError as error:
+            log.warning("a snapshot of %s does not fit, the image begins anew: %s", work.lease.job_id, error)
+            return False
+        except Exception as error:
+            log.exception("the engine failed to restore an image of %s", work.lease.job_id)
+            await self.ends.engine_failed("restore", error, [work])
+            return True
+        self.held.seat(work, index, row)
+        work.steps_done[index] = done
+        self.tally.count("fluid_resumed_rows_total")
+        return True
 
     async def _admit_images(self, images: Sequence[tuple[Work, int]]) -> None:
         works = list(dict.fromkeys(work for work, _ in images))
@@ -170,7 +230,26 @@ class Worker:
         else:
             self.tally.observe("fluid_stage_duration_seconds", time.monotonic() - began, "admit")
             for (work, index), row in zip(images, rows, strict=True):
-                self.batch.seat(work, index, row)
+                self.held.seat(work, index, row)
+
+    # --- another checkpoint ---------------------------------------------------------------------------
+
+    async def _swap_if_loaded(self) -> None:
+        """A job is drawn with one checkpoint: those begun finish on the old engine, the rest goes back in line."""
+        loaded = self.reloader.ready
+        if loaded is None:
+            return
+        for work in list(self.held.works.values()):
+            if not work.started and not work.closing:
+                await self.ends.give_back(work, None)
+        if self.held.works or self.publisher.running:
+            return
+        await self._use(loaded.thread, loaded.info)
+        self.heart.note, self.heart.reloads = "", loaded.request.number
+        self.reloader.ready = None
+        self.tally.count("fluid_reloads_total")
+        log.info("reload %d: drawing with %s", loaded.request.number, loaded.info.checkpoint_sha256[:12])
+        await self.heart.once()
 
     # --- going, and Redis going -----------------------------------------------------------------------
 
@@ -183,7 +262,7 @@ class Worker:
             log.info("stopped while loading")
             os._exit(0)
         self.heart.state = "draining"
-        log.info("draining: %d jobs held", len(self.batch.works))
+        log.info("draining: %d jobs held", len(self.held.works))
 
     @property
     def draining(self) -> bool:
@@ -194,7 +273,7 @@ class Worker:
             return
         if time.monotonic() >= self._drain_deadline:
             await self.ends.give_everything_back(None)
-        for work in list(self.batch.works.values()):
+        for work in list(self.held.works.values()):
             if not work.started and not work.closing:
                 await self.ends.give_back(work, None)
 
@@ -203,24 +282,17 @@ class Worker:
         try:
             await self.heart.once()  # the last figures
             await self.registry.farewell(self.id)
-            await self.queue.leave(self.id)
         except RedisError as error:
             log.warning("leaving without a goodbye: %s", error)
 
     async def _until_redis_answers(self) -> None:
         while True:
             try:
-                return await self.queue.open()
+                await self.queue.redis.ping()
+                return
             except RedisError as error:
                 log.warning("waiting for Redis at %s: %s", self.settings.redis_url, error)
                 await asyncio.sleep(0.5)
-
-    async def _reintroduce(self, error: RedisError) -> None:
-        """A Redis that came back without its data knows neither the workers' group nor our model."""
-        if isinstance(error, ResponseError) and self.heart.model is not None:
-            with contextlib.suppress(RedisError):
-                await self.queue.open()
-                await self.registry.publish_model(self.heart.model)
 
 
 def load_engine(settings: Settings) -> Engine:
@@ -228,7 +300,7 @@ def load_engine(settings: Settings) -> Engine:
     if settings.engine == "fake":
         from server.fake_engine import FakeEngine
 
-        return FakeEngine(settings.max_rows, settings.fake_step_ms / 1000)
+        return FakeEngine(settings.max_rows, settings.fake_step_ms / 1000, settings.checkpoint)
     # Before torch is loaded: threads that spin long while they wait for each other make a worker that shares its
     # machine many times slower; threads that never spin make it twice as slow alone (docs/log.md).
     if "OMP_WAIT_POLICY" not in os.environ:
@@ -252,9 +324,13 @@ async def serve(settings: Settings) -> None:
     if not settings.redis_url:
         raise ConfigError("A worker needs FLUID_REDIS_URL. `fluid serve` starts everything, Redis included.")
     async with contextlib.AsyncExitStack() as stack:
-        redis = await stack.enter_async_context(connect(settings.redis_url))
-        worker = Worker(settings, Queue(redis, settings), Registry(redis, settings.namespace))
+        redis = await stack.enter_async_context(connect(settings.redis_url, PATIENT_TIMEOUT_S))
+
+        def factory(checkpoint: str) -> Engine:
+            return load_engine(replace(settings, checkpoint=checkpoint))
+
+        worker = Worker(settings, Queue(redis, settings), Registry(redis, settings.namespace), factory)
         loop = asyncio.get_running_loop()
         for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, worker.stop)
-        await worker.run(lambda: load_engine(settings))
+        await worker.run()

@@ -1,13 +1,14 @@
--- Cancel by id, safe to repeat. ARGV: 1 group, 2 id, 3 ttl_s, 4 channel. Returns the state after the call.
-local group, id, ttl_s, channel = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
-local state = redis.call('HGET', JOB, 'state')
-if not state then return 'unknown' end
-if TERMINAL[state] then return state end
-if state == 'queued' then
-  conclude(id, 'canceled', ttl_s, channel)
-  -- An undelivered entry stays: deleting it breaks the group's lag. It is skipped when read.
-  if redis.call('HGET', JOB, 'taken') == '1' then drop_entry(group, redis.call('HGET', JOB, 'entry')) end
+-- Cancel by id, safe to repeat. ARGV: 1 id, 2 ttl_s. Returns the state after the call.
+local id, ttl_s = ARGV[1], tonumber(ARGV[2])
+local f = read(id, 'state', 'model')
+if not f[1] then return 'unknown' end
+if TERMINAL[f[1]] then return f[1] end
+local held = redis.call('ZSCORE', key('leases', f[2]), id)
+if f[1] == 'queued' or (held and tonumber(held) <= clock()) then -- nobody would see the flag of a lapsed lease
+  redis.call('HINCRBY', key('job', id), 'token', 1)
+  conclude(id, 'canceled', ttl_s)
   return 'canceled'
 end
-redis.call('HSET', JOB, 'cancel', 1)
-return state
+redis.call('HSET', key('job', id), 'cancel', 1)
+redis.call('PUBLISH', key('cancels'), id) -- its worker need not wait for the next pulse
+return f[1]

@@ -1,21 +1,18 @@
--- End a job, once. ARGV: 1 group, 2 entry, 3 id, 4 token, 5 state, 6 outputs, 7 error, 8 metrics, 9 ttl_s, 10 channel.
-local group, entry, id, token, state, outputs, error, metrics, ttl_s, channel =
-  ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8], tonumber(ARGV[9]), ARGV[10]
-local old = redis.call('HGET', JOB, 'state')
-if not old or redis.call('HGET', JOB, 'token') ~= token then
+-- End a job, once. ARGV: 1 id, 2 token, 3 state, 4 outputs, 5 error, 6 metrics, 7 ttl_s, 8 steps.
+local id, token, state, outputs, error, metrics, ttl_s, steps =
+  ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], tonumber(ARGV[7]), ARGV[8]
+local f = read(id, 'state', 'token', 'cancel', 'error')
+if not f[1] or f[2] ~= token then
   redis.call('HINCRBY', COUNTERS, 'fenced', 1)
   return 'fenced'
 end
-if TERMINAL[old] then return old end -- our own finish, repeated after a lost reply
-if redis.call('HGET', JOB, 'cancel') == '1' then
+if TERMINAL[f[1]] then return f[1] end -- our own finish, repeated after a lost reply
+if f[3] == '1' then
   -- The caller was told that the job is being canceled, so that is how it ends.
-  state, outputs, error = 'canceled', '', ''
+  state, outputs, error = 'canceled', '', f[4] or ''
 end
-redis.call('HSET', JOB, 'outputs', outputs, 'error', error, 'metrics', metrics)
-if state == 'succeeded' then
-  redis.call('HSET', JOB, 'step', ARGV[11])
-end
+redis.call('HSET', key('job', id), 'outputs', outputs, 'error', error, 'metrics', metrics)
+if state == 'succeeded' then redis.call('HSET', key('job', id), 'step', steps) end
 if state == 'failed' then bury(id, error) end
-conclude(id, state, ttl_s, channel)
-drop_entry(group, entry)
+conclude(id, state, ttl_s)
 return state

@@ -1,28 +1,31 @@
--- Return a leased job so that any worker takes it at once.
--- ARGV: 1 group, 2 entry, 3 id, 4 token, 5 error JSON ('' = not its fault), 6 max attempts, 7 lease_ms, 8 ttl_s, 9 channel.
-local group, entry, id, token, error, max_attempts, lease_ms, ttl_s, channel =
-  ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[6]), ARGV[7], tonumber(ARGV[8]), ARGV[9]
-local state = redis.call('HGET', JOB, 'state')
-if not state or TERMINAL[state] or redis.call('HGET', JOB, 'token') ~= token then return 'fenced' end
-redis.call('HINCRBY', JOB, 'token', 1) -- from here on the giver is fenced out
-if redis.call('HGET', JOB, 'cancel') == '1' then
-  conclude(id, 'canceled', ttl_s, channel)
-  drop_entry(group, entry)
+-- Return a leased job to its place in the line, so that any worker takes it at once.
+-- ARGV: 1 id, 2 token, 3 error JSON ('' = not its fault), 4 max attempts, 5 ttl_s, 6 anew (0|1).
+local id, token, error, max_attempts, ttl_s = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
+local job = key('job', id)
+local f = read(id, 'state', 'token', 'cancel', 'attempt', 'model')
+if not f[1] or TERMINAL[f[1]] or f[2] ~= token then return 'fenced' end
+redis.call('HINCRBY', job, 'token', 1) -- from here on the giver is fenced out
+if f[3] == '1' then
+  conclude(id, 'canceled', ttl_s)
   return 'canceled'
 end
+if ARGV[6] == '1' then redis.call('DEL', key('resume', id)) end
 if error == '' then
-  redis.call('HINCRBY', JOB, 'attempt', -1) -- a drain is not a failed try
+  redis.call('HINCRBY', job, 'attempt', -1) -- a drain is not a failed try
 else
-  redis.call('HSET', JOB, 'error', error)
-  if tonumber(redis.call('HGET', JOB, 'attempt')) >= max_attempts then
+  redis.call('HSET', job, 'error', error)
+  if tonumber(f[4]) >= max_attempts then
     bury(id, error)
-    conclude(id, 'failed', ttl_s, channel)
-    drop_entry(group, entry)
+    conclude(id, 'failed', ttl_s)
     return 'failed'
   end
 end
-move(JOB, 'queued')
-redis.call('HSET', JOB, 'step', 0)
--- Parked with a consumer that never reads, already as idle as a lapsed lease.
-redis.call('XCLAIM', STREAM, group, 'returned', 0, entry, 'IDLE', lease_ms, 'JUSTID')
+redis.call('ZREM', key('leases', f[5]), id)
+move(id, 'queued')
+redis.call('HSET', job, 'step', 0)
+join(id)
+if error == '' then -- it will be charged again
+  local g = read(id, 'class', 'caller', 'work')
+  redis.call('ZINCRBY', key('ring', f[5], g[1]), -g[3], g[2])
+end
 return 'queued'

@@ -1,22 +1,25 @@
 -- Renew leases, write progress, read cancel flags: one call for all jobs of a worker.
--- KEYS: 1 stream, 2 counters, 3 dead, then from 4 the job hashes.
--- ARGV: 1 group, 2 consumer, 3 renew (0|1), then per job: entry, token, running (0|1), step.
-local group, consumer, renew = ARGV[1], ARGV[2], ARGV[3] == '1'
+-- ARGV: 1 lease_ms (0 = do not renew), then per job: id, token, running (0|1), step.
+local lease_ms = tonumber(ARGV[1])
+local now = clock()
 local answers = {}
-for i = 4, #KEYS do
-  local job, a = KEYS[i], 4 + (i - 4) * 4
-  local entry, token, running, step = ARGV[a], ARGV[a + 1], ARGV[a + 2] == '1', ARGV[a + 3]
-  local state = redis.call('HGET', job, 'state')
-  if not state or TERMINAL[state] or redis.call('HGET', job, 'token') ~= token then
-    -- Never renew for a zombie: XCLAIM would take the entry back from the worker that has it now.
-    answers[#answers + 1] = 'lost'
+for a = 2, #ARGV, 4 do
+  local id, token, running, step = ARGV[a], ARGV[a + 1], ARGV[a + 2] == '1', ARGV[a + 3]
+  local job = key('job', id)
+  local f = read(id, 'state', 'token', 'step', 'cancel', 'deadline')
+  if not f[1] or TERMINAL[f[1]] or f[2] ~= token then
+    answers[#answers + 1] = 'lost' -- never renew for a zombie
   else
-    if renew then
-      redis.call('XCLAIM', STREAM, group, consumer, 0, entry, 'JUSTID')
+    if lease_ms > 0 then hold(id, lease_ms) end
+    if running then move(id, 'processing') end
+    if f[3] ~= step then redis.call('HSET', job, 'step', step) end
+    local cancel = f[4] == '1'
+    if not cancel and f[5] and tonumber(f[5]) <= now then
+      cancel = true
+      redis.call('HSET', job, 'cancel', 1, 'error',
+        cjson.encode({code = 'deadline_exceeded', message = 'Its deadline passed while it was being drawn.'}))
     end
-    if running then move(job, 'processing') end
-    if redis.call('HGET', job, 'step') ~= step then redis.call('HSET', job, 'step', step) end
-    answers[#answers + 1] = redis.call('HGET', job, 'cancel') == '1' and 'cancel' or 'ok'
+    answers[#answers + 1] = cancel and 'cancel' or 'ok'
   end
 end
 return answers

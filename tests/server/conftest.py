@@ -7,10 +7,13 @@ from dataclasses import replace
 import pytest
 from harness import Service
 
-from server.connection import connect
+from server.connection import PATIENT_TIMEOUT_S, connect
 from server.demo import free_port
 from server.embedded import EmbeddedValkey
+from server.fake_engine import FakeEngine
+from server.jobs import ModelInfo
 from server.queue import Queue
+from server.registry import Registry
 from server.settings import Settings
 
 
@@ -31,10 +34,9 @@ def settings(valkey: EmbeddedValkey) -> Settings:
 
 @pytest.fixture
 async def queue(settings: Settings) -> AsyncIterator[Queue]:
-    async with connect(settings.redis_url) as redis:
-        opened = Queue(redis, settings)
-        await opened.open()
-        yield opened
+    async with connect(settings.redis_url, PATIENT_TIMEOUT_S) as redis:
+        await Registry(redis, settings.namespace).publish_model(ModelInfo.from_mapping(FakeEngine(1, 0).info()))
+        yield Queue(redis, settings)
 
 
 @pytest.fixture(scope="session")

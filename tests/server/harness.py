@@ -2,9 +2,10 @@
 
 import asyncio
 import os
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from subprocess import Popen
 from typing import TypeVar
 
@@ -15,6 +16,7 @@ from server.queue import Queue
 from server.settings import Settings
 
 T = TypeVar("T")
+MODEL = "fake"
 
 
 def until(check: Callable[[], T], *, seconds: float = 15.0, what: str = "the condition") -> T:
@@ -27,12 +29,26 @@ def until(check: Callable[[], T], *, seconds: float = 15.0, what: str = "the con
     return value
 
 
+async def until_async(check: Callable[[], Awaitable[T]], *, seconds: float = 10.0) -> T:
+    """As `until`, for what has to be awaited."""
+    async with asyncio.timeout(seconds):
+        while not (value := await check()):
+            await asyncio.sleep(0.02)
+        return value
+
+
 def child_env(settings: Settings) -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if not k.startswith("FLUID_")} | settings.to_env()
 
 
 def start(role: str, settings: Settings, *flags: str) -> "Popen[bytes]":
     return processes.spawn([sys.executable, "-m", "server.cli", role, *flags], env=child_env(settings))
+
+
+def fluid(settings: Settings, *words: str) -> "subprocess.CompletedProcess[str]":
+    """An operator's command against a running service."""
+    command = [sys.executable, "-m", "server.cli", *words]
+    return subprocess.run(command, env=child_env(settings), capture_output=True, text=True, timeout=60)
 
 
 class Service:
@@ -57,7 +73,7 @@ class Service:
 def job_input(prompt: str = "an apple", n: int = 1, **changes: object) -> JobInput:
     values: dict[str, object] = dict(
         prompt=prompt,
-        model="fake",
+        model=MODEL,
         n=n,
         width=32,
         height=32,
@@ -80,7 +96,7 @@ async def accept(queue: Queue, job_id: str, **changes: object) -> str:
 
 
 async def take(queue: Queue, consumer: str = "w1") -> Lease:
-    lease = await queue.take(consumer)
+    lease = await queue.take(consumer, MODEL)
     assert lease is not None
     return lease
 
@@ -88,11 +104,18 @@ async def take(queue: Queue, consumer: str = "w1") -> Lease:
 async def reclaimed(queue: Queue, consumer: str) -> list[Lease]:
     """Poll as a worker does, until a lapsed lease turns up."""
     async with asyncio.timeout(10):
-        while not (leases := await queue.reclaim(consumer, set(), count=10)):
+        while not (leases := await queue.reclaim(consumer, MODEL, count=10)):
             await asyncio.sleep(0.02)
         return leases
 
 
+async def lapse(queue: Queue, *job_ids: str) -> None:
+    """As if their workers had been silent for as long as a lease."""
+    await queue.redis.zadd(queue.keys.leases_zset(MODEL), dict.fromkeys(job_ids, 0))
+
+
 async def empty(queue: Queue) -> bool:
-    pending = await queue.redis.xpending(queue.keys.jobs_stream, "workers")
-    return await queue.redis.xlen(queue.keys.jobs_stream) == 0 and pending["pending"] == 0
+    """Nobody waits and nobody runs, by whatever structure one asks."""
+    waiting = [key async for key in queue.redis.scan_iter(f"{queue.keys.root}:*")]
+    kinds = {key.split(":")[1] for key in waiting}
+    return not kinds & {"since", "line", "ring", "leases", "deadlines", "resume"}

@@ -17,6 +17,7 @@ from PIL import Image
 from server.client import FluidClient
 from server.errors import ServiceError
 from server.images import read_metadata
+from server.settings import Settings
 
 GENERATE = "/v1/images/generations"
 
@@ -37,7 +38,8 @@ def test_generate_answers_in_openais_shape(http: httpx.Client) -> None:
     assert set(body["metrics"]) == {"queue_time", "predict_time", "encode_time", "total_time", "batch_size"}
     recipe = read_metadata(base64.b64decode(body["data"][0]["b64_json"]))
     assert recipe is not None
-    assert (recipe["prompt"], recipe["seed"], recipe["checkpoint_sha256"]) == ("a cat", 5, "0" * 64)
+    fake_sha256 = hashlib.sha256(Settings().checkpoint.encode()).hexdigest()
+    assert (recipe["prompt"], recipe["seed"], recipe["checkpoint_sha256"]) == ("a cat", 5, fake_sha256)
 
 
 def test_image_i_uses_seed_plus_i(http: httpx.Client) -> None:

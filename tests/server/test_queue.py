@@ -3,17 +3,17 @@
 import asyncio
 
 import pytest
-from harness import accept, empty, reclaimed, take
+from harness import MODEL, accept, empty, lapse, reclaimed, take, until_async
 
 from server.errors import JobExpired, QueueFull, UnknownJob
-from server.jobs import JobError, JobState, Output
+from server.jobs import JobError, JobState, Output, Place
 from server.queue import Pulse, Queue
 
 pytestmark = pytest.mark.anyio
 BOOM = JobError("engine_error", "boom")
 
 
-async def test_a_job_goes_through_and_leaves_nothing_in_the_stream(queue: Queue) -> None:
+async def test_a_job_goes_through_and_leaves_nothing_in_line(queue: Queue) -> None:
     """Finished entries that stay would be delivered again, and fill the memory."""
     await accept(queue, "a")
     lease = await take(queue)
@@ -22,7 +22,7 @@ async def test_a_job_goes_through_and_leaves_nothing_in_the_stream(queue: Queue)
     assert await queue.finish(lease, JobState.SUCCEEDED, outputs=[output])
     record = await queue.get("a")
     assert (record.state, record.outputs, record.step) == (JobState.SUCCEEDED, (output,), 4)
-    assert await queue.result(record, 0) == b"\x89PNG\xff"
+    assert await queue.result(record, output) == b"\x89PNG\xff"
     assert await empty(queue)
 
 
@@ -30,10 +30,54 @@ async def test_jobs_come_in_order_and_know_their_place(queue: Queue) -> None:
     """Position must count jobs ahead, and first come is first served."""
     for job_id in "abc":
         await accept(queue, job_id)
-    assert await queue.position(await queue.get("c")) == 2
+    assert await queue.place(await queue.get("c")) == Place(2, 8.0)
     assert (await take(queue)).job_id == "a"
-    assert await queue.position(await queue.get("c")) == 1
-    assert await queue.position(await queue.get("a")) is None
+    assert await queue.place(await queue.get("c")) == Place(1, 4.0)
+    assert await queue.place(await queue.get("a")) is None
+
+
+async def test_who_waits_long_goes_up_a_class(queue: Queue) -> None:
+    """Under a steady stream of normal jobs a low one was never drawn."""
+    await accept(queue, "old", priority="low")
+    await accept(queue, "normal")
+    await accept(queue, "high", priority="high")
+    assert (await queue.place(await queue.get("old"))) == Place(2, 8.0)
+    await queue.redis.zadd(queue.keys.since_zset(MODEL, "low"), {"old": 0})
+    assert [(await take(queue)).job_id for _ in range(3)] == ["high", "old", "normal"]
+
+
+async def test_a_caller_who_floods_waits_behind_himself(queue: Queue) -> None:
+    """First come first served across callers lets one script with ten thousand jobs shut everybody else out."""
+    for i in range(4):
+        await accept(queue, f"flood{i}", user="ann")
+    await accept(queue, "big", user="bob", n=2)
+    await accept(queue, "small", user="bob")
+    await accept(queue, "carl", user="carl")
+    places = [(await queue.place(await queue.get(j))) for j in ("flood0", "big", "carl")]
+    assert [place.position for place in places if place] == [0, 1, 2]
+    # Work decides, not the number of jobs: bob's picture of twice the size counts as two of ann's.
+    order = [(await take(queue)).job_id for _ in range(7)]
+    assert order == ["flood0", "big", "carl", "flood1", "flood2", "small", "flood3"]
+
+
+async def test_who_cancels_a_flood_owes_nothing(queue: Queue) -> None:
+    """Only work that was done counts: a caller who canceled a thousand jobs stood behind everybody else's thousand."""
+    for i in range(20):
+        await accept(queue, f"flood{i}", user="ann")
+    for i in range(20):
+        await queue.cancel(f"flood{i}")
+    for i in range(3):
+        await accept(queue, f"bob{i}", user="bob")
+    await accept(queue, "ann", user="ann")
+    assert [(await take(queue)).job_id for _ in range(2)] == ["ann", "bob0"]
+
+
+async def test_a_patient_take_leaves_fresh_jobs_to_idle_workers(queue: Queue) -> None:
+    """A worker that is full and takes one more for fairness must not snatch it from one that could begin at once."""
+    await accept(queue, "a", priority="high")  # the one class that does not age
+    assert await queue.take("busy", MODEL, patience_s=60.0) is None
+    await queue.redis.zadd(queue.keys.since_zset(MODEL, "high"), {"a": 0})
+    assert await queue.take("busy", MODEL, patience_s=60.0) is not None
 
 
 async def test_enqueue_may_be_repeated(queue: Queue) -> None:
@@ -41,7 +85,7 @@ async def test_enqueue_may_be_repeated(queue: Queue) -> None:
     await accept(queue, "a")
     await accept(queue, "a")
     await take(queue)
-    assert await queue.take("w1") is None
+    assert await queue.take("w1", MODEL) is None
     assert (await queue.counts()).submitted == {"job": 1}
 
 
@@ -57,12 +101,29 @@ async def test_a_full_queue_refuses(queue: Queue) -> None:
     await accept(queue, "b")
 
 
-async def test_a_job_accepted_before_any_worker_is_seen(queue: Queue) -> None:
-    """A group created at $ would skip everything that was accepted before the first worker."""
-    await queue.redis.delete(queue.keys.jobs_stream)
-    await accept(queue, "early")
-    await queue.open()
-    assert (await take(queue)).job_id == "early"
+async def test_an_idle_worker_is_woken(queue: Queue) -> None:
+    """Asking again and again would cost either latency or Redis' time."""
+    waiting = asyncio.create_task(queue.take("w1", MODEL, block_s=5.0))
+    await until_async(lambda: _blocked(queue))
+    await accept(queue, "a")
+    async with asyncio.timeout(2):
+        lease = await waiting
+    assert lease is not None and lease.job_id == "a"
+
+
+async def _blocked(queue: Queue) -> bool:
+    return bool((await queue.redis.info("clients"))["blocked_clients"])
+
+
+async def test_a_worker_takes_only_jobs_of_its_model(queue: Queue) -> None:
+    """With two models in one Redis any worker drew any job: the picture was another model's than the job said."""
+    await accept(queue, "a", model="other")
+    assert await queue.take("w1", MODEL) is None
+    lease = await queue.take("w1", "other")
+    assert lease is not None
+    await queue.redis.zadd(queue.keys.leases_zset("other"), {"a": 0})
+    assert await queue.reclaim("w2", MODEL, count=10) == []
+    assert len(await queue.reclaim("w2", "other", count=10)) == 1
 
 
 async def test_a_zombies_finish_is_refused(queue: Queue) -> None:
@@ -72,24 +133,26 @@ async def test_a_zombies_finish_is_refused(queue: Queue) -> None:
     [heir] = await reclaimed(queue, "w2")
     assert (heir.token, heir.attempt) == (2, 2)
     await queue.store_result(zombie, 0, b"late")
-    assert await queue.pulse("w1", [Pulse(zombie, True, 1)], renew=True) == ["lost"]
+    assert await queue.pulse([Pulse(zombie, True, 1)], renew=True) == ["lost"]
     assert not await queue.finish(zombie, JobState.SUCCEEDED)
     await queue.store_result(heir, 0, b"good")
-    assert await queue.finish(heir, JobState.SUCCEEDED)
-    assert await queue.result(await queue.get("a"), 0) == b"good"
+    output = Output(0, 7, 32, 32, "png", 4, "00", token=heir.token)
+    assert await queue.finish(heir, JobState.SUCCEEDED, outputs=[output])
+    assert await queue.result(await queue.get("a"), output) == b"good"
     counts = await queue.counts()
     assert (counts.redeliveries, counts.fenced) == (1, 1)
     assert await empty(queue)
 
 
 async def test_a_zombies_renewal_does_not_steal_the_entry_back(queue: Queue) -> None:
-    """XCLAIM moves ownership: an unfenced renewal would take the job from the worker that is drawing it."""
+    """An unfenced renewal would keep a job alive whose new worker has died as well."""
     await accept(queue, "a")
     zombie = await take(queue, "w1")
     await reclaimed(queue, "w2")
-    await queue.pulse("w1", [Pulse(zombie, True, 1)], renew=True)
-    [pending] = await queue.redis.xpending_range(queue.keys.jobs_stream, "workers", "-", "+", 10)
-    assert pending["consumer"] == "w2"
+    await queue.pulse([Pulse(zombie, True, 1)], renew=True)
+    await lapse(queue, "a")
+    await queue.pulse([Pulse(zombie, True, 1)], renew=True)
+    assert await queue.redis.zscore(queue.keys.leases_zset(MODEL), "a") == 0
 
 
 async def test_renewal_keeps_a_lease_beyond_its_length(queue: Queue) -> None:
@@ -99,8 +162,8 @@ async def test_renewal_keeps_a_lease_beyond_its_length(queue: Queue) -> None:
     loop = asyncio.get_running_loop()
     end = loop.time() + 2.5 * queue.lease_ms / 1000
     while loop.time() < end:
-        assert await queue.pulse("w1", [Pulse(lease, True, 2)], renew=True) == ["ok"]
-        assert await queue.reclaim("w2", set(), count=10) == []
+        assert await queue.pulse([Pulse(lease, True, 2)], renew=True) == ["ok"]
+        assert await queue.reclaim("w2", MODEL, count=10) == []
         await asyncio.sleep(0.1)
     record = await queue.get("a")
     assert (record.state, record.step) == (JobState.PROCESSING, 2)
@@ -111,7 +174,7 @@ async def test_a_given_back_job_is_taken_at_once_and_the_try_not_counted(queue: 
     await accept(queue, "a")
     lease = await take(queue, "w1")
     assert await queue.give_back(lease) == "queued"
-    [again] = await queue.reclaim("w2", set(), count=10)
+    again = await take(queue, "w2")
     assert (again.attempt, again.token) == (1, 3)
     assert not await queue.finish(lease, JobState.SUCCEEDED)
     assert await queue.finish(again, JobState.SUCCEEDED)
@@ -123,7 +186,7 @@ async def test_a_failing_job_ends_in_the_dead_letters(queue: Queue) -> None:
     lease = await take(queue)
     states = [await queue.give_back(lease, error=BOOM)]
     for _ in range(2):
-        [lease] = await queue.reclaim("w1", set(), count=10)
+        lease = await take(queue)
         assert lease.suspect
         states.append(await queue.give_back(lease, error=BOOM))
     assert states == ["queued", "queued", "failed"]
@@ -143,7 +206,7 @@ async def test_a_job_that_kills_its_workers_fails_in_the_end(queue: Queue) -> No
         await reclaimed(queue, consumer)
     async with asyncio.timeout(10):
         while (await queue.get("a")).state is not JobState.FAILED:
-            assert await queue.reclaim("w4", set(), count=10) == []
+            assert await queue.reclaim("w4", MODEL, count=10) == []
             await asyncio.sleep(0.02)
     error = (await queue.get("a")).error
     assert error is not None
@@ -151,15 +214,14 @@ async def test_a_job_that_kills_its_workers_fails_in_the_end(queue: Queue) -> No
     assert (await queue.counts()).dead_letter_depth == 1
 
 
-async def test_cancel_while_waiting_is_final_and_skipped(queue: Queue) -> None:
-    """The entry stays in the stream (deleting it would break the group's lag) but nobody may draw it."""
+async def test_cancel_while_waiting_is_final(queue: Queue) -> None:
+    """Nobody may draw it any more."""
     await accept(queue, "a")
     await accept(queue, "b")
     assert (await queue.cancel("a")).state is JobState.CANCELED
     assert (await queue.cancel("a")).state is JobState.CANCELED
     assert (await take(queue)).job_id == "b"
-    [group] = await queue.redis.xinfo_groups(queue.keys.jobs_stream)
-    assert group["lag"] == 0
+    assert await queue.take("w1", MODEL) is None
 
 
 async def test_cancel_while_running_wins_over_the_finish(queue: Queue) -> None:
@@ -167,25 +229,30 @@ async def test_cancel_while_running_wins_over_the_finish(queue: Queue) -> None:
     await accept(queue, "a")
     lease = await take(queue)
     assert (await queue.cancel("a")).cancel_requested
-    assert await queue.pulse("w1", [Pulse(lease, True, 1)], renew=False) == ["cancel"]
+    assert await queue.pulse([Pulse(lease, True, 1)], renew=False) == ["cancel"]
     await queue.store_result(lease, 0, b"x")
     assert await queue.finish(lease, JobState.SUCCEEDED)
     record = await queue.get("a")
     assert record.state is JobState.CANCELED
-    assert await queue.result(record, 0) is None
+    assert record.outputs == ()
+    assert not await queue.redis.exists(queue.keys.result_bytes("a", lease.token, 0))
 
 
-async def test_cancel_of_a_job_whose_worker_died(queue: Queue) -> None:
-    """The flag must be honoured by whoever picks the job up, not lost with its worker."""
-    queue.lease_ms = 50
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_cancel_of_a_job_whose_worker_died(queue: Queue, when: str) -> None:
+    """The flag must be honoured by whoever picks the job up; and with no worker left, by the cancel itself."""
     await accept(queue, "a")
-    await take(queue, "w1")
-    await queue.cancel("a")
-    async with asyncio.timeout(10):
-        while not (await queue.get("a")).state.terminal:
-            assert await queue.reclaim("w2", set(), count=10) == []
-            await asyncio.sleep(0.02)
+    lease = await take(queue, "w1")
+    if when == "before":
+        await queue.cancel("a")
+        await lapse(queue, "a")
+        assert await queue.reclaim("w2", MODEL, count=10) == []
+    else:
+        await lapse(queue, "a")
+        await queue.cancel("a")
     assert (await queue.get("a")).state is JobState.CANCELED
+    assert not await queue.finish(lease, JobState.SUCCEEDED)
+    assert await empty(queue)
 
 
 async def test_an_expired_job_is_told_from_an_unknown_one(queue: Queue) -> None:
@@ -198,12 +265,3 @@ async def test_an_expired_job_is_told_from_an_unknown_one(queue: Queue) -> None:
         await queue.get("a")
     with pytest.raises(UnknownJob):
         await queue.get("never")
-
-
-async def test_leaving_keeps_pending_entries(queue: Queue) -> None:
-    """Deleting a consumer drops its pending entries: a worker that leaves with work would lose it."""
-    await accept(queue, "a")
-    lease = await take(queue, "w1")
-    await queue.leave("w1")
-    [again] = await reclaimed(queue, "w2")
-    assert again.job_id == lease.job_id

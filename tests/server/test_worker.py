@@ -1,10 +1,13 @@
 """The worker's own decisions, against a real queue, without an engine or a process."""
 
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
-from harness import accept, take
+from harness import accept, lapse, take
 
+from server.engine_api import Engine
+from server.fake_engine import FakeEngine
 from server.queue import Queue
 from server.registry import Registry
 from server.settings import Settings
@@ -14,8 +17,14 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def worker(queue: Queue, settings: Settings) -> Worker:
-    return Worker(replace(settings, max_rows=4), queue, Registry(queue.redis, settings.namespace))
+async def worker(queue: Queue, settings: Settings) -> AsyncIterator[Worker]:
+    def factory(checkpoint: str) -> Engine:
+        return FakeEngine(4, 0.0, checkpoint)
+
+    made = Worker(replace(settings, max_rows=4), queue, Registry(queue.redis, settings.namespace), factory)
+    await made._use(*await made._load("fake"))
+    yield made
+    made.thread.close()
 
 
 async def test_a_dead_workers_jobs_are_shared_out(worker: Worker, queue: Queue) -> None:
@@ -23,8 +32,8 @@ async def test_a_dead_workers_jobs_are_shared_out(worker: Worker, queue: Queue) 
     rows, while others stood idle."""
     for job_id in "abc":
         await accept(queue, job_id, n=4)
-        await queue.give_back(await take(queue, "dead"))
+        await take(queue, "dead")
+    await lapse(queue, *"abc")
     await worker._take()
-    assert list(worker.batch.works) == ["a"]
-    assert worker.batch.room() == 0
-    worker.thread.close()
+    assert list(worker.held.works) == ["a"]
+    assert worker.held.room() == 0

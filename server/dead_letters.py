@@ -1,0 +1,68 @@
+"""Jobs that failed for good: look at them, draw them again as new jobs, or drop them."""
+
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from server.errors import UnknownLetter
+from server.jobs import JobError, JobInput
+from server.queue import Queue
+
+PAGE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A copy of the job, which outlives its record; the bounded stream keeps the newest 10,000."""
+
+    entry: str
+    job_id: str
+    kind: str
+    attempt: int
+    error: JobError
+    input: JobInput
+
+    @property
+    def died_at(self) -> float:
+        return int(self.entry.split("-")[0]) / 1000
+
+
+class DeadLetters:
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
+        self._redis, self._stream = queue.redis, queue.keys.dead_stream
+
+    async def all(self) -> AsyncIterator[DeadLetter]:
+        """Oldest first, page by page."""
+        start = "-"
+        while page := await self._redis.xrange(self._stream, min=start, count=PAGE):
+            for entry, fields in page:
+                yield DeadLetter(
+                    entry=entry,
+                    job_id=fields["id"],
+                    kind=fields["kind"],
+                    attempt=int(fields["attempt"]),
+                    error=JobError(**json.loads(fields["error"])),
+                    input=JobInput.from_json(fields["input"]),
+                )
+            start = f"({page[-1][0]}"
+
+    async def find(self, job_id: str) -> DeadLetter:
+        async for letter in self.all():
+            if letter.job_id == job_id:
+                return letter
+        raise UnknownLetter(f"No dead letter has the job id {job_id!r}. `fluid dlq list` shows them.")
+
+    async def replay(self, letter: DeadLetter) -> str:
+        """A new job with the same input; its id. The failed job stays failed: an end is an end.
+
+        The id is made from the letter's, and accepting an id twice changes nothing: a replay that is interrupted
+        before the letter is dropped, and repeated, still draws once.
+        """
+        job_id = f"{letter.job_id}_r{letter.entry.replace('-', '')}"
+        await self._queue.enqueue(job_id, letter.input, letter.kind)
+        await self.drop(letter)
+        return job_id
+
+    async def drop(self, letter: DeadLetter) -> None:
+        await self._redis.xdel(self._stream, letter.entry)
