@@ -161,13 +161,15 @@ class QueueMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.leases)
     @rule(data=st.data(), worker=st.sampled_from(WORKERS))
     def lapse_and_reclaim(self, data: st.DataObject, worker: str) -> None:
+        """By any worker, also the one that has it; which may have heard of it or not."""
+        heard = data.draw(st.booleans())
         _, lease = self.pick(data)
         job = self.jobs[lease.job_id]
         if job.state not in ("starting", "processing"):
             return
         self.run(lapse(self.queue, job.name))
-        found = self.run(self.queue.reclaim(worker, MODEL, count=5))
-        if job.holder == worker:  # nobody else was quicker: it stays ours
+        found = self.run(self.queue.reclaim(worker, MODEL, [job.name] if heard else [], count=5))
+        if heard and job.holder == worker:  # nobody else was quicker: it stays ours
             assert found == []
         elif self.begin(job, worker):
             [again] = found
@@ -291,7 +293,7 @@ class QueueMachine(RuleBasedStateMachine):
             for job in self.jobs.values():
                 if job.state in ("starting", "processing"):
                     self.run(lapse(self.queue, job.name))
-            while left := self.run(self.queue.reclaim("last", MODEL, count=100)):
+            while left := self.run(self.queue.reclaim("last", MODEL, [], count=100)):
                 for lease in left:
                     assert self.run(self.queue.finish(lease, JobState.SUCCEEDED))
             while lease := self.run(self.queue.take("last", MODEL)):

@@ -88,7 +88,7 @@ async def test_only_the_current_try_may_save(queue: Queue) -> None:
     await accept(queue, "a", n=2)
     zombie = await take(queue, "w1")
     await lapse(queue, "a")
-    [heir] = await queue.reclaim("w2", zombie.input.model, count=1)
+    [heir] = await queue.reclaim("w2", zombie.input.model, [], count=1)
     await queue.save(heir, "sha", snapshots={0: b"\xff\x00new"})
     await queue.save(zombie, "sha", snapshots={0: b"old", 1: b"old"})
     assert (await queue.resume(heir, "sha")).snapshots == {0: b"\xff\x00new"}
