@@ -10,7 +10,7 @@ from typing import Any
 import hypothesis.strategies as st
 import pytest
 from harness import MODEL, empty, job_input, lapse
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from server.connection import PATIENT_TIMEOUT_S, connect
@@ -315,3 +315,33 @@ def test_the_queue_behaves_as_its_model(valkey: EmbeddedValkey) -> None:
     """A lost, doubled, stuck, misplaced or miscounted job in any order of events."""
     machine = type("Machine", (QueueMachine,), {"valkey": valkey})
     run_state_machine_as_test(machine, settings=settings(max_examples=60, stateful_step_count=40))
+
+
+async def _promised_and_kept(valkey: EmbeddedValkey, arrivals: list[tuple[str, str]], taken: int) -> None:
+    own = Settings(redis_url=valkey.url, namespace=uuid.uuid4().hex)
+    async with connect(own.redis_url, PATIENT_TIMEOUT_S) as redis:
+        queue = Queue(redis, own)
+        for i, (priority, caller) in enumerate(arrivals):
+            if i == len(arrivals) // 2:  # some callers have been served before the rest arrives
+                for _ in range(taken):
+                    await queue.take("w", MODEL)
+            await queue.enqueue(f"job{i}", job_input(priority=priority, user=caller), "job")
+        records = [await queue.get(f"job{i}") for i in range(len(arrivals))]
+        promised = {r.id: place.position for r in records if (place := await queue.place(r))}
+        kept = {}
+        while lease := await queue.take("w", MODEL):
+            kept[lease.job_id] = len(kept)
+        assert promised == kept
+        await redis.delete(*[key async for key in redis.scan_iter(f"{queue.keys.root}:*", count=1000)])
+
+
+@settings(max_examples=60)
+@given(
+    arrivals=st.lists(st.tuples(st.sampled_from(PRIORITIES), st.sampled_from("abcd")), min_size=1, max_size=25),
+    taken=st.integers(0, 8),
+)
+def test_the_place_that_is_told_is_the_place_that_is_kept(
+    valkey: EmbeddedValkey, arrivals: list[tuple[str, str]], taken: int
+) -> None:
+    """With jobs of one size the place is exact, whoever else waits: an estimate would be noticed by every caller."""
+    asyncio.run(_promised_and_kept(valkey, arrivals, taken))
