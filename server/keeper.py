@@ -51,7 +51,11 @@ class Keeper:
 
     async def keep_now(self, work: Work) -> None:
         """All rows of a job that is about to be given back."""
-        states = await self.thread.snapshot(work.rows)
+        try:
+            states = await self.thread.snapshot(work.rows)
+        except Exception:  # of an engine on its way out; the last snapshots are still there
+            log.exception("no last snapshots of %s", work.lease.job_id)
+            return
         work.snapshots |= {work.rows[row]: state for row, state in states.items()}
         if work.snapshots:
             await self._save(work, work.snapshots)

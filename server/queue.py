@@ -139,10 +139,11 @@ class Queue:
         answer = await self._run("take", [model, worker, *limits, secrets.token_hex(8), self.ageing_s, patience_s])
         return self._lease(answer) if answer else None
 
-    async def reclaim(self, worker: str, model: str, *, count: int) -> list[Lease]:
-        """Jobs whose worker fell silent."""
+    async def reclaim(self, worker: str, model: str, held: Iterable[str], *, count: int) -> list[Lease]:
+        """Jobs whose worker fell silent. `held` are the ids that we still work on."""
         limits = [self.lease_ms, self.max_attempts, self.ttl_s]
-        return [self._lease(each) for each in await self._run("reclaim", [model, worker, *limits, count])]
+        answers = await self._run("reclaim", [model, worker, *limits, count, *held])
+        return [self._lease(answer) for answer in answers]
 
     def _lease(self, answer: Sequence[Any]) -> Lease:
         job_id, token, attempt, job, created_at, started_at, error, resumable = answer

@@ -94,12 +94,12 @@ class Worker:
         return thread, info
 
     async def _use(self, thread: EngineThread, info: ModelInfo) -> None:
+        await self.ends.persist(lambda: self.registry.publish_model(info))
         self.thread.close()
         self.thread = self.ends.thread = self.keeper.thread = self.watchdog.thread = thread
         self.heart.model = self.publisher.model = info
         self.keeper.checkpoint = info.checkpoint_sha256
         self.model = info.id
-        await self.ends.persist(lambda: self.registry.publish_model(info))
 
     async def _work(self) -> None:
         while not (self.draining and not self.held.works and not self.publisher.running):
@@ -139,10 +139,11 @@ class Worker:
     async def _admit(self) -> None:
         images = self.held.next_images(time.monotonic())
         for work, index in [image for image in images if image[1] in image[0].snapshots]:
-            if await self._restore(work, index):
+            if work.closing or await self._restore(work, index):
                 images.remove((work, index))
+        images = [image for image in images if not image[0].closing]
         if images:
-            await self._admit_images([image for image in images if not image[0].closing])
+            await self._admit_images(images)
 
     async def _step(self) -> None:
         rows = self.held.rows
@@ -183,7 +184,8 @@ class Worker:
     async def _reclaim(self) -> None:
         """One at a time: a job of many images, or a suspect, may leave no room for a second."""
         while self.held.room() > 0 and time.monotonic() >= self._reclaim_at:
-            leases = await self.queue.reclaim(self.id, self.model, count=1)
+            held = [work.lease.job_id for work in self.held.works.values() if not work.lost]
+            leases = await self.queue.reclaim(self.id, self.model, held, count=1)
             if not leases:
                 self._reclaim_at = time.monotonic() + RECLAIM_S
             for lease in leases:

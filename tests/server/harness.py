@@ -104,7 +104,7 @@ async def take(queue: Queue, consumer: str = "w1") -> Lease:
 async def reclaimed(queue: Queue, consumer: str) -> list[Lease]:
     """Poll as a worker does, until a lapsed lease turns up."""
     async with asyncio.timeout(10):
-        while not (leases := await queue.reclaim(consumer, MODEL, count=10)):
+        while not (leases := await queue.reclaim(consumer, MODEL, [], count=10)):
             await asyncio.sleep(0.02)
         return leases
 

@@ -122,8 +122,8 @@ async def test_a_worker_takes_only_jobs_of_its_model(queue: Queue) -> None:
     lease = await queue.take("w1", "other")
     assert lease is not None
     await queue.redis.zadd(queue.keys.leases_zset("other"), {"a": 0})
-    assert await queue.reclaim("w2", MODEL, count=10) == []
-    assert len(await queue.reclaim("w2", "other", count=10)) == 1
+    assert await queue.reclaim("w2", MODEL, [], count=10) == []
+    assert len(await queue.reclaim("w2", "other", [], count=10)) == 1
 
 
 async def test_a_zombies_finish_is_refused(queue: Queue) -> None:
@@ -163,7 +163,7 @@ async def test_renewal_keeps_a_lease_beyond_its_length(queue: Queue) -> None:
     end = loop.time() + 2.5 * queue.lease_ms / 1000
     while loop.time() < end:
         assert await queue.pulse([Pulse(lease, True, 2)], renew=True) == ["ok"]
-        assert await queue.reclaim("w2", MODEL, count=10) == []
+        assert await queue.reclaim("w2", MODEL, [], count=10) == []
         await asyncio.sleep(0.1)
     record = await queue.get("a")
     assert (record.state, record.step) == (JobState.PROCESSING, 2)
@@ -206,7 +206,7 @@ async def test_a_job_that_kills_its_workers_fails_in_the_end(queue: Queue) -> No
         await reclaimed(queue, consumer)
     async with asyncio.timeout(10):
         while (await queue.get("a")).state is not JobState.FAILED:
-            assert await queue.reclaim("w4", MODEL, count=10) == []
+            assert await queue.reclaim("w4", MODEL, [], count=10) == []
             await asyncio.sleep(0.02)
     error = (await queue.get("a")).error
     assert error is not None
@@ -246,7 +246,7 @@ async def test_cancel_of_a_job_whose_worker_died(queue: Queue, when: str) -> Non
     if when == "before":
         await queue.cancel("a")
         await lapse(queue, "a")
-        assert await queue.reclaim("w2", MODEL, count=10) == []
+        assert await queue.reclaim("w2", MODEL, [], count=10) == []
     else:
         await lapse(queue, "a")
         await queue.cancel("a")

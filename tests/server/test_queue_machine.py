@@ -10,7 +10,7 @@ from typing import Any
 import hypothesis.strategies as st
 import pytest
 from harness import MODEL, empty, job_input, lapse
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from server.connection import PATIENT_TIMEOUT_S, connect
@@ -161,13 +161,15 @@ class QueueMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.leases)
     @rule(data=st.data(), worker=st.sampled_from(WORKERS))
     def lapse_and_reclaim(self, data: st.DataObject, worker: str) -> None:
+        """By any worker, also the one that has it; which may have heard of it or not."""
+        heard = data.draw(st.booleans())
         _, lease = self.pick(data)
         job = self.jobs[lease.job_id]
         if job.state not in ("starting", "processing"):
             return
         self.run(lapse(self.queue, job.name))
-        found = self.run(self.queue.reclaim(worker, MODEL, count=5))
-        if job.holder == worker:  # nobody else was quicker: it stays ours
+        found = self.run(self.queue.reclaim(worker, MODEL, [job.name] if heard else [], count=5))
+        if heard and job.holder == worker:  # nobody else was quicker: it stays ours
             assert found == []
         elif self.begin(job, worker):
             [again] = found
@@ -291,7 +293,7 @@ class QueueMachine(RuleBasedStateMachine):
             for job in self.jobs.values():
                 if job.state in ("starting", "processing"):
                     self.run(lapse(self.queue, job.name))
-            while left := self.run(self.queue.reclaim("last", MODEL, count=100)):
+            while left := self.run(self.queue.reclaim("last", MODEL, [], count=100)):
                 for lease in left:
                     assert self.run(self.queue.finish(lease, JobState.SUCCEEDED))
             while lease := self.run(self.queue.take("last", MODEL)):
@@ -313,3 +315,33 @@ def test_the_queue_behaves_as_its_model(valkey: EmbeddedValkey) -> None:
     """A lost, doubled, stuck, misplaced or miscounted job in any order of events."""
     machine = type("Machine", (QueueMachine,), {"valkey": valkey})
     run_state_machine_as_test(machine, settings=settings(max_examples=60, stateful_step_count=40))
+
+
+async def _promised_and_kept(valkey: EmbeddedValkey, arrivals: list[tuple[str, str]], taken: int) -> None:
+    own = Settings(redis_url=valkey.url, namespace=uuid.uuid4().hex)
+    async with connect(own.redis_url, PATIENT_TIMEOUT_S) as redis:
+        queue = Queue(redis, own)
+        for i, (priority, caller) in enumerate(arrivals):
+            if i == len(arrivals) // 2:  # some callers have been served before the rest arrives
+                for _ in range(taken):
+                    await queue.take("w", MODEL)
+            await queue.enqueue(f"job{i}", job_input(priority=priority, user=caller), "job")
+        records = [await queue.get(f"job{i}") for i in range(len(arrivals))]
+        promised = {r.id: place.position for r in records if (place := await queue.place(r))}
+        kept = {}
+        while lease := await queue.take("w", MODEL):
+            kept[lease.job_id] = len(kept)
+        assert promised == kept
+        await redis.delete(*[key async for key in redis.scan_iter(f"{queue.keys.root}:*", count=1000)])
+
+
+@settings(max_examples=60)
+@given(
+    arrivals=st.lists(st.tuples(st.sampled_from(PRIORITIES), st.sampled_from("abcd")), min_size=1, max_size=25),
+    taken=st.integers(0, 8),
+)
+def test_the_place_that_is_told_is_the_place_that_is_kept(
+    valkey: EmbeddedValkey, arrivals: list[tuple[str, str]], taken: int
+) -> None:
+    """With jobs of one size the place is exact, whoever else waits: an estimate would be noticed by every caller."""
+    asyncio.run(_promised_and_kept(valkey, arrivals, taken))

@@ -1,7 +1,7 @@
 """Bugs that the queue once had, each with the smallest story that shows it."""
 
 import pytest
-from harness import accept, take
+from harness import MODEL, accept, lapse, take
 
 from server.jobs import JobError, JobState, Place
 from server.queue import Queue
@@ -27,6 +27,18 @@ async def test_starting_twice_in_one_call_is_one_try(queue: Queue) -> None:
     assert (lease.attempt, lease.token, len(replies)) == (1, 1, 1)
     assert await queue.finish(lease, JobState.SUCCEEDED)
     assert (await queue.counts()).redeliveries == 0
+
+
+async def test_a_lone_worker_gets_a_job_back_that_it_never_heard_of(queue: Queue) -> None:
+    """Taken, but the reply was lost for good: the lease bore the worker's own name, so it renewed it for ever, and with
+    no other worker the job was never drawn."""
+    await accept(queue, "a")
+    await take(queue, "only")  # whose reply nobody reads
+    await lapse(queue, "a")
+    assert await queue.reclaim("only", MODEL, ["a"], count=1) == []  # as if it worked on it: a late renewal
+    await lapse(queue, "a")
+    [lease] = await queue.reclaim("only", MODEL, ["other"], count=1)
+    assert (lease.job_id, lease.attempt) == ("a", 2)
 
 
 async def test_a_canceled_job_leaves_the_line_at_once(queue: Queue) -> None:

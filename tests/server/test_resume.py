@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from harness import Service, accept, fluid, job_input, lapse, take, until
@@ -40,6 +41,23 @@ def test_a_killed_workers_rows_go_on_where_they_were(new_service: Callable[..., 
 def _attempt(service: Service, job: dict[str, object]) -> int:
     found = service.client.job(str(job["id"]))
     return int(found["attempt"]) if found["status"] == "processing" else 0
+
+
+def test_the_shipped_model_goes_on_to_the_same_bytes(new_service: Callable[..., Service]) -> None:
+    """The whole way with real weights: SIGKILL in the middle, another process goes on, and nobody can tell."""
+    service = new_service(engine="checkpoint", threads=1, max_rows=1, snapshot_steps=2, workers=0)
+    service.add_worker()
+    service.client.wait_ready(timeout_s=90)
+    request: dict[str, Any] = {"seed": 5, "num_inference_steps": 24, "diffusion_steps": 250}
+    expected = service.client.generate("a red apple, 3d style", **request)[0].data
+    job = service.client.submit("a red apple, 3d style", **request)
+    until(lambda: service.client.job(job["id"])["progress"]["step"] >= 6, seconds=60)
+    service.workers[0].kill()
+    service.add_worker()
+    done = service.client.wait(job["id"], timeout_s=120)
+    assert (done["status"], done["attempt"]) == ("succeeded", 2)
+    assert service.client.image(job["id"]) == expected
+    until(lambda: metric(service, "fluid_resumed_rows_total") == 1, what="the count of resumed rows")
 
 
 def test_finished_images_of_a_killed_try_are_kept(new_service: Callable[..., Service]) -> None:
@@ -88,7 +106,7 @@ async def test_only_the_current_try_may_save(queue: Queue) -> None:
     await accept(queue, "a", n=2)
     zombie = await take(queue, "w1")
     await lapse(queue, "a")
-    [heir] = await queue.reclaim("w2", zombie.input.model, count=1)
+    [heir] = await queue.reclaim("w2", zombie.input.model, [], count=1)
     await queue.save(heir, "sha", snapshots={0: b"\xff\x00new"})
     await queue.save(zombie, "sha", snapshots={0: b"old", 1: b"old"})
     assert (await queue.resume(heir, "sha")).snapshots == {0: b"\xff\x00new"}

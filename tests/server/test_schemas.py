@@ -45,6 +45,9 @@ def refusal(**body: Any) -> InvalidRequest:
         ({"prompt": "x", "stream": True}, "stream", "not supported yet"),
         ({"prompt": "x", "partial_images": 2}, "partial_images", "not supported yet"),
         ({"prompt": "x", "negative_prompt": "y"}, "negative_prompt", "not supported yet"),
+        ({"prompt": "x", "priority": "urgent"}, "priority", "'high', 'normal' or 'low'"),
+        ({"prompt": "x", "deadline_ms": 0}, "deadline_ms", "1"),
+        ({"prompt": "x", "deadline_ms": 1.5}, "deadline_ms", "integer"),
         ({"prompt": "x", "sead": 3}, "sead", "Did you mean 'seed'"),
     ],
 )
