@@ -101,6 +101,7 @@ class ServingEngine:
             "defaults": sampling["defaults"],
             "limits": {
                 "max_num_inference_steps": config.tokens, "max_diffusion_steps": 250,
+                "max_diffusion_steps_final": 250,
                 "max_guidance_scale": 20.0, "min_guidance_scale": 0.0, "max_temperature": 2.0,
             },
             "vocabulary": about.get("vocabulary", [first_name(label) for label in labels]),

@@ -144,6 +144,11 @@ def _add_generate(commands: Any) -> None:
     parser.add_argument("--guidance", type=float, dest="guidance_scale", help="how hard the prompt pulls")
     parser.add_argument("--schedule", choices=("linear", "constant"), dest="guidance_schedule")
     parser.add_argument("--temperature", type=float, help="spread of the sampling")
+    parser.add_argument("--order", choices=("random", "halton"), help="in which order tokens are decided")
+    parser.add_argument("--diffusion-steps-final", type=int, help="of the last autoregressive step (annealing)")
+    parser.add_argument(
+        "--guidance-interval", type=float, nargs=2, metavar=("FROM", "TO"), help="shares of the steps, e.g. 0.2 0.8"
+    )
     parser.set_defaults(run=_generate)
 
 

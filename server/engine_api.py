@@ -32,6 +32,9 @@ class RowRequest:
             guidance_scale=job.guidance_scale,
             guidance_schedule=job.guidance_schedule,
             temperature=job.temperature,
+            order=job.order,
+            diffusion_steps_final=job.diffusion_steps_final,
+            guidance_interval=job.guidance_interval,
         )
 
 

@@ -124,6 +124,7 @@ class FakeEngine:
             "limits": {
                 "max_num_inference_steps": 20000,
                 "max_diffusion_steps": 1000,
+                "max_diffusion_steps_final": 1000,
                 "max_guidance_scale": 20.0,
                 "max_temperature": 2.0,
             },

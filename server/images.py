@@ -56,6 +56,7 @@ def parameters_line(metadata: Mapping[str, Any]) -> str:
         "guidance_scale": "CFG scale",
         "guidance_schedule": "CFG schedule",
         "temperature": "Temperature",
+        "order": "Order",
         "seed": "Seed",
         "size": "Size",
         "model": "Model",

@@ -53,6 +53,9 @@ class JobInput:
     user: str | None = None
     priority: str = "normal"
     deadline_ms: int | None = None
+    diffusion_steps_final: int | None = None
+    order: str = "random"
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
 
     @property
     def caller(self) -> str:
@@ -73,7 +76,9 @@ class JobInput:
 
     @classmethod
     def from_json(cls, text: str) -> "JobInput":
-        return cls(**json.loads(text))
+        values = json.loads(text)
+        values["guidance_interval"] = tuple(values["guidance_interval"])  # JSON knows no tuples
+        return cls(**values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +203,7 @@ class ModelInfo:
     family: str
     image_size: tuple[int, int]
     tokens: int
-    presets: Mapping[str, Mapping[str, int]]
+    presets: Mapping[str, Mapping[str, Any]]
     defaults: Mapping[str, Any]
     limits: Mapping[str, float]
     vocabulary: tuple[str, ...] = ()

@@ -74,6 +74,9 @@ _EXAMPLES: dict[str, Example] = {
             "guidance_scale": 3.0,
             "guidance_schedule": "linear",
             "temperature": 1.0,
+            "order": "halton",
+            "diffusion_steps_final": 12,
+            "guidance_interval": [0.0, 0.8],
         },
     },
 }

@@ -1,6 +1,7 @@
 """From a request and what the model says of itself to a job with nothing left open."""
 
 import secrets
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -37,6 +38,9 @@ def resolve(request: ImageRequest, models: dict[str, ModelInfo], default: str) -
         user=request.user,
         priority=request.priority or "normal",
         deadline_ms=request.deadline_ms,
+        diffusion_steps_final=_final(request, preset),
+        order=request.order or str(preset.get("order", "random")),
+        guidance_interval=_interval(request, preset),
     )
     _check_limits(job, info)
     return job, _warnings(request)
@@ -44,6 +48,18 @@ def resolve(request: ImageRequest, models: dict[str, ModelInfo], default: str) -
 
 def _or(value: float | None, default: Any) -> float:
     return float(default if value is None else value)
+
+
+def _final(request: ImageRequest, preset: Mapping[str, Any]) -> int | None:
+    """A preset's annealing belongs to its own number of diffusion steps; who asks for another gets it throughout."""
+    if request.diffusion_steps_final is not None or request.diffusion_steps is not None:
+        return request.diffusion_steps_final
+    return preset.get("diffusion_steps_final")
+
+
+def _interval(request: ImageRequest, preset: Mapping[str, Any]) -> tuple[float, float]:
+    low, high = request.guidance_interval or preset.get("guidance_interval", (0.0, 1.0))
+    return float(low), float(high)
 
 
 def _model(request: ImageRequest, models: dict[str, ModelInfo], default: str) -> ModelInfo:
@@ -77,6 +93,8 @@ def _check_limits(job: JobInput, info: ModelInfo) -> None:
     """`max_<parameter>` and `min_<parameter>` of the model's limits, whichever it publishes."""
     for name, value in asdict(job).items():
         high, low = info.limits.get(f"max_{name}"), info.limits.get(f"min_{name}")
+        if value is None:
+            continue
         if high is not None and value > high:
             raise InvalidRequest(f"'{name}' must be at most {high:g} for {info.id}, not {value}.", param=name)
         if low is not None and value < low:

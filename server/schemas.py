@@ -74,6 +74,18 @@ class ImageRequest(BaseModel):
     temperature: Annotated[
         float | None, Field(gt=0, allow_inf_nan=False, description="Spread of the sampling; lower is tamer.")
     ] = None
+    diffusion_steps_final: Annotated[
+        int | None,
+        Field(ge=1, description="Diffusion steps of the last autoregressive step, reached in a straight line."),
+    ] = None
+    order: Annotated[
+        Literal["random", "halton"] | None,
+        Field(description="In which order tokens are decided: uniform at random, or far apart from each other."),
+    ] = None
+    guidance_interval: Annotated[
+        list[Annotated[float, Field(ge=0, le=1)]] | None,
+        Field(min_length=2, max_length=2, description="Shares of the steps between which guidance acts."),
+    ] = None
     user: Annotated[
         str | None,
         Field(max_length=256, description="Your own label, kept with the job; users share the service fairly."),
@@ -123,6 +135,13 @@ class ImageRequest(BaseModel):
         if any("\ud800" <= c <= "\udfff" for c in prompt):
             raise PydanticCustomError("bad_unicode", "contains half of a surrogate pair; send valid Unicode")
         return prompt
+
+    @field_validator("guidance_interval")
+    @classmethod
+    def _interval_is_ordered(cls, interval: list[float] | None) -> list[float] | None:
+        if interval is not None and interval[0] > interval[1]:
+            raise PydanticCustomError("bad_interval", "must begin before it ends, for example [0.2, 0.8]")
+        return interval
 
     @field_validator("size")
     @classmethod

@@ -47,7 +47,12 @@ class Settings:
     checkpoint: str = _setting("emoji-64", "Shipped checkpoint's name, or a path to a checkpoint folder.")
     engine: str = _setting("checkpoint", "What draws: the model, or a fake for tests.", choices=("checkpoint", "fake"))
     device: str = _setting("auto", "Where the model runs.", choices=("auto", "cpu", "cuda"))
-    threads: int = _setting(0, "CPU threads of the worker; 0 leaves it to torch.", unit="threads", at_least=0)
+    dtype: str = _setting(
+        "auto",
+        "Of matrix products; auto is bfloat16 where the hardware multiplies it.",
+        choices=("auto", "float32", "bfloat16"),
+    )
+    threads: int = _setting(0, "CPU threads of the worker; 0: as many as it may use.", unit="threads", at_least=0)
     max_rows: int = _setting(16, "Images decoded together in one step.", unit="images", at_least=1, at_most=4096)
     max_queue: int = _setting(10000, "Jobs that may wait; more get 429 queue_full.", unit="jobs", at_least=1)
     ageing_s: float = _setting(60.0, "A job that waited this long goes up one class.", unit="seconds", at_least=0.1)

@@ -316,6 +316,7 @@ def load_engine(settings: Settings) -> Engine:
             checkpoint_dir=settings.checkpoint,
             max_rows=settings.max_rows,
             device=settings.device,
+            dtype=settings.dtype,
             threads=settings.threads,
         )
     except (CheckpointError, ModelConfigError) as error:

@@ -1,5 +1,6 @@
 """The request model and its resolution against a model's limits."""
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from server.engine_api import RowRequest
 from server.errors import InvalidRequest
 from server.fake_engine import FakeEngine
 from server.jobs import JobInput, ModelInfo
@@ -38,6 +40,11 @@ def refusal(**body: Any) -> InvalidRequest:
         ({"prompt": "x", "size": "64x64"}, "size", "32x32"),
         ({"prompt": "x", "seed": -1}, "seed", "0"),
         ({"prompt": "x", "seed": MAX_SEED, "n": 2}, "seed", str(MAX_SEED)),
+        ({"prompt": "x", "order": "raster"}, "order", "halton"),
+        ({"prompt": "x", "guidance_interval": [0.5]}, "guidance_interval", "at least 2"),
+        ({"prompt": "x", "guidance_interval": [0.8, 0.2]}, "guidance_interval", "begin before it ends"),
+        ({"prompt": "x", "guidance_interval": [0.0, 1.5]}, "guidance_interval", "1"),
+        ({"prompt": "x", "diffusion_steps_final": 5000}, "diffusion_steps_final", "at most 1000"),
         ({"prompt": "x", "temperature": 9.0}, "temperature", "at most 2"),
         ({"prompt": "x", "guidance_scale": float("nan")}, "guidance_scale", "finite"),
         ({"prompt": "x", "num_inference_steps": 99999}, "num_inference_steps", "at most 20000"),
@@ -72,6 +79,19 @@ def test_a_preset_is_overridden_by_explicit_steps() -> None:
     request = ImageRequest(prompt="x", quality="high", num_inference_steps=5)
     job, _ = resolve(request, {INFO.id: INFO}, INFO.id)
     assert (job.num_inference_steps, job.diffusion_steps) == (5, 16)
+
+
+def test_a_presets_annealing_goes_with_its_own_step_count() -> None:
+    """Whoever names a number of diffusion steps gets it in every step, not the preset's few at the end."""
+    preset = {"num_inference_steps": 8, "diffusion_steps": 50, "diffusion_steps_final": 5, "order": "halton"}
+    info = dataclasses.replace(INFO, presets={"medium": preset})
+    job, _ = resolve(ImageRequest(prompt="x"), {info.id: info}, info.id)
+    assert (job.diffusion_steps, job.diffusion_steps_final, job.order) == (50, 5, "halton")
+    job, _ = resolve(ImageRequest(prompt="x", diffusion_steps=20, order="random"), {info.id: info}, info.id)
+    assert (job.diffusion_steps, job.diffusion_steps_final, job.order) == (20, None, "random")
+    job, _ = resolve(ImageRequest(prompt="x", guidance_interval=[0.2, 0.8]), {info.id: info}, info.id)
+    assert job.guidance_interval == (0.2, 0.8)
+    assert RowRequest.of(job, 0).guidance_interval == (0.2, 0.8) and RowRequest.of(job, 0).order == "halton"
 
 
 @given(
