@@ -60,8 +60,8 @@ train: $(VENV)/.dev runs/emoji-64/tokenizer/tokenizer.safetensors ## train the s
 evaluate: $(VENV)/.dev ## score the shipped checkpoint on the data of `make data`
 	$(BIN)/python -m model.evaluate $(ARGS)
 
-bench: $(VENV)/.dev ## seconds per picture by quality and batch; the last line is JSON
-	$(BIN)/python -m benchmarks.sampling $(ARGS)
+bench: $(VENV)/.dev ## the engine against references and targets (ARGS=--quick); the last line is JSON
+	$(BIN)/python -m benchmarks $(ARGS)
 
 clean: ## remove what was built; data/ and runs/ stay
 	rm -rf $(VENV) out .pytest_cache .mypy_cache .ruff_cache

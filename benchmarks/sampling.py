@@ -1,4 +1,4 @@
-"""How long a picture takes: `make bench`, or `python -m benchmarks.sampling --quick`.
+"""How long a picture takes: python -m benchmarks.sampling (--quick).
 
 Physics. One picture of the shipped model at 16 autoregressive steps, 25 diffusion steps and guidance costs about
     backbone   16 steps × 2 halves × 64 positions × 5.3 M weights × 2 = 22 GFLOP
@@ -21,7 +21,8 @@ from dataclasses import replace
 from tqdm import tqdm
 
 from benchmarks.machine import describe_machine, keep
-from model.evaluate import Request, default_request
+from model.evaluate import default_request
+from model.requests import Request
 from model.serving import ServingEngine, find_checkpoint, load_engine
 
 PROMPTS = ("a red apple, 3d style", "cat, flat style", "rocket, noto style", "a castle, twemoji style")
@@ -39,6 +40,24 @@ def seconds_per_picture(engine: ServingEngine, settings: Request, batch: int) ->
         engine.image(row)
         engine.release(row)
     return (time.perf_counter() - start) / batch
+
+
+def fast_over_exact(quick: bool) -> dict[str, float]:
+    """How much longer 32 x 50 steps in random order take than the default preset, 8 pictures together.
+
+    The two are equal in quality by the figures of benchmarks.fast (docs/log.md)."""
+    engine = load_engine("emoji-64", 8, "cpu")
+    default = default_request(engine)
+    exact = replace(default, num_inference_steps=32, diffusion_steps=50, diffusion_steps_final=None, order="random")
+    for settings in (default, exact):
+        seconds_per_picture(engine, settings, 8)
+    ratios = []
+    for _ in range(1 if quick else 5):
+        slow = seconds_per_picture(engine, exact, 8)
+        ratios.append(slow / seconds_per_picture(engine, default, 8))
+    ratio = statistics.median(ratios)
+    print(f"32 x 50, random order, over the default preset: {ratio:.2f}x the time")
+    return {"fast_over_exact": round(ratio, 2)}
 
 
 def main(argv: list[str] | None = None) -> None:

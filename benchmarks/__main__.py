@@ -1,0 +1,51 @@
+"""Every CPU benchmark of the engine, one after the other: `make bench`, or python -m benchmarks --quick
+
+Alone on the machine, please. Under 10 minutes; --quick under 2. The last line is one JSON object with all figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks import batching, exact, growth, head, sampling, served
+from benchmarks.machine import describe_machine, keep
+
+TARGETS = {
+    "exact_speedup_b1": ">= 3", "exact_speedup_b8": ">= 3", "head_share_of_peak_256": ">= 0.85",
+    "served_share_of_bare": ">= 0.95", "continuous_over_static_throughput": "> 1.3", "fast_over_exact": ">= 2",
+}  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewest cases and one round of each")
+    parser.add_argument("--mar-repo", type=Path, help="a clone of LTH14/mar to run beside (with timm and scipy)")
+    args = parser.parse_args(argv)
+
+    result: dict[str, Any] = {"machine": describe_machine()}
+    print("\n# head loop against the matmul peak")
+    result |= head.run(args.quick)
+    print("\n# exact sampling at MAR-B's shape")
+    result |= exact.run(args.quick, args.mar_repo)
+    print("\n# continuous against static batching")
+    result |= batching.run(args.quick)
+    print("\n# served against bare")
+    result |= served.run(args.quick)
+    print("\n# growth of cost")
+    result["growth"] = growth.run(args.quick, None if args.quick else growth.PLOT)
+    print("\n# fast against exact, the shipped model's presets")
+    result |= sampling.fast_over_exact(args.quick)
+
+    print(f"\n{'figure':38s}{'target':>10s}{'measured':>10s}")
+    for name, target in TARGETS.items():
+        print(f"{name:38s}{target:>10s}{result[name]:10.2f}")
+    if not args.quick:
+        print(f"kept in {keep('engine', result)}")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""Continuous against static batching under Poisson arrivals with mixed settings: python -m benchmarks.batching
+
+Both sides serve the same trace on the same engine with the same rows.
+
+    continuous    rows join and leave between steps (what the worker does)
+    static        a batch starts when it is full or its oldest request has waited 50 ms; nobody joins until it is done,
+                  and all answers go out together. Its rows share one set of settings, padded to the slowest: the most
+                  steps, the most diffusion steps, guidance if one wants it. What a handler around generate() does
+    static, free  the same, but on our engine's rows: each has its own settings, and a finished one costs nothing.
+                  No plain generate() can do that; it shows what joining and leaving alone is worth
+
+The clock is virtual: each step is run and timed for real, and the clock jumps over idle time. So a trace of minutes
+takes only its busy time, and a load is exactly what it says. Sides alternate; medians over rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections import deque
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from benchmarks.machine import describe_machine, keep
+from model.requests import Request
+from model.serving import ServingEngine, load_engine
+
+ROWS, TIMEOUT_S, LOADS = 8, 0.05, (0.5, 0.8)
+PROMPTS = ("a red apple, 3d style", "cat, flat style", "rocket, noto style", "a castle, twemoji style")
+
+
+@dataclass(frozen=True)
+class Arrival:
+    at: float
+    request: Request
+
+
+def make_trace(count: int, rate: float, seed: int) -> list[Arrival]:
+    """`count` requests at `rate` per second (infinite: all at once); steps, diffusion steps and guidance are mixed."""
+    rng = np.random.default_rng(seed)
+    gaps = rng.exponential(1 / rate, count) if np.isfinite(rate) else np.zeros(count)
+    asks = [
+        Request(
+            PROMPTS[i % len(PROMPTS)], i, int(rng.choice([8, 16, 32])), int(rng.choice([12, 25, 50])),
+            float(rng.choice([1.0, 3.0])), "constant", 1.0,
+        )
+        for i in range(count)
+    ]  # fmt: skip
+    return [Arrival(float(at), ask) for at, ask in zip(np.cumsum(gaps), asks, strict=True)]
+
+
+def continuous(engine: ServingEngine, trace: list[Arrival]) -> list[float]:
+    """When each request was done, in the order of the trace."""
+    waiting, running, done, clock = deque(enumerate(trace)), dict[int, int](), [0.0] * len(trace), 0.0
+    while waiting or running:
+        if not running:
+            clock = max(clock, waiting[0][1].at)
+        begin = time.perf_counter()
+        while waiting and waiting[0][1].at <= clock and len(running) < ROWS:
+            index, arrival = waiting.popleft()
+            running[engine.admit([arrival.request])[0]] = index
+        finished = engine.step()
+        for row in finished:
+            engine.image(row)
+            engine.release(row)
+        clock += time.perf_counter() - begin
+        for row in finished:
+            done[running.pop(row)] = clock
+    return done
+
+
+def static_padded(engine: ServingEngine, trace: list[Arrival]) -> list[float]:
+    """A batch at a time, all rows with the settings of the slowest."""
+    return static(engine, trace, pad=True)
+
+
+def _padded(batch: list[Request]) -> list[Request]:
+    slowest = {
+        name: max(getattr(ask, name) for ask in batch)
+        for name in ("num_inference_steps", "diffusion_steps", "guidance_scale")
+    }
+    return [replace(ask, **slowest) for ask in batch]
+
+
+def static(engine: ServingEngine, trace: list[Arrival], pad: bool = False) -> list[float]:
+    """The same, a batch at a time."""
+    waiting, done, clock = deque(enumerate(trace)), [0.0] * len(trace), 0.0
+    while waiting:
+        full = waiting[ROWS - 1][1].at if len(waiting) >= ROWS else float("inf")
+        clock = max(clock, min(full, waiting[0][1].at + TIMEOUT_S))
+        batch = []
+        while waiting and waiting[0][1].at <= clock and len(batch) < ROWS:
+            batch.append(waiting.popleft())
+        begin = time.perf_counter()
+        asks = [arrival.request for _, arrival in batch]
+        rows = engine.admit(_padded(asks) if pad else asks)
+        left = set(rows)
+        while left:
+            left -= set(engine.step())
+        for row in rows:
+            engine.image(row)
+            engine.release(row)
+        clock += time.perf_counter() - begin
+        for index, _ in batch:
+            done[index] = clock
+    return done
+
+
+def run(quick: bool) -> dict[str, Any]:
+    """Table to stdout; figures back."""
+    engine = load_engine("emoji-64", ROWS, "cpu")
+    count, rounds = (16, 1) if quick else (64, 3)
+    sides = {"continuous": continuous, "static": static_padded, "static_free": static}
+    continuous(engine, make_trace(ROWS, float("inf"), 99))  # first use of each shape is slower
+    rates: dict[str, list[float]] = {name: [] for name in sides}
+    for round_ in tqdm(range(rounds), desc="saturation", leave=False):
+        trace = make_trace(count, float("inf"), round_)
+        for name, side in sides.items():
+            rates[name].append(count / max(side(engine, trace)))
+    result: dict[str, Any] = {}
+    for name in ("static", "static_free"):
+        ratio = statistics.median(a / b for a, b in zip(rates["continuous"], rates[name], strict=True))
+        result[f"continuous_over_{name}_throughput"] = round(ratio, 3)
+    print(f"{'load':>8s} {'side':12s}{'pictures/s':>12s}{'p50 s':>9s}{'p99 s':>9s}")
+    for name in sides:
+        result[f"{name}_pictures_per_second"] = round(statistics.median(rates[name]), 2)
+        print(f"{'all':>8s} {name:12s}{result[f'{name}_pictures_per_second']:12.2f}")
+    capacity = statistics.median(rates["continuous"])
+    for load in LOADS:
+        latencies: dict[str, list[float]] = {name: [] for name in sides}
+        for round_ in tqdm(range(rounds), desc=f"load {load}", leave=False):
+            trace = make_trace(count, load * capacity, 10 + round_)
+            for name, side in sides.items():
+                done = side(engine, trace)
+                latencies[name] += [end - arrival.at for end, arrival in zip(done, trace, strict=True)]
+        for name, values in latencies.items():
+            p50, p99 = np.percentile(values, [50, 99])
+            print(f"{load:8.1f} {name:12s}{load * capacity:12.2f}{p50:9.2f}{p99:9.2f}")
+            result |= {f"{name}_p50_s_load_{load}": round(p50, 3), f"{name}_p99_s_load_{load}": round(p99, 3)}
+    for name in ("static", "static_free"):
+        print(f"continuous over {name}: {result[f'continuous_over_{name}_throughput']:.2f}x the pictures per second")
+    return result
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="16 requests, one round")
+    args = parser.parse_args(argv)
+    result = {"machine": describe_machine(), **run(args.quick)}
+    if not args.quick:
+        print(f"kept in {keep('batching', result)}")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

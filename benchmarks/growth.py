@@ -1,0 +1,131 @@
+"""How cost grows with rows, tokens and model size: python -m benchmarks.growth (draws docs/images/growth.png)
+
+Random weights around the shipped model's shape, 16 autoregressive x 25 diffusion steps, guidance on; one dimension
+changes at a time. All shapes of a sweep alternate within a round; medians over rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from benchmarks.machine import alive, describe_machine, keep
+from model.config import PRESETS, FluidConfig, TextConfig
+from model.engine import Engine
+from model.fluid import Fluid
+from model.precision import choose_dtype, pack
+from model.prompts import TextPrompts
+from model.requests import Request
+from model.text import HashEncoder
+from model.transformer import count_parameters
+
+BASE = replace(PRESETS["emoji-64"], text=TextConfig(kind="hash", name="words", dim=64, max_tokens=24))
+PLOT = Path("docs/images/growth.png")
+
+
+def engine_of(config: FluidConfig, rows: int) -> tuple[Engine, int]:
+    """An engine over random weights, and how many parameters those are."""
+    torch.manual_seed(0)
+    model, dtype = alive(Fluid(config)), choose_dtype("auto", torch.device("cpu"))
+    size = count_parameters(model)
+    pack(model, dtype)
+    return Engine(model, TextPrompts(model, HashEncoder(config.text)), rows, dtype), size
+
+
+def decode(engine: Engine, rows: int) -> float:
+    """Seconds for so many pictures together."""
+    begin = time.perf_counter()
+    taken = engine.admit([Request("a red apple", i, 16, 25, 3.0, "constant", 1.0) for i in range(rows)])
+    left = set(taken)
+    while left:
+        left -= set(engine.step())
+    for row in taken:
+        engine.release(row)
+    return time.perf_counter() - begin
+
+
+def sweep(name: str, cases: dict[int, Callable[[], float]], rounds: int) -> dict[int, float]:
+    """Median seconds of each case."""
+    times: dict[int, list[float]] = {case: [] for case in cases}
+    for work in cases.values():
+        work()
+    for _ in tqdm(range(rounds), desc=name, leave=False):
+        for case, work in cases.items():
+            times[case].append(work())
+    return {case: statistics.median(values) for case, values in times.items()}
+
+
+def run(quick: bool, plot: Path | None = PLOT) -> dict[str, Any]:
+    """Table to stdout, plot to a file; figures back."""
+    rounds = 1 if quick else 3
+    result: dict[str, Any] = {}
+    base, _ = engine_of(BASE, 32)
+    rows = (1, 4) if quick else (1, 2, 4, 8, 16, 32)
+    result["rows"] = sweep("rows", {n: lambda n=n: decode(base, n) for n in rows}, rounds)  # type: ignore[misc]
+    sides = (4, 8) if quick else (4, 8, 12, 16)
+    grids = {side**2: engine_of(replace(BASE, image_size=8 * side), 4)[0] for side in sides}
+    result["tokens"] = sweep("tokens", {n: lambda e=e: decode(e, 4) for n, e in grids.items()}, rounds)  # type: ignore[misc]
+    widths = (128, 256) if quick else (128, 256, 384, 512, 768)
+    sizes = {}
+    for width in widths:
+        config = replace(BASE, width=width, heads=width // 64, head_width=width, aligner_width=width)
+        engine, size = engine_of(config, 4)
+        sizes[size] = engine
+    result["parameters"] = sweep("parameters", {n: lambda e=e: decode(e, 4) for n, e in sizes.items()}, rounds)  # type: ignore[misc]
+    pictures = {"rows": None, "tokens": 4, "parameters": 4}
+    for name, count in pictures.items():
+        print(f"{name:>12s}{'s/picture':>12s}")
+        result[name] = {case: round(seconds / (count or case), 4) for case, seconds in result[name].items()}
+        for case, seconds in result[name].items():
+            print(f"{case:12d}{seconds:12.3f}")
+    if plot is not None:
+        draw(result, plot)
+        print(f"plot: {plot}")
+    return result
+
+
+def draw(result: dict[str, Any], file: Path) -> None:
+    """Three panels, seconds per picture, both axes logarithmic; a dotted line grows in proportion."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+    from matplotlib.ticker import NullFormatter, ScalarFormatter
+
+    labels = {"rows": "pictures decoded together", "tokens": "tokens of a picture", "parameters": "parameters"}
+    figure, panels = pyplot.subplots(1, 3, figsize=(10, 3), layout="constrained")
+    for panel, (name, label) in zip(panels, labels.items(), strict=True):
+        x, y = list(result[name]), list(result[name].values())
+        panel.loglog(x, y, "o-", color="tab:blue")
+        if name != "rows":
+            panel.loglog(x, [y[0] * case / x[0] for case in x], ":", color="grey")
+        panel.set(xlabel=label, ylabel="seconds a picture", ylim=(min(y) / 2, max(y) * 2))
+        panel.yaxis.set_major_formatter(ScalarFormatter())
+        panel.yaxis.set_minor_formatter(NullFormatter())
+        panel.grid(alpha=0.3, which="both")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=110)
+    pyplot.close(figure)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="two cases a sweep, one round, no plot")
+    args = parser.parse_args(argv)
+    result = {"machine": describe_machine(), **run(args.quick, None if args.quick else PLOT)}
+    if not args.quick:
+        print(f"kept in {keep('growth', result)}")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
