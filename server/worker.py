@@ -170,9 +170,10 @@ class Worker:
             work.steps_done[index] = work.lease.input.num_inference_steps
             work.predict_s = time.monotonic() - work.taken_at
             self.publisher.start(work, index, pixels)
-        for row, failure in outcome.failures.items():
-            work = rows[row]
-            self.held.unseat(work, row, again=True)
+        # All of them off their rows first: what fails one image of a job frees the rows of all its others.
+        for row in outcome.failures:
+            self.held.unseat(rows[row], row, again=True)
+        for work, failure in {rows[row]: failure for row, failure in outcome.failures.items()}.items():
             await self.ends.engine_failed("image", failure, [work])
 
     # --- their helpers --------------------------------------------------------------------------------

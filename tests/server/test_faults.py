@@ -35,6 +35,15 @@ def test_a_poison_job_dies_alone(new_service: Callable[..., Service], fault: str
     assert fluid(service.settings, "doctor").returncode == 0
 
 
+def test_two_images_of_a_job_that_fail_in_one_step(new_service: Callable[..., Service]) -> None:
+    """Both had left their rows, and dealing with the first freed the second's again: the engine was declared broken,
+    and every try of the job ended a worker."""
+    service = new_service(max_rows=4)
+    poison = service.client.submit("[wrong-shape]", n=3, quality="low")
+    assert end_of(service, poison) == ("failed", 3, "engine_error")
+    assert service.workers[0].poll() is None
+
+
 def test_a_batch_too_large_for_the_memory_is_split(new_service: Callable[..., Service]) -> None:
     """Out of memory is nobody's fault: each job fits alone, so each succeeds, and no try is lost."""
     service = new_service(max_rows=4, fake_step_ms=2.0)
