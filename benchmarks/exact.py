@@ -145,7 +145,7 @@ def run(quick: bool, repo: Path | None) -> dict[str, Any]:
         sides = {"eager": eager_side(plain, batch), "engine": engine_side(engine, batch)}
         if repo is not None:
             sides["official"] = official_side(repo, plain, batch)
-        times = _alternate(sides, steps, batch, 1 if quick else 3)
+        times = _alternate(sides, steps, batch, 1 if quick else 2)
         for name, rounds in times.items():
             seconds = statistics.median(rounds) * STEPS / len(steps) / batch
             result[f"{name}_seconds_per_picture_b{batch}"] = round(seconds, 3)
