@@ -7,6 +7,8 @@ rows at full speed. What is left in the loop reads 2·L·W² weights a step inst
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,9 +27,12 @@ from fluid_kernels.head_loop import (
 )  # fmt: skip
 from fluid_kernels.linear import PackedLinear
 
-# Rows of the hoisted product: enough for full speed, few enough that its result (rows · (3L + 2)·W · 2 bytes, 10 MiB at
-# MAR-B's head) is still near when the steps read it; twice and four times as many are 10 to 20 % slower (docs/log.md).
+# Rows of a hoisted product: enough for full speed, few enough that its result (rows · (3L + 2)·W · 2 bytes, 10 MiB at
+# MAR-B's head) is still near when the steps read it. A step that has so many rows by itself computes each block's
+# modulation just before the block, where it stays in the caches (docs/log.md).
 HOISTED_ROWS = 256
+# Normal numbers drawn in one go: Philox is a hundred small operations, cheap only when batched.
+NOISE_VALUES = 65536
 # x0 = (x − √(1 − ᾱ)·eps)/√ᾱ divides by 5e-5 at the first step of a chain, and what bfloat16 rounds off eps there comes
 # out of that step 316 times as large. Steps that would magnify an error more than this are computed in float32.
 MAGNIFIED = 8.0
@@ -49,38 +54,35 @@ class TorchHead:
             PackedLinear(w, b, dtype, "silu") for w, b in zip(weights.up, weights.up_bias, strict=True)
         ]  # fmt: skip
         self.down = [PackedLinear(w, b, dtype) for w, b in zip(weights.down, weights.down_bias, strict=True)]
-        bias, final = weights.modulation_bias.float().clone(), weights.final_modulation_bias.float().clone()
-        bias[:, width : 2 * width] += 1  # so that what comes out is 1 + scale
-        final[width:] += 1
-        self.modulation = PackedLinear(
-            torch.cat([weights.modulation.flatten(0, 1), weights.final_modulation]), torch.cat([bias.flatten(), final]),
-            dtype,
-        )  # fmt: skip
+        self.modulation = [
+            PackedLinear(w, _plus_one(b, width), dtype)
+            for w, b in zip(
+                (*weights.modulation, weights.final_modulation),
+                (*weights.modulation_bias, weights.final_modulation_bias),
+                strict=True,
+            )
+        ]
 
     def __call__(self, rows: Rows, chains: Chains, prediction: str, clamp: float) -> Tensor:
         """Run the loop; (M, C) float32. See head_loop.py."""
         plan = active(rows, chains)
         x = initial_noise(rows, self.channels)
         coefficients = chains.coefficients[rows.chain]  # (M, K, 7)
+        noise = _Noise(rows, chains, plan, self.channels)
         stop = len(plan)
         while stop:
             start = self._chunk(plan, stop)
             modulation = self._modulate(rows, chains, plan, start, stop)
-            most = plan[start][0]
-            noise = step_noise(rows, chains.timesteps[rows.chain[:most], start:stop], self.channels)  # (m, k, C)
-            first = len(modulation)
             for j in reversed(range(start, stop)):
                 count, guided = plan[j]
-                first -= count + guided
                 both = torch.cat([x[:count], x[rows.guided[:guided]]]) if guided else x[:count]
-                out = self._evaluate(both, modulation[first : first + count + guided])
+                out = self._evaluate(both, modulation(j))
                 if prediction == "eps" and self.dtype != torch.float32:
                     self._sharpen(out, both, rows, chains, j, plan)
                 out = guide(out, rows, count, guided, self.channels)
                 x[:count] = update(
-                    out, x[:count], coefficients[:count, j], noise[:count, j - start], rows.temperature[:count],
-                    prediction, clamp,
-                )  # fmt: skip
+                    out, x[:count], coefficients[:count, j], noise.at(j), rows.temperature[:count], prediction, clamp
+                )
             stop = start
         return x
 
@@ -93,18 +95,28 @@ class TorchHead:
             total += sum(plan[start])
         return start
 
-    def _modulate(self, rows: Rows, chains: Chains, plan: list[tuple[int, int]], start: int, stop: int) -> Tensor:
-        """All modulation of steps start … stop − 1, under each other: (Σ (m + g), (3L + 2)·W)."""
+    def _modulate(
+        self, rows: Rows, chains: Chains, plan: list[tuple[int, int]], start: int, stop: int
+    ) -> Callable[[int], Callable[[int], Tensor]]:
+        """Modulation of steps start … stop − 1, as a function of the step, then of the block: (m + g, 3W), the last
+        (m + g, 2W). Hoisted where the steps share a product, at once where there is only one."""
         own = torch.arange(len(rows), device=rows.chain.device)
-        slots, who, when = [], [], []
+        slots: list[Tensor] = []
+        who: list[Tensor] = []
+        when: list[Tensor] = []
+        first: dict[int, int] = {}
         for j in range(start, stop):
             count, guided = plan[j]
+            first[j] = sum(len(part) for part in who)
             slots += [own[:count], len(rows) + own[:guided]]
             who += [own[:count], rows.guided[:guided]]
             when.append(torch.full((count + guided,), j, device=own.device))
         time = chains.times[rows.chain[torch.cat(who)], torch.cat(when)]
-        y: Tensor = self.modulation(F.silu(time + rows.condition[torch.cat(slots)]))
-        return y
+        y = F.silu(time + rows.condition[torch.cat(slots)]).to(self.dtype)  # (Σ (m + g), W)
+        if stop - start == 1:
+            return lambda j: lambda block: self.modulation[block](y)
+        hoisted = [product(y) for product in self.modulation]
+        return lambda j: lambda block: hoisted[block][first[j] : first[j] + sum(plan[j])]
 
     def _sharpen(self, out: Tensor, x: Tensor, rows: Rows, chains: Chains, j: int, plan: list[tuple[int, int]]) -> None:
         """Replace the outputs of rows that start their chain here, where it magnifies errors, by float32 ones."""
@@ -120,15 +132,40 @@ class TorchHead:
         place = torch.cat([own, count + half])
         out[place] = evaluate_ref(self.weights, x[place], y)
 
-    def _evaluate(self, x: Tensor, modulation: Tensor) -> Tensor:
+    def _evaluate(self, x: Tensor, modulation: Callable[[int], Tensor]) -> Tensor:
         """(m + g, C) noisy tokens -> (m + g, O)."""
         width = self.width
         h = F.linear(x, *self.token_in)  # (m + g, W), float32 from here to the end
-        parts = modulation.split(width, 1)
         for i in range(self.depth):
-            shift, scale, gate = parts[3 * i : 3 * i + 3]
+            shift, scale, gate = modulation(i).split(width, 1)
             # Mixed dtypes would be cast by each operation anew: one cast here, and bfloat16 from it to the sum.
             n = F.layer_norm(h, (width,), *self.norm[i], LN_EPS).to(self.dtype)
-            h.add_(gate * self.down[i](self.up[i](torch.addcmul(shift, n, scale))))
-        shift, scale = parts[-2:]
+            torch.addcmul(shift, n, scale, out=n)
+            h.add_(self.down[i](self.up[i](n)).mul_(gate))
+        shift, scale = modulation(self.depth).split(width, 1)
         return F.linear(torch.addcmul(shift, F.layer_norm(h, (width,), eps=LN_EPS), scale), *self.out)
+
+
+class _Noise:
+    """Step noise, drawn for several steps at a time, from the last index down."""
+
+    def __init__(self, rows: Rows, chains: Chains, plan: list[tuple[int, int]], channels: int):
+        self.rows, self.plan, self.channels = rows, plan, channels
+        self.timesteps = chains.timesteps[rows.chain]  # (M, K)
+        self.start = len(plan)
+
+    def at(self, j: int) -> Tensor:
+        """(m, C) of the step at index j; indices must come in descending order."""
+        if j < self.start:
+            self.stop, most = self.start, self.plan[0][0]
+            self.start = max(0, self.stop - max(1, NOISE_VALUES // (most * self.channels)))
+            count = self.plan[self.start][0]
+            self.drawn = step_noise(self.rows, self.timesteps[:count, self.start : self.stop], self.channels)
+        return self.drawn[: self.plan[j][0], j - self.start]
+
+
+def _plus_one(bias: Tensor, width: int) -> Tensor:
+    """A modulation's bias, so that what comes out is 1 + scale; scale is its second part."""
+    bias = bias.float().clone()
+    bias[width : 2 * width] += 1
+    return bias
