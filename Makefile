@@ -11,7 +11,7 @@ PORT   ?= 8000
 export GOMP_SPINCOUNT ?= 10000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check format data train evaluate bench clean
+.PHONY: help demo serve test check format data train evaluate bench chaos load clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -59,6 +59,12 @@ train: $(VENV)/.dev runs/emoji-64/tokenizer/tokenizer.safetensors ## train the s
 
 evaluate: $(VENV)/.dev ## score the shipped checkpoint on the data of `make data`
 	$(BIN)/python -m model.evaluate $(ARGS)
+
+chaos: $(VENV)/.dev ## kill and freeze everything at random for MINUTES=30, then check the books (SEED=1)
+	$(BIN)/python -m benchmarks.chaos --minutes $(or $(MINUTES),30) --seed $(or $(SEED),1)
+
+load: $(VENV)/.dev ## latency that the service adds, throughput, cost of a backlog; the last line is JSON
+	$(BIN)/python -m benchmarks.load $(ARGS)
 
 bench: $(VENV)/.dev ## the engine against references and targets (ARGS=--quick); the last line is JSON
 	$(BIN)/python -m benchmarks $(ARGS)

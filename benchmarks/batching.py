@@ -114,7 +114,7 @@ def static(engine: ServingEngine, trace: list[Arrival], pad: bool = False) -> li
 def run(quick: bool) -> dict[str, Any]:
     """Table to stdout; figures back."""
     engine = load_engine("emoji-64", ROWS, "cpu")
-    count, rounds = (16, 1) if quick else (64, 3)
+    count, rounds = (16, 1) if quick else (40, 2)
     sides = {"continuous": continuous, "static": static_padded, "static_free": static}
     continuous(engine, make_trace(ROWS, float("inf"), 99))  # first use of each shape is slower
     rates: dict[str, list[float]] = {name: [] for name in sides}

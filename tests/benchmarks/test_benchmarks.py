@@ -1,0 +1,92 @@
+"""The benchmarks run and measure what they say; how fast is not asserted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import batching, exact, growth
+from benchmarks.fast import kernel_distance
+from benchmarks.machine import alive
+from model.config import KlConfig, MarConfig
+from model.diffusion import make_schedule
+from model.engine import Engine, Snapshot
+from model.mar import Mar
+from model.prompts import LabelPrompts
+from model.requests import Request
+from model.serving import load_engine
+
+
+def test_traces_are_the_same_for_both_sides() -> None:
+    assert batching.make_trace(5, 2.0, 1) == batching.make_trace(5, 2.0, 1)
+    gaps = [a.at for a in batching.make_trace(400, 10.0, 0)]
+    assert gaps == sorted(gaps) and gaps[-1] == pytest.approx(40, rel=0.2)
+
+
+def test_both_sides_of_batching_serve_every_request_after_it_came() -> None:
+    engine = load_engine("emoji-64", batching.ROWS, "cpu")
+    trace = batching.make_trace(10, 50.0, 3)
+    for side in (batching.continuous, batching.static, batching.static_padded):
+        done = side(engine, trace)
+        assert all(end > arrival.at for end, arrival in zip(done, trace, strict=True))
+        assert not engine.engine._rows
+
+
+def test_growth_draws_its_plot(tmp_path: Path) -> None:
+    result = growth.run(quick=True, plot=tmp_path / "growth.png")
+    assert set(result) == {"rows", "tokens", "parameters"} and (tmp_path / "growth.png").stat().st_size > 5000
+
+
+def test_the_official_names_round_trip(tmp_path: Path) -> None:
+    """What the eager and the official side load is what our importer would read back: the same weights on all sides."""
+    from model.import_mar import read_mar
+
+    config = MarConfig(
+        image_size=8, width=48, heads=4, encoder_depth=1, decoder_depth=1, buffer=4, classes=3, head_width=32,
+        head_depth=1, tokenizer=KlConfig(widths=(32, 32), layers=1, latent_channels=4),
+    )  # fmt: skip
+    model = alive(Mar(config))
+    torch.save({"model_ema": exact.official_state(model)}, tmp_path / "mar.pth")
+    again = read_mar(tmp_path / "mar.pth", KlConfig(widths=(32, 32), layers=1, latent_channels=4), heads=4)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+def test_the_eager_chain_draws_from_the_distribution_of_the_engine() -> None:
+    """Same formulas on both sides of the speed comparison: of many tokens, mean and spread agree."""
+    config = MarConfig(
+        image_size=16, width=32, heads=4, encoder_depth=1, decoder_depth=1, buffer=2, classes=2, head_width=32,
+        head_depth=2, clamp=0.0, tokenizer=KlConfig(widths=(32, 32), layers=1, latent_channels=4),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = alive(Mar(config))
+    engine = Engine(model, LabelPrompts(model, ["a", "b"]), 1)
+    ask = Request("a", 0, 1, exact.DIFFUSION_STEPS, exact.GUIDANCE, "constant", 1.0)
+    drawn = []
+    for seed in range(60):
+        row = engine.restore(Snapshot(Request("a", seed, 1, *list(_rest(ask))), 0, torch.zeros(64, 4)))
+        engine.step()
+        drawn.append(engine.peek(row))
+        engine.release(row)
+    z = model.backbone(
+        torch.zeros(2, 64, 4), torch.zeros(2, 64, dtype=torch.bool),
+        engine._null.stack([engine.conditioner("a"), engine._null]),
+    ).flatten(0, 1)  # fmt: skip
+    schedule = make_schedule(exact.DIFFUSION_STEPS)
+    eager = torch.stack([exact._eager_chain(model, z, schedule) for _ in range(60)])
+    ours = torch.stack(drawn)
+    scale = ours.std()
+    assert (eager.mean(0) - ours.mean(0)).abs().mean() < 0.25 * scale
+    assert eager.std().item() == pytest.approx(ours.std().item(), rel=0.1)
+
+
+def _rest(ask: Request) -> tuple[int, float, str, float]:
+    return ask.diffusion_steps, ask.guidance_scale, ask.guidance_schedule, ask.temperature
+
+
+def test_kernel_distance_is_zero_on_average_and_grows() -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.nn.functional.normalize(torch.randn(200, 16, generator=generator), dim=1) for _ in range(2))
+    shifted = torch.nn.functional.normalize(b + 0.3, dim=1)
+    assert abs(kernel_distance(a, b)) < 0.02 < kernel_distance(a, shifted)
