@@ -102,7 +102,9 @@ async def _ready(http: httpx.AsyncClient, workers: int) -> None:
             await asyncio.sleep(0.1)
 
 
-async def open_loop(connections: Sequence[Connection], per_second: float, seconds: float) -> tuple[np.ndarray, np.ndarray]:
+async def open_loop(
+    connections: Sequence[Connection], per_second: float, seconds: float
+) -> tuple[np.ndarray, np.ndarray]:
     """(added latency, end to end latency) of each request in ms; Poisson arrivals."""
     rng, began = np.random.default_rng(0), time.perf_counter() + 0.1
     schedule = np.cumsum(rng.exponential(1 / per_second, int(per_second * seconds)))
