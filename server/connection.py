@@ -14,6 +14,9 @@ Client = Any
 RETRIES = 3
 #: A host that vanished never answers and never closes. Longer than any wait of ours (BLPOP blocks for 0.5 s).
 PATIENT_TIMEOUT_S = 5.0
+#: Commands under way at once. redis-py's own limit is 100, and more is an error, not a queue: a crowd got 503 from a
+#: healthy Redis. Waiting for a connection would add to the wait for an answer, and 503 would come too late.
+MAX_CONNECTIONS = 4096
 #: For the gateway: a caller shall hear 503 within a second of a Redis that does not answer.
 QUICK_TIMEOUT_S = 0.9
 
@@ -24,6 +27,7 @@ def connect(url: str, timeout_s: float) -> Client:
     retry = Retry(ExponentialBackoff(cap=0.2, base=0.02), RETRIES, supported_errors=(ConnectionError,))
     return Redis.from_url(
         url,
+        max_connections=MAX_CONNECTIONS,
         decode_responses=True,
         protocol=2,
         retry=retry,

@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="fluid-chaos-") as folder:
         outcome = asyncio.run(run(args.minutes, args.seed, args.lease, Path(folder)))
-    for text in (*outcome.unexpected, *outcome.failures):
+    for text in (*outcome.remarks, *outcome.failures):
         print(text, file=sys.stderr)
     for name, value in outcome.figures.items():
         print(f"{name:20s}{value}")

@@ -113,7 +113,8 @@ class Crowd:
             await asyncio.sleep(self._random.uniform(0.0, 1.2))
             cancels = (self._ask("POST", f"/v1/jobs/{job_id}/cancel") for _ in range(2))
             for answer in await asyncio.gather(*cancels):
-                if answer is not None:
+                # Which of two simultaneous answers is the older one, nobody can tell; ends must agree all the same.
+                if answer is not None and JobState(answer.json()["status"]).terminal:
                     entry.saw(job_id, answer.json()["status"])
 
     async def _post(self, path: str, entry: Submission) -> str | None:

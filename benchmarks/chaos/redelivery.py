@@ -21,6 +21,7 @@ from server.queue import Queue
 from server.registry import Registry
 
 LOOK_S = 0.05
+GRACE_S = 1.0  # a redelivery may take a lease and this
 MODEL = "fake"
 
 
@@ -29,6 +30,7 @@ class Redeliveries:
 
     def __init__(self, cast: Cast, queue: Queue) -> None:
         self.seconds: list[float] = []
+        self.late: list[str] = []  # what is known about those that took longer than a lease and GRACE_S
         self.blocked_until = 0.0  # wall clock; a redelivery was impossible until then
         self._blockers = 0
         self._cast = cast
@@ -81,4 +83,18 @@ class Redeliveries:
             return
         del self._watched[job_id]
         if float(started_at) > since:  # else it was canceled, or its old worker woke up and finished it
-            self.seconds.append(max(0.0, float(started_at) - max(since, self.blocked_until)))
+            began = max(since, min(self.blocked_until, float(started_at)))
+            self.seconds.append(float(started_at) - began)
+            if self.seconds[-1] > self._cast.lease_s + GRACE_S:
+                self.late.append(await self._describe(job_id, since, began, float(started_at)))
+
+    async def _describe(self, job_id: str, since: float, began: float, started_at: float) -> str:
+        """For whoever looks for the reason."""
+        state = ", ".join(
+            f"{info.id.split('-')[-2]} {info.state} {info.rows}/{info.max_rows} rows"
+            for info in await self._registry.workers()
+        )
+        return (
+            f"{job_id}: its worker fell silent at {time.strftime('%T', time.localtime(since))}; it could be taken "
+            f"{began - since:.2f} s later and was {started_at - since:.2f} s later; workers now: {state}"
+        )

@@ -8,9 +8,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from benchmarks.chaos.ledger import Verdict
+from benchmarks.chaos.redelivery import GRACE_S
 from server.jobs import JobState
-
-GRACE_S = 1.0  # redelivery may take a lease and this
 
 
 def figures(

@@ -32,7 +32,7 @@ class Outcome:
 
     figures: dict[str, object]
     failures: list[str]
-    unexpected: list[str]
+    remarks: list[str]
 
 
 async def run(minutes: float, seed: int, lease_s: float, data_dir: Path) -> Outcome:
@@ -61,7 +61,9 @@ async def run(minutes: float, seed: int, lease_s: float, data_dir: Path) -> Outc
     result: dict[str, object] = {"minutes": minutes, "seed": seed, "lease_s": lease_s}
     result |= figures(verdict, unbalanced, redeliveries.seconds, scraped)
     result |= {"client_errors": crowd.errors, "kills": dict(cast.kills), "settled_s": round(settled_s, 1)}
-    return Outcome(result, failures(verdict, unbalanced, redeliveries.seconds, lease_s), verdict.unexpected)
+    return Outcome(
+        result, failures(verdict, unbalanced, redeliveries.seconds, lease_s), [*verdict.unexpected, *redeliveries.late]
+    )
 
 
 async def _ready(cast: Cast) -> None:
