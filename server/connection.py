@@ -12,7 +12,7 @@ from redis.exceptions import ConnectionError
 Client = Any
 #: Few and quick: callers should hear 503 within a second, and every script of ours may be repeated.
 RETRIES = 3
-#: A host that vanished never answers and never closes. Longer than any wait of ours (BLPOP blocks for 0.5 s).
+#: A host that vanished never answers and never closes. Longer than any wait of ours (BLPOP blocks for 0.25 s).
 PATIENT_TIMEOUT_S = 5.0
 #: Commands under way at once. redis-py's own limit is 100, and more is an error, not a queue: a crowd got 503 from a
 #: healthy Redis. Waiting for a connection would add to the wait for an answer, and 503 would come too late.

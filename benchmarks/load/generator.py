@@ -32,6 +32,7 @@ class Connection(asyncio.Protocol):
     def __init__(self) -> None:
         self._buffer = b""
         self._done: Done | None = None
+        self.alive = True  # servers close connections that were idle for a while
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport: asyncio.Transport = transport  # type: ignore[assignment]
@@ -52,6 +53,7 @@ class Connection(asyncio.Protocol):
             done(int(lines[0].split(" ")[1]), headers)
 
     def connection_lost(self, error: Exception | None) -> None:
+        self.alive = False
         if self._done is not None:
             self._done(0, {})
 
@@ -146,6 +148,8 @@ class Generator:
             at = began + offset
             if (wait := at - loop.time()) > 0:
                 await asyncio.sleep(wait)
+            while self._idle and not self._idle[-1].alive:
+                self._idle.pop()
             if self._idle:
                 send(self._idle.pop(), at)
             else:
