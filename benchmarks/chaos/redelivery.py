@@ -1,9 +1,8 @@
 """How long a dead or frozen worker's jobs wait for another one.
 
-The clock of a sample starts when the worker falls silent, or when the last thing that made a redelivery impossible is
-over, whichever is later: Valkey away or paused, or no other worker with room. It stops when another try begins, by the
-time in the job's own record. The raw times, from silence to the next try whatever lay between, are kept beside them.
-All clocks are this machine's.
+A sample is the time from the worker's silence to the beginning of the next try, by the job's own record. Not counted is
+what comes after the end of the lease while nobody could have taken the job: Valkey away or paused, or no other worker
+with room. The raw times, whatever lay between, are kept beside them. All clocks are this machine's.
 """
 
 from __future__ import annotations
@@ -93,14 +92,15 @@ class Redeliveries:
     def _record(self, job_id: str, job: Held, since: float, rooms: list[str]) -> None:
         if job.started_at <= since:  # canceled, or its old worker woke up in time and finished it
             return
-        began = max(since, min(self._possible_since, job.started_at))
-        self.seconds.append(job.started_at - began)
+        lapsed = since + self._cast.lease_s
+        hindered_s = max(0.0, min(self._possible_since, job.started_at) - lapsed)
         self.raw.append(job.started_at - since)
+        self.seconds.append(self.raw[-1] - hindered_s)
         if self.seconds[-1] > self._cast.lease_s + GRACE_S:
             when = time.strftime("%T", time.localtime(since))
             self.late.append(
-                f"{job_id}: its worker fell silent at {when}; it could be taken {began - since:.2f} s later and was "
-                f"{self.raw[-1]:.2f} s later, by {job.worker}; room then at: {', '.join(rooms) or 'nobody'}"
+                f"{job_id}: its worker fell silent at {when}; {self.raw[-1]:.2f} s later it was taken by {job.worker}, "
+                f"{hindered_s:.2f} s of it could not be helped; room then at: {', '.join(rooms) or 'nobody'}"
             )
 
     async def _rooms(self, leased: list[Held]) -> list[str]:
