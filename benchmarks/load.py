@@ -1,9 +1,9 @@
 """What the service costs beside the engine: make load, or python -m benchmarks.load --quick
 
-Real gateway, workers and Valkey; the fake engine with steps of no length, one step a picture, so that what is left is the
-service. Requests go through keep-alive connections of this process, which speaks just enough HTTP to be cheap.
+Real gateway, workers and Valkey; the fake engine with steps of no length, one step a picture, so that what is left is
+the service. Requests go through keep-alive connections of this process, which speaks just enough HTTP to be cheap.
 
-Added latency = what a client waits − the time between the queue's two scripts, accept and finish, which the answer tells.
+Added latency = what a client waits − the time between the queue's scripts, accept and finish, which the answer tells.
 Open loop: requests leave on schedule, whatever became of earlier ones, and their latency counts from the schedule.
 """
 
@@ -102,7 +102,9 @@ async def _ready(http: httpx.AsyncClient, workers: int) -> None:
             await asyncio.sleep(0.1)
 
 
-async def open_loop(connections: Sequence[Connection], per_second: float, seconds: float) -> tuple[np.ndarray, np.ndarray]:
+async def open_loop(
+    connections: Sequence[Connection], per_second: float, seconds: float
+) -> tuple[np.ndarray, np.ndarray]:
     """(added latency, end to end latency) of each request in ms; Poisson arrivals."""
     rng, began = np.random.default_rng(0), time.perf_counter() + 0.1
     schedule = np.cumsum(rng.exponential(1 / per_second, int(per_second * seconds)))

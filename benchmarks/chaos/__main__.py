@@ -1,8 +1,8 @@
 """Chaos: make chaos MINUTES=30 SEED=1, or python -m benchmarks.chaos --minutes 3
 
 A real Valkey, a gateway and three workers with the fake engine take about 12 requests a second while workers, gateway
-and Valkey are killed, frozen past their lease, drained and paused at random. Then everything gets time to finish, and the
-books are checked: every accepted job in exactly one terminal state, every picture the one its request must have.
+and Valkey are killed, frozen past their lease, drained and paused at random. Then everything gets time to finish, and
+the books are checked: every accepted job in exactly one terminal state, every picture the one its request must have.
 Exit status 0 if nothing was lost or duplicated and 99 % of redeliveries took at most a lease and a second.
 """
 
@@ -31,6 +31,7 @@ from server.connection import PATIENT_TIMEOUT_S, connect
 from server.queue import Queue
 
 REQUESTS_PER_S, SETTLE_S = 12.0, 120.0
+LIMITS = httpx.Limits(max_connections=None)
 
 
 async def run(minutes: float, seed: int, data_dir: Path) -> dict[str, Any]:
@@ -40,7 +41,7 @@ async def run(minutes: float, seed: int, data_dir: Path) -> dict[str, Any]:
     try:
         async with (
             connect(cast.valkey.url, PATIENT_TIMEOUT_S) as redis,
-            httpx.AsyncClient(base_url=cast.settings.base_url, timeout=60, limits=httpx.Limits(None)) as http,
+            httpx.AsyncClient(base_url=cast.settings.base_url, timeout=60, limits=LIMITS) as http,
         ):
             queue = Queue(redis, cast.settings)
             keeper = asyncio.create_task(cast.keep_alive())
