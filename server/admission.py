@@ -3,7 +3,7 @@
 import math
 
 from server.errors import QueueFull
-from server.jobs import JobInput, new_job_id
+from server.jobs import JobInput
 from server.services import Services
 
 #: Clients of OpenAI's kind do not obey a longer one.
@@ -12,13 +12,11 @@ LONGEST_RETRY_S = 120
 SHARE_TO_WAIT_FOR = 0.1
 
 
-async def accept(services: Services, job: JobInput, kind: str) -> str:
-    """Queue the job; its id."""
-    job_id = new_job_id()
+async def accept(services: Services, job_id: str, job: JobInput, kind: str) -> None:
+    """Queue the job."""
     try:
         await services.queue.enqueue(job_id, job, kind)
     except QueueFull as error:
         line_s = await services.fleet.eta_s(job.model, await services.queue.backlog(job.model))
         retry_s = LONGEST_RETRY_S if line_s is None else math.ceil(line_s * SHARE_TO_WAIT_FOR)
         raise QueueFull(error.message, retry_after_s=min(max(1, retry_s), LONGEST_RETRY_S)) from error
-    return job_id

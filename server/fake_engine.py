@@ -82,12 +82,11 @@ class FakeEngine:
         rng = random.Random(int.from_bytes(hashlib.sha256(text).digest()[:8], "big"))
         one, two = ([rng.randrange(256) for _ in range(3)] for _ in range(2))
         width, height = SIZE
-        pixels = bytearray()
-        for y in range(height):
-            for x in range(width):
-                share = (x + y) / (width + height - 2)
-                pixels += bytes(round(a + (b - a) * share) for a, b in zip(one, two, strict=True))
-        return bytes(pixels)
+        last = width + height - 2
+        diagonal = b"".join(
+            bytes(round(a + (b - a) * (i / last)) for a, b in zip(one, two, strict=True)) for i in range(last + 1)
+        )
+        return b"".join(diagonal[3 * y : 3 * (y + width)] for y in range(height))
 
     def snapshot(self, row: int) -> bytes:
         state = {"checkpoint": self.sha256, "request": repr(self._rows[row].request), "done": self._rows[row].done}

@@ -9,12 +9,13 @@ from fastapi.responses import JSONResponse, Response
 from server.admission import accept
 from server.errors import DeadlineExceeded, InvalidRequest, JobCanceled
 from server.images import MIME
-from server.jobs import JobRecord
+from server.jobs import JobRecord, new_job_id
 from server.openapi import GENERATE, RequestBody
 from server.resolve import resolve
 from server.schemas import ImageData, ImagesResponse, Metrics
 from server.services import Services, ServicesDep
 from server.views import gone, image_url, require_success, timing_headers
+from server.watcher import Expected
 
 router = APIRouter(tags=["images"])
 
@@ -38,18 +39,20 @@ async def generate(request: Request, body: RequestBody, services: ServicesDep) -
     if wants_file and job.n != 1:
         raise InvalidRequest(f"'n' must be 1 with Accept: image/*, not {job.n}; or accept JSON.", param="n")
     await fleet.require_worker(job.model)
-    job_id = await accept(services, job, "sync")
-    record = await _wait(request, services, job_id)
+    job_id = new_job_id()
+    with services.watcher.expect(job_id) as expected:
+        await accept(services, job_id, job, "sync")
+        record = await _wait(request, services, job_id, expected)
     require_success(record)
     if wants_file:
         return await _file(services, record)
     return await _json(services, record, body.response_format or "b64_json", warnings)
 
 
-async def _wait(request: Request, services: Services, job_id: str) -> JobRecord:
+async def _wait(request: Request, services: Services, job_id: str, expected: Expected) -> JobRecord:
     """Until the job ends, the client hangs up, or time is up; in the last two cases the job is canceled."""
     limit_s = services.settings.request_timeout_s
-    ended = asyncio.create_task(services.watcher.wait(job_id, limit_s))
+    ended = asyncio.create_task(expected.end(limit_s))
     hung_up = asyncio.create_task(_disconnect(request))
     try:
         await asyncio.wait((ended, hung_up), return_when=asyncio.FIRST_COMPLETED)

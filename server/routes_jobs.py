@@ -6,7 +6,7 @@ from fastapi.responses import JSONResponse, Response
 from server.admission import accept
 from server.errors import UnknownImage
 from server.images import MIME
-from server.jobs import JobState
+from server.jobs import JobState, new_job_id
 from server.openapi import JOB, JOB_IMAGE, SUBMIT_ERRORS, RequestBody
 from server.resolve import resolve
 from server.schemas import JobObject
@@ -21,7 +21,8 @@ async def submit(body: RequestBody, services: ServicesDep) -> Response:
     """Accept a request and answer at once. Survives disconnects and restarts of everything."""
     fleet = services.fleet
     job, warnings = resolve(body, await fleet.models(), await fleet.default_model())
-    job_id = await accept(services, job, "job")
+    job_id = new_job_id()
+    await accept(services, job_id, job, "job")
     view = await job_object(services, await services.queue.get(job_id), warnings)
     return JSONResponse(view.model_dump(), status_code=202, headers={"Location": f"/v1/jobs/{job_id}"})
 

@@ -44,4 +44,9 @@ def services_of(request: Request) -> Services:
     return cast(Services, request.app.state.services)
 
 
-ServicesDep = Annotated[Services, Depends(services_of)]
+async def _services(request: Request) -> Services:
+    """A coroutine, because FastAPI sends plain functions through a pool of threads, for every request."""
+    return services_of(request)
+
+
+ServicesDep = Annotated[Services, Depends(_services)]

@@ -1,8 +1,12 @@
 """Waiting for jobs to end: one subscription per gateway, however many requests wait."""
 
+from __future__ import annotations
+
 import asyncio
 import logging
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from redis.exceptions import RedisError
 
@@ -36,23 +40,15 @@ class Watcher:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def wait(self, job_id: str, timeout_s: float) -> JobRecord:
-        """The job's record when it is terminal; TimeoutError if that takes longer.
-
-        The order matters: register first, read the state after, so an end in between cannot be missed.
-        """
-        event = asyncio.Event()
-        self._waiting[job_id].add(event)
+    @contextmanager
+    def expect(self, job_id: str) -> Iterator[Expected]:
+        """Register for the end of a job. Before it is accepted, so that an end that comes at once is not missed."""
+        expected = Expected(self._queue, job_id)
+        self._waiting[job_id].add(expected.event)
         try:
-            async with asyncio.timeout(timeout_s):
-                while True:
-                    record = await self._queue.get(job_id)
-                    if record.state.terminal:
-                        return record
-                    await _wait_at_most(event, POLL_S)
-                    event.clear()
+            yield expected
         finally:
-            self._waiting[job_id].discard(event)
+            self._waiting[job_id].discard(expected.event)
             if not self._waiting[job_id]:
                 del self._waiting[job_id]
 
@@ -78,6 +74,25 @@ class Watcher:
                 await self._queue.sweep()
             except RedisError as error:
                 log.warning("cannot sweep: %s", error)
+
+
+class Expected:
+    """A job whose end somebody waits for."""
+
+    def __init__(self, queue: Queue, job_id: str) -> None:
+        self.event = asyncio.Event()
+        self._queue = queue
+        self._job_id = job_id
+
+    async def end(self, timeout_s: float) -> JobRecord:
+        """The job's record when it is terminal; TimeoutError if that takes longer."""
+        async with asyncio.timeout(timeout_s):
+            while True:
+                await _wait_at_most(self.event, POLL_S)
+                self.event.clear()
+                record = await self._queue.get(self._job_id)
+                if record.state.terminal:
+                    return record
 
 
 async def _wait_at_most(event: asyncio.Event, seconds: float) -> None:

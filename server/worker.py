@@ -31,7 +31,7 @@ from server.settings import Settings
 from server.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
-IDLE_BLOCK_S = 0.5  # longest deafness to SIGTERM and to lapsed leases while there is nothing to do
+IDLE_BLOCK_S = 0.25  # longest deafness to SIGTERM and to lapsed leases while there is nothing to do
 PATIENCE_S = 0.25  # a job that has waited this long is one that no idle worker wants
 RECLAIM_S = 0.25
 

@@ -1,4 +1,4 @@
-"""The processes of a chaos run: a real Valkey, one gateway, several workers; whoever dies is started again."""
+"""The processes of a chaos run: a real Valkey, gateways and workers; whoever ends is started again."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import asyncio
 import os
 import signal
 import sys
+from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 from subprocess import Popen
@@ -15,65 +17,83 @@ from server.demo import free_port
 from server.embedded import EmbeddedValkey
 from server.settings import Settings
 
-WORKERS = 3
+GATEWAYS, WORKERS = 2, 3
+REPLACE_S = 0.1  # between the end of a process and its successor's start, at most
 
 
 class Cast:
-    """Start with `open`; `keep_alive` replaces what has ended until the run is over."""
+    """A context manager; `keep_alive` replaces what has ended until the run is over."""
 
-    def __init__(self, data_dir: Path):
+    def __init__(self, data_dir: Path, lease_s: float, random: Random) -> None:
         self.valkey = EmbeddedValkey(data_dir)
-        self.kills: dict[str, int] = {}
-        self.gateway: Popen[bytes] | None = None
+        self.lease_s = lease_s
+        self.kills: Counter[str] = Counter()
+        self.frozen: set[int] = set()  # process ids under SIGSTOP
+        self.gateways: dict[int, Popen[bytes]] = {}  # by port
         self.workers: list[Popen[bytes]] = []
-        self.stopped: set[int] = set()  # processes under SIGSTOP
-        self.closing = False
+        self._random = random
 
-    def open(self) -> None:
+    def __enter__(self) -> Cast:
         self.valkey.start()
-        self.settings = Settings(
-            redis_url=self.valkey.url, engine="fake", port=free_port(), lease_s=2.0, max_rows=8, fake_step_ms=5.0,
-            # Ordinary jobs lose a try with each worker that is killed under them; poison ends all the same.
-            max_attempts=6, snapshot_steps=4, result_ttl_s=7200, log_level="error",
-        )  # fmt: skip
-        self.gateway = self._start("gateway")
-        self.workers = [self._start("worker") for _ in range(WORKERS)]
+        try:
+            self.settings = Settings(
+                redis_url=self.valkey.url, engine="fake", fake_step_ms=5.0, max_rows=8, lease_s=self.lease_s,
+                # Ordinary jobs lose a try with each worker that dies under them, and here they die every few seconds.
+                max_attempts=6, snapshot_steps=8, step_timeout_s=2 * self.lease_s, drain_s=2.0,
+                result_ttl_s=86400, log_level="error",
+            )  # fmt: skip
+            self.gateways = {port: self._gateway(port) for port in (free_port() for _ in range(GATEWAYS))}
+            self.workers = [self._start("worker") for _ in range(WORKERS)]
+        except BaseException:
+            self.close()
+            raise
+        return self
 
-    def _start(self, role: str) -> Popen[bytes]:
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _start(self, role: str, *flags: str) -> Popen[bytes]:
         env = {k: v for k, v in os.environ.items() if not k.startswith("FLUID_")} | self.settings.to_env()
-        return processes.spawn([sys.executable, "-m", "server.cli", role], env=env, quiet=True)
+        return processes.spawn([sys.executable, "-m", "server.cli", role, *flags], env=env, quiet=True)
+
+    def _gateway(self, port: int) -> Popen[bytes]:
+        return self._start("gateway", "--port", str(port))
+
+    def address(self) -> str:
+        """One of the gateways, dead or alive: clients cannot know."""
+        return f"http://127.0.0.1:{self._random.choice(list(self.gateways))}"
 
     async def keep_alive(self) -> None:
-        while not self.closing:
-            if self.gateway is not None and self.gateway.poll() is not None:
-                self.gateway = self._start("gateway")
-            self.workers = [w if w.poll() is None else self._start("worker") for w in self.workers]
-            await asyncio.sleep(0.05)
+        while True:
+            for port, gateway in self.gateways.items():
+                if gateway.poll() is not None:
+                    self.gateways[port] = self._gateway(port)
+            for i, worker in enumerate(self.workers):
+                if worker.poll() is not None:
+                    self.workers[i] = self._start("worker")
+            await asyncio.sleep(REPLACE_S)
 
-    def hit(self, what: str, process: Popen[bytes], number: int) -> None:
-        """Send a signal and count it."""
-        self.kills[what] = self.kills.get(what, 0) + 1
+    def able_workers(self) -> list[Popen[bytes]]:
+        """Neither dead nor frozen; perhaps not ready yet."""
+        return [w for w in self.workers if w.poll() is None and w.pid not in self.frozen]
+
+    def hit(self, what: str, process: Popen[bytes], number: signal.Signals) -> None:
+        self.kills[what] += 1
         process.send_signal(number)
 
-    def a_worker(self, random: Random) -> Popen[bytes] | None:
-        """One that is neither dead nor stopped."""
-        able = [w for w in self.workers if w.poll() is None and w.pid not in self.stopped]
-        return random.choice(able) if able else None
-
-    async def restart_valkey(self) -> None:
-        """kill -9, a moment without, and again on the same folder."""
+    async def restart_valkey(self, away_s: float) -> None:
+        """kill -9, a while without, and again on the same folder."""
         process = self.valkey.process
         if process is None:
-            raise RuntimeError("Valkey was never started.")
+            raise RuntimeError("Valkey was never started; enter the context first.")
         self.hit("valkey", process, signal.SIGKILL)
         await asyncio.to_thread(process.wait)
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(away_s)
         await asyncio.to_thread(self.valkey.start)
 
     def close(self) -> None:
-        self.closing = True
-        for process in [*self.workers, self.gateway]:
-            if process is not None and process.poll() is None:
+        for process in [*self.workers, *self.gateways.values()]:
+            with suppress(ProcessLookupError):
                 process.kill()
-                process.wait()
+            process.wait()
         self.valkey.close()

@@ -1,0 +1,68 @@
+"""Reads every job that Redis holds, and fetches every picture over HTTP, for the ledger to judge."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import httpx
+
+from benchmarks.chaos.ledger import Ledger, Submission, Verdict
+from server.doctor import Level, books
+from server.errors import UnknownJob
+from server.jobs import JobRecord, JobState
+from server.queue import Queue
+from server.registry import Registry
+
+FETCHES = 2  # of each picture: it must not change between them
+AT_ONCE = 16
+
+
+async def all_jobs(queue: Queue) -> list[JobRecord]:
+    """Straight from the keys, not through the API: a job that the API forgot would count too."""
+    found = []
+    async for key in queue.redis.scan_iter(queue.keys.job_hash("*"), count=1000):
+        try:
+            found.append(await queue.get(key.rpartition(":")[2]))
+        except UnknownJob:  # it expired between the two
+            continue
+    return list({record.id: record for record in found}.values())  # a scan may name a key twice
+
+
+async def settle(queue: Queue, patience_s: float) -> float:
+    """Wait until every job has ended; seconds that took, or the patience."""
+    began = time.monotonic()
+    while (waited := time.monotonic() - began) < patience_s:
+        if all(record.state.terminal for record in await all_jobs(queue)):
+            break
+        await asyncio.sleep(0.2)
+    return waited
+
+
+async def audit(ledger: Ledger, queue: Queue, address: Callable[[], str]) -> tuple[Verdict, list[str]]:
+    """The ledger's verdict, and what does not balance in the service's own books."""
+    records = await all_jobs(queue)
+    limit = asyncio.Semaphore(AT_ONCE)
+    async with httpx.AsyncClient(base_url=address(), timeout=30) as http:
+
+        async def fetch(entry: Submission, record: JobRecord, index: int) -> None:
+            async with limit:
+                for _ in range(FETCHES):
+                    answer = await http.get(f"/v1/jobs/{record.id}/images/{index}")
+                    if answer.is_success:
+                        entry.saw_picture(index, answer.content)
+                    else:
+                        entry.missing.add(index)
+
+        await asyncio.gather(
+            *(
+                fetch(entry, record, index)
+                for record in records
+                if record.state is JobState.SUCCEEDED and (entry := ledger.entries.get(record.input.user or ""))
+                for index in range(record.input.n)
+            )
+        )
+    model = (await Registry(queue.redis, queue.keys.namespace).models())["fake"]
+    unbalanced = [finding.what for finding in books(await queue.counts()) if finding.level is not Level.OK]
+    return ledger.judge(records, model), unbalanced

@@ -1,0 +1,97 @@
+"""One run: processes, clients and faults together for some minutes, then calm, then the audit."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import httpx
+from tqdm import tqdm
+
+from benchmarks.chaos.audit import audit, settle
+from benchmarks.chaos.cast import Cast
+from benchmarks.chaos.crowd import Crowd
+from benchmarks.chaos.faults import Faults
+from benchmarks.chaos.ledger import Ledger
+from benchmarks.chaos.redelivery import Redeliveries
+from benchmarks.chaos.report import failures, figures
+from server.connection import PATIENT_TIMEOUT_S, connect
+from server.queue import Queue
+from server.registry import BEAT_S
+
+REQUESTS_PER_S = 8.0
+SETTLE_S = 120.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`figures` are for the last line of output; `failures` are the gates not passed."""
+
+    figures: dict[str, object]
+    failures: list[str]
+    remarks: list[str]
+
+
+async def run(minutes: float, seed: int, lease_s: float, data_dir: Path) -> Outcome:
+    """Seeds fix who strikes whom in which order; what the machine makes of it varies."""
+    ledger = Ledger()
+    with Cast(data_dir, lease_s, Random(seed)) as cast:
+        async with connect(cast.valkey.url, PATIENT_TIMEOUT_S) as redis:
+            queue = Queue(redis, cast.settings)
+            redeliveries = Redeliveries(cast, queue)
+            crowd = Crowd(cast, ledger, Random(seed + 1), REQUESTS_PER_S)
+            faults = Faults(cast, queue, redeliveries, Random(seed + 2))
+            stop = asyncio.Event()
+            async with asyncio.TaskGroup() as group:  # whoever fails ends the run
+                endless = [group.create_task(each) for each in (cast.keep_alive(), redeliveries.forever())]
+                await _ready(cast)
+                storm = [group.create_task(each) for each in (crowd.until(stop), faults.until(stop))]
+                await _clock(minutes * 60)
+                stop.set()
+                await asyncio.wait(storm)
+                await _ready(cast)
+                settled_s = await settle(queue, SETTLE_S)
+                verdict, unbalanced = await audit(ledger, queue, cast.address)
+                scraped = await _scrape(cast)
+                for task in endless:
+                    task.cancel()
+    result: dict[str, object] = {"minutes": minutes, "seed": seed, "lease_s": lease_s}
+    result |= figures(verdict, unbalanced, redeliveries.seconds, scraped)
+    result |= {"client_errors": crowd.errors, "kills": dict(cast.kills), "settled_s": round(settled_s, 1)}
+    return Outcome(
+        result, failures(verdict, unbalanced, redeliveries.seconds, lease_s), [*verdict.unexpected, *redeliveries.late]
+    )
+
+
+async def _ready(cast: Cast) -> None:
+    """Every gateway answers that somebody can draw."""
+    async with asyncio.timeout(60), httpx.AsyncClient() as http:
+        for port in cast.gateways:
+            while not await _says_ready(http, f"http://127.0.0.1:{port}/health/ready"):
+                await asyncio.sleep(0.1)
+
+
+async def _says_ready(http: httpx.AsyncClient, url: str) -> bool:
+    try:
+        return (await http.get(url)).is_success
+    except httpx.TransportError:  # not up yet
+        return False
+
+
+async def _clock(seconds: float) -> None:
+    """Show the time pass."""
+    end = time.monotonic() + seconds
+    with tqdm(total=round(seconds), unit="s", desc="chaos") as bar:
+        while (left := end - time.monotonic()) > 0:
+            await asyncio.sleep(min(1.0, left))
+            bar.update(round(seconds - max(0.0, end - time.monotonic())) - bar.n)
+
+
+async def _scrape(cast: Cast) -> str:
+    """Metrics, once the workers' last figures have arrived with their heartbeats."""
+    await asyncio.sleep(2 * BEAT_S)
+    async with httpx.AsyncClient() as http:
+        return (await http.get(f"{cast.address()}/metrics")).text

@@ -1,0 +1,47 @@
+"""make load, or python -m benchmarks.load --quick: what the service costs beside the engine.
+
+Real gateway, workers and Valkey with its append-only file synced for every write; the fake engine. The load comes from
+this process, open loop; its own share of a core is among the figures. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+from typing import Any
+
+from benchmarks.load import backlog, latency, throughput
+from benchmarks.machine import describe_machine, keep
+
+PARTS = {
+    "latency": latency.at_100_per_second,
+    "connections": latency.at_512_connections,
+    "throughput": throughput.by_workers,
+    "backlog": backlog.at_100000,
+}
+TARGETS_MS = {"added_p50_ms_100rps": 2, "added_p99_ms_100rps": 10, "added_p99_ms_512c": 50}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.load", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="seconds instead of minutes, a backlog of 2,000")
+    parser.add_argument("--only", choices=sorted(PARTS), action="append", help="these parts alone; nothing is kept")
+    args = parser.parse_args(argv)
+    result: dict[str, Any] = {"machine": describe_machine()}
+    for name, part in PARTS.items():
+        if args.only is None or name in args.only:
+            figures = asyncio.run(part(args.quick))
+            for key, value in figures.items():
+                target = f"   target {TARGETS_MS[key]}" if key in TARGETS_MS else ""
+                print(f"{key:36s}{value!s:>12}{target}", flush=True)
+            result |= figures
+    if not (args.quick or args.only):
+        print(f"kept in {keep('load', result)}")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

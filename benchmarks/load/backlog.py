@@ -1,0 +1,63 @@
+"""What the queue's operations cost with few and with very many jobs waiting; no worker, so that they stay.
+
+All medians of single calls, one after another, each a round trip with its write on disk where there is one.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Awaitable
+from typing import Any
+
+from benchmarks.load.service import Service, service
+from benchmarks.load.throughput import fill, job
+from server.fake_engine import FakeEngine
+from server.jobs import ModelInfo
+from server.registry import Registry
+
+CALLS = 200
+
+
+async def at_100000(quick: bool) -> dict[str, Any]:
+    """Milliseconds by operation and backlog, and bytes of Valkey's memory per waiting job."""
+    many = 2_000 if quick else 100_000
+    result: dict[str, Any] = {}
+    async with service(0) as running:
+        info = ModelInfo.from_mapping(FakeEngine(1, 0.0).info())
+        await Registry(running.queue.redis, running.settings.namespace).publish_model(info)
+        empty = await _memory(running)
+        result |= await _costs(running, 100)
+        await fill(running, job(8), many - 100, "many_")
+        result[f"bytes_per_waiting_job_at_{many}"] = round((await _memory(running) - empty) / many)
+        result |= await _costs(running, many)
+    return result
+
+
+async def _memory(running: Service) -> int:
+    return int((await running.queue.redis.info("memory"))["used_memory"])
+
+
+async def _costs(running: Service, size: int) -> dict[str, float]:
+    """The backlog is `size` afterwards: what was added is taken, and what was taken is canceled."""
+    queue, waiting = running.queue, job(8)
+    await fill(running, waiting, 100 if size == 100 else 0, "few_")
+    times: dict[str, list[float]] = {}
+
+    async def timed(name: str, call: Awaitable[Any]) -> Any:
+        begin = time.perf_counter()
+        answer = await call
+        times.setdefault(name, []).append(time.perf_counter() - begin)
+        return answer
+
+    for i in range(CALLS):
+        job_id = f"probe_{size}_{i}"
+        await timed("enqueue", queue.enqueue(job_id, waiting, "job"))
+        await timed("place", queue.place(await timed("get", queue.get(job_id))))
+        lease = await timed("take", queue.take("bench", waiting.model))
+        if lease is not None:
+            await timed("give_back", queue.give_back(lease))
+        await timed("cancel", queue.cancel(job_id))
+        if i % 10 == 0:
+            await timed("counts", queue.counts())
+    return {f"{name}_ms_at_{size}": round(1000 * statistics.median(all_), 3) for name, all_ in times.items()}

@@ -1,0 +1,75 @@
+"""Latency that the service adds to a picture, and what many requests leave behind in memory.
+
+`added` = end to end, from the scheduled time to the last byte of the file, less what the worker says the picture spent
+in its rows and in encoding. So HTTP, validation, the durable accept, waking a worker, storing, the durable finish, the
+notification and the fetch all count. `gateway` leaves out what lies between accept and finish, `whole` nothing.
+
+At 100 requests/s the engine's steps take no time, one a picture, and there is always a free row. With 512 connections
+in flight a picture takes 100 steps of 50 ms, so that 102.4 requests/s keep 512 waiting; snapshots are off there, for
+512 rows on one worker would write 1,280 of them a second.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.chaos.report import percentile
+from benchmarks.load.generator import Generator, Run, poisson, request_bytes
+from benchmarks.load.service import Service, rss_mib, service
+
+BODY: dict[str, Any] = {"prompt": "an apple", "seed": 1, "num_inference_steps": 1}
+IN_FLIGHT, STEPS, STEP_MS = 512, 100, 50.0
+
+
+async def at_100_per_second(quick: bool) -> dict[str, Any]:
+    """The main figures; then ten times as many requests again, to see memory stay flat."""
+    seconds = 3.0 if quick else 30.0
+    async with service(1, fake_step_ms=0.0, max_rows=64) as running:
+        generator = Generator(running.settings.port)
+        await generator.open(32)
+        await generator.run(request_bytes(BODY), poisson(100, 3 if quick else 10, seed=1))
+        before, cpu = _rss(running), running.cpu_s()
+        run = await generator.run(request_bytes(BODY), poisson(100, seconds))
+        used = {role: used - cpu[role] for role, used in running.cpu_s().items()}
+        await generator.run(request_bytes(BODY), poisson(100, seconds, seed=2))
+        after = _rss(running)
+        generator.close()
+    result = {
+        "added_p50_ms_100rps": _p(run, "added", 50), "added_p99_ms_100rps": _p(run, "added", 99),
+        "gateway_p50_ms_100rps": _p(run, "gateway", 50), "gateway_p99_ms_100rps": _p(run, "gateway", 99),
+        "whole_p50_ms_100rps": _p(run, "latency", 50), "whole_p99_ms_100rps": _p(run, "latency", 99),
+        "parts_p50_ms_100rps": {part: _p(run, part, 50) for part in ("queue", "inference", "encode", "rest")},
+        "requests_100rps": len(run.samples), "failed_100rps": run.failed,
+        "generator_cpu_share": round(run.cpu_share, 3), "generator_lag_p99_ms": _p(run, "lag", 99),
+        "rss_growth_mib": round(sum(after.values()) - sum(before.values()), 1),
+        "rss_mib": {role: round(after[role], 1) for role in after},
+    }  # fmt: skip
+    result |= {f"{role}_cpu_ms_per_request": round(1000 * s / len(run.samples), 2) for role, s in used.items()}
+    return result
+
+
+async def at_512_connections(quick: bool) -> dict[str, Any]:
+    """As many requests in flight at once, on as many connections."""
+    engine_s = STEPS * STEP_MS / 1000
+    rate, seconds = IN_FLIGHT / engine_s, engine_s + (2 if quick else 20)
+    body = BODY | {"num_inference_steps": STEPS}
+    async with service(1, fake_step_ms=STEP_MS, max_rows=2 * IN_FLIGHT, snapshot_steps=0) as running:
+        generator = Generator(running.settings.port)
+        await generator.open(IN_FLIGHT + 64)
+        run = await generator.run(request_bytes(body), poisson(rate, seconds))
+        generator.close()
+    run.samples = run.samples[round(rate * engine_s) :]  # those that came before as many were waiting
+    return {
+        "added_p50_ms_512c": _p(run, "added", 50), "added_p99_ms_512c": _p(run, "added", 99),
+        "gateway_p99_ms_512c": _p(run, "gateway", 99), "peak_in_flight_512c": run.peak_in_flight,
+        "requests_512c": len(run.samples), "failed_512c": run.failed,
+    }  # fmt: skip
+
+
+def _p(run: Run, part: str, percent: float) -> float | None:
+    return percentile([getattr(sample, part) for sample in run.samples], percent)
+
+
+def _rss(running: Service) -> dict[str, float]:
+    """Gateway and worker. Valkey holds the finished pictures until they expire, as it must."""
+    return {"gateway": rss_mib(running.gateway.pid), "worker": rss_mib(running.workers[0].pid)}

@@ -1,0 +1,91 @@
+"""A real service for a measurement: Valkey, one gateway, workers with the fake engine, each a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from subprocess import Popen
+from typing import Any
+
+from server import processes
+from server.connection import PATIENT_TIMEOUT_S, connect
+from server.demo import free_port
+from server.embedded import EmbeddedValkey
+from server.queue import Queue
+from server.registry import Registry
+from server.settings import Settings
+
+START_S = 60.0
+
+
+@dataclass(frozen=True)
+class Service:
+    """What is running, by role."""
+
+    settings: Settings
+    gateway: Popen[bytes]
+    workers: list[Popen[bytes]]
+    valkey: Popen[bytes]
+    queue: Queue
+
+    def cpu_s(self) -> dict[str, float]:
+        """Processor time used so far, by role; all workers together."""
+        return {
+            "gateway": cpu_s(self.gateway.pid),
+            "worker": sum(cpu_s(worker.pid) for worker in self.workers),
+            "valkey": cpu_s(self.valkey.pid),
+        }
+
+
+@asynccontextmanager
+async def service(workers: int, **settings: Any) -> AsyncIterator[Service]:
+    """Ready to draw; gone at the end."""
+    with tempfile.TemporaryDirectory(prefix="fluid-load-") as folder, EmbeddedValkey(Path(folder)) as valkey:
+        chosen = Settings(
+            redis_url=valkey.url, engine="fake", port=free_port(), max_queue=1_000_000, log_level="error", **settings
+        )
+        env = {k: v for k, v in os.environ.items() if not k.startswith("FLUID_")} | chosen.to_env()
+        roles = ["gateway"] + ["worker"] * workers
+        running = [processes.spawn([sys.executable, "-m", "server.cli", role], env=env) for role in roles]
+        try:
+            async with connect(valkey.url, PATIENT_TIMEOUT_S) as redis:
+                await _ready(Registry(redis, chosen.namespace), chosen.port, workers)
+                if valkey.process is None:
+                    raise RuntimeError("Valkey ended by itself; its log is in its folder.")
+                yield Service(chosen, running[0], running[1:], valkey.process, Queue(redis, chosen))
+        finally:
+            for process in running:
+                await processes.stop_async(process, grace_s=10)
+
+
+async def _ready(registry: Registry, port: int, workers: int) -> None:
+    async with asyncio.timeout(START_S):
+        while sum(worker.ready for worker in await registry.workers()) < workers or not await _listens(port):
+            await asyncio.sleep(0.05)
+
+
+async def _listens(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except ConnectionRefusedError:
+        return False
+    writer.close()
+    return True
+
+
+def rss_mib(pid: int) -> float:
+    """Resident memory."""
+    text = Path(f"/proc/{pid}/status").read_text()
+    return int(text.split("VmRSS:")[1].split()[0]) / 1024
+
+
+def cpu_s(pid: int) -> float:
+    """User and system time."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -1,0 +1,65 @@
+"""Pictures per second by number of workers, from a backlog that never runs dry.
+
+Twice: with an engine that takes its time (4 rows, 20 steps of 20 ms: at most 10 pictures/s a worker, so that what is
+lost to the service shows), and with one that takes none, where the processors are the limit and more workers cannot
+help.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from benchmarks.load.service import Service, service
+from server.fake_engine import FakeEngine
+from server.jobs import JobInput, JobState, ModelInfo
+from server.resolve import resolve
+from server.schemas import ImageRequest
+
+ROWS, STEPS, STEP_MS = 4, 20, 20.0
+IDEAL_PER_S = ROWS / (STEPS * STEP_MS / 1000)
+FILL_AT_ONCE = 50
+WARM_UP_S = 1.0
+
+
+async def by_workers(quick: bool) -> dict[str, Any]:
+    """Keys: pictures_per_s_N_workers, its share of the engines' own speed, and the same without an engine."""
+    result: dict[str, Any] = {}
+    for workers in (1, 2) if quick else (1, 2, 4, 8):
+        async with service(workers, fake_step_ms=STEP_MS, max_rows=ROWS) as running:
+            rate = await _drain(running, job(STEPS), round(IDEAL_PER_S * workers * 20), 2.0 if quick else 8.0)
+        result[f"pictures_per_s_{workers}_workers"] = round(rate, 1)
+        result[f"share_of_ideal_{workers}_workers"] = round(rate / (IDEAL_PER_S * workers), 3)
+        async with service(workers, fake_step_ms=0.0, max_rows=16) as running:
+            rate = await _drain(running, job(1), 1000 if quick else 6000, 1.0 if quick else 5.0)
+        result[f"jobs_per_s_no_engine_{workers}_workers"] = round(rate, 1)
+    return result
+
+
+def job(steps: int) -> JobInput:
+    info = ModelInfo.from_mapping(FakeEngine(1, 0.0).info())
+    return resolve(ImageRequest(prompt="an apple", seed=1, num_inference_steps=steps), {info.id: info}, info.id)[0]
+
+
+async def fill(running: Service, job: JobInput, count: int, prefix: str) -> None:
+    for start in range(0, count, FILL_AT_ONCE):
+        some = range(start, min(count, start + FILL_AT_ONCE))
+        await asyncio.gather(*(running.queue.enqueue(f"{prefix}{i}", job, "job") for i in some))
+
+
+async def _drain(running: Service, job: JobInput, backlog: int, seconds: float) -> float:
+    """Finished jobs per second between a warm-up and the end, or the end of the backlog."""
+    await fill(running, job, backlog, "job_")
+    await asyncio.sleep(WARM_UP_S)
+    begin, done = time.perf_counter(), await _done(running)
+    end = begin
+    while end - begin < seconds and (now := await _done(running)) < backlog:
+        await asyncio.sleep(0.05)
+        end = time.perf_counter()
+    now = await _done(running)
+    return (now - done) / (time.perf_counter() - begin)
+
+
+async def _done(running: Service) -> int:
+    return (await running.queue.counts()).states[JobState.SUCCEEDED.value]

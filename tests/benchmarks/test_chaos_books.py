@@ -1,0 +1,162 @@
+"""A harness that cannot fail proves nothing: every breach of the promise, planted, is found."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from benchmarks.chaos.ledger import Ledger, Submission, Verdict
+from benchmarks.chaos.report import failures, figures, percentile, scraped_total
+from server.engine_api import RowRequest
+from server.fake_engine import FakeEngine
+from server.jobs import JobError, JobInput, JobRecord, JobState, ModelInfo, Output
+from server.resolve import resolve
+from server.schemas import ImageRequest
+
+MODEL = ModelInfo.from_mapping(FakeEngine(1, 0.0).info())
+
+
+def _job(**changes: Any) -> JobInput:
+    body = {"prompt": "a cat", "seed": 5, "n": 2, "user": "label-1"} | changes
+    return resolve(ImageRequest.model_validate(body), {"fake": MODEL}, "fake")[0]
+
+
+def _file(job: JobInput, index: int) -> bytes:
+    engine = FakeEngine(1, 0.0)
+    [row] = engine.admit([RowRequest.of(job, index)])
+    buffer = io.BytesIO()
+    Image.frombytes("RGB", engine.image_size, engine.image(row)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _record(state: JobState = JobState.SUCCEEDED, job_id: str = "job_1") -> JobRecord:
+    outputs = tuple(Output(i, 5 + i, 32, 32, "png", 100, "0" * 64, 1) for i in range(2))
+    return JobRecord(job_id, state, _job(), "job", 0.0, 1, outputs=outputs if state is JobState.SUCCEEDED else ())
+
+
+@pytest.fixture
+def entry() -> Submission:
+    """Accepted, done, and both pictures fetched."""
+    entry = Submission("label-1", {"prompt": "a cat", "seed": 5, "n": 2})
+    entry.told.add("job_1")
+    for index in range(2):
+        entry.saw_picture(index, _file(_job(), index))
+    return entry
+
+
+def _judge(entry: Submission, *records: JobRecord) -> Verdict:
+    ledger = Ledger()
+    ledger.add(entry)
+    return ledger.judge(records, MODEL)
+
+
+def test_a_good_run_passes(entry: Submission) -> None:
+    entry.saw("job_1", "queued")
+    entry.saw("job_1", "succeeded")
+    verdict = _judge(entry, _record())
+    assert not (verdict.lost or verdict.duplicates or verdict.unexpected)
+    assert (verdict.submitted, verdict.states["succeeded"]) == (1, 1)
+    assert failures(verdict, [], [0.5, 2.9], 2.0) == []
+
+
+def test_a_job_that_is_gone_is_lost(entry: Submission) -> None:
+    verdict = _judge(entry)
+    assert verdict.lost and verdict.submitted == 1 and failures(verdict, [], [], 2.0)
+
+
+def test_an_answer_that_knew_no_such_job_is_a_loss_even_if_it_turns_up_again(entry: Submission) -> None:
+    entry.gone.add("job_1")
+    assert _judge(entry, _record()).lost
+
+
+@pytest.mark.parametrize("state", [JobState.QUEUED, JobState.STARTING, JobState.PROCESSING])
+def test_a_job_without_an_end_is_lost(state: JobState) -> None:
+    entry = Submission("label-1", {"prompt": "a cat"})
+    entry.told.add("job_1")
+    assert "still" in _judge(entry, _record(state)).lost[0]
+
+
+def test_a_missing_picture_is_a_loss(entry: Submission) -> None:
+    del entry.drawn[1]
+    assert "image 1" in _judge(entry, _record()).lost[0]
+
+
+def test_a_picture_that_vanished_between_two_fetches_is_a_loss(entry: Submission) -> None:
+    entry.missing.add(0)
+    assert _judge(entry, _record()).lost
+
+
+def test_another_picture_is_a_duplicate(entry: Submission) -> None:
+    entry.saw_picture(0, _file(_job(seed=6), 0))
+    assert "not the picture" in _judge(entry, _record()).duplicates[0]
+
+
+def test_what_the_client_sent_counts_and_not_what_the_record_says(entry: Submission) -> None:
+    """A queue that mixed up two requests would draw its own record faithfully."""
+    entry.body["prompt"] = "an apple"
+    assert len(_judge(entry, _record()).duplicates) == 2
+
+
+def test_two_jobs_for_one_request_are_duplicates(entry: Submission) -> None:
+    assert "one request" in _judge(entry, _record(), _record(job_id="job_2")).duplicates[0]
+
+
+def test_a_second_end_is_a_duplicate(entry: Submission) -> None:
+    entry.saw("job_1", "canceled")
+    entry.saw("job_1", "succeeded")
+    assert "more than once" in _judge(entry, _record()).duplicates[0]
+
+
+def test_an_end_that_was_left_again_is_a_duplicate(entry: Submission) -> None:
+    """Told "succeeded", then "processing": the states told after an end are kept too."""
+    entry.saw("job_1", "succeeded")
+    entry.saw("job_1", "processing")
+    assert "more than once" in _judge(entry, _record()).duplicates[0]
+
+
+def test_pictures_of_a_job_that_did_not_succeed_are_duplicates(entry: Submission) -> None:
+    assert "visible" in _judge(entry, _record(JobState.FAILED)).duplicates[0]
+
+
+def test_a_job_that_nobody_asked_for_is_found(entry: Submission) -> None:
+    stranger = replace(_record(job_id="job_9"), input=_job(user="who?"))
+    assert "nobody asked" in _judge(entry, _record(), stranger).duplicates[0]
+
+
+def test_a_request_without_an_answer_is_held_to_the_promise_if_its_job_exists() -> None:
+    """Neither lost nor ignored: a connection that died says nothing about the job."""
+    verdict = _judge(Submission("label-1", {"prompt": "a cat"}), _record(JobState.PROCESSING))
+    assert (verdict.submitted, verdict.found_by_label, len(verdict.lost)) == (1, 1, 1)
+    verdict = _judge(Submission("label-1", {"prompt": "a cat"}))
+    assert (verdict.submitted, verdict.never_arrived, verdict.lost) == (0, 1, [])
+
+
+def test_ends_that_nobody_could_expect_are_told_apart() -> None:
+    entry = Submission("label-1", {"prompt": "a cat"}, ends={"succeeded", "canceled"})
+    assert not _judge(entry, _record(JobState.CANCELED)).unexpected
+    failed = replace(_record(JobState.FAILED), error=JobError("worker_lost", "three workers died"))
+    verdict = _judge(entry, failed)
+    assert "three workers died" in verdict.unexpected[0] and not verdict.lost
+
+
+def test_gates(entry: Submission) -> None:
+    verdict = _judge(entry, _record())
+    assert "redelivery" in failures(verdict, [], [3.1], 2.0)[0]
+    assert failures(verdict, ["7 queued, 6 in line"], [], 2.0) == ["books: 7 queued, 6 in line"]
+    assert failures(replace(verdict, submitted=2), [], [], 2.0)
+
+
+def test_every_terminal_state_of_the_service_has_its_count(entry: Submission) -> None:
+    shown = figures(_judge(entry, _record()), [], [], "")
+    assert all(str(state) in shown for state in JobState if state.terminal)
+
+
+def test_figures_from_text_and_lists() -> None:
+    text = 'a_total{worker="x"} 2\na_total{worker="y"} 3\nab_total 9\n# a_total 100\n'
+    assert scraped_total(text, "a_total") == 5 and scraped_total(text, "b_total") == 0
+    values = [float(i) for i in range(1, 101)]
+    assert (percentile(values, 50), percentile(values, 99), percentile([], 99)) == (50, 99, None)
