@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
 from redis.exceptions import RedisError
@@ -32,13 +32,16 @@ class Ends:
         self._tally = tally
         self._lease_s = lease_s
 
-    async def finish(self, work: Work, state: JobState, error: JobError | None = None) -> None:
+    async def finish(
+        self, work: Work, state: JobState, error: JobError | None = None, files: Mapping[int, bytes] | None = None
+    ) -> None:
+        """`files` are pictures that are not stored yet, by image index."""
         work.closing = True
         lease, metrics = work.lease, _metrics(work)
         outputs = [work.outputs[i] for i in sorted(work.outputs)] if state is JobState.SUCCEEDED else []
         try:
             done = await self.persist(
-                lambda: self._queue.finish(lease, state, outputs=outputs, error=error, metrics=metrics)
+                lambda: self._queue.finish(lease, state, outputs=outputs, error=error, metrics=metrics, files=files)
             )
         except RedisError as failure:
             log.error("cannot write the end of %s (%s); another worker will draw it", lease.job_id, failure)

@@ -39,29 +39,31 @@ class Publisher:
 
     async def _publish(self, work: Work, index: int, pixels: bytes) -> None:
         try:
-            await self._store(work, index, pixels)
+            output, data = await self._encode(work, index, pixels)
+            files = {index: data}
+            if len(work.outputs) < work.lease.input.n - 1:
+                await self._store(work, output, data)
+                files = {}
         except Exception as error:
             log.exception("cannot encode or store image %d of %s", index, work.lease.job_id)
             # The worker's loop frees its rows between steps; here a step may be running.
             work.failure = JobError("publish_failed", repr(error))
             return
+        work.outputs[index] = output
         if work.drawn and not (work.closing or work.lost or work.canceled):
-            await self._ends.finish(work, JobState.SUCCEEDED)
+            await self._ends.finish(work, JobState.SUCCEEDED, files=files)
 
-    async def _store(self, work: Work, index: int, pixels: bytes) -> None:
+    async def _encode(self, work: Work, index: int, pixels: bytes) -> tuple[Output, bytes]:
         if self.model is None:
             raise EngineBroken("A picture is published before the model was loaded.")
         lease, job = work.lease, work.lease.input
         loop = asyncio.get_running_loop()
         metadata = recipe(job, index, self.model.checkpoint_sha256)
         data, encode_s = await loop.run_in_executor(self._pool, _encode, pixels, job, metadata)
-        began = time.monotonic()
-        await self._ends.persist(lambda: self._queue.store_result(lease, index, data))
         self._tally.observe("fluid_stage_duration_seconds", encode_s, "encode")
-        self._tally.observe("fluid_stage_duration_seconds", time.monotonic() - began, "store")
         self._tally.count("fluid_images_total", self.model.id)
         work.encode_s += encode_s
-        work.outputs[index] = Output(
+        output = Output(
             index=index,
             seed=job.seed_of(index),
             width=job.width,
@@ -71,8 +73,14 @@ class Publisher:
             sha256=hashlib.sha256(data).hexdigest(),
             token=lease.token,
         )
-        if not work.drawn:
-            await self._keeper.keep_output(work, work.outputs[index])
+        return output, data
+
+    async def _store(self, work: Work, output: Output, data: bytes) -> None:
+        """An image of a job that has others to draw. The last one goes with the job's end."""
+        began = time.monotonic()
+        await self._ends.persist(lambda: self._queue.store_result(work.lease, output.index, data))
+        self._tally.observe("fluid_stage_duration_seconds", time.monotonic() - began, "store")
+        await self._keeper.keep_output(work, output)
 
 
 def _encode(pixels: bytes, job: JobInput, metadata: dict[str, Any]) -> tuple[bytes, float]:

@@ -195,7 +195,7 @@ class Queue:
         return bool(await self.redis.expire(key, self.ttl_s + RESULT_EXTRA_S))
 
     async def store_result(self, lease: Lease, index: int, data: bytes) -> None:
-        """Before the finish, under a key that only this lease writes."""
+        """Before the finish, under a key that only this lease writes. A job's last goes with its finish."""
         key = self.keys.result_bytes(lease.job_id, lease.token, index)
         await self.redis.set(key, data, ex=self.ttl_s + RESULT_EXTRA_S)
 
@@ -207,8 +207,12 @@ class Queue:
         outputs: Sequence[Output] = (),
         error: JobError | None = None,
         metrics: JobMetrics | None = None,
+        files: Mapping[int, bytes] | None = None,
     ) -> bool:
-        """Write the terminal state, once. False: the lease was lost and nothing was written."""
+        """Write the terminal state, once, with the files that are not stored yet.
+
+        False: the lease was lost and nothing was written.
+        """
         answer = await self._run(
             "finish",
             [
@@ -220,6 +224,8 @@ class Queue:
                 json.dumps(asdict(metrics)) if metrics else "",
                 self.ttl_s,
                 lease.input.work,
+                self.ttl_s + RESULT_EXTRA_S,
+                *(part for pair in (files or {}).items() for part in pair),
             ],
         )
         if answer not in (JobState.SUCCEEDED, "fenced"):
