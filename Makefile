@@ -61,7 +61,7 @@ evaluate: $(VENV)/.dev ## score the shipped checkpoint on the data of `make data
 	$(BIN)/python -m model.evaluate $(ARGS)
 
 chaos: $(VENV)/.dev ## kill and freeze everything at random for MINUTES=30, then check the books (SEED=1)
-	$(BIN)/python -m benchmarks.chaos --minutes $(or $(MINUTES),30) --seed $(or $(SEED),1)
+	$(BIN)/python -m benchmarks.chaos --minutes $(or $(MINUTES),30) --seed $(or $(SEED),1) $(ARGS)
 
 load: $(VENV)/.dev ## latency that the service adds, throughput, cost of a backlog; the last line is JSON
 	$(BIN)/python -m benchmarks.load $(ARGS)

@@ -93,6 +93,18 @@ class Queue:
             raise JobExpired(f"Job {job_id} {ended} and was deleted {self.ttl_s} s later (FLUID_RESULT_TTL_S).")
         raise UnknownJob(f"No job has the id {job_id!r}. Ids come from POST /v1/jobs.", param="job_id")
 
+    async def ended(self, job_ids: Sequence[str]) -> list[str]:
+        """Those of the jobs that are over, by two commands however many they are. All, if any of them is unknown."""
+        if not job_ids:
+            return []
+        async with self.redis.pipeline(transaction=False) as pipe:
+            pipe.mget([self.keys.tombstone(job_id) for job_id in job_ids])
+            pipe.exists(*(self.keys.job_hash(job_id) for job_id in job_ids))
+            ends, known = await pipe.execute()
+        if known < len(job_ids):
+            return list(job_ids)
+        return [job_id for job_id, end in zip(job_ids, ends, strict=True) if end]
+
     async def place(self, record: JobRecord) -> Place | None:
         """What is ahead of a waiting job; None once a worker has it."""
         if record.state is not JobState.QUEUED:

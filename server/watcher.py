@@ -26,7 +26,7 @@ class Watcher:
         self._redis = redis
         self._queue = queue
         self._channel = Keys(namespace).done_channel
-        self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        self._waiting: defaultdict[str, set[Expected]] = defaultdict(set)
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
 
@@ -44,11 +44,11 @@ class Watcher:
     def expect(self, job_id: str) -> Iterator[Expected]:
         """Register for the end of a job. Before it is accepted, so that an end that comes at once is not missed."""
         expected = Expected(self._queue, job_id)
-        self._waiting[job_id].add(expected.event)
+        self._waiting[job_id].add(expected)
         try:
             yield expected
         finally:
-            self._waiting[job_id].discard(expected.event)
+            self._waiting[job_id].discard(expected)
             if not self._waiting[job_id]:
                 del self._waiting[job_id]
 
@@ -60,20 +60,28 @@ class Watcher:
                     while not self._stopping:
                         message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=POLL_S)
                         if message is not None:
-                            for event in self._waiting.get(message["data"], ()):
-                                event.set()
+                            self._wake(message["data"])
             except RedisError as error:
                 log.warning("lost the subscription to finished jobs (%s); polling until it is back", error)
                 await asyncio.sleep(POLL_S)
 
     async def _sweep(self) -> None:
-        """Deadlines pass also while no worker is there to notice."""
+        """Deadlines pass also while no worker is there to notice, and messages get lost: one look for all who wait."""
         while not self._stopping:
             await asyncio.sleep(POLL_S)
+            accepted = [job_id for job_id, those in self._waiting.items() if any(each.accepted for each in those)]
             try:
                 await self._queue.sweep()
+                ended = await self._queue.ended(accepted)
             except RedisError as error:
                 log.warning("cannot sweep: %s", error)
+                ended = accepted  # they look for themselves, and tell their callers
+            for job_id in ended:
+                self._wake(job_id)
+
+    def _wake(self, job_id: str) -> None:
+        for expected in self._waiting.get(job_id, ()):
+            expected.event.set()
 
 
 class Expected:
@@ -81,23 +89,17 @@ class Expected:
 
     def __init__(self, queue: Queue, job_id: str) -> None:
         self.event = asyncio.Event()
+        self.accepted = False
         self._queue = queue
         self._job_id = job_id
 
     async def end(self, timeout_s: float) -> JobRecord:
-        """The job's record when it is terminal; TimeoutError if that takes longer."""
+        """The record of the job, which is accepted now, when it is terminal; TimeoutError if that takes longer."""
+        self.accepted = True
         async with asyncio.timeout(timeout_s):
             while True:
-                await _wait_at_most(self.event, POLL_S)
+                await self.event.wait()
                 self.event.clear()
                 record = await self._queue.get(self._job_id)
                 if record.state.terminal:
                     return record
-
-
-async def _wait_at_most(event: asyncio.Event, seconds: float) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    except TimeoutError:
-        return

@@ -61,12 +61,12 @@ class Faults:
         self._cast.hit("gateway", self._random.choice(list(self._cast.gateways.values())), signal.SIGKILL)
 
     async def _kill_valkey(self) -> None:
-        async with self._valkey, self._redeliveries.impossible():
+        async with self._valkey, self._redeliveries.outage():
             await self._cast.restart_valkey(self._random.uniform(0.1, 2.5))
 
     async def _pause_valkey(self) -> None:
         """Alive, connected, and silent."""
-        async with self._valkey, self._redeliveries.impossible():
+        async with self._valkey, self._redeliveries.outage():
             pause_s = self._random.uniform(0.2, 2.5)
             try:
                 await self._queue.redis.execute_command("CLIENT", "PAUSE", round(pause_s * 1000), "ALL")

@@ -13,7 +13,7 @@ from server.jobs import JobState
 
 
 def figures(
-    verdict: Verdict, unbalanced: Sequence[str], redelivery_s: Sequence[float], scraped: str
+    verdict: Verdict, unbalanced: Sequence[str], redelivery_s: Sequence[float], raw_s: Sequence[float], scraped: str
 ) -> dict[str, object]:
     """One flat object. A state is counted if the service knows it."""
     return {
@@ -28,7 +28,8 @@ def figures(
         "redeliveries": len(redelivery_s),
         "redelivery_p50_s": percentile(redelivery_s, 50),
         "redelivery_p99_s": percentile(redelivery_s, 99),
-        "redelivery_max_s": percentile(redelivery_s, 100),
+        "redelivery_raw_p50_s": percentile(raw_s, 50),
+        "redelivery_raw_p99_s": percentile(raw_s, 99),
         "resumed_rows": scraped_total(scraped, "fluid_resumed_rows_total"),
         "fenced_results": scraped_total(scraped, "fluid_fenced_results_total"),
         "leases_lost": scraped_total(scraped, "fluid_lease_lost_total"),

@@ -89,3 +89,11 @@ def cpu_s(pid: int) -> float:
     """User and system time."""
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def machine_s() -> tuple[float, float]:
+    """Processor time of the whole machine since its start: (busy, all), in seconds over all cores."""
+    fields = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    idle = fields[3] + fields[4]
+    per_s = os.sysconf("SC_CLK_TCK")
+    return (sum(fields) - idle) / per_s, sum(fields) / per_s

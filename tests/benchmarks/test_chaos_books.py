@@ -151,7 +151,7 @@ def test_gates(entry: Submission) -> None:
 
 
 def test_every_terminal_state_of_the_service_has_its_count(entry: Submission) -> None:
-    shown = figures(_judge(entry, _record()), [], [], "")
+    shown = figures(_judge(entry, _record()), [], [], [], "")
     assert all(str(state) in shown for state in JobState if state.terminal)
 
 

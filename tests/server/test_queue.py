@@ -26,6 +26,31 @@ async def test_a_job_goes_through_and_leaves_nothing_in_line(queue: Queue) -> No
     assert await empty(queue)
 
 
+async def test_the_last_picture_travels_with_the_end(queue: Queue) -> None:
+    """One write on disk instead of two; and whoever may not finish leaves no file behind either."""
+    await accept(queue, "a")
+    zombie = await take(queue)
+    await lapse(queue, zombie.job_id)
+    [heir] = await reclaimed(queue, "w2")
+    for lease, data, done in ((zombie, b"late", False), (heir, b"\x89PNG\xff", True)):
+        output = Output(0, 7, 32, 32, "png", 5, "00", token=lease.token)
+        assert await queue.finish(lease, JobState.SUCCEEDED, outputs=[output], files={0: data}) is done
+    record = await queue.get("a")
+    assert await queue.result(record, record.outputs[0]) == b"\x89PNG\xff"
+    assert await queue.redis.exists(queue.keys.result_bytes("a", zombie.token, 0)) == 0
+    assert await queue.redis.ttl(queue.keys.result_bytes("a", heir.token, 0)) > queue.ttl_s
+
+
+async def test_a_canceled_jobs_last_picture_is_not_kept(queue: Queue) -> None:
+    """An accepted cancel wins over a later success, picture and all."""
+    await accept(queue, "a")
+    lease = await take(queue)
+    await queue.cancel("a")
+    await queue.finish(lease, JobState.SUCCEEDED, files={0: b"x"})
+    assert (await queue.get("a")).state is JobState.CANCELED
+    assert await queue.redis.exists(queue.keys.result_bytes("a", lease.token, 0)) == 0
+
+
 async def test_jobs_come_in_order_and_know_their_place(queue: Queue) -> None:
     """Position must count jobs ahead, and first come is first served."""
     for job_id in "abc":

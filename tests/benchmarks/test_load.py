@@ -1,0 +1,114 @@
+"""The load generator tells the truth: nothing waits for answers, and who waits is counted from the schedule."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from benchmarks.load import backlog, latency
+from benchmarks.load.generator import Generator, poisson, request_bytes
+
+pytestmark = pytest.mark.anyio
+REQUEST = request_bytes({"prompt": "a cat"})
+TIMES = "".join(f"x-{name}-time-ms: 1.0\r\n" for name in ("queue", "inference", "encode", "overhead"))
+OK = f"HTTP/1.1 200 OK\r\n{TIMES}Content-Length: 3\r\n\r\nabc".encode()
+BUSY = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"
+Answer = Callable[[int], Awaitable[bytes | None]]  # number of the request -> what to send, None: hang up
+
+
+@asynccontextmanager
+async def server(answer: Answer) -> AsyncIterator[int]:
+    """Speaks HTTP as the answer says; its port."""
+    count = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal count
+        try:
+            while True:
+                await reader.readexactly(len(REQUEST))
+                count += 1
+                data = await answer(count)
+                if data is None:
+                    return
+                writer.write(data[:30])  # answers come in pieces
+                await writer.drain()
+                writer.write(data[30:])
+        except asyncio.IncompleteReadError:
+            return
+        finally:
+            writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as listening:
+        yield listening.sockets[0].getsockname()[1]
+
+
+async def test_requests_leave_while_earlier_ones_wait_and_their_wait_counts() -> None:
+    """A closed loop would send one request here, and report one slow answer."""
+    release = asyncio.Event()
+
+    async def stalled(number: int) -> bytes:
+        if number == 10:  # all have arrived while none was answered
+            release.set()
+        await release.wait()
+        return OK
+
+    async with server(stalled) as port:
+        generator = Generator(port)
+        await generator.open(2)
+        run = await generator.run(REQUEST, [i / 100 for i in range(10)])
+        generator.close()
+    assert (len(run.samples), run.peak_in_flight, generator.opened) == (10, 10, 10)
+    # Answered together, so those that were sent earlier waited longer: their latency counts from the schedule.
+    waits = [sample.latency for sample in run.samples]
+    assert max(waits) - min(waits) > 80
+
+
+async def test_parts_add_up() -> None:
+    async with server(lambda number: asyncio.sleep(0, OK)) as port:
+        run = await Generator(port).run(REQUEST, [0.0])
+    [sample] = run.samples
+    assert sample.added == pytest.approx(sample.latency - 2)
+    assert sample.gateway == pytest.approx(sample.latency - 4)
+
+
+async def test_refusals_and_hang_ups_are_counted_and_not_measured() -> None:
+    answers = {1: OK, 2: BUSY, 3: None}
+
+    async with server(lambda number: asyncio.sleep(0, answers[number])) as port:
+        generator = Generator(port)
+        run = await generator.run(REQUEST, [0.0, 0.1, 0.2])
+        generator.close()
+    assert len(run.samples) == 1 and run.failed == {503: 1, 0: 1}
+
+
+async def test_a_connection_that_the_server_closed_is_not_used_again() -> None:
+    """Servers close idle connections; a request on one was never answered, and the run waited for ever."""
+    async with server(lambda number: asyncio.sleep(0, None if number == 1 else OK)) as port:
+        generator = Generator(port)
+        await generator.open(2)
+        first = await generator.run(REQUEST, [0.0])
+        for connection in generator._idle:
+            connection.close()
+        second = await generator.run(REQUEST, [0.0, 0.05])
+        generator.close()
+    assert first.failed == {0: 1} and len(second.samples) == 2
+
+
+def test_arrivals_are_those_of_independent_callers() -> None:
+    times = poisson(100, 50, seed=3)
+    assert times == sorted(times) and len(times) == pytest.approx(5000, rel=0.1)
+    gaps = [b - a for a, b in itertools.pairwise(times)]
+    assert sum(gap > 0.01 for gap in gaps) / len(gaps) == pytest.approx(0.368, abs=0.03)  # 1/e of them beyond the mean
+
+
+async def test_the_measurements_run() -> None:
+    """Against the real service, in short: every request answered, every figure there."""
+    figures = await latency.at_100_per_second(quick=True)
+    assert figures["failed_100rps"] == {} and figures["requests_100rps"] > 200
+    assert all(figures[name] is not None for name in figures)
+    costs = await backlog.at_100000(quick=True)
+    assert {"enqueue_ms_at_2000", "place_ms_at_2000", "take_ms_at_2000", "counts_ms_at_2000"} < set(costs)
