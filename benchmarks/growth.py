@@ -99,7 +99,6 @@ def draw(result: dict[str, Any], file: Path) -> None:
 
     matplotlib.use("agg")
     from matplotlib import pyplot
-    from matplotlib.ticker import NullFormatter, ScalarFormatter
 
     labels = {"rows": "pictures decoded together", "tokens": "tokens of a picture", "parameters": "parameters"}
     figure, panels = pyplot.subplots(1, 3, figsize=(10, 3), layout="constrained")
@@ -108,10 +107,11 @@ def draw(result: dict[str, Any], file: Path) -> None:
         panel.loglog(x, y, "o-", color="tab:blue")
         if name != "rows":
             panel.loglog(x, [y[0] * case / x[0] for case in x], ":", color="grey")
-        panel.set(xlabel=label, ylabel="seconds a picture", ylim=(min(y) / 2, max(y) * 2))
-        panel.yaxis.set_major_formatter(ScalarFormatter())
-        panel.yaxis.set_minor_formatter(NullFormatter())
-        panel.grid(alpha=0.3, which="both")
+        panel.set(xlabel=label, ylabel="seconds a picture", ylim=(0.04, 0.8))
+        panel.set_xticks(x, [f"{case / 1e6:.0f}M" if name == "parameters" else str(case) for case in x])
+        panel.set_yticks([0.05, 0.1, 0.2, 0.4], ["0.05", "0.1", "0.2", "0.4"])
+        panel.minorticks_off()
+        panel.grid(alpha=0.3)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=110)
     pyplot.close(figure)

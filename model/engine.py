@@ -22,10 +22,10 @@ from model.condition import Condition, Conditioner
 from model.fluid import RandomOrderModel
 from model.masking import annealed, guidance_at, make_order, masked_after
 from model.requests import EngineError, RowRequest, check_request
-from model.sampler import make_chains
+from model.sampler import make_chains, stack_chains
 
 PROMPTS_KEPT = 256  # prompts whose conditions stay in memory
-SCHEDULES_KEPT = 256  # sets of diffusion schedules: annealing and mixed settings make many
+SCHEDULES_KEPT = 64  # diffusion schedules with their time embeddings: 0.4 MB each at 100 steps of MAR-B's head
 
 
 class OutOfMemory(RuntimeError):
@@ -42,6 +42,11 @@ class _Row:
     condition: Condition  # one row
     order: Tensor  # (N,)
     step: int = 0
+    reported: bool = False  # as finished
+
+    @property
+    def finished(self) -> bool:
+        return self.step == self.request.num_inference_steps
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ class Engine:
         self._stacked: tuple[tuple[int, ...], Condition] | None = None
         self._null = conditioner("")
         self._head = TorchHead(HeadWeights.from_head(model.head), dtype)
-        self._schedules: OrderedDict[tuple[int, ...], Chains] = OrderedDict()
+        self._schedules: OrderedDict[int, Chains] = OrderedDict()
 
     # ---- the life of a row -------------------------------------------------------------------------------
 
@@ -112,17 +117,20 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[int]:
-        """One autoregressive step for every unfinished row; returns the rows that it finished.
+        """One autoregressive step for every unfinished row; returns the rows that have finished, each once.
 
         Raises:
-            OutOfMemory: some rows do not fit even alone; all others have made their step.
+            OutOfMemory: some rows do not fit even alone; all others have made their step, and those that it finished
+                are returned by the next call.
         """
-        active = [i for i in sorted(self._rows) if self._rows[i].step < self._rows[i].request.num_inference_steps]
         stuck: list[int] = []
-        self._pass(active, stuck)
+        self._pass([i for i in sorted(self._rows) if not self._rows[i].finished], stuck)
         if stuck:
             raise OutOfMemory(stuck)
-        return [i for i in active if self._rows[i].step == self._rows[i].request.num_inference_steps]
+        fresh = [i for i in sorted(self._rows) if self._rows[i].finished and not self._rows[i].reported]
+        for i in fresh:
+            self._rows[i].reported = True
+        return fresh
 
     def progress(self, row: int) -> tuple[int, int]:
         """(steps done, steps in all)"""
@@ -241,12 +249,14 @@ class Engine:
 
     def _chains(self, lengths: tuple[int, ...]) -> Chains:
         """The schedules of these numbers of steps, from memory where they were needed lately."""
-        if lengths not in self._schedules:
-            self._schedules[lengths] = make_chains(self.model.head, lengths)
-        self._schedules.move_to_end(lengths)
-        if len(self._schedules) > SCHEDULES_KEPT:
+        for length in lengths:
+            if length not in self._schedules:
+                self._schedules[length] = make_chains(self.model.head, (length,))
+            self._schedules.move_to_end(length)
+        found = stack_chains([self._schedules[length] for length in lengths])
+        while len(self._schedules) > SCHEDULES_KEPT:
             self._schedules.popitem(last=False)
-        return self._schedules[lengths]
+        return found
 
     def _condition(self, prompt: str) -> Condition:
         """The prompt's condition, from memory where it was seen lately."""

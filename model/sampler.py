@@ -82,3 +82,24 @@ def make_chains(head: DiffusionHead, counts: Sequence[int]) -> Chains:
     with torch.inference_mode():
         times = head.embed_time(timesteps.flatten().to(device)).unflatten(0, timesteps.shape)  # (S, K, W)
     return Chains(torch.tensor(list(counts)), timesteps, times, coefficients).to(device)
+
+
+def stack_chains(parts: Sequence[Chains]) -> Chains:
+    """Chains of one schedule each, the longest first, under each other."""
+    if len(parts) == 1:
+        return parts[0]
+    longest = parts[0].timesteps.shape[1]
+
+    def padded(tables: list[Tensor]) -> Tensor:
+        """(1, K, …) each -> (S, longest, …)"""
+        out = tables[0].new_zeros(len(tables), longest, *tables[0].shape[2:])
+        for row, table in enumerate(tables):
+            out[row, : table.shape[1]] = table[0]
+        return out
+
+    return Chains(
+        torch.cat([part.steps for part in parts]),
+        padded([part.timesteps for part in parts]),
+        padded([part.times for part in parts]),
+        padded([part.coefficients for part in parts]),
+    )

@@ -59,4 +59,6 @@ def serve(settings: Settings) -> None:
         log_level=settings.log_level,
         access_log=settings.log_level == "debug",
         timeout_graceful_shutdown=max(1, round(settings.drain_s)),
+        # Longer than the idle time of common load balancers (60 s): who closes first decides who sees a broken request.
+        timeout_keep_alive=75,
     )

