@@ -81,13 +81,17 @@ class EngineThread:
 
     async def canary(self, info: ModelInfo) -> int:
         """Draw one picture before anybody may send work here; returns its AR steps."""
-        return await self._timed(lambda: _draw_canary(self.engine, info))
+        return await self._timed(lambda: _draw_canary(self.engine, info, self._goes_on))
 
     @property
     def busy_s(self) -> float:
         """How long the present call has taken. Loading does not count: weights may come from far away."""
         began = self._began
         return 0.0 if began is None else time.monotonic() - began
+
+    def _goes_on(self) -> None:
+        """A step of the call under way is done, and the next one begins."""
+        self._began = time.monotonic()
 
     async def _timed(self, work: Callable[[], T]) -> T:
         self._began = time.monotonic()
@@ -130,7 +134,7 @@ def _pixels(engine: Engine, row: int) -> bytes:
     return pixels
 
 
-def _draw_canary(engine: Engine, info: ModelInfo) -> int:
+def _draw_canary(engine: Engine, info: ModelInfo, goes_on: Callable[[], None]) -> int:
     preset = info.presets["low"]
     request = RowRequest(
         prompt=info.labels[0].split(",", 1)[0] if info.labels else CANARY_PROMPT,
@@ -145,6 +149,7 @@ def _draw_canary(engine: Engine, info: ModelInfo) -> int:
     [row] = engine.admit([request])
     steps = 0
     while row not in engine.step():
+        goes_on()
         steps += 1
         if steps > request.num_inference_steps:
             raise CanaryFailed(

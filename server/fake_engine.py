@@ -34,12 +34,12 @@ class FakeEngine:
     image_size = SIZE
 
     def __init__(self, max_rows: int, step_s: float, checkpoint: str = "") -> None:
-        """`checkpoint` stands for weights; one whose name begins with "missing" cannot be loaded."""
+        """`checkpoint` stands for weights; "missing..." cannot be loaded, and "hanging..." never draws anything."""
         if checkpoint.startswith("missing"):
             raise ConfigError(f"The fake engine was told that there is no checkpoint {checkpoint!r}.")
         self.sha256 = hashlib.sha256(checkpoint.encode()).hexdigest()
         self.max_rows = max_rows
-        self.step_s = step_s
+        self.step_s = HANG_S if checkpoint.startswith("hanging") else step_s
         self._rows: dict[int, _Row] = {}
 
     def admit(self, requests: Sequence[RowRequest]) -> list[int]:

@@ -191,7 +191,9 @@ class Lease:
     input: JobInput
     created_at: float
     started_at: float
-    suspect: bool = False  #: failed before, or on its last try: runs alone so that it cannot hurt neighbours
+    suspect: bool = (
+        False  #: failed before, or on the later half of its tries: runs alone so that it cannot hurt neighbours
+    )
     resumable: bool = False  #: an earlier try left something to go on from
 
 

@@ -134,8 +134,10 @@ def _queue(counts: QueueCounts) -> Iterator[Metric]:
             finished.add_metric([state.value], counts.states.get(state.value, 0))
     yield finished
     running = sum(counts.states.get(s.value, 0) for s in (JobState.STARTING, JobState.PROCESSING))
-    waiting = counts.states.get(JobState.QUEUED.value, 0)
-    yield GaugeMetricFamily("fluid_queue_depth", "Jobs waiting.", value=waiting)
+    depth = GaugeMetricFamily("fluid_queue_depth", "Jobs waiting.", labels=["model", "priority"])
+    for labels, waiting in counts.waiting.items():
+        depth.add_metric(labels, waiting)
+    yield depth
     yield GaugeMetricFamily(
         "fluid_queue_oldest_age_seconds", "Age of the oldest waiting job.", value=counts.oldest_age_s
     )

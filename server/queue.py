@@ -55,6 +55,11 @@ class Queue:
         self.ageing_s = settings.ageing_s
         self._scripts = {name: redis.register_script(load_script(name)) for name in SCRIPTS}
 
+    @property
+    def tries_in_company(self) -> int:
+        """Whoever shares rows with a job that kills its worker loses a try with it: the later half is drawn alone."""
+        return (self.max_attempts + 1) // 2
+
     async def _run(self, name: str, args: Iterable[Any]) -> Any:
         call = cast(Callable[..., Awaitable[Any]], self._scripts[name])
         return await call(keys=[self.keys.root], args=list(args))
@@ -159,7 +164,7 @@ class Queue:
 
     def _lease(self, answer: Sequence[Any]) -> Lease:
         job_id, token, attempt, job, created_at, started_at, error, resumable = answer
-        last_try = int(attempt) == self.max_attempts > 1
+        last_tries = int(attempt) > self.tries_in_company
         return Lease(
             job_id=job_id,
             token=int(token),
@@ -167,7 +172,7 @@ class Queue:
             input=JobInput.from_json(job),
             created_at=float(created_at),
             started_at=float(started_at),
-            suspect=bool(error) or last_try,
+            suspect=bool(error) or last_tries,
             resumable=bool(resumable),
         )
 
