@@ -133,4 +133,5 @@ def _metrics(work: Work) -> JobMetrics:
         encode_time=round(work.encode_s, 6),
         total_time=round(queue_s + time.monotonic() - work.taken_at, 6),
         batch_size=work.batch_peak,
+        prompt_tokens=work.prompt_tokens,
     )

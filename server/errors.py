@@ -12,6 +12,7 @@ FluidError
 │   ├── UnknownJob              404
 │   ├── UnknownImage            404  no such image, or not drawn yet
 │   ├── JobExpired              410
+│   ├── KeyReused               422  an Idempotency-Key or job id that another request had
 │   ├── QueueFull               429
 │   ├── JobFailed               500
 │   ├── NoWorkers               503
@@ -104,6 +105,12 @@ class JobExpired(RequestError):
     """The job existed; its result was deleted after FLUID_RESULT_TTL_S."""
 
     status, type, code = 410, "invalid_request_error", "expired"
+
+
+class KeyReused(RequestError):
+    """An Idempotency-Key, or a job id, that belongs to another request. Clients repeat a 409 by themselves."""
+
+    status, type, code = 422, "invalid_request_error", "idempotency_key_reused"
 
 
 class QueueFull(RequestError):

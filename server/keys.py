@@ -7,7 +7,10 @@ out only while it runs.
 from dataclasses import dataclass
 from importlib import resources
 
-SCRIPTS = ("enqueue", "take", "reclaim", "pulse", "save", "finish", "give_back", "cancel", "place", "sweep")
+SCRIPTS = (
+    "enqueue", "take", "reclaim", "pulse", "save", "preview", "finish", "give_back", "cancel", "place", "sweep",
+    "follow",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,15 @@ class Keys:
         """The token is in the name: a worker that lost its lease cannot overwrite the visible picture."""
         return self._key("result", job_id, str(token), str(index))
 
+    def events_stream(self, job_id: str) -> str:
+        return self._key("events", job_id)
+
+    def preview_bytes(self, job_id: str, index: int, number: int) -> str:
+        return self._key("preview", job_id, str(index), str(number))
+
+    def list_zset(self, owner: str) -> str:
+        return self._key("list", owner)
+
     # --- the line and the leases --------------------------------------------------------------------
 
     def since_zset(self, model: str, priority: str) -> str:
@@ -64,6 +76,10 @@ class Keys:
     @property
     def done_channel(self) -> str:
         return self._key("done")
+
+    @property
+    def news_channel(self) -> str:
+        return self._key("news")
 
     @property
     def cancels_channel(self) -> str:

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -95,6 +95,7 @@ class GatewayMetrics:
             buckets=SECONDS,
             registry=self.registry,
         )
+        self.followers = Gauge("fluid_followers", "Event streams that are open.", registry=self.registry)
         self.rejected = Counter(
             "fluid_jobs_rejected", "Requests refused before the queue.", ("reason",), registry=self.registry
         )

@@ -103,7 +103,7 @@ def from_validation(first: dict[str, Any]) -> InvalidRequest:
         return InvalidRequest(first["msg"], param=context["param"])
     if first["type"] == "json_invalid":
         return InvalidRequest(f"The body is not valid JSON: {context.get('error', first['msg'])}.")
-    place = [str(part) for part in first["loc"] if part != "body"]
+    place = [str(part) for part in first["loc"] if part not in ("body", "path", "query", "header")]
     if not place:
         return InvalidRequest("The body must be a JSON object with at least a 'prompt'.")
     name = place[0]

@@ -33,6 +33,7 @@ class Work:
     encode_s: float = 0.0
     predict_s: float = 0.0
     batch_peak: int = 0
+    prompt_tokens: int = 0
     started: bool = False
     canceled: bool = False
     lost: bool = False

@@ -8,6 +8,7 @@ from typing import Annotated, cast
 from fastapi import Depends, Request
 
 from server.connection import QUICK_TIMEOUT_S, connect
+from server.events import Events
 from server.fleet import Fleet
 from server.metrics import GatewayMetrics
 from server.queue import Queue
@@ -23,6 +24,7 @@ class Services:
     registry: Registry
     fleet: Fleet
     watcher: Watcher
+    events: Events
     metrics: GatewayMetrics = field(default_factory=GatewayMetrics)
 
 
@@ -35,7 +37,9 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         watcher = Watcher(redis, queue, settings.namespace)
         watcher.start()
         try:
-            yield Services(settings, queue, registry, Fleet(registry), watcher)
+            services = Services(settings, queue, registry, Fleet(registry), watcher, Events(queue, watcher))
+            services.metrics.followers.set_function(lambda: watcher.followers)
+            yield services
         finally:
             await watcher.stop()
 

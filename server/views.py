@@ -4,13 +4,17 @@ from dataclasses import asdict
 
 from server.errors import DeadlineExceeded, InvalidRequest, JobCanceled, JobExpired, JobFailed
 from server.jobs import IMPOSSIBLE, JobRecord, JobState
-from server.schemas import JobFault, JobObject, JobOutput, JobProgress, Metrics, QueuePlace
+from server.schemas import InputTokens, JobFault, JobObject, JobOutput, JobProgress, Metrics, QueuePlace, Usage
 from server.services import Services
 
 
 def image_url(record: JobRecord, index: int) -> str:
     """Root-relative: right behind any proxy and host name."""
     return f"/v1/jobs/{record.id}/images/{index}"
+
+
+def preview_url(job_id: str, index: int, number: int) -> str:
+    return f"/v1/jobs/{job_id}/images/{index}/previews/{number}"
 
 
 async def job_object(services: Services, record: JobRecord, warnings: list[str] | None = None) -> JobObject:
@@ -39,8 +43,8 @@ async def job_object(services: Services, record: JobRecord, warnings: list[str] 
             for o in record.outputs
         ],
         error=JobFault(**asdict(record.error)) if record.error else None,
-        metrics=Metrics(**asdict(record.metrics)) if record.metrics else None,
-        urls={"get": home, "cancel": f"{home}/cancel"},
+        metrics=Metrics.model_validate(record.metrics, from_attributes=True) if record.metrics else None,
+        urls={"get": home, "cancel": f"{home}/cancel", "events": f"{home}/events"},
         warnings=warnings or [],
     )
 
@@ -54,6 +58,19 @@ async def _place(services: Services, record: JobRecord) -> QueuePlace:
         position=place.position,
         eta_seconds=None if eta_s is None else round(eta_s, 1),
         is_possible=await services.fleet.serves(record.input.model),
+    )
+
+
+async def usage(services: Services, record: JobRecord) -> Usage:
+    """As OpenAI counts it: once for the prompt, whatever the number of pictures."""
+    models = await services.fleet.models()
+    text = record.metrics.prompt_tokens if record.metrics else 0
+    image = record.input.n * (models[record.input.model].tokens if record.input.model in models else 0)
+    return Usage(
+        input_tokens=text,
+        output_tokens=image,
+        total_tokens=text + image,
+        input_tokens_details=InputTokens(text_tokens=text),
     )
 
 

@@ -153,7 +153,7 @@ class Worker:
             return
         began = time.monotonic()
         try:
-            outcome = await self.thread.step(rows)
+            outcome = await self.thread.step({row: work.lease.input.preview_steps for row, work in rows.items()})
         except Exception as error:
             log.exception("the engine failed in a step of %d rows", len(rows))
             await self.ends.engine_failed("ar_step", error, self.held.active, len(rows))
@@ -165,6 +165,8 @@ class Worker:
             work.batch_peak = max(work.batch_peak, len(rows))
             if row in outcome.progress:
                 work.steps_done[work.rows[row]] = outcome.progress[row]
+        for row, pixels in outcome.previews.items():
+            self.publisher.show(rows[row], rows[row].rows[row], outcome.progress[row], pixels)
         self.keeper.keep(rows, outcome.snapshots)
         for row, pixels in outcome.images.items():
             work = rows[row]
@@ -205,7 +207,7 @@ class Worker:
         """Seat an image where its snapshot was taken. False: it has to begin anew."""
         state = work.snapshots.pop(index)
         try:
-            row, done = await self.thread.restore(work.request(index), state)
+            row, done, work.prompt_tokens = await self.thread.restore(work.request(index), state)
         except ValueError as error:
             log.warning("a snapshot of %s does not fit, the image begins anew: %s", work.lease.job_id, error)
             return False
@@ -234,7 +236,7 @@ class Worker:
             await self.ends.engine_failed("admit", error, works, len(images))
         else:
             self.tally.observe("fluid_stage_duration_seconds", time.monotonic() - began, "admit")
-            for (work, index), row in zip(images, rows, strict=True):
+            for (work, index), (row, work.prompt_tokens) in zip(images, rows, strict=True):
                 self.held.seat(work, index, row)
 
     # --- another checkpoint ---------------------------------------------------------------------------
