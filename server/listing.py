@@ -1,6 +1,7 @@
 """Pages of jobs, newest first: an index per owner, so that the cost is that of a page and not of the backlog."""
 
 from dataclasses import dataclass
+from typing import cast
 
 from server.errors import InvalidRequest
 from server.jobs import JobRecord
@@ -30,19 +31,24 @@ async def page(queue: Queue, owner: str, *, limit: int, after: str | None, statu
             raise InvalidRequest(f"'after' {after[:100]!r} is not the id of a job in this list.", param="after")
         below = f"({sequence:.0f}"
     found: list[JobRecord] = []
-    last_id, looked_at = after, 0
-    while len(found) < limit and looked_at < MOST_LOOKED_AT:
+    last_id = after
+    for _ in range(MOST_LOOKED_AT // limit):
         batch = await queue.redis.zrevrangebyscore(index, below, "-inf", 0, limit + 1, withscores=True)
-        for job_id, sequence in batch[:limit]:
-            last_id, below, looked_at = job_id, f"({sequence:.0f}", looked_at + 1
-            raw = None
-            if len(found) < limit:
-                raw = await queue.redis.hgetall(queue.keys.job_hash(job_id))
-            if raw and status in (None, raw["state"]):
+        for (job_id, sequence), raw in zip(
+            batch, await _records(queue, [name for name, _ in batch[:limit]]), strict=False
+        ):
+            if len(found) == limit:
+                return Page(found, last_id, True)
+            last_id, below = job_id, f"({sequence:.0f}"
+            if raw and status in (None, raw["state"]):  # a record that has just expired is empty
                 found.append(JobRecord.from_fields(raw))
-                if len(found) == limit:
-                    break
-        if len(batch) <= limit and len(found) < limit:
-            return Page(found, last_id, False)
-    more = await queue.redis.zrevrangebyscore(index, below, "-inf", 0, 1)
-    return Page(found, last_id, bool(more))
+        if len(found) == limit or len(batch) <= limit:
+            return Page(found, last_id, len(batch) > limit)
+    return Page(found, last_id, True)
+
+
+async def _records(queue: Queue, job_ids: list[str]) -> list[dict[str, str]]:
+    async with queue.redis.pipeline(transaction=False) as pipe:
+        for job_id in job_ids:
+            pipe.hgetall(queue.keys.job_hash(job_id))
+        return cast("list[dict[str, str]]", await pipe.execute())
