@@ -1,23 +1,24 @@
 """The door: accept a job, once however often it is asked for, or say when to come back."""
 
-import hashlib
+from __future__ import annotations
+
 import math
 import re
+from typing import TYPE_CHECKING
 
 from fastapi import Request
 
 from server.errors import InvalidRequest, QueueFull
 from server.jobs import JobInput, new_job_id
 from server.queue import Accepted
-from server.schemas import ImageRequest
-from server.services import Services
+
+if TYPE_CHECKING:  # services build on this module
+    from server.services import Services
 
 #: Clients of OpenAI's kind do not obey a longer one.
 LONGEST_RETRY_S = 120
 #: Come back when so much of the line is gone: after one job only one of those who were sent away would find room.
 SHARE_TO_WAIT_FOR = 0.1
-#: What may differ between two requests for the same pictures: only how they are handed over.
-_HANDOVER = {"stream", "response_format"}
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
 
@@ -49,8 +50,3 @@ def idempotency_key(request: Request) -> str:
             param="Idempotency-Key",
         )
     return key
-
-
-def fingerprint(body: ImageRequest) -> str:
-    """What the caller asked for. Of the request, not of the job: a seed that he left open is drawn anew each time."""
-    return hashlib.sha256(body.model_dump_json(exclude_none=True, exclude=_HANDOVER).encode()).hexdigest()

@@ -236,8 +236,8 @@ def _generate(settings: Settings, args: argparse.Namespace) -> None:
     from pydantic import ValidationError
 
     from server import generate
-    from server.middleware import from_validation
     from server.schemas import ImageRequest
+    from server.validation import from_validation
 
     given = {name: getattr(args, name, None) for name in ImageRequest.model_fields}
     given["output_format"] = generate.format_of(args.out)

@@ -101,7 +101,7 @@ class EventReader:
 
 def pause_s(attempt: int, answer: httpx.Response | None) -> float | None:
     """How long to wait before the next try; None: there is no point in one. `answer` is None if there was none."""
-    backoff = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**attempt) * random.uniform(0.75, 1.0)
+    backoff: float = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**attempt) * random.uniform(0.75, 1.0)
     if answer is None:
         return backoff
     if answer.status_code not in RETRIED:

@@ -11,6 +11,8 @@ FluidError
 │   ├── BodyTooLarge            413
 │   ├── UnknownJob              404
 │   ├── UnknownImage            404  no such image, or not drawn yet
+│   ├── UnknownFile             404
+│   ├── UnknownBatch            404
 │   ├── JobExpired              410
 │   ├── KeyReused               422  an Idempotency-Key or job id that another request had
 │   ├── QueueFull               429
@@ -99,6 +101,18 @@ class UnknownImage(RequestError):
     """The job has no such image, or has not drawn it yet."""
 
     status, type, code = 404, "invalid_request_error", "image_not_found"
+
+
+class UnknownFile(RequestError):
+    """No file of this id, or not any more."""
+
+    status, type, code = 404, "invalid_request_error", "file_not_found"
+
+
+class UnknownBatch(RequestError):
+    """No batch of this id, or not any more."""
+
+    status, type, code = 404, "invalid_request_error", "batch_not_found"
 
 
 class JobExpired(RequestError):

@@ -59,6 +59,8 @@ class JobInput:
     partial_images: int = 0  #: previews of each picture while it is decoded
     owner: str = ""  #: the name of the API key; who may see the job
     result_ttl_s: int | None = None  #: how long it is kept when it has ended; None: FLUID_RESULT_TTL_S
+    webhook: str = ""  #: who is told of its end
+    batch: str = ""  #: the batch that it is a line of
 
     @property
     def caller(self) -> str:

@@ -9,7 +9,7 @@ from importlib import resources
 
 SCRIPTS = (
     "enqueue", "take", "reclaim", "pulse", "save", "preview", "finish", "give_back", "cancel", "place", "sweep",
-    "follow",
+    "follow", "claim",
 )  # fmt: skip
 
 
@@ -46,6 +46,38 @@ class Keys:
 
     def preview_bytes(self, job_id: str, index: int, number: int) -> str:
         return self._key("preview", job_id, str(index), str(number))
+
+    def hook_hash(self, job_id: str) -> str:
+        return self._key("hook", job_id)
+
+    @property
+    def hooks_zset(self) -> str:
+        return self._key("hooks")
+
+    def batch_hash(self, batch_id: str) -> str:
+        return self._key("batch", batch_id)
+
+    def batch_lines(self, batch_id: str) -> str:
+        return self._key("batch_lines", batch_id)
+
+    def batch_errors(self, batch_id: str) -> str:
+        return self._key("batch_errors", batch_id)
+
+    @property
+    def batches_zset(self) -> str:
+        return self._key("batches")
+
+    def batch_list(self, owner: str) -> str:
+        return self._key("batch_list", owner)
+
+    def file_hash(self, file_id: str) -> str:
+        return self._key("file", file_id)
+
+    def file_bytes(self, file_id: str) -> str:
+        return self._key("file_bytes", file_id)
+
+    def file_list(self, owner: str) -> str:
+        return self._key("file_list", owner)
 
     def list_zset(self, owner: str) -> str:
         return self._key("list", owner)

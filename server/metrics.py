@@ -96,6 +96,9 @@ class GatewayMetrics:
             registry=self.registry,
         )
         self.followers = Gauge("fluid_followers", "Event streams that are open.", registry=self.registry)
+        self.webhooks = Counter(
+            "fluid_webhooks", "Webhook deliveries, by what became of them.", ("outcome",), registry=self.registry
+        )
         self.rejected = Counter(
             "fluid_jobs_rejected", "Requests refused before the queue.", ("reason",), registry=self.registry
         )

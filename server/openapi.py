@@ -53,6 +53,16 @@ SUBMIT: Responses = {
     410: _error("A job of this id has ended and was deleted."),
     422: _KEY_REUSED,
 }
+BATCH_ERRORS: Responses = {
+    400: _error("A parameter is wrong; `param` names it."),
+    404: _error("No such file or batch."),
+    503: _error("The queue does not answer; obey Retry-After."),
+}
+FILE_ERRORS: Responses = {**BATCH_ERRORS, 413: _error("The file is larger than 32 MiB.")}
+FILE_CONTENT: Responses = {
+    **BATCH_ERRORS,
+    200: {"description": "The lines.", "content": {"application/jsonl": {"schema": {"type": "string"}}}},
+}
 LISTING: Responses = {
     400: _error("`limit`, `after` or `status` is wrong."),
     503: _error("The queue does not answer; obey Retry-After."),

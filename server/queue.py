@@ -83,7 +83,8 @@ class Queue:
         """
         optional = ["" if value is None else value for value in (job.deadline_ms, key, asked, job.result_ttl_s)]
         args = [job_id, job.to_json(), kind, self.max_queue, job.model, job.priority, job.caller, job.work]
-        answer, value, created_at = await self.run("enqueue", [*args, *optional, int(followed), job.owner])
+        about = [int(followed), job.owner, job.webhook, job.batch]
+        answer, value, created_at = await self.run("enqueue", [*args, *optional, *about])
         if answer == "full":
             raise QueueFull(
                 f"{value} jobs are waiting, the limit is {self.max_queue} (FLUID_MAX_QUEUE). Try later.",

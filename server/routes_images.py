@@ -1,21 +1,20 @@
 """POST /v1/images/generations: OpenAI's synchronous image route, on top of the same queue as jobs."""
 
 import asyncio
-import base64
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from server import sse, streaming
-from server.admission import accept, fingerprint, idempotency_key
+from server.admission import accept, idempotency_key
 from server.errors import DeadlineExceeded, InvalidRequest, JobCanceled
 from server.images import MIME
 from server.jobs import JobRecord, new_job_id
 from server.openapi import GENERATE, RequestBody
 from server.resolve import resolve
-from server.schemas import ImageData, ImagesResponse, Metrics
+from server.schemas import ImagesResponse
 from server.services import Services, ServicesDep
-from server.views import gone, image_url, require_success, timing_headers, usage
+from server.views import gone, images_response, require_success, timing_headers
 from server.watcher import Expected
 
 router = APIRouter(tags=["images"])
@@ -43,15 +42,17 @@ async def generate(request: Request, body: RequestBody, services: ServicesDep) -
         raise InvalidRequest(f"'n' must be 1 with Accept: image/*, not {job.n}; or accept JSON.", param="n")
     if job.partial_images and not body.stream:
         raise InvalidRequest("'partial_images' needs \"stream\": true.", param="partial_images")
+    if job.webhook:
+        raise InvalidRequest("'webhook' is for jobs: POST /v1/jobs. Here the answer is the news.", param="webhook")
     await fleet.require_worker(job.model)
     key = idempotency_key(request)
     if body.stream:
-        accepted = await accept(services, job, "sync", key=key, asked=fingerprint(body), followed=True)
+        accepted = await accept(services, job, "sync", key=key, asked=body.fingerprint(), followed=True)
         pictures = streaming.pictures(services, accepted.job_id, body.response_format or "b64_json", keep=bool(key))
         return sse.response(pictures, {"x-job-id": accepted.job_id})
     job_id = new_job_id()
     with services.watcher.expect(job_id) as expected:
-        accepted = await accept(services, job, "sync", job_id=job_id, key=key, asked=fingerprint(body))
+        accepted = await accept(services, job, "sync", job_id=job_id, key=key, asked=body.fingerprint())
         if accepted.job_id == job_id:
             record = await _wait(request, services, job_id, expected, keep=bool(key))
     if accepted.job_id != job_id:
@@ -61,7 +62,8 @@ async def generate(request: Request, body: RequestBody, services: ServicesDep) -
     require_success(record)
     if wants_file:
         return await _file(services, record)
-    return await _json(services, record, body.response_format or "b64_json", warnings)
+    answer = await images_response(services, record, body.response_format or "b64_json", warnings)
+    return JSONResponse(answer.model_dump(), headers=timing_headers(record))
 
 
 async def _wait(request: Request, services: Services, job_id: str, expected: Expected, *, keep: bool) -> JobRecord:
@@ -119,30 +121,3 @@ async def _file(services: Services, record: JobRecord) -> Response:
         "x-job-id": record.id,
     }
     return Response(data, media_type=MIME[output.format], headers=headers)
-
-
-async def _json(services: Services, record: JobRecord, response_format: str, warnings: list[str]) -> JSONResponse:
-    data = []
-    for output in record.outputs:
-        item = ImageData(seed=output.seed)
-        if response_format == "url":
-            item.url = image_url(record, output.index)
-        else:
-            raw = await services.queue.result(record, output)
-            if raw is None:
-                raise gone(record)
-            item.b64_json = base64.b64encode(raw).decode()
-        data.append(item)
-    job = record.input
-    answer = ImagesResponse(
-        created=int(record.completed_at or record.created_at),
-        data=data,
-        output_format=job.output_format,
-        size=f"{job.width}x{job.height}",
-        quality=job.quality,
-        job_id=record.id,
-        usage=await usage(services, record),
-        metrics=Metrics.model_validate(record.metrics, from_attributes=True),
-        warnings=warnings,
-    )
-    return JSONResponse(answer.model_dump(), headers=timing_headers(record))

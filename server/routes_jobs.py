@@ -10,7 +10,7 @@ from fastapi import APIRouter, Header, Path, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from server import listing, sse
-from server.admission import accept, fingerprint, idempotency_key
+from server.admission import accept, idempotency_key
 from server.errors import InvalidRequest, RequestError, UnknownImage
 from server.events import BEGINNING, Event
 from server.images import MIME
@@ -59,13 +59,15 @@ async def _submit(body: RequestBody, request: Request, services: Services, job_i
         )
     fleet = services.fleet
     job, warnings = resolve(body, await fleet.models(), await fleet.default_model())
+    if job.webhook:
+        services.webhooks.check(job.webhook)
     accepted = await accept(
         services,
         job,
         "job",
         job_id=job_id,
         key="" if job_id else idempotency_key(request),  # the id is one
-        asked=fingerprint(body),
+        asked=body.fingerprint(),
         followed=job.partial_images > 0,  # or nobody could replay what was shown before he came
     )
     return await _answer(request, services, accepted.job_id, warnings)

@@ -1,6 +1,7 @@
 """The HTTP contract: request and response models with their limits, descriptions and examples."""
 
 import difflib
+import hashlib
 import re
 from typing import Annotated, Any, Literal
 
@@ -106,9 +107,19 @@ class ImageRequest(BaseModel):
         int | None,
         Field(ge=0, le=MAX_PARTIAL_IMAGES, description="Previews of each picture while it is decoded, as events."),
     ] = None
+    webhook: Annotated[
+        str | None,
+        Field(max_length=2000, description="Of a job: an http(s) address that gets a signed POST when it has ended."),
+    ] = None
     background: Annotated[str | None, Field(description="Accepted for OpenAI clients, without effect.")] = None
     moderation: Annotated[str | None, Field(description="Accepted for OpenAI clients, without effect.")] = None
     style: Annotated[str | None, Field(description="Without effect: put the style into the prompt.")] = None
+
+    def fingerprint(self) -> str:
+        """What the caller asked for, however it is handed over. Of the request and not of the job: a seed that he left
+        open is drawn anew each time."""
+        text = self.model_dump_json(exclude_none=True, exclude={"stream", "response_format"})
+        return hashlib.sha256(text.encode()).hexdigest()
 
     @model_validator(mode="before")
     @classmethod

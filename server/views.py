@@ -1,11 +1,28 @@
 """From records to what the caller sees: job object, image data, timing headers."""
 
+from __future__ import annotations
+
+import base64
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from server.errors import DeadlineExceeded, InvalidRequest, JobCanceled, JobExpired, JobFailed
 from server.jobs import IMPOSSIBLE, JobRecord, JobState
-from server.schemas import InputTokens, JobFault, JobObject, JobOutput, JobProgress, Metrics, QueuePlace, Usage
-from server.services import Services
+from server.schemas import (
+    ImageData,
+    ImagesResponse,
+    InputTokens,
+    JobFault,
+    JobObject,
+    JobOutput,
+    JobProgress,
+    Metrics,
+    QueuePlace,
+    Usage,
+)
+
+if TYPE_CHECKING:  # services build on this module
+    from server.services import Services
 
 
 def image_url(record: JobRecord, index: int) -> str:
@@ -71,6 +88,39 @@ async def usage(services: Services, record: JobRecord) -> Usage:
         output_tokens=image,
         total_tokens=text + image,
         input_tokens_details=InputTokens(text_tokens=text),
+    )
+
+
+async def images_response(
+    services: Services, record: JobRecord, response_format: str, warnings: list[str]
+) -> ImagesResponse:
+    """OpenAI's answer, of a job that succeeded.
+
+    Raises:
+        JobExpired: its pictures were deleted.
+    """
+    data = []
+    for output in record.outputs:
+        item = ImageData(seed=output.seed)
+        if response_format == "url":
+            item.url = image_url(record, output.index)
+        else:
+            raw = await services.queue.result(record, output)
+            if raw is None:
+                raise gone(record)
+            item.b64_json = base64.b64encode(raw).decode()
+        data.append(item)
+    job = record.input
+    return ImagesResponse(
+        created=int(record.completed_at or record.created_at),
+        data=data,
+        output_format=job.output_format,
+        size=f"{job.width}x{job.height}",
+        quality=job.quality,
+        job_id=record.id,
+        usage=await usage(services, record),
+        metrics=Metrics.model_validate(record.metrics, from_attributes=True),
+        warnings=warnings,
     )
 
 

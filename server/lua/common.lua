@@ -7,6 +7,7 @@
 --   ring:MODEL:CLASS      callers who wait, by their virtual time; bell:MODEL  wakes idle workers
 --   leases:MODEL          running jobs by the end of their lease; deadlines, ended: jobs by the time something is due
 --   events:ID             stream: what happened to a job that somebody follows; preview:ID:INDEX:NUMBER  its previews
+--   hooks, hook:ID        webhooks by the time of their next try; batches, batch:ID  batches by their next turn
 --   list:SCOPE            every job with a record, by sequence; idem:SCOPE:KEY  hash: the job of an Idempotency-Key
 local P = KEYS[1]
 local function key(...) return table.concat({P, ...}, ':') end
@@ -17,6 +18,7 @@ local TERMINAL = {succeeded = true, failed = true, canceled = true, aborted = tr
 local TOMBSTONE_EXTRA_S = 86400
 local DEAD_KEPT = 10000 -- dead letters are for people to read; for ever would be a leak
 local BELL_KEPT = 64
+local HOOK_KEPT_S = 4 * 86400
 local EVENTS_KEPT = 1000 -- of one job; at ten a second a follower may be away for a minute and a half
 
 local function clock()
@@ -103,7 +105,7 @@ end
 -- Into a terminal state: the record and its tombstone get their time to live, and waiters are woken.
 local function conclude(id, state, ttl_s)
   local job, at = key('job', id), clock()
-  local f = read(id, 'model', 'state', 'ttl', 'scope')
+  local f = read(id, 'model', 'state', 'ttl', 'scope', 'webhook', 'batch')
   ttl_s = tonumber(f[3] or ttl_s)
   if f[2] == 'queued' then quit(id, false) end
   redis.call('ZREM', key('leases', f[1]), id)
@@ -115,6 +117,14 @@ local function conclude(id, state, ttl_s)
   redis.call('EXPIRE', key('events', id), ttl_s)
   redis.call('ZADD', ENDED, text(at + ttl_s), id)
   redis.call('SET', key('tomb', id), state .. ' ' .. (f[4] or ''), 'EX', ttl_s + TOMBSTONE_EXTRA_S)
+  if f[5] then -- whoever delivers it needs neither the record nor luck; see server/webhooks.py
+    redis.call('HSET', key('hook', id), 'url', f[5], 'tries', 0)
+    redis.call('EXPIRE', key('hook', id), HOOK_KEPT_S)
+    redis.call('ZADD', key('hooks'), text(at), id)
+  end
+  if f[6] and redis.call('EXISTS', key('batch', f[6])) == 1 then
+    redis.call('HINCRBY', key('batch', f[6]), 'ended:' .. state, 1)
+  end
   redis.call('PUBLISH', DONE, id)
 end
 

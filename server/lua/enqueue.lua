@@ -1,6 +1,6 @@
 -- Accept a job. ARGV: 1 id, 2 input JSON, 3 kind, 4 queue limit, 5 model, 6 class, 7 caller, 8 work, then '' where there
 -- is none: 9 deadline_ms, 10 Idempotency-Key, 11 hash of what was asked, 12 ttl_s; 13 followed from the start (0|1),
--- 14 scope: who may list it. Returns what became of it, the job's id and its creation time.
+-- 14 scope: who may list it; 15 webhook and 16 batch, '' without. Returns what became of it, the job's id and its creation time.
 -- Safe to repeat: a client library that retries after a lost reply does not enqueue twice.
 local id, input, kind, limit, model, class, caller, work, deadline_ms =
   ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9]
@@ -23,6 +23,9 @@ redis.call('HSET', job, 'id', id, 'state', 'queued', 'input', input, 'kind', kin
   'hash', hash, 'scope', scope)
 if deadline_ms ~= '' then
   redis.call('HSET', job, 'deadline', text(at + tonumber(deadline_ms) / 1000))
+end
+for field, value in pairs({webhook = ARGV[15], batch = ARGV[16]}) do
+  if value ~= '' then redis.call('HSET', job, field, value) end
 end
 if ttl_s ~= '' then redis.call('HSET', job, 'ttl', ttl_s) end
 if again ~= '' then
