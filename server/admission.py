@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from fastapi import Request
+from fastapi import Header, Request
 
 from server.errors import InvalidRequest, QueueFull
 from server.jobs import JobInput, new_job_id
@@ -19,6 +19,10 @@ if TYPE_CHECKING:  # services build on this module
 LONGEST_RETRY_S = 120
 #: Come back when so much of the line is gone: after one job only one of those who were sent away would find room.
 SHARE_TO_WAIT_FOR = 0.1
+#: For the contract; what it must look like is checked by `idempotency_key`, which also names the limit.
+Key = Annotated[
+    str | None, Header(alias="Idempotency-Key", description="The same key and body, within a day, is the same job.")
+]
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
 

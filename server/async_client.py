@@ -5,6 +5,7 @@ async with AsyncFluidClient() as fluid:
 """
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
@@ -120,6 +121,28 @@ class AsyncFluidClient:
                 raise wire.still(job, timeout_s)
             await asyncio.sleep(poll_s)
         return job
+
+    # --- batches --------------------------------------------------------------------------------------
+
+    async def submit_batch(self, lines: bytes, filename: str = "batch.jsonl") -> dict[str, Any]:
+        form: dict[str, Any] = {"files": {"file": (filename, lines)}, "data": {"purpose": "batch"}}
+        file = await self._object("POST", "/v1/files", **form)
+        return await self._object("POST", "/v1/batches", json=wire.batch_of(file["id"]), headers=wire.fresh_key())
+
+    async def batch(self, batch_id: str) -> dict[str, Any]:
+        return await self._object("GET", f"/v1/batches/{batch_id}")
+
+    async def cancel_batch(self, batch_id: str) -> dict[str, Any]:
+        return await self._object("POST", f"/v1/batches/{batch_id}/cancel")
+
+    async def batch_results(self, batch_id: str, *, errors: bool = False) -> AsyncIterator[dict[str, Any]]:
+        path = f"/v1/files/{wire.results_of(batch_id, errors)}/content"
+        async with self._http.stream("GET", path) as answer:
+            if not answer.is_success:
+                await answer.aread()
+                wire.check(answer)
+            async for line in answer.aiter_lines():
+                yield json.loads(line)
 
     # --- the service ----------------------------------------------------------------------------------
 

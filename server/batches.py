@@ -6,6 +6,7 @@ and only WINDOW of them at a time, so the line stays short for everybody else. R
 """
 
 import asyncio
+import hashlib
 import json
 import logging
 import secrets
@@ -18,7 +19,16 @@ from pydantic import ValidationError
 from redis.exceptions import RedisError
 
 from server.batch_lines import URL, Line, LineError, parse_lines
-from server.errors import InvalidRequest, JobExpired, QueueFull, RequestError, UnknownBatch, UnknownFile, UnknownJob
+from server.errors import (
+    InvalidRequest,
+    JobExpired,
+    KeyReused,
+    QueueFull,
+    RequestError,
+    UnknownBatch,
+    UnknownFile,
+    UnknownJob,
+)
 from server.files import Files
 from server.fleet import Fleet
 from server.jobs import JobRecord
@@ -102,9 +112,16 @@ class Batches:
 
     # --- for the routes -------------------------------------------------------------------------------
 
-    async def create(self, owner: str, file_id: str, metadata: Mapping[str, str] | None) -> Batch:
+    async def create(self, owner: str, file_id: str, metadata: Mapping[str, str] | None, key: str) -> Batch:
+        """With an Idempotency-Key the id follows from it, so that a repetition finds the batch that there is."""
         await self._files.get(owner, file_id)
-        batch_id, now = f"batch_{secrets.token_hex(12)}", time.time()
+        name = hashlib.sha256(f"{owner} {key}".encode()).hexdigest()[:24] if key else secrets.token_hex(12)
+        batch_id, now = f"batch_{name}", time.time()
+        known = await self._redis.hget(self._keys.batch_hash(batch_id), "input_file_id")
+        if known is not None:
+            if known != file_id:
+                raise KeyReused(f"The Idempotency-Key {key!r} is that of another batch. Use a new one for a new batch.")
+            return await self.get(owner, batch_id)
         fields = {
             "status": "validating", "owner": owner, "input_file_id": file_id, "metadata": json.dumps(metadata),
             "created_at": now, "expires_at": now + WINDOW_S,

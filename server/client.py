@@ -4,6 +4,7 @@ with FluidClient() as fluid:
     fluid.generate("a red apple, 3d style", seed=7)[0].save("apple.png")
 """
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
@@ -121,6 +122,30 @@ class FluidClient:
                 raise wire.still(job, timeout_s)
             time.sleep(poll_s)
         return job
+
+    # --- batches --------------------------------------------------------------------------------------
+
+    def submit_batch(self, lines: bytes, filename: str = "batch.jsonl") -> dict[str, Any]:
+        """Upload JSON lines (custom_id, body) and begin to draw them; returns the batch object."""
+        form: dict[str, Any] = {"files": {"file": (filename, lines)}, "data": {"purpose": "batch"}}
+        file = self._object("POST", "/v1/files", **form)
+        return self._object("POST", "/v1/batches", json=wire.batch_of(file["id"]), headers=wire.fresh_key())
+
+    def batch(self, batch_id: str) -> dict[str, Any]:
+        return self._object("GET", f"/v1/batches/{batch_id}")
+
+    def cancel_batch(self, batch_id: str) -> dict[str, Any]:
+        return self._object("POST", f"/v1/batches/{batch_id}/cancel")
+
+    def batch_results(self, batch_id: str, *, errors: bool = False) -> Iterator[dict[str, Any]]:
+        """What has ended so far, line by line: the pictures, or what failed."""
+        path = f"/v1/files/{wire.results_of(batch_id, errors)}/content"
+        with self._http.stream("GET", path) as answer:
+            if not answer.is_success:
+                answer.read()
+                wire.check(answer)
+            for line in answer.iter_lines():
+                yield json.loads(line)
 
     # --- the service ----------------------------------------------------------------------------------
 

@@ -80,6 +80,15 @@ def streamed(data: Mapping[str, Any]) -> Preview | Picture:
     return Picture(file, data["seed"], data["output_format"], {})
 
 
+def batch_of(file_id: str) -> dict[str, str]:
+    return {"input_file_id": file_id, "endpoint": "/v1/images/generations", "completion_window": "24h"}
+
+
+def results_of(batch_id: str, errors: bool) -> str:
+    """The file of a batch's results; it can be read before the batch is over."""
+    return f"file-{'err' if errors else 'out'}-{batch_id}"
+
+
 class EventReader:
     """Server-sent events, line by line (the part of the standard that this service uses)."""
 

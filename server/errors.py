@@ -22,6 +22,7 @@ FluidError
 │   └── DeadlineExceeded        504
 ├── OperatorError               ends an operator's command
 │   ├── UnknownLetter           no dead letter of this id
+│   ├── BatchRefused            `fluid batch` cannot begin, or its file was refused
 │   ├── ReloadRefused           a worker goes on with the checkpoint that it had
 │   └── NotWell                 `fluid doctor` found something to act on
 ├── WorkerError                 ends the worker process
@@ -163,6 +164,10 @@ class OperatorError(FluidError):
 
 class UnknownLetter(OperatorError):
     """No dead letter has this job id."""
+
+
+class BatchRefused(OperatorError):
+    """`fluid batch` cannot begin, or its file was refused."""
 
 
 class ReloadRefused(OperatorError):

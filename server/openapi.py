@@ -58,6 +58,7 @@ BATCH_ERRORS: Responses = {
     404: _error("No such file or batch."),
     503: _error("The queue does not answer; obey Retry-After."),
 }
+CREATE_BATCH: Responses = {**BATCH_ERRORS, 422: _KEY_REUSED}
 FILE_ERRORS: Responses = {**BATCH_ERRORS, 413: _error("The file is larger than 32 MiB.")}
 FILE_CONTENT: Responses = {
     **BATCH_ERRORS,

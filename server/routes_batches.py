@@ -4,16 +4,17 @@ import json
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Form, Query, UploadFile
+from fastapi import APIRouter, Form, Query, Request, UploadFile
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
+from server.admission import Key, idempotency_key
 from server.batch_lines import URL
 from server.batches import Batch
 from server.errors import BodyTooLarge, InvalidRequest, JobCanceled, RequestError, UnknownFile
 from server.files import MAX_FILE_BYTES
 from server.jobs import JobRecord
-from server.openapi import BATCH_ERRORS, FILE_CONTENT, FILE_ERRORS
+from server.openapi import BATCH_ERRORS, CREATE_BATCH, FILE_CONTENT, FILE_ERRORS
 from server.services import Services, ServicesDep
 from server.views import images_response, require_success
 
@@ -121,10 +122,11 @@ async def _response(services: Services, record: JobRecord) -> dict[str, Any]:
     return {"status_code": 200, "request_id": record.id, "body": answer.model_dump()}
 
 
-@router.post("/v1/batches", tags=["batches"], responses=BATCH_ERRORS, operation_id="create_batch")
-async def create(body: BatchRequest, services: ServicesDep) -> dict[str, Any]:
+@router.post("/v1/batches", tags=["batches"], responses=CREATE_BATCH, operation_id="create_batch")
+async def create(body: BatchRequest, request: Request, services: ServicesDep, key: Key = None) -> dict[str, Any]:
     """Draw every line of a file, behind everybody else's requests. Survives restarts of everything."""
-    return (await services.batches.create(NOBODY, body.input_file_id, body.metadata)).view()
+    known = idempotency_key(request)
+    return (await services.batches.create(NOBODY, body.input_file_id, body.metadata, known)).view()
 
 
 @router.get("/v1/batches", tags=["batches"], responses=BATCH_ERRORS, operation_id="list_batches")

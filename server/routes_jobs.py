@@ -10,7 +10,7 @@ from fastapi import APIRouter, Header, Path, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from server import listing, sse
-from server.admission import accept, idempotency_key
+from server.admission import Key, accept, idempotency_key
 from server.errors import InvalidRequest, RequestError, UnknownImage
 from server.events import BEGINNING, Event
 from server.images import MIME
@@ -27,9 +27,6 @@ _WAIT = re.compile(r"(?:^|[,\s])wait(?:\s*=\s*\"?(\d{1,6})\"?)?(?:$|[,;\s])")
 _EVENT_ID = re.compile(r"\d{1,20}-\d{1,20}")
 Status = Literal["queued", "starting", "processing", "succeeded", "failed", "canceled", "aborted"]
 Prefer = Annotated[str | None, Header(description="`wait=10` holds the answer back until the job ends, 10 s at most.")]
-Key = Annotated[
-    str | None, Header(alias="Idempotency-Key", description="The same key and body, within a day, is the same job.")
-]
 
 
 @router.post("", status_code=202, response_model=JobObject, responses=SUBMIT, operation_id="submit_job")
