@@ -34,20 +34,78 @@ def test_a_prompt_becomes_a_picture(page) -> None:  # type: ignore[no-untyped-de
     """And nothing is fetched from elsewhere, and the console stays free of errors."""
     page.fill("#prompt", "a green apple, flat style")
     page.click("#draw")
-    page.wait_for_selector("#pictures img", timeout=60_000)
+    page.wait_for_selector("#pictures figcaption", timeout=60_000)
     assert page.eval_on_selector("#pictures img", "async i => { await i.decode(); return i.naturalWidth }") == 64
     assert "Drawn in" in page.inner_text("#status")
     assert page.get_attribute("#pictures img", "alt") == "a green apple, flat style"
     assert page.problems == []
 
 
+def test_the_picture_grows(page) -> None:  # type: ignore[no-untyped-def]
+    """The reason for random order: people see it come. Each preview is another picture, and the last is the result."""
+    page.evaluate("""() => { window.looks = []; new MutationObserver(() => {
+        const image = document.querySelector('#pictures img'); if (image) looks.push(image.src);
+    }).observe(document.getElementById('pictures'), { childList: true, subtree: true }); }""")
+    page.fill("#prompt", "a green apple, flat style")
+    page.click("#options summary")
+    page.fill("#seed", "11")
+    page.fill("#num_inference_steps", "16")
+    page.click("#draw")
+    page.wait_for_function("document.getElementById('status').textContent.startsWith('Drawn in')", timeout=60_000)
+    looks = page.evaluate("[...new Set(looks)]")
+    assert len(looks) == 4
+    assert looks[-1] == page.get_attribute("#pictures img", "src")
+    page.fill("#num_inference_steps", "")
+    page.fill("#seed", "")
+    page.click("#options summary")
+    page.evaluate("localStorage.clear()")
+
+
+def test_a_link_draws_the_same_picture(page, live: str) -> None:  # type: ignore[no-untyped-def]
+    """Prompt, seed and settings are in the address."""
+    page.wait_for_selector("#pictures figcaption", timeout=60_000)
+    first, link = page.get_attribute("#pictures img", "src"), page.url
+    assert "seed=11" in link and "num_inference_steps=16" in link
+    page.goto("about:blank")
+    page.problems.clear()
+    page.goto(link)
+    assert page.input_value("#prompt") == "a green apple, flat style"
+    page.click("#draw")
+    page.wait_for_function("document.getElementById('status').textContent.startsWith('Drawn in')", timeout=60_000)
+    assert page.get_attribute("#pictures img", "src") == first
+    page.goto("about:blank")
+    page.goto(live)
+    page.evaluate("localStorage.clear()")
+    page.fill("#prompt", "a green apple, flat style")
+    page.click("#draw")
+    page.wait_for_selector("#recent img", timeout=60_000)
+
+
+def test_drawing_can_be_canceled(page) -> None:  # type: ignore[no-untyped-def]
+    """With the keyboard too."""
+    page.click("#options summary")
+    page.fill("#num_inference_steps", "64")
+    page.fill("#diffusion_steps", "250")
+    page.click("#draw")
+    page.wait_for_selector("#cancel:visible")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#status.bad", timeout=30_000)
+    assert page.inner_text("#status") == "Canceled."
+    for field in ("#num_inference_steps", "#diffusion_steps"):
+        page.fill(field, "")
+    page.click("#options summary")
+    page.click("#draw")
+    page.wait_for_selector("#pictures figcaption", timeout=60_000)
+
+
 def test_seed_and_settings_come_back(page) -> None:  # type: ignore[no-untyped-def]
     """Use a seed, draw again, get the same bytes; click the recent picture, get its prompt."""
-    page.wait_for_selector("#pictures img", timeout=60_000)
+    page.wait_for_selector("#pictures figcaption", timeout=60_000)
     first = page.get_attribute("#pictures img", "src")
+    drawn = page.evaluate("document.querySelectorAll('#recent img').length")
     page.click("text=use this seed")
     page.click("#draw")
-    page.wait_for_function("document.querySelectorAll('#recent img').length >= 2", timeout=60_000)
+    page.wait_for_function(f"document.querySelectorAll('#recent img').length > {drawn}", timeout=60_000)
     assert page.get_attribute("#pictures img", "src") == first
     page.fill("#prompt", "something else")
     page.click("#recent button")
