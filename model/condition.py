@@ -13,6 +13,11 @@ class Condition(Protocol):
         """B."""
         ...
 
+    @property
+    def tokens(self) -> int:
+        """How many the model reads, over all rows."""
+        ...
+
     @staticmethod
     def stack(parts: Sequence[Any]) -> Condition:
         """Put conditions of one kind under each other."""

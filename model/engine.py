@@ -271,6 +271,10 @@ class Engine:
             self._schedules.popitem(last=False)
         return found
 
+    def prompt_tokens(self, prompt: str) -> int:
+        """How many tokens the model reads of a prompt."""
+        return self._condition(prompt).tokens
+
     def _condition(self, prompt: str) -> Condition:
         """The prompt's condition, from memory where it was seen lately."""
         if prompt not in self._prompts:

@@ -31,6 +31,10 @@ class ClassContext:
     def __len__(self) -> int:
         return len(self.embedding)
 
+    @property
+    def tokens(self) -> int:
+        return len(self)  # one for each label
+
     def __getitem__(self, rows: slice) -> ClassContext:
         return ClassContext(self.embedding[rows])
 

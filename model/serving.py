@@ -87,6 +87,10 @@ class ServingEngine:
         """Free the row, finished or not."""
         self.engine.release(row)
 
+    def prompt_tokens(self, prompt: str) -> int:
+        """Of one that was admitted: how many tokens the model reads of it, at most as many as its encoder takes."""
+        return self.engine.prompt_tokens(prompt)
+
     def info(self) -> dict[str, Any]:
         """What clients may know of the model before they ask for pictures."""
         about, config = self.checkpoint.about, self.checkpoint.config

@@ -32,6 +32,10 @@ class TextContext:
     def __len__(self) -> int:
         return len(self.mask)
 
+    @property
+    def tokens(self) -> int:
+        return int(self.mask.sum())
+
     def __getitem__(self, rows: slice) -> TextContext:
         return TextContext([k[rows] for k in self.keys], [v[rows] for v in self.values], self.mask[rows])
 

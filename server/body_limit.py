@@ -3,7 +3,11 @@
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.files import MAX_FILE_BYTES
+
 MAX_BODY_BYTES = 1 << 20  # the longest valid request has a few kilobytes
+#: Of those that carry files; the form around a file needs a little as well.
+LARGER = {"/v1/files": MAX_FILE_BYTES + 65536}
 
 
 class BodyLimit:
@@ -17,7 +21,8 @@ class BodyLimit:
             await self.app(scope, receive, send)
             return
         declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
-        too_large = declared.isdigit() and int(declared) > MAX_BODY_BYTES
+        limit = LARGER.get(scope["path"], MAX_BODY_BYTES)
+        too_large = declared.isdigit() and int(declared) > limit
         arrived = 0
 
         async def limited() -> Message:
@@ -26,7 +31,7 @@ class BodyLimit:
                 raise HTTPException(413)
             message = await receive()
             arrived += len(message.get("body", b""))
-            if arrived > MAX_BODY_BYTES:
+            if arrived > limit:
                 raise HTTPException(413)  # of all exceptions FastAPI lets only this one out of reading a body
             return message
 

@@ -1,45 +1,42 @@
-"""A small synchronous client: draw pictures, queue jobs, wait for the service.
+"""The synchronous client: draw pictures, watch them grow, queue jobs, wait for the service.
 
-with FluidClient("http://127.0.0.1:8000") as client:
-    [picture] = client.generate("a red apple, 3d style", seed=7)
-    picture.save("apple.png")
+with FluidClient() as fluid:
+    fluid.generate("a red apple, 3d style", seed=7)[0].save("apple.png")
 """
 
-import base64
+import json
 import time
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
 import httpx
 
+from server import client_wire as wire
+from server.client_wire import TERMINAL, JobEvent, Picture, Preview
 from server.errors import ServiceError
 
-TERMINAL = ("succeeded", "failed", "canceled", "aborted")
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """One finished file and how it came to be."""
-
-    data: bytes
-    seed: int
-    format: str
-    metrics: dict[str, Any]
-
-    def save(self, path: str | Path) -> Path:
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(self.data)
-        return target
+__all__ = ["FluidClient", "JobEvent", "Picture", "Preview"]
 
 
 class FluidClient:
-    """Options of `generate` and `submit` are the API's parameters: n, seed, quality, output_format, ..."""
+    """Options of `generate`, `stream` and `submit` are the API's parameters: n, seed, quality, output_format, ...
 
-    def __init__(self, base_url: str = "http://127.0.0.1:8000", *, timeout_s: float = 300.0) -> None:
-        self._http = httpx.Client(base_url=base_url, timeout=timeout_s)
+    Requests that drew no answer, or were turned away for now, are repeated up to `max_retries` times; each carries an
+    Idempotency-Key, so that nothing is drawn twice. Every method raises ServiceError.
+    """
+
+    def __init__(
+        self,
+        base_url: str = "http://127.0.0.1:8000",
+        *,
+        api_key: str | None = None,
+        timeout_s: float = 300.0,
+        max_retries: int = 2,
+    ) -> None:
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._http = httpx.Client(base_url=base_url, timeout=timeout_s, headers=headers)
+        self._max_retries = max_retries
 
     def __enter__(self) -> "FluidClient":
         return self
@@ -52,21 +49,55 @@ class FluidClient:
     def close(self) -> None:
         self._http.close()
 
+    # --- pictures -------------------------------------------------------------------------------------
+
     def generate(self, prompt: str, **options: Any) -> list[Picture]:
         """Draw and wait; one Picture per image."""
         body = {"prompt": prompt, **options, "response_format": "b64_json"}
-        answer = self._call("POST", "/v1/images/generations", json=body).json()
-        return [
-            Picture(base64.b64decode(d["b64_json"]), d["seed"], answer["output_format"], answer["metrics"])
-            for d in answer["data"]
-        ]
+        answer = self._call("POST", "/v1/images/generations", json=body, headers=wire.fresh_key())
+        return wire.pictures(answer.json())
+
+    def stream(self, prompt: str, *, partial_images: int = 3, **options: Any) -> Iterator[Preview | Picture]:
+        """Previews while each picture is decoded, then the Picture. Leaving the loop early cancels the job."""
+        body = {"prompt": prompt, **options, "stream": True, "partial_images": partial_images}
+        for event in self._events("POST", "/v1/images/generations", json=body):
+            yield wire.streamed(event.data)
+
+    # --- jobs -----------------------------------------------------------------------------------------
 
     def submit(self, prompt: str, **options: Any) -> dict[str, Any]:
         """Queue without waiting; returns the job object."""
-        return self._object("POST", "/v1/jobs", json={"prompt": prompt, **options})
+        return self._object("POST", "/v1/jobs", json={"prompt": prompt, **options}, headers=wire.fresh_key())
 
     def job(self, job_id: str) -> dict[str, Any]:
         return self._object("GET", f"/v1/jobs/{job_id}")
+
+    def jobs(self, **filters: Any) -> Iterator[dict[str, Any]]:
+        """All of them, newest first; `status` and `limit` (of a page) as in the API."""
+        while True:
+            page = self._object("GET", "/v1/jobs", params=filters)
+            yield from page["data"]
+            if not page["has_more"]:
+                return
+            filters["after"] = page["last_id"]
+
+    def follow(self, job_id: str) -> Iterator[JobEvent]:
+        """Everything that happens to a job, up to its end; goes on after a broken connection."""
+        last, broken = "", 0
+        while True:
+            try:
+                for event in self._events("GET", f"/v1/jobs/{job_id}/events", after=last):
+                    if event.type == "error":
+                        raise wire.fault(event.data["error"], 200)
+                    last, broken = event.id, 0
+                    yield event
+                    if event.type in TERMINAL:
+                        return
+            except httpx.TransportError as error:
+                broken += 1
+                if broken > self._max_retries:
+                    raise wire.unreachable(self._http.base_url, error) from error
+                time.sleep(wire.pause_s(broken, None) or 0.0)
 
     def cancel(self, job_id: str) -> dict[str, Any]:
         return self._object("POST", f"/v1/jobs/{job_id}/cancel")
@@ -74,14 +105,49 @@ class FluidClient:
     def image(self, job_id: str, index: int = 0) -> bytes:
         return self._call("GET", f"/v1/jobs/{job_id}/images/{index}").content
 
-    def wait(self, job_id: str, *, timeout_s: float = 300.0, poll_s: float = 0.2) -> dict[str, Any]:
-        """Until the job has ended, however it ended."""
+    def wait(
+        self,
+        job_id: str,
+        *,
+        timeout_s: float = 300.0,
+        poll_s: float = 0.2,
+        progress: Callable[[dict[str, Any]], None] | None = None,
+    ) -> dict[str, Any]:
+        """Until the job has ended, however it ended; `progress` is called with every look at it."""
         deadline = time.monotonic() + timeout_s
         while (job := self.job(job_id))["status"] not in TERMINAL:
+            if progress is not None:
+                progress(job)
             if time.monotonic() > deadline:
-                raise ServiceError(f"Job {job_id} is still {job['status']} after {timeout_s:g} s.")
+                raise wire.still(job, timeout_s)
             time.sleep(poll_s)
         return job
+
+    # --- batches --------------------------------------------------------------------------------------
+
+    def submit_batch(self, lines: bytes, filename: str = "batch.jsonl") -> dict[str, Any]:
+        """Upload JSON lines (custom_id, body) and begin to draw them; returns the batch object."""
+        form: dict[str, Any] = {"files": {"file": (filename, lines)}, "data": {"purpose": "batch"}}
+        file = self._object("POST", "/v1/files", **form)
+        return self._object("POST", "/v1/batches", json=wire.batch_of(file["id"]), headers=wire.fresh_key())
+
+    def batch(self, batch_id: str) -> dict[str, Any]:
+        return self._object("GET", f"/v1/batches/{batch_id}")
+
+    def cancel_batch(self, batch_id: str) -> dict[str, Any]:
+        return self._object("POST", f"/v1/batches/{batch_id}/cancel")
+
+    def batch_results(self, batch_id: str, *, errors: bool = False) -> Iterator[dict[str, Any]]:
+        """What has ended so far, line by line: the pictures, or what failed."""
+        path = f"/v1/files/{wire.results_of(batch_id, errors)}/content"
+        with self._http.stream("GET", path) as answer:
+            if not answer.is_success:
+                answer.read()
+                wire.check(answer)
+            for line in answer.iter_lines():
+                yield json.loads(line)
+
+    # --- the service ----------------------------------------------------------------------------------
 
     def models(self) -> list[dict[str, Any]]:
         return list(self._object("GET", "/v1/models")["data"])
@@ -104,27 +170,33 @@ class FluidClient:
                 raise ServiceError(f"The service is not ready after {timeout_s:g} s: {reason}.")
             time.sleep(poll_s)
 
+    # --- the wire -------------------------------------------------------------------------------------
+
     def _object(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         return dict(self._call(method, path, **options).json())
 
     def _call(self, method: str, path: str, **options: Any) -> httpx.Response:
-        try:
-            answer = self._http.request(method, path, **options)
-        except httpx.TransportError as error:
-            raise ServiceError(f"No answer from {self._http.base_url}: {error}. Is `fluid serve` up?") from error
-        if answer.is_success:
-            return answer
-        raise _service_error(answer)
+        for attempt in range(self._max_retries + 1):
+            answer, lost = None, None
+            try:
+                answer = self._http.request(method, path, **options)
+            except httpx.TransportError as error:
+                lost = error
+            pause_s = wire.pause_s(attempt, answer)
+            if pause_s is None or attempt == self._max_retries:
+                break
+            time.sleep(pause_s)
+        if answer is None:
+            raise wire.unreachable(self._http.base_url, lost or TimeoutError()) from lost
+        return wire.check(answer)
 
-
-def _service_error(answer: httpx.Response) -> ServiceError:
-    try:
-        fault = answer.json()["error"]
-    except (ValueError, KeyError, TypeError):  # a proxy in between answers in its own words
-        fault = {"message": answer.text[:500]}
-    return ServiceError(
-        f"{answer.status_code}: {fault['message']}",
-        status=answer.status_code,
-        code=fault.get("code"),
-        param=fault.get("param"),
-    )
+    def _events(self, method: str, path: str, *, after: str = "", **options: Any) -> Iterator[JobEvent]:
+        reader = wire.EventReader()
+        headers = {"Last-Event-ID": after} if after else {}
+        with self._http.stream(method, path, headers=headers, **options) as answer:
+            if not answer.is_success:
+                answer.read()
+                wire.check(answer)
+            for line in answer.iter_lines():
+                if (event := reader.feed(line)) is not None:
+                    yield event

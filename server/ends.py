@@ -71,8 +71,9 @@ class Ends:
                 await self.free_rows(work)
             await self.give_back(work, error if work.started else None)
 
-    async def engine_failed(self, stage: str, error: Exception, works: list[Work]) -> None:
-        """One job in the failed call: guilty, it goes back. Several: each half is tried again by itself, here.
+    async def engine_failed(self, stage: str, error: Exception, works: list[Work], images: int) -> None:
+        """Several jobs in the call that failed: each half is tried again by itself, here. Several images of one job:
+        half as many of them together. One image: its job is guilty and goes back.
 
         So k guilty ones among n are found in about k log2 n further failures; the others go on from their snapshots.
         """
@@ -81,6 +82,8 @@ class Ends:
             await self.free_rows(work)
         if len(works) > 1:
             self._held.split(works)
+        elif images > 1:
+            self._held.thin(works[0], images // 2)
         else:
             await self.give_back(works[0], JobError("engine_error", f"{type(error).__name__}: {error}"), anew=True)
 
@@ -130,4 +133,5 @@ def _metrics(work: Work) -> JobMetrics:
         encode_time=round(work.encode_s, 6),
         total_time=round(queue_s + time.monotonic() - work.taken_at, 6),
         batch_size=work.batch_peak,
+        prompt_tokens=work.prompt_tokens,
     )

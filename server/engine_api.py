@@ -62,7 +62,7 @@ class Engine(Protocol):
         ...
 
     def image(self, row: int) -> bytes:
-        """RGB bytes of a finished row, height * width * 3."""
+        """RGB bytes of a row as far as it is decoded, height * width * 3."""
         ...
 
     def snapshot(self, row: int) -> bytes:
@@ -79,6 +79,10 @@ class Engine(Protocol):
 
     def release(self, row: int) -> None:
         """Free the row, finished or not."""
+        ...
+
+    def prompt_tokens(self, prompt: str) -> int:
+        """Of one that was admitted: how many tokens the model reads of it."""
         ...
 
     def info(self) -> Mapping[str, object]:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -25,6 +25,7 @@ class StepOutcome:
     failures: dict[int, Exception] = field(default_factory=dict)  #: finished rows whose pixels could not be read
     progress: dict[int, int] = field(default_factory=dict)  #: AR steps done of rows still running
     snapshots: dict[int, bytes] = field(default_factory=dict)  #: rows that have come far enough for one
+    previews: dict[int, bytes] = field(default_factory=dict)  #: pixels of rows half done that somebody wants to see
 
 
 class EngineThread:
@@ -46,21 +47,28 @@ class EngineThread:
         self._engine = await self._call(factory)
         return ModelInfo.from_mapping(await self._call(self._engine.info))
 
-    async def admit(self, requests: Sequence[RowRequest]) -> list[int]:
-        return await self._timed(lambda: self.engine.admit(requests))
+    async def admit(self, requests: Sequence[RowRequest]) -> list[tuple[int, int]]:
+        """(its row, the tokens of its prompt) for each"""
 
-    async def restore(self, request: RowRequest, state: bytes) -> tuple[int, int]:
-        """(its row, the AR steps that it has behind it)"""
+        def admit_all() -> list[tuple[int, int]]:
+            rows = self.engine.admit(requests)
+            return [(row, self.engine.prompt_tokens(r.prompt)) for row, r in zip(rows, requests, strict=True)]
 
-        def restore_one() -> tuple[int, int]:
+        return await self._timed(admit_all)
+
+    async def restore(self, request: RowRequest, state: bytes) -> tuple[int, int, int]:
+        """(its row, the AR steps that it has behind it, the tokens of its prompt)"""
+
+        def restore_one() -> tuple[int, int, int]:
             row = self.engine.restore(request, state)
-            return row, self.engine.progress(row)[0]
+            return row, self.engine.progress(row)[0], self.engine.prompt_tokens(request.prompt)
 
         return await self._timed(restore_one)
 
-    async def step(self, rows: Iterable[int]) -> StepOutcome:
-        running = list(rows)
-        return await self._timed(lambda: _step(self.engine, running, self._snapshot_steps))
+    async def step(self, preview_steps: Mapping[int, Collection[int]]) -> StepOutcome:
+        """One step of these rows; each with the steps after which it is to be seen."""
+        wanted = dict(preview_steps)
+        return await self._timed(lambda: _step(self.engine, wanted, self._snapshot_steps))
 
     async def snapshot(self, rows: Iterable[int]) -> dict[int, bytes]:
         """Of every row that has begun."""
@@ -81,13 +89,17 @@ class EngineThread:
 
     async def canary(self, info: ModelInfo) -> int:
         """Draw one picture before anybody may send work here; returns its AR steps."""
-        return await self._timed(lambda: _draw_canary(self.engine, info))
+        return await self._timed(lambda: _draw_canary(self.engine, info, self._goes_on))
 
     @property
     def busy_s(self) -> float:
         """How long the present call has taken. Loading does not count: weights may come from far away."""
         began = self._began
         return 0.0 if began is None else time.monotonic() - began
+
+    def _goes_on(self) -> None:
+        """A step of the call under way is done, and the next one begins."""
+        self._began = time.monotonic()
 
     async def _timed(self, work: Callable[[], T]) -> T:
         self._began = time.monotonic()
@@ -103,7 +115,7 @@ class EngineThread:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _step(engine: Engine, rows: list[int], snapshot_steps: int) -> StepOutcome:
+def _step(engine: Engine, rows: Mapping[int, Collection[int]], snapshot_steps: int) -> StepOutcome:
     outcome = StepOutcome()
     finished = engine.step()
     for row in finished:
@@ -114,6 +126,11 @@ def _step(engine: Engine, rows: list[int], snapshot_steps: int) -> StepOutcome:
             outcome.failures[row] = error
         engine.release(row)
     outcome.progress = {row: engine.progress(row)[0] for row in rows if row not in finished}
+    for row in (row for row, done in outcome.progress.items() if done in rows[row]):
+        try:
+            outcome.previews[row] = _pixels(engine, row)
+        except Exception:  # a glimpse is not worth the picture
+            log.exception("no preview of row %d", row)
     if snapshot_steps:
         due = [row for row, done in outcome.progress.items() if done % snapshot_steps == 0]
         try:
@@ -130,7 +147,7 @@ def _pixels(engine: Engine, row: int) -> bytes:
     return pixels
 
 
-def _draw_canary(engine: Engine, info: ModelInfo) -> int:
+def _draw_canary(engine: Engine, info: ModelInfo, goes_on: Callable[[], None]) -> int:
     preset = info.presets["low"]
     request = RowRequest(
         prompt=info.labels[0].split(",", 1)[0] if info.labels else CANARY_PROMPT,
@@ -145,6 +162,7 @@ def _draw_canary(engine: Engine, info: ModelInfo) -> int:
     [row] = engine.admit([request])
     steps = 0
     while row not in engine.step():
+        goes_on()
         steps += 1
         if steps > request.num_inference_steps:
             raise CanaryFailed(

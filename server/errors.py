@@ -11,7 +11,10 @@ FluidError
 │   ├── BodyTooLarge            413
 │   ├── UnknownJob              404
 │   ├── UnknownImage            404  no such image, or not drawn yet
+│   ├── UnknownFile             404
+│   ├── UnknownBatch            404
 │   ├── JobExpired              410
+│   ├── KeyReused               422  an Idempotency-Key or job id that another request had
 │   ├── QueueFull               429
 │   ├── JobFailed               500
 │   ├── NoWorkers               503
@@ -19,6 +22,7 @@ FluidError
 │   └── DeadlineExceeded        504
 ├── OperatorError               ends an operator's command
 │   ├── UnknownLetter           no dead letter of this id
+│   ├── BatchRefused            `fluid batch` cannot begin, or its file was refused
 │   ├── ReloadRefused           a worker goes on with the checkpoint that it had
 │   └── NotWell                 `fluid doctor` found something to act on
 ├── WorkerError                 ends the worker process
@@ -100,10 +104,28 @@ class UnknownImage(RequestError):
     status, type, code = 404, "invalid_request_error", "image_not_found"
 
 
+class UnknownFile(RequestError):
+    """No file of this id, or not any more."""
+
+    status, type, code = 404, "invalid_request_error", "file_not_found"
+
+
+class UnknownBatch(RequestError):
+    """No batch of this id, or not any more."""
+
+    status, type, code = 404, "invalid_request_error", "batch_not_found"
+
+
 class JobExpired(RequestError):
     """The job existed; its result was deleted after FLUID_RESULT_TTL_S."""
 
     status, type, code = 410, "invalid_request_error", "expired"
+
+
+class KeyReused(RequestError):
+    """An Idempotency-Key, or a job id, that belongs to another request. Clients repeat a 409 by themselves."""
+
+    status, type, code = 422, "invalid_request_error", "idempotency_key_reused"
 
 
 class QueueFull(RequestError):
@@ -142,6 +164,10 @@ class OperatorError(FluidError):
 
 class UnknownLetter(OperatorError):
     """No dead letter has this job id."""
+
+
+class BatchRefused(OperatorError):
+    """`fluid batch` cannot begin, or its file was refused."""
 
 
 class ReloadRefused(OperatorError):

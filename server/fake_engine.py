@@ -34,12 +34,12 @@ class FakeEngine:
     image_size = SIZE
 
     def __init__(self, max_rows: int, step_s: float, checkpoint: str = "") -> None:
-        """`checkpoint` stands for weights; one whose name begins with "missing" cannot be loaded."""
+        """`checkpoint` stands for weights; "missing..." cannot be loaded, and "hanging..." never draws anything."""
         if checkpoint.startswith("missing"):
             raise ConfigError(f"The fake engine was told that there is no checkpoint {checkpoint!r}.")
         self.sha256 = hashlib.sha256(checkpoint.encode()).hexdigest()
         self.max_rows = max_rows
-        self.step_s = step_s
+        self.step_s = HANG_S if checkpoint.startswith("hanging") else step_s
         self._rows: dict[int, _Row] = {}
 
     def admit(self, requests: Sequence[RowRequest]) -> list[int]:
@@ -74,13 +74,14 @@ class FakeEngine:
         return self._rows[row].done, self._rows[row].request.num_inference_steps
 
     def image(self, row: int) -> bytes:
-        """Two colours chosen by the request, mixed along a diagonal."""
+        """Two colours chosen by the request, mixed along a diagonal; grey in part while it is not finished."""
         request = self._rows[row].request
+        share = self._rows[row].done / request.num_inference_steps
         if "[wrong-shape]" in request.prompt:
             return bytes(10)
         text = repr(request).encode()
         rng = random.Random(int.from_bytes(hashlib.sha256(text).digest()[:8], "big"))
-        one, two = ([rng.randrange(256) for _ in range(3)] for _ in range(2))
+        one, two = ([round(128 + (rng.randrange(256) - 128) * share) for _ in range(3)] for _ in range(2))
         width, height = SIZE
         last = width + height - 2
         diagonal = b"".join(
@@ -102,6 +103,9 @@ class FakeEngine:
 
     def release(self, row: int) -> None:
         del self._rows[row]
+
+    def prompt_tokens(self, prompt: str) -> int:
+        return len(prompt.split())
 
     def info(self) -> Mapping[str, object]:
         return {

@@ -7,13 +7,14 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 import uvicorn
 from fastapi import FastAPI
 
-from server import __version__, routes_images, routes_jobs, routes_ops
+from server import __version__, routes_batches, routes_images, routes_jobs, routes_ops
 from server.body_limit import BodyLimit
 from server.errors import ConfigError
 from server.middleware import RequestContext, install_error_handlers
 from server.openapi import ANY_ERROR
 from server.services import Services, open_services
 from server.settings import Settings
+from server.webhooks import parse_secret
 
 log = logging.getLogger(__name__)
 DESCRIPTION = """Text to image by a random-order, continuous-token autoregressive model.
@@ -41,7 +42,7 @@ def create_app(settings: Settings, open_services: OpenServices = open_services) 
     app.add_middleware(BodyLimit)
     app.add_middleware(RequestContext)  # the last one is the outermost: refused bodies are counted too
     install_error_handlers(app)
-    for module in (routes_images, routes_jobs, routes_ops):
+    for module in (routes_images, routes_jobs, routes_batches, routes_ops):
         app.include_router(module.router)
     return app
 
@@ -50,6 +51,7 @@ def serve(settings: Settings) -> None:
     """Run until SIGTERM or Ctrl-C; then stop accepting and let requests in flight finish."""
     if not settings.redis_url:
         raise ConfigError("A gateway needs FLUID_REDIS_URL. `fluid serve` starts everything, Redis included.")
+    parse_secret(settings.webhook_secret)
     if settings.host not in ("127.0.0.1", "localhost", "::1"):
         log.warning("listening on %s: anyone who reaches this port can draw; there are no keys", settings.host)
     uvicorn.run(

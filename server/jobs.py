@@ -56,6 +56,11 @@ class JobInput:
     diffusion_steps_final: int | None = None
     order: str = "random"
     guidance_interval: tuple[float, float] = (0.0, 1.0)
+    partial_images: int = 0  #: previews of each picture while it is decoded
+    owner: str = ""  #: the name of the API key; who may see the job
+    result_ttl_s: int | None = None  #: how long it is kept when it has ended; None: FLUID_RESULT_TTL_S
+    webhook: str = ""  #: who is told of its end
+    batch: str = ""  #: the batch that it is a line of
 
     @property
     def caller(self) -> str:
@@ -66,6 +71,13 @@ class JobInput:
     def work(self) -> int:
         """Its size in row-steps: one row for one autoregressive step."""
         return self.n * self.num_inference_steps
+
+    @property
+    def preview_steps(self) -> tuple[int, ...]:
+        """After which steps a picture is shown half done: evenly spaced, the first one after a third at the latest."""
+        parts = max(2, self.partial_images) + 1
+        steps = (round(self.num_inference_steps * (i + 1) / parts) for i in range(self.partial_images))
+        return tuple(dict.fromkeys(step for step in steps if 0 < step < self.num_inference_steps))
 
     def seed_of(self, index: int) -> int:
         """Image i draws with seed + i, so each image of a request can be made again alone."""
@@ -123,6 +135,7 @@ class JobMetrics:
     encode_time: float
     total_time: float
     batch_size: int
+    prompt_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +204,7 @@ class Lease:
     input: JobInput
     created_at: float
     started_at: float
-    suspect: bool = False  #: failed before, or on its last try: runs alone so that it cannot hurt neighbours
+    suspect: bool = False  #: failed before, or on the later half of its tries: runs alone, for its neighbours' sake
     resumable: bool = False  #: an earlier try left something to go on from
 
 

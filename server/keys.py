@@ -7,7 +7,10 @@ out only while it runs.
 from dataclasses import dataclass
 from importlib import resources
 
-SCRIPTS = ("enqueue", "take", "reclaim", "pulse", "save", "finish", "give_back", "cancel", "place", "sweep")
+SCRIPTS = (
+    "enqueue", "take", "reclaim", "pulse", "save", "preview", "finish", "give_back", "cancel", "place", "sweep",
+    "follow", "claim",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,47 @@ class Keys:
         """The token is in the name: a worker that lost its lease cannot overwrite the visible picture."""
         return self._key("result", job_id, str(token), str(index))
 
+    def events_stream(self, job_id: str) -> str:
+        return self._key("events", job_id)
+
+    def preview_bytes(self, job_id: str, index: int, number: int) -> str:
+        return self._key("preview", job_id, str(index), str(number))
+
+    def hook_hash(self, job_id: str) -> str:
+        return self._key("hook", job_id)
+
+    @property
+    def hooks_zset(self) -> str:
+        return self._key("hooks")
+
+    def batch_hash(self, batch_id: str) -> str:
+        return self._key("batch", batch_id)
+
+    def batch_lines(self, batch_id: str) -> str:
+        return self._key("batch_lines", batch_id)
+
+    def batch_errors(self, batch_id: str) -> str:
+        return self._key("batch_errors", batch_id)
+
+    @property
+    def batches_zset(self) -> str:
+        return self._key("batches")
+
+    def batch_list(self, owner: str) -> str:
+        return self._key("batch_list", owner)
+
+    def file_hash(self, file_id: str) -> str:
+        return self._key("file", file_id)
+
+    def file_bytes(self, file_id: str) -> str:
+        return self._key("file_bytes", file_id)
+
+    def file_list(self, owner: str) -> str:
+        return self._key("file_list", owner)
+
+    def list_zset(self, owner: str) -> str:
+        return self._key("list", owner)
+
     # --- the line and the leases --------------------------------------------------------------------
 
     def since_zset(self, model: str, priority: str) -> str:
@@ -64,6 +108,10 @@ class Keys:
     @property
     def done_channel(self) -> str:
         return self._key("done")
+
+    @property
+    def news_channel(self) -> str:
+        return self._key("news")
 
     @property
     def cancels_channel(self) -> str:

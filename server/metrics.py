@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -95,6 +95,10 @@ class GatewayMetrics:
             buckets=SECONDS,
             registry=self.registry,
         )
+        self.followers = Gauge("fluid_followers", "Event streams that are open.", registry=self.registry)
+        self.webhooks = Counter(
+            "fluid_webhooks", "Webhook deliveries, by what became of them.", ("outcome",), registry=self.registry
+        )
         self.rejected = Counter(
             "fluid_jobs_rejected", "Requests refused before the queue.", ("reason",), registry=self.registry
         )
@@ -134,8 +138,10 @@ def _queue(counts: QueueCounts) -> Iterator[Metric]:
             finished.add_metric([state.value], counts.states.get(state.value, 0))
     yield finished
     running = sum(counts.states.get(s.value, 0) for s in (JobState.STARTING, JobState.PROCESSING))
-    waiting = counts.states.get(JobState.QUEUED.value, 0)
-    yield GaugeMetricFamily("fluid_queue_depth", "Jobs waiting.", value=waiting)
+    depth = GaugeMetricFamily("fluid_queue_depth", "Jobs waiting.", labels=["model", "priority"])
+    for labels, waiting in counts.waiting.items():
+        depth.add_metric(labels, waiting)
+    yield depth
     yield GaugeMetricFamily(
         "fluid_queue_oldest_age_seconds", "Age of the oldest waiting job.", value=counts.oldest_age_s
     )

@@ -4,7 +4,6 @@ import logging
 import re
 import secrets
 import time
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -16,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.body_limit import MAX_BODY_BYTES
 from server.errors import BodyTooLarge, InvalidRequest, NoWorkers, QueueFull, QueueUnavailable, RequestError, error_body
 from server.services import Services, services_of
+from server.validation import from_validation
 
 log = logging.getLogger(__name__)
 REJECTIONS = (InvalidRequest, BodyTooLarge, QueueFull, NoWorkers, QueueUnavailable)
@@ -94,25 +94,6 @@ async def _on_validation_error(request: Request, error: Exception) -> JSONRespon
     if not isinstance(error, RequestValidationError):
         raise error
     return _answer(request, from_validation(error.errors()[0]))
-
-
-def from_validation(first: dict[str, Any]) -> InvalidRequest:
-    """One pydantic complaint as a sentence that names the parameter, the limit and what was sent."""
-    context = first.get("ctx", {})
-    if first["type"] in ("unknown_parameter", "not_supported"):
-        return InvalidRequest(first["msg"], param=context["param"])
-    if first["type"] == "json_invalid":
-        return InvalidRequest(f"The body is not valid JSON: {context.get('error', first['msg'])}.")
-    place = [str(part) for part in first["loc"] if part != "body"]
-    if not place:
-        return InvalidRequest("The body must be a JSON object with at least a 'prompt'.")
-    name = place[0]
-    if first["type"] == "missing":
-        return InvalidRequest(f"Missing required parameter: '{name}'.", param=name)
-    sent = repr(first.get("input"))
-    shown = sent if len(sent) <= 80 else sent[:77] + "..."
-    reason = first["msg"].removeprefix("Input ")
-    return InvalidRequest(f"'{name}' {reason[0].lower()}{reason[1:]}; got {shown}.", param=name)
 
 
 async def _on_http_exception(request: Request, error: Exception) -> JSONResponse:

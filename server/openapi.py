@@ -23,12 +23,17 @@ SUBMIT_ERRORS: Responses = {
     429: _error("The queue is full; obey Retry-After."),
     503: _error("No live worker, or no queue; obey Retry-After."),
 }
+_KEY_REUSED = _error("The Idempotency-Key, or job id, is that of another request.")
+_EVENT_STREAM: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string"}}}
+_FILES: dict[str, Any] = {mime: {"schema": {"type": "string", "format": "binary"}} for mime in MIME.values()}
 GENERATE: Responses = {
     **SUBMIT_ERRORS,
     200: {
-        "description": "The pictures; with `Accept: image/*` (and n=1) the file itself.",
-        "content": {mime: {"schema": {"type": "string", "format": "binary"}} for mime in MIME.values()},
+        "description": "The pictures; with `Accept: image/*` (and n=1) the file itself; with `stream` events.",
+        "content": _FILES | _EVENT_STREAM,
     },
+    410: _error("Of an Idempotency-Key whose job was deleted since."),
+    422: _KEY_REUSED,
     500: _error("The job failed, however often it was tried."),
     504: _error("Not ready within FLUID_REQUEST_TIMEOUT_S; the job was canceled."),
 }
@@ -42,12 +47,44 @@ JOB: Responses = {
     200: {"model": JobObject, "description": "The job has ended."},
     202: {"model": JobObject, "description": "The job waits or runs."},
 }
-JOB_IMAGE: Responses = {
+SUBMIT: Responses = {
+    **SUBMIT_ERRORS,
+    200: {"model": JobObject, "description": "The job has ended: it was there before, or you preferred to wait."},
+    410: _error("A job of this id has ended and was deleted."),
+    422: _KEY_REUSED,
+}
+BATCH_ERRORS: Responses = {
+    400: _error("A parameter is wrong; `param` names it."),
+    404: _error("No such file or batch."),
+    503: _error("The queue does not answer; obey Retry-After."),
+}
+CREATE_BATCH: Responses = {**BATCH_ERRORS, 422: _KEY_REUSED}
+FILE_ERRORS: Responses = {**BATCH_ERRORS, 413: _error("The file is larger than 32 MiB.")}
+FILE_CONTENT: Responses = {
+    **BATCH_ERRORS,
+    200: {"description": "The lines.", "content": {"application/jsonl": {"schema": {"type": "string"}}}},
+}
+LISTING: Responses = {
+    400: _error("`limit`, `after` or `status` is wrong."),
+    503: _error("The queue does not answer; obey Retry-After."),
+}
+EVENTS: Responses = {
     **LOOKUP,
     200: {
-        "description": "The file.",
-        "content": {mime: {"schema": {"type": "string", "format": "binary"}} for mime in MIME.values()},
+        "description": "`status`, `progress`, `partial_image`, and last the state in which the job ended.",
+        "content": _EVENT_STREAM,
     },
+    400: _error("`Last-Event-ID` is not an id of these events."),
+}
+PREVIEW: Responses = {
+    **LOOKUP,
+    200: {"description": "The file.", "content": _FILES},
+    400: _error("`index` or `number` is not a number."),
+    404: _error("No such job or preview."),
+}
+JOB_IMAGE: Responses = {
+    **LOOKUP,
+    200: {"description": "The file.", "content": _FILES},
     400: _error("`index` is not a number."),
     404: _error("No such job or image, or not drawn yet: then Retry-After is set."),
 }

@@ -7,9 +7,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from redis.exceptions import RedisError
+
 from server import __version__, images
 from server.ends import Ends
 from server.errors import EngineBroken
+from server.events import show
 from server.jobs import JobError, JobInput, JobState, ModelInfo, Output
 from server.keeper import Keeper
 from server.metrics import Tally
@@ -26,6 +29,7 @@ class Publisher:
     def __init__(self, queue: Queue, ends: Ends, keeper: Keeper, tally: Tally) -> None:
         self.model: ModelInfo | None = None
         self.running: set[asyncio.Task[None]] = set()
+        self.showing: set[asyncio.Task[None]] = set()
         self._queue = queue
         self._ends = ends
         self._keeper = keeper
@@ -36,6 +40,21 @@ class Publisher:
         task = asyncio.create_task(self._publish(work, index, pixels))
         self.running.add(task)
         task.add_done_callback(self.running.discard)
+
+    def show(self, work: Work, index: int, step: int, pixels: bytes) -> None:
+        """A picture half done. Best effort: nobody waits for it, and the worker may go without having shown it."""
+        number = work.lease.input.preview_steps.index(step)
+        task = asyncio.create_task(self._show(work, index, number, pixels))
+        self.showing.add(task)
+        task.add_done_callback(self.showing.discard)
+
+    async def _show(self, work: Work, index: int, number: int, pixels: bytes) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            data, _ = await loop.run_in_executor(self._pool, _encode, pixels, work.lease.input, {})
+            await show(self._queue, work.lease, index, number, data)
+        except (OSError, ValueError, RedisError) as error:
+            log.warning("no preview %d of image %d of %s: %s", number, index, work.lease.job_id, error)
 
     async def _publish(self, work: Work, index: int, pixels: bytes) -> None:
         try:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 from server.connection import Client
-from server.errors import JobExpired, QueueFull, UnknownJob
+from server.errors import JobExpired, KeyReused, QueueFull, UnknownJob
 from server.jobs import (
     PRIORITIES,
     JobError,
@@ -42,6 +42,13 @@ class Pulse:
     step: int
 
 
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    job_id: str
+    created_at: float
+    is_new: bool  #: False: this very request was accepted before
+
+
 class Queue:
     """Used by the gateway (enqueue, get, cancel, result) and by workers (all the rest)."""
 
@@ -55,34 +62,40 @@ class Queue:
         self.ageing_s = settings.ageing_s
         self._scripts = {name: redis.register_script(load_script(name)) for name in SCRIPTS}
 
-    async def _run(self, name: str, args: Iterable[Any]) -> Any:
+    @property
+    def tries_in_company(self) -> int:
+        """Whoever shares rows with a job that kills its worker loses a try with it: the later half is drawn alone."""
+        return (self.max_attempts + 1) // 2
+
+    async def run(self, name: str, args: Iterable[Any]) -> Any:
         call = cast(Callable[..., Awaitable[Any]], self._scripts[name])
         return await call(keys=[self.keys.root], args=list(args))
 
     # --- the gateway's side -------------------------------------------------------------------------
 
-    async def enqueue(self, job_id: str, job: JobInput, kind: str) -> float:
-        """Accept the job; returns its creation time. After this it will reach exactly one terminal state."""
-        answer, value = await self._run(
-            "enqueue",
-            [
-                job_id,
-                job.to_json(),
-                kind,
-                self.max_queue,
-                job.model,
-                job.priority,
-                job.caller,
-                job.work,
-                "" if job.deadline_ms is None else job.deadline_ms,
-            ],
-        )
+    async def enqueue(
+        self, job_id: str, job: JobInput, kind: str, *, key: str = "", asked: str = "", followed: bool = False
+    ) -> Accepted:
+        """Accept the job. After this it will reach exactly one terminal state.
+
+        `asked` is a hash of what the caller sent: the same id or Idempotency-Key (`key`) with the same request gives
+        the job that there is already. `followed`: keep its events from the start.
+        """
+        optional = ["" if value is None else value for value in (job.deadline_ms, key, asked, job.result_ttl_s)]
+        args = [job_id, job.to_json(), kind, self.max_queue, job.model, job.priority, job.caller, job.work]
+        about = [int(followed), job.owner, job.webhook, job.batch]
+        answer, value, created_at = await self.run("enqueue", [*args, *optional, *about])
         if answer == "full":
             raise QueueFull(
                 f"{value} jobs are waiting, the limit is {self.max_queue} (FLUID_MAX_QUEUE). Try later.",
                 retry_after_s=RETRY_WHEN_FULL_S,
             )
-        return float(value)
+        if answer == "gone":
+            raise JobExpired(f"Job {value} has ended and was deleted; choose another id.")
+        if answer in ("differs", "taken"):
+            name = f"Idempotency-Key {key!r}" if key else f"job id {job_id!r}"
+            raise KeyReused(f"The {name} is that of another request. Use a new one for a new request.")
+        return Accepted(value, float(created_at), answer == "new")
 
     async def get(self, job_id: str) -> JobRecord:
         raw = await self.redis.hgetall(self.keys.job_hash(job_id))
@@ -90,7 +103,7 @@ class Queue:
             return JobRecord.from_fields(raw)
         ended = await self.redis.get(self.keys.tombstone(job_id))
         if ended:
-            raise JobExpired(f"Job {job_id} {ended} and was deleted {self.ttl_s} s later (FLUID_RESULT_TTL_S).")
+            raise JobExpired(f"Job {job_id} {ended.split()[0]}; its record and pictures were deleted since.")
         raise UnknownJob(f"No job has the id {job_id!r}. Ids come from POST /v1/jobs.", param="job_id")
 
     async def ended(self, job_ids: Sequence[str]) -> list[str]:
@@ -109,12 +122,12 @@ class Queue:
         """What is ahead of a waiting job; None once a worker has it."""
         if record.state is not JobState.QUEUED:
             return None
-        ahead, mean_work = await self._run("place", [record.id])
+        ahead, mean_work = await self.run("place", [record.id])
         return Place(ahead, ahead * float(mean_work)) if ahead >= 0 else None
 
     async def cancel(self, job_id: str) -> JobRecord:
         """A waiting job ends here; a running one is flagged and ends within one step. Safe to repeat."""
-        await self._run("cancel", [job_id, self.ttl_s])
+        await self.run("cancel", [job_id, self.ttl_s])
         return await self.get(job_id)
 
     async def result(self, record: JobRecord, output: Output) -> bytes | None:
@@ -130,7 +143,7 @@ class Queue:
 
     async def sweep(self) -> None:
         """End what the clock ends: waiting jobs past their deadline. Any number of processes may call it."""
-        await self._run("sweep", [self.ttl_s])
+        await self.run("sweep", [self.ttl_s])
 
     # --- the worker's side --------------------------------------------------------------------------
 
@@ -148,18 +161,18 @@ class Queue:
 
     async def _take(self, worker: str, model: str, patience_s: float) -> Lease | None:
         limits = [self.lease_ms, self.max_attempts, self.ttl_s]
-        answer = await self._run("take", [model, worker, *limits, secrets.token_hex(8), self.ageing_s, patience_s])
+        answer = await self.run("take", [model, worker, *limits, secrets.token_hex(8), self.ageing_s, patience_s])
         return self._lease(answer) if answer else None
 
     async def reclaim(self, worker: str, model: str, held: Iterable[str], *, count: int) -> list[Lease]:
         """Jobs whose worker fell silent. `held` are the ids that we still work on."""
         limits = [self.lease_ms, self.max_attempts, self.ttl_s]
-        answers = await self._run("reclaim", [model, worker, *limits, count, *held])
+        answers = await self.run("reclaim", [model, worker, *limits, count, *held])
         return [self._lease(answer) for answer in answers]
 
     def _lease(self, answer: Sequence[Any]) -> Lease:
         job_id, token, attempt, job, created_at, started_at, error, resumable = answer
-        last_try = int(attempt) == self.max_attempts > 1
+        last_tries = int(attempt) > self.tries_in_company
         return Lease(
             job_id=job_id,
             token=int(token),
@@ -167,7 +180,7 @@ class Queue:
             input=JobInput.from_json(job),
             created_at=float(created_at),
             started_at=float(started_at),
-            suspect=bool(error) or last_try,
+            suspect=bool(error) or last_tries,
             resumable=bool(resumable),
         )
 
@@ -178,7 +191,7 @@ class Queue:
         args: list[Any] = [self.lease_ms if renew else 0]
         for p in pulses:
             args += [p.lease.job_id, p.lease.token, int(p.running), p.step]
-        return cast("list[str]", await self._run("pulse", args))
+        return cast("list[str]", await self.run("pulse", args))
 
     async def save(
         self, lease: Lease, checkpoint: str, *, snapshots: Mapping[int, bytes], outputs: Sequence[Output] = ()
@@ -189,7 +202,7 @@ class Queue:
             pairs += [f"snapshot:{index}", state]
         for output in outputs:
             pairs += [f"output:{output.index}", json.dumps(asdict(output))]
-        await self._run("save", [lease.job_id, lease.token, self.ttl_s, *pairs])
+        await self.run("save", [lease.job_id, lease.token, self.ttl_s, *pairs])
 
     async def resume(self, lease: Lease, checkpoint: str) -> Resume:
         """What an earlier try left. Nothing if other weights drew it: the picture would be of two minds."""
@@ -198,18 +211,21 @@ class Queue:
         if fields.get(b"checkpoint") != checkpoint.encode():
             return Resume()
         found = Resume.from_fields(fields)
-        alive = {index: output for index, output in found.outputs.items() if await self._lives(lease.job_id, output)}
+        alive = {index: output for index, output in found.outputs.items() if await self._lives(lease, output)}
         return Resume(alive, found.snapshots)
 
-    async def _lives(self, job_id: str, output: Output) -> bool:
+    async def _lives(self, lease: Lease, output: Output) -> bool:
         """Files of earlier tries have their own time to live; it starts again here."""
-        key = self.keys.result_bytes(job_id, output.token, output.index)
-        return bool(await self.redis.expire(key, self.ttl_s + RESULT_EXTRA_S))
+        key = self.keys.result_bytes(lease.job_id, output.token, output.index)
+        return bool(await self.redis.expire(key, self._result_ttl_s(lease)))
+
+    def _result_ttl_s(self, lease: Lease) -> int:
+        return (lease.input.result_ttl_s or self.ttl_s) + RESULT_EXTRA_S
 
     async def store_result(self, lease: Lease, index: int, data: bytes) -> None:
         """Before the finish, under a key that only this lease writes. A job's last goes with its finish."""
         key = self.keys.result_bytes(lease.job_id, lease.token, index)
-        await self.redis.set(key, data, ex=self.ttl_s + RESULT_EXTRA_S)
+        await self.redis.set(key, data, ex=self._result_ttl_s(lease))
 
     async def finish(
         self,
@@ -225,7 +241,7 @@ class Queue:
 
         False: the lease was lost and nothing was written.
         """
-        answer = await self._run(
+        answer = await self.run(
             "finish",
             [
                 lease.job_id,
@@ -236,7 +252,7 @@ class Queue:
                 json.dumps(asdict(metrics)) if metrics else "",
                 self.ttl_s,
                 lease.input.work,
-                self.ttl_s + RESULT_EXTRA_S,
+                self._result_ttl_s(lease),
                 *(part for pair in (files or {}).items() for part in pair),
             ],
         )
@@ -251,7 +267,7 @@ class Queue:
         """
         failure = json.dumps(asdict(error)) if error else ""
         limits = [self.max_attempts, self.ttl_s]
-        answer = await self._run("give_back", [lease.job_id, lease.token, failure, *limits, int(anew)])
+        answer = await self.run("give_back", [lease.job_id, lease.token, failure, *limits, int(anew)])
         if answer in (JobState.CANCELED, JobState.FAILED) or (anew and answer != "fenced"):
             await self._forget_results(lease)
         return str(answer)

@@ -41,6 +41,8 @@ def resolve(request: ImageRequest, models: dict[str, ModelInfo], default: str) -
         diffusion_steps_final=_final(request, preset),
         order=request.order or str(preset.get("order", "random")),
         guidance_interval=_interval(request, preset),
+        partial_images=request.partial_images or 0,
+        webhook=request.webhook or "",
     )
     _check_limits(job, info)
     return job, _warnings(request)

@@ -1,20 +1,20 @@
 """POST /v1/images/generations: OpenAI's synchronous image route, on top of the same queue as jobs."""
 
 import asyncio
-import base64
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from server.admission import accept
+from server import sse, streaming
+from server.admission import accept, idempotency_key
 from server.errors import DeadlineExceeded, InvalidRequest, JobCanceled
 from server.images import MIME
 from server.jobs import JobRecord, new_job_id
 from server.openapi import GENERATE, RequestBody
 from server.resolve import resolve
-from server.schemas import ImageData, ImagesResponse, Metrics
+from server.schemas import ImagesResponse
 from server.services import Services, ServicesDep
-from server.views import gone, image_url, require_success, timing_headers
+from server.views import gone, images_response, require_success, timing_headers
 from server.watcher import Expected
 
 router = APIRouter(tags=["images"])
@@ -27,30 +27,50 @@ router = APIRouter(tags=["images"])
     operation_id="generate",
 )
 async def generate(request: Request, body: RequestBody, services: ServicesDep) -> Response:
-    """Draw pictures and wait for them. If you disconnect, the job is canceled.
+    """Draw pictures and wait for them. If you disconnect, the job is canceled; with an `Idempotency-Key` it goes on,
+    and the same request with the same key gets its pictures.
 
     The official `openai` clients work unchanged; `seed`, `num_inference_steps`, `diffusion_steps`,
     `guidance_scale`, `guidance_schedule` and `temperature` go through their `extra_body`.
-    With `Accept: image/*` the answer is the file itself, and seed and timing are headers.
+    With `Accept: image/*` the answer is the file itself, and seed and timing are headers. With `stream: true` it is
+    server-sent events: up to `partial_images` previews of each picture, then the pictures.
     """
     fleet = services.fleet
     job, warnings = resolve(body, await fleet.models(), await fleet.default_model())
     wants_file = _wants_file(request)
-    if wants_file and job.n != 1:
+    if wants_file and (job.n != 1 or body.stream):
         raise InvalidRequest(f"'n' must be 1 with Accept: image/*, not {job.n}; or accept JSON.", param="n")
+    if job.partial_images and not body.stream:
+        raise InvalidRequest("'partial_images' needs \"stream\": true.", param="partial_images")
+    if job.webhook:
+        raise InvalidRequest("'webhook' is for jobs: POST /v1/jobs. Here the answer is the news.", param="webhook")
     await fleet.require_worker(job.model)
+    key = idempotency_key(request)
+    if body.stream:
+        accepted = await accept(services, job, "sync", key=key, asked=body.fingerprint(), followed=True)
+        pictures = streaming.pictures(services, accepted.job_id, body.response_format or "b64_json", keep=bool(key))
+        return sse.response(pictures, {"x-job-id": accepted.job_id})
     job_id = new_job_id()
     with services.watcher.expect(job_id) as expected:
-        await accept(services, job_id, job, "sync")
-        record = await _wait(request, services, job_id, expected)
+        accepted = await accept(services, job, "sync", job_id=job_id, key=key, asked=body.fingerprint())
+        if accepted.job_id == job_id:
+            record = await _wait(request, services, job_id, expected, keep=bool(key))
+    if accepted.job_id != job_id:
+        with services.watcher.expect(accepted.job_id) as expected:
+            expected.event.set()  # it may have ended before we came
+            record = await _wait(request, services, accepted.job_id, expected, keep=True)
     require_success(record)
     if wants_file:
         return await _file(services, record)
-    return await _json(services, record, body.response_format or "b64_json", warnings)
+    answer = await images_response(services, record, body.response_format or "b64_json", warnings)
+    return JSONResponse(answer.model_dump(), headers=timing_headers(record))
 
 
-async def _wait(request: Request, services: Services, job_id: str, expected: Expected) -> JobRecord:
-    """Until the job ends, the client hangs up, or time is up; in the last two cases the job is canceled."""
+async def _wait(request: Request, services: Services, job_id: str, expected: Expected, *, keep: bool) -> JobRecord:
+    """Until the job ends, the client hangs up, or time is up; in the last two cases the job is canceled.
+
+    Not with `keep`: its client has a key to come back with.
+    """
     limit_s = services.settings.request_timeout_s
     ended = asyncio.create_task(expected.end(limit_s))
     hung_up = asyncio.create_task(_disconnect(request))
@@ -59,19 +79,22 @@ async def _wait(request: Request, services: Services, job_id: str, expected: Exp
         if ended.done():
             return ended.result()
     except TimeoutError as error:
-        await services.queue.cancel(job_id)
-        raise DeadlineExceeded(
-            f"Not ready after {limit_s:g} s (FLUID_REQUEST_TIMEOUT_S); the job was canceled. "
-            "POST /v1/jobs does not wait."
-        ) from error
+        if keep:
+            what = f"job {job_id} goes on; repeat the request with its Idempotency-Key"
+        else:
+            await services.queue.cancel(job_id)
+            what = "the job was canceled. POST /v1/jobs does not wait"
+        raise DeadlineExceeded(f"Not ready after {limit_s:g} s (FLUID_REQUEST_TIMEOUT_S); {what}.") from error
     except asyncio.CancelledError:  # the gateway is going down
-        await asyncio.shield(services.queue.cancel(job_id))
+        if not keep:
+            await asyncio.shield(services.queue.cancel(job_id))
         raise
     finally:
         for task in (ended, hung_up):
             task.cancel()
         await asyncio.gather(ended, hung_up, return_exceptions=True)
-    await services.queue.cancel(job_id)
+    if not keep:
+        await services.queue.cancel(job_id)
     raise JobCanceled(f"The client of job {job_id} hung up.")  # for the metrics; nobody reads the answer
 
 
@@ -98,29 +121,3 @@ async def _file(services: Services, record: JobRecord) -> Response:
         "x-job-id": record.id,
     }
     return Response(data, media_type=MIME[output.format], headers=headers)
-
-
-async def _json(services: Services, record: JobRecord, response_format: str, warnings: list[str]) -> JSONResponse:
-    data = []
-    for output in record.outputs:
-        item = ImageData(seed=output.seed)
-        if response_format == "url":
-            item.url = image_url(record, output.index)
-        else:
-            raw = await services.queue.result(record, output)
-            if raw is None:
-                raise gone(record)
-            item.b64_json = base64.b64encode(raw).decode()
-        data.append(item)
-    job = record.input
-    answer = ImagesResponse(
-        created=int(record.completed_at or record.created_at),
-        data=data,
-        output_format=job.output_format,
-        size=f"{job.width}x{job.height}",
-        quality=job.quality,
-        job_id=record.id,
-        metrics=Metrics.model_validate(record.metrics, from_attributes=True),
-        warnings=warnings,
-    )
-    return JSONResponse(answer.model_dump(), headers=timing_headers(record))

@@ -1,38 +1,157 @@
-"""/v1/jobs: submit without waiting, look, fetch, cancel."""
+"""/v1/jobs: submit without waiting, look, list, follow, fetch, cancel."""
 
-from fastapi import APIRouter
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Header, Path, Query, Request
 from fastapi.responses import JSONResponse, Response
 
-from server.admission import accept
-from server.errors import UnknownImage
+from server import listing, sse
+from server.admission import Key, accept, idempotency_key
+from server.errors import InvalidRequest, RequestError, UnknownImage
+from server.events import BEGINNING, Event
 from server.images import MIME
-from server.jobs import JobState, new_job_id
-from server.openapi import JOB, JOB_IMAGE, SUBMIT_ERRORS, RequestBody
+from server.jobs import JobRecord, JobState
+from server.openapi import EVENTS, JOB, JOB_IMAGE, LISTING, PREVIEW, SUBMIT, RequestBody
 from server.resolve import resolve
-from server.schemas import JobObject
-from server.services import ServicesDep
-from server.views import gone, job_object
+from server.schemas import JobList, JobObject
+from server.services import Services, ServicesDep
+from server.views import gone, job_object, preview_url
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+OWN_ID = "^[A-Za-z0-9_-]{8,64}$"
+_WAIT = re.compile(r"(?:^|[,\s])wait(?:\s*=\s*\"?(\d{1,6})\"?)?(?:$|[,;\s])")
+_EVENT_ID = re.compile(r"\d{1,20}-\d{1,20}")
+Status = Literal["queued", "starting", "processing", "succeeded", "failed", "canceled", "aborted"]
+Prefer = Annotated[str | None, Header(description="`wait=10` holds the answer back until the job ends, 10 s at most.")]
 
 
-@router.post("", status_code=202, response_model=JobObject, responses=SUBMIT_ERRORS, operation_id="submit_job")
-async def submit(body: RequestBody, services: ServicesDep) -> Response:
+@router.post("", status_code=202, response_model=JobObject, responses=SUBMIT, operation_id="submit_job")
+async def submit(
+    body: RequestBody, request: Request, services: ServicesDep, prefer: Prefer = None, key: Key = None
+) -> Response:
     """Accept a request and answer at once. Survives disconnects and restarts of everything."""
+    return await _submit(body, request, services, None)
+
+
+@router.put("/{job_id}", status_code=202, response_model=JobObject, responses=SUBMIT, operation_id="put_job")
+async def put(
+    job_id: Annotated[str, Path(pattern=OWN_ID, description="An id of your own choice, for example a UUID.")],
+    body: RequestBody,
+    request: Request,
+    services: ServicesDep,
+    prefer: Prefer = None,
+) -> Response:
+    """As POST, and safe to repeat: the same id with the same body is the same job."""
+    return await _submit(body, request, services, job_id)
+
+
+async def _submit(body: RequestBody, request: Request, services: Services, job_id: str | None) -> Response:
+    if body.stream:
+        raise InvalidRequest(
+            "'stream' is for pictures; a job's events are at GET /v1/jobs/{id}/events.", param="stream"
+        )
     fleet = services.fleet
     job, warnings = resolve(body, await fleet.models(), await fleet.default_model())
-    job_id = new_job_id()
-    await accept(services, job_id, job, "job")
-    view = await job_object(services, await services.queue.get(job_id), warnings)
-    return JSONResponse(view.model_dump(), status_code=202, headers={"Location": f"/v1/jobs/{job_id}"})
+    if job.webhook:
+        services.webhooks.check(job.webhook)
+    accepted = await accept(
+        services,
+        job,
+        "job",
+        job_id=job_id,
+        key="" if job_id else idempotency_key(request),  # the id is one
+        asked=body.fingerprint(),
+        followed=job.partial_images > 0,  # or nobody could replay what was shown before he came
+    )
+    return await _answer(request, services, accepted.job_id, warnings)
+
+
+async def _answer(request: Request, services: Services, job_id: str, warnings: list[str] | None = None) -> Response:
+    """202 while the job waits or runs, 200 once it has ended; after as long as the caller prefers to wait."""
+    record = await services.queue.get(job_id)
+    wait_s = min(_prefers_wait_s(request), services.settings.request_timeout_s)
+    if wait_s and not record.state.terminal:
+        with services.watcher.expect(job_id) as expected:
+            expected.event.set()
+            try:
+                record = await expected.end(wait_s)
+            except TimeoutError:
+                record = await services.queue.get(job_id)
+    view = await job_object(services, record, warnings)
+    status = 200 if record.state.terminal else 202
+    return JSONResponse(view.model_dump(), status_code=status, headers={"Location": f"/v1/jobs/{job_id}"})
+
+
+def _prefers_wait_s(request: Request) -> float:
+    """RFC 7240: `Prefer: wait=10`. Without a number, as long as we allow."""
+    found = _WAIT.search(request.headers.get("prefer", ""))
+    if found is None:
+        return 0.0
+    return float(found[1]) if found[1] else float("inf")
+
+
+@router.get("", response_model=JobList, responses=LISTING, operation_id="list_jobs")
+async def list_(
+    services: ServicesDep,
+    limit: Annotated[int, Query(ge=1, le=100, description="How many at most.")] = 20,
+    after: Annotated[str | None, Query(description="`last_id` of the page before.", max_length=200)] = None,
+    status: Annotated[Status | None, Query(description="Only jobs in this state.")] = None,
+) -> JobList:
+    """Newest first. With `status` a page may hold fewer than `limit`, and more may follow: obey `has_more`."""
+    found = await listing.page(services.queue, "", limit=limit, after=after, status=status)
+    views = await asyncio.gather(*(job_object(services, record) for record in found.records))
+    return JobList(data=list(views), last_id=found.last_id, has_more=found.has_more)
 
 
 @router.get("/{job_id}", response_model=JobObject, responses=JOB, operation_id="get_job")
-async def get(job_id: str, services: ServicesDep) -> Response:
+async def get(job_id: str, request: Request, services: ServicesDep, prefer: Prefer = None) -> Response:
     """202 while the job waits or runs, 200 once it has ended."""
-    record = await services.queue.get(job_id)
-    view = await job_object(services, record)
-    return JSONResponse(view.model_dump(), status_code=200 if record.state.terminal else 202)
+    return await _answer(request, services, job_id)
+
+
+@router.get("/{job_id}/events", response_class=Response, responses=EVENTS, operation_id="follow_job")
+async def events(
+    job_id: str,
+    services: ServicesDep,
+    last_event_id: Annotated[str | None, Header(description="Where a broken connection was; goes on after it.")] = None,
+) -> Response:
+    """Server-sent events up to the job's end, the last of which carries the job as GET shows it."""
+    if last_event_id is not None and not _EVENT_ID.fullmatch(last_event_id):
+        raise InvalidRequest(
+            f"'Last-Event-ID' must be an id that an event had, like 1700000000000-0; got {last_event_id[:80]!r}.",
+            param="Last-Event-ID",
+        )
+    await services.events.begin(job_id)
+    return sse.response(_events(services, job_id, last_event_id or BEGINNING))
+
+
+async def _events(services: Services, job_id: str, after: str) -> AsyncIterator[bytes]:
+    try:
+        record = await services.queue.get(job_id)
+        async with aclosing(services.events.follow(job_id, after)) as found:
+            async for event in found:
+                yield sse.PING if event is None else await _event(services, record, event)
+    except RequestError as error:  # it expired while its follower was away
+        yield sse.message(error.body(), event="error")
+
+
+async def _event(services: Services, record: JobRecord, event: Event) -> bytes:
+    if event.ends:
+        view = await job_object(services, await services.queue.get(record.id))
+        return sse.message(view.model_dump(), event=event.value, id=event.id)
+    if event.type == "partial_image":
+        index, number = event.preview
+        data = {"image_index": index, "partial_image_index": number, "url": preview_url(record.id, index, number)}
+        return sse.message(data, event="partial_image", id=event.id)
+    if event.type == "progress":
+        step, steps = int(event.value), record.input.work
+        data = {"step": step, "steps": steps, "fraction": round(step / steps, 4)}
+        return sse.message(data, event="progress", id=event.id)
+    return sse.message({"status": event.value}, event="status", id=event.id)
 
 
 @router.get(
@@ -60,6 +179,22 @@ async def image(job_id: str, index: int, services: ServicesDep) -> Response:
         raise gone(record)
     headers = {"seed": str(output.seed), "ETag": f'"{output.sha256}"', "Cache-Control": "private, immutable"}
     return Response(data, media_type=MIME[output.format], headers=headers)
+
+
+@router.get(
+    "/{job_id}/images/{index}/previews/{number}",
+    response_class=Response,
+    responses=PREVIEW,
+    operation_id="get_job_preview",
+)
+async def preview(job_id: str, index: int, number: int, services: ServicesDep) -> Response:
+    """A picture half done, as its event announced it."""
+    record = await services.queue.get(job_id)
+    data = await services.events.preview(job_id, index, number)
+    if data is None:
+        raise UnknownImage(f"Job {job_id} has no preview {number} of image {index}.", param="number")
+    headers = {"Cache-Control": "private, immutable"}
+    return Response(data, media_type=MIME[record.input.output_format], headers=headers)
 
 
 @router.post("/{job_id}/cancel", status_code=202, response_model=JobObject, responses=JOB, operation_id="cancel_job")

@@ -9,9 +9,12 @@ split in halves, until the guilty one is alone.
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from server.engine_api import RowRequest
 from server.jobs import PRIORITIES, JobError, Lease, Output
+
+MAX_AT_ONCE = 1 << 30
 
 
 @dataclass(slots=True, eq=False)
@@ -22,6 +25,7 @@ class Work:
     taken_at: float  #: on the worker's own clock
     waiting: deque[int]  #: image indices without a row yet
     cohort: int | None = None  #: its quarantine
+    at_once: int = MAX_AT_ONCE  #: most of its images in rows together; halved when they fail together
     rows: dict[int, int] = field(default_factory=dict)  #: row -> image index
     steps_done: dict[int, int] = field(default_factory=dict)  #: image index -> AR steps
     snapshots: dict[int, bytes] = field(default_factory=dict)  #: image index -> where it can go on
@@ -29,6 +33,7 @@ class Work:
     encode_s: float = 0.0
     predict_s: float = 0.0
     batch_peak: int = 0
+    prompt_tokens: int = 0
     started: bool = False
     canceled: bool = False
     lost: bool = False
@@ -144,6 +149,12 @@ class Scheduler:
             for work in half:
                 work.cohort = cohort
 
+    def thin(self, work: Work, at_once: int) -> None:
+        """A call with several images of this job alone failed: fewer of them together from now on."""
+        work.at_once = at_once
+        if work.cohort is None:
+            work.cohort = self._new_cohort()
+
     def _new_cohort(self) -> int:
         self._cohorts += 1
         return self._cohorts
@@ -171,7 +182,9 @@ class Scheduler:
         lines: dict[str, dict[str, deque[tuple[Work, int]]]] = {priority: {} for priority in PRIORITIES}
         for work in self._candidates():
             line = lines[self.priority(work, now)].setdefault(work.lease.input.caller, deque())
-            line.extend((work, index) for index in work.waiting)
+            line.extend((work, index) for index in islice(work.waiting, max(0, work.at_once - len(work.rows))))
+            if not line:
+                del lines[self.priority(work, now)][work.lease.input.caller]
         chosen: list[tuple[Work, int]] = []
         for priority, callers in lines.items():
             while callers and len(chosen) < free:

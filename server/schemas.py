@@ -1,6 +1,7 @@
 """The HTTP contract: request and response models with their limits, descriptions and examples."""
 
 import difflib
+import hashlib
 import re
 from typing import Annotated, Any, Literal
 
@@ -11,7 +12,8 @@ MAX_PROMPT_CHARS = 2000
 MAX_IMAGES = 10
 MAX_SEED = 2**63 - 1
 MAX_DEADLINE_MS = 7 * 86_400_000
-NOT_YET = ("stream", "partial_images", "negative_prompt")
+NOT_YET = ("negative_prompt",)
+MAX_PARTIAL_IMAGES = 3
 #: Parameters of OpenAI's models that mean nothing here; taken, and said so in `warnings`.
 IGNORED = ("background", "moderation", "style")
 
@@ -98,9 +100,26 @@ class ImageRequest(BaseModel):
         int | None,
         Field(ge=1, le=MAX_DEADLINE_MS, description="Give up this long after acceptance: 504, or a job aborted."),
     ] = None
+    stream: Annotated[
+        bool | None, Field(description="Answer with server-sent events. Jobs have GET /v1/jobs/{id}/events instead.")
+    ] = None
+    partial_images: Annotated[
+        int | None,
+        Field(ge=0, le=MAX_PARTIAL_IMAGES, description="Previews of each picture while it is decoded, as events."),
+    ] = None
+    webhook: Annotated[
+        str | None,
+        Field(max_length=2000, description="Of a job: an http(s) address that gets a signed POST when it has ended."),
+    ] = None
     background: Annotated[str | None, Field(description="Accepted for OpenAI clients, without effect.")] = None
     moderation: Annotated[str | None, Field(description="Accepted for OpenAI clients, without effect.")] = None
     style: Annotated[str | None, Field(description="Without effect: put the style into the prompt.")] = None
+
+    def fingerprint(self) -> str:
+        """What the caller asked for, however it is handed over. Of the request and not of the job: a seed that he left
+        open is drawn anew each time."""
+        text = self.model_dump_json(exclude_none=True, exclude={"stream", "response_format"})
+        return hashlib.sha256(text.encode()).hexdigest()
 
     @model_validator(mode="before")
     @classmethod
@@ -168,6 +187,20 @@ class ImageData(BaseModel):
     seed: int = Field(description="Send it back to get this very picture again.")
 
 
+class InputTokens(BaseModel):
+    text_tokens: int
+    image_tokens: int = 0
+
+
+class Usage(BaseModel):
+    """In the model's own tokens: of the prompt, and of the pictures."""
+
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+    input_tokens_details: InputTokens
+
+
 class ImagesResponse(BaseModel):
     """OpenAI's ImagesResponse with a seed per picture, timing and warnings."""
 
@@ -178,6 +211,7 @@ class ImagesResponse(BaseModel):
     quality: str
     background: str = "opaque"
     job_id: str
+    usage: Usage | None = None
     metrics: Metrics | None = None
     warnings: list[str] = Field(default_factory=list)
 
@@ -228,6 +262,15 @@ class JobObject(BaseModel):
     metrics: Metrics | None = None
     urls: dict[str, str]
     warnings: list[str] = Field(default_factory=list)
+
+
+class JobList(BaseModel):
+    """A page of jobs, newest first."""
+
+    object: Literal["list"] = "list"
+    data: list[JobObject]
+    last_id: str | None = Field(description="Send it as `after` to get the next page.")
+    has_more: bool
 
 
 class ErrorDetail(BaseModel):

@@ -2,18 +2,24 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
+from server.batches import Batches
 from server.connection import QUICK_TIMEOUT_S, connect
+from server.events import Events
+from server.files import Files
 from server.fleet import Fleet
 from server.metrics import GatewayMetrics
+from server.pulse import beside
 from server.queue import Queue
 from server.registry import Registry
 from server.settings import Settings
+from server.views import job_object
 from server.watcher import Watcher
+from server.webhooks import Webhooks, parse_secret
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +29,11 @@ class Services:
     registry: Registry
     fleet: Fleet
     watcher: Watcher
-    metrics: GatewayMetrics = field(default_factory=GatewayMetrics)
+    events: Events
+    webhooks: Webhooks
+    files: Files
+    batches: Batches
+    metrics: GatewayMetrics
 
 
 @asynccontextmanager
@@ -35,7 +45,24 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         watcher = Watcher(redis, queue, settings.namespace)
         watcher.start()
         try:
-            yield Services(settings, queue, registry, Fleet(registry), watcher)
+            metrics, fleet = GatewayMetrics(), Fleet(registry)
+            metrics.followers.set_function(lambda: watcher.followers)
+            hooks = Webhooks(
+                queue,
+                parse_secret(settings.webhook_secret),
+                private=settings.webhook_private == "allow",
+                sent=metrics.webhooks,
+            )
+            files = Files(queue, settings.batch_ttl_s)
+            batches = Batches(queue, fleet, files, settings.batch_ttl_s)
+            events = Events(queue, watcher)
+            services = Services(settings, queue, registry, fleet, watcher, events, hooks, files, batches, metrics)
+
+            async def describe(job_id: str) -> dict[str, object]:
+                return (await job_object(services, await queue.get(job_id))).model_dump()
+
+            async with beside(hooks.forever(describe), batches.forever()):
+                yield services
         finally:
             await watcher.stop()
 

@@ -63,6 +63,13 @@ class Settings:
         120.0, "A step that takes longer ends the worker; its jobs go to another.", unit="seconds", at_least=0.5
     )
     result_ttl_s: int = _setting(3600, "How long a finished job and its pictures are kept.", unit="seconds", at_least=1)
+    batch_ttl_s: int = _setting(
+        86400, "How long files, batches and the pictures of batches are kept.", unit="seconds", at_least=1
+    )
+    webhook_secret: str = _setting("", "Signs webhooks: whsec_ and base64; empty: no webhooks.")
+    webhook_private: str = _setting(
+        "refuse", "Whether webhooks may go to private addresses.", choices=("refuse", "allow")
+    )
     request_timeout_s: float = _setting(300.0, "Longest wait of a synchronous request.", unit="seconds", at_least=1)
     drain_s: float = _setting(30.0, "Time to finish running work after SIGTERM.", unit="seconds", at_least=0)
     log_level: str = _setting("info", "How much is logged.", choices=("debug", "info", "warning", "error"))

@@ -1,16 +1,37 @@
 """From records to what the caller sees: job object, image data, timing headers."""
 
+from __future__ import annotations
+
+import base64
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from server.errors import DeadlineExceeded, InvalidRequest, JobCanceled, JobExpired, JobFailed
 from server.jobs import IMPOSSIBLE, JobRecord, JobState
-from server.schemas import JobFault, JobObject, JobOutput, JobProgress, Metrics, QueuePlace
-from server.services import Services
+from server.schemas import (
+    ImageData,
+    ImagesResponse,
+    InputTokens,
+    JobFault,
+    JobObject,
+    JobOutput,
+    JobProgress,
+    Metrics,
+    QueuePlace,
+    Usage,
+)
+
+if TYPE_CHECKING:  # services build on this module
+    from server.services import Services
 
 
 def image_url(record: JobRecord, index: int) -> str:
     """Root-relative: right behind any proxy and host name."""
     return f"/v1/jobs/{record.id}/images/{index}"
+
+
+def preview_url(job_id: str, index: int, number: int) -> str:
+    return f"/v1/jobs/{job_id}/images/{index}/previews/{number}"
 
 
 async def job_object(services: Services, record: JobRecord, warnings: list[str] | None = None) -> JobObject:
@@ -39,8 +60,8 @@ async def job_object(services: Services, record: JobRecord, warnings: list[str] 
             for o in record.outputs
         ],
         error=JobFault(**asdict(record.error)) if record.error else None,
-        metrics=Metrics(**asdict(record.metrics)) if record.metrics else None,
-        urls={"get": home, "cancel": f"{home}/cancel"},
+        metrics=Metrics.model_validate(record.metrics, from_attributes=True) if record.metrics else None,
+        urls={"get": home, "cancel": f"{home}/cancel", "events": f"{home}/events"},
         warnings=warnings or [],
     )
 
@@ -54,6 +75,52 @@ async def _place(services: Services, record: JobRecord) -> QueuePlace:
         position=place.position,
         eta_seconds=None if eta_s is None else round(eta_s, 1),
         is_possible=await services.fleet.serves(record.input.model),
+    )
+
+
+async def usage(services: Services, record: JobRecord) -> Usage:
+    """As OpenAI counts it: once for the prompt, whatever the number of pictures."""
+    models = await services.fleet.models()
+    text = record.metrics.prompt_tokens if record.metrics else 0
+    image = record.input.n * (models[record.input.model].tokens if record.input.model in models else 0)
+    return Usage(
+        input_tokens=text,
+        output_tokens=image,
+        total_tokens=text + image,
+        input_tokens_details=InputTokens(text_tokens=text),
+    )
+
+
+async def images_response(
+    services: Services, record: JobRecord, response_format: str, warnings: list[str]
+) -> ImagesResponse:
+    """OpenAI's answer, of a job that succeeded.
+
+    Raises:
+        JobExpired: its pictures were deleted.
+    """
+    data = []
+    for output in record.outputs:
+        item = ImageData(seed=output.seed)
+        if response_format == "url":
+            item.url = image_url(record, output.index)
+        else:
+            raw = await services.queue.result(record, output)
+            if raw is None:
+                raise gone(record)
+            item.b64_json = base64.b64encode(raw).decode()
+        data.append(item)
+    job = record.input
+    return ImagesResponse(
+        created=int(record.completed_at or record.created_at),
+        data=data,
+        output_format=job.output_format,
+        size=f"{job.width}x{job.height}",
+        quality=job.quality,
+        job_id=record.id,
+        usage=await usage(services, record),
+        metrics=Metrics.model_validate(record.metrics, from_attributes=True),
+        warnings=warnings,
     )
 
 

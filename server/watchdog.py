@@ -17,7 +17,10 @@ HUNG_STATUS = 70
 
 
 class Watchdog:
-    """Runs beside the worker's loop, which waits for the engine and so cannot look."""
+    """Runs beside the worker's loop, which waits for the engine and so cannot look.
+
+    Of a worker that starts it watches the canary picture, and not the loading of weights, which may come from far away.
+    """
 
     def __init__(self, thread: EngineThread, ends: Ends, timeout_s: float) -> None:
         self.thread = thread

@@ -25,8 +25,9 @@ class Watcher:
     def __init__(self, redis: Client, queue: Queue, namespace: str) -> None:
         self._redis = redis
         self._queue = queue
-        self._channel = Keys(namespace).done_channel
+        self._done, self._news = Keys(namespace).done_channel, Keys(namespace).news_channel
         self._waiting: defaultdict[str, set[Expected]] = defaultdict(set)
+        self._following: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
 
@@ -52,14 +53,30 @@ class Watcher:
             if not self._waiting[job_id]:
                 del self._waiting[job_id]
 
+    @contextmanager
+    def follow(self, job_id: str) -> Iterator[asyncio.Event]:
+        """An event that is set whenever something happens to a job that is followed, or may have."""
+        bell = asyncio.Event()
+        self._following[job_id].add(bell)
+        try:
+            yield bell
+        finally:
+            self._following[job_id].discard(bell)
+            if not self._following[job_id]:
+                del self._following[job_id]
+
     async def _listen(self) -> None:
         while not self._stopping:
             try:
                 async with self._redis.pubsub() as pubsub:
-                    await pubsub.subscribe(self._channel)
+                    await pubsub.subscribe(self._done, self._news)
+                    for job_id in list(self._following):  # who knows what happened in between
+                        self._ring(job_id)
                     while not self._stopping:
                         message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=POLL_S)
-                        if message is not None:
+                        if message is not None and message["channel"] == self._news:
+                            self._ring(message["data"])
+                        elif message is not None:
                             self._wake(message["data"])
             except RedisError as error:
                 log.warning("lost the subscription to finished jobs (%s); polling until it is back", error)
@@ -78,6 +95,14 @@ class Watcher:
                 ended = accepted  # they look for themselves, and tell their callers
             for job_id in ended:
                 self._wake(job_id)
+
+    @property
+    def followers(self) -> int:
+        return sum(len(bells) for bells in self._following.values())
+
+    def _ring(self, job_id: str) -> None:
+        for bell in self._following.get(job_id, ()):
+            bell.set()
 
     def _wake(self, job_id: str) -> None:
         for expected in self._waiting.get(job_id, ()):

@@ -64,9 +64,10 @@ class Worker:
     async def run(self) -> None:
         await self._until_redis_answers()
         try:
-            async with beside(self.heart.forever(), self.pulse.forever(), self.cancels.forever()):
+            helpers = (self.heart, self.pulse, self.cancels, self.watchdog)
+            async with beside(*(helper.forever() for helper in helpers)):
                 await self._prepare()
-                async with beside(self.watchdog.forever(), self.reloader.forever()):
+                async with beside(self.reloader.forever()):
                     await self._work()
         finally:
             await self._say_goodbye()
@@ -88,6 +89,7 @@ class Worker:
         info = await thread.load(lambda: self._factory(checkpoint))
         if self.heart.model is None:
             self.heart.note = "drawing its canary picture"
+            self.watchdog.thread = thread
         began = time.monotonic()
         steps = await thread.canary(info)
         self.heart.speed.saw(steps, time.monotonic() - began)  # a first guess, until there is real work
@@ -151,10 +153,10 @@ class Worker:
             return
         began = time.monotonic()
         try:
-            outcome = await self.thread.step(rows)
+            outcome = await self.thread.step({row: work.lease.input.preview_steps for row, work in rows.items()})
         except Exception as error:
             log.exception("the engine failed in a step of %d rows", len(rows))
-            await self.ends.engine_failed("ar_step", error, self.held.active)
+            await self.ends.engine_failed("ar_step", error, self.held.active, len(rows))
             return
         self.heart.speed.saw(len(rows), time.monotonic() - began)
         self.tally.observe("fluid_stage_duration_seconds", time.monotonic() - began, "ar_step")
@@ -163,6 +165,8 @@ class Worker:
             work.batch_peak = max(work.batch_peak, len(rows))
             if row in outcome.progress:
                 work.steps_done[work.rows[row]] = outcome.progress[row]
+        for row, pixels in outcome.previews.items():
+            self.publisher.show(rows[row], rows[row].rows[row], outcome.progress[row], pixels)
         self.keeper.keep(rows, outcome.snapshots)
         for row, pixels in outcome.images.items():
             work = rows[row]
@@ -174,7 +178,7 @@ class Worker:
         for row in outcome.failures:
             self.held.unseat(rows[row], row, again=True)
         for work, failure in {rows[row]: failure for row, failure in outcome.failures.items()}.items():
-            await self.ends.engine_failed("image", failure, [work])
+            await self.ends.engine_failed("image", failure, [work], 1)
 
     # --- their helpers --------------------------------------------------------------------------------
 
@@ -203,13 +207,13 @@ class Worker:
         """Seat an image where its snapshot was taken. False: it has to begin anew."""
         state = work.snapshots.pop(index)
         try:
-            row, done = await self.thread.restore(work.request(index), state)
+            row, done, work.prompt_tokens = await self.thread.restore(work.request(index), state)
         except ValueError as error:
             log.warning("a snapshot of %s does not fit, the image begins anew: %s", work.lease.job_id, error)
             return False
         except Exception as error:
             log.exception("the engine failed to restore an image of %s", work.lease.job_id)
-            await self.ends.engine_failed("restore", error, [work])
+            await self.ends.engine_failed("restore", error, [work], 1)
             return True
         self.held.seat(work, index, row)
         work.steps_done[index] = done
@@ -229,10 +233,10 @@ class Worker:
                 await self._admit_images([image for image in images if image[0] is work])
         except Exception as error:
             log.exception("the engine failed to admit %d images", len(images))
-            await self.ends.engine_failed("admit", error, works)
+            await self.ends.engine_failed("admit", error, works, len(images))
         else:
             self.tally.observe("fluid_stage_duration_seconds", time.monotonic() - began, "admit")
-            for (work, index), row in zip(images, rows, strict=True):
+            for (work, index), (row, work.prompt_tokens) in zip(images, rows, strict=True):
                 self.held.seat(work, index, row)
 
     # --- another checkpoint ---------------------------------------------------------------------------

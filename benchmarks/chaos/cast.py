@@ -17,7 +17,7 @@ from server.demo import free_port
 from server.embedded import EmbeddedValkey
 from server.settings import Settings
 
-GATEWAYS, WORKERS = 2, 3
+GATEWAYS, WORKERS = 2, 4
 REPLACE_S = 0.1  # between the end of a process and its successor's start, at most
 
 

@@ -53,8 +53,7 @@ class Crowd:
         }  # fmt: skip
         entry = Submission(uuid.UUID(int=random.getrandbits(128)).hex, body)
         if prompts is not ORDINARY:
-            # An image that is out of memory in company is drawn alone; a job of several is company for itself.
-            entry.ends = {"succeeded"} if prompt == "[oom]" and body["n"] == 1 else {"failed"}
+            entry.ends = {"succeeded"} if prompt == "[oom]" else {"failed"}  # out of memory in company only
         if random.random() < 0.05:
             body["deadline_ms"] = random.randrange(100, 5000)
             entry.ends |= {"aborted", "canceled"}

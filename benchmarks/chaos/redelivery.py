@@ -1,8 +1,9 @@
 """How long a dead or frozen worker's jobs wait for another one.
 
-A sample is the time from the worker's silence to the beginning of the next try, by the job's own record. Not counted is
-what comes after the end of the lease while nobody could have taken the job: Valkey away or paused, or no other worker
-with room. The raw times, whatever lay between, are kept beside them. All clocks are this machine's.
+A sample is the time from the worker's silence to the beginning of the next try, by the job's own record: raw. Once the
+lease is over, time in which Valkey itself is away or paused is not counted against the workers; everything else is,
+also that all of them were dead or full. Those later than a lease and GRACE_S come with what stood in their way.
+All clocks are this machine's.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from subprocess import Popen
@@ -26,6 +27,7 @@ LOOK_S = 0.1
 GRACE_S = 1.0  # a redelivery may take a lease and this
 MODEL = "fake"
 FIELDS = ("state", "token", "worker", "started_at", "attempt", "error", "input")
+Span = tuple[float, float]  # wall clock
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Held:
     token: int
     worker: str
     started_at: float
+    prompt: str
     quarantined: bool  # drawn alone: until it is over, its worker takes nothing else
 
 
@@ -45,9 +48,11 @@ class Redeliveries:
     def __init__(self, cast: Cast, queue: Queue) -> None:
         self.seconds: list[float] = []
         self.raw: list[float] = []
-        self.late: list[str] = []  # what is known about those that took longer than a lease and GRACE_S
-        self._possible_since = 0.0  # wall clock
-        self._outages = 0
+        self.late: list[str] = []
+        self.tries: dict[str, dict[int, str]] = {}  # job id -> token -> what that try looked like
+        self._away: list[Span] = []  # Valkey
+        self._away_since: float | None = None
+        self._crowded: list[Span] = []  # no other worker had room, as far as anybody could tell
         self._cast = cast
         self._queue = queue
         self._registry = Registry(queue.redis, queue.keys.namespace)
@@ -64,15 +69,16 @@ class Redeliveries:
 
     @asynccontextmanager
     async def outage(self) -> AsyncIterator[None]:
-        """While Valkey is away."""
-        self._outages += 1
+        """While Valkey is away. One at a time."""
+        self._away_since = time.time()
         try:
             yield
         finally:
-            self._outages -= 1
-            self._possible_since = time.time()
+            self._away.append((self._away_since, time.time()))
+            self._away_since = None
 
     async def forever(self) -> None:
+        looked_at = time.time()
         while True:
             await asyncio.sleep(LOOK_S)
             try:
@@ -81,26 +87,41 @@ class Redeliveries:
                 rooms = await self._rooms([jobs[job_id] for job_id in leased if job_id in jobs])
             except RedisError:
                 continue
-            if self._outages or not rooms:
-                self._possible_since = time.time()
+            now = time.time()
+            if not rooms:
+                self._crowded.append((looked_at, now))
+            looked_at = now
+            self._remember({job_id: jobs[job_id] for job_id in leased if job_id in jobs})
             for job_id, (token, since) in list(self._watched.items()):
                 job = jobs[job_id]
                 if job.token != token or job.state.terminal:
                     del self._watched[job_id]
-                    self._record(job_id, job, since, rooms)
+                    self._record(job_id, job, since)
 
-    def _record(self, job_id: str, job: Held, since: float, rooms: list[str]) -> None:
+    def _remember(self, held: dict[str, Held]) -> None:
+        """Who drew a job, and what else was on that worker then: the story of a job that runs out of tries."""
+        for job_id, job in held.items():
+            company = [
+                f"{other.prompt!r}" for key, other in held.items() if other.worker == job.worker and key != job_id
+            ]
+            story = f"from {_clock(job.started_at)} on {job.worker}, last seen with {sorted(company)}"
+            self.tries.setdefault(job_id, {})[job.token] = story
+
+    def story(self, job_id: str) -> str:
+        return "".join(f"\n    try: {tried}" for _, tried in sorted(self.tries.get(job_id, {}).items()))
+
+    def _record(self, job_id: str, job: Held, since: float) -> None:
         if job.started_at <= since:  # canceled, or its old worker woke up in time and finished it
             return
-        lapsed = since + self._cast.lease_s
-        hindered_s = max(0.0, min(self._possible_since, job.started_at) - lapsed)
+        waited: Span = (since + self._cast.lease_s, job.started_at)  # with no lease
+        away = [*self._away, (self._away_since, time.time())] if self._away_since else self._away
+        away_s, crowded_s = _overlap(waited, away), _overlap(waited, self._crowded)
         self.raw.append(job.started_at - since)
-        self.seconds.append(self.raw[-1] - hindered_s)
-        if self.seconds[-1] > self._cast.lease_s + GRACE_S:
-            when = time.strftime("%T", time.localtime(since))
+        self.seconds.append(self.raw[-1] - away_s)
+        if self.raw[-1] > self._cast.lease_s + GRACE_S:
             self.late.append(
-                f"{job_id}: its worker fell silent at {when}; {self.raw[-1]:.2f} s later it was taken by {job.worker}, "
-                f"{hindered_s:.2f} s of it could not be helped; room then at: {', '.join(rooms) or 'nobody'}"
+                f"{job_id}: its worker fell silent at {_clock(since)}; {self.raw[-1]:.2f} s later {job.worker} had it. "
+                f"After its lease Valkey was away for {away_s:.2f} s, and for {crowded_s:.2f} s no worker had room"
             )
 
     async def _rooms(self, leased: list[Held]) -> list[str]:
@@ -124,7 +145,16 @@ class Redeliveries:
         return {job_id: self._held(*row) for job_id, row in zip(job_ids, rows, strict=True) if row[0]}
 
     def _held(self, state: str, token: str, worker: str, started_at: str, attempt: str, error: str, text: str) -> Held:
-        poison = json.loads(text)["prompt"].startswith("[")
-        last_try = int(attempt) == self._cast.settings.max_attempts
-        quarantined = bool(error) or last_try or poison
-        return Held(JobState(state), int(token), worker or "", float(started_at or 0), quarantined)
+        prompt = json.loads(text)["prompt"]
+        last_tries = int(attempt) > self._queue.tries_in_company
+        quarantined = bool(error) or last_tries or prompt.startswith("[")
+        return Held(JobState(state), int(token), worker or "", float(started_at or 0), prompt, quarantined)
+
+
+def _overlap(span: Span, others: Iterable[Span]) -> float:
+    """Seconds of `span` that lie in any of the others, which do not overlap each other."""
+    return sum(max(0.0, min(span[1], end) - max(span[0], start)) for start, end in others)
+
+
+def _clock(at: float) -> str:
+    return time.strftime("%T", time.localtime(at))

@@ -61,9 +61,8 @@ async def run(minutes: float, seed: int, lease_s: float, data_dir: Path) -> Outc
     result: dict[str, object] = {"minutes": minutes, "seed": seed, "lease_s": lease_s}
     result |= figures(verdict, unbalanced, redeliveries.seconds, redeliveries.raw, scraped)
     result |= {"client_errors": crowd.errors, "kills": dict(cast.kills), "settled_s": round(settled_s, 1)}
-    return Outcome(
-        result, failures(verdict, unbalanced, redeliveries.seconds, lease_s), [*verdict.unexpected, *redeliveries.late]
-    )
+    stories = [f"{text}{redeliveries.story(text.partition(':')[0])}" for text in verdict.unexpected]
+    return Outcome(result, failures(verdict, unbalanced, redeliveries.seconds, lease_s), [*stories, *redeliveries.late])
 
 
 async def _ready(cast: Cast) -> None:

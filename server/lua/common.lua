@@ -6,14 +6,20 @@
 --   since:MODEL:CLASS     waiting jobs by the time they joined the class; line:MODEL:CLASS:CALLER  by sequence
 --   ring:MODEL:CLASS      callers who wait, by their virtual time; bell:MODEL  wakes idle workers
 --   leases:MODEL          running jobs by the end of their lease; deadlines, ended: jobs by the time something is due
+--   events:ID             stream: what happened to a job that somebody follows; preview:ID:INDEX:NUMBER  its previews
+--   hooks, hook:ID        webhooks by the time of their next try; batches, batch:ID  batches by their next turn
+--   list:SCOPE            every job with a record, by sequence; idem:SCOPE:KEY  hash: the job of an Idempotency-Key
 local P = KEYS[1]
 local function key(...) return table.concat({P, ...}, ':') end
 local COUNTERS, DEADLINES, ENDED, DEAD, DONE = key('counters'), key('deadlines'), key('ended'), key('dead'), key('done')
+local NEWS = key('news')
 local CLASSES = {'high', 'normal', 'low'}
 local TERMINAL = {succeeded = true, failed = true, canceled = true, aborted = true}
 local TOMBSTONE_EXTRA_S = 86400
 local DEAD_KEPT = 10000 -- dead letters are for people to read; for ever would be a leak
 local BELL_KEPT = 64
+local HOOK_KEPT_S = 4 * 86400
+local EVENTS_KEPT = 1000 -- of one job; at ten a second a follower may be away for a minute and a half
 
 local function clock()
   local t = redis.call('TIME')
@@ -24,6 +30,14 @@ local function text(seconds) return string.format('%.6f', seconds) end
 
 local function read(id, ...) return redis.call('HMGET', key('job', id), ...) end
 
+-- Only of jobs that somebody follows: `enqueue` or `follow` made the stream. The others cost nothing.
+local function tell(id, kind, value)
+  local events = key('events', id)
+  if redis.call('EXISTS', events) == 0 then return end
+  redis.call('XADD', events, 'MAXLEN', '~', EVENTS_KEPT, '*', 'type', kind, 'value', value)
+  redis.call('PUBLISH', NEWS, id)
+end
+
 -- Every transition goes through here, so the counters always add up to `submitted`.
 local function move(id, to)
   local from = redis.call('HGET', key('job', id), 'state')
@@ -31,6 +45,7 @@ local function move(id, to)
   redis.call('HINCRBY', COUNTERS, 'state:' .. from, -1)
   redis.call('HINCRBY', COUNTERS, 'state:' .. to, 1)
   redis.call('HSET', key('job', id), 'state', to)
+  tell(id, 'status', to)
 end
 
 -- ---- waiting: first by class, then by caller, then by age ------------------------------------------------------
@@ -90,16 +105,26 @@ end
 -- Into a terminal state: the record and its tombstone get their time to live, and waiters are woken.
 local function conclude(id, state, ttl_s)
   local job, at = key('job', id), clock()
-  local f = read(id, 'model', 'state')
+  local f = read(id, 'model', 'state', 'ttl', 'scope', 'webhook', 'batch')
+  ttl_s = tonumber(f[3] or ttl_s)
   if f[2] == 'queued' then quit(id, false) end
   redis.call('ZREM', key('leases', f[1]), id)
   redis.call('ZREM', DEADLINES, id)
   redis.call('DEL', key('resume', id))
-  move(id, state)
   redis.call('HSET', job, 'completed_at', text(at), 'expires_at', text(at + ttl_s))
+  move(id, state) -- whoever hears of the end finds its time in the record
   redis.call('EXPIRE', job, ttl_s)
+  redis.call('EXPIRE', key('events', id), ttl_s)
   redis.call('ZADD', ENDED, text(at + ttl_s), id)
-  redis.call('SET', key('tomb', id), state, 'EX', ttl_s + TOMBSTONE_EXTRA_S)
+  redis.call('SET', key('tomb', id), state .. ' ' .. (f[4] or ''), 'EX', ttl_s + TOMBSTONE_EXTRA_S)
+  if f[5] then -- whoever delivers it needs neither the record nor luck; see server/webhooks.py
+    redis.call('HSET', key('hook', id), 'url', f[5], 'tries', 0)
+    redis.call('EXPIRE', key('hook', id), HOOK_KEPT_S)
+    redis.call('ZADD', key('hooks'), text(at), id)
+  end
+  if f[6] and redis.call('EXISTS', key('batch', f[6])) == 1 then
+    redis.call('HINCRBY', key('batch', f[6]), 'ended:' .. state, 1)
+  end
   redis.call('PUBLISH', DONE, id)
 end
 

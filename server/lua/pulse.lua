@@ -12,7 +12,10 @@ for a = 2, #ARGV, 4 do
   else
     if lease_ms > 0 then hold(id, lease_ms) end
     if running then move(id, 'processing') end
-    if f[3] ~= step then redis.call('HSET', job, 'step', step) end
+    if f[3] ~= step then
+      redis.call('HSET', job, 'step', step)
+      tell(id, 'progress', step)
+    end
     local cancel = f[4] == '1'
     if not cancel and f[5] and tonumber(f[5]) <= now then
       cancel = true

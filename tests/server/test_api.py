@@ -114,7 +114,7 @@ def test_cancel_a_running_job(http: httpx.Client, service: Service) -> None:
     assert http.get(f"/v1/jobs/{job['id']}").status_code == 202
     not_yet = http.get(f"/v1/jobs/{job['id']}/images/0")
     assert (not_yet.status_code, not_yet.headers["retry-after"]) == (404, "1")
-    assert http.post(f"/v1/jobs/{job['id']}/cancel").status_code == 202
+    assert http.post(f"/v1/jobs/{job['id']}/cancel").status_code in (200, 202)  # its worker may be that quick
     until(lambda: service.client.job(job["id"])["status"] == "canceled")
     assert http.post(f"/v1/jobs/{job['id']}/cancel").status_code == 200
     until(lambda: "fluid_jobs_inflight 0.0" in http.get("/metrics").text, what="the freed rows")

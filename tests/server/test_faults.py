@@ -52,6 +52,19 @@ def test_a_batch_too_large_for_the_memory_is_split(new_service: Callable[..., Se
         assert end_of(service, job) == ("succeeded", 1, None)
 
 
+def test_one_job_too_large_for_the_memory_is_split(new_service: Callable[..., Service]) -> None:
+    """Halving stopped at the job: one of ten images that fit one by one, or two by two, failed three times."""
+    service = new_service(max_rows=8, fake_step_ms=2.0)
+    job = service.client.submit("[oom]", n=5, num_inference_steps=10)
+    assert end_of(service, job) == ("succeeded", 1, None)
+
+
+def test_a_worker_that_hangs_in_its_first_picture_is_ended(new_service: Callable[..., Service]) -> None:
+    """The watchdog was called only after the canary: such a worker said "loading" for ever."""
+    service = new_service(checkpoint="hanging", step_timeout_s=0.5, workers=0)
+    assert service.add_worker().wait(timeout=20) == HUNG_STATUS
+
+
 def test_a_worker_whose_engine_hangs_is_ended(new_service: Callable[..., Service]) -> None:
     """Its event loop lived and renewed the leases of jobs that nobody drew any more, for ever."""
     service = new_service(step_timeout_s=0.5, lease_s=30.0, fake_step_ms=10.0, max_attempts=2)

@@ -32,7 +32,8 @@ def _operations(contract: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]
 
 def test_the_contract_lists_no_answer_that_never_comes(contract: dict[str, Any]) -> None:
     """FastAPI adds its own 422 to every route, in a shape that this service never sends."""
-    assert not [name for name, operation in _operations(contract) if "422" in operation["responses"]]
+    answers = [operation["responses"].get("422", {}) for _, operation in _operations(contract)]
+    assert not [answer for answer in answers if "HTTPValidationError" in str(answer)]
     assert "HTTPValidationError" not in contract["components"]["schemas"]
 
 

@@ -39,6 +39,14 @@ def test_labels_and_counters() -> None:
     assert samples["fluid_jobs_submitted_total[('kind', 'sync')]"] == 2
 
 
+def test_the_depth_of_each_line() -> None:
+    """One figure for all models and classes hid a line that nobody served behind one that moved."""
+    counts = QueueCounts({}, {s.value: 0 for s in JobState}, waiting={("a", "high"): 2, ("b", "low"): 3})
+    text = render(GatewayMetrics(), counts, [], {}, {}, 0.0).decode()
+    assert 'fluid_queue_depth{model="a",priority="high"} 2.0' in text
+    assert 'fluid_queue_depth{model="b",priority="low"} 3.0' in text
+
+
 def test_a_heartbeat_that_failed_loses_no_figures() -> None:
     """Drained but not delivered: put back, together with what came in between."""
     tally = Tally()

@@ -222,6 +222,19 @@ async def test_a_failing_job_ends_in_the_dead_letters(queue: Queue) -> None:
     assert await empty(queue)
 
 
+@pytest.mark.parametrize(("tries", "alone"), [(1, []), (2, [2]), (3, [3]), (6, [4, 5, 6])])
+async def test_the_later_half_of_the_tries_is_drawn_alone(queue: Queue, tries: int, alone: list[int]) -> None:
+    """A job that shared its rows with one that kills workers lost try after try, and was alone only in its last:
+    one more death, and a job that could be drawn had failed."""
+    queue.max_attempts = tries
+    await accept(queue, "a")
+    found = [await take(queue, "w0")]
+    for attempt in range(1, tries):
+        await lapse(queue, "a")
+        found += await queue.reclaim(f"w{attempt}", MODEL, [], count=1)
+    assert [lease.attempt for lease in found if lease.suspect] == alone
+
+
 async def test_a_job_that_kills_its_workers_fails_in_the_end(queue: Queue) -> None:
     """No give-back, no error: only the count of starts can stop it."""
     queue.lease_ms = 50

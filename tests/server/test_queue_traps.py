@@ -14,14 +14,14 @@ async def test_starting_twice_in_one_call_is_one_try(queue: Queue) -> None:
     """The Redis client repeats a script whose reply was lost. The repetition counted as another try, so that a job
     on its last one failed as worker_lost while its worker was well."""
     queue.max_attempts = 1
-    run, replies = queue._run, []
+    run, replies = queue.run, []
 
     async def reply_lost_once(name: str, *args: object) -> object:
         if name == "take":
             replies.append(await run(name, *args))  # type: ignore[arg-type]
         return await run(name, *args)  # type: ignore[arg-type]
 
-    queue._run = reply_lost_once  # type: ignore[assignment]
+    queue.run = reply_lost_once  # type: ignore[assignment]
     await accept(queue, "a")
     lease = await take(queue)
     assert (lease.attempt, lease.token, len(replies)) == (1, 1, 1)

@@ -106,6 +106,18 @@ def test_a_suspect_runs_alone() -> None:
     assert seat_next(held) == ["later"]
 
 
+def test_a_thinned_job_sits_with_fewer_images_and_alone() -> None:
+    """Its images were too many together; with the same number it would fail again."""
+    held = Scheduler(8, AGEING_S)
+    big = hold(held, "big", n=5)
+    hold(held, "other")
+    held.thin(big, 2)
+    assert seat_next(held) == ["big", "big"]
+    assert seat_next(held) == []
+    held.unseat(big, next(iter(big.rows)), again=False)
+    assert seat_next(held) == ["big"]
+
+
 @given(jobs=st.integers(2, 32), guilty=st.data())
 def test_bisection_finds_the_guilty_one_in_few_calls(jobs: int, guilty: st.DataObject) -> None:
     """Each alone, one after the other, cost as many picture times as there were jobs in the batch."""

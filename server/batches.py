@@ -1,0 +1,303 @@
+"""Many requests from one file, fed to the queue a few at a time: any gateway takes turns with any batch.
+
+A batch is a hash (where it stands), a list (its lines) and jobs whose ids follow from batch and line. Every turn may
+be repeated: a gateway that dies in the middle of one costs nothing and draws nothing twice. Jobs wait in the low class,
+and only WINDOW of them at a time, so the line stays short for everybody else. Results are read from the jobs.
+"""
+
+import asyncio
+import hashlib
+import json
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pydantic import ValidationError
+from redis.exceptions import RedisError
+
+from server.batch_lines import URL, Line, LineError, parse_lines
+from server.errors import (
+    InvalidRequest,
+    JobExpired,
+    KeyReused,
+    QueueFull,
+    RequestError,
+    UnknownBatch,
+    UnknownFile,
+    UnknownJob,
+)
+from server.files import Files
+from server.fleet import Fleet
+from server.jobs import JobRecord
+from server.queue import Queue
+from server.resolve import resolve
+from server.schemas import ImageRequest
+from server.validation import from_validation
+
+log = logging.getLogger(__name__)
+WINDOW = 64  # jobs of one batch that wait or run
+TURN_S = 0.25  # between two turns of a batch whose window is full
+HIDDEN_S = 15.0  # a turn that takes longer was its gateway's last
+AT_ONCE = 4
+LOOK_S = 0.5
+WINDOW_S = 86400  # the completion window: "24h"
+MOMENTS = (
+    "created", "in_progress", "expires", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled",
+)  # fmt: skip
+OVER = ("completed", "failed", "expired", "cancelled")
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Where a batch stands, as its hash says."""
+
+    id: str
+    fields: Mapping[str, str]
+
+    @property
+    def status(self) -> str:
+        return self.fields["status"]
+
+    @property
+    def total(self) -> int:
+        return int(self.fields.get("total", 0))
+
+    @property
+    def cursor(self) -> int:
+        """Lines that were dealt with: a job was made of them, or they were refused."""
+        return int(self.fields.get("cursor", 0))
+
+    @property
+    def refused(self) -> int:
+        return int(self.fields.get("refused", 0))
+
+    def ended(self, *states: str) -> int:
+        names = states or ("succeeded", "failed", "canceled", "aborted")
+        return sum(int(self.fields.get(f"ended:{state}", 0)) for state in names)
+
+    @property
+    def under_way(self) -> int:
+        return self.cursor - self.refused - self.ended()
+
+    def job_id(self, line: int) -> str:
+        return f"{self.id}_{line}"
+
+    def view(self) -> dict[str, Any]:
+        """OpenAI's batch object."""
+
+        def at(name: str) -> int | None:
+            return int(float(self.fields[name])) if name in self.fields else None
+
+        succeeded, begun = self.ended("succeeded"), self.status not in ("validating", "failed")
+        failed = self.refused + self.ended() - succeeded
+        return {
+            "id": self.id, "object": "batch", "endpoint": URL, "status": self.status,
+            "errors": json.loads(self.fields.get("errors", "null")),
+            "input_file_id": self.fields["input_file_id"], "completion_window": "24h",
+            "output_file_id": f"file-out-{self.id}" if begun else None,
+            "error_file_id": f"file-err-{self.id}" if begun and failed else None,
+            **{f"{name}_at": at(f"{name}_at") for name in MOMENTS},
+            "request_counts": {"total": self.total, "completed": succeeded, "failed": failed},
+            "metadata": json.loads(self.fields.get("metadata", "null")),
+        }  # fmt: skip
+
+
+class Batches:
+    def __init__(self, queue: Queue, fleet: Fleet, files: Files, ttl_s: int) -> None:
+        self._queue, self._redis, self._keys = queue, queue.redis, queue.keys
+        self._fleet, self._files, self._ttl_s = fleet, files, ttl_s
+
+    # --- for the routes -------------------------------------------------------------------------------
+
+    async def create(self, owner: str, file_id: str, metadata: Mapping[str, str] | None, key: str) -> Batch:
+        """With an Idempotency-Key the id follows from it, so that a repetition finds the batch that there is."""
+        await self._files.get(owner, file_id)
+        name = hashlib.sha256(f"{owner} {key}".encode()).hexdigest()[:24] if key else secrets.token_hex(12)
+        batch_id, now = f"batch_{name}", time.time()
+        known = await self._redis.hget(self._keys.batch_hash(batch_id), "input_file_id")
+        if known is not None:
+            if known != file_id:
+                raise KeyReused(f"The Idempotency-Key {key!r} is that of another batch. Use a new one for a new batch.")
+            return await self.get(owner, batch_id)
+        fields = {
+            "status": "validating", "owner": owner, "input_file_id": file_id, "metadata": json.dumps(metadata),
+            "created_at": now, "expires_at": now + WINDOW_S,
+        }  # fmt: skip
+        index = self._keys.batch_list(owner)
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.hset(self._keys.batch_hash(batch_id), mapping=fields)
+            pipe.zadd(self._keys.batches_zset, {batch_id: now})
+            pipe.zadd(index, {batch_id: now})
+            pipe.zremrangebyscore(index, "-inf", now - WINDOW_S - self._ttl_s)
+            await pipe.execute()
+        return await self.get(owner, batch_id)
+
+    async def get(self, owner: str, batch_id: str) -> Batch:
+        fields = await self._redis.hgetall(self._keys.batch_hash(batch_id))
+        if not fields or fields["owner"] != owner:
+            raise UnknownBatch(f"No batch has the id {batch_id[:100]!r}.", param="batch_id")
+        return Batch(batch_id, fields)
+
+    async def list(self, owner: str, limit: int, after: str | None) -> tuple[list[Batch], bool]:
+        """(newest first, whether there are more)"""
+        ids = await self._redis.zrevrange(self._keys.batch_list(owner), 0, -1)
+        if after is not None:
+            if after not in ids:
+                raise InvalidRequest(f"'after' {after[:100]!r} is not the id of a batch in this list.", param="after")
+            ids = ids[ids.index(after) + 1 :]
+        found = []
+        for batch_id in ids:
+            fields = await self._redis.hgetall(self._keys.batch_hash(batch_id))
+            if fields:
+                found.append(Batch(batch_id, fields))
+            if len(found) > limit:
+                break
+        return found[:limit], len(found) > limit
+
+    async def cancel(self, owner: str, batch_id: str) -> Batch:
+        """Safe to repeat. What has been drawn stays; the rest is canceled on the next turns."""
+        batch = await self.get(owner, batch_id)
+        if batch.status not in (*OVER, "cancelling"):
+            await self._move(batch, "cancelling")
+            await self._redis.zadd(self._keys.batches_zset, {batch_id: time.time()})
+        return await self.get(owner, batch_id)
+
+    async def results(self, batch: Batch, *, errors: bool) -> AsyncIterator[tuple[int, str, JobRecord | None, str]]:
+        """Ended lines in order: (line, custom id, its job, else why it was refused)."""
+        refused = await self._redis.hgetall(self._keys.batch_errors(batch.id))
+        for start in range(0, batch.cursor, 100):
+            texts = await self._redis.lrange(
+                self._keys.batch_lines(batch.id), start, min(start + 100, batch.cursor) - 1
+            )
+            for number, text in enumerate(texts, start):
+                custom_id = Line.from_json(text).custom_id
+                if str(number) in refused:
+                    if errors:
+                        yield number, custom_id, None, refused[str(number)]
+                    continue
+                try:
+                    record = await self._queue.get(batch.job_id(number))
+                except (UnknownJob, JobExpired):
+                    continue
+                if record.state.terminal and errors != (record.state == "succeeded"):
+                    yield number, custom_id, record, ""
+
+    # --- the turns ------------------------------------------------------------------------------------
+
+    async def forever(self) -> None:
+        while True:
+            try:
+                due = await self._queue.run("claim", ["batches", HIDDEN_S, AT_ONCE])
+                for batch_id in due:
+                    await self._turn(batch_id)
+            except RedisError as error:
+                log.warning("batches: %s", error)
+                due = []
+            if not due:
+                await asyncio.sleep(LOOK_S)
+
+    async def _turn(self, batch_id: str) -> None:
+        fields = await self._redis.hgetall(self._keys.batch_hash(batch_id))
+        batch = Batch(batch_id, fields)
+        if not fields or batch.status in OVER:
+            await self._redis.zrem(self._keys.batches_zset, batch_id)
+            return
+        if batch.status == "validating":
+            await self._validate(batch)
+        elif batch.status == "cancelling":
+            await self._wind_up(batch, "cancelled")
+        elif time.time() > float(fields["expires_at"]):
+            await self._wind_up(batch, "expired")
+        elif batch.cursor < batch.total:
+            await self._feed(batch)
+        elif batch.under_way <= 0:
+            await self._over(batch, "completed")
+            return
+        await self._redis.zadd(self._keys.batches_zset, {batch_id: time.time() + TURN_S}, xx=True)
+
+    async def _validate(self, batch: Batch) -> None:
+        try:
+            data = await self._files.content(batch.fields["input_file_id"])
+            lines = await asyncio.to_thread(parse_lines, data)
+        except LineError as error:
+            await self._fail(batch, str(error), error.code, error.line)
+            return
+        except UnknownFile as error:  # it was deleted
+            await self._fail(batch, error.message, error.code, None)
+            return
+        key = self._keys.batch_lines(batch.id)
+        await self._redis.delete(key)  # of a turn that was broken off
+        for start in range(0, len(lines), 1000):
+            await self._redis.rpush(key, *(line.to_json() for line in lines[start : start + 1000]))
+        await self._redis.hset(self._keys.batch_hash(batch.id), "total", len(lines))
+        await self._move(batch, "in_progress")
+
+    async def _fail(self, batch: Batch, message: str, code: str, line: int | None) -> None:
+        errors = {"object": "list", "data": [{"code": code, "line": line, "message": message, "param": None}]}
+        await self._redis.hset(self._keys.batch_hash(batch.id), "errors", json.dumps(errors))
+        await self._over(batch, "failed")
+
+    async def _feed(self, batch: Batch) -> None:
+        """As many lines as the window has room for; a full queue is a reason to wait."""
+        room = WINDOW - batch.under_way
+        if room <= 0:
+            return
+        texts = await self._redis.lrange(self._keys.batch_lines(batch.id), batch.cursor, batch.cursor + room - 1)
+        for number, text in enumerate(texts, batch.cursor):
+            try:
+                await self._submit(batch, number, Line.from_json(text))
+            except QueueFull:
+                return
+            except RequestError as error:
+                await self._refuse(batch, number, error)
+            await self._redis.hset(self._keys.batch_hash(batch.id), "cursor", number + 1)
+
+    async def _submit(self, batch: Batch, number: int, line: Line) -> None:
+        try:
+            request = ImageRequest.model_validate(line.body)
+        except ValidationError as error:
+            raise from_validation(dict(error.errors()[0])) from error
+        if request.stream or request.webhook:
+            raise InvalidRequest("'stream' and 'webhook' are not for lines of a batch.", param="stream")
+        job, _ = resolve(request, await self._fleet.models(), await self._fleet.default_model())
+        job = replace(
+            job,
+            priority=request.priority or "low",
+            owner=batch.fields["owner"],
+            batch=batch.id,
+            result_ttl_s=WINDOW_S + self._ttl_s,
+        )
+        await self._queue.enqueue(batch.job_id(number), job, "batch", asked=request.fingerprint())
+
+    async def _refuse(self, batch: Batch, number: int, error: RequestError) -> None:
+        """Counted once, however often this turn is repeated."""
+        key = self._keys.batch_errors(batch.id)
+        if await self._redis.hset(key, str(number), json.dumps({"status": error.status, "body": error.body()})):
+            await self._redis.hincrby(self._keys.batch_hash(batch.id), "refused", 1)
+
+    async def _wind_up(self, batch: Batch, status: str) -> None:
+        """Cancel what is under way; what was not begun never will be."""
+        if batch.under_way <= 0:
+            await self._over(batch, status)
+            return
+        # One beyond the cursor: a turn that was broken off may have queued it.
+        for number in range(max(0, batch.cursor - 4 * WINDOW), batch.cursor + 1):
+            try:
+                await self._queue.cancel(batch.job_id(number))
+            except (UnknownJob, JobExpired):  # refused, or long over
+                continue
+
+    async def _over(self, batch: Batch, status: str) -> None:
+        await self._move(batch, status)
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.zrem(self._keys.batches_zset, batch.id)
+            for key in (self._keys.batch_hash, self._keys.batch_lines, self._keys.batch_errors):
+                pipe.expire(key(batch.id), self._ttl_s)
+            await pipe.execute()
+
+    async def _move(self, batch: Batch, status: str) -> None:
+        fields = {"status": status, f"{status}_at": time.time()}
+        await self._redis.hset(self._keys.batch_hash(batch.id), mapping=fields)

@@ -1,0 +1,154 @@
+"""What both clients agree on: requests, answers, events, and when to try again. No connection of its own."""
+
+import base64
+import email.utils
+import json
+import random
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from server.errors import ServiceError
+
+TERMINAL = ("succeeded", "failed", "canceled", "aborted")
+#: Too many, or nobody there just now. A 500 is a job that failed after its own tries: another would end the same way.
+RETRIED = (429, 502, 503, 504)
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 8.0
+#: Who is asked to stay away longer than this would rather hear of it.
+LONGEST_RETRY_AFTER_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One finished file and how it came to be."""
+
+    data: bytes
+    seed: int
+    format: str
+    metrics: dict[str, Any]
+
+    def save(self, path: str | Path) -> Path:
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(self.data)
+        return target
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """A picture half done."""
+
+    data: bytes
+    image_index: int
+    number: int
+    format: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobEvent:
+    """`type`: status, progress, partial_image, or at last the state in which the job ended."""
+
+    id: str
+    type: str
+    data: dict[str, Any]
+
+
+def fresh_key() -> dict[str, str]:
+    """One per call, the same for all its tries: a request whose answer was lost is not drawn twice."""
+    return {"Idempotency-Key": str(uuid.uuid4())}
+
+
+def pictures(answer: Mapping[str, Any]) -> list[Picture]:
+    return [
+        Picture(base64.b64decode(d["b64_json"]), d["seed"], answer["output_format"], answer["metrics"])
+        for d in answer["data"]
+    ]
+
+
+def streamed(data: Mapping[str, Any]) -> Preview | Picture:
+    """An event of the image route. Raises ServiceError if it tells of a failure."""
+    if "error" in data:
+        raise fault(data["error"], 200)
+    file = base64.b64decode(data["b64_json"])
+    if data["type"].endswith("partial_image"):
+        return Preview(file, data["image_index"], data["partial_image_index"], data["output_format"])
+    return Picture(file, data["seed"], data["output_format"], {})
+
+
+def batch_of(file_id: str) -> dict[str, str]:
+    return {"input_file_id": file_id, "endpoint": "/v1/images/generations", "completion_window": "24h"}
+
+
+def results_of(batch_id: str, errors: bool) -> str:
+    """The file of a batch's results; it can be read before the batch is over."""
+    return f"file-{'err' if errors else 'out'}-{batch_id}"
+
+
+class EventReader:
+    """Server-sent events, line by line (the part of the standard that this service uses)."""
+
+    def __init__(self) -> None:
+        self._fields: dict[str, str] = {}
+
+    def feed(self, line: str) -> JobEvent | None:
+        """An event when `line` is the one that ends it."""
+        if line:
+            name, _, value = line.partition(":")
+            if name:  # else it is a comment, as pings are
+                self._fields[name] = value.removeprefix(" ")
+            return None
+        fields, self._fields = self._fields, {}
+        if "data" not in fields:
+            return None
+        return JobEvent(fields.get("id", ""), fields.get("event", "message"), json.loads(fields["data"]))
+
+
+def pause_s(attempt: int, answer: httpx.Response | None) -> float | None:
+    """How long to wait before the next try; None: there is no point in one. `answer` is None if there was none."""
+    backoff: float = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**attempt) * random.uniform(0.75, 1.0)
+    if answer is None:
+        return backoff
+    if answer.status_code not in RETRIED:
+        return None
+    asked = _retry_after_s(answer.headers.get("retry-after", ""))
+    if asked is None:
+        return backoff
+    return asked if asked <= LONGEST_RETRY_AFTER_S else None
+
+
+def _retry_after_s(text: str) -> float | None:
+    """RFC 9110: seconds, or a date."""
+    if text.isdigit():
+        return float(text)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
+    except ValueError:
+        return None
+
+
+def check(answer: httpx.Response) -> httpx.Response:
+    """The answer if it is success, else ServiceError; its body must have been read."""
+    if answer.is_success:
+        return answer
+    try:
+        told = answer.json()["error"]
+    except (ValueError, KeyError, TypeError):  # a proxy in between answers in its own words
+        told = {"message": answer.text[:500]}
+    raise fault(told, answer.status_code)
+
+
+def fault(told: Mapping[str, Any], status: int) -> ServiceError:
+    return ServiceError(f"{status}: {told['message']}", status=status, code=told.get("code"), param=told.get("param"))
+
+
+def unreachable(base_url: object, error: Exception) -> ServiceError:
+    return ServiceError(f"No answer from {base_url}: {error}. Is `fluid serve` up?")
+
+
+def still(job: Mapping[str, Any], timeout_s: float) -> ServiceError:
+    return ServiceError(f"Job {job['id']} is still {job['status']} after {timeout_s:g} s.")

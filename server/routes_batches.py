@@ -1,0 +1,152 @@
+"""/v1/files and /v1/batches: many requests in one file, as OpenAI has them."""
+
+import json
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Form, Query, Request, UploadFile
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from server.admission import Key, idempotency_key
+from server.batch_lines import URL
+from server.batches import Batch
+from server.errors import BodyTooLarge, InvalidRequest, JobCanceled, RequestError, UnknownFile
+from server.files import MAX_FILE_BYTES
+from server.jobs import JobRecord
+from server.openapi import BATCH_ERRORS, CREATE_BATCH, FILE_CONTENT, FILE_ERRORS
+from server.services import Services, ServicesDep
+from server.views import images_response, require_success
+
+router = APIRouter()
+_OUT, _ERR = "file-out-", "file-err-"
+NOBODY = ""
+
+
+class BatchRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [
+        {"input_file_id": "file-0123", "endpoint": URL, "completion_window": "24h"}
+    ]})  # fmt: skip
+
+    input_file_id: Annotated[str, Field(min_length=1, max_length=100, description="Of POST /v1/files.")]
+    endpoint: Annotated[Literal["/v1/images/generations"], Field(description="What each line is sent to.")]
+    completion_window: Annotated[Literal["24h"], Field(description="What is not done by then is canceled.")]
+    metadata: Annotated[dict[str, Annotated[str, Field(max_length=512)]] | None, Field(max_length=16)] = None
+
+
+@router.post("/v1/files", tags=["batches"], responses=FILE_ERRORS, operation_id="upload_file")
+async def upload(
+    services: ServicesDep,
+    file: Annotated[UploadFile, Field(description="JSON lines, 32 MiB at most.")],
+    purpose: Annotated[Literal["batch"], Form(description="Only batches have files here.")],
+) -> dict[str, Any]:
+    """The input of a batch: {"custom_id": ..., "method": "POST", "url": "/v1/images/generations", "body": {...}}."""
+    data = await file.read(MAX_FILE_BYTES + 1)
+    if len(data) > MAX_FILE_BYTES:
+        raise BodyTooLarge(f"'file' has more than {MAX_FILE_BYTES} bytes; split it.", param="file")
+    if not data:
+        raise InvalidRequest("'file' is empty.", param="file")
+    return (await services.files.add(NOBODY, (file.filename or "batch.jsonl")[:256], purpose, data)).view()
+
+
+@router.get("/v1/files", tags=["batches"], responses=BATCH_ERRORS, operation_id="list_files")
+async def list_files(services: ServicesDep) -> dict[str, Any]:
+    """Newest first; what is not deleted goes after FLUID_BATCH_TTL_S."""
+    return {"object": "list", "data": [each.view() for each in await services.files.list(NOBODY)], "has_more": False}
+
+
+@router.get("/v1/files/{file_id}", tags=["batches"], responses=FILE_ERRORS, operation_id="get_file")
+async def get_file(file_id: str, services: ServicesDep) -> dict[str, Any]:
+    if (found := await _results_of(services, file_id)) is not None:
+        batch, _ = found
+        view = {"object": "file", "bytes": 0, "filename": f"{file_id}.jsonl", "purpose": "batch_output"}
+        return {"id": file_id, "created_at": batch.view()["created_at"], "status": "processed"} | view
+    return (await services.files.get(NOBODY, file_id)).view()
+
+
+@router.delete("/v1/files/{file_id}", tags=["batches"], responses=FILE_ERRORS, operation_id="delete_file")
+async def delete_file(file_id: str, services: ServicesDep) -> dict[str, Any]:
+    """Of a batch that was validated it is not needed any more."""
+    await services.files.delete(NOBODY, file_id)
+    return {"id": file_id, "object": "file", "deleted": True}
+
+
+@router.get(
+    "/v1/files/{file_id}/content",
+    tags=["batches"],
+    response_class=StreamingResponse,
+    responses=FILE_CONTENT,
+    operation_id="get_file_content",
+)
+async def content(file_id: str, services: ServicesDep) -> StreamingResponse:
+    """Results may be read at any time: what has ended by then is there."""
+    if (found := await _results_of(services, file_id)) is not None:
+        batch, errors = found
+        return StreamingResponse(_lines(services, batch, errors), media_type="application/jsonl")
+    await services.files.get(NOBODY, file_id)
+    data = await services.files.content(file_id)
+    return StreamingResponse(iter([data]), media_type="application/jsonl")
+
+
+async def _results_of(services: Services, file_id: str) -> tuple[Batch, bool] | None:
+    """The batch of a file of results, and whether of those that failed; None if it is another file."""
+    for prefix, errors in ((_OUT, False), (_ERR, True)):
+        if file_id.startswith(prefix):
+            try:
+                return await services.batches.get(NOBODY, file_id.removeprefix(prefix)), errors
+            except RequestError as error:
+                raise UnknownFile(f"No file has the id {file_id[:100]!r}.", param="file_id") from error
+    return None
+
+
+async def _lines(services: Services, batch: Batch, errors: bool) -> AsyncIterator[str]:
+    async for number, custom_id, record, why in services.batches.results(batch, errors=errors):
+        line: dict[str, Any] = {"id": batch.job_id(number), "custom_id": custom_id, "error": None}
+        if record is None:
+            refusal = json.loads(why)
+            line["response"] = {"status_code": refusal["status"], "request_id": None, "body": refusal["body"]}
+        else:
+            line["response"] = await _response(services, record)
+        yield json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n"
+
+
+async def _response(services: Services, record: JobRecord) -> dict[str, Any]:
+    try:
+        require_success(record)
+        answer = await images_response(services, record, "b64_json", [])
+    except JobCanceled:
+        told = JobCanceled("The batch was canceled, or had expired, before this line was drawn.")
+        return {"status_code": told.status, "request_id": record.id, "body": told.body()}
+    except RequestError as error:
+        return {"status_code": error.status, "request_id": record.id, "body": error.body()}
+    return {"status_code": 200, "request_id": record.id, "body": answer.model_dump()}
+
+
+@router.post("/v1/batches", tags=["batches"], responses=CREATE_BATCH, operation_id="create_batch")
+async def create(body: BatchRequest, request: Request, services: ServicesDep, key: Key = None) -> dict[str, Any]:
+    """Draw every line of a file, behind everybody else's requests. Survives restarts of everything."""
+    known = idempotency_key(request)
+    return (await services.batches.create(NOBODY, body.input_file_id, body.metadata, known)).view()
+
+
+@router.get("/v1/batches", tags=["batches"], responses=BATCH_ERRORS, operation_id="list_batches")
+async def list_batches(
+    services: ServicesDep,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    after: Annotated[str | None, Query(max_length=100)] = None,
+) -> dict[str, Any]:
+    """Newest first."""
+    found, has_more = await services.batches.list(NOBODY, limit, after)
+    ids = {"first_id": found[0].id if found else None, "last_id": found[-1].id if found else None}
+    return {"object": "list", "data": [batch.view() for batch in found], "has_more": has_more} | ids
+
+
+@router.get("/v1/batches/{batch_id}", tags=["batches"], responses=BATCH_ERRORS, operation_id="get_batch")
+async def get_batch(batch_id: str, services: ServicesDep) -> dict[str, Any]:
+    return (await services.batches.get(NOBODY, batch_id)).view()
+
+
+@router.post("/v1/batches/{batch_id}/cancel", tags=["batches"], responses=BATCH_ERRORS, operation_id="cancel_batch")
+async def cancel(batch_id: str, services: ServicesDep) -> dict[str, Any]:
+    """Safe to repeat. What has been drawn stays."""
+    return (await services.batches.cancel(NOBODY, batch_id)).view()

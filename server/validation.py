@@ -1,0 +1,24 @@
+"""What pydantic complains about, as this service says it."""
+
+from typing import Any
+
+from server.errors import InvalidRequest
+
+
+def from_validation(first: dict[str, Any]) -> InvalidRequest:
+    """One pydantic complaint as a sentence that names the parameter, the limit and what was sent."""
+    context = first.get("ctx", {})
+    if first["type"] in ("unknown_parameter", "not_supported"):
+        return InvalidRequest(first["msg"], param=context["param"])
+    if first["type"] == "json_invalid":
+        return InvalidRequest(f"The body is not valid JSON: {context.get('error', first['msg'])}.")
+    place = [str(part) for part in first["loc"] if part not in ("body", "path", "query", "header")]
+    if not place:
+        return InvalidRequest("The body must be a JSON object with at least a 'prompt'.")
+    name = place[0]
+    if first["type"] == "missing":
+        return InvalidRequest(f"Missing required parameter: '{name}'.", param=name)
+    sent = repr(first.get("input"))
+    shown = sent if len(sent) <= 80 else sent[:77] + "..."
+    reason = first["msg"].removeprefix("Input ")
+    return InvalidRequest(f"'{name}' {reason[0].lower()}{reason[1:]}; got {shown}.", param=name)
