@@ -7,7 +7,6 @@ drew that part itself. So given tokens are simply known before the first step, a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,15 +14,6 @@ from torch import Tensor
 from model.config import ModelConfig
 from model.requests import EngineError
 from model.tokenizer import ImageTokenizer, to_pixels
-
-
-class Known(Protocol):
-    """A picture of which a part stays; any object with these attributes will do."""
-
-    @property
-    def pixels(self) -> bytes: ...  # RGB, height · width · 3
-    @property
-    def stays(self) -> bytes | int: ...  # N bytes, 1 where a token stays; or how many: those the order decides first
 
 
 @dataclass(frozen=True)
