@@ -45,6 +45,10 @@ class Edit:
     def kind(self) -> str:
         return "edit" if self.kept_tokens is None else "variation"
 
+    def recipe(self) -> dict[str, Any]:
+        """What a finished file says of it."""
+        return {name: value for name, value in asdict(self).items() if name != "source"}
+
 
 @dataclass(frozen=True, slots=True)
 class JobInput:

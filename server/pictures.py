@@ -4,7 +4,7 @@ model's size."""
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from PIL import Image, ImageOps
 
@@ -29,12 +29,29 @@ class Picture:
     recipe: dict[str, Any] | None  #: what it was drawn from, if it was drawn here
 
 
-def decode(data: bytes, param: str) -> Picture:
+def with_mask(image: BinaryIO | None, mask: BinaryIO | None, size: tuple[int, int]) -> tuple[bytes, bytes, list[str]]:
+    """(RGB, mask, warnings) at the model's size; see `decode`, `scaled` and `mask_of` for what is refused."""
+    whole = decode(image, "image")
+    pixels, notes = scaled(whole.image, size)
+    return pixels, mask_of(whole.image, None if mask is None else decode(mask, "mask").image, size), notes
+
+
+def with_recipe(image: BinaryIO | None, size: tuple[int, int]) -> tuple[bytes, dict[str, Any] | None, list[str]]:
+    """(RGB at the model's size, the recipe of a picture that was drawn here, warnings)"""
+    whole = decode(image, "image")
+    pixels, notes = scaled(whole.image, size)
+    return pixels, whole.recipe, notes
+
+
+def decode(file: BinaryIO | None, param: str) -> Picture:
     """Check before decoding, then decode. `param` is the field's name, for messages.
 
     Raises:
         InvalidRequest, BodyTooLarge: it cannot be used; the message names the limit.
     """
+    if file is None:
+        raise InvalidRequest(f"Missing required file: '{param}'.", param=param)
+    data = file.read(MAX_PICTURE_BYTES + 1)
     if not data:
         raise InvalidRequest(f"'{param}' is an empty file.", param=param)
     if len(data) > MAX_PICTURE_BYTES:
@@ -89,7 +106,7 @@ def _recipe(image: Image.Image) -> dict[str, Any] | None:
         return None
 
 
-def scaled(picture: Image.Image, size: tuple[int, int], param: str) -> tuple[bytes, list[str]]:
+def scaled(picture: Image.Image, size: tuple[int, int]) -> tuple[bytes, list[str]]:
     """(RGB at the model's size on white, warnings)
 
     Raises:
@@ -98,32 +115,32 @@ def scaled(picture: Image.Image, size: tuple[int, int], param: str) -> tuple[byt
     width, height = picture.size
     if width * size[1] != height * size[0]:
         raise InvalidRequest(
-            f"'{param}' has {width}x{height} pixels; this model draws {size[0]}x{size[1]}, and only pictures of the "
+            f"'image' has {width}x{height} pixels; this model draws {size[0]}x{size[1]}, and only pictures of the "
             "same shape are scaled. Crop or pad it.",
-            param=param,
+            param="image",
         )
     page = Image.new("RGBA", picture.size, "white")
     page.alpha_composite(picture)
     rgb = page.convert("RGB")
     if picture.size == size:
         return rgb.tobytes(), []
-    note = f"'{param}' was scaled from {width}x{height} to {size[0]}x{size[1]}, the size that this model draws."
+    note = f"'image' was scaled from {width}x{height} to {size[0]}x{size[1]}, the size that this model draws."
     return rgb.resize(size, Image.Resampling.LANCZOS).tobytes(), [note]
 
 
-def mask_of(image: Picture, mask: Picture | None, size: tuple[int, int]) -> bytes:
+def mask_of(image: Image.Image, mask: Image.Image | None, size: tuple[int, int]) -> bytes:
     """One byte per pixel at the model's size. What is transparent in the mask, or without one in the image, is drawn.
 
     Raises:
         InvalidRequest: there is no such part, or it is not a mask of this image.
     """
     source = mask or image
-    if source.image.size != image.image.size:
-        (width, height), wanted = source.image.size, image.image.size
+    if source.size != image.size:
+        (width, height), wanted = source.size, image.size
         raise InvalidRequest(
             f"'mask' has {width}x{height} pixels; it must have the {wanted[0]}x{wanted[1]} of 'image'.", param="mask"
         )
-    alpha = source.image.getchannel("A")
+    alpha = source.getchannel("A")
     drawn = alpha.point([DRAWN] * _OPAQUE + [STAYS] * (256 - _OPAQUE))
     if drawn.size != size:  # at least half of what a pixel covers
         small = drawn.resize(size, Image.Resampling.BOX)

@@ -5,7 +5,6 @@ import hashlib
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from typing import Any
 
 from redis.exceptions import RedisError
@@ -53,7 +52,7 @@ class Publisher:
     async def _show(self, work: Work, index: int, number: int, pixels: bytes) -> None:
         loop = asyncio.get_running_loop()
         try:
-            data, _ = await loop.run_in_executor(self._pool, _encode, pixels, work.lease.input, {})
+            data, _ = await loop.run_in_executor(self._pool, _encode, pixels, work.lease.input, work.source, {})
             await show(self._queue, work.lease, index, number, data)
         except (OSError, ValueError, RedisError) as error:
             log.warning("no preview %d of image %d of %s: %s", number, index, work.lease.job_id, error)
@@ -114,10 +113,7 @@ def _encode(pixels: bytes, job: JobInput, source: Source | None, metadata: dict[
 
 def recipe(job: JobInput, index: int, checkpoint_sha256: str) -> dict[str, Any]:
     """Everything that is needed to draw this one picture again; goes into the file. An edit needs its picture, too."""
-    edit = job.edit
-    started_from: dict[str, Any] = (
-        {} if edit is None else {edit.kind: {k: v for k, v in asdict(edit).items() if k != "source"}}
-    )
+    started_from = {} if job.edit is None else {job.edit.kind: job.edit.recipe()}
     return {
         **started_from,
         "prompt": job.prompt,
