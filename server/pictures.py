@@ -91,7 +91,7 @@ def _guarded(read: Callable[[], T], param: str) -> T:
             f"'{param}' has far more than {MAX_PIXELS} pixels (2048x2048). Scale it down.", param=param
         ) from error
     except Image.UnidentifiedImageError as error:
-        raise InvalidRequest(f"'{param}' is not a PNG, WebP or JPEG file.", param=param) from error
+        raise InvalidRequest(f"'{param}' is not a whole PNG, WebP or JPEG file.", param=param) from error
     except MemoryError:
         raise
     except Exception as error:
