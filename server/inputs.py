@@ -1,4 +1,4 @@
-"""Pictures that requests start from, in Redis beside their job until it ends. Small: they have the model's size."""
+"""Pictures that requests start from, in Redis beside their job until it ends."""
 
 from typing import cast
 

@@ -1,5 +1,4 @@
-"""Uploaded pictures: read with limits on bytes and pixels, so that no file can fill the memory, and brought to the
-model's size."""
+"""Uploaded pictures: read with limits on bytes and pixels, so that no file fills the memory, and scaled to the model."""
 
 import io
 from collections.abc import Callable
