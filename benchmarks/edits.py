@@ -1,14 +1,14 @@
 """How visible is the seam of an edit, by feather? python -m benchmarks.edits (needs `make data`)
 
-Real pictures that the model was trained on, a box that cuts token cells drawn anew, everything else kept. Two kinds:
-*repair* with the picture's own prompt, *change* with that of another concept in the same style. *pasted* is their
-control: a picture drawn without knowing its surroundings, put into the same hole. Per kind and feather:
+A box of real pictures is drawn anew, one that cuts token cells; everything else is kept. *repair* has the picture's own
+prompt, *blind* none, *change* that of another concept in the same style. *pasted* is their control: a picture drawn
+without knowing its surroundings, put into the same hole. Per kind and feather:
 
     seam, inside, outside   mean absolute difference of neighbouring pixels, of 255: across the mask's edge, and
                             within BAND pixels on either side of it; row "original" has what the pictures had there
     visible                 seam over the mean of inside and outside: 1 is no seam at all
     old                     share of the old picture in the masked part, mean: what feathering costs
-    psnr                    of repairs: masked part against the original, dB; with a feather the original is part of it
+    psnr                    not of changes: masked part against the original, dB; a feather mixes the original in
 """
 
 from __future__ import annotations
@@ -81,13 +81,14 @@ def gradients(pictures: np.ndarray, mask: Image.Image) -> dict[str, float]:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("data/emoji-64"), help="packed data set of `make data`")
-    parser.add_argument("--images", type=int, default=240, help="pictures per kind")
+    parser.add_argument("--images", type=int, default=240, help="pictures per kind, at most")
+    parser.add_argument("--split", default="train", help="train, or heldout: trained concepts in a style never seen")
     parser.add_argument("--sheet", type=Path, help="where a contact sheet goes")
     args = parser.parse_args(argv)
 
     engine = load_engine("emoji-64", 16, "cpu")
     dataset = Dataset.load(args.data)
-    rows = spread(dataset.indices("train"), args.images)
+    rows = spread(dataset.indices(args.split), args.images)
     originals, size = dataset.images[rows], engine.image_size
     mask, settings = box_mask(size), default_request(engine)
     stays = staying(mask.tobytes(), size, engine.checkpoint.config.tokens)
@@ -107,8 +108,9 @@ def main(argv: list[str] | None = None) -> None:
     holes = np.where(np.asarray(mask)[:, :, None] > 0, np.uint8(160), originals)
     shown: list[list[np.ndarray]] = [list(originals), list(holes)]
     kinds = {
-        "repair": (own, True), "repair pasted": (own, False), "change": (others, True),
-        "change pasted": (others, False),
+        "repair": (own, True), "repair pasted": (own, False),
+        "blind": ([""] * len(rows), True), "blind pasted": ([""] * len(rows), False),
+        "change": (others, True), "change pasted": (others, False),
     }  # fmt: skip
     for kind, (prompts, known) in kinds.items():
         drawn = draw(engine, asks(prompts, known))
@@ -117,18 +119,18 @@ def main(argv: list[str] | None = None) -> None:
             done = np.stack([np.frombuffer(blend(d, s, feather), np.uint8) for d, s in pairs]).reshape(originals.shape)
             share = np.asarray(ramp(mask, feather)).astype(float)[np.asarray(mask) > 0] / DRAWN
             figures = gradients(done, mask) | {"old": float(1 - share.mean())}
-            if kind.startswith("repair"):
+            if not kind.startswith("change"):
                 error = (done[:, np.asarray(mask) > 0].astype(float) - originals[:, np.asarray(mask) > 0]) ** 2
                 figures["psnr"] = float(10 * np.log10(255**2 / error.mean()))
             result[f"{kind}, feather {feather}"] = figures
-            if feather in SHOWN and "pasted" not in kind:
+            if feather in SHOWN and kind in ("repair", "change"):
                 shown.append(list(done))
     for name, figures in result.items():
         if isinstance(figures, dict) and "seam" in figures:
             print(f"{name:26s}" + "".join(f"{key:>9s} {value:6.2f}" for key, value in figures.items()))
     if args.sheet:
-        _sheet(shown).save(args.sheet)
-    print(f"kept in {keep('edits', result)}")
+        _sheet(shown).quantize(256).save(args.sheet)
+    print(f"kept in {keep(f'edits-{args.split}', result)}")
     print(json.dumps(result))
 
 
@@ -139,7 +141,7 @@ def _other(dataset: Dataset, row: int, seed: int) -> str:
     return dataset.items[int(rng.choice(rows))].captions[0]
 
 
-def _sheet(shown: list[list[np.ndarray]], count: int = 12) -> Image.Image:
+def _sheet(shown: list[list[np.ndarray]], count: int = 8) -> Image.Image:
     """One column per picture: original, hole, repairs, changes; pictures spread evenly, not picked."""
     columns = spread(np.arange(len(shown[0])), count)
     return contact_sheet([line[int(i)] for line in shown for i in columns], columns=len(columns), scale=1)

@@ -1,4 +1,4 @@
-"""Uploaded pictures: read with limits on bytes and pixels, so that no file fills the memory, and scaled to the model."""
+"""Uploaded pictures: read with limits on bytes and pixels, so that no file fills the memory, and brought to size."""
 
 import io
 from collections.abc import Callable
