@@ -83,6 +83,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, default=Path("data/emoji-64"), help="packed data set of `make data`")
     parser.add_argument("--images", type=int, default=240, help="pictures per kind, at most")
     parser.add_argument("--split", default="train", help="train, or heldout: trained concepts in a style never seen")
+    parser.add_argument("--guidance", type=float, help="instead of the checkpoint's own")
     parser.add_argument("--sheet", type=Path, help="where a contact sheet goes")
     args = parser.parse_args(argv)
 
@@ -91,6 +92,8 @@ def main(argv: list[str] | None = None) -> None:
     rows = spread(dataset.indices(args.split), args.images)
     originals, size = dataset.images[rows], engine.image_size
     mask, settings = box_mask(size), default_request(engine)
+    if args.guidance is not None:
+        settings = replace(settings, guidance_scale=args.guidance)
     stays = staying(mask.tobytes(), size, engine.checkpoint.config.tokens)
     steps = min(settings.num_inference_steps, stays.count(0))
     own = [dataset.items[i].captions[0] for i in rows]
@@ -103,7 +106,10 @@ def main(argv: list[str] | None = None) -> None:
             return plain
         return [replace(ask, num_inference_steps=steps, known=s.known) for ask, s in zip(plain, sources, strict=True)]
 
-    result: dict[str, Any] = {"machine": describe_machine(), "images": len(rows), "new_tokens": stays.count(0)}
+    result: dict[str, Any] = {
+        "machine": describe_machine(), "images": len(rows), "split": args.split, "new_tokens": stays.count(0),
+        "guidance_scale": settings.guidance_scale,
+    }  # fmt: skip
     result["original"] = gradients(originals, mask)
     holes = np.where(np.asarray(mask)[:, :, None] > 0, np.uint8(160), originals)
     shown: list[list[np.ndarray]] = [list(originals), list(holes)]
@@ -130,7 +136,8 @@ def main(argv: list[str] | None = None) -> None:
             print(f"{name:26s}" + "".join(f"{key:>9s} {value:6.2f}" for key, value in figures.items()))
     if args.sheet:
         _sheet(shown).quantize(256).save(args.sheet)
-    print(f"kept in {keep(f'edits-{args.split}', result)}")
+    suffix = "" if args.guidance is None else f"-guidance-{args.guidance:g}"
+    print(f"kept in {keep(f'edits-{args.split}{suffix}', result)}")
     print(json.dumps(result))
 
 
