@@ -77,21 +77,11 @@ class FakeEngine:
         return self._rows[row].done, self._rows[row].request.num_inference_steps
 
     def image(self, row: int) -> bytes:
-        """Two colours chosen by the request, mixed along a diagonal; grey in part while it is not finished."""
+        """As `picture`; grey in part while it is not finished."""
         request = self._rows[row].request
-        share = self._rows[row].done / request.num_inference_steps
         if "[wrong-shape]" in request.prompt:
             return bytes(10)
-        text = repr(request).encode()
-        rng = random.Random(int.from_bytes(hashlib.sha256(text).digest()[:8], "big"))
-        one, two = ([round(128 + (rng.randrange(256) - 128) * share) for _ in range(3)] for _ in range(2))
-        width, height = SIZE
-        last = width + height - 2
-        diagonal = b"".join(
-            bytes(round(a + (b - a) * (i / last)) for a, b in zip(one, two, strict=True)) for i in range(last + 1)
-        )
-        drawn = b"".join(diagonal[3 * y : 3 * (y + width)] for y in range(height))
-        return drawn if request.known is None else _around(request.known, drawn)
+        return picture(request, self._rows[row].done / request.num_inference_steps)
 
     def snapshot(self, row: int) -> bytes:
         state = {"checkpoint": self.sha256, "request": repr(self._rows[row].request), "done": self._rows[row].done}
@@ -141,6 +131,20 @@ class FakeEngine:
             "license": "Apache-2.0",
             "description": "Coloured squares for tests of the service.",
         }
+
+
+def picture(request: RowRequest, share: float = 1.0) -> bytes:
+    """Two colours chosen by the request, mixed along a diagonal; `share` of them is there, the rest is grey."""
+    text = repr(request).encode()
+    rng = random.Random(int.from_bytes(hashlib.sha256(text).digest()[:8], "big"))
+    one, two = ([round(128 + (rng.randrange(256) - 128) * share) for _ in range(3)] for _ in range(2))
+    width, height = SIZE
+    last = width + height - 2
+    diagonal = b"".join(
+        bytes(round(a + (b - a) * (i / last)) for a, b in zip(one, two, strict=True)) for i in range(last + 1)
+    )
+    drawn = b"".join(diagonal[3 * y : 3 * (y + width)] for y in range(height))
+    return drawn if request.known is None else _around(request.known, drawn)
 
 
 def _around(known: Known, drawn: bytes) -> bytes:
