@@ -132,7 +132,7 @@ def _add_generate(commands: Any) -> None:
         commands,
         "generate",
         "Draw in this process, without server or queue.",
-        "examples:\n  fluid generate 'a red apple, 3d style' --out apple.png --seed 7 --quality high\n"
+        "example:\n  fluid generate 'a red apple, 3d style' --out apple.png --seed 7 --quality high\n"
         "  fluid generate --like apple.png --out again.png",
     )
     parser.add_argument("prompt", nargs="?")
