@@ -20,6 +20,7 @@ from fluid_kernels.head_loop import Chains, HeadWeights, Rows
 from fluid_kernels.head_loop_torch import TorchHead
 from model.condition import Condition, Conditioner
 from model.fluid import RandomOrderModel
+from model.given import Given
 from model.masking import annealed, guidance_at, make_order, masked_after
 from model.requests import EngineError, RowRequest, check_request
 from model.sampler import make_chains, stack_chains
@@ -40,7 +41,8 @@ class OutOfMemory(RuntimeError):
 class _Row:
     request: RowRequest
     condition: Condition  # one row
-    order: Tensor  # (N,)
+    order: Tensor  # (M,) tokens to decide: all N, or those that were not given
+    stays: Tensor | None = None  # (N,) bool, tokens that were given
     step: int = 0
     reported: bool = False  # as finished
 
@@ -67,6 +69,7 @@ class Snapshot:
     request: RowRequest
     step: int
     tokens: Tensor  # (N, C) on the CPU
+    stays: Tensor | None = None  # (N,) bool, tokens that were given
 
 
 class Engine:
@@ -91,11 +94,12 @@ class Engine:
 
     # ---- the life of a row -------------------------------------------------------------------------------
 
-    def admit(self, requests: Sequence[RowRequest]) -> list[int]:
-        """Give each request a row; all or none.
+    def admit(self, requests: Sequence[RowRequest], given: Sequence[Given | None] | None = None) -> list[int]:
+        """Give each request a row; all or none. `given`: for each the tokens that it starts from, if any.
 
         Raises:
-            EngineError: a number is outside what the model can do, or there are too few free rows.
+            EngineError: a number is outside what the model or the tokens left to decide can do, or there are too few
+                free rows.
             PromptError: the model cannot be conditioned on a prompt.
         """
         for request in requests:
@@ -108,10 +112,15 @@ class Engine:
             make_order(request.order, torch.tensor([request.seed], device=self.device), self.config.grid)[0]
             for request in requests
         ]  # (N,) each
+        starts = [None] * len(requests) if given is None else given
+        states = [_start(*parts) for parts in zip(requests, conditions, orders, starts, strict=True)]
         rows = free[: len(requests)]
-        for row, request, condition, order in zip(rows, requests, conditions, orders, strict=True):
-            self._rows[row] = _Row(request, condition, order)
+        for row, state, start in zip(rows, states, starts, strict=True):
+            self._rows[row] = state
             self._tokens[row], self._known[row] = 0.0, False
+            if start is not None:
+                self._tokens[row] = torch.where(start.stays[:, None], start.tokens, 0.0)
+                self._known[row] = start.stays
         self._stacked = None
         return rows
 
@@ -147,8 +156,10 @@ class Engine:
         self._stacked = None
 
     def snapshot(self, row: int) -> Snapshot:
-        """What `restore` needs; order and known positions follow from seed and step."""
-        return Snapshot(self._rows[row].request, self._rows[row].step, self._tokens[row].cpu())
+        """What `restore` needs; order and known positions follow from seed, step and what was given."""
+        state = self._rows[row]
+        stays = None if state.stays is None else state.stays.cpu()
+        return Snapshot(state.request, state.step, self._tokens[row].cpu(), stays)
 
     def restore(self, snapshot: Snapshot) -> int:
         """Go on with a picture where its snapshot was taken; returns its row.
@@ -156,12 +167,14 @@ class Engine:
         Raises:
             EngineError: as `admit`.
         """
-        (row,) = self.admit([snapshot.request])
+        tokens = snapshot.tokens.to(self.device)  # (N, C), the given ones among them
+        given = None if snapshot.stays is None else Given(tokens, snapshot.stays.to(self.device))
+        (row,) = self.admit([snapshot.request], [given])
         state = self._rows[row]
         state.step = snapshot.step
-        masked = masked_after(state.step - 1, state.request.num_inference_steps, self.config.tokens)
+        masked = masked_after(state.step - 1, state.request.num_inference_steps, len(state.order))
         self._known[row, state.order[masked:]] = True
-        self._tokens[row] = snapshot.tokens.to(self.device)
+        self._tokens[row] = tokens
         return row
 
     # ---- inside a step -----------------------------------------------------------------------------------
@@ -193,8 +206,8 @@ class Engine:
     def _now(self, index: int) -> _Now:
         """What the row does in its next step."""
         row, total = self._rows[index], self.config.tokens
-        ask, steps = row.request, row.request.num_inference_steps
-        after, before = masked_after(row.step, steps, total), masked_after(row.step - 1, steps, total)
+        ask, steps, left = row.request, row.request.num_inference_steps, len(row.order)
+        after, before = masked_after(row.step, steps, left), masked_after(row.step - 1, steps, left)
         low, high = ask.guidance_interval
         guided = low <= row.step / steps < high
         final = ask.diffusion_steps if ask.diffusion_steps_final is None else ask.diffusion_steps_final
@@ -270,6 +283,19 @@ class Engine:
         if len(self._prompts) > PROMPTS_KEPT:
             self._prompts.popitem(last=False)
         return self._prompts[prompt]
+
+
+def _start(request: RowRequest, condition: Condition, order: Tensor, given: Given | None) -> _Row:
+    """A row before its first step; its order is walked over what was not given."""
+    if given is None:
+        return _Row(request, condition, order)
+    rest = order[~given.stays[order]]  # (M,)
+    if request.num_inference_steps > len(rest):
+        raise EngineError(
+            f"num_inference_steps is {request.num_inference_steps}, but only {len(rest)} tokens are left to draw and "
+            f"each step draws at least one: ask for 1 to {len(rest)}, or for a larger part of the picture"
+        )
+    return _Row(request, condition, rest, stays=given.stays)
 
 
 def is_out_of_memory(error: Exception) -> bool:

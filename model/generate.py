@@ -14,6 +14,7 @@ from torch import Tensor
 from model.condition import Condition
 from model.diffusion import make_schedule
 from model.fluid import RandomOrderModel
+from model.given import Given
 from model.masking import annealed, guidance_at, make_order, masked_after
 from model.sampler import PackedRows, draw_tokens
 
@@ -34,13 +35,15 @@ class Settings:
 
 @torch.inference_mode()
 def generate(
-    model: RandomOrderModel, condition: Condition, null: Condition, seeds: Tensor, settings: Settings
-) -> Tensor:
+    model: RandomOrderModel, condition: Condition, null: Condition, seeds: Tensor, settings: Settings,
+    given: Given | None = None,
+) -> Tensor:  # fmt: skip
     """Draw one picture per prompt.
 
     Args:
         condition: of B prompts. null: of the empty prompt, one row.
         seeds: (B,) int64; a row's picture depends on its own seed and prompt only.
+        given: tokens known from the start, as many in every row; the steps and their schedule are for the others.
     Returns:
         (B, N, C) tokens for the tokenizer's decoder.
     """
@@ -49,11 +52,15 @@ def generate(
     order = make_order(settings.order, seeds, config.grid)  # (B, N)
     tokens = torch.zeros(batch, total, config.channels, device=device)
     known = torch.zeros(batch, total, dtype=torch.bool, device=device)
+    if given is not None:
+        tokens, known = torch.where(given.stays[..., None], given.tokens, tokens), given.stays.clone()
+        order = order[~given.stays.gather(1, order)].view(batch, -1)  # (B, M): what is left, in the same order
+    left = order.shape[1]
     unconditional = null.stack([null] * batch)
     for step in range(settings.steps):
         before, after = (
-            masked_after(step - 1, settings.steps, total),
-            masked_after(step, settings.steps, total),
+            masked_after(step - 1, settings.steps, left),
+            masked_after(step, settings.steps, left),
         )
         chosen = order[:, after:before]  # (B, m): the order is walked from its end
         low, high = settings.guidance_interval

@@ -34,9 +34,25 @@ class RowRequest(Protocol):
     def guidance_interval(self) -> tuple[float, float]: ...
 
 
+class Known(Protocol):
+    """A picture of which a part stays; any object with these attributes will do."""
+
+    @property
+    def pixels(self) -> bytes: ...  # RGB, height · width · 3
+    @property
+    def stays(self) -> bytes | int: ...  # N bytes, 1 where a token stays; or how many: those the order decides first
+
+
+class ServedRequest(RowRequest, Protocol):
+    """A row request in pixels: it may start from a picture."""
+
+    @property
+    def known(self) -> Known | None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A RowRequest of one's own."""
+    """A ServedRequest of one's own."""
 
     prompt: str
     seed: int
@@ -48,6 +64,7 @@ class Request:
     order: str = "random"
     diffusion_steps_final: int | None = None
     guidance_interval: tuple[float, float] = (0.0, 1.0)
+    known: Known | None = None
 
 
 class EngineError(ValueError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -9,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from model.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from model.engine import Engine, Snapshot
+from model.given import Given, encode_pixels, staying
+from model.masking import make_order
 from model.precision import choose_dtype, pack
 from model.prompts import build_conditioner, first_name
-from model.requests import RowRequest
+from model.requests import RowRequest, ServedRequest
 from model.tokenizer import to_uint8
 
 SHIPPED = Path(__file__).parent / "checkpoints"
@@ -39,11 +43,15 @@ class ServingEngine:
         self.checkpoint, self.max_rows, self.dtype = checkpoint, max_rows, dtype
         pack(checkpoint.model, dtype)
         self.engine = Engine(checkpoint.model, build_conditioner(checkpoint.model, checkpoint.about), max_rows, dtype)
+        self._asked: dict[int, ServedRequest] = {}  # by row
         self.image_size = (checkpoint.config.image_size, checkpoint.config.image_size)  # width, height
 
-    def admit(self, requests: Sequence[RowRequest]) -> list[int]:
+    def admit(self, requests: Sequence[ServedRequest]) -> list[int]:
         """Give each request a row; all or none. Raises EngineError, PromptError where one cannot be done."""
-        return self.engine.admit(requests)
+        encoded: dict[bytes, Tensor] = {}  # images of one request start from the same picture
+        rows = self.engine.admit(requests, [self._given(request, encoded) for request in requests])
+        self._asked.update(zip(rows, requests, strict=True))
+        return rows
 
     def step(self) -> list[int]:
         """One autoregressive step for every row; returns the rows that finished."""
@@ -62,10 +70,10 @@ class ServingEngine:
     def snapshot(self, row: int) -> bytes:
         """A row half done: a line of JSON that says whose, then its tokens, float32 in C order."""
         state = self.engine.snapshot(row)
-        about = {"sha256": self.checkpoint.sha256, "seed": state.request.seed, "step": state.step}
+        about = {**self._identity(self._asked[row]), "step": state.step}
         return json.dumps(about).encode() + b"\n" + state.tokens.float().contiguous().numpy().tobytes()
 
-    def restore(self, request: RowRequest, state: bytes) -> int:
+    def restore(self, request: ServedRequest, state: bytes) -> int:
         """A row that goes on where the snapshot was taken.
 
         Raises:
@@ -75,17 +83,40 @@ class ServingEngine:
         about = json.loads(header)
         if not isinstance(about, dict):
             raise ValueError("the snapshot has no header")
-        if about.get("sha256") != self.checkpoint.sha256 or about.get("seed") != request.seed:
+        if any(about.get(name) != value for name, value in self._identity(request).items()):
             raise ValueError("the snapshot is of another checkpoint or another picture")
         shape, step = (self.checkpoint.config.tokens, self.checkpoint.config.channels), about.get("step", -1)
         if len(raw) != 4 * shape[0] * shape[1] or not 0 <= step < request.num_inference_steps:
             raise ValueError(f"the snapshot has {len(raw)} bytes at step {step} of {request.num_inference_steps}")
         tokens = torch.frombuffer(bytearray(raw), dtype=torch.float32).reshape(shape)  # (N, C)
-        return self.engine.restore(Snapshot(request, step, tokens))
+        stays = None if request.known is None else staying(request.known.stays, self._order(request))
+        row = self.engine.restore(Snapshot(request, step, tokens, stays))
+        self._asked[row] = request
+        return row
 
     def release(self, row: int) -> None:
         """Free the row, finished or not."""
         self.engine.release(row)
+        del self._asked[row]
+
+    def _identity(self, request: ServedRequest) -> dict[str, Any]:
+        """What tells a snapshot of this picture from others that a job could be given by mistake."""
+        return {"sha256": self.checkpoint.sha256, "seed": request.seed, "known": _digest(request)}
+
+    @torch.inference_mode()
+    def _given(self, request: ServedRequest, encoded: dict[bytes, Tensor]) -> Given | None:
+        """The tokens that a request starts from. `encoded`: pictures that are tokens already."""
+        known = request.known
+        if known is None:
+            return None
+        if known.pixels not in encoded:
+            config, device = self.checkpoint.config, self.engine.device
+            encoded[known.pixels] = encode_pixels(known.pixels, self.checkpoint.tokenizer, config, device)
+        return Given(encoded[known.pixels], staying(known.stays, self._order(request)))
+
+    def _order(self, request: RowRequest) -> Tensor:
+        seeds = torch.tensor([request.seed], device=self.engine.device)
+        return make_order(request.order, seeds, self.checkpoint.config.grid)[0]  # (N,)
 
     def prompt_tokens(self, prompt: str) -> int:
         """Of one that was admitted: how many tokens the model reads of it, at most as many as its encoder takes."""
@@ -115,6 +146,15 @@ class ServingEngine:
             "license": about.get("license", "Apache-2.0"),
             "description": about.get("description", ""),
         }  # fmt: skip
+
+
+def _digest(request: ServedRequest) -> str:
+    """Of the picture that a request starts from and of what stays of it; "" without one."""
+    known = request.known
+    if known is None:
+        return ""
+    stays = known.stays if isinstance(known.stays, bytes) else str(known.stays).encode()
+    return hashlib.sha256(known.pixels + b"|" + stays).hexdigest()
 
 
 def find_checkpoint(name: str) -> Path:

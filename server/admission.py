@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Header, Request
 
-from server.errors import InvalidRequest, QueueFull
+from server import inputs
+from server.errors import InvalidRequest, QueueFull, RequestError
 from server.jobs import JobInput, new_job_id
 from server.queue import Accepted
 
@@ -35,14 +36,28 @@ async def accept(
     key: str = "",
     asked: str = "",
     followed: bool = False,
+    source: bytes | None = None,
 ) -> Accepted:
-    """Queue the job, or find the one that the same request brought before (see Queue.enqueue)."""
+    """Queue the job, or find the one that the same request brought before (see Queue.enqueue).
+
+    `source`: the picture that it starts from, kept beside it.
+    """
+    job_id = job_id or new_job_id()
+    if source is not None:
+        await inputs.keep(services.queue, job_id, source)
     try:
-        return await services.queue.enqueue(job_id or new_job_id(), job, kind, key=key, asked=asked, followed=followed)
-    except QueueFull as error:
+        accepted = await services.queue.enqueue(job_id, job, kind, key=key, asked=asked, followed=followed)
+    except RequestError as error:
+        if source is not None:
+            await inputs.drop(services.queue, job_id)
+        if not isinstance(error, QueueFull):
+            raise
         line_s = await services.fleet.eta_s(job.model, await services.queue.backlog(job.model))
         retry_s = LONGEST_RETRY_S if line_s is None else math.ceil(line_s * SHARE_TO_WAIT_FOR)
         raise QueueFull(error.message, retry_after_s=min(max(1, retry_s), LONGEST_RETRY_S)) from error
+    if source is not None and accepted.job_id != job_id:
+        await inputs.drop(services.queue, job_id)
+    return accepted
 
 
 def idempotency_key(request: Request) -> str:

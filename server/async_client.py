@@ -17,6 +17,7 @@ import httpx
 from server import client_wire as wire
 from server.client_wire import TERMINAL, JobEvent, Picture, Preview
 from server.errors import ServiceError
+from server.like import read_recipe, request_of, served_difference
 
 
 class AsyncFluidClient:
@@ -59,6 +60,23 @@ class AsyncFluidClient:
         async with aclosing(self._events("POST", "/v1/images/generations", json=body)) as events:
             async for event in events:
                 yield wire.streamed(event.data)
+
+    async def edit(self, prompt: str, image: bytes, mask: bytes | None = None, **options: Any) -> list[Picture]:
+        """Draw anew what is transparent in `mask` (or in `image`); the files as bytes."""
+        sent = wire.form(image, mask, {"prompt": prompt, **options})
+        return wire.pictures((await self._call("POST", "/v1/images/edits", **sent)).json())
+
+    async def vary(self, image: bytes, **options: Any) -> list[Picture]:
+        """Draw a picture again around a random part of it; `keep` says how much of it stays."""
+        return wire.pictures(
+            (await self._call("POST", "/v1/images/variations", **wire.form(image, None, options))).json()
+        )
+
+    async def like(self, file: bytes, **changes: Any) -> list[Picture]:
+        """Draw a picture again from the recipe in its file; `warnings` say if the service has other weights now."""
+        recipe = read_recipe(file)
+        notes = served_difference(recipe, await self.models())
+        return wire.warned(await self.generate(**request_of(recipe) | changes), notes)
 
     # --- jobs -----------------------------------------------------------------------------------------
 

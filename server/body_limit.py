@@ -4,10 +4,15 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.files import MAX_FILE_BYTES
+from server.pictures import MAX_PICTURE_BYTES
 
 MAX_BODY_BYTES = 1 << 20  # the longest valid request has a few kilobytes
 #: Of those that carry files; the form around a file needs a little as well.
-LARGER = {"/v1/files": MAX_FILE_BYTES + 65536}
+LARGER = {
+    "/v1/files": MAX_FILE_BYTES + 65536,
+    "/v1/images/edits": 2 * MAX_PICTURE_BYTES + 65536,
+    "/v1/images/variations": MAX_PICTURE_BYTES + 65536,
+}
 
 
 class BodyLimit:

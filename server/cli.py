@@ -132,9 +132,11 @@ def _add_generate(commands: Any) -> None:
         commands,
         "generate",
         "Draw in this process, without server or queue.",
-        "example:\n  fluid generate 'a red apple, 3d style' --out apple.png --seed 7 --quality high",
+        "example:\n  fluid generate 'a red apple, 3d style' --out apple.png --seed 7 --quality high\n"
+        "  fluid generate --like apple.png --out again.png",
     )
-    parser.add_argument("prompt")
+    parser.add_argument("prompt", nargs="?")
+    parser.add_argument("--like", type=Path, help="a picture that was drawn here; other options change its recipe")
     parser.add_argument("--out", type=Path, default=Path("out.png"), help=".png, .webp or .jpg")
     _model_flags(parser)
     parser.add_argument("--n", type=int, help="how many; picture i uses seed + i")
@@ -256,16 +258,20 @@ def _generate(settings: Settings, args: argparse.Namespace) -> None:
     from pydantic import ValidationError
 
     from server import generate
+    from server.like import load_recipe, request_of
     from server.schemas import ImageRequest
     from server.validation import from_validation
 
+    recipe = load_recipe(args.like) if args.like else None
+    # Which checkpoint draws is said by --checkpoint; `run` tells if it is another one.
+    again = {name: value for name, value in request_of(recipe or {}).items() if name != "model"}
     given = {name: getattr(args, name, None) for name in ImageRequest.model_fields}
     given["output_format"] = generate.format_of(args.out)
     try:
-        request = ImageRequest.model_validate({k: v for k, v in given.items() if v is not None})
+        request = ImageRequest.model_validate(again | {k: v for k, v in given.items() if v is not None})
     except ValidationError as error:
         raise from_validation(dict(error.errors()[0])) from error
-    generate.run(settings, request, args.out)
+    generate.run(settings, request, args.out, recipe)
 
 
 def _batch(settings: Settings, args: argparse.Namespace) -> None:

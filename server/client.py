@@ -15,6 +15,7 @@ import httpx
 from server import client_wire as wire
 from server.client_wire import TERMINAL, JobEvent, Picture, Preview
 from server.errors import ServiceError
+from server.like import read_recipe, request_of, served_difference
 
 __all__ = ["FluidClient", "JobEvent", "Picture", "Preview"]
 
@@ -62,6 +63,21 @@ class FluidClient:
         body = {"prompt": prompt, **options, "stream": True, "partial_images": partial_images}
         for event in self._events("POST", "/v1/images/generations", json=body):
             yield wire.streamed(event.data)
+
+    def edit(self, prompt: str, image: bytes, mask: bytes | None = None, **options: Any) -> list[Picture]:
+        """Draw anew what is transparent in `mask` (or in `image`); the files as bytes."""
+        sent = wire.form(image, mask, {"prompt": prompt, **options})
+        return wire.pictures((self._call("POST", "/v1/images/edits", **sent)).json())
+
+    def vary(self, image: bytes, **options: Any) -> list[Picture]:
+        """Draw a picture again around a random part of it; `keep` says how much of it stays."""
+        return wire.pictures((self._call("POST", "/v1/images/variations", **wire.form(image, None, options))).json())
+
+    def like(self, file: bytes, **changes: Any) -> list[Picture]:
+        """Draw a picture again from the recipe in its file; `warnings` say if the service has other weights now."""
+        recipe = read_recipe(file)
+        notes = served_difference(recipe, self.models())
+        return wire.warned(self.generate(**request_of(recipe) | changes), notes)
 
     # --- jobs -----------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ import random
 import time
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class Picture:
     seed: int
     format: str
     metrics: dict[str, Any]
+    warnings: tuple[str, ...] = ()  #: about the request that it answers
 
     def save(self, path: str | Path) -> Path:
         target = Path(path)
@@ -65,9 +66,24 @@ def fresh_key() -> dict[str, str]:
 
 def pictures(answer: Mapping[str, Any]) -> list[Picture]:
     return [
-        Picture(base64.b64decode(d["b64_json"]), d["seed"], answer["output_format"], answer["metrics"])
+        Picture(
+            base64.b64decode(d["b64_json"]), d["seed"], answer["output_format"], answer["metrics"],
+            tuple(answer["warnings"]),
+        )
         for d in answer["data"]
-    ]
+    ]  # fmt: skip
+
+
+def form(image: bytes, mask: bytes | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    """An edit or variation as httpx sends it."""
+    files = {"image": ("image", image)} | ({} if mask is None else {"mask": ("mask", mask)})
+    data = {name: value if isinstance(value, list) else str(value) for name, value in options.items()}
+    return {"files": files, "data": data | {"response_format": "b64_json"}, "headers": fresh_key()}
+
+
+def warned(found: list[Picture], warnings: list[str]) -> list[Picture]:
+    """The same with more to say of them."""
+    return [replace(picture, warnings=(*warnings, *picture.warnings)) for picture in found]
 
 
 def streamed(data: Mapping[str, Any]) -> Preview | Picture:

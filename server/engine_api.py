@@ -8,6 +8,14 @@ from server.jobs import JobInput
 
 
 @dataclass(frozen=True, slots=True)
+class Known:
+    """A picture of which a part stays; the rest is decoded around it."""
+
+    pixels: bytes  #: RGB, height * width * 3
+    stays: bytes | int  #: one byte per token, 1 where it stays; or how many stay, those that the order decides first
+
+
+@dataclass(frozen=True, slots=True)
 class RowRequest:
     """One image to decode. The same request and seed give the same picture, whatever shares its batch."""
 
@@ -21,9 +29,10 @@ class RowRequest:
     order: str = "random"  #: "random" or "halton"
     diffusion_steps_final: int | None = None  #: of the last AR step; None: as many as of the first
     guidance_interval: tuple[float, float] = (0.0, 1.0)  #: share of the AR steps in which guidance acts
+    known: Known | None = None  #: what is there already; the AR steps are for the rest
 
     @classmethod
-    def of(cls, job: JobInput, index: int) -> "RowRequest":
+    def of(cls, job: JobInput, index: int, known: Known | None = None) -> "RowRequest":
         return cls(
             prompt=job.prompt,
             seed=job.seed_of(index),
@@ -35,6 +44,7 @@ class RowRequest:
             order=job.order,
             diffusion_steps_final=job.diffusion_steps_final,
             guidance_interval=job.guidance_interval,
+            known=known,
         )
 
 

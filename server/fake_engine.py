@@ -15,11 +15,12 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from server.engine_api import RowRequest
+from server.engine_api import Known, RowRequest
 from server.errors import ConfigError
 
 SIZE = (32, 32)
 HANG_S = 3600.0
+GRID = 4  # tokens in a row of the picture
 
 
 @dataclass(slots=True)
@@ -48,6 +49,8 @@ class FakeEngine:
                 raise RuntimeError("fake engine: told to fail at admission")
             if "[impossible]" in request.prompt:
                 raise ValueError("fake engine: told that this cannot be drawn")
+            if request.known is not None and len(request.known.pixels) != SIZE[0] * SIZE[1] * 3:
+                raise ValueError(f"fake engine: a picture to start from has {SIZE[0]} x {SIZE[1]} pixels")
         free = [row for row in range(self.max_rows) if row not in self._rows]
         if len(requests) > len(free):
             raise RuntimeError(f"{len(requests)} requests for {len(free)} free rows")
@@ -74,20 +77,11 @@ class FakeEngine:
         return self._rows[row].done, self._rows[row].request.num_inference_steps
 
     def image(self, row: int) -> bytes:
-        """Two colours chosen by the request, mixed along a diagonal; grey in part while it is not finished."""
+        """As `picture`; grey in part while it is not finished."""
         request = self._rows[row].request
-        share = self._rows[row].done / request.num_inference_steps
         if "[wrong-shape]" in request.prompt:
             return bytes(10)
-        text = repr(request).encode()
-        rng = random.Random(int.from_bytes(hashlib.sha256(text).digest()[:8], "big"))
-        one, two = ([round(128 + (rng.randrange(256) - 128) * share) for _ in range(3)] for _ in range(2))
-        width, height = SIZE
-        last = width + height - 2
-        diagonal = b"".join(
-            bytes(round(a + (b - a) * (i / last)) for a, b in zip(one, two, strict=True)) for i in range(last + 1)
-        )
-        return b"".join(diagonal[3 * y : 3 * (y + width)] for y in range(height))
+        return picture(request, self._rows[row].done / request.num_inference_steps)
 
     def snapshot(self, row: int) -> bytes:
         state = {"checkpoint": self.sha256, "request": repr(self._rows[row].request), "done": self._rows[row].done}
@@ -112,7 +106,7 @@ class FakeEngine:
             "id": "fake",
             "family": "fake",
             "image_size": SIZE,
-            "tokens": 16,
+            "tokens": GRID * GRID,
             "presets": {
                 "low": {"num_inference_steps": 4, "diffusion_steps": 4},
                 "medium": {"num_inference_steps": 8, "diffusion_steps": 8},
@@ -137,3 +131,30 @@ class FakeEngine:
             "license": "Apache-2.0",
             "description": "Coloured squares for tests of the service.",
         }
+
+
+def picture(request: RowRequest, share: float = 1.0) -> bytes:
+    """Two colours chosen by the request, mixed along a diagonal; `share` of them is there, the rest is grey."""
+    text = repr(request).encode()
+    rng = random.Random(int.from_bytes(hashlib.sha256(text).digest()[:8], "big"))
+    one, two = ([round(128 + (rng.randrange(256) - 128) * share) for _ in range(3)] for _ in range(2))
+    width, height = SIZE
+    last = width + height - 2
+    diagonal = b"".join(
+        bytes(round(a + (b - a) * (i / last)) for a, b in zip(one, two, strict=True)) for i in range(last + 1)
+    )
+    drawn = b"".join(diagonal[3 * y : 3 * (y + width)] for y in range(height))
+    return drawn if request.known is None else _around(request.known, drawn)
+
+
+def _around(known: Known, drawn: bytes) -> bytes:
+    """What stays comes back nearly as it was, as from a real tokenizer: each value one off."""
+    (width, height), cell = SIZE, SIZE[0] // GRID
+    stays = known.stays if isinstance(known.stays, bytes) else bytes(i < known.stays for i in range(GRID * GRID))
+    mixed = bytearray(drawn)
+    for y in range(height):
+        for x in range(width):
+            if stays[y // cell * GRID + x // cell]:
+                at = 3 * (y * width + x)
+                mixed[at : at + 3] = bytes(value ^ 1 for value in known.pixels[at : at + 3])
+    return bytes(mixed)

@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 import uvicorn
 from fastapi import FastAPI
 
-from server import __version__, routes_batches, routes_images, routes_jobs, routes_ops
+from server import __version__, routes_batches, routes_edits, routes_images, routes_jobs, routes_ops
 from server.body_limit import BodyLimit
 from server.errors import ConfigError
 from server.middleware import RequestContext, install_error_handlers
@@ -42,7 +42,7 @@ def create_app(settings: Settings, open_services: OpenServices = open_services) 
     app.add_middleware(BodyLimit)
     app.add_middleware(RequestContext)  # the last one is the outermost: refused bodies are counted too
     install_error_handlers(app)
-    for module in (routes_images, routes_jobs, routes_batches, routes_ops):
+    for module in (routes_images, routes_edits, routes_jobs, routes_batches, routes_ops):
         app.include_router(module.router)
     return app
 

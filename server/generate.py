@@ -2,13 +2,16 @@
 
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from server.engine_api import RowRequest
 from server.errors import InvalidRequest
 from server.images import encode
 from server.jobs import JobInput, ModelInfo
+from server.like import difference
 from server.progress import Status, steps
 from server.publisher import recipe
 from server.resolve import resolve
@@ -16,8 +19,8 @@ from server.schemas import ImageRequest
 from server.settings import Settings
 
 
-def run(settings: Settings, request: ImageRequest, out: Path) -> list[Path]:
-    """Draw and save; with n > 1 the files are numbered."""
+def run(settings: Settings, request: ImageRequest, out: Path, like: Mapping[str, Any] | None = None) -> list[Path]:
+    """Draw and save; with n > 1 the files are numbered. `like`: the recipe of the picture that is to come again."""
     from server.worker import load_engine
 
     began = time.monotonic()
@@ -26,7 +29,7 @@ def run(settings: Settings, request: ImageRequest, out: Path) -> list[Path]:
         engine = load_engine(replace(settings, max_rows=request.n or 1))
     info = ModelInfo.from_mapping(engine.info())
     job, warnings = resolve(request, {info.id: info}, info.id)
-    for warning in warnings:
+    for warning in [*warnings, *(difference(like, info.checkpoint_sha256) if like else [])]:
         print(warning, file=sys.stderr)
     loaded_s = time.monotonic() - began
     try:

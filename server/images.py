@@ -36,14 +36,19 @@ def encode(rgb: bytes, size: tuple[int, int], format: str, compression: int, met
 def read_metadata(data: bytes) -> dict[str, Any] | None:
     """The recipe that `encode` wrote, or None if the file has none."""
     with Image.open(io.BytesIO(data)) as image:
-        text = image.info.get("fluid")
-        if text is None:
-            comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")
-            if isinstance(comment, str):
-                comment = comment.encode("latin-1")
-            if not comment.startswith(_UNICODE):
-                return None
-            text = comment[len(_UNICODE) :].decode("utf-16-be")
+        return recipe_in(image)
+
+
+def recipe_in(image: Image.Image) -> dict[str, Any] | None:
+    """The same of an opened file. Raises ValueError if there is something in its place that is none."""
+    text = image.info.get("fluid")
+    if text is None:
+        comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")
+        if isinstance(comment, str):
+            comment = comment.encode("latin-1")
+        if not comment.startswith(_UNICODE):
+            return None
+        text = comment[len(_UNICODE) :].decode("utf-16-be")
     found = json.loads(text)
     return found if isinstance(found, dict) else None
 

@@ -33,6 +33,24 @@ TERMINAL = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELED, JobState.ABO
 
 
 @dataclass(frozen=True, slots=True)
+class Edit:
+    """That a job starts from a picture. The picture itself lies under its own key until the job ends."""
+
+    source: str  #: the job that brought it; a replayed one refers to the first
+    sha256: str  #: of the picture and its mask at the model's size
+    kept_tokens: int | None = None  #: of a variation: how many stay; None: its mask says which
+    feather: int = 0  #: pixels inside the mask over which old goes over into new
+
+    @property
+    def kind(self) -> str:
+        return "edit" if self.kept_tokens is None else "variation"
+
+    def recipe(self) -> dict[str, Any]:
+        """What a finished file says of it."""
+        return {name: value for name, value in asdict(self).items() if name != "source"}
+
+
+@dataclass(frozen=True, slots=True)
 class JobInput:
     """A request with nothing left open: every default is resolved before it enters the queue."""
 
@@ -61,6 +79,7 @@ class JobInput:
     result_ttl_s: int | None = None  #: how long it is kept when it has ended; None: FLUID_RESULT_TTL_S
     webhook: str = ""  #: who is told of its end
     batch: str = ""  #: the batch that it is a line of
+    edit: Edit | None = None
 
     @property
     def caller(self) -> str:
@@ -90,6 +109,7 @@ class JobInput:
     def from_json(cls, text: str) -> "JobInput":
         values = json.loads(text)
         values["guidance_interval"] = tuple(values["guidance_interval"])  # JSON knows no tuples
+        values["edit"] = Edit(**values["edit"]) if values.get("edit") else None
         return cls(**values)
 
 

@@ -37,6 +37,9 @@ class Keys:
     def resume_hash(self, job_id: str) -> str:
         return self._key("resume", job_id)
 
+    def input_bytes(self, job_id: str) -> str:
+        return self._key("input", job_id)
+
     def result_bytes(self, job_id: str, token: int, index: int) -> str:
         """The token is in the name: a worker that lost its lease cannot overwrite the visible picture."""
         return self._key("result", job_id, str(token), str(index))

@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 from fastapi import Body
 from fastapi.openapi.models import Example
+from pydantic import BaseModel
 
 from server.images import MIME
 from server.schemas import ErrorBody, ImageRequest, JobObject
@@ -36,6 +37,11 @@ GENERATE: Responses = {
     422: _KEY_REUSED,
     500: _error("The job failed, however often it was tried."),
     504: _error("Not ready within FLUID_REQUEST_TIMEOUT_S; the job was canceled."),
+}
+EDIT: Responses = {
+    **GENERATE,
+    200: {"description": "The pictures; with `Accept: image/*` (and n=1) the file itself.", "content": _FILES},
+    413: _error("A picture is larger than 8 MiB."),
 }
 LOOKUP: Responses = {
     404: _error("No such job."),
@@ -117,4 +123,14 @@ _EXAMPLES: dict[str, Example] = {
         },
     },
 }
+
+
+def form(schema: type[BaseModel], *files: str, required: list[str]) -> dict[str, Any]:
+    """The body of a route that reads its form itself: fields of the schema, and files."""
+    described = schema.model_json_schema()
+    properties = {name: {"type": "string", "format": "binary"} for name in files} | described["properties"]
+    body = {"type": "object", "properties": properties, "required": required}
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": body}}}}
+
+
 RequestBody = Annotated[ImageRequest, Body(openapi_examples=_EXAMPLES)]

@@ -10,6 +10,7 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from server import __version__, images
+from server.edits import Source, blend
 from server.ends import Ends
 from server.errors import EngineBroken
 from server.events import show
@@ -51,7 +52,7 @@ class Publisher:
     async def _show(self, work: Work, index: int, number: int, pixels: bytes) -> None:
         loop = asyncio.get_running_loop()
         try:
-            data, _ = await loop.run_in_executor(self._pool, _encode, pixels, work.lease.input, {})
+            data, _ = await loop.run_in_executor(self._pool, _encode, pixels, work.lease.input, work.source, {})
             await show(self._queue, work.lease, index, number, data)
         except (OSError, ValueError, RedisError) as error:
             log.warning("no preview %d of image %d of %s: %s", number, index, work.lease.job_id, error)
@@ -77,8 +78,8 @@ class Publisher:
             raise EngineBroken("A picture is published before the model was loaded.")
         lease, job = work.lease, work.lease.input
         loop = asyncio.get_running_loop()
-        metadata = recipe(job, index, self.model.checkpoint_sha256)
-        data, encode_s = await loop.run_in_executor(self._pool, _encode, pixels, job, metadata)
+        metadata, source = recipe(job, index, self.model.checkpoint_sha256), work.source
+        data, encode_s = await loop.run_in_executor(self._pool, lambda: _encode(pixels, job, source, metadata))
         self._tally.observe("fluid_stage_duration_seconds", encode_s, "encode")
         self._tally.count("fluid_images_total", self.model.id)
         work.encode_s += encode_s
@@ -102,15 +103,19 @@ class Publisher:
         await self._keeper.keep_output(work, output)
 
 
-def _encode(pixels: bytes, job: JobInput, metadata: dict[str, Any]) -> tuple[bytes, float]:
+def _encode(pixels: bytes, job: JobInput, source: Source | None, metadata: dict[str, Any]) -> tuple[bytes, float]:
     began = time.monotonic()
+    if source is not None and job.edit is not None:
+        pixels = blend(pixels, source, job.edit.feather)
     data = images.encode(pixels, (job.width, job.height), job.output_format, job.output_compression, metadata)
     return data, time.monotonic() - began
 
 
 def recipe(job: JobInput, index: int, checkpoint_sha256: str) -> dict[str, Any]:
-    """Everything that is needed to draw this one picture again; goes into the file."""
+    """Everything that is needed to draw this one picture again; goes into the file. An edit needs its picture, too."""
+    started_from = {} if job.edit is None else {job.edit.kind: job.edit.recipe()}
     return {
+        **started_from,
         "prompt": job.prompt,
         "seed": job.seed_of(index),
         "size": f"{job.width}x{job.height}",

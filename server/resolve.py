@@ -13,7 +13,7 @@ from server.schemas import IGNORED, MAX_SEED, ImageRequest
 
 def resolve(request: ImageRequest, models: dict[str, ModelInfo], default: str) -> tuple[JobInput, list[str]]:
     """The job, and warnings about accepted parameters without effect."""
-    info = _model(request, models, default)
+    info = model_of(request, models, default)
     width, height = _size(request, info)
     quality: str = request.quality or "auto"
     if quality == "auto":
@@ -64,7 +64,7 @@ def _interval(request: ImageRequest, preset: Mapping[str, Any]) -> tuple[float, 
     return float(low), float(high)
 
 
-def _model(request: ImageRequest, models: dict[str, ModelInfo], default: str) -> ModelInfo:
+def model_of(request: ImageRequest, models: dict[str, ModelInfo], default: str) -> ModelInfo:
     name = request.model or default
     if name not in models:
         valid = ", ".join(sorted(models))

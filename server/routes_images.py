@@ -9,10 +9,10 @@ from server import sse, streaming
 from server.admission import accept, idempotency_key
 from server.errors import DeadlineExceeded, InvalidRequest, JobCanceled
 from server.images import MIME
-from server.jobs import JobRecord, new_job_id
+from server.jobs import JobInput, JobRecord, new_job_id
 from server.openapi import GENERATE, RequestBody
 from server.resolve import resolve
-from server.schemas import ImagesResponse
+from server.schemas import ImageRequest, ImagesResponse
 from server.services import Services, ServicesDep
 from server.views import gone, images_response, require_success, timing_headers
 from server.watcher import Expected
@@ -37,7 +37,7 @@ async def generate(request: Request, body: RequestBody, services: ServicesDep) -
     """
     fleet = services.fleet
     job, warnings = resolve(body, await fleet.models(), await fleet.default_model())
-    wants_file = _wants_file(request)
+    wants_file = accepts_file(request)
     if wants_file and (job.n != 1 or body.stream):
         raise InvalidRequest(f"'n' must be 1 with Accept: image/*, not {job.n}; or accept JSON.", param="n")
     if job.partial_images and not body.stream:
@@ -50,9 +50,17 @@ async def generate(request: Request, body: RequestBody, services: ServicesDep) -
         accepted = await accept(services, job, "sync", key=key, asked=body.fingerprint(), followed=True)
         pictures = streaming.pictures(services, accepted.job_id, body.response_format or "b64_json", keep=bool(key))
         return sse.response(pictures, {"x-job-id": accepted.job_id})
-    job_id = new_job_id()
+    record = await draw(request, services, job, key=key, asked=body.fingerprint())
+    return await answer(services, record, body, warnings, wants_file=wants_file)
+
+
+async def draw(
+    request: Request, services: Services, job: JobInput, *, key: str, asked: str, source: bytes | None = None
+) -> JobRecord:
+    """Queue the job, or find the one that the same request brought before, and wait for its success."""
+    job_id = job.edit.source if job.edit else new_job_id()
     with services.watcher.expect(job_id) as expected:
-        accepted = await accept(services, job, "sync", job_id=job_id, key=key, asked=body.fingerprint())
+        accepted = await accept(services, job, "sync", job_id=job_id, key=key, asked=asked, source=source)
         if accepted.job_id == job_id:
             record = await _wait(request, services, job_id, expected, keep=bool(key))
     if accepted.job_id != job_id:
@@ -60,10 +68,17 @@ async def generate(request: Request, body: RequestBody, services: ServicesDep) -
             expected.event.set()  # it may have ended before we came
             record = await _wait(request, services, accepted.job_id, expected, keep=True)
     require_success(record)
+    return record
+
+
+async def answer(
+    services: Services, record: JobRecord, body: ImageRequest, warnings: list[str], *, wants_file: bool
+) -> Response:
+    """The pictures of a job that succeeded, as its caller wants them."""
     if wants_file:
         return await _file(services, record)
-    answer = await images_response(services, record, body.response_format or "b64_json", warnings)
-    return JSONResponse(answer.model_dump(), headers=timing_headers(record))
+    view = await images_response(services, record, body.response_format or "b64_json", warnings)
+    return JSONResponse(view.model_dump(), headers=timing_headers(record))
 
 
 async def _wait(request: Request, services: Services, job_id: str, expected: Expected, *, keep: bool) -> JobRecord:
@@ -104,7 +119,7 @@ async def _disconnect(request: Request) -> None:
         pass
 
 
-def _wants_file(request: Request) -> bool:
+def accepts_file(request: Request) -> bool:
     """Only if the caller asks for images and for nothing that JSON could satisfy."""
     accepted = [part.split(";")[0].strip() for part in request.headers.get("accept", "").split(",")]
     return bool(accepted[0]) and all(kind.startswith("image/") for kind in accepted)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
+from server.edits import Source
 from server.engine_api import RowRequest
 from server.jobs import PRIORITIES, JobError, Lease, Output
 
@@ -30,6 +31,7 @@ class Work:
     steps_done: dict[int, int] = field(default_factory=dict)  #: image index -> AR steps
     snapshots: dict[int, bytes] = field(default_factory=dict)  #: image index -> where it can go on
     outputs: dict[int, Output] = field(default_factory=dict)
+    source: Source | None = None  #: the picture that an edit starts from
     encode_s: float = 0.0
     predict_s: float = 0.0
     batch_peak: int = 0
@@ -51,7 +53,7 @@ class Work:
         return max(0, self.lease.input.work - sum(self.steps_done.values()))
 
     def request(self, index: int) -> RowRequest:
-        return RowRequest.of(self.lease.input, index)
+        return RowRequest.of(self.lease.input, index, self.source.known if self.source else None)
 
 
 class DeficitRoundRobin:

@@ -8,12 +8,15 @@ import secrets
 import signal
 import socket
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from redis.exceptions import RedisError
 
+from server import inputs
 from server.connection import PATIENT_TIMEOUT_S, connect
+from server.edits import Source
 from server.ends import Ends
 from server.engine_api import Engine
 from server.engine_thread import EngineThread
@@ -101,7 +104,7 @@ class Worker:
         self.thread = self.ends.thread = self.keeper.thread = self.watchdog.thread = thread
         self.heart.model = self.publisher.model = info
         self.keeper.checkpoint = info.checkpoint_sha256
-        self.model = info.id
+        self.model, self.info = info.id, info
 
     async def _work(self) -> None:
         while not (self.draining and not self.held.works and not self.publisher.running):
@@ -199,9 +202,23 @@ class Worker:
     async def _hold(self, lease: Lease) -> None:
         work = self.held.add(lease, time.monotonic())
         self.tally.observe("fluid_queue_wait_seconds", lease.started_at - lease.created_at)
+        if lease.input.edit is not None and not await self._fetch_source(work):
+            return
         await self.ends.persist(lambda: self.keeper.recall(work))
         if work.drawn:  # the earlier try was lost between its last picture and its end
             await self.ends.finish(work, JobState.SUCCEEDED)
+
+    async def _fetch_source(self, work: Work) -> bool:
+        """The picture that an edit starts from. False: there is none, and no other try would find one."""
+        data = await self.ends.persist(lambda: inputs.fetch(self.queue, work.lease.input))
+        try:
+            if data is None:
+                raise ValueError("the picture to start from is gone; send the request again")
+            work.source = Source.unpack(data, work.lease.input, self.info)
+        except (ValueError, zlib.error) as error:
+            await self.ends.refuse(work, str(error))
+            return False
+        return True
 
     async def _restore(self, work: Work, index: int) -> bool:
         """Seat an image where its snapshot was taken. False: it has to begin anew."""

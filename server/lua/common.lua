@@ -3,6 +3,7 @@
 -- cannot know its key beforehand. The hash tag keeps all of them on one node of a cluster.
 --   counters              hash: states, submissions, what else is counted
 --   job:ID                hash: the record        resume:ID  hash: finished images and snapshots of a job under way
+--   input:ID              the picture that an edit starts from, until the job ends
 --   since:MODEL:CLASS     waiting jobs by the time they joined the class; line:MODEL:CLASS:CALLER  by sequence
 --   ring:MODEL:CLASS      callers who wait, by their virtual time; bell:MODEL  wakes idle workers
 --   leases:MODEL          running jobs by the end of their lease; deadlines, ended: jobs by the time something is due
@@ -111,6 +112,11 @@ local function conclude(id, state, ttl_s)
   redis.call('ZREM', key('leases', f[1]), id)
   redis.call('ZREM', DEADLINES, id)
   redis.call('DEL', key('resume', id))
+  if state == 'failed' then -- a dead letter that is replayed in time needs it
+    redis.call('EXPIRE', key('input', id), ttl_s)
+  else
+    redis.call('DEL', key('input', id))
+  end
   redis.call('HSET', job, 'completed_at', text(at), 'expires_at', text(at + ttl_s))
   move(id, state) -- whoever hears of the end finds its time in the record
   redis.call('EXPIRE', job, ttl_s)

@@ -33,6 +33,7 @@ if again ~= '' then
   redis.call('EXPIRE', key('idem', scope, again), IDEMPOTENT_FOR_S)
 end
 if followed then redis.call('XADD', key('events', id), '*', 'type', 'status', 'value', 'queued') end
+redis.call('PERSIST', key('input', id)) -- the picture that an edit starts from, until the job ends
 redis.call('ZADD', key('list', scope), sequence, id)
 redis.call('HINCRBY', COUNTERS, 'submitted:' .. kind, 1)
 redis.call('HINCRBY', COUNTERS, 'state:queued', 1)

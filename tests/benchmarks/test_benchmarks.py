@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from benchmarks import batching, exact, growth
+from benchmarks import batching, edits, exact, growth
 from benchmarks.fast import kernel_distance
 from benchmarks.machine import alive
 from model.config import KlConfig, MarConfig
@@ -90,3 +91,14 @@ def test_kernel_distance_is_zero_on_average_and_grows() -> None:
     a, b = (torch.nn.functional.normalize(torch.randn(200, 16, generator=generator), dim=1) for _ in range(2))
     shifted = torch.nn.functional.normalize(b + 0.3, dim=1)
     assert abs(kernel_distance(a, b)) < 0.02 < kernel_distance(a, shifted)
+
+
+def test_a_seam_is_seen_where_the_mask_ends_and_nowhere_else() -> None:
+    """A hole of another shade in a fine chequerboard: the step is in the seam; noise all over: no seam at all."""
+    mask = edits.box_mask((64, 64))
+    board = np.where(np.asarray(mask) > 0, 50, 20) + np.indices((64, 64)).sum(0) % 2
+    found = edits.gradients(board[None, :, :, None].repeat(3, axis=3).astype(np.uint8), mask)
+    assert (found["inside"], found["outside"]) == (1, 1)
+    assert 29 <= found["seam"] <= 31
+    noise = np.random.default_rng(0).integers(0, 256, (20, 64, 64, 3), np.uint8)
+    assert abs(edits.gradients(noise, mask)["visible"] - 1) < 0.03

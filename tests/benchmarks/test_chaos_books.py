@@ -12,7 +12,7 @@ from PIL import Image
 from benchmarks.chaos.ledger import Ledger, Submission, Verdict
 from benchmarks.chaos.report import failures, figures, percentile, scraped_total
 from server.engine_api import RowRequest
-from server.fake_engine import FakeEngine
+from server.fake_engine import SIZE, FakeEngine, picture
 from server.jobs import JobError, JobInput, JobRecord, JobState, ModelInfo, Output
 from server.resolve import resolve
 from server.schemas import ImageRequest
@@ -26,10 +26,8 @@ def _job(**changes: Any) -> JobInput:
 
 
 def _file(job: JobInput, index: int) -> bytes:
-    engine = FakeEngine(1, 0.0)
-    [row] = engine.admit([RowRequest.of(job, index)])
     buffer = io.BytesIO()
-    Image.frombytes("RGB", engine.image_size, engine.image(row)).save(buffer, "PNG")
+    Image.frombytes("RGB", SIZE, picture(RowRequest.of(job, index))).save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -91,6 +89,7 @@ def test_a_picture_that_vanished_between_two_fetches_is_a_loss(entry: Submission
 
 
 def test_another_picture_is_a_duplicate(entry: Submission) -> None:
+    """With previews an unfinished picture became grey, and as the books drew theirs without a step, all were alike."""
     entry.saw_picture(0, _file(_job(seed=6), 0))
     assert "not the picture" in _judge(entry, _record()).duplicates[0]
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import random
 from pathlib import Path
 
 import httpx
 import pytest
 import torch
+from PIL import Image
 
 from model.checkpoint import save_checkpoint
 from model.config import KlConfig, MarConfig
@@ -41,3 +44,19 @@ def test_labels_are_drawn_and_others_refused(checkpoint: Path, tmp_path: Path) -
         assert error["param"] == "prompt" and "golden retriever" in error["message"]
         (model,) = client.models()
         assert model["family"] == "mar" and model["labels"][0] == "tench, Tinca tinca"
+
+
+def test_an_edit_by_label(checkpoint: Path, tmp_path: Path) -> None:
+    """The KL tokenizer encodes what stays; outside the mask the pixels are those that were sent."""
+    image = Image.frombytes("RGB", (8, 8), random.Random(0).randbytes(192)).convert("RGBA")
+    image.paste((0, 0, 0, 0), (0, 0, 4, 4))
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    with serving(tmp_path, "--checkpoint", str(checkpoint)) as url, FluidClient(url) as client:
+        one, two = (client.edit("goldfish", file.getvalue(), seed=1, feather=0)[0] for _ in range(2))
+        assert one.data == two.data
+        [varied] = client.vary(one.data, seed=2)
+        assert "'goldfish'" in varied.warnings[0]
+    result = Image.open(io.BytesIO(one.data))
+    different = {(x, y) for x in range(8) for y in range(8) if result.getpixel((x, y)) != image.getpixel((x, y))[:3]}
+    assert different and different <= {(x, y) for x in range(4) for y in range(4)}

@@ -29,6 +29,7 @@ class Ask:
     order: str = "random"
     diffusion_steps_final: int | None = None
     guidance_interval: tuple[float, float] = (0.0, 1.0)
+    known: None = None
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from model.serving import ServingEngine, load_engine
-from server.engine_api import RowRequest
+from server.engine_api import Known, RowRequest
 
 REQUEST = RowRequest(
     prompt="a red apple, 3d style", seed=11, num_inference_steps=6, diffusion_steps=4,
@@ -64,3 +64,26 @@ def test_a_snapshot_that_does_not_fit_is_refused(engines: tuple[ServingEngine, S
     assert len(other.admit([REQUEST, REQUEST])) == 2
     for row in (0, 1):
         other.release(row)
+
+
+def test_an_edit_goes_on_elsewhere_and_only_with_its_own_picture(engines: tuple[ServingEngine, ServingEngine]) -> None:
+    """The tokens of the picture are in the snapshot, but which of them were given is not: another mask or picture
+    under the same seed would go on as a mixture."""
+    one, other = engines
+    side, tokens = one.image_size[0], one.checkpoint.config.tokens
+    known = Known(bytes(range(256)) * (side * side * 3 // 256), bytes(i % 3 > 0 for i in range(tokens)))
+    edit = replace(REQUEST, known=known)
+    [row] = one.admit([edit])
+    one.step()
+    one.step()
+    state = one.snapshot(row)
+    expected = _finish(one, row)
+    assert _finish(other, other.restore(edit, state)) == expected
+    for wrong in (None, replace(known, stays=10), replace(known, pixels=bytes(side * side * 3))):
+        with pytest.raises(ValueError, match="another picture"):
+            other.restore(replace(edit, known=wrong), state)
+    variation = replace(REQUEST, known=replace(known, stays=30))
+    [row] = one.admit([variation])
+    one.step()
+    state = one.snapshot(row)
+    assert _finish(one, row) == _finish(other, other.restore(variation, state))

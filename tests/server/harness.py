@@ -118,4 +118,4 @@ async def empty(queue: Queue) -> bool:
     """Nobody waits and nobody runs, by whatever structure one asks."""
     waiting = [key async for key in queue.redis.scan_iter(f"{queue.keys.root}:*")]
     kinds = {key.split(":")[1] for key in waiting}
-    return not kinds & {"since", "line", "ring", "leases", "deadlines", "resume"}
+    return not kinds & {"since", "line", "ring", "leases", "deadlines", "resume", "input"}

@@ -1,0 +1,158 @@
+"""How visible is the seam of an edit, by feather? python -m benchmarks.edits (needs `make data`)
+
+A box of real pictures is drawn anew, one that cuts token cells; everything else is kept. *repair* has the picture's own
+prompt, *blind* none, *change* that of another concept in the same style. *pasted* is their control: a picture drawn
+without knowing its surroundings, put into the same hole. Per kind and feather:
+
+    seam, inside, outside   mean absolute difference of neighbouring pixels, of 255: across the mask's edge, and
+                            within BAND pixels on either side of it; row "original" has what the pictures had there
+    visible                 seam over the mean of inside and outside: 1 is no seam at all
+    old                     share of the old picture in the masked part, mean: what feathering costs
+    psnr                    not of changes: masked part against the original, dB; a feather mixes the original in
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+from benchmarks.machine import describe_machine, keep
+from model.data.dataset import Dataset
+from model.evaluate import default_request, spread
+from model.requests import Request
+from model.serving import ServingEngine, load_engine
+from model.sheet import contact_sheet
+from server.edits import DRAWN, Source, blend, ramp, staying
+from server.engine_api import Known
+
+FEATHERS = (0, 2, 4, 8)
+BOX = (19, 21, 46, 44)  # left, upper, right, lower: no edge lies on that of a cell
+SHOWN = (0, 2, 8)  # on the sheet
+BAND = 3  # pixels on either side of the seam that it is compared with
+
+
+def box_mask(size: tuple[int, int]) -> Image.Image:
+    mask = Image.new("L", size, 0)
+    ImageDraw.Draw(mask).rectangle((BOX[0], BOX[1], BOX[2] - 1, BOX[3] - 1), fill=DRAWN)
+    return mask
+
+
+def draw(engine: ServingEngine, asks: list[Request]) -> list[bytes]:
+    """RGB of each, as many at a time as there are rows."""
+    found: list[bytes] = [b""] * len(asks)
+    for first in range(0, len(asks), engine.max_rows):
+        group = asks[first : first + engine.max_rows]
+        place = dict(zip(engine.admit(group), range(first, first + len(group)), strict=True))
+        while place:
+            for row in engine.step():
+                found[place.pop(row)] = engine.image(row)
+                engine.release(row)
+    return found
+
+
+def gradients(pictures: np.ndarray, mask: Image.Image) -> dict[str, float]:
+    """Mean |difference| of neighbours across the edge and in the bands beside it. pictures: (P, H, W, 3) uint8."""
+    inside = np.asarray(mask) > 0  # (H, W)
+    width = 2 * BAND + 1
+    near_in = inside & ~(np.asarray(mask.filter(ImageFilter.MinFilter(width))) > 0)
+    near_out = ~inside & (np.asarray(mask.filter(ImageFilter.MaxFilter(width))) > 0)
+    sums = {"seam": [0.0, 0], "inside": [0.0, 0], "outside": [0.0, 0]}
+    for axis in (1, 2):
+        steps = np.abs(np.diff(pictures.astype(np.int16), axis=axis)).mean((0, 3))  # (H-1, W) or (H, W-1)
+        one, two = (slice(None, -1), slice(1, None))
+        first, second = (one, two) if axis == 1 else ((slice(None), one), (slice(None), two))
+        for name, where in (
+            ("seam", inside[first] ^ inside[second]),
+            ("inside", near_in[first] & near_in[second]),
+            ("outside", near_out[first] & near_out[second]),
+        ):
+            sums[name][0] += float(steps[where].sum())
+            sums[name][1] += int(where.sum())
+    found = {name: total / count for name, (total, count) in sums.items()}
+    return found | {"visible": found["seam"] / ((found["inside"] + found["outside"]) / 2)}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("data/emoji-64"), help="packed data set of `make data`")
+    parser.add_argument("--images", type=int, default=240, help="pictures per kind, at most")
+    parser.add_argument("--split", default="train", help="train, or heldout: trained concepts in a style never seen")
+    parser.add_argument("--guidance", type=float, help="instead of the checkpoint's own")
+    parser.add_argument("--sheet", type=Path, help="where a contact sheet goes")
+    args = parser.parse_args(argv)
+
+    engine = load_engine("emoji-64", 16, "cpu")
+    dataset = Dataset.load(args.data)
+    rows = spread(dataset.indices(args.split), args.images)
+    originals, size = dataset.images[rows], engine.image_size
+    mask, settings = box_mask(size), default_request(engine)
+    if args.guidance is not None:
+        settings = replace(settings, guidance_scale=args.guidance)
+    stays = staying(mask.tobytes(), size, engine.checkpoint.config.tokens)
+    steps = min(settings.num_inference_steps, stays.count(0))
+    own = [dataset.items[i].captions[0] for i in rows]
+    others = [_other(dataset, int(row), rng) for rng, row in enumerate(rows)]
+    sources = [Source(size, o.tobytes(), mask.tobytes(), Known(o.tobytes(), stays)) for o in originals]
+
+    def asks(prompts: list[str], known: bool) -> list[Request]:
+        plain = [replace(settings, prompt=prompt, seed=seed) for seed, prompt in enumerate(prompts)]
+        if not known:
+            return plain
+        return [replace(ask, num_inference_steps=steps, known=s.known) for ask, s in zip(plain, sources, strict=True)]
+
+    result: dict[str, Any] = {
+        "machine": describe_machine(), "images": len(rows), "split": args.split, "new_tokens": stays.count(0),
+        "guidance_scale": settings.guidance_scale,
+    }  # fmt: skip
+    result["original"] = gradients(originals, mask)
+    holes = np.where(np.asarray(mask)[:, :, None] > 0, np.uint8(160), originals)
+    shown: list[list[np.ndarray]] = [list(originals), list(holes)]
+    kinds = {
+        "repair": (own, True), "repair pasted": (own, False),
+        "blind": ([""] * len(rows), True), "blind pasted": ([""] * len(rows), False),
+        "change": (others, True), "change pasted": (others, False),
+    }  # fmt: skip
+    for kind, (prompts, known) in kinds.items():
+        drawn = draw(engine, asks(prompts, known))
+        for feather in FEATHERS:
+            pairs = zip(drawn, sources, strict=True)
+            done = np.stack([np.frombuffer(blend(d, s, feather), np.uint8) for d, s in pairs]).reshape(originals.shape)
+            share = np.asarray(ramp(mask, feather)).astype(float)[np.asarray(mask) > 0] / DRAWN
+            figures = gradients(done, mask) | {"old": float(1 - share.mean())}
+            if not kind.startswith("change"):
+                error = (done[:, np.asarray(mask) > 0].astype(float) - originals[:, np.asarray(mask) > 0]) ** 2
+                figures["psnr"] = float(10 * np.log10(255**2 / error.mean()))
+            result[f"{kind}, feather {feather}"] = figures
+            if feather in SHOWN and kind in ("repair", "change"):
+                shown.append(list(done))
+    for name, figures in result.items():
+        if isinstance(figures, dict) and "seam" in figures:
+            print(f"{name:26s}" + "".join(f"{key:>9s} {value:6.2f}" for key, value in figures.items()))
+    if args.sheet:
+        _sheet(shown).quantize(256).save(args.sheet)
+    suffix = "" if args.guidance is None else f"-guidance-{args.guidance:g}"
+    print(f"kept in {keep(f'edits-{args.split}{suffix}', result)}")
+    print(json.dumps(result))
+
+
+def _other(dataset: Dataset, row: int, seed: int) -> str:
+    """The prompt of another concept in the style of this row."""
+    item, rng = dataset.items[row], np.random.default_rng(seed)
+    rows = [i for i in dataset.indices("train") if dataset.items[i].style == item.style]
+    return dataset.items[int(rng.choice(rows))].captions[0]
+
+
+def _sheet(shown: list[list[np.ndarray]], count: int = 8) -> Image.Image:
+    """One column per picture: original, hole, repairs, changes; pictures spread evenly, not picked."""
+    columns = spread(np.arange(len(shown[0])), count)
+    return contact_sheet([line[int(i)] for line in shown for i in columns], columns=len(columns), scale=1)
+
+
+if __name__ == "__main__":
+    main()
