@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fluid_kernels.head_loop import Chains, HeadWeights, Rows
-from fluid_kernels.head_loop_torch import TorchHead
+from fluid_kernels.heads import make_head
 from model.condition import Condition, Conditioner
 from model.fluid import RandomOrderModel
 from model.masking import annealed, guidance_at, make_order, masked_after
@@ -73,9 +73,19 @@ class Engine:
     """Fixed rows over one model; not thread-safe, one caller at a time."""
 
     def __init__(
-        self, model: RandomOrderModel, conditioner: Conditioner, max_rows: int, dtype: torch.dtype = torch.float32
+        self,
+        model: RandomOrderModel,
+        conditioner: Conditioner,
+        max_rows: int,
+        dtype: torch.dtype = torch.float32,
+        kernels: str = "auto",
     ):
-        """dtype: of the head's matrix products; for those of the backbone see model/precision.py."""
+        """dtype: of the head's matrix products; for those of the backbone see model/precision.py.
+        kernels: what runs the head's loop, see fluid_kernels/heads.py.
+
+        Raises:
+            ValueError: these kernels cannot run here.
+        """
         self.model, self.conditioner, self.max_rows = model, conditioner, max_rows
         self.config = model.config
         self.device = next(model.parameters()).device
@@ -86,7 +96,8 @@ class Engine:
         self._prompts: OrderedDict[str, Condition] = OrderedDict()
         self._stacked: tuple[tuple[int, ...], Condition] | None = None
         self._null = conditioner("")
-        self._head = TorchHead(HeadWeights.from_head(model.head), dtype)
+        self._head = make_head(HeadWeights.from_head(model.head), dtype, kernels)
+        self.kernels = self._head.path
         self._schedules: OrderedDict[int, Chains] = OrderedDict()
 
     # ---- the life of a row -------------------------------------------------------------------------------

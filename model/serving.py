@@ -35,10 +35,17 @@ DEFAULT_SAMPLING: dict[str, Any] = {
 class ServingEngine:
     """An `Engine` with prompts at one end and pixels at the other."""
 
-    def __init__(self, checkpoint: Checkpoint, max_rows: int, dtype: torch.dtype = torch.float32):
+    def __init__(
+        self, checkpoint: Checkpoint, max_rows: int, dtype: torch.dtype = torch.float32, kernels: str = "auto"
+    ):
         self.checkpoint, self.max_rows, self.dtype = checkpoint, max_rows, dtype
         pack(checkpoint.model, dtype)
-        self.engine = Engine(checkpoint.model, build_conditioner(checkpoint.model, checkpoint.about), max_rows, dtype)
+        conditioner = build_conditioner(checkpoint.model, checkpoint.about)
+        try:
+            self.engine = Engine(checkpoint.model, conditioner, max_rows, dtype, kernels)
+        except ValueError as error:
+            raise CheckpointError(f"kernels {kernels!r}: {error}. Set FLUID_KERNELS=auto") from error
+        self.kernels, self.device = self.engine.kernels, describe(self.engine.device, dtype)
         self.image_size = (checkpoint.config.image_size, checkpoint.config.image_size)  # width, height
 
     def admit(self, requests: Sequence[RowRequest]) -> list[int]:
@@ -130,7 +137,12 @@ def find_checkpoint(name: str) -> Path:
 
 
 def load_engine(
-    checkpoint_dir: str, max_rows: int, device: str = "auto", threads: int = 0, dtype: str = "auto"
+    checkpoint_dir: str,
+    max_rows: int,
+    device: str = "auto",
+    threads: int = 0,
+    dtype: str = "auto",
+    kernels: str = "auto",
 ) -> ServingEngine:
     """Load a checkpoint and make it ready to draw.
 
@@ -139,6 +151,7 @@ def load_engine(
         device: "auto" (CUDA where there is one), "cpu" or "cuda".
         threads: for torch on a CPU; 0: as many as this process may use.
         dtype: of matrix products, see precision.py.
+        kernels: what runs the head's loop: "auto", "torch", "triton" or "persistent".
     Raises:
         CheckpointError, ConfigError: it cannot be used; the message says why and what to do.
     """
@@ -147,7 +160,13 @@ def load_engine(
         raise CheckpointError("device is cuda, but torch sees no CUDA device: set FLUID_DEVICE=cpu or auto")
     chosen = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
     checkpoint = load_checkpoint(find_checkpoint(checkpoint_dir), chosen)
-    return ServingEngine(checkpoint, max_rows, choose_dtype(dtype, torch.device(chosen)))
+    return ServingEngine(checkpoint, max_rows, choose_dtype(dtype, torch.device(chosen)), kernels)
+
+
+def describe(device: torch.device, dtype: torch.dtype) -> str:
+    """Where a model runs and in which numbers, for people."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return f"{name}, {str(dtype).removeprefix('torch.')}"
 
 
 def usable_cpus() -> int:

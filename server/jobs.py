@@ -123,6 +123,7 @@ class JobMetrics:
     encode_time: float
     total_time: float
     batch_size: int
+    kernels: str = ""  #: what ran the model's innermost loop: torch, triton, persistent
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +243,8 @@ class WorkerInfo:
     checkpoint: str = ""  #: SHA-256 of the weights that draw
     row_steps_per_s: float = 0.0  #: what it manages while it is busy
     work_left: int = 0  #: row-steps of the jobs that it holds
+    kernels: str = ""  #: what runs the model's innermost loop: torch, triton, persistent
+    device: str = ""  #: what it runs on, and in which numbers
     reloads: int = 0  #: the last `fluid reload` that it has dealt with
 
     @property

@@ -106,6 +106,13 @@ def test_serving_engine_draws_rgb_bytes(folder: Path) -> None:
     engine.release(row)
 
 
+def test_kernels_that_cannot_run_here_stop_the_start(folder: Path) -> None:
+    """FLUID_KERNELS=triton on a machine without CUDA must not quietly draw with something else."""
+    assert load_engine(str(folder), 2, "cpu", 0, "float32", "auto").kernels == "torch"
+    with pytest.raises(CheckpointError, match=r"kernels 'triton'.*FLUID_KERNELS=auto"):
+        load_engine(str(folder), 2, "cpu", 0, "float32", "triton")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 def test_asking_for_a_missing_device_says_what_to_set(folder: Path) -> None:
     with pytest.raises(CheckpointError, match="FLUID_DEVICE=cpu"):
