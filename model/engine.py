@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fluid_kernels.head_loop import Chains, HeadWeights, Rows
-from fluid_kernels.heads import make_head
+from fluid_kernels.heads import choose_path, make_head
 from model.condition import Condition, Conditioner
 from model.fluid import RandomOrderModel
 from model.masking import annealed, guidance_at, make_order, masked_after
@@ -84,7 +84,7 @@ class Engine:
         kernels: what runs the head's loop, see fluid_kernels/heads.py.
 
         Raises:
-            ValueError: these kernels cannot run here.
+            HeadPathError: these kernels cannot run here.
         """
         self.model, self.conditioner, self.max_rows = model, conditioner, max_rows
         self.config = model.config
@@ -97,7 +97,7 @@ class Engine:
         self._stacked: tuple[tuple[int, ...], Condition] | None = None
         self._null = conditioner("")
         self._head = make_head(HeadWeights.from_head(model.head), dtype, kernels)
-        self.kernels = self._head.path
+        self.kernels = choose_path(kernels, self.device)
         self._schedules: OrderedDict[int, Chains] = OrderedDict()
 
     # ---- the life of a row -------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from fluid_kernels.heads import HeadPathError
 from model.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from model.engine import Engine, Snapshot
 from model.precision import choose_dtype, pack
@@ -43,7 +44,7 @@ class ServingEngine:
         conditioner = build_conditioner(checkpoint.model, checkpoint.about)
         try:
             self.engine = Engine(checkpoint.model, conditioner, max_rows, dtype, kernels)
-        except ValueError as error:
+        except HeadPathError as error:
             raise CheckpointError(f"kernels {kernels!r}: {error}. Set FLUID_KERNELS=auto") from error
         self.kernels, self.device = self.engine.kernels, describe(self.engine.device, dtype)
         self.image_size = (checkpoint.config.image_size, checkpoint.config.image_size)  # width, height

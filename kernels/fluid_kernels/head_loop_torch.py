@@ -44,8 +44,6 @@ class TorchHead:
     dtype: of the matrix products, bfloat16 or float32; sums, statistics and the update are float32.
     """
 
-    path = "torch"
-
     def __init__(self, weights: HeadWeights, dtype: torch.dtype):
         width, self.weights = weights.width, weights
         self.width, self.depth, self.channels, self.dtype = width, weights.depth, weights.channels, dtype
