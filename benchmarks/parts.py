@@ -12,7 +12,8 @@ import multiprocessing
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,18 @@ def failures(result: Record) -> list[str]:
             if record.get("error") or record.get("ok") is False:
                 lines.append(f"{name}: {json.dumps(record)}")
     return lines
+
+
+@contextmanager
+def attempt(emit: Callable[[Record], None], about: Record) -> Iterator[Record]:
+    """One case: what the block puts into the record is emitted; if it raises, why, and the part goes on."""
+    record = dict(about)
+    try:
+        yield record
+    except Exception as error:
+        traceback.print_exc()
+        record["error"] = f"{type(error).__name__}: {error}"[:300]
+    emit(record)
 
 
 def _run_one(part: Part, args: Any, limit_s: float) -> Record:

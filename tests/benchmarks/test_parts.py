@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.parts import Part, Record, failures, run_parts
+from benchmarks.parts import Part, Record, attempt, failures, run_parts
 
 Emit = Callable[[Record], None]
 
@@ -35,7 +35,10 @@ def hangs(args: Any, emit: Emit) -> None:
 
 
 def finds(args: Any, emit: Emit) -> None:
-    emit({"case": "x", "ok": False})
+    with attempt(emit, {"case": "x"}) as record:
+        record["ok"] = False
+    with attempt(emit, {"case": "y"}):
+        raise ValueError("too wide")
 
 
 def test_what_one_part_does_costs_no_other(tmp_path: Path) -> None:
@@ -51,7 +54,8 @@ def test_what_one_part_does_costs_no_other(tmp_path: Path) -> None:
     assert found["dies"] == ([{"case": "before"}], "exit status -9")
     assert found["hangs"] == ([{"case": "before"}], "killed after 0 s")
     assert found["good"] == ([{"case": 7, "ms": 1.5}], None)
-    assert [line.split(":")[0] for line in failures(result)] == ["raises", "dies", "hangs", "finds"]
+    assert [line.split(":")[0] for line in failures(result)] == ["raises", "dies", "hangs", "finds", "finds"]
+    assert found["finds"][0][1] == {"case": "y", "error": "ValueError: too wide"}
 
 
 def test_when_the_time_is_up_the_rest_says_so(tmp_path: Path) -> None:
