@@ -15,7 +15,7 @@ from benchmarks.prompt_states import StoredStates
 from fluid_kernels.head_loop import Chains, HeadWeights, Rows
 from fluid_kernels.heads import PATHS, HeadPathError, choose_path, make_head
 from model.checkpoint import load_checkpoint
-from model.config import MAR_PRESETS, PRESETS, FluidConfig, MarConfig, ModelConfig
+from model.config import MAR_PRESETS, PRESETS, MarConfig, ModelConfig
 from model.engine import Engine
 from model.families import build_model
 from model.fluid import Fluid, RandomOrderModel
@@ -32,13 +32,13 @@ from model.transformer import count_parameters
 
 LABELS = [str(i) for i in range(1000)]
 # Smallest of each family, for rehearsals on a CPU.
-SMALL = {
+SMALL: dict[str, ModelConfig] = {
     "fluid-small": PRESETS["tiny"],
     "mar-small": MarConfig(
-        image_size=64, width=64, heads=4, encoder_depth=1, decoder_depth=1, buffer=4, head_width=64, head_depth=2,
+        image_size=128, width=64, heads=4, encoder_depth=1, decoder_depth=1, buffer=4, head_width=64, head_depth=2,
     ),
 }  # fmt: skip
-MODELS: dict[str, FluidConfig | MarConfig] = {**PRESETS, **MAR_PRESETS, **SMALL}
+MODELS: dict[str, ModelConfig] = {**PRESETS, **MAR_PRESETS, **SMALL}
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import datetime
 import itertools
 import json
 import sys
@@ -212,8 +213,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--quick", action="store_true", help="fewest and smallest cases")
     parser.add_argument("--only", nargs="*", metavar="PART", help=", ".join(part.name for part in PARTS))
-    parser.add_argument("--out", type=Path, default=RESULTS / "gpu-check.json", help="where the JSON goes")
+    parser.add_argument("--out", type=Path, help="where the JSON goes")
     args = parser.parse_args(argv)
+    args.out = args.out or RESULTS / f"gpu-check-{datetime.date.today().isoformat()}.json"
     chosen = [part for part in PARTS if args.only is None or part.name in args.only]
     result = run_parts(chosen, args, args.out, TOTAL_S)
     wrong = failures(result)
