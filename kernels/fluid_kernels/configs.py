@@ -10,7 +10,7 @@ compiler makes of each); none was timed on a device.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -34,7 +34,7 @@ _LINEAR: dict[str, tuple[tuple[int, Config], ...]] = {
         (32, Config(32, 16, 256, 4, 3)),
         (64, Config(64, 32, 128, 4, 4)),
         (256, Config(64, 64, 64, 4, 4)),
-        (1024, Config(128, 64, 64, 4, 4)),
+        (1024, Config(128, 64, 64, 8, 4)),
         (1 << 31, Config(128, 128, 64, 8, 3)),
     ),
     "hip": (
@@ -42,7 +42,7 @@ _LINEAR: dict[str, tuple[tuple[int, Config], ...]] = {
         (32, Config(32, 16, 256, 4, 2)),
         (64, Config(64, 32, 128, 4, 2)),
         (256, Config(64, 64, 64, 4, 2)),
-        (1024, Config(128, 64, 64, 4, 2)),
+        (1024, Config(128, 64, 64, 8, 2)),
         (1 << 31, Config(128, 128, 64, 8, 2)),
     ),
 }
@@ -50,16 +50,17 @@ _LINEAR: dict[str, tuple[tuple[int, Config], ...]] = {
 _INTERPRETED = Config(64, 64, 64, 4, 1)
 
 
-def linear_config(backend: str, rows: int) -> Config:
-    """The tile for a product of that many rows."""
+def linear_config(backend: str, rows: int, dtype: torch.dtype) -> Config:
+    """The tile for a product of that many rows; float32 has twice the bytes and three products, so smaller ones."""
     if backend == "cpu":
         return _INTERPRETED
-    return next(config for most, config in _LINEAR[backend] if rows <= most)
+    config = next(config for most, config in _LINEAR[backend] if rows <= most)
+    return replace(config, k=config.k // 2, n=min(config.n, 64)) if dtype == torch.float32 else config
 
 
-def linear_configs(backend: str) -> list[Config]:
+def linear_configs(backend: str, dtype: torch.dtype) -> list[Config]:
     """Every tile in the table, for the ahead-of-time compile."""
-    return [config for _, config in _LINEAR[backend]]
+    return [linear_config(backend, most, dtype) for most, _ in _LINEAR[backend]]
 
 
 def backend_of(device: torch.device) -> str:
