@@ -11,7 +11,7 @@ PORT   ?= 8000
 export GOMP_SPINCOUNT ?= 10000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check format data train evaluate bench chaos load gpu-check gpu-bench clean
+.PHONY: help demo serve test check format data train evaluate bench chaos load kernels gpu-check gpu-bench clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -68,6 +68,9 @@ load: $(VENV)/.dev ## latency that the service adds, throughput, cost of a backl
 
 bench: $(VENV)/.dev ## the engine against references and targets (ARGS=--quick); the last line is JSON
 	$(BIN)/python -m benchmarks $(ARGS)
+
+kernels: $(VENV)/.dev ## compile every kernel for sm_80, sm_90 and gfx942 without a GPU; registers, shared memory, gates
+	$(BIN)/python -m fluid_kernels.aot --processes $$(nproc) $(ARGS)
 
 # On a borrowed GPU nothing of ours is installed: any Python with torch, triton, safetensors, numpy and tqdm will do.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))

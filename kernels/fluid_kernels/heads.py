@@ -10,6 +10,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from typing import Literal, Protocol, get_args
 
 import torch
@@ -47,7 +49,11 @@ def make_head(weights: HeadWeights, dtype: torch.dtype, path: str = "auto") -> H
     chosen = choose_path(path, weights.up.device)
     if chosen == "torch":
         return TorchHead(weights, dtype)
-    raise HeadPathError(f"the {chosen} path does not exist yet; use torch")
+    if chosen == "triton":
+        from fluid_kernels.head_loop_triton import TritonHead  # importing Triton costs seconds
+
+        return TritonHead(weights, dtype)
+    raise HeadPathError("the persistent path does not exist yet; use triton")
 
 
 def choose_path(path: str, device: torch.device) -> str:
@@ -58,6 +64,11 @@ def choose_path(path: str, device: torch.device) -> str:
     """
     if path not in PATHS:
         raise HeadPathError(f"kernels {path!r} is none of {', '.join(PATHS)}")
+    has_triton = importlib.util.find_spec("triton") is not None
     if path == "auto":
-        return "torch"
+        return "triton" if device.type == "cuda" and has_triton else "torch"
+    if path != "torch" and not has_triton:
+        raise HeadPathError(f"kernels {path!r} need the package triton; install it, or use torch")
+    if path != "torch" and device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise HeadPathError(f"kernels {path!r} need a GPU, and the model is on {device}; use auto or torch")
     return path
