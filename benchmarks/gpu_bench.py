@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import functools
+import itertools
 import json
 import sys
 import time
@@ -44,6 +45,7 @@ from benchmarks.gpu_head import OTHERS, loop_of, seconds
 from benchmarks.machine import RESULTS
 from benchmarks.parts import Part, Record, attempt, failures, run_parts
 from benchmarks.prompt_states import PROMPTS
+from model.backbone_pass import PlainPass, StaticPass
 from model.engine import Engine, Snapshot
 from model.mar import Mar
 from model.requests import Request
@@ -180,18 +182,18 @@ def plan(args: argparse.Namespace) -> tuple[int, int, tuple[int, ...]]:
 
 
 def bench_backbone(args: argparse.Namespace, emit: Emit) -> None:
-    """Half of the tokens known. Rows are evaluations: two a guided picture. FLOPs: products of the blocks only."""
+    """Rows are evaluations, two a guided picture; half of the tokens are known. As it comes, and as a graph."""
     for name in ("fluid-small", "mar-small") if args.quick else ("mar-b", "369M", "1.1B", "emoji-64"):
-        for rows in (2, 4) if args.quick else (2, 16, 128, 512):
-            with attempt(emit, {"model": name, "rows": rows}) as record, torch.inference_mode():
-                engine, _ = random_engine(name, args.device, rows, torch.bfloat16)
-                config = engine.config
+        engine, _ = random_engine(name, args.device, 1, torch.bfloat16)
+        config, prompts = engine.config, prompts_of(engine)
+        for rows, static in itertools.product((2, 4) if args.quick else (2, 16, 128, 512), (False, True)):
+            with attempt(emit, {"model": name, "rows": rows, "static": static}) as record, torch.inference_mode():
                 tokens = torch.randn(rows, config.tokens, config.channels, device=args.device)
                 known = torch.arange(config.tokens, device=args.device).expand(rows, -1) % 2 == 0
-                prompts = prompts_of(engine)
-                parts = [engine.conditioner(prompts[i % len(prompts)]) for i in range(rows)]
-                condition = parts[0].stack(parts)
-                work = functools.partial(engine.model.backbone, tokens, known, condition)
+                told = [engine.conditioner(prompts[i % len(prompts)]) for i in range(rows)]
+                state = engine.model.backbone, tokens, known
+                run = StaticPass(*state, told[0]) if static else PlainPass(*state)
+                work = functools.partial(run, range(rows), told, config.tokens // 2)
                 record["ms"] = 1e3 * seconds(work, args.device, 3)
 
 
