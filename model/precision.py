@@ -47,6 +47,7 @@ def pack(model: RandomOrderModel, dtype: torch.dtype, fuse: bool | None = None) 
     if dtype == torch.float32:
         return
     if model.head.token_in.weight.device.type != "cpu" if fuse is None else fuse:
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False  # sums stay float32
         for module in list(model.backbone.modules()):
             if isinstance(module, SelfBlock | Block):
                 _fuse(module.attn if isinstance(module, SelfBlock) else module.self_attn, dtype)
