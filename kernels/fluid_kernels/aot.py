@@ -59,9 +59,10 @@ def compile_case(case: Case, target: str) -> Resources:
         fn=case.kernel, signature={name: signature[name] for name in order}, constexprs=case.constants,
         attrs={key: [["tt.divisibility", 16]] for key in divisible},
     )  # fmt: skip
-    kernel = triton.compile(
-        source, target=TARGETS[target], options={"num_warps": case.warps, "num_stages": case.stages}
-    )
+    options: dict[str, object] = {"num_warps": case.warps, "num_stages": case.stages}
+    if case.cooperative:
+        options["launch_cooperative_grid"] = True
+    kernel = triton.compile(source, target=TARGETS[target], options=options)
     read = _read_amd(kernel.asm["amdgcn"]) if target.startswith("gfx") else _read_nvidia(kernel.asm, target)
     registers, spilled, tensor_ops = read
     shared = kernel.metadata.shared

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 import triton
 
-from fluid_kernels import denoise_update, gated_residual, head_out, linear_triton, ln_modulate, modulation, token_in
-from fluid_kernels.configs import Config, linear_configs, precision
+from fluid_kernels import (
+    denoise_update, gated_residual, head_out, linear_triton, ln_modulate, modulation, persistent_kernel, token_in,
+)  # fmt: skip
+from fluid_kernels.configs import Config, linear_configs, persistent_configs, precision
 
 WIDTHS = (768, 1024, 1280, 1536)  # of the heads of the paper's and MAR's sizes
 CHANNELS = (16, 64)  # a token of one latent, and of 2 × 2
@@ -32,12 +34,14 @@ class Case:
     warps: int
     stages: int = 1
     dot: bool = False  # it multiplies bfloat16 blocks, so tensor-core instructions must be there
+    cooperative: bool = False
     aligned: tuple[str, ...] = field(default=("mod_stride", "gate_stride"))  # integers known to be multiples of 16
 
 
 def cases(backend: str) -> Iterator[Case]:
     """All cases for a kind of chip: "cuda" or "hip"."""
     yield from _products(backend)
+    yield from _persistent(backend)
     for width in WIDTHS:
         yield from _rows(width)
     for channels in CHANNELS:
@@ -125,4 +129,29 @@ def _update(channels: int, prediction: str) -> Case:
         {"C": channels, "N_OUT": outputs, "BLOCK_M": 16, "BLOCK_C": triton.next_power_of_2(channels),
          "EPS": prediction == "eps"},
         warps=4,
+    )  # fmt: skip
+
+
+def _persistent(backend: str) -> Iterator[Case]:
+    """Each tile at one width, guided eps with a team; the smallest and the largest tile at every width."""
+    configs = persistent_configs(backend)
+    for width in WIDTHS:
+        for c in configs if width == OTHER_WIDTH else (configs[0], configs[-1]):
+            yield _head_loop(backend, c, width, team=width // c.n)
+    yield _head_loop(backend, configs[-1], OTHER_WIDTH, team=1)
+
+
+def _head_loop(backend: str, c: Config, width: int, team: int) -> Case:
+    pointers = {name: "*fp32" for name in ("x_ptr", "h_ptr")} | {"u_ptr": "*bf16", "sums_ptr": "*fp32"}
+    pointers |= {"out_ptr": "*fp32", "counter_ptr": "*i32", "uncond_ptr": "*i32", "mod_ptr": "*bf16"}
+    pointers |= {f"{part}_{kind}_ptr": "*fp32" for part in ("in", "norm", "out") for kind in "wb"}
+    pointers |= {"up_w_ptr": "*bf16", "up_b_ptr": "*fp32", "down_w_ptr": "*bf16", "down_b_ptr": "*fp32", **ROW_SETTINGS}
+    numbers = ("n_rows", "n_evaluations", "mod_stride", "first_step", "last_step", "first_phase", "last_phase")
+    return Case(
+        f"persistent {width} {_tile(c)} team {team}", persistent_kernel.head_loop_kernel,
+        pointers | dict.fromkeys(numbers, "i32") | {"clamp": "fp32"},
+        {"W": width, "L": 6, "C": 16, "N_OUT": 32, "EPS": True, "HALVES": 2, "TEAM": team, "BLOCK_M": c.m,
+         "BLOCK_N": c.n, "BLOCK_K": c.k, "BLOCK_W": triton.next_power_of_2(width), "BLOCK_C": 16, "BLOCK_O": 4,
+         "PRECISION": precision(backend), "UPCAST": False},
+        c.warps, c.stages, dot=True, cooperative=team > 1,
     )  # fmt: skip

@@ -79,3 +79,33 @@ def backend_of(device: torch.device) -> str:
 def precision(backend: str) -> str:
     """How float32 products are multiplied: three TF32 tensor-core products (23 bits together) where there are any."""
     return "tf32x3" if backend == "cuda" else "ieee"
+
+
+# Tiles of the persistent kernel. n is the least that spreads a product's columns over the team; m grows with the rows,
+# so that teams stay large.
+_PERSISTENT: dict[str, tuple[Config, ...]] = {
+    "cuda": (Config(16, 16, 128, 4, 3), Config(16, 64, 128, 4, 3), Config(32, 64, 64, 4, 3), Config(64, 128, 64, 8, 2)),
+    "hip": (Config(16, 16, 128, 4, 2), Config(16, 64, 128, 4, 2), Config(32, 64, 64, 4, 2), Config(64, 128, 64, 8, 1)),
+}
+_PERSISTENT_INTERPRETED = Config(16, 64, 128, 4, 1)
+
+
+def persistent_config(backend: str, rows: int, guided: int, width: int, processors: int) -> tuple[Config, int]:
+    """The tile, and the programs in a tile's team, for that many rows on a chip of so many multiprocessors.
+
+    The first tile whose teams have a program for each n columns; where the rows are too many for that, the last, with
+    teams of what there is. Tiles beyond the number of multiprocessors need no waiting: their teams are of one.
+    """
+    if backend == "cpu":
+        return _PERSISTENT_INTERPRETED, 2
+    evaluations = rows * (2 if guided else 1)
+    for config in _PERSISTENT[backend]:
+        team = processors // -(-evaluations // config.m)
+        if team >= width // config.n:
+            return config, width // config.n
+    return config, max(1, team)
+
+
+def persistent_configs(backend: str) -> tuple[Config, ...]:
+    """Every tile in the table, for the ahead-of-time compile."""
+    return _PERSISTENT[backend]

@@ -27,10 +27,10 @@ from fluid_kernels.denoise_update import denoise_update
 from fluid_kernels.gated_residual import gated_residual
 from fluid_kernels.head_loop import COEFFICIENTS, Chains, HeadWeights, Rows
 from fluid_kernels.head_out import head_out
-from fluid_kernels.head_plan import Plan, make_plan
+from fluid_kernels.head_plan import KernelWeights, Plan, make_plan
 from fluid_kernels.linear_triton import linear
 from fluid_kernels.ln_modulate import ln_modulate
-from fluid_kernels.modulation import modulation, stack_modulation
+from fluid_kernels.modulation import modulation
 from fluid_kernels.token_in import token_in
 
 HOISTED_ROWS = 1024
@@ -46,23 +46,15 @@ def bucket_size(count: int) -> int:
     return next((size for size in BUCKETS if size >= count), -(-count // BUCKETS[-1]) * BUCKETS[-1])
 
 
-class TritonHead:
+class TritonHead(KernelWeights):
     """A head's weights in the kernels' layouts; call it to run the loop.
 
     dtype: of the matrix products, bfloat16 or float32; sums, statistics, first and last layer and update are float32.
     """
 
     def __init__(self, weights: HeadWeights, dtype: torch.dtype):
-        device = weights.up.device
-        self.weights, self.dtype, self.device = weights, dtype, device
-        self.width, self.depth, self.channels = weights.width, weights.depth, weights.channels
-        self.graphs = backend_of(device) != "cpu"
-        self.token_in = weights.token_in.float().T.contiguous(), weights.token_in_bias.float()
-        self.norm = weights.norm_weight.float().contiguous(), weights.norm_bias.float().contiguous()
-        self.up = weights.up.to(dtype).contiguous(), weights.up_bias.float().contiguous()
-        self.down = weights.down.to(dtype).contiguous(), weights.down_bias.float().contiguous()
-        self.out = weights.out.float().contiguous(), weights.out_bias.float().contiguous()
-        self.modulation = stack_modulation(weights, dtype)
+        super().__init__(weights, dtype)
+        self.graphs = backend_of(self.device) != "cpu"
         self._shared = self.scratch(HOISTED_ROWS)
         self._buckets: OrderedDict[tuple[int, int, int, str, float], _Bucket] = OrderedDict()
 
@@ -87,11 +79,6 @@ class TritonHead:
         if bucket is not None:
             bucket.unload(plan)
         return plan.x
-
-    def scratch(self, evaluations: int) -> tuple[Tensor, Tensor]:
-        """Room for the modulation of so many evaluations: y and mod, a row each."""
-        y = torch.empty(evaluations, self.width, dtype=self.dtype, device=self.device)
-        return y, torch.empty(evaluations, len(self.modulation[0]), dtype=self.dtype, device=self.device)
 
     def hoisting(self, evaluations: int) -> tuple[Tensor, Tensor]:
         """(slots, E, W) and (slots, E, N) for a bucket: shared by all that hoist, their own for those that cannot."""

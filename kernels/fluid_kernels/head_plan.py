@@ -1,5 +1,4 @@
-"""What the GPU forms of the sampling loop know before it starts: rows as flat tables, and the first step where it is
-exact.
+"""What the GPU forms of the sampling loop share: weights in the kernels' layouts, rows as flat tables, the first step.
 
 A chain's first step with eps prediction divides by √ᾱ = 5e-5, so it is computed in float32 (head_loop_torch.py). It
 depends on nothing but the initial noise, so it is done here, for all rows at once, and the loop begins one step later.
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from fluid_kernels.head_loop import TRAIN_STEPS, Chains, HeadWeights, Rows, evaluate_ref, guide, update
 from fluid_kernels.head_loop_torch import MAGNIFIED
+from fluid_kernels.modulation import stack_modulation
 from fluid_kernels.philox import INITIAL, STEP
 from fluid_kernels.philox_triton import normal
 
@@ -44,6 +44,28 @@ class Plan:
         """How many rows take part in some step from `lowest` on up, and how many guided ones among them."""
         count = bisect_left(self.starts, 1 - lowest, key=int.__neg__)
         return count, bisect_left(self.guided, count)
+
+
+class KernelWeights:
+    """A head's weights as the kernels read them: products in `dtype`, all else in float32, token_in transposed.
+
+    dtype: bfloat16 or float32.
+    """
+
+    def __init__(self, weights: HeadWeights, dtype: torch.dtype):
+        self.weights, self.dtype, self.device = weights, dtype, weights.up.device
+        self.width, self.depth, self.channels = weights.width, weights.depth, weights.channels
+        self.token_in = weights.token_in.float().T.contiguous(), weights.token_in_bias.float()
+        self.norm = weights.norm_weight.float().contiguous(), weights.norm_bias.float().contiguous()
+        self.up = weights.up.to(dtype).contiguous(), weights.up_bias.float().contiguous()
+        self.down = weights.down.to(dtype).contiguous(), weights.down_bias.float().contiguous()
+        self.out = weights.out.float().contiguous(), weights.out_bias.float().contiguous()
+        self.modulation = stack_modulation(weights, dtype)
+
+    def scratch(self, evaluations: int) -> tuple[Tensor, Tensor]:
+        """Room for the modulation of so many evaluations: y and mod, a row each."""
+        y = torch.empty(evaluations, self.width, dtype=self.dtype, device=self.device)
+        return y, torch.empty(evaluations, len(self.modulation[0]), dtype=self.dtype, device=self.device)
 
 
 def make_plan(

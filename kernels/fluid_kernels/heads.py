@@ -53,7 +53,12 @@ def make_head(weights: HeadWeights, dtype: torch.dtype, path: str = "auto") -> H
         from fluid_kernels.head_loop_triton import TritonHead  # importing Triton costs seconds
 
         return TritonHead(weights, dtype)
-    raise HeadPathError("the persistent path does not exist yet; use triton")
+    from fluid_kernels.head_loop_persistent import PersistentHead
+
+    try:
+        return PersistentHead(weights, dtype)
+    except ValueError as error:
+        raise HeadPathError(str(error)) from error
 
 
 def choose_path(path: str, device: torch.device) -> str:
