@@ -69,9 +69,9 @@ def bench_ceilings(args: argparse.Namespace, emit: Emit) -> None:
 
 def bench_head(args: argparse.Namespace, emit: Emit) -> None:
     """Guided rows, one chain; the slow variants run fewer steps. A row here is a token: two evaluations a step."""
-    names = ("mar-small",) if args.quick else ("mar-b", "emoji-64", "mar-l", "mar-h", "369M", "1.1B")
-    ours = paths(args.device)
+    names = ("mar-small",) if args.quick else ("mar-b", "emoji-64", "mar-h", "mar-l", "head-768")
     for name in names:
+        ours = paths(args.device, name)
         for rows in (2, 16) if args.quick else (1, 4, 16, 64, 256, 1024, 2048):
             for variant in (*ours, *OTHERS):
                 if variant == "compiled" and (args.device == "cpu" or name != "mar-b" or rows not in (4, 64, 1024)):

@@ -6,14 +6,14 @@ device they are for: a CPU would take minutes for billions of them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from benchmarks.prompt_states import StoredStates
 from fluid_kernels.head_loop import Chains, HeadWeights, Rows
-from fluid_kernels.heads import PATHS, HeadPathError, choose_path, make_head
+from fluid_kernels.heads import PATHS, HeadPathError, make_head
 from model.checkpoint import load_checkpoint
 from model.config import MAR_PRESETS, PRESETS, MarConfig, ModelConfig
 from model.engine import Engine
@@ -38,7 +38,9 @@ SMALL: dict[str, ModelConfig] = {
         image_size=128, width=64, heads=4, encoder_depth=1, decoder_depth=1, buffer=4, head_width=64, head_depth=2,
     ),
 }  # fmt: skip
-MODELS: dict[str, ModelConfig] = {**PRESETS, **MAR_PRESETS, **SMALL}
+MODELS: dict[str, ModelConfig] = {
+    **PRESETS, **MAR_PRESETS, **SMALL, "head-768": replace(MAR_PRESETS["mar-b"], head_width=768),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -86,16 +88,15 @@ def head_case(
     )
 
 
-def paths(device: str) -> list[str]:
-    """The forms of the loop that can run there."""
-    weights = HeadWeights.from_head(DiffusionHead(PRESETS["tiny"]).to(device))
+def paths(device: str, name: str) -> list[str]:
+    """The forms of the loop that can run there with the head of a named size."""
+    weights = HeadWeights.from_head(DiffusionHead(MODELS[name]).to(device))
     found = []
     for path in PATHS[1:]:
         try:
-            choose_path(path, torch.device(device))
             make_head(weights, torch.bfloat16, path)
         except HeadPathError as error:
-            print(f"  without {path}: {error}")
+            print(f"  {name} without {path}: {error}")
         else:
             found.append(path)
     return found

@@ -69,9 +69,9 @@ def check_philox(args: argparse.Namespace, emit: Emit) -> None:
 
 def check_head(args: argparse.Namespace, emit: Emit) -> None:
     """Chains of different lengths, half of the rows guided, from one row to more than any tile holds."""
-    names = ("mar-small", "fluid-small") if args.quick else ("emoji-64", "mar-b", "mar-l", "mar-h", "369M", "1.1B")
-    known = paths(args.device)
+    names = ("mar-small", "fluid-small") if args.quick else ("emoji-64", "mar-b", "mar-l", "mar-h", "head-768", "369M")
     for name in names:
+        known = paths(args.device, name)
         for rows in (1, 7) if args.quick else (1, 2, 7, 33, 130, 300):
             case = head_case(MODELS[name], args.device, rows, (9, 5) if args.quick else (50, 25, 4), guided=0.5)
             with torch.inference_mode():
@@ -126,7 +126,7 @@ def check_picture(args: argparse.Namespace, emit: Emit) -> None:
     """The promise of a seed: the same picture on any device, up to rounding."""
     asks = pictures(args.quick)
     expected = draw("cpu", torch.float32, "auto", asks)
-    for path, dtype in itertools.product(paths(args.device), DTYPES):
+    for path, dtype in itertools.product(paths(args.device, "emoji-64"), DTYPES):
         with attempt(emit, {"path": path, "dtype": short(dtype)}) as record:
             found = draw(args.device, dtype, path, asks)
             values = [decibels(a, b) for a, b in zip(found, expected, strict=True)]
@@ -136,7 +136,7 @@ def check_picture(args: argparse.Namespace, emit: Emit) -> None:
 def check_company(args: argparse.Namespace, emit: Emit) -> None:
     """One request alone, then among rows that join at other steps, with other settings, and leave."""
     ask = pictures(args.quick)[0]
-    for path, dtype in itertools.product(paths(args.device), DTYPES):
+    for path, dtype in itertools.product(paths(args.device, "emoji-64"), DTYPES):
         with attempt(emit, {"path": path, "dtype": short(dtype)}) as record:
             engine, tokenizer = shipped(args.device, 6, dtype, path)
             with torch.inference_mode():
