@@ -14,7 +14,14 @@ import torch
 import triton
 
 from fluid_kernels import (
-    denoise_update, gated_residual, head_out, linear_triton, ln_modulate, modulation, persistent_kernel, token_in,
+    denoise_update,
+    gated_residual,
+    head_out,
+    linear_triton,
+    ln_modulate,
+    modulation,
+    persistent_kernel,
+    token_in,
 )  # fmt: skip
 from fluid_kernels.configs import Config, linear_configs, persistent_configs, precision
 
