@@ -14,7 +14,15 @@ import torch
 import triton
 
 from fluid_kernels import (
-    denoise_update, gated_residual, head_out, linear_triton, ln_modulate, modulation, persistent_kernel, token_in,
+    denoise_update,
+    gated_residual,
+    head_out,
+    linear_triton,
+    ln_modulate,
+    modulation,
+    persistent_kernel,
+    philox_triton,
+    token_in,
 )  # fmt: skip
 from fluid_kernels.configs import Config, linear_configs, persistent_configs, precision
 
@@ -45,6 +53,7 @@ def cases(backend: str) -> Iterator[Case]:
     for width in WIDTHS:
         yield from _rows(width)
     for channels in CHANNELS:
+        yield _normal(channels)
         for prediction in ("eps", "v"):
             yield _update(channels, prediction)
 
@@ -114,6 +123,16 @@ def _rows(width: int) -> Iterator[Case]:
         )  # fmt: skip
 
 
+def _normal(channels: int) -> Case:
+    return Case(
+        f"normal {channels}", philox_triton._normal_kernel,
+        {"seed_ptr": "*i64", "position_ptr": "*i64", "step_ptr": "*i64", "out_ptr": "*fp32", "purpose": "i32",
+         "n_tokens": "i32"},
+        {"C": channels, "BLOCK_M": 64, "BLOCK_C": triton.next_power_of_2(channels)},
+        warps=4,
+    )  # fmt: skip
+
+
 ROW_SETTINGS = {
     "offset_ptr": "*i32", "start_ptr": "*i32", "guidance_ptr": "*fp32", "temperature_ptr": "*fp32", "seed_ptr": "*i64",
     "position_ptr": "*i32", "table_ptr": "*fp32", "timestep_ptr": "*i32",
@@ -133,25 +152,24 @@ def _update(channels: int, prediction: str) -> Case:
 
 
 def _persistent(backend: str) -> Iterator[Case]:
-    """Each tile at one width, guided eps with a team; the smallest and the largest tile at every width."""
+    """Each tile at one width, with guidance and eps, which need most; the smallest and the largest at every width."""
     configs = persistent_configs(backend)
     for width in WIDTHS:
         for c in configs if width == OTHER_WIDTH else (configs[0], configs[-1]):
-            yield _head_loop(backend, c, width, team=width // c.n)
-    yield _head_loop(backend, configs[-1], OTHER_WIDTH, team=1)
+            yield _head_loop(backend, c, width)
 
 
-def _head_loop(backend: str, c: Config, width: int, team: int) -> Case:
+def _head_loop(backend: str, c: Config, width: int) -> Case:
     pointers = {name: "*fp32" for name in ("x_ptr", "h_ptr")} | {"u_ptr": "*bf16", "sums_ptr": "*fp32"}
     pointers |= {"out_ptr": "*fp32", "counter_ptr": "*i32", "uncond_ptr": "*i32", "mod_ptr": "*bf16"}
     pointers |= {f"{part}_{kind}_ptr": "*fp32" for part in ("in", "norm", "out") for kind in "wb"}
     pointers |= {"up_w_ptr": "*bf16", "up_b_ptr": "*fp32", "down_w_ptr": "*bf16", "down_b_ptr": "*fp32", **ROW_SETTINGS}
-    numbers = ("n_rows", "n_evaluations", "mod_stride", "first_step", "last_step", "first_phase", "last_phase")
+    numbers = ("n_rows", "n_evaluations", "mod_stride", "team", "first_step", "last_step", "first_phase", "last_phase")
     return Case(
-        f"persistent {width} {_tile(c)} team {team}", persistent_kernel.head_loop_kernel,
+        f"persistent {width} {_tile(c)}", persistent_kernel.head_loop_kernel,
         pointers | dict.fromkeys(numbers, "i32") | {"clamp": "fp32"},
-        {"W": width, "L": 6, "C": 16, "N_OUT": 32, "EPS": True, "HALVES": 2, "TEAM": team, "BLOCK_M": c.m,
+        {"W": width, "L": 6, "C": 16, "N_OUT": 32, "EPS": True, "HALVES": 2, "BLOCK_M": c.m,
          "BLOCK_N": c.n, "BLOCK_K": c.k, "BLOCK_W": triton.next_power_of_2(width), "BLOCK_C": 16, "BLOCK_O": 4,
          "PRECISION": precision(backend), "UPCAST": False},
-        c.warps, c.stages, dot=True, cooperative=team > 1,
+        c.warps, c.stages, dot=True, cooperative=True,
     )  # fmt: skip

@@ -84,8 +84,20 @@ def precision(backend: str) -> str:
 # Tiles of the persistent kernel. n is the least that spreads a product's columns over the team; m grows with the rows,
 # so that teams stay large.
 _PERSISTENT: dict[str, tuple[Config, ...]] = {
-    "cuda": (Config(16, 16, 128, 4, 3), Config(16, 64, 128, 4, 3), Config(32, 64, 64, 4, 3), Config(64, 128, 64, 8, 2)),
-    "hip": (Config(16, 16, 128, 4, 2), Config(16, 64, 128, 4, 2), Config(32, 64, 64, 4, 2), Config(64, 128, 64, 8, 1)),
+    "cuda": (
+        Config(16, 16, 128, 4, 3),
+        Config(16, 32, 128, 4, 3),
+        Config(16, 64, 64, 4, 3),
+        Config(32, 64, 64, 8, 3),
+        Config(64, 64, 64, 8, 2),  # 128 columns spill
+    ),
+    "hip": (
+        Config(16, 16, 128, 4, 2),
+        Config(16, 32, 128, 4, 2),
+        Config(16, 64, 128, 4, 2),
+        Config(32, 64, 64, 4, 2),
+        Config(64, 128, 32, 8, 1),
+    ),
 }
 _PERSISTENT_INTERPRETED = Config(16, 64, 128, 4, 1)
 

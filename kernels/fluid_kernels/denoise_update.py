@@ -100,7 +100,7 @@ def update_rows(
     tl.store(x_at, new, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows", "clamp"])
 def denoise_update_kernel(
     out_ptr, x_ptr, step_ptr, uncond_ptr, offset_ptr, start_ptr, guidance_ptr, temperature_ptr, seed_ptr, position_ptr,
     table_ptr, timestep_ptr, n_rows, clamp,

@@ -25,7 +25,7 @@ def gated_residual_ref(h: Tensor, u: Tensor, weight: Tensor, bias: Tensor, gate:
     return h.float() + gate.float() * F.linear(u.float(), weight.float(), bias.float())
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows"])
 def gated_residual_kernel(
     u_ptr, w_ptr, b_ptr, h_ptr, gate_ptr, step_ptr, n_rows, gate_stride, N: tl.constexpr, K: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,

@@ -1,7 +1,7 @@
 """The sampling loop as one launch per chunk of steps; persistent_kernel.py says how and why.
 
 The host prepares rows (head_plan.py), hoists the modulation of a chunk of steps as head_loop_triton.py does, and
-launches tiles × TEAM programs, no more than the chip has multiprocessors. Under the interpreter, which runs programs
+launches tiles × team programs, no more than the chip has multiprocessors. Under the interpreter, which runs programs
 one after the other, each phase is a launch: the same code, with launches in place of the waits.
 """
 
@@ -52,13 +52,14 @@ class PersistentHead(KernelWeights):
         count, guided = len(rows), len(rows.guided)
         uncond = torch.full((count,), -1, dtype=torch.int32, device=self.device)
         uncond[rows.guided] = torch.arange(count, count + guided, dtype=torch.int32, device=self.device)
+        condition = rows.condition.contiguous()
         entry = torch.cat([plan.offset, plan.offset[rows.guided]])
         state = _State(self, rows, uncond, persistent_config(self.backend, count, guided, self.width, self.processors))
         stop, slots = plan.steps, max(1, HOISTED_ROWS // max(1, count + guided))
         y, mod = (t.unflatten(0, (slots, -1)) for t in self.scratch(slots * (count + guided)))
         while stop:
             start = max(0, stop - slots)
-            modulation(plan.times, rows.condition, entry + start, *self.modulation, y, mod, stop - start)
+            modulation(plan.times, condition, entry + start, *self.modulation, y, mod, stop - start)
             state.run(plan, mod, start, stop, prediction, clamp)
             stop = start
         return plan.x
@@ -94,9 +95,10 @@ class _State:
                 plan.x, self.h, self.u, self.sums, self.out, self.counters, self.uncond, mod,
                 *head.token_in, *head.norm, *head.up, *head.down, *head.out,
                 plan.offset, plan.start, *self.settings, plan.table, plan.timesteps,
-                self.count, self.evaluations, mod.stride(1), stop - 1, start, first, first + together, float(clamp),
+                self.count, self.evaluations, mod.stride(1), self.team, stop - 1, start, first, first + together,
+                float(clamp),
                 W=head.width, L=head.depth, C=head.channels, N_OUT=outputs, EPS=prediction == "eps",
-                HALVES=self.halves, TEAM=self.team, BLOCK_M=c.m, BLOCK_N=c.n, BLOCK_K=c.k,
+                HALVES=self.halves, BLOCK_M=c.m, BLOCK_N=c.n, BLOCK_K=c.k,
                 BLOCK_W=triton.next_power_of_2(head.width), BLOCK_C=triton.next_power_of_2(head.channels), BLOCK_O=4,
                 PRECISION=precision(head.backend), UPCAST=head.backend == "cpu",
                 num_warps=c.warps, num_stages=c.stages,

@@ -105,7 +105,8 @@ class TritonHead(KernelWeights):
         capacity = max(TABLE_ROWS, 1 << (table - 1).bit_length())
         key = (bucket_size(counts[0]), bucket_size(counts[1]), capacity, prediction, clamp)
         if key not in self._buckets:
-            self._buckets[key] = _Bucket(self, *key)
+            with torch.inference_mode(False):  # buffers made in inference mode could not be filled outside of it
+                self._buckets[key] = _Bucket(self, *key)
             if len(self._buckets) > BUCKETS_KEPT:
                 self._buckets.popitem(last=False)
         self._buckets.move_to_end(key)
@@ -126,7 +127,7 @@ class _Bucket:
 
         self.step = zeros(3, dtype=torch.int32)  # current, next, first of the chunk
         self.x, self.condition = zeros(rows, head.channels), zeros(self.evaluations, head.width)
-        self.uncond, self.offset, self.start, self.position = zeros(4, rows, dtype=torch.int32)
+        self.uncond, self.offset, self.start, self.position = (zeros(rows, dtype=torch.int32) for _ in range(4))
         self.entry = zeros(self.evaluations, dtype=torch.int32)  # of index 0, in the tables
         self.guidance, self.temperature, self.seed = zeros(rows), zeros(rows), zeros(rows, dtype=torch.int64)
         self.table, self.timesteps = zeros(table, len(COEFFICIENTS)), zeros(table, dtype=torch.int32)

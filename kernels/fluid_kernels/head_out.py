@@ -30,7 +30,7 @@ def head_out_ref(h: Tensor, shift: Tensor, scale_plus_one: Tensor, weight: Tenso
     return F.linear(n, weight.float(), bias.float())
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows"])
 def head_out_kernel(
     h_ptr, mod_ptr, step_ptr, w_ptr, b_ptr, out_ptr, n_rows, mod_stride,
     W: tl.constexpr, N_OUT: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_O: tl.constexpr,

@@ -67,7 +67,7 @@ def product_tile(
     return acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_rows"])
 def linear_kernel(
     x_ptr, w_ptr, b_ptr, y_ptr, n_rows, N: tl.constexpr, K: tl.constexpr, ACTIVATION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,

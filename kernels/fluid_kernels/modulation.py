@@ -42,7 +42,7 @@ def modulation_ref(times: Tensor, condition: Tensor, entry: Tensor, weight: Tens
     return F.linear(y, weight.float(), bias.float())
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_evaluations", "n_times"])
 def embed_kernel(
     time_ptr, condition_ptr, entry_ptr, y_ptr, n_evaluations, n_times, W: tl.constexpr, BLOCK_W: tl.constexpr
 ):

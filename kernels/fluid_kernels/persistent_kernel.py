@@ -5,7 +5,7 @@
                                             down  h += gate·(u Wᵀ + b), and each row's sums for the next LN
                            finish  final layer, guidance, posterior, noise, x; h = x Wᵀ + b for the next step
 
-Between phases a team waits for itself. The TEAM programs of a tile share the columns of every product; rows belong to
+Between phases a team waits for itself. The programs of a tile share the columns of every product; rows belong to
 one tile, so teams never wait for each other. Nothing but h, u and x (a tile's few rows, in the L2 cache) passes through
 memory between phases. LayerNorm's statistics come from sums over BLOCK_N columns that `down` leaves behind, combined in
 a fixed order (Chan et al. 1983), so that a picture does not depend on the order in which programs arrive.
@@ -20,10 +20,10 @@ SM from the L2 cache, 115 GB/s, and 5.5 TB/s for all), W = 1024, L = 6, so 12·W
                        latency of 13 chains of loads: 25 to 35 µs.
   separate launches    21 of about 2 µs each in a CUDA graph: 40 to 45 µs.
 
-So teams, as large as the chip allows: SMs / tiles. The same kernel with TEAM = 1 needs no waiting at all and is right
-where weights are few: at W = 256 a step reads 1.6 MB, 14 µs for one program. With many tiles teams are small, each
-program reads more weights and its tile's h again for every BLOCK_N columns, and separate launches win again: counted,
-from about 256 evaluations at W = 1024.
+So teams, as large as the chip allows: SMs / tiles. Teams of one, which need no waiting, are as good only where weights
+are few: at W = 256 a step reads 1.6 MB, 14 µs for one program. With many tiles teams are small, each program reads more
+weights and its tile's h again for every BLOCK_N columns, and separate launches win again: counted, from about 256
+evaluations at W = 1024.
 
 A team can only wait for programs that run: the grid is at most the number of SMs, and launched cooperatively.
 
@@ -44,13 +44,13 @@ COUNTER_STRIDE = tl.constexpr(32)  # int32 words between the counters of teams: 
 
 
 @triton.jit
-def team_barrier(counter_ptr, target, TEAM: tl.constexpr):
+def team_barrier(counter_ptr, target, team):
     """Wait until the team's programs have arrived `target` times in all; what they wrote before is then visible.
 
     The counter only grows. Waiting reads it without taking it; one acquire at the end orders what follows.
     """
     tl.debug_barrier()  # the release below is one thread's: all others' stores must come before it
-    if TEAM > 1:
+    if team > 1:
         tl.atomic_add(counter_ptr, 1, sem="release", scope="gpu")
         while tl.load(counter_ptr, volatile=True) < target:
             pass
@@ -73,13 +73,13 @@ def row_statistics(sums_ptr, slots, mask, W: tl.constexpr, BLOCK_N: tl.constexpr
 
 @triton.jit
 def up_phase(
-    h_ptr, sums_ptr, norm_w_ptr, norm_b_ptr, mod, w_ptr, b_ptr, u_ptr, slots, active, rank,
-    W: tl.constexpr, TEAM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    h_ptr, sums_ptr, norm_w_ptr, norm_b_ptr, mod, w_ptr, b_ptr, u_ptr, slots, active, rank, team,
+    W: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     BLOCKS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """This program's columns of u. slots, active (m, 1): rows of h and u; mod (m, 1): pointers to each row's shift."""
     mean, inverse = row_statistics(sums_ptr, slots, active, W, BLOCK_N, BLOCKS)
-    for tile in range(rank, W // BLOCK_N, TEAM):
+    for tile in range(rank, W // BLOCK_N, team):
         cols = tile * BLOCK_N + tl.arange(0, BLOCK_N)
         acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         for start in range(0, W, BLOCK_K):
@@ -99,12 +99,12 @@ def up_phase(
 
 @triton.jit
 def down_phase(
-    u_ptr, gate, w_ptr, b_ptr, h_ptr, sums_ptr, slots, active, rank,
-    W: tl.constexpr, TEAM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    u_ptr, gate, w_ptr, b_ptr, h_ptr, sums_ptr, slots, active, rank, team,
+    W: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """This program's columns of h, and their sums. gate (m, 1): pointers to each row's gate."""
-    for tile in range(rank, W // BLOCK_N, TEAM):
+    for tile in range(rank, W // BLOCK_N, team):
         cols = tile * BLOCK_N + tl.arange(0, BLOCK_N)
         acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         for start in range(0, W, BLOCK_K):
@@ -193,14 +193,19 @@ def finish_row(
     project_row(x_ptr, own, in_w_ptr, in_b_ptr, h_ptr, sums_ptr, slot, other, W, C, BLOCK_W, BLOCK_N)
 
 
-@triton.jit
+# Compiling this takes seconds: nothing that changes from call to call may make another kernel of it.
+@triton.jit(
+    do_not_specialize=[
+        "n_rows", "n_evaluations", "team", "first_step", "last_step", "first_phase", "last_phase", "clamp",
+    ]
+)  # fmt: skip
 def head_loop_kernel(
     x_ptr, h_ptr, u_ptr, sums_ptr, out_ptr, counter_ptr, uncond_ptr, mod_ptr,
     in_w_ptr, in_b_ptr, norm_w_ptr, norm_b_ptr, up_w_ptr, up_b_ptr, down_w_ptr, down_b_ptr, out_w_ptr, out_b_ptr,
     offset_ptr, start_ptr, guidance_ptr, temperature_ptr, seed_ptr, position_ptr, table_ptr, timestep_ptr,
-    n_rows, n_evaluations, mod_stride, first_step, last_step, first_phase, last_phase, clamp,
+    n_rows, n_evaluations, mod_stride, team, first_step, last_step, first_phase, last_phase, clamp,
     W: tl.constexpr, L: tl.constexpr, C: tl.constexpr, N_OUT: tl.constexpr, EPS: tl.constexpr, HALVES: tl.constexpr,
-    TEAM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_W: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_W: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Phases first_phase … last_phase − 1 of the loop from first_step down to last_step, the first that mod_ptr has.
@@ -209,7 +214,7 @@ def head_loop_kernel(
     one. Slots index h, u and sums; evaluations (a row's own index, or uncond_ptr's) index mod and out.
     """
     ROWS: tl.constexpr = BLOCK_M // HALVES
-    tile, rank = tl.program_id(0) // TEAM, tl.program_id(0) % TEAM
+    tile, rank = tl.program_id(0) // team, tl.program_id(0) % team
     local = tl.arange(0, BLOCK_M)[:, None]
     row = tile * ROWS + local % ROWS
     in_tile = row < n_rows
@@ -223,7 +228,7 @@ def head_loop_kernel(
         active = in_tile & (evaluation >= 0) & (start >= step)
         slot_of_step = (step - last_step) * n_evaluations
         if (phase == 0) | (kind == 2 * L):
-            for i in range(rank, ROWS, TEAM):
+            for i in range(rank, ROWS, team):
                 own = tile * ROWS + i
                 if (own < n_rows) & ((phase == 0) | (tl.load(start_ptr + own, mask=own < n_rows, other=-1) >= step)):
                     finish_row(
@@ -238,13 +243,13 @@ def head_loop_kernel(
             if kind % 2 == 0:
                 up_phase(
                     h_ptr, sums_ptr, norm_w_ptr + block * W, norm_b_ptr + block * W, mod, up_w_ptr + block * W * W,
-                    up_b_ptr + block * W, u_ptr, slots, active, rank,
-                    W, TEAM, BLOCK_M, BLOCK_N, BLOCK_K, BLOCK_W // BLOCK_N, PRECISION, UPCAST,
+                    up_b_ptr + block * W, u_ptr, slots, active, rank, team,
+                    W, BLOCK_M, BLOCK_N, BLOCK_K, BLOCK_W // BLOCK_N, PRECISION, UPCAST,
                 )  # fmt: skip
             else:
                 down_phase(
                     u_ptr, mod + 2 * W, down_w_ptr + block * W * W, down_b_ptr + block * W, h_ptr, sums_ptr, slots,
-                    active, rank, W, TEAM, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION, UPCAST,
+                    active, rank, team, W, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION, UPCAST,
                 )  # fmt: skip
         if phase + 1 < last_phase:
-            team_barrier(counter_ptr + tile * COUNTER_STRIDE, (phase - first_phase + 1) * TEAM, TEAM)
+            team_barrier(counter_ptr + tile * COUNTER_STRIDE, (phase - first_phase + 1) * team, team)
