@@ -91,7 +91,8 @@ def bench_shipped(args: argparse.Namespace, emit: Emit) -> None:
     engine, tokenizer = shipped(args.device, 2 if args.quick else max(BATCHES), torch.bfloat16)
 
     def draw(count: int) -> Tensor:
-        asks = [Request(PROMPTS[i % 4], i, 8, 25, 3.0, "constant", 1.0, "halton") for i in range(count)]
+        steps = (2, 5) if args.quick else (8, 25)
+        asks = [Request(PROMPTS[i % 4], i, *steps, 3.0, "constant", 1.0, "halton") for i in range(count)]
         with torch.inference_mode():
             return tokenizer.decode(decode(engine, asks)).cpu()
 

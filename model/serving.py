@@ -160,8 +160,15 @@ def load_engine(
     if device == "cuda" and not torch.cuda.is_available():
         raise CheckpointError("device is cuda, but torch sees no CUDA device: set FLUID_DEVICE=cpu or auto")
     chosen = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
-    checkpoint = load_checkpoint(find_checkpoint(checkpoint_dir), chosen)
-    return ServingEngine(checkpoint, max_rows, choose_dtype(dtype, torch.device(chosen)), kernels)
+    folder = find_checkpoint(checkpoint_dir)
+    try:
+        checkpoint = load_checkpoint(folder, chosen)
+        return ServingEngine(checkpoint, max_rows, choose_dtype(dtype, torch.device(chosen)), kernels)
+    except torch.OutOfMemoryError as error:
+        raise CheckpointError(
+            f"{folder.name} with {max_rows} rows does not fit into the device's memory: lower FLUID_MAX_ROWS, "
+            f"or set FLUID_DEVICE=cpu ({error})"
+        ) from error
 
 
 def describe(device: torch.device, dtype: torch.dtype) -> str:

@@ -40,6 +40,15 @@ def test_the_call_for_a_gpu_runs_through_on_a_cpu(name: str, tmp_path: Path) -> 
     assert all(part["records"] and part["error"] is None for part in parts.values())
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+def test_this_machines_gpu_draws_what_the_cpu_draws(tmp_path: Path) -> None:
+    """The promise of a seed across devices, in its quick form."""
+    command = [sys.executable, "-m", "benchmarks.gpu_check", "--quick", "--out", str(tmp_path / "result.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
 @pytest.mark.parametrize("name", ["mar-small", "fluid-small"])
 def test_the_other_ways_of_the_head_draw_the_same_tokens(name: str) -> None:
     """A speed-up over something that computes less, or something else, would mean nothing."""
