@@ -45,7 +45,7 @@ class ServingEngine:
         try:
             self.engine = Engine(checkpoint.model, conditioner, max_rows, dtype, kernels)
         except HeadPathError as error:
-            raise CheckpointError(f"kernels {kernels!r}: {error}. Set FLUID_KERNELS=auto") from error
+            raise CheckpointError(f"{error}: FLUID_KERNELS is {kernels!r}") from error
         self.kernels, self.device = self.engine.kernels, describe(self.engine.device, dtype)
         self.image_size = (checkpoint.config.image_size, checkpoint.config.image_size)  # width, height
 
