@@ -11,7 +11,7 @@ PORT   ?= 8000
 export GOMP_SPINCOUNT ?= 10000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check format data train evaluate bench chaos load clean
+.PHONY: help demo serve test check format data train evaluate bench chaos load kernels gpu-check gpu-bench clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -68,6 +68,18 @@ load: $(VENV)/.dev ## latency that the service adds, throughput, cost of a backl
 
 bench: $(VENV)/.dev ## the engine against references and targets (ARGS=--quick); the last line is JSON
 	$(BIN)/python -m benchmarks $(ARGS)
+
+kernels: $(VENV)/.dev ## compile every kernel for sm_80, sm_90 and gfx942 without a GPU; registers, shared memory, gates
+	$(BIN)/python -m fluid_kernels.aot --processes $$(nproc) $(ARGS)
+
+# On a borrowed GPU nothing of ours is installed: any Python with torch, triton, safetensors, numpy and tqdm will do.
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+
+gpu-check: ## numerics and pictures of this machine's GPU against the CPU's (ARGS="--device cpu --quick" rehearses)
+	PYTHONPATH=.:kernels $(GPU_PYTHON) -m benchmarks.gpu_check $(ARGS)
+
+gpu-bench: ## the GPU against its limits: head loop, backbone, whole pictures, memory; under 9 minutes
+	PYTHONPATH=.:kernels $(GPU_PYTHON) -m benchmarks.gpu_bench $(ARGS)
 
 clean: ## remove what was built; data/ and runs/ stay
 	rm -rf $(VENV) out .pytest_cache .mypy_cache .ruff_cache

@@ -45,14 +45,14 @@ Side = Callable[[int, Tensor], None]
 
 def eager_side(model: Mar, batch: int) -> Side:
     """float32, nothing kept from one product to the next."""
-    config = model.config
-    order = random_order(torch.arange(batch), config.tokens)
-    schedule = make_schedule(DIFFUSION_STEPS)
+    config, device = model.config, next(model.parameters()).device
+    order = random_order(torch.arange(batch, device=device), config.tokens)
+    schedule = make_schedule(DIFFUSION_STEPS).to(device)
 
     @torch.no_grad()
     def step(index: int, tokens: Tensor) -> None:
         known, chosen = _state(order, index, config.tokens)
-        rows = torch.arange(batch)
+        rows = torch.arange(batch, device=device)
         condition = ClassContext(torch.cat([model.backbone.classes(rows), model.backbone.no_class.expand(batch, -1)]))
         z = model.backbone(torch.cat([tokens, tokens]), torch.cat([known, known]), condition)
         _eager_chain(model, z[torch.cat([chosen, chosen])], schedule)
@@ -63,13 +63,13 @@ def eager_side(model: Mar, batch: int) -> Side:
 def _eager_chain(model: Mar, z: Tensor, schedule: Schedule) -> Tensor:
     """(2·m, D) -> (m, C): the head on the doubled batch, embeddings and modulation anew in every step."""
     channels = model.config.channels
-    x = torch.randn(len(z) // 2, channels)
+    x = torch.randn(len(z) // 2, channels, device=z.device)
     for index in reversed(range(len(schedule))):
         out = model.head(torch.cat([x, x]), schedule.timesteps[index].expand(len(z)), z)
         cond, uncond = out.chunk(2)
         eps = uncond[:, :channels] + GUIDANCE * (cond[:, :channels] - uncond[:, :channels])
         out = torch.cat([eps, cond[:, channels:]], 1)
-        x = ancestral_step(schedule, out, x, index, torch.randn_like(x), torch.ones(len(x), 1), "eps")
+        x = ancestral_step(schedule, out, x, index, torch.randn_like(x), x.new_ones(len(x), 1), "eps")
     return x
 
 

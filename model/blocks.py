@@ -18,9 +18,17 @@ class Attention(nn.Module):
         self.q = nn.Linear(width, width)
         self.kv = nn.Linear(source_width, 2 * width)
         self.out = nn.Linear(width, width)
+        self.qkv: nn.Module | None = None  # all three in one product, in place of q and kv: model/precision.py
 
     def split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, N, D) -> (B, H, N, d)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of the same (B, N, D): (B, H, N, d) each."""
+        if self.qkv is None:
+            return (self.split(self.q(x)), *self.keys_values(x))
+        q, k, v = self.qkv(x).chunk(3, -1)
+        return self.split(q), self.split(k), self.split(v)
 
     def keys_values(self, source: Tensor) -> tuple[Tensor, Tensor]:
         k, v = self.kv(source).chunk(2, -1)
@@ -53,5 +61,5 @@ class SelfBlock(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """(B, N, D) and (B, N) bool, True where a position may be attended to -> (B, N, D)."""
         h = self.norm1(x)
-        x = x + self.attn.attend(self.attn.split(self.attn.q(h)), *self.attn.keys_values(h), mask)
+        x = x + self.attn.attend(*self.attn.project(h), mask)
         return x + self.mlp(self.norm2(x))

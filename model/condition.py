@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from torch import Tensor
+
 
 class Condition(Protocol):
     """The condition of B rows, made once per prompt and used at every autoregressive step."""
@@ -16,6 +18,14 @@ class Condition(Protocol):
     @property
     def tokens(self) -> int:
         """How many the model reads, over all rows."""
+        ...
+
+    def __getitem__(self, rows: slice) -> Condition:
+        """Of some of the rows."""
+        ...
+
+    def tensors(self) -> list[Tensor]:
+        """Everything it holds, always in the same order; B comes first in each."""
         ...
 
     @staticmethod

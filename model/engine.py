@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from fluid_kernels.head_loop import Chains, HeadWeights, Rows
-from fluid_kernels.head_loop_torch import TorchHead
+from fluid_kernels.heads import choose_path, make_head
+from model.backbone_pass import PlainPass, StaticPass, send
 from model.condition import Condition, Conditioner
 from model.fluid import RandomOrderModel
 from model.given import Given
@@ -41,7 +42,7 @@ class OutOfMemory(RuntimeError):
 class _Row:
     request: RowRequest
     condition: Condition  # one row
-    order: Tensor  # (M,) tokens to decide: all N, or those that were not given
+    order: Tensor  # (M,) tokens to decide: all N, or those not given. On the CPU, where steps are planned
     stays: Tensor | None = None  # (N,) bool, tokens that were given
     step: int = 0
     reported: bool = False  # as finished
@@ -76,9 +77,21 @@ class Engine:
     """Fixed rows over one model; not thread-safe, one caller at a time."""
 
     def __init__(
-        self, model: RandomOrderModel, conditioner: Conditioner, max_rows: int, dtype: torch.dtype = torch.float32
+        self,
+        model: RandomOrderModel,
+        conditioner: Conditioner,
+        max_rows: int,
+        dtype: torch.dtype = torch.float32,
+        kernels: str = "auto",
+        static: bool | None = None,
     ):
-        """dtype: of the head's matrix products; for those of the backbone see model/precision.py."""
+        """dtype: of the head's matrix products; for those of the backbone see model/precision.py.
+        kernels: what runs the head's loop, see fluid_kernels/heads.py.
+        static: run the backbone in fixed shapes (backbone_pass.py); None: on CUDA.
+
+        Raises:
+            HeadPathError: these kernels cannot run here.
+        """
         self.model, self.conditioner, self.max_rows = model, conditioner, max_rows
         self.config = model.config
         self.device = next(model.parameters()).device
@@ -87,9 +100,14 @@ class Engine:
         self._known = torch.zeros(*shape, dtype=torch.bool, device=self.device)
         self._rows: dict[int, _Row] = {}
         self._prompts: OrderedDict[str, Condition] = OrderedDict()
-        self._stacked: tuple[tuple[int, ...], Condition] | None = None
         self._null = conditioner("")
-        self._head = TorchHead(HeadWeights.from_head(model.head), dtype)
+        self._backbone: PlainPass | StaticPass
+        if self.device.type == "cuda" if static is None else static:
+            self._backbone = StaticPass(model.backbone, self._tokens, self._known, self._null)
+        else:
+            self._backbone = PlainPass(model.backbone, self._tokens, self._known)
+        self._head = make_head(HeadWeights.from_head(model.head), dtype, kernels)
+        self.kernels = choose_path(kernels, self.device)
         self._schedules: OrderedDict[int, Chains] = OrderedDict()
 
     # ---- the life of a row -------------------------------------------------------------------------------
@@ -109,8 +127,7 @@ class Engine:
             raise EngineError(f"{len(requests)} rows asked for, {len(free)} of {self.max_rows} are free")
         conditions = [self._condition(request.prompt) for request in requests]
         orders = [
-            make_order(request.order, torch.tensor([request.seed], device=self.device), self.config.grid)[0]
-            for request in requests
+            make_order(request.order, torch.tensor([request.seed]), self.config.grid)[0] for request in requests
         ]  # (N,) each
         starts = [None] * len(requests) if given is None else given
         states = [_start(*parts) for parts in zip(requests, conditions, orders, starts, strict=True)]
@@ -121,7 +138,6 @@ class Engine:
             if start is not None:
                 self._tokens[row] = torch.where(start.stays[:, None], start.tokens, 0.0)
                 self._known[row] = start.stays
-        self._stacked = None
         return rows
 
     @torch.inference_mode()
@@ -153,7 +169,6 @@ class Engine:
     def release(self, row: int) -> None:
         """Free the row, finished or not."""
         del self._rows[row]
-        self._stacked = None
 
     def snapshot(self, row: int) -> Snapshot:
         """What `restore` needs; order and known positions follow from seed, step and what was given."""
@@ -189,7 +204,7 @@ class Engine:
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            self._stacked = None
+            self._backbone.forget()
             if len(rows) == 1:
                 stuck += rows
                 return
@@ -218,47 +233,48 @@ class Engine:
         )  # fmt: skip
 
     def _decode(self, rows: list[_Now]) -> None:
-        """Backbone, then all rows' tokens through the head together, then write them back."""
+        """Backbone, then all rows' tokens through the head together, then write them back.
+
+        Planned on the host and sent in few pieces: nothing here waits for the device."""
         rows = sorted(rows, key=lambda now: -now.diffusion_steps)  # as the loop wants its tokens
         guided = [i for i, now in enumerate(rows) if now.guidance != 1]
-        z, z_uncond = self._conditions([now.index for now in rows], [rows[i].index for i in guided])
-        counts = [len(now.positions) for now in rows]
+        z = self._condition_tokens(rows, guided)  # (B + halves, N, D)
+        owner = torch.arange(len(rows)).repeat_interleave(torch.tensor([len(now.positions) for now in rows]))  # (M,)
         position = torch.cat([now.positions for now in rows])  # (M,)
-        owner = torch.arange(len(rows)).repeat_interleave(torch.tensor(counts)).to(self.device)  # (M,) into rows
-        half = torch.full((len(rows),), -1, device=self.device)  # where a row's unconditional z lies
-        half[guided] = torch.arange(len(guided), device=self.device)
+        half = torch.full((len(rows),), -1)  # where a row's unconditional z lies
+        half[guided] = len(rows) + torch.arange(len(guided))
         with_null = (half[owner] >= 0).nonzero()[:, 0]  # (G,) tokens of guided rows
-        null = z_uncond[half[owner[with_null]], position[with_null]]
         lengths = sorted({now.diffusion_steps for now in rows}, reverse=True)
-
-        def of_row(values: list[float], dtype: torch.dtype = torch.float32) -> Tensor:
-            return torch.tensor(values, dtype=dtype, device=self.device)[owner]
-
+        of_row = torch.tensor(
+            [[lengths.index(now.diffusion_steps), now.request.seed, now.index] for now in rows]
+        )  # (B, 3)
+        dials = torch.tensor([[now.guidance, now.request.temperature] for now in rows])  # (B, 2) float32
+        chain, seed, slot, position_ = send(torch.cat([of_row[owner].T, position[None]]), self.device)  # (M,) each
+        guidance, temperature = send(dials[owner].T.contiguous(), self.device)
+        where = torch.stack([torch.cat([owner, half[owner[with_null]]]), torch.cat([position, position[with_null]])])
+        z_row, z_position = send(where, self.device)  # (M + G,) each
         drawn = self._head(
             Rows(
-                condition=self.model.head.embed_condition(torch.cat([z[owner, position], null])),
-                guided=with_null,
-                chain=of_row([lengths.index(now.diffusion_steps) for now in rows], torch.int64),
-                guidance=of_row([now.guidance for now in rows]),
-                temperature=of_row([now.request.temperature for now in rows]),
-                seed=of_row([now.request.seed for now in rows], torch.int64),
-                position=position,
+                condition=self.model.head.embed_condition(z[z_row, z_position]),
+                guided=send(with_null, self.device), chain=chain, guidance=guidance, temperature=temperature,
+                seed=seed, position=position_,
             ),
             self._chains(tuple(lengths)), self.config.prediction, self.config.clamp,
         )  # fmt: skip
-        slot = of_row([now.index for now in rows], torch.int64)
-        self._tokens[slot, position] = drawn
-        self._known[slot, position] = True
+        self._tokens[slot, position_] = drawn
+        self._known[slot, position_] = True
 
-    def _conditions(self, rows: list[int], guided: list[int]) -> tuple[Tensor, Tensor]:
+    def _condition_tokens(self, rows: list[_Now], guided: list[int]) -> Tensor:
         """One backbone pass over all rows and, under them, the unconditional half of the guided ones."""
-        slots = torch.tensor(rows + guided, device=self.device)
-        key = (*rows, -1, *guided)
-        if self._stacked is None or self._stacked[0] != key:
-            parts = [self._rows[i].condition for i in rows] + [self._null] * len(guided)
-            self._stacked = (key, self._null.stack(parts))
-        z = self.model.backbone(self._tokens[slots], self._known[slots], self._stacked[1])
-        return z[: len(rows)], z[len(rows) :]
+        indices = [now.index for now in rows]
+        most_known = max(self.config.tokens - self._masked(self._rows[i]) for i in indices)
+        conditions = [self._rows[i].condition for i in indices] + [self._null] * len(guided)
+        return self._backbone([*indices, *(indices[i] for i in guided)], conditions, most_known)
+
+    @staticmethod
+    def _masked(row: _Row) -> int:
+        """Tokens that are not decided yet."""
+        return masked_after(row.step - 1, row.request.num_inference_steps, len(row.order))
 
     def _chains(self, lengths: tuple[int, ...]) -> Chains:
         """The schedules of these numbers of steps, from memory where they were needed lately."""
@@ -289,7 +305,7 @@ def _start(request: RowRequest, condition: Condition, order: Tensor, given: Give
     """A row before its first step; its order is walked over what was not given."""
     if given is None:
         return _Row(request, condition, order)
-    rest = order[~given.stays[order]]  # (M,)
+    rest = order[~given.stays.to(order.device)[order]]  # (M,)
     if request.num_inference_steps > len(rest):
         raise EngineError(
             f"num_inference_steps is {request.num_inference_steps}, but only {len(rest)} tokens are left to draw and "

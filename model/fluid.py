@@ -14,7 +14,8 @@ from model.transformer import Backbone, init_weights
 class RandomOrderModel(nn.Module):
     """A backbone that says what is known about each token, and the head that draws tokens from that.
 
-    Families differ in the backbone: backbone(tokens, known, condition) -> z (B, N, D).
+    Families differ in the backbone: backbone(tokens, known, condition, most_known) -> z (B, N, D); the last
+    may be left out.
     """
 
     def __init__(self, config: ModelConfig, backbone: nn.Module):

@@ -38,6 +38,10 @@ class ClassContext:
     def __getitem__(self, rows: slice) -> ClassContext:
         return ClassContext(self.embedding[rows])
 
+    def tensors(self) -> list[Tensor]:
+        """Everything it holds."""
+        return [self.embedding]
+
     @staticmethod
     def stack(parts: Sequence[ClassContext]) -> ClassContext:
         """Put contexts of several rows under each other."""
@@ -46,6 +50,8 @@ class ClassContext:
 
 class MarBackbone(nn.Module):
     """Known tokens and a class in, one conditioning vector z per position out."""
+
+    packs_known = True  # the encoder sees the known tokens only: its length depends on how many there are
 
     def __init__(self, config: MarConfig):
         super().__init__()
@@ -73,13 +79,15 @@ class MarBackbone(nn.Module):
         """The context of one class, or of none for the unconditional branch."""
         return ClassContext((self.no_class if index is None else self.classes.weight[index])[None])
 
-    def forward(self, tokens: Tensor, known: Tensor, condition: ClassContext) -> Tensor:
+    def forward(self, tokens: Tensor, known: Tensor, condition: ClassContext, most_known: int | None = None) -> Tensor:
         """One pass through encoder and decoder.
 
         Args:
             tokens: (B, N, C); what stands at unknown positions is ignored.
             known: (B, N) bool, True where a token is decided. Rows may differ in how many.
             condition: the rows' classes.
+            most_known: no row has more known tokens. Given, shapes follow from it alone and nobody waits for the
+                device; else the rows are counted.
         Returns:
             z: (B, N, D)
         """
@@ -88,7 +96,7 @@ class MarBackbone(nn.Module):
         # The normalisation comes after the position has been added, and sees the buffer too.
         x = self.norm_in(x + self.encoder_pos)
         present = torch.cat([known.new_ones(len(known), self.config.buffer), known], 1)  # (B, P)
-        x, place, real = _pack(x, present)
+        x, place, real = _pack(x, present, None if most_known is None else self.config.buffer + most_known)
         for block in self.encoder:
             x = block(x, real)
         x = self.decoder_in(self.encoder_norm(x))  # (B, K, D)
@@ -98,8 +106,8 @@ class MarBackbone(nn.Module):
         return self.decoder_norm(x)[:, self.config.buffer :] + self.pos_out  # (B, N, D)
 
 
-def _pack(x: Tensor, present: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Move what is present to the front of each row and cut behind the fullest row.
+def _pack(x: Tensor, present: Tensor, longest: int | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Move what is present to the front of each row and cut behind `longest`, or behind the fullest row.
 
     Rows of one batch are at different steps and so have different numbers of known tokens; the shorter ones are
     padded, and attention must not see the padding.
@@ -108,11 +116,12 @@ def _pack(x: Tensor, present: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         (B, K, D); (B, K) the position each came from; (B, K) bool, False on padding, or None where there is none.
     """
     count = present.sum(1)  # (B,)
-    longest = int(count.max())
+    counted = longest is None
+    longest = int(count.max()) if longest is None else longest
     place = present.byte().argsort(dim=1, descending=True, stable=True)[:, :longest]  # (B, K)
     packed = x.gather(1, place[..., None].expand(-1, -1, x.shape[-1]))
     real = torch.arange(longest, device=x.device) < count[:, None]
-    return packed, place, None if bool(real.all()) else real
+    return packed, place, None if counted and bool(real.all()) else real
 
 
 def _unpack(x: Tensor, place: Tensor, present: Tensor, filling: Tensor) -> Tensor:

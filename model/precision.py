@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from fluid_kernels.linear import PackedLinear, native_bfloat16
-from model.blocks import Mlp
+from model.blocks import Attention, Mlp, SelfBlock
 from model.checkpoint import CheckpointError
 from model.fluid import RandomOrderModel
+from model.transformer import Block
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Layers narrower than this read so few weights that packing gains nothing, and rounding their inputs would cost.
@@ -34,13 +35,22 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
-def pack(model: RandomOrderModel, dtype: torch.dtype) -> None:
+def pack(model: RandomOrderModel, dtype: torch.dtype, fuse: bool | None = None) -> None:
     """Replace the backbone's linear layers by packed ones, in place, for inference only; float32 leaves it as it is.
 
     The head's loop packs its own weights (fluid_kernels/head_loop_torch.py).
+
+    Args:
+        fuse: self-attention's queries, keys and values in one product. None: on a GPU, where a product of few rows does
+            not fill the device; on a CPU nothing is gained by it.
     """
     if dtype == torch.float32:
         return
+    if model.head.token_in.weight.device.type != "cpu" if fuse is None else fuse:
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False  # sums stay float32
+        for module in list(model.backbone.modules()):
+            if isinstance(module, SelfBlock | Block):
+                _fuse(module.attn if isinstance(module, SelfBlock) else module.self_attn, dtype)
     for module in list(model.backbone.modules()):
         if isinstance(module, Mlp) and isinstance(module[0], nn.Linear) and isinstance(module[1], nn.GELU):
             activation = "gelu_tanh" if module[1].approximate == "tanh" else "gelu_erf"
@@ -50,3 +60,11 @@ def pack(model: RandomOrderModel, dtype: torch.dtype) -> None:
         for name, child in module.named_children():
             if isinstance(child, nn.Linear) and child.in_features >= PACKED_FROM:
                 setattr(module, name, PackedLinear(child.weight, child.bias, dtype))
+
+
+def _fuse(attention: Attention, dtype: torch.dtype) -> None:
+    q, kv = attention.q, attention.kv
+    if q.in_features < PACKED_FROM:
+        return
+    attention.qkv = PackedLinear(torch.cat([q.weight, kv.weight]), torch.cat([q.bias, kv.bias]), dtype)
+    del attention.q, attention.kv

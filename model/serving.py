@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fluid_kernels.heads import HeadPathError
 from model.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from model.engine import Engine, Snapshot
 from model.given import Given, encode_pixels, staying
@@ -39,10 +40,17 @@ DEFAULT_SAMPLING: dict[str, Any] = {
 class ServingEngine:
     """An `Engine` with prompts at one end and pixels at the other."""
 
-    def __init__(self, checkpoint: Checkpoint, max_rows: int, dtype: torch.dtype = torch.float32):
+    def __init__(
+        self, checkpoint: Checkpoint, max_rows: int, dtype: torch.dtype = torch.float32, kernels: str = "auto"
+    ):
         self.checkpoint, self.max_rows, self.dtype = checkpoint, max_rows, dtype
         pack(checkpoint.model, dtype)
-        self.engine = Engine(checkpoint.model, build_conditioner(checkpoint.model, checkpoint.about), max_rows, dtype)
+        conditioner = build_conditioner(checkpoint.model, checkpoint.about)
+        try:
+            self.engine = Engine(checkpoint.model, conditioner, max_rows, dtype, kernels)
+        except HeadPathError as error:
+            raise CheckpointError(f"{error}: FLUID_KERNELS is {kernels!r}") from error
+        self.kernels, self.device = self.engine.kernels, describe(self.engine.device, dtype)
         self._asked: dict[int, ServedRequest] = {}  # by row
         self.image_size = (checkpoint.config.image_size, checkpoint.config.image_size)  # width, height
 
@@ -174,7 +182,12 @@ def find_checkpoint(name: str) -> Path:
 
 
 def load_engine(
-    checkpoint_dir: str, max_rows: int, device: str = "auto", threads: int = 0, dtype: str = "auto"
+    checkpoint_dir: str,
+    max_rows: int,
+    device: str = "auto",
+    threads: int = 0,
+    dtype: str = "auto",
+    kernels: str = "auto",
 ) -> ServingEngine:
     """Load a checkpoint and make it ready to draw.
 
@@ -183,6 +196,7 @@ def load_engine(
         device: "auto" (CUDA where there is one), "cpu" or "cuda".
         threads: for torch on a CPU; 0: as many as this process may use.
         dtype: of matrix products, see precision.py.
+        kernels: what runs the head's loop: "auto", "torch", "triton" or "persistent".
     Raises:
         CheckpointError, ConfigError: it cannot be used; the message says why and what to do.
     """
@@ -190,8 +204,21 @@ def load_engine(
     if device == "cuda" and not torch.cuda.is_available():
         raise CheckpointError("device is cuda, but torch sees no CUDA device: set FLUID_DEVICE=cpu or auto")
     chosen = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
-    checkpoint = load_checkpoint(find_checkpoint(checkpoint_dir), chosen)
-    return ServingEngine(checkpoint, max_rows, choose_dtype(dtype, torch.device(chosen)))
+    folder = find_checkpoint(checkpoint_dir)
+    try:
+        checkpoint = load_checkpoint(folder, chosen)
+        return ServingEngine(checkpoint, max_rows, choose_dtype(dtype, torch.device(chosen)), kernels)
+    except torch.OutOfMemoryError as error:
+        raise CheckpointError(
+            f"{folder.name} with {max_rows} rows does not fit into the device's memory: lower FLUID_MAX_ROWS, "
+            f"or set FLUID_DEVICE=cpu ({error})"
+        ) from error
+
+
+def describe(device: torch.device, dtype: torch.dtype) -> str:
+    """Where a model runs and in which numbers, for people."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return f"{name}, {str(dtype).removeprefix('torch.')}"
 
 
 def usable_cpus() -> int:

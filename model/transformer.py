@@ -39,6 +39,10 @@ class TextContext:
     def __getitem__(self, rows: slice) -> TextContext:
         return TextContext([k[rows] for k in self.keys], [v[rows] for v in self.values], self.mask[rows])
 
+    def tensors(self) -> list[Tensor]:
+        """Everything it holds, in a fixed order."""
+        return [*self.keys, *self.values, self.mask]
+
     @staticmethod
     def stack(parts: Sequence[TextContext]) -> TextContext:
         """Put contexts of several prompts under each other."""
@@ -88,8 +92,7 @@ class Block(nn.Module):
         rotation: tuple[Tensor, Tensor] | None,
     ) -> Tensor:
         h = self.norm1(x)
-        q = self.self_attn.split(self.self_attn.q(h))  # (B, H, N, d)
-        k, v = self.self_attn.keys_values(h)
+        q, k, v = self.self_attn.project(h)  # (B, H, N, d)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
         x = x + self.self_attn.attend(q, k, v, None)
@@ -100,6 +103,8 @@ class Block(nn.Module):
 
 class Backbone(nn.Module):
     """Known tokens and text in, one conditioning vector z per position out."""
+
+    packs_known = False  # shapes do not depend on how many tokens are known
 
     def __init__(self, config: FluidConfig):
         super().__init__()
@@ -126,13 +131,14 @@ class Backbone(nn.Module):
         pairs = [block.cross_attn.keys_values(aligned) for block in self.blocks if isinstance(block, Block)]
         return TextContext([k for k, _ in pairs], [v for _, v in pairs], mask)
 
-    def forward(self, tokens: Tensor, known: Tensor, text: TextContext) -> Tensor:
+    def forward(self, tokens: Tensor, known: Tensor, text: TextContext, most_known: int | None = None) -> Tensor:
         """One bidirectional pass.
 
         Args:
             tokens: (B, N, C); what stands at unknown positions is ignored.
             known: (B, N) bool, True where a token is decided. Rows may differ in how many.
             text: the prompts' keys and values.
+            most_known: for families that pack the known tokens; all are in their places here.
         Returns:
             z: (B, N, D)
         """

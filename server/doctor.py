@@ -135,7 +135,8 @@ def _workers(workers: list[WorkerInfo]) -> Iterator[Finding]:
         if w.note:
             yield Finding(Level.WARN, f"{text}; {w.note}", "Its log tells more.")
         elif w.ready:
-            yield Finding(Level.OK, f"{text}, {w.row_steps_per_s:.0f} row-steps/s")
+            speed = f"{w.row_steps_per_s:.0f} row-steps/s"
+            yield Finding(Level.OK, f"{text}, {speed}, {w.kernels} kernels on {w.device}")
         else:
             yield Finding(Level.WARN, text, f"Wait; a worker tells its state every {BEAT_S:g} s.")
 

@@ -37,7 +37,7 @@ class Ends:
     ) -> None:
         """`files` are pictures that are not stored yet, by image index."""
         work.closing = True
-        lease, metrics = work.lease, _metrics(work)
+        lease, metrics = work.lease, _metrics(work, self.thread.kernels)
         outputs = [work.outputs[i] for i in sorted(work.outputs)] if state is JobState.SUCCEEDED else []
         try:
             done = await self.persist(
@@ -125,7 +125,7 @@ class Ends:
                 await asyncio.sleep(0.2)
 
 
-def _metrics(work: Work) -> JobMetrics:
+def _metrics(work: Work, kernels: str) -> JobMetrics:
     queue_s = work.lease.started_at - work.lease.created_at
     return JobMetrics(
         queue_time=round(queue_s, 6),
@@ -134,4 +134,5 @@ def _metrics(work: Work) -> JobMetrics:
         total_time=round(queue_s + time.monotonic() - work.taken_at, 6),
         batch_size=work.batch_peak,
         prompt_tokens=work.prompt_tokens,
+        kernels=kernels,
     )

@@ -53,6 +53,8 @@ class Engine(Protocol):
 
     max_rows: int
     image_size: tuple[int, int]  # width, height
+    kernels: str  # what runs the innermost loop: "torch", "triton", …
+    device: str  # what it runs on, for people: "cpu, bfloat16"
 
     def admit(self, requests: Sequence[RowRequest]) -> list[int]:
         """Give each request a free row; all of them or, on an exception, none.

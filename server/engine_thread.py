@@ -36,6 +36,7 @@ class EngineThread:
         self._began: float | None = None  #: the call under way, of those that should take about a step
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
         self._engine: Engine | None = None
+        self.kernels = self.device = ""  #: of the engine, once it is loaded
 
     @property
     def engine(self) -> Engine:
@@ -45,6 +46,7 @@ class EngineThread:
 
     async def load(self, factory: Callable[[], Engine]) -> ModelInfo:
         self._engine = await self._call(factory)
+        self.kernels, self.device = self._engine.kernels, self._engine.device
         return ModelInfo.from_mapping(await self._call(self._engine.info))
 
     async def admit(self, requests: Sequence[RowRequest]) -> list[tuple[int, int]]:

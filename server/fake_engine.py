@@ -33,6 +33,8 @@ class FakeEngine:
     """Obeys the Engine protocol; a picture depends on its request alone, as the real contract demands."""
 
     image_size = SIZE
+    kernels = "fake"
+    device = "cpu"
 
     def __init__(self, max_rows: int, step_s: float, checkpoint: str = "") -> None:
         """`checkpoint` stands for weights; "missing..." cannot be loaded, and "hanging..." never draws anything."""

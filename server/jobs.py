@@ -156,6 +156,7 @@ class JobMetrics:
     total_time: float
     batch_size: int
     prompt_tokens: int = 0
+    kernels: str = ""  #: what ran the model's innermost loop: torch, triton, persistent
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,6 +276,8 @@ class WorkerInfo:
     checkpoint: str = ""  #: SHA-256 of the weights that draw
     row_steps_per_s: float = 0.0  #: what it manages while it is busy
     work_left: int = 0  #: row-steps of the jobs that it holds
+    kernels: str = ""  #: what runs the model's innermost loop: torch, triton, persistent
+    device: str = ""  #: what it runs on, and in which numbers
     reloads: int = 0  #: the last `fluid reload` that it has dealt with
 
     @property

@@ -163,14 +163,16 @@ def _fleet(workers: list[WorkerInfo], models: Mapping[str, ModelInfo], now: floa
         "fluid_worker_last_heartbeat_age_seconds", "Since the worker's heartbeat.", labels=["worker"]
     )
     rows = GaugeMetricFamily("fluid_worker_rows", "Rows being decoded.", labels=["worker"])
+    runs = GaugeMetricFamily("fluid_worker_info", "Always 1; the labels tell.", labels=["worker", "kernels", "device"])
     for w in workers:
+        runs.add_metric([w.id, w.kernels, w.device], 1)
         up.add_metric([w.id, w.model], float(w.ready))
         age.add_metric([w.id], max(0.0, now - w.beat_at))
         rows.add_metric([w.id], w.rows)
     info = GaugeMetricFamily("fluid_model_info", "Always 1; the labels tell.", labels=["model", "family", "checkpoint"])
     for m in models.values():
         info.add_metric([m.id, m.family, m.checkpoint_sha256[:12]], 1)
-    yield from (up, age, rows, info)
+    yield from (up, age, rows, runs, info)
 
 
 def _worker(stats: Mapping[str, float]) -> Iterator[Metric]:

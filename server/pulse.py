@@ -58,6 +58,7 @@ class Heartbeat:
         self.speed = Speed()
         self.reloads = 0
         self.model: ModelInfo | None = None
+        self.kernels = self.device = ""
         self._id = worker_id
         self._registry = registry
         self._held = held
@@ -76,6 +77,8 @@ class Heartbeat:
             checkpoint=self.model.checkpoint_sha256 if self.model else "",
             row_steps_per_s=round(self.speed.row_steps_per_s, 3),
             work_left=self._held.work_left,
+            kernels=self.kernels,
+            device=self.device,
             reloads=self.reloads,
         )
         stats = self._tally.drain()

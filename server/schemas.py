@@ -178,6 +178,7 @@ class Metrics(BaseModel):
     encode_time: float = Field(description="Pixels to files, summed over the pictures.")
     total_time: float
     batch_size: int = Field(description="Most images that shared a step with this request.")
+    kernels: str = Field(default="", description="What ran the diffusion head's loop: torch, triton or persistent.")
 
 
 class ImageData(BaseModel):

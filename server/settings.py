@@ -52,6 +52,11 @@ class Settings:
         "Of matrix products; auto is bfloat16 where the hardware multiplies it.",
         choices=("auto", "float32", "bfloat16"),
     )
+    kernels: str = _setting(
+        "auto",
+        "What runs the diffusion head's loop; auto is triton on CUDA, torch elsewhere. See `fluid doctor`.",
+        choices=("auto", "torch", "triton", "persistent"),
+    )
     threads: int = _setting(0, "CPU threads of the worker; 0: as many as it may use.", unit="threads", at_least=0)
     max_rows: int = _setting(16, "Images decoded together in one step.", unit="images", at_least=1, at_most=4096)
     max_queue: int = _setting(10000, "Jobs that may wait; more get 429 queue_full.", unit="jobs", at_least=1)

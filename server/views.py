@@ -150,5 +150,6 @@ def timing_headers(record: JobRecord) -> dict[str, str]:
     stages = {"queue": m.queue_time, "inference": m.predict_time, "encode": m.encode_time, "overhead": rest}
     headers = {f"x-{name}-time-ms": f"{seconds * 1000:.1f}" for name, seconds in stages.items()}
     headers["x-batch-size"] = str(m.batch_size)
+    headers |= {"x-kernels": m.kernels} if m.kernels else {}
     headers["Server-Timing"] = ", ".join(f"{k};dur={v * 1000:.1f}" for k, v in stages.items())
     return headers

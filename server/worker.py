@@ -84,7 +84,14 @@ class Worker:
         self.heart.state, self.heart.note = "ready", ""
         self.tally.count("fluid_worker_starts_total")
         await self.heart.once()
-        log.info("ready: %s, %d rows, after %.1f s", info.id, self.held.max_rows, time.monotonic() - began)
+        log.info(
+            "ready: %s, %d rows, %s kernels on %s, after %.1f s",
+            info.id,
+            self.held.max_rows,
+            thread.kernels,
+            thread.device,
+            time.monotonic() - began,
+        )
 
     async def _load(self, checkpoint: str) -> tuple[EngineThread, ModelInfo]:
         """An engine on a thread of its own that has drawn its canary picture."""
@@ -103,6 +110,7 @@ class Worker:
         self.thread.close()
         self.thread = self.ends.thread = self.keeper.thread = self.watchdog.thread = thread
         self.heart.model = self.publisher.model = info
+        self.heart.kernels, self.heart.device = thread.kernels, thread.device
         self.keeper.checkpoint = info.checkpoint_sha256
         self.model, self.info = info.id, info
 
@@ -339,6 +347,7 @@ def load_engine(settings: Settings) -> Engine:
             max_rows=settings.max_rows,
             device=settings.device,
             dtype=settings.dtype,
+            kernels=settings.kernels,
             threads=settings.threads,
         )
     except (CheckpointError, ModelConfigError) as error:

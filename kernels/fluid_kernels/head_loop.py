@@ -133,11 +133,12 @@ def active(rows: Rows, chains: Chains) -> list[tuple[int, int]]:
     Raises:
         ValueError: the rows are not sorted.
     """
-    steps = chains.steps[rows.chain]
-    if bool((steps[1:] > steps[:-1]).any()) or bool((rows.guided[1:] <= rows.guided[:-1]).any()):
+    # On the host at once: asked step by step, a GPU would be waited for hundreds of times.
+    steps, guided = chains.steps[rows.chain].cpu(), rows.guided.cpu()
+    if bool((steps[1:] > steps[:-1]).any()) or bool((guided[1:] <= guided[:-1]).any()):
         raise ValueError("rows must come with the most steps first, and guided rows ascending")
     counts = [int((steps > j).sum()) for j in range(int(steps[0]))]
-    return [(count, int((rows.guided < count).sum())) for count in counts]
+    return [(count, int((guided < count).sum())) for count in counts]
 
 
 def guide(out: Tensor, rows: Rows, count: int, guided: int, channels: int) -> Tensor:

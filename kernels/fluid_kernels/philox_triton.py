@@ -33,7 +33,7 @@ def token_normal(seed, purpose, position, step, channel):
     return radius * tl.where(lane % 2 == 0, tl.cos(angle), tl.sin(angle))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["purpose", "n_tokens"])
 def _normal_kernel(
     seed_ptr, position_ptr, step_ptr, out_ptr, purpose, n_tokens,
     C: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,

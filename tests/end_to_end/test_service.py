@@ -74,6 +74,7 @@ def test_the_file_says_how_it_was_made(live: str) -> None:
     )
     assert answer.status_code == 200 and answer.headers["content-type"] == "image/png"
     assert answer.headers["seed"] == "3" and float(answer.headers["x-inference-time-ms"]) > 0
+    assert answer.headers["x-kernels"] in ("torch", "triton", "persistent")
     assert _open(answer.content).size == (64, 64)
     metadata = read_metadata(answer.content)
     (model,) = httpx.get(f"{live}/v1/models").json()["data"]

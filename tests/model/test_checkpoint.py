@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from model import serving
 from model.checkpoint import CheckpointError, load_checkpoint, save_checkpoint, weights_digest
 from model.fluid import Fluid
 from model.serving import find_checkpoint, load_engine
@@ -104,6 +105,24 @@ def test_serving_engine_draws_rgb_bytes(folder: Path) -> None:
     info = engine.info()
     assert info["tokens"] == 16 and info["limits"]["max_num_inference_steps"] == 16
     engine.release(row)
+
+
+def test_kernels_that_cannot_run_here_stop_the_start(folder: Path) -> None:
+    """FLUID_KERNELS=triton on a machine without CUDA must not quietly draw with something else."""
+    assert load_engine(str(folder), 2, "cpu", 0, "float32", "auto").kernels == "torch"
+    with pytest.raises(CheckpointError, match=r"need a GPU.*use auto or torch: FLUID_KERNELS is 'triton'"):
+        load_engine(str(folder), 2, "cpu", 0, "float32", "triton")
+
+
+def test_a_device_that_is_too_small_says_what_to_lower(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU the inputs of all rows are kept at fixed places: FLUID_MAX_ROWS can be what does not fit."""
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr(serving, "Engine", full)
+    with pytest.raises(CheckpointError, match=r"with 2 rows does not fit.*FLUID_MAX_ROWS.*20\.00 GiB"):
+        load_engine(str(folder), 2, "cpu", 0)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 from fluid_kernels.linear import PackedLinear
 from model.checkpoint import CheckpointError, load_checkpoint
+from model.config import PRESETS
 from model.engine import Engine
 from model.fluid import Fluid
 from model.precision import choose_dtype, pack
@@ -59,6 +61,25 @@ def test_packing_replaces_the_wide_layers_and_keeps_the_small_ones(tiny: Fluid) 
     untouched = copy.deepcopy(tiny)
     pack(untouched, torch.float32)
     assert not any(isinstance(layer, PackedLinear) for layer in untouched.modules())
+
+
+def test_one_product_for_queries_keys_and_values() -> None:
+    """What a GPU runs: the same numbers as three products, and cross-attention keeps its own."""
+    torch.manual_seed(0)
+    plain = Fluid(dataclasses.replace(PRESETS["tiny"], width=64)).eval().requires_grad_(False)
+    fused, apart = copy.deepcopy(plain), copy.deepcopy(plain)
+    pack(fused, torch.bfloat16, fuse=True)
+    pack(apart, torch.bfloat16, fuse=False)
+    attention = fused.backbone.blocks[0].self_attn
+    assert isinstance(attention.qkv, PackedLinear) and not hasattr(attention, "q") and not hasattr(attention, "kv")
+    with torch.inference_mode():
+        generator = torch.Generator().manual_seed(0)
+        tokens, known = torch.randn(2, 16, 4, generator=generator), torch.arange(16).expand(2, -1) < 9
+        states, mask = HashEncoder(plain.config.text).encode(["a red apple", ""])
+        one, other = (
+            model.backbone(tokens, known, model.backbone.encode_text(states, mask)) for model in (fused, apart)
+        )
+    torch.testing.assert_close(one, other, rtol=0.01, atol=0.01)
 
 
 def test_restored_is_uninterrupted_in_bfloat16_too(tiny: Fluid, encoder: HashEncoder) -> None:

@@ -35,7 +35,7 @@ def test_generate_answers_in_openais_shape(http: httpx.Client) -> None:
     body = answer.json()
     assert (body["output_format"], body["size"], body["quality"]) == ("png", "32x32", "medium")
     assert [d["seed"] for d in body["data"]] == [5]
-    assert set(body["metrics"]) == {"queue_time", "predict_time", "encode_time", "total_time", "batch_size"}
+    assert set(body["metrics"]) == {"queue_time", "predict_time", "encode_time", "total_time", "batch_size", "kernels"}
     recipe = read_metadata(base64.b64decode(body["data"][0]["b64_json"]))
     assert recipe is not None
     fake_sha256 = hashlib.sha256(Settings().checkpoint.encode()).hexdigest()
@@ -69,7 +69,7 @@ def test_accept_image_gives_the_file(http: httpx.Client, format: str) -> None:
     )
     assert answer.headers["content-type"] == f"image/{format}"
     assert answer.headers["seed"] == "3"
-    for name in ("request-id", "queue-time-ms", "inference-time-ms", "encode-time-ms", "batch-size"):
+    for name in ("request-id", "queue-time-ms", "inference-time-ms", "encode-time-ms", "batch-size", "kernels"):
         assert f"x-{name}" in answer.headers
     with Image.open(io.BytesIO(answer.content)) as image:
         assert (image.format, image.size) == (format.upper(), (32, 32))
@@ -253,7 +253,7 @@ def test_request_ids_are_kept_or_made(http: httpx.Client) -> None:
 METRICS = """fluid_http_requests_total fluid_http_request_duration_seconds fluid_jobs_submitted_total
 fluid_jobs_finished_total fluid_jobs_rejected_total fluid_queue_depth fluid_queue_oldest_age_seconds
 fluid_jobs_inflight fluid_queue_wait_seconds fluid_job_latency_seconds fluid_stage_duration_seconds
-fluid_batch_size fluid_images_total fluid_redeliveries_total fluid_worker_up fluid_model_info"""
+fluid_batch_size fluid_images_total fluid_redeliveries_total fluid_worker_up fluid_worker_info fluid_model_info"""
 
 
 def test_one_scrape_shows_everything(http: httpx.Client) -> None:
@@ -265,6 +265,7 @@ def test_one_scrape_shows_everything(http: httpx.Client) -> None:
     for name in METRICS.split():
         assert name in text, name
     assert 'route="/v1/images/generations"' in text
+    assert re.search(r'fluid_worker_info\{device="cpu",kernels="fake",worker="[^"]+"\} 1.0', text)
     assert not re.search("job_[0-9a-f]{8}", text), "a job id became a label"
 
 

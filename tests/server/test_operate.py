@@ -49,6 +49,7 @@ def test_the_doctor_finds_nothing_then_what_is_wrong(new_service: Callable[..., 
     well = fluid(service.settings, "doctor")
     assert well.returncode == 0, well.stdout
     assert "1 submitted = 1 succeeded" in well.stdout and "appendfsync always" in well.stdout
+    assert "fake kernels on cpu" in well.stdout
     until(lambda: "0 kept + 1 expired" in fluid(service.settings, "doctor").stdout, what="the expiry in the books")
     service.workers[0].terminate()
     service.workers[0].wait(timeout=20)

@@ -1,0 +1,257 @@
+"""A GPU against its limits: `make gpu-bench`, or PYTHONPATH=kernels python -m benchmarks.gpu_bench
+
+    ceilings    what this device does at best: a large bfloat16 product, a large copy
+    head        the sampling loop by rows and width, each form of it and three plain ones, against the FLOP floor
+    shipped     the shipped model, default preset, whole pictures
+    pictures    MAR's sizes and the paper's, random weights, 64 x 100 steps, guidance on, batch 1 to 256, with memory;
+                MAR-B beside the way the released code works
+    backbone    z alone, by rows
+    attention   padding with a mask against packed rows of different lengths, at the shapes of MAR's encoder
+
+Of `pictures`, four of the 64 autoregressive steps are run, with all their diffusion steps; a picture is 16 times their
+sum. Under 9 minutes; results are on disk after each part. --device cpu --quick rehearses it without a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import functools
+import itertools
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks import exact
+from benchmarks.gpu_cases import (
+    LABELS,
+    MODELS,
+    decode,
+    head_case,
+    paths,
+    random_engine,
+    random_model,
+    shipped,
+    synchronise,
+)
+from benchmarks.gpu_check import describe
+from benchmarks.gpu_head import OTHERS, loop_of, seconds
+from benchmarks.machine import RESULTS
+from benchmarks.parts import Part, Record, attempt, failures, run_parts
+from benchmarks.prompt_states import PROMPTS
+from model.backbone_pass import PlainPass, StaticPass
+from model.engine import Engine, Snapshot
+from model.mar import Mar
+from model.requests import Request
+
+Emit = Callable[[Record], None]
+TOTAL_S = 520.0
+STEPS, DIFFUSION_STEPS, SAMPLED = 64, 100, (8, 24, 40, 56)
+BATCHES = (1, 8, 64, 256)
+
+
+def bench_ceilings(args: argparse.Namespace, emit: Emit) -> None:
+    """Random data: products of zeros run faster than real ones."""
+    size, bytes_ = (256, 1 << 20) if args.quick else (8192, 4 << 30)
+    a, b = (torch.randn(size, size, device=args.device).bfloat16() for _ in range(2))
+    emit({"what": "matmul bf16", "size": size, "tflops": 2e-12 * size**3 / seconds(lambda: a @ b, args.device, 9)})
+    source = torch.randint(0, 255, (bytes_,), dtype=torch.uint8, device=args.device)
+    target = torch.empty_like(source)
+    spent = seconds(lambda: target.copy_(source), args.device, 9)
+    emit({"what": "copy, read + written", "bytes": 2 * bytes_, "gb_per_s": 2e-9 * bytes_ / spent})
+
+
+def bench_head(args: argparse.Namespace, emit: Emit) -> None:
+    """Guided rows, one chain; the slow variants run fewer steps. A row here is a token: two evaluations a step."""
+    names = ("mar-small",) if args.quick else ("mar-b", "emoji-64", "mar-h", "mar-l", "head-768")
+    for name in names:
+        ours = paths(args.device, name)
+        for rows in (2, 16) if args.quick else (1, 4, 16, 64, 256, 1024, 2048):
+            for variant in (*ours, *OTHERS):
+                if variant == "compiled" and (args.device == "cpu" or name != "mar-b" or rows not in (4, 64, 1024)):
+                    continue  # compiling takes longer than everything else together
+                if variant in ("eager", "autocast") and name != "mar-b" and not args.quick:
+                    continue
+                steps = 10 if args.quick or variant in OTHERS else DIFFUSION_STEPS
+                about = {"model": name, "rows": rows, "variant": variant, "steps": steps}
+                with attempt(emit, about) as record, torch.inference_mode():
+                    case = head_case(MODELS[name], args.device, rows, (steps,))
+                    spent = seconds(loop_of(variant, case), args.device, 1 if args.quick else 3)
+                    record |= {"us_per_step": 1e6 * spent / steps, "tflops": 1e-12 * case.flops / spent}
+
+
+def bench_shipped(args: argparse.Namespace, emit: Emit) -> None:
+    """Pixels included; 8 x 25 steps, guidance 3, Halton order."""
+    engine, tokenizer = shipped(args.device, 2 if args.quick else max(BATCHES), torch.bfloat16)
+
+    def draw(count: int) -> Tensor:
+        steps = (2, 5) if args.quick else (8, 25)
+        asks = [Request(PROMPTS[i % 4], i, *steps, 3.0, "constant", 1.0, "halton") for i in range(count)]
+        with torch.inference_mode():
+            return tokenizer.decode(decode(engine, asks)).cpu()
+
+    for batch in (1, 2) if args.quick else BATCHES:
+        with attempt(emit, {"batch": batch, "kernels": engine.kernels}) as record:
+            spent = seconds(functools.partial(draw, batch), args.device, 1 if args.quick else 5)
+            record["seconds_per_picture"] = spent / batch
+
+
+def bench_pictures(args: argparse.Namespace, emit: Emit) -> None:
+    """Largest last, so that whatever does not fit the time is the least of the table."""
+    if args.quick:
+        names, batches = ["mar-small", "fluid-small"], [1, 2]
+    else:
+        names, batches = ["mar-b", "369M", "mar-l", "mar-h", "665M", "1.1B", "3.1B"], list(BATCHES)
+    for name in names:
+        with attempt(emit, {"model": name, "side": "engine"}) as record:
+            engine, record["parameters"] = random_engine(name, args.device, max(batches), torch.bfloat16)
+            record["rows"] = engine.max_rows  # its fixed inputs take memory for all of them
+            record["kernels"] = engine.kernels
+            for batch in batches:
+                with attempt(emit, {"model": name, "batch": batch, "side": "engine"}) as one:
+                    one |= picture_time(engine, batch, args)
+            del engine
+        for batch in batches[:-1] if name in ("mar-b", "mar-small") else ():
+            for side in ("eager", "autocast"):
+                with attempt(emit, {"model": name, "batch": batch, "side": side}) as record:
+                    record |= eager_time(name, batch, side == "autocast", args)
+
+
+def picture_time(engine: Engine, batch: int, args: argparse.Namespace) -> Record:
+    """Seconds of a picture and the device's memory, by our engine."""
+    steps, diffusion_steps, sampled = plan(args)
+    if args.device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    tokens = torch.randn(batch, engine.config.tokens, engine.config.channels)
+    spent = 0.0
+    for _ in range(2):  # the first meets each shape for the first time
+        spent = sum(one_step(engine, tokens, index, steps, diffusion_steps, args.device) for index in sampled)
+    record: Record = {"seconds_per_picture": spent * steps / len(sampled) / batch}
+    if args.device == "cuda":
+        record["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+    return record
+
+
+def one_step(engine: Engine, tokens: Tensor, index: int, steps: int, diffusion_steps: int, device: str) -> float:
+    """Seconds of AR step `index` with all rows at it."""
+    prompts = prompts_of(engine)
+    for row in range(len(tokens)):
+        ask = Request(prompts[row % len(prompts)], row, steps, diffusion_steps, 3.0, "constant", 1.0)
+        engine.restore(Snapshot(ask, index, tokens[row]))
+    synchronise(device)
+    begin = time.perf_counter()
+    engine.step()
+    synchronise(device)
+    spent = time.perf_counter() - begin
+    for row in range(len(tokens)):
+        engine.release(row)
+    return spent
+
+
+def eager_time(name: str, batch: int, autocast: bool, args: argparse.Namespace) -> Record:
+    """The same steps the way the released code takes them (benchmarks/exact.py); always 64 x 100."""
+    model, _ = random_model(name, args.device)
+    assert isinstance(model, Mar)
+    side = exact.eager_side(model, batch)
+    tokens = torch.randn(batch, model.config.tokens, model.config.channels, device=args.device)
+    sampled = SAMPLED[-1:] if args.quick else SAMPLED
+    spent = 0.0
+    with torch.autocast(args.device, torch.bfloat16, enabled=autocast):
+        for round_ in range(2):
+            begin = time.perf_counter()
+            for index in sampled if round_ else sampled[-1:]:
+                side(index, tokens)
+            synchronise(args.device)
+            spent = time.perf_counter() - begin
+    return {"seconds_per_picture": spent * STEPS / len(sampled) / batch}
+
+
+def prompts_of(engine: Engine) -> Sequence[str]:
+    """What its model can be told."""
+    return PROMPTS if engine.config.family == "fluid" else LABELS
+
+
+def plan(args: argparse.Namespace) -> tuple[int, int, tuple[int, ...]]:
+    """AR steps, diffusion steps, and the AR steps to run."""
+    return (8, 4, (2, 6)) if args.quick else (STEPS, DIFFUSION_STEPS, SAMPLED)
+
+
+def bench_backbone(args: argparse.Namespace, emit: Emit) -> None:
+    """Rows are evaluations, two a guided picture; half of the tokens are known. As it comes, and as a graph."""
+    for name in ("fluid-small", "mar-small") if args.quick else ("mar-b", "369M", "1.1B", "emoji-64"):
+        engine, _ = random_engine(name, args.device, 1, torch.bfloat16)
+        config, prompts = engine.config, prompts_of(engine)
+        for rows, static in itertools.product((2, 4) if args.quick else (2, 16, 128, 512), (False, True)):
+            with attempt(emit, {"model": name, "rows": rows, "static": static}) as record, torch.inference_mode():
+                tokens = torch.randn(rows, config.tokens, config.channels, device=args.device)
+                known = torch.arange(config.tokens, device=args.device).expand(rows, -1) % 2 == 0
+                told = [engine.conditioner(prompts[i % len(prompts)]) for i in range(rows)]
+                state = engine.model.backbone, tokens, known
+                run = StaticPass(*state, told[0]) if static else PlainPass(*state)
+                work = functools.partial(run, range(rows), told, config.tokens // 2)
+                record["ms"] = 1e3 * seconds(work, args.device, 3)
+
+
+def bench_attention(args: argparse.Namespace, emit: Emit) -> None:
+    """Rows of 64 to 320 keys, evenly spread, as rows at different steps are; heads of 64 as MAR-B's."""
+    heads, width = (2, 16) if args.quick else (12, 64)
+    for rows in (4,) if args.quick else (16, 128):
+        lengths = torch.linspace(64, 320, rows).int()
+        longest, total = int(lengths.max()), int(lengths.sum())
+        q, k, v = (torch.randn(rows, heads, longest, width, device=args.device).bfloat16() for _ in range(3))
+        real = (torch.arange(longest)[None] < lengths[:, None]).to(args.device)[:, None, None]
+        ways: dict[str, Callable[[], object]] = {
+            "no mask": functools.partial(F.scaled_dot_product_attention, q, k, v),
+            "mask": functools.partial(F.scaled_dot_product_attention, q, k, v, attn_mask=real),
+        }
+        if args.device == "cuda":
+            ways["packed"] = packed_attention(lengths, heads, width, args.device)
+        for way, work in ways.items():
+            with attempt(emit, {"rows": rows, "way": way, "tokens": total, "padded": rows * longest}) as record:
+                record["us"] = 1e6 * seconds(work, args.device, 1 if args.quick else 20)
+
+
+def packed_attention(lengths: Tensor, heads: int, width: int, device: str) -> Callable[[], object]:
+    """The varlen kernel of torch."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    ends = F.pad(lengths.cumsum(0), (1, 0)).int().to(device)
+    q, k, v = (torch.randn(int(lengths.sum()), heads, width, device=device).bfloat16() for _ in range(3))
+    longest = int(lengths.max())
+    return lambda: varlen_attn(q, k, v, ends, ends, longest, longest)
+
+
+PARTS = (
+    Part("machine", 60, describe), Part("ceilings", 40, bench_ceilings), Part("shipped", 60, bench_shipped),
+    Part("head", 170, bench_head), Part("pictures", 200, bench_pictures), Part("backbone", 60, bench_backbone),
+    Part("attention", 40, bench_attention),
+)  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--quick", action="store_true", help="fewest and smallest cases")
+    parser.add_argument("--only", nargs="*", metavar="PART", help=", ".join(part.name for part in PARTS))
+    parser.add_argument("--out", type=Path, help="where the JSON goes")
+    args = parser.parse_args(argv)
+    args.out = args.out or RESULTS / f"gpu-bench-{datetime.date.today().isoformat()}.json"
+    chosen = [part for part in PARTS if args.only is None or part.name in args.only]
+    result = run_parts(chosen, args, args.out, TOTAL_S)
+    wrong = failures(result)
+    print(f"\nkept in {args.out}")
+    for line in wrong:
+        print(line)
+    print(json.dumps({"ok": not wrong, "failed": wrong}))
+    sys.exit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""What gpu_check and gpu_bench run on: head loops and engines with random weights, and the shipped model.
+
+Needs torch, safetensors, numpy and tqdm; the shipped model is told by prompt_states.py. Random weights are drawn on the
+device they are for: a CPU would take minutes for billions of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from benchmarks.prompt_states import StoredStates
+from fluid_kernels.head_loop import Chains, HeadWeights, Rows
+from fluid_kernels.heads import PATHS, HeadPathError, make_head
+from model.checkpoint import load_checkpoint
+from model.config import MAR_PRESETS, PRESETS, MarConfig, ModelConfig
+from model.engine import Engine
+from model.families import build_model
+from model.fluid import Fluid, RandomOrderModel
+from model.head import DiffusionHead
+from model.mar import Mar
+from model.precision import pack
+from model.prompts import LabelPrompts, TextPrompts
+from model.requests import Request
+from model.sampler import make_chains
+from model.serving import find_checkpoint
+from model.text import HashEncoder
+from model.tokenizer import PcaSkipTokenizer
+from model.transformer import count_parameters
+
+LABELS = [str(i) for i in range(1000)]
+# Smallest of each family, for rehearsals on a CPU.
+SMALL: dict[str, ModelConfig] = {
+    "fluid-small": PRESETS["tiny"],
+    "mar-small": MarConfig(
+        image_size=128, width=64, heads=4, encoder_depth=1, decoder_depth=1, buffer=4, head_width=64, head_depth=2,
+    ),
+}  # fmt: skip
+MODELS: dict[str, ModelConfig] = {
+    **PRESETS, **MAR_PRESETS, **SMALL, "head-768": replace(MAR_PRESETS["mar-b"], head_width=768),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class HeadCase:
+    """One call of the loop."""
+
+    head: DiffusionHead
+    weights: HeadWeights
+    rows: Rows
+    chains: Chains
+    prediction: str
+    clamp: float
+
+    @property
+    def flops(self) -> int:
+        """Of every product of the head, in every step, for every row and guided row; head_loop.py has the formula."""
+        w, steps = self.weights, self.chains.steps[self.rows.chain]
+        evaluations = int(steps.sum()) + int(steps[self.rows.guided].sum())
+        return 2 * evaluations * w.width * ((5 * w.depth + 2) * w.width + w.channels + len(w.out))
+
+
+def head_case(
+    config: ModelConfig, device: str, rows: int, counts: tuple[int, ...], guided: float = 1.0, seed: int = 0
+) -> HeadCase:
+    """Rows spread evenly over chains of `counts` steps (longest first), the share `guided` of them guided."""
+    torch.manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, device=device)
+
+    with torch.device(device):
+        head = DiffusionHead(config).eval().requires_grad_(False)
+    enliven(head, generator)
+    half = torch.arange(round(rows * guided), device=device)
+    chain = torch.arange(rows, device=device) * len(counts) // rows
+    uniform = torch.rand(rows, generator=generator, device=device)
+    packed = Rows(
+        condition=head.embed_condition(normal(rows + len(half), config.width)), guided=half, chain=chain,
+        guidance=1.5 + 2 * uniform, temperature=0.9 + 0.2 * uniform,
+        seed=torch.arange(rows, device=device) * 7919 + seed, position=torch.arange(rows, device=device) % 256,
+    )  # fmt: skip
+    return HeadCase(
+        head, HeadWeights.from_head(head), packed, make_chains(head, counts), config.prediction, config.clamp
+    )
+
+
+def paths(device: str, name: str) -> list[str]:
+    """The forms of the loop that can run there with the head of a named size."""
+    weights = HeadWeights.from_head(DiffusionHead(MODELS[name]).to(device))
+    found = []
+    for path in PATHS[1:]:
+        try:
+            make_head(weights, torch.bfloat16, path)
+        except HeadPathError as error:
+            print(f"  {name} without {path}: {error}")
+        else:
+            found.append(path)
+    return found
+
+
+def enliven(module: torch.nn.Module, generator: torch.Generator) -> None:
+    """Values where initialisation puts zeros, so that nothing is skipped or exact."""
+    for name, value in module.named_parameters():
+        if "modulation" in name or ".out." in f".{name}":
+            value.data.normal_(0, 0.5 * value.shape[-1] ** -0.5, generator=generator)
+
+
+def random_engine(name: str, device: str, rows: int, dtype: torch.dtype, kernels: str = "auto") -> tuple[Engine, int]:
+    """An engine of a named size over random weights, and its number of parameters."""
+    model, size = random_model(name, device)
+    pack(model, dtype)
+    return engine_over(model, rows, dtype, kernels), size
+
+
+def random_model(name: str, device: str) -> tuple[RandomOrderModel, int]:
+    """Random weights of a named size, the same on each call, and how many."""
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = build_model(MODELS[name]).eval().requires_grad_(False)
+    enliven(model, torch.Generator(device).manual_seed(0))
+    return model, count_parameters(model)
+
+
+def engine_over(model: RandomOrderModel, rows: int, dtype: torch.dtype, kernels: str = "auto") -> Engine:
+    """Told by labels, by stored states where they are the encoder's, else by hashed words of the same shape."""
+    if isinstance(model, Mar):
+        return Engine(model, LabelPrompts(model, LABELS), rows, dtype, kernels)
+    assert isinstance(model, Fluid)
+    text = model.config.text
+    encoder = StoredStates(text) if text == PRESETS["emoji-64"].text else HashEncoder(text)
+    return Engine(model, TextPrompts(model, encoder), rows, dtype, kernels)
+
+
+def shipped(
+    device: str, rows: int, dtype: torch.dtype, kernels: str = "auto"
+) -> tuple[Engine, PcaSkipTokenizer]:  # fmt: skip
+    """The shipped model, told by stored prompts."""
+    checkpoint = load_checkpoint(find_checkpoint("emoji-64"), device)
+    assert isinstance(checkpoint.tokenizer, PcaSkipTokenizer)
+    pack(checkpoint.model, dtype)
+    return engine_over(checkpoint.model, rows, dtype, kernels), checkpoint.tokenizer
+
+
+def decode(engine: Engine, asks: list[Request]) -> Tensor:
+    """(B, N, C) tokens of these requests, drawn together."""
+    rows = engine.admit(asks)
+    left = set(rows)
+    while left:
+        left -= set(engine.step())
+    tokens = torch.stack([engine.peek(row) for row in rows])
+    for row in rows:
+        engine.release(row)
+    return tokens
+
+
+def synchronise(device: str) -> None:
+    """Wait for what was launched."""
+    if device == "cuda":
+        torch.cuda.synchronize()

@@ -1,0 +1,239 @@
+"""Does this device draw what a CPU draws? `make gpu-check`, or PYTHONPATH=kernels python -m benchmarks.gpu_check
+
+    philox     normal numbers of the Triton form against the definition
+    head       each form of the sampling loop against the float32 definition, both predictions, several widths
+    backbone   z on the device against float32 on the CPU, both families
+    picture    pictures of the shipped model against those of a CPU in float32, in decibels
+    company    a picture alone against the same among others that come and go
+
+Needs the repository and torch, triton, safetensors, numpy and tqdm; nothing of ours installed, no network. Under 9
+minutes. Exit status 1 if anything failed. --device cpu --quick rehearses it without a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import datetime
+import itertools
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu_cases import MODELS, decode, engine_over, head_case, paths, random_model, shipped
+from benchmarks.machine import RESULTS, describe_machine
+from benchmarks.parts import Part, Record, attempt, failures, run_parts
+from benchmarks.prompt_states import PROMPTS
+from fluid_kernels.head_loop import head_loop_ref
+from fluid_kernels.heads import make_head
+from fluid_kernels.philox import STEP, normal_ref
+from model.backbone_pass import PlainPass, StaticPass
+from model.engine import Engine
+from model.fluid import RandomOrderModel
+from model.precision import pack
+from model.requests import Request
+from model.tokenizer import psnr, to_pixels, to_uint8
+
+Emit = Callable[[Record], None]
+DTYPES = (torch.float32, torch.bfloat16)
+TOTAL_S = 520.0
+# What may lie between device and definition. Relative errors are means over means; pictures are 8-bit pixels.
+PHILOX = 1e-5
+HEAD = {torch.float32: 2e-3, torch.bfloat16: 0.02}
+BACKBONE = {torch.float32: 1e-4, torch.bfloat16: 0.02}
+PICTURE_DB = {torch.float32: 50.0, torch.bfloat16: 40.0}
+COMPANY_DB = {torch.float32: 50.0, torch.bfloat16: 35.0}
+SAME_DB = 99.0  # instead of infinity, which JSON does not know
+
+
+def check_philox(args: argparse.Namespace, emit: Emit) -> None:
+    """Every channel count that tokens have; positions, steps and seeds beyond 32 bits."""
+    if args.device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        emit({"skipped": "the Triton form runs on a CPU in the interpreter only; tests/kernels does that"})
+        return
+    from fluid_kernels.philox_triton import normal
+
+    for channels in (4, 16, 17):
+        seed = torch.arange(1000, device=args.device) * 0x1_2345_6789
+        position, step = seed % 4096, seed % 1000
+        found, expected = normal(seed, STEP, position, step, channels), normal_ref(seed, STEP, position, step, channels)
+        worst = (found - expected).abs().max().item()
+        emit({"channels": channels, "worst": worst, "ok": worst <= PHILOX})
+
+
+def check_head(args: argparse.Namespace, emit: Emit) -> None:
+    """Chains of different lengths, half of the rows guided, from one row to more than any tile holds."""
+    names = ("mar-small", "fluid-small") if args.quick else ("emoji-64", "mar-b", "mar-l", "mar-h", "head-768", "369M")
+    for name in names:
+        known = paths(args.device, name)
+        for rows in (1, 7) if args.quick else (1, 2, 7, 33, 130, 300):
+            case = head_case(MODELS[name], args.device, rows, (9, 5) if args.quick else (50, 25, 4), guided=0.5)
+            with torch.inference_mode():
+                exact = head_loop_ref(case.weights, case.rows, case.chains, case.prediction, 3.0)
+            for path, dtype in itertools.product(known, DTYPES):
+                about = {"model": name, "rows": rows, "path": path, "dtype": short(dtype)}
+                with attempt(emit, about) as record:
+                    loop = make_head(case.weights, dtype, path)
+                    with torch.inference_mode():
+                        found = loop(case.rows, case.chains, case.prediction, 3.0)
+                    record["apart"] = relative(found, exact)
+                    record["ok"] = record["apart"] <= HEAD[dtype]
+
+
+def check_backbone(args: argparse.Namespace, emit: Emit) -> None:
+    """Rows at different steps: that is where padding, masks and buckets can go wrong."""
+    names = ("mar-small", "fluid-small") if args.quick else ("mar-small", "fluid-small", "emoji-64", "mar-b", "369M")
+    for name in names:
+        model, _ = random_model(name, "cpu")
+        config = model.config
+        generator = torch.Generator().manual_seed(1)
+        tokens = torch.randn(5, config.tokens, config.channels, generator=generator)
+        share = torch.tensor([0, 0.1, 0.5, 0.5, 0.9])[:, None]
+        known = torch.rand(5, config.tokens, generator=generator) < share
+        exact = conditioned(copy.deepcopy(model), "cpu", torch.float32, tokens, known, False)
+        for dtype, static in itertools.product(DTYPES, (False, True)):
+            with attempt(emit, {"model": name, "dtype": short(dtype), "static": static}) as record:
+                z = conditioned(copy.deepcopy(model), args.device, dtype, tokens, known, static)
+                record["apart"] = relative(z, exact)
+                record["ok"] = record["apart"] <= BACKBONE[dtype]
+
+
+def conditioned(
+    model: RandomOrderModel, device: str, dtype: torch.dtype, tokens: Tensor, known: Tensor, static: bool
+) -> Tensor:
+    """z on the CPU, computed on `device`; in fixed shapes by the replay of a graph that was captured for other rows."""
+    model = model.to(device)
+    pack(model, dtype)
+    conditioner = engine_over(model, 1, dtype).conditioner
+    prompts = ("", *(PROMPTS if model.config.family == "fluid" else ("1", "2", "30", "999")))
+    with torch.inference_mode():
+        parts, most = [conditioner(prompt) for prompt in prompts], int(known.sum(1).max())
+        state = tokens.to(device), known.to(device)
+        if not static:
+            return PlainPass(model.backbone, *state)(range(5), parts, most).cpu()
+        run = StaticPass(model.backbone, *state, parts[0])
+        run([4, 3, 2, 1, 0], parts, most)
+        return run(range(5), parts, most).cpu()
+
+
+def check_picture(args: argparse.Namespace, emit: Emit) -> None:
+    """The promise of a seed: the same picture on any device, up to rounding."""
+    asks = pictures(args.quick)
+    expected = draw("cpu", torch.float32, "auto", asks)
+    for path, dtype in itertools.product(paths(args.device, "emoji-64"), DTYPES):
+        with attempt(emit, {"path": path, "dtype": short(dtype)}) as record:
+            found = draw(args.device, dtype, path, asks)
+            values = [decibels(a, b) for a, b in zip(found, expected, strict=True)]
+            record |= {"least_db": min(values), "of_each": values, "ok": min(values) >= PICTURE_DB[dtype]}
+
+
+def check_company(args: argparse.Namespace, emit: Emit) -> None:
+    """One request alone, then among rows that join at other steps, with other settings, and leave."""
+    ask = pictures(args.quick)[0]
+    for path, dtype in itertools.product(paths(args.device, "emoji-64"), DTYPES):
+        with attempt(emit, {"path": path, "dtype": short(dtype)}) as record:
+            engine, tokenizer = shipped(args.device, 6, dtype, path)
+            with torch.inference_mode():
+                alone = to_uint8(tokenizer.decode(decode(engine, [ask])))
+                beside = to_uint8(tokenizer.decode(among_others(engine, ask)[None]))
+            record["db"] = decibels(beside[0], alone[0])
+            record["ok"] = record["db"] >= COMPANY_DB[dtype]
+
+
+def among_others(engine: Engine, ask: Request) -> Tensor:
+    """(N, C) tokens of `ask`, drawn while five other rows join, leave and are replaced."""
+    (row,) = engine.admit([ask])
+    others: list[int] = []
+    number, finished = 0, list[int]()
+    while row not in finished:
+        while len(others) < 5:
+            steps, guidance = 3 + number % 4, 1.0 + number % 3
+            others += engine.admit([Request(PROMPTS[number % 4], 100 + number, steps, 7, guidance, "linear", 1.0)])
+            number += 1
+        finished = engine.step()
+        for gone in [index for index in finished if index in others]:
+            engine.release(gone)
+            others.remove(gone)
+    return engine.peek(row)
+
+
+def pictures(quick: bool) -> list[Request]:
+    """Requests of different settings."""
+    base = Request(PROMPTS[0], 5, 4 if quick else 16, 8 if quick else 25, 3.0, "constant", 1.0)
+    return [
+        base,
+        replace(base, prompt=PROMPTS[1], seed=6, order="halton", guidance_schedule="linear"),
+        replace(base, prompt=PROMPTS[2], seed=7, guidance_scale=1.0, temperature=0.9),
+        replace(base, prompt=PROMPTS[3], seed=8, diffusion_steps_final=5, guidance_interval=(0.2, 0.8)),
+    ]
+
+
+def draw(device: str, dtype: torch.dtype, path: str, asks: list[Request]) -> Tensor:
+    """(B, H, W, 3) uint8 on the CPU."""
+    engine, tokenizer = shipped(device, len(asks), dtype, path)
+    with torch.inference_mode():
+        return to_uint8(tokenizer.decode(decode(engine, asks))).cpu()
+
+
+def relative(found: Tensor, exact: Tensor) -> float:
+    """Mean absolute difference over mean absolute value; infinite where something is not finite."""
+    if not bool(found.isfinite().all()):
+        return 1e9
+    return ((found.float() - exact.float()).abs().mean() / exact.float().abs().mean()).item()
+
+
+def decibels(one: Tensor, other: Tensor) -> float:
+    """PSNR of two (H, W, 3) uint8 pictures."""
+    value = psnr(to_pixels(one[None]), to_pixels(other[None])).item()
+    return round(min(value, SAME_DB), 1)
+
+
+def short(dtype: torch.dtype) -> str:
+    """As the settings call it."""
+    return str(dtype).removeprefix("torch.")
+
+
+def describe(args: argparse.Namespace, emit: Emit) -> None:
+    """In a process of its own, so that the one that forks never touches the device."""
+    record = describe_machine()
+    if args.device == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        record |= {
+            "capability": f"{properties.major}.{properties.minor}", "multiprocessors": properties.multi_processor_count,
+            "memory_gib": round(properties.total_memory / 2**30, 1), "cuda": torch.version.cuda,
+        }  # fmt: skip
+    emit(record)
+
+
+PARTS = (
+    Part("machine", 60, describe), Part("philox", 60, check_philox), Part("picture", 120, check_picture),
+    Part("company", 90, check_company), Part("backbone", 120, check_backbone), Part("head", 240, check_head),
+)  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--quick", action="store_true", help="fewest and smallest cases")
+    parser.add_argument("--only", nargs="*", metavar="PART", help=", ".join(part.name for part in PARTS))
+    parser.add_argument("--out", type=Path, help="where the JSON goes")
+    args = parser.parse_args(argv)
+    args.out = args.out or RESULTS / f"gpu-check-{datetime.date.today().isoformat()}.json"
+    chosen = [part for part in PARTS if args.only is None or part.name in args.only]
+    result = run_parts(chosen, args, args.out, TOTAL_S)
+    wrong = failures(result)
+    print(f"\nkept in {args.out}; {len(wrong)} of {sum(len(p['records']) for p in result['parts'].values())} failed")
+    for line in wrong:
+        print(line)
+    print(json.dumps({"ok": not wrong, "failed": wrong}))
+    sys.exit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()

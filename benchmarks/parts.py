@@ -1,0 +1,116 @@
+"""Measurements on a borrowed device: parts that cannot take each other along.
+
+Each part runs in a process of its own with a time limit of its own, and every record that it makes is on disk before
+the next: a kernel that hangs, a context that an illegal address has poisoned, or the end of the lease cost what was
+not yet measured and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Part:
+    """work(args, emit): calls emit(record) as soon as it knows something."""
+
+    name: str
+    limit_s: float
+    work: Callable[[Any, Callable[[Record], None]], None]
+
+
+def run_parts(parts: Sequence[Part], args: Any, file: Path, total_s: float) -> Record:
+    """All parts in turn; `file` holds what is known after each.
+
+    The caller must not have used a CUDA device: a forked process cannot use it again.
+    """
+    result: Record = {"parts": {}}
+    deadline = time.monotonic() + total_s
+    file.parent.mkdir(parents=True, exist_ok=True)
+    for part in parts:
+        print(f"\n# {part.name}", flush=True)
+        limit_s = min(part.limit_s, deadline - time.monotonic())
+        result["parts"][part.name] = _run_one(part, args, limit_s)
+        file.write_text(json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def failures(result: Record) -> list[str]:
+    """What went wrong, one line each: parts that broke, and records that say of themselves that they failed."""
+    lines = []
+    for name, outcome in result["parts"].items():
+        if outcome["error"]:
+            lines.append(f"{name}: {outcome['error']}")
+        for record in outcome["records"]:
+            if record.get("error") or record.get("ok") is False:
+                lines.append(f"{name}: {json.dumps(record)}")
+    return lines
+
+
+@contextmanager
+def attempt(emit: Callable[[Record], None], about: Record) -> Iterator[Record]:
+    """One case: what the block puts into the record is emitted; if it raises, why, and the part goes on."""
+    record = dict(about)
+    try:
+        yield record
+    except Exception as error:
+        traceback.print_exc()
+        record["error"] = f"{type(error).__name__}: {error}"[:300]
+    emit(record)
+
+
+def _run_one(part: Part, args: Any, limit_s: float) -> Record:
+    began = time.monotonic()
+    if limit_s <= 0:
+        return {"records": [], "seconds": 0.0, "error": "no time was left"}
+    with tempfile.TemporaryDirectory() as folder:
+        records = Path(folder) / "records.jsonl"
+        records.touch()
+        # Forked: nothing is imported again.
+        process = multiprocessing.get_context("fork").Process(target=_child, args=(part, args, records))
+        process.start()
+        process.join(limit_s)
+        error = None
+        if process.is_alive():
+            process.kill()
+            process.join()
+            error = f"killed after {limit_s:.0f} s"
+        lines = [json.loads(line) for line in records.read_text().splitlines()]
+    if error is None and process.exitcode:
+        error = next((r["part_error"] for r in lines if "part_error" in r), f"exit status {process.exitcode}")
+    if error:
+        print(f"{part.name}: {error}", flush=True)
+    kept = [r for r in lines if "part_error" not in r]
+    return {"records": kept, "seconds": round(time.monotonic() - began, 1), "error": error}
+
+
+def _child(part: Part, args: Any, records: Path) -> None:
+    with records.open("a") as stream:
+
+        def emit(record: Record) -> None:
+            stream.write(json.dumps(record) + "\n")
+            stream.flush()
+            print("  " + "  ".join(f"{key}={_short(value)}" for key, value in record.items()), flush=True)
+
+        try:
+            part.work(args, emit)
+        except Exception as error:
+            traceback.print_exc()
+            stream.write(json.dumps({"part_error": f"{type(error).__name__}: {error}"[:500]}) + "\n")
+            stream.flush()
+            raise SystemExit(1) from error
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,58 @@
+"""States of a few captions, for machines without the text encoder's weights: python -m benchmarks.prompt_states
+
+That command encodes PROMPTS and the empty caption with the shipped model's encoder and writes prompt_states.safetensors
+(float32, padding cut) beside this file, so that a GPU without network and without our packages draws the same pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from model.condition import PromptError
+from model.config import PRESETS, TextConfig
+from model.text import TextEncoder, build_text_encoder
+
+FILE = Path(__file__).parent / "prompt_states.safetensors"
+PROMPTS = ("a red apple, 3d style", "a cat, flat style", "a rocket, noto style", "a castle, twemoji style")
+
+
+class StoredStates:
+    """A text encoder that knows PROMPTS and the empty caption."""
+
+    def __init__(self, config: TextConfig):
+        self.config = config
+        self._states = load_file(FILE)
+
+    def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """B captions -> (B, L, E) float32 states, (B, L) bool mask."""
+        states = torch.zeros(len(captions), self.config.max_tokens, self.config.dim)
+        mask = torch.zeros(len(captions), self.config.max_tokens, dtype=torch.bool)
+        for row, caption in enumerate(captions):
+            if caption not in self._states:
+                raise PromptError(f"{caption!r} is not stored; stored are {', '.join(map(repr, PROMPTS))}")
+            found = self._states[caption]
+            states[row, : len(found)], mask[row, : len(found)] = found, True
+        return states, mask
+
+    def count_tokens(self, caption: str) -> int:
+        """How many states the caption has."""
+        return int(self.encode([caption])[1].sum())
+
+
+def write(encoder: TextEncoder, file: Path = FILE) -> None:
+    """Encode one by one, keep the real tokens' states."""
+    kept = {}
+    for caption in ("", *PROMPTS):
+        states, mask = encoder.encode([caption])
+        kept[caption] = states[mask].contiguous()
+    save_file(kept, file)
+
+
+if __name__ == "__main__":
+    write(build_text_encoder(PRESETS["emoji-64"].text))
+    print(f"{FILE}: {FILE.stat().st_size} bytes")

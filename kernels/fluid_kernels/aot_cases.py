@@ -1,0 +1,175 @@
+"""Every kernel with every configuration that a GPU can be asked to run: what `python -m fluid_kernels.aot` compiles.
+
+A case is written as its wrapper would launch it: bfloat16 weights, 16-byte aligned pointers, a stride of modulation
+that is a multiple of 16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import triton
+
+from fluid_kernels import (
+    denoise_update,
+    gated_residual,
+    head_out,
+    linear_triton,
+    ln_modulate,
+    modulation,
+    persistent_kernel,
+    philox_triton,
+    token_in,
+)  # fmt: skip
+from fluid_kernels.configs import Config, linear_configs, persistent_configs, precision
+
+WIDTHS = (768, 1024, 1280, 1536)  # of the heads of the paper's and MAR's sizes
+CHANNELS = (16, 64)  # a token of one latent, and of 2 × 2
+OTHER_WIDTH = 1024  # where the width is only the number of rounds of a loop
+
+
+@dataclass(frozen=True)
+class Case:
+    """One compilation. arguments: name -> Triton type of each argument that is no constant, in the kernel's order."""
+
+    name: str
+    kernel: Any
+    arguments: dict[str, str]
+    constants: dict[str, Any]
+    warps: int
+    stages: int = 1
+    dot: bool = False  # it multiplies bfloat16 blocks, so tensor-core instructions must be there
+    cooperative: bool = False
+    aligned: tuple[str, ...] = field(default=("mod_stride", "gate_stride"))  # integers known to be multiples of 16
+
+
+def cases(backend: str) -> Iterator[Case]:
+    """All cases for a kind of chip: "cuda" or "hip"."""
+    yield from _products(backend)
+    yield from _persistent(backend)
+    for width in WIDTHS:
+        yield from _rows(width)
+    for channels in CHANNELS:
+        yield _normal(channels)
+        for prediction in ("eps", "v"):
+            yield _update(channels, prediction)
+
+
+def _products(backend: str) -> Iterator[Case]:
+    """The table's tiles. float32, which only checks run, in the one kernel that has all of the others' parts."""
+    for c in linear_configs(backend, torch.float32):
+        yield _gated_residual(backend, c, "fp32")
+    for c in linear_configs(backend, torch.bfloat16):
+        yield _gated_residual(backend, c, "bf16")
+        linear = {"x_ptr": "*bf16", "w_ptr": "*bf16", "b_ptr": "*fp32", "y_ptr": "*bf16", "n_rows": "i32"}
+        for activation in linear_triton.ACTIVATIONS:
+            yield Case(
+                f"linear {activation or 'plain'} {_tile(c)}", linear_triton.linear_kernel, linear,
+                {**_product(backend, c), "ACTIVATION": activation}, c.warps, c.stages, dot=True,
+            )  # fmt: skip
+
+
+def _tile(c: Config) -> str:
+    return f"{c.m}x{c.n}x{c.k}"
+
+
+def _product(backend: str, c: Config) -> dict[str, Any]:
+    return {
+        "N": OTHER_WIDTH, "K": OTHER_WIDTH, "BLOCK_M": c.m, "BLOCK_N": c.n, "BLOCK_K": c.k,
+        "PRECISION": precision(backend), "UPCAST": False,
+    }  # fmt: skip
+
+
+def _gated_residual(backend: str, c: Config, dtype: str) -> Case:
+    return Case(
+        f"gated residual {dtype} {_tile(c)}", gated_residual.gated_residual_kernel,
+        {"u_ptr": f"*{dtype}", "w_ptr": f"*{dtype}", "b_ptr": "*fp32", "h_ptr": "*fp32", "gate_ptr": f"*{dtype}",
+         "step_ptr": "*i32", "n_rows": "i32", "gate_stride": "i32"},
+        _product(backend, c), c.warps, c.stages, dot=dtype == "bf16",
+    )  # fmt: skip
+
+
+def _rows(width: int) -> Iterator[Case]:
+    """Kernels that hold a whole row."""
+    block = triton.next_power_of_2(width)
+    size: dict[str, Any] = {"W": width, "BLOCK_W": block}
+    yield Case(
+        f"ln modulate {width}", ln_modulate.ln_modulate_kernel,
+        {"h_ptr": "*fp32", "weight_ptr": "*fp32", "bias_ptr": "*fp32", "mod_ptr": "*bf16", "step_ptr": "*i32",
+         "n_ptr": "*bf16", "n_rows": "i32", "mod_stride": "i32"},
+        {**size, "BLOCK_M": 1}, warps=4,
+    )  # fmt: skip
+    yield Case(
+        f"embed {width}", modulation.embed_kernel,
+        {"time_ptr": "*fp32", "condition_ptr": "*fp32", "entry_ptr": "*i32", "y_ptr": "*bf16",
+         "n_evaluations": "i32", "n_times": "i32"},
+        size, warps=4,
+    )  # fmt: skip
+    for channels in CHANNELS if width == OTHER_WIDTH else CHANNELS[:1]:
+        yield Case(
+            f"token in {channels}->{width}", token_in.token_in_kernel,
+            {"x_ptr": "*fp32", "w_ptr": "*fp32", "b_ptr": "*fp32", "uncond_ptr": "*i32", "step_ptr": "*i32",
+             "h_ptr": "*fp32"},
+            {**size, "C": channels}, warps=4,
+        )  # fmt: skip
+        yield Case(
+            f"head out {width}->{2 * channels}", head_out.head_out_kernel,
+            {"h_ptr": "*fp32", "mod_ptr": "*bf16", "step_ptr": "*i32", "w_ptr": "*fp32", "b_ptr": "*fp32",
+             "out_ptr": "*fp32", "n_rows": "i32", "mod_stride": "i32"},
+            {**size, "N_OUT": 2 * channels, "BLOCK_O": 8}, warps=4,
+        )  # fmt: skip
+
+
+def _normal(channels: int) -> Case:
+    return Case(
+        f"normal {channels}", philox_triton._normal_kernel,
+        {"seed_ptr": "*i64", "position_ptr": "*i64", "step_ptr": "*i64", "out_ptr": "*fp32", "purpose": "i32",
+         "n_tokens": "i32"},
+        {"C": channels, "BLOCK_M": 64, "BLOCK_C": triton.next_power_of_2(channels)},
+        warps=4,
+    )  # fmt: skip
+
+
+ROW_SETTINGS = {
+    "offset_ptr": "*i32", "start_ptr": "*i32", "guidance_ptr": "*fp32", "temperature_ptr": "*fp32", "seed_ptr": "*i64",
+    "position_ptr": "*i32", "table_ptr": "*fp32", "timestep_ptr": "*i32",
+}  # fmt: skip
+
+
+def _update(channels: int, prediction: str) -> Case:
+    outputs = channels * (2 if prediction == "eps" else 1)
+    return Case(
+        f"update {prediction} {channels}", denoise_update.denoise_update_kernel,
+        {"out_ptr": "*fp32", "x_ptr": "*fp32", "step_ptr": "*i32", "uncond_ptr": "*i32", **ROW_SETTINGS,
+         "n_rows": "i32", "clamp": "fp32"},
+        {"C": channels, "N_OUT": outputs, "BLOCK_M": 16, "BLOCK_C": triton.next_power_of_2(channels),
+         "EPS": prediction == "eps"},
+        warps=4,
+    )  # fmt: skip
+
+
+def _persistent(backend: str) -> Iterator[Case]:
+    """Each tile at one width, with guidance and eps, which need most; the smallest and the largest at every width."""
+    configs = persistent_configs(backend)
+    for width in WIDTHS:
+        for c in configs if width == OTHER_WIDTH else (configs[0], configs[-1]):
+            yield _head_loop(backend, c, width)
+
+
+def _head_loop(backend: str, c: Config, width: int) -> Case:
+    pointers = {name: "*fp32" for name in ("x_ptr", "h_ptr")} | {"u_ptr": "*bf16", "sums_ptr": "*fp32"}
+    pointers |= {"out_ptr": "*fp32", "counter_ptr": "*i32", "uncond_ptr": "*i32", "mod_ptr": "*bf16"}
+    pointers |= {f"{part}_{kind}_ptr": "*fp32" for part in ("in", "norm", "out") for kind in "wb"}
+    pointers |= {"up_w_ptr": "*bf16", "up_b_ptr": "*fp32", "down_w_ptr": "*bf16", "down_b_ptr": "*fp32", **ROW_SETTINGS}
+    numbers = ("n_rows", "n_evaluations", "mod_stride", "team", "first_step", "last_step", "first_phase", "last_phase")
+    return Case(
+        f"persistent {width} {_tile(c)}", persistent_kernel.head_loop_kernel,
+        pointers | dict.fromkeys(numbers, "i32") | {"clamp": "fp32"},
+        {"W": width, "L": 6, "C": 16, "N_OUT": 32, "EPS": True, "HALVES": 2, "BLOCK_M": c.m,
+         "BLOCK_N": c.n, "BLOCK_K": c.k, "BLOCK_W": triton.next_power_of_2(width), "BLOCK_C": 16, "BLOCK_O": 4,
+         "PRECISION": precision(backend), "UPCAST": False},
+        c.warps, c.stages, dot=True, cooperative=True,
+    )  # fmt: skip

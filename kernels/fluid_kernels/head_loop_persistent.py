@@ -1,0 +1,110 @@
+"""The sampling loop as one launch per chunk of steps; persistent_kernel.py says how and why.
+
+The host prepares rows (head_plan.py), hoists the modulation of a chunk of steps as head_loop_triton.py does, and
+launches tiles × team programs, no more than the chip has multiprocessors. Under the interpreter, which runs programs
+one after the other, each phase is a launch: the same code, with launches in place of the waits.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+from torch import Tensor
+
+from fluid_kernels.configs import Config, backend_of, persistent_config, precision
+from fluid_kernels.head_loop import Chains, HeadWeights, Rows
+from fluid_kernels.head_loop_triton import HOISTED_ROWS
+from fluid_kernels.head_plan import KernelWeights, Plan, make_plan
+from fluid_kernels.modulation import modulation
+from fluid_kernels.persistent_kernel import COUNTER_STRIDE, head_loop_kernel
+
+WIDTH_MULTIPLE = 128  # of every tile's n and k
+LARGEST_WIDTH = 1536  # what the compile gates cover
+
+
+class PersistentHead(KernelWeights):
+    """A head's weights in the kernel's layouts; call it to run the loop.
+
+    dtype: of the matrix products, bfloat16 or float32; sums, statistics, first and last layer and update are float32.
+    """
+
+    def __init__(self, weights: HeadWeights, dtype: torch.dtype):
+        """
+        Raises:
+            ValueError: the head is too wide, or its width no multiple of 128.
+        """
+        super().__init__(weights, dtype)
+        if self.width % WIDTH_MULTIPLE or self.width > LARGEST_WIDTH:
+            raise ValueError(
+                f"the persistent kernel takes widths that are multiples of {WIDTH_MULTIPLE} up to {LARGEST_WIDTH}, "
+                f"not {self.width}; use triton"
+            )
+        self.backend = backend_of(self.device)
+        self.processors = 1 if self.backend == "cpu" else _processors(self.device)
+
+    def __call__(self, rows: Rows, chains: Chains, prediction: str, clamp: float) -> Tensor:
+        """Run the loop; (M, C) float32. See head_loop.py.
+
+        Raises:
+            ValueError: the rows are not sorted.
+        """
+        plan = make_plan(self.weights, rows, chains, prediction, clamp, self.dtype)
+        count, guided = len(rows), len(rows.guided)
+        uncond = torch.full((count,), -1, dtype=torch.int32, device=self.device)
+        uncond[rows.guided] = torch.arange(count, count + guided, dtype=torch.int32, device=self.device)
+        condition = rows.condition.contiguous()
+        entry = torch.cat([plan.offset, plan.offset[rows.guided]])
+        state = _State(self, rows, uncond, persistent_config(self.backend, count, guided, self.width, self.processors))
+        stop, slots = plan.steps, max(1, HOISTED_ROWS // max(1, count + guided))
+        y, mod = (t.unflatten(0, (slots, -1)) for t in self.scratch(slots * (count + guided)))
+        while stop:
+            start = max(0, stop - slots)
+            modulation(plan.times, condition, entry + start, *self.modulation, y, mod, stop - start)
+            state.run(plan, mod, start, stop, prediction, clamp)
+            stop = start
+        return plan.x
+
+
+class _State:
+    """What stays in memory between phases, and the launches on it."""
+
+    def __init__(self, head: PersistentHead, rows: Rows, uncond: Tensor, config: tuple[Config, int]):
+        self.head, self.uncond, (self.config, self.team) = head, uncond, config
+        self.count, self.evaluations = len(rows), len(rows) + len(rows.guided)
+        self.halves = 2 if len(rows.guided) else 1
+        self.tiles = triton.cdiv(self.count * self.halves, self.config.m)
+
+        def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.empty(shape, dtype=dtype, device=head.device)
+
+        slots = self.tiles * self.config.m
+        self.h, self.u = empty(slots, head.width), empty(slots, head.width, dtype=head.dtype)
+        self.sums = empty(slots, head.width // self.config.n, 2)  # mean, sum of squared deviations
+        self.out = empty(self.evaluations, len(head.out[0]))
+        self.counters = empty(self.tiles, COUNTER_STRIDE.value, dtype=torch.int32)
+        self.settings = rows.guidance.float(), rows.temperature.float(), rows.seed, rows.position.int()
+
+    def run(self, plan: Plan, mod: Tensor, start: int, stop: int, prediction: str, clamp: float) -> None:
+        """Steps stop − 1 … start, whose modulation `mod` (slots, E, N) holds."""
+        head, phases = self.head, 1 + (stop - start) * (2 * self.head.depth + 1)
+        together = 1 if head.backend == "cpu" else phases
+        for first in range(0, phases, together):
+            self.counters.zero_()
+            c, outputs = self.config, len(head.out[0])
+            head_loop_kernel[(self.tiles * self.team,)](
+                plan.x, self.h, self.u, self.sums, self.out, self.counters, self.uncond, mod,
+                *head.token_in, *head.norm, *head.up, *head.down, *head.out,
+                plan.offset, plan.start, *self.settings, plan.table, plan.timesteps,
+                self.count, self.evaluations, mod.stride(1), self.team, stop - 1, start, first, first + together,
+                float(clamp),
+                W=head.width, L=head.depth, C=head.channels, N_OUT=outputs, EPS=prediction == "eps",
+                HALVES=self.halves, BLOCK_M=c.m, BLOCK_N=c.n, BLOCK_K=c.k,
+                BLOCK_W=triton.next_power_of_2(head.width), BLOCK_C=triton.next_power_of_2(head.channels), BLOCK_O=4,
+                PRECISION=precision(head.backend), UPCAST=head.backend == "cpu",
+                num_warps=c.warps, num_stages=c.stages,
+                **({"launch_cooperative_grid": True} if self.team > 1 and head.backend != "cpu" else {}),
+            )  # fmt: skip
+
+
+def _processors(device: torch.device) -> int:
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)

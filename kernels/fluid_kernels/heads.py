@@ -1,0 +1,79 @@
+"""Which way the diffusion head's loop runs: one function behind which the ways are interchangeable.
+
+    torch        any device; on a CPU the fastest there is, and the oracle of the others     head_loop_torch.py
+    triton       fused operations, one CUDA graph per bucket of rows                         head_loop_triton.py
+    persistent   one kernel that runs all steps and blocks of a tile of rows                 head_loop_persistent.py
+    auto         triton on a CUDA device, torch elsewhere
+
+`auto` is a rule and not yet a measurement: no table of the three ways' times has been taken on a GPU.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from typing import Literal, Protocol, get_args
+
+import torch
+from torch import Tensor
+
+from fluid_kernels.head_loop import Chains, HeadWeights, Rows
+from fluid_kernels.head_loop_torch import TorchHead
+
+HeadPath = Literal["auto", "torch", "triton", "persistent"]
+PATHS: tuple[str, ...] = get_args(HeadPath)
+
+
+class HeadPathError(ValueError):
+    """The way that was asked for cannot run here; the message says why and what would."""
+
+
+class Head(Protocol):
+    """A head's weights, made ready for one way of running the loop."""
+
+    def __call__(self, rows: Rows, chains: Chains, prediction: str, clamp: float) -> Tensor:
+        """(M, C) float32, the tokens drawn; see head_loop.py."""
+        ...
+
+
+def make_head(weights: HeadWeights, dtype: torch.dtype, path: str = "auto") -> Head:
+    """A head on the device where `weights` lie.
+
+    Args:
+        weights: of any float dtype; float32 where the first step of eps chains shall be exact.
+        dtype: of the matrix products, bfloat16 or float32; sums, statistics and the update are float32.
+        path: one of PATHS; `choose_path` says what `auto` becomes.
+    Raises:
+        HeadPathError: the path is unknown or cannot run on this device.
+    """
+    chosen = choose_path(path, weights.up.device)
+    if chosen == "torch":
+        return TorchHead(weights, dtype)
+    if chosen == "triton":
+        from fluid_kernels.head_loop_triton import TritonHead  # importing Triton costs seconds
+
+        return TritonHead(weights, dtype)
+    from fluid_kernels.head_loop_persistent import PersistentHead
+
+    try:
+        return PersistentHead(weights, dtype)
+    except ValueError as error:
+        raise HeadPathError(str(error)) from error
+
+
+def choose_path(path: str, device: torch.device) -> str:
+    """`path` with `auto` resolved: what `make_head` will run, for reports.
+
+    Raises:
+        HeadPathError: see make_head.
+    """
+    if path not in PATHS:
+        raise HeadPathError(f"kernels {path!r} is none of {', '.join(PATHS)}")
+    has_triton = importlib.util.find_spec("triton") is not None
+    if path == "auto":
+        return "triton" if device.type == "cuda" and has_triton else "torch"
+    if path != "torch" and not has_triton:
+        raise HeadPathError(f"kernels {path!r} need the package triton; install it, or use torch")
+    if path != "torch" and device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise HeadPathError(f"kernels {path!r} need a GPU, and the model is on {device}; use auto or torch")
+    return path

@@ -1,0 +1,76 @@
+"""The head's first layer: noisy tokens to residual streams, once for both halves of guidance.
+
+    h[row] = h[uncond of row] = x[row] Wᵀ + b          all float32
+
+C is 16 to 64, so a row is C multiply-adds per channel; they are done as a sum over C rather than a tensor-core product,
+which keeps float32 without tricks. It is the first kernel of a step, so it also makes the next step the current one.
+
+Sources: MAR's SimpleMLPAdaLN.input_proj; that both halves share x is forward_with_cfg (arXiv 2406.11838, diffloss.py).
+
+Bytes: 4·M·C + 4·W·C (L2) in, 4·E·W out; FLOPs 2·M·W·C.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+def token_in_ref(x: Tensor, weight: Tensor, bias: Tensor, uncond: Tensor, evaluations: int) -> Tensor:
+    """The definition: (M, C), (W, C), (W,), (M,) index of each row's unconditional half or −1 -> (E, W)."""
+    h = F.linear(x.float(), weight.float(), bias.float())
+    out = torch.zeros(evaluations, h.shape[1], device=x.device)
+    out[: len(h)] = h
+    out[uncond[uncond >= 0].long()] = h[uncond >= 0]
+    return out
+
+
+@triton.jit
+def project_token(x_ptr, row, w_ptr, b_ptr, cols, inside, W: tl.constexpr, C: tl.constexpr):
+    """(BLOCK_W,) float32: one row's residual stream at these columns; w is (C, W), so that neighbours are read."""
+    h = tl.load(b_ptr + cols, mask=inside, other=0.0)
+    for c in range(C):
+        x = tl.load(x_ptr + row * C + c)
+        h += x * tl.load(w_ptr + c * W + cols, mask=inside, other=0.0)
+    return h
+
+
+@triton.jit
+def token_in_kernel(
+    x_ptr, w_ptr, b_ptr, uncond_ptr, step_ptr, h_ptr, W: tl.constexpr, C: tl.constexpr, BLOCK_W: tl.constexpr
+):
+    """One row a program. No other program of this launch reads the step."""
+    row = tl.program_id(0).to(tl.int64)
+    if row == 0:
+        tl.store(step_ptr, tl.load(step_ptr + 1))
+    cols = tl.arange(0, BLOCK_W)
+    inside = cols < W
+    h = project_token(x_ptr, row, w_ptr, b_ptr, cols, inside, W, C)
+    tl.store(h_ptr + row * W + cols, h, mask=inside)
+    uncond = tl.load(uncond_ptr + row).to(tl.int64)
+    tl.store(h_ptr + uncond * W + cols, h, mask=inside & (uncond >= 0))
+
+
+def token_in(x: Tensor, weight: Tensor, bias: Tensor, uncond: Tensor, step: Tensor, h: Tensor) -> None:
+    """Write h (E, W) float32 of x (M, C) float32, and move `step` on.
+
+    Args:
+        weight: (C, W) float32: the transpose of what torch.nn.Linear stores.
+        uncond: (M,) int32, the evaluation of each row's unconditional half, or −1.
+        step: (3,) int32: current step, next one, first of the chunk.
+    Raises:
+        ValueError: shapes or dtypes do not fit together.
+    """
+    rows, channels = x.shape
+    width = h.shape[1]
+    if weight.shape != (channels, width) or uncond.shape != (rows,) or len(h) < rows:
+        raise ValueError(f"x {tuple(x.shape)}, weight {tuple(weight.shape)} and h {tuple(h.shape)} do not fit")
+    if {x.dtype, weight.dtype, bias.dtype, h.dtype} != {torch.float32} or uncond.dtype != torch.int32:
+        raise ValueError("x, weight, bias and h must be float32, uncond int32")
+    token_in_kernel[(rows,)](
+        x, weight, bias, uncond, step, h,
+        W=width, C=channels, BLOCK_W=triton.next_power_of_2(width), num_warps=4,
+    )  # fmt: skip

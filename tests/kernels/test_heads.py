@@ -1,0 +1,40 @@
+"""One function picks the way the head's loop runs, and refuses what cannot run here."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fluid_kernels.head_loop import HeadWeights, head_loop_ref
+from fluid_kernels.heads import HeadPathError, choose_path, make_head
+from model.sampler import make_chains
+from tests.kernels import test_head_loop as small
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("path", ["auto", "torch", "triton"])
+def test_all_ways_draw_the_same(path: str) -> None:
+    """On a CPU auto is torch; the others run by the interpreter, which tests/kernels/conftest.py asks for."""
+    head = small.make_head("v")
+    weights, chains = HeadWeights.from_head(head), make_chains(head, (5,))
+    rows, _, _ = small.make_rows(head, 3, [1], [0, 0, 0])
+    assert choose_path(path, CPU) == ("torch" if path == "auto" else path)
+    found = make_head(weights, torch.float32, path)(rows, chains, "v", 3.0)
+    torch.testing.assert_close(found, head_loop_ref(weights, rows, chains, "v", 3.0), rtol=1e-4, atol=1e-4)
+
+
+def test_an_unknown_way_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(HeadPathError, match="'cuda' is none of auto, torch, triton, persistent"):
+        choose_path("cuda", CPU)
+
+
+def test_auto_is_triton_on_a_gpu() -> None:
+    assert choose_path("auto", torch.device("cuda")) == "triton"
+
+
+@pytest.mark.parametrize("path", ["triton", "persistent"])
+def test_kernels_without_a_gpu_are_refused(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET")
+    with pytest.raises(HeadPathError, match=r"need a GPU, and the model is on cpu; use auto or torch"):
+        choose_path(path, CPU)
