@@ -81,6 +81,10 @@ def precision(backend: str) -> str:
     return "tf32x3" if backend == "cuda" else "ieee"
 
 
+# Of a thread. Left alone, ptxas may choose fewer for the persistent kernel, in hope of a second block that a
+# cooperative launch never brings, and spill.
+MOST_REGISTERS = 255
+
 # Tiles of the persistent kernel. n is the least that spreads a product's columns over the team; m grows with the rows,
 # so that teams stay large.
 _PERSISTENT: dict[str, tuple[Config, ...]] = {
