@@ -74,7 +74,7 @@ def _products(backend: str) -> Iterator[Case]:
 
 
 def _tile(c: Config) -> str:
-    return f"{c.m}x{c.n}x{c.k}"
+    return f"{c.m}x{c.n}x{c.k}/{c.stages}"
 
 
 def _product(backend: str, c: Config) -> dict[str, Any]:

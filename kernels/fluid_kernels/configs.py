@@ -59,8 +59,8 @@ def linear_config(backend: str, rows: int, dtype: torch.dtype) -> Config:
 
 
 def linear_configs(backend: str, dtype: torch.dtype) -> list[Config]:
-    """Every tile in the table, for the ahead-of-time compile."""
-    return [linear_config(backend, most, dtype) for most, _ in _LINEAR[backend]]
+    """Every tile in the table, once, for the ahead-of-time compile."""
+    return list(dict.fromkeys(linear_config(backend, most, dtype) for most, _ in _LINEAR[backend]))
 
 
 def backend_of(device: torch.device) -> str:
