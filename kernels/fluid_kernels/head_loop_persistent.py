@@ -48,6 +48,10 @@ class PersistentHead(KernelWeights):
         Raises:
             ValueError: the rows are not sorted.
         """
+        with self.on_device():
+            return self._run(rows, chains, prediction, clamp)
+
+    def _run(self, rows: Rows, chains: Chains, prediction: str, clamp: float) -> Tensor:
         plan = make_plan(self.weights, rows, chains, prediction, clamp, self.dtype)
         count, guided = len(rows), len(rows.guided)
         uncond = torch.full((count,), -1, dtype=torch.int32, device=self.device)
@@ -55,7 +59,8 @@ class PersistentHead(KernelWeights):
         condition = rows.condition.contiguous()
         entry = torch.cat([plan.offset, plan.offset[rows.guided]])
         state = _State(self, rows, uncond, persistent_config(self.backend, count, guided, self.width, self.processors))
-        stop, slots = plan.steps, max(1, HOISTED_ROWS // max(1, count + guided))
+        stop = plan.steps
+        slots = max(1, min(stop, HOISTED_ROWS // (count + guided)))
         y, mod = (t.unflatten(0, (slots, -1)) for t in self.scratch(slots * (count + guided)))
         while stop:
             start = max(0, stop - slots)

@@ -7,6 +7,7 @@ depends on nothing but the initial noise, so it is done here, for all rows at on
 from __future__ import annotations
 
 from bisect import bisect_left
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -61,6 +62,10 @@ class KernelWeights:
         self.down = weights.down.to(dtype).contiguous(), weights.down_bias.float().contiguous()
         self.out = weights.out.float().contiguous(), weights.out_bias.float().contiguous()
         self.modulation = stack_modulation(weights, dtype)
+
+    def on_device(self) -> AbstractContextManager[None]:
+        """Triton launches on the current device, wherever the tensors are."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
     def scratch(self, evaluations: int) -> tuple[Tensor, Tensor]:
         """Room for the modulation of so many evaluations: y and mod, a row each."""
