@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fluid_kernels.head_loop import HeadWeights, head_loop_ref
+from fluid_kernels.head_loop import HeadWeights, Rows, head_loop_ref
 from fluid_kernels.heads import HeadPathError, choose_path, make_head
+from model.checkpoint import load_checkpoint
 from model.sampler import make_chains
+from model.serving import SHIPPED
 from tests.kernels import test_head_loop as small
 
 CPU = torch.device("cpu")
@@ -38,3 +40,21 @@ def test_kernels_without_a_gpu_are_refused(path: str, monkeypatch: pytest.Monkey
     monkeypatch.delenv("TRITON_INTERPRET")
     with pytest.raises(HeadPathError, match=r"need a GPU, and the model is on cpu; use auto or torch"):
         choose_path(path, CPU)
+
+
+@pytest.mark.parametrize("path", ["triton", "persistent"])
+def test_the_shipped_head_draws_the_same(path: str) -> None:
+    """Trained weights instead of random ones, with the guidance it is served with."""
+    model = load_checkpoint(SHIPPED / "emoji-64").model.eval().requires_grad_(False)
+    head, count = model.head, 3
+    z = torch.randn(2 * count, model.config.width, generator=torch.Generator().manual_seed(0))
+    every = torch.arange(count)
+    rows = Rows(
+        condition=head.embed_condition(z), guided=every, chain=torch.tensor([0, 0, 1]), position=every, seed=every,
+        guidance=torch.full((count,), 3.0), temperature=torch.ones(count),
+    )  # fmt: skip
+    weights, chains = HeadWeights.from_head(head), make_chains(head, (6, 4))
+    settings = model.config.prediction, model.config.clamp
+    expected = head_loop_ref(weights, rows, chains, *settings)
+    found = make_head(weights, torch.float32, path)(rows, chains, *settings)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
