@@ -32,7 +32,18 @@ def test_an_unknown_way_is_refused_with_the_known_ones() -> None:
 
 
 def test_auto_is_triton_on_a_gpu() -> None:
+    pytest.importorskip("triton")
     assert choose_path("auto", torch.device("cuda")) == "triton"
+
+
+@pytest.mark.parametrize("version", ["3.5.1", "2.1.0+rocm"])
+def test_an_old_triton_is_not_used(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch brings its own; the oldest torch that serves brings one without what the kernels need."""
+    triton = pytest.importorskip("triton")
+    monkeypatch.setattr(triton, "__version__", version)
+    assert choose_path("auto", torch.device("cuda")) == "torch"
+    with pytest.raises(HeadPathError, match=r"need triton 3\.6 or newer; install it, or use auto or torch"):
+        choose_path("triton", torch.device("cuda"))
 
 
 @pytest.mark.parametrize("path", ["triton", "persistent"])
