@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fluid_kernels.head_loop import HeadWeights, Rows, head_loop_ref
 from fluid_kernels.heads import HeadPathError, choose_path, make_head
@@ -68,4 +70,21 @@ def test_the_shipped_head_draws_the_same(path: str) -> None:
     settings = model.config.prediction, model.config.clamp
     expected = head_loop_ref(weights, rows, chains, *settings)
     found = make_head(weights, torch.float32, path)(rows, chains, *settings)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 4), min_size=1, max_size=9), guided=st.sets(st.integers(0, 8)),
+    prediction=st.sampled_from(["eps", "v"]), path=st.sampled_from(["triton", "persistent"]),
+)  # fmt: skip
+@settings(max_examples=8)
+def test_rows_of_any_schedules_share_a_loop(lengths: list[int], guided: set[int], prediction: str, path: str) -> None:
+    """Each row with its own number of steps, guided or not."""
+    head = small.make_head(prediction, width=128, depth=1)
+    counts = sorted(set(lengths), reverse=True)
+    chain = sorted(counts.index(length) for length in lengths)
+    rows, _, _ = small.make_rows(head, len(chain), sorted(guided & set(range(len(chain)))), chain)
+    weights, chains = HeadWeights.from_head(head), make_chains(head, counts)
+    expected = head_loop_ref(weights, rows, chains, prediction, 3.0)
+    found = make_head(weights, torch.float32, path)(rows, chains, prediction, 3.0)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
