@@ -3,9 +3,9 @@
 A chain's first step with eps prediction divides by √ᾱ = 5e-5, so it is computed in float32 (head_loop_torch.py). It
 depends on nothing but the initial noise, so it is done here, for all rows at once, and the loop begins one step later.
 
-Counted with 6 blocks: 166 torch operations with that step, 33 without. At a few µs each they may be a fifth of a loop of
-one picture on a GPU: recording them as a graph, or doing the step by the fused operations in float32, is what to try
-first when there is one.
+Counted with 6 blocks: 166 torch operations with that step, 33 without. At a few µs each they may be a fifth of a loop
+of one picture on a GPU: recording them as a graph, or doing the step by the fused operations in float32, is what to
+try first when there is one.
 """
 
 from __future__ import annotations
