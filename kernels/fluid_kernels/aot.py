@@ -3,8 +3,9 @@
     python -m fluid_kernels.aot [--target sm_80 sm_90 gfx942] [--only WORD]
 
 Prints registers, shared memory and tensor-core instructions of each; exits with 1 where a kernel spills registers,
-needs more shared memory than the chip gives a block, or multiplies blocks without tensor cores. What this cannot show
-is speed, and numbers on the device. Compilations are kept in TRITON_CACHE_DIR.
+needs more shared memory than the chip gives a block, multiplies blocks without tensor cores, or waits for other
+programs without release and acquire. What this cannot show is speed, and numbers on the device. Compilations are kept
+in TRITON_CACHE_DIR.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "gfx942": 64 * 1024}
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32), "sm_90": GPUTarget("cuda", 90, 32), "gfx942": GPUTarget("hip", "gfx942", 64)
 }  # fmt: skip
+# What a wait for other programs leaves in the assembly: writes out before it, stale reads dropped after it.
+ORDERS = {"cuda": ("global.gpu.release", "global.gpu.acquire"), "hip": ("buffer_wbl2", "buffer_inv")}
 NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
@@ -60,13 +63,17 @@ def compile_case(case: Case, target: str) -> Resources:
         attrs={key: [["tt.divisibility", 16]] for key in divisible},
     )  # fmt: skip
     options: dict[str, object] = {"num_warps": case.warps, "num_stages": case.stages}
-    if case.cooperative:
+    if case.registers:
+        options["maxnreg"] = case.registers
+    if case.waits:
         options["launch_cooperative_grid"] = True
     kernel = triton.compile(source, target=TARGETS[target], options=options)
-    read = _read_amd(kernel.asm["amdgcn"]) if target.startswith("gfx") else _read_nvidia(kernel.asm, target)
-    registers, spilled, tensor_ops = read
-    shared = kernel.metadata.shared
+    amd = target.startswith("gfx")
+    registers, spilled, tensor_ops = _read_amd(kernel.asm["amdgcn"]) if amd else _read_nvidia(kernel.asm, target)
+    shared, text = kernel.metadata.shared, str(kernel.asm["amdgcn" if amd else "ptx"])
     faults = find_faults(target, spilled, shared, tensor_ops, case.dot)
+    if case.waits:
+        faults += tuple(f"no {order}" for order in ORDERS["hip" if amd else "cuda"] if order not in text)
     return Resources(case.name, target, registers, spilled, shared, tensor_ops, faults)
 
 
@@ -120,12 +127,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         (case, target) for target in options.target
         for case in cases("hip" if target.startswith("gfx") else "cuda") if options.only in case.name
     ]  # fmt: skip
-    print(f"{'kernel':<32}{'target':<8}{'registers':>10}{'spilled':>9}{'shared KiB':>12}{'tensor ops':>12}")
+    print(f"{'kernel':<34}{'target':<8}{'registers':>10}{'spilled':>9}{'shared KiB':>12}{'tensor ops':>12}")
     faulty = 0
     with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as pool:
         for r in pool.map(_compile_indexed, [(case.name, target) for case, target in work]):
             faulty += bool(r.faults)
-            row = f"{r.case:<32}{r.target:<8}{r.registers:>10}{r.spilled:>9}{r.shared / 1024:>12.1f}{r.tensor_ops:>12}"
+            row = f"{r.case:<34}{r.target:<8}{r.registers:>10}{r.spilled:>9}{r.shared / 1024:>12.1f}{r.tensor_ops:>12}"
             print(row, *(f"  FAULT: {fault}" for fault in r.faults), flush=True)
     print(f"{len(work)} compiled, {faulty} faulty")
     return 1 if faulty else 0

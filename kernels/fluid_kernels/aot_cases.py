@@ -24,7 +24,7 @@ from fluid_kernels import (
     philox_triton,
     token_in,
 )  # fmt: skip
-from fluid_kernels.configs import Config, linear_configs, persistent_configs, precision
+from fluid_kernels.configs import MOST_REGISTERS, Config, linear_configs, persistent_configs, precision
 
 WIDTHS = (768, 1024, 1280, 1536)  # of the heads of the paper's and MAR's sizes
 CHANNELS = (16, 64)  # a token of one latent, and of 2 × 2
@@ -42,7 +42,8 @@ class Case:
     warps: int
     stages: int = 1
     dot: bool = False  # it multiplies bfloat16 blocks, so tensor-core instructions must be there
-    cooperative: bool = False
+    waits: bool = False  # programs wait for each other: a cooperative launch, and release and acquire must be there
+    registers: int | None = None  # the most that a thread may have, where the kernel is launched with such a limit
     aligned: tuple[str, ...] = field(default=("mod_stride", "gate_stride"))  # integers known to be multiples of 16
 
 
@@ -73,7 +74,7 @@ def _products(backend: str) -> Iterator[Case]:
 
 
 def _tile(c: Config) -> str:
-    return f"{c.m}x{c.n}x{c.k}"
+    return f"{c.m}x{c.n}x{c.k}/{c.stages}"
 
 
 def _product(backend: str, c: Config) -> dict[str, Any]:
@@ -152,10 +153,10 @@ def _update(channels: int, prediction: str) -> Case:
 
 
 def _persistent(backend: str) -> Iterator[Case]:
-    """Each tile at one width, with guidance and eps, which need most; the smallest and the largest at every width."""
+    """Each tile at one width of each BLOCK_W, with guidance and eps, which need most; two tiles at the other widths."""
     configs = persistent_configs(backend)
     for width in WIDTHS:
-        for c in configs if width == OTHER_WIDTH else (configs[0], configs[-1]):
+        for c in configs if width in (OTHER_WIDTH, WIDTHS[-1]) else (configs[0], configs[-1]):
             yield _head_loop(backend, c, width)
 
 
@@ -164,12 +165,13 @@ def _head_loop(backend: str, c: Config, width: int) -> Case:
     pointers |= {"out_ptr": "*fp32", "counter_ptr": "*i32", "uncond_ptr": "*i32", "mod_ptr": "*bf16"}
     pointers |= {f"{part}_{kind}_ptr": "*fp32" for part in ("in", "norm", "out") for kind in "wb"}
     pointers |= {"up_w_ptr": "*bf16", "up_b_ptr": "*fp32", "down_w_ptr": "*bf16", "down_b_ptr": "*fp32", **ROW_SETTINGS}
-    numbers = ("n_rows", "n_evaluations", "mod_stride", "team", "first_step", "last_step", "first_phase", "last_phase")
+    sizes = ("n_rows", "n_evaluations", "mod_stride", "team", "width", "channels", "outputs")
+    numbers = (*sizes, "first_step", "last_step", "first_phase", "last_phase")
     return Case(
         f"persistent {width} {_tile(c)}", persistent_kernel.head_loop_kernel,
         pointers | dict.fromkeys(numbers, "i32") | {"clamp": "fp32"},
         {"W": width, "L": 6, "C": 16, "N_OUT": 32, "EPS": True, "HALVES": 2, "BLOCK_M": c.m,
          "BLOCK_N": c.n, "BLOCK_K": c.k, "BLOCK_W": triton.next_power_of_2(width), "BLOCK_C": 16, "BLOCK_O": 4,
          "PRECISION": precision(backend), "UPCAST": False},
-        c.warps, c.stages, dot=True, cooperative=True,
+        c.warps, c.stages, dot=True, waits=True, registers=MOST_REGISTERS if backend == "cuda" else None,
     )  # fmt: skip

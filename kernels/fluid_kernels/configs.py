@@ -59,8 +59,8 @@ def linear_config(backend: str, rows: int, dtype: torch.dtype) -> Config:
 
 
 def linear_configs(backend: str, dtype: torch.dtype) -> list[Config]:
-    """Every tile in the table, for the ahead-of-time compile."""
-    return [linear_config(backend, most, dtype) for most, _ in _LINEAR[backend]]
+    """Every tile in the table, once, for the ahead-of-time compile."""
+    return list(dict.fromkeys(linear_config(backend, most, dtype) for most, _ in _LINEAR[backend]))
 
 
 def backend_of(device: torch.device) -> str:
@@ -80,6 +80,10 @@ def precision(backend: str) -> str:
     """How float32 products are multiplied: three TF32 tensor-core products (23 bits together) where there are any."""
     return "tf32x3" if backend == "cuda" else "ieee"
 
+
+# Of a thread. Left alone, ptxas may choose fewer for the persistent kernel, in hope of a second block that a
+# cooperative launch never brings, and spill.
+MOST_REGISTERS = 255
 
 # Tiles of the persistent kernel. n is the least that spreads a product's columns over the team; m grows with the rows,
 # so that teams stay large.

@@ -11,7 +11,7 @@ import torch
 import triton
 from torch import Tensor
 
-from fluid_kernels.configs import Config, backend_of, persistent_config, precision
+from fluid_kernels.configs import MOST_REGISTERS, Config, backend_of, persistent_config, precision
 from fluid_kernels.head_loop import Chains, HeadWeights, Rows
 from fluid_kernels.head_loop_triton import HOISTED_ROWS
 from fluid_kernels.head_plan import KernelWeights, Plan, make_plan
@@ -48,6 +48,10 @@ class PersistentHead(KernelWeights):
         Raises:
             ValueError: the rows are not sorted.
         """
+        with self.on_device():
+            return self._run(rows, chains, prediction, clamp)
+
+    def _run(self, rows: Rows, chains: Chains, prediction: str, clamp: float) -> Tensor:
         plan = make_plan(self.weights, rows, chains, prediction, clamp, self.dtype)
         count, guided = len(rows), len(rows.guided)
         uncond = torch.full((count,), -1, dtype=torch.int32, device=self.device)
@@ -55,7 +59,8 @@ class PersistentHead(KernelWeights):
         condition = rows.condition.contiguous()
         entry = torch.cat([plan.offset, plan.offset[rows.guided]])
         state = _State(self, rows, uncond, persistent_config(self.backend, count, guided, self.width, self.processors))
-        stop, slots = plan.steps, max(1, HOISTED_ROWS // max(1, count + guided))
+        stop = plan.steps
+        slots = max(1, min(stop, HOISTED_ROWS // (count + guided)))
         y, mod = (t.unflatten(0, (slots, -1)) for t in self.scratch(slots * (count + guided)))
         while stop:
             start = max(0, stop - slots)
@@ -77,6 +82,11 @@ class _State:
         def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.empty(shape, dtype=dtype, device=head.device)
 
+        self.options: dict[str, object] = {}
+        if head.backend != "cpu" and self.team > 1:
+            self.options["launch_cooperative_grid"] = True
+        if head.backend == "cuda":
+            self.options["maxnreg"] = MOST_REGISTERS
         slots = self.tiles * self.config.m
         self.h, self.u = empty(slots, head.width), empty(slots, head.width, dtype=head.dtype)
         self.sums = empty(slots, head.width // self.config.n, 2)  # mean, sum of squared deviations
@@ -95,14 +105,14 @@ class _State:
                 plan.x, self.h, self.u, self.sums, self.out, self.counters, self.uncond, mod,
                 *head.token_in, *head.norm, *head.up, *head.down, *head.out,
                 plan.offset, plan.start, *self.settings, plan.table, plan.timesteps,
-                self.count, self.evaluations, mod.stride(1), self.team, stop - 1, start, first, first + together,
-                float(clamp),
+                self.count, self.evaluations, mod.stride(1), self.team,
+                head.width, head.channels, outputs, stop - 1, start, first, first + together, float(clamp),
                 W=head.width, L=head.depth, C=head.channels, N_OUT=outputs, EPS=prediction == "eps",
                 HALVES=self.halves, BLOCK_M=c.m, BLOCK_N=c.n, BLOCK_K=c.k,
                 BLOCK_W=triton.next_power_of_2(head.width), BLOCK_C=triton.next_power_of_2(head.channels), BLOCK_O=4,
                 PRECISION=precision(head.backend), UPCAST=head.backend == "cpu",
                 num_warps=c.warps, num_stages=c.stages,
-                **({"launch_cooperative_grid": True} if self.team > 1 and head.backend != "cpu" else {}),
+                **self.options,
             )  # fmt: skip
 
 

@@ -36,7 +36,7 @@ from fluid_kernels.token_in import token_in
 HOISTED_ROWS = 1024
 TABLE_ROWS = 1024  # least size of a bucket's table of steps; it grows by doubling
 BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
-BUCKETS_KEPT = 32  # with their graphs and buffers: 8·W bytes an evaluation, 16 MiB at 2048 evaluations of W = 1024
+BUCKETS_KEPT = 64  # with their graphs and buffers: 8·W bytes an evaluation, 16 MiB at 2048 evaluations of W = 1024
 
 
 def bucket_size(count: int) -> int:
@@ -64,6 +64,10 @@ class TritonHead(KernelWeights):
         Raises:
             ValueError: the rows are not sorted.
         """
+        with self.on_device():
+            return self._run(rows, chains, prediction, clamp)
+
+    def _run(self, rows: Rows, chains: Chains, prediction: str, clamp: float) -> Tensor:
         plan = make_plan(self.weights, rows, chains, prediction, clamp, self.dtype)
         bucket: _Bucket | None = None
         stop = plan.steps
@@ -81,10 +85,15 @@ class TritonHead(KernelWeights):
         return plan.x
 
     def hoisting(self, evaluations: int) -> tuple[Tensor, Tensor]:
-        """(slots, E, W) and (slots, E, N) for a bucket: shared by all that hoist, their own for those that cannot."""
+        """(slots, E, W) and (slots, E, N) for a bucket, shared by all: only one runs at a time.
+
+        What is too small for a larger bucket stays with the graphs that were recorded on it.
+        """
         slots = max(1, HOISTED_ROWS // evaluations)
-        y, mod = self._shared if evaluations <= HOISTED_ROWS else self.scratch(evaluations)
         used = slots * evaluations
+        if used > len(self._shared[0]):
+            self._shared = self.scratch(1 << (used - 1).bit_length())
+        y, mod = self._shared
         return y[:used].unflatten(0, (slots, evaluations)), mod[:used].unflatten(0, (slots, evaluations))
 
     @staticmethod

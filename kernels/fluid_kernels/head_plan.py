@@ -2,11 +2,16 @@
 
 A chain's first step with eps prediction divides by √ᾱ = 5e-5, so it is computed in float32 (head_loop_torch.py). It
 depends on nothing but the initial noise, so it is done here, for all rows at once, and the loop begins one step later.
+
+Counted with 6 blocks: 166 torch operations with that step, 33 without. At a few µs each they may be a fifth of a loop
+of one picture on a GPU: recording them as a graph, or doing the step by the fused operations in float32, is what to
+try first when there is one.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -61,6 +66,10 @@ class KernelWeights:
         self.down = weights.down.to(dtype).contiguous(), weights.down_bias.float().contiguous()
         self.out = weights.out.float().contiguous(), weights.out_bias.float().contiguous()
         self.modulation = stack_modulation(weights, dtype)
+
+    def on_device(self) -> AbstractContextManager[None]:
+        """Triton launches on the current device, wherever the tensors are."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
     def scratch(self, evaluations: int) -> tuple[Tensor, Tensor]:
         """Room for the modulation of so many evaluations: y and mod, a row each."""

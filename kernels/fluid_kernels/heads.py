@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 from typing import Literal, Protocol, get_args
@@ -22,6 +23,7 @@ from fluid_kernels.head_loop_torch import TorchHead
 
 HeadPath = Literal["auto", "torch", "triton", "persistent"]
 PATHS: tuple[str, ...] = get_args(HeadPath)
+OLDEST_TRITON = (3, 6)  # older ones lack launch options that the kernels ask for; 3.7.1 is what they were compiled with
 
 
 class HeadPathError(ValueError):
@@ -40,7 +42,7 @@ def make_head(weights: HeadWeights, dtype: torch.dtype, path: str = "auto") -> H
     """A head on the device where `weights` lie.
 
     Args:
-        weights: of any float dtype; float32 where the first step of eps chains shall be exact.
+        weights: float32, for the first step of eps chains is computed with them as they are.
         dtype: of the matrix products, bfloat16 or float32; sums, statistics and the update are float32.
         path: one of PATHS; `choose_path` says what `auto` becomes.
     Raises:
@@ -69,11 +71,19 @@ def choose_path(path: str, device: torch.device) -> str:
     """
     if path not in PATHS:
         raise HeadPathError(f"kernels {path!r} is none of {', '.join(PATHS)}")
-    has_triton = importlib.util.find_spec("triton") is not None
     if path == "auto":
-        return "triton" if device.type == "cuda" and has_triton else "torch"
-    if path != "torch" and not has_triton:
-        raise HeadPathError(f"kernels {path!r} need the package triton; install it, or use torch")
+        return "triton" if device.type == "cuda" and _triton() >= OLDEST_TRITON else "torch"
     if path != "torch" and device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         raise HeadPathError(f"kernels {path!r} need a GPU, and the model is on {device}; use auto or torch")
+    if path != "torch" and _triton() < OLDEST_TRITON:
+        oldest = ".".join(map(str, OLDEST_TRITON))
+        raise HeadPathError(f"kernels {path!r} need triton {oldest} or newer; install it, or use auto or torch")
     return path
+
+
+def _triton() -> tuple[int, ...]:
+    """The installed version, () where there is none. By import: the package has other names for other chips."""
+    if importlib.util.find_spec("triton") is None:
+        return ()
+    version = str(importlib.import_module("triton").__version__)
+    return tuple(int(part) for part in version.split(".")[:2])

@@ -47,14 +47,14 @@ COUNTER_STRIDE = tl.constexpr(32)  # int32 words between the counters of teams: 
 def team_barrier(counter_ptr, target, team):
     """Wait until the team's programs have arrived `target` times in all; what they wrote before is then visible.
 
-    The counter only grows. Waiting reads it without taking it; one acquire at the end orders what follows.
+    The counter only grows. Adding 0 compiles to a load with acquire, as long as its result is used: unused, it was
+    dropped with its acquire, which the compile gates therefore look for.
     """
     tl.debug_barrier()  # the release below is one thread's: all others' stores must come before it
     if team > 1:
         tl.atomic_add(counter_ptr, 1, sem="release", scope="gpu")
-        while tl.load(counter_ptr, volatile=True) < target:
+        while tl.atomic_add(counter_ptr, 0, sem="acquire", scope="gpu") < target:
             pass
-        tl.atomic_add(counter_ptr, 0, sem="acquire", scope="gpu")
         tl.debug_barrier()
 
 
@@ -73,7 +73,7 @@ def row_statistics(sums_ptr, slots, mask, W: tl.constexpr, BLOCK_N: tl.constexpr
 
 @triton.jit
 def up_phase(
-    h_ptr, sums_ptr, norm_w_ptr, norm_b_ptr, mod, w_ptr, b_ptr, u_ptr, slots, active, rank, team,
+    h_ptr, sums_ptr, norm_w_ptr, norm_b_ptr, mod, w_ptr, b_ptr, u_ptr, slots, active, rank, team, width,
     W: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     BLOCKS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
@@ -82,7 +82,7 @@ def up_phase(
     for tile in range(rank, W // BLOCK_N, team):
         cols = tile * BLOCK_N + tl.arange(0, BLOCK_N)
         acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-        for start in range(0, W, BLOCK_K):
+        for start in range(0, width, BLOCK_K):
             k = start + tl.arange(0, BLOCK_K)
             h = tl.load(h_ptr + slots * W + k[None, :], mask=active, other=0.0)
             shift = tl.load(mod + k[None, :], mask=active, other=0.0).to(tl.float32)
@@ -99,7 +99,7 @@ def up_phase(
 
 @triton.jit
 def down_phase(
-    u_ptr, gate, w_ptr, b_ptr, h_ptr, sums_ptr, slots, active, rank, team,
+    u_ptr, gate, w_ptr, b_ptr, h_ptr, sums_ptr, slots, active, rank, team, width,
     W: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
@@ -107,7 +107,7 @@ def down_phase(
     for tile in range(rank, W // BLOCK_N, team):
         cols = tile * BLOCK_N + tl.arange(0, BLOCK_N)
         acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-        for start in range(0, W, BLOCK_K):
+        for start in range(0, width, BLOCK_K):
             k = start + tl.arange(0, BLOCK_K)
             u = tl.load(u_ptr + slots * W + k[None, :], mask=active, other=0.0)
             w = tl.load(w_ptr + cols[None, :] * W + k[:, None])
@@ -127,13 +127,13 @@ def down_phase(
 
 @triton.jit
 def project_row(
-    x_ptr, row, w_ptr, b_ptr, h_ptr, sums_ptr, slot, other, W: tl.constexpr, C: tl.constexpr, BLOCK_W: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    x_ptr, row, w_ptr, b_ptr, h_ptr, sums_ptr, slot, other, never, channels,
+    W: tl.constexpr, C: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """h and its sums of one row, written to its slot and, where `other` is one, to that of its unconditional half."""
-    cols = tl.arange(0, BLOCK_W)
+    cols = tl.arange(0, BLOCK_W) + never * 16
     inside = cols < W
-    h = project_token(x_ptr, row, w_ptr, b_ptr, cols, inside, W, C)
+    h = project_token(x_ptr, row, w_ptr, b_ptr, cols, inside, channels, W, C)
     parts = tl.reshape(h, (BLOCK_W // BLOCK_N, BLOCK_N))  # beyond W all zero
     means = tl.sum(parts, 1) / BLOCK_N
     squares = tl.sum((parts - means[:, None]) * (parts - means[:, None]), 1)
@@ -148,16 +148,16 @@ def project_row(
 
 @triton.jit
 def output_row(
-    h_ptr, slot, mod, w_ptr, b_ptr, out_ptr,
+    h_ptr, slot, mod, w_ptr, b_ptr, out_ptr, never, outputs,
     W: tl.constexpr, N_OUT: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
     """The final layer of one evaluation; mod: pointer to its final shift."""
-    cols = tl.arange(0, BLOCK_W)[None, :]
+    cols = tl.arange(0, BLOCK_W)[None, :] + never * 16
     inside = cols < W
     normed = normalise(tl.load(h_ptr + slot * W + cols, mask=inside, other=0.0), inside, W)
     shift = tl.load(mod + cols, mask=inside, other=0.0).to(tl.float32)
     n = normed * tl.load(mod + W + cols, mask=inside, other=0.0).to(tl.float32) + shift
-    for start in range(0, N_OUT, BLOCK_O):
+    for start in range(0, outputs, BLOCK_O):
         outs = start + tl.arange(0, BLOCK_O)
         mask = (outs < N_OUT)[:, None] & inside
         out = tl.sum(tl.load(w_ptr + outs[:, None] * W + cols, mask=mask, other=0.0) * n, 1)
@@ -166,9 +166,10 @@ def output_row(
 
 @triton.jit
 def finish_row(
-    own, slot, step, phase, x_ptr, h_ptr, sums_ptr, out_ptr, uncond_ptr, mod_ptr, mod_stride,
+    own, slot, step, phase, never, x_ptr, h_ptr, sums_ptr, out_ptr, uncond_ptr, mod_ptr, mod_stride,
     in_w_ptr, in_b_ptr, out_w_ptr, out_b_ptr,
     offset_ptr, start_ptr, guidance_ptr, temperature_ptr, seed_ptr, position_ptr, table_ptr, timestep_ptr, clamp,
+    channels, outputs,
     W: tl.constexpr, C: tl.constexpr, N_OUT: tl.constexpr, EPS: tl.constexpr, ROWS: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
@@ -177,10 +178,25 @@ def finish_row(
     half = slot + ROWS  # of its unconditional evaluation
     if phase > 0:
         mod = mod_ptr + own.to(tl.int64) * mod_stride
-        output_row(h_ptr, slot, mod, out_w_ptr, out_b_ptr, out_ptr + own * N_OUT, W, N_OUT, BLOCK_W, BLOCK_O)
+        output_row(
+            h_ptr, slot, mod, out_w_ptr, out_b_ptr, out_ptr + own * N_OUT, never, outputs, W, N_OUT, BLOCK_W, BLOCK_O
+        )
         if uncond >= 0:
             mod = mod_ptr + uncond.to(tl.int64) * mod_stride
-            output_row(h_ptr, half, mod, out_w_ptr, out_b_ptr, out_ptr + uncond * N_OUT, W, N_OUT, BLOCK_W, BLOCK_O)
+            output_row(
+                h_ptr,
+                half,
+                mod,
+                out_w_ptr,
+                out_b_ptr,
+                out_ptr + uncond * N_OUT,
+                never,
+                outputs,
+                W,
+                N_OUT,
+                BLOCK_W,
+                BLOCK_O,
+            )
         tl.debug_barrier()  # other threads read the outputs than wrote them, and then x
         one = own + tl.zeros((1, 1), tl.int32)
         update_rows(
@@ -190,20 +206,22 @@ def finish_row(
         )  # fmt: skip
         tl.debug_barrier()
     other = tl.where(uncond >= 0, half, -1)
-    project_row(x_ptr, own, in_w_ptr, in_b_ptr, h_ptr, sums_ptr, slot, other, W, C, BLOCK_W, BLOCK_N)
+    project_row(x_ptr, own, in_w_ptr, in_b_ptr, h_ptr, sums_ptr, slot, other, never, channels, W, C, BLOCK_W, BLOCK_N)
 
 
 # Compiling this takes seconds: nothing that changes from call to call may make another kernel of it.
 @triton.jit(
     do_not_specialize=[
-        "n_rows", "n_evaluations", "team", "first_step", "last_step", "first_phase", "last_phase", "clamp",
+        "n_rows", "n_evaluations", "team", "width", "channels", "outputs",
+        "first_step", "last_step", "first_phase", "last_phase", "clamp",
     ]
 )  # fmt: skip
 def head_loop_kernel(
     x_ptr, h_ptr, u_ptr, sums_ptr, out_ptr, counter_ptr, uncond_ptr, mod_ptr,
     in_w_ptr, in_b_ptr, norm_w_ptr, norm_b_ptr, up_w_ptr, up_b_ptr, down_w_ptr, down_b_ptr, out_w_ptr, out_b_ptr,
     offset_ptr, start_ptr, guidance_ptr, temperature_ptr, seed_ptr, position_ptr, table_ptr, timestep_ptr,
-    n_rows, n_evaluations, mod_stride, team, first_step, last_step, first_phase, last_phase, clamp,
+    n_rows, n_evaluations, mod_stride, team, width, channels, outputs,
+    first_step, last_step, first_phase, last_phase, clamp,
     W: tl.constexpr, L: tl.constexpr, C: tl.constexpr, N_OUT: tl.constexpr, EPS: tl.constexpr, HALVES: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_W: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
@@ -211,17 +229,21 @@ def head_loop_kernel(
     """Phases first_phase … last_phase − 1 of the loop from first_step down to last_step, the first that mod_ptr has.
 
     A tile is BLOCK_M slots: BLOCK_M / HALVES rows, then, with HALVES = 2, the unconditional halves of those that have
-    one. Slots index h, u and sums; evaluations (a row's own index, or uncond_ptr's) index mod and out.
+    one. width, channels and outputs are W, C and N_OUT once more: loops that end at a constant are unrolled whole, and
+    spill. Slots index h, u and sums; evaluations (a row's own index, or uncond_ptr's) index mod and out.
     """
     ROWS: tl.constexpr = BLOCK_M // HALVES
-    tile, rank = tl.program_id(0) // team, tl.program_id(0) % team
+    tile = tl.program_id(0) // team
     local = tl.arange(0, BLOCK_M)[:, None]
     row = tile * ROWS + local % ROWS
     in_tile = row < n_rows
     evaluation = tl.where(local < ROWS, row, tl.load(uncond_ptr + row, mask=in_tile, other=-1))
     start = tl.load(start_ptr + row, mask=in_tile, other=-1)
-    slots = tile * BLOCK_M + local
     for phase in range(first_phase, last_phase):
+        # 0, which the compiler cannot know: addresses made with it are made anew in each phase, where those that never
+        # change would be kept in registers through all phases, and others spilled for them.
+        never = tl.minimum(phase, 0)
+        slots, rank = tile * BLOCK_M + local + never, tl.program_id(0) % team + never
         done = tl.maximum(phase - 1, 0)  # phases of steps before this one
         step, kind = first_step - done // (2 * L + 1), done % (2 * L + 1)
         block = kind // 2
@@ -232,10 +254,10 @@ def head_loop_kernel(
                 own = tile * ROWS + i
                 if (own < n_rows) & ((phase == 0) | (tl.load(start_ptr + own, mask=own < n_rows, other=-1) >= step)):
                     finish_row(
-                        own, tile * BLOCK_M + i, step, phase, x_ptr, h_ptr, sums_ptr, out_ptr, uncond_ptr,
+                        own, tile * BLOCK_M + i, step, phase, never, x_ptr, h_ptr, sums_ptr, out_ptr, uncond_ptr,
                         mod_ptr + slot_of_step.to(tl.int64) * mod_stride + 3 * L * W, mod_stride,
                         in_w_ptr, in_b_ptr, out_w_ptr, out_b_ptr, offset_ptr, start_ptr, guidance_ptr, temperature_ptr,
-                        seed_ptr, position_ptr, table_ptr, timestep_ptr, clamp,
+                        seed_ptr, position_ptr, table_ptr, timestep_ptr, clamp, channels, outputs,
                         W, C, N_OUT, EPS, ROWS, BLOCK_N, BLOCK_W, BLOCK_C, BLOCK_O,
                     )  # fmt: skip
         else:
@@ -243,13 +265,13 @@ def head_loop_kernel(
             if kind % 2 == 0:
                 up_phase(
                     h_ptr, sums_ptr, norm_w_ptr + block * W, norm_b_ptr + block * W, mod, up_w_ptr + block * W * W,
-                    up_b_ptr + block * W, u_ptr, slots, active, rank, team,
+                    up_b_ptr + block * W, u_ptr, slots, active, rank, team, width,
                     W, BLOCK_M, BLOCK_N, BLOCK_K, BLOCK_W // BLOCK_N, PRECISION, UPCAST,
                 )  # fmt: skip
             else:
                 down_phase(
                     u_ptr, mod + 2 * W, down_w_ptr + block * W * W, down_b_ptr + block * W, h_ptr, sums_ptr, slots,
-                    active, rank, team, W, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION, UPCAST,
+                    active, rank, team, width, W, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION, UPCAST,
                 )  # fmt: skip
         if phase + 1 < last_phase:
             team_barrier(counter_ptr + tile * COUNTER_STRIDE, (phase - first_phase + 1) * team, team)

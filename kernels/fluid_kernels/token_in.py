@@ -29,10 +29,13 @@ def token_in_ref(x: Tensor, weight: Tensor, bias: Tensor, uncond: Tensor, evalua
 
 
 @triton.jit
-def project_token(x_ptr, row, w_ptr, b_ptr, cols, inside, W: tl.constexpr, C: tl.constexpr):
-    """(BLOCK_W,) float32: one row's residual stream at these columns; w is (C, W), so that neighbours are read."""
+def project_token(x_ptr, row, w_ptr, b_ptr, cols, inside, channels, W: tl.constexpr, C: tl.constexpr):
+    """(BLOCK_W,) float32: one row's residual stream at these columns. w is (C, W), so that neighbours lie together.
+
+    channels: C, or C as a number that the compiler does not know, where the loop must not be unrolled.
+    """
     h = tl.load(b_ptr + cols, mask=inside, other=0.0)
-    for c in range(C):
+    for c in range(channels):
         x = tl.load(x_ptr + row * C + c)
         h += x * tl.load(w_ptr + c * W + cols, mask=inside, other=0.0)
     return h
@@ -48,7 +51,7 @@ def token_in_kernel(
         tl.store(step_ptr, tl.load(step_ptr + 1))
     cols = tl.arange(0, BLOCK_W)
     inside = cols < W
-    h = project_token(x_ptr, row, w_ptr, b_ptr, cols, inside, W, C)
+    h = project_token(x_ptr, row, w_ptr, b_ptr, cols, inside, C, W, C)
     tl.store(h_ptr + row * W + cols, h, mask=inside)
     uncond = tl.load(uncond_ptr + row).to(tl.int64)
     tl.store(h_ptr + uncond * W + cols, h, mask=inside & (uncond >= 0))

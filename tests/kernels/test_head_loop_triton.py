@@ -53,6 +53,17 @@ def test_bfloat16_is_close(prediction: str) -> None:
     assert (found - exact).abs().mean() < 0.05 * exact.abs().mean()
 
 
+def test_buffers_made_in_inference_mode_serve_outside_of_it() -> None:
+    """As an engine and a test that share a head would: tensors made in inference mode cannot be filled after it."""
+    head = small.make_head("v", depth=1)
+    weights, chains = HeadWeights.from_head(head), make_chains(head, (3,))
+    rows, _, _ = small.make_rows(head, 2, [1], [0, 0])
+    loop = TritonHead(weights, torch.float32)
+    with torch.inference_mode():
+        inside = loop(rows, chains, "v", 3.0).clone()
+    torch.testing.assert_close(loop(rows, chains, "v", 3.0), inside)
+
+
 def test_rows_out_of_order_are_refused() -> None:
     head = small.make_head("v")
     rows, _, _ = small.make_rows(head, 2, [], [1, 0])

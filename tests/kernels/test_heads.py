@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from fluid_kernels.head_loop import HeadWeights, head_loop_ref
+from fluid_kernels.head_loop import HeadWeights, Rows, head_loop_ref
 from fluid_kernels.heads import HeadPathError, choose_path, make_head
+from model.checkpoint import load_checkpoint
 from model.sampler import make_chains
+from model.serving import SHIPPED
 from tests.kernels import test_head_loop as small
 
 CPU = torch.device("cpu")
@@ -30,7 +34,18 @@ def test_an_unknown_way_is_refused_with_the_known_ones() -> None:
 
 
 def test_auto_is_triton_on_a_gpu() -> None:
+    pytest.importorskip("triton")
     assert choose_path("auto", torch.device("cuda")) == "triton"
+
+
+@pytest.mark.parametrize("version", ["3.5.1", "2.1.0+rocm"])
+def test_an_old_triton_is_not_used(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch brings its own; the oldest torch that serves brings one without what the kernels need."""
+    triton = pytest.importorskip("triton")
+    monkeypatch.setattr(triton, "__version__", version)
+    assert choose_path("auto", torch.device("cuda")) == "torch"
+    with pytest.raises(HeadPathError, match=r"need triton 3\.6 or newer; install it, or use auto or torch"):
+        choose_path("triton", torch.device("cuda"))
 
 
 @pytest.mark.parametrize("path", ["triton", "persistent"])
@@ -38,3 +53,38 @@ def test_kernels_without_a_gpu_are_refused(path: str, monkeypatch: pytest.Monkey
     monkeypatch.delenv("TRITON_INTERPRET")
     with pytest.raises(HeadPathError, match=r"need a GPU, and the model is on cpu; use auto or torch"):
         choose_path(path, CPU)
+
+
+@pytest.mark.parametrize("path", ["triton", "persistent"])
+def test_the_shipped_head_draws_the_same(path: str) -> None:
+    """Trained weights instead of random ones, with the guidance it is served with."""
+    model = load_checkpoint(SHIPPED / "emoji-64").model.eval().requires_grad_(False)
+    head, count = model.head, 3
+    z = torch.randn(2 * count, model.config.width, generator=torch.Generator().manual_seed(0))
+    every = torch.arange(count)
+    rows = Rows(
+        condition=head.embed_condition(z), guided=every, chain=torch.tensor([0, 0, 1]), position=every, seed=every,
+        guidance=torch.full((count,), 3.0), temperature=torch.ones(count),
+    )  # fmt: skip
+    weights, chains = HeadWeights.from_head(head), make_chains(head, (6, 4))
+    settings = model.config.prediction, model.config.clamp
+    expected = head_loop_ref(weights, rows, chains, *settings)
+    found = make_head(weights, torch.float32, path)(rows, chains, *settings)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 4), min_size=1, max_size=9), guided=st.sets(st.integers(0, 8)),
+    prediction=st.sampled_from(["eps", "v"]), path=st.sampled_from(["triton", "persistent"]),
+)  # fmt: skip
+@settings(max_examples=8)
+def test_rows_of_any_schedules_share_a_loop(lengths: list[int], guided: set[int], prediction: str, path: str) -> None:
+    """Each row with its own number of steps, guided or not."""
+    head = small.make_head(prediction, width=128, depth=1)
+    counts = sorted(set(lengths), reverse=True)
+    chain = sorted(counts.index(length) for length in lengths)
+    rows, _, _ = small.make_rows(head, len(chain), sorted(guided & set(range(len(chain)))), chain)
+    weights, chains = HeadWeights.from_head(head), make_chains(head, counts)
+    expected = head_loop_ref(weights, rows, chains, prediction, 3.0)
+    found = make_head(weights, torch.float32, path)(rows, chains, prediction, 3.0)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
