@@ -1,6 +1,7 @@
 """Does this device draw what a CPU draws? `make gpu-check`, or PYTHONPATH=kernels python -m benchmarks.gpu_check
 
     philox     normal numbers of the Triton form against the definition
+    ops        each fused operation against its definition, every tile of the table
     head       each form of the sampling loop against the float32 definition, both predictions, several widths
     backbone   z on the device against float32 on the CPU, both families
     picture    pictures of the shipped model against those of a CPU in float32, in decibels
@@ -65,6 +66,19 @@ def check_philox(args: argparse.Namespace, emit: Emit) -> None:
         found, expected = normal(seed, STEP, position, step, channels), normal_ref(seed, STEP, position, step, channels)
         worst = (found - expected).abs().max().item()
         emit({"channels": channels, "worst": worst, "ok": worst <= PHILOX})
+
+
+def check_ops(args: argparse.Namespace, emit: Emit) -> None:
+    """Regular and odd shapes, both dtypes."""
+    if args.device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        emit({"skipped": "the kernels run on a CPU in the interpreter only; tests/kernels does that"})
+        return
+    from fluid_kernels.check import checks
+
+    for check in checks(args.device, args.quick):
+        with attempt(emit, {"op": check.name}) as record:
+            record["apart"] = check.apart()
+            record["ok"] = record["apart"] <= check.most
 
 
 def check_head(args: argparse.Namespace, emit: Emit) -> None:
@@ -212,7 +226,8 @@ def describe(args: argparse.Namespace, emit: Emit) -> None:
 
 
 PARTS = (
-    Part("machine", 60, describe), Part("philox", 60, check_philox), Part("picture", 120, check_picture),
+    Part("machine", 60, describe), Part("philox", 60, check_philox),
+    Part("ops", 100, check_ops), Part("picture", 120, check_picture),
     Part("company", 90, check_company), Part("backbone", 120, check_backbone), Part("head", 240, check_head),
 )  # fmt: skip
 

@@ -15,7 +15,7 @@ from fluid_kernels import heads
 from model import engine
 from tests.model.pretend_cuda import PretendCuda, moved, waits
 
-PARTS = [part for part in (*gpu_check.PARTS, *gpu_bench.PARTS) if part.name not in ("machine", "philox")]
+PARTS = [part for part in (*gpu_check.PARTS, *gpu_bench.PARTS) if part.name not in ("machine", "philox", "ops")]
 
 
 class HostGenerator(torch.Generator):
