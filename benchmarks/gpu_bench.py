@@ -15,14 +15,10 @@ sum. Under 9 minutes; results are on disk after each part. --device cpu --quick 
 from __future__ import annotations
 
 import argparse
-import datetime
 import functools
 import itertools
-import json
-import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -42,8 +38,7 @@ from benchmarks.gpu_cases import (
 )
 from benchmarks.gpu_check import describe
 from benchmarks.gpu_head import OTHERS, loop_of, seconds
-from benchmarks.machine import RESULTS
-from benchmarks.parts import Part, Record, attempt, failures, run_parts
+from benchmarks.parts import Part, Record, attempt, command
 from benchmarks.prompt_states import PROMPTS
 from model.backbone_pass import PlainPass, StaticPass
 from model.engine import Engine, Snapshot
@@ -235,23 +230,5 @@ PARTS = (
 )  # fmt: skip
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    parser.add_argument("--quick", action="store_true", help="fewest and smallest cases")
-    parser.add_argument("--only", nargs="*", metavar="PART", help=", ".join(part.name for part in PARTS))
-    parser.add_argument("--out", type=Path, help="where the JSON goes")
-    args = parser.parse_args(argv)
-    args.out = args.out or RESULTS / f"gpu-bench-{datetime.date.today().isoformat()}.json"
-    chosen = [part for part in PARTS if args.only is None or part.name in args.only]
-    result = run_parts(chosen, args, args.out, TOTAL_S)
-    wrong = failures(result)
-    print(f"\nkept in {args.out}")
-    for line in wrong:
-        print(line)
-    print(json.dumps({"ok": not wrong, "failed": wrong}))
-    sys.exit(1 if wrong else 0)
-
-
 if __name__ == "__main__":
-    main()
+    command(__doc__, "gpu-bench", PARTS, TOTAL_S)

@@ -15,21 +15,17 @@ from __future__ import annotations
 
 import argparse
 import copy
-import datetime
 import itertools
-import json
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from benchmarks.gpu_cases import MODELS, decode, engine_over, head_case, paths, random_model, shipped
-from benchmarks.machine import RESULTS, describe_machine
-from benchmarks.parts import Part, Record, attempt, failures, run_parts
+from benchmarks.machine import describe_machine
+from benchmarks.parts import Part, Record, attempt, command
 from benchmarks.prompt_states import PROMPTS
 from fluid_kernels.head_loop import head_loop_ref
 from fluid_kernels.heads import make_head
@@ -232,23 +228,5 @@ PARTS = (
 )  # fmt: skip
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    parser.add_argument("--quick", action="store_true", help="fewest and smallest cases")
-    parser.add_argument("--only", nargs="*", metavar="PART", help=", ".join(part.name for part in PARTS))
-    parser.add_argument("--out", type=Path, help="where the JSON goes")
-    args = parser.parse_args(argv)
-    args.out = args.out or RESULTS / f"gpu-check-{datetime.date.today().isoformat()}.json"
-    chosen = [part for part in PARTS if args.only is None or part.name in args.only]
-    result = run_parts(chosen, args, args.out, TOTAL_S)
-    wrong = failures(result)
-    print(f"\nkept in {args.out}; {len(wrong)} of {sum(len(p['records']) for p in result['parts'].values())} failed")
-    for line in wrong:
-        print(line)
-    print(json.dumps({"ok": not wrong, "failed": wrong}))
-    sys.exit(1 if wrong else 0)
-
-
 if __name__ == "__main__":
-    main()
+    command(__doc__, "gpu-check", PARTS, TOTAL_S)

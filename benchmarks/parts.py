@@ -7,8 +7,11 @@ not yet measured and nothing else.
 
 from __future__ import annotations
 
+import argparse
+import datetime
 import json
 import multiprocessing
+import sys
 import tempfile
 import time
 import traceback
@@ -17,6 +20,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from benchmarks.machine import RESULTS
 
 Record = dict[str, Any]
 
@@ -28,6 +33,27 @@ class Part:
     name: str
     limit_s: float
     work: Callable[[Any, Callable[[Record], None]], None]
+
+
+def command(doc: str | None, name: str, parts: Sequence[Part], total_s: float) -> None:
+    """The command line of a measurement: its parts in turn, a table for people, one JSON object as the last line.
+
+    Exits with 1 if anything failed. The figures go into benchmarks/results/ unless --out says otherwise.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--quick", action="store_true", help="fewest and smallest cases")
+    parser.add_argument("--only", nargs="*", metavar="PART", help=", ".join(part.name for part in parts))
+    parser.add_argument("--out", type=Path, help="where the JSON goes")
+    args = parser.parse_args()
+    out: Path = args.out or RESULTS / f"{name}-{datetime.date.today().isoformat()}.json"
+    result = run_parts([part for part in parts if args.only is None or part.name in args.only], args, out, total_s)
+    wrong = failures(result)
+    print(f"\nkept in {out}; {len(wrong)} of {sum(len(p['records']) for p in result['parts'].values())} failed")
+    for line in wrong:
+        print(line)
+    print(json.dumps({"ok": not wrong, "failed": wrong}))
+    sys.exit(1 if wrong else 0)
 
 
 def run_parts(parts: Sequence[Part], args: Any, file: Path, total_s: float) -> Record:

@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 
 from server import client_wire as wire
+from server.batch_lines import results_file
 from server.client_wire import TERMINAL, JobEvent, Picture, Preview
 from server.errors import ServiceError
 from server.like import read_recipe, request_of, served_difference
@@ -31,8 +32,7 @@ class AsyncFluidClient:
         timeout_s: float = 300.0,
         max_retries: int = 2,
     ) -> None:
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._http = httpx.AsyncClient(base_url=base_url, timeout=timeout_s, headers=headers)
+        self._http = httpx.AsyncClient(**wire.connection(base_url, api_key, timeout_s))
         self._max_retries = max_retries
 
     async def __aenter__(self) -> "AsyncFluidClient":
@@ -143,8 +143,7 @@ class AsyncFluidClient:
     # --- batches --------------------------------------------------------------------------------------
 
     async def submit_batch(self, lines: bytes, filename: str = "batch.jsonl") -> dict[str, Any]:
-        form: dict[str, Any] = {"files": {"file": (filename, lines)}, "data": {"purpose": "batch"}}
-        file = await self._object("POST", "/v1/files", **form)
+        file = await self._object("POST", "/v1/files", **wire.upload(lines, filename))
         return await self._object("POST", "/v1/batches", json=wire.batch_of(file["id"]), headers=wire.fresh_key())
 
     async def batch(self, batch_id: str) -> dict[str, Any]:
@@ -154,7 +153,7 @@ class AsyncFluidClient:
         return await self._object("POST", f"/v1/batches/{batch_id}/cancel")
 
     async def batch_results(self, batch_id: str, *, errors: bool = False) -> AsyncIterator[dict[str, Any]]:
-        path = f"/v1/files/{wire.results_of(batch_id, errors)}/content"
+        path = f"/v1/files/{results_file(batch_id, errors=errors)}/content"
         async with self._http.stream("GET", path) as answer:
             if not answer.is_success:
                 await answer.aread()

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from server import progress
-from server.batch_lines import MAX_LINES
+from server.batch_lines import MAX_LINES, OVER
 from server.client import FluidClient
 from server.errors import BatchRefused
 
 STATE = "batch.json"
-OVER = ("completed", "failed", "expired", "cancelled")
 POLL_S = 1.0
 FETCH_EVERY_S = 20.0  # pictures come to disk while the rest is drawn
 

@@ -6,6 +6,14 @@ from typing import Any
 
 MAX_LINES = 50_000
 URL = "/v1/images/generations"
+#: States of a batch in which nothing more happens to it.
+OVER = ("completed", "failed", "expired", "cancelled")
+RESULTS, FAILURES = "file-out-", "file-err-"
+
+
+def results_file(batch_id: str, *, errors: bool = False) -> str:
+    """The file of what succeeded, or of what failed; it can be read before the batch is over."""
+    return (FAILURES if errors else RESULTS) + batch_id
 
 
 class LineError(Exception):

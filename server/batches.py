@@ -8,17 +8,13 @@ and only WINDOW of them at a time, so the line stays short for everybody else. R
 import asyncio
 import hashlib
 import json
-import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pydantic import ValidationError
-from redis.exceptions import RedisError
-
-from server.batch_lines import URL, Line, LineError, parse_lines
+from server.batch_lines import OVER, URL, Line, LineError, parse_lines, results_file
 from server.errors import (
     InvalidRequest,
     JobExpired,
@@ -35,19 +31,17 @@ from server.jobs import JobRecord
 from server.queue import Queue
 from server.resolve import resolve
 from server.schemas import ImageRequest
-from server.validation import from_validation
+from server.turns import take_turns
+from server.validation import validated
 
-log = logging.getLogger(__name__)
 WINDOW = 64  # jobs of one batch that wait or run
 TURN_S = 0.25  # between two turns of a batch whose window is full
 HIDDEN_S = 15.0  # a turn that takes longer was its gateway's last
 AT_ONCE = 4
-LOOK_S = 0.5
 WINDOW_S = 86400  # the completion window: "24h"
 MOMENTS = (
     "created", "in_progress", "expires", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled",
 )  # fmt: skip
-OVER = ("completed", "failed", "expired", "cancelled")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +91,8 @@ class Batch:
             "id": self.id, "object": "batch", "endpoint": URL, "status": self.status,
             "errors": json.loads(self.fields.get("errors", "null")),
             "input_file_id": self.fields["input_file_id"], "completion_window": "24h",
-            "output_file_id": f"file-out-{self.id}" if begun else None,
-            "error_file_id": f"file-err-{self.id}" if begun and failed else None,
+            "output_file_id": results_file(self.id) if begun else None,
+            "error_file_id": results_file(self.id, errors=True) if begun and failed else None,
             **{f"{name}_at": at(f"{name}_at") for name in MOMENTS},
             "request_counts": {"total": self.total, "completed": succeeded, "failed": failed},
             "metadata": json.loads(self.fields.get("metadata", "null")),
@@ -188,16 +182,11 @@ class Batches:
     # --- the turns ------------------------------------------------------------------------------------
 
     async def forever(self) -> None:
-        while True:
-            try:
-                due = await self._queue.run("claim", ["batches", HIDDEN_S, AT_ONCE])
-                for batch_id in due:
-                    await self._turn(batch_id)
-            except RedisError as error:
-                log.warning("batches: %s", error)
-                due = []
-            if not due:
-                await asyncio.sleep(LOOK_S)
+        await take_turns(self._queue, "batches", self._turns, hidden_s=HIDDEN_S, at_once=AT_ONCE)
+
+    async def _turns(self, due: Sequence[str]) -> None:
+        for batch_id in due:
+            await self._turn(batch_id)
 
     async def _turn(self, batch_id: str) -> None:
         fields = await self._redis.hgetall(self._keys.batch_hash(batch_id))
@@ -256,10 +245,7 @@ class Batches:
             await self._redis.hset(self._keys.batch_hash(batch.id), "cursor", number + 1)
 
     async def _submit(self, batch: Batch, number: int, line: Line) -> None:
-        try:
-            request = ImageRequest.model_validate(line.body)
-        except ValidationError as error:
-            raise from_validation(dict(error.errors()[0])) from error
+        request = validated(ImageRequest, line.body)
         if request.stream or request.webhook:
             raise InvalidRequest("'stream' and 'webhook' are not for lines of a batch.", param="stream")
         job, _ = resolve(request, await self._fleet.models(), await self._fleet.default_model())

@@ -255,22 +255,17 @@ def _worker(settings: Settings, args: argparse.Namespace) -> None:
 
 
 def _generate(settings: Settings, args: argparse.Namespace) -> None:
-    from pydantic import ValidationError
-
     from server import generate
     from server.like import load_recipe, request_of
     from server.schemas import ImageRequest
-    from server.validation import from_validation
+    from server.validation import validated
 
     recipe = load_recipe(args.like) if args.like else None
     # Which checkpoint draws is said by --checkpoint; `run` tells if it is another one.
     again = {name: value for name, value in request_of(recipe or {}).items() if name != "model"}
     given = {name: getattr(args, name, None) for name in ImageRequest.model_fields}
     given["output_format"] = generate.format_of(args.out)
-    try:
-        request = ImageRequest.model_validate(again | {k: v for k, v in given.items() if v is not None})
-    except ValidationError as error:
-        raise from_validation(dict(error.errors()[0])) from error
+    request = validated(ImageRequest, again | {k: v for k, v in given.items() if v is not None})
     generate.run(settings, request, args.out, recipe)
 
 

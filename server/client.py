@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 
 from server import client_wire as wire
+from server.batch_lines import results_file
 from server.client_wire import TERMINAL, JobEvent, Picture, Preview
 from server.errors import ServiceError
 from server.like import read_recipe, request_of, served_difference
@@ -35,8 +36,7 @@ class FluidClient:
         timeout_s: float = 300.0,
         max_retries: int = 2,
     ) -> None:
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._http = httpx.Client(base_url=base_url, timeout=timeout_s, headers=headers)
+        self._http = httpx.Client(**wire.connection(base_url, api_key, timeout_s))
         self._max_retries = max_retries
 
     def __enter__(self) -> "FluidClient":
@@ -143,8 +143,7 @@ class FluidClient:
 
     def submit_batch(self, lines: bytes, filename: str = "batch.jsonl") -> dict[str, Any]:
         """Upload JSON lines (custom_id, body) and begin to draw them; returns the batch object."""
-        form: dict[str, Any] = {"files": {"file": (filename, lines)}, "data": {"purpose": "batch"}}
-        file = self._object("POST", "/v1/files", **form)
+        file = self._object("POST", "/v1/files", **wire.upload(lines, filename))
         return self._object("POST", "/v1/batches", json=wire.batch_of(file["id"]), headers=wire.fresh_key())
 
     def batch(self, batch_id: str) -> dict[str, Any]:
@@ -155,7 +154,7 @@ class FluidClient:
 
     def batch_results(self, batch_id: str, *, errors: bool = False) -> Iterator[dict[str, Any]]:
         """What has ended so far, line by line: the pictures, or what failed."""
-        path = f"/v1/files/{wire.results_of(batch_id, errors)}/content"
+        path = f"/v1/files/{results_file(batch_id, errors=errors)}/content"
         with self._http.stream("GET", path) as answer:
             if not answer.is_success:
                 answer.read()

@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 
+from server.batch_lines import URL
 from server.errors import ServiceError
 
 TERMINAL = ("succeeded", "failed", "canceled", "aborted")
@@ -59,6 +60,12 @@ class JobEvent:
     data: dict[str, Any]
 
 
+def connection(base_url: str, api_key: str | None, timeout_s: float) -> dict[str, Any]:
+    """What the HTTP library needs to be told, of either kind."""
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    return {"base_url": base_url, "timeout": timeout_s, "headers": headers}
+
+
 def fresh_key() -> dict[str, str]:
     """One per call, the same for all its tries: a request whose answer was lost is not drawn twice."""
     return {"Idempotency-Key": str(uuid.uuid4())}
@@ -96,13 +103,12 @@ def streamed(data: Mapping[str, Any]) -> Preview | Picture:
     return Picture(file, data["seed"], data["output_format"], {})
 
 
+def upload(lines: bytes, filename: str) -> dict[str, Any]:
+    return {"files": {"file": (filename, lines)}, "data": {"purpose": "batch"}}
+
+
 def batch_of(file_id: str) -> dict[str, str]:
-    return {"input_file_id": file_id, "endpoint": "/v1/images/generations", "completion_window": "24h"}
-
-
-def results_of(batch_id: str, errors: bool) -> str:
-    """The file of a batch's results; it can be read before the batch is over."""
-    return f"file-{'err' if errors else 'out'}-{batch_id}"
+    return {"input_file_id": file_id, "endpoint": URL, "completion_window": "24h"}
 
 
 class EventReader:

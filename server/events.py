@@ -76,11 +76,10 @@ class Events:
                 bell.clear()
                 try:
                     found = await self._read(job_id, after)
-                    if not found and await self._over(job_id):
-                        found = await self._read(job_id, after)  # its last ones may have come in between
-                        if not found:
-                            yield await self._end(job_id, after)
-                            return
+                    if not found and (state := (await self._queue.get(job_id)).state).terminal:
+                        # Its last ones may have come in between; if not, nobody followed it before it ended, or its
+                        # follower has heard everything.
+                        found = await self._read(job_id, after) or [Event(after, "status", state)]
                 except RedisError as error:
                     log.warning("cannot read the events of %s (%s); trying again", job_id, error)
                     await asyncio.sleep(RETRY_S)
@@ -96,13 +95,6 @@ class Events:
     async def _read(self, job_id: str, after: str) -> list[Event]:
         page = await self._queue.redis.xrange(self._queue.keys.events_stream(job_id), min=f"({after}", count=PAGE)
         return [Event(entry, fields["type"], fields["value"]) for entry, fields in page]
-
-    async def _over(self, job_id: str) -> bool:
-        return (await self._queue.get(job_id)).state.terminal
-
-    async def _end(self, job_id: str, after: str) -> Event:
-        """Of a job that nobody followed before it ended, or whose follower has heard everything."""
-        return Event(after, "status", (await self._queue.get(job_id)).state)
 
     async def preview(self, job_id: str, index: int, number: int) -> bytes | None:
         key = self._queue.keys.preview_bytes(job_id, index, number)

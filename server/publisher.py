@@ -44,7 +44,7 @@ class Publisher:
 
     def show(self, work: Work, index: int, step: int, pixels: bytes) -> None:
         """A picture half done. Best effort: nobody waits for it, and the worker may go without having shown it."""
-        number = work.lease.input.preview_steps.index(step)
+        number = work.preview_steps.index(step)
         task = asyncio.create_task(self._show(work, index, number, pixels))
         self.showing.add(task)
         task.add_done_callback(self.showing.discard)

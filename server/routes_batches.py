@@ -9,7 +9,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from server.admission import Key, idempotency_key
-from server.batch_lines import URL
+from server.batch_lines import FAILURES, RESULTS, URL
 from server.batches import Batch
 from server.errors import BodyTooLarge, InvalidRequest, JobCanceled, RequestError, UnknownFile
 from server.files import MAX_FILE_BYTES
@@ -19,7 +19,6 @@ from server.services import Services, ServicesDep
 from server.views import images_response, require_success
 
 router = APIRouter()
-_OUT, _ERR = "file-out-", "file-err-"
 NOBODY = ""
 
 
@@ -90,7 +89,7 @@ async def content(file_id: str, services: ServicesDep) -> StreamingResponse:
 
 async def _results_of(services: Services, file_id: str) -> tuple[Batch, bool] | None:
     """The batch of a file of results, and whether of those that failed; None if it is another file."""
-    for prefix, errors in ((_OUT, False), (_ERR, True)):
+    for prefix, errors in ((RESULTS, False), (FAILURES, True)):
         if file_id.startswith(prefix):
             try:
                 return await services.batches.get(NOBODY, file_id.removeprefix(prefix)), errors

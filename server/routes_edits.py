@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -10,7 +10,6 @@ from typing import Any, BinaryIO, TypeVar
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from pydantic import ValidationError
 from starlette.datastructures import FormData, UploadFile
 
 from server import edits, openapi, pictures
@@ -18,11 +17,11 @@ from server.admission import idempotency_key
 from server.errors import InvalidRequest
 from server.jobs import Edit, JobInput, ModelInfo, new_job_id
 from server.resolve import model_of, resolve
-from server.routes_images import accepts_file, answer, draw
+from server.routes_images import answer, draw, wants_the_file
 from server.schemas import ImageRequest, ImagesResponse
 from server.schemas_edits import DEFAULT_FEATHER, DEFAULT_KEEP, EditRequest, StartedRequest, VariationRequest
 from server.services import Services, ServicesDep
-from server.validation import from_validation
+from server.validation import validated
 
 router = APIRouter(tags=["images"])
 R = TypeVar("R", bound=StartedRequest)
@@ -134,19 +133,12 @@ def _validated(schema: type[R], sent: FormData, files: tuple[str, ...]) -> R:
     for name in schema.not_yet:
         if str(values.pop(name, "")).lower() not in ("", "0", "false", "null"):
             raise InvalidRequest(f"'{name}' is not supported with a picture to start from. Leave it out.", param=name)
-    return _parsed(schema, values)
+    return validated(schema, values, strict=False)
 
 
 def _again(body: VariationRequest, prompt: str) -> VariationRequest:
     """A prompt out of a file has to pass the same checks as one out of a form."""
-    return _parsed(VariationRequest, body.model_dump(exclude_unset=True) | {"prompt": prompt})
-
-
-def _parsed(schema: type[R], values: Mapping[str, Any]) -> R:
-    try:
-        return schema.model_validate(values, strict=False)
-    except ValidationError as error:
-        raise from_validation(dict(error.errors()[0])) from error
+    return validated(VariationRequest, body.model_dump(exclude_unset=True) | {"prompt": prompt}, strict=False)
 
 
 # --- from the form to the answer ----------------------------------------------------------------------------
@@ -170,9 +162,7 @@ async def _resolved(services: Services, body: ImageRequest, new_tokens: int) -> 
 async def _draw(
     request: Request, services: Services, body: ImageRequest, job: JobInput, source: bytes, warnings: list[str]
 ) -> Response:
-    wants_file = accepts_file(request)
-    if wants_file and job.n != 1:
-        raise InvalidRequest(f"'n' must be 1 with Accept: image/*, not {job.n}; or accept JSON.", param="n")
+    wants_file = wants_the_file(request, job)
     await services.fleet.require_worker(job.model)
     started_from = json.dumps(job.edit.recipe() if job.edit else None)
     asked = f"{body.fingerprint()} {started_from}"

@@ -37,9 +37,9 @@ async def generate(request: Request, body: RequestBody, services: ServicesDep) -
     """
     fleet = services.fleet
     job, warnings = resolve(body, await fleet.models(), await fleet.default_model())
-    wants_file = accepts_file(request)
-    if wants_file and (job.n != 1 or body.stream):
-        raise InvalidRequest(f"'n' must be 1 with Accept: image/*, not {job.n}; or accept JSON.", param="n")
+    wants_file = wants_the_file(request, job)
+    if wants_file and body.stream:
+        raise InvalidRequest("'stream' is not for Accept: image/*; accept text/event-stream.", param="stream")
     if job.partial_images and not body.stream:
         raise InvalidRequest("'partial_images' needs \"stream\": true.", param="partial_images")
     if job.webhook:
@@ -119,10 +119,17 @@ async def _disconnect(request: Request) -> None:
         pass
 
 
-def accepts_file(request: Request) -> bool:
-    """Only if the caller asks for images and for nothing that JSON could satisfy."""
+def wants_the_file(request: Request, job: JobInput) -> bool:
+    """Only if the caller asks for images and for nothing that JSON could satisfy.
+
+    Raises:
+        InvalidRequest: he does, and there will be several.
+    """
     accepted = [part.split(";")[0].strip() for part in request.headers.get("accept", "").split(",")]
-    return bool(accepted[0]) and all(kind.startswith("image/") for kind in accepted)
+    wants_it = bool(accepted[0]) and all(kind.startswith("image/") for kind in accepted)
+    if wants_it and job.n != 1:
+        raise InvalidRequest(f"'n' must be 1 with Accept: image/*, not {job.n}; or accept JSON.", param="n")
+    return wants_it
 
 
 async def _file(services: Services, record: JobRecord) -> Response:

@@ -41,6 +41,10 @@ class Work:
     lost: bool = False
     failure: JobError | None = None
     closing: bool = False  #: its end is being written; nothing else may touch it
+    preview_steps: tuple[int, ...] = field(init=False)  #: of its input, which every step would work out again
+
+    def __post_init__(self) -> None:
+        self.preview_steps = self.lease.input.preview_steps
 
     @property
     def drawn(self) -> bool:

@@ -14,7 +14,7 @@ from server import sse
 from server.errors import DeadlineExceeded, QueueUnavailable, RequestError
 from server.jobs import JobRecord
 from server.services import Services
-from server.views import gone, image_url, require_success, usage
+from server.views import handed_over, require_success, usage
 
 log = logging.getLogger(__name__)
 
@@ -70,13 +70,7 @@ async def _completed(services: Services, record: JobRecord, response_format: str
     total = (await usage(services, record)).model_dump()
     for output in record.outputs:
         body = _picture(record, output.index) | {"type": "image_generation.completed", "usage": total}
-        if response_format == "url":
-            body["url"] = image_url(record, output.index)
-        else:
-            data = await services.queue.result(record, output)
-            if data is None:
-                raise gone(record)
-            body["b64_json"] = base64.b64encode(data).decode()
+        body |= await handed_over(services, record, output, response_format)
         yield sse.message(body, event="image_generation.completed", id=f"{record.id}:{output.index}")
 
 

@@ -1,8 +1,21 @@
 """What pydantic complains about, as this service says it."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from server.errors import InvalidRequest
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def validated(schema: type[M], values: Mapping[str, Any], *, strict: bool | None = None) -> M:
+    """Values that did not come as the body of a request; pydantic's complaint as InvalidRequest."""
+    try:
+        return schema.model_validate(values, strict=strict)
+    except ValidationError as error:
+        raise from_validation(dict(error.errors()[0])) from error
 
 
 def from_validation(first: dict[str, Any]) -> InvalidRequest:

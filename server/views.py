@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from server.errors import DeadlineExceeded, InvalidRequest, JobCanceled, JobExpired, JobFailed
-from server.jobs import IMPOSSIBLE, JobRecord, JobState
+from server.jobs import IMPOSSIBLE, JobRecord, JobState, Output
 from server.schemas import (
     ImageData,
     ImagesResponse,
@@ -91,6 +91,20 @@ async def usage(services: Services, record: JobRecord) -> Usage:
     )
 
 
+async def handed_over(services: Services, record: JobRecord, output: Output, response_format: str) -> dict[str, str]:
+    """A picture in the form that was asked for: `url` or `b64_json`.
+
+    Raises:
+        JobExpired: it was deleted.
+    """
+    if response_format == "url":
+        return {"url": image_url(record, output.index)}
+    raw = await services.queue.result(record, output)
+    if raw is None:
+        raise gone(record)
+    return {"b64_json": base64.b64encode(raw).decode()}
+
+
 async def images_response(
     services: Services, record: JobRecord, response_format: str, warnings: list[str]
 ) -> ImagesResponse:
@@ -101,15 +115,8 @@ async def images_response(
     """
     data = []
     for output in record.outputs:
-        item = ImageData(seed=output.seed)
-        if response_format == "url":
-            item.url = image_url(record, output.index)
-        else:
-            raw = await services.queue.result(record, output)
-            if raw is None:
-                raise gone(record)
-            item.b64_json = base64.b64encode(raw).decode()
-        data.append(item)
+        form = await handed_over(services, record, output, response_format)
+        data.append(ImageData(seed=output.seed, url=form.get("url"), b64_json=form.get("b64_json")))
     job = record.input
     return ImagesResponse(
         created=int(record.completed_at or record.created_at),

@@ -15,22 +15,21 @@ import json
 import logging
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import httpx
 from prometheus_client import Counter
-from redis.exceptions import RedisError
 
 from server.errors import ConfigError, InvalidRequest, JobExpired, UnknownJob
 from server.queue import Queue
+from server.turns import take_turns
 
 log = logging.getLogger(__name__)
 PREFIX = "whsec_"
 #: Seconds before each further try: 10 tries in three days.
 BACKOFF_S = (5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400)
-LOOK_S = 0.5
 ANSWER_S = 15.0
 HIDDEN_S = 4 * ANSWER_S  # longer than any delivery, so that no other gateway repeats it meanwhile
 AT_ONCE = 16
@@ -149,15 +148,11 @@ class Webhooks:
     async def forever(self, describe: Describe) -> None:
         """`describe` gives the job object of an id."""
         async with httpx.AsyncClient(timeout=ANSWER_S, follow_redirects=False, trust_env=False) as http:
-            while True:
-                try:
-                    due = await self._queue.run("claim", ["hooks", HIDDEN_S, AT_ONCE])
-                    await asyncio.gather(*(self._deliver(http, job_id, describe) for job_id in due))
-                except RedisError as error:
-                    log.warning("webhooks: %s", error)
-                    due = []
-                if not due:
-                    await asyncio.sleep(LOOK_S)
+
+            async def deliver(due: Sequence[str]) -> None:
+                await asyncio.gather(*(self._deliver(http, job_id, describe) for job_id in due))
+
+            await take_turns(self._queue, "hooks", deliver, hidden_s=HIDDEN_S, at_once=AT_ONCE)
 
     async def _deliver(self, http: httpx.AsyncClient, job_id: str, describe: Describe) -> None:
         delivery = await self._load(job_id, describe)

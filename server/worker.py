@@ -164,7 +164,7 @@ class Worker:
             return
         began = time.monotonic()
         try:
-            outcome = await self.thread.step({row: work.lease.input.preview_steps for row, work in rows.items()})
+            outcome = await self.thread.step({row: work.preview_steps for row, work in rows.items()})
         except Exception as error:
             log.exception("the engine failed in a step of %d rows", len(rows))
             await self.ends.engine_failed("ar_step", error, self.held.active, len(rows))

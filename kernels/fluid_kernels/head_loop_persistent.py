@@ -12,9 +12,9 @@ import triton
 from torch import Tensor
 
 from fluid_kernels.configs import MOST_REGISTERS, Config, backend_of, persistent_config, precision
-from fluid_kernels.head_loop import Chains, HeadWeights, Rows
+from fluid_kernels.head_loop import HeadWeights, Rows
 from fluid_kernels.head_loop_triton import HOISTED_ROWS
-from fluid_kernels.head_plan import KernelWeights, Plan, make_plan
+from fluid_kernels.head_plan import KernelWeights, Plan
 from fluid_kernels.modulation import modulation
 from fluid_kernels.persistent_kernel import COUNTER_STRIDE, head_loop_kernel
 
@@ -42,17 +42,7 @@ class PersistentHead(KernelWeights):
         self.backend = backend_of(self.device)
         self.processors = 1 if self.backend == "cpu" else _processors(self.device)
 
-    def __call__(self, rows: Rows, chains: Chains, prediction: str, clamp: float) -> Tensor:
-        """Run the loop; (M, C) float32. See head_loop.py.
-
-        Raises:
-            ValueError: the rows are not sorted.
-        """
-        with self.on_device():
-            return self._run(rows, chains, prediction, clamp)
-
-    def _run(self, rows: Rows, chains: Chains, prediction: str, clamp: float) -> Tensor:
-        plan = make_plan(self.weights, rows, chains, prediction, clamp, self.dtype)
+    def _run(self, plan: Plan, rows: Rows, prediction: str, clamp: float) -> Tensor:
         count, guided = len(rows), len(rows.guided)
         uncond = torch.full((count,), -1, dtype=torch.int32, device=self.device)
         uncond[rows.guided] = torch.arange(count, count + guided, dtype=torch.int32, device=self.device)

@@ -25,9 +25,9 @@ from torch import Tensor
 from fluid_kernels.configs import backend_of
 from fluid_kernels.denoise_update import denoise_update
 from fluid_kernels.gated_residual import gated_residual
-from fluid_kernels.head_loop import COEFFICIENTS, Chains, HeadWeights, Rows
+from fluid_kernels.head_loop import COEFFICIENTS, HeadWeights, Rows
 from fluid_kernels.head_out import head_out
-from fluid_kernels.head_plan import KernelWeights, Plan, make_plan
+from fluid_kernels.head_plan import KernelWeights, Plan
 from fluid_kernels.linear_triton import linear
 from fluid_kernels.ln_modulate import ln_modulate
 from fluid_kernels.modulation import modulation
@@ -58,17 +58,7 @@ class TritonHead(KernelWeights):
         self._shared = self.scratch(HOISTED_ROWS)
         self._buckets: OrderedDict[tuple[int, int, int, str, float], _Bucket] = OrderedDict()
 
-    def __call__(self, rows: Rows, chains: Chains, prediction: str, clamp: float) -> Tensor:
-        """Run the loop; (M, C) float32. See head_loop.py.
-
-        Raises:
-            ValueError: the rows are not sorted.
-        """
-        with self.on_device():
-            return self._run(rows, chains, prediction, clamp)
-
-    def _run(self, rows: Rows, chains: Chains, prediction: str, clamp: float) -> Tensor:
-        plan = make_plan(self.weights, rows, chains, prediction, clamp, self.dtype)
+    def _run(self, plan: Plan, rows: Rows, prediction: str, clamp: float) -> Tensor:
         bucket: _Bucket | None = None
         stop = plan.steps
         while stop:

@@ -10,6 +10,7 @@ try first when there is one.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from bisect import bisect_left
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -51,7 +52,7 @@ class Plan:
         return count, bisect_left(self.guided, count)
 
 
-class KernelWeights:
+class KernelWeights(ABC):
     """A head's weights as the kernels read them: products in `dtype`, all else in float32, token_in transposed.
 
     dtype: bfloat16 or float32.
@@ -66,6 +67,20 @@ class KernelWeights:
         self.down = weights.down.to(dtype).contiguous(), weights.down_bias.float().contiguous()
         self.out = weights.out.float().contiguous(), weights.out_bias.float().contiguous()
         self.modulation = stack_modulation(weights, dtype)
+
+    def __call__(self, rows: Rows, chains: Chains, prediction: str, clamp: float) -> Tensor:
+        """Run the loop; (M, C) float32. See head_loop.py.
+
+        Raises:
+            ValueError: the rows are not sorted.
+        """
+        with self.on_device():
+            plan = make_plan(self.weights, rows, chains, prediction, clamp, self.dtype)
+            return self._run(plan, rows, prediction, clamp)
+
+    @abstractmethod
+    def _run(self, plan: Plan, rows: Rows, prediction: str, clamp: float) -> Tensor:
+        """What each form of the loop does with the plan; (M, C)."""
 
     def on_device(self) -> AbstractContextManager[None]:
         """Triton launches on the current device, wherever the tensors are."""
