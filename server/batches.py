@@ -19,6 +19,7 @@ from server.errors import (
     InvalidRequest,
     JobExpired,
     KeyReused,
+    NoWorkers,
     QueueFull,
     RequestError,
     UnknownBatch,
@@ -230,7 +231,7 @@ class Batches:
         await self._over(batch, "failed")
 
     async def _feed(self, batch: Batch) -> None:
-        """As many lines as the window has room for; a full queue is a reason to wait."""
+        """As many lines as the window has room for; a full queue, or no model yet, is a reason to wait."""
         room = WINDOW - batch.under_way
         if room <= 0:
             return
@@ -238,7 +239,7 @@ class Batches:
         for number, text in enumerate(texts, batch.cursor):
             try:
                 await self._submit(batch, number, Line.from_json(text))
-            except QueueFull:
+            except (QueueFull, NoWorkers):
                 return
             except RequestError as error:
                 await self._refuse(batch, number, error)

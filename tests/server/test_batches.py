@@ -6,12 +6,14 @@ from typing import Any
 
 import openai
 import pytest
+import redis
 from harness import Service, start, until
 from hypothesis import given
 from hypothesis import strategies as st
 
 from server.batch_lines import MAX_LINES, LineError, parse_lines
 from server.batches import WINDOW
+from server.keys import Keys
 
 URL = "/v1/images/generations"
 
@@ -131,6 +133,30 @@ def test_a_batch_survives_its_gateway_and_leaves_room(new_service: Callable[...,
         assert (done.request_counts.completed, len(results(client, done.output_file_id))) == (300, 300)
     text = service.client._call("GET", "/metrics").text
     assert 'fluid_jobs_submitted_total{kind="batch"} 300.0' in text
+
+
+def test_a_batch_waits_for_the_first_worker(new_service: Callable[..., Service]) -> None:
+    """Sent before any worker had introduced its model, every line was refused for good with "no worker"."""
+    service = new_service(workers=0)
+    with openai.OpenAI(base_url=f"{service.settings.base_url}/v1", api_key="unused", max_retries=5) as client:
+        batch = until(lambda: _begun(client, jsonl({"prompt": "a cat"}, {"prompt": "a dog"})))
+        until(lambda: client.batches.retrieve(batch.id).status == "in_progress")
+        with redis.Redis.from_url(service.settings.redis_url) as valkey:
+            turns = Keys(service.settings.namespace).batches_zset
+            for _ in range(3):
+                due_at = valkey.zscore(turns, batch.id)
+                until(lambda due_at=due_at: valkey.zscore(turns, batch.id) != due_at, what="another turn")  # type: ignore[misc]
+        service.add_worker()
+        done = over(client, batch.id)
+    assert (done.request_counts.completed, done.request_counts.failed) == (2, 0)
+
+
+def _begun(client: openai.OpenAI, data: bytes) -> Any:
+    """None while the gateway is starting."""
+    try:
+        return begin(client, data)
+    except openai.APIConnectionError:
+        return None
 
 
 def test_a_canceled_batch_keeps_what_was_drawn(new_service: Callable[..., Service]) -> None:

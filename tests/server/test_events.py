@@ -89,6 +89,9 @@ def test_wrong_combinations_are_refused(service: Service) -> None:
     ]:
         answer = http.post(path, json=body)
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+    # It said that 'n' must be 1, not 1.
+    answer = http.post(GENERATE, json={"prompt": "x", "stream": True}, headers={"Accept": "image/png"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "stream")
     job = service.client.submit("a cat")
     answer = http.get(f"/v1/jobs/{job['id']}/events", headers={"Last-Event-ID": "x"})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "Last-Event-ID")
