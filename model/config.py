@@ -220,6 +220,12 @@ PRESETS: dict[str, FluidConfig] = {
         image_size=64, width=256, depth=5, heads=4, aligner_depth=1, aligner_width=192,
         head_width=256, head_depth=3, prediction="v", positions="sincos_rope", clamp=10.0,
     ),
+    # Four times the pixels of emoji-64 for the same 64 tokens: 32 channels on a stride of 16 (docs/log.md)
+    "scenes-128": FluidConfig(
+        image_size=128, width=224, depth=5, heads=4, aligner_depth=1, aligner_width=192,
+        head_width=256, head_depth=3, prediction="v", positions="sincos_rope", clamp=10.0,
+        tokenizer=TokenizerConfig(stride=16, channels=32), text=TextConfig(max_tokens=28),
+    ),
     "369M": _paper(1024, 15),
     "665M": _paper(1280, 18),
     "1.1B": _paper(1536, 22),

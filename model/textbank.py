@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,7 +11,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from model.data.dataset import Dataset
 from model.text import TextEncoder
 
 # How often each wording of model/data/captions.py is picked: name and style first, no style last.
@@ -37,12 +37,12 @@ class TextBank:
         return states, torch.where(dropped[:, None], self.null_mask, self.mask[rows, wording])
 
 
-def build_text_bank(encoder: TextEncoder, dataset: Dataset, rows: Tensor, cache: Path) -> TextBank:
-    """Encode all wordings of the pictures `rows`, or read them from `cache` if done before.
+def build_text_bank(encoder: TextEncoder, wordings: Sequence[Sequence[str]], cache: Path) -> TextBank:
+    """Encode all wordings of all pictures, equally many each, or read them from `cache` if done before.
 
     Columns that are padding everywhere are cut, so L is the longest caption, not the encoder's maximum.
     """
-    captions = [caption for row in rows.tolist() for caption in dataset.items[row].captions]
+    captions = [caption for picture in wordings for caption in picture]
     key = hashlib.sha256("\n".join([encoder.config.name, *captions]).encode()).hexdigest()[:16]
     file = cache / f"text-{key}.safetensors"
     if not file.exists():
@@ -60,5 +60,5 @@ def build_text_bank(encoder: TextEncoder, dataset: Dataset, rows: Tensor, cache:
         cache.mkdir(parents=True, exist_ok=True)
         save_file(tensors, file)
     t = load_file(file)
-    shape = (len(rows), -1)
+    shape = (len(wordings), -1)
     return TextBank(t["states"].unflatten(0, shape), t["mask"].unflatten(0, shape), t["null_states"], t["null_mask"])

@@ -20,21 +20,34 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 from tqdm import tqdm
 
 from model.checkpoint import save_checkpoint
 from model.config import PRESETS, ConfigError, FluidConfig
 from model.data.dataset import Dataset
+from model.data.scenes.bank import build_bank
+from model.data.scenes.sprites import Sprites
+from model.data.scenes.things import THINGS
 from model.diffusion import Schedule, make_schedule
+from model.feeds import Feed, PictureFeed, SceneFeed
 from model.fluid import Fluid
 from model.generate import Settings, generate
 from model.masking import training_masks
 from model.sheet import contact_sheet
 from model.text import build_text_encoder
-from model.textbank import TextBank, build_text_bank
-from model.tokenizer import PcaSkipTokenizer, new_tokenizer, to_pixels, to_uint8
+from model.tokenizer import PcaSkipTokenizer, new_tokenizer, to_uint8
 from model.training import Clock, Ema, decay_groups, generator, learning_rate, load_state, save_state
+
+
+@dataclass(frozen=True)
+class SceneRecipe:
+    """Table [scenes] of a recipe: the pictures are composed while training."""
+
+    things: int
+    styles: tuple[str, ...]
+    captions: int
+    snap: int
+    loaders: int
 
 
 @dataclass(frozen=True)
@@ -60,6 +73,7 @@ class Recipe:
     save_every: int
     seed: int
     compile: bool
+    scenes: SceneRecipe | None = None
 
     @classmethod
     def load(cls, path: Path, **overrides: object) -> Recipe:
@@ -69,13 +83,20 @@ class Recipe:
             ConfigError: names the key.
         """
         raw = {**tomllib.loads(path.read_text()), **{k: v for k, v in overrides.items() if v is not None}}
-        names = {f.name for f in fields(cls)}
-        for problem, keys in (("unknown", set(raw) - names), ("missing", names - set(raw))):
-            if keys:
-                raise ConfigError(f"{path}: {problem} key {sorted(keys)[0]!r}; a recipe has {sorted(names)}")
+        scenes = raw.pop("scenes", None)
+        _check_keys(path, raw, {f.name for f in fields(cls)} - {"scenes"})
+        if scenes is not None:
+            _check_keys(path, scenes, {f.name for f in fields(SceneRecipe)})
+            scenes = SceneRecipe(**{**scenes, "styles": tuple(scenes["styles"])})
         if raw["preset"] not in PRESETS:
             raise ConfigError(f"{path}: preset {raw['preset']!r} is not one of {sorted(PRESETS)}")
-        return cls(**raw)
+        return cls(**raw, scenes=scenes)
+
+
+def _check_keys(path: Path, raw: dict[str, Any], names: set[str]) -> None:
+    for problem, keys in (("unknown", set(raw) - names), ("missing", names - set(raw))):
+        if keys:
+            raise ConfigError(f"{path}: {problem} key {sorted(keys)[0]!r}; a recipe has {sorted(names)} here")
 
 
 @dataclass
@@ -89,8 +110,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     clock: Clock
     schedule: Schedule
-    latents: Tensor  # (P, N, C) of the training pictures
-    bank: TextBank
+    feed: Feed
     device: torch.device
     history: list[list[float]]  # [step, seconds, loss]
 
@@ -129,53 +149,44 @@ def load_tokenizer(config: FluidConfig, path: str) -> PcaSkipTokenizer:
     return tokenizer.eval()
 
 
-@torch.no_grad()
-def encode_pictures(tokenizer: PcaSkipTokenizer, images: Tensor, batch: int = 128) -> Tensor:
-    """(P, H, W, 3) uint8 -> (P, N, C): the pictures do not change, so they are encoded once."""
-    return torch.cat([tokenizer.encode(to_pixels(part)) for part in images.split(batch)])
+def open_feed(recipe: Recipe, config: FluidConfig, tokenizer: PcaSkipTokenizer, device: torch.device) -> Feed:
+    """Pictures and captions as the recipe wants them."""
+    folder, encoder = Path(recipe.data), build_text_encoder(config.text)
+    if recipe.scenes is None:
+        return PictureFeed(Dataset.load(folder), tokenizer, encoder, folder, recipe.batch, recipe.seed)
+    s = recipe.scenes
+    bank = build_bank(Sprites.load(folder), tuple(THINGS)[: s.things], s.styles, s.captions, s.snap, recipe.seed)
+    return SceneFeed(bank, tokenizer, encoder, folder, recipe.batch, recipe.seed, s.loaders, device)
 
 
-def prepare(recipe: Recipe) -> tuple[Run, Dataset, PcaSkipTokenizer]:
+def prepare(recipe: Recipe) -> tuple[Run, PcaSkipTokenizer]:
     """Everything before the first step."""
     config, device = PRESETS[recipe.preset], torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dataset, tokenizer = (
-        Dataset.load(Path(recipe.data)),
-        load_tokenizer(config, recipe.tokenizer),
-    )
-    rows = torch.from_numpy(dataset.indices("train"))
-    latents = encode_pictures(tokenizer, torch.from_numpy(dataset.images[rows]))
-    bank = build_text_bank(build_text_encoder(config.text), dataset, rows, Path(recipe.data))
+    tokenizer = load_tokenizer(config, recipe.tokenizer)
+    feed = open_feed(recipe, config, tokenizer, device)
     torch.manual_seed(recipe.seed)
     model = Fluid(config).to(device)
     groups = decay_groups(model, recipe.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.95), fused=True)
     run = Run(
         recipe, config, model, Ema(model, recipe.ema), optimizer, Clock(recipe.steps, recipe.minutes),
-        make_schedule().to(device), latents, bank, device, [],
+        make_schedule().to(device), feed, device, [],
     )  # fmt: skip
-    return run, dataset, tokenizer
-
-
-def epoch_order(pictures: int, batch: int, step: int, seed: int) -> Tensor:
-    """Which pictures step `step` trains on: every picture once an epoch, a new order each epoch."""
-    per_epoch = max(1, pictures // batch)
-    epoch, place = divmod(step, per_epoch)
-    order = torch.randperm(pictures, generator=generator(seed + 1, epoch))
-    return order[place * batch : (place + 1) * batch]
+    return run, tokenizer
 
 
 def train_step(run: Run) -> float:
     """One optimiser step; all its randomness comes from (seed, step). Returns the loss."""
     recipe, clock = run.recipe, run.clock
     rng = generator(recipe.seed, clock.step)
-    rows = epoch_order(len(run.latents), recipe.batch, clock.step, recipe.seed)
-    states, mask = run.bank.draw(rows, recipe.text_drop, rng)
+    rows, tokens = run.feed.tokens(clock.step)
+    states, mask = run.feed.bank.draw(rows, recipe.text_drop, rng)
     masked = training_masks(len(rows), run.config.tokens, rng)
     shape = (recipe.noise_draws, int(masked.sum()))
     index = torch.randint(len(run.schedule), shape, generator=rng)
     noise = torch.randn(*shape, run.config.channels, generator=rng)
     tokens, states, mask, masked, index, noise = (
-        t.to(run.device) for t in (run.latents[rows], states, mask, masked, index, noise)
+        t.to(run.device) for t in (tokens, states, mask, masked, index, noise)
     )
     with torch.autocast(run.device.type, torch.bfloat16):
         text = run.model.backbone.encode_text(states, mask)
@@ -215,25 +226,25 @@ def train(run: Run, progress: bool = True) -> Iterator[int]:
 
 
 @torch.no_grad()
-def draw_sheet(run: Run, tokenizer: PcaSkipTokenizer, dataset: Dataset, file: Path) -> None:
+def draw_sheet(run: Run, tokenizer: PcaSkipTokenizer, file: Path) -> None:
     """32 fixed training prompts with the averaged weights, each above the picture it should resemble."""
-    averaged = Fluid(run.config).to(run.device).eval()
+    averaged, bank = Fluid(run.config).to(run.device).eval(), run.feed.bank
     run.ema.copy_to(averaged)
-    rows = torch.linspace(0, len(run.latents) - 1, 32).long()
-    states, mask = run.bank.states[rows, 0].float().to(run.device), run.bank.mask[rows, 0].to(run.device)
+    rows = torch.linspace(0, len(run.feed) - 1, 32).long()
+    states, mask = bank.states[rows, 0].float().to(run.device), bank.mask[rows, 0].to(run.device)
     text = averaged.backbone.encode_text(states, mask)
-    null = averaged.backbone.encode_text(run.bank.null_states.to(run.device), run.bank.null_mask.to(run.device))
+    null = averaged.backbone.encode_text(bank.null_states.to(run.device), bank.null_mask.to(run.device))
     tokens = generate(averaged, text, null, torch.arange(32, device=run.device), Settings())
-    drawn = to_uint8(tokenizer.decode(tokens.cpu()))
+    drawn = to_uint8(tokenizer.decode(tokens.to(tokenizer.mean.device))).cpu()
     pictures, labels = [], []
     for start in range(0, 32, 8):
-        source = dataset.indices("train")[rows[start : start + 8]]
-        pictures += [*drawn[start : start + 8].numpy(), *dataset.images[source]]
-        labels += [dataset.items[i].captions[0] for i in source] + ["(training picture)"] * 8
-    contact_sheet(pictures, labels, columns=8, scale=2).save(file)
+        real = [run.feed.example(row) for row in rows[start : start + 8].tolist()]
+        pictures += [*drawn[start : start + 8].numpy(), *(picture for picture, _ in real)]
+        labels += [caption for _, caption in real] + ["(training picture)"] * 8
+    contact_sheet(pictures, labels, columns=8, scale=max(1, 128 // run.config.image_size)).save(file)
 
 
-def write_checkpoint(run: Run, tokenizer: PcaSkipTokenizer, dataset: Dataset) -> Path:
+def write_checkpoint(run: Run, tokenizer: PcaSkipTokenizer) -> Path:
     """The averaged weights and what is known about them, under OUT/checkpoint."""
     averaged = Fluid(run.config)
     run.ema.copy_to(averaged)
@@ -241,12 +252,10 @@ def write_checkpoint(run: Run, tokenizer: PcaSkipTokenizer, dataset: Dataset) ->
         "name": run.recipe.preset,
         "training": {
             "steps": run.clock.step, "minutes": round(run.clock.seconds / 60, 1), "batch": run.recipe.batch,
-            "pictures": len(run.latents), "epochs": round(run.clock.step * run.recipe.batch / len(run.latents), 1),
+            "pictures": len(run.feed), "epochs": round(run.clock.step * run.recipe.batch / len(run.feed), 1),
             "final_loss": round(run.history[-1][2], 4) if run.history else None,
         },
-        "data": dataset.about,
-        "vocabulary": dataset.concepts("train"),
-        "styles": list(dict.fromkeys(item.style for item in dataset.items)),
+        **run.feed.about,
     }  # fmt: skip
     folder = Path(run.recipe.out) / "checkpoint"
     save_checkpoint(folder, averaged, tokenizer, about)
@@ -264,11 +273,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--recipe", type=Path, default=Path("model/recipes/emoji-64.toml"), help="TOML file")
     kinds: dict[str, Callable[[str], Any]] = {"str": str, "int": int, "float": float, "bool": _parse_bool}
     for f in fields(Recipe):
+        if f.name == "scenes":
+            continue
         parser.add_argument(f"--{f.name.replace('_', '-')}", type=kinds[str(f.type)], help="override the recipe's")
     overrides = vars(parser.parse_args(argv))
     recipe = Recipe.load(overrides.pop("recipe"), **overrides)
 
-    run, dataset, tokenizer = prepare(recipe)
+    run, tokenizer = prepare(recipe)
     out = Path(recipe.out)
     out.mkdir(parents=True, exist_ok=True)
     if run.resume():
@@ -276,10 +287,10 @@ def main(argv: list[str] | None = None) -> None:
     for step in train(run):
         (out / "history.json").write_text(json.dumps(run.history))
         if step % recipe.sheet_every == 0:
-            draw_sheet(run, tokenizer, dataset, out / f"sheet-{step:06d}.png")
+            draw_sheet(run, tokenizer, out / f"sheet-{step:06d}.png")
             run.clock.resync()
-    draw_sheet(run, tokenizer, dataset, out / "sheet-final.png")
-    print(f"checkpoint in {write_checkpoint(run, tokenizer, dataset)}, sheets and curve in {out}")
+    draw_sheet(run, tokenizer, out / "sheet-final.png")
+    print(f"checkpoint in {write_checkpoint(run, tokenizer)}, sheets and curve in {out}")
 
 
 if __name__ == "__main__":

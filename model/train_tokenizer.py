@@ -19,12 +19,15 @@ from tqdm import tqdm
 
 from model.config import PRESETS
 from model.data.dataset import Dataset
+from model.data.scenes.pictures import scene_pictures, sprites_file
+from model.data.scenes.sprites import Sprites
 from model.sheet import contact_sheet
 from model.tokenizer import PcaSkipTokenizer, new_tokenizer, psnr, reconstruct, to_pixels, to_uint8
 from model.training import Clock, Ema, generator, learning_rate, load_state, save_state
 
 LATENT_NOISE = 0.1
 PEAK_LR = 1.5e-3
+MOST_FOR_PCA = 4096  # pictures: the components do not move any more, memory would
 
 
 def reconstruction_loss(tokenizer: PcaSkipTokenizer, pixels: Tensor, noise: Tensor) -> Tensor:
@@ -48,11 +51,11 @@ def train(
 ) -> PcaSkipTokenizer:
     """Run (or go on with) the training; returns the averaged tokenizer with its normalisation set."""
     config = PRESETS[preset]
-    pixels = to_pixels(torch.from_numpy(dataset.images))  # (all, 3, H, W)
+    images = torch.from_numpy(dataset.images)  # (all, H, W, 3) uint8
     known = torch.from_numpy(dataset.indices(("train", "heldout", "tokenizer")))
     torch.manual_seed(seed)
     tokenizer = new_tokenizer(config)
-    tokenizer.start_from_pca(pixels[known])
+    tokenizer.start_from_pca(to_pixels(images[known[:MOST_FOR_PCA]]))
     # Convolutions on a CPU are about twice as fast this way.
     tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     ema = Ema(tokenizer, 0.998)
@@ -73,7 +76,7 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(PEAK_LR, clock, warmup=50, anneal_from=0.2)
         with torch.autocast("cpu", torch.bfloat16):
-            loss = reconstruction_loss(tokenizer, pixels[chosen], noise)
+            loss = reconstruction_loss(tokenizer, to_pixels(images[chosen]), noise)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(tokenizer.parameters(), 1.0)
@@ -90,7 +93,7 @@ def train(
     bar.close()
     ema.copy_to(tokenizer)
     tokenizer.eval()
-    tokenizer.fit_normalisation(pixels[torch.from_numpy(dataset.indices("train"))])
+    tokenizer.fit_normalisation(to_pixels(images[torch.from_numpy(dataset.indices("train")[:MOST_FOR_PCA])]))
     return tokenizer
 
 
@@ -103,9 +106,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=20_000, help="most steps")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--things", type=int, default=48, help="of scenes: how many of the things, in table order")
+    parser.add_argument("--snap", type=int, default=16, help="of scenes: corners are multiples of so many pixels")
     args = parser.parse_args(argv)
 
-    dataset = Dataset.load(args.data)
+    if sprites_file(args.data).exists():
+        sprites = Sprites.load(args.data)
+        dataset = scene_pictures(sprites, args.things, args.snap, train=8000, unseen=600)
+    else:
+        dataset = Dataset.load(args.data)
     tokenizer = train(args.preset, dataset, args.out, args.minutes, args.steps, args.batch, args.seed)
     report = {}
     for split in ("train", "unseen"):

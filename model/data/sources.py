@@ -50,6 +50,16 @@ SOURCES = (
            "MIT", "https://github.com/microsoft/fluentui-emoji"),
 )  # fmt: skip
 
+# Scenes use two styles more; Emoji One is version 2, the last one under a free licence.
+SCENE_SOURCES = (
+    *SOURCES,
+    Source("blob", "@iconify-json/noto-v1@1.2.5", "Noto Emoji v1 (blobs)", "Google Inc", "Apache-2.0",
+           "https://github.com/googlefonts/noto-emoji"),
+    Source("emojione", "@iconify-json/emojione@1.2.3", "Emoji One 2.3", "Ranks.com Inc and the Emojitwo contributors",
+           "CC-BY-4.0", "https://github.com/EmojiTwo/emojitwo"),
+)  # fmt: skip
+NAMES_PACKAGE = "@iconify-json/twemoji@1.2.5"  # whose code point table names the icons of sets that have none
+
 
 def fetch_package(spec: str, cache: Path) -> Path:
     """Download and unpack one npm package ("name@version") once; return its folder.
@@ -95,16 +105,34 @@ def open_source(source: Source, cache: Path) -> tuple[frozenset[str], Callable[[
     """Return (code points this style can draw, function (code point, size) -> (size, size, 3) uint8)."""
     folder = fetch_package(source.package, cache)
     if (folder / "assets").is_dir():
-        files = {normalise_hexcode(path.stem): path for path in sorted((folder / "assets").glob("*.webp"))}
+        files = _assets(folder)
         return frozenset(files), lambda code, size: _fit(Image.open(files[code]), size)
-
-    icons = json.loads((folder / "icons.json").read_text(encoding="utf-8"))
-    names = {
-        normalise_hexcode(code): name
-        for code, name in json.loads((folder / "chars.json").read_text(encoding="utf-8")).items()
-        if name in icons["icons"]
-    }
+    icons, names = _icons(folder, cache)
     return frozenset(names), lambda code, size: _fit(_render_svg(icons, names[code], 2 * size), size)
+
+
+def open_cutouts(source: Source, cache: Path, size: int) -> Callable[[str], Image.Image | None]:
+    """A function from a code point to its icon as RGBA of about `size` pixels, None where the style has none."""
+    folder = fetch_package(source.package, cache)
+    if (folder / "assets").is_dir():
+        files = _assets(folder)
+        return lambda code: Image.open(files[code]).convert("RGBA") if code in files else None
+    icons, names = _icons(folder, cache)
+    return lambda code: _render_svg(icons, names[code], size).convert("RGBA") if code in names else None
+
+
+def _assets(folder: Path) -> dict[str, Path]:
+    return {normalise_hexcode(path.stem): path for path in sorted((folder / "assets").glob("*.webp"))}
+
+
+def _icons(folder: Path, cache: Path) -> tuple[dict, dict[str, str]]:
+    """An Iconify set and which code point each of its icons draws."""
+    icons = json.loads((folder / "icons.json").read_text(encoding="utf-8"))
+    table = folder / "chars.json"
+    chars = json.loads(table.read_text(encoding="utf-8")) if table.exists() else {}
+    if not chars:
+        chars = json.loads((fetch_package(NAMES_PACKAGE, cache) / "chars.json").read_text(encoding="utf-8"))
+    return icons, {normalise_hexcode(code): name for code, name in chars.items() if name in icons["icons"]}
 
 
 def _render_svg(icons: dict, name: str, size: int) -> Image.Image:

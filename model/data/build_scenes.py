@@ -1,0 +1,48 @@
+"""`make data`, second half: emoji packages -> cut-out sprites for composed scenes + contact sheet.
+
+    python -m model.data.build_scenes --out data/scenes
+
+The scenes themselves are composed while training (model/data/scenes); what is packed here is a few megabytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from model.data.scenes.bank import build_bank
+from model.data.scenes.sprites import Sprites, build_sprites
+from model.data.scenes.things import COMMON, STYLES
+from model.sheet import contact_sheet
+
+
+def sample_sheet(sprites: Sprites, file: Path, columns: int = 8, rows: int = 6) -> None:
+    """Scenes of the common things with their captions, to see at a glance that composing worked."""
+    bank = build_bank(sprites, COMMON, STYLES, columns * rows, snap=4, seed=0)
+    pictures = list(bank.pictures(np.arange(len(bank)).tolist(), visit=0))
+    contact_sheet(pictures, bank.captions, columns=columns).save(file)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("data/scenes"), help="folder of the packed sprites")
+    parser.add_argument("--cache", type=Path, default=Path("data/npm"), help="folder for downloaded packages")
+    args = parser.parse_args(argv)
+
+    sprites = build_sprites(args.cache)
+    sprites.save(args.out)
+    sample_sheet(sprites, args.out / "sheet.png")
+    about = sprites.about
+    print(
+        f"{about['sprites']} sprites of {about['things']} things, {len(sprites.colourable)} of which may be recoloured"
+    )
+    for source in about["sources"]:
+        print(f"  {source['style']:10s} {source['title']} by {source['author']}, {source['licence']}")
+    print(f"  sha256     {about['sha256']}")
+    print(f"  look at    {args.out / 'sheet.png'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Composed scenes: sprites, the facts a caption states, wordings, layouts. Torch-free; pictures are numpy."""

@@ -1,0 +1,49 @@
+"""Training's endless supply: a fixed list of captioned facts, each drawn in a new arrangement whenever it comes up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from model.data.scenes.compose import arrange, render
+from model.data.scenes.facts import Facts, Grammar
+from model.data.scenes.sprites import Sprites
+from model.data.scenes.wording import caption
+
+
+@dataclass(frozen=True)
+class SceneBank:
+    """`captions[i]` words `facts[i]`. Captions are finite so that their text states can be computed once."""
+
+    sprites: Sprites
+    facts: list[Facts]
+    captions: list[str]
+    snap: int
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.facts)
+
+    def picture(self, row: int, visit: int) -> np.ndarray:
+        """Row `row` in its arrangement number `visit`; (SIZE, SIZE, 3) uint8."""
+        rng = np.random.default_rng((self.seed, 1, row, visit))
+        return render(arrange(self.facts[row], rng, self.snap), self.sprites)
+
+    def pictures(self, rows: Sequence[int], visit: int) -> np.ndarray:
+        """(B, SIZE, SIZE, 3) uint8"""
+        return np.stack([self.picture(int(row), visit) for row in rows])
+
+
+def build_bank(
+    sprites: Sprites, things: Sequence[str], styles: Sequence[str], size: int, snap: int, seed: int
+) -> SceneBank:
+    """`size` captioned facts without held-out combinations; a function of the arguments alone."""
+    grammar = Grammar(sprites, things, styles)
+    rngs = (np.random.default_rng((seed, 0, index)) for index in range(size))
+    facts, captions = [], []
+    for rng in rngs:
+        facts.append(grammar.draw(rng))
+        captions.append(caption(facts[-1], rng))
+    return SceneBank(sprites, facts, captions, snap, seed)

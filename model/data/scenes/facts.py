@@ -1,0 +1,138 @@
+"""What a caption states about a picture, drawn at random, with some combinations kept out of training.
+
+`Facts` is the machine-readable half of every caption: composing, wording and judging all start from it, so a caption
+is true of its picture by construction. The categories are GenEval's six (arXiv 2310.11513) and `several`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from model.data.scenes.sprites import Sprites
+from model.data.scenes.things import BACKGROUNDS, COLOURS, RELATIONS
+from model.data.sources import DataError
+
+# Category -> share of the training pictures.
+CATEGORIES = {
+    "single_object": 0.24, "two_objects": 0.16, "counting": 0.2, "colors": 0.14, "position": 0.15,
+    "color_attribution": 0.08, "several": 0.03,
+}  # fmt: skip
+SUITE = ("single_object", "two_objects", "counting", "colors", "position", "color_attribution")
+# Shares of combinations that training never shows, by kind.
+HELD_OUT = {"style": 0.05, "pair": 0.10, "count": 0.10, "colour": 0.10}
+WHITE_SHARE, SIZED_SHARE = 0.55, 0.3
+MIN_COLOURABLE_STYLES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """`count` equal things; colour "" means as drawn by the style."""
+
+    thing: str
+    count: int = 1
+    colour: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """relation: of the first group's thing to the second's, a key of RELATIONS, or "". size: "", "small" or "big"."""
+
+    category: str
+    style: str
+    groups: tuple[Group, ...]
+    background: str = "white"
+    relation: str = ""
+    size: str = ""
+
+    @property
+    def objects(self) -> int:
+        return sum(group.count for group in self.groups)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> Facts:
+        return cls(**{**raw, "groups": tuple(Group(**group) for group in raw["groups"])})
+
+
+@lru_cache(maxsize=65536)
+def held_out(kind: str, *names: str) -> bool:
+    """Whether training never shows this combination; a fixed property of the words, whatever else changes."""
+    digest = hashlib.sha256("|".join((kind, *names)).encode()).digest()
+    return int.from_bytes(digest[:4], "big") / 2**32 < HELD_OUT[kind]
+
+
+def unseen(facts: Facts) -> tuple[str, ...]:
+    """Which kinds of held-out combination these facts contain; empty: they may be trained on."""
+    kinds = set()
+    for group in facts.groups:
+        if held_out("style", group.thing, facts.style):
+            kinds.add("style")
+        if group.count > 1 and held_out("count", group.thing, str(group.count)):
+            kinds.add("count")
+        if group.colour and held_out("colour", group.thing, group.colour):
+            kinds.add("colour")
+    for a, b in combinations(sorted(group.thing for group in facts.groups), 2):
+        if held_out("pair", a, b):
+            kinds.add("pair")
+    return tuple(sorted(kinds))
+
+
+class Grammar:
+    """Draws facts over some of the things and styles of a set of sprites.
+
+    Raises:
+        DataError: a thing or style that the sprites do not have.
+    """
+
+    def __init__(self, sprites: Sprites, things: Sequence[str], styles: Sequence[str]):
+        self.things, self.styles = tuple(things), tuple(styles)
+        for thing in self.things:
+            if not any((thing, style) in sprites.rgba for style in self.styles):
+                raise DataError(f"no sprite of {thing!r} in any of the styles {', '.join(self.styles)}")
+        self.by_style = {s: tuple(t for t in self.things if (t, s) in sprites.rgba) for s in self.styles}
+        often = [
+            t for t in self.things if sum((t, s) in sprites.colourable for s in self.styles) >= MIN_COLOURABLE_STYLES
+        ]
+        self.colourable = {s: tuple(t for t in often if (t, s) in sprites.colourable) for s in self.styles}
+
+    def draw(self, rng: np.random.Generator, category: str | None = None, want_unseen: bool = False) -> Facts:
+        """Facts of a category (default: by training's shares), with or without a held-out combination."""
+        if category is None:
+            category = str(rng.choice(list(CATEGORIES), p=np.array(list(CATEGORIES.values()))))
+        for _ in range(10_000):
+            facts = self._propose(rng, category)
+            if facts and bool(unseen(facts)) == want_unseen:
+                return facts
+        raise DataError(f"category {category!r} has no {'held-out ' if want_unseen else ''}combination to draw")
+
+    def _propose(self, rng: np.random.Generator, category: str) -> Facts | None:
+        style = str(rng.choice(self.styles))
+        coloured = category in ("colors", "color_attribution")
+        pool = self.colourable[style] if coloured else self.by_style[style]
+        how_many = {"single_object": 1, "counting": 1, "colors": 1, "several": int(rng.integers(3, 5))}.get(category, 2)
+        if len(pool) < how_many:
+            return None
+        chosen = [pool[i] for i in rng.permutation(len(pool))[:how_many]]
+        groups = tuple(Group(thing) for thing in chosen)
+        if coloured:
+            colours = rng.permutation(list(COLOURS))[: len(groups)]
+            groups = tuple(replace(g, colour=str(c)) for g, c in zip(groups, colours, strict=True))
+        if category == "counting":
+            groups = (replace(groups[0], count=int(rng.integers(2, 5))),)
+        names = list(BACKGROUNDS)
+        background = names[0] if rng.random() < WHITE_SHARE else names[int(rng.integers(1, len(names)))]
+        return Facts(
+            category, style, groups, background,
+            relation=str(rng.choice(list(RELATIONS))) if category == "position" else "",
+            size=str(rng.choice(("small", "big"))) if how_many == 1 and category == "single_object"
+            and rng.random() < SIZED_SHARE else "",
+        )  # fmt: skip

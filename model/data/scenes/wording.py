@@ -1,0 +1,74 @@
+"""Facts -> a sentence. Every wording of the same facts says the same and no more, so each is true of the picture."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from model.data.scenes.facts import Facts, Group
+from model.data.scenes.things import COUNTS, RELATIONS, THINGS
+
+SYNONYM_SHARE = 0.15
+
+
+def with_article(words: str) -> str:
+    return f"{'an' if words[0].lower() in 'aeiou' and not words.startswith('uni') else 'a'} {words}"
+
+
+def noun_phrase(group: Group, size: str = "", noun: str | None = None, numeral: bool = False) -> str:
+    """ "a small red apple", "three cacti", "3 cacti"."""
+    noun = noun or THINGS[group.thing].call(group.count)
+    words = " ".join(word for word in (size, group.colour, noun) if word)
+    if group.count == 1:
+        return with_article(words)
+    return f"{group.count if numeral else COUNTS[group.count]} {words}"
+
+
+def prompt(facts: Facts) -> str:
+    """The plainest wording, which the suite uses: "a red apple above a car, flat style on a blue background"."""
+    phrases = [noun_phrase(group, facts.size) for group in facts.groups]
+    return _finish(_join(phrases, facts, RELATIONS[facts.relation][0] if facts.relation else ""), facts)
+
+
+def caption(facts: Facts, rng: np.random.Generator) -> str:
+    """One of many wordings: synonyms, digits, order, with or without the style's name."""
+    phrases = []
+    for group in facts.groups:
+        synonyms = THINGS[group.thing].synonyms
+        noun = None
+        if group.count == 1 and synonyms and rng.random() < SYNONYM_SHARE:
+            noun = str(rng.choice(synonyms))
+        phrases.append(noun_phrase(group, facts.size, noun, numeral=rng.random() < 0.15))
+    relation = str(rng.choice(RELATIONS[facts.relation])) if facts.relation else ""
+    if not facts.relation:
+        phrases = [phrases[i] for i in rng.permutation(len(phrases))]
+    subject = _join(phrases, facts, relation, joiner=str(rng.choice(("and", "and", "next to", "with"))))
+    subject = str(rng.choice(("{}", "{}", "{}", "{}", "a picture of {}", "an icon of {}"))).format(subject)
+    form = rng.random()
+    if form < 0.15:
+        return _background(subject, facts, rng)
+    if form < 0.3:
+        return f"{facts.style} style, {_background(subject, facts, rng)}"
+    if form < 0.5:
+        return f"{_background(subject, facts, rng)}, {facts.style} style"
+    return _finish(subject, facts)
+
+
+def _join(phrases: list[str], facts: Facts, relation: str, joiner: str = "and") -> str:
+    if facts.relation:
+        return f"{phrases[0]} {relation} {phrases[1]}"
+    if len(phrases) == 1:
+        return phrases[0]
+    if len(phrases) == 2:
+        return f"{phrases[0]} {joiner} {phrases[1]}"
+    return f"{', '.join(phrases[:-1])} and {phrases[-1]}"
+
+
+def _finish(subject: str, facts: Facts) -> str:
+    ground = "" if facts.background == "white" else f" on a {facts.background} background"
+    return f"{subject}, {facts.style} style{ground}"
+
+
+def _background(subject: str, facts: Facts, rng: np.random.Generator) -> str:
+    if facts.background == "white":  # white goes without saying, mostly
+        return f"{subject} on a white background" if rng.random() < 0.1 else subject
+    return f"{subject} on a {facts.background} background"

@@ -1,0 +1,131 @@
+"""Where training gets its pictures: a fixed set that is encoded once, or scenes that are drawn anew at every step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from model.data.dataset import Dataset
+from model.data.scenes.bank import SceneBank
+from model.text import TextEncoder
+from model.textbank import TextBank, build_text_bank
+from model.tokenizer import PcaSkipTokenizer, to_pixels
+from model.training import generator
+
+
+class Feed(Protocol):
+    """bank: the text states of every row. about: what a checkpoint says of its data."""
+
+    bank: TextBank
+    about: dict[str, Any]
+
+    def __len__(self) -> int:
+        """How many captioned rows there are."""
+        ...
+
+    def tokens(self, step: int) -> tuple[Tensor, Tensor]:
+        """The rows (B,) of a training step and the tokens (B, N, C) of their pictures; depends on `step` alone."""
+        ...
+
+    def example(self, row: int) -> tuple[np.ndarray, str]:
+        """A picture (H, W, 3) of a row and its caption, for sample sheets."""
+        ...
+
+
+def epoch_order(rows: int, batch: int, step: int, seed: int) -> Tensor:
+    """Which rows step `step` trains on: every row once an epoch, a new order each epoch."""
+    per_epoch = max(1, rows // batch)
+    epoch, place = divmod(step, per_epoch)
+    order = torch.randperm(rows, generator=generator(seed + 1, epoch))
+    return order[place * batch : (place + 1) * batch]
+
+
+@torch.no_grad()
+def encode_pictures(tokenizer: PcaSkipTokenizer, images: Tensor, batch: int = 128) -> Tensor:
+    """(P, H, W, 3) uint8 -> (P, N, C)"""
+    return torch.cat([tokenizer.encode(to_pixels(part)) for part in images.split(batch)])
+
+
+class PictureFeed:
+    """The `train` split of a packed data set: the pictures do not change, so they are encoded once."""
+
+    def __init__(self, dataset: Dataset, tokenizer: PcaSkipTokenizer, encoder: TextEncoder, cache: Path,
+                 batch: int, seed: int):  # fmt: skip
+        self.dataset, self.batch, self.seed = dataset, batch, seed
+        self.rows = dataset.indices("train")
+        self.latents = encode_pictures(tokenizer, torch.from_numpy(dataset.images[self.rows]))  # (P, N, C)
+        self.bank = build_text_bank(encoder, [dataset.items[row].captions for row in self.rows], cache)
+        self.about = {
+            "data": dataset.about,
+            "vocabulary": dataset.concepts("train"),
+            "styles": list(dict.fromkeys(item.style for item in dataset.items)),
+        }
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def tokens(self, step: int) -> tuple[Tensor, Tensor]:
+        rows = epoch_order(len(self), self.batch, step, self.seed)
+        return rows, self.latents[rows]
+
+    def example(self, row: int) -> tuple[np.ndarray, str]:
+        item = self.dataset.items[self.rows[row]]
+        return self.dataset.images[self.rows[row]], item.captions[0]
+
+
+@dataclass(frozen=True)
+class SceneBatches(TorchDataset):
+    """Element `step` is a training step's rows and pictures; loader processes draw them ahead of time."""
+
+    bank: SceneBank
+    batch: int
+    seed: int
+
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
+        rows = epoch_order(len(self.bank), self.batch, step, self.seed)
+        return rows, torch.from_numpy(self.bank.pictures(rows.tolist(), visit=step))
+
+
+class SceneFeed:
+    """Scenes, drawn on the CPU by `loaders` processes (0: between the steps) and encoded on `device`."""
+
+    def __init__(self, scenes: SceneBank, tokenizer: PcaSkipTokenizer, encoder: TextEncoder, cache: Path,
+                 batch: int, seed: int, loaders: int, device: torch.device):  # fmt: skip
+        self.scenes, self.loaders, self.device = scenes, loaders, device
+        self.tokenizer = tokenizer.to(device)
+        self.batches = SceneBatches(scenes, batch, seed)
+        self.bank = build_text_bank(encoder, [(caption,) for caption in scenes.captions], cache)
+        self.about = {
+            "data": scenes.sprites.about,
+            "vocabulary": list(dict.fromkeys(group.thing for facts in scenes.facts for group in facts.groups)),
+            "styles": list(dict.fromkeys(facts.style for facts in scenes.facts)),
+        }
+        self._next, self._ahead = -1, iter(())  # type: tuple[int, Iterator[tuple[Tensor, Tensor]]]
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def tokens(self, step: int) -> tuple[Tensor, Tensor]:
+        if step != self._next:  # the first step, or one after a jump
+            self._ahead = self._load_from(step)
+        self._next = step + 1
+        rows, images = next(self._ahead)
+        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16):
+            tokens = self.tokenizer.encode(to_pixels(images.to(self.device, non_blocking=True)))
+        return rows, tokens.float()
+
+    def _load_from(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:
+        ahead = {"prefetch_factor": 4, "multiprocessing_context": "spawn"} if self.loaders else {}
+        steps = range(step, step + 10_000_000)  # training stops by its own clock
+        return iter(DataLoader(self.batches, sampler=steps, batch_size=None, num_workers=self.loaders, **ahead))
+
+    def example(self, row: int) -> tuple[np.ndarray, str]:
+        return self.scenes.picture(row, visit=0), self.scenes.captions[row]
