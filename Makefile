@@ -11,7 +11,7 @@ PORT   ?= 8000
 export GOMP_SPINCOUNT ?= 10000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check format data train evaluate bench chaos load kernels gpu-check gpu-bench clean
+.PHONY: help demo serve test check format data train checker evaluate bench chaos load kernels gpu-check gpu-bench clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -50,12 +50,19 @@ format: $(VENV)/.dev ## rewrite the code in the project's format
 
 data: $(VENV)/.dev ## fetch the emoji packages (needs npm) and render the training pictures into data/
 	$(BIN)/python -m model.data.build
+	$(BIN)/python -m model.data.build_scenes
 
-runs/emoji-64/tokenizer/tokenizer.safetensors: | $(VENV)/.dev
-	$(BIN)/python -m model.train_tokenizer
+RECIPE ?= emoji-64
+TOKENIZER_DATA = data/$(if $(filter scenes%,$(RECIPE)),scenes,$(RECIPE))
 
-train: $(VENV)/.dev runs/emoji-64/tokenizer/tokenizer.safetensors ## train the shipped model again (resumable; ARGS="--minutes 10")
-	$(BIN)/python -m model.train $(ARGS)
+runs/$(RECIPE)/tokenizer/tokenizer.safetensors: | $(VENV)/.dev
+	$(BIN)/python -m model.train_tokenizer --preset $(RECIPE) --data $(TOKENIZER_DATA) --out runs/$(RECIPE)/tokenizer
+
+train: $(VENV)/.dev runs/$(RECIPE)/tokenizer/tokenizer.safetensors ## train RECIPE=emoji-64 or scenes-128 (resumable; ARGS="--minutes 10")
+	$(BIN)/python -m model.train --recipe model/recipes/$(RECIPE).toml $(ARGS)
+
+checker: $(VENV)/.dev ## train the judge of composed scenes, which `make evaluate ARGS="--suite scenes ..."` needs
+	$(BIN)/python -m model.train_checker $(ARGS)
 
 evaluate: $(VENV)/.dev ## score the shipped checkpoint on the data of `make data`
 	$(BIN)/python -m model.evaluate $(ARGS)

@@ -14,6 +14,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from model import card_scenes
 from model.checkpoint import load_checkpoint, read_config
 from model.config import ConfigError, FluidConfig
 from model.transformer import count_parameters
@@ -140,7 +141,8 @@ def publish(run: Path, evaluation: Path, out: Path, sampling: dict[str, Any], de
         if (evaluation / name).exists():  # an evaluation without failures leaves no picture of them
             shutil.copyfile(evaluation / name, out / name)
     plot_curve(run, out / "curve.png")
-    (out / "README.md").write_text(card_text(out, run, report), encoding="utf-8")
+    text = card_scenes.card_text if "score_seen" in report else card_text
+    (out / "README.md").write_text(text(out, run, report), encoding="utf-8")
 
 
 def main(argv: list[str] | None = None) -> None:

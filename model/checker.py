@@ -54,7 +54,7 @@ class Checker(nn.Module):
         self.lift2, self.lift1 = nn.Conv2d(d, d, 1), nn.Conv2d(d, c, 1)
         self.out = nn.Sequential(Residual(c), nn.GroupNorm(8, c), nn.SiLU())
         self.heads = nn.Conv2d(c, 1 + len(things) + len(COLOURS), 1)
-        nn.init.constant_(self.heads.bias[0], -4.0)  # type: ignore[index,arg-type]  # centres are rare
+        nn.init.constant_(self.heads.bias[0], -4.0)  # type: ignore[index]  # centres are rare
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         fine = self.fine(pixels)  # (B, c, G, G)

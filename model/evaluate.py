@@ -166,8 +166,23 @@ def save_failures(dataset: Dataset, kept: Drawings, file: Path, count: int = 16)
         contact_sheet(pictures, labels, columns=8, scale=2).save(file)
 
 
+def run_suite(engine: ServingEngine, args: argparse.Namespace, settings: Request) -> None:
+    """`--suite scenes`; --images is then the number of pictures of each prompt."""
+    from model import evaluate_scenes as scenes  # which itself draws with this module's `draw`
+
+    suite = scenes.Suite.open(args.data, args.checker, args.prompts)
+    args.out.mkdir(parents=True, exist_ok=True)
+    report, drawn, right = scenes.evaluate_scenes(engine, suite, settings, args.images, args.seed)
+    scenes.save_sheets(suite, drawn, right, args.out)
+    (args.out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    scenes.print_report(report)
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--suite", choices=("emoji", "scenes"), default="emoji", help="which questions to ask")
+    parser.add_argument("--checker", type=Path, default=Path("runs/checker"), help="of scenes: the trained judge")
+    parser.add_argument("--prompts", type=int, default=100, help="of scenes: prompts in each of the six categories")
     parser.add_argument("--checkpoint", default="emoji-64", help="folder, or name of a shipped checkpoint")
     parser.add_argument("--data", type=Path, default=Path("data/emoji-64"), help="packed data set of `make data`")
     parser.add_argument("--images", type=int, default=400, help="how many trained pairs to draw")
@@ -186,6 +201,8 @@ def main(argv: list[str] | None = None) -> None:
         engine.checkpoint.about["sampling"] = json.loads(args.sampling.read_text())
     settings = default_request(engine, args.quality)
     given = {k: v for k, v in vars(args).items() if k in asdict(settings) and k != "seed" and v is not None}
+    if args.suite == "scenes":
+        return run_suite(engine, args, replace(settings, **given))
     dataset = Dataset.load(args.data)
     report, kept = evaluate(engine, dataset, args.images, replace(settings, **given), args.seed)
     args.out.mkdir(parents=True, exist_ok=True)

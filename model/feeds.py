@@ -123,7 +123,7 @@ class SceneFeed:
         return rows, tokens.float()
 
     def _load_from(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:
-        ahead = {"prefetch_factor": 4, "multiprocessing_context": "spawn"} if self.loaders else {}
+        ahead: dict[str, Any] = {"prefetch_factor": 4, "multiprocessing_context": "spawn"} if self.loaders else {}
         steps = range(step, step + 10_000_000)  # training stops by its own clock
         return iter(DataLoader(self.batches, sampler=steps, batch_size=None, num_workers=self.loaders, **ahead))
 

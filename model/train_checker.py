@@ -60,7 +60,9 @@ def targets(scenes: list[Scene], things: tuple[str, ...]) -> tuple[Tensor, Tenso
     """Centre map (B, G, G) in [0, 1] and, for each object: its (b, y, x), its thing, its colour (-1: as drawn)."""
     grid, colours = SIZE // STRIDE, list(COLOURS)
     centre = torch.zeros(len(scenes), grid, grid)
-    cells, which, tint = [], [], []
+    cells: list[tuple[int, int, int]] = []
+    which: list[int] = []
+    tint: list[int] = []
     axis = torch.arange(grid) + 0.5
     for b, scene in enumerate(scenes):
         for thing in scene.objects:

@@ -1,0 +1,148 @@
+"""The suite run on a checkpoint: `python -m model.evaluate --suite scenes`. Prints a table, then one JSON object."""
+
+from __future__ import annotations
+
+import datetime
+import io
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from model.checker import Checker, load_checker
+from model.data.scenes.facts import SUITE, Facts, Grammar
+from model.data.scenes.sprites import Sprites
+from model.data.scenes.things import STYLES
+from model.evaluate import CANDIDATES, draw
+from model.features import FEATURES_NAME, Features
+from model.requests import Request
+from model.serving import ServingEngine
+from model.sheet import contact_sheet
+from model.suite import Question, by_category, falsified, questions, renders, shows
+from model.tokenizer import to_pixels
+
+RENDER_SEED = 20241023
+JPEG_QUALITY = 40  # a disturbance that the checker was not trained with
+
+
+@dataclass
+class Suite:
+    """What the judge needs, loaded once."""
+
+    sprites: Sprites
+    checker: Checker
+    grammar: Grammar
+    asked: list[Question]
+
+    @classmethod
+    def open(cls, data: Path, checker_folder: Path, per_category: int) -> Suite:
+        sprites, checker = Sprites.load(data), load_checker(checker_folder)
+        grammar = Grammar(sprites, checker.things, STYLES)
+        return cls(sprites, checker, grammar, questions(grammar, per_category))
+
+    def judge(self, facts: list[Facts], pictures: np.ndarray) -> np.ndarray:
+        """Whether picture p shows facts p; (P,) bool."""
+        found = self.checker.find(to_pixels(torch.from_numpy(pictures)))
+        return np.array([shows(f, things, p) for f, things, p in zip(facts, found, pictures, strict=True)])
+
+    def trust(self) -> dict[str, float]:
+        """How the judge does on pictures whose truth is known."""
+        facts = [q.facts for q in self.asked]
+        rng = np.random.default_rng(RENDER_SEED)
+        lies = [falsified(f, self.grammar, rng) for f in facts]
+        true, false = renders(facts, self.sprites, RENDER_SEED), renders(lies, self.sprites, RENDER_SEED + 1)
+        passed = self.judge(facts, true)
+        report = {
+            "checker_ceiling": float(passed.mean()),
+            "checker_ceiling_jpeg": float(self.judge(facts, np.stack([_jpeg(p) for p in true])).mean()),
+            "checker_reject": float(1 - self.judge(facts, false).mean()),
+        }
+        for category in SUITE:
+            mine = np.array([f.category == category for f in facts])
+            report[f"{category}_ceiling"] = float(passed[mine].mean())
+        return report
+
+
+def _jpeg(picture: np.ndarray) -> np.ndarray:
+    out = io.BytesIO()
+    Image.fromarray(picture).save(out, "JPEG", quality=JPEG_QUALITY)
+    return np.asarray(Image.open(out).convert("RGB"))
+
+
+def r_precision(query: Tensor, real: Tensor, seed: int = 0) -> float:
+    """Share of queries nearest to their own render among CANDIDATES; (P, F) unit vectors each, row by row."""
+    hits = 0
+    for row in range(len(query)):
+        rng = np.random.default_rng((seed, row))
+        others = [i for i in rng.choice(len(real), CANDIDATES, replace=False).tolist() if i != row]
+        rows = torch.tensor([row, *others[: CANDIDATES - 1]])
+        hits += int((real[rows] @ query[row]).argmax()) == 0
+    return hits / len(query)
+
+
+def feature_distance(a: Tensor, b: Tensor) -> float:
+    """Unbiased squared maximum mean discrepancy of unit vectors, kernel (x·y + 1)³ after KID (1801.01401), ×1000."""
+
+    def inner(x: Tensor) -> float:
+        k = (x @ x.T + 1) ** 3
+        return float((k.sum() - k.diagonal().sum()) / (len(x) * (len(x) - 1)))
+
+    return 1000 * (inner(a) + inner(b) - 2 * float(((a @ b.T + 1) ** 3).mean()))
+
+
+def evaluate_scenes(
+    engine: ServingEngine, suite: Suite, settings: Request, images: int, seed: int = 0
+) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+    """All scores; the drawings (questions, images, H, W, 3) and whether each is right (questions, images)."""
+    asked = suite.asked
+    prompts = [q.prompt for q in asked for _ in range(images)]
+    start = time.perf_counter()
+    drawn = draw(engine, prompts, settings, seed)
+    seconds = (time.perf_counter() - start) / len(prompts)
+    right = suite.judge([q.facts for q in asked for _ in range(images)], drawn).reshape(len(asked), images)
+    drawn = drawn.reshape(len(asked), images, *drawn.shape[1:])
+
+    extractor, facts = Features(), [q.facts for q in asked]
+    real = [extractor(to_pixels(torch.from_numpy(renders(facts, suite.sprites, RENDER_SEED + n)))) for n in (2, 3)]
+    made = extractor(to_pixels(torch.from_numpy(np.ascontiguousarray(drawn[:, 0]))))
+    report: dict[str, Any] = {**by_category(asked, right.mean(1)), **suite.trust()}
+    report["r_precision"], report["r_precision_ceiling"] = r_precision(made, real[0]), r_precision(real[1], real[0])
+    report["feature_distance"] = feature_distance(made, real[0])
+    report["feature_distance_floor"] = feature_distance(real[1], real[0])
+    report = {key: round(value, 4) for key, value in report.items()}
+    report |= {
+        "features": FEATURES_NAME, "candidates": CANDIDATES, "seconds_per_image": round(seconds, 4),
+        "images": len(prompts), "prompts": len(asked), "date": datetime.date.today().isoformat(),
+        "settings": {k: v for k, v in asdict(settings).items() if k not in ("prompt", "seed")},
+        "checkpoint_sha256": engine.checkpoint.sha256,
+    }  # fmt: skip
+    return report, drawn, right
+
+
+def save_sheets(suite: Suite, drawn: np.ndarray, right: np.ndarray, out: Path) -> None:
+    """sheet.png: 64 fixed prompts, right or wrong; failures.png: wrong ones."""
+    labels = [f"{'UNSEEN: ' if q.unseen else ''}{q.prompt}" for q in suite.asked]
+    rows = np.linspace(0, len(suite.asked) - 1, min(64, len(suite.asked))).astype(int)
+    marked = [("" if right[i, 0] else "[wrong] ") + labels[i] for i in rows]
+    contact_sheet([drawn[i, 0] for i in rows], marked, columns=8).save(out / "sheet.png")
+    wrong = np.flatnonzero(~right[:, 0])
+    (out / "failures.png").unlink(missing_ok=True)
+    if len(wrong):
+        wrong = wrong[np.unique(np.linspace(0, len(wrong) - 1, 16).astype(int))]
+        contact_sheet([drawn[i, 0] for i in wrong], [labels[i] for i in wrong], columns=8).save(out / "failures.png")
+
+
+def print_report(report: dict[str, Any]) -> None:
+    print(f"{'category':20s} {'score':>7s} {'seen':>7s} {'unseen':>7s} {'ceiling':>8s}")
+    for name in SUITE:
+        values = [report[name], report[f"{name}_seen"], report[f"{name}_unseen"], report[f"{name}_ceiling"]]
+        print(f"{name:20s} " + " ".join(f"{value:7.1%}" for value in values))
+    print(f"{'overall':20s} {'':7s} {report['score_seen']:7.1%} {report['score_unseen']:7.1%}", end=" ")
+    print(f"{report['checker_ceiling']:7.1%}  (false renders rejected: {report['checker_reject']:.1%})")
+    print(json.dumps(report))
