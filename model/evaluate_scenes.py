@@ -80,7 +80,7 @@ def r_precision(query: Tensor, real: Tensor, seed: int = 0) -> float:
     hits = 0
     for row in range(len(query)):
         rng = np.random.default_rng((seed, row))
-        others = [i for i in rng.choice(len(real), CANDIDATES, replace=False).tolist() if i != row]
+        others = [i for i in rng.choice(len(real), min(CANDIDATES, len(real)), replace=False).tolist() if i != row]
         rows = torch.tensor([row, *others[: CANDIDATES - 1]])
         hits += int((real[rows] @ query[row]).argmax()) == 0
     return hits / len(query)
@@ -117,7 +117,7 @@ def evaluate_scenes(
     report["feature_distance_floor"] = feature_distance(real[1], real[0])
     report = {key: round(value, 4) for key, value in report.items()}
     report |= {
-        "features": FEATURES_NAME, "candidates": CANDIDATES, "seconds_per_image": round(seconds, 4),
+        "features": FEATURES_NAME, "candidates": min(CANDIDATES, len(asked)), "seconds_per_image": round(seconds, 4),
         "images": len(prompts), "prompts": len(asked), "date": datetime.date.today().isoformat(),
         "settings": {k: v for k, v in asdict(settings).items() if k not in ("prompt", "seed")},
         "checkpoint_sha256": engine.checkpoint.sha256,
