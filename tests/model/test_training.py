@@ -16,11 +16,12 @@ import torch
 from model.config import PRESETS, ConfigError
 from model.data.dataset import DataError, Dataset
 from model.diffusion import make_schedule
+from model.feeds import epoch_order
 from model.fluid import Fluid
 from model.masking import training_masks
 from model.text import HashEncoder
 from model.tokenizer import PcaSkipTokenizer, psnr, to_pixels, to_uint8
-from model.train import Recipe, epoch_order
+from model.train import Recipe
 from model.training import Clock, Ema, learning_rate, load_state
 
 from .picture_set import squares
