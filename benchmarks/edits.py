@@ -24,7 +24,8 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from benchmarks.machine import describe_machine, keep
 from model.data.dataset import Dataset
-from model.evaluate import default_request, spread
+from model.drawing import default_request
+from model.evaluate import spread
 from model.requests import Request
 from model.serving import ServingEngine, load_engine
 from model.sheet import contact_sheet

@@ -26,7 +26,8 @@ from torch import Tensor
 
 from benchmarks.machine import describe_machine, keep
 from model.data.dataset import Dataset
-from model.evaluate import default_request, draw, hits, spread
+from model.drawing import default_request, draw
+from model.evaluate import hits, spread
 from model.features import Features
 from model.requests import Request
 from model.serving import load_engine

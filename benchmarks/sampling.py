@@ -21,7 +21,7 @@ from dataclasses import replace
 from tqdm import tqdm
 
 from benchmarks.machine import describe_machine, keep
-from model.evaluate import default_request
+from model.drawing import default_request
 from model.requests import Request
 from model.serving import ServingEngine, find_checkpoint, load_engine
 

@@ -25,7 +25,7 @@ import httpx
 from tqdm import tqdm
 
 from benchmarks.machine import describe_machine, keep
-from model.evaluate import default_request
+from model.drawing import default_request
 from model.requests import Request
 from model.serving import ServingEngine, load_engine
 from server.client import FluidClient

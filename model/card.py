@@ -80,36 +80,44 @@ is understood beyond the vocabulary.
 """
 
 
-def card_text(checkpoint: Path, run: Path, report: dict[str, Any]) -> str:
-    """Fill the template from what the run and the evaluation wrote."""
+def common_facts(checkpoint: Path, run: Path, report: dict[str, Any]) -> dict[str, Any]:
+    """What a card of any model says: sizes, training, settings, credits, and every score of the report by its name."""
     raw, loaded = read_config(checkpoint), load_checkpoint(checkpoint)
     config, about = loaded.config, raw["about"]
     if not isinstance(config, FluidConfig):
         raise ConfigError(f"the card's text is for family fluid, not {config.family!r}")
     data, training = about["data"], about["training"]
     psnr = json.loads((run / "tokenizer" / "report.json").read_text())
-    settings, failures = report["settings"], (checkpoint / "failures.png").exists()
-    return CARD.format(
-        name=about["name"], description=about["description"], concepts=len(about["vocabulary"]),
-        styles=", ".join(about["styles"]), pixels=config.image_size, parameters=count_parameters(loaded.model),
-        tokenizer_parameters=count_parameters(loaded.tokenizer),
-        mib=sum(f.stat().st_size for f in checkpoint.glob("*.safetensors")) / 2**20, tokens=config.tokens,
-        channels=config.channels, depth=config.depth, width=config.width, head_depth=config.head_depth,
-        head_width=config.head_width, prediction=config.prediction, text=config.text.name, sha256=raw["sha256"],
-        pictures=data["pictures"], splits=", ".join(f"{n} {split}" for split, n in data["splits"].items()),
-        data_sha256=data["sha256"], captions=data["captions"]["package"],
-        captions_licence=data["captions"]["licence"],
-        sources="\n".join(
+    return {
+        **{k: v for k, v in report.items() if k != "checkpoint_sha256"},
+        "settings": ", ".join(f"{k} {v}" for k, v in report["settings"].items()),
+        "name": about["name"], "description": about["description"], "styles": ", ".join(about["styles"]),
+        "concepts": len(about["vocabulary"]), "pixels": config.image_size, "tokens": config.tokens,
+        "channels": config.channels, "depth": config.depth, "width": config.width, "head_depth": config.head_depth,
+        "head_width": config.head_width, "prediction": config.prediction, "text": config.text.name,
+        "parameters": count_parameters(loaded.model), "tokenizer_parameters": count_parameters(loaded.tokenizer),
+        "mib": sum(f.stat().st_size for f in checkpoint.glob("*.safetensors")) / 2**20, "sha256": raw["sha256"],
+        "data_sha256": data["sha256"], "captions": data["captions"]["package"],
+        "captions_licence": data["captions"]["licence"],
+        "sources": "\n".join(
             f"- {s['style']}: [{s['title']}]({s['url']}) by {s['author']}, {s['licence']} ({s['package']})"
             for s in data["sources"]
         ),
-        steps=training["steps"], batch=training["batch"], epochs=training["epochs"], minutes=training["minutes"],
-        psnr_train=psnr["psnr_train_db"], psnr_unseen=psnr["psnr_unseen_db"],
-        by_style=", ".join(f"{style} {report[f'r_precision_trained_{style}']:.0%}" for style in about["styles"]),
-        failures="![Drawings judged wrong, above the real pictures](failures.png)\n\n" if failures else "",
-        **{**{k: v for k, v in report.items() if k != "checkpoint_sha256"},
-           "settings": ", ".join(f"{k} {v}" for k, v in settings.items())},
-    )  # fmt: skip
+        "steps": training["steps"], "batch": training["batch"], "epochs": training["epochs"],
+        "minutes": training["minutes"], "psnr_train": psnr["psnr_train_db"], "psnr_unseen": psnr["psnr_unseen_db"],
+        "failures": "![Drawings judged wrong](failures.png)\n\n" if (checkpoint / "failures.png").exists() else "",
+    }  # fmt: skip
+
+
+def card_text(facts: dict[str, Any], about: dict[str, Any]) -> str:
+    """Fill the template with the common facts and what only emoji have."""
+    data = about["data"]
+    return CARD.format(
+        **facts,
+        pictures=data["pictures"],
+        splits=", ".join(f"{n} {split}" for split, n in data["splits"].items()),
+        by_style=", ".join(f"{style} {facts[f'r_precision_trained_{style}']:.0%}" for style in about["styles"]),
+    )
 
 
 def plot_curve(run: Path, file: Path) -> None:
@@ -142,7 +150,7 @@ def publish(run: Path, evaluation: Path, out: Path, sampling: dict[str, Any], de
             shutil.copyfile(evaluation / name, out / name)
     plot_curve(run, out / "curve.png")
     text = card_scenes.card_text if "score_seen" in report else card_text
-    (out / "README.md").write_text(text(out, run, report), encoding="utf-8")
+    (out / "README.md").write_text(text(common_facts(out, run, report), raw["about"]), encoding="utf-8")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
-from model.checkpoint import load_checkpoint, read_config
 from model.data.scenes.facts import SUITE
-from model.transformer import count_parameters
 
 CARD = """# {name}
 
@@ -22,7 +18,7 @@ judge did not find what the prompt states.*
 ## What it is for
 
 Showing that a small model follows prompts about composed scenes: things, counts, colours, positions, backgrounds.
-It knows {things} things in {styles} ({pixels} × {pixels} pixels): {vocabulary}.
+It knows {concepts} things in {styles} ({pixels} × {pixels} pixels): {vocabulary}.
 Prompts read like "a blue apple, twemoji style", "three cats, 3d style on a blue background" or "a rocket above a
 castle, noto style"; other words give guesses.
 
@@ -68,27 +64,12 @@ Weights and drawings may resemble these works: keep their credits (NOTICE) with 
 """
 
 
-def card_text(checkpoint: Path, run: Path, report: dict[str, Any]) -> str:
-    """Fill the template from what the run and the suite wrote."""
-    raw, loaded = read_config(checkpoint), load_checkpoint(checkpoint)
-    about, config = raw["about"], loaded.config
-    data, training = about["data"], about["training"]
-    psnr = json.loads((run / "tokenizer" / "report.json").read_text())
+def card_text(facts: dict[str, Any], about: dict[str, Any]) -> str:
+    """Fill the template with the common facts of model/card.py and what only scenes have."""
     cells = ("", "_seen", "_unseen", "_ceiling")
     return CARD.format(
-        **{k: v for k, v in report.items() if k != "settings"}, name=about["name"], description=about["description"],
-        settings=", ".join(f"{k} {v}" for k, v in report["settings"].items()),
-        things=len(about["vocabulary"]), vocabulary=", ".join(about["vocabulary"]), styles=", ".join(about["styles"]),
-        pixels=config.image_size, parameters=count_parameters(loaded.model), tokens=config.tokens,
-        tokenizer_parameters=count_parameters(loaded.tokenizer), channels=config.channels, sha256=raw["sha256"],
-        mib=sum(f.stat().st_size for f in checkpoint.glob("*.safetensors")) / 2**20,
-        steps=training["steps"], batch=training["batch"], minutes=training["minutes"], pictures=training["pictures"],
-        psnr_train=psnr["psnr_train_db"], psnr_unseen=psnr["psnr_unseen_db"],
-        table="\n".join(f"| {name} | " + " | ".join(f"{report[name + c]:.1%}" for c in cells) + " |" for name in SUITE),
-        failures="![Wrong ones](failures.png)\n\n" if (checkpoint / "failures.png").exists() else "",
-        captions=data["captions"]["package"], captions_licence=data["captions"]["licence"],
-        sources="\n".join(
-            f"- {s['style']}: [{s['title']}]({s['url']}) by {s['author']}, {s['licence']} ({s['package']})"
-            for s in data["sources"]
-        ),
-    )  # fmt: skip
+        **facts,
+        vocabulary=", ".join(about["vocabulary"]),
+        pictures=about["training"]["pictures"],
+        table="\n".join(f"| {name} | " + " | ".join(f"{facts[name + c]:.1%}" for c in cells) + " |" for name in SUITE),
+    )

@@ -22,44 +22,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from model.data.dataset import Dataset
-from model.features import FEATURES_NAME, Features
+from model.drawing import default_request, draw
+from model.evaluate_scenes import run_suite
+from model.features import CANDIDATES, FEATURES_NAME, Features
 from model.requests import Request
 from model.serving import ServingEngine, find_checkpoint, load_engine
 from model.sheet import contact_sheet
 from model.tokenizer import reconstruct, to_pixels, to_uint8
-
-CANDIDATES = 100
-
-
-def default_request(engine: ServingEngine, quality: str | None = None) -> Request:
-    """The checkpoint's own settings, which are what the service uses."""
-    info = engine.info()
-    defaults = dict(info["defaults"])
-    default_quality = defaults.pop("quality")
-    return Request("", 0, **info["presets"][quality or default_quality], **defaults)
-
-
-def draw(engine: ServingEngine, prompts: list[str], settings: Request, first_seed: int = 0) -> np.ndarray:
-    """One picture per prompt, seed first_seed + place in the list; (P, H, W, 3) uint8."""
-    width, height = engine.image_size
-    out = np.zeros((len(prompts), height, width, 3), np.uint8)
-    waiting = [replace(settings, prompt=p, seed=first_seed + i) for i, p in enumerate(prompts)]
-    place: dict[int, int] = {}
-    bar, done = tqdm(total=len(prompts), desc="draw", unit="image"), 0
-    while done < len(prompts):
-        nxt = done + len(place)
-        group = waiting[nxt : nxt + engine.max_rows - len(place)]
-        place.update(zip(engine.admit(group), range(nxt, nxt + len(group)), strict=True))
-        for row in engine.step():
-            out[place.pop(row)] = np.frombuffer(engine.image(row), np.uint8).reshape(height, width, 3)
-            engine.release(row)
-            done += 1
-            bar.update()
-    bar.close()
-    return out
 
 
 def hits(features: Tensor, rows: np.ndarray, dataset: Dataset, real: Tensor, pool: list[str]) -> np.ndarray:
@@ -166,16 +137,8 @@ def save_failures(dataset: Dataset, kept: Drawings, file: Path, count: int = 16)
         contact_sheet(pictures, labels, columns=8, scale=2).save(file)
 
 
-def run_suite(engine: ServingEngine, args: argparse.Namespace, settings: Request) -> None:
-    """`--suite scenes`; --images is then the number of pictures of each prompt."""
-    from model import evaluate_scenes as scenes  # which itself draws with this module's `draw`
-
-    suite = scenes.Suite.open(args.data, args.checker, args.prompts)
-    args.out.mkdir(parents=True, exist_ok=True)
-    report, drawn, right = scenes.evaluate_scenes(engine, suite, settings, args.images, args.seed)
-    scenes.save_sheets(suite, drawn, right, args.out)
-    (args.out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
-    scenes.print_report(report)
+# What each suite asks unless told otherwise: checkpoint, data, pictures
+SUITES = {"emoji": ("emoji-64", Path("data/emoji-64"), 400), "scenes": ("scenes-128", Path("data/scenes"), 4)}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -183,9 +146,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--suite", choices=("emoji", "scenes"), default="emoji", help="which questions to ask")
     parser.add_argument("--checker", type=Path, default=Path("runs/checker"), help="of scenes: the trained judge")
     parser.add_argument("--prompts", type=int, default=100, help="of scenes: prompts in each of the six categories")
-    parser.add_argument("--checkpoint", default="emoji-64", help="folder, or name of a shipped checkpoint")
-    parser.add_argument("--data", type=Path, default=Path("data/emoji-64"), help="packed data set of `make data`")
-    parser.add_argument("--images", type=int, default=400, help="how many trained pairs to draw")
+    parser.add_argument("--checkpoint", help="folder, or name of a shipped checkpoint; default that of the suite")
+    parser.add_argument("--data", type=Path, help="what `make data` packed; default that of the suite")
+    parser.add_argument("--images", type=int, help="trained pairs to draw (400); of scenes: of each prompt (4)")
     parser.add_argument("--quality", choices=("low", "medium", "high"), help="preset; default the checkpoint's")
     parser.add_argument("--rows", type=int, default=64, help="pictures decoded together")
     parser.add_argument("--seed", type=int, default=0)
@@ -196,13 +159,16 @@ def main(argv: list[str] | None = None) -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help="override the preset's")
     args = parser.parse_args(argv)
 
+    checkpoint, data, images = SUITES[args.suite]
+    args.checkpoint, args.data, args.images = args.checkpoint or checkpoint, args.data or data, args.images or images
     engine = load_engine(str(find_checkpoint(args.checkpoint)), args.rows, "auto", 0)
     if args.sampling:
         engine.checkpoint.about["sampling"] = json.loads(args.sampling.read_text())
     settings = default_request(engine, args.quality)
     given = {k: v for k, v in vars(args).items() if k in asdict(settings) and k != "seed" and v is not None}
     if args.suite == "scenes":
-        return run_suite(engine, args, replace(settings, **given))
+        settings = replace(settings, **given)
+        return run_suite(engine, args.data, args.checker, args.prompts, settings, args.images, args.seed, args.out)
     dataset = Dataset.load(args.data)
     report, kept = evaluate(engine, dataset, args.images, replace(settings, **given), args.seed)
     args.out.mkdir(parents=True, exist_ok=True)

@@ -19,8 +19,8 @@ from model.checker import Checker, load_checker
 from model.data.scenes.facts import SUITE, Facts, Grammar
 from model.data.scenes.sprites import Sprites
 from model.data.scenes.things import STYLES
-from model.evaluate import CANDIDATES, draw
-from model.features import FEATURES_NAME, Features
+from model.drawing import draw
+from model.features import CANDIDATES, FEATURES_NAME, Features
 from model.requests import Request
 from model.serving import ServingEngine
 from model.sheet import contact_sheet
@@ -146,3 +146,15 @@ def print_report(report: dict[str, Any]) -> None:
     print(f"{'overall':20s} {'':7s} {report['score_seen']:7.1%} {report['score_unseen']:7.1%}", end=" ")
     print(f"{report['checker_ceiling']:7.1%}  (false renders rejected: {report['checker_reject']:.1%})")
     print(json.dumps(report))
+
+
+def run_suite(
+    engine: ServingEngine, data: Path, checker: Path, prompts: int, settings: Request, images: int, seed: int, out: Path
+) -> None:
+    """Ask `prompts` prompts of each category, `images` pictures each; sheets and report.json go to `out`."""
+    suite = Suite.open(data, checker, prompts)
+    out.mkdir(parents=True, exist_ok=True)
+    report, drawn, right = evaluate_scenes(engine, suite, settings, images, seed)
+    save_sheets(suite, drawn, right, out)
+    (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    print_report(report)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 FEATURES_NAME = "EfficientNet-lite0 (ImageNet), pooled 1280-d, 128 px, cosine"
 INPUT_SIZE = 128
+CANDIDATES = 100  # real pictures that compete in R-precision
 
 
 class Features(nn.Module):

@@ -55,14 +55,14 @@ def questions(grammar: Grammar, per_category: int) -> list[Question]:
 
 def shows(facts: Facts, found: Sequence[Found], picture: np.ndarray) -> bool:
     """Whether the things found in the picture (H, W, 3) are what the facts state, no more and no fewer."""
-    wanted = [group for group in facts.groups for _ in range(group.count)]
+    wanted = facts.objects
     if Counter(g.thing for g in wanted) != Counter(f.thing for f in found) or background(picture) != facts.background:
         return False
     orders = permutations(found) if len(found) <= 4 else ()
     return any(_fits(facts, wanted, order) for order in orders)
 
 
-def _fits(facts: Facts, wanted: list[Group], found: Sequence[Found]) -> bool:
+def _fits(facts: Facts, wanted: Sequence[Group], found: Sequence[Found]) -> bool:
     for group, thing in zip(wanted, found, strict=True):
         if group.thing != thing.thing or (group.colour and group.colour != thing.colour):
             return False

@@ -36,7 +36,7 @@ from model.masking import training_masks
 from model.sheet import contact_sheet
 from model.text import build_text_encoder
 from model.tokenizer import PcaSkipTokenizer, new_tokenizer, to_uint8
-from model.training import Clock, Ema, decay_groups, generator, learning_rate, load_state, save_state
+from model.training import Clock, Ema, Learner, decay_groups, generator, learning_rate
 
 
 @dataclass(frozen=True)
@@ -106,34 +106,28 @@ class Run:
     recipe: Recipe
     config: FluidConfig
     model: Fluid
-    ema: Ema
-    optimizer: torch.optim.Optimizer
-    clock: Clock
+    learner: Learner
     schedule: Schedule
     feed: Feed
     device: torch.device
     history: list[list[float]]  # [step, seconds, loss]
 
     @property
+    def clock(self) -> Clock:
+        return self.learner.clock
+
+    @property
     def state_file(self) -> Path:
         return Path(self.recipe.out) / "state.pt"
 
     def save(self) -> None:
-        save_state(
-            self.state_file, model=self.model.state_dict(), ema=self.ema.state_dict(),
-            optimizer=self.optimizer.state_dict(), step=self.clock.step, seconds=self.clock.seconds,
-            history=self.history,
-        )  # fmt: skip
+        self.learner.save(self.state_file, history=self.history)
 
     def resume(self) -> bool:
-        state = load_state(self.state_file)
-        if state is None:
-            return False
-        self.model.load_state_dict(state["model"])
-        self.ema.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.clock.step, self.clock.seconds, self.history = state["step"], state["seconds"], state["history"]
-        return True
+        state = self.learner.resume(self.state_file)
+        if state is not None:
+            self.history = state["history"]
+        return state is not None
 
 
 def load_tokenizer(config: FluidConfig, path: str) -> PcaSkipTokenizer:
@@ -168,11 +162,8 @@ def prepare(recipe: Recipe) -> tuple[Run, PcaSkipTokenizer]:
     model = Fluid(config).to(device)
     groups = decay_groups(model, recipe.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.95), fused=True)
-    run = Run(
-        recipe, config, model, Ema(model, recipe.ema), optimizer, Clock(recipe.steps, recipe.minutes),
-        make_schedule().to(device), feed, device, [],
-    )  # fmt: skip
-    return run, tokenizer
+    learner = Learner(model, Ema(model, recipe.ema), optimizer, Clock(recipe.steps, recipe.minutes))
+    return Run(recipe, config, model, learner, make_schedule().to(device), feed, device, []), tokenizer
 
 
 def train_step(run: Run) -> float:
@@ -191,14 +182,8 @@ def train_step(run: Run) -> float:
     with torch.autocast(run.device.type, torch.bfloat16):
         text = run.model.backbone.encode_text(states, mask)
         loss = run.model.loss(run.schedule, tokens, masked, text, index, noise)
-    for group in run.optimizer.param_groups:
-        group["lr"] = learning_rate(recipe.learning_rate, clock, recipe.warmup, recipe.anneal_from)
-    run.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(run.model.parameters(), recipe.clip)
-    run.optimizer.step()
-    run.ema.update(run.model)
-    clock.tick()
+    rate = learning_rate(recipe.learning_rate, clock, recipe.warmup, recipe.anneal_from)
+    run.learner.update(loss, rate, recipe.clip)
     return loss.item()
 
 
@@ -229,7 +214,7 @@ def train(run: Run, progress: bool = True) -> Iterator[int]:
 def draw_sheet(run: Run, tokenizer: PcaSkipTokenizer, file: Path) -> None:
     """32 fixed training prompts with the averaged weights, each above the picture it should resemble."""
     averaged, bank = Fluid(run.config).to(run.device).eval(), run.feed.bank
-    run.ema.copy_to(averaged)
+    run.learner.ema.copy_to(averaged)
     rows = torch.linspace(0, len(run.feed) - 1, 32).long()
     states, mask = bank.states[rows, 0].float().to(run.device), bank.mask[rows, 0].to(run.device)
     text = averaged.backbone.encode_text(states, mask)
@@ -247,7 +232,7 @@ def draw_sheet(run: Run, tokenizer: PcaSkipTokenizer, file: Path) -> None:
 def write_checkpoint(run: Run, tokenizer: PcaSkipTokenizer) -> Path:
     """The averaged weights and what is known about them, under OUT/checkpoint."""
     averaged = Fluid(run.config)
-    run.ema.copy_to(averaged)
+    run.learner.ema.copy_to(averaged)
     about = {
         "name": run.recipe.preset,
         "training": {

@@ -17,11 +17,11 @@ from tqdm import tqdm
 
 from model.checker import STRIDE, Checker, save_checker
 from model.data.scenes.compose import SIZE, Scene, arrange, render
-from model.data.scenes.facts import CATEGORIES, Grammar
+from model.data.scenes.facts import Grammar
 from model.data.scenes.sprites import Sprites
 from model.data.scenes.things import COLOURS, STYLES, THINGS
 from model.tokenizer import to_pixels
-from model.training import Clock, Ema, generator, learning_rate, load_state, save_state
+from model.training import Clock, Ema, Learner, generator, learning_rate
 
 PEAK_LR = 2e-3
 UNSEEN_SHARE = 0.15
@@ -31,11 +31,9 @@ SNAP = 2  # pixels: drawings put things anywhere
 def draw_scenes(grammar: Grammar, sprites: Sprites, batch: int, seed: int, step: int) -> tuple[list[Scene], Tensor]:
     """The renders of one training step; (B, 3, SIZE, SIZE) in [-1, 1]."""
     rng = np.random.default_rng((seed, 2, step))
-    names, shares = list(CATEGORIES), np.array(list(CATEGORIES.values()))
-    scenes = []
-    for _ in range(batch):
-        category, odd = str(rng.choice(names, p=shares)), bool(rng.random() < UNSEEN_SHARE)
-        scenes.append(arrange(grammar.draw(rng, category, odd), rng, SNAP))
+    scenes = [
+        arrange(grammar.draw(rng, want_unseen=bool(rng.random() < UNSEEN_SHARE)), rng, SNAP) for _ in range(batch)
+    ]
     return scenes, to_pixels(torch.from_numpy(np.stack([render(scene, sprites) for scene in scenes])))
 
 
@@ -104,34 +102,20 @@ def train(
     checker = Checker(things).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     ema = Ema(checker, 0.998)
     optimizer = torch.optim.AdamW(checker.parameters(), lr=PEAK_LR, weight_decay=0.02)
-    clock = Clock(steps, minutes)
-    state = load_state(out / "state.pt")
-    if state:
-        checker.load_state_dict(state["model"])
-        ema.load_state_dict(state["ema"])
-        optimizer.load_state_dict(state["optimizer"])
-        clock.step, clock.seconds = state["step"], state["seconds"]
+    learner = Learner(checker, ema, optimizer, Clock(steps, minutes))
+    clock = learner.clock
+    learner.resume(out / "state.pt")
     bar = tqdm(initial=clock.step, desc="checker", unit="step", disable=not progress, mininterval=1.0)
     while clock.progress < 1:
         scenes, pixels = draw_scenes(grammar, sprites, batch, seed, clock.step)
         pixels = disturb(pixels, generator(seed + 3, clock.step)).contiguous(memory_format=torch.channels_last)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(PEAK_LR, clock, warmup=100, anneal_from=0.4)
         with torch.autocast("cpu", torch.bfloat16):
             loss = loss_of(checker, pixels, scenes)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(checker.parameters(), 5.0)
-        optimizer.step()
-        ema.update(checker)
-        clock.tick()
+        learner.update(loss, learning_rate(PEAK_LR, clock, warmup=100, anneal_from=0.4), clip=5.0)
         bar.update()
         if clock.step % 200 == 0 or clock.progress >= 1:
             bar.set_postfix(loss=f"{loss.item():.3f}", left=f"{clock.seconds_left:.0f}s")
-            save_state(
-                out / "state.pt", model=checker.state_dict(), ema=ema.state_dict(),
-                optimizer=optimizer.state_dict(), step=clock.step, seconds=clock.seconds,
-            )  # fmt: skip
+            learner.save(out / "state.pt")
     bar.close()
     ema.copy_to(checker)
     save_checker(checker.eval(), out, {"steps": clock.step, "sprites": sprites.about.get("sha256")})

@@ -23,7 +23,7 @@ from model.data.scenes.pictures import scene_pictures, sprites_file
 from model.data.scenes.sprites import Sprites
 from model.sheet import contact_sheet
 from model.tokenizer import PcaSkipTokenizer, new_tokenizer, psnr, reconstruct, to_pixels, to_uint8
-from model.training import Clock, Ema, generator, learning_rate, load_state, save_state
+from model.training import Clock, Ema, Learner, generator, learning_rate
 
 LATENT_NOISE = 0.1
 PEAK_LR = 1.5e-3
@@ -60,36 +60,22 @@ def train(
     tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     ema = Ema(tokenizer, 0.998)
     optimizer = torch.optim.AdamW(tokenizer.parameters(), lr=PEAK_LR, betas=(0.9, 0.95), weight_decay=0.01)
-    clock = Clock(steps, minutes)
-    state = load_state(out / "state.pt")
-    if state:
-        tokenizer.load_state_dict(state["model"])
-        ema.load_state_dict(state["ema"])
-        optimizer.load_state_dict(state["optimizer"])
-        clock.step, clock.seconds = state["step"], state["seconds"]
+    learner = Learner(tokenizer, ema, optimizer, Clock(steps, minutes))
+    clock = learner.clock
+    learner.resume(out / "state.pt")
 
     bar = tqdm(initial=clock.step, desc="tokenizer", unit="step", disable=not progress)
     while clock.progress < 1:
         rng = generator(seed, clock.step)
         chosen = known[torch.randint(len(known), (batch,), generator=rng)]
         noise = torch.randn(batch, config.tokens, config.channels, generator=rng)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(PEAK_LR, clock, warmup=50, anneal_from=0.2)
         with torch.autocast("cpu", torch.bfloat16):
             loss = reconstruction_loss(tokenizer, to_pixels(images[chosen]), noise)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(tokenizer.parameters(), 1.0)
-        optimizer.step()
-        ema.update(tokenizer)
-        clock.tick()
+        learner.update(loss, learning_rate(PEAK_LR, clock, warmup=50, anneal_from=0.2), clip=1.0)
         bar.update()
         if clock.step % 200 == 0 or clock.progress >= 1:
             bar.set_postfix(loss=f"{loss.item():.4f}", left=f"{clock.seconds_left:.0f}s")
-            save_state(
-                out / "state.pt", model=tokenizer.state_dict(), ema=ema.state_dict(),
-                optimizer=optimizer.state_dict(), step=clock.step, seconds=clock.seconds,
-            )  # fmt: skip
+            learner.save(out / "state.pt")
     bar.close()
     ema.copy_to(tokenizer)
     tokenizer.eval()

@@ -1,4 +1,4 @@
-"""What both trainers share: schedule, moving average of weights, and a state on disk that survives a kill.
+"""What all trainers share: schedule, moving average of weights, and a state on disk that survives a kill.
 
 Everything random in training is a function of (seed, step) alone, so a run that was killed and resumed goes through
 the same batches as one that was not.
@@ -104,6 +104,43 @@ def save_state(path: Path, **state: Any) -> None:
 def load_state(path: Path) -> dict[str, Any] | None:
     """What `save_state` wrote, or None where there is nothing yet. Tensors and plain values only, no code."""
     return torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
+
+
+@dataclass
+class Learner:
+    """A module, its moving average, its optimiser and its clock: what every trainer moves on by one step."""
+
+    module: nn.Module
+    ema: Ema
+    optimizer: torch.optim.Optimizer
+    clock: Clock
+
+    def update(self, loss: Tensor, rate: float, clip: float) -> None:
+        """One optimiser step down the gradient of `loss`, at learning rate `rate`, gradient norm at most `clip`."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.module.parameters(), clip)
+        self.optimizer.step()
+        self.ema.update(self.module)
+        self.clock.tick()
+
+    def save(self, path: Path, **more: Any) -> None:
+        save_state(
+            path, model=self.module.state_dict(), ema=self.ema.state_dict(), optimizer=self.optimizer.state_dict(),
+            step=self.clock.step, seconds=self.clock.seconds, **more,
+        )  # fmt: skip
+
+    def resume(self, path: Path) -> dict[str, Any] | None:
+        """Take up what `save` wrote and return it; None where there is nothing yet."""
+        state = load_state(path)
+        if state is not None:
+            self.module.load_state_dict(state["model"])
+            self.ema.load_state_dict(state["ema"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.clock.step, self.clock.seconds = state["step"], state["seconds"]
+        return state
 
 
 def generator(seed: int, step: int, device: torch.device | str = "cpu") -> torch.Generator:

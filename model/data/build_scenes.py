@@ -8,9 +8,8 @@ The scenes themselves are composed while training (model/data/scenes); what is p
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
-
-import numpy as np
 
 from model.data.scenes.bank import build_bank
 from model.data.scenes.sprites import Sprites, build_sprites
@@ -18,11 +17,13 @@ from model.data.scenes.things import COMMON, STYLES
 from model.sheet import contact_sheet
 
 
-def sample_sheet(sprites: Sprites, file: Path, columns: int = 8, rows: int = 6) -> None:
-    """Scenes of the common things with their captions, to see at a glance that composing worked."""
+def sample_sheet(sprites: Sprites, out: Path, columns: int = 8, rows: int = 6) -> None:
+    """sheet.png: scenes of the common things, to see that composing worked; sheet.jsonl: what is in each."""
     bank = build_bank(sprites, COMMON, STYLES, columns * rows, snap=4, seed=0)
-    pictures = list(bank.pictures(np.arange(len(bank)).tolist(), visit=0))
-    contact_sheet(pictures, bank.captions, columns=columns).save(file)
+    pictures = list(bank.pictures(range(len(bank)), visit=0))
+    contact_sheet(pictures, bank.captions, columns=columns).save(out / "sheet.png")
+    lines = [{"caption": c, **bank.scene(row, visit=0).to_json()} for row, c in enumerate(bank.captions)]
+    (out / "sheet.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -33,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
 
     sprites = build_sprites(args.cache)
     sprites.save(args.out)
-    sample_sheet(sprites, args.out / "sheet.png")
+    sample_sheet(sprites, args.out)
     about = sprites.about
     print(
         f"{about['sprites']} sprites of {about['things']} things, {len(sprites.colourable)} of which may be recoloured"

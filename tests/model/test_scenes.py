@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
-from model.checker import Found
+from model.checker import CheckerError, Found, load_checker
 from model.data.scenes.bank import build_bank
 from model.data.scenes.compose import SIZE, arrange, relation_holds, render
 from model.data.scenes.facts import CATEGORIES, SUITE, Facts, Grammar, Group, unseen
@@ -17,7 +19,10 @@ from model.data.scenes.sprites import SIDE, Sprites, hsv, main_hue, recoloured
 from model.data.scenes.things import COLOURS, COUNTS, RELATIONS, STYLES, THINGS
 from model.data.scenes.wording import caption, prompt
 from model.data.sources import DataError
+from model.feeds import SceneBatches
 from model.suite import Question, background, by_category, falsified, questions, shows
+from model.train_checker import train
+from model.training import load_state
 
 THINGS_USED = tuple(THINGS)[:24]
 
@@ -51,7 +56,7 @@ def test_a_scene_shows_what_its_caption_states(grammar: Grammar, sprites: Sprite
                                                held: bool) -> None:  # fmt: skip
     rng = np.random.default_rng(seed)
     facts = grammar.draw(rng, category, want_unseen=held)
-    assert bool(unseen(facts)) == held and Facts.from_json(facts.to_json()) == facts
+    assert unseen(facts) == held and Facts.from_json(facts.to_json()) == facts
     for words in (prompt(facts), caption(facts, rng)):
         for group in facts.groups:
             names = (THINGS[group.thing].call(group.count), *THINGS[group.thing].synonyms)
@@ -64,7 +69,7 @@ def test_a_scene_shows_what_its_caption_states(grammar: Grammar, sprites: Sprite
             assert f"{facts.background} background" in words
     scene = arrange(facts, rng, 4)
     boxes = [(t.x, t.y, t.side) for t in scene.objects]
-    assert len(boxes) == facts.objects and all(0 <= x <= SIZE - s and 0 <= y <= SIZE - s for x, y, s in boxes)
+    assert len(boxes) == len(facts.objects) and all(0 <= x <= SIZE - s and 0 <= y <= SIZE - s for x, y, s in boxes)
     assert all(max(abs(a[0] - b[0]), abs(a[1] - b[1])) >= a[2] for a in boxes for b in boxes if a is not b)
     picture = render(scene, sprites)
     assert picture.shape == (SIZE, SIZE, 3)
@@ -90,6 +95,26 @@ def test_a_bank_is_named_by_its_seed_and_holds_nothing_held_out(sprites: Sprites
     assert not np.array_equal(a.pictures(range(8), visit=5), a.pictures(range(8), visit=6))
     assert not any(unseen(facts) for facts in a.facts)
     assert build_bank(sprites, THINGS_USED, STYLES, 300, 16, seed=4).captions != a.captions
+
+
+def test_loader_processes_draw_what_the_trainer_itself_would(sprites: Sprites) -> None:
+    """A cached method pickled without its object: scenes could not be drawn in other processes at all."""
+    batches = SceneBatches(build_bank(sprites, THINGS_USED, STYLES, 40, 16, seed=1), batch=4, seed=2)
+    loader = DataLoader(batches, sampler=range(6), batch_size=None, num_workers=2, multiprocessing_context="spawn")
+    for step, (rows, pictures) in enumerate(loader):
+        assert torch.equal(rows, batches[step][0]) and torch.equal(pictures, batches[step][1])
+
+
+def test_the_judge_learns_resumes_and_comes_back_from_disk(sprites: Sprites, tmp_path: Path) -> None:
+    things = THINGS_USED[:4]
+    train(sprites, things, tmp_path, minutes=0, steps=2, batch=2, seed=0, progress=False)
+    train(sprites, things, tmp_path, minutes=0, steps=3, batch=2, seed=0, progress=False)
+    state = load_state(tmp_path / "state.pt")
+    assert state is not None and state["step"] == 3
+    checker = load_checker(tmp_path)
+    assert checker.things == things and len(checker.find(torch.zeros(2, 3, SIZE, SIZE))) == 2
+    with pytest.raises(CheckerError, match="train_checker"):
+        load_checker(tmp_path / "elsewhere")
 
 
 def test_recolouring_gives_the_named_hue(sprites: Sprites) -> None:
@@ -132,7 +157,7 @@ def test_background_is_read_from_the_rim() -> None:
 
 def test_scores_are_means_of_categories(grammar: Grammar) -> None:
     asked = questions(grammar, per_category=4)
-    assert len(asked) == 4 * len(SUITE) and all(bool(unseen(q.facts)) == q.unseen for q in asked)
+    assert len(asked) == 4 * len(SUITE) and all(unseen(q.facts) == q.unseen for q in asked)
     right = np.array([1.0 if not q.unseen else 0.5 for q in asked])
     scores = by_category(asked, right)
     assert scores["score_seen"] == 1.0 and scores["score_unseen"] == 0.5 and scores["counting"] == 0.75

@@ -29,3 +29,13 @@ def test_the_card_shows_its_pictures_and_figures(name: str) -> None:
     card, metrics = (FOLDER / "README.md").read_text(), read_config(FOLDER)["about"]["metrics"]
     assert f"({name})" in card and (FOLDER / name).stat().st_size > 1000
     assert f"{metrics['r_precision_trained']:.1%}" in card and read_config(FOLDER)["sha256"] in card
+
+
+def test_scenes_128_belongs_to_its_scores_and_its_card() -> None:
+    folder = SHIPPED / "scenes-128"
+    checkpoint, metrics = load_checkpoint(folder), read_config(folder)["about"]["metrics"]
+    assert sum(file.stat().st_size for file in folder.glob("*.safetensors")) < 20 * 2**20
+    assert metrics["checkpoint_sha256"] == checkpoint.sha256
+    assert metrics["checker_ceiling"] >= 0.95 and metrics["checker_reject"] >= 0.95
+    card = (folder / "README.md").read_text()
+    assert f"{metrics['score_seen']:.1%}" in card and f"{metrics['score_unseen']:.1%}" in card

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from model.data.scenes.compose import arrange, render
+from model.data.scenes.compose import Scene, arrange, render
 from model.data.scenes.facts import Facts, Grammar
 from model.data.scenes.sprites import Sprites
 from model.data.scenes.wording import caption
@@ -26,10 +26,13 @@ class SceneBank:
     def __len__(self) -> int:
         return len(self.facts)
 
+    def scene(self, row: int, visit: int) -> Scene:
+        """Row `row` in its arrangement number `visit`."""
+        return arrange(self.facts[row], np.random.default_rng((self.seed, 1, row, visit)), self.snap)
+
     def picture(self, row: int, visit: int) -> np.ndarray:
-        """Row `row` in its arrangement number `visit`; (SIZE, SIZE, 3) uint8."""
-        rng = np.random.default_rng((self.seed, 1, row, visit))
-        return render(arrange(self.facts[row], rng, self.snap), self.sprites)
+        """That scene as (SIZE, SIZE, 3) uint8."""
+        return render(self.scene(row, visit), self.sprites)
 
     def pictures(self, rows: Sequence[int], visit: int) -> np.ndarray:
         """(B, SIZE, SIZE, 3) uint8"""

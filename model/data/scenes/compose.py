@@ -1,11 +1,11 @@
-"""Facts -> where everything is -> pixels. Fast enough to draw every training picture anew (tests/benchmarks print it).
+"""Facts -> where everything is -> pixels. Fast enough to draw every training picture anew.
 
 Everything follows from the facts and one random generator, so (seed, index) names a picture for ever.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -45,8 +45,7 @@ class Scene:
     objects: tuple[Placed, ...]
 
     def to_json(self) -> dict[str, Any]:
-        placed = [{"thing": p.thing, "colour": p.colour, "x": p.x, "y": p.y, "side": p.side} for p in self.objects]
-        return {"facts": self.facts.to_json(), "objects": placed}
+        return asdict(self)
 
 
 def relation_holds(relation: str, first: tuple[float, float], second: tuple[float, float], by: float) -> bool:
@@ -59,8 +58,8 @@ def relation_holds(relation: str, first: tuple[float, float], second: tuple[floa
 
 def arrange(facts: Facts, rng: np.random.Generator, snap: int) -> Scene:
     """Put the facts' things in free squares whose corners are multiples of `snap` pixels."""
-    side = NAMED_SIDES.get(facts.size) or SIDES[facts.objects]
-    things = [group for group in facts.groups for _ in range(group.count)]
+    things = facts.objects
+    side = NAMED_SIDES.get(facts.size) or SIDES[len(things)]
     grid = np.arange(0, SIZE - side + 1, snap)
     for _ in range(1000):
         corners: list[tuple[int, int]] = []
@@ -76,7 +75,7 @@ def arrange(facts: Facts, rng: np.random.Generator, snap: int) -> Scene:
         if facts.relation and not relation_holds(facts.relation, placed[0].centre, placed[1].centre, by=side * 0.75):
             continue
         return Scene(facts, placed)
-    raise DataError(f"{facts.objects} things of {side} pixels found no room with snap {snap}; choose a smaller snap")
+    raise DataError(f"{len(things)} things of {side} pixels found no room with snap {snap}; choose a smaller snap")
 
 
 def render(scene: Scene, sprites: Sprites) -> np.ndarray:

@@ -52,8 +52,9 @@ class Facts:
     size: str = ""
 
     @property
-    def objects(self) -> int:
-        return sum(group.count for group in self.groups)
+    def objects(self) -> tuple[Group, ...]:
+        """Each single thing, named by its group."""
+        return tuple(group for group in self.groups for _ in range(group.count))
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -70,20 +71,15 @@ def held_out(kind: str, *names: str) -> bool:
     return int.from_bytes(digest[:4], "big") / 2**32 < HELD_OUT[kind]
 
 
-def unseen(facts: Facts) -> tuple[str, ...]:
-    """Which kinds of held-out combination these facts contain; empty: they may be trained on."""
-    kinds = set()
-    for group in facts.groups:
-        if held_out("style", group.thing, facts.style):
-            kinds.add("style")
-        if group.count > 1 and held_out("count", group.thing, str(group.count)):
-            kinds.add("count")
-        if group.colour and held_out("colour", group.thing, group.colour):
-            kinds.add("colour")
-    for a, b in combinations(sorted(group.thing for group in facts.groups), 2):
-        if held_out("pair", a, b):
-            kinds.add("pair")
-    return tuple(sorted(kinds))
+def unseen(facts: Facts) -> bool:
+    """Whether these facts contain a held-out combination, so that training may not use them."""
+    names = sorted(group.thing for group in facts.groups)
+    return any(held_out("pair", a, b) for a, b in combinations(names, 2)) or any(
+        held_out("style", group.thing, facts.style)
+        or (group.count > 1 and held_out("count", group.thing, str(group.count)))
+        or (group.colour != "" and held_out("colour", group.thing, group.colour))
+        for group in facts.groups
+    )
 
 
 class Grammar:
@@ -110,7 +106,7 @@ class Grammar:
             category = str(rng.choice(list(CATEGORIES), p=np.array(list(CATEGORIES.values()))))
         for _ in range(10_000):
             facts = self._propose(rng, category)
-            if facts and bool(unseen(facts)) == want_unseen:
+            if facts and unseen(facts) == want_unseen:
                 return facts
         raise DataError(f"category {category!r} has no {'held-out ' if want_unseen else ''}combination to draw")
 

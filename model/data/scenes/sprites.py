@@ -38,8 +38,9 @@ class Sprites:
         self.colourable = frozenset(pair for pair, sprite in rgba.items() if main_hue(sprite) is not None)
         self.drawn = lru_cache(maxsize=8192)(self._drawn)
 
-    def styles_of(self, thing: str) -> tuple[str, ...]:
-        return tuple(style for style in STYLES if (thing, style) in self.rgba)
+    def __reduce__(self) -> tuple[type[Sprites], tuple[dict[tuple[str, str], np.ndarray], dict[str, Any]]]:
+        """Loader processes get a cache of their own: a cached method would arrive there without its object."""
+        return Sprites, (self.rgba, self.about)
 
     def _drawn(self, thing: str, style: str, colour: str, side: int) -> Image.Image:
         """The sprite in a colour ("": as it is) at `side` pixels; Pillow premultiplies while it filters."""

@@ -11,6 +11,7 @@ SYNONYM_SHARE = 0.15
 
 
 def with_article(words: str) -> str:
+    """Not that of model/data/captions.py, which says "an unicorn": the digest of emoji-64's data depends on it."""
     return f"{'an' if words[0].lower() in 'aeiou' and not words.startswith('uni') else 'a'} {words}"
 
 
