@@ -19,6 +19,7 @@ from model.data.sources import DataError
 SIZE = 128  # pixels of a picture
 # Side of a thing's square by how many there are; the square has a free border of SIDE / 16.
 SIDES = {1: 96, 2: 64, 3: 48, 4: 48}
+DRAWN_SLANT = 0.6  # "above" is drawn steeper than it is judged, so that no true picture lies on the edge of false
 NAMED_SIDES = {"small": 48, "big": 128}
 
 
@@ -48,12 +49,14 @@ class Scene:
         return asdict(self)
 
 
-def relation_holds(relation: str, first: tuple[float, float], second: tuple[float, float], by: float) -> bool:
-    """Whether the first centre lies so of the second: by more than `by`, and further that way than across."""
+def relation_holds(
+    relation: str, first: tuple[float, float], second: tuple[float, float], by: float, slant: float = 1.0
+) -> bool:
+    """Whether the first centre lies so of the second: by more than `by`, and less than `slant` times as far across."""
     dx, dy = second[0] - first[0], second[1] - first[1]
     along = {"left": dx, "right": -dx, "above": dy, "below": -dy}[relation]
     across = abs(dy) if relation in ("left", "right") else abs(dx)
-    return along > by and along > across
+    return along > by and across < slant * along
 
 
 def arrange(facts: Facts, rng: np.random.Generator, snap: int) -> Scene:
@@ -72,7 +75,8 @@ def arrange(facts: Facts, rng: np.random.Generator, snap: int) -> Scene:
         placed = tuple(Placed(g.thing, g.colour, x, y, side) for g, (x, y) in zip(things, corners, strict=False))
         if len(placed) < len(things):
             continue
-        if facts.relation and not relation_holds(facts.relation, placed[0].centre, placed[1].centre, by=side * 0.75):
+        centres = [each.centre for each in placed[:2]]
+        if facts.relation and not relation_holds(facts.relation, *centres, by=side * 0.75, slant=DRAWN_SLANT):
             continue
         return Scene(facts, placed)
     raise DataError(f"{len(things)} things of {side} pixels found no room with snap {snap}; choose a smaller snap")
