@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Header, Request
 
 from server import inputs
+from server.api_keys import Caller
 from server.errors import InvalidRequest, QueueFull, RequestError
 from server.jobs import JobInput, new_job_id
 from server.queue import Accepted
@@ -16,6 +19,7 @@ from server.queue import Accepted
 if TYPE_CHECKING:  # services build on this module
     from server.services import Services
 
+log = logging.getLogger(__name__)
 #: Clients of OpenAI's kind do not obey a longer one.
 LONGEST_RETRY_S = 120
 #: Come back when so much of the line is gone: after one job only one of those who were sent away would find room.
@@ -31,6 +35,7 @@ async def accept(
     services: Services,
     job: JobInput,
     kind: str,
+    caller: Caller,
     *,
     job_id: str | None = None,
     key: str = "",
@@ -42,11 +47,13 @@ async def accept(
 
     `source`: the picture that it starts from, kept beside it.
     """
-    job_id = job_id or new_job_id()
+    job_id, job = job_id or new_job_id(), replace(job, owner=caller.name)
     if source is not None:
         await inputs.keep(services.queue, job_id, source)
     try:
-        accepted = await services.queue.enqueue(job_id, job, kind, key=key, asked=asked, followed=followed)
+        accepted = await services.queue.enqueue(
+            job_id, job, kind, key=key, asked=asked, followed=followed, max_jobs=caller.max_jobs
+        )
     except RequestError as error:
         if source is not None:
             await inputs.drop(services.queue, job_id)
@@ -55,6 +62,8 @@ async def accept(
         line_s = await services.fleet.eta_s(job.model, await services.queue.backlog(job.model))
         retry_s = LONGEST_RETRY_S if line_s is None else math.ceil(line_s * SHARE_TO_WAIT_FOR)
         raise QueueFull(error.message, retry_after_s=min(max(1, retry_s), LONGEST_RETRY_S)) from error
+    if services.settings.log_prompts == "yes" and accepted.is_new:
+        log.info("%s of %s asks for %r", job_id, caller.name or "nobody", job.prompt)
     if source is not None and accepted.job_id != job_id:
         await inputs.drop(services.queue, job_id)
     return accepted

@@ -1,4 +1,6 @@
-"""Refuses request bodies that no honest request needs, before they fill the memory."""
+"""Refuses request bodies that no honest request needs, before they fill the memory, and those that never end."""
+
+import asyncio
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -16,10 +18,13 @@ LARGER = {
 
 
 class BodyLimit:
-    """Counts what arrives, so that a body sent in chunks without a Content-Length is caught as well."""
+    """Counts what arrives, so that a body sent in chunks without a Content-Length is caught as well.
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    A body has `patience_s` to arrive whole, or one byte a second would hold a connection and a buffer for days.
+    """
+
+    def __init__(self, app: ASGIApp, patience_s: float) -> None:
+        self.app, self._patience_s = app, patience_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -28,14 +33,20 @@ class BodyLimit:
         declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
         limit = LARGER.get(scope["path"], MAX_BODY_BYTES)
         too_large = declared.isdigit() and int(declared) > limit
-        arrived = 0
+        arrived, whole = 0, False
+        deadline = asyncio.get_running_loop().time() + self._patience_s
 
         async def limited() -> Message:
-            nonlocal arrived
+            nonlocal arrived, whole
             if too_large:  # the routes that read a body learn it before the first byte, the others need not care
                 raise HTTPException(413)
-            message = await receive()
+            try:
+                async with asyncio.timeout_at(None if whole else deadline):
+                    message = await receive()
+            except TimeoutError as error:
+                raise HTTPException(408) from error
             arrived += len(message.get("body", b""))
+            whole = not message.get("more_body", False)
             if arrived > limit:
                 raise HTTPException(413)  # of all exceptions FastAPI lets only this one out of reading a body
             return message

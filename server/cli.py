@@ -167,7 +167,7 @@ def _add_batch(commands: Any) -> None:
     parser.add_argument("prompts", type=Path, metavar="PROMPTS")
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder for the pictures")
     parser.add_argument("--url", help="of the service; default: what FLUID_HOST and FLUID_PORT say")
-    parser.add_argument("--api-key", help="if the service asks for one")
+    parser.add_argument("--api-key", help="if the service asks for one (FLUID_API_KEY)")
     parser.add_argument("--quality", choices=("low", "medium", "high"), help="of lines that do not say")
     parser.add_argument("--output-format", choices=("png", "webp", "jpeg"), help="of lines that do not say")
     parser.add_argument("--cancel", action="store_true", help="stop the folder's batch; what was drawn is fetched")
@@ -223,6 +223,19 @@ def _add_operations(commands: Any) -> None:
         action = actions.add_parser(name, help=help)
         action.add_argument("job_ids", nargs="+", metavar="JOB_ID", help='job ids, or "all"')
     dlq.set_defaults(run=_dlq, job_ids=[])
+    keys = _command(
+        commands,
+        "keys",
+        "Make API keys. Only their hashes are kept; without keys anybody who reaches the service may use it.",
+        "The line goes into the file that FLUID_API_KEYS_FILE names (or, by semicolons, into FLUID_API_KEYS). Running\n"
+        "gateways read the file again within a second. After the hash a line may have rate_limit=NUMBER (requests a\n"
+        "minute), max_jobs=NUMBER (jobs that wait or run), or disabled.\n"
+        "example:\n  fluid keys new alice >> keys.txt      # the key itself is shown on the terminal, once",
+    )
+    keys_actions = keys.add_subparsers(dest="action", required=True, metavar="ACTION")
+    new = keys_actions.add_parser("new", help="print a new key, and its line for the file")
+    new.add_argument("name", metavar="NAME", help="whose key it is: letters, digits, '.', '_', '-'")
+    keys.set_defaults(run=_keys)
     reload = _command(
         commands,
         "reload",
@@ -274,7 +287,7 @@ def _batch(settings: Settings, args: argparse.Namespace) -> None:
     from server.client import FluidClient
 
     options = {name: getattr(args, name) for name in ("quality", "output_format") if getattr(args, name)}
-    with FluidClient(args.url or settings.base_url, api_key=args.api_key, max_retries=8) as client:
+    with FluidClient(args.url or settings.base_url, api_key=args.api_key or settings.api_key, max_retries=8) as client:
         batch_command.run(client, args.prompts, args.out, options, cancel=args.cancel)
 
 
@@ -294,6 +307,12 @@ def _dlq(settings: Settings, args: argparse.Namespace) -> None:
     from server import operate
 
     asyncio.run(operate.dead_letters(settings, args.action, args.job_ids))
+
+
+def _keys(settings: Settings, args: argparse.Namespace) -> None:
+    from server import api_keys
+
+    api_keys.make(args.name)
 
 
 def _reload(settings: Settings, args: argparse.Namespace) -> None:

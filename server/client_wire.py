@@ -3,6 +3,7 @@
 import base64
 import email.utils
 import json
+import os
 import random
 import time
 import uuid
@@ -62,6 +63,7 @@ class JobEvent:
 
 def connection(base_url: str, api_key: str | None, timeout_s: float) -> dict[str, Any]:
     """What the HTTP library needs to be told, of either kind."""
+    api_key = api_key or os.environ.get("FLUID_API_KEY")
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     return {"base_url": base_url, "timeout": timeout_s, "headers": headers}
 

@@ -8,6 +8,9 @@ FluidError
 ├── RequestError                answered to the HTTP caller
 │   ├── InvalidRequest          400  a parameter is wrong; names it and the limit
 │   ├── JobCanceled             400  somebody canceled the job this request waited for
+│   ├── InvalidApiKey           401  no key, or one that nobody has
+│   ├── KeyDisabled             403
+│   ├── RequestTooSlow          408  its body did not arrive in time
 │   ├── BodyTooLarge            413
 │   ├── UnknownJob              404
 │   ├── UnknownImage            404  no such image, or not drawn yet
@@ -15,12 +18,14 @@ FluidError
 │   ├── UnknownBatch            404
 │   ├── JobExpired              410
 │   ├── KeyReused               422  an Idempotency-Key or job id that another request had
+│   ├── RateLimited             429  of one key: too many requests, or jobs, at a time
 │   ├── QueueFull               429
 │   ├── JobFailed               500
 │   ├── NoWorkers               503
 │   ├── QueueUnavailable        503  Redis does not answer
 │   └── DeadlineExceeded        504
 ├── OperatorError               ends an operator's command
+│   ├── KeyNameRefused          `fluid keys new` with a name that cannot stand in the file
 │   ├── UnknownLetter           no dead letter of this id
 │   ├── BatchRefused            `fluid batch` cannot begin, or its file was refused
 │   ├── ReloadRefused           a worker goes on with the checkpoint that it had
@@ -31,6 +36,7 @@ FluidError
 └── ServiceError                raised by the client: what the service answered
 """
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 
@@ -61,17 +67,25 @@ class RequestError(FluidError):
     type: ClassVar[str] = "server_error"
     code: ClassVar[str] = "internal_error"
 
-    def __init__(self, message: str, *, param: str | None = None, retry_after_s: int | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after_s: int | None = None,
+        extra: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
         self.retry_after_s = retry_after_s
+        self.extra = extra or {}
 
     def body(self) -> dict[str, Any]:
         return error_body(self.message, type=self.type, param=self.param, code=self.code)
 
     def headers(self) -> dict[str, str]:
-        return {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
+        return {**self.extra, **({} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)})}
 
 
 class InvalidRequest(RequestError):
@@ -84,6 +98,30 @@ class JobCanceled(RequestError):
     """Somebody canceled the job this request waited for."""
 
     status, type, code = 400, "invalid_request_error", "job_canceled"
+
+
+class InvalidApiKey(RequestError):
+    """No API key where one is wanted, or one that nobody has."""
+
+    status, type, code = 401, "invalid_request_error", "invalid_api_key"
+
+    def headers(self) -> dict[str, str]:
+        return {"WWW-Authenticate": "Bearer"}
+
+
+class KeyDisabled(RequestError):
+    """The operator has switched this API key off."""
+
+    status, type, code = 403, "permission_error", "key_disabled"
+
+
+class RequestTooSlow(RequestError):
+    """The request's body did not arrive within FLUID_BODY_TIMEOUT_S."""
+
+    status, type, code = 408, "invalid_request_error", "request_too_slow"
+
+    def headers(self) -> dict[str, str]:
+        return {"Connection": "close"}  # the rest of the body may still come, and is no request
 
 
 class BodyTooLarge(RequestError):
@@ -128,6 +166,12 @@ class KeyReused(RequestError):
     status, type, code = 422, "invalid_request_error", "idempotency_key_reused"
 
 
+class RateLimited(RequestError):
+    """One API key makes too many requests a minute, or has too many jobs that wait or run."""
+
+    status, type, code = 429, "rate_limit_error", "rate_limit_exceeded"
+
+
 class QueueFull(RequestError):
     """FLUID_MAX_QUEUE jobs are waiting already."""
 
@@ -150,6 +194,9 @@ class QueueUnavailable(RequestError):
     """Redis does not answer."""
 
     status, type, code = 503, "server_error", "queue_unavailable"
+
+    def __init__(self) -> None:
+        super().__init__("The queue does not answer. Nothing was lost; try again.", retry_after_s=1)
 
 
 class DeadlineExceeded(RequestError):
@@ -176,6 +223,10 @@ class ReloadRefused(OperatorError):
 
 class NotWell(OperatorError):
     """`fluid doctor` found something to act on."""
+
+
+class KeyNameRefused(OperatorError):
+    """The name could not stand in the file of API keys."""
 
 
 class WorkerError(FluidError):

@@ -8,10 +8,13 @@ import uvicorn
 from fastapi import FastAPI
 
 from server import __version__, routes_batches, routes_edits, routes_images, routes_jobs, routes_ops
+from server.api_keys import KeyRing
 from server.body_limit import BodyLimit
 from server.errors import ConfigError
-from server.middleware import RequestContext, install_error_handlers
+from server.guard import Guard, SafeHeaders, allow_origins
+from server.middleware import RequestContext, install_error_handlers, refuse
 from server.openapi import ANY_ERROR
+from server.patience import PatientProtocol
 from server.services import Services, open_services
 from server.settings import Settings
 from server.webhooks import parse_secret
@@ -39,8 +42,12 @@ def create_app(settings: Settings, open_services: OpenServices = open_services) 
         lifespan=lifespan,
         responses=ANY_ERROR,
     )
-    app.add_middleware(BodyLimit)
-    app.add_middleware(RequestContext)  # the last one is the outermost: refused bodies are counted too
+    # The last one is the outermost: what any of the others refuses has its id and is counted too.
+    app.add_middleware(BodyLimit, patience_s=settings.body_timeout_s)
+    app.add_middleware(Guard, ring=KeyRing(settings), metrics_access=settings.metrics_access, refuse=refuse)
+    allow_origins(app, settings.cors_origins)  # browsers ask without a key whether they may send one
+    app.add_middleware(SafeHeaders)
+    app.add_middleware(RequestContext)
     install_error_handlers(app)
     for module in (routes_images, routes_edits, routes_jobs, routes_batches, routes_ops):
         app.include_router(module.router)
@@ -52,10 +59,15 @@ def serve(settings: Settings) -> None:
     if not settings.redis_url:
         raise ConfigError("A gateway needs FLUID_REDIS_URL. `fluid serve` starts everything, Redis included.")
     parse_secret(settings.webhook_secret)
-    if settings.host not in ("127.0.0.1", "localhost", "::1"):
-        log.warning("listening on %s: anyone who reaches this port can draw; there are no keys", settings.host)
+    if settings.host not in ("127.0.0.1", "localhost", "::1") and not KeyRing(settings).required:
+        log.warning(
+            "LISTENING ON %s WITHOUT API KEYS: whoever reaches this port can draw, see and cancel everything. "
+            "Set FLUID_API_KEYS_FILE (`fluid keys new NAME`), or listen on 127.0.0.1.",
+            settings.host,
+        )
     uvicorn.run(
         create_app(settings),
+        http=PatientProtocol,
         host=settings.host,
         port=settings.port,
         log_level=settings.log_level,

@@ -83,8 +83,8 @@ class JobInput:
 
     @property
     def caller(self) -> str:
-        """Whose share of the service the job uses. The name of an API key goes here once there are keys."""
-        return self.user or ""
+        """Whose share of the service the job uses: a key's, or without keys whatever `user` says."""
+        return self.owner or self.user or ""
 
     @property
     def work(self) -> int:

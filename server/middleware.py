@@ -13,12 +13,27 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.body_limit import MAX_BODY_BYTES
-from server.errors import BodyTooLarge, InvalidRequest, NoWorkers, QueueFull, QueueUnavailable, RequestError, error_body
+from server.errors import (
+    BodyTooLarge,
+    InvalidApiKey,
+    InvalidRequest,
+    KeyDisabled,
+    NoWorkers,
+    QueueFull,
+    QueueUnavailable,
+    RateLimited,
+    RequestError,
+    RequestTooSlow,
+    error_body,
+)
 from server.services import Services, services_of
 from server.validation import from_validation
 
 log = logging.getLogger(__name__)
-REJECTIONS = (InvalidRequest, BodyTooLarge, QueueFull, NoWorkers, QueueUnavailable)
+REJECTIONS = (
+    InvalidRequest, InvalidApiKey, KeyDisabled, RequestTooSlow, BodyTooLarge, RateLimited, QueueFull, NoWorkers,
+    QueueUnavailable,
+)  # fmt: skip
 _OWN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -78,29 +93,37 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _on_bug)
 
 
-def _answer(request: Request, error: RequestError) -> JSONResponse:
-    if request.method == "POST" and isinstance(error, REJECTIONS):
-        services_of(request).metrics.rejected.labels(error.code).inc()
+def refuse(scope: Scope, error: RequestError) -> JSONResponse:
+    """The answer that is this error, counted."""
+    if scope["method"] == "POST" and isinstance(error, REJECTIONS):
+        services: Services = scope["app"].state.services
+        services.metrics.rejected.labels(error.code).inc()
     return JSONResponse(error.body(), status_code=error.status, headers=error.headers())
 
 
 async def _on_request_error(request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, RequestError):
         raise error
-    return _answer(request, error)
+    return refuse(request.scope, error)
 
 
 async def _on_validation_error(request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, RequestValidationError):
         raise error
-    return _answer(request, from_validation(error.errors()[0]))
+    return refuse(request.scope, from_validation(error.errors()[0]))
 
 
 async def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, HTTPException):
         raise error
     if error.status_code == 413:
-        return _answer(request, BodyTooLarge(f"The body is larger than {MAX_BODY_BYTES} bytes; no request needs that."))
+        return refuse(
+            request.scope, BodyTooLarge(f"The body is larger than {MAX_BODY_BYTES} bytes; no request needs that.")
+        )
+    if error.status_code == 408:
+        limit_s = services_of(request).settings.body_timeout_s
+        late = RequestTooSlow(f"The body did not arrive within {limit_s:g} s (FLUID_BODY_TIMEOUT_S).")
+        return refuse(request.scope, late)
     message = str(error.detail)
     if error.status_code == 404:
         message = f"There is no {request.method} {request.url.path}. See /docs for what there is."
@@ -114,9 +137,7 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
 
 async def _on_redis_error(request: Request, error: Exception) -> JSONResponse:
     log.error("Redis: %s", error)
-    return _answer(
-        request, QueueUnavailable("The queue does not answer. Nothing was lost; try again.", retry_after_s=1)
-    )
+    return refuse(request.scope, QueueUnavailable())
 
 
 async def _on_bug(request: Request, error: Exception) -> JSONResponse:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 from server.connection import Client
-from server.errors import JobExpired, KeyReused, QueueFull, UnknownJob
+from server.errors import JobExpired, KeyReused, QueueFull, RateLimited, UnknownJob
 from server.jobs import (
     PRIORITIES,
     JobError,
@@ -74,21 +74,34 @@ class Queue:
     # --- the gateway's side -------------------------------------------------------------------------
 
     async def enqueue(
-        self, job_id: str, job: JobInput, kind: str, *, key: str = "", asked: str = "", followed: bool = False
+        self,
+        job_id: str,
+        job: JobInput,
+        kind: str,
+        *,
+        key: str = "",
+        asked: str = "",
+        followed: bool = False,
+        max_jobs: int = 0,
     ) -> Accepted:
         """Accept the job. After this it will reach exactly one terminal state.
 
         `asked` is a hash of what the caller sent: the same id or Idempotency-Key (`key`) with the same request gives
-        the job that there is already. `followed`: keep its events from the start.
+        the job that there is already. `followed`: keep its events from the start. `max_jobs`: of its owner at a time.
         """
         optional = ["" if value is None else value for value in (job.deadline_ms, key, asked, job.result_ttl_s)]
         args = [job_id, job.to_json(), kind, self.max_queue, job.model, job.priority, job.caller, job.work]
-        about = [int(followed), job.owner, job.webhook, job.batch]
+        about = [int(followed), job.owner, job.webhook, job.batch, max_jobs]
         answer, value, created_at = await self.run("enqueue", [*args, *optional, *about])
         if answer == "full":
             raise QueueFull(
                 f"{value} jobs are waiting, the limit is {self.max_queue} (FLUID_MAX_QUEUE). Try later.",
                 retry_after_s=RETRY_WHEN_FULL_S,
+            )
+        if answer == "busy":
+            raise RateLimited(
+                f"{value} jobs of {job.owner!r} wait or run, the limit is {max_jobs} (FLUID_MAX_JOBS). Try later.",
+                retry_after_s=1,
             )
         if answer == "gone":
             raise JobExpired(f"Job {value} has ended and was deleted; choose another id.")
@@ -97,13 +110,16 @@ class Queue:
             raise KeyReused(f"The {name} is that of another request. Use a new one for a new request.")
         return Accepted(value, float(created_at), answer == "new")
 
-    async def get(self, job_id: str) -> JobRecord:
+    async def get(self, job_id: str, owner: str | None = None) -> JobRecord:
+        """With an `owner`, other people's jobs are unknown."""
         raw = await self.redis.hgetall(self.keys.job_hash(job_id))
-        if raw:
+        if raw and owner in (None, raw.get("scope", "")):
             return JobRecord.from_fields(raw)
-        ended = await self.redis.get(self.keys.tombstone(job_id))
+        ended = None if raw else await self.redis.get(self.keys.tombstone(job_id))
         if ended:
-            raise JobExpired(f"Job {job_id} {ended.split()[0]}; its record and pictures were deleted since.")
+            state, _, scope = ended.partition(" ")
+            if owner in (None, scope):
+                raise JobExpired(f"Job {job_id} {state}; its record and pictures were deleted since.")
         raise UnknownJob(f"No job has the id {job_id!r}. Ids come from POST /v1/jobs.", param="job_id")
 
     async def ended(self, job_ids: Sequence[str]) -> list[str]:

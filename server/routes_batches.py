@@ -9,17 +9,18 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from server.admission import Key, idempotency_key
+from server.api_keys import Caller
 from server.batch_lines import FAILURES, RESULTS, URL
 from server.batches import Batch
 from server.errors import BodyTooLarge, InvalidRequest, JobCanceled, RequestError, UnknownFile
 from server.files import MAX_FILE_BYTES
+from server.guard import CallerDep
 from server.jobs import JobRecord
 from server.openapi import BATCH_ERRORS, CREATE_BATCH, FILE_CONTENT, FILE_ERRORS
 from server.services import Services, ServicesDep
 from server.views import images_response, require_success
 
 router = APIRouter()
-NOBODY = ""
 
 
 class BatchRequest(BaseModel):
@@ -36,6 +37,7 @@ class BatchRequest(BaseModel):
 @router.post("/v1/files", tags=["batches"], responses=FILE_ERRORS, operation_id="upload_file")
 async def upload(
     services: ServicesDep,
+    caller: CallerDep,
     file: Annotated[UploadFile, Field(description="JSON lines, 32 MiB at most.")],
     purpose: Annotated[Literal["batch"], Form(description="Only batches have files here.")],
 ) -> dict[str, Any]:
@@ -45,28 +47,32 @@ async def upload(
         raise BodyTooLarge(f"'file' has more than {MAX_FILE_BYTES} bytes; split it.", param="file")
     if not data:
         raise InvalidRequest("'file' is empty.", param="file")
-    return (await services.files.add(NOBODY, (file.filename or "batch.jsonl")[:256], purpose, data)).view()
+    return (await services.files.add(caller.name, (file.filename or "batch.jsonl")[:256], purpose, data)).view()
 
 
 @router.get("/v1/files", tags=["batches"], responses=BATCH_ERRORS, operation_id="list_files")
-async def list_files(services: ServicesDep) -> dict[str, Any]:
+async def list_files(services: ServicesDep, caller: CallerDep) -> dict[str, Any]:
     """Newest first; what is not deleted goes after FLUID_BATCH_TTL_S."""
-    return {"object": "list", "data": [each.view() for each in await services.files.list(NOBODY)], "has_more": False}
+    return {
+        "object": "list",
+        "data": [each.view() for each in await services.files.list(caller.name)],
+        "has_more": False,
+    }
 
 
 @router.get("/v1/files/{file_id}", tags=["batches"], responses=FILE_ERRORS, operation_id="get_file")
-async def get_file(file_id: str, services: ServicesDep) -> dict[str, Any]:
-    if (found := await _results_of(services, file_id)) is not None:
+async def get_file(file_id: str, services: ServicesDep, caller: CallerDep) -> dict[str, Any]:
+    if (found := await _results_of(services, caller, file_id)) is not None:
         batch, _ = found
         view = {"object": "file", "bytes": 0, "filename": f"{file_id}.jsonl", "purpose": "batch_output"}
         return {"id": file_id, "created_at": batch.view()["created_at"], "status": "processed"} | view
-    return (await services.files.get(NOBODY, file_id)).view()
+    return (await services.files.get(caller.name, file_id)).view()
 
 
 @router.delete("/v1/files/{file_id}", tags=["batches"], responses=FILE_ERRORS, operation_id="delete_file")
-async def delete_file(file_id: str, services: ServicesDep) -> dict[str, Any]:
+async def delete_file(file_id: str, services: ServicesDep, caller: CallerDep) -> dict[str, Any]:
     """Of a batch that was validated it is not needed any more."""
-    await services.files.delete(NOBODY, file_id)
+    await services.files.delete(caller.name, file_id)
     return {"id": file_id, "object": "file", "deleted": True}
 
 
@@ -77,22 +83,22 @@ async def delete_file(file_id: str, services: ServicesDep) -> dict[str, Any]:
     responses=FILE_CONTENT,
     operation_id="get_file_content",
 )
-async def content(file_id: str, services: ServicesDep) -> StreamingResponse:
+async def content(file_id: str, services: ServicesDep, caller: CallerDep) -> StreamingResponse:
     """Results may be read at any time: what has ended by then is there."""
-    if (found := await _results_of(services, file_id)) is not None:
+    if (found := await _results_of(services, caller, file_id)) is not None:
         batch, errors = found
         return StreamingResponse(_lines(services, batch, errors), media_type="application/jsonl")
-    await services.files.get(NOBODY, file_id)
+    await services.files.get(caller.name, file_id)
     data = await services.files.content(file_id)
     return StreamingResponse(iter([data]), media_type="application/jsonl")
 
 
-async def _results_of(services: Services, file_id: str) -> tuple[Batch, bool] | None:
+async def _results_of(services: Services, caller: Caller, file_id: str) -> tuple[Batch, bool] | None:
     """The batch of a file of results, and whether of those that failed; None if it is another file."""
     for prefix, errors in ((RESULTS, False), (FAILURES, True)):
         if file_id.startswith(prefix):
             try:
-                return await services.batches.get(NOBODY, file_id.removeprefix(prefix)), errors
+                return await services.batches.get(caller.name, file_id.removeprefix(prefix)), errors
             except RequestError as error:
                 raise UnknownFile(f"No file has the id {file_id[:100]!r}.", param="file_id") from error
     return None
@@ -122,30 +128,33 @@ async def _response(services: Services, record: JobRecord) -> dict[str, Any]:
 
 
 @router.post("/v1/batches", tags=["batches"], responses=CREATE_BATCH, operation_id="create_batch")
-async def create(body: BatchRequest, request: Request, services: ServicesDep, key: Key = None) -> dict[str, Any]:
+async def create(
+    body: BatchRequest, request: Request, services: ServicesDep, caller: CallerDep, key: Key = None
+) -> dict[str, Any]:
     """Draw every line of a file, behind everybody else's requests. Survives restarts of everything."""
     known = idempotency_key(request)
-    return (await services.batches.create(NOBODY, body.input_file_id, body.metadata, known)).view()
+    return (await services.batches.create(caller.name, body.input_file_id, body.metadata, known)).view()
 
 
 @router.get("/v1/batches", tags=["batches"], responses=BATCH_ERRORS, operation_id="list_batches")
 async def list_batches(
     services: ServicesDep,
+    caller: CallerDep,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     after: Annotated[str | None, Query(max_length=100)] = None,
 ) -> dict[str, Any]:
     """Newest first."""
-    found, has_more = await services.batches.list(NOBODY, limit, after)
+    found, has_more = await services.batches.list(caller.name, limit, after)
     ids = {"first_id": found[0].id if found else None, "last_id": found[-1].id if found else None}
     return {"object": "list", "data": [batch.view() for batch in found], "has_more": has_more} | ids
 
 
 @router.get("/v1/batches/{batch_id}", tags=["batches"], responses=BATCH_ERRORS, operation_id="get_batch")
-async def get_batch(batch_id: str, services: ServicesDep) -> dict[str, Any]:
-    return (await services.batches.get(NOBODY, batch_id)).view()
+async def get_batch(batch_id: str, services: ServicesDep, caller: CallerDep) -> dict[str, Any]:
+    return (await services.batches.get(caller.name, batch_id)).view()
 
 
 @router.post("/v1/batches/{batch_id}/cancel", tags=["batches"], responses=BATCH_ERRORS, operation_id="cancel_batch")
-async def cancel(batch_id: str, services: ServicesDep) -> dict[str, Any]:
+async def cancel(batch_id: str, services: ServicesDep, caller: CallerDep) -> dict[str, Any]:
     """Safe to repeat. What has been drawn stays."""
-    return (await services.batches.cancel(NOBODY, batch_id)).view()
+    return (await services.batches.cancel(caller.name, batch_id)).view()

@@ -14,7 +14,9 @@ from starlette.datastructures import FormData, UploadFile
 
 from server import edits, openapi, pictures
 from server.admission import idempotency_key
+from server.api_keys import Caller
 from server.errors import InvalidRequest
+from server.guard import CallerDep
 from server.jobs import Edit, JobInput, ModelInfo, new_job_id
 from server.resolve import model_of, resolve
 from server.routes_images import answer, draw, wants_the_file
@@ -38,7 +40,7 @@ _LISTS = ("guidance_interval",)
     operation_id="edit_image",
     openapi_extra=openapi.form(EditRequest, "image", "mask", required=["image", "prompt"]),
 )
-async def edit(request: Request, services: ServicesDep) -> Response:
+async def edit(request: Request, services: ServicesDep, caller: CallerDep) -> Response:
     """Draw a part of a picture anew, and leave the rest as it is.
 
     What is transparent in `mask` (or in `image`, without a mask) is drawn; in PNG all other pixels come back
@@ -57,7 +59,7 @@ async def edit(request: Request, services: ServicesDep) -> Response:
     job, warnings = await _resolved(services, body, info.tokens - sum(tokens))
     data, sha256 = edits.pack(source, drawn)
     job = replace(job, edit=Edit(new_job_id(), sha256, feather=feather))
-    return await _draw(request, services, body, job, data, [*notes, *warnings])
+    return await _draw(request, services, caller, body, job, data, [*notes, *warnings])
 
 
 @router.post(
@@ -67,7 +69,7 @@ async def edit(request: Request, services: ServicesDep) -> Response:
     operation_id="vary_image",
     openapi_extra=openapi.form(VariationRequest, "image", required=["image"]),
 )
-async def vary(request: Request, services: ServicesDep) -> Response:
+async def vary(request: Request, services: ServicesDep, caller: CallerDep) -> Response:
     """Draw a picture again around a random part of it: `keep` of its tokens stay, other ones for each seed.
 
     A picture that was drawn here brings its prompt along.
@@ -87,7 +89,7 @@ async def vary(request: Request, services: ServicesDep) -> Response:
     job, warnings = await _resolved(services, body, info.tokens - kept)
     data, sha256 = edits.pack(source, None)
     job = replace(job, edit=Edit(new_job_id(), sha256, kept_tokens=kept))
-    return await _draw(request, services, body, job, data, [*notes, *warnings])
+    return await _draw(request, services, caller, body, job, data, [*notes, *warnings])
 
 
 # --- reading the form ---------------------------------------------------------------------------------------
@@ -160,11 +162,17 @@ async def _resolved(services: Services, body: ImageRequest, new_tokens: int) -> 
 
 
 async def _draw(
-    request: Request, services: Services, body: ImageRequest, job: JobInput, source: bytes, warnings: list[str]
+    request: Request,
+    services: Services,
+    caller: Caller,
+    body: ImageRequest,
+    job: JobInput,
+    source: bytes,
+    warnings: list[str],
 ) -> Response:
     wants_file = wants_the_file(request, job)
     await services.fleet.require_worker(job.model)
     started_from = json.dumps(job.edit.recipe() if job.edit else None)
     asked = f"{body.fingerprint()} {started_from}"
-    record = await draw(request, services, job, key=idempotency_key(request), asked=asked, source=source)
+    record = await draw(request, services, job, caller, key=idempotency_key(request), asked=asked, source=source)
     return await answer(services, record, body, warnings, wants_file=wants_file)

@@ -7,7 +7,9 @@ from fastapi.responses import JSONResponse, Response
 
 from server import sse, streaming
 from server.admission import accept, idempotency_key
+from server.api_keys import Caller
 from server.errors import DeadlineExceeded, InvalidRequest, JobCanceled
+from server.guard import CallerDep
 from server.images import MIME
 from server.jobs import JobInput, JobRecord, new_job_id
 from server.openapi import GENERATE, RequestBody
@@ -26,7 +28,7 @@ router = APIRouter(tags=["images"])
     responses=GENERATE,
     operation_id="generate",
 )
-async def generate(request: Request, body: RequestBody, services: ServicesDep) -> Response:
+async def generate(request: Request, body: RequestBody, services: ServicesDep, caller: CallerDep) -> Response:
     """Draw pictures and wait for them. If you disconnect, the job is canceled; with an `Idempotency-Key` it goes on,
     and the same request with the same key gets its pictures.
 
@@ -47,20 +49,27 @@ async def generate(request: Request, body: RequestBody, services: ServicesDep) -
     await fleet.require_worker(job.model)
     key = idempotency_key(request)
     if body.stream:
-        accepted = await accept(services, job, "sync", key=key, asked=body.fingerprint(), followed=True)
+        accepted = await accept(services, job, "sync", caller, key=key, asked=body.fingerprint(), followed=True)
         pictures = streaming.pictures(services, accepted.job_id, body.response_format or "b64_json", keep=bool(key))
         return sse.response(pictures, {"x-job-id": accepted.job_id})
-    record = await draw(request, services, job, key=key, asked=body.fingerprint())
+    record = await draw(request, services, job, caller, key=key, asked=body.fingerprint())
     return await answer(services, record, body, warnings, wants_file=wants_file)
 
 
 async def draw(
-    request: Request, services: Services, job: JobInput, *, key: str, asked: str, source: bytes | None = None
+    request: Request,
+    services: Services,
+    job: JobInput,
+    caller: Caller,
+    *,
+    key: str,
+    asked: str,
+    source: bytes | None = None,
 ) -> JobRecord:
     """Queue the job, or find the one that the same request brought before, and wait for its success."""
     job_id = job.edit.source if job.edit else new_job_id()
     with services.watcher.expect(job_id) as expected:
-        accepted = await accept(services, job, "sync", job_id=job_id, key=key, asked=asked, source=source)
+        accepted = await accept(services, job, "sync", caller, job_id=job_id, key=key, asked=asked, source=source)
         if accepted.job_id == job_id:
             record = await _wait(request, services, job_id, expected, keep=bool(key))
     if accepted.job_id != job_id:

@@ -11,8 +11,10 @@ from fastapi.responses import JSONResponse, Response
 
 from server import listing, sse
 from server.admission import Key, accept, idempotency_key
+from server.api_keys import Caller
 from server.errors import InvalidRequest, RequestError, UnknownImage
 from server.events import BEGINNING, Event
+from server.guard import CallerDep
 from server.images import MIME
 from server.jobs import JobRecord, JobState
 from server.openapi import EVENTS, JOB, JOB_IMAGE, LISTING, PREVIEW, SUBMIT, RequestBody
@@ -31,10 +33,15 @@ Prefer = Annotated[str | None, Header(description="`wait=10` holds the answer ba
 
 @router.post("", status_code=202, response_model=JobObject, responses=SUBMIT, operation_id="submit_job")
 async def submit(
-    body: RequestBody, request: Request, services: ServicesDep, prefer: Prefer = None, key: Key = None
+    body: RequestBody,
+    request: Request,
+    services: ServicesDep,
+    caller: CallerDep,
+    prefer: Prefer = None,
+    key: Key = None,
 ) -> Response:
     """Accept a request and answer at once. Survives disconnects and restarts of everything."""
-    return await _submit(body, request, services, None)
+    return await _submit(body, request, services, caller, None)
 
 
 @router.put("/{job_id}", status_code=202, response_model=JobObject, responses=SUBMIT, operation_id="put_job")
@@ -43,13 +50,16 @@ async def put(
     body: RequestBody,
     request: Request,
     services: ServicesDep,
+    caller: CallerDep,
     prefer: Prefer = None,
 ) -> Response:
     """As POST, and safe to repeat: the same id with the same body is the same job."""
-    return await _submit(body, request, services, job_id)
+    return await _submit(body, request, services, caller, job_id)
 
 
-async def _submit(body: RequestBody, request: Request, services: Services, job_id: str | None) -> Response:
+async def _submit(
+    body: RequestBody, request: Request, services: Services, caller: Caller, job_id: str | None
+) -> Response:
     if body.stream:
         raise InvalidRequest(
             "'stream' is for pictures; a job's events are at GET /v1/jobs/{id}/events.", param="stream"
@@ -62,17 +72,20 @@ async def _submit(body: RequestBody, request: Request, services: Services, job_i
         services,
         job,
         "job",
+        caller,
         job_id=job_id,
         key="" if job_id else idempotency_key(request),  # the id is one
         asked=body.fingerprint(),
         followed=job.partial_images > 0,  # or nobody could replay what was shown before he came
     )
-    return await _answer(request, services, accepted.job_id, warnings)
+    return await _answer(request, services, caller, accepted.job_id, warnings)
 
 
-async def _answer(request: Request, services: Services, job_id: str, warnings: list[str] | None = None) -> Response:
+async def _answer(
+    request: Request, services: Services, caller: Caller, job_id: str, warnings: list[str] | None = None
+) -> Response:
     """202 while the job waits or runs, 200 once it has ended; after as long as the caller prefers to wait."""
-    record = await services.queue.get(job_id)
+    record = await services.queue.get(job_id, caller.name)
     wait_s = min(_prefers_wait_s(request), services.settings.request_timeout_s)
     if wait_s and not record.state.terminal:
         with services.watcher.expect(job_id) as expected:
@@ -97,26 +110,30 @@ def _prefers_wait_s(request: Request) -> float:
 @router.get("", response_model=JobList, responses=LISTING, operation_id="list_jobs")
 async def list_(
     services: ServicesDep,
+    caller: CallerDep,
     limit: Annotated[int, Query(ge=1, le=100, description="How many at most.")] = 20,
     after: Annotated[str | None, Query(description="`last_id` of the page before.", max_length=200)] = None,
     status: Annotated[Status | None, Query(description="Only jobs in this state.")] = None,
 ) -> JobList:
     """Newest first. With `status` a page may hold fewer than `limit`, and more may follow: obey `has_more`."""
-    found = await listing.page(services.queue, "", limit=limit, after=after, status=status)
+    found = await listing.page(services.queue, caller.name, limit=limit, after=after, status=status)
     views = await asyncio.gather(*(job_object(services, record) for record in found.records))
     return JobList(data=list(views), last_id=found.last_id, has_more=found.has_more)
 
 
 @router.get("/{job_id}", response_model=JobObject, responses=JOB, operation_id="get_job")
-async def get(job_id: str, request: Request, services: ServicesDep, prefer: Prefer = None) -> Response:
+async def get(
+    job_id: str, request: Request, services: ServicesDep, caller: CallerDep, prefer: Prefer = None
+) -> Response:
     """202 while the job waits or runs, 200 once it has ended."""
-    return await _answer(request, services, job_id)
+    return await _answer(request, services, caller, job_id)
 
 
 @router.get("/{job_id}/events", response_class=Response, responses=EVENTS, operation_id="follow_job")
 async def events(
     job_id: str,
     services: ServicesDep,
+    caller: CallerDep,
     last_event_id: Annotated[str | None, Header(description="Where a broken connection was; goes on after it.")] = None,
 ) -> Response:
     """Server-sent events up to the job's end, the last of which carries the job as GET shows it."""
@@ -125,6 +142,7 @@ async def events(
             f"'Last-Event-ID' must be an id that an event had, like 1700000000000-0; got {last_event_id[:80]!r}.",
             param="Last-Event-ID",
         )
+    await services.queue.get(job_id, caller.name)
     await services.events.begin(job_id)
     return sse.response(_events(services, job_id, last_event_id or BEGINNING))
 
@@ -160,9 +178,9 @@ async def _event(services: Services, record: JobRecord, event: Event) -> bytes:
     responses=JOB_IMAGE,
     operation_id="get_job_image",
 )
-async def image(job_id: str, index: int, services: ServicesDep) -> Response:
+async def image(job_id: str, index: int, services: ServicesDep, caller: CallerDep) -> Response:
     """The file of one picture."""
-    record = await services.queue.get(job_id)
+    record = await services.queue.get(job_id, caller.name)
     if record.state is not JobState.SUCCEEDED:
         # Only what can still come is worth a retry.
         retry = None if record.state.terminal else 1
@@ -187,9 +205,9 @@ async def image(job_id: str, index: int, services: ServicesDep) -> Response:
     responses=PREVIEW,
     operation_id="get_job_preview",
 )
-async def preview(job_id: str, index: int, number: int, services: ServicesDep) -> Response:
+async def preview(job_id: str, index: int, number: int, services: ServicesDep, caller: CallerDep) -> Response:
     """A picture half done, as its event announced it."""
-    record = await services.queue.get(job_id)
+    record = await services.queue.get(job_id, caller.name)
     data = await services.events.preview(job_id, index, number)
     if data is None:
         raise UnknownImage(f"Job {job_id} has no preview {number} of image {index}.", param="number")
@@ -198,8 +216,9 @@ async def preview(job_id: str, index: int, number: int, services: ServicesDep) -
 
 
 @router.post("/{job_id}/cancel", status_code=202, response_model=JobObject, responses=JOB, operation_id="cancel_job")
-async def cancel(job_id: str, services: ServicesDep) -> Response:
+async def cancel(job_id: str, services: ServicesDep, caller: CallerDep) -> Response:
     """Safe to repeat. 200 once the job has ended, 202 while its worker is still letting go."""
+    await services.queue.get(job_id, caller.name)
     record = await services.queue.cancel(job_id)
     view = await job_object(services, record)
     return JSONResponse(view.model_dump(), status_code=200 if record.state.terminal else 202)

@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 
 from server import metrics
 from server.errors import NoWorkers
+from server.guard import page_policy
 from server.openapi import READY
 from server.services import ServicesDep
 
@@ -69,4 +70,4 @@ async def scrape(services: ServicesDep) -> Response:
 @router.get("/", include_in_schema=False)
 async def playground() -> HTMLResponse:
     page = (resources.files("server") / "playground.html").read_text(encoding="utf-8")
-    return HTMLResponse(page)
+    return HTMLResponse(page, headers={"Content-Security-Policy": page_policy(page)})

@@ -77,6 +77,21 @@ class Settings:
     )
     request_timeout_s: float = _setting(300.0, "Longest wait of a synchronous request.", unit="seconds", at_least=1)
     drain_s: float = _setting(30.0, "Time to finish running work after SIGTERM.", unit="seconds", at_least=0)
+    api_keys_file: str = _setting("", "File of API keys' hashes; read again when it changes. See `fluid keys --help`.")
+    api_keys: str = _setting("", "The same lines, separated by semicolons, for those who keep no files.")
+    rate_limit: int = _setting(
+        0, "Requests that draw or upload, of one key; more get 429; 0: any number.", unit="per minute", at_least=0
+    )
+    max_jobs: int = _setting(
+        0, "Jobs of one key that may wait or run; more get 429; 0: any number.", unit="jobs", at_least=0
+    )
+    metrics_access: str = _setting("open", "Who may read /metrics: anybody, or who has a key.", choices=("open", "key"))
+    api_key: str = _setting("", "The key that commands such as `fluid batch` send to a service.")
+    cors_origins: str = _setting("", "Pages of other origins that may call, by commas, such as https://app.example.")
+    body_timeout_s: float = _setting(
+        30.0, "A request that has not arrived whole by then is cut off.", unit="seconds", at_least=0.5
+    )
+    log_prompts: str = _setting("no", "Whether the gateway's log has prompts.", choices=("no", "yes"))
     log_level: str = _setting("info", "How much is logged.", choices=("debug", "info", "warning", "error"))
     fake_step_ms: float = _setting(2.0, "Time of one step of the fake engine.", unit="milliseconds", at_least=0)
 

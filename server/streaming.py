@@ -38,7 +38,7 @@ async def pictures(services: Services, job_id: str, response_format: str, *, kee
         yield _failed(error)
     except RedisError as error:
         log.error("Redis, while pictures of %s were sent: %s", job_id, error)
-        yield _failed(QueueUnavailable("The queue does not answer. Nothing was lost; try again."))
+        yield _failed(QueueUnavailable())
     finally:
         if not (ended or keep):
             await asyncio.shield(services.queue.cancel(job_id))

@@ -10,6 +10,7 @@
 --   events:ID             stream: what happened to a job that somebody follows; preview:ID:INDEX:NUMBER  its previews
 --   hooks, hook:ID        webhooks by the time of their next try; batches, batch:ID  batches by their next turn
 --   list:SCOPE            every job with a record, by sequence; idem:SCOPE:KEY  hash: the job of an Idempotency-Key
+--   open                  hash: jobs that wait or run, by scope; rate:SCOPE  when its allowance of requests is whole again
 local P = KEYS[1]
 local function key(...) return table.concat({P, ...}, ':') end
 local COUNTERS, DEADLINES, ENDED, DEAD, DONE = key('counters'), key('deadlines'), key('ended'), key('dead'), key('done')
@@ -101,12 +102,15 @@ local function quit(id, served)
   end
 end
 
+-- A batch feeds its lines by itself, a few at a time: they are not its owner's impatience.
+local function limited(scope, kind) return scope and scope ~= '' and kind ~= 'batch' end
+
 -- ---- the end -----------------------------------------------------------------------------------------------------
 
 -- Into a terminal state: the record and its tombstone get their time to live, and waiters are woken.
 local function conclude(id, state, ttl_s)
   local job, at = key('job', id), clock()
-  local f = read(id, 'model', 'state', 'ttl', 'scope', 'webhook', 'batch')
+  local f = read(id, 'model', 'state', 'ttl', 'scope', 'webhook', 'batch', 'kind')
   ttl_s = tonumber(f[3] or ttl_s)
   if f[2] == 'queued' then quit(id, false) end
   redis.call('ZREM', key('leases', f[1]), id)
@@ -130,6 +134,9 @@ local function conclude(id, state, ttl_s)
   end
   if f[6] and redis.call('EXISTS', key('batch', f[6])) == 1 then
     redis.call('HINCRBY', key('batch', f[6]), 'ended:' .. state, 1)
+  end
+  if limited(f[4], f[7]) and redis.call('HINCRBY', key('open'), f[4], -1) <= 0 then
+    redis.call('HDEL', key('open'), f[4])
   end
   redis.call('PUBLISH', DONE, id)
 end

@@ -1,6 +1,7 @@
 -- Accept a job. ARGV: 1 id, 2 input JSON, 3 kind, 4 queue limit, 5 model, 6 class, 7 caller, 8 work, then '' where there
 -- is none: 9 deadline_ms, 10 Idempotency-Key, 11 hash of what was asked, 12 ttl_s; 13 followed from the start (0|1),
--- 14 scope: who may list it; 15 webhook and 16 batch, '' without. Returns what became of it, the job's id and its creation time.
+-- 14 scope: who may list it; 15 webhook and 16 batch, '' without;
+-- 17 how many jobs of this scope may wait or run, 0 for any number. Returns what became of it, the job's id and its creation time.
 -- Safe to repeat: a client library that retries after a lost reply does not enqueue twice.
 local id, input, kind, limit, model, class, caller, work, deadline_ms =
   ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9]
@@ -16,6 +17,8 @@ if known[2] then return {'known', id, known[2]} end
 if redis.call('EXISTS', key('tomb', id)) == 1 then return {'gone', id, ''} end
 local queued = tonumber(redis.call('HGET', COUNTERS, 'state:queued') or '0')
 if queued >= limit then return {'full', tostring(queued), ''} end
+local open = tonumber(redis.call('HGET', key('open'), scope) or '0')
+if tonumber(ARGV[17]) > 0 and open >= tonumber(ARGV[17]) then return {'busy', tostring(open), ''} end
 local at = clock()
 local sequence = redis.call('HINCRBY', COUNTERS, 'sequence', 1)
 redis.call('HSET', job, 'id', id, 'state', 'queued', 'input', input, 'kind', kind, 'created_at', text(at),
@@ -37,5 +40,6 @@ redis.call('PERSIST', key('input', id)) -- the picture that an edit starts from,
 redis.call('ZADD', key('list', scope), sequence, id)
 redis.call('HINCRBY', COUNTERS, 'submitted:' .. kind, 1)
 redis.call('HINCRBY', COUNTERS, 'state:queued', 1)
+if limited(scope, kind) then redis.call('HINCRBY', key('open'), scope, 1) end
 join(id)
 return {'new', id, text(at)}

@@ -75,9 +75,10 @@ def arrange(facts: Facts, rng: np.random.Generator, snap: int) -> Scene:
         placed = tuple(Placed(g.thing, g.colour, x, y, side) for g, (x, y) in zip(things, corners, strict=False))
         if len(placed) < len(things):
             continue
-        centres = [each.centre for each in placed[:2]]
-        if facts.relation and not relation_holds(facts.relation, *centres, by=side * 0.75, slant=DRAWN_SLANT):
-            continue
+        if facts.relation:
+            first, second = placed[0].centre, placed[1].centre
+            if not relation_holds(facts.relation, first, second, by=side * 0.75, slant=DRAWN_SLANT):
+                continue
         return Scene(facts, placed)
     raise DataError(f"{len(things)} things of {side} pixels found no room with snap {snap}; choose a smaller snap")
 

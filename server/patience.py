@@ -1,0 +1,78 @@
+"""How long a connection may take to say what it wants: uvicorn alone would wait for ever, and store any header.
+
+The body of a request has its own limits (body_limit.py); this is about all that comes before and after it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+HEADERS_S = 10.0  # from a connection, or a request's first byte, to the end of its headers
+LEFTOVER_S = 2.0  # to finish a body that nobody reads any more: the answer is out, and so is the client
+MAX_HEADER_BYTES = 32768  # of a request; proxies commonly allow 8 to 16 KiB
+
+
+class PatientProtocol(HttpToolsProtocol):
+    """A connection with a deadline whenever it is the client's turn, idle keep-alive excepted: uvicorn has that."""
+
+    _deadline: asyncio.TimerHandle | None = None
+    _header_bytes = 0
+    _body_owed = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._expect(HEADERS_S)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._relax()
+        super().connection_lost(exc)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._header_bytes = 0
+        self._expect(HEADERS_S)
+
+    def on_url(self, url: bytes) -> None:
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(len(name) + len(value))
+        super().on_header(name, value)
+
+    def data_received(self, data: bytes) -> None:
+        before = self._header_bytes
+        super().data_received(data)
+        if self._deadline is not None and self._header_bytes == before:  # in the middle of one long header
+            self._count(len(data))
+
+    def on_headers_complete(self) -> None:
+        self._relax()
+        self._body_owed = True
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._body_owed = False
+        self._relax()
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._body_owed:
+            self._expect(LEFTOVER_S)
+
+    def _count(self, arrived: int) -> None:
+        self._header_bytes += arrived
+        if self._header_bytes > MAX_HEADER_BYTES:
+            self.transport.close()
+
+    def _expect(self, seconds: float) -> None:
+        self._relax()
+        self._deadline = self.loop.call_later(seconds, self.transport.close)
+
+    def _relax(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
