@@ -10,9 +10,11 @@ import hashlib
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
+
+from prometheus_client import Counter
 
 from server.batch_lines import OVER, URL, Line, LineError, parse_lines, results_file
 from server.errors import (
@@ -101,9 +103,9 @@ class Batch:
 
 
 class Batches:
-    def __init__(self, queue: Queue, fleet: Fleet, files: Files, ttl_s: int) -> None:
+    def __init__(self, queue: Queue, fleet: Fleet, files: Files, ttl_s: int, bugs: Counter) -> None:
         self._queue, self._redis, self._keys = queue, queue.redis, queue.keys
-        self._fleet, self._files, self._ttl_s = fleet, files, ttl_s
+        self._fleet, self._files, self._ttl_s, self._bugs = fleet, files, ttl_s, bugs
 
     # --- for the routes -------------------------------------------------------------------------------
 
@@ -183,11 +185,7 @@ class Batches:
     # --- the turns ------------------------------------------------------------------------------------
 
     async def forever(self) -> None:
-        await take_turns(self._queue, "batches", self._turns, hidden_s=HIDDEN_S, at_once=AT_ONCE)
-
-    async def _turns(self, due: Sequence[str]) -> None:
-        for batch_id in due:
-            await self._turn(batch_id)
+        await take_turns(self._queue, "batches", self._turn, hidden_s=HIDDEN_S, at_once=AT_ONCE, bugs=self._bugs)
 
     async def _turn(self, batch_id: str) -> None:
         fields = await self._redis.hgetall(self._keys.batch_hash(batch_id))

@@ -8,6 +8,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.files import MAX_FILE_BYTES
 from server.pictures import MAX_PICTURE_BYTES
 
+MIN_BYTES_PER_S = 128 << 10  # a megabit a second: a poor mobile connection
 MAX_BODY_BYTES = 1 << 20  # the longest valid request has a few kilobytes
 #: Of those that carry files; the form around a file needs a little as well.
 LARGER = {
@@ -20,7 +21,8 @@ LARGER = {
 class BodyLimit:
     """Counts what arrives, so that a body sent in chunks without a Content-Length is caught as well.
 
-    A body has `patience_s` to arrive whole, or one byte a second would hold a connection and a buffer for days.
+    A body has `patience_s` to arrive whole, and longer only while it comes at MIN_BYTES_PER_S: at one byte a second it
+    would hold a connection and a buffer for days.
     """
 
     def __init__(self, app: ASGIApp, patience_s: float) -> None:
@@ -41,7 +43,7 @@ class BodyLimit:
             if too_large:  # the routes that read a body learn it before the first byte, the others need not care
                 raise HTTPException(413)
             try:
-                async with asyncio.timeout_at(None if whole else deadline):
+                async with asyncio.timeout_at(None if whole else deadline + arrived / MIN_BYTES_PER_S):
                     message = await receive()
             except TimeoutError as error:
                 raise HTTPException(408) from error

@@ -99,6 +99,12 @@ class GatewayMetrics:
         self.webhooks = Counter(
             "fluid_webhooks", "Webhook deliveries, by what became of them.", ("outcome",), registry=self.registry
         )
+        self.bugs = Counter(
+            "fluid_background_failures",
+            "Turns with batches or webhooks that failed for a reason nobody foresaw.",
+            ("task",),
+            registry=self.registry,
+        )
         self.rejected = Counter(
             "fluid_jobs_rejected", "Requests refused before the queue.", ("reason",), registry=self.registry
         )

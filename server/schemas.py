@@ -153,6 +153,8 @@ class ImageRequest(BaseModel):
             raise PydanticCustomError("empty_prompt", "must not be blank; say what to draw")
         if any("\ud800" <= c <= "\udfff" for c in prompt):
             raise PydanticCustomError("bad_unicode", "contains half of a surrogate pair; send valid Unicode")
+        if "\0" in prompt:  # it ends a field of PNG metadata, so the picture could not tell its prompt
+            raise PydanticCustomError("null_character", "contains a null character (U+0000); leave it out")
         return prompt
 
     @field_validator("guidance_interval")

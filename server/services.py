@@ -52,9 +52,10 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
                 parse_secret(settings.webhook_secret),
                 private=settings.webhook_private == "allow",
                 sent=metrics.webhooks,
+                bugs=metrics.bugs,
             )
             files = Files(queue, settings.batch_ttl_s)
-            batches = Batches(queue, fleet, files, settings.batch_ttl_s)
+            batches = Batches(queue, fleet, files, settings.batch_ttl_s, metrics.bugs)
             events = Events(queue, watcher)
             services = Services(settings, queue, registry, fleet, watcher, events, hooks, files, batches, metrics)
 

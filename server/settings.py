@@ -89,7 +89,10 @@ class Settings:
     api_key: str = _setting("", "The key that commands such as `fluid batch` send to a service.")
     cors_origins: str = _setting("", "Pages of other origins that may call, by commas, such as https://app.example.")
     body_timeout_s: float = _setting(
-        30.0, "A request that has not arrived whole by then is cut off.", unit="seconds", at_least=0.5
+        30.0,
+        "A body that has not arrived by then is cut off; large ones may go on at 128 KiB/s.",
+        unit="seconds",
+        at_least=0.5,
     )
     log_prompts: str = _setting("no", "Whether the gateway's log has prompts.", choices=("no", "yes"))
     log_level: str = _setting("info", "How much is logged.", choices=("debug", "info", "warning", "error"))

@@ -15,7 +15,7 @@ import json
 import logging
 import socket
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -127,10 +127,10 @@ class Delivery:
 class Webhooks:
     """Runs beside a gateway."""
 
-    def __init__(self, queue: Queue, secret: bytes, *, private: bool, sent: Counter) -> None:
+    def __init__(self, queue: Queue, secret: bytes, *, private: bool, sent: Counter, bugs: Counter) -> None:
         self.secret = secret
         self.private = private
-        self.sent = sent
+        self.sent, self._bugs = sent, bugs
         self._queue = queue
 
     def check(self, url: str) -> None:
@@ -149,10 +149,10 @@ class Webhooks:
         """`describe` gives the job object of an id."""
         async with httpx.AsyncClient(timeout=ANSWER_S, follow_redirects=False, trust_env=False) as http:
 
-            async def deliver(due: Sequence[str]) -> None:
-                await asyncio.gather(*(self._deliver(http, job_id, describe) for job_id in due))
+            async def deliver(job_id: str) -> None:
+                await self._deliver(http, job_id, describe)
 
-            await take_turns(self._queue, "hooks", deliver, hidden_s=HIDDEN_S, at_once=AT_ONCE)
+            await take_turns(self._queue, "hooks", deliver, hidden_s=HIDDEN_S, at_once=AT_ONCE, bugs=self._bugs)
 
     async def _deliver(self, http: httpx.AsyncClient, job_id: str, describe: Describe) -> None:
         delivery = await self._load(job_id, describe)

@@ -10,5 +10,6 @@ if allowed then
   whole = whole + each
   redis.call('SET', name, text(whole), 'PX', math.ceil((whole - now) * 1000))
 end
-local left = math.max(0, math.floor((WINDOW_S - (whole - now)) / each + 1e-6))
+-- A hundredth of a request for rounding: times are kept to a microsecond.
+local left = math.max(0, math.floor((WINDOW_S - (whole - now)) / each + 0.01))
 return {allowed and 1 or 0, left, text(whole - now), text(math.max(0, whole + each - now - WINDOW_S))}

@@ -1,5 +1,7 @@
 """What the gateway promises of itself: /openapi.json, the size of bodies, and headers that the playground needs."""
 
+import base64
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,6 +10,7 @@ import pytest
 from harness import Service
 
 from server.body_limit import MAX_BODY_BYTES
+from server.guard import SAFE_HEADERS
 from server.schemas import ImageRequest
 
 GENERATE = "/v1/images/generations"
@@ -91,6 +94,16 @@ def test_a_body_at_the_limit_is_read(http: httpx.Client, streamed: bool) -> None
     assert answer.status_code == 200, answer.text
 
 
-def test_no_header_stops_the_playground(http: httpx.Client) -> None:
-    """The page has its script and style inside, and shows data: images; a Content-Security-Policy must allow both."""
-    assert "content-security-policy" not in http.get("/").headers
+def test_the_policy_of_the_playground_lets_its_own_script_run(http: httpx.Client) -> None:
+    """The page has its script and style inside, and shows data: images; in browsers: tests/end_to_end."""
+    answer = http.get("/")
+    policy = answer.headers["content-security-policy"]
+    script = answer.text.split("<script>")[1].split("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy and "img-src 'self' data: blob:" in policy
+    assert policy.startswith("default-src 'none'")
+
+
+@pytest.mark.parametrize("path", ["/", "/v1/models", "/v1/nothing", "/health/live", "/metrics"])
+def test_every_answer_has_the_safe_headers(http: httpx.Client, path: str) -> None:
+    assert {k.lower(): v for k, v in SAFE_HEADERS.items()}.items() <= dict(http.get(path).headers).items()

@@ -1,0 +1,469 @@
+"""API keys: whose requests are answered, whose jobs are seen, and how many of them there may be."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+from conftest import fake_settings
+from harness import Service, child_env, fluid, job_input, start, take, until
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server import api_keys, processes
+from server.api_keys import PREFIX, Caller, KeyRing, hashed, new_key, parse_keys
+from server.client import FluidClient
+from server.demo import free_port
+from server.embedded import EmbeddedValkey
+from server.errors import ConfigError, InvalidApiKey, ServiceError
+from server.jobs import JobError, JobState
+from server.queue import Queue
+from server.settings import Settings
+
+pytestmark = pytest.mark.anyio
+ALICE, BOB, OFF = "fl-alice", "fl-bob", "fl-off"
+LINES = f"alice {hashed(ALICE)} # the first\n\nbob {hashed(BOB)}\nold-laptop {hashed(OFF)} disabled\n"
+
+
+@pytest.fixture(scope="module")
+def key_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("keys") / "keys.txt"
+    file.write_text(LINES)
+    return file
+
+
+@pytest.fixture
+def service(new_service: Callable[..., Service], key_file: Path) -> Service:
+    made = new_service(workers=0, api_keys_file=str(key_file))
+    made.add_worker()
+    made.client.wait_ready(timeout_s=30)  # of the open routes
+    return made
+
+
+def client_of(service: Service, key: str | None) -> FluidClient:
+    return FluidClient(service.settings.base_url, api_key=key, max_retries=0)
+
+
+@pytest.fixture
+def alice(service: Service) -> Iterator[FluidClient]:
+    with client_of(service, ALICE) as client:
+        yield client
+
+
+@pytest.fixture
+def bob(service: Service) -> Iterator[FluidClient]:
+    with client_of(service, BOB) as client:
+        yield client
+
+
+# --- who may call ------------------------------------------------------------------------------------------
+
+
+def test_without_a_good_key_nothing_is_answered(service: Service) -> None:
+    url = service.settings.base_url
+    for authorization, status, code in (
+        (None, 401, "invalid_api_key"),
+        ("Bearer nobody's", 401, "invalid_api_key"),
+        ("Bearer", 401, "invalid_api_key"),
+        (f"Basic {ALICE}", 401, "invalid_api_key"),
+        (f"Bearer {OFF}", 403, "key_disabled"),
+    ):
+        headers = {} if authorization is None else {"Authorization": authorization}
+        for method, path in (
+            ("GET", "/v1/models"),
+            ("POST", "/v1/jobs"),
+            ("GET", "/v1/jobs/x/images/0"),
+            ("GET", "/v1/no"),
+        ):
+            answer = httpx.request(method, url + path, headers=headers)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (status, code), (authorization, path)
+            assert answer.headers["x-request-id"]
+            assert ("www-authenticate" in answer.headers) == (status == 401)
+    refused = httpx.get(url + "/metrics").text
+    assert 'fluid_jobs_rejected_total{reason="invalid_api_key"} 4.0' in refused
+    for path in ("/", "/health/live", "/health/ready", "/metrics", "/openapi.json"):
+        assert httpx.get(url + path).status_code == 200, path
+
+
+def test_metrics_may_be_for_key_holders_only(new_service: Callable[..., Service]) -> None:
+    service = new_service(workers=0, api_keys=f"prometheus {hashed(ALICE)}", metrics_access="key")
+    url = service.settings.base_url
+    until(lambda: _status(f"{url}/health/live") == 200, what="the gateway")
+    assert _status(f"{url}/metrics") == 401
+    assert httpx.get(f"{url}/metrics", headers={"Authorization": f"Bearer {ALICE}"}).status_code == 200
+
+
+def _status(url: str) -> int:
+    try:
+        return httpx.get(url).status_code
+    except httpx.TransportError:
+        return 0
+
+
+def test_the_official_client_raises_its_own_errors(service: Service) -> None:
+    base = f"{service.settings.base_url}/v1"
+    with openai.OpenAI(base_url=base, api_key="wrong", max_retries=0) as client:
+        with pytest.raises(openai.AuthenticationError) as caught:
+            client.images.generate(prompt="a cat")
+        assert caught.value.code == "invalid_api_key"
+    with (
+        openai.OpenAI(base_url=base, api_key=OFF, max_retries=0) as client,
+        pytest.raises(openai.PermissionDeniedError),
+    ):
+        client.models.list()
+    with openai.OpenAI(base_url=base, api_key=ALICE, max_retries=0) as client:
+        assert client.images.generate(prompt="a cat").data
+        file = client.files.create(file=("b.jsonl", b"{}"), purpose="batch")
+    with openai.OpenAI(base_url=base, api_key=BOB, max_retries=0) as client, pytest.raises(openai.NotFoundError):
+        client.files.retrieve(file.id)
+
+
+# --- what belongs to whom ----------------------------------------------------------------------------------
+
+
+def test_other_peoples_jobs_are_unknown(service: Service, alice: FluidClient, bob: FluidClient) -> None:
+    job = alice.wait(alice.submit("a cat", partial_images=1)["id"])
+    home = f"/v1/jobs/{job['id']}"
+    paths = (home, f"{home}/events", f"{home}/images/0", f"{home}/images/0/previews/0")
+    with httpx.Client(base_url=service.settings.base_url) as http:
+        for key, expected in ((ALICE, 200), (BOB, 404)):
+            headers = {"Authorization": f"Bearer {key}"}
+            assert {path: http.get(path, headers=headers).status_code for path in paths} == dict.fromkeys(
+                paths, expected
+            )
+            assert http.post(f"{home}/cancel", headers=headers).status_code == expected
+            ids = [each["id"] for each in http.get("/v1/jobs", headers=headers).json()["data"]]
+            assert (job["id"] in ids) == (key == ALICE)
+            unknown = http.get("/v1/jobs/job_none", headers=headers).json()["error"]["message"]
+        mine = http.get(home, headers={"Authorization": f"Bearer {BOB}"}).json()["error"]["message"]
+        assert mine == unknown.replace("job_none", job["id"]), "the answer tells that there is such a job"
+
+
+def test_a_cancel_by_somebody_else_changes_nothing(new_service: Callable[..., Service], key_file: Path) -> None:
+    service = new_service(workers=0, api_keys_file=str(key_file))
+    until(lambda: _status(f"{service.settings.base_url}/health/live") == 200)
+    with client_of(service, ALICE) as alice, client_of(service, BOB) as bob:
+        service.add_worker()
+        service.client.wait_ready(timeout_s=30)
+        job = alice.submit("a cat", num_inference_steps=64, n=10)
+        with pytest.raises(ServiceError, match="404"):
+            bob.cancel(job["id"])
+        assert alice.job(job["id"])["status"] != "canceled"
+        alice.cancel(job["id"])
+
+
+def test_idempotency_keys_of_two_people_do_not_meet(service: Service) -> None:
+    """The same Idempotency-Key from two owners is two jobs, or one could read the other's pictures."""
+    ids = set()
+    for key in (ALICE, BOB):
+        headers = {"Authorization": f"Bearer {key}", "Idempotency-Key": "monday"}
+        body = {"prompt": "a cat", "quality": "low"}
+        answer = httpx.post(f"{service.settings.base_url}/v1/jobs", json=body, headers=headers)
+        ids.add(answer.json()["id"])
+    assert len(ids) == 2
+
+
+def test_batches_and_their_results_belong_to_somebody(service: Service) -> None:
+    base = f"{service.settings.base_url}/v1"
+    line = b'{"custom_id": "a", "method": "POST", "url": "/v1/images/generations", "body": {"prompt": "a cat"}}'
+    with (
+        openai.OpenAI(base_url=base, api_key=ALICE, max_retries=0) as alice,
+        openai.OpenAI(base_url=base, api_key=BOB, max_retries=0) as bob,
+    ):
+        file = alice.files.create(file=("b.jsonl", line), purpose="batch")
+        with pytest.raises(openai.NotFoundError):
+            bob.batches.create(input_file_id=file.id, endpoint="/v1/images/generations", completion_window="24h")  # type: ignore[arg-type]
+        batch = alice.batches.create(input_file_id=file.id, endpoint="/v1/images/generations", completion_window="24h")  # type: ignore[arg-type]
+        done = until(lambda: (b := alice.batches.retrieve(batch.id)).status == "completed" and b, seconds=30)
+        assert done.output_file_id and b'"custom_id":"a"' in alice.files.content(done.output_file_id).content
+        assert not bob.batches.list().data and not bob.files.list().data
+        for look in (
+            lambda: bob.batches.retrieve(batch.id),
+            lambda: bob.batches.cancel(batch.id),
+            lambda: bob.files.content(str(done.output_file_id)),
+            lambda: bob.files.delete(file.id),
+        ):
+            with pytest.raises(openai.NotFoundError):
+                look()
+
+
+# --- how much ----------------------------------------------------------------------------------------------
+
+
+def test_requests_a_minute_are_counted_over_all_gateways(new_service: Callable[..., Service]) -> None:
+    """Two replicas must not give twice the allowance; looking is free; another key has its own."""
+    keys = f"alice {hashed(ALICE)} rate_limit=3; bob {hashed(BOB)}"
+    service = new_service(api_keys=keys, rate_limit=50)
+    twin_settings = _elsewhere(service.settings)
+    twin = start("gateway", twin_settings)
+    try:
+        until(lambda: _status(f"{twin_settings.base_url}/health/ready") == 200, what="the second gateway")
+        urls = [service.settings.base_url, twin_settings.base_url]
+        answers = [_draw(urls[i % 2], ALICE) for i in range(4)]
+        assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
+        assert [a.headers["x-ratelimit-remaining-requests"] for a in answers] == ["2", "1", "0", "0"]
+        assert {a.headers["x-ratelimit-limit-requests"] for a in answers} == {"3"}
+        assert answers[-1].headers["x-ratelimit-reset-requests"].endswith("s")
+        last = answers[-1]
+        assert (
+            last.json()["error"]["code"] == "rate_limit_exceeded" and last.json()["error"]["type"] == "rate_limit_error"
+        )
+        assert 1 <= int(last.headers["retry-after"]) <= 20
+        assert 0 < int(last.headers["retry-after-ms"]) <= 20000
+        headers = {"Authorization": f"Bearer {ALICE}"}
+        assert all(httpx.get(f"{url}/v1/models", headers=headers).status_code == 200 for url in urls * 3)
+        assert _draw(urls[0], BOB).headers["x-ratelimit-limit-requests"] == "50"
+    finally:
+        processes.stop(twin, grace_s=10)
+
+
+def _elsewhere(settings: Settings) -> Settings:
+    return replace(settings, port=free_port())
+
+
+def _draw(url: str, key: str) -> httpx.Response:
+    body = {"prompt": "a cat", "quality": "low"}
+    headers = {"Authorization": f"Bearer {key}"}
+    return httpx.post(f"{url}/v1/images/generations", json=body, headers=headers, timeout=30)
+
+
+def test_the_official_client_comes_back_when_it_may(new_service: Callable[..., Service]) -> None:
+    """Two requests a second: of five in a row the official client repeats some by itself, as Retry-After says; none
+    fails. Without retries it raises its RateLimitError."""
+    service = new_service(api_keys=f"alice {hashed(ALICE)} rate_limit=120", fake_step_ms=0)
+    base = f"{service.settings.base_url}/v1"
+    with httpx.Client(base_url=service.settings.base_url, headers={"Authorization": f"Bearer {ALICE}"}) as http:
+        while http.post("/v1/jobs", json={"prompt": "x"}).status_code != 429:  # spend the minute's allowance
+            pass
+    with openai.OpenAI(base_url=base, api_key=ALICE, max_retries=0) as client, pytest.raises(openai.RateLimitError):
+        for _ in range(3):
+            client.images.generate(prompt="a cat")
+    with openai.OpenAI(base_url=base, api_key=ALICE, max_retries=5) as client:
+        for _ in range(5):
+            assert client.images.generate(prompt="a cat").data
+
+
+@pytest.mark.parametrize("per_minute", [1, 2, 7, 60, 599, 99_999])
+async def test_a_fresh_allowance_is_exactly_the_limit(queue: Queue, per_minute: int) -> None:
+    allowed, left, whole_s, next_s = await queue.run("rate", ["alice", per_minute])
+    assert (allowed, left) == (1, per_minute - 1)
+    assert float(whole_s) == pytest.approx(60 / per_minute, abs=1e-5)
+    assert (float(next_s) == 0) == (per_minute > 1)
+
+
+async def test_the_allowance_comes_back_bit_by_bit(queue: Queue) -> None:
+    """600 a minute are ten a second: after all are spent, the next is a tenth of a second away, not a minute."""
+    for _ in range(600):
+        await queue.run("rate", ["alice", 600])
+    _, left, whole_s, next_s = await queue.run("rate", ["alice", 600])
+    assert left <= 20 and float(next_s) <= 0.1 and float(whole_s) <= 60
+    assert await queue.redis.pttl(f"{queue.keys.root}:rate:alice") <= 60_000, "a caller who is gone leaves no key"
+
+
+def test_jobs_at_a_time_are_limited_until_one_ends(new_service: Callable[..., Service]) -> None:
+    service = new_service(workers=0, api_keys=f"alice {hashed(ALICE)} max_jobs=2; bob {hashed(BOB)}")
+    until(lambda: _status(f"{service.settings.base_url}/health/live") == 200)
+    with client_of(service, ALICE) as alice, client_of(service, BOB) as bob:
+        worker = service.add_worker()
+        service.client.wait_ready(timeout_s=30)
+        processes.stop(worker, grace_s=10)  # nobody draws, but the model is known
+        jobs = [alice.submit("a cat") for _ in range(2)]
+        with pytest.raises(ServiceError, match="2 jobs of 'alice' wait or run, the limit is 2") as caught:
+            alice.submit("a cat")
+        assert (caught.value.status, caught.value.code) == (429, "rate_limit_exceeded")
+        bob.submit("a cat")
+        alice.cancel(jobs[0]["id"])
+        third = alice.submit("a cat")
+        service.add_worker()
+        assert alice.wait(third["id"])["status"] == "succeeded"
+        assert alice.wait(jobs[1]["id"])["status"] == "succeeded"
+        assert alice.submit("a cat")
+
+
+async def test_the_count_of_open_jobs_comes_back_to_nothing(queue: Queue) -> None:
+    """However a job ends. Of what stays one would never be rid: its owner could queue less and less."""
+    mine = replace(job_input(), owner="alice")
+    for job_id in ("a", "b", "c"):
+        await queue.enqueue(job_id, mine, "job", max_jobs=9)
+    await queue.enqueue("a", mine, "job", max_jobs=9)  # known already
+    await queue.enqueue("line", replace(mine, batch="batch_1"), "batch", max_jobs=9)
+    open_jobs = f"{queue.keys.root}:open"
+    assert await queue.redis.hgetall(open_jobs) == {"alice": "3"}
+    await queue.cancel("a")
+    await queue.cancel("a")
+    lease = await take(queue)
+    await queue.finish(lease, JobState.FAILED, error=JobError("engine_error", "it broke"))
+    assert await queue.redis.hgetall(open_jobs) == {"alice": "1"}
+    await queue.cancel("b" if lease.job_id == "c" else "c")
+    assert not await queue.redis.exists(open_jobs)
+
+
+# --- the file ----------------------------------------------------------------------------------------------
+
+
+def test_keys_come_and_go_without_a_restart(new_service: Callable[..., Service], tmp_path: Path) -> None:
+    file = tmp_path / "keys.txt"
+    file.write_text(f"alice {hashed(ALICE)}\n")
+    service = new_service(workers=0, api_keys_file=str(file))
+    models = f"{service.settings.base_url}/v1/models"
+    until(lambda: _status(f"{service.settings.base_url}/health/live") == 200)
+
+    def status(key: str) -> int:
+        return httpx.get(models, headers={"Authorization": f"Bearer {key}"}).status_code
+
+    assert (status(ALICE), status(BOB)) == (200, 401)
+    _replace(file, f"bob {hashed(BOB)}\n")
+    until(lambda: status(BOB) == 200, what="Bob's new key")
+    assert status(ALICE) == 401
+
+
+def test_a_file_that_breaks_leaves_the_keys_that_were_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A typing error in the file must neither lock everybody out nor fill the log."""
+    monkeypatch.setattr(api_keys, "LOOK_S", 0.0)
+    file = tmp_path / "keys.txt"
+    file.write_text(f"alice {hashed(ALICE)}\n")
+    ring = KeyRing(Settings(api_keys_file=str(file)))
+    _replace(file, f"alice {hashed(ALICE)}\nbob sha256:oops\n")
+    assert [ring.caller(f"Bearer {ALICE}").name for _ in range(3)] == ["alice"] * 3
+    file.unlink()
+    assert [ring.caller(f"Bearer {ALICE}").name for _ in range(3)] == ["alice"] * 3
+    complaints = [record.getMessage() for record in caplog.records]
+    assert len(complaints) == 2 and "line 2" in complaints[0] and "cannot be read" in complaints[1]
+    file.write_text(f"bob {hashed(BOB)}\n")
+    assert ring.caller(f"Bearer {BOB}").name == "bob"
+
+
+def _replace(file: Path, text: str) -> None:
+    """As an editor, or Kubernetes, does it: a new file under the old name."""
+    fresh = file.with_suffix(".new")
+    fresh.write_text(text)
+    os.replace(fresh, file)
+
+
+@pytest.mark.parametrize(
+    ("lines", "complaint"),
+    [
+        (f"alice {ALICE}", "line 1: it begins with a name"),
+        ("# fine\nalice", "line 2"),
+        (f"a/b {hashed(ALICE)}", "line 1: it begins"),
+        (f"alice {hashed(ALICE)}\nbob {hashed(ALICE)}", "line 2: 'alice' has the same key"),
+        (f"alice {hashed(ALICE)} rate_limit=many", "rate_limit=NUMBER"),
+        (f"alice {hashed(ALICE)} admin", "'admin' is none of"),
+    ],
+)
+def test_a_wrong_line_stops_the_start_and_is_not_shown(lines: str, complaint: str) -> None:
+    """Somebody who put the key itself into the file must not find it in the log."""
+    with pytest.raises(ConfigError) as caught:
+        KeyRing(Settings(api_keys=lines))
+    assert complaint in str(caught.value) and ALICE not in str(caught.value)
+
+
+def test_a_start_without_its_key_file_is_refused(settings: Settings, tmp_path: Path) -> None:
+    missing = replace(settings, api_keys_file=str(tmp_path / "none"))
+    gateway = start("gateway", missing)
+    assert gateway.wait(timeout=30) == 2
+    with pytest.raises(ConfigError, match="FLUID_RATE_LIMIT"):
+        KeyRing(Settings(rate_limit=5))
+
+
+def test_limits_of_a_line_win_over_the_services(tmp_path: Path) -> None:
+    ring = KeyRing(Settings(api_keys=f"a {hashed('x')} max_jobs=0;b {hashed('y')}", rate_limit=7, max_jobs=3))
+    assert ring.caller("Bearer x") == Caller("a", rate_limit=7, max_jobs=0)
+    assert ring.caller("bearer  y") == Caller("b", rate_limit=7, max_jobs=3)
+    with pytest.raises(InvalidApiKey):
+        ring.caller("Bearer z")
+
+
+@given(st.lists(st.text(max_size=30), max_size=4))
+def test_any_text_is_keys_or_a_clear_complaint(lines: list[str]) -> None:
+    try:
+        parse_keys("\n".join(lines), Caller(), "here")
+    except ConfigError as error:
+        assert str(error).startswith("here, line ")
+
+
+def test_the_command_prints_the_key_once_and_its_line(settings: Settings) -> None:
+    made = fluid(settings, "keys", "new", "alice")
+    key = next(word for word in made.stderr.split() if word.startswith(PREFIX))
+    assert made.stdout == f"alice {hashed(key)}\n" and key not in made.stdout
+    assert KeyRing(Settings(api_keys=made.stdout)).caller(f"Bearer {key}").name == "alice"
+    refused = fluid(settings, "keys", "new", "a b")
+    assert refused.returncode == 1 and "is no name for a key" in refused.stderr
+    assert new_key() != new_key()
+
+
+def test_the_client_takes_its_key_from_the_environment(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    with client_of(service, None) as client, pytest.raises(ServiceError, match="401"):
+        client.models()
+    monkeypatch.setenv("FLUID_API_KEY", ALICE)
+    with client_of(service, None) as client:
+        assert client.generate("a cat", quality="low")
+
+
+# --- what browsers and logs are told -----------------------------------------------------------------------
+
+
+def test_pages_of_named_origins_may_call_and_others_not(new_service: Callable[..., Service]) -> None:
+    """A browser asks before it sends a key, and asks without one: that must not be a 401."""
+    page = "https://app.example"
+    service = new_service(workers=0, api_keys=f"alice {hashed(ALICE)}", cors_origins=f"{page}, http://localhost:3000/")
+    url = f"{service.settings.base_url}/v1/models"
+    until(lambda: _status(f"{service.settings.base_url}/health/live") == 200)
+    asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,x-stainless-os"}
+    allowed = httpx.options(url, headers=asks | {"Origin": page})
+    assert allowed.status_code == 200 and allowed.headers["access-control-allow-origin"] == page
+    assert "authorization" in allowed.headers["access-control-allow-headers"]
+    assert httpx.options(url, headers=asks | {"Origin": "https://evil.example"}).status_code == 400
+    refused = httpx.get(url, headers={"Origin": "http://localhost:3000"})
+    assert refused.status_code == 401 and "access-control-allow-origin" in refused.headers, "the page cannot read why"
+    assert "x-ratelimit-remaining-requests" in refused.headers["access-control-expose-headers"]
+    stranger = httpx.get(url, headers={"Origin": "https://evil.example", "Authorization": f"Bearer {ALICE}"})
+    assert "access-control-allow-origin" not in stranger.headers
+
+
+@pytest.mark.parametrize("log_prompts", ["no", "yes"])
+def test_prompts_and_keys_are_in_no_log_unless_asked(valkey: EmbeddedValkey, tmp_path: Path, log_prompts: str) -> None:
+    """All that the processes print, while they draw, fail, refuse, cancel and stream, at the chattiest level."""
+    settings = replace(
+        fake_settings(valkey), api_keys=f"alice {hashed(ALICE)}", log_prompts=log_prompts, log_level="debug"
+    )
+    with (tmp_path / "log").open("wb") as log:
+        command = [sys.executable, "-m", "server.cli"]
+        roles = [
+            subprocess.Popen([*command, role], env=child_env(settings), stdout=log, stderr=log)
+            for role in ("gateway", "worker")
+        ]
+        try:
+            with FluidClient(settings.base_url, api_key=ALICE, max_retries=0) as client:
+                until(lambda: _status(f"{settings.base_url}/health/ready") == 200, seconds=30)
+                _use_everything(client)
+        finally:
+            for role in roles:
+                processes.stop(role, grace_s=10)
+    told = (tmp_path / "log").read_text()
+    assert "succeeded in" in told and ALICE not in told
+    assert (SECRET_WORD in told) == (log_prompts == "yes")
+
+
+SECRET_WORD = "xylophone"
+
+
+def _use_everything(client: FluidClient) -> None:
+    said = f"a {SECRET_WORD}"
+    drawn = client.generate(said, quality="low")[0].data
+    list(client.stream(said, quality="low"))
+    client.vary(drawn, prompt=said)
+    client.cancel(client.submit(said, num_inference_steps=64)["id"])
+    with pytest.raises(ServiceError):
+        client.generate(f"[raise] {said}")
+    with pytest.raises(ServiceError):
+        client.generate(said, size=SECRET_WORD)
+    with pytest.raises(ServiceError):
+        client.generate(said, **{SECRET_WORD: 1})
