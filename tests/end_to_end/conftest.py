@@ -18,10 +18,10 @@ START_S = 180.0  # a first import of torch on a cold machine takes most of a min
 
 
 @contextmanager
-def serving(data_dir: Path, *flags: str) -> Iterator[str]:
+def serving(data_dir: Path, *flags: str, **settings: str) -> Iterator[str]:
     """Base URL of a service that is ready to draw; stopped, and its exit code checked, at the end."""
     port = free_port()
-    env = {k: v for k, v in os.environ.items() if not k.startswith("FLUID_")}
+    env = {k: v for k, v in os.environ.items() if not k.startswith("FLUID_")} | settings
     command = [sys.executable, "-m", "server.cli", "serve", "--port", str(port), "--data-dir", str(data_dir), *flags]
     process = subprocess.Popen(command, env=env)
     url = f"http://127.0.0.1:{port}"

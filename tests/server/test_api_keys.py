@@ -10,7 +10,6 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
-from conftest import fake_settings
 from harness import Service, child_env, fluid, job_input, start, take, until
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,7 +18,6 @@ from server import api_keys, processes
 from server.api_keys import PREFIX, Caller, KeyRing, hashed, new_key, parse_keys
 from server.client import FluidClient
 from server.demo import free_port
-from server.embedded import EmbeddedValkey
 from server.errors import ConfigError, InvalidApiKey, ServiceError
 from server.jobs import JobError, JobState
 from server.queue import Queue
@@ -429,11 +427,9 @@ def test_pages_of_named_origins_may_call_and_others_not(new_service: Callable[..
 
 
 @pytest.mark.parametrize("log_prompts", ["no", "yes"])
-def test_prompts_and_keys_are_in_no_log_unless_asked(valkey: EmbeddedValkey, tmp_path: Path, log_prompts: str) -> None:
+def test_prompts_and_keys_are_in_no_log_unless_asked(settings: Settings, tmp_path: Path, log_prompts: str) -> None:
     """All that the processes print, while they draw, fail, refuse, cancel and stream, at the chattiest level."""
-    settings = replace(
-        fake_settings(valkey), api_keys=f"alice {hashed(ALICE)}", log_prompts=log_prompts, log_level="debug"
-    )
+    settings = replace(settings, api_keys=f"alice {hashed(ALICE)}", log_prompts=log_prompts, log_level="debug")
     with (tmp_path / "log").open("wb") as log:
         command = [sys.executable, "-m", "server.cli"]
         roles = [
