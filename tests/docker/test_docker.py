@@ -1,0 +1,285 @@
+"""Dockerfile, compose, Prometheus and Grafana name things of this project; each of them must exist.
+
+Nothing is built here: that needs a Docker daemon. What a typing error would break is compared with the code instead.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from server import cli, metrics
+from server.errors import RequestError
+from server.gateway import create_app
+from server.jobs import JobState, QueueCounts, WorkerInfo
+from server.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+DOCKER = ROOT / "docker"
+
+
+def instructions() -> list[tuple[str, str, str]]:
+    """(stage, instruction, argument) of the Dockerfile."""
+    text = re.sub(r"^#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.M).replace("\\\n", " ")
+    found, stage = [], ""
+    for line in filter(None, map(str.strip, text.splitlines())):
+        name, _, argument = line.partition(" ")
+        if name == "FROM":
+            stage = argument.split(" AS ")[1]
+        found.append((stage, name, " ".join(argument.split())))
+    return found
+
+
+def arguments(name: str, stage: str | None = None) -> list[str]:
+    return [argument for where, what, argument in instructions() if what == name and stage in (None, where)]
+
+
+def compose(name: str = "compose.yaml") -> dict[str, Any]:
+    return dict(yaml.safe_load((DOCKER / name).read_text()))
+
+
+# --- Dockerfile --------------------------------------------------------------------------------------------
+
+
+def test_stages_build_on_stages_that_are_there() -> None:
+    known = {"python:3.12-slim"}
+    for argument in arguments("FROM"):
+        base, name = argument.split(" AS ")
+        assert base in known, argument
+        known.add(name)
+    for argument in arguments("COPY"):
+        if argument.startswith("--from="):
+            assert argument.split()[0].removeprefix("--from=") in known
+    assert {"gateway", "worker"} <= known
+
+
+def test_the_python_of_the_images_is_one_that_the_project_supports() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert "Programming Language :: Python :: 3.12" in project["classifiers"]
+    assert all("python:3.12-" in base or base.split()[0] in ("base", "source") for base in arguments("FROM"))
+
+
+def test_what_is_copied_is_there_and_not_ignored() -> None:
+    ignored = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and line[0] != "#"]
+    allowed = {line[1:] for line in ignored if line.startswith("!")}
+    assert ignored[0] == "*"
+    copied = {source for a in arguments("COPY") if not a.startswith("--from") for source in a.split()[:-1]}
+    assert copied == allowed
+    assert all((ROOT / source).exists() for source in copied)
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"][
+        "packages"
+    ]
+    assert {package.split("/")[0] for package in packages} <= copied
+
+
+def pip_lines(text: str) -> list[str]:
+    """Each `pip install` without the options that only say how to install."""
+    found = re.findall(r"pip install ([^&\n]+)", text)
+    drop = ("-q", "-e", "--no-cache-dir")
+    return [" ".join(word for word in shlex.split(line) if word not in drop) for line in found]
+
+
+def test_images_install_what_everybody_installs() -> None:
+    """Another set of versions in the images than in CI is a service that nobody has tested."""
+    makefile = pip_lines((ROOT / "Makefile").read_text())
+    gateway, worker = (pip_lines(" ".join(arguments("RUN", f"{name}-build"))) for name in ("gateway", "worker"))
+    assert gateway == ["-c constraints.txt ."]
+    assert worker == ["-c constraints.txt .[worker]", "--no-deps -r requirements-text-encoder.txt"]
+    assert set(worker) <= set(makefile)
+    assert "worker" in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+
+
+@pytest.mark.parametrize("stage", ["gateway", "worker"])
+def test_the_commands_are_commands_of_ours(stage: str) -> None:
+    (command,) = arguments("CMD", stage)
+    program, *words = json.loads(command)
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert program in scripts
+    assert cli._parser().parse_args(words).command == stage
+    assert arguments("STOPSIGNAL", stage) == ["SIGTERM"], "what starts the drain"
+    user = arguments("USER", stage)
+    assert user == ["10001"] and f"--uid {user[0]}" in arguments("RUN", "base")[0]
+
+
+def test_the_settings_of_the_images_are_settings() -> None:
+    for stage in ("base", "gateway", "worker"):
+        given = dict(word.split("=", 1) for line in arguments("ENV", stage) for word in line.split())
+        settings = Settings.from_env({k: v for k, v in given.items() if k.startswith("FLUID_")})
+        assert settings.host == ("0.0.0.0" if stage == "gateway" else Settings().host)
+
+
+def test_the_health_check_asks_a_route_on_the_port_that_is_open() -> None:
+    check = next(a for a in arguments("HEALTHCHECK", "gateway"))
+    port, path = re.findall(r"http://127\.0\.0\.1:(\d+)(/[\w/]+)", check)[0]
+    assert arguments("EXPOSE", "gateway") == [port] and int(port) == Settings().port
+    assert path in routes()
+
+
+def routes() -> set[str]:
+    return set(create_app(Settings()).openapi()["paths"])
+
+
+# --- compose -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", ["compose.yaml", "compose.gpu.yaml"])
+def test_the_settings_of_compose_are_settings(file: str) -> None:
+    for name, service in compose(file)["services"].items():
+        given = {k: re.sub(r"\$\{\w+:-(.*)\}", r"\1", v) for k, v in service.get("environment", {}).items()}
+        settings = Settings.from_env(given)
+        if file == "compose.yaml" and name in ("gateway", "worker"):
+            host, port = settings.redis_url.removeprefix("redis://").split(":")
+            assert host in compose()["services"] and port == "6379"
+            checkpoint = ROOT / "model" / "checkpoints" / settings.checkpoint
+            assert (checkpoint / "config.json").exists(), "not a shipped one"
+
+
+def test_nothing_is_killed_while_it_drains() -> None:
+    """Docker's own patience is ten seconds, then SIGKILL: every picture under way would be drawn again."""
+    for name in ("gateway", "worker"):
+        service = compose()["services"][name]
+        assert (
+            int(service["stop_grace_period"].removesuffix("s")) >= float(service["environment"]["FLUID_DRAIN_S"]) + 10
+        )
+
+
+def test_services_refer_to_what_is_there() -> None:
+    whole = compose()
+    services = whole["services"]
+    stages = {stage for stage, *_ in instructions()}
+    for name, service in services.items():
+        if "build" in service:
+            assert (
+                service["build"]["target"] in stages and (DOCKER / service["build"]["context"] / "Dockerfile").exists()
+            )
+        else:
+            assert re.search(r":v?\d+\.\d+", service["image"]), f"{name} has no fixed version"
+        assert set(service.get("depends_on", [])) <= set(services)
+        for volume in service.get("volumes", []):
+            source = volume.split(":")[0]
+            there = (DOCKER / source).exists() if source.startswith(".") else source in whole["volumes"]
+            assert there, f"{name} mounts {source}"
+        for port in service.get("ports", []):
+            assert port.startswith("127.0.0.1:"), f"{name} is open to the network, without keys"
+    assert {"gateway", "worker", "redis", "prometheus", "grafana"} == set(services)
+    assert set(compose("compose.gpu.yaml")["services"]) <= set(services)
+    assert f"127.0.0.1:{Settings().port}:{Settings().port}" in services["gateway"]["ports"]
+
+
+def test_redis_writes_before_it_answers_and_forgets_nothing() -> None:
+    words = compose()["services"]["redis"]["command"]
+    given = dict(zip(words[1::2], words[2::2], strict=True))
+    assert given["--appendonly"] == "yes" and given["--appendfsync"] == "always"
+    assert given["--maxmemory-policy"] == "noeviction"
+    assert "redis:/data" in compose()["services"]["redis"]["volumes"]
+
+
+# --- Prometheus and Grafana --------------------------------------------------------------------------------
+
+
+def exposed() -> dict[str, set[str]]:
+    """{sample: its labels} of everything that /metrics can show."""
+    gateway = metrics.GatewayMetrics()
+    gateway.requests.labels("/", "GET", "200").inc()
+    gateway.duration.labels("/", "GET").observe(1)
+    gateway.webhooks.labels("delivered").inc()
+    gateway.rejected.labels("queue_full").inc()
+    gateway.bugs.labels("batches").inc()
+    tally = metrics.Tally()
+    for name, spec in metrics.WORKER_SPECS.items():
+        (tally.observe(name, 1.0, "x") if spec.buckets else tally.count(name, "x")) if spec.label else (
+            tally.observe(name, 1.0) if spec.buckets else tally.count(name)
+        )
+    counts = QueueCounts(
+        submitted={"job": 1}, states={state.value: 1 for state in JobState}, waiting={("m", "normal"): 1},
+        oldest_age_s=1, dead_letter_depth=1, expired=1, redeliveries=1, fenced=1, dead_lettered=1,
+    )  # fmt: skip
+    worker = WorkerInfo(id="w", state="ready", model="m", max_rows=1, rows=1, started_at=0.0)
+    text = metrics.render(gateway, counts, [worker], {}, tally.drain(), 0.0).decode()
+    found: dict[str, set[str]] = {"up": {"job", "instance"}}
+    for name, labels in re.findall(r"^(fluid_\w+)(?:\{(.*)\})? ", text, flags=re.M):
+        found.setdefault(name, {"instance", "job"}).update(re.findall(r'(\w+)="', labels))
+    return found
+
+
+def expressions() -> list[str]:
+    alerts = yaml.safe_load((DOCKER / "alerts.yml").read_text())
+    dashboard = json.loads((DOCKER / "grafana/dashboards/fluid-serve.json").read_text())
+    return [rule["expr"] for group in alerts["groups"] for rule in group["rules"]] + [
+        target["expr"] for panel in dashboard["panels"] for target in panel["targets"]
+    ]
+
+
+def test_every_metric_and_label_that_is_asked_for_exists() -> None:
+    known = exposed()
+    assert len(expressions()) > 30
+    for expression in expressions():
+        assert expression.count("(") == expression.count(")"), expression
+        names = set(re.findall(r"\bfluid_\w+|\bup\b", expression))
+        assert names, expression
+        labels = {each for name in names if name in known for each in known[name]}
+        for name in names:
+            assert name in known, f"{name} is not exposed: {expression}"
+        asked = {word.strip() for group in re.findall(r"\bby \(([^)]*)\)", expression) for word in group.split(",")}
+        asked |= set(re.findall(r"[{,]\s*(\w+)=~?\"", expression))
+        assert asked <= labels, f"{asked - labels}: {expression}"
+
+
+def test_values_of_labels_are_ones_that_occur() -> None:
+    codes = {each.code for each in _subclasses(RequestError)}
+    for expression in expressions():
+        for reason in re.findall(r'reason="(\w+)"', expression):
+            assert reason in codes
+        for outcome in re.findall(r'outcome="(\w+)"', expression):
+            assert f'"{outcome}"' in (ROOT / "server" / "webhooks.py").read_text()
+        for job in re.findall(r'job="(\w+)"', expression):
+            assert job in {config["job_name"] for config in prometheus()["scrape_configs"]}
+
+
+def _subclasses(cls: type[RequestError]) -> set[type[RequestError]]:
+    return {cls, *(each for sub in cls.__subclasses__() for each in _subclasses(sub))}
+
+
+def prometheus() -> dict[str, Any]:
+    return dict(yaml.safe_load((DOCKER / "prometheus.yml").read_text()))
+
+
+def test_prometheus_scrapes_a_service_of_compose_and_reads_mounted_rules() -> None:
+    (config,) = prometheus()["scrape_configs"]
+    (found,) = config["dns_sd_configs"]
+    assert set(found["names"]) <= set(compose()["services"]) and found["port"] == Settings().port
+    assert config["metrics_path"] in routes()
+    mounted = {volume.split(":")[1] for volume in compose()["services"]["prometheus"]["volumes"]}
+    assert set(prometheus()["rule_files"]) <= mounted
+
+
+def test_alerts_say_what_to_do() -> None:
+    for group in yaml.safe_load((DOCKER / "alerts.yml").read_text())["groups"]:
+        names = [rule["alert"] for rule in group["rules"]]
+        assert len(set(names)) == len(names)
+        for rule in group["rules"]:
+            assert rule["labels"]["severity"] in ("page", "ticket")
+            assert set(rule["annotations"]) == {"summary", "action"}
+            for command in re.findall(r"`fluid ([^`]+)`", rule["annotations"]["action"]):
+                cli._parser().parse_args(command.split())
+            for name in re.findall(r"FLUID_\w+", json.dumps(rule)):
+                assert name in Settings().to_env()
+
+
+def test_grafana_finds_its_source_and_its_dashboard() -> None:
+    source = yaml.safe_load((DOCKER / "grafana/provisioning/datasources/prometheus.yml").read_text())["datasources"][0]
+    host, port = re.findall(r"http://(\w+):(\d+)", source["url"])[0]
+    assert any(p.endswith(f":{port}") for p in compose()["services"][host]["ports"])
+    dashboard = json.loads((DOCKER / "grafana/dashboards/fluid-serve.json").read_text())
+    assert {panel["datasource"]["uid"] for panel in dashboard["panels"]} == {source["uid"]}
+    provider = yaml.safe_load((DOCKER / "grafana/provisioning/dashboards/fluid.yml").read_text())["providers"][0]
+    mounted = {v.split(":")[1]: v.split(":")[0] for v in compose()["services"]["grafana"]["volumes"]}
+    assert (DOCKER / mounted[provider["options"]["path"]] / "fluid-serve.json").exists()
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
