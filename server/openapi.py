@@ -25,13 +25,24 @@ SUBMIT_ERRORS: Responses = {
     503: _error("No live worker, or no queue; obey Retry-After."),
 }
 _KEY_REUSED = _error("The Idempotency-Key, or job id, is that of another request.")
-_EVENT_STREAM: dict[str, Any] = {"text/event-stream": {"schema": {"type": "string"}}}
+
+
+def _events(*names: str) -> dict[str, Any]:
+    """A stream of server-sent events; the schema is that of one of them."""
+    fields = {
+        "event": {"enum": list(names)},
+        "data": {"type": "string", "description": "JSON."},
+        "id": {"type": "string", "description": "For Last-Event-ID."},
+    }
+    return {"text/event-stream": {"schema": {"type": "object", "properties": fields, "required": ["event", "data"]}}}
+
+
 _FILES: dict[str, Any] = {mime: {"schema": {"type": "string", "format": "binary"}} for mime in MIME.values()}
 GENERATE: Responses = {
     **SUBMIT_ERRORS,
     200: {
         "description": "The pictures; with `Accept: image/*` (and n=1) the file itself; with `stream` events.",
-        "content": _FILES | _EVENT_STREAM,
+        "content": _FILES | _events("image_generation.partial_image", "image_generation.completed", "error"),
     },
     410: _error("Of an Idempotency-Key whose job was deleted since."),
     422: _KEY_REUSED,
@@ -78,7 +89,9 @@ EVENTS: Responses = {
     **LOOKUP,
     200: {
         "description": "`status`, `progress`, `partial_image`, and last the state in which the job ended.",
-        "content": _EVENT_STREAM,
+        "content": _events(
+            "status", "progress", "partial_image", "succeeded", "failed", "canceled", "aborted", "error"
+        ),
     },
     400: _error("`Last-Event-ID` is not an id of these events."),
 }
