@@ -14,6 +14,7 @@ from server.errors import ConfigError
 from server.guard import Guard, SafeHeaders, allow_origins
 from server.middleware import RequestContext, install_error_handlers, refuse
 from server.openapi import ANY_ERROR
+from server.openapi_examples import install_examples
 from server.patience import PatientProtocol
 from server.services import Services, open_services
 from server.settings import Settings
@@ -51,6 +52,7 @@ def create_app(settings: Settings, open_services: OpenServices = open_services) 
     install_error_handlers(app)
     for module in (routes_images, routes_edits, routes_jobs, routes_batches, routes_ops):
         app.include_router(module.router)
+    install_examples(app)
     return app
 
 

@@ -17,6 +17,7 @@ from server.files import MAX_FILE_BYTES
 from server.guard import CallerDep
 from server.jobs import JobRecord
 from server.openapi import BATCH_ERRORS, CREATE_BATCH, FILE_CONTENT, FILE_ERRORS
+from server.schemas_batches import BatchList, BatchObject, FileDeleted, FileList, FileObject
 from server.services import Services, ServicesDep
 from server.views import images_response, require_success
 
@@ -34,7 +35,9 @@ class BatchRequest(BaseModel):
     metadata: Annotated[dict[str, Annotated[str, Field(max_length=512)]] | None, Field(max_length=16)] = None
 
 
-@router.post("/v1/files", tags=["batches"], responses=FILE_ERRORS, operation_id="upload_file")
+@router.post(
+    "/v1/files", tags=["batches"], responses=FILE_ERRORS, response_model=FileObject, operation_id="upload_file"
+)
 async def upload(
     services: ServicesDep,
     caller: CallerDep,
@@ -50,7 +53,7 @@ async def upload(
     return (await services.files.add(caller.name, (file.filename or "batch.jsonl")[:256], purpose, data)).view()
 
 
-@router.get("/v1/files", tags=["batches"], responses=BATCH_ERRORS, operation_id="list_files")
+@router.get("/v1/files", tags=["batches"], responses=BATCH_ERRORS, response_model=FileList, operation_id="list_files")
 async def list_files(services: ServicesDep, caller: CallerDep) -> dict[str, Any]:
     """Newest first; what is not deleted goes after FLUID_BATCH_TTL_S."""
     return {
@@ -60,8 +63,11 @@ async def list_files(services: ServicesDep, caller: CallerDep) -> dict[str, Any]
     }
 
 
-@router.get("/v1/files/{file_id}", tags=["batches"], responses=FILE_ERRORS, operation_id="get_file")
+@router.get(
+    "/v1/files/{file_id}", tags=["batches"], responses=FILE_ERRORS, response_model=FileObject, operation_id="get_file"
+)
 async def get_file(file_id: str, services: ServicesDep, caller: CallerDep) -> dict[str, Any]:
+    """What is known of a file, or of a batch's results."""
     if (found := await _results_of(services, caller, file_id)) is not None:
         batch, _ = found
         view = {"object": "file", "bytes": 0, "filename": f"{file_id}.jsonl", "purpose": "batch_output"}
@@ -69,7 +75,13 @@ async def get_file(file_id: str, services: ServicesDep, caller: CallerDep) -> di
     return (await services.files.get(caller.name, file_id)).view()
 
 
-@router.delete("/v1/files/{file_id}", tags=["batches"], responses=FILE_ERRORS, operation_id="delete_file")
+@router.delete(
+    "/v1/files/{file_id}",
+    tags=["batches"],
+    responses=FILE_ERRORS,
+    response_model=FileDeleted,
+    operation_id="delete_file",
+)
 async def delete_file(file_id: str, services: ServicesDep, caller: CallerDep) -> dict[str, Any]:
     """Of a batch that was validated it is not needed any more."""
     await services.files.delete(caller.name, file_id)
@@ -127,7 +139,9 @@ async def _response(services: Services, record: JobRecord) -> dict[str, Any]:
     return {"status_code": 200, "request_id": record.id, "body": answer.model_dump()}
 
 
-@router.post("/v1/batches", tags=["batches"], responses=CREATE_BATCH, operation_id="create_batch")
+@router.post(
+    "/v1/batches", tags=["batches"], responses=CREATE_BATCH, response_model=BatchObject, operation_id="create_batch"
+)
 async def create(
     body: BatchRequest, request: Request, services: ServicesDep, caller: CallerDep, key: Key = None
 ) -> dict[str, Any]:
@@ -136,7 +150,9 @@ async def create(
     return (await services.batches.create(caller.name, body.input_file_id, body.metadata, known)).view()
 
 
-@router.get("/v1/batches", tags=["batches"], responses=BATCH_ERRORS, operation_id="list_batches")
+@router.get(
+    "/v1/batches", tags=["batches"], responses=BATCH_ERRORS, response_model=BatchList, operation_id="list_batches"
+)
 async def list_batches(
     services: ServicesDep,
     caller: CallerDep,
@@ -149,12 +165,25 @@ async def list_batches(
     return {"object": "list", "data": [batch.view() for batch in found], "has_more": has_more} | ids
 
 
-@router.get("/v1/batches/{batch_id}", tags=["batches"], responses=BATCH_ERRORS, operation_id="get_batch")
+@router.get(
+    "/v1/batches/{batch_id}",
+    tags=["batches"],
+    responses=BATCH_ERRORS,
+    response_model=BatchObject,
+    operation_id="get_batch",
+)
 async def get_batch(batch_id: str, services: ServicesDep, caller: CallerDep) -> dict[str, Any]:
+    """How far a batch is."""
     return (await services.batches.get(caller.name, batch_id)).view()
 
 
-@router.post("/v1/batches/{batch_id}/cancel", tags=["batches"], responses=BATCH_ERRORS, operation_id="cancel_batch")
+@router.post(
+    "/v1/batches/{batch_id}/cancel",
+    tags=["batches"],
+    responses=BATCH_ERRORS,
+    response_model=BatchObject,
+    operation_id="cancel_batch",
+)
 async def cancel(batch_id: str, services: ServicesDep, caller: CallerDep) -> dict[str, Any]:
     """Safe to repeat. What has been drawn stays."""
     return (await services.batches.cancel(caller.name, batch_id)).view()

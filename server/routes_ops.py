@@ -14,12 +14,13 @@ from server import metrics
 from server.errors import NoWorkers
 from server.guard import page_policy
 from server.openapi import READY
+from server.schemas_batches import Health, ModelList
 from server.services import ServicesDep
 
 router = APIRouter()
 
 
-@router.get("/v1/models", tags=["models"], operation_id="list_models")
+@router.get("/v1/models", tags=["models"], response_model=ModelList, operation_id="list_models")
 async def models(services: ServicesDep) -> dict[str, Any]:
     """OpenAI's list, with what each model can do: size, presets, limits, styles, the words it knows."""
     try:
@@ -35,13 +36,15 @@ async def models(services: ServicesDep) -> dict[str, Any]:
     return {"object": "list", "data": data}
 
 
-@router.get("/health/live", tags=["health"], operation_id="live")
+@router.get(
+    "/health/live", tags=["health"], response_model=Health, response_model_exclude_none=True, operation_id="live"
+)
 async def live() -> dict[str, str]:
     """The gateway's event loop turns. Says nothing about drawing: restart the gateway only if this fails."""
     return {"status": "live"}
 
 
-@router.get("/health/ready", tags=["health"], responses=READY, operation_id="ready")
+@router.get("/health/ready", tags=["health"], response_model=Health, responses=READY, operation_id="ready")
 async def ready(services: ServicesDep) -> Response:
     """200 only if a live worker has drawn its canary picture; else 503 and the reason."""
     try:
