@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from server import __version__
+from server import __version__, cli_client
 from server.errors import EngineBroken, FluidError, OperatorError
 from server.settings import Settings, describe
 
@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_serve(commands)
     _add_roles(commands)
     _add_generate(commands)
-    _add_batch(commands)
+    cli_client.add_commands(_command, commands)
     _add_demo(commands)
     _add_import(commands)
     _add_operations(commands)
@@ -153,25 +153,6 @@ def _add_generate(commands: Any) -> None:
         "--guidance-interval", type=float, nargs=2, metavar=("FROM", "TO"), help="shares of the steps, e.g. 0.2 0.8"
     )
     parser.set_defaults(run=_generate)
-
-
-def _add_batch(commands: Any) -> None:
-    parser = _command(
-        commands,
-        "batch",
-        "Draw a file of prompts into a folder, through a running service, behind everybody else's requests.",
-        "PROMPTS is a .txt with a prompt on each line, or .jsonl with an object of API parameters on each line.\n"
-        "Stop it and run it again at will: it goes on where it was, and the service draws meanwhile.\n"
-        "example:\n  fluid batch prompts.jsonl -o out/ --quality high",
-    )
-    parser.add_argument("prompts", type=Path, metavar="PROMPTS")
-    parser.add_argument("-o", "--out", type=Path, required=True, help="folder for the pictures")
-    parser.add_argument("--url", help="of the service; default: what FLUID_HOST and FLUID_PORT say")
-    parser.add_argument("--api-key", help="if the service asks for one (FLUID_API_KEY)")
-    parser.add_argument("--quality", choices=("low", "medium", "high"), help="of lines that do not say")
-    parser.add_argument("--output-format", choices=("png", "webp", "jpeg"), help="of lines that do not say")
-    parser.add_argument("--cancel", action="store_true", help="stop the folder's batch; what was drawn is fetched")
-    parser.set_defaults(run=_batch)
 
 
 def _add_demo(commands: Any) -> None:
@@ -269,6 +250,7 @@ def _worker(settings: Settings, args: argparse.Namespace) -> None:
 
 def _generate(settings: Settings, args: argparse.Namespace) -> None:
     from server import generate
+    from server.images import format_of
     from server.like import load_recipe, request_of
     from server.schemas import ImageRequest
     from server.validation import validated
@@ -277,18 +259,9 @@ def _generate(settings: Settings, args: argparse.Namespace) -> None:
     # Which checkpoint draws is said by --checkpoint; `run` tells if it is another one.
     again = {name: value for name, value in request_of(recipe or {}).items() if name != "model"}
     given = {name: getattr(args, name, None) for name in ImageRequest.model_fields}
-    given["output_format"] = generate.format_of(args.out)
+    given["output_format"] = format_of(args.out)
     request = validated(ImageRequest, again | {k: v for k, v in given.items() if v is not None})
     generate.run(settings, request, args.out, recipe)
-
-
-def _batch(settings: Settings, args: argparse.Namespace) -> None:
-    from server import batch_command
-    from server.client import FluidClient
-
-    options = {name: getattr(args, name) for name in ("quality", "output_format") if getattr(args, name)}
-    with FluidClient(args.url or settings.base_url, api_key=args.api_key or settings.api_key, max_retries=8) as client:
-        batch_command.run(client, args.prompts, args.out, options, cancel=args.cancel)
 
 
 def _demo(settings: Settings, args: argparse.Namespace) -> None:

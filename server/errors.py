@@ -28,6 +28,7 @@ FluidError
 │   ├── KeyNameRefused          `fluid keys new` with a name that cannot stand in the file
 │   ├── UnknownLetter           no dead letter of this id
 │   ├── BatchRefused            `fluid batch` cannot begin, or its file was refused
+│   ├── EditRefused             `fluid edit` or `fluid vary` cannot use a file
 │   ├── ReloadRefused           a worker goes on with the checkpoint that it had
 │   └── NotWell                 `fluid doctor` found something to act on
 ├── WorkerError                 ends the worker process
@@ -215,6 +216,10 @@ class UnknownLetter(OperatorError):
 
 class BatchRefused(OperatorError):
     """`fluid batch` cannot begin, or its file was refused."""
+
+
+class EditRefused(OperatorError):
+    """`fluid edit` or `fluid vary` cannot use a file or a box."""
 
 
 class ReloadRefused(OperatorError):

@@ -51,15 +51,6 @@ def run(settings: Settings, request: ImageRequest, out: Path, like: Mapping[str,
     return sorted(paths)
 
 
-def format_of(out: Path) -> str:
-    """The file format that the name asks for."""
-    suffix = out.suffix.lower().removeprefix(".")
-    format = {"jpg": "jpeg", "": "png"}.get(suffix, suffix)
-    if format not in ("png", "webp", "jpeg"):
-        raise InvalidRequest(f"--out {out}: use a name that ends in .png, .webp or .jpg.", param="out")
-    return format
-
-
 def _save(pixels: bytes, job: JobInput, index: int, info: ModelInfo, out: Path) -> Path:
     path = out if job.n == 1 else out.with_stem(f"{out.stem}-{index}")
     path.parent.mkdir(parents=True, exist_ok=True)

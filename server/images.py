@@ -3,9 +3,12 @@
 import io
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from PIL import ExifTags, Image, PngImagePlugin
+
+from server.errors import InvalidRequest
 
 MIME = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg"}
 #: zlib level 1: level 6 costs 1.4 times the time and saves a few percent.
@@ -85,3 +88,12 @@ def _exif(metadata: Mapping[str, Any]) -> Image.Exif:
     text = json.dumps(metadata, ensure_ascii=False, sort_keys=True)
     exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = _UNICODE + text.encode("utf-16-be")
     return exif
+
+
+def format_of(out: Path) -> str:
+    """The file format that the name asks for."""
+    suffix = out.suffix.lower().removeprefix(".")
+    format = {"jpg": "jpeg", "": "png"}.get(suffix, suffix)
+    if format not in ("png", "webp", "jpeg"):
+        raise InvalidRequest(f"--out {out}: use a name that ends in .png, .webp or .jpg.", param="out")
+    return format
