@@ -1,0 +1,110 @@
+"""What somebody at a screen feels: python -m benchmarks.interactive
+
+`fluid serve` with the shipped checkpoint and HTTP on loopback, one client, nothing else under way:
+
+first partial   a stream with three previews: when the first is there, as a share of the wait for the picture (<= 35 %)
+overhead        a PNG by POST, minus the engine's own loop for the same picture in this process (<= max(2 %, 15 ms))
+cancel          from sending the cancel to the end of the job, by which its row is free, in AR steps (<= 1)
+
+Sides alternate; medians over rounds. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from dataclasses import replace
+from typing import Any
+
+import httpx
+from tqdm import tqdm
+
+from benchmarks.machine import describe_machine, keep
+from benchmarks.served import PROMPT, bare_rate, fetch, service
+from model.drawing import default_request
+from model.serving import load_engine
+from server.client import FluidClient
+from server.client_wire import Preview
+
+CANCELED_STEPS = 64  # of the job that is canceled: long enough that it never ends before
+
+
+def first_partial(client: FluidClient, seed: int) -> tuple[float, float]:
+    """(seconds to the first preview, to the picture) of one stream."""
+    begin, first = time.perf_counter(), 0.0
+    for event in client.stream(PROMPT, seed=seed, partial_images=3):
+        if isinstance(event, Preview):
+            first = first or time.perf_counter() - begin
+    return first, time.perf_counter() - begin
+
+
+def cancel(client: FluidClient, seed: int) -> tuple[float, float]:
+    """(seconds from the cancel to the job's end, seconds of one of its steps). The clocks are of one machine."""
+    job = client.submit(PROMPT, seed=seed, num_inference_steps=CANCELED_STEPS, diffusion_steps=50)
+    steps: list[tuple[int, float]] = []
+    for event in client.follow(job["id"]):
+        if event.type == "progress":
+            steps.append((event.data["step"], time.time()))
+            if event.data["step"] >= CANCELED_STEPS // 3:
+                break
+    sent = time.time()
+    client.cancel(job["id"])
+    ended = client.wait(job["id"], poll_s=0.01)
+    if ended["status"] != "canceled":
+        raise RuntimeError(f"the job {ended['status']} before it could be canceled; make CANCELED_STEPS larger")
+    (first, at), (last, until) = steps[0], steps[-1]
+    return max(0.0, ended["completed_at"] - sent), (until - at) / max(1, last - first)
+
+
+def run(quick: bool) -> dict[str, Any]:
+    """Table to stdout; figures back."""
+    engine = load_engine("emoji-64", 1, "cpu")
+    ask = replace(default_request(engine), prompt=PROMPT)
+    shares, waits, over, alone, frees, steps = [], [], [], [], [], []
+    with service() as url, httpx.Client(base_url=url) as http, FluidClient(url) as client:
+        for warm in range(2):
+            fetch(http, warm)
+            bare_rate(engine, ask, 1)
+        for seed in tqdm(range(5 if quick else 40), desc="rounds", leave=False):
+            first, whole = first_partial(client, seed)
+            shares.append(first / whole)
+            waits.append(whole)
+            begin = time.perf_counter()
+            fetch(http, seed)
+            middle = time.perf_counter()
+            bare_rate(engine, ask, 1)
+            alone.append(time.perf_counter() - middle)
+            over.append(middle - begin - alone[-1])
+            freed, step = cancel(client, seed)
+            frees.append(freed)
+            steps.append(freed / step)
+    bare_ms, over_ms = 1000 * statistics.median(alone), 1000 * statistics.median(over)
+    result = {
+        "first_partial_share": round(statistics.median(shares), 3),
+        "stream_ms": round(1000 * statistics.median(waits), 1),
+        "single_bare_ms": round(bare_ms, 1),
+        "single_overhead_ms": round(over_ms, 1),
+        "single_overhead_limit_ms": round(max(0.02 * bare_ms, 15.0), 1),
+        "cancel_ms": round(1000 * statistics.median(frees), 1),
+        "cancel_steps": round(statistics.median(steps), 2),
+        "cancel_steps_p90": round(statistics.quantiles(steps, n=10)[-1], 2),
+    }
+    for name, value in result.items():
+        print(f"{name:32s}{value:10}")
+    return result
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="five rounds")
+    args = parser.parse_args(argv)
+    result = {"machine": describe_machine(), **run(args.quick)}
+    if not args.quick:
+        print(f"kept in {keep('interactive', result)}")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
