@@ -51,7 +51,10 @@ GENERATE: Responses = {
 }
 EDIT: Responses = {
     **GENERATE,
-    200: {"description": "The pictures; with `Accept: image/*` (and n=1) the file itself.", "content": _FILES},
+    200: {
+        "description": "The pictures; with `Accept: image/*` (and n=1) the file itself; of edits with `stream` events.",
+        "content": _FILES | _events("image_edit.partial_image", "image_edit.completed", "error"),
+    },
     413: _error("A picture is larger than 8 MiB."),
 }
 LOOKUP: Responses = {

@@ -12,14 +12,14 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from starlette.datastructures import FormData, UploadFile
 
-from server import edits, openapi, pictures
-from server.admission import idempotency_key
+from server import edits, openapi, pictures, sse, streaming
+from server.admission import accept, idempotency_key
 from server.api_keys import Caller
 from server.errors import InvalidRequest
 from server.guard import CallerDep
 from server.jobs import Edit, JobInput, ModelInfo, new_job_id
 from server.resolve import model_of, resolve
-from server.routes_images import answer, draw, wants_the_file
+from server.routes_images import answer, check_stream, draw, wants_the_file
 from server.schemas import ImageRequest, ImagesResponse
 from server.schemas_edits import DEFAULT_FEATHER, DEFAULT_KEEP, EditRequest, StartedRequest, VariationRequest
 from server.services import Services, ServicesDep
@@ -44,7 +44,8 @@ async def edit(request: Request, services: ServicesDep, caller: CallerDep) -> Re
     """Draw a part of a picture anew, and leave the rest as it is.
 
     What is transparent in `mask` (or in `image`, without a mask) is drawn; in PNG all other pixels come back
-    unchanged, at the size that the model draws. `num_inference_steps` are for the new part. `feather` softens the
+    unchanged, at the size that the model draws. With `stream: true` it is server-sent events: up to `partial_images`
+    previews, then the picture. `num_inference_steps` are for the new part. `feather` softens the
     seam, on its inner side.
     """
     async with _form(request) as sent:
@@ -171,8 +172,17 @@ async def _draw(
     warnings: list[str],
 ) -> Response:
     wants_file = wants_the_file(request, job)
+    check_stream(body, wants_file=wants_file)
     await services.fleet.require_worker(job.model)
     started_from = json.dumps(job.edit.recipe() if job.edit else None)
     asked = f"{body.fingerprint()} {started_from}"
-    record = await draw(request, services, job, caller, key=idempotency_key(request), asked=asked, source=source)
+    key = idempotency_key(request)
+    if body.stream and job.edit:
+        accepted = await accept(
+            services, job, "sync", caller, job_id=job.edit.source, key=key, asked=asked, followed=True, source=source
+        )
+        form = body.response_format or "b64_json"
+        events = streaming.pictures(services, accepted.job_id, form, keep=bool(key), kind="image_edit")
+        return sse.response(events, {"x-job-id": accepted.job_id})
+    record = await draw(request, services, job, caller, key=key, asked=asked, source=source)
     return await answer(services, record, body, warnings, wants_file=wants_file)

@@ -40,10 +40,7 @@ async def generate(request: Request, body: RequestBody, services: ServicesDep, c
     fleet = services.fleet
     job, warnings = resolve(body, await fleet.models(), await fleet.default_model())
     wants_file = wants_the_file(request, job)
-    if wants_file and body.stream:
-        raise InvalidRequest("'stream' is not for Accept: image/*; accept text/event-stream.", param="stream")
-    if job.partial_images and not body.stream:
-        raise InvalidRequest("'partial_images' needs \"stream\": true.", param="partial_images")
+    check_stream(body, wants_file=wants_file)
     if job.webhook:
         raise InvalidRequest("'webhook' is for jobs: POST /v1/jobs. Here the answer is the news.", param="webhook")
     await fleet.require_worker(job.model)
@@ -139,6 +136,18 @@ def wants_the_file(request: Request, job: JobInput) -> bool:
     if wants_it and job.n != 1:
         raise InvalidRequest(f"'n' must be 1 with Accept: image/*, not {job.n}; or accept JSON.", param="n")
     return wants_it
+
+
+def check_stream(body: ImageRequest, *, wants_file: bool) -> None:
+    """Whether what is asked of the stream goes together.
+
+    Raises:
+        InvalidRequest: it does not.
+    """
+    if wants_file and body.stream:
+        raise InvalidRequest("'stream' is not for Accept: image/*; accept text/event-stream.", param="stream")
+    if body.partial_images and not body.stream:
+        raise InvalidRequest("'partial_images' needs \"stream\": true.", param="partial_images")
 
 
 async def _file(services: Services, record: JobRecord) -> Response:

@@ -14,7 +14,7 @@ DEFAULT_KEEP = 0.5
 class StartedRequest(ImageRequest):
     """What forms have in common that bring a picture to start from."""
 
-    not_yet: ClassVar[tuple[str, ...]] = (*NOT_YET, "stream", "partial_images", "webhook")
+    not_yet: ClassVar[tuple[str, ...]] = (*NOT_YET, "webhook")
 
 
 class EditRequest(StartedRequest):
@@ -32,7 +32,9 @@ class EditRequest(StartedRequest):
 
 
 class VariationRequest(StartedRequest):
-    """A picture drawn again around a part of it."""
+    """A picture drawn again around a part of it. OpenAI's variations have no stream, so no client could read one."""
+
+    not_yet: ClassVar[tuple[str, ...]] = (*StartedRequest.not_yet, "stream", "partial_images")
 
     prompt: Annotated[
         str, Field(min_length=1, max_length=2000, description="What to draw; that of the picture's recipe if omitted.")

@@ -19,17 +19,22 @@ from server.views import handed_over, require_success, usage
 log = logging.getLogger(__name__)
 
 
-async def pictures(services: Services, job_id: str, response_format: str, *, keep: bool) -> AsyncIterator[bytes]:
-    """Previews as they come, then one `completed` per picture. Who hangs up cancels the job, unless `keep`."""
+async def pictures(
+    services: Services, job_id: str, response_format: str, *, keep: bool, kind: str = "image_generation"
+) -> AsyncIterator[bytes]:
+    """Previews as they come, then one `completed` per picture. Who hangs up cancels the job, unless `keep`.
+
+    `kind`: the first part of the events' names, by which OpenAI's routes differ.
+    """
     ended = False
     try:
-        async with aclosing(_previews(services, job_id)) as previews:
+        async with aclosing(_previews(services, job_id, kind)) as previews:
             async for text in previews:
                 yield text
         ended = True
         record = await services.queue.get(job_id)
         require_success(record)
-        async for text in _completed(services, record, response_format):
+        async for text in _completed(services, record, response_format, kind):
             yield text
     except TimeoutError:
         limit_s = services.settings.request_timeout_s
@@ -44,7 +49,7 @@ async def pictures(services: Services, job_id: str, response_format: str, *, kee
             await asyncio.shield(services.queue.cancel(job_id))
 
 
-async def _previews(services: Services, job_id: str) -> AsyncGenerator[bytes, None]:
+async def _previews(services: Services, job_id: str, kind: str) -> AsyncGenerator[bytes, None]:
     """Until the job has ended. A try that was taken over shows its previews again; each is sent once."""
     record = await services.queue.get(job_id)
     shown: set[tuple[int, int]] = set()
@@ -59,19 +64,19 @@ async def _previews(services: Services, job_id: str) -> AsyncGenerator[bytes, No
                 data = await services.events.preview(job_id, index, number)
                 if data is not None:
                     body = _picture(record, index) | {
-                        "type": "image_generation.partial_image",
+                        "type": f"{kind}.partial_image",
                         "partial_image_index": number,
                         "b64_json": base64.b64encode(data).decode(),
                     }
-                    yield sse.message(body, event="image_generation.partial_image", id=event.id)
+                    yield sse.message(body, event=f"{kind}.partial_image", id=event.id)
 
 
-async def _completed(services: Services, record: JobRecord, response_format: str) -> AsyncIterator[bytes]:
+async def _completed(services: Services, record: JobRecord, response_format: str, kind: str) -> AsyncIterator[bytes]:
     total = (await usage(services, record)).model_dump()
     for output in record.outputs:
-        body = _picture(record, output.index) | {"type": "image_generation.completed", "usage": total}
+        body = _picture(record, output.index) | {"type": f"{kind}.completed", "usage": total}
         body |= await handed_over(services, record, output, response_format)
-        yield sse.message(body, event="image_generation.completed", id=f"{record.id}:{output.index}")
+        yield sse.message(body, event=f"{kind}.completed", id=f"{record.id}:{output.index}")
 
 
 def _picture(record: JobRecord, index: int) -> dict[str, Any]:

@@ -166,3 +166,63 @@ def test_with_keys_the_page_asks_for_one_and_forgets_it(page, tmp_path: Path) ->
         kept = page.evaluate("JSON.stringify(localStorage) + location.href + document.cookie")
         assert key not in kept and "cat" in kept
         page.close()
+
+
+def test_a_part_is_painted_and_drawn_anew(page) -> None:  # type: ignore[no-untyped-def]
+    """By pointer on a picture that was just drawn: what is not painted stays, to the pixel."""
+    page.fill("#prompt", "a red apple, 3d style")
+    page.click("#draw")
+    wait_until(page, "document.getElementById('status').textContent.startsWith('Drawn in')")
+    before = page.evaluate(PIXELS, "#pictures img")
+    page.click("#pictures figcaption button:has-text('change a part')")
+    assert page.is_disabled("#edit") and page.inner_text("#painted") == "Nothing is painted."
+    page.fill("#editPrompt", "a green apple, flat style")
+    page.fill("#feather", "0")
+    page.locator("#canvas").scroll_into_view_if_needed()
+    box = page.locator("#canvas").bounding_box()
+    page.mouse.move(box["x"] + box["width"] * 0.6, box["y"] + box["height"] * 0.8)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.9, box["y"] + box["height"] * 0.8, steps=4)
+    page.mouse.up()
+    share = int(page.inner_text("#painted").split(" %")[0])
+    assert 3 <= share <= 25
+    page.click("#edit")
+    wait_until(page, "document.getElementById('status').textContent.startsWith('Drawn: only')")
+    after = page.evaluate(PIXELS, "#pictures figure:last-child img")
+    size = int(len(after) ** 0.5)
+    changed = [(i % size, i // size) for i, (one, other) in enumerate(zip(before, after, strict=True)) if one != other]
+    assert len(changed) > 20
+    assert all(y > size * 0.5 and x > size * 0.4 for x, y in changed), "something outside the paint changed"
+    assert page.problems == []
+
+
+def test_a_part_is_painted_by_keys_and_the_lower_half_by_a_button(page) -> None:  # type: ignore[no-untyped-def]
+    page.focus("#canvas")
+    page.click("#clear")
+    page.focus("#canvas")
+    page.keyboard.press("ArrowDown")
+    assert page.inner_text("#painted").startswith("Brush at 50 % across")
+    page.keyboard.press("Space")
+    one = int(page.inner_text("#painted").split(" %")[0])
+    page.keyboard.press("Shift+ArrowLeft")
+    page.keyboard.press("Space")
+    assert int(page.inner_text("#painted").split(" %")[0]) > one
+    page.check("#erase")
+    page.keyboard.press("Space")
+    assert int(page.inner_text("#painted").split(" %")[0]) == one
+    page.uncheck("#erase")
+    page.click("#lower")
+    assert int(page.inner_text("#painted").split(" %")[0]) >= 50
+    page.click("#close")
+    assert not page.is_visible("#editor")
+
+
+PIXELS = """async (selector) => {
+    const image = document.querySelector(selector); await image.decode();
+    const canvas = document.createElement('canvas');
+    [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
+    const pen = canvas.getContext('2d'); pen.drawImage(image, 0, 0);
+    const data = pen.getImageData(0, 0, canvas.width, canvas.height).data;
+    const of = (i) => data[4 * i] << 16 | data[4 * i + 1] << 8 | data[4 * i + 2];
+    return Array.from({ length: data.length / 4 }, (_, i) => of(i));
+}"""

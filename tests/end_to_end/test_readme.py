@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from server.settings import describe
 
@@ -40,6 +44,17 @@ def test_curl_examples(block: str, live: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     for name in re.findall(r"-o (\S+\.png)", block):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_first_picture_comes_from_the_command_under_it(tmp_path: Path) -> None:
+    """Within what another processor's rounding changes: the same picture, not merely one like it."""
+    command = next(block for block in _blocks("sh", "fluid generate") if "--checkpoint scenes-128" in block)
+    words = shlex.split(command.replace("out/rocket.png", str(tmp_path / "rocket.png")))[1:]
+    subprocess.run([sys.executable, "-m", "server.cli", *words], cwd=ROOT, check=True, timeout=300)
+    with Image.open(ROOT / "docs/images/scenes.png") as strip, Image.open(tmp_path / "rocket.png") as drawn:
+        shown = np.asarray(strip.convert("RGB").crop((6, 6, 134, 134)), np.float64)
+        error = np.square(shown - np.asarray(drawn.convert("RGB"), np.float64)).mean()
+    assert error < 255**2 / 10**3, "less than 30 dB: another picture"
 
 
 def test_every_setting_is_documented() -> None:

@@ -177,3 +177,26 @@ def test_an_idempotency_key_covers_the_picture(http: httpx.Client) -> None:
     assert one["job_id"] == two["job_id"]
     other = files | {"mask": png(mask(hole=(0, 0, 8, 8)))}
     assert http.post("/v1/images/edits", data=data, files=other, headers=headers).status_code == 422
+
+
+def test_an_edit_streams_as_the_official_client_reads_it(client: openai.OpenAI) -> None:
+    """image_edit.* events, by the unmodified client; previews show the picture as it was outside the hole."""
+    events = list(
+        client.images.edit(
+            image=("a.png", png(picture())), mask=("m.png", png(mask())), prompt="a cat", stream=True, partial_images=2,
+            extra_body={"feather": 0, "num_inference_steps": 6},
+        )
+    )  # fmt: skip
+    kinds = [event.type for event in events]
+    assert kinds == ["image_edit.partial_image"] * (len(events) - 1) + ["image_edit.completed"]
+    assert 1 <= len(events) - 1 <= 2
+    for event in events:
+        drawn = Image.open(io.BytesIO(base64.b64decode(event.b64_json))).convert("RGB")
+        assert all(inside(x, y) for x, y in changed(drawn, picture()))
+
+
+def test_variations_have_no_stream(http: httpx.Client) -> None:
+    answer = http.post(
+        "/v1/images/variations", files={"image": ("a.png", png(picture()))}, data={"prompt": "a cat", "stream": "true"}
+    )
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == "stream"
