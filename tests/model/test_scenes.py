@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -162,3 +165,22 @@ def test_scores_are_means_of_categories(grammar: Grammar) -> None:
     scores = by_category(asked, right)
     assert scores["score_seen"] == 1.0 and scores["score_unseen"] == 0.5 and scores["counting"] == 0.75
     assert len({q.prompt for q in asked if isinstance(q, Question)}) > 20
+
+
+def test_the_suite_runs_from_its_command_to_its_last_line(sprites: Sprites, tmp_path: Path) -> None:
+    """Discs for sprites, a judge that has learned nothing, the shipped weights: the scores mean nothing, but each of
+    them must be there, and within what it can be."""
+    sprites.save(tmp_path / "data")
+    train(sprites, THINGS_USED, tmp_path / "judge", minutes=0, steps=1, batch=2, seed=0, progress=False)
+    command = [
+        sys.executable, "-m", "model.evaluate", "--suite", "scenes", "--checkpoint", "scenes-128", "--prompts", "2",
+        "--images", "1", "--num-inference-steps", "2", "--diffusion-steps", "2", "--rows", "12",
+        "--data", str(tmp_path / "data"), "--checker", str(tmp_path / "judge"), "--out", str(tmp_path / "out"),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    report = json.loads(done.stdout.splitlines()[-1])
+    shares = ["score_seen", "score_unseen", "checker_ceiling", "checker_reject", "r_precision", *SUITE]
+    assert all(0 <= report[name] <= 1 for name in shares)
+    assert (report["images"], report["prompts"]) == (12, 12) and report["seconds_per_image"] > 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {"sheet.png", "failures.png", "report.json"}
