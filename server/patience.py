@@ -10,7 +10,7 @@ import asyncio
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEADERS_S = 10.0  # from a connection, or a request's first byte, to the end of its headers
-LEFTOVER_S = 2.0  # to finish a body that nobody reads any more: the answer is out, and so is the client
+LEFTOVER_S = 10.0  # to finish a body that nobody reads any more: who is hung up on while he sends sees no answer
 MAX_HEADER_BYTES = 32768  # of a request; proxies commonly allow 8 to 16 KiB
 
 
@@ -19,7 +19,7 @@ class PatientProtocol(HttpToolsProtocol):
 
     _deadline: asyncio.TimerHandle | None = None
     _header_bytes = 0
-    _body_owed = False
+    _in_headers = _body_owed = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -31,7 +31,7 @@ class PatientProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._header_bytes = 0
+        self._header_bytes, self._in_headers = 0, True
         self._expect(HEADERS_S)
 
     def on_url(self, url: bytes) -> None:
@@ -45,12 +45,12 @@ class PatientProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         before = self._header_bytes
         super().data_received(data)
-        if self._deadline is not None and self._header_bytes == before:  # in the middle of one long header
+        if self._in_headers and self._header_bytes == before:  # in the middle of one long header
             self._count(len(data))
 
     def on_headers_complete(self) -> None:
         self._relax()
-        self._body_owed = True
+        self._in_headers, self._body_owed = False, True
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:

@@ -113,7 +113,7 @@ def test_a_connection_that_is_used_again_is_not_cut_off(service: Service) -> Non
     connection = http.client.HTTPConnection("127.0.0.1", service.settings.port, timeout=20)
     connection.connect()
     own = connection.sock.getsockname()
-    until_after = time.monotonic() + patience.LEFTOVER_S + 1
+    until_after = time.monotonic() + patience.HEADERS_S + 1
     while time.monotonic() < until_after:
         connection.request("POST", "/v1/jobs", body=b'{"prompt": ""}', headers={"Content-Type": "application/json"})
         answer = connection.getresponse()
