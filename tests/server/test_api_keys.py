@@ -122,8 +122,7 @@ def test_the_official_client_raises_its_own_errors(service: Service) -> None:
 
 
 def test_a_large_upload_with_a_wrong_key_hears_of_the_key(service: Service) -> None:
-    """The gateway answered before the file had come and hung up while it came: the client saw a broken connection,
-    tried again twice, and never heard that its key was wrong."""
+    """The answer is out before the file has come; the client must see it, and not a connection broken off."""
     with openai.OpenAI(base_url=f"{service.settings.base_url}/v1", api_key="wrong", max_retries=0) as client:
         for _ in range(3):
             with pytest.raises(openai.AuthenticationError):
