@@ -9,6 +9,8 @@ from collections.abc import Awaitable, Callable
 from subprocess import Popen
 from typing import TypeVar
 
+import httpx
+
 from server import processes
 from server.client import FluidClient
 from server.jobs import JobInput, Lease
@@ -49,6 +51,14 @@ def fluid(settings: Settings, *words: str) -> "subprocess.CompletedProcess[str]"
     """An operator's command against a running service."""
     command = [sys.executable, "-m", "server.cli", *words]
     return subprocess.run(command, env=child_env(settings), capture_output=True, text=True, timeout=60)
+
+
+def status_of(url: str, key: str | None = None) -> int:
+    """Of a GET; 0 while nobody listens there."""
+    try:
+        return httpx.get(url, headers={"Authorization": f"Bearer {key}"} if key else {}).status_code
+    except httpx.TransportError:
+        return 0
 
 
 class Service:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from harness import Service, until
+from harness import Service, status_of, until
 
 from server import patience
 from server.api_keys import hashed
@@ -38,15 +38,8 @@ def everything(connection: socket.socket) -> bytes:
 @pytest.fixture
 def quick(new_service) -> Service:  # type: ignore[no-untyped-def]
     service: Service = new_service(workers=0, body_timeout_s=0.5)
-    until(lambda: is_live(service), what="the gateway")
+    until(lambda: status_of(f"{service.settings.base_url}/health/live") == 200, what="the gateway")
     return service
-
-
-def is_live(service: Service) -> bool:
-    try:
-        return httpx.get(f"{service.settings.base_url}/health/live").status_code == 200
-    except httpx.TransportError:
-        return False
 
 
 def test_a_body_that_never_ends_is_cut_off(quick: Service) -> None:
@@ -78,7 +71,7 @@ def test_so_is_a_form_that_never_ends(quick: Service, route: str) -> None:
 def test_a_request_that_is_refused_unread_does_not_hold_its_connection(new_service) -> None:  # type: ignore[no-untyped-def]
     """31 MiB from somebody without a key: answered before the first byte, and hung up on when they do not come."""
     service = new_service(workers=0, api_keys=f"alice {hashed('k')}")
-    until(lambda: is_live(service))
+    until(lambda: status_of(f"{service.settings.base_url}/health/live") == 200)
     with connected(service) as slow:
         slow.sendall(b"POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Length: 32505856\r\n\r\n")
         assert everything(slow).startswith(b"HTTP/1.1 401 ")
@@ -91,7 +84,7 @@ def test_headers_have_a_deadline(service: Service, monkeypatch: pytest.MonkeyPat
         slow.sendall(b"GET /v1/models HTTP/1.1\r\nHost: x\r\nX-Never: ")
         assert everything(silent) == b"" and everything(slow) == b""
     assert time.monotonic() - began < 3 * patience.HEADERS_S + 10
-    assert is_live(service)
+    assert status_of(f"{service.settings.base_url}/health/live") == 200
 
 
 @pytest.mark.parametrize("many", [True, False], ids=["many headers", "one long header"])
@@ -105,7 +98,7 @@ def test_headers_are_not_collected_without_end(service: Service, many: bool) -> 
             pytest.fail("20 MB of headers were taken")
         except (ConnectionResetError, BrokenPipeError):
             pass
-    assert is_live(service)
+    assert status_of(f"{service.settings.base_url}/health/live") == 200
 
 
 def test_a_connection_that_is_used_again_is_not_cut_off(service: Service) -> None:
