@@ -28,6 +28,7 @@ from model.serving import load_engine
 from server.client import FluidClient
 from server.client_wire import Preview
 
+ROWS_CANCELED = 10  # the most that one job can have
 CANCELED_STEPS = 64  # of the job that is canceled: long enough that it never ends before
 
 
@@ -40,14 +41,14 @@ def first_partial(client: FluidClient, seed: int) -> tuple[float, float]:
     return first, time.perf_counter() - begin
 
 
-def cancel(client: FluidClient, seed: int) -> tuple[float, float]:
-    """(seconds from the cancel to the job's end, seconds of one of its steps). The clocks are of one machine."""
-    job = client.submit(PROMPT, seed=seed, num_inference_steps=CANCELED_STEPS, diffusion_steps=50)
+def cancel(client: FluidClient, seed: int, n: int) -> tuple[float, float]:
+    """(seconds from the cancel to the job's end, seconds of a step of its n rows). The clocks are of one machine."""
+    job = client.submit(PROMPT, seed=seed, n=n, num_inference_steps=CANCELED_STEPS, diffusion_steps=50)
     steps: list[tuple[int, float]] = []
     for event in client.follow(job["id"]):
         if event.type == "progress":
             steps.append((event.data["step"], time.time()))
-            if event.data["step"] >= CANCELED_STEPS // 3:
+            if event.data["step"] >= n * CANCELED_STEPS // 3:
                 break
     sent = time.time()
     client.cancel(job["id"])
@@ -55,14 +56,16 @@ def cancel(client: FluidClient, seed: int) -> tuple[float, float]:
     if ended["status"] != "canceled":
         raise RuntimeError(f"the job {ended['status']} before it could be canceled; make CANCELED_STEPS larger")
     (first, at), (last, until) = steps[0], steps[-1]
-    return max(0.0, ended["completed_at"] - sent), (until - at) / max(1, last - first)
+    return max(0.0, ended["completed_at"] - sent), n * (until - at) / max(1, last - first)
 
 
 def run(quick: bool) -> dict[str, Any]:
     """Table to stdout; figures back."""
     engine = load_engine("emoji-64", 1, "cpu")
     ask = replace(default_request(engine), prompt=PROMPT)
-    shares, waits, over, alone, frees, steps = [], [], [], [], [], []
+    shares, waits, over, alone = [], [], [], []
+    frees: dict[int, list[float]] = {1: [], ROWS_CANCELED: []}
+    steps: dict[int, list[float]] = {1: [], ROWS_CANCELED: []}
     with service() as url, httpx.Client(base_url=url) as http, FluidClient(url) as client:
         for warm in range(2):
             fetch(http, warm)
@@ -77,9 +80,10 @@ def run(quick: bool) -> dict[str, Any]:
             bare_rate(engine, ask, 1)
             alone.append(time.perf_counter() - middle)
             over.append(middle - begin - alone[-1])
-            freed, step = cancel(client, seed)
-            frees.append(freed)
-            steps.append(freed / step)
+            for rows in frees:
+                freed, step = cancel(client, seed, rows)
+                frees[rows].append(freed)
+                steps[rows].append(freed / step)
     bare_ms, over_ms = 1000 * statistics.median(alone), 1000 * statistics.median(over)
     result = {
         "first_partial_share": round(statistics.median(shares), 3),
@@ -87,10 +91,11 @@ def run(quick: bool) -> dict[str, Any]:
         "single_bare_ms": round(bare_ms, 1),
         "single_overhead_ms": round(over_ms, 1),
         "single_overhead_limit_ms": round(max(0.02 * bare_ms, 15.0), 1),
-        "cancel_ms": round(1000 * statistics.median(frees), 1),
-        "cancel_steps": round(statistics.median(steps), 2),
-        "cancel_steps_p90": round(statistics.quantiles(steps, n=10)[-1], 2),
     }
+    for rows, name in ((1, "cancel"), (ROWS_CANCELED, f"cancel_{ROWS_CANCELED}_rows")):
+        result[f"{name}_ms"] = round(1000 * statistics.median(frees[rows]), 1)
+        result[f"{name}_steps"] = round(statistics.median(steps[rows]), 2)
+        result[f"{name}_steps_p90"] = round(statistics.quantiles(steps[rows], n=10)[-1], 2)
     for name, value in result.items():
         print(f"{name:32s}{value:10}")
     return result

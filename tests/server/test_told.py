@@ -74,3 +74,19 @@ def _use_everything(client: FluidClient) -> None:
         client.generate(said, size=SECRET_WORD)
     with pytest.raises(ServiceError):
         client.generate(said, **{SECRET_WORD: 1})
+
+
+@pytest.mark.parametrize("keys", ["", f"alice {hashed(ALICE)}"], ids=["without keys", "with keys"])
+def test_a_gateway_that_is_open_to_the_network_without_keys_says_so(
+    settings: Settings, tmp_path: Path, keys: str
+) -> None:
+    open_to_all = replace(settings, host="0.0.0.0", api_keys=keys)
+    with (tmp_path / "log").open("wb") as log:
+        gateway = subprocess.Popen(
+            [sys.executable, "-m", "server.cli", "gateway"], env=child_env(open_to_all), stdout=log, stderr=log
+        )
+        try:
+            until(lambda: status_of(f"{open_to_all.base_url}/health/live") == 200, seconds=30)
+        finally:
+            processes.stop(gateway, grace_s=10)
+    assert ("WITHOUT API KEYS" in (tmp_path / "log").read_text()) == (not keys)
