@@ -132,7 +132,9 @@ def _validated(schema: type[R], sent: FormData, files: tuple[str, ...]) -> R:
         given = sent.getlist(key)
         if any(isinstance(value, UploadFile) for value in given):
             raise InvalidRequest(f"'{name[:100]}' must be text, not a file.", param=name[:100])
-        values[name] = given if name in _LISTS else given[-1]
+        if len(given) > 1 and name not in _LISTS:
+            raise InvalidRequest(f"'{name[:100]}' is there {len(given)} times; send it once.", param=name[:100])
+        values[name] = given if name in _LISTS else given[0]
     for name in schema.not_yet:
         if str(values.pop(name, "")).lower() not in ("", "0", "false", "null"):
             raise InvalidRequest(f"'{name}' is not supported with a picture to start from. Leave it out.", param=name)

@@ -39,7 +39,11 @@ def test_an_interrupted_batch_goes_on(new_service: Callable[..., Service], tmp_p
     prompts.write_text("\n".join(map(json.dumps, lines)))
     command = [sys.executable, "-m", "server.cli", "batch", str(prompts), "-o", str(out)]
     first = subprocess.Popen(command, env=child_env(service.settings), stderr=subprocess.DEVNULL)
-    until(lambda: (out / "batch.json").exists())
+    state = out / "batch.json"
+    until(lambda: state.exists() and state.read_text().endswith("}"))
+    batch_id = json.loads(state.read_text())["batch_id"]
+    # Then it waits for the service; an interrupt in the middle of an import can be swallowed by Python itself.
+    until(lambda: service.client.batch(batch_id)["request_counts"]["completed"] >= 2)
     first.send_signal(signal.SIGINT)
     assert first.wait(timeout=20) == 130
     again = fluid(service.settings, "batch", str(prompts), "-o", str(out))

@@ -211,7 +211,10 @@ FIELDS: list[tuple[dict[str, Any], dict[str, Any], str | None]] = [
     ({"prompt": "x", "n": "eleven"}, {"image": GOOD}, "n"),
     ({"prompt": "x", "feather": "65"}, {"image": GOOD}, "feather"),
     ({"prompt": "x", "fether": "1"}, {"image": GOOD}, "fether"),
-    ({"prompt": "x", "stream": "true"}, {"image": GOOD}, "stream"),
+    ({"prompt": "x", "partial_images": "2"}, {"image": GOOD, "mask": saved(HOLE)}, "partial_images"),
+    ({"prompt": "x", "webhook": "https://example.com"}, {"image": GOOD}, "webhook"),
+    # The last one won, in silence.
+    ({"prompt": ["x", "y"]}, {"image": GOOD, "mask": saved(HOLE)}, "prompt"),
     ({"prompt": "x", "size": "64x64"}, {"image": GOOD, "mask": saved(HOLE)}, "size"),
     ({"prompt": "x", "model": "dall-e-2"}, {"image": GOOD, "mask": saved(HOLE)}, "model"),
     ({"prompt": "x", "guidance_interval": ["0.8", "0.2"]}, {"image": GOOD}, "guidance_interval"),
