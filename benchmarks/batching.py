@@ -15,8 +15,6 @@ takes only its busy time, and a load is exactly what it says. Sides alternate; m
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import time
 from collections import deque
@@ -26,7 +24,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks.machine import describe_machine, keep
+from benchmarks.machine import command
 from model.requests import Request
 from model.serving import ServingEngine, load_engine
 
@@ -148,13 +146,7 @@ def run(quick: bool) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="16 requests, one round")
-    args = parser.parse_args(argv)
-    result = {"machine": describe_machine(), **run(args.quick)}
-    if not args.quick:
-        print(f"kept in {keep('batching', result)}")
-    print(json.dumps(result))
+    command("batching", __doc__, "16 requests, one round", run, argv)
 
 
 if __name__ == "__main__":

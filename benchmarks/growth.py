@@ -6,8 +6,6 @@ changes at a time. All shapes of a sweep alternate within a round; medians over 
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -18,7 +16,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from benchmarks.machine import alive, describe_machine, keep
+from benchmarks.machine import alive, command
 from model.config import PRESETS, FluidConfig, TextConfig
 from model.engine import Engine
 from model.fluid import Fluid
@@ -118,13 +116,13 @@ def draw(result: dict[str, Any], file: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two cases a sweep, one round, no plot")
-    args = parser.parse_args(argv)
-    result = {"machine": describe_machine(), **run(args.quick, None if args.quick else PLOT)}
-    if not args.quick:
-        print(f"kept in {keep('growth', result)}")
-    print(json.dumps(result))
+    command(
+        "growth",
+        __doc__,
+        "two cases a sweep, one round, no plot",
+        lambda quick: run(quick, None if quick else PLOT),
+        argv,
+    )
 
 
 if __name__ == "__main__":

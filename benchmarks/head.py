@@ -7,8 +7,6 @@ posterior count as nothing and show as what is missing. Peak: a 2048³ product, 
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -16,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.machine import alive, describe_machine, keep
+from benchmarks.machine import alive, command
 from fluid_kernels.head_loop import HeadWeights, Rows
 from fluid_kernels.head_loop_torch import TorchHead
 from model.config import MAR_PRESETS
@@ -70,13 +68,7 @@ def run(quick: bool) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one round instead of five")
-    args = parser.parse_args(argv)
-    result = {"machine": describe_machine(), **run(args.quick)}
-    if not args.quick:
-        print(f"kept in {keep('head', result)}")
-    print(json.dumps(result))
+    command("head", __doc__, "one round instead of five", run, argv)
 
 
 if __name__ == "__main__":

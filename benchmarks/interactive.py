@@ -11,8 +11,6 @@ Sides alternate; medians over rounds. The last line is one JSON object.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import time
 from dataclasses import replace
@@ -21,8 +19,8 @@ from typing import Any
 import httpx
 from tqdm import tqdm
 
-from benchmarks.machine import describe_machine, keep
-from benchmarks.served import PROMPT, bare_rate, fetch, service
+from benchmarks.machine import command
+from benchmarks.served import PROMPT, one_picture, service
 from model.drawing import default_request
 from model.serving import load_engine
 from server.client import FluidClient
@@ -68,18 +66,14 @@ def run(quick: bool) -> dict[str, Any]:
     steps: dict[int, list[float]] = {1: [], ROWS_CANCELED: []}
     with service() as url, httpx.Client(base_url=url) as http, FluidClient(url) as client:
         for warm in range(2):
-            fetch(http, warm)
-            bare_rate(engine, ask, 1)
+            one_picture(http, engine, ask, warm)
         for seed in tqdm(range(5 if quick else 40), desc="rounds", leave=False):
             first, whole = first_partial(client, seed)
             shares.append(first / whole)
             waits.append(whole)
-            begin = time.perf_counter()
-            fetch(http, seed)
-            middle = time.perf_counter()
-            bare_rate(engine, ask, 1)
-            alone.append(time.perf_counter() - middle)
-            over.append(middle - begin - alone[-1])
+            bare, extra = one_picture(http, engine, ask, seed)
+            alone.append(bare)
+            over.append(extra)
             for rows in frees:
                 freed, step = cancel(client, seed, rows)
                 frees[rows].append(freed)
@@ -102,13 +96,7 @@ def run(quick: bool) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="five rounds")
-    args = parser.parse_args(argv)
-    result = {"machine": describe_machine(), **run(args.quick)}
-    if not args.quick:
-        print(f"kept in {keep('interactive', result)}")
-    print(json.dumps(result))
+    command("interactive", __doc__, "five rounds", run, argv)
 
 
 if __name__ == "__main__":

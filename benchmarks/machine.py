@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
 import os
 import platform
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,19 @@ def keep(name: str, result: dict[str, object]) -> Path:
     file = RESULTS / f"{name}-{datetime.date.today().isoformat()}.json"
     file.write_text(json.dumps(result, indent=1) + "\n")
     return file
+
+
+def command(
+    name: str, about: str | None, quick: str, run: Callable[[bool], dict[str, Any]], argv: list[str] | None
+) -> None:
+    """Of a benchmark that measures one thing: its table, a file unless --quick, JSON as the last line."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help=quick)
+    args = parser.parse_args(argv)
+    result = {"machine": describe_machine(), **run(args.quick)}
+    if not args.quick:
+        print(f"kept in {keep(name, result)}")
+    print(json.dumps(result))
 
 
 def alive(model: nn.Module) -> Any:

@@ -7,8 +7,6 @@ One picture: a client's wait for a PNG, against admit + steps + pixels. Sides al
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -24,7 +22,7 @@ from typing import Any
 import httpx
 from tqdm import tqdm
 
-from benchmarks.machine import describe_machine, keep
+from benchmarks.machine import command
 from model.drawing import default_request
 from model.requests import Request
 from model.serving import ServingEngine, load_engine
@@ -84,6 +82,16 @@ def bare_rate(engine: ServingEngine, ask: Request, count: int) -> float:
     return count / (time.perf_counter() - begin)
 
 
+def one_picture(client: httpx.Client, engine: ServingEngine, ask: Request, seed: int) -> tuple[float, float]:
+    """(seconds of the engine alone, seconds that a client waits longer)"""
+    begin = time.perf_counter()
+    fetch(client, seed)
+    middle = time.perf_counter()
+    bare_rate(engine, ask, 1)
+    alone = time.perf_counter() - middle
+    return alone, middle - begin - alone
+
+
 def run(quick: bool) -> dict[str, Any]:
     """Table to stdout; figures back."""
     engine = load_engine("emoji-64", ROWS, "cpu")
@@ -97,14 +105,8 @@ def run(quick: bool) -> dict[str, Any]:
             served.append(served_rate(url, count))
             bare.append(bare_rate(engine, ask, count))
             shares.append(served[-1] / bare[-1])
-        over, alone = [], []
-        for seed in tqdm(range(singles), desc="one picture", leave=False):
-            begin = time.perf_counter()
-            fetch(client, seed)
-            middle = time.perf_counter()
-            bare_rate(engine, ask, 1)
-            alone.append(time.perf_counter() - middle)
-            over.append(middle - begin - alone[-1])
+        seeds = tqdm(range(singles), desc="one picture", leave=False)
+        alone, over = zip(*(one_picture(client, engine, ask, seed) for seed in seeds), strict=True)
     result = {
         "served_share_of_bare": round(statistics.median(shares), 3),
         "served_pictures_per_second": round(statistics.median(served), 2),
@@ -119,13 +121,7 @@ def run(quick: bool) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="32 pictures, one round")
-    args = parser.parse_args(argv)
-    result = {"machine": describe_machine(), **run(args.quick)}
-    if not args.quick:
-        print(f"kept in {keep('served', result)}")
-    print(json.dumps(result))
+    command("served", __doc__, "32 pictures, one round", run, argv)
 
 
 if __name__ == "__main__":

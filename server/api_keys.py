@@ -119,8 +119,8 @@ class KeyRing:
         self._complained = ""
         self._from_file: Mapping[str, Caller] = {}
         if self._file is not None:
-            self._from_file = self._read(self._file)
-        self.required = bool(settings.api_keys or self._file)
+            self._refresh(self._file)
+        self.required = settings.wants_keys
         if (settings.rate_limit or settings.max_jobs) and not self.required:
             raise ConfigError("FLUID_RATE_LIMIT and FLUID_MAX_JOBS are limits of keys: set FLUID_API_KEYS_FILE too.")
 
@@ -143,30 +143,28 @@ class KeyRing:
         return caller
 
     def _look(self) -> None:
-        """Read the file again if it has changed; keys come and go without a restart."""
+        """Keys come and go without a restart."""
         if self._file is None or time.monotonic() < self._look_at:
             return
         self._look_at = time.monotonic() + LOOK_S
         try:
-            if self._stat(self._file) != self._stamp:
-                self._from_file = self._read(self._file)
-                log.info("%s: %d keys", self._file, len(self._from_file))
+            self._refresh(self._file)
             self._complained = ""
         except ConfigError as error:
             if str(error) != self._complained:
                 log.error("%s The keys that were good go on.", error)
             self._complained = str(error)
 
-    def _read(self, file: Path) -> Mapping[str, Caller]:
-        self._stamp = self._stat(file)  # before reading: what is written meanwhile is read the next time
-        try:
-            return parse_keys(file.read_text(encoding="utf-8"), self._default, str(file))
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"FLUID_API_KEYS_FILE: {file} cannot be read: {error}.") from error
-
-    def _stat(self, file: Path) -> tuple[int, ...]:
+    def _refresh(self, file: Path) -> None:
+        """Read it if it is another than the last time."""
         try:
             found = file.stat()
-        except OSError as error:
+            stamp = (found.st_mtime_ns, found.st_size, found.st_ino)
+            if stamp == self._stamp:
+                return
+            self._stamp = stamp  # of before reading: what is written meanwhile is read the next time
+            text = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"FLUID_API_KEYS_FILE: {file} cannot be read: {error}.") from error
-        return found.st_mtime_ns, found.st_size, found.st_ino
+        self._from_file = parse_keys(text, self._default, str(file))
+        log.info("%s: %d keys", file, len(self._from_file))

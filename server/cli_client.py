@@ -3,9 +3,12 @@
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from server.settings import Settings
+
+if TYPE_CHECKING:  # httpx is loaded only by the commands that need it
+    from server.client import FluidClient
 
 Command = Callable[..., argparse.ArgumentParser]
 
@@ -21,13 +24,18 @@ def _service_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--api-key", help="if the service asks for one (FLUID_API_KEY)")
 
 
-def _picture_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-o", "--out", type=Path, required=True, help=".png, .webp or .jpg")
+def picture_flags(parser: argparse.ArgumentParser) -> None:
+    """What `fluid generate` has in common with edits and variations."""
     parser.add_argument("--n", type=int, help="how many; picture i uses seed + i")
     parser.add_argument("--seed", type=int, help="same seed, same picture")
     parser.add_argument("--quality", choices=("low", "medium", "high"), help="preset of the step counts")
-    parser.add_argument("--steps", type=int, dest="num_inference_steps", help="autoregressive steps for the new part")
+    parser.add_argument("--steps", type=int, dest="num_inference_steps", help="autoregressive steps for what is drawn")
     parser.add_argument("--guidance", type=float, dest="guidance_scale", help="how hard the prompt pulls")
+
+
+def _output_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-o", "--out", type=Path, required=True, help=".png, .webp or .jpg")
+    picture_flags(parser)
     _service_flags(parser)
 
 
@@ -64,7 +72,7 @@ def _add_edit(command: Command, commands: Any) -> None:
     part.add_argument("--mask", type=Path, help="a picture of the same size; what is transparent is drawn")
     part.add_argument("--box", type=int, nargs=4, metavar=("LEFT", "TOP", "RIGHT", "BOTTOM"), help="in pixels")
     parser.add_argument("--feather", type=int, help="pixels inside the mask over which old goes over into new")
-    _picture_flags(parser)
+    _output_flags(parser)
     parser.set_defaults(run=_edit)
 
 
@@ -79,7 +87,7 @@ def _add_vary(command: Command, commands: Any) -> None:
     parser.add_argument("picture", type=Path, metavar="PICTURE")
     parser.add_argument("--prompt", help="what to draw; default: what the picture's file says")
     parser.add_argument("--keep", type=float, help="share of the picture that stays, 0 to below 1; 0.5 if omitted")
-    _picture_flags(parser)
+    _output_flags(parser)
     parser.set_defaults(run=_vary)
 
 
@@ -88,34 +96,37 @@ def _options(args: argparse.Namespace, *names: str) -> dict[str, Any]:
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 
+def _client(settings: Settings, args: argparse.Namespace, **options: Any) -> "FluidClient":
+    from server.client import FluidClient
+
+    return FluidClient(args.url or settings.base_url, api_key=args.api_key or settings.api_key, **options)
+
+
 _OF_PICTURES = ("n", "seed", "quality", "num_inference_steps", "guidance_scale")
 
 
 def _batch(settings: Settings, args: argparse.Namespace) -> None:
     from server import batch_command
-    from server.client import FluidClient
 
     options = _options(args, "quality", "output_format")
-    with FluidClient(args.url or settings.base_url, api_key=args.api_key or settings.api_key, max_retries=8) as client:
+    with _client(settings, args, max_retries=8) as client:
         batch_command.run(client, args.prompts, args.out, options, cancel=args.cancel)
 
 
 def _edit(settings: Settings, args: argparse.Namespace) -> None:
     from server import edit_command
-    from server.client import FluidClient
     from server.images import format_of
 
     options = _options(args, *_OF_PICTURES, "feather") | {"output_format": format_of(args.out)}
     box = tuple(args.box) if args.box else None
-    with FluidClient(args.url or settings.base_url, api_key=args.api_key or settings.api_key) as client:
+    with _client(settings, args) as client:
         edit_command.edit(client, args.picture, args.prompt, args.out, options, mask=args.mask, box=box)
 
 
 def _vary(settings: Settings, args: argparse.Namespace) -> None:
     from server import edit_command
-    from server.client import FluidClient
     from server.images import format_of
 
     options = _options(args, *_OF_PICTURES, "prompt", "keep") | {"output_format": format_of(args.out)}
-    with FluidClient(args.url or settings.base_url, api_key=args.api_key or settings.api_key) as client:
+    with _client(settings, args) as client:
         edit_command.vary(client, args.picture, args.out, options)

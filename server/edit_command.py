@@ -10,6 +10,7 @@ from PIL import Image, UnidentifiedImageError
 from server.client import FluidClient
 from server.client_wire import Picture
 from server.errors import EditRefused
+from server.images import numbered
 from server.progress import Status
 
 
@@ -68,11 +69,10 @@ def _mask_of(box: tuple[int, int, int, int], image: bytes, path: Path) -> bytes:
 
 
 def _save(drawn: list[Picture], out: Path) -> list[Path]:
-    """With several the files are numbered, as those of `fluid generate`."""
     saved = []
     for index, picture in enumerate(drawn):
         for warning in picture.warnings if index == 0 else ():
             print(warning, file=sys.stderr)
-        saved.append(picture.save(out if len(drawn) == 1 else out.with_stem(f"{out.stem}-{index}")))
+        saved.append(picture.save(numbered(out, index, len(drawn))))
         print(f"{saved[-1]}  seed {picture.seed}")
     return saved

@@ -13,7 +13,7 @@ from typing import cast
 
 from redis.exceptions import RedisError
 
-from server.jobs import JobState, Lease
+from server.jobs import JobRecord, JobState, Lease
 from server.queue import Queue
 from server.watcher import Watcher
 
@@ -49,14 +49,15 @@ class Events:
         self._queue = queue
         self._watcher = watcher
 
-    async def begin(self, job_id: str) -> None:
-        """Have events kept from now on.
+    async def begin(self, job_id: str, owner: str) -> JobRecord:
+        """Have events of a job kept from now on.
 
         Raises:
-            UnknownJob, JobExpired: there is no such job.
+            UnknownJob, JobExpired: there is no such job of this owner.
         """
+        record = await self._queue.get(job_id, owner)
         await self._queue.run("follow", [job_id])
-        await self._queue.get(job_id)
+        return record
 
     async def follow(
         self, job_id: str, after: str = BEGINNING, limit_s: float = math.inf

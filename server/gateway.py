@@ -11,8 +11,8 @@ from server import __version__, routes_batches, routes_edits, routes_images, rou
 from server.api_keys import KeyRing
 from server.body_limit import BodyLimit
 from server.errors import ConfigError
-from server.guard import Guard, SafeHeaders, allow_origins
-from server.middleware import RequestContext, install_error_handlers, refuse
+from server.guard import Guard, allow_origins
+from server.middleware import RequestContext, install_error_handlers
 from server.openapi import ANY_ERROR
 from server.openapi_examples import install_examples
 from server.patience import PatientProtocol
@@ -45,9 +45,8 @@ def create_app(settings: Settings, open_services: OpenServices = open_services) 
     )
     # The last one is the outermost: what any of the others refuses has its id and is counted too.
     app.add_middleware(BodyLimit, patience_s=settings.body_timeout_s)
-    app.add_middleware(Guard, ring=KeyRing(settings), metrics_access=settings.metrics_access, refuse=refuse)
+    app.add_middleware(Guard, ring=KeyRing(settings), metrics_access=settings.metrics_access)
     allow_origins(app, settings.cors_origins)  # browsers ask without a key whether they may send one
-    app.add_middleware(SafeHeaders)
     app.add_middleware(RequestContext)
     install_error_handlers(app)
     for module in (routes_images, routes_edits, routes_jobs, routes_batches, routes_ops):
@@ -61,7 +60,7 @@ def serve(settings: Settings) -> None:
     if not settings.redis_url:
         raise ConfigError("A gateway needs FLUID_REDIS_URL. `fluid serve` starts everything, Redis included.")
     parse_secret(settings.webhook_secret)
-    if settings.host not in ("127.0.0.1", "localhost", "::1") and not KeyRing(settings).required:
+    if settings.host not in ("127.0.0.1", "localhost", "::1") and not settings.wants_keys:
         log.warning(
             "LISTENING ON %s WITHOUT API KEYS: whoever reaches this port can draw, see and cancel everything. "
             "Set FLUID_API_KEYS_FILE (`fluid keys new NAME`), or listen on 127.0.0.1.",

@@ -9,7 +9,7 @@ from typing import Any
 
 from server.engine_api import RowRequest
 from server.errors import InvalidRequest
-from server.images import encode
+from server.images import encode, numbered
 from server.jobs import JobInput, ModelInfo
 from server.like import difference
 from server.progress import Status, steps
@@ -52,7 +52,7 @@ def run(settings: Settings, request: ImageRequest, out: Path, like: Mapping[str,
 
 
 def _save(pixels: bytes, job: JobInput, index: int, info: ModelInfo, out: Path) -> Path:
-    path = out if job.n == 1 else out.with_stem(f"{out.stem}-{index}")
+    path = numbered(out, index, job.n)
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata = recipe(job, index, info.checkpoint_sha256)
     size = (job.width, job.height)

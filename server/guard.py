@@ -1,36 +1,25 @@
-"""Before a request is read: whose key it has, whether he may go on, and what every answer tells browsers."""
+"""Before a request is read: whose key it has, whether he may go on, and which pages may ask."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import logging
 import math
 import re
-from collections.abc import Callable
 from typing import Annotated, cast
 
 from fastapi import Depends, FastAPI, Request
-from fastapi.responses import JSONResponse
 from redis.exceptions import RedisError
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api_keys import NOBODY, Caller, KeyRing
-from server.errors import KeyDisabled, QueueUnavailable, RateLimited, RequestError
+from server.errors import KeyDisabled, RateLimited, RequestError
+from server.middleware import refuse
 from server.queue import Queue
 from server.services import Services
 
-log = logging.getLogger(__name__)
-Refuse = Callable[[Scope, RequestError], JSONResponse]
-#: What any answer says to browsers, whoever asked for it.
-SAFE_HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Resource-Policy": "same-origin",
-}
 _SHOWN_TO_OTHERS = (
     "x-request-id", "x-job-id", "seed", "finish-reason", "location", "retry-after", "server-timing", "x-batch-size",
     "x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests",
@@ -45,10 +34,10 @@ CallerDep = Annotated[Caller, Depends(_caller)]
 
 
 class Guard:
-    """401, 403 and 429 before a byte of the body is read. `refuse` turns an error into its answer."""
+    """401, 403 and 429 before a byte of the body is read."""
 
-    def __init__(self, app: ASGIApp, ring: KeyRing, metrics_access: str, refuse: Refuse) -> None:
-        self.app, self._ring, self._refuse = app, ring, refuse
+    def __init__(self, app: ASGIApp, ring: KeyRing, metrics_access: str) -> None:
+        self.app, self._ring = app, ring
         self._locked = ("/v1/", "/metrics") if metrics_access == "key" else ("/v1/",)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -58,25 +47,17 @@ class Guard:
         caller, limits = NOBODY, {}
         try:
             if scope["path"].startswith(self._locked):
-                caller = self._ring.caller(_header(scope, b"authorization"))
+                caller = self._ring.caller(Headers(scope=scope).get("authorization", ""))
                 if caller.disabled:
                     raise KeyDisabled(f"The API key of {caller.name!r} is switched off. Ask the operator.")
                 services: Services = scope["app"].state.services
                 if caller.rate_limit and _counts(scope):
                     limits = await _spend(services.queue, caller)
-        except RequestError as error:
-            await self._refuse(scope, error)(scope, receive, send)
-            return
-        except RedisError as error:
-            log.error("Redis: %s", error)
-            await self._refuse(scope, QueueUnavailable())(scope, receive, send)
+        except (RequestError, RedisError) as error:
+            await refuse(scope, error)(scope, receive, send)
             return
         scope.setdefault("state", {})["caller"] = caller
         await self.app(scope, receive, _adding(send, limits) if limits else send)
-
-
-def _header(scope: Scope, name: bytes) -> str:
-    return next((str(value.decode("latin-1")) for key, value in scope["headers"] if key == name), "")
 
 
 def _counts(scope: Scope) -> bool:
@@ -112,16 +93,6 @@ def _adding(send: Send, headers: dict[str, str]) -> Send:
         await send(message)
 
     return add
-
-
-class SafeHeaders:
-    """Answers are not guessed at, not framed and tell no other site where they came from."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self.app(scope, receive, _adding(send, SAFE_HEADERS) if scope["type"] == "http" else send)
 
 
 def page_policy(page: str) -> str:

@@ -94,6 +94,11 @@ def format_of(out: Path) -> str:
     """The file format that the name asks for."""
     suffix = out.suffix.lower().removeprefix(".")
     format = {"jpg": "jpeg", "": "png"}.get(suffix, suffix)
-    if format not in ("png", "webp", "jpeg"):
+    if format not in MIME:
         raise InvalidRequest(f"--out {out}: use a name that ends in .png, .webp or .jpg.", param="out")
     return format
+
+
+def numbered(out: Path, index: int, count: int) -> Path:
+    """The name of picture `index` of `count`: `out` itself for a single one."""
+    return out if count == 1 else out.with_stem(f"{out.stem}-{index}")

@@ -34,6 +34,14 @@ REJECTIONS = (
     InvalidRequest, InvalidApiKey, KeyDisabled, RequestTooSlow, BodyTooLarge, RateLimited, QueueFull, NoWorkers,
     QueueUnavailable,
 )  # fmt: skip
+#: What any answer says to browsers, whoever asked for it: not to guess at it, not to frame it, not to tell of us.
+SAFE_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+_SAFE = [(name.lower().encode(), value.encode()) for name, value in SAFE_HEADERS.items()]
 _OWN_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -56,7 +64,7 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode()), *_SAFE]
             await send(message)
 
         try:
@@ -86,23 +94,26 @@ def _count(scope: Scope, status: int, seconds: float) -> None:
 
 def install_error_handlers(app: FastAPI) -> None:
     """Every error leaves in OpenAI's shape, validation and unknown routes included."""
-    app.add_exception_handler(RequestError, _on_request_error)
+    app.add_exception_handler(RequestError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
-    app.add_exception_handler(RedisError, _on_redis_error)
+    app.add_exception_handler(RedisError, _on_error)
     app.add_exception_handler(Exception, _on_bug)
 
 
-def refuse(scope: Scope, error: RequestError) -> JSONResponse:
-    """The answer that is this error, counted."""
+def refuse(scope: Scope, error: RequestError | RedisError) -> JSONResponse:
+    """The answer that is this error, counted. Of Redis only our log hears more than that it is away."""
+    if isinstance(error, RedisError):
+        log.error("Redis: %s", error)
+        error = QueueUnavailable()
     if scope["method"] == "POST" and isinstance(error, REJECTIONS):
         services: Services = scope["app"].state.services
         services.metrics.rejected.labels(error.code).inc()
     return JSONResponse(error.body(), status_code=error.status, headers=error.headers())
 
 
-async def _on_request_error(request: Request, error: Exception) -> JSONResponse:
-    if not isinstance(error, RequestError):
+async def _on_error(request: Request, error: Exception) -> JSONResponse:
+    if not isinstance(error, (RequestError, RedisError)):
         raise error
     return refuse(request.scope, error)
 
@@ -133,11 +144,6 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
         status_code=error.status_code,
         headers=dict(error.headers or {}),
     )
-
-
-async def _on_redis_error(request: Request, error: Exception) -> JSONResponse:
-    log.error("Redis: %s", error)
-    return refuse(request.scope, QueueUnavailable())
 
 
 async def _on_bug(request: Request, error: Exception) -> JSONResponse:

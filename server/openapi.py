@@ -21,7 +21,6 @@ ANY_ERROR: Responses = {"default": _error("Every other error has this shape as w
 SUBMIT_ERRORS: Responses = {
     400: _error("A parameter is wrong; `param` names it."),
     413: _error("The body is larger than 1 MiB."),
-    429: _error("The queue is full; obey Retry-After."),
     503: _error("No live worker, or no queue; obey Retry-After."),
 }
 _KEY_REUSED = _error("The Idempotency-Key, or job id, is that of another request.")

@@ -12,14 +12,13 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from starlette.datastructures import FormData, UploadFile
 
-from server import edits, openapi, pictures, sse, streaming
-from server.admission import accept, idempotency_key
+from server import edits, openapi, pictures
 from server.api_keys import Caller
 from server.errors import InvalidRequest
 from server.guard import CallerDep
 from server.jobs import Edit, JobInput, ModelInfo, new_job_id
 from server.resolve import model_of, resolve
-from server.routes_images import answer, check_stream, draw, wants_the_file
+from server.routes_images import respond
 from server.schemas import ImageRequest, ImagesResponse
 from server.schemas_edits import DEFAULT_FEATHER, DEFAULT_KEEP, EditRequest, StartedRequest, VariationRequest
 from server.services import Services, ServicesDep
@@ -173,18 +172,5 @@ async def _draw(
     source: bytes,
     warnings: list[str],
 ) -> Response:
-    wants_file = wants_the_file(request, job)
-    check_stream(body, wants_file=wants_file)
-    await services.fleet.require_worker(job.model)
-    started_from = json.dumps(job.edit.recipe() if job.edit else None)
-    asked = f"{body.fingerprint()} {started_from}"
-    key = idempotency_key(request)
-    if body.stream and job.edit:
-        accepted = await accept(
-            services, job, "sync", caller, job_id=job.edit.source, key=key, asked=asked, followed=True, source=source
-        )
-        form = body.response_format or "b64_json"
-        events = streaming.pictures(services, accepted.job_id, form, keep=bool(key), kind="image_edit")
-        return sse.response(events, {"x-job-id": accepted.job_id})
-    record = await draw(request, services, job, caller, key=key, asked=asked, source=source)
-    return await answer(services, record, body, warnings, wants_file=wants_file)
+    asked = f"{body.fingerprint()} {json.dumps(job.edit.recipe() if job.edit else None)}"
+    return await respond(request, services, caller, body, job, warnings, asked=asked, kind="image_edit", source=source)

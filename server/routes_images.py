@@ -39,32 +39,57 @@ async def generate(request: Request, body: RequestBody, services: ServicesDep, c
     """
     fleet = services.fleet
     job, warnings = resolve(body, await fleet.models(), await fleet.default_model())
-    wants_file = wants_the_file(request, job)
-    check_stream(body, wants_file=wants_file)
     if job.webhook:
         raise InvalidRequest("'webhook' is for jobs: POST /v1/jobs. Here the answer is the news.", param="webhook")
-    await fleet.require_worker(job.model)
-    key = idempotency_key(request)
+    return await respond(request, services, caller, body, job, warnings, asked=body.fingerprint())
+
+
+async def respond(
+    request: Request,
+    services: Services,
+    caller: Caller,
+    body: ImageRequest,
+    job: JobInput,
+    warnings: list[str],
+    *,
+    asked: str,
+    kind: str = "image_generation",
+    source: bytes | None = None,
+) -> Response:
+    """Queue the job and answer as its caller wants it: with events, with the file, or with JSON.
+
+    `kind`: the first part of the events' names. `source`: the picture that it starts from.
+    """
+    wants_file = _wants_the_file(request, job)
+    _check_stream(body, wants_file=wants_file)
+    await services.fleet.require_worker(job.model)
+    key, form = idempotency_key(request), body.response_format or "b64_json"
+    job_id = job.edit.source if job.edit else new_job_id()
     if body.stream:
-        accepted = await accept(services, job, "sync", caller, key=key, asked=body.fingerprint(), followed=True)
-        pictures = streaming.pictures(services, accepted.job_id, body.response_format or "b64_json", keep=bool(key))
+        accepted = await accept(
+            services, job, "sync", caller, job_id=job_id, key=key, asked=asked, followed=True, source=source
+        )
+        pictures = streaming.pictures(services, accepted.job_id, form, keep=bool(key), kind=kind)
         return sse.response(pictures, {"x-job-id": accepted.job_id})
-    record = await draw(request, services, job, caller, key=key, asked=body.fingerprint())
-    return await answer(services, record, body, warnings, wants_file=wants_file)
+    record = await _draw(request, services, job, caller, job_id=job_id, key=key, asked=asked, source=source)
+    if wants_file:
+        return await _file(services, record)
+    view = await images_response(services, record, form, warnings)
+    return JSONResponse(view.model_dump(), headers=timing_headers(record))
 
 
-async def draw(
+async def _draw(
     request: Request,
     services: Services,
     job: JobInput,
     caller: Caller,
     *,
+    job_id: str,
     key: str,
     asked: str,
-    source: bytes | None = None,
+    source: bytes | None,
 ) -> JobRecord:
     """Queue the job, or find the one that the same request brought before, and wait for its success."""
-    job_id = job.edit.source if job.edit else new_job_id()
     with services.watcher.expect(job_id) as expected:
         accepted = await accept(services, job, "sync", caller, job_id=job_id, key=key, asked=asked, source=source)
         if accepted.job_id == job_id:
@@ -75,16 +100,6 @@ async def draw(
             record = await _wait(request, services, accepted.job_id, expected, keep=True)
     require_success(record)
     return record
-
-
-async def answer(
-    services: Services, record: JobRecord, body: ImageRequest, warnings: list[str], *, wants_file: bool
-) -> Response:
-    """The pictures of a job that succeeded, as its caller wants them."""
-    if wants_file:
-        return await _file(services, record)
-    view = await images_response(services, record, body.response_format or "b64_json", warnings)
-    return JSONResponse(view.model_dump(), headers=timing_headers(record))
 
 
 async def _wait(request: Request, services: Services, job_id: str, expected: Expected, *, keep: bool) -> JobRecord:
@@ -125,7 +140,7 @@ async def _disconnect(request: Request) -> None:
         pass
 
 
-def wants_the_file(request: Request, job: JobInput) -> bool:
+def _wants_the_file(request: Request, job: JobInput) -> bool:
     """Only if the caller asks for images and for nothing that JSON could satisfy.
 
     Raises:
@@ -138,7 +153,7 @@ def wants_the_file(request: Request, job: JobInput) -> bool:
     return wants_it
 
 
-def check_stream(body: ImageRequest, *, wants_file: bool) -> None:
+def _check_stream(body: ImageRequest, *, wants_file: bool) -> None:
     """Whether what is asked of the stream goes together.
 
     Raises:

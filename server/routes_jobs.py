@@ -142,15 +142,13 @@ async def events(
             f"'Last-Event-ID' must be an id that an event had, like 1700000000000-0; got {last_event_id[:80]!r}.",
             param="Last-Event-ID",
         )
-    await services.queue.get(job_id, caller.name)
-    await services.events.begin(job_id)
-    return sse.response(_events(services, job_id, last_event_id or BEGINNING))
+    record = await services.events.begin(job_id, caller.name)
+    return sse.response(_events(services, record, last_event_id or BEGINNING))
 
 
-async def _events(services: Services, job_id: str, after: str) -> AsyncIterator[bytes]:
+async def _events(services: Services, record: JobRecord, after: str) -> AsyncIterator[bytes]:
     try:
-        record = await services.queue.get(job_id)
-        async with aclosing(services.events.follow(job_id, after)) as found:
+        async with aclosing(services.events.follow(record.id, after)) as found:
             async for event in found:
                 yield sse.PING if event is None else await _event(services, record, event)
     except RequestError as error:  # it expired while its follower was away

@@ -122,6 +122,10 @@ class Settings:
         return Path(self.data_dir or _default_data_dir()).expanduser()
 
     @property
+    def wants_keys(self) -> bool:
+        return bool(self.api_keys or self.api_keys_file)
+
+    @property
     def base_url(self) -> str:
         host = "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host
         return f"http://{host}:{self.port}"

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 async def pictures(
-    services: Services, job_id: str, response_format: str, *, keep: bool, kind: str = "image_generation"
+    services: Services, job_id: str, response_format: str, *, keep: bool, kind: str
 ) -> AsyncIterator[bytes]:
     """Previews as they come, then one `completed` per picture. Who hangs up cancels the job, unless `keep`.
 

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from server.errors import RequestError
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -22,6 +24,16 @@ def _no_settings_from_outside() -> None:
     """A developer's own FLUID_* variables must not change what the tests see."""
     for name in [name for name in os.environ if name.startswith("FLUID_")]:
         del os.environ[name]
+
+
+@pytest.fixture(scope="session")
+def request_errors() -> set[type[RequestError]]:
+    """Every error that a caller can be answered with."""
+
+    def below(cls: type[RequestError]) -> set[type[RequestError]]:
+        return {each for sub in cls.__subclasses__() for each in {sub, *below(sub)}}
+
+    return below(RequestError)
 
 
 @pytest.fixture(scope="session")

@@ -129,3 +129,7 @@ async def empty(queue: Queue) -> bool:
     waiting = [key async for key in queue.redis.scan_iter(f"{queue.keys.root}:*")]
     kinds = {key.split(":")[1] for key in waiting}
     return not kinds & {"since", "line", "ring", "leases", "deadlines", "resume", "input"}
+
+
+def client_of(service: Service, key: str | None) -> FluidClient:
+    return FluidClient(service.settings.base_url, api_key=key, max_retries=0)

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
-from harness import Service, fluid, start, status_of, until
+from harness import Service, client_of, fluid, start, status_of, until
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,10 +36,6 @@ def service(new_service: Callable[..., Service], key_file: Path) -> Service:
     made.add_worker()
     made.client.wait_ready(timeout_s=30)  # of the open routes
     return made
-
-
-def client_of(service: Service, key: str | None) -> FluidClient:
-    return FluidClient(service.settings.base_url, api_key=key, max_retries=0)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from harness import Service
 
 from server.body_limit import MAX_BODY_BYTES
-from server.guard import SAFE_HEADERS
+from server.middleware import SAFE_HEADERS
 from server.schemas import ImageRequest
 
 GENERATE = "/v1/images/generations"

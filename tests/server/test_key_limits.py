@@ -6,11 +6,10 @@ from dataclasses import replace
 import httpx
 import openai
 import pytest
-from harness import Service, job_input, start, status_of, take, until
+from harness import Service, client_of, job_input, start, status_of, take, until
 
 from server import processes
 from server.api_keys import hashed
-from server.client import FluidClient
 from server.demo import free_port
 from server.errors import ServiceError
 from server.jobs import JobError, JobState
@@ -19,10 +18,6 @@ from server.settings import Settings
 
 pytestmark = pytest.mark.anyio
 ALICE, BOB = "fl-alice", "fl-bob"
-
-
-def client_of(service: Service, key: str | None) -> FluidClient:
-    return FluidClient(service.settings.base_url, api_key=key, max_retries=0)
 
 
 def test_requests_a_minute_are_counted_over_all_gateways(new_service: Callable[..., Service]) -> None:
