@@ -5,7 +5,7 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -31,6 +31,16 @@ def test_a_text_file_becomes_pictures(service: Service, tmp_path: Path) -> None:
     assert refused.returncode == 1 and "belongs to another batch" in refused.stderr
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Shells start what runs in the background with Ctrl-C ignored, and children inherit that: there the command was
+    never interrupted, and the test failed."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupted_batch_goes_on(new_service: Callable[..., Service], tmp_path: Path) -> None:
     """Ctrl-C and the same command again: the same batch, every picture once."""
     service = new_service(fake_step_ms=10.0, max_rows=2)
@@ -42,7 +52,6 @@ def test_an_interrupted_batch_goes_on(new_service: Callable[..., Service], tmp_p
     state = out / "batch.json"
     until(lambda: state.exists() and state.read_text().endswith("}"))
     batch_id = json.loads(state.read_text())["batch_id"]
-    # Then it waits for the service; an interrupt in the middle of an import can be swallowed by Python itself.
     until(lambda: service.client.batch(batch_id)["request_counts"]["completed"] >= 2)
     first.send_signal(signal.SIGINT)
     assert first.wait(timeout=20) == 130
