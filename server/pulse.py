@@ -3,9 +3,6 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
-from typing import Any
 
 from redis.exceptions import RedisError
 
@@ -19,19 +16,6 @@ log = logging.getLogger(__name__)
 SPEED_MEMORY_S = 10.0
 PULSE_S = 0.1
 LISTEN_S = 1.0
-
-
-@asynccontextmanager
-async def beside(*endless: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Keep these running while the block runs."""
-    alive = {asyncio.create_task(each) for each in endless}
-    try:
-        yield
-    finally:
-        while alive:  # redis-py can swallow a cancellation that arrives while it connects: ask again
-            for task in alive:
-                task.cancel()
-            _, alive = await asyncio.wait(alive, timeout=0.5)
 
 
 class Speed:

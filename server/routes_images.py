@@ -5,7 +5,7 @@ import asyncio
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from server import sse, streaming
+from server import cancellation, sse, streaming
 from server.admission import accept, idempotency_key
 from server.api_keys import Caller
 from server.errors import DeadlineExceeded, InvalidRequest, JobCanceled
@@ -126,9 +126,7 @@ async def _wait(request: Request, services: Services, job_id: str, expected: Exp
             await asyncio.shield(services.queue.cancel(job_id))
         raise
     finally:
-        for task in (ended, hung_up):
-            task.cancel()
-        await asyncio.gather(ended, hung_up, return_exceptions=True)
+        await cancellation.end(ended, hung_up)
     if not keep:
         await services.queue.cancel(job_id)
     raise JobCanceled(f"The client of job {job_id} hung up.")  # for the metrics; nobody reads the answer

@@ -8,12 +8,12 @@ from typing import Annotated, cast
 from fastapi import Depends, Request
 
 from server.batches import Batches
+from server.cancellation import beside
 from server.connection import QUICK_TIMEOUT_S, connect
 from server.events import Events
 from server.files import Files
 from server.fleet import Fleet
 from server.metrics import GatewayMetrics
-from server.pulse import beside
 from server.queue import Queue
 from server.registry import Registry
 from server.settings import Settings

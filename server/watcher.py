@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 from redis.exceptions import RedisError
 
+from server import cancellation
 from server.connection import Client
 from server.jobs import JobRecord
 from server.keys import Keys
@@ -29,17 +30,12 @@ class Watcher:
         self._waiting: defaultdict[str, set[Expected]] = defaultdict(set)
         self._following: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._tasks: list[asyncio.Task[None]] = []
-        self._stopping = False
 
     def start(self) -> None:
         self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._sweep())]
 
     async def stop(self) -> None:
-        # The flag as well: redis-py can swallow a cancellation that arrives while it connects.
-        self._stopping = True
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await cancellation.end(*self._tasks)
 
     @contextmanager
     def expect(self, job_id: str) -> Iterator[Expected]:
@@ -66,13 +62,13 @@ class Watcher:
                 del self._following[job_id]
 
     async def _listen(self) -> None:
-        while not self._stopping:
+        while True:
             try:
                 async with self._redis.pubsub() as pubsub:
                     await pubsub.subscribe(self._done, self._news)
                     for job_id in list(self._following):  # who knows what happened in between
                         self._ring(job_id)
-                    while not self._stopping:
+                    while True:
                         message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=POLL_S)
                         if message is not None and message["channel"] == self._news:
                             self._ring(message["data"])
@@ -84,7 +80,7 @@ class Watcher:
 
     async def _sweep(self) -> None:
         """Deadlines pass also while no worker is there to notice, and messages get lost: one look for all who wait."""
-        while not self._stopping:
+        while True:
             await asyncio.sleep(POLL_S)
             accepted = [job_id for job_id, those in self._waiting.items() if any(each.accepted for each in those)]
             try:
@@ -121,10 +117,11 @@ class Expected:
     async def end(self, timeout_s: float) -> JobRecord:
         """The record of the job, which is accepted now, when it is terminal; TimeoutError if that takes longer."""
         self.accepted = True
-        async with asyncio.timeout(timeout_s):
-            while True:
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        while True:
+            async with asyncio.timeout_at(deadline):  # not around Redis, which could swallow it: cancellation.py
                 await self.event.wait()
-                self.event.clear()
-                record = await self._queue.get(self._job_id)
-                if record.state.terminal:
-                    return record
+            self.event.clear()
+            record = await self._queue.get(self._job_id)
+            if record.state.terminal:
+                return record

@@ -15,6 +15,7 @@ from dataclasses import replace
 from redis.exceptions import RedisError
 
 from server import inputs
+from server.cancellation import beside
 from server.connection import PATIENT_TIMEOUT_S, connect
 from server.edits import Source
 from server.ends import Ends
@@ -25,7 +26,7 @@ from server.jobs import JobError, JobState, Lease, ModelInfo
 from server.keeper import Keeper
 from server.metrics import Tally
 from server.publisher import Publisher
-from server.pulse import CancelListener, Heartbeat, LeasePulse, beside
+from server.pulse import CancelListener, Heartbeat, LeasePulse
 from server.queue import Queue
 from server.registry import Registry
 from server.reload import Reloader

@@ -18,6 +18,7 @@ from benchmarks.chaos.faults import Faults
 from benchmarks.chaos.ledger import Ledger
 from benchmarks.chaos.redelivery import Redeliveries
 from benchmarks.chaos.report import failures, figures
+from server import cancellation
 from server.connection import PATIENT_TIMEOUT_S, connect
 from server.queue import Queue
 from server.registry import BEAT_S
@@ -47,17 +48,18 @@ async def run(minutes: float, seed: int, lease_s: float, data_dir: Path) -> Outc
             stop = asyncio.Event()
             async with asyncio.TaskGroup() as group:  # whoever fails ends the run
                 endless = [group.create_task(each) for each in (cast.keep_alive(), redeliveries.forever())]
-                await _ready(cast)
-                storm = [group.create_task(each) for each in (crowd.until(stop), faults.until(stop))]
-                await _clock(minutes * 60)
-                stop.set()
-                await asyncio.wait(storm)
-                await _ready(cast)
-                settled_s = await settle(queue, SETTLE_S)
-                verdict, unbalanced = await audit(ledger, queue, cast.address)
-                scraped = await _scrape(cast)
-                for task in endless:
-                    task.cancel()
+                try:
+                    await _ready(cast)
+                    storm = [group.create_task(each) for each in (crowd.until(stop), faults.until(stop))]
+                    await _clock(minutes * 60)
+                    stop.set()
+                    await asyncio.wait(storm)
+                    await _ready(cast)
+                    settled_s = await settle(queue, SETTLE_S)
+                    verdict, unbalanced = await audit(ledger, queue, cast.address)
+                    scraped = await _scrape(cast)
+                finally:
+                    await cancellation.end(*endless)
     result: dict[str, object] = {"minutes": minutes, "seed": seed, "lease_s": lease_s}
     result |= figures(verdict, unbalanced, redeliveries.seconds, redeliveries.raw, scraped)
     result |= {"client_errors": crowd.errors, "kills": dict(cast.kills), "settled_s": round(settled_s, 1)}
