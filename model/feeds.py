@@ -13,12 +13,30 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from model.config import ConfigError
 from model.data.dataset import Dataset
-from model.data.scenes.bank import SceneBank
+from model.data.scenes.bank import SceneBank, build_bank
+from model.data.scenes.sprites import Sprites
+from model.data.scenes.things import THINGS
+from model.recipe import Recipe
 from model.text import TextEncoder
 from model.textbank import TextBank, build_text_bank
 from model.tokenizer import PcaSkipTokenizer, to_pixels
 from model.training import generator
+
+
+def open_bank(recipe: Recipe) -> SceneBank:
+    """The captioned facts of a recipe of scenes.
+
+    Raises:
+        ConfigError: the recipe has no table [scenes].
+        DataError: there are no sprites yet.
+    """
+    s = recipe.scenes
+    if s is None:
+        raise ConfigError("the recipe has no table [scenes]")
+    sprites = Sprites.load(Path(recipe.data))
+    return build_bank(sprites, tuple(THINGS)[: s.things], s.styles, s.captions, s.snap, recipe.seed)
 
 
 class Feed(Protocol):
@@ -102,7 +120,7 @@ class SceneFeed:
         self.scenes, self.loaders, self.device = scenes, loaders, device
         self.tokenizer = tokenizer.to(device)
         self.batches = SceneBatches(scenes, batch, seed)
-        self.bank = build_text_bank(encoder, [(caption,) for caption in scenes.captions], cache)
+        self.bank = build_text_bank(encoder, [(caption,) for caption in scenes.captions], cache).to(device)
         self.about = {
             "data": scenes.sprites.about,
             "vocabulary": list(dict.fromkeys(group.thing for facts in scenes.facts for group in facts.groups)),

@@ -107,14 +107,16 @@ def package_folder(name: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations))) / "model"
 
 
-def build_text_encoder(config: TextConfig) -> TransformersEncoder | HashEncoder:
-    """The encoder that a checkpoint's configuration names.
+def build_text_encoder(config: TextConfig, folder: str = "") -> TransformersEncoder | HashEncoder:
+    """The encoder that a checkpoint's configuration names; weights from `folder` if given, as of a pruned one.
 
     Raises:
         ConfigError: its weights are not here, or of another width.
     """
     if config.kind == "hash":
         return HashEncoder(config)
+    if folder:
+        return TransformersEncoder(config, folder)
     if config.kind == "package":
         return TransformersEncoder(config, str(package_folder(config.name)))
     if config.kind == "transformers":

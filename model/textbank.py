@@ -24,6 +24,10 @@ class TextBank:
         self.states, self.mask = states, mask  # (P, V, L, E), (P, V, L): pictures × wordings
         self.null_states, self.null_mask = null_states, null_mask  # (1, L, E), (1, L)
 
+    def to(self, device: torch.device) -> TextBank:
+        """The same on a device: there a step's states are not sent one by one."""
+        return TextBank(*(t.to(device) for t in (self.states, self.mask, self.null_states, self.null_mask)))
+
     def draw(self, rows: Tensor, drop: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """A random wording of each picture, or with probability `drop` the empty caption.
 
@@ -33,6 +37,7 @@ class TextBank:
         weights = torch.tensor(WORDING_WEIGHTS[: self.states.shape[1]])
         wording = torch.multinomial(weights, len(rows), replacement=True, generator=generator)
         dropped = torch.rand(len(rows), generator=generator) < drop
+        rows, wording, dropped = (t.to(self.states.device) for t in (rows, wording, dropped))
         states = torch.where(dropped[:, None, None], self.null_states, self.states[rows, wording].float())
         return states, torch.where(dropped[:, None], self.null_mask, self.mask[rows, wording])
 
@@ -47,12 +52,13 @@ def build_text_bank(encoder: TextEncoder, wordings: Sequence[Sequence[str]], cac
     file = cache / f"text-{key}.safetensors"
     if not file.exists():
         parts = [captions[i : i + 128] for i in range(0, len(captions), 128)]
-        encoded = [encoder.encode(part) for part in tqdm(parts, desc="captions", unit="batch")]
-        null_states, null_mask = encoder.encode([""])
+        batches = (encoder.encode(part) for part in tqdm(parts, desc="captions", unit="batch"))
+        encoded = [(states.bfloat16().cpu(), mask.cpu()) for states, mask in batches]
+        null_states, null_mask = (t.cpu() for t in encoder.encode([""]))
         mask = torch.cat([m for _, m in encoded])
         length = int(mask.any(0).sum())
         tensors = {
-            "states": torch.cat([s for s, _ in encoded])[:, :length].bfloat16().contiguous(),
+            "states": torch.cat([s for s, _ in encoded])[:, :length].contiguous(),
             "mask": mask[:, :length].contiguous(),
             "null_states": null_states[:, :length].contiguous(),
             "null_mask": null_mask[:, :length].contiguous(),

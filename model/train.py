@@ -6,97 +6,37 @@ When the budget is used up it writes the averaged weights as a checkpoint (model
 
     make train                                        the shipped recipe
     python -m model.train --minutes 5 --out runs/try  the same, shorter and elsewhere
+    python -m model.train --leg-minutes 8             stop after 8 minutes; the next call goes on (model/legs.py)
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import tomllib
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 from tqdm import tqdm
 
-from model.checkpoint import save_checkpoint
+from model.checkpoint import load_checkpoint, save_checkpoint
 from model.config import PRESETS, ConfigError, FluidConfig
 from model.data.dataset import Dataset
-from model.data.scenes.bank import build_bank
-from model.data.scenes.sprites import Sprites
-from model.data.scenes.things import THINGS
 from model.diffusion import Schedule, make_schedule
-from model.feeds import Feed, PictureFeed, SceneFeed
+from model.feeds import Feed, PictureFeed, SceneFeed, open_bank
 from model.fluid import Fluid
 from model.generate import Settings, generate
 from model.masking import training_masks
+from model.recipe import Recipe
 from model.sheet import contact_sheet
 from model.text import build_text_encoder
 from model.tokenizer import PcaSkipTokenizer, new_tokenizer, to_uint8
 from model.training import Clock, Ema, Learner, decay_groups, generator, learning_rate
-
-
-@dataclass(frozen=True)
-class SceneRecipe:
-    """Table [scenes] of a recipe: the pictures are composed while training."""
-
-    things: int
-    styles: tuple[str, ...]
-    captions: int
-    snap: int
-    loaders: int
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything a run needs to know; the comments are in the recipe file."""
-
-    preset: str
-    data: str
-    tokenizer: str
-    out: str
-    minutes: float
-    steps: int
-    batch: int
-    noise_draws: int
-    learning_rate: float
-    weight_decay: float
-    warmup: int
-    anneal_from: float
-    clip: float
-    ema: float
-    text_drop: float
-    sheet_every: int
-    save_every: int
-    seed: int
-    compile: bool
-    scenes: SceneRecipe | None = None
-
-    @classmethod
-    def load(cls, path: Path, **overrides: object) -> Recipe:
-        """Read a TOML recipe; every key must be there and known.
-
-        Raises:
-            ConfigError: names the key.
-        """
-        raw = {**tomllib.loads(path.read_text()), **{k: v for k, v in overrides.items() if v is not None}}
-        scenes = raw.pop("scenes", None)
-        _check_keys(path, raw, {f.name for f in fields(cls)} - {"scenes"})
-        if scenes is not None:
-            _check_keys(path, scenes, {f.name for f in fields(SceneRecipe)})
-            scenes = SceneRecipe(**{**scenes, "styles": tuple(scenes["styles"])})
-        if raw["preset"] not in PRESETS:
-            raise ConfigError(f"{path}: preset {raw['preset']!r} is not one of {sorted(PRESETS)}")
-        return cls(**raw, scenes=scenes)
-
-
-def _check_keys(path: Path, raw: dict[str, Any], names: set[str]) -> None:
-    for problem, keys in (("unknown", set(raw) - names), ("missing", names - set(raw))):
-        if keys:
-            raise ConfigError(f"{path}: {problem} key {sorted(keys)[0]!r}; a recipe has {sorted(names)} here")
 
 
 @dataclass
@@ -110,7 +50,8 @@ class Run:
     schedule: Schedule
     feed: Feed
     device: torch.device
-    history: list[list[float]]  # [step, seconds, loss]
+    history: list[list[float]] = field(default_factory=list)  # [step, seconds, loss]
+    waited: float = 0.0  # seconds of this process without a picture to train on
 
     @property
     def clock(self) -> Clock:
@@ -131,11 +72,16 @@ class Run:
 
 
 def load_tokenizer(config: FluidConfig, path: str) -> PcaSkipTokenizer:
-    """The trained tokenizer of a run, strictly loaded.
+    """A trained tokenizer, strictly loaded: the file of a run, or the folder of a checkpoint, which has its own.
 
     Raises:
-        ConfigError: it has not been trained yet.
+        ConfigError: it has not been trained yet, or is of another size.
     """
+    if Path(path).is_dir():
+        checkpoint = load_checkpoint(Path(path))
+        if checkpoint.config.tokenizer != config.tokenizer or not isinstance(checkpoint.tokenizer, PcaSkipTokenizer):
+            raise ConfigError(f"the tokenizer of {path} has other sizes than preset asks for: {config.tokenizer}")
+        return checkpoint.tokenizer
     if not Path(path).exists():
         raise ConfigError(f"no tokenizer at {path}: run `python -m model.train_tokenizer` first")
     tokenizer = new_tokenizer(config)
@@ -145,12 +91,11 @@ def load_tokenizer(config: FluidConfig, path: str) -> PcaSkipTokenizer:
 
 def open_feed(recipe: Recipe, config: FluidConfig, tokenizer: PcaSkipTokenizer, device: torch.device) -> Feed:
     """Pictures and captions as the recipe wants them."""
-    folder, encoder = Path(recipe.data), build_text_encoder(config.text)
+    folder, encoder = Path(recipe.data), build_text_encoder(config.text, recipe.text_encoder).to(device)
     if recipe.scenes is None:
         return PictureFeed(Dataset.load(folder), tokenizer, encoder, folder, recipe.batch, recipe.seed)
-    s = recipe.scenes
-    bank = build_bank(Sprites.load(folder), tuple(THINGS)[: s.things], s.styles, s.captions, s.snap, recipe.seed)
-    return SceneFeed(bank, tokenizer, encoder, folder, recipe.batch, recipe.seed, s.loaders, device)
+    loaders = recipe.scenes.loaders
+    return SceneFeed(open_bank(recipe), tokenizer, encoder, folder, recipe.batch, recipe.seed, loaders, device)
 
 
 def prepare(recipe: Recipe) -> tuple[Run, PcaSkipTokenizer]:
@@ -159,18 +104,37 @@ def prepare(recipe: Recipe) -> tuple[Run, PcaSkipTokenizer]:
     tokenizer = load_tokenizer(config, recipe.tokenizer)
     feed = open_feed(recipe, config, tokenizer, device)
     torch.manual_seed(recipe.seed)
-    model = Fluid(config).to(device)
+    model = Fluid(config)
+    if recipe.start_from:
+        start_from(model, Path(recipe.start_from))
+    model.to(device)
     groups = decay_groups(model, recipe.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.95), fused=True)
     learner = Learner(model, Ema(model, recipe.ema), optimizer, Clock(recipe.steps, recipe.minutes))
-    return Run(recipe, config, model, learner, make_schedule().to(device), feed, device, []), tokenizer
+    return Run(recipe, config, model, learner, make_schedule().to(device), feed, device), tokenizer
 
 
-def train_step(run: Run) -> float:
-    """One optimiser step; all its randomness comes from (seed, step). Returns the loss."""
+def start_from(model: Fluid, folder: Path) -> None:
+    """Take over the weights of a checkpoint of the same sizes. Optimiser and clock begin anew.
+
+    Raises:
+        ConfigError: the sizes differ.
+    """
+    checkpoint = load_checkpoint(folder)
+    if checkpoint.config != model.config:
+        raise ConfigError(
+            f"start_from: {folder} has other sizes than the recipe's preset; choose the preset of {folder}"
+        )
+    model.load_state_dict(checkpoint.model.state_dict())
+
+
+def step_loss(run: Run) -> Tensor:
+    """The loss of the step that comes next; all its randomness comes from (seed, step)."""
     recipe, clock = run.recipe, run.clock
     rng = generator(recipe.seed, clock.step)
+    began = time.perf_counter()
     rows, tokens = run.feed.tokens(clock.step)
+    run.waited += time.perf_counter() - began
     states, mask = run.feed.bank.draw(rows, recipe.text_drop, rng)
     masked = training_masks(len(rows), run.config.tokens, rng)
     shape = (recipe.noise_draws, int(masked.sum()))
@@ -181,14 +145,20 @@ def train_step(run: Run) -> float:
     )
     with torch.autocast(run.device.type, torch.bfloat16):
         text = run.model.backbone.encode_text(states, mask)
-        loss = run.model.loss(run.schedule, tokens, masked, text, index, noise)
+        return run.model.loss(run.schedule, tokens, masked, text, index, noise)
+
+
+def train_step(run: Run) -> float:
+    """One optimiser step; returns the loss."""
+    recipe, clock = run.recipe, run.clock
+    loss = step_loss(run)
     rate = learning_rate(recipe.learning_rate, clock, recipe.warmup, recipe.anneal_from)
     run.learner.update(loss, rate, recipe.clip)
     return loss.item()
 
 
-def train(run: Run, progress: bool = True) -> Iterator[int]:
-    """Steps until the budget is used up; yields the step number after each save, for sheets and tests."""
+def train(run: Run, progress: bool = True, until: float = float("inf")) -> Iterator[int]:
+    """Steps until the budget is used up or time.monotonic() passes `until`; yields the step number after each save."""
     recipe, clock = run.recipe, run.clock
     if recipe.compile:
         # Bound methods, so that parameter names in the state dict stay as they are.
@@ -196,10 +166,12 @@ def train(run: Run, progress: bool = True) -> Iterator[int]:
         run.model.head.forward = torch.compile(run.model.head.forward, dynamic=True)  # type: ignore[method-assign]
     bar = tqdm(initial=clock.step, desc="train", unit="step", disable=not progress, mininterval=1.0)
     recent: list[float] = []
-    while clock.progress < 1:
+    over = clock.progress >= 1
+    while not over:
         recent.append(train_step(run))
         bar.update()
-        if clock.step % recipe.save_every == 0 or clock.progress >= 1:
+        over = clock.progress >= 1 or time.monotonic() >= until
+        if clock.step % recipe.save_every == 0 or over:
             mean, recent = sum(recent) / len(recent), []
             run.history.append([clock.step, clock.seconds, mean])
             pace = clock.step * recipe.batch / clock.seconds
@@ -261,6 +233,7 @@ def main(argv: list[str] | None = None) -> None:
         if f.name == "scenes":
             continue
         parser.add_argument(f"--{f.name.replace('_', '-')}", type=kinds[str(f.type)], help="override the recipe's")
+    began = time.monotonic()
     overrides = vars(parser.parse_args(argv))
     recipe = Recipe.load(overrides.pop("recipe"), **overrides)
 
@@ -269,13 +242,20 @@ def main(argv: list[str] | None = None) -> None:
     out.mkdir(parents=True, exist_ok=True)
     if run.resume():
         print(f"resuming {out} at step {run.clock.step}")
-    for step in train(run):
+    first = run.clock.step, run.clock.seconds
+    until = began + 60 * recipe.leg_minutes if recipe.leg_minutes else float("inf")
+    for step in train(run, until=until):
         (out / "history.json").write_text(json.dumps(run.history))
         if step % recipe.sheet_every == 0:
             draw_sheet(run, tokenizer, out / f"sheet-{step:06d}.png")
             run.clock.resync()
     draw_sheet(run, tokenizer, out / "sheet-final.png")
     print(f"checkpoint in {write_checkpoint(run, tokenizer)}, sheets and curve in {out}")
+    steps, seconds = run.clock.step - first[0], max(run.clock.seconds - first[1], 1e-9)
+    pace, waiting = steps * recipe.batch / seconds, run.waited / seconds
+    print(f"{steps} steps, {pace:.0f} pictures/s, {waiting:.0%} of the time spent on getting pictures")
+    if run.clock.progress < 1:
+        print(f"{run.clock.progress:.0%} of the budget is used up: the same command goes on from here")
 
 
 if __name__ == "__main__":

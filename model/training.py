@@ -90,7 +90,9 @@ class Ema:
         return {"updates": self.updates, "shadow": self.shadow}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.updates, self.shadow = state["updates"], state["shadow"]
+        self.updates = state["updates"]
+        for name, value in self.shadow.items():  # into what is there: the file's tensors are on the CPU
+            value.copy_(state["shadow"][name])
 
 
 def save_state(path: Path, **state: Any) -> None:

@@ -1,12 +1,15 @@
-"""A small data set with behaviour: coloured squares whose captions are true, at the tiny preset's 16 pixels."""
+"""Small data with behaviour: squares whose captions are true, at the tiny preset's 16 pixels, and sprites of discs."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 
 from model.data.dataset import Dataset, Item
+from model.data.scenes.sprites import SIDE, Sprites
+from model.data.scenes.things import STYLES
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (40, 60, 230), "black": (10, 10, 10)}
 PLACES = {"left": slice(1, 8), "right": slice(8, 15)}
@@ -22,3 +25,14 @@ def squares() -> Dataset:
         caption = f"{colour} square {place}"
         items.append(Item(f"{colour} {place}", "plain", (caption, f"a {caption}", caption, caption), "train"))
     return Dataset(np.stack(images), items, {"name": "squares"})
+
+
+def discs(things: Sequence[str]) -> Sprites:
+    """Discs of one hue each in every style: real sprites need npm packages, composing does not."""
+    yy, xx = np.mgrid[:SIDE, :SIDE] - SIDE / 2 + 0.5
+    disc = (yy**2 + xx**2 < (SIDE / 2) ** 2).astype(np.uint8) * 255
+    rgba = {}
+    for place, thing in enumerate(things):
+        colour = np.array([40 + 8 * place, 200 - 6 * place, 30], np.uint8)
+        rgba |= {(thing, s): np.dstack([np.broadcast_to(colour, (SIDE, SIDE, 3)), disc]) for s in STYLES}
+    return Sprites(rgba, {"name": "discs"})

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.machine import alive
 from model import engine as engine_module
 from model.condition import Conditioner
 from model.config import PRESETS, KlConfig, MarConfig
+from model.diffusion import make_schedule
 from model.engine import Engine
 from model.fluid import Fluid, RandomOrderModel
 from model.mar import Mar
 from model.precision import pack
 from model.prompts import LabelPrompts, TextPrompts
+from model.recipe import Recipe
 from model.text import HashEncoder
+from model.textbank import TextBank
+from model.train import Run, step_loss
+from model.training import Clock
 
 from .conftest import Ask, run_alone
 from .pretend_cuda import DeviceTensor, PretendCuda, moved, waits
@@ -112,3 +120,38 @@ def conditioner(model: RandomOrderModel) -> Conditioner:
         return LabelPrompts(model, ["a", "b", "c"])
     assert isinstance(model, Fluid)
     return TextPrompts(model, HashEncoder(model.config.text))
+
+
+@dataclasses.dataclass
+class FourPictures:
+    """A feed whose captions lie on the device, as there, and whose tokens come encoded from it."""
+
+    bank: TextBank
+    pictures: Tensor
+
+    def tokens(self, step: int) -> tuple[Tensor, Tensor]:
+        return torch.tensor([3, 1, 0, 2]), self.pictures[torch.tensor([3, 1, 0, 2])]
+
+
+@pytest.mark.filterwarnings("ignore:CUDA is not available")
+def test_a_training_step_has_everything_where_it_must_be() -> None:
+    """Forward only: the pretence knows no gradients. Wherever it runs, the step draws the same numbers."""
+    torch.manual_seed(0)
+    recipe = dataclasses.replace(Recipe.load(Path("model/recipes/scenes-128.toml")), batch=4, noise_draws=2)
+    model, encoder = Fluid(PRESETS["tiny"]), HashEncoder(PRESETS["tiny"].text)
+    nn.init.normal_(model.head.out.weight)  # zero at the start of training
+    states, mask = encoder.encode(["red", "green", "blue", "black and white"])
+    bank = TextBank(states[:, None].bfloat16(), mask[:, None], *encoder.encode([""]))
+    pictures = torch.randn(4, 16, 4)
+    losses = []
+    with torch.inference_mode():
+        for device in ("cpu", "cuda"):
+            with PretendCuda() if device == "cuda" else contextlib.nullcontext():
+                feed = FourPictures(bank.to(torch.device(device)), pictures.to(device))
+                learner = SimpleNamespace(clock=Clock(10, 0.0, step=3))
+                there = moved(model) if device == "cuda" else model
+                schedule = make_schedule().to(torch.device(device))
+                run = Run(recipe, PRESETS["tiny"], there, learner, schedule, feed, torch.device(device))  # type: ignore[arg-type]
+                with waits():
+                    losses.append(step_loss(run).to("cpu").item())
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)  # the CPU's half has bfloat16 products

@@ -27,19 +27,14 @@ from model.suite import Question, background, by_category, falsified, questions,
 from model.train_checker import train
 from model.training import load_state
 
+from .picture_set import discs
+
 THINGS_USED = tuple(THINGS)[:24]
 
 
 @pytest.fixture(scope="module")
 def sprites() -> Sprites:
-    """Discs of one hue each: real sprites need npm packages, composing does not."""
-    yy, xx = np.mgrid[:SIDE, :SIDE] - SIDE / 2 + 0.5
-    disc = (yy**2 + xx**2 < (SIDE / 2) ** 2).astype(np.uint8) * 255
-    rgba = {}
-    for place, thing in enumerate(THINGS_USED):
-        colour = np.array([40 + 8 * place, 200 - 6 * place, 30], np.uint8)
-        rgba |= {(thing, s): np.dstack([np.broadcast_to(colour, (SIDE, SIDE, 3)), disc]) for s in STYLES}
-    return Sprites(rgba, {"name": "discs"})
+    return discs(THINGS_USED)
 
 
 @pytest.fixture(scope="module")
