@@ -11,7 +11,7 @@ PORT   ?= 8000
 export GOMP_SPINCOUNT ?= 10000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check format data train checker evaluate bench chaos load kernels gpu-check gpu-bench clean
+.PHONY: help demo serve test check format data train leg checker evaluate bench chaos load kernels gpu-check gpu-bench clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -48,9 +48,10 @@ format: $(VENV)/.dev ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-data: $(VENV)/.dev ## fetch the emoji packages (needs npm) and render the training pictures into data/
+data: $(VENV)/.dev ## fetch the picture packages (needs npm, and apt for clip art) and render them into data/
 	$(BIN)/python -m model.data.build
 	$(BIN)/python -m model.data.build_scenes
+	$(BIN)/python -m model.data.build_scenes --more --out data/scenes-more
 
 RECIPE ?= emoji-64
 TOKENIZER_DATA = data/$(if $(filter scenes%,$(RECIPE)),scenes,$(RECIPE))
@@ -60,6 +61,9 @@ runs/$(RECIPE)/tokenizer/tokenizer.safetensors: | $(VENV)/.dev
 
 train: $(VENV)/.dev runs/$(RECIPE)/tokenizer/tokenizer.safetensors ## train RECIPE=emoji-64 or scenes-128 (resumable; ARGS="--minutes 10")
 	$(BIN)/python -m model.train --recipe model/recipes/$(RECIPE).toml $(ARGS)
+
+leg: $(VENV)/.dev ## pack RECIPE=scenes-128-gpu into runs/leg, to train on a machine that is lent for minutes
+	$(BIN)/python -m model.legs pack --recipe model/recipes/$(if $(filter emoji-64,$(RECIPE)),scenes-128-gpu,$(RECIPE)).toml
 
 checker: $(VENV)/.dev ## train the judge of composed scenes, which `make evaluate ARGS="--suite scenes ..."` needs
 	$(BIN)/python -m model.train_checker $(ARGS)

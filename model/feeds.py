@@ -36,7 +36,8 @@ def open_bank(recipe: Recipe) -> SceneBank:
     if s is None:
         raise ConfigError("the recipe has no table [scenes]")
     sprites = Sprites.load(Path(recipe.data))
-    return build_bank(sprites, tuple(THINGS)[: s.things], s.styles, s.captions, s.snap, recipe.seed)
+    things = tuple(THINGS)[: s.things]
+    return build_bank(sprites, things, s.styles, s.captions, s.snap, recipe.seed, s.portraits, s.tags)
 
 
 class Feed(Protocol):
@@ -122,8 +123,10 @@ class SceneFeed:
         self.batches = SceneBatches(scenes, batch, seed)
         self.bank = build_text_bank(encoder, [(caption,) for caption in scenes.captions], cache).to(device)
         self.about = {
-            "data": scenes.sprites.about,
-            "vocabulary": list(dict.fromkeys(group.thing for facts in scenes.facts for group in facts.groups)),
+            "data": {key: value for key, value in scenes.sprites.about.items() if key not in ("portraits", "tags")},
+            "vocabulary": list(
+                dict.fromkeys(g.thing for facts in scenes.facts for g in facts.groups if g.thing in THINGS)
+            ),
             "styles": list(dict.fromkeys(facts.style for facts in scenes.facts)),
         }
         self._next, self._ahead = -1, iter(())  # type: tuple[int, Iterator[tuple[Tensor, Tensor]]]

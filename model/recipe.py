@@ -17,6 +17,8 @@ class SceneRecipe:
     things: int
     styles: tuple[str, ...]
     captions: int
+    portraits: float
+    tags: float
     snap: int
     loaders: int
 

@@ -1,6 +1,7 @@
 """`make data`, second half: emoji packages -> cut-out sprites for composed scenes + contact sheet.
 
-    python -m model.data.build_scenes --out data/scenes
+    python -m model.data.build_scenes                                   the six styles of the shipped checkpoint
+    python -m model.data.build_scenes --more --out data/scenes-more     and clip art, portraits, tags
 
 The scenes themselves are composed while training (model/data/scenes); what is packed here is a few megabytes.
 """
@@ -12,14 +13,16 @@ import json
 from pathlib import Path
 
 from model.data.scenes.bank import build_bank
-from model.data.scenes.sprites import Sprites, build_sprites
-from model.data.scenes.things import COMMON, STYLES
+from model.data.scenes.build import add_more, build_sprites
+from model.data.scenes.sprites import Sprites
+from model.data.scenes.things import COMMON
 from model.sheet import contact_sheet
 
 
 def sample_sheet(sprites: Sprites, out: Path, columns: int = 8, rows: int = 6) -> None:
     """sheet.png: scenes of the common things, to see that composing worked; sheet.jsonl: what is in each."""
-    bank = build_bank(sprites, COMMON, STYLES, columns * rows, snap=4, seed=0)
+    more = 0.25 if sprites.about.get("portraits") else 0.0
+    bank = build_bank(sprites, COMMON, sprites.styles, columns * rows, snap=4, seed=0, portraits=more, tags=more)
     pictures = list(bank.pictures(range(len(bank)), visit=0))
     contact_sheet(pictures, bank.captions, columns=columns).save(out / "sheet.png")
     lines = [{"caption": c, **bank.scene(row, visit=0).to_json()} for row, c in enumerate(bank.captions)]
@@ -30,9 +33,14 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("data/scenes"), help="folder of the packed sprites")
     parser.add_argument("--cache", type=Path, default=Path("data/npm"), help="folder for downloaded packages")
+    parser.add_argument(
+        "--more", action="store_true", help="also clip art (needs apt), portraits (needs Node.js) and tags"
+    )
     args = parser.parse_args(argv)
 
-    sprites = build_sprites(args.cache)
+    sprites, left_out = build_sprites(args.cache), list[str]()
+    if args.more:
+        sprites, left_out = add_more(sprites, args.cache)
     sprites.save(args.out)
     sample_sheet(sprites, args.out)
     about = sprites.about
@@ -42,6 +50,8 @@ def main(argv: list[str] | None = None) -> None:
     for source in about["sources"]:
         print(f"  {source['style']:10s} {source['title']} by {source['author']}, {source['licence']}")
     print(f"  sha256     {about['sha256']}")
+    for why in left_out:
+        print(f"  LEFT OUT   {why}")
     print(f"  look at    {args.out / 'sheet.png'}")
 
 

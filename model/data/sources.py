@@ -108,7 +108,7 @@ def open_source(source: Source, cache: Path) -> tuple[frozenset[str], Callable[[
         files = _assets(folder)
         return frozenset(files), lambda code, size: _fit(Image.open(files[code]), size)
     icons, names = _icons(folder, cache)
-    return frozenset(names), lambda code, size: _fit(_render_svg(icons, names[code], 2 * size), size)
+    return frozenset(names), lambda code, size: _fit(_render_icon(icons, names[code], 2 * size), size)
 
 
 def open_cutouts(source: Source, cache: Path, size: int) -> Callable[[str], Image.Image | None]:
@@ -118,7 +118,7 @@ def open_cutouts(source: Source, cache: Path, size: int) -> Callable[[str], Imag
         files = _assets(folder)
         return lambda code: Image.open(files[code]).convert("RGBA") if code in files else None
     icons, names = _icons(folder, cache)
-    return lambda code: _render_svg(icons, names[code], size).convert("RGBA") if code in names else None
+    return lambda code: _render_icon(icons, names[code], size) if code in names else None
 
 
 def _assets(folder: Path) -> dict[str, Path]:
@@ -135,15 +135,19 @@ def _icons(folder: Path, cache: Path) -> tuple[dict, dict[str, str]]:
     return icons, {normalise_hexcode(code): name for code, name in chars.items() if name in icons["icons"]}
 
 
-def _render_svg(icons: dict, name: str, size: int) -> Image.Image:
-    import resvg_py  # heavy native module: only `make data` needs it
-
+def _render_icon(icons: dict, name: str, size: int) -> Image.Image:
     icon = icons["icons"][name]
     width, height = icon.get("width", icons.get("width", 16)), icon.get("height", icons.get("height", 16))
     spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-    svg = f'<svg {spaces} viewBox="0 0 {width} {height}">'
-    png = resvg_py.svg_to_bytes(svg_string=f"{svg}{icon['body']}</svg>", width=size, height=size)
-    return Image.open(io.BytesIO(bytes(png)))
+    return render_svg(f'<svg {spaces} viewBox="0 0 {width} {height}">{icon["body"]}</svg>', size)
+
+
+def render_svg(svg: str, size: int) -> Image.Image:
+    """RGBA of `size` × `size` pixels."""
+    import resvg_py  # heavy native module: only `make data` needs it
+
+    png = resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size)
+    return Image.open(io.BytesIO(bytes(png))).convert("RGBA")
 
 
 def _fit(image: Image.Image, size: int) -> np.ndarray:

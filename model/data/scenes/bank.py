@@ -40,13 +40,27 @@ class SceneBank:
 
 
 def build_bank(
-    sprites: Sprites, things: Sequence[str], styles: Sequence[str], size: int, snap: int, seed: int
+    sprites: Sprites,
+    things: Sequence[str],
+    styles: Sequence[str],
+    size: int,
+    snap: int,
+    seed: int,
+    portraits: float = 0.0,
+    tags: float = 0.0,
 ) -> SceneBank:
-    """`size` captioned facts without held-out combinations; a function of the arguments alone."""
+    """`size` captioned facts without held-out combinations; a function of the arguments alone.
+
+    portraits: share of the facts that are one. tags: share of the captions that end in a keyword of a thing.
+    """
     grammar = Grammar(sprites, things, styles)
     rngs = (np.random.default_rng((seed, 0, index)) for index in range(size))
     facts, captions = [], []
     for rng in rngs:
-        facts.append(grammar.draw(rng))
-        captions.append(caption(facts[-1], rng))
+        portrait = portraits > 0 and rng.random() < portraits
+        facts.append(grammar.draw_portrait(rng) if portrait else grammar.draw(rng))
+        captions.append(caption(facts[-1], rng, sprites.words))
+        if tags > 0 and rng.random() < tags:
+            known = [tag for group in facts[-1].groups for tag in sprites.tags.get(group.thing, ())]
+            captions[-1] += f", {rng.choice(known)}" if known else ""
     return SceneBank(sprites, facts, captions, snap, seed)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from model.data.scenes.facts import Facts
+from model.data.scenes.facts import PORTRAIT, Facts
 from model.data.scenes.sprites import Sprites
 from model.data.scenes.things import BACKGROUNDS
 from model.data.sources import DataError
@@ -21,6 +21,7 @@ SIZE = 128  # pixels of a picture
 SIDES = {1: 96, 2: 64, 3: 48, 4: 48}
 DRAWN_SLANT = 0.6  # "above" is drawn steeper than it is judged, so that no true picture lies on the edge of false
 NAMED_SIDES = {"small": 48, "big": 128}
+PORTRAIT_SIDE = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ def relation_holds(
 def arrange(facts: Facts, rng: np.random.Generator, snap: int) -> Scene:
     """Put the facts' things in free squares whose corners are multiples of `snap` pixels."""
     things = facts.objects
-    side = NAMED_SIDES.get(facts.size) or SIDES[len(things)]
+    side = PORTRAIT_SIDE if facts.category == PORTRAIT else NAMED_SIDES.get(facts.size) or SIDES[len(things)]
     grid = np.arange(0, SIZE - side + 1, snap)
     for _ in range(1000):
         corners: list[tuple[int, int]] = []

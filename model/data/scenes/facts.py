@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from model.data.scenes.sprites import Sprites
-from model.data.scenes.things import BACKGROUNDS, COLOURS, RELATIONS
+from model.data.scenes.things import BACKGROUNDS, COLOURS, RELATIONS, THINGS
 from model.data.sources import DataError
 
 # Category -> share of the training pictures: most for what is learned slowest (docs/log.md).
@@ -24,6 +24,7 @@ CATEGORIES = {
     "single_object": 0.14, "two_objects": 0.12, "counting": 0.2, "colors": 0.1, "position": 0.24,
     "color_attribution": 0.18, "several": 0.02,
 }  # fmt: skip
+PORTRAIT = "portrait"  # a category of its own, where there are portraits
 SUITE = ("single_object", "two_objects", "counting", "colors", "position", "color_attribution")
 # Shares of combinations that training never shows, by kind.
 HELD_OUT = {"style": 0.05, "pair": 0.10, "count": 0.10, "colour": 0.10}
@@ -99,6 +100,7 @@ class Grammar:
             t for t in self.things if sum((t, s) in sprites.colourable for s in self.styles) >= MIN_COLOURABLE_STYLES
         ]
         self.colourable = {s: tuple(t for t in often if (t, s) in sprites.colourable) for s in self.styles}
+        self.portraits = tuple((thing, style) for thing, style in sprites.rgba if thing not in THINGS)
 
     def draw(self, rng: np.random.Generator, category: str | None = None, want_unseen: bool = False) -> Facts:
         """Facts of a category (default: by training's shares), with or without a held-out combination."""
@@ -109,6 +111,24 @@ class Grammar:
             if facts and unseen(facts) == want_unseen:
                 return facts
         raise DataError(f"category {category!r} has no {'held-out ' if want_unseen else ''}combination to draw")
+
+    def draw_portrait(self, rng: np.random.Generator) -> Facts:
+        """One of the portraits that training may show, on some background.
+
+        Raises:
+            DataError: the sprites hold none.
+        """
+        if not self.portraits:
+            raise DataError("these sprites hold no portraits; train on those of data/scenes-more")
+        while True:
+            thing, style = self.portraits[int(rng.integers(len(self.portraits)))]
+            facts = Facts(PORTRAIT, style, (Group(thing),), self._background(rng))
+            if not unseen(facts):
+                return facts
+
+    def _background(self, rng: np.random.Generator) -> str:
+        names = list(BACKGROUNDS)
+        return names[0] if rng.random() < WHITE_SHARE else names[int(rng.integers(1, len(names)))]
 
     def _propose(self, rng: np.random.Generator, category: str) -> Facts | None:
         style = str(rng.choice(self.styles))
@@ -124,10 +144,8 @@ class Grammar:
             groups = tuple(replace(g, colour=str(c)) for g, c in zip(groups, colours, strict=True))
         if category == "counting":
             groups = (replace(groups[0], count=int(rng.integers(2, 5))),)
-        names = list(BACKGROUNDS)
-        background = names[0] if rng.random() < WHITE_SHARE else names[int(rng.integers(1, len(names)))]
         return Facts(
-            category, style, groups, background,
+            category, style, groups, self._background(rng),
             relation=str(rng.choice(list(RELATIONS))) if category == "position" else "",
             size=str(rng.choice(("small", "big"))) if how_many == 1 and category == "single_object"
             and rng.random() < SIZED_SHARE else "",

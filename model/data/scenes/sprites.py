@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
-from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
-from model.data.captions import normalise_hexcode
 from model.data.scenes.things import COLOURS, STYLES, THINGS, Thing
-from model.data.sources import CAPTIONS_PACKAGE, SCENE_SOURCES, DataError, load_emojibase, open_cutouts
+from model.data.sources import DataError
 
 SIDE = 112  # pixels of a stored sprite: as large as a thing is ever drawn
 # A sprite may be recoloured when this share of it is saturated, and that part is of one hue (length of the mean of
@@ -31,12 +27,23 @@ class Sprites:
     Attributes:
         rgba: {(thing, style): (SIDE, SIDE, 4) uint8}, not premultiplied.
         about: sources, licences, digest; what `make data` printed.
+        words: things by the names that sprites have; a portrait is a thing whose name describes it.
+        tags: {thing: keywords that are true of every picture of it}.
     """
 
     def __init__(self, rgba: dict[tuple[str, str], np.ndarray], about: dict[str, Any]):
         self.rgba, self.about = rgba, about
+        portraits = [Thing(**{**raw, "synonyms": tuple(raw["synonyms"])}) for raw in about.get("portraits", ())]
+        self.words = THINGS | {portrait.label: portrait for portrait in portraits}
+        self.tags: dict[str, list[str]] = about.get("tags", {})
         self.colourable = frozenset(pair for pair, sprite in rgba.items() if main_hue(sprite) is not None)
         self.drawn = lru_cache(maxsize=8192)(self._drawn)
+
+    @property
+    def styles(self) -> tuple[str, ...]:
+        """That draw things, the six of everything first; not those of portraits."""
+        known = {style for thing, style in self.rgba if thing in THINGS}
+        return tuple(s for s in STYLES if s in known) + tuple(sorted(known.difference(STYLES)))
 
     def __reduce__(self) -> tuple[type[Sprites], tuple[dict[tuple[str, str], np.ndarray], dict[str, Any]]]:
         """Loader processes get a cache of their own: a cached method would arrive there without its object."""
@@ -145,24 +152,3 @@ def rgb(hue: np.ndarray, saturation: np.ndarray, value: np.ndarray) -> np.ndarra
         k = (n + hue / 60) % 6
         out.append(value * (1 - saturation * np.clip(np.minimum(k, 4 - k), 0, 1)))
     return (np.stack(out, -1) * 255 + 0.5).astype(np.uint8)
-
-
-def build_sprites(cache: Path, things: dict[str, Thing] = THINGS, progress: bool = True) -> Sprites:
-    """Fetch the packages and cut every thing out in every style that draws it."""
-    codes = {e["label"].replace("’", "'"): normalise_hexcode(e["hexcode"]) for e in load_emojibase(cache)}
-    drawers = {source.style: open_cutouts(source, cache, 2 * SIDE) for source in SCENE_SOURCES}
-    rgba = {}
-    for thing in tqdm(things.values(), desc="sprites", unit="thing", disable=not progress):
-        for style in STYLES:
-            image = drawers[style](codes[thing.label])
-            if image is not None:
-                rgba[thing.name, style] = cut_out(image)
-    digest = hashlib.sha256()
-    for (name, style), sprite in sorted(rgba.items()):
-        digest.update(f"{name}|{style}".encode() + sprite.tobytes())
-    sources = [asdict(source) for source in SCENE_SOURCES]
-    about = {
-        "name": "scenes", "things": len(things), "sprites": len(rgba), "sprite_pixels": SIDE,
-        "captions": {"package": CAPTIONS_PACKAGE, "licence": "MIT"}, "sources": sources, "sha256": digest.hexdigest(),
-    }  # fmt: skip
-    return Sprites(rgba, about)

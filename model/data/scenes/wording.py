@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
-from model.data.scenes.facts import Facts, Group
-from model.data.scenes.things import COUNTS, RELATIONS, THINGS
+from model.data.scenes.facts import PORTRAIT, Facts, Group
+from model.data.scenes.things import COUNTS, RELATIONS, THINGS, Thing
 
 SYNONYM_SHARE = 0.15
+PLURAL_NAMES = ("grapes", "cherries")
+PORTRAIT_SYNONYM_SHARE = 0.75  # one of three for each of a portrait's wordings
 
 
 def with_article(words: str) -> str:
@@ -15,35 +19,40 @@ def with_article(words: str) -> str:
     return f"{'an' if words[0].lower() in 'aeiou' and not words.startswith('uni') else 'a'} {words}"
 
 
-def noun_phrase(group: Group, size: str = "", noun: str | None = None, numeral: bool = False) -> str:
+def noun_phrase(
+    group: Group, size: str = "", noun: str | None = None, numeral: bool = False, words: Mapping[str, Thing] = THINGS
+) -> str:
     """ "a small red apple", "three cacti", "3 cacti"."""
-    noun = noun or THINGS[group.thing].call(group.count)
-    words = " ".join(word for word in (size, group.colour, noun) if word)
+    noun = noun or words[group.thing].call(group.count)
+    phrase = " ".join(word for word in (size, group.colour, noun) if word)
     if group.count == 1:
-        return with_article(words)
-    return f"{group.count if numeral else COUNTS[group.count]} {words}"
+        return f"some {phrase}" if noun in PLURAL_NAMES else with_article(phrase)
+    return f"{group.count if numeral else COUNTS[group.count]} {phrase}"
 
 
-def prompt(facts: Facts) -> str:
+def prompt(facts: Facts, words: Mapping[str, Thing] = THINGS) -> str:
     """The plainest wording, which the suite uses: "a red apple above a car, flat style on a blue background"."""
-    phrases = [noun_phrase(group, facts.size) for group in facts.groups]
+    phrases = [noun_phrase(group, facts.size, words=words) for group in facts.groups]
     return _finish(_join(phrases, facts, RELATIONS[facts.relation][0] if facts.relation else ""), facts)
 
 
-def caption(facts: Facts, rng: np.random.Generator) -> str:
+def caption(facts: Facts, rng: np.random.Generator, words: Mapping[str, Thing] = THINGS) -> str:
     """One of many wordings: synonyms, digits, order, with or without the style's name."""
     phrases = []
     for group in facts.groups:
-        synonyms = THINGS[group.thing].synonyms
+        synonyms = words[group.thing].synonyms
         noun = None
-        if group.count == 1 and synonyms and rng.random() < SYNONYM_SHARE:
+        share = PORTRAIT_SYNONYM_SHARE if facts.category == PORTRAIT else SYNONYM_SHARE
+        if group.count == 1 and synonyms and rng.random() < share:
             noun = str(rng.choice(synonyms))
-        phrases.append(noun_phrase(group, facts.size, noun, numeral=rng.random() < 0.15))
+        phrases.append(noun_phrase(group, facts.size, noun, numeral=rng.random() < 0.15, words=words))
     relation = str(rng.choice(RELATIONS[facts.relation])) if facts.relation else ""
     if not facts.relation:
         phrases = [phrases[i] for i in rng.permutation(len(phrases))]
     subject = _join(phrases, facts, relation, joiner=str(rng.choice(("and", "and", "next to", "with"))))
-    subject = str(rng.choice(("{}", "{}", "{}", "{}", "a picture of {}", "an icon of {}"))).format(subject)
+    frame = str(rng.choice(("{}", "{}", "{}", "{}", "a picture of {}", "an icon of {}")))
+    if facts.category != PORTRAIT:  # their own wordings say that they are one
+        subject = frame.format(subject)
     form = rng.random()
     if form < 0.15:
         return _background(subject, facts, rng)
