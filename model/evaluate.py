@@ -141,6 +141,13 @@ def save_failures(dataset: Dataset, kept: Drawings, file: Path, count: int = 16)
 SUITES = {"emoji": ("emoji-64", Path("data/emoji-64"), 400), "scenes": ("scenes-128", Path("data/scenes"), 4)}
 
 
+def _presets(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(","))
+    if unknown := set(names) - {"low", "medium", "high"}:
+        raise argparse.ArgumentTypeError(f"{sorted(unknown)[0]!r} is not low, medium or high")
+    return names
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", choices=("emoji", "scenes"), default="emoji", help="which questions to ask")
@@ -149,13 +156,19 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--checkpoint", help="folder, or name of a shipped checkpoint; default that of the suite")
     parser.add_argument("--data", type=Path, help="what `make data` packed; default that of the suite")
     parser.add_argument("--images", type=int, help="trained pairs to draw (400); of scenes: of each prompt (4)")
-    parser.add_argument("--quality", choices=("low", "medium", "high"), help="preset; default the checkpoint's")
+    parser.add_argument(
+        "--quality", type=_presets, metavar="PRESET[,PRESET]", default=("",),
+        help="of low, medium, high; default the checkpoint's; of scenes several, to be compared",
+    )  # fmt: skip
     parser.add_argument("--rows", type=int, default=64, help="pictures decoded together")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sampling", type=Path, help="JSON with presets and defaults, in place of the checkpoint's")
     parser.add_argument("--out", type=Path, default=Path("out/evaluate"), help="folder for the sheet and the JSON")
-    for name, kind in (("num_inference_steps", int), ("diffusion_steps", int), ("guidance_scale", float),
-                       ("guidance_schedule", str), ("temperature", float)):  # fmt: skip
+    dials = {
+        "num_inference_steps": int, "diffusion_steps": int, "diffusion_steps_final": int, "order": str,
+        "guidance_scale": float, "guidance_schedule": str, "temperature": float,
+    }  # fmt: skip
+    for name, kind in dials.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help="override the preset's")
     args = parser.parse_args(argv)
 
@@ -164,13 +177,15 @@ def main(argv: list[str] | None = None) -> None:
     engine = load_engine(str(find_checkpoint(args.checkpoint)), args.rows, "auto", 0)
     if args.sampling:
         engine.checkpoint.about["sampling"] = json.loads(args.sampling.read_text())
-    settings = default_request(engine, args.quality)
-    given = {k: v for k, v in vars(args).items() if k in asdict(settings) and k != "seed" and v is not None}
+    given = {name: value for name in dials if (value := vars(args)[name]) is not None}
+    choices = {name: replace(default_request(engine, name or None), **given) for name in args.quality}
     if args.suite == "scenes":
-        settings = replace(settings, **given)
-        return run_suite(engine, args.data, args.checker, args.prompts, settings, args.images, args.seed, args.out)
+        return run_suite(engine, args.data, args.checker, args.prompts, choices, args.images, args.seed, args.out)
+    if len(choices) > 1:
+        parser.error("--quality: only --suite scenes compares several presets")
+    [settings] = choices.values()
     dataset = Dataset.load(args.data)
-    report, kept = evaluate(engine, dataset, args.images, replace(settings, **given), args.seed)
+    report, kept = evaluate(engine, dataset, args.images, settings, args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
     save_sheet(dataset, kept, args.out / "sheet.png")
     save_failures(dataset, kept, args.out / "failures.png")

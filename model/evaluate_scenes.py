@@ -97,7 +97,7 @@ def feature_distance(a: Tensor, b: Tensor) -> float:
 
 
 def evaluate_scenes(
-    engine: ServingEngine, suite: Suite, settings: Request, images: int, seed: int = 0
+    engine: ServingEngine, suite: Suite, settings: Request, images: int, trust: dict[str, float], seed: int = 0
 ) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
     """All scores; the drawings (questions, images, H, W, 3) and whether each is right (questions, images)."""
     asked = suite.asked
@@ -111,7 +111,7 @@ def evaluate_scenes(
     extractor, facts = Features(), [q.facts for q in asked]
     real = [extractor(to_pixels(torch.from_numpy(renders(facts, suite.sprites, RENDER_SEED + n)))) for n in (2, 3)]
     made = extractor(to_pixels(torch.from_numpy(np.ascontiguousarray(drawn[:, 0]))))
-    report: dict[str, Any] = {**by_category(asked, right.mean(1)), **suite.trust()}
+    report: dict[str, Any] = {**by_category(asked, right.mean(1)), **trust}
     report["r_precision"], report["r_precision_ceiling"] = r_precision(made, real[0]), r_precision(real[1], real[0])
     report["feature_distance"] = feature_distance(made, real[0])
     report["feature_distance_floor"] = feature_distance(real[1], real[0])
@@ -148,13 +148,31 @@ def print_report(report: dict[str, Any]) -> None:
     print(json.dumps(report))
 
 
+def print_comparison(reports: dict[str, dict[str, Any]]) -> None:
+    """One line for each way to draw; the last line is all reports by name."""
+    print(f"{'settings':12s} {'seen':>7s} {'unseen':>7s} {'R-prec.':>8s} {'distance':>9s} {'s/picture':>10s}")
+    for name, r in reports.items():
+        shares = f"{r['score_seen']:7.1%} {r['score_unseen']:7.1%} {r['r_precision']:8.1%}"
+        print(f"{name:12s} {shares} {r['feature_distance']:9.2f} {r['seconds_per_image']:10.4f}")
+    print(json.dumps(reports))
+
+
 def run_suite(
-    engine: ServingEngine, data: Path, checker: Path, prompts: int, settings: Request, images: int, seed: int, out: Path
-) -> None:
-    """Ask `prompts` prompts of each category, `images` pictures each; sheets and report.json go to `out`."""
-    suite = Suite.open(data, checker, prompts)
-    out.mkdir(parents=True, exist_ok=True)
-    report, drawn, right = evaluate_scenes(engine, suite, settings, images, seed)
-    save_sheets(suite, drawn, right, out)
-    (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
-    print_report(report)
+    engine: ServingEngine, data: Path, checker: Path, prompts: int, choices: dict[str, Request], images: int, seed: int,
+    out: Path,
+) -> None:  # fmt: skip
+    """Ask `prompts` prompts of each category, `images` pictures each, in each of the ways to draw.
+
+    Sheets and report.json go to `out`, or to a folder in it for each of several ways.
+    """
+    suite, reports = Suite.open(data, checker, prompts), {}
+    trust = suite.trust()
+    for name, settings in choices.items():
+        folder = out / name if len(choices) > 1 else out
+        folder.mkdir(parents=True, exist_ok=True)
+        reports[name], drawn, right = evaluate_scenes(engine, suite, settings, images, trust, seed)
+        save_sheets(suite, drawn, right, folder)
+        (folder / "report.json").write_text(json.dumps(reports[name], indent=1) + "\n")
+        print_report(reports[name])
+    if len(choices) > 1:
+        print_comparison(reports)

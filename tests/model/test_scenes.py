@@ -179,3 +179,11 @@ def test_the_suite_runs_from_its_command_to_its_last_line(sprites: Sprites, tmp_
     assert all(0 <= report[name] <= 1 for name in shares)
     assert (report["images"], report["prompts"]) == (12, 12) and report["seconds_per_image"] > 0
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {"sheet.png", "failures.png", "report.json"}
+
+    done = subprocess.run([*command, "--quality", "low,high"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    reports = json.loads(done.stdout.splitlines()[-1])
+    assert list(reports) == ["low", "high"] and all(r["images"] == 12 for r in reports.values())
+    assert (tmp_path / "out" / "high" / "report.json").exists()
+    refused = subprocess.run([*command, "--quality", "low,best"], capture_output=True, text=True, timeout=300)
+    assert refused.returncode == 2 and "'best' is not low, medium or high" in refused.stderr
