@@ -218,7 +218,7 @@ def _add_operations(commands: Any) -> None:
         "reload",
         "Swap the checkpoint of all running workers without dropping a request.",
         "The new one is loaded beside the old one, so memory must hold both; on failure the old one goes on.\n"
-        "example:\n  fluid reload --to runs/emoji-64/checkpoint",
+        "example:\n  fluid reload --to runs/scenes-128/checkpoint",
     )
     reload.add_argument("--checkpoint", help="what the workers were started with (FLUID_CHECKPOINT)")
     reload.add_argument("--to", help="checkpoint name or folder; omitted: load the same one again")

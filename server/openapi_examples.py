@@ -26,7 +26,7 @@ _METRICS = {
 _PICTURES = {
     "created": 1767225600,
     "data": [{"b64_json": "iVBORw0KGgo…", "url": None, "revised_prompt": None, "seed": 7}],
-    "output_format": "png", "size": "64x64", "quality": "medium", "background": "opaque", "job_id": _JOB_ID,
+    "output_format": "png", "size": "128x128", "quality": "medium", "background": "opaque", "job_id": _JOB_ID,
     "usage": {
         "input_tokens": 9, "output_tokens": 64, "total_tokens": 73,
         "input_tokens_details": {"text_tokens": 9, "image_tokens": 0},
@@ -38,7 +38,7 @@ _WAITING = {
     "completed_at": None, "expires_at": None,
     "queue": {"position": 2, "eta_seconds": 1.3, "is_possible": True},
     "progress": {"step": 0, "steps": 32, "fraction": 0.0}, "attempt": 0,
-    "input": {"prompt": "a red apple, 3d style", "model": "emoji-64", "n": 1, "seed": 7, "quality": "medium"},
+    "input": {"prompt": "a red apple, 3d style", "model": "scenes-128", "n": 1, "seed": 7, "quality": "medium"},
     "output": [], "error": None, "metrics": None,
     "urls": {"get": _HOME, "cancel": f"{_HOME}/cancel", "events": f"{_HOME}/events"}, "warnings": [],
 }  # fmt: skip
@@ -64,8 +64,8 @@ _BATCH = {
     "cancelled_at": None, "request_counts": {"total": 100, "completed": 42, "failed": 0}, "metadata": None,
 }  # fmt: skip
 _MODEL = {
-    "id": "emoji-64", "object": "model", "created": 0, "owned_by": "fluid-serve", "ready": True,
-    "family": "fluid", "image_size": [64, 64], "tokens": 64, "styles": ["3d", "flat"], "vocabulary": ["red apple"],
+    "id": "scenes-128", "object": "model", "created": 0, "owned_by": "fluid-serve", "ready": True,
+    "family": "fluid", "image_size": [128, 128], "tokens": 64, "styles": ["3d", "flat"], "vocabulary": ["apple"],
     "limits": {"max_n": 10, "max_num_inference_steps": 64}, "defaults": {"quality": "medium", "guidance_scale": 3.0},
 }  # fmt: skip
 _LINE = (
@@ -113,7 +113,7 @@ _ERRORS: Mapping[str, errors.RequestError] = {
     "422": errors.KeyReused("The Idempotency-Key 'k1' is that of another request. Use a new one for a new request."),
     "429": errors.QueueFull("10000 jobs are waiting, the limit is 10000 (FLUID_MAX_QUEUE). Try later."),
     "500": errors.JobFailed(f"Job {_JOB_ID} failed after 3 attempts: its worker died each time."),
-    "503": errors.NoWorkers("No live worker serves emoji-64 now. Start one with `fluid worker`."),
+    "503": errors.NoWorkers("No live worker serves scenes-128 now. Start one with `fluid worker`."),
     "504": errors.DeadlineExceeded("Not ready after 300 s (FLUID_REQUEST_TIMEOUT_S); the job was canceled."),
 }
 _AWAY = errors.QueueUnavailable()

@@ -42,7 +42,7 @@ class ImageRequest(BaseModel):
     )
     size: Annotated[
         str | None,
-        Field(description='"auto", or the model\'s own size as "WxH".', examples=["auto", "64x64"]),
+        Field(description='"auto", or the model\'s own size as "WxH".', examples=["auto", "128x128"]),
     ] = None
     quality: Annotated[
         Quality | None, Field(description="A preset of the two step counts, listed in GET /v1/models.")
@@ -168,7 +168,7 @@ class ImageRequest(BaseModel):
     @classmethod
     def _size_has_a_form(cls, size: str | None) -> str | None:
         if size is not None and size != "auto" and not re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,4}", size):
-            raise PydanticCustomError("bad_size", 'must be "auto" or "WIDTHxHEIGHT", for example "64x64"')
+            raise PydanticCustomError("bad_size", 'must be "auto" or "WIDTHxHEIGHT", for example "128x128"')
         return size
 
 

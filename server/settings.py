@@ -44,7 +44,7 @@ class Settings:
         "When the embedded Valkey writes to disk; everysec is quicker and loses a second when the machine dies.",
         choices=("always", "everysec"),
     )
-    checkpoint: str = _setting("emoji-64", "Shipped checkpoint's name, or a path to a checkpoint folder.")
+    checkpoint: str = _setting("scenes-128", "Shipped checkpoint's name, or a path to a checkpoint folder.")
     engine: str = _setting("checkpoint", "What draws: the model, or a fake for tests.", choices=("checkpoint", "fake"))
     device: str = _setting("auto", "Where the model runs.", choices=("auto", "cpu", "cuda"))
     dtype: str = _setting(

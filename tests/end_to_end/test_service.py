@@ -33,13 +33,19 @@ def _difference(a: Image.Image, b: Image.Image) -> int:
     return max(abs(x - y) for x, y in pairs)
 
 
+def _same(a: Image.Image, b: Image.Image) -> bool:
+    """But for rounding: within 12 of 255, and all but one value in 500 within 3."""
+    apart = [abs(x - y) for x, y in zip(a.tobytes(), b.tobytes(), strict=True)]
+    return max(apart) <= 12 and sum(each > 3 for each in apart) <= len(apart) / 500
+
+
 @pytest.mark.parametrize(
     ("prompt", "low", "high"),
     [
         ("a green heart, flat style", 80, 170),
         ("a blue heart, 3d style", 190, 250),
         ("a yellow heart, noto style", 30, 65),
-        ("a tangerine, twemoji style", 10, 50),
+        ("a carrot, twemoji style", 10, 50),
     ],
 )
 def test_the_picture_has_the_colour_that_the_prompt_says(live: str, prompt: str, low: float, high: float) -> None:
@@ -50,7 +56,7 @@ def test_the_picture_has_the_colour_that_the_prompt_says(live: str, prompt: str,
 
 
 def test_same_seed_same_picture_alone_or_in_company(live: str) -> None:
-    """The randomness contract through the whole service; pixels may differ by rounding of the last bit or two."""
+    """The randomness contract through the whole service; what rounding does to pixels is said in ARCHITECTURE.md."""
     with FluidClient(live) as client:
         (alone,) = client.generate("a red apple, 3d style", seed=11)
         with ThreadPoolExecutor(4) as pool:
@@ -59,9 +65,9 @@ def test_same_seed_same_picture_alone_or_in_company(live: str) -> None:
             for other in crowd:
                 other.result()
         three = client.generate("a red apple, 3d style", seed=9, n=3)
-    assert _difference(_open(alone.data), _open(again.data)) <= 3
+    assert _same(_open(alone.data), _open(again.data))
     assert [p.seed for p in three] == [9, 10, 11]  # picture i of a request draws with seed + i
-    assert _difference(_open(alone.data), _open(three[2].data)) <= 3
+    assert _same(_open(alone.data), _open(three[2].data))
     assert _difference(_open(alone.data), _open(three[0].data)) > 10  # another seed varies what it remembers
 
 
@@ -75,7 +81,7 @@ def test_the_file_says_how_it_was_made(live: str) -> None:
     assert answer.status_code == 200 and answer.headers["content-type"] == "image/png"
     assert answer.headers["seed"] == "3" and float(answer.headers["x-inference-time-ms"]) > 0
     assert answer.headers["x-kernels"] in ("torch", "triton", "persistent")
-    assert _open(answer.content).size == (64, 64)
+    assert _open(answer.content).size == (128, 128)
     metadata = read_metadata(answer.content)
     (model,) = httpx.get(f"{live}/v1/models").json()["data"]
     assert metadata["prompt"] == "a cactus, flat style" and metadata["seed"] == 3
@@ -84,9 +90,9 @@ def test_the_file_says_how_it_was_made(live: str) -> None:
 
 def test_models_lists_the_words_it_knows(live: str) -> None:
     (model,) = httpx.get(f"{live}/v1/models").json()["data"]
-    assert model["id"] == "emoji-64" and model["ready"] is True and model["image_size"] == [64, 64]
-    assert len(model["vocabulary"]) >= 400 and "cactus" in model["vocabulary"]
-    assert set(model["styles"]) == {"3d", "noto", "twemoji", "flat"}
+    assert model["id"] == "scenes-128" and model["ready"] is True and model["image_size"] == [128, 128]
+    assert len(model["vocabulary"]) == 48 and "cactus" in model["vocabulary"]
+    assert set(model["styles"]) == {"3d", "noto", "twemoji", "flat", "blob", "emojione"}
 
 
 def test_limits_of_the_model_are_named(live: str) -> None:
@@ -97,9 +103,11 @@ def test_limits_of_the_model_are_named(live: str) -> None:
 
 def test_the_official_client_works_unchanged(live: str) -> None:
     with openai.OpenAI(base_url=f"{live}/v1", api_key="unused") as client:
-        answer = client.images.generate(model="emoji-64", prompt="a rocket, flat style", size="64x64", quality="low")
+        answer = client.images.generate(
+            model="scenes-128", prompt="a rocket, flat style", size="128x128", quality="low"
+        )
     assert answer.data is not None and answer.data[0].b64_json is not None
-    assert _open(base64.b64decode(answer.data[0].b64_json)).size == (64, 64)
+    assert _open(base64.b64decode(answer.data[0].b64_json)).size == (128, 128)
 
 
 def test_a_job_from_submission_to_file(live: str) -> None:
@@ -107,6 +115,6 @@ def test_a_job_from_submission_to_file(live: str) -> None:
         job = client.submit("a snowman, twemoji style", n=2, seed=1)
         done = client.wait(job["id"])
         assert done["status"] == "succeeded" and len(done["output"]) == 2
-        assert _open(client.image(job["id"], 1)).size == (64, 64)
+        assert _open(client.image(job["id"], 1)).size == (128, 128)
     scraped = httpx.get(f"{live}/metrics").text
-    assert 'fluid_images_total{model="emoji-64"}' in scraped
+    assert 'fluid_images_total{model="scenes-128"}' in scraped
