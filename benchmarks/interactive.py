@@ -20,7 +20,7 @@ import httpx
 from tqdm import tqdm
 
 from benchmarks.machine import command
-from benchmarks.served import PROMPT, one_picture, service
+from benchmarks.served import CHECKPOINT, PROMPT, one_picture, service
 from model.drawing import default_request
 from model.serving import load_engine
 from server.client import FluidClient
@@ -59,7 +59,7 @@ def cancel(client: FluidClient, seed: int, n: int) -> tuple[float, float]:
 
 def run(quick: bool) -> dict[str, Any]:
     """Table to stdout; figures back."""
-    engine = load_engine("emoji-64", 1, "cpu")
+    engine = load_engine(CHECKPOINT, 1, "cpu")
     ask = replace(default_request(engine), prompt=PROMPT)
     shares, waits, over, alone = [], [], [], []
     frees: dict[int, list[float]] = {1: [], ROWS_CANCELED: []}

@@ -29,6 +29,7 @@ from model.serving import ServingEngine, load_engine
 from server.client import FluidClient
 from server.demo import free_port
 
+CHECKPOINT = "scenes-128"  # on both sides
 ROWS, PROMPT = 16, "a red apple, 3d style"
 
 
@@ -38,7 +39,7 @@ def service() -> Iterator[str]:
     port = free_port()
     with tempfile.TemporaryDirectory() as data:
         env = {k: v for k, v in os.environ.items() if not k.startswith("FLUID_")}
-        env |= {"FLUID_MAX_ROWS": str(ROWS), "FLUID_LOG_LEVEL": "warning"}
+        env |= {"FLUID_MAX_ROWS": str(ROWS), "FLUID_LOG_LEVEL": "warning", "FLUID_CHECKPOINT": CHECKPOINT}
         command = [sys.executable, "-m", "server.cli", "serve", "--quiet", "--port", str(port), "--data-dir", data]
         process = subprocess.Popen(command, env=env)
         try:
@@ -94,7 +95,7 @@ def one_picture(client: httpx.Client, engine: ServingEngine, ask: Request, seed:
 
 def run(quick: bool) -> dict[str, Any]:
     """Table to stdout; figures back."""
-    engine = load_engine("emoji-64", ROWS, "cpu")
+    engine = load_engine(CHECKPOINT, ROWS, "cpu")
     ask = replace(default_request(engine), prompt=PROMPT)
     count, rounds, singles = (32, 1, 5) if quick else (128, 3, 15)
     shares, served, bare = [], [], []

@@ -16,8 +16,10 @@ from torch.utils.data import Dataset as TorchDataset
 from model.config import ConfigError
 from model.data.dataset import Dataset
 from model.data.scenes.bank import SceneBank, build_bank
+from model.data.scenes.compose import SIZE, render
 from model.data.scenes.sprites import Sprites
 from model.data.scenes.things import THINGS
+from model.layout import cell_classes
 from model.recipe import Recipe
 from model.text import TextEncoder
 from model.textbank import TextBank, build_text_bank
@@ -50,8 +52,11 @@ class Feed(Protocol):
         """How many captioned rows there are."""
         ...
 
-    def tokens(self, step: int) -> tuple[Tensor, Tensor]:
-        """The rows (B,) of a training step and the tokens (B, N, C) of their pictures; depends on `step` alone."""
+    def tokens(self, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """A training step's rows (B,), tokens (B, N, C) and, of scenes, what covers each token (B, N, 2).
+
+        Depends on `step` alone. For the last see model/layout.py.
+        """
         ...
 
     def example(self, row: int) -> tuple[np.ndarray, str]:
@@ -91,9 +96,9 @@ class PictureFeed:
     def __len__(self) -> int:
         return len(self.latents)
 
-    def tokens(self, step: int) -> tuple[Tensor, Tensor]:
+    def tokens(self, step: int) -> tuple[Tensor, Tensor, None]:
         rows = epoch_order(len(self), self.batch, step, self.seed)
-        return rows, self.latents[rows]
+        return rows, self.latents[rows], None
 
     def example(self, row: int) -> tuple[np.ndarray, str]:
         item = self.dataset.items[self.rows[row]]
@@ -102,15 +107,18 @@ class PictureFeed:
 
 @dataclass(frozen=True)
 class SceneBatches(TorchDataset):
-    """Element `step` is a training step's rows and pictures; loader processes draw them ahead of time."""
+    """Element `step` is a training step's rows, pictures and layouts; loader processes draw them ahead of time."""
 
     bank: SceneBank
     batch: int
     seed: int
+    grid: int
 
-    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         rows = epoch_order(len(self.bank), self.batch, step, self.seed)
-        return rows, torch.from_numpy(self.bank.pictures(rows.tolist(), visit=step))
+        scenes = [self.bank.scene(row, visit=step) for row in rows.tolist()]
+        pictures = np.stack([render(scene, self.bank.sprites) for scene in scenes])
+        return rows, torch.from_numpy(pictures), torch.from_numpy(cell_classes(scenes, self.grid))
 
 
 class SceneFeed:
@@ -120,7 +128,7 @@ class SceneFeed:
                  batch: int, seed: int, loaders: int, device: torch.device):  # fmt: skip
         self.scenes, self.loaders, self.device = scenes, loaders, device
         self.tokenizer = tokenizer.to(device)
-        self.batches = SceneBatches(scenes, batch, seed)
+        self.batches = SceneBatches(scenes, batch, seed, SIZE // tokenizer.config.stride)
         self.bank = build_text_bank(encoder, [(caption,) for caption in scenes.captions], cache).to(device)
         self.about = {
             "data": {key: value for key, value in scenes.sprites.about.items() if key not in ("portraits", "tags")},
@@ -129,21 +137,21 @@ class SceneFeed:
             ),
             "styles": list(dict.fromkeys(facts.style for facts in scenes.facts)),
         }
-        self._next, self._ahead = -1, iter(())  # type: tuple[int, Iterator[tuple[Tensor, Tensor]]]
+        self._next, self._ahead = -1, iter(())  # type: tuple[int, Iterator[tuple[Tensor, Tensor, Tensor]]]
 
     def __len__(self) -> int:
         return len(self.scenes)
 
-    def tokens(self, step: int) -> tuple[Tensor, Tensor]:
+    def tokens(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         if step != self._next:  # the first step, or one after a jump
             self._ahead = self._load_from(step)
         self._next = step + 1
-        rows, images = next(self._ahead)
+        rows, images, cells = next(self._ahead)
         with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16):
             tokens = self.tokenizer.encode(to_pixels(images.to(self.device, non_blocking=True)))
-        return rows, tokens.float()
+        return rows, tokens.float(), cells
 
-    def _load_from(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _load_from(self, step: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         ahead: dict[str, Any] = {"prefetch_factor": 4, "multiprocessing_context": "spawn"} if self.loaders else {}
         steps = range(step, step + 10_000_000)  # training stops by its own clock
         return iter(DataLoader(self.batches, sampler=steps, batch_size=None, num_workers=self.loaders, **ahead))

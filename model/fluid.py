@@ -44,7 +44,12 @@ class RandomOrderModel(nn.Module):
             condition: what the backbone is told of the B pictures.
         Several draws per token cost little, because the head is small next to the backbone that made z.
         """
-        z = self.backbone(tokens, ~masked, condition)  # (B, N, D)
+        return self.token_loss(schedule, self.backbone(tokens, ~masked, condition), tokens, masked, index, noise)
+
+    def token_loss(
+        self, schedule: Schedule, z: Tensor, tokens: Tensor, masked: Tensor, index: Tensor, noise: Tensor
+    ) -> Tensor:
+        """`loss` for z (B, N, D) that is already there."""
         draws = len(index)
         z, x0 = z[masked].repeat(draws, 1), tokens[masked].repeat(draws, 1)  # (R·M, D), (R·M, C)
         index, noise = index.flatten(), noise.flatten(0, 1)

@@ -20,6 +20,7 @@ class SceneRecipe:
     portraits: float
     tags: float
     snap: int
+    layout: float
     loaders: int
 
 

@@ -31,6 +31,7 @@ from model.diffusion import Schedule, make_schedule
 from model.feeds import Feed, PictureFeed, SceneFeed, open_bank
 from model.fluid import Fluid
 from model.generate import Settings, generate
+from model.layout import LayoutHead
 from model.masking import training_masks
 from model.recipe import Recipe
 from model.sheet import contact_sheet
@@ -50,6 +51,7 @@ class Run:
     schedule: Schedule
     feed: Feed
     device: torch.device
+    layout: LayoutHead | None = None  # the extra lesson of scenes
     history: list[list[float]] = field(default_factory=list)  # [step, seconds, loss]
     waited: float = 0.0  # seconds of this process without a picture to train on
 
@@ -62,12 +64,15 @@ class Run:
         return Path(self.recipe.out) / "state.pt"
 
     def save(self) -> None:
-        self.learner.save(self.state_file, history=self.history)
+        lesson = {"layout": self.layout.state_dict()} if self.layout else {}
+        self.learner.save(self.state_file, history=self.history, **lesson)
 
     def resume(self) -> bool:
         state = self.learner.resume(self.state_file)
         if state is not None:
             self.history = state["history"]
+            if self.layout:
+                self.layout.load_state_dict(state["layout"])
         return state is not None
 
 
@@ -108,10 +113,13 @@ def prepare(recipe: Recipe) -> tuple[Run, PcaSkipTokenizer]:
     if recipe.start_from:
         start_from(model, Path(recipe.start_from))
     model.to(device)
+    layout = LayoutHead(config.width).to(device) if recipe.scenes and recipe.scenes.layout else None
     groups = decay_groups(model, recipe.weight_decay)
+    if layout:
+        groups += decay_groups(layout, recipe.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.95), fused=True)
     learner = Learner(model, Ema(model, recipe.ema), optimizer, Clock(recipe.steps, recipe.minutes))
-    return Run(recipe, config, model, learner, make_schedule().to(device), feed, device), tokenizer
+    return Run(recipe, config, model, learner, make_schedule().to(device), feed, device, layout), tokenizer
 
 
 def start_from(model: Fluid, folder: Path) -> None:
@@ -128,12 +136,15 @@ def start_from(model: Fluid, folder: Path) -> None:
     model.load_state_dict(checkpoint.model.state_dict())
 
 
-def step_loss(run: Run) -> Tensor:
-    """The loss of the step that comes next; all its randomness comes from (seed, step)."""
+def step_loss(run: Run) -> tuple[Tensor, Tensor]:
+    """The diffusion loss of the step that comes next, and what to descend: with scenes' extra lesson added.
+
+    All randomness comes from (seed, step).
+    """
     recipe, clock = run.recipe, run.clock
     rng = generator(recipe.seed, clock.step)
     began = time.perf_counter()
-    rows, tokens = run.feed.tokens(clock.step)
+    rows, tokens, cells = run.feed.tokens(clock.step)
     run.waited += time.perf_counter() - began
     states, mask = run.feed.bank.draw(rows, recipe.text_drop, rng)
     masked = training_masks(len(rows), run.config.tokens, rng)
@@ -145,15 +156,20 @@ def step_loss(run: Run) -> Tensor:
     )
     with torch.autocast(run.device.type, torch.bfloat16):
         text = run.model.backbone.encode_text(states, mask)
-        return run.model.loss(run.schedule, tokens, masked, text, index, noise)
+        z = run.model.backbone(tokens, ~masked, text)  # (B, N, D)
+        loss = run.model.token_loss(run.schedule, z, tokens, masked, index, noise)
+        if run.layout is None or recipe.scenes is None or cells is None:
+            return loss, loss
+        lesson = run.layout.loss(z[masked], cells.to(run.device)[masked])
+        return loss, loss + recipe.scenes.layout * lesson
 
 
 def train_step(run: Run) -> float:
     """One optimiser step; returns the loss."""
     recipe, clock = run.recipe, run.clock
-    loss = step_loss(run)
+    loss, objective = step_loss(run)
     rate = learning_rate(recipe.learning_rate, clock, recipe.warmup, recipe.anneal_from)
-    run.learner.update(loss, rate, recipe.clip)
+    run.learner.update(objective, rate, recipe.clip)
     return loss.item()
 
 

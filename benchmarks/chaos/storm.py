@@ -17,7 +17,7 @@ from benchmarks.chaos.crowd import Crowd
 from benchmarks.chaos.faults import Faults
 from benchmarks.chaos.ledger import Ledger
 from benchmarks.chaos.redelivery import Redeliveries
-from benchmarks.chaos.report import failures, figures
+from benchmarks.chaos.report import failures, figures, lateness
 from server import cancellation
 from server.connection import PATIENT_TIMEOUT_S, connect
 from server.queue import Queue
@@ -29,10 +29,11 @@ SETTLE_S = 120.0
 
 @dataclass(frozen=True)
 class Outcome:
-    """`figures` are for the last line of output; `failures` are the gates not passed."""
+    """`figures` are for the last line of output; `failures` are the gates not passed, `late` that of time."""
 
     figures: dict[str, object]
     failures: list[str]
+    late: list[str]
     remarks: list[str]
 
 
@@ -64,7 +65,8 @@ async def run(minutes: float, seed: int, lease_s: float, data_dir: Path) -> Outc
     result |= figures(verdict, unbalanced, redeliveries.seconds, redeliveries.raw, scraped)
     result |= {"client_errors": crowd.errors, "kills": dict(cast.kills), "settled_s": round(settled_s, 1)}
     stories = [f"{text}{redeliveries.story(text.partition(':')[0])}" for text in verdict.unexpected]
-    return Outcome(result, failures(verdict, unbalanced, redeliveries.seconds, lease_s), [*stories, *redeliveries.late])
+    late = lateness(redeliveries.seconds, lease_s)
+    return Outcome(result, failures(verdict, unbalanced), late, [*stories, *redeliveries.late])
 
 
 async def _ready(cast: Cast) -> None:

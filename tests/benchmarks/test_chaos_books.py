@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.chaos.ledger import Ledger, Submission, Verdict
-from benchmarks.chaos.report import failures, figures, percentile, scraped_total
+from benchmarks.chaos.report import failures, figures, lateness, percentile, scraped_total
 from server.engine_api import RowRequest
 from server.fake_engine import SIZE, FakeEngine, picture
 from server.jobs import JobError, JobInput, JobRecord, JobState, ModelInfo, Output
@@ -58,12 +58,12 @@ def test_a_good_run_passes(entry: Submission) -> None:
     verdict = _judge(entry, _record())
     assert not (verdict.lost or verdict.duplicates or verdict.unexpected)
     assert (verdict.submitted, verdict.states["succeeded"]) == (1, 1)
-    assert failures(verdict, [], [0.5, 2.9], 2.0) == []
+    assert failures(verdict, []) == [] and lateness([0.5, 2.9], 2.0) == []
 
 
 def test_a_job_that_is_gone_is_lost(entry: Submission) -> None:
     verdict = _judge(entry)
-    assert verdict.lost and verdict.submitted == 1 and failures(verdict, [], [], 2.0)
+    assert verdict.lost and verdict.submitted == 1 and failures(verdict, [])
 
 
 def test_an_answer_that_knew_no_such_job_is_a_loss_even_if_it_turns_up_again(entry: Submission) -> None:
@@ -144,9 +144,9 @@ def test_ends_that_nobody_could_expect_are_told_apart() -> None:
 
 def test_gates(entry: Submission) -> None:
     verdict = _judge(entry, _record())
-    assert "redelivery" in failures(verdict, [], [3.1], 2.0)[0]
-    assert failures(verdict, ["7 queued, 6 in line"], [], 2.0) == ["books: 7 queued, 6 in line"]
-    assert failures(replace(verdict, submitted=2), [], [], 2.0)
+    assert "redelivery" in lateness([3.1], 2.0)[0] and lateness([], 2.0) == []
+    assert failures(verdict, ["7 queued, 6 in line"]) == ["books: 7 queued, 6 in line"]
+    assert failures(replace(verdict, submitted=2), [])
 
 
 def test_every_terminal_state_of_the_service_has_its_count(entry: Submission) -> None:

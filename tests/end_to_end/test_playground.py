@@ -49,7 +49,7 @@ def test_a_prompt_becomes_a_picture(page) -> None:  # type: ignore[no-untyped-de
     page.fill("#prompt", "a green apple, flat style")
     page.click("#draw")
     page.wait_for_selector("#pictures figcaption", timeout=60_000)
-    assert page.eval_on_selector("#pictures img", "async i => { await i.decode(); return i.naturalWidth }") == 64
+    assert page.eval_on_selector("#pictures img", "async i => { await i.decode(); return i.naturalWidth }") == 128
     assert "Drawn in" in page.inner_text("#status")
     assert page.get_attribute("#pictures img", "alt") == "a green apple, flat style"
     assert page.problems == []

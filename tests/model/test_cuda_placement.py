@@ -19,6 +19,7 @@ from model.config import PRESETS, KlConfig, MarConfig
 from model.diffusion import make_schedule
 from model.engine import Engine
 from model.fluid import Fluid, RandomOrderModel
+from model.layout import LayoutHead
 from model.mar import Mar
 from model.precision import pack
 from model.prompts import LabelPrompts, TextPrompts
@@ -129,8 +130,9 @@ class FourPictures:
     bank: TextBank
     pictures: Tensor
 
-    def tokens(self, step: int) -> tuple[Tensor, Tensor]:
-        return torch.tensor([3, 1, 0, 2]), self.pictures[torch.tensor([3, 1, 0, 2])]
+    def tokens(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        cells = torch.tensor([0, 3, 1, 2]).repeat(4, 4)[..., None].expand(4, 16, 2)
+        return torch.tensor([3, 1, 0, 2]), self.pictures[torch.tensor([3, 1, 0, 2])], cells
 
 
 @pytest.mark.filterwarnings("ignore:CUDA is not available")
@@ -139,6 +141,7 @@ def test_a_training_step_has_everything_where_it_must_be() -> None:
     torch.manual_seed(0)
     recipe = dataclasses.replace(Recipe.load(Path("model/recipes/scenes-128.toml")), batch=4, noise_draws=2)
     model, encoder = Fluid(PRESETS["tiny"]), HashEncoder(PRESETS["tiny"].text)
+    layout = LayoutHead(PRESETS["tiny"].width)
     nn.init.normal_(model.head.out.weight)  # zero at the start of training
     states, mask = encoder.encode(["red", "green", "blue", "black and white"])
     bank = TextBank(states[:, None].bfloat16(), mask[:, None], *encoder.encode([""]))
@@ -150,8 +153,10 @@ def test_a_training_step_has_everything_where_it_must_be() -> None:
                 feed = FourPictures(bank.to(torch.device(device)), pictures.to(device))
                 learner = SimpleNamespace(clock=Clock(10, 0.0, step=3))
                 there = moved(model) if device == "cuda" else model
+                lesson = moved(layout) if device == "cuda" else layout
                 schedule = make_schedule().to(torch.device(device))
-                run = Run(recipe, PRESETS["tiny"], there, learner, schedule, feed, torch.device(device))  # type: ignore[arg-type]
+                run = Run(recipe, PRESETS["tiny"], there, learner, schedule, feed, torch.device(device), lesson)  # type: ignore[arg-type]
                 with waits():
-                    losses.append(step_loss(run).to("cpu").item())
+                    losses.append(torch.stack(step_loss(run)).to("cpu").tolist())
     assert losses[0] == pytest.approx(losses[1], rel=0.02)  # the CPU's half has bfloat16 products
+    assert losses[0][1] > losses[0][0] > 0  # with the extra lesson of scenes

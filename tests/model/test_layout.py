@@ -1,0 +1,53 @@
+"""The extra lesson of training on scenes: what covers each token."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from model.data.scenes.compose import SIZE, Placed, Scene
+from model.data.scenes.facts import Facts, Group
+from model.data.scenes.things import COLOURS, THINGS
+from model.layout import COLOUR_NAMES, PORTRAIT_CLASS, THING_CLASSES, LayoutHead, cell_classes
+
+GRID = 8
+APPLE_LEFT = Scene(
+    Facts("position", "flat", (Group("apple", colour="blue"), Group("cat")), relation="left"),
+    (Placed("apple", "blue", 0, 32, 64), Placed("cat", "", 64, 48, 64)),
+)
+
+
+def test_cells_are_what_covers_them() -> None:
+    cells = cell_classes([APPLE_LEFT], GRID).reshape(GRID, GRID, 2)
+    assert (cells[2:6, 0:4] == [THING_CLASSES["apple"], COLOUR_NAMES.index("blue")]).all()
+    assert (cells[3:7, 4:8] == [THING_CLASSES["cat"], 0]).all()
+    assert (cells[..., 0] > 0).sum() == 32 and (cells[..., 1] > 0).sum() == 16
+
+
+@pytest.mark.parametrize("x", [0, 4, 7])
+def test_a_thing_between_the_cells_covers_those_whose_middle_it_has(x: int) -> None:
+    scene = Scene(APPLE_LEFT.facts, (Placed("apple", "blue", x, 0, 64),))
+    assert (cell_classes([scene], GRID)[0, :, 0] > 0).sum() == 16
+
+
+def test_every_thing_and_colour_has_a_class_of_its_own_and_portraits_share_one() -> None:
+    assert sorted(THING_CLASSES.values()) == list(range(len(THINGS) + 1)) and len(THINGS) + 1 == PORTRAIT_CLASS
+    assert COLOUR_NAMES[1:] == tuple(COLOURS)
+    portrait = Scene(Facts("portrait", "lorelei", (Group("a woman"),)), (Placed("a woman", "", 0, 0, SIZE),))
+    assert (cell_classes([portrait], GRID) == [PORTRAIT_CLASS, 0]).all()
+
+
+def test_the_lesson_can_be_learned_from_what_tells_the_places_apart() -> None:
+    """A z that is different for each place is enough to say what stands there."""
+    torch.manual_seed(0)
+    cells = torch.from_numpy(cell_classes([APPLE_LEFT], GRID)[0])
+    z, head = torch.randn(GRID * GRID, 96), LayoutHead(96)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=0.05)
+    began = head.loss(z, cells).item()
+    for _ in range(150):
+        optimizer.zero_grad()
+        head.loss(z, cells).backward()
+        optimizer.step()
+    assert began > np.log(len(THINGS)) and head.loss(z, cells).item() < 0.1
+    assert torch.equal(head.thing(z).argmax(-1), cells[:, 0])
