@@ -20,6 +20,7 @@ class SceneRecipe:
     portraits: float
     tags: float
     snap: int
+    reading_steps: int
     layout: float
     loaders: int
 
@@ -51,6 +52,11 @@ class Recipe:
     seed: int
     compile: bool
     scenes: SceneRecipe | None = None
+
+    @property
+    def state_file(self) -> Path:
+        """Where a run keeps its whole state."""
+        return Path(self.out) / "state.pt"
 
     @classmethod
     def load(cls, path: Path, **overrides: object) -> Recipe:

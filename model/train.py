@@ -33,6 +33,7 @@ from model.fluid import Fluid
 from model.generate import Settings, generate
 from model.layout import LayoutHead
 from model.masking import training_masks
+from model.reading import read
 from model.recipe import Recipe
 from model.sheet import contact_sheet
 from model.text import build_text_encoder
@@ -59,16 +60,12 @@ class Run:
     def clock(self) -> Clock:
         return self.learner.clock
 
-    @property
-    def state_file(self) -> Path:
-        return Path(self.recipe.out) / "state.pt"
-
     def save(self) -> None:
         lesson = {"layout": self.layout.state_dict()} if self.layout else {}
-        self.learner.save(self.state_file, history=self.history, **lesson)
+        self.learner.save(self.recipe.state_file, history=self.history, **lesson)
 
     def resume(self) -> bool:
-        state = self.learner.resume(self.state_file)
+        state = self.learner.resume(self.recipe.state_file)
         if state is not None:
             self.history = state["history"]
             if self.layout:
@@ -113,6 +110,9 @@ def prepare(recipe: Recipe) -> tuple[Run, PcaSkipTokenizer]:
     if recipe.start_from:
         start_from(model, Path(recipe.start_from))
     model.to(device)
+    if isinstance(feed, SceneFeed) and recipe.scenes and not recipe.state_file.exists():
+        share = read(model.backbone.aligner, feed.scenes.facts, feed.bank, recipe.scenes.reading_steps, recipe.seed)
+        print(f"reading lesson: {share:.1%} of captions not used in it are read rightly")
     layout = LayoutHead(config.width).to(device) if recipe.scenes and recipe.scenes.layout else None
     groups = decay_groups(model, recipe.weight_decay)
     if layout:
