@@ -10,6 +10,7 @@ FluidError
 │   ├── JobCanceled             400  somebody canceled the job this request waited for
 │   ├── InvalidApiKey           401  no key, or one that nobody has
 │   ├── KeyDisabled             403
+│   ├── NotAcceptable           406  an image type that cannot be had
 │   ├── RequestTooSlow          408  its body did not arrive in time
 │   ├── BodyTooLarge            413
 │   ├── UnknownJob              404
@@ -114,6 +115,12 @@ class KeyDisabled(RequestError):
     """The operator has switched this API key off."""
 
     status, type, code = 403, "permission_error", "key_disabled"
+
+
+class NotAcceptable(RequestError):
+    """The Accept header wants an image type that cannot be had, or not the one that `output_format` names."""
+
+    status, type, code = 406, "invalid_request_error", "not_acceptable"
 
 
 class RequestTooSlow(RequestError):

@@ -43,6 +43,7 @@ GENERATE: Responses = {
         "description": "The pictures; with `Accept: image/*` (and n=1) the file itself; with `stream` events.",
         "content": _FILES | _events("image_generation.partial_image", "image_generation.completed", "error"),
     },
+    406: _error("The Accept header wants an image type that cannot be had, or not that of `output_format`."),
     410: _error("Of an Idempotency-Key whose job was deleted since."),
     422: _KEY_REUSED,
     500: _error("The job failed, however often it was tried."),

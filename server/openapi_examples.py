@@ -104,9 +104,12 @@ BODIES: Mapping[str, Mapping[str, Any]] = {
 }
 
 _ERRORS: Mapping[str, errors.RequestError] = {
-    "400": errors.InvalidRequest("'seed' must be at most 9007199254740991, not 1e+99.", param="seed"),
+    "400": errors.InvalidRequest("'seed' must be at most 9223372036854775807, not 1e+99.", param="seed"),
     "401": errors.InvalidApiKey("Nobody has this API key. Ask the operator of this service for one."),
     "403": errors.KeyDisabled("The API key of 'alice' is switched off. Ask the operator."),
+    "406": errors.NotAcceptable(
+        "Accept: image/gif cannot be had. Accept image/png, image/webp, image/jpeg or image/*."
+    ),
     "408": errors.RequestTooSlow("The body did not arrive within 30 s (FLUID_BODY_TIMEOUT_S)."),
     "410": errors.JobExpired(f"Job {_JOB_ID} succeeded; its record and pictures were deleted since."),
     "413": errors.BodyTooLarge("The body is larger than 1048576 bytes; no request needs that."),

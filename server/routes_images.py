@@ -5,7 +5,7 @@ import asyncio
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from server import cancellation, sse, streaming
+from server import cancellation, negotiation, sse, streaming
 from server.admission import accept, idempotency_key
 from server.api_keys import Caller
 from server.errors import DeadlineExceeded, InvalidRequest, JobCanceled
@@ -34,10 +34,11 @@ async def generate(request: Request, body: RequestBody, services: ServicesDep, c
 
     The official `openai` clients work unchanged; `seed`, `num_inference_steps`, `diffusion_steps`,
     `guidance_scale`, `guidance_schedule` and `temperature` go through their `extra_body`.
-    With `Accept: image/*` the answer is the file itself, and seed and timing are headers. With `stream: true` it is
-    server-sent events: up to `partial_images` previews of each picture, then the pictures.
+    With `Accept: image/*`, or a type of image, the answer is the file itself, and seed and timing are headers.
+    With `stream: true` it is server-sent events: up to `partial_images` previews of each picture, then the pictures.
     """
     fleet = services.fleet
+    body = negotiation.with_format(request, body)
     job, warnings = resolve(body, await fleet.models(), await fleet.default_model())
     if job.webhook:
         raise InvalidRequest("'webhook' is for jobs: POST /v1/jobs. Here the answer is the news.", param="webhook")
@@ -60,7 +61,7 @@ async def respond(
 
     `kind`: the first part of the events' names. `source`: the picture that it starts from.
     """
-    wants_file = _wants_the_file(request, job)
+    wants_file = negotiation.wants_the_file(request, job.n)
     _check_stream(body, wants_file=wants_file)
     await services.fleet.require_worker(job.model)
     key, form = idempotency_key(request), body.response_format or "b64_json"
@@ -136,19 +137,6 @@ async def _disconnect(request: Request) -> None:
     """Returns when the client is gone. The body has been read, so nothing else can arrive."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def _wants_the_file(request: Request, job: JobInput) -> bool:
-    """Only if the caller asks for images and for nothing that JSON could satisfy.
-
-    Raises:
-        InvalidRequest: he does, and there will be several.
-    """
-    accepted = [part.split(";")[0].strip() for part in request.headers.get("accept", "").split(",")]
-    wants_it = bool(accepted[0]) and all(kind.startswith("image/") for kind in accepted)
-    if wants_it and job.n != 1:
-        raise InvalidRequest(f"'n' must be 1 with Accept: image/*, not {job.n}; or accept JSON.", param="n")
-    return wants_it
 
 
 def _check_stream(body: ImageRequest, *, wants_file: bool) -> None:

@@ -75,6 +75,44 @@ def test_accept_image_gives_the_file(http: httpx.Client, format: str) -> None:
         assert (image.format, image.size) == (format.upper(), (32, 32))
 
 
+@pytest.mark.parametrize(
+    ("accept", "format"),
+    [
+        ("image/webp", "webp"),
+        ("IMAGE/JPEG; q=0.9", "jpeg"),
+        ("image/*", "png"),
+        ("image/gif, image/webp", "webp"),
+        ("image/webp;q=0.5, image/jpeg;q=0.8, image/*;q=0.1", "jpeg"),
+        ("image/*, image/webp", "webp"),
+        ("image/jpeg, image/webp", "jpeg"),
+        ("image/png;q=0, image/*, application/json;q=0", "webp"),
+    ],
+)
+def test_the_accept_header_names_the_format(http: httpx.Client, accept: str, format: str) -> None:
+    """Whoever accepted image/webp alone got a PNG."""
+    answer = http.post(GENERATE, json={"prompt": "a cat", "quality": "low"}, headers={"Accept": accept})
+    assert answer.headers["content-type"] == f"image/{format}", answer.text
+    with Image.open(io.BytesIO(answer.content)) as image:
+        assert image.format == format.upper()
+
+
+@pytest.mark.parametrize(
+    ("accept", "body", "says"),
+    [
+        ("image/gif", {}, "image/png, image/webp, image/jpeg"),
+        ("image/gif, image/*;q=0", {"output_format": "png"}, "image/png, image/webp, image/jpeg"),
+        ("image/webp", {"output_format": "jpeg"}, "Accept image/jpeg, or ask for webp"),
+    ],
+)
+def test_an_image_type_that_cannot_be_had_is_a_406(
+    http: httpx.Client, accept: str, body: dict[str, Any], says: str
+) -> None:
+    """A PNG that is called GIF, or JPEG for who can read WebP alone, breaks where the reason cannot be seen."""
+    answer = http.post(GENERATE, json={"prompt": "a cat", **body}, headers={"Accept": accept})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (406, "not_acceptable")
+    assert says in answer.json()["error"]["message"]
+
+
 def test_accept_image_with_several_pictures_is_refused(http: httpx.Client) -> None:
     """One body holds one file; dropping the others silently would be worse."""
     answer = http.post(GENERATE, json={"prompt": "x", "n": 2}, headers={"Accept": "image/png"})

@@ -127,6 +127,17 @@ def test_a_small_hole_gets_no_more_steps_than_tokens(http: httpx.Client) -> None
     assert said == ["'num_inference_steps' is 2 here: only so many tokens are to be drawn."]
 
 
+@pytest.mark.parametrize("route", ["edits", "variations"])
+def test_the_accept_header_names_the_format(http: httpx.Client, route: str) -> None:
+    """Here as for new pictures: who accepted image/webp alone got a PNG."""
+    files = {"image": png(picture())} | ({"mask": png(mask())} if route == "edits" else {})
+    answer = http.post(
+        f"/v1/images/{route}", data={"prompt": "a cat"}, files=files, headers={"Accept": "image/webp, image/png;q=0.5"}
+    )
+    assert answer.headers["content-type"] == "image/webp", answer.text
+    assert Image.open(io.BytesIO(answer.content)).format == "WEBP"
+
+
 @pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")  # the client has it nonetheless
 @pytest.mark.parametrize("format", ["png", "webp", "jpeg"])
 def test_a_variation_takes_its_prompt_from_the_picture(client: openai.OpenAI, format: str) -> None:
