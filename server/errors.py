@@ -41,6 +41,9 @@ FluidError
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+#: OpenAI's clients repeat 5xx unless told otherwise; what was tried enough would be tried three times as often, in vain.
+NO_RETRY: Mapping[str, str] = {"x-should-retry": "false"}
+
 
 class FluidError(Exception):
     """Base of everything this service raises on purpose."""
@@ -191,6 +194,9 @@ class JobFailed(RequestError):
 
     status, type, code = 500, "server_error", "job_failed"
 
+    def headers(self) -> dict[str, str]:
+        return {**NO_RETRY, **super().headers()}
+
 
 class NoWorkers(RequestError):
     """No live worker can draw."""
@@ -211,6 +217,9 @@ class DeadlineExceeded(RequestError):
     """The picture was not ready within FLUID_REQUEST_TIMEOUT_S; the job was canceled."""
 
     status, type, code = 504, "server_error", "deadline_exceeded"
+
+    def headers(self) -> dict[str, str]:
+        return {**NO_RETRY, **super().headers()}
 
 
 class OperatorError(FluidError):

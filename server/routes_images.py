@@ -121,7 +121,10 @@ async def _wait(request: Request, services: Services, job_id: str, expected: Exp
         else:
             await services.queue.cancel(job_id)
             what = "the job was canceled. POST /v1/jobs does not wait"
-        raise DeadlineExceeded(f"Not ready after {limit_s:g} s (FLUID_REQUEST_TIMEOUT_S); {what}.") from error
+        raise DeadlineExceeded(
+            f"Not ready after {limit_s:g} s (FLUID_REQUEST_TIMEOUT_S); {what}.",
+            extra={"x-should-retry": "true"} if keep else None,
+        ) from error
     except asyncio.CancelledError:  # the gateway is going down
         if not keep:
             await asyncio.shield(services.queue.cancel(job_id))
