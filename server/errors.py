@@ -41,7 +41,7 @@ FluidError
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-#: OpenAI's clients repeat 5xx unless told otherwise; what was tried enough would be tried three times as often, in vain.
+#: OpenAI's clients repeat 5xx unless told otherwise; what was tried enough would be tried thrice as often.
 NO_RETRY: Mapping[str, str] = {"x-should-retry": "false"}
 
 

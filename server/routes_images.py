@@ -16,7 +16,7 @@ from server.openapi import GENERATE, RequestBody
 from server.resolve import resolve
 from server.schemas import ImageRequest, ImagesResponse
 from server.services import Services, ServicesDep
-from server.views import gone, images_response, require_success, timing_headers
+from server.views import gone, images_response, public_url, require_success, timing_headers
 from server.watcher import Expected
 
 router = APIRouter(tags=["images"])
@@ -65,17 +65,18 @@ async def respond(
     _check_stream(body, wants_file=wants_file)
     await services.fleet.require_worker(job.model)
     key, form = idempotency_key(request), body.response_format or "b64_json"
+    home = public_url(services, request)
     job_id = job.edit.source if job.edit else new_job_id()
     if body.stream:
         accepted = await accept(
             services, job, "sync", caller, job_id=job_id, key=key, asked=asked, followed=True, source=source
         )
-        pictures = streaming.pictures(services, accepted.job_id, form, keep=bool(key), kind=kind)
+        pictures = streaming.pictures(services, accepted.job_id, form, keep=bool(key), kind=kind, home=home)
         return sse.response(pictures, {"x-job-id": accepted.job_id})
     record = await _draw(request, services, job, caller, job_id=job_id, key=key, asked=asked, source=source)
     if wants_file:
         return await _file(services, record)
-    view = await images_response(services, record, form, warnings)
+    view = await images_response(services, record, form, warnings, home)
     return JSONResponse(view.model_dump(), headers=timing_headers(record))
 
 

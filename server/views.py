@@ -22,12 +22,19 @@ from server.schemas import (
 )
 
 if TYPE_CHECKING:  # services build on this module
+    from fastapi import Request
+
     from server.services import Services
 
 
 def image_url(record: JobRecord, index: int) -> str:
     """Root-relative: right behind any proxy and host name."""
     return f"/v1/jobs/{record.id}/images/{index}"
+
+
+def public_url(services: Services, request: Request) -> str:
+    """What links begin with: where the operator says that the gateway is, else where this request found it."""
+    return (services.settings.public_url or str(request.base_url)).rstrip("/")
 
 
 def preview_url(job_id: str, index: int, number: int) -> str:
@@ -91,14 +98,16 @@ async def usage(services: Services, record: JobRecord) -> Usage:
     )
 
 
-async def handed_over(services: Services, record: JobRecord, output: Output, response_format: str) -> dict[str, str]:
-    """A picture in the form that was asked for: `url` or `b64_json`.
+async def handed_over(
+    services: Services, record: JobRecord, output: Output, response_format: str, home: str
+) -> dict[str, str]:
+    """A picture in the form that was asked for: `url`, which begins with `home`, or `b64_json`.
 
     Raises:
         JobExpired: it was deleted.
     """
     if response_format == "url":
-        return {"url": image_url(record, output.index)}
+        return {"url": home + image_url(record, output.index)}
     raw = await services.queue.result(record, output)
     if raw is None:
         raise gone(record)
@@ -106,7 +115,7 @@ async def handed_over(services: Services, record: JobRecord, output: Output, res
 
 
 async def images_response(
-    services: Services, record: JobRecord, response_format: str, warnings: list[str]
+    services: Services, record: JobRecord, response_format: str, warnings: list[str], home: str = ""
 ) -> ImagesResponse:
     """OpenAI's answer, of a job that succeeded.
 
@@ -115,7 +124,7 @@ async def images_response(
     """
     data = []
     for output in record.outputs:
-        form = await handed_over(services, record, output, response_format)
+        form = await handed_over(services, record, output, response_format, home)
         data.append(ImageData(seed=output.seed, url=form.get("url"), b64_json=form.get("b64_json")))
     job = record.input
     return ImagesResponse(

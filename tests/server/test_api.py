@@ -120,13 +120,25 @@ def test_accept_image_with_several_pictures_is_refused(http: httpx.Client) -> No
 
 
 def test_a_link_leads_to_the_file(http: httpx.Client) -> None:
-    """response_format=url: the link must work and hold the very bytes that the job describes."""
+    """response_format=url: the link must work as it is (it was a bare path, which no other client could open), and
+    hold the very bytes that the job describes."""
     body = http.post(GENERATE, json={"prompt": "a cat", "response_format": "url"}).json()
     assert body["data"][0]["b64_json"] is None
-    picture = http.get(body["data"][0]["url"])
+    picture = httpx.get(body["data"][0]["url"])
     assert picture.headers["content-type"] == "image/png"
     output = http.get(f"/v1/jobs/{body['job_id']}").json()["output"][0]
     assert hashlib.sha256(picture.content).hexdigest() == output["sha256"]
+
+
+def test_links_begin_where_the_gateway_was_reached(http: httpx.Client, new_service: Callable[..., Service]) -> None:
+    """Behind a proxy the caller's name for the gateway is in Host, or the operator tells it; streams too had a path."""
+    body = {"prompt": "a cat", "quality": "low", "response_format": "url"}
+    seen = http.post(GENERATE, json=body, headers={"Host": "images.example:81"}).json()
+    assert seen["data"][0]["url"] == f"http://images.example:81/v1/jobs/{seen['job_id']}/images/0"
+    told = new_service(public_url="https://example.com/draw/").settings.base_url + GENERATE
+    link = httpx.post(told, json=body, timeout=30).json()["data"][0]["url"]
+    assert link.startswith("https://example.com/draw/v1/jobs/")
+    assert f'"url":"{link.split("job_")[0]}' in httpx.post(told, json=body | {"stream": True}, timeout=30).text
 
 
 def test_jobs_are_accepted_looked_at_and_fetched(http: httpx.Client, service: Service) -> None:
