@@ -15,6 +15,7 @@ FluidError
 │   ├── BodyTooLarge            413
 │   ├── UnknownJob              404
 │   ├── UnknownImage            404  no such image, or not drawn yet
+│   ├── UnknownModel            404
 │   ├── UnknownFile             404
 │   ├── UnknownBatch            404
 │   ├── JobExpired              410
@@ -151,6 +152,12 @@ class UnknownImage(RequestError):
     """The job has no such image, or has not drawn it yet."""
 
     status, type, code = 404, "invalid_request_error", "image_not_found"
+
+
+class UnknownModel(RequestError):
+    """No worker ever introduced a model of this id."""
+
+    status, type, code = 404, "invalid_request_error", "model_not_found"
 
 
 class UnknownFile(RequestError):

@@ -110,6 +110,10 @@ JOB_IMAGE: Responses = {
     400: _error("`index` is not a number."),
     404: _error("No such job or image, or not drawn yet: then Retry-After is set."),
 }
+MODEL: Responses = {
+    404: _error("No worker ever introduced such a model."),
+    503: _error("The queue does not answer; obey Retry-After."),
+}
 READY: Responses = {
     503: {
         "description": "Nobody can draw, and why.",

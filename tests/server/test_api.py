@@ -286,6 +286,9 @@ def test_health_docs_and_playground(http: httpx.Client) -> None:
     """What probes and people open first; the page must not need the internet."""
     assert http.get("/health/live").json() == {"status": "live"}
     assert http.get("/health/ready").json() == {"status": "ready"}
+    for probe in ("live", "ready"):  # some ask by HEAD, which was a 405
+        head = http.head(f"/health/{probe}")
+        assert (head.status_code, head.content) == (200, b"")
     page = http.get("/").text
     assert "<form" in page
     assert "https://" not in page.replace("https://www.w3.org", "")

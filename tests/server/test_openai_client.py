@@ -60,3 +60,14 @@ def test_what_failed_for_good_is_not_repeated(
 def test_models(client: openai.OpenAI) -> None:
     """models.list is what many tools call first."""
     assert [m.id for m in client.models.list()] == ["fake"]
+
+
+def test_one_model(client: openai.OpenAI) -> None:
+    """models.retrieve, by which tools check a configured name, was a 404 of a route that did not exist."""
+    model = client.models.retrieve("fake")
+    assert (model.id, model.object) == ("fake", "model")
+    assert [model] == list(client.models.list())
+    with pytest.raises(openai.NotFoundError) as unknown:
+        client.models.retrieve("dall-e-3")
+    assert (unknown.value.code, unknown.value.param) == ("model_not_found", "model")
+    assert "Served: fake" in unknown.value.message
