@@ -16,7 +16,7 @@ from server.openapi import GENERATE, RequestBody
 from server.resolve import resolve
 from server.schemas import ImageRequest, ImagesResponse
 from server.services import Services, ServicesDep
-from server.views import gone, images_response, public_url, require_success, timing_headers
+from server.views import gone, images_response, public_url, require_success, timing_headers, told_headers
 from server.watcher import Expected
 
 router = APIRouter(tags=["images"])
@@ -71,13 +71,16 @@ async def respond(
         accepted = await accept(
             services, job, "sync", caller, job_id=job_id, key=key, asked=asked, followed=True, source=source
         )
-        pictures = streaming.pictures(services, accepted.job_id, form, keep=bool(key), kind=kind, home=home)
-        return sse.response(pictures, {"x-job-id": accepted.job_id})
+        pictures = streaming.pictures(
+            services, accepted.job_id, form, keep=bool(key), kind=kind, home=home, warnings=warnings
+        )
+        return sse.response(pictures, told_headers(accepted.job_id, warnings))
     record = await _draw(request, services, job, caller, job_id=job_id, key=key, asked=asked, source=source)
+    headers = timing_headers(record) | told_headers(record.id, warnings)
     if wants_file:
-        return await _file(services, record)
+        return await _file(services, record, headers)
     view = await images_response(services, record, form, warnings, home)
-    return JSONResponse(view.model_dump(), headers=timing_headers(record))
+    return JSONResponse(view.model_dump(), headers=headers)
 
 
 async def _draw(
@@ -155,14 +158,10 @@ def _check_stream(body: ImageRequest, *, wants_file: bool) -> None:
         raise InvalidRequest("'partial_images' needs \"stream\": true.", param="partial_images")
 
 
-async def _file(services: Services, record: JobRecord) -> Response:
+async def _file(services: Services, record: JobRecord, headers: dict[str, str]) -> Response:
     output = record.outputs[0]
     data = await services.queue.result(record, output)
     if data is None:
         raise gone(record)
-    headers = timing_headers(record) | {
-        "seed": str(output.seed),
-        "finish-reason": "SUCCESS",
-        "x-job-id": record.id,
-    }
+    headers |= {"seed": str(output.seed), "finish-reason": "SUCCESS"}
     return Response(data, media_type=MIME[output.format], headers=headers)

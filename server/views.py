@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -156,6 +157,15 @@ def require_success(record: JobRecord) -> None:
 
 def gone(record: JobRecord) -> JobExpired:
     return JobExpired(f"The pictures of job {record.id} were deleted; draw them again from its seed.")
+
+
+def told_headers(job_id: str, warnings: list[str]) -> dict[str, str]:
+    """Which job it is, and what its caller should know, in ASCII: a JSON list, whose long entries are cut for the sake
+    of proxies that buffer a few KiB of headers."""
+    headers = {"x-job-id": job_id}
+    if warnings:
+        headers["x-warnings"] = json.dumps([w if len(w) <= 200 else w[:199] + "…" for w in warnings])
+    return headers
 
 
 def timing_headers(record: JobRecord) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -114,6 +115,21 @@ def test_a_larger_picture_is_scaled_and_said_so(http: httpx.Client) -> None:
     answer = http.post("/v1/images/edits", data={"prompt": "a cat"}, files=files).json()
     assert "scaled from 96x96 to 32x32" in answer["warnings"][0]
     assert answer["size"] == "32x32"
+
+
+@pytest.mark.parametrize("route", ["edits", "variations"])
+def test_a_file_says_that_its_picture_was_scaled(http: httpx.Client, route: str) -> None:
+    """With Accept: image/* nobody heard of it. A header is ASCII and short, whatever the prompt in a warning is."""
+    prompt = "eine Blüte " * 30
+    image = encode(picture((96, 96)).tobytes(), (96, 96), "png", 90, {"prompt": prompt})
+    files = {"image": image} | ({"mask": png(mask((96, 96), (20, 20, 60, 60)))} if route == "edits" else {})
+    data = {"prompt": "a cat"} if route == "edits" else {}
+    answer = http.post(f"/v1/images/{route}", data=data, files=files, headers={"Accept": "image/png"})
+    assert answer.status_code == 200, answer.text
+    said = json.loads(answer.headers["x-warnings"])
+    assert "scaled from 96x96 to 32x32" in said[0]
+    if route == "variations":
+        assert "eine Blüte" in said[1] and len(said[1]) == 200 and said[1].endswith("…")
 
 
 def test_a_small_hole_gets_no_more_steps_than_tokens(http: httpx.Client) -> None:
