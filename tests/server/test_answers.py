@@ -25,7 +25,12 @@ def test_accept_image_gives_the_file(http: httpx.Client, format: str) -> None:
     """`curl -H 'Accept: image/*' -o` must get bytes, with seed and timing in the headers."""
     answer = http.post(
         GENERATE,
-        json={"prompt": "a cat", "seed": 3, "output_format": format, "output_compression": 80},
+        json={
+            "prompt": "a cat",
+            "seed": 3,
+            "output_format": format,
+            "output_compression": 100 if format == "png" else 80,
+        },
         headers={"Accept": "image/*"},
     )
     assert answer.headers["content-type"] == f"image/{format}"
@@ -106,6 +111,18 @@ def test_pages_of_other_origins_can_read_our_headers(new_service: Callable[..., 
     shown = set(answer.headers["access-control-expose-headers"].lower().split(", "))
     ours = {name for name in answer.headers if name.startswith("x-")} - {"x-content-type-options", "x-frame-options"}
     assert ours | {"retry-after", "retry-after-ms"} <= shown, ours - shown
+
+
+@pytest.mark.parametrize("route", [GENERATE, "/v1/jobs"])
+def test_png_takes_no_compression(http: httpx.Client, route: str) -> None:
+    """It was ignored in silence: who asked for a small file got the large one, and never heard why."""
+    body = {"prompt": "a cat", "quality": "low"}
+    for more in ({}, {"output_format": "png"}):
+        refused = http.post(route, json=body | more | {"output_compression": 50})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "output_compression")
+        assert http.post(route, json=body | more | {"output_compression": 100}).is_success
+    by_accept = http.post(GENERATE, json=body | {"output_compression": 50}, headers={"Accept": "image/webp"})
+    assert by_accept.headers["content-type"] == "image/webp"
 
 
 def test_accept_image_with_several_pictures_is_refused(http: httpx.Client) -> None:
