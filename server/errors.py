@@ -10,10 +10,12 @@ FluidError
 │   ├── JobCanceled             400  somebody canceled the job this request waited for
 │   ├── InvalidApiKey           401  no key, or one that nobody has
 │   ├── KeyDisabled             403
+│   ├── NotAcceptable           406  an image type that cannot be had
 │   ├── RequestTooSlow          408  its body did not arrive in time
 │   ├── BodyTooLarge            413
 │   ├── UnknownJob              404
 │   ├── UnknownImage            404  no such image, or not drawn yet
+│   ├── UnknownModel            404
 │   ├── UnknownFile             404
 │   ├── UnknownBatch            404
 │   ├── JobExpired              410
@@ -39,6 +41,9 @@ FluidError
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
+
+#: OpenAI's clients repeat 5xx unless told otherwise; what was tried enough would be tried thrice as often.
+NO_RETRY: Mapping[str, str] = {"x-should-retry": "false"}
 
 
 class FluidError(Exception):
@@ -116,6 +121,12 @@ class KeyDisabled(RequestError):
     status, type, code = 403, "permission_error", "key_disabled"
 
 
+class NotAcceptable(RequestError):
+    """The Accept header wants an image type that cannot be had, or not the one that `output_format` names."""
+
+    status, type, code = 406, "invalid_request_error", "not_acceptable"
+
+
 class RequestTooSlow(RequestError):
     """The request's body did not arrive within FLUID_BODY_TIMEOUT_S."""
 
@@ -141,6 +152,12 @@ class UnknownImage(RequestError):
     """The job has no such image, or has not drawn it yet."""
 
     status, type, code = 404, "invalid_request_error", "image_not_found"
+
+
+class UnknownModel(RequestError):
+    """No worker ever introduced a model of this id."""
+
+    status, type, code = 404, "invalid_request_error", "model_not_found"
 
 
 class UnknownFile(RequestError):
@@ -184,6 +201,9 @@ class JobFailed(RequestError):
 
     status, type, code = 500, "server_error", "job_failed"
 
+    def headers(self) -> dict[str, str]:
+        return {**NO_RETRY, **super().headers()}
+
 
 class NoWorkers(RequestError):
     """No live worker can draw."""
@@ -204,6 +224,9 @@ class DeadlineExceeded(RequestError):
     """The picture was not ready within FLUID_REQUEST_TIMEOUT_S; the job was canceled."""
 
     status, type, code = 504, "server_error", "deadline_exceeded"
+
+    def headers(self) -> dict[str, str]:
+        return {**NO_RETRY, **super().headers()}
 
 
 class OperatorError(FluidError):

@@ -22,6 +22,8 @@ from server.services import Services
 
 _SHOWN_TO_OTHERS = (
     "x-request-id", "x-job-id", "seed", "finish-reason", "location", "retry-after", "server-timing", "x-batch-size",
+    "retry-after-ms", "x-queue-time-ms", "x-inference-time-ms", "x-encode-time-ms", "x-overhead-time-ms", "x-kernels",
+    "x-warnings",
     "x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests",
 )  # fmt: skip
 

@@ -43,6 +43,7 @@ GENERATE: Responses = {
         "description": "The pictures; with `Accept: image/*` (and n=1) the file itself; with `stream` events.",
         "content": _FILES | _events("image_generation.partial_image", "image_generation.completed", "error"),
     },
+    406: _error("The Accept header wants an image type that cannot be had, or not that of `output_format`."),
     410: _error("Of an Idempotency-Key whose job was deleted since."),
     422: _KEY_REUSED,
     500: _error("The job failed, however often it was tried."),
@@ -108,6 +109,10 @@ JOB_IMAGE: Responses = {
     200: {"description": "The file.", "content": _FILES},
     400: _error("`index` is not a number."),
     404: _error("No such job or image, or not drawn yet: then Retry-After is set."),
+}
+MODEL: Responses = {
+    404: _error("No worker ever introduced such a model."),
+    503: _error("The queue does not answer; obey Retry-After."),
 }
 READY: Responses = {
     503: {

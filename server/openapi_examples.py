@@ -92,6 +92,7 @@ ANSWERS: Mapping[str, Mapping[str, Any]] = {
         "object": "list", "data": [_BATCH], "has_more": False, "first_id": _BATCH_ID, "last_id": _BATCH_ID,
     }},
     "list_models": {"application/json": {"object": "list", "data": [_MODEL]}},
+    "get_model": {"application/json": _MODEL},
     "live": {"application/json": {"status": "live"}},
     "ready": {"application/json": {"status": "ready"}},
 }  # fmt: skip
@@ -104,9 +105,12 @@ BODIES: Mapping[str, Mapping[str, Any]] = {
 }
 
 _ERRORS: Mapping[str, errors.RequestError] = {
-    "400": errors.InvalidRequest("'seed' must be at most 9007199254740991, not 1e+99.", param="seed"),
+    "400": errors.InvalidRequest("'seed' must be at most 9223372036854775807, not 1e+99.", param="seed"),
     "401": errors.InvalidApiKey("Nobody has this API key. Ask the operator of this service for one."),
     "403": errors.KeyDisabled("The API key of 'alice' is switched off. Ask the operator."),
+    "406": errors.NotAcceptable(
+        "Accept: image/gif cannot be had. Accept image/png, image/webp, image/jpeg or image/*."
+    ),
     "408": errors.RequestTooSlow("The body did not arrive within 30 s (FLUID_BODY_TIMEOUT_S)."),
     "410": errors.JobExpired(f"Job {_JOB_ID} succeeded; its record and pictures were deleted since."),
     "413": errors.BodyTooLarge("The body is larger than 1048576 bytes; no request needs that."),
@@ -122,6 +126,7 @@ _UNKNOWN: tuple[tuple[str, errors.RequestError], ...] = (
     ("/v1/jobs/{job_id}/images", errors.UnknownImage(f"Job {_JOB_ID} has images 0 to 0, not 3.", param="index")),
     ("/v1/jobs", errors.UnknownJob("No job has the id 'job_1'. Ids come from POST /v1/jobs.", param="job_id")),
     ("/v1/batches", errors.UnknownBatch("No batch has the id 'batch_1'.", param="batch_id")),
+    ("/v1/models", errors.UnknownModel("No model has the id 'dall-e-3'. Served: scenes-128.", param="model")),
     ("/v1/files", errors.UnknownFile("No file has the id 'file-1'; files are kept for 86400 s.", param="file_id")),
 )
 _DOOR = {

@@ -44,6 +44,12 @@ def resolve(request: ImageRequest, models: dict[str, ModelInfo], default: str) -
         partial_images=request.partial_images or 0,
         webhook=request.webhook or "",
     )
+    if job.output_format == "png" and job.output_compression < 100:  # as OpenAI refuses it
+        raise InvalidRequest(
+            f"'output_compression' {job.output_compression} is for webp and jpeg; png is lossless. Leave it out, or "
+            "set 'output_format'.",
+            param="output_compression",
+        )
     _check_limits(job, info)
     return job, _warnings(request)
 

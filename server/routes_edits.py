@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from starlette.datastructures import FormData, UploadFile
 
-from server import edits, openapi, pictures
+from server import edits, negotiation, openapi, pictures
 from server.api_keys import Caller
 from server.errors import InvalidRequest
 from server.guard import CallerDep
@@ -48,7 +48,7 @@ async def edit(request: Request, services: ServicesDep, caller: CallerDep) -> Re
     seam, on its inner side.
     """
     async with _form(request) as sent:
-        body = _validated(EditRequest, sent, ("image", "mask"))
+        body = negotiation.with_format(request, _validated(EditRequest, sent, ("image", "mask")))
         info = await _model(services, body)
         image, mask = _file(sent, "image"), _file(sent, "mask")
         source, drawn, notes = await _decoded(lambda: pictures.with_mask(image, mask, info.image_size))
@@ -75,7 +75,7 @@ async def vary(request: Request, services: ServicesDep, caller: CallerDep) -> Re
     A picture that was drawn here brings its prompt along.
     """
     async with _form(request) as sent:
-        body = _validated(VariationRequest, sent, ("image",))
+        body = negotiation.with_format(request, _validated(VariationRequest, sent, ("image",)))
         info = await _model(services, body)
         image = _file(sent, "image")
         source, recipe, notes = await _decoded(lambda: pictures.with_recipe(image, info.image_size))

@@ -5,7 +5,7 @@ import asyncio
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from server import cancellation, sse, streaming
+from server import cancellation, negotiation, sse, streaming
 from server.admission import accept, idempotency_key
 from server.api_keys import Caller
 from server.errors import DeadlineExceeded, InvalidRequest, JobCanceled
@@ -16,7 +16,7 @@ from server.openapi import GENERATE, RequestBody
 from server.resolve import resolve
 from server.schemas import ImageRequest, ImagesResponse
 from server.services import Services, ServicesDep
-from server.views import gone, images_response, require_success, timing_headers
+from server.views import gone, images_response, public_url, require_success, timing_headers, told_headers
 from server.watcher import Expected
 
 router = APIRouter(tags=["images"])
@@ -34,10 +34,11 @@ async def generate(request: Request, body: RequestBody, services: ServicesDep, c
 
     The official `openai` clients work unchanged; `seed`, `num_inference_steps`, `diffusion_steps`,
     `guidance_scale`, `guidance_schedule` and `temperature` go through their `extra_body`.
-    With `Accept: image/*` the answer is the file itself, and seed and timing are headers. With `stream: true` it is
-    server-sent events: up to `partial_images` previews of each picture, then the pictures.
+    With `Accept: image/*`, or a type of image, the answer is the file itself, and seed and timing are headers.
+    With `stream: true` it is server-sent events: up to `partial_images` previews of each picture, then the pictures.
     """
     fleet = services.fleet
+    body = negotiation.with_format(request, body)
     job, warnings = resolve(body, await fleet.models(), await fleet.default_model())
     if job.webhook:
         raise InvalidRequest("'webhook' is for jobs: POST /v1/jobs. Here the answer is the news.", param="webhook")
@@ -60,22 +61,26 @@ async def respond(
 
     `kind`: the first part of the events' names. `source`: the picture that it starts from.
     """
-    wants_file = _wants_the_file(request, job)
+    wants_file = negotiation.wants_the_file(request, job.n)
     _check_stream(body, wants_file=wants_file)
     await services.fleet.require_worker(job.model)
     key, form = idempotency_key(request), body.response_format or "b64_json"
+    home = public_url(services, request)
     job_id = job.edit.source if job.edit else new_job_id()
     if body.stream:
         accepted = await accept(
             services, job, "sync", caller, job_id=job_id, key=key, asked=asked, followed=True, source=source
         )
-        pictures = streaming.pictures(services, accepted.job_id, form, keep=bool(key), kind=kind)
-        return sse.response(pictures, {"x-job-id": accepted.job_id})
+        pictures = streaming.pictures(
+            services, accepted.job_id, form, keep=bool(key), kind=kind, home=home, warnings=warnings
+        )
+        return sse.response(pictures, told_headers(accepted.job_id, warnings))
     record = await _draw(request, services, job, caller, job_id=job_id, key=key, asked=asked, source=source)
+    headers = timing_headers(record) | told_headers(record.id, warnings)
     if wants_file:
-        return await _file(services, record)
-    view = await images_response(services, record, form, warnings)
-    return JSONResponse(view.model_dump(), headers=timing_headers(record))
+        return await _file(services, record, headers)
+    view = await images_response(services, record, form, warnings, home)
+    return JSONResponse(view.model_dump(), headers=headers)
 
 
 async def _draw(
@@ -120,7 +125,10 @@ async def _wait(request: Request, services: Services, job_id: str, expected: Exp
         else:
             await services.queue.cancel(job_id)
             what = "the job was canceled. POST /v1/jobs does not wait"
-        raise DeadlineExceeded(f"Not ready after {limit_s:g} s (FLUID_REQUEST_TIMEOUT_S); {what}.") from error
+        raise DeadlineExceeded(
+            f"Not ready after {limit_s:g} s (FLUID_REQUEST_TIMEOUT_S); {what}.",
+            extra={"x-should-retry": "true"} if keep else None,
+        ) from error
     except asyncio.CancelledError:  # the gateway is going down
         if not keep:
             await asyncio.shield(services.queue.cancel(job_id))
@@ -138,19 +146,6 @@ async def _disconnect(request: Request) -> None:
         pass
 
 
-def _wants_the_file(request: Request, job: JobInput) -> bool:
-    """Only if the caller asks for images and for nothing that JSON could satisfy.
-
-    Raises:
-        InvalidRequest: he does, and there will be several.
-    """
-    accepted = [part.split(";")[0].strip() for part in request.headers.get("accept", "").split(",")]
-    wants_it = bool(accepted[0]) and all(kind.startswith("image/") for kind in accepted)
-    if wants_it and job.n != 1:
-        raise InvalidRequest(f"'n' must be 1 with Accept: image/*, not {job.n}; or accept JSON.", param="n")
-    return wants_it
-
-
 def _check_stream(body: ImageRequest, *, wants_file: bool) -> None:
     """Whether what is asked of the stream goes together.
 
@@ -163,14 +158,10 @@ def _check_stream(body: ImageRequest, *, wants_file: bool) -> None:
         raise InvalidRequest("'partial_images' needs \"stream\": true.", param="partial_images")
 
 
-async def _file(services: Services, record: JobRecord) -> Response:
+async def _file(services: Services, record: JobRecord, headers: dict[str, str]) -> Response:
     output = record.outputs[0]
     data = await services.queue.result(record, output)
     if data is None:
         raise gone(record)
-    headers = timing_headers(record) | {
-        "seed": str(output.seed),
-        "finish-reason": "SUCCESS",
-        "x-job-id": record.id,
-    }
+    headers |= {"seed": str(output.seed), "finish-reason": "SUCCESS"}
     return Response(data, media_type=MIME[output.format], headers=headers)

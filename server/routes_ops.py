@@ -11,11 +11,11 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from redis.exceptions import RedisError
 
 from server import metrics
-from server.errors import NoWorkers
+from server.errors import NoWorkers, UnknownModel
 from server.guard import page_policy
-from server.openapi import READY
-from server.schemas_batches import Health, ModelList
-from server.services import ServicesDep
+from server.openapi import MODEL, READY
+from server.schemas_batches import Health, ModelList, ModelObject
+from server.services import Services, ServicesDep
 
 router = APIRouter()
 
@@ -23,19 +23,37 @@ router = APIRouter()
 @router.get("/v1/models", tags=["models"], response_model=ModelList, operation_id="list_models")
 async def models(services: ServicesDep) -> dict[str, Any]:
     """OpenAI's list, with what each model can do: size, presets, limits, styles, the words it knows."""
+    return {"object": "list", "data": await _models(services)}
+
+
+@router.get(
+    "/v1/models/{model_id}", tags=["models"], response_model=ModelObject, responses=MODEL, operation_id="get_model"
+)
+async def model(model_id: str, services: ServicesDep) -> dict[str, Any]:
+    """One of them."""
+    known = await _models(services)
+    for each in known:
+        if each["id"] == model_id:
+            return each
+    served = ", ".join(each["id"] for each in known) or "none yet"
+    raise UnknownModel(f"No model has the id {model_id[:100]!r}. Served: {served}.", param="model")
+
+
+async def _models(services: Services) -> list[dict[str, Any]]:
     try:
         known = await services.fleet.models()
     except NoWorkers:
         known = {}
     ready = {w.model for w in await services.fleet.workers() if w.ready}
-    data = [
+    return [
         {"id": m.id, "object": "model", "created": 0, "owned_by": "fluid-serve", "ready": m.id in ready}
         | {key: value for key, value in asdict(m).items() if key != "id"}
         for m in known.values()
     ]
-    return {"object": "list", "data": data}
 
 
+# Some probes ask by HEAD, to which the server sends the head of the same answer.
+@router.head("/health/live", include_in_schema=False)
 @router.get(
     "/health/live", tags=["health"], response_model=Health, response_model_exclude_none=True, operation_id="live"
 )
@@ -44,6 +62,7 @@ async def live() -> dict[str, str]:
     return {"status": "live"}
 
 
+@router.head("/health/ready", include_in_schema=False)
 @router.get("/health/ready", tags=["health"], response_model=Health, responses=READY, operation_id="ready")
 async def ready(services: ServicesDep) -> Response:
     """200 only if a live worker has drawn its canary picture; else 503 and the reason."""

@@ -20,8 +20,11 @@ def _setting(
     choices: tuple[str, ...] = (),
     at_least: float | None = None,
     at_most: float | None = None,
+    begins: tuple[str, ...] = (),
 ) -> Any:
-    meta = {"help": help, "unit": unit, "choices": choices, "at_least": at_least, "at_most": at_most}
+    meta = {
+        "help": help, "unit": unit, "choices": choices, "at_least": at_least, "at_most": at_most, "begins": begins,
+    }  # fmt: skip
     return field(default=default, metadata=meta)
 
 
@@ -36,6 +39,11 @@ class Settings:
 
     host: str = _setting("127.0.0.1", "Address the gateway listens on; 0.0.0.0 opens it to the network.")
     port: int = _setting(8000, "Port the gateway listens on.", at_least=1, at_most=65535)
+    public_url: str = _setting(
+        "",
+        "Where callers reach the gateway, for links to pictures; empty: as each request addressed it.",
+        begins=("http://", "https://"),
+    )
     redis_url: str = _setting("", "redis://, rediss:// or unix:// address; empty starts an embedded Valkey.")
     namespace: str = _setting("fluid", "First part of every Redis key, so that services can share a server.")
     data_dir: str = _setting("", "Folder of the embedded Valkey; empty means the user's data folder.")
@@ -149,6 +157,8 @@ def _parse(name: str, spec: "Field[Any]", text: str) -> Any:
     meta = spec.metadata
     if meta["choices"] and text not in meta["choices"]:
         raise SettingError(f"{name}={text!r} is not one of: {', '.join(meta['choices'])}.")
+    if text and meta["begins"] and not text.startswith(meta["begins"]):
+        raise SettingError(f"{name}={text!r} must begin with {' or '.join(meta['begins'])}.")
     kind: Any = type(spec.default)
     if kind is str:
         return text

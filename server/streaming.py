@@ -20,11 +20,18 @@ log = logging.getLogger(__name__)
 
 
 async def pictures(
-    services: Services, job_id: str, response_format: str, *, keep: bool, kind: str
+    services: Services,
+    job_id: str,
+    response_format: str,
+    *,
+    keep: bool,
+    kind: str,
+    home: str,
+    warnings: list[str],
 ) -> AsyncIterator[bytes]:
     """Previews as they come, then one `completed` per picture. Who hangs up cancels the job, unless `keep`.
 
-    `kind`: the first part of the events' names, by which OpenAI's routes differ.
+    `kind`: the first part of the events' names, by which OpenAI's routes differ. `home`: what links begin with.
     """
     ended = False
     try:
@@ -34,7 +41,7 @@ async def pictures(
         ended = True
         record = await services.queue.get(job_id)
         require_success(record)
-        async for text in _completed(services, record, response_format, kind):
+        async for text in _completed(services, record, response_format, kind, home, warnings):
             yield text
     except TimeoutError:
         limit_s = services.settings.request_timeout_s
@@ -71,11 +78,13 @@ async def _previews(services: Services, job_id: str, kind: str) -> AsyncGenerato
                     yield sse.message(body, event=f"{kind}.partial_image", id=event.id)
 
 
-async def _completed(services: Services, record: JobRecord, response_format: str, kind: str) -> AsyncIterator[bytes]:
+async def _completed(
+    services: Services, record: JobRecord, response_format: str, kind: str, home: str, warnings: list[str]
+) -> AsyncIterator[bytes]:
     total = (await usage(services, record)).model_dump()
     for output in record.outputs:
-        body = _picture(record, output.index) | {"type": f"{kind}.completed", "usage": total}
-        body |= await handed_over(services, record, output, response_format)
+        body = _picture(record, output.index) | {"type": f"{kind}.completed", "usage": total, "warnings": warnings}
+        body |= await handed_over(services, record, output, response_format, home)
         yield sse.message(body, event=f"{kind}.completed", id=f"{record.id}:{output.index}")
 
 

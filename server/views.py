@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -22,12 +23,19 @@ from server.schemas import (
 )
 
 if TYPE_CHECKING:  # services build on this module
+    from fastapi import Request
+
     from server.services import Services
 
 
 def image_url(record: JobRecord, index: int) -> str:
     """Root-relative: right behind any proxy and host name."""
     return f"/v1/jobs/{record.id}/images/{index}"
+
+
+def public_url(services: Services, request: Request) -> str:
+    """What links begin with: where the operator says that the gateway is, else where this request found it."""
+    return (services.settings.public_url or str(request.base_url)).rstrip("/")
 
 
 def preview_url(job_id: str, index: int, number: int) -> str:
@@ -91,14 +99,16 @@ async def usage(services: Services, record: JobRecord) -> Usage:
     )
 
 
-async def handed_over(services: Services, record: JobRecord, output: Output, response_format: str) -> dict[str, str]:
-    """A picture in the form that was asked for: `url` or `b64_json`.
+async def handed_over(
+    services: Services, record: JobRecord, output: Output, response_format: str, home: str
+) -> dict[str, str]:
+    """A picture in the form that was asked for: `url`, which begins with `home`, or `b64_json`.
 
     Raises:
         JobExpired: it was deleted.
     """
     if response_format == "url":
-        return {"url": image_url(record, output.index)}
+        return {"url": home + image_url(record, output.index)}
     raw = await services.queue.result(record, output)
     if raw is None:
         raise gone(record)
@@ -106,7 +116,7 @@ async def handed_over(services: Services, record: JobRecord, output: Output, res
 
 
 async def images_response(
-    services: Services, record: JobRecord, response_format: str, warnings: list[str]
+    services: Services, record: JobRecord, response_format: str, warnings: list[str], home: str = ""
 ) -> ImagesResponse:
     """OpenAI's answer, of a job that succeeded.
 
@@ -115,7 +125,7 @@ async def images_response(
     """
     data = []
     for output in record.outputs:
-        form = await handed_over(services, record, output, response_format)
+        form = await handed_over(services, record, output, response_format, home)
         data.append(ImageData(seed=output.seed, url=form.get("url"), b64_json=form.get("b64_json")))
     job = record.input
     return ImagesResponse(
@@ -147,6 +157,15 @@ def require_success(record: JobRecord) -> None:
 
 def gone(record: JobRecord) -> JobExpired:
     return JobExpired(f"The pictures of job {record.id} were deleted; draw them again from its seed.")
+
+
+def told_headers(job_id: str, warnings: list[str]) -> dict[str, str]:
+    """Which job it is, and what its caller should know, in ASCII: a JSON list, whose long entries are cut for the sake
+    of proxies that buffer a few KiB of headers."""
+    headers = {"x-job-id": job_id}
+    if warnings:
+        headers["x-warnings"] = json.dumps([w if len(w) <= 200 else w[:199] + "…" for w in warnings])
+    return headers
 
 
 def timing_headers(record: JobRecord) -> dict[str, str]:

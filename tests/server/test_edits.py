@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -116,6 +117,21 @@ def test_a_larger_picture_is_scaled_and_said_so(http: httpx.Client) -> None:
     assert answer["size"] == "32x32"
 
 
+@pytest.mark.parametrize("route", ["edits", "variations"])
+def test_a_file_says_that_its_picture_was_scaled(http: httpx.Client, route: str) -> None:
+    """With Accept: image/* nobody heard of it. A header is ASCII and short, whatever the prompt in a warning is."""
+    prompt = "eine Blüte " * 30
+    image = encode(picture((96, 96)).tobytes(), (96, 96), "png", 90, {"prompt": prompt})
+    files = {"image": image} | ({"mask": png(mask((96, 96), (20, 20, 60, 60)))} if route == "edits" else {})
+    data = {"prompt": "a cat"} if route == "edits" else {}
+    answer = http.post(f"/v1/images/{route}", data=data, files=files, headers={"Accept": "image/png"})
+    assert answer.status_code == 200, answer.text
+    said = json.loads(answer.headers["x-warnings"])
+    assert "scaled from 96x96 to 32x32" in said[0]
+    if route == "variations":
+        assert "eine Blüte" in said[1] and len(said[1]) == 200 and said[1].endswith("…")
+
+
 def test_a_small_hole_gets_no_more_steps_than_tokens(http: httpx.Client) -> None:
     """The preset has 8 steps; a hole in two cells has two tokens, and each step decides at least one."""
     files = {"image": png(picture()), "mask": png(mask(hole=(9, 9, 20, 12)))}
@@ -125,6 +141,17 @@ def test_a_small_hole_gets_no_more_steps_than_tokens(http: httpx.Client) -> None
     assert (read_metadata(answer.content) or {})["num_inference_steps"] == 2
     said = http.post("/v1/images/edits", data=data, files=files).json()["warnings"]
     assert said == ["'num_inference_steps' is 2 here: only so many tokens are to be drawn."]
+
+
+@pytest.mark.parametrize("route", ["edits", "variations"])
+def test_the_accept_header_names_the_format(http: httpx.Client, route: str) -> None:
+    """Here as for new pictures: who accepted image/webp alone got a PNG."""
+    files = {"image": png(picture())} | ({"mask": png(mask())} if route == "edits" else {})
+    answer = http.post(
+        f"/v1/images/{route}", data={"prompt": "a cat"}, files=files, headers={"Accept": "image/webp, image/png;q=0.5"}
+    )
+    assert answer.headers["content-type"] == "image/webp", answer.text
+    assert Image.open(io.BytesIO(answer.content)).format == "WEBP"
 
 
 @pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")  # the client has it nonetheless

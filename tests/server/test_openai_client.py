@@ -3,6 +3,7 @@
 import base64
 from collections.abc import Iterator
 
+import httpx
 import openai
 import pytest
 from harness import Service
@@ -35,6 +36,38 @@ def test_errors_have_the_clients_classes(client: openai.OpenAI) -> None:
     assert failed.value.code == "job_failed"
 
 
+@pytest.mark.parametrize(
+    ("prompt", "extra", "code"),
+    [
+        ("[raise]", {"user": "fails"}, "job_failed"),
+        ("slow", {"user": "late", "num_inference_steps": 20000, "deadline_ms": 100}, "deadline_exceeded"),
+    ],
+)
+def test_what_failed_for_good_is_not_repeated(
+    service: Service, prompt: str, extra: dict[str, object], code: str
+) -> None:
+    """The client repeats 5xx twice by itself: one call for a picture that cannot be drawn made three failed jobs."""
+    with (
+        openai.OpenAI(base_url=f"{service.settings.base_url}/v1", api_key="unused") as client,
+        pytest.raises(openai.InternalServerError) as failed,
+    ):
+        client.images.generate(prompt=prompt, extra_body=extra)
+    assert (failed.value.code, failed.value.response.headers["x-should-retry"]) == (code, "false")
+    jobs = httpx.get(f"{service.settings.base_url}/v1/jobs?limit=100").json()["data"]
+    assert len([job for job in jobs if job["input"]["user"] == extra["user"]]) == 1
+
+
 def test_models(client: openai.OpenAI) -> None:
     """models.list is what many tools call first."""
     assert [m.id for m in client.models.list()] == ["fake"]
+
+
+def test_one_model(client: openai.OpenAI) -> None:
+    """models.retrieve, by which tools check a configured name, was a 404 of a route that did not exist."""
+    model = client.models.retrieve("fake")
+    assert (model.id, model.object) == ("fake", "model")
+    assert [model] == list(client.models.list())
+    with pytest.raises(openai.NotFoundError) as unknown:
+        client.models.retrieve("dall-e-3")
+    assert (unknown.value.code, unknown.value.param) == ("model_not_found", "model")
+    assert "Served: fake" in unknown.value.message

@@ -29,6 +29,7 @@ def test_a_typo_stops_the_start_and_names_the_nearest() -> None:
         ("FLUID_PORT", "eighty", "whole number"),
         ("FLUID_PORT", "70000", "from 1 to 65535"),
         ("FLUID_LEASE_S", "nan", "at least 0.5"),
+        ("FLUID_PUBLIC_URL", "images.example", "begin with http:// or https://"),
         ("FLUID_ENGINE", "magic", "checkpoint, fake"),
     ],
 )
