@@ -1,7 +1,7 @@
 """The official client, unmodified."""
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import httpx
 import openai
@@ -55,6 +55,17 @@ def test_what_failed_for_good_is_not_repeated(
     assert (failed.value.code, failed.value.response.headers["x-should-retry"]) == (code, "false")
     jobs = httpx.get(f"{service.settings.base_url}/v1/jobs?limit=100").json()["data"]
     assert len([job for job in jobs if job["input"]["user"] == extra["user"]]) == 1
+
+
+def test_what_goes_on_under_a_key_is_asked_for_again(new_service: Callable[..., Service]) -> None:
+    """A 504 whose job goes on has to be repeated: the same key gets the picture."""
+    service = new_service(fake_step_ms=100.0, request_timeout_s=1.0)
+    with openai.OpenAI(base_url=f"{service.settings.base_url}/v1", api_key="unused") as client:
+        answer = client.images.generate(
+            prompt="a cat", extra_body={"num_inference_steps": 18}, extra_headers={"Idempotency-Key": "order-1"}
+        )
+    assert answer.data is not None and answer.data[0].b64_json
+    assert len(httpx.get(f"{service.settings.base_url}/v1/jobs").json()["data"]) == 1
 
 
 def test_models(client: openai.OpenAI) -> None:
