@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from server.admission import Key, idempotency_key
 from server.api_keys import Caller
 from server.batch_lines import FAILURES, RESULTS, URL
-from server.batches import Batch
+from server.batch_state import Batch
 from server.errors import BodyTooLarge, InvalidRequest, JobCanceled, RequestError, UnknownFile
 from server.files import MAX_FILE_BYTES
 from server.guard import CallerDep
@@ -124,7 +124,8 @@ async def _lines(services: Services, batch: Batch, errors: bool) -> AsyncIterato
             line["response"] = {"status_code": refusal["status"], "request_id": None, "body": refusal["body"]}
         else:
             line["response"] = await _response(services, record)
-        yield json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n"
+        # In ASCII: many readers end a line at U+2028 and its like as well.
+        yield json.dumps(line, separators=(",", ":")) + "\n"
 
 
 async def _response(services: Services, record: JobRecord) -> dict[str, Any]:
