@@ -54,26 +54,16 @@ class Batches:
     # --- for the routes -------------------------------------------------------------------------------
 
     async def create(self, owner: str, file_id: str, metadata: Mapping[str, str] | None, key: str) -> Batch:
-        """With an Idempotency-Key the id follows from it, so that a repetition finds the batch that there is."""
-        await self._files.get(owner, file_id)
+        """With an Idempotency-Key the id follows from it, so that a repetition finds the batch that there is, also when
+        its file is gone by then."""
         name = hashlib.sha256(f"{owner} {key}".encode()).hexdigest()[:24] if key else secrets.token_hex(12)
-        batch_id, now = f"batch_{name}", time.time()
-        known = await self._redis.hget(self._keys.batch_hash(batch_id), "input_file_id")
-        if known is not None:
-            if known != file_id:
-                raise KeyReused(f"The Idempotency-Key {key!r} is that of another batch. Use a new one for a new batch.")
-            return await self.get(owner, batch_id)
-        fields = {
-            "status": "validating", "owner": owner, "input_file_id": file_id, "metadata": json.dumps(metadata),
-            "created_at": now, "expires_at": now + WINDOW_S,
-        }  # fmt: skip
-        index = self._keys.batch_list(owner)
-        async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.hset(self._keys.batch_hash(batch_id), mapping=fields)
-            pipe.zadd(self._keys.batches_zset, {batch_id: now})
-            pipe.zadd(index, {batch_id: now})
-            pipe.zremrangebyscore(index, "-inf", now - WINDOW_S - self._ttl_s)
-            await pipe.execute()
+        batch_id, about = f"batch_{name}", json.dumps(metadata, sort_keys=True)
+        asked = hashlib.sha256(f"{file_id} {about}".encode()).hexdigest()
+        if not (key and await self._redis.exists(self._keys.batch_hash(batch_id))):
+            await self._files.get(owner, file_id)
+        args = [batch_id, owner, file_id, about, asked, WINDOW_S, self._ttl_s]
+        if await self._queue.run("batch_create", args) == "differs":
+            raise KeyReused(f"The Idempotency-Key {key!r} is that of another batch. Use a new one for a new batch.")
         return await self.get(owner, batch_id)
 
     async def get(self, owner: str, batch_id: str) -> Batch:
