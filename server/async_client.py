@@ -7,8 +7,8 @@ async with AsyncFluidClient() as fluid:
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -57,9 +57,10 @@ class AsyncFluidClient:
     async def stream(self, prompt: str, *, partial_images: int = 3, **options: Any) -> AsyncIterator[Preview | Picture]:
         """Previews while each picture is decoded, then the Picture. Leaving the loop early cancels the job."""
         body = {"prompt": prompt, **options, "stream": True, "partial_images": partial_images}
-        async with aclosing(self._events("POST", "/v1/images/generations", json=body)) as events:
-            async for event in events:
-                yield wire.streamed(event.data)
+        with self._reaching():
+            async with aclosing(self._events("POST", "/v1/images/generations", json=body)) as events:
+                async for event in events:
+                    yield wire.streamed(event.data)
 
     async def edit(self, prompt: str, image: bytes, mask: bytes | None = None, **options: Any) -> list[Picture]:
         """Draw anew what is transparent in `mask` (or in `image`); the files as bytes."""
@@ -154,12 +155,13 @@ class AsyncFluidClient:
 
     async def batch_results(self, batch_id: str, *, errors: bool = False) -> AsyncIterator[dict[str, Any]]:
         path = f"/v1/files/{results_file(batch_id, errors=errors)}/content"
-        async with self._http.stream("GET", path) as answer:
-            if not answer.is_success:
-                await answer.aread()
-                wire.check(answer)
-            async for line in answer.aiter_lines():
-                yield json.loads(line)
+        with self._reaching():
+            async with self._http.stream("GET", path) as answer:
+                if not answer.is_success:
+                    await answer.aread()
+                    wire.check(answer)
+                async for line in self._lines(answer):
+                    yield json.loads(line)
 
     # --- the service ----------------------------------------------------------------------------------
 
@@ -213,6 +215,20 @@ class AsyncFluidClient:
             if not answer.is_success:
                 await answer.aread()
                 wire.check(answer)
-            async for line in answer.aiter_lines():
+            async for line in self._lines(answer):
                 if (event := reader.feed(line)) is not None:
                     yield event
+
+    async def _lines(self, answer: httpx.Response) -> AsyncIterator[str]:
+        reader = wire.LineReader()
+        async for piece in answer.aiter_bytes():
+            for line in reader.feed(piece):
+                yield line
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
+        """What goes wrong on the way, as ServiceError."""
+        try:
+            yield
+        except httpx.TransportError as error:
+            raise wire.unreachable(self._http.base_url, error) from error

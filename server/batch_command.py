@@ -5,7 +5,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,22 @@ def run(client: FluidClient, prompts: Path, out: Path, options: dict[str, Any], 
     """Begin, or go on with, the batch of this folder until it is over and every picture is there.
 
     Raises:
-        BatchRefused: the file or the folder is not what a batch needs. ServiceError: what the service said.
+        BatchRefused: the file or the folder is not what a batch needs, or not every line was drawn.
+        ServiceError: what the service said.
     """
-    lines = b"\n".join(json.dumps(line, ensure_ascii=False).encode() for line in read_prompts(prompts, options))
+    lines: list[bytes] = []
+    taken = set()
+    for number, line in read_prompts(prompts, options):
+        # Where it stands in the file, so that the service speaks of the same line 5.
+        lines += [b""] * (number - 1 - len(lines)) + [json.dumps(line).encode()]
+        taken.add(_safe(str(line.get("custom_id"))))
+    try:
+        _draw(client, b"\n".join(lines), prompts, out, taken, cancel=cancel)
+    except OSError as error:
+        raise BatchRefused(f"cannot write to {out}: {error}. Choose another folder with -o.") from error
+
+
+def _draw(client: FluidClient, lines: bytes, prompts: Path, out: Path, taken: Set[str], *, cancel: bool) -> None:
     batch_id = _begin(client, lines, prompts, out)
     if cancel:
         client.cancel_batch(batch_id)
@@ -39,39 +52,52 @@ def run(client: FluidClient, prompts: Path, out: Path, options: dict[str, Any], 
             bar.total = counts["total"]
             bar.update(counts["completed"] + counts["failed"] - bar.n)
             if time.monotonic() - fetched_at > FETCH_EVERY_S:
-                _fetch(client, batch_id, out)
+                _fetch(client, batch_id, out, taken)
                 fetched_at = time.monotonic()
     if batch["errors"]:
         (out / STATE).unlink()
         raise BatchRefused(f"{prompts}: {batch['errors']['data'][0]['message']}")
-    saved = _fetch(client, batch_id, out)
+    saved = _fetch(client, batch_id, out, taken)
     failed = _errors(client, batch_id, out)
     told = f", {failed} lines failed: {out / 'errors.jsonl'}" if failed else ""
     print(f"{batch['status']}: {saved} pictures in {out}{told}")
+    if cancel and batch["status"] == "cancelled":  # as was asked
+        return
+    if failed or batch["status"] != "completed":
+        missing = len(taken) - batch["request_counts"]["completed"]
+        raise BatchRefused(
+            f"the batch is {batch['status']}; {missing} of {len(taken)} lines were not drawn. "
+            "Another folder with -o begins anew."
+        )
 
 
-def read_prompts(path: Path, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Lines of a batch from .txt (a prompt on each line), or JSON lines of parameters or of whole batch lines."""
+def read_prompts(path: Path, options: dict[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number in the file, line of a batch), from .txt (a prompt on each line), or JSON lines of parameters or of whole
+    batch lines."""
     try:
-        texts = [text for text in path.read_text(encoding="utf-8").splitlines() if text.strip()]
+        # By line feeds alone: U+2028 and its like may stand inside a prompt.
+        every = path.read_bytes().decode("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise BatchRefused(f"cannot read {path}: {error}") from error
+    texts = [(number, text) for number, text in enumerate(every, 1) if text.strip()]
     if not 1 <= len(texts) <= MAX_LINES:
         raise BatchRefused(f"{path} has {len(texts)} lines; a batch has 1 to {MAX_LINES}.")
-    for number, text in enumerate(texts, 1):
+    for count, (number, text) in enumerate(texts, 1):
         line: Any = {"prompt": text.strip()}
         if path.suffix != ".txt":
             try:
                 line = json.loads(text)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise BatchRefused(
                     f"{path}, line {number} is not JSON: {error}. Plain prompts go into a .txt."
                 ) from error
         if not isinstance(line, dict):
             raise BatchRefused(f'{path}, line {number} must be an object, for example {{"prompt": "a cat"}}.')
         if "body" not in line:
-            line = {"custom_id": f"{number:05d}", "body": line}
-        yield line | {"body": options | line["body"]}
+            line = {"custom_id": f"{count:05d}", "body": line}
+        if not isinstance(line["body"], dict):
+            raise BatchRefused(f"{path}, line {number}: 'body' must be an object of parameters.")
+        yield number, line | {"body": options | line["body"]}
 
 
 def _begin(client: FluidClient, lines: bytes, prompts: Path, out: Path) -> str:
@@ -84,20 +110,25 @@ def _begin(client: FluidClient, lines: bytes, prompts: Path, out: Path) -> str:
             raise BatchRefused(f"{out} belongs to another batch ({known['batch_id']}); choose another folder with -o.")
         return str(known["batch_id"])
     out.mkdir(parents=True, exist_ok=True)
+    part = state.with_suffix(".part")
+    part.touch()  # who cannot write here should hear of it before anything is drawn
     batch = client.submit_batch(lines, prompts.name)
-    state.write_text(json.dumps({"batch_id": batch["id"], "sha256": digest}))
+    part.write_text(json.dumps({"batch_id": batch["id"], "sha256": digest}))
+    part.rename(state)
     return str(batch["id"])
 
 
-def _fetch(client: FluidClient, batch_id: str, out: Path) -> int:
-    """Save what is not on disk yet; how many pictures are there now."""
+def _fetch(client: FluidClient, batch_id: str, out: Path, taken: Set[str]) -> int:
+    """Save what is not on disk yet; how many pictures are there now. `taken`: the names of all lines."""
     count = 0
     for line in client.batch_results(batch_id):
         answer = line["response"]["body"]
         for i, picture in enumerate(answer["data"]):
             count += 1
-            several = f"-{i}" if len(answer["data"]) > 1 else ""
-            target = out / f"{_safe(line['custom_id'])}{several}.{answer['output_format']}"
+            name = _safe(line["custom_id"])
+            if len(answer["data"]) > 1:
+                name = _numbered(name, i, taken)
+            target = out / f"{name}.{answer['output_format']}"
             if not target.exists():
                 part = target.with_suffix(".part")
                 part.write_bytes(base64.b64decode(picture["b64_json"]))
@@ -108,11 +139,18 @@ def _fetch(client: FluidClient, batch_id: str, out: Path) -> int:
 def _errors(client: FluidClient, batch_id: str, out: Path) -> int:
     failed = list(client.batch_results(batch_id, errors=True))
     if failed:
-        (out / "errors.jsonl").write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in failed))
+        (out / "errors.jsonl").write_text("".join(json.dumps(line) + "\n" for line in failed))
     return len(failed)
+
+
+def _numbered(name: str, index: int, taken: Set[str]) -> str:
+    """Of one picture of several; the second of "a" must not take the place of a line that is called "a-1"."""
+    plain = f"{name}-{index}"
+    return plain if plain not in taken else f"{plain}-{hashlib.sha256(plain.encode()).hexdigest()[:8]}"
 
 
 def _safe(name: str) -> str:
     """A file name that nobody can lead out of the folder with; two ids never share one."""
     plain = re.sub(r"[^A-Za-z0-9._-]", "_", name).lstrip(".")[:100]
-    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
+    return plain if plain == name else f"{plain}-{digest[:8]}"

@@ -1,10 +1,14 @@
 """The lines of a batch file, as OpenAI has them: {"custom_id": ..., "method": "POST", "url": ..., "body": {...}}."""
 
+import io
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 MAX_LINES = 50_000
+#: No parameter nests more than two deep; Python's own limit depends on who calls.
+MAX_DEPTH = 16
 URL = "/v1/images/generations"
 #: States of a batch in which nothing more happens to it.
 OVER = ("completed", "failed", "expired", "cancelled")
@@ -30,7 +34,7 @@ class Line:
     body: dict[str, Any]
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), separators=(",", ":"))
+        return json.dumps({"custom_id": self.custom_id, "body": self.body}, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> "Line":
@@ -43,16 +47,20 @@ def parse_lines(data: bytes) -> list[Line]:
     Raises:
         LineError: the file is not what a batch is made of.
     """
-    try:
-        texts = [text for text in data.decode("utf-8-sig").splitlines() if text.strip()]
-    except UnicodeDecodeError as error:
-        raise LineError(f"The file is not UTF-8 (byte {error.start}).", "invalid_encoding") from error
-    if not texts:
+    # Line by line, and counted before any is kept: 32 MiB of short lines are 600 MiB of Python's strings.
+    count = sum(1 for raw in _each(data) if raw.strip())
+    if not count:
         raise LineError("The file has no lines.", "empty_file")
-    if len(texts) > MAX_LINES:
-        raise LineError(f"The file has {len(texts)} lines; at most {MAX_LINES} are allowed.", "too_many_lines")
+    if count > MAX_LINES:
+        raise LineError(f"The file has {count} lines; at most {MAX_LINES} are allowed.", "too_many_lines")
     lines, seen = [], set()
-    for number, text in enumerate(texts, 1):
+    for number, raw in enumerate(_each(data), 1):
+        if not raw.strip():
+            continue
+        try:
+            text = raw.decode()
+        except UnicodeDecodeError as error:
+            raise LineError(f"Line {number} is not UTF-8 (byte {error.start}).", "invalid_encoding", number) from error
         line = _parse(text, number)
         if line.custom_id in seen:
             raise LineError(
@@ -63,11 +71,24 @@ def parse_lines(data: bytes) -> list[Line]:
     return lines
 
 
+def _each(data: bytes) -> io.BytesIO:
+    """Lines end in a line feed alone: str.splitlines also splits at U+2028, which JSON has inside strings."""
+    return io.BytesIO(data.removeprefix(b"\xef\xbb\xbf"))
+
+
 def _parse(text: str, number: int) -> Line:
     try:
         raw = json.loads(text)
     except ValueError as error:
         raise LineError(f"Line {number} is not JSON: {error}.", "invalid_json_line", number) from error
+    except RecursionError as error:
+        raise _nested(number) from error
+    if _deep(raw, MAX_DEPTH):
+        raise _nested(number)
+    if "\\ud" in text.lower() and _halved(raw):
+        raise LineError(
+            f"Line {number} contains half of a surrogate pair; send valid Unicode.", "invalid_encoding", number
+        )
     if not isinstance(raw, dict) or not isinstance(raw.get("body"), dict):
         raise LineError(f"Line {number} must be an object with a 'body'.", "invalid_line", number)
     custom_id = raw.get("custom_id")
@@ -76,3 +97,40 @@ def _parse(text: str, number: int) -> Line:
     if raw.get("method", "POST") != "POST" or raw.get("url", URL) != URL:
         raise LineError(f"Line {number}: only POST {URL} can be batched.", "invalid_url", number)
     return Line(custom_id, raw["body"])
+
+
+def _nested(number: int) -> LineError:
+    return LineError(f"Line {number} nests more than {MAX_DEPTH} deep; no request does.", "invalid_json_line", number)
+
+
+def _deep(value: Any, left: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(isinstance(each, (dict, list)) and (left == 1 or _deep(each, left - 1)) for each in inner)
+
+
+def _halved(raw: Any) -> bool:
+    """Whether half of a surrogate pair is anywhere in it: Python reads it, and nothing can write it down."""
+    try:
+        json.dumps(raw, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def not_for_lines(body: Mapping[str, Any]) -> tuple[str, str] | None:
+    """(parameter, why) of the first that is valid in a request but means nothing, or harm, in a line of a batch.
+
+    Values that ask for what happens anyway, like stream=false, are taken.
+    """
+    if body.get("priority") not in (None, "low"):
+        return "priority", "'priority' is not for lines of a batch: they are always drawn as low. Leave it out."
+    if body.get("response_format") == "url":
+        return "response_format", "'response_format' url is not for lines of a batch: results hold b64_json."
+    for name, why in (
+        ("stream", "nobody listens while they are drawn"),
+        ("partial_images", "nobody sees previews"),
+        ("webhook", "ask GET /v1/batches/{batch_id} instead"),
+    ):
+        if body.get(name):
+            return name, f"'{name}' is not for lines of a batch: {why}. Leave it out."
+    return None

@@ -8,15 +8,17 @@ and only WINDOW of them at a time, so the line stays short for everybody else. R
 import asyncio
 import hashlib
 import json
+import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 from prometheus_client import Counter
+from redis.exceptions import RedisError
 
-from server.batch_lines import OVER, URL, Line, LineError, parse_lines, results_file
+from server.batch_lines import OVER, Line, LineError, not_for_lines, parse_lines
+from server.batch_state import WINDOW_S, Batch
 from server.errors import (
     InvalidRequest,
     JobExpired,
@@ -37,69 +39,11 @@ from server.schemas import ImageRequest
 from server.turns import take_turns
 from server.validation import validated
 
+log = logging.getLogger(__name__)
 WINDOW = 64  # jobs of one batch that wait or run
 TURN_S = 0.25  # between two turns of a batch whose window is full
 HIDDEN_S = 15.0  # a turn that takes longer was its gateway's last
 AT_ONCE = 4
-WINDOW_S = 86400  # the completion window: "24h"
-MOMENTS = (
-    "created", "in_progress", "expires", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled",
-)  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Where a batch stands, as its hash says."""
-
-    id: str
-    fields: Mapping[str, str]
-
-    @property
-    def status(self) -> str:
-        return self.fields["status"]
-
-    @property
-    def total(self) -> int:
-        return int(self.fields.get("total", 0))
-
-    @property
-    def cursor(self) -> int:
-        """Lines that were dealt with: a job was made of them, or they were refused."""
-        return int(self.fields.get("cursor", 0))
-
-    @property
-    def refused(self) -> int:
-        return int(self.fields.get("refused", 0))
-
-    def ended(self, *states: str) -> int:
-        names = states or ("succeeded", "failed", "canceled", "aborted")
-        return sum(int(self.fields.get(f"ended:{state}", 0)) for state in names)
-
-    @property
-    def under_way(self) -> int:
-        return self.cursor - self.refused - self.ended()
-
-    def job_id(self, line: int) -> str:
-        return f"{self.id}_{line}"
-
-    def view(self) -> dict[str, Any]:
-        """OpenAI's batch object."""
-
-        def at(name: str) -> int | None:
-            return int(float(self.fields[name])) if name in self.fields else None
-
-        succeeded, begun = self.ended("succeeded"), self.status not in ("validating", "failed")
-        failed = self.refused + self.ended() - succeeded
-        return {
-            "id": self.id, "object": "batch", "endpoint": URL, "status": self.status,
-            "errors": json.loads(self.fields.get("errors", "null")),
-            "input_file_id": self.fields["input_file_id"], "completion_window": "24h",
-            "output_file_id": results_file(self.id) if begun else None,
-            "error_file_id": results_file(self.id, errors=True) if begun and failed else None,
-            **{f"{name}_at": at(f"{name}_at") for name in MOMENTS},
-            "request_counts": {"total": self.total, "completed": succeeded, "failed": failed},
-            "metadata": json.loads(self.fields.get("metadata", "null")),
-        }  # fmt: skip
 
 
 class Batches:
@@ -110,26 +54,16 @@ class Batches:
     # --- for the routes -------------------------------------------------------------------------------
 
     async def create(self, owner: str, file_id: str, metadata: Mapping[str, str] | None, key: str) -> Batch:
-        """With an Idempotency-Key the id follows from it, so that a repetition finds the batch that there is."""
-        await self._files.get(owner, file_id)
+        """With an Idempotency-Key the id follows from it, so that a repetition finds the batch that there is, also when
+        its file is gone by then."""
         name = hashlib.sha256(f"{owner} {key}".encode()).hexdigest()[:24] if key else secrets.token_hex(12)
-        batch_id, now = f"batch_{name}", time.time()
-        known = await self._redis.hget(self._keys.batch_hash(batch_id), "input_file_id")
-        if known is not None:
-            if known != file_id:
-                raise KeyReused(f"The Idempotency-Key {key!r} is that of another batch. Use a new one for a new batch.")
-            return await self.get(owner, batch_id)
-        fields = {
-            "status": "validating", "owner": owner, "input_file_id": file_id, "metadata": json.dumps(metadata),
-            "created_at": now, "expires_at": now + WINDOW_S,
-        }  # fmt: skip
-        index = self._keys.batch_list(owner)
-        async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.hset(self._keys.batch_hash(batch_id), mapping=fields)
-            pipe.zadd(self._keys.batches_zset, {batch_id: now})
-            pipe.zadd(index, {batch_id: now})
-            pipe.zremrangebyscore(index, "-inf", now - WINDOW_S - self._ttl_s)
-            await pipe.execute()
+        batch_id, about = f"batch_{name}", json.dumps(metadata, sort_keys=True)
+        asked = hashlib.sha256(f"{file_id} {about}".encode()).hexdigest()
+        if not (key and await self._redis.exists(self._keys.batch_hash(batch_id))):
+            await self._files.get(owner, file_id)
+        args = [batch_id, owner, file_id, about, asked, WINDOW_S, self._ttl_s]
+        if await self._queue.run("batch_create", args) == "differs":
+            raise KeyReused(f"The Idempotency-Key {key!r} is that of another batch. Use a new one for a new batch.")
         return await self.get(owner, batch_id)
 
     async def get(self, owner: str, batch_id: str) -> Batch:
@@ -156,10 +90,7 @@ class Batches:
 
     async def cancel(self, owner: str, batch_id: str) -> Batch:
         """Safe to repeat. What has been drawn stays; the rest is canceled on the next turns."""
-        batch = await self.get(owner, batch_id)
-        if batch.status not in (*OVER, "cancelling"):
-            await self._move(batch, "cancelling")
-            await self._redis.zadd(self._keys.batches_zset, {batch_id: time.time()})
+        await self._move(await self.get(owner, batch_id), "cancelling", of=("validating", "in_progress"))
         return await self.get(owner, batch_id)
 
     async def results(self, batch: Batch, *, errors: bool) -> AsyncIterator[tuple[int, str, JobRecord | None, str]]:
@@ -193,17 +124,17 @@ class Batches:
         if not fields or batch.status in OVER:
             await self._redis.zrem(self._keys.batches_zset, batch_id)
             return
-        if batch.status == "validating":
-            await self._validate(batch)
-        elif batch.status == "cancelling":
+        # Before all else, so that nothing that goes wrong in a turn can keep a batch for ever.
+        if batch.status == "cancelling":
             await self._wind_up(batch, "cancelled")
         elif time.time() > float(fields["expires_at"]):
             await self._wind_up(batch, "expired")
+        elif batch.status == "validating":
+            await self._validate(batch)
         elif batch.cursor < batch.total:
             await self._feed(batch)
         elif batch.under_way <= 0:
-            await self._over(batch, "completed")
-            return
+            await self._move(batch, "completed", of=("in_progress",))
         await self._redis.zadd(self._keys.batches_zset, {batch_id: time.time() + TURN_S}, xx=True)
 
     async def _validate(self, batch: Batch) -> None:
@@ -219,17 +150,22 @@ class Batches:
         key = self._keys.batch_lines(batch.id)
         await self._redis.delete(key)  # of a turn that was broken off
         for start in range(0, len(lines), 1000):
-            await self._redis.rpush(key, *(line.to_json() for line in lines[start : start + 1000]))
-        await self._redis.hset(self._keys.batch_hash(batch.id), "total", len(lines))
-        await self._move(batch, "in_progress")
+            async with self._redis.pipeline(transaction=True) as pipe:
+                pipe.rpush(key, *(line.to_json() for line in lines[start : start + 1000]))
+                pipe.expire(key, WINDOW_S + self._ttl_s)  # should the batch be over by now, nobody else would
+                await pipe.execute()
+        await self._move(batch, "in_progress", of=("validating",), total=str(len(lines)))
 
     async def _fail(self, batch: Batch, message: str, code: str, line: int | None) -> None:
         errors = {"object": "list", "data": [{"code": code, "line": line, "message": message, "param": None}]}
-        await self._redis.hset(self._keys.batch_hash(batch.id), "errors", json.dumps(errors))
-        await self._over(batch, "failed")
+        await self._move(batch, "failed", of=("validating",), errors=json.dumps(errors))
 
     async def _feed(self, batch: Batch) -> None:
-        """As many lines as the window has room for; a full queue, or no model yet, is a reason to wait."""
+        """As many lines as the window has room for; a full queue, or no model yet, is a reason to wait.
+
+        A line that fails in a way that nobody foresaw fails alone: the same turn would fail at it again for ever, and
+        no line behind it would be drawn.
+        """
         room = WINDOW - batch.under_way
         if room <= 0:
             return
@@ -241,16 +177,23 @@ class Batches:
                 return
             except RequestError as error:
                 await self._refuse(batch, number, error)
+            except RedisError:  # of no line; the next turn goes on
+                raise
+            except Exception as error:
+                self._bugs.labels("batches").inc()
+                log.exception("batches: %s: line %d is refused", batch.id, number + 1)
+                told = f"The service failed at this line ({type(error).__name__}); its log says how. Simplify the line."
+                await self._refuse(batch, number, RequestError(told))
             await self._redis.hset(self._keys.batch_hash(batch.id), "cursor", number + 1)
 
     async def _submit(self, batch: Batch, number: int, line: Line) -> None:
         request = validated(ImageRequest, line.body)
-        if request.stream or request.webhook:
-            raise InvalidRequest("'stream' and 'webhook' are not for lines of a batch.", param="stream")
+        if wrong := not_for_lines(line.body):
+            raise InvalidRequest(wrong[1], param=wrong[0])
         job, _ = resolve(request, await self._fleet.models(), await self._fleet.default_model())
         job = replace(
             job,
-            priority=request.priority or "low",
+            priority="low",
             owner=batch.fields["owner"],
             batch=batch.id,
             result_ttl_s=WINDOW_S + self._ttl_s,
@@ -266,7 +209,7 @@ class Batches:
     async def _wind_up(self, batch: Batch, status: str) -> None:
         """Cancel what is under way; what was not begun never will be."""
         if batch.under_way <= 0:
-            await self._over(batch, status)
+            await self._move(batch, status, of=(batch.status,))
             return
         # One beyond the cursor: a turn that was broken off may have queued it.
         for number in range(max(0, batch.cursor - 4 * WINDOW), batch.cursor + 1):
@@ -275,14 +218,7 @@ class Batches:
             except (UnknownJob, JobExpired):  # refused, or long over
                 continue
 
-    async def _over(self, batch: Batch, status: str) -> None:
-        await self._move(batch, status)
-        async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.zrem(self._keys.batches_zset, batch.id)
-            for key in (self._keys.batch_hash, self._keys.batch_lines, self._keys.batch_errors):
-                pipe.expire(key(batch.id), self._ttl_s)
-            await pipe.execute()
-
-    async def _move(self, batch: Batch, status: str) -> None:
-        fields = {"status": status, f"{status}_at": time.time()}
-        await self._redis.hset(self._keys.batch_hash(batch.id), mapping=fields)
+    async def _move(self, batch: Batch, status: str, *, of: tuple[str, ...], **fields: str) -> None:
+        """To another status, if it is still one `of` these: a cancel may have come in between."""
+        pairs = [part for pair in fields.items() for part in pair]
+        await self._queue.run("batch_move", [batch.id, status, " ".join(of), self._ttl_s, *pairs])

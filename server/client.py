@@ -7,6 +7,7 @@ with FluidClient() as fluid:
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -61,8 +62,9 @@ class FluidClient:
     def stream(self, prompt: str, *, partial_images: int = 3, **options: Any) -> Iterator[Preview | Picture]:
         """Previews while each picture is decoded, then the Picture. Leaving the loop early cancels the job."""
         body = {"prompt": prompt, **options, "stream": True, "partial_images": partial_images}
-        for event in self._events("POST", "/v1/images/generations", json=body):
-            yield wire.streamed(event.data)
+        with self._reaching():
+            for event in self._events("POST", "/v1/images/generations", json=body):
+                yield wire.streamed(event.data)
 
     def edit(self, prompt: str, image: bytes, mask: bytes | None = None, **options: Any) -> list[Picture]:
         """Draw anew what is transparent in `mask` (or in `image`); the files as bytes."""
@@ -155,11 +157,11 @@ class FluidClient:
     def batch_results(self, batch_id: str, *, errors: bool = False) -> Iterator[dict[str, Any]]:
         """What has ended so far, line by line: the pictures, or what failed."""
         path = f"/v1/files/{results_file(batch_id, errors=errors)}/content"
-        with self._http.stream("GET", path) as answer:
+        with self._reaching(), self._http.stream("GET", path) as answer:
             if not answer.is_success:
                 answer.read()
                 wire.check(answer)
-            for line in answer.iter_lines():
+            for line in self._lines(answer):
                 yield json.loads(line)
 
     # --- the service ----------------------------------------------------------------------------------
@@ -212,6 +214,19 @@ class FluidClient:
             if not answer.is_success:
                 answer.read()
                 wire.check(answer)
-            for line in answer.iter_lines():
+            for line in self._lines(answer):
                 if (event := reader.feed(line)) is not None:
                     yield event
+
+    def _lines(self, answer: httpx.Response) -> Iterator[str]:
+        reader = wire.LineReader()
+        for piece in answer.iter_bytes():
+            yield from reader.feed(piece)
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
+        """What goes wrong on the way, as ServiceError."""
+        try:
+            yield
+        except httpx.TransportError as error:
+            raise wire.unreachable(self._http.base_url, error) from error

@@ -113,6 +113,23 @@ def batch_of(file_id: str) -> dict[str, str]:
     return {"input_file_id": file_id, "endpoint": URL, "completion_window": "24h"}
 
 
+class LineReader:
+    """Lines that end in a line feed alone: httpx's own also end at U+2028, which JSON has inside strings."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+
+    def feed(self, piece: bytes) -> list[str]:
+        """The lines that `piece` ends."""
+        first, *others = piece.split(b"\n")
+        self._parts.append(first)
+        whole = []
+        for other in others:
+            whole.append(b"".join(self._parts).removesuffix(b"\r").decode())
+            self._parts = [other]
+        return whole
+
+
 class EventReader:
     """Server-sent events, line by line (the part of the standard that this service uses)."""
 

@@ -2,14 +2,16 @@
 
 import secrets
 import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, cast
 
-from server.errors import UnknownFile
+from server.errors import InvalidRequest, UnknownFile
 from server.queue import Queue
 
 #: 50,000 lines of a prompt and a few parameters are about 12 MiB.
 MAX_FILE_BYTES = 32 << 20
+PIECE_BYTES = 256 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +41,26 @@ class Files:
     def __init__(self, queue: Queue, ttl_s: int) -> None:
         self._redis, self._keys, self._ttl_s = queue.redis, queue.keys, ttl_s
 
-    async def add(self, owner: str, filename: str, purpose: str, data: bytes) -> StoredFile:
-        now = time.time()
-        made = StoredFile(f"file-{secrets.token_hex(12)}", filename, purpose, len(data), now, now + self._ttl_s)
+    async def add(
+        self, owner: str, filename: str, purpose: str, data: bytes, expires_after_s: int | None = None
+    ) -> StoredFile:
+        """`expires_after_s`: sooner than all files go."""
+        if expires_after_s is not None and expires_after_s > self._ttl_s:
+            raise InvalidRequest(
+                f"'expires_after[seconds]' must be at most {self._ttl_s} (FLUID_BATCH_TTL_S), not {expires_after_s}.",
+                param="expires_after[seconds]",
+            )
+        now, ttl_s = time.time(), expires_after_s or self._ttl_s
+        made = StoredFile(f"file-{secrets.token_hex(12)}", filename, purpose, len(data), now, now + ttl_s)
         about = {
             "filename": filename, "purpose": purpose, "size_bytes": len(data), "owner": owner,
             "created_at": now, "expires_at": made.expires_at,
         }  # fmt: skip
         index = self._keys.file_list(owner)
         async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.set(self._keys.file_bytes(made.id), data, ex=self._ttl_s)
+            pipe.set(self._keys.file_bytes(made.id), data, ex=ttl_s)
             pipe.hset(self._keys.file_hash(made.id), mapping=about)
-            pipe.expire(self._keys.file_hash(made.id), self._ttl_s)
+            pipe.expire(self._keys.file_hash(made.id), ttl_s)
             pipe.zremrangebyscore(index, "-inf", now - self._ttl_s)
             pipe.zadd(index, {made.id: now})
             pipe.expire(index, self._ttl_s)
@@ -74,16 +84,33 @@ class Files:
             raise UnknownFile(f"The file {file_id[:100]!r} is gone.", param="file_id")
         return cast(bytes, data)
 
-    async def list(self, owner: str) -> list[StoredFile]:
-        """Newest first."""
+    async def pieces(self, file: StoredFile) -> AsyncIterator[bytes]:
+        """The content bit by bit: a reader who stalls holds one piece in memory, and not the file."""
+        for start in range(0, file.size_bytes, PIECE_BYTES):
+            ends = (start, start + PIECE_BYTES - 1)
+            piece = await self._redis.execute_command(
+                "GETRANGE", self._keys.file_bytes(file.id), *ends, NEVER_DECODE=True
+            )
+            if not piece:
+                raise UnknownFile(f"The file {file.id[:100]!r} is gone.", param="file_id")
+            yield piece
+
+    async def list(self, owner: str, limit: int, after: str | None) -> tuple[list[StoredFile], bool]:
+        """(newest first, whether there are more)"""
         ids = await self._redis.zrevrange(self._keys.file_list(owner), 0, -1)
-        found = []
+        if after is not None:
+            if after not in ids:
+                raise InvalidRequest(f"'after' {after[:100]!r} is not the id of a file in this list.", param="after")
+            ids = ids[ids.index(after) + 1 :]
+        found: list[StoredFile] = []
         for file_id in ids:
             try:
                 found.append(await self.get(owner, file_id))
-            except UnknownFile:  # its time came between the two
+            except UnknownFile:  # its time came
                 continue
-        return found
+            if len(found) > limit:
+                break
+        return found[:limit], len(found) > limit
 
     async def delete(self, owner: str, file_id: str) -> None:
         await self.get(owner, file_id)

@@ -9,7 +9,7 @@ from importlib import resources
 
 SCRIPTS = (
     "enqueue", "take", "reclaim", "pulse", "save", "preview", "finish", "give_back", "cancel", "place", "sweep",
-    "follow", "claim", "rate",
+    "follow", "claim", "rate", "batch_create", "batch_move",
 )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from server.admission import Key, idempotency_key
 from server.api_keys import Caller
 from server.batch_lines import FAILURES, RESULTS, URL
-from server.batches import Batch
+from server.batch_state import Batch
 from server.errors import BodyTooLarge, InvalidRequest, JobCanceled, RequestError, UnknownFile
 from server.files import MAX_FILE_BYTES
 from server.guard import CallerDep
@@ -22,6 +22,8 @@ from server.services import Services, ServicesDep
 from server.views import images_response, require_success
 
 router = APIRouter()
+ANCHOR, SECONDS = "expires_after[anchor]", "expires_after[seconds]"
+UPLOAD_FIELDS = ("file", "purpose", ANCHOR, SECONDS)
 
 
 class BatchRequest(BaseModel):
@@ -39,28 +41,43 @@ class BatchRequest(BaseModel):
     "/v1/files", tags=["batches"], responses=FILE_ERRORS, response_model=FileObject, operation_id="upload_file"
 )
 async def upload(
+    request: Request,
     services: ServicesDep,
     caller: CallerDep,
     file: Annotated[UploadFile, Field(description="JSON lines, 32 MiB at most.")],
     purpose: Annotated[Literal["batch"], Form(description="Only batches have files here.")],
+    anchor: Annotated[Literal["created_at"] | None, Form(alias=ANCHOR, description="From when it is counted.")] = None,
+    seconds: Annotated[
+        int | None, Form(alias=SECONDS, ge=1, description="Delete it so long after that; FLUID_BATCH_TTL_S at most.")
+    ] = None,
 ) -> dict[str, Any]:
     """The input of a batch: {"custom_id": ..., "method": "POST", "url": "/v1/images/generations", "body": {...}}."""
+    for name in await request.form():  # read already; FastAPI ignores what it does not know
+        if name not in UPLOAD_FIELDS:
+            valid = ", ".join(UPLOAD_FIELDS)
+            raise InvalidRequest(f"Unknown parameter '{name[:100]}'. Valid parameters: {valid}.", param=name[:100])
+    if (anchor is None) != (seconds is None):
+        missing = ANCHOR if anchor is None else SECONDS
+        raise InvalidRequest(f"'{ANCHOR}' and '{SECONDS}' go together; send both or none.", param=missing)
     data = await file.read(MAX_FILE_BYTES + 1)
     if len(data) > MAX_FILE_BYTES:
         raise BodyTooLarge(f"'file' has more than {MAX_FILE_BYTES} bytes; split it.", param="file")
     if not data:
         raise InvalidRequest("'file' is empty.", param="file")
-    return (await services.files.add(caller.name, (file.filename or "batch.jsonl")[:256], purpose, data)).view()
+    name = (file.filename or "batch.jsonl")[:256]
+    return (await services.files.add(caller.name, name, purpose, data, seconds)).view()
 
 
 @router.get("/v1/files", tags=["batches"], responses=BATCH_ERRORS, response_model=FileList, operation_id="list_files")
-async def list_files(services: ServicesDep, caller: CallerDep) -> dict[str, Any]:
+async def list_files(
+    services: ServicesDep,
+    caller: CallerDep,
+    limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
+    after: Annotated[str | None, Query(max_length=100)] = None,
+) -> dict[str, Any]:
     """Newest first; what is not deleted goes after FLUID_BATCH_TTL_S."""
-    return {
-        "object": "list",
-        "data": [each.view() for each in await services.files.list(caller.name)],
-        "has_more": False,
-    }
+    found, has_more = await services.files.list(caller.name, limit, after)
+    return {"object": "list", "data": [each.view() for each in found], "has_more": has_more}
 
 
 @router.get(
@@ -100,9 +117,10 @@ async def content(file_id: str, services: ServicesDep, caller: CallerDep) -> Str
     if (found := await _results_of(services, caller, file_id)) is not None:
         batch, errors = found
         return StreamingResponse(_lines(services, batch, errors), media_type="application/jsonl")
-    await services.files.get(caller.name, file_id)
-    data = await services.files.content(file_id)
-    return StreamingResponse(iter([data]), media_type="application/jsonl")
+    file = await services.files.get(caller.name, file_id)
+    # With the length, so that who reads while it is deleted sees that the end is missing.
+    length = {"Content-Length": str(file.size_bytes)}
+    return StreamingResponse(services.files.pieces(file), media_type="application/jsonl", headers=length)
 
 
 async def _results_of(services: Services, caller: Caller, file_id: str) -> tuple[Batch, bool] | None:
@@ -124,7 +142,8 @@ async def _lines(services: Services, batch: Batch, errors: bool) -> AsyncIterato
             line["response"] = {"status_code": refusal["status"], "request_id": None, "body": refusal["body"]}
         else:
             line["response"] = await _response(services, record)
-        yield json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n"
+        # In ASCII: many readers end a line at U+2028 and its like as well.
+        yield json.dumps(line, separators=(",", ":")) + "\n"
 
 
 async def _response(services: Services, record: JobRecord) -> dict[str, Any]:

@@ -21,7 +21,7 @@ def test_a_text_file_becomes_pictures(service: Service, tmp_path: Path) -> None:
     prompts, out = tmp_path / "prompts.txt", tmp_path / "out"
     prompts.write_text("a cat\n\na dog\n[raise]\n")
     done = fluid(service.settings, "batch", str(prompts), "-o", str(out), "--quality", "low", "--output-format", "webp")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 1 and "1 of 3 lines were not drawn" in done.stderr  # it was 0, as if all were well
     assert "completed: 2 pictures" in done.stdout and "1 lines failed" in done.stdout
     assert sorted(path.name for path in out.iterdir()) == ["00001.webp", "00002.webp", "batch.json", "errors.jsonl"]
     assert Image.open(io.BytesIO((out / "00002.webp").read_bytes())).size == (32, 32)
@@ -68,9 +68,11 @@ def test_an_interrupted_batch_goes_on(new_service: Callable[..., Service], tmp_p
     ("a.jsonl", "a cat", "line 1 is not JSON"),
     ("a.jsonl", '["x"]', "must be an object"),
     ("a.txt", " \n", "0 lines"),
+    ("a.jsonl", '{"prompt": "a"}\n\n\n\nx', "line 5 is not JSON"),
+    ("a.jsonl", '{"body": 1}', "line 1: 'body'"),
 ])  # fmt: skip
 def test_a_wrong_file_says_where(tmp_path: Path, name: str, text: str, says: str) -> None:
-    """Before anything is sent."""
+    """Before anything is sent. Blank lines count: line 5 was told of as line 2."""
     path = tmp_path / name
     path.write_text(text)
     with pytest.raises(BatchRefused, match=says):
@@ -81,3 +83,48 @@ def test_no_custom_id_leads_out_of_the_folder() -> None:
     """../../.ssh/authorized_keys is a valid custom_id."""
     names = {_safe(name) for name in ("../../x", "..\\..\\x", "a/b", "a_b", ".hidden", "日本", "日木")}
     assert len(names) == 7 and not any("/" in name or name.startswith(".") for name in names)
+
+
+def test_only_line_feeds_end_prompts(tmp_path: Path) -> None:
+    """U+2028 and U+0085 made two prompts of one."""
+    path = tmp_path / "a.txt"
+    path.write_bytes("a\u2028b\x85c\r\n\nd".encode())
+    lines = [(number, line["custom_id"], line["body"]["prompt"]) for number, line in read_prompts(path, {})]
+    assert lines == [(1, "00001", "a\u2028b\x85c"), (3, "00002", "d")]
+
+
+def test_every_picture_has_a_file_of_its_own(service: Service, tmp_path: Path) -> None:
+    """The first of two pictures of "a" was called like line "a-0", so one was dropped, and counted nevertheless. And
+    what the service finds wrong is told with the line of the file."""
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out"
+    lines = [
+        {"custom_id": f"a{s}", "body": {"prompt": "a cat", "seed": i, "n": 2 - i}} for i, s in enumerate(("", "-0"))
+    ]
+    prompts.write_text("\n\n".join(map(json.dumps, lines)))
+    done = fluid(service.settings, "batch", str(prompts), "-o", str(out), "--quality", "low")
+    assert done.returncode == 0 and "3 pictures" in done.stdout, done.stderr
+    names = sorted(path.name for path in out.glob("*.png"))
+    assert len(names) == 3 and names[0].startswith("a-0-") and names[1:] == ["a-0.png", "a-1.png"]
+    prompts.write_text("\n\n".join(map(json.dumps, lines[:1] * 2)))
+    twice = fluid(service.settings, "batch", str(prompts), "-o", str(tmp_path / "other"))
+    assert twice.returncode == 1 and "Line 3: custom_id 'a' was there before" in twice.stderr
+
+
+def test_an_impossible_folder_is_said_so(service: Service, tmp_path: Path) -> None:
+    """It was a traceback."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a cat\n")
+    done = fluid(service.settings, "batch", str(prompts), "-o", str(prompts / "out"))
+    assert done.returncode == 1 and "cannot write to" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_canceled_batch_is_no_success(new_service: Callable[..., Service], tmp_path: Path) -> None:
+    """Whoever waits for the command to succeed would go on with half of the pictures. Who says --cancel wants it so."""
+    service = new_service(workers=0)
+    until(lambda: service.client.ready()[1].startswith("no live"), what="the gateway")
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "out"
+    prompts.write_text("a cat\n")
+    asked = fluid(service.settings, "batch", str(prompts), "-o", str(out), "--cancel")
+    assert asked.returncode == 0 and "cancelled: 0 pictures" in asked.stdout, asked.stderr
+    done = fluid(service.settings, "batch", str(prompts), "-o", str(out))
+    assert done.returncode == 1 and "the batch is cancelled; 1 of 1 lines were not drawn" in done.stderr

@@ -1,6 +1,8 @@
 """Batches: OpenAI's files and batches through the official client, restarts, cancel, and room for others."""
 
 import json
+import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,8 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.batch_lines import MAX_LINES, LineError, parse_lines
-from server.batches import WINDOW
+from server.batches import WINDOW, Batches
+from server.files import Files
+from server.fleet import Fleet
 from server.keys import Keys
+from server.metrics import GatewayMetrics
+from server.queue import Queue
+from server.registry import Registry
 
 URL = "/v1/images/generations"
 
@@ -97,10 +104,16 @@ def test_a_file_that_is_no_batch_fails_whole(client: openai.OpenAI) -> None:
         (b'{"custom_id": "a", "body": {}, "url": "/v1/chat"}', "invalid_url"),
         (jsonl({}) + b"\n" + jsonl({}), "duplicate_custom_id"),
         (b"x\n" * (MAX_LINES + 1), "too_many_lines"),
+        (b'{"custom_id": "a", "body": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "invalid_json_line"),
+        (b'{"custom_id": "a", "body": {"x": ' + b"[" * 300 + b"]" * 300 + b"}}", "invalid_json_line"),
+        (b'{"custom_id": "\\ud800", "body": {}}', "invalid_encoding"),
+        (b'{"custom_id": "a", "body": {"\\uD800": 1}}', "invalid_encoding"),
+        (b'{"custom_id": "a", "body": {"style": "\\ud800"}}', "invalid_encoding"),
     ],
 )
 def test_wrong_files_say_why(data: bytes, code: str) -> None:
-    """A batch of fifty thousand that fails without a reason is a day lost."""
+    """A batch of fifty thousand that fails without a reason is a day lost. Nested too deep, it was validated for ever;
+    half of a surrogate pair stopped every line behind it, or broke off the file of results."""
     with pytest.raises(LineError) as caught:
         parse_lines(data)
     assert caught.value.code == code
@@ -171,3 +184,104 @@ def test_a_canceled_batch_keeps_what_was_drawn(new_service: Callable[..., Servic
         assert done.status == "cancelled" and 4 < counts.completed < 200
         assert len(results(client, done.output_file_id)) == counts.completed
     until(lambda: "fluid_jobs_inflight 0.0" in service.client._call("GET", "/metrics").text)
+
+
+def test_only_line_feeds_end_lines() -> None:
+    """U+2028, U+2029 and U+0085 are valid inside JSON's strings, and cut lines in pieces. Numbers count blank lines:
+    an error in line 5 was told of line 2."""
+    text = json.dumps({"custom_id": "a", "body": {"prompt": "a\u2028b\u2029c\x85d"}}, ensure_ascii=False)
+    [line] = parse_lines(b"\xef\xbb\xbf\n\r\n" + text.encode() + b"\r\n")
+    assert line.body["prompt"] == "a\u2028b\u2029c\x85d"
+    with pytest.raises(LineError) as caught:
+        parse_lines(text.encode() + b"\n\n\n\nx")
+    assert caught.value.line == 5
+
+
+def test_too_many_lines_are_counted_before_they_are_kept() -> None:
+    """A file of 32 MiB took 642 MiB before it was refused."""
+    data = b"abc\n" * (1 << 20)
+    tracemalloc.start()
+    try:
+        with pytest.raises(LineError, match="1048576 lines"):
+            parse_lines(data)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def batches_of(queue: Queue) -> Batches:
+    fleet = Fleet(Registry(queue.redis, queue.keys.namespace))
+    return Batches(queue, fleet, Files(queue, 3600), 3600, GatewayMetrics().bugs)
+
+
+async def uploaded(queue: Queue, data: bytes) -> str:
+    return (await Files(queue, 3600).add("", "in.jsonl", "batch", data)).id
+
+
+@pytest.mark.anyio
+async def test_a_line_that_nobody_foresaw_fails_alone(queue: Queue) -> None:
+    """It raised in every turn, so that no line behind it was ever drawn."""
+    batches = batches_of(queue)
+    batch = await batches.create("", await uploaded(queue, jsonl({"prompt": "x"}, {"prompt": "a cat"})), None, "")
+    await batches._turn(batch.id)
+    # As versions before this one let it pass.
+    await queue.redis.lset(
+        queue.keys.batch_lines(batch.id), 0, '{"custom_id":"a","body":{"prompt":"x","style":"\\ud800"}}'
+    )
+    await batches._turn(batch.id)
+    batch = await batches.get("", batch.id)
+    assert (batch.cursor, batch.refused, batch.under_way) == (2, 1, 1)
+    [(number, custom_id, record, why)] = [each async for each in batches.results(batch, errors=True)]
+    assert (number, custom_id, record) == (0, "a", None) and json.loads(why)["status"] == 500
+    assert (await queue.get(batch.job_id(1))).input.prompt == "a cat"
+
+
+@pytest.mark.anyio
+async def test_every_live_batch_expires(queue: Queue) -> None:
+    """One that could not be validated was so for ever: its end was looked at only after that."""
+    batches = batches_of(queue)
+    batch = await batches.create("", await uploaded(queue, jsonl({"prompt": "x"})), None, "")
+    await queue.redis.hset(queue.keys.batch_hash(batch.id), "expires_at", time.time() - 1)
+    await batches._turn(batch.id)
+    assert (await batches.get("", batch.id)).status == "expired"
+    assert await queue.redis.zscore(queue.keys.batches_zset, batch.id) is None
+    assert 0 < await queue.redis.ttl(queue.keys.batch_hash(batch.id)) <= 3600
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("lines", [jsonl({"prompt": "x"}), b"not json"])
+async def test_a_cancel_while_the_file_is_validated_holds(queue: Queue, lines: bytes) -> None:
+    """The turn had read "validating" before the cancel, wrote "in_progress" over it, and everything was drawn."""
+    batches = batches_of(queue)
+    seen = await batches.create("", await uploaded(queue, lines), None, "")
+    assert (await batches.cancel("", seen.id)).status == "cancelling"
+    await batches._validate(seen)
+    assert (await batches.get("", seen.id)).status == "cancelling"
+    await batches._turn(seen.id)
+    assert (await batches.get("", seen.id)).status == "cancelled"
+    await batches._move(seen, "completed", of=("in_progress",))
+    assert (await batches.cancel("", seen.id)).status == "cancelled"
+    async for key in queue.redis.scan_iter(f"{queue.keys.root}:batch*"):
+        if seen.id in key:
+            assert await queue.redis.ttl(key) > 0, key
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("field", [
+    {"priority": "high"}, {"priority": "normal"}, {"stream": True}, {"partial_images": 2},
+    {"webhook": "https://example.com"}, {"response_format": "url"},
+])  # fmt: skip
+async def test_what_a_line_cannot_have_is_refused_by_name(queue: Queue, field: dict[str, Any]) -> None:
+    """A line of high priority starved everybody who waited for an answer; previews were stored for nobody; a url was
+    silently not given; and a webhook was refused as 'stream'."""
+    batches = batches_of(queue)
+    harmless = {"priority": "low", "stream": False, "partial_images": 0, "response_format": "b64_json"}
+    lines = jsonl({"prompt": "x"} | field, {"prompt": "x"} | harmless)
+    batch = await batches.create("", await uploaded(queue, lines), None, "")
+    for _ in range(2):
+        await batches._turn(batch.id)
+    batch = await batches.get("", batch.id)
+    [(_, custom_id, _, why)] = [each async for each in batches.results(batch, errors=True)]
+    told = json.loads(why)
+    assert (custom_id, told["status"], [told["body"]["error"]["param"]]) == ("line-0", 400, list(field))
+    assert (await queue.get(batch.job_id(1))).input.priority == "low"

@@ -83,6 +83,15 @@ class Moody(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
+    def do_GET(self) -> None:
+        """As a proxy might write it anew: not in ASCII."""
+        line = 'data: {"a": "1\u20282\x853"}\n\n' if "events" in self.path else '{"a": "1\u20282\x853"}\n'
+        body = line.replace("data:", "id: 1\nevent: succeeded\ndata:").encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
     def log_message(self, format: str, *args: object) -> None:
         return
 
@@ -128,6 +137,34 @@ def test_pauses_grow_and_obey() -> None:
 
 
 def test_no_service_is_said_so() -> None:
-    """Not a traceback of the HTTP library."""
+    """Not a traceback of the HTTP library; streams and results let one through."""
     with FluidClient("http://127.0.0.1:9", max_retries=0) as client, pytest.raises(ServiceError, match="fluid serve"):
         client.models()
+    for use in (lambda c: c.stream("a cat"), lambda c: c.batch_results("batch_1")):
+        with (
+            FluidClient("http://127.0.0.1:9", max_retries=0) as client,
+            pytest.raises(ServiceError, match="fluid serve"),
+        ):
+            next(use(client))
+
+
+async def test_no_service_is_said_so_by_the_other_client() -> None:
+    """Streams and results let httpx.ConnectError through."""
+    async with AsyncFluidClient("http://127.0.0.1:9", max_retries=0) as client:
+        for found in (client.stream("a cat"), client.batch_results("batch_1")):
+            with pytest.raises(ServiceError, match="fluid serve"):
+                await anext(found)
+
+
+async def test_only_line_feeds_end_lines(moody: ThreadingHTTPServer) -> None:
+    """U+2028 and U+0085 are valid inside JSON, and cut results and events in pieces."""
+    url, expected = f"http://127.0.0.1:{moody.server_port}", {"a": "1\u20282\x853"}
+    with FluidClient(url) as client:
+        assert list(client.batch_results("batch_1")) == [expected]
+        assert [event.data for event in client.follow("job_1")] == [expected]
+    async with AsyncFluidClient(url) as fluid:
+        assert [each async for each in fluid.batch_results("batch_1")] == [expected]
+        assert [event.data async for event in fluid.follow("job_1")] == [expected]
+    reader = wire.LineReader()
+    pieces = "é\r\nx\n\n".encode()
+    assert [line for i in range(len(pieces)) for line in reader.feed(pieces[i : i + 1])] == ["é", "x", ""]
