@@ -36,7 +36,7 @@ def fits(example: Any, schema: dict[str, Any]) -> bool:
 
 
 def test_the_names_of_operations_are_stable() -> None:
-    assert [operation["operationId"] for _, _, operation in operations()] == OPERATIONS
+    assert sorted(operation["operationId"] for _, _, operation in operations()) == sorted(OPERATIONS)
 
 
 @pytest.mark.parametrize(("operation", "method"), ALL)
