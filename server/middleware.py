@@ -74,8 +74,8 @@ class RequestContext:
 
 
 class Bugs:
-    """Pure ASGI, inside RequestContext and CORS: a handler of Exception would run outside all middleware, and its answer
-    have neither the id that it speaks of nor the headers that every answer has."""
+    """Pure ASGI, inside RequestContext and CORS: a handler of Exception would run outside all middleware, and its
+    answer have neither the id that it speaks of nor the headers that every answer has."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
