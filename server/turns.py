@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from typing import Any
 
 from prometheus_client import Counter
 from redis.exceptions import RedisError
@@ -16,7 +17,13 @@ LOOK_S = 0.5
 
 
 async def take_turns(
-    queue: Queue, name: str, work: Callable[[str], Awaitable[None]], *, hidden_s: float, at_once: int, bugs: Counter
+    queue: Queue,
+    name: str,
+    work: Callable[[str], Coroutine[Any, Any, None]],
+    *,
+    hidden_s: float,
+    at_once: int,
+    bugs: Counter,
 ) -> None:
     """For ever. Entries of the list that are handed to `work`, several at a time, are due again after `hidden_s`,
     should their gateway die; `work` moves or removes them. What it fails at is logged, counted and tried again then.
