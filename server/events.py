@@ -11,7 +11,8 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import cast
 
-from redis.exceptions import RedisError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from server.jobs import JobRecord, JobState, Lease
 from server.queue import Queue
@@ -64,12 +65,12 @@ class Events:
     ) -> AsyncGenerator[Event | None, None]:
         """Every event after the given one, up to the job's end; None when nothing has happened for PING_S.
 
-        Redis may go away and come back meanwhile.
+        Redis may go away and come back meanwhile; anything else that it says is no outage, and raised.
 
         Raises:
             JobExpired: the job was deleted while we were away. TimeoutError: it has not ended after `limit_s`.
         """
-        deadline = time.monotonic() + limit_s
+        deadline, heard_at = time.monotonic() + limit_s, time.monotonic()
         with self._watcher.follow(job_id) as bell:
             while True:
                 if time.monotonic() > deadline:
@@ -81,16 +82,22 @@ class Events:
                         # Its last ones may have come in between; if not, nobody followed it before it ended, or its
                         # follower has heard everything.
                         found = await self._read(job_id, after) or [Event(after, "status", state)]
-                except RedisError as error:
+                except (RedisConnectionError, RedisTimeoutError) as error:
                     log.warning("cannot read the events of %s (%s); trying again", job_id, error)
                     await asyncio.sleep(RETRY_S)
+                    if time.monotonic() - heard_at >= PING_S:
+                        heard_at = time.monotonic()
+                        yield None
                     continue
+                if found:
+                    heard_at = time.monotonic()
                 for event in found:
                     after = event.id
                     yield event
                     if event.ends:
                         return
                 if not found and not await _rings(bell, min(PING_S, deadline - time.monotonic())):
+                    heard_at = time.monotonic()
                     yield None
 
     async def _read(self, job_id: str, after: str) -> list[Event]:

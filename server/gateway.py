@@ -12,7 +12,7 @@ from server.api_keys import KeyRing
 from server.body_limit import BodyLimit
 from server.errors import ConfigError
 from server.guard import Guard, allow_origins
-from server.middleware import RequestContext, install_error_handlers
+from server.middleware import Bugs, RequestContext, install_error_handlers
 from server.openapi import ANY_ERROR
 from server.openapi_examples import install_examples
 from server.patience import PatientProtocol
@@ -46,6 +46,7 @@ def create_app(settings: Settings, open_services: OpenServices = open_services) 
     # The last one is the outermost: what any of the others refuses has its id and is counted too.
     app.add_middleware(BodyLimit, patience_s=settings.body_timeout_s)
     app.add_middleware(Guard, ring=KeyRing(settings), metrics_access=settings.metrics_access)
+    app.add_middleware(Bugs)
     allow_origins(app, settings.cors_origins)  # browsers ask without a key whether they may send one
     app.add_middleware(RequestContext)
     install_error_handlers(app)

@@ -73,6 +73,39 @@ class RequestContext:
             _count(scope, status, time.monotonic() - began)
 
 
+class Bugs:
+    """Pure ASGI, inside RequestContext and CORS: a handler of Exception would run outside all middleware, and its
+    answer have neither the id that it speaks of nor the headers that every answer has."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        begun = False
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_and_note)
+        except Exception:
+            log.exception("request %s failed", scope["state"]["request_id"])
+            if begun:
+                raise  # half an answer is out: only a broken connection tells that it is one
+            body = error_body(
+                "Something is wrong in the service; the log has it under this answer's x-request-id.",
+                type="server_error",
+                param=None,
+                code="internal_error",
+            )
+            await JSONResponse(body, status_code=500)(scope, receive, send)
+
+
 def _request_id(scope: Scope) -> str:
     """The caller's own id if it is a sane one, else a new one."""
     for name, value in scope["headers"]:
@@ -98,7 +131,6 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RedisError, _on_error)
-    app.add_exception_handler(Exception, _on_bug)
 
 
 def refuse(scope: Scope, error: RequestError | RedisError) -> JSONResponse:
@@ -144,14 +176,3 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
         status_code=error.status_code,
         headers=dict(error.headers or {}),
     )
-
-
-async def _on_bug(request: Request, error: Exception) -> JSONResponse:
-    body = error_body(
-        "Something is wrong in the service; the log has it under this answer's x-request-id.",
-        type="server_error",
-        param=None,
-        code="internal_error",
-    )
-    log.error("request %s failed: %r", request.state.request_id, error)
-    return JSONResponse(body, status_code=500)

@@ -1,32 +1,38 @@
 """/v1/jobs: submit without waiting, look, list, follow, fetch, cancel."""
 
 import asyncio
+import logging
 import re
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Header, Path, Query, Request
+from fastapi import APIRouter, Depends, Header, Path, Query, Request
 from fastapi.responses import JSONResponse, Response
+from redis.exceptions import RedisError
 
 from server import listing, sse
 from server.admission import Key, accept, idempotency_key
 from server.api_keys import Caller
-from server.errors import InvalidRequest, RequestError, UnknownImage
+from server.errors import InvalidRequest, QueueUnavailable, RequestError, UnknownImage
 from server.events import BEGINNING, Event
 from server.guard import CallerDep
 from server.images import MIME
 from server.jobs import JobRecord, JobState
 from server.openapi import EVENTS, JOB, JOB_IMAGE, LISTING, PREVIEW, SUBMIT, RequestBody
+from server.queries import known_queries_only
 from server.resolve import resolve
 from server.schemas import JobList, JobObject
 from server.services import Services, ServicesDep
 from server.views import gone, job_object, preview_url
 
+log = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 OWN_ID = "^[A-Za-z0-9_-]{8,64}$"
-_WAIT = re.compile(r"(?:^|[,\s])wait(?:\s*=\s*\"?(\d{1,6})\"?)?(?:$|[,;\s])")
-_EVENT_ID = re.compile(r"\d{1,20}-\d{1,20}")
+_WAIT = re.compile(r"(?:^|[,\s])wait(?:\s*=\s*\"?([^\",;\s]*)\"?)?(?:$|[,;\s])")
+_SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
+_EVENT_ID = re.compile(r"([0-9]{1,20})-([0-9]{1,20})")
+MOST_OF_AN_ID = 2**64 - 2  # Redis asks for the next one, and refuses if there is none
 Status = Literal["queued", "starting", "processing", "succeeded", "failed", "canceled", "aborted"]
 Prefer = Annotated[str | None, Header(description="`wait=10` holds the answer back until the job ends, 10 s at most.")]
 
@@ -64,6 +70,7 @@ async def _submit(
         raise InvalidRequest(
             "'stream' is for pictures; a job's events are at GET /v1/jobs/{id}/events.", param="stream"
         )
+    _prefers_wait_s(request)  # or refuse, before anything is accepted
     fleet = services.fleet
     job, warnings = resolve(body, await fleet.models(), await fleet.default_model())
     if job.webhook:
@@ -104,10 +111,22 @@ def _prefers_wait_s(request: Request) -> float:
     found = _WAIT.search(request.headers.get("prefer", ""))
     if found is None:
         return 0.0
-    return float(found[1]) if found[1] else float("inf")
+    if found[1] is None:
+        return float("inf")
+    if not _SECONDS.fullmatch(found[1]):
+        raise InvalidRequest(
+            f"'Prefer: wait' must be seconds from 0, like wait=2.5; got {found[1][:80]!a}.", param="Prefer"
+        )
+    return float(found[1])
 
 
-@router.get("", response_model=JobList, responses=LISTING, operation_id="list_jobs")
+@router.get(
+    "",
+    response_model=JobList,
+    responses=LISTING,
+    operation_id="list_jobs",
+    dependencies=[Depends(known_queries_only)],
+)
 async def list_(
     services: ServicesDep,
     caller: CallerDep,
@@ -137,13 +156,18 @@ async def events(
     last_event_id: Annotated[str | None, Header(description="Where a broken connection was; goes on after it.")] = None,
 ) -> Response:
     """Server-sent events up to the job's end, the last of which carries the job as GET shows it."""
-    if last_event_id is not None and not _EVENT_ID.fullmatch(last_event_id):
+    if last_event_id is not None and not _is_event_id(last_event_id):
         raise InvalidRequest(
             f"'Last-Event-ID' must be an id that an event had, like 1700000000000-0; got {last_event_id[:80]!r}.",
             param="Last-Event-ID",
         )
     record = await services.events.begin(job_id, caller.name)
     return sse.response(_events(services, record, last_event_id or BEGINNING))
+
+
+def _is_event_id(text: str) -> bool:
+    found = _EVENT_ID.fullmatch(text)
+    return found is not None and all(int(half) <= MOST_OF_AN_ID for half in found.groups())
 
 
 async def _events(services: Services, record: JobRecord, after: str) -> AsyncIterator[bytes]:
@@ -153,6 +177,9 @@ async def _events(services: Services, record: JobRecord, after: str) -> AsyncIte
                 yield sse.PING if event is None else await _event(services, record, event)
     except RequestError as error:  # it expired while its follower was away
         yield sse.message(error.body(), event="error")
+    except RedisError as error:
+        log.error("Redis, while events of %s were sent: %s", record.id, error)
+        yield sse.message(QueueUnavailable().body(), event="error")
 
 
 async def _event(services: Services, record: JobRecord, event: Event) -> bytes:

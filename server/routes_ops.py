@@ -1,5 +1,6 @@
 """What operators and people in a browser need: models, health, metrics, playground."""
 
+import logging
 import time
 from dataclasses import asdict
 from importlib import resources
@@ -17,6 +18,7 @@ from server.openapi import MODEL, READY
 from server.schemas_batches import Health, ModelList, ModelObject
 from server.services import Services, ServicesDep
 
+log = logging.getLogger(__name__)
 router = APIRouter()
 
 
@@ -69,7 +71,8 @@ async def ready(services: ServicesDep) -> Response:
     try:
         reason = await services.fleet.unready_reason()
     except RedisError as error:
-        reason = f"the queue does not answer: {error}"
+        log.warning("not ready: %s", error)  # with Redis' address, which is nobody else's business
+        reason = "the queue does not answer"
     if reason is None:
         return JSONResponse({"status": "ready"})
     return JSONResponse({"status": "not ready", "reason": reason}, status_code=503, headers={"Retry-After": "1"})

@@ -142,17 +142,24 @@ class ImageRequest(BaseModel):
                 raise PydanticCustomError(
                     "unknown_parameter",
                     "Unknown parameter '{param}'.{hint} Valid parameters: {valid}.",
-                    {"param": name[:100], "hint": hint, "valid": valid},
+                    # Halves of surrogate pairs are no text that an answer could carry.
+                    {"param": ascii(name[:100])[1:-1], "hint": hint, "valid": valid},
                 )
         return kept
+
+    @field_validator("*")
+    @classmethod
+    def _text_is_unicode(cls, value: Any) -> Any:
+        """JSON can spell halves of surrogate pairs, which no file, hash or answer can hold."""
+        if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
+            raise PydanticCustomError("bad_unicode", "contains half of a surrogate pair; send valid Unicode")
+        return value
 
     @field_validator("prompt")
     @classmethod
     def _prompt_says_something(cls, prompt: str) -> str:
         if not prompt.strip():
             raise PydanticCustomError("empty_prompt", "must not be blank; say what to draw")
-        if any("\ud800" <= c <= "\udfff" for c in prompt):
-            raise PydanticCustomError("bad_unicode", "contains half of a surrogate pair; send valid Unicode")
         if "\0" in prompt:  # it ends a field of PNG metadata, so the picture could not tell its prompt
             raise PydanticCustomError("null_character", "contains a null character (U+0000); leave it out")
         return prompt

@@ -12,10 +12,10 @@ HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
 def message(data: dict[str, Any], *, event: str = "", id: str = "") -> bytes:
-    """One event; JSON has no line breaks, so `data` is one line."""
+    """One event. ASCII JSON, so that `data` is one line to every reader: some break lines at U+2028 or U+0085, too."""
     lines = [f"id: {id}"] if id else []
     lines += [f"event: {event}"] if event else []
-    lines.append(f"data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}")
+    lines.append(f"data: {json.dumps(data, separators=(',', ':'))}")
     return ("\n".join(lines) + "\n\n").encode()
 
 

@@ -103,6 +103,7 @@ class Watcher:
     def _wake(self, job_id: str) -> None:
         for expected in self._waiting.get(job_id, ()):
             expected.event.set()
+        self._ring(job_id)  # who follows a job that is not his own first: nobody may keep its events
 
 
 class Expected:

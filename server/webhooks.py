@@ -30,9 +30,16 @@ log = logging.getLogger(__name__)
 PREFIX = "whsec_"
 #: Seconds before each further try: 10 tries in three days.
 BACKOFF_S = (5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400)
-ANSWER_S = 15.0
+ANSWER_S = 15.0  # of a whole try, from the name's look-up to the answer's headers
 HIDDEN_S = 4 * ANSWER_S  # longer than any delivery, so that no other gateway repeats it meanwhile
 AT_ONCE = 16
+#: Addresses that count as global and lead to others: tunnels and translations, whose far end may be our neighbour.
+_DETOURS = tuple(
+    ipaddress.ip_network(each)
+    for each in (
+        "64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32", "fec0::/10", "::/96", "::ffff:0:0:0/96",
+    )
+)  # fmt: skip
 Describe = Callable[[str], Awaitable[dict[str, object]]]
 
 
@@ -66,6 +73,14 @@ def sign(secret: bytes, message_id: str, timestamp: int, body: bytes) -> str:
     return "v1," + base64.b64encode(hmac.new(secret, signed, hashlib.sha256).digest()).decode()
 
 
+def is_public(address: str) -> bool:
+    """Whether this is an address of the internet, and of nothing inside by way of it."""
+    ip = ipaddress.ip_address(address)
+    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped:
+        ip = ip.ipv4_mapped
+    return ip.is_global and not ip.is_multicast and not any(ip in detour for detour in _DETOURS)
+
+
 def check_url(url: str, *, private: bool) -> None:
     """What can be told without asking anybody.
 
@@ -75,7 +90,8 @@ def check_url(url: str, *, private: bool) -> None:
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
-    except ValueError as error:
+        httpx.URL(url).raw_host.decode().encode("idna")  # as the client and the look-up of the name will read it
+    except (ValueError, httpx.InvalidURL) as error:
         raise InvalidRequest(f"'webhook' is not an address: {error}.", param="webhook") from error
     if parts.scheme not in ("http", "https") or not host or parts.username is not None:
         raise InvalidRequest(
@@ -83,10 +99,10 @@ def check_url(url: str, *, private: bool) -> None:
             param="webhook",
         )
     try:
-        literal = ipaddress.ip_address(host)
+        public = is_public(host)
     except ValueError:
         return  # a name; what it stands for is looked up when it counts
-    if not private and not literal.is_global:
+    if not private and not public:
         raise InvalidRequest("'webhook' must not be a private address (FLUID_WEBHOOK_PRIVATE).", param="webhook")
 
 
@@ -109,7 +125,7 @@ async def resolve_address(url: str, *, private: bool) -> Address:
     port = target.port or (443 if target.scheme == "https" else 80)
     found = await asyncio.get_running_loop().getaddrinfo(target.host, port, type=socket.SOCK_STREAM)
     addresses = [str(info[4][0]).split("%")[0] for info in found]
-    if not private and not all(ipaddress.ip_address(address).is_global for address in addresses):
+    if not private and not all(map(is_public, addresses)):
         raise Forbidden(f"{target.host} is {addresses[0]}, a private address (FLUID_WEBHOOK_PRIVATE)")
     return Address(target.copy_with(host=addresses[0]), target.netloc.decode(), target.host)
 
@@ -190,22 +206,23 @@ class Webhooks:
     async def _send(self, http: httpx.AsyncClient, delivery: Delivery) -> str:
         body, now, name = delivery.told.encode(), int(time.time()), f"msg_{delivery.job_id}"
         try:
-            address = await resolve_address(delivery.url, private=self.private)
-            headers = {
-                "Host": address.host,
-                "Content-Type": "application/json",
-                "webhook-id": name,
-                "webhook-timestamp": str(now),
-                "webhook-signature": sign(self.secret, name, now, body),
-            }
-            known = {"sni_hostname": address.sni_hostname}
-            request = http.build_request("POST", address.url, content=body, headers=headers, extensions=known)
-            answer = await http.send(request, stream=True)  # nobody reads what it says, however long it is
-            await answer.aclose()
+            async with asyncio.timeout(ANSWER_S):  # httpx's is for each byte; no Redis in here: cancellation.py
+                address = await resolve_address(delivery.url, private=self.private)
+                headers = {
+                    "Host": address.host,
+                    "Content-Type": "application/json",
+                    "webhook-id": name,
+                    "webhook-timestamp": str(now),
+                    "webhook-signature": sign(self.secret, name, now, body),
+                }
+                known = {"sni_hostname": address.sni_hostname}
+                request = http.build_request("POST", address.url, content=body, headers=headers, extensions=known)
+                answer = await http.send(request, stream=True)  # nobody reads what it says, however long it is
+                await answer.aclose()
         except Forbidden as error:
             log.warning("webhook of %s: %s", delivery.job_id, error)
             return "gone"
-        except (httpx.HTTPError, OSError) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:  # a name may be none: UnicodeError
             log.warning("webhook of %s, try %d: %r", delivery.job_id, delivery.tries + 1, error)
             return "failed"
         if answer.is_success:

@@ -8,6 +8,7 @@ import pytest
 from harness import until_async
 from prometheus_client import CollectorRegistry, Counter
 
+from server import cancellation
 from server.queue import Queue
 from server.turns import take_turns
 
@@ -40,6 +41,33 @@ async def test_a_bug_in_one_turn_neither_ends_the_task_nor_holds_up_the_others(
             await task
     assert bugs.labels("batches")._value.get() >= 2
     assert any("bad failed" in record.getMessage() and record.exc_info for record in caplog.records)
+
+
+async def test_a_slow_one_holds_up_nothing_else(queue: Queue) -> None:
+    """A whole turn was waited for before the next: one slow webhook endpoint stopped the webhooks of everybody."""
+    bugs = Counter("bugs", "", ("task",), registry=CollectorRegistry())
+    never, begun, ended = asyncio.Event(), [], []
+
+    async def work(name: str) -> None:
+        begun.append(name)
+        if name == "slow":
+            try:
+                await never.wait()
+            finally:
+                ended.append(name)
+        await queue.redis.zrem(queue.keys.batches_zset, name)
+
+    await queue.redis.zadd(queue.keys.batches_zset, {"slow": 0})
+    task = asyncio.create_task(take_turns(queue, "batches", work, hidden_s=0.05, at_once=2, bugs=bugs))
+    try:
+        await until_async(lambda: _true("slow" in begun))
+        for name in ("a", "b", "c"):
+            await queue.redis.zadd(queue.keys.batches_zset, {name: time.time()})
+            await until_async(lambda name=name: _true(name in begun))
+    finally:
+        await cancellation.end(task)
+    assert begun.count("slow") == 1, "it was due again while it ran, and was begun twice"
+    assert ended == ["slow"], "it went on without its gateway"
 
 
 async def _true(value: bool) -> bool:

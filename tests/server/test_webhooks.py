@@ -1,17 +1,23 @@
 """Webhooks: signed as the standard says, repeated until heard, never sent where they must not go."""
 
+import asyncio
 import base64
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import httpx
 import pytest
 from harness import Service, start, until
+from prometheus_client import CollectorRegistry, Counter
 
 from server import webhooks
 from server.errors import ConfigError, InvalidRequest, ServiceError
-from server.webhooks import Forbidden, check_url, parse_secret, resolve_address, sign
+from server.queue import Queue
+from server.webhooks import Delivery, Forbidden, check_url, is_public, parse_secret, resolve_address, sign
 
 pytestmark = pytest.mark.anyio
 KEY = bytes(range(32))
@@ -110,6 +116,67 @@ async def test_names_that_mean_neighbours_are_refused() -> None:
     for url in ("http://10.1.2.3/", "http://169.254.169.254/latest", "http://[::ffff:10.0.0.1]/"):
         with pytest.raises(InvalidRequest):
             check_url(url, private=False)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["64:ff9b::a9fe:a9fe", "64:ff9b:1::1", "2002:7f00:1::", "2001:0:1::1", "fec0::1", "::127.0.0.1",
+     "::ffff:0:127.0.0.1", "::ffff:127.0.0.1", "224.0.0.1", "ff0e::1"],
+)  # fmt: skip
+def test_detours_to_neighbours_are_refused(address: str) -> None:
+    """Python calls translated, tunnelled and multicast addresses global: NAT64 of the cloud's metadata passed."""
+    assert not is_public(address)
+    with pytest.raises(InvalidRequest, match="private address"):
+        check_url(f"http://[{address}]/" if ":" in address else f"http://{address}/", private=False)
+
+
+@pytest.mark.parametrize("address", ["93.184.215.14", "2606:4700::1111", "::ffff:8.8.8.8"])
+def test_the_internet_is_not_refused(address: str) -> None:
+    """Refusing all that looks odd would be no help."""
+    assert is_public(address)
+
+
+@pytest.mark.parametrize("url", ["http://a..b/", "http://example.com/\x01", f"http://{'a' * 70}.com/"])
+async def test_an_address_that_is_none_is_refused_and_never_tried_for_ever(queue: Queue, url: str) -> None:
+    """Such addresses were accepted, and what they raised was a bug and no failed try: they were tried for ever. One
+    that an older gateway took is a failed try."""
+    with pytest.raises(InvalidRequest, match="not an address"):
+        check_url(url, private=True)
+    async with httpx.AsyncClient() as http:
+        assert await webhooks_of(queue)._send(http, Delivery("a", url, 0, "{}")) == "failed"
+
+
+async def test_an_endpoint_that_drips_is_a_failed_try(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte of the answer's headers now and then: the limit was for each, and the delivery took a minute."""
+    monkeypatch.setattr(webhooks, "ANSWER_S", 0.3)
+
+    over = asyncio.Event()
+
+    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            for byte in b"HTTP/1.1 204 No Content\r\nX-Slow: " + b"x" * 200:
+                writer.write(bytes([byte]))
+                await writer.drain()
+                await asyncio.sleep(0.05)
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+        over.set()
+
+    server = await asyncio.start_server(drip, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    began = time.monotonic()
+    async with server, httpx.AsyncClient() as http:
+        outcome = await webhooks_of(queue)._send(http, Delivery("a", f"http://127.0.0.1:{port}/", 0, "{}"))
+        took_s = time.monotonic() - began
+        await over.wait()
+    assert outcome == "failed" and took_s < 5
+
+
+def webhooks_of(queue: Queue) -> webhooks.Webhooks:
+    registry = CollectorRegistry()
+    sent, bugs = (Counter(name, "", ("outcome",), registry=registry) for name in ("sent", "bugs"))
+    return webhooks.Webhooks(queue, KEY, private=True, sent=sent, bugs=bugs)
 
 
 def test_the_signature_is_the_standards() -> None:

@@ -1,0 +1,29 @@
+"""A gateway, or any app, in this process behind a real socket: for what a test must reach into."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+from fastapi import FastAPI
+from harness import until
+
+from server.demo import free_port
+from server.patience import PatientProtocol
+
+
+@contextmanager
+def served(app: FastAPI) -> Iterator[int]:
+    """The port where it listens."""
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(app, http=PatientProtocol, port=port, log_level="error", lifespan="on"))
+    server.config.timeout_graceful_shutdown = 1
+    thread = threading.Thread(target=asyncio.run, args=(server.serve(),))
+    thread.start()
+    try:
+        until(lambda: server.started, what="the gateway")
+        yield port
+    finally:
+        server.should_exit = True
+        thread.join(timeout=20)
