@@ -19,6 +19,7 @@ from server.errors import (
     InvalidRequest,
     KeyDisabled,
     NoWorkers,
+    NotAcceptable,
     QueueFull,
     QueueUnavailable,
     RateLimited,
@@ -31,8 +32,8 @@ from server.validation import from_validation
 
 log = logging.getLogger(__name__)
 REJECTIONS = (
-    InvalidRequest, InvalidApiKey, KeyDisabled, RequestTooSlow, BodyTooLarge, RateLimited, QueueFull, NoWorkers,
-    QueueUnavailable,
+    InvalidRequest, InvalidApiKey, KeyDisabled, NotAcceptable, RequestTooSlow, BodyTooLarge, RateLimited, QueueFull,
+    NoWorkers, QueueUnavailable,
 )  # fmt: skip
 #: What any answer says to browsers, whoever asked for it: not to guess at it, not to frame it, not to tell of us.
 SAFE_HEADERS = {

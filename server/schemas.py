@@ -47,7 +47,9 @@ class ImageRequest(BaseModel):
     quality: Annotated[
         Quality | None, Field(description="A preset of the two step counts, listed in GET /v1/models.")
     ] = None
-    output_format: Annotated[OutputFormat | None, Field(description="File format; png if omitted.")] = None
+    output_format: Annotated[
+        OutputFormat | None, Field(description="File format; if omitted what Accept asks for, else png.")
+    ] = None
     output_compression: Annotated[
         int | None, Field(ge=0, le=100, description="webp and jpeg quality; 100 is best. png is lossless.")
     ] = None
