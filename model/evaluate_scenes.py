@@ -24,7 +24,7 @@ from model.features import CANDIDATES, FEATURES_NAME, Features
 from model.requests import Request
 from model.serving import ServingEngine
 from model.sheet import contact_sheet
-from model.suite import Question, by_category, falsified, questions, renders, shows
+from model.suite import Question, by_category, falsified, questions, renders, share, shows
 from model.tokenizer import to_pixels
 
 RENDER_SEED = 20241023
@@ -87,13 +87,17 @@ def r_precision(query: Tensor, real: Tensor, seed: int = 0) -> float:
 
 
 def feature_distance(a: Tensor, b: Tensor) -> float:
-    """Unbiased squared maximum mean discrepancy of unit vectors, kernel (x·y + 1)³ after KID (1801.01401), ×1000."""
+    """Unbiased squared maximum mean discrepancy of unit vectors, kernel (x·y + 1)³ after KID (1801.01401), ×1000.
 
-    def inner(x: Tensor) -> float:
-        k = (x @ x.T + 1) ** 3
+    a, b: (P, F), row by row of the same prompt.
+    """
+
+    def between(x: Tensor, y: Tensor) -> float:
+        k = (x @ y.T + 1) ** 3
         return float((k.sum() - k.diagonal().sum()) / (len(x) * (len(x) - 1)))
 
-    return 1000 * (inner(a) + inner(b) - 2 * float(((a @ b.T + 1) ** 3).mean()))
+    # Row i of both sets has the same prompt, so the diagonal is no pair of independent pictures there either.
+    return 1000 * (between(a, a) + between(b, b) - 2 * between(a, b))
 
 
 def evaluate_scenes(
@@ -115,7 +119,7 @@ def evaluate_scenes(
     report["r_precision"], report["r_precision_ceiling"] = r_precision(made, real[0]), r_precision(real[1], real[0])
     report["feature_distance"] = feature_distance(made, real[0])
     report["feature_distance_floor"] = feature_distance(real[1], real[0])
-    report = {key: round(value, 4) for key, value in report.items()}
+    report = {key: value if value is None else round(value, 4) for key, value in report.items()}
     report |= {
         "features": FEATURES_NAME, "candidates": min(CANDIDATES, len(asked)), "seconds_per_image": round(seconds, 4),
         "images": len(prompts), "prompts": len(asked), "date": datetime.date.today().isoformat(),
@@ -142,8 +146,8 @@ def print_report(report: dict[str, Any]) -> None:
     print(f"{'category':20s} {'score':>7s} {'seen':>7s} {'unseen':>7s} {'ceiling':>8s}")
     for name in SUITE:
         values = [report[name], report[f"{name}_seen"], report[f"{name}_unseen"], report[f"{name}_ceiling"]]
-        print(f"{name:20s} " + " ".join(f"{value:7.1%}" for value in values))
-    print(f"{'overall':20s} {'':7s} {report['score_seen']:7.1%} {report['score_unseen']:7.1%}", end=" ")
+        print(f"{name:20s} " + " ".join(f"{share(value):>7s}" for value in values))
+    print(f"{'overall':20s} {'':7s} {share(report['score_seen']):>7s} {share(report['score_unseen']):>7s}", end=" ")
     print(f"{report['checker_ceiling']:7.1%}  (false renders rejected: {report['checker_reject']:.1%})")
     print(json.dumps(report))
 
@@ -152,7 +156,7 @@ def print_comparison(reports: dict[str, dict[str, Any]]) -> None:
     """One line for each way to draw; the last line is all reports by name."""
     print(f"{'settings':12s} {'seen':>7s} {'unseen':>7s} {'R-prec.':>8s} {'distance':>9s} {'s/picture':>10s}")
     for name, r in reports.items():
-        shares = f"{r['score_seen']:7.1%} {r['score_unseen']:7.1%} {r['r_precision']:8.1%}"
+        shares = f"{share(r['score_seen']):>7s} {share(r['score_unseen']):>7s} {r['r_precision']:8.1%}"
         print(f"{name:12s} {shares} {r['feature_distance']:9.2f} {r['seconds_per_image']:10.4f}")
     print(json.dumps(reports))
 

@@ -16,12 +16,13 @@ import numpy as np
 
 from model.checker import Found
 from model.data.scenes.compose import SIZE, arrange, relation_holds, render
-from model.data.scenes.facts import SUITE, Facts, Grammar, Group
+from model.data.scenes.facts import SUITE, Facts, Grammar, Group, unseen_content
 from model.data.scenes.sprites import Sprites
 from model.data.scenes.things import BACKGROUNDS, COLOURS
 from model.data.scenes.wording import prompt
 
 SUITE_SEED = 20241021
+BACKGROUND_WITHIN = 40.0  # levels of 255, as a distance in RGB; the named ones are 30 and more apart
 RELATION_BY = 8.0  # pixels that a centre must lie off to be left of, right of, above, below
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 
@@ -32,6 +33,11 @@ class Question:
 
     facts: Facts
     unseen: bool
+
+    @property
+    def new_style_only(self) -> bool:
+        """All that is unseen is a thing in a style, which nobody judges: neither `seen` nor `unseen` counts it."""
+        return self.unseen and not unseen_content(self.facts)
 
     @property
     def prompt(self) -> str:
@@ -70,11 +76,13 @@ def _fits(facts: Facts, wanted: Sequence[Group], found: Sequence[Found]) -> bool
 
 
 def background(picture: np.ndarray) -> str:
-    """The named background nearest to the median colour of the picture's rim, 3 pixels wide."""
+    """The named background nearest to the median colour of the picture's rim, 3 pixels wide; "" if none is near."""
     rim = np.concatenate([picture[:3].reshape(-1, 3), picture[-3:].reshape(-1, 3),
                           picture[:, :3].reshape(-1, 3), picture[:, -3:].reshape(-1, 3)])  # fmt: skip
     middle = np.median(rim, axis=0)
-    return min(BACKGROUNDS, key=lambda name: float(np.square(middle - BACKGROUNDS[name]).sum()))
+    apart = {name: float(np.linalg.norm(middle - colour)) for name, colour in BACKGROUNDS.items()}
+    nearest = min(apart, key=apart.__getitem__)
+    return nearest if apart[nearest] < BACKGROUND_WITHIN else ""
 
 
 def falsified(facts: Facts, grammar: Grammar, rng: np.random.Generator) -> Facts:
@@ -103,21 +111,33 @@ def renders(facts: Sequence[Facts], sprites: Sprites, seed: int, snap: int = 4) 
     return out
 
 
-def by_category(asked: Sequence[Question], right: np.ndarray) -> dict[str, float]:
+def by_category(asked: Sequence[Question], right: np.ndarray) -> dict[str, float | None]:
     """Mean over the questions of each category, and over those with seen and unseen combinations.
+
+    A combination of thing and style is not judged, so questions unseen by that alone are in a category's own mean and
+    in no other; a category that has no other unseen ones (single_object) has None there and is left out of
+    `score_unseen`.
 
     right: (questions,) share of the pictures of a question that show it. GenEval's overall score is the mean of the
     categories, so `score_seen` and `score_unseen` are, too.
     """
-    out = {}
+    out: dict[str, float | None] = {}
     for category in SUITE:
         mine = np.array([q.facts.category == category for q in asked])
         out[category] = float(right[mine].mean())
     for name, unseen in (("score_seen", False), ("score_unseen", True)):
         means = []
         for category in SUITE:
-            mine = np.array([q.facts.category == category and q.unseen == unseen for q in asked])
-            means.append(float(right[mine].mean()))
-            out[f"{category}_{name.removeprefix('score_')}"] = means[-1]
-        out[name] = float(np.mean(means))
+            mine = np.array(
+                [q.facts.category == category and q.unseen == unseen and not q.new_style_only for q in asked]
+            )
+            mean = float(right[mine].mean()) if mine.any() else None
+            means += [mean] if mean is not None else []
+            out[f"{category}_{name.removeprefix('score_')}"] = mean
+        out[name] = float(np.mean(means)) if means else None
     return out
+
+
+def share(value: float | None) -> str:
+    """A share in per cent, or a dash for what was not asked."""
+    return "–" if value is None else f"{value:.1%}"

@@ -22,6 +22,7 @@ from model.data.scenes.sprites import SIDE, Sprites, hsv, main_hue, recoloured
 from model.data.scenes.things import COLOURS, COUNTS, RELATIONS, STYLES, THINGS
 from model.data.scenes.wording import caption, prompt
 from model.data.sources import DataError
+from model.evaluate_scenes import feature_distance
 from model.feeds import SceneBatches
 from model.suite import Question, background, by_category, falsified, questions, shows
 from model.train_checker import train
@@ -97,10 +98,10 @@ def test_a_bank_is_named_by_its_seed_and_holds_nothing_held_out(sprites: Sprites
 
 def test_loader_processes_draw_what_the_trainer_itself_would(sprites: Sprites) -> None:
     """A cached method pickled without its object: scenes could not be drawn in other processes at all."""
-    batches = SceneBatches(build_bank(sprites, THINGS_USED, STYLES, 40, 16, seed=1), batch=4, seed=2)
+    batches = SceneBatches(build_bank(sprites, THINGS_USED, STYLES, 40, 16, seed=1), batch=4, seed=2, grid=8)
     loader = DataLoader(batches, sampler=range(6), batch_size=None, num_workers=2, multiprocessing_context="spawn")
-    for step, (rows, pictures) in enumerate(loader):
-        assert torch.equal(rows, batches[step][0]) and torch.equal(pictures, batches[step][1])
+    for step, drawn in enumerate(loader):
+        assert all(torch.equal(one, other) for one, other in zip(drawn, batches[step], strict=True))
 
 
 def test_the_judge_learns_resumes_and_comes_back_from_disk(sprites: Sprites, tmp_path: Path) -> None:
@@ -151,6 +152,30 @@ def test_background_is_read_from_the_rim() -> None:
     page = np.full((SIZE, SIZE, 3), (190, 222, 250), np.uint8)
     page[30:90, 30:90] = 0
     assert background(page) == "blue"
+
+
+@pytest.mark.parametrize("colour", [(0, 0, 0), (128, 128, 128), (255, 0, 0), (120, 70, 30)])
+def test_a_background_that_nobody_named_is_none_of_the_named(colour: tuple[int, int, int]) -> None:
+    """The nearest name was taken however far it was: black pictures were "green", red ones "yellow"."""
+    assert background(np.full((SIZE, SIZE, 3), colour, np.uint8)) == ""
+
+
+def test_a_combination_with_a_style_alone_is_not_scored_as_unseen(grammar: Grammar) -> None:
+    """Style is not judged, yet half of `score_unseen`, and all of it for single objects, came from such questions."""
+    asked = questions(grammar, per_category=20)
+    assert all(q.new_style_only for q in asked if q.unseen and q.facts.category == "single_object")
+    right = np.array([float(not q.new_style_only) for q in asked])
+    scores = by_category(asked, right)
+    assert scores["score_unseen"] == 1.0 and scores["single_object_unseen"] is None and scores["single_object"] == 0.5
+
+
+def test_the_feature_distance_of_like_sets_is_nothing() -> None:
+    """Both sets are drawn from the same prompts; taking like pairs for independent ones made the floor -14."""
+    rng = torch.Generator().manual_seed(0)
+    prompts = torch.randn(400, 32, generator=rng)
+    a, b = (torch.nn.functional.normalize(prompts + 0.3 * torch.randn(400, 32, generator=rng)) for _ in range(2))
+    other = torch.nn.functional.normalize(torch.randn(400, 32, generator=rng) + 1)
+    assert abs(feature_distance(a, b)) < 2 and feature_distance(a, other) > 50
 
 
 def test_scores_are_means_of_categories(grammar: Grammar) -> None:

@@ -74,10 +74,14 @@ def held_out(kind: str, *names: str) -> bool:
 
 def unseen(facts: Facts) -> bool:
     """Whether these facts contain a held-out combination, so that training may not use them."""
+    return unseen_content(facts) or any(held_out("style", group.thing, facts.style) for group in facts.groups)
+
+
+def unseen_content(facts: Facts) -> bool:
+    """The same of what is drawn, whatever the style: a pair of things, a count of a thing, a colour of a thing."""
     names = sorted(group.thing for group in facts.groups)
     return any(held_out("pair", a, b) for a, b in combinations(names, 2)) or any(
-        held_out("style", group.thing, facts.style)
-        or (group.count > 1 and held_out("count", group.thing, str(group.count)))
+        (group.count > 1 and held_out("count", group.thing, str(group.count)))
         or (group.colour != "" and held_out("colour", group.thing, group.colour))
         for group in facts.groups
     )
