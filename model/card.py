@@ -87,7 +87,10 @@ def common_facts(checkpoint: Path, run: Path, report: dict[str, Any]) -> dict[st
     if not isinstance(config, FluidConfig):
         raise ConfigError(f"the card's text is for family fluid, not {config.family!r}")
     data, training = about["data"], about["training"]
-    psnr = json.loads((run / "tokenizer" / "report.json").read_text())
+    measured = run / "tokenizer" / "report.json"
+    if not measured.exists():
+        raise ConfigError(f"no {measured}: copy report.json of the tokenizer that the run used there, for the card")
+    psnr = json.loads(measured.read_text())
     return {
         **{k: v for k, v in report.items() if k != "checkpoint_sha256"},
         "settings": ", ".join(f"{k} {v}" for k, v in report["settings"].items()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import io
 import json
 import time
@@ -37,14 +38,16 @@ class Suite:
 
     sprites: Sprites
     checker: Checker
+    checker_sha256: str
     grammar: Grammar
     asked: list[Question]
 
     @classmethod
     def open(cls, data: Path, checker_folder: Path, per_category: int) -> Suite:
         sprites, checker = Sprites.load(data), load_checker(checker_folder)
+        digest = hashlib.sha256((checker_folder / "checker.safetensors").read_bytes()).hexdigest()
         grammar = Grammar(sprites, checker.things, STYLES)
-        return cls(sprites, checker, grammar, questions(grammar, per_category))
+        return cls(sprites, checker, digest, grammar, questions(grammar, per_category))
 
     def judge(self, facts: list[Facts], pictures: np.ndarray) -> np.ndarray:
         """Whether picture p shows facts p; (P,) bool."""
@@ -124,7 +127,7 @@ def evaluate_scenes(
         "features": FEATURES_NAME, "candidates": min(CANDIDATES, len(asked)), "seconds_per_image": round(seconds, 4),
         "images": len(prompts), "prompts": len(asked), "date": datetime.date.today().isoformat(),
         "settings": {k: v for k, v in asdict(settings).items() if k not in ("prompt", "seed")},
-        "checkpoint_sha256": engine.checkpoint.sha256,
+        "checkpoint_sha256": engine.checkpoint.sha256, "checker_sha256": suite.checker_sha256,
     }  # fmt: skip
     return report, drawn, right
 

@@ -67,7 +67,6 @@ FILES = {
     "trumpet": "recreation/music/trumpet_b_flat_colour_ganso.svg",
     "violin": "recreation/music/violin_colour_ganson.svg",
     "camera": "computer/hardware/digital-camera_aj_ashton_01.svg",
-    "key": "tools/key_jordan_wiens_01.svg",
     "hammer": "tools/hammer_peterm1.svg",
     "pencil": "education/pencil_benji_park_01.svg",
     "trophy": "signs_and_symbols/awards/trophy.svg",

@@ -34,6 +34,11 @@ MOUTHS = {
     "sad": ["sad04", "sad05", "sad07"],
 }
 GLASSES = {"round glasses": ["variant01"], "sunglasses": ["variant02"], "glasses": ["variant04", "variant05"]}
+# Pixel Art's styles of hair that look as long, or as short, as they are called.
+PIXEL_HAIR = {
+    "long": [f"long{n:02d}" for n in range(1, 22) if n not in (5, 10, 11, 14, 15)],
+    "short": [f"short{n:02d}" for n in range(1, 25) if n != 11],
+}
 # What Open Peeps calls a head -> what one sees.
 HEADS = {
     "afro": "an afro", "bun": "a bun", "mohawk": "a mohawk", "hatHip": "a hat", "hatBeanie": "a beanie",
@@ -99,11 +104,11 @@ def _peeps(rng: np.random.Generator) -> Look:
 
 def _pixel(rng: np.random.Generator) -> Look:
     hair, length = str(rng.choice(list(HAIR))), str(rng.choice(("long", "short")))
-    glasses, count = str(rng.choice(("", "dark"))), {"long": 21, "short": 24}[length]
+    glasses = str(rng.choice(("", "dark")))
     options = {
-        "hair": [f"{length}{n:02d}" for n in range(1, count + 1)], "hairColor": [HAIR[hair]], "hatProbability": 0,
+        "hair": PIXEL_HAIR[length], "hairColor": [HAIR[hair]], "hatProbability": 0,
         "beardProbability": 0, "accessoriesProbability": 0, "glassesProbability": 100 * bool(glasses),
-        "glasses": [f"dark{n:02d}" for n in range(1, 8)],
+        "glasses": [f"dark{n:02d}" for n in range(1, 8)], "glassesColor": ["191919"],
     }  # fmt: skip
     return Look(options, "", (f"{length} {hair} hair", *(("dark glasses",) if glasses else ())))
 
