@@ -16,7 +16,7 @@ from torch.utils.data import Dataset as TorchDataset
 from model.config import ConfigError
 from model.data.dataset import Dataset
 from model.data.scenes.bank import SceneBank, build_bank
-from model.data.scenes.compose import SIZE, render
+from model.data.scenes.compose import SIZE
 from model.data.scenes.sprites import Sprites
 from model.data.scenes.things import THINGS
 from model.layout import cell_classes
@@ -116,8 +116,7 @@ class SceneBatches(TorchDataset):
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         rows = epoch_order(len(self.bank), self.batch, step, self.seed)
-        scenes = [self.bank.scene(row, visit=step) for row in rows.tolist()]
-        pictures = np.stack([render(scene, self.bank.sprites) for scene in scenes])
+        scenes, pictures = self.bank.drawn(rows.tolist(), visit=step)
         return rows, torch.from_numpy(pictures), torch.from_numpy(cell_classes(scenes, self.grid))
 
 

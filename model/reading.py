@@ -17,13 +17,13 @@ from tqdm import tqdm
 
 from model.blocks import Attention
 from model.data.scenes.facts import Facts
+from model.data.scenes.things import OPPOSITE, RELATIONS
 from model.layout import PORTRAIT_CLASS, THING_CLASSES
 from model.textbank import TextBank
-from model.training import generator
+from model.training import Clock, generator, learning_rate
 from model.transformer import Aligner
 
-SIDES = ("left", "right", "above", "below")
-OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
+SIDES = tuple(RELATIONS)
 PEAK_LR, WARMUP, ANNEAL_FROM = 1e-3, 100, 0.6
 HELD_BACK = 0.1  # share of the captions that the lesson is examined with
 
@@ -74,6 +74,7 @@ def read(
     torch.manual_seed(seed)
     questions = Questions(aligner.norm.normalized_shape[0]).to(device)
     parameters = [*aligner.parameters(), *questions.parameters()]
+    clock = Clock(steps, minutes=0.0)
     optimizer = torch.optim.AdamW(parameters, lr=PEAK_LR, betas=(0.9, 0.95), weight_decay=0.02)
 
     def ask(chosen: Tensor) -> Tensor:
@@ -85,12 +86,12 @@ def read(
     for step in tqdm(range(steps), desc="reading lesson", unit="step", disable=not progress):
         chosen = torch.randint(kept, len(rows), (batch,), generator=generator(seed + 4, step))
         loss = F.cross_entropy(ask(chosen).flatten(0, 1), truth[chosen].flatten().to(device))
-        rate = min(1.0, (step + 1) / WARMUP, (steps - step) / (steps * (1 - ANNEAL_FROM)))
         for group in optimizer.param_groups:
-            group["lr"] = PEAK_LR * rate
+            group["lr"] = learning_rate(PEAK_LR, clock, WARMUP, ANNEAL_FROM, floor=0.0)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
+        clock.tick()
     aligner.zero_grad(set_to_none=True)
     if kept == 0:
         return float("nan")

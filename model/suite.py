@@ -18,13 +18,12 @@ from model.checker import Found
 from model.data.scenes.compose import SIZE, arrange, relation_holds, render
 from model.data.scenes.facts import SUITE, Facts, Grammar, Group, unseen_content
 from model.data.scenes.sprites import Sprites
-from model.data.scenes.things import BACKGROUNDS, COLOURS
+from model.data.scenes.things import BACKGROUNDS, COLOURS, OPPOSITE
 from model.data.scenes.wording import prompt
 
 SUITE_SEED = 20241021
 BACKGROUND_WITHIN = 40.0  # levels of 255, as a distance in RGB; the named ones are 30 and more apart
 RELATION_BY = 8.0  # pixels that a centre must lie off to be left of, right of, above, below
-OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ async with AsyncFluidClient() as fluid:
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
 from types import TracebackType
 from typing import Any
 
@@ -57,7 +57,7 @@ class AsyncFluidClient:
     async def stream(self, prompt: str, *, partial_images: int = 3, **options: Any) -> AsyncIterator[Preview | Picture]:
         """Previews while each picture is decoded, then the Picture. Leaving the loop early cancels the job."""
         body = {"prompt": prompt, **options, "stream": True, "partial_images": partial_images}
-        with self._reaching():
+        with wire.reaching(self._http.base_url):
             async with aclosing(self._events("POST", "/v1/images/generations", json=body)) as events:
                 async for event in events:
                     yield wire.streamed(event.data)
@@ -155,7 +155,7 @@ class AsyncFluidClient:
 
     async def batch_results(self, batch_id: str, *, errors: bool = False) -> AsyncIterator[dict[str, Any]]:
         path = f"/v1/files/{results_file(batch_id, errors=errors)}/content"
-        with self._reaching():
+        with wire.reaching(self._http.base_url):
             async with self._http.stream("GET", path) as answer:
                 if not answer.is_success:
                     await answer.aread()
@@ -224,11 +224,3 @@ class AsyncFluidClient:
         async for piece in answer.aiter_bytes():
             for line in reader.feed(piece):
                 yield line
-
-    @contextmanager
-    def _reaching(self) -> Iterator[None]:
-        """What goes wrong on the way, as ServiceError."""
-        try:
-            yield
-        except httpx.TransportError as error:
-            raise wire.unreachable(self._http.base_url, error) from error

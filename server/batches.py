@@ -33,6 +33,7 @@ from server.errors import (
 from server.files import Files
 from server.fleet import Fleet
 from server.jobs import JobRecord
+from server.listing import ids_after
 from server.queue import Queue
 from server.resolve import resolve
 from server.schemas import ImageRequest
@@ -74,11 +75,7 @@ class Batches:
 
     async def list(self, owner: str, limit: int, after: str | None) -> tuple[list[Batch], bool]:
         """(newest first, whether there are more)"""
-        ids = await self._redis.zrevrange(self._keys.batch_list(owner), 0, -1)
-        if after is not None:
-            if after not in ids:
-                raise InvalidRequest(f"'after' {after[:100]!r} is not the id of a batch in this list.", param="after")
-            ids = ids[ids.index(after) + 1 :]
+        ids = ids_after(await self._redis.zrevrange(self._keys.batch_list(owner), 0, -1), after, "batch")
         found = []
         for batch_id in ids:
             fields = await self._redis.hgetall(self._keys.batch_hash(batch_id))

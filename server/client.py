@@ -7,7 +7,6 @@ with FluidClient() as fluid:
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -62,7 +61,7 @@ class FluidClient:
     def stream(self, prompt: str, *, partial_images: int = 3, **options: Any) -> Iterator[Preview | Picture]:
         """Previews while each picture is decoded, then the Picture. Leaving the loop early cancels the job."""
         body = {"prompt": prompt, **options, "stream": True, "partial_images": partial_images}
-        with self._reaching():
+        with wire.reaching(self._http.base_url):
             for event in self._events("POST", "/v1/images/generations", json=body):
                 yield wire.streamed(event.data)
 
@@ -157,7 +156,7 @@ class FluidClient:
     def batch_results(self, batch_id: str, *, errors: bool = False) -> Iterator[dict[str, Any]]:
         """What has ended so far, line by line: the pictures, or what failed."""
         path = f"/v1/files/{results_file(batch_id, errors=errors)}/content"
-        with self._reaching(), self._http.stream("GET", path) as answer:
+        with wire.reaching(self._http.base_url), self._http.stream("GET", path) as answer:
             if not answer.is_success:
                 answer.read()
                 wire.check(answer)
@@ -222,11 +221,3 @@ class FluidClient:
         reader = wire.LineReader()
         for piece in answer.iter_bytes():
             yield from reader.feed(piece)
-
-    @contextmanager
-    def _reaching(self) -> Iterator[None]:
-        """What goes wrong on the way, as ServiceError."""
-        try:
-            yield
-        except httpx.TransportError as error:
-            raise wire.unreachable(self._http.base_url, error) from error

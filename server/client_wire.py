@@ -7,7 +7,8 @@ import os
 import random
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,15 @@ def fault(told: Mapping[str, Any], status: int) -> ServiceError:
 
 def unreachable(base_url: object, error: Exception) -> ServiceError:
     return ServiceError(f"No answer from {base_url}: {error}. Is `fluid serve` up?")
+
+
+@contextmanager
+def reaching(base_url: object) -> Iterator[None]:
+    """What goes wrong on the way, as ServiceError."""
+    try:
+        yield
+    except httpx.TransportError as error:
+        raise unreachable(base_url, error) from error
 
 
 def still(job: Mapping[str, Any], timeout_s: float) -> ServiceError:

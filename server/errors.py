@@ -72,6 +72,7 @@ class RequestError(FluidError):
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
     code: ClassVar[str] = "internal_error"
+    always: ClassVar[Mapping[str, str]] = {}  # headers of every answer of this kind
 
     def __init__(
         self,
@@ -91,7 +92,11 @@ class RequestError(FluidError):
         return error_body(self.message, type=self.type, param=self.param, code=self.code)
 
     def headers(self) -> dict[str, str]:
-        return {**self.extra, **({} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)})}
+        return {
+            **self.always,
+            **self.extra,
+            **({} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}),
+        }
 
 
 class InvalidRequest(RequestError):
@@ -200,9 +205,7 @@ class JobFailed(RequestError):
     """The job ended as failed."""
 
     status, type, code = 500, "server_error", "job_failed"
-
-    def headers(self) -> dict[str, str]:
-        return {**NO_RETRY, **super().headers()}
+    always = NO_RETRY
 
 
 class NoWorkers(RequestError):
@@ -224,9 +227,7 @@ class DeadlineExceeded(RequestError):
     """The picture was not ready within FLUID_REQUEST_TIMEOUT_S; the job was canceled."""
 
     status, type, code = 504, "server_error", "deadline_exceeded"
-
-    def headers(self) -> dict[str, str]:
-        return {**NO_RETRY, **super().headers()}
+    always = NO_RETRY
 
 
 class OperatorError(FluidError):

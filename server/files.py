@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from server.errors import InvalidRequest, UnknownFile
+from server.listing import ids_after
 from server.queue import Queue
 
 #: 50,000 lines of a prompt and a few parameters are about 12 MiB.
@@ -97,11 +98,7 @@ class Files:
 
     async def list(self, owner: str, limit: int, after: str | None) -> tuple[list[StoredFile], bool]:
         """(newest first, whether there are more)"""
-        ids = await self._redis.zrevrange(self._keys.file_list(owner), 0, -1)
-        if after is not None:
-            if after not in ids:
-                raise InvalidRequest(f"'after' {after[:100]!r} is not the id of a file in this list.", param="after")
-            ids = ids[ids.index(after) + 1 :]
+        ids = ids_after(await self._redis.zrevrange(self._keys.file_list(owner), 0, -1), after, "file")
         found: list[StoredFile] = []
         for file_id in ids:
             try:

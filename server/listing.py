@@ -18,6 +18,19 @@ class Page:
     has_more: bool
 
 
+def ids_after(ids: list[str], after: str | None, what: str) -> list[str]:
+    """Of a list that is short enough to be read whole: those behind the one called `after`, or all.
+
+    Raises:
+        InvalidRequest: `after` is not in the list.
+    """
+    if after is None:
+        return ids
+    if after not in ids:
+        raise InvalidRequest(f"'after' {after[:100]!r} is not the id of a {what} in this list.", param="after")
+    return ids[ids.index(after) + 1 :]
+
+
 async def page(queue: Queue, owner: str, *, limit: int, after: str | None, status: str | None) -> Page:
     """Up to `limit` jobs accepted before the one called `after`, all or those in one state.
 

@@ -36,7 +36,12 @@ class SceneBank:
 
     def pictures(self, rows: Sequence[int], visit: int) -> np.ndarray:
         """(B, SIZE, SIZE, 3) uint8"""
-        return np.stack([self.picture(int(row), visit) for row in rows])
+        return self.drawn(rows, visit)[1]
+
+    def drawn(self, rows: Sequence[int], visit: int) -> tuple[list[Scene], np.ndarray]:
+        """B scenes and their pictures."""
+        scenes = [self.scene(int(row), visit) for row in rows]
+        return scenes, np.stack([render(scene, self.sprites) for scene in scenes])
 
 
 def build_bank(

@@ -160,3 +160,4 @@ RELATIONS = {
     "above": ("above", "over"),
     "below": ("below", "under"),
 }
+OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
