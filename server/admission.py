@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Header, Request
 
-from server import inputs
 from server.api_keys import Caller
 from server.errors import InvalidRequest, QueueFull, RequestError
 from server.jobs import JobInput, new_job_id
-from server.queue import Accepted
+from server.queue import source_images
+from server.queue.job_queue import Accepted
 
 if TYPE_CHECKING:  # services build on this module
     from server.services import Services
@@ -49,14 +49,14 @@ async def accept(
     """
     job_id, job = job_id or new_job_id(), replace(job, owner=caller.name)
     if source is not None:
-        await inputs.keep(services.queue, job_id, source)
+        await source_images.keep(services.queue, job_id, source)
     try:
         accepted = await services.queue.enqueue(
             job_id, job, kind, key=key, asked=asked, followed=followed, max_jobs=caller.max_jobs
         )
     except RequestError as error:
         if source is not None:
-            await inputs.drop(services.queue, job_id)
+            await source_images.drop(services.queue, job_id)
         if not isinstance(error, QueueFull):
             raise
         line_s = await services.fleet.eta_s(job.model, await services.queue.backlog(job.model))
@@ -65,7 +65,7 @@ async def accept(
     if services.settings.log_prompts == "yes" and accepted.is_new:
         log.info("%s of %s asks for %r", job_id, caller.name or "nobody", job.prompt)
     if source is not None and accepted.job_id != job_id:
-        await inputs.drop(services.queue, job_id)
+        await source_images.drop(services.queue, job_id)
     return accepted
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from server import progress
-from server.batch_lines import MAX_LINES, OVER
+from server.batch_format import MAX_LINES, OVER
 from server.client import FluidClient
 from server.errors import BatchRefused
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from server.batch_lines import URL, results_file
+from server.batch_format import URL, results_file
 
 WINDOW_S = 86400  # the completion window: "24h"
 MOMENTS = (

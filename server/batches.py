@@ -17,7 +17,7 @@ from dataclasses import replace
 from prometheus_client import Counter
 from redis.exceptions import RedisError
 
-from server.batch_lines import OVER, Line, LineError, not_for_lines, parse_lines
+from server.batch_format import OVER, Line, LineError, not_for_lines, parse_lines
 from server.batch_state import WINDOW_S, Batch
 from server.errors import (
     InvalidRequest,
@@ -33,11 +33,11 @@ from server.errors import (
 from server.files import Files
 from server.fleet import Fleet
 from server.jobs import JobRecord
-from server.listing import ids_after
-from server.queue import Queue
+from server.queue.due_work import take_turns
+from server.queue.job_queue import Queue
+from server.queue.pagination import ids_after
 from server.resolve import resolve
 from server.schemas import ImageRequest
-from server.turns import take_turns
 from server.validation import validated
 
 log = logging.getLogger(__name__)

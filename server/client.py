@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 
 from server import client_wire as wire
-from server.batch_lines import results_file
+from server.batch_format import results_file
 from server.client_wire import TERMINAL, JobEvent, Picture, Preview
 from server.errors import ServiceError
 from server.like import read_recipe, request_of, served_difference

@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from server.batch_lines import URL
+from server.batch_format import URL
 from server.errors import ServiceError
 
 TERMINAL = ("succeeded", "failed", "canceled", "aborted")

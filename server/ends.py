@@ -12,7 +12,7 @@ from server.engine_thread import EngineThread
 from server.jobs import IMPOSSIBLE, JobError, JobMetrics, JobState
 from server.keeper import Keeper
 from server.metrics import Tally
-from server.queue import Queue
+from server.queue.job_queue import Queue
 from server.scheduler import Scheduler, Work
 
 log = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ import time
 
 from server.errors import NoWorkers
 from server.jobs import ModelInfo, WorkerInfo
-from server.registry import Registry
+from server.queue.registry import Registry
 
 FRESH_S = 0.5  # a dead worker is noticed after DEAD_AFTER_S anyway; this only spares Redis under load
 

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.api_keys import NOBODY, Caller, KeyRing
 from server.errors import KeyDisabled, RateLimited, RequestError
 from server.middleware import refuse
-from server.queue import Queue
+from server.queue.job_queue import Queue
 from server.services import Services
 
 _SHOWN_TO_OTHERS = (

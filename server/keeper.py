@@ -9,7 +9,7 @@ from redis.exceptions import RedisError
 from server.engine_thread import EngineThread
 from server.jobs import Output
 from server.metrics import Tally
-from server.queue import Queue
+from server.queue.job_queue import Queue
 from server.scheduler import Work
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from server import errors
-from server.batch_lines import URL
+from server.batch_format import URL
 
 _JOB_ID, _BATCH_ID, _FILE_ID = (
     "job_5f0c2d1e9b7a4c3d8e6f1a2b",

@@ -9,11 +9,11 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict, replace
 
 from server import doctor, embedded
-from server.connection import PATIENT_TIMEOUT_S, connect
-from server.dead_letters import DeadLetter, DeadLetters
 from server.errors import ConfigError, NotWell, ReloadRefused
-from server.queue import Queue
-from server.registry import Registry
+from server.queue.dead_letters import DeadLetter, DeadLetters
+from server.queue.job_queue import Queue
+from server.queue.redis_client import PATIENT_TIMEOUT_S, connect
+from server.queue.registry import Registry
 from server.settings import Settings
 
 RELOAD_POLL_S = 0.2

@@ -13,11 +13,11 @@ from server import __version__, images
 from server.edits import Source, blend
 from server.ends import Ends
 from server.errors import EngineBroken
-from server.events import show
 from server.jobs import JobError, JobInput, JobState, ModelInfo, Output
 from server.keeper import Keeper
 from server.metrics import Tally
-from server.queue import Queue
+from server.queue.events import show
+from server.queue.job_queue import Queue
 from server.scheduler import Work
 
 log = logging.getLogger(__name__)

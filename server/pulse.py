@@ -8,8 +8,8 @@ from redis.exceptions import RedisError
 
 from server.jobs import ModelInfo, WorkerInfo
 from server.metrics import Tally
-from server.queue import Pulse, Queue
-from server.registry import BEAT_S, Registry
+from server.queue.job_queue import Pulse, Queue
+from server.queue.registry import BEAT_S, Registry
 from server.scheduler import Scheduler
 
 log = logging.getLogger(__name__)

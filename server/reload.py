@@ -12,8 +12,8 @@ from server.engine_thread import EngineThread
 from server.errors import FluidError, ReloadRefused
 from server.jobs import ModelInfo
 from server.pulse import Heartbeat
-from server.queue import Queue
-from server.registry import Registry, ReloadRequest
+from server.queue.job_queue import Queue
+from server.queue.registry import Registry, ReloadRequest
 
 log = logging.getLogger(__name__)
 LOOK_S = 0.5

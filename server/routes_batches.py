@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from server.admission import Key, idempotency_key
 from server.api_keys import Caller
-from server.batch_lines import FAILURES, RESULTS, URL
+from server.batch_format import FAILURES, RESULTS, URL
 from server.batch_state import Batch
 from server.errors import BodyTooLarge, InvalidRequest, JobCanceled, RequestError, UnknownFile
 from server.files import MAX_FILE_BYTES

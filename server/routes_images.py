@@ -5,7 +5,7 @@ import asyncio
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from server import cancellation, negotiation, sse, streaming
+from server import background, negotiation, sse, streaming
 from server.admission import accept, idempotency_key
 from server.api_keys import Caller
 from server.errors import DeadlineExceeded, InvalidRequest, JobCanceled
@@ -13,11 +13,11 @@ from server.guard import CallerDep
 from server.images import MIME
 from server.jobs import JobInput, JobRecord, new_job_id
 from server.openapi import GENERATE, RequestBody
+from server.queue.watcher import Expected
 from server.resolve import resolve
 from server.schemas import ImageRequest, ImagesResponse
 from server.services import Services, ServicesDep
 from server.views import gone, images_response, public_url, require_success, timing_headers, told_headers
-from server.watcher import Expected
 
 router = APIRouter(tags=["images"])
 
@@ -134,7 +134,7 @@ async def _wait(request: Request, services: Services, job_id: str, expected: Exp
             await asyncio.shield(services.queue.cancel(job_id))
         raise
     finally:
-        await cancellation.end(ended, hung_up)
+        await background.end(ended, hung_up)
     if not keep:
         await services.queue.cancel(job_id)
     raise JobCanceled(f"The client of job {job_id} hung up.")  # for the metrics; nobody reads the answer

@@ -11,16 +11,17 @@ from fastapi import APIRouter, Depends, Header, Path, Query, Request
 from fastapi.responses import JSONResponse, Response
 from redis.exceptions import RedisError
 
-from server import listing, sse
+from server import sse
 from server.admission import Key, accept, idempotency_key
 from server.api_keys import Caller
 from server.errors import InvalidRequest, QueueUnavailable, RequestError, UnknownImage
-from server.events import BEGINNING, Event
 from server.guard import CallerDep
 from server.images import MIME
 from server.jobs import JobRecord, JobState
 from server.openapi import EVENTS, JOB, JOB_IMAGE, LISTING, PREVIEW, SUBMIT, RequestBody
 from server.queries import known_queries_only
+from server.queue import pagination
+from server.queue.events import BEGINNING, Event
 from server.resolve import resolve
 from server.schemas import JobList, JobObject
 from server.services import Services, ServicesDep
@@ -135,7 +136,7 @@ async def list_(
     status: Annotated[Status | None, Query(description="Only jobs in this state.")] = None,
 ) -> JobList:
     """Newest first. With `status` a page may hold fewer than `limit`, and more may follow: obey `has_more`."""
-    found = await listing.page(services.queue, caller.name, limit=limit, after=after, status=status)
+    found = await pagination.page(services.queue, caller.name, limit=limit, after=after, status=status)
     views = await asyncio.gather(*(job_object(services, record) for record in found.records))
     return JobList(data=list(views), last_id=found.last_id, has_more=found.has_more)
 

@@ -7,18 +7,18 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
+from server.background import beside
 from server.batches import Batches
-from server.cancellation import beside
-from server.connection import QUICK_TIMEOUT_S, connect
-from server.events import Events
 from server.files import Files
 from server.fleet import Fleet
 from server.metrics import GatewayMetrics
-from server.queue import Queue
-from server.registry import Registry
+from server.queue.events import Events
+from server.queue.job_queue import Queue
+from server.queue.redis_client import QUICK_TIMEOUT_S, connect
+from server.queue.registry import Registry
+from server.queue.watcher import Watcher
 from server.settings import Settings
 from server.views import job_object
-from server.watcher import Watcher
 from server.webhooks import Webhooks, parse_secret
 
 

@@ -23,8 +23,8 @@ import httpx
 from prometheus_client import Counter
 
 from server.errors import ConfigError, InvalidRequest, JobExpired, UnknownJob
-from server.queue import Queue
-from server.turns import take_turns
+from server.queue.due_work import take_turns
+from server.queue.job_queue import Queue
 
 log = logging.getLogger(__name__)
 PREFIX = "whsec_"

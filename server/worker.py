@@ -14,9 +14,7 @@ from dataclasses import replace
 
 from redis.exceptions import RedisError
 
-from server import inputs
-from server.cancellation import beside
-from server.connection import PATIENT_TIMEOUT_S, connect
+from server.background import beside
 from server.edits import Source
 from server.ends import Ends
 from server.engine_api import Engine
@@ -27,8 +25,10 @@ from server.keeper import Keeper
 from server.metrics import Tally
 from server.publisher import Publisher
 from server.pulse import CancelListener, Heartbeat, LeasePulse
-from server.queue import Queue
-from server.registry import Registry
+from server.queue import source_images
+from server.queue.job_queue import Queue
+from server.queue.redis_client import PATIENT_TIMEOUT_S, connect
+from server.queue.registry import Registry
 from server.reload import Reloader
 from server.scheduler import Scheduler, Work
 from server.settings import Settings
@@ -219,7 +219,7 @@ class Worker:
 
     async def _fetch_source(self, work: Work) -> bool:
         """The picture that an edit starts from. False: there is none, and no other try would find one."""
-        data = await self.ends.persist(lambda: inputs.fetch(self.queue, work.lease.input))
+        data = await self.ends.persist(lambda: source_images.fetch(self.queue, work.lease.input))
         try:
             if data is None:
                 raise ValueError("the picture to start from is gone; send the request again")

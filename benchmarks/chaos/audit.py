@@ -12,8 +12,8 @@ from benchmarks.chaos.ledger import Ledger, Submission, Verdict
 from server.doctor import Level, books
 from server.errors import UnknownJob
 from server.jobs import JobRecord, JobState
-from server.queue import Queue
-from server.registry import Registry
+from server.queue.job_queue import Queue
+from server.queue.registry import Registry
 
 FETCHES = 2  # of each picture: it must not change between them
 AT_ONCE = 16

@@ -11,7 +11,7 @@ from redis.exceptions import RedisError
 
 from benchmarks.chaos.cast import Cast
 from benchmarks.chaos.redelivery import Redeliveries
-from server.queue import Queue
+from server.queue.job_queue import Queue
 
 
 class Faults:

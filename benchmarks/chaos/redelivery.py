@@ -20,8 +20,8 @@ from redis.exceptions import RedisError
 
 from benchmarks.chaos.cast import Cast
 from server.jobs import JobState
-from server.queue import Queue
-from server.registry import Registry
+from server.queue.job_queue import Queue
+from server.queue.registry import Registry
 
 LOOK_S = 0.1
 GRACE_S = 1.0  # a redelivery may take a lease and this

@@ -18,10 +18,10 @@ from benchmarks.chaos.faults import Faults
 from benchmarks.chaos.ledger import Ledger
 from benchmarks.chaos.redelivery import Redeliveries
 from benchmarks.chaos.report import failures, figures, lateness
-from server import cancellation
-from server.connection import PATIENT_TIMEOUT_S, connect
-from server.queue import Queue
-from server.registry import BEAT_S
+from server import background
+from server.queue.job_queue import Queue
+from server.queue.redis_client import PATIENT_TIMEOUT_S, connect
+from server.queue.registry import BEAT_S
 
 REQUESTS_PER_S = 8.0
 SETTLE_S = 120.0
@@ -60,7 +60,7 @@ async def run(minutes: float, seed: int, lease_s: float, data_dir: Path) -> Outc
                     verdict, unbalanced = await audit(ledger, queue, cast.address)
                     scraped = await _scrape(cast)
                 finally:
-                    await cancellation.end(*endless)
+                    await background.end(*endless)
     result: dict[str, object] = {"minutes": minutes, "seed": seed, "lease_s": lease_s}
     result |= figures(verdict, unbalanced, redeliveries.seconds, redeliveries.raw, scraped)
     result |= {"client_errors": crowd.errors, "kills": dict(cast.kills), "settled_s": round(settled_s, 1)}

@@ -12,10 +12,10 @@ from typing import Any
 
 from benchmarks.load.service import Service, service
 from benchmarks.load.throughput import fill, job
-from server import listing
 from server.fake_engine import FakeEngine
 from server.jobs import ModelInfo
-from server.registry import Registry
+from server.queue import pagination
+from server.queue.registry import Registry
 
 CALLS = 200
 
@@ -56,7 +56,7 @@ async def _costs(running: Service, size: int) -> dict[str, float]:
         await timed("enqueue", queue.enqueue(job_id, waiting, "job"))
         await timed("place", queue.place(await timed("get", queue.get(job_id))))
         lease = await timed("take", queue.take("bench", waiting.model))
-        await timed("list", listing.page(queue, "", limit=20, after=None, status=None))
+        await timed("list", pagination.page(queue, "", limit=20, after=None, status=None))
         if lease is not None:
             await timed("give_back", queue.give_back(lease))
         await timed("cancel", queue.cancel(job_id))

@@ -14,11 +14,11 @@ from subprocess import Popen
 from typing import Any
 
 from server import processes
-from server.connection import PATIENT_TIMEOUT_S, connect
 from server.demo import free_port
 from server.embedded import EmbeddedValkey
-from server.queue import Queue
-from server.registry import Registry
+from server.queue.job_queue import Queue
+from server.queue.redis_client import PATIENT_TIMEOUT_S, connect
+from server.queue.registry import Registry
 from server.settings import Settings
 
 START_S = 60.0

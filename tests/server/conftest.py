@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 from harness import Service
 
-from server.connection import PATIENT_TIMEOUT_S, connect
 from server.demo import free_port
 from server.embedded import EmbeddedValkey
 from server.fake_engine import FakeEngine
 from server.jobs import ModelInfo
-from server.queue import Queue
-from server.registry import Registry
+from server.queue.job_queue import Queue
+from server.queue.redis_client import PATIENT_TIMEOUT_S, connect
+from server.queue.registry import Registry
 from server.settings import Settings
 
 

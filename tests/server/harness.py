@@ -14,7 +14,7 @@ import httpx
 from server import processes
 from server.client import FluidClient
 from server.jobs import JobInput, Lease
-from server.queue import Queue
+from server.queue.job_queue import Queue
 from server.settings import Settings
 
 T = TypeVar("T")

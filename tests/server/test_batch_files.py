@@ -9,7 +9,7 @@ import pytest
 from harness import Service
 
 from server.files import PIECE_BYTES, Files
-from server.queue import Queue
+from server.queue.job_queue import Queue
 
 LINE = b'{"custom_id": "a", "body": {"prompt": "a cat", "num_inference_steps": 2}}'
 URL = "/v1/images/generations"

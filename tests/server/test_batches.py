@@ -13,15 +13,15 @@ from harness import Service, start, until
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.batch_lines import MAX_LINES, Line, LineError, parse_lines
+from server.batch_format import MAX_LINES, Line, LineError, parse_lines
 from server.batch_state import Batch
 from server.batches import WINDOW, Batches
 from server.files import Files
 from server.fleet import Fleet
-from server.keys import Keys
 from server.metrics import GatewayMetrics
-from server.queue import Queue
-from server.registry import Registry
+from server.queue.job_queue import Queue
+from server.queue.keys import Keys
+from server.queue.registry import Registry
 
 URL = "/v1/images/generations"
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from server.cancellation import beside, end
-from server.queue import Queue
+from server.background import beside, end
+from server.queue.job_queue import Queue
 
 pytestmark = pytest.mark.anyio
 

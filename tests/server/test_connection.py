@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from server.connection import QUICK_TIMEOUT_S, connect
+from server.queue.redis_client import QUICK_TIMEOUT_S, connect
 from server.settings import Settings
 
 pytestmark = pytest.mark.anyio

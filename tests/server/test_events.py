@@ -19,9 +19,9 @@ from PIL import Image
 
 from server import processes
 from server.demo import free_port
-from server.events import show
-from server.keys import Keys
-from server.queue import Pulse, Queue
+from server.queue.events import show
+from server.queue.job_queue import Pulse, Queue
+from server.queue.keys import Keys
 
 pytestmark = pytest.mark.anyio
 GENERATE = "/v1/images/generations"

@@ -10,7 +10,7 @@ import redis
 from harness import Service, fluid, until
 
 from server.errors import ServiceError
-from server.keys import Keys
+from server.queue.keys import Keys
 from server.watchdog import HUNG_STATUS
 
 GENERATE = "/v1/images/generations"

@@ -13,17 +13,18 @@ from harness import Service, accept, until
 from inprocess import served
 from redis.exceptions import ResponseError
 
-from server import events, sse
-from server.connection import connect
+from server import sse
 from server.demo import free_port
-from server.events import Events
 from server.fake_engine import FakeEngine
 from server.gateway import create_app
 from server.jobs import ModelInfo
-from server.keys import Keys
-from server.queue import Queue
+from server.queue import events
+from server.queue.events import Events
+from server.queue.job_queue import Queue
+from server.queue.keys import Keys
+from server.queue.redis_client import connect
+from server.queue.watcher import Watcher
 from server.settings import Settings
-from server.watcher import Watcher
 
 pytestmark = pytest.mark.anyio
 GENERATE = "/v1/images/generations"

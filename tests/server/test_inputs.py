@@ -5,11 +5,11 @@ import asyncio
 import pytest
 from harness import fluid, job_input, take, until_async
 
-from server import inputs
 from server.edits import Source, pack
 from server.jobs import Edit, JobError, JobInput, JobState, ModelInfo
-from server.queue import Queue
-from server.registry import Registry
+from server.queue import source_images
+from server.queue.job_queue import Queue
+from server.queue.registry import Registry
 from server.settings import Settings
 from server.worker import Worker, load_engine
 
@@ -22,8 +22,8 @@ def edit_of(job_id: str) -> JobInput:
 
 
 async def accepted(queue: Queue, job_id: str) -> None:
-    await inputs.keep(queue, job_id, PICTURE)
-    assert 0 < await queue.redis.ttl(queue.keys.input_bytes(job_id)) <= inputs.UNCLAIMED_S
+    await source_images.keep(queue, job_id, PICTURE)
+    assert 0 < await queue.redis.ttl(queue.keys.input_bytes(job_id)) <= source_images.UNCLAIMED_S
     await queue.enqueue(job_id, edit_of(job_id), "job")
     assert await queue.redis.ttl(queue.keys.input_bytes(job_id)) == -1
 
@@ -37,9 +37,9 @@ async def test_it_goes_with_the_job(queue: Queue, end: str) -> None:
     else:
         lease = await take(queue)
         assert lease.input == edit_of("job_1")
-        assert await inputs.fetch(queue, lease.input) == PICTURE
+        assert await source_images.fetch(queue, lease.input) == PICTURE
         await queue.give_back(lease)
-        assert await inputs.fetch(queue, lease.input) == PICTURE
+        assert await source_images.fetch(queue, lease.input) == PICTURE
         error = JobError("x", "y") if end == "failed" else None
         await queue.finish(await take(queue), JobState(end), error=error)
     ttl = await queue.redis.ttl(queue.keys.input_bytes("job_1"))
@@ -54,13 +54,13 @@ async def test_a_dead_letter_is_replayed_with_its_picture(queue: Queue, settings
     assert replayed.returncode == 0, replayed.stderr
     lease = await take(queue)
     assert lease.job_id != "job_1"
-    assert await inputs.fetch(queue, lease.input) == PICTURE
+    assert await source_images.fetch(queue, lease.input) == PICTURE
 
 
 async def test_a_job_whose_picture_is_gone_fails_at_once_and_says_so(queue: Queue, settings: Settings) -> None:
     """Other tries would not find it either, and a worker that drew without it would draw something else."""
     await accepted(queue, "job_1")
-    await inputs.drop(queue, "job_1")
+    await source_images.drop(queue, "job_1")
     await accepted(queue, "job_2")
     await queue.redis.set(queue.keys.input_bytes("job_2"), b"junk")
     worker = Worker(settings, queue, Registry(queue.redis, settings.namespace), lambda _: load_engine(settings))

@@ -13,7 +13,7 @@ from server.api_keys import hashed
 from server.demo import free_port
 from server.errors import ServiceError
 from server.jobs import JobError, JobState
-from server.queue import Queue
+from server.queue.job_queue import Queue
 from server.settings import Settings
 
 pytestmark = pytest.mark.anyio

@@ -15,7 +15,7 @@ from server import doctor
 from server.client import FluidClient
 from server.demo import free_port
 from server.jobs import JobState, QueueCounts
-from server.keys import Keys
+from server.queue.keys import Keys
 from server.settings import Settings
 
 

@@ -7,7 +7,7 @@ from harness import MODEL, accept, empty, lapse, reclaimed, take, until_async
 
 from server.errors import JobExpired, QueueFull, UnknownJob
 from server.jobs import JobError, JobState, Output, Place
-from server.queue import Pulse, Queue
+from server.queue.job_queue import Pulse, Queue
 
 pytestmark = pytest.mark.anyio
 BOOM = JobError("engine_error", "boom")

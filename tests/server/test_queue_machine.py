@@ -13,13 +13,13 @@ from harness import MODEL, empty, job_input, lapse
 from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from server.connection import PATIENT_TIMEOUT_S, connect
 from server.embedded import EmbeddedValkey
 from server.errors import QueueFull
 from server.fake_engine import FakeEngine
 from server.jobs import PRIORITIES, JobError, JobState, Lease, ModelInfo, Output
-from server.queue import Pulse, Queue
-from server.registry import Registry
+from server.queue.job_queue import Pulse, Queue
+from server.queue.redis_client import PATIENT_TIMEOUT_S, connect
+from server.queue.registry import Registry
 from server.settings import Settings
 
 WORKERS = ("w0", "w1", "w2")

@@ -4,7 +4,7 @@ import pytest
 from harness import MODEL, accept, lapse, take
 
 from server.jobs import JobError, JobState, Place
-from server.queue import Queue
+from server.queue.job_queue import Queue
 
 pytestmark = pytest.mark.anyio
 BOOM = JobError("engine_error", "boom")

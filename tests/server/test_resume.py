@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from server.engine_api import RowRequest
 from server.fake_engine import FakeEngine
 from server.jobs import JobError, JobState, Output
-from server.queue import Queue
+from server.queue.job_queue import Queue
 
 pytestmark = pytest.mark.anyio
 

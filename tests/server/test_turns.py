@@ -8,9 +8,9 @@ import pytest
 from harness import until_async
 from prometheus_client import CollectorRegistry, Counter
 
-from server import cancellation
-from server.queue import Queue
-from server.turns import take_turns
+from server import background
+from server.queue.due_work import take_turns
+from server.queue.job_queue import Queue
 
 pytestmark = pytest.mark.anyio
 
@@ -65,7 +65,7 @@ async def test_a_slow_one_holds_up_nothing_else(queue: Queue) -> None:
             await queue.redis.zadd(queue.keys.batches_zset, {name: time.time()})
             await until_async(lambda name=name: _true(name in begun))
     finally:
-        await cancellation.end(task)
+        await background.end(task)
     assert begun.count("slow") == 1, "it was due again while it ran, and was begun twice"
     assert ended == ["slow"], "it went on without its gateway"
 

@@ -9,8 +9,8 @@ from harness import accept, take
 
 from server.errors import UnknownJob
 from server.jobs import JobState
-from server.queue import Queue
-from server.watcher import Watcher
+from server.queue.job_queue import Queue
+from server.queue.watcher import Watcher
 
 pytestmark = pytest.mark.anyio
 

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, Counter
 
 from server import webhooks
 from server.errors import ConfigError, InvalidRequest, ServiceError
-from server.queue import Queue
+from server.queue.job_queue import Queue
 from server.webhooks import Delivery, Forbidden, check_url, is_public, parse_secret, resolve_address, sign
 
 pytestmark = pytest.mark.anyio

@@ -8,8 +8,8 @@ from harness import accept, lapse, take
 
 from server.engine_api import Engine
 from server.fake_engine import FakeEngine
-from server.queue import Queue
-from server.registry import Registry
+from server.queue.job_queue import Queue
+from server.queue.registry import Registry
 from server.settings import Settings
 from server.worker import Worker
 

@@ -143,5 +143,5 @@ class Keys:
 
 
 def load_script(name: str) -> str:
-    folder = resources.files("server") / "lua"
+    folder = resources.files("server.queue") / "lua"
     return (folder / "common.lua").read_text() + "\n" + (folder / f"{name}.lua").read_text()

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import cast
 
-from server.connection import Client
 from server.jobs import ModelInfo, WorkerInfo
-from server.keys import Keys
+from server.queue.keys import Keys
+from server.queue.redis_client import Client
 
 BEAT_S = 1.0
 DEAD_AFTER_S = 5.0

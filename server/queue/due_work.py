@@ -9,8 +9,8 @@ from typing import Any
 from prometheus_client import Counter
 from redis.exceptions import RedisError
 
-from server import cancellation
-from server.queue import Queue
+from server import background
+from server.queue.job_queue import Queue
 
 log = logging.getLogger(__name__)
 LOOK_S = 0.5
@@ -49,7 +49,7 @@ async def take_turns(
             for task in [task for task in running if task.done()]:
                 _settle(name, running.pop(task), task, bugs)
     finally:
-        ending = asyncio.create_task(cancellation.end(*running))
+        ending = asyncio.create_task(background.end(*running))
         while not ending.done():
             with suppress(asyncio.CancelledError):  # who ends us asks again and again (cancellation.py)
                 await asyncio.shield(ending)

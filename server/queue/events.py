@@ -15,8 +15,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from server.jobs import JobRecord, JobState, Lease
-from server.queue import Queue
-from server.watcher import Watcher
+from server.queue.job_queue import Queue
+from server.queue.watcher import Watcher
 
 log = logging.getLogger(__name__)
 PING_S = 15.0  # proxies close what is silent for a minute

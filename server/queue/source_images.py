@@ -3,7 +3,7 @@
 from typing import cast
 
 from server.jobs import JobInput
-from server.queue import Queue
+from server.queue.job_queue import Queue
 
 #: Of one whose job is not accepted yet. Accepting it makes the picture stay, ending the job deletes it (see lua/).
 UNCLAIMED_S = 60

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from server.errors import UnknownLetter
 from server.jobs import JobError, JobInput
-from server.queue import Queue
+from server.queue.job_queue import Queue
 
 PAGE = 500
 

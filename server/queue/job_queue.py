@@ -11,7 +11,6 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
-from server.connection import Client
 from server.errors import JobExpired, KeyReused, QueueFull, RateLimited, UnknownJob
 from server.jobs import (
     PRIORITIES,
@@ -26,7 +25,8 @@ from server.jobs import (
     QueueCounts,
     Resume,
 )
-from server.keys import SCRIPTS, Keys, load_script
+from server.queue.keys import SCRIPTS, Keys, load_script
+from server.queue.redis_client import Client
 from server.settings import Settings
 
 RESULT_EXTRA_S = 3600  # pictures outlive the job's record, so a visible record never points at nothing

@@ -5,7 +5,7 @@ from typing import cast
 
 from server.errors import InvalidRequest
 from server.jobs import JobRecord
-from server.queue import Queue
+from server.queue.job_queue import Queue
 
 #: With a filter, most records looked at for one answer; the cursor goes on from there.
 MOST_LOOKED_AT = 1000

@@ -10,11 +10,11 @@ from contextlib import contextmanager
 
 from redis.exceptions import RedisError
 
-from server import cancellation
-from server.connection import Client
+from server import background
 from server.jobs import JobRecord
-from server.keys import Keys
-from server.queue import Queue
+from server.queue.job_queue import Queue
+from server.queue.keys import Keys
+from server.queue.redis_client import Client
 
 log = logging.getLogger(__name__)
 POLL_S = 1.0  # pub/sub may drop a message; the state in Redis never lies, so look there now and then
@@ -35,7 +35,7 @@ class Watcher:
         self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._sweep())]
 
     async def stop(self) -> None:
-        await cancellation.end(*self._tasks)
+        await background.end(*self._tasks)
 
     @contextmanager
     def expect(self, job_id: str) -> Iterator[Expected]:
