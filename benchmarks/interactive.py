@@ -24,7 +24,7 @@ from benchmarks.served import CHECKPOINT, PROMPT, one_picture, service
 from model.drawing import default_request
 from model.serving import load_engine
 from server.client import FluidClient
-from server.client_wire import Preview
+from server.client.protocol import Preview
 
 ROWS_CANCELED = 10  # the most that one job can have
 CANCELED_STEPS = 64  # of the job that is canceled: long enough that it never ends before

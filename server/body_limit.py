@@ -6,7 +6,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.files import MAX_FILE_BYTES
-from server.pictures import MAX_PICTURE_BYTES
+from server.images.uploads import MAX_PICTURE_BYTES
 
 MIN_BYTES_PER_S = 128 << 10  # a megabit a second: a poor mobile connection
 MAX_BODY_BYTES = 1 << 20  # the longest valid request has a few kilobytes

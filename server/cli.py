@@ -246,8 +246,8 @@ def _worker(settings: Settings, args: argparse.Namespace) -> None:
 
 def _generate(settings: Settings, args: argparse.Namespace) -> None:
     from server import generate
-    from server.images import format_of
-    from server.like import load_recipe, request_of
+    from server.images.codec import format_of
+    from server.images.recipe import load_recipe, request_of
     from server.schemas import ImageRequest
     from server.validation import validated
 

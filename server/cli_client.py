@@ -115,7 +115,7 @@ def _batch(settings: Settings, args: argparse.Namespace) -> None:
 
 def _edit(settings: Settings, args: argparse.Namespace) -> None:
     from server import edit_command
-    from server.images import format_of
+    from server.images.codec import format_of
 
     options = _options(args, *_OF_PICTURES, "feather") | {"output_format": format_of(args.out)}
     box = tuple(args.box) if args.box else None
@@ -125,7 +125,7 @@ def _edit(settings: Settings, args: argparse.Namespace) -> None:
 
 def _vary(settings: Settings, args: argparse.Namespace) -> None:
     from server import edit_command
-    from server.images import format_of
+    from server.images.codec import format_of
 
     options = _options(args, *_OF_PICTURES, "prompt", "keep") | {"output_format": format_of(args.out)}
     with _client(settings, args) as client:

@@ -8,9 +8,9 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from server.client import FluidClient
-from server.client_wire import Picture
+from server.client.protocol import Picture
 from server.errors import EditRefused
-from server.images import numbered
+from server.images.codec import numbered
 from server.progress import Status
 
 

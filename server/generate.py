@@ -9,9 +9,9 @@ from typing import Any
 
 from server.engine_api import RowRequest
 from server.errors import InvalidRequest
-from server.images import encode, numbered
+from server.images.codec import encode, numbered
+from server.images.recipe import difference
 from server.jobs import JobInput, ModelInfo
-from server.like import difference
 from server.progress import Status, steps
 from server.publisher import recipe
 from server.resolve import resolve

@@ -7,7 +7,7 @@ from typing import TypeVar
 from fastapi import Request
 
 from server.errors import InvalidRequest, NotAcceptable
-from server.images import MIME
+from server.images.codec import MIME
 from server.schemas import ImageRequest
 
 R = TypeVar("R", bound=ImageRequest)

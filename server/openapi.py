@@ -6,7 +6,7 @@ from fastapi import Body
 from fastapi.openapi.models import Example
 from pydantic import BaseModel
 
-from server.images import MIME
+from server.images.codec import MIME
 from server.schemas import ErrorBody, ImageRequest, JobObject
 
 Responses = dict[int | str, dict[str, Any]]

@@ -9,10 +9,11 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
-from server import __version__, images
-from server.edits import Source, blend
+from server import __version__
 from server.ends import Ends
 from server.errors import EngineBroken
+from server.images import codec
+from server.images.compositing import Source, blend
 from server.jobs import JobError, JobInput, JobState, ModelInfo, Output
 from server.keeper import Keeper
 from server.metrics import Tally
@@ -107,7 +108,7 @@ def _encode(pixels: bytes, job: JobInput, source: Source | None, metadata: dict[
     began = time.monotonic()
     if source is not None and job.edit is not None:
         pixels = blend(pixels, source, job.edit.feather)
-    data = images.encode(pixels, (job.width, job.height), job.output_format, job.output_compression, metadata)
+    data = codec.encode(pixels, (job.width, job.height), job.output_format, job.output_compression, metadata)
     return data, time.monotonic() - began
 
 

@@ -12,10 +12,11 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from starlette.datastructures import FormData, UploadFile
 
-from server import edits, negotiation, openapi, pictures
+from server import negotiation, openapi
 from server.api_keys import Caller
 from server.errors import InvalidRequest
 from server.guard import CallerDep
+from server.images import compositing, uploads
 from server.jobs import Edit, JobInput, ModelInfo, new_job_id
 from server.resolve import model_of, resolve
 from server.routes_images import respond
@@ -51,13 +52,13 @@ async def edit(request: Request, services: ServicesDep, caller: CallerDep) -> Re
         body = negotiation.with_format(request, _validated(EditRequest, sent, ("image", "mask")))
         info = await _model(services, body)
         image, mask = _file(sent, "image"), _file(sent, "mask")
-        source, drawn, notes = await _decoded(lambda: pictures.with_mask(image, mask, info.image_size))
-    tokens = edits.staying(drawn, info.image_size, info.tokens)
+        source, drawn, notes = await _decoded(lambda: uploads.with_mask(image, mask, info.image_size))
+    tokens = compositing.staying(drawn, info.image_size, info.tokens)
     feather = DEFAULT_FEATHER if body.feather is None else body.feather
     if body.input_fidelity:
         notes.append("'input_fidelity' has no effect here.")
     job, warnings = await _resolved(services, body, info.tokens - sum(tokens))
-    data, sha256 = edits.pack(source, drawn)
+    data, sha256 = compositing.pack(source, drawn)
     job = replace(job, edit=Edit(new_job_id(), sha256, feather=feather))
     return await _draw(request, services, caller, body, job, data, [*notes, *warnings])
 
@@ -78,7 +79,7 @@ async def vary(request: Request, services: ServicesDep, caller: CallerDep) -> Re
         body = negotiation.with_format(request, _validated(VariationRequest, sent, ("image",)))
         info = await _model(services, body)
         image = _file(sent, "image")
-        source, recipe, notes = await _decoded(lambda: pictures.with_recipe(image, info.image_size))
+        source, recipe, notes = await _decoded(lambda: uploads.with_recipe(image, info.image_size))
     if not body.prompt:
         prompt = (recipe or {}).get("prompt")
         if not isinstance(prompt, str):
@@ -87,7 +88,7 @@ async def vary(request: Request, services: ServicesDep, caller: CallerDep) -> Re
         notes.append(f"The prompt is that of the picture: {prompt!r}.")
     kept = min(round((DEFAULT_KEEP if body.keep is None else body.keep) * info.tokens), info.tokens - 1)
     job, warnings = await _resolved(services, body, info.tokens - kept)
-    data, sha256 = edits.pack(source, None)
+    data, sha256 = compositing.pack(source, None)
     job = replace(job, edit=Edit(new_job_id(), sha256, kept_tokens=kept))
     return await _draw(request, services, caller, body, job, data, [*notes, *warnings])
 

@@ -10,7 +10,7 @@ from server.admission import accept, idempotency_key
 from server.api_keys import Caller
 from server.errors import DeadlineExceeded, InvalidRequest, JobCanceled
 from server.guard import CallerDep
-from server.images import MIME
+from server.images.codec import MIME
 from server.jobs import JobInput, JobRecord, new_job_id
 from server.openapi import GENERATE, RequestBody
 from server.queue.watcher import Expected

@@ -16,7 +16,7 @@ from server.admission import Key, accept, idempotency_key
 from server.api_keys import Caller
 from server.errors import InvalidRequest, QueueUnavailable, RequestError, UnknownImage
 from server.guard import CallerDep
-from server.images import MIME
+from server.images.codec import MIME
 from server.jobs import JobRecord, JobState
 from server.openapi import EVENTS, JOB, JOB_IMAGE, LISTING, PREVIEW, SUBMIT, RequestBody
 from server.queries import known_queries_only

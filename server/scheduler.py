@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
-from server.edits import Source
 from server.engine_api import RowRequest
+from server.images.compositing import Source
 from server.jobs import PRIORITIES, JobError, Lease, Output
 
 MAX_AT_ONCE = 1 << 30

@@ -15,11 +15,11 @@ from dataclasses import replace
 from redis.exceptions import RedisError
 
 from server.background import beside
-from server.edits import Source
 from server.ends import Ends
 from server.engine_api import Engine
 from server.engine_thread import EngineThread
 from server.errors import ConfigError, EngineBroken
+from server.images.compositing import Source
 from server.jobs import JobError, JobState, Lease, ModelInfo
 from server.keeper import Keeper
 from server.metrics import Tally

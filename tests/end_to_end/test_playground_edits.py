@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from server.images import read_metadata
+from server.images.codec import read_metadata
 
 from .conftest import serving
 from .test_playground import CHROMIUM, FLAGS, playwright, wait_until

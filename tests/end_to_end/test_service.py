@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from server.client import FluidClient
-from server.images import read_metadata
+from server.images.codec import read_metadata
 
 
 def _open(data: bytes) -> Image.Image:

@@ -14,7 +14,7 @@ from harness import Service, until
 
 from server.client import FluidClient
 from server.errors import ServiceError
-from server.images import read_metadata
+from server.images.codec import read_metadata
 from server.settings import Settings
 
 GENERATE = "/v1/images/generations"

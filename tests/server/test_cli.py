@@ -12,7 +12,7 @@ import pytest
 import server
 from server.cli import main
 from server.errors import EngineBroken
-from server.images import read_metadata
+from server.images.codec import read_metadata
 from server.settings import describe
 
 

@@ -9,9 +9,8 @@ import httpx
 import pytest
 from harness import Service, start
 
-from server import client_wire as wire
-from server.async_client import AsyncFluidClient
-from server.client import FluidClient, Picture, Preview
+from server.client import AsyncFluidClient, FluidClient, Picture, Preview
+from server.client import protocol as wire
 from server.errors import ServiceError
 
 pytestmark = pytest.mark.anyio

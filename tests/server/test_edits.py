@@ -14,7 +14,7 @@ import redis
 from harness import Service, until
 from PIL import Image, ImageDraw
 
-from server.images import encode, read_metadata
+from server.images.codec import encode, read_metadata
 
 SIZE = (32, 32)
 HOLE = (5, 6, 21, 18)  # left, upper, right, lower: cuts cells of 8 x 8

@@ -5,7 +5,7 @@ import io
 import pytest
 from PIL import Image
 
-from server.images import MIME, encode, read_metadata
+from server.images.codec import MIME, encode, read_metadata
 
 RECIPE = {"prompt": "ein süßer Apfel 🍎", "seed": 2**63 - 1, "temperature": 0.9, "checkpoint_sha256": "ab" * 32}
 PIXELS = bytes(range(256))[: 4 * 3 * 3] * 1

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from harness import fluid, job_input, take, until_async
 
-from server.edits import Source, pack
+from server.images.compositing import Source, pack
 from server.jobs import Edit, JobError, JobInput, JobState, ModelInfo
 from server.queue import source_images
 from server.queue.job_queue import Queue

@@ -9,8 +9,8 @@ from PIL import Image
 
 from server.errors import InvalidRequest
 from server.fake_engine import FakeEngine
-from server.images import MIME, encode, read_metadata
-from server.like import difference, read_recipe
+from server.images.codec import MIME, encode, read_metadata
+from server.images.recipe import difference, read_recipe
 from server.settings import Settings
 
 DIALS = {

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageChops
 
-from server import edits, pictures
-from server.edits import DRAWN
 from server.errors import BodyTooLarge, InvalidRequest, RequestError
+from server.images import compositing, uploads
+from server.images.compositing import DRAWN
 
 SIZE = (32, 32)
 
@@ -67,7 +67,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "many pixels": (lambda: bomb(2049, 2048), r"2049x2048 pixels; at most 4194304"),
     "bomb": (lambda: bomb(60_000, 60_000), "4194304 pixels"),
     "text bomb": (text_bomb, "damaged"),
-    "many bytes": (lambda: GOOD + bytes(pictures.MAX_PICTURE_BYTES), "more than 8388608 bytes"),
+    "many bytes": (lambda: GOOD + bytes(uploads.MAX_PICTURE_BYTES), "more than 8388608 bytes"),
     "animated PNG": (lambda: animated("PNG"), r"animated \(3 frames\)"),
     "animated WebP": (lambda: animated("WEBP"), r"animated \(3 frames\)"),
     "GIF": (lambda: saved(Image.new("RGB", SIZE), "GIF"), "not a whole PNG, WebP or JPEG"),
@@ -80,7 +80,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
 def test_what_cannot_be_used_is_refused_by_name(name: str, param: str) -> None:
     make, message = REFUSED[name]
     with pytest.raises(RequestError, match=message) as caught:
-        pictures.decode(io.BytesIO(make()), param)
+        uploads.decode(io.BytesIO(make()), param)
     assert isinstance(caught.value, (InvalidRequest, BodyTooLarge))
     assert caught.value.param == param
     assert f"'{param}'" in caught.value.message
@@ -93,7 +93,7 @@ def test_a_bomb_does_not_fill_the_memory(name: str) -> None:
     tracemalloc.start()
     try:
         with pytest.raises(RequestError):
-            pictures.decode(io.BytesIO(data), "image")
+            uploads.decode(io.BytesIO(data), "image")
         assert tracemalloc.get_traced_memory()[1] < 8 << 20
     finally:
         tracemalloc.stop()
@@ -104,7 +104,7 @@ def test_every_usual_kind_of_pixels_is_read(mode: str) -> None:
     """Palettes, greys and prints are pictures as well."""
     image = Image.new("RGBA", SIZE, (200, 0, 0, 255)).convert("RGB" if mode in ("CMYK", "1", "P") else mode)
     format = "JPEG" if mode == "CMYK" else "PNG"
-    found = pictures.decode(io.BytesIO(saved(image.convert(mode), format)), "image")
+    found = uploads.decode(io.BytesIO(saved(image.convert(mode), format)), "image")
     assert (found.image.mode, found.image.size, found.recipe) == ("RGBA", SIZE, None)
 
 
@@ -113,8 +113,8 @@ def test_a_transparent_palette_colour_is_a_mask() -> None:
     image = Image.new("P", SIZE, 0)
     image.putpalette([0, 0, 0, 255, 0, 0])
     image.paste(1, (0, 0, 16, 32))
-    decoded = pictures.decode(io.BytesIO(saved(image, transparency=1)), "mask").image
-    mask = pictures.mask_of(decoded, None, SIZE)
+    decoded = uploads.decode(io.BytesIO(saved(image, transparency=1)), "mask").image
+    mask = uploads.mask_of(decoded, None, SIZE)
     assert [mask[x] for x in (0, 15, 16, 31)] == [DRAWN, DRAWN, 0, 0]
 
 
@@ -123,13 +123,13 @@ def test_a_photo_is_turned_as_its_camera_says() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     data = saved(Image.new("RGB", (40, 20)), "JPEG", exif=exif)
-    assert pictures.decode(io.BytesIO(data), "image").image.size == (20, 40)
+    assert uploads.decode(io.BytesIO(data), "image").image.size == (20, 40)
 
 
 def test_a_mask_of_another_size_without_alpha_or_without_a_hole_is_refused() -> None:
     def ask(mask: Image.Image | None, image: Image.Image | None = None) -> None:
         first = io.BytesIO(saved(image or Image.new("RGB", SIZE)))
-        pictures.with_mask(first, None if mask is None else io.BytesIO(saved(mask)), SIZE)
+        uploads.with_mask(first, None if mask is None else io.BytesIO(saved(mask)), SIZE)
 
     for mask, message in (
         (Image.new("RGBA", (16, 16)), "'mask' has 16x16 pixels; it must have the 32x32 of 'image'"),
@@ -157,7 +157,7 @@ def test_any_damage_is_a_picture_or_a_4xx(base: str, cuts: list[tuple[int, bytes
     for at, bytes_ in cuts:
         data[at % len(data) : at % len(data) + len(bytes_)] = bytes_
     try:
-        found = pictures.decode(io.BytesIO(bytes(data[:keep])), "image")
+        found = uploads.decode(io.BytesIO(bytes(data[:keep])), "image")
     except RequestError as error:
         assert 400 <= error.status < 500
         assert error.param == "image"
@@ -179,8 +179,8 @@ def test_outside_the_mask_nothing_changes(box: tuple[int, int, int, int], feathe
     mask = Image.new("L", SIZE, 0)
     mask.paste(DRAWN, (left, upper, min(left + box[2], 32), min(upper + box[3], 32)))
     old, new = (Image.new("RGB", SIZE, color) for color in ((10, 20, 30), (250, 240, 230)))
-    source = edits.Source(SIZE, old.tobytes(), mask.tobytes(), edits.Known(old.tobytes(), 0))
-    result = Image.frombytes("RGB", SIZE, edits.blend(new.tobytes(), source, feather))
+    source = compositing.Source(SIZE, old.tobytes(), mask.tobytes(), compositing.Known(old.tobytes(), 0))
+    result = Image.frombytes("RGB", SIZE, compositing.blend(new.tobytes(), source, feather))
     outside = ImageChops.invert(mask)
     assert not ImageChops.multiply(ImageChops.difference(result, old), outside.convert("RGB")).getbbox()
     if feather == 0:
@@ -192,7 +192,7 @@ def test_the_ramp_is_even_and_the_border_is_no_rim() -> None:
     """A mask that ends at the picture's border has no seam there."""
     mask = Image.new("L", SIZE, 0)
     mask.paste(DRAWN, (16, 0, 32, 32))
-    ramp = edits.ramp(mask, 3)
+    ramp = compositing.ramp(mask, 3)
     assert [ramp.getpixel((x, 0)) for x in (15, 16, 17, 18, 19, 31)] == [0, 64, 128, 191, 255, 255]
 
 
@@ -240,7 +240,7 @@ def test_not_a_form_two_pictures_and_too_much(http: httpx.Client) -> None:
     two = [("image[]", ("a", GOOD)), ("image[]", ("b", GOOD))]
     answer = http.post("/v1/images/edits", data={"prompt": "x"}, files=two)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "image")
-    large = GOOD + bytes(pictures.MAX_PICTURE_BYTES)
+    large = GOOD + bytes(uploads.MAX_PICTURE_BYTES)
     answer = http.post("/v1/images/edits", data={"prompt": "x"}, files={"image": large})
     assert (answer.status_code, answer.json()["error"]["param"]) == (413, "image")
     answer = http.post("/v1/images/edits", data={"prompt": "x"}, files={"image": large, "mask": large + large})

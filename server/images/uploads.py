@@ -7,9 +7,9 @@ from typing import Any, BinaryIO, TypeVar
 
 from PIL import Image, ImageOps
 
-from server.edits import DRAWN, STAYS
 from server.errors import BodyTooLarge, InvalidRequest
-from server.images import recipe_in
+from server.images.codec import recipe_in
+from server.images.compositing import DRAWN, STAYS
 
 MAX_PICTURE_BYTES = 8 << 20
 MAX_PIXELS = 2048 * 2048  # 16 MiB when decoded

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from server.errors import InvalidRequest
-from server.images import read_metadata
+from server.images.codec import read_metadata
 
 #: What decides the picture; `quality` is only a name for the steps, but belongs into the new file as well.
 FIELDS = (

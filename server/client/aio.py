@@ -14,11 +14,11 @@ from typing import Any
 
 import httpx
 
-from server import client_wire as wire
 from server.batch_format import results_file
-from server.client_wire import TERMINAL, JobEvent, Picture, Preview
+from server.client import protocol as wire
+from server.client.protocol import TERMINAL, JobEvent, Picture, Preview
 from server.errors import ServiceError
-from server.like import read_recipe, request_of, served_difference
+from server.images.recipe import read_recipe, request_of, served_difference
 
 
 class AsyncFluidClient:
