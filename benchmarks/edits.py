@@ -29,8 +29,8 @@ from model.evaluate import spread
 from model.requests import Request
 from model.serving import ServingEngine, load_engine
 from model.sheet import contact_sheet
-from server.engine_api import Known
 from server.images.compositing import DRAWN, Source, blend, ramp, staying
+from server.worker.engine.protocol import Known
 
 FEATHERS = (0, 2, 4, 8)
 BOX = (19, 21, 46, 44)  # left, upper, right, lower: no edge lies on that of a cell

@@ -124,7 +124,7 @@ def _add_roles(commands: Any) -> None:
         "example:\n  FLUID_REDIS_URL=redis://db:6379 CUDA_VISIBLE_DEVICES=1 fluid worker",
     )
     _model_flags(worker)
-    worker.set_defaults(run=_worker)
+    loop.set_defaults(run=_worker)
 
 
 def _add_generate(commands: Any) -> None:
@@ -239,9 +239,9 @@ def _gateway(settings: Settings, args: argparse.Namespace) -> None:
 
 
 def _worker(settings: Settings, args: argparse.Namespace) -> None:
-    from server import worker
+    from server.worker import loop
 
-    asyncio.run(worker.serve(settings))
+    asyncio.run(loop.serve(settings))
 
 
 def _generate(settings: Settings, args: argparse.Namespace) -> None:

@@ -7,21 +7,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from server.engine_api import RowRequest
 from server.errors import InvalidRequest
 from server.images.codec import encode, numbered
 from server.images.recipe import difference
 from server.jobs import JobInput, ModelInfo
 from server.progress import Status, steps
-from server.publisher import recipe
 from server.resolve import resolve
 from server.schemas import ImageRequest
 from server.settings import Settings
+from server.worker.engine.protocol import RowRequest
+from server.worker.publisher import recipe
 
 
 def run(settings: Settings, request: ImageRequest, out: Path, like: Mapping[str, Any] | None = None) -> list[Path]:
     """Draw and save; with n > 1 the files are numbered. `like`: the recipe of the picture that is to come again."""
-    from server.worker import load_engine
+    from server.worker.loop import load_engine
 
     began = time.monotonic()
     with Status("starting") as status:

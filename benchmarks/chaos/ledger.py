@@ -15,11 +15,11 @@ from typing import Any
 
 from PIL import Image
 
-from server.engine_api import RowRequest
-from server.fake_engine import picture
 from server.jobs import JobRecord, JobState, ModelInfo
 from server.resolve import resolve
 from server.schemas import ImageRequest
+from server.worker.engine.fake import picture
+from server.worker.engine.protocol import RowRequest
 
 
 @dataclass

@@ -12,10 +12,10 @@ from typing import Any
 
 from benchmarks.load.service import Service, service
 from benchmarks.load.throughput import fill, job
-from server.fake_engine import FakeEngine
 from server.jobs import ModelInfo
 from server.queue import pagination
 from server.queue.registry import Registry
+from server.worker.engine.fake import FakeEngine
 
 CALLS = 200
 

@@ -12,10 +12,10 @@ import time
 from typing import Any
 
 from benchmarks.load.service import Service, service
-from server.fake_engine import FakeEngine
 from server.jobs import JobInput, JobState, ModelInfo
 from server.resolve import resolve
 from server.schemas import ImageRequest
+from server.worker.engine.fake import FakeEngine
 
 ROWS, STEPS, STEP_MS = 4, 20, 20.0
 IDEAL_PER_S = ROWS / (STEPS * STEP_MS / 1000)

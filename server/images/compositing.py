@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageChops, ImageFilter
 
-from server.engine_api import Known
 from server.jobs import JobInput, ModelInfo
+from server.worker.engine.protocol import Known
 
 DRAWN, STAYS = 255, 0  #: of a mask's pixels
 

@@ -11,11 +11,11 @@ from PIL import Image
 
 from benchmarks.chaos.ledger import Ledger, Submission, Verdict
 from benchmarks.chaos.report import failures, figures, lateness, percentile, scraped_total
-from server.engine_api import RowRequest
-from server.fake_engine import SIZE, FakeEngine, picture
 from server.jobs import JobError, JobInput, JobRecord, JobState, ModelInfo, Output
 from server.resolve import resolve
 from server.schemas import ImageRequest
+from server.worker.engine.fake import SIZE, FakeEngine, picture
+from server.worker.engine.protocol import RowRequest
 
 MODEL = ModelInfo.from_mapping(FakeEngine(1, 0.0).info())
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from model.serving import ServingEngine, load_engine
-from server.engine_api import Known, RowRequest
+from server.worker.engine.protocol import Known, RowRequest
 
 REQUEST = RowRequest(
     prompt="a red apple, 3d style", seed=11, num_inference_steps=6, diffusion_steps=4,

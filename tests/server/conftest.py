@@ -9,12 +9,12 @@ from harness import Service
 
 from server.demo import free_port
 from server.embedded import EmbeddedValkey
-from server.fake_engine import FakeEngine
 from server.jobs import ModelInfo
 from server.queue.job_queue import Queue
 from server.queue.redis_client import PATIENT_TIMEOUT_S, connect
 from server.queue.registry import Registry
 from server.settings import Settings
+from server.worker.engine.fake import FakeEngine
 
 
 @pytest.fixture(scope="session")

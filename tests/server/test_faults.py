@@ -11,7 +11,7 @@ from harness import Service, fluid, until
 
 from server.errors import ServiceError
 from server.queue.keys import Keys
-from server.watchdog import HUNG_STATUS
+from server.worker.watchdog import HUNG_STATUS
 
 GENERATE = "/v1/images/generations"
 

@@ -15,7 +15,6 @@ from redis.exceptions import ResponseError
 
 from server import sse
 from server.demo import free_port
-from server.fake_engine import FakeEngine
 from server.gateway import create_app
 from server.jobs import ModelInfo
 from server.queue import events
@@ -25,6 +24,7 @@ from server.queue.keys import Keys
 from server.queue.redis_client import connect
 from server.queue.watcher import Watcher
 from server.settings import Settings
+from server.worker.engine.fake import FakeEngine
 
 pytestmark = pytest.mark.anyio
 GENERATE = "/v1/images/generations"

@@ -11,7 +11,7 @@ from server.queue import source_images
 from server.queue.job_queue import Queue
 from server.queue.registry import Registry
 from server.settings import Settings
-from server.worker import Worker, load_engine
+from server.worker.loop import Worker, load_engine
 
 pytestmark = pytest.mark.anyio
 PICTURE, SHA256 = pack(bytes(32 * 32 * 3), bytes([255]) * 512 + bytes(512))

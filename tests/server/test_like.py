@@ -8,10 +8,10 @@ from harness import Service, fluid
 from PIL import Image
 
 from server.errors import InvalidRequest
-from server.fake_engine import FakeEngine
 from server.images.codec import MIME, encode, read_metadata
 from server.images.recipe import difference, read_recipe
 from server.settings import Settings
+from server.worker.engine.fake import FakeEngine
 
 DIALS = {
     "n": 2, "num_inference_steps": 5, "diffusion_steps": 6, "guidance_scale": 2.5, "guidance_schedule": "constant",

@@ -15,12 +15,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from server.embedded import EmbeddedValkey
 from server.errors import QueueFull
-from server.fake_engine import FakeEngine
 from server.jobs import PRIORITIES, JobError, JobState, Lease, ModelInfo, Output
 from server.queue.job_queue import Pulse, Queue
 from server.queue.redis_client import PATIENT_TIMEOUT_S, connect
 from server.queue.registry import Registry
 from server.settings import Settings
+from server.worker.engine.fake import FakeEngine
 
 WORKERS = ("w0", "w1", "w2")
 MAX_QUEUE, MAX_ATTEMPTS = 12, 3

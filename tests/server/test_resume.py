@@ -9,10 +9,10 @@ from harness import Service, accept, fluid, job_input, lapse, take, until
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.engine_api import RowRequest
-from server.fake_engine import FakeEngine
 from server.jobs import JobError, JobState, Output
 from server.queue.job_queue import Queue
+from server.worker.engine.fake import FakeEngine
+from server.worker.engine.protocol import RowRequest
 
 pytestmark = pytest.mark.anyio
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.jobs import PRIORITIES, Lease
-from server.scheduler import DeficitRoundRobin, Scheduler, Work
+from server.worker.scheduler import DeficitRoundRobin, Scheduler, Work
 
 AGEING_S = 60.0
 

@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from server.engine_api import RowRequest
 from server.errors import InvalidRequest
-from server.fake_engine import FakeEngine
 from server.jobs import JobInput, ModelInfo
 from server.middleware import from_validation
 from server.resolve import resolve
 from server.schemas import MAX_SEED, ImageRequest
+from server.worker.engine.fake import FakeEngine
+from server.worker.engine.protocol import RowRequest
 
 INFO = ModelInfo.from_mapping(FakeEngine(1, 0).info())
 

@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 from harness import accept, lapse, take
 
-from server.engine_api import Engine
-from server.fake_engine import FakeEngine
 from server.queue.job_queue import Queue
 from server.queue.registry import Registry
 from server.settings import Settings
-from server.worker import Worker
+from server.worker.engine.fake import FakeEngine
+from server.worker.engine.protocol import Engine
+from server.worker.loop import Worker
 
 pytestmark = pytest.mark.anyio
 

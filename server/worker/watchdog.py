@@ -6,9 +6,9 @@ import os
 
 from redis.exceptions import RedisError
 
-from server.ends import Ends
-from server.engine_thread import EngineThread
 from server.jobs import JobError
+from server.worker.completion import Ends
+from server.worker.engine.thread import EngineThread
 
 log = logging.getLogger(__name__)
 LOOK_S = 0.1

@@ -15,24 +15,24 @@ from dataclasses import replace
 from redis.exceptions import RedisError
 
 from server.background import beside
-from server.ends import Ends
-from server.engine_api import Engine
-from server.engine_thread import EngineThread
 from server.errors import ConfigError, EngineBroken
 from server.images.compositing import Source
 from server.jobs import JobError, JobState, Lease, ModelInfo
-from server.keeper import Keeper
 from server.metrics import Tally
-from server.publisher import Publisher
-from server.pulse import CancelListener, Heartbeat, LeasePulse
 from server.queue import source_images
 from server.queue.job_queue import Queue
 from server.queue.redis_client import PATIENT_TIMEOUT_S, connect
 from server.queue.registry import Registry
-from server.reload import Reloader
-from server.scheduler import Scheduler, Work
 from server.settings import Settings
-from server.watchdog import Watchdog
+from server.worker.completion import Ends
+from server.worker.engine.protocol import Engine
+from server.worker.engine.thread import EngineThread
+from server.worker.heartbeat import CancelListener, Heartbeat, LeasePulse
+from server.worker.publisher import Publisher
+from server.worker.reload import Reloader
+from server.worker.scheduler import Scheduler, Work
+from server.worker.snapshots import Keeper
+from server.worker.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 IDLE_BLOCK_S = 0.25  # longest deafness to SIGTERM and to lapsed leases while there is nothing to do
@@ -331,7 +331,7 @@ class Worker:
 def load_engine(settings: Settings) -> Engine:
     """The only place where the service meets the model."""
     if settings.engine == "fake":
-        from server.fake_engine import FakeEngine
+        from server.worker.engine.fake import FakeEngine
 
         return FakeEngine(settings.max_rows, settings.fake_step_ms / 1000, settings.checkpoint)
     # Before torch is loaded: threads that spin long while they wait for each other make a worker that shares its

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 from redis.exceptions import RedisError
 
-from server.engine_thread import EngineThread
 from server.jobs import Output
 from server.metrics import Tally
 from server.queue.job_queue import Queue
-from server.scheduler import Work
+from server.worker.engine.thread import EngineThread
+from server.worker.scheduler import Work
 
 log = logging.getLogger(__name__)
 

@@ -10,16 +10,16 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from server import __version__
-from server.ends import Ends
 from server.errors import EngineBroken
 from server.images import codec
 from server.images.compositing import Source, blend
 from server.jobs import JobError, JobInput, JobState, ModelInfo, Output
-from server.keeper import Keeper
 from server.metrics import Tally
 from server.queue.events import show
 from server.queue.job_queue import Queue
-from server.scheduler import Work
+from server.worker.completion import Ends
+from server.worker.scheduler import Work
+from server.worker.snapshots import Keeper
 
 log = logging.getLogger(__name__)
 ENCODERS = 2

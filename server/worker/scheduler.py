@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
-from server.engine_api import RowRequest
 from server.images.compositing import Source
 from server.jobs import PRIORITIES, JobError, Lease, Output
+from server.worker.engine.protocol import RowRequest
 
 MAX_AT_ONCE = 1 << 30
 

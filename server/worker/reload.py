@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 from redis.exceptions import RedisError
 
-from server.engine_thread import EngineThread
 from server.errors import FluidError, ReloadRefused
 from server.jobs import ModelInfo
-from server.pulse import Heartbeat
 from server.queue.job_queue import Queue
 from server.queue.registry import Registry, ReloadRequest
+from server.worker.engine.thread import EngineThread
+from server.worker.heartbeat import Heartbeat
 
 log = logging.getLogger(__name__)
 LOOK_S = 0.5

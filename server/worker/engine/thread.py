@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from server.engine_api import Engine, RowRequest
 from server.errors import CanaryFailed, EngineBroken
 from server.jobs import ModelInfo
+from server.worker.engine.protocol import Engine, RowRequest
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -10,7 +10,7 @@ from server.jobs import ModelInfo, WorkerInfo
 from server.metrics import Tally
 from server.queue.job_queue import Pulse, Queue
 from server.queue.registry import BEAT_S, Registry
-from server.scheduler import Scheduler
+from server.worker.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
 SPEED_MEMORY_S = 10.0

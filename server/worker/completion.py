@@ -8,12 +8,12 @@ from typing import TypeVar
 
 from redis.exceptions import RedisError
 
-from server.engine_thread import EngineThread
 from server.jobs import IMPOSSIBLE, JobError, JobMetrics, JobState
-from server.keeper import Keeper
 from server.metrics import Tally
 from server.queue.job_queue import Queue
-from server.scheduler import Scheduler, Work
+from server.worker.engine.thread import EngineThread
+from server.worker.scheduler import Scheduler, Work
+from server.worker.snapshots import Keeper
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -15,8 +15,8 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from server.engine_api import Known, RowRequest
 from server.errors import ConfigError
+from server.worker.engine.protocol import Known, RowRequest
 
 SIZE = (32, 32)
 HANG_S = 3600.0
