@@ -116,7 +116,7 @@ def _add_roles(commands: Any) -> None:
         "example:\n  FLUID_REDIS_URL=redis://db:6379 fluid gateway --port 8000",
     )
     _address_flags(gateway)
-    gateway.set_defaults(run=_gateway)
+    app.set_defaults(run=_gateway)
     worker = _command(
         commands,
         "worker",
@@ -233,9 +233,9 @@ def _serve(settings: Settings, args: argparse.Namespace) -> None:
 
 
 def _gateway(settings: Settings, args: argparse.Namespace) -> None:
-    from server import gateway
+    from server.gateway import app
 
-    gateway.serve(settings)
+    app.serve(settings)
 
 
 def _worker(settings: Settings, args: argparse.Namespace) -> None:
@@ -246,10 +246,10 @@ def _worker(settings: Settings, args: argparse.Namespace) -> None:
 
 def _generate(settings: Settings, args: argparse.Namespace) -> None:
     from server import generate
+    from server.gateway.requests.validation import validated
+    from server.gateway.schemas.images import ImageRequest
     from server.images.codec import format_of
     from server.images.recipe import load_recipe, request_of
-    from server.schemas import ImageRequest
-    from server.validation import validated
 
     recipe = load_recipe(args.like) if args.like else None
     # Which checkpoint draws is said by --checkpoint; `run` tells if it is another one.
@@ -279,7 +279,7 @@ def _dlq(settings: Settings, args: argparse.Namespace) -> None:
 
 
 def _keys(settings: Settings, args: argparse.Namespace) -> None:
-    from server import api_keys
+    from server.gateway import api_keys
 
     api_keys.make(args.name)
 

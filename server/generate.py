@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from server.errors import InvalidRequest
+from server.gateway.requests.resolve import resolve
+from server.gateway.schemas.images import ImageRequest
 from server.images.codec import encode, numbered
 from server.images.recipe import difference
 from server.jobs import JobInput, ModelInfo
 from server.progress import Status, steps
-from server.resolve import resolve
-from server.schemas import ImageRequest
 from server.settings import Settings
 from server.worker.engine.protocol import RowRequest
 from server.worker.publisher import recipe

@@ -15,9 +15,9 @@ from typing import Any
 
 from PIL import Image
 
+from server.gateway.requests.resolve import resolve
+from server.gateway.schemas.images import ImageRequest
 from server.jobs import JobRecord, JobState, ModelInfo
-from server.resolve import resolve
-from server.schemas import ImageRequest
 from server.worker.engine.fake import picture
 from server.worker.engine.protocol import RowRequest
 

@@ -12,9 +12,9 @@ import time
 from typing import Any
 
 from benchmarks.load.service import Service, service
+from server.gateway.requests.resolve import resolve
+from server.gateway.schemas.images import ImageRequest
 from server.jobs import JobInput, JobState, ModelInfo
-from server.resolve import resolve
-from server.schemas import ImageRequest
 from server.worker.engine.fake import FakeEngine
 
 ROWS, STEPS, STEP_MS = 4, 20, 20.0

@@ -11,9 +11,9 @@ from PIL import Image
 
 from benchmarks.chaos.ledger import Ledger, Submission, Verdict
 from benchmarks.chaos.report import failures, figures, lateness, percentile, scraped_total
+from server.gateway.requests.resolve import resolve
+from server.gateway.schemas.images import ImageRequest
 from server.jobs import JobError, JobInput, JobRecord, JobState, ModelInfo, Output
-from server.resolve import resolve
-from server.schemas import ImageRequest
 from server.worker.engine.fake import SIZE, FakeEngine, picture
 from server.worker.engine.protocol import RowRequest
 

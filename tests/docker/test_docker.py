@@ -17,7 +17,7 @@ import yaml
 
 from server import cli, metrics
 from server.errors import RequestError
-from server.gateway import create_app
+from server.gateway.app import create_app
 from server.jobs import JobState, QueueCounts, WorkerInfo
 from server.settings import Settings
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from server.errors import RequestError
-from server.gateway import create_app
+from server.gateway.app import create_app
+from server.gateway.webhooks import sign
 from server.settings import Settings
-from server.webhooks import sign
 
 PAGE = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
 BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)

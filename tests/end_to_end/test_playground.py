@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from server.api_keys import hashed
+from server.gateway.api_keys import hashed
 
 from .conftest import serving
 

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from harness import until
 
 from server.demo import free_port
-from server.patience import PatientProtocol
+from server.gateway.middleware.slow_clients import PatientProtocol
 
 
 @contextmanager

@@ -12,10 +12,10 @@ from harness import Service, client_of, fluid, start, status_of, until
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server import api_keys
-from server.api_keys import PREFIX, Caller, KeyRing, hashed, new_key, parse_keys
 from server.client import FluidClient
 from server.errors import ConfigError, InvalidApiKey, ServiceError
+from server.gateway import api_keys
+from server.gateway.api_keys import PREFIX, Caller, KeyRing, hashed, new_key, parse_keys
 from server.settings import Settings
 
 pytestmark = pytest.mark.anyio

@@ -8,7 +8,7 @@ import openai
 import pytest
 from harness import Service
 
-from server.files import PIECE_BYTES, Files
+from server.gateway.batches.files import PIECE_BYTES, Files
 from server.queue.job_queue import Queue
 
 LINE = b'{"custom_id": "a", "body": {"prompt": "a cat", "num_inference_steps": 2}}'

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.batch_format import MAX_LINES, Line, LineError, parse_lines
-from server.batch_state import Batch
-from server.batches import WINDOW, Batches
-from server.files import Files
-from server.fleet import Fleet
+from server.gateway.batches.files import Files
+from server.gateway.batches.record import Batch
+from server.gateway.batches.runner import WINDOW, Batches
+from server.gateway.fleet import Fleet
 from server.metrics import GatewayMetrics
 from server.queue.job_queue import Queue
 from server.queue.keys import Keys

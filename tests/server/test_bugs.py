@@ -7,8 +7,8 @@ import pytest
 from harness import Service
 from inprocess import served
 
-from server.gateway import create_app
-from server.middleware import SAFE_HEADERS
+from server.gateway.app import create_app
+from server.gateway.middleware.request_context import SAFE_HEADERS
 from server.settings import Settings
 
 LONE = "\\ud800"

@@ -13,9 +13,9 @@ from harness import Service, accept, until
 from inprocess import served
 from redis.exceptions import ResponseError
 
-from server import sse
 from server.demo import free_port
-from server.gateway import create_app
+from server.gateway.app import create_app
+from server.gateway.responses import sse
 from server.jobs import ModelInfo
 from server.queue import events
 from server.queue.events import Events

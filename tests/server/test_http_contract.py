@@ -9,9 +9,9 @@ import httpx
 import pytest
 from harness import Service
 
-from server.body_limit import MAX_BODY_BYTES
-from server.middleware import SAFE_HEADERS
-from server.schemas import ImageRequest
+from server.gateway.middleware.body_limit import MAX_BODY_BYTES
+from server.gateway.middleware.request_context import SAFE_HEADERS
+from server.gateway.schemas.images import ImageRequest
 
 GENERATE = "/v1/images/generations"
 

@@ -9,9 +9,9 @@ import pytest
 from harness import Service, client_of, job_input, start, status_of, take, until
 
 from server import processes
-from server.api_keys import hashed
 from server.demo import free_port
 from server.errors import ServiceError
+from server.gateway.api_keys import hashed
 from server.jobs import JobError, JobState
 from server.queue.job_queue import Queue
 from server.settings import Settings

@@ -3,7 +3,7 @@
 import pytest
 
 from server.errors import InvalidRequest
-from server.labels import match_label
+from server.gateway.requests.class_labels import match_label
 
 LABELS = ("tench, Tinca tinca", "crane (1)", "crane (2)", "golden retriever", "ruffed grouse, partridge", "partridge",
           "crayfish, crawfish", "spiny lobster, crawfish")  # fmt: skip

@@ -9,7 +9,7 @@ import jsonschema_rs
 import pytest
 
 from server.errors import RequestError
-from server.gateway import create_app
+from server.gateway.app import create_app
 from server.settings import Settings
 
 DOCUMENT = create_app(Settings()).openapi()

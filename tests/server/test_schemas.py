@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from server.errors import InvalidRequest
+from server.gateway.middleware.request_context import from_validation
+from server.gateway.requests.resolve import resolve
+from server.gateway.schemas.images import MAX_SEED, ImageRequest
 from server.jobs import JobInput, ModelInfo
-from server.middleware import from_validation
-from server.resolve import resolve
-from server.schemas import MAX_SEED, ImageRequest
 from server.worker.engine.fake import FakeEngine
 from server.worker.engine.protocol import RowRequest
 

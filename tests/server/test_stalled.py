@@ -10,7 +10,7 @@ from fastapi.responses import Response
 from harness import until
 from inprocess import served
 
-from server import patience
+from server.gateway.middleware import slow_clients
 
 SIZE = 30 << 20
 
@@ -65,4 +65,4 @@ def test_who_reads_slowly_is_not(port: int) -> None:
             assert part, f"hung up on after {told} bytes"
             told += len(part)
             time.sleep(0.02)  # the slowness itself, not a wait
-    assert time.monotonic() - began > 2 * patience.STALLED_S
+    assert time.monotonic() - began > 2 * slow_clients.STALLED_S

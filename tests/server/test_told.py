@@ -11,9 +11,9 @@ import pytest
 from harness import Service, child_env, status_of, until
 
 from server import processes
-from server.api_keys import hashed
 from server.client import FluidClient
 from server.errors import ServiceError
+from server.gateway.api_keys import hashed
 from server.settings import Settings
 
 ALICE = "fl-alice"

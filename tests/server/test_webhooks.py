@@ -14,10 +14,10 @@ import pytest
 from harness import Service, start, until
 from prometheus_client import CollectorRegistry, Counter
 
-from server import webhooks
 from server.errors import ConfigError, InvalidRequest, ServiceError
+from server.gateway import webhooks
+from server.gateway.webhooks import Delivery, Forbidden, check_url, is_public, parse_secret, resolve_address, sign
 from server.queue.job_queue import Queue
-from server.webhooks import Delivery, Forbidden, check_url, is_public, parse_secret, resolve_address, sign
 
 pytestmark = pytest.mark.anyio
 KEY = bytes(range(32))

@@ -127,7 +127,7 @@ local function conclude(id, state, ttl_s)
   redis.call('EXPIRE', key('events', id), ttl_s)
   redis.call('ZADD', ENDED, text(at + ttl_s), id)
   redis.call('SET', key('tomb', id), state .. ' ' .. (f[4] or ''), 'EX', ttl_s + TOMBSTONE_EXTRA_S)
-  if f[5] then -- whoever delivers it needs neither the record nor luck; see server/webhooks.py
+  if f[5] then -- whoever delivers it needs neither the record nor luck; see server/gateway/webhooks.py
     redis.call('HSET', key('hook', id), 'url', f[5], 'tries', 0)
     redis.call('EXPIRE', key('hook', id), HOOK_KEPT_S)
     redis.call('ZADD', key('hooks'), text(at), id)

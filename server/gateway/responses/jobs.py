@@ -8,8 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from server.errors import DeadlineExceeded, InvalidRequest, JobCanceled, JobExpired, JobFailed
-from server.jobs import IMPOSSIBLE, JobRecord, JobState, Output
-from server.schemas import (
+from server.gateway.schemas.images import (
     ImageData,
     ImagesResponse,
     InputTokens,
@@ -21,11 +20,12 @@ from server.schemas import (
     QueuePlace,
     Usage,
 )
+from server.jobs import IMPOSSIBLE, JobRecord, JobState, Output
 
 if TYPE_CHECKING:  # services build on this module
     from fastapi import Request
 
-    from server.services import Services
+    from server.gateway.lifespan import Services
 
 
 def image_url(record: JobRecord, index: int) -> str:

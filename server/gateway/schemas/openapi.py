@@ -6,8 +6,8 @@ from fastapi import Body
 from fastapi.openapi.models import Example
 from pydantic import BaseModel
 
+from server.gateway.schemas.images import ErrorBody, ImageRequest, JobObject
 from server.images.codec import MIME
-from server.schemas import ErrorBody, ImageRequest, JobObject
 
 Responses = dict[int | str, dict[str, Any]]
 

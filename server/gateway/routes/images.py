@@ -5,19 +5,28 @@ import asyncio
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from server import background, negotiation, sse, streaming
-from server.admission import accept, idempotency_key
-from server.api_keys import Caller
+from server import background
 from server.errors import DeadlineExceeded, InvalidRequest, JobCanceled
-from server.guard import CallerDep
+from server.gateway.admission import accept, idempotency_key
+from server.gateway.api_keys import Caller
+from server.gateway.lifespan import Services, ServicesDep
+from server.gateway.middleware.auth import CallerDep
+from server.gateway.requests import content_negotiation
+from server.gateway.requests.resolve import resolve
+from server.gateway.responses import image_stream, sse
+from server.gateway.responses.jobs import (
+    gone,
+    images_response,
+    public_url,
+    require_success,
+    timing_headers,
+    told_headers,
+)
+from server.gateway.schemas.images import ImageRequest, ImagesResponse
+from server.gateway.schemas.openapi import GENERATE, RequestBody
 from server.images.codec import MIME
 from server.jobs import JobInput, JobRecord, new_job_id
-from server.openapi import GENERATE, RequestBody
 from server.queue.watcher import Expected
-from server.resolve import resolve
-from server.schemas import ImageRequest, ImagesResponse
-from server.services import Services, ServicesDep
-from server.views import gone, images_response, public_url, require_success, timing_headers, told_headers
 
 router = APIRouter(tags=["images"])
 
@@ -38,7 +47,7 @@ async def generate(request: Request, body: RequestBody, services: ServicesDep, c
     With `stream: true` it is server-sent events: up to `partial_images` previews of each picture, then the pictures.
     """
     fleet = services.fleet
-    body = negotiation.with_format(request, body)
+    body = content_negotiation.with_format(request, body)
     job, warnings = resolve(body, await fleet.models(), await fleet.default_model())
     if job.webhook:
         raise InvalidRequest("'webhook' is for jobs: POST /v1/jobs. Here the answer is the news.", param="webhook")
@@ -61,7 +70,7 @@ async def respond(
 
     `kind`: the first part of the events' names. `source`: the picture that it starts from.
     """
-    wants_file = negotiation.wants_the_file(request, job.n)
+    wants_file = content_negotiation.wants_the_file(request, job.n)
     _check_stream(body, wants_file=wants_file)
     await services.fleet.require_worker(job.model)
     key, form = idempotency_key(request), body.response_format or "b64_json"
@@ -71,7 +80,7 @@ async def respond(
         accepted = await accept(
             services, job, "sync", caller, job_id=job_id, key=key, asked=asked, followed=True, source=source
         )
-        pictures = streaming.pictures(
+        pictures = image_stream.pictures(
             services, accepted.job_id, form, keep=bool(key), kind=kind, home=home, warnings=warnings
         )
         return sse.response(pictures, told_headers(accepted.job_id, warnings))

@@ -6,9 +6,9 @@ from dataclasses import asdict
 from typing import Any
 
 from server.errors import InvalidRequest
+from server.gateway.requests.class_labels import match_label
+from server.gateway.schemas.images import IGNORED, MAX_SEED, ImageRequest
 from server.jobs import JobInput, ModelInfo
-from server.labels import match_label
-from server.schemas import IGNORED, MAX_SEED, ImageRequest
 
 
 def resolve(request: ImageRequest, models: dict[str, ModelInfo], default: str) -> tuple[JobInput, list[str]]:

@@ -11,21 +11,21 @@ from fastapi import APIRouter, Depends, Header, Path, Query, Request
 from fastapi.responses import JSONResponse, Response
 from redis.exceptions import RedisError
 
-from server import sse
-from server.admission import Key, accept, idempotency_key
-from server.api_keys import Caller
 from server.errors import InvalidRequest, QueueUnavailable, RequestError, UnknownImage
-from server.guard import CallerDep
+from server.gateway.admission import Key, accept, idempotency_key
+from server.gateway.api_keys import Caller
+from server.gateway.lifespan import Services, ServicesDep
+from server.gateway.middleware.auth import CallerDep
+from server.gateway.requests.query_params import known_queries_only
+from server.gateway.requests.resolve import resolve
+from server.gateway.responses import sse
+from server.gateway.responses.jobs import gone, job_object, preview_url
+from server.gateway.schemas.images import JobList, JobObject
+from server.gateway.schemas.openapi import EVENTS, JOB, JOB_IMAGE, LISTING, PREVIEW, SUBMIT, RequestBody
 from server.images.codec import MIME
 from server.jobs import JobRecord, JobState
-from server.openapi import EVENTS, JOB, JOB_IMAGE, LISTING, PREVIEW, SUBMIT, RequestBody
-from server.queries import known_queries_only
 from server.queue import pagination
 from server.queue.events import BEGINNING, Event
-from server.resolve import resolve
-from server.schemas import JobList, JobObject
-from server.services import Services, ServicesDep
-from server.views import gone, job_object, preview_url
 
 log = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])

@@ -14,11 +14,11 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.api_keys import NOBODY, Caller, KeyRing
 from server.errors import KeyDisabled, RateLimited, RequestError
-from server.middleware import refuse
+from server.gateway.api_keys import NOBODY, Caller, KeyRing
+from server.gateway.lifespan import Services
+from server.gateway.middleware.request_context import refuse
 from server.queue.job_queue import Queue
-from server.services import Services
 
 _SHOWN_TO_OTHERS = (
     "x-request-id", "x-job-id", "seed", "finish-reason", "location", "retry-after", "server-timing", "x-batch-size",

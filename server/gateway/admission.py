@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Header, Request
 
-from server.api_keys import Caller
 from server.errors import InvalidRequest, QueueFull, RequestError
+from server.gateway.api_keys import Caller
 from server.jobs import JobInput, new_job_id
 from server.queue import source_images
 from server.queue.job_queue import Accepted
 
 if TYPE_CHECKING:  # services build on this module
-    from server.services import Services
+    from server.gateway.lifespan import Services
 
 log = logging.getLogger(__name__)
 #: Clients of OpenAI's kind do not obey a longer one.

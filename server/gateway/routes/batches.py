@@ -8,18 +8,18 @@ from fastapi import APIRouter, Form, Query, Request, UploadFile
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from server.admission import Key, idempotency_key
-from server.api_keys import Caller
 from server.batch_format import FAILURES, RESULTS, URL
-from server.batch_state import Batch
 from server.errors import BodyTooLarge, InvalidRequest, JobCanceled, RequestError, UnknownFile
-from server.files import MAX_FILE_BYTES
-from server.guard import CallerDep
+from server.gateway.admission import Key, idempotency_key
+from server.gateway.api_keys import Caller
+from server.gateway.batches.files import MAX_FILE_BYTES
+from server.gateway.batches.record import Batch
+from server.gateway.lifespan import Services, ServicesDep
+from server.gateway.middleware.auth import CallerDep
+from server.gateway.responses.jobs import images_response, require_success
+from server.gateway.schemas.batches import BatchList, BatchObject, FileDeleted, FileList, FileObject
+from server.gateway.schemas.openapi import BATCH_ERRORS, CREATE_BATCH, FILE_CONTENT, FILE_ERRORS
 from server.jobs import JobRecord
-from server.openapi import BATCH_ERRORS, CREATE_BATCH, FILE_CONTENT, FILE_ERRORS
-from server.schemas_batches import BatchList, BatchObject, FileDeleted, FileList, FileObject
-from server.services import Services, ServicesDep
-from server.views import images_response, require_success
 
 router = APIRouter()
 ANCHOR, SECONDS = "expires_after[anchor]", "expires_after[seconds]"

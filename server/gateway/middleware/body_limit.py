@@ -5,7 +5,7 @@ import asyncio
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.files import MAX_FILE_BYTES
+from server.gateway.batches.files import MAX_FILE_BYTES
 from server.images.uploads import MAX_PICTURE_BYTES
 
 MIN_BYTES_PER_S = 128 << 10  # a megabit a second: a poor mobile connection

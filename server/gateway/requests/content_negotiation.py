@@ -7,8 +7,8 @@ from typing import TypeVar
 from fastapi import Request
 
 from server.errors import InvalidRequest, NotAcceptable
+from server.gateway.schemas.images import ImageRequest
 from server.images.codec import MIME
-from server.schemas import ImageRequest
 
 R = TypeVar("R", bound=ImageRequest)
 

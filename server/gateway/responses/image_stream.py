@@ -10,11 +10,11 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
-from server import sse
 from server.errors import DeadlineExceeded, QueueUnavailable, RequestError
+from server.gateway.lifespan import Services
+from server.gateway.responses import sse
+from server.gateway.responses.jobs import handed_over, require_success, usage
 from server.jobs import JobRecord
-from server.services import Services
-from server.views import handed_over, require_success, usage
 
 log = logging.getLogger(__name__)
 

@@ -12,18 +12,19 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from starlette.datastructures import FormData, UploadFile
 
-from server import negotiation, openapi
-from server.api_keys import Caller
 from server.errors import InvalidRequest
-from server.guard import CallerDep
+from server.gateway.api_keys import Caller
+from server.gateway.lifespan import Services, ServicesDep
+from server.gateway.middleware.auth import CallerDep
+from server.gateway.requests import content_negotiation
+from server.gateway.requests.resolve import model_of, resolve
+from server.gateway.requests.validation import validated
+from server.gateway.routes.images import respond
+from server.gateway.schemas import openapi
+from server.gateway.schemas.edits import DEFAULT_FEATHER, DEFAULT_KEEP, EditRequest, StartedRequest, VariationRequest
+from server.gateway.schemas.images import ImageRequest, ImagesResponse
 from server.images import compositing, uploads
 from server.jobs import Edit, JobInput, ModelInfo, new_job_id
-from server.resolve import model_of, resolve
-from server.routes_images import respond
-from server.schemas import ImageRequest, ImagesResponse
-from server.schemas_edits import DEFAULT_FEATHER, DEFAULT_KEEP, EditRequest, StartedRequest, VariationRequest
-from server.services import Services, ServicesDep
-from server.validation import validated
 
 router = APIRouter(tags=["images"])
 R = TypeVar("R", bound=StartedRequest)
@@ -49,7 +50,7 @@ async def edit(request: Request, services: ServicesDep, caller: CallerDep) -> Re
     seam, on its inner side.
     """
     async with _form(request) as sent:
-        body = negotiation.with_format(request, _validated(EditRequest, sent, ("image", "mask")))
+        body = content_negotiation.with_format(request, _validated(EditRequest, sent, ("image", "mask")))
         info = await _model(services, body)
         image, mask = _file(sent, "image"), _file(sent, "mask")
         source, drawn, notes = await _decoded(lambda: uploads.with_mask(image, mask, info.image_size))
@@ -76,7 +77,7 @@ async def vary(request: Request, services: ServicesDep, caller: CallerDep) -> Re
     A picture that was drawn here brings its prompt along.
     """
     async with _form(request) as sent:
-        body = negotiation.with_format(request, _validated(VariationRequest, sent, ("image",)))
+        body = content_negotiation.with_format(request, _validated(VariationRequest, sent, ("image",)))
         info = await _model(services, body)
         image = _file(sent, "image")
         source, recipe, notes = await _decoded(lambda: uploads.with_recipe(image, info.image_size))

@@ -8,9 +8,11 @@ from typing import Annotated, cast
 from fastapi import Depends, Request
 
 from server.background import beside
-from server.batches import Batches
-from server.files import Files
-from server.fleet import Fleet
+from server.gateway.batches.files import Files
+from server.gateway.batches.runner import Batches
+from server.gateway.fleet import Fleet
+from server.gateway.responses.jobs import job_object
+from server.gateway.webhooks import Webhooks, parse_secret
 from server.metrics import GatewayMetrics
 from server.queue.events import Events
 from server.queue.job_queue import Queue
@@ -18,8 +20,6 @@ from server.queue.redis_client import QUICK_TIMEOUT_S, connect
 from server.queue.registry import Registry
 from server.queue.watcher import Watcher
 from server.settings import Settings
-from server.views import job_object
-from server.webhooks import Webhooks, parse_secret
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,6 @@ from prometheus_client import Counter
 from redis.exceptions import RedisError
 
 from server.batch_format import OVER, Line, LineError, not_for_lines, parse_lines
-from server.batch_state import WINDOW_S, Batch
 from server.errors import (
     InvalidRequest,
     JobExpired,
@@ -30,15 +29,16 @@ from server.errors import (
     UnknownFile,
     UnknownJob,
 )
-from server.files import Files
-from server.fleet import Fleet
+from server.gateway.batches.files import Files
+from server.gateway.batches.record import WINDOW_S, Batch
+from server.gateway.fleet import Fleet
+from server.gateway.requests.resolve import resolve
+from server.gateway.requests.validation import validated
+from server.gateway.schemas.images import ImageRequest
 from server.jobs import JobRecord
 from server.queue.due_work import take_turns
 from server.queue.job_queue import Queue
 from server.queue.pagination import ids_after
-from server.resolve import resolve
-from server.schemas import ImageRequest
-from server.validation import validated
 
 log = logging.getLogger(__name__)
 WINDOW = 64  # jobs of one batch that wait or run

@@ -7,18 +7,18 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 import uvicorn
 from fastapi import FastAPI
 
-from server import __version__, routes_batches, routes_edits, routes_images, routes_jobs, routes_ops
-from server.api_keys import KeyRing
-from server.body_limit import BodyLimit
+from server import __version__
 from server.errors import ConfigError
-from server.guard import Guard, allow_origins
-from server.middleware import Bugs, RequestContext, install_error_handlers
-from server.openapi import ANY_ERROR
-from server.openapi_examples import install_examples
-from server.patience import PatientProtocol
-from server.services import Services, open_services
+from server.gateway.api_keys import KeyRing
+from server.gateway.lifespan import Services, open_services
+from server.gateway.middleware.auth import Guard, allow_origins
+from server.gateway.middleware.body_limit import BodyLimit
+from server.gateway.middleware.request_context import Bugs, RequestContext, install_error_handlers
+from server.gateway.middleware.slow_clients import PatientProtocol
+from server.gateway.schemas.openapi import ANY_ERROR
+from server.gateway.schemas.openapi_examples import install_examples
+from server.gateway.webhooks import parse_secret
 from server.settings import Settings
-from server.webhooks import parse_secret
 
 log = logging.getLogger(__name__)
 DESCRIPTION = """Text to image by a random-order, continuous-token autoregressive model.

@@ -12,7 +12,6 @@ from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.body_limit import MAX_BODY_BYTES
 from server.errors import (
     BodyTooLarge,
     InvalidApiKey,
@@ -27,8 +26,9 @@ from server.errors import (
     RequestTooSlow,
     error_body,
 )
-from server.services import Services, services_of
-from server.validation import from_validation
+from server.gateway.lifespan import Services, services_of
+from server.gateway.middleware.body_limit import MAX_BODY_BYTES
+from server.gateway.requests.validation import from_validation
 
 log = logging.getLogger(__name__)
 REJECTIONS = (

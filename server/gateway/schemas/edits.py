@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from server.schemas import NOT_YET, ImageRequest
+from server.gateway.schemas.images import NOT_YET, ImageRequest
 
 MAX_FEATHER = 64
 DEFAULT_FEATHER = 2

@@ -13,10 +13,10 @@ from redis.exceptions import RedisError
 
 from server import metrics
 from server.errors import NoWorkers, UnknownModel
-from server.guard import page_policy
-from server.openapi import MODEL, READY
-from server.schemas_batches import Health, ModelList, ModelObject
-from server.services import Services, ServicesDep
+from server.gateway.lifespan import Services, ServicesDep
+from server.gateway.middleware.auth import page_policy
+from server.gateway.schemas.batches import Health, ModelList, ModelObject
+from server.gateway.schemas.openapi import MODEL, READY
 
 log = logging.getLogger(__name__)
 router = APIRouter()
@@ -94,5 +94,5 @@ async def scrape(services: ServicesDep) -> Response:
 
 @router.get("/", include_in_schema=False)
 async def playground() -> HTMLResponse:
-    page = (resources.files("server") / "playground.html").read_text(encoding="utf-8")
+    page = (resources.files("server.gateway") / "playground.html").read_text(encoding="utf-8")
     return HTMLResponse(page, headers={"Content-Security-Policy": page_policy(page)})

@@ -1,0 +1,1 @@
+"""The HTTP process: app builds it, dependencies and lifespan say what routes share; then routes/."""
