@@ -26,8 +26,8 @@ from benchmarks.machine import command
 from model.drawing import default_request
 from model.requests import Request
 from model.serving import ServingEngine, load_engine
+from server.cli.demo import free_port
 from server.client import FluidClient
-from server.demo import free_port
 
 CHECKPOINT = "scenes-128"  # on both sides
 ROWS, PROMPT = 16, "a red apple, 3d style"

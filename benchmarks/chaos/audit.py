@@ -9,7 +9,7 @@ from collections.abc import Callable
 import httpx
 
 from benchmarks.chaos.ledger import Ledger, Submission, Verdict
-from server.doctor import Level, books
+from server.cli.doctor import Level, books
 from server.errors import UnknownJob
 from server.jobs import JobRecord, JobState
 from server.queue.job_queue import Queue

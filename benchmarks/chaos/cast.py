@@ -12,9 +12,9 @@ from pathlib import Path
 from random import Random
 from subprocess import Popen
 
-from server import processes
-from server.demo import free_port
-from server.embedded import EmbeddedValkey
+from server.cli.demo import free_port
+from server.launcher import subprocesses
+from server.launcher.embedded_valkey import EmbeddedValkey
 from server.settings import Settings
 
 GATEWAYS, WORKERS = 2, 4
@@ -54,7 +54,7 @@ class Cast:
 
     def _start(self, role: str, *flags: str) -> Popen[bytes]:
         env = {k: v for k, v in os.environ.items() if not k.startswith("FLUID_")} | self.settings.to_env()
-        return processes.spawn([sys.executable, "-m", "server.cli", role, *flags], env=env, quiet=True)
+        return subprocesses.spawn([sys.executable, "-m", "server.cli", role, *flags], env=env, quiet=True)
 
     def _gateway(self, port: int) -> Popen[bytes]:
         return self._start("gateway", "--port", str(port))

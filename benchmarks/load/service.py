@@ -13,9 +13,9 @@ from pathlib import Path
 from subprocess import Popen
 from typing import Any
 
-from server import processes
-from server.demo import free_port
-from server.embedded import EmbeddedValkey
+from server.cli.demo import free_port
+from server.launcher import subprocesses
+from server.launcher.embedded_valkey import EmbeddedValkey
 from server.queue.job_queue import Queue
 from server.queue.redis_client import PATIENT_TIMEOUT_S, connect
 from server.queue.registry import Registry
@@ -52,7 +52,7 @@ async def service(workers: int, **settings: Any) -> AsyncIterator[Service]:
         )
         env = {k: v for k, v in os.environ.items() if not k.startswith("FLUID_")} | chosen.to_env()
         roles = ["gateway"] + ["worker"] * workers
-        running = [processes.spawn([sys.executable, "-m", "server.cli", role], env=env) for role in roles]
+        running = [subprocesses.spawn([sys.executable, "-m", "server.cli", role], env=env) for role in roles]
         try:
             async with connect(valkey.url, PATIENT_TIMEOUT_S) as redis:
                 await _ready(Registry(redis, chosen.namespace), chosen.port, workers)
@@ -61,7 +61,7 @@ async def service(workers: int, **settings: Any) -> AsyncIterator[Service]:
                 yield Service(chosen, running[0], running[1:], valkey.process, Queue(redis, chosen))
         finally:
             for process in running:
-                await processes.stop_async(process, grace_s=10)
+                await subprocesses.stop_async(process, grace_s=10)
 
 
 async def _ready(registry: Registry, port: int, workers: int) -> None:

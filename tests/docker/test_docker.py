@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
-from server import cli, metrics
+from server import metrics
+from server.cli import main
 from server.errors import RequestError
 from server.gateway.app import create_app
 from server.jobs import JobState, QueueCounts, WorkerInfo
@@ -102,7 +103,7 @@ def test_the_commands_are_commands_of_ours(stage: str) -> None:
     program, *words = json.loads(command)
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     assert program in scripts
-    assert cli._parser().parse_args(words).command == stage
+    assert main._parser().parse_args(words).command == stage
     assert arguments("STOPSIGNAL", stage) == ["SIGTERM"], "what starts the drain"
     user = arguments("USER", stage)
     assert user == ["10001"] and f"--uid {user[0]}" in arguments("RUN", "base")[0]
@@ -264,7 +265,7 @@ def test_alerts_say_what_to_do() -> None:
             assert rule["labels"]["severity"] in ("page", "ticket")
             assert set(rule["annotations"]) == {"summary", "action"}
             for command in re.findall(r"`fluid ([^`]+)`", rule["annotations"]["action"]):
-                cli._parser().parse_args(command.split())
+                main._parser().parse_args(command.split())
             for name in re.findall(r"FLUID_\w+", json.dumps(rule)):
                 assert name in Settings().to_env()
 

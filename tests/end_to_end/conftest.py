@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from server.cli.demo import free_port
 from server.client import FluidClient
-from server.demo import free_port
 
 START_S = 180.0  # a first import of torch on a cold machine takes most of a minute
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 from harness import Service
 
-from server.demo import free_port
-from server.embedded import EmbeddedValkey
+from server.cli.demo import free_port
 from server.jobs import ModelInfo
+from server.launcher.embedded_valkey import EmbeddedValkey
 from server.queue.job_queue import Queue
 from server.queue.redis_client import PATIENT_TIMEOUT_S, connect
 from server.queue.registry import Registry

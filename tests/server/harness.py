@@ -11,9 +11,9 @@ from typing import TypeVar
 
 import httpx
 
-from server import processes
 from server.client import FluidClient
 from server.jobs import JobInput, Lease
+from server.launcher import subprocesses
 from server.queue.job_queue import Queue
 from server.settings import Settings
 
@@ -44,7 +44,7 @@ def child_env(settings: Settings) -> dict[str, str]:
 
 
 def start(role: str, settings: Settings, *flags: str) -> "Popen[bytes]":
-    return processes.spawn([sys.executable, "-m", "server.cli", role, *flags], env=child_env(settings))
+    return subprocesses.spawn([sys.executable, "-m", "server.cli", role, *flags], env=child_env(settings))
 
 
 def fluid(settings: Settings, *words: str) -> "subprocess.CompletedProcess[str]":
@@ -77,7 +77,7 @@ class Service:
     def close(self) -> None:
         self.client.close()
         for process in [*self.workers, self.gateway]:
-            processes.stop(process, grace_s=10)
+            subprocesses.stop(process, grace_s=10)
 
 
 def job_input(prompt: str = "an apple", n: int = 1, **changes: object) -> JobInput:

@@ -9,7 +9,7 @@ import uvicorn
 from fastapi import FastAPI
 from harness import until
 
-from server.demo import free_port
+from server.cli.demo import free_port
 from server.gateway.middleware.slow_clients import PatientProtocol
 
 

@@ -12,7 +12,7 @@ import pytest
 from harness import Service, child_env, fluid, until
 from PIL import Image
 
-from server.batch_command import _safe, read_prompts
+from server.cli.batch import _safe, read_prompts
 from server.errors import BatchRefused
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import server
-from server.cli import main
+from server.cli.main import main
 from server.errors import EngineBroken
 from server.images.codec import read_metadata
 from server.settings import describe

@@ -10,9 +10,9 @@ import pytest
 import redis
 from harness import Service, start, until
 
+from server.cli.demo import free_port
 from server.client import FluidClient
-from server.demo import free_port
-from server.embedded import EmbeddedValkey
+from server.launcher.embedded_valkey import EmbeddedValkey
 from server.settings import Settings
 
 

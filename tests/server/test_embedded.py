@@ -10,8 +10,8 @@ import pytest
 import redis
 from harness import until
 
-from server.embedded import MAX_SOCKET_PATH, EmbeddedValkey
 from server.errors import DataDirInUse
+from server.launcher.embedded_valkey import MAX_SOCKET_PATH, EmbeddedValkey
 
 
 def write(url: str, value: str) -> None:

@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from server import processes
-from server.demo import free_port
+from server.cli.demo import free_port
+from server.launcher import subprocesses
 from server.queue.events import show
 from server.queue.job_queue import Pulse, Queue
 from server.queue.keys import Keys
@@ -123,7 +123,7 @@ def test_events_are_replayed_on_another_gateway(new_service: Callable[..., Servi
         with httpx.stream("GET", other.base_url + events, headers={"Last-Event-ID": heard[-1]["id"]}) as answer:
             rest = list(sse(answer.iter_lines()))
     finally:
-        processes.stop(gateway, grace_s=10)
+        subprocesses.stop(gateway, grace_s=10)
     with httpx.stream("GET", service.settings.base_url + events) as answer:
         everything = list(sse(answer.iter_lines()))
     assert [e["id"] for e in heard + rest] == [e["id"] for e in everything]

@@ -13,7 +13,7 @@ from harness import Service, accept, until
 from inprocess import served
 from redis.exceptions import ResponseError
 
-from server.demo import free_port
+from server.cli.demo import free_port
 from server.gateway.app import create_app
 from server.gateway.responses import sse
 from server.jobs import ModelInfo

@@ -8,11 +8,11 @@ import openai
 import pytest
 from harness import Service, client_of, job_input, start, status_of, take, until
 
-from server import processes
-from server.demo import free_port
+from server.cli.demo import free_port
 from server.errors import ServiceError
 from server.gateway.api_keys import hashed
 from server.jobs import JobError, JobState
+from server.launcher import subprocesses
 from server.queue.job_queue import Queue
 from server.settings import Settings
 
@@ -44,7 +44,7 @@ def test_requests_a_minute_are_counted_over_all_gateways(new_service: Callable[.
         assert all(httpx.get(f"{url}/v1/models", headers=headers).status_code == 200 for url in urls * 3)
         assert _draw(urls[0], BOB).headers["x-ratelimit-limit-requests"] == "50"
     finally:
-        processes.stop(twin, grace_s=10)
+        subprocesses.stop(twin, grace_s=10)
 
 
 def _elsewhere(settings: Settings) -> Settings:
@@ -96,7 +96,7 @@ def test_jobs_at_a_time_are_limited_until_one_ends(new_service: Callable[..., Se
     with client_of(service, ALICE) as alice, client_of(service, BOB) as bob:
         worker = service.add_worker()
         service.client.wait_ready(timeout_s=30)
-        processes.stop(worker, grace_s=10)  # nobody draws, but the model is known
+        subprocesses.stop(worker, grace_s=10)  # nobody draws, but the model is known
         jobs = [alice.submit("a cat") for _ in range(2)]
         with pytest.raises(ServiceError, match="2 jobs of 'alice' wait or run, the limit is 2") as caught:
             alice.submit("a cat")

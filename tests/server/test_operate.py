@@ -11,9 +11,9 @@ import pytest
 import redis
 from harness import Service, fluid, start, until
 
-from server import doctor
+from server.cli import doctor
+from server.cli.demo import free_port
 from server.client import FluidClient
-from server.demo import free_port
 from server.jobs import JobState, QueueCounts
 from server.queue.keys import Keys
 from server.settings import Settings

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from server.progress import Status, steps
+from server.cli.progress import Status, steps
 
 
 class Terminal(io.StringIO):

@@ -10,10 +10,10 @@ import httpx
 import pytest
 from harness import Service, child_env, status_of, until
 
-from server import processes
 from server.client import FluidClient
 from server.errors import ServiceError
 from server.gateway.api_keys import hashed
+from server.launcher import subprocesses
 from server.settings import Settings
 
 ALICE = "fl-alice"
@@ -53,7 +53,7 @@ def test_prompts_and_keys_are_in_no_log_unless_asked(settings: Settings, tmp_pat
                 _use_everything(client)
         finally:
             for role in roles:
-                processes.stop(role, grace_s=10)
+                subprocesses.stop(role, grace_s=10)
     told = (tmp_path / "log").read_text()
     assert "succeeded in" in told and ALICE not in told
     assert (SECRET_WORD in told) == (log_prompts == "yes")
@@ -88,5 +88,5 @@ def test_a_gateway_that_is_open_to_the_network_without_keys_says_so(
         try:
             until(lambda: status_of(f"{open_to_all.base_url}/health/live") == 200, seconds=30)
         finally:
-            processes.stop(gateway, grace_s=10)
+            subprocesses.stop(gateway, grace_s=10)
     assert ("WITHOUT API KEYS" in (tmp_path / "log").read_text()) == (not keys)

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any
 
-from server import progress
 from server.batch_format import MAX_LINES, OVER
+from server.cli import progress
 from server.client import FluidClient
 from server.errors import BatchRefused
 

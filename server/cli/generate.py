@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from server.cli.progress import Status, steps
 from server.errors import InvalidRequest
 from server.gateway.requests.resolve import resolve
 from server.gateway.schemas.images import ImageRequest
 from server.images.codec import encode, numbered
 from server.images.recipe import difference
 from server.jobs import JobInput, ModelInfo
-from server.progress import Status, steps
 from server.settings import Settings
 from server.worker.engine.protocol import RowRequest
 from server.worker.publisher import recipe

@@ -17,8 +17,8 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from server import processes
 from server.errors import DataDirInUse, ValkeyStartError
+from server.launcher import subprocesses
 
 MAX_SOCKET_PATH = 100  # sun_path holds 108 bytes on Linux, 104 on macOS
 START_TIMEOUT_S = 30.0  # a long append-only file takes a while to replay
@@ -103,7 +103,7 @@ class EmbeddedValkey:
             self._short_dir = tempfile.mkdtemp(prefix="fluid-")
             self.socket = Path(self._short_dir) / "valkey.sock"
         # The lock is inherited: if we are killed, the folder stays locked until Valkey has gone too.
-        self.process = processes.spawn(
+        self.process = subprocesses.spawn(
             [find_binary(), *self._options()], keep_fds=[self._lock.fileno()], quiet=self._quiet
         )
         self._await_ready()
@@ -149,7 +149,7 @@ class EmbeddedValkey:
 
     def close(self) -> None:
         if self.process is not None:
-            processes.stop(self.process, grace_s=10)
+            subprocesses.stop(self.process, grace_s=10)
             self.process = None
         if self._short_dir is not None:
             shutil.rmtree(self._short_dir, ignore_errors=True)

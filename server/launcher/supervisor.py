@@ -9,10 +9,10 @@ import time
 from contextlib import suppress
 from subprocess import Popen
 
-from server import processes
 from server.client import FluidClient
-from server.embedded import EmbeddedValkey
 from server.errors import ConfigError
+from server.launcher import subprocesses
+from server.launcher.embedded_valkey import EmbeddedValkey
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class Child:
         self.process: Popen[bytes] | None = None
 
     def start(self) -> None:
-        self.process = processes.spawn([sys.executable, "-m", "server.cli", self.role], env=self._env)
+        self.process = subprocesses.spawn([sys.executable, "-m", "server.cli", self.role], env=self._env)
         self._started_at = time.monotonic()
         self._restart_at = None
 
@@ -58,7 +58,7 @@ class Child:
 
     async def stop(self, grace_s: float) -> None:
         if self.process is not None:
-            await processes.stop_async(self.process, grace_s=grace_s)
+            await subprocesses.stop_async(self.process, grace_s=grace_s)
 
 
 class Supervisor:

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from server import __version__, cli_client
+from server import __version__
+from server.cli import client_commands
 from server.errors import EngineBroken, FluidError, OperatorError
 from server.settings import Settings, describe
 
@@ -64,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_serve(commands)
     _add_roles(commands)
     _add_generate(commands)
-    cli_client.add_commands(_command, commands)
+    client_commands.add_commands(_command, commands)
     _add_demo(commands)
     _add_import(commands)
     _add_operations(commands)
@@ -139,7 +140,7 @@ def _add_generate(commands: Any) -> None:
     parser.add_argument("--like", type=Path, help="a picture that was drawn here; other options change its recipe")
     parser.add_argument("--out", type=Path, default=Path("out.png"), help=".png, .webp or .jpg")
     _model_flags(parser)
-    cli_client.picture_flags(parser)
+    client_commands.picture_flags(parser)
     parser.add_argument("--diffusion-steps", type=int, help="diffusion steps per token")
     parser.add_argument("--schedule", choices=("linear", "constant"), dest="guidance_schedule")
     parser.add_argument("--temperature", type=float, help="spread of the sampling")
@@ -227,7 +228,7 @@ def _add_operations(commands: Any) -> None:
 
 
 def _serve(settings: Settings, args: argparse.Namespace) -> None:
-    from server.supervisor import Supervisor
+    from server.launcher.supervisor import Supervisor
 
     asyncio.run(Supervisor(settings, banner=not args.quiet).run())
 
@@ -245,7 +246,7 @@ def _worker(settings: Settings, args: argparse.Namespace) -> None:
 
 
 def _generate(settings: Settings, args: argparse.Namespace) -> None:
-    from server import generate
+    from server.cli import generate
     from server.gateway.requests.validation import validated
     from server.gateway.schemas.images import ImageRequest
     from server.images.codec import format_of
@@ -261,21 +262,21 @@ def _generate(settings: Settings, args: argparse.Namespace) -> None:
 
 
 def _demo(settings: Settings, args: argparse.Namespace) -> None:
-    from server import demo
+    from server.cli import demo
 
     demo.run(settings, args.prompt, args.out, args.seed)
 
 
 def _doctor(settings: Settings, args: argparse.Namespace) -> None:
-    from server import operate
+    from server.cli import operations
 
-    asyncio.run(operate.examine(settings))
+    asyncio.run(operations.examine(settings))
 
 
 def _dlq(settings: Settings, args: argparse.Namespace) -> None:
-    from server import operate
+    from server.cli import operations
 
-    asyncio.run(operate.dead_letters(settings, args.action, args.job_ids))
+    asyncio.run(operations.dead_letters(settings, args.action, args.job_ids))
 
 
 def _keys(settings: Settings, args: argparse.Namespace) -> None:
@@ -285,10 +286,6 @@ def _keys(settings: Settings, args: argparse.Namespace) -> None:
 
 
 def _reload(settings: Settings, args: argparse.Namespace) -> None:
-    from server import operate
+    from server.cli import operations
 
-    asyncio.run(operate.reload(settings, args.to or settings.checkpoint, args.timeout))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    asyncio.run(operations.reload(settings, args.to or settings.checkpoint, args.timeout))

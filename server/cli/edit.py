@@ -7,11 +7,11 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
+from server.cli.progress import Status
 from server.client import FluidClient
 from server.client.protocol import Picture
 from server.errors import EditRefused
 from server.images.codec import numbered
-from server.progress import Status
 
 
 def edit(

@@ -106,27 +106,27 @@ _OF_PICTURES = ("n", "seed", "quality", "num_inference_steps", "guidance_scale")
 
 
 def _batch(settings: Settings, args: argparse.Namespace) -> None:
-    from server import batch_command
+    from server.cli import batch
 
     options = _options(args, "quality", "output_format")
     with _client(settings, args, max_retries=8) as client:
-        batch_command.run(client, args.prompts, args.out, options, cancel=args.cancel)
+        batch.run(client, args.prompts, args.out, options, cancel=args.cancel)
 
 
 def _edit(settings: Settings, args: argparse.Namespace) -> None:
-    from server import edit_command
+    from server.cli import edit
     from server.images.codec import format_of
 
     options = _options(args, *_OF_PICTURES, "feather") | {"output_format": format_of(args.out)}
     box = tuple(args.box) if args.box else None
     with _client(settings, args) as client:
-        edit_command.edit(client, args.picture, args.prompt, args.out, options, mask=args.mask, box=box)
+        edit.edit(client, args.picture, args.prompt, args.out, options, mask=args.mask, box=box)
 
 
 def _vary(settings: Settings, args: argparse.Namespace) -> None:
-    from server import edit_command
+    from server.cli import edit
     from server.images.codec import format_of
 
     options = _options(args, *_OF_PICTURES, "prompt", "keep") | {"output_format": format_of(args.out)}
     with _client(settings, args) as client:
-        edit_command.vary(client, args.picture, args.out, options)
+        edit.vary(client, args.picture, args.out, options)

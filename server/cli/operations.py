@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict, replace
 
-from server import doctor, embedded
+from server.cli import doctor
 from server.errors import ConfigError, NotWell, ReloadRefused
+from server.launcher import embedded_valkey
 from server.queue.dead_letters import DeadLetter, DeadLetters
 from server.queue.job_queue import Queue
 from server.queue.redis_client import PATIENT_TIMEOUT_S, connect
@@ -22,7 +23,7 @@ RELOAD_POLL_S = 0.2
 @asynccontextmanager
 async def service(settings: Settings) -> AsyncIterator[tuple[Settings, Queue, Registry]]:
     """The running one: at FLUID_REDIS_URL, else the embedded Valkey of FLUID_DATA_DIR."""
-    url = settings.redis_url or embedded.running_url(settings.data_path)
+    url = settings.redis_url or embedded_valkey.running_url(settings.data_path)
     if url is None:
         raise ConfigError(
             f"Nothing runs in {settings.data_path}. Start `fluid serve`, or set FLUID_REDIS_URL to a running queue."

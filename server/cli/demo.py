@@ -12,10 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from subprocess import Popen
 
-from server import processes
+from server.cli.progress import Status
 from server.client import FluidClient, Picture
 from server.errors import ServiceError
-from server.progress import Status
+from server.launcher import subprocesses
 from server.settings import Settings
 
 START_TIMEOUT_S = 300.0
@@ -39,13 +39,13 @@ def run(settings: Settings, prompt: str, out: Path, seed: int | None) -> None:
 def running_service(settings: Settings, began: float) -> Iterator[FluidClient]:
     """`fluid serve` in a child process, ready, and stopped afterwards."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("FLUID_")} | settings.to_env()
-    service = processes.spawn([sys.executable, "-m", "server.cli", "serve", "--quiet"], env=env)
+    service = subprocesses.spawn([sys.executable, "-m", "server.cli", "serve", "--quiet"], env=env)
     try:
         with FluidClient(settings.base_url, timeout_s=settings.request_timeout_s) as client:
             _await_ready(client, service, began)
             yield client
     finally:
-        processes.stop(service, grace_s=settings.drain_s + 15)
+        subprocesses.stop(service, grace_s=settings.drain_s + 15)
 
 
 def _await_ready(client: FluidClient, service: "Popen[bytes]", began: float) -> None:

@@ -1,0 +1,1 @@
+"""The fluid command, one file per command; main parses."""

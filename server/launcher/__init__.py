@@ -1,0 +1,1 @@
+"""Starting and stopping processes: supervisor (fluid serve), embedded_valkey, subprocesses."""
