@@ -23,12 +23,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from benchmarks.machine import describe_machine, keep
+from model.data.contact_sheet import contact_sheet
 from model.data.dataset import Dataset
-from model.drawing import default_request
-from model.evaluate import spread
-from model.requests import Request
-from model.serving import ServingEngine, load_engine
-from model.sheet import contact_sheet
+from model.evaluation.drawing import default_request
+from model.evaluation.evaluate import spread
+from model.inference.requests import Request
+from model.inference.serving import ServingEngine, load_engine
 from server.images.compositing import DRAWN, Source, blend, ramp, staying
 from server.worker.engine.protocol import Known
 

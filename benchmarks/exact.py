@@ -5,7 +5,7 @@ Same random weights on all sides, batch 1 and 8. Nothing is approximated: the si
 
     eager      float32, batch doubled for guidance, every product in every step: what the released code does
     official   the released code itself, with --mar-repo PATH (a clone of LTH14/mar; needs timm and scipy)
-    engine     model/engine.py in the precision that it would serve in
+    engine     model/inference/engine.py in the precision that it would serve in
 
 A whole batch of 8 would take the eager side many minutes, so every 8th of the 64 steps is run, each with all its 100
 diffusion steps, and the sum times 8 is a picture's time. The sides alternate within each step; medians over rounds.
@@ -28,14 +28,14 @@ from tqdm import tqdm
 
 from benchmarks.machine import alive, describe_machine, keep
 from model.config import MAR_PRESETS
+from model.conversion.import_mar import official_name
 from model.diffusion import Schedule, ancestral_step, make_schedule
-from model.engine import Engine, Snapshot
-from model.import_mar import official_name
-from model.mar import ClassContext, Mar
-from model.masking import masked_after, random_order
-from model.precision import choose_dtype, pack
-from model.prompts import LabelPrompts
-from model.requests import Request
+from model.inference.engine import Engine, Snapshot
+from model.inference.orders import masked_after, random_order
+from model.inference.precision import choose_dtype, pack
+from model.inference.prompts import LabelPrompts
+from model.inference.requests import Request
+from model.networks.mar import ClassContext, Mar
 
 STEPS, DIFFUSION_STEPS, GUIDANCE, EVERY = 64, 100, 3.0, 8
 LABELS = [str(i) for i in range(1000)]

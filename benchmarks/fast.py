@@ -2,7 +2,7 @@
 
 Every choice draws the same prompts with the same seeds. Per choice:
 
-    r-precision   share of pictures whose own concept is the nearest of 100 of its style (model/evaluate.py)
+    r-precision   share of pictures whose own concept is the nearest of 100 of its style (model/evaluation/evaluate.py)
     paired        1 − cosine between features of the picture and of the prompt's real picture, mean; lower is better
     kernel        squared distance of the two sets' features under the cubic kernel (x·y + 1)³, unbiased, × 1000: as
                   the kernel inception distance, but of EfficientNet-lite0's features; no published figure compares
@@ -26,12 +26,12 @@ from torch import Tensor
 
 from benchmarks.machine import describe_machine, keep
 from model.data.dataset import Dataset
-from model.drawing import default_request, draw
-from model.evaluate import hits, spread
-from model.features import Features
-from model.requests import Request
-from model.serving import load_engine
-from model.tokenizer import reconstruct, to_pixels, to_uint8
+from model.evaluation.drawing import default_request, draw
+from model.evaluation.evaluate import hits, spread
+from model.evaluation.features import Features
+from model.inference.requests import Request
+from model.inference.serving import load_engine
+from model.networks.tokenizer import reconstruct, to_pixels, to_uint8
 
 CHOICES: dict[str, dict[str, Any]] = {
     "32 x 50": {"num_inference_steps": 32, "diffusion_steps": 50},

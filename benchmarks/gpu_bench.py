@@ -40,10 +40,10 @@ from benchmarks.gpu_check import describe
 from benchmarks.gpu_head import OTHERS, loop_of, seconds
 from benchmarks.parts import Part, Record, attempt, command
 from benchmarks.prompt_states import PROMPTS
-from model.backbone_pass import PlainPass, StaticPass
-from model.engine import Engine, Snapshot
-from model.mar import Mar
-from model.requests import Request
+from model.inference.backbone_pass import PlainPass, StaticPass
+from model.inference.engine import Engine, Snapshot
+from model.inference.requests import Request
+from model.networks.mar import Mar
 
 Emit = Callable[[Record], None]
 TOTAL_S = 520.0

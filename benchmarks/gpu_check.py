@@ -30,12 +30,12 @@ from benchmarks.prompt_states import PROMPTS
 from fluid_kernels.head_loop import head_loop_ref
 from fluid_kernels.heads import make_head
 from fluid_kernels.philox import STEP, normal_ref
-from model.backbone_pass import PlainPass, StaticPass
-from model.engine import Engine
-from model.fluid import RandomOrderModel
-from model.precision import pack
-from model.requests import Request
-from model.tokenizer import psnr, to_pixels, to_uint8
+from model.inference.backbone_pass import PlainPass, StaticPass
+from model.inference.engine import Engine
+from model.inference.precision import pack
+from model.inference.requests import Request
+from model.networks.random_order_model import RandomOrderModel
+from model.networks.tokenizer import psnr, to_pixels, to_uint8
 
 Emit = Callable[[Record], None]
 DTYPES = (torch.float32, torch.bfloat16)

@@ -18,13 +18,13 @@ from tqdm import tqdm
 
 from benchmarks.machine import alive, command
 from model.config import PRESETS, FluidConfig, TextConfig
-from model.engine import Engine
-from model.fluid import Fluid
-from model.precision import choose_dtype, pack
-from model.prompts import TextPrompts
-from model.requests import Request
-from model.text import HashEncoder
-from model.transformer import count_parameters
+from model.inference.engine import Engine
+from model.inference.precision import choose_dtype, pack
+from model.inference.prompts import TextPrompts
+from model.inference.requests import Request
+from model.networks.random_order_model import Fluid
+from model.networks.text_encoder import HashEncoder
+from model.networks.transformer import count_parameters
 
 BASE = replace(PRESETS["emoji-64"], text=TextConfig(kind="hash", name="words", dim=64, max_tokens=24))
 PLOT = Path("docs/images/growth.png")

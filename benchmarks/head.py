@@ -18,9 +18,9 @@ from benchmarks.machine import alive, command
 from fluid_kernels.head_loop import HeadWeights, Rows
 from fluid_kernels.head_loop_torch import TorchHead
 from model.config import MAR_PRESETS
-from model.head import DiffusionHead
-from model.precision import choose_dtype
-from model.sampler import make_chains
+from model.inference.precision import choose_dtype
+from model.inference.sampler import make_chains
+from model.networks.diffusion_head import DiffusionHead
 
 STEPS = 100
 PEAK_SIZE = 2048

@@ -21,8 +21,8 @@ from tqdm import tqdm
 
 from benchmarks.machine import command
 from benchmarks.served import CHECKPOINT, PROMPT, one_picture, service
-from model.drawing import default_request
-from model.serving import load_engine
+from model.evaluation.drawing import default_request
+from model.inference.serving import load_engine
 from server.client import FluidClient
 from server.client.protocol import Preview
 

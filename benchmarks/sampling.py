@@ -21,9 +21,9 @@ from dataclasses import replace
 from tqdm import tqdm
 
 from benchmarks.machine import describe_machine, keep
-from model.drawing import default_request
-from model.requests import Request
-from model.serving import ServingEngine, find_checkpoint, load_engine
+from model.evaluation.drawing import default_request
+from model.inference.requests import Request
+from model.inference.serving import ServingEngine, find_checkpoint, load_engine
 
 PROMPTS = ("a red apple, 3d style", "cat, flat style", "rocket, noto style", "a castle, twemoji style")
 

@@ -23,9 +23,9 @@ import httpx
 from tqdm import tqdm
 
 from benchmarks.machine import command
-from model.drawing import default_request
-from model.requests import Request
-from model.serving import ServingEngine, load_engine
+from model.evaluation.drawing import default_request
+from model.inference.requests import Request
+from model.inference.serving import ServingEngine, load_engine
 from server.cli.demo import free_port
 from server.client import FluidClient
 

@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model.config import ConfigError, ModelConfig
-from model.families import build_model, build_tokenizer, frozen
-from model.fluid import RandomOrderModel
-from model.kl import KlTokenizer
-from model.tokenizer import PcaSkipTokenizer
+from model.networks.factory import build_model, build_tokenizer, frozen
+from model.networks.kl_tokenizer import KlTokenizer
+from model.networks.random_order_model import RandomOrderModel
+from model.networks.tokenizer import PcaSkipTokenizer
 
 SHARD_BYTES = 2 << 30
 FORMAT = 1

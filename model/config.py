@@ -17,7 +17,7 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """Our own image tokenizer, model/tokenizer.py: (3, image_size, image_size) pixels <-> (channels, grid, grid)."""
+    """Our own image tokenizer, model/networks/tokenizer.py: (3, image_size, image_size) pixels <-> (channels, grid, grid)."""
 
     kind: Literal["pca_skip"] = "pca_skip"
     stride: int = 8
@@ -27,7 +27,7 @@ class TokenizerConfig:
 
 @dataclass(frozen=True)
 class KlConfig:
-    """A KL autoencoder as latent diffusion has them (model/kl.py); the defaults are MAR's kl16."""
+    """A KL autoencoder as latent diffusion has them (model/networks/kl_tokenizer.py); the defaults are MAR's kl16."""
 
     kind: Literal["kl"] = "kl"
     widths: tuple[int, ...] = (128, 128, 256, 256, 512)  # fine to coarse; each but the last halves the picture

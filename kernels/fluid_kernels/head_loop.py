@@ -50,7 +50,7 @@ class HeadWeights:
 
     @classmethod
     def from_head(cls, head: nn.Module, dtype: torch.dtype = torch.float32) -> HeadWeights:
-        """Read a head that names its parts as model/head.py does."""
+        """Read a head that names its parts as model/networks/diffusion_head.py does."""
         state = {name: value.detach().to(dtype) for name, value in head.state_dict().items()}
         depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
 

@@ -18,9 +18,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from model.data.captions import STYLES, Concept, all_concepts, captions, in_vocabulary, normalise_hexcode
+from model.data.contact_sheet import contact_sheet
 from model.data.dataset import Dataset, Item
 from model.data.sources import CAPTIONS_PACKAGE, SOURCES, load_emojibase, open_source
-from model.sheet import contact_sheet
 
 HELDOUT_SHARE = 0.05
 UNSEEN_CONCEPTS = 50

@@ -12,11 +12,11 @@ import argparse
 import json
 from pathlib import Path
 
+from model.data.contact_sheet import contact_sheet
 from model.data.scenes.bank import build_bank
 from model.data.scenes.build import add_more, build_sprites
 from model.data.scenes.sprites import Sprites
 from model.data.scenes.things import COMMON
-from model.sheet import contact_sheet
 
 
 def sample_sheet(sprites: Sprites, out: Path, columns: int = 8, rows: int = 6) -> None:

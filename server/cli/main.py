@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
     if given[:2] == ["import", "mar"]:
         # A tool of the model's own, with its own flags and help; nothing of the service is needed for it.
-        return subprocess.call([sys.executable, "-m", "model.import_mar", *given[2:]])
+        return subprocess.call([sys.executable, "-m", "model.conversion.import_mar", *given[2:]])
     args = _parser().parse_args(given)
     try:
         settings = Settings.from_env(

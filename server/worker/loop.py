@@ -340,7 +340,7 @@ def load_engine(settings: Settings) -> Engine:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     from model.checkpoint import CheckpointError
     from model.config import ConfigError as ModelConfigError
-    from model.serving import load_engine as load
+    from model.inference.serving import load_engine as load
 
     try:
         return load(

@@ -13,11 +13,11 @@ from benchmarks.fast import kernel_distance
 from benchmarks.machine import alive
 from model.config import KlConfig, MarConfig
 from model.diffusion import make_schedule
-from model.engine import Engine, Snapshot
-from model.mar import Mar
-from model.prompts import LabelPrompts
-from model.requests import Request
-from model.serving import load_engine
+from model.inference.engine import Engine, Snapshot
+from model.inference.prompts import LabelPrompts
+from model.inference.requests import Request
+from model.inference.serving import load_engine
+from model.networks.mar import Mar
 
 
 def test_traces_are_the_same_for_both_sides() -> None:
@@ -42,7 +42,7 @@ def test_growth_draws_its_plot(tmp_path: Path) -> None:
 
 def test_the_official_names_round_trip(tmp_path: Path) -> None:
     """What the eager and the official side load is what our importer would read back: the same weights on all sides."""
-    from model.import_mar import read_mar
+    from model.conversion.import_mar import read_mar
 
     config = MarConfig(
         image_size=8, width=48, heads=4, encoder_depth=1, decoder_depth=1, buffer=4, classes=3, head_width=32,

@@ -13,7 +13,7 @@ from PIL import Image
 
 from model.checkpoint import save_checkpoint
 from model.config import KlConfig, MarConfig
-from model.families import build_model, build_tokenizer
+from model.networks.factory import build_model, build_tokenizer
 from server.client import FluidClient
 
 from .conftest import serving

@@ -13,8 +13,8 @@ from fluid_kernels.head_loop_torch import TorchHead
 from fluid_kernels.linear import PackedLinear, linear_ref
 from model.config import FluidConfig, MarConfig, TokenizerConfig
 from model.diffusion import make_schedule
-from model.head import DiffusionHead
-from model.sampler import PackedRows, draw_tokens, make_chains, stack_chains
+from model.inference.sampler import PackedRows, draw_tokens, make_chains, stack_chains
+from model.networks.diffusion_head import DiffusionHead
 
 
 def make_head(prediction: str, width: int = 40, depth: int = 3) -> DiffusionHead:

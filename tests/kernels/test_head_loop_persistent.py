@@ -10,7 +10,7 @@ pytest.importorskip("triton")
 from fluid_kernels import head_loop_persistent
 from fluid_kernels.head_loop import HeadWeights, head_loop_ref
 from fluid_kernels.head_loop_persistent import PersistentHead
-from model.sampler import make_chains
+from model.inference.sampler import make_chains
 from tests.kernels import test_head_loop as small
 
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from model.config import PRESETS
-from model.engine import Engine
-from model.fluid import Fluid
-from model.prompts import TextPrompts
-from model.text import HashEncoder
-from model.transformer import TextContext
+from model.inference.engine import Engine
+from model.inference.prompts import TextPrompts
+from model.networks.random_order_model import Fluid
+from model.networks.text_encoder import HashEncoder
+from model.networks.transformer import TextContext
 
 
 @dataclass(frozen=True)

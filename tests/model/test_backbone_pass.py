@@ -8,14 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from model.backbone_pass import PlainPass, StaticPass, bucket
-from model.condition import Conditioner
 from model.config import KlConfig, MarConfig
-from model.engine import Engine
-from model.fluid import Fluid, RandomOrderModel
-from model.mar import ClassContext, Mar
-from model.prompts import LabelPrompts, TextPrompts
-from model.text import HashEncoder
+from model.inference.backbone_pass import PlainPass, StaticPass, bucket
+from model.inference.engine import Engine
+from model.inference.prompts import LabelPrompts, TextPrompts
+from model.networks.condition import Conditioner
+from model.networks.mar import ClassContext, Mar
+from model.networks.random_order_model import Fluid, RandomOrderModel
+from model.networks.text_encoder import HashEncoder
 
 from .conftest import Ask
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model import serving
 from model.checkpoint import CheckpointError, load_checkpoint, save_checkpoint, weights_digest
-from model.fluid import Fluid
-from model.serving import find_checkpoint, load_engine
-from model.tokenizer import PcaSkipTokenizer
+from model.inference import serving
+from model.inference.serving import find_checkpoint, load_engine
+from model.networks.random_order_model import Fluid
+from model.networks.tokenizer import PcaSkipTokenizer
 
 from .conftest import Ask
 

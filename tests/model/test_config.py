@@ -7,7 +7,7 @@ import json
 import pytest
 
 from model.config import MAR_PRESETS, PRESETS, ConfigError, ModelConfig
-from model.families import parameter_count
+from model.networks.factory import parameter_count
 
 PAPER = {"369M": 369e6, "665M": 665e6, "1.1B": 1.1e9, "3.1B": 3.1e9, "10.5B": 10.5e9}
 

@@ -13,21 +13,21 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.machine import alive
-from model import engine as engine_module
-from model.condition import Conditioner
 from model.config import PRESETS, KlConfig, MarConfig
 from model.diffusion import make_schedule
-from model.engine import Engine
-from model.fluid import Fluid, RandomOrderModel
-from model.layout import LayoutHead
-from model.mar import Mar
-from model.precision import pack
-from model.prompts import LabelPrompts, TextPrompts
-from model.recipe import Recipe
-from model.text import HashEncoder
-from model.textbank import TextBank
-from model.train import Run, step_loss
-from model.training import Clock
+from model.inference import engine as engine_module
+from model.inference.engine import Engine
+from model.inference.precision import pack
+from model.inference.prompts import LabelPrompts, TextPrompts
+from model.networks.condition import Conditioner
+from model.networks.mar import Mar
+from model.networks.random_order_model import Fluid, RandomOrderModel
+from model.networks.text_encoder import HashEncoder
+from model.training.caption_cache import TextBank
+from model.training.layout_loss import LayoutHead
+from model.training.recipe import Recipe
+from model.training.train import Run, step_loss
+from model.training.trainer import Clock
 
 from .conftest import Ask, run_alone
 from .pretend_cuda import DeviceTensor, PretendCuda, moved, waits

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from model.config import FluidConfig, TextConfig, TokenizerConfig
 from model.diffusion import add_noise, cosine_alpha_bar, kept_timesteps, make_schedule, training_loss
-from model.head import DiffusionHead
-from model.sampler import PackedRows, draw_tokens
+from model.inference.sampler import PackedRows, draw_tokens
+from model.networks.diffusion_head import DiffusionHead
 
 
 def test_ends_of_the_cosine_schedule() -> None:

@@ -15,12 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fluid_kernels.head_loop import Rows
-from model.engine import Engine, OutOfMemory
-from model.fluid import Fluid
-from model.generate import Settings, generate
-from model.prompts import TextPrompts
-from model.requests import EngineError
-from model.text import HashEncoder
+from model.inference.engine import Engine, OutOfMemory
+from model.inference.generate import Settings, generate
+from model.inference.prompts import TextPrompts
+from model.inference.requests import EngineError
+from model.networks.random_order_model import Fluid
+from model.networks.text_encoder import HashEncoder
 
 from .conftest import Ask, context, run_alone
 

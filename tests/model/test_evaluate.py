@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from model.data.dataset import Dataset, Item
-from model.evaluate import hits, nearest_is_prompted, spread
-from model.features import CANDIDATES
+from model.evaluation.evaluate import hits, nearest_is_prompted, spread
+from model.evaluation.features import CANDIDATES
 
 CONCEPTS = 150
 

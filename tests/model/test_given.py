@@ -8,15 +8,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from model.config import PRESETS
-from model.engine import Engine, Snapshot
-from model.fluid import Fluid
-from model.generate import Settings, generate
-from model.given import Given, encode_pixels, staying
-from model.masking import make_order
-from model.prompts import TextPrompts
-from model.requests import EngineError
-from model.text import HashEncoder
-from model.tokenizer import new_tokenizer, to_pixels
+from model.inference.engine import Engine, Snapshot
+from model.inference.generate import Settings, generate
+from model.inference.known_tokens import Given, encode_pixels, staying
+from model.inference.orders import make_order
+from model.inference.prompts import TextPrompts
+from model.inference.requests import EngineError
+from model.networks.random_order_model import Fluid
+from model.networks.text_encoder import HashEncoder
+from model.networks.tokenizer import new_tokenizer, to_pixels
 
 from .conftest import Ask, context, run_alone
 

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from model.checkpoint import CheckpointError, load_checkpoint
-from model.import_mar import import_mar, main, read_kl
-from model.serving import load_engine
+from model.conversion.import_mar import import_mar, main, read_kl
+from model.inference.serving import load_engine
 
 from . import kl_restated, mar_restated
 from .conftest import Ask

@@ -16,13 +16,13 @@ from model.checkpoint import load_checkpoint
 from model.config import PRESETS, ConfigError
 from model.data.scenes.things import THINGS
 from model.data.sources import DataError
-from model.fluid import Fluid
-from model.legs import LegError, join, pack, split
-from model.recipe import Recipe
-from model.text import TransformersEncoder, package_folder
-from model.text_pruning import prune_text_encoder
-from model.train import start_from
-from model.training import load_state
+from model.networks.random_order_model import Fluid
+from model.networks.text_encoder import TransformersEncoder, package_folder
+from model.training.portable_run import LegError, join, pack, split
+from model.training.recipe import Recipe
+from model.training.text_pruning import prune_text_encoder
+from model.training.train import start_from
+from model.training.trainer import load_state
 
 from .picture_set import discs
 

@@ -11,15 +11,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fluid_kernels.philox import INITIAL, STEP, normal_ref
-from model.condition import PromptError
 from model.config import KlConfig
+from model.conversion.import_mar import read_mar
 from model.diffusion import TRAIN_STEPS, kept_timesteps, make_schedule
-from model.engine import Engine
-from model.generate import Settings, generate
-from model.import_mar import read_mar
-from model.mar import ClassContext, Mar
-from model.masking import random_order
-from model.prompts import LabelPrompts, first_name, imagenet_labels
+from model.inference.engine import Engine
+from model.inference.generate import Settings, generate
+from model.inference.orders import random_order
+from model.inference.prompts import LabelPrompts, first_name, imagenet_labels
+from model.networks.condition import PromptError
+from model.networks.mar import ClassContext, Mar
 
 from . import mar_restated as plain
 from .conftest import Ask, run_alone
@@ -154,4 +154,4 @@ def test_the_label_list_is_whole_and_its_first_names_are_unique() -> None:
     assert len(labels) == len({first_name(label).lower() for label in labels}) == 1000
     assert labels[207] == "golden retriever" and labels[0] == "tench, Tinca tinca"
     assert labels[134] == "crane (134)" and labels[517] == "crane (517)"
-    assert "Princeton" in Path("model/imagenet_labels.txt").read_text(encoding="utf-8").partition("\n\n")[0]
+    assert "Princeton" in Path("model/inference/imagenet_labels.txt").read_text(encoding="utf-8").partition("\n\n")[0]

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.masking import (
+from model.inference.orders import (
     annealed,
     guidance_at,
     halton_order,

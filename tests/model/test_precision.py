@@ -12,13 +12,13 @@ from torch import nn
 from fluid_kernels.linear import PackedLinear
 from model.checkpoint import CheckpointError, load_checkpoint
 from model.config import PRESETS
-from model.engine import Engine
-from model.fluid import Fluid
-from model.precision import choose_dtype, pack
-from model.prompts import TextPrompts
-from model.serving import find_checkpoint, load_engine, usable_cpus
-from model.text import HashEncoder
-from model.tokenizer import psnr, to_pixels
+from model.inference.engine import Engine
+from model.inference.precision import choose_dtype, pack
+from model.inference.prompts import TextPrompts
+from model.inference.serving import find_checkpoint, load_engine, usable_cpus
+from model.networks.random_order_model import Fluid
+from model.networks.text_encoder import HashEncoder
+from model.networks.tokenizer import psnr, to_pixels
 
 from .conftest import Ask, run_alone
 

@@ -12,11 +12,11 @@ import torch
 from model.config import PRESETS, TextConfig
 from model.data.scenes.facts import Facts, Group
 from model.data.scenes.things import RELATIONS, THINGS
-from model.layout import THING_CLASSES
-from model.reading import SIDES, read, right_answers
-from model.text import HashEncoder
-from model.textbank import TextBank
-from model.transformer import Aligner
+from model.networks.text_encoder import HashEncoder
+from model.networks.transformer import Aligner
+from model.training.caption_cache import TextBank
+from model.training.layout_loss import THING_CLASSES
+from model.training.relation_pretraining import SIDES, read, right_answers
 
 WORDS = tuple(name for name in THINGS if " " not in name)[:5]
 CONFIG = replace(

@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from model.checker import CheckerError, Found, load_checker
 from model.data.scenes.bank import build_bank
 from model.data.scenes.compose import SIZE, arrange, relation_holds, render
 from model.data.scenes.facts import CATEGORIES, SUITE, Facts, Grammar, Group, unseen
@@ -22,11 +21,12 @@ from model.data.scenes.sprites import SIDE, Sprites, hsv, main_hue, recoloured
 from model.data.scenes.things import COLOURS, COUNTS, RELATIONS, STYLES, THINGS
 from model.data.scenes.wording import caption, prompt
 from model.data.sources import DataError
-from model.evaluate_scenes import feature_distance
-from model.feeds import SceneBatches
-from model.suite import Question, background, by_category, falsified, questions, shows
-from model.train_checker import train
-from model.training import load_state
+from model.evaluation.detector import CheckerError, Found, load_checker
+from model.evaluation.evaluate_scenes import feature_distance
+from model.evaluation.scene_questions import Question, background, by_category, falsified, questions, shows
+from model.evaluation.train_detector import train
+from model.training.feeds import SceneBatches
+from model.training.trainer import load_state
 
 from .picture_set import discs
 
@@ -193,7 +193,7 @@ def test_the_suite_runs_from_its_command_to_its_last_line(sprites: Sprites, tmp_
     sprites.save(tmp_path / "data")
     train(sprites, THINGS_USED, tmp_path / "judge", minutes=0, steps=1, batch=2, seed=0, progress=False)
     command = [
-        sys.executable, "-m", "model.evaluate", "--suite", "scenes", "--checkpoint", "scenes-128", "--prompts", "2",
+        sys.executable, "-m", "model.evaluation.evaluate", "--suite", "scenes", "--checkpoint", "scenes-128", "--prompts", "2",
         "--images", "1", "--num-inference-steps", "2", "--diffusion-steps", "2", "--rows", "12",
         "--data", str(tmp_path / "data"), "--checker", str(tmp_path / "judge"), "--out", str(tmp_path / "out"),
     ]  # fmt: skip

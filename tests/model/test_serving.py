@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from model.serving import ServingEngine, load_engine
+from model.inference.serving import ServingEngine, load_engine
 from server.worker.engine.protocol import Known, RowRequest
 
 REQUEST = RowRequest(

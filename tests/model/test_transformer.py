@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from model.attention import attention
-from model.fluid import Fluid
-from model.text import HashEncoder
+from model.networks.attention import attention
+from model.networks.random_order_model import Fluid
+from model.networks.text_encoder import HashEncoder
 
 from .conftest import context
 

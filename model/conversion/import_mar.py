@@ -1,0 +1,263 @@
+"""Official MAR checkpoints (torch .pth, or the safetensors mirror) into a checkpoint folder of ours.
+
+    fluid import mar checkpoint-last.pth mar-b            the autoencoder kl16.ckpt lies beside it
+    fluid import mar mar-large.safetensors mar-l --vae kl16.safetensors
+
+Sizes are read off the tensors' shapes. Every tensor must fit and none may be left over, so that a truncated or foreign
+file is an error that names the first key; the folder appears only when all of it has been written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.checkpoint import CheckpointError, save_checkpoint
+from model.config import ConfigError, KlConfig, MarConfig
+from model.conversion.foreign_weights import Foreign, read_foreign
+from model.conversion.ldm_names import ldm_name
+from model.inference.prompts import imagenet_labels
+from model.networks.kl_tokenizer import KlTokenizer
+from model.networks.mar import Mar
+
+# Number of heads is the one size that shapes do not tell.
+HEADS = {768: 12, 1024: 16, 1280: 16}
+NAMES = {768: "mar-b", 1024: "mar-l", 1280: "mar-h"}
+# Guidance of the paper's evaluations with the linear schedule (Appendix B of arXiv 2406.11838).
+GUIDANCE = {768: 2.9, 1024: 3.0, 1280: 3.2}
+VAE_NAMES = ("kl16.ckpt", "kl16.safetensors")
+
+BLOCK = {
+    "norm1": "norm1", "norm2": "norm2", "attn.out": "attn.proj", "mlp.0": "mlp.fc1", "mlp.2": "mlp.fc2",
+    "attn.q": "attn.qkv", "attn.kv": "attn.qkv",
+}  # fmt: skip
+BACKBONE = {
+    "classes.weight": "class_emb.weight", "no_class": "fake_latent", "mask_token": "mask_token",
+    "encoder_pos": "encoder_pos_embed_learned", "decoder_pos": "decoder_pos_embed_learned",
+    "pos_out": "diffusion_pos_embed_learned", "token_in": "z_proj", "norm_in": "z_proj_ln",
+    "encoder_norm": "encoder_norm", "decoder_in": "decoder_embed", "decoder_norm": "decoder_norm",
+}  # fmt: skip
+HEAD = {
+    "time.0": "time_embed.mlp.0", "time.2": "time_embed.mlp.2", "condition": "cond_embed", "token_in": "input_proj",
+    "final_modulation": "final_layer.adaLN_modulation.1", "out": "final_layer.linear",
+}  # fmt: skip
+HEAD_BLOCK = {"norm": "in_ln", "mlp.0": "mlp.0", "mlp.2": "mlp.2", "modulation": "adaLN_modulation.1"}
+
+
+def official_name(key: str) -> str:
+    """The key of the official state that our `key` of a Mar is found under.
+
+    backbone.encoder.3.attn.q.weight -> encoder_blocks.3.attn.qkv.weight
+    """
+    part, rest = key.split(".", 1)
+    if part == "head":
+        if rest.startswith("blocks."):
+            _, number, inner = rest.split(".", 2)
+            return f"diffloss.net.res_blocks.{number}.{_renamed(inner, HEAD_BLOCK)}"
+        return f"diffloss.net.{_renamed(rest, HEAD)}"
+    stack, _, inner = rest.partition(".")
+    if stack in ("encoder", "decoder"):
+        number, inner = inner.split(".", 1)
+        return f"{stack}_blocks.{number}.{_renamed(inner, BLOCK)}"
+    return _renamed(rest, BACKBONE)
+
+
+def _renamed(key: str, table: dict[str, str]) -> str:
+    if key in table:
+        return table[key]
+    module, _, leaf = key.rpartition(".")
+    return f"{table[module]}.{leaf}"
+
+
+def mar_config(source: Foreign, tokenizer: KlConfig, heads: int | None) -> MarConfig:
+    """Every size of the model, from the shapes of its tensors.
+
+    Raises:
+        CheckpointError: a tensor is missing, or the number of heads cannot be known.
+    """
+    width, channels = source.shape("z_proj.weight", 2)
+    heads = heads or HEADS.get(width)
+    if heads is None:
+        raise CheckpointError(
+            f"{source.file}: width {width} is none of the released sizes {sorted(HEADS)}; say how many attention "
+            "heads it has with --heads"
+        )
+    if channels != tokenizer.channels:
+        raise CheckpointError(
+            f"{source.file}: tokens have {channels} channels, those of the autoencoder {tokenizer.channels}; they do "
+            "not belong together"
+        )
+    tokens = source.shape("diffusion_pos_embed_learned", 3)[1]
+    length = source.shape("encoder_pos_embed_learned", 3)[1]
+    return MarConfig(
+        image_size=round(tokens**0.5) * tokenizer.stride, width=width, heads=heads,
+        encoder_depth=source.count("encoder_blocks."), decoder_depth=source.count("decoder_blocks."),
+        buffer=length - tokens, classes=source.shape("class_emb.weight", 2)[0],
+        head_width=source.shape("diffloss.net.input_proj.weight", 2)[0],
+        head_depth=source.count("diffloss.net.res_blocks."), tokenizer=tokenizer,
+    )  # fmt: skip
+
+
+def kl_config(source: Foreign) -> KlConfig:
+    """The autoencoder's sizes, from the shapes of its tensors.
+
+    Raises:
+        CheckpointError: a tensor is missing.
+    """
+    levels, layers = source.count("encoder.down."), source.count("encoder.down.0.block.")
+    widths = tuple(source.shape(f"encoder.down.{i}.block.0.conv1.weight", 4)[0] for i in range(levels))
+    return KlConfig(
+        widths=widths, layers=layers, latent_channels=source.shape("post_quant_conv.weight", 4)[0],
+        attention=f"encoder.down.{levels - 1}.attn.0.q.weight" in source,
+    )  # fmt: skip
+
+
+def read_mar(file: Path, tokenizer: KlConfig, heads: int | None = None) -> Mar:
+    """The model of an official checkpoint; of two sets of weights, the averaged one (`model_ema`).
+
+    Raises:
+        CheckpointError: not such a file; the message names the first key or shape that does not fit.
+    """
+    source = read_foreign(file, "model_ema")
+    model = Mar(mar_config(source, tokenizer, heads))
+    for key, own in model.state_dict().items():  # detached, so that copying is no step of a graph
+        own.copy_(_official_tensor(source, key, own))
+    source.finish()
+    return model
+
+
+def _official_tensor(source: Foreign, key: str, own: Tensor) -> Tensor:
+    name = official_name(key)
+    if ".qkv." not in name:
+        return source.take(name, own.shape)
+    width = own.shape[0] if ".attn.q." in key else own.shape[0] // 2
+    fused = source.take(name, (3 * width, *own.shape[1:]))  # q, k, v under each other
+    return fused[:width] if ".attn.q." in key else fused[width:]
+
+
+def read_kl(file: Path) -> KlTokenizer:
+    """The autoencoder of latent diffusion's layout, as diffusers names it.
+
+    Raises:
+        CheckpointError: see `read_mar`.
+    """
+    source = read_foreign(file, "model", "state_dict")
+    tokenizer = KlTokenizer(kl_config(source))
+    levels = len(tokenizer.config.widths)
+    for key, own in tokenizer.vae.state_dict().items():
+        name = ldm_name(key, levels)
+        projection = name.endswith((".q.weight", ".k.weight", ".v.weight", ".proj_out.weight"))
+        shape = (*own.shape, 1, 1) if projection else own.shape  # there, projections are 1×1 convolutions
+        own.copy_(source.take(name, shape).view(own.shape))
+    source.finish(ignore="loss.")  # the discriminator it was trained against, in some files
+    return tokenizer
+
+
+def find_vae(source: Path) -> Path:
+    """kl16 beside the checkpoint, or where the official download puts it.
+
+    Raises:
+        CheckpointError: in neither place.
+    """
+    for folder in (source.parent, source.parent.parent.parent / "vae"):
+        for name in VAE_NAMES:
+            if (folder / name).is_file():
+                return folder / name
+    raise CheckpointError(
+        f"no autoencoder beside {source}: put {' or '.join(VAE_NAMES)} into {source.parent}, or name it with --vae"
+    )
+
+
+def about(model: Mar) -> dict[str, Any]:
+    """What config.json says of the weights."""
+    width, classes = model.config.width, model.config.classes
+    steps = {"low": (32, 50), "medium": (64, 100), "high": (256, 100)}
+    return {
+        "name": NAMES.get(width, f"mar-{width}"),
+        "description": "MAR, class-conditional on ImageNet at 256 px (Li et al. 2024, arXiv 2406.11838)",
+        "license": "MIT",
+        "source": "https://github.com/LTH14/mar",
+        "data": {"name": "ImageNet-1k", "url": "https://image-net.org"},
+        "labels": imagenet_labels() if classes == 1000 else [f"class {i}" for i in range(classes)],
+        "sampling": {
+            "presets": {
+                name: {"num_inference_steps": min(ar, model.config.tokens), "diffusion_steps": diffusion}
+                for name, (ar, diffusion) in steps.items()
+            },
+            "defaults": {
+                "quality": "medium", "guidance_scale": GUIDANCE.get(width, 3.0), "guidance_schedule": "linear",
+                "temperature": 1.0,
+            },
+        },
+    }  # fmt: skip
+
+
+def import_mar(
+    source: Path, target: Path, vae: Path | None = None, heads: int | None = None, dtype: torch.dtype = torch.float32,
+    say: Callable[[str], None] = print,
+) -> Path:  # fmt: skip
+    """Convert; returns `target`, which exists only if everything went well.
+
+    Raises:
+        CheckpointError, ConfigError: what does not fit, and what to do.
+    """
+    if target.exists():
+        raise CheckpointError(f"{target} exists already; choose another name or remove it first")
+    with _all_or_nothing(target) as folder:
+        vae = vae or find_vae(source)
+        say(f"reading the autoencoder {vae}")
+        tokenizer = read_kl(vae)
+        say(f"reading the model {source}")
+        model = read_mar(source, tokenizer.config, heads)
+        size = sum(p.numel() for p in (*model.parameters(), *tokenizer.parameters()))
+        say(f"writing {target}: {about(model)['name']}, {size / 1e6:.1f}M parameters with the autoencoder")
+        save_checkpoint(folder, model, tokenizer, about(model), dtype)
+    return target
+
+
+@contextmanager
+def _all_or_nothing(target: Path) -> Iterator[Path]:
+    """A folder beside `target` that becomes it at the end, or goes away with whatever went wrong."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        yield folder
+        folder.chmod(0o755)  # mkdtemp's own is for its user alone
+        folder.rename(target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="fluid import mar", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", type=Path, metavar="SRC", help="official checkpoint: .pth or .safetensors")
+    parser.add_argument("target", type=Path, metavar="DST", help="folder to make")
+    parser.add_argument("--vae", type=Path, help="kl16.ckpt or kl16.safetensors; default: looked for beside SRC")
+    parser.add_argument("--heads", type=int, help="attention heads, where the width is none of the released ones")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32",
+        help="how weights are stored; bfloat16 halves the size and rounds them (default: float32)",
+    )  # fmt: skip
+    args = parser.parse_args(argv)
+    try:
+        import_mar(args.source, args.target, args.vae, args.heads, getattr(torch, args.dtype))
+    except (CheckpointError, ConfigError, OSError) as error:
+        print(f"fluid import mar: {error}", file=sys.stderr)
+        return 2
+    print(f'now: fluid generate --checkpoint {args.target} "golden retriever"')
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

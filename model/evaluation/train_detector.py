@@ -1,0 +1,141 @@
+"""Train the judge of scenes: `python -m model.evaluation.train_detector`, about ten minutes on two CPU cores, resumable.
+
+It sees renders of random facts, held-out combinations included (it must recognise them), at any position, disturbed by
+blur, noise and shifts of brightness. JPEG is the disturbance that it never sees; model/evaluation/scene_questions.py measures with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from model.data.scenes.compose import SIZE, Scene, arrange, render
+from model.data.scenes.facts import Grammar
+from model.data.scenes.sprites import Sprites
+from model.data.scenes.things import COLOURS, STYLES, THINGS
+from model.evaluation.detector import STRIDE, Checker, save_checker
+from model.networks.tokenizer import to_pixels
+from model.training.trainer import Clock, Ema, Learner, generator, learning_rate
+
+PEAK_LR = 2e-3
+UNSEEN_SHARE = 0.15
+SNAP = 2  # pixels: drawings put things anywhere
+
+
+def draw_scenes(grammar: Grammar, sprites: Sprites, batch: int, seed: int, step: int) -> tuple[list[Scene], Tensor]:
+    """The renders of one training step; (B, 3, SIZE, SIZE) in [-1, 1]."""
+    rng = np.random.default_rng((seed, 2, step))
+    scenes = [
+        arrange(grammar.draw(rng, want_unseen=bool(rng.random() < UNSEEN_SHARE)), rng, SNAP) for _ in range(batch)
+    ]
+    return scenes, to_pixels(torch.from_numpy(np.stack([render(scene, sprites) for scene in scenes])))
+
+
+def disturb(pixels: Tensor, rng: torch.Generator) -> Tensor:
+    """Blur by up to 1.5 pixels, noise up to 0.15, brightness and contrast by up to 10 %; each picture its own."""
+    b = len(pixels)
+    amount = torch.rand(b, 4, 1, 1, 1, generator=rng)
+    width = torch.arange(-3, 4).float()
+    kernel = torch.exp(-0.5 * (width / (0.05 + 1.5 * amount[:, 0, 0])) ** 2)  # (B, 1, 7)
+    kernel = kernel / kernel.sum(-1, keepdim=True)
+    blurred = pixels
+    for axis in (2, 3):  # seven shifted sums are ten times faster on a CPU than a convolution of one group per picture
+        side = pixels.shape[axis]
+        padded = F.pad(blurred, (0, 0, 3, 3) if axis == 2 else (3, 3, 0, 0), mode="replicate")
+        shifted = [kernel[:, :, i, None, None] * padded.narrow(axis, i, side) for i in range(7)]
+        blurred = torch.stack(shifted).sum(0)
+    noise = 0.15 * amount[:, 1] * torch.randn(pixels.shape, generator=rng)
+    return blurred * (0.9 + 0.2 * amount[:, 2]) + 0.2 * (amount[:, 3] - 0.5) + noise
+
+
+def targets(scenes: list[Scene], things: tuple[str, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Centre map (B, G, G) in [0, 1] and, for each object: its (b, y, x), its thing, its colour (-1: as drawn)."""
+    grid, colours = SIZE // STRIDE, list(COLOURS)
+    centre = torch.zeros(len(scenes), grid, grid)
+    cells: list[tuple[int, int, int]] = []
+    which: list[int] = []
+    tint: list[int] = []
+    axis = torch.arange(grid) + 0.5
+    for b, scene in enumerate(scenes):
+        for thing in scene.objects:
+            x, y = thing.centre[0] / STRIDE, thing.centre[1] / STRIDE
+            blob = torch.exp(-((axis[None] - x) ** 2 + (axis[:, None] - y) ** 2) / 1.5)
+            centre[b] = torch.maximum(centre[b], blob)
+            cells += [(b, yy, xx) for yy in _near(y, grid) for xx in _near(x, grid)]
+            which += [things.index(thing.thing)] * (len(cells) - len(which))
+            tint += [colours.index(thing.colour) if thing.colour else -1] * (len(cells) - len(tint))
+    return centre, torch.tensor(cells), torch.tensor(which), torch.tensor(tint)
+
+
+def _near(position: float, grid: int) -> list[int]:
+    """The cells whose middle is at most one cell from the position: any of them may become the peak."""
+    return [i for i in range(max(0, int(position) - 1), min(grid, int(position) + 2)) if abs(i + 0.5 - position) <= 1]
+
+
+def loss_of(checker: Checker, pixels: Tensor, scenes: list[Scene]) -> Tensor:
+    """CenterNet's focal loss for the centres, cross-entropy for thing and colour at the true centres."""
+    centre, cells, which, tint = targets(scenes, checker.things)
+    logits, thing, colour = checker(pixels)
+    p = logits.sigmoid().clamp(1e-4, 1 - 1e-4)
+    near = centre > 0.8
+    focal = torch.where(near, -((1 - p) ** 2) * p.log(), -((1 - centre) ** 4) * p**2 * (1 - p).log())
+    b, y, x = cells.T
+    names = F.cross_entropy(thing[b, :, y, x], which)
+    tinted = tint >= 0
+    tints = F.cross_entropy(colour[b, :, y, x][tinted], tint[tinted]) if tinted.any() else logits.new_zeros(())
+    return focal.sum() / near.sum() + names + 0.5 * tints
+
+
+def train(
+    sprites: Sprites, things: tuple[str, ...], out: Path, minutes: float, steps: int, batch: int, seed: int,
+    progress: bool = True,
+) -> Checker:  # fmt: skip
+    """Run (or go on with) the training; returns the averaged checker."""
+    grammar = Grammar(sprites, things, STYLES)
+    torch.manual_seed(seed)
+    checker = Checker(things).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    ema = Ema(checker, 0.998)
+    optimizer = torch.optim.AdamW(checker.parameters(), lr=PEAK_LR, weight_decay=0.02)
+    learner = Learner(checker, ema, optimizer, Clock(steps, minutes))
+    clock = learner.clock
+    learner.resume(out / "state.pt")
+    bar = tqdm(initial=clock.step, desc="checker", unit="step", disable=not progress, mininterval=1.0)
+    while clock.progress < 1:
+        scenes, pixels = draw_scenes(grammar, sprites, batch, seed, clock.step)
+        pixels = disturb(pixels, generator(seed + 3, clock.step)).contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = loss_of(checker, pixels, scenes)
+        learner.update(loss, learning_rate(PEAK_LR, clock, warmup=100, anneal_from=0.4), clip=5.0)
+        bar.update()
+        if clock.step % 200 == 0 or clock.progress >= 1:
+            bar.set_postfix(loss=f"{loss.item():.3f}", left=f"{clock.seconds_left:.0f}s")
+            learner.save(out / "state.pt")
+    bar.close()
+    ema.copy_to(checker)
+    save_checker(checker.eval(), out, {"steps": clock.step, "sprites": sprites.about.get("sha256")})
+    return checker
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("data/scenes"), help="sprites of `make data`")
+    parser.add_argument("--out", type=Path, default=Path("runs/checker"), help="state and weights")
+    parser.add_argument("--things", type=int, default=48, help="how many of the things, in table order")
+    parser.add_argument("--minutes", type=float, default=10.0, help="time budget; 0 = by --steps alone")
+    parser.add_argument("--steps", type=int, default=20_000, help="most steps")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    things = tuple(THINGS)[: args.things]
+    train(Sprites.load(args.data), things, args.out, args.minutes, args.steps, args.batch, args.seed)
+    print(f"checker in {args.out}; `python -m model.evaluation.evaluate --suite scenes` measures how far to trust it")
+
+
+if __name__ == "__main__":
+    main()

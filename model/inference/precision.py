@@ -1,0 +1,70 @@
+"""In which numbers a model runs, and its linear layers packed for that.
+
+Products in bfloat16 where the hardware multiplies it; the residual stream, normalisation statistics, softmax sums, the
+head's update and everything small stay float32, so that bfloat16's 8 bits round each product once and nothing piles up.
+float16 is never chosen: on CPUs it is slower than float32.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from fluid_kernels.linear import PackedLinear, native_bfloat16
+from model.checkpoint import CheckpointError
+from model.networks.blocks import Attention, Mlp, SelfBlock
+from model.networks.random_order_model import RandomOrderModel
+from model.networks.transformer import Block
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# Layers narrower than this read so few weights that packing gains nothing, and rounding their inputs would cost.
+PACKED_FROM = 64
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """ "auto": bfloat16 where the hardware has it, else float32.
+
+    Raises:
+        CheckpointError: no such dtype.
+    """
+    if name == "auto":
+        native = native_bfloat16() if device.type == "cpu" else torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if native else torch.float32
+    if name not in DTYPES:
+        raise CheckpointError(f"dtype {name!r} is none of auto, {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def pack(model: RandomOrderModel, dtype: torch.dtype, fuse: bool | None = None) -> None:
+    """Replace the backbone's linear layers by packed ones, in place, for inference only; float32 leaves it as it is.
+
+    The head's loop packs its own weights (fluid_kernels/head_loop_torch.py).
+
+    Args:
+        fuse: self-attention's queries, keys and values in one product. None: on a GPU, where a product of few rows does
+            not fill the device; on a CPU nothing is gained by it.
+    """
+    if dtype == torch.float32:
+        return
+    if model.head.token_in.weight.device.type != "cpu" if fuse is None else fuse:
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False  # sums stay float32
+        for module in list(model.backbone.modules()):
+            if isinstance(module, SelfBlock | Block):
+                _fuse(module.attn if isinstance(module, SelfBlock) else module.self_attn, dtype)
+    for module in list(model.backbone.modules()):
+        if isinstance(module, Mlp) and isinstance(module[0], nn.Linear) and isinstance(module[1], nn.GELU):
+            activation = "gelu_tanh" if module[1].approximate == "tanh" else "gelu_erf"
+            module[0] = PackedLinear(module[0].weight, module[0].bias, dtype, activation)
+            module[1] = nn.Identity()  # the activation runs inside the product before it
+    for module in list(model.backbone.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.Linear) and child.in_features >= PACKED_FROM:
+                setattr(module, name, PackedLinear(child.weight, child.bias, dtype))
+
+
+def _fuse(attention: Attention, dtype: torch.dtype) -> None:
+    q, kv = attention.q, attention.kv
+    if q.in_features < PACKED_FROM:
+        return
+    attention.qkv = PackedLinear(torch.cat([q.weight, kv.weight]), torch.cat([q.bias, kv.bias]), dtype)
+    del attention.q, attention.kv

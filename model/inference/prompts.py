@@ -1,0 +1,89 @@
+"""From prompts to conditions, one class per family."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model.config import ConfigError
+from model.networks.condition import Conditioner, PromptError
+from model.networks.mar import ClassContext, Mar
+from model.networks.random_order_model import Fluid, RandomOrderModel
+from model.networks.text_encoder import TextEncoder, build_text_encoder
+from model.networks.transformer import TextContext
+
+
+class TextPrompts:
+    """`fluid`: text encoder, aligner, keys and values."""
+
+    def __init__(self, model: Fluid, encoder: TextEncoder):
+        self.backbone, self.encoder = model.backbone, encoder
+        self.device = next(model.parameters()).device
+
+    @torch.inference_mode()
+    def __call__(self, prompt: str) -> TextContext:
+        """Each prompt by itself: in a batch, rounding would make a picture depend on its neighbours' prompts."""
+        states, mask = self.encoder.encode([prompt])  # (1, L, E), (1, L)
+        return self.backbone.encode_text(states.to(self.device), mask.to(self.device))
+
+
+class LabelPrompts:
+    """`mar`: the prompt is the name of a class.
+
+    labels: entry i holds the names of class i, "first, second, …"; the first names are unique.
+    """
+
+    def __init__(self, model: Mar, labels: Sequence[str]):
+        if len(labels) != model.config.classes:
+            raise ConfigError(f"{len(labels)} labels for {model.config.classes} classes; config.json needs one each")
+        self.backbone = model.backbone
+        self.index = {first_name(label): i for i, label in enumerate(labels)}
+
+    @torch.inference_mode()
+    def __call__(self, prompt: str) -> ClassContext:
+        if prompt and prompt not in self.index:
+            close = difflib.get_close_matches(prompt, self.index, n=3, cutoff=0.5)
+            hint = f"; close to it: {', '.join(close)}" if close else ""
+            raise PromptError(f"{prompt[:100]!r} is not one of this model's {len(self.index)} labels{hint}")
+        return self.backbone.encode_class(self.index[prompt] if prompt else None)
+
+
+def build_conditioner(model: RandomOrderModel, about: dict[str, Any]) -> Conditioner:
+    """The conditioner of a checkpoint's family.
+
+    Raises:
+        ConfigError: the text encoder's weights, or the labels, are not here.
+    """
+    if isinstance(model, Mar):
+        return LabelPrompts(model, about.get("labels", ()))
+    if not isinstance(model, Fluid):
+        raise ConfigError(f"family {model.config.family!r} has no way to be told what to draw")
+    encoder = build_text_encoder(model.config.text)
+    if isinstance(encoder, torch.nn.Module):
+        encoder.to(next(model.parameters()).device)
+    return TextPrompts(model, encoder)
+
+
+def first_name(label: str) -> str:
+    """The name that stands for a class: what comes before the first comma."""
+    return label.split(",", 1)[0]
+
+
+@lru_cache(maxsize=1)
+def imagenet_labels() -> list[str]:
+    """The 1000 classes in the order of every ImageNet-1k classifier, first names made unique by their index.
+
+    Source and licence stand in model/inference/imagenet_labels.txt.
+    """
+    lines = (Path(__file__).parent / "imagenet_labels.txt").read_text(encoding="utf-8").splitlines()
+    names = [line.split("\t")[1] for line in lines if not line.startswith("#")]
+    firsts = [first_name(name).lower() for name in names]
+    return [
+        name if firsts.count(first) == 1 else f"{first_name(name)} ({i}){name[len(first_name(name)) :]}"
+        for i, (name, first) in enumerate(zip(names, firsts, strict=True))
+    ]

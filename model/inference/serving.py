@@ -1,0 +1,234 @@
+"""A checkpoint as something that serves: prompts in, RGB bytes out, and what it says of itself."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fluid_kernels.heads import HeadPathError
+from model.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from model.inference.engine import Engine, Snapshot
+from model.inference.known_tokens import Given, encode_pixels, staying
+from model.inference.orders import make_order
+from model.inference.precision import choose_dtype, pack
+from model.inference.prompts import build_conditioner, first_name
+from model.inference.requests import RowRequest, ServedRequest
+from model.networks.tokenizer import to_uint8
+
+SHIPPED = Path(__file__).parents[1] / "checkpoints"
+
+# For checkpoints that do not bring their own under about["sampling"].
+DEFAULT_SAMPLING: dict[str, Any] = {
+    "presets": {
+        "low": {"num_inference_steps": 8, "diffusion_steps": 12},
+        "medium": {"num_inference_steps": 16, "diffusion_steps": 25},
+        "high": {"num_inference_steps": 32, "diffusion_steps": 50},
+    },
+    "defaults": {
+        "quality": "medium", "guidance_scale": 3.0, "guidance_schedule": "constant", "temperature": 1.0,
+    },
+}  # fmt: skip
+
+
+class ServingEngine:
+    """An `Engine` with prompts at one end and pixels at the other."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, max_rows: int, dtype: torch.dtype = torch.float32, kernels: str = "auto"
+    ):
+        self.checkpoint, self.max_rows, self.dtype = checkpoint, max_rows, dtype
+        pack(checkpoint.model, dtype)
+        conditioner = build_conditioner(checkpoint.model, checkpoint.about)
+        try:
+            self.engine = Engine(checkpoint.model, conditioner, max_rows, dtype, kernels)
+        except HeadPathError as error:
+            raise CheckpointError(f"{error}: FLUID_KERNELS is {kernels!r}") from error
+        self.kernels, self.device = self.engine.kernels, describe(self.engine.device, dtype)
+        self._asked: dict[int, ServedRequest] = {}  # by row
+        self.image_size = (checkpoint.config.image_size, checkpoint.config.image_size)  # width, height
+
+    def admit(self, requests: Sequence[ServedRequest]) -> list[int]:
+        """Give each request a row; all or none. Raises EngineError, PromptError where one cannot be done."""
+        encoded: dict[bytes, Tensor] = {}  # images of one request start from the same picture
+        rows = self.engine.admit(requests, [self._given(request, encoded) for request in requests])
+        self._asked.update(zip(rows, requests, strict=True))
+        return rows
+
+    def step(self) -> list[int]:
+        """One autoregressive step for every row; returns the rows that finished."""
+        return self.engine.step()
+
+    def progress(self, row: int) -> tuple[int, int]:
+        """(steps done, steps in all)"""
+        return self.engine.progress(row)
+
+    @torch.inference_mode()
+    def image(self, row: int) -> bytes:
+        """RGB bytes of the row's picture as far as it is decoded, height · width · 3."""
+        pixels = self.checkpoint.tokenizer.decode(self.engine.peek(row)[None])  # (1, 3, H, W)
+        return to_uint8(pixels)[0].cpu().numpy().tobytes()
+
+    def snapshot(self, row: int) -> bytes:
+        """A row half done: a line of JSON that says whose, then its tokens, float32 in C order."""
+        state = self.engine.snapshot(row)
+        about = {**self._identity(self._asked[row]), "step": state.step}
+        return json.dumps(about).encode() + b"\n" + state.tokens.float().contiguous().numpy().tobytes()
+
+    def restore(self, request: ServedRequest, state: bytes) -> int:
+        """A row that goes on where the snapshot was taken.
+
+        Raises:
+            ValueError: it is another checkpoint's or request's, or damaged; EngineError: as `admit`.
+        """
+        header, _, raw = state.partition(b"\n")
+        about = json.loads(header)
+        if not isinstance(about, dict):
+            raise ValueError("the snapshot has no header")
+        if any(about.get(name) != value for name, value in self._identity(request).items()):
+            raise ValueError("the snapshot is of another checkpoint or another picture")
+        shape, step = (self.checkpoint.config.tokens, self.checkpoint.config.channels), about.get("step", -1)
+        if len(raw) != 4 * shape[0] * shape[1] or not 0 <= step < request.num_inference_steps:
+            raise ValueError(f"the snapshot has {len(raw)} bytes at step {step} of {request.num_inference_steps}")
+        tokens = torch.frombuffer(bytearray(raw), dtype=torch.float32).reshape(shape)  # (N, C)
+        stays = None if request.known is None else staying(request.known.stays, self._order(request))
+        row = self.engine.restore(Snapshot(request, step, tokens, stays))
+        self._asked[row] = request
+        return row
+
+    def release(self, row: int) -> None:
+        """Free the row, finished or not."""
+        self.engine.release(row)
+        del self._asked[row]
+
+    def _identity(self, request: ServedRequest) -> dict[str, Any]:
+        """What tells a snapshot of this picture from others that a job could be given by mistake."""
+        return {"sha256": self.checkpoint.sha256, "seed": request.seed, "known": _digest(request)}
+
+    @torch.inference_mode()
+    def _given(self, request: ServedRequest, encoded: dict[bytes, Tensor]) -> Given | None:
+        """The tokens that a request starts from. `encoded`: pictures that are tokens already."""
+        known = request.known
+        if known is None:
+            return None
+        if known.pixels not in encoded:
+            config, device = self.checkpoint.config, self.engine.device
+            encoded[known.pixels] = encode_pixels(known.pixels, self.checkpoint.tokenizer, config, device)
+        return Given(encoded[known.pixels], staying(known.stays, self._order(request)))
+
+    def _order(self, request: RowRequest) -> Tensor:
+        seeds = torch.tensor([request.seed], device=self.engine.device)
+        return make_order(request.order, seeds, self.checkpoint.config.grid)[0]  # (N,)
+
+    def prompt_tokens(self, prompt: str) -> int:
+        """Of one that was admitted: how many tokens the model reads of it, at most as many as its encoder takes."""
+        return self.engine.prompt_tokens(prompt)
+
+    def info(self) -> dict[str, Any]:
+        """What clients may know of the model before they ask for pictures."""
+        about, config = self.checkpoint.about, self.checkpoint.config
+        labels = about.get("labels", [])
+        sampling = about.get("sampling", DEFAULT_SAMPLING)
+        return {
+            "id": about["name"],
+            "family": config.family,
+            "image_size": self.image_size,
+            "tokens": config.tokens,
+            "presets": sampling["presets"],
+            "defaults": sampling["defaults"],
+            "limits": {
+                "max_num_inference_steps": config.tokens, "max_diffusion_steps": 250,
+                "max_diffusion_steps_final": 250,
+                "max_guidance_scale": 20.0, "min_guidance_scale": 0.0, "max_temperature": 2.0,
+            },
+            "vocabulary": about.get("vocabulary", [first_name(label) for label in labels]),
+            "labels": labels,
+            "styles": about.get("styles", []),
+            "checkpoint_sha256": self.checkpoint.sha256,
+            "license": about.get("license", "Apache-2.0"),
+            "description": about.get("description", ""),
+        }  # fmt: skip
+
+
+def _digest(request: ServedRequest) -> str:
+    """Of the picture that a request starts from and of what stays of it; "" without one."""
+    known = request.known
+    if known is None:
+        return ""
+    stays = known.stays if isinstance(known.stays, bytes) else str(known.stays).encode()
+    return hashlib.sha256(known.pixels + b"|" + stays).hexdigest()
+
+
+def find_checkpoint(name: str) -> Path:
+    """A folder, or the name of a checkpoint that ships with the package.
+
+    Raises:
+        CheckpointError: neither; the message lists what there is.
+    """
+    for folder in (Path(name), SHIPPED / name):
+        if (folder / "config.json").exists():
+            return folder
+    shipped = sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))
+    raise CheckpointError(
+        f"no checkpoint {name!r}: neither a folder with a config.json nor one of the shipped ones "
+        f"({', '.join(shipped) or 'none here'}). Give a folder, or train one with `make train`"
+    )
+
+
+def load_engine(
+    checkpoint_dir: str,
+    max_rows: int,
+    device: str = "auto",
+    threads: int = 0,
+    dtype: str = "auto",
+    kernels: str = "auto",
+) -> ServingEngine:
+    """Load a checkpoint and make it ready to draw.
+
+    Args:
+        checkpoint_dir: a folder or a shipped checkpoint's name.
+        device: "auto" (CUDA where there is one), "cpu" or "cuda".
+        threads: for torch on a CPU; 0: as many as this process may use.
+        dtype: of matrix products, see precision.py.
+        kernels: what runs the head's loop: "auto", "torch", "triton" or "persistent".
+    Raises:
+        CheckpointError, ConfigError: it cannot be used; the message says why and what to do.
+    """
+    torch.set_num_threads(threads or usable_cpus())
+    if device == "cuda" and not torch.cuda.is_available():
+        raise CheckpointError("device is cuda, but torch sees no CUDA device: set FLUID_DEVICE=cpu or auto")
+    chosen = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    folder = find_checkpoint(checkpoint_dir)
+    try:
+        checkpoint = load_checkpoint(folder, chosen)
+        return ServingEngine(checkpoint, max_rows, choose_dtype(dtype, torch.device(chosen)), kernels)
+    except torch.OutOfMemoryError as error:
+        raise CheckpointError(
+            f"{folder.name} with {max_rows} rows does not fit into the device's memory: lower FLUID_MAX_ROWS, "
+            f"or set FLUID_DEVICE=cpu ({error})"
+        ) from error
+
+
+def describe(device: torch.device, dtype: torch.dtype) -> str:
+    """Where a model runs and in which numbers, for people."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return f"{name}, {str(dtype).removeprefix('torch.')}"
+
+
+def usable_cpus() -> int:
+    """Cores that this process may keep busy: its affinity, and a container's quota, which torch does not look at. With
+    as many threads as a 64-core host has cores under a quota of 2, each step would wait for the quota again and again.
+    """
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limit = Path("/sys/fs/cgroup/cpu.max")
+    if limit.is_file():
+        quota, period = limit.read_text().split()
+        if quota != "max":
+            allowed = min(allowed, max(1, round(int(quota) / int(period))))
+    return allowed

@@ -1,0 +1,67 @@
+"""The parts that transformers of all families are built from: attention, MLP, and the plain pre-norm block."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from model.networks.attention import attention
+
+LN_EPS = 1e-6
+
+
+class Attention(nn.Module):
+    """Multi-head attention with separate projections for queries and for keys/values."""
+
+    def __init__(self, width: int, heads: int, source_width: int):
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(source_width, 2 * width)
+        self.out = nn.Linear(width, width)
+        self.qkv: nn.Module | None = (
+            None  # all three in one product, in place of q and kv: model/inference/precision.py
+        )
+
+    def split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, N, D) -> (B, H, N, d)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of the same (B, N, D): (B, H, N, d) each."""
+        if self.qkv is None:
+            return (self.split(self.q(x)), *self.keys_values(x))
+        q, k, v = self.qkv(x).chunk(3, -1)
+        return self.split(q), self.split(k), self.split(v)
+
+    def keys_values(self, source: Tensor) -> tuple[Tensor, Tensor]:
+        k, v = self.kv(source).chunk(2, -1)
+        return self.split(k), self.split(v)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
+        h = attention(q, k, v, key_mask)  # (B, H, N, d)
+        return self.out(h.transpose(1, 2).flatten(2))  # (B, N, D)
+
+
+class Mlp(nn.Sequential):
+    """Linear, GELU, Linear.
+
+    gelu: "tanh" for our own models (nearly half the time of the erf form on a CPU, and as good); "none", the erf form,
+    for weights that were trained with it.
+    """
+
+    def __init__(self, width: int, ratio: int, gelu: str = "tanh"):
+        super().__init__(nn.Linear(width, ratio * width), nn.GELU(approximate=gelu), nn.Linear(ratio * width, width))
+
+
+class SelfBlock(nn.Module):
+    """x += attention(LN x);  x += mlp(LN x).  Layers of the text aligner and of MAR's encoder and decoder."""
+
+    def __init__(self, width: int, heads: int, ratio: int, gelu: str = "tanh"):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width, LN_EPS), nn.LayerNorm(width, LN_EPS)
+        self.attn, self.mlp = Attention(width, heads, width), Mlp(width, ratio, gelu)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """(B, N, D) and (B, N) bool, True where a position may be attended to -> (B, N, D)."""
+        h = self.norm1(x)
+        x = x + self.attn.attend(*self.attn.project(h), mask)
+        return x + self.mlp(self.norm2(x))

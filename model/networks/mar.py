@@ -1,0 +1,140 @@
+"""MAR (arXiv 2406.11838): the masked autoencoder that Fluid grew out of, conditioned on a class label.
+
+What differs from model/networks/transformer.py, and nothing else, is here. Section 3 of the paper, and the released code for
+what the paper leaves out:
+
+    encoder   64 copies of the class embedding, then the known tokens only         -> as many vectors
+    decoder   the same 64, then all positions, a mask token where nothing is known -> z per position
+
+Three learned tables of positions: one added before the encoder, one before the decoder, one to the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from model.config import MarConfig
+from model.networks.blocks import LN_EPS, SelfBlock
+from model.networks.random_order_model import RandomOrderModel
+
+
+@dataclass
+class ClassContext:
+    """What the encoder needs of a class label: its embedding, (B, D)."""
+
+    embedding: Tensor
+
+    def __len__(self) -> int:
+        return len(self.embedding)
+
+    @property
+    def tokens(self) -> int:
+        return len(self)  # one for each label
+
+    def __getitem__(self, rows: slice) -> ClassContext:
+        return ClassContext(self.embedding[rows])
+
+    def tensors(self) -> list[Tensor]:
+        """Everything it holds."""
+        return [self.embedding]
+
+    @staticmethod
+    def stack(parts: Sequence[ClassContext]) -> ClassContext:
+        """Put contexts of several rows under each other."""
+        return ClassContext(torch.cat([part.embedding for part in parts]))
+
+
+class MarBackbone(nn.Module):
+    """Known tokens and a class in, one conditioning vector z per position out."""
+
+    packs_known = True  # the encoder sees the known tokens only: its length depends on how many there are
+
+    def __init__(self, config: MarConfig):
+        super().__init__()
+        self.config = config
+        width, length = config.width, config.buffer + config.tokens
+
+        def table(*shape: int) -> nn.Parameter:
+            return nn.Parameter(0.02 * torch.randn(*shape))
+
+        def stack(depth: int) -> nn.ModuleList:
+            return nn.ModuleList(SelfBlock(width, config.heads, config.mlp_ratio, "none") for _ in range(depth))
+
+        self.classes = nn.Embedding(config.classes, width)
+        nn.init.normal_(self.classes.weight, std=0.02)
+        self.no_class = table(width)  # in place of a class embedding: the unconditional branch
+        self.token_in, self.norm_in = nn.Linear(config.channels, width), nn.LayerNorm(width, LN_EPS)
+        self.encoder_pos, self.encoder = table(length, width), stack(config.encoder_depth)
+        self.encoder_norm = nn.LayerNorm(width, LN_EPS)
+        self.decoder_in, self.mask_token = nn.Linear(width, width), table(width)
+        self.decoder_pos, self.decoder = table(length, width), stack(config.decoder_depth)
+        self.decoder_norm = nn.LayerNorm(width, LN_EPS)
+        self.pos_out = table(config.tokens, width)
+
+    def encode_class(self, index: int | None) -> ClassContext:
+        """The context of one class, or of none for the unconditional branch."""
+        return ClassContext((self.no_class if index is None else self.classes.weight[index])[None])
+
+    def forward(self, tokens: Tensor, known: Tensor, condition: ClassContext, most_known: int | None = None) -> Tensor:
+        """One pass through encoder and decoder.
+
+        Args:
+            tokens: (B, N, C); what stands at unknown positions is ignored.
+            known: (B, N) bool, True where a token is decided. Rows may differ in how many.
+            condition: the rows' classes.
+            most_known: no row has more known tokens. Given, shapes follow from it alone and nobody waits for the
+                device; else the rows are counted.
+        Returns:
+            z: (B, N, D)
+        """
+        buffer = condition.embedding[:, None].expand(-1, self.config.buffer, -1)  # (B, 64, D)
+        x = torch.cat([buffer, self.token_in(tokens)], 1)  # (B, P, D) with P = 64 + N
+        # The normalisation comes after the position has been added, and sees the buffer too.
+        x = self.norm_in(x + self.encoder_pos)
+        present = torch.cat([known.new_ones(len(known), self.config.buffer), known], 1)  # (B, P)
+        x, place, real = _pack(x, present, None if most_known is None else self.config.buffer + most_known)
+        for block in self.encoder:
+            x = block(x, real)
+        x = self.decoder_in(self.encoder_norm(x))  # (B, K, D)
+        x = _unpack(x, place, present, self.mask_token) + self.decoder_pos
+        for block in self.decoder:
+            x = block(x, None)
+        return self.decoder_norm(x)[:, self.config.buffer :] + self.pos_out  # (B, N, D)
+
+
+def _pack(x: Tensor, present: Tensor, longest: int | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Move what is present to the front of each row and cut behind `longest`, or behind the fullest row.
+
+    Rows of one batch are at different steps and so have different numbers of known tokens; the shorter ones are
+    padded, and attention must not see the padding.
+
+    Returns:
+        (B, K, D); (B, K) the position each came from; (B, K) bool, False on padding, or None where there is none.
+    """
+    count = present.sum(1)  # (B,)
+    counted = longest is None
+    longest = int(count.max()) if longest is None else longest
+    place = present.byte().argsort(dim=1, descending=True, stable=True)[:, :longest]  # (B, K)
+    packed = x.gather(1, place[..., None].expand(-1, -1, x.shape[-1]))
+    real = torch.arange(longest, device=x.device) < count[:, None]
+    return packed, place, None if counted and bool(real.all()) else real
+
+
+def _unpack(x: Tensor, place: Tensor, present: Tensor, filling: Tensor) -> Tensor:
+    """Inverse of `_pack`: (B, K, D) back to (B, P, D), with `filling` (D,) where nothing is present."""
+    spread = x.new_zeros(*present.shape, x.shape[-1]).scatter(1, place[..., None].expand_as(x), x)
+    return torch.where(present[..., None], spread, filling)  # padding landed on absent positions: overwritten here
+
+
+class Mar(RandomOrderModel):
+    """Masked autoregressive model of ImageNet classes over continuous tokens."""
+
+    backbone: MarBackbone
+    config: MarConfig
+
+    def __init__(self, config: MarConfig):
+        super().__init__(config, MarBackbone(config))

@@ -1,0 +1,68 @@
+"""The trainable whole: backbone + diffusion head, and the loss that trains both at once."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from model.config import FluidConfig, ModelConfig
+from model.diffusion import Schedule, add_noise, training_loss
+from model.networks.condition import Condition
+from model.networks.diffusion_head import DiffusionHead
+from model.networks.transformer import Backbone, init_weights
+
+
+class RandomOrderModel(nn.Module):
+    """A backbone that says what is known about each token, and the head that draws tokens from that.
+
+    Families differ in the backbone: backbone(tokens, known, condition, most_known) -> z (B, N, D); the last
+    may be left out.
+    """
+
+    def __init__(self, config: ModelConfig, backbone: nn.Module):
+        super().__init__()
+        self.config = config
+        self.backbone = backbone
+        self.head = DiffusionHead(config)
+        init_weights(self)
+        self.head.zero_init()
+
+    def loss(
+        self,
+        schedule: Schedule,
+        tokens: Tensor,
+        masked: Tensor,
+        condition: Condition,
+        index: Tensor,
+        noise: Tensor,
+    ) -> Tensor:
+        """Diffusion loss averaged over masked tokens.
+
+        Args:
+            tokens: (B, N, C) clean. masked: (B, N) bool.
+            index: (R, M) chain index of each of R noise draws for each of the M masked tokens of the batch.
+            noise: (R, M, C).
+            condition: what the backbone is told of the B pictures.
+        Several draws per token cost little, because the head is small next to the backbone that made z.
+        """
+        return self.token_loss(schedule, self.backbone(tokens, ~masked, condition), tokens, masked, index, noise)
+
+    def token_loss(
+        self, schedule: Schedule, z: Tensor, tokens: Tensor, masked: Tensor, index: Tensor, noise: Tensor
+    ) -> Tensor:
+        """`loss` for z (B, N, D) that is already there."""
+        draws = len(index)
+        z, x0 = z[masked].repeat(draws, 1), tokens[masked].repeat(draws, 1)  # (R·M, D), (R·M, C)
+        index, noise = index.flatten(), noise.flatten(0, 1)
+        x = add_noise(schedule, x0, index, noise)
+        out = self.head(x, schedule.timesteps[index], z).float()
+        return training_loss(schedule, out, x0, x, index, noise, self.config.prediction).mean()
+
+
+class Fluid(RandomOrderModel):
+    """Random-order autoregressive model over continuous tokens, told by text (arXiv 2410.13863)."""
+
+    backbone: Backbone
+    config: FluidConfig
+
+    def __init__(self, config: FluidConfig):
+        super().__init__(config, Backbone(config))

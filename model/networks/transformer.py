@@ -1,0 +1,166 @@
+"""The Fluid backbone: one stack of bidirectional blocks over known and mask tokens, with text by cross-attention.
+
+Fluid (arXiv 2410.13863) Fig. 3: self-attention -> cross-attention -> MLP in every block; unknown positions hold a
+learned mask token; no encoder/decoder split. Not in the paper and therefore ours: learned absolute positions, pre-norm,
+GELU, MLP ratio 4 (MAR's habits), and optional rotary positions (config.FluidConfig.positions).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from model.config import FluidConfig
+from model.networks.attention import grid_rotation, rotate, sincos_table
+from model.networks.blocks import LN_EPS, Attention, Mlp, SelfBlock
+
+
+@dataclass
+class TextContext:
+    """What the blocks need of a prompt, computed once and used at every autoregressive step.
+
+    keys, values: per block (B, H, L, d). mask: (B, L) bool, True on real text tokens.
+    """
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    mask: Tensor
+
+    def __len__(self) -> int:
+        return len(self.mask)
+
+    @property
+    def tokens(self) -> int:
+        return int(self.mask.sum())
+
+    def __getitem__(self, rows: slice) -> TextContext:
+        return TextContext([k[rows] for k in self.keys], [v[rows] for v in self.values], self.mask[rows])
+
+    def tensors(self) -> list[Tensor]:
+        """Everything it holds, in a fixed order."""
+        return [*self.keys, *self.values, self.mask]
+
+    @staticmethod
+    def stack(parts: Sequence[TextContext]) -> TextContext:
+        """Put contexts of several prompts under each other."""
+        return TextContext(
+            [torch.cat(blocks) for blocks in zip(*(p.keys for p in parts), strict=True)],
+            [torch.cat(blocks) for blocks in zip(*(p.values for p in parts), strict=True)],
+            torch.cat([p.mask for p in parts]),
+        )
+
+
+class Aligner(nn.Module):
+    """Trainable layers between the frozen text encoder and the cross-attention."""
+
+    def __init__(self, config: FluidConfig):
+        super().__init__()
+        width = config.aligner_width or config.width
+        self.norm_in, self.proj = nn.LayerNorm(config.text.dim, LN_EPS), nn.Linear(config.text.dim, width)
+        self.pos = nn.Parameter(0.02 * torch.randn(config.text.max_tokens, width))
+        heads = max(1, width * config.heads // config.width)
+        self.blocks = nn.ModuleList(SelfBlock(width, heads, config.mlp_ratio) for _ in range(config.aligner_depth))
+        self.norm = nn.LayerNorm(width, LN_EPS)
+
+    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        x = self.proj(self.norm_in(hidden)) + self.pos[: hidden.shape[1]]  # (B, L, E) -> (B, L, D')
+        for block in self.blocks:
+            x = block(x, mask)
+        return self.norm(x)  # (B, L, D')
+
+
+class Block(nn.Module):
+    """x += self(LN x);  x += cross(LN x, text);  x += mlp(LN x)."""
+
+    def __init__(self, config: FluidConfig):
+        super().__init__()
+        width = config.width
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width, LN_EPS) for _ in range(3))
+        self.self_attn = Attention(width, config.heads, width)
+        self.cross_attn = Attention(width, config.heads, config.aligner_width or width)
+        self.mlp = Mlp(width, config.mlp_ratio)
+
+    def forward(
+        self,
+        x: Tensor,
+        text_k: Tensor,
+        text_v: Tensor,
+        text_mask: Tensor,
+        rotation: tuple[Tensor, Tensor] | None,
+    ) -> Tensor:
+        h = self.norm1(x)
+        q, k, v = self.self_attn.project(h)  # (B, H, N, d)
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
+        x = x + self.self_attn.attend(q, k, v, None)
+        q = self.cross_attn.split(self.cross_attn.q(self.norm2(x)))
+        x = x + self.cross_attn.attend(q, text_k, text_v, text_mask)
+        return x + self.mlp(self.norm3(x))  # (B, N, D)
+
+
+class Backbone(nn.Module):
+    """Known tokens and text in, one conditioning vector z per position out."""
+
+    packs_known = False  # shapes do not depend on how many tokens are known
+
+    def __init__(self, config: FluidConfig):
+        super().__init__()
+        self.config = config
+        width, sincos = config.width, config.positions == "sincos_rope"
+        self.aligner = Aligner(config)
+        self.token_in = nn.Linear(config.channels, width)
+        self.mask_token = nn.Parameter(0.02 * torch.randn(width))
+        table = sincos_table(config.grid, width, 0.7) if sincos else 0.02 * torch.randn(config.tokens, width)
+        self.pos = nn.Parameter(table)
+        # A second table tells the head where its token sits, as MAR's diffusion_pos_embed_learned.
+        self.pos_out = nn.Parameter(table.clone())
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(width, LN_EPS)
+        self.rotary = sincos
+        if sincos:
+            cos, sin = grid_rotation(config.grid, config.head_dim)
+            self.register_buffer("rope_cos", cos, persistent=False)
+            self.register_buffer("rope_sin", sin, persistent=False)
+
+    def encode_text(self, hidden: Tensor, mask: Tensor) -> TextContext:
+        """(B, L, E) text encoder states and (B, L) mask -> keys and values of every block."""
+        aligned = self.aligner(hidden, mask)  # (B, L, D')
+        pairs = [block.cross_attn.keys_values(aligned) for block in self.blocks if isinstance(block, Block)]
+        return TextContext([k for k, _ in pairs], [v for _, v in pairs], mask)
+
+    def forward(self, tokens: Tensor, known: Tensor, text: TextContext, most_known: int | None = None) -> Tensor:
+        """One bidirectional pass.
+
+        Args:
+            tokens: (B, N, C); what stands at unknown positions is ignored.
+            known: (B, N) bool, True where a token is decided. Rows may differ in how many.
+            text: the prompts' keys and values.
+            most_known: for families that pack the known tokens; all are in their places here.
+        Returns:
+            z: (B, N, D)
+        """
+        rotation = (self.rope_cos, self.rope_sin) if self.rotary else None
+        x = torch.where(known[..., None], self.token_in(tokens), self.mask_token)  # (B, N, D)
+        x = x + self.pos
+        for block, k, v in zip(self.blocks, text.keys, text.values, strict=True):
+            x = block(x, k, v, text.mask, rotation)
+        return self.norm(x) + self.pos_out
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Number of trainable values."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def init_weights(module: nn.Module) -> None:
+    """Xavier-uniform matrices and zero biases, as MAR and DiT; output projections start small by depth's root."""
+    for name, part in module.named_modules():
+        if isinstance(part, nn.Linear):
+            nn.init.xavier_uniform_(part.weight)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+            if name.endswith(("self_attn.out", "cross_attn.out", "mlp.2")):
+                part.weight.data.mul_(0.5)

@@ -1,0 +1,1 @@
+"""Training: recipe, run, loop, train; trainer holds what all trainers share."""

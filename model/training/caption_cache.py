@@ -1,0 +1,70 @@
+"""Caption states of a whole data set, encoded once: the frozen text encoder need not run while training."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from model.networks.text_encoder import TextEncoder
+
+# How often each wording of model/data/captions.py is picked: name and style first, no style last.
+WORDING_WEIGHTS = (0.4, 0.3, 0.2, 0.1)
+
+
+class TextBank:
+    """States (bf16) and masks of every caption of the chosen pictures, and of the empty caption."""
+
+    def __init__(self, states: Tensor, mask: Tensor, null_states: Tensor, null_mask: Tensor):
+        self.states, self.mask = states, mask  # (P, V, L, E), (P, V, L): pictures × wordings
+        self.null_states, self.null_mask = null_states, null_mask  # (1, L, E), (1, L)
+
+    def to(self, device: torch.device) -> TextBank:
+        """The same on a device: there a step's states are not sent one by one."""
+        return TextBank(*(t.to(device) for t in (self.states, self.mask, self.null_states, self.null_mask)))
+
+    def draw(self, rows: Tensor, drop: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """A random wording of each picture, or with probability `drop` the empty caption.
+
+        Returns:
+            (B, L, E) float32 states and (B, L) mask.
+        """
+        weights = torch.tensor(WORDING_WEIGHTS[: self.states.shape[1]])
+        wording = torch.multinomial(weights, len(rows), replacement=True, generator=generator)
+        dropped = torch.rand(len(rows), generator=generator) < drop
+        rows, wording, dropped = (t.to(self.states.device) for t in (rows, wording, dropped))
+        states = torch.where(dropped[:, None, None], self.null_states, self.states[rows, wording].float())
+        return states, torch.where(dropped[:, None], self.null_mask, self.mask[rows, wording])
+
+
+def build_text_bank(encoder: TextEncoder, wordings: Sequence[Sequence[str]], cache: Path) -> TextBank:
+    """Encode all wordings of all pictures, equally many each, or read them from `cache` if done before.
+
+    Columns that are padding everywhere are cut, so L is the longest caption, not the encoder's maximum.
+    """
+    captions = [caption for picture in wordings for caption in picture]
+    key = hashlib.sha256("\n".join([encoder.config.name, *captions]).encode()).hexdigest()[:16]
+    file = cache / f"text-{key}.safetensors"
+    if not file.exists():
+        parts = [captions[i : i + 128] for i in range(0, len(captions), 128)]
+        batches = (encoder.encode(part) for part in tqdm(parts, desc="captions", unit="batch"))
+        encoded = [(states.bfloat16().cpu(), mask.cpu()) for states, mask in batches]
+        null_states, null_mask = (t.cpu() for t in encoder.encode([""]))
+        mask = torch.cat([m for _, m in encoded])
+        length = int(mask.any(0).sum())
+        tensors = {
+            "states": torch.cat([s for s, _ in encoded])[:, :length].contiguous(),
+            "mask": mask[:, :length].contiguous(),
+            "null_states": null_states[:, :length].contiguous(),
+            "null_mask": null_mask[:, :length].contiguous(),
+        }
+        cache.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, file)
+    t = load_file(file)
+    shape = (len(wordings), -1)
+    return TextBank(t["states"].unflatten(0, shape), t["mask"].unflatten(0, shape), t["null_states"], t["null_mask"])
