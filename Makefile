@@ -81,7 +81,7 @@ bench: $(VENV)/.dev ## the engine against references and targets (ARGS=--quick);
 	$(BIN)/python -m benchmarks $(ARGS)
 
 kernels: $(VENV)/.dev ## compile every kernel for sm_80, sm_90 and gfx942 without a GPU; registers, shared memory, gates
-	$(BIN)/python -m fluid_kernels.aot --processes $$(nproc) $(ARGS)
+	$(BIN)/python -m fluid_kernels.tools.aot --processes $$(nproc) $(ARGS)
 
 # On a borrowed GPU nothing of ours is installed: any Python with torch, triton, safetensors, numpy and tqdm will do.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))

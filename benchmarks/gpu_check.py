@@ -54,7 +54,7 @@ def check_philox(args: argparse.Namespace, emit: Emit) -> None:
     if args.device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         emit({"skipped": "the Triton form runs on a CPU in the interpreter only; tests/kernels does that"})
         return
-    from fluid_kernels.philox_triton import normal
+    from fluid_kernels.ops.philox_triton import normal
 
     for channels in (4, 16, 17):
         seed = torch.arange(1000, device=args.device) * 0x1_2345_6789
@@ -69,7 +69,7 @@ def check_ops(args: argparse.Namespace, emit: Emit) -> None:
     if args.device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         emit({"skipped": "the kernels run on a CPU in the interpreter only; tests/kernels does that"})
         return
-    from fluid_kernels.check import checks
+    from fluid_kernels.tools.check import checks
 
     for check in checks(args.device, args.quick):
         with attempt(emit, {"op": check.name}) as record:

@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.machine import alive, command
 from fluid_kernels.head_loop import HeadWeights, Rows
-from fluid_kernels.head_loop_torch import TorchHead
+from fluid_kernels.loops.torch_loop import TorchHead
 from model.config import MAR_PRESETS
 from model.inference.precision import choose_dtype
 from model.inference.sampler import make_chains

@@ -4,7 +4,7 @@ The rows of a product decide its shape. Few rows: a product is the time to read 
 many programs as the chip has multiprocessors, and blocks of K are long so that few loads wait for each other. Many
 rows: tiles grow until each byte read is used often enough (m·n/(m + n) FLOPs a byte) to keep the tensor cores busy.
 
-These numbers come from counting bytes, registers and shared memory (`python -m fluid_kernels.aot` prints what the
+These numbers come from counting bytes, registers and shared memory (`python -m fluid_kernels.tools.aot` prints what the
 compiler makes of each); none was timed on a device.
 """
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fluid_kernels.head_loop import Chains, HeadWeights, Rows
-from fluid_kernels.head_loop_torch import TorchHead
+from fluid_kernels.loops.torch_loop import TorchHead
 
 HeadPath = Literal["auto", "torch", "triton", "persistent"]
 PATHS: tuple[str, ...] = get_args(HeadPath)
@@ -52,10 +52,10 @@ def make_head(weights: HeadWeights, dtype: torch.dtype, path: str = "auto") -> H
     if chosen == "torch":
         return TorchHead(weights, dtype)
     if chosen == "triton":
-        from fluid_kernels.head_loop_triton import TritonHead  # importing Triton costs seconds
+        from fluid_kernels.loops.fused_loop import TritonHead  # importing Triton costs seconds
 
         return TritonHead(weights, dtype)
-    from fluid_kernels.head_loop_persistent import PersistentHead
+    from fluid_kernels.loops.persistent_loop import PersistentHead
 
     try:
         return PersistentHead(weights, dtype)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fluid_kernels.linear import PackedLinear, native_bfloat16
+from fluid_kernels.ops.linear import PackedLinear, native_bfloat16
 from model.checkpoint import CheckpointError
 from model.networks.blocks import Attention, Mlp, SelfBlock
 from model.networks.random_order_model import RandomOrderModel
@@ -38,7 +38,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 def pack(model: RandomOrderModel, dtype: torch.dtype, fuse: bool | None = None) -> None:
     """Replace the backbone's linear layers by packed ones, in place, for inference only; float32 leaves it as it is.
 
-    The head's loop packs its own weights (fluid_kernels/head_loop_torch.py).
+    The head's loop packs its own weights (fluid_kernels/loops/torch_loop.py).
 
     Args:
         fuse: self-attention's queries, keys and values in one product. None: on a GPU, where a product of few rows does

@@ -14,14 +14,14 @@ import pytest
 
 pytest.importorskip("triton")
 
-from fluid_kernels.aot import SHARED_LIMIT, TARGETS, find_faults
-from fluid_kernels.aot_cases import cases
-from fluid_kernels.persistent_kernel import head_loop_kernel
+from fluid_kernels.loops.persistent_kernel import head_loop_kernel
+from fluid_kernels.tools.aot import SHARED_LIMIT, TARGETS, find_faults
+from fluid_kernels.tools.aot_cases import cases
 
 
 def _compile(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "fluid_kernels.aot", *arguments]
+    command = [sys.executable, "-m", "fluid_kernels.tools.aot", *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-from fluid_kernels import check
+from fluid_kernels.tools import check
 
 
 def test_every_operation_passes_and_is_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from fluid_kernels.head_loop import Chains, HeadWeights, Rows, head_loop_ref
-from fluid_kernels.head_loop_torch import TorchHead
-from fluid_kernels.linear import PackedLinear, linear_ref
+from fluid_kernels.loops.torch_loop import TorchHead
+from fluid_kernels.ops.linear import PackedLinear, linear_ref
 from model.config import FluidConfig, MarConfig, TokenizerConfig
 from model.diffusion import make_schedule
 from model.inference.sampler import PackedRows, draw_tokens, make_chains, stack_chains

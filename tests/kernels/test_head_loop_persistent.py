@@ -7,9 +7,8 @@ import torch
 
 pytest.importorskip("triton")
 
-from fluid_kernels import head_loop_persistent
 from fluid_kernels.head_loop import HeadWeights, head_loop_ref
-from fluid_kernels.head_loop_persistent import PersistentHead
+from fluid_kernels.loops.persistent_loop import PersistentHead
 from model.inference.sampler import make_chains
 from tests.kernels import test_head_loop as small
 

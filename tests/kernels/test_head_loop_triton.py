@@ -7,9 +7,8 @@ import torch
 
 pytest.importorskip("triton")
 
-from fluid_kernels import head_loop_triton
 from fluid_kernels.head_loop import HeadWeights, head_loop_ref
-from fluid_kernels.head_loop_triton import TritonHead, bucket_size
+from fluid_kernels.loops.fused_loop import TritonHead, bucket_size
 from model.inference.sampler import make_chains
 from tests.kernels import test_head_loop as small
 

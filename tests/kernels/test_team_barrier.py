@@ -16,7 +16,7 @@ triton = pytest.importorskip("triton")
 
 import triton.language as tl  # noqa: E402
 
-from fluid_kernels.persistent_kernel import team_barrier  # noqa: E402
+from fluid_kernels.loops.persistent_kernel import team_barrier  # noqa: E402
 
 TEAM, ROUNDS, DEADLINE_S = 3, 25, 60
 

@@ -14,16 +14,16 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from fluid_kernels.configs import Config
-from fluid_kernels.denoise_update import denoise_update, denoise_update_ref
-from fluid_kernels.gated_residual import gated_residual, gated_residual_ref
 from fluid_kernels.head_loop import HeadWeights
-from fluid_kernels.head_out import head_out, head_out_ref
-from fluid_kernels.linear import linear_ref
-from fluid_kernels.linear_triton import linear
-from fluid_kernels.ln_modulate import ln_modulate, ln_modulate_ref
-from fluid_kernels.modulation import modulation, modulation_ref, stack_modulation
+from fluid_kernels.ops.denoise_update import denoise_update, denoise_update_ref
+from fluid_kernels.ops.gated_residual import gated_residual, gated_residual_ref
+from fluid_kernels.ops.head_out import head_out, head_out_ref
+from fluid_kernels.ops.linear import linear_ref
+from fluid_kernels.ops.linear_triton import linear
+from fluid_kernels.ops.ln_modulate import ln_modulate, ln_modulate_ref
+from fluid_kernels.ops.modulation import modulation, modulation_ref, stack_modulation
+from fluid_kernels.ops.token_in import token_in, token_in_ref
 from fluid_kernels.philox import STEP, normal_ref
-from fluid_kernels.token_in import token_in, token_in_ref
 from tests.kernels import test_head_loop as small
 
 DTYPES = [(torch.float32, 2e-5), (torch.bfloat16, 1.6e-2)]

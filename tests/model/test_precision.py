@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from fluid_kernels.linear import PackedLinear
+from fluid_kernels.ops.linear import PackedLinear
 from model.checkpoint import CheckpointError, load_checkpoint
 from model.config import PRESETS
 from model.inference.engine import Engine

@@ -1,6 +1,6 @@
 """Each operation on a device against its definition: every tile of the table, regular and odd shapes, both dtypes.
 
-    python -m fluid_kernels.check [--device cuda] [--quick]
+    python -m fluid_kernels.tools.check [--device cuda] [--quick]
 
 Prints a line per check, exits with 1 if one is too far off. A rehearsal without a GPU: TRITON_INTERPRET=1 in front,
 --device cpu --quick behind. The loops that are made of these are compared by `make gpu-check`.
@@ -18,15 +18,15 @@ import torch
 from torch import Tensor
 
 from fluid_kernels.configs import Config, backend_of, linear_config, linear_configs
-from fluid_kernels.denoise_update import denoise_update, denoise_update_ref
-from fluid_kernels.gated_residual import gated_residual, gated_residual_ref
-from fluid_kernels.head_out import head_out, head_out_ref
-from fluid_kernels.linear import linear_ref
-from fluid_kernels.linear_triton import linear
-from fluid_kernels.ln_modulate import ln_modulate, ln_modulate_ref
-from fluid_kernels.modulation import modulation, modulation_ref
+from fluid_kernels.ops.denoise_update import denoise_update, denoise_update_ref
+from fluid_kernels.ops.gated_residual import gated_residual, gated_residual_ref
+from fluid_kernels.ops.head_out import head_out, head_out_ref
+from fluid_kernels.ops.linear import linear_ref
+from fluid_kernels.ops.linear_triton import linear
+from fluid_kernels.ops.ln_modulate import ln_modulate, ln_modulate_ref
+from fluid_kernels.ops.modulation import modulation, modulation_ref
+from fluid_kernels.ops.token_in import token_in, token_in_ref
 from fluid_kernels.philox import STEP, normal_ref
-from fluid_kernels.token_in import token_in, token_in_ref
 
 # Largest error over largest value: float32 of different order of sums, or bfloat16 rounded once at the end.
 MOST = {torch.float32: 1e-4, torch.bfloat16: 1e-2}
@@ -155,7 +155,7 @@ def _update(draw: Draw, rows: int, channels: int, prediction: str) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the checks, print them, and return the number to exit with."""
-    parser = argparse.ArgumentParser(prog="python -m fluid_kernels.check", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m fluid_kernels.tools.check", description=__doc__.split("\n\n")[0])
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--quick", action="store_true", help="one tile and small shapes, for the interpreter")
     options = parser.parse_args(argv)

@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fluid_kernels.head_loop import LN_EPS
-from fluid_kernels.ln_modulate import normalise
+from fluid_kernels.ops.ln_modulate import normalise
 
 
 def head_out_ref(h: Tensor, shift: Tensor, scale_plus_one: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

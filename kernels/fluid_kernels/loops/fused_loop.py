@@ -23,15 +23,15 @@ import torch
 from torch import Tensor
 
 from fluid_kernels.configs import backend_of
-from fluid_kernels.denoise_update import denoise_update
-from fluid_kernels.gated_residual import gated_residual
 from fluid_kernels.head_loop import COEFFICIENTS, HeadWeights, Rows
-from fluid_kernels.head_out import head_out
-from fluid_kernels.head_plan import KernelWeights, Plan
-from fluid_kernels.linear_triton import linear
-from fluid_kernels.ln_modulate import ln_modulate
-from fluid_kernels.modulation import modulation
-from fluid_kernels.token_in import token_in
+from fluid_kernels.loops.plan import KernelWeights, Plan
+from fluid_kernels.ops.denoise_update import denoise_update
+from fluid_kernels.ops.gated_residual import gated_residual
+from fluid_kernels.ops.head_out import head_out
+from fluid_kernels.ops.linear_triton import linear
+from fluid_kernels.ops.ln_modulate import ln_modulate
+from fluid_kernels.ops.modulation import modulation
+from fluid_kernels.ops.token_in import token_in
 
 HOISTED_ROWS = 1024
 TABLE_ROWS = 1024  # least size of a bucket's table of steps; it grows by doubling

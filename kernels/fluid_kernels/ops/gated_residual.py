@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fluid_kernels.configs import Config, backend_of, linear_config, precision
-from fluid_kernels.linear_triton import check_product, product_tile, tile_of_program
+from fluid_kernels.ops.linear_triton import check_product, product_tile, tile_of_program
 
 
 def gated_residual_ref(h: Tensor, u: Tensor, weight: Tensor, bias: Tensor, gate: Tensor) -> Tensor:

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from fluid_kernels.configs import MOST_REGISTERS, Config, backend_of, persistent_config, precision
 from fluid_kernels.head_loop import HeadWeights, Rows
-from fluid_kernels.head_loop_triton import HOISTED_ROWS
-from fluid_kernels.head_plan import KernelWeights, Plan
-from fluid_kernels.modulation import modulation
-from fluid_kernels.persistent_kernel import COUNTER_STRIDE, head_loop_kernel
+from fluid_kernels.loops.fused_loop import HOISTED_ROWS
+from fluid_kernels.loops.persistent_kernel import COUNTER_STRIDE, head_loop_kernel
+from fluid_kernels.loops.plan import KernelWeights, Plan
+from fluid_kernels.ops.modulation import modulation
 
 WIDTH_MULTIPLE = 128  # of every tile's n and k
 LARGEST_WIDTH = 1536  # what the compile gates cover

@@ -1,6 +1,6 @@
 """Compiles every kernel ahead of time for chips that are not here, and holds what comes out to limits.
 
-    python -m fluid_kernels.aot [--target sm_80 sm_90 gfx942] [--only WORD]
+    python -m fluid_kernels.tools.aot [--target sm_80 sm_90 gfx942] [--only WORD]
 
 Prints registers, shared memory and tensor-core instructions of each; exits with 1 where a kernel spills registers,
 needs more shared memory than the chip gives a block, multiplies blocks without tensor cores, or waits for other
@@ -25,7 +25,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fluid_kernels.aot_cases import Case, cases
+from fluid_kernels.tools.aot_cases import Case, cases
 
 # Bytes of shared memory that one block may have: CUDA C programming guide, compute capabilities; CDNA 3 ISA guide.
 SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "gfx942": 64 * 1024}
@@ -118,7 +118,7 @@ def _tool(name: str, *arguments: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Compile, print the table, and return the number to exit with."""
-    parser = argparse.ArgumentParser(prog="python -m fluid_kernels.aot", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m fluid_kernels.tools.aot", description=__doc__.split("\n\n")[0])
     parser.add_argument("--target", nargs="+", choices=TARGETS, default=list(TARGETS))
     parser.add_argument("--only", default="", help="compile the kernels whose name contains this")
     parser.add_argument("--processes", type=int, default=2)

@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fluid_kernels.head_loop import HeadWeights
-from fluid_kernels.linear_triton import linear, silu
+from fluid_kernels.ops.linear_triton import linear, silu
 
 
 def stack_modulation(weights: HeadWeights, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

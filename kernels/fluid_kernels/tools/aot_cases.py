@@ -1,4 +1,4 @@
-"""Every kernel with every configuration that a GPU can be asked to run: what `python -m fluid_kernels.aot` compiles.
+"""Every kernel with every configuration that a GPU can be asked to run: what `python -m fluid_kernels.tools.aot` compiles.
 
 A case is written as its wrapper would launch it: bfloat16 weights, 16-byte aligned pointers, a stride of modulation
 that is a multiple of 16.
@@ -13,18 +13,18 @@ from typing import Any
 import torch
 import triton
 
-from fluid_kernels import (
+from fluid_kernels.configs import MOST_REGISTERS, Config, linear_configs, persistent_configs, precision
+from fluid_kernels.loops import persistent_kernel  # fmt: skip
+from fluid_kernels.ops import (
     denoise_update,
     gated_residual,
     head_out,
     linear_triton,
     ln_modulate,
     modulation,
-    persistent_kernel,
     philox_triton,
     token_in,
-)  # fmt: skip
-from fluid_kernels.configs import MOST_REGISTERS, Config, linear_configs, persistent_configs, precision
+)
 
 WIDTHS = (768, 1024, 1280, 1536)  # of the heads of the paper's and MAR's sizes
 CHANNELS = (16, 64)  # a token of one latent, and of 2 × 2

@@ -21,10 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fluid_kernels.head_loop import TRAIN_STEPS, Chains, HeadWeights, Rows, evaluate_ref, guide, update
-from fluid_kernels.head_loop_torch import MAGNIFIED
-from fluid_kernels.modulation import stack_modulation
+from fluid_kernels.loops.torch_loop import MAGNIFIED
+from fluid_kernels.ops.modulation import stack_modulation
+from fluid_kernels.ops.philox_triton import normal
 from fluid_kernels.philox import INITIAL, STEP
-from fluid_kernels.philox_triton import normal
 
 
 @dataclass(frozen=True)

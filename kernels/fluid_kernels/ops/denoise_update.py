@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fluid_kernels import philox
 from fluid_kernels.head_loop import COEFFICIENTS, update
-from fluid_kernels.philox_triton import token_normal
+from fluid_kernels.ops.philox_triton import token_normal
 
 N_COEFFICIENTS = tl.constexpr(len(COEFFICIENTS))
 STEP = tl.constexpr(philox.STEP)

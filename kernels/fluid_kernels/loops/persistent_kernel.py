@@ -35,10 +35,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from fluid_kernels.denoise_update import update_rows
-from fluid_kernels.linear_triton import silu
-from fluid_kernels.ln_modulate import LN_EPSILON, normalise
-from fluid_kernels.token_in import project_token
+from fluid_kernels.ops.denoise_update import update_rows
+from fluid_kernels.ops.linear_triton import silu
+from fluid_kernels.ops.ln_modulate import LN_EPSILON, normalise
+from fluid_kernels.ops.token_in import project_token
 
 COUNTER_STRIDE = tl.constexpr(32)  # int32 words between the counters of teams: a cache line each
 

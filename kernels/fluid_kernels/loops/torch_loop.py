@@ -25,7 +25,7 @@ from fluid_kernels.head_loop import (
     step_noise,
     update,
 )  # fmt: skip
-from fluid_kernels.linear import PackedLinear
+from fluid_kernels.ops.linear import PackedLinear
 
 # Rows of a hoisted product: enough for full speed, few enough that its result (rows · (3L + 2)·W · 2 bytes, 10 MiB at
 # MAR-B's head) is still near when the steps read it. A step that has so many rows by itself computes each block's

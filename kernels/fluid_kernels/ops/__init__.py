@@ -1,0 +1,1 @@
+"""One operation per file: formula, definition in torch, Triton kernel, wrapper."""

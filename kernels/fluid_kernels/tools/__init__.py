@@ -1,0 +1,1 @@
+"""Proofs without a GPU (aot) and numerics with one (check)."""
