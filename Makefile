@@ -87,10 +87,10 @@ kernels: $(VENV)/.dev ## compile every kernel for sm_80, sm_90 and gfx942 withou
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
 gpu-check: ## numerics and pictures of this machine's GPU against the CPU's (ARGS="--device cpu --quick" rehearses)
-	PYTHONPATH=.:kernels $(GPU_PYTHON) -m benchmarks.gpu_check $(ARGS)
+	PYTHONPATH=.:kernels $(GPU_PYTHON) -m benchmarks.gpu.check $(ARGS)
 
 gpu-bench: ## the GPU against its limits: head loop, backbone, whole pictures, memory; under 9 minutes
-	PYTHONPATH=.:kernels $(GPU_PYTHON) -m benchmarks.gpu_bench $(ARGS)
+	PYTHONPATH=.:kernels $(GPU_PYTHON) -m benchmarks.gpu.bench $(ARGS)
 
 clean: ## remove what was built; data/ and runs/ stay
 	rm -rf $(VENV) out .pytest_cache .mypy_cache .ruff_cache

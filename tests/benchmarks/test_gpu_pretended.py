@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import exact, gpu_bench, gpu_cases, gpu_check
+from benchmarks import exact
+from benchmarks.gpu import bench, check
 from benchmarks.parts import Part, Record
 from fluid_kernels import heads
 from model.inference import engine
 from tests.model.pretend_cuda import PretendCuda, moved, waits
 
-PARTS = [part for part in (*gpu_check.PARTS, *gpu_bench.PARTS) if part.name not in ("machine", "philox", "ops")]
+PARTS = [part for part in (*check.PARTS, *bench.PARTS) if part.name not in ("machine", "philox", "ops")]
 
 
 class HostGenerator(torch.Generator):

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.gpu_cases import MODELS, head_case
-from benchmarks.gpu_head import loop_of
+from benchmarks.gpu.cases import MODELS, head_case
+from benchmarks.gpu.head import loop_of
 from benchmarks.prompt_states import PROMPTS, StoredStates
 from fluid_kernels.head_loop import head_loop_ref, step_noise
 from model.config import PRESETS
@@ -44,7 +44,7 @@ def test_the_call_for_a_gpu_runs_through_on_a_cpu(name: str, tmp_path: Path) -> 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 def test_this_machines_gpu_draws_what_the_cpu_draws(tmp_path: Path) -> None:
     """The promise of a seed across devices, in its quick form."""
-    command = [sys.executable, "-m", "benchmarks.gpu_check", "--quick", "--out", str(tmp_path / "result.json")]
+    command = [sys.executable, "-m", "benchmarks.gpu.check", "--quick", "--out", str(tmp_path / "result.json")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 

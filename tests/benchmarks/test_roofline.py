@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks import roofline
-from benchmarks.gpu_cases import MODELS, head_case
-from benchmarks.roofline import DEVICES, HEADS, VARIANTS, Head, flops, step_seconds
+from benchmarks.gpu import roofline
+from benchmarks.gpu.cases import MODELS, head_case
+from benchmarks.gpu.roofline import DEVICES, HEADS, VARIANTS, Head, flops, step_seconds
 
 
 def test_the_page_shows_what_the_script_computes() -> None:
-    """A change of a count or a new measurement must reach the page: python -m benchmarks.roofline"""
+    """A change of a count or a new measurement must reach the page: python -m benchmarks.gpu.roofline"""
     text = roofline.PAGE.read_text(encoding="utf-8")
     assert roofline.page(text) == text
 

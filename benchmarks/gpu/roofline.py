@@ -1,4 +1,4 @@
-"""What a step of the head's loop must cost on a GPU, before anything is measured: python -m benchmarks.roofline
+"""What a step of the head's loop must cost on a GPU, before anything is measured: python -m benchmarks.gpu.roofline
 
 Writes docs/images/roofline.png and the tables of docs/roofline.md, which says what stands behind the numbers. Where
 benchmarks/results/ holds a gpu-bench file, what it measured stands beside what was predicted.

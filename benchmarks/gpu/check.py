@@ -1,4 +1,4 @@
-"""Does this device draw what a CPU draws? `make gpu-check`, or PYTHONPATH=kernels python -m benchmarks.gpu_check
+"""Does this device draw what a CPU draws? `make gpu-check`, or PYTHONPATH=kernels python -m benchmarks.gpu.check
 
     philox     normal numbers of the Triton form against the definition
     ops        each fused operation against its definition, every tile of the table
@@ -23,7 +23,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from benchmarks.gpu_cases import MODELS, decode, engine_over, head_case, paths, random_model, shipped
+from benchmarks.gpu.cases import MODELS, decode, engine_over, head_case, paths, random_model, shipped
 from benchmarks.machine import describe_machine
 from benchmarks.parts import Part, Record, attempt, command
 from benchmarks.prompt_states import PROMPTS

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.gpu_cases import HeadCase, synchronise
+from benchmarks.gpu.cases import HeadCase, synchronise
 from fluid_kernels.head_loop import LN_EPS, guide, initial_noise, update
 from fluid_kernels.heads import make_head
 

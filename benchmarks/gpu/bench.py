@@ -1,4 +1,4 @@
-"""A GPU against its limits: `make gpu-bench`, or PYTHONPATH=kernels python -m benchmarks.gpu_bench
+"""A GPU against its limits: `make gpu-bench`, or PYTHONPATH=kernels python -m benchmarks.gpu.bench
 
     ceilings    what this device does at best: a large bfloat16 product, a large copy
     head        the sampling loop by rows and width, each form of it and three plain ones, against the FLOP floor
@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import exact
-from benchmarks.gpu_cases import (
+from benchmarks.gpu.cases import (
     LABELS,
     MODELS,
     decode,
@@ -36,8 +36,8 @@ from benchmarks.gpu_cases import (
     shipped,
     synchronise,
 )
-from benchmarks.gpu_check import describe
-from benchmarks.gpu_head import OTHERS, loop_of, seconds
+from benchmarks.gpu.check import describe
+from benchmarks.gpu.head import OTHERS, loop_of, seconds
 from benchmarks.parts import Part, Record, attempt, command
 from benchmarks.prompt_states import PROMPTS
 from model.inference.backbone_pass import PlainPass, StaticPass

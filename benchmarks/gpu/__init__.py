@@ -1,0 +1,1 @@
+"""On a GPU: check compares its images with the CPU's, bench measures, roofline predicts."""
