@@ -20,9 +20,9 @@ from pathlib import Path
 from model.config import MAR_PRESETS
 from model.inference.orders import tokens_per_step
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGE, PLOT = ROOT / "docs" / "roofline.md", ROOT / "docs" / "images" / "roofline.png"
-RESULTS = Path(__file__).parent / "results"
+RESULTS = ROOT / "benchmarks/results"
 
 # Assumed until a GPU was had; each is named in docs/roofline.md.
 EAGER_S, NODE_S, WAIT_S, CHAIN_S = 5e-6, 2e-6, 1e-6, 1e-6

@@ -117,7 +117,7 @@ def _add_roles(commands: Any) -> None:
         "example:\n  FLUID_REDIS_URL=redis://db:6379 fluid gateway --port 8000",
     )
     _address_flags(gateway)
-    app.set_defaults(run=_gateway)
+    gateway.set_defaults(run=_gateway)
     worker = _command(
         commands,
         "worker",
@@ -125,7 +125,7 @@ def _add_roles(commands: Any) -> None:
         "example:\n  FLUID_REDIS_URL=redis://db:6379 CUDA_VISIBLE_DEVICES=1 fluid worker",
     )
     _model_flags(worker)
-    loop.set_defaults(run=_worker)
+    worker.set_defaults(run=_worker)
 
 
 def _add_generate(commands: Any) -> None:

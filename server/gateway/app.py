@@ -15,6 +15,7 @@ from server.gateway.middleware.auth import Guard, allow_origins
 from server.gateway.middleware.body_limit import BodyLimit
 from server.gateway.middleware.request_context import Bugs, RequestContext, install_error_handlers
 from server.gateway.middleware.slow_clients import PatientProtocol
+from server.gateway.routes import batches, edits, images, jobs, operations
 from server.gateway.schemas.openapi import ANY_ERROR
 from server.gateway.schemas.openapi_examples import install_examples
 from server.gateway.webhooks import parse_secret
@@ -50,7 +51,7 @@ def create_app(settings: Settings, open_services: OpenServices = open_services) 
     allow_origins(app, settings.cors_origins)  # browsers ask without a key whether they may send one
     app.add_middleware(RequestContext)
     install_error_handlers(app)
-    for module in (routes_images, routes_edits, routes_jobs, routes_batches, routes_ops):
+    for module in (images, edits, jobs, batches, operations):
         app.include_router(module.router)
     install_examples(app)
     return app

@@ -239,7 +239,7 @@ def test_values_of_labels_are_ones_that_occur(request_errors: set[type[RequestEr
         for reason in re.findall(r'reason="(\w+)"', expression):
             assert reason in codes
         for outcome in re.findall(r'outcome="(\w+)"', expression):
-            assert f'"{outcome}"' in (ROOT / "server" / "webhooks.py").read_text()
+            assert f'"{outcome}"' in (ROOT / "server/gateway/webhooks.py").read_text()
         for job in re.findall(r'job="(\w+)"', expression):
             assert job in {config["job_name"] for config in prometheus()["scrape_configs"]}
 

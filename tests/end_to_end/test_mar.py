@@ -15,8 +15,7 @@ from model.checkpoint import save_checkpoint
 from model.config import KlConfig, MarConfig
 from model.networks.factory import build_model, build_tokenizer
 from server.client import FluidClient
-
-from .conftest import serving
+from tests.end_to_end.conftest import serving
 
 
 @pytest.fixture(scope="module")

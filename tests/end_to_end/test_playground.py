@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from server.gateway.api_keys import hashed
-
-from .conftest import serving
+from tests.end_to_end.conftest import serving
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",

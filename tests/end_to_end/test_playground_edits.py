@@ -8,9 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from server.images.codec import read_metadata
-
-from .conftest import serving
-from .test_playground import CHROMIUM, FLAGS, playwright, wait_until
+from tests.end_to_end.conftest import serving
+from tests.end_to_end.test_playground import CHROMIUM, FLAGS, playwright, wait_until
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium")
 SLOW_MS = 300  # a step: the lower half of the fake's pictures has 8 tokens, so that an edit takes up to 2.4 s

@@ -18,7 +18,7 @@ VARIABLE = "TRITON_INTERPRET"
 if importlib.util.find_spec("triton") is not None:
     before = os.environ.get(VARIABLE)
     os.environ[VARIABLE] = "1"
-    importlib.import_module("fluid_kernels.aot_cases")  # imports every kernel
+    importlib.import_module("fluid_kernels.tools.aot_cases")  # imports every kernel
     os.environ.pop(VARIABLE)
     if before is not None:
         os.environ[VARIABLE] = before

@@ -14,8 +14,7 @@ from model.inference import serving
 from model.inference.serving import find_checkpoint, load_engine
 from model.networks.random_order_model import Fluid
 from model.networks.tokenizer import PcaSkipTokenizer
-
-from .conftest import Ask
+from tests.model.conftest import Ask
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 
 import pytest
-from harness import Service
 
 from server.cli.demo import free_port
 from server.jobs import ModelInfo
@@ -15,6 +14,7 @@ from server.queue.redis_client import PATIENT_TIMEOUT_S, connect
 from server.queue.registry import Registry
 from server.settings import Settings
 from server.worker.engine.fake import FakeEngine
+from tests.server.harness import Service
 
 
 @pytest.fixture(scope="session")

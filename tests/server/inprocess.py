@@ -7,10 +7,10 @@ from contextlib import contextmanager
 
 import uvicorn
 from fastapi import FastAPI
-from harness import until
 
 from server.cli.demo import free_port
 from server.gateway.middleware.slow_clients import PatientProtocol
+from tests.server.harness import until
 
 
 @contextmanager

@@ -1,0 +1,56 @@
+"""The parts of gpu-check and gpu-bench on a pretended GPU: every tensor where a real one would need it."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks import exact
+from benchmarks.gpu import bench, cases, check
+from benchmarks.parts import Part, Record
+from fluid_kernels import heads
+from model.inference import engine
+from tests.model.pretend_cuda import PretendCuda, moved, waits
+
+PARTS = [part for part in (*check.PARTS, *bench.PARTS) if part.name not in ("machine", "philox", "ops")]
+
+
+class HostGenerator(torch.Generator):
+    """Random numbers are drawn on the host, whatever device they are for."""
+
+    def __new__(cls, device: str = "cpu") -> HostGenerator:
+        return super().__new__(cls, "cpu")
+
+
+@pytest.fixture
+def pretended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch refuses without a driver, and the forms of the loop that no pretence can run."""
+    monkeypatch.setattr(torch, "Generator", HostGenerator)
+    to = nn.Module.to
+    monkeypatch.setattr(
+        nn.Module, "to", lambda self, *a, **k: moved(self) if a and str(a[0]) == "cuda" else to(self, *a, **k)
+    )
+    for module in (cases, check, bench):
+        monkeypatch.setattr(module, "paths", lambda *_: ["torch"])
+    for module in (heads, engine):
+        monkeypatch.setattr(module, "choose_path", lambda *_: "torch")
+    monkeypatch.setattr(exact, "DIFFUSION_STEPS", 4)
+    monkeypatch.setattr(bench, "packed_attention", lambda *_: lambda: None)
+    for name in ("graph_pool_handle", "empty_cache", "reset_peak_memory_stats", "synchronize"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 1 << 30)
+
+
+@pytest.mark.filterwarnings("ignore:CUDA is not available")  # autocast notices
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.name)
+def test_a_part_has_every_tensor_where_it_must_be(part: Part, pretended: None) -> None:
+    """Quick cases. What passes on a CPU may still mix host and device, and borrowed minutes are too few to find out."""
+    records: list[Record] = []
+    args: Any = argparse.Namespace(device="cuda", quick=True)
+    with PretendCuda(), waits(), torch.inference_mode():
+        part.work(args, records.append)
+    assert records and not [record for record in records if record.get("error") or record.get("ok") is False]

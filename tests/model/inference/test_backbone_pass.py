@@ -1,0 +1,129 @@
+"""The pass in fixed shapes draws what the plain one draws; on a CPU it does all but capture the graph."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from model.config import KlConfig, MarConfig
+from model.inference.backbone_pass import PlainPass, StaticPass, bucket
+from model.inference.engine import Engine
+from model.inference.prompts import LabelPrompts, TextPrompts
+from model.networks.condition import Conditioner
+from model.networks.mar import ClassContext, Mar
+from model.networks.random_order_model import Fluid, RandomOrderModel
+from model.networks.text_encoder import HashEncoder
+from tests.model.conftest import Ask
+
+MAR = MarConfig(
+    image_size=16, width=48, heads=4, encoder_depth=2, decoder_depth=1, buffer=4, classes=3, head_width=32,
+    head_depth=2, tokenizer=KlConfig(widths=(32, 32), layers=1, latent_channels=4),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def mar() -> Mar:
+    torch.manual_seed(0)
+    model = Mar(MAR).eval().requires_grad_(False)
+    for name, value in model.head.named_parameters():
+        if "modulation" in name or name.startswith("out."):
+            torch.nn.init.normal_(value, std=0.2)
+    return model
+
+
+def decode(engine: Engine, asks: list[Ask], most: int) -> list[Tensor]:
+    """At most so many rows at once: they join and leave at different steps."""
+    found: dict[int, Tensor] = {}
+    running: dict[int, int] = {}
+    waiting = list(range(len(asks)))
+    while waiting or running:
+        while waiting and len(running) < most:
+            (row,) = engine.admit([asks[waiting[0]]])
+            running[row] = waiting.pop(0)
+        for row in engine.step():
+            found[running.pop(row)] = engine.peek(row)
+            engine.release(row)
+    return [found[i] for i in range(len(asks))]
+
+
+def asks_for(prompts: list[str]) -> list[Ask]:
+    return [
+        Ask(prompts[i % len(prompts)], 50 + i, num_inference_steps=2 + i % 4, guidance_scale=1.0 + i % 3,
+            guidance_interval=(0.3, 1.0) if i % 2 else (0.0, 1.0))
+        for i in range(12)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ["fluid", "mar"])
+def test_fixed_shapes_draw_the_same_pictures(family: str, tiny: Fluid, mar: Mar, encoder: HashEncoder) -> None:
+    """Rows at different steps, guided and not, 1 to 10 evaluations: padding must not leak, stale inputs neither."""
+    model: RandomOrderModel = tiny if family == "fluid" else mar
+    conditioner: Conditioner = TextPrompts(tiny, encoder) if family == "fluid" else LabelPrompts(mar, ["a", "b", "c"])
+    asks = asks_for(["a red apple", "a blue car", "x"] if family == "fluid" else ["a", "b", "c"])
+    plain, fixed = (decode(Engine(model, conditioner, 5, static=static), asks, 5) for static in (False, True))
+    for one, other in zip(plain, fixed, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * one.abs().max().item())
+
+
+def test_only_some_shapes_are_ever_run(mar: Mar) -> None:
+    """Every shape costs a capture: rows come in buckets, known tokens in units."""
+    engine = Engine(mar, LabelPrompts(mar, ["a", "b", "c"]), 12, static=True)
+    decode(engine, [Ask("a", i, num_inference_steps=2 + i % 7, guidance_scale=1.0 + i % 2) for i in range(40)], 12)
+    shapes = set(engine._backbone._replays)  # type: ignore[union-attr]
+    assert shapes <= {(bucket(rows), known) for rows in range(1, 25) for known in (0, 32, 64)}
+
+
+class Recorder(nn.Module):
+    """A backbone that returns its condition, and remembers with which tensors it was called."""
+
+    packs_known = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.addresses: list[int] = []
+
+    def forward(self, tokens: Tensor, known: Tensor, condition: ClassContext, most_known: int = 0) -> Tensor:
+        self.addresses.append(condition.embedding.data_ptr())
+        return condition.embedding[:, None].expand(-1, tokens.shape[1], -1) + tokens.sum()
+
+
+def test_inputs_stay_where_they_were_captured() -> None:
+    """A graph reads the addresses it was captured with: conditions that change must be written there."""
+    backbone, tokens, known = Recorder(), torch.zeros(6, 4, 2), torch.zeros(6, 4, dtype=torch.bool)
+    conditions = [ClassContext(torch.full((1, 3), float(i))) for i in range(4)]
+    run = StaticPass(backbone, tokens, known, conditions[0])
+    for chosen in ([0], [1], [1, 2], [3, 0, 1], [2]):
+        z = run(chosen, [conditions[i] for i in chosen], 0)
+        assert z.shape == (len(chosen), 4, 3) and z[:, 0, 0].tolist() == chosen
+    assert len(set(backbone.addresses)) == 1
+    run.forget()
+    assert run([2], [conditions[2]], 0)[0, 0, 0] == 2
+
+
+def test_a_condition_that_takes_anothers_place_is_noticed() -> None:
+    """The same rows with other prompts, as after a release and an admission between two steps."""
+    backbone, tokens = Recorder(), torch.zeros(2, 4, 2)
+    first, second = (ClassContext(torch.full((1, 3), float(i))) for i in (1, 2))
+    for run in (PlainPass(backbone, tokens, tokens > 0), StaticPass(backbone, tokens, tokens > 0, first)):
+        assert run([0], [first], 0)[0, 0, 0] == 1 and run([0], [second], 0)[0, 0, 0] == 2
+
+
+@pytest.mark.parametrize("bound", [32, 48, 64])
+def test_told_how_many_tokens_are_known_mar_need_not_count(mar: Mar, bound: int) -> None:
+    """Any bound gives the same z: what is packed behind a row's own tokens is masked."""
+    generator = torch.Generator().manual_seed(2)
+    tokens = torch.randn(3, 64, 4, generator=generator)
+    known = torch.arange(64)[None] < torch.tensor([0, 11, 32])[:, None]
+    condition = ClassContext(mar.backbone.classes(torch.tensor([0, 1, 2])))
+    counted = mar.backbone(tokens, known, condition)
+    torch.testing.assert_close(mar.backbone(tokens, known, condition, bound), counted, rtol=1e-4, atol=1e-5)
+
+
+@given(st.integers(1, 5000))
+def test_buckets_are_few_and_near(rows: int) -> None:
+    size = bucket(rows)
+    assert rows <= size <= max(8, rows * 1.25) and bucket(size) == size
+    assert len({bucket(n) for n in range(1, 513)}) <= 8 + 4 * 6

@@ -1,0 +1,161 @@
+"""The engine on a pretended GPU: every tensor where it must be, no hidden waits inside a step, the CPU's pictures."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from benchmarks.machine import alive
+from model.config import PRESETS, KlConfig, MarConfig
+from model.diffusion import make_schedule
+from model.inference import engine as engine_module
+from model.inference.engine import Engine
+from model.inference.precision import pack
+from model.inference.prompts import LabelPrompts, TextPrompts
+from model.networks.condition import Conditioner
+from model.networks.mar import Mar
+from model.networks.random_order_model import Fluid, RandomOrderModel
+from model.networks.text_encoder import HashEncoder
+from model.training.caption_cache import TextBank
+from model.training.layout_loss import LayoutHead
+from model.training.recipe import Recipe
+from model.training.train import Run, step_loss
+from model.training.trainer import Clock
+from tests.model.conftest import Ask, run_alone
+from tests.model.pretend_cuda import DeviceTensor, PretendCuda, moved, waits
+
+F32, BF16 = torch.float32, torch.bfloat16
+WIDE = dataclasses.replace(PRESETS["tiny"], width=64, head_width=64)
+MAR = MarConfig(
+    image_size=16, width=64, heads=4, encoder_depth=2, decoder_depth=1, buffer=4, classes=3, head_width=64,
+    head_depth=2, clamp=4.0, tokenizer=KlConfig(widths=(32, 32), layers=1, latent_channels=4),
+)  # fmt: skip
+
+
+def test_the_pretence_is_strict() -> None:
+    with PretendCuda():
+        a, b = torch.ones(3, device="cuda"), torch.arange(3.0)
+        assert a.device.type == "cuda" and isinstance(a + 1, DeviceTensor)
+        with pytest.raises(RuntimeError, match="on the cpu"):
+            a + b
+        with pytest.raises(RuntimeError, match="waits"):
+            a.sum().item()
+        with pytest.raises(RuntimeError, match="waits"):
+            a.cpu()
+        a[1:] = 5.0
+        with waits():
+            assert torch.equal((a + b.to("cuda")).cpu(), torch.tensor([1.0, 6.0, 7.0]))
+
+
+class OnDevice:
+    """The head's loop, with what a device must be given checked; it waits as the real ones may."""
+
+    def __init__(self, head: object):
+        self.head = head
+
+    def __call__(self, rows: object, chains: object, prediction: str, clamp: float) -> Tensor:
+        for part in (rows, chains):
+            for name, value in vars(part).items():
+                assert isinstance(value, DeviceTensor), f"{name} is on the host"
+        with waits():
+            return self.head(rows, chains, prediction, clamp)  # type: ignore[operator,no-any-return]
+
+
+ASKS = [
+    Ask("a red apple", 3, num_inference_steps=4, guidance_scale=3.0),
+    Ask("a blue car", 1 << 40, num_inference_steps=3, diffusion_steps=6, guidance_scale=1.0, order="halton"),
+    Ask(
+        "", 5, num_inference_steps=5, guidance_schedule="linear", guidance_interval=(0.3, 0.8), diffusion_steps_final=2
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("family", "dtype", "static"),
+    [("fluid", F32, False), ("fluid", F32, True), ("fluid", BF16, True), ("mar", F32, True), ("mar", BF16, True)],
+)
+def test_a_step_waits_for_nothing_and_draws_what_the_cpu_draws(
+    family: str, dtype: torch.dtype, static: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of different settings, joining at different steps; only reading a picture may wait. In bfloat16 the layers
+    are packed and fused as they would be there."""
+    torch.manual_seed(0)
+    model = alive(Fluid(WIDE) if family == "fluid" else Mar(MAR))
+    asks = ASKS if family == "fluid" else [dataclasses.replace(ask, prompt=ask.prompt and "b") for ask in ASKS]
+    twin = copy.deepcopy(model)
+    pack(twin, dtype, fuse=True)
+    expected = [run_alone(Engine(twin, conditioner(twin), 3, dtype), ask) for ask in asks]
+    make_head = engine_module.make_head
+    monkeypatch.setattr(engine_module, "make_head", lambda *args: OnDevice(make_head(*args[:2], "torch")))
+    monkeypatch.setattr(engine_module, "choose_path", lambda *_: "torch")
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)  # nothing is captured
+    with PretendCuda(), torch.inference_mode():
+        there = moved(model)
+        pack(there, dtype)
+        engine = Engine(there, conditioner(there), 3, dtype, static=static)
+        found: dict[int, Tensor] = {}
+        rows = dict(zip(engine.admit(asks[:2]), (0, 1), strict=True))
+        engine.step()
+        rows |= {engine.admit(asks[2:])[0]: 2}
+        while len(found) < 3:
+            for row in engine.step():
+                with waits():
+                    found[rows[row]] = engine.peek(row).cpu()
+                engine.release(row)
+    rounding = 1e-4 if dtype == F32 else 0.05
+    for index, tokens in enumerate(expected):
+        assert (found[index] - tokens).abs().mean() < rounding * tokens.abs().mean()
+
+
+def conditioner(model: RandomOrderModel) -> Conditioner:
+    """Of the model's family."""
+    if isinstance(model, Mar):
+        return LabelPrompts(model, ["a", "b", "c"])
+    assert isinstance(model, Fluid)
+    return TextPrompts(model, HashEncoder(model.config.text))
+
+
+@dataclasses.dataclass
+class FourPictures:
+    """A feed whose captions lie on the device, as there, and whose tokens come encoded from it."""
+
+    bank: TextBank
+    pictures: Tensor
+
+    def tokens(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        cells = torch.tensor([0, 3, 1, 2]).repeat(4, 4)[..., None].expand(4, 16, 2)
+        return torch.tensor([3, 1, 0, 2]), self.pictures[torch.tensor([3, 1, 0, 2])], cells
+
+
+@pytest.mark.filterwarnings("ignore:CUDA is not available")
+def test_a_training_step_has_everything_where_it_must_be() -> None:
+    """Forward only: the pretence knows no gradients. Wherever it runs, the step draws the same numbers."""
+    torch.manual_seed(0)
+    recipe = dataclasses.replace(Recipe.load(Path("model/recipes/scenes-128.toml")), batch=4, noise_draws=2)
+    model, encoder = Fluid(PRESETS["tiny"]), HashEncoder(PRESETS["tiny"].text)
+    layout = LayoutHead(PRESETS["tiny"].width)
+    nn.init.normal_(model.head.out.weight)  # zero at the start of training
+    states, mask = encoder.encode(["red", "green", "blue", "black and white"])
+    bank = TextBank(states[:, None].bfloat16(), mask[:, None], *encoder.encode([""]))
+    pictures = torch.randn(4, 16, 4)
+    losses = []
+    with torch.inference_mode():
+        for device in ("cpu", "cuda"):
+            with PretendCuda() if device == "cuda" else contextlib.nullcontext():
+                feed = FourPictures(bank.to(torch.device(device)), pictures.to(device))
+                learner = SimpleNamespace(clock=Clock(10, 0.0, step=3))
+                there = moved(model) if device == "cuda" else model
+                lesson = moved(layout) if device == "cuda" else layout
+                schedule = make_schedule().to(torch.device(device))
+                run = Run(recipe, PRESETS["tiny"], there, learner, schedule, feed, torch.device(device), lesson)  # type: ignore[arg-type]
+                with waits():
+                    losses.append(torch.stack(step_loss(run)).to("cpu").tolist())
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)  # the CPU's half has bfloat16 products
+    assert losses[0][1] > losses[0][0] > 0  # with the extra lesson of scenes

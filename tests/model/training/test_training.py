@@ -1,0 +1,169 @@
+"""Training: the loss reaches zero where it can, a kill costs nothing, the tokenizer starts at PCA."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.config import PRESETS, ConfigError
+from model.data.dataset import DataError, Dataset
+from model.diffusion import make_schedule
+from model.inference.orders import training_masks
+from model.networks.random_order_model import Fluid
+from model.networks.text_encoder import HashEncoder
+from model.networks.tokenizer import PcaSkipTokenizer, psnr, to_pixels, to_uint8
+from model.training.feeds import epoch_order
+from model.training.train import Recipe
+from model.training.trainer import Clock, Ema, learning_rate, load_state
+from tests.model.picture_set import squares
+
+RECIPE = Path("model/recipes/emoji-64.toml")
+
+
+def test_loss_goes_to_zero_when_one_batch_is_all_there_is() -> None:
+    """With the text naming each of four pictures, tokens and therefore v are predictable exactly."""
+    torch.manual_seed(0)
+    config = replace(PRESETS["tiny"], width=64, head_width=96)
+    model, encoder = Fluid(config), HashEncoder(config.text)
+    tokens, schedule, rng = torch.randn(4, 16, 4), make_schedule(), torch.Generator().manual_seed(0)
+    states, mask = encoder.encode(["red", "green", "blue", "black"])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, betas=(0.9, 0.95), weight_decay=0.0)
+    losses, steps = [], 500
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = 4e-3 * min(1.0, (step + 1) / 30) * (1 - step / steps)
+        masked = training_masks(4, 16, rng)
+        shape = (12, int(masked.sum()))
+        index, noise = torch.randint(1000, shape, generator=rng), torch.randn(*shape, 4, generator=rng)
+        text = model.backbone.encode_text(states, mask)
+        loss = model.loss(schedule, tokens, masked, text, index, noise)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] > 0.8  # a head that starts at zero predicts nothing: E|v|² is about 1
+    assert sum(losses[-20:]) / 20 < 0.03
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the squares, a tokenizer trained for a moment, and a recipe of 60 steps."""
+    folder = tmp_path_factory.mktemp("workshop")
+    dataset = squares()
+    dataset.save(folder / "data")
+    subprocess.run(
+        [sys.executable, "-m", "model.training.train_tokenizer", "--preset", "tiny", "--data", folder / "data", "--out",
+         folder / "tokenizer", "--minutes", "0", "--steps", "20", "--batch", "8"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    text = RECIPE.read_text().replace("compile = true", "compile = false")
+    (folder / "recipe.toml").write_text(text)
+    return folder
+
+
+def _command(workshop: Path, out: str) -> list[str]:
+    flags = {
+        "preset": "tiny", "data": workshop / "data", "tokenizer": workshop / "tokenizer/tokenizer.safetensors",
+        "out": workshop / out, "minutes": 0, "steps": 60, "batch": 8, "save-every": 5, "sheet-every": 1000,
+    }  # fmt: skip
+    listed = [str(part) for name, value in flags.items() for part in (f"--{name}", value)]
+    return [sys.executable, "-m", "model.training.train", "--recipe", str(workshop / "recipe.toml"), *listed]
+
+
+def test_a_killed_run_resumes_to_the_same_weights(workshop: Path) -> None:
+    """SIGKILL at some step, then the same command again: weights equal those of a run that nobody killed."""
+    subprocess.run(_command(workshop, "whole"), check=True, capture_output=True)
+    process = subprocess.Popen(_command(workshop, "killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (workshop / "killed" / "state.pt").exists():
+        assert time.monotonic() < deadline and process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    saved = load_state(workshop / "killed" / "state.pt")
+    assert saved is not None and saved["step"] >= 5
+    done = subprocess.run(_command(workshop, "killed"), check=True, capture_output=True, text=True)
+    assert f"at step {saved['step']}" in done.stdout
+    digests = [
+        json.loads((workshop / run / "checkpoint" / "config.json").read_text())["sha256"] for run in ("whole", "killed")
+    ]
+    assert digests[0] == digests[1]
+
+
+def test_a_run_leaves_sheet_curve_and_a_loadable_checkpoint(workshop: Path) -> None:
+    from model.checkpoint import load_checkpoint
+
+    subprocess.run(_command(workshop, "whole"), check=True, capture_output=True)
+    assert (workshop / "whole" / "sheet-final.png").stat().st_size > 1000
+    history = json.loads((workshop / "whole" / "history.json").read_text())
+    assert [entry[0] for entry in history] == list(range(5, 61, 5))
+    checkpoint = load_checkpoint(workshop / "whole" / "checkpoint")
+    assert checkpoint.about["vocabulary"][0] == "red left" and checkpoint.config == PRESETS["tiny"]
+
+
+def test_every_picture_is_seen_once_an_epoch() -> None:
+    seen = torch.cat([epoch_order(40, 8, step, seed=0) for step in range(5)])
+    assert sorted(seen.tolist()) == list(range(40))
+    assert not torch.equal(seen, torch.cat([epoch_order(40, 8, step, seed=0) for step in range(5, 10)]))
+
+
+def test_learning_rate_warms_up_holds_and_anneals() -> None:
+    def at(step: int) -> float:
+        return learning_rate(1.0, Clock(steps=1000, minutes=0, step=step), warmup=100, anneal_from=0.5)
+
+    assert at(0) == pytest.approx(0.01) and at(99) == 1.0 and at(500) == 1.0
+    assert at(750) == pytest.approx(0.51) and at(1000) == pytest.approx(0.02)
+
+
+def test_ema_follows_and_ramps() -> None:
+    """A constant decay of 0.999 would after ten steps still be 99 % of the initial weights."""
+    layer = torch.nn.Linear(1, 1)
+    ema = Ema(layer, 0.999)
+    torch.nn.init.constant_(layer.weight, 5.0)
+    for _ in range(10):
+        ema.update(layer)
+    ema.copy_to(layer)
+    assert layer.weight.item() > 4.5
+
+
+def test_tokenizer_starts_at_pca_and_normalises() -> None:
+    """Untrained, it must reach at least the exact PCA's PSNR less the lost per-pixel mean, and unit variance."""
+    pixels = to_pixels(torch.from_numpy(squares().images))
+    tokenizer = PcaSkipTokenizer(PRESETS["tiny"].tokenizer).eval()
+    before = psnr(tokenizer.decode(tokenizer.encode(pixels)), pixels).mean()
+    tokenizer.start_from_pca(pixels)
+    tokenizer.fit_normalisation(pixels)
+    z = tokenizer.encode(pixels)
+    after = psnr(tokenizer.decode(z), pixels).mean()
+    assert z.shape == (8, 16, 4) and after > before + 10 and after > 20
+    assert abs(z.std().item() - 1) < 0.05 and z.mean((0, 1)).abs().max() < 1e-4
+
+
+def test_pixels_survive_the_way_to_tensors_and_back() -> None:
+    images = torch.from_numpy(squares().images)
+    assert torch.equal(to_uint8(to_pixels(images)), images)
+
+
+def test_recipe_errors_name_the_key(tmp_path: Path) -> None:
+    text = RECIPE.read_text()
+    for bad, message in (
+        (text.replace("batch = 64", "batchsize = 64"), "unknown key 'batchsize'"),
+        (text.replace("warmup = 150", ""), "missing key 'warmup'"),
+        (text.replace('preset = "emoji-64"', 'preset = "huge"'), "preset 'huge' is not one of"),
+    ):
+        (tmp_path / "r.toml").write_text(bad)
+        with pytest.raises(ConfigError, match=message):
+            Recipe.load(tmp_path / "r.toml")
+
+
+def test_missing_data_says_what_to_run(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="run `make data` first"):
+        Dataset.load(tmp_path)

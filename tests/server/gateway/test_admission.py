@@ -1,0 +1,101 @@
+"""The same request twice is one job: by key, by id, on both routes; and lists of jobs."""
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.server.harness import Service, until
+
+GENERATE = "/v1/images/generations"
+
+
+@pytest.fixture
+def http(service: Service) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=service.settings.base_url, timeout=30) as made:
+        yield made
+
+
+def code(answer: httpx.Response) -> tuple[int, str]:
+    return answer.status_code, answer.json()["error"]["code"]
+
+
+def test_a_repeated_key_is_the_same_job(http: httpx.Client) -> None:
+    """A retry after a lost answer drew, and was charged for, the pictures twice."""
+    headers = {"Idempotency-Key": "order-1"}
+    one = http.post("/v1/jobs", json={"prompt": "a cat"}, headers=headers).json()
+    other = http.post("/v1/jobs", json={"prompt": "a cat"}, headers=headers).json()
+    assert (one["id"], one["input"]["seed"]) == (other["id"], other["input"]["seed"])
+    assert code(http.post("/v1/jobs", json={"prompt": "a dog"}, headers=headers)) == (422, "idempotency_key_reused")
+    drawn = http.post(GENERATE, json={"prompt": "a cat", "response_format": "url"}, headers=headers).json()
+    assert drawn["job_id"] == one["id"]
+    bad = http.post("/v1/jobs", json={"prompt": "a cat"}, headers={"Idempotency-Key": "a b"})
+    assert (bad.status_code, bad.json()["error"]["param"]) == (400, "Idempotency-Key")
+
+
+def test_a_keyed_request_survives_its_client(new_service: Callable[..., Service]) -> None:
+    """Valkey was away for a second, the caller was told 503, and its job went on: the retry drew everything again."""
+    service = new_service(fake_step_ms=10.0)
+    body, headers = {"prompt": "a cat", "num_inference_steps": 100}, {"Idempotency-Key": "k"}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(service.settings.base_url + GENERATE, json=body, headers=headers, timeout=0.3)
+    answers: list[dict[str, Any]] = []
+
+    def again() -> None:
+        answers.append(httpx.post(service.settings.base_url + GENERATE, json=body, headers=headers, timeout=30).json())
+
+    both = [threading.Thread(target=again) for _ in range(2)]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join()
+    assert answers[0]["job_id"] == answers[1]["job_id"] and answers[0]["data"] == answers[1]["data"]
+    text = service.client._call("GET", "/metrics").text
+    assert 'fluid_jobs_submitted_total{kind="sync"} 1.0' in text
+
+
+def test_put_is_safe_to_repeat(http: httpx.Client) -> None:
+    """The caller's own id; a second PUT of another request must not change the first."""
+    first = http.put("/v1/jobs/my-own-id-1", json={"prompt": "a cat"})
+    assert (first.status_code, first.headers["location"]) == (202, "/v1/jobs/my-own-id-1")
+    assert http.put("/v1/jobs/my-own-id-1", json={"prompt": "a cat"}).json()["id"] == "my-own-id-1"
+    assert code(http.put("/v1/jobs/my-own-id-1", json={"prompt": "x"})) == (422, "idempotency_key_reused")
+    assert http.put("/v1/jobs/a:b:c:d:e", json={"prompt": "x"}).json()["error"]["param"] == "job_id"
+
+
+def test_prefer_wait_holds_the_answer_back(new_service: Callable[..., Service]) -> None:
+    """Polling twice a second for something that takes half a second."""
+    service = new_service(fake_step_ms=10.0)
+    http = service.client._http
+    body = {"prompt": "a cat", "num_inference_steps": 30}
+    done = http.post("/v1/jobs", json=body, headers={"Prefer": "respond-async, wait=20"})
+    assert (done.status_code, done.json()["status"]) == (200, "succeeded")
+    slow = http.post("/v1/jobs", json=body | {"num_inference_steps": 500}, headers={"Prefer": "wait=0"})
+    assert slow.status_code == 202
+    ended = http.get(f"/v1/jobs/{slow.json()['id']}", headers={"Prefer": "wait"})
+    assert (ended.status_code, ended.json()["status"]) == (200, "succeeded")
+
+
+def test_jobs_are_listed_page_by_page(new_service: Callable[..., Service]) -> None:
+    """Who lost an id could not find the job again."""
+    service = new_service(result_ttl_s=4)
+    http = service.client._http
+    ids = [service.client.submit("[raise]" if i == 2 else "a cat", quality="low")["id"] for i in range(5)]
+    for job_id in ids:
+        service.client.wait(job_id)
+    pages, after = [], {}
+    while True:
+        page = http.get("/v1/jobs", params={"limit": 2} | after).json()
+        pages.append([job["id"] for job in page["data"]])
+        if not page["has_more"]:
+            break
+        after = {"after": page["last_id"]}
+    assert pages == [ids[:2:-1], ids[2:0:-1], ids[:1]]
+    failed = http.get("/v1/jobs", params={"status": "failed"}).json()
+    assert [job["id"] for job in failed["data"]] == [ids[2]] and not failed["has_more"]
+    for params, param in [({"limit": 0}, "limit"), ({"after": "x"}, "after"), ({"status": "dead"}, "status")]:
+        answer = http.get("/v1/jobs", params=params)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), params
+    until(lambda: http.get("/v1/jobs").json()["data"] == [], what="the list's end with its jobs'")

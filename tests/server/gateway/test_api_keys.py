@@ -1,0 +1,286 @@
+"""API keys: whose requests are answered, whose jobs are seen, and how many of them there may be."""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.client import FluidClient
+from server.errors import ConfigError, InvalidApiKey, ServiceError
+from server.gateway import api_keys
+from server.gateway.api_keys import PREFIX, Caller, KeyRing, hashed, new_key, parse_keys
+from server.settings import Settings
+from tests.server.harness import Service, client_of, fluid, start, status_of, until
+
+pytestmark = pytest.mark.anyio
+ALICE, BOB, OFF = "fl-alice", "fl-bob", "fl-off"
+LINES = f"alice {hashed(ALICE)} # the first\n\nbob {hashed(BOB)}\nold-laptop {hashed(OFF)} disabled\n"
+
+
+@pytest.fixture(scope="module")
+def key_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("keys") / "keys.txt"
+    file.write_text(LINES)
+    return file
+
+
+@pytest.fixture
+def service(new_service: Callable[..., Service], key_file: Path) -> Service:
+    made = new_service(workers=0, api_keys_file=str(key_file))
+    made.add_worker()
+    made.client.wait_ready(timeout_s=30)  # of the open routes
+    return made
+
+
+@pytest.fixture
+def alice(service: Service) -> Iterator[FluidClient]:
+    with client_of(service, ALICE) as client:
+        yield client
+
+
+@pytest.fixture
+def bob(service: Service) -> Iterator[FluidClient]:
+    with client_of(service, BOB) as client:
+        yield client
+
+
+# --- who may call ------------------------------------------------------------------------------------------
+
+
+def test_without_a_good_key_nothing_is_answered(service: Service) -> None:
+    url = service.settings.base_url
+    for authorization, status, code in (
+        (None, 401, "invalid_api_key"),
+        ("Bearer nobody's", 401, "invalid_api_key"),
+        ("Bearer", 401, "invalid_api_key"),
+        (f"Basic {ALICE}", 401, "invalid_api_key"),
+        (f"Bearer {OFF}", 403, "key_disabled"),
+    ):
+        headers = {} if authorization is None else {"Authorization": authorization}
+        for method, path in (
+            ("GET", "/v1/models"),
+            ("POST", "/v1/jobs"),
+            ("GET", "/v1/jobs/x/images/0"),
+            ("GET", "/v1/no"),
+        ):
+            answer = httpx.request(method, url + path, headers=headers)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (status, code), (authorization, path)
+            assert answer.headers["x-request-id"]
+            assert ("www-authenticate" in answer.headers) == (status == 401)
+    refused = httpx.get(url + "/metrics").text
+    assert 'fluid_jobs_rejected_total{reason="invalid_api_key"} 4.0' in refused
+    for path in ("/", "/health/live", "/health/ready", "/metrics", "/openapi.json"):
+        assert httpx.get(url + path).status_code == 200, path
+
+
+def test_metrics_may_be_for_key_holders_only(new_service: Callable[..., Service]) -> None:
+    service = new_service(workers=0, api_keys=f"prometheus {hashed(ALICE)}", metrics_access="key")
+    url = service.settings.base_url
+    until(lambda: status_of(f"{url}/health/live") == 200, what="the gateway")
+    assert status_of(f"{url}/metrics") == 401
+    assert httpx.get(f"{url}/metrics", headers={"Authorization": f"Bearer {ALICE}"}).status_code == 200
+
+
+def test_the_official_client_raises_its_own_errors(service: Service) -> None:
+    base = f"{service.settings.base_url}/v1"
+    with openai.OpenAI(base_url=base, api_key="wrong", max_retries=0) as client:
+        with pytest.raises(openai.AuthenticationError) as caught:
+            client.images.generate(prompt="a cat")
+        assert caught.value.code == "invalid_api_key"
+    with (
+        openai.OpenAI(base_url=base, api_key=OFF, max_retries=0) as client,
+        pytest.raises(openai.PermissionDeniedError),
+    ):
+        client.models.list()
+    with openai.OpenAI(base_url=base, api_key=ALICE, max_retries=0) as client:
+        assert client.images.generate(prompt="a cat").data
+        file = client.files.create(file=("b.jsonl", b"{}"), purpose="batch")
+    with openai.OpenAI(base_url=base, api_key=BOB, max_retries=0) as client, pytest.raises(openai.NotFoundError):
+        client.files.retrieve(file.id)
+
+
+def test_a_large_upload_with_a_wrong_key_hears_of_the_key(service: Service) -> None:
+    """The answer is out before the file has come; the client must see it, and not a connection broken off."""
+    with openai.OpenAI(base_url=f"{service.settings.base_url}/v1", api_key="wrong", max_retries=0) as client:
+        for _ in range(3):
+            with pytest.raises(openai.AuthenticationError):
+                client.files.create(file=("b.jsonl", b"x" * (20 << 20)), purpose="batch")
+
+
+# --- what belongs to whom ----------------------------------------------------------------------------------
+
+
+def test_other_peoples_jobs_are_unknown(service: Service, alice: FluidClient, bob: FluidClient) -> None:
+    job = alice.wait(alice.submit("a cat", partial_images=1)["id"])
+    home = f"/v1/jobs/{job['id']}"
+    paths = (home, f"{home}/events", f"{home}/images/0", f"{home}/images/0/previews/0")
+    with httpx.Client(base_url=service.settings.base_url) as http:
+        for key, expected in ((ALICE, 200), (BOB, 404)):
+            headers = {"Authorization": f"Bearer {key}"}
+            assert {path: http.get(path, headers=headers).status_code for path in paths} == dict.fromkeys(
+                paths, expected
+            )
+            assert http.post(f"{home}/cancel", headers=headers).status_code == expected
+            ids = [each["id"] for each in http.get("/v1/jobs", headers=headers).json()["data"]]
+            assert (job["id"] in ids) == (key == ALICE)
+            unknown = http.get("/v1/jobs/job_none", headers=headers).json()["error"]["message"]
+        mine = http.get(home, headers={"Authorization": f"Bearer {BOB}"}).json()["error"]["message"]
+        assert mine == unknown.replace("job_none", job["id"]), "the answer tells that there is such a job"
+
+
+def test_a_cancel_by_somebody_else_changes_nothing(new_service: Callable[..., Service], key_file: Path) -> None:
+    service = new_service(workers=0, api_keys_file=str(key_file))
+    until(lambda: status_of(f"{service.settings.base_url}/health/live") == 200)
+    with client_of(service, ALICE) as alice, client_of(service, BOB) as bob:
+        service.add_worker()
+        service.client.wait_ready(timeout_s=30)
+        job = alice.submit("a cat", num_inference_steps=64, n=10)
+        with pytest.raises(ServiceError, match="404"):
+            bob.cancel(job["id"])
+        assert alice.job(job["id"])["status"] != "canceled"
+        alice.cancel(job["id"])
+
+
+def test_idempotency_keys_of_two_people_do_not_meet(service: Service) -> None:
+    """The same Idempotency-Key from two owners is two jobs, or one could read the other's pictures."""
+    ids = set()
+    for key in (ALICE, BOB):
+        headers = {"Authorization": f"Bearer {key}", "Idempotency-Key": "monday"}
+        body = {"prompt": "a cat", "quality": "low"}
+        answer = httpx.post(f"{service.settings.base_url}/v1/jobs", json=body, headers=headers)
+        ids.add(answer.json()["id"])
+    assert len(ids) == 2
+
+
+def test_batches_and_their_results_belong_to_somebody(service: Service) -> None:
+    base = f"{service.settings.base_url}/v1"
+    line = b'{"custom_id": "a", "method": "POST", "url": "/v1/images/generations", "body": {"prompt": "a cat"}}'
+    with (
+        openai.OpenAI(base_url=base, api_key=ALICE, max_retries=0) as alice,
+        openai.OpenAI(base_url=base, api_key=BOB, max_retries=0) as bob,
+    ):
+        file = alice.files.create(file=("b.jsonl", line), purpose="batch")
+        with pytest.raises(openai.NotFoundError):
+            bob.batches.create(input_file_id=file.id, endpoint="/v1/images/generations", completion_window="24h")  # type: ignore[arg-type]
+        batch = alice.batches.create(input_file_id=file.id, endpoint="/v1/images/generations", completion_window="24h")  # type: ignore[arg-type]
+        done = until(lambda: (b := alice.batches.retrieve(batch.id)).status == "completed" and b, seconds=30)
+        assert done.output_file_id and b'"custom_id":"a"' in alice.files.content(done.output_file_id).content
+        assert not bob.batches.list().data and not bob.files.list().data
+        for look in (
+            lambda: bob.batches.retrieve(batch.id),
+            lambda: bob.batches.cancel(batch.id),
+            lambda: bob.files.content(str(done.output_file_id)),
+            lambda: bob.files.delete(file.id),
+        ):
+            with pytest.raises(openai.NotFoundError):
+                look()
+
+
+# --- the file ----------------------------------------------------------------------------------------------
+
+
+def test_keys_come_and_go_without_a_restart(new_service: Callable[..., Service], tmp_path: Path) -> None:
+    file = tmp_path / "keys.txt"
+    file.write_text(f"alice {hashed(ALICE)}\n")
+    service = new_service(workers=0, api_keys_file=str(file))
+    models = f"{service.settings.base_url}/v1/models"
+    until(lambda: status_of(f"{service.settings.base_url}/health/live") == 200)
+
+    def status(key: str) -> int:
+        return httpx.get(models, headers={"Authorization": f"Bearer {key}"}).status_code
+
+    assert (status(ALICE), status(BOB)) == (200, 401)
+    _replace(file, f"bob {hashed(BOB)}\n")
+    until(lambda: status(BOB) == 200, what="Bob's new key")
+    assert status(ALICE) == 401
+
+
+def test_a_file_that_breaks_leaves_the_keys_that_were_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A typing error in the file must neither lock everybody out nor fill the log."""
+    monkeypatch.setattr(api_keys, "LOOK_S", 0.0)
+    file = tmp_path / "keys.txt"
+    file.write_text(f"alice {hashed(ALICE)}\n")
+    ring = KeyRing(Settings(api_keys_file=str(file)))
+    _replace(file, f"alice {hashed(ALICE)}\nbob sha256:oops\n")
+    assert [ring.caller(f"Bearer {ALICE}").name for _ in range(3)] == ["alice"] * 3
+    file.unlink()
+    assert [ring.caller(f"Bearer {ALICE}").name for _ in range(3)] == ["alice"] * 3
+    complaints = [record.getMessage() for record in caplog.records]
+    assert len(complaints) == 2 and "line 2" in complaints[0] and "cannot be read" in complaints[1]
+    file.write_text(f"bob {hashed(BOB)}\n")
+    assert ring.caller(f"Bearer {BOB}").name == "bob"
+
+
+def _replace(file: Path, text: str) -> None:
+    """As an editor, or Kubernetes, does it: a new file under the old name."""
+    fresh = file.with_suffix(".new")
+    fresh.write_text(text)
+    os.replace(fresh, file)
+
+
+@pytest.mark.parametrize(
+    ("lines", "complaint"),
+    [
+        (f"alice {ALICE}", "line 1: it begins with a name"),
+        ("# fine\nalice", "line 2"),
+        (f"a/b {hashed(ALICE)}", "line 1: it begins"),
+        (f"alice {hashed(ALICE)}\nbob {hashed(ALICE)}", "line 2: 'alice' has the same key"),
+        (f"alice {hashed(ALICE)} rate_limit=many", "rate_limit=NUMBER"),
+        (f"alice {hashed(ALICE)} admin", "'admin' is none of"),
+    ],
+)
+def test_a_wrong_line_stops_the_start_and_is_not_shown(lines: str, complaint: str) -> None:
+    """Somebody who put the key itself into the file must not find it in the log."""
+    with pytest.raises(ConfigError) as caught:
+        KeyRing(Settings(api_keys=lines))
+    assert complaint in str(caught.value) and ALICE not in str(caught.value)
+
+
+def test_a_start_without_its_key_file_is_refused(settings: Settings, tmp_path: Path) -> None:
+    missing = replace(settings, api_keys_file=str(tmp_path / "none"))
+    gateway = start("gateway", missing)
+    assert gateway.wait(timeout=30) == 2
+    with pytest.raises(ConfigError, match="FLUID_RATE_LIMIT"):
+        KeyRing(Settings(rate_limit=5))
+
+
+def test_limits_of_a_line_win_over_the_services(tmp_path: Path) -> None:
+    ring = KeyRing(Settings(api_keys=f"a {hashed('x')} max_jobs=0;b {hashed('y')}", rate_limit=7, max_jobs=3))
+    assert ring.caller("Bearer x") == Caller("a", rate_limit=7, max_jobs=0)
+    assert ring.caller("bearer  y") == Caller("b", rate_limit=7, max_jobs=3)
+    with pytest.raises(InvalidApiKey):
+        ring.caller("Bearer z")
+
+
+@given(st.lists(st.text(max_size=30), max_size=4))
+def test_any_text_is_keys_or_a_clear_complaint(lines: list[str]) -> None:
+    try:
+        parse_keys("\n".join(lines), Caller(), "here")
+    except ConfigError as error:
+        assert str(error).startswith("here, line ")
+
+
+def test_the_command_prints_the_key_once_and_its_line(settings: Settings) -> None:
+    made = fluid(settings, "keys", "new", "alice")
+    key = next(word for word in made.stderr.split() if word.startswith(PREFIX))
+    assert made.stdout == f"alice {hashed(key)}\n" and key not in made.stdout
+    assert KeyRing(Settings(api_keys=made.stdout)).caller(f"Bearer {key}").name == "alice"
+    refused = fluid(settings, "keys", "new", "a b")
+    assert refused.returncode == 1 and "is no name for a key" in refused.stderr
+    assert new_key() != new_key()
+
+
+def test_the_client_takes_its_key_from_the_environment(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    with client_of(service, None) as client, pytest.raises(ServiceError, match="401"):
+        client.models()
+    monkeypatch.setenv("FLUID_API_KEY", ALICE)
+    with client_of(service, None) as client:
+        assert client.generate("a cat", quality="low")

@@ -1,0 +1,85 @@
+"""The official client, unmodified."""
+
+import base64
+from collections.abc import Callable, Iterator
+
+import httpx
+import openai
+import pytest
+
+from tests.server.harness import Service
+
+
+@pytest.fixture
+def client(service: Service) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{service.settings.base_url}/v1", api_key="unused", max_retries=0) as made:
+        yield made
+
+
+def test_generate(client: openai.OpenAI) -> None:
+    """People point their existing code here; our extras go through extra_body."""
+    answer = client.images.generate(
+        model="fake", prompt="a cat", n=2, size="32x32", extra_body={"seed": 4, "num_inference_steps": 3}
+    )
+    assert answer.data is not None
+    assert [base64.b64decode(d.b64_json or "")[:4] for d in answer.data] == [b"\x89PNG"] * 2
+    assert [d.model_extra and d.model_extra["seed"] for d in answer.data] == [4, 5]
+
+
+def test_errors_have_the_clients_classes(client: openai.OpenAI) -> None:
+    """BadRequestError with `param` only works if the body has exactly OpenAI's shape."""
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.images.generate(prompt="x", extra_body={"guidance": 3})
+    assert caught.value.param == "guidance"
+    assert "guidance_scale" in caught.value.message
+    with pytest.raises(openai.InternalServerError) as failed:
+        client.images.generate(prompt="[raise]")
+    assert failed.value.code == "job_failed"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "extra", "code"),
+    [
+        ("[raise]", {"user": "fails"}, "job_failed"),
+        ("slow", {"user": "late", "num_inference_steps": 20000, "deadline_ms": 100}, "deadline_exceeded"),
+    ],
+)
+def test_what_failed_for_good_is_not_repeated(
+    service: Service, prompt: str, extra: dict[str, object], code: str
+) -> None:
+    """The client repeats 5xx twice by itself: one call for a picture that cannot be drawn made three failed jobs."""
+    with (
+        openai.OpenAI(base_url=f"{service.settings.base_url}/v1", api_key="unused") as client,
+        pytest.raises(openai.InternalServerError) as failed,
+    ):
+        client.images.generate(prompt=prompt, extra_body=extra)
+    assert (failed.value.code, failed.value.response.headers["x-should-retry"]) == (code, "false")
+    jobs = httpx.get(f"{service.settings.base_url}/v1/jobs?limit=100").json()["data"]
+    assert len([job for job in jobs if job["input"]["user"] == extra["user"]]) == 1
+
+
+def test_what_goes_on_under_a_key_is_asked_for_again(new_service: Callable[..., Service]) -> None:
+    """A 504 whose job goes on has to be repeated: the same key gets the picture."""
+    service = new_service(fake_step_ms=100.0, request_timeout_s=1.0)
+    with openai.OpenAI(base_url=f"{service.settings.base_url}/v1", api_key="unused") as client:
+        answer = client.images.generate(
+            prompt="a cat", extra_body={"num_inference_steps": 18}, extra_headers={"Idempotency-Key": "order-1"}
+        )
+    assert answer.data is not None and answer.data[0].b64_json
+    assert len(httpx.get(f"{service.settings.base_url}/v1/jobs").json()["data"]) == 1
+
+
+def test_models(client: openai.OpenAI) -> None:
+    """models.list is what many tools call first."""
+    assert [m.id for m in client.models.list()] == ["fake"]
+
+
+def test_one_model(client: openai.OpenAI) -> None:
+    """models.retrieve, by which tools check a configured name, was a 404 of a route that did not exist."""
+    model = client.models.retrieve("fake")
+    assert (model.id, model.object) == ("fake", "model")
+    assert [model] == list(client.models.list())
+    with pytest.raises(openai.NotFoundError) as unknown:
+        client.models.retrieve("dall-e-3")
+    assert (unknown.value.code, unknown.value.param) == ("model_not_found", "model")
+    assert "Served: fake" in unknown.value.message

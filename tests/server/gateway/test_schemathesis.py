@@ -1,0 +1,57 @@
+"""schemathesis asks every operation of /openapi.json for what the schema allows, and for what it forbids.
+
+No answer may be an error of the service, and every answer must be one that the schema announces. Deterministic: the
+same requests every time; a longer search: `SCHEMATHESIS_EXAMPLES=1000 pytest tests/server/test_schemathesis.py`.
+"""
+
+from __future__ import annotations
+
+import os
+
+import hypothesis
+import schemathesis
+from hypothesis import HealthCheck
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.config import (
+    ChecksConfig,
+    GenerationConfig,
+    NotAServerErrorConfig,
+    ProjectConfig,
+    ProjectsConfig,
+    SchemathesisConfig,
+)
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    negative_data_rejection,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from server.gateway.app import create_app
+from server.settings import Settings
+from tests.server.harness import Service
+
+EXAMPLES = int(os.environ.get("SCHEMATHESIS_EXAMPLES", "40"))
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_schema_conformance,
+]
+
+GENERATION = GenerationConfig(modes=[GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
+# 504 is the right answer to "deadline_ms": 1; any other 5xx is a defect.
+ALLOWED = ChecksConfig(not_a_server_error=NotAServerErrorConfig(expected_statuses=["2xx", "3xx", "4xx", "504"]))
+CONFIG = SchemathesisConfig(projects=ProjectsConfig(default=ProjectConfig(generation=GENERATION, checks=ALLOWED)))
+schema = schemathesis.openapi.from_dict(create_app(Settings()).openapi(), config=CONFIG)
+
+
+@schema.parametrize()
+@hypothesis.settings(
+    max_examples=EXAMPLES, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+)
+def test_every_operation_answers_as_announced(case: schemathesis.Case, service: Service) -> None:
+    # Everything in a form is text, so that what is no string for JSON may well be one there.
+    strict = [] if case.media_type == "multipart/form-data" else [negative_data_rejection]
+    case.call_and_validate(base_url=service.settings.base_url, checks=[*CHECKS, *strict], timeout=30)

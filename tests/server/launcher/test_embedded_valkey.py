@@ -1,0 +1,85 @@
+"""The embedded Valkey: data survives, folders are exclusive, no orphan."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import redis
+
+from server.errors import DataDirInUse
+from server.launcher.embedded_valkey import MAX_SOCKET_PATH, EmbeddedValkey
+from tests.server.harness import until
+
+
+def write(url: str, value: str) -> None:
+    with redis.Redis.from_url(url) as client:
+        client.set("key", value)
+
+
+def read(url: str) -> bytes | None:
+    with redis.Redis.from_url(url) as client:
+        value = client.get("key")
+        assert value is None or isinstance(value, bytes)
+        return value
+
+
+def alive(pid: int) -> bool:
+    """Zombies count as dead: somebody else has to reap them."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_data_survives_a_kill_and_a_restart(tmp_path: Path) -> None:
+    """appendfsync always: an acknowledged write must be there after SIGKILL."""
+    server = EmbeddedValkey(tmp_path)
+    with server:
+        write(server.url, "kept")
+        assert server.process is not None
+        server.process.kill()
+        server.process.wait()
+        server.start()
+        assert read(server.url) == b"kept"
+    with EmbeddedValkey(tmp_path) as second:
+        assert read(second.url) == b"kept"
+
+
+def test_a_second_instance_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    """Two servers on one append-only file destroy it."""
+    with EmbeddedValkey(tmp_path), pytest.raises(DataDirInUse, match=rf"pid {os.getpid()}.*FLUID_DATA_DIR"):
+        EmbeddedValkey(tmp_path).start()
+    with EmbeddedValkey(tmp_path):
+        pass  # free again
+
+
+def test_a_long_folder_name_gets_a_short_socket(tmp_path: Path) -> None:
+    """Unix socket paths end at about 100 bytes; deep home folders are longer."""
+    deep = tmp_path / ("d" * MAX_SOCKET_PATH)
+    with EmbeddedValkey(deep) as server:
+        assert len(str(server.socket)) <= MAX_SOCKET_PATH
+        write(server.url, "x")
+    assert not server.socket.parent.exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="parent-death signals are Linux's")
+def test_it_dies_with_its_parent(tmp_path: Path) -> None:
+    """A SIGKILLed service must not leave a server that holds the folder."""
+    program = (
+        "import sys, time; from pathlib import Path; from server.embedded import EmbeddedValkey\n"
+        f"s = EmbeddedValkey(Path({str(tmp_path)!r})); s.start(); print(s.process.pid, flush=True)\n"
+        "time.sleep(60)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    with parent.stdout:
+        pid = int(parent.stdout.readline())
+    assert alive(pid)
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    until(lambda: not alive(pid), what="the orphan's end")
+    with EmbeddedValkey(tmp_path):
+        pass

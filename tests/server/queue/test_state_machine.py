@@ -1,0 +1,347 @@
+"""The queue against a plain-Python model of it, in any interleaving that hypothesis finds: same states, same order,
+same answers, and the books balance after every step."""
+
+import asyncio
+import uuid
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given, settings
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+
+from server.errors import QueueFull
+from server.jobs import PRIORITIES, JobError, JobState, Lease, ModelInfo, Output
+from server.launcher.embedded_valkey import EmbeddedValkey
+from server.queue.job_queue import Pulse, Queue
+from server.queue.redis_client import PATIENT_TIMEOUT_S, connect
+from server.queue.registry import Registry
+from server.settings import Settings
+from server.worker.engine.fake import FakeEngine
+from tests.server.harness import MODEL, empty, job_input, lapse
+
+WORKERS = ("w0", "w1", "w2")
+MAX_QUEUE, MAX_ATTEMPTS = 12, 3
+
+
+@dataclass
+class Job:
+    """What the model knows of one."""
+
+    name: str
+    priority: str
+    caller: str
+    sequence: int
+    work: int
+    state: str = "queued"
+    attempt: int = 0
+    token: int = 0
+    cancel: bool = False
+    error: bool = False
+    holder: str = ""
+    lapsed: bool = False
+    saved: bool = False
+
+
+class Line:
+    """One class: callers by the work they were given, then first come first served."""
+
+    def __init__(self) -> None:
+        self.now = 0
+        self.given: dict[str, int] = {}  # also of callers who wait no more, until the class has caught up with them
+
+    def join(self, caller: str, waiting: set[str]) -> None:
+        if caller not in waiting:
+            self.given = {c: at for c, at in self.given.items() if at > self.now or c in waiting}
+            self.given.setdefault(caller, self.now)
+
+    def first(self, waiting: set[str]) -> str:
+        return min(waiting, key=lambda caller: (self.given[caller], caller))
+
+    def serve(self, caller: str, work: int) -> None:
+        self.now = max(self.now, self.given[caller])
+        self.given[caller] += work
+
+
+class QueueMachine(RuleBasedStateMachine):
+    """Workers without an engine; every rule asks the queue and the model, and compares."""
+
+    valkey: EmbeddedValkey
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.Runner()
+        own = Settings(redis_url=self.valkey.url, namespace=uuid.uuid4().hex)
+        self.redis = connect(own.redis_url, PATIENT_TIMEOUT_S)
+        self.queue = Queue(self.redis, replace(own, max_attempts=MAX_ATTEMPTS, max_queue=MAX_QUEUE, ageing_s=1e6))
+        info = ModelInfo.from_mapping(FakeEngine(1, 0).info())
+        self.run(Registry(self.redis, own.namespace).publish_model(info))
+        self.jobs: dict[str, Job] = {}
+        self.lines = {priority: Line() for priority in PRIORITIES}
+        self.leases: list[tuple[str, Lease]] = []  # every one ever given out, with its worker: zombies included
+        self.fenced = self.redeliveries = self.dead = 0
+
+    def run(self, awaitable: Any) -> Any:
+        return self.loop.run(awaitable)
+
+    # ---- the model --------------------------------------------------------------------------------------
+
+    def waiting(self, priority: str) -> set[str]:
+        return {job.caller for job in self.jobs.values() if job.state == "queued" and job.priority == priority}
+
+    def expected_order(self) -> Job | None:
+        for priority in PRIORITIES:
+            if callers := self.waiting(priority):
+                caller = self.lines[priority].first(callers)
+                own = [j for j in self.jobs.values() if (j.state, j.priority, j.caller) == ("queued", priority, caller)]
+                return min(own, key=lambda job: job.sequence)
+        return None
+
+    def begin(self, job: Job, worker: str) -> bool:
+        """The model's side of a delivery. False: it ended instead."""
+        job.token += 1
+        if job.cancel:
+            job.state = "canceled"
+            return False
+        self.redeliveries += job.state != "queued"
+        job.attempt += 1
+        if job.attempt > MAX_ATTEMPTS:
+            job.attempt, job.state = MAX_ATTEMPTS, "failed"
+            self.dead += 1
+            return False
+        if job.state == "queued":
+            self.lines[job.priority].serve(job.caller, job.work)
+        job.state, job.holder, job.lapsed = "starting", worker, False
+        return True
+
+    def current(self, lease: Lease) -> Job | None:
+        job = self.jobs[lease.job_id]
+        return job if job.token == lease.token else None
+
+    def pick(self, data: st.DataObject) -> tuple[str, Lease]:
+        return data.draw(st.sampled_from(self.leases))
+
+    # ---- the rules --------------------------------------------------------------------------------------
+
+    @rule(priority=st.sampled_from(PRIORITIES), caller=st.sampled_from(("", "ann", "bob")), n=st.integers(1, 3))
+    def enqueue(self, priority: str, caller: str, n: int) -> None:
+        name = f"job{len(self.jobs)}"
+        job = job_input(n=n, priority=priority, user=caller or None)
+        full = sum(j.state == "queued" for j in self.jobs.values()) >= MAX_QUEUE
+        if full:
+            with pytest.raises(QueueFull):
+                self.run(self.queue.enqueue(name, job, "job"))
+            return
+        for _ in range(2):  # repeated, as after a lost reply
+            self.run(self.queue.enqueue(name, job, "job"))
+        self.lines[priority].join(caller, self.waiting(priority))
+        self.jobs[name] = Job(name, priority, caller, len(self.jobs), job.work)
+
+    @rule(callers=st.lists(st.sampled_from(("", "ann", "bob")), min_size=2, max_size=6), takes=st.integers(1, 6))
+    def rush(self, callers: list[str], takes: int) -> None:
+        """Many at once, so that callers have to share."""
+        for n, caller in enumerate(callers):
+            self.enqueue("normal", caller, 1 + n % 3)
+        for _ in range(takes):
+            self.take(WORKERS[0])
+
+    @rule(worker=st.sampled_from(WORKERS))
+    def take(self, worker: str) -> None:
+        lease = self.run(self.queue.take(worker, MODEL))
+        expected = self.expected_order()
+        assert (lease.job_id if lease else None) == (expected.name if expected else None)
+        if lease and expected:
+            assert self.begin(expected, worker)
+            assert (lease.token, lease.attempt) == (expected.token, expected.attempt)
+            assert lease.resumable == expected.saved
+            self.leases.append((worker, lease))
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data(), worker=st.sampled_from(WORKERS))
+    def lapse_and_reclaim(self, data: st.DataObject, worker: str) -> None:
+        """By any worker, also the one that has it; which may have heard of it or not."""
+        heard = data.draw(st.booleans())
+        _, lease = self.pick(data)
+        job = self.jobs[lease.job_id]
+        if job.state not in ("starting", "processing"):
+            return
+        self.run(lapse(self.queue, job.name))
+        found = self.run(self.queue.reclaim(worker, MODEL, [job.name] if heard else [], count=5))
+        if heard and job.holder == worker:  # nobody else was quicker: it stays ours
+            assert found == []
+        elif self.begin(job, worker):
+            [again] = found
+            assert (again.job_id, again.token, again.attempt) == (job.name, job.token, job.attempt)
+            self.leases.append((worker, again))
+        else:
+            assert found == []
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data(), ending=st.sampled_from((JobState.SUCCEEDED, JobState.FAILED)))
+    def finish(self, data: st.DataObject, ending: JobState) -> None:
+        """By whoever ever held the job, so often by a zombie."""
+        _, lease = self.pick(data)
+        error = JobError("e", "m") if ending is JobState.FAILED else None
+        output = Output(0, 7, 32, 32, "png", 1, f"by {lease.token}", lease.token)
+        wrote = self.run(self.queue.finish(lease, ending, error=error, outputs=[] if error else [output]))
+        job = self.current(lease)
+        assert wrote == (job is not None)
+        if job is None:
+            self.fenced += 1
+        elif job.state in ("starting", "processing"):
+            job.state = "canceled" if job.cancel else ending.value
+            self.dead += job.state == "failed"
+        record = self.run(self.queue.get(lease.job_id))
+        if record.state is JobState.SUCCEEDED:  # the one visible result is that of the try that was current
+            assert [o.token for o in record.outputs] == [record.token]
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data(), guilty=st.booleans(), anew=st.booleans())
+    def give_back(self, data: st.DataObject, guilty: bool, anew: bool) -> None:
+        _, lease = self.pick(data)
+        error = JobError("e", "m") if guilty else None
+        answer = self.run(self.queue.give_back(lease, error=error, anew=anew))
+        job = self.current(lease)
+        if job is None or job.state not in ("starting", "processing"):
+            assert answer == "fenced"
+            return
+        job.token += 1
+        if job.cancel:
+            job.state = "canceled"
+        elif guilty and job.attempt >= MAX_ATTEMPTS:
+            job.state = "failed"
+            self.dead += 1
+        else:
+            job.attempt -= not guilty
+            job.saved &= not anew
+            line = self.lines[job.priority]
+            line.join(job.caller, self.waiting(job.priority))
+            job.state = "queued"
+            if not guilty:
+                line.given[job.caller] -= job.work
+        assert answer == job.state
+
+    @precondition(lambda self: self.jobs)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        job = self.jobs[data.draw(st.sampled_from(sorted(self.jobs)))]
+        record = self.run(self.queue.cancel(job.name))
+        if job.state == "queued":
+            job.state = "canceled"
+            job.token += 1
+        elif job.state in ("starting", "processing"):
+            job.cancel = True
+        assert record.state == job.state
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data(), renew=st.booleans())
+    def pulse(self, data: st.DataObject, renew: bool) -> None:
+        _, lease = self.pick(data)
+        [answer] = self.run(self.queue.pulse([Pulse(lease, True, 1)], renew=renew))
+        job = self.current(lease)
+        if job is None or job.state not in ("starting", "processing"):
+            assert answer == "lost"
+        else:
+            assert answer == ("cancel" if job.cancel else "ok")
+            job.state = "processing"
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data())
+    def save(self, data: st.DataObject) -> None:
+        _, lease = self.pick(data)
+        self.run(self.queue.save(lease, "weights", snapshots={0: str(lease.token).encode()}))
+        job = self.current(lease)
+        if job and job.state in ("starting", "processing"):
+            job.saved = True
+            assert self.run(self.queue.resume(lease, "weights")).snapshots == {0: str(lease.token).encode()}
+            assert not self.run(self.queue.resume(lease, "other weights")).snapshots
+
+    # ---- what always holds --------------------------------------------------------------------------------
+
+    @invariant()
+    def the_books_balance(self) -> None:
+        counts = self.run(self.queue.counts())
+        states = Counter(job.state for job in self.jobs.values())
+        assert {state: n for state, n in counts.states.items() if n} == dict(states)
+        assert sum(counts.submitted.values()) == len(self.jobs) == states["queued"] + counts.running + counts.ended
+        assert sum(counts.waiting.values()) == states["queued"]
+        assert counts.waiting_work.get(MODEL, 0) == sum(j.work for j in self.jobs.values() if j.state == "queued")
+        assert counts.leases == counts.running
+        assert counts.kept == counts.ended
+        assert (counts.fenced, counts.redeliveries, counts.dead_letter_depth) == (
+            self.fenced,
+            self.redeliveries,
+            self.dead,
+        )
+
+    @invariant()
+    def places_are_in_order(self) -> None:
+        """Who is next is told so, and nobody is told of more jobs than there are."""
+        first = self.expected_order()
+        if first:
+            place = self.run(self.queue.place(self.run(self.queue.get(first.name))))
+            assert place.position == 0
+            waiting = [job for job in self.jobs.values() if job.state == "queued"]
+            last = self.run(self.queue.place(self.run(self.queue.get(waiting[-1].name))))
+            assert 0 <= last.position < len(waiting)
+
+    def teardown(self) -> None:
+        """One healthy worker ends all that is left; nothing stays behind."""
+        try:
+            for job in self.jobs.values():
+                if job.state in ("starting", "processing"):
+                    self.run(lapse(self.queue, job.name))
+            while left := self.run(self.queue.reclaim("last", MODEL, [], count=100)):
+                for lease in left:
+                    assert self.run(self.queue.finish(lease, JobState.SUCCEEDED))
+            while lease := self.run(self.queue.take("last", MODEL)):
+                assert self.run(self.queue.finish(lease, JobState.SUCCEEDED))
+            records = [self.run(self.queue.get(name)) for name in self.jobs]
+            assert all(record.state.terminal for record in records)
+            assert self.run(empty(self.queue))
+        finally:
+            self.run(self._forget())
+            self.loop.close()
+
+    async def _forget(self) -> None:
+        if keys := [key async for key in self.redis.scan_iter(f"{self.queue.keys.root}:*", count=1000)]:
+            await self.redis.delete(*keys)
+        await self.redis.aclose()
+
+
+def test_the_queue_behaves_as_its_model(valkey: EmbeddedValkey) -> None:
+    """A lost, doubled, stuck, misplaced or miscounted job in any order of events."""
+    machine = type("Machine", (QueueMachine,), {"valkey": valkey})
+    run_state_machine_as_test(machine, settings=settings(max_examples=60, stateful_step_count=40))
+
+
+async def _promised_and_kept(valkey: EmbeddedValkey, arrivals: list[tuple[str, str]], taken: int) -> None:
+    own = Settings(redis_url=valkey.url, namespace=uuid.uuid4().hex)
+    async with connect(own.redis_url, PATIENT_TIMEOUT_S) as redis:
+        queue = Queue(redis, own)
+        for i, (priority, caller) in enumerate(arrivals):
+            if i == len(arrivals) // 2:  # some callers have been served before the rest arrives
+                for _ in range(taken):
+                    await queue.take("w", MODEL)
+            await queue.enqueue(f"job{i}", job_input(priority=priority, user=caller), "job")
+        records = [await queue.get(f"job{i}") for i in range(len(arrivals))]
+        promised = {r.id: place.position for r in records if (place := await queue.place(r))}
+        kept = {}
+        while lease := await queue.take("w", MODEL):
+            kept[lease.job_id] = len(kept)
+        assert promised == kept
+        await redis.delete(*[key async for key in redis.scan_iter(f"{queue.keys.root}:*", count=1000)])
+
+
+@settings(max_examples=60)
+@given(
+    arrivals=st.lists(st.tuples(st.sampled_from(PRIORITIES), st.sampled_from("abcd")), min_size=1, max_size=25),
+    taken=st.integers(0, 8),
+)
+def test_the_place_that_is_told_is_the_place_that_is_kept(
+    valkey: EmbeddedValkey, arrivals: list[tuple[str, str]], taken: int
+) -> None:
+    """With jobs of one size the place is exact, whoever else waits: an estimate would be noticed by every caller."""
+    asyncio.run(_promised_and_kept(valkey, arrivals, taken))

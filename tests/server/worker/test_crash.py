@@ -1,0 +1,166 @@
+"""Real processes that die: nothing accepted is lost."""
+
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+import redis
+
+from server.cli.demo import free_port
+from server.client import FluidClient
+from server.launcher.embedded_valkey import EmbeddedValkey
+from server.settings import Settings
+from tests.server.harness import Service, start, until
+
+
+def test_a_killed_workers_job_is_drawn_by_another(new_service: Callable[..., Service]) -> None:
+    """SIGKILL in the middle of a picture: redelivered after the lease, same seed, same picture."""
+    service = new_service(fake_step_ms=10.0)
+    expected = service.client.generate("a cat", seed=3, num_inference_steps=150)[0].data
+    job = service.client.submit("a cat", seed=3, num_inference_steps=150)
+    until(lambda: service.client.job(job["id"])["progress"]["step"] > 5)
+    service.workers[0].kill()
+    service.add_worker()
+    done = service.client.wait(job["id"], timeout_s=30)
+    assert (done["status"], done["attempt"]) == ("succeeded", 2)
+    assert service.client.image(job["id"]) == expected
+
+
+def test_a_suspect_that_is_drawn_alone_is_published(new_service: Callable[..., Service]) -> None:
+    """A job on its last try runs alone, and a batch with a suspect has no room. With its last row done the worker
+    found nothing to wait for, span without ever yielding, and starved the task that was to publish the picture."""
+    service = new_service(max_attempts=2, lease_s=0.5, fake_step_ms=10.0)
+    job = service.client.submit("a cat", num_inference_steps=60)
+    until(lambda: service.client.job(job["id"])["progress"]["step"] > 5)
+    service.workers[0].kill()
+    service.add_worker()
+    done = service.client.wait(job["id"], timeout_s=20)
+    assert (done["status"], done["attempt"]) == ("succeeded", 2)
+
+
+def test_a_job_that_kills_workers_fails_and_the_service_lives(new_service: Callable[..., Service]) -> None:
+    """Three dead workers are enough proof; the fourth must be spared."""
+    service = new_service(max_attempts=2, lease_s=0.5)
+    job = service.client.submit("[kill]")
+    for _ in range(2):
+        service.workers[-1].wait(timeout=20)
+        service.add_worker()
+    done = service.client.wait(job["id"], timeout_s=20)
+    assert (done["status"], done["error"]["code"]) == ("failed", "worker_lost")
+    assert service.workers[-1].poll() is None
+
+
+def test_sigterm_finishes_what_runs_and_gives_back_the_rest(new_service: Callable[..., Service]) -> None:
+    """A rolling restart must cost nobody a picture, nor a try."""
+    service = new_service(fake_step_ms=10.0, max_rows=1, lease_s=10.0)
+    first, second = (service.client.submit("a cat", num_inference_steps=60) for _ in range(2))
+    until(lambda: service.client.job(first["id"])["progress"]["step"] > 3)
+    service.workers[0].terminate()
+    assert service.workers[0].wait(timeout=20) == 0
+    assert service.client.job(first["id"])["status"] == "succeeded"
+    assert service.client.job(second["id"])["status"] == "queued"
+    service.add_worker()
+    done = service.client.wait(second["id"], timeout_s=20)
+    assert (done["status"], done["attempt"]) == ("succeeded", 1)
+
+
+def test_when_the_drain_is_too_short_the_job_goes_to_another_at_once(
+    new_service: Callable[..., Service],
+) -> None:
+    """Past FLUID_DRAIN_S the job must be handed over, not abandoned until its lease lapses."""
+    service = new_service(fake_step_ms=10.0, drain_s=0.0, lease_s=30.0)
+    job = service.client.submit("a cat", num_inference_steps=150)
+    until(lambda: service.client.job(job["id"])["progress"]["step"] > 3)
+    service.workers[0].terminate()
+    service.workers[0].wait(timeout=20)
+    service.add_worker()
+    done = service.client.wait(job["id"], timeout_s=20)
+    assert (done["status"], done["attempt"]) == ("succeeded", 1)
+
+
+def _descendants(pid: int) -> set[int]:
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rsplit(")", 1)[1].split()
+        except (FileNotFoundError, ProcessLookupError):  # it ended while we looked
+            continue
+        if int(fields[1]) == pid and fields[0] != "Z":
+            found.add(int(stat.parent.name))
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "sigkill"])
+def test_serve_leaves_no_process_and_no_lost_job(tmp_path: Path, how: signal.Signals) -> None:
+    """Ctrl-C, and even SIGKILL of the supervisor: no orphan, and waiting jobs are drawn after the restart."""
+    settings = Settings(data_dir=str(tmp_path), engine="fake", port=free_port(), drain_s=0.0, fake_step_ms=5.0)
+    service = start("serve", settings, "--quiet")
+    with FluidClient(settings.base_url) as client:
+        client.wait_ready(timeout_s=30)
+        children = _descendants(service.pid)
+        assert len(children) == 3
+        job = client.submit("a cat", num_inference_steps=400)
+        service.send_signal(how)
+        service.wait(timeout=30)
+        until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), what="their end")
+        again = start("serve", settings, "--quiet")
+        try:
+            client.wait_ready(timeout_s=30)
+            assert client.wait(job["id"], timeout_s=40)["status"] == "succeeded"
+        finally:
+            again.send_signal(signal.SIGINT)
+            assert again.wait(timeout=30) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_serve_restarts_a_crashed_worker(tmp_path: Path) -> None:
+    """One segfault must not turn the service off until somebody looks."""
+    settings = Settings(data_dir=str(tmp_path), engine="fake", port=free_port(), lease_s=0.5, max_attempts=1)
+    service = start("serve", settings, "--quiet")
+    try:
+        with FluidClient(settings.base_url) as client:
+            client.wait_ready(timeout_s=30)
+            killer = client.submit("[kill]")
+            assert client.wait(killer["id"], timeout_s=30)["status"] == "failed"
+            client.wait_ready(timeout_s=30)
+            assert client.generate("a cat", quality="low")
+    finally:
+        service.terminate()
+        assert service.wait(timeout=30) == 0
+
+
+def test_redis_away_and_back(tmp_path: Path) -> None:
+    """Valkey killed: 503 with Retry-After instead of a hang; back on its data, all goes on unaided."""
+    with EmbeddedValkey(tmp_path) as valkey:
+        service = Service(Settings(redis_url=valkey.url, engine="fake", port=free_port(), lease_s=1.0))
+        try:
+            service.add_worker()
+            service.client.wait_ready(timeout_s=30)
+            job = service.client.submit("a cat", num_inference_steps=500)
+            assert valkey.process is not None
+            valkey.process.kill()
+            valkey.process.wait()
+            answer = httpx.get(f"{service.settings.base_url}/v1/jobs/{job['id']}")
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+            assert answer.json()["error"]["code"] == "queue_unavailable"
+            until(lambda: not service.client.ready()[0], what="unreadiness")
+            valkey.start()
+            assert service.client.wait(job["id"], timeout_s=30)["status"] == "succeeded"
+            service.client.wait_ready(timeout_s=30)
+            assert service.client.generate("a cat")
+        finally:
+            service.close()
+
+
+def test_a_redis_that_lost_its_data_is_introduced_again(new_service: Callable[..., Service]) -> None:
+    """A Redis that restarts without its data knows neither group nor model: workers asked it for ever, in vain."""
+    service = new_service()
+    with redis.Redis.from_url(service.settings.redis_url) as client:
+        client.delete(*client.keys(f"{{{service.settings.namespace}}}:*"))
+    until(lambda: service.client.models(), what="the model's return")
+    service.client.wait_ready(timeout_s=20)
+    assert service.client.generate("a cat", quality="low")

@@ -1,0 +1,39 @@
+"""The worker's own decisions, against a real queue, without an engine or a process."""
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+
+from server.queue.job_queue import Queue
+from server.queue.registry import Registry
+from server.settings import Settings
+from server.worker.engine.fake import FakeEngine
+from server.worker.engine.protocol import Engine
+from server.worker.loop import Worker
+from tests.server.harness import accept, lapse, take
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def worker(queue: Queue, settings: Settings) -> AsyncIterator[Worker]:
+    def factory(checkpoint: str) -> Engine:
+        return FakeEngine(4, 0.0, checkpoint)
+
+    made = Worker(replace(settings, max_rows=4), queue, Registry(queue.redis, settings.namespace), factory)
+    await made._use(*await made._load("fake"))
+    yield made
+    made.thread.close()
+
+
+async def test_a_dead_workers_jobs_are_shared_out(worker: Worker, queue: Queue) -> None:
+    """One worker took as many lapsed jobs as it had rows, whatever each held: three times four pictures for four
+    rows, while others stood idle."""
+    for job_id in "abc":
+        await accept(queue, job_id, n=4)
+        await take(queue, "dead")
+    await lapse(queue, *"abc")
+    await worker._take()
+    assert list(worker.held.works) == ["a"]
+    assert worker.held.room() == 0

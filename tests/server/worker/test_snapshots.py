@@ -1,0 +1,168 @@
+"""What an earlier try left is not drawn again: snapshots of rows, finished images, and when they must not be used."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.jobs import JobError, JobState, Output
+from server.queue.job_queue import Queue
+from server.worker.engine.fake import FakeEngine
+from server.worker.engine.protocol import RowRequest
+from tests.server.harness import Service, accept, fluid, job_input, lapse, take, until
+
+pytestmark = pytest.mark.anyio
+
+
+def metric(service: Service, name: str) -> float:
+    """A worker's counter, as scraped; 0 while nobody has counted it."""
+    lines = service.client._call("GET", "/metrics").text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
+
+
+def test_a_killed_workers_rows_go_on_where_they_were(new_service: Callable[..., Service]) -> None:
+    """Every crash drew its pictures again from the first step: long ones never ended where workers die often."""
+    service = new_service(fake_step_ms=10.0, snapshot_steps=4)
+    expected = service.client.generate("a cat", seed=3, num_inference_steps=300)[0].data
+    job = service.client.submit("a cat", seed=3, num_inference_steps=300)
+    until(lambda: service.client.job(job["id"])["progress"]["step"] > 100)
+    service.workers[0].kill()
+    service.add_worker()
+    first = until(lambda: service.client.job(job["id"])["progress"]["step"] if _attempt(service, job) == 2 else 0)
+    assert first >= 80
+    done = service.client.wait(job["id"], timeout_s=30)
+    assert (done["status"], service.client.image(job["id"])) == ("succeeded", expected)
+    until(lambda: metric(service, "fluid_resumed_rows_total") == 1, what="the count of resumed rows")
+
+
+def _attempt(service: Service, job: dict[str, object]) -> int:
+    found = service.client.job(str(job["id"]))
+    return int(found["attempt"]) if found["status"] == "processing" else 0
+
+
+def test_the_shipped_model_goes_on_to_the_same_bytes(new_service: Callable[..., Service]) -> None:
+    """The whole way with real weights: SIGKILL in the middle, another process goes on, and nobody can tell."""
+    service = new_service(engine="checkpoint", threads=1, max_rows=1, snapshot_steps=2, workers=0)
+    service.add_worker()
+    service.client.wait_ready(timeout_s=90)
+    request: dict[str, Any] = {"seed": 5, "num_inference_steps": 24, "diffusion_steps": 250}
+    expected = service.client.generate("a red apple, 3d style", **request)[0].data
+    job = service.client.submit("a red apple, 3d style", **request)
+    until(lambda: service.client.job(job["id"])["progress"]["step"] >= 6, seconds=60)
+    service.workers[0].kill()
+    service.add_worker()
+    done = service.client.wait(job["id"], timeout_s=120)
+    assert (done["status"], done["attempt"]) == ("succeeded", 2)
+    assert service.client.image(job["id"]) == expected
+    until(lambda: metric(service, "fluid_resumed_rows_total") == 1, what="the count of resumed rows")
+
+
+def test_finished_images_of_a_killed_try_are_kept(new_service: Callable[..., Service]) -> None:
+    """Of ten images nine were drawn when the worker died, and all ten were drawn again."""
+    service = new_service(fake_step_ms=10.0, max_rows=1)
+    job = service.client.submit("a cat", n=3, seed=5, num_inference_steps=40)
+    until(lambda: service.client.job(job["id"])["progress"]["step"] > 85)
+    service.workers[0].kill()
+    service.workers[0].wait(timeout=10)
+    told = metric(service, 'fluid_images_total{model="fake"}')  # as many of the two as its last heartbeat knew of
+    service.add_worker()
+    done = service.client.wait(job["id"], timeout_s=30)
+    pictures = [service.client.image(job["id"], i) for i in range(3)]
+    assert (done["status"], done["attempt"]) == ("succeeded", 2)
+    until(lambda: metric(service, 'fluid_images_total{model="fake"}') > told, what="the new worker's pictures")
+    assert metric(service, 'fluid_images_total{model="fake"}') == told + 1
+    for i, picture in enumerate(pictures):
+        assert picture == service.client.generate("a cat", seed=5 + i, num_inference_steps=40)[0].data
+
+
+def test_a_drain_hands_over_with_a_snapshot(new_service: Callable[..., Service]) -> None:
+    """A rolling restart that cannot wait gave jobs back at step 0."""
+    service = new_service(fake_step_ms=10.0, snapshot_steps=0, drain_s=0.0, lease_s=30.0)
+    job = service.client.submit("a cat", num_inference_steps=200)
+    until(lambda: service.client.job(job["id"])["progress"]["step"] > 50)
+    service.workers[0].terminate()
+    assert service.workers[0].wait(timeout=20) == 0
+    service.add_worker()
+    assert until(lambda: service.client.job(job["id"])["progress"]["step"]) >= 50
+    assert service.client.wait(job["id"], timeout_s=20)["attempt"] == 1
+
+
+def test_other_weights_do_not_go_on_from_a_snapshot(new_service: Callable[..., Service]) -> None:
+    """Half a picture by one checkpoint and half by another is a picture of neither."""
+    service = new_service(fake_step_ms=10.0, lease_s=0.5)
+    job = service.client.submit("a cat", num_inference_steps=150)
+    until(lambda: service.client.job(job["id"])["progress"]["step"] > 50)
+    service.workers[0].kill()
+    service.settings = replace(service.settings, checkpoint="other")
+    service.add_worker()
+    assert service.client.wait(job["id"], timeout_s=20)["status"] == "succeeded"
+    until(lambda: metric(service, 'fluid_images_total{model="fake"}') == 1)
+    assert metric(service, "fluid_resumed_rows_total") == 0
+    assert fluid(service.settings, "doctor").returncode == 0
+
+
+async def test_only_the_current_try_may_save(queue: Queue) -> None:
+    """A zombie's late snapshot would throw the picture back, or bring files under a token that is gone."""
+    await accept(queue, "a", n=2)
+    zombie = await take(queue, "w1")
+    await lapse(queue, "a")
+    [heir] = await queue.reclaim("w2", zombie.input.model, [], count=1)
+    await queue.save(heir, "sha", snapshots={0: b"\xff\x00new"})
+    await queue.save(zombie, "sha", snapshots={0: b"old", 1: b"old"})
+    assert (await queue.resume(heir, "sha")).snapshots == {0: b"\xff\x00new"}
+
+
+async def test_an_image_replaces_its_snapshot_and_all_goes_with_the_end(queue: Queue) -> None:
+    """What is kept for a crash must not outlive the job."""
+    await accept(queue, "a", n=2)
+    lease = await take(queue)
+    output = Output(1, 8, 32, 32, "png", 3, "00", lease.token)
+    await queue.save(lease, "sha", snapshots={0: b"x", 1: b"y"})
+    await queue.store_result(lease, 1, b"png")
+    await queue.save(lease, "sha", snapshots={}, outputs=[output])
+    found = await queue.resume(lease, "sha")
+    assert (found.snapshots, found.outputs) == ({0: b"x"}, {1: output})
+    assert await queue.redis.ttl(queue.keys.resume_hash("a")) > 0
+    await queue.finish(lease, JobState.SUCCEEDED, outputs=[output])
+    assert not await queue.redis.exists(queue.keys.resume_hash("a"))
+    assert await queue.result(await queue.get("a"), output) == b"png"
+
+
+async def test_a_kept_image_whose_file_is_gone_is_drawn_again(queue: Queue) -> None:
+    """Files expire by their own clock: a job that waited long for its next try would point at nothing."""
+    await accept(queue, "a", n=2)
+    lease = await take(queue)
+    await queue.save(lease, "sha", snapshots={}, outputs=[Output(0, 7, 32, 32, "png", 3, "00", lease.token)])
+    assert (await queue.resume(lease, "sha")).outputs == {}
+
+
+async def test_what_led_to_an_error_is_not_gone_on_from(queue: Queue) -> None:
+    """A snapshot taken on the way into a failure might be the failure."""
+    await accept(queue, "a")
+    lease = await take(queue)
+    await queue.save(lease, "sha", snapshots={0: b"x"})
+    await queue.give_back(lease, error=JobError("e", "m"), anew=True)
+    again = await take(queue)
+    assert not again.resumable
+    assert not (await queue.resume(again, "sha")).snapshots
+
+
+@given(steps=st.integers(2, 30), data=st.data())
+def test_the_fake_engine_obeys_the_contract(steps: int, data: st.DataObject) -> None:
+    """Wherever the snapshot is taken, the row ends after as many steps and in the same picture."""
+    request = RowRequest.of(job_input(num_inference_steps=steps), 0)
+    one, other = FakeEngine(2, 0.0), FakeEngine(3, 0.0)
+    [row] = one.admit([request])
+    for _ in range(data.draw(st.integers(1, steps - 1))):
+        one.step()
+    other.admit([replace(request, seed=99)])
+    resumed = other.restore(request, one.snapshot(row))
+    while row not in one.step():
+        assert resumed not in other.step()
+    assert resumed in other.step()
+    assert one.image(row) == other.image(resumed)
+    with pytest.raises(ValueError):
+        other.restore(replace(request, seed=5), one.snapshot(row))
