@@ -60,7 +60,7 @@ runs/$(RECIPE)/tokenizer/tokenizer.safetensors: | $(VENV)/.dev
 	$(BIN)/python -m model.training.train_tokenizer --preset $(RECIPE) --data $(TOKENIZER_DATA) --out runs/$(RECIPE)/tokenizer
 
 train: $(VENV)/.dev runs/$(RECIPE)/tokenizer/tokenizer.safetensors ## train RECIPE=emoji-64 or scenes-128 (resumable; ARGS="--minutes 10")
-	$(BIN)/python -m model.training.train --recipe model/recipes/$(RECIPE).toml $(ARGS)
+	$(BIN)/python -m model.training --recipe model/recipes/$(RECIPE).toml $(ARGS)
 
 leg: $(VENV)/.dev ## pack RECIPE=scenes-128-gpu into runs/leg, to train on a machine that is lent for minutes
 	$(BIN)/python -m model.training.portable_run pack --recipe model/recipes/$(if $(filter emoji-64,$(RECIPE)),scenes-128-gpu,$(RECIPE)).toml
@@ -69,7 +69,7 @@ checker: $(VENV)/.dev ## train the judge of composed scenes, which `make evaluat
 	$(BIN)/python -m model.evaluation.train_detector $(ARGS)
 
 evaluate: $(VENV)/.dev ## score the shipped checkpoint on the data of `make data`
-	$(BIN)/python -m model.evaluation.evaluate $(ARGS)
+	$(BIN)/python -m model.evaluation $(ARGS)
 
 chaos: $(VENV)/.dev ## kill and freeze everything at random for MINUTES=30, then check the books (SEED=1)
 	$(BIN)/python -m benchmarks.chaos --minutes $(or $(MINUTES),30) --seed $(or $(SEED),1) $(ARGS)

@@ -25,8 +25,9 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.machine import command
+from model.inference.load import load_engine
 from model.inference.requests import Request
-from model.inference.serving import ServingEngine, load_engine
+from model.inference.serving import ServingEngine
 
 ROWS, TIMEOUT_S, LOADS = 8, 0.05, (0.5, 0.8)
 PROMPTS = ("a red apple, 3d style", "cat, flat style", "rocket, noto style", "a castle, twemoji style")

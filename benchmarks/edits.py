@@ -27,10 +27,10 @@ from model.data.contact_sheet import contact_sheet
 from model.data.dataset import Dataset
 from model.evaluation.drawing import default_request
 from model.evaluation.evaluate import spread
+from model.inference.load import load_engine
 from model.inference.requests import Request
-from model.inference.serving import ServingEngine, load_engine
-from server.images.compositing import DRAWN, Source, blend, ramp, staying
-from server.worker.engine.protocol import Known
+from model.inference.serving import ServingEngine
+from server.images.compositing import DRAWN, Known, Source, blend, ramp, staying
 
 FEATHERS = (0, 2, 4, 8)
 BOX = (19, 21, 46, 44)  # left, upper, right, lower: no edge lies on that of a cell

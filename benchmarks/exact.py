@@ -27,15 +27,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.machine import alive, describe_machine, keep
-from model.config import MAR_PRESETS
 from model.conversion.import_mar import official_name
 from model.diffusion import Schedule, ancestral_step, make_schedule
-from model.inference.engine import Engine, Snapshot
+from model.inference.engine import Engine
 from model.inference.orders import masked_after, random_order
 from model.inference.precision import choose_dtype, pack
 from model.inference.prompts import LabelPrompts
 from model.inference.requests import Request
+from model.inference.step_plan import Snapshot
 from model.networks.mar import ClassContext, Mar
+from model.presets import MAR_PRESETS
 
 STEPS, DIFFUSION_STEPS, GUIDANCE, EVERY = 64, 100, 3.0, 8
 LABELS = [str(i) for i in range(1000)]

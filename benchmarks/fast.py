@@ -29,8 +29,8 @@ from model.data.dataset import Dataset
 from model.evaluation.drawing import default_request, draw
 from model.evaluation.evaluate import hits, spread
 from model.evaluation.features import Features
+from model.inference.load import load_engine
 from model.inference.requests import Request
-from model.inference.serving import load_engine
 from model.networks.tokenizer import reconstruct, to_pixels, to_uint8
 
 CHOICES: dict[str, dict[str, Any]] = {

@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.machine import alive, command
-from model.config import PRESETS, FluidConfig, TextConfig
+from model.config import FluidConfig, TextConfig
 from model.inference.engine import Engine
 from model.inference.precision import choose_dtype, pack
 from model.inference.prompts import TextPrompts
@@ -25,6 +25,7 @@ from model.inference.requests import Request
 from model.networks.random_order_model import Fluid
 from model.networks.text_encoder import HashEncoder
 from model.networks.transformer import count_parameters
+from model.presets import PRESETS
 
 BASE = replace(PRESETS["emoji-64"], text=TextConfig(kind="hash", name="words", dim=64, max_tokens=24))
 PLOT = Path("docs/images/growth.png")

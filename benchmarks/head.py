@@ -17,10 +17,10 @@ import torch
 from benchmarks.machine import alive, command
 from fluid_kernels.head_loop import HeadWeights, Rows
 from fluid_kernels.loops.torch_loop import TorchHead
-from model.config import MAR_PRESETS
 from model.inference.precision import choose_dtype
 from model.inference.sampler import make_chains
 from model.networks.diffusion_head import DiffusionHead
+from model.presets import MAR_PRESETS
 
 STEPS = 100
 PEAK_SIZE = 2048

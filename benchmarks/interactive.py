@@ -22,9 +22,9 @@ from tqdm import tqdm
 from benchmarks.machine import command
 from benchmarks.served import CHECKPOINT, PROMPT, one_picture, service
 from model.evaluation.drawing import default_request
-from model.inference.serving import load_engine
+from model.inference.load import load_engine
 from server.client import FluidClient
-from server.client.protocol import Preview
+from server.client.results import Preview
 
 ROWS_CANCELED = 10  # the most that one job can have
 CANCELED_STEPS = 64  # of the job that is canceled: long enough that it never ends before

@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model.config import PRESETS, TextConfig
+from model.config import TextConfig
 from model.networks.condition import PromptError
 from model.networks.text_encoder import TextEncoder, build_text_encoder
+from model.presets import PRESETS
 
 FILE = Path(__file__).parent / "prompt_states.safetensors"
 PROMPTS = ("a red apple, 3d style", "a cat, flat style", "a rocket, noto style", "a castle, twemoji style")

@@ -22,8 +22,9 @@ from tqdm import tqdm
 
 from benchmarks.machine import describe_machine, keep
 from model.evaluation.drawing import default_request
+from model.inference.load import find_checkpoint, load_engine
 from model.inference.requests import Request
-from model.inference.serving import ServingEngine, find_checkpoint, load_engine
+from model.inference.serving import ServingEngine
 
 PROMPTS = ("a red apple, 3d style", "cat, flat style", "rocket, noto style", "a castle, twemoji style")
 

@@ -24,8 +24,9 @@ from tqdm import tqdm
 
 from benchmarks.machine import command
 from model.evaluation.drawing import default_request
+from model.inference.load import load_engine
 from model.inference.requests import Request
-from model.inference.serving import ServingEngine, load_engine
+from model.inference.serving import ServingEngine
 from server.cli.demo import free_port
 from server.client import FluidClient
 

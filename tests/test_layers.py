@@ -38,7 +38,7 @@ def test_no_module_imports_against_the_direction(package: str) -> None:
 
 def test_only_the_worker_joins_server_to_model() -> None:
     joining = {file.name for file in (ROOT / "server").rglob("*.py") if "model" in _imports(file)}
-    assert joining == {"loop.py"}
+    assert joining == {"loader.py"}
 
 
 def test_the_gateway_loads_nothing_heavy() -> None:

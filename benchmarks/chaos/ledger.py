@@ -17,7 +17,8 @@ from PIL import Image
 
 from server.gateway.requests.resolve import resolve
 from server.gateway.schemas.images import ImageRequest
-from server.jobs import JobRecord, JobState, ModelInfo
+from server.jobs import JobRecord, JobState
+from server.model_info import ModelInfo
 from server.worker.engine.fake import picture
 from server.worker.engine.protocol import RowRequest
 

@@ -41,8 +41,9 @@ from benchmarks.gpu.head import OTHERS, loop_of, seconds
 from benchmarks.parts import Part, Record, attempt, command
 from benchmarks.prompt_states import PROMPTS
 from model.inference.backbone_pass import PlainPass, StaticPass
-from model.inference.engine import Engine, Snapshot
+from model.inference.engine import Engine
 from model.inference.requests import Request
+from model.inference.step_plan import Snapshot
 from model.networks.mar import Mar
 
 Emit = Callable[[Record], None]

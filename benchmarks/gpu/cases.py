@@ -15,13 +15,13 @@ from benchmarks.prompt_states import StoredStates
 from fluid_kernels.head_loop import Chains, HeadWeights, Rows
 from fluid_kernels.heads import PATHS, HeadPathError, make_head
 from model.checkpoint import load_checkpoint
-from model.config import MAR_PRESETS, PRESETS, MarConfig, ModelConfig
+from model.config import MarConfig, ModelConfig
 from model.inference.engine import Engine
+from model.inference.load import find_checkpoint
 from model.inference.precision import pack
 from model.inference.prompts import LabelPrompts, TextPrompts
 from model.inference.requests import Request
 from model.inference.sampler import make_chains
-from model.inference.serving import find_checkpoint
 from model.networks.diffusion_head import DiffusionHead
 from model.networks.factory import build_model
 from model.networks.mar import Mar
@@ -29,6 +29,7 @@ from model.networks.random_order_model import Fluid, RandomOrderModel
 from model.networks.text_encoder import HashEncoder
 from model.networks.tokenizer import PcaSkipTokenizer
 from model.networks.transformer import count_parameters
+from model.presets import MAR_PRESETS, PRESETS
 
 LABELS = [str(i) for i in range(1000)]
 # Smallest of each family, for rehearsals on a CPU.

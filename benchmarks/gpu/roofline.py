@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from model.config import MAR_PRESETS
 from model.inference.orders import tokens_per_step
+from model.presets import MAR_PRESETS
 
 ROOT = Path(__file__).parents[2]
 PAGE, PLOT = ROOT / "docs" / "roofline.md", ROOT / "docs" / "images" / "roofline.png"
@@ -90,7 +90,7 @@ def product(m: float, inputs: float, outputs: float, extra: float = 0.0) -> Op:
 
 
 def eager_ops(head: Head, m: float) -> Iterator[Op]:
-    """As model/networks/diffusion_head.py under autocast: modulation in every step, every elementwise operation a pass over memory."""
+    """As networks/diffusion_head.py under autocast: modulation in every step, every elementwise op a pass."""
     w = head.width
     passes = 4 * m * w  # bytes of one float32 tensor
     yield from (Op(0, 3 * passes), Op(0, 2 * passes), product(m, CHANNELS, w))  # time + condition, silu, token_in

@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.load.service import Service, service
 from benchmarks.load.throughput import fill, job
-from server.jobs import ModelInfo
+from server.model_info import ModelInfo
 from server.queue import pagination
 from server.queue.registry import Registry
 from server.worker.engine.fake import FakeEngine

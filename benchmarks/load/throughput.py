@@ -14,7 +14,8 @@ from typing import Any
 from benchmarks.load.service import Service, service
 from server.gateway.requests.resolve import resolve
 from server.gateway.schemas.images import ImageRequest
-from server.jobs import JobInput, JobState, ModelInfo
+from server.jobs import JobInput, JobState
+from server.model_info import ModelInfo
 from server.worker.engine.fake import FakeEngine
 
 ROWS, STEPS, STEP_MS = 4, 20, 20.0

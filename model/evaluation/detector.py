@@ -1,8 +1,9 @@
 """Which things are in a picture, where, and in which colour: a small detector that judges drawings of scenes.
 
-Trained on composed renders only (model/evaluation/train_detector.py), never on a drawing, so that it cannot learn to excuse a
+Trained on composed renders only (evaluation/train_detector.py), never on a drawing, so that it cannot learn to excuse a
 generator's habits. It marks centres on a grid of 8 pixels, as CenterNet (arXiv 1904.07850) does, with the thing and,
-for recoloured ones, the colour at each centre. How far to trust it is measured with every score (model/evaluation/scene_questions.py).
+for recoloured ones, the colour at each centre. How far to trust it is measured with every score
+(scene_questions.py).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Does the model draw what the prompt says? `python -m model.evaluation.evaluate --checkpoint model/checkpoints/emoji-64`
+"""Does the model draw what the prompt says? `python -m model.evaluation --checkpoint model/checkpoints/emoji-64`
 
 R-precision@1: a drawn picture is right when, among the real pictures of 100 concepts in the prompted style, the nearest
 in feature space (model/evaluation/features.py) shows the prompted concept. Chance is 1 %. Printed beside it:
@@ -28,8 +28,9 @@ from model.data.dataset import Dataset
 from model.evaluation.drawing import default_request, draw
 from model.evaluation.evaluate_scenes import run_suite
 from model.evaluation.features import CANDIDATES, FEATURES_NAME, Features
+from model.inference.load import find_checkpoint, load_engine
 from model.inference.requests import Request
-from model.inference.serving import ServingEngine, find_checkpoint, load_engine
+from model.inference.serving import ServingEngine
 from model.networks.tokenizer import reconstruct, to_pixels, to_uint8
 
 
@@ -194,7 +195,3 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{name:32s} {value}")
     print(f"{'look at':32s} {args.out / 'sheet.png'}")
     print(json.dumps(report))
-
-
-if __name__ == "__main__":
-    main()

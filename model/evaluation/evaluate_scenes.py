@@ -1,4 +1,4 @@
-"""The suite run on a checkpoint: `python -m model.evaluation.evaluate --suite scenes`. Prints a table, then one JSON object."""
+"""The suite run on a checkpoint: `python -m model.evaluation --suite scenes`. Prints a table, then one JSON object."""
 
 from __future__ import annotations
 

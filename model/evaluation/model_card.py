@@ -1,6 +1,6 @@
 """Publish a trained run: checkpoint + model card with curve, scores, sheet and failures, in one folder.
 
-    python -m model.evaluation.evaluate --checkpoint runs/emoji-64/checkpoint --out out/evaluate
+    python -m model.evaluation --checkpoint runs/emoji-64/checkpoint --out out/evaluate
     python -m model.evaluation.model_card --run runs/emoji-64 --evaluation out/evaluate --out model/checkpoints/emoji-64
 
 The card says only what the run's and the evaluation's own files say; nothing in it is typed by hand but the words.
@@ -58,7 +58,7 @@ after the tokenizer ({psnr_train} dB on trained pictures, {psnr_unseen} dB on co
 
 ## Scores
 
-`python -m model.evaluation.evaluate`, {date}, {images} pictures, settings {settings}.
+`python -m model.evaluation`, {date}, {images} pictures, settings {settings}.
 R-precision@1 among {candidates} concepts of the prompted style, in features of {features}. Chance is 1 %.
 
 | what | score |

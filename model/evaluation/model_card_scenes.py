@@ -38,7 +38,7 @@ Every picture is composed anew from {pictures:,} captioned facts; tokenizer {psn
 
 ## Scores
 
-`python -m model.evaluation.evaluate --suite scenes`, {date}: {prompts} prompts, {images} pictures, settings {settings}.
+`python -m model.evaluation --suite scenes`, {date}: {prompts} prompts, {images} pictures, settings {settings}.
 
 | category | score | seen | unseen combinations | ceiling: real renders |
 |---|---|---|---|---|

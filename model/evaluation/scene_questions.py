@@ -1,6 +1,6 @@
 """Does the picture show what the prompt states? GenEval's six questions (arXiv 2310.11513), asked of composed scenes.
 
-Each drawing is judged by a detector trained on renders (model/evaluation/detector.py): exactly the named things, in the named
+Each drawing is judged by a detector trained on renders (evaluation/detector.py): exactly the named things, in the named
 colours, in the named relation, on the named background. How far to trust it is measured with the same prompts: real
 renders must pass (ceiling) and renders with one fact made false must fail (reject). Style and size are not judged.
 """

@@ -1,7 +1,7 @@
-"""Train the judge of scenes: `python -m model.evaluation.train_detector`, about ten minutes on two CPU cores, resumable.
+"""Train the detector: `python -m model.evaluation.train_detector`, about ten minutes on two CPU cores, resumable.
 
 It sees renders of random facts, held-out combinations included (it must recognise them), at any position, disturbed by
-blur, noise and shifts of brightness. JPEG is the disturbance that it never sees; model/evaluation/scene_questions.py measures with it.
+blur, noise and shifts of brightness. JPEG is the disturbance that it never sees; scene_questions.py measures with it.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     things = tuple(THINGS)[: args.things]
     train(Sprites.load(args.data), things, args.out, args.minutes, args.steps, args.batch, args.seed)
-    print(f"checker in {args.out}; `python -m model.evaluation.evaluate --suite scenes` measures how far to trust it")
+    print(f"checker in {args.out}; `python -m model.evaluation --suite scenes` measures how far to trust it")
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""From a prompt to tokens to pixels: generate is the plain definition, engine the fast form, serving what workers load."""
+"""From prompt to pixels: generate is the plain definition, engine the fast form, serving what workers load."""

@@ -3,7 +3,7 @@
     admit -> step, step, … -> tokens -> release
 
 A *row* is one picture being decoded. Rows join and leave between steps; in a step every row decides as many tokens as
-its own schedule says, and the tokens of all rows go through the diffusion head packed together. model/inference/generate.py is
+its own schedule says, and the tokens of all rows go through the diffusion head packed together. generate.py is
 the definition this is tested against.
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -23,6 +22,7 @@ from model.inference.known_tokens import Given
 from model.inference.orders import annealed, guidance_at, make_order, masked_after
 from model.inference.requests import EngineError, RowRequest, check_request
 from model.inference.sampler import make_chains, stack_chains
+from model.inference.step_plan import Snapshot, _Now, _Row, _start
 from model.networks.condition import Condition, Conditioner
 from model.networks.random_order_model import RandomOrderModel
 
@@ -36,41 +36,6 @@ class OutOfMemory(RuntimeError):
     def __init__(self, rows: list[int]):
         super().__init__(f"out of memory with rows {rows}, each by itself; use a device with more, or a smaller model")
         self.rows = rows
-
-
-@dataclass
-class _Row:
-    request: RowRequest
-    condition: Condition  # one row
-    order: Tensor  # (M,) tokens to decide: all N, or those not given. On the CPU, where steps are planned
-    stays: Tensor | None = None  # (N,) bool, tokens that were given
-    step: int = 0
-    reported: bool = False  # as finished
-
-    @property
-    def finished(self) -> bool:
-        return self.step == self.request.num_inference_steps
-
-
-@dataclass(frozen=True)
-class _Now:
-    """A row's part in the step under way."""
-
-    index: int
-    request: RowRequest
-    positions: Tensor  # the tokens it decides
-    guidance: float  # 1: none
-    diffusion_steps: int
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """A half-decoded picture: enough to go on anywhere that has the same checkpoint. Undecided tokens are zero."""
-
-    request: RowRequest
-    step: int
-    tokens: Tensor  # (N, C) on the CPU
-    stays: Tensor | None = None  # (N,) bool, tokens that were given
 
 
 class Engine:
@@ -299,19 +264,6 @@ class Engine:
         if len(self._prompts) > PROMPTS_KEPT:
             self._prompts.popitem(last=False)
         return self._prompts[prompt]
-
-
-def _start(request: RowRequest, condition: Condition, order: Tensor, given: Given | None) -> _Row:
-    """A row before its first step; its order is walked over what was not given."""
-    if given is None:
-        return _Row(request, condition, order)
-    rest = order[~given.stays.to(order.device)[order]]  # (M,)
-    if request.num_inference_steps > len(rest):
-        raise EngineError(
-            f"num_inference_steps is {request.num_inference_steps}, but only {len(rest)} tokens are left to draw and "
-            f"each step draws at least one: ask for 1 to {len(rest)}, or for a larger part of the picture"
-        )
-    return _Row(request, condition, rest, stays=given.stays)
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -1,6 +1,6 @@
 """The plain algorithm: a whole batch from first to last step, every row with the same settings.
 
-This is the definition that model/inference/engine.py is tested against. Read it next to section 3.3 of MAR (arXiv 2406.11838)
+This is the definition that inference/engine.py is tested against. Read it next to section 3.3 of MAR (arXiv 2406.11838)
 or Fig. 3 of Fluid (arXiv 2410.13863).
 """
 

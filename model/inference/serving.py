@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fluid_kernels.heads import HeadPathError
-from model.checkpoint import Checkpoint, CheckpointError, load_checkpoint
-from model.inference.engine import Engine, Snapshot
+from model.checkpoint import Checkpoint, CheckpointError
+from model.inference.engine import Engine
 from model.inference.known_tokens import Given, encode_pixels, staying
 from model.inference.orders import make_order
-from model.inference.precision import choose_dtype, pack
+from model.inference.precision import pack
 from model.inference.prompts import build_conditioner, first_name
 from model.inference.requests import RowRequest, ServedRequest
+from model.inference.step_plan import Snapshot
 from model.networks.tokenizer import to_uint8
-
-SHIPPED = Path(__file__).parents[1] / "checkpoints"
 
 # For checkpoints that do not bring their own under about["sampling"].
 DEFAULT_SAMPLING: dict[str, Any] = {
@@ -165,70 +162,7 @@ def _digest(request: ServedRequest) -> str:
     return hashlib.sha256(known.pixels + b"|" + stays).hexdigest()
 
 
-def find_checkpoint(name: str) -> Path:
-    """A folder, or the name of a checkpoint that ships with the package.
-
-    Raises:
-        CheckpointError: neither; the message lists what there is.
-    """
-    for folder in (Path(name), SHIPPED / name):
-        if (folder / "config.json").exists():
-            return folder
-    shipped = sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))
-    raise CheckpointError(
-        f"no checkpoint {name!r}: neither a folder with a config.json nor one of the shipped ones "
-        f"({', '.join(shipped) or 'none here'}). Give a folder, or train one with `make train`"
-    )
-
-
-def load_engine(
-    checkpoint_dir: str,
-    max_rows: int,
-    device: str = "auto",
-    threads: int = 0,
-    dtype: str = "auto",
-    kernels: str = "auto",
-) -> ServingEngine:
-    """Load a checkpoint and make it ready to draw.
-
-    Args:
-        checkpoint_dir: a folder or a shipped checkpoint's name.
-        device: "auto" (CUDA where there is one), "cpu" or "cuda".
-        threads: for torch on a CPU; 0: as many as this process may use.
-        dtype: of matrix products, see precision.py.
-        kernels: what runs the head's loop: "auto", "torch", "triton" or "persistent".
-    Raises:
-        CheckpointError, ConfigError: it cannot be used; the message says why and what to do.
-    """
-    torch.set_num_threads(threads or usable_cpus())
-    if device == "cuda" and not torch.cuda.is_available():
-        raise CheckpointError("device is cuda, but torch sees no CUDA device: set FLUID_DEVICE=cpu or auto")
-    chosen = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
-    folder = find_checkpoint(checkpoint_dir)
-    try:
-        checkpoint = load_checkpoint(folder, chosen)
-        return ServingEngine(checkpoint, max_rows, choose_dtype(dtype, torch.device(chosen)), kernels)
-    except torch.OutOfMemoryError as error:
-        raise CheckpointError(
-            f"{folder.name} with {max_rows} rows does not fit into the device's memory: lower FLUID_MAX_ROWS, "
-            f"or set FLUID_DEVICE=cpu ({error})"
-        ) from error
-
-
 def describe(device: torch.device, dtype: torch.dtype) -> str:
     """Where a model runs and in which numbers, for people."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return f"{name}, {str(dtype).removeprefix('torch.')}"
-
-
-def usable_cpus() -> int:
-    """Cores that this process may keep busy: its affinity, and a container's quota, which torch does not look at. With
-    as many threads as a 64-core host has cores under a quota of 2, each step would wait for the quota again and again.
-    """
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    limit = Path("/sys/fs/cgroup/cpu.max")
-    if limit.is_file():
-        quota, period = limit.read_text().split()
-        if quota != "max":
-            allowed = min(allowed, max(1, round(int(quota) / int(period))))
-    return allowed

@@ -1,1 +1,1 @@
-"""The networks: attention, blocks, transformer (and mar), diffusion_head, random_order_model; then tokenizer, text_encoder."""
+"""Attention, blocks, transformer (and mar), diffusion_head, random_order_model; then tokenizer, text_encoder."""

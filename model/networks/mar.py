@@ -1,6 +1,6 @@
 """MAR (arXiv 2406.11838): the masked autoencoder that Fluid grew out of, conditioned on a class label.
 
-What differs from model/networks/transformer.py, and nothing else, is here. Section 3 of the paper, and the released code for
+What differs from networks/transformer.py, and nothing else, is here. Section 3 of the paper, and the released code for
 what the paper leaves out:
 
     encoder   64 copies of the class embedding, then the known tokens only         -> as many vectors

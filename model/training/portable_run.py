@@ -2,7 +2,7 @@
 
     python -m model.training.portable_run pack --recipe model/recipes/scenes-128-gpu.toml --out runs/leg
     ... runs/leg and this repository to the machine; there, as often as it is lent:
-    python -m model.training.train --recipe runs/leg/recipe.toml --leg-minutes 8 --out runs/scenes-128-gpu
+    python -m model.training --recipe runs/leg/recipe.toml --leg-minutes 8 --out runs/scenes-128-gpu
     python -m model.training.portable_run split runs/scenes-128-gpu parts
     ... parts back; here, to look at it, or there, to go on exactly where the leg ended:
     python -m model.training.portable_run join parts runs/scenes-128-gpu
@@ -25,9 +25,10 @@ import tempfile
 from pathlib import Path
 
 from model.checkpoint import CheckpointError
-from model.config import PRESETS, ConfigError
+from model.config import ConfigError
 from model.data.sources import DataError
 from model.networks.text_encoder import package_folder
+from model.presets import PRESETS
 from model.training.feeds import open_bank
 from model.training.recipe import Recipe
 from model.training.text_pruning import prune_text_encoder
@@ -80,7 +81,7 @@ def split(run: Path, out: Path, part_bytes: int = 16 * MIB, most: int = 8) -> li
         LegError: there is no state, or it does not fit.
     """
     if not (run / "state.pt").exists():
-        raise LegError(f"{run} holds no state.pt: train there first (python -m model.training.train --out {run})")
+        raise LegError(f"{run} holds no state.pt: train there first (python -m model.training --out {run})")
     out.mkdir(parents=True, exist_ok=True)
     for old in out.glob("leg-*.part"):
         old.unlink()
@@ -148,7 +149,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         if args.command == "pack":
             print(f"{pack(args.recipe, args.out) / MIB:.1f} MiB in {args.out}")
-            print(f"go on with: python -m model.training.train --recipe {args.out / 'recipe.toml'} --leg-minutes 8")
+            print(f"go on with: python -m model.training --recipe {args.out / 'recipe.toml'} --leg-minutes 8")
         elif args.command == "split":
             parts = split(args.run, args.out, int(args.part_mib * MIB), args.most)
             print(f"{len(parts)} parts, {sum(part.stat().st_size for part in parts) / MIB:.1f} MiB in {args.out}")

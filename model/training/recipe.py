@@ -7,7 +7,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from model.config import PRESETS, ConfigError
+from model.config import ConfigError
+from model.presets import PRESETS
 
 
 @dataclass(frozen=True)

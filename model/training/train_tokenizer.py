@@ -1,6 +1,6 @@
 """Train the image tokenizer: `python -m model.training.train_tokenizer --preset emoji-64 --data data/emoji-64`.
 
-Starts from PCA (model/networks/tokenizer.py), minutes on a CPU. Latents get noise of 0.1 in training, so that the decoder
+Starts from PCA (networks/tokenizer.py), minutes on a CPU. Latents get noise of 0.1 in training, so that the decoder
 forgives the small errors of generated tokens. Ends with the reconstruction PSNR on concepts never trained on.
 Resumable: run the same command again after a kill.
 """
@@ -17,12 +17,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from model.config import PRESETS
 from model.data.contact_sheet import contact_sheet
 from model.data.dataset import Dataset
 from model.data.scenes.pictures import scene_pictures, sprites_file
 from model.data.scenes.sprites import Sprites
 from model.networks.tokenizer import PcaSkipTokenizer, new_tokenizer, psnr, reconstruct, to_pixels, to_uint8
+from model.presets import PRESETS
 from model.training.trainer import Clock, Ema, Learner, generator, learning_rate
 
 LATENT_NOISE = 0.1

@@ -8,9 +8,9 @@ from typing import Any
 
 from redis.exceptions import RedisError, ResponseError
 
-from server.jobs import QueueCounts, WorkerInfo
 from server.queue.job_queue import Queue
-from server.queue.registry import BEAT_S, Registry
+from server.queue.registry import BEAT_S, Registry, WorkerInfo
+from server.queue.statistics import QueueCounts
 from server.settings import Settings
 
 OLDEST_REDIS = (7, 0)

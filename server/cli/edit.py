@@ -9,7 +9,7 @@ from PIL import Image, UnidentifiedImageError
 
 from server.cli.progress import Status
 from server.client import FluidClient
-from server.client.protocol import Picture
+from server.client.results import Picture
 from server.errors import EditRefused
 from server.images.codec import numbered
 

@@ -1,5 +1,6 @@
 """What operators run beside a service: `fluid doctor`, `fluid dlq` and `fluid reload`."""
 
+import argparse
 import asyncio
 import json
 import sys
@@ -7,8 +8,10 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict, replace
+from typing import Any
 
 from server.cli import doctor
+from server.cli.flags import _command
 from server.errors import ConfigError, NotWell, ReloadRefused
 from server.launcher import embedded_valkey
 from server.queue.dead_letters import DeadLetter, DeadLetters
@@ -98,3 +101,77 @@ async def reload(settings: Settings, checkpoint: str, timeout_s: float) -> None:
     failed = [w.note for w in workers if w.note]
     if failed:
         raise ReloadRefused(f"{len(failed)} of {len(workers)} workers go on with what they had: {failed[0]}")
+
+
+def _add_operations(commands: Any) -> None:
+    doctor = _command(
+        commands,
+        "doctor",
+        "Say whether a running service is well, whether its books balance, and what to do.",
+        "Exit status 0: nothing needs anybody to act.",
+    )
+    doctor.set_defaults(run=_doctor)
+    dlq = _command(
+        commands,
+        "dlq",
+        "Look at jobs that failed for good (dead letters), draw them again, or drop them.",
+        "examples:\n  fluid dlq list\n  fluid dlq show job_0123\n  fluid dlq replay all\n  fluid dlq drop job_0123",
+    )
+    actions = dlq.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions.add_parser("list", help="one line each, oldest first")
+    for name, help in (
+        ("show", "everything about them, as JSON"),
+        ("replay", "queue them again, as new jobs with the same seeds"),
+        ("drop", "forget them"),
+    ):
+        action = actions.add_parser(name, help=help)
+        action.add_argument("job_ids", nargs="+", metavar="JOB_ID", help='job ids, or "all"')
+    dlq.set_defaults(run=_dlq, job_ids=[])
+    keys = _command(
+        commands,
+        "keys",
+        "Make API keys. Only their hashes are kept; without keys anybody who reaches the service may use it.",
+        "The line goes into the file that FLUID_API_KEYS_FILE names (or, by semicolons, into FLUID_API_KEYS). Running\n"
+        "gateways read the file again within a second. After the hash a line may have rate_limit=NUMBER (requests a\n"
+        "minute), max_jobs=NUMBER (jobs that wait or run), or disabled.\n"
+        "example:\n  fluid keys new alice >> keys.txt      # the key itself is shown on the terminal, once",
+    )
+    keys_actions = keys.add_subparsers(dest="action", required=True, metavar="ACTION")
+    new = keys_actions.add_parser("new", help="print a new key, and its line for the file")
+    new.add_argument("name", metavar="NAME", help="whose key it is: letters, digits, '.', '_', '-'")
+    keys.set_defaults(run=_keys)
+    reload = _command(
+        commands,
+        "reload",
+        "Swap the checkpoint of all running workers without dropping a request.",
+        "The new one is loaded beside the old one, so memory must hold both; on failure the old one goes on.\n"
+        "example:\n  fluid reload --to runs/scenes-128/checkpoint",
+    )
+    reload.add_argument("--checkpoint", help="what the workers were started with (FLUID_CHECKPOINT)")
+    reload.add_argument("--to", help="checkpoint name or folder; omitted: load the same one again")
+    reload.add_argument("--timeout", type=float, default=600.0, help="seconds to wait for all workers")
+    reload.set_defaults(run=_reload)
+
+
+def _doctor(settings: Settings, args: argparse.Namespace) -> None:
+    from server.cli import operations
+
+    asyncio.run(operations.examine(settings))
+
+
+def _dlq(settings: Settings, args: argparse.Namespace) -> None:
+    from server.cli import operations
+
+    asyncio.run(operations.dead_letters(settings, args.action, args.job_ids))
+
+
+def _keys(settings: Settings, args: argparse.Namespace) -> None:
+    from server.gateway import api_keys
+
+    api_keys.make(args.name)
+
+
+def _reload(settings: Settings, args: argparse.Namespace) -> None:
+    from server.cli import operations
+
+    asyncio.run(operations.reload(settings, args.to or settings.checkpoint, args.timeout))

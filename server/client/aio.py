@@ -16,7 +16,10 @@ import httpx
 
 from server.batch_format import results_file
 from server.client import protocol as wire
-from server.client.protocol import TERMINAL, JobEvent, Picture, Preview
+from server.client.line_readers import EventReader, LineReader
+from server.client.protocol import TERMINAL
+from server.client.results import JobEvent, Picture, Preview
+from server.client.retries import pause_s
 from server.errors import ServiceError
 from server.images.recipe import read_recipe, request_of, served_difference
 
@@ -115,7 +118,7 @@ class AsyncFluidClient:
                 broken += 1
                 if broken > self._max_retries:
                     raise wire.unreachable(self._http.base_url, error) from error
-                await asyncio.sleep(wire.pause_s(broken, None) or 0.0)
+                await asyncio.sleep(pause_s(broken, None) or 0.0)
 
     async def cancel(self, job_id: str) -> dict[str, Any]:
         return await self._object("POST", f"/v1/jobs/{job_id}/cancel")
@@ -198,10 +201,10 @@ class AsyncFluidClient:
                 answer = await self._http.request(method, path, **options)
             except httpx.TransportError as error:
                 lost = error
-            pause_s = wire.pause_s(attempt, answer)
-            if pause_s is None or attempt == self._max_retries:
+            wait_s = pause_s(attempt, answer)
+            if wait_s is None or attempt == self._max_retries:
                 break
-            await asyncio.sleep(pause_s)
+            await asyncio.sleep(wait_s)
         if answer is None:
             raise wire.unreachable(self._http.base_url, lost or TimeoutError()) from lost
         return wire.check(answer)
@@ -209,7 +212,7 @@ class AsyncFluidClient:
     async def _events(
         self, method: str, path: str, *, after: str = "", **options: Any
     ) -> AsyncGenerator[JobEvent, None]:
-        reader = wire.EventReader()
+        reader = EventReader()
         headers = {"Last-Event-ID": after} if after else {}
         async with self._http.stream(method, path, headers=headers, **options) as answer:
             if not answer.is_success:
@@ -220,7 +223,7 @@ class AsyncFluidClient:
                     yield event
 
     async def _lines(self, answer: httpx.Response) -> AsyncIterator[str]:
-        reader = wire.LineReader()
+        reader = LineReader()
         async for piece in answer.aiter_bytes():
             for line in reader.feed(piece):
                 yield line

@@ -14,7 +14,10 @@ import httpx
 
 from server.batch_format import results_file
 from server.client import protocol as wire
-from server.client.protocol import TERMINAL, JobEvent, Picture, Preview
+from server.client.line_readers import EventReader, LineReader
+from server.client.protocol import TERMINAL
+from server.client.results import JobEvent, Picture, Preview
+from server.client.retries import pause_s
 from server.errors import ServiceError
 from server.images.recipe import read_recipe, request_of, served_difference
 
@@ -114,7 +117,7 @@ class FluidClient:
                 broken += 1
                 if broken > self._max_retries:
                     raise wire.unreachable(self._http.base_url, error) from error
-                time.sleep(wire.pause_s(broken, None) or 0.0)
+                time.sleep(pause_s(broken, None) or 0.0)
 
     def cancel(self, job_id: str) -> dict[str, Any]:
         return self._object("POST", f"/v1/jobs/{job_id}/cancel")
@@ -198,16 +201,16 @@ class FluidClient:
                 answer = self._http.request(method, path, **options)
             except httpx.TransportError as error:
                 lost = error
-            pause_s = wire.pause_s(attempt, answer)
-            if pause_s is None or attempt == self._max_retries:
+            wait_s = pause_s(attempt, answer)
+            if wait_s is None or attempt == self._max_retries:
                 break
-            time.sleep(pause_s)
+            time.sleep(wait_s)
         if answer is None:
             raise wire.unreachable(self._http.base_url, lost or TimeoutError()) from lost
         return wire.check(answer)
 
     def _events(self, method: str, path: str, *, after: str = "", **options: Any) -> Iterator[JobEvent]:
-        reader = wire.EventReader()
+        reader = EventReader()
         headers = {"Last-Event-ID": after} if after else {}
         with self._http.stream(method, path, headers=headers, **options) as answer:
             if not answer.is_success:
@@ -218,6 +221,6 @@ class FluidClient:
                     yield event
 
     def _lines(self, answer: httpx.Response) -> Iterator[str]:
-        reader = wire.LineReader()
+        reader = LineReader()
         for piece in answer.iter_bytes():
             yield from reader.feed(piece)

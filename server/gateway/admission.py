@@ -1,23 +1,19 @@
 """The door: accept a job, once however often it is asked for, or say when to come back."""
 
-from __future__ import annotations
-
 import logging
 import math
 import re
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from fastapi import Header, Request
 
 from server.errors import InvalidRequest, QueueFull, RequestError
 from server.gateway.api_keys import Caller
+from server.gateway.dependencies import Services
 from server.jobs import JobInput, new_job_id
 from server.queue import source_images
 from server.queue.job_queue import Accepted
-
-if TYPE_CHECKING:  # services build on this module
-    from server.gateway.lifespan import Services
 
 log = logging.getLogger(__name__)
 #: Clients of OpenAI's kind do not obey a longer one.

@@ -10,12 +10,15 @@ from fastapi import FastAPI
 from server import __version__
 from server.errors import ConfigError
 from server.gateway.api_keys import KeyRing
-from server.gateway.lifespan import Services, open_services
-from server.gateway.middleware.auth import Guard, allow_origins
+from server.gateway.dependencies import Services
+from server.gateway.lifespan import open_services
+from server.gateway.middleware.auth import Guard
 from server.gateway.middleware.body_limit import BodyLimit
-from server.gateway.middleware.request_context import Bugs, RequestContext, install_error_handlers
+from server.gateway.middleware.cors import allow_origins
+from server.gateway.middleware.errors import Bugs, install_error_handlers
+from server.gateway.middleware.request_context import RequestContext
 from server.gateway.middleware.slow_clients import PatientProtocol
-from server.gateway.routes import batches, edits, images, jobs, operations
+from server.gateway.routes import batches, edits, files, images, jobs, operations
 from server.gateway.schemas.openapi import ANY_ERROR
 from server.gateway.schemas.openapi_examples import install_examples
 from server.gateway.webhooks import parse_secret
@@ -51,7 +54,7 @@ def create_app(settings: Settings, open_services: OpenServices = open_services) 
     allow_origins(app, settings.cors_origins)  # browsers ask without a key whether they may send one
     app.add_middleware(RequestContext)
     install_error_handlers(app)
-    for module in (images, edits, jobs, batches, operations):
+    for module in (images, edits, jobs, files, batches, operations):
         app.include_router(module.router)
     install_examples(app)
     return app

@@ -3,8 +3,8 @@
 import time
 
 from server.errors import NoWorkers
-from server.jobs import ModelInfo, WorkerInfo
-from server.queue.registry import Registry
+from server.model_info import ModelInfo
+from server.queue.registry import Registry, WorkerInfo
 
 FRESH_S = 0.5  # a dead worker is noticed after DEAD_AFTER_S anyway; this only spares Redis under load
 

@@ -2,38 +2,21 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Annotated, cast
-
-from fastapi import Depends, Request
 
 from server.background import beside
 from server.gateway.batches.files import Files
 from server.gateway.batches.runner import Batches
+from server.gateway.dependencies import Services
 from server.gateway.fleet import Fleet
+from server.gateway.metrics import GatewayMetrics
 from server.gateway.responses.jobs import job_object
 from server.gateway.webhooks import Webhooks, parse_secret
-from server.metrics import GatewayMetrics
 from server.queue.events import Events
 from server.queue.job_queue import Queue
 from server.queue.redis_client import QUICK_TIMEOUT_S, connect
 from server.queue.registry import Registry
 from server.queue.watcher import Watcher
 from server.settings import Settings
-
-
-@dataclass(frozen=True, slots=True)
-class Services:
-    settings: Settings
-    queue: Queue
-    registry: Registry
-    fleet: Fleet
-    watcher: Watcher
-    events: Events
-    webhooks: Webhooks
-    files: Files
-    batches: Batches
-    metrics: GatewayMetrics
 
 
 @asynccontextmanager
@@ -66,15 +49,3 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
                 yield services
         finally:
             await watcher.stop()
-
-
-def services_of(request: Request) -> Services:
-    return cast(Services, request.app.state.services)
-
-
-async def _services(request: Request) -> Services:
-    """A coroutine, because FastAPI sends plain functions through a pool of threads, for every request."""
-    return services_of(request)
-
-
-ServicesDep = Annotated[Services, Depends(_services)]

@@ -6,10 +6,18 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageChops, ImageFilter
 
-from server.jobs import JobInput, ModelInfo
-from server.worker.engine.protocol import Known
+from server.jobs import JobInput
+from server.model_info import ModelInfo
 
 DRAWN, STAYS = 255, 0  #: of a mask's pixels
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A picture of which a part stays; the rest is decoded around it."""
+
+    pixels: bytes  #: RGB, height * width * 3
+    stays: bytes | int  #: one byte per token, 1 where it stays; or how many stay, those that the order decides first
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from server import __version__
 from server.errors import InvalidRequest
 from server.images.codec import read_metadata
+from server.jobs import JobInput
 
 #: What decides the picture; `quality` is only a name for the steps, but belongs into the new file as well.
 FIELDS = (
@@ -68,3 +70,26 @@ def served_difference(recipe: Mapping[str, Any], models: list[dict[str, Any]]) -
         if model["id"] == recipe.get("model"):
             return difference(recipe, str(model["checkpoint_sha256"]))
     return []
+
+
+def recipe(job: JobInput, index: int, checkpoint_sha256: str) -> dict[str, Any]:
+    """Everything that is needed to draw this one picture again; goes into the file. An edit needs its picture, too."""
+    started_from = {} if job.edit is None else {job.edit.kind: job.edit.recipe()}
+    return {
+        **started_from,
+        "prompt": job.prompt,
+        "seed": job.seed_of(index),
+        "size": f"{job.width}x{job.height}",
+        "quality": job.quality,
+        "num_inference_steps": job.num_inference_steps,
+        "diffusion_steps": job.diffusion_steps,
+        "guidance_scale": job.guidance_scale,
+        "guidance_schedule": job.guidance_schedule,
+        "temperature": job.temperature,
+        "order": job.order,
+        "guidance_interval": list(job.guidance_interval),
+        "diffusion_steps_final": job.diffusion_steps_final,
+        "model": job.model,
+        "checkpoint_sha256": checkpoint_sha256,
+        "software": f"fluid-serve {__version__}",
+    }

@@ -12,21 +12,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 from server.errors import JobExpired, KeyReused, QueueFull, RateLimited, UnknownJob
-from server.jobs import (
-    PRIORITIES,
-    JobError,
-    JobInput,
-    JobMetrics,
-    JobRecord,
-    JobState,
-    Lease,
-    Output,
-    Place,
-    QueueCounts,
-    Resume,
-)
+from server.jobs import PRIORITIES, JobError, JobInput, JobMetrics, JobRecord, JobState, Lease, Output, Resume
 from server.queue.keys import SCRIPTS, Keys, load_script
 from server.queue.redis_client import Client
+from server.queue.statistics import Place, QueueCounts
 from server.settings import Settings
 
 RESULT_EXTRA_S = 3600  # pictures outlive the job's record, so a visible record never points at nothing

@@ -5,12 +5,36 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import cast
 
-from server.jobs import ModelInfo, WorkerInfo
+from server.model_info import ModelInfo
 from server.queue.keys import Keys
 from server.queue.redis_client import Client
 
 BEAT_S = 1.0
 DEAD_AFTER_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    """A worker's heartbeat."""
+
+    id: str
+    state: str  #: loading, ready or draining
+    model: str
+    max_rows: int
+    rows: int
+    started_at: float
+    beat_at: float = 0.0
+    note: str = ""
+    checkpoint: str = ""  #: SHA-256 of the weights that draw
+    row_steps_per_s: float = 0.0  #: what it manages while it is busy
+    work_left: int = 0  #: row-steps of the jobs that it holds
+    kernels: str = ""  #: what runs the model's innermost loop: torch, triton, persistent
+    device: str = ""  #: what it runs on, and in which numbers
+    reloads: int = 0  #: the last `fluid reload` that it has dealt with
+
+    @property
+    def ready(self) -> bool:
+        return self.state == "ready"
 
 
 @dataclass(frozen=True, slots=True)

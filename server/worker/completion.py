@@ -12,7 +12,8 @@ from server.jobs import IMPOSSIBLE, JobError, JobMetrics, JobState
 from server.metrics import Tally
 from server.queue.job_queue import Queue
 from server.worker.engine.thread import EngineThread
-from server.worker.scheduler import Scheduler, Work
+from server.worker.held_job import Work
+from server.worker.scheduler import Scheduler
 from server.worker.snapshots import Keeper
 
 log = logging.getLogger(__name__)

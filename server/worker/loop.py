@@ -1,36 +1,35 @@
 """The worker process: take jobs, admit rows, one step for every row, publish; drains on SIGTERM."""
 
 import asyncio
-import contextlib
 import logging
 import os
 import secrets
-import signal
 import socket
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from redis.exceptions import RedisError
 
 from server.background import beside
-from server.errors import ConfigError, EngineBroken
+from server.errors import EngineBroken
 from server.images.compositing import Source
-from server.jobs import JobError, JobState, Lease, ModelInfo
+from server.jobs import JobError, JobState, Lease
 from server.metrics import Tally
+from server.model_info import ModelInfo
 from server.queue import source_images
 from server.queue.job_queue import Queue
-from server.queue.redis_client import PATIENT_TIMEOUT_S, connect
 from server.queue.registry import Registry
 from server.settings import Settings
 from server.worker.completion import Ends
 from server.worker.engine.protocol import Engine
 from server.worker.engine.thread import EngineThread
-from server.worker.heartbeat import CancelListener, Heartbeat, LeasePulse
+from server.worker.heartbeat import Heartbeat
+from server.worker.held_job import Work
+from server.worker.leases import CancelListener, LeasePulse
 from server.worker.publisher import Publisher
 from server.worker.reload import Reloader
-from server.worker.scheduler import Scheduler, Work
+from server.worker.scheduler import Scheduler
 from server.worker.snapshots import Keeper
 from server.worker.watchdog import Watchdog
 
@@ -326,46 +325,3 @@ class Worker:
             except RedisError as error:
                 log.warning("waiting for Redis at %s: %s", self.settings.redis_url, error)
                 await asyncio.sleep(0.5)
-
-
-def load_engine(settings: Settings) -> Engine:
-    """The only place where the service meets the model."""
-    if settings.engine == "fake":
-        from server.worker.engine.fake import FakeEngine
-
-        return FakeEngine(settings.max_rows, settings.fake_step_ms / 1000, settings.checkpoint)
-    # Before torch is loaded: threads that spin long while they wait for each other make a worker that shares its
-    # machine many times slower; threads that never spin make it twice as slow alone (docs/log.md).
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    from model.checkpoint import CheckpointError
-    from model.config import ConfigError as ModelConfigError
-    from model.inference.serving import load_engine as load
-
-    try:
-        return load(
-            checkpoint_dir=settings.checkpoint,
-            max_rows=settings.max_rows,
-            device=settings.device,
-            dtype=settings.dtype,
-            kernels=settings.kernels,
-            threads=settings.threads,
-        )
-    except (CheckpointError, ModelConfigError) as error:
-        raise ConfigError(f"{error} (FLUID_CHECKPOINT={settings.checkpoint!r})") from error
-
-
-async def serve(settings: Settings) -> None:
-    if not settings.redis_url:
-        raise ConfigError("A worker needs FLUID_REDIS_URL. `fluid serve` starts everything, Redis included.")
-    async with contextlib.AsyncExitStack() as stack:
-        redis = await stack.enter_async_context(connect(settings.redis_url, PATIENT_TIMEOUT_S))
-
-        def factory(checkpoint: str) -> Engine:
-            return load_engine(replace(settings, checkpoint=checkpoint))
-
-        worker = Worker(settings, Queue(redis, settings), Registry(redis, settings.namespace), factory)
-        loop = asyncio.get_running_loop()
-        for name in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(name, worker.stop)
-        await worker.run()

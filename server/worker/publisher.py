@@ -9,16 +9,17 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
-from server import __version__
 from server.errors import EngineBroken
 from server.images import codec
 from server.images.compositing import Source, blend
-from server.jobs import JobError, JobInput, JobState, ModelInfo, Output
+from server.images.recipe import recipe
+from server.jobs import JobError, JobInput, JobState, Output
 from server.metrics import Tally
+from server.model_info import ModelInfo
 from server.queue.events import show
 from server.queue.job_queue import Queue
 from server.worker.completion import Ends
-from server.worker.scheduler import Work
+from server.worker.held_job import Work
 from server.worker.snapshots import Keeper
 
 log = logging.getLogger(__name__)
@@ -110,26 +111,3 @@ def _encode(pixels: bytes, job: JobInput, source: Source | None, metadata: dict[
         pixels = blend(pixels, source, job.edit.feather)
     data = codec.encode(pixels, (job.width, job.height), job.output_format, job.output_compression, metadata)
     return data, time.monotonic() - began
-
-
-def recipe(job: JobInput, index: int, checkpoint_sha256: str) -> dict[str, Any]:
-    """Everything that is needed to draw this one picture again; goes into the file. An edit needs its picture, too."""
-    started_from = {} if job.edit is None else {job.edit.kind: job.edit.recipe()}
-    return {
-        **started_from,
-        "prompt": job.prompt,
-        "seed": job.seed_of(index),
-        "size": f"{job.width}x{job.height}",
-        "quality": job.quality,
-        "num_inference_steps": job.num_inference_steps,
-        "diffusion_steps": job.diffusion_steps,
-        "guidance_scale": job.guidance_scale,
-        "guidance_schedule": job.guidance_schedule,
-        "temperature": job.temperature,
-        "order": job.order,
-        "guidance_interval": list(job.guidance_interval),
-        "diffusion_steps_final": job.diffusion_steps_final,
-        "model": job.model,
-        "checkpoint_sha256": checkpoint_sha256,
-        "software": f"fluid-serve {__version__}",
-    }

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from redis.exceptions import RedisError
 
 from server.errors import FluidError, ReloadRefused
-from server.jobs import ModelInfo
+from server.model_info import ModelInfo
 from server.queue.job_queue import Queue
 from server.queue.registry import Registry, ReloadRequest
 from server.worker.engine.thread import EngineThread

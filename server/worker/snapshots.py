@@ -10,7 +10,7 @@ from server.jobs import Output
 from server.metrics import Tally
 from server.queue.job_queue import Queue
 from server.worker.engine.thread import EngineThread
-from server.worker.scheduler import Work
+from server.worker.held_job import Work
 
 log = logging.getLogger(__name__)
 

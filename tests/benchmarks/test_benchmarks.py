@@ -13,10 +13,11 @@ from benchmarks.fast import kernel_distance
 from benchmarks.machine import alive
 from model.config import KlConfig, MarConfig
 from model.diffusion import make_schedule
-from model.inference.engine import Engine, Snapshot
+from model.inference.engine import Engine
+from model.inference.load import load_engine
 from model.inference.prompts import LabelPrompts
 from model.inference.requests import Request
-from model.inference.serving import load_engine
+from model.inference.step_plan import Snapshot
 from model.networks.mar import Mar
 
 

@@ -13,7 +13,8 @@ from benchmarks.chaos.ledger import Ledger, Submission, Verdict
 from benchmarks.chaos.report import failures, figures, lateness, percentile, scraped_total
 from server.gateway.requests.resolve import resolve
 from server.gateway.schemas.images import ImageRequest
-from server.jobs import JobError, JobInput, JobRecord, JobState, ModelInfo, Output
+from server.jobs import JobError, JobInput, JobRecord, JobState, Output
+from server.model_info import ModelInfo
 from server.worker.engine.fake import SIZE, FakeEngine, picture
 from server.worker.engine.protocol import RowRequest
 

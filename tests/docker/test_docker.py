@@ -19,7 +19,9 @@ from server import metrics
 from server.cli import main
 from server.errors import RequestError
 from server.gateway.app import create_app
-from server.jobs import JobState, QueueCounts, WorkerInfo
+from server.jobs import JobState
+from server.queue.registry import WorkerInfo
+from server.queue.statistics import QueueCounts
 from server.settings import Settings
 
 ROOT = Path(__file__).parents[2]

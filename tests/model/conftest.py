@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from model.config import PRESETS
 from model.inference.engine import Engine
 from model.inference.prompts import TextPrompts
 from model.networks.random_order_model import Fluid
 from model.networks.text_encoder import HashEncoder
 from model.networks.transformer import TextContext
+from model.presets import PRESETS
 
 
 @dataclass(frozen=True)

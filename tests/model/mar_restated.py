@@ -1,6 +1,6 @@
 """MAR once more, as plainly as it can be said: one picture at a time, loops, no batching, official tensor names.
 
-Written from the paper and from descriptions of the released code, for comparison with model/networks/mar.py and the decoding
+Written from the paper and from descriptions of the released code, for comparison with networks/mar.py and the decoding
 loop; shares nothing with them. `state` maps official names to tensors.
 """
 

@@ -6,8 +6,9 @@ import json
 
 import pytest
 
-from model.config import MAR_PRESETS, PRESETS, ConfigError, ModelConfig
+from model.config import ConfigError, ModelConfig
 from model.networks.factory import parameter_count
+from model.presets import MAR_PRESETS, PRESETS
 
 PAPER = {"369M": 369e6, "665M": 665e6, "1.1B": 1.1e9, "3.1B": 3.1e9, "10.5B": 10.5e9}
 

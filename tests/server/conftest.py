@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from server.cli.demo import free_port
-from server.jobs import ModelInfo
 from server.launcher.embedded_valkey import EmbeddedValkey
+from server.model_info import ModelInfo
 from server.queue.job_queue import Queue
 from server.queue.redis_client import PATIENT_TIMEOUT_S, connect
 from server.queue.registry import Registry

@@ -1,4 +1,4 @@
-"""Every kernel with every configuration that a GPU can be asked to run: what `python -m fluid_kernels.tools.aot` compiles.
+"""Every kernel with every configuration a GPU can be asked to run: what `python -m fluid_kernels.tools.aot` compiles.
 
 A case is written as its wrapper would launch it: bfloat16 weights, 16-byte aligned pointers, a stride of modulation
 that is a multiple of 16.

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import math
-import re
 from typing import Annotated, cast
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import Depends, Request
 from redis.exceptions import RedisError
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import KeyDisabled, RateLimited, RequestError
 from server.gateway.api_keys import NOBODY, Caller, KeyRing
-from server.gateway.lifespan import Services
-from server.gateway.middleware.request_context import refuse
+from server.gateway.dependencies import Services
+from server.gateway.middleware.errors import refuse
 from server.queue.job_queue import Queue
-
-_SHOWN_TO_OTHERS = (
-    "x-request-id", "x-job-id", "seed", "finish-reason", "location", "retry-after", "server-timing", "x-batch-size",
-    "retry-after-ms", "x-queue-time-ms", "x-inference-time-ms", "x-encode-time-ms", "x-overhead-time-ms", "x-kernels",
-    "x-warnings",
-    "x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests",
-)  # fmt: skip
 
 
 async def _caller(request: Request) -> Caller:
@@ -95,24 +84,3 @@ def _adding(send: Send, headers: dict[str, str]) -> Send:
         await send(message)
 
     return add
-
-
-def page_policy(page: str) -> str:
-    """The Content-Security-Policy of a page that needs nothing from elsewhere: its own scripts, known by their hash."""
-    scripts = re.findall(r"<script>(.*?)</script>", page, re.S)
-    digests = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
-    hashes = " ".join(f"'sha256-{digest}'" for digest in digests)
-    return (
-        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; "
-        "img-src 'self' data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
-
-
-def allow_origins(app: FastAPI, origins: str) -> None:
-    """CORS for pages of these origins, by commas. Without credentials: keys travel in a header, never as cookies."""
-    wanted = [origin.strip().rstrip("/") for origin in origins.split(",") if origin.strip()]
-    if wanted:
-        app.add_middleware(
-            CORSMiddleware, allow_origins=wanted, allow_methods=["*"], allow_headers=["*"],
-            expose_headers=_SHOWN_TO_OTHERS, max_age=3600,
-        )  # fmt: skip

@@ -8,7 +8,8 @@ from typing import Any
 from server.errors import InvalidRequest
 from server.gateway.requests.class_labels import match_label
 from server.gateway.schemas.images import IGNORED, MAX_SEED, ImageRequest
-from server.jobs import JobInput, ModelInfo
+from server.jobs import JobInput
+from server.model_info import ModelInfo
 
 
 def resolve(request: ImageRequest, models: dict[str, ModelInfo], default: str) -> tuple[JobInput, list[str]]:

@@ -11,9 +11,9 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from server.errors import DeadlineExceeded, QueueUnavailable, RequestError
-from server.gateway.lifespan import Services
+from server.gateway.dependencies import Services
 from server.gateway.responses import sse
-from server.gateway.responses.jobs import handed_over, require_success, usage
+from server.gateway.responses.images import handed_over, require_success, usage
 from server.jobs import JobRecord
 
 log = logging.getLogger(__name__)

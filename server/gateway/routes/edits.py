@@ -14,17 +14,18 @@ from starlette.datastructures import FormData, UploadFile
 
 from server.errors import InvalidRequest
 from server.gateway.api_keys import Caller
-from server.gateway.lifespan import Services, ServicesDep
+from server.gateway.dependencies import Services, ServicesDep
 from server.gateway.middleware.auth import CallerDep
 from server.gateway.requests import content_negotiation
 from server.gateway.requests.resolve import model_of, resolve
 from server.gateway.requests.validation import validated
-from server.gateway.routes.images import respond
+from server.gateway.responses.synchronous import respond
 from server.gateway.schemas import openapi
 from server.gateway.schemas.edits import DEFAULT_FEATHER, DEFAULT_KEEP, EditRequest, StartedRequest, VariationRequest
 from server.gateway.schemas.images import ImageRequest, ImagesResponse
 from server.images import compositing, uploads
-from server.jobs import Edit, JobInput, ModelInfo, new_job_id
+from server.jobs import Edit, JobInput, new_job_id
+from server.model_info import ModelInfo
 
 router = APIRouter(tags=["images"])
 R = TypeVar("R", bound=StartedRequest)

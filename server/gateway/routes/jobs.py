@@ -14,13 +14,14 @@ from redis.exceptions import RedisError
 from server.errors import InvalidRequest, QueueUnavailable, RequestError, UnknownImage
 from server.gateway.admission import Key, accept, idempotency_key
 from server.gateway.api_keys import Caller
-from server.gateway.lifespan import Services, ServicesDep
+from server.gateway.dependencies import Services, ServicesDep
 from server.gateway.middleware.auth import CallerDep
 from server.gateway.requests.query_params import known_queries_only
 from server.gateway.requests.resolve import resolve
 from server.gateway.responses import sse
-from server.gateway.responses.jobs import gone, job_object, preview_url
-from server.gateway.schemas.images import JobList, JobObject
+from server.gateway.responses.images import gone
+from server.gateway.responses.jobs import job_object, preview_url
+from server.gateway.schemas.jobs import JobList, JobObject
 from server.gateway.schemas.openapi import EVENTS, JOB, JOB_IMAGE, LISTING, PREVIEW, SUBMIT, RequestBody
 from server.images.codec import MIME
 from server.jobs import JobRecord, JobState

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 
 class FileObject(BaseModel):
@@ -79,25 +79,3 @@ class BatchList(BaseModel):
     has_more: bool
     first_id: str | None
     last_id: str | None
-
-
-class ModelObject(BaseModel):
-    """A model, and all that its workers say of it: image_size, presets, defaults, limits, styles, vocabulary, ..."""
-
-    model_config = ConfigDict(extra="allow")
-
-    id: str
-    object: Literal["model"] = "model"
-    created: int = 0
-    owned_by: str
-    ready: bool = Field(description="Whether a live worker draws with it.")
-
-
-class ModelList(BaseModel):
-    object: Literal["list"] = "list"
-    data: list[ModelObject]
-
-
-class Health(BaseModel):
-    status: str
-    reason: str | None = None

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from server.gateway.schemas.jobs import Metrics
+
 MAX_PROMPT_CHARS = 2000
 MAX_IMAGES = 10
 MAX_SEED = 2**63 - 1
@@ -181,17 +183,6 @@ class ImageRequest(BaseModel):
         return size
 
 
-class Metrics(BaseModel):
-    """Where the time went, in seconds."""
-
-    queue_time: float = Field(description="From acceptance to the worker.")
-    predict_time: float = Field(description="From the worker taking it to the last token.")
-    encode_time: float = Field(description="Pixels to files, summed over the pictures.")
-    total_time: float
-    batch_size: int = Field(description="Most images that shared a step with this request.")
-    kernels: str = Field(default="", description="What ran the diffusion head's loop: torch, triton or persistent.")
-
-
 class ImageData(BaseModel):
     b64_json: str | None = Field(default=None, description="The file, base64.")
     url: str | None = Field(default=None, description="Where the file is, until the job expires.")
@@ -226,73 +217,3 @@ class ImagesResponse(BaseModel):
     usage: Usage | None = None
     metrics: Metrics | None = None
     warnings: list[str] = Field(default_factory=list)
-
-
-class JobOutput(BaseModel):
-    url: str
-    seed: int
-    width: int
-    height: int
-    format: str
-    size_bytes: int
-    sha256: str
-
-
-class QueuePlace(BaseModel):
-    position: int | None = Field(description="Jobs ahead of this one; null once a worker has it.")
-    eta_seconds: float | None = Field(default=None, description="About how long until it begins; null if unknown.")
-    is_possible: bool = Field(default=True, description="False: no live worker serves the model now.")
-
-
-class JobProgress(BaseModel):
-    step: int = Field(description="Autoregressive steps done, over all images.")
-    steps: int
-    fraction: float
-
-
-class JobFault(BaseModel):
-    code: str
-    message: str
-
-
-class JobObject(BaseModel):
-    """A job. States: queued, starting, processing, then succeeded, failed, canceled or aborted."""
-
-    id: str
-    object: Literal["job"] = "job"
-    status: str
-    created_at: float
-    started_at: float | None = None
-    completed_at: float | None = None
-    expires_at: float | None = None
-    queue: QueuePlace
-    progress: JobProgress
-    attempt: int = Field(description="Deliveries to a worker so far.")
-    input: dict[str, Any] = Field(description="Every parameter, as resolved.")
-    output: list[JobOutput]
-    error: JobFault | None = None
-    metrics: Metrics | None = None
-    urls: dict[str, str]
-    warnings: list[str] = Field(default_factory=list)
-
-
-class JobList(BaseModel):
-    """A page of jobs, newest first."""
-
-    object: Literal["list"] = "list"
-    data: list[JobObject]
-    last_id: str | None = Field(description="Send it as `after` to get the next page.")
-    has_more: bool
-
-
-class ErrorDetail(BaseModel):
-    message: str
-    type: str
-    param: str | None = None
-    code: str | None = None
-
-
-class ErrorBody(BaseModel):
-    """Every error has this shape, as OpenAI's."""
-
-    error: ErrorDetail

@@ -6,7 +6,9 @@ from fastapi import Body
 from fastapi.openapi.models import Example
 from pydantic import BaseModel
 
-from server.gateway.schemas.images import ErrorBody, ImageRequest, JobObject
+from server.gateway.schemas.errors import ErrorBody
+from server.gateway.schemas.images import ImageRequest
+from server.gateway.schemas.jobs import JobObject
 from server.images.codec import MIME
 
 Responses = dict[int | str, dict[str, Any]]

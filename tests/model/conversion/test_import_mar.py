@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from model.checkpoint import CheckpointError, load_checkpoint
 from model.conversion.import_mar import import_mar, main, read_kl
-from model.inference.serving import load_engine
+from model.inference.load import load_engine
 from tests.model import kl_restated, mar_restated
 from tests.model.conftest import Ask
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from model.checkpoint import load_checkpoint, read_config
-from model.inference.serving import SHIPPED, find_checkpoint
+from model.inference.load import SHIPPED, find_checkpoint
 
 FOLDER = SHIPPED / "emoji-64"
 

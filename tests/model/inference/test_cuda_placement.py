@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.machine import alive
-from model.config import PRESETS, KlConfig, MarConfig
+from model.config import KlConfig, MarConfig
 from model.diffusion import make_schedule
 from model.inference import engine as engine_module
 from model.inference.engine import Engine
@@ -23,10 +23,12 @@ from model.networks.condition import Conditioner
 from model.networks.mar import Mar
 from model.networks.random_order_model import Fluid, RandomOrderModel
 from model.networks.text_encoder import HashEncoder
+from model.presets import PRESETS
 from model.training.caption_cache import TextBank
 from model.training.layout_loss import LayoutHead
+from model.training.loop import step_loss
 from model.training.recipe import Recipe
-from model.training.train import Run, step_loss
+from model.training.run import Run
 from model.training.trainer import Clock
 from tests.model.conftest import Ask, run_alone
 from tests.model.pretend_cuda import DeviceTensor, PretendCuda, moved, waits

@@ -7,16 +7,17 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from model.config import PRESETS
-from model.inference.engine import Engine, Snapshot
+from model.inference.engine import Engine
 from model.inference.generate import Settings, generate
 from model.inference.known_tokens import Given, encode_pixels, staying
 from model.inference.orders import make_order
 from model.inference.prompts import TextPrompts
 from model.inference.requests import EngineError
+from model.inference.step_plan import Snapshot
 from model.networks.random_order_model import Fluid
 from model.networks.text_encoder import HashEncoder
 from model.networks.tokenizer import new_tokenizer, to_pixels
+from model.presets import PRESETS
 from tests.model.conftest import Ask, context, run_alone
 
 TOLERANCE = 2e-4

@@ -11,14 +11,14 @@ from torch import nn
 
 from fluid_kernels.ops.linear import PackedLinear
 from model.checkpoint import CheckpointError, load_checkpoint
-from model.config import PRESETS
 from model.inference.engine import Engine
+from model.inference.load import find_checkpoint, load_engine, usable_cpus
 from model.inference.precision import choose_dtype, pack
 from model.inference.prompts import TextPrompts
-from model.inference.serving import find_checkpoint, load_engine, usable_cpus
 from model.networks.random_order_model import Fluid
 from model.networks.text_encoder import HashEncoder
 from model.networks.tokenizer import psnr, to_pixels
+from model.presets import PRESETS
 from tests.model.conftest import Ask, run_alone
 
 

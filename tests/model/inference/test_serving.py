@@ -7,8 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from model.inference.serving import ServingEngine, load_engine
-from server.worker.engine.protocol import Known, RowRequest
+from model.inference.load import load_engine
+from model.inference.serving import ServingEngine
+from server.images.compositing import Known
+from server.worker.engine.protocol import RowRequest
 
 REQUEST = RowRequest(
     prompt="a red apple, 3d style", seed=11, num_inference_steps=6, diffusion_steps=4,

@@ -18,12 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from fluid_kernels.philox import INITIAL, STEP, normal_ref
-from model.config import MAR_PRESETS, KlConfig
+from model.config import KlConfig
 from model.conversion.import_mar import read_kl, read_mar
 from model.diffusion import TRAIN_STEPS, kept_timesteps, make_schedule
 from model.inference.generate import Settings, generate
 from model.inference.orders import masked_after, random_order
 from model.networks.mar import ClassContext, Mar
+from model.presets import MAR_PRESETS
 from tests.model.networks.test_mar import apart
 
 GRID, CHANNELS = 8, 16

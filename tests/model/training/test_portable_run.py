@@ -13,15 +13,16 @@ import pytest
 import torch
 
 from model.checkpoint import load_checkpoint
-from model.config import PRESETS, ConfigError
+from model.config import ConfigError
 from model.data.scenes.things import THINGS
 from model.data.sources import DataError
 from model.networks.random_order_model import Fluid
 from model.networks.text_encoder import TransformersEncoder, package_folder
+from model.presets import PRESETS
 from model.training.portable_run import LegError, join, pack, split
 from model.training.recipe import Recipe
+from model.training.run import start_from
 from model.training.text_pruning import prune_text_encoder
-from model.training.train import start_from
 from model.training.trainer import load_state
 from tests.model.picture_set import discs
 

@@ -9,11 +9,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from model.config import PRESETS, TextConfig
+from model.config import TextConfig
 from model.data.scenes.facts import Facts, Group
 from model.data.scenes.things import RELATIONS, THINGS
 from model.networks.text_encoder import HashEncoder
 from model.networks.transformer import Aligner
+from model.presets import PRESETS
 from model.training.caption_cache import TextBank
 from model.training.layout_loss import THING_CLASSES
 from model.training.relation_pretraining import SIDES, read, right_answers

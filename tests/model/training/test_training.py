@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.config import PRESETS, ConfigError
+from model.config import ConfigError
 from model.data.dataset import DataError, Dataset
 from model.diffusion import make_schedule
 from model.inference.orders import training_masks
 from model.networks.random_order_model import Fluid
 from model.networks.text_encoder import HashEncoder
 from model.networks.tokenizer import PcaSkipTokenizer, psnr, to_pixels, to_uint8
+from model.presets import PRESETS
 from model.training.feeds import epoch_order
 from model.training.train import Recipe
 from model.training.trainer import Clock, Ema, learning_rate, load_state
@@ -75,7 +76,7 @@ def _command(workshop: Path, out: str) -> list[str]:
         "out": workshop / out, "minutes": 0, "steps": 60, "batch": 8, "save-every": 5, "sheet-every": 1000,
     }  # fmt: skip
     listed = [str(part) for name, value in flags.items() for part in (f"--{name}", value)]
-    return [sys.executable, "-m", "model.training.train", "--recipe", str(workshop / "recipe.toml"), *listed]
+    return [sys.executable, "-m", "model.training", "--recipe", str(workshop / "recipe.toml"), *listed]
 
 
 def test_a_killed_run_resumes_to_the_same_weights(workshop: Path) -> None:

@@ -113,7 +113,7 @@ def test_a_broken_engine_is_worth_a_restart(monkeypatch: pytest.MonkeyPatch) -> 
     async def broken(_: object) -> None:
         raise EngineBroken("the device is gone")
 
-    monkeypatch.setattr("server.worker.loop.serve", broken)
+    monkeypatch.setattr("server.worker.main.serve", broken)
     assert main(["worker"]) == 1
 
 
@@ -145,4 +145,4 @@ def test_only_the_worker_knows_the_model() -> None:
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             if any(name.split(".")[0] in ("model", "torch") for name in names):
                 users.add(path.name)
-    assert users == {"loop.py"}
+    assert users == {"loader.py"}

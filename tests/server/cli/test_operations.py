@@ -13,8 +13,9 @@ import redis
 from server.cli import doctor
 from server.cli.demo import free_port
 from server.client import FluidClient
-from server.jobs import JobState, QueueCounts
+from server.jobs import JobState
 from server.queue.keys import Keys
+from server.queue.statistics import QueueCounts
 from server.settings import Settings
 from tests.server.harness import Service, fluid, start, until
 

@@ -2,8 +2,10 @@
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from server.jobs import JobState, QueueCounts
-from server.metrics import SECONDS, GatewayMetrics, Tally, render
+from server.gateway.metrics import GatewayMetrics, render
+from server.jobs import JobState
+from server.metrics import SECONDS, Tally
+from server.queue.statistics import QueueCounts
 
 
 def scrape(stats: dict[str, float]) -> dict[str, float]:

@@ -14,7 +14,7 @@ from redis.exceptions import ResponseError
 from server.cli.demo import free_port
 from server.gateway.app import create_app
 from server.gateway.responses import sse
-from server.jobs import ModelInfo
+from server.model_info import ModelInfo
 from server.queue import events
 from server.queue.events import Events
 from server.queue.job_queue import Queue

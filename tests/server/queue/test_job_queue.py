@@ -5,8 +5,9 @@ import asyncio
 import pytest
 
 from server.errors import JobExpired, QueueFull, UnknownJob
-from server.jobs import JobError, JobState, Output, Place
+from server.jobs import JobError, JobState, Output
 from server.queue.job_queue import Pulse, Queue
+from server.queue.statistics import Place
 from tests.server.harness import MODEL, accept, empty, lapse, reclaimed, take, until_async
 
 pytestmark = pytest.mark.anyio

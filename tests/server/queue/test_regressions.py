@@ -2,8 +2,9 @@
 
 import pytest
 
-from server.jobs import JobError, JobState, Place
+from server.jobs import JobError, JobState
 from server.queue.job_queue import Queue
+from server.queue.statistics import Place
 from tests.server.harness import MODEL, accept, lapse, take
 
 pytestmark = pytest.mark.anyio

@@ -5,12 +5,14 @@ import asyncio
 import pytest
 
 from server.images.compositing import Source, pack
-from server.jobs import Edit, JobError, JobInput, JobState, ModelInfo
+from server.jobs import Edit, JobError, JobInput, JobState
+from server.model_info import ModelInfo
 from server.queue import source_images
 from server.queue.job_queue import Queue
 from server.queue.registry import Registry
 from server.settings import Settings
-from server.worker.loop import Worker, load_engine
+from server.worker.engine.loader import load_engine
+from server.worker.loop import Worker
 from tests.server.harness import fluid, job_input, take, until_async
 
 pytestmark = pytest.mark.anyio

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from server.errors import QueueFull
-from server.jobs import PRIORITIES, JobError, JobState, Lease, ModelInfo, Output
+from server.jobs import PRIORITIES, JobError, JobState, Lease, Output
 from server.launcher.embedded_valkey import EmbeddedValkey
+from server.model_info import ModelInfo
 from server.queue.job_queue import Pulse, Queue
 from server.queue.redis_client import PATIENT_TIMEOUT_S, connect
 from server.queue.registry import Registry

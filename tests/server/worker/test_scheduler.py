@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.jobs import PRIORITIES, Lease
-from server.worker.scheduler import DeficitRoundRobin, Scheduler, Work
+from server.worker.held_job import Work
+from server.worker.scheduler import DeficitRoundRobin, Scheduler
 from tests.server.harness import job_input
 
 AGEING_S = 60.0

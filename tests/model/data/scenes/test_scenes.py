@@ -192,7 +192,7 @@ def test_the_suite_runs_from_its_command_to_its_last_line(sprites: Sprites, tmp_
     sprites.save(tmp_path / "data")
     train(sprites, THINGS_USED, tmp_path / "judge", minutes=0, steps=1, batch=2, seed=0, progress=False)
     command = [
-        sys.executable, "-m", "model.evaluation.evaluate", "--suite", "scenes", "--checkpoint", "scenes-128", "--prompts", "2",
+        sys.executable, "-m", "model.evaluation", "--suite", "scenes", "--checkpoint", "scenes-128", "--prompts", "2",
         "--images", "1", "--num-inference-steps", "2", "--diffusion-steps", "2", "--rows", "12",
         "--data", str(tmp_path / "data"), "--checker", str(tmp_path / "judge"), "--out", str(tmp_path / "out"),
     ]  # fmt: skip

@@ -17,7 +17,7 @@ from server.gateway.batches.files import Files
 from server.gateway.batches.record import Batch
 from server.gateway.batches.runner import WINDOW, Batches
 from server.gateway.fleet import Fleet
-from server.metrics import GatewayMetrics
+from server.gateway.metrics import GatewayMetrics
 from server.queue.job_queue import Queue
 from server.queue.keys import Keys
 from server.queue.registry import Registry

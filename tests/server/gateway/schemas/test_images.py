@@ -12,7 +12,8 @@ from server.errors import InvalidRequest
 from server.gateway.middleware.request_context import from_validation
 from server.gateway.requests.resolve import resolve
 from server.gateway.schemas.images import MAX_SEED, ImageRequest
-from server.jobs import JobInput, ModelInfo
+from server.jobs import JobInput
+from server.model_info import ModelInfo
 from server.worker.engine.fake import FakeEngine
 from server.worker.engine.protocol import RowRequest
 

@@ -1,0 +1,5 @@
+"""`python -m model.evaluation`."""
+
+from model.evaluation.evaluate import main
+
+main()

@@ -1,0 +1,5 @@
+"""`python -m model.training`."""
+
+from model.training.train import main
+
+main()

@@ -1,0 +1,150 @@
+"""The gateway's metrics page: its own, the queue's, and what workers count in Redis."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+
+from server.jobs import JobState
+from server.metrics import SECONDS, WORKER_SPECS
+from server.model_info import ModelInfo
+from server.queue.registry import WorkerInfo
+from server.queue.statistics import QueueCounts
+
+
+class GatewayMetrics:
+    """What the gateway itself counts. One instance per app, so that tests do not share counters."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "fluid_http_requests",
+            "HTTP requests answered.",
+            ("route", "method", "code"),
+            registry=self.registry,
+        )
+        self.duration = Histogram(
+            "fluid_http_request_duration_seconds",
+            "Time to the end of the answer.",
+            ("route", "method"),
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.followers = Gauge("fluid_followers", "Event streams that are open.", registry=self.registry)
+        self.webhooks = Counter(
+            "fluid_webhooks", "Webhook deliveries, by what became of them.", ("outcome",), registry=self.registry
+        )
+        self.bugs = Counter(
+            "fluid_background_failures",
+            "Turns with batches or webhooks that failed for a reason nobody foresaw.",
+            ("task",),
+            registry=self.registry,
+        )
+        self.rejected = Counter(
+            "fluid_jobs_rejected", "Requests refused before the queue.", ("reason",), registry=self.registry
+        )
+
+
+class _Scrape:
+    """What generate_latest wants: anything with collect()."""
+
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = list(families)
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
+
+
+def render(
+    gateway: GatewayMetrics,
+    counts: QueueCounts,
+    workers: list[WorkerInfo],
+    models: Mapping[str, ModelInfo],
+    stats: Mapping[str, float],
+    now: float,
+) -> bytes:
+    """The text of GET /metrics."""
+    families = [*gateway.registry.collect(), *_queue(counts), *_fleet(workers, models, now), *_worker(stats)]
+    return generate_latest(_Scrape(families))
+
+
+def _queue(counts: QueueCounts) -> Iterator[Metric]:
+    submitted = CounterMetricFamily("fluid_jobs_submitted", "Jobs accepted.", labels=["kind"])
+    for kind, value in counts.submitted.items():
+        submitted.add_metric([kind], value)
+    yield submitted
+    finished = CounterMetricFamily("fluid_jobs_finished", "Jobs that ended.", labels=["outcome"])
+    for state in JobState:
+        if state.terminal:
+            finished.add_metric([state.value], counts.states.get(state.value, 0))
+    yield finished
+    running = sum(counts.states.get(s.value, 0) for s in (JobState.STARTING, JobState.PROCESSING))
+    depth = GaugeMetricFamily("fluid_queue_depth", "Jobs waiting.", labels=["model", "priority"])
+    for labels, waiting in counts.waiting.items():
+        depth.add_metric(labels, waiting)
+    yield depth
+    yield GaugeMetricFamily(
+        "fluid_queue_oldest_age_seconds", "Age of the oldest waiting job.", value=counts.oldest_age_s
+    )
+    yield GaugeMetricFamily("fluid_jobs_inflight", "Jobs leased by workers.", value=running)
+    yield GaugeMetricFamily(
+        "fluid_dead_letter_depth", "Jobs in the dead-letter stream.", value=counts.dead_letter_depth
+    )
+    yield CounterMetricFamily("fluid_jobs_expired", "Ended jobs whose record is gone.", value=counts.expired)
+    yield CounterMetricFamily("fluid_redeliveries", "Jobs taken over from a silent worker.", value=counts.redeliveries)
+    yield CounterMetricFamily("fluid_fenced_results", "Late results refused.", value=counts.fenced)
+    yield CounterMetricFamily(
+        "fluid_dead_lettered", "Jobs moved to the dead-letter stream.", value=counts.dead_lettered
+    )
+
+
+def _fleet(workers: list[WorkerInfo], models: Mapping[str, ModelInfo], now: float) -> Iterator[Metric]:
+    up = GaugeMetricFamily("fluid_worker_up", "1 if the worker is ready.", labels=["worker", "model"])
+    age = GaugeMetricFamily(
+        "fluid_worker_last_heartbeat_age_seconds", "Since the worker's heartbeat.", labels=["worker"]
+    )
+    rows = GaugeMetricFamily("fluid_worker_rows", "Rows being decoded.", labels=["worker"])
+    runs = GaugeMetricFamily("fluid_worker_info", "Always 1; the labels tell.", labels=["worker", "kernels", "device"])
+    for w in workers:
+        runs.add_metric([w.id, w.kernels, w.device], 1)
+        up.add_metric([w.id, w.model], float(w.ready))
+        age.add_metric([w.id], max(0.0, now - w.beat_at))
+        rows.add_metric([w.id], w.rows)
+    info = GaugeMetricFamily("fluid_model_info", "Always 1; the labels tell.", labels=["model", "family", "checkpoint"])
+    for m in models.values():
+        info.add_metric([m.id, m.family, m.checkpoint_sha256[:12]], 1)
+    yield from (up, age, rows, runs, info)
+
+
+def _worker(stats: Mapping[str, float]) -> Iterator[Metric]:
+    """Families from the shared hash; a metric that nobody has counted yet is shown with no samples."""
+    parts: defaultdict[str, defaultdict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
+    for name, value in stats.items():
+        metric, label, part = name.split("|")
+        parts[metric][label][part] = value
+    for name, spec in WORKER_SPECS.items():
+        labels = [spec.label] if spec.label else []
+        if not spec.buckets:
+            counter = CounterMetricFamily(name.removesuffix("_total"), spec.help, labels=labels)
+            for label, found in parts[name].items():
+                counter.add_metric([label] if labels else [], found["total"])
+            yield counter
+            continue
+        histogram = HistogramMetricFamily(name, spec.help, labels=labels)
+        for label, found in parts[name].items():
+            histogram.add_metric([label] if labels else [], _cumulative(found, spec.buckets), sum_value=found["sum"])
+        yield histogram
+
+
+def _cumulative(found: Mapping[str, float], bounds: tuple[float, ...]) -> list[tuple[str, float]]:
+    total, buckets = 0.0, []
+    for bound in (*map(str, bounds), "+Inf"):
+        total += found.get(bound, 0)
+        buckets.append((bound, total))
+    return buckets

@@ -1,0 +1,31 @@
+"""Start a worker: connect to Redis, load the engine, run until told to stop."""
+
+import asyncio
+import contextlib
+import signal
+from dataclasses import replace
+
+from server.errors import ConfigError
+from server.queue.job_queue import Queue
+from server.queue.redis_client import PATIENT_TIMEOUT_S, connect
+from server.queue.registry import Registry
+from server.settings import Settings
+from server.worker.engine.loader import load_engine
+from server.worker.engine.protocol import Engine
+from server.worker.loop import Worker
+
+
+async def serve(settings: Settings) -> None:
+    if not settings.redis_url:
+        raise ConfigError("A worker needs FLUID_REDIS_URL. `fluid serve` starts everything, Redis included.")
+    async with contextlib.AsyncExitStack() as stack:
+        redis = await stack.enter_async_context(connect(settings.redis_url, PATIENT_TIMEOUT_S))
+
+        def factory(checkpoint: str) -> Engine:
+            return load_engine(replace(settings, checkpoint=checkpoint))
+
+        worker = Worker(settings, Queue(redis, settings), Registry(redis, settings.namespace), factory)
+        loop = asyncio.get_running_loop()
+        for name in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(name, worker.stop)
+        await worker.run()
