@@ -94,7 +94,7 @@ def test_a_model_that_cannot_be_loaded_ends_with_its_reason(
     def refuse(**_: object) -> None:
         raise {"checkpoint": CheckpointError, "config": ConfigError}[fault]("install the missing part")
 
-    monkeypatch.setattr("model.inference.serving.load_engine", refuse)
+    monkeypatch.setattr("model.inference.load.load_engine", refuse)
     assert main(["generate", "x", "--out", str(tmp_path / "x.png")]) == 2
     assert "install the missing part (FLUID_CHECKPOINT=" in capsys.readouterr().err
 
