@@ -22,7 +22,7 @@ async def end(*tasks: asyncio.Task[Any]) -> None:
 
 
 @asynccontextmanager
-async def beside(*endless: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+async def running(*endless: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     """Keep these running while the block runs."""
     tasks = [asyncio.create_task(each) for each in endless]
     try:

@@ -234,7 +234,7 @@ class OperatorError(FluidError):
     """Ends an operator's command."""
 
 
-class UnknownLetter(OperatorError):
+class UnknownDeadLetter(OperatorError):
     """No dead letter has this job id."""
 
 
@@ -250,7 +250,7 @@ class ReloadRefused(OperatorError):
     """A worker goes on with the checkpoint that it had."""
 
 
-class NotWell(OperatorError):
+class UnhealthyService(OperatorError):
     """`fluid doctor` found something to act on."""
 
 

@@ -12,14 +12,14 @@ from benchmarks.chaos.ledger import Ledger, Submission, Verdict
 from server.cli.doctor import Level, books
 from server.errors import UnknownJob
 from server.jobs import JobRecord, JobState
-from server.queue.job_queue import Queue
+from server.queue.job_queue import JobQueue
 from server.queue.registry import Registry
 
 FETCHES = 2  # of each picture: it must not change between them
 AT_ONCE = 16
 
 
-async def all_jobs(queue: Queue) -> list[JobRecord]:
+async def all_jobs(queue: JobQueue) -> list[JobRecord]:
     """Straight from the keys, not through the API: a job that the API forgot would count too."""
     found = []
     async for key in queue.redis.scan_iter(queue.keys.job_hash("*"), count=1000):
@@ -30,7 +30,7 @@ async def all_jobs(queue: Queue) -> list[JobRecord]:
     return list({record.id: record for record in found}.values())  # a scan may name a key twice
 
 
-async def settle(queue: Queue, patience_s: float) -> float:
+async def settle(queue: JobQueue, patience_s: float) -> float:
     """Wait until every job has ended; seconds that took, or the patience."""
     began = time.monotonic()
     while (waited := time.monotonic() - began) < patience_s:
@@ -40,7 +40,7 @@ async def settle(queue: Queue, patience_s: float) -> float:
     return waited
 
 
-async def audit(ledger: Ledger, queue: Queue, address: Callable[[], str]) -> tuple[Verdict, list[str]]:
+async def audit(ledger: Ledger, queue: JobQueue, address: Callable[[], str]) -> tuple[Verdict, list[str]]:
     """The ledger's verdict, and what does not balance in the service's own books."""
     records = await all_jobs(queue)
     limit = asyncio.Semaphore(AT_ONCE)

@@ -11,13 +11,13 @@ from redis.exceptions import RedisError
 
 from benchmarks.chaos.cast import Cast
 from benchmarks.chaos.redelivery import Redeliveries
-from server.queue.job_queue import Queue
+from server.queue.job_queue import JobQueue
 
 
 class Faults:
     """`until` strikes; what takes time (a freeze, an outage) goes on beside the next strikes."""
 
-    def __init__(self, cast: Cast, queue: Queue, redeliveries: Redeliveries, random: Random) -> None:
+    def __init__(self, cast: Cast, queue: JobQueue, redeliveries: Redeliveries, random: Random) -> None:
         self._cast, self._queue, self._redeliveries, self._random = cast, queue, redeliveries, random
         self._valkey = asyncio.Lock()  # one outage at a time
         self._under_way: set[asyncio.Task[None]] = set()

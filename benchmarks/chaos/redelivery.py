@@ -20,7 +20,7 @@ from redis.exceptions import RedisError
 
 from benchmarks.chaos.cast import Cast
 from server.jobs import JobState
-from server.queue.job_queue import Queue
+from server.queue.job_queue import JobQueue
 from server.queue.registry import Registry
 
 LOOK_S = 0.1
@@ -45,7 +45,7 @@ class Held:
 class Redeliveries:
     """Watches the jobs of silent workers."""
 
-    def __init__(self, cast: Cast, queue: Queue) -> None:
+    def __init__(self, cast: Cast, queue: JobQueue) -> None:
         self.seconds: list[float] = []
         self.raw: list[float] = []
         self.late: list[str] = []
@@ -146,7 +146,7 @@ class Redeliveries:
 
     def _held(self, state: str, token: str, worker: str, started_at: str, attempt: str, error: str, text: str) -> Held:
         prompt = json.loads(text)["prompt"]
-        last_tries = int(attempt) > self._queue.tries_in_company
+        last_tries = int(attempt) > self._queue.shared_attempts
         quarantined = bool(error) or last_tries or prompt.startswith("[")
         return Held(JobState(state), int(token), worker or "", float(started_at or 0), prompt, quarantined)
 

@@ -19,7 +19,7 @@ from benchmarks.chaos.ledger import Ledger
 from benchmarks.chaos.redelivery import Redeliveries
 from benchmarks.chaos.report import failures, figures, lateness
 from server import background
-from server.queue.job_queue import Queue
+from server.queue.job_queue import JobQueue
 from server.queue.redis_client import PATIENT_TIMEOUT_S, connect
 from server.queue.registry import BEAT_S
 
@@ -42,7 +42,7 @@ async def run(minutes: float, seed: int, lease_s: float, data_dir: Path) -> Outc
     ledger = Ledger()
     with Cast(data_dir, lease_s, Random(seed)) as cast:
         async with connect(cast.valkey.url, PATIENT_TIMEOUT_S) as redis:
-            queue = Queue(redis, cast.settings)
+            queue = JobQueue(redis, cast.settings)
             redeliveries = Redeliveries(cast, queue)
             crowd = Crowd(cast, ledger, Random(seed + 1), REQUESTS_PER_S)
             faults = Faults(cast, queue, redeliveries, Random(seed + 2))

@@ -151,8 +151,8 @@ def check_company(args: argparse.Namespace, emit: Emit) -> None:
             engine, tokenizer = shipped(args.device, 6, dtype, path)
             with torch.inference_mode():
                 alone = to_uint8(tokenizer.decode(decode(engine, [ask])))
-                beside = to_uint8(tokenizer.decode(among_others(engine, ask)[None]))
-            record["db"] = decibels(beside[0], alone[0])
+                running = to_uint8(tokenizer.decode(among_others(engine, ask)[None]))
+            record["db"] = decibels(running[0], alone[0])
             record["ok"] = record["db"] >= COMPANY_DB[dtype]
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from server.cli.demo import free_port
 from server.launcher import subprocesses
 from server.launcher.embedded_valkey import EmbeddedValkey
-from server.queue.job_queue import Queue
+from server.queue.job_queue import JobQueue
 from server.queue.redis_client import PATIENT_TIMEOUT_S, connect
 from server.queue.registry import Registry
 from server.settings import Settings
@@ -32,7 +32,7 @@ class Service:
     gateway: Popen[bytes]
     workers: list[Popen[bytes]]
     valkey: Popen[bytes]
-    queue: Queue
+    queue: JobQueue
 
     def cpu_s(self) -> dict[str, float]:
         """Processor time used so far, by role; all workers together."""
@@ -58,7 +58,7 @@ async def service(workers: int, **settings: Any) -> AsyncIterator[Service]:
                 await _ready(Registry(redis, chosen.namespace), chosen.port, workers)
                 if valkey.process is None:
                     raise RuntimeError("Valkey ended by itself; its log is in its folder.")
-                yield Service(chosen, running[0], running[1:], valkey.process, Queue(redis, chosen))
+                yield Service(chosen, running[0], running[1:], valkey.process, JobQueue(redis, chosen))
         finally:
             for process in running:
                 await subprocesses.stop_async(process, grace_s=10)

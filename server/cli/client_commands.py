@@ -24,7 +24,7 @@ def _service_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--api-key", help="if the service asks for one (FLUID_API_KEY)")
 
 
-def picture_flags(parser: argparse.ArgumentParser) -> None:
+def image_flags(parser: argparse.ArgumentParser) -> None:
     """What `fluid generate` has in common with edits and variations."""
     parser.add_argument("--n", type=int, help="how many; picture i uses seed + i")
     parser.add_argument("--seed", type=int, help="same seed, same picture")
@@ -35,7 +35,7 @@ def picture_flags(parser: argparse.ArgumentParser) -> None:
 
 def _output_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--out", type=Path, required=True, help=".png, .webp or .jpg")
-    picture_flags(parser)
+    image_flags(parser)
     _service_flags(parser)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from subprocess import Popen
 
 from server.cli.progress import Status
-from server.client import FluidClient, Picture
+from server.client import FluidClient, GeneratedImage
 from server.errors import ServiceError
 from server.launcher import subprocesses
 from server.settings import Settings
@@ -69,7 +69,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _report(path: Path, prompt: str, picture: Picture, started_s: float, request_s: float) -> None:
+def _report(path: Path, prompt: str, picture: GeneratedImage, started_s: float, request_s: float) -> None:
     m = picture.metrics
     rest = max(0.0, request_s - m["queue_time"] - m["predict_time"] - m["encode_time"])
     rows = [

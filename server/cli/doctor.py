@@ -8,7 +8,7 @@ from typing import Any
 
 from redis.exceptions import RedisError, ResponseError
 
-from server.queue.job_queue import Queue
+from server.queue.job_queue import JobQueue
 from server.queue.registry import BEAT_S, Registry, WorkerInfo
 from server.queue.statistics import QueueCounts
 from server.settings import Settings
@@ -33,7 +33,7 @@ class Finding:
     remedy: str = ""
 
 
-async def examine(settings: Settings, queue: Queue, registry: Registry) -> AsyncIterator[Finding]:
+async def examine(settings: Settings, queue: JobQueue, registry: Registry) -> AsyncIterator[Finding]:
     """From the ground up; stops where nothing above can be told."""
     try:
         info = await queue.redis.info()
@@ -54,7 +54,7 @@ async def examine(settings: Settings, queue: Queue, registry: Registry) -> Async
         yield finding
 
 
-async def _config(queue: Queue) -> dict[str, str]:
+async def _config(queue: JobQueue) -> dict[str, str]:
     """Managed services often forbid to look."""
     try:
         return dict(await queue.redis.config_get("append*", "maxmemory-policy"))

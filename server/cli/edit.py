@@ -9,7 +9,7 @@ from PIL import Image, UnidentifiedImageError
 
 from server.cli.progress import Status
 from server.client import FluidClient
-from server.client.results import Picture
+from server.client.results import GeneratedImage
 from server.errors import EditRefused
 from server.images.codec import numbered
 
@@ -68,7 +68,7 @@ def _mask_of(box: tuple[int, int, int, int], image: bytes, path: Path) -> bytes:
     return file.getvalue()
 
 
-def _save(drawn: list[Picture], out: Path) -> list[Path]:
+def _save(drawn: list[GeneratedImage], out: Path) -> list[Path]:
     saved = []
     for index, picture in enumerate(drawn):
         for warning in picture.warnings if index == 0 else ():

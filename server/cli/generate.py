@@ -75,7 +75,7 @@ def _add_generate(commands: Any) -> None:
     parser.add_argument("--like", type=Path, help="a picture that was drawn here; other options change its recipe")
     parser.add_argument("--out", type=Path, default=Path("out.png"), help=".png, .webp or .jpg")
     _model_flags(parser)
-    client_commands.picture_flags(parser)
+    client_commands.image_flags(parser)
     parser.add_argument("--diffusion-steps", type=int, help="diffusion steps per token")
     parser.add_argument("--schedule", choices=("linear", "constant"), dest="guidance_schedule")
     parser.add_argument("--temperature", type=float, help="spread of the sampling")

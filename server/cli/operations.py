@@ -12,10 +12,10 @@ from typing import Any
 
 from server.cli import doctor
 from server.cli.flags import _command
-from server.errors import ConfigError, NotWell, ReloadRefused
+from server.errors import ConfigError, ReloadRefused, UnhealthyService
 from server.launcher import embedded_valkey
 from server.queue.dead_letters import DeadLetter, DeadLetters
-from server.queue.job_queue import Queue
+from server.queue.job_queue import JobQueue
 from server.queue.redis_client import PATIENT_TIMEOUT_S, connect
 from server.queue.registry import Registry
 from server.settings import Settings
@@ -24,7 +24,7 @@ RELOAD_POLL_S = 0.2
 
 
 @asynccontextmanager
-async def service(settings: Settings) -> AsyncIterator[tuple[Settings, Queue, Registry]]:
+async def service(settings: Settings) -> AsyncIterator[tuple[Settings, JobQueue, Registry]]:
     """The running one: at FLUID_REDIS_URL, else the embedded Valkey of FLUID_DATA_DIR."""
     url = settings.redis_url or embedded_valkey.running_url(settings.data_path)
     if url is None:
@@ -33,7 +33,7 @@ async def service(settings: Settings) -> AsyncIterator[tuple[Settings, Queue, Re
         )
     own = replace(settings, redis_url=url)
     async with connect(url, PATIENT_TIMEOUT_S) as redis:
-        yield own, Queue(redis, own), Registry(redis, own.namespace)
+        yield own, JobQueue(redis, own), Registry(redis, own.namespace)
 
 
 async def examine(settings: Settings) -> None:
@@ -45,7 +45,7 @@ async def examine(settings: Settings) -> None:
             print(f"      -> {finding.remedy}")
     failed = sum(finding.level is doctor.Level.FAIL for finding in findings)
     if failed:
-        raise NotWell(f"{failed} of {len(findings)} findings need somebody to act.")
+        raise UnhealthyService(f"{failed} of {len(findings)} findings need somebody to act.")
 
 
 async def dead_letters(settings: Settings, action: str, job_ids: list[str]) -> None:

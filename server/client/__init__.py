@@ -1,7 +1,7 @@
 """Clients in Python: sync and aio, over one protocol; results and errors are the same for both."""
 
 from server.client.aio import AsyncFluidClient
-from server.client.results import JobEvent, Picture, Preview
+from server.client.results import GeneratedImage, JobEvent, Preview
 from server.client.sync import FluidClient
 
-__all__ = ["AsyncFluidClient", "FluidClient", "JobEvent", "Picture", "Preview"]
+__all__ = ["AsyncFluidClient", "FluidClient", "JobEvent", "GeneratedImage", "Preview"]

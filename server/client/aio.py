@@ -18,7 +18,7 @@ from server.batch_format import results_file
 from server.client import protocol as wire
 from server.client.line_readers import EventReader, LineReader
 from server.client.protocol import TERMINAL
-from server.client.results import JobEvent, Picture, Preview
+from server.client.results import GeneratedImage, JobEvent, Preview
 from server.client.retries import pause_s
 from server.errors import ServiceError
 from server.images.recipe import read_recipe, request_of, served_difference
@@ -51,13 +51,15 @@ class AsyncFluidClient:
 
     # --- pictures -------------------------------------------------------------------------------------
 
-    async def generate(self, prompt: str, **options: Any) -> list[Picture]:
+    async def generate(self, prompt: str, **options: Any) -> list[GeneratedImage]:
         """Draw and wait; one Picture per image."""
         body = {"prompt": prompt, **options, "response_format": "b64_json"}
         answer = await self._call("POST", "/v1/images/generations", json=body, headers=wire.fresh_key())
         return wire.pictures(answer.json())
 
-    async def stream(self, prompt: str, *, partial_images: int = 3, **options: Any) -> AsyncIterator[Preview | Picture]:
+    async def stream(
+        self, prompt: str, *, partial_images: int = 3, **options: Any
+    ) -> AsyncIterator[Preview | GeneratedImage]:
         """Previews while each picture is decoded, then the Picture. Leaving the loop early cancels the job."""
         body = {"prompt": prompt, **options, "stream": True, "partial_images": partial_images}
         with wire.reaching(self._http.base_url):
@@ -65,18 +67,18 @@ class AsyncFluidClient:
                 async for event in events:
                     yield wire.streamed(event.data)
 
-    async def edit(self, prompt: str, image: bytes, mask: bytes | None = None, **options: Any) -> list[Picture]:
+    async def edit(self, prompt: str, image: bytes, mask: bytes | None = None, **options: Any) -> list[GeneratedImage]:
         """Draw anew what is transparent in `mask` (or in `image`); the files as bytes."""
         sent = wire.form(image, mask, {"prompt": prompt, **options})
         return wire.pictures((await self._call("POST", "/v1/images/edits", **sent)).json())
 
-    async def vary(self, image: bytes, **options: Any) -> list[Picture]:
+    async def vary(self, image: bytes, **options: Any) -> list[GeneratedImage]:
         """Draw a picture again around a random part of it; `keep` says how much of it stays."""
         return wire.pictures(
             (await self._call("POST", "/v1/images/variations", **wire.form(image, None, options))).json()
         )
 
-    async def like(self, file: bytes, **changes: Any) -> list[Picture]:
+    async def like(self, file: bytes, **changes: Any) -> list[GeneratedImage]:
         """Draw a picture again from the recipe in its file; `warnings` say if the service has other weights now."""
         recipe = read_recipe(file)
         notes = served_difference(recipe, await self.models())

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 
 from server.batch_format import URL
-from server.client.results import Picture, Preview
+from server.client.results import GeneratedImage, Preview
 from server.errors import ServiceError
 
 TERMINAL = ("succeeded", "failed", "canceled", "aborted")
@@ -29,9 +29,9 @@ def fresh_key() -> dict[str, str]:
     return {"Idempotency-Key": str(uuid.uuid4())}
 
 
-def pictures(answer: Mapping[str, Any]) -> list[Picture]:
+def pictures(answer: Mapping[str, Any]) -> list[GeneratedImage]:
     return [
-        Picture(
+        GeneratedImage(
             base64.b64decode(d["b64_json"]), d["seed"], answer["output_format"], answer["metrics"],
             tuple(answer["warnings"]),
         )
@@ -46,19 +46,19 @@ def form(image: bytes, mask: bytes | None, options: Mapping[str, Any]) -> dict[s
     return {"files": files, "data": data | {"response_format": "b64_json"}, "headers": fresh_key()}
 
 
-def warned(found: list[Picture], warnings: list[str]) -> list[Picture]:
+def warned(found: list[GeneratedImage], warnings: list[str]) -> list[GeneratedImage]:
     """The same with more to say of them."""
     return [replace(picture, warnings=(*warnings, *picture.warnings)) for picture in found]
 
 
-def streamed(data: Mapping[str, Any]) -> Preview | Picture:
+def streamed(data: Mapping[str, Any]) -> Preview | GeneratedImage:
     """An event of the image route. Raises ServiceError if it tells of a failure."""
     if "error" in data:
         raise fault(data["error"], 200)
     file = base64.b64decode(data["b64_json"])
     if data["type"].endswith("partial_image"):
         return Preview(file, data["image_index"], data["partial_image_index"], data["output_format"])
-    return Picture(file, data["seed"], data["output_format"], {})
+    return GeneratedImage(file, data["seed"], data["output_format"], {})
 
 
 def upload(lines: bytes, filename: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class GeneratedImage:
     """One finished file and how it came to be."""
 
     data: bytes

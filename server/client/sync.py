@@ -16,12 +16,12 @@ from server.batch_format import results_file
 from server.client import protocol as wire
 from server.client.line_readers import EventReader, LineReader
 from server.client.protocol import TERMINAL
-from server.client.results import JobEvent, Picture, Preview
+from server.client.results import GeneratedImage, JobEvent, Preview
 from server.client.retries import pause_s
 from server.errors import ServiceError
 from server.images.recipe import read_recipe, request_of, served_difference
 
-__all__ = ["FluidClient", "JobEvent", "Picture", "Preview"]
+__all__ = ["FluidClient", "JobEvent", "GeneratedImage", "Preview"]
 
 
 class FluidClient:
@@ -55,29 +55,29 @@ class FluidClient:
 
     # --- pictures -------------------------------------------------------------------------------------
 
-    def generate(self, prompt: str, **options: Any) -> list[Picture]:
+    def generate(self, prompt: str, **options: Any) -> list[GeneratedImage]:
         """Draw and wait; one Picture per image."""
         body = {"prompt": prompt, **options, "response_format": "b64_json"}
         answer = self._call("POST", "/v1/images/generations", json=body, headers=wire.fresh_key())
         return wire.pictures(answer.json())
 
-    def stream(self, prompt: str, *, partial_images: int = 3, **options: Any) -> Iterator[Preview | Picture]:
+    def stream(self, prompt: str, *, partial_images: int = 3, **options: Any) -> Iterator[Preview | GeneratedImage]:
         """Previews while each picture is decoded, then the Picture. Leaving the loop early cancels the job."""
         body = {"prompt": prompt, **options, "stream": True, "partial_images": partial_images}
         with wire.reaching(self._http.base_url):
             for event in self._events("POST", "/v1/images/generations", json=body):
                 yield wire.streamed(event.data)
 
-    def edit(self, prompt: str, image: bytes, mask: bytes | None = None, **options: Any) -> list[Picture]:
+    def edit(self, prompt: str, image: bytes, mask: bytes | None = None, **options: Any) -> list[GeneratedImage]:
         """Draw anew what is transparent in `mask` (or in `image`); the files as bytes."""
         sent = wire.form(image, mask, {"prompt": prompt, **options})
         return wire.pictures((self._call("POST", "/v1/images/edits", **sent)).json())
 
-    def vary(self, image: bytes, **options: Any) -> list[Picture]:
+    def vary(self, image: bytes, **options: Any) -> list[GeneratedImage]:
         """Draw a picture again around a random part of it; `keep` says how much of it stays."""
         return wire.pictures((self._call("POST", "/v1/images/variations", **wire.form(image, None, options))).json())
 
-    def like(self, file: bytes, **changes: Any) -> list[Picture]:
+    def like(self, file: bytes, **changes: Any) -> list[GeneratedImage]:
         """Draw a picture again from the recipe in its file; `warnings` say if the service has other weights now."""
         recipe = read_recipe(file)
         notes = served_difference(recipe, self.models())

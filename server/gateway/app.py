@@ -12,12 +12,12 @@ from server.errors import ConfigError
 from server.gateway.api_keys import KeyRing
 from server.gateway.dependencies import Services
 from server.gateway.lifespan import open_services
-from server.gateway.middleware.auth import Guard
+from server.gateway.middleware.auth import Authenticate
 from server.gateway.middleware.body_limit import BodyLimit
 from server.gateway.middleware.cors import allow_origins
-from server.gateway.middleware.errors import Bugs, install_error_handlers
+from server.gateway.middleware.errors import UnhandledErrors, install_error_handlers
 from server.gateway.middleware.request_context import RequestContext
-from server.gateway.middleware.slow_clients import PatientProtocol
+from server.gateway.middleware.slow_clients import SlowClientTimeouts
 from server.gateway.routes import batches, edits, files, images, jobs, operations
 from server.gateway.schemas.openapi import ANY_ERROR
 from server.gateway.schemas.openapi_examples import install_examples
@@ -49,8 +49,8 @@ def create_app(settings: Settings, open_services: OpenServices = open_services) 
     )
     # The last one is the outermost: what any of the others refuses has its id and is counted too.
     app.add_middleware(BodyLimit, patience_s=settings.body_timeout_s)
-    app.add_middleware(Guard, ring=KeyRing(settings), metrics_access=settings.metrics_access)
-    app.add_middleware(Bugs)
+    app.add_middleware(Authenticate, ring=KeyRing(settings), metrics_access=settings.metrics_access)
+    app.add_middleware(UnhandledErrors)
     allow_origins(app, settings.cors_origins)  # browsers ask without a key whether they may send one
     app.add_middleware(RequestContext)
     install_error_handlers(app)
@@ -73,7 +73,7 @@ def serve(settings: Settings) -> None:
         )
     uvicorn.run(
         create_app(settings),
-        http=PatientProtocol,
+        http=SlowClientTimeouts,
         host=settings.host,
         port=settings.port,
         log_level=settings.log_level,

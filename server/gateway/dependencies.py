@@ -11,19 +11,19 @@ from server.gateway.fleet import Fleet
 from server.gateway.metrics import GatewayMetrics
 from server.gateway.webhooks import Webhooks
 from server.queue.events import Events
-from server.queue.job_queue import Queue
+from server.queue.job_queue import JobQueue
 from server.queue.registry import Registry
-from server.queue.watcher import Watcher
+from server.queue.watcher import JobWatcher
 from server.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
     settings: Settings
-    queue: Queue
+    queue: JobQueue
     registry: Registry
     fleet: Fleet
-    watcher: Watcher
+    watcher: JobWatcher
     events: Events
     webhooks: Webhooks
     files: Files

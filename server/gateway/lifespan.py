@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from server.background import beside
+from server.background import running
 from server.gateway.batches.files import Files
 from server.gateway.batches.runner import Batches
 from server.gateway.dependencies import Services
@@ -12,10 +12,10 @@ from server.gateway.metrics import GatewayMetrics
 from server.gateway.responses.jobs import job_object
 from server.gateway.webhooks import Webhooks, parse_secret
 from server.queue.events import Events
-from server.queue.job_queue import Queue
+from server.queue.job_queue import JobQueue
 from server.queue.redis_client import QUICK_TIMEOUT_S, connect
 from server.queue.registry import Registry
-from server.queue.watcher import Watcher
+from server.queue.watcher import JobWatcher
 from server.settings import Settings
 
 
@@ -23,9 +23,9 @@ from server.settings import Settings
 async def open_services(settings: Settings) -> AsyncIterator[Services]:
     """Connects lazily: a gateway starts, and answers 503, while Redis is still away."""
     async with connect(settings.redis_url, QUICK_TIMEOUT_S) as redis:
-        queue = Queue(redis, settings)
+        queue = JobQueue(redis, settings)
         registry = Registry(redis, settings.namespace)
-        watcher = Watcher(redis, queue, settings.namespace)
+        watcher = JobWatcher(redis, queue, settings.namespace)
         watcher.start()
         try:
             metrics, fleet = GatewayMetrics(), Fleet(registry)
@@ -45,7 +45,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             async def describe(job_id: str) -> dict[str, object]:
                 return (await job_object(services, await queue.get(job_id))).model_dump()
 
-            async with beside(hooks.forever(describe), batches.forever()):
+            async with running(hooks.forever(describe), batches.forever()):
                 yield services
         finally:
             await watcher.stop()

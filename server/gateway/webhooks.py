@@ -23,15 +23,15 @@ import httpx
 from prometheus_client import Counter
 
 from server.errors import ConfigError, InvalidRequest, JobExpired, UnknownJob
-from server.queue.due_work import take_turns
-from server.queue.job_queue import Queue
+from server.queue.due_work import poll_due
+from server.queue.job_queue import JobQueue
 
 log = logging.getLogger(__name__)
 PREFIX = "whsec_"
 #: Seconds before each further try: 10 tries in three days.
 BACKOFF_S = (5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400)
 ANSWER_S = 15.0  # of a whole try, from the name's look-up to the answer's headers
-HIDDEN_S = 4 * ANSWER_S  # longer than any delivery, so that no other gateway repeats it meanwhile
+VISIBILITY_TIMEOUT_S = 4 * ANSWER_S  # longer than any delivery, so that no other gateway repeats it meanwhile
 AT_ONCE = 16
 #: Addresses that count as global and lead to others: tunnels and translations, whose far end may be our neighbour.
 _DETOURS = tuple(
@@ -143,7 +143,7 @@ class Delivery:
 class Webhooks:
     """Runs beside a gateway."""
 
-    def __init__(self, queue: Queue, secret: bytes, *, private: bool, sent: Counter, bugs: Counter) -> None:
+    def __init__(self, queue: JobQueue, secret: bytes, *, private: bool, sent: Counter, bugs: Counter) -> None:
         self.secret = secret
         self.private = private
         self.sent, self._bugs = sent, bugs
@@ -168,7 +168,14 @@ class Webhooks:
             async def deliver(job_id: str) -> None:
                 await self._deliver(http, job_id, describe)
 
-            await take_turns(self._queue, "hooks", deliver, hidden_s=HIDDEN_S, at_once=AT_ONCE, bugs=self._bugs)
+            await poll_due(
+                self._queue,
+                "hooks",
+                deliver,
+                visibility_timeout_s=VISIBILITY_TIMEOUT_S,
+                at_once=AT_ONCE,
+                bugs=self._bugs,
+            )
 
     async def _deliver(self, http: httpx.AsyncClient, job_id: str, describe: Describe) -> None:
         delivery = await self._load(job_id, describe)

@@ -11,7 +11,7 @@ from server.errors import BodyTooLarge, InvalidRequest
 from server.images.codec import recipe_in
 from server.images.compositing import DRAWN, STAYS
 
-MAX_PICTURE_BYTES = 8 << 20
+MAX_IMAGE_BYTES = 8 << 20
 MAX_PIXELS = 2048 * 2048  # 16 MiB when decoded
 FORMATS = ("PNG", "WEBP", "JPEG")
 #: 8 bits a channel. Pillow would clip the 16 and 32 bits of the others.
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class UploadedImage:
     """A decoded upload."""
 
     image: Image.Image  #: RGBA
@@ -42,7 +42,7 @@ def with_recipe(image: BinaryIO | None, size: tuple[int, int]) -> tuple[bytes, d
     return pixels, whole.recipe, notes
 
 
-def decode(file: BinaryIO | None, param: str) -> Picture:
+def decode(file: BinaryIO | None, param: str) -> UploadedImage:
     """Check before decoding, then decode. `param` is the field's name, for messages.
 
     Raises:
@@ -50,17 +50,17 @@ def decode(file: BinaryIO | None, param: str) -> Picture:
     """
     if file is None:
         raise InvalidRequest(f"Missing required file: '{param}'.", param=param)
-    data = file.read(MAX_PICTURE_BYTES + 1)
+    data = file.read(MAX_IMAGE_BYTES + 1)
     if not data:
         raise InvalidRequest(f"'{param}' is an empty file.", param=param)
-    if len(data) > MAX_PICTURE_BYTES:
-        raise BodyTooLarge(f"'{param}' has more than {MAX_PICTURE_BYTES} bytes; scale the picture down.", param=param)
+    if len(data) > MAX_IMAGE_BYTES:
+        raise BodyTooLarge(f"'{param}' has more than {MAX_IMAGE_BYTES} bytes; scale the picture down.", param=param)
     image = _guarded(lambda: Image.open(io.BytesIO(data), formats=FORMATS), param)
     with image:
         _check(image, param)
         recipe = _recipe(image)
         rgba = _guarded(lambda: ImageOps.exif_transpose(image).convert("RGBA"), param)
-    return Picture(rgba, recipe)
+    return UploadedImage(rgba, recipe)
 
 
 def _check(image: Image.Image, param: str) -> None:

@@ -4,9 +4,9 @@ import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from server.errors import UnknownLetter
+from server.errors import UnknownDeadLetter
 from server.jobs import JobError, JobInput
-from server.queue.job_queue import Queue
+from server.queue.job_queue import JobQueue
 
 PAGE = 500
 
@@ -28,7 +28,7 @@ class DeadLetter:
 
 
 class DeadLetters:
-    def __init__(self, queue: Queue) -> None:
+    def __init__(self, queue: JobQueue) -> None:
         self._queue = queue
         self._redis, self._stream = queue.redis, queue.keys.dead_stream
 
@@ -51,7 +51,7 @@ class DeadLetters:
         async for letter in self.all():
             if letter.job_id == job_id:
                 return letter
-        raise UnknownLetter(f"No dead letter has the job id {job_id!r}. `fluid dlq list` shows them.")
+        raise UnknownDeadLetter(f"No dead letter has the job id {job_id!r}. `fluid dlq list` shows them.")
 
     async def replay(self, letter: DeadLetter) -> str:
         """A new job with the same input; its id. The failed job stays failed: an end is an end.

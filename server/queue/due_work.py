@@ -10,18 +10,18 @@ from prometheus_client import Counter
 from redis.exceptions import RedisError
 
 from server import background
-from server.queue.job_queue import Queue
+from server.queue.job_queue import JobQueue
 
 log = logging.getLogger(__name__)
 LOOK_S = 0.5
 
 
-async def take_turns(
-    queue: Queue,
+async def poll_due(
+    queue: JobQueue,
     name: str,
     work: Callable[[str], Coroutine[Any, Any, None]],
     *,
-    hidden_s: float,
+    visibility_timeout_s: float,
     at_once: int,
     bugs: Counter,
 ) -> None:
@@ -34,7 +34,7 @@ async def take_turns(
             due: list[str] = []
             try:
                 if len(running) < at_once:
-                    due = await queue.run("claim", [name, hidden_s, at_once - len(running)])
+                    due = await queue.run("claim", [name, visibility_timeout_s, at_once - len(running)])
             except RedisError as error:
                 log.warning("%s: %s", name, error)
             for each in due:

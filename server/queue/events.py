@@ -15,8 +15,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from server.jobs import JobRecord, JobState, Lease
-from server.queue.job_queue import Queue
-from server.queue.watcher import Watcher
+from server.queue.job_queue import JobQueue
+from server.queue.watcher import JobWatcher
 
 log = logging.getLogger(__name__)
 PING_S = 15.0  # proxies close what is silent for a minute
@@ -46,7 +46,7 @@ class Event:
 class Events:
     """Reads and follows; the writing is done by the scripts that change a job."""
 
-    def __init__(self, queue: Queue, watcher: Watcher) -> None:
+    def __init__(self, queue: JobQueue, watcher: JobWatcher) -> None:
         self._queue = queue
         self._watcher = watcher
 
@@ -109,7 +109,7 @@ class Events:
         return cast("bytes | None", await self._queue.redis.execute_command("GET", key, NEVER_DECODE=True))
 
 
-async def show(queue: Queue, lease: Lease, index: int, number: int, data: bytes) -> None:
+async def show(queue: JobQueue, lease: Lease, index: int, number: int, data: bytes) -> None:
     """The worker's side of a preview; nothing happens if its lease was lost."""
     await queue.run("preview", [lease.job_id, lease.token, index, number, data, queue.ttl_s])
 

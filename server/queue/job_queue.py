@@ -15,7 +15,7 @@ from server.errors import JobExpired, KeyReused, QueueFull, RateLimited, Unknown
 from server.jobs import PRIORITIES, JobError, JobInput, JobMetrics, JobRecord, JobState, Lease, Output, Resume
 from server.queue.keys import SCRIPTS, Keys, load_script
 from server.queue.redis_client import Client
-from server.queue.statistics import Place, QueueCounts
+from server.queue.statistics import QueueCounts, QueuePosition
 from server.settings import Settings
 
 RESULT_EXTRA_S = 3600  # pictures outlive the job's record, so a visible record never points at nothing
@@ -23,7 +23,7 @@ RETRY_WHEN_FULL_S = 5  # the gateway replaces it by an estimate where it has one
 
 
 @dataclass(frozen=True, slots=True)
-class Pulse:
+class LeaseRenewal:
     """What a worker reports of one job; `running` is true once a row was admitted."""
 
     lease: Lease
@@ -38,7 +38,7 @@ class Accepted:
     is_new: bool  #: False: this very request was accepted before
 
 
-class Queue:
+class JobQueue:
     """Used by the gateway (enqueue, get, cancel, result) and by workers (all the rest)."""
 
     def __init__(self, redis: Client, settings: Settings) -> None:
@@ -52,7 +52,7 @@ class Queue:
         self._scripts = {name: redis.register_script(load_script(name)) for name in SCRIPTS}
 
     @property
-    def tries_in_company(self) -> int:
+    def shared_attempts(self) -> int:
         """Whoever shares rows with a job that kills its worker loses a try with it: the later half is drawn alone."""
         return (self.max_attempts + 1) // 2
 
@@ -123,12 +123,12 @@ class Queue:
             return list(job_ids)
         return [job_id for job_id, end in zip(job_ids, ends, strict=True) if end]
 
-    async def place(self, record: JobRecord) -> Place | None:
+    async def place(self, record: JobRecord) -> QueuePosition | None:
         """What is ahead of a waiting job; None once a worker has it."""
         if record.state is not JobState.QUEUED:
             return None
         ahead, mean_work = await self.run("place", [record.id])
-        return Place(ahead, ahead * float(mean_work)) if ahead >= 0 else None
+        return QueuePosition(ahead, ahead * float(mean_work)) if ahead >= 0 else None
 
     async def cancel(self, job_id: str) -> JobRecord:
         """A waiting job ends here; a running one is flagged and ends within one step. Safe to repeat."""
@@ -177,7 +177,7 @@ class Queue:
 
     def _lease(self, answer: Sequence[Any]) -> Lease:
         job_id, token, attempt, job, created_at, started_at, error, resumable = answer
-        last_tries = int(attempt) > self.tries_in_company
+        last_tries = int(attempt) > self.shared_attempts
         return Lease(
             job_id=job_id,
             token=int(token),
@@ -189,7 +189,7 @@ class Queue:
             resumable=bool(resumable),
         )
 
-    async def pulse(self, pulses: Sequence[Pulse], *, renew: bool) -> list[str]:
+    async def pulse(self, pulses: Sequence[LeaseRenewal], *, renew: bool) -> list[str]:
         """Renew leases and write progress; answers "ok", "cancel" or "lost" for each."""
         if not pulses:
             return []

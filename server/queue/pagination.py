@@ -5,7 +5,7 @@ from typing import cast
 
 from server.errors import InvalidRequest
 from server.jobs import JobRecord
-from server.queue.job_queue import Queue
+from server.queue.job_queue import JobQueue
 
 #: With a filter, most records looked at for one answer; the cursor goes on from there.
 MOST_LOOKED_AT = 1000
@@ -31,7 +31,7 @@ def ids_after(ids: list[str], after: str | None, what: str) -> list[str]:
     return ids[ids.index(after) + 1 :]
 
 
-async def page(queue: Queue, owner: str, *, limit: int, after: str | None, status: str | None) -> Page:
+async def page(queue: JobQueue, owner: str, *, limit: int, after: str | None, status: str | None) -> Page:
     """Up to `limit` jobs accepted before the one called `after`, all or those in one state.
 
     Raises:
@@ -60,7 +60,7 @@ async def page(queue: Queue, owner: str, *, limit: int, after: str | None, statu
     return Page(found, last_id, True)
 
 
-async def _records(queue: Queue, job_ids: list[str]) -> list[dict[str, str]]:
+async def _records(queue: JobQueue, job_ids: list[str]) -> list[dict[str, str]]:
     async with queue.redis.pipeline(transaction=False) as pipe:
         for job_id in job_ids:
             pipe.hgetall(queue.keys.job_hash(job_id))

@@ -7,7 +7,7 @@ from server.jobs import TERMINAL, JobState
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class QueuePosition:
     """Where a waiting job stands: jobs ahead of it, and their work in row-steps."""
 
     position: int

@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 
 from server import background
 from server.jobs import JobRecord
-from server.queue.job_queue import Queue
+from server.queue.job_queue import JobQueue
 from server.queue.keys import Keys
 from server.queue.redis_client import Client
 
@@ -20,14 +20,14 @@ log = logging.getLogger(__name__)
 POLL_S = 1.0  # pub/sub may drop a message; the state in Redis never lies, so look there now and then
 
 
-class Watcher:
+class JobWatcher:
     """Wakes the requests that wait for a job when its end is published."""
 
-    def __init__(self, redis: Client, queue: Queue, namespace: str) -> None:
+    def __init__(self, redis: Client, queue: JobQueue, namespace: str) -> None:
         self._redis = redis
         self._queue = queue
         self._done, self._news = Keys(namespace).done_channel, Keys(namespace).news_channel
-        self._waiting: defaultdict[str, set[Expected]] = defaultdict(set)
+        self._waiting: defaultdict[str, set[Waiter]] = defaultdict(set)
         self._following: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -38,9 +38,9 @@ class Watcher:
         await background.end(*self._tasks)
 
     @contextmanager
-    def expect(self, job_id: str) -> Iterator[Expected]:
+    def expect(self, job_id: str) -> Iterator[Waiter]:
         """Register for the end of a job. Before it is accepted, so that an end that comes at once is not missed."""
-        expected = Expected(self._queue, job_id)
+        expected = Waiter(self._queue, job_id)
         self._waiting[job_id].add(expected)
         try:
             yield expected
@@ -106,10 +106,10 @@ class Watcher:
         self._ring(job_id)  # who follows a job that is not his own first: nobody may keep its events
 
 
-class Expected:
+class Waiter:
     """A job whose end somebody waits for."""
 
-    def __init__(self, queue: Queue, job_id: str) -> None:
+    def __init__(self, queue: JobQueue, job_id: str) -> None:
         self.event = asyncio.Event()
         self.accepted = False
         self._queue = queue

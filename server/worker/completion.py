@@ -10,21 +10,27 @@ from redis.exceptions import RedisError
 
 from server.jobs import IMPOSSIBLE, JobError, JobMetrics, JobState
 from server.metrics import Tally
-from server.queue.job_queue import Queue
+from server.queue.job_queue import JobQueue
 from server.worker.engine.thread import EngineThread
-from server.worker.held_job import Work
+from server.worker.held_job import HeldJob
 from server.worker.scheduler import Scheduler
-from server.worker.snapshots import Keeper
+from server.worker.snapshots import SnapshotStore
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class Ends:
+class Completion:
     """Every way out of the batch; each frees the rows, tells the queue, and forgets the job."""
 
     def __init__(
-        self, queue: Queue, thread: EngineThread, held: Scheduler, keeper: Keeper, tally: Tally, lease_s: float
+        self,
+        queue: JobQueue,
+        thread: EngineThread,
+        held: Scheduler,
+        keeper: SnapshotStore,
+        tally: Tally,
+        lease_s: float,
     ):
         self.thread = thread
         self._queue = queue
@@ -34,7 +40,7 @@ class Ends:
         self._lease_s = lease_s
 
     async def finish(
-        self, work: Work, state: JobState, error: JobError | None = None, files: Mapping[int, bytes] | None = None
+        self, work: HeldJob, state: JobState, error: JobError | None = None, files: Mapping[int, bytes] | None = None
     ) -> None:
         """`files` are pictures that are not stored yet, by image index."""
         work.closing = True
@@ -52,7 +58,7 @@ class Ends:
             log.info("%s %s in %.3f s%s", lease.job_id, state, metrics.total_time, "" if done else " (fenced)")
         self._held.remove(work)
 
-    async def give_back(self, work: Work, error: JobError | None, *, anew: bool = False) -> None:
+    async def give_back(self, work: HeldJob, error: JobError | None, *, anew: bool = False) -> None:
         """`anew`: the next try must not go on from this one's snapshots."""
         work.closing = True
         try:
@@ -72,7 +78,7 @@ class Ends:
                 await self.free_rows(work)
             await self.give_back(work, error if work.started else None)
 
-    async def engine_failed(self, stage: str, error: Exception, works: list[Work], images: int) -> None:
+    async def engine_failed(self, stage: str, error: Exception, works: list[HeldJob], images: int) -> None:
         """Several jobs in the call that failed: each half is tried again by itself, here. Several images of one job:
         half as many of them together. One image: its job is guilty and goes back.
 
@@ -88,7 +94,7 @@ class Ends:
         else:
             await self.give_back(works[0], JobError("engine_error", f"{type(error).__name__}: {error}"), anew=True)
 
-    async def refuse(self, work: Work, reason: str) -> None:
+    async def refuse(self, work: HeldJob, reason: str) -> None:
         """The request itself is at fault: other tries would end the same way, so it fails at once."""
         await self.free_rows(work)  # earlier images of it may have been admitted
         await self.finish(work, JobState.FAILED, JobError(IMPOSSIBLE, reason))
@@ -108,7 +114,7 @@ class Ends:
             else:
                 await self.give_back(work, work.failure)
 
-    async def free_rows(self, work: Work) -> None:
+    async def free_rows(self, work: HeldJob) -> None:
         rows = list(work.rows)
         for row in rows:
             self._held.unseat(work, row, again=True)
@@ -126,7 +132,7 @@ class Ends:
                 await asyncio.sleep(0.2)
 
 
-def _metrics(work: Work, kernels: str) -> JobMetrics:
+def _metrics(work: HeldJob, kernels: str) -> JobMetrics:
     queue_s = work.lease.started_at - work.lease.created_at
     return JobMetrics(
         queue_time=round(queue_s, 6),

@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 SPEED_MEMORY_S = 10.0
 
 
-class Speed:
+class Throughput:
     """Row-steps per second while the engine is busy: what waiting times are estimated from."""
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class Heartbeat:
 
     def __init__(self, worker_id: str, registry: Registry, held: Scheduler, tally: Tally) -> None:
         self.state, self.note = "loading", ""
-        self.speed = Speed()
+        self.speed = Throughput()
         self.reloads = 0
         self.model: ModelInfo | None = None
         self.kernels = self.device = ""

@@ -11,7 +11,7 @@ MAX_AT_ONCE = 1 << 30
 
 
 @dataclass(slots=True, eq=False)
-class Work:
+class HeldJob:
     """A job that this worker holds, and how far its images are."""
 
     lease: Lease

@@ -5,20 +5,20 @@ import time
 
 from redis.exceptions import RedisError
 
-from server.queue.job_queue import Pulse, Queue
+from server.queue.job_queue import JobQueue, LeaseRenewal
 from server.worker.heartbeat import log
 from server.worker.scheduler import Scheduler
 
-PULSE_S = 0.1
+RENEW_S = 0.1
 
 
 LISTEN_S = 1.0
 
 
-class LeasePulse:
+class LeaseRenewer:
     """Renews leases and reports progress; what the queue answers becomes flags that the loop reads."""
 
-    def __init__(self, queue: Queue, held: Scheduler, lease_s: float) -> None:
+    def __init__(self, queue: JobQueue, held: Scheduler, lease_s: float) -> None:
         self._queue = queue
         self._held = held
         self._renew_every = lease_s / 3
@@ -26,7 +26,7 @@ class LeasePulse:
     async def forever(self) -> None:
         renew_at = time.monotonic() + self._renew_every
         while True:
-            await asyncio.sleep(PULSE_S)
+            await asyncio.sleep(RENEW_S)
             renew = time.monotonic() >= renew_at
             try:
                 await self.once(renew=renew)
@@ -38,7 +38,7 @@ class LeasePulse:
 
     async def once(self, *, renew: bool) -> None:
         works = [w for w in self._held.works.values() if not (w.closing or w.lost)]
-        pulses = [Pulse(w.lease, w.started, sum(w.steps_done.values())) for w in works]
+        pulses = [LeaseRenewal(w.lease, w.started, sum(w.steps_done.values())) for w in works]
         answers = await self._queue.pulse(pulses, renew=renew)
         for work, answer in zip(works, answers, strict=True):
             # A job whose end was written while the pulse was under way is over, not lost.
@@ -49,7 +49,7 @@ class LeasePulse:
 class CancelListener:
     """Frees rows within one step of the cancel. The pulse reads the same flags, should a message be lost."""
 
-    def __init__(self, queue: Queue, held: Scheduler) -> None:
+    def __init__(self, queue: JobQueue, held: Scheduler) -> None:
         self._queue = queue
         self._held = held
 

@@ -11,26 +11,26 @@ from collections.abc import Callable, Sequence
 
 from redis.exceptions import RedisError
 
-from server.background import beside
+from server.background import running
 from server.errors import EngineBroken
 from server.images.compositing import Source
 from server.jobs import JobError, JobState, Lease
 from server.metrics import Tally
 from server.model_info import ModelInfo
 from server.queue import source_images
-from server.queue.job_queue import Queue
+from server.queue.job_queue import JobQueue
 from server.queue.registry import Registry
 from server.settings import Settings
-from server.worker.completion import Ends
+from server.worker.completion import Completion
 from server.worker.engine.protocol import Engine
 from server.worker.engine.thread import EngineThread
 from server.worker.heartbeat import Heartbeat
-from server.worker.held_job import Work
-from server.worker.leases import CancelListener, LeasePulse
+from server.worker.held_job import HeldJob
+from server.worker.leases import CancelListener, LeaseRenewer
 from server.worker.publisher import Publisher
 from server.worker.reload import Reloader
 from server.worker.scheduler import Scheduler
-from server.worker.snapshots import Keeper
+from server.worker.snapshots import SnapshotStore
 from server.worker.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,9 @@ RECLAIM_S = 0.25
 class Worker:
     """One engine, one event loop. Redis may come and go; the engine's failures stay with their job."""
 
-    def __init__(self, settings: Settings, queue: Queue, registry: Registry, factory: Callable[[str], Engine]) -> None:
+    def __init__(
+        self, settings: Settings, queue: JobQueue, registry: Registry, factory: Callable[[str], Engine]
+    ) -> None:
         self.settings = settings
         self.queue = queue
         self.registry = registry
@@ -51,10 +53,10 @@ class Worker:
         self.held = Scheduler(settings.max_rows, settings.ageing_s)
         self.tally = Tally()
         self.heart = Heartbeat(self.id, registry, self.held, self.tally)
-        self.pulse = LeasePulse(queue, self.held, settings.lease_s)
+        self.pulse = LeaseRenewer(queue, self.held, settings.lease_s)
         self.cancels = CancelListener(queue, self.held)
-        self.keeper = Keeper(queue, self.thread, self.tally)
-        self.ends = Ends(queue, self.thread, self.held, self.keeper, self.tally, settings.lease_s)
+        self.keeper = SnapshotStore(queue, self.thread, self.tally)
+        self.ends = Completion(queue, self.thread, self.held, self.keeper, self.tally, settings.lease_s)
         self.publisher = Publisher(queue, self.ends, self.keeper, self.tally)
         self.watchdog = Watchdog(self.thread, self.ends, settings.step_timeout_s)
         self.reloader = Reloader(settings.checkpoint, registry, queue, self.heart, self._load)
@@ -68,9 +70,9 @@ class Worker:
         await self._until_redis_answers()
         try:
             helpers = (self.heart, self.pulse, self.cancels, self.watchdog)
-            async with beside(*(helper.forever() for helper in helpers)):
+            async with running(*(helper.forever() for helper in helpers)):
                 await self._prepare()
-                async with beside(self.reloader.forever()):
+                async with running(self.reloader.forever()):
                     await self._work()
         finally:
             await self._say_goodbye()
@@ -140,7 +142,7 @@ class Worker:
                 if found is None:
                     return
                 await self._hold(found)
-        elif self.taking and self.held.clogged():
+        elif self.taking and self.held.saturated():
             found = await self.queue.take(self.id, self.model, patience_s=PATIENCE_S)
             if found is not None:
                 await self._hold(found)
@@ -216,7 +218,7 @@ class Worker:
         if work.drawn:  # the earlier try was lost between its last picture and its end
             await self.ends.finish(work, JobState.SUCCEEDED)
 
-    async def _fetch_source(self, work: Work) -> bool:
+    async def _fetch_source(self, work: HeldJob) -> bool:
         """The picture that an edit starts from. False: there is none, and no other try would find one."""
         data = await self.ends.persist(lambda: source_images.fetch(self.queue, work.lease.input))
         try:
@@ -228,7 +230,7 @@ class Worker:
             return False
         return True
 
-    async def _restore(self, work: Work, index: int) -> bool:
+    async def _restore(self, work: HeldJob, index: int) -> bool:
         """Seat an image where its snapshot was taken. False: it has to begin anew."""
         state = work.snapshots.pop(index)
         try:
@@ -245,7 +247,7 @@ class Worker:
         self.tally.count("fluid_resumed_rows_total")
         return True
 
-    async def _admit_images(self, images: Sequence[tuple[Work, int]]) -> None:
+    async def _admit_images(self, images: Sequence[tuple[HeldJob, int]]) -> None:
         works = list(dict.fromkeys(work for work, _ in images))
         began = time.monotonic()
         try:

@@ -17,10 +17,10 @@ from server.jobs import JobError, JobInput, JobState, Output
 from server.metrics import Tally
 from server.model_info import ModelInfo
 from server.queue.events import show
-from server.queue.job_queue import Queue
-from server.worker.completion import Ends
-from server.worker.held_job import Work
-from server.worker.snapshots import Keeper
+from server.queue.job_queue import JobQueue
+from server.worker.completion import Completion
+from server.worker.held_job import HeldJob
+from server.worker.snapshots import SnapshotStore
 
 log = logging.getLogger(__name__)
 ENCODERS = 2
@@ -29,7 +29,7 @@ ENCODERS = 2
 class Publisher:
     """Encodes and stores pictures, and finishes a job with its last one."""
 
-    def __init__(self, queue: Queue, ends: Ends, keeper: Keeper, tally: Tally) -> None:
+    def __init__(self, queue: JobQueue, ends: Completion, keeper: SnapshotStore, tally: Tally) -> None:
         self.model: ModelInfo | None = None
         self.running: set[asyncio.Task[None]] = set()
         self.showing: set[asyncio.Task[None]] = set()
@@ -39,19 +39,19 @@ class Publisher:
         self._tally = tally
         self._pool = ThreadPoolExecutor(max_workers=ENCODERS, thread_name_prefix="encode")
 
-    def start(self, work: Work, index: int, pixels: bytes) -> None:
+    def start(self, work: HeldJob, index: int, pixels: bytes) -> None:
         task = asyncio.create_task(self._publish(work, index, pixels))
         self.running.add(task)
         task.add_done_callback(self.running.discard)
 
-    def show(self, work: Work, index: int, step: int, pixels: bytes) -> None:
+    def show(self, work: HeldJob, index: int, step: int, pixels: bytes) -> None:
         """A picture half done. Best effort: nobody waits for it, and the worker may go without having shown it."""
         number = work.preview_steps.index(step)
         task = asyncio.create_task(self._show(work, index, number, pixels))
         self.showing.add(task)
         task.add_done_callback(self.showing.discard)
 
-    async def _show(self, work: Work, index: int, number: int, pixels: bytes) -> None:
+    async def _show(self, work: HeldJob, index: int, number: int, pixels: bytes) -> None:
         loop = asyncio.get_running_loop()
         try:
             data, _ = await loop.run_in_executor(self._pool, _encode, pixels, work.lease.input, work.source, {})
@@ -59,7 +59,7 @@ class Publisher:
         except (OSError, ValueError, RedisError) as error:
             log.warning("no preview %d of image %d of %s: %s", number, index, work.lease.job_id, error)
 
-    async def _publish(self, work: Work, index: int, pixels: bytes) -> None:
+    async def _publish(self, work: HeldJob, index: int, pixels: bytes) -> None:
         try:
             output, data = await self._encode(work, index, pixels)
             files = {index: data}
@@ -75,7 +75,7 @@ class Publisher:
         if work.drawn and not (work.closing or work.lost or work.canceled):
             await self._ends.finish(work, JobState.SUCCEEDED, files=files)
 
-    async def _encode(self, work: Work, index: int, pixels: bytes) -> tuple[Output, bytes]:
+    async def _encode(self, work: HeldJob, index: int, pixels: bytes) -> tuple[Output, bytes]:
         if self.model is None:
             raise EngineBroken("A picture is published before the model was loaded.")
         lease, job = work.lease, work.lease.input
@@ -97,7 +97,7 @@ class Publisher:
         )
         return output, data
 
-    async def _store(self, work: Work, output: Output, data: bytes) -> None:
+    async def _store(self, work: HeldJob, output: Output, data: bytes) -> None:
         """An image of a job that has others to draw. The last one goes with the job's end."""
         began = time.monotonic()
         await self._ends.persist(lambda: self._queue.store_result(work.lease, output.index, data))

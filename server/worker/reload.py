@@ -10,7 +10,7 @@ from redis.exceptions import RedisError
 
 from server.errors import FluidError, ReloadRefused
 from server.model_info import ModelInfo
-from server.queue.job_queue import Queue
+from server.queue.job_queue import JobQueue
 from server.queue.registry import Registry, ReloadRequest
 from server.worker.engine.thread import EngineThread
 from server.worker.heartbeat import Heartbeat
@@ -35,7 +35,7 @@ class Reloader:
         self,
         configured: str,
         registry: Registry,
-        queue: Queue,
+        queue: JobQueue,
         heart: Heartbeat,
         load: Callable[[str], Awaitable[tuple[EngineThread, ModelInfo]]],
     ) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 
 from server.jobs import PRIORITIES, Lease
-from server.worker.held_job import Work
+from server.worker.held_job import HeldJob
 
 
 class DeficitRoundRobin:
@@ -45,14 +45,14 @@ class Scheduler:
     def __init__(self, max_rows: int, ageing_s: float) -> None:
         self.max_rows = max_rows
         self.ageing_s = ageing_s
-        self.works: dict[str, Work] = {}  # by job id, oldest first
+        self.works: dict[str, HeldJob] = {}  # by job id, oldest first
         self._turns = {priority: DeficitRoundRobin() for priority in PRIORITIES}
         self._cohorts = 0
 
     # --- what is held ---------------------------------------------------------------------------------
 
     @property
-    def rows(self) -> dict[int, Work]:
+    def rows(self) -> dict[int, HeldJob]:
         return {row: work for work in self.works.values() for row in work.rows}
 
     @property
@@ -60,7 +60,7 @@ class Scheduler:
         return self.max_rows - sum(len(work.rows) for work in self.works.values())
 
     @property
-    def active(self) -> list[Work]:
+    def active(self) -> list[HeldJob]:
         return [work for work in self.works.values() if work.rows]
 
     @property
@@ -78,30 +78,30 @@ class Scheduler:
             return 0
         return self.free_rows - sum(len(work.waiting) for work in self.works.values())
 
-    def clogged(self) -> bool:
+    def saturated(self) -> bool:
         """Jobs of many images have taken all rows and want more; one more job, and callers can take turns."""
         waiting = [work for work in self.works.values() if work.waiting]
         return bool(waiting) and not self._quarantined() and all(work.started for work in waiting)
 
-    def add(self, lease: Lease, taken_at: float) -> Work:
+    def add(self, lease: Lease, taken_at: float) -> HeldJob:
         stale = self.works.get(lease.job_id)
         if stale is not None:
             # We had lost the job and got it again before noticing; the loop still has to free the stale rows.
             stale.lost = True
             self.works[f"{lease.job_id}#{stale.lease.token}"] = self.works.pop(lease.job_id)
-        work = Work(lease, taken_at, deque(range(lease.input.n)))
+        work = HeldJob(lease, taken_at, deque(range(lease.input.n)))
         if lease.suspect:
             work.cohort = self._new_cohort()
         self.works[lease.job_id] = work
         return work
 
-    def remove(self, work: Work) -> None:
+    def remove(self, work: HeldJob) -> None:
         """By identity: after a lost lease two works may bear the same job id for a moment."""
         self.works = {key: other for key, other in self.works.items() if other is not work}
 
     # --- quarantine -----------------------------------------------------------------------------------
 
-    def split(self, works: Sequence[Work]) -> None:
+    def split(self, works: Sequence[HeldJob]) -> None:
         """A call with these failed: each half of them runs by itself from now on."""
         middle = (len(works) + 1) // 2
         for half in (works[:middle], works[middle:]):
@@ -109,7 +109,7 @@ class Scheduler:
             for work in half:
                 work.cohort = cohort
 
-    def thin(self, work: Work, at_once: int) -> None:
+    def thin(self, work: HeldJob, at_once: int) -> None:
         """A call with several images of this job alone failed: fewer of them together from now on."""
         work.at_once = at_once
         if work.cohort is None:
@@ -119,10 +119,10 @@ class Scheduler:
         self._cohorts += 1
         return self._cohorts
 
-    def _quarantined(self) -> list[Work]:
+    def _quarantined(self) -> list[HeldJob]:
         return [work for work in self.works.values() if work.cohort is not None and (work.waiting or work.rows)]
 
-    def _candidates(self) -> list[Work]:
+    def _candidates(self) -> list[HeldJob]:
         """Who may enter a row now."""
         suspects = self._quarantined()
         if not suspects:
@@ -134,18 +134,18 @@ class Scheduler:
 
     # --- rows -----------------------------------------------------------------------------------------
 
-    def next_images(self, now: float) -> list[tuple[Work, int]]:
+    def next_images(self, now: float) -> list[tuple[HeldJob, int]]:
         """Images to admit before the next step, in order; the caller seats each of them, or drops its job."""
         free = self.free_rows
         if not free:
             return []
-        lines: dict[str, dict[str, deque[tuple[Work, int]]]] = {priority: {} for priority in PRIORITIES}
+        lines: dict[str, dict[str, deque[tuple[HeldJob, int]]]] = {priority: {} for priority in PRIORITIES}
         for work in self._candidates():
             line = lines[self.priority(work, now)].setdefault(work.lease.input.caller, deque())
             line.extend((work, index) for index in islice(work.waiting, max(0, work.at_once - len(work.rows))))
             if not line:
                 del lines[self.priority(work, now)][work.lease.input.caller]
-        chosen: list[tuple[Work, int]] = []
+        chosen: list[tuple[HeldJob, int]] = []
         for priority, callers in lines.items():
             while callers and len(chosen) < free:
                 costs = {caller: line[0][0].lease.input.num_inference_steps for caller, line in callers.items()}
@@ -155,18 +155,18 @@ class Scheduler:
                     del callers[caller]
         return chosen
 
-    def priority(self, work: Work, now: float) -> str:
+    def priority(self, work: HeldJob, now: float) -> str:
         """Its class, one higher for every `ageing_s` since it was accepted."""
         waited_s = work.lease.started_at - work.lease.created_at + now - work.taken_at
         risen = int(waited_s / self.ageing_s)
         return PRIORITIES[max(0, PRIORITIES.index(work.lease.input.priority) - risen)]
 
-    def seat(self, work: Work, index: int, row: int) -> None:
+    def seat(self, work: HeldJob, index: int, row: int) -> None:
         work.waiting.remove(index)
         work.rows[row] = index
         work.started = True
 
-    def unseat(self, work: Work, row: int, *, again: bool) -> int:
+    def unseat(self, work: HeldJob, row: int, *, again: bool) -> int:
         """Take an image off its row; `again` puts it back in front of the line."""
         index = work.rows.pop(row)
         if again:

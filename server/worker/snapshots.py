@@ -8,24 +8,24 @@ from redis.exceptions import RedisError
 
 from server.jobs import Output
 from server.metrics import Tally
-from server.queue.job_queue import Queue
+from server.queue.job_queue import JobQueue
 from server.worker.engine.thread import EngineThread
-from server.worker.held_job import Work
+from server.worker.held_job import HeldJob
 
 log = logging.getLogger(__name__)
 
 
-class Keeper:
+class SnapshotStore:
     """Best effort: a snapshot that could not be kept costs steps, never a picture."""
 
-    def __init__(self, queue: Queue, thread: EngineThread, tally: Tally) -> None:
+    def __init__(self, queue: JobQueue, thread: EngineThread, tally: Tally) -> None:
         self.checkpoint = ""  #: SHA-256 of the weights that draw; others' snapshots are not ours
         self.thread = thread
         self._queue = queue
         self._tally = tally
         self._saving: dict[str, asyncio.Task[None]] = {}
 
-    async def recall(self, work: Work) -> None:
+    async def recall(self, work: HeldJob) -> None:
         """Go on where an earlier try of the job was, on whatever worker."""
         if not work.lease.resumable:
             return
@@ -38,9 +38,9 @@ class Keeper:
         work.snapshots = dict(found.snapshots)
         log.info("%s goes on: %d done, %d half done", work.lease.job_id, len(found.outputs), len(found.snapshots))
 
-    def keep(self, rows: Mapping[int, Work], snapshots: Mapping[int, bytes]) -> None:
+    def keep(self, rows: Mapping[int, HeldJob], snapshots: Mapping[int, bytes]) -> None:
         """After a step. A job whose last save is still under way is left out: the next one is not far."""
-        fresh: dict[Work, dict[int, bytes]] = {}
+        fresh: dict[HeldJob, dict[int, bytes]] = {}
         for row, state in snapshots.items():
             work = rows[row]
             work.snapshots[work.rows[row]] = state
@@ -49,7 +49,7 @@ class Keeper:
             if work.lease.job_id not in self._saving:
                 self._saving[work.lease.job_id] = asyncio.create_task(self._save_beside(work, states))
 
-    async def keep_now(self, work: Work) -> None:
+    async def keep_now(self, work: HeldJob) -> None:
         """All rows of a job that is about to be given back."""
         try:
             states = await self.thread.snapshot(work.rows)
@@ -60,18 +60,18 @@ class Keeper:
         if work.snapshots:
             await self._save(work, work.snapshots)
 
-    async def keep_output(self, work: Work, output: Output) -> None:
+    async def keep_output(self, work: HeldJob, output: Output) -> None:
         """A finished image of a job that has others to draw."""
         work.snapshots.pop(output.index, None)
         await self._save(work, {}, output)
 
-    async def _save_beside(self, work: Work, states: Mapping[int, bytes]) -> None:
+    async def _save_beside(self, work: HeldJob, states: Mapping[int, bytes]) -> None:
         try:
             await self._save(work, states)
         finally:
             del self._saving[work.lease.job_id]
 
-    async def _save(self, work: Work, states: Mapping[int, bytes], *outputs: Output) -> None:
+    async def _save(self, work: HeldJob, states: Mapping[int, bytes], *outputs: Output) -> None:
         try:
             await self._queue.save(work.lease, self.checkpoint, snapshots=states, outputs=outputs)
         except RedisError as error:

@@ -7,7 +7,7 @@ import os
 from redis.exceptions import RedisError
 
 from server.jobs import JobError
-from server.worker.completion import Ends
+from server.worker.completion import Completion
 from server.worker.engine.thread import EngineThread
 
 log = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ class Watchdog:
     Of a worker that starts it watches the canary picture, and not the loading of weights, which may come from far away.
     """
 
-    def __init__(self, thread: EngineThread, ends: Ends, timeout_s: float) -> None:
+    def __init__(self, thread: EngineThread, ends: Completion, timeout_s: float) -> None:
         self.thread = thread
         self._ends = ends
         self._timeout_s = timeout_s

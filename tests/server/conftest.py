@@ -9,7 +9,7 @@ import pytest
 from server.cli.demo import free_port
 from server.launcher.embedded_valkey import EmbeddedValkey
 from server.model_info import ModelInfo
-from server.queue.job_queue import Queue
+from server.queue.job_queue import JobQueue
 from server.queue.redis_client import PATIENT_TIMEOUT_S, connect
 from server.queue.registry import Registry
 from server.settings import Settings
@@ -33,10 +33,10 @@ def settings(valkey: EmbeddedValkey) -> Settings:
 
 
 @pytest.fixture
-async def queue(settings: Settings) -> AsyncIterator[Queue]:
+async def queue(settings: Settings) -> AsyncIterator[JobQueue]:
     async with connect(settings.redis_url, PATIENT_TIMEOUT_S) as redis:
         await Registry(redis, settings.namespace).publish_model(ModelInfo.from_mapping(FakeEngine(1, 0).info()))
-        yield Queue(redis, settings)
+        yield JobQueue(redis, settings)
 
 
 @pytest.fixture(scope="session")

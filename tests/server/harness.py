@@ -14,7 +14,7 @@ import httpx
 from server.client import FluidClient
 from server.jobs import JobInput, Lease
 from server.launcher import subprocesses
-from server.queue.job_queue import Queue
+from server.queue.job_queue import JobQueue
 from server.settings import Settings
 
 T = TypeVar("T")
@@ -100,18 +100,18 @@ def job_input(prompt: str = "an apple", n: int = 1, **changes: object) -> JobInp
     return JobInput(**(values | changes))  # type: ignore[arg-type]
 
 
-async def accept(queue: Queue, job_id: str, **changes: object) -> str:
+async def accept(queue: JobQueue, job_id: str, **changes: object) -> str:
     await queue.enqueue(job_id, job_input(**changes), "job")
     return job_id
 
 
-async def take(queue: Queue, consumer: str = "w1") -> Lease:
+async def take(queue: JobQueue, consumer: str = "w1") -> Lease:
     lease = await queue.take(consumer, MODEL)
     assert lease is not None
     return lease
 
 
-async def reclaimed(queue: Queue, consumer: str) -> list[Lease]:
+async def reclaimed(queue: JobQueue, consumer: str) -> list[Lease]:
     """Poll as a worker does, until a lapsed lease turns up."""
     async with asyncio.timeout(10):
         while not (leases := await queue.reclaim(consumer, MODEL, [], count=10)):
@@ -119,12 +119,12 @@ async def reclaimed(queue: Queue, consumer: str) -> list[Lease]:
         return leases
 
 
-async def lapse(queue: Queue, *job_ids: str) -> None:
+async def lapse(queue: JobQueue, *job_ids: str) -> None:
     """As if their workers had been silent for as long as a lease."""
     await queue.redis.zadd(queue.keys.leases_zset(MODEL), dict.fromkeys(job_ids, 0))
 
 
-async def empty(queue: Queue) -> bool:
+async def empty(queue: JobQueue) -> bool:
     """Nobody waits and nobody runs, by whatever structure one asks."""
     waiting = [key async for key in queue.redis.scan_iter(f"{queue.keys.root}:*")]
     kinds = {key.split(":")[1] for key in waiting}

@@ -9,7 +9,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from server.cli.demo import free_port
-from server.gateway.middleware.slow_clients import PatientProtocol
+from server.gateway.middleware.slow_clients import SlowClientTimeouts
 from tests.server.harness import until
 
 
@@ -17,7 +17,7 @@ from tests.server.harness import until
 def served(app: FastAPI) -> Iterator[int]:
     """The port where it listens."""
     port = free_port()
-    server = uvicorn.Server(uvicorn.Config(app, http=PatientProtocol, port=port, log_level="error", lifespan="on"))
+    server = uvicorn.Server(uvicorn.Config(app, http=SlowClientTimeouts, port=port, log_level="error", lifespan="on"))
     server.config.timeout_graceful_shutdown = 1
     thread = threading.Thread(target=asyncio.run, args=(server.serve(),))
     thread.start()

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from server.background import beside, end
-from server.queue.job_queue import Queue
+from server.background import end, running
+from server.queue.job_queue import JobQueue
 
 pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def endless(queue: Queue) -> Callable[[], Coroutine[Any, Any, None]]:
+def endless(queue: JobQueue) -> Callable[[], Coroutine[Any, Any, None]]:
     async def talk() -> None:
         while True:
             await queue.redis.ping()
@@ -56,7 +56,7 @@ async def test_deaf_once_or_twice() -> None:
             except asyncio.CancelledError:
                 heard += 1
 
-    async with asyncio.timeout(10), beside(deaf()):
+    async with asyncio.timeout(10), running(deaf()):
         await turns(2)
     assert heard == 3
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from server.errors import InvalidRequest, UnknownFile
-from server.queue.job_queue import Queue
+from server.queue.job_queue import JobQueue
 from server.queue.pagination import ids_after
 
 #: 50,000 lines of a prompt and a few parameters are about 12 MiB.
@@ -39,7 +39,7 @@ class StoredFile:
 
 
 class Files:
-    def __init__(self, queue: Queue, ttl_s: int) -> None:
+    def __init__(self, queue: JobQueue, ttl_s: int) -> None:
         self._redis, self._keys, self._ttl_s = queue.redis, queue.keys, ttl_s
 
     async def add(

@@ -36,19 +36,19 @@ from server.gateway.requests.resolve import resolve
 from server.gateway.requests.validation import validated
 from server.gateway.schemas.images import ImageRequest
 from server.jobs import JobRecord
-from server.queue.due_work import take_turns
-from server.queue.job_queue import Queue
+from server.queue.due_work import poll_due
+from server.queue.job_queue import JobQueue
 from server.queue.pagination import ids_after
 
 log = logging.getLogger(__name__)
 WINDOW = 64  # jobs of one batch that wait or run
 TURN_S = 0.25  # between two turns of a batch whose window is full
-HIDDEN_S = 15.0  # a turn that takes longer was its gateway's last
+VISIBILITY_TIMEOUT_S = 15.0  # a turn that takes longer was its gateway's last
 AT_ONCE = 4
 
 
 class Batches:
-    def __init__(self, queue: Queue, fleet: Fleet, files: Files, ttl_s: int, bugs: Counter) -> None:
+    def __init__(self, queue: JobQueue, fleet: Fleet, files: Files, ttl_s: int, bugs: Counter) -> None:
         self._queue, self._redis, self._keys = queue, queue.redis, queue.keys
         self._fleet, self._files, self._ttl_s, self._bugs = fleet, files, ttl_s, bugs
 
@@ -113,7 +113,14 @@ class Batches:
     # --- the turns ------------------------------------------------------------------------------------
 
     async def forever(self) -> None:
-        await take_turns(self._queue, "batches", self._turn, hidden_s=HIDDEN_S, at_once=AT_ONCE, bugs=self._bugs)
+        await poll_due(
+            self._queue,
+            "batches",
+            self._turn,
+            visibility_timeout_s=VISIBILITY_TIMEOUT_S,
+            at_once=AT_ONCE,
+            bugs=self._bugs,
+        )
 
     async def _turn(self, batch_id: str) -> None:
         fields = await self._redis.hgetall(self._keys.batch_hash(batch_id))

@@ -14,7 +14,7 @@ from server.errors import KeyDisabled, RateLimited, RequestError
 from server.gateway.api_keys import NOBODY, Caller, KeyRing
 from server.gateway.dependencies import Services
 from server.gateway.middleware.errors import refuse
-from server.queue.job_queue import Queue
+from server.queue.job_queue import JobQueue
 
 
 async def _caller(request: Request) -> Caller:
@@ -24,7 +24,7 @@ async def _caller(request: Request) -> Caller:
 CallerDep = Annotated[Caller, Depends(_caller)]
 
 
-class Guard:
+class Authenticate:
     """401, 403 and 429 before a byte of the body is read."""
 
     def __init__(self, app: ASGIApp, ring: KeyRing, metrics_access: str) -> None:
@@ -56,7 +56,7 @@ def _counts(scope: Scope) -> bool:
     return scope["method"] in ("POST", "PUT") and not scope["path"].endswith("/cancel")
 
 
-async def _spend(queue: Queue, caller: Caller) -> dict[str, str]:
+async def _spend(queue: JobQueue, caller: Caller) -> dict[str, str]:
     """One of the caller's requests of this minute; the headers that OpenAI's clients know.
 
     Raises:

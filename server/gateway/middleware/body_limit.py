@@ -6,15 +6,15 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.gateway.batches.files import MAX_FILE_BYTES
-from server.images.uploads import MAX_PICTURE_BYTES
+from server.images.uploads import MAX_IMAGE_BYTES
 
 MIN_BYTES_PER_S = 128 << 10  # a megabit a second: a poor mobile connection
 MAX_BODY_BYTES = 1 << 20  # the longest valid request has a few kilobytes
 #: Of those that carry files; the form around a file needs a little as well.
 LARGER = {
     "/v1/files": MAX_FILE_BYTES + 65536,
-    "/v1/images/edits": 2 * MAX_PICTURE_BYTES + 65536,
-    "/v1/images/variations": MAX_PICTURE_BYTES + 65536,
+    "/v1/images/edits": 2 * MAX_IMAGE_BYTES + 65536,
+    "/v1/images/variations": MAX_IMAGE_BYTES + 65536,
 }
 
 

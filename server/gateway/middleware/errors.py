@@ -32,7 +32,7 @@ REJECTIONS = (
 )  # fmt: skip
 
 
-class Bugs:
+class UnhandledErrors:
     """Pure ASGI, inside RequestContext and CORS: a handler of Exception would run outside all middleware, and its
     answer have neither the id that it speaks of nor the headers that every answer has."""
 

@@ -19,7 +19,7 @@ STALLED_S = 60.0  # without a byte of an answer fetched; looked at so often, so 
 MAX_HEADER_BYTES = 32768  # of a request; proxies commonly allow 8 to 16 KiB
 
 
-class PatientProtocol(HttpToolsProtocol):
+class SlowClientTimeouts(HttpToolsProtocol):
     """A connection with a deadline whenever it is the client's turn, idle keep-alive excepted: uvicorn has that."""
 
     _deadline: asyncio.TimerHandle | None = None

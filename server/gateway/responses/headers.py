@@ -5,7 +5,7 @@ import json
 from server.jobs import JobRecord
 
 
-def told_headers(job_id: str, warnings: list[str]) -> dict[str, str]:
+def warning_headers(job_id: str, warnings: list[str]) -> dict[str, str]:
     """Which job it is, and what its caller should know, in ASCII: a JSON list, whose long entries are cut for the sake
     of proxies that buffer a few KiB of headers."""
     headers = {"x-job-id": job_id}

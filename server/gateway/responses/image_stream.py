@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 from server.errors import DeadlineExceeded, QueueUnavailable, RequestError
 from server.gateway.dependencies import Services
 from server.gateway.responses import sse
-from server.gateway.responses.images import handed_over, require_success, usage
+from server.gateway.responses.images import image_payload, require_success, usage
 from server.jobs import JobRecord
 
 log = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ async def _completed(
     total = (await usage(services, record)).model_dump()
     for output in record.outputs:
         body = _picture(record, output.index) | {"type": f"{kind}.completed", "usage": total, "warnings": warnings}
-        body |= await handed_over(services, record, output, response_format, home)
+        body |= await image_payload(services, record, output, response_format, home)
         yield sse.message(body, event=f"{kind}.completed", id=f"{record.id}:{output.index}")
 
 

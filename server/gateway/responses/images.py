@@ -23,7 +23,7 @@ async def usage(services: Services, record: JobRecord) -> Usage:
     )
 
 
-async def handed_over(
+async def image_payload(
     services: Services, record: JobRecord, output: Output, response_format: str, home: str
 ) -> dict[str, str]:
     """A picture in the form that was asked for: `url`, which begins with `home`, or `b64_json`.
@@ -49,7 +49,7 @@ async def images_response(
     """
     data = []
     for output in record.outputs:
-        form = await handed_over(services, record, output, response_format, home)
+        form = await image_payload(services, record, output, response_format, home)
         data.append(ImageData(seed=output.seed, url=form.get("url"), b64_json=form.get("b64_json")))
     job = record.input
     return ImagesResponse(

@@ -12,13 +12,13 @@ from server.gateway.api_keys import Caller
 from server.gateway.dependencies import Services
 from server.gateway.requests import content_negotiation
 from server.gateway.responses import image_stream, sse
-from server.gateway.responses.headers import timing_headers, told_headers
+from server.gateway.responses.headers import timing_headers, warning_headers
 from server.gateway.responses.images import gone, images_response, require_success
 from server.gateway.responses.jobs import public_url
 from server.gateway.schemas.images import ImageRequest
 from server.images.codec import MIME
 from server.jobs import JobInput, JobRecord, new_job_id
-from server.queue.watcher import Expected
+from server.queue.watcher import Waiter
 
 
 async def respond(
@@ -50,9 +50,9 @@ async def respond(
         pictures = image_stream.pictures(
             services, accepted.job_id, form, keep=bool(key), kind=kind, home=home, warnings=warnings
         )
-        return sse.response(pictures, told_headers(accepted.job_id, warnings))
+        return sse.response(pictures, warning_headers(accepted.job_id, warnings))
     record = await _draw(request, services, job, caller, job_id=job_id, key=key, asked=asked, source=source)
-    headers = timing_headers(record) | told_headers(record.id, warnings)
+    headers = timing_headers(record) | warning_headers(record.id, warnings)
     if wants_file:
         return await _file(services, record, headers)
     view = await images_response(services, record, form, warnings, home)
@@ -83,7 +83,7 @@ async def _draw(
     return record
 
 
-async def _wait(request: Request, services: Services, job_id: str, expected: Expected, *, keep: bool) -> JobRecord:
+async def _wait(request: Request, services: Services, job_id: str, expected: Waiter, *, keep: bool) -> JobRecord:
     """Until the job ends, the client hangs up, or time is up; in the last two cases the job is canceled.
 
     Not with `keep`: its client has a key to come back with.

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import httpx
 import pytest
 
-from server.client import AsyncFluidClient, FluidClient, Picture, Preview
+from server.client import AsyncFluidClient, FluidClient, GeneratedImage, Preview
 from server.client import protocol as wire
 from server.errors import ServiceError
 from tests.server.harness import Service, start
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.anyio
 def test_previews_then_the_picture(service: Service) -> None:
     """What the playground shows, for programs."""
     seen = list(service.client.stream("a cat", seed=4, num_inference_steps=16, partial_images=2))
-    assert [type(each) for each in seen] == [Preview, Preview, Picture]
+    assert [type(each) for each in seen] == [Preview, Preview, GeneratedImage]
     assert seen[-1].data == service.client.generate("a cat", seed=4, num_inference_steps=16)[0].data
     with pytest.raises(ServiceError, match="3 attempts"):
         list(service.client.stream("[raise]"))

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, Counter
 from server.errors import ConfigError, InvalidRequest, ServiceError
 from server.gateway import webhooks
 from server.gateway.webhooks import Delivery, Forbidden, check_url, is_public, parse_secret, resolve_address, sign
-from server.queue.job_queue import Queue
+from server.queue.job_queue import JobQueue
 from tests.server.harness import Service, start, until
 
 pytestmark = pytest.mark.anyio
@@ -137,7 +137,7 @@ def test_the_internet_is_not_refused(address: str) -> None:
 
 
 @pytest.mark.parametrize("url", ["http://a..b/", "http://example.com/\x01", f"http://{'a' * 70}.com/"])
-async def test_an_address_that_is_none_is_refused_and_never_tried_for_ever(queue: Queue, url: str) -> None:
+async def test_an_address_that_is_none_is_refused_and_never_tried_for_ever(queue: JobQueue, url: str) -> None:
     """Such addresses were accepted, and what they raised was a bug and no failed try: they were tried for ever. One
     that an older gateway took is a failed try."""
     with pytest.raises(InvalidRequest, match="not an address"):
@@ -146,7 +146,7 @@ async def test_an_address_that_is_none_is_refused_and_never_tried_for_ever(queue
         assert await webhooks_of(queue)._send(http, Delivery("a", url, 0, "{}")) == "failed"
 
 
-async def test_an_endpoint_that_drips_is_a_failed_try(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_endpoint_that_drips_is_a_failed_try(queue: JobQueue, monkeypatch: pytest.MonkeyPatch) -> None:
     """A byte of the answer's headers now and then: the limit was for each, and the delivery took a minute."""
     monkeypatch.setattr(webhooks, "ANSWER_S", 0.3)
 
@@ -173,7 +173,7 @@ async def test_an_endpoint_that_drips_is_a_failed_try(queue: Queue, monkeypatch:
     assert outcome == "failed" and took_s < 5
 
 
-def webhooks_of(queue: Queue) -> webhooks.Webhooks:
+def webhooks_of(queue: JobQueue) -> webhooks.Webhooks:
     registry = CollectorRegistry()
     sent, bugs = (Counter(name, "", ("outcome",), registry=registry) for name in ("sent", "bugs"))
     return webhooks.Webhooks(queue, KEY, private=True, sent=sent, bugs=bugs)

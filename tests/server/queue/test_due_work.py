@@ -8,15 +8,15 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter
 
 from server import background
-from server.queue.due_work import take_turns
-from server.queue.job_queue import Queue
+from server.queue.due_work import poll_due
+from server.queue.job_queue import JobQueue
 from tests.server.harness import until_async
 
 pytestmark = pytest.mark.anyio
 
 
 async def test_a_bug_in_one_turn_neither_ends_the_task_nor_holds_up_the_others(
-    queue: Queue, caplog: pytest.LogCaptureFixture
+    queue: JobQueue, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An exception that nobody foresaw ended the background task silently: no batch moved, and no webhook was sent,
     until the gateway was restarted."""
@@ -30,7 +30,7 @@ async def test_a_bug_in_one_turn_neither_ends_the_task_nor_holds_up_the_others(
         await queue.redis.zrem(queue.keys.batches_zset, name)
 
     await queue.redis.zadd(queue.keys.batches_zset, {"bad": 0, "good": 1})
-    task = asyncio.create_task(take_turns(queue, "batches", work, hidden_s=0.05, at_once=4, bugs=bugs))
+    task = asyncio.create_task(poll_due(queue, "batches", work, visibility_timeout_s=0.05, at_once=4, bugs=bugs))
     try:
         await until_async(lambda: _true(turns.count("bad") >= 2 and "good" in turns))
         await queue.redis.zadd(queue.keys.batches_zset, {"later": time.time() - 1})
@@ -43,7 +43,7 @@ async def test_a_bug_in_one_turn_neither_ends_the_task_nor_holds_up_the_others(
     assert any("bad failed" in record.getMessage() and record.exc_info for record in caplog.records)
 
 
-async def test_a_slow_one_holds_up_nothing_else(queue: Queue) -> None:
+async def test_a_slow_one_holds_up_nothing_else(queue: JobQueue) -> None:
     """A whole turn was waited for before the next: one slow webhook endpoint stopped the webhooks of everybody."""
     bugs = Counter("bugs", "", ("task",), registry=CollectorRegistry())
     never, begun, ended = asyncio.Event(), [], []
@@ -58,7 +58,7 @@ async def test_a_slow_one_holds_up_nothing_else(queue: Queue) -> None:
         await queue.redis.zrem(queue.keys.batches_zset, name)
 
     await queue.redis.zadd(queue.keys.batches_zset, {"slow": 0})
-    task = asyncio.create_task(take_turns(queue, "batches", work, hidden_s=0.05, at_once=2, bugs=bugs))
+    task = asyncio.create_task(poll_due(queue, "batches", work, visibility_timeout_s=0.05, at_once=2, bugs=bugs))
     try:
         await until_async(lambda: _true("slow" in begun))
         for name in ("a", "b", "c"):

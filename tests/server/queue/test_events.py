@@ -19,7 +19,7 @@ from PIL import Image
 from server.cli.demo import free_port
 from server.launcher import subprocesses
 from server.queue.events import show
-from server.queue.job_queue import Pulse, Queue
+from server.queue.job_queue import JobQueue, LeaseRenewal
 from server.queue.keys import Keys
 from tests.server.harness import Service, accept, job_input, start, take, until
 
@@ -182,7 +182,7 @@ def _followers(service: Service) -> int:
     return int(next(float(line.split()[1]) for line in text.splitlines() if line.startswith("fluid_followers ")))
 
 
-async def test_a_zombie_shows_nothing(queue: Queue) -> None:
+async def test_a_zombie_shows_nothing(queue: JobQueue) -> None:
     """Its preview would replace the picture of the try that goes on."""
     await accept(queue, "a", partial_images=2)
     zombie = await take(queue)
@@ -195,11 +195,11 @@ async def test_a_zombie_shows_nothing(queue: Queue) -> None:
     assert await queue.redis.ttl(keys.preview_bytes("a", 0, 1)) > 0
 
 
-async def test_a_job_that_nobody_follows_has_no_events(queue: Queue) -> None:
+async def test_a_job_that_nobody_follows_has_no_events(queue: JobQueue) -> None:
     """Ten writes a second for every job would be most of the queue's work."""
     await accept(queue, "a")
     lease = await take(queue)
-    await queue.pulse([Pulse(lease, True, 3)], renew=True)
+    await queue.pulse([LeaseRenewal(lease, True, 3)], renew=True)
     assert not await queue.redis.exists(queue.keys.events_stream("a"))
 
 

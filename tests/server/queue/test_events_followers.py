@@ -17,10 +17,10 @@ from server.gateway.responses import sse
 from server.model_info import ModelInfo
 from server.queue import events
 from server.queue.events import Events
-from server.queue.job_queue import Queue
+from server.queue.job_queue import JobQueue
 from server.queue.keys import Keys
 from server.queue.redis_client import connect
-from server.queue.watcher import Watcher
+from server.queue.watcher import JobWatcher
 from server.settings import Settings
 from server.worker.engine.fake import FakeEngine
 from tests.server.harness import Service, accept, until
@@ -41,27 +41,27 @@ def test_an_event_id_beyond_64_bits_is_refused(service: Service, late: str) -> N
     assert "event: succeeded" in most.text
 
 
-async def test_only_an_outage_is_waited_for(queue: Queue) -> None:
+async def test_only_an_outage_is_waited_for(queue: JobQueue) -> None:
     """Whatever Redis complained of was tried again for ever, twice a second."""
     await accept(queue, "a")
-    followed = Events(queue, Watcher(queue.redis, queue, queue.keys.namespace)).follow("a", "99999999999999999999-0")
+    followed = Events(queue, JobWatcher(queue.redis, queue, queue.keys.namespace)).follow("a", "99999999999999999999-0")
     with pytest.raises(ResponseError):
         await anext(followed)
 
 
 async def test_silence_and_outages_are_filled_with_pings(
-    queue: Queue, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    queue: JobQueue, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Proxies close what is silent; while Redis was away nothing was sent at all."""
     monkeypatch.setattr(events, "PING_S", 0.05)
     monkeypatch.setattr(events, "RETRY_S", 0.05)
     await accept(queue, "a")
-    watcher = Watcher(queue.redis, queue, queue.keys.namespace)
+    watcher = JobWatcher(queue.redis, queue, queue.keys.namespace)
     silent = Events(queue, watcher).follow("a")
     assert [await anext(silent) for _ in range(2)] == [None, None]
     await silent.aclose()
     async with connect(f"redis://127.0.0.1:{free_port()}/0", 0.2) as nobody:
-        away = Events(Queue(nobody, settings), watcher).follow("a")
+        away = Events(JobQueue(nobody, settings), watcher).follow("a")
         assert [await anext(away) for _ in range(2)] == [None, None]
         await away.aclose()
 

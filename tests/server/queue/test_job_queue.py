@@ -6,15 +6,15 @@ import pytest
 
 from server.errors import JobExpired, QueueFull, UnknownJob
 from server.jobs import JobError, JobState, Output
-from server.queue.job_queue import Pulse, Queue
-from server.queue.statistics import Place
+from server.queue.job_queue import JobQueue, LeaseRenewal
+from server.queue.statistics import QueuePosition
 from tests.server.harness import MODEL, accept, empty, lapse, reclaimed, take, until_async
 
 pytestmark = pytest.mark.anyio
 BOOM = JobError("engine_error", "boom")
 
 
-async def test_a_job_goes_through_and_leaves_nothing_in_line(queue: Queue) -> None:
+async def test_a_job_goes_through_and_leaves_nothing_in_line(queue: JobQueue) -> None:
     """Finished entries that stay would be delivered again, and fill the memory."""
     await accept(queue, "a")
     lease = await take(queue)
@@ -27,7 +27,7 @@ async def test_a_job_goes_through_and_leaves_nothing_in_line(queue: Queue) -> No
     assert await empty(queue)
 
 
-async def test_the_last_picture_travels_with_the_end(queue: Queue) -> None:
+async def test_the_last_picture_travels_with_the_end(queue: JobQueue) -> None:
     """One write on disk instead of two; and whoever may not finish leaves no file behind either."""
     await accept(queue, "a")
     zombie = await take(queue)
@@ -42,7 +42,7 @@ async def test_the_last_picture_travels_with_the_end(queue: Queue) -> None:
     assert await queue.redis.ttl(queue.keys.result_bytes("a", heir.token, 0)) > queue.ttl_s
 
 
-async def test_a_canceled_jobs_last_picture_is_not_kept(queue: Queue) -> None:
+async def test_a_canceled_jobs_last_picture_is_not_kept(queue: JobQueue) -> None:
     """An accepted cancel wins over a later success, picture and all."""
     await accept(queue, "a")
     lease = await take(queue)
@@ -52,27 +52,27 @@ async def test_a_canceled_jobs_last_picture_is_not_kept(queue: Queue) -> None:
     assert await queue.redis.exists(queue.keys.result_bytes("a", lease.token, 0)) == 0
 
 
-async def test_jobs_come_in_order_and_know_their_place(queue: Queue) -> None:
+async def test_jobs_come_in_order_and_know_their_place(queue: JobQueue) -> None:
     """Position must count jobs ahead, and first come is first served."""
     for job_id in "abc":
         await accept(queue, job_id)
-    assert await queue.place(await queue.get("c")) == Place(2, 8.0)
+    assert await queue.place(await queue.get("c")) == QueuePosition(2, 8.0)
     assert (await take(queue)).job_id == "a"
-    assert await queue.place(await queue.get("c")) == Place(1, 4.0)
+    assert await queue.place(await queue.get("c")) == QueuePosition(1, 4.0)
     assert await queue.place(await queue.get("a")) is None
 
 
-async def test_who_waits_long_goes_up_a_class(queue: Queue) -> None:
+async def test_who_waits_long_goes_up_a_class(queue: JobQueue) -> None:
     """Under a steady stream of normal jobs a low one was never drawn."""
     await accept(queue, "old", priority="low")
     await accept(queue, "normal")
     await accept(queue, "high", priority="high")
-    assert (await queue.place(await queue.get("old"))) == Place(2, 8.0)
+    assert (await queue.place(await queue.get("old"))) == QueuePosition(2, 8.0)
     await queue.redis.zadd(queue.keys.since_zset(MODEL, "low"), {"old": 0})
     assert [(await take(queue)).job_id for _ in range(3)] == ["high", "old", "normal"]
 
 
-async def test_a_caller_who_floods_waits_behind_himself(queue: Queue) -> None:
+async def test_a_caller_who_floods_waits_behind_himself(queue: JobQueue) -> None:
     """First come first served across callers lets one script with ten thousand jobs shut everybody else out."""
     for i in range(4):
         await accept(queue, f"flood{i}", user="ann")
@@ -86,7 +86,7 @@ async def test_a_caller_who_floods_waits_behind_himself(queue: Queue) -> None:
     assert order == ["flood0", "big", "carl", "flood1", "flood2", "small", "flood3"]
 
 
-async def test_who_cancels_a_flood_owes_nothing(queue: Queue) -> None:
+async def test_who_cancels_a_flood_owes_nothing(queue: JobQueue) -> None:
     """Only work that was done counts: a caller who canceled a thousand jobs stood behind everybody else's thousand."""
     for i in range(20):
         await accept(queue, f"flood{i}", user="ann")
@@ -98,7 +98,7 @@ async def test_who_cancels_a_flood_owes_nothing(queue: Queue) -> None:
     assert [(await take(queue)).job_id for _ in range(2)] == ["ann", "bob0"]
 
 
-async def test_a_patient_take_leaves_fresh_jobs_to_idle_workers(queue: Queue) -> None:
+async def test_a_patient_take_leaves_fresh_jobs_to_idle_workers(queue: JobQueue) -> None:
     """A worker that is full and takes one more for fairness must not snatch it from one that could begin at once."""
     await accept(queue, "a", priority="high")  # the one class that does not age
     assert await queue.take("busy", MODEL, patience_s=60.0) is None
@@ -106,7 +106,7 @@ async def test_a_patient_take_leaves_fresh_jobs_to_idle_workers(queue: Queue) ->
     assert await queue.take("busy", MODEL, patience_s=60.0) is not None
 
 
-async def test_enqueue_may_be_repeated(queue: Queue) -> None:
+async def test_enqueue_may_be_repeated(queue: JobQueue) -> None:
     """A Redis client that retries after a lost answer must not draw twice."""
     await accept(queue, "a")
     await accept(queue, "a")
@@ -115,7 +115,7 @@ async def test_enqueue_may_be_repeated(queue: Queue) -> None:
     assert (await queue.counts()).submitted == {"job": 1}
 
 
-async def test_a_full_queue_refuses(queue: Queue) -> None:
+async def test_a_full_queue_refuses(queue: JobQueue) -> None:
     """Unbounded queues turn overload into hour-long latencies."""
     queue.max_queue = 1
     await accept(queue, "a")
@@ -127,7 +127,7 @@ async def test_a_full_queue_refuses(queue: Queue) -> None:
     await accept(queue, "b")
 
 
-async def test_an_idle_worker_is_woken(queue: Queue) -> None:
+async def test_an_idle_worker_is_woken(queue: JobQueue) -> None:
     """Asking again and again would cost either latency or Redis' time."""
     waiting = asyncio.create_task(queue.take("w1", MODEL, block_s=5.0))
     await until_async(lambda: _blocked(queue))
@@ -137,11 +137,11 @@ async def test_an_idle_worker_is_woken(queue: Queue) -> None:
     assert lease is not None and lease.job_id == "a"
 
 
-async def _blocked(queue: Queue) -> bool:
+async def _blocked(queue: JobQueue) -> bool:
     return bool((await queue.redis.info("clients"))["blocked_clients"])
 
 
-async def test_a_worker_takes_only_jobs_of_its_model(queue: Queue) -> None:
+async def test_a_worker_takes_only_jobs_of_its_model(queue: JobQueue) -> None:
     """With two models in one Redis any worker drew any job: the picture was another model's than the job said."""
     await accept(queue, "a", model="other")
     assert await queue.take("w1", MODEL) is None
@@ -152,14 +152,14 @@ async def test_a_worker_takes_only_jobs_of_its_model(queue: Queue) -> None:
     assert len(await queue.reclaim("w2", "other", [], count=10)) == 1
 
 
-async def test_a_zombies_finish_is_refused(queue: Queue) -> None:
+async def test_a_zombies_finish_is_refused(queue: JobQueue) -> None:
     """A worker that hung past its lease must not overwrite the result of the one that took over."""
     await accept(queue, "a")
     zombie = await take(queue, "w1")
     [heir] = await reclaimed(queue, "w2")
     assert (heir.token, heir.attempt) == (2, 2)
     await queue.store_result(zombie, 0, b"late")
-    assert await queue.pulse([Pulse(zombie, True, 1)], renew=True) == ["lost"]
+    assert await queue.pulse([LeaseRenewal(zombie, True, 1)], renew=True) == ["lost"]
     assert not await queue.finish(zombie, JobState.SUCCEEDED)
     await queue.store_result(heir, 0, b"good")
     output = Output(0, 7, 32, 32, "png", 4, "00", token=heir.token)
@@ -170,32 +170,32 @@ async def test_a_zombies_finish_is_refused(queue: Queue) -> None:
     assert await empty(queue)
 
 
-async def test_a_zombies_renewal_does_not_steal_the_entry_back(queue: Queue) -> None:
+async def test_a_zombies_renewal_does_not_steal_the_entry_back(queue: JobQueue) -> None:
     """An unfenced renewal would keep a job alive whose new worker has died as well."""
     await accept(queue, "a")
     zombie = await take(queue, "w1")
     await reclaimed(queue, "w2")
-    await queue.pulse([Pulse(zombie, True, 1)], renew=True)
+    await queue.pulse([LeaseRenewal(zombie, True, 1)], renew=True)
     await lapse(queue, "a")
-    await queue.pulse([Pulse(zombie, True, 1)], renew=True)
+    await queue.pulse([LeaseRenewal(zombie, True, 1)], renew=True)
     assert await queue.redis.zscore(queue.keys.leases_zset(MODEL), "a") == 0
 
 
-async def test_renewal_keeps_a_lease_beyond_its_length(queue: Queue) -> None:
+async def test_renewal_keeps_a_lease_beyond_its_length(queue: JobQueue) -> None:
     """A picture that takes longer than a lease must not be drawn twice."""
     await accept(queue, "a")
     lease = await take(queue, "w1")
     loop = asyncio.get_running_loop()
     end = loop.time() + 2.5 * queue.lease_ms / 1000
     while loop.time() < end:
-        assert await queue.pulse([Pulse(lease, True, 2)], renew=True) == ["ok"]
+        assert await queue.pulse([LeaseRenewal(lease, True, 2)], renew=True) == ["ok"]
         assert await queue.reclaim("w2", MODEL, [], count=10) == []
         await asyncio.sleep(0.1)
     record = await queue.get("a")
     assert (record.state, record.step) == (JobState.PROCESSING, 2)
 
 
-async def test_a_given_back_job_is_taken_at_once_and_the_try_not_counted(queue: Queue) -> None:
+async def test_a_given_back_job_is_taken_at_once_and_the_try_not_counted(queue: JobQueue) -> None:
     """A drain must neither delay a job by a lease nor bring it nearer to the dead letters."""
     await accept(queue, "a")
     lease = await take(queue, "w1")
@@ -206,7 +206,7 @@ async def test_a_given_back_job_is_taken_at_once_and_the_try_not_counted(queue: 
     assert await queue.finish(again, JobState.SUCCEEDED)
 
 
-async def test_a_failing_job_ends_in_the_dead_letters(queue: Queue) -> None:
+async def test_a_failing_job_ends_in_the_dead_letters(queue: JobQueue) -> None:
     """A poison job that comes back for ever would stop the service."""
     await accept(queue, "a")
     lease = await take(queue)
@@ -224,7 +224,7 @@ async def test_a_failing_job_ends_in_the_dead_letters(queue: Queue) -> None:
 
 
 @pytest.mark.parametrize(("tries", "alone"), [(1, []), (2, [2]), (3, [3]), (6, [4, 5, 6])])
-async def test_the_later_half_of_the_tries_is_drawn_alone(queue: Queue, tries: int, alone: list[int]) -> None:
+async def test_the_later_half_of_the_tries_is_drawn_alone(queue: JobQueue, tries: int, alone: list[int]) -> None:
     """A job that shared its rows with one that kills workers lost try after try, and was alone only in its last:
     one more death, and a job that could be drawn had failed."""
     queue.max_attempts = tries
@@ -236,7 +236,7 @@ async def test_the_later_half_of_the_tries_is_drawn_alone(queue: Queue, tries: i
     assert [lease.attempt for lease in found if lease.suspect] == alone
 
 
-async def test_a_job_that_kills_its_workers_fails_in_the_end(queue: Queue) -> None:
+async def test_a_job_that_kills_its_workers_fails_in_the_end(queue: JobQueue) -> None:
     """No give-back, no error: only the count of starts can stop it."""
     queue.lease_ms = 50
     await accept(queue, "a")
@@ -253,7 +253,7 @@ async def test_a_job_that_kills_its_workers_fails_in_the_end(queue: Queue) -> No
     assert (await queue.counts()).dead_letter_depth == 1
 
 
-async def test_cancel_while_waiting_is_final(queue: Queue) -> None:
+async def test_cancel_while_waiting_is_final(queue: JobQueue) -> None:
     """Nobody may draw it any more."""
     await accept(queue, "a")
     await accept(queue, "b")
@@ -263,12 +263,12 @@ async def test_cancel_while_waiting_is_final(queue: Queue) -> None:
     assert await queue.take("w1", MODEL) is None
 
 
-async def test_cancel_while_running_wins_over_the_finish(queue: Queue) -> None:
+async def test_cancel_while_running_wins_over_the_finish(queue: JobQueue) -> None:
     """The caller was told that it is being canceled; a success afterwards would be a second answer."""
     await accept(queue, "a")
     lease = await take(queue)
     assert (await queue.cancel("a")).cancel_requested
-    assert await queue.pulse([Pulse(lease, True, 1)], renew=False) == ["cancel"]
+    assert await queue.pulse([LeaseRenewal(lease, True, 1)], renew=False) == ["cancel"]
     await queue.store_result(lease, 0, b"x")
     assert await queue.finish(lease, JobState.SUCCEEDED)
     record = await queue.get("a")
@@ -278,7 +278,7 @@ async def test_cancel_while_running_wins_over_the_finish(queue: Queue) -> None:
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-async def test_cancel_of_a_job_whose_worker_died(queue: Queue, when: str) -> None:
+async def test_cancel_of_a_job_whose_worker_died(queue: JobQueue, when: str) -> None:
     """The flag must be honoured by whoever picks the job up; and with no worker left, by the cancel itself."""
     await accept(queue, "a")
     lease = await take(queue, "w1")
@@ -294,7 +294,7 @@ async def test_cancel_of_a_job_whose_worker_died(queue: Queue, when: str) -> Non
     assert await empty(queue)
 
 
-async def test_an_expired_job_is_told_from_an_unknown_one(queue: Queue) -> None:
+async def test_an_expired_job_is_told_from_an_unknown_one(queue: JobQueue) -> None:
     """410 tells the caller that the job did run; 404 that the id is wrong."""
     await accept(queue, "a")
     await queue.finish(await take(queue), JobState.SUCCEEDED)

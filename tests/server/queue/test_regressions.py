@@ -3,15 +3,15 @@
 import pytest
 
 from server.jobs import JobError, JobState
-from server.queue.job_queue import Queue
-from server.queue.statistics import Place
+from server.queue.job_queue import JobQueue
+from server.queue.statistics import QueuePosition
 from tests.server.harness import MODEL, accept, lapse, take
 
 pytestmark = pytest.mark.anyio
 BOOM = JobError("engine_error", "boom")
 
 
-async def test_starting_twice_in_one_call_is_one_try(queue: Queue) -> None:
+async def test_starting_twice_in_one_call_is_one_try(queue: JobQueue) -> None:
     """The Redis client repeats a script whose reply was lost. The repetition counted as another try, so that a job
     on its last one failed as worker_lost while its worker was well."""
     queue.max_attempts = 1
@@ -30,7 +30,7 @@ async def test_starting_twice_in_one_call_is_one_try(queue: Queue) -> None:
     assert (await queue.counts()).redeliveries == 0
 
 
-async def test_a_lone_worker_gets_a_job_back_that_it_never_heard_of(queue: Queue) -> None:
+async def test_a_lone_worker_gets_a_job_back_that_it_never_heard_of(queue: JobQueue) -> None:
     """Taken, but the reply was lost for good: the lease bore the worker's own name, so it renewed it for ever, and with
     no other worker the job was never drawn."""
     await accept(queue, "a")
@@ -42,17 +42,17 @@ async def test_a_lone_worker_gets_a_job_back_that_it_never_heard_of(queue: Queue
     assert (lease.job_id, lease.attempt) == ("a", 2)
 
 
-async def test_a_canceled_job_leaves_the_line_at_once(queue: Queue) -> None:
+async def test_a_canceled_job_leaves_the_line_at_once(queue: JobQueue) -> None:
     """Canceled jobs stayed in the stream until they were read, and all behind them saw them ahead."""
     for job_id in "abc":
         await accept(queue, job_id)
     await queue.cancel("a")
     await queue.give_back(await take(queue))
     assert (await queue.cancel("b")).state is JobState.CANCELED
-    assert await queue.place(await queue.get("c")) == Place(0, 0.0)
+    assert await queue.place(await queue.get("c")) == QueuePosition(0, 0.0)
 
 
-async def test_the_dead_letters_are_bounded(queue: Queue) -> None:
+async def test_the_dead_letters_are_bounded(queue: JobQueue) -> None:
     """They held the input of every job that ever failed."""
     queue.max_attempts = 1
     async with queue.redis.pipeline(transaction=False) as pipe:

@@ -8,7 +8,7 @@ from server.images.compositing import Source, pack
 from server.jobs import Edit, JobError, JobInput, JobState
 from server.model_info import ModelInfo
 from server.queue import source_images
-from server.queue.job_queue import Queue
+from server.queue.job_queue import JobQueue
 from server.queue.registry import Registry
 from server.settings import Settings
 from server.worker.engine.loader import load_engine
@@ -23,7 +23,7 @@ def edit_of(job_id: str) -> JobInput:
     return job_input(edit=Edit(job_id, SHA256, feather=1))
 
 
-async def accepted(queue: Queue, job_id: str) -> None:
+async def accepted(queue: JobQueue, job_id: str) -> None:
     await source_images.keep(queue, job_id, PICTURE)
     assert 0 < await queue.redis.ttl(queue.keys.input_bytes(job_id)) <= source_images.UNCLAIMED_S
     await queue.enqueue(job_id, edit_of(job_id), "job")
@@ -31,7 +31,7 @@ async def accepted(queue: Queue, job_id: str) -> None:
 
 
 @pytest.mark.parametrize("end", ["canceled waiting", "succeeded", "failed"])
-async def test_it_goes_with_the_job(queue: Queue, end: str) -> None:
+async def test_it_goes_with_the_job(queue: JobQueue, end: str) -> None:
     """A leak of pictures would fill Redis; one that is gone too early fails a job that waited long."""
     await accepted(queue, "job_1")
     if end == "canceled waiting":
@@ -48,7 +48,7 @@ async def test_it_goes_with_the_job(queue: Queue, end: str) -> None:
     assert 0 < ttl <= queue.ttl_s if end == "failed" else ttl == -2
 
 
-async def test_a_dead_letter_is_replayed_with_its_picture(queue: Queue, settings: Settings) -> None:
+async def test_a_dead_letter_is_replayed_with_its_picture(queue: JobQueue, settings: Settings) -> None:
     """The replay is a new job, whose picture lies under the name of the first."""
     await accepted(queue, "job_1")
     await queue.finish(await take(queue), JobState.FAILED, error=JobError("x", "y"))
@@ -59,7 +59,7 @@ async def test_a_dead_letter_is_replayed_with_its_picture(queue: Queue, settings
     assert await source_images.fetch(queue, lease.input) == PICTURE
 
 
-async def test_a_job_whose_picture_is_gone_fails_at_once_and_says_so(queue: Queue, settings: Settings) -> None:
+async def test_a_job_whose_picture_is_gone_fails_at_once_and_says_so(queue: JobQueue, settings: Settings) -> None:
     """Other tries would not find it either, and a worker that drew without it would draw something else."""
     await accepted(queue, "job_1")
     await source_images.drop(queue, "job_1")

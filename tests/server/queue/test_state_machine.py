@@ -16,7 +16,7 @@ from server.errors import QueueFull
 from server.jobs import PRIORITIES, JobError, JobState, Lease, Output
 from server.launcher.embedded_valkey import EmbeddedValkey
 from server.model_info import ModelInfo
-from server.queue.job_queue import Pulse, Queue
+from server.queue.job_queue import JobQueue, LeaseRenewal
 from server.queue.redis_client import PATIENT_TIMEOUT_S, connect
 from server.queue.registry import Registry
 from server.settings import Settings
@@ -76,7 +76,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.loop = asyncio.Runner()
         own = Settings(redis_url=self.valkey.url, namespace=uuid.uuid4().hex)
         self.redis = connect(own.redis_url, PATIENT_TIMEOUT_S)
-        self.queue = Queue(self.redis, replace(own, max_attempts=MAX_ATTEMPTS, max_queue=MAX_QUEUE, ageing_s=1e6))
+        self.queue = JobQueue(self.redis, replace(own, max_attempts=MAX_ATTEMPTS, max_queue=MAX_QUEUE, ageing_s=1e6))
         info = ModelInfo.from_mapping(FakeEngine(1, 0).info())
         self.run(Registry(self.redis, own.namespace).publish_model(info))
         self.jobs: dict[str, Job] = {}
@@ -240,7 +240,7 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(data=st.data(), renew=st.booleans())
     def pulse(self, data: st.DataObject, renew: bool) -> None:
         _, lease = self.pick(data)
-        [answer] = self.run(self.queue.pulse([Pulse(lease, True, 1)], renew=renew))
+        [answer] = self.run(self.queue.pulse([LeaseRenewal(lease, True, 1)], renew=renew))
         job = self.current(lease)
         if job is None or job.state not in ("starting", "processing"):
             assert answer == "lost"
@@ -321,7 +321,7 @@ def test_the_queue_behaves_as_its_model(valkey: EmbeddedValkey) -> None:
 async def _promised_and_kept(valkey: EmbeddedValkey, arrivals: list[tuple[str, str]], taken: int) -> None:
     own = Settings(redis_url=valkey.url, namespace=uuid.uuid4().hex)
     async with connect(own.redis_url, PATIENT_TIMEOUT_S) as redis:
-        queue = Queue(redis, own)
+        queue = JobQueue(redis, own)
         for i, (priority, caller) in enumerate(arrivals):
             if i == len(arrivals) // 2:  # some callers have been served before the rest arrives
                 for _ in range(taken):

@@ -8,16 +8,16 @@ import pytest
 
 from server.errors import UnknownJob
 from server.jobs import JobState
-from server.queue.job_queue import Queue
-from server.queue.watcher import Watcher
+from server.queue.job_queue import JobQueue
+from server.queue.watcher import JobWatcher
 from tests.server.harness import accept, take
 
 pytestmark = pytest.mark.anyio
 
 
 @asynccontextmanager
-async def watching(queue: Queue, namespace: str) -> AsyncIterator[Watcher]:
-    watcher = Watcher(queue.redis, queue, namespace)
+async def watching(queue: JobQueue, namespace: str) -> AsyncIterator[JobWatcher]:
+    watcher = JobWatcher(queue.redis, queue, namespace)
     watcher.start()
     try:
         yield watcher
@@ -25,7 +25,7 @@ async def watching(queue: Queue, namespace: str) -> AsyncIterator[Watcher]:
         await watcher.stop()
 
 
-async def test_an_end_before_anybody_listens_is_not_missed(queue: Queue) -> None:
+async def test_an_end_before_anybody_listens_is_not_missed(queue: JobQueue) -> None:
     """A worker may be done before the gateway hears that the job was accepted."""
     async with watching(queue, queue.keys.namespace) as watcher:
         with watcher.expect("a") as expected:
@@ -34,7 +34,7 @@ async def test_an_end_before_anybody_listens_is_not_missed(queue: Queue) -> None
             assert (await expected.end(10)).state is JobState.CANCELED
 
 
-async def test_a_lost_message_costs_a_look_and_nothing_else(queue: Queue) -> None:
+async def test_a_lost_message_costs_a_look_and_nothing_else(queue: JobQueue) -> None:
     """Nothing is ever published where this watcher listens."""
     async with watching(queue, "elsewhere") as watcher:
         with watcher.expect("a") as expected, watcher.expect("b") as other:
@@ -46,7 +46,7 @@ async def test_a_lost_message_costs_a_look_and_nothing_else(queue: Queue) -> Non
                 await other.end(0.01)
 
 
-async def test_a_job_that_redis_forgot_is_not_waited_for(queue: Queue) -> None:
+async def test_a_job_that_redis_forgot_is_not_waited_for(queue: JobQueue) -> None:
     """Redis came back without its data: there will be neither a message nor an end."""
     async with watching(queue, queue.keys.namespace) as watcher:
         with watcher.expect("a") as expected:
@@ -57,7 +57,7 @@ async def test_a_job_that_redis_forgot_is_not_waited_for(queue: Queue) -> None:
                 await waiting
 
 
-async def test_a_job_that_is_just_being_accepted_wakes_nobody(queue: Queue) -> None:
+async def test_a_job_that_is_just_being_accepted_wakes_nobody(queue: JobQueue) -> None:
     """Callers register before the accept; a look in that moment must not take them for forgotten ones."""
     async with watching(queue, queue.keys.namespace) as watcher:
         with watcher.expect("not yet"), watcher.expect("a") as expected:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from server.queue.job_queue import Queue
+from server.queue.job_queue import JobQueue
 from server.queue.registry import Registry
 from server.settings import Settings
 from server.worker.engine.fake import FakeEngine
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-async def worker(queue: Queue, settings: Settings) -> AsyncIterator[Worker]:
+async def worker(queue: JobQueue, settings: Settings) -> AsyncIterator[Worker]:
     def factory(checkpoint: str) -> Engine:
         return FakeEngine(4, 0.0, checkpoint)
 
@@ -27,7 +27,7 @@ async def worker(queue: Queue, settings: Settings) -> AsyncIterator[Worker]:
     made.thread.close()
 
 
-async def test_a_dead_workers_jobs_are_shared_out(worker: Worker, queue: Queue) -> None:
+async def test_a_dead_workers_jobs_are_shared_out(worker: Worker, queue: JobQueue) -> None:
     """One worker took as many lapsed jobs as it had rows, whatever each held: three times four pictures for four
     rows, while others stood idle."""
     for job_id in "abc":

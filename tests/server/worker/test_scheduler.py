@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.jobs import PRIORITIES, Lease
-from server.worker.held_job import Work
+from server.worker.held_job import HeldJob
 from server.worker.scheduler import DeficitRoundRobin, Scheduler
 from tests.server.harness import job_input
 
@@ -15,7 +15,7 @@ AGEING_S = 60.0
 
 def hold(
     held: Scheduler, job_id: str, n: int = 1, *, suspect: bool = False, at: float = 0.0, **changes: object
-) -> Work:
+) -> HeldJob:
     lease = Lease(job_id, 1, 1, job_input(n=n, **changes), at, at, suspect)
     return held.add(lease, at)
 
@@ -30,7 +30,7 @@ def seat_next(held: Scheduler, now: float = 0.0) -> list[str]:
     return names
 
 
-def finish(held: Scheduler, work: Work) -> None:
+def finish(held: Scheduler, work: HeldJob) -> None:
     for row in list(work.rows):
         held.unseat(work, row, again=False)
     held.remove(work)
@@ -84,11 +84,11 @@ def test_a_worker_full_of_one_job_asks_for_one_more() -> None:
     """With ten images of one job on four rows nothing else was taken until the last one had a row."""
     held = Scheduler(4, AGEING_S)
     hold(held, "big", n=10, user="a")
-    assert not held.clogged()  # nothing sits yet
+    assert not held.saturated()  # nothing sits yet
     seat_next(held)
-    assert held.room() < 0 and held.clogged()
+    assert held.room() < 0 and held.saturated()
     hold(held, "small", user="b")
-    assert not held.clogged()
+    assert not held.saturated()
 
 
 def test_a_suspect_runs_alone() -> None:
@@ -98,7 +98,7 @@ def test_a_suspect_runs_alone() -> None:
     seat_next(held)
     poison = hold(held, "poison", n=2, suspect=True)
     hold(held, "later")
-    assert held.room() == 0 and not held.clogged()
+    assert held.room() == 0 and not held.saturated()
     assert seat_next(held) == []
     finish(held, a)
     assert seat_next(held) == ["poison", "poison"]

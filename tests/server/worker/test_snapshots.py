@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.jobs import JobError, JobState, Output
-from server.queue.job_queue import Queue
+from server.queue.job_queue import JobQueue
 from server.worker.engine.fake import FakeEngine
 from server.worker.engine.protocol import RowRequest
 from tests.server.harness import Service, accept, fluid, job_input, lapse, take, until
@@ -104,7 +104,7 @@ def test_other_weights_do_not_go_on_from_a_snapshot(new_service: Callable[..., S
     assert fluid(service.settings, "doctor").returncode == 0
 
 
-async def test_only_the_current_try_may_save(queue: Queue) -> None:
+async def test_only_the_current_try_may_save(queue: JobQueue) -> None:
     """A zombie's late snapshot would throw the picture back, or bring files under a token that is gone."""
     await accept(queue, "a", n=2)
     zombie = await take(queue, "w1")
@@ -115,7 +115,7 @@ async def test_only_the_current_try_may_save(queue: Queue) -> None:
     assert (await queue.resume(heir, "sha")).snapshots == {0: b"\xff\x00new"}
 
 
-async def test_an_image_replaces_its_snapshot_and_all_goes_with_the_end(queue: Queue) -> None:
+async def test_an_image_replaces_its_snapshot_and_all_goes_with_the_end(queue: JobQueue) -> None:
     """What is kept for a crash must not outlive the job."""
     await accept(queue, "a", n=2)
     lease = await take(queue)
@@ -131,7 +131,7 @@ async def test_an_image_replaces_its_snapshot_and_all_goes_with_the_end(queue: Q
     assert await queue.result(await queue.get("a"), output) == b"png"
 
 
-async def test_a_kept_image_whose_file_is_gone_is_drawn_again(queue: Queue) -> None:
+async def test_a_kept_image_whose_file_is_gone_is_drawn_again(queue: JobQueue) -> None:
     """Files expire by their own clock: a job that waited long for its next try would point at nothing."""
     await accept(queue, "a", n=2)
     lease = await take(queue)
@@ -139,7 +139,7 @@ async def test_a_kept_image_whose_file_is_gone_is_drawn_again(queue: Queue) -> N
     assert (await queue.resume(lease, "sha")).outputs == {}
 
 
-async def test_what_led_to_an_error_is_not_gone_on_from(queue: Queue) -> None:
+async def test_what_led_to_an_error_is_not_gone_on_from(queue: JobQueue) -> None:
     """A snapshot taken on the way into a failure might be the failure."""
     await accept(queue, "a")
     lease = await take(queue)

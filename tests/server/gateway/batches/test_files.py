@@ -8,7 +8,7 @@ import openai
 import pytest
 
 from server.gateway.batches.files import PIECE_BYTES, Files
-from server.queue.job_queue import Queue
+from server.queue.job_queue import JobQueue
 from tests.server.harness import Service
 
 LINE = b'{"custom_id": "a", "body": {"prompt": "a cat", "num_inference_steps": 2}}'
@@ -58,7 +58,7 @@ def test_lists_of_files_have_pages(service: Service) -> None:
 
 
 @pytest.mark.anyio
-async def test_contents_are_read_in_pieces(queue: Queue) -> None:
+async def test_contents_are_read_in_pieces(queue: JobQueue) -> None:
     """Ten readers of 30 MB who stalled held 270 MiB of the gateway."""
     files = Files(queue, 3600)
     data = bytes(range(256)) * (2 * PIECE_BYTES // 256) + b"end"

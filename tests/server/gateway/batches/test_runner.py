@@ -18,7 +18,7 @@ from server.gateway.batches.record import Batch
 from server.gateway.batches.runner import WINDOW, Batches
 from server.gateway.fleet import Fleet
 from server.gateway.metrics import GatewayMetrics
-from server.queue.job_queue import Queue
+from server.queue.job_queue import JobQueue
 from server.queue.keys import Keys
 from server.queue.registry import Registry
 from tests.server.harness import Service, start, until
@@ -210,17 +210,17 @@ def test_too_many_lines_are_counted_before_they_are_kept() -> None:
         tracemalloc.stop()
 
 
-def batches_of(queue: Queue) -> Batches:
+def batches_of(queue: JobQueue) -> Batches:
     fleet = Fleet(Registry(queue.redis, queue.keys.namespace))
     return Batches(queue, fleet, Files(queue, 3600), 3600, GatewayMetrics().bugs)
 
 
-async def uploaded(queue: Queue, data: bytes) -> str:
+async def uploaded(queue: JobQueue, data: bytes) -> str:
     return (await Files(queue, 3600).add("", "in.jsonl", "batch", data)).id
 
 
 @pytest.mark.anyio
-async def test_a_line_that_nobody_foresaw_fails_alone(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_line_that_nobody_foresaw_fails_alone(queue: JobQueue, monkeypatch: pytest.MonkeyPatch) -> None:
     """It raised in every turn, so that no line behind it was ever drawn. Half a surrogate pair did, once."""
     batches = batches_of(queue)
     submit = batches._submit
@@ -242,7 +242,7 @@ async def test_a_line_that_nobody_foresaw_fails_alone(queue: Queue, monkeypatch:
 
 
 @pytest.mark.anyio
-async def test_every_live_batch_expires(queue: Queue) -> None:
+async def test_every_live_batch_expires(queue: JobQueue) -> None:
     """One that could not be validated was so for ever: its end was looked at only after that."""
     batches = batches_of(queue)
     batch = await batches.create("", await uploaded(queue, jsonl({"prompt": "x"})), None, "")
@@ -255,7 +255,7 @@ async def test_every_live_batch_expires(queue: Queue) -> None:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("lines", [jsonl({"prompt": "x"}), b"not json"])
-async def test_a_cancel_while_the_file_is_validated_holds(queue: Queue, lines: bytes) -> None:
+async def test_a_cancel_while_the_file_is_validated_holds(queue: JobQueue, lines: bytes) -> None:
     """The turn had read "validating" before the cancel, wrote "in_progress" over it, and everything was drawn."""
     batches = batches_of(queue)
     seen = await batches.create("", await uploaded(queue, lines), None, "")
@@ -276,7 +276,7 @@ async def test_a_cancel_while_the_file_is_validated_holds(queue: Queue, lines: b
     {"priority": "high"}, {"priority": "normal"}, {"stream": True}, {"partial_images": 2},
     {"webhook": "https://example.com"}, {"response_format": "url"},
 ])  # fmt: skip
-async def test_what_a_line_cannot_have_is_refused_by_name(queue: Queue, field: dict[str, Any]) -> None:
+async def test_what_a_line_cannot_have_is_refused_by_name(queue: JobQueue, field: dict[str, Any]) -> None:
     """A line of high priority starved everybody who waited for an answer; previews were stored for nobody; a url was
     silently not given; and a webhook was refused as 'stream'."""
     batches = batches_of(queue)

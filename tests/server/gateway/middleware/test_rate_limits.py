@@ -12,7 +12,7 @@ from server.errors import ServiceError
 from server.gateway.api_keys import hashed
 from server.jobs import JobError, JobState
 from server.launcher import subprocesses
-from server.queue.job_queue import Queue
+from server.queue.job_queue import JobQueue
 from server.settings import Settings
 from tests.server.harness import Service, client_of, job_input, start, status_of, take, until
 
@@ -74,14 +74,14 @@ def test_the_official_client_comes_back_when_it_may(new_service: Callable[..., S
 
 
 @pytest.mark.parametrize("per_minute", [1, 2, 7, 60, 599, 99_999])
-async def test_a_fresh_allowance_is_exactly_the_limit(queue: Queue, per_minute: int) -> None:
+async def test_a_fresh_allowance_is_exactly_the_limit(queue: JobQueue, per_minute: int) -> None:
     allowed, left, whole_s, next_s = await queue.run("rate", ["alice", per_minute])
     assert (allowed, left) == (1, per_minute - 1)
     assert float(whole_s) == pytest.approx(60 / per_minute, abs=1e-5)
     assert (float(next_s) == 0) == (per_minute > 1)
 
 
-async def test_the_allowance_comes_back_bit_by_bit(queue: Queue) -> None:
+async def test_the_allowance_comes_back_bit_by_bit(queue: JobQueue) -> None:
     """600 a minute are ten a second: after all are spent, the next is a tenth of a second away, not a minute."""
     for _ in range(600):
         await queue.run("rate", ["alice", 600])
@@ -110,7 +110,7 @@ def test_jobs_at_a_time_are_limited_until_one_ends(new_service: Callable[..., Se
         assert alice.submit("a cat")
 
 
-async def test_the_count_of_open_jobs_comes_back_to_nothing(queue: Queue) -> None:
+async def test_the_count_of_open_jobs_comes_back_to_nothing(queue: JobQueue) -> None:
     """However a job ends. Of what stays one would never be rid: its owner could queue less and less."""
     mine = replace(job_input(), owner="alice")
     for job_id in ("a", "b", "c"):
