@@ -28,11 +28,11 @@ FluidError
 │   └── DeadlineExceeded        504
 ├── OperatorError               ends an operator's command
 │   ├── KeyNameRefused          `fluid keys new` with a name that cannot stand in the file
-│   ├── UnknownLetter           no dead letter of this id
+│   ├── UnknownDeadLetter       no dead letter of this id
 │   ├── BatchRefused            `fluid batch` cannot begin, or its file was refused
 │   ├── EditRefused             `fluid edit` or `fluid vary` cannot use a file
 │   ├── ReloadRefused           a worker goes on with the checkpoint that it had
-│   └── NotWell                 `fluid doctor` found something to act on
+│   └── UnhealthyService        `fluid doctor` found something to act on
 ├── WorkerError                 ends the worker process
 │   ├── CanaryFailed            the first picture after loading is not a picture
 │   └── EngineBroken            the engine cannot even give its rows back

@@ -4,4 +4,4 @@ from server.client.aio import AsyncFluidClient
 from server.client.results import GeneratedImage, JobEvent, Preview
 from server.client.sync import FluidClient
 
-__all__ = ["AsyncFluidClient", "FluidClient", "JobEvent", "GeneratedImage", "Preview"]
+__all__ = ["AsyncFluidClient", "FluidClient", "GeneratedImage", "JobEvent", "Preview"]

@@ -21,7 +21,7 @@ from server.client.retries import pause_s
 from server.errors import ServiceError
 from server.images.recipe import read_recipe, request_of, served_difference
 
-__all__ = ["FluidClient", "JobEvent", "GeneratedImage", "Preview"]
+__all__ = ["FluidClient", "GeneratedImage", "JobEvent", "Preview"]
 
 
 class FluidClient:

@@ -67,7 +67,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "many pixels": (lambda: bomb(2049, 2048), r"2049x2048 pixels; at most 4194304"),
     "bomb": (lambda: bomb(60_000, 60_000), "4194304 pixels"),
     "text bomb": (text_bomb, "damaged"),
-    "many bytes": (lambda: GOOD + bytes(uploads.MAX_PICTURE_BYTES), "more than 8388608 bytes"),
+    "many bytes": (lambda: GOOD + bytes(uploads.MAX_IMAGE_BYTES), "more than 8388608 bytes"),
     "animated PNG": (lambda: animated("PNG"), r"animated \(3 frames\)"),
     "animated WebP": (lambda: animated("WEBP"), r"animated \(3 frames\)"),
     "GIF": (lambda: saved(Image.new("RGB", SIZE), "GIF"), "not a whole PNG, WebP or JPEG"),
@@ -240,7 +240,7 @@ def test_not_a_form_two_pictures_and_too_much(http: httpx.Client) -> None:
     two = [("image[]", ("a", GOOD)), ("image[]", ("b", GOOD))]
     answer = http.post("/v1/images/edits", data={"prompt": "x"}, files=two)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "image")
-    large = GOOD + bytes(uploads.MAX_PICTURE_BYTES)
+    large = GOOD + bytes(uploads.MAX_IMAGE_BYTES)
     answer = http.post("/v1/images/edits", data={"prompt": "x"}, files={"image": large})
     assert (answer.status_code, answer.json()["error"]["param"]) == (413, "image")
     answer = http.post("/v1/images/edits", data={"prompt": "x"}, files={"image": large, "mask": large + large})
