@@ -16,6 +16,7 @@ from server.gateway.requests.resolve import resolve
 from server.gateway.schemas.images import ImageRequest
 from server.jobs import JobInput, JobState
 from server.model_info import ModelInfo
+from server.queue.statistics import queue_counts
 from server.worker.engine.fake import FakeEngine
 
 ROWS, STEPS, STEP_MS = 4, 20, 20.0
@@ -63,4 +64,4 @@ async def _drain(running: Service, job: JobInput, backlog: int, seconds: float) 
 
 
 async def _done(running: Service) -> int:
-    return (await running.queue.counts()).states[JobState.SUCCEEDED.value]
+    return (await queue_counts(running.queue)).states[JobState.SUCCEEDED.value]

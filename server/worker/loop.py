@@ -18,7 +18,7 @@ from server.jobs import JobError, JobState, Lease
 from server.metrics import Tally
 from server.model_info import ModelInfo
 from server.queue import source_images
-from server.queue.job_queue import JobQueue
+from server.queue.lease_queue import LeaseQueue
 from server.queue.registry import Registry
 from server.settings import Settings
 from server.worker.completion import Completion
@@ -43,7 +43,7 @@ class Worker:
     """One engine, one event loop. Redis may come and go; the engine's failures stay with their job."""
 
     def __init__(
-        self, settings: Settings, queue: JobQueue, registry: Registry, factory: Callable[[str], Engine]
+        self, settings: Settings, queue: LeaseQueue, registry: Registry, factory: Callable[[str], Engine]
     ) -> None:
         self.settings = settings
         self.queue = queue
