@@ -14,6 +14,7 @@ from benchmarks.load.service import Service, service
 from benchmarks.load.throughput import fill, job
 from server.model_info import ModelInfo
 from server.queue import pagination
+from server.queue.job_queue import Submission
 from server.queue.lease_queue import LeaseQueue
 from server.queue.registry import Registry
 from server.queue.statistics import queue_counts
@@ -56,7 +57,7 @@ async def _costs(running: Service, size: int) -> dict[str, float]:
 
     for i in range(CALLS):
         job_id = f"probe_{size}_{i}"
-        await timed("enqueue", queue.enqueue(job_id, waiting, "job"))
+        await timed("enqueue", queue.enqueue(Submission(job_id, waiting, "job")))
         await timed("place", queue.place(await timed("get", queue.get(job_id))))
         lease = await timed("take", leases.take("bench", waiting.model))
         await timed("list", pagination.page(queue, "", limit=20, after=None, status=None))

@@ -16,6 +16,7 @@ from server.gateway.requests.resolve import resolve
 from server.gateway.schemas.images import ImageRequest
 from server.jobs import JobInput, JobState
 from server.model_info import ModelInfo
+from server.queue.job_queue import Submission
 from server.queue.statistics import queue_counts
 from server.worker.engine.fake import FakeEngine
 
@@ -47,7 +48,7 @@ def job(steps: int) -> JobInput:
 async def fill(running: Service, job: JobInput, count: int, prefix: str) -> None:
     for start in range(0, count, FILL_AT_ONCE):
         some = range(start, min(count, start + FILL_AT_ONCE))
-        await asyncio.gather(*(running.queue.enqueue(f"{prefix}{i}", job, "job") for i in some))
+        await asyncio.gather(*(running.queue.enqueue(Submission(f"{prefix}{i}", job, "job")) for i in some))
 
 
 async def _drain(running: Service, job: JobInput, backlog: int, seconds: float) -> float:

@@ -4,18 +4,37 @@ Promise: every accepted job reaches exactly one terminal state and at most one r
 execution is at-least-once.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from server.errors import JobExpired, KeyReused, QueueFull, RateLimited, UnknownJob
+from server.errors import JobExpired, KeyReused, QueueFull, RateLimited, RequestError, UnknownJob
 from server.jobs import JobInput, JobRecord, JobState, Output
+from server.queue import source_images
 from server.queue.redis_client import Client
 from server.queue.scripts import QueueConnection
 from server.queue.statistics import QueuePosition
 from server.settings import Settings
 
 RETRY_WHEN_FULL_S = 5  # the gateway replaces it by an estimate where it has one
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A job on its way into the queue.
+
+    The same id, or the same Idempotency-Key of the same owner, with the same fingerprint is the same job.
+    """
+
+    job_id: str
+    job: JobInput
+    kind: str  #: how it came: sync, job or batch
+    key: str = ""  #: Idempotency-Key, if any
+    fingerprint: str = ""  #: hash of the request as the caller sent it
+    follow_events: bool = False  #: keep its events from the start
+    max_jobs: int = 0  #: how many jobs of its owner may wait or run; 0: any number
+    source: bytes | None = None  #: the packed source image of an edit
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,26 +51,51 @@ class JobQueue(QueueConnection):
         super().__init__(redis, settings)
         self.max_queue = settings.max_queue
 
-    async def enqueue(
-        self,
-        job_id: str,
-        job: JobInput,
-        kind: str,
-        *,
-        key: str = "",
-        asked: str = "",
-        followed: bool = False,
-        max_jobs: int = 0,
-    ) -> Accepted:
-        """Accept the job. After this it will reach exactly one terminal state.
+    async def enqueue(self, submission: Submission) -> Accepted:
+        """Accept a job, which from then on reaches exactly one terminal state. Safe to repeat.
 
-        `asked` is a hash of what the caller sent: the same id or Idempotency-Key (`key`) with the same request gives
-        the job that there is already. `followed`: keep its events from the start. `max_jobs`: of its owner at a time.
+        The source image is stored first, because no worker may find the job without it, and deleted again if the job
+        was not accepted or had been before.
+
+        Raises:
+            QueueFull, RateLimited: too many jobs wait. KeyReused: the id or key is that of another request.
+            JobExpired: the job of this id ended and was deleted.
         """
-        optional = ["" if value is None else value for value in (job.deadline_ms, key, asked, job.result_ttl_s)]
-        args = [job_id, job.to_json(), kind, self.max_queue, job.model, job.priority, job.caller, job.work]
-        about = [int(followed), job.owner, job.webhook, job.batch, max_jobs]
-        answer, value, created_at = await self.run("enqueue", [*args, *optional, *about])
+        if submission.source is None:
+            return await self._enqueue(submission)
+        await source_images.store(self, submission.job_id, submission.source)
+        try:
+            accepted = await self._enqueue(submission)
+        except RequestError:
+            await source_images.delete(self, submission.job_id)
+            raise
+        if accepted.job_id != submission.job_id:
+            await source_images.delete(self, submission.job_id)
+        return accepted
+
+    async def _enqueue(self, submission: Submission) -> Accepted:
+        job, max_jobs = submission.job, submission.max_jobs
+        named = {
+            "id": submission.job_id,
+            "input": job.to_json(),
+            "kind": submission.kind,
+            "model": job.model,
+            "class": job.priority,
+            "caller": job.caller,
+            "owner": job.owner,
+            "work": job.work,
+            "deadline_ms": job.deadline_ms,
+            "result_ttl_s": job.result_ttl_s,
+            "webhook": job.webhook or None,
+            "batch": job.batch or None,
+            "key": submission.key or None,
+            "fingerprint": submission.fingerprint,
+            "follow_events": submission.follow_events,
+            "max_queue": self.max_queue,
+            "max_jobs": max_jobs,
+        }
+        args = json.dumps({name: value for name, value in named.items() if value is not None})
+        answer, value, created_at = await self.run("enqueue", [args])
         if answer == "full":
             raise QueueFull(
                 f"{value} jobs are waiting, the limit is {self.max_queue} (FLUID_MAX_QUEUE). Try later.",
@@ -65,19 +109,19 @@ class JobQueue(QueueConnection):
         if answer == "gone":
             raise JobExpired(f"Job {value} has ended and was deleted; choose another id.")
         if answer in ("differs", "taken"):
-            name = f"Idempotency-Key {key!r}" if key else f"job id {job_id!r}"
+            name = f"Idempotency-Key {submission.key!r}" if submission.key else f"job id {submission.job_id!r}"
             raise KeyReused(f"The {name} is that of another request. Use a new one for a new request.")
         return Accepted(value, float(created_at), answer == "new")
 
     async def get(self, job_id: str, owner: str | None = None) -> JobRecord:
         """With an `owner`, other people's jobs are unknown."""
         raw = await self.redis.hgetall(self.keys.job_hash(job_id))
-        if raw and owner in (None, raw.get("scope", "")):
+        if raw and owner in (None, raw.get("owner", "")):
             return JobRecord.from_fields(raw)
         ended = None if raw else await self.redis.get(self.keys.tombstone(job_id))
         if ended:
-            state, _, scope = ended.partition(" ")
-            if owner in (None, scope):
+            state, _, ended_of = ended.partition(" ")
+            if owner in (None, ended_of):
                 raise JobExpired(f"Job {job_id} {state}; its record and pictures were deleted since.")
         raise UnknownJob(f"No job has the id {job_id!r}. Ids come from POST /v1/jobs.", param="job_id")
 

@@ -220,7 +220,7 @@ class Worker:
 
     async def _fetch_source(self, work: HeldJob) -> bool:
         """The picture that an edit starts from. False: there is none, and no other try would find one."""
-        data = await self.ends.persist(lambda: source_images.fetch(self.queue, work.lease.input))
+        data = await self.ends.persist(lambda: source_images.load(self.queue, work.lease.input))
         try:
             if data is None:
                 raise ValueError("the picture to start from is gone; send the request again")

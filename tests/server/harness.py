@@ -14,7 +14,7 @@ import httpx
 from server.client import FluidClient
 from server.jobs import JobInput, Lease
 from server.launcher import subprocesses
-from server.queue.job_queue import JobQueue
+from server.queue.job_queue import JobQueue, Submission
 from server.queue.lease_queue import LeaseQueue
 from server.queue.scripts import QueueConnection
 from server.settings import Settings
@@ -103,7 +103,7 @@ def job_input(prompt: str = "an apple", n: int = 1, **changes: object) -> JobInp
 
 
 async def accept(queue: JobQueue, job_id: str, **changes: object) -> str:
-    await queue.enqueue(job_id, job_input(**changes), "job")
+    await queue.enqueue(Submission(job_id, job_input(**changes), "job"))
     return job_id
 
 

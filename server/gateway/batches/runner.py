@@ -37,7 +37,7 @@ from server.gateway.requests.validation import validated
 from server.gateway.schemas.images import ImageRequest
 from server.jobs import JobRecord
 from server.queue.due_work import poll_due
-from server.queue.job_queue import JobQueue
+from server.queue.job_queue import JobQueue, Submission
 from server.queue.pagination import ids_after
 
 log = logging.getLogger(__name__)
@@ -59,10 +59,10 @@ class Batches:
         its file is gone by then."""
         name = hashlib.sha256(f"{owner} {key}".encode()).hexdigest()[:24] if key else secrets.token_hex(12)
         batch_id, about = f"batch_{name}", json.dumps(metadata, sort_keys=True)
-        asked = hashlib.sha256(f"{file_id} {about}".encode()).hexdigest()
+        fingerprint = hashlib.sha256(f"{file_id} {about}".encode()).hexdigest()
         if not (key and await self._redis.exists(self._keys.batch_hash(batch_id))):
             await self._files.get(owner, file_id)
-        args = [batch_id, owner, file_id, about, asked, WINDOW_S, self._ttl_s]
+        args = [batch_id, owner, file_id, about, fingerprint, WINDOW_S, self._ttl_s]
         if await self._queue.run("batch_create", args) == "differs":
             raise KeyReused(f"The Idempotency-Key {key!r} is that of another batch. Use a new one for a new batch.")
         return await self.get(owner, batch_id)
@@ -202,7 +202,7 @@ class Batches:
             batch=batch.id,
             result_ttl_s=WINDOW_S + self._ttl_s,
         )
-        await self._queue.enqueue(batch.job_id(number), job, "batch", asked=request.fingerprint())
+        await self._queue.enqueue(Submission(batch.job_id(number), job, "batch", fingerprint=request.fingerprint()))
 
     async def _refuse(self, batch: Batch, number: int, error: RequestError) -> None:
         """Counted once, however often this turn is repeated."""

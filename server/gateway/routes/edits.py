@@ -13,6 +13,7 @@ from fastapi.responses import Response
 from starlette.datastructures import FormData, UploadFile
 
 from server.errors import InvalidRequest
+from server.gateway.admission import idempotency_key, submission_of
 from server.gateway.api_keys import Caller
 from server.gateway.dependencies import Services, ServicesDep
 from server.gateway.middleware.auth import CallerDep
@@ -61,8 +62,8 @@ async def edit(request: Request, services: ServicesDep, caller: CallerDep) -> Re
         notes.append("'input_fidelity' has no effect here.")
     job, warnings = await _resolved(services, body, info.tokens - sum(tokens))
     data, sha256 = compositing.pack(source, drawn)
-    job = replace(job, edit=Edit(new_job_id(), sha256, feather=feather))
-    return await _draw(request, services, caller, body, job, data, [*notes, *warnings])
+    edit = Edit(new_job_id(), sha256, feather=feather)
+    return await _respond(request, services, caller, body, job, edit, data, [*notes, *warnings])
 
 
 @router.post(
@@ -91,8 +92,8 @@ async def vary(request: Request, services: ServicesDep, caller: CallerDep) -> Re
     kept = min(round((DEFAULT_KEEP if body.keep is None else body.keep) * info.tokens), info.tokens - 1)
     job, warnings = await _resolved(services, body, info.tokens - kept)
     data, sha256 = compositing.pack(source, None)
-    job = replace(job, edit=Edit(new_job_id(), sha256, kept_tokens=kept))
-    return await _draw(request, services, caller, body, job, data, [*notes, *warnings])
+    edit = Edit(new_job_id(), sha256, kept_tokens=kept)
+    return await _respond(request, services, caller, body, job, edit, data, [*notes, *warnings])
 
 
 # --- reading the form ---------------------------------------------------------------------------------------
@@ -166,14 +167,24 @@ async def _resolved(services: Services, body: ImageRequest, new_tokens: int) -> 
     return replace(job, num_inference_steps=new_tokens), warnings
 
 
-async def _draw(
+async def _respond(
     request: Request,
     services: Services,
     caller: Caller,
     body: ImageRequest,
     job: JobInput,
+    edit: Edit,
     source: bytes,
     warnings: list[str],
 ) -> Response:
-    asked = f"{body.fingerprint()} {json.dumps(job.edit.recipe() if job.edit else None)}"
-    return await respond(request, services, caller, body, job, warnings, asked=asked, kind="image_edit", source=source)
+    submission = submission_of(
+        caller,
+        replace(job, edit=edit),
+        "sync",
+        f"{body.fingerprint()} {json.dumps(edit.recipe())}",
+        job_id=edit.source,
+        key=idempotency_key(request),
+        follow_events=bool(body.stream),
+        source=source,
+    )
+    return await respond(request, services, body, submission, warnings, events="image_edit")

@@ -8,7 +8,7 @@ from server.images.compositing import Source, pack
 from server.jobs import Edit, JobError, JobInput, JobState
 from server.model_info import ModelInfo
 from server.queue import source_images
-from server.queue.job_queue import JobQueue
+from server.queue.job_queue import JobQueue, Submission
 from server.queue.lease_queue import LeaseQueue
 from server.queue.registry import Registry
 from server.settings import Settings
@@ -25,9 +25,9 @@ def edit_of(job_id: str) -> JobInput:
 
 
 async def accepted(queue: JobQueue, job_id: str) -> None:
-    await source_images.keep(queue, job_id, PICTURE)
+    await source_images.store(queue, job_id, PICTURE)
     assert 0 < await queue.redis.ttl(queue.keys.input_bytes(job_id)) <= source_images.UNCLAIMED_S
-    await queue.enqueue(job_id, edit_of(job_id), "job")
+    await queue.enqueue(Submission(job_id, edit_of(job_id), "job"))
     assert await queue.redis.ttl(queue.keys.input_bytes(job_id)) == -1
 
 
@@ -40,9 +40,9 @@ async def test_it_goes_with_the_job(queue: JobQueue, leases: LeaseQueue, end: st
     else:
         lease = await take(leases)
         assert lease.input == edit_of("job_1")
-        assert await source_images.fetch(leases, lease.input) == PICTURE
+        assert await source_images.load(leases, lease.input) == PICTURE
         await leases.give_back(lease)
-        assert await source_images.fetch(leases, lease.input) == PICTURE
+        assert await source_images.load(leases, lease.input) == PICTURE
         error = JobError("x", "y") if end == "failed" else None
         await leases.finish(await take(leases), JobState(end), error=error)
     ttl = await queue.redis.ttl(queue.keys.input_bytes("job_1"))
@@ -59,7 +59,7 @@ async def test_a_dead_letter_is_replayed_with_its_picture(
     assert replayed.returncode == 0, replayed.stderr
     lease = await take(leases)
     assert lease.job_id != "job_1"
-    assert await source_images.fetch(leases, lease.input) == PICTURE
+    assert await source_images.load(leases, lease.input) == PICTURE
 
 
 async def test_a_job_whose_picture_is_gone_fails_at_once_and_says_so(
@@ -67,7 +67,7 @@ async def test_a_job_whose_picture_is_gone_fails_at_once_and_says_so(
 ) -> None:
     """Other tries would not find it either, and a worker that drew without it would draw something else."""
     await accepted(queue, "job_1")
-    await source_images.drop(queue, "job_1")
+    await source_images.delete(queue, "job_1")
     await accepted(queue, "job_2")
     await queue.redis.set(queue.keys.input_bytes("job_2"), b"junk")
     worker = Worker(settings, leases, Registry(queue.redis, settings.namespace), lambda _: load_engine(settings))

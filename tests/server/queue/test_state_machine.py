@@ -16,7 +16,7 @@ from server.errors import QueueFull
 from server.jobs import PRIORITIES, JobError, JobState, Lease, Output
 from server.launcher.embedded_valkey import EmbeddedValkey
 from server.model_info import ModelInfo
-from server.queue.job_queue import JobQueue
+from server.queue.job_queue import JobQueue, Submission
 from server.queue.lease_queue import LeaseQueue, LeaseRenewal
 from server.queue.redis_client import PATIENT_TIMEOUT_S, connect
 from server.queue.registry import Registry
@@ -136,10 +136,10 @@ class QueueMachine(RuleBasedStateMachine):
         full = sum(j.state == "queued" for j in self.jobs.values()) >= MAX_QUEUE
         if full:
             with pytest.raises(QueueFull):
-                self.run(self.queue.enqueue(name, job, "job"))
+                self.run(self.queue.enqueue(Submission(name, job, "job")))
             return
         for _ in range(2):  # repeated, as after a lost reply
-            self.run(self.queue.enqueue(name, job, "job"))
+            self.run(self.queue.enqueue(Submission(name, job, "job")))
         self.lines[priority].join(caller, self.waiting(priority))
         self.jobs[name] = Job(name, priority, caller, len(self.jobs), job.work)
 
@@ -329,7 +329,7 @@ async def _promised_and_kept(valkey: EmbeddedValkey, arrivals: list[tuple[str, s
             if i == len(arrivals) // 2:  # some callers have been served before the rest arrives
                 for _ in range(taken):
                     await leases.take("w", MODEL)
-            await queue.enqueue(f"job{i}", job_input(priority=priority, user=caller), "job")
+            await queue.enqueue(Submission(f"job{i}", job_input(priority=priority, user=caller), "job"))
         records = [await queue.get(f"job{i}") for i in range(len(arrivals))]
         promised = {r.id: place.position for r in records if (place := await queue.place(r))}
         kept = {}

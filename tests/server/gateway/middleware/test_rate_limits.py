@@ -12,7 +12,7 @@ from server.errors import ServiceError
 from server.gateway.api_keys import hashed
 from server.jobs import JobError, JobState
 from server.launcher import subprocesses
-from server.queue.job_queue import JobQueue
+from server.queue.job_queue import JobQueue, Submission
 from server.queue.lease_queue import LeaseQueue
 from server.settings import Settings
 from tests.server.harness import Service, client_of, job_input, start, status_of, take, until
@@ -115,9 +115,9 @@ async def test_the_count_of_open_jobs_comes_back_to_nothing(queue: JobQueue, lea
     """However a job ends. Of what stays one would never be rid: its owner could queue less and less."""
     mine = replace(job_input(), owner="alice")
     for job_id in ("a", "b", "c"):
-        await queue.enqueue(job_id, mine, "job", max_jobs=9)
-    await queue.enqueue("a", mine, "job", max_jobs=9)  # known already
-    await queue.enqueue("line", replace(mine, batch="batch_1"), "batch", max_jobs=9)
+        await queue.enqueue(Submission(job_id, mine, "job", max_jobs=9))
+    await queue.enqueue(Submission("a", mine, "job", max_jobs=9))  # known already
+    await queue.enqueue(Submission("line", replace(mine, batch="batch_1"), "batch", max_jobs=9))
     open_jobs = f"{queue.keys.root}:open"
     assert await queue.redis.hgetall(open_jobs) == {"alice": "3"}
     await queue.cancel("a")
