@@ -12,7 +12,7 @@ from typing import Any
 ASK_AGAIN_S = 0.1
 
 
-async def end(*tasks: asyncio.Task[Any]) -> None:
+async def cancel_and_wait(*tasks: asyncio.Task[Any]) -> None:
     """Cancel, and cancel again, until all have ended. How they ended stays with them: look there for failures."""
     alive = {task for task in tasks if not task.done()}
     while alive:
@@ -28,4 +28,4 @@ async def running(*endless: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        await end(*tasks)
+        await cancel_and_wait(*tasks)

@@ -7,42 +7,42 @@ FluidError
 │   └── ValkeyStartError        the embedded Valkey is missing or did not start
 ├── RequestError                answered to the HTTP caller
 │   ├── InvalidRequest          400  a parameter is wrong; names it and the limit
-│   ├── JobCanceled             400  somebody canceled the job this request waited for
-│   ├── InvalidApiKey           401  no key, or one that nobody has
-│   ├── KeyDisabled             403
-│   ├── NotAcceptable           406  an image type that cannot be had
+│   ├── JobCanceled             400  the job that the request waited for was canceled
+│   ├── InvalidApiKey           401  the key is missing or unknown
+│   ├── KeyDisabled             403  the operator disabled the key
+│   ├── NotAcceptable           406  an image type that is not offered
 │   ├── RequestTooSlow          408  its body did not arrive in time
-│   ├── BodyTooLarge            413
+│   ├── BodyTooLarge            413  larger than any valid request
 │   ├── UnknownJob              404
-│   ├── UnknownImage            404  no such image, or not drawn yet
+│   ├── UnknownImage            404  no such image, or not generated yet
 │   ├── UnknownModel            404
 │   ├── UnknownFile             404
 │   ├── UnknownBatch            404
-│   ├── JobExpired              410
-│   ├── KeyReused               422  an Idempotency-Key or job id that another request had
-│   ├── RateLimited             429  of one key: too many requests, or jobs, at a time
-│   ├── QueueFull               429
-│   ├── JobFailed               500
-│   ├── NoWorkers               503
+│   ├── JobExpired              410  the job ended and was deleted
+│   ├── KeyReused               422  an Idempotency-Key or job id of another request
+│   ├── RateLimited             429  one key: too many requests a minute, or open jobs
+│   ├── QueueFull               429  too many jobs wait
+│   ├── JobFailed               500  the job ended as failed
+│   ├── NoWorkers               503  no live worker serves the model
 │   ├── QueueUnavailable        503  Redis does not answer
-│   └── DeadlineExceeded        504
+│   └── DeadlineExceeded        504  the image was not ready in time
 ├── OperatorError               ends an operator's command
-│   ├── KeyNameRefused          `fluid keys new` with a name that cannot stand in the file
+│   ├── KeyNameRefused          `fluid keys new` with a name that the key file cannot hold
 │   ├── UnknownDeadLetter       no dead letter of this id
-│   ├── BatchRefused            `fluid batch` cannot begin, or its file was refused
+│   ├── BatchRefused            `fluid batch` cannot start, or its file was rejected
 │   ├── EditRefused             `fluid edit` or `fluid vary` cannot use a file
-│   ├── ReloadRefused           a worker goes on with the checkpoint that it had
+│   ├── ReloadRefused           a worker keeps its present checkpoint
 │   └── UnhealthyService        `fluid doctor` found something to act on
 ├── WorkerError                 ends the worker process
-│   ├── CanaryFailed            the first picture after loading is not a picture
-│   └── EngineBroken            the engine cannot even give its rows back
-└── ServiceError                raised by the client: what the service answered
+│   ├── CanaryFailed            the first image after loading is not a valid image
+│   └── EngineBroken            the engine cannot even release its rows
+└── ServiceError                raised by the client: the service answered with an error
 """
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-#: OpenAI's clients repeat 5xx unless told otherwise; what was tried enough would be tried thrice as often.
+#: OpenAI's clients retry 5xx unless told otherwise: jobs that used up their attempts would get three times as many.
 NO_RETRY: Mapping[str, str] = {"x-should-retry": "false"}
 
 
@@ -67,12 +67,14 @@ class ValkeyStartError(ConfigError):
 
 
 class RequestError(FluidError):
-    """An answer to the HTTP caller other than success."""
+    """An HTTP response other than success."""
 
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
     code: ClassVar[str] = "internal_error"
-    always: ClassVar[Mapping[str, str]] = {}  # headers of every answer of this kind
+    always: ClassVar[Mapping[str, str]] = {}  #: headers of every response of this class
+    #: Counted in fluid_jobs_rejected_total when it answers a POST: nothing was queued.
+    rejection: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -103,102 +105,107 @@ class InvalidRequest(RequestError):
     """A parameter is wrong; the message names it and the limit."""
 
     status, type, code = 400, "invalid_request_error", "invalid_value"
+    rejection = True
 
 
 class JobCanceled(RequestError):
-    """Somebody canceled the job this request waited for."""
+    """The job that the request waited for was canceled."""
 
     status, type, code = 400, "invalid_request_error", "job_canceled"
 
 
 class InvalidApiKey(RequestError):
-    """No API key where one is wanted, or one that nobody has."""
+    """The API key is missing or unknown."""
 
     status, type, code = 401, "invalid_request_error", "invalid_api_key"
-
-    def headers(self) -> dict[str, str]:
-        return {"WWW-Authenticate": "Bearer"}
+    rejection = True
+    always: ClassVar[Mapping[str, str]] = {"WWW-Authenticate": "Bearer"}
 
 
 class KeyDisabled(RequestError):
-    """The operator has switched this API key off."""
+    """The operator disabled this API key."""
 
     status, type, code = 403, "permission_error", "key_disabled"
+    rejection = True
 
 
 class NotAcceptable(RequestError):
-    """The Accept header wants an image type that cannot be had, or not the one that `output_format` names."""
+    """The Accept header asks for an image type that is not offered, or not the one that `output_format` names."""
 
     status, type, code = 406, "invalid_request_error", "not_acceptable"
+    rejection = True
 
 
 class RequestTooSlow(RequestError):
-    """The request's body did not arrive within FLUID_BODY_TIMEOUT_S."""
+    """The request body did not arrive within FLUID_BODY_TIMEOUT_S."""
 
     status, type, code = 408, "invalid_request_error", "request_too_slow"
-
-    def headers(self) -> dict[str, str]:
-        return {"Connection": "close"}  # the rest of the body may still come, and is no request
+    rejection = True
+    #: The rest of the body may still arrive, and is no request.
+    always: ClassVar[Mapping[str, str]] = {"Connection": "close"}
 
 
 class BodyTooLarge(RequestError):
-    """The request's body is larger than any valid one."""
+    """The request body is larger than any valid one."""
 
     status, type, code = 413, "invalid_request_error", "body_too_large"
+    rejection = True
 
 
 class UnknownJob(RequestError):
-    """No job of this id was ever accepted here."""
+    """No job with this id was ever accepted."""
 
     status, type, code = 404, "invalid_request_error", "job_not_found"
 
 
 class UnknownImage(RequestError):
-    """The job has no such image, or has not drawn it yet."""
+    """The job has no such image, or it is not generated yet."""
 
     status, type, code = 404, "invalid_request_error", "image_not_found"
 
 
 class UnknownModel(RequestError):
-    """No worker ever introduced a model of this id."""
+    """No worker ever published a model with this id."""
 
     status, type, code = 404, "invalid_request_error", "model_not_found"
 
 
 class UnknownFile(RequestError):
-    """No file of this id, or not any more."""
+    """No file with this id, or it was deleted."""
 
     status, type, code = 404, "invalid_request_error", "file_not_found"
 
 
 class UnknownBatch(RequestError):
-    """No batch of this id, or not any more."""
+    """No batch with this id, or it was deleted."""
 
     status, type, code = 404, "invalid_request_error", "batch_not_found"
 
 
 class JobExpired(RequestError):
-    """The job existed; its result was deleted after FLUID_RESULT_TTL_S."""
+    """The job ended, and its result was deleted after FLUID_RESULT_TTL_S."""
 
     status, type, code = 410, "invalid_request_error", "expired"
 
 
 class KeyReused(RequestError):
-    """An Idempotency-Key, or a job id, that belongs to another request. Clients repeat a 409 by themselves."""
+    """An Idempotency-Key or job id of another request. Not 409, which clients retry by themselves."""
 
     status, type, code = 422, "invalid_request_error", "idempotency_key_reused"
 
 
 class RateLimited(RequestError):
-    """One API key makes too many requests a minute, or has too many jobs that wait or run."""
+    """One API key makes too many requests a minute, or has too many waiting and running jobs."""
 
     status, type, code = 429, "rate_limit_error", "rate_limit_exceeded"
+    rejection = True
 
 
 class QueueFull(RequestError):
-    """FLUID_MAX_QUEUE jobs are waiting already."""
+    """FLUID_MAX_QUEUE jobs are already waiting."""
 
     status, type, code = 429, "rate_limit_error", "queue_full"
+    rejection = True
 
 
 class JobFailed(RequestError):
@@ -209,22 +216,24 @@ class JobFailed(RequestError):
 
 
 class NoWorkers(RequestError):
-    """No live worker can draw."""
+    """No live worker serves the model."""
 
     status, type, code = 503, "server_error", "no_workers"
+    rejection = True
 
 
 class QueueUnavailable(RequestError):
     """Redis does not answer."""
 
     status, type, code = 503, "server_error", "queue_unavailable"
+    rejection = True
 
     def __init__(self) -> None:
         super().__init__("The queue does not answer. Nothing was lost; try again.", retry_after_s=1)
 
 
 class DeadlineExceeded(RequestError):
-    """The picture was not ready within FLUID_REQUEST_TIMEOUT_S; the job was canceled."""
+    """The image was not ready within FLUID_REQUEST_TIMEOUT_S."""
 
     status, type, code = 504, "server_error", "deadline_exceeded"
     always = NO_RETRY
@@ -239,7 +248,7 @@ class UnknownDeadLetter(OperatorError):
 
 
 class BatchRefused(OperatorError):
-    """`fluid batch` cannot begin, or its file was refused."""
+    """`fluid batch` cannot start, or its file was rejected."""
 
 
 class EditRefused(OperatorError):
@@ -247,7 +256,7 @@ class EditRefused(OperatorError):
 
 
 class ReloadRefused(OperatorError):
-    """A worker goes on with the checkpoint that it had."""
+    """A worker keeps its present checkpoint."""
 
 
 class UnhealthyService(OperatorError):
@@ -255,23 +264,23 @@ class UnhealthyService(OperatorError):
 
 
 class KeyNameRefused(OperatorError):
-    """The name could not stand in the file of API keys."""
+    """The file of API keys cannot hold this name."""
 
 
 class WorkerError(FluidError):
-    """Ends the worker process; its jobs go to another one."""
+    """Ends the worker process; other workers take its jobs."""
 
 
 class CanaryFailed(WorkerError):
-    """The first picture after loading is not a picture."""
+    """The first image after loading is not a valid image."""
 
 
 class EngineBroken(WorkerError):
-    """The engine cannot even give its rows back."""
+    """The engine cannot even release its rows."""
 
 
 class ServiceError(FluidError):
-    """What the service answered to the client, when it was not success."""
+    """Raised by the client: the service answered with an error."""
 
     def __init__(self, message: str, *, status: int = 0, code: str | None = None, param: str | None = None) -> None:
         super().__init__(message)

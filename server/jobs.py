@@ -208,7 +208,7 @@ class JobRecord:
             started_at=optional("started_at"),
             completed_at=optional("completed_at"),
             expires_at=optional("expires_at"),
-            cancel_requested=raw.get("cancel") == "1",
+            cancel_requested=raw.get("cancel_requested") == "1",
             outputs=tuple(Output(**o) for o in json.loads(raw.get("outputs") or "[]")),
             error=JobError(**error) if error else None,
             metrics=JobMetrics(**metrics) if metrics else None,

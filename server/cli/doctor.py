@@ -9,7 +9,7 @@ from typing import Any
 from redis.exceptions import RedisError, ResponseError
 
 from server.queue.job_queue import JobQueue
-from server.queue.registry import BEAT_S, Registry, WorkerInfo
+from server.queue.registry import HEARTBEAT_S, Registry, WorkerInfo
 from server.queue.statistics import QueueCounts, queue_counts
 from server.settings import Settings
 
@@ -138,7 +138,7 @@ def _workers(workers: list[WorkerInfo]) -> Iterator[Finding]:
             speed = f"{w.row_steps_per_s:.0f} row-steps/s"
             yield Finding(Level.OK, f"{text}, {speed}, {w.kernels} kernels on {w.device}")
         else:
-            yield Finding(Level.WARN, text, f"Wait; a worker tells its state every {BEAT_S:g} s.")
+            yield Finding(Level.WARN, text, f"Wait; a worker tells its state every {HEARTBEAT_S:g} s.")
 
 
 def _lines(counts: QueueCounts, workers: list[WorkerInfo]) -> Iterator[Finding]:

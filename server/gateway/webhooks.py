@@ -171,6 +171,7 @@ class Webhooks:
             await poll_due(
                 self._queue,
                 "hooks",
+                self._queue.keys.webhooks_zset,
                 deliver,
                 visibility_timeout_s=VISIBILITY_TIMEOUT_S,
                 at_once=AT_ONCE,
@@ -190,12 +191,12 @@ class Webhooks:
             await self._forget(job_id, "given_up")
         else:
             self.sent.labels("failed").inc()
-            await self._queue.redis.hincrby(self._queue.keys.hook_hash(job_id), "tries", 1)
+            await self._queue.redis.hincrby(self._queue.keys.webhook_hash(job_id), "attempts", 1)
             at = time.time() + BACKOFF_S[delivery.tries]
-            await self._queue.redis.zadd(self._queue.keys.hooks_zset, {job_id: at})
+            await self._queue.redis.zadd(self._queue.keys.webhooks_zset, {job_id: at})
 
     async def _load(self, job_id: str, describe: Describe) -> Delivery | None:
-        key = self._queue.keys.hook_hash(job_id)
+        key = self._queue.keys.webhook_hash(job_id)
         kept = await self._queue.redis.hgetall(key)
         if not kept:
             return None
@@ -208,7 +209,7 @@ class Webhooks:
             stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             told = json.dumps({"type": f"job.{job['status']}", "timestamp": stamp, "data": job})
             await self._queue.redis.hset(key, "told", told)
-        return Delivery(job_id, kept["url"], int(kept["tries"]), told)
+        return Delivery(job_id, kept["url"], int(kept["attempts"]), told)
 
     async def _send(self, http: httpx.AsyncClient, delivery: Delivery) -> str:
         body, now, name = delivery.told.encode(), int(time.time()), f"msg_{delivery.job_id}"
@@ -240,6 +241,6 @@ class Webhooks:
     async def _forget(self, job_id: str, outcome: str) -> None:
         self.sent.labels(outcome).inc()
         async with self._queue.redis.pipeline(transaction=True) as pipe:
-            pipe.zrem(self._queue.keys.hooks_zset, job_id)
-            pipe.delete(self._queue.keys.hook_hash(job_id))
+            pipe.zrem(self._queue.keys.webhooks_zset, job_id)
+            pipe.delete(self._queue.keys.webhook_hash(job_id))
             await pipe.execute()

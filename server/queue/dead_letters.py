@@ -30,7 +30,7 @@ class DeadLetter:
 class DeadLetters:
     def __init__(self, queue: JobQueue) -> None:
         self._queue = queue
-        self._redis, self._stream = queue.redis, queue.keys.dead_stream
+        self._redis, self._stream = queue.redis, queue.keys.dead_letters_stream
 
     async def all(self) -> AsyncIterator[DeadLetter]:
         """Oldest first, page by page."""

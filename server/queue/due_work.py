@@ -19,6 +19,7 @@ LOOK_S = 0.5
 async def poll_due(
     queue: QueueConnection,
     name: str,
+    entries: str,
     work: Callable[[str], Coroutine[Any, Any, None]],
     *,
     visibility_timeout_s: float,
@@ -28,13 +29,14 @@ async def poll_due(
     """For ever. Entries of the list that are handed to `work`, several at a time, are due again after `hidden_s`,
     should their gateway die; `work` moves or removes them. What it fails at is logged, counted and tried again then.
     A slow one holds up its own place and no other."""
+    claim = {"entries": entries, "visibility_timeout_s": visibility_timeout_s}
     running: dict[asyncio.Task[None], str] = {}
     try:
         while True:
             due: list[str] = []
             try:
                 if len(running) < at_once:
-                    due = await queue.run("claim", [name, visibility_timeout_s, at_once - len(running)])
+                    due = await queue.run("claim_due", claim | {"count": at_once - len(running)})
             except RedisError as error:
                 log.warning("%s: %s", name, error)
             for each in due:
@@ -49,7 +51,7 @@ async def poll_due(
             for task in [task for task in running if task.done()]:
                 _settle(name, running.pop(task), task, bugs)
     finally:
-        ending = asyncio.create_task(background.end(*running))
+        ending = asyncio.create_task(background.cancel_and_wait(*running))
         while not ending.done():
             with suppress(asyncio.CancelledError):  # who ends us asks again and again (cancellation.py)
                 await asyncio.shield(ending)

@@ -4,7 +4,6 @@ Promise: every accepted job reaches exactly one terminal state and at most one r
 execution is at-least-once.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -75,7 +74,7 @@ class JobQueue(QueueConnection):
 
     async def _enqueue(self, submission: Submission) -> Accepted:
         job, max_jobs = submission.job, submission.max_jobs
-        named = {
+        args = {
             "id": submission.job_id,
             "input": job.to_json(),
             "kind": submission.kind,
@@ -94,8 +93,7 @@ class JobQueue(QueueConnection):
             "max_queue": self.max_queue,
             "max_jobs": max_jobs,
         }
-        args = json.dumps({name: value for name, value in named.items() if value is not None})
-        answer, value, created_at = await self.run("enqueue", [args])
+        answer, value, created_at = await self.run("enqueue", args)
         if answer == "full":
             raise QueueFull(
                 f"{value} jobs are waiting, the limit is {self.max_queue} (FLUID_MAX_QUEUE). Try later.",
@@ -141,12 +139,12 @@ class JobQueue(QueueConnection):
         """What is ahead of a waiting job; None once a worker has it."""
         if record.state is not JobState.QUEUED:
             return None
-        ahead, mean_work = await self.run("place", [record.id])
+        ahead, mean_work = await self.run("place", {"id": record.id})
         return QueuePosition(ahead, ahead * float(mean_work)) if ahead >= 0 else None
 
     async def cancel(self, job_id: str) -> JobRecord:
         """A waiting job ends here; a running one is flagged and ends within one step. Safe to repeat."""
-        await self.run("cancel", [job_id, self.ttl_s])
+        await self.run("cancel", {"id": job_id, "ttl_s": self.ttl_s})
         return await self.get(job_id)
 
     async def result(self, record: JobRecord, output: Output) -> bytes | None:
@@ -162,4 +160,4 @@ class JobQueue(QueueConnection):
 
     async def sweep(self) -> None:
         """End what the clock ends: waiting jobs past their deadline. Any number of processes may call it."""
-        await self.run("sweep", [self.ttl_s])
+        await self.run("sweep", {"ttl_s": self.ttl_s})

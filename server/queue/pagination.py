@@ -37,7 +37,7 @@ async def page(queue: JobQueue, owner: str, *, limit: int, after: str | None, st
     Raises:
         InvalidRequest: `after` is not the id of a job in the list.
     """
-    index, below = queue.keys.list_zset(owner), "+inf"
+    index, below = queue.keys.jobs_zset(owner), "+inf"
     if after is not None:
         sequence = await queue.redis.zscore(index, after)
         if sequence is None:

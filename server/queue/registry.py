@@ -9,7 +9,7 @@ from server.model_info import ModelInfo
 from server.queue.keys import Keys
 from server.queue.redis_client import Client
 
-BEAT_S = 1.0
+HEARTBEAT_S = 1.0
 DEAD_AFTER_S = 5.0
 
 
@@ -23,7 +23,7 @@ class WorkerInfo:
     max_rows: int
     rows: int
     started_at: float
-    beat_at: float = 0.0
+    heartbeat_at: float = 0.0
     note: str = ""
     checkpoint: str = ""  #: SHA-256 of the weights that draw
     row_steps_per_s: float = 0.0  #: what it manages while it is busy
@@ -53,10 +53,10 @@ class Registry:
         self.redis = redis
         self.keys = Keys(namespace)
 
-    async def beat(self, worker: WorkerInfo, stats: Mapping[str, float]) -> None:
+    async def heartbeat(self, worker: WorkerInfo, stats: Mapping[str, float]) -> None:
         """One heartbeat, together with what the worker counted since the last one."""
         now = await self._now()
-        text = json.dumps(asdict(replace(worker, beat_at=now)))
+        text = json.dumps(asdict(replace(worker, heartbeat_at=now)))
         async with self.redis.pipeline(transaction=True) as pipe:
             pipe.set(self.keys.worker(worker.id), text, px=int(DEAD_AFTER_S * 1000))
             pipe.zadd(self.keys.workers_zset, {worker.id: now})
@@ -65,7 +65,7 @@ class Registry:
                 pipe.hincrbyfloat(self.keys.stats_hash, name, value)
             await pipe.execute()
 
-    async def farewell(self, worker_id: str) -> None:
+    async def deregister(self, worker_id: str) -> None:
         async with self.redis.pipeline(transaction=True) as pipe:
             pipe.delete(self.keys.worker(worker_id))
             pipe.zrem(self.keys.workers_zset, worker_id)
@@ -82,7 +82,7 @@ class Registry:
     async def publish_model(self, info: ModelInfo) -> None:
         await self.redis.hset(self.keys.models_hash, info.id, info.to_json())
 
-    async def knows(self, model: str) -> bool:
+    async def has_model(self, model: str) -> bool:
         return bool(await self.redis.hexists(self.keys.models_hash, model))
 
     async def models(self) -> dict[str, ModelInfo]:

@@ -44,10 +44,10 @@ class QueueCounts:
 async def queue_counts(queue: QueueConnection) -> QueueCounts:
     """Everything at one moment: counters, and the structures that must agree with them."""
     models = await queue.redis.hkeys(queue.keys.models_hash)
-    lines = [queue.keys.since_zset(model, priority) for model in models for priority in PRIORITIES]
+    lines = [queue.keys.waiting_since_zset(model, priority) for model in models for priority in PRIORITIES]
     async with queue.redis.pipeline(transaction=True) as pipe:
         pipe.hgetall(queue.keys.counters_hash)
-        pipe.xlen(queue.keys.dead_stream)
+        pipe.xlen(queue.keys.dead_letters_stream)
         pipe.zcard(queue.keys.ended_zset)
         pipe.time()
         for line in lines:

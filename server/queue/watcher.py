@@ -26,7 +26,7 @@ class JobWatcher:
     def __init__(self, redis: Client, queue: JobQueue, namespace: str) -> None:
         self._redis = redis
         self._queue = queue
-        self._done, self._news = Keys(namespace).done_channel, Keys(namespace).news_channel
+        self._done, self._news = Keys(namespace).ended_channel, Keys(namespace).updated_channel
         self._waiting: defaultdict[str, set[Waiter]] = defaultdict(set)
         self._following: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._tasks: list[asyncio.Task[None]] = []
@@ -35,7 +35,7 @@ class JobWatcher:
         self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._sweep())]
 
     async def stop(self) -> None:
-        await background.end(*self._tasks)
+        await background.cancel_and_wait(*self._tasks)
 
     @contextmanager
     def expect(self, job_id: str) -> Iterator[Waiter]:

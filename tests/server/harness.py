@@ -130,7 +130,7 @@ async def empty(queue: QueueConnection) -> bool:
     """Nobody waits and nobody runs, by whatever structure one asks."""
     waiting = [key async for key in queue.redis.scan_iter(f"{queue.keys.root}:*")]
     kinds = {key.split(":")[1] for key in waiting}
-    return not kinds & {"since", "line", "ring", "leases", "deadlines", "resume", "input"}
+    return not kinds & {"waiting", "waiting_since", "callers", "leases", "deadlines", "resume", "input"}
 
 
 def client_of(service: Service, key: str | None) -> FluidClient:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from server.background import end, running
+from server.background import cancel_and_wait, running
 from server.queue.job_queue import JobQueue
 
 pytestmark = pytest.mark.anyio
@@ -40,7 +40,7 @@ async def test_a_task_that_talks_to_redis_ends(endless: Callable[[], Coroutine[A
         for _ in range(30):
             task = asyncio.create_task(endless())
             await turns(random.randrange(3, 40))
-            await end(task)
+            await cancel_and_wait(task)
             assert task.cancelled()
 
 
@@ -67,5 +67,5 @@ async def test_how_a_task_ended_stays_with_it() -> None:
 
     failed, done = asyncio.create_task(fail()), asyncio.create_task(asyncio.sleep(0, "done"))
     await turns(3)
-    await end(failed, done)
+    await cancel_and_wait(failed, done)
     assert isinstance(failed.exception(), ValueError) and done.result() == "done"

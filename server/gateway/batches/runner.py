@@ -62,7 +62,15 @@ class Batches:
         fingerprint = hashlib.sha256(f"{file_id} {about}".encode()).hexdigest()
         if not (key and await self._redis.exists(self._keys.batch_hash(batch_id))):
             await self._files.get(owner, file_id)
-        args = [batch_id, owner, file_id, about, fingerprint, WINDOW_S, self._ttl_s]
+        args = {
+            "id": batch_id,
+            "owner": owner,
+            "input_file_id": file_id,
+            "metadata": about,
+            "fingerprint": fingerprint,
+            "expires_s": WINDOW_S,
+            "ttl_s": self._ttl_s,
+        }
         if await self._queue.run("batch_create", args) == "differs":
             raise KeyReused(f"The Idempotency-Key {key!r} is that of another batch. Use a new one for a new batch.")
         return await self.get(owner, batch_id)
@@ -116,6 +124,7 @@ class Batches:
         await poll_due(
             self._queue,
             "batches",
+            self._keys.batches_zset,
             self._turn,
             visibility_timeout_s=VISIBILITY_TIMEOUT_S,
             at_once=AT_ONCE,
@@ -224,5 +233,5 @@ class Batches:
 
     async def _move(self, batch: Batch, status: str, *, of: tuple[str, ...], **fields: str) -> None:
         """To another status, if it is still one `of` these: a cancel may have come in between."""
-        pairs = [part for pair in fields.items() for part in pair]
-        await self._queue.run("batch_move", [batch.id, status, " ".join(of), self._ttl_s, *pairs])
+        args = {"id": batch.id, "to": status, "from": of, "ttl_s": self._ttl_s, "fields": fields}
+        await self._queue.run("batch_move", args)

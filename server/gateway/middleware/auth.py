@@ -62,7 +62,9 @@ async def _spend(queue: JobQueue, caller: Caller) -> dict[str, str]:
     Raises:
         RateLimited: there is none left.
     """
-    allowed, left, whole_s, next_s = await queue.run("rate", [caller.name, caller.rate_limit])
+    allowed, left, whole_s, next_s = await queue.run(
+        "rate_limit", {"caller": caller.name, "per_minute": caller.rate_limit}
+    )
     headers = {
         "x-ratelimit-limit-requests": str(caller.rate_limit),
         "x-ratelimit-remaining-requests": str(left),

@@ -7,29 +7,11 @@ from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.errors import (
-    BodyTooLarge,
-    InvalidApiKey,
-    InvalidRequest,
-    KeyDisabled,
-    NotAcceptable,
-    NoWorkers,
-    QueueFull,
-    QueueUnavailable,
-    RateLimited,
-    RequestError,
-    RequestTooSlow,
-    error_body,
-)
+from server.errors import BodyTooLarge, QueueUnavailable, RequestError, RequestTooSlow, error_body
 from server.gateway.dependencies import Services, services_of
 from server.gateway.middleware.body_limit import MAX_BODY_BYTES
 from server.gateway.middleware.request_context import log
 from server.gateway.requests.validation import from_validation
-
-REJECTIONS = (
-    InvalidRequest, InvalidApiKey, KeyDisabled, NotAcceptable, RequestTooSlow, BodyTooLarge, RateLimited, QueueFull,
-    NoWorkers, QueueUnavailable,
-)  # fmt: skip
 
 
 class UnhandledErrors:
@@ -78,7 +60,7 @@ def refuse(scope: Scope, error: RequestError | RedisError) -> JSONResponse:
     if isinstance(error, RedisError):
         log.error("Redis: %s", error)
         error = QueueUnavailable()
-    if scope["method"] == "POST" and isinstance(error, REJECTIONS):
+    if scope["method"] == "POST" and error.rejection:
         services: Services = scope["app"].state.services
         services.metrics.rejected.labels(error.code).inc()
     return JSONResponse(error.body(), status_code=error.status, headers=error.headers())

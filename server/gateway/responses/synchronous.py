@@ -95,7 +95,7 @@ async def _wait(request: Request, services: Services, job_id: str, expected: Wai
             await asyncio.shield(services.queue.cancel(job_id))
         raise
     finally:
-        await background.end(ended, hung_up)
+        await background.cancel_and_wait(ended, hung_up)
     if not keep:
         await services.queue.cancel(job_id)
     raise JobCanceled(f"The client of job {job_id} hung up.")  # for the metrics; nobody reads the answer

@@ -20,6 +20,7 @@ async def test_a_bug_in_one_turn_neither_ends_the_task_nor_holds_up_the_others(
 ) -> None:
     """An exception that nobody foresaw ended the background task silently: no batch moved, and no webhook was sent,
     until the gateway was restarted."""
+    entries = queue.keys.batches_zset
     bugs = Counter("bugs", "", ("task",), registry=CollectorRegistry())
     turns: list[str] = []
 
@@ -27,13 +28,15 @@ async def test_a_bug_in_one_turn_neither_ends_the_task_nor_holds_up_the_others(
         turns.append(name)
         if name == "bad":
             raise KeyError("nobody foresaw this")
-        await queue.redis.zrem(queue.keys.batches_zset, name)
+        await queue.redis.zrem(entries, name)
 
-    await queue.redis.zadd(queue.keys.batches_zset, {"bad": 0, "good": 1})
-    task = asyncio.create_task(poll_due(queue, "batches", work, visibility_timeout_s=0.05, at_once=4, bugs=bugs))
+    await queue.redis.zadd(entries, {"bad": 0, "good": 1})
+    task = asyncio.create_task(
+        poll_due(queue, "batches", entries, work, visibility_timeout_s=0.05, at_once=4, bugs=bugs)
+    )
     try:
         await until_async(lambda: _true(turns.count("bad") >= 2 and "good" in turns))
-        await queue.redis.zadd(queue.keys.batches_zset, {"later": time.time() - 1})
+        await queue.redis.zadd(entries, {"later": time.time() - 1})
         await until_async(lambda: _true("later" in turns))
     finally:
         task.cancel()
@@ -45,6 +48,7 @@ async def test_a_bug_in_one_turn_neither_ends_the_task_nor_holds_up_the_others(
 
 async def test_a_slow_one_holds_up_nothing_else(queue: JobQueue) -> None:
     """A whole turn was waited for before the next: one slow webhook endpoint stopped the webhooks of everybody."""
+    entries = queue.keys.batches_zset
     bugs = Counter("bugs", "", ("task",), registry=CollectorRegistry())
     never, begun, ended = asyncio.Event(), [], []
 
@@ -55,17 +59,19 @@ async def test_a_slow_one_holds_up_nothing_else(queue: JobQueue) -> None:
                 await never.wait()
             finally:
                 ended.append(name)
-        await queue.redis.zrem(queue.keys.batches_zset, name)
+        await queue.redis.zrem(entries, name)
 
-    await queue.redis.zadd(queue.keys.batches_zset, {"slow": 0})
-    task = asyncio.create_task(poll_due(queue, "batches", work, visibility_timeout_s=0.05, at_once=2, bugs=bugs))
+    await queue.redis.zadd(entries, {"slow": 0})
+    task = asyncio.create_task(
+        poll_due(queue, "batches", entries, work, visibility_timeout_s=0.05, at_once=2, bugs=bugs)
+    )
     try:
         await until_async(lambda: _true("slow" in begun))
         for name in ("a", "b", "c"):
-            await queue.redis.zadd(queue.keys.batches_zset, {name: time.time()})
+            await queue.redis.zadd(entries, {name: time.time()})
             await until_async(lambda name=name: _true(name in begun))
     finally:
-        await background.end(task)
+        await background.cancel_and_wait(task)
     assert begun.count("slow") == 1, "it was due again while it ran, and was begun twice"
     assert ended == ["slow"], "it went on without its gateway"
 

@@ -186,7 +186,7 @@ async def test_a_zombie_shows_nothing(queue: JobQueue, leases: LeaseQueue) -> No
     """Its preview would replace the picture of the try that goes on."""
     await accept(queue, "a", partial_images=2)
     zombie = await take(leases)
-    assert await leases.give_back(zombie) == "queued"
+    assert await leases.requeue(zombie) == "queued"
     await leases.store_preview(zombie, 0, 0, b"old")
     heir = await take(leases)
     await leases.store_preview(heir, 0, 1, b"new")
@@ -199,7 +199,7 @@ async def test_a_job_that_nobody_follows_has_no_events(queue: JobQueue, leases: 
     """Ten writes a second for every job would be most of the queue's work."""
     await accept(queue, "a")
     lease = await take(leases)
-    await leases.pulse([LeaseRenewal(lease, True, 3)], renew=True)
+    await leases.renew([LeaseRenewal(lease, True, 3)], extend=True)
     assert not await queue.redis.exists(queue.keys.events_stream("a"))
 
 

@@ -69,7 +69,7 @@ async def test_who_waits_long_goes_up_a_class(queue: JobQueue, leases: LeaseQueu
     await accept(queue, "normal")
     await accept(queue, "high", priority="high")
     assert (await queue.place(await queue.get("old"))) == QueuePosition(2, 8.0)
-    await queue.redis.zadd(queue.keys.since_zset(MODEL, "low"), {"old": 0})
+    await queue.redis.zadd(queue.keys.waiting_since_zset(MODEL, "low"), {"old": 0})
     assert [(await take(leases)).job_id for _ in range(3)] == ["high", "old", "normal"]
 
 
@@ -102,9 +102,9 @@ async def test_who_cancels_a_flood_owes_nothing(queue: JobQueue, leases: LeaseQu
 async def test_a_patient_take_leaves_fresh_jobs_to_idle_workers(queue: JobQueue, leases: LeaseQueue) -> None:
     """A worker that is full and takes one more for fairness must not snatch it from one that could begin at once."""
     await accept(queue, "a", priority="high")  # the one class that does not age
-    assert await leases.take("busy", MODEL, patience_s=60.0) is None
-    await queue.redis.zadd(queue.keys.since_zset(MODEL, "high"), {"a": 0})
-    assert await leases.take("busy", MODEL, patience_s=60.0) is not None
+    assert await leases.take("busy", MODEL, min_wait_s=60.0) is None
+    await queue.redis.zadd(queue.keys.waiting_since_zset(MODEL, "high"), {"a": 0})
+    assert await leases.take("busy", MODEL, min_wait_s=60.0) is not None
 
 
 async def test_enqueue_may_be_repeated(queue: JobQueue, leases: LeaseQueue) -> None:
@@ -160,7 +160,7 @@ async def test_a_zombies_finish_is_refused(queue: JobQueue, leases: LeaseQueue) 
     [heir] = await reclaimed(leases, "w2")
     assert (heir.token, heir.attempt) == (2, 2)
     await leases.store_result(zombie, 0, b"late")
-    assert await leases.pulse([LeaseRenewal(zombie, True, 1)], renew=True) == ["lost"]
+    assert await leases.renew([LeaseRenewal(zombie, True, 1)], extend=True) == ["lost"]
     assert not await leases.finish(zombie, JobState.SUCCEEDED)
     await leases.store_result(heir, 0, b"good")
     output = Output(0, 7, 32, 32, "png", 4, "00", token=heir.token)
@@ -176,9 +176,9 @@ async def test_a_zombies_renewal_does_not_steal_the_entry_back(queue: JobQueue, 
     await accept(queue, "a")
     zombie = await take(leases, "w1")
     await reclaimed(leases, "w2")
-    await leases.pulse([LeaseRenewal(zombie, True, 1)], renew=True)
+    await leases.renew([LeaseRenewal(zombie, True, 1)], extend=True)
     await lapse(queue, "a")
-    await leases.pulse([LeaseRenewal(zombie, True, 1)], renew=True)
+    await leases.renew([LeaseRenewal(zombie, True, 1)], extend=True)
     assert await queue.redis.zscore(queue.keys.leases_zset(MODEL), "a") == 0
 
 
@@ -189,7 +189,7 @@ async def test_renewal_keeps_a_lease_beyond_its_length(queue: JobQueue, leases: 
     loop = asyncio.get_running_loop()
     end = loop.time() + 2.5 * leases.lease_ms / 1000
     while loop.time() < end:
-        assert await leases.pulse([LeaseRenewal(lease, True, 2)], renew=True) == ["ok"]
+        assert await leases.renew([LeaseRenewal(lease, True, 2)], extend=True) == ["ok"]
         assert await leases.reclaim("w2", MODEL, [], count=10) == []
         await asyncio.sleep(0.1)
     record = await queue.get("a")
@@ -200,7 +200,7 @@ async def test_a_given_back_job_is_taken_at_once_and_the_try_not_counted(queue: 
     """A drain must neither delay a job by a lease nor bring it nearer to the dead letters."""
     await accept(queue, "a")
     lease = await take(leases, "w1")
-    assert await leases.give_back(lease) == "queued"
+    assert await leases.requeue(lease) == "queued"
     again = await take(leases, "w2")
     assert (again.attempt, again.token) == (1, 3)
     assert not await leases.finish(lease, JobState.SUCCEEDED)
@@ -211,15 +211,15 @@ async def test_a_failing_job_ends_in_the_dead_letters(queue: JobQueue, leases: L
     """A poison job that comes back for ever would stop the service."""
     await accept(queue, "a")
     lease = await take(leases)
-    states = [await leases.give_back(lease, error=BOOM)]
+    states = [await leases.requeue(lease, error=BOOM)]
     for _ in range(2):
         lease = await take(leases)
         assert lease.suspect
-        states.append(await leases.give_back(lease, error=BOOM))
+        states.append(await leases.requeue(lease, error=BOOM))
     assert states == ["queued", "queued", "failed"]
     record = await queue.get("a")
     assert (record.state, record.attempt, record.error) == (JobState.FAILED, 3, BOOM)
-    [(_, letter)] = await queue.redis.xrange(queue.keys.dead_stream)
+    [(_, letter)] = await queue.redis.xrange(queue.keys.dead_letters_stream)
     assert letter["id"] == "a"
     assert await empty(queue)
 
@@ -271,7 +271,7 @@ async def test_cancel_while_running_wins_over_the_finish(queue: JobQueue, leases
     await accept(queue, "a")
     lease = await take(leases)
     assert (await queue.cancel("a")).cancel_requested
-    assert await leases.pulse([LeaseRenewal(lease, True, 1)], renew=False) == ["cancel"]
+    assert await leases.renew([LeaseRenewal(lease, True, 1)], extend=False) == ["cancel"]
     await leases.store_result(lease, 0, b"x")
     assert await leases.finish(lease, JobState.SUCCEEDED)
     record = await queue.get("a")

@@ -48,7 +48,7 @@ async def test_a_canceled_job_leaves_the_line_at_once(queue: JobQueue, leases: L
     for job_id in "abc":
         await accept(queue, job_id)
     await queue.cancel("a")
-    await leases.give_back(await take(leases))
+    await leases.requeue(await take(leases))
     assert (await queue.cancel("b")).state is JobState.CANCELED
     assert await queue.place(await queue.get("c")) == QueuePosition(0, 0.0)
 
@@ -58,10 +58,10 @@ async def test_the_dead_letters_are_bounded(queue: JobQueue, leases: LeaseQueue)
     leases.max_attempts = 1
     async with queue.redis.pipeline(transaction=False) as pipe:
         for _ in range(10_200):
-            pipe.xadd(queue.keys.dead_stream, {"id": "old"})
+            pipe.xadd(queue.keys.dead_letters_stream, {"id": "old"})
         await pipe.execute()
     await accept(queue, "a")
-    await leases.give_back(await take(leases), error=BOOM)
+    await leases.requeue(await take(leases), error=BOOM)
     assert (await queue_counts(queue)).dead_letter_depth <= 10_100
-    [(_, newest)] = await queue.redis.xrevrange(queue.keys.dead_stream, count=1)
+    [(_, newest)] = await queue.redis.xrevrange(queue.keys.dead_letters_stream, count=1)
     assert newest["id"] == "a"

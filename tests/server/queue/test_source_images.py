@@ -41,7 +41,7 @@ async def test_it_goes_with_the_job(queue: JobQueue, leases: LeaseQueue, end: st
         lease = await take(leases)
         assert lease.input == edit_of("job_1")
         assert await source_images.load(leases, lease.input) == PICTURE
-        await leases.give_back(lease)
+        await leases.requeue(lease)
         assert await source_images.load(leases, lease.input) == PICTURE
         error = JobError("x", "y") if end == "failed" else None
         await leases.finish(await take(leases), JobState(end), error=error)

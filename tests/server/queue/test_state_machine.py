@@ -202,11 +202,11 @@ class QueueMachine(RuleBasedStateMachine):
             assert [o.token for o in record.outputs] == [record.token]
 
     @precondition(lambda self: self.given)
-    @rule(data=st.data(), guilty=st.booleans(), anew=st.booleans())
-    def give_back(self, data: st.DataObject, guilty: bool, anew: bool) -> None:
+    @rule(data=st.data(), guilty=st.booleans(), discard=st.booleans())
+    def requeue(self, data: st.DataObject, guilty: bool, discard: bool) -> None:
         _, lease = self.pick(data)
         error = JobError("e", "m") if guilty else None
-        answer = self.run(self.leases.give_back(lease, error=error, anew=anew))
+        answer = self.run(self.leases.requeue(lease, error=error, discard_progress=discard))
         job = self.current(lease)
         if job is None or job.state not in ("starting", "processing"):
             assert answer == "fenced"
@@ -219,7 +219,7 @@ class QueueMachine(RuleBasedStateMachine):
             self.dead += 1
         else:
             job.attempt -= not guilty
-            job.saved &= not anew
+            job.saved &= not discard
             line = self.lines[job.priority]
             line.join(job.caller, self.waiting(job.priority))
             job.state = "queued"
@@ -240,10 +240,10 @@ class QueueMachine(RuleBasedStateMachine):
         assert record.state == job.state
 
     @precondition(lambda self: self.given)
-    @rule(data=st.data(), renew=st.booleans())
-    def pulse(self, data: st.DataObject, renew: bool) -> None:
+    @rule(data=st.data(), extend=st.booleans())
+    def renew(self, data: st.DataObject, extend: bool) -> None:
         _, lease = self.pick(data)
-        [answer] = self.run(self.leases.pulse([LeaseRenewal(lease, True, 1)], renew=renew))
+        [answer] = self.run(self.leases.renew([LeaseRenewal(lease, True, 1)], extend=extend))
         job = self.current(lease)
         if job is None or job.state not in ("starting", "processing"):
             assert answer == "lost"
