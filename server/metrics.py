@@ -1,7 +1,6 @@
-"""Every metric of the service, and one scrape that shows gateway, queue and workers.
+"""The metrics that workers collect. Each heartbeat adds them to a hash in Redis, so totals survive a restart.
 
-The gateway counts HTTP in its own registry. Queue figures are read from Redis at scrape time: no drift.
-Workers add to a hash in Redis with each heartbeat; the totals therefore survive a worker's restart.
+server/gateway/metrics.py exports them, together with its own and the queue's, in one scrape.
 """
 
 from bisect import bisect_left
@@ -15,7 +14,7 @@ ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """A figure that workers publish. Without buckets it is a counter."""
+    """One metric of the workers: a histogram, or without buckets a counter."""
 
     help: str
     label: str = ""
@@ -23,22 +22,22 @@ class Spec:
 
 
 WORKER_SPECS: Mapping[str, Spec] = {
-    "fluid_queue_wait_seconds": Spec("From acceptance to the worker.", buckets=SECONDS),
-    "fluid_job_latency_seconds": Spec("From acceptance to success.", buckets=SECONDS),
-    "fluid_stage_duration_seconds": Spec("Time of one stage.", label="stage", buckets=SECONDS),
+    "fluid_queue_wait_seconds": Spec("Time from acceptance to the first worker.", buckets=SECONDS),
+    "fluid_job_latency_seconds": Spec("Time from acceptance to success.", buckets=SECONDS),
+    "fluid_stage_duration_seconds": Spec("Duration of one stage.", label="stage", buckets=SECONDS),
     "fluid_batch_size": Spec("Rows that shared a step.", buckets=ROWS),
-    "fluid_images_total": Spec("Pictures drawn.", label="model"),
-    "fluid_lease_lost_total": Spec("Jobs that another worker took from a silent one."),
-    "fluid_snapshots_total": Spec("Snapshots of rows half done that were kept."),
-    "fluid_resumed_rows_total": Spec("Rows that went on from a snapshot."),
+    "fluid_images_total": Spec("Images generated.", label="model"),
+    "fluid_lease_lost_total": Spec("Leases that a silent worker lost to another one."),
+    "fluid_snapshots_total": Spec("Snapshots of unfinished rows that were saved."),
+    "fluid_resumed_rows_total": Spec("Rows resumed from a snapshot."),
     "fluid_reloads_total": Spec("Checkpoints swapped by `fluid reload`."),
-    "fluid_engine_failures_total": Spec("Exceptions of the engine.", label="stage"),
+    "fluid_engine_failures_total": Spec("Exceptions raised by the engine.", label="stage"),
     "fluid_worker_starts_total": Spec("Worker processes that became ready."),
 }
 
 
 class Tally:
-    """A worker's figures since its last heartbeat; `drain` gives increments for HINCRBYFLOAT."""
+    """A worker's counts since its last heartbeat; `drain` returns increments for HINCRBYFLOAT."""
 
     def __init__(self) -> None:
         self._values: defaultdict[str, float] = defaultdict(float)
@@ -47,7 +46,7 @@ class Tally:
         self._values[_field(name, label, "total")] += by
 
     def observe(self, name: str, value: float, label: str = "") -> None:
-        """One histogram observation, stored in the single bucket it falls into."""
+        """Add one observation to the single bucket of the histogram that it falls into."""
         bounds = WORKER_SPECS[name].buckets
         at = bisect_left(bounds, value)
         self._values[_field(name, label, str(bounds[at]) if at < len(bounds) else "+Inf")] += 1
@@ -58,7 +57,7 @@ class Tally:
         return values
 
     def restore(self, values: Mapping[str, float]) -> None:
-        """Put drained figures back after a heartbeat that did not reach Redis."""
+        """Put drained counts back after a heartbeat that did not reach Redis."""
         for name, value in values.items():
             self._values[name] += value
 

@@ -17,11 +17,11 @@ import httpx
 from server.batch_format import results_file
 from server.client import protocol as wire
 from server.client.line_readers import EventReader, LineReader
-from server.client.protocol import TERMINAL
 from server.client.results import GeneratedImage, JobEvent, Preview
 from server.client.retries import pause_s
 from server.errors import ServiceError
 from server.images.recipe import read_recipe, request_of, served_difference
+from server.jobs import TERMINAL
 
 
 class AsyncFluidClient:

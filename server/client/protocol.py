@@ -14,8 +14,6 @@ from server.batch_format import URL
 from server.client.results import GeneratedImage, Preview
 from server.errors import ServiceError
 
-TERMINAL = ("succeeded", "failed", "canceled", "aborted")
-
 
 def connection(base_url: str, api_key: str | None, timeout_s: float) -> dict[str, Any]:
     """What the HTTP library needs to be told, of either kind."""

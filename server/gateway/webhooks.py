@@ -214,7 +214,7 @@ class Webhooks:
     async def _send(self, http: httpx.AsyncClient, delivery: Delivery) -> str:
         body, now, name = delivery.told.encode(), int(time.time()), f"msg_{delivery.job_id}"
         try:
-            async with asyncio.timeout(ANSWER_S):  # httpx's is for each byte; no Redis in here: cancellation.py
+            async with asyncio.timeout(ANSWER_S):  # httpx's is for each byte; no Redis in here: background.py
                 address = await resolve_address(delivery.url, private=self.private)
                 headers = {
                     "Host": address.host,

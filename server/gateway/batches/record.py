@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.batch_format import URL, results_file
+from server.jobs import TERMINAL
 
 WINDOW_S = 86400  # the completion window: "24h"
 MOMENTS = (
@@ -38,7 +39,7 @@ class Batch:
         return int(self.fields.get("refused", 0))
 
     def ended(self, *states: str) -> int:
-        names = states or ("succeeded", "failed", "canceled", "aborted")
+        names = states or TERMINAL
         return sum(int(self.fields.get(f"ended:{state}", 0)) for state in names)
 
     @property

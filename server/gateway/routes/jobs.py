@@ -5,7 +5,7 @@ import logging
 import re
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from typing import Annotated, Literal
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request
 from fastapi.responses import JSONResponse, Response
@@ -35,7 +35,6 @@ _WAIT = re.compile(r"(?:^|[,\s])wait(?:\s*=\s*\"?([^\",;\s]*)\"?)?(?:$|[,;\s])")
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 _EVENT_ID = re.compile(r"([0-9]{1,20})-([0-9]{1,20})")
 MOST_OF_AN_ID = 2**64 - 2  # Redis asks for the next one, and refuses if there is none
-Status = Literal["queued", "starting", "processing", "succeeded", "failed", "canceled", "aborted"]
 Prefer = Annotated[str | None, Header(description="`wait=10` holds the answer back until the job ends, 10 s at most.")]
 
 
@@ -134,7 +133,7 @@ async def list_(
     caller: CallerDep,
     limit: Annotated[int, Query(ge=1, le=100, description="How many at most.")] = 20,
     after: Annotated[str | None, Query(description="`last_id` of the page before.", max_length=200)] = None,
-    status: Annotated[Status | None, Query(description="Only jobs in this state.")] = None,
+    status: Annotated[JobState | None, Query(description="Only jobs in this state.")] = None,
 ) -> JobList:
     """Newest first. With `status` a page may hold fewer than `limit`, and more may follow: obey `has_more`."""
     found = await pagination.page(services.queue, caller.name, limit=limit, after=after, status=status)

@@ -112,9 +112,9 @@ _ERRORS: Mapping[str, errors.RequestError] = {
         "Accept: image/gif cannot be had. Accept image/png, image/webp, image/jpeg or image/*."
     ),
     "408": errors.RequestTooSlow("The body did not arrive within 30 s (FLUID_BODY_TIMEOUT_S)."),
-    "410": errors.JobExpired(f"Job {_JOB_ID} succeeded; its record and pictures were deleted since."),
+    "410": errors.JobExpired(f"Job {_JOB_ID} succeeded; its record and images have been deleted."),
     "413": errors.BodyTooLarge("The body is larger than 1048576 bytes; no request needs that."),
-    "422": errors.KeyReused("The Idempotency-Key 'k1' is that of another request. Use a new one for a new request."),
+    "422": errors.KeyReused("The Idempotency-Key 'k1' belongs to another request. Use a new one for a new request."),
     "429": errors.QueueFull("10000 jobs are waiting, the limit is 10000 (FLUID_MAX_QUEUE). Try later."),
     "500": errors.JobFailed(f"Job {_JOB_ID} failed after 3 attempts: its worker died each time."),
     "503": errors.NoWorkers("No live worker serves scenes-128 now. Start one with `fluid worker`."),

@@ -107,7 +107,7 @@ def test_every_picture_has_a_file_of_its_own(service: Service, tmp_path: Path) -
     assert len(names) == 3 and names[0].startswith("a-0-") and names[1:] == ["a-0.png", "a-1.png"]
     prompts.write_text("\n\n".join(map(json.dumps, lines[:1] * 2)))
     twice = fluid(service.settings, "batch", str(prompts), "-o", str(tmp_path / "other"))
-    assert twice.returncode == 1 and "Line 3: custom_id 'a' was there before" in twice.stderr
+    assert twice.returncode == 1 and "Line 3: custom_id 'a' was used before" in twice.stderr
 
 
 def test_an_impossible_folder_is_said_so(service: Service, tmp_path: Path) -> None:
