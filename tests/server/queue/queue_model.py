@@ -27,6 +27,7 @@ class Line:
 
     def __init__(self) -> None:
         self.now = 0
+        #: Also of callers without waiting jobs, until the class has caught up with them.
         self.served: dict[str, int] = {}
 
     def join(self, caller: str, waiting: set[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given, settings
+from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from server.errors import QueueFull
@@ -281,33 +281,3 @@ def test_the_queue_behaves_as_its_model(valkey: EmbeddedValkey) -> None:
     """No job is lost, duplicated, stuck, misplaced or miscounted in any order of events."""
     machine = type("Machine", (QueueMachine,), {"valkey": valkey})
     run_state_machine_as_test(machine, settings=settings(max_examples=60, stateful_step_count=40))
-
-
-async def _positions_hold(valkey: EmbeddedValkey, arrivals: list[tuple[str, str]], taken: int) -> None:
-    own = Settings(redis_url=valkey.url, namespace=uuid.uuid4().hex)
-    async with connect(own.redis_url, PATIENT_TIMEOUT_S) as redis:
-        queue, leases = JobQueue(redis, own), LeaseQueue(redis, own)
-        for i, (priority, caller) in enumerate(arrivals):
-            if i == len(arrivals) // 2:  # serve some callers before the rest arrives
-                for _ in range(taken):
-                    await leases.take("w", MODEL)
-            await queue.enqueue(Submission(f"job{i}", job_input(priority=priority, user=caller), "job"))
-        records = [await queue.get(f"job{i}") for i in range(len(arrivals))]
-        expected_order = {r.id: place.position for r in records if (place := await queue.place(r))}
-        taken_order = {}
-        while lease := await leases.take("w", MODEL):
-            taken_order[lease.job_id] = len(taken_order)
-        assert expected_order == taken_order
-        await redis.delete(*[key async for key in redis.scan_iter(f"{queue.keys.root}:*", count=1000)])
-
-
-@settings(max_examples=60)
-@given(
-    arrivals=st.lists(st.tuples(st.sampled_from(PRIORITIES), st.sampled_from("abcd")), min_size=1, max_size=25),
-    taken=st.integers(0, 8),
-)
-def test_positions_match_the_order_of_takes(
-    valkey: EmbeddedValkey, arrivals: list[tuple[str, str]], taken: int
-) -> None:
-    """With jobs of equal size the position is exact: every caller would notice an estimate."""
-    asyncio.run(_positions_hold(valkey, arrivals, taken))
