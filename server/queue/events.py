@@ -58,7 +58,7 @@ class Events:
             UnknownJob, JobExpired: this owner has no such job, or it was deleted.
         """
         record = await self._queue.get(job_id, owner)
-        await self._queue.run("follow", [job_id])
+        await self._queue.run("follow", {"id": job_id})
         return record
 
     async def follow(

@@ -45,7 +45,7 @@ def load_script(name: str) -> str:
 def prelude(source: str) -> str:
     """What Lua shares with Python: the arguments, the names of states and priorities, and of the keys in `source`.
 
-    Only of those, because Redis builds the table anew in every call.
+    Only of those, because Redis builds the table again in every call.
 
     Raises:
         KeyError: `source` uses a key that Keys does not declare.

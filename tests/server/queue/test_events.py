@@ -95,7 +95,7 @@ def test_invalid_combinations_are_rejected(service: Service) -> None:
     job = service.client.submit("a cat")
     answer = http.get(f"/v1/jobs/{job['id']}/events", headers={"Last-Event-ID": "x"})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "Last-Event-ID")
-    assert http.get("/v1/jobs/nobody/events").status_code == 404
+    assert http.get("/v1/jobs/unknown/events").status_code == 404
 
 
 def test_disconnecting_from_a_stream_cancels_its_job(new_service: Callable[..., Service]) -> None:
