@@ -19,6 +19,7 @@ from model.blocks import Attention
 from model.data.scenes.facts import Facts
 from model.data.scenes.things import OPPOSITE, RELATIONS
 from model.layout import PORTRAIT_CLASS, THING_CLASSES
+from model.precision import autocast
 from model.textbank import TextBank
 from model.training import Clock, generator, learning_rate
 from model.transformer import Aligner
@@ -79,7 +80,7 @@ def read(
 
     def ask(chosen: Tensor) -> Tensor:
         mine = rows[chosen].to(device)
-        with torch.autocast(device.type, torch.bfloat16):
+        with autocast(device):
             states, mask = bank.states[mine, 0].float(), bank.mask[mine, 0]
             return questions(aligner(states, mask), mask).float()  # (B, 4, things)
 

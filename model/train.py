@@ -33,6 +33,7 @@ from model.fluid import Fluid
 from model.generate import Settings, generate
 from model.layout import LayoutHead
 from model.masking import training_masks
+from model.precision import autocast
 from model.reading import read
 from model.recipe import Recipe
 from model.sheet import contact_sheet
@@ -154,7 +155,7 @@ def step_loss(run: Run) -> tuple[Tensor, Tensor]:
     tokens, states, mask, masked, index, noise = (
         t.to(run.device) for t in (tokens, states, mask, masked, index, noise)
     )
-    with torch.autocast(run.device.type, torch.bfloat16):
+    with autocast(run.device):
         text = run.model.backbone.encode_text(states, mask)
         z = run.model.backbone(tokens, ~masked, text)  # (B, N, D)
         loss = run.model.token_loss(run.schedule, z, tokens, masked, index, noise)
