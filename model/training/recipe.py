@@ -37,7 +37,6 @@ class Recipe:
     start_from: str
     out: str
     minutes: float
-    leg_minutes: float
     steps: int
     batch: int
     noise_draws: int

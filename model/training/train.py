@@ -6,7 +6,7 @@ When the budget is used up it writes the averaged weights as a checkpoint (model
 
     make train                                        the shipped recipe
     python -m model.training --minutes 5 --out runs/try  the same, shorter and elsewhere
-    python -m model.training --leg-minutes 8             stop after 8 minutes; the next call goes on (portable_run.py)
+    python -m model.training --stop-after-minutes 30     stop there; the same command resumes
 """
 
 from __future__ import annotations
@@ -82,8 +82,10 @@ def main(argv: list[str] | None = None) -> None:
         if f.name == "scenes":
             continue
         parser.add_argument(f"--{f.name.replace('_', '-')}", type=kinds[str(f.type)], help="override the recipe's")
+    parser.add_argument("--stop-after-minutes", type=float, default=float("inf"), help="save, then stop")
     began = time.monotonic()
     overrides = vars(parser.parse_args(argv))
+    until = began + 60 * overrides.pop("stop_after_minutes")
     recipe = Recipe.load(overrides.pop("recipe"), **overrides)
 
     run, tokenizer = prepare(recipe)
@@ -92,7 +94,6 @@ def main(argv: list[str] | None = None) -> None:
     if run.resume():
         print(f"resuming {out} at step {run.clock.step}")
     first = run.clock.step, run.clock.seconds
-    until = began + 60 * recipe.leg_minutes if recipe.leg_minutes else float("inf")
     for step in train(run, until=until):
         (out / "history.json").write_text(json.dumps(run.history))
         if step % recipe.sheet_every == 0:
