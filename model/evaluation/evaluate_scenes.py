@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from model.data.contact_sheet import contact_sheet
-from model.data.scenes.facts import SUITE, Facts, Grammar
+from model.data.scenes.facts import SCORED_CATEGORIES, Facts, Grammar
 from model.data.scenes.sprites import Sprites
 from model.data.scenes.things import STYLES
 from model.evaluation.detector import Checker, load_checker
@@ -66,7 +66,7 @@ class Suite:
             "checker_ceiling_jpeg": float(self.judge(facts, np.stack([_jpeg(p) for p in true])).mean()),
             "checker_reject": float(1 - self.judge(facts, false).mean()),
         }
-        for category in SUITE:
+        for category in SCORED_CATEGORIES:
             mine = np.array([f.category == category for f in facts])
             report[f"{category}_ceiling"] = float(passed[mine].mean())
         return report
@@ -147,7 +147,7 @@ def save_sheets(suite: Suite, drawn: np.ndarray, right: np.ndarray, out: Path) -
 
 def print_report(report: dict[str, Any]) -> None:
     print(f"{'category':20s} {'score':>7s} {'seen':>7s} {'unseen':>7s} {'ceiling':>8s}")
-    for name in SUITE:
+    for name in SCORED_CATEGORIES:
         values = [report[name], report[f"{name}_seen"], report[f"{name}_unseen"], report[f"{name}_ceiling"]]
         print(f"{name:20s} " + " ".join(f"{share(value):>7s}" for value in values))
     print(f"{'overall':20s} {'':7s} {share(report['score_seen']):>7s} {share(report['score_unseen']):>7s}", end=" ")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from model.data.scenes.facts import SUITE
+from model.data.scenes.facts import SCORED_CATEGORIES
 from model.evaluation.scene_questions import share
 
 CARD = """# {name}
@@ -77,5 +77,7 @@ def card_text(facts: dict[str, Any], about: dict[str, Any]) -> str:
         **facts,
         vocabulary=", ".join(about["vocabulary"]),
         pictures=about["training"]["pictures"],
-        table="\n".join(f"| {name} | " + " | ".join(share(facts[name + c]) for c in cells) + " |" for name in SUITE),
+        table="\n".join(
+            f"| {name} | " + " | ".join(share(facts[name + c]) for c in cells) + " |" for name in SCORED_CATEGORIES
+        ),
     )

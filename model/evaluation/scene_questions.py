@@ -15,7 +15,7 @@ from itertools import permutations
 import numpy as np
 
 from model.data.scenes.compose import SIZE, arrange, relation_holds, render
-from model.data.scenes.facts import SUITE, Facts, Grammar, Group, unseen_content
+from model.data.scenes.facts import SCORED_CATEGORIES, Facts, Grammar, Group, unseen_content
 from model.data.scenes.sprites import Sprites
 from model.data.scenes.things import BACKGROUNDS, COLOURS, OPPOSITE
 from model.data.scenes.wording import prompt
@@ -46,12 +46,12 @@ class Question:
 def questions(grammar: Grammar, per_category: int) -> list[Question]:
     """The fixed prompts: for each category half seen, half unseen combinations, all different."""
     out = []
-    for place, category in enumerate(SUITE):
+    for place, category in enumerate(SCORED_CATEGORIES):
         rng = np.random.default_rng((SUITE_SEED, place))
         for unseen in (False, True):
             known: set[Facts] = set()
             while len(known) < per_category // 2:
-                facts = replace(grammar.draw(rng, category, unseen), size="")
+                facts = replace(grammar.sample(rng, category, unseen), size="")
                 if facts not in known:
                     known.add(facts)
                     out.append(Question(facts, unseen))
@@ -121,12 +121,12 @@ def by_category(asked: Sequence[Question], right: np.ndarray) -> dict[str, float
     categories, so `score_seen` and `score_unseen` are, too.
     """
     out: dict[str, float | None] = {}
-    for category in SUITE:
+    for category in SCORED_CATEGORIES:
         mine = np.array([q.facts.category == category for q in asked])
         out[category] = float(right[mine].mean())
     for name, unseen in (("score_seen", False), ("score_unseen", True)):
         means = []
-        for category in SUITE:
+        for category in SCORED_CATEGORIES:
             mine = np.array(
                 [q.facts.category == category and q.unseen == unseen and not q.new_style_only for q in asked]
             )

@@ -32,7 +32,7 @@ def draw_scenes(grammar: Grammar, sprites: Sprites, batch: int, seed: int, step:
     """The renders of one training step; (B, 3, SIZE, SIZE) in [-1, 1]."""
     rng = np.random.default_rng((seed, 2, step))
     scenes = [
-        arrange(grammar.draw(rng, want_unseen=bool(rng.random() < UNSEEN_SHARE)), rng, SNAP) for _ in range(batch)
+        arrange(grammar.sample(rng, want_unseen=bool(rng.random() < UNSEEN_SHARE)), rng, SNAP) for _ in range(batch)
     ]
     return scenes, to_pixels(torch.from_numpy(np.stack([render(scene, sprites) for scene in scenes])))
 

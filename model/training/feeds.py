@@ -116,7 +116,7 @@ class SceneBatches(TorchDataset):
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         rows = epoch_order(len(self.bank), self.batch, step, self.seed)
-        scenes, pictures = self.bank.drawn(rows.tolist(), visit=step)
+        scenes, pictures = self.bank.scenes_and_images(rows.tolist(), visit=step)
         return rows, torch.from_numpy(pictures), torch.from_numpy(cell_classes(scenes, self.grid))
 
 
@@ -156,4 +156,4 @@ class SceneFeed:
         return iter(DataLoader(self.batches, sampler=steps, batch_size=None, num_workers=self.loaders, **ahead))
 
     def example(self, row: int) -> tuple[np.ndarray, str]:
-        return self.scenes.picture(row, visit=0), self.scenes.captions[row]
+        return self.scenes.image(row, visit=0), self.scenes.captions[row]

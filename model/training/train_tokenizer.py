@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from model.data.contact_sheet import contact_sheet
 from model.data.dataset import Dataset
-from model.data.scenes.pictures import scene_pictures, sprites_file
+from model.data.scenes.dataset import is_scene_folder, scene_dataset
 from model.data.scenes.sprites import Sprites
 from model.networks.tokenizer import PcaSkipTokenizer, new_tokenizer, psnr, reconstruct, to_pixels, to_uint8
 from model.presets import PRESETS
@@ -96,9 +96,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--snap", type=int, default=16, help="of scenes: corners are multiples of so many pixels")
     args = parser.parse_args(argv)
 
-    if sprites_file(args.data).exists():
+    if is_scene_folder(args.data):
         sprites = Sprites.load(args.data)
-        dataset = scene_pictures(sprites, args.things, args.snap, train=8000, unseen=600)
+        dataset = scene_dataset(sprites, args.things, args.snap, train=8000, unseen=600)
     else:
         dataset = Dataset.load(args.data)
     tokenizer = train(args.preset, dataset, args.out, args.minutes, args.steps, args.batch, args.seed)

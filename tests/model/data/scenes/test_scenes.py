@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from model.data.scenes.bank import build_bank
 from model.data.scenes.compose import SIZE, arrange, relation_holds, render
-from model.data.scenes.facts import CATEGORIES, SUITE, Facts, Grammar, Group, unseen
+from model.data.scenes.facts import CATEGORIES, SCORED_CATEGORIES, Facts, Grammar, Group, unseen
 from model.data.scenes.sprites import SIDE, Sprites, hsv, main_hue, recoloured
 from model.data.scenes.things import COLOURS, COUNTS, RELATIONS, STYLES, THINGS
 from model.data.scenes.wording import caption, prompt
@@ -53,7 +53,7 @@ def detected(facts: Facts, seed: int, snap: int = 4) -> list[Found]:
 def test_a_scene_shows_what_its_caption_states(grammar: Grammar, sprites: Sprites, seed: int, category: str,
                                                held: bool) -> None:  # fmt: skip
     rng = np.random.default_rng(seed)
-    facts = grammar.draw(rng, category, want_unseen=held)
+    facts = grammar.sample(rng, category, want_unseen=held)
     assert unseen(facts) == held and Facts.from_json(facts.to_json()) == facts
     for words in (prompt(facts), caption(facts, rng)):
         for group in facts.groups:
@@ -76,10 +76,10 @@ def test_a_scene_shows_what_its_caption_states(grammar: Grammar, sprites: Sprite
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.sampled_from(SUITE))
+@given(st.integers(0, 2**32 - 1), st.sampled_from(SCORED_CATEGORIES))
 def test_one_false_fact_is_enough_to_fail(grammar: Grammar, sprites: Sprites, seed: int, category: str) -> None:
     rng = np.random.default_rng(seed)
-    facts = grammar.draw(rng, category)
+    facts = grammar.sample(rng, category)
     lie = falsified(facts, grammar, rng)
     assert lie != facts
     picture = render(arrange(facts, rng, 4), sprites)
@@ -89,8 +89,8 @@ def test_one_false_fact_is_enough_to_fail(grammar: Grammar, sprites: Sprites, se
 def test_a_bank_is_named_by_its_seed_and_holds_nothing_held_out(sprites: Sprites) -> None:
     a, b = (build_bank(sprites, THINGS_USED, STYLES, 300, 16, seed=3) for _ in range(2))
     assert a.captions == b.captions and a.facts == b.facts
-    assert np.array_equal(a.pictures(range(8), visit=5), b.pictures(range(8), visit=5))
-    assert not np.array_equal(a.pictures(range(8), visit=5), a.pictures(range(8), visit=6))
+    assert np.array_equal(a.images(range(8), visit=5), b.images(range(8), visit=5))
+    assert not np.array_equal(a.images(range(8), visit=5), a.images(range(8), visit=6))
     assert not any(unseen(facts) for facts in a.facts)
     assert build_bank(sprites, THINGS_USED, STYLES, 300, 16, seed=4).captions != a.captions
 
@@ -179,7 +179,7 @@ def test_the_feature_distance_of_like_sets_is_nothing() -> None:
 
 def test_scores_are_means_of_categories(grammar: Grammar) -> None:
     asked = questions(grammar, per_category=4)
-    assert len(asked) == 4 * len(SUITE) and all(unseen(q.facts) == q.unseen for q in asked)
+    assert len(asked) == 4 * len(SCORED_CATEGORIES) and all(unseen(q.facts) == q.unseen for q in asked)
     right = np.array([1.0 if not q.unseen else 0.5 for q in asked])
     scores = by_category(asked, right)
     assert scores["score_seen"] == 1.0 and scores["score_unseen"] == 0.5 and scores["counting"] == 0.75
@@ -199,7 +199,7 @@ def test_the_suite_runs_from_its_command_to_its_last_line(sprites: Sprites, tmp_
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     report = json.loads(done.stdout.splitlines()[-1])
-    shares = ["score_seen", "score_unseen", "checker_ceiling", "checker_reject", "r_precision", *SUITE]
+    shares = ["score_seen", "score_unseen", "checker_ceiling", "checker_reject", "r_precision", *SCORED_CATEGORIES]
     assert all(0 <= report[name] <= 1 for name in shares)
     assert (report["images"], report["prompts"]) == (12, 12) and report["seconds_per_image"] > 0
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {"sheet.png", "failures.png", "report.json"}
