@@ -21,7 +21,7 @@ from model.data.scenes.sprites import Sprites
 from model.data.scenes.things import COLOURS, STYLES, THINGS
 from model.evaluation.detector import STRIDE, Checker, save_checker
 from model.networks.tokenizer import to_pixels
-from model.training.trainer import Clock, Ema, Learner, generator, learning_rate
+from model.training.trainer import Clock, Ema, Learner, learning_rate, step_generator
 
 PEAK_LR = 2e-3
 UNSEEN_SHARE = 0.15
@@ -108,7 +108,7 @@ def train(
     bar = tqdm(initial=clock.step, desc="checker", unit="step", disable=not progress, mininterval=1.0)
     while clock.progress < 1:
         scenes, pixels = draw_scenes(grammar, sprites, batch, seed, clock.step)
-        pixels = disturb(pixels, generator(seed + 3, clock.step)).contiguous(memory_format=torch.channels_last)
+        pixels = disturb(pixels, step_generator(seed + 3, clock.step)).contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
             loss = loss_of(checker, pixels, scenes)
         learner.update(loss, learning_rate(PEAK_LR, clock, warmup=100, anneal_from=0.4), clip=5.0)

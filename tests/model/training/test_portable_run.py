@@ -33,7 +33,7 @@ SHIPPED = ROOT / "model/checkpoints/scenes-128"
 def recipe_text(data: Path, **changes: object) -> str:
     """The recipe of the shipped checkpoint with other values."""
     text = (ROOT / "model/recipes/scenes-128.toml").read_text()
-    small = {"compile": False, "captions": 24, "things": 3, "styles": ["flat", "noto"], "reading_steps": 2}
+    small = {"compile": False, "captions": 24, "things": 3, "styles": ["flat", "noto"], "relation_steps": 2}
     values = {"data": data, **small, **changes}
     for key, value in values.items():
         lines = text.splitlines()

@@ -12,7 +12,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader
 
 from model.data.scenes.bank import build_bank
 from model.data.scenes.compose import SIZE, arrange, relation_holds, render
@@ -25,7 +24,6 @@ from model.evaluation.detector import CheckerError, Found, load_checker
 from model.evaluation.evaluate_scenes import feature_distance
 from model.evaluation.scene_questions import Question, background, by_category, falsified, questions, shows
 from model.evaluation.train_detector import train
-from model.training.feeds import SceneBatches
 from model.training.trainer import load_state
 from tests.model.picture_set import discs
 
@@ -93,14 +91,6 @@ def test_a_bank_is_named_by_its_seed_and_holds_nothing_held_out(sprites: Sprites
     assert not np.array_equal(a.images(range(8), visit=5), a.images(range(8), visit=6))
     assert not any(unseen(facts) for facts in a.facts)
     assert build_bank(sprites, THINGS_USED, STYLES, 300, 16, seed=4).captions != a.captions
-
-
-def test_loader_processes_draw_what_the_trainer_itself_would(sprites: Sprites) -> None:
-    """A cached method pickled without its object: scenes could not be drawn in other processes at all."""
-    batches = SceneBatches(build_bank(sprites, THINGS_USED, STYLES, 40, 16, seed=1), batch=4, seed=2, grid=8)
-    loader = DataLoader(batches, sampler=range(6), batch_size=None, num_workers=2, multiprocessing_context="spawn")
-    for step, drawn in enumerate(loader):
-        assert all(torch.equal(one, other) for one, other in zip(drawn, batches[step], strict=True))
 
 
 def test_the_judge_learns_resumes_and_comes_back_from_disk(sprites: Sprites, tmp_path: Path) -> None:
