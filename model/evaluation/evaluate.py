@@ -1,7 +1,7 @@
 """Score a checkpoint: `python -m model.evaluation`.
 
     python -m model.evaluation                                          the shipped emoji-64: R-precision
-    python -m model.evaluation --checkpoint runs/emoji-64/checkpoint    the same of a training run
+    python -m model.evaluation --checkpoint runs/emoji-64/checkpoint    R-precision of a training run
     python -m model.evaluation --suite scenes                           the shipped scenes-128: GenEval's questions
     python -m model.evaluation --suite scenes --quality low,high        two presets, compared
     python -m model.evaluation --guidance-scale 5 --images 100          other sampling settings, fewer images
