@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from benchmarks.machine import command
 from benchmarks.served import CHECKPOINT, PROMPT, one_picture, service
-from model.evaluation.drawing import default_request
+from model.evaluation.generation import default_request
 from model.inference.load import load_engine
 from server.client import FluidClient
 from server.client.results import Preview

@@ -24,7 +24,7 @@ from model.networks.mar import Mar
 from model.networks.random_order_model import Fluid, RandomOrderModel
 from model.networks.text_encoder import HashEncoder
 from model.presets import PRESETS
-from model.training.caption_cache import TextBank
+from model.training.caption_cache import CaptionCache
 from model.training.layout_loss import LayoutHead
 from model.training.loop import step_loss
 from model.training.recipe import Recipe
@@ -128,7 +128,7 @@ def conditioner(model: RandomOrderModel) -> Conditioner:
 class FourPictures:
     """A feed whose captions lie on the device, as there, and whose tokens come encoded from it."""
 
-    bank: TextBank
+    captions: CaptionCache
     pictures: Tensor
 
     def tokens(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -145,7 +145,7 @@ def test_a_training_step_has_everything_where_it_must_be() -> None:
     layout = LayoutHead(PRESETS["tiny"].width)
     nn.init.normal_(model.head.out.weight)  # zero at the start of training
     states, mask = encoder.encode(["red", "green", "blue", "black and white"])
-    bank = TextBank(states[:, None].bfloat16(), mask[:, None], *encoder.encode([""]))
+    bank = CaptionCache(states[:, None].bfloat16(), mask[:, None], *encoder.encode([""]))
     pictures = torch.randn(4, 16, 4)
     losses = []
     with torch.inference_mode():
