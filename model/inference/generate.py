@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from model.diffusion import make_schedule
-from model.inference.known_tokens import Given
+from model.inference.known_tokens import KnownTokens
 from model.inference.orders import annealed, guidance_at, make_order, masked_after
 from model.inference.sampler import PackedRows, draw_tokens
 from model.networks.condition import Condition
@@ -36,14 +36,14 @@ class Settings:
 @torch.inference_mode()
 def generate(
     model: RandomOrderModel, condition: Condition, null: Condition, seeds: Tensor, settings: Settings,
-    given: Given | None = None,
+    start: KnownTokens | None = None,
 ) -> Tensor:  # fmt: skip
     """Draw one picture per prompt.
 
     Args:
         condition: of B prompts. null: of the empty prompt, one row.
         seeds: (B,) int64; a row's picture depends on its own seed and prompt only.
-        given: tokens known from the start, as many in every row; the steps and their schedule are for the others.
+        start: tokens known from the start, as many in every row; the steps and their schedule are for the others.
     Returns:
         (B, N, C) tokens for the tokenizer's decoder.
     """
@@ -52,9 +52,9 @@ def generate(
     order = make_order(settings.order, seeds, config.grid)  # (B, N)
     tokens = torch.zeros(batch, total, config.channels, device=device)
     known = torch.zeros(batch, total, dtype=torch.bool, device=device)
-    if given is not None:
-        tokens, known = torch.where(given.stays[..., None], given.tokens, tokens), given.stays.clone()
-        order = order[~given.stays.gather(1, order)].view(batch, -1)  # (B, M): what is left, in the same order
+    if start is not None:
+        tokens, known = torch.where(start.kept[..., None], start.tokens, tokens), start.kept.clone()
+        order = order[~start.kept.gather(1, order)].view(batch, -1)  # (B, M): what is left, in the same order
     left = order.shape[1]
     unconditional = null.stack([null] * batch)
     for step in range(settings.steps):

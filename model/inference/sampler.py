@@ -8,15 +8,13 @@ for each kept timestep, from noise to data:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fluid_kernels.head_loop import COEFFICIENTS, Chains
 from fluid_kernels.philox import INITIAL, STEP, normal_ref
-from model.diffusion import TRAIN_STEPS, Schedule, ancestral_step, make_schedule
+from model.diffusion import TRAIN_STEPS, Schedule, ancestral_step
 from model.networks.diffusion_head import DiffusionHead
 
 
@@ -66,40 +64,3 @@ def _guide(out: Tensor, rows: PackedRows, channels: int) -> Tensor:
     result = out.clone()
     result[rows.guided, :channels] = moved
     return result
-
-
-def make_chains(head: DiffusionHead, counts: Sequence[int]) -> Chains:
-    """The schedules of these numbers of steps for fluid_kernels.head_loop, with the head's time embeddings."""
-    longest, device = max(counts), head.token_in.weight.device
-    timesteps = torch.zeros(len(counts), longest, dtype=torch.int64)
-    coefficients = torch.zeros(len(counts), longest, len(COEFFICIENTS))
-    for row, count in enumerate(counts):
-        schedule = make_schedule(count)
-        timesteps[row, :count] = schedule.timesteps
-        noisy = (torch.arange(count) > 0).float()
-        columns = [*(getattr(schedule, name) for name in COEFFICIENTS[:-1]), noisy]
-        coefficients[row, :count] = torch.stack(columns, 1)
-    with torch.inference_mode():
-        times = head.embed_time(timesteps.flatten().to(device)).unflatten(0, timesteps.shape)  # (S, K, W)
-    return Chains(torch.tensor(list(counts)), timesteps, times, coefficients).to(device)
-
-
-def stack_chains(parts: Sequence[Chains]) -> Chains:
-    """Chains of one schedule each, the longest first, under each other."""
-    if len(parts) == 1:
-        return parts[0]
-    longest = parts[0].timesteps.shape[1]
-
-    def padded(tables: list[Tensor]) -> Tensor:
-        """(1, K, …) each -> (S, longest, …)"""
-        out = tables[0].new_zeros(len(tables), longest, *tables[0].shape[2:])
-        for row, table in enumerate(tables):
-            out[row, : table.shape[1]] = table[0]
-        return out
-
-    return Chains(
-        torch.cat([part.steps for part in parts]),
-        padded([part.timesteps for part in parts]),
-        padded([part.times for part in parts]),
-        padded([part.coefficients for part in parts]),
-    )

@@ -13,7 +13,7 @@ from torch import Tensor
 from fluid_kernels.heads import HeadPathError
 from model.checkpoint import Checkpoint, CheckpointError
 from model.inference.engine import Engine
-from model.inference.known_tokens import Given, encode_pixels, staying
+from model.inference.known_tokens import KnownTokens, encode_pixels, kept_mask
 from model.inference.orders import make_order
 from model.inference.precision import pack
 from model.inference.prompts import build_conditioner, first_name
@@ -54,7 +54,7 @@ class ServingEngine:
     def admit(self, requests: Sequence[ServedRequest]) -> list[int]:
         """Give each request a row; all or none. Raises EngineError, PromptError where one cannot be done."""
         encoded: dict[bytes, Tensor] = {}  # images of one request start from the same picture
-        rows = self.engine.admit(requests, [self._given(request, encoded) for request in requests])
+        rows = self.engine.admit(requests, [self._start(request, encoded) for request in requests])
         self._asked.update(zip(rows, requests, strict=True))
         return rows
 
@@ -94,8 +94,8 @@ class ServingEngine:
         if len(raw) != 4 * shape[0] * shape[1] or not 0 <= step < request.num_inference_steps:
             raise ValueError(f"the snapshot has {len(raw)} bytes at step {step} of {request.num_inference_steps}")
         tokens = torch.frombuffer(bytearray(raw), dtype=torch.float32).reshape(shape)  # (N, C)
-        stays = None if request.known is None else staying(request.known.stays, self._order(request))
-        row = self.engine.restore(Snapshot(request, step, tokens, stays))
+        kept = None if request.known is None else kept_mask(request.known.stays, self._order(request))
+        row = self.engine.restore(Snapshot(request, step, tokens, kept))
         self._asked[row] = request
         return row
 
@@ -109,7 +109,7 @@ class ServingEngine:
         return {"sha256": self.checkpoint.sha256, "seed": request.seed, "known": _digest(request)}
 
     @torch.inference_mode()
-    def _given(self, request: ServedRequest, encoded: dict[bytes, Tensor]) -> Given | None:
+    def _start(self, request: ServedRequest, encoded: dict[bytes, Tensor]) -> KnownTokens | None:
         """The tokens that a request starts from. `encoded`: pictures that are tokens already."""
         known = request.known
         if known is None:
@@ -117,7 +117,7 @@ class ServingEngine:
         if known.pixels not in encoded:
             config, device = self.checkpoint.config, self.engine.device
             encoded[known.pixels] = encode_pixels(known.pixels, self.checkpoint.tokenizer, config, device)
-        return Given(encoded[known.pixels], staying(known.stays, self._order(request)))
+        return KnownTokens(encoded[known.pixels], kept_mask(known.stays, self._order(request)))
 
     def _order(self, request: RowRequest) -> Tensor:
         seeds = torch.tensor([request.seed], device=self.engine.device)

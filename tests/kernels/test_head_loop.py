@@ -13,7 +13,8 @@ from fluid_kernels.loops.torch_loop import TorchHead
 from fluid_kernels.ops.linear import PackedLinear, linear_ref
 from model.config import FluidConfig, MarConfig, TokenizerConfig
 from model.diffusion import make_schedule
-from model.inference.sampler import PackedRows, draw_tokens, make_chains, stack_chains
+from model.inference.chains import make_chains, stack_chains
+from model.inference.sampler import PackedRows, draw_tokens
 from model.networks.diffusion_head import DiffusionHead
 
 
