@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from fluid_kernels.philox import INITIAL, STEP, normal_ref
 
-TRAIN_STEPS = 1000  # the noise a chain starts from is that of "timestep" 1000
+TRAIN_STEPS = 1000  # T, the chain that was trained; the noise that sampling starts from is that of "timestep" T
 LN_EPS = 1e-6
 
 

@@ -1,16 +1,16 @@
-"""What one row is asked to do, and which of that can be done."""
+"""A row's request, and the check that a model can decode it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Protocol
 
+from fluid_kernels.head_loop import TRAIN_STEPS
 from model.config import ModelConfig
-from model.diffusion import TRAIN_STEPS
 
 
 class RowRequest(Protocol):
-    """What a row needs to know; any object with these attributes will do."""
+    """Parameters of one row; any object with these attributes will do."""
 
     @property
     def prompt(self) -> str: ...
@@ -35,16 +35,16 @@ class RowRequest(Protocol):
 
 
 class Known(Protocol):
-    """A picture of which a part stays; any object with these attributes will do."""
+    """An image of which a part is kept; any object with these attributes will do."""
 
     @property
     def pixels(self) -> bytes: ...  # RGB, height · width · 3
     @property
-    def stays(self) -> bytes | int: ...  # N bytes, 1 where a token stays; or how many: those the order decides first
+    def stays(self) -> bytes | int: ...  # N bytes, 1 where a token is kept; or how many: those decided first
 
 
 class ServedRequest(RowRequest, Protocol):
-    """A row request in pixels: it may start from a picture."""
+    """A row request in pixels: it may start from an image."""
 
     @property
     def known(self) -> Known | None: ...
@@ -52,7 +52,7 @@ class ServedRequest(RowRequest, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A ServedRequest of one's own."""
+    """The plain dataclass that satisfies ServedRequest."""
 
     prompt: str
     seed: int
@@ -72,10 +72,10 @@ class EngineError(ValueError):
 
 
 def check_request(request: RowRequest, config: ModelConfig) -> None:
-    """Everything that the prompt does not decide.
+    """Check every parameter but the prompt, which the conditioner checks.
 
     Raises:
-        EngineError: a number is outside what the model can do; the message names it and the limit.
+        EngineError: a parameter is outside the model's range; the message names it and the limit.
     """
     if not 1 <= request.num_inference_steps <= config.tokens:
         raise EngineError(

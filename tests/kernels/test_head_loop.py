@@ -1,4 +1,4 @@
-"""The sampling loop: its definition against the model's own sampler, the hoisted form against the definition."""
+"""The head's sampling loop: its definition against single tokens, the hoisted form against the definition."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from fluid_kernels.head_loop import Chains, HeadWeights, Rows, head_loop_ref
+from fluid_kernels.head_loop import TRAIN_STEPS, Chains, HeadWeights, Rows, head_loop_ref
 from fluid_kernels.loops.torch_loop import TorchHead
 from fluid_kernels.ops.linear import PackedLinear, linear_ref
+from fluid_kernels.philox import INITIAL, STEP, normal_ref
 from model.config import FluidConfig, MarConfig, TokenizerConfig
-from model.diffusion import make_schedule
+from model.diffusion import learned_log_variance, make_schedule, predict_x0
 from model.inference.chains import make_chains, stack_chains
-from model.inference.sampler import PackedRows, draw_tokens
 from model.networks.diffusion_head import DiffusionHead
 
 
@@ -47,21 +47,41 @@ def make_rows(
     return rows, z, z_uncond
 
 
+def sample_one(
+    head: DiffusionHead, rows: Rows, i: int, z: Tensor, z_uncond: Tensor | None, steps: int, prediction: str,
+    clamp: float,
+) -> Tensor:  # fmt: skip
+    """(1, C): the i-th row by itself, step by step, by the formulas that training uses (model/diffusion.py)."""
+    schedule, channels = make_schedule(steps), head.token_in.in_features
+
+    def noise(purpose: int, timestep: int) -> Tensor:
+        return normal_ref(rows.seed[i : i + 1], purpose, rows.position[i : i + 1], torch.tensor([timestep]), channels)
+
+    x = noise(INITIAL, TRAIN_STEPS)
+    for j in reversed(range(steps)):
+        t, index = schedule.timesteps[j : j + 1], torch.tensor([j])
+        main, raw = head(x, t, z).split([channels, head.out.out_features - channels], 1)
+        if z_uncond is not None:
+            uncond = head(x, t, z_uncond)[:, :channels]
+            main = uncond + rows.guidance[i] * (main - uncond)
+        x0 = predict_x0(schedule, main, x, index, prediction)
+        x0 = x0.clamp(-clamp, clamp) if clamp else x0
+        log_variance = learned_log_variance(schedule, raw, index) if prediction == "eps" else schedule.log_variance[j]
+        x = schedule.mean_x0[j] * x0 + schedule.mean_xt[j] * x
+        if j:
+            x = x + rows.temperature[i] * torch.exp(0.5 * log_variance) * noise(STEP, int(t))
+    return x
+
+
 @pytest.mark.parametrize(("prediction", "clamp"), [("eps", 0.0), ("eps", 3.0), ("v", 0.0), ("v", 3.0)])
-def test_the_definition_is_the_models_own_sampler(prediction: str, clamp: float) -> None:
-    """Row by row, each with its own chain: the sampler knows no other way to give rows different numbers of steps."""
-    head, counts = make_head(prediction), (9, 5, 1)
-    chains = make_chains(head, counts)
-    rows, z, z_uncond = make_rows(head, 6, [0, 2, 3], [0, 0, 1, 1, 2, 2])
-    found = head_loop_ref(HeadWeights.from_head(head), rows, chains, prediction, clamp)
+def test_the_definition_is_the_chain_of_each_token(prediction: str, clamp: float) -> None:
+    """Rows of three chains, guided and not, together in the reference loop and each by itself."""
+    head, lengths, guided = make_head(prediction), (9, 5, 1), [0, 2, 3]
+    rows, z, z_uncond = make_rows(head, 6, guided, [0, 0, 1, 1, 2, 2])
+    found = head_loop_ref(HeadWeights.from_head(head), rows, make_chains(head, lengths), prediction, clamp)
     for i in range(6):
-        guided = i in (0, 2, 3)
-        packed = PackedRows(
-            z=z[i : i + 1], z_uncond=z_uncond[[0, 2, 3].index(i)][None] if guided else z[:0],
-            guided=torch.tensor([guided]), guidance=rows.guidance[i].view(1, 1),
-            temperature=rows.temperature[i].view(1, 1), seed=rows.seed[i : i + 1], position=rows.position[i : i + 1],
-        )  # fmt: skip
-        alone = draw_tokens(head, packed, make_schedule(counts[int(rows.chain[i])]), prediction, clamp)
+        null = z_uncond[guided.index(i)][None] if i in guided else None
+        alone = sample_one(head, rows, i, z[i : i + 1], null, lengths[int(rows.chain[i])], prediction, clamp)
         torch.testing.assert_close(found[i : i + 1], alone, rtol=1e-4, atol=1e-4 * alone.abs().max().item())
 
 

@@ -10,9 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fluid_kernels.head_loop import HeadWeights, Rows, head_loop_ref
 from model.config import FluidConfig, TextConfig, TokenizerConfig
 from model.diffusion import add_noise, cosine_alpha_bar, kept_timesteps, make_schedule, training_loss
-from model.inference.sampler import PackedRows, draw_tokens
+from model.inference.chains import make_chains
 from model.networks.diffusion_head import DiffusionHead
 
 
@@ -116,14 +117,15 @@ def test_a_trained_head_reproduces_a_known_mixture(prediction: str) -> None:
         training_loss(schedule, out, x0, x, index, noise, prediction).mean().backward()
         optimizer.step()
     count = 4000
-    rows = PackedRows(
-        z=torch.zeros(count, 8), z_uncond=torch.zeros(0, 8), guided=torch.zeros(count, dtype=torch.bool),
-        guidance=torch.ones(count, 1), temperature=torch.ones(count, 1), seed=torch.arange(count),
-        position=torch.zeros(count, dtype=torch.int64),
+    rows = Rows(
+        condition=head.embed_condition(torch.zeros(count, 8)).detach(), guided=torch.empty(0, dtype=torch.int64),
+        chain=torch.zeros(count, dtype=torch.int64), guidance=torch.ones(count), temperature=torch.ones(count),
+        seed=torch.arange(count), position=torch.zeros(count, dtype=torch.int64),
     )  # fmt: skip
     with torch.inference_mode():
         # At the noisy end x0 = (x - b eps)/a with 1/a = 20000: a head this small needs the limit on |x0| there.
-        drawn = draw_tokens(head, rows, make_schedule(50), prediction, clamp=4.0 if prediction == "eps" else 0.0)
+        clamp = 4.0 if prediction == "eps" else 0.0
+        drawn = head_loop_ref(HeadWeights.from_head(head), rows, make_chains(head, (50,)), prediction, clamp)
     left = drawn[:, 0] < -0.6
     assert left.float().mean().item() == pytest.approx(0.3, abs=0.04)
     for part, mean, spread in ((drawn[left], (-1.5, 0.5), 0.2), (drawn[~left], (1.0, -0.5), 0.4)):

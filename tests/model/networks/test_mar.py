@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fluid_kernels.head_loop import TRAIN_STEPS
 from fluid_kernels.philox import INITIAL, STEP, normal_ref
 from model.config import KlConfig
 from model.conversion.import_mar import read_mar
-from model.diffusion import TRAIN_STEPS, kept_timesteps, make_schedule
+from model.diffusion import kept_timesteps, make_schedule
 from model.inference.engine import Engine
 from model.inference.generate import Settings, generate
 from model.inference.orders import random_order

@@ -17,10 +17,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fluid_kernels.head_loop import TRAIN_STEPS
 from fluid_kernels.philox import INITIAL, STEP, normal_ref
 from model.config import KlConfig
 from model.conversion.import_mar import read_kl, read_mar
-from model.diffusion import TRAIN_STEPS, kept_timesteps, make_schedule
+from model.diffusion import kept_timesteps, make_schedule
 from model.inference.generate import Settings, generate
 from model.inference.orders import masked_after, random_order
 from model.networks.mar import ClassContext, Mar
