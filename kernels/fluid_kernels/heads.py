@@ -1,8 +1,8 @@
 """Which way the diffusion head's loop runs: one function behind which the ways are interchangeable.
 
-    torch        any device; on a CPU the fastest there is, and the oracle of the others     head_loop_torch.py
-    triton       fused operations, one CUDA graph per bucket of rows                         head_loop_triton.py
-    persistent   one kernel that runs all steps and blocks of a tile of rows                 head_loop_persistent.py
+    torch        any device; on a CPU the fastest there is, and the oracle of the others     loops/torch_loop.py
+    triton       fused operations, one CUDA graph per bucket of rows                         loops/fused_loop.py
+    persistent   one kernel that runs all steps and blocks of a tile of rows                 loops/persistent_loop.py
     auto         triton on a CUDA device, torch elsewhere
 
 `auto` is a rule and not yet a measurement: no table of the three ways' times has been taken on a GPU.
