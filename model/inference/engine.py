@@ -92,7 +92,8 @@ class Engine:
             raise EngineError(f"{len(requests)} rows asked for, {len(free)} of {self.max_rows} are free")
         conditions = [self._condition(request.prompt) for request in requests]
         orders = [
-            make_order(request.order, torch.tensor([request.seed]), self.config.grid)[0] for request in requests
+            make_order(request.sampling.order, torch.tensor([request.seed]), self.config.grid)[0]
+            for request in requests
         ]  # (N,) each
         starts = [None] * len(requests) if given is None else given
         states = [_start(*parts) for parts in zip(requests, conditions, orders, starts, strict=True)]
@@ -124,7 +125,7 @@ class Engine:
 
     def progress(self, row: int) -> tuple[int, int]:
         """(steps done, steps in all)"""
-        return self._rows[row].step, self._rows[row].request.num_inference_steps
+        return self._rows[row].step, self._rows[row].request.sampling.num_inference_steps
 
     def peek(self, row: int) -> Tensor:
         """(N, C) tokens so far. Undecided ones are zero, which is the mean of the training pictures' latents: a
@@ -152,7 +153,7 @@ class Engine:
         (row,) = self.admit([snapshot.request], [given])
         state = self._rows[row]
         state.step = snapshot.step
-        masked = masked_after(state.step - 1, state.request.num_inference_steps, len(state.order))
+        masked = masked_after(state.step - 1, state.request.sampling.num_inference_steps, len(state.order))
         self._known[row, state.order[masked:]] = True
         self._tokens[row] = tokens
         return row
@@ -186,15 +187,16 @@ class Engine:
     def _now(self, index: int) -> _Now:
         """What the row does in its next step."""
         row, total = self._rows[index], self.config.tokens
-        ask, steps, left = row.request, row.request.num_inference_steps, len(row.order)
+        sampling, left = row.request.sampling, len(row.order)
+        steps = sampling.num_inference_steps
         after, before = masked_after(row.step, steps, left), masked_after(row.step - 1, steps, left)
-        low, high = ask.guidance_interval
+        low, high = sampling.guidance_interval
         guided = low <= row.step / steps < high
-        final = ask.diffusion_steps if ask.diffusion_steps_final is None else ask.diffusion_steps_final
+        final = sampling.diffusion_steps if sampling.diffusion_steps_final is None else sampling.diffusion_steps_final
         return _Now(
-            index, ask, row.order[after:before],
-            guidance_at(ask.guidance_scale, ask.guidance_schedule, after, total) if guided else 1.0,
-            annealed(ask.diffusion_steps, final, row.step, steps),
+            index, row.request, row.order[after:before],
+            guidance_at(sampling.guidance_scale, sampling.guidance_schedule, after, total) if guided else 1.0,
+            annealed(sampling.diffusion_steps, final, row.step, steps),
         )  # fmt: skip
 
     def _decode(self, rows: list[_Now]) -> None:
@@ -213,7 +215,7 @@ class Engine:
         of_row = torch.tensor(
             [[lengths.index(now.diffusion_steps), now.request.seed, now.index] for now in rows]
         )  # (B, 3)
-        dials = torch.tensor([[now.guidance, now.request.temperature] for now in rows])  # (B, 2) float32
+        dials = torch.tensor([[now.guidance, now.request.sampling.temperature] for now in rows])  # (B, 2) float32
         chain, seed, slot, position_ = send(torch.cat([of_row[owner].T, position[None]]), self.device)  # (M,) each
         guidance, temperature = send(dials[owner].T.contiguous(), self.device)
         where = torch.stack([torch.cat([owner, half[owner[with_null]]]), torch.cat([position, position[with_null]])])
@@ -239,7 +241,7 @@ class Engine:
     @staticmethod
     def _masked(row: _Row) -> int:
         """Tokens that are not decided yet."""
-        return masked_after(row.step - 1, row.request.num_inference_steps, len(row.order))
+        return masked_after(row.step - 1, row.request.sampling.num_inference_steps, len(row.order))
 
     def _chains(self, lengths: tuple[int, ...]) -> Chains:
         """The schedules of these numbers of steps, from memory where they were needed lately."""

@@ -22,7 +22,7 @@ class _Row:
 
     @property
     def finished(self) -> bool:
-        return self.step == self.request.num_inference_steps
+        return self.step == self.request.sampling.num_inference_steps
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,10 @@ def _start(request: RowRequest, condition: Condition, order: Tensor, given: Give
     if given is None:
         return _Row(request, condition, order)
     rest = order[~given.stays.to(order.device)[order]]  # (M,)
-    if request.num_inference_steps > len(rest):
+    steps = request.sampling.num_inference_steps
+    if steps > len(rest):
         raise EngineError(
-            f"num_inference_steps is {request.num_inference_steps}, but only {len(rest)} tokens are left to draw and "
+            f"num_inference_steps is {steps}, but only {len(rest)} tokens are left to draw and "
             f"each step draws at least one: ask for 1 to {len(rest)}, or for a larger part of the picture"
         )
     return _Row(request, condition, rest, stays=given.stays)
