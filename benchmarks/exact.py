@@ -34,7 +34,7 @@ from model.inference.engine import Engine
 from model.inference.orders import masked_after, random_order
 from model.inference.precision import choose_dtype, pack
 from model.inference.prompts import LabelPrompts
-from model.inference.requests import Request
+from model.inference.requests import Request, Sampling
 from model.inference.step_plan import Snapshot
 from model.networks.mar import ClassContext, Mar
 from model.presets import MAR_PRESETS
@@ -116,7 +116,7 @@ def engine_side(engine: Engine, batch: int) -> Side:
 
     def step(index: int, tokens: Tensor) -> None:
         for row in range(batch):
-            ask = Request(LABELS[row], row, STEPS, DIFFUSION_STEPS, GUIDANCE, "constant", 1.0)
+            ask = Request(LABELS[row], row, Sampling(STEPS, DIFFUSION_STEPS, GUIDANCE))
             engine.restore(Snapshot(ask, index, tokens[row]))
         engine.step()
         for row in range(batch):

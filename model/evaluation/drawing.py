@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 from tqdm import tqdm
 
-from model.inference.requests import Request
+from model.inference.requests import Request, Sampling
 from model.inference.serving import ServingEngine
 
 
-def default_request(engine: ServingEngine, quality: str | None = None) -> Request:
+def default_sampling(engine: ServingEngine, quality: str | None = None) -> Sampling:
     """The checkpoint's own settings, which are what the service uses."""
     info = engine.info()
     defaults = dict(info["defaults"])
     default_quality = defaults.pop("quality")
-    return Request("", 0, **info["presets"][quality or default_quality], **defaults)
+    return Sampling(**info["presets"][quality or default_quality], **defaults)
 
 
-def draw(engine: ServingEngine, prompts: list[str], settings: Request, first_seed: int = 0) -> np.ndarray:
+def draw(engine: ServingEngine, prompts: list[str], sampling: Sampling, first_seed: int = 0) -> np.ndarray:
     """One picture per prompt, seed first_seed + place in the list; (P, H, W, 3) uint8."""
     width, height = engine.image_size
     out = np.zeros((len(prompts), height, width, 3), np.uint8)
-    waiting = [replace(settings, prompt=p, seed=first_seed + i) for i, p in enumerate(prompts)]
+    waiting = [Request(p, first_seed + i, sampling) for i, p in enumerate(prompts)]
     place: dict[int, int] = {}
     bar, done = tqdm(total=len(prompts), desc="draw", unit="image"), 0
     while done < len(prompts):

@@ -25,11 +25,11 @@ from torch import Tensor
 
 from model.data.contact_sheet import contact_sheet
 from model.data.dataset import Dataset
-from model.evaluation.drawing import default_request, draw
+from model.evaluation.drawing import default_sampling, draw
 from model.evaluation.evaluate_scenes import run_suite
 from model.evaluation.features import CANDIDATES, FEATURES_NAME, Features
 from model.inference.load import find_checkpoint, load_engine
-from model.inference.requests import Request
+from model.inference.requests import Sampling
 from model.inference.serving import ServingEngine
 from model.networks.tokenizer import reconstruct, to_pixels, to_uint8
 
@@ -65,7 +65,7 @@ Drawings = list[tuple[np.ndarray, np.ndarray, np.ndarray]]  # (data set rows, pi
 
 
 def evaluate(
-    engine: ServingEngine, dataset: Dataset, images: int, settings: Request, seed: int = 0
+    engine: ServingEngine, dataset: Dataset, images: int, settings: Sampling, seed: int = 0
 ) -> tuple[dict[str, object], Drawings]:
     """All scores, and what was drawn for them."""
     extractor = Features()
@@ -102,7 +102,7 @@ def evaluate(
             ceiling = hits(extractor(to_pixels(to_uint8(copies))), rows, dataset, real, pool)
             report["r_precision_ceiling"] = round(float(ceiling.mean()), 4)
     report["seconds_per_image"], report["images"] = round(seconds / total, 4), total
-    report["settings"] = {k: v for k, v in asdict(settings).items() if k not in ("prompt", "seed")}
+    report["settings"] = asdict(settings)
     report["date"] = datetime.date.today().isoformat()
     report["checkpoint_sha256"] = engine.checkpoint.sha256
     return report, kept
@@ -179,7 +179,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.sampling:
         engine.checkpoint.about["sampling"] = json.loads(args.sampling.read_text())
     given = {name: value for name in dials if (value := vars(args)[name]) is not None}
-    choices = {name: replace(default_request(engine, name or None), **given) for name in args.quality}
+    choices = {name: replace(default_sampling(engine, name or None), **given) for name in args.quality}
     if args.suite == "scenes":
         return run_suite(engine, args.data, args.checker, args.prompts, choices, args.images, args.seed, args.out)
     if len(choices) > 1:

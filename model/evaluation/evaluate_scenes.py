@@ -24,7 +24,7 @@ from model.evaluation.detector import Checker, load_checker
 from model.evaluation.drawing import draw
 from model.evaluation.features import CANDIDATES, FEATURES_NAME, Features
 from model.evaluation.scene_questions import Question, by_category, falsified, questions, renders, share, shows
-from model.inference.requests import Request
+from model.inference.requests import Sampling
 from model.inference.serving import ServingEngine
 from model.networks.tokenizer import to_pixels
 
@@ -104,7 +104,7 @@ def feature_distance(a: Tensor, b: Tensor) -> float:
 
 
 def evaluate_scenes(
-    engine: ServingEngine, suite: Suite, settings: Request, images: int, trust: dict[str, float], seed: int = 0
+    engine: ServingEngine, suite: Suite, settings: Sampling, images: int, trust: dict[str, float], seed: int = 0
 ) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
     """All scores; the drawings (questions, images, H, W, 3) and whether each is right (questions, images)."""
     asked = suite.asked
@@ -126,7 +126,7 @@ def evaluate_scenes(
     report |= {
         "features": FEATURES_NAME, "candidates": min(CANDIDATES, len(asked)), "seconds_per_image": round(seconds, 4),
         "images": len(prompts), "prompts": len(asked), "date": datetime.date.today().isoformat(),
-        "settings": {k: v for k, v in asdict(settings).items() if k not in ("prompt", "seed")},
+        "settings": asdict(settings),
         "checkpoint_sha256": engine.checkpoint.sha256, "checker_sha256": suite.checker_sha256,
     }  # fmt: skip
     return report, drawn, right
@@ -165,8 +165,8 @@ def print_comparison(reports: dict[str, dict[str, Any]]) -> None:
 
 
 def run_suite(
-    engine: ServingEngine, data: Path, checker: Path, prompts: int, choices: dict[str, Request], images: int, seed: int,
-    out: Path,
+    engine: ServingEngine, data: Path, checker: Path, prompts: int, choices: dict[str, Sampling], images: int,
+    seed: int, out: Path,
 ) -> None:  # fmt: skip
     """Ask `prompts` prompts of each category, `images` pictures each, in each of the ways to draw.
 

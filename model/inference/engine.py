@@ -94,7 +94,8 @@ class Engine:
             raise EngineError(f"{len(requests)} rows asked for, {len(free)} of {self.max_rows} are free")
         conditions = [self._condition(request.prompt) for request in requests]
         orders = [
-            make_order(request.order, torch.tensor([request.seed]), self.config.grid)[0] for request in requests
+            make_order(request.sampling.order, torch.tensor([request.seed]), self.config.grid)[0]
+            for request in requests
         ]  # (N,) each
         starts = [None] * len(requests) if known is None else known
         states = [RowState.start(*parts) for parts in zip(requests, conditions, orders, starts, strict=True)]
@@ -126,7 +127,7 @@ class Engine:
 
     def progress(self, row: int) -> tuple[int, int]:
         """(steps done, steps in all)"""
-        return self._rows[row].step, self._rows[row].request.num_inference_steps
+        return self._rows[row].step, self._rows[row].request.sampling.num_inference_steps
 
     def peek(self, row: int) -> Tensor:
         """(N, C) tokens so far.

@@ -1,12 +1,10 @@
-"""Reference decoding: a whole batch from first to last step, every row with the same settings.
+"""Reference decoding: a whole batch from first to last step, every row with the same sampling parameters.
 
 The definition that inference/engine.py is tested against. Read it next to section 3.3 of MAR (arXiv 2406.11838) or
 Fig. 3 of Fluid (arXiv 2410.13863).
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,27 +13,14 @@ from fluid_kernels.head_loop import HeadWeights, Rows, head_loop_ref
 from model.inference.chains import make_chains
 from model.inference.known_tokens import KnownTokens
 from model.inference.orders import annealed, guidance_at, make_order, masked_after
+from model.inference.requests import Sampling
 from model.networks.condition import Condition
 from model.networks.random_order_model import RandomOrderModel
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """Decoding parameters, the same for every row."""
-
-    steps: int = 16  # autoregressive steps
-    diffusion_steps: int = 25  # kept timesteps of the head's chain
-    guidance: float = 3.0  # 1: no guidance
-    guidance_schedule: str = "constant"  # or "linear": from 1 up to `guidance`
-    temperature: float = 1.0
-    order: str = "random"  # or "halton"
-    diffusion_steps_final: int | None = None  # of the last AR step, annealed linearly; None: no change
-    guidance_interval: tuple[float, float] = (0.0, 1.0)  # share of the AR steps in which guidance acts
-
-
 @torch.inference_mode()
 def generate(
-    model: RandomOrderModel, condition: Condition, null: Condition, seeds: Tensor, settings: Settings,
+    model: RandomOrderModel, condition: Condition, null: Condition, seeds: Tensor, sampling: Sampling,
     start: KnownTokens | None = None,
 ) -> Tensor:  # fmt: skip
     """Generate one image per prompt.
@@ -49,8 +34,8 @@ def generate(
         (B, N, C) tokens for the tokenizer's decoder.
     """
     config, device = model.config, seeds.device
-    batch, total = len(seeds), config.tokens
-    order = make_order(settings.order, seeds, config.grid)  # (B, N)
+    batch, total, steps = len(seeds), config.tokens, sampling.num_inference_steps
+    order = make_order(sampling.order, seeds, config.grid)  # (B, N)
     tokens = torch.zeros(batch, total, config.channels, device=device)
     known = torch.zeros(batch, total, dtype=torch.bool, device=device)
     if start is not None:
@@ -59,14 +44,14 @@ def generate(
     left = order.shape[1]
     unconditional = null.stack([null] * batch)
     weights = HeadWeights.from_head(model.head)
-    for step in range(settings.steps):
-        before, after = (masked_after(i, settings.steps, left) for i in (step - 1, step))
+    for step in range(steps):
+        before, after = (masked_after(i, steps, left) for i in (step - 1, step))
         chosen = order[:, after:before]  # (B, m): the order is walked from its end
-        low, high = settings.guidance_interval
-        inside = low <= step / settings.steps < high
-        scale = guidance_at(settings.guidance, settings.guidance_schedule, after, total) if inside else 1.0
-        last = settings.diffusion_steps if settings.diffusion_steps_final is None else settings.diffusion_steps_final
-        chains = make_chains(model.head, (annealed(settings.diffusion_steps, last, step, settings.steps),))
+        low, high = sampling.guidance_interval
+        inside = low <= step / steps < high
+        scale = guidance_at(sampling.guidance_scale, sampling.guidance_schedule, after, total) if inside else 1.0
+        last = sampling.diffusion_steps if sampling.diffusion_steps_final is None else sampling.diffusion_steps_final
+        chains = make_chains(model.head, (annealed(sampling.diffusion_steps, last, step, steps),))
         z = _gather(model.backbone(tokens, known, condition), chosen)  # (B·m, D)
         z_uncond = _gather(model.backbone(tokens, known, unconditional), chosen) if scale != 1 else z[:0]  # or (0, D)
         ones = torch.ones(len(z), device=device)
@@ -75,7 +60,7 @@ def generate(
             guided=torch.arange(len(z_uncond), device=device),  # all or none
             chain=torch.zeros(len(z), dtype=torch.int64, device=device),
             guidance=scale * ones,
-            temperature=settings.temperature * ones,
+            temperature=sampling.temperature * ones,
             seed=seeds.repeat_interleave(chosen.shape[1]),
             position=chosen.flatten(),
         )

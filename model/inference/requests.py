@@ -9,6 +9,25 @@ from fluid_kernels.head_loop import TRAIN_STEPS
 from model.config import ModelConfig
 
 
+@dataclass(frozen=True)
+class SamplingFields(Protocol):
+    """The sampling parameters, defined once: any object with these attributes will do, such as the service's own."""
+
+    num_inference_steps: int = 16  # autoregressive steps
+    diffusion_steps: int = 25  # kept timesteps of the head's chain
+    guidance_scale: float = 3.0  # 1: no guidance
+    guidance_schedule: str = "constant"  # or "linear": from 1 up to guidance_scale
+    temperature: float = 1.0
+    order: str = "random"  # or "halton"
+    diffusion_steps_final: int | None = None  # of the last AR step, reached in a straight line; None: no change
+    guidance_interval: tuple[float, float] = (0.0, 1.0)  # share of the AR steps in which guidance acts
+
+
+@dataclass(frozen=True)
+class Sampling(SamplingFields):
+    """The sampling parameters as a class to create; it inherits every field."""
+
+
 class RowRequest(Protocol):
     """Parameters of one row; any object with these attributes will do."""
 
@@ -17,21 +36,7 @@ class RowRequest(Protocol):
     @property
     def seed(self) -> int: ...
     @property
-    def num_inference_steps(self) -> int: ...
-    @property
-    def diffusion_steps(self) -> int: ...
-    @property
-    def guidance_scale(self) -> float: ...
-    @property
-    def guidance_schedule(self) -> str: ...
-    @property
-    def temperature(self) -> float: ...
-    @property
-    def order(self) -> str: ...
-    @property
-    def diffusion_steps_final(self) -> int | None: ...
-    @property
-    def guidance_interval(self) -> tuple[float, float]: ...
+    def sampling(self) -> SamplingFields: ...
 
 
 class Known(Protocol):
@@ -56,14 +61,7 @@ class Request:
 
     prompt: str
     seed: int
-    num_inference_steps: int
-    diffusion_steps: int
-    guidance_scale: float
-    guidance_schedule: str
-    temperature: float
-    order: str = "random"
-    diffusion_steps_final: int | None = None
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    sampling: Sampling
     known: Known | None = None
 
 
@@ -77,20 +75,21 @@ def check_request(request: RowRequest, config: ModelConfig) -> None:
     Raises:
         EngineError: a parameter is outside the model's range; the message names it and the limit.
     """
-    if not 1 <= request.num_inference_steps <= config.tokens:
+    sampling = request.sampling
+    if not 1 <= sampling.num_inference_steps <= config.tokens:
         raise EngineError(
-            f"num_inference_steps is {request.num_inference_steps}; this model has {config.tokens} tokens "
+            f"num_inference_steps is {sampling.num_inference_steps}; this model has {config.tokens} tokens "
             f"and decodes at least one a step, so 1 to {config.tokens}"
         )
     for name in ("diffusion_steps", "diffusion_steps_final"):
-        steps = getattr(request, name)
+        steps = getattr(sampling, name)
         if steps is not None and not 1 <= steps <= TRAIN_STEPS:
             raise EngineError(f"{name} is {steps}; 1 to {TRAIN_STEPS} are possible")
-    if request.guidance_schedule not in ("constant", "linear"):
-        raise EngineError(f"guidance_schedule {request.guidance_schedule!r} is not constant or linear")
-    if request.order not in ("random", "halton"):
-        raise EngineError(f"order {request.order!r} is not random or halton")
-    if not 0 <= request.guidance_interval[0] <= request.guidance_interval[1] <= 1:
-        raise EngineError(f"guidance_interval {request.guidance_interval} is not two shares of the steps, 0 to 1")
+    if sampling.guidance_schedule not in ("constant", "linear"):
+        raise EngineError(f"guidance_schedule {sampling.guidance_schedule!r} is not constant or linear")
+    if sampling.order not in ("random", "halton"):
+        raise EngineError(f"order {sampling.order!r} is not random or halton")
+    if not 0 <= sampling.guidance_interval[0] <= sampling.guidance_interval[1] <= 1:
+        raise EngineError(f"guidance_interval {sampling.guidance_interval} is not two shares of the steps, 0 to 1")
     if not 0 <= request.seed < 1 << 63:
         raise EngineError(f"seed {request.seed} is outside 0 to 2**63 - 1")

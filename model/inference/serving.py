@@ -91,8 +91,9 @@ class ServingEngine:
         if any(about.get(name) != value for name, value in self._identity(request).items()):
             raise ValueError("the snapshot is of another checkpoint or another picture")
         shape, step = (self.checkpoint.config.tokens, self.checkpoint.config.channels), about.get("step", -1)
-        if len(raw) != 4 * shape[0] * shape[1] or not 0 <= step < request.num_inference_steps:
-            raise ValueError(f"the snapshot has {len(raw)} bytes at step {step} of {request.num_inference_steps}")
+        steps = request.sampling.num_inference_steps
+        if len(raw) != 4 * shape[0] * shape[1] or not 0 <= step < steps:
+            raise ValueError(f"the snapshot has {len(raw)} bytes at step {step} of {steps}")
         tokens = torch.frombuffer(bytearray(raw), dtype=torch.float32).reshape(shape)  # (N, C)
         kept = None if request.known is None else kept_mask(request.known.stays, self._order(request))
         row = self.engine.restore(Snapshot(request, step, tokens, kept))
@@ -121,7 +122,7 @@ class ServingEngine:
 
     def _order(self, request: RowRequest) -> Tensor:
         seeds = torch.tensor([request.seed], device=self.engine.device)
-        return make_order(request.order, seeds, self.checkpoint.config.grid)[0]  # (N,)
+        return make_order(request.sampling.order, seeds, self.checkpoint.config.grid)[0]  # (N,)
 
     def prompt_tokens(self, prompt: str) -> int:
         """Of one that was admitted: how many tokens the model reads of it, at most as many as its encoder takes."""

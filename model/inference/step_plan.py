@@ -47,9 +47,10 @@ class RowState:
         if known is None:
             return cls(request, condition, order)
         rest = order[~known.kept.to(order.device)[order]]  # (M,)
-        if request.num_inference_steps > len(rest):
+        steps = request.sampling.num_inference_steps
+        if steps > len(rest):
             raise EngineError(
-                f"num_inference_steps is {request.num_inference_steps}, but only {len(rest)} tokens are left to "
+                f"num_inference_steps is {steps}, but only {len(rest)} tokens are left to "
                 f"generate and each step generates at least one: ask for 1 to {len(rest)}, or for a larger part of "
                 "the image"
             )
@@ -57,29 +58,30 @@ class RowState:
 
     @property
     def finished(self) -> bool:
-        return self.step == self.request.num_inference_steps
+        return self.step == self.request.sampling.num_inference_steps
 
     @property
     def masked(self) -> int:
         """Number of tokens that are not decided yet."""
-        return masked_after(self.step - 1, self.request.num_inference_steps, len(self.order))
+        return masked_after(self.step - 1, self.request.sampling.num_inference_steps, len(self.order))
 
     def next_step(self, slot: int, total: int) -> RowStep:
         """What this row does in its next step. slot: its place in the engine. total: N."""
-        ask, steps = self.request, self.request.num_inference_steps
+        sampling, steps = self.request.sampling, self.request.sampling.num_inference_steps
         before, after = self.masked, masked_after(self.step, steps, len(self.order))
-        low, high = ask.guidance_interval
+        low, high = sampling.guidance_interval
         inside = low <= self.step / steps < high
-        final = ask.diffusion_steps if ask.diffusion_steps_final is None else ask.diffusion_steps_final
+        guidance = guidance_at(sampling.guidance_scale, sampling.guidance_schedule, after, total) if inside else 1.0
+        first, final = sampling.diffusion_steps, sampling.diffusion_steps_final
         return RowStep(
             slot=slot,
-            seed=ask.seed,
+            seed=self.request.seed,
             condition=self.condition,
             known=total - before,
             positions=self.order[after:before],
-            guidance=guidance_at(ask.guidance_scale, ask.guidance_schedule, after, total) if inside else 1.0,
-            temperature=ask.temperature,
-            diffusion_steps=annealed(ask.diffusion_steps, final, self.step, steps),
+            guidance=guidance,
+            temperature=sampling.temperature,
+            diffusion_steps=annealed(first, first if final is None else final, self.step, steps),
         )
 
 

@@ -14,7 +14,7 @@ from model.inference import serving
 from model.inference.load import find_checkpoint, load_engine
 from model.networks.random_order_model import Fluid
 from model.networks.tokenizer import PcaSkipTokenizer
-from tests.model.conftest import Ask
+from tests.model.conftest import row_request
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_an_unknown_name_lists_what_ships() -> None:
 def test_serving_engine_draws_rgb_bytes(folder: Path) -> None:
     """The interface the worker uses, on a real checkpoint folder."""
     engine = load_engine(str(folder), 2, "cpu", 0)
-    (row,) = engine.admit([Ask(num_inference_steps=3)])
+    (row,) = engine.admit([row_request(num_inference_steps=3)])
     assert engine.step() == [] and engine.progress(row) == (1, 3)
     early = engine.image(row)
     engine.step()

@@ -74,17 +74,17 @@ class FakeEngine:
                 time.sleep(HANG_S)
         for row in self._rows.values():
             row.done += 1
-        return [i for i, row in self._rows.items() if row.done == row.request.num_inference_steps]
+        return [i for i, row in self._rows.items() if row.done == row.request.sampling.num_inference_steps]
 
     def progress(self, row: int) -> tuple[int, int]:
-        return self._rows[row].done, self._rows[row].request.num_inference_steps
+        return self._rows[row].done, self._rows[row].request.sampling.num_inference_steps
 
     def image(self, row: int) -> bytes:
         """As `picture`; grey in part while it is not finished."""
         request = self._rows[row].request
         if "[wrong-shape]" in request.prompt:
             return bytes(10)
-        return picture(request, self._rows[row].done / request.num_inference_steps)
+        return picture(request, self._rows[row].done / request.sampling.num_inference_steps)
 
     def snapshot(self, row: int) -> bytes:
         state = {"checkpoint": self.sha256, "request": repr(self._rows[row].request), "done": self._rows[row].done}

@@ -12,11 +12,12 @@ from model.config import KlConfig, MarConfig
 from model.inference.backbone_pass import PlainPass, StaticPass, bucket
 from model.inference.engine import Engine
 from model.inference.prompts import LabelPrompts, TextPrompts
+from model.inference.requests import Request
 from model.networks.condition import Conditioner
 from model.networks.mar import ClassContext, Mar
 from model.networks.random_order_model import Fluid, RandomOrderModel
 from model.networks.text_encoder import HashEncoder
-from tests.model.conftest import Ask
+from tests.model.conftest import row_request
 
 MAR = MarConfig(
     image_size=16, width=48, heads=4, encoder_depth=2, decoder_depth=1, buffer=4, classes=3, head_width=32,
@@ -34,7 +35,7 @@ def mar() -> Mar:
     return model
 
 
-def decode(engine: Engine, asks: list[Ask], most: int) -> list[Tensor]:
+def decode(engine: Engine, asks: list[Request], most: int) -> list[Tensor]:
     """At most so many rows at once: they join and leave at different steps."""
     found: dict[int, Tensor] = {}
     running: dict[int, int] = {}
@@ -49,9 +50,9 @@ def decode(engine: Engine, asks: list[Ask], most: int) -> list[Tensor]:
     return [found[i] for i in range(len(asks))]
 
 
-def asks_for(prompts: list[str]) -> list[Ask]:
+def asks_for(prompts: list[str]) -> list[Request]:
     return [
-        Ask(prompts[i % len(prompts)], 50 + i, num_inference_steps=2 + i % 4, guidance_scale=1.0 + i % 3,
+        row_request(prompts[i % len(prompts)], 50 + i, num_inference_steps=2 + i % 4, guidance_scale=1.0 + i % 3,
             guidance_interval=(0.3, 1.0) if i % 2 else (0.0, 1.0))
         for i in range(12)
     ]  # fmt: skip
@@ -71,7 +72,9 @@ def test_fixed_shapes_draw_the_same_pictures(family: str, tiny: Fluid, mar: Mar,
 def test_only_some_shapes_are_ever_run(mar: Mar) -> None:
     """Every shape costs a capture: rows come in buckets, known tokens in units."""
     engine = Engine(mar, LabelPrompts(mar, ["a", "b", "c"]), 12, static=True)
-    decode(engine, [Ask("a", i, num_inference_steps=2 + i % 7, guidance_scale=1.0 + i % 2) for i in range(40)], 12)
+    decode(
+        engine, [row_request("a", i, num_inference_steps=2 + i % 7, guidance_scale=1.0 + i % 2) for i in range(40)], 12
+    )
     shapes = set(engine._backbone._replays)  # type: ignore[union-attr]
     assert shapes <= {(bucket(rows), known) for rows in range(1, 25) for known in (0, 32, 64)}
 

@@ -30,7 +30,7 @@ from model.training.loop import step_loss
 from model.training.recipe import Recipe
 from model.training.run import Run
 from model.training.trainer import Clock
-from tests.model.conftest import Ask, run_alone
+from tests.model.conftest import row_request, run_alone
 from tests.model.pretend_cuda import DeviceTensor, PretendCuda, moved, waits
 
 F32, BF16 = torch.float32, torch.bfloat16
@@ -71,9 +71,9 @@ class OnDevice:
 
 
 ASKS = [
-    Ask("a red apple", 3, num_inference_steps=4, guidance_scale=3.0),
-    Ask("a blue car", 1 << 40, num_inference_steps=3, diffusion_steps=6, guidance_scale=1.0, order="halton"),
-    Ask(
+    row_request("a red apple", 3, num_inference_steps=4, guidance_scale=3.0),
+    row_request("a blue car", 1 << 40, num_inference_steps=3, diffusion_steps=6, guidance_scale=1.0, order="halton"),
+    row_request(
         "", 5, num_inference_steps=5, guidance_schedule="linear", guidance_interval=(0.3, 0.8), diffusion_steps_final=2
     ),
 ]

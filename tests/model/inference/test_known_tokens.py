@@ -8,17 +8,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from model.inference.engine import Engine
-from model.inference.generate import Settings, generate
+from model.inference.generate import generate
 from model.inference.known_tokens import KnownTokens, encode_pixels, kept_mask
 from model.inference.orders import make_order
 from model.inference.prompts import TextPrompts
-from model.inference.requests import EngineError
+from model.inference.requests import EngineError, Request, Sampling
 from model.inference.step_plan import Snapshot
 from model.networks.random_order_model import Fluid
 from model.networks.text_encoder import HashEncoder
 from model.networks.tokenizer import new_tokenizer, to_pixels
 from model.presets import PRESETS
-from tests.model.conftest import Ask, context, run_alone
+from tests.model.conftest import context, row_request, run_alone
 
 TOLERANCE = 2e-4
 REUSE = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -32,7 +32,7 @@ def some(model: Fluid, new: list[int], seed: int = 0) -> KnownTokens:
     return KnownTokens(torch.randn(model.config.tokens, model.config.channels, generator=generator), kept)
 
 
-def finished_tokens(engine: Engine, ask: Ask, start: KnownTokens) -> torch.Tensor:
+def finished_tokens(engine: Engine, ask: Request, start: KnownTokens) -> torch.Tensor:
     (row,) = engine.admit([ask], [start])
     while row not in engine.step():
         pass
@@ -52,9 +52,9 @@ def test_engine_equals_generate(
     both = KnownTokens(torch.stack([s.tokens for s in starts]), torch.stack([s.kept for s in starts]))
     expected = generate(
         tiny, context(tiny, encoder, *prompts), context(tiny, encoder, ""), torch.tensor(seeds),
-        Settings(3, 6, scale, schedule, 0.9, order), both,
+        Sampling(3, 6, scale, schedule, 0.9, order), both,
     )  # fmt: skip
-    asks = [Ask(p, s, 3, 6, scale, schedule, 0.9, order) for p, s in zip(prompts, seeds, strict=True)]
+    asks = [row_request(p, s, 3, 6, scale, schedule, 0.9, order) for p, s in zip(prompts, seeds, strict=True)]
     rows = engine.admit(asks, starts)
     while engine.step() == []:
         pass
@@ -75,17 +75,17 @@ def test_an_edit_depends_on_its_seed_only_in_a_batch_and_resumed(
 ) -> None:
     """For any mask, among other rows, and resumed from any step on another engine."""
     start = some(tiny, sorted(new))
-    ask = Ask(seed=seed, num_inference_steps=min(steps, len(new)))
+    ask = row_request(seed=seed, num_inference_steps=min(steps, len(new)))
     alone = finished_tokens(Engine(tiny, TextPrompts(tiny, encoder), 1), ask, start)
     engine = Engine(tiny, TextPrompts(tiny, encoder), 4)
-    row, _, _ = engine.admit([ask, Ask(seed=1), Ask("sun", 2, 2)], [start, None, some(tiny, [7, 8])])
-    for _ in range(min(stop, ask.num_inference_steps - 1)):
+    row, _, _ = engine.admit([ask, row_request(seed=1), row_request("sun", 2, 2)], [start, None, some(tiny, [7, 8])])
+    for _ in range(min(stop, ask.sampling.num_inference_steps - 1)):
         engine.step()
     saved = engine.snapshot(row)
     other = Engine(tiny, TextPrompts(tiny, encoder), 2)
     again = other.restore(Snapshot(saved.request, saved.step, saved.tokens, saved.kept))
     for each, place in ((engine, row), (other, again)):
-        while each.progress(place)[0] < ask.num_inference_steps:
+        while each.progress(place)[0] < ask.sampling.num_inference_steps:
             each.step()
         assert torch.allclose(each.peek(place), alone, atol=TOLERANCE)
 
@@ -94,15 +94,15 @@ def test_values_under_the_mask_are_never_read(tiny: Fluid, engine: Engine) -> No
     """An edit must not depend on what it replaces."""
     start = some(tiny, [0, 5, 6])
     other = KnownTokens(torch.where(start.kept[:, None], start.tokens, 100.0), start.kept)
-    ask = Ask(num_inference_steps=2)
+    ask = row_request(num_inference_steps=2)
     assert torch.equal(finished_tokens(engine, ask, start), finished_tokens(engine, ask, other))
 
 
 def test_a_count_keeps_the_tokens_that_the_order_decides_first(tiny: Fluid, engine: Engine) -> None:
     """The last 12 of the order; they come out unchanged, as if the image had been generated that far."""
-    ask = Ask(seed=9, order="halton")
+    ask = row_request(seed=9, order="halton")
     tokens = run_alone(engine, ask)
-    order = make_order(ask.order, torch.tensor([ask.seed]), tiny.config.grid)[0]
+    order = make_order(ask.sampling.order, torch.tensor([ask.seed]), tiny.config.grid)[0]
     kept = kept_mask(12, order)
     assert kept.sum() == 12
     assert kept[order[-12:]].all()
@@ -116,7 +116,7 @@ def test_unusable_masks_are_rejected(tiny: Fluid, engine: Engine) -> None:
         with pytest.raises(EngineError):
             kept_mask(kept, order)
     with pytest.raises(EngineError, match="only 2 tokens are left"):
-        engine.admit([Ask(num_inference_steps=3)], [some(tiny, [0, 1])])
+        engine.admit([row_request(num_inference_steps=3)], [some(tiny, [0, 1])])
     assert not engine._rows
 
 

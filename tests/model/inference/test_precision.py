@@ -15,14 +15,15 @@ from model.inference.engine import Engine
 from model.inference.load import find_checkpoint, load_engine, usable_cpus
 from model.inference.precision import choose_dtype, pack
 from model.inference.prompts import TextPrompts
+from model.inference.requests import Request
 from model.networks.random_order_model import Fluid
 from model.networks.text_encoder import HashEncoder
 from model.networks.tokenizer import psnr, to_pixels
 from model.presets import PRESETS
-from tests.model.conftest import Ask, run_alone
+from tests.model.conftest import row_request, run_alone
 
 
-def _pixels_of(ask: Ask, dtype: str) -> torch.Tensor:
+def _pixels_of(ask: Request, dtype: str) -> torch.Tensor:
     serving = load_engine("emoji-64", 4, "cpu", 0, dtype)
     (row,) = serving.admit([ask])
     while row not in serving.step():
@@ -33,17 +34,17 @@ def _pixels_of(ask: Ask, dtype: str) -> torch.Tensor:
 
 def test_the_shipped_model_draws_the_same_picture_in_bfloat16() -> None:
     """At least 40 dB apart from float32 (measured: 55 to 61); 8-bit rounding alone is at 59."""
-    ask = Ask("a red apple, 3d style", 5, num_inference_steps=8, diffusion_steps=12)
+    ask = row_request("a red apple, 3d style", 5, num_inference_steps=8, diffusion_steps=12)
     assert psnr(_pixels_of(ask, "bfloat16"), _pixels_of(ask, "float32")).item() > 40
 
 
 def test_in_bfloat16_company_moves_a_picture_by_rounding_only() -> None:
     """The promise of a seed in the precision that serves: 35 dB at least, alone or with neighbours coming and going."""
-    ask = Ask("a guitar, noto style", 9, num_inference_steps=8, diffusion_steps=12)
+    ask = row_request("a guitar, noto style", 9, num_inference_steps=8, diffusion_steps=12)
     serving = load_engine("emoji-64", 4, "cpu", 0, "bfloat16")
     (row,) = serving.admit([ask])
     while row not in serving.step():
-        serving.admit([Ask("a cat", 1, num_inference_steps=2)])
+        serving.admit([row_request("a cat", 1, num_inference_steps=2)])
         if len(serving.engine._rows) == 4:
             for other in list(serving.engine._rows):
                 if other != row:
@@ -88,7 +89,7 @@ def test_restored_is_uninterrupted_in_bfloat16_too(tiny: Fluid, encoder: HashEnc
         pack(model, torch.bfloat16)
         engines.append(Engine(model, TextPrompts(model, encoder), 1, torch.bfloat16))
     first, second = engines
-    ask = Ask(num_inference_steps=6)
+    ask = row_request(num_inference_steps=6)
     whole = run_alone(first, ask)
     (row,) = first.admit([ask])
     for _ in range(3):

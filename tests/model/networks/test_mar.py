@@ -16,13 +16,14 @@ from model.config import KlConfig
 from model.conversion.import_mar import read_mar
 from model.diffusion import kept_timesteps, make_schedule
 from model.inference.engine import Engine
-from model.inference.generate import Settings, generate
+from model.inference.generate import generate
 from model.inference.orders import random_order
 from model.inference.prompts import LabelPrompts, first_name, imagenet_labels
+from model.inference.requests import Sampling
 from model.networks.condition import PromptError
 from model.networks.mar import ClassContext, Mar
 from tests.model import mar_restated as plain
-from tests.model.conftest import Ask, run_alone
+from tests.model.conftest import row_request, run_alone
 
 HEADS = 4
 TINY_KL = KlConfig(widths=(32, 32), latent_channels=4, layers=1)
@@ -108,7 +109,7 @@ def test_the_loop_is_the_restated_one(
     """Same order, same noise, to the last step."""
     seeds, labels = torch.tensor([5, 6]), [1, 4]
     condition = ClassContext.stack([mar.backbone.encode_class(label) for label in labels])
-    settings = Settings(8, 12, guidance, schedule, temperature)
+    settings = Sampling(8, 12, guidance, schedule, temperature)
     drawn = generate(mar, condition, mar.backbone.encode_class(None), seeds, settings)
     for row, label in enumerate(labels):
         expected = plain.sample(
@@ -132,10 +133,10 @@ def philox_noise(seed: int) -> plain.Noise:
 def test_the_engine_mixes_rows_at_different_steps(mar: Mar) -> None:
     """A row that joins others at other steps, with other settings, is the row it would have been alone."""
     prompts = LabelPrompts(mar, LABELS)
-    ask = Ask("castle", 3, num_inference_steps=6, diffusion_steps=5, guidance_schedule="linear")
+    ask = row_request("castle", 3, num_inference_steps=6, diffusion_steps=5, guidance_schedule="linear")
     alone = run_alone(Engine(mar, prompts, 1), ask)
     engine = Engine(mar, prompts, 3)
-    engine.admit([Ask("crane (2)", 1, num_inference_steps=16), Ask("tench", 2, guidance_scale=1.0)])
+    engine.admit([row_request("crane (2)", 1, num_inference_steps=16), row_request("tench", 2, guidance_scale=1.0)])
     engine.step()
     engine.step()
     (row,) = engine.admit([ask])

@@ -22,8 +22,9 @@ from fluid_kernels.philox import INITIAL, STEP, normal_ref
 from model.config import KlConfig
 from model.conversion.import_mar import read_kl, read_mar
 from model.diffusion import kept_timesteps, make_schedule
-from model.inference.generate import Settings, generate
+from model.inference.generate import generate
 from model.inference.orders import masked_after, random_order
+from model.inference.requests import Sampling
 from model.networks.mar import ClassContext, Mar
 from model.presets import MAR_PRESETS
 from tests.model.networks.test_mar import apart
@@ -180,7 +181,7 @@ def test_the_whole_loop(
         patch.setattr(torch, "randn_like", noise)
         expected = official.sample_tokens(3, steps, guidance, schedule, LABELS, temperature)  # (3, C, g, g)
     condition = ClassContext.stack([ours.backbone.encode_class(int(label)) for label in LABELS])
-    settings = Settings(steps, 25, guidance, schedule, temperature)
+    settings = Sampling(steps, 25, guidance, schedule, temperature)
     drawn = generate(ours, condition, ours.backbone.encode_class(None), SEEDS, settings)
     error = apart(drawn, expected.flatten(2).transpose(1, 2))
     _report(f"loop, guidance {guidance} {schedule}, temperature {temperature}", error, 1e-4)
