@@ -11,7 +11,7 @@ from model.config import ModelConfig
 
 @dataclass(frozen=True)
 class SamplingFields(Protocol):
-    """The sampling parameters, defined once: any object with these attributes will do, such as the service's own."""
+    """The sampling parameters; any object with these attributes will do, such as the service's own."""
 
     num_inference_steps: int = 16  # autoregressive steps
     diffusion_steps: int = 25  # kept timesteps of the head's chain
@@ -19,13 +19,13 @@ class SamplingFields(Protocol):
     guidance_schedule: str = "constant"  # or "linear": from 1 up to guidance_scale
     temperature: float = 1.0
     order: str = "random"  # or "halton"
-    diffusion_steps_final: int | None = None  # of the last AR step, reached in a straight line; None: no change
+    diffusion_steps_final: int | None = None  # of the last AR step, annealed linearly; None: no change
     guidance_interval: tuple[float, float] = (0.0, 1.0)  # share of the AR steps in which guidance acts
 
 
 @dataclass(frozen=True)
 class Sampling(SamplingFields):
-    """The sampling parameters as a class to create; it inherits every field."""
+    """The plain dataclass that satisfies SamplingFields; it inherits every field."""
 
 
 class RowRequest(Protocol):
@@ -39,20 +39,20 @@ class RowRequest(Protocol):
     def sampling(self) -> SamplingFields: ...
 
 
-class Known(Protocol):
+class KnownImage(Protocol):
     """An image of which a part is kept; any object with these attributes will do."""
 
     @property
     def pixels(self) -> bytes: ...  # RGB, height · width · 3
     @property
-    def stays(self) -> bytes | int: ...  # N bytes, 1 where a token is kept; or how many: those decided first
+    def kept(self) -> bytes | int: ...  # N bytes, 1 where a token is kept; or how many: those decided first
 
 
 class ServedRequest(RowRequest, Protocol):
     """A row request in pixels: it may start from an image."""
 
     @property
-    def known(self) -> Known | None: ...
+    def known(self) -> KnownImage | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Request:
     prompt: str
     seed: int
     sampling: Sampling
-    known: Known | None = None
+    known: KnownImage | None = None
 
 
 class EngineError(ValueError):

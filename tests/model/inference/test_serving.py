@@ -92,10 +92,10 @@ def test_an_edit_goes_on_elsewhere_and_only_with_its_own_picture(engines: tuple[
     state = one.snapshot(row)
     expected = _finish(one, row)
     assert _finish(other, other.restore(edit, state)) == expected
-    for wrong in (None, replace(known, stays=10), replace(known, pixels=bytes(side * side * 3))):
-        with pytest.raises(ValueError, match="another picture"):
+    for wrong in (None, replace(known, kept=10), replace(known, pixels=bytes(side * side * 3))):
+        with pytest.raises(ValueError, match="another image"):
             other.restore(replace(edit, known=wrong), state)
-    variation = replace(REQUEST, known=replace(known, stays=30))
+    variation = replace(REQUEST, known=replace(known, kept=30))
     [row] = one.admit([variation])
     one.step()
     state = one.snapshot(row)
