@@ -85,7 +85,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.image_size % self.tokenizer.stride:
             raise ConfigError(
-                f"image_size {self.image_size} is no multiple of the tokenizer's stride {self.tokenizer.stride}"
+                f"image_size {self.image_size} is not a multiple of the tokenizer's stride {self.tokenizer.stride}"
             )
         if self.width % self.heads or self.head_dim % 4:
             raise ConfigError(

@@ -33,7 +33,7 @@ def make_head(prediction: str, width: int = 40, depth: int = 3) -> DiffusionHead
 def make_rows(
     head: DiffusionHead, count: int, guided: list[int], chain: list[int], seed: int = 1
 ) -> tuple[Rows, Tensor, Tensor]:
-    """Rows with all different settings, and the z behind them."""
+    """Rows with all parameters different, and their z (M, D) and unconditional z (G, D)."""
     generator = torch.Generator().manual_seed(seed)
     z = torch.randn(count, 32, generator=generator)
     z_uncond = torch.randn(len(guided), 32, generator=generator)
@@ -74,7 +74,7 @@ def sample_one(
 
 
 @pytest.mark.parametrize(("prediction", "clamp"), [("eps", 0.0), ("eps", 3.0), ("v", 0.0), ("v", 3.0)])
-def test_the_definition_is_the_chain_of_each_token(prediction: str, clamp: float) -> None:
+def test_the_definition_matches_each_tokens_own_chain(prediction: str, clamp: float) -> None:
     """Rows of three chains, guided and not, together in the reference loop and each by itself."""
     head, lengths, guided = make_head(prediction), (9, 5, 1), [0, 2, 3]
     rows, z, z_uncond = make_rows(head, 6, guided, [0, 0, 1, 1, 2, 2])
@@ -87,8 +87,8 @@ def test_the_definition_is_the_chain_of_each_token(prediction: str, clamp: float
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])
 @pytest.mark.parametrize(("count", "guided"), [(1, []), (1, [0]), (7, [1, 5]), (40, list(range(40)))])
-def test_the_hoisted_form_is_the_definition(prediction: str, count: int, guided: list[int]) -> None:
-    """Float32; 40 rows of 30 steps do not fit one hoisted product, so chunks and their order count too."""
+def test_the_torch_path_matches_the_definition(prediction: str, count: int, guided: list[int]) -> None:
+    """In float32. 40 rows of 30 steps do not fit one hoisted product, so chunks and their order are covered."""
     head = make_head(prediction)
     chains = make_chains(head, (30, 4))
     rows, _, _ = make_rows(head, count, guided, [0] * (count - count // 2) + [1] * (count // 2))
@@ -98,9 +98,9 @@ def test_the_hoisted_form_is_the_definition(prediction: str, count: int, guided:
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_bfloat16_is_close_and_does_not_depend_on_company() -> None:
-    """Products of bfloat16 with float32 sums: a token's value alone and among 30 others. The bound is loose, for a
-    rounding that falls the other way; on most machines the two are equal to the bit."""
+def test_bfloat16_is_close_and_independent_of_other_rows() -> None:
+    """A token alone and among 30 others. The bound is loose, for a rounding that falls the other way; on most machines
+    the two are identical to the bit."""
     head = make_head("v", width=64)
     chains = make_chains(head, (12,))
     rows, _, _ = make_rows(head, 31, [], [0] * 31)
@@ -116,9 +116,9 @@ def test_bfloat16_is_close_and_does_not_depend_on_company() -> None:
 
 
 @pytest.mark.parametrize("guided", [[], [0, 2, 5]])
-def test_a_chains_first_step_is_float32_where_it_magnifies(guided: list[int]) -> None:
-    """In bfloat16 throughout, eps was off by 1e-3 at t = 999, where x0 is eps / 5e-5: of 100 steps the first left x 0.3
-    from where it belongs, of the 2 and 3 steps here (more is magnified) over 2. Rows also start beside running ones."""
+def test_the_first_step_is_float32_where_it_magnifies_errors(guided: list[int]) -> None:
+    """In bfloat16 throughout, eps was off by 1e-3 at t = 999, where x0 is eps / 5e-5: x was off by 0.3 after the first
+    of 100 steps, and by more than 2 with the 2 and 3 steps here. Some rows start while others run."""
     head = make_head("eps", width=64)
     chains = make_chains(head, (3, 2))
     rows, _, _ = make_rows(head, 6, guided, [0, 0, 0, 1, 1, 1])
@@ -128,7 +128,7 @@ def test_a_chains_first_step_is_float32_where_it_magnifies(guided: list[int]) ->
     assert (found - exact).abs().max() < 2
 
 
-def test_rows_out_of_order_are_refused() -> None:
+def test_unsorted_rows_are_rejected() -> None:
     head = make_head("v")
     rows, _, _ = make_rows(head, 2, [], [1, 0])
     with pytest.raises(ValueError, match="most steps first"):
@@ -157,7 +157,7 @@ def test_stacked_chains_are_the_chains_made_together() -> None:
         torch.testing.assert_close(together.times[row, :count], stacked.times[row, :count])
 
 
-def test_mar_heads_are_read_too() -> None:
+def test_heads_of_mar_are_read_too() -> None:
     head = DiffusionHead(MarConfig(width=32, heads=2, head_width=24, head_depth=2))
     weights = HeadWeights.from_head(head)
     assert weights.out.shape == (32, 24) and weights.modulation.shape == (2, 72, 24)

@@ -1,4 +1,4 @@
-"""Sizes: presets, what cannot be built, and JSON there and back."""
+"""Model sizes: presets, invalid configurations, and the JSON round trip."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_json_round_trip() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"image_size": 70}, "image_size 70 is no multiple"),
+        ({"image_size": 70}, "image_size 70 is not a multiple"),
         ({"width": 100, "heads": 7}, "width 100 over 7 heads"),
         ({"tokenizer": {"kind": "vq"}}, "tokenizer kind 'vq'"),
         ({"prediction": "x0"}, "prediction 'x0'"),

@@ -1,4 +1,4 @@
-"""The mathematics of one token, against brute force in float64 and against a distribution we know."""
+"""Diffusion of one token, against brute force in float64 and against a known distribution."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_kept_timesteps_of_a_hundred() -> None:
 
 @pytest.mark.parametrize("count", [1000, 100, 25, 2])
 def test_posterior_against_bayes_in_float64(count: int) -> None:
-    """q(x_s | x_t, x_0) by completing the square of q(x_t | x_s) q(x_s | x_0), no formula shared with the code."""
+    """q(x_s | x_t, x_0) by completing the square in q(x_t | x_s) q(x_s | x_0); shares no formula with the code."""
     schedule, alpha_bar = make_schedule(count), cosine_alpha_bar()
     kept = kept_timesteps(count)
     x0, xt = 0.7, -1.3
@@ -65,9 +65,9 @@ def test_forward_noise_has_the_moments_of_the_marginal() -> None:
 
 @pytest.mark.parametrize("prediction", ["v", "eps"])
 def test_the_loss_of_a_perfect_prediction_is_zero_but_for_the_variance(prediction: str) -> None:
-    """v: exactly 0. eps: the bound's minimum over the variance remains, and a wrong variance costs more.
+    """v: exactly 0. eps: the bound at the right variance remains, and a wrong variance costs more.
 
-    Early timesteps, because later in the chain posterior variance and beta are nearly the same.
+    Small timesteps, because at large ones posterior variance and beta are nearly equal.
     """
     schedule = make_schedule()
     torch.manual_seed(0)
@@ -84,7 +84,7 @@ def test_the_loss_of_a_perfect_prediction_is_zero_but_for_the_variance(predictio
 
 
 def _mixture(count: int, generator: torch.Generator) -> torch.Tensor:
-    """Two blobs in the plane: 30 % around (-1.5, 0.5) with sd 0.2, 70 % around (1, -0.5) with sd 0.4."""
+    """(count, 2): two blobs in the plane, 30 % around (-1.5, 0.5) with sd 0.2, 70 % around (1, -0.5) with sd 0.4."""
     left = torch.rand(count, 1, generator=generator) < 0.3
     noise = torch.randn(count, 2, generator=generator)
     return torch.where(left, torch.tensor([-1.5, 0.5]) + 0.2 * noise, torch.tensor([1.0, -0.5]) + 0.4 * noise)
@@ -92,9 +92,9 @@ def _mixture(count: int, generator: torch.Generator) -> torch.Tensor:
 
 @pytest.mark.parametrize("prediction", ["v", "eps"])
 def test_a_trained_head_reproduces_a_known_mixture(prediction: str) -> None:
-    """Train on a 2-D mixture, sample 4000 points, compare weight, means and spreads of the two blobs.
+    """Train on a 2-D mixture, sample 4000 points, and compare weights, means and spreads of the two blobs.
 
-    This is the whole chain (loss, network, respacing, posterior, noise) against numbers known in advance.
+    Covers the whole chain, loss, network, respacing, posterior and noise, against numbers known in advance.
     """
     torch.manual_seed(1)
     config = FluidConfig(

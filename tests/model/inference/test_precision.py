@@ -32,14 +32,14 @@ def _pixels_of(ask: Request, dtype: str) -> torch.Tensor:
     return to_pixels(data.view(1, 64, 64, 3))
 
 
-def test_the_shipped_model_draws_the_same_picture_in_bfloat16() -> None:
+def test_the_shipped_model_generates_the_same_image_in_bfloat16() -> None:
     """At least 40 dB apart from float32 (measured: 55 to 61); 8-bit rounding alone is at 59."""
     ask = row_request("a red apple, 3d style", 5, num_inference_steps=8, diffusion_steps=12)
     assert psnr(_pixels_of(ask, "bfloat16"), _pixels_of(ask, "float32")).item() > 40
 
 
-def test_in_bfloat16_company_moves_a_picture_by_rounding_only() -> None:
-    """The promise of a seed in the precision that serves: 35 dB at least, alone or with neighbours coming and going."""
+def test_in_bfloat16_other_rows_change_an_image_by_rounding_only() -> None:
+    """The promise of a seed in the precision that serves: at least 35 dB, alone or with rows that come and go."""
     ask = row_request("a guitar, noto style", 9, num_inference_steps=8, diffusion_steps=12)
     serving = load_engine("emoji-64", 4, "cpu", 0, "bfloat16")
     (row,) = serving.admit([ask])
@@ -63,8 +63,8 @@ def test_packing_replaces_the_wide_layers_and_keeps_the_small_ones(tiny: Fluid) 
     assert not any(isinstance(layer, PackedLinear) for layer in untouched.modules())
 
 
-def test_one_product_for_queries_keys_and_values() -> None:
-    """What a GPU runs: the same numbers as three products, and cross-attention keeps its own."""
+def test_fused_queries_keys_and_values_equal_separate_ones() -> None:
+    """As on a GPU: the same numbers as three products; cross-attention keeps its own."""
     torch.manual_seed(0)
     plain = Fluid(dataclasses.replace(PRESETS["tiny"], width=64)).eval().requires_grad_(False)
     fused, apart = copy.deepcopy(plain), copy.deepcopy(plain)
@@ -106,5 +106,5 @@ def test_float16_is_not_offered() -> None:
     assert choose_dtype("auto", torch.device("cpu")) in (torch.float32, torch.bfloat16)
 
 
-def test_threads_are_those_this_process_may_use() -> None:
+def test_at_least_one_cpu_is_usable() -> None:
     assert usable_cpus() >= 1
