@@ -191,7 +191,7 @@ class Engine:
         self._step_rows(rows[len(rows) // 2 :], too_big)
 
     def _decode(self, steps: list[RowStep]) -> None:
-        """Backbone, then all rows' tokens through the head together, then write them back; nothing waits for a GPU."""
+        """Run the backbone, then all rows' tokens through the head together, and write the tokens back."""
         steps = sorted(steps, key=lambda step: -step.diffusion_steps)  # the order that the head's loop wants
         z = self._condition_tokens(steps)  # (B + U, N, D); launched first, so that a GPU works while the host packs
         plan = StepPlan.pack(steps).to(self.device)

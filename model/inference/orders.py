@@ -1,4 +1,4 @@
-"""When tokens are decided: their order, and how many are still masked after each autoregressive step.
+"""The schedule of decoding: the order of tokens, and how many stay masked after each autoregressive step.
 
 MaskGIT's cosine schedule (arXiv 2202.04200) as MAR and Fluid use it: after step i of S, floor(N·cos(π/2·(i+1)/S))
 tokens are still masked, at least one fewer than before, and none after the last (for S <= N, which callers check).

@@ -3,8 +3,8 @@
     RowState -> RowStep        what one row does next: positions, guidance, number of diffusion steps
     RowSteps -> StepPlan       the same for all rows, one entry per token to decide
 
-A step launches hundreds of kernels without waiting for any of them. So everything it depends on is planned on the CPU
-and sent in four transfers; nothing is ever read back from the device to decide what comes next.
+A step launches hundreds of kernels, and waiting for one of them would leave a GPU idle. So all that a step depends on is
+planned on the CPU and sent in four transfers; only the head's loop may read its rows back, once.
 
 Letters, beside those of model/config.py: B rows in the step, M tokens that they decide, G tokens of guided rows among
 them, U guided rows.
@@ -28,11 +28,11 @@ from model.networks.condition import Condition
 
 @dataclass
 class RowState:
-    """One image under way."""
+    """One image that is being decoded."""
 
     request: RowRequest
     condition: Condition  # of one row
-    order: Tensor  # (M,) int64 on the CPU: the tokens to decide, walked from the end. All N, or those not known
+    order: Tensor  # (n,) int64 on the CPU, the tokens to decide, last ones first: all N, or those not kept
     kept: Tensor | None = None  # (N,) bool, tokens that were known from the start
     step: int = 0  # steps done
     reported: bool = False  # as finished, by Engine.step
@@ -46,7 +46,7 @@ class RowState:
         """
         if known is None:
             return cls(request, condition, order)
-        rest = order[~known.kept.to(order.device)[order]]  # (M,)
+        rest = order[~known.kept.to(order.device)[order]]  # (n,)
         steps = request.sampling.num_inference_steps
         if steps > len(rest):
             raise EngineError(
@@ -66,7 +66,12 @@ class RowState:
         return masked_after(self.step - 1, self.request.sampling.num_inference_steps, len(self.order))
 
     def next_step(self, slot: int, total: int) -> RowStep:
-        """What this row does in its next step. slot: its place in the engine. total: N."""
+        """The row's part in its next step.
+
+        Args:
+            slot: the row's place in the engine.
+            total: N, the tokens of an image.
+        """
         sampling, steps = self.request.sampling, self.request.sampling.num_inference_steps
         before, after = self.masked, masked_after(self.step, steps, len(self.order))
         low, high = sampling.guidance_interval
@@ -153,7 +158,7 @@ class StepPlan:
         )
 
     def to(self, device: torch.device) -> StepPlan:
-        """The plan on a device, in four transfers that nobody waits for."""
+        """The plan on a device, in four transfers without waiting."""
         chain, seed, slot, position = send(torch.stack([self.chain, self.seed, self.slot, self.position]), device)
         guidance, temperature = send(torch.stack([self.guidance, self.temperature]), device)
         z_row, z_position = send(torch.stack([self.z_row, self.z_position]), device)

@@ -129,11 +129,11 @@ class FourImages:
     """A feed whose captions are on the device and whose tokens are encoded there."""
 
     bank: TextBank
-    pictures: Tensor
+    images: Tensor
 
     def tokens(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         cells = torch.tensor([0, 3, 1, 2]).repeat(4, 4)[..., None].expand(4, 16, 2)
-        return torch.tensor([3, 1, 0, 2]), self.pictures[torch.tensor([3, 1, 0, 2])], cells
+        return torch.tensor([3, 1, 0, 2]), self.images[torch.tensor([3, 1, 0, 2])], cells
 
 
 @pytest.mark.filterwarnings("ignore:CUDA is not available")
@@ -146,12 +146,12 @@ def test_a_training_step_keeps_its_tensors_on_the_device() -> None:
     nn.init.normal_(model.head.out.weight)  # zero at the start of training
     states, mask = encoder.encode(["red", "green", "blue", "black and white"])
     bank = TextBank(states[:, None].bfloat16(), mask[:, None], *encoder.encode([""]))
-    pictures = torch.randn(4, 16, 4)
+    images = torch.randn(4, 16, 4)
     losses = []
     with torch.inference_mode():
         for device in ("cpu", "cuda"):
             with PretendCuda() if device == "cuda" else contextlib.nullcontext():
-                feed = FourImages(bank.to(torch.device(device)), pictures.to(device))
+                feed = FourImages(bank.to(torch.device(device)), images.to(device))
                 learner = SimpleNamespace(clock=Clock(10, 0.0, step=3))
                 there = moved(model) if device == "cuda" else model
                 lesson = moved(layout) if device == "cuda" else layout

@@ -1,4 +1,4 @@
-"""bfloat16 products: how far from float32, and how much a picture depends on its company."""
+"""bfloat16 products: distance from float32, and dependence of an image on other rows."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_packing_replaces_the_wide_layers_and_keeps_the_small_ones(tiny: Fluid) 
 
 
 def test_fused_queries_keys_and_values_equal_separate_ones() -> None:
-    """As on a GPU: the same numbers as three products; cross-attention keeps its own."""
+    """The GPU's packing gives the same numbers as three products; cross-attention keeps its own."""
     torch.manual_seed(0)
     plain = Fluid(dataclasses.replace(PRESETS["tiny"], width=64)).eval().requires_grad_(False)
     fused, apart = copy.deepcopy(plain), copy.deepcopy(plain)
