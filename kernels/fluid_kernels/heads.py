@@ -1,6 +1,6 @@
 """Paths of the diffusion head's sampling loop: interchangeable implementations behind `make_head`.
 
-    torch        any device; the fastest on a CPU, and the oracle of the other two            loops/torch_loop.py
+    torch        any device; the fastest on a CPU, and the oracle of the other two           loops/torch_loop.py
     triton       fused operations, one CUDA graph per bucket of rows                         loops/fused_loop.py
     persistent   one kernel that runs all steps and blocks of a tile of rows                 loops/persistent_loop.py
     auto         triton on a CUDA device, torch elsewhere

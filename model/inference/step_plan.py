@@ -3,7 +3,7 @@
     RowState -> RowStep        what one row does next: positions, guidance, number of diffusion steps
     RowSteps -> StepPlan       the same for all rows, one entry per token to decide
 
-A step launches hundreds of kernels, and waiting for one of them would leave a GPU idle. So all that a step depends on is
+A step launches hundreds of kernels, and waiting for one of them would leave a GPU idle. So everything a step needs is
 planned on the CPU and sent in four transfers; only the head's loop may read its rows back, once.
 
 Letters, beside those of model/config.py: B rows in the step, M tokens that they decide, G tokens of guided rows among
