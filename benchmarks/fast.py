@@ -28,9 +28,9 @@ from benchmarks.machine import describe_machine, keep
 from model.data.dataset import Dataset
 from model.evaluation.evaluate_emoji import hits, spread
 from model.evaluation.features import Features
-from model.evaluation.generation import default_request, generate_images
+from model.evaluation.generation import default_sampling, generate_images
 from model.inference.load import load_engine
-from model.inference.requests import Request
+from model.inference.requests import Sampling
 from model.networks.tokenizer import reconstruct, to_pixels, to_uint8
 
 CHOICES: dict[str, dict[str, Any]] = {
@@ -110,7 +110,7 @@ def main(argv: list[str] | None = None) -> None:
     score("real, decoded", to_pixels(to_uint8(reconstruct(engine.checkpoint.tokenizer, originals))), 0.0, 0.0)
     first = 0.0
     for name in args.only:
-        settings: Request = replace(default_request(engine), **CHOICES[name])
+        settings: Sampling = replace(default_sampling(engine), **CHOICES[name])
         begin = time.thread_time()
         drawn: np.ndarray = generate_images(engine, prompts, settings)
         seconds = (time.thread_time() - begin) / len(rows)

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from server.sampling import SAMPLING_FIELDS, Sampling
+
 #: Error code of a job that no worker can draw, however often it is tried.
 IMPOSSIBLE = "impossible_request"
 #: Who goes first, first to last. A class is served when those before it have nobody waiting; see lua/take.lua.
@@ -63,17 +65,10 @@ class JobInput:
     output_format: str
     output_compression: int
     seed: int
-    num_inference_steps: int
-    diffusion_steps: int
-    guidance_scale: float
-    guidance_schedule: str
-    temperature: float
+    sampling: Sampling
     user: str | None = None
     priority: str = "normal"
     deadline_ms: int | None = None
-    diffusion_steps_final: int | None = None
-    order: str = "random"
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
     partial_images: int = 0  #: previews of each picture while it is decoded
     owner: str = ""  #: the name of the API key; who may see the job
     result_ttl_s: int | None = None  #: how long it is kept when it has ended; None: FLUID_RESULT_TTL_S
@@ -89,26 +84,35 @@ class JobInput:
     @property
     def work(self) -> int:
         """Its size in row-steps: one row for one autoregressive step."""
-        return self.n * self.num_inference_steps
+        return self.n * self.sampling.num_inference_steps
 
     @property
     def preview_steps(self) -> tuple[int, ...]:
         """After which steps a picture is shown half done: evenly spaced, the first one after a third at the latest."""
         parts = max(2, self.partial_images) + 1
-        steps = (round(self.num_inference_steps * (i + 1) / parts) for i in range(self.partial_images))
-        return tuple(dict.fromkeys(step for step in steps if 0 < step < self.num_inference_steps))
+        steps = self.sampling.num_inference_steps
+        shown = (round(steps * (i + 1) / parts) for i in range(self.partial_images))
+        return tuple(dict.fromkeys(step for step in shown if 0 < step < steps))
 
     def seed_of(self, index: int) -> int:
         """Image i draws with seed + i, so each image of a request can be made again alone."""
         return self.seed + index
 
+    def parameters(self) -> dict[str, Any]:
+        """Every parameter in one flat mapping, as callers write and read them."""
+        flat: dict[str, Any] = {}
+        for name, value in asdict(self).items():
+            flat |= value if name == "sampling" else {name: value}
+        return flat
+
     def to_json(self) -> str:
-        return json.dumps(asdict(self), separators=(",", ":"))
+        return json.dumps(self.parameters(), separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> "JobInput":
-        values = json.loads(text)
-        values["guidance_interval"] = tuple(values["guidance_interval"])  # JSON knows no tuples
+        flat = json.loads(text)
+        values = {name: value for name, value in flat.items() if name not in SAMPLING_FIELDS}
+        values["sampling"] = Sampling.from_mapping(flat)
         values["edit"] = Edit(**values["edit"]) if values.get("edit") else None
         return cls(**values)
 

@@ -27,9 +27,9 @@ from model.data.sources import DataError
 from model.evaluation.detector import DetectorError
 from model.evaluation.evaluate_emoji import evaluate_emoji, save_failures, save_sheet
 from model.evaluation.evaluate_scenes import run_scenes
-from model.evaluation.generation import default_request
+from model.evaluation.generation import default_sampling
 from model.inference.load import find_checkpoint, load_engine
-from model.inference.requests import Request
+from model.inference.requests import Sampling
 from model.inference.serving import ServingEngine
 
 
@@ -99,7 +99,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run_emoji(engine: ServingEngine, data: Path, settings: Request, images: int, seed: int, out: Path) -> None:
+def run_emoji(engine: ServingEngine, data: Path, settings: Sampling, images: int, seed: int, out: Path) -> None:
     """Score the checkpoint, write sheets and report.json to `out`, and print the report."""
     dataset = Dataset.load(data)
     report, kept = evaluate_emoji(engine, dataset, images, settings, seed)
@@ -125,7 +125,7 @@ def main(argv: list[str] | None = None) -> None:
         engine = load_engine(str(find_checkpoint(args.checkpoint or defaults.checkpoint)), args.rows, "auto", 0)
         if args.sampling:
             engine.checkpoint.about["sampling"] = json.loads(args.sampling.read_text())
-        choices = {name: replace(default_request(engine, name or None), **overrides) for name in args.quality}
+        choices = {name: replace(default_sampling(engine, name or None), **overrides) for name in args.quality}
         if args.suite == "scenes":
             run_scenes(engine, data, args.detector, args.prompts, choices, images, args.seed, args.out)
         else:

@@ -24,7 +24,7 @@ from model.data.contact_sheet import contact_sheet
 from model.data.dataset import Dataset
 from model.evaluation.features import CANDIDATES, FEATURES_NAME, Features
 from model.evaluation.generation import generate_images
-from model.inference.requests import Request
+from model.inference.requests import Sampling
 from model.inference.serving import ServingEngine
 from model.networks.tokenizer import reconstruct, to_pixels, to_uint8
 
@@ -66,7 +66,7 @@ Generated = list[tuple[np.ndarray, np.ndarray, np.ndarray]]  # (data set rows, i
 
 
 def evaluate_emoji(
-    engine: ServingEngine, dataset: Dataset, images: int, settings: Request, seed: int = 0
+    engine: ServingEngine, dataset: Dataset, images: int, settings: Sampling, seed: int = 0
 ) -> tuple[dict[str, object], Generated]:
     """Generate `images` images of trained pairs and those of the other splits, and score them.
 
@@ -107,7 +107,7 @@ def evaluate_emoji(
             ceiling = hits(extractor(to_pixels(to_uint8(copies))), rows, dataset, real, pool)
             report["r_precision_ceiling"] = round(float(ceiling.mean()), 4)
     report["seconds_per_image"], report["images"] = round(seconds / total, 4), total
-    report["settings"] = {k: v for k, v in asdict(settings).items() if k not in ("prompt", "seed")}
+    report["settings"] = asdict(settings)
     report["date"] = datetime.date.today().isoformat()
     report["checkpoint_sha256"] = engine.checkpoint.sha256
     return report, kept

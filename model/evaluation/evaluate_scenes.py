@@ -38,7 +38,7 @@ from model.evaluation.scene_questions import (
     renders,
     scores_by_category,
 )  # fmt: skip
-from model.inference.requests import Request
+from model.inference.requests import Sampling
 from model.inference.serving import ServingEngine
 from model.networks.tokenizer import to_pixels
 
@@ -128,7 +128,7 @@ def feature_distance(a: Tensor, b: Tensor) -> float:
 
 
 def evaluate_scenes(
-    engine: ServingEngine, benchmark: SceneBenchmark, settings: Request, images: int,
+    engine: ServingEngine, benchmark: SceneBenchmark, settings: Sampling, images: int,
     detector_scores: dict[str, float], seed: int = 0,
 ) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:  # fmt: skip
     """Generate `images` images per question and score them.
@@ -155,7 +155,7 @@ def evaluate_scenes(
     report |= {
         "features": FEATURES_NAME, "candidates": min(CANDIDATES, len(asked)), "seconds_per_image": round(seconds, 4),
         "images": len(prompts), "prompts": len(asked), "date": datetime.date.today().isoformat(),
-        "settings": {k: v for k, v in asdict(settings).items() if k not in ("prompt", "seed")},
+        "settings": asdict(settings),
         "checkpoint_sha256": engine.checkpoint.sha256, "checker_sha256": benchmark.detector_sha256,
     }  # fmt: skip
     return report, generated, correct
@@ -196,7 +196,7 @@ def print_comparison(reports: dict[str, dict[str, Any]]) -> None:
 
 
 def run_scenes(
-    engine: ServingEngine, data: Path, detector: Path, prompts: int, choices: dict[str, Request], images: int,
+    engine: ServingEngine, data: Path, detector: Path, prompts: int, choices: dict[str, Sampling], images: int,
     seed: int, out: Path,
 ) -> None:  # fmt: skip
     """Score the checkpoint with each of `choices` (quality preset -> settings) and write sheets and report.json.

@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 from tqdm import tqdm
 
-from model.inference.requests import Request
+from model.inference.requests import Request, Sampling
 from model.inference.serving import ServingEngine
 
 
-def default_request(engine: ServingEngine, quality: str | None = None) -> Request:
-    """The request that the service would build from the checkpoint's defaults: empty prompt, seed 0.
+def default_sampling(engine: ServingEngine, quality: str | None = None) -> Sampling:
+    """The sampling parameters that the service would use by default.
 
     quality: a preset of the checkpoint ("low", "medium", "high"); None means the checkpoint's default.
     """
     info = engine.info()
     defaults = dict(info["defaults"])
     default_quality = defaults.pop("quality")
-    return Request("", 0, **info["presets"][quality or default_quality], **defaults)
+    return Sampling(**info["presets"][quality or default_quality], **defaults)
 
 
-def generate_images(engine: ServingEngine, prompts: list[str], settings: Request, first_seed: int = 0) -> np.ndarray:
+def generate_images(engine: ServingEngine, prompts: list[str], sampling: Sampling, first_seed: int = 0) -> np.ndarray:
     """One image per prompt; the seed is first_seed + position in the list. Returns (P, H, W, 3) uint8.
 
     Rows of the engine are refilled as soon as they finish, so all of them are busy until the prompts run out.
     """
     width, height = engine.image_size
     out = np.zeros((len(prompts), height, width, 3), np.uint8)
-    requests = [replace(settings, prompt=p, seed=first_seed + i) for i, p in enumerate(prompts)]
+    requests = [Request(p, first_seed + i, sampling) for i, p in enumerate(prompts)]
     prompt_of_row: dict[int, int] = {}
     bar, done = tqdm(total=len(prompts), desc="generate", unit="image"), 0
     while done < len(prompts):

@@ -1,7 +1,8 @@
-"""In which numbers a model runs, and its linear layers packed for that.
+"""Numeric precision of a model, and the packing of its linear layers for it.
 
-Products in bfloat16 where the hardware multiplies it; the residual stream, normalisation statistics, softmax sums, the
-head's update and everything small stay float32, so that bfloat16's 8 bits round each product once and nothing piles up.
+Matrix products run in bfloat16 where the hardware multiplies it. The residual stream, normalisation statistics, softmax
+sums, the head's update and everything small stay float32: bfloat16's 8 bits round each product once, and rounding does
+not accumulate.
 float16 is never chosen: on CPUs it is slower than float32.
 """
 

@@ -8,7 +8,8 @@ import torch
 
 from model.checkpoint import save_checkpoint
 from model.data.contact_sheet import contact_sheet
-from model.inference.generate import Settings, generate
+from model.inference.generate import generate
+from model.inference.requests import Sampling
 from model.networks.random_order_model import Fluid
 from model.networks.tokenizer import PcaSkipTokenizer, to_uint8
 from model.training.run import Run
@@ -23,7 +24,7 @@ def save_sheet(run: Run, tokenizer: PcaSkipTokenizer, file: Path) -> None:
     states, mask = captions.states[rows, 0].float().to(run.device), captions.mask[rows, 0].to(run.device)
     text = averaged.backbone.encode_text(states, mask)
     null = averaged.backbone.encode_text(captions.null_states.to(run.device), captions.null_mask.to(run.device))
-    tokens = generate(averaged, text, null, torch.arange(32, device=run.device), Settings())
+    tokens = generate(averaged, text, null, torch.arange(32, device=run.device), Sampling())
     generated = to_uint8(tokenizer.decode(tokens.to(tokenizer.mean.device))).cpu()
     images, labels = [], []
     for start in range(0, 32, 8):

@@ -41,7 +41,7 @@ def run(settings: Settings, request: ImageRequest, out: Path, like: Mapping[str,
         raise InvalidRequest(f"The model cannot draw this: {error}") from error
     row_of = dict(zip(rows, range(job.n), strict=True))
     paths: list[Path] = []
-    with steps(job.prompt[:40], job.num_inference_steps) as bar:
+    with steps(job.prompt[:40], job.sampling.num_inference_steps) as bar:
         while len(paths) < job.n:
             for row in engine.step():
                 paths.append(_save(engine.image(row), job, row_of[row], info, out))

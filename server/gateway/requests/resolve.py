@@ -1,8 +1,6 @@
 """From a request and what the model says of itself to a job with nothing left open."""
 
 import secrets
-from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from server.errors import InvalidRequest
@@ -10,6 +8,7 @@ from server.gateway.requests.class_labels import match_label
 from server.gateway.schemas.images import IGNORED, MAX_SEED, ImageRequest
 from server.jobs import JobInput
 from server.model_info import ModelInfo
+from server.sampling import SAMPLING_FIELDS, Sampling
 
 
 def resolve(request: ImageRequest, models: dict[str, ModelInfo], default: str) -> tuple[JobInput, list[str]]:
@@ -31,17 +30,10 @@ def resolve(request: ImageRequest, models: dict[str, ModelInfo], default: str) -
         output_format=request.output_format or "png",
         output_compression=100 if request.output_compression is None else request.output_compression,
         seed=_seed(request, n),
-        num_inference_steps=request.num_inference_steps or preset["num_inference_steps"],
-        diffusion_steps=request.diffusion_steps or preset["diffusion_steps"],
-        guidance_scale=_or(request.guidance_scale, info.defaults["guidance_scale"]),
-        guidance_schedule=request.guidance_schedule or str(info.defaults["guidance_schedule"]),
-        temperature=_or(request.temperature, info.defaults["temperature"]),
+        sampling=Sampling.from_mapping({**info.defaults, **preset, **_given_sampling(request)}),
         user=request.user,
         priority=request.priority or "normal",
         deadline_ms=request.deadline_ms,
-        diffusion_steps_final=_final(request, preset),
-        order=request.order or str(preset.get("order", "random")),
-        guidance_interval=_interval(request, preset),
         partial_images=request.partial_images or 0,
         webhook=request.webhook or "",
     )
@@ -55,20 +47,15 @@ def resolve(request: ImageRequest, models: dict[str, ModelInfo], default: str) -
     return job, _warnings(request)
 
 
-def _or(value: float | None, default: Any) -> float:
-    return float(default if value is None else value)
+def _given_sampling(request: ImageRequest) -> dict[str, Any]:
+    """The sampling parameters that the request sets itself, which override those of the preset.
 
-
-def _final(request: ImageRequest, preset: Mapping[str, Any]) -> int | None:
-    """A preset's annealing belongs to its own number of diffusion steps; who asks for another gets it throughout."""
-    if request.diffusion_steps_final is not None or request.diffusion_steps is not None:
-        return request.diffusion_steps_final
-    return preset.get("diffusion_steps_final")
-
-
-def _interval(request: ImageRequest, preset: Mapping[str, Any]) -> tuple[float, float]:
-    low, high = request.guidance_interval or preset.get("guidance_interval", (0.0, 1.0))
-    return float(low), float(high)
+    A preset's final diffusion steps belong to its own number of steps; a request for another number gets it throughout.
+    """
+    given = {name: value for name in SAMPLING_FIELDS if (value := getattr(request, name)) is not None}
+    if "diffusion_steps" in given:
+        given.setdefault("diffusion_steps_final", None)
+    return given
 
 
 def model_of(request: ImageRequest, models: dict[str, ModelInfo], default: str) -> ModelInfo:
@@ -100,7 +87,7 @@ def _seed(request: ImageRequest, n: int) -> int:
 
 def _check_limits(job: JobInput, info: ModelInfo) -> None:
     """`max_<parameter>` and `min_<parameter>` of the model's limits, whichever it publishes."""
-    for name, value in asdict(job).items():
+    for name, value in job.parameters().items():
         high, low = info.limits.get(f"max_{name}"), info.limits.get(f"min_{name}")
         if value is None:
             continue

@@ -35,7 +35,7 @@ async def job_object(services: Services, record: JobRecord, warnings: list[str] 
         queue=await _place(services, record),
         progress=JobProgress(step=record.step, steps=steps, fraction=round(record.step / steps, 4)),
         attempt=record.attempt,
-        input=asdict(record.input),
+        input=record.input.parameters(),
         output=[
             JobOutput(
                 url=image_url(record, o.index),

@@ -159,11 +159,11 @@ async def _resolved(services: Services, body: ImageRequest, new_tokens: int) -> 
     """The job, with no more steps than there are tokens to draw."""
     fleet = services.fleet
     job, warnings = resolve(body, await fleet.models(), await fleet.default_model())
-    if job.num_inference_steps <= new_tokens:
+    if job.sampling.num_inference_steps <= new_tokens:
         return job, warnings
     if body.num_inference_steps is not None:
         warnings.append(f"'num_inference_steps' is {new_tokens} here: only so many tokens are to be drawn.")
-    return replace(job, num_inference_steps=new_tokens), warnings
+    return replace(job, sampling=replace(job.sampling, num_inference_steps=new_tokens)), warnings
 
 
 async def _draw(

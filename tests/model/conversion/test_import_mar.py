@@ -15,7 +15,7 @@ from model.checkpoint import CheckpointError, load_checkpoint
 from model.conversion.import_mar import import_mar, main, read_kl
 from model.inference.load import load_engine
 from tests.model import kl_restated, mar_restated
-from tests.model.conftest import Ask
+from tests.model.conftest import row_request
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_both_files_give_the_same_checkpoint_which_generates(downloads: Path) ->
     config = first.config
     assert (config.image_size, config.tokens, config.channels, config.family) == (8, 16, 4, "mar")
     engine = load_engine(str(downloads / "a"), 1, "cpu", 0)
-    (row,) = engine.admit([Ask("golden retriever", num_inference_steps=3)])
+    (row,) = engine.admit([row_request("golden retriever", num_inference_steps=3)])
     while row not in engine.step():
         pass
     assert len(engine.image(row)) == 8 * 8 * 3

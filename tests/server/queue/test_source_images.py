@@ -84,7 +84,7 @@ def test_what_was_packed_is_checked(settings: Settings) -> None:
     """A damaged picture may not become a damaged edit, and one that unpacks to more may not fill the memory."""
     info = ModelInfo.from_mapping(load_engine(Settings(engine="fake")).info())
     source = Source.unpack(PICTURE, edit_of("a"), info)
-    assert source.known.stays == bytes(8) + b"\1" * 8
+    assert source.known.kept == bytes(8) + b"\1" * 8
     larger, _ = pack(bytes(32 * 32 * 3), bytes(1 << 24))
     for data, job in ((larger, edit_of("a")), (pack(bytes(9), None)[0], edit_of("a")), (PICTURE, job_input())):
         with pytest.raises(ValueError):

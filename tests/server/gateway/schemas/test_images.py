@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from server.errors import InvalidRequest
-from server.gateway.middleware.request_context import from_validation
 from server.gateway.requests.resolve import resolve
+from server.gateway.requests.validation import from_validation
 from server.gateway.schemas.images import MAX_SEED, ImageRequest
 from server.jobs import JobInput
 from server.model_info import ModelInfo
+from server.sampling import SAMPLING_FIELDS
 from server.worker.engine.fake import FakeEngine
 from server.worker.engine.protocol import RowRequest
 
@@ -70,16 +71,20 @@ def test_a_refusal_names_parameter_and_limit(body: dict[str, Any], param: str, s
 def test_everything_is_resolved() -> None:
     """A job must not depend on defaults that a later release may change."""
     job, warnings = resolve(ImageRequest(prompt="x", style="vivid"), {INFO.id: INFO}, INFO.id)
-    assert (job.num_inference_steps, job.diffusion_steps, job.quality) == (8, 8, "medium")
+    assert (job.sampling.num_inference_steps, job.sampling.diffusion_steps, job.quality) == (8, 8, "medium")
     assert 0 <= job.seed < 2**32
     assert warnings == ["'style' has no effect here."]
+
+
+def test_every_sampling_parameter_can_be_requested() -> None:
+    assert set(SAMPLING_FIELDS) <= set(ImageRequest.model_fields)
 
 
 def test_a_preset_is_overridden_by_explicit_steps() -> None:
     """quality is a shorthand; who names a step count means it."""
     request = ImageRequest(prompt="x", quality="high", num_inference_steps=5)
     job, _ = resolve(request, {INFO.id: INFO}, INFO.id)
-    assert (job.num_inference_steps, job.diffusion_steps) == (5, 16)
+    assert (job.sampling.num_inference_steps, job.sampling.diffusion_steps) == (5, 16)
 
 
 def test_a_presets_annealing_goes_with_its_own_step_count() -> None:
@@ -87,12 +92,17 @@ def test_a_presets_annealing_goes_with_its_own_step_count() -> None:
     preset = {"num_inference_steps": 8, "diffusion_steps": 50, "diffusion_steps_final": 5, "order": "halton"}
     info = dataclasses.replace(INFO, presets={"medium": preset})
     job, _ = resolve(ImageRequest(prompt="x"), {info.id: info}, info.id)
-    assert (job.diffusion_steps, job.diffusion_steps_final, job.order) == (50, 5, "halton")
+    assert (job.sampling.diffusion_steps, job.sampling.diffusion_steps_final, job.sampling.order) == (50, 5, "halton")
     job, _ = resolve(ImageRequest(prompt="x", diffusion_steps=20, order="random"), {info.id: info}, info.id)
-    assert (job.diffusion_steps, job.diffusion_steps_final, job.order) == (20, None, "random")
+    assert (job.sampling.diffusion_steps, job.sampling.diffusion_steps_final, job.sampling.order) == (
+        20,
+        None,
+        "random",
+    )
     job, _ = resolve(ImageRequest(prompt="x", guidance_interval=[0.2, 0.8]), {info.id: info}, info.id)
-    assert job.guidance_interval == (0.2, 0.8)
-    assert RowRequest.of(job, 0).guidance_interval == (0.2, 0.8) and RowRequest.of(job, 0).order == "halton"
+    assert job.sampling.guidance_interval == (0.2, 0.8)
+    assert RowRequest.of(job, 0).sampling == job.sampling
+    assert job.sampling.order == "halton"
 
 
 @given(
