@@ -13,8 +13,8 @@ from server.gateway.dependencies import Services
 from server.gateway.requests import content_negotiation
 from server.gateway.responses import image_stream, sse
 from server.gateway.responses.headers import timing_headers, warning_headers
-from server.gateway.responses.images import gone, images_response, require_success
-from server.gateway.responses.jobs import public_url
+from server.gateway.responses.images import image_expired, images_response, require_success
+from server.gateway.responses.jobs import public_base_url
 from server.gateway.schemas.images import ImageRequest
 from server.images.codec import MIME
 from server.jobs import JobInput, JobRecord, new_job_id
@@ -37,25 +37,25 @@ async def respond(
 
     `kind`: the first part of the events' names. `source`: the picture that it starts from.
     """
-    wants_file = content_negotiation.wants_the_file(request, job.n)
+    wants_file = content_negotiation.wants_image_bytes(request, job.n)
     _check_stream(body, wants_file=wants_file)
     await services.fleet.require_worker(job.model)
     key, form = idempotency_key(request), body.response_format or "b64_json"
-    home = public_url(services, request)
+    base_url = public_base_url(services, request)
     job_id = job.edit.source if job.edit else new_job_id()
     if body.stream:
         accepted = await accept(
             services, job, "sync", caller, job_id=job_id, key=key, asked=asked, followed=True, source=source
         )
-        pictures = image_stream.pictures(
-            services, accepted.job_id, form, keep=bool(key), kind=kind, home=home, warnings=warnings
+        pictures = image_stream.image_events(
+            services, accepted.job_id, form, keep=bool(key), kind=kind, base_url=base_url, warnings=warnings
         )
         return sse.response(pictures, warning_headers(accepted.job_id, warnings))
     record = await _draw(request, services, job, caller, job_id=job_id, key=key, asked=asked, source=source)
     headers = timing_headers(record) | warning_headers(record.id, warnings)
     if wants_file:
         return await _file(services, record, headers)
-    view = await images_response(services, record, form, warnings, home)
+    view = await images_response(services, record, form, warnings, base_url)
     return JSONResponse(view.model_dump(), headers=headers)
 
 
@@ -138,6 +138,6 @@ async def _file(services: Services, record: JobRecord, headers: dict[str, str]) 
     output = record.outputs[0]
     data = await services.queue.result(record, output)
     if data is None:
-        raise gone(record)
+        raise image_expired(record)
     headers |= {"seed": str(output.seed), "finish-reason": "SUCCESS"}
     return Response(data, media_type=MIME[output.format], headers=headers)

@@ -16,10 +16,10 @@ from server.gateway.admission import Key, accept, idempotency_key
 from server.gateway.api_keys import Caller
 from server.gateway.dependencies import Services, ServicesDep
 from server.gateway.middleware.auth import CallerDep
-from server.gateway.requests.query_params import known_queries_only
+from server.gateway.requests.query_params import reject_unknown_query_params
 from server.gateway.requests.resolve import resolve
 from server.gateway.responses import sse
-from server.gateway.responses.images import gone
+from server.gateway.responses.images import image_expired
 from server.gateway.responses.jobs import job_object, preview_url
 from server.gateway.schemas.jobs import JobList, JobObject
 from server.gateway.schemas.openapi import EVENTS, JOB, JOB_IMAGE, LISTING, PREVIEW, SUBMIT, RequestBody
@@ -127,7 +127,7 @@ def _prefers_wait_s(request: Request) -> float:
     response_model=JobList,
     responses=LISTING,
     operation_id="list_jobs",
-    dependencies=[Depends(known_queries_only)],
+    dependencies=[Depends(reject_unknown_query_params)],
 )
 async def list_(
     services: ServicesDep,
@@ -221,7 +221,7 @@ async def image(job_id: str, index: int, services: ServicesDep, caller: CallerDe
     output = record.outputs[index]
     data = await services.queue.result(record, output)
     if data is None:
-        raise gone(record)
+        raise image_expired(record)
     headers = {"seed": str(output.seed), "ETag": f'"{output.sha256}"', "Cache-Control": "private, immutable"}
     return Response(data, media_type=MIME[output.format], headers=headers)
 
