@@ -140,7 +140,7 @@ def test_a_small_hole_takes_no_more_steps_than_tokens(http: httpx.Client) -> Non
     assert answer.status_code == 200, answer.text
     assert (read_metadata(answer.content) or {})["num_inference_steps"] == 2
     said = http.post("/v1/images/edits", data=data, files=files).json()["warnings"]
-    assert said == ["'num_inference_steps' is 2 here: only so many tokens are to be drawn."]
+    assert said == ["'num_inference_steps' was reduced to 2, the number of tokens to generate."]
 
 
 @pytest.mark.parametrize("route", ["edits", "variations"])
