@@ -1,4 +1,4 @@
-"""Queue a job, wait for it, and answer as its caller asked: JSON, the image file, or events."""
+"""Queue a job, wait for it, and respond in the requested form: JSON, the image file, or events."""
 
 import asyncio
 
@@ -38,7 +38,7 @@ async def respond(
     `kind`: the first part of the events' names. `source`: the picture that it starts from.
     """
     wants_file = content_negotiation.wants_image_bytes(request, job.n)
-    _check_stream(body, wants_file=wants_file)
+    _check_stream_params(body, wants_file=wants_file)
     await services.fleet.require_worker(job.model)
     key, form = idempotency_key(request), body.response_format or "b64_json"
     base_url = public_base_url(services, request)
@@ -54,7 +54,7 @@ async def respond(
     record = await _draw(request, services, job, caller, job_id=job_id, key=key, asked=asked, source=source)
     headers = timing_headers(record) | warning_headers(record.id, warnings)
     if wants_file:
-        return await _file(services, record, headers)
+        return await _file_response(services, record, headers)
     view = await images_response(services, record, form, warnings, base_url)
     return JSONResponse(view.model_dump(), headers=headers)
 
@@ -84,57 +84,61 @@ async def _draw(
 
 
 async def _wait(request: Request, services: Services, job_id: str, expected: Waiter, *, keep: bool) -> JobRecord:
-    """Until the job ends, the client hangs up, or time is up; in the last two cases the job is canceled.
+    """Wait until the job ends. If the client disconnects or time runs out first, cancel the job.
 
-    Not with `keep`: its client has a key to come back with.
+    With `keep` the job continues: its client has a key to retry with.
+
+    Raises:
+        DeadlineExceeded: the job has not ended after FLUID_REQUEST_TIMEOUT_S.
+        JobCanceled: the client disconnected.
     """
     limit_s = services.settings.request_timeout_s
     ended = asyncio.create_task(expected.end(limit_s))
-    hung_up = asyncio.create_task(_disconnect(request))
+    disconnected = asyncio.create_task(_wait_for_disconnect(request))
     try:
-        await asyncio.wait((ended, hung_up), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((ended, disconnected), return_when=asyncio.FIRST_COMPLETED)
         if ended.done():
             return ended.result()
     except TimeoutError as error:
         if keep:
-            what = f"job {job_id} goes on; repeat the request with its Idempotency-Key"
+            outcome = f"job {job_id} continues; repeat the request with its Idempotency-Key"
         else:
             await services.queue.cancel(job_id)
-            what = "the job was canceled. POST /v1/jobs does not wait"
+            outcome = "the job was canceled. POST /v1/jobs does not wait"
         raise DeadlineExceeded(
-            f"Not ready after {limit_s:g} s (FLUID_REQUEST_TIMEOUT_S); {what}.",
+            f"Not ready after {limit_s:g} s (FLUID_REQUEST_TIMEOUT_S); {outcome}.",
             extra={"x-should-retry": "true"} if keep else None,
         ) from error
-    except asyncio.CancelledError:  # the gateway is going down
+    except asyncio.CancelledError:  # the gateway is shutting down
         if not keep:
             await asyncio.shield(services.queue.cancel(job_id))
         raise
     finally:
-        await background.end(ended, hung_up)
+        await background.end(ended, disconnected)
     if not keep:
         await services.queue.cancel(job_id)
-    raise JobCanceled(f"The client of job {job_id} hung up.")  # for the metrics; nobody reads the answer
+    raise JobCanceled(f"The client of job {job_id} disconnected.")  # for the metrics: no client receives it
 
 
-async def _disconnect(request: Request) -> None:
-    """Returns when the client is gone. The body has been read, so nothing else can arrive."""
+async def _wait_for_disconnect(request: Request) -> None:
+    """Return when the client disconnects. The body has been read, so no other message can arrive."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
-def _check_stream(body: ImageRequest, *, wants_file: bool) -> None:
-    """Whether what is asked of the stream goes together.
+def _check_stream_params(body: ImageRequest, *, wants_file: bool) -> None:
+    """Check the combination of `stream`, `partial_images` and Accept.
 
     Raises:
-        InvalidRequest: it does not.
+        InvalidRequest: they contradict each other.
     """
     if wants_file and body.stream:
-        raise InvalidRequest("'stream' is not for Accept: image/*; accept text/event-stream.", param="stream")
+        raise InvalidRequest("'stream' contradicts Accept: image/*; accept text/event-stream.", param="stream")
     if body.partial_images and not body.stream:
         raise InvalidRequest("'partial_images' needs \"stream\": true.", param="partial_images")
 
 
-async def _file(services: Services, record: JobRecord, headers: dict[str, str]) -> Response:
+async def _file_response(services: Services, record: JobRecord, headers: dict[str, str]) -> Response:
     output = record.outputs[0]
     data = await services.queue.result(record, output)
     if data is None:
