@@ -87,7 +87,7 @@ def test_cancel_a_running_job(http: httpx.Client, service: Service) -> None:
 
 
 def test_a_client_that_disconnects_cancels_its_job(http: httpx.Client) -> None:
-    """Otherwise impatient users keep workers busy with images that nobody receives."""
+    """Otherwise impatient users keep workers busy with images without a receiver."""
 
     def canceled() -> float:
         line = next(x for x in http.get("/metrics").text.splitlines() if 'outcome="canceled"' in x)

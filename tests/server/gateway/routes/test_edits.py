@@ -126,10 +126,10 @@ def test_a_file_response_carries_the_scaling_warning(http: httpx.Client, route: 
     data = {"prompt": "a cat"} if route == "edits" else {}
     answer = http.post(f"/v1/images/{route}", data=data, files=files, headers={"Accept": "image/png"})
     assert answer.status_code == 200, answer.text
-    said = json.loads(answer.headers["x-warnings"])
-    assert "scaled from 96x96 to 32x32" in said[0]
+    warnings = json.loads(answer.headers["x-warnings"])
+    assert "scaled from 96x96 to 32x32" in warnings[0]
     if route == "variations":
-        assert "eine Blüte" in said[1] and len(said[1]) == 200 and said[1].endswith("…")
+        assert "eine Blüte" in warnings[1] and len(warnings[1]) == 200 and warnings[1].endswith("…")
 
 
 def test_a_small_hole_takes_no_more_steps_than_tokens(http: httpx.Client) -> None:
@@ -139,8 +139,8 @@ def test_a_small_hole_takes_no_more_steps_than_tokens(http: httpx.Client) -> Non
     answer = http.post("/v1/images/edits", data=data, files=files, headers={"Accept": "image/png"})
     assert answer.status_code == 200, answer.text
     assert (read_metadata(answer.content) or {})["num_inference_steps"] == 2
-    said = http.post("/v1/images/edits", data=data, files=files).json()["warnings"]
-    assert said == ["'num_inference_steps' was reduced to 2, the number of tokens to generate."]
+    warnings = http.post("/v1/images/edits", data=data, files=files).json()["warnings"]
+    assert warnings == ["'num_inference_steps' was reduced to 2, the number of tokens to generate."]
 
 
 @pytest.mark.parametrize("route", ["edits", "variations"])
