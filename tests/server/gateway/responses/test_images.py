@@ -68,7 +68,7 @@ def test_the_accept_header_selects_the_format(http: httpx.Client, accept: str, f
     [
         ("image/gif", {}, "image/png, image/webp, image/jpeg"),
         ("image/gif, image/*;q=0", {"output_format": "png"}, "image/png, image/webp, image/jpeg"),
-        ("image/webp", {"output_format": "jpeg"}, "Accept image/jpeg, or ask for webp"),
+        ("image/webp", {"output_format": "jpeg"}, "Accept image/jpeg, or set 'output_format' to webp"),
     ],
 )
 def test_an_image_type_that_cannot_be_served_is_a_406(
