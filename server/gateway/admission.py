@@ -8,12 +8,11 @@ from typing import Annotated
 
 from fastapi import Header, Request
 
-from server.errors import InvalidRequest, QueueFull, RequestError
+from server.errors import InvalidRequest, QueueFull
 from server.gateway.api_keys import Caller
 from server.gateway.dependencies import Services
 from server.jobs import JobInput, new_job_id
-from server.queue import source_images
-from server.queue.job_queue import Accepted
+from server.queue.job_queue import Accepted, Submission
 
 log = logging.getLogger(__name__)
 #: OpenAI's clients ignore a longer Retry-After.
@@ -31,41 +30,37 @@ Key = Annotated[
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
 
-async def accept(
-    services: Services,
+def submission_of(
+    caller: Caller,
     job: JobInput,
     kind: str,
-    caller: Caller,
+    fingerprint: str,
     *,
     job_id: str | None = None,
     key: str = "",
-    asked: str = "",
-    followed: bool = False,
+    follow_events: bool = False,
     source: bytes | None = None,
-) -> Accepted:
-    """Queue the job, or find the one that the same request brought before (see Queue.enqueue).
+) -> Submission:
+    """The job as one of this caller, within their limits."""
+    job = replace(job, owner=caller.name)
+    return Submission(job_id or new_job_id(), job, kind, key, fingerprint, follow_events, caller.max_jobs, source)
 
-    `source`: the picture that it starts from, kept beside it.
+
+async def accept(services: Services, submission: Submission) -> Accepted:
+    """Queue the job, or find the one that the same request brought before.
+
+    Raises:
+        QueueFull: with an estimate of when to retry. KeyReused, JobExpired, RateLimited: see JobQueue.enqueue.
     """
-    job_id, job = job_id or new_job_id(), replace(job, owner=caller.name)
-    if source is not None:
-        await source_images.keep(services.queue, job_id, source)
+    job = submission.job
     try:
-        accepted = await services.queue.enqueue(
-            job_id, job, kind, key=key, asked=asked, followed=followed, max_jobs=caller.max_jobs
-        )
-    except RequestError as error:
-        if source is not None:
-            await source_images.drop(services.queue, job_id)
-        if not isinstance(error, QueueFull):
-            raise
+        accepted = await services.queue.enqueue(submission)
+    except QueueFull as error:
         line_s = await services.fleet.eta_s(job.model, await services.queue.backlog(job.model))
         retry_s = MAX_RETRY_AFTER_S if line_s is None else math.ceil(line_s * DRAINED_SHARE)
         raise QueueFull(error.message, retry_after_s=min(max(1, retry_s), MAX_RETRY_AFTER_S)) from error
     if services.settings.log_prompts == "yes" and accepted.is_new:
-        log.info("%s of %s asks for %r", job_id, caller.name or "nobody", job.prompt)
-    if source is not None and accepted.job_id != job_id:
-        await source_images.drop(services.queue, job_id)
+        log.info("%s of %s asks for %r", submission.job_id, job.owner or "nobody", job.prompt)
     return accepted
 
 

@@ -24,7 +24,7 @@ from server.gateway.requests.resolve import resolve
 from server.gateway.requests.validation import validated
 from server.gateway.schemas.images import ImageRequest
 from server.queue.due_work import poll_due
-from server.queue.job_queue import JobQueue
+from server.queue.job_queue import JobQueue, Submission
 
 log = logging.getLogger(__name__)
 MAX_UNFINISHED_JOBS = 64  # of one batch, waiting or running
@@ -139,7 +139,7 @@ class BatchRunner:
             batch=batch.id,
             result_ttl_s=COMPLETION_WINDOW_S + self._ttl_s,
         )
-        await self._queue.enqueue(batch.job_id(number), job, "batch", asked=request.fingerprint())
+        await self._queue.enqueue(Submission(batch.job_id(number), job, "batch", fingerprint=request.fingerprint()))
 
     async def _reject(self, batch: Batch, number: int, error: RequestError) -> None:
         """Record a line's error; it counts once, however often this step is repeated."""

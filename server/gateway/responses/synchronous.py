@@ -7,8 +7,7 @@ from fastapi.responses import JSONResponse, Response
 
 from server import background
 from server.errors import DeadlineExceeded, InvalidRequest, JobCanceled
-from server.gateway.admission import accept, idempotency_key
-from server.gateway.api_keys import Caller
+from server.gateway.admission import accept
 from server.gateway.dependencies import Services
 from server.gateway.requests import content_negotiation
 from server.gateway.responses import image_stream, sse
@@ -17,41 +16,42 @@ from server.gateway.responses.images import image_expired, images_response, requ
 from server.gateway.responses.jobs import public_base_url
 from server.gateway.schemas.images import ImageRequest
 from server.images.codec import MIME
-from server.jobs import JobInput, JobRecord, new_job_id
+from server.jobs import JobRecord
+from server.queue.job_queue import Submission
 from server.queue.watcher import Waiter
 
 
 async def respond(
     request: Request,
     services: Services,
-    caller: Caller,
     body: ImageRequest,
-    job: JobInput,
+    submission: Submission,
     warnings: list[str],
     *,
-    asked: str,
-    kind: str = "image_generation",
-    source: bytes | None = None,
+    events: str = "image_generation",
 ) -> Response:
-    """Queue the job and answer as its caller wants it: with events, with the file, or with JSON.
+    """Queue the job and answer in the form that the request accepts: events, the image file, or JSON.
 
-    `kind`: the first part of the events' names. `source`: the picture that it starts from.
+    `events`: the first part of the events' names.
     """
+    job = submission.job
     wants_file = content_negotiation.wants_image_bytes(request, job.n)
     _check_stream_params(body, wants_file=wants_file)
     await services.fleet.require_worker(job.model)
-    key, form = idempotency_key(request), body.response_format or "b64_json"
-    base_url = public_base_url(services, request)
-    job_id = job.edit.source if job.edit else new_job_id()
+    form, base_url = body.response_format or "b64_json", public_base_url(services, request)
     if body.stream:
-        accepted = await accept(
-            services, job, "sync", caller, job_id=job_id, key=key, asked=asked, followed=True, source=source
+        accepted = await accept(services, submission)
+        image_events = image_stream.image_events(
+            services,
+            accepted.job_id,
+            form,
+            keep=bool(submission.key),
+            kind=events,
+            base_url=base_url,
+            warnings=warnings,
         )
-        pictures = image_stream.image_events(
-            services, accepted.job_id, form, keep=bool(key), kind=kind, base_url=base_url, warnings=warnings
-        )
-        return sse.response(pictures, warning_headers(accepted.job_id, warnings))
-    record = await _draw(request, services, job, caller, job_id=job_id, key=key, asked=asked, source=source)
+        return sse.response(image_events, warning_headers(accepted.job_id, warnings))
+    record = await _generate(request, services, submission)
     headers = timing_headers(record) | warning_headers(record.id, warnings)
     if wants_file:
         return await _file_response(services, record, headers)
@@ -59,22 +59,13 @@ async def respond(
     return JSONResponse(view.model_dump(), headers=headers)
 
 
-async def _draw(
-    request: Request,
-    services: Services,
-    job: JobInput,
-    caller: Caller,
-    *,
-    job_id: str,
-    key: str,
-    asked: str,
-    source: bytes | None,
-) -> JobRecord:
+async def _generate(request: Request, services: Services, submission: Submission) -> JobRecord:
     """Queue the job, or find the one that the same request brought before, and wait for its success."""
+    job_id = submission.job_id
     with services.watcher.expect(job_id) as expected:
-        accepted = await accept(services, job, "sync", caller, job_id=job_id, key=key, asked=asked, source=source)
+        accepted = await accept(services, submission)
         if accepted.job_id == job_id:
-            record = await _wait(request, services, job_id, expected, keep=bool(key))
+            record = await _wait(request, services, job_id, expected, keep=bool(submission.key))
     if accepted.job_id != job_id:
         with services.watcher.expect(accepted.job_id) as expected:
             expected.event.set()  # it may have ended before we came

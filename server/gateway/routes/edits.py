@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from server.errors import InvalidRequest
+from server.gateway.admission import idempotency_key, submission_of
 from server.gateway.api_keys import Caller
 from server.gateway.dependencies import Services, ServicesDep
 from server.gateway.middleware.auth import CallerDep
@@ -60,8 +61,8 @@ async def edit_image(request: Request, services: ServicesDep, caller: CallerDep)
         warnings.append("'input_fidelity' has no effect here.")
     job, more_warnings = await _resolve(services, body, info.tokens - sum(kept))
     data, sha256 = compositing.pack(source, area)
-    job = replace(job, edit=Edit(new_job_id(), sha256, feather=feather))
-    return await _draw(request, services, caller, body, job, data, [*warnings, *more_warnings])
+    edit = Edit(new_job_id(), sha256, feather=feather)
+    return await _respond(request, services, caller, body, job, edit, data, [*warnings, *more_warnings])
 
 
 @router.post(
@@ -92,8 +93,8 @@ async def vary_image(request: Request, services: ServicesDep, caller: CallerDep)
     kept = min(round((DEFAULT_KEEP if body.keep is None else body.keep) * info.tokens), info.tokens - 1)
     job, more_warnings = await _resolve(services, body, info.tokens - kept)
     data, sha256 = compositing.pack(source, None)
-    job = replace(job, edit=Edit(new_job_id(), sha256, kept_tokens=kept))
-    return await _draw(request, services, caller, body, job, data, [*warnings, *more_warnings])
+    edit = Edit(new_job_id(), sha256, kept_tokens=kept)
+    return await _respond(request, services, caller, body, job, edit, data, [*warnings, *more_warnings])
 
 
 async def _decode(work: Callable[[], T]) -> T:
@@ -121,14 +122,24 @@ async def _resolve(services: Services, body: ImageRequest, new_tokens: int) -> t
     return replace(job, num_inference_steps=new_tokens), warnings
 
 
-async def _draw(
+async def _respond(
     request: Request,
     services: Services,
     caller: Caller,
     body: ImageRequest,
     job: JobInput,
+    edit: Edit,
     source: bytes,
     warnings: list[str],
 ) -> Response:
-    asked = f"{body.fingerprint()} {json.dumps(job.edit.recipe() if job.edit else None)}"
-    return await respond(request, services, caller, body, job, warnings, asked=asked, kind="image_edit", source=source)
+    submission = submission_of(
+        caller,
+        replace(job, edit=edit),
+        "sync",
+        f"{body.fingerprint()} {json.dumps(edit.recipe())}",
+        job_id=edit.source,
+        key=idempotency_key(request),
+        follow_events=bool(body.stream),
+        source=source,
+    )
+    return await respond(request, services, body, submission, warnings, events="image_edit")

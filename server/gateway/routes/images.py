@@ -4,6 +4,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from server.errors import InvalidRequest
+from server.gateway.admission import idempotency_key, submission_of
 from server.gateway.dependencies import ServicesDep
 from server.gateway.middleware.auth import CallerDep
 from server.gateway.requests import content_negotiation
@@ -39,4 +40,7 @@ async def generate_images(request: Request, body: RequestBody, services: Service
     job, warnings = resolve(body, await fleet.models(), await fleet.default_model())
     if job.webhook:
         raise InvalidRequest("'webhook' is for POST /v1/jobs; this route waits for the images.", param="webhook")
-    return await respond(request, services, caller, body, job, warnings, asked=body.fingerprint())
+    submission = submission_of(
+        caller, job, "sync", body.fingerprint(), key=idempotency_key(request), follow_events=bool(body.stream)
+    )
+    return await respond(request, services, body, submission, warnings)

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, Response
 from redis.exceptions import RedisError
 
 from server.errors import InvalidRequest, QueueUnavailable, RequestError, UnknownImage
-from server.gateway.admission import Key, accept, idempotency_key
+from server.gateway.admission import Key, accept, idempotency_key, submission_of
 from server.gateway.api_keys import Caller
 from server.gateway.dependencies import Services, ServicesDep
 from server.gateway.middleware.auth import CallerDep
@@ -82,16 +82,16 @@ async def _submit(
     job, warnings = resolve(body, await fleet.models(), await fleet.default_model())
     if job.webhook:
         services.webhooks.check(job.webhook)
-    accepted = await accept(
-        services,
+    submission = submission_of(
+        caller,
         job,
         "job",
-        caller,
+        body.fingerprint(),
         job_id=job_id,
         key="" if job_id else idempotency_key(request),  # the id itself makes it idempotent
-        asked=body.fingerprint(),
-        followed=job.partial_images > 0,  # keep early previews for a caller that follows later
+        follow_events=job.partial_images > 0,  # keep early previews for a caller that follows later
     )
+    accepted = await accept(services, submission)
     return await _job_response(request, services, caller, accepted.job_id, warnings)
 
 

@@ -21,6 +21,7 @@ from server.gateway.dependencies import Services, ServicesDep
 from server.gateway.metrics import render
 from server.gateway.schemas.openapi import MODEL, READY
 from server.gateway.schemas.operations import Health, ModelList, ModelObject
+from server.queue.statistics import queue_counts
 
 log = logging.getLogger(__name__)
 router = APIRouter()
@@ -87,7 +88,7 @@ async def metrics(services: ServicesDep) -> Response:
     """Metrics of the whole service in Prometheus' text format: this gateway, the queue and all workers."""
     text = render(
         services.metrics,
-        await services.queue.counts(),
+        await queue_counts(services.queue),
         await services.registry.workers(),
         await services.registry.models(),
         await services.registry.stats(),
