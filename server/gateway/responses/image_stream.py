@@ -25,7 +25,7 @@ async def image_events(
     response_format: str,
     *,
     keep: bool,
-    kind: str,
+    event_prefix: str,
     base_url: str,
     warnings: list[str],
 ) -> AsyncIterator[bytes]:
@@ -33,18 +33,18 @@ async def image_events(
 
     Args:
         keep: let the job continue when the client disconnects; otherwise it is canceled.
-        kind: first part of the event names, which differs between OpenAI's routes.
+        event_prefix: first part of the event names, which differs between OpenAI's routes.
         base_url: start of the links to images.
     """
     ended = False
     try:
-        async with aclosing(_previews(services, job_id, kind)) as previews:
+        async with aclosing(_previews(services, job_id, event_prefix)) as previews:
             async for text in previews:
                 yield text
         ended = True
         record = await services.queue.get(job_id)
         require_success(record)
-        async for text in _completed(services, record, response_format, kind, base_url, warnings):
+        async for text in _completed(services, record, response_format, event_prefix, base_url, warnings):
             yield text
     except TimeoutError:
         limit_s = services.settings.request_timeout_s
@@ -59,7 +59,7 @@ async def image_events(
             await asyncio.shield(services.queue.cancel(job_id))
 
 
-async def _previews(services: Services, job_id: str, kind: str) -> AsyncGenerator[bytes, None]:
+async def _previews(services: Services, job_id: str, event_prefix: str) -> AsyncGenerator[bytes, None]:
     """Yield previews until the job ends. A new attempt produces its previews again; each is sent only once."""
     record = await services.queue.get(job_id)
     sent: set[tuple[int, int]] = set()
@@ -74,21 +74,25 @@ async def _previews(services: Services, job_id: str, kind: str) -> AsyncGenerato
                 data = await services.events.preview(job_id, index, number)
                 if data is not None:
                     body = _image_fields(record, index) | {
-                        "type": f"{kind}.partial_image",
+                        "type": f"{event_prefix}.partial_image",
                         "partial_image_index": number,
                         "b64_json": base64.b64encode(data).decode(),
                     }
-                    yield sse.message(body, event=f"{kind}.partial_image", id=event.id)
+                    yield sse.message(body, event=f"{event_prefix}.partial_image", id=event.id)
 
 
 async def _completed(
-    services: Services, record: JobRecord, response_format: str, kind: str, base_url: str, warnings: list[str]
+    services: Services, record: JobRecord, response_format: str, event_prefix: str, base_url: str, warnings: list[str]
 ) -> AsyncIterator[bytes]:
     total = (await usage(services, record)).model_dump()
     for output in record.outputs:
-        body = _image_fields(record, output.index) | {"type": f"{kind}.completed", "usage": total, "warnings": warnings}
+        body = _image_fields(record, output.index) | {
+            "type": f"{event_prefix}.completed",
+            "usage": total,
+            "warnings": warnings,
+        }
         body |= await image_payload(services, record, output, response_format, base_url)
-        yield sse.message(body, event=f"{kind}.completed", id=f"{record.id}:{output.index}")
+        yield sse.message(body, event=f"{event_prefix}.completed", id=f"{record.id}:{output.index}")
 
 
 def _image_fields(record: JobRecord, index: int) -> dict[str, Any]:

@@ -28,53 +28,57 @@ async def respond(
     submission: Submission,
     warnings: list[str],
     *,
-    events: str = "image_generation",
+    event_prefix: str = "image_generation",
 ) -> Response:
-    """Queue the job and answer in the form that the request accepts: events, the image file, or JSON.
+    """Queue the job and respond in the requested form: events, the image file, or JSON.
 
-    `events`: the first part of the events' names.
+    Args:
+        event_prefix: first part of the event names, which differs between OpenAI's routes.
+
+    Raises:
+        RequestError: the request is rejected, or the job ended without success.
     """
     job = submission.job
     wants_file = content_negotiation.wants_image_bytes(request, job.n)
     _check_stream_params(body, wants_file=wants_file)
     await services.fleet.require_worker(job.model)
-    form, base_url = body.response_format or "b64_json", public_base_url(services, request)
+    response_format, base_url = body.response_format or "b64_json", public_base_url(services, request)
     if body.stream:
         accepted = await accept(services, submission)
-        image_events = image_stream.image_events(
+        events = image_stream.image_events(
             services,
             accepted.job_id,
-            form,
+            response_format,
             keep=bool(submission.key),
-            kind=events,
+            event_prefix=event_prefix,
             base_url=base_url,
             warnings=warnings,
         )
-        return sse.response(image_events, warning_headers(accepted.job_id, warnings))
-    record = await _generate(request, services, submission)
+        return sse.response(events, warning_headers(accepted.job_id, warnings))
+    record = await _enqueue_and_wait(request, services, submission)
     headers = timing_headers(record) | warning_headers(record.id, warnings)
     if wants_file:
         return await _file_response(services, record, headers)
-    view = await images_response(services, record, form, warnings, base_url)
-    return JSONResponse(view.model_dump(), headers=headers)
+    response = await images_response(services, record, response_format, warnings, base_url)
+    return JSONResponse(response.model_dump(), headers=headers)
 
 
-async def _generate(request: Request, services: Services, submission: Submission) -> JobRecord:
-    """Queue the job, or find the one that the same request brought before, and wait for its success."""
+async def _enqueue_and_wait(request: Request, services: Services, submission: Submission) -> JobRecord:
+    """Queue the job, or find the one that the same request created before, and wait for its success."""
     job_id = submission.job_id
-    with services.watcher.expect(job_id) as expected:
+    with services.watcher.expect(job_id) as waiter:
         accepted = await accept(services, submission)
         if accepted.job_id == job_id:
-            record = await _wait(request, services, job_id, expected, keep=bool(submission.key))
+            record = await _wait(request, services, job_id, waiter, keep=bool(submission.key))
     if accepted.job_id != job_id:
-        with services.watcher.expect(accepted.job_id) as expected:
-            expected.event.set()  # it may have ended before we came
-            record = await _wait(request, services, accepted.job_id, expected, keep=True)
+        with services.watcher.expect(accepted.job_id) as waiter:
+            waiter.event.set()  # look at once: the job may have ended already
+            record = await _wait(request, services, accepted.job_id, waiter, keep=True)
     require_success(record)
     return record
 
 
-async def _wait(request: Request, services: Services, job_id: str, expected: Waiter, *, keep: bool) -> JobRecord:
+async def _wait(request: Request, services: Services, job_id: str, waiter: Waiter, *, keep: bool) -> JobRecord:
     """Wait until the job ends. If the client disconnects or time runs out first, cancel the job.
 
     With `keep` the job continues: its client has a key to retry with.
@@ -84,7 +88,7 @@ async def _wait(request: Request, services: Services, job_id: str, expected: Wai
         JobCanceled: the client disconnected.
     """
     limit_s = services.settings.request_timeout_s
-    ended = asyncio.create_task(expected.end(limit_s))
+    ended = asyncio.create_task(waiter.end(limit_s))
     disconnected = asyncio.create_task(_wait_for_disconnect(request))
     try:
         await asyncio.wait((ended, disconnected), return_when=asyncio.FIRST_COMPLETED)

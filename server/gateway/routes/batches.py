@@ -6,7 +6,7 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from server.batch_format import URL
-from server.gateway.admission import Key, idempotency_key
+from server.gateway.admission import IdempotencyKey, idempotency_key
 from server.gateway.dependencies import ServicesDep
 from server.gateway.middleware.auth import CallerDep
 from server.gateway.schemas.batches import BatchList, BatchObject
@@ -34,7 +34,7 @@ class BatchRequest(BaseModel):
     "/v1/batches", tags=["batches"], responses=CREATE_BATCH, response_model=BatchObject, operation_id="create_batch"
 )
 async def create_batch(
-    body: BatchRequest, request: Request, services: ServicesDep, caller: CallerDep, key: Key = None
+    body: BatchRequest, request: Request, services: ServicesDep, caller: CallerDep, key: IdempotencyKey = None
 ) -> dict[str, Any]:
     """Create a batch: every line of an uploaded file becomes a job of low priority.
 

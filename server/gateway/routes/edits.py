@@ -62,7 +62,7 @@ async def edit_image(request: Request, services: ServicesDep, caller: CallerDep)
     job, more_warnings = await _resolve(services, body, info.tokens - sum(kept))
     data, sha256 = compositing.pack(source, area)
     edit = Edit(new_job_id(), sha256, feather=feather)
-    return await _respond(request, services, caller, body, job, edit, data, [*warnings, *more_warnings])
+    return await _respond_with_edit(request, services, caller, body, job, edit, data, [*warnings, *more_warnings])
 
 
 @router.post(
@@ -94,7 +94,7 @@ async def vary_image(request: Request, services: ServicesDep, caller: CallerDep)
     job, more_warnings = await _resolve(services, body, info.tokens - kept)
     data, sha256 = compositing.pack(source, None)
     edit = Edit(new_job_id(), sha256, kept_tokens=kept)
-    return await _respond(request, services, caller, body, job, edit, data, [*warnings, *more_warnings])
+    return await _respond_with_edit(request, services, caller, body, job, edit, data, [*warnings, *more_warnings])
 
 
 async def _decode(work: Callable[[], T]) -> T:
@@ -122,7 +122,7 @@ async def _resolve(services: Services, body: ImageRequest, new_tokens: int) -> t
     return replace(job, num_inference_steps=new_tokens), warnings
 
 
-async def _respond(
+async def _respond_with_edit(
     request: Request,
     services: Services,
     caller: Caller,
@@ -132,6 +132,7 @@ async def _respond(
     source: bytes,
     warnings: list[str],
 ) -> Response:
+    """Submit the job with its source image; both are part of the request's fingerprint."""
     submission = submission_of(
         caller,
         replace(job, edit=edit),
@@ -142,4 +143,4 @@ async def _respond(
         follow_events=bool(body.stream),
         source=source,
     )
-    return await respond(request, services, body, submission, warnings, events="image_edit")
+    return await respond(request, services, body, submission, warnings, event_prefix="image_edit")

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, Response
 from redis.exceptions import RedisError
 
 from server.errors import InvalidRequest, QueueUnavailable, RequestError, UnknownImage
-from server.gateway.admission import Key, accept, idempotency_key, submission_of
+from server.gateway.admission import IdempotencyKey, accept, idempotency_key, submission_of
 from server.gateway.api_keys import Caller
 from server.gateway.dependencies import Services, ServicesDep
 from server.gateway.middleware.auth import CallerDep
@@ -47,7 +47,7 @@ async def submit_job(
     services: ServicesDep,
     caller: CallerDep,
     prefer: Prefer = None,
-    key: Key = None,
+    key: IdempotencyKey = None,
 ) -> Response:
     """Queue a request and return its job at once.
 
@@ -102,10 +102,10 @@ async def _job_response(
     record = await services.queue.get(job_id, caller.name)
     wait_s = min(_prefer_wait_s(request), services.settings.request_timeout_s)
     if wait_s and not record.state.terminal:
-        with services.watcher.expect(job_id) as expected:
-            expected.event.set()  # look at once: the job may have ended already
+        with services.watcher.expect(job_id) as waiter:
+            waiter.event.set()  # look at once: the job may have ended already
             try:
-                record = await expected.end(wait_s)
+                record = await waiter.end(wait_s)
             except TimeoutError:
                 record = await services.queue.get(job_id)
     view = await job_object(services, record, warnings)
