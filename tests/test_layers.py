@@ -134,9 +134,7 @@ def test_a_folder_fits_on_a_screen(package: str) -> None:
         assert len(files) <= MOST_FILES, f"{folder.relative_to(ROOT)} has {len(files)} files, {MOST_FILES} at most"
         if files:
             text = (folder / "__init__.py").read_text()
-            assert ast.get_docstring(ast.parse(text)), (
-                f"{folder}/__init__.py does not say what is here"
-            )
+            assert ast.get_docstring(ast.parse(text)), f"{folder}/__init__.py does not say what is here"
 
 
 @pytest.mark.parametrize("package", SOURCES)

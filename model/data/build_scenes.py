@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from model.data.contact_sheet import contact_sheet
@@ -17,6 +18,7 @@ from model.data.scenes.bank import build_bank
 from model.data.scenes.build import add_more, build_sprites
 from model.data.scenes.sprites import Sprites
 from model.data.scenes.things import COMMON
+from model.data.sources import DataError
 
 
 def sample_sheet(sprites: Sprites, out: Path, columns: int = 8, rows: int = 6) -> None:
@@ -38,9 +40,12 @@ def main(argv: list[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
 
-    sprites, left_out = build_sprites(args.cache), list[str]()
-    if args.more:
-        sprites, left_out = add_more(sprites, args.cache)
+    try:
+        sprites, left_out = build_sprites(args.cache), list[str]()
+        if args.more:
+            sprites, left_out = add_more(sprites, args.cache)
+    except DataError as error:
+        sys.exit(f"nothing was written to {args.out}: {error}")
     sprites.save(args.out)
     sample_sheet(sprites, args.out)
     about = sprites.about

@@ -20,6 +20,7 @@ from model.data.scenes.facts import Grammar
 from model.data.scenes.sprites import Sprites
 from model.data.scenes.things import COLOURS, STYLES, THINGS
 from model.evaluation.detector import STRIDE, Checker, save_checker
+from model.inference.precision import autocast
 from model.networks.tokenizer import to_pixels
 from model.training.trainer import Clock, Ema, Learner, generator, learning_rate
 
@@ -109,7 +110,7 @@ def train(
     while clock.progress < 1:
         scenes, pixels = draw_scenes(grammar, sprites, batch, seed, clock.step)
         pixels = disturb(pixels, generator(seed + 3, clock.step)).contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast(torch.device("cpu")):
             loss = loss_of(checker, pixels, scenes)
         learner.update(loss, learning_rate(PEAK_LR, clock, warmup=100, anneal_from=0.4), clip=5.0)
         bar.update()

@@ -35,6 +35,15 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
+def autocast(device: torch.device) -> torch.autocast:
+    """Autocast for training and encoding, in the dtype that "auto" serves with.
+
+    Where bfloat16 is not native everything stays float32: emulated it is several times slower.
+    """
+    dtype = choose_dtype("auto", device)
+    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+
 def pack(model: RandomOrderModel, dtype: torch.dtype, fuse: bool | None = None) -> None:
     """Replace the backbone's linear layers by packed ones, in place, for inference only; float32 leaves it as it is.
 

@@ -19,6 +19,7 @@ from model.data.scenes.bank import SceneBank, build_bank
 from model.data.scenes.compose import SIZE
 from model.data.scenes.sprites import Sprites
 from model.data.scenes.things import THINGS
+from model.inference.precision import autocast
 from model.networks.text_encoder import TextEncoder
 from model.networks.tokenizer import PcaSkipTokenizer, to_pixels
 from model.training.caption_cache import TextBank, build_text_bank
@@ -146,7 +147,7 @@ class SceneFeed:
             self._ahead = self._load_from(step)
         self._next = step + 1
         rows, images, cells = next(self._ahead)
-        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16):
+        with torch.no_grad(), autocast(self.device):
             tokens = self.tokenizer.encode(to_pixels(images.to(self.device, non_blocking=True)))
         return rows, tokens.float(), cells
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from model.inference.orders import training_masks
+from model.inference.precision import autocast
 from model.training.run import Run
 from model.training.trainer import generator, learning_rate
 
@@ -32,7 +33,7 @@ def step_loss(run: Run) -> tuple[Tensor, Tensor]:
     tokens, states, mask, masked, index, noise = (
         t.to(run.device) for t in (tokens, states, mask, masked, index, noise)
     )
-    with torch.autocast(run.device.type, torch.bfloat16):
+    with autocast(run.device):
         text = run.model.backbone.encode_text(states, mask)
         z = run.model.backbone(tokens, ~masked, text)  # (B, N, D)
         loss = run.model.token_loss(run.schedule, z, tokens, masked, index, noise)

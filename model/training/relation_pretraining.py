@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from model.data.scenes.facts import Facts
 from model.data.scenes.things import OPPOSITE, RELATIONS
+from model.inference.precision import autocast
 from model.networks.blocks import Attention
 from model.networks.transformer import Aligner
 from model.training.caption_cache import TextBank
@@ -79,7 +80,7 @@ def read(
 
     def ask(chosen: Tensor) -> Tensor:
         mine = rows[chosen].to(device)
-        with torch.autocast(device.type, torch.bfloat16):
+        with autocast(device):
             states, mask = bank.states[mine, 0].float(), bank.mask[mine, 0]
             return questions(aligner(states, mask), mask).float()  # (B, 4, things)
 

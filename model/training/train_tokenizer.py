@@ -21,6 +21,7 @@ from model.data.contact_sheet import contact_sheet
 from model.data.dataset import Dataset
 from model.data.scenes.pictures import scene_pictures, sprites_file
 from model.data.scenes.sprites import Sprites
+from model.inference.precision import autocast
 from model.networks.tokenizer import PcaSkipTokenizer, new_tokenizer, psnr, reconstruct, to_pixels, to_uint8
 from model.presets import PRESETS
 from model.training.trainer import Clock, Ema, Learner, generator, learning_rate
@@ -69,7 +70,7 @@ def train(
         rng = generator(seed, clock.step)
         chosen = known[torch.randint(len(known), (batch,), generator=rng)]
         noise = torch.randn(batch, config.tokens, config.channels, generator=rng)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast(torch.device("cpu")):
             loss = reconstruction_loss(tokenizer, to_pixels(images[chosen]), noise)
         learner.update(loss, learning_rate(PEAK_LR, clock, warmup=50, anneal_from=0.2), clip=1.0)
         bar.update()

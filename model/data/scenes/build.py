@@ -12,11 +12,11 @@ import numpy as np
 from tqdm import tqdm
 
 from model.data.captions import normalise_hexcode
-from model.data.scenes.clipart import CLIPART, FILES, draw_clipart, fetch_clipart
+from model.data.scenes.clipart import CLIPART, FILES, NoToolError, draw_clipart, fetch_clipart
 from model.data.scenes.portraits import PORTRAITS, draw_portraits, looks
 from model.data.scenes.sprites import SIDE, Sprites, cut_out
 from model.data.scenes.things import STYLES, THINGS, Thing
-from model.data.sources import CAPTIONS_PACKAGE, SCENE_SOURCES, DataError, load_emojibase, open_cutouts
+from model.data.sources import CAPTIONS_PACKAGE, SCENE_SOURCES, load_emojibase, open_cutouts
 
 PORTRAITS_EACH = 200  # of a style
 # Those of emojibase's tags that are true of any picture of the thing: no colours, no moods, no jokes.
@@ -48,12 +48,16 @@ def build_sprites(cache: Path, things: dict[str, Thing] = THINGS, progress: bool
 
 
 def add_more(sprites: Sprites, cache: Path, portraits_each: int = PORTRAITS_EACH) -> tuple[Sprites, list[str]]:
-    """The same with portraits, tags and clip art; and why something had to be left out."""
+    """The same with portraits, tags and clip art; and what this machine has no program for, and so was left out.
+
+    Raises:
+        DataError: a source could not be fetched or is not what was chosen.
+    """
     rgba, left_out = dict(sprites.rgba), []
     sources = list(sprites.about["sources"])
     try:
         folder = fetch_clipart(cache)
-    except DataError as error:
+    except NoToolError as error:
         left_out.append(f"clip art: {error}")
     else:
         for thing in tqdm(FILES, desc="clip art", unit="thing"):

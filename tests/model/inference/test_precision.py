@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,15 +12,19 @@ from torch import nn
 
 from fluid_kernels.ops.linear import PackedLinear
 from model.checkpoint import CheckpointError, load_checkpoint
+from model.inference import precision
 from model.inference.engine import Engine
 from model.inference.load import find_checkpoint, load_engine, usable_cpus
-from model.inference.precision import choose_dtype, pack
+from model.inference.precision import autocast, choose_dtype, pack
 from model.inference.prompts import TextPrompts
 from model.networks.random_order_model import Fluid
 from model.networks.text_encoder import HashEncoder
 from model.networks.tokenizer import psnr, to_pixels
 from model.presets import PRESETS
 from tests.model.conftest import Ask, run_alone
+from tests.other_cpus import python_without_avx512
+
+MODEL = Path(precision.__file__).parents[1]
 
 
 def _pixels_of(ask: Ask, dtype: str) -> torch.Tensor:
@@ -103,6 +108,29 @@ def test_float16_is_not_offered() -> None:
     with pytest.raises(CheckpointError, match="'float16' is none of auto, float32, bfloat16"):
         choose_dtype("float16", torch.device("cpu"))
     assert choose_dtype("auto", torch.device("cpu")) in (torch.float32, torch.bfloat16)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_training_computes_in_what_serving_would_choose(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainers opened bfloat16 autocast on every CPU: without AVX-512 a step took several times as long."""
+    monkeypatch.setattr(precision, "native_bfloat16", lambda: native)
+    with autocast(torch.device("cpu")):
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert product.dtype == choose_dtype("auto", torch.device("cpu")) == (torch.bfloat16 if native else torch.float32)
+
+
+def test_nobody_opens_an_autocast_of_their_own() -> None:
+    """Five places each named bfloat16; whether it is native is asked in one."""
+    opening = {file.name for file in MODEL.rglob("*.py") if "torch.autocast(" in file.read_text(encoding="utf-8")}
+    assert opening == {Path(precision.__file__).name}
+
+
+def test_a_picture_in_bfloat16_without_avx512(tmp_path: Path) -> None:
+    """It ended in a traceback of oneDNN's instead of a picture; asked for explicitly, it may be slow."""
+    sizes = ("--steps", "2", "--diffusion-steps", "2", "--out", str(tmp_path / "apple.png"))
+    done = python_without_avx512("-m", "server.cli", "generate", "a red apple", *sizes, FLUID_DTYPE="bfloat16")
+    assert done.returncode == 0 and (tmp_path / "apple.png").exists(), done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_threads_are_those_this_process_may_use() -> None:

@@ -49,17 +49,20 @@ def scene_sprites(tmp_path: Path) -> Path:
 
 
 def run(*command: object, cwd: Path) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", *map(str, command)], cwd=cwd, capture_output=True, text=True, timeout=300
-    )
+    """Without a time limit: a slow CPU passed one of 300 s, with nothing else wrong."""
+    done = subprocess.run([sys.executable, "-m", *map(str, command)], cwd=cwd, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def test_two_legs_on_two_machines(tmp_path: Path, scene_sprites: Path) -> None:
     """Packed here, trained there, brought back in parts, gone on with elsewhere: steps, clock and curve go on, and the
-    last leg's checkpoint is the shipped model's size. Everything by the commands that docs and help print."""
+    last leg's checkpoint is the shipped model's size. Everything by the commands that docs and help print.
+
+    The lesson before the first leg has two steps: its recipe's 1,000 alone took a CPU of AVX2 over five minutes.
+    """
     changes = {"tokenizer": SHIPPED, "batch": 2, "minutes": 0, "steps": 6, "save_every": 2, "noise_draws": 1}
+    changes |= {"reading_steps": 2}
     (tmp_path / "recipe.toml").write_text(recipe_text(scene_sprites, **changes))
     assert "MiB in" in run(
         "model.legs", "pack", "--recipe", tmp_path / "recipe.toml", "--out", tmp_path / "leg", cwd=ROOT

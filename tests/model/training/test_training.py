@@ -83,9 +83,8 @@ def test_a_killed_run_resumes_to_the_same_weights(workshop: Path) -> None:
     """SIGKILL at some step, then the same command again: weights equal those of a run that nobody killed."""
     subprocess.run(_command(workshop, "whole"), check=True, capture_output=True)
     process = subprocess.Popen(_command(workshop, "killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
     while not (workshop / "killed" / "state.pt").exists():
-        assert time.monotonic() < deadline and process.poll() is None, "the run ended before it could be killed"
+        assert process.poll() is None, "the run ended before it could be killed"
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()

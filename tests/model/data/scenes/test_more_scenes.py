@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from model.data import build_scenes
 from model.data.scenes.bank import build_bank
 from model.data.scenes.build import add_more, tags
-from model.data.scenes.clipart import FILES, SVG_FOLDER, draw_clipart, fetch_clipart
+from model.data.scenes.clipart import FILES, SHA256, SVG_FOLDER, draw_clipart, fetch_clipart
 from model.data.scenes.compose import PORTRAIT_SIDE
 from model.data.scenes.facts import PORTRAIT, Grammar, unseen
 from model.data.scenes.pictures import scene_pictures
@@ -179,8 +180,24 @@ def test_other_drawings_than_the_chosen_ones_are_refused(tools: Path) -> None:
     for file in FILES.values():
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         (folder / file).write_text("<svg/>")
-    with pytest.raises(DataError, match="other drawings"):
+    with pytest.raises(DataError, match=f"{len(FILES)} of {len(FILES)} drawings .*expected {SHA256['sun']}, got "):
         fetch_clipart(tools / "cache")
+
+
+def test_every_chosen_drawing_has_its_own_sum() -> None:
+    """The key was taken back, its part of the one sum over all drawings was not: from then on the package fitted on no
+    machine, and every `make data` left clip art out."""
+    assert set(SHA256) == set(FILES) and all(len(digits) == 16 for digits in SHA256.values())
+
+
+def test_a_source_that_does_not_fit_ends_make_data(tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was left out, said so in one line among others, and `make data` ended with status 0."""
+    plain = Sprites(discs(THINGS_USED).rgba, {"name": "discs", "sources": []})
+    monkeypatch.setattr(build_scenes, "build_sprites", lambda _: plain)
+    (tools / "cache" / "openclipart" / SVG_FOLDER).mkdir(parents=True)
+    with pytest.raises(SystemExit, match=rf"nothing was written.*{len(FILES)} of.*, got nothing") as ended:
+        build_scenes.main(["--more", "--cache", str(tools / "cache"), "--out", str(tools / "out")])
+    assert ended.value.code and not (tools / "out").exists()
 
 
 def test_a_drawing_measured_in_millimetres_is_drawn(tmp_path: Path) -> None:
