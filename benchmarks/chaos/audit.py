@@ -14,6 +14,7 @@ from server.errors import UnknownJob
 from server.jobs import JobRecord, JobState
 from server.queue.job_queue import JobQueue
 from server.queue.registry import Registry
+from server.queue.statistics import queue_counts
 
 FETCHES = 2  # of each picture: it must not change between them
 AT_ONCE = 16
@@ -64,5 +65,5 @@ async def audit(ledger: Ledger, queue: JobQueue, address: Callable[[], str]) -> 
             )
         )
     model = (await Registry(queue.redis, queue.keys.namespace).models())["fake"]
-    unbalanced = [finding.what for finding in books(await queue.counts()) if finding.level is not Level.OK]
+    unbalanced = [finding.what for finding in books(await queue_counts(queue)) if finding.level is not Level.OK]
     return ledger.judge(records, model), unbalanced

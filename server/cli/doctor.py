@@ -10,7 +10,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from server.queue.job_queue import JobQueue
 from server.queue.registry import BEAT_S, Registry, WorkerInfo
-from server.queue.statistics import QueueCounts
+from server.queue.statistics import QueueCounts, queue_counts
 from server.settings import Settings
 
 OLDEST_REDIS = (7, 0)
@@ -48,7 +48,7 @@ async def examine(settings: Settings, queue: JobQueue, registry: Registry) -> As
         yield finding
     if settings.data_path.exists():
         yield _disk(settings)
-    counts = await queue.counts()
+    counts = await queue_counts(queue)
     workers = await registry.workers()
     for finding in (*books(counts), *_workers(workers), *_lines(counts, workers), *_failures(counts)):
         yield finding

@@ -5,7 +5,7 @@ import time
 
 from redis.exceptions import RedisError
 
-from server.queue.job_queue import JobQueue, LeaseRenewal
+from server.queue.lease_queue import LeaseQueue, LeaseRenewal
 from server.worker.heartbeat import log
 from server.worker.scheduler import Scheduler
 
@@ -18,7 +18,7 @@ LISTEN_S = 1.0
 class LeaseRenewer:
     """Renews leases and reports progress; what the queue answers becomes flags that the loop reads."""
 
-    def __init__(self, queue: JobQueue, held: Scheduler, lease_s: float) -> None:
+    def __init__(self, queue: LeaseQueue, held: Scheduler, lease_s: float) -> None:
         self._queue = queue
         self._held = held
         self._renew_every = lease_s / 3
@@ -49,7 +49,7 @@ class LeaseRenewer:
 class CancelListener:
     """Frees rows within one step of the cancel. The pulse reads the same flags, should a message be lost."""
 
-    def __init__(self, queue: JobQueue, held: Scheduler) -> None:
+    def __init__(self, queue: LeaseQueue, held: Scheduler) -> None:
         self._queue = queue
         self._held = held
 

@@ -18,7 +18,7 @@ from server.jobs import JobError, JobState, Lease
 from server.metrics import Tally
 from server.model_info import ModelInfo
 from server.queue import source_images
-from server.queue.job_queue import JobQueue
+from server.queue.lease_queue import LeaseQueue
 from server.queue.registry import Registry
 from server.settings import Settings
 from server.worker.completion import Completion
@@ -43,7 +43,7 @@ class Worker:
     """One engine, one event loop. Redis may come and go; the engine's failures stay with their job."""
 
     def __init__(
-        self, settings: Settings, queue: JobQueue, registry: Registry, factory: Callable[[str], Engine]
+        self, settings: Settings, queue: LeaseQueue, registry: Registry, factory: Callable[[str], Engine]
     ) -> None:
         self.settings = settings
         self.queue = queue
@@ -220,7 +220,7 @@ class Worker:
 
     async def _fetch_source(self, work: HeldJob) -> bool:
         """The picture that an edit starts from. False: there is none, and no other try would find one."""
-        data = await self.ends.persist(lambda: source_images.fetch(self.queue, work.lease.input))
+        data = await self.ends.persist(lambda: source_images.load(self.queue, work.lease.input))
         try:
             if data is None:
                 raise ValueError("the picture to start from is gone; send the request again")

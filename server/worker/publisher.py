@@ -16,8 +16,7 @@ from server.images.recipe import recipe
 from server.jobs import JobError, JobInput, JobState, Output
 from server.metrics import Tally
 from server.model_info import ModelInfo
-from server.queue.events import show
-from server.queue.job_queue import JobQueue
+from server.queue.lease_queue import LeaseQueue
 from server.worker.completion import Completion
 from server.worker.held_job import HeldJob
 from server.worker.snapshots import SnapshotStore
@@ -29,7 +28,7 @@ ENCODERS = 2
 class Publisher:
     """Encodes and stores pictures, and finishes a job with its last one."""
 
-    def __init__(self, queue: JobQueue, ends: Completion, keeper: SnapshotStore, tally: Tally) -> None:
+    def __init__(self, queue: LeaseQueue, ends: Completion, keeper: SnapshotStore, tally: Tally) -> None:
         self.model: ModelInfo | None = None
         self.running: set[asyncio.Task[None]] = set()
         self.showing: set[asyncio.Task[None]] = set()
@@ -55,7 +54,7 @@ class Publisher:
         loop = asyncio.get_running_loop()
         try:
             data, _ = await loop.run_in_executor(self._pool, _encode, pixels, work.lease.input, work.source, {})
-            await show(self._queue, work.lease, index, number, data)
+            await self._queue.store_preview(work.lease, index, number, data)
         except (OSError, ValueError, RedisError) as error:
             log.warning("no preview %d of image %d of %s: %s", number, index, work.lease.job_id, error)
 

@@ -8,7 +8,7 @@ from redis.exceptions import RedisError
 
 from server.jobs import Output
 from server.metrics import Tally
-from server.queue.job_queue import JobQueue
+from server.queue.lease_queue import LeaseQueue
 from server.worker.engine.thread import EngineThread
 from server.worker.held_job import HeldJob
 
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 class SnapshotStore:
     """Best effort: a snapshot that could not be kept costs steps, never a picture."""
 
-    def __init__(self, queue: JobQueue, thread: EngineThread, tally: Tally) -> None:
+    def __init__(self, queue: LeaseQueue, thread: EngineThread, tally: Tally) -> None:
         self.checkpoint = ""  #: SHA-256 of the weights that draw; others' snapshots are not ours
         self.thread = thread
         self._queue = queue

@@ -12,7 +12,8 @@ from server.errors import ServiceError
 from server.gateway.api_keys import hashed
 from server.jobs import JobError, JobState
 from server.launcher import subprocesses
-from server.queue.job_queue import JobQueue
+from server.queue.job_queue import JobQueue, Submission
+from server.queue.lease_queue import LeaseQueue
 from server.settings import Settings
 from tests.server.harness import Service, client_of, job_input, start, status_of, take, until
 
@@ -110,19 +111,19 @@ def test_jobs_at_a_time_are_limited_until_one_ends(new_service: Callable[..., Se
         assert alice.submit("a cat")
 
 
-async def test_the_count_of_open_jobs_comes_back_to_nothing(queue: JobQueue) -> None:
+async def test_the_count_of_open_jobs_comes_back_to_nothing(queue: JobQueue, leases: LeaseQueue) -> None:
     """However a job ends. Of what stays one would never be rid: its owner could queue less and less."""
     mine = replace(job_input(), owner="alice")
     for job_id in ("a", "b", "c"):
-        await queue.enqueue(job_id, mine, "job", max_jobs=9)
-    await queue.enqueue("a", mine, "job", max_jobs=9)  # known already
-    await queue.enqueue("line", replace(mine, batch="batch_1"), "batch", max_jobs=9)
+        await queue.enqueue(Submission(job_id, mine, "job", max_jobs=9))
+    await queue.enqueue(Submission("a", mine, "job", max_jobs=9))  # known already
+    await queue.enqueue(Submission("line", replace(mine, batch="batch_1"), "batch", max_jobs=9))
     open_jobs = f"{queue.keys.root}:open"
     assert await queue.redis.hgetall(open_jobs) == {"alice": "3"}
     await queue.cancel("a")
     await queue.cancel("a")
-    lease = await take(queue)
-    await queue.finish(lease, JobState.FAILED, error=JobError("engine_error", "it broke"))
+    lease = await take(leases)
+    await leases.finish(lease, JobState.FAILED, error=JobError("engine_error", "it broke"))
     assert await queue.redis.hgetall(open_jobs) == {"alice": "1"}
     await queue.cancel("b" if lease.job_id == "c" else "c")
     assert not await queue.redis.exists(open_jobs)
