@@ -83,7 +83,7 @@ def test_headers_have_a_deadline(service: Service, monkeypatch: pytest.MonkeyPat
     with connected(service) as silent, connected(service) as slow:
         slow.sendall(b"GET /v1/models HTTP/1.1\r\nHost: x\r\nX-Never: ")
         assert everything(silent) == b"" and everything(slow) == b""
-    assert time.monotonic() - began < 3 * slow_clients.HEADERS_S + 10
+    assert time.monotonic() - began < 3 * slow_clients.HEADER_TIMEOUT_S + 10
     assert status_of(f"{service.settings.base_url}/health/live") == 200
 
 
@@ -106,7 +106,7 @@ def test_a_connection_that_is_used_again_is_not_cut_off(service: Service) -> Non
     connection = http.client.HTTPConnection("127.0.0.1", service.settings.port, timeout=20)
     connection.connect()
     own = connection.sock.getsockname()
-    until_after = time.monotonic() + slow_clients.HEADERS_S + 1
+    until_after = time.monotonic() + slow_clients.HEADER_TIMEOUT_S + 1
     while time.monotonic() < until_after:
         connection.request("POST", "/v1/jobs", body=b'{"prompt": ""}', headers={"Content-Type": "application/json"})
         answer = connection.getresponse()
