@@ -19,8 +19,7 @@ from server.gateway.middleware.errors import UnhandledErrors, install_error_hand
 from server.gateway.middleware.request_context import RequestContext
 from server.gateway.middleware.slow_clients import SlowClientTimeouts
 from server.gateway.routes import batches, edits, files, images, jobs, operations
-from server.gateway.schemas.openapi import ANY_ERROR
-from server.gateway.schemas.openapi_examples import install_examples
+from server.gateway.schemas.openapi import ANY_ERROR, install_openapi
 from server.gateway.webhooks import parse_secret
 from server.settings import Settings
 
@@ -56,7 +55,7 @@ def create_app(settings: Settings, open_services: OpenServices = open_services) 
     install_error_handlers(app)
     for module in (images, edits, jobs, files, batches, operations):
         app.include_router(module.router)
-    install_examples(app)
+    install_openapi(app)
     return app
 
 

@@ -21,14 +21,20 @@ from server.gateway.requests.resolve import model_of, resolve
 from server.gateway.requests.validation import validated
 from server.gateway.responses.synchronous import respond
 from server.gateway.schemas import openapi
-from server.gateway.schemas.edits import DEFAULT_FEATHER, DEFAULT_KEEP, EditRequest, StartedRequest, VariationRequest
+from server.gateway.schemas.edits import (
+    DEFAULT_FEATHER,
+    DEFAULT_KEEP,
+    EditRequest,
+    SourceImageRequest,
+    VariationRequest,
+)
 from server.gateway.schemas.images import ImageRequest, ImagesResponse
 from server.images import compositing, uploads
 from server.jobs import Edit, JobInput, new_job_id
 from server.model_info import ModelInfo
 
 router = APIRouter(tags=["images"])
-R = TypeVar("R", bound=StartedRequest)
+R = TypeVar("R", bound=SourceImageRequest)
 T = TypeVar("T")
 #: A decoded picture takes 16 MiB and is copied while it is converted, so that few at a time bound the memory.
 _DECODERS = ThreadPoolExecutor(max_workers=2, thread_name_prefix="decode")
@@ -137,7 +143,7 @@ def _validated(schema: type[R], sent: FormData, files: tuple[str, ...]) -> R:
         if len(given) > 1 and name not in _LISTS:
             raise InvalidRequest(f"'{name[:100]}' is there {len(given)} times; send it once.", param=name[:100])
         values[name] = given if name in _LISTS else given[0]
-    for name in schema.not_yet:
+    for name in schema.unsupported:
         if str(values.pop(name, "")).lower() not in ("", "0", "false", "null"):
             raise InvalidRequest(f"'{name}' is not supported with a picture to start from. Leave it out.", param=name)
     return validated(schema, values, strict=False)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from server.errors import InvalidRequest
-from server.gateway.middleware.request_context import from_validation
 from server.gateway.requests.resolve import resolve
+from server.gateway.requests.validation import from_validation
 from server.gateway.schemas.images import MAX_SEED, ImageRequest
 from server.jobs import JobInput
 from server.model_info import ModelInfo
