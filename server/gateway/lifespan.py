@@ -45,7 +45,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             async def describe(job_id: str) -> dict[str, object]:
                 return (await job_object(services, await queue.get(job_id))).model_dump()
 
-            async with running(hooks.forever(describe), batches.forever()):
+            async with running(hooks.run_forever(describe), batches.forever()):
                 yield services
         finally:
             await watcher.stop()
