@@ -47,7 +47,7 @@ def create_app(settings: Settings, open_services: OpenServices = open_services) 
         responses=ANY_ERROR,
     )
     # The last one is the outermost: what any of the others refuses has its id and is counted too.
-    app.add_middleware(BodyLimit, patience_s=settings.body_timeout_s)
+    app.add_middleware(BodyLimit, timeout_s=settings.body_timeout_s)
     app.add_middleware(Authenticate, ring=KeyRing(settings), metrics_access=settings.metrics_access)
     app.add_middleware(UnhandledErrors)
     allow_origins(app, settings.cors_origins)  # browsers ask without a key whether they may send one

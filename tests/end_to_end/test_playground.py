@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from server.gateway.api_keys import hashed
+from server.gateway.api_keys import hash_key
 from tests.end_to_end.conftest import serving
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -150,7 +150,7 @@ def test_it_fits_a_phone(page) -> None:  # type: ignore[no-untyped-def]
 def test_with_keys_the_page_asks_for_one_and_forgets_it(page, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     """A key that is stored, or in the address, is read by whoever uses the browser next."""
     key = "fl-secret"
-    with serving(tmp_path, FLUID_API_KEYS=f"alice {hashed(key)}", FLUID_ENGINE="fake") as url:
+    with serving(tmp_path, FLUID_API_KEYS=f"alice {hash_key(key)}", FLUID_ENGINE="fake") as url:
         page = page.context.browser.new_page()
         page.goto(url)
         wait_until(page, "document.querySelector('#key').getAttribute('aria-invalid') === 'true'")
