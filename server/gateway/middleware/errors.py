@@ -1,5 +1,7 @@
 """Error handlers: every error leaves in OpenAI's JSON shape; unexpected ones are logged under the request id."""
 
+import logging
+
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -23,9 +25,9 @@ from server.errors import (
 )
 from server.gateway.dependencies import Services, services_of
 from server.gateway.middleware.body_limit import MAX_BODY_BYTES
-from server.gateway.middleware.request_context import log
 from server.gateway.requests.validation import from_validation
 
+log = logging.getLogger(__name__)
 REJECTIONS = (
     InvalidRequest, InvalidApiKey, KeyDisabled, NotAcceptable, RequestTooSlow, BodyTooLarge, RateLimited, QueueFull,
     NoWorkers, QueueUnavailable,

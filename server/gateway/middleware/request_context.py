@@ -1,6 +1,5 @@
 """RequestContext: give every request an id, and count and time it."""
 
-import logging
 import re
 import secrets
 import time
@@ -10,7 +9,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.gateway.dependencies import Services
 from server.gateway.middleware.security_headers import SECURITY_HEADERS
 
-log = logging.getLogger(__name__)
 _SECURITY = [(name.lower().encode(), value.encode()) for name, value in SECURITY_HEADERS.items()]
 _VALID_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
