@@ -137,7 +137,7 @@ class KeyRing:
         scheme, _, key = authorization.partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
             raise InvalidApiKey("This service requires an API key: send the header 'Authorization: Bearer KEY'.")
-        digest = hash_key(key.strip())  # looked up by hash: its timing tells nothing of the key
+        digest = hash_key(key.strip())  # looked up by hash, so timing reveals nothing of the key
         caller = self._from_file.get(digest) or self._inline.get(digest)
         if caller is None:
             raise InvalidApiKey("Unknown API key. Ask the operator of this service for one.")

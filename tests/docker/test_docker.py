@@ -85,7 +85,7 @@ def test_copied_files_exist_and_are_not_ignored() -> None:
 
 def pip_lines(text: str) -> list[str]:
     """Return the arguments of each `pip install`, without options that only say how to install."""
-    found = re.findall(r"pip install ([^&\n]+)", text)
+    found = re.findall(r"pip install ([^&\n)]+)", text)
     drop = ("-q", "-e", "--no-cache-dir")
     return [" ".join(word for word in shlex.split(line) if word not in drop) for line in found]
 
