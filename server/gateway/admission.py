@@ -1,4 +1,4 @@
-"""The door: accept a job, once however often it is asked for, or say when to come back."""
+"""Admission control: accept a job once per idempotency key, or reject it with a time to retry after."""
 
 import logging
 import math
@@ -16,13 +16,17 @@ from server.queue import source_images
 from server.queue.job_queue import Accepted
 
 log = logging.getLogger(__name__)
-#: Clients of OpenAI's kind do not obey a longer one.
-LONGEST_RETRY_S = 120
-#: Come back when so much of the line is gone: after one job only one of those who were sent away would find room.
-SHARE_TO_WAIT_FOR = 0.1
-#: For the contract; what it must look like is checked by `idempotency_key`, which also names the limit.
+#: OpenAI's clients ignore a longer Retry-After.
+MAX_RETRY_AFTER_S = 120
+#: Retry when this share of the queue has drained: after a single job, only one of the rejected callers would get in.
+DRAINED_SHARE = 0.1
+#: Only documents the header; `idempotency_key` reads and checks it, with an error that names the limit.
 Key = Annotated[
-    str | None, Header(alias="Idempotency-Key", description="The same key and body, within a day, is the same job.")
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        description="Repeating a request with the same key and body within a day returns the same job.",
+    ),
 ]
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
@@ -56,8 +60,8 @@ async def accept(
         if not isinstance(error, QueueFull):
             raise
         line_s = await services.fleet.eta_s(job.model, await services.queue.backlog(job.model))
-        retry_s = LONGEST_RETRY_S if line_s is None else math.ceil(line_s * SHARE_TO_WAIT_FOR)
-        raise QueueFull(error.message, retry_after_s=min(max(1, retry_s), LONGEST_RETRY_S)) from error
+        retry_s = MAX_RETRY_AFTER_S if line_s is None else math.ceil(line_s * DRAINED_SHARE)
+        raise QueueFull(error.message, retry_after_s=min(max(1, retry_s), MAX_RETRY_AFTER_S)) from error
     if services.settings.log_prompts == "yes" and accepted.is_new:
         log.info("%s of %s asks for %r", job_id, caller.name or "nobody", job.prompt)
     if source is not None and accepted.job_id != job_id:
@@ -66,7 +70,11 @@ async def accept(
 
 
 def idempotency_key(request: Request) -> str:
-    """Of the header; "" without one."""
+    """Return the Idempotency-Key header, or "" without one.
+
+    Raises:
+        InvalidRequest: the key is too long or has invisible characters.
+    """
     key = request.headers.get("idempotency-key", "")
     if key and not _KEY.fullmatch(key):
         raise InvalidRequest(

@@ -1,4 +1,4 @@
-"""What operators and people in a browser need: models, health, metrics, playground."""
+"""Models, health checks, metrics and the playground."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ router = APIRouter()
 
 
 @router.get("/v1/models", tags=["models"], response_model=ModelList, operation_id="list_models")
-async def models(services: ServicesDep) -> dict[str, Any]:
-    """OpenAI's list, with what each model can do: size, presets, limits, styles, the words it knows."""
+async def list_models(services: ServicesDep) -> dict[str, Any]:
+    """List the models, each with its image size, presets, limits, styles and vocabulary."""
     return {"object": "list", "data": await _models(services)}
 
 
 @router.get(
     "/v1/models/{model_id}", tags=["models"], response_model=ModelObject, responses=MODEL, operation_id="get_model"
 )
-async def model(model_id: str, services: ServicesDep) -> dict[str, Any]:
-    """One of them."""
+async def get_model(model_id: str, services: ServicesDep) -> dict[str, Any]:
+    """Get one model."""
     known = await _models(services)
     for each in known:
         if each["id"] == model_id:
             return each
-    served = ", ".join(each["id"] for each in known) or "none yet"
-    raise UnknownModel(f"No model has the id {model_id[:100]!r}. Served: {served}.", param="model")
+    names = ", ".join(each["id"] for each in known) or "none yet"
+    raise UnknownModel(f"No model has the id {model_id[:100]!r}. Served: {names}.", param="model")
 
 
 async def _models(services: Services) -> list[dict[str, Any]]:
@@ -56,24 +56,24 @@ async def _models(services: Services) -> list[dict[str, Any]]:
     ]
 
 
-# Some probes ask by HEAD, to which the server sends the head of the same answer.
+# Some probes send HEAD; uvicorn drops the body of the same response.
 @router.head("/health/live", include_in_schema=False)
 @router.get(
     "/health/live", tags=["health"], response_model=Health, response_model_exclude_none=True, operation_id="live"
 )
 async def live() -> dict[str, str]:
-    """The gateway's event loop turns. Says nothing about drawing: restart the gateway only if this fails."""
+    """Liveness: the gateway responds. Restart it only when this fails; it says nothing about workers."""
     return {"status": "live"}
 
 
 @router.head("/health/ready", include_in_schema=False)
 @router.get("/health/ready", tags=["health"], response_model=Health, responses=READY, operation_id="ready")
 async def ready(services: ServicesDep) -> Response:
-    """200 only if a live worker has drawn its canary picture; else 503 and the reason."""
+    """Readiness: 200 when a live worker has generated its canary image, or else 503 with the reason."""
     try:
         reason = await services.fleet.unready_reason()
     except RedisError as error:
-        log.warning("not ready: %s", error)  # with Redis' address, which is nobody else's business
+        log.warning("not ready: %s", error)  # holds the address of Redis, so it stays out of the response
         reason = "the queue does not answer"
     if reason is None:
         return JSONResponse({"status": "ready"})
@@ -81,8 +81,8 @@ async def ready(services: ServicesDep) -> Response:
 
 
 @router.get("/metrics", tags=["health"], response_class=Response, operation_id="metrics")
-async def scrape(services: ServicesDep) -> Response:
-    """Prometheus text of the whole service: this gateway, the queue and every worker."""
+async def metrics(services: ServicesDep) -> Response:
+    """Metrics of the whole service in Prometheus' text format: this gateway, the queue and all workers."""
     text = render(
         services.metrics,
         await services.queue.counts(),

@@ -60,7 +60,7 @@ def test_a_variation_takes_its_prompt_from_the_file(service: Service, drawn: Pat
     out = tmp_path / "again.png"
     done = fluid(service.settings, "vary", str(drawn), "--keep", "0.3", "--seed", "5", "-o", str(out))
     assert done.returncode == 0, done.stderr
-    assert "The prompt is that of the picture: 'a cat'." in done.stderr
+    assert "The prompt was taken from the image: 'a cat'." in done.stderr
     assert pixels(out) != pixels(drawn)
 
 
