@@ -168,7 +168,7 @@ def _dlq(settings: Settings, args: argparse.Namespace) -> None:
 def _keys(settings: Settings, args: argparse.Namespace) -> None:
     from server.gateway import api_keys
 
-    api_keys.make(args.name)
+    api_keys.print_new_key(args.name)
 
 
 def _reload(settings: Settings, args: argparse.Namespace) -> None:

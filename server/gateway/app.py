@@ -19,8 +19,7 @@ from server.gateway.middleware.errors import UnhandledErrors, install_error_hand
 from server.gateway.middleware.request_context import RequestContext
 from server.gateway.middleware.slow_clients import SlowClientTimeouts
 from server.gateway.routes import batches, edits, files, images, jobs, operations
-from server.gateway.schemas.openapi import ANY_ERROR
-from server.gateway.schemas.openapi_examples import install_examples
+from server.gateway.schemas.openapi import ANY_ERROR, install_openapi
 from server.gateway.webhooks import parse_secret
 from server.settings import Settings
 
@@ -50,7 +49,7 @@ def create_app(settings: Settings, open_services: OpenServices = open_services) 
         responses=ANY_ERROR,
     )
     # The last one is the outermost: requests that the others reject also get an id and are counted.
-    app.add_middleware(BodyLimit, patience_s=settings.body_timeout_s)
+    app.add_middleware(BodyLimit, timeout_s=settings.body_timeout_s)
     app.add_middleware(Authenticate, ring=KeyRing(settings), metrics_access=settings.metrics_access)
     app.add_middleware(UnhandledErrors)
     allow_origins(app, settings.cors_origins)  # outside Authenticate: preflight requests carry no key
@@ -58,7 +57,7 @@ def create_app(settings: Settings, open_services: OpenServices = open_services) 
     install_error_handlers(app)
     for module in (images, edits, jobs, files, batches, operations):
         app.include_router(module.router)
-    install_examples(app)
+    install_openapi(app)
     return app
 
 

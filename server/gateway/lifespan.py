@@ -50,7 +50,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             async def job_as_json(job_id: str) -> dict[str, object]:
                 return (await job_object(services, await queue.get(job_id))).model_dump()
 
-            async with running(hooks.forever(job_as_json), runner.run_forever()):
+            async with running(hooks.run_forever(job_as_json), runner.run_forever()):
                 yield services
         finally:
             await watcher.stop()

@@ -9,9 +9,9 @@ from starlette.datastructures import FormData, UploadFile
 
 from server.errors import InvalidRequest
 from server.gateway.requests.validation import validated
-from server.gateway.schemas.edits import StartedRequest
+from server.gateway.schemas.edits import SourceImageRequest
 
-R = TypeVar("R", bound=StartedRequest)
+R = TypeVar("R", bound=SourceImageRequest)
 _LIST_FIELDS = ("guidance_interval",)
 
 
@@ -63,7 +63,7 @@ def validated_form(schema: type[R], form: FormData, *, files: tuple[str, ...]) -
         if len(sent) > 1 and name not in _LIST_FIELDS:
             raise InvalidRequest(f"'{name[:100]}' was sent {len(sent)} times; send it once.", param=name[:100])
         values[name] = sent if name in _LIST_FIELDS else sent[0]
-    for name in schema.not_yet:
+    for name in schema.unsupported:
         if str(values.pop(name, "")).lower() not in ("", "0", "false", "null"):
             raise InvalidRequest(f"'{name}' is not supported with an uploaded image. Leave it out.", param=name)
     return validated(schema, values, strict=False)

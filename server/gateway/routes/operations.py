@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import logging
-import re
 import time
 from dataclasses import asdict
 from importlib import resources
@@ -19,6 +16,7 @@ from redis.exceptions import RedisError
 from server.errors import NoWorkers, UnknownModel
 from server.gateway.dependencies import Services, ServicesDep
 from server.gateway.metrics import render
+from server.gateway.middleware.security_headers import content_security_policy
 from server.gateway.schemas.openapi import MODEL, READY
 from server.gateway.schemas.operations import Health, ModelList, ModelObject
 from server.queue.statistics import queue_counts
@@ -100,15 +98,4 @@ async def metrics(services: ServicesDep) -> Response:
 @router.get("/", include_in_schema=False)
 async def playground() -> HTMLResponse:
     page = (resources.files("server.gateway") / "playground.html").read_text(encoding="utf-8")
-    return HTMLResponse(page, headers={"Content-Security-Policy": page_policy(page)})
-
-
-def page_policy(page: str) -> str:
-    """Return the Content-Security-Policy of a self-contained page: only its own scripts may run, allowed by hash."""
-    scripts = re.findall(r"<script>(.*?)</script>", page, re.S)
-    digests = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
-    hashes = " ".join(f"'sha256-{digest}'" for digest in digests)
-    return (
-        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; "
-        "img-src 'self' data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
+    return HTMLResponse(page, headers={"Content-Security-Policy": content_security_policy(page)})

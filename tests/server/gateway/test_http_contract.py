@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from server.gateway.middleware.body_limit import MAX_BODY_BYTES
-from server.gateway.middleware.request_context import SAFE_HEADERS
+from server.gateway.middleware.security_headers import SECURITY_HEADERS
 from server.gateway.schemas.images import ImageRequest
 from tests.server.harness import Service
 
@@ -106,4 +106,4 @@ def test_the_playground_policy_allows_its_own_script(http: httpx.Client) -> None
 
 @pytest.mark.parametrize("path", ["/", "/v1/models", "/v1/nothing", "/health/live", "/metrics"])
 def test_every_response_has_the_security_headers(http: httpx.Client, path: str) -> None:
-    assert {k.lower(): v for k, v in SAFE_HEADERS.items()}.items() <= dict(http.get(path).headers).items()
+    assert {k.lower(): v for k, v in SECURITY_HEADERS.items()}.items() <= dict(http.get(path).headers).items()
