@@ -36,14 +36,18 @@ def test_no_module_imports_against_the_direction(package: str) -> None:
         assert not wrong, f"{file.relative_to(ROOT)} imports {sorted(wrong)}"
 
 
-def test_only_the_worker_joins_server_to_model() -> None:
-    joining = {file.name for file in (ROOT / "server").rglob("*.py") if "model" in _imports(file)}
-    assert joining == {"loader.py"}
+def test_the_service_imports_the_model_in_two_places() -> None:
+    """The worker's loader for everything that serves, and `fluid import mar`, which uses nothing of the service."""
+    joining = {str(file.relative_to(ROOT)) for file in (ROOT / "server").rglob("*.py") if "model" in _imports(file)}
+    assert joining == {"server/worker/engine/loader.py", "server/cli/import_mar.py"}
 
 
 def test_the_gateway_loads_nothing_heavy() -> None:
-    """In a process of its own, because this one has torch already."""
-    code = f"import sys, server.gateway, server.cli; print(sorted(sys.modules.keys() & {HEAVY!r}))"
+    """In a process of its own, because this one has torch already; with every command's module."""
+    code = (
+        "import sys, server.gateway.app, server.client; from server.cli import main; main._parser(); "
+        f"print(sorted(sys.modules.keys() & {HEAVY!r}))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
