@@ -129,7 +129,7 @@ class AsyncFluidClient:
 
     async def image(self, job_id: str, index: int = 0) -> bytes:
         """Download the file of one finished image."""
-        response = await self._request("GET", f"/v1/jobs/{job_id}/images/{index}")
+        response = await self._call("GET", f"/v1/jobs/{job_id}/images/{index}")
         return response.content
 
     async def wait(
@@ -199,10 +199,10 @@ class AsyncFluidClient:
     # --- transport ------------------------------------------------------------------------------------
 
     async def _object(self, method: str, path: str, **options: Any) -> dict[str, Any]:
-        response = await self._request(method, path, **options)
+        response = await self._call(method, path, **options)
         return dict(response.json())
 
-    async def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
+    async def _call(self, method: str, path: str, **options: Any) -> httpx.Response:
         for attempt in range(self._max_retries + 1):
             response, failure = None, None
             try:

@@ -128,7 +128,7 @@ class FluidClient:
 
     def image(self, job_id: str, index: int = 0) -> bytes:
         """Download the file of one finished image."""
-        response = self._request("GET", f"/v1/jobs/{job_id}/images/{index}")
+        response = self._call("GET", f"/v1/jobs/{job_id}/images/{index}")
         return response.content
 
     def wait(
@@ -198,10 +198,10 @@ class FluidClient:
     # --- transport ------------------------------------------------------------------------------------
 
     def _object(self, method: str, path: str, **options: Any) -> dict[str, Any]:
-        response = self._request(method, path, **options)
+        response = self._call(method, path, **options)
         return dict(response.json())
 
-    def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
+    def _call(self, method: str, path: str, **options: Any) -> httpx.Response:
         for attempt in range(self._max_retries + 1):
             response, failure = None, None
             try:
