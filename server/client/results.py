@@ -1,4 +1,4 @@
-"""What the clients return: images, previews and job events."""
+"""Results of the clients: images, previews and job events."""
 
 from dataclasses import dataclass
 from pathlib import Path

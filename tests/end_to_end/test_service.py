@@ -56,7 +56,7 @@ def test_the_image_has_the_colour_of_the_prompt(live: str, prompt: str, low: flo
 
 
 def test_a_seed_gives_the_same_image_alone_and_in_a_batch(live: str) -> None:
-    """Images do not depend on what else is decoded; ARCHITECTURE.md tells how far rounding may change pixels."""
+    """Images do not depend on what else is decoded; docs/architecture.md says how far rounding may change pixels."""
     with FluidClient(live) as client:
         (alone,) = client.generate("a red apple, 3d style", seed=11)
         with ThreadPoolExecutor(4) as pool:
@@ -72,17 +72,17 @@ def test_a_seed_gives_the_same_image_alone_and_in_a_batch(live: str) -> None:
 
 
 def test_the_file_contains_the_recipe(live: str) -> None:
-    answer = httpx.post(
+    response = httpx.post(
         f"{live}/v1/images/generations",
         json={"prompt": "a cactus, flat style", "seed": 3, "quality": "low"},
         headers={"Accept": "image/png"},
         timeout=120,
     )
-    assert answer.status_code == 200 and answer.headers["content-type"] == "image/png"
-    assert answer.headers["seed"] == "3" and float(answer.headers["x-inference-time-ms"]) > 0
-    assert answer.headers["x-kernels"] in ("torch", "triton", "persistent")
-    assert _pixels(answer.content).size == (128, 128)
-    metadata = read_metadata(answer.content)
+    assert response.status_code == 200 and response.headers["content-type"] == "image/png"
+    assert response.headers["seed"] == "3" and float(response.headers["x-inference-time-ms"]) > 0
+    assert response.headers["x-kernels"] in ("torch", "triton", "persistent")
+    assert _pixels(response.content).size == (128, 128)
+    metadata = read_metadata(response.content)
     (model,) = httpx.get(f"{live}/v1/models").json()["data"]
     assert metadata["prompt"] == "a cactus, flat style" and metadata["seed"] == 3
     assert metadata["checkpoint_sha256"] == model["checkpoint_sha256"]
@@ -96,18 +96,18 @@ def test_models_lists_the_vocabulary(live: str) -> None:
 
 
 def test_errors_name_the_limits_of_the_model(live: str) -> None:
-    answer = httpx.post(f"{live}/v1/images/generations", json={"prompt": "x", "num_inference_steps": 65})
-    error = answer.json()["error"]
-    assert answer.status_code == 400 and error["param"] == "num_inference_steps" and "64" in error["message"]
+    response = httpx.post(f"{live}/v1/images/generations", json={"prompt": "x", "num_inference_steps": 65})
+    error = response.json()["error"]
+    assert response.status_code == 400 and error["param"] == "num_inference_steps" and "64" in error["message"]
 
 
 def test_the_official_openai_client_works_unchanged(live: str) -> None:
     with openai.OpenAI(base_url=f"{live}/v1", api_key="unused") as client:
-        answer = client.images.generate(
+        response = client.images.generate(
             model="scenes-128", prompt="a rocket, flat style", size="128x128", quality="low"
         )
-    assert answer.data is not None and answer.data[0].b64_json is not None
-    assert _pixels(base64.b64decode(answer.data[0].b64_json)).size == (128, 128)
+    assert response.data is not None and response.data[0].b64_json is not None
+    assert _pixels(base64.b64decode(response.data[0].b64_json)).size == (128, 128)
 
 
 def test_a_job_runs_from_submission_to_image_files(live: str) -> None:

@@ -84,8 +84,8 @@ def test_each_counter_check_can_fail(changes: dict[str, object], text: str) -> N
 
 def test_doctor_without_a_service_says_how_to_start_one(tmp_path: Path) -> None:
     """The commonest mistake: another data folder, or no service at all. Silence would look like health."""
-    answer = fluid(Settings(data_dir=str(tmp_path)), "doctor")
-    assert (answer.returncode, "fluid serve" in answer.stderr) == (2, True)
+    done = fluid(Settings(data_dir=str(tmp_path)), "doctor")
+    assert (done.returncode, "fluid serve" in done.stderr) == (2, True)
 
 
 def test_commands_find_the_embedded_valkey(tmp_path: Path) -> None:
@@ -121,8 +121,8 @@ def test_reload_drops_no_request(new_service: Callable[..., Service]) -> None:
     try:
         slow = service.client.submit("a castle", num_inference_steps=100)
         until(lambda: service.client.job(slow["id"])["progress"]["step"] > 3)
-        answer = fluid(service.settings, "reload", "--to", "better-weights")
-        assert answer.returncode == 0, answer.stderr
+        done = fluid(service.settings, "reload", "--to", "better-weights")
+        assert done.returncode == 0, done.stderr
     finally:
         stop.set()
         for thread in threads:
@@ -141,6 +141,6 @@ def test_reload_drops_no_request(new_service: Callable[..., Service]) -> None:
 def test_a_failed_reload_keeps_the_old_checkpoint(new_service: Callable[..., Service]) -> None:
     """A typo in a path must not take the service down."""
     service = new_service()
-    answer = fluid(service.settings, "reload", "--to", "missing-weights")
-    assert (answer.returncode, "no checkpoint" in answer.stderr) == (1, True)
+    done = fluid(service.settings, "reload", "--to", "missing-weights")
+    assert (done.returncode, "no checkpoint" in done.stderr) == (1, True)
     assert service.client.generate("a cat", quality="low")
