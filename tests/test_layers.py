@@ -18,8 +18,9 @@ FORBIDDEN = {
     "model": {"server", "fastapi", "redis", "uvicorn", "prometheus_client"},
     "server": {"fluid_kernels", "torch", "transformers", "triton"},
 }
-#: The one file of the service that imports the model.
-JOINT = "server/worker/engine/loader.py"
+#: The files of server/ that import the model: one for everything that serves, and `fluid import mar`, which converts
+#: weights and uses nothing of the service.
+JOINTS = {"server/worker/engine/loader.py", "server/cli/import_mar.py"}
 #: The order of the folders, from the top down: a file imports from its own folder, and from folders on lines below it.
 #: Folders on one line do not import each other. "." is the files that lie in the package's own folder.
 ORDER = {
@@ -143,18 +144,21 @@ def test_no_file_is_too_long_to_read(package: str) -> None:
     assert not long, f"over {MOST_LINES} lines: {long}"
 
 
-def test_one_file_joins_server_to_model() -> None:
+def test_only_the_joints_import_the_model() -> None:
     joining = {
         str(file.relative_to(ROOT))
         for file in _modules("server").values()
         if "model" in {full.split(".")[0] for full in _imported(file)}
     }
-    assert joining == {JOINT}
+    assert joining == JOINTS
 
 
 def test_the_gateway_loads_nothing_heavy() -> None:
-    """In a process of its own, because this one has torch already."""
-    code = f"import sys, server.gateway.app, server.cli.main; print(sorted(sys.modules.keys() & {HEAVY!r}))"
+    """In a process of its own, because this one has torch already; with the modules of all commands."""
+    code = (
+        "import sys, server.gateway.app, server.client; from server.cli import main; main._parser(); "
+        f"print(sorted(sys.modules.keys() & {HEAVY!r}))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
