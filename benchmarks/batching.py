@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from benchmarks.machine import command
 from model.inference.load import load_engine
-from model.inference.requests import Request
+from model.inference.requests import Request, Sampling
 from model.inference.serving import ServingEngine
 
 ROWS, TIMEOUT_S, LOADS = 8, 0.05, (0.5, 0.8)
@@ -45,8 +45,8 @@ def make_trace(count: int, rate: float, seed: int) -> list[Arrival]:
     gaps = rng.exponential(1 / rate, count) if np.isfinite(rate) else np.zeros(count)
     asks = [
         Request(
-            PROMPTS[i % len(PROMPTS)], i, int(rng.choice([8, 16, 32])), int(rng.choice([12, 25, 50])),
-            float(rng.choice([1.0, 3.0])), "constant", 1.0,
+            PROMPTS[i % len(PROMPTS)], i,
+            Sampling(int(rng.choice([8, 16, 32])), int(rng.choice([12, 25, 50])), float(rng.choice([1.0, 3.0]))),
         )
         for i in range(count)
     ]  # fmt: skip
@@ -80,10 +80,10 @@ def static_padded(engine: ServingEngine, trace: list[Arrival]) -> list[float]:
 
 def _padded(batch: list[Request]) -> list[Request]:
     slowest = {
-        name: max(getattr(ask, name) for ask in batch)
+        name: max(getattr(ask.sampling, name) for ask in batch)
         for name in ("num_inference_steps", "diffusion_steps", "guidance_scale")
     }
-    return [replace(ask, **slowest) for ask in batch]
+    return [replace(ask, sampling=replace(ask.sampling, **slowest)) for ask in batch]
 
 
 def static(engine: ServingEngine, trace: list[Arrival], pad: bool = False) -> list[float]:

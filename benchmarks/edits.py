@@ -25,8 +25,8 @@ from PIL import Image, ImageDraw, ImageFilter
 from benchmarks.machine import describe_machine, keep
 from model.data.contact_sheet import contact_sheet
 from model.data.dataset import Dataset
-from model.evaluation.drawing import default_request
-from model.evaluation.evaluate import spread
+from model.evaluation.evaluate_emoji import spread
+from model.evaluation.generation import default_sampling
 from model.inference.load import load_engine
 from model.inference.requests import Request
 from model.inference.serving import ServingEngine
@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> None:
     dataset = Dataset.load(args.data)
     rows = spread(dataset.indices(args.split), args.images)
     originals, size = dataset.images[rows], engine.image_size
-    mask, settings = box_mask(size), default_request(engine)
+    mask, settings = box_mask(size), default_sampling(engine)
     if args.guidance is not None:
         settings = replace(settings, guidance_scale=args.guidance)
     stays = staying(mask.tobytes(), size, engine.checkpoint.config.tokens)
@@ -102,10 +102,11 @@ def main(argv: list[str] | None = None) -> None:
     sources = [Source(size, o.tobytes(), mask.tobytes(), Known(o.tobytes(), stays)) for o in originals]
 
     def asks(prompts: list[str], known: bool) -> list[Request]:
-        plain = [replace(settings, prompt=prompt, seed=seed) for seed, prompt in enumerate(prompts)]
+        plain = [Request(prompt, seed, settings) for seed, prompt in enumerate(prompts)]
         if not known:
             return plain
-        return [replace(ask, num_inference_steps=steps, known=s.known) for ask, s in zip(plain, sources, strict=True)]
+        fewer = replace(settings, num_inference_steps=steps)
+        return [replace(ask, sampling=fewer, known=s.known) for ask, s in zip(plain, sources, strict=True)]
 
     result: dict[str, Any] = {
         "machine": describe_machine(), "images": len(rows), "split": args.split, "new_tokens": stays.count(0),

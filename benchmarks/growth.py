@@ -21,7 +21,7 @@ from model.config import FluidConfig, TextConfig
 from model.inference.engine import Engine
 from model.inference.precision import choose_dtype, pack
 from model.inference.prompts import TextPrompts
-from model.inference.requests import Request
+from model.inference.requests import Request, Sampling
 from model.networks.random_order_model import Fluid
 from model.networks.text_encoder import HashEncoder
 from model.networks.transformer import count_parameters
@@ -43,7 +43,7 @@ def engine_of(config: FluidConfig, rows: int) -> tuple[Engine, int]:
 def decode(engine: Engine, rows: int) -> float:
     """Seconds for so many pictures together."""
     begin = time.perf_counter()
-    taken = engine.admit([Request("a red apple", i, 16, 25, 3.0, "constant", 1.0) for i in range(rows)])
+    taken = engine.admit([Request("a red apple", i, Sampling()) for i in range(rows)])
     left = set(taken)
     while left:
         left -= set(engine.step())

@@ -21,17 +21,17 @@ from dataclasses import replace
 from tqdm import tqdm
 
 from benchmarks.machine import describe_machine, keep
-from model.evaluation.drawing import default_request
+from model.evaluation.generation import default_sampling
 from model.inference.load import find_checkpoint, load_engine
-from model.inference.requests import Request
+from model.inference.requests import Request, Sampling
 from model.inference.serving import ServingEngine
 
 PROMPTS = ("a red apple, 3d style", "cat, flat style", "rocket, noto style", "a castle, twemoji style")
 
 
-def seconds_per_picture(engine: ServingEngine, settings: Request, batch: int) -> float:
+def seconds_per_picture(engine: ServingEngine, settings: Sampling, batch: int) -> float:
     """Decode `batch` pictures together, pixels included; wall seconds over batch."""
-    asks = [replace(settings, prompt=PROMPTS[i % len(PROMPTS)], seed=i) for i in range(batch)]
+    asks = [Request(PROMPTS[i % len(PROMPTS)], i, settings) for i in range(batch)]
     start = time.perf_counter()
     rows = engine.admit(asks)
     finished: set[int] = set()
@@ -48,7 +48,7 @@ def fast_over_exact(quick: bool) -> dict[str, float]:
 
     The two are equal in quality by the figures of benchmarks.fast (docs/log.md)."""
     engine = load_engine("emoji-64", 8, "cpu")
-    default = default_request(engine)
+    default = default_sampling(engine)
     exact = replace(default, num_inference_steps=32, diffusion_steps=50, diffusion_steps_final=None, order="random")
     for settings in (default, exact):
         seconds_per_picture(engine, settings, 8)
@@ -71,16 +71,16 @@ def main(argv: list[str] | None = None) -> None:
     engine = load_engine(str(find_checkpoint(args.checkpoint)), max(batches), "auto", 0)
     cases = [(quality, batch) for quality in ("low", "medium", "high") for batch in batches]
     times: dict[tuple[str, int], list[float]] = {case: [] for case in cases}
-    seconds_per_picture(engine, default_request(engine, "low"), 2)  # first use of each shape is slower
+    seconds_per_picture(engine, default_sampling(engine, "low"), 2)  # first use of each shape is slower
     for _ in tqdm(range(1 if args.quick else 5), desc="rounds"):
         for quality, batch in cases:
-            times[quality, batch].append(seconds_per_picture(engine, default_request(engine, quality), batch))
+            times[quality, batch].append(seconds_per_picture(engine, default_sampling(engine, quality), batch))
 
     result: dict[str, object] = {"machine": describe_machine(), "checkpoint_sha256": engine.checkpoint.sha256}
     print(f"{'quality':10s}{'steps':>8s}{'batch':>8s}{'s/picture':>12s}{'vs batch 1':>12s}")
     for quality, batch in cases:
         median = statistics.median(times[quality, batch])
-        preset = default_request(engine, quality)
+        preset = default_sampling(engine, quality)
         ratio = statistics.median(times[quality, 1]) / median
         steps = f"{preset.num_inference_steps}x{preset.diffusion_steps}"
         print(f"{quality:10s}{steps:>8s}{batch:8d}{median:12.3f}{ratio:11.1f}x")

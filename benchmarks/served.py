@@ -23,7 +23,7 @@ import httpx
 from tqdm import tqdm
 
 from benchmarks.machine import command
-from model.evaluation.drawing import default_request
+from model.evaluation.generation import default_sampling
 from model.inference.load import load_engine
 from model.inference.requests import Request
 from model.inference.serving import ServingEngine
@@ -97,7 +97,7 @@ def one_picture(client: httpx.Client, engine: ServingEngine, ask: Request, seed:
 def run(quick: bool) -> dict[str, Any]:
     """Table to stdout; figures back."""
     engine = load_engine(CHECKPOINT, ROWS, "cpu")
-    ask = replace(default_request(engine), prompt=PROMPT)
+    ask = Request(PROMPT, 0, default_sampling(engine))
     count, rounds, singles = (32, 1, 5) if quick else (128, 3, 15)
     shares, served, bare = [], [], []
     with service() as url, httpx.Client(base_url=url) as client:

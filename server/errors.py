@@ -6,26 +6,26 @@ FluidError
 │   ├── DataDirInUse            another instance holds the data folder
 │   └── ValkeyStartError        the embedded Valkey is missing or did not start
 ├── RequestError                answered to the HTTP caller
-│   ├── InvalidRequest          400  a parameter is wrong; names it and the limit
-│   ├── JobCanceled             400  the job that the request waited for was canceled
-│   ├── InvalidApiKey           401  the key is missing or unknown
-│   ├── KeyDisabled             403  the operator disabled the key
-│   ├── NotAcceptable           406  an image type that is not offered
+│   ├── InvalidRequest          400  a parameter is invalid; names it and the limit
+│   ├── JobCanceled             400  the job that this request waited for was canceled
+│   ├── InvalidApiKey           401  no key, or an unknown one
+│   ├── KeyDisabled             403
+│   ├── NotAcceptable           406  an unsupported image type
 │   ├── RequestTooSlow          408  its body did not arrive in time
 │   ├── BodyTooLarge            413  larger than any valid request
 │   ├── UnknownJob              404
-│   ├── UnknownImage            404  no such image, or not generated yet
+│   ├── UnknownImage            404  no such image, or not yet
 │   ├── UnknownModel            404
 │   ├── UnknownFile             404
 │   ├── UnknownBatch            404
-│   ├── JobExpired              410  the job ended and was deleted
-│   ├── KeyReused               422  an Idempotency-Key or job id of another request
-│   ├── RateLimited             429  one key: too many requests a minute, or open jobs
-│   ├── QueueFull               429  too many jobs wait
-│   ├── JobFailed               500  the job ended as failed
-│   ├── NoWorkers               503  no live worker serves the model
-│   ├── QueueUnavailable        503  Redis does not answer
-│   └── DeadlineExceeded        504  the image was not ready in time
+│   ├── JobExpired              410
+│   ├── KeyReused               422  the Idempotency-Key or job id of another request
+│   ├── RateLimited             429  one key has too many requests or jobs
+│   ├── QueueFull               429
+│   ├── JobFailed               500
+│   ├── NoWorkers               503
+│   ├── QueueUnavailable        503  Redis does not respond
+│   └── DeadlineExceeded        504
 ├── OperatorError               ends an operator's command
 │   ├── KeyNameRefused          `fluid keys new` with a name that the key file cannot hold
 │   ├── UnknownDeadLetter       no dead letter of this id
@@ -67,7 +67,7 @@ class ValkeyStartError(ConfigError):
 
 
 class RequestError(FluidError):
-    """An HTTP response other than success."""
+    """An error response to the HTTP caller. The first sentence of a docstring below is its description in OpenAPI."""
 
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
@@ -102,14 +102,14 @@ class RequestError(FluidError):
 
 
 class InvalidRequest(RequestError):
-    """A parameter is wrong; the message names it and the limit."""
+    """A parameter is invalid; `param` names it, and the message names the limit."""
 
     status, type, code = 400, "invalid_request_error", "invalid_value"
     rejection = True
 
 
 class JobCanceled(RequestError):
-    """The job that the request waited for was canceled."""
+    """The job that this request waited for was canceled."""
 
     status, type, code = 400, "invalid_request_error", "job_canceled"
 
@@ -123,21 +123,21 @@ class InvalidApiKey(RequestError):
 
 
 class KeyDisabled(RequestError):
-    """The operator disabled this API key."""
+    """The operator has disabled this API key."""
 
     status, type, code = 403, "permission_error", "key_disabled"
     rejection = True
 
 
 class NotAcceptable(RequestError):
-    """The Accept header asks for an image type that is not offered, or not the one that `output_format` names."""
+    """The Accept header asks for an unsupported image type, or for another one than `output_format`."""
 
     status, type, code = 406, "invalid_request_error", "not_acceptable"
     rejection = True
 
 
 class RequestTooSlow(RequestError):
-    """The request body did not arrive within FLUID_BODY_TIMEOUT_S."""
+    """The body did not arrive within FLUID_BODY_TIMEOUT_S."""
 
     status, type, code = 408, "invalid_request_error", "request_too_slow"
     rejection = True
@@ -146,84 +146,84 @@ class RequestTooSlow(RequestError):
 
 
 class BodyTooLarge(RequestError):
-    """The request body is larger than any valid one."""
+    """The body, or a file in it, is larger than the limit."""
 
     status, type, code = 413, "invalid_request_error", "body_too_large"
     rejection = True
 
 
 class UnknownJob(RequestError):
-    """No job with this id was ever accepted."""
+    """No job has this id."""
 
     status, type, code = 404, "invalid_request_error", "job_not_found"
 
 
 class UnknownImage(RequestError):
-    """The job has no such image, or it is not generated yet."""
+    """The job has no such image; if `Retry-After` is set, not yet."""
 
     status, type, code = 404, "invalid_request_error", "image_not_found"
 
 
 class UnknownModel(RequestError):
-    """No worker ever published a model with this id."""
+    """No worker has published a model with this id."""
 
     status, type, code = 404, "invalid_request_error", "model_not_found"
 
 
 class UnknownFile(RequestError):
-    """No file with this id, or it was deleted."""
+    """No file has this id, or it was deleted."""
 
     status, type, code = 404, "invalid_request_error", "file_not_found"
 
 
 class UnknownBatch(RequestError):
-    """No batch with this id, or it was deleted."""
+    """No batch has this id, or it was deleted."""
 
     status, type, code = 404, "invalid_request_error", "batch_not_found"
 
 
 class JobExpired(RequestError):
-    """The job ended, and its result was deleted after FLUID_RESULT_TTL_S."""
+    """The job has ended, and its result was deleted after FLUID_RESULT_TTL_S."""
 
     status, type, code = 410, "invalid_request_error", "expired"
 
 
 class KeyReused(RequestError):
-    """An Idempotency-Key or job id of another request. Not 409, which clients retry by themselves."""
+    """The Idempotency-Key or job id belongs to another request. Not a 409, which clients retry by themselves."""
 
     status, type, code = 422, "invalid_request_error", "idempotency_key_reused"
 
 
 class RateLimited(RequestError):
-    """One API key makes too many requests a minute, or has too many waiting and running jobs."""
+    """The API key is over its limit of requests per minute, or of jobs at the same time; obey `Retry-After`."""
 
     status, type, code = 429, "rate_limit_error", "rate_limit_exceeded"
     rejection = True
 
 
 class QueueFull(RequestError):
-    """FLUID_MAX_QUEUE jobs are already waiting."""
+    """The queue is full: FLUID_MAX_QUEUE jobs are waiting; obey `Retry-After`."""
 
     status, type, code = 429, "rate_limit_error", "queue_full"
     rejection = True
 
 
 class JobFailed(RequestError):
-    """The job ended as failed."""
+    """The job failed after all its attempts."""
 
     status, type, code = 500, "server_error", "job_failed"
     always = NO_RETRY
 
 
 class NoWorkers(RequestError):
-    """No live worker serves the model."""
+    """No live worker can generate; obey `Retry-After`."""
 
     status, type, code = 503, "server_error", "no_workers"
     rejection = True
 
 
 class QueueUnavailable(RequestError):
-    """Redis does not answer."""
+    """The queue does not respond; obey `Retry-After`."""
 
     status, type, code = 503, "server_error", "queue_unavailable"
     rejection = True
@@ -233,7 +233,7 @@ class QueueUnavailable(RequestError):
 
 
 class DeadlineExceeded(RequestError):
-    """The image was not ready within FLUID_REQUEST_TIMEOUT_S."""
+    """The images were not ready within FLUID_REQUEST_TIMEOUT_S or `deadline_ms`; the job was canceled."""
 
     status, type, code = 504, "server_error", "deadline_exceeded"
     always = NO_RETRY

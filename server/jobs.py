@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from server.sampling import SAMPLING_FIELDS, Sampling
+
 #: Error code of a job that no worker can complete, however many attempts it gets.
 IMPOSSIBLE = "impossible_request"
 #: Priority classes, first to last. A class is served while those before it are empty; see lua/take.lua.
@@ -63,17 +65,10 @@ class JobInput:
     output_format: str
     output_compression: int
     seed: int
-    num_inference_steps: int
-    diffusion_steps: int
-    guidance_scale: float
-    guidance_schedule: str
-    temperature: float
+    sampling: Sampling
     user: str | None = None
     priority: str = "normal"
     deadline_ms: int | None = None
-    diffusion_steps_final: int | None = None
-    order: str = "random"
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
     partial_images: int = 0  #: number of previews of each image while it is decoded
     owner: str = ""  #: name of the API key; only its holder may see the job
     result_ttl_s: int | None = None  #: how long the ended job is kept; None: FLUID_RESULT_TTL_S
@@ -89,26 +84,35 @@ class JobInput:
     @property
     def work(self) -> int:
         """Size of the job in row-steps: one row for one autoregressive step."""
-        return self.n * self.num_inference_steps
+        return self.n * self.sampling.num_inference_steps
 
     @property
     def preview_steps(self) -> tuple[int, ...]:
         """The steps after which previews are sent: evenly spaced, the first one after a third of them at the latest."""
         parts = max(2, self.partial_images) + 1
-        steps = (round(self.num_inference_steps * (i + 1) / parts) for i in range(self.partial_images))
-        return tuple(dict.fromkeys(step for step in steps if 0 < step < self.num_inference_steps))
+        steps = self.sampling.num_inference_steps
+        shown = (round(steps * (i + 1) / parts) for i in range(self.partial_images))
+        return tuple(dict.fromkeys(step for step in shown if 0 < step < steps))
 
     def seed_of(self, index: int) -> int:
         """Seed of image `index`, which is seed + index, so each image of a request can be reproduced alone."""
         return self.seed + index
 
+    def parameters(self) -> dict[str, Any]:
+        """Every parameter in one flat mapping, as callers write and read them."""
+        flat: dict[str, Any] = {}
+        for name, value in asdict(self).items():
+            flat |= value if name == "sampling" else {name: value}
+        return flat
+
     def to_json(self) -> str:
-        return json.dumps(asdict(self), separators=(",", ":"))
+        return json.dumps(self.parameters(), separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> "JobInput":
-        values = json.loads(text)
-        values["guidance_interval"] = tuple(values["guidance_interval"])  # JSON has no tuples
+        flat = json.loads(text)
+        values = {name: value for name, value in flat.items() if name not in SAMPLING_FIELDS}
+        values["sampling"] = Sampling.from_mapping(flat)
         values["edit"] = Edit(**values["edit"]) if values.get("edit") else None
         return cls(**values)
 

@@ -42,7 +42,7 @@ from benchmarks.parts import Part, Record, attempt, command
 from benchmarks.prompt_states import PROMPTS
 from model.inference.backbone_pass import PlainPass, StaticPass
 from model.inference.engine import Engine
-from model.inference.requests import Request
+from model.inference.requests import Request, Sampling
 from model.inference.step_plan import Snapshot
 from model.networks.mar import Mar
 
@@ -88,7 +88,7 @@ def bench_shipped(args: argparse.Namespace, emit: Emit) -> None:
 
     def draw(count: int) -> Tensor:
         steps = (2, 5) if args.quick else (8, 25)
-        asks = [Request(PROMPTS[i % 4], i, *steps, 3.0, "constant", 1.0, "halton") for i in range(count)]
+        asks = [Request(PROMPTS[i % 4], i, Sampling(*steps, order="halton")) for i in range(count)]
         with torch.inference_mode():
             return tokenizer.decode(decode(engine, asks)).cpu()
 
@@ -139,7 +139,7 @@ def one_step(engine: Engine, tokens: Tensor, index: int, steps: int, diffusion_s
     """Seconds of AR step `index` with all rows at it."""
     prompts = prompts_of(engine)
     for row in range(len(tokens)):
-        ask = Request(prompts[row % len(prompts)], row, steps, diffusion_steps, 3.0, "constant", 1.0)
+        ask = Request(prompts[row % len(prompts)], row, Sampling(steps, diffusion_steps))
         engine.restore(Snapshot(ask, index, tokens[row]))
     synchronise(device)
     begin = time.perf_counter()

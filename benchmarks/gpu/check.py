@@ -33,7 +33,7 @@ from fluid_kernels.philox import STEP, normal_ref
 from model.inference.backbone_pass import PlainPass, StaticPass
 from model.inference.engine import Engine
 from model.inference.precision import pack
-from model.inference.requests import Request
+from model.inference.requests import Request, Sampling
 from model.networks.random_order_model import RandomOrderModel
 from model.networks.tokenizer import psnr, to_pixels, to_uint8
 
@@ -164,7 +164,8 @@ def among_others(engine: Engine, ask: Request) -> Tensor:
     while row not in finished:
         while len(others) < 5:
             steps, guidance = 3 + number % 4, 1.0 + number % 3
-            others += engine.admit([Request(PROMPTS[number % 4], 100 + number, steps, 7, guidance, "linear", 1.0)])
+            sampling = Sampling(steps, 7, guidance, "linear")
+            others += engine.admit([Request(PROMPTS[number % 4], 100 + number, sampling)])
             number += 1
         finished = engine.step()
         for gone in [index for index in finished if index in others]:
@@ -175,12 +176,12 @@ def among_others(engine: Engine, ask: Request) -> Tensor:
 
 def pictures(quick: bool) -> list[Request]:
     """Requests of different settings."""
-    base = Request(PROMPTS[0], 5, 4 if quick else 16, 8 if quick else 25, 3.0, "constant", 1.0)
+    base = Sampling(4, 8) if quick else Sampling(16, 25)
     return [
-        base,
-        replace(base, prompt=PROMPTS[1], seed=6, order="halton", guidance_schedule="linear"),
-        replace(base, prompt=PROMPTS[2], seed=7, guidance_scale=1.0, temperature=0.9),
-        replace(base, prompt=PROMPTS[3], seed=8, diffusion_steps_final=5, guidance_interval=(0.2, 0.8)),
+        Request(PROMPTS[0], 5, base),
+        Request(PROMPTS[1], 6, replace(base, order="halton", guidance_schedule="linear")),
+        Request(PROMPTS[2], 7, replace(base, guidance_scale=1.0, temperature=0.9)),
+        Request(PROMPTS[3], 8, replace(base, diffusion_steps_final=5, guidance_interval=(0.2, 0.8))),
     ]
 
 

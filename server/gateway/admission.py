@@ -1,4 +1,4 @@
-"""The door: accept a job, once however often it is asked for, or say when to come back."""
+"""Admission control: accept a job once per idempotency key, or reject it with a time to retry after."""
 
 import logging
 import math
@@ -15,15 +15,19 @@ from server.jobs import JobInput, new_job_id
 from server.queue.job_queue import Accepted, Submission
 
 log = logging.getLogger(__name__)
-#: Clients of OpenAI's kind do not obey a longer one.
-LONGEST_RETRY_S = 120
-#: Come back when so much of the line is gone: after one job only one of those who were sent away would find room.
-SHARE_TO_WAIT_FOR = 0.1
-#: For the contract; what it must look like is checked by `idempotency_key`, which also names the limit.
-Key = Annotated[
-    str | None, Header(alias="Idempotency-Key", description="The same key and body, within a day, is the same job.")
+#: OpenAI's clients ignore a longer Retry-After.
+MAX_RETRY_AFTER_S = 120
+#: Retry when this share of the queue has drained: after a single job, only one of the rejected callers would get in.
+DRAINED_SHARE = 0.1
+#: Only documents the header; `idempotency_key` reads and checks it, with an error that names the limit.
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        description="Repeating a request with the same key and body within a day returns the same job.",
+    ),
 ]
-_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+_VALID_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
 
 def submission_of(
@@ -37,33 +41,38 @@ def submission_of(
     follow_events: bool = False,
     source: bytes | None = None,
 ) -> Submission:
-    """The job as one of this caller, within their limits."""
+    """Build the submission of a caller's job, within the limits of their API key."""
     job = replace(job, owner=caller.name)
     return Submission(job_id or new_job_id(), job, kind, key, fingerprint, follow_events, caller.max_jobs, source)
 
 
 async def accept(services: Services, submission: Submission) -> Accepted:
-    """Queue the job, or find the one that the same request brought before.
+    """Queue the job, or find the one that the same request created before.
 
     Raises:
-        QueueFull: with an estimate of when to retry. KeyReused, JobExpired, RateLimited: see JobQueue.enqueue.
+        QueueFull: too many jobs wait; Retry-After is an estimate of when the queue has room.
+        KeyReused, JobExpired, RateLimited: see JobQueue.enqueue.
     """
     job = submission.job
     try:
         accepted = await services.queue.enqueue(submission)
     except QueueFull as error:
-        line_s = await services.fleet.eta_s(job.model, await services.queue.backlog(job.model))
-        retry_s = LONGEST_RETRY_S if line_s is None else math.ceil(line_s * SHARE_TO_WAIT_FOR)
-        raise QueueFull(error.message, retry_after_s=min(max(1, retry_s), LONGEST_RETRY_S)) from error
+        queue_s = await services.fleet.eta_s(job.model, await services.queue.backlog(job.model))
+        retry_s = MAX_RETRY_AFTER_S if queue_s is None else math.ceil(queue_s * DRAINED_SHARE)
+        raise QueueFull(error.message, retry_after_s=min(max(1, retry_s), MAX_RETRY_AFTER_S)) from error
     if services.settings.log_prompts == "yes" and accepted.is_new:
-        log.info("%s of %s asks for %r", submission.job_id, job.owner or "nobody", job.prompt)
+        log.info("%s by %s: prompt %r", submission.job_id, job.owner or "anonymous", job.prompt)
     return accepted
 
 
 def idempotency_key(request: Request) -> str:
-    """Of the header; "" without one."""
+    """Return the Idempotency-Key header, or "" without one.
+
+    Raises:
+        InvalidRequest: the key is too long or has invisible characters.
+    """
     key = request.headers.get("idempotency-key", "")
-    if key and not _KEY.fullmatch(key):
+    if key and not _VALID_KEY.fullmatch(key):
         raise InvalidRequest(
             "'Idempotency-Key' must have 1 to 255 visible ASCII characters, for example a UUID.",
             param="Idempotency-Key",

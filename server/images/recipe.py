@@ -1,6 +1,7 @@
 """A picture's own recipe as a request: `fluid generate --like picture.png`, and `like` of the clients."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,11 @@ from server import __version__
 from server.errors import InvalidRequest
 from server.images.codec import read_metadata
 from server.jobs import JobInput
+from server.sampling import SAMPLING_FIELDS
 
 #: What decides the picture; `quality` is only a name for the steps, but belongs into the new file as well.
 FIELDS = (
-    "prompt", "model", "size", "quality", "seed", "num_inference_steps", "diffusion_steps", "diffusion_steps_final",
-    "guidance_scale", "guidance_schedule", "guidance_interval", "temperature", "order",
+    "prompt", "model", "size", "quality", "seed", *SAMPLING_FIELDS,
 )  # fmt: skip
 
 
@@ -81,14 +82,7 @@ def recipe(job: JobInput, index: int, checkpoint_sha256: str) -> dict[str, Any]:
         "seed": job.seed_of(index),
         "size": f"{job.width}x{job.height}",
         "quality": job.quality,
-        "num_inference_steps": job.num_inference_steps,
-        "diffusion_steps": job.diffusion_steps,
-        "guidance_scale": job.guidance_scale,
-        "guidance_schedule": job.guidance_schedule,
-        "temperature": job.temperature,
-        "order": job.order,
-        "guidance_interval": list(job.guidance_interval),
-        "diffusion_steps_final": job.diffusion_steps_final,
+        **asdict(job.sampling),
         "model": job.model,
         "checkpoint_sha256": checkpoint_sha256,
         "software": f"fluid-serve {__version__}",

@@ -184,7 +184,7 @@ class Worker:
         for row, pixels in outcome.images.items():
             work = rows[row]
             index = self.held.unseat(work, row, again=False)
-            work.steps_done[index] = work.lease.input.num_inference_steps
+            work.steps_done[index] = work.lease.input.sampling.num_inference_steps
             work.predict_s = time.monotonic() - work.taken_at
             self.publisher.start(work, index, pixels)
         # All of them off their rows first: what fails one image of a job frees the rows of all its others.

@@ -148,7 +148,9 @@ class Scheduler:
         chosen: list[tuple[HeldJob, int]] = []
         for priority, callers in lines.items():
             while callers and len(chosen) < free:
-                costs = {caller: line[0][0].lease.input.num_inference_steps for caller, line in callers.items()}
+                costs = {
+                    caller: line[0][0].lease.input.sampling.num_inference_steps for caller, line in callers.items()
+                }
                 caller = self._turns[priority].next(costs)
                 chosen.append(callers[caller].popleft())
                 if not callers[caller]:

@@ -30,7 +30,7 @@ class SnapshotStore:
         if not work.lease.resumable:
             return
         found = await self._queue.resume(work.lease, self.checkpoint)
-        steps = work.lease.input.num_inference_steps
+        steps = work.lease.input.sampling.num_inference_steps
         for index, output in found.outputs.items():
             work.outputs[index] = output
             work.waiting.remove(index)

@@ -12,11 +12,11 @@ from benchmarks import batching, edits, exact, growth
 from benchmarks.fast import kernel_distance
 from benchmarks.machine import alive
 from model.config import KlConfig, MarConfig
-from model.diffusion import make_schedule
+from model.inference.chains import make_chains
 from model.inference.engine import Engine
 from model.inference.load import load_engine
 from model.inference.prompts import LabelPrompts
-from model.inference.requests import Request
+from model.inference.requests import Request, Sampling
 from model.inference.step_plan import Snapshot
 from model.networks.mar import Mar
 
@@ -64,10 +64,10 @@ def test_the_eager_chain_draws_from_the_distribution_of_the_engine() -> None:
     torch.manual_seed(0)
     model = alive(Mar(config))
     engine = Engine(model, LabelPrompts(model, ["a", "b"]), 1)
-    ask = Request("a", 0, 1, exact.DIFFUSION_STEPS, exact.GUIDANCE, "constant", 1.0)
+    sampling = Sampling(1, exact.DIFFUSION_STEPS, exact.GUIDANCE)
     drawn = []
     for seed in range(60):
-        row = engine.restore(Snapshot(Request("a", seed, 1, *list(_rest(ask))), 0, torch.zeros(64, 4)))
+        row = engine.restore(Snapshot(Request("a", seed, sampling), 0, torch.zeros(64, 4)))
         engine.step()
         drawn.append(engine.peek(row))
         engine.release(row)
@@ -75,16 +75,12 @@ def test_the_eager_chain_draws_from_the_distribution_of_the_engine() -> None:
         torch.zeros(2, 64, 4), torch.zeros(2, 64, dtype=torch.bool),
         engine._null.stack([engine.conditioner("a"), engine._null]),
     ).flatten(0, 1)  # fmt: skip
-    schedule = make_schedule(exact.DIFFUSION_STEPS)
-    eager = torch.stack([exact._eager_chain(model, z, schedule) for _ in range(60)])
+    chains = make_chains(model.head, (exact.DIFFUSION_STEPS,))
+    eager = torch.stack([exact._eager_chain(model, z, chains) for _ in range(60)])
     ours = torch.stack(drawn)
     scale = ours.std()
     assert (eager.mean(0) - ours.mean(0)).abs().mean() < 0.25 * scale
     assert eager.std().item() == pytest.approx(ours.std().item(), rel=0.1)
-
-
-def _rest(ask: Request) -> tuple[int, float, str, float]:
-    return ask.diffusion_steps, ask.guidance_scale, ask.guidance_schedule, ask.temperature
 
 
 def test_kernel_distance_is_zero_on_average_and_grows() -> None:

@@ -1,40 +1,32 @@
-"""A tiny model with random weights and everything around it; no data, no downloads."""
+"""A tiny model with random weights, its encoder and engine; no data, no downloads."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 
 from model.inference.engine import Engine
 from model.inference.prompts import TextPrompts
+from model.inference.requests import Request, Sampling
 from model.networks.random_order_model import Fluid
 from model.networks.text_encoder import HashEncoder
 from model.networks.transformer import TextContext
 from model.presets import PRESETS
 
 
-@dataclass(frozen=True)
-class Ask:
-    """A row request with short defaults."""
-
-    prompt: str = "a red apple"
-    seed: int = 0
-    num_inference_steps: int = 4
-    diffusion_steps: int = 4
-    guidance_scale: float = 3.0
-    guidance_schedule: str = "constant"
-    temperature: float = 1.0
-    order: str = "random"
-    diffusion_steps_final: int | None = None
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
-    known: None = None
+def row_request(
+    prompt: str = "a red apple", seed: int = 0, steps: int = 4, diffusion_steps: int = 4, *others: Any, **named: Any
+) -> Request:
+    """A request with few steps; the other arguments are those of Sampling, in their order or by name."""
+    steps = named.pop("num_inference_steps", steps)
+    return Request(prompt, seed, Sampling(steps, diffusion_steps, *others, **named))
 
 
 @pytest.fixture(scope="session")
 def tiny() -> Fluid:
-    """The tiny preset, weights random but alive: a zero-initialised head would make every test pass."""
+    """The tiny preset with random weights everywhere: a zero-initialised head would make every test pass."""
     torch.manual_seed(0)
     model = Fluid(PRESETS["tiny"]).eval().requires_grad_(False)
     for name, parameter in model.head.named_parameters():
@@ -57,9 +49,9 @@ def context(model: Fluid, encoder: HashEncoder, *prompts: str) -> TextContext:
     return model.backbone.encode_text(*encoder.encode(prompts))
 
 
-def run_alone(engine: Engine, ask: Ask) -> torch.Tensor:
-    """The finished tokens of one request with nobody else in the engine."""
-    (row,) = engine.admit([ask])
+def run_alone(engine: Engine, request: Request) -> torch.Tensor:
+    """(N, C) finished tokens of one request, alone in the engine."""
+    (row,) = engine.admit([request])
     while row not in engine.step():
         pass
     tokens = engine.peek(row)

@@ -17,6 +17,7 @@ from server.launcher import subprocesses
 from server.queue.job_queue import JobQueue, Submission
 from server.queue.lease_queue import LeaseQueue
 from server.queue.scripts import QueueConnection
+from server.sampling import SAMPLING_FIELDS, Sampling
 from server.settings import Settings
 
 T = TypeVar("T")
@@ -82,6 +83,15 @@ class Service:
             subprocesses.stop(process, grace_s=10)
 
 
+SAMPLING: dict[str, object] = {
+    "num_inference_steps": 4,
+    "diffusion_steps": 4,
+    "guidance_scale": 3.0,
+    "guidance_schedule": "linear",
+    "temperature": 1.0,
+}
+
+
 def job_input(prompt: str = "an apple", n: int = 1, **changes: object) -> JobInput:
     values: dict[str, object] = dict(
         prompt=prompt,
@@ -93,13 +103,10 @@ def job_input(prompt: str = "an apple", n: int = 1, **changes: object) -> JobInp
         output_format="png",
         output_compression=100,
         seed=7,
-        num_inference_steps=4,
-        diffusion_steps=4,
-        guidance_scale=3.0,
-        guidance_schedule="linear",
-        temperature=1.0,
+        sampling=Sampling.from_mapping(SAMPLING | changes),
     )
-    return JobInput(**(values | changes))  # type: ignore[arg-type]
+    others = {name: value for name, value in changes.items() if name not in SAMPLING_FIELDS}
+    return JobInput(**(values | others))  # type: ignore[arg-type]
 
 
 async def accept(queue: JobQueue, job_id: str, **changes: object) -> str:

@@ -1,8 +1,6 @@
-"""From a request and what the model says of itself to a job with nothing left open."""
+"""Resolve a request to a job: fill in every default from the model's metadata and check its limits."""
 
 import secrets
-from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from server.errors import InvalidRequest
@@ -10,10 +8,15 @@ from server.gateway.requests.class_labels import match_label
 from server.gateway.schemas.images import IGNORED, MAX_SEED, ImageRequest
 from server.jobs import JobInput
 from server.model_info import ModelInfo
+from server.sampling import SAMPLING_FIELDS, Sampling
 
 
 def resolve(request: ImageRequest, models: dict[str, ModelInfo], default: str) -> tuple[JobInput, list[str]]:
-    """The job, and warnings about accepted parameters without effect."""
+    """Return the fully specified job, and warnings about parameters that have no effect.
+
+    Raises:
+        InvalidRequest: the model does not exist, or cannot generate what the request asks for.
+    """
     info = model_of(request, models, default)
     width, height = _size(request, info)
     quality: str = request.quality or "auto"
@@ -31,21 +34,14 @@ def resolve(request: ImageRequest, models: dict[str, ModelInfo], default: str) -
         output_format=request.output_format or "png",
         output_compression=100 if request.output_compression is None else request.output_compression,
         seed=_seed(request, n),
-        num_inference_steps=request.num_inference_steps or preset["num_inference_steps"],
-        diffusion_steps=request.diffusion_steps or preset["diffusion_steps"],
-        guidance_scale=_or(request.guidance_scale, info.defaults["guidance_scale"]),
-        guidance_schedule=request.guidance_schedule or str(info.defaults["guidance_schedule"]),
-        temperature=_or(request.temperature, info.defaults["temperature"]),
+        sampling=Sampling.from_mapping({**info.defaults, **preset, **_given_sampling(request)}),
         user=request.user,
         priority=request.priority or "normal",
         deadline_ms=request.deadline_ms,
-        diffusion_steps_final=_final(request, preset),
-        order=request.order or str(preset.get("order", "random")),
-        guidance_interval=_interval(request, preset),
         partial_images=request.partial_images or 0,
         webhook=request.webhook or "",
     )
-    if job.output_format == "png" and job.output_compression < 100:  # as OpenAI refuses it
+    if job.output_format == "png" and job.output_compression < 100:  # OpenAI rejects it too
         raise InvalidRequest(
             f"'output_compression' {job.output_compression} is for webp and jpeg; png is lossless. Leave it out, or "
             "set 'output_format'.",
@@ -55,23 +51,23 @@ def resolve(request: ImageRequest, models: dict[str, ModelInfo], default: str) -
     return job, _warnings(request)
 
 
-def _or(value: float | None, default: Any) -> float:
-    return float(default if value is None else value)
+def _given_sampling(request: ImageRequest) -> dict[str, Any]:
+    """The sampling parameters that the request sets itself, which override those of the preset.
 
-
-def _final(request: ImageRequest, preset: Mapping[str, Any]) -> int | None:
-    """A preset's annealing belongs to its own number of diffusion steps; who asks for another gets it throughout."""
-    if request.diffusion_steps_final is not None or request.diffusion_steps is not None:
-        return request.diffusion_steps_final
-    return preset.get("diffusion_steps_final")
-
-
-def _interval(request: ImageRequest, preset: Mapping[str, Any]) -> tuple[float, float]:
-    low, high = request.guidance_interval or preset.get("guidance_interval", (0.0, 1.0))
-    return float(low), float(high)
+    A preset's final diffusion steps belong to its own number of steps; a request for another number gets it throughout.
+    """
+    given = {name: value for name in SAMPLING_FIELDS if (value := getattr(request, name)) is not None}
+    if "diffusion_steps" in given:
+        given.setdefault("diffusion_steps_final", None)
+    return given
 
 
 def model_of(request: ImageRequest, models: dict[str, ModelInfo], default: str) -> ModelInfo:
+    """Return the model that the request names, or the default.
+
+    Raises:
+        InvalidRequest: no such model is known.
+    """
     name = request.model or default
     if name not in models:
         valid = ", ".join(sorted(models))
@@ -83,14 +79,14 @@ def _size(request: ImageRequest, info: ModelInfo) -> tuple[int, int]:
     width, height = info.image_size
     if request.size not in (None, "auto", f"{width}x{height}"):
         raise InvalidRequest(
-            f"'size' {request.size} is not offered by {info.id}; it draws {width}x{height} (or say auto).",
+            f"'size' {request.size} is not supported by {info.id}; use {width}x{height} or auto.",
             param="size",
         )
     return width, height
 
 
 def _seed(request: ImageRequest, n: int) -> int:
-    """Drawn from a range that JavaScript numbers hold exactly, so that a browser can send it back."""
+    """Return the requested seed, or a random one small enough that JavaScript can send it back exactly."""
     if request.seed is None:
         return secrets.randbelow(2**32)
     if request.seed + n - 1 > MAX_SEED:
@@ -99,8 +95,8 @@ def _seed(request: ImageRequest, n: int) -> int:
 
 
 def _check_limits(job: JobInput, info: ModelInfo) -> None:
-    """`max_<parameter>` and `min_<parameter>` of the model's limits, whichever it publishes."""
-    for name, value in asdict(job).items():
+    """Check the job against every `max_<parameter>` and `min_<parameter>` that the model publishes."""
+    for name, value in job.parameters().items():
         high, low = info.limits.get(f"max_{name}"), info.limits.get(f"min_{name}")
         if value is None:
             continue

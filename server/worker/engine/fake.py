@@ -74,17 +74,17 @@ class FakeEngine:
                 time.sleep(HANG_S)
         for row in self._rows.values():
             row.done += 1
-        return [i for i, row in self._rows.items() if row.done == row.request.num_inference_steps]
+        return [i for i, row in self._rows.items() if row.done == row.request.sampling.num_inference_steps]
 
     def progress(self, row: int) -> tuple[int, int]:
-        return self._rows[row].done, self._rows[row].request.num_inference_steps
+        return self._rows[row].done, self._rows[row].request.sampling.num_inference_steps
 
     def image(self, row: int) -> bytes:
         """As `picture`; grey in part while it is not finished."""
         request = self._rows[row].request
         if "[wrong-shape]" in request.prompt:
             return bytes(10)
-        return picture(request, self._rows[row].done / request.num_inference_steps)
+        return picture(request, self._rows[row].done / request.sampling.num_inference_steps)
 
     def snapshot(self, row: int) -> bytes:
         state = {"checkpoint": self.sha256, "request": repr(self._rows[row].request), "done": self._rows[row].done}
@@ -153,11 +153,11 @@ def picture(request: RowRequest, share: float = 1.0) -> bytes:
 def _around(known: Known, drawn: bytes) -> bytes:
     """What stays comes back nearly as it was, as from a real tokenizer: each value one off."""
     (width, height), cell = SIZE, SIZE[0] // GRID
-    stays = known.stays if isinstance(known.stays, bytes) else bytes(i < known.stays for i in range(GRID * GRID))
+    kept = known.kept if isinstance(known.kept, bytes) else bytes(i < known.kept for i in range(GRID * GRID))
     mixed = bytearray(drawn)
     for y in range(height):
         for x in range(width):
-            if stays[y // cell * GRID + x // cell]:
+            if kept[y // cell * GRID + x // cell]:
                 at = 3 * (y * width + x)
                 mixed[at : at + 3] = bytes(value ^ 1 for value in known.pixels[at : at + 3])
     return bytes(mixed)

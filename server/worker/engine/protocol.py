@@ -6,6 +6,7 @@ from typing import Protocol
 
 from server.images.compositing import Known
 from server.jobs import JobInput
+from server.sampling import Sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,31 +15,12 @@ class RowRequest:
 
     prompt: str
     seed: int
-    num_inference_steps: int
-    diffusion_steps: int
-    guidance_scale: float
-    guidance_schedule: str
-    temperature: float
-    order: str = "random"  #: "random" or "halton"
-    diffusion_steps_final: int | None = None  #: of the last AR step; None: as many as of the first
-    guidance_interval: tuple[float, float] = (0.0, 1.0)  #: share of the AR steps in which guidance acts
+    sampling: Sampling
     known: Known | None = None  #: what is there already; the AR steps are for the rest
 
     @classmethod
     def of(cls, job: JobInput, index: int, known: Known | None = None) -> "RowRequest":
-        return cls(
-            prompt=job.prompt,
-            seed=job.seed_of(index),
-            num_inference_steps=job.num_inference_steps,
-            diffusion_steps=job.diffusion_steps,
-            guidance_scale=job.guidance_scale,
-            guidance_schedule=job.guidance_schedule,
-            temperature=job.temperature,
-            order=job.order,
-            diffusion_steps_final=job.diffusion_steps_final,
-            guidance_interval=job.guidance_interval,
-            known=known,
-        )
+        return cls(job.prompt, job.seed_of(index), job.sampling, known)
 
 
 class Engine(Protocol):

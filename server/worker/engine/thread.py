@@ -5,11 +5,12 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from server.errors import CanaryFailed, EngineBroken
 from server.model_info import ModelInfo
+from server.sampling import Sampling
 from server.worker.engine.protocol import Engine, RowRequest
 
 log = logging.getLogger(__name__)
@@ -150,26 +151,25 @@ def _pixels(engine: Engine, row: int) -> bytes:
 
 
 def _draw_canary(engine: Engine, info: ModelInfo, goes_on: Callable[[], None]) -> int:
-    preset = info.presets["low"]
+    low = Sampling.from_mapping({**info.defaults, **info.presets["low"]})
     request = RowRequest(
         prompt=info.labels[0].split(",", 1)[0] if info.labels else CANARY_PROMPT,
         seed=0,
-        # Large models are slow enough on a CPU that a picture nobody sees should be a rough one.
-        num_inference_steps=min(8, preset["num_inference_steps"]),
-        diffusion_steps=min(12, preset["diffusion_steps"]),
-        guidance_scale=float(info.defaults["guidance_scale"]),
-        guidance_schedule=str(info.defaults["guidance_schedule"]),
-        temperature=float(info.defaults["temperature"]),
+        # Large models are slow on a CPU, and nobody looks at this image.
+        sampling=replace(
+            low,
+            num_inference_steps=min(8, low.num_inference_steps),
+            diffusion_steps=min(12, low.diffusion_steps),
+            diffusion_steps_final=None,
+        ),
     )
     [row] = engine.admit([request])
-    steps = 0
+    steps, asked = 0, request.sampling.num_inference_steps
     while row not in engine.step():
         goes_on()
         steps += 1
-        if steps > request.num_inference_steps:
-            raise CanaryFailed(
-                f"The canary is not finished after {steps} steps; {request.num_inference_steps} were asked."
-            )
+        if steps > asked:
+            raise CanaryFailed(f"The canary image is not finished after {steps} steps; {asked} were requested.")
     try:
         pixels = _pixels(engine, row)
     except ValueError as error:
@@ -177,4 +177,4 @@ def _draw_canary(engine: Engine, info: ModelInfo, goes_on: Callable[[], None]) -
     engine.release(row)
     if len(set(pixels)) < 2:
         raise CanaryFailed("The canary picture is blank. Check the checkpoint and the device.")
-    return request.num_inference_steps
+    return asked

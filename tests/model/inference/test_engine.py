@@ -1,12 +1,11 @@
-"""The engine against the plain algorithm, and the promise that a seed means a picture.
+"""The engine against the plain algorithm, and the promise that a seed determines an image.
 
-Tolerance: float32 matrix products of different batch sizes differ in the last bits, and the sampler carries that
-through; 2e-4 on latents of unit variance is what we allow. Within one batch size results must be equal to the bit.
+Tolerance: float32 matrix products of different batch sizes differ in the last bits, and sampling carries that through;
+2e-4 is allowed on latents of unit variance. Within one batch size results must be identical to the bit.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,18 +15,18 @@ from hypothesis import strategies as st
 
 from fluid_kernels.head_loop import Rows
 from model.inference.engine import Engine, OutOfMemory
-from model.inference.generate import Settings, generate
+from model.inference.generate import generate
 from model.inference.prompts import TextPrompts
-from model.inference.requests import EngineError
+from model.inference.requests import EngineError, Request, Sampling
 from model.networks.random_order_model import Fluid
 from model.networks.text_encoder import HashEncoder
-from tests.model.conftest import Ask, context, run_alone
+from tests.model.conftest import context, row_request, run_alone
 
 TOLERANCE = 2e-4
 REUSE = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 ASKS = st.builds(
-    Ask,
+    row_request,
     prompt=st.sampled_from(["a red apple", "cat, 3d style", "", "two words and more than fit in the window at all"]),
     seed=st.integers(0, 2**63 - 1),
     num_inference_steps=st.integers(1, 16),
@@ -45,10 +44,10 @@ ASKS = st.builds(
 def test_engine_equals_generate(tiny: Fluid, encoder: HashEncoder, engine: Engine, guidance: tuple) -> None:
     schedule, scale = guidance
     seeds, prompts = [3, 2**62, 11], ["a red apple", "a blue cat", "sun"]
-    plan = Settings(5, 6, scale, schedule, 0.9)
+    plan = Sampling(5, 6, scale, schedule, 0.9)
     text, null = context(tiny, encoder, *prompts), context(tiny, encoder, "")
     expected = generate(tiny, text, null, torch.tensor(seeds), plan)
-    rows = engine.admit([Ask(p, s, 5, 6, scale, schedule, 0.9) for p, s in zip(prompts, seeds, strict=True)])
+    rows = engine.admit([row_request(p, s, 5, 6, scale, schedule, 0.9) for p, s in zip(prompts, seeds, strict=True)])
     for _ in range(5):
         finished = engine.step()
     assert finished == rows
@@ -65,14 +64,14 @@ def test_engine_equals_generate(tiny: Fluid, encoder: HashEncoder, engine: Engin
         {"diffusion_steps_final": 9, "order": "halton", "guidance_interval": (0.0, 0.6)},
     ],
 )
-def test_engine_equals_generate_with_every_fast_choice(
+def test_engine_equals_generate_with_every_accelerating_parameter(
     tiny: Fluid, encoder: HashEncoder, engine: Engine, fast: dict
 ) -> None:
     seeds, prompts = [3, 8], ["a red apple", "sun"]
     text, null = context(tiny, encoder, *prompts), context(tiny, encoder, "")
-    expected = generate(tiny, text, null, torch.tensor(seeds), Settings(5, 6, 3.0, "constant", 1.0, **fast))
-    plain = generate(tiny, text, null, torch.tensor(seeds), Settings(5, 6, 3.0, "constant", 1.0))
-    rows = engine.admit([Ask(p, s, 5, 6, **fast) for p, s in zip(prompts, seeds, strict=True)])
+    expected = generate(tiny, text, null, torch.tensor(seeds), Sampling(5, 6, 3.0, "constant", 1.0, **fast))
+    plain = generate(tiny, text, null, torch.tensor(seeds), Sampling(5, 6, 3.0, "constant", 1.0))
+    rows = engine.admit([row_request(p, s, 5, 6, **fast) for p, s in zip(prompts, seeds, strict=True)])
     while engine.step() == []:
         pass
     for row, wanted in zip(rows, expected, strict=True):
@@ -82,13 +81,13 @@ def test_engine_equals_generate_with_every_fast_choice(
 
 @given(target=ASKS, others=st.lists(st.tuples(st.integers(0, 6), ASKS), max_size=5), slot=st.integers(0, 5))
 @REUSE
-def test_a_seed_is_a_picture_whatever_else_is_in_the_batch(
-    tiny: Fluid, encoder: HashEncoder, target: Ask, others: list[tuple[int, Ask]], slot: int
+def test_an_image_depends_on_its_seed_and_not_on_the_batch(
+    tiny: Fluid, encoder: HashEncoder, target: Request, others: list[tuple[int, Request]], slot: int
 ) -> None:
-    """Neighbours with any settings join before, with and after the row, in any place of the batch."""
+    """Rows with any parameters join before, with and after the target, in any slot."""
     alone = run_alone(Engine(tiny, TextPrompts(tiny, encoder), 1), target)
     engine = Engine(tiny, TextPrompts(tiny, encoder), 6)
-    fillers = engine.admit([Ask(seed=i) for i in range(slot)])  # occupy rows, so that the target gets another
+    fillers = engine.admit([row_request(seed=i) for i in range(slot)])  # occupy rows, so that the target gets another
     (row,) = engine.admit([target])
     for filler in fillers:
         engine.release(filler)
@@ -105,10 +104,10 @@ def test_a_seed_is_a_picture_whatever_else_is_in_the_batch(
     assert torch.allclose(engine.peek(row), alone, atol=TOLERANCE)
 
 
-def test_equal_to_the_bit_within_one_batch_size(engine: Engine) -> None:
-    """Same number of rows and tokens, other neighbours and other places: not one bit may differ."""
+def test_bit_identical_within_one_batch_size(engine: Engine) -> None:
+    """The same number of rows and tokens, with other rows and in another slot: not one bit may differ."""
 
-    def run(asks: list[Ask], which: int) -> torch.Tensor:
+    def run(asks: list[Request], which: int) -> torch.Tensor:
         rows = engine.admit(asks)
         while engine.step() == []:
             pass
@@ -117,29 +116,29 @@ def test_equal_to_the_bit_within_one_batch_size(engine: Engine) -> None:
             engine.release(row)
         return result
 
-    target = Ask(seed=42)
-    first = run([target, Ask("cat", 1), Ask("dog", 2)], 0)
-    second = run([Ask("sun", 7, temperature=0.5), Ask("moon", 8), target], 2)
+    target = row_request(seed=42)
+    first = run([target, row_request("cat", 1), row_request("dog", 2)], 0)
+    second = run([row_request("sun", 7, temperature=0.5), row_request("moon", 8), target], 2)
     assert torch.equal(first, second)
 
 
-def test_different_seeds_and_prompts_give_different_pictures(engine: Engine) -> None:
-    base = run_alone(engine, Ask())
-    assert torch.equal(base, run_alone(engine, Ask()))
+def test_seed_prompt_and_parameters_change_the_image(engine: Engine) -> None:
+    base = run_alone(engine, row_request())
+    assert torch.equal(base, run_alone(engine, row_request()))
     for other in (
-        Ask(seed=1),
-        Ask(seed=2**32),
-        Ask("a blue car"),
-        Ask(temperature=0.5),
-        Ask(guidance_scale=1.0),
+        row_request(seed=1),
+        row_request(seed=2**32),
+        row_request("a blue car"),
+        row_request(temperature=0.5),
+        row_request(guidance_scale=1.0),
     ):
         assert not torch.allclose(base, run_alone(engine, other), atol=1e-2)
 
 
 @pytest.mark.parametrize("at", [1, 3, 6])
-def test_a_restored_picture_equals_the_uninterrupted_one(tiny: Fluid, encoder: HashEncoder, at: int) -> None:
+def test_a_restored_image_equals_the_uninterrupted_one(tiny: Fluid, encoder: HashEncoder, at: int) -> None:
     """Byte for byte, in another engine, from a snapshot taken after any step."""
-    ask = Ask(num_inference_steps=7)
+    ask = row_request(num_inference_steps=7)
     whole = run_alone(Engine(tiny, TextPrompts(tiny, encoder), 2), ask)
     first, second = Engine(tiny, TextPrompts(tiny, encoder), 2), Engine(tiny, TextPrompts(tiny, encoder), 2)
     (row,) = first.admit([ask])
@@ -151,8 +150,8 @@ def test_a_restored_picture_equals_the_uninterrupted_one(tiny: Fluid, encoder: H
     assert torch.equal(second.peek(row), whole)
 
 
-def test_peek_shows_decided_tokens_and_neutral_ground(engine: Engine) -> None:
-    (row,) = engine.admit([Ask(num_inference_steps=8)])
+def test_peek_shows_decided_tokens_and_zeros(engine: Engine) -> None:
+    (row,) = engine.admit([row_request(num_inference_steps=8)])
     engine.step()
     early = engine.peek(row)
     decided = early.abs().sum(-1) > 0
@@ -174,21 +173,21 @@ def test_peek_shows_decided_tokens_and_neutral_ground(engine: Engine) -> None:
         ({"seed": -1}, "seed -1 is outside"),
     ],
 )
-def test_a_request_that_cannot_be_decoded_is_refused_whole(engine: Engine, change: dict, message: str) -> None:
-    """All or none: the good request beside it is not admitted either, and the engine goes on."""
+def test_one_invalid_request_rejects_the_whole_admission(engine: Engine, change: dict, message: str) -> None:
+    """The valid request beside it is not admitted either, and the engine stays usable."""
     with pytest.raises(EngineError, match=message):
-        engine.admit([Ask(), replace(Ask(), **change)])
-    assert len(engine.admit([Ask()] * 6)) == 6
+        engine.admit([row_request(), row_request(**change)])
+    assert len(engine.admit([row_request()] * 6)) == 6
     with pytest.raises(EngineError, match="0 of 6 are free"):
-        engine.admit([Ask()])
+        engine.admit([row_request()])
 
 
 class TightMemory:
-    """A head loop that runs out of memory above some number of tokens, as a device would, in the middle of a step."""
+    """A head loop that runs out of memory in the middle of a step, above some number of tokens."""
 
     def __init__(self, engine: Engine, tokens: int):
         self.inner, self.tokens, self.calls = engine._head, tokens, 0
-        self.refuse = -1  # a seed whose row never fits
+        self.refuse = -1  # the seed of a row that never fits
         engine._head = self  # type: ignore[assignment]
 
     def __call__(self, rows: Rows, *rest: Any) -> torch.Tensor:
@@ -199,7 +198,7 @@ class TightMemory:
 
 
 def test_out_of_memory_splits_the_step_and_changes_nothing(tiny: Fluid, encoder: HashEncoder) -> None:
-    asks = [Ask(seed=i, num_inference_steps=4) for i in range(5)]
+    asks = [row_request(seed=i, num_inference_steps=4) for i in range(5)]
     alone = [run_alone(Engine(tiny, TextPrompts(tiny, encoder), 1), ask) for ask in asks]
     engine = Engine(tiny, TextPrompts(tiny, encoder), 5)
     tight = TightMemory(engine, 6)  # of up to 7 tokens a row and step: one row at a time, and the last step not at all
@@ -214,11 +213,13 @@ def test_out_of_memory_splits_the_step_and_changes_nothing(tiny: Fluid, encoder:
         assert torch.allclose(engine.peek(row), expected, atol=TOLERANCE)
 
 
-def test_a_row_that_never_fits_is_named_and_the_others_go_on(tiny: Fluid, encoder: HashEncoder) -> None:
-    """The big one decides all 16 tokens in its single step; its neighbours one or two."""
+def test_a_row_that_never_fits_is_named_and_the_others_advance(tiny: Fluid, encoder: HashEncoder) -> None:
+    """The big one decides all 16 tokens in its single step; the others one or two."""
     engine = Engine(tiny, TextPrompts(tiny, encoder), 3)
     TightMemory(engine, 8)
-    small, big, other = engine.admit([Ask(num_inference_steps=16), Ask(num_inference_steps=1), Ask("cat")])
+    small, big, other = engine.admit(
+        [row_request(num_inference_steps=16), row_request(num_inference_steps=1), row_request("cat")]
+    )
     with pytest.raises(OutOfMemory) as caught:
         engine.step()
     assert caught.value.rows == [big]
@@ -228,12 +229,12 @@ def test_a_row_that_never_fits_is_named_and_the_others_go_on(tiny: Fluid, encode
         pass
 
 
-def test_a_row_that_finishes_beside_one_that_never_fits_is_still_reported(tiny: Fluid, encoder: HashEncoder) -> None:
-    """It had made its last step when the exception was raised instead of returning it, and no later call named it."""
+def test_a_row_that_finishes_while_another_runs_out_of_memory_is_reported(tiny: Fluid, encoder: HashEncoder) -> None:
+    """The exception replaced the call's result, which named the row, and no later call named it."""
     engine = Engine(tiny, TextPrompts(tiny, encoder), 2)
     tight = TightMemory(engine, 16)
-    (short,) = engine.admit([Ask(num_inference_steps=1)])
-    (big,) = engine.admit([Ask(num_inference_steps=1, seed=1)])
+    (short,) = engine.admit([row_request(num_inference_steps=1)])
+    (big,) = engine.admit([row_request(num_inference_steps=1, seed=1)])
     tight.refuse = 1
     with pytest.raises(OutOfMemory) as caught:
         engine.step()
@@ -242,11 +243,11 @@ def test_a_row_that_finishes_beside_one_that_never_fits_is_still_reported(tiny: 
     assert engine.step() == [short] and engine.step() == []
 
 
-def test_other_errors_are_not_taken_for_memory(engine: Engine) -> None:
+def test_other_runtime_errors_are_not_taken_for_out_of_memory(engine: Engine) -> None:
     def broken(*_: Any) -> None:
         raise RuntimeError("shapes do not match")
 
     engine._head = broken  # type: ignore[assignment]
-    engine.admit([Ask()])
+    engine.admit([row_request()])
     with pytest.raises(RuntimeError, match="shapes do not match"):
         engine.step()

@@ -89,7 +89,7 @@ def test_packed_images_are_validated(settings: Settings) -> None:
     """A corrupt image must not become a corrupt edit, and a decompression bomb must not fill the memory."""
     info = ModelInfo.from_mapping(load_engine(Settings(engine="fake")).info())
     source = Source.unpack(IMAGE, edit_of("a"), info)
-    assert source.known.stays == bytes(8) + b"\1" * 8
+    assert source.known.kept == bytes(8) + b"\1" * 8
     larger, _ = pack(bytes(32 * 32 * 3), bytes(1 << 24))
     for data, job in ((larger, edit_of("a")), (pack(bytes(9), None)[0], edit_of("a")), (IMAGE, job_input())):
         with pytest.raises(ValueError):

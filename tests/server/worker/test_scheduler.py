@@ -210,7 +210,7 @@ def test_every_image_gets_exactly_one_row_and_no_row_idles(
         for work, index in held.next_images(now):
             row = next(r for r in range(max_rows) if r not in held.rows)
             held.seat(work, index, row)
-            left[row] = work.lease.input.num_inference_steps
+            left[row] = work.lease.input.sampling.num_inference_steps
         assert len(held.rows) <= max_rows
         assert not held.free_rows or not held.next_images(now)
         assert not held.busy or held.rows  # nothing waits for nothing

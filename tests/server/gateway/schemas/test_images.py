@@ -1,6 +1,7 @@
-"""The request model and its resolution against a model's limits."""
+"""The image request, and how it resolves against a model's defaults and limits."""
 
 import dataclasses
+import json
 from typing import Any
 
 import pytest
@@ -9,18 +10,19 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from server.errors import InvalidRequest
-from server.gateway.middleware.request_context import from_validation
 from server.gateway.requests.resolve import resolve
+from server.gateway.requests.validation import from_validation
 from server.gateway.schemas.images import MAX_SEED, ImageRequest
 from server.jobs import JobInput
 from server.model_info import ModelInfo
+from server.sampling import SAMPLING_FIELDS
 from server.worker.engine.fake import FakeEngine
 from server.worker.engine.protocol import RowRequest
 
 INFO = ModelInfo.from_mapping(FakeEngine(1, 0).info())
 
 
-def refusal(**body: Any) -> InvalidRequest:
+def rejection(**body: Any) -> InvalidRequest:
     with pytest.raises((ValidationError, InvalidRequest)) as caught:
         resolve(ImageRequest.model_validate(body), {INFO.id: INFO}, INFO.id)
     error = caught.value
@@ -59,40 +61,49 @@ def refusal(**body: Any) -> InvalidRequest:
         ({"prompt": "x", "sead": 3}, "sead", "Did you mean 'seed'"),
     ],
 )
-def test_a_refusal_names_parameter_and_limit(body: dict[str, Any], param: str, says: str) -> None:
-    """Silently dropped or vaguely refused parameters are the peers' most reported annoyance."""
-    error = refusal(**body)
+def test_a_rejection_names_the_parameter_and_its_limit(body: dict[str, Any], param: str, says: str) -> None:
+    """Parameters that are ignored silently or rejected vaguely are the most reported annoyance of similar services."""
+    error = rejection(**body)
     assert error.param == param
     assert says in error.message
     assert error.status == 400
 
 
-def test_everything_is_resolved() -> None:
+def test_every_default_is_resolved() -> None:
     """A job must not depend on defaults that a later release may change."""
     job, warnings = resolve(ImageRequest(prompt="x", style="vivid"), {INFO.id: INFO}, INFO.id)
-    assert (job.num_inference_steps, job.diffusion_steps, job.quality) == (8, 8, "medium")
+    assert (job.sampling.num_inference_steps, job.sampling.diffusion_steps, job.quality) == (8, 8, "medium")
     assert 0 <= job.seed < 2**32
     assert warnings == ["'style' has no effect here."]
 
 
+def test_every_sampling_parameter_can_be_requested() -> None:
+    assert set(SAMPLING_FIELDS) <= set(ImageRequest.model_fields)
+
+
 def test_a_preset_is_overridden_by_explicit_steps() -> None:
-    """quality is a shorthand; who names a step count means it."""
+    """quality is a shorthand; an explicit step count takes precedence."""
     request = ImageRequest(prompt="x", quality="high", num_inference_steps=5)
     job, _ = resolve(request, {INFO.id: INFO}, INFO.id)
-    assert (job.num_inference_steps, job.diffusion_steps) == (5, 16)
+    assert (job.sampling.num_inference_steps, job.sampling.diffusion_steps) == (5, 16)
 
 
-def test_a_presets_annealing_goes_with_its_own_step_count() -> None:
-    """Whoever names a number of diffusion steps gets it in every step, not the preset's few at the end."""
+def test_a_presets_final_steps_apply_only_with_its_own_step_count() -> None:
+    """An explicit number of diffusion steps applies to every step, without the preset's smaller number at the end."""
     preset = {"num_inference_steps": 8, "diffusion_steps": 50, "diffusion_steps_final": 5, "order": "halton"}
     info = dataclasses.replace(INFO, presets={"medium": preset})
     job, _ = resolve(ImageRequest(prompt="x"), {info.id: info}, info.id)
-    assert (job.diffusion_steps, job.diffusion_steps_final, job.order) == (50, 5, "halton")
+    assert (job.sampling.diffusion_steps, job.sampling.diffusion_steps_final, job.sampling.order) == (50, 5, "halton")
     job, _ = resolve(ImageRequest(prompt="x", diffusion_steps=20, order="random"), {info.id: info}, info.id)
-    assert (job.diffusion_steps, job.diffusion_steps_final, job.order) == (20, None, "random")
+    assert (job.sampling.diffusion_steps, job.sampling.diffusion_steps_final, job.sampling.order) == (
+        20,
+        None,
+        "random",
+    )
     job, _ = resolve(ImageRequest(prompt="x", guidance_interval=[0.2, 0.8]), {info.id: info}, info.id)
-    assert job.guidance_interval == (0.2, 0.8)
-    assert RowRequest.of(job, 0).guidance_interval == (0.2, 0.8) and RowRequest.of(job, 0).order == "halton"
+    assert job.sampling.guidance_interval == (0.2, 0.8)
+    assert RowRequest.of(job, 0).sampling == job.sampling
+    assert job.sampling.order == "halton"
 
 
 @given(
@@ -101,16 +112,14 @@ def test_a_presets_annealing_goes_with_its_own_step_count() -> None:
     n=st.integers(1, 10),
     temperature=st.floats(0.1, 2.0),
 )
-def test_a_job_survives_the_wire(prompt: str, seed: int, n: int, temperature: float) -> None:
-    """Any accepted prompt, 63-bit seeds and floats must come back from JSON unchanged."""
+def test_a_job_survives_serialization(prompt: str, seed: int, n: int, temperature: float) -> None:
+    """Any accepted prompt, 63-bit seed or float must come back from JSON unchanged."""
     request = ImageRequest(prompt=prompt, seed=seed, n=n, temperature=temperature)
     job, _ = resolve(request, {INFO.id: INFO}, INFO.id)
     assert JobInput.from_json(job.to_json()) == job
     assert [job.seed_of(i) for i in range(n)] == list(range(seed, seed + n))
 
 
-def test_model_info_survives_the_wire() -> None:
+def test_model_info_survives_serialization() -> None:
     """The gateway must see exactly what the worker published."""
-    import json
-
     assert ModelInfo.from_mapping(json.loads(INFO.to_json())) == INFO

@@ -1,0 +1,38 @@
+"""The sampling parameters of a request, defined once for the service; no torch here."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How a row is decoded. model/inference/requests.py has the same fields, because the gateway's image has no model;
+    a new one also needs its entry in `ImageRequest`."""
+
+    num_inference_steps: int
+    diffusion_steps: int
+    guidance_scale: float
+    guidance_schedule: str
+    temperature: float
+    order: str = "random"  #: "random" or "halton"
+    diffusion_steps_final: int | None = None  #: at the last AR step; None: as many as at the first
+    guidance_interval: tuple[float, float] = (0.0, 1.0)  #: share of the AR steps in which guidance acts
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> "Sampling":
+        """Pick the sampling parameters out of JSON, which may hold others; None means the default."""
+        return cls(**{name: _typed(values[name]) for name in SAMPLING_FIELDS if values.get(name) is not None})
+
+    def __post_init__(self) -> None:
+        """JSON writes 3.0 as 3, and `repr` and the job object should not depend on who wrote it."""
+        for name in ("guidance_scale", "temperature"):
+            object.__setattr__(self, name, float(getattr(self, name)))
+
+
+def _typed(value: Any) -> Any:
+    """A list becomes a tuple, which JSON does not have."""
+    return tuple(map(float, value)) if isinstance(value, list | tuple) else value
+
+
+SAMPLING_FIELDS = tuple(field.name for field in fields(Sampling))
