@@ -95,7 +95,7 @@ def run_dlq(settings: Settings, args: argparse.Namespace) -> None:
 
 
 def run_keys(settings: Settings, args: argparse.Namespace) -> None:
-    api_keys.make(args.name)
+    api_keys.print_new_key(args.name)
 
 
 def run_reload(settings: Settings, args: argparse.Namespace) -> None:
