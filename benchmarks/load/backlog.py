@@ -12,8 +12,8 @@ from typing import Any
 
 from benchmarks.load.service import Service, service
 from benchmarks.load.throughput import fill, job
+from server.gateway import pagination
 from server.model_info import ModelInfo
-from server.queue import pagination
 from server.queue.job_queue import Submission
 from server.queue.lease_queue import LeaseQueue
 from server.queue.registry import Registry

@@ -12,9 +12,9 @@ from server.batch_format import Line
 from server.errors import JobExpired, KeyReused, UnknownBatch, UnknownJob
 from server.gateway.batches.files import FileStore
 from server.gateway.batches.record import COMPLETION_WINDOW_S, Batch, LineResult
+from server.gateway.pagination import ids_after
 from server.jobs import JobState
 from server.queue.job_queue import JobQueue
-from server.queue.pagination import ids_after
 
 #: Lines per read from Redis.
 CHUNK_LINES = 100
