@@ -62,7 +62,7 @@ class Completion:
         """`anew`: the next try must not go on from this one's snapshots."""
         work.closing = True
         try:
-            state = await self.persist(lambda: self._queue.give_back(work.lease, error=error, anew=anew))
+            state = await self.persist(lambda: self._queue.requeue(work.lease, error=error, discard_progress=anew))
             log.info("%s given back, now %s", work.lease.job_id, state)
         except RedisError as failure:
             log.error("cannot give %s back (%s); its lease will lapse", work.lease.job_id, failure)

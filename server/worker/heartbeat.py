@@ -8,7 +8,7 @@ from redis.exceptions import RedisError
 
 from server.metrics import Tally
 from server.model_info import ModelInfo
-from server.queue.registry import BEAT_S, Registry, WorkerInfo
+from server.queue.registry import HEARTBEAT_S, Registry, WorkerInfo
 from server.worker.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class Heartbeat:
         )
         stats = self._tally.drain()
         try:
-            await self._registry.beat(me, stats)
+            await self._registry.heartbeat(me, stats)
         except RedisError:
             self._tally.restore(stats)
             raise
@@ -73,8 +73,8 @@ class Heartbeat:
         while True:
             try:
                 await self.once()
-                if self.model is not None and not await self._registry.knows(self.model.id):
+                if self.model is not None and not await self._registry.has_model(self.model.id):
                     await self._registry.publish_model(self.model)  # Redis has come back without its data
             except RedisError as error:
                 log.warning("heartbeat: %s", error)
-            await asyncio.sleep(BEAT_S)
+            await asyncio.sleep(HEARTBEAT_S)

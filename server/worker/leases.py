@@ -39,7 +39,7 @@ class LeaseRenewer:
     async def once(self, *, renew: bool) -> None:
         works = [w for w in self._held.works.values() if not (w.closing or w.lost)]
         pulses = [LeaseRenewal(w.lease, w.started, sum(w.steps_done.values())) for w in works]
-        answers = await self._queue.pulse(pulses, renew=renew)
+        answers = await self._queue.renew(pulses, extend=renew)
         for work, answer in zip(works, answers, strict=True):
             # A job whose end was written while the pulse was under way is over, not lost.
             work.lost |= answer == "lost" and not work.closing
@@ -57,7 +57,7 @@ class CancelListener:
         while True:
             try:
                 async with self._queue.redis.pubsub() as pubsub:
-                    await pubsub.subscribe(self._queue.keys.cancels_channel)
+                    await pubsub.subscribe(self._queue.keys.canceled_channel)
                     while True:
                         message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=LISTEN_S)
                         work = self._held.works.get(message["data"]) if message else None

@@ -143,7 +143,7 @@ class Worker:
                     return
                 await self._hold(found)
         elif self.taking and self.held.saturated():
-            found = await self.queue.take(self.id, self.model, patience_s=PATIENCE_S)
+            found = await self.queue.take(self.id, self.model, min_wait_s=PATIENCE_S)
             if found is not None:
                 await self._hold(found)
         elif not self.held.busy and self.publisher.running:
@@ -315,7 +315,7 @@ class Worker:
         self.thread.close()
         try:
             await self.heart.once()  # the last figures
-            await self.registry.farewell(self.id)
+            await self.registry.deregister(self.id)
         except RedisError as error:
             log.warning("leaving without a goodbye: %s", error)
 
