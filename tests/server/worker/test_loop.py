@@ -22,9 +22,9 @@ async def worker(queue: JobQueue, settings: Settings) -> AsyncIterator[Worker]:
         return FakeEngine(4, 0.0, checkpoint)
 
     made = Worker(replace(settings, max_rows=4), queue, Registry(queue.redis, settings.namespace), factory)
-    await made._use(*await made._load("fake"))
+    await made._install(*await made._load("fake"))
     yield made
-    made.thread.close()
+    made.engine.thread.close()
 
 
 async def test_a_dead_workers_jobs_are_shared_out(worker: Worker, queue: JobQueue) -> None:
@@ -35,5 +35,5 @@ async def test_a_dead_workers_jobs_are_shared_out(worker: Worker, queue: JobQueu
         await take(queue, "dead")
     await lapse(queue, *"abc")
     await worker._take()
-    assert list(worker.held.works) == ["a"]
-    assert worker.held.room() == 0
+    assert list(worker.scheduler.jobs) == ["a"]
+    assert worker.scheduler.room() == 0
