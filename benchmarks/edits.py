@@ -25,8 +25,8 @@ from PIL import Image, ImageDraw, ImageFilter
 from benchmarks.machine import describe_machine, keep
 from model.data.contact_sheet import contact_sheet
 from model.data.dataset import Dataset
-from model.evaluation.drawing import default_sampling
-from model.evaluation.evaluate import spread
+from model.evaluation.evaluate_emoji import spread
+from model.evaluation.generation import default_sampling
 from model.inference.load import load_engine
 from model.inference.requests import Request
 from model.inference.serving import ServingEngine

@@ -27,8 +27,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from benchmarks.machine import alive, describe_machine, keep
+from fluid_kernels.head_loop import Chains, update
 from model.conversion.import_mar import official_name
-from model.diffusion import Schedule, ancestral_step, make_schedule
+from model.inference.chains import make_chains
 from model.inference.engine import Engine
 from model.inference.orders import masked_after, random_order
 from model.inference.precision import choose_dtype, pack
@@ -48,7 +49,7 @@ def eager_side(model: Mar, batch: int) -> Side:
     """float32, nothing kept from one product to the next."""
     config, device = model.config, next(model.parameters()).device
     order = random_order(torch.arange(batch, device=device), config.tokens)
-    schedule = make_schedule(DIFFUSION_STEPS).to(device)
+    chains = make_chains(model.head, (DIFFUSION_STEPS,))
 
     @torch.no_grad()
     def step(index: int, tokens: Tensor) -> None:
@@ -56,21 +57,22 @@ def eager_side(model: Mar, batch: int) -> Side:
         rows = torch.arange(batch, device=device)
         condition = ClassContext(torch.cat([model.backbone.classes(rows), model.backbone.no_class.expand(batch, -1)]))
         z = model.backbone(torch.cat([tokens, tokens]), torch.cat([known, known]), condition)
-        _eager_chain(model, z[torch.cat([chosen, chosen])], schedule)
+        _eager_chain(model, z[torch.cat([chosen, chosen])], chains)
 
     return step
 
 
-def _eager_chain(model: Mar, z: Tensor, schedule: Schedule) -> Tensor:
+def _eager_chain(model: Mar, z: Tensor, chains: Chains) -> Tensor:
     """(2·m, D) -> (m, C): the head on the doubled batch, embeddings and modulation anew in every step."""
     channels = model.config.channels
     x = torch.randn(len(z) // 2, channels, device=z.device)
-    for index in reversed(range(len(schedule))):
-        out = model.head(torch.cat([x, x]), schedule.timesteps[index].expand(len(z)), z)
+    for index in reversed(range(DIFFUSION_STEPS)):
+        out = model.head(torch.cat([x, x]), chains.timesteps[0, index].expand(len(z)), z)
         cond, uncond = out.chunk(2)
         eps = uncond[:, :channels] + GUIDANCE * (cond[:, :channels] - uncond[:, :channels])
         out = torch.cat([eps, cond[:, channels:]], 1)
-        x = ancestral_step(schedule, out, x, index, torch.randn_like(x), x.new_ones(len(x), 1), "eps")
+        coefficients = chains.coefficients[0, index].expand(len(x), -1)
+        x = update(out, x, coefficients, torch.randn_like(x), x.new_ones(len(x)), "eps", clamp=0.0)
     return x
 
 

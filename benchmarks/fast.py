@@ -2,7 +2,7 @@
 
 Every choice draws the same prompts with the same seeds. Per choice:
 
-    r-precision   share of pictures whose own concept is the nearest of 100 of its style (model/evaluation/evaluate.py)
+    r-precision   share of pictures whose own concept is the nearest of 100 of its style (evaluation/evaluate_emoji.py)
     paired        1 − cosine between features of the picture and of the prompt's real picture, mean; lower is better
     kernel        squared distance of the two sets' features under the cubic kernel (x·y + 1)³, unbiased, × 1000: as
                   the kernel inception distance, but of EfficientNet-lite0's features; no published figure compares
@@ -26,9 +26,9 @@ from torch import Tensor
 
 from benchmarks.machine import describe_machine, keep
 from model.data.dataset import Dataset
-from model.evaluation.drawing import default_sampling, draw
-from model.evaluation.evaluate import hits, spread
+from model.evaluation.evaluate_emoji import hits, spread
 from model.evaluation.features import Features
+from model.evaluation.generation import default_sampling, generate_images
 from model.inference.load import load_engine
 from model.inference.requests import Sampling
 from model.networks.tokenizer import reconstruct, to_pixels, to_uint8
@@ -112,7 +112,7 @@ def main(argv: list[str] | None = None) -> None:
     for name in args.only:
         settings: Sampling = replace(default_sampling(engine), **CHOICES[name])
         begin = time.thread_time()
-        drawn: np.ndarray = draw(engine, prompts, settings)
+        drawn: np.ndarray = generate_images(engine, prompts, settings)
         seconds = (time.thread_time() - begin) / len(rows)
         first = first or seconds
         score(name, to_pixels(torch.from_numpy(drawn)), seconds, first)

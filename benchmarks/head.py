@@ -17,8 +17,8 @@ import torch
 from benchmarks.machine import alive, command
 from fluid_kernels.head_loop import HeadWeights, Rows
 from fluid_kernels.loops.torch_loop import TorchHead
+from model.inference.chains import make_chains
 from model.inference.precision import choose_dtype
-from model.inference.sampler import make_chains
 from model.networks.diffusion_head import DiffusionHead
 from model.presets import MAR_PRESETS
 

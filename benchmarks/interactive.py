@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from benchmarks.machine import command
 from benchmarks.served import CHECKPOINT, PROMPT, one_picture, service
-from model.evaluation.drawing import default_request
+from model.evaluation.generation import default_sampling
 from model.inference.load import load_engine
 from server.client import FluidClient
 from server.client.results import Preview
@@ -60,7 +60,7 @@ def cancel(client: FluidClient, seed: int, n: int) -> tuple[float, float]:
 def run(quick: bool) -> dict[str, Any]:
     """Table to stdout; figures back."""
     engine = load_engine(CHECKPOINT, 1, "cpu")
-    ask = replace(default_request(engine), prompt=PROMPT)
+    ask = replace(default_sampling(engine), prompt=PROMPT)
     shares, waits, over, alone = [], [], [], []
     frees: dict[int, list[float]] = {1: [], ROWS_CANCELED: []}
     steps: dict[int, list[float]] = {1: [], ROWS_CANCELED: []}

@@ -21,7 +21,7 @@ from dataclasses import replace
 from tqdm import tqdm
 
 from benchmarks.machine import describe_machine, keep
-from model.evaluation.drawing import default_sampling
+from model.evaluation.generation import default_sampling
 from model.inference.load import find_checkpoint, load_engine
 from model.inference.requests import Request, Sampling
 from model.inference.serving import ServingEngine

@@ -23,7 +23,7 @@ import httpx
 from tqdm import tqdm
 
 from benchmarks.machine import command
-from model.evaluation.drawing import default_sampling
+from model.evaluation.generation import default_sampling
 from model.inference.load import load_engine
 from model.inference.requests import Request
 from model.inference.serving import ServingEngine

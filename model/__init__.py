@@ -1,1 +1,1 @@
-"""The network, its mathematics, its data and its training."""
+"""The models: networks, diffusion, inference, training, evaluation and data."""

@@ -1,7 +1,7 @@
-"""A checkpoint is a folder: config.json (every size, and what is known about the weights) + sharded safetensors.
+"""A checkpoint is a folder: config.json (every size, and metadata about the weights) and sharded safetensors.
 
-Loading is strict: unknown or missing keys, wrong shapes, a damaged file are errors that name what does not fit, and
-`sha256` in the configuration must agree with the weights, so that a hash in a picture's metadata means something.
+Loading is strict: unknown or missing keys, wrong shapes and damaged files are errors that name the cause, and `sha256`
+in the configuration must match the weights, so that the hash in an image's metadata identifies them.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ FORMAT = 1
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint folder cannot be used; the message names the first thing that is wrong and what to do."""
+    """A checkpoint folder cannot be used; the message names the first fault and its remedy."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Loaded weights. about: name, training, data, licences, vocabulary, metrics."""
+    """Loaded weights with their metadata."""
 
     model: RandomOrderModel
     tokenizer: PcaSkipTokenizer | KlTokenizer
-    about: dict[str, Any]
-    sha256: str
+    about: dict[str, Any]  # name, training, data, licences, vocabulary, metrics
+    sha256: str  # of the weight files
 
     @property
     def config(self) -> ModelConfig:
@@ -49,7 +49,7 @@ def save_checkpoint(
     folder: Path, model: RandomOrderModel, tokenizer: PcaSkipTokenizer | KlTokenizer, about: dict[str, Any],
     dtype: torch.dtype = torch.bfloat16,
 ) -> None:  # fmt: skip
-    """Write a checkpoint; floats become `dtype`. Weights first, so that a config.json means a whole checkpoint."""
+    """Write a checkpoint, with floats as `dtype`. config.json comes last: where it exists, the weights are whole."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {f"model.{k}": v for k, v in model.state_dict().items()}
     state |= {f"tokenizer.{k}": v for k, v in tokenizer.state_dict().items()}
@@ -64,7 +64,7 @@ def save_checkpoint(
     for number, shard in enumerate(shards):
         file = folder / f"weights-{number:05d}-of-{len(shards):05d}.safetensors"
         save_file(shard, file)
-        file.chmod(0o644)  # safetensors leaves it to its owner alone; a worker may run as somebody else
+        file.chmod(0o644)  # safetensors writes 0600; a worker may run as another user
     raw = {
         "format": FORMAT,
         "sha256": weights_digest(folder),
@@ -75,10 +75,10 @@ def save_checkpoint(
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json as written, checked for format only.
+    """The content of config.json; only its format number is checked.
 
     Raises:
-        CheckpointError: no such folder, no or damaged config.json, another format.
+        CheckpointError: config.json is missing, damaged or of another format.
     """
     file = folder / "config.json"
     if not file.exists():
@@ -103,10 +103,10 @@ def weights_digest(folder: Path) -> str:
 
 
 def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> Checkpoint:
-    """Read and check a checkpoint; weights come as float32 on `device`, ready to draw.
+    """Read and check a checkpoint; weights become float32 on `device`, ready for inference.
 
     Raises:
-        CheckpointError: see the message.
+        CheckpointError: the folder cannot be used; see its message.
     """
     raw = read_config(folder)
     try:
@@ -137,7 +137,7 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> Checkpo
 
 
 def _load_strict(module: torch.nn.Module, state: dict[str, Tensor], prefix: str, folder: Path) -> None:
-    """Move the entries under `prefix` from `state` into the module; every one must fit."""
+    """Move the entries under `prefix` from `state` into the module; every key and shape must match."""
     for key, own in module.state_dict().items():
         found = state.pop(prefix + key, None)
         if found is None:

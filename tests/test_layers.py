@@ -1,49 +1,164 @@
-"""Dependencies point one way: server -> model -> fluid_kernels, and the gateway never loads torch."""
+"""Imports point one way, between packages and between folders, and the gateway never loads torch."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
+SOURCES = {"server": ROOT / "server", "model": ROOT / "model", "fluid_kernels": ROOT / "kernels" / "fluid_kernels"}
 HEAVY = {"torch", "transformers", "triton", "numpy"}
 FORBIDDEN = {
     "fluid_kernels": {"model", "server", "transformers", "fastapi", "redis"},
     "model": {"server", "fastapi", "redis", "uvicorn", "prometheus_client"},
     "server": {"fluid_kernels", "torch", "transformers", "triton"},
 }
-FOLDERS = {"fluid_kernels": "kernels/fluid_kernels", "model": "model", "server": "server"}
+#: The files of server/ that import the model: one for everything that serves, and `fluid import mar`, which converts
+#: weights and uses nothing of the service.
+JOINTS = {"server/worker/engine/loader.py", "server/cli/import_mar.py"}
+#: The order of the folders, from the top down: a file imports from its own folder, and from folders on lines below it.
+#: Folders on one line do not import each other. "." is the files that lie in the package's own folder.
+ORDER = {
+    "server": [
+        "cli",
+        "gateway, worker, launcher",
+        "queue, client",
+        "images",
+        ".",
+    ],
+    "model": [
+        "evaluation",
+        "training, conversion",
+        "inference",
+        "checkpoint",
+        "networks",
+        "data",
+        ".",
+    ],
+    "fluid_kernels": [
+        "tools, heads",
+        "loops",
+        "ops",
+        ".",
+    ],
+}
+MOST_FILES = 12
+MOST_LINES = 300
 
 
-def _imports(file: Path) -> set[str]:
-    found: set[str] = set()
+def _modules(package: str) -> dict[str, Path]:
+    """Dotted name -> file, of every module of the package."""
+    base = SOURCES[package].parent
+    return {".".join(f.relative_to(base).with_suffix("").parts): f for f in sorted(SOURCES[package].rglob("*.py"))}
+
+
+def _imported(file: Path) -> Iterator[str]:
+    """Dotted names of everything a file imports, wherever in it, `if TYPE_CHECKING` included."""
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module.split(".")[0])
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _edges(package: str) -> dict[str, set[str]]:
+    """Module -> the modules of the same package that it imports."""
+    modules = _modules(package)
+    found: dict[str, set[str]] = {}
+    for name, file in modules.items():
+        targets = set()
+        for full in _imported(file):
+            for candidate in (full, full.rpartition(".")[0], f"{full}.__init__"):
+                if candidate in modules:
+                    targets.add(candidate)
+                    break
+        found[name] = targets - {name}
     return found
 
 
-@pytest.mark.parametrize("package", FOLDERS)
-def test_no_module_imports_against_the_direction(package: str) -> None:
-    for file in (ROOT / FOLDERS[package]).rglob("*.py"):
-        wrong = _imports(file) & FORBIDDEN[package]
-        assert not wrong, f"{file.relative_to(ROOT)} imports {sorted(wrong)}"
+def _level(package: str, module: str) -> tuple[int, str]:
+    """(line of ORDER, name on that line) of a module: that of its file if it is named there, else of its folder."""
+    first = module.split(".")[1] if "." in module else "__init__"
+    folder = first if (SOURCES[package] / first).is_dir() else "."
+    lines = [line.split(", ") for line in ORDER[package]]
+    for name in (first, folder):
+        for number, names in enumerate(lines):
+            if name in names:
+                return number, name
+    raise AssertionError(f"{module}: the folder {folder!r} has no place in ORDER[{package!r}]")
 
 
-def test_only_the_worker_joins_server_to_model() -> None:
-    joining = {file.name for file in (ROOT / "server").rglob("*.py") if "model" in _imports(file)}
-    assert joining == {"loader.py"}
+@pytest.mark.parametrize("package", SOURCES)
+def test_no_package_imports_against_the_direction(package: str) -> None:
+    for name, file in _modules(package).items():
+        wrong = {full.split(".")[0] for full in _imported(file)} & FORBIDDEN[package]
+        assert not wrong, f"{name} imports {sorted(wrong)}"
+
+
+@pytest.mark.parametrize("package", SOURCES)
+def test_folders_import_downwards_only(package: str) -> None:
+    wrong = []
+    for module, targets in _edges(package).items():
+        above = _level(package, module)
+        for target in targets:
+            below = _level(package, target)
+            if below != above and below[0] <= above[0]:
+                wrong.append(f"{module} imports {target}")
+    assert not wrong, f"against the order {ORDER[package]}:\n" + "\n".join(wrong)
+
+
+@pytest.mark.parametrize("package", SOURCES)
+def test_no_circle_of_imports(package: str) -> None:
+    edges, done = _edges(package), set[str]()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, "a circle of imports: " + " -> ".join((*path[path.index(module) :], module))
+        if module not in done:
+            for target in sorted(edges[module]):
+                visit(target, (*path, module))
+            done.add(module)
+
+    for module in edges:
+        visit(module, ())
+
+
+@pytest.mark.parametrize("package", SOURCES)
+def test_a_folder_fits_on_a_screen(package: str) -> None:
+    """78 files in one folder could be searched only by those who had written them."""
+    for folder in [SOURCES[package], *(f for f in SOURCES[package].rglob("*") if f.is_dir())]:
+        files = [f for f in folder.glob("*.py") if f.name not in ("__init__.py", "__main__.py")]
+        assert len(files) <= MOST_FILES, f"{folder.relative_to(ROOT)} has {len(files)} files, {MOST_FILES} at most"
+        if files:
+            text = (folder / "__init__.py").read_text()
+            assert ast.get_docstring(ast.parse(text)), f"{folder}/__init__.py does not say what is here"
+
+
+@pytest.mark.parametrize("package", SOURCES)
+def test_no_file_is_too_long_to_read(package: str) -> None:
+    long = {name: n for name, f in _modules(package).items() if (n := len(f.read_text().splitlines())) > MOST_LINES}
+    assert not long, f"over {MOST_LINES} lines: {long}"
+
+
+def test_only_the_joints_import_the_model() -> None:
+    joining = {
+        str(file.relative_to(ROOT))
+        for file in _modules("server").values()
+        if "model" in {full.split(".")[0] for full in _imported(file)}
+    }
+    assert joining == JOINTS
 
 
 def test_the_gateway_loads_nothing_heavy() -> None:
-    """In a process of its own, because this one has torch already."""
-    code = f"import sys, server.gateway, server.cli; print(sorted(sys.modules.keys() & {HEAVY!r}))"
+    """In a process of its own, because this one has torch already; with the modules of all commands."""
+    code = (
+        "import sys, server.gateway.app, server.client; from server.cli import main; main._parser(); "
+        f"print(sorted(sys.modules.keys() & {HEAVY!r}))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -9,11 +9,12 @@ from collections.abc import Callable
 import httpx
 
 from benchmarks.chaos.ledger import Ledger, Submission, Verdict
-from server.cli.doctor import Level, books
+from server.cli.doctor import Level, check_counters
 from server.errors import UnknownJob
 from server.jobs import JobRecord, JobState
 from server.queue.job_queue import JobQueue
 from server.queue.registry import Registry
+from server.queue.statistics import queue_counts
 
 FETCHES = 2  # of each picture: it must not change between them
 AT_ONCE = 16
@@ -64,5 +65,7 @@ async def audit(ledger: Ledger, queue: JobQueue, address: Callable[[], str]) -> 
             )
         )
     model = (await Registry(queue.redis, queue.keys.namespace).models())["fake"]
-    unbalanced = [finding.what for finding in books(await queue.counts()) if finding.level is not Level.OK]
+    unbalanced = [
+        finding.text for finding in check_counters(await queue_counts(queue)) if finding.level is not Level.OK
+    ]
     return ledger.judge(records, model), unbalanced

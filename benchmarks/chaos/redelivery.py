@@ -21,6 +21,7 @@ from redis.exceptions import RedisError
 from benchmarks.chaos.cast import Cast
 from server.jobs import JobState
 from server.queue.job_queue import JobQueue
+from server.queue.lease_queue import shared_attempts
 from server.queue.registry import Registry
 
 LOOK_S = 0.1
@@ -146,7 +147,7 @@ class Redeliveries:
 
     def _held(self, state: str, token: str, worker: str, started_at: str, attempt: str, error: str, text: str) -> Held:
         prompt = json.loads(text)["prompt"]
-        last_tries = int(attempt) > self._queue.shared_attempts
+        last_tries = int(attempt) > shared_attempts(self._cast.settings.max_attempts)
         quarantined = bool(error) or last_tries or prompt.startswith("[")
         return Held(JobState(state), int(token), worker or "", float(started_at or 0), prompt, quarantined)
 

@@ -16,12 +16,12 @@ from fluid_kernels.head_loop import Chains, HeadWeights, Rows
 from fluid_kernels.heads import PATHS, HeadPathError, make_head
 from model.checkpoint import load_checkpoint
 from model.config import MarConfig, ModelConfig
+from model.inference.chains import make_chains
 from model.inference.engine import Engine
 from model.inference.load import find_checkpoint
 from model.inference.precision import pack
 from model.inference.prompts import LabelPrompts, TextPrompts
 from model.inference.requests import Request
-from model.inference.sampler import make_chains
 from model.networks.diffusion_head import DiffusionHead
 from model.networks.factory import build_model
 from model.networks.mar import Mar

@@ -14,7 +14,10 @@ from benchmarks.load.service import Service, service
 from benchmarks.load.throughput import fill, job
 from server.model_info import ModelInfo
 from server.queue import pagination
+from server.queue.job_queue import Submission
+from server.queue.lease_queue import LeaseQueue
 from server.queue.registry import Registry
+from server.queue.statistics import queue_counts
 from server.worker.engine.fake import FakeEngine
 
 CALLS = 200
@@ -41,7 +44,8 @@ async def _memory(running: Service) -> int:
 
 async def _costs(running: Service, size: int) -> dict[str, float]:
     """The backlog is `size` afterwards: what was added is taken, and what was taken is canceled."""
-    queue, waiting = running.queue, job(8)
+    queue, leases = running.queue, LeaseQueue(running.queue.redis, running.settings)
+    waiting = job(8)
     await fill(running, waiting, 100 if size == 100 else 0, "few_")
     times: dict[str, list[float]] = {}
 
@@ -53,13 +57,13 @@ async def _costs(running: Service, size: int) -> dict[str, float]:
 
     for i in range(CALLS):
         job_id = f"probe_{size}_{i}"
-        await timed("enqueue", queue.enqueue(job_id, waiting, "job"))
+        await timed("enqueue", queue.enqueue(Submission(job_id, waiting, "job")))
         await timed("place", queue.place(await timed("get", queue.get(job_id))))
-        lease = await timed("take", queue.take("bench", waiting.model))
+        lease = await timed("take", leases.take("bench", waiting.model))
         await timed("list", pagination.page(queue, "", limit=20, after=None, status=None))
         if lease is not None:
-            await timed("give_back", queue.give_back(lease))
+            await timed("give_back", leases.give_back(lease))
         await timed("cancel", queue.cancel(job_id))
         if i % 10 == 0:
-            await timed("counts", queue.counts())
+            await timed("counts", queue_counts(queue))
     return {f"{name}_ms_at_{size}": round(1000 * statistics.median(all_), 3) for name, all_ in times.items()}

@@ -16,6 +16,8 @@ from server.gateway.requests.resolve import resolve
 from server.gateway.schemas.images import ImageRequest
 from server.jobs import JobInput, JobState
 from server.model_info import ModelInfo
+from server.queue.job_queue import Submission
+from server.queue.statistics import queue_counts
 from server.worker.engine.fake import FakeEngine
 
 ROWS, STEPS, STEP_MS = 4, 20, 20.0
@@ -46,7 +48,7 @@ def job(steps: int) -> JobInput:
 async def fill(running: Service, job: JobInput, count: int, prefix: str) -> None:
     for start in range(0, count, FILL_AT_ONCE):
         some = range(start, min(count, start + FILL_AT_ONCE))
-        await asyncio.gather(*(running.queue.enqueue(f"{prefix}{i}", job, "job") for i in some))
+        await asyncio.gather(*(running.queue.enqueue(Submission(f"{prefix}{i}", job, "job")) for i in some))
 
 
 async def _drain(running: Service, job: JobInput, backlog: int, seconds: float) -> float:
@@ -63,4 +65,4 @@ async def _drain(running: Service, job: JobInput, backlog: int, seconds: float) 
 
 
 async def _done(running: Service) -> int:
-    return (await running.queue.counts()).states[JobState.SUCCEEDED.value]
+    return (await queue_counts(running.queue)).states[JobState.SUCCEEDED.value]

@@ -1,1 +1,1 @@
-"""Device kernels and their plain-torch definitions; one operation per file."""
+"""Kernels of the diffusion head, each with its plain-torch definition beside it."""

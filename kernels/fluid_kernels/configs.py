@@ -1,10 +1,11 @@
-"""How each kernel is cut: one table per kind of chip, looked up by the number of rows. Nothing is tuned at run time.
+"""Tile sizes of each kernel: one table per kind of chip, looked up by the number of rows. No autotuning at run time.
 
-The rows of a product decide its shape. Few rows: a product is the time to read W, so its N columns are spread over as
-many programs as the chip has multiprocessors, and blocks of K are long so that few loads wait for each other. Many
-rows: tiles grow until each byte read is used often enough (m·n/(m + n) FLOPs a byte) to keep the tensor cores busy.
+The number of rows decides the tile. With few rows a product takes as long as reading W, so its N columns are spread
+over as many programs as the chip has multiprocessors, and blocks of K are long so that few loads wait for each other.
+With many rows tiles grow until each byte read is used often enough, m·n/(m + n) FLOPs a byte, to keep the tensor cores
+busy.
 
-These numbers come from counting bytes, registers and shared memory (`python -m fluid_kernels.tools.aot` prints what the
+The numbers come from counting bytes, registers and shared memory (`python -m fluid_kernels.tools.aot` prints what the
 compiler makes of each); none was timed on a device.
 """
 
@@ -18,7 +19,7 @@ import triton
 
 @dataclass(frozen=True)
 class Config:
-    """Tile of a product: m rows, n columns, k of the shared dimension a time."""
+    """Tile of a product: m rows, n columns, k of the inner dimension at a time."""
 
     m: int
     n: int
@@ -27,7 +28,7 @@ class Config:
     stages: int
 
 
-# (rows up to, tile). "hip" has 64 KiB of shared memory where sm_80 has 164 and sm_90 has 228.
+# (rows up to and including, tile). "hip" has 64 KiB of shared memory where sm_80 has 164 and sm_90 has 228.
 _LINEAR: dict[str, tuple[tuple[int, Config], ...]] = {
     "cuda": (
         (16, Config(16, 16, 256, 4, 4)),
@@ -46,12 +47,12 @@ _LINEAR: dict[str, tuple[tuple[int, Config], ...]] = {
         (1 << 31, Config(128, 128, 64, 8, 2)),
     ),
 }
-# The interpreter pays per operation on a block, however large: few, large blocks.
+# The interpreter pays per operation on a block, whatever its size: few, large blocks.
 _INTERPRETED = Config(64, 64, 64, 4, 1)
 
 
 def linear_config(backend: str, rows: int, dtype: torch.dtype) -> Config:
-    """The tile for a product of that many rows; float32 has twice the bytes and three products, so smaller ones."""
+    """The tile for a product of `rows` rows; smaller in float32, which has twice the bytes and three products."""
     if backend == "cpu":
         return _INTERPRETED
     config = next(config for most, config in _LINEAR[backend] if rows <= most)
@@ -64,7 +65,7 @@ def linear_configs(backend: str, dtype: torch.dtype) -> list[Config]:
 
 
 def backend_of(device: torch.device) -> str:
-    """ "cuda" or "hip" on a GPU, "cpu" under the interpreter.
+    """The key of the tables for a device: "cuda" or "hip" on a GPU, "cpu" under the interpreter.
 
     Raises:
         ValueError: kernels cannot run on this device.
@@ -77,16 +78,16 @@ def backend_of(device: torch.device) -> str:
 
 
 def precision(backend: str) -> str:
-    """How float32 products are multiplied: three TF32 tensor-core products (23 bits together) where there are any."""
+    """tl.dot's precision of float32 products: three TF32 tensor-core products (together 23 bits) on CUDA."""
     return "tf32x3" if backend == "cuda" else "ieee"
 
 
-# Of a thread. Left alone, ptxas may choose fewer for the persistent kernel, in hope of a second block that a
+# Per thread. Without this limit ptxas may choose fewer for the persistent kernel, to fit a second block that a
 # cooperative launch never brings, and spill.
 MOST_REGISTERS = 255
 
-# Tiles of the persistent kernel. n is the least that spreads a product's columns over the team; m grows with the rows,
-# so that teams stay large.
+# Tiles of the persistent kernel. n is the smallest that spreads a product's columns over the team; m grows with the
+# rows, so that teams stay large.
 _PERSISTENT: dict[str, tuple[Config, ...]] = {
     "cuda": (
         Config(16, 16, 128, 4, 3),
@@ -107,10 +108,10 @@ _PERSISTENT_INTERPRETED = Config(16, 64, 128, 4, 1)
 
 
 def persistent_config(backend: str, rows: int, guided: int, width: int, processors: int) -> tuple[Config, int]:
-    """The tile, and the programs in a tile's team, for that many rows on a chip of so many multiprocessors.
+    """The tile, and the number of programs in its team, for `rows` rows on a chip of `processors` multiprocessors.
 
-    The first tile whose teams have a program for each n columns; where the rows are too many for that, the last, with
-    teams of what there is. Tiles beyond the number of multiprocessors need no waiting: their teams are of one.
+    The first tile whose teams have a program for every n columns; with too many rows for that, the last tile, with the
+    largest team that fits. With more tiles than multiprocessors a team is one program, which never waits.
     """
     if backend == "cpu":
         return _PERSISTENT_INTERPRETED, 2

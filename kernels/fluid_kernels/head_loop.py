@@ -1,4 +1,4 @@
-"""The diffusion head's sampling loop over packed tokens: what goes in, and the plain definition.
+"""The diffusion head's sampling loop over packed tokens: its inputs and its plain definition.
 
     for j = K-1 … 0, for the rows whose chain has more than j steps (always a prefix of the rows):
         y    = silu(time[chain, j] + condition)
@@ -6,7 +6,7 @@
         out  = uncond + g · (cond − uncond)    on the first C outputs; a learned variance is the conditional one
         x    = mean_x0 · x0(out, x) + mean_xt · x + temperature · σ · noise                  no noise at j = 0
 
-Rows with fewer steps join later and all end together. x and all of the update are float32.
+Rows with fewer steps join later, and all rows end together. x and all of the update are float32.
 
 Sources: MAR (arXiv 2406.11838) for head and guidance, Ho et al. 2020 for the posterior, Nichol & Dhariwal 2021 for the
 learned variance; Philox noise as in philox.py. Letters: M rows, G guided ones, W width, L blocks, C channels,
@@ -25,32 +25,32 @@ from torch import Tensor, nn
 
 from fluid_kernels.philox import INITIAL, STEP, normal_ref
 
-TRAIN_STEPS = 1000  # the noise a chain starts from is that of "timestep" 1000
+TRAIN_STEPS = 1000  # T, the chain that was trained; the noise that sampling starts from is that of "timestep" T
 LN_EPS = 1e-6
 
 
 @dataclass(frozen=True)
 class HeadWeights:
-    """Every tensor of the head, (out, in) as torch.nn.Linear stores it; blocks stacked along the first dimension."""
+    """The head's tensors, (out, in) as torch.nn.Linear stores them; L blocks stacked along the first dimension."""
 
     token_in: Tensor  # (W, C)
-    token_in_bias: Tensor
+    token_in_bias: Tensor  # (W,)
     norm_weight: Tensor  # (L, W)
-    norm_bias: Tensor
+    norm_bias: Tensor  # (L, W)
     up: Tensor  # (L, W, W)
-    up_bias: Tensor
+    up_bias: Tensor  # (L, W)
     down: Tensor  # (L, W, W)
-    down_bias: Tensor
+    down_bias: Tensor  # (L, W)
     modulation: Tensor  # (L, 3W, W): shift, scale, gate
-    modulation_bias: Tensor
+    modulation_bias: Tensor  # (L, 3W)
     final_modulation: Tensor  # (2W, W): shift, scale
-    final_modulation_bias: Tensor
+    final_modulation_bias: Tensor  # (2W,)
     out: Tensor  # (O, W)
-    out_bias: Tensor
+    out_bias: Tensor  # (O,)
 
     @classmethod
     def from_head(cls, head: nn.Module, dtype: torch.dtype = torch.float32) -> HeadWeights:
-        """Read a head that names its parts as model/networks/diffusion_head.py does."""
+        """Read a module whose parts are named as in model/networks/diffusion_head.py."""
         state = {name: value.detach().to(dtype) for name, value in head.state_dict().items()}
         depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
 
@@ -69,26 +69,26 @@ class HeadWeights:
 
     @property
     def depth(self) -> int:
-        """L."""
+        """L, residual blocks."""
         return len(self.up)
 
     @property
     def width(self) -> int:
-        """W."""
+        """W, width of the residual stream."""
         return self.up.shape[1]
 
     @property
     def channels(self) -> int:
-        """C."""
+        """C, channels of a token."""
         return self.token_in.shape[1]
 
 
 @dataclass(frozen=True)
 class Chains:
-    """S step schedules, padded to the longest; index 0 is the last step, where no noise is added."""
+    """S step schedules, padded to the longest, K. Index 0 is a chain's last step, where no noise is added."""
 
     steps: Tensor  # (S,) int64
-    timesteps: Tensor  # (S, K) int64, of the chain that was trained
+    timesteps: Tensor  # (S, K) int64, of the trained chain, 0 to T - 1
     times: Tensor  # (S, K, W) time embeddings
     coefficients: Tensor  # (S, K, 7) float32: see COEFFICIENTS
 
@@ -102,38 +102,38 @@ COEFFICIENTS = ("sqrt_alpha_bar", "sqrt_one_minus", "mean_x0", "mean_xt", "log_v
 
 @dataclass(frozen=True)
 class Rows:
-    """M tokens to draw, those with the most steps first."""
+    """M tokens to sample, those with the most diffusion steps first."""
 
-    condition: Tensor  # (M + G, W): of each row, then the unconditional ones of the guided rows
-    guided: Tensor  # (G,) int64, ascending
-    chain: Tensor  # (M,) int64
-    guidance: Tensor  # (M,)
-    temperature: Tensor  # (M,)
+    condition: Tensor  # (M + G, W) embedded z of each row, then the unconditional ones of the guided rows
+    guided: Tensor  # (G,) int64, ascending: rows with guidance
+    chain: Tensor  # (M,) int64, the row's entry in Chains
+    guidance: Tensor  # (M,) float32 scale; read for guided rows only
+    temperature: Tensor  # (M,) float32, scales the noise of the steps, never the initial noise (as in MAR)
     seed: Tensor  # (M,) int64
-    position: Tensor  # (M,) int64
+    position: Tensor  # (M,) int64, the token's place in its image, for the noise
 
     def __len__(self) -> int:
         return len(self.chain)
 
 
 def initial_noise(rows: Rows, channels: int) -> Tensor:
-    """(M, C): where the chains start."""
+    """(M, C) unit noise that the chains start from."""
     return normal_ref(rows.seed, INITIAL, rows.position, torch.full_like(rows.seed, TRAIN_STEPS), channels)
 
 
 def step_noise(rows: Rows, timesteps: Tensor, channels: int) -> Tensor:
-    """(m, k) timesteps of the first m rows -> (m, k, C)."""
+    """(m, k) timesteps of the first m rows -> (m, k, C) unit noise."""
     count = len(timesteps)
     return normal_ref(rows.seed[:count, None], STEP, rows.position[:count, None], timesteps, channels)
 
 
 def active(rows: Rows, chains: Chains) -> list[tuple[int, int]]:
-    """How many rows, and how many guided ones among them, take part at each index.
+    """(m, g) at each index: the number of rows that take part, and of guided ones among them.
 
     Raises:
         ValueError: the rows are not sorted.
     """
-    # On the host at once: asked step by step, a GPU would be waited for hundreds of times.
+    # Copied to the host once: read step by step, a GPU would be waited for hundreds of times.
     steps, guided = chains.steps[rows.chain].cpu(), rows.guided.cpu()
     if bool((steps[1:] > steps[:-1]).any()) or bool((guided[1:] <= guided[:-1]).any()):
         raise ValueError("rows must come with the most steps first, and guided rows ascending")
@@ -142,7 +142,7 @@ def active(rows: Rows, chains: Chains) -> list[tuple[int, int]]:
 
 
 def guide(out: Tensor, rows: Rows, count: int, guided: int, channels: int) -> Tensor:
-    """(m + g, O) -> (m, O): the first C outputs of guided rows move away from the unconditional ones. In place."""
+    """(m + g, O) -> (m, O): classifier-free guidance on the first C outputs of guided rows, in place."""
     if not guided:
         return out
     which = rows.guided[:guided]
@@ -155,7 +155,7 @@ def guide(out: Tensor, rows: Rows, count: int, guided: int, channels: int) -> Te
 def update(
     out: Tensor, x: Tensor, coefficients: Tensor, noise: Tensor, temperature: Tensor, prediction: str, clamp: float
 ) -> Tensor:
-    """x_t -> x_{t−1}: (m, O), (m, C), (m, 7), (m, C), (m,) -> (m, C), all float32."""
+    """x_t -> x_{t−1}: (m, O), (m, C), (m, 7), (m, C), (m,) -> (m, C), all float32. clamp: limit on |x0|, 0 for none."""
     a, b, mean_x0, mean_xt, low, high, noisy = coefficients[..., None].unbind(-2)  # (m, 1) each
     channels = x.shape[1]
     main = out[:, :channels]
@@ -172,7 +172,7 @@ def update(
 
 
 def evaluate_ref(w: HeadWeights, x: Tensor, y: Tensor) -> Tensor:
-    """The head itself: (m, C) noisy tokens, (m, W) silu(time + condition) -> (m, O)."""
+    """The head network: (m, C) noisy tokens, (m, W) silu(time + condition) -> (m, O)."""
     h = F.linear(x, w.token_in, w.token_in_bias)
     for i in range(w.depth):
         shift, scale, gate = F.linear(y, w.modulation[i], w.modulation_bias[i]).chunk(3, -1)
@@ -183,7 +183,7 @@ def evaluate_ref(w: HeadWeights, x: Tensor, y: Tensor) -> Tensor:
 
 
 def head_loop_ref(weights: HeadWeights, rows: Rows, chains: Chains, prediction: str, clamp: float) -> Tensor:
-    """The definition: (M, C) float32. Nothing hoisted, nothing packed."""
+    """The definition, (M, C) float32 tokens: nothing hoisted, nothing packed."""
     channels = weights.channels
     x = initial_noise(rows, channels).to(weights.up.dtype)
     plan = active(rows, chains)

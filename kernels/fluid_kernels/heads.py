@@ -1,11 +1,11 @@
-"""Which way the diffusion head's loop runs: one function behind which the ways are interchangeable.
+"""Paths of the diffusion head's sampling loop: interchangeable implementations behind `make_head`.
 
-    torch        any device; on a CPU the fastest there is, and the oracle of the others     head_loop_torch.py
-    triton       fused operations, one CUDA graph per bucket of rows                         head_loop_triton.py
-    persistent   one kernel that runs all steps and blocks of a tile of rows                 head_loop_persistent.py
+    torch        any device; the fastest on a CPU, and the oracle of the other two           loops/torch_loop.py
+    triton       fused operations, one CUDA graph per bucket of rows                         loops/fused_loop.py
+    persistent   one kernel that runs all steps and blocks of a tile of rows                 loops/persistent_loop.py
     auto         triton on a CUDA device, torch elsewhere
 
-`auto` is a rule and not yet a measurement: no table of the three ways' times has been taken on a GPU.
+`auto` is a rule and not a measurement: the three paths have not been timed against each other on a GPU.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ OLDEST_TRITON = (3, 6)  # older ones lack launch options that the kernels ask fo
 
 
 class HeadPathError(ValueError):
-    """The way that was asked for cannot run here; the message says why and what would."""
+    """The requested path cannot run here; the message says why, and which path can."""
 
 
 class Head(Protocol):
-    """A head's weights, made ready for one way of running the loop."""
+    """A head's weights, prepared for one path of the loop."""
 
     def __call__(self, rows: Rows, chains: Chains, prediction: str, clamp: float) -> Tensor:
-        """(M, C) float32, the tokens drawn; see head_loop.py."""
+        """(M, C) float32 tokens; see head_loop.py."""
         ...
 
 
 def make_head(weights: HeadWeights, dtype: torch.dtype, path: str = "auto") -> Head:
-    """A head on the device where `weights` lie.
+    """A head on the device of `weights`.
 
     Args:
-        weights: float32, for the first step of eps chains is computed with them as they are.
+        weights: float32, because the first step of eps chains is computed in float32.
         dtype: of the matrix products, bfloat16 or float32; sums, statistics and the update are float32.
         path: one of PATHS; `choose_path` says what `auto` becomes.
     Raises:
@@ -64,7 +64,7 @@ def make_head(weights: HeadWeights, dtype: torch.dtype, path: str = "auto") -> H
 
 
 def choose_path(path: str, device: torch.device) -> str:
-    """`path` with `auto` resolved: what `make_head` will run, for reports.
+    """The path that `make_head` will run: `path` with `auto` resolved.
 
     Raises:
         HeadPathError: see make_head.
@@ -82,7 +82,7 @@ def choose_path(path: str, device: torch.device) -> str:
 
 
 def _triton() -> tuple[int, ...]:
-    """The installed version, () where there is none. By import: the package has other names for other chips."""
+    """The installed Triton's version, or (). Imported, because its package has other names for other chips."""
     if importlib.util.find_spec("triton") is None:
         return ()
     version = str(importlib.import_module("triton").__version__)

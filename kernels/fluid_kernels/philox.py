@@ -2,8 +2,8 @@
 
     r0, r1, r2, r3 = philox4x32_10(key = seed, counter = (channel // 4, step, position, purpose))
 
-so that a random number is a function of what it is *for* and of nothing else: not of the batch, the row, the worker,
-the device, or the autoregressive step at which a token happens to be decoded.
+So a random number depends only on its purpose: not on the batch, the row, the worker, the device, or the
+autoregressive step at which a token happens to be decoded.
 
 Sources: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3" (constants and rounds); triton.language
 (`tl.philox`, the mapping to floats and Box-Muller), whose float32 result the torch version matches within 1e-6.
@@ -16,7 +16,7 @@ import math
 import torch
 from torch import Tensor
 
-# Purposes: the last counter word. Streams of different purpose never overlap.
+# Purposes, the last counter word: streams of different purpose never overlap.
 ORDER, INITIAL, STEP = 0, 1, 2
 
 _MASK = 0xFFFF_FFFF
@@ -65,7 +65,7 @@ def normal_ref(seed: Tensor, purpose: int, position: Tensor, step: Tensor, chann
     fixed = torch.full((1,), purpose, dtype=torch.int64, device=seed.device)
     words = philox(seed[..., None], quads, step[..., None], position[..., None], fixed)  # 4 × (..., C/4)
     # Box-Muller in float64, rounded once: float32 log and cos of vectorised libraries differ in the last bit with the
-    # place of an element in its tensor, and a picture must not depend on that.
+    # place of an element in its tensor, and an image must not depend on that.
     u = [to_uniform(w).double() for w in words]
     pairs = []
     for first, second in ((u[0], u[1]), (u[2], u[3])):

@@ -1,4 +1,4 @@
-"""Tensors of a file that other code wrote: taken by name, checked by shape, and none may be left over."""
+"""Weights written by other code: taken by name, checked by shape, and none may be left over."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from torch import Tensor
 from model.checkpoint import CheckpointError
 
 
-class Foreign:
-    """A state that is emptied by name; what is missing, misshapen or left over is an error that says so."""
+class ForeignWeights:
+    """Tensors of one file, taken one by one. A missing, misshapen or leftover tensor raises an error that names it."""
 
     def __init__(self, file: Path, state: dict[str, Tensor]):
         self.file = file
@@ -28,22 +28,34 @@ class Foreign:
         return key in self._state
 
     def shape(self, key: str, dims: int) -> tuple[int, ...]:
-        """The shape of a tensor that must be there and have so many dimensions."""
+        """The shape of a tensor.
+
+        Raises:
+            CheckpointError: it is missing, or has not `dims` dimensions.
+        """
         found = self._find(key).shape
         if len(found) != dims:
             raise CheckpointError(f"{self.file}: {key!r} has shape {tuple(found)}, but {dims} dimensions are expected")
         return tuple(found)
 
     def count(self, prefix: str) -> int:
-        """How many numbered parts, prefix + "0", "1", …, there are; at least one."""
+        """Number of parts named prefix + "0", prefix + "1", and so on.
+
+        Raises:
+            CheckpointError: there is none.
+        """
         numbers = {key.removeprefix(prefix).split(".", 1)[0] for key in self._state if key.startswith(prefix)}
         count = next(n for n in range(len(numbers) + 1) if str(n) not in numbers)
         if not count:
-            raise CheckpointError(f"{self.file}: no key begins with {prefix + '0'!r}; {self._nature()}")
+            raise CheckpointError(f"{self.file}: no key begins with {prefix + '0'!r}; {self._summary()}")
         return count
 
     def take(self, key: str, shape: Sequence[int]) -> Tensor:
-        """The tensor in this shape; leading dimensions of 1 may be missing or too many."""
+        """Take a tensor, reshaped to `shape` if it differs only in leading dimensions of 1.
+
+        Raises:
+            CheckpointError: it is missing, or has another shape.
+        """
         found = self._find(key)
         if _stripped(found.shape) != _stripped(shape):
             raise CheckpointError(f"{self.file}: {key!r} has shape {tuple(found.shape)}, {tuple(shape)} is expected")
@@ -51,7 +63,11 @@ class Foreign:
         return found.reshape(tuple(shape))
 
     def finish(self, ignore: str = "\0") -> None:
-        """Everything has been taken, apart from keys that begin with `ignore`."""
+        """Check that every tensor was taken, except those whose key begins with `ignore`.
+
+        Raises:
+            CheckpointError: names the first that was not.
+        """
         left = sorted(key for key in self._state.keys() - self._taken if not key.startswith(ignore))
         if left:
             more = f", nor have {len(left) - 1} more" if len(left) > 1 else ""
@@ -59,45 +75,45 @@ class Foreign:
 
     def _find(self, key: str) -> Tensor:
         if key not in self._state:
-            raise CheckpointError(f"{self.file}: key {key!r} is missing; {self._nature()}")
+            raise CheckpointError(f"{self.file}: key {key!r} is missing; {self._summary()}")
         return self._state[key]
 
-    def _nature(self) -> str:
+    def _summary(self) -> str:
         keys = sorted(self._state)
         return f"the file has {len(keys)} keys" + (f", the first is {keys[0]!r}" if keys else "")
 
 
-def read_foreign(file: Path, *sections: str) -> Foreign:
-    """Tensors of a .safetensors file, or of a torch file; from the first of `sections` that the latter has.
+def read_foreign_weights(file: Path, *sections: str) -> ForeignWeights:
+    """Read a .safetensors file, or a torch file from the first of `sections` that it has.
 
-    Torch files are unpickled with `weights_only`, so that they can hold tensors and nothing that runs.
+    Torch files are unpickled with `weights_only`, so that code in them cannot run.
 
     Raises:
-        CheckpointError: no such file, damaged, or of another kind.
+        CheckpointError: the file is missing, damaged or of another kind.
     """
     if not file.is_file():
-        raise CheckpointError(f"{file} is no file; give the checkpoint itself (.pth, .ckpt or .safetensors)")
+        raise CheckpointError(f"{file} is not a file; give the checkpoint itself (.pth, .ckpt or .safetensors)")
     if file.suffix == ".safetensors":
         try:
-            return Foreign(file, load_file(file))
+            return ForeignWeights(file, load_file(file))
         except SafetensorError as error:
             raise CheckpointError(f"{file} is damaged ({error}); download it again") from error
     try:
-        # Training's own arguments lie beside the weights in some files; a Namespace is as harmless as a dictionary.
+        # Some files hold the training's arguments beside the weights; a Namespace is as harmless as a dictionary.
         with torch.serialization.safe_globals([argparse.Namespace]):
             raw: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{file} is damaged or no file of torch.save ({reason}); download it again") from error
+        raise CheckpointError(f"{file} is damaged or not a file of torch.save ({reason}); download it again") from error
     state = next((raw[name] for name in sections if isinstance(raw, dict) and name in raw), raw)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         found = ", ".join(map(repr, list(raw)[:5])) if isinstance(raw, dict) else type(raw).__name__
         raise CheckpointError(f"{file}: neither {' nor '.join(map(repr, sections))} in it, but {found}")
-    return Foreign(file, state)
+    return ForeignWeights(file, state)
 
 
 def _stripped(shape: Sequence[int]) -> tuple[int, ...]:
-    """Without leading ones."""
+    """The shape without leading dimensions of 1."""
     sizes = tuple(shape)
     while sizes and sizes[0] == 1:
         sizes = sizes[1:]

@@ -1,10 +1,10 @@
-"""Official MAR checkpoints (torch .pth, or the safetensors mirror) into a checkpoint folder of ours.
+"""Convert official MAR weights (a torch .pth, or the safetensors mirror) to a checkpoint folder.
 
-    fluid import mar checkpoint-last.pth mar-b            the autoencoder kl16.ckpt lies beside it
+    fluid import mar checkpoint-last.pth mar-b            with the autoencoder kl16.ckpt beside it
     fluid import mar mar-large.safetensors mar-l --vae kl16.safetensors
 
-Sizes are read off the tensors' shapes. Every tensor must fit and none may be left over, so that a truncated or foreign
-file is an error that names the first key; the folder appears only when all of it has been written.
+Sizes are read from the shapes of the tensors. Every tensor must fit and none may be left over, so a truncated file or
+one of another model is an error that names the first key. The folder appears only when it is complete.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from torch import Tensor
 
 from model.checkpoint import CheckpointError, save_checkpoint
 from model.config import ConfigError, KlConfig, MarConfig
-from model.conversion.foreign_weights import Foreign, read_foreign
+from model.conversion.foreign_weights import ForeignWeights, read_foreign_weights
 from model.conversion.ldm_names import ldm_name
 from model.inference.prompts import imagenet_labels
 from model.networks.kl_tokenizer import KlTokenizer
 from model.networks.mar import Mar
 
-# Number of heads is the one size that shapes do not tell.
+# Width -> attention heads, the one size that shapes do not tell.
 HEADS = {768: 12, 1024: 16, 1280: 16}
 NAMES = {768: "mar-b", 1024: "mar-l", 1280: "mar-h"}
-# Guidance of the paper's evaluations with the linear schedule (Appendix B of arXiv 2406.11838).
+# Width -> guidance scale of the paper's evaluations, with the linear schedule (Appendix B of arXiv 2406.11838).
 GUIDANCE = {768: 2.9, 1024: 3.0, 1280: 3.2}
 VAE_NAMES = ("kl16.ckpt", "kl16.safetensors")
 
@@ -54,7 +54,7 @@ HEAD_BLOCK = {"norm": "in_ln", "mlp.0": "mlp.0", "mlp.2": "mlp.2", "modulation":
 
 
 def official_name(key: str) -> str:
-    """The key of the official state that our `key` of a Mar is found under.
+    """The key in an official file of the parameter that `Mar` calls `key`.
 
     backbone.encoder.3.attn.q.weight -> encoder_blocks.3.attn.qkv.weight
     """
@@ -72,24 +72,25 @@ def official_name(key: str) -> str:
 
 
 def _renamed(key: str, table: dict[str, str]) -> str:
+    """Look up the whole key, or its module with the leaf (weight, bias) kept."""
     if key in table:
         return table[key]
     module, _, leaf = key.rpartition(".")
     return f"{table[module]}.{leaf}"
 
 
-def mar_config(source: Foreign, tokenizer: KlConfig, heads: int | None) -> MarConfig:
-    """Every size of the model, from the shapes of its tensors.
+def mar_config(source: ForeignWeights, tokenizer: KlConfig, heads: int | None) -> MarConfig:
+    """Sizes of the model, from the shapes of its tensors.
 
     Raises:
-        CheckpointError: a tensor is missing, or the number of heads cannot be known.
+        CheckpointError: a tensor is missing, or the number of heads is unknown.
     """
     width, channels = source.shape("z_proj.weight", 2)
     heads = heads or HEADS.get(width)
     if heads is None:
         raise CheckpointError(
-            f"{source.file}: width {width} is none of the released sizes {sorted(HEADS)}; say how many attention "
-            "heads it has with --heads"
+            f"{source.file}: width {width} is none of the released sizes {sorted(HEADS)}; give the number of "
+            "attention heads with --heads"
         )
     if channels != tokenizer.channels:
         raise CheckpointError(
@@ -107,8 +108,8 @@ def mar_config(source: Foreign, tokenizer: KlConfig, heads: int | None) -> MarCo
     )  # fmt: skip
 
 
-def kl_config(source: Foreign) -> KlConfig:
-    """The autoencoder's sizes, from the shapes of its tensors.
+def kl_config(source: ForeignWeights) -> KlConfig:
+    """Sizes of the autoencoder, from the shapes of its tensors.
 
     Raises:
         CheckpointError: a tensor is missing.
@@ -122,51 +123,51 @@ def kl_config(source: Foreign) -> KlConfig:
 
 
 def read_mar(file: Path, tokenizer: KlConfig, heads: int | None = None) -> Mar:
-    """The model of an official checkpoint; of two sets of weights, the averaged one (`model_ema`).
+    """Read the model of an official file, with its averaged weights (`model_ema`) if it has both.
 
     Raises:
-        CheckpointError: not such a file; the message names the first key or shape that does not fit.
+        CheckpointError: the file is not one of MAR; names the first key or shape that does not fit.
     """
-    source = read_foreign(file, "model_ema")
+    source = read_foreign_weights(file, "model_ema")
     model = Mar(mar_config(source, tokenizer, heads))
-    for key, own in model.state_dict().items():  # detached, so that copying is no step of a graph
+    for key, own in model.state_dict().items():  # detached, so that autograd does not record the copy
         own.copy_(_official_tensor(source, key, own))
     source.finish()
     return model
 
 
-def _official_tensor(source: Foreign, key: str, own: Tensor) -> Tensor:
+def _official_tensor(source: ForeignWeights, key: str, own: Tensor) -> Tensor:
     name = official_name(key)
     if ".qkv." not in name:
         return source.take(name, own.shape)
     width = own.shape[0] if ".attn.q." in key else own.shape[0] // 2
-    fused = source.take(name, (3 * width, *own.shape[1:]))  # q, k, v under each other
+    fused = source.take(name, (3 * width, *own.shape[1:]))  # q, k and v, stacked
     return fused[:width] if ".attn.q." in key else fused[width:]
 
 
 def read_kl(file: Path) -> KlTokenizer:
-    """The autoencoder of latent diffusion's layout, as diffusers names it.
+    """Read an autoencoder in the layout of latent diffusion.
 
     Raises:
-        CheckpointError: see `read_mar`.
+        CheckpointError: the file is not one; names the first key or shape that does not fit.
     """
-    source = read_foreign(file, "model", "state_dict")
+    source = read_foreign_weights(file, "model", "state_dict")
     tokenizer = KlTokenizer(kl_config(source))
     levels = len(tokenizer.config.widths)
     for key, own in tokenizer.vae.state_dict().items():
         name = ldm_name(key, levels)
         projection = name.endswith((".q.weight", ".k.weight", ".v.weight", ".proj_out.weight"))
-        shape = (*own.shape, 1, 1) if projection else own.shape  # there, projections are 1×1 convolutions
+        shape = (*own.shape, 1, 1) if projection else own.shape  # 1×1 convolutions in latent diffusion
         own.copy_(source.take(name, shape).view(own.shape))
-    source.finish(ignore="loss.")  # the discriminator it was trained against, in some files
+    source.finish(ignore="loss.")  # some files hold the discriminator of its training
     return tokenizer
 
 
 def find_vae(source: Path) -> Path:
-    """kl16 beside the checkpoint, or where the official download puts it.
+    """Find kl16 beside the checkpoint, or where the official download puts it.
 
     Raises:
-        CheckpointError: in neither place.
+        CheckpointError: it is in neither place.
     """
     for folder in (source.parent, source.parent.parent.parent / "vae"):
         for name in VAE_NAMES:
@@ -178,7 +179,7 @@ def find_vae(source: Path) -> Path:
 
 
 def about(model: Mar) -> dict[str, Any]:
-    """What config.json says of the weights."""
+    """The entry `about` of config.json: names, licence, labels, sampling presets."""
     width, classes = model.config.width, model.config.classes
     steps = {"low": (32, 50), "medium": (64, 100), "high": (256, 100)}
     return {
@@ -203,35 +204,41 @@ def about(model: Mar) -> dict[str, Any]:
 
 def import_mar(
     source: Path, target: Path, vae: Path | None = None, heads: int | None = None, dtype: torch.dtype = torch.float32,
-    say: Callable[[str], None] = print,
+    report: Callable[[str], None] = print,
 ) -> Path:  # fmt: skip
-    """Convert; returns `target`, which exists only if everything went well.
+    """Convert `source` to the checkpoint folder `target`, which must not exist; return `target`.
+
+    Args:
+        vae: file of the autoencoder; default: looked for beside `source`.
+        heads: attention heads; default: those of the released model of this width.
+        dtype: in which the weights are stored.
+        report: called with one line per stage.
 
     Raises:
-        CheckpointError, ConfigError: what does not fit, and what to do.
+        CheckpointError, ConfigError: something does not fit; `target` is not created.
     """
     if target.exists():
         raise CheckpointError(f"{target} exists already; choose another name or remove it first")
     with _all_or_nothing(target) as folder:
         vae = vae or find_vae(source)
-        say(f"reading the autoencoder {vae}")
+        report(f"reading the autoencoder {vae}")
         tokenizer = read_kl(vae)
-        say(f"reading the model {source}")
+        report(f"reading the model {source}")
         model = read_mar(source, tokenizer.config, heads)
         size = sum(p.numel() for p in (*model.parameters(), *tokenizer.parameters()))
-        say(f"writing {target}: {about(model)['name']}, {size / 1e6:.1f}M parameters with the autoencoder")
+        report(f"writing {target}: {about(model)['name']}, {size / 1e6:.1f}M parameters with the autoencoder")
         save_checkpoint(folder, model, tokenizer, about(model), dtype)
     return target
 
 
 @contextmanager
 def _all_or_nothing(target: Path) -> Iterator[Path]:
-    """A folder beside `target` that becomes it at the end, or goes away with whatever went wrong."""
+    """Yield a folder beside `target`; rename it to `target` at the end, or delete it if there was an exception."""
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         yield folder
-        folder.chmod(0o755)  # mkdtemp's own is for its user alone
+        folder.chmod(0o755)  # mkdtemp makes it private to the user
         folder.rename(target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -242,9 +249,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="fluid import mar", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("source", type=Path, metavar="SRC", help="official checkpoint: .pth or .safetensors")
-    parser.add_argument("target", type=Path, metavar="DST", help="folder to make")
+    parser.add_argument("target", type=Path, metavar="DST", help="folder to create")
     parser.add_argument("--vae", type=Path, help="kl16.ckpt or kl16.safetensors; default: looked for beside SRC")
-    parser.add_argument("--heads", type=int, help="attention heads, where the width is none of the released ones")
+    parser.add_argument("--heads", type=int, help="number of attention heads, if the width is of no released model")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="float32",
         help="how weights are stored; bfloat16 halves the size and rounds them (default: float32)",

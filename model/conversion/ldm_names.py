@@ -1,4 +1,4 @@
-"""Names of a KL autoencoder's tensors: diffusers' -> those of the latent diffusion code."""
+"""Key names of a KL autoencoder: from those of diffusers to those of the latent diffusion code."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _MODULES = {
 
 
 def ldm_name(key: str, levels: int) -> str:
-    """One key; `levels` is the number of widths.
+    """Translate one key. levels: number of resolutions, the length of the config's `widths`.
 
-    decoder.up_blocks.0.resnets.2.conv1.weight -> decoder.up.4.block.2.conv1.weight, where levels is 5: diffusers
+    decoder.up_blocks.0.resnets.2.conv1.weight -> decoder.up.4.block.2.conv1.weight, for 5 levels: diffusers
     numbers the decoder's levels in the order they run, latent diffusion from fine to coarse.
     """
     key = re.sub(r"up_blocks\.(\d+)", lambda found: f"up.{levels - 1 - int(found[1])}", key)

@@ -1,10 +1,11 @@
-"""`make data`: emoji packages -> packed data set + contact sheet, the same bytes every time.
+"""Build the emoji data set, first part of `make data`: packages -> packed images and captions, same bytes every time.
 
-    python -m model.data.build --out data/emoji-64 --size 64
+    python -m model.data.build                                     data/emoji-64, which emoji-64 was trained on
+    python -m model.data.build --size 32 --out data/emoji-32       smaller images
 
-Splits: every concept that all four styles draw is used. The vocabulary's pairs are `train`, except 5 % of the
+Splits: every concept that all four styles have is used. The vocabulary's pairs are `train`, except 5 % of the
 (concept, style) pairs that are `heldout`: their concept is trained in the other styles only. Concepts outside the
-vocabulary are `tokenizer`, but for 50 of them that nothing ever trains on: `unseen`.
+vocabulary are `tokenizer`, except 50 that nothing ever trains on: `unseen`.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ SPLIT_SEED = 20241017
 
 
 def assign_splits(vocabulary: list[Concept], rest: list[Concept]) -> dict[tuple[str, str], str]:
-    """(hexcode, style) -> split; a pure function of the two lists.
+    """Assign a split to each (hexcode, style); a pure function of the two lists.
 
-    A concept loses at most one style to `heldout`, so that each held-out picture has three trained siblings.
+    A concept loses at most one style to `heldout`, so that it is trained in three other styles.
     """
     rng = np.random.default_rng(SPLIT_SEED)
     count = round(HELDOUT_SHARE * len(vocabulary) * len(STYLES))
@@ -46,7 +47,15 @@ def assign_splits(vocabulary: list[Concept], rest: list[Concept]) -> dict[tuple[
 
 
 def build(size: int, cache: Path, progress: bool = True) -> Dataset:
-    """Fetch, choose, render. Returns the data set; nothing is written but the package cache."""
+    """Fetch the packages, choose concepts and render them; writes nothing but the package cache.
+
+    Args:
+        size: side of the square images, pixels.
+        cache: folder for downloaded packages.
+
+    Raises:
+        DataError: a package could not be fetched.
+    """
     emojibase = load_emojibase(cache)
     drawers = {source.style: open_source(source, cache) for source in SOURCES}
     drawable = frozenset.intersection(*(codes for codes, _ in drawers.values()))
@@ -80,7 +89,7 @@ def build(size: int, cache: Path, progress: bool = True) -> Dataset:
 
 
 def sample_sheet(dataset: Dataset, columns: int = 16, rows: int = 8) -> Image.Image:
-    """One picture per concept, styles in turn: enough to see at a glance that rendering worked."""
+    """A contact sheet of evenly spaced training images, to check by eye that rendering worked."""
     train = dataset.indices("train")
     chosen = train[np.linspace(0, len(train) - 1, columns * rows).astype(int)]
     return contact_sheet(
@@ -91,16 +100,22 @@ def sample_sheet(dataset: Dataset, columns: int = 16, rows: int = 8) -> Image.Im
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("data/emoji-64"), help="folder of the packed data set")
-    parser.add_argument("--size", type=int, default=64, help="side of the square pictures, pixels")
-    parser.add_argument("--cache", type=Path, default=Path("data/npm"), help="folder for downloaded packages")
+    parser = argparse.ArgumentParser(
+        prog="python -m model.data.build", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("data/emoji-64"), help="folder for the packed data set (%(default)s)"
+    )
+    parser.add_argument("--size", type=int, default=64, help="side of the square images, pixels (%(default)s)")
+    parser.add_argument(
+        "--cache", type=Path, default=Path("data/npm"), help="folder for downloaded packages (%(default)s)"
+    )
     args = parser.parse_args(argv)
 
     dataset = build(args.size, args.cache)
     dataset.save(args.out)
     sample_sheet(dataset).save(args.out / "sheet.png")
-    print(f"{dataset.about['pictures']} pictures of {args.size} px in {args.out}")
+    print(f"{dataset.about['pictures']} images of {args.size} px in {args.out}")
     for split, count in dataset.about["splits"].items():
         print(f"  {split:10s} {count:6d}")
     for source in dataset.about["sources"]:

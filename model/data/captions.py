@@ -1,8 +1,8 @@
-"""Which emoji concepts the shipped model learns, and the sentences that describe them.
+"""Concepts that the emoji model learns, and their captions.
 
-A *concept* is one emojibase entry ("red apple"), a *style* one of the four drawings of it. Choosing concepts
-is choosing the vocabulary that a person may type, so the rules below prefer short everyday nouns and leave out
-what 64 pixels cannot show (clock faces, seals, text) or what only differs in a detail ("oncoming bus").
+A *concept* is one emojibase entry ("red apple"), a *style* one of four artists' versions of it. The concepts are the
+vocabulary that a user may type, so the rules below prefer short everyday nouns and leave out what 64 pixels cannot show
+(clock faces, seals, text) or what only differs in a detail ("oncoming bus").
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ GROUPS = {
     7: 2,
 }  # smileys (by name only), nature, food, places, leisure, objects
 
-# From the smileys, faces differ in details too small for 64 px: a few that everybody knows, by name.
+# Most faces differ in details too small for 64 px: these are the few well-known ones.
 SMILEYS = frozenset(
     "grinning face|winking face|thinking face|smiling face with sunglasses|sleeping face|crying face|angry face|"
     "smiling face with heart-eyes|partying face|cowboy hat face|nerd face|exploding head|skull|ghost|alien|robot|"
@@ -32,7 +32,7 @@ SMILEYS = frozenset(
 )
 LONGER = frozenset({"sun with face", "four leaf clover", "pot of food", "glass of milk", "bow and arrow"})
 
-# Whole labels whose picture is a near twin of a simpler one, or shows text, or is a symbol rather than a thing.
+# Labels whose image nearly equals that of a simpler one, shows text, or is a symbol rather than a thing.
 LEFT_OUT = re.compile(
     r"o.clock|thirty|banknote|mailbox|oncoming|japanese|full moon face|moon face|speaker|tray|"
     r"gibbous|quarter moon|new moon|musical (score|notes)|place medal|\bsuit\b|"
@@ -48,7 +48,7 @@ LEFT_OUT = re.compile(
     r"bikini|briefs|swimsuit|kimono|sari|woman|man.s|knot$|yarn$|thread|military|rescue|bust|hole"
 )
 
-# Things few people would ask for by this name; leaving them out gives the others more training.
+# Things that few users would ask for by this name; leaving them out gives the others more training.
 RARE = frozenset(
     "stuffed flatbread|oden|dango|moon cake|rice cracker|curry rice|tanabata tree|pine decoration|carp streamer|"
     "wind chime|lacrosse|field hockey|cricket game|curling stone|abacus|alembic|petri dish|derelict house|hut|"
@@ -68,7 +68,7 @@ RARE = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Concept:
-    """One thing that can be drawn: its name, other words for it, and its code point as in file names."""
+    """One emojibase entry: its name, other words for it, and its code point as in file names."""
 
     label: str
     tags: tuple[str, ...]
@@ -76,12 +76,12 @@ class Concept:
 
 
 def normalise_hexcode(hexcode: str) -> str:
-    """Bring a code point sequence to the one spelling all packages can be compared in ("1f34e")."""
+    """Normalise a code point sequence to the spelling that all packages are compared in ("1f34e")."""
     return hexcode.lower().replace("-fe0f", "")
 
 
 def all_concepts(emojibase: list[dict]) -> list[Concept]:
-    """Every entry of the groups we use that has no skin-tone variants, in emojibase order."""
+    """All concepts of GROUPS without skin-tone variants, in emojibase order."""
     return [
         Concept(
             label=entry["label"].replace("’", "'"),
@@ -94,7 +94,7 @@ def all_concepts(emojibase: list[dict]) -> list[Concept]:
 
 
 def in_vocabulary(concept: Concept, group: int) -> bool:
-    """Whether the shipped model learns this concept; the others train the image tokenizer only."""
+    """Return True if the model learns this concept; the others train the image tokenizer only."""
     if concept.label in SMILEYS or concept.label in LONGER:
         return True
     words = len(concept.label.replace("-", " ").split())
@@ -102,9 +102,9 @@ def in_vocabulary(concept: Concept, group: int) -> bool:
 
 
 def captions(concept: Concept, style: str) -> list[str]:
-    """Four wordings of one picture, most specific last; training picks among them at random.
+    """Four wordings for one image; training picks among them at random.
 
-    The last one carries no style on purpose, so that "a red apple" alone means an apple in any style.
+    The last one names no style on purpose, so that "a red apple" alone means an apple in any style.
     """
     label = concept.label
     spare = [tag for tag in concept.tags if tag not in label.lower().split() and tag != label.lower()]
@@ -118,7 +118,7 @@ def captions(concept: Concept, style: str) -> list[str]:
 
 
 def with_article(label: str) -> str:
-    """ "red apple" -> "a red apple"; plural and mass nouns are left alone."""
+    """Put "a" or "an" before a label; labels that end in a plural s stay as they are."""
     if label.endswith("s") and not label.endswith(("ss", "us", "is")):
         return label
     return f"{'an' if label[0].lower() in 'aeiou' else 'a'} {label}"

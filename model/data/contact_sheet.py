@@ -1,4 +1,4 @@
-"""Contact sheets and curves: people look before they read."""
+"""Contact sheets: grids of images with captions, to look at."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-LABEL_PX = 11  # height of the caption line under a picture
+LABEL_PX = 11  # height of the caption line under an image
 
 
 def contact_sheet(
     images: Sequence[np.ndarray], labels: Sequence[str] | None = None, columns: int = 8, scale: int = 1
 ) -> Image.Image:
-    """Lay pictures out in a grid, captions underneath.
+    """Lay images out in a grid, captions underneath.
 
     Args:
-        images: each (H, W, 3) uint8, all of one size.
-        labels: one caption per picture; cut to the cell's width.
-        scale: integer enlargement, nearest neighbour, so that pixels stay what they are.
+        images: each (H, W, 3) uint8, all of the same size.
+        labels: one caption per image; cut to the cell's width.
+        scale: integer factor of enlargement, by nearest neighbour, so that pixels stay sharp.
     """
     height, width = images[0].shape[0] * scale, images[0].shape[1] * scale
     line = LABEL_PX + 2 if labels else 0
@@ -29,14 +29,15 @@ def contact_sheet(
     for index, image in enumerate(images):
         x = 4 + (index % columns) * (width + 4)
         y = 4 + (index // columns) * (height + line + 4)
-        picture = Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST)
-        sheet.paste(picture, (x, y))
+        enlarged = Image.fromarray(image).resize((width, height), Image.Resampling.NEAREST)
+        sheet.paste(enlarged, (x, y))
         if labels:
             draw.text((x, y + height), _cut(labels[index], width, font), fill="#444444", font=font)
     return sheet
 
 
 def _cut(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
+    """The longest beginning of `text` that is at most `width` pixels wide."""
     while text and font.getlength(text) > width:
         text = text[:-1]
     return text

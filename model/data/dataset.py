@@ -1,4 +1,4 @@
-"""The packed data set: one array of pixels, one JSON line per picture, one JSON file about the whole."""
+"""The packed data set: one array of pixels, one JSON line per image, one JSON file about the whole."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import numpy as np
 
 from model.data.sources import DataError
 
-# What a picture is for. "tokenizer" pictures train the image tokenizer only; "unseen" ones train nothing.
+# "heldout": the concept is trained in other styles. "tokenizer": trains the image tokenizer only. "unseen": nothing.
 SPLITS = ("train", "heldout", "tokenizer", "unseen")
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One picture: what it shows, how it is drawn, what one may call it, and its split (see SPLITS)."""
+    """Description of one image: its concept, style, captions and split (see SPLITS)."""
 
     concept: str
     style: str
@@ -27,7 +27,7 @@ class Item:
 
 
 class Dataset:
-    """Pictures and captions in memory.
+    """Images and their descriptions, in memory.
 
     Attributes:
         images: (N, H, W, 3) uint8.
@@ -39,21 +39,22 @@ class Dataset:
         self.images, self.items, self.about = images, list(items), about
 
     def indices(self, splits: str | Iterable[str]) -> np.ndarray:
-        """Positions of all pictures of the given split(s), ascending."""
+        """Positions of all images of the given split or splits, ascending; int64."""
         wanted = {splits} if isinstance(splits, str) else set(splits)
         return np.array([i for i, item in enumerate(self.items) if item.split in wanted], dtype=np.int64)
 
     def concepts(self, split: str = "train") -> list[str]:
-        """Names of the concepts with at least one picture in the split, in data set order."""
+        """Names of the concepts with at least one image in the split, in data set order."""
         return list(dict.fromkeys(item.concept for item in self.items if item.split == split))
 
     def digest(self) -> str:
-        """SHA-256 over pixels and descriptions: two builds agree exactly when this agrees."""
+        """SHA-256 of pixels and descriptions, equal for two builds exactly if they are identical."""
         hasher = hashlib.sha256(np.ascontiguousarray(self.images).tobytes())
         hasher.update(json.dumps([asdict(item) for item in self.items], sort_keys=True).encode())
         return hasher.hexdigest()
 
     def save(self, folder: Path) -> None:
+        """Write images.npy, items.jsonl and about.json to `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
         np.save(folder / "images.npy", self.images)
         lines = [json.dumps(asdict(item), ensure_ascii=False) for item in self.items]
@@ -65,13 +66,13 @@ class Dataset:
         """Read what `save` wrote.
 
         Raises:
-            DataError: the folder is missing or its parts do not belong together.
+            DataError: the folder is missing, or its files do not belong together.
         """
         if not (folder / "about.json").exists():
             raise DataError(f"no data set in {folder}: run `make data` first")
         images = np.load(folder / "images.npy")
         rows = [json.loads(line) for line in (folder / "items.jsonl").read_text(encoding="utf-8").splitlines()]
         if len(rows) != len(images):
-            raise DataError(f"{folder}: {len(images)} pictures but {len(rows)} descriptions; run `make data` again")
+            raise DataError(f"{folder}: {len(images)} images but {len(rows)} descriptions; run `make data` again")
         items = [Item(row["concept"], row["style"], tuple(row["captions"]), row["split"]) for row in rows]
         return cls(images, items, json.loads((folder / "about.json").read_text(encoding="utf-8")))

@@ -1,7 +1,7 @@
-"""The picture packages: where they come from, under which licence, and how one icon becomes pixels.
+"""Image sources: emoji packages, their licences, and how one icon becomes pixels.
 
-All of them are plain npm packages with pinned versions, so that the same command gives the same bytes anywhere
-that an npm registry answers. Vector sets are rendered with resvg at twice the size and box-filtered down.
+All of them are npm packages with pinned versions, so that the same command gives the same bytes wherever npm finds a
+registry. Vector sets are rendered with resvg at twice the size and scaled down with a Lanczos filter.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from PIL import Image
 from model.data.captions import normalise_hexcode
 
 CAPTIONS_PACKAGE = "emojibase-data@17.0.0"
-MARGIN = 2  # white pixels around every picture: some sets draw to the very edge
+MARGIN = 2  # white pixels around every image: the icons of some sets touch the edge
 
 
 class DataError(RuntimeError):
@@ -29,7 +29,7 @@ class DataError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One style: the package that draws it and whose work that is."""
+    """One style: its npm package, author and licence."""
 
     style: str
     package: str
@@ -50,7 +50,7 @@ SOURCES = (
            "MIT", "https://github.com/microsoft/fluentui-emoji"),
 )  # fmt: skip
 
-# Scenes use two styles more; Emoji One is version 2, the last one under a free licence.
+# Scenes use two more styles; Emoji One is version 2, the last one under a free licence.
 SCENE_SOURCES = (
     *SOURCES,
     Source("blob", "@iconify-json/noto-v1@1.2.5", "Noto Emoji v1 (blobs)", "Google Inc", "Apache-2.0",
@@ -58,14 +58,14 @@ SCENE_SOURCES = (
     Source("emojione", "@iconify-json/emojione@1.2.3", "Emoji One 2.3", "Ranks.com Inc and the Emojitwo contributors",
            "CC-BY-4.0", "https://github.com/EmojiTwo/emojitwo"),
 )  # fmt: skip
-NAMES_PACKAGE = "@iconify-json/twemoji@1.2.5"  # whose code point table names the icons of sets that have none
+NAMES_PACKAGE = "@iconify-json/twemoji@1.2.5"  # its table of code points serves sets that have none
 
 
 def fetch_package(spec: str, cache: Path) -> Path:
     """Download and unpack one npm package ("name@version") once; return its folder.
 
     Raises:
-        DataError: npm is missing or the registry refused; the message carries npm's own words.
+        DataError: npm is missing or failed; the message ends with its error output.
     """
     folder = cache / spec.replace("/", "+")
     if (folder / "package.json").exists():
@@ -102,7 +102,11 @@ def load_emojibase(cache: Path) -> list[dict]:
 
 
 def open_source(source: Source, cache: Path) -> tuple[frozenset[str], Callable[[str, int], np.ndarray]]:
-    """Return (code points this style can draw, function (code point, size) -> (size, size, 3) uint8)."""
+    """Open a style for whole images.
+
+    Returns:
+        The code points that the style has, and a function (code point, size) -> (size, size, 3) uint8 on white.
+    """
     folder = fetch_package(source.package, cache)
     if (folder / "assets").is_dir():
         files = _assets(folder)
@@ -112,7 +116,10 @@ def open_source(source: Source, cache: Path) -> tuple[frozenset[str], Callable[[
 
 
 def open_cutouts(source: Source, cache: Path, size: int) -> Callable[[str], Image.Image | None]:
-    """A function from a code point to its icon as RGBA of about `size` pixels, None where the style has none."""
+    """Open a style for cut-outs: a function from a code point to its icon, RGBA, or None if the style has none.
+
+    size: pixels at which vector icons are rendered; bitmaps keep their own size.
+    """
     folder = fetch_package(source.package, cache)
     if (folder / "assets").is_dir():
         files = _assets(folder)
@@ -126,7 +133,7 @@ def _assets(folder: Path) -> dict[str, Path]:
 
 
 def _icons(folder: Path, cache: Path) -> tuple[dict, dict[str, str]]:
-    """An Iconify set and which code point each of its icons draws."""
+    """An Iconify set, and its icons' names by code point."""
     icons = json.loads((folder / "icons.json").read_text(encoding="utf-8"))
     table = folder / "chars.json"
     chars = json.loads(table.read_text(encoding="utf-8")) if table.exists() else {}
@@ -143,7 +150,7 @@ def _render_icon(icons: dict, name: str, size: int) -> Image.Image:
 
 
 def render_svg(svg: str, size: int) -> Image.Image:
-    """RGBA of `size` × `size` pixels."""
+    """Render an SVG document as RGBA of `size` × `size` pixels."""
     import resvg_py  # heavy native module: only `make data` needs it
 
     png = resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size)
@@ -151,10 +158,10 @@ def render_svg(svg: str, size: int) -> Image.Image:
 
 
 def _fit(image: Image.Image, size: int) -> np.ndarray:
-    """Any RGBA picture -> (size, size, 3) uint8 on white, MARGIN pixels free all around."""
+    """Scale an RGBA image to (size, size, 3) uint8 on white, with MARGIN free pixels on every side."""
     inner = size - 2 * MARGIN
     rgba = image.convert("RGBA")
-    # Premultiply before filtering, otherwise the colour of invisible pixels bleeds into the outline.
+    # Composite before filtering, otherwise the colour of invisible pixels bleeds into the outline.
     canvas = Image.new("RGBA", rgba.size, "white")
     canvas.alpha_composite(rgba)
     small = canvas.convert("RGB").resize((inner, inner), Image.Resampling.LANCZOS)

@@ -1,4 +1,4 @@
-"""`python -m model.evaluation`."""
+"""`python -m model.evaluation`: score a checkpoint."""
 
 from model.evaluation.evaluate import main
 

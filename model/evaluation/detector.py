@@ -1,9 +1,8 @@
-"""Which things are in a picture, where, and in which colour: a small detector that judges drawings of scenes.
+"""Object detector for composed scenes: which things an image shows, where, and in which colour.
 
-Trained on composed renders only (evaluation/train_detector.py), never on a drawing, so that it cannot learn to excuse a
-generator's habits. It marks centres on a grid of 8 pixels, as CenterNet (arXiv 1904.07850) does, with the thing and,
-for recoloured ones, the colour at each centre. How far to trust it is measured with every score
-(scene_questions.py).
+A small CenterNet (arXiv 1904.07850): it predicts a heat map of object centres on a grid of 8 pixels and, at each
+centre, the thing and its colour. It is trained on composed renders only (train_detector.py), never on generated images,
+so it cannot learn to excuse a generator's habits. Its own error rate is measured with every score (evaluate_scenes.py).
 """
 
 from __future__ import annotations
@@ -20,26 +19,27 @@ from torch import Tensor, nn
 from model.data.scenes.things import COLOURS
 from model.networks.tokenizer import Residual
 
-STRIDE = 8
-WIDTHS = (24, 48, 96, 128)  # at strides 2, 4, 8 and from 16 on
+STRIDE = 8  # pixels per cell of the grid
+WIDTHS = (24, 48, 96, 128)  # channels at strides 2, 4, 8, and at 16 and above
 PEAK_RADIUS = 2  # cells: centres of the smallest things lie at least 48 pixels = 6 cells apart in one direction
-THRESHOLD = 0.5
+THRESHOLD = 0.5  # probability above which a peak of the heat map is a detection
+WEIGHTS, ABOUT = "detector.safetensors", "detector.json"  # files of a saved detector
 
 
-class CheckerError(RuntimeError):
-    """The checker cannot be used; the message says what to do."""
+class DetectorError(RuntimeError):
+    """The detector cannot be used; the message says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """One detected thing: its name, its most likely colour name, its centre in pixels."""
+class Detection:
+    """One detected thing: its name, its most likely colour name, its centre (x, y) in pixels."""
 
     thing: str
     colour: str
     centre: tuple[float, float]
 
 
-class Checker(nn.Module):
+class Detector(nn.Module):
     """(B, 3, H, W) in [-1, 1] -> centre logits (B, G, G), thing logits (B, T, G, G), colour logits (B, 7, G, G)."""
 
     def __init__(self, things: tuple[str, ...]):
@@ -67,41 +67,42 @@ class Checker(nn.Module):
         return out[:, 0], out[:, 1 : 1 + len(self.things)], out[:, 1 + len(self.things) :]
 
     @torch.inference_mode()
-    def find(self, pixels: Tensor, batch: int = 64) -> list[list[Found]]:
-        """What is in each of (B, 3, H, W) pictures: local maxima of the centre map above THRESHOLD."""
-        return [found for part in pixels.split(batch) for found in self._find(part)]
+    def detect(self, pixels: Tensor, batch: int = 64) -> list[list[Detection]]:
+        """Detections in each of (N, 3, H, W) images: local maxima of the heat map above THRESHOLD."""
+        return [detections for part in pixels.split(batch) for detections in self._detect(part)]
 
-    def _find(self, pixels: Tensor) -> list[list[Found]]:
+    def _detect(self, pixels: Tensor) -> list[list[Detection]]:
         centre, thing, colour = self(pixels)
         window = 2 * PEAK_RADIUS + 1
         peak = centre == F.max_pool2d(centre[:, None], window, 1, PEAK_RADIUS)[:, 0]
         peak &= centre.sigmoid() > THRESHOLD
         names, colours = list(self.things), list(COLOURS)
-        out: list[list[Found]] = [[] for _ in pixels]
+        out: list[list[Detection]] = [[] for _ in pixels]
         for b, y, x in peak.nonzero().tolist():
-            place = ((x + 0.5) * STRIDE, (y + 0.5) * STRIDE)
-            which = names[int(thing[b, :, y, x].argmax())]
-            out[b].append(Found(which, colours[int(colour[b, :, y, x].argmax())], place))
+            position = ((x + 0.5) * STRIDE, (y + 0.5) * STRIDE)
+            name = names[int(thing[b, :, y, x].argmax())]
+            out[b].append(Detection(name, colours[int(colour[b, :, y, x].argmax())], position))
         return out
 
 
-def save_checker(checker: Checker, folder: Path, about: dict[str, object]) -> None:
+def save_detector(detector: Detector, folder: Path, about: dict[str, object]) -> None:
+    """Write weights and things to `folder`, with `about` beside the things."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.contiguous() for k, v in checker.state_dict().items()}, folder / "checker.safetensors")
-    (folder / "checker.json").write_text(json.dumps({"things": checker.things, **about}) + "\n", encoding="utf-8")
+    save_file({k: v.contiguous() for k, v in detector.state_dict().items()}, folder / WEIGHTS)
+    (folder / ABOUT).write_text(json.dumps({"things": detector.things, **about}) + "\n", encoding="utf-8")
 
 
-def load_checker(folder: Path) -> Checker:
-    """What `save_checker` wrote.
+def load_detector(folder: Path) -> Detector:
+    """Read what `save_detector` wrote.
 
     Raises:
-        CheckerError: nothing is there.
+        DetectorError: `folder` holds no detector.
     """
-    if not (folder / "checker.json").exists():
-        raise CheckerError(
-            f"no checker in {folder}: run `python -m model.evaluation.train_detector --out {folder}` first"
+    if not (folder / ABOUT).exists():
+        raise DetectorError(
+            f"no detector in {folder}: run `python -m model.evaluation.train_detector --out {folder}` first"
         )
-    about = json.loads((folder / "checker.json").read_text(encoding="utf-8"))
-    checker = Checker(tuple(about["things"]))
-    checker.load_state_dict(load_file(folder / "checker.safetensors"))
-    return checker.eval()
+    about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+    detector = Detector(tuple(about["things"]))
+    detector.load_state_dict(load_file(folder / WEIGHTS))
+    return detector.eval()

@@ -1,4 +1,10 @@
-"""The suite run on a checkpoint: `python -m model.evaluation --suite scenes`. Prints a table, then one JSON object."""
+"""Scores of a scenes checkpoint: `python -m model.evaluation --suite scenes`.
+
+Prints a table of GenEval's categories (scene_questions.py), then one JSON object. Beside the scores stand the
+detector's own: the share of real renders that it accepts (`checker_ceiling`, also after JPEG compression) and the share
+of renders with one false fact that it rejects (`checker_reject`). Two scores do without it: R-precision and a feature
+distance to real renders.
+"""
 
 from __future__ import annotations
 
@@ -17,69 +23,86 @@ from PIL import Image
 from torch import Tensor
 
 from model.data.contact_sheet import contact_sheet
-from model.data.scenes.facts import SUITE, Facts, Grammar
+from model.data.scenes.facts import SCORED_CATEGORIES, Facts, Grammar
 from model.data.scenes.sprites import Sprites
 from model.data.scenes.things import STYLES
-from model.evaluation.detector import Checker, load_checker
-from model.evaluation.drawing import draw
+from model.evaluation.detector import WEIGHTS, Detector, load_detector
 from model.evaluation.features import CANDIDATES, FEATURES_NAME, Features
-from model.evaluation.scene_questions import Question, by_category, falsified, questions, renders, share, shows
+from model.evaluation.generation import generate_images
+from model.evaluation.scene_questions import (
+    Question,
+    falsified,
+    is_correct,
+    percent,
+    questions,
+    renders,
+    scores_by_category,
+)  # fmt: skip
 from model.inference.requests import Sampling
 from model.inference.serving import ServingEngine
 from model.networks.tokenizer import to_pixels
 
 RENDER_SEED = 20241023
-JPEG_QUALITY = 40  # a disturbance that the checker was not trained with
+JPEG_QUALITY = 40  # a corruption that the detector was not trained with
 
 
 @dataclass
-class Suite:
-    """What the judge needs, loaded once."""
+class SceneBenchmark:
+    """Questions, and the detector that scores images against them; loaded once for several sampling settings."""
 
     sprites: Sprites
-    checker: Checker
-    checker_sha256: str
+    detector: Detector
+    detector_sha256: str
     grammar: Grammar
     asked: list[Question]
 
     @classmethod
-    def open(cls, data: Path, checker_folder: Path, per_category: int) -> Suite:
-        sprites, checker = Sprites.load(data), load_checker(checker_folder)
-        digest = hashlib.sha256((checker_folder / "checker.safetensors").read_bytes()).hexdigest()
-        grammar = Grammar(sprites, checker.things, STYLES)
-        return cls(sprites, checker, digest, grammar, questions(grammar, per_category))
+    def load(cls, data: Path, detector_folder: Path, per_category: int) -> SceneBenchmark:
+        """Load sprites and detector, and choose the questions.
 
-    def judge(self, facts: list[Facts], pictures: np.ndarray) -> np.ndarray:
-        """Whether picture p shows facts p; (P,) bool."""
-        found = self.checker.find(to_pixels(torch.from_numpy(pictures)))
-        return np.array([shows(f, things, p) for f, things, p in zip(facts, found, pictures, strict=True)])
+        Raises:
+            DataError, DetectorError: `data` holds no sprites, or `detector_folder` no detector.
+        """
+        sprites, detector = Sprites.load(data), load_detector(detector_folder)
+        digest = hashlib.sha256((detector_folder / WEIGHTS).read_bytes()).hexdigest()
+        grammar = Grammar(sprites, detector.things, STYLES)
+        return cls(sprites, detector, digest, grammar, questions(grammar, per_category))
 
-    def trust(self) -> dict[str, float]:
-        """How the judge does on pictures whose truth is known."""
+    def score(self, facts: list[Facts], images: np.ndarray) -> np.ndarray:
+        """For each of (P, H, W, 3) images, whether it shows the facts at the same position; (P,) bool."""
+        detections = self.detector.detect(to_pixels(torch.from_numpy(images)))
+        return np.array([is_correct(f, found, i) for f, found, i in zip(facts, detections, images, strict=True)])
+
+    def detector_scores(self) -> dict[str, float]:
+        """Scores of the detector itself, on renders whose answer is known."""
         facts = [q.facts for q in self.asked]
         rng = np.random.default_rng(RENDER_SEED)
-        lies = [falsified(f, self.grammar, rng) for f in facts]
-        true, false = renders(facts, self.sprites, RENDER_SEED), renders(lies, self.sprites, RENDER_SEED + 1)
-        passed = self.judge(facts, true)
-        report = {
-            "checker_ceiling": float(passed.mean()),
-            "checker_ceiling_jpeg": float(self.judge(facts, np.stack([_jpeg(p) for p in true])).mean()),
-            "checker_reject": float(1 - self.judge(facts, false).mean()),
+        false_facts = [falsified(f, self.grammar, rng) for f in facts]
+        true, false = renders(facts, self.sprites, RENDER_SEED), renders(false_facts, self.sprites, RENDER_SEED + 1)
+        accepted = self.score(facts, true)
+        report = {  # names as in the metrics of shipped checkpoints
+            "checker_ceiling": float(accepted.mean()),
+            "checker_ceiling_jpeg": float(self.score(facts, np.stack([_jpeg(image) for image in true])).mean()),
+            "checker_reject": float(1 - self.score(facts, false).mean()),
         }
-        for category in SUITE:
+        for category in SCORED_CATEGORIES:
             mine = np.array([f.category == category for f in facts])
-            report[f"{category}_ceiling"] = float(passed[mine].mean())
+            report[f"{category}_ceiling"] = float(accepted[mine].mean())
         return report
 
 
-def _jpeg(picture: np.ndarray) -> np.ndarray:
+def _jpeg(image: np.ndarray) -> np.ndarray:
     out = io.BytesIO()
-    Image.fromarray(picture).save(out, "JPEG", quality=JPEG_QUALITY)
+    Image.fromarray(image).save(out, "JPEG", quality=JPEG_QUALITY)
     return np.asarray(Image.open(out).convert("RGB"))
 
 
 def r_precision(query: Tensor, real: Tensor, seed: int = 0) -> float:
-    """Share of queries nearest to their own render among CANDIDATES; (P, F) unit vectors each, row by row."""
+    """Share of queries whose nearest of CANDIDATES renders is their own.
+
+    Args:
+        query, real: (P, F) unit vectors; row i of both belongs to prompt i.
+    """
     hits = 0
     for row in range(len(query)):
         rng = np.random.default_rng((seed, row))
@@ -90,95 +113,107 @@ def r_precision(query: Tensor, real: Tensor, seed: int = 0) -> float:
 
 
 def feature_distance(a: Tensor, b: Tensor) -> float:
-    """Unbiased squared maximum mean discrepancy of unit vectors, kernel (x·y + 1)³ after KID (1801.01401), ×1000.
+    """Unbiased squared maximum mean discrepancy, kernel (x·y + 1)³ as in KID (arXiv 1801.01401), times 1000.
 
-    a, b: (P, F), row by row of the same prompt.
+    Args:
+        a, b: (P, F) unit vectors; row i of both belongs to prompt i.
     """
 
     def between(x: Tensor, y: Tensor) -> float:
         k = (x @ y.T + 1) ** 3
         return float((k.sum() - k.diagonal().sum()) / (len(x) * (len(x) - 1)))
 
-    # Row i of both sets has the same prompt, so the diagonal is no pair of independent pictures there either.
+    # Row i of both sets has the same prompt, so the diagonal is no pair of independent images there either.
     return 1000 * (between(a, a) + between(b, b) - 2 * between(a, b))
 
 
 def evaluate_scenes(
-    engine: ServingEngine, suite: Suite, settings: Sampling, images: int, trust: dict[str, float], seed: int = 0
-) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
-    """All scores; the drawings (questions, images, H, W, 3) and whether each is right (questions, images)."""
-    asked = suite.asked
+    engine: ServingEngine, benchmark: SceneBenchmark, settings: Sampling, images: int,
+    detector_scores: dict[str, float], seed: int = 0,
+) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:  # fmt: skip
+    """Generate `images` images per question and score them.
+
+    Returns:
+        The report, the images (questions, images, H, W, 3) uint8, and which are correct (questions, images) bool.
+    """
+    asked = benchmark.asked
     prompts = [q.prompt for q in asked for _ in range(images)]
     start = time.perf_counter()
-    drawn = draw(engine, prompts, settings, seed)
+    generated = generate_images(engine, prompts, settings, seed)
     seconds = (time.perf_counter() - start) / len(prompts)
-    right = suite.judge([q.facts for q in asked for _ in range(images)], drawn).reshape(len(asked), images)
-    drawn = drawn.reshape(len(asked), images, *drawn.shape[1:])
+    correct = benchmark.score([q.facts for q in asked for _ in range(images)], generated).reshape(len(asked), images)
+    generated = generated.reshape(len(asked), images, *generated.shape[1:])
 
     extractor, facts = Features(), [q.facts for q in asked]
-    real = [extractor(to_pixels(torch.from_numpy(renders(facts, suite.sprites, RENDER_SEED + n)))) for n in (2, 3)]
-    made = extractor(to_pixels(torch.from_numpy(np.ascontiguousarray(drawn[:, 0]))))
-    report: dict[str, Any] = {**by_category(asked, right.mean(1)), **trust}
-    report["r_precision"], report["r_precision_ceiling"] = r_precision(made, real[0]), r_precision(real[1], real[0])
-    report["feature_distance"] = feature_distance(made, real[0])
+    real = [extractor(to_pixels(torch.from_numpy(renders(facts, benchmark.sprites, RENDER_SEED + n)))) for n in (2, 3)]
+    first = extractor(to_pixels(torch.from_numpy(np.ascontiguousarray(generated[:, 0]))))
+    report: dict[str, Any] = {**scores_by_category(asked, correct.mean(1)), **detector_scores}
+    report["r_precision"], report["r_precision_ceiling"] = r_precision(first, real[0]), r_precision(real[1], real[0])
+    report["feature_distance"] = feature_distance(first, real[0])
     report["feature_distance_floor"] = feature_distance(real[1], real[0])
     report = {key: value if value is None else round(value, 4) for key, value in report.items()}
     report |= {
         "features": FEATURES_NAME, "candidates": min(CANDIDATES, len(asked)), "seconds_per_image": round(seconds, 4),
         "images": len(prompts), "prompts": len(asked), "date": datetime.date.today().isoformat(),
         "settings": asdict(settings),
-        "checkpoint_sha256": engine.checkpoint.sha256, "checker_sha256": suite.checker_sha256,
+        "checkpoint_sha256": engine.checkpoint.sha256, "checker_sha256": benchmark.detector_sha256,
     }  # fmt: skip
-    return report, drawn, right
+    return report, generated, correct
 
 
-def save_sheets(suite: Suite, drawn: np.ndarray, right: np.ndarray, out: Path) -> None:
-    """sheet.png: 64 fixed prompts, right or wrong; failures.png: wrong ones."""
-    labels = [f"{'UNSEEN: ' if q.unseen else ''}{q.prompt}" for q in suite.asked]
-    rows = np.linspace(0, len(suite.asked) - 1, min(64, len(suite.asked))).astype(int)
-    marked = [("" if right[i, 0] else "[wrong] ") + labels[i] for i in rows]
-    contact_sheet([drawn[i, 0] for i in rows], marked, columns=8).save(out / "sheet.png")
-    wrong = np.flatnonzero(~right[:, 0])
+def save_sheets(benchmark: SceneBenchmark, generated: np.ndarray, correct: np.ndarray, out: Path) -> None:
+    """Write sheet.png (64 evenly spaced prompts) and failures.png (up to 16 incorrect images, if there are any)."""
+    labels = [f"{'UNSEEN: ' if q.unseen else ''}{q.prompt}" for q in benchmark.asked]
+    rows = np.linspace(0, len(labels) - 1, min(64, len(labels))).astype(int)
+    marked = [("" if correct[i, 0] else "[wrong] ") + labels[i] for i in rows]
+    contact_sheet([generated[i, 0] for i in rows], marked, columns=8).save(out / "sheet.png")
+    wrong = np.flatnonzero(~correct[:, 0])
     (out / "failures.png").unlink(missing_ok=True)
     if len(wrong):
         wrong = wrong[np.unique(np.linspace(0, len(wrong) - 1, 16).astype(int))]
-        contact_sheet([drawn[i, 0] for i in wrong], [labels[i] for i in wrong], columns=8).save(out / "failures.png")
+        images = [generated[i, 0] for i in wrong]
+        contact_sheet(images, [labels[i] for i in wrong], columns=8).save(out / "failures.png")
 
 
 def print_report(report: dict[str, Any]) -> None:
+    """Print the scores as a table; the last line is the report as JSON."""
     print(f"{'category':20s} {'score':>7s} {'seen':>7s} {'unseen':>7s} {'ceiling':>8s}")
-    for name in SUITE:
+    for name in SCORED_CATEGORIES:
         values = [report[name], report[f"{name}_seen"], report[f"{name}_unseen"], report[f"{name}_ceiling"]]
-        print(f"{name:20s} " + " ".join(f"{share(value):>7s}" for value in values))
-    print(f"{'overall':20s} {'':7s} {share(report['score_seen']):>7s} {share(report['score_unseen']):>7s}", end=" ")
+        print(f"{name:20s} " + " ".join(f"{percent(value):>7s}" for value in values))
+    print(f"{'overall':20s} {'':7s} {percent(report['score_seen']):>7s} {percent(report['score_unseen']):>7s}", end=" ")
     print(f"{report['checker_ceiling']:7.1%}  (false renders rejected: {report['checker_reject']:.1%})")
     print(json.dumps(report))
 
 
 def print_comparison(reports: dict[str, dict[str, Any]]) -> None:
-    """One line for each way to draw; the last line is all reports by name."""
-    print(f"{'settings':12s} {'seen':>7s} {'unseen':>7s} {'R-prec.':>8s} {'distance':>9s} {'s/picture':>10s}")
+    """Print one line per quality preset; the last line is all reports, by preset, as JSON."""
+    print(f"{'settings':12s} {'seen':>7s} {'unseen':>7s} {'R-prec.':>8s} {'distance':>9s} {'s/image':>10s}")
     for name, r in reports.items():
-        shares = f"{share(r['score_seen']):>7s} {share(r['score_unseen']):>7s} {r['r_precision']:8.1%}"
+        shares = f"{percent(r['score_seen']):>7s} {percent(r['score_unseen']):>7s} {r['r_precision']:8.1%}"
         print(f"{name:12s} {shares} {r['feature_distance']:9.2f} {r['seconds_per_image']:10.4f}")
     print(json.dumps(reports))
 
 
-def run_suite(
-    engine: ServingEngine, data: Path, checker: Path, prompts: int, choices: dict[str, Sampling], images: int,
+def run_scenes(
+    engine: ServingEngine, data: Path, detector: Path, prompts: int, choices: dict[str, Sampling], images: int,
     seed: int, out: Path,
 ) -> None:  # fmt: skip
-    """Ask `prompts` prompts of each category, `images` pictures each, in each of the ways to draw.
+    """Score the checkpoint with each of `choices` (quality preset -> settings) and write sheets and report.json.
 
-    Sheets and report.json go to `out`, or to a folder in it for each of several ways.
+    Args:
+        data, detector: folders of the sprites and of the trained detector.
+        prompts: prompts in each of the six categories.
+        images: images per prompt.
+        out: folder to write to; with several choices, one subfolder for each.
     """
-    suite, reports = Suite.open(data, checker, prompts), {}
-    trust = suite.trust()
+    benchmark, reports = SceneBenchmark.load(data, detector, prompts), {}
+    detector_scores = benchmark.detector_scores()
     for name, settings in choices.items():
         folder = out / name if len(choices) > 1 else out
         folder.mkdir(parents=True, exist_ok=True)
-        reports[name], drawn, right = evaluate_scenes(engine, suite, settings, images, trust, seed)
-        save_sheets(suite, drawn, right, folder)
+        reports[name], generated, correct = evaluate_scenes(engine, benchmark, settings, images, detector_scores, seed)
+        save_sheets(benchmark, generated, correct, folder)
         (folder / "report.json").write_text(json.dumps(reports[name], indent=1) + "\n")
         print_report(reports[name])
     if len(choices) > 1:

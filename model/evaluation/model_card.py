@@ -1,9 +1,10 @@
-"""Publish a trained run: checkpoint + model card with curve, scores, sheet and failures, in one folder.
+"""Publish a training run: its checkpoint and a model card with loss curve, scores, sheets, in one folder.
 
     python -m model.evaluation --checkpoint runs/emoji-64/checkpoint --out out/evaluate
     python -m model.evaluation.model_card --run runs/emoji-64 --evaluation out/evaluate --out model/checkpoints/emoji-64
 
-The card says only what the run's and the evaluation's own files say; nothing in it is typed by hand but the words.
+Every figure of the card is read from the files of the run and of the evaluation; only the words are fixed. The text for
+scenes is in model_card_scenes.py.
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ CARD = """# {name}
 
 {description}
 
-![Drawings above the real pictures](sheet.png)
+![Generated images above the real ones](sheet.png)
 
-*Rows of drawings, each above its row of real pictures: trained pairs, then held-out pairs, then concepts never trained.
-Evenly spaced over the data, not picked; seeds are places in the list.*
+*Rows of generated images, each above its row of real ones: trained pairs, then held-out pairs, then concepts never trained.
+Evenly spaced over the data, not picked; the seed is the position in the list.*
 
 ## What it is for
 
-The quick start, tests and benchmarks of Fluid Serve. It draws {concepts} emoji concepts in {styles} ({pixels} × {pixels} pixels).
+The quick start, tests and benchmarks of Fluid Serve. It generates {concepts} emoji concepts in {styles} ({pixels} × {pixels} pixels).
 `GET /v1/models` lists the words. Prompts read like "a red apple, 3d style"; without a style it picks one. It knows **only**
-those words: others give a guess of likely colour and shape. It does not compose: one thing per picture.
+those words: others give a guess of likely colour and shape. It does not compose: one thing per image.
 
 ## Model
 
@@ -42,35 +43,35 @@ those words: others give a guess of likely colour and shape. It does not compose
 
 ## Data and licences
 
-{pictures} pictures; {splits}. Data set SHA-256 `{data_sha256}`. Made by `make data` from
+{pictures} images; {splits}. Data set SHA-256 `{data_sha256}`. Made by `make data` from
 
 {sources}
 - captions: {captions}, {captions_licence}
 
-Weights and drawings may resemble these works: keep their credits (NOTICE) with either. The weights themselves are Apache-2.0.
+Weights and generated images may resemble these works: keep their credits (NOTICE) with either. The weights themselves are Apache-2.0.
 
 ## Training
 
 `make train` with [model/recipes/{name}.toml](../../recipes/{name}.toml): {steps:,} steps of {batch} ({epochs:g} epochs) in {minutes:g} minutes,
-after the tokenizer ({psnr_train} dB on trained pictures, {psnr_unseen} dB on concepts it never saw).
+after the tokenizer ({psnr_train} dB PSNR on trained images, {psnr_unseen} dB on concepts it never saw).
 
 ![Loss over steps](curve.png)
 
 ## Scores
 
-`python -m model.evaluation`, {date}, {images} pictures, settings {settings}.
+`python -m model.evaluation`, {date}, {images} images, settings {settings}.
 R-precision@1 among {candidates} concepts of the prompted style, in features of {features}. Chance is 1 %.
 
 | what | score |
 |---|---|
 | trained pairs ({images_trained}) | **{r_precision_trained:.1%}** ({by_style}) |
-| ceiling: the tokenizer's copies of the real pictures | {r_precision_ceiling:.1%} |
+| ceiling: the tokenizer's reconstructions of the real images | {r_precision_ceiling:.1%} |
 | held-out pairs ({images_heldout}): concept trained in the other styles only | {r_precision_heldout:.1%} |
 | concepts never trained ({images_unseen}) | {r_precision_unseen:.1%} |
-| nearest training picture (16×16 pixels) is the prompted one | {nearest_training_is_prompted:.1%} |
+| nearest training image (16×16 pixels) is the prompted one | {nearest_training_is_prompted:.1%} |
 
-Read honestly: on trained pairs this is **memory with variation**. The last line says that nearly every drawing is closest
-to the very picture it was trained on. Held-out pairs show how much transfers between styles, unseen concepts how little
+Read honestly: on trained pairs this is **memory with variation**. The last line says that nearly every generated image is
+closest to the very image it was trained on. Held-out pairs show how much transfers between styles, unseen concepts how little
 is understood beyond the vocabulary.
 
 ## Known failures
@@ -81,15 +82,19 @@ is understood beyond the vocabulary.
 
 
 def common_facts(checkpoint: Path, run: Path, report: dict[str, Any]) -> dict[str, Any]:
-    """What a card of any model says: sizes, training, settings, credits, and every score of the report by its name."""
+    """Values for the template of either card: sizes, training, settings, credits, and each score under its own name.
+
+    Raises:
+        ConfigError: the checkpoint is of another family, or the tokenizer's report.json is missing.
+    """
     raw, loaded = read_config(checkpoint), load_checkpoint(checkpoint)
     config, about = loaded.config, raw["about"]
     if not isinstance(config, FluidConfig):
-        raise ConfigError(f"the card's text is for family fluid, not {config.family!r}")
+        raise ConfigError(f"model cards are written for family 'fluid', not {config.family!r}")
     data, training = about["data"], about["training"]
     measured = run / "tokenizer" / "report.json"
     if not measured.exists():
-        raise ConfigError(f"no {measured}: copy report.json of the tokenizer that the run used there, for the card")
+        raise ConfigError(f"{measured} is missing: copy report.json of the tokenizer that the run used there")
     psnr = json.loads(measured.read_text())
     return {
         **{k: v for k, v in report.items() if k != "checkpoint_sha256"},
@@ -108,12 +113,12 @@ def common_facts(checkpoint: Path, run: Path, report: dict[str, Any]) -> dict[st
         ),
         "steps": training["steps"], "batch": training["batch"], "epochs": training["epochs"],
         "minutes": training["minutes"], "psnr_train": psnr["psnr_train_db"], "psnr_unseen": psnr["psnr_unseen_db"],
-        "failures": "![Drawings judged wrong](failures.png)\n\n" if (checkpoint / "failures.png").exists() else "",
+        "failures": "![Incorrect images](failures.png)\n\n" if (checkpoint / "failures.png").exists() else "",
     }  # fmt: skip
 
 
 def card_text(facts: dict[str, Any], about: dict[str, Any]) -> str:
-    """Fill the template with the common facts and what only emoji have."""
+    """Fill the emoji template with the common facts and those that only emoji have."""
     data = about["data"]
     return CARD.format(
         **facts,
@@ -124,7 +129,7 @@ def card_text(facts: dict[str, Any], about: dict[str, Any]) -> str:
 
 
 def plot_curve(run: Path, file: Path) -> None:
-    """Training loss over steps, from the run's history."""
+    """Plot the training loss over steps from the run's history.json."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -140,7 +145,12 @@ def plot_curve(run: Path, file: Path) -> None:
 
 
 def publish(run: Path, evaluation: Path, out: Path, sampling: dict[str, Any], description: str) -> None:
-    """Copy the run's checkpoint to `out`, add how to sample from it, and write the card beside it."""
+    """Copy the run's checkpoint to `out`, add its sampling presets and scores, and write the card beside it.
+
+    Args:
+        evaluation: folder that `python -m model.evaluation` wrote.
+        sampling: presets and defaults that the service will use (model/recipes/*-sampling.json).
+    """
     out.mkdir(parents=True, exist_ok=True)
     for file in (run / "checkpoint").iterdir():
         shutil.copyfile(file, out / file.name)
@@ -149,7 +159,7 @@ def publish(run: Path, evaluation: Path, out: Path, sampling: dict[str, Any], de
     (out / "config.json").write_text(json.dumps(raw, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     for name in ("sheet.png", "failures.png"):
         (out / name).unlink(missing_ok=True)
-        if (evaluation / name).exists():  # an evaluation without failures leaves no picture of them
+        if (evaluation / name).exists():  # an evaluation without failures leaves no sheet of them
             shutil.copyfile(evaluation / name, out / name)
     plot_curve(run, out / "curve.png")
     text = model_card_scenes.card_text if "score_seen" in report else card_text
@@ -157,13 +167,24 @@ def publish(run: Path, evaluation: Path, out: Path, sampling: dict[str, Any], de
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, default=Path("runs/emoji-64"), help="folder of `make train`")
-    parser.add_argument("--evaluation", type=Path, default=Path("out/evaluate"), help="--out of model.evaluate")
-    parser.add_argument("--out", type=Path, default=Path("model/checkpoints/emoji-64"), help="folder to publish to")
+    parser = argparse.ArgumentParser(
+        prog="python -m model.evaluation.model_card",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--run", type=Path, default=Path("runs/emoji-64"), help="folder of the training run (%(default)s)"
+    )
+    parser.add_argument(
+        "--evaluation", type=Path, default=Path("out/evaluate"), help="folder of its evaluation (%(default)s)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("model/checkpoints/emoji-64"), help="folder to publish to (%(default)s)"
+    )
     parser.add_argument("--sampling", type=Path, default=Path("model/recipes/emoji-64-sampling.json"),
-                        help="presets and defaults that the service will use")  # fmt: skip
-    parser.add_argument("--description", default="A Fluid-style model of 7 million parameters that draws emoji.")
+                        help="JSON with presets and defaults for the service (%(default)s)")  # fmt: skip
+    parser.add_argument("--description", default="A Fluid-style model of 7 million parameters that generates emoji.",
+                        help="one sentence, for the card and GET /v1/models")  # fmt: skip
     args = parser.parse_args(argv)
     publish(args.run, args.evaluation, args.out, json.loads(args.sampling.read_text()), args.description)
     print(f"published {args.out}; look at {args.out / 'README.md'}")

@@ -1,11 +1,11 @@
-"""The card of a model of composed scenes: what it is, scores beside their ceilings, failures, credits."""
+"""Model card of a scenes checkpoint: purpose, scores beside their ceilings, known failures, credits."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from model.data.scenes.facts import SUITE
-from model.evaluation.scene_questions import share
+from model.data.scenes.facts import SCORED_CATEGORIES
+from model.evaluation.scene_questions import percent
 
 CARD = """# {name}
 
@@ -13,8 +13,8 @@ CARD = """# {name}
 
 ![64 fixed prompts](sheet.png)
 
-*64 prompts of the suite, evenly spaced, not picked. UNSEEN: a combination that training never showed, also of style. [wrong]: the
-judge did not find what the prompt states.*
+*64 of the evaluation's prompts, evenly spaced, not picked. UNSEEN: a combination that training never showed, also of style.
+[wrong]: the detector did not find what the prompt states.*
 
 ## What it is for
 
@@ -30,15 +30,15 @@ castle, noto style"; other words give guesses.
 
 ## Training
 
-{steps:,} steps of {batch} in {minutes:g} minutes on two CPU cores, which went on from 26,463 steps in 175 minutes and began with the
-lesson of model/training/relation_pretraining.py; `make train RECIPE=scenes-128` does both in one, from nothing (docs/log.md has the legs).
-Every picture is composed anew from {pictures:,} captioned facts; tokenizer {psnr_train} dB, {psnr_unseen} dB on held-out combinations.
+{steps:,} steps of {batch} in {minutes:g} minutes on two CPU cores, from the weights of an earlier run (26,463 steps in 175 minutes) and after
+relation pretraining (model/training/relation_pretraining.py); `make train RECIPE=scenes-128` does both in one run, from scratch (docs/log.md).
+Every image is composed during training from {pictures:,} captioned facts; tokenizer {psnr_train} dB PSNR, {psnr_unseen} dB on held-out combinations.
 
 ![Loss over steps](curve.png)
 
 ## Scores
 
-`python -m model.evaluation --suite scenes`, {date}: {prompts} prompts, {images} pictures, settings {settings}.
+`python -m model.evaluation --suite scenes`, {date}: {prompts} prompts, {images} images, settings {settings}.
 
 | category | score | seen | unseen combinations | ceiling: real renders |
 |---|---|---|---|---|
@@ -46,18 +46,18 @@ Every picture is composed anew from {pictures:,} captioned facts; tokenizer {psn
 | mean | | **{score_seen:.1%}** | **{score_unseen:.1%}** | {checker_ceiling:.1%} |
 
 Unseen: a pair of things, a count or a colour of a thing that training never showed. A thing in a style that it never showed
-counts in the first column alone, because style is not judged; single objects have no other unseen combination.
+counts in the first column alone, because style is not scored; single objects have no other unseen combination.
 
-The judge is a detector of our own, trained on renders only. It accepts {checker_ceiling:.1%} of real renders
+Images are scored by a detector of our own, trained on renders only. It accepts {checker_ceiling:.1%} of real renders
 ({checker_ceiling_jpeg:.1%} after JPEG at quality 40, which it never trained with) and rejects {checker_reject:.1%} of renders with one fact made false.
 R-precision@1 of {candidates}: {r_precision:.1%} (real renders: {r_precision_ceiling:.1%}).
-Feature distance to renders: {feature_distance:.2f} (render to render: {feature_distance_floor:.2f}). Style and size are not judged. Targets were 80 % seen, 60 % unseen, R-precision 90 %.
+Feature distance to renders: {feature_distance:.2f} (render to render: {feature_distance_floor:.2f}). Style and size are not scored. Targets were 80 % seen, 60 % unseen, R-precision 90 %.
 
 ## Known failures
 
 {failures}- Counts: the commonest mistake is one thing too many, or a piece of one.
 - Edges are ragged and flat areas blotchy: training was short.
-- Things outside the vocabulary, several styles in one picture, more than four things are not followed.
+- Things outside the vocabulary, several styles in one image, more than four things are not followed.
 
 ## Data and licences
 
@@ -66,16 +66,18 @@ Scenes are composed from sprites of
 {sources}
 - names and tags: {captions}, {captions_licence}
 
-Weights and drawings may resemble these works: keep their credits (NOTICE) with either. The weights are Apache-2.0.
+Weights and generated images may resemble these works: keep their credits (NOTICE) with either. The weights are Apache-2.0.
 """
 
 
 def card_text(facts: dict[str, Any], about: dict[str, Any]) -> str:
-    """Fill the template with the common facts of model/evaluation/model_card.py and what only scenes have."""
+    """Fill the scenes template with the common facts of model_card.py and those that only scenes have."""
     cells = ("", "_seen", "_unseen", "_ceiling")
     return CARD.format(
         **facts,
         vocabulary=", ".join(about["vocabulary"]),
         pictures=about["training"]["pictures"],
-        table="\n".join(f"| {name} | " + " | ".join(share(facts[name + c]) for c in cells) + " |" for name in SUITE),
+        table="\n".join(
+            f"| {name} | " + " | ".join(percent(facts[name + c]) for c in cells) + " |" for name in SCORED_CATEGORIES
+        ),
     )

@@ -1,8 +1,8 @@
-"""Does the picture show what the prompt states? GenEval's six questions (arXiv 2310.11513), asked of composed scenes.
+"""GenEval's six categories of question (arXiv 2310.11513), asked of composed scenes.
 
-Each drawing is judged by a detector trained on renders (evaluation/detector.py): exactly the named things, in the named
-colours, in the named relation, on the named background. How far to trust it is measured with the same prompts: real
-renders must pass (ceiling) and renders with one fact made false must fail (reject). Style and size are not judged.
+An image is correct when its detections (detector.py) are exactly the things that the prompt states, in the stated
+colours and relation, on the stated background. Style and size are not scored. `falsified` and `renders` make images
+whose answer is known, to measure the detector itself: real renders must pass, renders of a false fact must fail.
 """
 
 from __future__ import annotations
@@ -15,27 +15,31 @@ from itertools import permutations
 import numpy as np
 
 from model.data.scenes.compose import SIZE, arrange, relation_holds, render
-from model.data.scenes.facts import SUITE, Facts, Grammar, Group, unseen_content
+from model.data.scenes.facts import SCORED_CATEGORIES, Facts, Grammar, Group, unseen_content
 from model.data.scenes.sprites import Sprites
 from model.data.scenes.things import BACKGROUNDS, COLOURS, OPPOSITE
 from model.data.scenes.wording import prompt
-from model.evaluation.detector import Found
+from model.evaluation.detector import Detection
 
-SUITE_SEED = 20241021
-BACKGROUND_WITHIN = 40.0  # levels of 255, as a distance in RGB; the named ones are 30 and more apart
-RELATION_BY = 8.0  # pixels that a centre must lie off to be left of, right of, above, below
+QUESTION_SEED = 20241021
+BACKGROUND_TOLERANCE = 40.0  # Euclidean distance in RGB, levels of 255; named backgrounds are 30 or more apart
+RELATION_MARGIN = 8.0  # pixels that a centre must lie off to be left of, right of, above, below
 
 
 @dataclass(frozen=True)
 class Question:
-    """One prompt of the suite. unseen: it contains a combination that training never shows."""
+    """The facts that one prompt states.
+
+    Attributes:
+        unseen: the facts contain a combination that training never shows.
+    """
 
     facts: Facts
     unseen: bool
 
     @property
     def new_style_only(self) -> bool:
-        """All that is unseen is a thing in a style, which nobody judges: neither `seen` nor `unseen` counts it."""
+        """The only unseen combination is a thing in a style, which is not scored: such questions count as neither."""
         return self.unseen and not unseen_content(self.facts)
 
     @property
@@ -44,48 +48,53 @@ class Question:
 
 
 def questions(grammar: Grammar, per_category: int) -> list[Question]:
-    """The fixed prompts: for each category half seen, half unseen combinations, all different."""
+    """The fixed prompts, all different: in each category half seen and half unseen combinations."""
     out = []
-    for place, category in enumerate(SUITE):
-        rng = np.random.default_rng((SUITE_SEED, place))
+    for index, category in enumerate(SCORED_CATEGORIES):
+        rng = np.random.default_rng((QUESTION_SEED, index))
         for unseen in (False, True):
             known: set[Facts] = set()
             while len(known) < per_category // 2:
-                facts = replace(grammar.draw(rng, category, unseen), size="")
+                facts = replace(grammar.sample(rng, category, unseen), size="")
                 if facts not in known:
                     known.add(facts)
                     out.append(Question(facts, unseen))
     return out
 
 
-def shows(facts: Facts, found: Sequence[Found], picture: np.ndarray) -> bool:
-    """Whether the things found in the picture (H, W, 3) are what the facts state, no more and no fewer."""
-    wanted = facts.objects
-    if Counter(g.thing for g in wanted) != Counter(f.thing for f in found) or background(picture) != facts.background:
+def is_correct(facts: Facts, detections: Sequence[Detection], image: np.ndarray) -> bool:
+    """Return True if an (H, W, 3) image and its detections match the facts, with nothing missing or added."""
+    stated = facts.objects
+    if (
+        Counter(g.thing for g in stated) != Counter(d.thing for d in detections)
+        or background(image) != facts.background
+    ):
         return False
-    orders = permutations(found) if len(found) <= 4 else ()
-    return any(_fits(facts, wanted, order) for order in orders)
+    orders = permutations(detections) if len(detections) <= 4 else ()
+    return any(_matches(facts, stated, order) for order in orders)
 
 
-def _fits(facts: Facts, wanted: Sequence[Group], found: Sequence[Found]) -> bool:
-    for group, thing in zip(wanted, found, strict=True):
-        if group.thing != thing.thing or (group.colour and group.colour != thing.colour):
+def _matches(facts: Facts, stated: Sequence[Group], detections: Sequence[Detection]) -> bool:
+    for group, detection in zip(stated, detections, strict=True):
+        if group.thing != detection.thing or (group.colour and group.colour != detection.colour):
             return False
-    return not facts.relation or relation_holds(facts.relation, found[0].centre, found[1].centre, by=RELATION_BY)
+    if not facts.relation:
+        return True
+    return relation_holds(facts.relation, detections[0].centre, detections[1].centre, by=RELATION_MARGIN)
 
 
-def background(picture: np.ndarray) -> str:
-    """The named background nearest to the median colour of the picture's rim, 3 pixels wide; "" if none is near."""
-    rim = np.concatenate([picture[:3].reshape(-1, 3), picture[-3:].reshape(-1, 3),
-                          picture[:, :3].reshape(-1, 3), picture[:, -3:].reshape(-1, 3)])  # fmt: skip
-    middle = np.median(rim, axis=0)
-    apart = {name: float(np.linalg.norm(middle - colour)) for name, colour in BACKGROUNDS.items()}
-    nearest = min(apart, key=apart.__getitem__)
-    return nearest if apart[nearest] < BACKGROUND_WITHIN else ""
+def background(image: np.ndarray) -> str:
+    """The named background nearest to the median colour of the outer 3 pixels; "" if none is within tolerance."""
+    rim = np.concatenate([image[:3].reshape(-1, 3), image[-3:].reshape(-1, 3),
+                          image[:, :3].reshape(-1, 3), image[:, -3:].reshape(-1, 3)])  # fmt: skip
+    median = np.median(rim, axis=0)
+    distance = {name: float(np.linalg.norm(median - colour)) for name, colour in BACKGROUNDS.items()}
+    nearest = min(distance, key=distance.__getitem__)
+    return nearest if distance[nearest] < BACKGROUND_TOLERANCE else ""
 
 
 def falsified(facts: Facts, grammar: Grammar, rng: np.random.Generator) -> Facts:
-    """The same with one stated fact made false: a thing, the count, a colour, the relation or who has which colour."""
+    """The facts with one of them made false: a thing, the count, a colour, the relation, or two colours exchanged."""
     first, rest = facts.groups[0], facts.groups[1:]
     if facts.category == "counting":
         count = int(rng.choice([c for c in (1, 2, 3, 4) if c != first.count]))
@@ -103,40 +112,40 @@ def falsified(facts: Facts, grammar: Grammar, rng: np.random.Generator) -> Facts
 
 
 def renders(facts: Sequence[Facts], sprites: Sprites, seed: int, snap: int = 4) -> np.ndarray:
-    """A real picture of each; (P, SIZE, SIZE, 3) uint8."""
+    """A composed image of each of the facts; (P, SIZE, SIZE, 3) uint8."""
     out = np.zeros((len(facts), SIZE, SIZE, 3), np.uint8)
-    for place, each in enumerate(facts):
-        out[place] = render(arrange(each, np.random.default_rng((seed, place)), snap), sprites)
+    for index, each in enumerate(facts):
+        out[index] = render(arrange(each, np.random.default_rng((seed, index)), snap), sprites)
     return out
 
 
-def by_category(asked: Sequence[Question], right: np.ndarray) -> dict[str, float | None]:
-    """Mean over the questions of each category, and over those with seen and unseen combinations.
+def scores_by_category(asked: Sequence[Question], correct: np.ndarray) -> dict[str, float | None]:
+    """Mean score of each category: over all its questions, and over those with seen and with unseen combinations.
 
-    A combination of thing and style is not judged, so questions unseen by that alone are in a category's own mean and
-    in no other; a category that has no other unseen ones (single_object) has None there and is left out of
-    `score_unseen`.
+    Style is not scored, so a question whose only unseen combination is a thing in a style enters its category's mean
+    and no other. A category without further unseen questions (single_object) has None there and is left out of
+    `score_unseen`. `score_seen` and `score_unseen` are means of the categories, as GenEval's overall score is.
 
-    right: (questions,) share of the pictures of a question that show it. GenEval's overall score is the mean of the
-    categories, so `score_seen` and `score_unseen` are, too.
+    Args:
+        correct: (questions,) share of each question's images that are correct.
     """
     out: dict[str, float | None] = {}
-    for category in SUITE:
+    for category in SCORED_CATEGORIES:
         mine = np.array([q.facts.category == category for q in asked])
-        out[category] = float(right[mine].mean())
+        out[category] = float(correct[mine].mean())
     for name, unseen in (("score_seen", False), ("score_unseen", True)):
         means = []
-        for category in SUITE:
+        for category in SCORED_CATEGORIES:
             mine = np.array(
                 [q.facts.category == category and q.unseen == unseen and not q.new_style_only for q in asked]
             )
-            mean = float(right[mine].mean()) if mine.any() else None
+            mean = float(correct[mine].mean()) if mine.any() else None
             means += [mean] if mean is not None else []
             out[f"{category}_{name.removeprefix('score_')}"] = mean
         out[name] = float(np.mean(means)) if means else None
     return out
 
 
-def share(value: float | None) -> str:
-    """A share in per cent, or a dash for what was not asked."""
+def percent(value: float | None) -> str:
+    """A share in per cent, or a dash where no question was asked."""
     return "–" if value is None else f"{value:.1%}"

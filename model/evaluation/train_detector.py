@@ -1,12 +1,18 @@
-"""Train the detector: `python -m model.evaluation.train_detector`, about ten minutes on two CPU cores, resumable.
+"""Train the detector that scores composed scenes: about ten minutes on two CPU cores.
 
-It sees renders of random facts, held-out combinations included (it must recognise them), at any position, disturbed by
-blur, noise and shifts of brightness. JPEG is the disturbance that it never sees; scene_questions.py measures with it.
+    python -m model.evaluation.train_detector                     ten minutes, into runs/detector; run again to resume
+    python -m model.evaluation.train_detector --minutes 60        longer
+    python -m model.evaluation --suite scenes                     its error rates, with every score
+
+It trains on renders of random facts at any position, held-out combinations included, because it must recognise them.
+Images are augmented with blur, noise and changes of brightness and contrast, but never with JPEG compression:
+evaluate_scenes.py measures the detector with that.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,33 +25,35 @@ from model.data.scenes.compose import SIZE, Scene, arrange, render
 from model.data.scenes.facts import Grammar
 from model.data.scenes.sprites import Sprites
 from model.data.scenes.things import COLOURS, STYLES, THINGS
-from model.evaluation.detector import STRIDE, Checker, save_checker
+from model.data.sources import DataError
+from model.evaluation.detector import STRIDE, Detector, save_detector
+from model.inference.precision import autocast
 from model.networks.tokenizer import to_pixels
-from model.training.trainer import Clock, Ema, Learner, generator, learning_rate
+from model.training.trainer import Clock, Ema, Learner, add_budget_arguments, learning_rate, step_generator
 
 PEAK_LR = 2e-3
-UNSEEN_SHARE = 0.15
-SNAP = 2  # pixels: drawings put things anywhere
+UNSEEN_SHARE = 0.15  # of the training images that hold a held-out combination
+SNAP = 2  # pixels: generated images put things anywhere
 
 
-def draw_scenes(grammar: Grammar, sprites: Sprites, batch: int, seed: int, step: int) -> tuple[list[Scene], Tensor]:
-    """The renders of one training step; (B, 3, SIZE, SIZE) in [-1, 1]."""
+def sample_scenes(grammar: Grammar, sprites: Sprites, batch: int, seed: int, step: int) -> tuple[list[Scene], Tensor]:
+    """The scenes of one training step and their renders, (B, 3, SIZE, SIZE) in [-1, 1]."""
     rng = np.random.default_rng((seed, 2, step))
     scenes = [
-        arrange(grammar.draw(rng, want_unseen=bool(rng.random() < UNSEEN_SHARE)), rng, SNAP) for _ in range(batch)
+        arrange(grammar.sample(rng, want_unseen=bool(rng.random() < UNSEEN_SHARE)), rng, SNAP) for _ in range(batch)
     ]
     return scenes, to_pixels(torch.from_numpy(np.stack([render(scene, sprites) for scene in scenes])))
 
 
-def disturb(pixels: Tensor, rng: torch.Generator) -> Tensor:
-    """Blur by up to 1.5 pixels, noise up to 0.15, brightness and contrast by up to 10 %; each picture its own."""
+def augment(pixels: Tensor, rng: torch.Generator) -> Tensor:
+    """Blur (up to 1.5 pixels), noise (up to 0.15), brightness and contrast (up to 10 %), differently for each image."""
     b = len(pixels)
     amount = torch.rand(b, 4, 1, 1, 1, generator=rng)
     width = torch.arange(-3, 4).float()
     kernel = torch.exp(-0.5 * (width / (0.05 + 1.5 * amount[:, 0, 0])) ** 2)  # (B, 1, 7)
     kernel = kernel / kernel.sum(-1, keepdim=True)
     blurred = pixels
-    for axis in (2, 3):  # seven shifted sums are ten times faster on a CPU than a convolution of one group per picture
+    for axis in (2, 3):  # seven shifted sums are ten times faster on a CPU than a convolution of one group per image
         side = pixels.shape[axis]
         padded = F.pad(blurred, (0, 0, 3, 3) if axis == 2 else (3, 3, 0, 0), mode="replicate")
         shifted = [kernel[:, :, i, None, None] * padded.narrow(axis, i, side) for i in range(7)]
@@ -55,7 +63,12 @@ def disturb(pixels: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def targets(scenes: list[Scene], things: tuple[str, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Centre map (B, G, G) in [0, 1] and, for each object: its (b, y, x), its thing, its colour (-1: as drawn)."""
+    """Training targets of a batch.
+
+    Returns:
+        The heat map of centres (B, G, G) in [0, 1] and, for each of M cells near a centre: its index (b, y, x), its
+        thing and its colour (-1: not recoloured).
+    """
     grid, colours = SIZE // STRIDE, list(COLOURS)
     centre = torch.zeros(len(scenes), grid, grid)
     cells: list[tuple[int, int, int]] = []
@@ -74,14 +87,14 @@ def targets(scenes: list[Scene], things: tuple[str, ...]) -> tuple[Tensor, Tenso
 
 
 def _near(position: float, grid: int) -> list[int]:
-    """The cells whose middle is at most one cell from the position: any of them may become the peak."""
+    """Indices of the cells whose centre is within one cell of `position`: any of them may become the peak."""
     return [i for i in range(max(0, int(position) - 1), min(grid, int(position) + 2)) if abs(i + 0.5 - position) <= 1]
 
 
-def loss_of(checker: Checker, pixels: Tensor, scenes: list[Scene]) -> Tensor:
-    """CenterNet's focal loss for the centres, cross-entropy for thing and colour at the true centres."""
-    centre, cells, which, tint = targets(scenes, checker.things)
-    logits, thing, colour = checker(pixels)
+def detection_loss(detector: Detector, pixels: Tensor, scenes: list[Scene]) -> Tensor:
+    """CenterNet's focal loss of the heat map, plus cross-entropy of thing and colour at the true centres."""
+    centre, cells, which, tint = targets(scenes, detector.things)
+    logits, thing, colour = detector(pixels)
     p = logits.sigmoid().clamp(1e-4, 1 - 1e-4)
     near = centre > 0.8
     focal = torch.where(near, -((1 - p) ** 2) * p.log(), -((1 - centre) ** 4) * p**2 * (1 - p).log())
@@ -95,46 +108,57 @@ def loss_of(checker: Checker, pixels: Tensor, scenes: list[Scene]) -> Tensor:
 def train(
     sprites: Sprites, things: tuple[str, ...], out: Path, minutes: float, steps: int, batch: int, seed: int,
     progress: bool = True,
-) -> Checker:  # fmt: skip
-    """Run (or go on with) the training; returns the averaged checker."""
+) -> Detector:  # fmt: skip
+    """Train, from `out`/state.pt if it exists, and save to `out`; return the averaged detector."""
     grammar = Grammar(sprites, things, STYLES)
     torch.manual_seed(seed)
-    checker = Checker(things).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    ema = Ema(checker, 0.998)
-    optimizer = torch.optim.AdamW(checker.parameters(), lr=PEAK_LR, weight_decay=0.02)
-    learner = Learner(checker, ema, optimizer, Clock(steps, minutes))
+    detector = Detector(things).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    ema = Ema(detector, 0.998)
+    optimizer = torch.optim.AdamW(detector.parameters(), lr=PEAK_LR, weight_decay=0.02)
+    learner = Learner(detector, ema, optimizer, Clock(steps, minutes))
     clock = learner.clock
     learner.resume(out / "state.pt")
-    bar = tqdm(initial=clock.step, desc="checker", unit="step", disable=not progress, mininterval=1.0)
+    bar = tqdm(initial=clock.step, desc="detector", unit="step", disable=not progress, mininterval=1.0)
     while clock.progress < 1:
-        scenes, pixels = draw_scenes(grammar, sprites, batch, seed, clock.step)
-        pixels = disturb(pixels, generator(seed + 3, clock.step)).contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = loss_of(checker, pixels, scenes)
+        scenes, pixels = sample_scenes(grammar, sprites, batch, seed, clock.step)
+        pixels = augment(pixels, step_generator(seed + 3, clock.step)).contiguous(memory_format=torch.channels_last)
+        with autocast(torch.device("cpu")):
+            loss = detection_loss(detector, pixels, scenes)
         learner.update(loss, learning_rate(PEAK_LR, clock, warmup=100, anneal_from=0.4), clip=5.0)
         bar.update()
         if clock.step % 200 == 0 or clock.progress >= 1:
             bar.set_postfix(loss=f"{loss.item():.3f}", left=f"{clock.seconds_left:.0f}s")
             learner.save(out / "state.pt")
     bar.close()
-    ema.copy_to(checker)
-    save_checker(checker.eval(), out, {"steps": clock.step, "sprites": sprites.about.get("sha256")})
-    return checker
+    ema.copy_to(detector)
+    save_detector(detector.eval(), out, {"steps": clock.step, "sprites": sprites.about.get("sha256")})
+    return detector
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("data/scenes"), help="sprites of `make data`")
-    parser.add_argument("--out", type=Path, default=Path("runs/checker"), help="state and weights")
-    parser.add_argument("--things", type=int, default=48, help="how many of the things, in table order")
-    parser.add_argument("--minutes", type=float, default=10.0, help="time budget; 0 = by --steps alone")
-    parser.add_argument("--steps", type=int, default=20_000, help="most steps")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--seed", type=int, default=0)
+    parser = argparse.ArgumentParser(
+        prog="python -m model.evaluation.train_detector",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--data", type=Path, default=Path("data/scenes"), help="folder of sprites that `make data` packed (%(default)s)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/detector"), help="folder for state and weights (%(default)s)"
+    )
+    parser.add_argument(
+        "--things", type=int, default=48, help="first things of model/data/scenes/things.py (%(default)s)"
+    )
+    add_budget_arguments(parser, minutes=10.0, steps=20_000, batch=32)
     args = parser.parse_args(argv)
     things = tuple(THINGS)[: args.things]
-    train(Sprites.load(args.data), things, args.out, args.minutes, args.steps, args.batch, args.seed)
-    print(f"checker in {args.out}; `python -m model.evaluation --suite scenes` measures how far to trust it")
+    try:
+        sprites = Sprites.load(args.data)
+    except DataError as error:
+        sys.exit(str(error))
+    train(sprites, things, args.out, args.minutes, args.steps, args.batch, args.seed)
+    print(f"detector in {args.out}; `python -m model.evaluation --suite scenes` reports its error rates")
 
 
 if __name__ == "__main__":

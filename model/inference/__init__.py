@@ -1,1 +1,1 @@
-"""From prompt to pixels: generate is the plain definition, engine the fast form, serving what workers load."""
+"""From prompt to pixels: generate is the plain definition, engine the batched form, serving the worker's interface."""

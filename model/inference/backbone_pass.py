@@ -1,8 +1,8 @@
-"""The backbone's pass over all rows of an engine: as it comes, or in fixed shapes that a CUDA graph replays.
+"""The backbone's pass over an engine's rows: eager, or in fixed shapes that a CUDA graph replays.
 
-A GPU is told of each kernel in turn, a few microseconds each, and a pass has hundreds: with few rows that is all the
-time it takes. A graph tells of all at once, but shapes and addresses must be those it was captured with. So StaticPass
-keeps every input where it is, pads the rows to one of a few sizes, and captures a graph at the first use of a size.
+Launching a kernel costs the host a few microseconds and a pass has hundreds: with few rows, that is all the time it
+takes. A graph launches all of them at once, but only with the shapes and addresses it was captured with. So StaticPass
+keeps every input at its address, pads the rows to one of a few sizes, and captures a graph at the first use of a size.
 """
 
 from __future__ import annotations
@@ -16,19 +16,22 @@ from torch import Tensor, nn
 from model.networks.condition import Condition
 
 GRAPHS_KEPT = 96
-KNOWN_UNIT = 32  # known tokens are counted in so many: fewer shapes for the few families that pack them
+KNOWN_UNIT = 32  # known tokens are rounded up to a multiple: fewer shapes for families that pack them
 
 
 class PlainPass:
-    """Stack the rows' conditions when they change, and call the backbone."""
+    """Eager pass: stack the rows' conditions when they change, and call the backbone."""
 
     def __init__(self, backbone: nn.Module, tokens: Tensor, known: Tensor):
-        """tokens: (R, N, C), known: (R, N): the engine's, which change in place."""
+        """tokens: (R, N, C) and known: (R, N) bool, the engine's own, which it changes in place."""
         self.backbone, self.tokens, self.known = backbone, tokens, known
         self._stacked: tuple[list[Condition], Condition] | None = None
 
     def __call__(self, slots: Sequence[int], conditions: Sequence[Condition], most_known: int) -> Tensor:
-        """z of these slots, each under the condition beside it: (B, N, D). most_known: of any slot."""
+        """z (B, N, D) of B slots, each under the condition at the same index.
+
+        most_known: no slot has more decided tokens.
+        """
         if self._stacked is None or not _same(self._stacked[0], conditions):
             self._stacked = (list(conditions), conditions[0].stack(conditions))
         where = torch.tensor(slots, device=self.tokens.device)
@@ -36,15 +39,15 @@ class PlainPass:
         return z
 
     def forget(self) -> None:
-        """Free what is kept between calls."""
+        """Free the memory that is kept between calls."""
         self._stacked = None
 
 
 class StaticPass:
-    """The same in fixed shapes. Padding repeats the first slot; its results are cut off."""
+    """The same pass in fixed shapes. Padding repeats the first slot; its results are cut off."""
 
     def __init__(self, backbone: nn.Module, tokens: Tensor, known: Tensor, null: Condition):
-        """null: any condition, for the shapes of all."""
+        """Allocate the fixed inputs. null: any condition of one row, as a pattern for the shapes."""
         self.backbone, self.tokens, self.known = backbone, tokens, known
         self.device, self._most = tokens.device, 2 * len(tokens)  # each row, and the unconditional half of each
         self._slots = torch.zeros(self._most, dtype=torch.int64, device=self.device)
@@ -55,7 +58,7 @@ class StaticPass:
         self._pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
 
     def __call__(self, slots: Sequence[int], conditions: Sequence[Condition], most_known: int) -> Tensor:
-        """As PlainPass; valid until the next call."""
+        """z (B, N, D) as PlainPass; overwritten by the next call."""
         size = min(bucket(len(slots)), self._most)
         padded = [*conditions, *[conditions[0]] * (size - len(slots))]
         where = torch.tensor([*slots, *[slots[0]] * (size - len(slots))])
@@ -76,12 +79,12 @@ class StaticPass:
         return self._z[: len(slots)]
 
     def forget(self) -> None:
-        """Free what is kept between calls, but for the inputs."""
+        """Free the memory that is kept between calls, except the inputs."""
         self._replays.clear()
         self._filled, self._z = [], None
 
     def _record(self, size: int, longest: int) -> Callable[[], object]:
-        """One call that reads the fixed inputs and writes the fixed output."""
+        """A function that reads the fixed inputs and writes the fixed output: on CUDA, a graph's replay."""
         where, condition = self._slots[:size], self._condition[:size]
 
         def work() -> None:
@@ -92,8 +95,8 @@ class StaticPass:
 
         if self._pool is None:
             return work
-        # Libraries pick algorithms and workspace in the first calls, which must not be captured; on a stream of their
-        # own, because the capture will be on one.
+        # Libraries choose algorithms and allocate workspace in their first calls, which must not be captured. These run
+        # on a side stream because the capture will.
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -108,7 +111,7 @@ class StaticPass:
 
 
 def bucket(rows: int) -> int:
-    """The size that so many rows are padded to: up to 8 their own, then four sizes an octave."""
+    """The size that this many rows are padded to: none up to 8, then four sizes an octave (at most 25 % more)."""
     if rows <= 8:
         return rows
     unit = 1 << (rows - 1).bit_length() - 3
@@ -116,10 +119,10 @@ def bucket(rows: int) -> int:
 
 
 def send(values: Tensor, device: torch.device) -> Tensor:
-    """From the host to a device without waiting for it."""
+    """Copy from the host to a device without waiting for it."""
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
 
 
 def _same(one: Sequence[Condition], other: Sequence[Condition]) -> bool:
-    """The very same conditions in the same order; they are never changed."""
+    """True for identical objects in the same order; conditions are never modified."""
     return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))

@@ -1,10 +1,10 @@
-"""Many pictures at once, each at its own step with its own settings, sharing every forward pass.
+"""Continuous batching: many images at once, each at its own step with its own settings, in shared forward passes.
 
     admit -> step, step, … -> tokens -> release
 
-A *row* is one picture being decoded. Rows join and leave between steps; in a step every row decides as many tokens as
-its own schedule says, and the tokens of all rows go through the diffusion head packed together. generate.py is
-the definition this is tested against.
+A *row* is one image being decoded. Rows join and leave between steps; in a step every row decides as many tokens as
+its own schedule says, and the tokens of all rows go through the diffusion head packed together. generate.py is the
+definition that this is tested against.
 """
 
 from __future__ import annotations
@@ -15,23 +15,22 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fluid_kernels.head_loop import Chains, HeadWeights, Rows
+from fluid_kernels.head_loop import HeadWeights
 from fluid_kernels.heads import choose_path, make_head
-from model.inference.backbone_pass import PlainPass, StaticPass, send
-from model.inference.known_tokens import Given
-from model.inference.orders import annealed, guidance_at, make_order, masked_after
+from model.inference.backbone_pass import PlainPass, StaticPass
+from model.inference.chains import ChainCache
+from model.inference.known_tokens import KnownTokens
+from model.inference.orders import make_order
 from model.inference.requests import EngineError, RowRequest, check_request
-from model.inference.sampler import make_chains, stack_chains
-from model.inference.step_plan import Snapshot, _Now, _Row, _start
+from model.inference.step_plan import RowState, RowStep, Snapshot, StepPlan
 from model.networks.condition import Condition, Conditioner
 from model.networks.random_order_model import RandomOrderModel
 
 PROMPTS_KEPT = 256  # prompts whose conditions stay in memory
-SCHEDULES_KEPT = 64  # diffusion schedules with their time embeddings: 0.4 MB each at 100 steps of MAR-B's head
 
 
 class OutOfMemory(RuntimeError):
-    """Rows that do not fit into memory even alone. They stand where they stood; release them, or try again."""
+    """Rows that do not fit into memory even alone. They keep their last step: release them, or call `step` again."""
 
     def __init__(self, rows: list[int]):
         super().__init__(f"out of memory with rows {rows}, each by itself; use a device with more, or a smaller model")
@@ -39,7 +38,7 @@ class OutOfMemory(RuntimeError):
 
 
 class Engine:
-    """Fixed rows over one model; not thread-safe, one caller at a time."""
+    """A fixed number of rows over one model. Not thread-safe: one caller at a time."""
 
     def __init__(
         self,
@@ -50,10 +49,13 @@ class Engine:
         kernels: str = "auto",
         static: bool | None = None,
     ):
-        """dtype: of the head's matrix products; for those of the backbone see model/inference/precision.py.
-        kernels: what runs the head's loop, see fluid_kernels/heads.py.
-        static: run the backbone in fixed shapes (backbone_pass.py); None: on CUDA.
+        """Allocate the rows and prepare the head's weights.
 
+        Args:
+            max_rows: R, the most images at once.
+            dtype: of the head's matrix products; for the backbone's see model/inference/precision.py.
+            kernels: path of the head's loop, see fluid_kernels/heads.py.
+            static: run the backbone in fixed shapes (backbone_pass.py); None: on CUDA only.
         Raises:
             HeadPathError: these kernels cannot run here.
         """
@@ -61,11 +63,11 @@ class Engine:
         self.config = model.config
         self.device = next(model.parameters()).device
         shape = (max_rows, self.config.tokens)
-        self._tokens = torch.zeros(*shape, self.config.channels, device=self.device)
-        self._known = torch.zeros(*shape, dtype=torch.bool, device=self.device)
-        self._rows: dict[int, _Row] = {}
+        self._tokens = torch.zeros(*shape, self.config.channels, device=self.device)  # (R, N, C), 0 where undecided
+        self._known = torch.zeros(*shape, dtype=torch.bool, device=self.device)  # (R, N), True where decided
+        self._rows: dict[int, RowState] = {}  # by slot, 0 to R - 1
         self._prompts: OrderedDict[str, Condition] = OrderedDict()
-        self._null = conditioner("")
+        self._null = conditioner("")  # the condition of the unconditional halves
         self._backbone: PlainPass | StaticPass
         if self.device.type == "cuda" if static is None else static:
             self._backbone = StaticPass(model.backbone, self._tokens, self._known, self._null)
@@ -73,16 +75,16 @@ class Engine:
             self._backbone = PlainPass(model.backbone, self._tokens, self._known)
         self._head = make_head(HeadWeights.from_head(model.head), dtype, kernels)
         self.kernels = choose_path(kernels, self.device)
-        self._schedules: OrderedDict[int, Chains] = OrderedDict()
+        self._chains = ChainCache(model.head)
 
     # ---- the life of a row -------------------------------------------------------------------------------
 
-    def admit(self, requests: Sequence[RowRequest], given: Sequence[Given | None] | None = None) -> list[int]:
-        """Give each request a row; all or none. `given`: for each the tokens that it starts from, if any.
+    def admit(self, requests: Sequence[RowRequest], known: Sequence[KnownTokens | None] | None = None) -> list[int]:
+        """Give each request a row; all or none. known: per request the tokens that it starts from, if any.
 
         Raises:
-            EngineError: a number is outside what the model or the tokens left to decide can do, or there are too few
-                free rows.
+            EngineError: a parameter is outside what the model or the tokens left to decide allow, or there are too
+                few free rows.
             PromptError: the model cannot be conditioned on a prompt.
         """
         for request in requests:
@@ -95,29 +97,29 @@ class Engine:
             make_order(request.sampling.order, torch.tensor([request.seed]), self.config.grid)[0]
             for request in requests
         ]  # (N,) each
-        starts = [None] * len(requests) if given is None else given
-        states = [_start(*parts) for parts in zip(requests, conditions, orders, starts, strict=True)]
+        starts = [None] * len(requests) if known is None else known
+        states = [RowState.start(*parts) for parts in zip(requests, conditions, orders, starts, strict=True)]
         rows = free[: len(requests)]
         for row, state, start in zip(rows, states, starts, strict=True):
             self._rows[row] = state
             self._tokens[row], self._known[row] = 0.0, False
             if start is not None:
-                self._tokens[row] = torch.where(start.stays[:, None], start.tokens, 0.0)
-                self._known[row] = start.stays
+                self._tokens[row] = torch.where(start.kept[:, None], start.tokens, 0.0)
+                self._known[row] = start.kept
         return rows
 
     @torch.inference_mode()
     def step(self) -> list[int]:
-        """One autoregressive step for every unfinished row; returns the rows that have finished, each once.
+        """Run one autoregressive step for every unfinished row; return the rows that have finished, each once.
 
         Raises:
             OutOfMemory: some rows do not fit even alone; all others have made their step, and those that it finished
                 are returned by the next call.
         """
-        stuck: list[int] = []
-        self._pass([i for i in sorted(self._rows) if not self._rows[i].finished], stuck)
-        if stuck:
-            raise OutOfMemory(stuck)
+        too_big: list[int] = []
+        self._step_rows([i for i in sorted(self._rows) if not self._rows[i].finished], too_big)
+        if too_big:
+            raise OutOfMemory(too_big)
         fresh = [i for i in sorted(self._rows) if self._rows[i].finished and not self._rows[i].reported]
         for i in fresh:
             self._rows[i].reported = True
@@ -128,8 +130,11 @@ class Engine:
         return self._rows[row].step, self._rows[row].request.sampling.num_inference_steps
 
     def peek(self, row: int) -> Tensor:
-        """(N, C) tokens so far. Undecided ones are zero, which is the mean of the training pictures' latents: a
-        neutral filling that the decoder turns into a smooth ground, never into noise."""
+        """(N, C) tokens so far.
+
+        Undecided ones are zero, the mean of the training images' latents: the decoder turns that neutral filling into
+        a smooth ground, never into noise.
+        """
         return self._tokens[row].clone()
 
     def release(self, row: int) -> None:
@@ -137,42 +142,43 @@ class Engine:
         del self._rows[row]
 
     def snapshot(self, row: int) -> Snapshot:
-        """What `restore` needs; order and known positions follow from seed, step and what was given."""
+        """The state that `restore` needs; order and decided positions follow from seed, step and kept tokens."""
         state = self._rows[row]
-        stays = None if state.stays is None else state.stays.cpu()
-        return Snapshot(state.request, state.step, self._tokens[row].cpu(), stays)
+        kept = None if state.kept is None else state.kept.cpu()
+        return Snapshot(state.request, state.step, self._tokens[row].cpu(), kept)
 
     def restore(self, snapshot: Snapshot) -> int:
-        """Go on with a picture where its snapshot was taken; returns its row.
+        """Resume an image where its snapshot was taken; returns its row.
 
         Raises:
-            EngineError: as `admit`.
+            EngineError, PromptError: as `admit`.
         """
-        tokens = snapshot.tokens.to(self.device)  # (N, C), the given ones among them
-        given = None if snapshot.stays is None else Given(tokens, snapshot.stays.to(self.device))
-        (row,) = self.admit([snapshot.request], [given])
+        tokens = snapshot.tokens.to(self.device)  # (N, C), the kept ones among them
+        known = None if snapshot.kept is None else KnownTokens(tokens, snapshot.kept.to(self.device))
+        (row,) = self.admit([snapshot.request], [known])
         state = self._rows[row]
         state.step = snapshot.step
-        masked = masked_after(state.step - 1, state.request.sampling.num_inference_steps, len(state.order))
-        self._known[row, state.order[masked:]] = True
+        self._known[row, state.order[state.masked :]] = True
         self._tokens[row] = tokens
         return row
 
     # ---- inside a step -----------------------------------------------------------------------------------
 
-    def _pass(self, rows: list[int], stuck: list[int]) -> None:
-        """One step of these rows together; in halves where memory does not suffice. A row's tokens do not depend on
-        its company, so that halves draw the same pictures."""
+    def _step_rows(self, rows: list[int], too_big: list[int]) -> None:
+        """One step of these rows together, or in halves where memory does not suffice.
+
+        A row's tokens do not depend on the rest of the batch, so halves generate the same images.
+        """
         if not rows:
             return
         try:
-            self._decode([self._now(i) for i in rows])
+            self._decode([self._rows[i].next_step(i, self.config.tokens) for i in rows])
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
             self._backbone.forget()
             if len(rows) == 1:
-                stuck += rows
+                too_big += rows
                 return
         else:
             for i in rows:
@@ -181,85 +187,35 @@ class Engine:
         # Outside the handler: the exception's frames hold the tensors that filled the memory.
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        self._pass(rows[: len(rows) // 2], stuck)
-        self._pass(rows[len(rows) // 2 :], stuck)
+        self._step_rows(rows[: len(rows) // 2], too_big)
+        self._step_rows(rows[len(rows) // 2 :], too_big)
 
-    def _now(self, index: int) -> _Now:
-        """What the row does in its next step."""
-        row, total = self._rows[index], self.config.tokens
-        sampling, left = row.request.sampling, len(row.order)
-        steps = sampling.num_inference_steps
-        after, before = masked_after(row.step, steps, left), masked_after(row.step - 1, steps, left)
-        low, high = sampling.guidance_interval
-        guided = low <= row.step / steps < high
-        final = sampling.diffusion_steps if sampling.diffusion_steps_final is None else sampling.diffusion_steps_final
-        return _Now(
-            index, row.request, row.order[after:before],
-            guidance_at(sampling.guidance_scale, sampling.guidance_schedule, after, total) if guided else 1.0,
-            annealed(sampling.diffusion_steps, final, row.step, steps),
-        )  # fmt: skip
+    def _decode(self, steps: list[RowStep]) -> None:
+        """Run the backbone, then all rows' tokens through the head together, and write the tokens back."""
+        steps = sorted(steps, key=lambda step: -step.diffusion_steps)  # the order that the head's loop wants
+        z = self._condition_tokens(steps)  # (B + U, N, D); launched first, so that a GPU works while the host packs
+        plan = StepPlan.pack(steps).to(self.device)
+        condition = self.model.head.embed_condition(z[plan.z_row, plan.z_position])  # (M + G, W)
+        chains = self._chains(plan.lengths)
+        decided = self._head(plan.head_rows(condition), chains, self.config.prediction, self.config.clamp)  # (M, C)
+        self._tokens[plan.slot, plan.position] = decided
+        self._known[plan.slot, plan.position] = True
 
-    def _decode(self, rows: list[_Now]) -> None:
-        """Backbone, then all rows' tokens through the head together, then write them back.
+    def _condition_tokens(self, steps: list[RowStep]) -> Tensor:
+        """One backbone pass over B rows and, below them, the unconditional halves of the U guided ones."""
+        guided = [step for step in steps if step.guided]
+        slots = [step.slot for step in (*steps, *guided)]
+        conditions = [step.condition for step in steps] + [self._null] * len(guided)
+        return self._backbone(slots, conditions, max(step.known for step in steps))
 
-        Planned on the host and sent in few pieces: nothing here waits for the device."""
-        rows = sorted(rows, key=lambda now: -now.diffusion_steps)  # as the loop wants its tokens
-        guided = [i for i, now in enumerate(rows) if now.guidance != 1]
-        z = self._condition_tokens(rows, guided)  # (B + halves, N, D)
-        owner = torch.arange(len(rows)).repeat_interleave(torch.tensor([len(now.positions) for now in rows]))  # (M,)
-        position = torch.cat([now.positions for now in rows])  # (M,)
-        half = torch.full((len(rows),), -1)  # where a row's unconditional z lies
-        half[guided] = len(rows) + torch.arange(len(guided))
-        with_null = (half[owner] >= 0).nonzero()[:, 0]  # (G,) tokens of guided rows
-        lengths = sorted({now.diffusion_steps for now in rows}, reverse=True)
-        of_row = torch.tensor(
-            [[lengths.index(now.diffusion_steps), now.request.seed, now.index] for now in rows]
-        )  # (B, 3)
-        dials = torch.tensor([[now.guidance, now.request.sampling.temperature] for now in rows])  # (B, 2) float32
-        chain, seed, slot, position_ = send(torch.cat([of_row[owner].T, position[None]]), self.device)  # (M,) each
-        guidance, temperature = send(dials[owner].T.contiguous(), self.device)
-        where = torch.stack([torch.cat([owner, half[owner[with_null]]]), torch.cat([position, position[with_null]])])
-        z_row, z_position = send(where, self.device)  # (M + G,) each
-        drawn = self._head(
-            Rows(
-                condition=self.model.head.embed_condition(z[z_row, z_position]),
-                guided=send(with_null, self.device), chain=chain, guidance=guidance, temperature=temperature,
-                seed=seed, position=position_,
-            ),
-            self._chains(tuple(lengths)), self.config.prediction, self.config.clamp,
-        )  # fmt: skip
-        self._tokens[slot, position_] = drawn
-        self._known[slot, position_] = True
-
-    def _condition_tokens(self, rows: list[_Now], guided: list[int]) -> Tensor:
-        """One backbone pass over all rows and, under them, the unconditional half of the guided ones."""
-        indices = [now.index for now in rows]
-        most_known = max(self.config.tokens - self._masked(self._rows[i]) for i in indices)
-        conditions = [self._rows[i].condition for i in indices] + [self._null] * len(guided)
-        return self._backbone([*indices, *(indices[i] for i in guided)], conditions, most_known)
-
-    @staticmethod
-    def _masked(row: _Row) -> int:
-        """Tokens that are not decided yet."""
-        return masked_after(row.step - 1, row.request.sampling.num_inference_steps, len(row.order))
-
-    def _chains(self, lengths: tuple[int, ...]) -> Chains:
-        """The schedules of these numbers of steps, from memory where they were needed lately."""
-        for length in lengths:
-            if length not in self._schedules:
-                self._schedules[length] = make_chains(self.model.head, (length,))
-            self._schedules.move_to_end(length)
-        found = stack_chains([self._schedules[length] for length in lengths])
-        while len(self._schedules) > SCHEDULES_KEPT:
-            self._schedules.popitem(last=False)
-        return found
+    # ---- prompts -----------------------------------------------------------------------------------------
 
     def prompt_tokens(self, prompt: str) -> int:
-        """How many tokens the model reads of a prompt."""
+        """Number of tokens that the model reads of a prompt."""
         return self._condition(prompt).tokens
 
     def _condition(self, prompt: str) -> Condition:
-        """The prompt's condition, from memory where it was seen lately."""
+        """The prompt's condition, of one row; cached by least recent use."""
         if prompt not in self._prompts:
             self._prompts[prompt] = self.conditioner(prompt)
         self._prompts.move_to_end(prompt)
@@ -269,5 +225,5 @@ class Engine:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """On a CPU torch raises a RuntimeError like any other, told apart by its words alone."""
+    """True for both devices' errors; a CPU's is a plain RuntimeError that only its message tells apart."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)

@@ -1,7 +1,7 @@
-"""The plain algorithm: a whole batch from first to last step, every row with the same sampling.
+"""Reference decoding: a whole batch from first to last step, every row with the same sampling parameters.
 
-This is the definition that inference/engine.py is tested against. Read it next to section 3.3 of MAR (arXiv 2406.11838)
-or Fig. 3 of Fluid (arXiv 2410.13863).
+The definition that inference/engine.py is tested against. Read it next to section 3.3 of MAR (arXiv 2406.11838) or
+Fig. 3 of Fluid (arXiv 2410.13863).
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from model.diffusion import make_schedule
-from model.inference.known_tokens import Given
+from fluid_kernels.head_loop import HeadWeights, Rows, head_loop_ref
+from model.inference.chains import make_chains
+from model.inference.known_tokens import KnownTokens
 from model.inference.orders import annealed, guidance_at, make_order, masked_after
 from model.inference.requests import Sampling
-from model.inference.sampler import PackedRows, draw_tokens
 from model.networks.condition import Condition
 from model.networks.random_order_model import RandomOrderModel
 
@@ -21,14 +21,15 @@ from model.networks.random_order_model import RandomOrderModel
 @torch.inference_mode()
 def generate(
     model: RandomOrderModel, condition: Condition, null: Condition, seeds: Tensor, sampling: Sampling,
-    given: Given | None = None,
+    start: KnownTokens | None = None,
 ) -> Tensor:  # fmt: skip
-    """Draw one picture per prompt.
+    """Generate one image per prompt.
 
     Args:
-        condition: of B prompts. null: of the empty prompt, one row.
-        seeds: (B,) int64; a row's picture depends on its own seed and prompt only.
-        given: tokens known from the start, as many in every row; the steps and their schedule are for the others.
+        condition: of B prompts.
+        null: of the empty prompt, one row.
+        seeds: (B,) int64; a row's image depends on its own seed and prompt only.
+        start: tokens known from the start, the same number in every row; steps and schedule are for the others.
     Returns:
         (B, N, C) tokens for the tokenizer's decoder.
     """
@@ -37,30 +38,35 @@ def generate(
     order = make_order(sampling.order, seeds, config.grid)  # (B, N)
     tokens = torch.zeros(batch, total, config.channels, device=device)
     known = torch.zeros(batch, total, dtype=torch.bool, device=device)
-    if given is not None:
-        tokens, known = torch.where(given.stays[..., None], given.tokens, tokens), given.stays.clone()
-        order = order[~given.stays.gather(1, order)].view(batch, -1)  # (B, M): what is left, in the same order
+    if start is not None:
+        tokens, known = torch.where(start.kept[..., None], start.tokens, tokens), start.kept.clone()
+        order = order[~start.kept.gather(1, order)].view(batch, -1)  # (B, N'): the tokens left, in the same order
     left = order.shape[1]
     unconditional = null.stack([null] * batch)
+    weights = HeadWeights.from_head(model.head)
     for step in range(steps):
-        before, after = masked_after(step - 1, steps, left), masked_after(step, steps, left)
+        before, after = (masked_after(i, steps, left) for i in (step - 1, step))
         chosen = order[:, after:before]  # (B, m): the order is walked from its end
         low, high = sampling.guidance_interval
         inside = low <= step / steps < high
         scale = guidance_at(sampling.guidance_scale, sampling.guidance_schedule, after, total) if inside else 1.0
         last = sampling.diffusion_steps if sampling.diffusion_steps_final is None else sampling.diffusion_steps_final
-        schedule = make_schedule(annealed(sampling.diffusion_steps, last, step, steps)).to(device)
+        chains = make_chains(model.head, (annealed(sampling.diffusion_steps, last, step, steps),))
         z = _gather(model.backbone(tokens, known, condition), chosen)  # (B·m, D)
-        z_uncond = _gather(model.backbone(tokens, known, unconditional), chosen) if scale != 1 else z[:0]
-        ones = torch.ones(len(z), 1, device=device)
-        rows = PackedRows(
-            z=z, z_uncond=z_uncond, guided=ones[:, 0].bool() & (scale != 1), guidance=scale * ones,
-            temperature=sampling.temperature * ones, seed=seeds.repeat_interleave(chosen.shape[1]),
+        z_uncond = _gather(model.backbone(tokens, known, unconditional), chosen) if scale != 1 else z[:0]  # or (0, D)
+        ones = torch.ones(len(z), device=device)
+        rows = Rows(
+            condition=model.head.embed_condition(torch.cat([z, z_uncond])),
+            guided=torch.arange(len(z_uncond), device=device),  # all or none
+            chain=torch.zeros(len(z), dtype=torch.int64, device=device),
+            guidance=scale * ones,
+            temperature=sampling.temperature * ones,
+            seed=seeds.repeat_interleave(chosen.shape[1]),
             position=chosen.flatten(),
-        )  # fmt: skip
-        drawn = draw_tokens(model.head, rows, schedule, config.prediction, config.clamp)  # (B·m, C)
+        )
+        decided = head_loop_ref(weights, rows, chains, config.prediction, config.clamp)  # (B·m, C)
         row = torch.arange(batch, device=device)[:, None].expand_as(chosen)
-        tokens[row, chosen] = drawn.view(batch, -1, config.channels)
+        tokens[row, chosen] = decided.view(batch, -1, config.channels)
         known[row, chosen] = True
     return tokens
 

@@ -1,7 +1,8 @@
-"""Tokens that a picture starts from: what an edit leaves alone, or what a variation keeps.
+"""Tokens that an image starts from: the part that an edit leaves alone, or that a variation keeps.
 
-Random order gives both for free: a model that was trained to go on from any part of a picture does not ask whether it
-drew that part itself. So given tokens are simply known before the first step, and the order is walked over the rest.
+Random order gives both for free: a model trained to continue from any part of an image does not depend on having
+generated that part itself. So these tokens are simply known before the first step, and the order is walked over the
+rest.
 """
 
 from __future__ import annotations
@@ -17,43 +18,47 @@ from model.networks.tokenizer import ImageTokenizer, to_pixels
 
 
 @dataclass(frozen=True)
-class Given:
-    """Tokens that are known from the start. Where `stays` is false their value is not looked at."""
+class KnownTokens:
+    """Tokens that are decided from the start. Values where `kept` is false are never read."""
 
-    tokens: Tensor  # (N, C), or (B, N, C) for generate
-    stays: Tensor  # (N,) bool, or (B, N)
+    tokens: Tensor  # (N, C) float32, or (B, N, C) for generate
+    kept: Tensor  # (N,) bool, or (B, N)
 
 
 def encode_pixels(pixels: bytes, tokenizer: ImageTokenizer, config: ModelConfig, device: torch.device) -> Tensor:
-    """RGB bytes -> (N, C). One picture at a time, so that its tokens do not depend on company.
+    """RGB bytes (height · width · 3, row by row) -> (N, C). One image at a time, so that its tokens do not depend on
+    the rest of the batch.
 
     Raises:
-        EngineError: they are not a picture of the model's size.
+        EngineError: the bytes are not an image of the model's size.
     """
     side = config.image_size
     if len(pixels) != side * side * 3:
-        raise EngineError(f"the picture to start from has {len(pixels)} bytes, not {side} x {side} x 3")
+        raise EngineError(f"the image to start from has {len(pixels)} bytes, not {side} x {side} x 3")
     image = torch.frombuffer(bytearray(pixels), dtype=torch.uint8).view(1, side, side, 3)
     return tokenizer.encode(to_pixels(image).to(device))[0]
 
 
-def staying(stays: bytes | int, order: Tensor) -> Tensor:
-    """(N,) bool of the tokens that stay. A number keeps those that `order` (N,) decides first, which are its last:
-    then the picture goes on as if it had been drawn that far.
+def kept_mask(kept: bytes | int, order: Tensor) -> Tensor:
+    """(N,) bool, True for the tokens that an image starts from.
 
+    Args:
+        kept: N bytes, nonzero where a token is kept; or how many to keep: then those that `order` decides first, so
+            that the image continues as if it had been generated that far.
+        order: (N,) the row's whole order; its last entries are decided first.
     Raises:
-        EngineError: nothing is left to draw, or it does not speak of this many tokens.
+        EngineError: nothing is left to generate, or the number of bytes is not N.
     """
     total = len(order)
-    if isinstance(stays, int):
-        if not 0 <= stays < total:
-            raise EngineError(f"{stays} tokens are to stay; 0 to {total - 1} of this model's {total} can")
+    if isinstance(kept, int):
+        if not 0 <= kept < total:
+            raise EngineError(f"{kept} tokens are to be kept; this model has {total}, so 0 to {total - 1}")
         mask = torch.zeros(total, dtype=torch.bool, device=order.device)
-        mask[order[total - stays :]] = True
+        mask[order[total - kept :]] = True
         return mask
-    if len(stays) != total:
-        raise EngineError(f"{len(stays)} tokens are marked as staying or not; this model has {total}")
-    mask = torch.tensor(list(stays), device=order.device).bool()
+    if len(kept) != total:
+        raise EngineError(f"the mask of kept tokens has {len(kept)} entries; this model has {total} tokens")
+    mask = torch.tensor(list(kept), device=order.device).bool()
     if mask.all():
-        raise EngineError("every token stays, so there is nothing to draw")
+        raise EngineError("every token is kept, so there is nothing to generate")
     return mask

@@ -1,4 +1,4 @@
-"""From a checkpoint's name to an engine that serves it, on the device and the cores at hand."""
+"""Load a checkpoint by name into a serving engine, on the available device and CPU cores."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ SHIPPED = Path(__file__).parents[1] / "checkpoints"
 
 
 def find_checkpoint(name: str) -> Path:
-    """A folder, or the name of a checkpoint that ships with the package.
+    """The folder of a checkpoint, given as a path or as the name of one that ships with the package.
 
     Raises:
-        CheckpointError: neither; the message lists what there is.
+        CheckpointError: it is neither; the message lists the shipped ones.
     """
     for folder in (Path(name), SHIPPED / name):
         if (folder / "config.json").exists():
@@ -38,16 +38,17 @@ def load_engine(
     dtype: str = "auto",
     kernels: str = "auto",
 ) -> ServingEngine:
-    """Load a checkpoint and make it ready to draw.
+    """Load a checkpoint and make it ready to generate.
 
     Args:
-        checkpoint_dir: a folder or a shipped checkpoint's name.
+        checkpoint_dir: a folder, or a shipped checkpoint's name.
+        max_rows: the most images that are decoded at once.
         device: "auto" (CUDA where there is one), "cpu" or "cuda".
-        threads: for torch on a CPU; 0: as many as this process may use.
+        threads: of torch on a CPU; 0: as many as this process may use.
         dtype: of matrix products, see precision.py.
-        kernels: what runs the head's loop: "auto", "torch", "triton" or "persistent".
+        kernels: path of the head's loop: "auto", "torch", "triton" or "persistent".
     Raises:
-        CheckpointError, ConfigError: it cannot be used; the message says why and what to do.
+        CheckpointError, ConfigError: the checkpoint cannot be used; the message says why and what to do.
     """
     torch.set_num_threads(threads or usable_cpus())
     if device == "cuda" and not torch.cuda.is_available():
@@ -65,8 +66,9 @@ def load_engine(
 
 
 def usable_cpus() -> int:
-    """Cores that this process may keep busy: its affinity, and a container's quota, which torch does not look at. With
-    as many threads as a 64-core host has cores under a quota of 2, each step would wait for the quota again and again.
+    """Number of cores that this process may keep busy: its affinity, limited by the container's CPU quota.
+
+    torch ignores the quota: with a thread per core of a 64-core host under a quota of 2, every step is throttled.
     """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     limit = Path("/sys/fs/cgroup/cpu.max")

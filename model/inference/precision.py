@@ -1,7 +1,8 @@
-"""In which numbers a model runs, and its linear layers packed for that.
+"""Numeric precision of a model, and the packing of its linear layers for it.
 
-Products in bfloat16 where the hardware multiplies it; the residual stream, normalisation statistics, softmax sums, the
-head's update and everything small stay float32, so that bfloat16's 8 bits round each product once and nothing piles up.
+Matrix products run in bfloat16 where the hardware multiplies it. The residual stream, normalisation statistics, softmax
+sums, the head's update and everything small stay float32: bfloat16's 8 bits round each product once, and rounding does
+not accumulate.
 float16 is never chosen: on CPUs it is slower than float32.
 """
 
@@ -33,6 +34,15 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     if name not in DTYPES:
         raise CheckpointError(f"dtype {name!r} is none of auto, {', '.join(DTYPES)}")
     return DTYPES[name]
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """Autocast for training and encoding, in the dtype that "auto" serves with.
+
+    Where bfloat16 is not native everything stays float32: emulated it is several times slower.
+    """
+    dtype = choose_dtype("auto", device)
+    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
 
 
 def pack(model: RandomOrderModel, dtype: torch.dtype, fuse: bool | None = None) -> None:

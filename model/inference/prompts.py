@@ -1,4 +1,4 @@
-"""From prompts to conditions, one class per family."""
+"""Turn prompts into conditions: one conditioner per family."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from model.networks.transformer import TextContext
 
 
 class TextPrompts:
-    """`fluid`: text encoder, aligner, keys and values."""
+    """Conditioner of `fluid`: text encoder, then aligner, then every block's keys and values."""
 
     def __init__(self, model: Fluid, encoder: TextEncoder):
         self.backbone, self.encoder = model.backbone, encoder
@@ -27,18 +27,20 @@ class TextPrompts:
 
     @torch.inference_mode()
     def __call__(self, prompt: str) -> TextContext:
-        """Each prompt by itself: in a batch, rounding would make a picture depend on its neighbours' prompts."""
+        """Encode one prompt at a time: in a batch, rounding would make an image depend on other prompts."""
         states, mask = self.encoder.encode([prompt])  # (1, L, E), (1, L)
         return self.backbone.encode_text(states.to(self.device), mask.to(self.device))
 
 
 class LabelPrompts:
-    """`mar`: the prompt is the name of a class.
-
-    labels: entry i holds the names of class i, "first, second, …"; the first names are unique.
-    """
+    """Conditioner of `mar`: the prompt is the first name of a class."""
 
     def __init__(self, model: Mar, labels: Sequence[str]):
+        """labels: entry i holds the names of class i, "first, second, …"; first names are unique.
+
+        Raises:
+            ConfigError: there is not one label for each class.
+        """
         if len(labels) != model.config.classes:
             raise ConfigError(f"{len(labels)} labels for {model.config.classes} classes; config.json needs one each")
         self.backbone = model.backbone
@@ -56,13 +58,15 @@ class LabelPrompts:
 def build_conditioner(model: RandomOrderModel, about: dict[str, Any]) -> Conditioner:
     """The conditioner of a checkpoint's family.
 
+    Args:
+        about: the checkpoint's metadata; `mar` reads "labels".
     Raises:
-        ConfigError: the text encoder's weights, or the labels, are not here.
+        ConfigError: the text encoder's weights, or the labels, are missing.
     """
     if isinstance(model, Mar):
         return LabelPrompts(model, about.get("labels", ()))
     if not isinstance(model, Fluid):
-        raise ConfigError(f"family {model.config.family!r} has no way to be told what to draw")
+        raise ConfigError(f"family {model.config.family!r} has no conditioner")
     encoder = build_text_encoder(model.config.text)
     if isinstance(encoder, torch.nn.Module):
         encoder.to(next(model.parameters()).device)
@@ -70,15 +74,15 @@ def build_conditioner(model: RandomOrderModel, about: dict[str, Any]) -> Conditi
 
 
 def first_name(label: str) -> str:
-    """The name that stands for a class: what comes before the first comma."""
+    """The name that stands for a class: the text before the first comma."""
     return label.split(",", 1)[0]
 
 
 @lru_cache(maxsize=1)
 def imagenet_labels() -> list[str]:
-    """The 1000 classes in the order of every ImageNet-1k classifier, first names made unique by their index.
+    """The 1000 classes in the usual order of ImageNet-1k classifiers, ambiguous first names followed by their index.
 
-    Source and licence stand in model/inference/imagenet_labels.txt.
+    Source and licence: model/inference/imagenet_labels.txt.
     """
     lines = (Path(__file__).parent / "imagenet_labels.txt").read_text(encoding="utf-8").splitlines()
     names = [line.split("\t")[1] for line in lines if not line.startswith("#")]

@@ -1,17 +1,17 @@
-"""What one row is asked to do, and which of that can be done."""
+"""A row's request, and the check that a model can decode it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Protocol
 
+from fluid_kernels.head_loop import TRAIN_STEPS
 from model.config import ModelConfig
-from model.diffusion import TRAIN_STEPS
 
 
 @dataclass(frozen=True)
 class SamplingFields(Protocol):
-    """The sampling parameters, defined once: any object with these attributes will do, such as the service's own."""
+    """The sampling parameters; any object with these attributes will do, such as the service's own."""
 
     num_inference_steps: int = 16  # autoregressive steps
     diffusion_steps: int = 25  # kept timesteps of the head's chain
@@ -19,17 +19,17 @@ class SamplingFields(Protocol):
     guidance_schedule: str = "constant"  # or "linear": from 1 up to guidance_scale
     temperature: float = 1.0
     order: str = "random"  # or "halton"
-    diffusion_steps_final: int | None = None  # of the last AR step, reached in a straight line; None: no change
+    diffusion_steps_final: int | None = None  # of the last AR step, annealed linearly; None: no change
     guidance_interval: tuple[float, float] = (0.0, 1.0)  # share of the AR steps in which guidance acts
 
 
 @dataclass(frozen=True)
 class Sampling(SamplingFields):
-    """The sampling parameters as a class to create; it inherits every field."""
+    """The plain dataclass that satisfies SamplingFields; it inherits every field."""
 
 
 class RowRequest(Protocol):
-    """What a row needs to know; any object with these attributes will do."""
+    """Parameters of one row; any object with these attributes will do."""
 
     @property
     def prompt(self) -> str: ...
@@ -39,20 +39,20 @@ class RowRequest(Protocol):
     def sampling(self) -> SamplingFields: ...
 
 
-class Known(Protocol):
-    """A picture of which a part stays; any object with these attributes will do."""
+class KnownImage(Protocol):
+    """An image of which a part is kept; any object with these attributes will do."""
 
     @property
     def pixels(self) -> bytes: ...  # RGB, height · width · 3
     @property
-    def stays(self) -> bytes | int: ...  # N bytes, 1 where a token stays; or how many: those the order decides first
+    def kept(self) -> bytes | int: ...  # N bytes, 1 where a token is kept; or how many: those decided first
 
 
 class ServedRequest(RowRequest, Protocol):
-    """A row request in pixels: it may start from a picture."""
+    """A row request in pixels: it may start from an image."""
 
     @property
-    def known(self) -> Known | None: ...
+    def known(self) -> KnownImage | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Request:
     prompt: str
     seed: int
     sampling: Sampling
-    known: Known | None = None
+    known: KnownImage | None = None
 
 
 class EngineError(ValueError):
@@ -70,10 +70,10 @@ class EngineError(ValueError):
 
 
 def check_request(request: RowRequest, config: ModelConfig) -> None:
-    """Everything that the prompt does not decide.
+    """Check every parameter but the prompt, which the conditioner checks.
 
     Raises:
-        EngineError: a number is outside what the model can do; the message names it and the limit.
+        EngineError: a parameter is outside the model's range; the message names it and the limit.
     """
     sampling = request.sampling
     if not 1 <= sampling.num_inference_steps <= config.tokens:

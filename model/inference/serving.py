@@ -1,4 +1,4 @@
-"""A checkpoint as something that serves: prompts in, RGB bytes out, and what it says of itself."""
+"""Serve a checkpoint: prompts in, RGB bytes out, snapshots as bytes, and the model's public description."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from fluid_kernels.heads import HeadPathError
 from model.checkpoint import Checkpoint, CheckpointError
 from model.inference.engine import Engine
-from model.inference.known_tokens import Given, encode_pixels, staying
+from model.inference.known_tokens import KnownTokens, encode_pixels, kept_mask
 from model.inference.orders import make_order
 from model.inference.precision import pack
 from model.inference.prompts import build_conditioner, first_name
@@ -21,7 +21,7 @@ from model.inference.requests import RowRequest, ServedRequest
 from model.inference.step_plan import Snapshot
 from model.networks.tokenizer import to_uint8
 
-# For checkpoints that do not bring their own under about["sampling"].
+# For checkpoints without their own under about["sampling"].
 DEFAULT_SAMPLING: dict[str, Any] = {
     "presets": {
         "low": {"num_inference_steps": 8, "diffusion_steps": 12},
@@ -35,7 +35,7 @@ DEFAULT_SAMPLING: dict[str, Any] = {
 
 
 class ServingEngine:
-    """An `Engine` with prompts at one end and pixels at the other."""
+    """An `Engine` with pixels and bytes in place of tokens; the engine that a worker runs."""
 
     def __init__(
         self, checkpoint: Checkpoint, max_rows: int, dtype: torch.dtype = torch.float32, kernels: str = "auto"
@@ -47,19 +47,27 @@ class ServingEngine:
             self.engine = Engine(checkpoint.model, conditioner, max_rows, dtype, kernels)
         except HeadPathError as error:
             raise CheckpointError(f"{error}: FLUID_KERNELS is {kernels!r}") from error
-        self.kernels, self.device = self.engine.kernels, describe(self.engine.device, dtype)
-        self._asked: dict[int, ServedRequest] = {}  # by row
+        self.kernels, self.device = self.engine.kernels, describe_device(self.engine.device, dtype)
+        self._requests: dict[int, ServedRequest] = {}  # by row
         self.image_size = (checkpoint.config.image_size, checkpoint.config.image_size)  # width, height
 
     def admit(self, requests: Sequence[ServedRequest]) -> list[int]:
-        """Give each request a row; all or none. Raises EngineError, PromptError where one cannot be done."""
-        encoded: dict[bytes, Tensor] = {}  # images of one request start from the same picture
-        rows = self.engine.admit(requests, [self._given(request, encoded) for request in requests])
-        self._asked.update(zip(rows, requests, strict=True))
+        """Give each request a row; all or none.
+
+        Raises:
+            EngineError, PromptError: as `Engine.admit`.
+        """
+        encoded: dict[bytes, Tensor] = {}  # images of one job start from the same image
+        rows = self.engine.admit(requests, [self._start(request, encoded) for request in requests])
+        self._requests.update(zip(rows, requests, strict=True))
         return rows
 
     def step(self) -> list[int]:
-        """One autoregressive step for every row; returns the rows that finished."""
+        """Run one autoregressive step for every row; return the rows that have finished.
+
+        Raises:
+            OutOfMemory: as `Engine.step`.
+        """
         return self.engine.step()
 
     def progress(self, row: int) -> tuple[int, int]:
@@ -68,68 +76,69 @@ class ServingEngine:
 
     @torch.inference_mode()
     def image(self, row: int) -> bytes:
-        """RGB bytes of the row's picture as far as it is decoded, height · width · 3."""
+        """RGB bytes, height · width · 3, of the row's image as far as it is decoded."""
         pixels = self.checkpoint.tokenizer.decode(self.engine.peek(row)[None])  # (1, 3, H, W)
         return to_uint8(pixels)[0].cpu().numpy().tobytes()
 
     def snapshot(self, row: int) -> bytes:
-        """A row half done: a line of JSON that says whose, then its tokens, float32 in C order."""
+        """A half-decoded row as bytes: a line of JSON that identifies it, then its (N, C) tokens, float32, C order."""
         state = self.engine.snapshot(row)
-        about = {**self._identity(self._asked[row]), "step": state.step}
+        about = {**self._identity(self._requests[row]), "step": state.step}
         return json.dumps(about).encode() + b"\n" + state.tokens.float().contiguous().numpy().tobytes()
 
     def restore(self, request: ServedRequest, state: bytes) -> int:
-        """A row that goes on where the snapshot was taken.
+        """Resume the request where the snapshot was taken; returns its row.
 
         Raises:
-            ValueError: it is another checkpoint's or request's, or damaged; EngineError: as `admit`.
+            ValueError: the snapshot belongs to another checkpoint or request, or is damaged.
+            EngineError, PromptError: as `admit`.
         """
         header, _, raw = state.partition(b"\n")
         about = json.loads(header)
         if not isinstance(about, dict):
             raise ValueError("the snapshot has no header")
         if any(about.get(name) != value for name, value in self._identity(request).items()):
-            raise ValueError("the snapshot is of another checkpoint or another picture")
+            raise ValueError("the snapshot is of another checkpoint or another image")
         shape, step = (self.checkpoint.config.tokens, self.checkpoint.config.channels), about.get("step", -1)
         steps = request.sampling.num_inference_steps
         if len(raw) != 4 * shape[0] * shape[1] or not 0 <= step < steps:
             raise ValueError(f"the snapshot has {len(raw)} bytes at step {step} of {steps}")
         tokens = torch.frombuffer(bytearray(raw), dtype=torch.float32).reshape(shape)  # (N, C)
-        stays = None if request.known is None else staying(request.known.stays, self._order(request))
-        row = self.engine.restore(Snapshot(request, step, tokens, stays))
-        self._asked[row] = request
+        kept = None if request.known is None else kept_mask(request.known.kept, self._order(request))
+        row = self.engine.restore(Snapshot(request, step, tokens, kept))
+        self._requests[row] = request
         return row
 
     def release(self, row: int) -> None:
         """Free the row, finished or not."""
         self.engine.release(row)
-        del self._asked[row]
+        del self._requests[row]
 
     def _identity(self, request: ServedRequest) -> dict[str, Any]:
-        """What tells a snapshot of this picture from others that a job could be given by mistake."""
+        """Facts that tell this image's snapshot from another that could be given by mistake."""
         return {"sha256": self.checkpoint.sha256, "seed": request.seed, "known": _digest(request)}
 
     @torch.inference_mode()
-    def _given(self, request: ServedRequest, encoded: dict[bytes, Tensor]) -> Given | None:
-        """The tokens that a request starts from. `encoded`: pictures that are tokens already."""
+    def _start(self, request: ServedRequest, encoded: dict[bytes, Tensor]) -> KnownTokens | None:
+        """The tokens that a request starts from. encoded: (N, C) tokens by pixels, filled here."""
         known = request.known
         if known is None:
             return None
         if known.pixels not in encoded:
             config, device = self.checkpoint.config, self.engine.device
             encoded[known.pixels] = encode_pixels(known.pixels, self.checkpoint.tokenizer, config, device)
-        return Given(encoded[known.pixels], staying(known.stays, self._order(request)))
+        return KnownTokens(encoded[known.pixels], kept_mask(known.kept, self._order(request)))
 
     def _order(self, request: RowRequest) -> Tensor:
         seeds = torch.tensor([request.seed], device=self.engine.device)
         return make_order(request.sampling.order, seeds, self.checkpoint.config.grid)[0]  # (N,)
 
     def prompt_tokens(self, prompt: str) -> int:
-        """Of one that was admitted: how many tokens the model reads of it, at most as many as its encoder takes."""
+        """Number of tokens that the model reads of a prompt, at most its encoder's limit."""
         return self.engine.prompt_tokens(prompt)
 
     def info(self) -> dict[str, Any]:
-        """What clients may know of the model before they ask for pictures."""
+        """The model's public description: sizes, presets, limits, vocabulary, licence."""
         about, config = self.checkpoint.about, self.checkpoint.config
         labels = about.get("labels", [])
         sampling = about.get("sampling", DEFAULT_SAMPLING)
@@ -155,15 +164,15 @@ class ServingEngine:
 
 
 def _digest(request: ServedRequest) -> str:
-    """Of the picture that a request starts from and of what stays of it; "" without one."""
+    """SHA-256 of the image that a request starts from and of its kept part; "" without one."""
     known = request.known
     if known is None:
         return ""
-    stays = known.stays if isinstance(known.stays, bytes) else str(known.stays).encode()
-    return hashlib.sha256(known.pixels + b"|" + stays).hexdigest()
+    kept = known.kept if isinstance(known.kept, bytes) else str(known.kept).encode()
+    return hashlib.sha256(known.pixels + b"|" + kept).hexdigest()
 
 
-def describe(device: torch.device, dtype: torch.dtype) -> str:
-    """Where a model runs and in which numbers, for people."""
+def describe_device(device: torch.device, dtype: torch.dtype) -> str:
+    """Device and dtype for people, such as "cpu, bfloat16"."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return f"{name}, {str(dtype).removeprefix('torch.')}"

@@ -1,1 +1,1 @@
-"""Attention, blocks, transformer (and mar), diffusion_head, random_order_model; then tokenizer, text_encoder."""
+"""Read attention, blocks, transformer or mar, diffusion_head, random_order_model; then tokenizer and text_encoder."""

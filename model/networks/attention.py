@@ -1,4 +1,4 @@
-"""Scaled dot-product attention and rotary positions on a grid."""
+"""Scaled dot-product attention, and positions on a grid: rotary and sinusoidal."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# In training on a CPU, below this many queries, three plain operations beat torch's fused attention with its backward
-# pass (docs/log.md). For inference, and on a GPU, the fused one always wins; it keeps scores and sums in float32 too.
+# In training on a CPU, below this many queries, three plain operations beat torch's fused attention and its backward
+# pass (docs/log.md). In inference, and on a GPU, the fused one always wins; it also keeps scores and sums in float32.
 _PLAIN_IN_TRAINING_BELOW = 512
 
 
@@ -32,11 +32,11 @@ def attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -
 def grid_rotation(grid: int, head_dim: int, base: float = 20.0) -> tuple[Tensor, Tensor]:
     """Cosines and sines that rotate half of each head's channels by row and half by column.
 
-    Axial rotary embedding (Su et al. 2021, per axis). The base is small because the grid is: the slowest pair turns
-    by about one radian across an 8×8 grid.
+    Axial rotary embedding: RoFormer (arXiv 2104.09864, section 3.2) per axis. The base is small because the
+    grid is: the slowest pair turns by about one radian across an 8×8 grid.
 
     Returns:
-        Two (N, head_dim / 2) float32 tensors.
+        cos, sin: (N, d/2) float32 each.
     """
     quarter = head_dim // 4
     speed = base ** -(torch.arange(quarter) / quarter)  # (d/4,)
@@ -48,17 +48,17 @@ def grid_rotation(grid: int, head_dim: int, base: float = 20.0) -> tuple[Tensor,
 
 
 def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn channel pairs (i, i + d/2) of (B, H, N, d) by the angles of `grid_rotation`."""
+    """Rotate the channel pairs (i, i + d/2) of x (B, H, N, d) by the angles of `grid_rotation`."""
     cos, sin = (part.to(x.dtype) for part in rotation)
     a, b = x.chunk(2, -1)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
 
 
 def sincos_table(grid: int, width: int, amplitude: float) -> Tensor:
-    """2-D sines and cosines of rows and columns, (N, D): a start value for learned positions.
+    """(N, D) sines and cosines of row and column: initial values of learned positions.
 
-    At amplitude 0.7 a position is about as large as a token; with N(0, 0.02) it would be 30 times smaller and the
-    model would first have to learn where its neighbours are.
+    At amplitude 0.7 a position is about as large as a token. Drawn from N(0, 0.02) it would be 30 times smaller, and
+    the model would first have to learn where its neighbours are.
     """
     quarter = width // 4
     speed = 100.0 ** -(torch.arange(quarter) / quarter)

@@ -1,4 +1,4 @@
-"""The parts that transformers of all families are built from: attention, MLP, and the plain pre-norm block."""
+"""Building blocks shared by all families: attention, MLP, and the plain pre-norm block."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class Attention(nn.Module):
 class Mlp(nn.Sequential):
     """Linear, GELU, Linear.
 
-    gelu: "tanh" for our own models (nearly half the time of the erf form on a CPU, and as good); "none", the erf form,
-    for weights that were trained with it.
+    gelu: "tanh" for our own models (about half the time of the erf form on a CPU, at equal quality), or "none", the erf
+    form, for weights that were trained with it.
     """
 
     def __init__(self, width: int, ratio: int, gelu: str = "tanh"):
@@ -53,7 +53,7 @@ class Mlp(nn.Sequential):
 
 
 class SelfBlock(nn.Module):
-    """x += attention(LN x);  x += mlp(LN x).  Layers of the text aligner and of MAR's encoder and decoder."""
+    """x += attention(LN x);  x += mlp(LN x).  Layer of the text aligner and of MAR's encoder and decoder."""
 
     def __init__(self, width: int, heads: int, ratio: int, gelu: str = "tanh"):
         super().__init__()
@@ -61,7 +61,7 @@ class SelfBlock(nn.Module):
         self.attn, self.mlp = Attention(width, heads, width), Mlp(width, ratio, gelu)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """(B, N, D) and (B, N) bool, True where a position may be attended to -> (B, N, D)."""
+        """(B, N, D), and (B, N) bool, True where a position may be attended to -> (B, N, D)."""
         h = self.norm1(x)
         x = x + self.attn.attend(*self.attn.project(h), mask)
         return x + self.mlp(self.norm2(x))

@@ -1,4 +1,4 @@
-"""What a backbone is told of a picture: text for `fluid`, a class for `mar`. The decoding loop only stacks it."""
+"""A backbone's condition: text for `fluid`, a class for `mar`. The decoding loop stacks and slices it, no more."""
 
 from __future__ import annotations
 
@@ -9,42 +9,42 @@ from torch import Tensor
 
 
 class Condition(Protocol):
-    """The condition of B rows, made once per prompt and used at every autoregressive step."""
+    """The condition of B rows, computed once per prompt and used at every autoregressive step."""
 
     def __len__(self) -> int:
-        """B."""
+        """B, the number of rows."""
         ...
 
     @property
     def tokens(self) -> int:
-        """How many the model reads, over all rows."""
+        """Number of condition tokens that the model reads, over all rows."""
         ...
 
     def __getitem__(self, rows: slice) -> Condition:
-        """Of some of the rows."""
+        """The condition of some of the rows."""
         ...
 
     def tensors(self) -> list[Tensor]:
-        """Everything it holds, always in the same order; B comes first in each."""
+        """Every tensor, always in the same order; the first dimension of each is B."""
         ...
 
     @staticmethod
     def stack(parts: Sequence[Any]) -> Condition:
-        """Put conditions of one kind under each other."""
+        """Concatenate conditions of one family along B."""
         ...
 
 
 class Conditioner(Protocol):
-    """From a prompt to the condition of one row."""
+    """Turns a prompt into the condition of one row."""
 
     def __call__(self, prompt: str) -> Condition:
-        """The empty prompt is the unconditional one.
+        """The condition of a prompt; the empty prompt's is the unconditional one.
 
         Raises:
-            PromptError: the model has no such thing.
+            PromptError: the model cannot be conditioned on this prompt.
         """
         ...
 
 
 class PromptError(ValueError):
-    """A prompt that this model cannot be conditioned on; the message says what it can."""
+    """A prompt that this model cannot be conditioned on; the message names prompts that it can."""

@@ -1,12 +1,12 @@
-"""The diffusion head: a small MLP that denoises one token, told by AdaLN what the backbone knows about it.
+"""The diffusion head: a small MLP that denoises one token, conditioned by AdaLN on the backbone's z and the timestep.
 
-MAR (arXiv 2406.11838) section 3.2 and its SimpleMLPAdaLN; Fluid keeps it with 6 blocks. Per residual block
+MAR (arXiv 2406.11838) section 3.2 and SimpleMLPAdaLN of its code; Fluid keeps it with 6 blocks. Per residual block
 
     shift, scale, gate = Linear(silu(y))           y = time_embed(t) + cond_embed(z)
     x = x + gate · Linear(silu(Linear(LN(x)·(1 + scale) + shift)))
 
-Everything that depends on t and z but not on x can be computed ahead of the sampling loop; the split into
-`embed_time`, `embed_condition` and `denoise` is there for that.
+Whatever depends on t and z but not on x can be computed ahead of the sampling loop: hence the split into `embed_time`,
+`embed_condition` and `denoise`.
 """
 
 from __future__ import annotations
@@ -41,12 +41,13 @@ class HeadBlock(nn.Module):
         self.modulation = nn.Linear(width, 3 * width)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """x (M, W), y = silu(time + condition) (M, W) -> (M, W)."""
         shift, scale, gate = self.modulation(y).chunk(3, -1)  # (M, W) each
         return x + gate * self.mlp(self.norm(x) * (1 + scale) + shift)
 
 
 class DiffusionHead(nn.Module):
-    """Predicts eps (and a variance) or v of a noisy token, given its timestep and its z."""
+    """Predicts eps and a variance, or v, of a noisy token, given its timestep and its z."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -60,7 +61,7 @@ class DiffusionHead(nn.Module):
         self.out = nn.Linear(width, config.head_out)
 
     def zero_init(self) -> None:
-        """Start as the identity that predicts zero: gates, final modulation and output at zero; time at 0.02."""
+        """Initialise as DiT (AdaLN-Zero): identity blocks, a prediction of zero, and N(0, 0.02) in the time MLP."""
         modulations = [part.modulation for part in self.modules() if isinstance(part, HeadBlock)]
         for linear in (*modulations, self.final_modulation, self.out):
             nn.init.zeros_(linear.weight)
@@ -70,11 +71,11 @@ class DiffusionHead(nn.Module):
                 nn.init.normal_(layer.weight, std=0.02)
 
     def embed_time(self, t: Tensor) -> Tensor:
-        """(M,) -> (M, W). Shared by all tokens of a step, so one row is enough there."""
+        """(M,) timesteps -> (M, W). All tokens of a step may share one row."""
         return self.time(timestep_features(t))
 
     def embed_condition(self, z: Tensor) -> Tensor:
-        """(M, D) -> (M, W). Once per token, for all diffusion steps."""
+        """(M, D) z -> (M, W). Once per token, for all its diffusion steps."""
         return self.condition(z)
 
     def denoise(self, x: Tensor, y: Tensor) -> Tensor:
@@ -87,5 +88,5 @@ class DiffusionHead(nn.Module):
         return self.out(self.final_norm(x) * (1 + scale) + shift)
 
     def forward(self, x: Tensor, t: Tensor, z: Tensor) -> Tensor:
-        """(M, C), (M,), (M, D) -> (M, C or 2C)."""
+        """x (M, C), t (M,), z (M, D) -> (M, C or 2C)."""
         return self.denoise(x, self.embed_time(t) + self.embed_condition(z))

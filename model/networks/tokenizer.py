@@ -3,9 +3,10 @@
     z = P(x) + f(x)          P: the first C principal components of each stride×stride patch (a strided convolution)
     x' = Pᵀ(z) + g(z)        f, g: small convolutional nets whose last layer starts at zero
 
-Training therefore starts at the quality of PCA (23 dB with 16 of 192 dimensions on emoji) instead of grey, which
-saves most of the time a plain autoencoder would need on a CPU. Component scales enter as sd^½, so that coarse
-structure keeps more variance than detail; then one mean per channel and one common scale bring z near unit variance.
+So training starts at the quality of PCA (23 dB with 16 of 192 dimensions on emoji) instead of uniform grey, which saves
+most of the time that a plain autoencoder would need on a CPU. Components are divided by sd^½ rather than sd, so that
+coarse structure keeps more variance than detail; one mean per channel and one common scale then bring z near unit
+variance.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from model.config import ConfigError, ModelConfig, TokenizerConfig
 
 
 class ImageTokenizer(Protocol):
-    """Pixels <-> tokens with unit variance."""
+    """Maps pixels to tokens of unit variance, and back."""
 
     def encode(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> (B, N, C)"""
@@ -78,7 +79,7 @@ class PcaSkipTokenizer(nn.Module):
         self.scale: Tensor
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> (B, N, C), each channel centred, unit variance over all."""
+        """(B, 3, H, W) in [-1, 1] -> (B, N, C): each channel centred, unit variance over all channels."""
         z = self.analysis(pixels) + self.f(pixels)  # (B, C, H/s, W/s)
         z = (z - self.mean[:, None, None]) / self.scale
         return z.flatten(2).transpose(1, 2)
@@ -98,19 +99,19 @@ class PcaSkipTokenizer(nn.Module):
         mean = patches.mean(0)
         values, vectors = torch.linalg.eigh(torch.cov((patches - mean).T))  # ascending
         basis = vectors.flip(1)[:, :channels]  # (3s², C)
-        # eigh leaves signs open; fix them so that two runs agree
+        # Eigenvectors are determined up to their sign; fix it, so that two runs agree.
         basis = basis * torch.sign(basis.sum(0, keepdim=True) + 1e-12)
         spread = values.flip(0)[:channels].clamp_min(1e-12) ** 0.25  # sd^½
         shape = (channels, 3, stride, stride)
         self.analysis.weight.copy_((basis / spread).T.reshape(shape))
         self.analysis.bias.copy_(-(mean @ (basis / spread)))  # type: ignore[union-attr]
         self.synthesis.weight.copy_((basis * spread).T.reshape(shape))
-        # A transposed convolution has one bias per colour, PCA has one mean per pixel; g learns the rest.
+        # A transposed convolution has one bias per colour, PCA one mean per pixel of the patch; g learns the rest.
         self.synthesis.bias.copy_(mean.view(3, -1).mean(1))  # type: ignore[union-attr]
 
     @torch.no_grad()
     def fit_normalisation(self, pixels: Tensor, batch: int = 128) -> None:
-        """Choose mean and scale so that the latents of these pictures are centred with unit variance."""
+        """Set mean and scale so that the latents of pixels (B, 3, H, W) are centred with unit variance."""
         self.mean.zero_()
         self.scale.fill_(1.0)
         z = torch.cat([self.encode(part) for part in pixels.split(batch)])  # (B, N, C)
@@ -119,10 +120,10 @@ class PcaSkipTokenizer(nn.Module):
 
 
 def new_tokenizer(config: ModelConfig) -> PcaSkipTokenizer:
-    """The tokenizer of a model that is to be trained, with random weights.
+    """The tokenizer of a model to be trained, with random weights.
 
     Raises:
-        ConfigError: this kind is not trained here.
+        ConfigError: tokenizers of this kind are imported, not trained.
     """
     if not isinstance(config.tokenizer, TokenizerConfig):
         raise ConfigError(f"tokenizers of kind {config.tokenizer.kind!r} are imported, not trained here")
@@ -131,7 +132,7 @@ def new_tokenizer(config: ModelConfig) -> PcaSkipTokenizer:
 
 @torch.no_grad()
 def reconstruct(tokenizer: ImageTokenizer, pixels: Tensor, batch: int = 64) -> Tensor:
-    """(B, 3, H, W) -> the same through the tokenizer and back."""
+    """(B, 3, H, W) pixels through the tokenizer and back."""
     return torch.cat([tokenizer.decode(tokenizer.encode(part)) for part in pixels.split(batch)])
 
 
@@ -146,6 +147,6 @@ def to_uint8(pixels: Tensor) -> Tensor:
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each picture in dB; (B, 3, H, W) in [-1, 1], so the peak is 2."""
+    """(B,) peak signal-to-noise ratio in dB of images (B, 3, H, W) in [-1, 1], whose peak is 2."""
     mse = (a.clamp(-1, 1) - b.clamp(-1, 1)).square().flatten(1).mean(1)
     return 10 * torch.log10(4.0 / mse.clamp_min(1e-10))

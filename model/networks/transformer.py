@@ -20,14 +20,11 @@ from model.networks.blocks import LN_EPS, Attention, Mlp, SelfBlock
 
 @dataclass
 class TextContext:
-    """What the blocks need of a prompt, computed once and used at every autoregressive step.
+    """The condition of B prompts: every block's cross-attention keys and values."""
 
-    keys, values: per block (B, H, L, d). mask: (B, L) bool, True on real text tokens.
-    """
-
-    keys: list[Tensor]
-    values: list[Tensor]
-    mask: Tensor
+    keys: list[Tensor]  # per block (B, H, L, d)
+    values: list[Tensor]  # per block (B, H, L, d)
+    mask: Tensor  # (B, L) bool, True on real text tokens
 
     def __len__(self) -> int:
         return len(self.mask)
@@ -40,12 +37,12 @@ class TextContext:
         return TextContext([k[rows] for k in self.keys], [v[rows] for v in self.values], self.mask[rows])
 
     def tensors(self) -> list[Tensor]:
-        """Everything it holds, in a fixed order."""
+        """Every tensor, in a fixed order; B first."""
         return [*self.keys, *self.values, self.mask]
 
     @staticmethod
     def stack(parts: Sequence[TextContext]) -> TextContext:
-        """Put contexts of several prompts under each other."""
+        """Concatenate contexts along B."""
         return TextContext(
             [torch.cat(blocks) for blocks in zip(*(p.keys for p in parts), strict=True)],
             [torch.cat(blocks) for blocks in zip(*(p.values for p in parts), strict=True)],
@@ -104,7 +101,7 @@ class Block(nn.Module):
 class Backbone(nn.Module):
     """Known tokens and text in, one conditioning vector z per position out."""
 
-    packs_known = False  # shapes do not depend on how many tokens are known
+    packs_known = False  # no shape depends on the number of known tokens
 
     def __init__(self, config: FluidConfig):
         super().__init__()
@@ -135,10 +132,10 @@ class Backbone(nn.Module):
         """One bidirectional pass.
 
         Args:
-            tokens: (B, N, C); what stands at unknown positions is ignored.
-            known: (B, N) bool, True where a token is decided. Rows may differ in how many.
+            tokens: (B, N, C); values at unknown positions are ignored.
+            known: (B, N) bool, True where a token is decided. Rows may differ in their number.
             text: the prompts' keys and values.
-            most_known: for families that pack the known tokens; all are in their places here.
+            most_known: ignored; for families that pack the known tokens.
         Returns:
             z: (B, N, D)
         """
@@ -156,7 +153,7 @@ def count_parameters(module: nn.Module) -> int:
 
 
 def init_weights(module: nn.Module) -> None:
-    """Xavier-uniform matrices and zero biases, as MAR and DiT; output projections start small by depth's root."""
+    """Initialise as MAR and DiT: Xavier-uniform matrices, zero biases. Output projections start at half their size."""
     for name, part in module.named_modules():
         if isinstance(part, nn.Linear):
             nn.init.xavier_uniform_(part.weight)

@@ -1,1 +1,12 @@
-"""Training: recipe, run, loop, train; trainer holds what all trainers share."""
+"""Training: `python -m model.training` and what it is made of.
+
+train                 command line; recipe: the TOML file that describes a run
+run                   a run's state: model, optimiser, clock, data; made, saved, resumed
+loop                  the training loop: loss, step, budget
+outputs               sample sheets, the averaged checkpoint
+feeds                 batches of tokens and captions; caption_cache: text states, encoded once
+layout_loss           auxiliary loss of scenes; relation_pretraining: pretraining of the text aligner on them
+trainer               clock, learning rate, moving average, resumable state: shared by all trainers
+train_tokenizer       trains the image tokenizer, which must exist before a model is trained
+portable_run          packs a run, to train on another machine
+"""

@@ -1,4 +1,4 @@
-"""`python -m model.training`."""
+"""`python -m model.training`: train a model."""
 
 from model.training.train import main
 

@@ -1,4 +1,4 @@
-"""Caption states of a whole data set, encoded once: the frozen text encoder need not run while training."""
+"""Text states of every caption of a data set, encoded once: the frozen text encoder does not run in training."""
 
 from __future__ import annotations
 
@@ -13,26 +13,29 @@ from tqdm import tqdm
 
 from model.networks.text_encoder import TextEncoder
 
-# How often each wording of model/data/captions.py is picked: name and style first, no style last.
+# Probability of each wording of model/data/captions.py: name and style first, no style last.
 WORDING_WEIGHTS = (0.4, 0.3, 0.2, 0.1)
 
 
-class TextBank:
-    """States (bf16) and masks of every caption of the chosen pictures, and of the empty caption."""
+class CaptionCache:
+    """Text states (bfloat16) and masks of every wording of every image, and of the empty caption."""
 
     def __init__(self, states: Tensor, mask: Tensor, null_states: Tensor, null_mask: Tensor):
-        self.states, self.mask = states, mask  # (P, V, L, E), (P, V, L): pictures × wordings
+        self.states, self.mask = states, mask  # (P, V, L, E), (P, V, L): images × wordings
         self.null_states, self.null_mask = null_states, null_mask  # (1, L, E), (1, L)
 
-    def to(self, device: torch.device) -> TextBank:
-        """The same on a device: there a step's states are not sent one by one."""
-        return TextBank(*(t.to(device) for t in (self.states, self.mask, self.null_states, self.null_mask)))
+    def to(self, device: torch.device) -> CaptionCache:
+        """A copy on `device`, so that no step has to transfer its states."""
+        return CaptionCache(*(t.to(device) for t in (self.states, self.mask, self.null_states, self.null_mask)))
 
-    def draw(self, rows: Tensor, drop: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """A random wording of each picture, or with probability `drop` the empty caption.
+    def sample(self, rows: Tensor, drop: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """A random wording of each image, or with probability `drop` the empty caption.
+
+        Args:
+            rows: (B,) positions of the images.
 
         Returns:
-            (B, L, E) float32 states and (B, L) mask.
+            (B, L, E) float32 states and (B, L) mask, on the cache's device.
         """
         weights = torch.tensor(WORDING_WEIGHTS[: self.states.shape[1]])
         wording = torch.multinomial(weights, len(rows), replacement=True, generator=generator)
@@ -42,14 +45,14 @@ class TextBank:
         return states, torch.where(dropped[:, None], self.null_mask, self.mask[rows, wording])
 
 
-def build_text_bank(encoder: TextEncoder, wordings: Sequence[Sequence[str]], cache: Path) -> TextBank:
-    """Encode all wordings of all pictures, equally many each, or read them from `cache` if done before.
+def build_caption_cache(encoder: TextEncoder, wordings: Sequence[Sequence[str]], folder: Path) -> CaptionCache:
+    """Encode all wordings of all images (equally many each), or read them from `folder` if that was done before.
 
     Columns that are padding everywhere are cut, so L is the longest caption, not the encoder's maximum.
     """
-    captions = [caption for picture in wordings for caption in picture]
+    captions = [caption for image in wordings for caption in image]
     key = hashlib.sha256("\n".join([encoder.config.name, *captions]).encode()).hexdigest()[:16]
-    file = cache / f"text-{key}.safetensors"
+    file = folder / f"text-{key}.safetensors"
     if not file.exists():
         parts = [captions[i : i + 128] for i in range(0, len(captions), 128)]
         batches = (encoder.encode(part) for part in tqdm(parts, desc="captions", unit="batch"))
@@ -63,8 +66,9 @@ def build_text_bank(encoder: TextEncoder, wordings: Sequence[Sequence[str]], cac
             "null_states": null_states[:, :length].contiguous(),
             "null_mask": null_mask[:, :length].contiguous(),
         }
-        cache.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         save_file(tensors, file)
     t = load_file(file)
     shape = (len(wordings), -1)
-    return TextBank(t["states"].unflatten(0, shape), t["mask"].unflatten(0, shape), t["null_states"], t["null_mask"])
+    states, mask = t["states"].unflatten(0, shape), t["mask"].unflatten(0, shape)
+    return CaptionCache(states, mask, t["null_states"], t["null_mask"])

@@ -1,9 +1,9 @@
-"""An extra lesson for training on scenes: say which thing, in which colour, covers each token that is still unknown.
+"""Auxiliary loss for scenes: predict which thing, in which colour, covers each masked token.
 
-The diffusion loss hardly rewards knowing which of two things stands on the left: before anything is drawn either place
-is likely, and afterwards the picture itself tells. So "a cat left of a dog" was learned to its axis and no further, in
-three hours (docs/log.md). A composed scene comes with its truth, and cross-entropy against it is a direct signal. The
-layer that answers belongs to training alone: checkpoints do not have it.
+The diffusion loss hardly rewards knowing which of two things is on the left: before the first token is generated both
+sides are likely, and afterwards the known tokens tell. In three hours of training, "a cat left of a dog" was therefore
+learned up to its axis only (docs/log.md). A composed scene has a known layout, and cross-entropy against it is a direct
+signal. The layer that predicts it exists in training only; checkpoints do not contain it.
 """
 
 from __future__ import annotations
@@ -17,14 +17,17 @@ from torch import Tensor, nn
 from model.data.scenes.compose import SIZE, Scene
 from model.data.scenes.things import COLOURS, THINGS
 
-COLOUR_NAMES = ("", *COLOURS)  # "": as drawn by the style, and the background
-# Things by their place in the table, so that a class means the same in every recipe. Portraits share the last one.
+COLOUR_NAMES = ("", *COLOURS)  # "": the style's own colours, and the background
+# Numbered by the whole table, so that a class means the same in every recipe. All portraits share the last class.
 THING_CLASSES = {name: index for index, name in enumerate(("", *THINGS))}
 PORTRAIT_CLASS = len(THING_CLASSES)
 
 
 def cell_classes(scenes: Sequence[Scene], grid: int) -> np.ndarray:
-    """(B, N, 2) int64: thing and colour of the square that covers each token's middle; 0 where there is none."""
+    """Classes of the thing and of the colour that cover each token's centre, 0 for background; (B, N, 2) int64.
+
+    grid: tokens along each side of the image, N = grid².
+    """
     out = np.zeros((len(scenes), grid, grid, 2), np.int64)
     middle = (np.arange(grid) + 0.5) * (SIZE / grid)  # pixels
     for row, scene in enumerate(scenes):
@@ -38,7 +41,7 @@ def cell_classes(scenes: Sequence[Scene], grid: int) -> np.ndarray:
 
 
 class LayoutHead(nn.Module):
-    """z of a token -> logits over things and over colours."""
+    """Two linear layers: a token's condition z -> logits over things and over colours."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -46,7 +49,12 @@ class LayoutHead(nn.Module):
         self.colour = nn.Linear(width, len(COLOUR_NAMES))
 
     def loss(self, z: Tensor, cells: Tensor) -> Tensor:
-        """Sum of both cross-entropies, nats a token. z: (M, D). cells: (M, 2) of `cell_classes`."""
+        """Sum of both cross-entropies, nats per token, for M tokens.
+
+        Args:
+            z: (M, D) conditions.
+            cells: (M, 2) classes from `cell_classes`.
+        """
         thing = F.cross_entropy(self.thing(z).float(), cells[:, 0])
         colour = F.cross_entropy(self.colour(z).float(), cells[:, 1])
         return thing + colour

@@ -1,4 +1,4 @@
-"""The training loop: loss, step, and everything that happens between steps."""
+"""The training loop: loss of a step, optimiser step, budget, periodic saves."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from torch import Tensor
 from tqdm import tqdm
 
 from model.inference.orders import training_masks
+from model.inference.precision import autocast
 from model.training.run import Run
-from model.training.trainer import generator, learning_rate
+from model.training.trainer import learning_rate, step_generator
 
 
 def step_loss(run: Run) -> tuple[Tensor, Tensor]:
-    """The diffusion loss of the step that comes next, and what to descend: with scenes' extra lesson added.
+    """Losses of the next step: the diffusion loss, and the objective, which adds the auxiliary layout loss if any.
 
-    All randomness comes from (seed, step).
+    All randomness is a function of (seed, step).
     """
     recipe, clock = run.recipe, run.clock
-    rng = generator(recipe.seed, clock.step)
+    rng = step_generator(recipe.seed, clock.step)
     began = time.perf_counter()
     rows, tokens, cells = run.feed.tokens(clock.step)
-    run.waited += time.perf_counter() - began
-    states, mask = run.feed.bank.draw(rows, recipe.text_drop, rng)
+    run.data_wait_s += time.perf_counter() - began
+    states, mask = run.feed.captions.sample(rows, recipe.text_drop, rng)
     masked = training_masks(len(rows), run.config.tokens, rng)
     shape = (recipe.noise_draws, int(masked.sum()))
     index = torch.randint(len(run.schedule), shape, generator=rng)
@@ -32,18 +33,18 @@ def step_loss(run: Run) -> tuple[Tensor, Tensor]:
     tokens, states, mask, masked, index, noise = (
         t.to(run.device) for t in (tokens, states, mask, masked, index, noise)
     )
-    with torch.autocast(run.device.type, torch.bfloat16):
+    with autocast(run.device):
         text = run.model.backbone.encode_text(states, mask)
         z = run.model.backbone(tokens, ~masked, text)  # (B, N, D)
         loss = run.model.token_loss(run.schedule, z, tokens, masked, index, noise)
-        if run.layout is None or recipe.scenes is None or cells is None:
+        if run.layout_head is None or recipe.scenes is None or cells is None:
             return loss, loss
-        lesson = run.layout.loss(z[masked], cells.to(run.device)[masked])
-        return loss, loss + recipe.scenes.layout * lesson
+        layout_loss = run.layout_head.loss(z[masked], cells.to(run.device)[masked])
+        return loss, loss + recipe.scenes.layout_weight * layout_loss
 
 
 def train_step(run: Run) -> float:
-    """One optimiser step; returns the loss."""
+    """Do one optimiser step and return its diffusion loss."""
     recipe, clock = run.recipe, run.clock
     loss, objective = step_loss(run)
     rate = learning_rate(recipe.learning_rate, clock, recipe.warmup, recipe.anneal_from)
@@ -52,7 +53,10 @@ def train_step(run: Run) -> float:
 
 
 def train(run: Run, progress: bool = True, until: float = float("inf")) -> Iterator[int]:
-    """Steps until the budget is used up or time.monotonic() passes `until`; yields the step number after each save."""
+    """Train until the budget is used up or time.monotonic() passes `until`; yield the step number after each save.
+
+    The state is saved every `save_every` steps and after the last one.
+    """
     recipe, clock = run.recipe, run.clock
     if recipe.compile:
         # Bound methods, so that parameter names in the state dict stay as they are.

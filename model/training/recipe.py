@@ -1,11 +1,14 @@
-"""What a training run needs to know, as TOML: model/recipes/*.toml."""
+"""The recipe of a training run: a TOML file (model/recipes/*.toml) with every setting, none of them optional.
+
+The annotation of each key is its help text on the command line, where every top-level key can be overridden.
+"""
 
 from __future__ import annotations
 
 import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from model.config import ConfigError
 from model.presets import PRESETS
@@ -13,59 +16,60 @@ from model.presets import PRESETS
 
 @dataclass(frozen=True)
 class SceneRecipe:
-    """Table [scenes] of a recipe: the pictures are composed while training."""
+    """Table [scenes] of a recipe, for a model of scenes that are composed during training."""
 
-    things: int
-    styles: tuple[str, ...]
-    captions: int
-    portraits: float
-    tags: float
-    snap: int
-    reading_steps: int
-    layout: float
-    loaders: int
+    things: Annotated[int, "number of things, the first of model/data/scenes/things.py"]
+    styles: Annotated[tuple[str, ...], "styles of the sprites"]
+    captions: Annotated[int, "number of captioned facts; each gets a new arrangement every time it is used"]
+    portraits: Annotated[float, "share of the captions that describe a portrait"]
+    tags: Annotated[float, "share of the captions that end in a keyword of a thing"]
+    snap: Annotated[int, "corners of things are multiples of this, pixels"]
+    relation_steps: Annotated[int, "steps of relation pretraining (model/training/relation_pretraining.py)"]
+    layout_weight: Annotated[float, "weight of the auxiliary layout loss (model/training/layout_loss.py); 0: off"]
+    loaders: Annotated[int, "processes that compose scenes; 0: composed between the steps"]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything a run needs to know; the comments are in the recipe file."""
+    """Every setting of a training run."""
 
-    preset: str
-    data: str
-    tokenizer: str
-    text_encoder: str
-    start_from: str
-    out: str
-    minutes: float
-    leg_minutes: float
-    steps: int
-    batch: int
-    noise_draws: int
-    learning_rate: float
-    weight_decay: float
-    warmup: int
-    anneal_from: float
-    clip: float
-    ema: float
-    text_drop: float
-    sheet_every: int
-    save_every: int
-    seed: int
-    compile: bool
+    preset: Annotated[str, "sizes of the model, a name in model/presets.py"]
+    data: Annotated[str, "folder that `make data` packed"]
+    tokenizer: Annotated[str, "trained image tokenizer: a .safetensors file, or the folder of a checkpoint"]
+    text_encoder: Annotated[str, "folder of the text encoder's weights; empty: as the preset names it"]
+    start_from: Annotated[str, "folder of a checkpoint with the initial weights; empty: random"]
+    out: Annotated[str, "folder for state, sample sheets and checkpoint"]
+    minutes: Annotated[float, "time budget, minutes; annealing ends with it. 0: by steps alone"]
+    steps: Annotated[int, "maximum number of steps"]
+    batch: Annotated[int, "images per step"]
+    noise_draws: Annotated[int, "diffusion losses per masked token"]
+    learning_rate: Annotated[float, "peak learning rate of AdamW (betas 0.9, 0.95)"]
+    weight_decay: Annotated[float, "weight decay, of matrices only"]
+    warmup: Annotated[int, "steps of linear warm-up"]
+    anneal_from: Annotated[float, "share of the budget after which the learning rate falls linearly"]
+    clip: Annotated[float, "maximum gradient norm"]
+    ema: Annotated[float, "decay of the averaged weights, which are the ones that ship"]
+    text_drop: Annotated[float, "share of images trained without text, for classifier-free guidance"]
+    sheet_every: Annotated[int, "steps between sample sheets"]
+    save_every: Annotated[int, "steps between saved states"]
+    seed: Annotated[int, "seed of everything random"]
+    compile: Annotated[bool, "use torch.compile: about a third faster, half a minute to start"]
     scenes: SceneRecipe | None = None
 
     @property
     def state_file(self) -> Path:
-        """Where a run keeps its whole state."""
+        """Where the run keeps its whole state."""
         return Path(self.out) / "state.pt"
 
     @classmethod
     def load(cls, path: Path, **overrides: object) -> Recipe:
-        """Read a TOML recipe; every key must be there and known.
+        """Read a TOML recipe in which every key is present and known; overrides that are None do not count.
 
         Raises:
-            ConfigError: names the key.
+            ConfigError: the file is missing, or a key is unknown or missing; names the key.
         """
+        if not path.is_file():
+            raise ConfigError(f"no recipe {path}; the shipped ones are in model/recipes")
         raw = {**tomllib.loads(path.read_text()), **{k: v for k, v in overrides.items() if v is not None}}
         scenes = raw.pop("scenes", None)
         _check_keys(path, raw, {f.name for f in fields(cls)} - {"scenes"})

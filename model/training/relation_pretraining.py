@@ -1,9 +1,9 @@
-"""A lesson before the first picture: read from the caption alone which thing is left, right, above or below.
+"""Relation pretraining: the text aligner learns from captions alone which thing is left, right, above or below.
 
-"a cat left of a dog" means what it does by word order and relation word together, like an exclusive or, and pictures
-teach that badly: in three hours of training the axis was learned and nothing else. Asked directly, the text aligner
-learns it within a minute on a CPU, from states of the frozen encoder that hold it all along; the pictures' own training
-then uses what it finds in the aligned states (docs/log.md). What asks is thrown away, the aligner stays.
+The meaning of "a cat left of a dog" depends on word order and relation word together, like an exclusive or, and images
+teach that poorly: in three hours of training the model learned the axis and nothing else. With direct supervision the
+aligner learns it within a minute on a CPU, from states of the frozen encoder that contain it all along; training on
+images then uses what it finds in the aligned states (docs/log.md). The probe that supervises is discarded afterwards.
 """
 
 from __future__ import annotations
@@ -17,35 +17,36 @@ from tqdm import tqdm
 
 from model.data.scenes.facts import Facts
 from model.data.scenes.things import OPPOSITE, RELATIONS
+from model.inference.precision import autocast
 from model.networks.blocks import Attention
 from model.networks.transformer import Aligner
-from model.training.caption_cache import TextBank
+from model.training.caption_cache import CaptionCache
 from model.training.layout_loss import PORTRAIT_CLASS, THING_CLASSES
-from model.training.trainer import Clock, generator, learning_rate
+from model.training.trainer import Clock, learning_rate, step_generator
 
 SIDES = tuple(RELATIONS)
 PEAK_LR, WARMUP, ANNEAL_FROM = 1e-3, 100, 0.6
-HELD_BACK = 0.1  # share of the captions that the lesson is examined with
+VALIDATION_SHARE = 0.1  # of the captions
 
 
-class Questions(nn.Module):
-    """Four learned questions that attend to the aligned text; each is answered with a thing, or with nothing (0)."""
+class RelationProbe(nn.Module):
+    """Four learned queries, one per side, that attend to the aligned text and predict the thing there (0: none)."""
 
     def __init__(self, width: int):
         super().__init__()
-        self.asked = nn.Parameter(torch.randn(len(SIDES), width))
+        self.queries = nn.Parameter(torch.randn(len(SIDES), width))
         self.attn = Attention(width, 4, width)
-        self.answer = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, PORTRAIT_CLASS + 1))
+        self.classifier = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, PORTRAIT_CLASS + 1))
 
     def forward(self, aligned: Tensor, mask: Tensor) -> Tensor:
-        """(B, L, D') and (B, L) -> (B, 4, things)."""
-        asked = self.attn.q(self.asked).expand(len(aligned), -1, -1)
+        """Aligned text (B, L, D') and its mask (B, L) -> logits (B, 4, classes)."""
+        queries = self.attn.q(self.queries).expand(len(aligned), -1, -1)
         k, v = self.attn.keys_values(aligned)
-        return self.answer(self.attn.attend(self.attn.split(asked), k, v, mask))
+        return self.classifier(self.attn.attend(self.attn.split(queries), k, v, mask))
 
 
-def right_answers(facts: Sequence[Facts]) -> Tensor:
-    """(B, 4) classes of the things on each side; 0 on the two sides that a caption says nothing of."""
+def relation_targets(facts: Sequence[Facts]) -> Tensor:
+    """Classes of the things on the four sides, 0 for the two sides that a caption does not mention; (B, 4) int64."""
     out = torch.zeros(len(facts), len(SIDES), dtype=torch.int64)
     for row, each in enumerate(facts):
         first, second = (THING_CLASSES[group.thing] for group in each.groups)
@@ -53,39 +54,40 @@ def right_answers(facts: Sequence[Facts]) -> Tensor:
     return out
 
 
-def read(
-    aligner: Aligner, facts: Sequence[Facts], bank: TextBank, steps: int, seed: int, batch: int = 256,
+def pretrain_aligner(
+    aligner: Aligner, facts: Sequence[Facts], captions: CaptionCache, steps: int, seed: int, batch: int = 256,
     progress: bool = True,
 ) -> float:  # fmt: skip
-    """Teach the aligner, in place, with those of the captions that state a relation.
+    """Train the aligner, in place, on the captions that state a relation; do nothing if none does.
 
     Args:
-        facts, bank: the captions' truth and states, row by row.
-        steps: of `batch` captions each. Without any that states a relation nothing happens.
+        facts, captions: what each caption states, and its text states, row by row.
+        steps: optimiser steps, of `batch` captions each.
+
     Returns:
-        Share of held-back captions of which all four sides are read rightly; nan without any.
+        Accuracy on held-back captions, with all four sides correct; nan if there are none.
     """
     rows = torch.tensor([row for row, each in enumerate(facts) if each.relation], dtype=torch.int64)
-    truth = right_answers([facts[row] for row in rows.tolist()])
-    kept = int(len(rows) * HELD_BACK)
+    targets = relation_targets([facts[row] for row in rows.tolist()])
+    held_back = int(len(rows) * VALIDATION_SHARE)
     if len(rows) == 0:
         return float("nan")
-    device = bank.states.device
+    device = captions.states.device
     torch.manual_seed(seed)
-    questions = Questions(aligner.norm.normalized_shape[0]).to(device)
-    parameters = [*aligner.parameters(), *questions.parameters()]
+    probe = RelationProbe(aligner.norm.normalized_shape[0]).to(device)
+    parameters = [*aligner.parameters(), *probe.parameters()]
     clock = Clock(steps, minutes=0.0)
     optimizer = torch.optim.AdamW(parameters, lr=PEAK_LR, betas=(0.9, 0.95), weight_decay=0.02)
 
-    def ask(chosen: Tensor) -> Tensor:
+    def predict(chosen: Tensor) -> Tensor:
         mine = rows[chosen].to(device)
-        with torch.autocast(device.type, torch.bfloat16):
-            states, mask = bank.states[mine, 0].float(), bank.mask[mine, 0]
-            return questions(aligner(states, mask), mask).float()  # (B, 4, things)
+        with autocast(device):
+            states, mask = captions.states[mine, 0].float(), captions.mask[mine, 0]
+            return probe(aligner(states, mask), mask).float()  # (B, 4, classes)
 
-    for step in tqdm(range(steps), desc="reading lesson", unit="step", disable=not progress):
-        chosen = torch.randint(kept, len(rows), (batch,), generator=generator(seed + 4, step))
-        loss = F.cross_entropy(ask(chosen).flatten(0, 1), truth[chosen].flatten().to(device))
+    for step in tqdm(range(steps), desc="relation pretraining", unit="step", disable=not progress):
+        chosen = torch.randint(held_back, len(rows), (batch,), generator=step_generator(seed + 4, step))
+        loss = F.cross_entropy(predict(chosen).flatten(0, 1), targets[chosen].flatten().to(device))
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(PEAK_LR, clock, WARMUP, ANNEAL_FROM, floor=0.0)
         optimizer.zero_grad(set_to_none=True)
@@ -93,8 +95,8 @@ def read(
         optimizer.step()
         clock.tick()
     aligner.zero_grad(set_to_none=True)
-    if kept == 0:
+    if held_back == 0:
         return float("nan")
     with torch.no_grad():
-        told = ask(torch.arange(kept)).argmax(-1).cpu()
-    return float((told == truth[:kept]).all(-1).float().mean())
+        predicted = predict(torch.arange(held_back)).argmax(-1).cpu()
+    return float((predicted == targets[:held_back]).all(-1).float().mean())

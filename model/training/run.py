@@ -1,4 +1,4 @@
-"""A training run before its first step: model, data, tokenizer, optimiser, and where it goes on from."""
+"""State of a training run: model, optimiser, clock, data. `prepare` makes it; it saves and resumes itself."""
 
 from __future__ import annotations
 
@@ -16,16 +16,22 @@ from model.networks.random_order_model import Fluid
 from model.networks.text_encoder import build_text_encoder
 from model.networks.tokenizer import PcaSkipTokenizer, new_tokenizer
 from model.presets import PRESETS
-from model.training.feeds import Feed, PictureFeed, SceneFeed, open_bank
+from model.training.feeds import Feed, ImageFeed, SceneFeed, open_scenes
 from model.training.layout_loss import LayoutHead
 from model.training.recipe import Recipe
-from model.training.relation_pretraining import read
+from model.training.relation_pretraining import pretrain_aligner
 from model.training.trainer import Clock, Ema, Learner, decay_groups
 
 
 @dataclass
 class Run:
-    """The moving parts of a training."""
+    """Everything that the training loop reads or changes.
+
+    Attributes:
+        layout_head: layer of the auxiliary layout loss, of recipes that have one.
+        history: [step, seconds of training, mean loss since the last entry], one entry per save.
+        data_wait_s: seconds that this process has waited for batches.
+    """
 
     recipe: Recipe
     config: FluidConfig
@@ -34,37 +40,39 @@ class Run:
     schedule: Schedule
     feed: Feed
     device: torch.device
-    layout: LayoutHead | None = None  # the extra lesson of scenes
-    history: list[list[float]] = field(default_factory=list)  # [step, seconds, loss]
-    waited: float = 0.0  # seconds of this process without a picture to train on
+    layout_head: LayoutHead | None = None
+    history: list[list[float]] = field(default_factory=list)
+    data_wait_s: float = 0.0
 
     @property
     def clock(self) -> Clock:
         return self.learner.clock
 
     def save(self) -> None:
-        lesson = {"layout": self.layout.state_dict()} if self.layout else {}
-        self.learner.save(self.recipe.state_file, history=self.history, **lesson)
+        """Write the whole state to the recipe's state file."""
+        layout = {"layout": self.layout_head.state_dict()} if self.layout_head else {}
+        self.learner.save(self.recipe.state_file, history=self.history, **layout)
 
     def resume(self) -> bool:
+        """Load the state file and return True, or return False if there is none."""
         state = self.learner.resume(self.recipe.state_file)
         if state is not None:
             self.history = state["history"]
-            if self.layout:
-                self.layout.load_state_dict(state["layout"])
+            if self.layout_head:
+                self.layout_head.load_state_dict(state["layout"])
         return state is not None
 
 
 def load_tokenizer(config: FluidConfig, path: str) -> PcaSkipTokenizer:
-    """A trained tokenizer, strictly loaded: the file of a run, or the folder of a checkpoint, which has its own.
+    """Load a trained tokenizer, strictly, from a .safetensors file or from the folder of a checkpoint.
 
     Raises:
-        ConfigError: it has not been trained yet, or is of another size.
+        ConfigError: there is none, or the checkpoint's has other sizes than `config`.
     """
     if Path(path).is_dir():
         checkpoint = load_checkpoint(Path(path))
         if checkpoint.config.tokenizer != config.tokenizer or not isinstance(checkpoint.tokenizer, PcaSkipTokenizer):
-            raise ConfigError(f"the tokenizer of {path} has other sizes than preset asks for: {config.tokenizer}")
+            raise ConfigError(f"the tokenizer of {path} has other sizes than the preset: {config.tokenizer}")
         return checkpoint.tokenizer
     if not Path(path).exists():
         raise ConfigError(f"no tokenizer at {path}: run `python -m model.training.train_tokenizer` first")
@@ -74,16 +82,22 @@ def load_tokenizer(config: FluidConfig, path: str) -> PcaSkipTokenizer:
 
 
 def open_feed(recipe: Recipe, config: FluidConfig, tokenizer: PcaSkipTokenizer, device: torch.device) -> Feed:
-    """Pictures and captions as the recipe wants them."""
+    """Open the recipe's data and encode its captions; of a fixed image set, encode the images too."""
     folder, encoder = Path(recipe.data), build_text_encoder(config.text, recipe.text_encoder).to(device)
     if recipe.scenes is None:
-        return PictureFeed(Dataset.load(folder), tokenizer, encoder, folder, recipe.batch, recipe.seed)
-    loaders = recipe.scenes.loaders
-    return SceneFeed(open_bank(recipe), tokenizer, encoder, folder, recipe.batch, recipe.seed, loaders, device)
+        return ImageFeed(Dataset.load(folder), tokenizer, encoder, folder, recipe.batch, recipe.seed)
+    scenes, loaders = open_scenes(recipe, recipe.scenes), recipe.scenes.loaders
+    return SceneFeed(scenes, tokenizer, encoder, folder, recipe.batch, recipe.seed, loaders, device)
 
 
 def prepare(recipe: Recipe) -> tuple[Run, PcaSkipTokenizer]:
-    """Everything before the first step."""
+    """Do everything that precedes the first step: load data and tokenizer, make model and optimiser.
+
+    Relation pretraining of scenes happens here, unless the run is about to be resumed.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: something that the recipe names is missing or does not fit.
+    """
     config, device = PRESETS[recipe.preset], torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load_tokenizer(config, recipe.tokenizer)
     feed = open_feed(recipe, config, tokenizer, device)
@@ -93,22 +107,23 @@ def prepare(recipe: Recipe) -> tuple[Run, PcaSkipTokenizer]:
         start_from(model, Path(recipe.start_from))
     model.to(device)
     if isinstance(feed, SceneFeed) and recipe.scenes and not recipe.state_file.exists():
-        share = read(model.backbone.aligner, feed.scenes.facts, feed.bank, recipe.scenes.reading_steps, recipe.seed)
-        print(f"reading lesson: {share:.1%} of captions not used in it are read rightly")
-    layout = LayoutHead(config.width).to(device) if recipe.scenes and recipe.scenes.layout else None
+        steps = recipe.scenes.relation_steps
+        accuracy = pretrain_aligner(model.backbone.aligner, feed.scenes.facts, feed.captions, steps, recipe.seed)
+        print(f"relation pretraining: {accuracy:.1%} accuracy on held-back captions")
+    layout_head = LayoutHead(config.width).to(device) if recipe.scenes and recipe.scenes.layout_weight else None
     groups = decay_groups(model, recipe.weight_decay)
-    if layout:
-        groups += decay_groups(layout, recipe.weight_decay)
+    if layout_head:
+        groups += decay_groups(layout_head, recipe.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.95), fused=True)
     learner = Learner(model, Ema(model, recipe.ema), optimizer, Clock(recipe.steps, recipe.minutes))
-    return Run(recipe, config, model, learner, make_schedule().to(device), feed, device, layout), tokenizer
+    return Run(recipe, config, model, learner, make_schedule().to(device), feed, device, layout_head), tokenizer
 
 
 def start_from(model: Fluid, folder: Path) -> None:
-    """Take over the weights of a checkpoint of the same sizes. Optimiser and clock begin anew.
+    """Copy the weights of a checkpoint into `model`; optimiser and clock are not part of a checkpoint.
 
     Raises:
-        ConfigError: the sizes differ.
+        ConfigError: the checkpoint has other sizes than `model`.
     """
     checkpoint = load_checkpoint(folder)
     if checkpoint.config != model.config:

@@ -1,108 +1,92 @@
-"""Train a Fluid model: `python -m model.training --recipe model/recipes/emoji-64.toml`.
+"""Train a model by a recipe, on a CPU or on one GPU.
 
-Runs on a CPU and on one GPU unchanged. Shows loss, pictures per second and time left; draws a sheet of fixed prompts
-every so often; saves its whole state every few steps, so that the same command goes on where a kill left off.
-When the budget is used up it writes the averaged weights as a checkpoint (model/checkpoint.py).
+    make train                                         the shipped recipe, with its tokenizer
+    python -m model.training --recipe model/recipes/scenes-128.toml
+    python -m model.training --minutes 5 --out runs/short      the default recipe, shorter and elsewhere
+    python -m model.training --stop-after-minutes 30   stop there; the same command resumes
 
-    make train                                        the shipped recipe
-    python -m model.training --minutes 5 --out runs/try  the same, shorter and elsewhere
-    python -m model.training --leg-minutes 8             stop after 8 minutes; the next call goes on (portable_run.py)
+Shows loss, images per second and time left, writes sample sheets of fixed prompts and saves the whole state, so that
+the same command resumes after a kill. When the budget is used up, OUT/checkpoint holds the averaged weights, which
+`fluid generate --checkpoint OUT/checkpoint` and `python -m model.evaluation` load. model/training/recipe.py explains
+every key of a recipe.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import get_type_hints
 
-import torch
-
-from model.checkpoint import save_checkpoint
-from model.data.contact_sheet import contact_sheet
-from model.inference.generate import generate
-from model.inference.requests import Sampling
-from model.networks.random_order_model import Fluid
-from model.networks.tokenizer import PcaSkipTokenizer, to_uint8
+from model.checkpoint import CheckpointError
+from model.config import ConfigError
+from model.data.sources import DataError
 from model.training.loop import train
+from model.training.outputs import save_sheet, write_checkpoint
 from model.training.recipe import Recipe
-from model.training.run import Run, prepare
+from model.training.run import prepare
 
 
-@torch.no_grad()
-def draw_sheet(run: Run, tokenizer: PcaSkipTokenizer, file: Path) -> None:
-    """32 fixed training prompts with the averaged weights, each above the picture it should resemble."""
-    averaged, bank = Fluid(run.config).to(run.device).eval(), run.feed.bank
-    run.learner.ema.copy_to(averaged)
-    rows = torch.linspace(0, len(run.feed) - 1, 32).long()
-    states, mask = bank.states[rows, 0].float().to(run.device), bank.mask[rows, 0].to(run.device)
-    text = averaged.backbone.encode_text(states, mask)
-    null = averaged.backbone.encode_text(bank.null_states.to(run.device), bank.null_mask.to(run.device))
-    tokens = generate(averaged, text, null, torch.arange(32, device=run.device), Sampling())
-    drawn = to_uint8(tokenizer.decode(tokens.to(tokenizer.mean.device))).cpu()
-    pictures, labels = [], []
-    for start in range(0, 32, 8):
-        real = [run.feed.example(row) for row in rows[start : start + 8].tolist()]
-        pictures += [*drawn[start : start + 8].numpy(), *(picture for picture, _ in real)]
-        labels += [caption for _, caption in real] + ["(training picture)"] * 8
-    contact_sheet(pictures, labels, columns=8, scale=max(1, 128 // run.config.image_size)).save(file)
-
-
-def write_checkpoint(run: Run, tokenizer: PcaSkipTokenizer) -> Path:
-    """The averaged weights and what is known about them, under OUT/checkpoint."""
-    averaged = Fluid(run.config)
-    run.learner.ema.copy_to(averaged)
-    about = {
-        "name": run.recipe.preset,
-        "training": {
-            "steps": run.clock.step, "minutes": round(run.clock.seconds / 60, 1), "batch": run.recipe.batch,
-            "pictures": len(run.feed), "epochs": round(run.clock.step * run.recipe.batch / len(run.feed), 1),
-            "final_loss": round(run.history[-1][2], 4) if run.history else None,
-        },
-        **run.feed.about,
-    }  # fmt: skip
-    folder = Path(run.recipe.out) / "checkpoint"
-    save_checkpoint(folder, averaged, tokenizer, about)
-    return folder
-
-
-def _parse_bool(text: str) -> bool:
+def parse_bool(text: str) -> bool:
     if text.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"{text!r} is not true or false")
     return text.lower() == "true"
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", type=Path, default=Path("model/recipes/emoji-64.toml"), help="TOML file")
-    kinds: dict[str, Callable[[str], Any]] = {"str": str, "int": int, "float": float, "bool": _parse_bool}
-    for f in fields(Recipe):
-        if f.name == "scenes":
-            continue
-        parser.add_argument(f"--{f.name.replace('_', '-')}", type=kinds[str(f.type)], help="override the recipe's")
-    began = time.monotonic()
-    overrides = vars(parser.parse_args(argv))
-    recipe = Recipe.load(overrides.pop("recipe"), **overrides)
+def build_parser() -> argparse.ArgumentParser:
+    """The command line: one flag for every top-level key of a recipe, explained by the key's annotation."""
+    parser = argparse.ArgumentParser(
+        prog="python -m model.training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--recipe", type=Path, default=Path("model/recipes/emoji-64.toml"), help="TOML file (%(default)s)"
+    )
+    parser.add_argument("--stop-after-minutes", type=float, metavar="MINUTES", default=float("inf"),
+                        help="save and stop this process then; default: run until the budget is used up")  # fmt: skip
+    overrides = parser.add_argument_group("keys of the recipe", "each overrides the file's value")
+    types, annotated = get_type_hints(Recipe), get_type_hints(Recipe, include_extras=True)
+    for key in (field.name for field in fields(Recipe) if field.name != "scenes"):
+        overrides.add_argument(
+            f"--{key.replace('_', '-')}", type=parse_bool if types[key] is bool else types[key],
+            metavar=types[key].__name__.upper(), help=annotated[key].__metadata__[0],
+        )  # fmt: skip
+    return parser
 
+
+def run_recipe(recipe: Recipe, until: float) -> None:
+    """Train by the recipe until its budget is used up or time.monotonic() passes `until`; resume if it has a state.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: something that the recipe names is missing or does not fit.
+    """
     run, tokenizer = prepare(recipe)
     out = Path(recipe.out)
     out.mkdir(parents=True, exist_ok=True)
     if run.resume():
         print(f"resuming {out} at step {run.clock.step}")
-    first = run.clock.step, run.clock.seconds
-    until = began + 60 * recipe.leg_minutes if recipe.leg_minutes else float("inf")
+    first_step, first_seconds = run.clock.step, run.clock.seconds
     for step in train(run, until=until):
         (out / "history.json").write_text(json.dumps(run.history))
         if step % recipe.sheet_every == 0:
-            draw_sheet(run, tokenizer, out / f"sheet-{step:06d}.png")
+            save_sheet(run, tokenizer, out / f"sheet-{step:06d}.png")
             run.clock.resync()
-    draw_sheet(run, tokenizer, out / "sheet-final.png")
+    save_sheet(run, tokenizer, out / "sheet-final.png")
     print(f"checkpoint in {write_checkpoint(run, tokenizer)}, sheets and curve in {out}")
-    steps, seconds = run.clock.step - first[0], max(run.clock.seconds - first[1], 1e-9)
-    pace, waiting = steps * recipe.batch / seconds, run.waited / seconds
-    print(f"{steps} steps, {pace:.0f} pictures/s, {waiting:.0%} of the time spent on getting pictures")
+    steps, seconds = run.clock.step - first_step, max(run.clock.seconds - first_seconds, 1e-9)
+    pace, waiting = steps * recipe.batch / seconds, run.data_wait_s / seconds
+    print(f"{steps} steps, {pace:.0f} images/s, {waiting:.0%} of the time spent waiting for data")
     if run.clock.progress < 1:
-        print(f"{run.clock.progress:.0%} of the budget is used up: the same command goes on from here")
+        print(f"{run.clock.progress:.0%} of the budget is used up: the same command resumes from here")
+
+
+def main(argv: list[str] | None = None) -> None:
+    began = time.monotonic()
+    overrides = vars(build_parser().parse_args(argv))
+    until = began + 60 * overrides.pop("stop_after_minutes")
+    try:
+        run_recipe(Recipe.load(overrides.pop("recipe"), **overrides), until)
+    except (ConfigError, DataError, CheckpointError) as error:
+        sys.exit(str(error))

@@ -1,14 +1,19 @@
-"""Train the image tokenizer: `python -m model.training.train_tokenizer --preset emoji-64 --data data/emoji-64`.
+"""Train the image tokenizer of a preset: minutes on a CPU. Run the same command again to resume.
 
-Starts from PCA (networks/tokenizer.py), minutes on a CPU. Latents get noise of 0.1 in training, so that the decoder
-forgives the small errors of generated tokens. Ends with the reconstruction PSNR on concepts never trained on.
-Resumable: run the same command again after a kill.
+    python -m model.training.train_tokenizer                        emoji-64, five minutes, into runs/emoji-64/tokenizer
+    python -m model.training.train_tokenizer --preset scenes-128 --data data/scenes --out runs/scenes-128/tokenizer
+    python -m model.training.train_tokenizer --minutes 0 --steps 500        by steps instead of minutes
+
+Training starts from PCA (networks/tokenizer.py). Latents get noise of standard deviation 0.1, so that the decoder
+tolerates the small errors of generated tokens. At the end it writes weights, a sheet of reconstructions and report.json
+with the PSNR on trained images and on concepts (of scenes: combinations) never trained on.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,19 +24,26 @@ from tqdm import tqdm
 
 from model.data.contact_sheet import contact_sheet
 from model.data.dataset import Dataset
-from model.data.scenes.pictures import scene_pictures, sprites_file
+from model.data.scenes.dataset import is_scene_folder, scene_dataset
 from model.data.scenes.sprites import Sprites
+from model.data.sources import DataError
+from model.inference.precision import autocast
 from model.networks.tokenizer import PcaSkipTokenizer, new_tokenizer, psnr, reconstruct, to_pixels, to_uint8
 from model.presets import PRESETS
-from model.training.trainer import Clock, Ema, Learner, generator, learning_rate
+from model.training.trainer import Clock, Ema, Learner, add_budget_arguments, learning_rate, step_generator
 
-LATENT_NOISE = 0.1
+LATENT_NOISE = 0.1  # standard deviation; latents have 1
 PEAK_LR = 1.5e-3
-MOST_FOR_PCA = 4096  # pictures: the components do not move any more, memory would
+PCA_IMAGES = 4096  # more would cost memory and no longer move the components
 
 
 def reconstruction_loss(tokenizer: PcaSkipTokenizer, pixels: Tensor, noise: Tensor) -> Tensor:
-    """L1 + 2·L2 + 0.3·L1 of image gradients + 1e-4·|z|²; (B, 3, H, W) pixels, (B, N, C) unit noise."""
+    """L1 + 2·L2 + 0.3·L1 of image gradients + 1e-4·|z|².
+
+    Args:
+        pixels: (B, 3, H, W) in [-1, 1].
+        noise: (B, N, C), standard normal.
+    """
     z = tokenizer.encode(pixels)
     out = tokenizer.decode(z + LATENT_NOISE * noise).float()
     error = out - pixels
@@ -49,13 +61,13 @@ def train(
     seed: int,
     progress: bool = True,
 ) -> PcaSkipTokenizer:
-    """Run (or go on with) the training; returns the averaged tokenizer with its normalisation set."""
+    """Train, from `out`/state.pt if it exists; return the averaged tokenizer, its latents normalised."""
     config = PRESETS[preset]
     images = torch.from_numpy(dataset.images)  # (all, H, W, 3) uint8
     known = torch.from_numpy(dataset.indices(("train", "heldout", "tokenizer")))
     torch.manual_seed(seed)
     tokenizer = new_tokenizer(config)
-    tokenizer.start_from_pca(to_pixels(images[known[:MOST_FOR_PCA]]))
+    tokenizer.start_from_pca(to_pixels(images[known[:PCA_IMAGES]]))
     # Convolutions on a CPU are about twice as fast this way.
     tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     ema = Ema(tokenizer, 0.998)
@@ -66,10 +78,10 @@ def train(
 
     bar = tqdm(initial=clock.step, desc="tokenizer", unit="step", disable=not progress)
     while clock.progress < 1:
-        rng = generator(seed, clock.step)
+        rng = step_generator(seed, clock.step)
         chosen = known[torch.randint(len(known), (batch,), generator=rng)]
         noise = torch.randn(batch, config.tokens, config.channels, generator=rng)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast(torch.device("cpu")):
             loss = reconstruction_loss(tokenizer, to_pixels(images[chosen]), noise)
         learner.update(loss, learning_rate(PEAK_LR, clock, warmup=50, anneal_from=0.2), clip=1.0)
         bar.update()
@@ -79,39 +91,68 @@ def train(
     bar.close()
     ema.copy_to(tokenizer)
     tokenizer.eval()
-    tokenizer.fit_normalisation(to_pixels(images[torch.from_numpy(dataset.indices("train")[:MOST_FOR_PCA])]))
+    tokenizer.fit_normalisation(to_pixels(images[torch.from_numpy(dataset.indices("train")[:PCA_IMAGES])]))
     return tokenizer
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="emoji-64", choices=sorted(PRESETS), help="sizes, from model/config.py")
-    parser.add_argument("--data", type=Path, default=Path("data/emoji-64"), help="packed data set of `make data`")
-    parser.add_argument("--out", type=Path, default=Path("runs/emoji-64/tokenizer"), help="state, weights, sheet")
-    parser.add_argument("--minutes", type=float, default=5.0, help="time budget; 0 = by --steps alone")
-    parser.add_argument("--steps", type=int, default=20_000, help="most steps")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--things", type=int, default=48, help="of scenes: how many of the things, in table order")
-    parser.add_argument("--snap", type=int, default=16, help="of scenes: corners are multiples of so many pixels")
-    args = parser.parse_args(argv)
+def load_images(data: Path, things: int, snap: int) -> Dataset:
+    """The packed data set in `data`, or a fixed sample of scenes if the folder holds sprites.
 
-    if sprites_file(args.data).exists():
-        sprites = Sprites.load(args.data)
-        dataset = scene_pictures(sprites, args.things, args.snap, train=8000, unseen=600)
-    else:
-        dataset = Dataset.load(args.data)
-    tokenizer = train(args.preset, dataset, args.out, args.minutes, args.steps, args.batch, args.seed)
+    Raises:
+        DataError: the folder holds neither.
+    """
+    if is_scene_folder(data):
+        return scene_dataset(Sprites.load(data), things, snap, train=8000, unseen=600)
+    return Dataset.load(data)
+
+
+def measure(tokenizer: PcaSkipTokenizer, dataset: Dataset) -> dict[str, float]:
+    """Mean reconstruction PSNR, in dB, of the splits that the data set has."""
     report = {}
     for split in ("train", "unseen"):
-        if len(chosen := dataset.indices(split)):
-            originals = to_pixels(torch.from_numpy(dataset.images[chosen]))
+        if len(rows := dataset.indices(split)):
+            originals = to_pixels(torch.from_numpy(dataset.images[rows]))
             report[f"psnr_{split}_db"] = round(psnr(reconstruct(tokenizer, originals), originals).mean().item(), 2)
-    shown = chosen[np.linspace(0, len(chosen) - 1, 16).astype(int)] if len(chosen) else dataset.indices("train")[:16]
-    originals = torch.from_numpy(dataset.images[shown])
+    return report
+
+
+def save_sheet(tokenizer: PcaSkipTokenizer, dataset: Dataset, file: Path) -> None:
+    """Write a sheet of up to 16 images, unseen ones if there are any, each before its reconstruction."""
+    rows = dataset.indices("unseen")
+    rows = rows[np.linspace(0, len(rows) - 1, 16).astype(int)] if len(rows) else dataset.indices("train")[:16]
+    originals = torch.from_numpy(dataset.images[rows])
     copies = to_uint8(reconstruct(tokenizer, to_pixels(originals)))
-    pairs = [picture for pair in zip(originals, copies, strict=True) for picture in pair]
-    contact_sheet([p.numpy() for p in pairs], columns=8, scale=2).save(args.out / "sheet.png")
+    pairs = [image.numpy() for pair in zip(originals, copies, strict=True) for image in pair]
+    contact_sheet(pairs, columns=8, scale=2).save(file)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m model.training.train_tokenizer",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--preset", default="emoji-64", choices=sorted(PRESETS), help="sizes, a name in model/presets.py"
+    )
+    parser.add_argument("--data", type=Path, default=Path("data/emoji-64"),
+                        help="folder that `make data` packed (%(default)s)")  # fmt: skip
+    parser.add_argument("--out", type=Path, default=Path("runs/emoji-64/tokenizer"),
+                        help="folder for state, weights, sheet and report (%(default)s)")  # fmt: skip
+    add_budget_arguments(parser, minutes=5.0, steps=20_000, batch=16)
+    parser.add_argument("--things", type=int, default=48,
+                        help="scenes: first things of model/data/scenes/things.py (%(default)s)")  # fmt: skip
+    parser.add_argument("--snap", type=int, default=16,
+                        help="scenes: corners of things are multiples of this, pixels (%(default)s)")  # fmt: skip
+    args = parser.parse_args(argv)
+
+    try:
+        dataset = load_images(args.data, args.things, args.snap)
+    except DataError as error:
+        sys.exit(str(error))
+    tokenizer = train(args.preset, dataset, args.out, args.minutes, args.steps, args.batch, args.seed)
+    report = measure(tokenizer, dataset)
+    save_sheet(tokenizer, dataset, args.out / "sheet.png")
     save_file({k: v.contiguous() for k, v in tokenizer.state_dict().items()}, args.out / "tokenizer.safetensors")
     (args.out / "report.json").write_text(json.dumps(report) + "\n")
     print(f"weights and sheet in {args.out}")

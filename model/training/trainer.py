@@ -1,11 +1,12 @@
-"""What all trainers share: schedule, moving average of weights, and a state on disk that survives a kill.
+"""Shared by all trainers: clock, learning-rate schedule, moving average of weights, resumable state on disk.
 
-Everything random in training is a function of (seed, step) alone, so a run that was killed and resumed goes through
-the same batches as one that was not.
+Everything random in training is a function of (seed, step) alone, so a run that was killed and resumed sees the same
+batches as one that was not.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import time
 from dataclasses import dataclass
@@ -18,9 +19,13 @@ from torch import Tensor, nn
 
 @dataclass
 class Clock:
-    """How far a run has come, by steps and by seconds of training, whichever is further along.
+    """Progress of a run through its budget of steps and minutes, whichever is further along.
 
     A budget in minutes makes the annealing end on time on any machine; seconds spent before a kill count.
+
+    Attributes:
+        steps, minutes: the budget; 0 minutes means that steps alone count.
+        step, seconds: what has been used of it.
     """
 
     steps: int
@@ -32,32 +37,35 @@ class Clock:
         self._last = time.perf_counter()
 
     def tick(self) -> None:
-        """One step is done."""
+        """Count one step and the time since the last."""
         now = time.perf_counter()
         self.seconds += now - self._last
         self._last = now
         self.step += 1
 
     def resync(self) -> None:
-        """Forget the time since the last tick: it went into something other than training."""
+        """Do not count the time since the last tick: it was spent on something other than training."""
         self._last = time.perf_counter()
 
     @property
     def progress(self) -> float:
-        """0 at the start, 1 when the budget is used up."""
+        """Share of the budget that is used, from 0 to 1."""
         by_time = self.seconds / (60 * self.minutes) if self.minutes else 0.0
         return min(1.0, max(self.step / self.steps, by_time))
 
     @property
     def seconds_left(self) -> float:
-        """Estimate from the pace so far."""
+        """Estimated seconds until the budget is used up, at the pace so far."""
         return self.seconds / self.progress * (1 - self.progress) if self.progress > 0 else float("inf")
 
 
 def learning_rate(peak: float, clock: Clock, warmup: int, anneal_from: float, floor: float = 0.02) -> float:
-    """Linear warm-up over `warmup` steps, constant, then linear down to floor·peak at the end.
+    """Learning rate of the next step: linear warm-up over `warmup` steps, constant, then linear down to floor·peak.
 
-    Most of the visible quality comes in the last part, so a run should always be given its end in advance.
+    Most of the visible quality comes in the last part, so a run should always know its end in advance.
+
+    Args:
+        anneal_from: share of the budget at which the rate begins to fall.
     """
     factor = min(1.0, (clock.step + 1) / warmup)
     if clock.progress > anneal_from:
@@ -77,6 +85,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
+        """Move the average towards the module's current values."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         state = module.state_dict()
@@ -84,6 +93,7 @@ class Ema:
         torch._foreach_lerp_([self.shadow[n] for n in names], [state[n].float() for n in names], 1 - decay)
 
     def copy_to(self, module: nn.Module) -> None:
+        """Load the averaged values into `module`."""
         module.load_state_dict(self.shadow)
 
     def state_dict(self) -> dict[str, Any]:
@@ -91,12 +101,12 @@ class Ema:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.updates = state["updates"]
-        for name, value in self.shadow.items():  # into what is there: the file's tensors are on the CPU
+        for name, value in self.shadow.items():  # in place: the loaded tensors are on the CPU
             value.copy_(state["shadow"][name])
 
 
 def save_state(path: Path, **state: Any) -> None:
-    """Write atomically: a kill in the middle leaves the previous state in place."""
+    """Write `state` atomically: a kill in the middle leaves the previous file in place."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     torch.save(state, partial)
@@ -104,13 +114,13 @@ def save_state(path: Path, **state: Any) -> None:
 
 
 def load_state(path: Path) -> dict[str, Any] | None:
-    """What `save_state` wrote, or None where there is nothing yet. Tensors and plain values only, no code."""
+    """Read what `save_state` wrote, or return None if there is no file. Unpickles tensors and plain values only."""
     return torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
 
 
 @dataclass
 class Learner:
-    """A module, its moving average, its optimiser and its clock: what every trainer moves on by one step."""
+    """A module with its moving average, optimiser and clock: the state that every trainer advances."""
 
     module: nn.Module
     ema: Ema
@@ -118,7 +128,7 @@ class Learner:
     clock: Clock
 
     def update(self, loss: Tensor, rate: float, clip: float) -> None:
-        """One optimiser step down the gradient of `loss`, at learning rate `rate`, gradient norm at most `clip`."""
+        """Do one optimiser step on `loss`, with learning rate `rate` and the gradient norm clipped to `clip`."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
@@ -129,13 +139,14 @@ class Learner:
         self.clock.tick()
 
     def save(self, path: Path, **more: Any) -> None:
+        """Write the state, and `more` beside it, to `path`."""
         save_state(
             path, model=self.module.state_dict(), ema=self.ema.state_dict(), optimizer=self.optimizer.state_dict(),
             step=self.clock.step, seconds=self.clock.seconds, **more,
         )  # fmt: skip
 
     def resume(self, path: Path) -> dict[str, Any] | None:
-        """Take up what `save` wrote and return it; None where there is nothing yet."""
+        """Load what `save` wrote and return it, or return None if there is no file."""
         state = load_state(path)
         if state is not None:
             self.module.load_state_dict(state["model"])
@@ -145,13 +156,21 @@ class Learner:
         return state
 
 
-def generator(seed: int, step: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """The random numbers of one step. Large odd multiplier: neighbouring steps must not share streams."""
+def step_generator(seed: int, step: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """The random generator of one step. The multiplier is large and odd, so that neighbouring seeds share no steps."""
     return torch.Generator(device).manual_seed((seed * 0x9E3779B1 + step) & 0x7FFF_FFFF_FFFF_FFFF)
 
 
 def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups for AdamW: matrices decay, vectors (biases, norms, tables of one row) do not."""
+    """Parameter groups for AdamW: weight decay for matrices, none for vectors (biases, norms, tables of one row)."""
     matrices = [p for p in module.parameters() if p.ndim >= 2]
     vectors: list[Tensor] = [p for p in module.parameters() if p.ndim < 2]
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+
+
+def add_budget_arguments(parser: argparse.ArgumentParser, minutes: float, steps: int, batch: int) -> None:
+    """Add --minutes, --steps, --batch and --seed, with these defaults, to a trainer's command line."""
+    parser.add_argument("--minutes", type=float, default=minutes, help="time budget; 0: by --steps alone (%(default)s)")
+    parser.add_argument("--steps", type=int, default=steps, help="maximum number of steps (%(default)s)")
+    parser.add_argument("--batch", type=int, default=batch, help="images per step (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of everything random (%(default)s)")

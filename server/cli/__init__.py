@@ -1,1 +1,1 @@
-"""The fluid command, one file per command; main parses."""
+"""The `fluid` command line: main parses, and each command is a module with `add_parser` and `run`."""

@@ -1,4 +1,4 @@
-"""`python -m server.cli`: the fluid command where nothing is installed; the supervisor starts its processes so."""
+"""`python -m server.cli`: the `fluid` command where no script is installed; the supervisor uses it too."""
 
 import sys
 

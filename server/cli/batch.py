@@ -1,5 +1,6 @@
-"""`fluid batch`: a file of prompts to a folder of pictures, through a running service; run again, it goes on."""
+"""`fluid batch`: a file of prompts to a folder of images, through a running service; resumable."""
 
+import argparse
 import base64
 import hashlib
 import json
@@ -10,87 +11,110 @@ from pathlib import Path
 from typing import Any
 
 from server.batch_format import MAX_LINES, OVER
-from server.cli import progress
+from server.cli.flags import add_command, add_service_flags, given
+from server.cli.progress import progress_bar
 from server.client import FluidClient
 from server.errors import BatchRefused
+from server.settings import Settings
 
 STATE = "batch.json"
 POLL_S = 1.0
-FETCH_EVERY_S = 20.0  # pictures come to disk while the rest is drawn
+DOWNLOAD_EVERY_S = 20.0  # finished images are saved while the rest is generated
 
 
-def run(client: FluidClient, prompts: Path, out: Path, options: dict[str, Any], *, cancel: bool) -> None:
-    """Begin, or go on with, the batch of this folder until it is over and every picture is there.
+def add_parser(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "batch",
+        "Generate a file of prompts into a folder of images, through a running service.",
+        "PROMPTS is a .txt with one prompt per line, or a .jsonl with one object of API parameters per line.\n"
+        "Lines run at low priority, behind single requests. Interrupt the command and run it again: it resumes, and\n"
+        "the service keeps generating in the meantime.\n\n"
+        "examples:\n  fluid batch prompts.txt -o out/\n"
+        "  fluid batch prompts.jsonl -o out/ --quality high --output-format webp\n"
+        "  fluid batch prompts.txt -o out/ --cancel",
+    )
+    parser.add_argument("prompts", type=Path, metavar="PROMPTS", help=".txt or .jsonl")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="folder for the images and the batch's state")
+    parser.add_argument("--quality", choices=("low", "medium", "high"), help="for lines that set none")
+    parser.add_argument("--output-format", choices=("png", "webp", "jpeg"), help="for lines that set none")
+    parser.add_argument("--cancel", action="store_true", help="cancel the folder's batch and save what is finished")
+    add_service_flags(parser)
+    parser.set_defaults(run=run)
+
+
+def run(settings: Settings, args: argparse.Namespace) -> None:
+    """Start or resume the batch of the output folder; return when it is over and every image is saved.
 
     Raises:
-        BatchRefused: the file or the folder is not what a batch needs, or not every line was drawn.
-        ServiceError: what the service said.
+        BatchRefused: the file or folder is unusable, or a line produced no image.
+        ServiceError: the service refused or failed.
     """
     lines: list[bytes] = []
-    taken = set()
-    for number, line in read_prompts(prompts, options):
-        # Where it stands in the file, so that the service speaks of the same line 5.
+    names = set()
+    for number, line in read_prompts(args.prompts, given(args, "quality", "output_format")):
+        # Blank lines are sent too, so that the service's errors name the line numbers of the file.
         lines += [b""] * (number - 1 - len(lines)) + [json.dumps(line).encode()]
-        taken.add(_safe(str(line.get("custom_id"))))
+        names.add(_file_name(str(line.get("custom_id"))))
+    url, api_key = args.url or settings.base_url, args.api_key or settings.api_key
     try:
-        _draw(client, b"\n".join(lines), prompts, out, taken, cancel=cancel)
+        with FluidClient(url, api_key=api_key, max_retries=8) as client:
+            _run(client, b"\n".join(lines), args.prompts, args.out, names, cancel=args.cancel)
     except OSError as error:
-        raise BatchRefused(f"cannot write to {out}: {error}. Choose another folder with -o.") from error
+        raise BatchRefused(f"cannot write to {args.out}: {error.strerror}. Choose another folder with -o.") from error
 
 
-def _draw(client: FluidClient, lines: bytes, prompts: Path, out: Path, taken: Set[str], *, cancel: bool) -> None:
-    batch_id = _begin(client, lines, prompts, out)
+def _run(client: FluidClient, lines: bytes, prompts: Path, out: Path, names: Set[str], *, cancel: bool) -> None:
+    batch_id = _start_or_resume(client, lines, prompts, out)
     if cancel:
         client.cancel_batch(batch_id)
+    batch = _wait(client, batch_id, out, names)
+    if batch["errors"]:
+        (out / STATE).unlink()
+        raise BatchRefused(f"{prompts}: {batch['errors']['data'][0]['message']}")
+    saved = _download(client, batch_id, out, names)
+    failed = _download_errors(client, batch_id, out)
+    failures = f", {failed} lines failed: {out / 'errors.jsonl'}" if failed else ""
+    print(f"{batch['status']}: {saved} images in {out}{failures}")
+    if cancel and batch["status"] == "cancelled":
+        return
+    if failed or batch["status"] != "completed":
+        missing = len(names) - batch["request_counts"]["completed"]
+        raise BatchRefused(
+            f"the batch is {batch['status']}; {missing} of {len(names)} lines produced no image. "
+            "To start over, choose another folder with -o."
+        )
+
+
+def _wait(client: FluidClient, batch_id: str, out: Path, names: Set[str]) -> dict[str, Any]:
+    """Show progress and save finished images until the batch is over; return its object."""
     batch = client.batch(batch_id)
-    fetched_at = time.monotonic()
-    with progress.steps(f"batch {batch_id}", batch["request_counts"]["total"]) as bar:
+    downloaded_at = time.monotonic()
+    with progress_bar(f"batch {batch_id}", batch["request_counts"]["total"], "line") as bar:
         while batch["status"] not in OVER:
             time.sleep(POLL_S)
             batch = client.batch(batch_id)
             counts = batch["request_counts"]
             bar.total = counts["total"]
             bar.update(counts["completed"] + counts["failed"] - bar.n)
-            if time.monotonic() - fetched_at > FETCH_EVERY_S:
-                _fetch(client, batch_id, out, taken)
-                fetched_at = time.monotonic()
-    if batch["errors"]:
-        (out / STATE).unlink()
-        raise BatchRefused(f"{prompts}: {batch['errors']['data'][0]['message']}")
-    saved = _fetch(client, batch_id, out, taken)
-    failed = _errors(client, batch_id, out)
-    told = f", {failed} lines failed: {out / 'errors.jsonl'}" if failed else ""
-    print(f"{batch['status']}: {saved} pictures in {out}{told}")
-    if cancel and batch["status"] == "cancelled":  # as was asked
-        return
-    if failed or batch["status"] != "completed":
-        missing = len(taken) - batch["request_counts"]["completed"]
-        raise BatchRefused(
-            f"the batch is {batch['status']}; {missing} of {len(taken)} lines were not drawn. "
-            "Another folder with -o begins anew."
-        )
+            if time.monotonic() - downloaded_at > DOWNLOAD_EVERY_S:
+                _download(client, batch_id, out, names)
+                downloaded_at = time.monotonic()
+    return batch
 
 
 def read_prompts(path: Path, options: dict[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(number in the file, line of a batch), from .txt (a prompt on each line), or JSON lines of parameters or of whole
-    batch lines."""
+    """Yield (line number, batch line) from a .txt of prompts, or JSON Lines of parameters or of whole batch lines."""
     try:
-        # By line feeds alone: U+2028 and its like may stand inside a prompt.
-        every = path.read_bytes().decode("utf-8-sig").split("\n")
+        # Split at line feeds only: U+2028 and the like may stand inside a prompt.
+        rows = path.read_bytes().decode("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise BatchRefused(f"cannot read {path}: {error}") from error
-    texts = [(number, text) for number, text in enumerate(every, 1) if text.strip()]
+        raise BatchRefused(f"cannot read {path}: {getattr(error, 'strerror', error)}.") from error
+    texts = [(number, text) for number, text in enumerate(rows, 1) if text.strip()]
     if not 1 <= len(texts) <= MAX_LINES:
         raise BatchRefused(f"{path} has {len(texts)} lines; a batch has 1 to {MAX_LINES}.")
     for count, (number, text) in enumerate(texts, 1):
-        line: Any = {"prompt": text.strip()}
-        if path.suffix != ".txt":
-            try:
-                line = json.loads(text)
-            except (ValueError, RecursionError) as error:
-                raise BatchRefused(
-                    f"{path}, line {number} is not JSON: {error}. Plain prompts go into a .txt."
-                ) from error
+        line: Any = {"prompt": text.strip()} if path.suffix == ".txt" else _parse_line(path, number, text)
         if not isinstance(line, dict):
             raise BatchRefused(f'{path}, line {number} must be an object, for example {{"prompt": "a cat"}}.')
         if "body" not in line:
@@ -100,8 +124,17 @@ def read_prompts(path: Path, options: dict[str, Any]) -> Iterator[tuple[int, dic
         yield number, line | {"body": options | line["body"]}
 
 
-def _begin(client: FluidClient, lines: bytes, prompts: Path, out: Path) -> str:
-    """The id of the folder's batch; made now if it has none."""
+def _parse_line(path: Path, number: int, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BatchRefused(
+            f"{path}, line {number} is not JSON: {error}. A file of plain prompts must be called .txt."
+        ) from error
+
+
+def _start_or_resume(client: FluidClient, lines: bytes, prompts: Path, out: Path) -> str:
+    """Return the id of the folder's batch, and submit it first if there is none."""
     digest = hashlib.sha256(lines).hexdigest()
     state = out / STATE
     if state.exists():
@@ -111,46 +144,46 @@ def _begin(client: FluidClient, lines: bytes, prompts: Path, out: Path) -> str:
         return str(known["batch_id"])
     out.mkdir(parents=True, exist_ok=True)
     part = state.with_suffix(".part")
-    part.touch()  # who cannot write here should hear of it before anything is drawn
+    part.touch()  # an unwritable folder must fail before the batch is submitted
     batch = client.submit_batch(lines, prompts.name)
     part.write_text(json.dumps({"batch_id": batch["id"], "sha256": digest}))
     part.rename(state)
     return str(batch["id"])
 
 
-def _fetch(client: FluidClient, batch_id: str, out: Path, taken: Set[str]) -> int:
-    """Save what is not on disk yet; how many pictures are there now. `taken`: the names of all lines."""
+def _download(client: FluidClient, batch_id: str, out: Path, names: Set[str]) -> int:
+    """Save finished images that are not on disk yet; return how many there are. `names`: the files of all lines."""
     count = 0
     for line in client.batch_results(batch_id):
-        answer = line["response"]["body"]
-        for i, picture in enumerate(answer["data"]):
+        body = line["response"]["body"]
+        for i, image in enumerate(body["data"]):
             count += 1
-            name = _safe(line["custom_id"])
-            if len(answer["data"]) > 1:
-                name = _numbered(name, i, taken)
-            target = out / f"{name}.{answer['output_format']}"
+            name = _file_name(line["custom_id"])
+            if len(body["data"]) > 1:
+                name = _numbered(name, i, names)
+            target = out / f"{name}.{body['output_format']}"
             if not target.exists():
                 part = target.with_suffix(".part")
-                part.write_bytes(base64.b64decode(picture["b64_json"]))
-                part.rename(target)  # a file that is there is whole
+                part.write_bytes(base64.b64decode(image["b64_json"]))
+                part.rename(target)  # so that no file is ever half written
     return count
 
 
-def _errors(client: FluidClient, batch_id: str, out: Path) -> int:
+def _download_errors(client: FluidClient, batch_id: str, out: Path) -> int:
     failed = list(client.batch_results(batch_id, errors=True))
     if failed:
         (out / "errors.jsonl").write_text("".join(json.dumps(line) + "\n" for line in failed))
     return len(failed)
 
 
-def _numbered(name: str, index: int, taken: Set[str]) -> str:
-    """Of one picture of several; the second of "a" must not take the place of a line that is called "a-1"."""
+def _numbered(name: str, index: int, names: Set[str]) -> str:
+    """The name of one of several images; image 1 of line "a" must not overwrite the image of a line called "a-1"."""
     plain = f"{name}-{index}"
-    return plain if plain not in taken else f"{plain}-{hashlib.sha256(plain.encode()).hexdigest()[:8]}"
+    return plain if plain not in names else f"{plain}-{hashlib.sha256(plain.encode()).hexdigest()[:8]}"
 
 
-def _safe(name: str) -> str:
-    """A file name that nobody can lead out of the folder with; two ids never share one."""
-    plain = re.sub(r"[^A-Za-z0-9._-]", "_", name).lstrip(".")[:100]
-    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
-    return plain if plain == name else f"{plain}-{digest[:8]}"
+def _file_name(custom_id: str) -> str:
+    """A file name that cannot lead out of the folder; different ids get different names."""
+    plain = re.sub(r"[^A-Za-z0-9._-]", "_", custom_id).lstrip(".")[:100]
+    digest = hashlib.sha256(custom_id.encode("utf-8", "surrogatepass")).hexdigest()
+    return plain if plain == custom_id else f"{plain}-{digest[:8]}"

@@ -1,5 +1,7 @@
-"""`fluid doctor`: is the service well, do its books balance, and what to do about it if not."""
+"""`fluid doctor`: check a running service and name the remedy for every problem."""
 
+import argparse
+import asyncio
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -8,9 +10,12 @@ from typing import Any
 
 from redis.exceptions import RedisError, ResponseError
 
+from server.cli.flags import add_command
+from server.cli.operations import open_service
+from server.errors import UnhealthyService
 from server.queue.job_queue import JobQueue
 from server.queue.registry import BEAT_S, Registry, WorkerInfo
-from server.queue.statistics import QueueCounts
+from server.queue.statistics import QueueCounts, queue_counts
 from server.settings import Settings
 
 OLDEST_REDIS = (7, 0)
@@ -26,36 +31,65 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the report; `remedy` is empty where nothing is wrong."""
+    """One line of the report; `remedy` is empty if nothing is wrong."""
 
     level: Level
-    what: str
+    text: str
     remedy: str = ""
 
 
+def add_parser(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "doctor",
+        "Check a running service and print a remedy for every problem.",
+        "Checks Redis, the disk, the job counters, workers, queue and dead letters. The exit status is 0 if nothing\n"
+        "FAILs, 1 if something needs action, 2 if no service is running.\n\n"
+        "examples:\n  fluid doctor\n  FLUID_REDIS_URL=redis://db:6379 fluid doctor",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(settings: Settings, args: argparse.Namespace) -> None:
+    """Print the report; UnhealthyService if anything needs action."""
+    findings = asyncio.run(_diagnose(settings))
+    for finding in findings:
+        print(f"{finding.level:<5} {finding.text}")
+        if finding.remedy:
+            print(f"      -> {finding.remedy}")
+    failed = sum(finding.level is Level.FAIL for finding in findings)
+    if failed:
+        raise UnhealthyService(f"{failed} of {len(findings)} checks failed; see the remedies above.")
+
+
+async def _diagnose(settings: Settings) -> list[Finding]:
+    async with open_service(settings) as (own, queue, registry):
+        return [finding async for finding in examine(own, queue, registry)]
+
+
 async def examine(settings: Settings, queue: JobQueue, registry: Registry) -> AsyncIterator[Finding]:
-    """From the ground up; stops where nothing above can be told."""
+    """Yield a finding per check, Redis first; stop there if Redis does not respond."""
     try:
         info = await queue.redis.info()
     except RedisError as error:
         yield Finding(
             Level.FAIL,
-            f"Redis at {settings.redis_url} does not answer: {error}",
-            "Start it, or set FLUID_REDIS_URL to the right address; `fluid serve` starts an embedded one.",
+            f"Redis at {settings.redis_url} does not respond: {error}",
+            "Start it, or correct FLUID_REDIS_URL; without that setting `fluid serve` starts an embedded Valkey.",
         )
         return
     for finding in _redis(info, await _config(queue)):
         yield finding
     if settings.data_path.exists():
         yield _disk(settings)
-    counts = await queue.counts()
+    counts = await queue_counts(queue)
     workers = await registry.workers()
-    for finding in (*books(counts), *_workers(workers), *_lines(counts, workers), *_failures(counts)):
+    for finding in (*check_counters(counts), *_workers(workers), *_queue(counts, workers), *_failures(counts)):
         yield finding
 
 
 async def _config(queue: JobQueue) -> dict[str, str]:
-    """Managed services often forbid to look."""
+    """Redis' persistence and memory settings; empty where CONFIG is forbidden, as managed services often do."""
     try:
         return dict(await queue.redis.config_get("append*", "maxmemory-policy"))
     except ResponseError:
@@ -66,17 +100,21 @@ def _redis(info: dict[str, Any], config: dict[str, str]) -> Iterator[Finding]:
     version = str(info["redis_version"])
     name = f"{info.get('server_name', 'redis')} {info.get('valkey_version', version)}"
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_REDIS:
-        yield Finding(Level.FAIL, f"{name} is too old", "Use Redis 7.0 or later, or Valkey.")
+        yield Finding(Level.FAIL, f"{name} is too old", "Use Valkey, or Redis 7.0 or later.")
     else:
-        yield Finding(Level.OK, f"{name} answers")
+        yield Finding(Level.OK, f"{name} responds")
     if not config:
-        yield Finding(Level.WARN, "Redis does not tell how it keeps data", "Ask its operator for appendfsync always.")
+        yield Finding(
+            Level.WARN,
+            "Redis does not allow reading its persistence settings",
+            "Ask its operator whether appendfsync is always.",
+        )
         return
     if config.get("appendonly") != "yes":
         yield Finding(
             Level.FAIL,
-            "Redis keeps jobs in memory only: its end is theirs",
-            "CONFIG SET appendonly yes, and appendfsync always.",
+            "Redis does not persist: a restart loses every job",
+            "CONFIG SET appendonly yes, then CONFIG SET appendfsync always.",
         )
     elif config.get("appendfsync") != "always":
         yield Finding(
@@ -89,7 +127,7 @@ def _redis(info: dict[str, Any], config: dict[str, str]) -> Iterator[Finding]:
     if config.get("maxmemory-policy", "noeviction") != "noeviction":
         yield Finding(
             Level.FAIL,
-            f"maxmemory-policy {config['maxmemory-policy']} lets Redis drop jobs",
+            f"maxmemory-policy {config['maxmemory-policy']} lets Redis evict jobs",
             "CONFIG SET maxmemory-policy noeviction.",
         )
 
@@ -98,17 +136,17 @@ def _disk(settings: Settings) -> Finding:
     free = shutil.disk_usage(settings.data_path).free
     text = f"{free / 2**30:.1f} GiB free at {settings.data_path}"
     if free < LOW_DISK_BYTES:
-        return Finding(Level.WARN, text, "Free some space: without it nothing can be accepted.")
+        return Finding(Level.WARN, text, "Free some space: a full disk stops the service from accepting jobs.")
     return Finding(Level.OK, text)
 
 
-def books(counts: QueueCounts) -> Iterator[Finding]:
-    """Conservation, counted in two ways: by the counters that transitions move, and in the structures themselves."""
+def check_counters(counts: QueueCounts) -> Iterator[Finding]:
+    """Compare the counters that every transition moves with each other and with the structures in Redis."""
     submitted, queued = sum(counts.submitted.values()), counts.states["queued"]
     sums = " + ".join(f"{n} {state}" for state, n in counts.states.items() if n) or "0"
     pairs = [
         (f"{submitted} submitted = {sums}", submitted, queued + counts.running + counts.ended),
-        (f"{queued} queued, {sum(counts.waiting.values())} in line", queued, sum(counts.waiting.values())),
+        (f"{queued} queued, {sum(counts.waiting.values())} in the waiting lists", queued, sum(counts.waiting.values())),
         (f"{counts.running} running, {counts.leases} leases", counts.running, counts.leases),
         (
             f"{counts.ended} ended = {counts.kept} kept + {counts.expired} expired",
@@ -116,14 +154,14 @@ def books(counts: QueueCounts) -> Iterator[Finding]:
             counts.kept + counts.expired,
         ),
     ]
-    for text, one, other in pairs:
-        if one == other:
+    for text, counted, expected in pairs:
+        if counted == expected:
             yield Finding(Level.OK, text)
         else:
             yield Finding(
                 Level.FAIL,
-                f"the books do not balance: {text}",
-                "Somebody else wrote under this FLUID_NAMESPACE, or this is a bug: please report it with this output.",
+                f"job counters disagree: {text}",
+                "Another program writes under this FLUID_NAMESPACE, or this is a bug: please report it with this.",
             )
 
 
@@ -133,15 +171,15 @@ def _workers(workers: list[WorkerInfo]) -> Iterator[Finding]:
     for w in workers:
         text = f"worker {w.id}: {w.state}, {w.model or 'no model yet'}, {w.rows} of {w.max_rows} rows"
         if w.note:
-            yield Finding(Level.WARN, f"{text}; {w.note}", "Its log tells more.")
+            yield Finding(Level.WARN, f"{text}; {w.note}", "See its log.")
         elif w.ready:
             speed = f"{w.row_steps_per_s:.0f} row-steps/s"
             yield Finding(Level.OK, f"{text}, {speed}, {w.kernels} kernels on {w.device}")
         else:
-            yield Finding(Level.WARN, text, f"Wait; a worker tells its state every {BEAT_S:g} s.")
+            yield Finding(Level.WARN, text, f"Wait; workers report every {BEAT_S:g} s.")
 
 
-def _lines(counts: QueueCounts, workers: list[WorkerInfo]) -> Iterator[Finding]:
+def _queue(counts: QueueCounts, workers: list[WorkerInfo]) -> Iterator[Finding]:
     for (model, priority), waiting in counts.waiting.items():
         if waiting and not any(w.model == model for w in workers):
             yield Finding(
@@ -153,7 +191,7 @@ def _lines(counts: QueueCounts, workers: list[WorkerInfo]) -> Iterator[Finding]:
         yield Finding(
             Level.WARN,
             f"the oldest waiting job has waited {counts.oldest_age_s:.0f} s",
-            "Start more workers, or lower FLUID_MAX_QUEUE so that callers hear of it sooner.",
+            "Add workers, or lower FLUID_MAX_QUEUE so that callers get 429 sooner.",
         )
 
 
@@ -162,9 +200,9 @@ def _failures(counts: QueueCounts) -> Iterator[Finding]:
         yield Finding(
             Level.WARN,
             f"{counts.dead_letter_depth} dead letters",
-            "`fluid dlq list` says why; `fluid dlq replay` draws them again, `fluid dlq drop` forgets them.",
+            "`fluid dlq list` shows the errors; then `fluid dlq replay` or `fluid dlq drop`.",
         )
     yield Finding(
         Level.OK,
-        f"{counts.redeliveries} jobs were taken over from silent workers, {counts.fenced} late results refused",
+        f"{counts.redeliveries} jobs redelivered after a lease expired, {counts.fenced} late results rejected",
     )

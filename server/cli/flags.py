@@ -4,22 +4,47 @@ import argparse
 from typing import Any
 
 
-def _command(commands: Any, name: str, help: str, epilog: str = "") -> argparse.ArgumentParser:
-    added: argparse.ArgumentParser = commands.add_parser(
+def add_command(commands: Any, name: str, summary: str, epilog: str) -> argparse.ArgumentParser:
+    """Add a subcommand; `epilog` is printed as it stands and ends with examples."""
+    parser: argparse.ArgumentParser = commands.add_parser(
         name,
-        help=help,
-        description=help,
+        help=summary,
+        description=summary,
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    return added
+    return parser
 
 
-def _model_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", help="checkpoint name or folder (FLUID_CHECKPOINT)")
-    parser.add_argument("--device", help="auto, cpu or cuda (FLUID_DEVICE)")
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", help="checkpoint name or folder (default: FLUID_CHECKPOINT)")
+    parser.add_argument("--device", help="auto, cpu or cuda (default: FLUID_DEVICE)")
 
 
-def _address_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--host", help="address to listen on (FLUID_HOST)")
-    parser.add_argument("--port", help="port to listen on (FLUID_PORT)")
+def add_address_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--host", help="address to listen on (default: FLUID_HOST)")
+    parser.add_argument("--port", help="port to listen on (default: FLUID_PORT)")
+
+
+def add_service_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--url", help="base URL of the service (default: from FLUID_HOST and FLUID_PORT)")
+    parser.add_argument("--api-key", help="API key, if the service requires one (default: FLUID_API_KEY)")
+
+
+#: Names of the API parameters that `add_image_flags` sets.
+IMAGE_PARAMETERS = ("n", "seed", "quality", "num_inference_steps", "guidance_scale")
+
+
+def add_image_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--n", type=int, help="number of images (default: 1); image i uses seed + i")
+    parser.add_argument("--seed", type=int, help="the same seed gives the same image (default: random)")
+    parser.add_argument("--quality", choices=("low", "medium", "high"), help="preset for the step counts")
+    parser.add_argument("--steps", type=int, dest="num_inference_steps", metavar="N", help="autoregressive steps")
+    parser.add_argument(
+        "--guidance", type=float, dest="guidance_scale", metavar="SCALE", help="classifier-free guidance; 1 is off"
+    )
+
+
+def given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """The named flags that were set, by the API's parameter names."""
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}

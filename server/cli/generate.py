@@ -1,4 +1,4 @@
-"""`fluid generate`: the engine in this process, no server, no queue."""
+"""`fluid generate`: run the engine in this process, without a server or a queue."""
 
 import argparse
 import sys
@@ -8,27 +8,71 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from server.cli import client_commands
-from server.cli.flags import _command, _model_flags
-from server.cli.progress import Status, steps
+from server.cli.flags import add_command, add_image_flags, add_model_flags
+from server.cli.progress import Status, progress_bar
 from server.errors import InvalidRequest
 from server.gateway.requests.resolve import resolve
+from server.gateway.requests.validation import validated
 from server.gateway.schemas.images import ImageRequest
-from server.images.codec import encode, numbered
-from server.images.recipe import difference, recipe
+from server.images.codec import encode, format_of, numbered
+from server.images.recipe import difference, load_recipe, recipe, request_of
 from server.jobs import JobInput
 from server.model_info import ModelInfo
 from server.settings import Settings
+from server.worker.engine.loader import load_engine
 from server.worker.engine.protocol import RowRequest
 
 
-def run(settings: Settings, request: ImageRequest, out: Path, like: Mapping[str, Any] | None = None) -> list[Path]:
-    """Draw and save; with n > 1 the files are numbered. `like`: the recipe of the picture that is to come again."""
-    from server.worker.engine.loader import load_engine
+def add_parser(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "generate",
+        "Generate images in this process, without a server or a queue.",
+        "Every file contains the recipe of its image, which --like reads.\n\n"
+        "examples:\n  fluid generate 'a red apple, 3d style' --out apple.png --seed 7 --quality high\n"
+        "  fluid generate 'a castle, flat style' --n 4 --out castle.webp     writes castle-0.webp to castle-3.webp\n"
+        "  fluid generate --like apple.png --guidance 4 --out again.png",
+    )
+    parser.add_argument("prompt", metavar="PROMPT", nargs="?", help="optional with --like")
+    parser.add_argument("--like", type=Path, metavar="IMAGE", help="reuse its recipe; other flags override it")
+    parser.add_argument(
+        "--out", type=Path, default=Path("out.png"), help=".png, .webp or .jpg; several are numbered (default: out.png)"
+    )
+    add_model_flags(parser)
+    add_image_flags(parser)
+    sampling = parser.add_argument_group("sampling", "Defaults come from the checkpoint and --quality.")
+    sampling.add_argument("--diffusion-steps", type=int, metavar="N", help="diffusion steps per token")
+    sampling.add_argument(
+        "--diffusion-steps-final", type=int, metavar="N",
+        help="diffusion steps at the last autoregressive step, approached linearly",
+    )  # fmt: skip
+    sampling.add_argument("--temperature", type=float, help="scale of the sampling noise; lower is less varied")
+    sampling.add_argument("--order", choices=("random", "halton"), help="order in which tokens are decoded")
+    sampling.add_argument(
+        "--schedule", choices=("linear", "constant"), dest="guidance_schedule", help="guidance over the steps"
+    )
+    sampling.add_argument(
+        "--guidance-interval", type=float, nargs=2, metavar=("FROM", "TO"),
+        help="guide only between these shares of the steps, for example 0.2 0.8",
+    )  # fmt: skip
+    parser.set_defaults(run=run)
 
+
+def run(settings: Settings, args: argparse.Namespace) -> None:
+    """Raise InvalidRequest for parameters that the schema or the model refuses."""
+    like = load_recipe(args.like) if args.like else None
+    # The model is the one of --checkpoint; `_generate` warns if the recipe names another.
+    defaults = {name: value for name, value in request_of(like or {}).items() if name != "model"}
+    flags = {name: getattr(args, name, None) for name in ImageRequest.model_fields}
+    flags["output_format"] = format_of(args.out)
+    request = validated(ImageRequest, defaults | {name: value for name, value in flags.items() if value is not None})
+    _generate(settings, request, args.out, like)
+
+
+def _generate(settings: Settings, request: ImageRequest, out: Path, like: Mapping[str, Any] | None) -> None:
     began = time.monotonic()
     with Status("starting") as status:
-        status.say("loading the model")
+        status.update("loading the model")
         engine = load_engine(replace(settings, max_rows=request.n or 1))
     info = ModelInfo.from_mapping(engine.info())
     job, warnings = resolve(request, {info.id: info}, info.id)
@@ -38,20 +82,20 @@ def run(settings: Settings, request: ImageRequest, out: Path, like: Mapping[str,
     try:
         rows = engine.admit([RowRequest.of(job, index) for index in range(job.n)])
     except ValueError as error:
-        raise InvalidRequest(f"The model cannot draw this: {error}") from error
-    row_of = dict(zip(rows, range(job.n), strict=True))
+        raise InvalidRequest(f"The model cannot generate this: {error}") from error
+    index_of = dict(zip(rows, range(job.n), strict=True))
     paths: list[Path] = []
-    with steps(job.prompt[:40], job.sampling.num_inference_steps) as bar:
+    with progress_bar(job.prompt[:40], job.sampling.num_inference_steps, "step") as bar:
         while len(paths) < job.n:
             for row in engine.step():
-                paths.append(_save(engine.image(row), job, row_of[row], info, out))
+                paths.append(_save(engine.image(row), job, index_of[row], info, out))
                 engine.release(row)
             bar.update()
-    drawn_s = time.monotonic() - began - loaded_s
-    print(f"seed {job.seed}; model loaded in {loaded_s:.2f} s, {job.n} drawn in {drawn_s:.2f} s")
+    generated_s = time.monotonic() - began - loaded_s
+    count = f"{job.n} image" + "s" * (job.n > 1)
+    print(f"seed {job.seed}; model loaded in {loaded_s:.2f} s, {count} generated in {generated_s:.2f} s")
     for path in sorted(paths):
         print(path)
-    return sorted(paths)
 
 
 def _save(pixels: bytes, job: JobInput, index: int, info: ModelInfo, out: Path) -> Path:
@@ -61,43 +105,3 @@ def _save(pixels: bytes, job: JobInput, index: int, info: ModelInfo, out: Path) 
     size = (job.width, job.height)
     path.write_bytes(encode(pixels, size, job.output_format, job.output_compression, metadata))
     return path
-
-
-def _add_generate(commands: Any) -> None:
-    parser = _command(
-        commands,
-        "generate",
-        "Draw in this process, without server or queue.",
-        "example:\n  fluid generate 'a red apple, 3d style' --out apple.png --seed 7 --quality high\n"
-        "  fluid generate --like apple.png --out again.png",
-    )
-    parser.add_argument("prompt", nargs="?")
-    parser.add_argument("--like", type=Path, help="a picture that was drawn here; other options change its recipe")
-    parser.add_argument("--out", type=Path, default=Path("out.png"), help=".png, .webp or .jpg")
-    _model_flags(parser)
-    client_commands.image_flags(parser)
-    parser.add_argument("--diffusion-steps", type=int, help="diffusion steps per token")
-    parser.add_argument("--schedule", choices=("linear", "constant"), dest="guidance_schedule")
-    parser.add_argument("--temperature", type=float, help="spread of the sampling")
-    parser.add_argument("--order", choices=("random", "halton"), help="in which order tokens are decided")
-    parser.add_argument("--diffusion-steps-final", type=int, help="of the last autoregressive step (annealing)")
-    parser.add_argument(
-        "--guidance-interval", type=float, nargs=2, metavar=("FROM", "TO"), help="shares of the steps, e.g. 0.2 0.8"
-    )
-    parser.set_defaults(run=_generate)
-
-
-def _generate(settings: Settings, args: argparse.Namespace) -> None:
-    from server.cli import generate
-    from server.gateway.requests.validation import validated
-    from server.gateway.schemas.images import ImageRequest
-    from server.images.codec import format_of
-    from server.images.recipe import load_recipe, request_of
-
-    recipe = load_recipe(args.like) if args.like else None
-    # Which checkpoint draws is said by --checkpoint; `run` tells if it is another one.
-    again = {name: value for name, value in request_of(recipe or {}).items() if name != "model"}
-    given = {name: getattr(args, name, None) for name in ImageRequest.model_fields}
-    given["output_format"] = format_of(args.out)
-    request = validated(ImageRequest, again | {k: v for k, v in given.items() if v is not None})
-    generate.run(settings, request, args.out, recipe)

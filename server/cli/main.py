@@ -1,85 +1,76 @@
-"""The `fluid` command: parses flags, then calls one function."""
+"""The `fluid` command: import one command's module, parse its flags, run it."""
 
 import argparse
+import importlib
 import logging
-import subprocess
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from server import __version__
-from server.cli import client_commands
-from server.cli.flags import _command
-from server.cli.generate import _add_generate
-from server.cli.operations import _add_operations
-from server.cli.serve import _add_demo, _add_roles, _add_serve
 from server.errors import EngineBroken, FluidError, OperatorError
 from server.settings import Settings
 
-EXAMPLES = """examples:
-  fluid demo "a red apple, 3d style" --out apple.png    the whole service for one picture
-  fluid serve                                           everything, on http://127.0.0.1:8000/
-  fluid generate "a sleeping cat" --out cat.png         in this process, no server
-  FLUID_REDIS_URL=redis://db:6379 fluid worker          one more worker for an existing service
+#: Command -> module, in the order of `fluid --help`. The module's `add_parser(commands)` adds its commands and sets a
+#: `run(settings, args)` for each.
+COMMANDS = {
+    "demo": "demo", "generate": "generate", "serve": "serve", "gateway": "serve", "worker": "serve",
+    "batch": "batch", "edit": "edit", "vary": "edit", "import": "import_mar",
+    "doctor": "doctor", "dlq": "operations", "keys": "operations", "reload": "operations",
+}  # fmt: skip
 
-`fluid COMMAND --help` tells more; `fluid serve --help` lists every setting."""
+EXAMPLES = """examples:
+  fluid demo "a red apple, 3d style" --out apple.png    try the whole service with one image
+  fluid generate "a sleeping cat" --out cat.png         generate in this process, without a server
+  fluid serve                                           start a service on http://127.0.0.1:8000/
+  FLUID_REDIS_URL=redis://db:6379 fluid worker          add a worker to an existing service
+
+Run `fluid COMMAND --help` for a command's flags and examples; `fluid serve --help` lists every setting."""
+
+#: Flags that override the setting of the same name.
+OVERRIDES = ("host", "port", "data_dir", "checkpoint", "device")
+
+# Exit statuses. On USAGE `fluid serve` stops: a restart would fail in the same way.
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    given = list(sys.argv[1:] if argv is None else argv)
-    if given[:2] == ["import", "mar"]:
-        # A tool of the model's own, with its own flags and help; nothing of the service is needed for it.
-        return subprocess.call([sys.executable, "-m", "model.conversion.import_mar", *given[2:]])
-    args = _parser().parse_args(given)
+    """Run one command and return its exit status: 0, FAILED, USAGE or INTERRUPTED."""
+    words = sys.argv[1:] if argv is None else argv
+    args = _parser(words).parse_args(words)
     try:
-        settings = Settings.from_env(
-            host=getattr(args, "host", None),
-            port=getattr(args, "port", None),
-            data_dir=getattr(args, "data_dir", None),
-            checkpoint=getattr(args, "checkpoint", None),
-            device=getattr(args, "device", None),
-        )
-        logging.basicConfig(
-            level="WARNING" if getattr(args, "quiet", False) else settings.log_level.upper(),
-            format=f"%(asctime)s {args.command} %(levelname)s %(message)s",
-        )
-        logging.getLogger("httpx").setLevel(logging.WARNING)
+        settings = Settings.from_env(**{name: getattr(args, name, None) for name in OVERRIDES})
+        _configure_logging(settings, args)
         args.run(settings, args)
     except FluidError as error:
         print(f"fluid {args.command}: {error}", file=sys.stderr)
-        return (
-            1 if isinstance(error, (EngineBroken, OperatorError)) else 2
-        )  # 2 tells `fluid serve` that a restart cures nothing
+        return FAILED if isinstance(error, (EngineBroken, OperatorError)) else USAGE
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """Build the parser for the command that `words` begin with, or for all commands.
+
+    Importing all of them loads FastAPI, Redis and httpx: half a second and 30 MB that a worker does not need.
+    """
     parser = argparse.ArgumentParser(
         prog="fluid",
-        description="Text to image by a Fluid-style model, as a service.",
+        description="Text-to-image inference with Fluid-style models: one image, or a whole service.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"fluid-serve {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_serve(commands)
-    _add_roles(commands)
-    _add_generate(commands)
-    client_commands.add_commands(_command, commands)
-    _add_demo(commands)
-    _add_import(commands)
-    _add_operations(commands)
+    commands = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
+    named = COMMANDS.get(words[0]) if words else None
+    for module in [named] if named else dict.fromkeys(COMMANDS.values()):
+        importlib.import_module(f"server.cli.{module}").add_parser(commands)
     return parser
 
 
-def _add_import(commands: Any) -> None:
-    parser = _command(
-        commands,
-        "import",
-        "Make a checkpoint of weights that others published; `fluid import mar --help` tells more.",
-        "example:\n  fluid import mar checkpoint-last.pth mar-b",
+def _configure_logging(settings: Settings, args: argparse.Namespace) -> None:
+    logging.basicConfig(
+        level="WARNING" if getattr(args, "quiet", False) else settings.log_level.upper(),
+        format=f"%(asctime)s {args.command} %(levelname)s %(message)s",
     )
-    # `main` hands "import mar" on before this parser sees it.
-    parser.add_argument("kind", choices=("mar",), help="official MAR weights (LTH14/mar)")
+    logging.getLogger("httpx").setLevel(logging.WARNING)

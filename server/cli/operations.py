@@ -1,4 +1,4 @@
-"""What operators run beside a service: `fluid doctor`, `fluid dlq` and `fluid reload`."""
+"""`fluid dlq`, `fluid keys`, `fluid reload`: commands for operators."""
 
 import argparse
 import asyncio
@@ -10,9 +10,9 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
-from server.cli import doctor
-from server.cli.flags import _command
-from server.errors import ConfigError, ReloadRefused, UnhealthyService
+from server.cli.flags import add_command
+from server.errors import ConfigError, ReloadRefused
+from server.gateway import api_keys
 from server.launcher import embedded_valkey
 from server.queue.dead_letters import DeadLetter, DeadLetters
 from server.queue.job_queue import JobQueue
@@ -23,34 +23,105 @@ from server.settings import Settings
 RELOAD_POLL_S = 0.2
 
 
+def add_parser(commands: Any) -> None:
+    _add_dlq(commands)
+    _add_keys(commands)
+    _add_reload(commands)
+
+
+def _add_dlq(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "dlq",
+        "Inspect, replay or drop dead letters: jobs that failed on every attempt.",
+        "The queue keeps their requests and errors until they are replayed or dropped.\n\n"
+        "examples:\n  fluid dlq list\n  fluid dlq show job_0123\n  fluid dlq replay all\n  fluid dlq drop job_0123",
+    )
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    add_command(actions, "list", "Print one line per dead letter, oldest first.", "example:\n  fluid dlq list")
+    for name, summary in (
+        ("show", "Print dead letters as JSON."),
+        ("replay", "Queue dead letters again, as new jobs with the same seeds."),
+        ("drop", "Delete dead letters."),
+    ):
+        examples = f"examples:\n  fluid dlq {name} job_0123\n  fluid dlq {name} all"
+        action = add_command(actions, name, summary, examples)
+        action.add_argument("job_ids", nargs="+", metavar="JOB_ID", help="job ids, or `all`")
+    parser.set_defaults(run=run_dlq, job_ids=[])
+
+
+def _add_keys(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "keys",
+        "Create API keys; without any, the service is open to everyone who can reach it.",
+        "A key's line goes into the file of FLUID_API_KEYS_FILE, which holds hashes only. Running gateways reread the\n"
+        "file within a second. After the hash a line may have rate_limit=NUMBER (requests per minute),\n"
+        "max_jobs=NUMBER (jobs waiting or running), or disabled.\n\n"
+        "example:\n  fluid keys new alice >> keys.txt      # the key itself is shown once, on the terminal",
+    )
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    new = add_command(
+        actions,
+        "new",
+        "Create a key: print it on standard error, and its line for the key file on standard output.",
+        "example:\n  fluid keys new alice >> keys.txt",
+    )
+    new.add_argument("name", metavar="NAME", help="the caller's name: letters, digits, '.', '_', '-'")
+    parser.set_defaults(run=run_keys)
+
+
+def _add_reload(commands: Any) -> None:
+    parser = add_command(
+        commands,
+        "reload",
+        "Load another checkpoint into all running workers without dropping a request.",
+        "Each worker loads the new checkpoint beside the old one, so its memory must hold both. If loading fails, the\n"
+        "worker keeps the old one.\n\n"
+        "example:\n  fluid reload --to runs/scenes-128/checkpoint",
+    )
+    parser.add_argument("--checkpoint", help="checkpoint the workers were started with (default: FLUID_CHECKPOINT)")
+    parser.add_argument(
+        "--to", metavar="CHECKPOINT", help="checkpoint name or folder to load (default: the same one again)"
+    )
+    parser.add_argument(
+        "--timeout", type=float, default=600.0, metavar="SECONDS", help="time for all workers to finish (default: 600)"
+    )
+    parser.set_defaults(run=run_reload)
+
+
+def run_dlq(settings: Settings, args: argparse.Namespace) -> None:
+    asyncio.run(_dead_letters(settings, args.action, args.job_ids))
+
+
+def run_keys(settings: Settings, args: argparse.Namespace) -> None:
+    api_keys.print_new_key(args.name)
+
+
+def run_reload(settings: Settings, args: argparse.Namespace) -> None:
+    asyncio.run(_reload(settings, args.to or settings.checkpoint, args.timeout))
+
+
 @asynccontextmanager
-async def service(settings: Settings) -> AsyncIterator[tuple[Settings, JobQueue, Registry]]:
-    """The running one: at FLUID_REDIS_URL, else the embedded Valkey of FLUID_DATA_DIR."""
+async def open_service(settings: Settings) -> AsyncIterator[tuple[Settings, JobQueue, Registry]]:
+    """Connect to a running service: the Redis at FLUID_REDIS_URL, or else the embedded Valkey of FLUID_DATA_DIR.
+
+    Raises:
+        ConfigError: neither is there.
+    """
     url = settings.redis_url or embedded_valkey.running_url(settings.data_path)
     if url is None:
         raise ConfigError(
-            f"Nothing runs in {settings.data_path}. Start `fluid serve`, or set FLUID_REDIS_URL to a running queue."
+            f"No service is running with its data in {settings.data_path}. Start `fluid serve`, or set "
+            "FLUID_REDIS_URL (or FLUID_DATA_DIR) to the one of a running service."
         )
     own = replace(settings, redis_url=url)
     async with connect(url, PATIENT_TIMEOUT_S) as redis:
         yield own, JobQueue(redis, own), Registry(redis, own.namespace)
 
 
-async def examine(settings: Settings) -> None:
-    async with service(settings) as (own, queue, registry):
-        findings = [finding async for finding in doctor.examine(own, queue, registry)]
-    for finding in findings:
-        print(f"{finding.level:<5} {finding.what}")
-        if finding.remedy:
-            print(f"      -> {finding.remedy}")
-    failed = sum(finding.level is doctor.Level.FAIL for finding in findings)
-    if failed:
-        raise UnhealthyService(f"{failed} of {len(findings)} findings need somebody to act.")
-
-
-async def dead_letters(settings: Settings, action: str, job_ids: list[str]) -> None:
-    """`list` takes no ids; `all` stands for every letter."""
-    async with service(settings) as (_, queue, _):
+async def _dead_letters(settings: Settings, action: str, job_ids: list[str]) -> None:
+    async with open_service(settings) as (_, queue, _):
         letters = DeadLetters(queue)
         if action == "list":
             async for letter in letters.all():
@@ -73,105 +144,33 @@ async def dead_letters(settings: Settings, action: str, job_ids: list[str]) -> N
 def _line(letter: DeadLetter) -> str:
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(letter.died_at))
     reason = f"{letter.error.code}: {letter.error.message}"
-    return f"{letter.job_id}  {when}  {letter.attempt} tries  {reason[:80]}  {letter.input.prompt[:40]!r}"
+    return f"{letter.job_id}  {when}  {letter.attempt} attempts  {reason[:80]}  {letter.input.prompt[:40]!r}"
 
 
-async def reload(settings: Settings, checkpoint: str, timeout_s: float) -> None:
-    """Ask every worker that was configured for FLUID_CHECKPOINT, and wait until all have done it."""
-    async with service(settings) as (own, _, registry):
-        before = {w.id for w in await registry.workers()}
-        if not before:
-            raise ConfigError("No live worker. Start one: `fluid serve --checkpoint ...` loads it right away.")
+async def _reload(settings: Settings, checkpoint: str, timeout_s: float) -> None:
+    """Request a reload of every worker that was started for FLUID_CHECKPOINT, and wait for all of them."""
+    async with open_service(settings) as (own, _, registry):
+        requested = {w.id for w in await registry.workers()}
+        if not requested:
+            raise ConfigError("No live worker. Start one with the new weights: `fluid serve --checkpoint ...`.")
         request = await registry.request_reload(own.checkpoint, checkpoint)
         deadline = time.monotonic() + timeout_s
         shown: dict[str, str] = {}
         while True:
-            workers = [w for w in await registry.workers() if w.id in before]
+            workers = [w for w in await registry.workers() if w.id in requested]
             for w in workers:
                 done = w.reloads >= request.number
-                state = w.note or (f"draws with {w.checkpoint[:12]}" if done else "loading beside its work")
+                state = w.note or (f"serving {w.checkpoint[:12]}" if done else "loading, and still serving the old one")
                 if shown.get(w.id) != state:
                     print(f"{w.id}: {state}", file=sys.stderr)
                     shown[w.id] = state
             if all(w.reloads >= request.number for w in workers):
                 break
             if time.monotonic() > deadline:
-                raise ReloadRefused(f"Not all workers have {checkpoint} after {timeout_s:g} s; they go on trying.")
+                raise ReloadRefused(
+                    f"Some workers have not loaded {checkpoint} after {timeout_s:g} s; they keep trying."
+                )
             await asyncio.sleep(RELOAD_POLL_S)
     failed = [w.note for w in workers if w.note]
     if failed:
-        raise ReloadRefused(f"{len(failed)} of {len(workers)} workers go on with what they had: {failed[0]}")
-
-
-def _add_operations(commands: Any) -> None:
-    doctor = _command(
-        commands,
-        "doctor",
-        "Say whether a running service is well, whether its books balance, and what to do.",
-        "Exit status 0: nothing needs anybody to act.",
-    )
-    doctor.set_defaults(run=_doctor)
-    dlq = _command(
-        commands,
-        "dlq",
-        "Look at jobs that failed for good (dead letters), draw them again, or drop them.",
-        "examples:\n  fluid dlq list\n  fluid dlq show job_0123\n  fluid dlq replay all\n  fluid dlq drop job_0123",
-    )
-    actions = dlq.add_subparsers(dest="action", required=True, metavar="ACTION")
-    actions.add_parser("list", help="one line each, oldest first")
-    for name, help in (
-        ("show", "everything about them, as JSON"),
-        ("replay", "queue them again, as new jobs with the same seeds"),
-        ("drop", "forget them"),
-    ):
-        action = actions.add_parser(name, help=help)
-        action.add_argument("job_ids", nargs="+", metavar="JOB_ID", help='job ids, or "all"')
-    dlq.set_defaults(run=_dlq, job_ids=[])
-    keys = _command(
-        commands,
-        "keys",
-        "Make API keys. Only their hashes are kept; without keys anybody who reaches the service may use it.",
-        "The line goes into the file that FLUID_API_KEYS_FILE names (or, by semicolons, into FLUID_API_KEYS). Running\n"
-        "gateways read the file again within a second. After the hash a line may have rate_limit=NUMBER (requests a\n"
-        "minute), max_jobs=NUMBER (jobs that wait or run), or disabled.\n"
-        "example:\n  fluid keys new alice >> keys.txt      # the key itself is shown on the terminal, once",
-    )
-    keys_actions = keys.add_subparsers(dest="action", required=True, metavar="ACTION")
-    new = keys_actions.add_parser("new", help="print a new key, and its line for the file")
-    new.add_argument("name", metavar="NAME", help="whose key it is: letters, digits, '.', '_', '-'")
-    keys.set_defaults(run=_keys)
-    reload = _command(
-        commands,
-        "reload",
-        "Swap the checkpoint of all running workers without dropping a request.",
-        "The new one is loaded beside the old one, so memory must hold both; on failure the old one goes on.\n"
-        "example:\n  fluid reload --to runs/scenes-128/checkpoint",
-    )
-    reload.add_argument("--checkpoint", help="what the workers were started with (FLUID_CHECKPOINT)")
-    reload.add_argument("--to", help="checkpoint name or folder; omitted: load the same one again")
-    reload.add_argument("--timeout", type=float, default=600.0, help="seconds to wait for all workers")
-    reload.set_defaults(run=_reload)
-
-
-def _doctor(settings: Settings, args: argparse.Namespace) -> None:
-    from server.cli import operations
-
-    asyncio.run(operations.examine(settings))
-
-
-def _dlq(settings: Settings, args: argparse.Namespace) -> None:
-    from server.cli import operations
-
-    asyncio.run(operations.dead_letters(settings, args.action, args.job_ids))
-
-
-def _keys(settings: Settings, args: argparse.Namespace) -> None:
-    from server.gateway import api_keys
-
-    api_keys.make(args.name)
-
-
-def _reload(settings: Settings, args: argparse.Namespace) -> None:
-    from server.cli import operations
-
-    asyncio.run(operations.reload(settings, args.to or settings.checkpoint, args.timeout))
+        raise ReloadRefused(f"{len(failed)} of {len(workers)} workers keep the old checkpoint: {failed[0]}")

@@ -1,4 +1,4 @@
-"""What a person who waits sees: one changing line on a terminal, a line per change anywhere else."""
+"""Progress for people who wait: one changing line on a terminal, one line per change in a log."""
 
 import shutil
 import sys
@@ -9,12 +9,12 @@ from tqdm import tqdm
 
 
 class Status:
-    """A line like `starting: loading the model [00:08]`; in a log file only what is new."""
+    """A status line such as `starting: loading the model [00:08]`; off a terminal, a line whenever the text changes."""
 
     def __init__(self, title: str) -> None:
         self._title = title
         self._last = ""
-        self._line = tqdm(desc=title, bar_format="{desc} [{elapsed}]", **_place()) if sys.stderr.isatty() else None
+        self._bar = tqdm(desc=title, bar_format="{desc} [{elapsed}]", **_terminal()) if sys.stderr.isatty() else None
 
     def __enter__(self) -> "Status":
         return self
@@ -22,26 +22,26 @@ class Status:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._line is not None:
-            self._line.close()
+        if self._bar is not None:
+            self._bar.close()
 
-    def say(self, text: str) -> None:
-        shown = f"{self._title}: {text}"
-        if self._line is not None:
-            self._line.set_description_str(shown)  # also when nothing changed: the clock goes on
+    def update(self, text: str) -> None:
+        line = f"{self._title}: {text}"
+        if self._bar is not None:
+            self._bar.set_description_str(line)  # even if the text is the same: the elapsed time is not
         elif text != self._last:
-            print(shown, file=sys.stderr, flush=True)
+            print(line, file=sys.stderr, flush=True)
         self._last = text
 
 
-def steps(title: str, total: int) -> "tqdm[None]":
-    """A bar on a terminal; elsewhere one line that says what is being done."""
+def progress_bar(title: str, total: int, unit: str) -> "tqdm[None]":
+    """A progress bar; off a terminal, one line with the total."""
     if not sys.stderr.isatty():
-        print(f"{title}: {total} steps", file=sys.stderr, flush=True)
-    return tqdm(total=total, desc=title, unit="step", disable=None, **_place())
+        print(f"{title}: {total} {unit}s", file=sys.stderr, flush=True)
+    return tqdm(total=total, desc=title, unit=unit, disable=None, **_terminal())
 
 
-def _place() -> dict[str, Any]:
-    """The size is given: tqdm shows nothing at all on a terminal that says 0 by 0, as some containers' do."""
+def _terminal() -> dict[str, Any]:
+    """The terminal's size, given explicitly: tqdm draws nothing where a container's terminal reports 0 by 0."""
     columns, lines = shutil.get_terminal_size()
     return {"file": sys.stderr, "ncols": columns, "nrows": lines}

@@ -1,82 +1,71 @@
-"""fluid serve, gateway, worker, demo: the commands that start processes."""
+"""`fluid serve`, `fluid gateway`, `fluid worker`: the long-running processes.
+
+Each `run` imports its own process: a worker without FastAPI starts sooner, and a gateway must not load torch.
+"""
 
 import argparse
 import asyncio
-from pathlib import Path
+from textwrap import fill, indent
 from typing import Any
 
-from server.cli.flags import _address_flags, _command, _model_flags
+from server.cli.flags import add_address_flags, add_command, add_model_flags
 from server.settings import Settings, describe
 
 
-def _settings_table() -> str:
-    lines = [f"  {name} = {default!r}\n      {help}" for name, default, help in describe()]
-    return "settings, as environment variables:\n" + "\n".join(lines)
-
-
-def _add_serve(commands: Any) -> None:
-    parser = _command(
-        commands, "serve", "Start Redis, gateway and worker; Ctrl-C stops all of them.", _settings_table()
+def add_parser(commands: Any) -> None:
+    serve = add_command(
+        commands,
+        "serve",
+        "Start a whole service: Redis, gateway and worker. Ctrl-C stops all of them.",
+        "Without FLUID_REDIS_URL an embedded Valkey is started, which keeps its data in FLUID_DATA_DIR.\n\n"
+        "examples:\n  fluid serve\n  fluid serve --port 9000 --device cuda\n"
+        "  FLUID_LOG_LEVEL=debug fluid serve --data-dir /srv/fluid\n\n" + _settings_table(),
     )
-    _address_flags(parser)
-    parser.add_argument("--data-dir", help="where the queue keeps its data (FLUID_DATA_DIR)")
-    _model_flags(parser)
-    parser.add_argument("--quiet", action="store_true", help="no banner")
-    parser.set_defaults(run=_serve)
-
-
-def _add_roles(commands: Any) -> None:
-    gateway = _command(
+    add_address_flags(serve)
+    serve.add_argument("--data-dir", help="folder of the embedded Valkey (default: FLUID_DATA_DIR)")
+    add_model_flags(serve)
+    serve.add_argument("--quiet", action="store_true", help="log warnings and errors only, and print no banner")
+    serve.set_defaults(run=run)
+    gateway = add_command(
         commands,
         "gateway",
-        "Start only the HTTP gateway, for a Redis at FLUID_REDIS_URL.",
+        "Start only the HTTP gateway, with the Redis at FLUID_REDIS_URL.",
+        "Any number of gateways can share one Redis.\n\n"
         "example:\n  FLUID_REDIS_URL=redis://db:6379 fluid gateway --port 8000",
     )
-    _address_flags(gateway)
-    gateway.set_defaults(run=_gateway)
-    worker = _command(
+    add_address_flags(gateway)
+    gateway.set_defaults(run=run_gateway)
+    worker = add_command(
         commands,
         "worker",
-        "Start only a worker, for a Redis at FLUID_REDIS_URL. Start as many as there are devices.",
+        "Start only a worker, with the Redis at FLUID_REDIS_URL.",
+        "Start one worker per device.\n\n"
         "example:\n  FLUID_REDIS_URL=redis://db:6379 CUDA_VISIBLE_DEVICES=1 fluid worker",
     )
-    _model_flags(worker)
-    worker.set_defaults(run=_worker)
+    add_model_flags(worker)
+    worker.set_defaults(run=run_worker)
 
 
-def _add_demo(commands: Any) -> None:
-    parser = _command(
-        commands,
-        "demo",
-        "Start the whole service, send one request as a client would, save the picture, stop.",
-        "example:\n  fluid demo 'a red apple, 3d style' --out out/apple.png --seed 7",
-    )
-    parser.add_argument("prompt")
-    parser.add_argument("--out", type=Path, default=Path("out/demo.png"), help="where the PNG goes")
-    parser.add_argument("--seed", type=int, help="same seed, same picture")
-    _model_flags(parser)
-    parser.set_defaults(run=_demo)
+def _settings_table() -> str:
+    text = "settings, as environment variables:\n"
+    for name, default, meaning in describe():
+        text += f"  {name} (default: {default or 'empty'})\n{indent(fill(meaning, 100), ' ' * 6)}\n"
+    return text
 
 
-def _serve(settings: Settings, args: argparse.Namespace) -> None:
+def run(settings: Settings, args: argparse.Namespace) -> None:
     from server.launcher.supervisor import Supervisor
 
     asyncio.run(Supervisor(settings, banner=not args.quiet).run())
 
 
-def _gateway(settings: Settings, args: argparse.Namespace) -> None:
+def run_gateway(settings: Settings, args: argparse.Namespace) -> None:
     from server.gateway import app
 
     app.serve(settings)
 
 
-def _worker(settings: Settings, args: argparse.Namespace) -> None:
+def run_worker(settings: Settings, args: argparse.Namespace) -> None:
     from server.worker import main
 
     asyncio.run(main.serve(settings))
-
-
-def _demo(settings: Settings, args: argparse.Namespace) -> None:
-    from server.cli import demo
-
-    demo.run(settings, args.prompt, args.out, args.seed)

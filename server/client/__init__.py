@@ -1,4 +1,4 @@
-"""Clients in Python: sync and aio, over one protocol; results and errors are the same for both."""
+"""Python clients: FluidClient and its asyncio twin, with the same methods, results and errors."""
 
 from server.client.aio import AsyncFluidClient
 from server.client.results import GeneratedImage, JobEvent, Preview

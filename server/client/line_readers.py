@@ -1,4 +1,4 @@
-"""Lines and server-sent events from a response that arrives in pieces."""
+"""Incremental parsers: lines and server-sent events from a response that arrives in chunks."""
 
 import json
 
@@ -6,33 +6,33 @@ from server.client.results import JobEvent
 
 
 class LineReader:
-    """Lines that end in a line feed alone: httpx's own also end at U+2028, which JSON has inside strings."""
+    """Splits at line feeds only. httpx's own iter_lines also splits at U+2028, which is valid inside JSON strings."""
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
 
-    def feed(self, piece: bytes) -> list[str]:
-        """The lines that `piece` ends."""
-        first, *others = piece.split(b"\n")
+    def feed(self, chunk: bytes) -> list[str]:
+        """Return the lines that `chunk` completes."""
+        first, *others = chunk.split(b"\n")
         self._parts.append(first)
-        whole = []
+        lines = []
         for other in others:
-            whole.append(b"".join(self._parts).removesuffix(b"\r").decode())
+            lines.append(b"".join(self._parts).removesuffix(b"\r").decode())
             self._parts = [other]
-        return whole
+        return lines
 
 
 class EventReader:
-    """Server-sent events, line by line (the part of the standard that this service uses)."""
+    """Parses server-sent events line by line (the part of the standard that this service uses)."""
 
     def __init__(self) -> None:
         self._fields: dict[str, str] = {}
 
     def feed(self, line: str) -> JobEvent | None:
-        """An event when `line` is the one that ends it."""
+        """Return an event when `line` completes one."""
         if line:
             name, _, value = line.partition(":")
-            if name:  # else it is a comment, as pings are
+            if name:  # without a name it is a comment: pings are
                 self._fields[name] = value.removeprefix(" ")
             return None
         fields, self._fields = self._fields, {}

@@ -1,4 +1,4 @@
-"""What the clients return: images, previews, events of a job."""
+"""Results of the clients: images, previews and job events."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,15 +7,16 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class GeneratedImage:
-    """One finished file and how it came to be."""
+    """A finished image file, its seed, and the seconds that each stage took."""
 
     data: bytes
     seed: int
     format: str
     metrics: dict[str, Any]
-    warnings: tuple[str, ...] = ()  #: about the request that it answers
+    warnings: tuple[str, ...] = ()  #: about the request that asked for it
 
     def save(self, path: str | Path) -> Path:
+        """Write the file, with its folder if need be."""
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(self.data)
@@ -24,7 +25,7 @@ class GeneratedImage:
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """A picture half done."""
+    """An image file of a half-decoded image; `number` counts the previews of one image from 0."""
 
     data: bytes
     image_index: int
@@ -34,7 +35,7 @@ class Preview:
 
 @dataclass(frozen=True, slots=True)
 class JobEvent:
-    """`type`: status, progress, partial_image, or at last the state in which the job ended."""
+    """`type` is status, progress or partial_image, and finally the terminal state of the job."""
 
     id: str
     type: str

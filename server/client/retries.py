@@ -1,4 +1,4 @@
-"""When to try a request again, and how long to wait before."""
+"""Retry policy: which requests to retry, and after how long."""
 
 import email.utils
 import random
@@ -6,29 +6,29 @@ import time
 
 import httpx
 
-#: Too many, or nobody there just now. A 500 is a job that failed after its own tries: another would end the same way.
+#: Too many requests, or no gateway or worker for the moment. Not 500: that job has used up its attempts on the server.
 RETRIED = (429, 502, 503, 504)
 
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 8.0
-#: Who is asked to stay away longer than this would rather hear of it.
+FIRST_DELAY_S, LONGEST_DELAY_S = 0.5, 8.0
+#: Give up, rather than sleep, when Retry-After is longer than this.
 LONGEST_RETRY_AFTER_S = 120.0
 
 
-def pause_s(attempt: int, answer: httpx.Response | None) -> float | None:
-    """How long to wait before the next try; None: there is no point in one. `answer` is None if there was none."""
-    backoff: float = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**attempt) * random.uniform(0.75, 1.0)
-    if answer is None:
+def retry_delay_s(attempt: int, response: httpx.Response | None) -> float | None:
+    """Seconds to wait before the next attempt, None to give up. `response` is None if the connection failed."""
+    backoff: float = min(LONGEST_DELAY_S, FIRST_DELAY_S * 2**attempt) * random.uniform(0.75, 1.0)
+    if response is None:
         return backoff
-    if answer.status_code not in RETRIED:
+    if response.status_code not in RETRIED:
         return None
-    asked = _retry_after_s(answer.headers.get("retry-after", ""))
-    if asked is None:
+    retry_after_s = _parse_retry_after(response.headers.get("retry-after", ""))
+    if retry_after_s is None:
         return backoff
-    return asked if asked <= LONGEST_RETRY_AFTER_S else None
+    return retry_after_s if retry_after_s <= LONGEST_RETRY_AFTER_S else None
 
 
-def _retry_after_s(text: str) -> float | None:
-    """RFC 9110: seconds, or a date."""
+def _parse_retry_after(text: str) -> float | None:
+    """Seconds from now; the header is a number of seconds or an HTTP date (RFC 9110)."""
     if text.isdigit():
         return float(text)
     try:

@@ -1,1 +1,1 @@
-"""The HTTP process: app builds it, dependencies and lifespan say what routes share; then routes/."""
+"""The HTTP gateway: `app` assembles it, `dependencies` and `lifespan` hold what requests share; then see `routes`."""

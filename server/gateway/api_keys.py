@@ -1,4 +1,4 @@
-"""Who may call: API keys, kept as hashes, in a file that is read again when it changes.
+"""API keys: stored as hashes, in a file that is read again when it changes.
 
 A line of the file is a name, the key's hash, and limits that differ from the service's own:
 
@@ -25,52 +25,53 @@ from server.errors import ConfigError, InvalidApiKey, KeyNameRefused
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
-PREFIX = "fl-"
-LOOK_S = 1.0  # between two looks at the file
+KEY_PREFIX = "fl-"
+RELOAD_INTERVAL_S = 1.0  # between two checks of whether the file has changed
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _HASH = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The owner of a key. Nobody in particular, with neither name nor limits, where there are no keys."""
+    """The owner of a key, with their limits. `ANONYMOUS`, without name or limits, on a service without keys."""
 
     name: str = ""
-    rate_limit: int = 0  #: requests a minute that draw or upload; 0: as many as he likes
-    max_jobs: int = 0  #: jobs that may wait or run at a time; 0: as many as he likes
+    rate_limit: int = 0  #: requests per minute that generate or upload; 0: no limit
+    max_jobs: int = 0  #: jobs that wait or run at the same time; 0: no limit
     disabled: bool = False
 
 
-NOBODY = Caller()
+ANONYMOUS = Caller()
 
 
 def new_key() -> str:
-    """256 random bits: nobody finds them by trying, so that a plain hash keeps them as well as a slow one."""
-    return PREFIX + secrets.token_urlsafe(32)
+    """Return 256 random bits as text: too many to guess, so a plain hash protects a key as well as a slow one."""
+    return KEY_PREFIX + secrets.token_urlsafe(32)
 
 
-def hashed(key: str) -> str:
+def hash_key(key: str) -> str:
+    """Return a key's hash as it stands in the file."""
     return "sha256:" + hashlib.sha256(key.encode()).hexdigest()
 
 
-def make(name: str) -> None:
-    """Print a new key for people (standard error), and its line for the file (standard output).
+def print_new_key(name: str) -> None:
+    """Print a new key for a person (to standard error), and its line for the file (to standard output).
 
     Raises:
         KeyNameRefused: the name could not stand in the file.
     """
     if not _NAME.fullmatch(name):
-        raise KeyNameRefused(f"{name[:80]!r} is no name for a key: 1 to 64 letters, digits, '.', '_' or '-'.")
+        raise KeyNameRefused(f"{name[:80]!r} is not a valid key name: use 1 to 64 letters, digits, '.', '_' or '-'.")
     key = new_key()
     print(f"The key of {name}, shown only now:\n  {key}\nIts line for FLUID_API_KEYS_FILE:", file=sys.stderr)
-    print(f"{name} {hashed(key)}")
+    print(f"{name} {hash_key(key)}")
 
 
 def parse_keys(text: str, default: Caller, where: str) -> dict[str, Caller]:
-    """{hash: its caller}; lines end with a newline or a semicolon.
+    """Parse lines, which end with a newline or a semicolon, into {hash: caller}.
 
     Raises:
-        ConfigError: names the line and what is wrong with it.
+        ConfigError: a line is invalid; the message names it and what is wrong with it.
     """
     found: dict[str, Caller] = {}
     for number, line in enumerate(re.split(r"[\n;]", text), 1):
@@ -80,16 +81,16 @@ def parse_keys(text: str, default: Caller, where: str) -> dict[str, Caller]:
         try:
             name, digest, *limits = words
             if not _NAME.fullmatch(name) or not _HASH.fullmatch(digest):
-                raise ValueError("it begins with a name (letters, digits, '.', '_', '-') and sha256: with 64 digits")
+                raise ValueError("it must begin with a name (letters, digits, '.', '_', '-') and sha256: and 64 digits")
             if digest in found:
                 raise ValueError(f"{found[digest].name!r} has the same key")
-            found[digest] = _limited(replace(default, name=name), limits)
-        except ValueError as error:  # the line itself is not shown: somebody may have put a key into it
-            raise ConfigError(f"{where}, line {number}: {error}. `fluid keys new NAME` prints a right line.") from error
+            found[digest] = _with_limits(replace(default, name=name), limits)
+        except ValueError as error:  # the line itself is not shown: it may contain a key
+            raise ConfigError(f"{where}, line {number}: {error}. `fluid keys new NAME` prints a valid line.") from error
     return found
 
 
-def _limited(caller: Caller, words: list[str]) -> Caller:
+def _with_limits(caller: Caller, words: list[str]) -> Caller:
     for word in words:
         name, _, value = word.partition("=")
         if word == "disabled":
@@ -99,70 +100,70 @@ def _limited(caller: Caller, words: list[str]) -> Caller:
         elif name == "max_jobs" and value.isdecimal():
             caller = replace(caller, max_jobs=int(value))
         else:
-            raise ValueError(f"{word[:30]!r} is none of rate_limit=NUMBER, max_jobs=NUMBER and disabled")
+            raise ValueError(f"{word[:30]!r} is not one of rate_limit=NUMBER, max_jobs=NUMBER, disabled")
     return caller
 
 
 class KeyRing:
-    """All keys of FLUID_API_KEYS and FLUID_API_KEYS_FILE. A broken file leaves the keys that were good.
+    """All keys of FLUID_API_KEYS and FLUID_API_KEYS_FILE. A file that becomes invalid leaves the last valid keys.
 
     Raises:
-        ConfigError: at the start nothing is good yet.
+        ConfigError: the keys are invalid at the start, or there are limits without keys.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._default = Caller(rate_limit=settings.rate_limit, max_jobs=settings.max_jobs)
         self._inline = parse_keys(settings.api_keys, self._default, "FLUID_API_KEYS")
         self._file = Path(settings.api_keys_file).expanduser() if settings.api_keys_file else None
-        self._stamp: tuple[int, ...] = ()
-        self._look_at = 0.0
-        self._complained = ""
+        self._file_version: tuple[int, ...] = ()
+        self._next_check_at = 0.0
+        self._logged_error = ""
         self._from_file: Mapping[str, Caller] = {}
         if self._file is not None:
-            self._refresh(self._file)
+            self._load(self._file)
         self.required = settings.wants_keys
         if (settings.rate_limit or settings.max_jobs) and not self.required:
-            raise ConfigError("FLUID_RATE_LIMIT and FLUID_MAX_JOBS are limits of keys: set FLUID_API_KEYS_FILE too.")
+            raise ConfigError("FLUID_RATE_LIMIT and FLUID_MAX_JOBS limit API keys: set FLUID_API_KEYS_FILE too.")
 
     def caller(self, authorization: str) -> Caller:
-        """Whose key the header carries.
+        """Return the caller whose key the Authorization header carries.
 
         Raises:
-            InvalidApiKey: none that is known.
+            InvalidApiKey: it carries none, or an unknown one.
         """
         if not self.required:
-            return NOBODY
-        self._look()
+            return ANONYMOUS
+        self._reload_if_due()
         scheme, _, key = authorization.partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
-            raise InvalidApiKey("This service wants an API key: send the header 'Authorization: Bearer KEY'.")
-        digest = hashed(key.strip())  # found by its hash, so that how long the search takes tells nothing of the key
+            raise InvalidApiKey("This service requires an API key: send the header 'Authorization: Bearer KEY'.")
+        digest = hash_key(key.strip())  # looked up by hash, so timing reveals nothing of the key
         caller = self._from_file.get(digest) or self._inline.get(digest)
         if caller is None:
-            raise InvalidApiKey("Nobody has this API key. Ask the operator of this service for one.")
+            raise InvalidApiKey("Unknown API key. Ask the operator of this service for one.")
         return caller
 
-    def _look(self) -> None:
-        """Keys come and go without a restart."""
-        if self._file is None or time.monotonic() < self._look_at:
+    def _reload_if_due(self) -> None:
+        """Reload the file at most once per RELOAD_INTERVAL_S, so that keys change without a restart."""
+        if self._file is None or time.monotonic() < self._next_check_at:
             return
-        self._look_at = time.monotonic() + LOOK_S
+        self._next_check_at = time.monotonic() + RELOAD_INTERVAL_S
         try:
-            self._refresh(self._file)
-            self._complained = ""
+            self._load(self._file)
+            self._logged_error = ""
         except ConfigError as error:
-            if str(error) != self._complained:
-                log.error("%s The keys that were good go on.", error)
-            self._complained = str(error)
+            if str(error) != self._logged_error:
+                log.error("%s The last valid keys stay in use.", error)
+            self._logged_error = str(error)
 
-    def _refresh(self, file: Path) -> None:
-        """Read it if it is another than the last time."""
+    def _load(self, file: Path) -> None:
+        """Read the file if it has changed since the last time."""
         try:
             found = file.stat()
-            stamp = (found.st_mtime_ns, found.st_size, found.st_ino)
-            if stamp == self._stamp:
+            version = (found.st_mtime_ns, found.st_size, found.st_ino)
+            if version == self._file_version:
                 return
-            self._stamp = stamp  # of before reading: what is written meanwhile is read the next time
+            self._file_version = version  # from before reading: what is written meanwhile is read the next time
             text = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"FLUID_API_KEYS_FILE: {file} cannot be read: {error}.") from error

@@ -1,4 +1,4 @@
-"""The HTTP front: routes, errors and metrics in one app. Imports no torch and no model."""
+"""The HTTP gateway as a FastAPI app: middleware, error handlers, routes. It imports neither torch nor the model."""
 
 import logging
 from collections.abc import AsyncIterator, Callable
@@ -19,21 +19,22 @@ from server.gateway.middleware.errors import UnhandledErrors, install_error_hand
 from server.gateway.middleware.request_context import RequestContext
 from server.gateway.middleware.slow_clients import SlowClientTimeouts
 from server.gateway.routes import batches, edits, files, images, jobs, operations
-from server.gateway.schemas.openapi import ANY_ERROR
-from server.gateway.schemas.openapi_examples import install_examples
+from server.gateway.schemas.openapi import ANY_ERROR, install_openapi
 from server.gateway.webhooks import parse_secret
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
-DESCRIPTION = """Text to image by a random-order, continuous-token autoregressive model.
+DESCRIPTION = """Text-to-image generation with a random-order, continuous-token autoregressive model.
 
-`POST /v1/images/generations` has the shape of OpenAI's image API; `POST /v1/jobs` queues the same request
-without waiting. The same seed and parameters give the same picture. The playground is at [/](/).
+`POST /v1/images/generations` is compatible with OpenAI's image API and waits for the images. `POST /v1/jobs` takes the
+same request and returns at once. The same seed and parameters give the same image. The playground is at [/](/).
 """
 OpenServices = Callable[[Settings], AbstractAsyncContextManager[Services]]
 
 
 def create_app(settings: Settings, open_services: OpenServices = open_services) -> FastAPI:
+    """Assemble the app; `open_services` is called when it starts."""
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with open_services(settings) as services:
@@ -47,28 +48,32 @@ def create_app(settings: Settings, open_services: OpenServices = open_services) 
         lifespan=lifespan,
         responses=ANY_ERROR,
     )
-    # The last one is the outermost: what any of the others refuses has its id and is counted too.
-    app.add_middleware(BodyLimit, patience_s=settings.body_timeout_s)
+    # The last one is the outermost: requests that the others reject also get an id and are counted.
+    app.add_middleware(BodyLimit, timeout_s=settings.body_timeout_s)
     app.add_middleware(Authenticate, ring=KeyRing(settings), metrics_access=settings.metrics_access)
     app.add_middleware(UnhandledErrors)
-    allow_origins(app, settings.cors_origins)  # browsers ask without a key whether they may send one
+    allow_origins(app, settings.cors_origins)  # outside Authenticate: preflight requests carry no key
     app.add_middleware(RequestContext)
     install_error_handlers(app)
     for module in (images, edits, jobs, files, batches, operations):
         app.include_router(module.router)
-    install_examples(app)
+    install_openapi(app)
     return app
 
 
 def serve(settings: Settings) -> None:
-    """Run until SIGTERM or Ctrl-C; then stop accepting and let requests in flight finish."""
+    """Serve until SIGTERM or Ctrl-C; then stop accepting connections and let requests in flight finish.
+
+    Raises:
+        ConfigError: FLUID_REDIS_URL is empty, or FLUID_WEBHOOK_SECRET is malformed.
+    """
     if not settings.redis_url:
-        raise ConfigError("A gateway needs FLUID_REDIS_URL. `fluid serve` starts everything, Redis included.")
+        raise ConfigError("A gateway needs FLUID_REDIS_URL. To start everything, Redis included, run `fluid serve`.")
     parse_secret(settings.webhook_secret)
     if settings.host not in ("127.0.0.1", "localhost", "::1") and not settings.wants_keys:
         log.warning(
-            "LISTENING ON %s WITHOUT API KEYS: whoever reaches this port can draw, see and cancel everything. "
-            "Set FLUID_API_KEYS_FILE (`fluid keys new NAME`), or listen on 127.0.0.1.",
+            "LISTENING ON %s WITHOUT API KEYS: anyone who can reach this port can submit, read and cancel all jobs. "
+            "Set FLUID_API_KEYS_FILE (see `fluid keys new NAME`), or listen on 127.0.0.1.",
             settings.host,
         )
     uvicorn.run(
@@ -79,6 +84,7 @@ def serve(settings: Settings) -> None:
         log_level=settings.log_level,
         access_log=settings.log_level == "debug",
         timeout_graceful_shutdown=max(1, round(settings.drain_s)),
-        # Longer than the idle time of common load balancers (60 s): who closes first decides who sees a broken request.
+        # Longer than the idle timeout of common load balancers (60 s): if the server closed first, a request that was
+        # just being sent would fail.
         timeout_keep_alive=75,
     )

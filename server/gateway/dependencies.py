@@ -1,12 +1,12 @@
-"""What the routes share, as a FastAPI dependency: queue, fleet, watcher and metrics of one gateway."""
+"""`Services`: the queue, fleet, watcher, stores and metrics that routes share, as a FastAPI dependency."""
 
 from dataclasses import dataclass
 from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
-from server.gateway.batches.files import Files
-from server.gateway.batches.runner import Batches
+from server.gateway.batches.files import FileStore
+from server.gateway.batches.store import BatchStore
 from server.gateway.fleet import Fleet
 from server.gateway.metrics import GatewayMetrics
 from server.gateway.webhooks import Webhooks
@@ -19,6 +19,8 @@ from server.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Services:
+    """Everything that one gateway process opens once and its requests share."""
+
     settings: Settings
     queue: JobQueue
     registry: Registry
@@ -26,17 +28,18 @@ class Services:
     watcher: JobWatcher
     events: Events
     webhooks: Webhooks
-    files: Files
-    batches: Batches
+    files: FileStore
+    batches: BatchStore
     metrics: GatewayMetrics
 
 
 def services_of(request: Request) -> Services:
+    """Return the services of the app that received this request."""
     return cast(Services, request.app.state.services)
 
 
 async def _services(request: Request) -> Services:
-    """A coroutine, because FastAPI sends plain functions through a pool of threads, for every request."""
+    """Async, because FastAPI would run a plain function in its thread pool on every request."""
     return services_of(request)
 
 

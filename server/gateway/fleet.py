@@ -6,11 +6,11 @@ from server.errors import NoWorkers
 from server.model_info import ModelInfo
 from server.queue.registry import Registry, WorkerInfo
 
-FRESH_S = 0.5  # a dead worker is noticed after DEAD_AFTER_S anyway; this only spares Redis under load
+CACHE_S = 0.5  # spares Redis under load; a dead worker is noticed only after DEAD_AFTER_S anyway
 
 
 class Fleet:
-    """Who can draw what, right now."""
+    """The live workers and known models, cached for CACHE_S."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
@@ -19,34 +19,44 @@ class Fleet:
         self._models: dict[str, ModelInfo] = {}
 
     async def refresh(self) -> None:
-        if time.monotonic() - self._read_at < FRESH_S:
+        """Read workers and models again if the cache has expired."""
+        if time.monotonic() - self._read_at < CACHE_S:
             return
         self._workers = await self._registry.workers()
         self._models = await self._registry.models()
         self._read_at = time.monotonic()
 
     async def workers(self) -> list[WorkerInfo]:
+        """Return the live workers, ready or not."""
         await self.refresh()
         return self._workers
 
     async def models(self) -> dict[str, ModelInfo]:
-        """Every model ever published here; jobs for them are accepted even while no worker is up."""
+        """Return every model that a worker ever registered; jobs for them are accepted even while no worker is up.
+
+        Raises:
+            NoWorkers: no worker has registered a model yet.
+        """
         await self.refresh()
         if not self._models:
             raise NoWorkers(
-                "No worker has introduced its model yet. Start one (`fluid worker`) or wait for it to load.",
+                "No worker has registered a model yet. Start a worker (`fluid worker`), or wait for it to load.",
                 retry_after_s=5,
             )
         return self._models
 
     async def default_model(self) -> str:
-        """The model of a live worker, else the first known one."""
+        """Return a model that a live worker serves, or else any known one; the first by name."""
         models = await self.models()
         served = [w.model for w in self._workers if w.model in models]
         return min(served) if served else min(models)
 
     async def require_worker(self, model: str) -> None:
-        """Synchronous callers should learn at once that nobody will answer them."""
+        """Reject a synchronous request at once when no ready worker could answer it.
+
+        Raises:
+            NoWorkers: no live worker serves the model.
+        """
         if not any(w.ready and w.model == model for w in await self.workers()):
             raise NoWorkers(
                 f"No live worker serves {model} right now. POST /v1/jobs queues it until one is back.",
@@ -54,14 +64,14 @@ class Fleet:
             )
 
     async def serves(self, model: str) -> bool:
-        """Whether a live worker draws with it, or is about to."""
+        """Return true if a live worker serves the model or is loading it."""
         return any(w.model == model for w in await self.workers())
 
     async def eta_s(self, model: str, work_ahead: float) -> float | None:
-        """About how long until a job with so much work ahead begins; None if nobody draws.
+        """Estimate the seconds until a job with `work_ahead` row-steps queued before it starts; None without a rate.
 
-        From what the workers measured while they were busy. Rows free up all the time, so of what is in rows half
-        counts; none of it while there is a free row.
+        The rate is what the ready workers measured while busy. Rows free up all the time, so only half of the work
+        in running rows counts, and none of it while any row is free.
         """
         ready = [w for w in await self.workers() if w.ready and w.model == model]
         row_steps_per_s = sum(w.row_steps_per_s for w in ready)
@@ -71,7 +81,7 @@ class Fleet:
         return (work_ahead + running / 2) / row_steps_per_s
 
     async def unready_reason(self) -> str | None:
-        """None if a live worker has drawn its canary picture; else what is missing."""
+        """Return None if a live worker has generated its canary image, or else the reason why none has."""
         workers = await self.workers()
         if any(w.ready for w in workers):
             return None

@@ -1,11 +1,12 @@
-"""What the routes share: queue, fleet, watcher and metrics of one gateway."""
+"""Open and close what a gateway process shares between requests, and run its background work."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from server.background import running
-from server.gateway.batches.files import Files
-from server.gateway.batches.runner import Batches
+from server.gateway.batches.files import FileStore
+from server.gateway.batches.runner import BatchRunner
+from server.gateway.batches.store import BatchStore
 from server.gateway.dependencies import Services
 from server.gateway.fleet import Fleet
 from server.gateway.metrics import GatewayMetrics
@@ -21,7 +22,10 @@ from server.settings import Settings
 
 @asynccontextmanager
 async def open_services(settings: Settings) -> AsyncIterator[Services]:
-    """Connects lazily: a gateway starts, and answers 503, while Redis is still away."""
+    """Open the services and run webhooks and batches beside them.
+
+    Redis is connected lazily: a gateway starts, and answers 503, while Redis is still unreachable.
+    """
     async with connect(settings.redis_url, QUICK_TIMEOUT_S) as redis:
         queue = JobQueue(redis, settings)
         registry = Registry(redis, settings.namespace)
@@ -37,15 +41,16 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
                 sent=metrics.webhooks,
                 bugs=metrics.bugs,
             )
-            files = Files(queue, settings.batch_ttl_s)
-            batches = Batches(queue, fleet, files, settings.batch_ttl_s, metrics.bugs)
+            files = FileStore(queue, settings.batch_ttl_s)
+            batches = BatchStore(queue, files, settings.batch_ttl_s)
+            runner = BatchRunner(queue, fleet, files, batches, settings.batch_ttl_s, metrics.bugs)
             events = Events(queue, watcher)
             services = Services(settings, queue, registry, fleet, watcher, events, hooks, files, batches, metrics)
 
-            async def describe(job_id: str) -> dict[str, object]:
+            async def job_as_json(job_id: str) -> dict[str, object]:
                 return (await job_object(services, await queue.get(job_id))).model_dump()
 
-            async with running(hooks.forever(describe), batches.forever()):
+            async with running(hooks.run_forever(job_as_json), runner.run_forever()):
                 yield services
         finally:
             await watcher.stop()

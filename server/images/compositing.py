@@ -17,7 +17,7 @@ class Known:
     """A picture of which a part stays; the rest is decoded around it."""
 
     pixels: bytes  #: RGB, height * width * 3
-    stays: bytes | int  #: one byte per token, 1 where it stays; or how many stay, those that the order decides first
+    kept: bytes | int  #: one byte per token, 1 where it stays; or how many stay, those that the order decides first
 
 
 @dataclass(frozen=True, slots=True)

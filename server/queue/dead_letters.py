@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from server.errors import UnknownDeadLetter
 from server.jobs import JobError, JobInput
-from server.queue.job_queue import JobQueue
+from server.queue.job_queue import JobQueue, Submission
 
 PAGE = 500
 
@@ -60,7 +60,7 @@ class DeadLetters:
         before the letter is dropped, and repeated, still draws once.
         """
         job_id = f"{letter.job_id}_r{letter.entry.replace('-', '')}"
-        await self._queue.enqueue(job_id, letter.input, letter.kind)
+        await self._queue.enqueue(Submission(job_id, letter.input, letter.kind))
         await self.drop(letter)
         return job_id
 

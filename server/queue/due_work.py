@@ -10,14 +10,14 @@ from prometheus_client import Counter
 from redis.exceptions import RedisError
 
 from server import background
-from server.queue.job_queue import JobQueue
+from server.queue.scripts import QueueConnection
 
 log = logging.getLogger(__name__)
 LOOK_S = 0.5
 
 
 async def poll_due(
-    queue: JobQueue,
+    queue: QueueConnection,
     name: str,
     work: Callable[[str], Coroutine[Any, Any, None]],
     *,

@@ -14,7 +14,7 @@ from typing import cast
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from server.jobs import JobRecord, JobState, Lease
+from server.jobs import JobRecord, JobState
 from server.queue.job_queue import JobQueue
 from server.queue.watcher import JobWatcher
 
@@ -107,11 +107,6 @@ class Events:
     async def preview(self, job_id: str, index: int, number: int) -> bytes | None:
         key = self._queue.keys.preview_bytes(job_id, index, number)
         return cast("bytes | None", await self._queue.redis.execute_command("GET", key, NEVER_DECODE=True))
-
-
-async def show(queue: JobQueue, lease: Lease, index: int, number: int, data: bytes) -> None:
-    """The worker's side of a preview; nothing happens if its lease was lost."""
-    await queue.run("preview", [lease.job_id, lease.token, index, number, data, queue.ttl_s])
 
 
 async def _rings(bell: asyncio.Event, seconds: float) -> bool:

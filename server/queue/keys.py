@@ -5,12 +5,6 @@ out only while it runs.
 """
 
 from dataclasses import dataclass
-from importlib import resources
-
-SCRIPTS = (
-    "enqueue", "take", "reclaim", "pulse", "save", "preview", "finish", "give_back", "cancel", "place", "sweep",
-    "follow", "claim", "rate", "batch_create", "batch_move",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +134,3 @@ class Keys:
 
     def worker(self, worker_id: str) -> str:
         return self._key("worker", worker_id)
-
-
-def load_script(name: str) -> str:
-    folder = resources.files("server.queue") / "lua"
-    return (folder / "common.lua").read_text() + "\n" + (folder / f"{name}.lua").read_text()

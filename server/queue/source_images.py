@@ -1,26 +1,26 @@
-"""Pictures that requests start from, in Redis beside their job until it ends."""
+"""Source images of edits: kept in Redis beside their job until it ends."""
 
 from typing import cast
 
 from server.jobs import JobInput
-from server.queue.job_queue import JobQueue
+from server.queue.scripts import QueueConnection
 
-#: Of one whose job is not accepted yet. Accepting it makes the picture stay, ending the job deletes it (see lua/).
+#: Time to live until the job is accepted. Accepting it makes the image stay, ending the job deletes it (see lua/).
 UNCLAIMED_S = 60
 
 
-async def keep(queue: JobQueue, job_id: str, data: bytes) -> None:
-    """Before the job is accepted: no worker may find it without its picture."""
+async def store(queue: QueueConnection, job_id: str, data: bytes) -> None:
+    """Store the image of a job that is about to be accepted."""
     await queue.redis.set(queue.keys.input_bytes(job_id), data, ex=UNCLAIMED_S)
 
 
-async def drop(queue: JobQueue, job_id: str) -> None:
-    """The job was not accepted, or had been before."""
+async def delete(queue: QueueConnection, job_id: str) -> None:
+    """Delete the image of a job that was not accepted."""
     await queue.redis.delete(queue.keys.input_bytes(job_id))
 
 
-async def fetch(queue: JobQueue, job: JobInput) -> bytes | None:
-    """The bytes of `edits.pack`; None if they are gone."""
+async def load(queue: QueueConnection, job: JobInput) -> bytes | None:
+    """The bytes that `compositing.pack` made; None if the job has no source image or it is gone."""
     if job.edit is None:
         return None
     key = queue.keys.input_bytes(job.edit.source)

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from server.jobs import TERMINAL, JobState
+from server.jobs import PRIORITIES, TERMINAL, JobState
+from server.queue.scripts import QueueConnection
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,3 +39,37 @@ class QueueCounts:
     @property
     def ended(self) -> int:
         return sum(self.states.get(s.value, 0) for s in TERMINAL)
+
+
+async def queue_counts(queue: QueueConnection) -> QueueCounts:
+    """Everything at one moment: counters, and the structures that must agree with them."""
+    models = await queue.redis.hkeys(queue.keys.models_hash)
+    lines = [queue.keys.since_zset(model, priority) for model in models for priority in PRIORITIES]
+    async with queue.redis.pipeline(transaction=True) as pipe:
+        pipe.hgetall(queue.keys.counters_hash)
+        pipe.xlen(queue.keys.dead_stream)
+        pipe.zcard(queue.keys.ended_zset)
+        pipe.time()
+        for line in lines:
+            pipe.zcard(line)
+            pipe.zrange(line, 0, 0, withscores=True)
+        for model in models:
+            pipe.zcard(queue.keys.leases_zset(model))
+        raw, dead, kept, (seconds, micros), *rest = await pipe.execute()
+    sizes, oldest, leases = rest[: 2 * len(lines) : 2], rest[1 : 2 * len(lines) : 2], rest[2 * len(lines) :]
+    now = seconds + micros / 1e6
+    waiting = [(model, priority) for model in models for priority in PRIORITIES]
+    return QueueCounts(
+        submitted={k.split(":")[1]: int(v) for k, v in raw.items() if k.startswith("submitted:")},
+        states={s.value: int(raw.get(f"state:{s.value}", 0)) for s in JobState},
+        redeliveries=int(raw.get("redeliveries", 0)),
+        fenced=int(raw.get("fenced", 0)),
+        dead_lettered=int(raw.get("dead_lettered", 0)),
+        expired=int(raw.get("expired", 0)),
+        dead_letter_depth=dead,
+        oldest_age_s=max([0.0, *(now - first[0][1] for first in oldest if first)]),
+        waiting=dict(zip(waiting, sizes, strict=True)),
+        waiting_work={model: int(raw.get(f"work:{model}", 0)) for model in models},
+        leases=sum(leases),
+        kept=kept,
+    )

@@ -10,7 +10,7 @@ from redis.exceptions import RedisError
 
 from server.jobs import IMPOSSIBLE, JobError, JobMetrics, JobState
 from server.metrics import Tally
-from server.queue.job_queue import JobQueue
+from server.queue.lease_queue import LeaseQueue
 from server.worker.engine.slot import EngineSlot
 from server.worker.held_job import HeldJob
 from server.worker.scheduler import Scheduler
@@ -25,7 +25,7 @@ class Completion:
 
     def __init__(
         self,
-        queue: JobQueue,
+        queue: LeaseQueue,
         engine: EngineSlot,
         scheduler: Scheduler,
         snapshots: SnapshotStore,

@@ -9,7 +9,7 @@ from server.images.compositing import Source
 from server.jobs import JobState, Lease
 from server.metrics import Tally
 from server.queue import source_images
-from server.queue.job_queue import JobQueue
+from server.queue.lease_queue import LeaseQueue
 from server.worker.completion import Completion
 from server.worker.engine.slot import EngineSlot
 from server.worker.held_job import HeldJob
@@ -25,7 +25,7 @@ class Intake:
 
     def __init__(
         self,
-        queue: JobQueue,
+        queue: LeaseQueue,
         engine: EngineSlot,
         scheduler: Scheduler,
         completion: Completion,
@@ -51,7 +51,7 @@ class Intake:
 
     async def _load_source(self, job: HeldJob) -> bool:
         """Load the image that an edit starts from. False: the job was rejected, because no attempt would find one."""
-        data = await self._completion.persist(lambda: source_images.fetch(self._queue, job.lease.input))
+        data = await self._completion.persist(lambda: source_images.load(self._queue, job.lease.input))
         try:
             if data is None:
                 raise ValueError("the source image is gone; send the request again")

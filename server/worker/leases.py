@@ -6,7 +6,7 @@ import time
 
 from redis.exceptions import RedisError
 
-from server.queue.job_queue import JobQueue, LeaseRenewal
+from server.queue.lease_queue import LeaseQueue, LeaseRenewal
 from server.worker.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
@@ -17,7 +17,7 @@ LISTEN_S = 1.0
 class LeaseRenewer:
     """Renews leases and reports progress; the queue's answers become flags that the loop reads."""
 
-    def __init__(self, queue: JobQueue, scheduler: Scheduler, lease_s: float) -> None:
+    def __init__(self, queue: LeaseQueue, scheduler: Scheduler, lease_s: float) -> None:
         self._queue = queue
         self._scheduler = scheduler
         self._renew_every = lease_s / 3
@@ -51,7 +51,7 @@ class CancelListener:
     """Flags canceled jobs, so that their rows are free within one step. The renewer reads the same flags, in case a
     message is lost."""
 
-    def __init__(self, queue: JobQueue, scheduler: Scheduler) -> None:
+    def __init__(self, queue: LeaseQueue, scheduler: Scheduler) -> None:
         self._queue = queue
         self._scheduler = scheduler
 

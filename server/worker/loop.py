@@ -15,7 +15,7 @@ from server.errors import EngineBroken
 from server.jobs import JobError
 from server.metrics import Tally
 from server.model_info import ModelInfo
-from server.queue.job_queue import JobQueue
+from server.queue.lease_queue import LeaseQueue
 from server.queue.registry import Registry
 from server.settings import Settings
 from server.worker.completion import Completion
@@ -42,7 +42,7 @@ class Worker:
     """One engine, one event loop. It survives an unreachable Redis; an engine's failure costs only the job at fault."""
 
     def __init__(
-        self, settings: Settings, queue: JobQueue, registry: Registry, factory: Callable[[str], Engine]
+        self, settings: Settings, queue: LeaseQueue, registry: Registry, factory: Callable[[str], Engine]
     ) -> None:
         """`factory` loads the engine for a checkpoint."""
         self.settings = settings

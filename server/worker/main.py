@@ -6,7 +6,7 @@ import signal
 from dataclasses import replace
 
 from server.errors import ConfigError
-from server.queue.job_queue import JobQueue
+from server.queue.lease_queue import LeaseQueue
 from server.queue.redis_client import PATIENT_TIMEOUT_S, connect
 from server.queue.registry import Registry
 from server.settings import Settings
@@ -25,7 +25,7 @@ async def serve(settings: Settings) -> None:
         def factory(checkpoint: str) -> Engine:
             return load_engine(replace(settings, checkpoint=checkpoint))
 
-        worker = Worker(settings, JobQueue(redis, settings), Registry(redis, settings.namespace), factory)
+        worker = Worker(settings, LeaseQueue(redis, settings), Registry(redis, settings.namespace), factory)
         loop = asyncio.get_running_loop()
         for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, worker.stop)

@@ -14,8 +14,7 @@ from server.images.compositing import Source, blend
 from server.images.recipe import recipe
 from server.jobs import JobError, JobInput, JobState, Output
 from server.metrics import Tally
-from server.queue.events import show
-from server.queue.job_queue import JobQueue
+from server.queue.lease_queue import LeaseQueue
 from server.worker.completion import Completion
 from server.worker.engine.slot import EngineSlot
 from server.worker.held_job import HeldJob
@@ -29,7 +28,7 @@ class Publisher:
     """Encodes and stores images, and finishes a job with its last one."""
 
     def __init__(
-        self, queue: JobQueue, engine: EngineSlot, completion: Completion, snapshots: SnapshotStore, tally: Tally
+        self, queue: LeaseQueue, engine: EngineSlot, completion: Completion, snapshots: SnapshotStore, tally: Tally
     ) -> None:
         self.running: set[asyncio.Task[None]] = set()  #: images on their way into Redis
         self._previews: set[asyncio.Task[None]] = set()
@@ -57,7 +56,7 @@ class Publisher:
         loop = asyncio.get_running_loop()
         try:
             data, _ = await loop.run_in_executor(self._pool, _encode, pixels, job.lease.input, job.source, {})
-            await show(self._queue, job.lease, index, number, data)
+            await self._queue.store_preview(job.lease, index, number, data)
         except (OSError, ValueError, RedisError) as error:
             log.warning("no preview %d of image %d of %s: %s", number, index, job.lease.job_id, error)
 

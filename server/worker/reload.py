@@ -13,8 +13,9 @@ from redis.exceptions import RedisError
 
 from server.errors import FluidError, ReloadRefused
 from server.model_info import ModelInfo
-from server.queue.job_queue import JobQueue
+from server.queue.lease_queue import LeaseQueue
 from server.queue.registry import Registry, ReloadRequest
+from server.queue.statistics import queue_counts
 from server.worker.engine.slot import EngineSlot
 from server.worker.engine.thread import EngineThread
 from server.worker.heartbeat import Heartbeat
@@ -39,7 +40,7 @@ class Reloader:
         self,
         configured: str,
         registry: Registry,
-        queue: JobQueue,
+        queue: LeaseQueue,
         engine: EngineSlot,
         heartbeat: Heartbeat,
         load: Callable[[str], Awaitable[tuple[EngineThread, ModelInfo]]],
@@ -92,7 +93,7 @@ class Reloader:
         if old.id == info.id:
             return
         others = [w for w in await self._registry.workers() if w.model == old.id and w.ready]
-        waiting = (await self._queue.counts()).waiting_work.get(old.id, 0)
+        waiting = (await queue_counts(self._queue)).waiting_work.get(old.id, 0)
         if waiting and len(others) < 2:
             raise ReloadRefused(
                 f"Jobs wait for {old.id}, which no other live worker serves. Start one with it, or try again later."

@@ -8,7 +8,7 @@ from redis.exceptions import RedisError
 
 from server.jobs import Output
 from server.metrics import Tally
-from server.queue.job_queue import JobQueue
+from server.queue.lease_queue import LeaseQueue
 from server.worker.engine.slot import EngineSlot
 from server.worker.held_job import HeldJob
 
@@ -21,7 +21,7 @@ class SnapshotStore:
     Snapshots are saved under the checkpoint's SHA-256; those of other weights are not loaded.
     """
 
-    def __init__(self, queue: JobQueue, engine: EngineSlot, tally: Tally) -> None:
+    def __init__(self, queue: LeaseQueue, engine: EngineSlot, tally: Tally) -> None:
         self._queue = queue
         self._engine = engine
         self._tally = tally

@@ -12,7 +12,7 @@ from benchmarks import batching, edits, exact, growth
 from benchmarks.fast import kernel_distance
 from benchmarks.machine import alive
 from model.config import KlConfig, MarConfig
-from model.diffusion import make_schedule
+from model.inference.chains import make_chains
 from model.inference.engine import Engine
 from model.inference.load import load_engine
 from model.inference.prompts import LabelPrompts
@@ -75,8 +75,8 @@ def test_the_eager_chain_draws_from_the_distribution_of_the_engine() -> None:
         torch.zeros(2, 64, 4), torch.zeros(2, 64, dtype=torch.bool),
         engine._null.stack([engine.conditioner("a"), engine._null]),
     ).flatten(0, 1)  # fmt: skip
-    schedule = make_schedule(exact.DIFFUSION_STEPS)
-    eager = torch.stack([exact._eager_chain(model, z, schedule) for _ in range(60)])
+    chains = make_chains(model.head, (exact.DIFFUSION_STEPS,))
+    eager = torch.stack([exact._eager_chain(model, z, chains) for _ in range(60)])
     ours = torch.stack(drawn)
     scale = ours.std()
     assert (eager.mean(0) - ours.mean(0)).abs().mean() < 0.25 * scale

@@ -1,6 +1,6 @@
-"""Dockerfile, compose, Prometheus and Grafana name things of this project; each of them must exist.
+"""Dockerfile, compose, Prometheus and Grafana refer to things of this project, and each of them must exist.
 
-Nothing is built here: that needs a Docker daemon. What a typing error would break is compared with the code instead.
+Nothing is built here: that needs a Docker daemon. The files are compared with the code instead.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 import yaml
 
-from server import metrics
 from server.cli import main
 from server.errors import RequestError
 from server.gateway.app import create_app
+from server.gateway.metrics import GatewayMetrics, render
 from server.jobs import JobState
+from server.metrics import WORKER_SPECS, Tally
 from server.queue.registry import WorkerInfo
 from server.queue.statistics import QueueCounts
 from server.settings import Settings
@@ -29,7 +30,7 @@ DOCKER = ROOT / "docker"
 
 
 def instructions() -> list[tuple[str, str, str]]:
-    """(stage, instruction, argument) of the Dockerfile."""
+    """Parse the Dockerfile into (stage, instruction, argument)."""
     text = re.sub(r"^#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.M).replace("\\\n", " ")
     found, stage = [], ""
     for line in filter(None, map(str.strip, text.splitlines())):
@@ -51,7 +52,7 @@ def compose(name: str = "compose.yaml") -> dict[str, Any]:
 # --- Dockerfile --------------------------------------------------------------------------------------------
 
 
-def test_stages_build_on_stages_that_are_there() -> None:
+def test_stages_build_on_existing_stages() -> None:
     known = {"python:3.12-slim"}
     for argument in arguments("FROM"):
         base, name = argument.split(" AS ")
@@ -63,13 +64,13 @@ def test_stages_build_on_stages_that_are_there() -> None:
     assert {"gateway", "worker"} <= known
 
 
-def test_the_python_of_the_images_is_one_that_the_project_supports() -> None:
+def test_the_images_use_a_supported_python() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert "Programming Language :: Python :: 3.12" in project["classifiers"]
     assert all("python:3.12-" in base or base.split()[0] in ("base", "source") for base in arguments("FROM"))
 
 
-def test_what_is_copied_is_there_and_not_ignored() -> None:
+def test_copied_files_exist_and_are_not_ignored() -> None:
     ignored = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and line[0] != "#"]
     allowed = {line[1:] for line in ignored if line.startswith("!")}
     assert ignored[0] == "*"
@@ -83,14 +84,14 @@ def test_what_is_copied_is_there_and_not_ignored() -> None:
 
 
 def pip_lines(text: str) -> list[str]:
-    """Each `pip install` without the options that only say how to install."""
-    found = re.findall(r"pip install ([^&\n]+)", text)
+    """Return the arguments of each `pip install`, without options that only say how to install."""
+    found = re.findall(r"pip install ([^&\n)]+)", text)
     drop = ("-q", "-e", "--no-cache-dir")
     return [" ".join(word for word in shlex.split(line) if word not in drop) for line in found]
 
 
-def test_images_install_what_everybody_installs() -> None:
-    """Another set of versions in the images than in CI is a service that nobody has tested."""
+def test_images_install_the_pinned_versions_of_the_makefile() -> None:
+    """With other versions than in CI, the images would be an untested service."""
     makefile = pip_lines((ROOT / "Makefile").read_text())
     gateway, worker = (pip_lines(" ".join(arguments("RUN", f"{name}-build"))) for name in ("gateway", "worker"))
     assert gateway == ["-c constraints.txt ."]
@@ -100,25 +101,25 @@ def test_images_install_what_everybody_installs() -> None:
 
 
 @pytest.mark.parametrize("stage", ["gateway", "worker"])
-def test_the_commands_are_commands_of_ours(stage: str) -> None:
+def test_image_commands_exist(stage: str) -> None:
     (command,) = arguments("CMD", stage)
     program, *words = json.loads(command)
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
     assert program in scripts
     assert main._parser().parse_args(words).command == stage
-    assert arguments("STOPSIGNAL", stage) == ["SIGTERM"], "what starts the drain"
+    assert arguments("STOPSIGNAL", stage) == ["SIGTERM"], "SIGTERM starts the drain"
     user = arguments("USER", stage)
     assert user == ["10001"] and f"--uid {user[0]}" in arguments("RUN", "base")[0]
 
 
-def test_the_settings_of_the_images_are_settings() -> None:
+def test_image_settings_exist() -> None:
     for stage in ("base", "gateway", "worker"):
         given = dict(word.split("=", 1) for line in arguments("ENV", stage) for word in line.split())
         settings = Settings.from_env({k: v for k, v in given.items() if k.startswith("FLUID_")})
         assert settings.host == ("0.0.0.0" if stage == "gateway" else Settings().host)
 
 
-def test_the_health_check_asks_a_route_on_the_port_that_is_open() -> None:
+def test_the_health_check_uses_a_route_on_the_exposed_port() -> None:
     check = next(a for a in arguments("HEALTHCHECK", "gateway"))
     port, path = re.findall(r"http://127\.0\.0\.1:(\d+)(/[\w/]+)", check)[0]
     assert arguments("EXPOSE", "gateway") == [port] and int(port) == Settings().port
@@ -133,7 +134,7 @@ def routes() -> set[str]:
 
 
 @pytest.mark.parametrize("file", ["compose.yaml", "compose.gpu.yaml"])
-def test_the_settings_of_compose_are_settings(file: str) -> None:
+def test_compose_settings_exist(file: str) -> None:
     for name, service in compose(file)["services"].items():
         given = {k: re.sub(r"\$\{\w+:-(.*)\}", r"\1", v) for k, v in service.get("environment", {}).items()}
         settings = Settings.from_env(given)
@@ -141,11 +142,11 @@ def test_the_settings_of_compose_are_settings(file: str) -> None:
             host, port = settings.redis_url.removeprefix("redis://").split(":")
             assert host in compose()["services"] and port == "6379"
             checkpoint = ROOT / "model" / "checkpoints" / settings.checkpoint
-            assert (checkpoint / "config.json").exists(), "not a shipped one"
+            assert (checkpoint / "config.json").exists(), "not a shipped checkpoint"
 
 
-def test_nothing_is_killed_while_it_drains() -> None:
-    """Docker's own patience is ten seconds, then SIGKILL: every picture under way would be drawn again."""
+def test_the_stop_grace_period_is_longer_than_the_drain() -> None:
+    """Docker's default is SIGKILL after ten seconds: every image in progress would be generated again."""
     for name in ("gateway", "worker"):
         service = compose()["services"][name]
         assert (
@@ -153,7 +154,7 @@ def test_nothing_is_killed_while_it_drains() -> None:
         )
 
 
-def test_services_refer_to_what_is_there() -> None:
+def test_compose_services_refer_to_existing_things() -> None:
     whole = compose()
     services = whole["services"]
     stages = {stage for stage, *_ in instructions()}
@@ -176,7 +177,7 @@ def test_services_refer_to_what_is_there() -> None:
     assert f"127.0.0.1:{Settings().port}:{Settings().port}" in services["gateway"]["ports"]
 
 
-def test_redis_writes_before_it_answers_and_forgets_nothing() -> None:
+def test_redis_persists_before_it_answers_and_evicts_nothing() -> None:
     words = compose()["services"]["redis"]["command"]
     given = dict(zip(words[1::2], words[2::2], strict=True))
     assert given["--appendonly"] == "yes" and given["--appendfsync"] == "always"
@@ -188,15 +189,15 @@ def test_redis_writes_before_it_answers_and_forgets_nothing() -> None:
 
 
 def exposed() -> dict[str, set[str]]:
-    """{sample: its labels} of everything that /metrics can show."""
-    gateway = metrics.GatewayMetrics()
+    """Return {sample: its labels} of everything that /metrics can show."""
+    gateway = GatewayMetrics()
     gateway.requests.labels("/", "GET", "200").inc()
     gateway.duration.labels("/", "GET").observe(1)
     gateway.webhooks.labels("delivered").inc()
     gateway.rejected.labels("queue_full").inc()
     gateway.bugs.labels("batches").inc()
-    tally = metrics.Tally()
-    for name, spec in metrics.WORKER_SPECS.items():
+    tally = Tally()
+    for name, spec in WORKER_SPECS.items():
         (tally.observe(name, 1.0, "x") if spec.buckets else tally.count(name, "x")) if spec.label else (
             tally.observe(name, 1.0) if spec.buckets else tally.count(name)
         )
@@ -205,7 +206,7 @@ def exposed() -> dict[str, set[str]]:
         oldest_age_s=1, dead_letter_depth=1, expired=1, redeliveries=1, fenced=1, dead_lettered=1,
     )  # fmt: skip
     worker = WorkerInfo(id="w", state="ready", model="m", max_rows=1, rows=1, started_at=0.0)
-    text = metrics.render(gateway, counts, [worker], {}, tally.drain(), 0.0).decode()
+    text = render(gateway, counts, [worker], {}, tally.drain(), 0.0).decode()
     found: dict[str, set[str]] = {"up": {"job", "instance"}}
     for name, labels in re.findall(r"^(fluid_\w+)(?:\{(.*)\})? ", text, flags=re.M):
         found.setdefault(name, {"instance", "job"}).update(re.findall(r'(\w+)="', labels))
@@ -220,7 +221,7 @@ def expressions() -> list[str]:
     ]
 
 
-def test_every_metric_and_label_that_is_asked_for_exists() -> None:
+def test_every_metric_and_label_in_an_expression_exists() -> None:
     known = exposed()
     assert len(expressions()) > 30
     for expression in expressions():
@@ -230,12 +231,12 @@ def test_every_metric_and_label_that_is_asked_for_exists() -> None:
         labels = {each for name in names if name in known for each in known[name]}
         for name in names:
             assert name in known, f"{name} is not exposed: {expression}"
-        asked = {word.strip() for group in re.findall(r"\bby \(([^)]*)\)", expression) for word in group.split(",")}
-        asked |= set(re.findall(r"[{,]\s*(\w+)=~?\"", expression))
-        assert asked <= labels, f"{asked - labels}: {expression}"
+        used = {word.strip() for group in re.findall(r"\bby \(([^)]*)\)", expression) for word in group.split(",")}
+        used |= set(re.findall(r"[{,]\s*(\w+)=~?\"", expression))
+        assert used <= labels, f"{used - labels}: {expression}"
 
 
-def test_values_of_labels_are_ones_that_occur(request_errors: set[type[RequestError]]) -> None:
+def test_label_values_in_expressions_occur(request_errors: set[type[RequestError]]) -> None:
     codes = {each.code for each in request_errors}
     for expression in expressions():
         for reason in re.findall(r'reason="(\w+)"', expression):
@@ -250,7 +251,7 @@ def prometheus() -> dict[str, Any]:
     return dict(yaml.safe_load((DOCKER / "prometheus.yml").read_text()))
 
 
-def test_prometheus_scrapes_a_service_of_compose_and_reads_mounted_rules() -> None:
+def test_prometheus_scrapes_a_compose_service_and_reads_mounted_rules() -> None:
     (config,) = prometheus()["scrape_configs"]
     (found,) = config["dns_sd_configs"]
     assert set(found["names"]) <= set(compose()["services"]) and found["port"] == Settings().port
@@ -259,7 +260,7 @@ def test_prometheus_scrapes_a_service_of_compose_and_reads_mounted_rules() -> No
     assert set(prometheus()["rule_files"]) <= mounted
 
 
-def test_alerts_say_what_to_do() -> None:
+def test_every_alert_has_a_summary_and_an_action() -> None:
     for group in yaml.safe_load((DOCKER / "alerts.yml").read_text())["groups"]:
         names = [rule["alert"] for rule in group["rules"]]
         assert len(set(names)) == len(names)
@@ -272,7 +273,7 @@ def test_alerts_say_what_to_do() -> None:
                 assert name in Settings().to_env()
 
 
-def test_grafana_finds_its_source_and_its_dashboard() -> None:
+def test_grafana_finds_its_data_source_and_its_dashboard() -> None:
     source = yaml.safe_load((DOCKER / "grafana/provisioning/datasources/prometheus.yml").read_text())["datasources"][0]
     host, port = re.findall(r"http://(\w+):(\d+)", source["url"])[0]
     assert any(p.endswith(f":{port}") for p in compose()["services"][host]["ports"])

@@ -1,4 +1,4 @@
-"""The playground in a real browser: type, wait, look, take the seed again."""
+"""The playground in a real browser: generate, watch previews, reuse a seed, edit a part."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from server.gateway.api_keys import hashed
+from server.gateway.api_keys import hash_key
 from tests.end_to_end.conftest import serving
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -36,46 +36,46 @@ def page(live: str) -> Iterator[object]:
 
 
 def wait_until(page, condition: str, seconds: float = 60.0) -> None:  # type: ignore[no-untyped-def]
-    """Poll from outside: Playwright's own waiting evaluates strings in the page, which its policy forbids."""
+    """Poll from outside: Playwright's own waiting evaluates strings in the page, which the page's policy forbids."""
     deadline = time.monotonic() + seconds
     while not page.evaluate(condition):
         assert time.monotonic() < deadline, f"{condition} did not come true within {seconds:g} s"
         page.wait_for_timeout(30)
 
 
-def test_a_prompt_becomes_a_picture(page) -> None:  # type: ignore[no-untyped-def]
-    """And nothing is fetched from elsewhere, and the console stays free of errors."""
+def test_a_prompt_becomes_an_image(page) -> None:  # type: ignore[no-untyped-def]
+    """Nothing is fetched from another host, and the console stays free of errors."""
     page.fill("#prompt", "a green apple, flat style")
     page.click("#draw")
     page.wait_for_selector("#pictures figcaption", timeout=60_000)
     assert page.eval_on_selector("#pictures img", "async i => { await i.decode(); return i.naturalWidth }") == 128
-    assert "Drawn in" in page.inner_text("#status")
+    assert "Generated in" in page.inner_text("#status")
     assert page.get_attribute("#pictures img", "alt") == "a green apple, flat style"
     assert page.problems == []
 
 
-def test_the_picture_grows(page) -> None:  # type: ignore[no-untyped-def]
-    """The reason for random order: people see it come. Each preview is another picture, and the last is the result."""
-    page.evaluate("""() => { window.looks = []; new MutationObserver(() => {
-        const image = document.querySelector('#pictures img'); if (image) looks.push(image.src);
+def test_previews_are_shown_while_an_image_is_decoded(page) -> None:  # type: ignore[no-untyped-def]
+    """Every preview differs from the one before, and the last image is the result."""
+    page.evaluate("""() => { window.shown = []; new MutationObserver(() => {
+        const image = document.querySelector('#pictures img'); if (image) shown.push(image.src);
     }).observe(document.getElementById('pictures'), { childList: true, subtree: true }); }""")
     page.fill("#prompt", "a green apple, flat style")
     page.click("#options summary")
     page.fill("#seed", "11")
     page.fill("#num_inference_steps", "16")
     page.click("#draw")
-    wait_until(page, "document.getElementById('status').textContent.startsWith('Drawn in')")
-    looks = page.evaluate("[...new Set(looks)]")
-    assert len(looks) == 4
-    assert looks[-1] == page.get_attribute("#pictures img", "src")
+    wait_until(page, "document.getElementById('status').textContent.startsWith('Generated in')")
+    shown = page.evaluate("[...new Set(shown)]")
+    assert len(shown) == 4
+    assert shown[-1] == page.get_attribute("#pictures img", "src")
     page.fill("#num_inference_steps", "")
     page.fill("#seed", "")
     page.click("#options summary")
     page.evaluate("localStorage.clear()")
 
 
-def test_a_link_draws_the_same_picture(page, live: str) -> None:  # type: ignore[no-untyped-def]
-    """Prompt, seed and settings are in the address."""
+def test_a_link_generates_the_same_image(page, live: str) -> None:  # type: ignore[no-untyped-def]
+    """Prompt, seed and settings are in the URL."""
     page.wait_for_selector("#pictures figcaption", timeout=60_000)
     first, link = page.get_attribute("#pictures img", "src"), page.url
     assert "seed=11" in link and "num_inference_steps=16" in link
@@ -84,7 +84,7 @@ def test_a_link_draws_the_same_picture(page, live: str) -> None:  # type: ignore
     page.goto(link)
     assert page.input_value("#prompt") == "a green apple, flat style"
     page.click("#draw")
-    wait_until(page, "document.getElementById('status').textContent.startsWith('Drawn in')")
+    wait_until(page, "document.getElementById('status').textContent.startsWith('Generated in')")
     assert page.get_attribute("#pictures img", "src") == first
     page.goto("about:blank")
     page.goto(live)
@@ -94,8 +94,8 @@ def test_a_link_draws_the_same_picture(page, live: str) -> None:  # type: ignore
     page.wait_for_selector("#recent img", timeout=60_000)
 
 
-def test_drawing_can_be_canceled(page) -> None:  # type: ignore[no-untyped-def]
-    """With the keyboard too."""
+def test_generation_can_be_canceled(page) -> None:  # type: ignore[no-untyped-def]
+    """By keyboard, too."""
     page.click("#options summary")
     page.fill("#num_inference_steps", "64")
     page.fill("#diffusion_steps", "250")
@@ -111,28 +111,28 @@ def test_drawing_can_be_canceled(page) -> None:  # type: ignore[no-untyped-def]
     page.wait_for_selector("#pictures figcaption", timeout=60_000)
 
 
-def test_seed_and_settings_come_back(page) -> None:  # type: ignore[no-untyped-def]
-    """Use a seed, draw again, get the same bytes; click the recent picture, get its prompt."""
+def test_seed_and_settings_can_be_restored(page) -> None:  # type: ignore[no-untyped-def]
+    """The same seed gives the same bytes, and a click on a recent image restores its prompt."""
     page.wait_for_selector("#pictures figcaption", timeout=60_000)
     first = page.get_attribute("#pictures img", "src")
-    drawn = page.evaluate("document.querySelectorAll('#recent img').length")
+    recent = page.evaluate("document.querySelectorAll('#recent img').length")
     page.click("text=use this seed")
     page.click("#draw")
-    wait_until(page, f"document.querySelectorAll('#recent img').length > {drawn}")
+    wait_until(page, f"document.querySelectorAll('#recent img').length > {recent}")
     assert page.get_attribute("#pictures img", "src") == first
     page.fill("#prompt", "something else")
     page.click("#recent button")
     assert page.input_value("#prompt") == "a green apple, flat style"
 
 
-def test_words_and_styles_help_to_write_a_prompt(page) -> None:  # type: ignore[no-untyped-def]
+def test_words_and_styles_fill_in_the_prompt(page) -> None:  # type: ignore[no-untyped-def]
     page.fill("#filter", "cact")
     page.click("#words button:has-text('cactus')")
     page.click("#styles button:has-text('noto')")
     assert page.input_value("#prompt") == "a cactus, noto style"
 
 
-def test_an_error_is_shown_in_words(page) -> None:  # type: ignore[no-untyped-def]
+def test_an_error_is_shown_as_text(page) -> None:  # type: ignore[no-untyped-def]
     page.fill("#prompt", "a cactus")
     page.click("#options summary")
     page.eval_on_selector("#num_inference_steps", "e => { e.max = 9999; e.value = 9000 }")
@@ -141,16 +141,16 @@ def test_an_error_is_shown_in_words(page) -> None:  # type: ignore[no-untyped-de
     assert "num_inference_steps" in page.inner_text("#status")
 
 
-def test_it_fits_a_phone(page) -> None:  # type: ignore[no-untyped-def]
+def test_the_page_fits_a_phone(page) -> None:  # type: ignore[no-untyped-def]
     page.set_viewport_size({"width": 360, "height": 740})
     overflow = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
     assert overflow <= 0
 
 
-def test_with_keys_the_page_asks_for_one_and_forgets_it(page, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    """A key that is stored, or in the address, is read by whoever uses the browser next."""
+def test_the_page_asks_for_an_api_key_and_does_not_store_it(page, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """The next user of the browser could read a key that is stored or in the URL."""
     key = "fl-secret"
-    with serving(tmp_path, FLUID_API_KEYS=f"alice {hashed(key)}", FLUID_ENGINE="fake") as url:
+    with serving(tmp_path, FLUID_API_KEYS=f"alice {hash_key(key)}", FLUID_ENGINE="fake") as url:
         page = page.context.browser.new_page()
         page.goto(url)
         wait_until(page, "document.querySelector('#key').getAttribute('aria-invalid') === 'true'")
@@ -161,23 +161,23 @@ def test_with_keys_the_page_asks_for_one_and_forgets_it(page, tmp_path: Path) ->
         page.fill("#prompt", "a cat")
         page.press("#prompt", "Enter")
         page.wait_for_selector("#pictures img:not(.preview)")
-        wait_until(page, "document.querySelector('#status').textContent.startsWith('Drawn')")
+        wait_until(page, "document.querySelector('#status').textContent.startsWith('Generated')")
         kept = page.evaluate("JSON.stringify(localStorage) + location.href + document.cookie")
         assert key not in kept and "cat" in kept
         page.close()
 
 
-def test_a_part_is_painted_and_drawn_anew(page, live: str) -> None:  # type: ignore[no-untyped-def]
-    """By pointer on a picture that was just drawn: what is not painted stays, to the pixel."""
-    page.goto("about:blank")  # away from what other tests left in the options
+def test_a_painted_part_is_regenerated(page, live: str) -> None:  # type: ignore[no-untyped-def]
+    """Painted by pointer on an image that was just generated; every pixel outside the paint stays."""
+    page.goto("about:blank")  # drops the options that other tests have set
     page.goto(live)
     page.problems.clear()
     page.fill("#prompt", "a red apple, 3d style")
     page.click("#draw")
-    wait_until(page, "document.getElementById('status').textContent.startsWith('Drawn in')")
+    wait_until(page, "document.getElementById('status').textContent.startsWith('Generated in')")
     before = page.evaluate(PIXELS, "#pictures img")
-    page.click("#pictures figcaption button:has-text('change a part')")
-    assert page.is_disabled("#edit") and page.inner_text("#painted") == "Nothing is painted."
+    page.click("#pictures figcaption button:has-text('edit a part')")
+    assert page.is_disabled("#edit") and page.inner_text("#painted") == "Nothing painted yet."
     page.fill("#editPrompt", "a green apple, flat style")
     page.fill("#feather", "0")
     page.locator("#canvas").scroll_into_view_if_needed()
@@ -189,7 +189,7 @@ def test_a_part_is_painted_and_drawn_anew(page, live: str) -> None:  # type: ign
     share = int(page.inner_text("#painted").split(" %")[0])
     assert 3 <= share <= 25
     page.click("#edit")
-    wait_until(page, "document.getElementById('status').textContent.startsWith('Drawn: only')")
+    wait_until(page, "document.getElementById('status').textContent.startsWith('Done: only')")
     after = page.evaluate(PIXELS, "#pictures figure:last-child img")
     size = int(len(after) ** 0.5)
     changed = [(i % size, i // size) for i, (one, other) in enumerate(zip(before, after, strict=True)) if one != other]
@@ -198,7 +198,7 @@ def test_a_part_is_painted_and_drawn_anew(page, live: str) -> None:  # type: ign
     assert page.problems == []
 
 
-def test_a_part_is_painted_by_keys_and_the_lower_half_by_a_button(page) -> None:  # type: ignore[no-untyped-def]
+def test_the_mask_can_be_painted_by_keyboard_or_by_button(page) -> None:  # type: ignore[no-untyped-def]
     page.focus("#canvas")
     page.click("#clear")
     page.focus("#canvas")

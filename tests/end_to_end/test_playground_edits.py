@@ -1,4 +1,4 @@
-"""The playground's editor in a real browser, and what it keeps; drawn by the fake engine, slowly enough to watch."""
+"""The playground's editor in a real browser, on the fake engine, which is slow enough to watch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.end_to_end.conftest import serving
 from tests.end_to_end.test_playground import CHROMIUM, FLAGS, playwright, wait_until
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium")
-SLOW_MS = 300  # a step: the lower half of the fake's pictures has 8 tokens, so that an edit takes up to 2.4 s
+SLOW_MS = 300  # a step; the lower half of the fake's images has 8 tokens, so an edit takes up to 2.4 s
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def browser() -> Iterator[object]:
 
 @pytest.fixture
 def page(browser, service_url: str) -> Iterator[object]:  # type: ignore[no-untyped-def]
-    """The editor open on a picture whose lower half is painted, with settings of its own."""
+    """Open the editor on an image whose lower half is painted, with settings of its own."""
     page = browser.new_page(viewport={"width": 1100, "height": 800})
     page.problems = []
     page.on("pageerror", lambda error: page.problems.append(str(error)))
@@ -40,8 +40,8 @@ def page(browser, service_url: str) -> Iterator[object]:  # type: ignore[no-unty
     page.fill("#num_inference_steps", "2")
     page.fill("#prompt", "a cat")
     page.click("#draw")
-    wait_until(page, "document.getElementById('status').textContent.startsWith('Drawn in')")
-    page.click("#pictures figcaption button:has-text('change a part')")
+    wait_until(page, "document.getElementById('status').textContent.startsWith('Generated in')")
+    page.click("#pictures figcaption button:has-text('edit a part')")
     page.fill("#editPrompt", "a dog")
     page.click("#lower")
     yield page
@@ -49,8 +49,8 @@ def page(browser, service_url: str) -> Iterator[object]:  # type: ignore[no-unty
     page.close()
 
 
-def test_an_edit_is_drawn_with_all_that_the_options_say(page) -> None:  # type: ignore[no-untyped-def]
-    """Quality, steps, guidance, file and number of pictures had no effect on edits: the form left them out."""
+def test_an_edit_uses_every_option(page) -> None:  # type: ignore[no-untyped-def]
+    """The form left out quality, steps, guidance, file format and number of images, so they had no effect on edits."""
     page.fill("#n", "2")
     page.fill("#seed", "41")
     page.fill("#num_inference_steps", "3")
@@ -61,7 +61,7 @@ def test_an_edit_is_drawn_with_all_that_the_options_say(page) -> None:  # type: 
     page.select_option("#order", "halton")
     page.select_option("#output_format", "webp")
     page.click("#edit")
-    wait_until(page, "document.getElementById('status').textContent.startsWith('Drawn: only')")
+    wait_until(page, "document.getElementById('status').textContent.startsWith('Done: only')")
     links = page.eval_on_selector_all("#pictures figcaption a", "all => all.map((a) => a.href)")
     recipes = [read_metadata(base64.b64decode(link.split("base64,")[1])) or {} for link in links]
     assert [recipe["seed"] for recipe in recipes] == [41, 42]
@@ -73,35 +73,35 @@ def test_an_edit_is_drawn_with_all_that_the_options_say(page) -> None:  # type: 
         assert recipes[0][name] == value
 
 
-def test_a_recalled_edit_does_not_promise_the_same_picture(page) -> None:  # type: ignore[no-untyped-def]
-    """Draw knows nothing of the picture that an edit began with, and yet the page said that it makes it again."""
+def test_a_restored_edit_does_not_promise_the_same_image(page) -> None:  # type: ignore[no-untyped-def]
+    """The page promised the same image, although Generate does not know the source image of the edit."""
     page.click("#edit")
-    wait_until(page, "document.getElementById('status').textContent.startsWith('Drawn: only')")
+    wait_until(page, "document.getElementById('status').textContent.startsWith('Done: only')")
     page.click("#recent button")
     assert page.input_value("#prompt") == "a dog" and page.input_value("#num_inference_steps") == "2"
-    assert "whole new picture" in page.inner_text("#status")
+    assert "whole new image" in page.inner_text("#status")
     page.click("#recent button >> nth=1")
-    assert "the same picture again" in page.inner_text("#status")
+    assert "the same image again" in page.inner_text("#status")
 
 
-def test_an_edit_is_drawn_once_at_a_time_and_can_be_canceled(page) -> None:  # type: ignore[no-untyped-def]
-    """A stroke while it was drawn enabled "Draw it" again, and Cancel was not there."""
+def test_edits_run_one_at_a_time_and_can_be_canceled(page) -> None:  # type: ignore[no-untyped-def]
+    """A stroke during an edit enabled its button again, and there was no Cancel."""
     page.fill("#num_inference_steps", "8")
     page.click("#edit")
     page.wait_for_selector("#editCancel:visible")
     page.click("#clear")
     page.click("#lower")
     assert page.is_disabled("#edit") and page.is_disabled("#draw")
-    page.press("#prompt", "Enter")  # asks the form, whatever its button says
-    assert page.inner_text("#status") == "Drawing the painted part…" and page.is_visible("#cancel")
+    page.press("#prompt", "Enter")  # submits the form although its button is disabled
+    assert page.inner_text("#status") == "Generating the painted part…" and page.is_visible("#cancel")
     page.click("#editCancel")
     wait_until(page, "document.getElementById('status').textContent === 'Canceled.'")
     assert page.is_enabled("#edit") and page.is_enabled("#draw")
     assert not page.is_visible("#cancel") and not page.is_visible("#editCancel")
 
 
-def test_another_link_in_the_same_tab_is_taken(page) -> None:  # type: ignore[no-untyped-def]
-    """The browser loads nothing anew for it, so nothing happened; and settings from before would change its picture."""
+def test_another_link_in_the_same_tab_is_loaded(page) -> None:  # type: ignore[no-untyped-def]
+    """The browser does not reload the page for it, so nothing happened; and earlier settings would change its image."""
     page.evaluate("location.hash = 'prompt=a+bird&seed=5'")
     wait_until(page, "document.getElementById('prompt').value === 'a bird'")
     assert (page.input_value("#seed"), page.input_value("#num_inference_steps")) == ("5", "")
@@ -109,7 +109,7 @@ def test_another_link_in_the_same_tab_is_taken(page) -> None:  # type: ignore[no
 
 
 def test_paint_is_counted_once_per_stroke(page) -> None:  # type: ignore[no-untyped-def]
-    """Counting at every move took 150 ms each on a large picture, so that the line lagged behind the pointer."""
+    """Counting at every move took 150 ms each on a large image, so the line lagged behind the pointer."""
     page.click("#clear")
     page.evaluate("""() => { window.counts = 0; const read = CanvasRenderingContext2D.prototype.getImageData;
         CanvasRenderingContext2D.prototype.getImageData = function (...all) { counts++; return read.apply(this, all); };
@@ -120,11 +120,11 @@ def test_paint_is_counted_once_per_stroke(page) -> None:  # type: ignore[no-unty
     page.mouse.down()
     page.mouse.move(box["x"] + box["width"] * 0.8, box["y"] + box["height"] * 0.5, steps=20)
     page.mouse.up()
-    assert page.evaluate("counts") == 1 and "is painted" in page.inner_text("#painted")
+    assert page.evaluate("counts") == 1 and "% painted" in page.inner_text("#painted")
 
 
-def test_without_room_the_oldest_picture_goes(page) -> None:  # type: ignore[no-untyped-def]
-    """A browser keeps 5 MB for a site; when they were full it was the newest picture that was lost."""
+def test_the_oldest_image_is_dropped_when_storage_is_full(page) -> None:  # type: ignore[no-untyped-def]
+    """A browser stores 5 MB per site; when they were full, the newest image was lost."""
     page.evaluate("""() => {
         const old = JSON.parse(localStorage.getItem('fluid-recent'))[0], url = old.url + ' '.repeat(1 << 17);
         localStorage.setItem('fluid-recent', JSON.stringify(Array.from({ length: 4 }, () => ({ ...old, url }))));
@@ -133,6 +133,6 @@ def test_without_room_the_oldest_picture_goes(page) -> None:  # type: ignore[no-
         }
     }""")
     page.click("#edit")
-    wait_until(page, "document.getElementById('status').textContent.startsWith('Drawn: only')")
+    wait_until(page, "document.getElementById('status').textContent.startsWith('Done: only')")
     kept = page.evaluate("JSON.parse(localStorage.getItem('fluid-recent')).map((shot) => shot.settings.prompt)")
     assert kept == ["a dog", "a cat", "a cat", "a cat"]

@@ -1,4 +1,4 @@
-"""The whole line, real: trained weights, real queue, real processes, over HTTP as a client would."""
+"""The whole service as a client sees it: shipped weights, a real queue, real processes, HTTP."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from server.client import FluidClient
 from server.images.codec import read_metadata
 
 
-def _open(data: bytes) -> Image.Image:
+def _pixels(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data)).convert("RGB")
 
 
@@ -24,7 +24,7 @@ def _hue(image: Image.Image) -> float:
     """Median hue in degrees of the clearly coloured pixels."""
     hsv = [colorsys.rgb_to_hsv(r / 255, g / 255, b / 255) for r, g, b in image.get_flattened_data()]
     hues = sorted(h * 360 for h, s, v in hsv if s > 0.35 and v > 0.3)
-    assert len(hues) > 200, "the picture is nearly empty"
+    assert len(hues) > 200, "the image is nearly empty"
     return hues[len(hues) // 2]
 
 
@@ -34,9 +34,9 @@ def _difference(a: Image.Image, b: Image.Image) -> int:
 
 
 def _same(a: Image.Image, b: Image.Image) -> bool:
-    """But for rounding: within 12 of 255, and all but one value in 500 within 3."""
-    apart = [abs(x - y) for x, y in zip(a.tobytes(), b.tobytes(), strict=True)]
-    return max(apart) <= 12 and sum(each > 3 for each in apart) <= len(apart) / 500
+    """Equal but for rounding: within 12 of 255, and all but one value in 500 within 3."""
+    differences = [abs(x - y) for x, y in zip(a.tobytes(), b.tobytes(), strict=True)]
+    return max(differences) <= 12 and sum(each > 3 for each in differences) <= len(differences) / 500
 
 
 @pytest.mark.parametrize(
@@ -48,73 +48,73 @@ def _same(a: Image.Image, b: Image.Image) -> bool:
         ("a carrot, twemoji style", 10, 50),
     ],
 )
-def test_the_picture_has_the_colour_that_the_prompt_says(live: str, prompt: str, low: float, high: float) -> None:
-    """The cheapest check that text reaches the pixels: untrained or shuffled conditioning fails it."""
+def test_the_image_has_the_colour_of_the_prompt(live: str, prompt: str, low: float, high: float) -> None:
+    """The cheapest check that the prompt reaches the pixels: untrained or shuffled conditioning fails it."""
     with FluidClient(live) as client:
-        (picture,) = client.generate(prompt, seed=5)
-    assert low <= _hue(_open(picture.data)) <= high
+        (image,) = client.generate(prompt, seed=5)
+    assert low <= _hue(_pixels(image.data)) <= high
 
 
-def test_same_seed_same_picture_alone_or_in_company(live: str) -> None:
-    """The randomness contract through the whole service; what rounding does to pixels is said in ARCHITECTURE.md."""
+def test_a_seed_gives_the_same_image_alone_and_in_a_batch(live: str) -> None:
+    """Images do not depend on what else is decoded; docs/architecture.md says how far rounding may change pixels."""
     with FluidClient(live) as client:
         (alone,) = client.generate("a red apple, 3d style", seed=11)
         with ThreadPoolExecutor(4) as pool:
-            crowd = [pool.submit(client.generate, f"a {w}", seed=i) for i, w in enumerate(("cat", "rocket", "sun"))]
+            others = [pool.submit(client.generate, f"a {w}", seed=i) for i, w in enumerate(("cat", "rocket", "sun"))]
             (again,) = client.generate("a red apple, 3d style", seed=11)
-            for other in crowd:
+            for other in others:
                 other.result()
         three = client.generate("a red apple, 3d style", seed=9, n=3)
-    assert _same(_open(alone.data), _open(again.data))
-    assert [p.seed for p in three] == [9, 10, 11]  # picture i of a request draws with seed + i
-    assert _same(_open(alone.data), _open(three[2].data))
-    assert _difference(_open(alone.data), _open(three[0].data)) > 10  # another seed varies what it remembers
+    assert _same(_pixels(alone.data), _pixels(again.data))
+    assert [image.seed for image in three] == [9, 10, 11]  # image i uses seed + i
+    assert _same(_pixels(alone.data), _pixels(three[2].data))
+    assert _difference(_pixels(alone.data), _pixels(three[0].data)) > 10
 
 
-def test_the_file_says_how_it_was_made(live: str) -> None:
-    answer = httpx.post(
+def test_the_file_contains_the_recipe(live: str) -> None:
+    response = httpx.post(
         f"{live}/v1/images/generations",
         json={"prompt": "a cactus, flat style", "seed": 3, "quality": "low"},
         headers={"Accept": "image/png"},
         timeout=120,
     )
-    assert answer.status_code == 200 and answer.headers["content-type"] == "image/png"
-    assert answer.headers["seed"] == "3" and float(answer.headers["x-inference-time-ms"]) > 0
-    assert answer.headers["x-kernels"] in ("torch", "triton", "persistent")
-    assert _open(answer.content).size == (128, 128)
-    metadata = read_metadata(answer.content)
+    assert response.status_code == 200 and response.headers["content-type"] == "image/png"
+    assert response.headers["seed"] == "3" and float(response.headers["x-inference-time-ms"]) > 0
+    assert response.headers["x-kernels"] in ("torch", "triton", "persistent")
+    assert _pixels(response.content).size == (128, 128)
+    metadata = read_metadata(response.content)
     (model,) = httpx.get(f"{live}/v1/models").json()["data"]
     assert metadata["prompt"] == "a cactus, flat style" and metadata["seed"] == 3
     assert metadata["checkpoint_sha256"] == model["checkpoint_sha256"]
 
 
-def test_models_lists_the_words_it_knows(live: str) -> None:
+def test_models_lists_the_vocabulary(live: str) -> None:
     (model,) = httpx.get(f"{live}/v1/models").json()["data"]
     assert model["id"] == "scenes-128" and model["ready"] is True and model["image_size"] == [128, 128]
     assert len(model["vocabulary"]) == 48 and "cactus" in model["vocabulary"]
     assert set(model["styles"]) == {"3d", "noto", "twemoji", "flat", "blob", "emojione"}
 
 
-def test_limits_of_the_model_are_named(live: str) -> None:
-    answer = httpx.post(f"{live}/v1/images/generations", json={"prompt": "x", "num_inference_steps": 65})
-    error = answer.json()["error"]
-    assert answer.status_code == 400 and error["param"] == "num_inference_steps" and "64" in error["message"]
+def test_errors_name_the_limits_of_the_model(live: str) -> None:
+    response = httpx.post(f"{live}/v1/images/generations", json={"prompt": "x", "num_inference_steps": 65})
+    error = response.json()["error"]
+    assert response.status_code == 400 and error["param"] == "num_inference_steps" and "64" in error["message"]
 
 
-def test_the_official_client_works_unchanged(live: str) -> None:
+def test_the_official_openai_client_works_unchanged(live: str) -> None:
     with openai.OpenAI(base_url=f"{live}/v1", api_key="unused") as client:
-        answer = client.images.generate(
+        response = client.images.generate(
             model="scenes-128", prompt="a rocket, flat style", size="128x128", quality="low"
         )
-    assert answer.data is not None and answer.data[0].b64_json is not None
-    assert _open(base64.b64decode(answer.data[0].b64_json)).size == (128, 128)
+    assert response.data is not None and response.data[0].b64_json is not None
+    assert _pixels(base64.b64decode(response.data[0].b64_json)).size == (128, 128)
 
 
-def test_a_job_from_submission_to_file(live: str) -> None:
+def test_a_job_runs_from_submission_to_image_files(live: str) -> None:
     with FluidClient(live) as client:
         job = client.submit("a snowman, twemoji style", n=2, seed=1)
         done = client.wait(job["id"])
         assert done["status"] == "succeeded" and len(done["output"]) == 2
-        assert _open(client.image(job["id"], 1)).size == (128, 128)
+        assert _pixels(client.image(job["id"], 1)).size == (128, 128)
     scraped = httpx.get(f"{live}/metrics").text
     assert 'fluid_images_total{model="scenes-128"}' in scraped

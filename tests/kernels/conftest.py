@@ -1,8 +1,8 @@
-"""Kernels run here by Triton's interpreter, and nowhere else.
+"""Run the kernels of this folder's tests, and of no others, in Triton's interpreter.
 
-Whether a kernel is interpreted is decided when it is defined, Triton's own included; the wrappers ask again when they
-are called. So the first import happens here, and the variable is set for the tests of this folder alone: where it
-stayed, servers and benchmarks that other tests start would take the interpreter for a device, and crawl.
+A kernel is interpreted or not from its definition on, Triton's own included; the wrappers ask again at each call. So
+the first import happens here, and the variable is set for this folder's tests only: servers and benchmarks that other
+tests start would inherit it, take the interpreter for a device, and crawl.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The sampling loop: its definition against the model's own sampler, the hoisted form against the definition."""
+"""The head's sampling loop: its definition against single tokens, the hoisted form against the definition."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from fluid_kernels.head_loop import Chains, HeadWeights, Rows, head_loop_ref
+from fluid_kernels.head_loop import TRAIN_STEPS, Chains, HeadWeights, Rows, head_loop_ref
 from fluid_kernels.loops.torch_loop import TorchHead
 from fluid_kernels.ops.linear import PackedLinear, linear_ref
+from fluid_kernels.philox import INITIAL, STEP, normal_ref
 from model.config import FluidConfig, MarConfig, TokenizerConfig
-from model.diffusion import make_schedule
-from model.inference.sampler import PackedRows, draw_tokens, make_chains, stack_chains
+from model.diffusion import learned_log_variance, make_schedule, predict_x0
+from model.inference.chains import make_chains, stack_chains
 from model.networks.diffusion_head import DiffusionHead
 
 
@@ -32,7 +33,7 @@ def make_head(prediction: str, width: int = 40, depth: int = 3) -> DiffusionHead
 def make_rows(
     head: DiffusionHead, count: int, guided: list[int], chain: list[int], seed: int = 1
 ) -> tuple[Rows, Tensor, Tensor]:
-    """Rows with all different settings, and the z behind them."""
+    """Rows with all parameters different, and their z (M, D) and unconditional z (G, D)."""
     generator = torch.Generator().manual_seed(seed)
     z = torch.randn(count, 32, generator=generator)
     z_uncond = torch.randn(len(guided), 32, generator=generator)
@@ -46,28 +47,48 @@ def make_rows(
     return rows, z, z_uncond
 
 
+def sample_one(
+    head: DiffusionHead, rows: Rows, i: int, z: Tensor, z_uncond: Tensor | None, steps: int, prediction: str,
+    clamp: float,
+) -> Tensor:  # fmt: skip
+    """(1, C): the i-th row by itself, step by step, by the formulas that training uses (model/diffusion.py)."""
+    schedule, channels = make_schedule(steps), head.token_in.in_features
+
+    def noise(purpose: int, timestep: int) -> Tensor:
+        return normal_ref(rows.seed[i : i + 1], purpose, rows.position[i : i + 1], torch.tensor([timestep]), channels)
+
+    x = noise(INITIAL, TRAIN_STEPS)
+    for j in reversed(range(steps)):
+        t, index = schedule.timesteps[j : j + 1], torch.tensor([j])
+        main, raw = head(x, t, z).split([channels, head.out.out_features - channels], 1)
+        if z_uncond is not None:
+            uncond = head(x, t, z_uncond)[:, :channels]
+            main = uncond + rows.guidance[i] * (main - uncond)
+        x0 = predict_x0(schedule, main, x, index, prediction)
+        x0 = x0.clamp(-clamp, clamp) if clamp else x0
+        log_variance = learned_log_variance(schedule, raw, index) if prediction == "eps" else schedule.log_variance[j]
+        x = schedule.mean_x0[j] * x0 + schedule.mean_xt[j] * x
+        if j:
+            x = x + rows.temperature[i] * torch.exp(0.5 * log_variance) * noise(STEP, int(t))
+    return x
+
+
 @pytest.mark.parametrize(("prediction", "clamp"), [("eps", 0.0), ("eps", 3.0), ("v", 0.0), ("v", 3.0)])
-def test_the_definition_is_the_models_own_sampler(prediction: str, clamp: float) -> None:
-    """Row by row, each with its own chain: the sampler knows no other way to give rows different numbers of steps."""
-    head, counts = make_head(prediction), (9, 5, 1)
-    chains = make_chains(head, counts)
-    rows, z, z_uncond = make_rows(head, 6, [0, 2, 3], [0, 0, 1, 1, 2, 2])
-    found = head_loop_ref(HeadWeights.from_head(head), rows, chains, prediction, clamp)
+def test_the_definition_matches_each_tokens_own_chain(prediction: str, clamp: float) -> None:
+    """Rows of three chains, guided and not, together in the reference loop and each by itself."""
+    head, lengths, guided = make_head(prediction), (9, 5, 1), [0, 2, 3]
+    rows, z, z_uncond = make_rows(head, 6, guided, [0, 0, 1, 1, 2, 2])
+    found = head_loop_ref(HeadWeights.from_head(head), rows, make_chains(head, lengths), prediction, clamp)
     for i in range(6):
-        guided = i in (0, 2, 3)
-        packed = PackedRows(
-            z=z[i : i + 1], z_uncond=z_uncond[[0, 2, 3].index(i)][None] if guided else z[:0],
-            guided=torch.tensor([guided]), guidance=rows.guidance[i].view(1, 1),
-            temperature=rows.temperature[i].view(1, 1), seed=rows.seed[i : i + 1], position=rows.position[i : i + 1],
-        )  # fmt: skip
-        alone = draw_tokens(head, packed, make_schedule(counts[int(rows.chain[i])]), prediction, clamp)
+        null = z_uncond[guided.index(i)][None] if i in guided else None
+        alone = sample_one(head, rows, i, z[i : i + 1], null, lengths[int(rows.chain[i])], prediction, clamp)
         torch.testing.assert_close(found[i : i + 1], alone, rtol=1e-4, atol=1e-4 * alone.abs().max().item())
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])
 @pytest.mark.parametrize(("count", "guided"), [(1, []), (1, [0]), (7, [1, 5]), (40, list(range(40)))])
-def test_the_hoisted_form_is_the_definition(prediction: str, count: int, guided: list[int]) -> None:
-    """Float32; 40 rows of 30 steps do not fit one hoisted product, so chunks and their order count too."""
+def test_the_torch_path_matches_the_definition(prediction: str, count: int, guided: list[int]) -> None:
+    """In float32. 40 rows of 30 steps do not fit one hoisted product, so chunks and their order are covered."""
     head = make_head(prediction)
     chains = make_chains(head, (30, 4))
     rows, _, _ = make_rows(head, count, guided, [0] * (count - count // 2) + [1] * (count // 2))
@@ -77,9 +98,9 @@ def test_the_hoisted_form_is_the_definition(prediction: str, count: int, guided:
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_bfloat16_is_close_and_does_not_depend_on_company() -> None:
-    """Products of bfloat16 with float32 sums: a token's value alone and among 30 others. The bound is loose, for a
-    rounding that falls the other way; on most machines the two are equal to the bit."""
+def test_bfloat16_is_close_and_independent_of_other_rows() -> None:
+    """A token alone and among 30 others. The bound is loose, for a rounding that falls the other way; on most machines
+    the two are identical to the bit."""
     head = make_head("v", width=64)
     chains = make_chains(head, (12,))
     rows, _, _ = make_rows(head, 31, [], [0] * 31)
@@ -95,9 +116,9 @@ def test_bfloat16_is_close_and_does_not_depend_on_company() -> None:
 
 
 @pytest.mark.parametrize("guided", [[], [0, 2, 5]])
-def test_a_chains_first_step_is_float32_where_it_magnifies(guided: list[int]) -> None:
-    """In bfloat16 throughout, eps was off by 1e-3 at t = 999, where x0 is eps / 5e-5: of 100 steps the first left x 0.3
-    from where it belongs, of the 2 and 3 steps here (more is magnified) over 2. Rows also start beside running ones."""
+def test_the_first_step_is_float32_where_it_magnifies_errors(guided: list[int]) -> None:
+    """In bfloat16 throughout, eps was off by 1e-3 at t = 999, where x0 is eps / 5e-5: x was off by 0.3 after the first
+    of 100 steps, and by more than 2 with the 2 and 3 steps here. Some rows start while others run."""
     head = make_head("eps", width=64)
     chains = make_chains(head, (3, 2))
     rows, _, _ = make_rows(head, 6, guided, [0, 0, 0, 1, 1, 1])
@@ -107,7 +128,7 @@ def test_a_chains_first_step_is_float32_where_it_magnifies(guided: list[int]) ->
     assert (found - exact).abs().max() < 2
 
 
-def test_rows_out_of_order_are_refused() -> None:
+def test_unsorted_rows_are_rejected() -> None:
     head = make_head("v")
     rows, _, _ = make_rows(head, 2, [], [1, 0])
     with pytest.raises(ValueError, match="most steps first"):
@@ -136,7 +157,7 @@ def test_stacked_chains_are_the_chains_made_together() -> None:
         torch.testing.assert_close(together.times[row, :count], stacked.times[row, :count])
 
 
-def test_mar_heads_are_read_too() -> None:
+def test_heads_of_mar_are_read_too() -> None:
     head = DiffusionHead(MarConfig(width=32, heads=2, head_width=24, head_depth=2))
     weights = HeadWeights.from_head(head)
     assert weights.out.shape == (32, 24) and weights.modulation.shape == (2, 72, 24)

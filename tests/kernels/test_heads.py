@@ -1,4 +1,4 @@
-"""One function picks the way the head's loop runs, and refuses what cannot run here."""
+"""Choosing the path of the head's loop, and rejecting paths that cannot run here."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from hypothesis import strategies as st
 from fluid_kernels.head_loop import HeadWeights, Rows, head_loop_ref
 from fluid_kernels.heads import HeadPathError, choose_path, make_head
 from model.checkpoint import load_checkpoint
+from model.inference.chains import make_chains
 from model.inference.load import SHIPPED
-from model.inference.sampler import make_chains
 from tests.kernels import test_head_loop as small
 
 CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("path", ["auto", "torch", "triton"])
-def test_all_ways_draw_the_same(path: str) -> None:
-    """On a CPU auto is torch; the others run by the interpreter, which tests/kernels/conftest.py asks for."""
+def test_all_paths_sample_the_same_tokens(path: str) -> None:
+    """On a CPU auto is torch; the others are interpreted (tests/kernels/conftest.py)."""
     head = small.make_head("v")
     weights, chains = HeadWeights.from_head(head), make_chains(head, (5,))
     rows, _, _ = small.make_rows(head, 3, [1], [0, 0, 0])
@@ -28,7 +28,7 @@ def test_all_ways_draw_the_same(path: str) -> None:
     torch.testing.assert_close(found, head_loop_ref(weights, rows, chains, "v", 3.0), rtol=1e-4, atol=1e-4)
 
 
-def test_an_unknown_way_is_refused_with_the_known_ones() -> None:
+def test_an_unknown_path_is_rejected_with_the_known_ones() -> None:
     with pytest.raises(HeadPathError, match="'cuda' is none of auto, torch, triton, persistent"):
         choose_path("cuda", CPU)
 
@@ -40,7 +40,7 @@ def test_auto_is_triton_on_a_gpu() -> None:
 
 @pytest.mark.parametrize("version", ["3.5.1", "2.1.0+rocm"])
 def test_an_old_triton_is_not_used(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch brings its own; the oldest torch that serves brings one without what the kernels need."""
+    """torch depends on a version of Triton; the oldest supported torch brings one that is too old for the kernels."""
     triton = pytest.importorskip("triton")
     monkeypatch.setattr(triton, "__version__", version)
     assert choose_path("auto", torch.device("cuda")) == "torch"
@@ -49,15 +49,15 @@ def test_an_old_triton_is_not_used(version: str, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("path", ["triton", "persistent"])
-def test_kernels_without_a_gpu_are_refused(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_without_a_gpu_are_rejected(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET")
     with pytest.raises(HeadPathError, match=r"need a GPU, and the model is on cpu; use auto or torch"):
         choose_path(path, CPU)
 
 
 @pytest.mark.parametrize("path", ["triton", "persistent"])
-def test_the_shipped_head_draws_the_same(path: str) -> None:
-    """Trained weights instead of random ones, with the guidance it is served with."""
+def test_the_shipped_head_samples_the_same_on_every_path(path: str) -> None:
+    """Trained weights instead of random ones, with the guidance that the model is served with."""
     model = load_checkpoint(SHIPPED / "emoji-64").model.eval().requires_grad_(False)
     head, count = model.head, 3
     z = torch.randn(2 * count, model.config.width, generator=torch.Generator().manual_seed(0))
@@ -79,7 +79,7 @@ def test_the_shipped_head_draws_the_same(path: str) -> None:
 )  # fmt: skip
 @settings(max_examples=8)
 def test_rows_of_any_schedules_share_a_loop(lengths: list[int], guided: set[int], prediction: str, path: str) -> None:
-    """Each row with its own number of steps, guided or not."""
+    """Every row has its own number of steps, guided or not."""
     head = small.make_head(prediction, width=128, depth=1)
     counts = sorted(set(lengths), reverse=True)
     chain = sorted(counts.index(length) for length in lengths)

@@ -1,4 +1,4 @@
-"""Random numbers: known answers, statistics, and the same numbers from Triton."""
+"""Random numbers: known answers, statistics, and agreement with Triton."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_known_answers() -> None:
 
 
 def test_normal_numbers_are_normal_and_independent_of_shape() -> None:
-    """To the bit: in float32 a number's last bit once depended on its place in the tensor, now and then."""
+    """Independent to the bit: in float32 a number's last bit occasionally depended on its place in the tensor."""
     seed, place, step = torch.tensor(7), torch.arange(500)[:, None], torch.arange(20)[None]
     numbers = normal_ref(seed, STEP, place, step, 16)
     assert numbers.shape == (500, 20, 16)
@@ -53,8 +53,8 @@ def test_normal_numbers_are_normal_and_independent_of_shape() -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-def test_triton_draws_the_same_numbers() -> None:
-    """By the interpreter, in a process of its own: TRITON_INTERPRET must be set before kernels are defined."""
+def test_triton_generates_the_same_numbers() -> None:
+    """Interpreted, in a process of its own: TRITON_INTERPRET must be set before kernels are defined."""
     done = subprocess.run(
         [sys.executable, "-c", TRITON_CHECK], capture_output=True, text=True,
         env={**os.environ, "TRITON_INTERPRET": "1"},

@@ -1,4 +1,4 @@
-"""A tiny model with random weights and everything around it; no data, no downloads."""
+"""A tiny model with random weights, its encoder and engine; no data, no downloads."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def row_request(
 
 @pytest.fixture(scope="session")
 def tiny() -> Fluid:
-    """The tiny preset, weights random but alive: a zero-initialised head would make every test pass."""
+    """The tiny preset with random weights everywhere: a zero-initialised head would make every test pass."""
     torch.manual_seed(0)
     model = Fluid(PRESETS["tiny"]).eval().requires_grad_(False)
     for name, parameter in model.head.named_parameters():
@@ -50,7 +50,7 @@ def context(model: Fluid, encoder: HashEncoder, *prompts: str) -> TextContext:
 
 
 def run_alone(engine: Engine, request: Request) -> torch.Tensor:
-    """The finished tokens of one request with nobody else in the engine."""
+    """(N, C) finished tokens of one request, alone in the engine."""
     (row,) = engine.admit([request])
     while row not in engine.step():
         pass

@@ -1,4 +1,4 @@
-"""The autoencoder of latent diffusion, encoder and decoder, as functions over tensors with its official names."""
+"""The autoencoder of latent diffusion restated as functions over tensors with their official names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ State = dict[str, Tensor]
 
 
 def random_state(widths: tuple[int, ...] = (32, 64), layers: int = 1, latent: int = 4, seed: int = 0) -> State:
-    """Small, whole, with attention at the encoder's coarsest width; group norms of 32 groups need multiples of 32."""
+    """A small complete checkpoint, with attention at the coarsest width. Widths are multiples of the 32 norm groups."""
     generator = torch.Generator().manual_seed(seed)
     state: State = {}
 
@@ -110,7 +110,7 @@ def encode(state: State, pixels: Tensor) -> Tensor:
                 x = _attention(state, f"encoder.down.{level}.attn.{block}", x)
             block += 1
         if f"encoder.down.{level}.downsample.conv.weight" in state:
-            # padded on the right and below only
+            # padded at the right and at the bottom only
             x = _conv(state, f"encoder.down.{level}.downsample.conv", F.pad(x, (0, 1, 0, 1)), padding=0, stride=2)
         level += 1
     x = F.silu(_norm(state, "encoder.norm_out", _middle(state, "encoder", x)))
@@ -118,7 +118,7 @@ def encode(state: State, pixels: Tensor) -> Tensor:
 
 
 def decode(state: State, z: Tensor) -> Tensor:
-    """(B, c, h, w) latents as the encoder gave them -> (B, 3, H, W)."""
+    """(B, c, h, w) latents as the encoder returns them -> (B, 3, H, W)."""
     x = _conv(state, "decoder.conv_in", _conv(state, "post_quant_conv", z))
     x = _middle(state, "decoder", x)
     level = max(int(key.split(".")[2]) for key in state if key.startswith("decoder.up."))

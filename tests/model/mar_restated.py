@@ -1,7 +1,7 @@
-"""MAR once more, as plainly as it can be said: one picture at a time, loops, no batching, official tensor names.
+"""MAR restated as plainly as possible: one image at a time, loops, no batching, official tensor names.
 
-Written from the paper and from descriptions of the released code, for comparison with networks/mar.py and the decoding
-loop; shares nothing with them. `state` maps official names to tensors.
+Written from the paper and from descriptions of the released code, as an independent witness of networks/mar.py and the
+decoding loop; it shares no code with them. `state` maps official names to tensors.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def random_state(
     width: int = 48, depth: int = 2, grid: int = 4, channels: int = 4, head: int = 40, head_depth: int = 2,
     classes: int = 5, buffer: int = 6, seed: int = 0,
 ) -> State:  # fmt: skip
-    """A small official checkpoint with nothing left at zero."""
+    """A small checkpoint under official names, with no tensor left at zero."""
     generator = torch.Generator().manual_seed(seed)
     tokens = grid * grid
     shapes: dict[str, tuple[int, ...]] = {
@@ -101,7 +101,7 @@ def block(state: State, name: str, x: Tensor, heads: int) -> Tensor:
 
 
 def conditioning(state: State, tokens: Tensor, known: list[bool], label: int | None, heads: int) -> Tensor:
-    """(N, C) tokens of one picture -> z (N, D)."""
+    """(N, C) tokens of one image -> z (N, D)."""
     name = state["fake_latent"][0] if label is None else state["class_emb.weight"][label]
     buffer = state["encoder_pos_embed_learned"].shape[1] - len(tokens)
     everything = torch.cat([name.expand(buffer, -1), lin(state, "z_proj", tokens)])
@@ -139,7 +139,7 @@ def head(state: State, x: Tensor, t: int, z: Tensor) -> Tensor:
 
 
 def kept_timesteps(count: int) -> list[int]:
-    """One section of the respacing rule: a stride that is added up, each sum rounded."""
+    """The respacing rule for one section: a stride summed in floating point, each sum rounded."""
     place, kept = 0.0, []
     for _ in range(count):
         kept.append(round(place))
@@ -148,7 +148,7 @@ def kept_timesteps(count: int) -> list[int]:
 
 
 def coefficients(count: int) -> list[dict[str, float]]:
-    """Per kept timestep, ascending, everything a step of the sampler multiplies with; plain Python floats."""
+    """The factors of every sampling step, by kept timestep, ascending; plain Python floats."""
     alpha_bar, product = [], 1.0
     for i in range(1000):
         beta = 1 - _cosine((i + 1) / 1000) / _cosine(i / 1000)
@@ -165,7 +165,7 @@ def coefficients(count: int) -> list[dict[str, float]]:
             "mean_xt": (1 - before) * math.sqrt(1 - beta) / (1 - now),
         })  # fmt: skip
         before = now
-    rows[0]["variance"] = rows[1]["variance"]  # it is 0 there; the code clips its logarithm to the next one
+    rows[0]["variance"] = rows[1]["variance"]  # 0 there; the released code clips its logarithm to the next one
     return rows
 
 
@@ -177,7 +177,7 @@ def sample(
     state: State, label: int, order: list[int], noise: Noise, *, heads: int, steps: int, diffusion_steps: int,
     guidance: float, schedule: str, temperature: float,
 ) -> Tensor:  # fmt: skip
-    """The whole decoding of one picture, (N, C). The order is walked from its end."""
+    """(N, C) tokens of one image, decoded completely. The order is walked from its end."""
     total, channels = len(order), state["z_proj.weight"].shape[1]
     tokens, masked = torch.zeros(total, channels), set(order)
     for step in range(steps):
@@ -189,12 +189,12 @@ def sample(
         known = [i not in masked for i in range(total)]
         z = conditioning(state, tokens, known, label, heads)[now]
         z_null = conditioning(state, tokens, known, None, heads)[now]
-        tokens[now] = _draw(state, z, z_null, now, noise, coefficients(diffusion_steps), scale, temperature)
+        tokens[now] = _sample_tokens(state, z, z_null, now, noise, coefficients(diffusion_steps), scale, temperature)
         masked = following
     return tokens
 
 
-def _draw(
+def _sample_tokens(
     state: State, z: Tensor, z_null: Tensor, positions: list[int], noise: Noise, chain: list[dict[str, float]],
     scale: float, temperature: float,
 ) -> Tensor:  # fmt: skip

@@ -16,7 +16,7 @@ PLACES = {"left": slice(1, 8), "right": slice(8, 15)}
 
 
 def squares() -> Dataset:
-    """Eight pictures: four colours, left and right."""
+    """Eight images: four colours, left and right."""
     images, items = [], []
     for (colour, rgb), (place, columns) in itertools.product(COLOURS.items(), PLACES.items()):
         image = np.full((16, 16, 3), 255, np.uint8)

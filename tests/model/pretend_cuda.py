@@ -1,8 +1,8 @@
-"""Tensors that say they are on a GPU, compute on the CPU, and are as strict as a GPU about who may touch them.
+"""Tensors that claim to be on a GPU, compute on the CPU, and are as strict about devices as a GPU.
 
-A host's tensor in an operation with a device's is an error, as there, and so is asking for a device tensor's values,
-unless `waits` is open: a real device would be waited for. Enough of CUDA to find misplaced tensors and hidden waits
-without one; nothing about kernels, streams or graphs.
+An operation on a host tensor and a device tensor is an error, as on a GPU. So is reading a device tensor's values
+outside `waits`, because the host would wait for a real device. This finds misplaced tensors and hidden waits without a
+GPU; it knows nothing of kernels, streams or graphs.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 M = TypeVar("M", bound=nn.Module)
 CUDA = torch.device("cuda")
-COPIES = {"aten::copy_", "aten::_to_copy"}  # from one device to the other
-# These take the host's index tensors and send them by themselves. As a value, a number may come from the host too.
+COPIES = {"aten::copy_", "aten::_to_copy"}  # between devices
+# These send host index tensors by themselves. As a value, a number may come from the host too.
 INDEXED = {"aten::index", "aten::index_put_", "aten::_index_put_impl_"}
 ASKS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::is_nonzero", "aten::masked_select"}
 
 
 class DeviceTensor(Tensor):
-    """`inner` is the CPU tensor behind it."""
+    """A pretended device tensor."""
 
-    inner: Tensor
+    inner: Tensor  # on the CPU
     open = 0  # inside `waits`
     waited = 0
 
@@ -94,7 +94,7 @@ def _wrap(value: Any) -> Any:
 
 @contextmanager
 def waits() -> Iterator[None]:
-    """Here values may be asked for."""
+    """Allow values to be read, and the host to wait, in this block."""
     DeviceTensor.open += 1
     try:
         yield

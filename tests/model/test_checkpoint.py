@@ -1,4 +1,4 @@
-"""Checkpoints: there and back, and every way a folder can be wrong."""
+"""Checkpoints: the round trip, and every way in which a folder can be wrong."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def folder(tiny: Fluid, tmp_path: Path) -> Path:
 
 
 def _rewrite(folder: Path, change: dict[str, torch.Tensor | None]) -> None:
-    """Replace or drop tensors and make the digest agree again, so that only the change itself is wrong."""
+    """Replace or drop tensors and correct the digest, so that only the change itself is wrong."""
     (file,) = folder.glob("*.safetensors")
     state = {**load_file(file), **change}
     save_file({k: v for k, v in state.items() if v is not None}, file)
@@ -40,14 +40,14 @@ def test_round_trip_is_exact_in_bfloat16(tiny: Fluid, folder: Path) -> None:
         assert torch.equal(loaded.model.state_dict()[key], value.bfloat16().float())
 
 
-def test_shards_are_read_back_whole(tiny: Fluid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_are_read_back_completely(tiny: Fluid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("model.checkpoint.SHARD_BYTES", 50_000)
     save_checkpoint(tmp_path, tiny, PcaSkipTokenizer(tiny.config.tokenizer), {"name": "tiny"})
     assert len(list(tmp_path.glob("weights-*.safetensors"))) > 2
     load_checkpoint(tmp_path)
 
 
-def test_wrong_weights_are_named(folder: Path) -> None:
+def test_a_tensor_that_does_not_fit_is_named(folder: Path) -> None:
     _rewrite(folder, {"model.head.out.bias": torch.zeros(3)})
     with pytest.raises(CheckpointError, match=r"'model.head.out.bias' has shape \(3,\), .* asks for \(4,\)"):
         load_checkpoint(folder)
@@ -87,13 +87,13 @@ def test_a_wrong_configuration_names_file_and_key(folder: Path) -> None:
         load_checkpoint(folder)
 
 
-def test_an_unknown_name_lists_what_ships() -> None:
+def test_an_unknown_name_lists_the_shipped_checkpoints() -> None:
     with pytest.raises(CheckpointError, match=r"no checkpoint 'nope'.*emoji-64"):
         find_checkpoint("nope")
 
 
-def test_serving_engine_draws_rgb_bytes(folder: Path) -> None:
-    """The interface the worker uses, on a real checkpoint folder."""
+def test_serving_engine_returns_rgb_bytes(folder: Path) -> None:
+    """The interface that the worker uses, on a real checkpoint folder."""
     engine = load_engine(str(folder), 2, "cpu", 0)
     (row,) = engine.admit([row_request(num_inference_steps=3)])
     assert engine.step() == [] and engine.progress(row) == (1, 3)
@@ -106,15 +106,15 @@ def test_serving_engine_draws_rgb_bytes(folder: Path) -> None:
     engine.release(row)
 
 
-def test_kernels_that_cannot_run_here_stop_the_start(folder: Path) -> None:
-    """FLUID_KERNELS=triton on a machine without CUDA must not quietly draw with something else."""
+def test_kernels_that_cannot_run_here_prevent_the_start(folder: Path) -> None:
+    """FLUID_KERNELS=triton on a machine without CUDA must not silently use another path."""
     assert load_engine(str(folder), 2, "cpu", 0, "float32", "auto").kernels == "torch"
     with pytest.raises(CheckpointError, match=r"need a GPU.*use auto or torch: FLUID_KERNELS is 'triton'"):
         load_engine(str(folder), 2, "cpu", 0, "float32", "triton")
 
 
-def test_a_device_that_is_too_small_says_what_to_lower(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a GPU the inputs of all rows are kept at fixed places: FLUID_MAX_ROWS can be what does not fit."""
+def test_out_of_memory_at_the_start_says_which_setting_to_lower(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU the inputs of all rows are allocated at the start, so FLUID_MAX_ROWS can exceed its memory."""
 
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("Tried to allocate 20.00 GiB")
@@ -125,6 +125,6 @@ def test_a_device_that_is_too_small_says_what_to_lower(folder: Path, monkeypatch
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
-def test_asking_for_a_missing_device_says_what_to_set(folder: Path) -> None:
+def test_a_missing_device_says_which_setting_to_change(folder: Path) -> None:
     with pytest.raises(CheckpointError, match="FLUID_DEVICE=cpu"):
         load_engine(str(folder), 2, "cuda", 0)

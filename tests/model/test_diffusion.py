@@ -1,4 +1,4 @@
-"""The mathematics of one token, against brute force in float64 and against a distribution we know."""
+"""Diffusion of one token, against brute force in float64 and against a known distribution."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fluid_kernels.head_loop import HeadWeights, Rows, head_loop_ref
 from model.config import FluidConfig, TextConfig, TokenizerConfig
 from model.diffusion import add_noise, cosine_alpha_bar, kept_timesteps, make_schedule, training_loss
-from model.inference.sampler import PackedRows, draw_tokens
+from model.inference.chains import make_chains
 from model.networks.diffusion_head import DiffusionHead
 
 
@@ -39,7 +40,7 @@ def test_kept_timesteps_of_a_hundred() -> None:
 
 @pytest.mark.parametrize("count", [1000, 100, 25, 2])
 def test_posterior_against_bayes_in_float64(count: int) -> None:
-    """q(x_s | x_t, x_0) by completing the square of q(x_t | x_s) q(x_s | x_0), no formula shared with the code."""
+    """q(x_s | x_t, x_0) by completing the square in q(x_t | x_s) q(x_s | x_0); shares no formula with the code."""
     schedule, alpha_bar = make_schedule(count), cosine_alpha_bar()
     kept = kept_timesteps(count)
     x0, xt = 0.7, -1.3
@@ -64,9 +65,9 @@ def test_forward_noise_has_the_moments_of_the_marginal() -> None:
 
 @pytest.mark.parametrize("prediction", ["v", "eps"])
 def test_the_loss_of_a_perfect_prediction_is_zero_but_for_the_variance(prediction: str) -> None:
-    """v: exactly 0. eps: the bound's minimum over the variance remains, and a wrong variance costs more.
+    """v: exactly 0. eps: the bound at the right variance remains, and a wrong variance costs more.
 
-    Early timesteps, because later in the chain posterior variance and beta are nearly the same.
+    Small timesteps, because at large ones posterior variance and beta are nearly equal.
     """
     schedule = make_schedule()
     torch.manual_seed(0)
@@ -83,7 +84,7 @@ def test_the_loss_of_a_perfect_prediction_is_zero_but_for_the_variance(predictio
 
 
 def _mixture(count: int, generator: torch.Generator) -> torch.Tensor:
-    """Two blobs in the plane: 30 % around (-1.5, 0.5) with sd 0.2, 70 % around (1, -0.5) with sd 0.4."""
+    """(count, 2): two blobs in the plane, 30 % around (-1.5, 0.5) with sd 0.2, 70 % around (1, -0.5) with sd 0.4."""
     left = torch.rand(count, 1, generator=generator) < 0.3
     noise = torch.randn(count, 2, generator=generator)
     return torch.where(left, torch.tensor([-1.5, 0.5]) + 0.2 * noise, torch.tensor([1.0, -0.5]) + 0.4 * noise)
@@ -91,9 +92,9 @@ def _mixture(count: int, generator: torch.Generator) -> torch.Tensor:
 
 @pytest.mark.parametrize("prediction", ["v", "eps"])
 def test_a_trained_head_reproduces_a_known_mixture(prediction: str) -> None:
-    """Train on a 2-D mixture, sample 4000 points, compare weight, means and spreads of the two blobs.
+    """Train on a 2-D mixture, sample 4000 points, and compare weights, means and spreads of the two blobs.
 
-    This is the whole chain (loss, network, respacing, posterior, noise) against numbers known in advance.
+    Covers the whole chain, loss, network, respacing, posterior and noise, against numbers known in advance.
     """
     torch.manual_seed(1)
     config = FluidConfig(
@@ -116,14 +117,15 @@ def test_a_trained_head_reproduces_a_known_mixture(prediction: str) -> None:
         training_loss(schedule, out, x0, x, index, noise, prediction).mean().backward()
         optimizer.step()
     count = 4000
-    rows = PackedRows(
-        z=torch.zeros(count, 8), z_uncond=torch.zeros(0, 8), guided=torch.zeros(count, dtype=torch.bool),
-        guidance=torch.ones(count, 1), temperature=torch.ones(count, 1), seed=torch.arange(count),
-        position=torch.zeros(count, dtype=torch.int64),
+    rows = Rows(
+        condition=head.embed_condition(torch.zeros(count, 8)).detach(), guided=torch.empty(0, dtype=torch.int64),
+        chain=torch.zeros(count, dtype=torch.int64), guidance=torch.ones(count), temperature=torch.ones(count),
+        seed=torch.arange(count), position=torch.zeros(count, dtype=torch.int64),
     )  # fmt: skip
     with torch.inference_mode():
         # At the noisy end x0 = (x - b eps)/a with 1/a = 20000: a head this small needs the limit on |x0| there.
-        drawn = draw_tokens(head, rows, make_schedule(50), prediction, clamp=4.0 if prediction == "eps" else 0.0)
+        clamp = 4.0 if prediction == "eps" else 0.0
+        drawn = head_loop_ref(HeadWeights.from_head(head), rows, make_chains(head, (50,)), prediction, clamp)
     left = drawn[:, 0] < -0.6
     assert left.float().mean().item() == pytest.approx(0.3, abs=0.04)
     for part, mean, spread in ((drawn[left], (-1.5, 0.5), 0.2), (drawn[~left], (1.0, -0.5), 0.4)):

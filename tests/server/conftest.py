@@ -10,6 +10,7 @@ from server.cli.demo import free_port
 from server.launcher.embedded_valkey import EmbeddedValkey
 from server.model_info import ModelInfo
 from server.queue.job_queue import JobQueue
+from server.queue.lease_queue import LeaseQueue
 from server.queue.redis_client import PATIENT_TIMEOUT_S, connect
 from server.queue.registry import Registry
 from server.settings import Settings
@@ -37,6 +38,11 @@ async def queue(settings: Settings) -> AsyncIterator[JobQueue]:
     async with connect(settings.redis_url, PATIENT_TIMEOUT_S) as redis:
         await Registry(redis, settings.namespace).publish_model(ModelInfo.from_mapping(FakeEngine(1, 0).info()))
         yield JobQueue(redis, settings)
+
+
+@pytest.fixture
+def leases(queue: JobQueue, settings: Settings) -> LeaseQueue:
+    return LeaseQueue(queue.redis, settings)
 
 
 @pytest.fixture(scope="session")

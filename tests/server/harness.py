@@ -14,7 +14,9 @@ import httpx
 from server.client import FluidClient
 from server.jobs import JobInput, Lease
 from server.launcher import subprocesses
-from server.queue.job_queue import JobQueue
+from server.queue.job_queue import JobQueue, Submission
+from server.queue.lease_queue import LeaseQueue
+from server.queue.scripts import QueueConnection
 from server.sampling import SAMPLING_FIELDS, Sampling
 from server.settings import Settings
 
@@ -108,30 +110,30 @@ def job_input(prompt: str = "an apple", n: int = 1, **changes: object) -> JobInp
 
 
 async def accept(queue: JobQueue, job_id: str, **changes: object) -> str:
-    await queue.enqueue(job_id, job_input(**changes), "job")
+    await queue.enqueue(Submission(job_id, job_input(**changes), "job"))
     return job_id
 
 
-async def take(queue: JobQueue, consumer: str = "w1") -> Lease:
-    lease = await queue.take(consumer, MODEL)
+async def take(leases: LeaseQueue, consumer: str = "w1") -> Lease:
+    lease = await leases.take(consumer, MODEL)
     assert lease is not None
     return lease
 
 
-async def reclaimed(queue: JobQueue, consumer: str) -> list[Lease]:
+async def reclaimed(leases: LeaseQueue, consumer: str) -> list[Lease]:
     """Poll as a worker does, until a lapsed lease turns up."""
     async with asyncio.timeout(10):
-        while not (leases := await queue.reclaim(consumer, MODEL, [], count=10)):
+        while not (found := await leases.reclaim(consumer, MODEL, [], count=10)):
             await asyncio.sleep(0.02)
-        return leases
+        return found
 
 
-async def lapse(queue: JobQueue, *job_ids: str) -> None:
+async def lapse(queue: QueueConnection, *job_ids: str) -> None:
     """As if their workers had been silent for as long as a lease."""
     await queue.redis.zadd(queue.keys.leases_zset(MODEL), dict.fromkeys(job_ids, 0))
 
 
-async def empty(queue: JobQueue) -> bool:
+async def empty(queue: QueueConnection) -> bool:
     """Nobody waits and nobody runs, by whatever structure one asks."""
     waiting = [key async for key in queue.redis.scan_iter(f"{queue.keys.root}:*")]
     kinds = {key.split(":")[1] for key in waiting}

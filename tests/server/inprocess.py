@@ -1,4 +1,4 @@
-"""A gateway, or any app, in this process behind a real socket: for what a test must reach into."""
+"""Serve an app in this process behind a real socket, for tests that patch it or read its log."""
 
 import asyncio
 import threading
@@ -15,7 +15,7 @@ from tests.server.harness import until
 
 @contextmanager
 def served(app: FastAPI) -> Iterator[int]:
-    """The port where it listens."""
+    """Serve the app in a thread, and give the port it listens on."""
     port = free_port()
     server = uvicorn.Server(uvicorn.Config(app, http=SlowClientTimeouts, port=port, log_level="error", lifespan="on"))
     server.config.timeout_graceful_shutdown = 1

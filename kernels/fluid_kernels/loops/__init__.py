@@ -1,1 +1,1 @@
-"""The diffusion head's sampling loop in three forms; plan says how the persistent one shares the work."""
+"""The diffusion head's sampling loop on each path: torch, fused operations, one persistent kernel."""

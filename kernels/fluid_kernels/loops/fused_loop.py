@@ -6,13 +6,13 @@
                               out = final layer(h),  x = update(out, x, noise)
 
 With 6 blocks that is 21 launches. A graph holds one step; the step's index lives on the device and the last kernel
-moves it on, so that one graph serves chains of any length. Shapes in a graph are fixed: rows are padded to a bucket,
+decrements it, so that one graph serves chains of any length. Shapes in a graph are fixed: rows are padded to a bucket,
 padded rows never begin, and what they compute is never read.
 
-Modulation is hoisted for as many steps as make HOISTED_ROWS evaluations. Its result, HOISTED_ROWS·(3·L + 2)·W·2 bytes,
-42 MB at W = 1024 and L = 6, then still fits the 50 MB L2 cache of an H100 or H200 between product and readers.
+Modulation is hoisted for as many steps as add up to HOISTED_ROWS evaluations. Its result, HOISTED_ROWS·(3·L + 2)·W·2
+bytes, 42 MB at W = 1024 and L = 6, then stays in the 50 MB L2 cache of an H100 or H200 between product and readers.
 
-None of this has been timed on a device yet.
+None of this has been timed on a device.
 """
 
 from __future__ import annotations
@@ -34,23 +34,20 @@ from fluid_kernels.ops.modulation import modulation
 from fluid_kernels.ops.token_in import token_in
 
 HOISTED_ROWS = 1024
-TABLE_ROWS = 1024  # least size of a bucket's table of steps; it grows by doubling
+TABLE_ROWS = 1024  # smallest size of a bucket's table of steps; it grows by doubling
 BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
 BUCKETS_KEPT = 64  # with their graphs and buffers: 8·W bytes an evaluation, 16 MiB at 2048 evaluations of W = 1024
 
 
 def bucket_size(count: int) -> int:
-    """The least bucket that holds so many rows; 0 holds none. Beyond the table: a multiple of its largest."""
+    """The smallest bucket that holds `count` rows; 0 for none. Beyond the table: a multiple of its largest."""
     if count == 0:
         return 0
     return next((size for size in BUCKETS if size >= count), -(-count // BUCKETS[-1]) * BUCKETS[-1])
 
 
 class TritonHead(KernelWeights):
-    """A head's weights in the kernels' layouts; call it to run the loop.
-
-    dtype: of the matrix products, bfloat16 or float32; sums, statistics, first and last layer and update are float32.
-    """
+    """The fused path; dtype is that of the products: sums, statistics, outer layers and update are float32."""
 
     def __init__(self, weights: HeadWeights, dtype: torch.dtype):
         super().__init__(weights, dtype)
@@ -75,9 +72,9 @@ class TritonHead(KernelWeights):
         return plan.x
 
     def hoisting(self, evaluations: int) -> tuple[Tensor, Tensor]:
-        """(slots, E, W) and (slots, E, N) for a bucket, shared by all: only one runs at a time.
+        """y (slots, E, W) and mod (slots, E, N) for a bucket. All buckets share them: only one runs at a time.
 
-        What is too small for a larger bucket stays with the graphs that were recorded on it.
+        A buffer too small for a larger bucket is kept by the graphs that were recorded on it.
         """
         slots = max(1, HOISTED_ROWS // evaluations)
         used = slots * evaluations
@@ -135,7 +132,7 @@ class _Bucket:
         self.y, self.mod = head.hoisting(self.evaluations)
 
     def load(self, plan: Plan, rows: Rows, counts: tuple[int, int]) -> None:
-        """Take the first rows and their unconditional halves in; the others of the bucket never begin."""
+        """Copy in the first rows and their unconditional halves; the bucket's padding rows never begin."""
         self.counts = count, guided = counts
         which = rows.guided[:guided]
         self.start.fill_(-1)
@@ -153,16 +150,16 @@ class _Bucket:
         self.timesteps[: len(plan.table)] = plan.timesteps
 
     def unload(self, plan: Plan) -> None:
-        """Give x back."""
+        """Copy x back into the plan."""
         plan.x[: self.counts[0]] = self.x[: self.counts[0]]
         self.counts = (0, 0)
 
     def run(self, plan: Plan, start: int, stop: int) -> None:
-        """Steps stop − 1 … start."""
+        """Run steps stop − 1 … start."""
         modulation(
             plan.times, self.condition, self.entry + start, *self.head.modulation, self.y, self.mod, stop - start
         )
-        self.step[1].fill_(stop - 1)  # a copy from the host's memory would wait for the device
+        self.step[1].fill_(stop - 1)  # a fill, because a copy from host memory would wait for the device
         self.step[2].fill_(start)
         left = stop - start
         if self.head.graphs and self.graph is None:
@@ -178,7 +175,7 @@ class _Bucket:
                 self.graph.replay()
 
     def _launch(self) -> None:
-        """One step."""
+        """Launch one step."""
         head, width = self.head, self.head.width
         token_in(self.x, *head.token_in, self.uncond, self.step, self.h)
         for i in range(head.depth):

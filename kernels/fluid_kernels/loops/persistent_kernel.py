@@ -1,17 +1,17 @@
-"""The whole sampling loop in one launch: teams of programs that stay, one team per tile of rows.
+"""The whole sampling loop in one launch: persistent programs, one team of them per tile of rows.
 
     phase 0                h = x Wᵀ + b of the tile's rows
     every step             for each block:  up    u = silu((LN(h)·scale + shift) Wᵀ + b)
                                             down  h += gate·(u Wᵀ + b), and each row's sums for the next LN
                            finish  final layer, guidance, posterior, noise, x; h = x Wᵀ + b for the next step
 
-Between phases a team waits for itself. The programs of a tile share the columns of every product; rows belong to
-one tile, so teams never wait for each other. Nothing but h, u and x (a tile's few rows, in the L2 cache) passes through
-memory between phases. LayerNorm's statistics come from sums over BLOCK_N columns that `down` leaves behind, combined in
-a fixed order (Chan et al. 1983), so that a picture does not depend on the order in which programs arrive.
+Between phases the programs of a team wait for each other: they share the columns of every product. A row belongs to one
+tile, so teams never wait for other teams. Only h, u and x (a tile's few rows, in the L2 cache) pass through memory
+between phases. LayerNorm's statistics come from sums over BLOCK_N columns that `down` leaves behind, combined in a
+fixed order (Chan et al. 1983), so that an image does not depend on the order in which programs arrive.
 
-One program per tile, or a team? Counted, not measured, for an H200 (132 SMs at 1.8 GHz; assumed: 64 bytes a clock and
-SM from the L2 cache, 115 GB/s, and 5.5 TB/s for all), W = 1024, L = 6, so 12·W² = 12.6 M weights or 25 MB a step:
+Why a team and not one program a tile? Counted, not measured, for an H200 (132 SMs at 1.8 GHz; assumed: 64 bytes a clock
+and SM from the L2 cache, 115 GB/s, and 5.5 TB/s for all), W = 1024, L = 6, so 12·W² = 12.6 M weights or 25 MB a step:
 
   one program a tile   reads 25 MB a step by itself: 220 µs, whatever the tile's rows; with all 132 SMs at work the L2
                        cache gives each 42 GB/s: 600 µs for up to 132 tiles. At 64 rows a tile that is 8448 evaluations,
@@ -20,12 +20,12 @@ SM from the L2 cache, 115 GB/s, and 5.5 TB/s for all), W = 1024, L = 6, so 12·W
                        latency of 13 chains of loads: 25 to 35 µs.
   separate launches    21 of about 2 µs each in a CUDA graph: 40 to 45 µs.
 
-So teams, as large as the chip allows: SMs / tiles. Teams of one, which need no waiting, are as good only where weights
-are few: at W = 256 a step reads 1.6 MB, 14 µs for one program. With many tiles teams are small, each program reads more
-weights and its tile's h again for every BLOCK_N columns, and separate launches win again: counted, from about 256
-evaluations at W = 1024.
+So a tile gets a team, as large as the chip allows: SMs / tiles. A team of one, which never waits, is as good only where
+weights are few: at W = 256 a step reads 1.6 MB, 14 µs for one program. With many tiles teams are small, each program
+reads more weights and its tile's h again for every BLOCK_N columns, and separate launches win again: by count from
+about 256 evaluations at W = 1024.
 
-A team can only wait for programs that run: the grid is at most the number of SMs, and launched cooperatively.
+A program can only wait for programs that run, so the grid is at most the number of SMs and is launched cooperatively.
 
 Sources: grid barriers with release and acquire as in cooperative groups; ops as in the files they are imported from.
 """
@@ -47,10 +47,10 @@ COUNTER_STRIDE = tl.constexpr(32)  # int32 words between the counters of teams: 
 def team_barrier(counter_ptr, target, team):
     """Wait until the team's programs have arrived `target` times in all; what they wrote before is then visible.
 
-    The counter only grows. Adding 0 compiles to a load with acquire, as long as its result is used: unused, it was
-    dropped with its acquire, which the compile gates therefore look for.
+    The counter only grows. Adding 0 compiles to a load with acquire, but only while its result is used: unused, the
+    compiler dropped it with its acquire, so the ahead-of-time check looks for both.
     """
-    tl.debug_barrier()  # the release below is one thread's: all others' stores must come before it
+    tl.debug_barrier()  # the release below is by one thread: all other threads' stores must come before it
     if team > 1:
         tl.atomic_add(counter_ptr, 1, sem="release", scope="gpu")
         while tl.atomic_add(counter_ptr, 0, sem="acquire", scope="gpu") < target:
@@ -60,7 +60,7 @@ def team_barrier(counter_ptr, target, team):
 
 @triton.jit
 def row_statistics(sums_ptr, slots, mask, W: tl.constexpr, BLOCK_N: tl.constexpr, BLOCKS: tl.constexpr):
-    """(m, 1) mean and 1/deviation of rows, from each BLOCK_N columns' mean and sum of squared deviations."""
+    """(m, 1) mean and 1/deviation of rows, from the mean and sum of squared deviations of every BLOCK_N columns."""
     block = tl.arange(0, BLOCKS)[None, :]
     inside = mask & (block < W // BLOCK_N)
     at = sums_ptr + (slots * (W // BLOCK_N) + block) * 2
@@ -77,7 +77,7 @@ def up_phase(
     W: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     BLOCKS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """This program's columns of u. slots, active (m, 1): rows of h and u; mod (m, 1): pointers to each row's shift."""
+    """Write this program's columns of u. slots, active (m, 1): rows of h and u; mod (m, 1): pointers to their shift."""
     mean, inverse = row_statistics(sums_ptr, slots, active, W, BLOCK_N, BLOCKS)
     for tile in range(rank, W // BLOCK_N, team):
         cols = tile * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -103,7 +103,7 @@ def down_phase(
     W: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """This program's columns of h, and their sums. gate (m, 1): pointers to each row's gate."""
+    """Write this program's columns of h, and their sums. gate (m, 1): pointers to each row's gate."""
     for tile in range(rank, W // BLOCK_N, team):
         cols = tile * BLOCK_N + tl.arange(0, BLOCK_N)
         acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
@@ -130,7 +130,7 @@ def project_row(
     x_ptr, row, w_ptr, b_ptr, h_ptr, sums_ptr, slot, other, never, channels,
     W: tl.constexpr, C: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """h and its sums of one row, written to its slot and, where `other` is one, to that of its unconditional half."""
+    """Write one row's h and its sums to `slot` and, where it is not −1, to `other`, its unconditional half's slot."""
     cols = tl.arange(0, BLOCK_W) + never * 16
     inside = cols < W
     h = project_token(x_ptr, row, w_ptr, b_ptr, cols, inside, channels, W, C)
@@ -151,7 +151,7 @@ def output_row(
     h_ptr, slot, mod, w_ptr, b_ptr, out_ptr, never, outputs,
     W: tl.constexpr, N_OUT: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
-    """The final layer of one evaluation; mod: pointer to its final shift."""
+    """Write the final layer of one evaluation; mod: pointer to its final shift."""
     cols = tl.arange(0, BLOCK_W)[None, :] + never * 16
     inside = cols < W
     normed = normalise(tl.load(h_ptr + slot * W + cols, mask=inside, other=0.0), inside, W)
@@ -173,7 +173,7 @@ def finish_row(
     W: tl.constexpr, C: tl.constexpr, N_OUT: tl.constexpr, EPS: tl.constexpr, ROWS: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
-    """One row from h to the next step's h; in phase 0 from x to h. mod_ptr: this step's final shift, evaluation 0."""
+    """Take one row from h to the next step's h; in phase 0 from x to h. mod_ptr: final shift of evaluation 0."""
     uncond = tl.load(uncond_ptr + own)
     half = slot + ROWS  # of its unconditional evaluation
     if phase > 0:
@@ -184,20 +184,10 @@ def finish_row(
         if uncond >= 0:
             mod = mod_ptr + uncond.to(tl.int64) * mod_stride
             output_row(
-                h_ptr,
-                half,
-                mod,
-                out_w_ptr,
-                out_b_ptr,
-                out_ptr + uncond * N_OUT,
-                never,
-                outputs,
-                W,
-                N_OUT,
-                BLOCK_W,
-                BLOCK_O,
-            )
-        tl.debug_barrier()  # other threads read the outputs than wrote them, and then x
+                h_ptr, half, mod, out_w_ptr, out_b_ptr, out_ptr + uncond * N_OUT, never, outputs,
+                W, N_OUT, BLOCK_W, BLOCK_O,
+            )  # fmt: skip
+        tl.debug_barrier()  # outputs, and then x, are read by other threads than those that wrote them
         one = own + tl.zeros((1, 1), tl.int32)
         update_rows(
             out_ptr, one, uncond + tl.zeros((1, 1), tl.int32), one >= 0, x_ptr, step,
@@ -209,7 +199,7 @@ def finish_row(
     project_row(x_ptr, own, in_w_ptr, in_b_ptr, h_ptr, sums_ptr, slot, other, never, channels, W, C, BLOCK_W, BLOCK_N)
 
 
-# Compiling this takes seconds: nothing that changes from call to call may make another kernel of it.
+# Compiling this takes seconds: no argument that changes from call to call may cause a specialisation.
 @triton.jit(
     do_not_specialize=[
         "n_rows", "n_evaluations", "team", "width", "channels", "outputs",
@@ -226,11 +216,11 @@ def head_loop_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_W: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Phases first_phase … last_phase − 1 of the loop from first_step down to last_step, the first that mod_ptr has.
+    """Run phases first_phase … last_phase − 1 of steps first_step down to last_step, where mod_ptr begins.
 
     A tile is BLOCK_M slots: BLOCK_M / HALVES rows, then, with HALVES = 2, the unconditional halves of those that have
-    one. width, channels and outputs are W, C and N_OUT once more: loops that end at a constant are unrolled whole, and
-    spill. Slots index h, u and sums; evaluations (a row's own index, or uncond_ptr's) index mod and out.
+    one. width, channels and outputs repeat W, C and N_OUT as run-time values: loops that end at a constant are fully
+    unrolled, and spill. Slots index h, u and sums; evaluations (a row's own index, or uncond_ptr's) index mod and out.
     """
     ROWS: tl.constexpr = BLOCK_M // HALVES
     tile = tl.program_id(0) // team
@@ -240,8 +230,8 @@ def head_loop_kernel(
     evaluation = tl.where(local < ROWS, row, tl.load(uncond_ptr + row, mask=in_tile, other=-1))
     start = tl.load(start_ptr + row, mask=in_tile, other=-1)
     for phase in range(first_phase, last_phase):
-        # 0, which the compiler cannot know: addresses made with it are made anew in each phase, where those that never
-        # change would be kept in registers through all phases, and others spilled for them.
+        # Always 0, but unknown to the compiler: addresses that depend on it are computed again in each phase. Constant
+        # ones would be kept in registers through all phases, and other values spilled for them.
         never = tl.minimum(phase, 0)
         slots, rank = tile * BLOCK_M + local + never, tl.program_id(0) % team + never
         done = tl.maximum(phase - 1, 0)  # phases of steps before this one

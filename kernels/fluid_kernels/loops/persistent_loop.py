@@ -1,8 +1,8 @@
-"""The sampling loop as one launch per chunk of steps; persistent_kernel.py says how and why.
+"""The sampling loop as one launch per chunk of steps; for how and why see persistent_kernel.py.
 
-The host prepares rows (head_plan.py), hoists the modulation of a chunk of steps as head_loop_triton.py does, and
-launches tiles × team programs, no more than the chip has multiprocessors. Under the interpreter, which runs programs
-one after the other, each phase is a launch: the same code, with launches in place of the waits.
+The host prepares the rows (plan.py), hoists the modulation of a chunk of steps as fused_loop.py does, and launches
+tiles × team programs, at most as many as the chip has multiprocessors. The interpreter runs programs one after the
+other, so there each phase is a launch: the same code, with launches in place of the waits.
 """
 
 from __future__ import annotations
@@ -18,20 +18,18 @@ from fluid_kernels.loops.persistent_kernel import COUNTER_STRIDE, head_loop_kern
 from fluid_kernels.loops.plan import KernelWeights, Plan
 from fluid_kernels.ops.modulation import modulation
 
-WIDTH_MULTIPLE = 128  # of every tile's n and k
-LARGEST_WIDTH = 1536  # what the compile gates cover
+WIDTH_MULTIPLE = 128  # a multiple of every tile's n and k
+LARGEST_WIDTH = 1536  # the ahead-of-time compile checks none above
 
 
 class PersistentHead(KernelWeights):
-    """A head's weights in the kernel's layouts; call it to run the loop.
-
-    dtype: of the matrix products, bfloat16 or float32; sums, statistics, first and last layer and update are float32.
-    """
+    """The persistent path; dtype is that of the products: sums, statistics, outer layers and update are float32."""
 
     def __init__(self, weights: HeadWeights, dtype: torch.dtype):
-        """
+        """Lay out the weights.
+
         Raises:
-            ValueError: the head is too wide, or its width no multiple of 128.
+            ValueError: the head is too wide, or its width is not a multiple of 128.
         """
         super().__init__(weights, dtype)
         if self.width % WIDTH_MULTIPLE or self.width > LARGEST_WIDTH:
@@ -61,7 +59,7 @@ class PersistentHead(KernelWeights):
 
 
 class _State:
-    """What stays in memory between phases, and the launches on it."""
+    """Buffers that hold the rows between phases, and the launches on them."""
 
     def __init__(self, head: PersistentHead, rows: Rows, uncond: Tensor, config: tuple[Config, int]):
         self.head, self.uncond, (self.config, self.team) = head, uncond, config
@@ -85,7 +83,7 @@ class _State:
         self.settings = rows.guidance.float(), rows.temperature.float(), rows.seed, rows.position.int()
 
     def run(self, plan: Plan, mod: Tensor, start: int, stop: int, prediction: str, clamp: float) -> None:
-        """Steps stop − 1 … start, whose modulation `mod` (slots, E, N) holds."""
+        """Run steps stop − 1 … start; mod (slots, E, N) holds their modulation."""
         head, phases = self.head, 1 + (stop - start) * (2 * self.head.depth + 1)
         together = 1 if head.backend == "cpu" else phases
         for first in range(0, phases, together):

@@ -1,11 +1,10 @@
-"""What the GPU forms of the sampling loop share: weights in the kernels' layouts, rows as flat tables, the first step.
+"""Shared parts of the GPU paths: weights in the kernels' layouts, rows as flat tables, the exact first step.
 
-A chain's first step with eps prediction divides by √ᾱ = 5e-5, so it is computed in float32 (head_loop_torch.py). It
-depends on nothing but the initial noise, so it is done here, for all rows at once, and the loop begins one step later.
+A chain's first step with eps prediction divides by √ᾱ = 5e-5, so it is computed in float32 (torch_loop.py). It depends
+on nothing but the initial noise, so it is done here, for all rows at once, and the loop begins one step later.
 
-Counted with 6 blocks: 166 torch operations with that step, 33 without. At a few µs each they may be a fifth of a loop
-of one picture on a GPU: recording them as a graph, or doing the step by the fused operations in float32, is what to
-try first when there is one.
+Counted with 6 blocks: 166 torch operations with that step, 33 without. At a few µs each they may be a fifth of the
+loop for one image on a GPU. To try first on one: record them as a graph, or do the step by fused float32 operations.
 """
 
 from __future__ import annotations
@@ -29,36 +28,34 @@ from fluid_kernels.philox import INITIAL, STEP
 
 @dataclass(frozen=True)
 class Plan:
-    """Rows with everything that kernels index, on the device, and what launches depend on, on the host."""
+    """Rows as tables that kernels index, on the device, and the numbers that launches depend on, on the host."""
 
-    x: Tensor  # (M, C) float32: where each row stands before its step `start`
-    start: Tensor  # (M,) int32: the index of the first step that the loop does; −1 where none is left
-    offset: Tensor  # (M,) int32: row of chain's index 0 in the tables
-    times: Tensor  # (T, W): all chains, one after the other
-    table: Tensor  # (T, 7) float32
-    timesteps: Tensor  # (T,) int32
+    x: Tensor  # (M, C) float32, each row before its step `start`
+    start: Tensor  # (M,) int32, index of the first step that the loop does; −1 where none is left
+    offset: Tensor  # (M,) int32, entry of the row's chain at index 0 in the three tables
+    times: Tensor  # (S·K, W) time embeddings, all chains one after the other
+    table: Tensor  # (S·K, 7) float32, see COEFFICIENTS
+    timesteps: Tensor  # (S·K,) int32
     starts: list[int]  # `start` on the host, descending
     guided: list[int]  # Rows.guided on the host
-    begins: list[int]  # what different values `starts` has, descending
+    begins: list[int]  # distinct values of `starts`, descending
 
     @property
     def steps(self) -> int:
-        """Steps of the loop: those of the row that begins first."""
+        """Number of steps of the loop: that of the row that begins first."""
         return self.starts[0] + 1 if self.starts else 0
 
     def active(self, lowest: int) -> tuple[int, int]:
-        """How many rows take part in some step from `lowest` on up, and how many guided ones among them."""
+        """Number of rows that take part in any step with index >= `lowest`, and of guided ones among them."""
         count = bisect_left(self.starts, 1 - lowest, key=int.__neg__)
         return count, bisect_left(self.guided, count)
 
 
 class KernelWeights(ABC):
-    """A head's weights as the kernels read them: products in `dtype`, all else in float32, token_in transposed.
-
-    dtype: bfloat16 or float32.
-    """
+    """A head's weights as the kernels read them: products in `dtype`, all else in float32, token_in transposed."""
 
     def __init__(self, weights: HeadWeights, dtype: torch.dtype):
+        """dtype: of the matrix products, bfloat16 or float32."""
         self.weights, self.dtype, self.device = weights, dtype, weights.up.device
         self.width, self.depth, self.channels = weights.width, weights.depth, weights.channels
         self.token_in = weights.token_in.float().T.contiguous(), weights.token_in_bias.float()
@@ -69,7 +66,7 @@ class KernelWeights(ABC):
         self.modulation = stack_modulation(weights, dtype)
 
     def __call__(self, rows: Rows, chains: Chains, prediction: str, clamp: float) -> Tensor:
-        """Run the loop; (M, C) float32. See head_loop.py.
+        """(M, C) float32 tokens; see head_loop.py.
 
         Raises:
             ValueError: the rows are not sorted.
@@ -80,14 +77,14 @@ class KernelWeights(ABC):
 
     @abstractmethod
     def _run(self, plan: Plan, rows: Rows, prediction: str, clamp: float) -> Tensor:
-        """What each form of the loop does with the plan; (M, C)."""
+        """Run the loop over the plan; (M, C) float32."""
 
     def on_device(self) -> AbstractContextManager[None]:
-        """Triton launches on the current device, wherever the tensors are."""
+        """Make the weights' device current: Triton launches there, whatever device the tensors are on."""
         return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
     def scratch(self, evaluations: int) -> tuple[Tensor, Tensor]:
-        """Room for the modulation of so many evaluations: y and mod, a row each."""
+        """Buffers for the modulation of E evaluations: y (E, W) and mod (E, (3L + 2)·W)."""
         y = torch.empty(evaluations, self.width, dtype=self.dtype, device=self.device)
         return y, torch.empty(evaluations, len(self.modulation[0]), dtype=self.dtype, device=self.device)
 
@@ -95,7 +92,7 @@ class KernelWeights(ABC):
 def make_plan(
     weights: HeadWeights, rows: Rows, chains: Chains, prediction: str, clamp: float, dtype: torch.dtype
 ) -> Plan:
-    """One synchronisation with the device: how many steps each row has, and whether its first is done here.
+    """Lay the rows out, with one synchronisation: the rows' numbers of steps are needed on the host.
 
     Raises:
         ValueError: the rows are not sorted.
@@ -125,7 +122,7 @@ def _exact_first_step(
     weights: HeadWeights, rows: Rows, chains: Chains, x: Tensor, exact: list[bool], guided: list[int],
     prediction: str, clamp: float,
 ) -> None:  # fmt: skip
-    """Do the first step of the rows marked in `exact`, in float32 throughout; x in place."""
+    """Do the first step of the rows marked in `exact` in float32 throughout; writes x in place."""
     place = {row: k for k, row in enumerate(i for i, one in enumerate(exact) if one)}
     own = torch.tensor(list(place), device=x.device)
     among = [(k, place[row]) for k, row in enumerate(guided) if row in place]  # (k-th guided row, its place in `own`)

@@ -1,8 +1,8 @@
-"""The sampling loop in plain torch, shaped for a CPU: modulation hoisted, weights packed, few elementwise passes.
+"""The sampling loop in plain torch, arranged for a CPU: modulation hoisted, weights packed, few elementwise passes.
 
 Modulation is 3·L + 2 of the head's 5·L + 2 square products, and depends on (t, z) but not on x. In the loop it would be
-a product of few rows, which a CPU spends reading weights; ahead of it, steps × rows share one product of a few hundred
-rows at full speed. What is left in the loop reads 2·L·W² weights a step instead of 5·L·W².
+a product of few rows, whose time goes into reading weights; ahead of it, steps × rows share one product of a few
+hundred rows at full speed. The rest of the loop reads 2·L·W² weights a step instead of 5·L·W².
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from fluid_kernels.head_loop import (
 from fluid_kernels.ops.linear import PackedLinear
 
 # Rows of a hoisted product: enough for full speed, few enough that its result (rows · (3L + 2)·W · 2 bytes, 10 MiB at
-# MAR-B's head) is still near when the steps read it. A step that has so many rows by itself computes each block's
+# MAR-B's head) is still in a cache when the steps read it. A step with that many rows of its own computes each block's
 # modulation just before the block, where it stays in the caches (docs/log.md).
 HOISTED_ROWS = 256
-# Normal numbers drawn in one go: Philox is a hundred small operations, cheap only when batched.
+# Normal numbers drawn at once: Philox is a hundred small operations, cheap only when batched.
 NOISE_VALUES = 65536
-# x0 = (x − √(1 − ᾱ)·eps)/√ᾱ divides by 5e-5 at the first step of a chain, and what bfloat16 rounds off eps there comes
-# out of that step 316 times as large. Steps that would magnify an error more than this are computed in float32.
+# x0 = (x − √(1 − ᾱ)·eps)/√ᾱ divides by 5e-5 at the first step of a chain, which magnifies bfloat16's rounding of eps
+# there 316 times. Steps that would magnify an error more than this are computed in float32.
 MAGNIFIED = 8.0
 
 
@@ -64,7 +64,11 @@ class TorchHead:
         ]
 
     def __call__(self, rows: Rows, chains: Chains, prediction: str, clamp: float) -> Tensor:
-        """Run the loop; (M, C) float32. See head_loop.py."""
+        """(M, C) float32 tokens; see head_loop.py.
+
+        Raises:
+            ValueError: the rows are not sorted.
+        """
         plan = active(rows, chains)
         x = initial_noise(rows, self.channels)
         coefficients = chains.coefficients[rows.chain]  # (M, K, 7)
@@ -98,20 +102,20 @@ class TorchHead:
     def _modulate(
         self, rows: Rows, chains: Chains, plan: list[tuple[int, int]], start: int, stop: int
     ) -> Callable[[int], Callable[[int], Tensor]]:
-        """Modulation of steps start … stop − 1, as a function of the step, then of the block: (m + g, 3W), the last
-        (m + g, 2W). Hoisted where the steps share a product, at once where there is only one."""
+        """Modulation of steps start … stop − 1 as a function of the step, then of the block: (m + g, 3W), (m + g, 2W)
+        for the final layer. Hoisted if several steps share a product, computed when read if there is only one."""
         own = torch.arange(len(rows), device=rows.chain.device)
         slots: list[Tensor] = []
-        who: list[Tensor] = []
-        when: list[Tensor] = []
+        row_of: list[Tensor] = []
+        step_of: list[Tensor] = []
         first: dict[int, int] = {}
         for j in range(start, stop):
             count, guided = plan[j]
-            first[j] = sum(len(part) for part in who)
+            first[j] = sum(len(part) for part in row_of)
             slots += [own[:count], len(rows) + own[:guided]]
-            who += [own[:count], rows.guided[:guided]]
-            when.append(torch.full((count + guided,), j, device=own.device))
-        time = chains.times[rows.chain[torch.cat(who)], torch.cat(when)]
+            row_of += [own[:count], rows.guided[:guided]]
+            step_of.append(torch.full((count + guided,), j, device=own.device))
+        time = chains.times[rows.chain[torch.cat(row_of)], torch.cat(step_of)]
         y = F.silu(time + rows.condition[torch.cat(slots)]).to(self.dtype)  # (Σ (m + g), W)
         if stop - start == 1:
             return lambda j: lambda block: self.modulation[block](y)
@@ -119,7 +123,7 @@ class TorchHead:
         return lambda j: lambda block: hoisted[block][first[j] : first[j] + sum(plan[j])]
 
     def _sharpen(self, out: Tensor, x: Tensor, rows: Rows, chains: Chains, j: int, plan: list[tuple[int, int]]) -> None:
-        """Replace the outputs of rows that start their chain here, where it magnifies errors, by float32 ones."""
+        """Recompute in float32 the outputs of rows whose chain starts at j, where that step magnifies errors."""
         (count, guided), (old, old_guided) = plan[j], plan[j + 1] if j + 1 < len(plan) else (0, 0)
         if count == old:
             return
@@ -138,7 +142,7 @@ class TorchHead:
         h = F.linear(x, *self.token_in)  # (m + g, W), float32 from here to the end
         for i in range(self.depth):
             shift, scale, gate = modulation(i).split(width, 1)
-            # Mixed dtypes would be cast by each operation anew: one cast here, and bfloat16 from it to the sum.
+            # Each operation would cast mixed dtypes again: one cast here, and bfloat16 from it to the sum.
             n = F.layer_norm(h, (width,), *self.norm[i], LN_EPS).to(self.dtype)
             torch.addcmul(shift, n, scale, out=n)
             h.add_(self.down[i](self.up[i](n)).mul_(gate))
@@ -155,7 +159,7 @@ class _Noise:
         self.start = len(plan)
 
     def at(self, j: int) -> Tensor:
-        """(m, C) of the step at index j; indices must come in descending order."""
+        """(m, C) noise of the step at index j; indices must be asked for in descending order."""
         if j < self.start:
             self.stop, most = self.start, self.plan[0][0]
             self.start = max(0, self.stop - max(1, NOISE_VALUES // (most * self.channels)))
@@ -165,7 +169,7 @@ class _Noise:
 
 
 def _plus_one(bias: Tensor, width: int) -> Tensor:
-    """A modulation's bias, so that what comes out is 1 + scale; scale is its second part."""
+    """A modulation's bias with 1 added to its second part, so that the product yields 1 + scale."""
     bias = bias.float().clone()
     bias[width : 2 * width] += 1
     return bias

@@ -1,18 +1,18 @@
-"""Guidance, posterior mean and variance, temperature, Philox noise and the update of x, in one.
+"""Guidance, posterior mean and variance, temperature, Philox noise and the update of x in one kernel.
 
     main  = cond, or uncond + g·(cond − uncond) where a row is guided
     eps:  x0 = (x − b·main)/a      log σ² = share·log β + (1 − share)·log σ²_min     share = (var + 1)/2
     v:    x0 = a·x − b·main        log σ² = log σ²_min
     x     = mean_x0·clamp(x0) + mean_xt·x + noisy·temperature·exp(log σ²/2)·noise        where the row's chain has begun
 
-with a = √ᾱ and b = √(1 − ᾱ) of the row's own chain at the current step: rows of any schedules share a launch, and those
-that have fewer steps wait with x as it is. All float32.
+with a = √ᾱ and b = √(1 − ᾱ) of the row's own chain at the current step: rows of any schedules share a launch, and rows
+that have not begun keep their x. All float32.
 
 Sources: Ho et al. 2020 (arXiv 2006.11239) equations 6 and 7; Nichol & Dhariwal 2021 (2102.09672) equation 15 for the
-variance; Salimans & Ho 2022 (2202.00512) for v; noise as philox_triton.py.
+variance; Salimans & Ho 2022 (2202.00512) for v; noise as in philox_triton.py.
 
 Bytes a row: 4·(O or 2·O) + 4·C in, 4·C out, 60 of the row's own settings; about 300 integer operations per 4 noises.
-It is a few KiB in all, so its time is that of a launch: one, where separate operations would be more than twenty.
+All of it is a few KiB, so the bound is the launch: one, where separate operations would take more than twenty.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def denoise_update_ref(
     out: Tensor, uncond: Tensor, guidance: Tensor, x: Tensor, coefficients: Tensor, noise: Tensor, temperature: Tensor,
     prediction: str, clamp: float,
 ) -> Tensor:  # fmt: skip
-    """The definition: out (E, O), uncond (M,) as the wrapper takes it, the rest a row each, float32 -> (M, C)."""
+    """The definition, float32: out (E, O), uncond (M,) as in the wrapper, the rest one entry per row -> (M, C)."""
     count, channels = x.shape
     both = out[:count].clone()
     guided = uncond >= 0
@@ -45,7 +45,7 @@ def denoise_update_ref(
 
 @triton.jit
 def guided_output(out_ptr, row, uncond, guidance, cols, mask, N_OUT: tl.constexpr):
-    """(m, c) outputs at `cols`, moved away from the unconditional ones where there are any (uncond >= 0)."""
+    """(m, c) outputs at `cols`, with guidance where the row has an unconditional half (uncond >= 0)."""
     cond = tl.load(out_ptr + row * N_OUT + cols, mask=mask, other=0.0)
     other = tl.load(out_ptr + uncond * N_OUT + cols, mask=mask & (uncond >= 0), other=0.0)
     return tl.where(uncond >= 0, other + guidance * (cond - other), cond)
@@ -53,7 +53,7 @@ def guided_output(out_ptr, row, uncond, guidance, cols, mask, N_OUT: tl.constexp
 
 @triton.jit
 def denoised(main, variance, noise, x, entry, mask, table_ptr, temperature, clamp, EPS: tl.constexpr):
-    """x of the next step; entry (m, 1): each row's place in the table of coefficients (see COEFFICIENTS)."""
+    """(m, c) x of the next step. entry (m, 1): each row's entry in the table of coefficients (see COEFFICIENTS)."""
     at = table_ptr + entry * N_COEFFICIENTS
     a, b = tl.load(at, mask=mask, other=1.0), tl.load(at + 1, mask=mask, other=0.0)
     mean_x0, mean_xt = tl.load(at + 2, mask=mask, other=0.0), tl.load(at + 3, mask=mask, other=0.0)
@@ -77,8 +77,8 @@ def update_rows(
 ):  # fmt: skip
     """Read, update and write back a block of x.
 
-    row, uncond (m, 1) index `out` (its pointer may be of a tile's own outputs); setting (m, 1) indexes x and everything
-    that belongs to a row.
+    row, uncond (m, 1) index `out`, which may be a tile's own outputs; setting (m, 1) indexes x and every per-row
+    argument.
     """
     cols = tl.arange(0, BLOCK_C)[None, :]
     begun = row_in & (tl.load(start_ptr + setting, mask=row_in, other=-1) >= step)
@@ -130,8 +130,8 @@ def denoise_update(
         out: (E, O) float32.
         step: (3,) int32: current step, next one (written here), first of the chunk.
         uncond: (M,) int32, the evaluation of each row's unconditional half, or −1.
-        offset: (M,) int32, where each row's chain begins in table and timesteps.
-        start: (M,) int32, the step at which each row begins; at earlier ones (larger numbers) it waits.
+        offset: (M,) int32, entry of each row's chain at index 0 in table and timesteps.
+        start: (M,) int32, the index at which each row begins; at larger ones (earlier steps) it keeps its x.
         guidance, temperature: (M,) float32.
         seed: (M,) int64.
         position: (M,) int32.

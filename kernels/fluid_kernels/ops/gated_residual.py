@@ -1,11 +1,12 @@
-"""The end of a residual block: second linear layer, gate and residual in one.
+"""The end of a residual block: second linear layer, gate and residual in one kernel.
 
     h += gate · (u Wᵀ + b)        h float32; the product in W's dtype with float32 sums
 
-Sources: MAR's ResBlock (arXiv 2406.11838). Epilogue fusion: the product's result never leaves registers, so of the
-three passes over (E, W) that gate and residual take alone only h's read and write remain.
+Sources: MAR's ResBlock (arXiv 2406.11838). Fused epilogue: the product's result never leaves registers, so of the
+three passes over (E, W) of a separate gate and residual only h's read and write remain.
 
-Bytes: 2·W² (weights) + E·W·(2 (u) + 2 (gate) + 4 + 4 (h)); FLOPs 2·E·W².
+Bytes: 2·W² (weights) + E·W·(2 (u) + 2 (gate) + 4 + 4 (h)); FLOPs 2·E·W². Bound: reading the weights, up to some hundred
+evaluations.
 """
 
 from __future__ import annotations
@@ -46,9 +47,10 @@ def gated_residual_kernel(
 def gated_residual(
     h: Tensor, u: Tensor, weight: Tensor, bias: Tensor, gate: Tensor, step: Tensor, config: Config | None = None
 ) -> None:
-    """Add to h (E, W) float32, in place, the gated product of u (E, W).
+    """Add the gated product of u (E, W) to h (E, W) float32, in place.
 
     Args:
+        weight: (W, W) in u's dtype. bias: (W,) float32.
         gate: (slots, E, W or more) view that starts at this block's gate; its last stride is 1.
         step: (3,) int32: current step, next one, first step of `gate`.
     Raises:

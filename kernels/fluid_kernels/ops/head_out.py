@@ -1,15 +1,15 @@
-"""The head's last layer: LayerNorm without weights, modulation, and W to O outputs, in one.
+"""The head's last layer: LayerNorm without weights, modulation, and the product with O outputs in one kernel.
 
     out = (LN(h)·(1 + scale) + shift) Wᵀ + b          all float32 but the modulation
 
-O is 16 to 128, so a row is a matrix-vector product: one program a row keeps the normalised row in registers and takes
-the outputs BLOCK_O at a time as sums over W. Float32 throughout, because with eps prediction what is rounded off here
-is magnified by the sampler (head_loop_torch.py).
+O is 16 to 128, so a row is a matrix-vector product: one program per row keeps the normalised row in registers and
+computes BLOCK_O outputs at a time as sums over W. Float32 throughout, because with eps prediction the sampler magnifies
+rounding errors made here (loops/torch_loop.py).
 
 Sources: MAR's FinalLayer (arXiv 2406.11838, models/diffloss.py).
 
 Bytes a row: 4·W + 2·2·W in, 4·O out, 4·W·O of weights from the L2 cache (a tenth of what a block's two products read);
-FLOPs 2·O·W.
+FLOPs 2·O·W. Bound: the launch at few rows, else the L2 cache's bytes.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@
 
 On a CPU that multiplies bfloat16 natively, oneDNN keeps W in its own blocked layout, which torch.nn.Linear must rebuild
 at every call: measured 1.3 to 1.6 times as fast at up to 128 rows (docs/log.md). The operators are those that
-torch.compile's CPU backend emits; where they are missing, plain torch does the same.
+torch.compile's CPU backend emits; where they are missing, or the CPU has no AVX-512 and oneDNN refuses bfloat16, plain
+torch does the same.
 
 Bytes: W is read once a call, out·in·2 in bfloat16; FLOPs: 2·rows·out·in.
 """
@@ -47,7 +48,7 @@ class PackedLinear(nn.Module):
         self.dtype, self.activation = dtype, activation
         self.bias = None if bias is None else bias.detach().to(dtype)
         weight = weight.detach().to(dtype).contiguous()
-        self.packed = dtype == torch.bfloat16 and weight.device.type == "cpu" and _has_onednn()
+        self.packed = dtype == torch.bfloat16 and weight.device.type == "cpu" and _onednn_packs()
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_FOR_ROWS) if self.packed else weight
 
     def forward(self, x: Tensor) -> Tensor:
@@ -60,12 +61,21 @@ class PackedLinear(nn.Module):
         return y
 
 
-def _has_onednn() -> bool:
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+def _onednn_packs() -> bool:
+    """Whether oneDNN packs and multiplies bfloat16 here; asked where it cannot, its operators raise."""
+    operators = torch.ops.mkldnn
+    return (
+        torch.backends.mkldnn.is_available()
+        and all(hasattr(operators, name) for name in ("_linear_pointwise", "_is_mkldnn_bf16_supported"))
+        and bool(operators._is_mkldnn_bf16_supported())
+    )
 
 
 def native_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware (AVX-512 BF16 or AMX); without, float32 is faster."""
-    return any(
+    """Whether this CPU multiplies bfloat16 in hardware (AVX-512 BF16 or AMX); without, float32 is faster.
+
+    oneDNN is asked too: it does the products, and may be held to fewer instructions than the CPU has.
+    """
+    return _onednn_packs() and any(
         bool(getattr(torch.cpu, name, bool)()) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     )

@@ -41,7 +41,7 @@ def normalise(h, inside, W: tl.constexpr):
     return centred * (1.0 / tl.sqrt(variance + LN_EPSILON))
 
 
-@triton.jit(do_not_specialize=["n_rows"])  # else each new number of rows might compile anew
+@triton.jit(do_not_specialize=["n_rows"])  # otherwise some numbers of rows would compile again
 def ln_modulate_kernel(
     h_ptr, weight_ptr, bias_ptr, mod_ptr, step_ptr, n_ptr, n_rows, mod_stride,
     W: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_W: tl.constexpr,

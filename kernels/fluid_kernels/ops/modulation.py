@@ -1,13 +1,13 @@
-"""The modulation of many steps as one blocked product, ahead of the steps.
+"""Modulation of many steps as one blocked product, ahead of the steps.
 
     y[s, e]   = silu(time[chain of e, first + s] + condition[e])
     mod[s, e] = y[s, e] Wᵀ + b          every block's shift, scale and gate, then the final shift and scale
 
 3·L + 2 of the head's 5·L + 2 square products depend on (t, z) and not on x. Inside the loop they would be products of
-few rows, which read 2·(3·L + 2)·W² bytes of weights at every step; ahead of it a few hundred rows share each read.
-The bias has 1 added where it makes a scale, so that every reader has 1 + scale.
+few rows that read 2·(3·L + 2)·W² bytes of weights at every step; ahead of it a few hundred rows share each read. 1 is
+added to the bias of every scale, so that readers get 1 + scale.
 
-Sources: the factorisation is exact and follows from MAR's SimpleMLPAdaLN (arXiv 2406.11838); head_loop_torch.py.
+Sources: the factorisation is exact and follows from MAR's SimpleMLPAdaLN (arXiv 2406.11838); loops/torch_loop.py.
 
 Bytes of s steps of E evaluations: 2·(3·L + 2)·W² once, 4·W·(S·K + E) in for y, and s·E·(3·L + 2)·W·2 out and in again;
 FLOPs 2·s·E·(3·L + 2)·W².
@@ -46,7 +46,7 @@ def modulation_ref(times: Tensor, condition: Tensor, entry: Tensor, weight: Tens
 def embed_kernel(
     time_ptr, condition_ptr, entry_ptr, y_ptr, n_evaluations, n_times, W: tl.constexpr, BLOCK_W: tl.constexpr
 ):
-    """One (step, evaluation) a program. Steps beyond the end of a table read its last entry; nobody uses them."""
+    """One (step, evaluation) per program. Steps beyond the table's end read its last entry, and are never used."""
     program = tl.program_id(0)
     step, evaluation = program // n_evaluations, program % n_evaluations
     entry = tl.minimum(tl.load(entry_ptr + evaluation) + step, n_times - 1).to(tl.int64)
@@ -66,8 +66,8 @@ def modulation(
     Args:
         times: (T, W) time embeddings of all chains, one after the other.
         condition: (E, W).
-        entry: (E,) int32, where in `times` each evaluation's first step of the chunk is.
-        weight, bias: of stack_modulation.
+        entry: (E,) int32, entry in `times` of each evaluation's first step of the chunk.
+        weight, bias: from stack_modulation.
         y: (slots, E, W) scratch in weight's dtype.
     Raises:
         ValueError: shapes or dtypes do not fit together.

@@ -1,8 +1,9 @@
 """The Triton form of `philox.normal_ref`: one program draws the normal numbers of a block of tokens.
 
-Kept apart from philox.py because importing Triton costs seconds and a CPU worker never needs it. Moves 24 bytes in
-and 4·C bytes out per token; about 60 integer operations per number, so it belongs inside a larger kernel and this
-one exists to prove that device and CPU draw the same bits.
+Separate from philox.py because importing Triton costs seconds and a CPU worker never needs it.
+
+Bytes per token: 24 in, 4·C out; about 60 integer operations per number. So it belongs inside a larger kernel
+(denoise_update.py); this one draws initial noise, and proves that device and CPU draw the same numbers.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 
 @triton.jit
 def token_normal(seed, purpose, position, step, channel):
-    """Normal numbers for broadcastable int64 `seed` and int32 position/step/channel blocks.
+    """Normal numbers (float32) for broadcastable int64 `seed` and int32 position, step and channel blocks.
 
     Channel c takes output c % 4 of the Philox call with counter word c // 4; the pairs (0, 1) and (2, 3) share a
     Box-Muller radius.

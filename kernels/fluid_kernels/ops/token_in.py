@@ -1,13 +1,13 @@
-"""The head's first layer: noisy tokens to residual streams, once for both halves of guidance.
+"""The head's first layer: noisy tokens to the residual stream, once for both halves of guidance.
 
     h[row] = h[uncond of row] = x[row] Wᵀ + b          all float32
 
-C is 16 to 64, so a row is C multiply-adds per channel; they are done as a sum over C rather than a tensor-core product,
-which keeps float32 without tricks. It is the first kernel of a step, so it also makes the next step the current one.
+C is 16 to 64, so an output is C multiply-adds; they are a sum over C rather than a tensor-core product, which keeps
+float32 exact. As the first kernel of a step it also makes the next step the current one.
 
 Sources: MAR's SimpleMLPAdaLN.input_proj; that both halves share x is forward_with_cfg (arXiv 2406.11838, diffloss.py).
 
-Bytes: 4·M·C + 4·W·C (L2) in, 4·E·W out; FLOPs 2·M·W·C.
+Bytes: 4·M·C + 4·W·C (L2) in, 4·E·W out; FLOPs 2·M·W·C. Bound: the launch at few rows, else writing h.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def token_in_ref(x: Tensor, weight: Tensor, bias: Tensor, uncond: Tensor, evalua
 
 @triton.jit
 def project_token(x_ptr, row, w_ptr, b_ptr, cols, inside, channels, W: tl.constexpr, C: tl.constexpr):
-    """(BLOCK_W,) float32: one row's residual stream at these columns. w is (C, W), so that neighbours lie together.
+    """(BLOCK_W,) float32: one row's residual stream at `cols`. w is (C, W), so that loads are contiguous.
 
-    channels: C, or C as a number that the compiler does not know, where the loop must not be unrolled.
+    channels: C, or C as a run-time value where the loop must not be unrolled.
     """
     h = tl.load(b_ptr + cols, mask=inside, other=0.0)
     for c in range(channels):
@@ -45,7 +45,7 @@ def project_token(x_ptr, row, w_ptr, b_ptr, cols, inside, channels, W: tl.conste
 def token_in_kernel(
     x_ptr, w_ptr, b_ptr, uncond_ptr, step_ptr, h_ptr, W: tl.constexpr, C: tl.constexpr, BLOCK_W: tl.constexpr
 ):
-    """One row a program. No other program of this launch reads the step."""
+    """One row per program. No other program of this launch reads the step."""
     row = tl.program_id(0).to(tl.int64)
     if row == 0:
         tl.store(step_ptr, tl.load(step_ptr + 1))
@@ -58,7 +58,7 @@ def token_in_kernel(
 
 
 def token_in(x: Tensor, weight: Tensor, bias: Tensor, uncond: Tensor, step: Tensor, h: Tensor) -> None:
-    """Write h (E, W) float32 of x (M, C) float32, and move `step` on.
+    """Write h (E, W) float32 of x (M, C) float32, and advance `step`.
 
     Args:
         weight: (C, W) float32: the transpose of what torch.nn.Linear stores.

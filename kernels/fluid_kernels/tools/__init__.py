@@ -1,1 +1,1 @@
-"""Proofs without a GPU (aot) and numerics with one (check)."""
+"""Checks of the kernels: compilation without a GPU (aot), numerics on one (check)."""

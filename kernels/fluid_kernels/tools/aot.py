@@ -1,11 +1,11 @@
-"""Compiles every kernel ahead of time for chips that are not here, and holds what comes out to limits.
+"""Compile every kernel ahead of time for chips that this machine lacks, and check the result against limits.
 
     python -m fluid_kernels.tools.aot [--target sm_80 sm_90 gfx942] [--only WORD]
 
-Prints registers, shared memory and tensor-core instructions of each; exits with 1 where a kernel spills registers,
+Prints registers, shared memory and tensor-core instructions of each kernel. Exits with 1 if a kernel spills registers,
 needs more shared memory than the chip gives a block, multiplies blocks without tensor cores, or waits for other
-programs without release and acquire. What this cannot show is speed, and numbers on the device. Compilations are kept
-in TRITON_CACHE_DIR.
+programs without release and acquire. It cannot show speed, nor numbers on the device. Compiled kernels are kept in
+TRITON_CACHE_DIR.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from triton.compiler import ASTSource
 
 from fluid_kernels.tools.aot_cases import Case, cases
 
-# Bytes of shared memory that one block may have: CUDA C programming guide, compute capabilities; CDNA 3 ISA guide.
+# Bytes of shared memory that one block may use: CUDA C programming guide, compute capabilities; CDNA 3 ISA guide.
 SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "gfx942": 64 * 1024}
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32), "sm_90": GPUTarget("cuda", 90, 32), "gfx942": GPUTarget("hip", "gfx942", 64)
 }  # fmt: skip
-# What a wait for other programs leaves in the assembly: writes out before it, stale reads dropped after it.
+# Traces of a wait for other programs in the assembly: earlier writes are published, stale cached reads dropped.
 ORDERS = {"cuda": ("global.gpu.release", "global.gpu.acquire"), "hip": ("buffer_wbl2", "buffer_inv")}
 NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What the compiler made of a case on a target."""
+    """Resources that a compiled case uses on a target."""
 
     case: str
     target: str
@@ -78,7 +78,7 @@ def compile_case(case: Case, target: str) -> Resources:
 
 
 def find_faults(target: str, spilled: int, shared: int, tensor_ops: int, dot: bool) -> tuple[str, ...]:
-    """What is wrong with a kernel that needs this, in words."""
+    """The limits that these resources exceed, in words; empty if there are none."""
     faults = [f"spills {spilled}"] if spilled else []
     if shared > SHARED_LIMIT[target]:
         faults.append(f"{shared} bytes of shared memory, over {SHARED_LIMIT[target]}")
@@ -97,7 +97,7 @@ def _read_nvidia(asm: dict[str, bytes | str], target: str) -> tuple[int, int, in
         registers = int(re.findall(r"REG:(\d+)", usage)[-1])
         spilled = 0
         if max(int(size) for size in re.findall(r"(?:STACK|LOCAL):(\d+)", usage)):
-            # A stack may also hold an array of the kernel's own; ptxas tells the two apart.
+            # A stack may also hold a local array; ptxas reports spills separately.
             ptx.write_text(str(asm["ptx"]))
             name = re.search(r"\.target (sm_\w+)", str(asm["ptx"]))
             log = _tool("ptxas", "-v", "--gpu-name", name[1] if name else target, str(ptx), "-o", str(cubin))
@@ -139,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _compile_indexed(key: tuple[str, str]) -> Resources:
-    """For the pool: kernels do not travel between processes, names do."""
+    """Compile by name: kernels cannot be pickled for the pool, names can."""
     name, target = key
     backend = "hip" if target.startswith("gfx") else "cuda"
     return compile_case(next(case for case in cases(backend) if case.name == name), target)

@@ -1,6 +1,6 @@
-"""Every kernel with every configuration a GPU can be asked to run: what `python -m fluid_kernels.tools.aot` compiles.
+"""The cases that `python -m fluid_kernels.tools.aot` compiles: every kernel in every configuration of a GPU.
 
-A case is written as its wrapper would launch it: bfloat16 weights, 16-byte aligned pointers, a stride of modulation
+A case is launched as its wrapper does: bfloat16 weights, 16-byte aligned pointers, a stride of modulation
 that is a multiple of 16.
 """
 
@@ -28,12 +28,12 @@ from fluid_kernels.ops import (
 
 WIDTHS = (768, 1024, 1280, 1536)  # of the heads of the paper's and MAR's sizes
 CHANNELS = (16, 64)  # a token of one latent, and of 2 × 2
-OTHER_WIDTH = 1024  # where the width is only the number of rounds of a loop
+OTHER_WIDTH = 1024  # where the width is only a loop's trip count
 
 
 @dataclass(frozen=True)
 class Case:
-    """One compilation. arguments: name -> Triton type of each argument that is no constant, in the kernel's order."""
+    """One compilation. arguments: Triton type of each argument that is not a constant, by name."""
 
     name: str
     kernel: Any
@@ -41,9 +41,9 @@ class Case:
     constants: dict[str, Any]
     warps: int
     stages: int = 1
-    dot: bool = False  # it multiplies bfloat16 blocks, so tensor-core instructions must be there
-    waits: bool = False  # programs wait for each other: a cooperative launch, and release and acquire must be there
-    registers: int | None = None  # the most that a thread may have, where the kernel is launched with such a limit
+    dot: bool = False  # multiplies bfloat16 blocks, so there must be tensor-core instructions
+    waits: bool = False  # programs wait for each other: launched cooperatively, with release and acquire
+    registers: int | None = None  # limit per thread, where the kernel is launched with one
     aligned: tuple[str, ...] = field(default=("mod_stride", "gate_stride"))  # integers known to be multiples of 16
 
 
@@ -60,7 +60,7 @@ def cases(backend: str) -> Iterator[Case]:
 
 
 def _products(backend: str) -> Iterator[Case]:
-    """The table's tiles. float32, which only checks run, in the one kernel that has all of the others' parts."""
+    """Every tile of the table. float32 runs in checks only, so one kernel that has all parts covers it."""
     for c in linear_configs(backend, torch.float32):
         yield _gated_residual(backend, c, "fp32")
     for c in linear_configs(backend, torch.bfloat16):
@@ -94,7 +94,7 @@ def _gated_residual(backend: str, c: Config, dtype: str) -> Case:
 
 
 def _rows(width: int) -> Iterator[Case]:
-    """Kernels that hold a whole row."""
+    """Kernels whose programs hold a whole row."""
     block = triton.next_power_of_2(width)
     size: dict[str, Any] = {"W": width, "BLOCK_W": block}
     yield Case(
@@ -153,7 +153,7 @@ def _update(channels: int, prediction: str) -> Case:
 
 
 def _persistent(backend: str) -> Iterator[Case]:
-    """Each tile at one width of each BLOCK_W, with guidance and eps, which need most; two tiles at the other widths."""
+    """Every tile at one width per BLOCK_W, with guidance and eps, which need most; two tiles at other widths."""
     configs = persistent_configs(backend)
     for width in WIDTHS:
         for c in configs if width in (OTHER_WIDTH, WIDTHS[-1]) else (configs[0], configs[-1]):

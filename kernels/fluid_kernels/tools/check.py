@@ -1,9 +1,9 @@
-"""Each operation on a device against its definition: every tile of the table, regular and odd shapes, both dtypes.
+"""Check each operation on a device against its definition: every tile of the table, odd shapes, both dtypes.
 
     python -m fluid_kernels.tools.check [--device cuda] [--quick]
 
-Prints a line per check, exits with 1 if one is too far off. A rehearsal without a GPU: TRITON_INTERPRET=1 in front,
---device cpu --quick behind. The loops that are made of these are compared by `make gpu-check`.
+Prints a line per check; exits with 1 if an error is too large. Without a GPU: TRITON_INTERPRET=1 in the environment and
+--device cpu --quick. `make gpu-check` compares the loops that are built from these operations.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MOST = {torch.float32: 1e-4, torch.bfloat16: 1e-2}
 
 @dataclass(frozen=True)
 class Check:
-    """apart() runs the operation and its definition, and says how far they are from each other."""
+    """apart() runs the operation and its definition, and returns the relative error."""
 
     name: str
     apart: Callable[[], float]
@@ -42,7 +42,7 @@ class Check:
 
 
 class Draw:
-    """Normal numbers, the same for every run, on the device."""
+    """Draws normal numbers on the device, the same in every run."""
 
     def __init__(self, device: str):
         self.device, self.generator = device, torch.Generator().manual_seed(0)
@@ -52,7 +52,7 @@ class Draw:
 
 
 def checks(device: str, quick: bool = False) -> Iterator[Check]:
-    """All of them; quick: one tile and small shapes, for the interpreter."""
+    """All checks; quick: one tile and small shapes, for the interpreter."""
     draw, backend = Draw(device), backend_of(torch.device(device))
     for dtype in (torch.float32, torch.bfloat16):
         most = MOST[dtype]
@@ -130,7 +130,7 @@ def _token_in(draw: Draw, rows: int, channels: int) -> float:
 
 
 def _uncond(device: str, rows: int) -> Tensor:
-    """Every second row has an unconditional half."""
+    """(M,) the unconditional half of every second row, else −1."""
     row = torch.arange(rows, dtype=torch.int32, device=device)
     return torch.where(row % 2 == 1, rows + row // 2, -1).int()
 

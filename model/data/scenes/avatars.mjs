@@ -1,5 +1,5 @@
-// Draw avatars: node avatars.mjs <folder of @dicebear/core> <folder of a style>, with a JSON list of options on stdin.
-// A line of JSON for each: the picture as SVG, and the traits that it was drawn with.
+// Render avatars: node avatars.mjs <folder of @dicebear/core> <folder of a style>, with a JSON list of options on stdin.
+// Prints a line of JSON for each: the image as SVG, and the traits that it shows.
 import { readFileSync } from 'node:fs';
 import { pathToFileURL } from 'node:url';
 

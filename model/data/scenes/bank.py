@@ -1,4 +1,4 @@
-"""Training's endless supply: a fixed list of captioned facts, each drawn in a new arrangement whenever it comes up."""
+"""Scenes for training: a fixed list of captioned facts, each rendered in a new arrangement at every visit."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from tqdm import tqdm
 
 from model.data.scenes.compose import Scene, arrange, render
 from model.data.scenes.facts import Facts, Grammar
@@ -15,7 +16,11 @@ from model.data.scenes.wording import caption
 
 @dataclass(frozen=True)
 class SceneBank:
-    """`captions[i]` words `facts[i]`. Captions are finite so that their text states can be computed once."""
+    """Captioned facts; `captions[i]` states `facts[i]`.
+
+    The captions are a fixed list so that their text states can be computed once. An image is a function of its row and
+    of the number of the visit.
+    """
 
     sprites: Sprites
     facts: list[Facts]
@@ -27,19 +32,19 @@ class SceneBank:
         return len(self.facts)
 
     def scene(self, row: int, visit: int) -> Scene:
-        """Row `row` in its arrangement number `visit`."""
+        """Row `row` in the arrangement of visit number `visit`."""
         return arrange(self.facts[row], np.random.default_rng((self.seed, 1, row, visit)), self.snap)
 
-    def picture(self, row: int, visit: int) -> np.ndarray:
-        """That scene as (SIZE, SIZE, 3) uint8."""
+    def image(self, row: int, visit: int) -> np.ndarray:
+        """The render of `scene(row, visit)`; (SIZE, SIZE, 3) uint8."""
         return render(self.scene(row, visit), self.sprites)
 
-    def pictures(self, rows: Sequence[int], visit: int) -> np.ndarray:
-        """(B, SIZE, SIZE, 3) uint8"""
-        return self.drawn(rows, visit)[1]
+    def images(self, rows: Sequence[int], visit: int) -> np.ndarray:
+        """The renders of B rows; (B, SIZE, SIZE, 3) uint8."""
+        return self.scenes_and_images(rows, visit)[1]
 
-    def drawn(self, rows: Sequence[int], visit: int) -> tuple[list[Scene], np.ndarray]:
-        """B scenes and their pictures."""
+    def scenes_and_images(self, rows: Sequence[int], visit: int) -> tuple[list[Scene], np.ndarray]:
+        """The scenes of B rows and their renders, (B, SIZE, SIZE, 3) uint8."""
         scenes = [self.scene(int(row), visit) for row in rows]
         return scenes, np.stack([render(scene, self.sprites) for scene in scenes])
 
@@ -56,14 +61,18 @@ def build_bank(
 ) -> SceneBank:
     """`size` captioned facts without held-out combinations; a function of the arguments alone.
 
-    portraits: share of the facts that are one. tags: share of the captions that end in a keyword of a thing.
+    Args:
+        things, styles: names of those that may appear.
+        snap: corners of things are multiples of this, pixels.
+        portraits: share of the facts that describe a portrait.
+        tags: share of the captions that end in a keyword of a thing.
     """
     grammar = Grammar(sprites, things, styles)
     rngs = (np.random.default_rng((seed, 0, index)) for index in range(size))
     facts, captions = [], []
-    for rng in rngs:
+    for rng in tqdm(rngs, total=size, desc="facts", unit="caption", disable=size < 10_000):
         portrait = portraits > 0 and rng.random() < portraits
-        facts.append(grammar.draw_portrait(rng) if portrait else grammar.draw(rng))
+        facts.append(grammar.sample_portrait(rng) if portrait else grammar.sample(rng))
         captions.append(caption(facts[-1], rng, sprites.words))
         if tags > 0 and rng.random() < tags:
             known = [tag for group in facts[-1].groups for tag in sprites.tags.get(group.thing, ())]

@@ -19,8 +19,6 @@ CLIPART = Source(
     "https://openclipart.org",
 )  # fmt: skip
 SVG_FOLDER = "usr/share/openclipart/svg"
-# Of the chosen files, in the order of their things\' names.
-SHA256 = "bcab334faceb0dbc6fe9d5d0d6b0de84797728d0327076aefcade1a9c81e11fa"
 UNITS = {"mm": 3.5433, "cm": 35.433, "in": 90.0, "pt": 1.25}  # pixels, at Inkscape's 90 to the inch
 
 # Thing -> drawing.
@@ -77,13 +75,37 @@ FILES = {
     "alien": "people/alien_peterm_01.svg",
     "lollipop": "food/desserts/lollipop_dave_pena_01.svg",
 }
+# Thing -> SHA-256 of its drawing, the first 16 digits: one each, so that taking a drawing back takes its sum along.
+SHA256 = {
+    "apple": "dd9ebef4221403ed", "banana": "8d1d37396785315d", "strawberry": "48b40897d009fa71",
+    "lemon": "ab746623c98d5300", "watermelon": "3cf5a3717ceeb1fe", "mushroom": "6d5845c2178b12c7",
+    "hamburger": "5a19884047ee6852", "cat": "2e7807b9cce77028", "dog": "19f96132de53b085", "bear": "69b6b61a8a9ef66f",
+    "pig": "43af38328185ce9a", "fish": "f6f89d09d58e3e09", "butterfly": "87fa03dcdfd5db92",
+    "ladybug": "134f2cb4fc8fcbef", "penguin": "00a1cb01b3f49ed3", "turtle": "63e4e43b126c0531",
+    "car": "71f0b6bd62726158", "rocket": "6afcbf4a8b4a963a", "sailboat": "6eb1ed87f2a3de4b",
+    "house": "aff437565a9fb69a", "star": "130078bb1ca12da9", "heart": "aea28fb9b5c5cb89", "guitar": "08e9a1a22e684c6d",
+    "balloon": "54f1c967e239de9b", "umbrella": "a6cb2fad57842840", "gift": "99a6b97cf8f05efc",
+    "soccer ball": "94ce2ef8e4859d74", "snowman": "a914659586985522", "light bulb": "ea75d6ac307272e0",
+    "pizza": "6839f34d61b3c2d1", "grapes": "babadeeb0926ca3f", "cherries": "db02ebd8ab1c2c1a",
+    "pear": "d10eb8a5497cebb1", "chicken": "bcd66355546cde66", "tiger": "9211c3dc08d07dd8",
+    "monkey": "b762057118c5d717", "bicycle": "acb667ba666e78fe", "fire engine": "95766fd67c05a980",
+    "anchor": "28797d949babc049", "trumpet": "e82d5e7d7b8a6345", "violin": "27da4f5dc5162405",
+    "camera": "fc844b641bd76b64", "hammer": "3bd30cf1afc4fce8", "pencil": "dd84448542a1cb5a",
+    "trophy": "81389d0f93dd74ad", "gem": "e960ea645fd9d872", "sun": "67446421eae7c132", "moon": "bffde7d7c222fd5d",
+    "Christmas tree": "21d1bb06ad148876", "alien": "7ac024b81d4a51ae", "lollipop": "05cbb45788a2f7e5",
+}  # fmt: skip
+
+
+class NoToolError(DataError):
+    """This machine has no program that could unpack the source at all: the one reason to do without it."""
 
 
 def fetch_clipart(cache: Path) -> Path:
     """Download and unpack the package once; return the folder of its drawings.
 
     Raises:
-        DataError: there is no apt here, it refused, or the chosen drawings are not those that were looked at.
+        NoToolError: there is no apt here.
+        DataError: it refused, or the chosen drawings are not those that were looked at; which, and how they differ.
     """
     folder = cache / "openclipart"
     if not (folder / SVG_FOLDER).is_dir():
@@ -95,18 +117,26 @@ def fetch_clipart(cache: Path) -> Path:
             subprocess.run(["dpkg-deb", "--extract", archive, folder], capture_output=True, text=True, check=True)
             archive.unlink()
         except FileNotFoundError as error:
-            raise DataError("clip art comes as a Debian package, and this machine has no apt and dpkg") from error
+            raise NoToolError("clip art comes as a Debian package, and this machine has no apt and dpkg") from error
         except subprocess.CalledProcessError as error:
             raise DataError(f"apt could not fetch openclipart-svg: {error.stderr.strip()[-300:]}") from error
-    digest = hashlib.sha256()
-    for thing in sorted(FILES):
-        file = folder / SVG_FOLDER / FILES[thing]
-        digest.update(file.read_bytes() if file.exists() else b"")
-    if digest.hexdigest() != SHA256:
+    if wrong := differences(folder / SVG_FOLDER):
         raise DataError(
-            f"{folder} holds other drawings than those that were chosen; remove it and run `make data` again"
+            f"{len(wrong)} of {len(FILES)} drawings in {folder} are not those that were chosen; remove it and run "
+            f"`make data` again. {'; '.join(wrong)}"
         )
     return folder / SVG_FOLDER
+
+
+def differences(folder: Path) -> list[str]:
+    """The drawings that are not those that were looked at, each with what was expected and what is there."""
+    wrong = []
+    for thing, name in FILES.items():
+        file = folder / name
+        found = hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file.is_file() else "nothing"
+        if found != SHA256[thing]:
+            wrong.append(f"{name}: expected {SHA256[thing]}, got {found}")
+    return wrong
 
 
 def draw_clipart(folder: Path, thing: str, size: int) -> Image.Image:

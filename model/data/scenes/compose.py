@@ -1,6 +1,6 @@
-"""Facts -> where everything is -> pixels. Fast enough to draw every training picture anew.
+"""Composition of a scene: facts -> layout (`arrange`) -> pixels (`render`), fast enough to run at every training step.
 
-Everything follows from the facts and one random generator, so (seed, index) names a picture for ever.
+A scene is a function of its facts and one random generator, so (seed, index) identifies an image permanently.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from model.data.scenes.sprites import Sprites
 from model.data.scenes.things import BACKGROUNDS
 from model.data.sources import DataError
 
-SIZE = 128  # pixels of a picture
-# Side of a thing's square by how many there are; the square has a free border of SIDE / 16.
+SIZE = 128  # side of an image, pixels
+# Side of a thing's square, in pixels, by the number of things; 1/16 of the square is a free border.
 SIDES = {1: 96, 2: 64, 3: 48, 4: 48}
-DRAWN_SLANT = 0.6  # "above" is drawn steeper than it is judged, so that no true picture lies on the edge of false
+COMPOSED_SLANT = 0.6  # stricter than the 1.0 of scoring, so that no composed relation is a borderline case
 NAMED_SIDES = {"small": 48, "big": 128}
 PORTRAIT_SIDE = 128
 
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """One thing in the picture: the upper left corner and the side of its square, pixels."""
+    """One thing in a scene: the upper left corner (x, y) and the side of its square, in pixels."""
 
     thing: str
     colour: str
@@ -41,7 +41,7 @@ class Placed:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Facts and where everything is: the machine-readable twin of a picture."""
+    """Facts and the position of every thing: the ground truth of an image."""
 
     facts: Facts
     objects: tuple[Placed, ...]
@@ -53,7 +53,13 @@ class Scene:
 def relation_holds(
     relation: str, first: tuple[float, float], second: tuple[float, float], by: float, slant: float = 1.0
 ) -> bool:
-    """Whether the first centre lies so of the second: by more than `by`, and less than `slant` times as far across."""
+    """Return True if the first centre is left of, right of, above or below the second, as `relation` says.
+
+    Args:
+        first, second: centres (x, y), pixels; y grows downwards.
+        by: smallest distance along the relation's axis, pixels.
+        slant: largest distance across that axis, as a share of the distance along it.
+    """
     dx, dy = second[0] - first[0], second[1] - first[1]
     along = {"left": dx, "right": -dx, "above": dy, "below": -dy}[relation]
     across = abs(dy) if relation in ("left", "right") else abs(dx)
@@ -61,13 +67,17 @@ def relation_holds(
 
 
 def arrange(facts: Facts, rng: np.random.Generator, snap: int) -> Scene:
-    """Put the facts' things in free squares whose corners are multiples of `snap` pixels."""
+    """Place the facts' things at random, without overlap, at corners that are multiples of `snap` pixels.
+
+    Raises:
+        DataError: no such layout was found in 1000 attempts.
+    """
     things = facts.objects
     side = PORTRAIT_SIDE if facts.category == PORTRAIT else NAMED_SIDES.get(facts.size) or SIDES[len(things)]
     grid = np.arange(0, SIZE - side + 1, snap)
     for _ in range(1000):
         corners: list[tuple[int, int]] = []
-        free = np.ones((len(grid), len(grid)), bool)  # by y, x: corners whose square touches no other
+        free = np.ones((len(grid), len(grid)), bool)  # (y, x): corners whose square overlaps no other
         while len(corners) < len(things) and free.any():
             places = np.argwhere(free)
             y, x = grid[places[rng.integers(len(places))]].tolist()
@@ -78,17 +88,17 @@ def arrange(facts: Facts, rng: np.random.Generator, snap: int) -> Scene:
             continue
         if facts.relation:
             first, second = placed[0].centre, placed[1].centre
-            if not relation_holds(facts.relation, first, second, by=side * 0.75, slant=DRAWN_SLANT):
+            if not relation_holds(facts.relation, first, second, by=side * 0.75, slant=COMPOSED_SLANT):
                 continue
         return Scene(facts, placed)
     raise DataError(f"{len(things)} things of {side} pixels found no room with snap {snap}; choose a smaller snap")
 
 
 def render(scene: Scene, sprites: Sprites) -> np.ndarray:
-    """(SIZE, SIZE, 3) uint8."""
+    """The pixels of a scene; (SIZE, SIZE, 3) uint8."""
     page = Image.new("RGB", (SIZE, SIZE), BACKGROUNDS[scene.facts.background])
     for thing in scene.objects:
         border = thing.side // 16
-        sprite = sprites.drawn(thing.thing, scene.facts.style, thing.colour, thing.side - 2 * border)
+        sprite = sprites.scaled(thing.thing, scene.facts.style, thing.colour, thing.side - 2 * border)
         page.paste(sprite, (thing.x + border, thing.y + border), sprite)
     return np.asarray(page)

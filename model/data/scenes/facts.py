@@ -1,7 +1,7 @@
-"""What a caption states about a picture, drawn at random, with some combinations kept out of training.
+"""Facts that a caption states about an image: sampled at random, with some combinations held out of training.
 
-`Facts` is the machine-readable half of every caption: composing, wording and judging all start from it, so a caption
-is true of its picture by construction. The categories are GenEval's six (arXiv 2310.11513) and `several`.
+Composing, wording and scoring all start from `Facts`, so a caption is true of its image by construction. The categories
+are GenEval's six (arXiv 2310.11513), `several`, and `portrait` where there are portraits.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from model.data.scenes.sprites import Sprites
 from model.data.scenes.things import BACKGROUNDS, COLOURS, RELATIONS, THINGS
 from model.data.sources import DataError
 
-# Category -> share of the training pictures: most for what is learned slowest (docs/log.md).
+# Category -> share of the training images: most for what is learned slowest (docs/log.md).
 CATEGORIES = {
     "single_object": 0.14, "two_objects": 0.12, "counting": 0.2, "colors": 0.1, "position": 0.24,
     "color_attribution": 0.18, "several": 0.02,
 }  # fmt: skip
-PORTRAIT = "portrait"  # a category of its own, where there are portraits
-SUITE = ("single_object", "two_objects", "counting", "colors", "position", "color_attribution")
-# Shares of combinations that training never shows, by kind.
+PORTRAIT = "portrait"  # not sampled by share: bank.py decides how many
+SCORED_CATEGORIES = ("single_object", "two_objects", "counting", "colors", "position", "color_attribution")
+# Kind of combination -> share of its combinations that training never shows.
 HELD_OUT = {"style": 0.05, "pair": 0.10, "count": 0.10, "colour": 0.10}
-WHITE_SHARE, SIZED_SHARE = 0.55, 0.3
+WHITE_SHARE, SIZED_SHARE = 0.55, 0.3  # of backgrounds that are white, of single objects with a stated size
 MIN_COLOURABLE_STYLES = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """`count` equal things; colour "" means as drawn by the style."""
+    """`count` equal things; colour "" means the style's own colours."""
 
     thing: str
     count: int = 1
@@ -43,7 +43,12 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """relation: of the first group's thing to the second's, a key of RELATIONS, or "". size: "", "small" or "big"."""
+    """Everything that a caption states about its image.
+
+    Attributes:
+        relation: of the first group's thing to the second's, a key of RELATIONS, or "".
+        size: "", "small" or "big".
+    """
 
     category: str
     style: str
@@ -54,7 +59,7 @@ class Facts:
 
     @property
     def objects(self) -> tuple[Group, ...]:
-        """Each single thing, named by its group."""
+        """One group per single thing: a group of three appears three times."""
         return tuple(group for group in self.groups for _ in range(group.count))
 
     def to_json(self) -> dict[str, Any]:
@@ -67,18 +72,18 @@ class Facts:
 
 @lru_cache(maxsize=65536)
 def held_out(kind: str, *names: str) -> bool:
-    """Whether training never shows this combination; a fixed property of the words, whatever else changes."""
+    """Return True if training never shows this combination; a hash of the words, whatever else changes."""
     digest = hashlib.sha256("|".join((kind, *names)).encode()).digest()
     return int.from_bytes(digest[:4], "big") / 2**32 < HELD_OUT[kind]
 
 
 def unseen(facts: Facts) -> bool:
-    """Whether these facts contain a held-out combination, so that training may not use them."""
+    """Return True if the facts contain a held-out combination, so that training may not use them."""
     return unseen_content(facts) or any(held_out("style", group.thing, facts.style) for group in facts.groups)
 
 
 def unseen_content(facts: Facts) -> bool:
-    """The same of what is drawn, whatever the style: a pair of things, a count of a thing, a colour of a thing."""
+    """`unseen` without styles: True for a held-out pair of things, count of a thing or colour of a thing."""
     names = sorted(group.thing for group in facts.groups)
     return any(held_out("pair", a, b) for a, b in combinations(names, 2)) or any(
         (group.count > 1 and held_out("count", group.thing, str(group.count)))
@@ -88,10 +93,10 @@ def unseen_content(facts: Facts) -> bool:
 
 
 class Grammar:
-    """Draws facts over some of the things and styles of a set of sprites.
+    """Sampler of facts over some of the things and styles of a set of sprites.
 
     Raises:
-        DataError: a thing or style that the sprites do not have.
+        DataError: a thing has no sprite in any of the styles.
     """
 
     def __init__(self, sprites: Sprites, things: Sequence[str], styles: Sequence[str]):
@@ -106,18 +111,22 @@ class Grammar:
         self.colourable = {s: tuple(t for t in often if (t, s) in sprites.colourable) for s in self.styles}
         self.portraits = tuple((thing, style) for thing, style in sprites.rgba if thing not in THINGS)
 
-    def draw(self, rng: np.random.Generator, category: str | None = None, want_unseen: bool = False) -> Facts:
-        """Facts of a category (default: by training's shares), with or without a held-out combination."""
+    def sample(self, rng: np.random.Generator, category: str | None = None, want_unseen: bool = False) -> Facts:
+        """Random facts of a category (default: by CATEGORIES' shares), with or without a held-out combination.
+
+        Raises:
+            DataError: no such facts were found in 10,000 attempts.
+        """
         if category is None:
             category = str(rng.choice(list(CATEGORIES), p=np.array(list(CATEGORIES.values()))))
         for _ in range(10_000):
             facts = self._propose(rng, category)
             if facts and unseen(facts) == want_unseen:
                 return facts
-        raise DataError(f"category {category!r} has no {'held-out ' if want_unseen else ''}combination to draw")
+        raise DataError(f"category {category!r} has no {'held-out ' if want_unseen else ''}combination to sample")
 
-    def draw_portrait(self, rng: np.random.Generator) -> Facts:
-        """One of the portraits that training may show, on some background.
+    def sample_portrait(self, rng: np.random.Generator) -> Facts:
+        """Random facts of a portrait that training may show, on some background.
 
         Raises:
             DataError: the sprites hold none.

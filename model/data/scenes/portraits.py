@@ -1,7 +1,7 @@
-"""Parametric portraits: DiceBear avatars whose traits we choose, so that every caption is true of its picture.
+"""Parametric portraits: DiceBear avatars whose traits are chosen here, so that every caption is true of its image.
 
-Only what is plain to see at 112 pixels is stated, in the words of the style's own options; skin and whether somebody is
-a woman or a man are never stated.
+Captions state only what is plain to see at 112 pixels, in the words of the style's own options. They never state skin
+colour or gender.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ HAIR = {
 }  # fmt: skip
 SKIN = ["ffdbb4", "edb98a", "d08b5b", "ae5d29"]
 SHIRTS = {"red": "e78276", "yellow": "fdea6b", "green": "78e185", "blue": "8fa7df", "pink": "e279c7"}
-# Lorelei's mouths and glasses that are plainly so.
+# Caption word -> Lorelei's mouths and glasses that show it plainly.
 MOUTHS = {
     "happy": ["happy01", "happy02", "happy05", "happy06", "happy07", "happy09", "happy16"],
     "sad": ["sad04", "sad05", "sad07"],
 }
 GLASSES = {"round glasses": ["variant01"], "sunglasses": ["variant02"], "glasses": ["variant04", "variant05"]}
-# Pixel Art's styles of hair that look as long, or as short, as they are called.
+# Caption word -> Pixel Art's hair styles whose looks agree with their name.
 PIXEL_HAIR = {
     "long": [f"long{n:02d}" for n in range(1, 22) if n not in (5, 10, 11, 14, 15)],
     "short": [f"short{n:02d}" for n in range(1, 25) if n != 11],
 }
-# What Open Peeps calls a head -> what one sees.
+# Open Peeps' name of a head -> caption words for it.
 HEADS = {
     "afro": "an afro", "bun": "a bun", "mohawk": "a mohawk", "hatHip": "a hat", "hatBeanie": "a beanie",
     "hijab": "a hijab", "turban": "a turban", "noHair1": "a bald head", "long": "long hair",
@@ -50,7 +50,11 @@ FACES = {"smileBig": "smiling", "veryAngry": "angry", "calm": ""}
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What a caption may say of a portrait. options: what DiceBear is asked for, by which it is true."""
+    """What a caption may say of a portrait.
+
+    Attributes:
+        options: the DiceBear options that make it true.
+    """
 
     options: dict[str, Any]
     mood: str  # "happy", or "" for nothing to say
@@ -58,11 +62,11 @@ class Look:
     clothes: str = ""  # after the traits: "in a blue shirt"
 
     def thing(self, style: str, number: int) -> Thing:
-        """As a thing with wordings; the key of its sprite is no word of a caption."""
+        """The portrait as a thing whose name and synonyms describe it; its label is the key of its sprite."""
         person, face = (" ".join(word for word in (self.mood, noun) if word) for noun in ("person", "face"))
         traits = _listed(self.traits)
         wordings = [f"{person} with {traits}", f"{person} with {_listed(self.traits[::-1])}", f"{face} with {traits}"]
-        if not self.clothes:  # with them, the encoder's limit would cut the caption
+        if not self.clothes:  # with clothes, the longer wording would exceed the text encoder's limit
             wordings.append(f"portrait of {with_article(person)} with {traits}")
         plain, *others = (f"{wording} {self.clothes}".strip() for wording in wordings)
         return Thing(plain, plain, f"portrait {style} {number:03d}", tuple(others))
@@ -113,7 +117,7 @@ def _pixel(rng: np.random.Generator) -> Look:
     return Look(options, "", (f"{length} {hair} hair", *(("dark glasses",) if glasses else ())))
 
 
-# Style as captions call it -> its package, and who draws a look at random.
+# Style, as captions call it -> its package and the function that samples a look.
 PORTRAITS: dict[str, tuple[Source, Callable[[np.random.Generator], Look]]] = {
     "lorelei": (Source("lorelei", "@dicebear/lorelei@9.4.3", "Lorelei", "Lisa Wischofsky", "CC0-1.0",
                        "https://www.dicebear.com/styles/lorelei"), _lorelei),
@@ -125,16 +129,16 @@ PORTRAITS: dict[str, tuple[Source, Callable[[np.random.Generator], Look]]] = {
 
 
 def looks(style: str, count: int) -> list[Look]:
-    """The fixed portraits of a style."""
+    """The first `count` of a style's portraits, which are fixed."""
     rngs = (np.random.default_rng((20241125, number)) for number in range(count))
     return [PORTRAITS[style][1](rng) for rng in rngs]
 
 
 def draw_portraits(style: str, chosen: list[Look], cache: Path, side: int) -> list[Image.Image]:
-    """RGBA pictures of `side` pixels.
+    """Render looks as RGBA images of `side` pixels.
 
     Raises:
-        DataError: Node.js is missing or failed; its words.
+        DataError: Node.js is missing or failed; the message ends with its error output.
     """
     core, drawer = (_installed(package, cache) for package in (CORE_PACKAGE, PORTRAITS[style][0].package))
     asked = [{"seed": str(number), **look.options} for number, look in enumerate(chosen)]
@@ -144,12 +148,12 @@ def draw_portraits(style: str, chosen: list[Look], cache: Path, side: int) -> li
     except FileNotFoundError as error:
         raise DataError("Node.js is not installed: install it, then run `make data` again") from error
     except subprocess.CalledProcessError as error:
-        raise DataError(f"node could not draw {style} portraits: {error.stderr.strip()[-500:]}") from error
+        raise DataError(f"node could not render {style} portraits: {error.stderr.strip()[-500:]}") from error
     return [render_svg(json.loads(line)["svg"], side) for line in done.stdout.splitlines()]
 
 
 def _installed(spec: str, cache: Path) -> Path:
-    """An npm package where packages of ours find each other: styles import the core by its name."""
+    """Folder of an npm package in one node_modules, because styles import the core by its name."""
     name = spec.rpartition("@")[0]
     folder = cache.resolve() / "avatars" / "node_modules" / name
     if not folder.exists():

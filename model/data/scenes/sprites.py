@@ -1,4 +1,4 @@
-"""Cut-out pictures of single things, packed into one file, and honest recolouring of the flat-coloured ones."""
+"""Sprites: cut-out images of single things, packed into one file; recolouring of those with one main hue."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from PIL import Image
 from model.data.scenes.things import COLOURS, STYLES, THINGS, Thing
 from model.data.sources import DataError
 
-SIDE = 112  # pixels of a stored sprite: as large as a thing is ever drawn
-# A sprite may be recoloured when this share of it is saturated, and that part is of one hue (length of the mean of
-# unit vectors at the hue angles): a red apple with its small leaf may, a rainbow or a black ball may not.
+SIDE = 112  # side of a stored sprite, pixels: the largest at which a thing is rendered
+SPRITES_FILE, ABOUT_FILE = "sprites.npz", "about.json"  # of a folder of sprites
+# A sprite may be recoloured if this share of it is saturated and that part has one hue (the mean of unit vectors at the
+# hue angles has this length): a red apple with its small leaf may be, a rainbow or a black ball may not.
 SATURATED_SHARE, ONE_HUE = 0.5, 0.9
 WINDOW = 45.0  # degrees around the main hue that move to the new one: the apple's leaf stays green
 
 
 class Sprites:
-    """Cut-outs by (thing, style).
+    """Sprites by (thing, style).
 
     Attributes:
         rgba: {(thing, style): (SIDE, SIDE, 4) uint8}, not premultiplied.
         about: sources, licences, digest; what `make data` printed.
-        words: things by the names that sprites have; a portrait is a thing whose name describes it.
-        tags: {thing: keywords that are true of every picture of it}.
+        words: things by the key that sprites have; a portrait is a thing whose name describes it.
+        tags: {thing: keywords that are true of every image of it}.
     """
 
     def __init__(self, rgba: dict[tuple[str, str], np.ndarray], about: dict[str, Any]):
@@ -37,47 +38,47 @@ class Sprites:
         self.words = THINGS | {portrait.label: portrait for portrait in portraits}
         self.tags: dict[str, list[str]] = about.get("tags", {})
         self.colourable = frozenset(pair for pair, sprite in rgba.items() if main_hue(sprite) is not None)
-        self.drawn = lru_cache(maxsize=8192)(self._drawn)
+        self.scaled = lru_cache(maxsize=8192)(self._scaled)
 
     @property
     def styles(self) -> tuple[str, ...]:
-        """That draw things, the six of everything first; not those of portraits."""
+        """Styles that have things, not portraits; the six emoji styles come first."""
         known = {style for thing, style in self.rgba if thing in THINGS}
         return tuple(s for s in STYLES if s in known) + tuple(sorted(known.difference(STYLES)))
 
     def __reduce__(self) -> tuple[type[Sprites], tuple[dict[tuple[str, str], np.ndarray], dict[str, Any]]]:
-        """Loader processes get a cache of their own: a cached method would arrive there without its object."""
+        """Pickle without the cache: a cached method would arrive in a loader process without its object."""
         return Sprites, (self.rgba, self.about)
 
-    def _drawn(self, thing: str, style: str, colour: str, side: int) -> Image.Image:
-        """The sprite in a colour ("": as it is) at `side` pixels; Pillow premultiplies while it filters."""
+    def _scaled(self, thing: str, style: str, colour: str, side: int) -> Image.Image:
+        """A sprite in a colour ("": its own) at `side` pixels; RGBA. Pillow premultiplies alpha when it resizes."""
         sprite = self.rgba[thing, style]
         if colour:
             sprite = recoloured(sprite, colour)
         return Image.fromarray(sprite).resize((side, side), Image.Resampling.LANCZOS, reducing_gap=3.0)
 
     def save(self, folder: Path) -> None:
-        """sprites.npz: every sprite as lossless WebP, a few megabytes for all."""
+        """Write every sprite as lossless WebP into sprites.npz, a few megabytes for all, and `about` beside it."""
         folder.mkdir(parents=True, exist_ok=True)
         blobs = {f"{thing}|{style}": np.frombuffer(_webp(s), np.uint8) for (thing, style), s in self.rgba.items()}
-        np.savez(folder / "sprites.npz", allow_pickle=False, **blobs)
-        (folder / "about.json").write_text(json.dumps(self.about, indent=2) + "\n", encoding="utf-8")
+        np.savez(folder / SPRITES_FILE, allow_pickle=False, **blobs)
+        (folder / ABOUT_FILE).write_text(json.dumps(self.about, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> Sprites:
         """Read what `save` wrote.
 
         Raises:
-            DataError: nothing is there.
+            DataError: `folder` holds no sprites.
         """
-        if not (folder / "about.json").exists():
+        if not (folder / ABOUT_FILE).exists():
             raise DataError(f"no sprites in {folder}: run `make data` first")
-        with np.load(folder / "sprites.npz", allow_pickle=False) as packed:
+        with np.load(folder / SPRITES_FILE, allow_pickle=False) as packed:
             rgba = {}
             for key in packed.files:
                 thing, style = key.split("|")
                 rgba[thing, style] = np.asarray(Image.open(io.BytesIO(packed[key].tobytes())).convert("RGBA"))
-        return cls(rgba, json.loads((folder / "about.json").read_text(encoding="utf-8")))
+        return cls(rgba, json.loads((folder / ABOUT_FILE).read_text(encoding="utf-8")))
 
 
 def _webp(sprite: np.ndarray) -> bytes:
@@ -87,10 +88,14 @@ def _webp(sprite: np.ndarray) -> bytes:
 
 
 def cut_out(image: Image.Image, side: int = SIDE) -> np.ndarray:
-    """RGBA of any size -> its visible part, centred in a square of `side` pixels; (side, side, 4) uint8."""
+    """Crop an RGBA image to its visible part and centre it in a square; (side, side, 4) uint8.
+
+    Raises:
+        DataError: no pixel of the image is visible.
+    """
     box = image.getchannel("A").point(lambda a: 255 if a > 8 else 0).getbbox()
     if box is None:
-        raise DataError("an icon is empty: the package's picture could not be drawn")
+        raise DataError("an icon is empty: the package's image could not be rendered")
     visible = image.crop(box)
     scale = side / max(visible.size)
     size = tuple(max(1, round(length * scale)) for length in visible.size)
@@ -101,7 +106,7 @@ def cut_out(image: Image.Image, side: int = SIDE) -> np.ndarray:
 
 
 def main_hue(sprite: np.ndarray) -> float | None:
-    """The one hue of a sprite in degrees, or None where it has none or several."""
+    """The main hue of a sprite in degrees, or None if it has none or several."""
     hue, saturation, value = hsv(sprite[..., :3])
     opaque = sprite[..., 3] > 128
     strong = opaque & (saturation > 0.35) & (value > 0.3)
@@ -112,7 +117,7 @@ def main_hue(sprite: np.ndarray) -> float | None:
 
 
 def recoloured(sprite: np.ndarray, colour: str) -> np.ndarray:
-    """Turn the main hue into `colour`; shading survives, because saturation and value are scaled, not set.
+    """Shift the main hue of a sprite to `colour`; scaling saturation and value, not setting them, keeps the shading.
 
     Raises:
         DataError: the sprite has no main hue.
@@ -125,7 +130,7 @@ def recoloured(sprite: np.ndarray, colour: str) -> np.ndarray:
     away = (hue - base + 180) % 360 - 180  # signed degrees
     moved = (np.abs(away) < WINDOW) & (saturation > 0.15)
     middle = moved & (sprite[..., 3] > 128)
-    # half the spread of hues: what was a warm highlight must not become another colour's name
+    # About a third of the spread of hues: a warm highlight must not become a colour with another name.
     hue = np.where(moved, target_hue + 0.35 * away, hue) % 360
     factor_s = target_saturation / max(float(np.median(saturation[middle])), 1e-3)
     factor_v = target_value / max(float(np.median(value[middle])), 1e-3)
@@ -135,7 +140,7 @@ def recoloured(sprite: np.ndarray, colour: str) -> np.ndarray:
 
 
 def hsv(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(..., 3) uint8 -> hue in degrees, saturation and value in [0, 1]."""
+    """Convert (..., 3) uint8 RGB to hue in degrees, saturation and value in [0, 1], each (...)."""
     p = pixels.astype(np.float32) / 255
     high, low = p.max(-1), p.min(-1)
     chroma = high - low
@@ -146,7 +151,7 @@ def hsv(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def rgb(hue: np.ndarray, saturation: np.ndarray, value: np.ndarray) -> np.ndarray:
-    """Inverse of `hsv`; (..., 3) uint8."""
+    """Convert hue, saturation and value to (..., 3) uint8 RGB: the inverse of `hsv`."""
     out = []
     for n in (5, 3, 1):
         k = (n + hue / 60) % 6

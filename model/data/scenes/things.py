@@ -1,4 +1,4 @@
-"""The words that scenes are made of: things, styles, colours, backgrounds, counts, relations."""
+"""Vocabulary of scenes: things, styles, colours, backgrounds, counts, relations."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """One kind of object. name: as captions call it; label: emojibase's name of the emoji that draws it."""
+    """One kind of object.
+
+    Attributes:
+        name, plural: as captions call it.
+        label: emojibase's name of the emoji that shows it.
+        synonyms: other names, used in captions of a single one.
+    """
 
     name: str
     plural: str
@@ -15,11 +21,12 @@ class Thing:
     synonyms: tuple[str, ...] = ()
 
     def call(self, count: int) -> str:
+        """Name or plural, by count."""
         return self.name if count == 1 else self.plural
 
 
 def _things(table: str) -> dict[str, Thing]:
-    """Lines of `name / plural / emojibase label / synonyms`; an empty plural adds an s, an empty label is the name."""
+    """Parse lines of `name / plural / emojibase label / synonyms`; default plural: name + "s"; default label: name."""
     out = {}
     for line in table.strip().splitlines():
         name, plural, label, synonyms = (part.strip() for part in line.split("/"))
@@ -28,7 +35,7 @@ def _things(table: str) -> dict[str, Thing]:
     return out
 
 
-# Chosen to be told apart at 48 pixels, by shape rather than by a detail. The first 48 are the `common` ones.
+# Chosen to be distinguishable at 48 pixels, by shape rather than by a detail. scenes-128 knows the first 48.
 THINGS = _things("""
 apple         /              / red apple           /
 banana        /              /                     /
@@ -130,7 +137,7 @@ COMMON = tuple(THINGS)[:48]
 
 STYLES = ("3d", "noto", "twemoji", "flat", "blob", "emojione")
 
-# Name -> (hue in degrees, saturation, value) that the middle of a recoloured thing gets.
+# Name -> (hue in degrees, saturation, value) that the median pixel of a recoloured thing gets.
 COLOURS = {
     "red": (358.0, 0.82, 0.88),
     "orange": (27.0, 0.88, 1.00),
@@ -141,7 +148,7 @@ COLOURS = {
     "pink": (330.0, 0.45, 1.00),
 }
 
-# White goes without saying; the others are pale, so that every thing stands out.
+# Name -> RGB. Captions rarely mention white; the others are pale, so that every thing stands out.
 BACKGROUNDS = {
     "white": (255, 255, 255),
     "gray": (214, 216, 220),
@@ -153,7 +160,7 @@ BACKGROUNDS = {
 
 COUNTS = {1: "one", 2: "two", 3: "three", 4: "four"}
 
-# Relation of the first object to the second -> its wordings. Towards smaller x, larger x, smaller y, larger y.
+# Relation of the first thing to the second -> its wordings. Directions: smaller x, larger x, smaller y, larger y.
 RELATIONS = {
     "left": ("to the left of", "left of"),
     "right": ("to the right of", "right of"),

@@ -1,4 +1,4 @@
-"""Facts -> a sentence. Every wording of the same facts says the same and no more, so each is true of the picture."""
+"""Captions of facts. All wordings of the same facts state the same and no more, so each is true of the image."""
 
 from __future__ import annotations
 
@@ -11,18 +11,22 @@ from model.data.scenes.things import COUNTS, RELATIONS, THINGS, Thing
 
 SYNONYM_SHARE = 0.15
 PLURAL_NAMES = ("grapes", "cherries")
-PORTRAIT_SYNONYM_SHARE = 0.75  # one of three for each of a portrait's wordings
+PORTRAIT_SYNONYM_SHARE = 0.75  # a portrait has up to three synonyms: all its wordings are about equally likely
 
 
 def with_article(words: str) -> str:
-    """Not that of model/data/captions.py, which says "an unicorn": the digest of emoji-64's data depends on it."""
+    """Put "a" or "an" before a noun phrase.
+
+    Differs from the function of model/data/captions.py, which says "an unicorn" and on which the digest of emoji-64's
+    data depends.
+    """
     return f"{'an' if words[0].lower() in 'aeiou' and not words.startswith('uni') else 'a'} {words}"
 
 
 def noun_phrase(
     group: Group, size: str = "", noun: str | None = None, numeral: bool = False, words: Mapping[str, Thing] = THINGS
 ) -> str:
-    """ "a small red apple", "three cacti", "3 cacti"."""
+    """A group as a noun phrase: "a small red apple", "three cacti" or, with `numeral`, "3 cacti"."""
     noun = noun or words[group.thing].call(group.count)
     phrase = " ".join(word for word in (size, group.colour, noun) if word)
     if group.count == 1:
@@ -31,13 +35,13 @@ def noun_phrase(
 
 
 def prompt(facts: Facts, words: Mapping[str, Thing] = THINGS) -> str:
-    """The plainest wording, which the suite uses: "a red apple above a car, flat style on a blue background"."""
+    """The plainest wording, used in evaluation: "a red apple above a car, flat style on a blue background"."""
     phrases = [noun_phrase(group, facts.size, words=words) for group in facts.groups]
     return _finish(_join(phrases, facts, RELATIONS[facts.relation][0] if facts.relation else ""), facts)
 
 
 def caption(facts: Facts, rng: np.random.Generator, words: Mapping[str, Thing] = THINGS) -> str:
-    """One of many wordings: synonyms, digits, order, with or without the style's name."""
+    """A random wording: varies synonyms, digits, order, and whether the style is named."""
     phrases = []
     for group in facts.groups:
         synonyms = words[group.thing].synonyms
@@ -51,7 +55,7 @@ def caption(facts: Facts, rng: np.random.Generator, words: Mapping[str, Thing] =
         phrases = [phrases[i] for i in rng.permutation(len(phrases))]
     subject = _join(phrases, facts, relation, joiner=str(rng.choice(("and", "and", "next to", "with"))))
     frame = str(rng.choice(("{}", "{}", "{}", "{}", "a picture of {}", "an icon of {}")))
-    if facts.category != PORTRAIT:  # their own wordings say that they are one
+    if facts.category != PORTRAIT:  # the wordings of portraits have frames of their own
         subject = frame.format(subject)
     form = rng.random()
     if form < 0.15:
@@ -79,6 +83,6 @@ def _finish(subject: str, facts: Facts) -> str:
 
 
 def _background(subject: str, facts: Facts, rng: np.random.Generator) -> str:
-    if facts.background == "white":  # white goes without saying, mostly
+    if facts.background == "white":  # mostly left unsaid
         return f"{subject} on a white background" if rng.random() < 0.1 else subject
     return f"{subject} on a {facts.background} background"

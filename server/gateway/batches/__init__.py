@@ -1,1 +1,1 @@
-"""OpenAI's Files and Batches on top of the queue: record, runner, files."""
+"""OpenAI's Files and Batches on top of the queue: `store` serves the routes, `runner` works in the background."""

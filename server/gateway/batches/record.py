@@ -1,4 +1,4 @@
-"""Where a batch stands, as its hash in Redis says, and how callers see it."""
+"""The record of a batch, as its hash in Redis holds it, and OpenAI's batch object made from it."""
 
 import json
 from collections.abc import Mapping
@@ -6,16 +6,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.batch_format import URL, results_file
+from server.jobs import TERMINAL, JobRecord, JobState
 
-WINDOW_S = 86400  # the completion window: "24h"
-MOMENTS = (
+COMPLETION_WINDOW_S = 86400  # "24h", the only completion_window that OpenAI offers
+#: Every NAME_at field of OpenAI's batch object.
+TIMESTAMPS = (
     "created", "in_progress", "expires", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled",
 )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Where a batch stands, as its hash says."""
+    """A snapshot of one batch."""
 
     id: str
     fields: Mapping[str, str]
@@ -30,39 +32,51 @@ class Batch:
 
     @property
     def cursor(self) -> int:
-        """Lines that were dealt with: a job was made of them, or they were refused."""
+        """Number of lines processed so far: each became a job or was rejected."""
         return int(self.fields.get("cursor", 0))
 
     @property
-    def refused(self) -> int:
-        return int(self.fields.get("refused", 0))
+    def rejected(self) -> int:
+        """Number of lines that never became a job."""
+        return int(self.fields.get("refused", 0))  # the field keeps its old name: batches outlive an upgrade
 
-    def ended(self, *states: str) -> int:
-        names = states or ("succeeded", "failed", "canceled", "aborted")
-        return sum(int(self.fields.get(f"ended:{state}", 0)) for state in names)
+    def ended(self, *states: JobState) -> int:
+        """Number of jobs in these terminal states; without arguments, in any."""
+        return sum(int(self.fields.get(f"ended:{state}", 0)) for state in states or TERMINAL)
 
     @property
-    def under_way(self) -> int:
-        return self.cursor - self.refused - self.ended()
+    def unfinished(self) -> int:
+        """Number of jobs that wait or run."""
+        return self.cursor - self.rejected - self.ended()
 
     def job_id(self, line: int) -> str:
         return f"{self.id}_{line}"
 
-    def view(self) -> dict[str, Any]:
+    def to_openai(self) -> dict[str, Any]:
         """OpenAI's batch object."""
 
         def at(name: str) -> int | None:
             return int(float(self.fields[name])) if name in self.fields else None
 
-        succeeded, begun = self.ended("succeeded"), self.status not in ("validating", "failed")
-        failed = self.refused + self.ended() - succeeded
+        succeeded, begun = self.ended(JobState.SUCCEEDED), self.status not in ("validating", "failed")
+        failed = self.rejected + self.ended() - succeeded
         return {
             "id": self.id, "object": "batch", "endpoint": URL, "status": self.status,
             "errors": json.loads(self.fields.get("errors", "null")),
             "input_file_id": self.fields["input_file_id"], "completion_window": "24h",
             "output_file_id": results_file(self.id) if begun else None,
             "error_file_id": results_file(self.id, errors=True) if begun and failed else None,
-            **{f"{name}_at": at(f"{name}_at") for name in MOMENTS},
+            **{f"{name}_at": at(f"{name}_at") for name in TIMESTAMPS},
             "request_counts": {"total": self.total, "completed": succeeded, "failed": failed},
             "metadata": json.loads(self.fields.get("metadata", "null")),
         }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class LineResult:
+    """The outcome of one line: its ended job, or the error response of a line that was rejected."""
+
+    number: int  #: from 0
+    custom_id: str
+    job: JobRecord | None = None
+    rejection: dict[str, Any] | None = None  #: {"status": HTTP status, "body": error body}

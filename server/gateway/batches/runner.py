@@ -1,176 +1,110 @@
-"""Many requests from one file, fed to the queue a few at a time: any gateway takes turns with any batch.
+"""The background half of batches: feed lines to the queue a few at a time, and finish or cancel batches.
 
-A batch is a hash (where it stands), a list (its lines) and jobs whose ids follow from batch and line. Every turn may
-be repeated: a gateway that dies in the middle of one costs nothing and draws nothing twice. Jobs wait in the low class,
-and only WINDOW of them at a time, so the line stays short for everybody else. Results are read from the jobs.
+Any gateway may claim any batch and advance it by one step. Every step is safe to repeat: a gateway that dies in the
+middle of one loses nothing and generates no image twice. Jobs wait in the low priority class, MAX_UNFINISHED_JOBS of a
+batch at a time, so the queue stays short for all other callers.
 """
 
 import asyncio
-import hashlib
 import json
 import logging
-import secrets
 import time
-from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 
 from prometheus_client import Counter
 from redis.exceptions import RedisError
 
 from server.batch_format import OVER, Line, LineError, not_for_lines, parse_lines
-from server.errors import (
-    InvalidRequest,
-    JobExpired,
-    KeyReused,
-    NoWorkers,
-    QueueFull,
-    RequestError,
-    UnknownBatch,
-    UnknownFile,
-    UnknownJob,
-)
-from server.gateway.batches.files import Files
-from server.gateway.batches.record import WINDOW_S, Batch
+from server.errors import InvalidRequest, JobExpired, NoWorkers, QueueFull, RequestError, UnknownFile, UnknownJob
+from server.gateway.batches.files import FileStore
+from server.gateway.batches.record import COMPLETION_WINDOW_S, Batch
+from server.gateway.batches.store import BatchStore
 from server.gateway.fleet import Fleet
 from server.gateway.requests.resolve import resolve
 from server.gateway.requests.validation import validated
 from server.gateway.schemas.images import ImageRequest
-from server.jobs import JobRecord
 from server.queue.due_work import poll_due
-from server.queue.job_queue import JobQueue
-from server.queue.pagination import ids_after
+from server.queue.job_queue import JobQueue, Submission
 
 log = logging.getLogger(__name__)
-WINDOW = 64  # jobs of one batch that wait or run
-TURN_S = 0.25  # between two turns of a batch whose window is full
-VISIBILITY_TIMEOUT_S = 15.0  # a turn that takes longer was its gateway's last
-AT_ONCE = 4
+MAX_UNFINISHED_JOBS = 64  # of one batch, waiting or running
+STEP_INTERVAL_S = 0.25  # between two steps of a batch that has no room for more jobs
+VISIBILITY_TIMEOUT_S = 15.0  # after this a gateway counts as dead and another may claim the batch
+CONCURRENT_BATCHES = 4
 
 
-class Batches:
-    def __init__(self, queue: JobQueue, fleet: Fleet, files: Files, ttl_s: int, bugs: Counter) -> None:
+class BatchRunner:
+    """Advances every batch from validating to one of its final states."""
+
+    def __init__(
+        self, queue: JobQueue, fleet: Fleet, files: FileStore, store: BatchStore, ttl_s: int, bugs: Counter
+    ) -> None:
         self._queue, self._redis, self._keys = queue, queue.redis, queue.keys
-        self._fleet, self._files, self._ttl_s, self._bugs = fleet, files, ttl_s, bugs
+        self._fleet, self._files, self._store, self._ttl_s, self._bugs = fleet, files, store, ttl_s, bugs
 
-    # --- for the routes -------------------------------------------------------------------------------
-
-    async def create(self, owner: str, file_id: str, metadata: Mapping[str, str] | None, key: str) -> Batch:
-        """With an Idempotency-Key the id follows from it, so that a repetition finds the batch that there is, also when
-        its file is gone by then."""
-        name = hashlib.sha256(f"{owner} {key}".encode()).hexdigest()[:24] if key else secrets.token_hex(12)
-        batch_id, about = f"batch_{name}", json.dumps(metadata, sort_keys=True)
-        asked = hashlib.sha256(f"{file_id} {about}".encode()).hexdigest()
-        if not (key and await self._redis.exists(self._keys.batch_hash(batch_id))):
-            await self._files.get(owner, file_id)
-        args = [batch_id, owner, file_id, about, asked, WINDOW_S, self._ttl_s]
-        if await self._queue.run("batch_create", args) == "differs":
-            raise KeyReused(f"The Idempotency-Key {key!r} is that of another batch. Use a new one for a new batch.")
-        return await self.get(owner, batch_id)
-
-    async def get(self, owner: str, batch_id: str) -> Batch:
-        fields = await self._redis.hgetall(self._keys.batch_hash(batch_id))
-        if not fields or fields["owner"] != owner:
-            raise UnknownBatch(f"No batch has the id {batch_id[:100]!r}.", param="batch_id")
-        return Batch(batch_id, fields)
-
-    async def list(self, owner: str, limit: int, after: str | None) -> tuple[list[Batch], bool]:
-        """(newest first, whether there are more)"""
-        ids = ids_after(await self._redis.zrevrange(self._keys.batch_list(owner), 0, -1), after, "batch")
-        found = []
-        for batch_id in ids:
-            fields = await self._redis.hgetall(self._keys.batch_hash(batch_id))
-            if fields:
-                found.append(Batch(batch_id, fields))
-            if len(found) > limit:
-                break
-        return found[:limit], len(found) > limit
-
-    async def cancel(self, owner: str, batch_id: str) -> Batch:
-        """Safe to repeat. What has been drawn stays; the rest is canceled on the next turns."""
-        await self._move(await self.get(owner, batch_id), "cancelling", of=("validating", "in_progress"))
-        return await self.get(owner, batch_id)
-
-    async def results(self, batch: Batch, *, errors: bool) -> AsyncIterator[tuple[int, str, JobRecord | None, str]]:
-        """Ended lines in order: (line, custom id, its job, else why it was refused)."""
-        refused = await self._redis.hgetall(self._keys.batch_errors(batch.id))
-        for start in range(0, batch.cursor, 100):
-            texts = await self._redis.lrange(
-                self._keys.batch_lines(batch.id), start, min(start + 100, batch.cursor) - 1
-            )
-            for number, text in enumerate(texts, start):
-                custom_id = Line.from_json(text).custom_id
-                if str(number) in refused:
-                    if errors:
-                        yield number, custom_id, None, refused[str(number)]
-                    continue
-                try:
-                    record = await self._queue.get(batch.job_id(number))
-                except (UnknownJob, JobExpired):
-                    continue
-                if record.state.terminal and errors != (record.state == "succeeded"):
-                    yield number, custom_id, record, ""
-
-    # --- the turns ------------------------------------------------------------------------------------
-
-    async def forever(self) -> None:
+    async def run_forever(self) -> None:
+        """Claim due batches and advance them, until canceled."""
         await poll_due(
             self._queue,
             "batches",
-            self._turn,
+            self.advance,
             visibility_timeout_s=VISIBILITY_TIMEOUT_S,
-            at_once=AT_ONCE,
+            at_once=CONCURRENT_BATCHES,
             bugs=self._bugs,
         )
 
-    async def _turn(self, batch_id: str) -> None:
+    async def advance(self, batch_id: str) -> None:
+        """Take the next step of a batch, whatever its status asks for, and schedule the one after it."""
         fields = await self._redis.hgetall(self._keys.batch_hash(batch_id))
         batch = Batch(batch_id, fields)
         if not fields or batch.status in OVER:
             await self._redis.zrem(self._keys.batches_zset, batch_id)
             return
-        # Before all else, so that nothing that goes wrong in a turn can keep a batch for ever.
+        # Cancellation and expiry come first, so that a step that keeps failing cannot keep a batch alive.
         if batch.status == "cancelling":
-            await self._wind_up(batch, "cancelled")
+            await self._finalize(batch, "cancelled")
         elif time.time() > float(fields["expires_at"]):
-            await self._wind_up(batch, "expired")
+            await self._finalize(batch, "expired")
         elif batch.status == "validating":
             await self._validate(batch)
         elif batch.cursor < batch.total:
-            await self._feed(batch)
-        elif batch.under_way <= 0:
-            await self._move(batch, "completed", of=("in_progress",))
-        await self._redis.zadd(self._keys.batches_zset, {batch_id: time.time() + TURN_S}, xx=True)
+            await self._submit_lines(batch)
+        elif batch.unfinished <= 0:
+            await self._store.transition(batch, "completed", expected=("in_progress",))
+        await self._redis.zadd(self._keys.batches_zset, {batch_id: time.time() + STEP_INTERVAL_S}, xx=True)
 
     async def _validate(self, batch: Batch) -> None:
+        """Parse the input file into lines; a file that cannot be parsed fails the batch."""
         try:
             data = await self._files.content(batch.fields["input_file_id"])
             lines = await asyncio.to_thread(parse_lines, data)
         except LineError as error:
             await self._fail(batch, str(error), error.code, error.line)
             return
-        except UnknownFile as error:  # it was deleted
+        except UnknownFile as error:  # deleted since the batch was created
             await self._fail(batch, error.message, error.code, None)
             return
         key = self._keys.batch_lines(batch.id)
-        await self._redis.delete(key)  # of a turn that was broken off
+        await self._redis.delete(key)  # lines of an interrupted step
         for start in range(0, len(lines), 1000):
             async with self._redis.pipeline(transaction=True) as pipe:
                 pipe.rpush(key, *(line.to_json() for line in lines[start : start + 1000]))
-                pipe.expire(key, WINDOW_S + self._ttl_s)  # should the batch be over by now, nobody else would
+                # If the batch has ended meanwhile, nothing else would delete this list.
+                pipe.expire(key, COMPLETION_WINDOW_S + self._ttl_s)
                 await pipe.execute()
-        await self._move(batch, "in_progress", of=("validating",), total=str(len(lines)))
+        await self._store.transition(batch, "in_progress", expected=("validating",), total=str(len(lines)))
 
     async def _fail(self, batch: Batch, message: str, code: str, line: int | None) -> None:
         errors = {"object": "list", "data": [{"code": code, "line": line, "message": message, "param": None}]}
-        await self._move(batch, "failed", of=("validating",), errors=json.dumps(errors))
+        await self._store.transition(batch, "failed", expected=("validating",), errors=json.dumps(errors))
 
-    async def _feed(self, batch: Batch) -> None:
-        """As many lines as the window has room for; a full queue, or no model yet, is a reason to wait.
+    async def _submit_lines(self, batch: Batch) -> None:
+        """Queue as many lines as there is room for; with a full queue, or before any model is known, wait.
 
-        A line that fails in a way that nobody foresaw fails alone: the same turn would fail at it again for ever, and
-        no line behind it would be drawn.
+        A line that raises an unexpected exception is rejected alone: otherwise every later step would fail on it
+        again, and the lines behind it would never be generated.
         """
-        room = WINDOW - batch.under_way
+        room = MAX_UNFINISHED_JOBS - batch.unfinished
         if room <= 0:
             return
         texts = await self._redis.lrange(self._keys.batch_lines(batch.id), batch.cursor, batch.cursor + room - 1)
@@ -180,14 +114,17 @@ class Batches:
             except (QueueFull, NoWorkers):
                 return
             except RequestError as error:
-                await self._refuse(batch, number, error)
-            except RedisError:  # of no line; the next turn goes on
+                await self._reject(batch, number, error)
+            except RedisError:  # not the line's fault; the next step continues here
                 raise
             except Exception as error:
                 self._bugs.labels("batches").inc()
-                log.exception("batches: %s: line %d is refused", batch.id, number + 1)
-                told = f"The service failed at this line ({type(error).__name__}); its log says how. Simplify the line."
-                await self._refuse(batch, number, RequestError(told))
+                log.exception("batches: %s: rejecting line %d", batch.id, number + 1)
+                message = (
+                    f"The service failed on this line ({type(error).__name__}); its log has the details. "
+                    "Simplify the line."
+                )
+                await self._reject(batch, number, RequestError(message))
             await self._redis.hset(self._keys.batch_hash(batch.id), "cursor", number + 1)
 
     async def _submit(self, batch: Batch, number: int, line: Line) -> None:
@@ -200,29 +137,24 @@ class Batches:
             priority="low",
             owner=batch.fields["owner"],
             batch=batch.id,
-            result_ttl_s=WINDOW_S + self._ttl_s,
+            result_ttl_s=COMPLETION_WINDOW_S + self._ttl_s,
         )
-        await self._queue.enqueue(batch.job_id(number), job, "batch", asked=request.fingerprint())
+        await self._queue.enqueue(Submission(batch.job_id(number), job, "batch", fingerprint=request.fingerprint()))
 
-    async def _refuse(self, batch: Batch, number: int, error: RequestError) -> None:
-        """Counted once, however often this turn is repeated."""
+    async def _reject(self, batch: Batch, number: int, error: RequestError) -> None:
+        """Record a line's error; it counts once, however often this step is repeated."""
         key = self._keys.batch_errors(batch.id)
         if await self._redis.hset(key, str(number), json.dumps({"status": error.status, "body": error.body()})):
             await self._redis.hincrby(self._keys.batch_hash(batch.id), "refused", 1)
 
-    async def _wind_up(self, batch: Batch, status: str) -> None:
-        """Cancel what is under way; what was not begun never will be."""
-        if batch.under_way <= 0:
-            await self._move(batch, status, of=(batch.status,))
+    async def _finalize(self, batch: Batch, status: str) -> None:
+        """Cancel the unfinished jobs, and set the final status once there are none; no new lines are submitted."""
+        if batch.unfinished <= 0:
+            await self._store.transition(batch, status, expected=(batch.status,))
             return
-        # One beyond the cursor: a turn that was broken off may have queued it.
-        for number in range(max(0, batch.cursor - 4 * WINDOW), batch.cursor + 1):
+        # One beyond the cursor: an interrupted step may have queued that line.
+        for number in range(max(0, batch.cursor - 4 * MAX_UNFINISHED_JOBS), batch.cursor + 1):
             try:
                 await self._queue.cancel(batch.job_id(number))
-            except (UnknownJob, JobExpired):  # refused, or long over
+            except (UnknownJob, JobExpired):  # rejected, or ended long ago
                 continue
-
-    async def _move(self, batch: Batch, status: str, *, of: tuple[str, ...], **fields: str) -> None:
-        """To another status, if it is still one `of` these: a cancel may have come in between."""
-        pairs = [part for pair in fields.items() for part in pair]
-        await self._queue.run("batch_move", [batch.id, status, " ".join(of), self._ttl_s, *pairs])

@@ -1,1 +1,1 @@
-"""What every request passes, outermost first: request_context, errors, cors, body_limit, auth; slow_clients."""
+"""ASGI middleware, outermost first: request_context, cors, errors, auth, body_limit. slow_clients is below them all."""

@@ -1,4 +1,4 @@
-"""Before a request is read: whose key it has, whether he may go on, and which pages may ask."""
+"""Authenticate: find the caller of a request by its API key, and apply the caller's rate limit."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import KeyDisabled, RateLimited, RequestError
-from server.gateway.api_keys import NOBODY, Caller, KeyRing
+from server.gateway.api_keys import ANONYMOUS, Caller, KeyRing
 from server.gateway.dependencies import Services
-from server.gateway.middleware.errors import refuse
+from server.gateway.middleware.errors import error_response
 from server.queue.job_queue import JobQueue
 
 
@@ -25,42 +25,42 @@ CallerDep = Annotated[Caller, Depends(_caller)]
 
 
 class Authenticate:
-    """401, 403 and 429 before a byte of the body is read."""
+    """Respond with 401, 403 or 429 before a byte of the body is read."""
 
     def __init__(self, app: ASGIApp, ring: KeyRing, metrics_access: str) -> None:
         self.app, self._ring = app, ring
-        self._locked = ("/v1/", "/metrics") if metrics_access == "key" else ("/v1/",)
+        self._protected = ("/v1/", "/metrics") if metrics_access == "key" else ("/v1/",)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        caller, limits = NOBODY, {}
+        caller, rate_headers = ANONYMOUS, {}
         try:
-            if scope["path"].startswith(self._locked):
+            if scope["path"].startswith(self._protected):
                 caller = self._ring.caller(Headers(scope=scope).get("authorization", ""))
                 if caller.disabled:
-                    raise KeyDisabled(f"The API key of {caller.name!r} is switched off. Ask the operator.")
+                    raise KeyDisabled(f"The API key of {caller.name!r} is disabled. Ask the operator.")
                 services: Services = scope["app"].state.services
-                if caller.rate_limit and _counts(scope):
-                    limits = await _spend(services.queue, caller)
+                if caller.rate_limit and _is_rate_limited(scope):
+                    rate_headers = await _take_from_rate_limit(services.queue, caller)
         except (RequestError, RedisError) as error:
-            await refuse(scope, error)(scope, receive, send)
+            await error_response(scope, error)(scope, receive, send)
             return
         scope.setdefault("state", {})["caller"] = caller
-        await self.app(scope, receive, _adding(send, limits) if limits else send)
+        await self.app(scope, receive, _with_headers(send, rate_headers) if rate_headers else send)
 
 
-def _counts(scope: Scope) -> bool:
-    """What draws or uploads; looking, following and canceling are free."""
+def _is_rate_limited(scope: Scope) -> bool:
+    """Return whether the request generates or uploads; reading, following and canceling are free."""
     return scope["method"] in ("POST", "PUT") and not scope["path"].endswith("/cancel")
 
 
-async def _spend(queue: JobQueue, caller: Caller) -> dict[str, str]:
-    """One of the caller's requests of this minute; the headers that OpenAI's clients know.
+async def _take_from_rate_limit(queue: JobQueue, caller: Caller) -> dict[str, str]:
+    """Count a request against the caller's rate limit, and return the headers that OpenAI's clients know.
 
     Raises:
-        RateLimited: there is none left.
+        RateLimited: the caller has no request left in this minute.
     """
     allowed, left, whole_s, next_s = await queue.run("rate", [caller.name, caller.rate_limit])
     headers = {
@@ -77,10 +77,10 @@ async def _spend(queue: JobQueue, caller: Caller) -> dict[str, str]:
     )
 
 
-def _adding(send: Send, headers: dict[str, str]) -> Send:
-    async def add(message: Message) -> None:
+def _with_headers(send: Send, headers: dict[str, str]) -> Send:
+    async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
             MutableHeaders(scope=message).update(headers)
         await send(message)
 
-    return add
+    return send_with_headers

@@ -1,4 +1,6 @@
-"""Every error in one JSON shape; the unexpected ones are logged with an id that the caller gets."""
+"""Error handlers: every error leaves in OpenAI's JSON shape; unexpected ones are logged under the request id."""
+
+import logging
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -23,9 +25,9 @@ from server.errors import (
 )
 from server.gateway.dependencies import Services, services_of
 from server.gateway.middleware.body_limit import MAX_BODY_BYTES
-from server.gateway.middleware.request_context import log
 from server.gateway.requests.validation import from_validation
 
+log = logging.getLogger(__name__)
 REJECTIONS = (
     InvalidRequest, InvalidApiKey, KeyDisabled, NotAcceptable, RequestTooSlow, BodyTooLarge, RateLimited, QueueFull,
     NoWorkers, QueueUnavailable,
@@ -33,8 +35,8 @@ REJECTIONS = (
 
 
 class UnhandledErrors:
-    """Pure ASGI, inside RequestContext and CORS: a handler of Exception would run outside all middleware, and its
-    answer have neither the id that it speaks of nor the headers that every answer has."""
+    """Answer unexpected exceptions with a 500. Middleware inside RequestContext and CORS, because a FastAPI handler of
+    Exception runs outside all middleware: its response would lack the request id, CORS and security headers."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -43,21 +45,21 @@ class UnhandledErrors:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        begun = False
+        started = False
 
-        async def send_and_note(message: Message) -> None:
-            nonlocal begun
-            begun = True
+        async def send_and_track(message: Message) -> None:
+            nonlocal started
+            started = True
             await send(message)
 
         try:
-            await self.app(scope, receive, send_and_note)
+            await self.app(scope, receive, send_and_track)
         except Exception:
             log.exception("request %s failed", scope["state"]["request_id"])
-            if begun:
-                raise  # half an answer is out: only a broken connection tells that it is one
+            if started:
+                raise  # part of the response is sent: only a broken connection can tell the client
             body = error_body(
-                "Something is wrong in the service; the log has it under this answer's x-request-id.",
+                "Internal error. The service's log has the details under this response's x-request-id.",
                 type="server_error",
                 param=None,
                 code="internal_error",
@@ -66,15 +68,15 @@ class UnhandledErrors:
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Every error leaves in OpenAI's shape, validation and unknown routes included."""
+    """Install handlers for the service's own errors, failed validation, unknown routes and a lost Redis."""
     app.add_exception_handler(RequestError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RedisError, _on_error)
 
 
-def refuse(scope: Scope, error: RequestError | RedisError) -> JSONResponse:
-    """The answer that is this error, counted. Of Redis only our log hears more than that it is away."""
+def error_response(scope: Scope, error: RequestError | RedisError) -> JSONResponse:
+    """Turn an error into its response, and count it if it rejected a job. Details of Redis go to the log only."""
     if isinstance(error, RedisError):
         log.error("Redis: %s", error)
         error = QueueUnavailable()
@@ -87,29 +89,29 @@ def refuse(scope: Scope, error: RequestError | RedisError) -> JSONResponse:
 async def _on_error(request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, (RequestError, RedisError)):
         raise error
-    return refuse(request.scope, error)
+    return error_response(request.scope, error)
 
 
 async def _on_validation_error(request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, RequestValidationError):
         raise error
-    return refuse(request.scope, from_validation(error.errors()[0]))
+    return error_response(request.scope, from_validation(error.errors()[0]))
 
 
 async def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, HTTPException):
         raise error
     if error.status_code == 413:
-        return refuse(
+        return error_response(
             request.scope, BodyTooLarge(f"The body is larger than {MAX_BODY_BYTES} bytes; no request needs that.")
         )
     if error.status_code == 408:
         limit_s = services_of(request).settings.body_timeout_s
-        late = RequestTooSlow(f"The body did not arrive within {limit_s:g} s (FLUID_BODY_TIMEOUT_S).")
-        return refuse(request.scope, late)
+        too_slow = RequestTooSlow(f"The body did not arrive within {limit_s:g} s (FLUID_BODY_TIMEOUT_S).")
+        return error_response(request.scope, too_slow)
     message = str(error.detail)
     if error.status_code == 404:
-        message = f"There is no {request.method} {request.url.path}. See /docs for what there is."
+        message = f"No such route: {request.method} {request.url.path}. See /docs for all routes."
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
     return JSONResponse(
         error_body(message, type="invalid_request_error", param=None, code=code),

@@ -1,1 +1,1 @@
-"""From what a caller sent to a job without open questions: validation, content_negotiation, resolve."""
+"""From an HTTP request to a fully specified job: validation, content negotiation, defaults."""

@@ -1,4 +1,4 @@
-"""Which kind of answer an Accept header asks for: JSON, or a file, and of which format."""
+"""Content negotiation: JSON or an image file, and in which format, from the Accept header."""
 
 from __future__ import annotations
 
@@ -14,51 +14,51 @@ R = TypeVar("R", bound=ImageRequest)
 
 
 def with_format(request: Request, body: R) -> R:
-    """The request with the format that its Accept header prefers, if it names none itself.
+    """Set `output_format` to the one the Accept header prefers, unless the request names one itself.
 
     Raises:
-        NotAcceptable: the header allows none that can be written, or not the one of `output_format`.
+        NotAcceptable: the header allows no format that this service can write, or not the requested one.
     """
     accepted = _accepted(request)
-    if not _only_images(accepted):
+    if not _images_only(accepted):
         return body
     weights = {name: _weight(accepted, mime) for name, mime in MIME.items()}
     allowed = [name for name in MIME if weights[name] > (0.0, 0)]
     asked = "Accept: " + ", ".join(kind for kind, q in accepted if q > 0)[:200]
     if not allowed:
-        raise NotAcceptable(f"{asked} cannot be had. Accept {', '.join(MIME.values())} or image/*.")
+        raise NotAcceptable(f"{asked} cannot be served. Accept {', '.join(MIME.values())} or image/*.")
     if body.output_format is None:
         best = max(allowed, key=weights.__getitem__)
-        # A png is what comes anyway: said or not, it is the same request to an Idempotency-Key.
+        # PNG is the default: leaving it unset keeps the fingerprint the same for an Idempotency-Key.
         return body if best == "png" else body.model_copy(update={"output_format": best})
     if body.output_format not in allowed:
         raise NotAcceptable(
-            f"'output_format' {body.output_format} is not what {asked} allows. "
-            f"Accept {MIME[body.output_format]}, or ask for {' or '.join(allowed)}.",
+            f"'output_format' {body.output_format} is not allowed by {asked}. "
+            f"Accept {MIME[body.output_format]}, or set 'output_format' to {' or '.join(allowed)}.",
             param="output_format",
         )
     return body
 
 
-def wants_the_file(request: Request, n: int) -> bool:
-    """Only if the caller asks for images and for nothing that JSON could satisfy.
+def wants_image_bytes(request: Request, n: int) -> bool:
+    """Return true if the Accept header lists image types only, so that JSON would not satisfy it.
 
     Raises:
-        InvalidRequest: he does, and there will be several.
+        InvalidRequest: it does, but the request is for several images.
     """
-    wants_it = _only_images(_accepted(request))
-    if wants_it and n != 1:
+    wanted = _images_only(_accepted(request))
+    if wanted and n != 1:
         raise InvalidRequest(f"'n' must be 1 with Accept: image/*, not {n}; or accept JSON.", param="n")
-    return wants_it
+    return wanted
 
 
-def _only_images(accepted: list[tuple[str, float]]) -> bool:
+def _images_only(accepted: list[tuple[str, float]]) -> bool:
     kinds = [kind for kind, q in accepted if q > 0]
     return bool(kinds) and all(kind.startswith("image/") for kind in kinds)
 
 
 def _accepted(request: Request) -> list[tuple[str, float]]:
-    """(media type in small letters, q) of each, in the order of the header."""
+    """Parse the header into (media type in lower case, q), in its order."""
     found = []
     for part in ",".join(request.headers.getlist("accept")).split(","):
         kind, *parameters = (each.strip().lower() for each in part.split(";"))
@@ -69,7 +69,7 @@ def _accepted(request: Request) -> list[tuple[str, float]]:
 
 
 def _quality(text: str) -> float:
-    """0 to 1. Who cannot say how much he wants something still wants it."""
+    """Parse a q-value, clamped to at most 1; a malformed one counts as 1."""
     try:
         q = float(text)
     except ValueError:
@@ -78,9 +78,9 @@ def _quality(text: str) -> float:
 
 
 def _weight(accepted: list[tuple[str, float]], mime: str) -> tuple[float, int]:
-    """(q, how early it is named) of the most exact range, as RFC 9110 has it: a type itself goes before image/*."""
+    """Return (q, rank by position) of the most specific range that matches: RFC 9110 puts a type before image/*."""
     for wanted in (mime, "image/*"):
-        for place, (kind, q) in enumerate(accepted):
+        for position, (kind, q) in enumerate(accepted):
             if kind == wanted:
-                return q, -place if wanted == mime else -len(accepted)
+                return q, -position if wanted == mime else -len(accepted)
     return 0.0, 0

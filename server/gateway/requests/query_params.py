@@ -1,15 +1,15 @@
-"""Query parameters that a route does not have."""
+"""Reject query parameters that a route does not define."""
 
 from fastapi import Request
 
 from server.errors import InvalidRequest
 
 
-async def known_queries_only(request: Request) -> None:
-    """A dependency of routes that filter and page: a filter with a typo in its name would show everything, unfiltered.
+async def reject_unknown_query_params(request: Request) -> None:
+    """Reject misspelled filters, as a FastAPI dependency of listing routes: ignoring one would list everything.
 
     Raises:
-        InvalidRequest: a name that is none of the route's own parameters.
+        InvalidRequest: the query has a parameter that the route does not define.
     """
     known = [each.alias for each in request.scope["route"].dependant.query_params]
     for name in request.query_params:

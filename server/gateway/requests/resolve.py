@@ -1,4 +1,4 @@
-"""From a request and what the model says of itself to a job with nothing left open."""
+"""Resolve a request to a job: fill in every default from the model's metadata and check its limits."""
 
 import secrets
 from typing import Any
@@ -12,7 +12,11 @@ from server.sampling import SAMPLING_FIELDS, Sampling
 
 
 def resolve(request: ImageRequest, models: dict[str, ModelInfo], default: str) -> tuple[JobInput, list[str]]:
-    """The job, and warnings about accepted parameters without effect."""
+    """Return the fully specified job, and warnings about parameters that have no effect.
+
+    Raises:
+        InvalidRequest: the model does not exist, or cannot generate what the request asks for.
+    """
     info = model_of(request, models, default)
     width, height = _size(request, info)
     quality: str = request.quality or "auto"
@@ -37,7 +41,7 @@ def resolve(request: ImageRequest, models: dict[str, ModelInfo], default: str) -
         partial_images=request.partial_images or 0,
         webhook=request.webhook or "",
     )
-    if job.output_format == "png" and job.output_compression < 100:  # as OpenAI refuses it
+    if job.output_format == "png" and job.output_compression < 100:  # OpenAI rejects it too
         raise InvalidRequest(
             f"'output_compression' {job.output_compression} is for webp and jpeg; png is lossless. Leave it out, or "
             "set 'output_format'.",
@@ -59,6 +63,11 @@ def _given_sampling(request: ImageRequest) -> dict[str, Any]:
 
 
 def model_of(request: ImageRequest, models: dict[str, ModelInfo], default: str) -> ModelInfo:
+    """Return the model that the request names, or the default.
+
+    Raises:
+        InvalidRequest: no such model is known.
+    """
     name = request.model or default
     if name not in models:
         valid = ", ".join(sorted(models))
@@ -70,14 +79,14 @@ def _size(request: ImageRequest, info: ModelInfo) -> tuple[int, int]:
     width, height = info.image_size
     if request.size not in (None, "auto", f"{width}x{height}"):
         raise InvalidRequest(
-            f"'size' {request.size} is not offered by {info.id}; it draws {width}x{height} (or say auto).",
+            f"'size' {request.size} is not supported by {info.id}; use {width}x{height} or auto.",
             param="size",
         )
     return width, height
 
 
 def _seed(request: ImageRequest, n: int) -> int:
-    """Drawn from a range that JavaScript numbers hold exactly, so that a browser can send it back."""
+    """Return the requested seed, or a random one small enough that JavaScript can send it back exactly."""
     if request.seed is None:
         return secrets.randbelow(2**32)
     if request.seed + n - 1 > MAX_SEED:
@@ -86,7 +95,7 @@ def _seed(request: ImageRequest, n: int) -> int:
 
 
 def _check_limits(job: JobInput, info: ModelInfo) -> None:
-    """`max_<parameter>` and `min_<parameter>` of the model's limits, whichever it publishes."""
+    """Check the job against every `max_<parameter>` and `min_<parameter>` that the model publishes."""
     for name, value in job.parameters().items():
         high, low = info.limits.get(f"max_{name}"), info.limits.get(f"min_{name}")
         if value is None:

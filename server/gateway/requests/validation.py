@@ -1,4 +1,4 @@
-"""What pydantic complains about, as this service says it."""
+"""Turn pydantic's validation errors into this service's own errors."""
 
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -11,7 +11,11 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def validated(schema: type[M], values: Mapping[str, Any], *, strict: bool | None = None) -> M:
-    """Values that did not come as the body of a request; pydantic's complaint as InvalidRequest."""
+    """Validate values that FastAPI has not, such as form fields and lines of a batch.
+
+    Raises:
+        InvalidRequest: a value is wrong.
+    """
     try:
         return schema.model_validate(values, strict=strict)
     except ValidationError as error:
@@ -19,7 +23,7 @@ def validated(schema: type[M], values: Mapping[str, Any], *, strict: bool | None
 
 
 def from_validation(first: dict[str, Any]) -> InvalidRequest:
-    """One pydantic complaint as a sentence that names the parameter, the limit and what was sent."""
+    """Describe one of pydantic's errors in a sentence that names the parameter, its limit and the value sent."""
     context = first.get("ctx", {})
     if first["type"] in ("unknown_parameter", "not_supported"):
         return InvalidRequest(first["msg"], param=context["param"])

@@ -1,1 +1,1 @@
-"""From a job to what its caller gets: synchronous, image_stream, images, jobs, headers, sse."""
+"""From a job to its HTTP response: JSON, an image file, or server-sent events, with headers."""

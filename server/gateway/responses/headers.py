@@ -1,4 +1,4 @@
-"""Response headers of a job: its id, warnings, seed and timing."""
+"""Response headers of a job: its id, warnings and timing."""
 
 import json
 
@@ -6,8 +6,10 @@ from server.jobs import JobRecord
 
 
 def warning_headers(job_id: str, warnings: list[str]) -> dict[str, str]:
-    """Which job it is, and what its caller should know, in ASCII: a JSON list, whose long entries are cut for the sake
-    of proxies that buffer a few KiB of headers."""
+    """Return the job id, and the warnings as an ASCII JSON list.
+
+    Long warnings are truncated, because some proxies buffer only a few KiB of headers.
+    """
     headers = {"x-job-id": job_id}
     if warnings:
         headers["x-warnings"] = json.dumps([w if len(w) <= 200 else w[:199] + "…" for w in warnings])
@@ -15,6 +17,7 @@ def warning_headers(job_id: str, warnings: list[str]) -> dict[str, str]:
 
 
 def timing_headers(record: JobRecord) -> dict[str, str]:
+    """Return the time of each stage, the batch size and the kernels; empty until the job has metrics."""
     if record.metrics is None:
         return {}
     m = record.metrics

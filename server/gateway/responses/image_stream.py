@@ -1,4 +1,4 @@
-"""`stream: true`: a job's events in the form that OpenAI's clients read from the image route."""
+"""`"stream": true`: previews and images as the server-sent events that OpenAI's clients expect."""
 
 import asyncio
 import base64
@@ -19,76 +19,84 @@ from server.jobs import JobRecord
 log = logging.getLogger(__name__)
 
 
-async def pictures(
+async def image_events(
     services: Services,
     job_id: str,
     response_format: str,
     *,
     keep: bool,
-    kind: str,
-    home: str,
+    event_prefix: str,
+    base_url: str,
     warnings: list[str],
 ) -> AsyncIterator[bytes]:
-    """Previews as they come, then one `completed` per picture. Who hangs up cancels the job, unless `keep`.
+    """Yield previews as they arrive, then one `completed` event per image.
 
-    `kind`: the first part of the events' names, by which OpenAI's routes differ. `home`: what links begin with.
+    Args:
+        keep: let the job continue when the client disconnects; otherwise it is canceled.
+        event_prefix: first part of the event names, which differs between OpenAI's routes.
+        base_url: start of the links to images.
     """
     ended = False
     try:
-        async with aclosing(_previews(services, job_id, kind)) as previews:
+        async with aclosing(_previews(services, job_id, event_prefix)) as previews:
             async for text in previews:
                 yield text
         ended = True
         record = await services.queue.get(job_id)
         require_success(record)
-        async for text in _completed(services, record, response_format, kind, home, warnings):
+        async for text in _completed(services, record, response_format, event_prefix, base_url, warnings):
             yield text
     except TimeoutError:
         limit_s = services.settings.request_timeout_s
-        yield _failed(DeadlineExceeded(f"Not ready after {limit_s:g} s (FLUID_REQUEST_TIMEOUT_S)."))
+        yield _error_event(DeadlineExceeded(f"Not ready after {limit_s:g} s (FLUID_REQUEST_TIMEOUT_S)."))
     except RequestError as error:
-        yield _failed(error)
+        yield _error_event(error)
     except RedisError as error:
-        log.error("Redis, while pictures of %s were sent: %s", job_id, error)
-        yield _failed(QueueUnavailable())
+        log.error("Redis failed while images of %s were being sent: %s", job_id, error)
+        yield _error_event(QueueUnavailable())
     finally:
         if not (ended or keep):
             await asyncio.shield(services.queue.cancel(job_id))
 
 
-async def _previews(services: Services, job_id: str, kind: str) -> AsyncGenerator[bytes, None]:
-    """Until the job has ended. A try that was taken over shows its previews again; each is sent once."""
+async def _previews(services: Services, job_id: str, event_prefix: str) -> AsyncGenerator[bytes, None]:
+    """Yield previews until the job ends. A new attempt produces its previews again; each is sent only once."""
     record = await services.queue.get(job_id)
-    shown: set[tuple[int, int]] = set()
+    sent: set[tuple[int, int]] = set()
     limit_s = services.settings.request_timeout_s
     async with aclosing(services.events.follow(job_id, limit_s=limit_s)) as events:
         async for event in events:
             if event is None:
                 yield sse.PING
-            elif event.type == "partial_image" and event.preview not in shown:
-                shown.add(event.preview)
+            elif event.type == "partial_image" and event.preview not in sent:
+                sent.add(event.preview)
                 index, number = event.preview
                 data = await services.events.preview(job_id, index, number)
                 if data is not None:
-                    body = _picture(record, index) | {
-                        "type": f"{kind}.partial_image",
+                    body = _image_fields(record, index) | {
+                        "type": f"{event_prefix}.partial_image",
                         "partial_image_index": number,
                         "b64_json": base64.b64encode(data).decode(),
                     }
-                    yield sse.message(body, event=f"{kind}.partial_image", id=event.id)
+                    yield sse.message(body, event=f"{event_prefix}.partial_image", id=event.id)
 
 
 async def _completed(
-    services: Services, record: JobRecord, response_format: str, kind: str, home: str, warnings: list[str]
+    services: Services, record: JobRecord, response_format: str, event_prefix: str, base_url: str, warnings: list[str]
 ) -> AsyncIterator[bytes]:
     total = (await usage(services, record)).model_dump()
     for output in record.outputs:
-        body = _picture(record, output.index) | {"type": f"{kind}.completed", "usage": total, "warnings": warnings}
-        body |= await image_payload(services, record, output, response_format, home)
-        yield sse.message(body, event=f"{kind}.completed", id=f"{record.id}:{output.index}")
+        body = _image_fields(record, output.index) | {
+            "type": f"{event_prefix}.completed",
+            "usage": total,
+            "warnings": warnings,
+        }
+        body |= await image_payload(services, record, output, response_format, base_url)
+        yield sse.message(body, event=f"{event_prefix}.completed", id=f"{record.id}:{output.index}")
 
 
-def _picture(record: JobRecord, index: int) -> dict[str, Any]:
+def _image_fields(record: JobRecord, index: int) -> dict[str, Any]:
+    """The fields that previews and completed images have in common."""
     job = record.input
     return {
         "created_at": int(time.time()),
@@ -102,6 +110,6 @@ def _picture(record: JobRecord, index: int) -> dict[str, Any]:
     }
 
 
-def _failed(error: RequestError) -> bytes:
-    """The status was sent long ago: OpenAI's clients raise on an event whose data has an `error`."""
+def _error_event(error: RequestError) -> bytes:
+    """Encode an error event. The status code is already sent, so OpenAI's clients look for `error` in the data."""
     return sse.message(error.body(), event="error")

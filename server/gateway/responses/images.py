@@ -1,4 +1,4 @@
-"""OpenAI's answer of a job that succeeded, and the error of one that did not."""
+"""OpenAI's image response for a job that succeeded, and the error for one that did not."""
 
 import base64
 
@@ -11,7 +11,7 @@ from server.jobs import IMPOSSIBLE, JobRecord, JobState, Output
 
 
 async def usage(services: Services, record: JobRecord) -> Usage:
-    """As OpenAI counts it: once for the prompt, whatever the number of pictures."""
+    """Count tokens as OpenAI does: the prompt once, whatever the number of images."""
     models = await services.fleet.models()
     text = record.metrics.prompt_tokens if record.metrics else 0
     image = record.input.n * (models[record.input.model].tokens if record.input.model in models else 0)
@@ -24,33 +24,33 @@ async def usage(services: Services, record: JobRecord) -> Usage:
 
 
 async def image_payload(
-    services: Services, record: JobRecord, output: Output, response_format: str, home: str
+    services: Services, record: JobRecord, output: Output, response_format: str, base_url: str
 ) -> dict[str, str]:
-    """A picture in the form that was asked for: `url`, which begins with `home`, or `b64_json`.
+    """Return one image as `{"url": ...}`, which starts with `base_url`, or as `{"b64_json": ...}`.
 
     Raises:
-        JobExpired: it was deleted.
+        JobExpired: the image was deleted.
     """
     if response_format == "url":
-        return {"url": home + image_url(record, output.index)}
+        return {"url": base_url + image_url(record, output.index)}
     raw = await services.queue.result(record, output)
     if raw is None:
-        raise gone(record)
+        raise image_expired(record)
     return {"b64_json": base64.b64encode(raw).decode()}
 
 
 async def images_response(
-    services: Services, record: JobRecord, response_format: str, warnings: list[str], home: str = ""
+    services: Services, record: JobRecord, response_format: str, warnings: list[str], base_url: str = ""
 ) -> ImagesResponse:
-    """OpenAI's answer, of a job that succeeded.
+    """Build OpenAI's response for a job that succeeded.
 
     Raises:
-        JobExpired: its pictures were deleted.
+        JobExpired: its images were deleted.
     """
     data = []
     for output in record.outputs:
-        form = await image_payload(services, record, output, response_format, home)
-        data.append(ImageData(seed=output.seed, url=form.get("url"), b64_json=form.get("b64_json")))
+        payload = await image_payload(services, record, output, response_format, base_url)
+        data.append(ImageData(seed=output.seed, url=payload.get("url"), b64_json=payload.get("b64_json")))
     job = record.input
     return ImagesResponse(
         created=int(record.completed_at or record.created_at),
@@ -66,18 +66,23 @@ async def images_response(
 
 
 def require_success(record: JobRecord) -> None:
-    """Turn a terminal state other than success into the error that the synchronous caller gets."""
+    """Raise the error that a synchronous caller gets for a job that ended without success.
+
+    Raises:
+        DeadlineExceeded, JobCanceled, InvalidRequest, JobFailed: by the state and the error of the job.
+    """
     if record.error and record.error.code == DeadlineExceeded.code:
-        raise DeadlineExceeded(f"Job {record.id} was given up. {record.error.message}")
+        raise DeadlineExceeded(f"Job {record.id} was abandoned. {record.error.message}")
     if record.state is JobState.CANCELED:
-        raise JobCanceled(f"Job {record.id} was canceled before it was done.")
+        raise JobCanceled(f"Job {record.id} was canceled before it finished.")
     if record.state is JobState.FAILED:
-        why = record.error.message if record.error else "no reason was recorded"
+        reason = record.error.message if record.error else "no reason was recorded"
         if record.error and record.error.code == IMPOSSIBLE:
-            # Not a 5xx: clients repeat those by themselves, in vain.
-            raise InvalidRequest(f"The model cannot draw this: {why}")
-        raise JobFailed(f"Job {record.id} failed after {record.attempt} attempts: {why}")
+            # Not a 5xx: clients retry those automatically, and a retry cannot help here.
+            raise InvalidRequest(f"The model cannot generate this: {reason}")
+        raise JobFailed(f"Job {record.id} failed after {record.attempt} attempts: {reason}")
 
 
-def gone(record: JobRecord) -> JobExpired:
-    return JobExpired(f"The pictures of job {record.id} were deleted; draw them again from its seed.")
+def image_expired(record: JobRecord) -> JobExpired:
+    """The error for an image that outlived its time to live."""
+    return JobExpired(f"The images of job {record.id} have expired; generate them again with the same seed.")

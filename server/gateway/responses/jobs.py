@@ -1,4 +1,4 @@
-"""From records to what the caller sees: job object, image data, timing headers."""
+"""The job object that callers see, made from a job's record, and the URLs of its images."""
 
 from dataclasses import asdict
 
@@ -10,12 +10,12 @@ from server.jobs import JobRecord
 
 
 def image_url(record: JobRecord, index: int) -> str:
-    """Root-relative: right behind any proxy and host name."""
+    """Return a path without a host, so it is valid behind any proxy."""
     return f"/v1/jobs/{record.id}/images/{index}"
 
 
-def public_url(services: Services, request: Request) -> str:
-    """What links begin with: where the operator says that the gateway is, else where this request found it."""
+def public_base_url(services: Services, request: Request) -> str:
+    """Return the base of absolute links: FLUID_PUBLIC_URL, or else the address this request was sent to."""
     return (services.settings.public_url or str(request.base_url)).rstrip("/")
 
 
@@ -24,7 +24,8 @@ def preview_url(job_id: str, index: int, number: int) -> str:
 
 
 async def job_object(services: Services, record: JobRecord, warnings: list[str] | None = None) -> JobObject:
-    home, steps = f"/v1/jobs/{record.id}", record.input.work
+    """Build the job object, with its place in the queue."""
+    path, steps = f"/v1/jobs/{record.id}", record.input.work
     return JobObject(
         id=record.id,
         status=record.state.value,
@@ -32,7 +33,7 @@ async def job_object(services: Services, record: JobRecord, warnings: list[str] 
         started_at=record.started_at,
         completed_at=record.completed_at,
         expires_at=record.expires_at,
-        queue=await _place(services, record),
+        queue=await _queue_place(services, record),
         progress=JobProgress(step=record.step, steps=steps, fraction=round(record.step / steps, 4)),
         attempt=record.attempt,
         input=record.input.parameters(),
@@ -50,12 +51,12 @@ async def job_object(services: Services, record: JobRecord, warnings: list[str] 
         ],
         error=JobFault(**asdict(record.error)) if record.error else None,
         metrics=Metrics.model_validate(record.metrics, from_attributes=True) if record.metrics else None,
-        urls={"get": home, "cancel": f"{home}/cancel", "events": f"{home}/events"},
+        urls={"get": path, "cancel": f"{path}/cancel", "events": f"{path}/events"},
         warnings=warnings or [],
     )
 
 
-async def _place(services: Services, record: JobRecord) -> QueuePlace:
+async def _queue_place(services: Services, record: JobRecord) -> QueuePlace:
     place = await services.queue.place(record)
     if place is None:
         return QueuePlace(position=None)

@@ -1,4 +1,4 @@
-"""Server-sent events: how they look on the wire, and the response that carries them."""
+"""Server-sent events: their wire format, and the response that streams them."""
 
 import json
 from collections.abc import AsyncIterator
@@ -7,12 +7,12 @@ from typing import Any
 from fastapi.responses import StreamingResponse
 
 PING = b": ping\n\n"
-#: A reverse proxy that collects the answer before it passes it on would defeat the purpose.
+#: Keep reverse proxies from buffering the stream.
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
 def message(data: dict[str, Any], *, event: str = "", id: str = "") -> bytes:
-    """One event. ASCII JSON, so that `data` is one line to every reader: some break lines at U+2028 or U+0085, too."""
+    """Encode one event. ASCII JSON keeps `data` on one line: some readers also break lines at U+2028 or U+0085."""
     lines = [f"id: {id}"] if id else []
     lines += [f"event: {event}"] if event else []
     lines.append(f"data: {json.dumps(data, separators=(',', ':'))}")

@@ -1,4 +1,4 @@
-"""Queue a job, wait for it, and answer as its caller asked: JSON, the image file, or events."""
+"""Queue a job, wait for it, and respond in the requested form: JSON, the image file, or events."""
 
 import asyncio
 
@@ -7,137 +7,136 @@ from fastapi.responses import JSONResponse, Response
 
 from server import background
 from server.errors import DeadlineExceeded, InvalidRequest, JobCanceled
-from server.gateway.admission import accept, idempotency_key
-from server.gateway.api_keys import Caller
+from server.gateway.admission import accept
 from server.gateway.dependencies import Services
 from server.gateway.requests import content_negotiation
 from server.gateway.responses import image_stream, sse
 from server.gateway.responses.headers import timing_headers, warning_headers
-from server.gateway.responses.images import gone, images_response, require_success
-from server.gateway.responses.jobs import public_url
+from server.gateway.responses.images import image_expired, images_response, require_success
+from server.gateway.responses.jobs import public_base_url
 from server.gateway.schemas.images import ImageRequest
 from server.images.codec import MIME
-from server.jobs import JobInput, JobRecord, new_job_id
+from server.jobs import JobRecord
+from server.queue.job_queue import Submission
 from server.queue.watcher import Waiter
 
 
 async def respond(
     request: Request,
     services: Services,
-    caller: Caller,
     body: ImageRequest,
-    job: JobInput,
+    submission: Submission,
     warnings: list[str],
     *,
-    asked: str,
-    kind: str = "image_generation",
-    source: bytes | None = None,
+    event_prefix: str = "image_generation",
 ) -> Response:
-    """Queue the job and answer as its caller wants it: with events, with the file, or with JSON.
+    """Queue the job and respond in the requested form: events, the image file, or JSON.
 
-    `kind`: the first part of the events' names. `source`: the picture that it starts from.
+    Args:
+        event_prefix: first part of the event names, which differs between OpenAI's routes.
+
+    Raises:
+        RequestError: the request is rejected, or the job ended without success.
     """
-    wants_file = content_negotiation.wants_the_file(request, job.n)
-    _check_stream(body, wants_file=wants_file)
+    job = submission.job
+    wants_file = content_negotiation.wants_image_bytes(request, job.n)
+    _check_stream_params(body, wants_file=wants_file)
     await services.fleet.require_worker(job.model)
-    key, form = idempotency_key(request), body.response_format or "b64_json"
-    home = public_url(services, request)
-    job_id = job.edit.source if job.edit else new_job_id()
+    response_format, base_url = body.response_format or "b64_json", public_base_url(services, request)
     if body.stream:
-        accepted = await accept(
-            services, job, "sync", caller, job_id=job_id, key=key, asked=asked, followed=True, source=source
+        accepted = await accept(services, submission)
+        events = image_stream.image_events(
+            services,
+            accepted.job_id,
+            response_format,
+            keep=bool(submission.key),
+            event_prefix=event_prefix,
+            base_url=base_url,
+            warnings=warnings,
         )
-        pictures = image_stream.pictures(
-            services, accepted.job_id, form, keep=bool(key), kind=kind, home=home, warnings=warnings
-        )
-        return sse.response(pictures, warning_headers(accepted.job_id, warnings))
-    record = await _draw(request, services, job, caller, job_id=job_id, key=key, asked=asked, source=source)
+        return sse.response(events, warning_headers(accepted.job_id, warnings))
+    record = await _enqueue_and_wait(request, services, submission)
     headers = timing_headers(record) | warning_headers(record.id, warnings)
     if wants_file:
-        return await _file(services, record, headers)
-    view = await images_response(services, record, form, warnings, home)
-    return JSONResponse(view.model_dump(), headers=headers)
+        return await _file_response(services, record, headers)
+    response = await images_response(services, record, response_format, warnings, base_url)
+    return JSONResponse(response.model_dump(), headers=headers)
 
 
-async def _draw(
-    request: Request,
-    services: Services,
-    job: JobInput,
-    caller: Caller,
-    *,
-    job_id: str,
-    key: str,
-    asked: str,
-    source: bytes | None,
-) -> JobRecord:
-    """Queue the job, or find the one that the same request brought before, and wait for its success."""
-    with services.watcher.expect(job_id) as expected:
-        accepted = await accept(services, job, "sync", caller, job_id=job_id, key=key, asked=asked, source=source)
+async def _enqueue_and_wait(request: Request, services: Services, submission: Submission) -> JobRecord:
+    """Queue the job, or find the one that the same request created before, and wait for its success."""
+    job_id = submission.job_id
+    with services.watcher.expect(job_id) as waiter:
+        accepted = await accept(services, submission)
         if accepted.job_id == job_id:
-            record = await _wait(request, services, job_id, expected, keep=bool(key))
+            record = await _wait(request, services, job_id, waiter, keep=bool(submission.key))
     if accepted.job_id != job_id:
-        with services.watcher.expect(accepted.job_id) as expected:
-            expected.event.set()  # it may have ended before we came
-            record = await _wait(request, services, accepted.job_id, expected, keep=True)
+        with services.watcher.expect(accepted.job_id) as waiter:
+            waiter.event.set()  # look at once: the job may have ended already
+            record = await _wait(request, services, accepted.job_id, waiter, keep=True)
     require_success(record)
     return record
 
 
-async def _wait(request: Request, services: Services, job_id: str, expected: Waiter, *, keep: bool) -> JobRecord:
-    """Until the job ends, the client hangs up, or time is up; in the last two cases the job is canceled.
+async def _wait(request: Request, services: Services, job_id: str, waiter: Waiter, *, keep: bool) -> JobRecord:
+    """Wait until the job ends. If the client disconnects or time runs out first, cancel the job.
 
-    Not with `keep`: its client has a key to come back with.
+    With `keep` the job continues: its client has a key to retry with.
+
+    Raises:
+        DeadlineExceeded: the job has not ended after FLUID_REQUEST_TIMEOUT_S.
+        JobCanceled: the client disconnected.
     """
     limit_s = services.settings.request_timeout_s
-    ended = asyncio.create_task(expected.end(limit_s))
-    hung_up = asyncio.create_task(_disconnect(request))
+    ended = asyncio.create_task(waiter.end(limit_s))
+    disconnected = asyncio.create_task(_wait_for_disconnect(request))
     try:
-        await asyncio.wait((ended, hung_up), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((ended, disconnected), return_when=asyncio.FIRST_COMPLETED)
         if ended.done():
             return ended.result()
     except TimeoutError as error:
         if keep:
-            what = f"job {job_id} goes on; repeat the request with its Idempotency-Key"
+            outcome = f"job {job_id} continues; repeat the request with its Idempotency-Key"
         else:
             await services.queue.cancel(job_id)
-            what = "the job was canceled. POST /v1/jobs does not wait"
+            outcome = "the job was canceled. POST /v1/jobs does not wait"
         raise DeadlineExceeded(
-            f"Not ready after {limit_s:g} s (FLUID_REQUEST_TIMEOUT_S); {what}.",
+            f"Not ready after {limit_s:g} s (FLUID_REQUEST_TIMEOUT_S); {outcome}.",
             extra={"x-should-retry": "true"} if keep else None,
         ) from error
-    except asyncio.CancelledError:  # the gateway is going down
+    except asyncio.CancelledError:  # the gateway is shutting down
         if not keep:
             await asyncio.shield(services.queue.cancel(job_id))
         raise
     finally:
-        await background.end(ended, hung_up)
+        await background.end(ended, disconnected)
     if not keep:
         await services.queue.cancel(job_id)
-    raise JobCanceled(f"The client of job {job_id} hung up.")  # for the metrics; nobody reads the answer
+    raise JobCanceled(f"The client of job {job_id} disconnected.")  # for the metrics: no client receives it
 
 
-async def _disconnect(request: Request) -> None:
-    """Returns when the client is gone. The body has been read, so nothing else can arrive."""
+async def _wait_for_disconnect(request: Request) -> None:
+    """Return when the client disconnects. The body has been read, so no other message can arrive."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
-def _check_stream(body: ImageRequest, *, wants_file: bool) -> None:
-    """Whether what is asked of the stream goes together.
+def _check_stream_params(body: ImageRequest, *, wants_file: bool) -> None:
+    """Check the combination of `stream`, `partial_images` and Accept.
 
     Raises:
-        InvalidRequest: it does not.
+        InvalidRequest: they contradict each other.
     """
     if wants_file and body.stream:
-        raise InvalidRequest("'stream' is not for Accept: image/*; accept text/event-stream.", param="stream")
+        raise InvalidRequest("'stream' contradicts Accept: image/*; accept text/event-stream.", param="stream")
     if body.partial_images and not body.stream:
         raise InvalidRequest("'partial_images' needs \"stream\": true.", param="partial_images")
 
 
-async def _file(services: Services, record: JobRecord, headers: dict[str, str]) -> Response:
+async def _file_response(services: Services, record: JobRecord, headers: dict[str, str]) -> Response:
     output = record.outputs[0]
     data = await services.queue.result(record, output)
     if data is None:
-        raise gone(record)
+        raise image_expired(record)
     headers |= {"seed": str(output.seed), "finish-reason": "SUCCESS"}
     return Response(data, media_type=MIME[output.format], headers=headers)

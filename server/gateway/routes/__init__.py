@@ -1,1 +1,1 @@
-"""One file per group of routes; images and jobs first."""
+"""The HTTP routes, one file per group; start with images and jobs."""

@@ -1,4 +1,4 @@
-"""OpenAI's Batches routes: many requests in one file."""
+"""OpenAI's Batches API: many image requests in one file."""
 
 from typing import Annotated, Any, Literal
 
@@ -6,7 +6,7 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from server.batch_format import URL
-from server.gateway.admission import Key, idempotency_key
+from server.gateway.admission import IdempotencyKey, idempotency_key
 from server.gateway.dependencies import ServicesDep
 from server.gateway.middleware.auth import CallerDep
 from server.gateway.schemas.batches import BatchList, BatchObject
@@ -16,25 +16,33 @@ router = APIRouter()
 
 
 class BatchRequest(BaseModel):
+    """The file to process; `endpoint` and `completion_window` have one valid value each."""
+
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [
         {"input_file_id": "file-0123", "endpoint": URL, "completion_window": "24h"}
     ]})  # fmt: skip
 
-    input_file_id: Annotated[str, Field(min_length=1, max_length=100, description="Of POST /v1/files.")]
-    endpoint: Annotated[Literal["/v1/images/generations"], Field(description="What each line is sent to.")]
-    completion_window: Annotated[Literal["24h"], Field(description="What is not done by then is canceled.")]
+    input_file_id: Annotated[
+        str, Field(min_length=1, max_length=100, description="Id of a file uploaded with POST /v1/files.")
+    ]
+    endpoint: Annotated[Literal["/v1/images/generations"], Field(description="The route that every line is sent to.")]
+    completion_window: Annotated[Literal["24h"], Field(description="Lines that are not finished by then are canceled.")]
     metadata: Annotated[dict[str, Annotated[str, Field(max_length=512)]] | None, Field(max_length=16)] = None
 
 
 @router.post(
     "/v1/batches", tags=["batches"], responses=CREATE_BATCH, response_model=BatchObject, operation_id="create_batch"
 )
-async def create(
-    body: BatchRequest, request: Request, services: ServicesDep, caller: CallerDep, key: Key = None
+async def create_batch(
+    body: BatchRequest, request: Request, services: ServicesDep, caller: CallerDep, key: IdempotencyKey = None
 ) -> dict[str, Any]:
-    """Draw every line of a file, behind everybody else's requests. Survives restarts of everything."""
-    known = idempotency_key(request)
-    return (await services.batches.create(caller.name, body.input_file_id, body.metadata, known)).view()
+    """Create a batch: every line of an uploaded file becomes a job of low priority.
+
+    Batches survive restarts of the gateway, the workers and Redis. Repeating the request with the same
+    `Idempotency-Key` returns the same batch.
+    """
+    batch = await services.batches.create(caller.name, body.input_file_id, body.metadata, idempotency_key(request))
+    return batch.to_openai()
 
 
 @router.get(
@@ -46,10 +54,10 @@ async def list_batches(
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     after: Annotated[str | None, Query(max_length=100)] = None,
 ) -> dict[str, Any]:
-    """Newest first."""
+    """List your batches, newest first."""
     found, has_more = await services.batches.list(caller.name, limit, after)
     ids = {"first_id": found[0].id if found else None, "last_id": found[-1].id if found else None}
-    return {"object": "list", "data": [batch.view() for batch in found], "has_more": has_more} | ids
+    return {"object": "list", "data": [batch.to_openai() for batch in found], "has_more": has_more} | ids
 
 
 @router.get(
@@ -60,8 +68,8 @@ async def list_batches(
     operation_id="get_batch",
 )
 async def get_batch(batch_id: str, services: ServicesDep, caller: CallerDep) -> dict[str, Any]:
-    """How far a batch is."""
-    return (await services.batches.get(caller.name, batch_id)).view()
+    """Get a batch: its status, counts and the ids of its result files."""
+    return (await services.batches.get(caller.name, batch_id)).to_openai()
 
 
 @router.post(
@@ -71,6 +79,6 @@ async def get_batch(batch_id: str, services: ServicesDep, caller: CallerDep) -> 
     response_model=BatchObject,
     operation_id="cancel_batch",
 )
-async def cancel(batch_id: str, services: ServicesDep, caller: CallerDep) -> dict[str, Any]:
-    """Safe to repeat. What has been drawn stays."""
-    return (await services.batches.cancel(caller.name, batch_id)).view()
+async def cancel_batch(batch_id: str, services: ServicesDep, caller: CallerDep) -> dict[str, Any]:
+    """Cancel a batch. Finished images stay available; repeating the call has no effect."""
+    return (await services.batches.cancel(caller.name, batch_id)).to_openai()

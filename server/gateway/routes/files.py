@@ -1,4 +1,4 @@
-"""OpenAI's Files routes: upload, list, look at, delete, download."""
+"""OpenAI's Files API: upload, list, get, delete and download, for the input and the results of batches."""
 
 import json
 from collections.abc import AsyncIterator
@@ -28,32 +28,33 @@ UPLOAD_FIELDS = ("file", "purpose", ANCHOR, SECONDS)
 @router.post(
     "/v1/files", tags=["batches"], responses=FILE_ERRORS, response_model=FileObject, operation_id="upload_file"
 )
-async def upload(
+async def upload_file(
     request: Request,
     services: ServicesDep,
     caller: CallerDep,
-    file: Annotated[UploadFile, Field(description="JSON lines, 32 MiB at most.")],
-    purpose: Annotated[Literal["batch"], Form(description="Only batches have files here.")],
-    anchor: Annotated[Literal["created_at"] | None, Form(alias=ANCHOR, description="From when it is counted.")] = None,
+    file: Annotated[UploadFile, Field(description="JSON lines, at most 32 MiB.")],
+    purpose: Annotated[Literal["batch"], Form(description="Only `batch` is supported.")],
+    anchor: Annotated[Literal["created_at"] | None, Form(alias=ANCHOR, description="Start of the period.")] = None,
     seconds: Annotated[
-        int | None, Form(alias=SECONDS, ge=1, description="Delete it so long after that; FLUID_BATCH_TTL_S at most.")
+        int | None, Form(alias=SECONDS, ge=1, description="Lifetime in seconds; at most FLUID_BATCH_TTL_S.")
     ] = None,
 ) -> dict[str, Any]:
-    """The input of a batch: {"custom_id": ..., "method": "POST", "url": "/v1/images/generations", "body": {...}}."""
-    for name in await request.form():  # read already; FastAPI ignores what it does not know
+    """Upload the input of a batch, one JSON object per line:
+    `{"custom_id": "...", "method": "POST", "url": "/v1/images/generations", "body": {...}}`."""
+    for name in await request.form():  # parsed already; FastAPI ignores unknown fields
         if name not in UPLOAD_FIELDS:
             valid = ", ".join(UPLOAD_FIELDS)
             raise InvalidRequest(f"Unknown parameter '{name[:100]}'. Valid parameters: {valid}.", param=name[:100])
     if (anchor is None) != (seconds is None):
         missing = ANCHOR if anchor is None else SECONDS
-        raise InvalidRequest(f"'{ANCHOR}' and '{SECONDS}' go together; send both or none.", param=missing)
+        raise InvalidRequest(f"'{ANCHOR}' and '{SECONDS}' go together; send both or neither.", param=missing)
     data = await file.read(MAX_FILE_BYTES + 1)
     if len(data) > MAX_FILE_BYTES:
-        raise BodyTooLarge(f"'file' has more than {MAX_FILE_BYTES} bytes; split it.", param="file")
+        raise BodyTooLarge(f"'file' is larger than {MAX_FILE_BYTES} bytes; split it.", param="file")
     if not data:
         raise InvalidRequest("'file' is empty.", param="file")
     name = (file.filename or "batch.jsonl")[:256]
-    return (await services.files.add(caller.name, name, purpose, data, seconds)).view()
+    return (await services.files.add(caller.name, name, purpose, data, seconds)).to_openai()
 
 
 @router.get("/v1/files", tags=["batches"], responses=BATCH_ERRORS, response_model=FileList, operation_id="list_files")
@@ -63,21 +64,21 @@ async def list_files(
     limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
     after: Annotated[str | None, Query(max_length=100)] = None,
 ) -> dict[str, Any]:
-    """Newest first; what is not deleted goes after FLUID_BATCH_TTL_S."""
+    """List your files, newest first. Files expire after FLUID_BATCH_TTL_S unless deleted earlier."""
     found, has_more = await services.files.list(caller.name, limit, after)
-    return {"object": "list", "data": [each.view() for each in found], "has_more": has_more}
+    return {"object": "list", "data": [each.to_openai() for each in found], "has_more": has_more}
 
 
 @router.get(
     "/v1/files/{file_id}", tags=["batches"], responses=FILE_ERRORS, response_model=FileObject, operation_id="get_file"
 )
 async def get_file(file_id: str, services: ServicesDep, caller: CallerDep) -> dict[str, Any]:
-    """What is known of a file, or of a batch's results."""
-    if (found := await _results_of(services, caller, file_id)) is not None:
+    """Get the metadata of an uploaded file, or of a batch's result file."""
+    if (found := await _result_file(services, caller, file_id)) is not None:
         batch, _ = found
-        view = {"object": "file", "bytes": 0, "filename": f"{file_id}.jsonl", "purpose": "batch_output"}
-        return {"id": file_id, "created_at": batch.view()["created_at"], "status": "processed"} | view
-    return (await services.files.get(caller.name, file_id)).view()
+        about = {"object": "file", "bytes": 0, "filename": f"{file_id}.jsonl", "purpose": "batch_output"}
+        return {"id": file_id, "created_at": batch.to_openai()["created_at"], "status": "processed"} | about
+    return (await services.files.get(caller.name, file_id)).to_openai()
 
 
 @router.delete(
@@ -88,7 +89,7 @@ async def get_file(file_id: str, services: ServicesDep, caller: CallerDep) -> di
     operation_id="delete_file",
 )
 async def delete_file(file_id: str, services: ServicesDep, caller: CallerDep) -> dict[str, Any]:
-    """Of a batch that was validated it is not needed any more."""
+    """Delete an uploaded file. A batch needs its input file only until it is `in_progress`."""
     await services.files.delete(caller.name, file_id)
     return {"id": file_id, "object": "file", "deleted": True}
 
@@ -100,19 +101,26 @@ async def delete_file(file_id: str, services: ServicesDep, caller: CallerDep) ->
     responses=FILE_CONTENT,
     operation_id="get_file_content",
 )
-async def content(file_id: str, services: ServicesDep, caller: CallerDep) -> StreamingResponse:
-    """Results may be read at any time: what has ended by then is there."""
-    if (found := await _results_of(services, caller, file_id)) is not None:
+async def get_file_content(file_id: str, services: ServicesDep, caller: CallerDep) -> StreamingResponse:
+    """Download an uploaded file, or the results of a batch.
+
+    Results can be read while the batch is still running: they hold the lines that have ended so far.
+    """
+    if (found := await _result_file(services, caller, file_id)) is not None:
         batch, errors = found
-        return StreamingResponse(_lines(services, batch, errors), media_type="application/jsonl")
+        return StreamingResponse(_result_lines(services, batch, errors), media_type="application/jsonl")
     file = await services.files.get(caller.name, file_id)
-    # With the length, so that who reads while it is deleted sees that the end is missing.
+    # With a Content-Length, a reader notices when the file is deleted during the download.
     length = {"Content-Length": str(file.size_bytes)}
-    return StreamingResponse(services.files.pieces(file), media_type="application/jsonl", headers=length)
+    return StreamingResponse(services.files.chunks(file), media_type="application/jsonl", headers=length)
 
 
-async def _results_of(services: Services, caller: Caller, file_id: str) -> tuple[Batch, bool] | None:
-    """The batch of a file of results, and whether of those that failed; None if it is another file."""
+async def _result_file(services: Services, caller: Caller, file_id: str) -> tuple[Batch, bool] | None:
+    """Return the batch of a result file and whether the file holds its errors; None for an uploaded file.
+
+    Raises:
+        UnknownFile: the caller has no such batch.
+    """
     for prefix, errors in ((RESULTS, False), (FAILURES, True)):
         if file_id.startswith(prefix):
             try:
@@ -122,25 +130,26 @@ async def _results_of(services: Services, caller: Caller, file_id: str) -> tuple
     return None
 
 
-async def _lines(services: Services, batch: Batch, errors: bool) -> AsyncIterator[str]:
-    async for number, custom_id, record, why in services.batches.results(batch, errors=errors):
-        line: dict[str, Any] = {"id": batch.job_id(number), "custom_id": custom_id, "error": None}
-        if record is None:
-            refusal = json.loads(why)
-            line["response"] = {"status_code": refusal["status"], "request_id": None, "body": refusal["body"]}
-        else:
-            line["response"] = await _response(services, record)
-        # In ASCII: many readers end a line at U+2028 and its like as well.
+async def _result_lines(services: Services, batch: Batch, errors: bool) -> AsyncIterator[str]:
+    async for result in services.batches.results(batch, errors=errors):
+        line: dict[str, Any] = {"id": batch.job_id(result.number), "custom_id": result.custom_id, "error": None}
+        if result.job is not None:
+            line["response"] = await _response(services, result.job)
+        elif result.rejection is not None:
+            status, body = result.rejection["status"], result.rejection["body"]
+            line["response"] = {"status_code": status, "request_id": None, "body": body}
+        # ASCII, because many readers also end a line at U+2028 and similar characters.
         yield json.dumps(line, separators=(",", ":")) + "\n"
 
 
 async def _response(services: Services, record: JobRecord) -> dict[str, Any]:
+    """Return what the synchronous route would have answered for this job."""
     try:
         require_success(record)
         answer = await images_response(services, record, "b64_json", [])
     except JobCanceled:
-        told = JobCanceled("The batch was canceled, or had expired, before this line was drawn.")
-        return {"status_code": told.status, "request_id": record.id, "body": told.body()}
+        canceled = JobCanceled("The batch was canceled or expired before this line was generated.")
+        return {"status_code": canceled.status, "request_id": record.id, "body": canceled.body()}
     except RequestError as error:
         return {"status_code": error.status, "request_id": record.id, "body": error.body()}
     return {"status_code": 200, "request_id": record.id, "body": answer.model_dump()}

@@ -1,25 +1,25 @@
-"""/v1/jobs: submit without waiting, look, list, follow, fetch, cancel."""
+"""/v1/jobs: submit without waiting, then poll, list, follow, download or cancel."""
 
 import asyncio
 import logging
 import re
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from typing import Annotated, Literal
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request
 from fastapi.responses import JSONResponse, Response
 from redis.exceptions import RedisError
 
 from server.errors import InvalidRequest, QueueUnavailable, RequestError, UnknownImage
-from server.gateway.admission import Key, accept, idempotency_key
+from server.gateway.admission import IdempotencyKey, accept, idempotency_key, submission_of
 from server.gateway.api_keys import Caller
 from server.gateway.dependencies import Services, ServicesDep
 from server.gateway.middleware.auth import CallerDep
-from server.gateway.requests.query_params import known_queries_only
+from server.gateway.requests.query_params import reject_unknown_query_params
 from server.gateway.requests.resolve import resolve
 from server.gateway.responses import sse
-from server.gateway.responses.images import gone
+from server.gateway.responses.images import image_expired
 from server.gateway.responses.jobs import job_object, preview_url
 from server.gateway.schemas.jobs import JobList, JobObject
 from server.gateway.schemas.openapi import EVENTS, JOB, JOB_IMAGE, LISTING, PREVIEW, SUBMIT, RequestBody
@@ -30,38 +30,43 @@ from server.queue.events import BEGINNING, Event
 
 log = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
-OWN_ID = "^[A-Za-z0-9_-]{8,64}$"
+CALLER_CHOSEN_ID = "^[A-Za-z0-9_-]{8,64}$"
 _WAIT = re.compile(r"(?:^|[,\s])wait(?:\s*=\s*\"?([^\",;\s]*)\"?)?(?:$|[,;\s])")
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 _EVENT_ID = re.compile(r"([0-9]{1,20})-([0-9]{1,20})")
-MOST_OF_AN_ID = 2**64 - 2  # Redis asks for the next one, and refuses if there is none
-Status = Literal["queued", "starting", "processing", "succeeded", "failed", "canceled", "aborted"]
-Prefer = Annotated[str | None, Header(description="`wait=10` holds the answer back until the job ends, 10 s at most.")]
+MAX_EVENT_ID_PART = 2**64 - 2  # Redis reads from the id after this one, so there must be one
+Prefer = Annotated[
+    str | None, Header(description="`wait=10` delays the response until the job ends, for at most 10 s.")
+]
 
 
 @router.post("", status_code=202, response_model=JobObject, responses=SUBMIT, operation_id="submit_job")
-async def submit(
+async def submit_job(
     body: RequestBody,
     request: Request,
     services: ServicesDep,
     caller: CallerDep,
     prefer: Prefer = None,
-    key: Key = None,
+    key: IdempotencyKey = None,
 ) -> Response:
-    """Accept a request and answer at once. Survives disconnects and restarts of everything."""
+    """Queue a request and return its job at once.
+
+    The job survives disconnects, and restarts of the gateway, the workers and Redis. Repeating the request with the
+    same `Idempotency-Key` returns the same job.
+    """
     return await _submit(body, request, services, caller, None)
 
 
 @router.put("/{job_id}", status_code=202, response_model=JobObject, responses=SUBMIT, operation_id="put_job")
-async def put(
-    job_id: Annotated[str, Path(pattern=OWN_ID, description="An id of your own choice, for example a UUID.")],
+async def put_job(
+    job_id: Annotated[str, Path(pattern=CALLER_CHOSEN_ID, description="An id of your choice, for example a UUID.")],
     body: RequestBody,
     request: Request,
     services: ServicesDep,
     caller: CallerDep,
     prefer: Prefer = None,
 ) -> Response:
-    """As POST, and safe to repeat: the same id with the same body is the same job."""
+    """Queue a request under an id of your choice. Safe to repeat: the same id and body return the same job."""
     return await _submit(body, request, services, caller, job_id)
 
 
@@ -70,37 +75,37 @@ async def _submit(
 ) -> Response:
     if body.stream:
         raise InvalidRequest(
-            "'stream' is for pictures; a job's events are at GET /v1/jobs/{id}/events.", param="stream"
+            "'stream' is for the image routes; follow a job at GET /v1/jobs/{id}/events.", param="stream"
         )
-    _prefers_wait_s(request)  # or refuse, before anything is accepted
+    _prefer_wait_s(request)  # reject a malformed header before the job is accepted
     fleet = services.fleet
     job, warnings = resolve(body, await fleet.models(), await fleet.default_model())
     if job.webhook:
         services.webhooks.check(job.webhook)
-    accepted = await accept(
-        services,
+    submission = submission_of(
+        caller,
         job,
         "job",
-        caller,
+        body.fingerprint(),
         job_id=job_id,
-        key="" if job_id else idempotency_key(request),  # the id is one
-        asked=body.fingerprint(),
-        followed=job.partial_images > 0,  # or nobody could replay what was shown before he came
+        key="" if job_id else idempotency_key(request),  # the id itself makes it idempotent
+        follow_events=job.partial_images > 0,  # keep early previews for a caller that follows later
     )
-    return await _answer(request, services, caller, accepted.job_id, warnings)
+    accepted = await accept(services, submission)
+    return await _job_response(request, services, caller, accepted.job_id, warnings)
 
 
-async def _answer(
+async def _job_response(
     request: Request, services: Services, caller: Caller, job_id: str, warnings: list[str] | None = None
 ) -> Response:
-    """202 while the job waits or runs, 200 once it has ended; after as long as the caller prefers to wait."""
+    """Respond with the job after the preferred wait: 202 while it waits or runs, 200 once it has ended."""
     record = await services.queue.get(job_id, caller.name)
-    wait_s = min(_prefers_wait_s(request), services.settings.request_timeout_s)
+    wait_s = min(_prefer_wait_s(request), services.settings.request_timeout_s)
     if wait_s and not record.state.terminal:
-        with services.watcher.expect(job_id) as expected:
-            expected.event.set()
+        with services.watcher.expect(job_id) as waiter:
+            waiter.event.set()  # look at once: the job may have ended already
             try:
-                record = await expected.end(wait_s)
+                record = await waiter.end(wait_s)
             except TimeoutError:
                 record = await services.queue.get(job_id)
     view = await job_object(services, record, warnings)
@@ -108,8 +113,12 @@ async def _answer(
     return JSONResponse(view.model_dump(), status_code=status, headers={"Location": f"/v1/jobs/{job_id}"})
 
 
-def _prefers_wait_s(request: Request) -> float:
-    """RFC 7240: `Prefer: wait=10`. Without a number, as long as we allow."""
+def _prefer_wait_s(request: Request) -> float:
+    """Parse `Prefer: wait=10` (RFC 7240); without a number, wait as long as the service allows.
+
+    Raises:
+        InvalidRequest: the number is malformed.
+    """
     found = _WAIT.search(request.headers.get("prefer", ""))
     if found is None:
         return 0.0
@@ -117,7 +126,7 @@ def _prefers_wait_s(request: Request) -> float:
         return float("inf")
     if not _SECONDS.fullmatch(found[1]):
         raise InvalidRequest(
-            f"'Prefer: wait' must be seconds from 0, like wait=2.5; got {found[1][:80]!a}.", param="Prefer"
+            f"'Prefer: wait' must be a number of seconds, such as wait=2.5; got {found[1][:80]!a}.", param="Prefer"
         )
     return float(found[1])
 
@@ -127,40 +136,40 @@ def _prefers_wait_s(request: Request) -> float:
     response_model=JobList,
     responses=LISTING,
     operation_id="list_jobs",
-    dependencies=[Depends(known_queries_only)],
+    dependencies=[Depends(reject_unknown_query_params)],
 )
-async def list_(
+async def list_jobs(
     services: ServicesDep,
     caller: CallerDep,
-    limit: Annotated[int, Query(ge=1, le=100, description="How many at most.")] = 20,
-    after: Annotated[str | None, Query(description="`last_id` of the page before.", max_length=200)] = None,
-    status: Annotated[Status | None, Query(description="Only jobs in this state.")] = None,
+    limit: Annotated[int, Query(ge=1, le=100, description="Page size.")] = 20,
+    after: Annotated[str | None, Query(description="`last_id` of the previous page.", max_length=200)] = None,
+    status: Annotated[JobState | None, Query(description="Only jobs in this state.")] = None,
 ) -> JobList:
-    """Newest first. With `status` a page may hold fewer than `limit`, and more may follow: obey `has_more`."""
+    """List your jobs, newest first. With `status`, a page may hold fewer than `limit` jobs: go by `has_more`."""
     found = await pagination.page(services.queue, caller.name, limit=limit, after=after, status=status)
     views = await asyncio.gather(*(job_object(services, record) for record in found.records))
     return JobList(data=list(views), last_id=found.last_id, has_more=found.has_more)
 
 
 @router.get("/{job_id}", response_model=JobObject, responses=JOB, operation_id="get_job")
-async def get(
+async def get_job(
     job_id: str, request: Request, services: ServicesDep, caller: CallerDep, prefer: Prefer = None
 ) -> Response:
-    """202 while the job waits or runs, 200 once it has ended."""
-    return await _answer(request, services, caller, job_id)
+    """Get a job: 202 while it waits or runs, 200 once it has ended."""
+    return await _job_response(request, services, caller, job_id)
 
 
 @router.get("/{job_id}/events", response_class=Response, responses=EVENTS, operation_id="follow_job")
-async def events(
+async def follow_job(
     job_id: str,
     services: ServicesDep,
     caller: CallerDep,
-    last_event_id: Annotated[str | None, Header(description="Where a broken connection was; goes on after it.")] = None,
+    last_event_id: Annotated[str | None, Header(description="Resume after this event.")] = None,
 ) -> Response:
-    """Server-sent events up to the job's end, the last of which carries the job as GET shows it."""
+    """Follow a job with server-sent events until it ends; the last event holds the whole job object."""
     if last_event_id is not None and not _is_event_id(last_event_id):
         raise InvalidRequest(
-            f"'Last-Event-ID' must be an id that an event had, like 1700000000000-0; got {last_event_id[:80]!r}.",
+            f"'Last-Event-ID' must be the id of an event, such as 1700000000000-0; got {last_event_id[:80]!r}.",
             param="Last-Event-ID",
         )
     record = await services.events.begin(job_id, caller.name)
@@ -169,7 +178,7 @@ async def events(
 
 def _is_event_id(text: str) -> bool:
     found = _EVENT_ID.fullmatch(text)
-    return found is not None and all(int(half) <= MOST_OF_AN_ID for half in found.groups())
+    return found is not None and all(int(half) <= MAX_EVENT_ID_PART for half in found.groups())
 
 
 async def _events(services: Services, record: JobRecord, after: str) -> AsyncIterator[bytes]:
@@ -177,10 +186,10 @@ async def _events(services: Services, record: JobRecord, after: str) -> AsyncIte
         async with aclosing(services.events.follow(record.id, after)) as found:
             async for event in found:
                 yield sse.PING if event is None else await _event(services, record, event)
-    except RequestError as error:  # it expired while its follower was away
+    except RequestError as error:  # the job expired in the meantime
         yield sse.message(error.body(), event="error")
     except RedisError as error:
-        log.error("Redis, while events of %s were sent: %s", record.id, error)
+        log.error("Redis failed while events of %s were being sent: %s", record.id, error)
         yield sse.message(QueueUnavailable().body(), event="error")
 
 
@@ -205,14 +214,14 @@ async def _event(services: Services, record: JobRecord, event: Event) -> bytes:
     responses=JOB_IMAGE,
     operation_id="get_job_image",
 )
-async def image(job_id: str, index: int, services: ServicesDep, caller: CallerDep) -> Response:
-    """The file of one picture."""
+async def get_job_image(job_id: str, index: int, services: ServicesDep, caller: CallerDep) -> Response:
+    """Download one image of a job that succeeded."""
     record = await services.queue.get(job_id, caller.name)
     if record.state is not JobState.SUCCEEDED:
-        # Only what can still come is worth a retry.
+        # A retry makes sense only while the job can still succeed.
         retry = None if record.state.terminal else 1
         raise UnknownImage(
-            f"Job {job_id} is {record.state}; it has no pictures{' yet' if retry else ''}.",
+            f"Job {job_id} is {record.state}; it has no images{' yet' if retry else ''}.",
             param="index",
             retry_after_s=retry,
         )
@@ -221,7 +230,7 @@ async def image(job_id: str, index: int, services: ServicesDep, caller: CallerDe
     output = record.outputs[index]
     data = await services.queue.result(record, output)
     if data is None:
-        raise gone(record)
+        raise image_expired(record)
     headers = {"seed": str(output.seed), "ETag": f'"{output.sha256}"', "Cache-Control": "private, immutable"}
     return Response(data, media_type=MIME[output.format], headers=headers)
 
@@ -232,8 +241,8 @@ async def image(job_id: str, index: int, services: ServicesDep, caller: CallerDe
     responses=PREVIEW,
     operation_id="get_job_preview",
 )
-async def preview(job_id: str, index: int, number: int, services: ServicesDep, caller: CallerDep) -> Response:
-    """A picture half done, as its event announced it."""
+async def get_job_preview(job_id: str, index: int, number: int, services: ServicesDep, caller: CallerDep) -> Response:
+    """Download a preview of an unfinished image, as announced by a `partial_image` event."""
     record = await services.queue.get(job_id, caller.name)
     data = await services.events.preview(job_id, index, number)
     if data is None:
@@ -243,8 +252,8 @@ async def preview(job_id: str, index: int, number: int, services: ServicesDep, c
 
 
 @router.post("/{job_id}/cancel", status_code=202, response_model=JobObject, responses=JOB, operation_id="cancel_job")
-async def cancel(job_id: str, services: ServicesDep, caller: CallerDep) -> Response:
-    """Safe to repeat. 200 once the job has ended, 202 while its worker is still letting go."""
+async def cancel_job(job_id: str, services: ServicesDep, caller: CallerDep) -> Response:
+    """Cancel a job. Safe to repeat: 202 while its worker is still stopping, 200 once the job has ended."""
     await services.queue.get(job_id, caller.name)
     record = await services.queue.cancel(job_id)
     view = await job_object(services, record)

@@ -1,11 +1,8 @@
-"""What operators and people in a browser need: models, health, metrics, playground."""
+"""Models, health checks, metrics and the playground."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import logging
-import re
 import time
 from dataclasses import asdict
 from importlib import resources
@@ -19,30 +16,32 @@ from redis.exceptions import RedisError
 from server.errors import NoWorkers, UnknownModel
 from server.gateway.dependencies import Services, ServicesDep
 from server.gateway.metrics import render
+from server.gateway.middleware.security_headers import content_security_policy
 from server.gateway.schemas.openapi import MODEL, READY
 from server.gateway.schemas.operations import Health, ModelList, ModelObject
+from server.queue.statistics import queue_counts
 
 log = logging.getLogger(__name__)
 router = APIRouter()
 
 
 @router.get("/v1/models", tags=["models"], response_model=ModelList, operation_id="list_models")
-async def models(services: ServicesDep) -> dict[str, Any]:
-    """OpenAI's list, with what each model can do: size, presets, limits, styles, the words it knows."""
+async def list_models(services: ServicesDep) -> dict[str, Any]:
+    """List the models, each with its image size, presets, limits, styles and vocabulary."""
     return {"object": "list", "data": await _models(services)}
 
 
 @router.get(
     "/v1/models/{model_id}", tags=["models"], response_model=ModelObject, responses=MODEL, operation_id="get_model"
 )
-async def model(model_id: str, services: ServicesDep) -> dict[str, Any]:
-    """One of them."""
+async def get_model(model_id: str, services: ServicesDep) -> dict[str, Any]:
+    """Get one model."""
     known = await _models(services)
     for each in known:
         if each["id"] == model_id:
             return each
-    served = ", ".join(each["id"] for each in known) or "none yet"
-    raise UnknownModel(f"No model has the id {model_id[:100]!r}. Served: {served}.", param="model")
+    names = ", ".join(each["id"] for each in known) or "none yet"
+    raise UnknownModel(f"No model has the id {model_id[:100]!r}. Served: {names}.", param="model")
 
 
 async def _models(services: Services) -> list[dict[str, Any]]:
@@ -58,24 +57,24 @@ async def _models(services: Services) -> list[dict[str, Any]]:
     ]
 
 
-# Some probes ask by HEAD, to which the server sends the head of the same answer.
+# Some probes send HEAD; uvicorn drops the body of the same response.
 @router.head("/health/live", include_in_schema=False)
 @router.get(
     "/health/live", tags=["health"], response_model=Health, response_model_exclude_none=True, operation_id="live"
 )
 async def live() -> dict[str, str]:
-    """The gateway's event loop turns. Says nothing about drawing: restart the gateway only if this fails."""
+    """Liveness: the gateway responds. Restart it only when this fails; it says nothing about workers."""
     return {"status": "live"}
 
 
 @router.head("/health/ready", include_in_schema=False)
 @router.get("/health/ready", tags=["health"], response_model=Health, responses=READY, operation_id="ready")
 async def ready(services: ServicesDep) -> Response:
-    """200 only if a live worker has drawn its canary picture; else 503 and the reason."""
+    """Readiness: 200 when a live worker has generated its canary image, or else 503 with the reason."""
     try:
         reason = await services.fleet.unready_reason()
     except RedisError as error:
-        log.warning("not ready: %s", error)  # with Redis' address, which is nobody else's business
+        log.warning("not ready: %s", error)  # holds the address of Redis, so it stays out of the response
         reason = "the queue does not answer"
     if reason is None:
         return JSONResponse({"status": "ready"})
@@ -83,11 +82,11 @@ async def ready(services: ServicesDep) -> Response:
 
 
 @router.get("/metrics", tags=["health"], response_class=Response, operation_id="metrics")
-async def scrape(services: ServicesDep) -> Response:
-    """Prometheus text of the whole service: this gateway, the queue and every worker."""
+async def metrics(services: ServicesDep) -> Response:
+    """Metrics of the whole service in Prometheus' text format: this gateway, the queue and all workers."""
     text = render(
         services.metrics,
-        await services.queue.counts(),
+        await queue_counts(services.queue),
         await services.registry.workers(),
         await services.registry.models(),
         await services.registry.stats(),
@@ -99,15 +98,4 @@ async def scrape(services: ServicesDep) -> Response:
 @router.get("/", include_in_schema=False)
 async def playground() -> HTMLResponse:
     page = (resources.files("server.gateway") / "playground.html").read_text(encoding="utf-8")
-    return HTMLResponse(page, headers={"Content-Security-Policy": page_policy(page)})
-
-
-def page_policy(page: str) -> str:
-    """The Content-Security-Policy of a page that needs nothing from elsewhere: its own scripts, known by their hash."""
-    scripts = re.findall(r"<script>(.*?)</script>", page, re.S)
-    digests = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
-    hashes = " ".join(f"'sha256-{digest}'" for digest in digests)
-    return (
-        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; "
-        "img-src 'self' data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
+    return HTMLResponse(page, headers={"Content-Security-Policy": content_security_policy(page)})

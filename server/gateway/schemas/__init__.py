@@ -1,1 +1,1 @@
-"""The JSON that callers send and get, and what OpenAPI says about it; read images, then jobs."""
+"""Schemas of requests and responses, with their descriptions and examples in /openapi.json; start with images."""

@@ -1,45 +1,61 @@
-"""The forms of edits and variations: those of new pictures, plus what is theirs, minus what they cannot do yet."""
+"""Forms for edits and variations: the fields of an image request, their own, and without what they do not support."""
 
 from typing import Annotated, ClassVar
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
-from server.gateway.schemas.images import NOT_YET, ImageRequest
+from server.gateway.schemas.images import UNSUPPORTED, ImageRequest
 
 MAX_FEATHER = 64
 DEFAULT_FEATHER = 2
 DEFAULT_KEEP = 0.5
 
 
-class StartedRequest(ImageRequest):
-    """What forms have in common that bring a picture to start from."""
+class SourceImageRequest(ImageRequest):
+    """Base of the forms that bring a source image."""
 
-    not_yet: ClassVar[tuple[str, ...]] = (*NOT_YET, "webhook")
+    #: Parameters that are rejected unless they are empty or false.
+    unsupported: ClassVar[tuple[str, ...]] = (*UNSUPPORTED, "webhook")
 
 
-class EditRequest(StartedRequest):
-    """A new part for a picture."""
+class EditRequest(SourceImageRequest):
+    """Regenerate a part of an image."""
+
+    # Everything in a form is text, and files stand for their bytes.
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"image": "apple.png", "mask": "mask.png", "prompt": "a green apple, 3d style", "seed": "7"}
+            ]
+        }
+    )  # fmt: skip
 
     feather: Annotated[
         int | None,
         Field(
             ge=0,
             le=MAX_FEATHER,
-            description="Pixels inside the mask over which the old picture goes over into the new part.",
+            description="Width in pixels, inside the mask, over which the source image blends into the new part.",
         ),
     ] = None
-    input_fidelity: Annotated[str | None, Field(description="Accepted for OpenAI clients, without effect.")] = None
+    input_fidelity: Annotated[str | None, Field(description="Accepted for OpenAI clients; no effect.")] = None
 
 
-class VariationRequest(StartedRequest):
-    """A picture drawn again around a part of it. OpenAI's variations have no stream, so no client could read one."""
+class VariationRequest(SourceImageRequest):
+    """Regenerate an image around a random part of it. No stream: OpenAI's variations have none to be read."""
 
-    not_yet: ClassVar[tuple[str, ...]] = (*StartedRequest.not_yet, "stream", "partial_images")
+    model_config = ConfigDict(json_schema_extra={"examples": [{"image": "apple.png", "keep": "0.3", "n": "3"}]})
+    unsupported: ClassVar[tuple[str, ...]] = (*SourceImageRequest.unsupported, "stream", "partial_images")
 
     prompt: Annotated[
-        str, Field(min_length=1, max_length=2000, description="What to draw; that of the picture's recipe if omitted.")
+        str,
+        Field(
+            min_length=1,
+            max_length=2000,
+            description="What to generate; the prompt in the image's metadata if omitted.",
+        ),
     ] = ""
     keep: Annotated[
         float | None,
-        Field(ge=0, lt=1, allow_inf_nan=False, description="Share of the picture's tokens that stays; 0.5 if omitted."),
+        Field(ge=0, lt=1, allow_inf_nan=False, description="Fraction of the image's tokens to keep; 0.5 if omitted."),
     ] = None

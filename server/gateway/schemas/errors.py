@@ -1,16 +1,18 @@
 """The body of every error."""
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 
 class ErrorDetail(BaseModel):
-    message: str
-    type: str
-    param: str | None = None
-    code: str | None = None
+    """What went wrong, and which parameter to change."""
+
+    message: str = Field(description="Human-readable reason and remedy.")
+    type: str = Field(description="Class of the error in OpenAI's terms, for example invalid_request_error.")
+    param: str | None = Field(default=None, description="The parameter at fault, if there is one.")
+    code: str | None = Field(default=None, description="Machine-readable reason, for example queue_full.")
 
 
 class ErrorBody(BaseModel):
-    """Every error has this shape, as OpenAI's."""
+    """OpenAI's error body."""
 
     error: ErrorDetail

@@ -1,139 +1,178 @@
-"""The HTTP contract: request and response models with their limits, descriptions and examples."""
+"""The image request with its limits, descriptions and examples, and the response with images."""
 
 import difflib
 import hashlib
 import re
 from typing import Annotated, Any, Literal
 
+from fastapi.openapi.models import Example
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.gateway.schemas.jobs import Metrics
+from server.gateway.schemas.jobs import JOB_ID, METRICS, Metrics
 
 MAX_PROMPT_CHARS = 2000
 MAX_IMAGES = 10
 MAX_SEED = 2**63 - 1
 MAX_DEADLINE_MS = 7 * 86_400_000
-NOT_YET = ("negative_prompt",)
+UNSUPPORTED = ("negative_prompt",)
 MAX_PARTIAL_IMAGES = 3
-#: Parameters of OpenAI's models that mean nothing here; taken, and said so in `warnings`.
+#: Parameters of OpenAI's models that mean nothing here: accepted, with a note in `warnings`.
 IGNORED = ("background", "moderation", "style")
 
 OutputFormat = Literal["png", "webp", "jpeg"]
 Quality = Literal["low", "medium", "high", "auto"]
+EXAMPLES: dict[str, Example] = {
+    "minimal": {"summary": "A prompt is enough", "value": {"prompt": "a red apple, 3d style"}},
+    "reproducible": {
+        "summary": "Three images that can be generated again",
+        "value": {"prompt": "a sleeping cat", "n": 3, "seed": 7, "quality": "high", "output_format": "webp"},
+    },
+    "all sampling parameters": {
+        "summary": "Every sampling parameter",
+        "value": {
+            "prompt": "a rocket, flat style", "seed": 7, "num_inference_steps": 16, "diffusion_steps": 25,
+            "guidance_scale": 3.0, "guidance_schedule": "linear", "temperature": 1.0, "order": "halton",
+            "diffusion_steps_final": 12, "guidance_interval": [0.0, 0.8],
+        },
+    },
+}  # fmt: skip
 
 
 class ImageRequest(BaseModel):
-    """A request for pictures: OpenAI's fields, and ours (seed, steps, guidance, temperature)."""
+    """A request for images: OpenAI's fields, and this service's own (seed, steps, guidance, temperature, ...)."""
 
     model_config = ConfigDict(
-        strict=True,
-        extra="forbid",
-        json_schema_extra={
-            "examples": [
-                {"prompt": "a red apple, 3d style"},
-                {"prompt": "a sleeping cat", "n": 3, "seed": 7, "quality": "high", "output_format": "webp"},
-            ]
-        },
+        strict=True, extra="forbid", json_schema_extra={"examples": [each["value"] for each in EXAMPLES.values()]}
     )
 
-    prompt: Annotated[str, Field(min_length=1, max_length=MAX_PROMPT_CHARS, description="What to draw.")]
-    model: Annotated[str | None, Field(description="A model id of GET /v1/models; omit for the one served.")] = None
-    n: Annotated[int | None, Field(ge=1, le=MAX_IMAGES, description="How many pictures; picture i uses seed + i.")] = (
-        None
-    )
+    prompt: Annotated[str, Field(min_length=1, max_length=MAX_PROMPT_CHARS, description="What to generate.")]
+    model: Annotated[str | None, Field(description="A model id of GET /v1/models; the served model if omitted.")] = None
+    n: Annotated[
+        int | None, Field(ge=1, le=MAX_IMAGES, description="Number of images. Image i uses seed + i; 1 if omitted.")
+    ] = None
     size: Annotated[
         str | None,
-        Field(description='"auto", or the model\'s own size as "WxH".', examples=["auto", "128x128"]),
+        Field(description='"auto", or the size of the model as "WIDTHxHEIGHT".', examples=["auto", "128x128"]),
     ] = None
     quality: Annotated[
-        Quality | None, Field(description="A preset of the two step counts, listed in GET /v1/models.")
+        Quality | None,
+        Field(description="Preset for the sampling parameters. GET /v1/models lists the presets; auto is the default."),
     ] = None
     output_format: Annotated[
-        OutputFormat | None, Field(description="File format; if omitted what Accept asks for, else png.")
+        OutputFormat | None, Field(description="File format; what the Accept header asks for if omitted, else png.")
     ] = None
     output_compression: Annotated[
-        int | None, Field(ge=0, le=100, description="webp and jpeg quality; 100 is best. png is lossless.")
+        int | None, Field(ge=0, le=100, description="Quality of webp and jpeg, 100 is best. png is lossless.")
     ] = None
     response_format: Annotated[
         Literal["b64_json", "url"] | None,
-        Field(description="Picture inside the answer, or a link. b64_json if omitted."),
+        Field(description="Images as base64 in the response, or as links; b64_json if omitted."),
     ] = None
     seed: Annotated[
         int | None,
-        Field(ge=0, le=MAX_SEED, description="Same seed and parameters, same picture. Drawn if omitted."),
+        Field(
+            ge=0,
+            le=MAX_SEED,
+            description="The same seed and parameters give the same image. Chosen at random if omitted.",
+        ),
     ] = None
     num_inference_steps: Annotated[
-        int | None, Field(ge=1, description="Autoregressive steps; overrides the preset.")
+        int | None,
+        Field(ge=1, description="Autoregressive steps per image; more take longer. Overrides the preset."),
     ] = None
     diffusion_steps: Annotated[
-        int | None, Field(ge=1, description="Diffusion steps per token; overrides the preset.")
+        int | None, Field(ge=1, description="Diffusion steps per token; more take longer. Overrides the preset.")
     ] = None
     guidance_scale: Annotated[
         float | None,
-        Field(ge=0, allow_inf_nan=False, description="How hard the prompt pulls; 1 is no guidance."),
+        Field(
+            ge=0,
+            allow_inf_nan=False,
+            description="Strength of classifier-free guidance: how closely images follow the prompt. 1 is no guidance.",
+        ),
     ] = None
     guidance_schedule: Annotated[
         Literal["linear", "constant"] | None,
-        Field(description="Guidance over the steps: rising, or the same."),
+        Field(description="How guidance changes over the steps: it rises linearly, or stays constant."),
     ] = None
     temperature: Annotated[
-        float | None, Field(gt=0, allow_inf_nan=False, description="Spread of the sampling; lower is tamer.")
+        float | None,
+        Field(gt=0, allow_inf_nan=False, description="Scale of the sampling noise: lower is less varied."),
     ] = None
     diffusion_steps_final: Annotated[
         int | None,
-        Field(ge=1, description="Diffusion steps of the last autoregressive step, reached in a straight line."),
+        Field(
+            ge=1,
+            description="Diffusion steps per token in the last autoregressive step; the number changes linearly from "
+            "`diffusion_steps`.",
+        ),
     ] = None
     order: Annotated[
         Literal["random", "halton"] | None,
-        Field(description="In which order tokens are decided: uniform at random, or far apart from each other."),
+        Field(description="Order in which tokens are generated: uniformly random, or spread out (Halton sequence)."),
     ] = None
     guidance_interval: Annotated[
         list[Annotated[float, Field(ge=0, le=1)]] | None,
-        Field(min_length=2, max_length=2, description="Shares of the steps between which guidance acts."),
+        Field(
+            min_length=2,
+            max_length=2,
+            description="Begin and end of guidance as fractions of the steps, for example [0.2, 0.8].",
+        ),
     ] = None
     user: Annotated[
         str | None,
-        Field(max_length=256, description="Your own label, kept with the job; users share the service fairly."),
+        Field(
+            max_length=256,
+            description="Your own label for an end user, kept with the job. Users share the service fairly.",
+        ),
     ] = None
     priority: Annotated[
         Literal["high", "normal", "low"] | None,
-        Field(description="Which line to stand in; normal if omitted. Who waits long goes up."),
+        Field(description="Priority class in the queue; normal if omitted. Jobs that wait long move up."),
     ] = None
     deadline_ms: Annotated[
         int | None,
-        Field(ge=1, le=MAX_DEADLINE_MS, description="Give up this long after acceptance: 504, or a job aborted."),
+        Field(
+            ge=1,
+            le=MAX_DEADLINE_MS,
+            description="Milliseconds after acceptance at which to give up: 504, or a job that ends as aborted.",
+        ),
     ] = None
     stream: Annotated[
-        bool | None, Field(description="Answer with server-sent events. Jobs have GET /v1/jobs/{id}/events instead.")
+        bool | None,
+        Field(description="Respond with server-sent events. For a job, use GET /v1/jobs/{id}/events instead."),
     ] = None
     partial_images: Annotated[
         int | None,
-        Field(ge=0, le=MAX_PARTIAL_IMAGES, description="Previews of each picture while it is decoded, as events."),
+        Field(ge=0, le=MAX_PARTIAL_IMAGES, description="Previews of each image while it is decoded, sent as events."),
     ] = None
     webhook: Annotated[
         str | None,
-        Field(max_length=2000, description="Of a job: an http(s) address that gets a signed POST when it has ended."),
+        Field(max_length=2000, description="An http(s) URL that gets a signed POST when the job ends. Jobs only."),
     ] = None
-    background: Annotated[str | None, Field(description="Accepted for OpenAI clients, without effect.")] = None
-    moderation: Annotated[str | None, Field(description="Accepted for OpenAI clients, without effect.")] = None
-    style: Annotated[str | None, Field(description="Without effect: put the style into the prompt.")] = None
+    background: Annotated[str | None, Field(description="Accepted for OpenAI clients; no effect.")] = None
+    moderation: Annotated[str | None, Field(description="Accepted for OpenAI clients; no effect.")] = None
+    style: Annotated[
+        str | None, Field(description="Accepted for OpenAI clients; no effect. Put the style into the prompt.")
+    ] = None
 
     def fingerprint(self) -> str:
-        """What the caller asked for, however it is handed over. Of the request and not of the job: a seed that he left
-        open is drawn anew each time."""
+        """Hash the request without the form of its response, to recognize an Idempotency-Key that is used again.
+
+        Not the resolved job: a seed that the caller omitted is different each time.
+        """
         text = self.model_dump_json(exclude_none=True, exclude={"stream", "response_format"})
         return hashlib.sha256(text.encode()).hexdigest()
 
     @model_validator(mode="before")
     @classmethod
     def _known_names_only(cls, data: Any) -> Any:
-        """Unknown parameters are refused by name, with the nearest valid one; silence would hide typos."""
+        """Reject unknown parameters by name and suggest the nearest valid one; ignoring them would hide typos."""
         if not isinstance(data, dict):
             return data
         kept = dict(data)
-        for name in NOT_YET:
-            # stream=false and the like ask for what happens anyway.
+        for name in UNSUPPORTED:  # an empty or false value asks for what happens anyway
             if kept.pop(name, None):
                 raise PydanticCustomError(
                     "not_supported", f"'{name}' is not supported yet. Leave it out.", {"param": name}
@@ -146,7 +185,7 @@ class ImageRequest(BaseModel):
                 raise PydanticCustomError(
                     "unknown_parameter",
                     "Unknown parameter '{param}'.{hint} Valid parameters: {valid}.",
-                    # Halves of surrogate pairs are no text that an answer could carry.
+                    # A response cannot carry half of a surrogate pair.
                     {"param": ascii(name[:100])[1:-1], "hint": hint, "valid": valid},
                 )
         return kept
@@ -154,17 +193,17 @@ class ImageRequest(BaseModel):
     @field_validator("*")
     @classmethod
     def _text_is_unicode(cls, value: Any) -> Any:
-        """JSON can spell halves of surrogate pairs, which no file, hash or answer can hold."""
+        """Reject halves of surrogate pairs: JSON can spell them, but no file, hash or response can hold them."""
         if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
             raise PydanticCustomError("bad_unicode", "contains half of a surrogate pair; send valid Unicode")
         return value
 
     @field_validator("prompt")
     @classmethod
-    def _prompt_says_something(cls, prompt: str) -> str:
+    def _prompt_is_not_blank(cls, prompt: str) -> str:
         if not prompt.strip():
-            raise PydanticCustomError("empty_prompt", "must not be blank; say what to draw")
-        if "\0" in prompt:  # it ends a field of PNG metadata, so the picture could not tell its prompt
+            raise PydanticCustomError("empty_prompt", "must not be blank; say what to generate")
+        if "\0" in prompt:  # it ends a field of PNG metadata, so the image could not carry its prompt
             raise PydanticCustomError("null_character", "contains a null character (U+0000); leave it out")
         return prompt
 
@@ -177,43 +216,64 @@ class ImageRequest(BaseModel):
 
     @field_validator("size")
     @classmethod
-    def _size_has_a_form(cls, size: str | None) -> str | None:
+    def _size_is_well_formed(cls, size: str | None) -> str | None:
         if size is not None and size != "auto" and not re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,4}", size):
             raise PydanticCustomError("bad_size", 'must be "auto" or "WIDTHxHEIGHT", for example "128x128"')
         return size
 
 
 class ImageData(BaseModel):
-    b64_json: str | None = Field(default=None, description="The file, base64.")
-    url: str | None = Field(default=None, description="Where the file is, until the job expires.")
-    revised_prompt: None = None
-    seed: int = Field(description="Send it back to get this very picture again.")
+    """One generated image."""
+
+    b64_json: str | None = Field(default=None, description="The image file in base64.")
+    url: str | None = Field(default=None, description="Path of the image file, until the job expires.")
+    revised_prompt: None = Field(default=None, description="Always null: prompts are never rewritten.")
+    seed: int = Field(description="Seed of this image. Send it with the same parameters to get the same image again.")
 
 
 class InputTokens(BaseModel):
-    text_tokens: int
-    image_tokens: int = 0
+    """Input tokens by kind."""
+
+    text_tokens: int = Field(description="Tokens of the prompt.")
+    image_tokens: int = Field(default=0, description="Tokens of a source image.")
 
 
 class Usage(BaseModel):
-    """In the model's own tokens: of the prompt, and of the pictures."""
+    """Tokens of the prompt and of the images, in the model's own units."""
 
-    input_tokens: int
-    output_tokens: int
-    total_tokens: int
+    input_tokens: int = Field(description="Tokens of the prompt.")
+    output_tokens: int = Field(description="Tokens of the generated images.")
+    total_tokens: int = Field(description="Input and output tokens together.")
     input_tokens_details: InputTokens
 
 
 class ImagesResponse(BaseModel):
-    """OpenAI's ImagesResponse with a seed per picture, timing and warnings."""
+    """OpenAI's ImagesResponse with a seed per image, timings and warnings."""
 
-    created: int
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "created": 1767225600,
+                    "data": [{"b64_json": "iVBORw0KGgo…", "url": None, "revised_prompt": None, "seed": 7}],
+                    "output_format": "png", "size": "128x128", "quality": "medium", "background": "opaque",
+                    "job_id": JOB_ID, "metrics": METRICS, "warnings": [],
+                    "usage": {
+                        "input_tokens": 9, "output_tokens": 64, "total_tokens": 73,
+                        "input_tokens_details": {"text_tokens": 9, "image_tokens": 0},
+                    },
+                }
+            ]
+        }
+    )  # fmt: skip
+
+    created: int = Field(description="When the job was accepted, in Unix seconds.")
     data: list[ImageData]
-    output_format: str
-    size: str
-    quality: str
-    background: str = "opaque"
-    job_id: str
+    output_format: str = Field(description="png, webp or jpeg.")
+    size: str = Field(description='Size of the images as "WIDTHxHEIGHT".')
+    quality: str = Field(description="The preset that was used.")
+    background: str = Field(default="opaque", description="Always opaque; present for OpenAI clients.")
+    job_id: str = Field(description="The job behind this response, for GET /v1/jobs/{job_id}.")
     usage: Usage | None = None
-    metrics: Metrics | None = None
-    warnings: list[str] = Field(default_factory=list)
+    metrics: Metrics | None = Field(default=None, description="Where the time went.")
+    warnings: list[str] = Field(default_factory=list, description="Parameters that had no effect, and why.")

@@ -1,158 +1,194 @@
-"""What /openapi.json says beyond the types: every error that a route can answer with, and examples of requests."""
+"""OpenAPI responses: every status that a route answers with, and every error as the code makes it.
 
+An error is described by the first sentence of its class's docstring. Examples of requests and of successful responses
+stand beside their schemas.
+"""
+
+from __future__ import annotations
+
+import inspect
 from typing import Annotated, Any
 
-from fastapi import Body
-from fastapi.openapi.models import Example
+from fastapi import Body, FastAPI
 from pydantic import BaseModel
 
+from server import errors
 from server.gateway.schemas.errors import ErrorBody
-from server.gateway.schemas.images import ImageRequest
-from server.gateway.schemas.jobs import JobObject
+from server.gateway.schemas.images import EXAMPLES, ImageRequest
+from server.gateway.schemas.jobs import JOB_ID, JobObject
 from server.images.codec import MIME
 
 Responses = dict[int | str, dict[str, Any]]
+RequestBody = Annotated[ImageRequest, Body(openapi_examples=EXAMPLES)]
+_FILES: dict[str, Any] = {mime: {"schema": {"type": "string", "format": "binary"}} for mime in MIME.values()}
 
 
-def _error(description: str) -> dict[str, Any]:
-    return {"model": ErrorBody, "description": description}
+def _errors(*examples: errors.RequestError) -> Responses:
+    responses: Responses = {}
+    for error in examples:
+        meaning = (inspect.getdoc(error) or "").replace("\n", " ").split(". ")[0].rstrip(".") + "."
+        response = responses.setdefault(error.status, {"description": meaning, "content": _error_body()})
+        if meaning not in response["description"]:
+            response["description"] += f" Or: {meaning}"
+        response["content"]["application/json"]["examples"][error.code] = {"value": error.body()}
+    return responses
 
 
-#: For the whole app. It also keeps FastAPI from listing its own 422, which never leaves this service.
-ANY_ERROR: Responses = {"default": _error("Every other error has this shape as well.")}
-SUBMIT_ERRORS: Responses = {
-    400: _error("A parameter is wrong; `param` names it."),
-    413: _error("The body is larger than 1 MiB."),
-    503: _error("No live worker, or no queue; obey Retry-After."),
-}
-_KEY_REUSED = _error("The Idempotency-Key, or job id, is that of another request.")
+def _error_body() -> dict[str, Any]:
+    return {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}, "examples": {}}}
 
 
 def _events(*names: str) -> dict[str, Any]:
-    """A stream of server-sent events; the schema is that of one of them."""
+    """Describe a stream of server-sent events by the schema of one event."""
     fields = {
         "event": {"enum": list(names)},
-        "data": {"type": "string", "description": "JSON."},
-        "id": {"type": "string", "description": "For Last-Event-ID."},
+        "data": {"type": "string", "description": "A JSON object."},
+        "id": {"type": "string", "description": "Send it as `Last-Event-ID` to resume after this event."},
     }
     return {"text/event-stream": {"schema": {"type": "object", "properties": fields, "required": ["event", "data"]}}}
 
 
-_FILES: dict[str, Any] = {mime: {"schema": {"type": "string", "format": "binary"}} for mime in MIME.values()}
+_INVALID = errors.InvalidRequest("'seed' should be a valid integer; got 'abc'.", param="seed")
+_INVALID_INDEX = errors.InvalidRequest("'index' should be a valid integer; got 'x'.", param="index")
+_INVALID_LIMIT = errors.InvalidRequest("'limit' should be less than or equal to 100; got '500'.", param="limit")
+_INVALID_EVENT = errors.InvalidRequest("'Last-Event-ID' must be the id of an event; got 'x'.", param="Last-Event-ID")
+_UNKNOWN_JOB = errors.UnknownJob("No job has the id 'job_1'. Ids come from POST /v1/jobs.", param="job_id")
+_UNKNOWN_IMAGE = errors.UnknownImage(f"Job {JOB_ID} has images 0 to 0, not 3.", param="index")
+_UNKNOWN_FILE = errors.UnknownFile("No file has the id 'file-1'; files are kept for 86400 s.", param="file_id")
+_UNKNOWN_BATCH = errors.UnknownBatch("No batch has the id 'batch_1'.", param="batch_id")
+_UNKNOWN_MODEL = errors.UnknownModel("No model has the id 'dall-e-3'. Served: scenes-128.", param="model")
+_NOT_ACCEPTABLE = errors.NotAcceptable("Accept: image/gif is not supported. Accept image/png, image/webp or image/*.")
+_EXPIRED = errors.JobExpired(f"Job {JOB_ID} succeeded; its record and images have since been deleted.")
+_LARGE_BODY = errors.BodyTooLarge("The body is larger than 1048576 bytes; no request needs that.")
+_LARGE_IMAGE = errors.BodyTooLarge("'image' has more than 8388608 bytes.", param="image")
+_LARGE_FILE = errors.BodyTooLarge("'file' has more than 33554432 bytes; split it.", param="file")
+_KEY_REUSED = errors.KeyReused("The Idempotency-Key 'k1' belongs to another request. Use a new one.")
+_FAILED = errors.JobFailed(f"Job {JOB_ID} failed after 3 attempts: its worker died each time.")
+_NO_WORKERS = errors.NoWorkers("No live worker serves scenes-128 right now. POST /v1/jobs queues it until one is back.")
+_NO_QUEUE = errors.QueueUnavailable()
+_TIMEOUT = errors.DeadlineExceeded("Not ready after 300 s (FLUID_REQUEST_TIMEOUT_S); the job was canceled.")
+
+#: For the whole app. It also keeps FastAPI from listing its own 422, which never leaves this service.
+ANY_ERROR: Responses = {"default": {"model": ErrorBody, "description": "Every other error has this shape too."}}
+SUBMIT_ERRORS = _errors(_INVALID, _LARGE_BODY, _NO_WORKERS, _NO_QUEUE)
 GENERATE: Responses = {
     **SUBMIT_ERRORS,
     200: {
-        "description": "The pictures; with `Accept: image/*` (and n=1) the file itself; with `stream` events.",
+        "description": "The images as JSON; the file itself with `Accept: image/*` (and n=1); events with `stream`.",
         "content": _FILES | _events("image_generation.partial_image", "image_generation.completed", "error"),
     },
-    406: _error("The Accept header wants an image type that cannot be had, or not that of `output_format`."),
-    410: _error("Of an Idempotency-Key whose job was deleted since."),
-    422: _KEY_REUSED,
-    500: _error("The job failed, however often it was tried."),
-    504: _error("Not ready within FLUID_REQUEST_TIMEOUT_S; the job was canceled."),
+    **_errors(_NOT_ACCEPTABLE, _EXPIRED, _KEY_REUSED, _FAILED, _TIMEOUT),
 }
 EDIT: Responses = {
     **GENERATE,
     200: {
-        "description": "The pictures; with `Accept: image/*` (and n=1) the file itself; of edits with `stream` events.",
+        "description": "As for new images; events with `stream` (edits only).",
         "content": _FILES | _events("image_edit.partial_image", "image_edit.completed", "error"),
     },
-    413: _error("A picture is larger than 8 MiB."),
+    **_errors(_LARGE_IMAGE),
 }
-LOOKUP: Responses = {
-    404: _error("No such job."),
-    410: _error("The job existed; its result was deleted."),
-    503: _error("The queue does not answer; obey Retry-After."),
-}
+LOOKUP = _errors(_UNKNOWN_JOB, _EXPIRED, _NO_QUEUE)
 JOB: Responses = {
     **LOOKUP,
     200: {"model": JobObject, "description": "The job has ended."},
-    202: {"model": JobObject, "description": "The job waits or runs."},
+    202: {"model": JobObject, "description": "The job is waiting or running."},
 }
 SUBMIT: Responses = {
     **SUBMIT_ERRORS,
-    200: {"model": JobObject, "description": "The job has ended: it was there before, or you preferred to wait."},
-    410: _error("A job of this id has ended and was deleted."),
-    422: _KEY_REUSED,
+    200: {
+        "model": JobObject,
+        "description": "The job has ended: it was submitted before, or you waited with `Prefer: wait`.",
+    },
+    **_errors(_EXPIRED, _KEY_REUSED),
 }
-BATCH_ERRORS: Responses = {
-    400: _error("A parameter is wrong; `param` names it."),
-    404: _error("No such file or batch."),
-    503: _error("The queue does not answer; obey Retry-After."),
-}
-CREATE_BATCH: Responses = {**BATCH_ERRORS, 422: _KEY_REUSED}
-FILE_ERRORS: Responses = {**BATCH_ERRORS, 413: _error("The file is larger than 32 MiB.")}
-FILE_CONTENT: Responses = {
-    **BATCH_ERRORS,
-    200: {"description": "The lines.", "content": {"application/jsonl": {"schema": {"type": "string"}}}},
-}
-LISTING: Responses = {
-    400: _error("`limit`, `after` or `status` is wrong."),
-    503: _error("The queue does not answer; obey Retry-After."),
-}
+BATCH_ERRORS = _errors(_INVALID_LIMIT, _UNKNOWN_BATCH, _UNKNOWN_FILE, _NO_QUEUE)
+CREATE_BATCH: Responses = {**BATCH_ERRORS, **_errors(_KEY_REUSED)}
+FILE_ERRORS: Responses = {**BATCH_ERRORS, **_errors(_LARGE_FILE)}
+_LINE = '{"id": "…_0", "custom_id": "a", "error": null, "response": {"status_code": 200, "body": {}}}\n'
+_LINES = {"application/jsonl": {"schema": {"type": "string"}, "example": _LINE}}
+FILE_CONTENT: Responses = {**BATCH_ERRORS, 200: {"description": "JSON lines.", "content": _LINES}}
+LISTING = _errors(_INVALID_LIMIT, _NO_QUEUE)
 EVENTS: Responses = {
     **LOOKUP,
     200: {
-        "description": "`status`, `progress`, `partial_image`, and last the state in which the job ended.",
+        "description": "`status`, `progress` and `partial_image` events; the last event is the job's final state.",
         "content": _events(
             "status", "progress", "partial_image", "succeeded", "failed", "canceled", "aborted", "error"
         ),
     },
-    400: _error("`Last-Event-ID` is not an id of these events."),
-}
-PREVIEW: Responses = {
-    **LOOKUP,
-    200: {"description": "The file.", "content": _FILES},
-    400: _error("`index` or `number` is not a number."),
-    404: _error("No such job or preview."),
+    **_errors(_INVALID_EVENT),
 }
 JOB_IMAGE: Responses = {
     **LOOKUP,
-    200: {"description": "The file.", "content": _FILES},
-    400: _error("`index` is not a number."),
-    404: _error("No such job or image, or not drawn yet: then Retry-After is set."),
+    200: {"description": "The image file.", "content": _FILES},
+    **_errors(_INVALID_INDEX, _UNKNOWN_JOB, _UNKNOWN_IMAGE),
 }
-MODEL: Responses = {
-    404: _error("No worker ever introduced such a model."),
-    503: _error("The queue does not answer; obey Retry-After."),
-}
+PREVIEW = JOB_IMAGE
+MODEL = _errors(_UNKNOWN_MODEL, _NO_QUEUE)
 READY: Responses = {
+    200: {"content": {"application/json": {"example": {"status": "ready"}}}},
     503: {
-        "description": "Nobody can draw, and why.",
+        "description": "No worker can generate; `reason` says why.",
         "content": {"application/json": {"example": {"status": "not ready", "reason": "no live worker"}}},
-    }
-}
-
-_EXAMPLES: dict[str, Example] = {
-    "shortest": {"summary": "Only a prompt", "value": {"prompt": "a red apple, 3d style"}},
-    "repeatable": {
-        "summary": "Three pictures that can be drawn again",
-        "value": {"prompt": "a sleeping cat", "n": 3, "seed": 7, "quality": "high", "output_format": "webp"},
-    },
-    "every dial": {
-        "summary": "Every dial of the sampler",
-        "value": {
-            "prompt": "a rocket, flat style",
-            "seed": 7,
-            "num_inference_steps": 16,
-            "diffusion_steps": 25,
-            "guidance_scale": 3.0,
-            "guidance_schedule": "linear",
-            "temperature": 1.0,
-            "order": "halton",
-            "diffusion_steps_final": 12,
-            "guidance_interval": [0.0, 0.8],
-        },
     },
 }
+#: From middleware: authentication for every route under /v1/, limits for requests that generate or upload.
+_AUTHENTICATION = _errors(
+    errors.InvalidApiKey("Unknown API key. Ask the operator of this service for one."),
+    errors.KeyDisabled("The API key of 'alice' is disabled. Ask the operator."),
+)
+_LIMITS = _errors(
+    errors.RequestTooSlow("The body did not arrive within 30 s (FLUID_BODY_TIMEOUT_S)."),
+    errors.QueueFull("10000 jobs are waiting, the limit is 10000 (FLUID_MAX_QUEUE). Try later."),
+    errors.RateLimited("'alice' may make 60 requests a minute (FLUID_RATE_LIMIT). Try later."),
+)
 
 
 def form(schema: type[BaseModel], *files: str, required: list[str]) -> dict[str, Any]:
-    """The body of a route that reads its form itself: fields of the schema, and files."""
+    """Describe the body of a route that parses its multipart form itself: the schema's fields, and files."""
     described = schema.model_json_schema()
     properties = {name: {"type": "string", "format": "binary"} for name in files} | described["properties"]
     body = {"type": "object", "properties": properties, "required": required}
-    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": body}}}}
+    content = {"multipart/form-data": {"schema": body, "example": described["examples"][0]}}
+    return {"requestBody": {"required": True, "content": content}}
 
 
-RequestBody = Annotated[ImageRequest, Body(openapi_examples=_EXAMPLES)]
+def install_openapi(app: FastAPI) -> None:
+    """Add to `app.openapi()` what no route declares: authentication, and the errors that middleware answers with."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = _completed(generate())
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _completed(document: dict[str, Any]) -> dict[str, Any]:
+    components = document["components"]
+    bearer = {"type": "http", "scheme": "bearer", "description": "Only on a service that requires API keys."}
+    components["securitySchemes"] = {"key": bearer}
+    components["schemas"]["Body_upload_file"]["examples"] = [{"file": "prompts.jsonl", "purpose": "batch"}]
+    for schema in components["schemas"].values():
+        for example in schema.get("examples", ()):
+            _restore_nulls(example, schema, components["schemas"])
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items() if path.startswith("/v1/") else ():
+            operation["security"] = [{}, {"key": []}]
+            limited = method in ("post", "put") and not path.endswith("/cancel")
+            added = _AUTHENTICATION | (_LIMITS if limited else {})
+            operation["responses"] |= {str(status): response for status, response in added.items()}
+    return document
+
+
+def _restore_nulls(example: Any, schema: dict[str, Any], schemas: dict[str, Any]) -> None:
+    """Put back the required fields that are null: FastAPI drops every null from the document, also from examples."""
+    schema = schemas[schema["$ref"].rsplit("/", 1)[-1]] if "$ref" in schema else schema
+    if isinstance(example, list):
+        for each in example:
+            _restore_nulls(each, schema.get("items", {}), schemas)
+    elif isinstance(example, dict):
+        example |= {name: None for name in schema.get("required", ()) if name not in example}
+        for name in example.keys() & schema.get("properties", {}).keys():
+            _restore_nulls(example[name], schema["properties"][name], schemas)

@@ -1,27 +1,41 @@
 """Models and health as callers get them."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+_MODEL: dict[str, Any] = {
+    "id": "scenes-128", "object": "model", "created": 0, "owned_by": "fluid-serve", "ready": True,
+    "family": "fluid", "image_size": [128, 128], "tokens": 64, "styles": ["3d", "flat"], "vocabulary": ["apple"],
+    "limits": {"max_n": 10, "max_num_inference_steps": 64}, "defaults": {"quality": "medium", "guidance_scale": 3.0},
+}  # fmt: skip
+
 
 class ModelObject(BaseModel):
-    """A model, and all that its workers say of it: image_size, presets, defaults, limits, styles, vocabulary, ..."""
+    """A model and everything its workers publish about it: image_size, presets, defaults, limits, styles, ..."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", json_schema_extra={"examples": [_MODEL]})
 
-    id: str
+    id: str = Field(description="Send it as `model`.")
     object: Literal["model"] = "model"
-    created: int = 0
+    created: int = Field(default=0, description="Always 0; present for OpenAI clients.")
     owned_by: str
-    ready: bool = Field(description="Whether a live worker draws with it.")
+    ready: bool = Field(description="Whether a live worker can generate with this model now.")
 
 
 class ModelList(BaseModel):
+    """Every model that a worker has published."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"object": "list", "data": [_MODEL]}]})
+
     object: Literal["list"] = "list"
     data: list[ModelObject]
 
 
 class Health(BaseModel):
-    status: str
-    reason: str | None = None
+    """Health of the gateway (live) or of the whole service (ready)."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"status": "live"}]})
+
+    status: str = Field(description="live, ready or not ready.")
+    reason: str | None = Field(default=None, description="Why the service is not ready.")

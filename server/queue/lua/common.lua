@@ -110,7 +110,7 @@ local function limited(scope, kind) return scope and scope ~= '' and kind ~= 'ba
 -- Into a terminal state: the record and its tombstone get their time to live, and waiters are woken.
 local function conclude(id, state, ttl_s)
   local job, at = key('job', id), clock()
-  local f = read(id, 'model', 'state', 'ttl', 'scope', 'webhook', 'batch', 'kind')
+  local f = read(id, 'model', 'state', 'result_ttl_s', 'owner', 'webhook', 'batch', 'kind')
   ttl_s = tonumber(f[3] or ttl_s)
   if f[2] == 'queued' then quit(id, false) end
   redis.call('ZREM', key('leases', f[1]), id)

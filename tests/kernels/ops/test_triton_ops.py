@@ -1,6 +1,6 @@
-"""Each fused operation against its definition, by the interpreter, over regular and odd shapes.
+"""Each fused operation against its definition, interpreted, over regular and odd shapes.
 
-The interpreter truncates where a device rounds to bfloat16, hence tolerances of two units in the last place.
+The interpreter truncates where a device rounds to bfloat16, hence the tolerance of two units in the last place.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def step_at(step: int, first: int) -> Tensor:
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
 @pytest.mark.parametrize(("rows", "width"), SHAPES)
 def test_ln_modulate(rows: int, width: int, dtype: torch.dtype, tolerance: float) -> None:
-    """With the modulation as the loop has it: a block's part of a wider row, in the slot of the current step."""
+    """With modulation as in the loop: a block's part of a wider row, in the slot of the current step."""
     h, weight, bias = drawn(0, rows, width) + 3, drawn(1, width), drawn(2, width)
     mod = drawn(3, 3, rows, 4 * width).to(dtype)
     n = torch.empty(rows, width, dtype=dtype)
@@ -81,7 +81,7 @@ def test_gated_residual(rows: int, width: int, dtype: torch.dtype, tolerance: fl
 )  # fmt: skip
 @settings(max_examples=25)
 def test_linear_of_any_shape_in_any_tile(rows: int, k: int, n: int, m: int, block: int) -> None:
-    """Every tail of every tile is masked: what lies behind the end of y stays as it was."""
+    """The tail of every tile is masked: memory behind the end of y is unchanged."""
     x, weight, bias = drawn(0, rows, k), drawn(1, n, k), drawn(2, n)
     guarded = torch.full((rows + 1, n), 7.0)
     linear(x, weight, bias, guarded[:rows], "silu", Config(m, block, block, 4, 1))
@@ -89,7 +89,7 @@ def test_linear_of_any_shape_in_any_tile(rows: int, k: int, n: int, m: int, bloc
     assert (guarded[rows] == 7).all()
 
 
-def test_shapes_and_dtypes_that_do_not_fit_are_refused() -> None:
+def test_shapes_and_dtypes_that_do_not_fit_are_rejected() -> None:
     x, weight, bias, y = drawn(0, 4, 8), drawn(1, 6, 8), drawn(2, 6), drawn(3, 4, 6)
     step, mod = step_at(0, 0), drawn(4, 1, 4, 24)
     with pytest.raises(ValueError, match=r"y \(4, 5\) do not fit"):
@@ -125,7 +125,7 @@ def test_modulation_of_many_steps(
 
 
 def test_stacked_modulation_adds_one_to_scales() -> None:
-    """The same numbers as each block's own layer, and 1 + scale in the second third."""
+    """The same numbers as each block's own layer, with 1 + scale in the second third."""
     weights = HeadWeights.from_head(small.make_head("v", width=24, depth=2))
     weight, bias = stack_modulation(weights, torch.float32)
     y = drawn(0, 3, 24)
@@ -141,7 +141,7 @@ def test_stacked_modulation_adds_one_to_scales() -> None:
 
 @pytest.mark.parametrize(("rows", "channels", "width"), [(1, 16, 64), (5, 6, 123), (9, 64, 96)])
 def test_token_in(rows: int, channels: int, width: int) -> None:
-    """Also writes the halves without a condition, and makes the next step the current one."""
+    """It also writes the unconditional halves, and makes the next step the current one."""
     x, weight, bias = drawn(0, rows, channels), drawn(1, width, channels), drawn(2, width)
     uncond = torch.tensor([rows + i // 2 if i % 2 == 0 else -1 for i in range(rows)], dtype=torch.int32)
     h, step = torch.zeros(rows + (rows + 1) // 2, width), torch.tensor([9, 4, 2], dtype=torch.int32)
@@ -163,7 +163,7 @@ def test_head_out(rows: int, outputs: int, width: int, dtype: torch.dtype) -> No
 @pytest.mark.parametrize(("prediction", "clamp"), [("eps", 0.0), ("eps", 1.5), ("v", 0.0), ("v", 1.5)])
 @pytest.mark.parametrize(("rows", "channels"), [(1, 16), (5, 6), (18, 16), (3, 64)])
 def test_denoise_update(rows: int, channels: int, prediction: str, clamp: float) -> None:
-    """Rows of two chains, some guided, some not begun; the update is the definition's, and noise the CPU's Philox."""
+    """Rows of two chains, some guided, some not begun; the definition takes the noise of the CPU's Philox."""
     step, generator = 3, torch.Generator().manual_seed(1)
     out = drawn(0, rows + rows // 2, channels * (2 if prediction == "eps" else 1))
     uncond = torch.tensor([rows + i // 2 if i % 2 else -1 for i in range(rows)], dtype=torch.int32)

@@ -1,7 +1,7 @@
-"""The ahead-of-time compile: what it finds wrong, and that it works on this machine.
+"""The ahead-of-time compile: its limits, its cases, and one compilation per target.
 
-`make kernels` compiles everything, for a minute or two; here is the kernel that uses most of what there is, in
-processes of its own, because the interpreter that the other tests run under patches the language.
+`make kernels` compiles everything in a minute or two; here only the kernel that uses most features is compiled, in a
+process of its own, because the interpreter that the other tests run under patches the language.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ def _compile(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_kernels_compile_for_chips_that_are_not_here(target: str) -> None:
+def test_kernels_compile_for_other_chips(target: str) -> None:
     done = _compile("--target", target, "--only", "1024 16x16x128")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "persistent 1024 16x16x128" in done.stdout and " 0 faulty" in done.stdout
 
 
-def test_what_a_chip_cannot_give_is_a_fault() -> None:
+def test_exceeded_limits_are_faults() -> None:
     limit = SHARED_LIMIT["gfx942"]
     assert find_faults("gfx942", spilled=0, shared=limit, tensor_ops=1, dot=True) == ()
     assert find_faults("gfx942", spilled=8, shared=limit + 1, tensor_ops=0, dot=True) == (
@@ -43,7 +43,7 @@ def test_what_a_chip_cannot_give_is_a_fault() -> None:
 
 @pytest.mark.parametrize("backend", ["cuda", "hip"])
 def test_cases_have_the_arguments_of_their_kernels(backend: str) -> None:
-    """All of them, under names that tell them apart: two of one name were once compiled as the first of them, twice."""
+    """Every argument, and unique names: of two cases with one name the first was compiled twice."""
     found = list(cases(backend))
     assert len({case.name for case in found}) == len(found)
     for case in found:
@@ -51,7 +51,7 @@ def test_cases_have_the_arguments_of_their_kernels(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", ["cuda", "hip"])
-def test_kernels_that_wait_are_held_to_release_and_acquire(backend: str) -> None:
-    """An atomic add of 0, there for its acquire alone, was dropped by the compiler because nobody used its result:
-    programs could have read from their own cache what another had long overwritten."""
+def test_waiting_kernels_are_checked_for_release_and_acquire(backend: str) -> None:
+    """The compiler dropped an atomic add of 0 together with its acquire, because its result was unused: programs could
+    have read stale values from their own cache."""
     assert all(case.waits == (case.kernel is head_loop_kernel) for case in cases(backend))

@@ -1,4 +1,4 @@
-"""The check of single operations that runs on a device: rehearsed by the interpreter, and seen to fail."""
+"""The check of single operations for a device: rehearsed in the interpreter, and shown to fail."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_every_operation_passes_and_is_named(capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.parametrize("apart", [0.5, float("nan")])
-def test_what_is_too_far_or_no_number_fails(
+def test_a_large_or_nan_error_fails(
     apart: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(check, "checks", lambda *_: [check.Check("made up", lambda: apart, 0.1)])

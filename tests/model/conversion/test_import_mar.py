@@ -1,4 +1,4 @@
-"""`fluid import mar`: both kinds of file, both layouts, and every way in which a file can be the wrong one."""
+"""`fluid import mar`: both kinds of file, both layouts, and an error for every kind of wrong file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.model.conftest import row_request
 
 @pytest.fixture
 def downloads(tmp_path: Path) -> Path:
-    """What a user has: the official file with averaged and other weights, and the autoencoder beside it."""
+    """A user's downloads: the official file with averaged and raw weights, its mirror, and the autoencoder."""
     state = mar_restated.random_state(classes=1000)
     worse = {key: torch.zeros_like(value) for key, value in state.items()}
     torch.save(
@@ -32,8 +32,8 @@ def downloads(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_both_files_give_the_same_checkpoint_and_it_draws(downloads: Path) -> None:
-    """The averaged weights of the .pth, from which `fluid generate` draws by label."""
+def test_both_files_give_the_same_checkpoint_which_generates(downloads: Path) -> None:
+    """The .pth contributes its averaged weights, and the engine generates from them by label."""
     torch_file, mirror = downloads / "checkpoint-last.pth", downloads / "mar-base.safetensors"
     first = load_checkpoint(import_mar(torch_file, downloads / "a", heads=4))
     second = load_checkpoint(import_mar(mirror, downloads / "b", heads=4))
@@ -48,7 +48,7 @@ def test_both_files_give_the_same_checkpoint_and_it_draws(downloads: Path) -> No
     assert engine.info()["labels"][207] == "golden retriever"
 
 
-def test_the_autoencoder_is_the_restated_one(downloads: Path) -> None:
+def test_the_autoencoder_equals_its_restatement(downloads: Path) -> None:
     state = kl_restated.random_state()
     tokenizer = read_kl(downloads / "kl16.ckpt").eval()
     scale, generator = tokenizer.config.scale, torch.Generator().manual_seed(1)
@@ -72,13 +72,13 @@ def test_bfloat16_halves_the_files(downloads: Path) -> None:
 
 
 def _broken(downloads: Path, how: str) -> tuple[Path, str]:
-    """A file that is wrong in one way, and what the message must say."""
+    """A file that is wrong in one way, and a pattern that the message must match."""
     state, file = mar_restated.random_state(classes=1000), downloads / f"{how}.safetensors"
     if how == "truncated":
         whole = (downloads / "checkpoint-last.pth").read_bytes()
         file = file.with_suffix(".pth")
         file.write_bytes(whole[: len(whole) // 2])
-        return file, "is damaged or no file of torch.save"
+        return file, "is damaged or not a file of torch.save"
     if how == "cut":
         file.write_bytes((downloads / "mar-base.safetensors").read_bytes()[:-100])
         return file, "is damaged"
@@ -102,7 +102,7 @@ def _broken(downloads: Path, how: str) -> tuple[Path, str]:
 
 
 @pytest.mark.parametrize("how", ["truncated", "cut", "foreign", "other", "missing", "misshapen", "extra"])
-def test_a_wrong_file_is_named_and_leaves_nothing(downloads: Path, how: str) -> None:
+def test_a_wrong_file_is_named_and_leaves_nothing_behind(downloads: Path, how: str) -> None:
     file, message = _broken(downloads, how)
     before = sorted(downloads.iterdir())
     with pytest.raises(CheckpointError, match=message):
@@ -110,14 +110,14 @@ def test_a_wrong_file_is_named_and_leaves_nothing(downloads: Path, how: str) -> 
     assert sorted(downloads.iterdir()) == before
 
 
-def test_a_pickle_that_would_run_code_is_refused(downloads: Path) -> None:
+def test_a_pickle_that_would_run_code_is_rejected(downloads: Path) -> None:
     """torch.load without weights_only would have run it."""
     torch.save({"model_ema": subprocess.Popen}, downloads / "evil.pth")
-    with pytest.raises(CheckpointError, match="damaged or no file"):
+    with pytest.raises(CheckpointError, match="damaged or not a file"):
         import_mar(downloads / "evil.pth", downloads / "out")
 
 
-def test_what_a_user_must_still_say(downloads: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_messages_name_the_missing_option(downloads: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = downloads / "mar-base.safetensors"
     with pytest.raises(CheckpointError, match=r"width 48 is none of the released sizes .* --heads"):
         import_mar(source, downloads / "out")
@@ -130,20 +130,20 @@ def test_what_a_user_must_still_say(downloads: Path, capsys: pytest.CaptureFixtu
     assert "exists already" in capsys.readouterr().err
 
 
-def test_the_command_line_imports_and_draws(downloads: Path) -> None:
-    """The README's two commands, in processes of their own, then a label with a typing error."""
+def test_the_command_line_imports_and_generates(downloads: Path) -> None:
+    """The README's two commands, in processes of their own, then a misspelt label."""
 
     def fluid(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "server.cli", *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
-    folder, picture = str(downloads / "mar-b"), downloads / "dog.png"
+    folder, image = str(downloads / "mar-b"), downloads / "dog.png"
     done = fluid("import", "mar", str(downloads / "checkpoint-last.pth"), folder, "--heads", "4")
     assert done.returncode == 0, done.stderr
     done = fluid(
         "generate", "--checkpoint", folder, "a Golden Retriever", "--steps", "3", "--diffusion-steps", "3",
-        "--out", str(picture),
+        "--out", str(image),
     )  # fmt: skip
-    assert done.returncode == 0 and picture.exists(), done.stderr
-    done = fluid("generate", "--checkpoint", folder, "golden retreiver", "--out", str(picture))
+    assert done.returncode == 0 and image.exists(), done.stderr
+    done = fluid("generate", "--checkpoint", folder, "golden retreiver", "--out", str(image))
     assert done.returncode == 2 and "golden retriever" in done.stderr

@@ -1,4 +1,4 @@
-"""The data pipeline, on packages made by hand: choice of concepts, captions, splits, rendering, the packed form."""
+"""The emoji data set, built from handmade packages: concepts, captions, splits, rendering, saving."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_build_is_deterministic_and_survives_saving(packages: Path, tmp_path: Pa
     assert sample_sheet(first, columns=4, rows=2).size[0] > 4 * 32
 
 
-def test_missing_npm_and_refusing_registry_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_name_a_missing_npm_or_carry_its_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = tmp_path / "bin"
     fake.mkdir()
     monkeypatch.setenv("PATH", str(fake))
@@ -89,7 +89,7 @@ def test_splits_hold_out_five_percent_of_pairs_and_never_a_whole_concept() -> No
     for concept in rest:
         assert len({split[concept.hexcode, style] for style in STYLES}) == 1
     held = Counter(style for (_, style), name in split.items() if name == "heldout")
-    assert set(held.values()) == {20}  # as many from each style
+    assert set(held.values()) == {20}  # equally many from each style
 
 
 def test_captions_name_concept_and_style() -> None:
@@ -104,7 +104,7 @@ def test_captions_name_concept_and_style() -> None:
     assert with_article("cactus") == "a cactus"
 
 
-def test_vocabulary_leaves_out_what_cannot_be_seen() -> None:
+def test_vocabulary_leaves_out_what_64_pixels_cannot_show() -> None:
     for label, group, wanted in (
         ("red apple", 4, True), ("thinking face", 0, True), ("worried face", 0, False), ("one o'clock", 5, False),
         ("beach with umbrella", 5, False), ("four leaf clover", 3, True), ("check mark", 8, False),

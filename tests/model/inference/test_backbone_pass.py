@@ -1,4 +1,4 @@
-"""The pass in fixed shapes draws what the plain one draws; on a CPU it does all but capture the graph."""
+"""The pass in fixed shapes against the eager one; on a CPU it does everything but capture the graph."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def mar() -> Mar:
 
 
 def decode(engine: Engine, asks: list[Request], most: int) -> list[Tensor]:
-    """At most so many rows at once: they join and leave at different steps."""
+    """Finished tokens of every request, at most `most` rows at a time: rows join and leave at different steps."""
     found: dict[int, Tensor] = {}
     running: dict[int, int] = {}
     waiting = list(range(len(asks)))
@@ -59,8 +59,8 @@ def asks_for(prompts: list[str]) -> list[Request]:
 
 
 @pytest.mark.parametrize("family", ["fluid", "mar"])
-def test_fixed_shapes_draw_the_same_pictures(family: str, tiny: Fluid, mar: Mar, encoder: HashEncoder) -> None:
-    """Rows at different steps, guided and not, 1 to 10 evaluations: padding must not leak, stale inputs neither."""
+def test_fixed_shapes_generate_the_same_images(family: str, tiny: Fluid, mar: Mar, encoder: HashEncoder) -> None:
+    """Rows at different steps, guided and not, 1 to 10 evaluations: neither padding nor stale inputs may leak."""
     model: RandomOrderModel = tiny if family == "fluid" else mar
     conditioner: Conditioner = TextPrompts(tiny, encoder) if family == "fluid" else LabelPrompts(mar, ["a", "b", "c"])
     asks = asks_for(["a red apple", "a blue car", "x"] if family == "fluid" else ["a", "b", "c"])
@@ -69,7 +69,7 @@ def test_fixed_shapes_draw_the_same_pictures(family: str, tiny: Fluid, mar: Mar,
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * one.abs().max().item())
 
 
-def test_only_some_shapes_are_ever_run(mar: Mar) -> None:
+def test_the_number_of_captured_shapes_is_bounded(mar: Mar) -> None:
     """Every shape costs a capture: rows come in buckets, known tokens in units."""
     engine = Engine(mar, LabelPrompts(mar, ["a", "b", "c"]), 12, static=True)
     decode(
@@ -80,7 +80,7 @@ def test_only_some_shapes_are_ever_run(mar: Mar) -> None:
 
 
 class Recorder(nn.Module):
-    """A backbone that returns its condition, and remembers with which tensors it was called."""
+    """A backbone that returns its condition and records the addresses it was called with."""
 
     packs_known = False
 
@@ -93,8 +93,8 @@ class Recorder(nn.Module):
         return condition.embedding[:, None].expand(-1, tokens.shape[1], -1) + tokens.sum()
 
 
-def test_inputs_stay_where_they_were_captured() -> None:
-    """A graph reads the addresses it was captured with: conditions that change must be written there."""
+def test_inputs_keep_the_addresses_they_were_captured_with() -> None:
+    """A graph reads the addresses it was captured with, so changed conditions must be written there."""
     backbone, tokens, known = Recorder(), torch.zeros(6, 4, 2), torch.zeros(6, 4, dtype=torch.bool)
     conditions = [ClassContext(torch.full((1, 3), float(i))) for i in range(4)]
     run = StaticPass(backbone, tokens, known, conditions[0])
@@ -106,7 +106,7 @@ def test_inputs_stay_where_they_were_captured() -> None:
     assert run([2], [conditions[2]], 0)[0, 0, 0] == 2
 
 
-def test_a_condition_that_takes_anothers_place_is_noticed() -> None:
+def test_a_changed_condition_is_copied_in() -> None:
     """The same rows with other prompts, as after a release and an admission between two steps."""
     backbone, tokens = Recorder(), torch.zeros(2, 4, 2)
     first, second = (ClassContext(torch.full((1, 3), float(i))) for i in (1, 2))
@@ -115,7 +115,7 @@ def test_a_condition_that_takes_anothers_place_is_noticed() -> None:
 
 
 @pytest.mark.parametrize("bound", [32, 48, 64])
-def test_told_how_many_tokens_are_known_mar_need_not_count(mar: Mar, bound: int) -> None:
+def test_any_bound_on_known_tokens_gives_the_same_z(mar: Mar, bound: int) -> None:
     """Any bound gives the same z: what is packed behind a row's own tokens is masked."""
     generator = torch.Generator().manual_seed(2)
     tokens = torch.randn(3, 64, 4, generator=generator)
@@ -126,7 +126,7 @@ def test_told_how_many_tokens_are_known_mar_need_not_count(mar: Mar, bound: int)
 
 
 @given(st.integers(1, 5000))
-def test_buckets_are_few_and_near(rows: int) -> None:
+def test_buckets_are_few_and_pad_by_at_most_a_quarter(rows: int) -> None:
     size = bucket(rows)
     assert rows <= size <= max(8, rows * 1.25) and bucket(size) == size
     assert len({bucket(n) for n in range(1, 513)}) <= 8 + 4 * 6

@@ -1,4 +1,4 @@
-"""The engine on a pretended GPU: every tensor where it must be, no hidden waits inside a step, the CPU's pictures."""
+"""The engine on a pretended GPU: tensors on the right device, no hidden waits in a step, the CPU's images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from model.networks.mar import Mar
 from model.networks.random_order_model import Fluid, RandomOrderModel
 from model.networks.text_encoder import HashEncoder
 from model.presets import PRESETS
-from model.training.caption_cache import TextBank
+from model.training.caption_cache import CaptionCache
 from model.training.layout_loss import LayoutHead
 from model.training.loop import step_loss
 from model.training.recipe import Recipe
@@ -41,7 +41,7 @@ MAR = MarConfig(
 )  # fmt: skip
 
 
-def test_the_pretence_is_strict() -> None:
+def test_the_pretended_device_is_strict() -> None:
     with PretendCuda():
         a, b = torch.ones(3, device="cuda"), torch.arange(3.0)
         assert a.device.type == "cuda" and isinstance(a + 1, DeviceTensor)
@@ -57,7 +57,7 @@ def test_the_pretence_is_strict() -> None:
 
 
 class OnDevice:
-    """The head's loop, with what a device must be given checked; it waits as the real ones may."""
+    """The head's loop, which checks that its inputs are on the device; like the real ones, it may wait."""
 
     def __init__(self, head: object):
         self.head = head
@@ -83,11 +83,11 @@ ASKS = [
     ("family", "dtype", "static"),
     [("fluid", F32, False), ("fluid", F32, True), ("fluid", BF16, True), ("mar", F32, True), ("mar", BF16, True)],
 )
-def test_a_step_waits_for_nothing_and_draws_what_the_cpu_draws(
+def test_a_step_never_waits_and_matches_the_cpu(
     family: str, dtype: torch.dtype, static: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows of different settings, joining at different steps; only reading a picture may wait. In bfloat16 the layers
-    are packed and fused as they would be there."""
+    """Rows of different settings, joining at different steps; only reading an image may wait. In bfloat16 the layers
+    are packed and fused as on a GPU."""
     torch.manual_seed(0)
     model = alive(Fluid(WIDE) if family == "fluid" else Mar(MAR))
     asks = ASKS if family == "fluid" else [dataclasses.replace(ask, prompt=ask.prompt and "b") for ask in ASKS]
@@ -117,7 +117,7 @@ def test_a_step_waits_for_nothing_and_draws_what_the_cpu_draws(
 
 
 def conditioner(model: RandomOrderModel) -> Conditioner:
-    """Of the model's family."""
+    """The conditioner of the model's family."""
     if isinstance(model, Mar):
         return LabelPrompts(model, ["a", "b", "c"])
     assert isinstance(model, Fluid)
@@ -125,33 +125,33 @@ def conditioner(model: RandomOrderModel) -> Conditioner:
 
 
 @dataclasses.dataclass
-class FourPictures:
-    """A feed whose captions lie on the device, as there, and whose tokens come encoded from it."""
+class FourImages:
+    """A feed whose captions are on the device and whose tokens are encoded there."""
 
-    bank: TextBank
-    pictures: Tensor
+    captions: CaptionCache
+    images: Tensor
 
     def tokens(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         cells = torch.tensor([0, 3, 1, 2]).repeat(4, 4)[..., None].expand(4, 16, 2)
-        return torch.tensor([3, 1, 0, 2]), self.pictures[torch.tensor([3, 1, 0, 2])], cells
+        return torch.tensor([3, 1, 0, 2]), self.images[torch.tensor([3, 1, 0, 2])], cells
 
 
 @pytest.mark.filterwarnings("ignore:CUDA is not available")
-def test_a_training_step_has_everything_where_it_must_be() -> None:
-    """Forward only: the pretence knows no gradients. Wherever it runs, the step draws the same numbers."""
+def test_a_training_step_keeps_its_tensors_on_the_device() -> None:
+    """Forward only: the pretended device has no gradients. The step draws the same numbers on both devices."""
     torch.manual_seed(0)
     recipe = dataclasses.replace(Recipe.load(Path("model/recipes/scenes-128.toml")), batch=4, noise_draws=2)
     model, encoder = Fluid(PRESETS["tiny"]), HashEncoder(PRESETS["tiny"].text)
     layout = LayoutHead(PRESETS["tiny"].width)
     nn.init.normal_(model.head.out.weight)  # zero at the start of training
     states, mask = encoder.encode(["red", "green", "blue", "black and white"])
-    bank = TextBank(states[:, None].bfloat16(), mask[:, None], *encoder.encode([""]))
-    pictures = torch.randn(4, 16, 4)
+    bank = CaptionCache(states[:, None].bfloat16(), mask[:, None], *encoder.encode([""]))
+    images = torch.randn(4, 16, 4)
     losses = []
     with torch.inference_mode():
         for device in ("cpu", "cuda"):
             with PretendCuda() if device == "cuda" else contextlib.nullcontext():
-                feed = FourPictures(bank.to(torch.device(device)), pictures.to(device))
+                feed = FourImages(bank.to(torch.device(device)), images.to(device))
                 learner = SimpleNamespace(clock=Clock(10, 0.0, step=3))
                 there = moved(model) if device == "cuda" else model
                 lesson = moved(layout) if device == "cuda" else layout
@@ -160,4 +160,4 @@ def test_a_training_step_has_everything_where_it_must_be() -> None:
                 with waits():
                     losses.append(torch.stack(step_loss(run)).to("cpu").tolist())
     assert losses[0] == pytest.approx(losses[1], rel=0.02)  # the CPU's half has bfloat16 products
-    assert losses[0][1] > losses[0][0] > 0  # with the extra lesson of scenes
+    assert losses[0][1] > losses[0][0] > 0  # with the auxiliary layout loss of scenes

@@ -1,7 +1,7 @@
-"""The engine against the plain algorithm, and the promise that a seed means a picture.
+"""The engine against the plain algorithm, and the promise that a seed determines an image.
 
-Tolerance: float32 matrix products of different batch sizes differ in the last bits, and the sampler carries that
-through; 2e-4 on latents of unit variance is what we allow. Within one batch size results must be equal to the bit.
+Tolerance: float32 matrix products of different batch sizes differ in the last bits, and sampling carries that through;
+2e-4 is allowed on latents of unit variance. Within one batch size results must be identical to the bit.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def test_engine_equals_generate(tiny: Fluid, encoder: HashEncoder, engine: Engin
         {"diffusion_steps_final": 9, "order": "halton", "guidance_interval": (0.0, 0.6)},
     ],
 )
-def test_engine_equals_generate_with_every_fast_choice(
+def test_engine_equals_generate_with_every_accelerating_parameter(
     tiny: Fluid, encoder: HashEncoder, engine: Engine, fast: dict
 ) -> None:
     seeds, prompts = [3, 8], ["a red apple", "sun"]
@@ -81,10 +81,10 @@ def test_engine_equals_generate_with_every_fast_choice(
 
 @given(target=ASKS, others=st.lists(st.tuples(st.integers(0, 6), ASKS), max_size=5), slot=st.integers(0, 5))
 @REUSE
-def test_a_seed_is_a_picture_whatever_else_is_in_the_batch(
+def test_an_image_depends_on_its_seed_and_not_on_the_batch(
     tiny: Fluid, encoder: HashEncoder, target: Request, others: list[tuple[int, Request]], slot: int
 ) -> None:
-    """Neighbours with any settings join before, with and after the row, in any place of the batch."""
+    """Rows with any parameters join before, with and after the target, in any slot."""
     alone = run_alone(Engine(tiny, TextPrompts(tiny, encoder), 1), target)
     engine = Engine(tiny, TextPrompts(tiny, encoder), 6)
     fillers = engine.admit([row_request(seed=i) for i in range(slot)])  # occupy rows, so that the target gets another
@@ -104,8 +104,8 @@ def test_a_seed_is_a_picture_whatever_else_is_in_the_batch(
     assert torch.allclose(engine.peek(row), alone, atol=TOLERANCE)
 
 
-def test_equal_to_the_bit_within_one_batch_size(engine: Engine) -> None:
-    """Same number of rows and tokens, other neighbours and other places: not one bit may differ."""
+def test_bit_identical_within_one_batch_size(engine: Engine) -> None:
+    """The same number of rows and tokens, with other rows and in another slot: not one bit may differ."""
 
     def run(asks: list[Request], which: int) -> torch.Tensor:
         rows = engine.admit(asks)
@@ -122,7 +122,7 @@ def test_equal_to_the_bit_within_one_batch_size(engine: Engine) -> None:
     assert torch.equal(first, second)
 
 
-def test_different_seeds_and_prompts_give_different_pictures(engine: Engine) -> None:
+def test_seed_prompt_and_parameters_change_the_image(engine: Engine) -> None:
     base = run_alone(engine, row_request())
     assert torch.equal(base, run_alone(engine, row_request()))
     for other in (
@@ -136,7 +136,7 @@ def test_different_seeds_and_prompts_give_different_pictures(engine: Engine) -> 
 
 
 @pytest.mark.parametrize("at", [1, 3, 6])
-def test_a_restored_picture_equals_the_uninterrupted_one(tiny: Fluid, encoder: HashEncoder, at: int) -> None:
+def test_a_restored_image_equals_the_uninterrupted_one(tiny: Fluid, encoder: HashEncoder, at: int) -> None:
     """Byte for byte, in another engine, from a snapshot taken after any step."""
     ask = row_request(num_inference_steps=7)
     whole = run_alone(Engine(tiny, TextPrompts(tiny, encoder), 2), ask)
@@ -150,7 +150,7 @@ def test_a_restored_picture_equals_the_uninterrupted_one(tiny: Fluid, encoder: H
     assert torch.equal(second.peek(row), whole)
 
 
-def test_peek_shows_decided_tokens_and_neutral_ground(engine: Engine) -> None:
+def test_peek_shows_decided_tokens_and_zeros(engine: Engine) -> None:
     (row,) = engine.admit([row_request(num_inference_steps=8)])
     engine.step()
     early = engine.peek(row)
@@ -173,8 +173,8 @@ def test_peek_shows_decided_tokens_and_neutral_ground(engine: Engine) -> None:
         ({"seed": -1}, "seed -1 is outside"),
     ],
 )
-def test_a_request_that_cannot_be_decoded_is_refused_whole(engine: Engine, change: dict, message: str) -> None:
-    """All or none: the good request beside it is not admitted either, and the engine goes on."""
+def test_one_invalid_request_rejects_the_whole_admission(engine: Engine, change: dict, message: str) -> None:
+    """The valid request beside it is not admitted either, and the engine stays usable."""
     with pytest.raises(EngineError, match=message):
         engine.admit([row_request(), row_request(**change)])
     assert len(engine.admit([row_request()] * 6)) == 6
@@ -183,11 +183,11 @@ def test_a_request_that_cannot_be_decoded_is_refused_whole(engine: Engine, chang
 
 
 class TightMemory:
-    """A head loop that runs out of memory above some number of tokens, as a device would, in the middle of a step."""
+    """A head loop that runs out of memory in the middle of a step, above some number of tokens."""
 
     def __init__(self, engine: Engine, tokens: int):
         self.inner, self.tokens, self.calls = engine._head, tokens, 0
-        self.refuse = -1  # a seed whose row never fits
+        self.refuse = -1  # the seed of a row that never fits
         engine._head = self  # type: ignore[assignment]
 
     def __call__(self, rows: Rows, *rest: Any) -> torch.Tensor:
@@ -213,8 +213,8 @@ def test_out_of_memory_splits_the_step_and_changes_nothing(tiny: Fluid, encoder:
         assert torch.allclose(engine.peek(row), expected, atol=TOLERANCE)
 
 
-def test_a_row_that_never_fits_is_named_and_the_others_go_on(tiny: Fluid, encoder: HashEncoder) -> None:
-    """The big one decides all 16 tokens in its single step; its neighbours one or two."""
+def test_a_row_that_never_fits_is_named_and_the_others_advance(tiny: Fluid, encoder: HashEncoder) -> None:
+    """The big one decides all 16 tokens in its single step; the others one or two."""
     engine = Engine(tiny, TextPrompts(tiny, encoder), 3)
     TightMemory(engine, 8)
     small, big, other = engine.admit(
@@ -229,8 +229,8 @@ def test_a_row_that_never_fits_is_named_and_the_others_go_on(tiny: Fluid, encode
         pass
 
 
-def test_a_row_that_finishes_beside_one_that_never_fits_is_still_reported(tiny: Fluid, encoder: HashEncoder) -> None:
-    """It had made its last step when the exception was raised instead of returning it, and no later call named it."""
+def test_a_row_that_finishes_while_another_runs_out_of_memory_is_reported(tiny: Fluid, encoder: HashEncoder) -> None:
+    """The exception replaced the call's result, which named the row, and no later call named it."""
     engine = Engine(tiny, TextPrompts(tiny, encoder), 2)
     tight = TightMemory(engine, 16)
     (short,) = engine.admit([row_request(num_inference_steps=1)])
@@ -243,7 +243,7 @@ def test_a_row_that_finishes_beside_one_that_never_fits_is_still_reported(tiny: 
     assert engine.step() == [short] and engine.step() == []
 
 
-def test_other_errors_are_not_taken_for_memory(engine: Engine) -> None:
+def test_other_runtime_errors_are_not_taken_for_out_of_memory(engine: Engine) -> None:
     def broken(*_: Any) -> None:
         raise RuntimeError("shapes do not match")
 

@@ -1,4 +1,4 @@
-"""Schedules and orders: properties that must hold for every size and seed."""
+"""Schedules and orders: properties that hold for every size and seed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_every_step_decides_at_least_one_token_and_all_are_decided(sizes: tuple[
 
 @given(SIZES)
 def test_the_schedule_is_the_recursion_of_the_reference_code(sizes: tuple[int, int]) -> None:
-    """The reference clamps each count by the one before; ours is a closed form of the same."""
+    """The reference clamps each count by the previous one; ours is its closed form."""
     steps, tokens = sizes
     left = tokens
     for step in range(steps):
@@ -40,7 +40,7 @@ def test_the_schedule_is_the_recursion_of_the_reference_code(sizes: tuple[int, i
         assert masked_after(step, steps, tokens) == left
 
 
-def test_known_schedules() -> None:
+def test_the_schedule_of_64_steps_over_256_tokens() -> None:
     """64 steps over 256 tokens: one token each for the first 13 steps, 6 or 7 at the end (MAR)."""
     counts = tokens_per_step(64, 256)
     assert counts[:13] == [1] * 13 and set(counts[-5:]) <= {6, 7}
@@ -48,15 +48,15 @@ def test_known_schedules() -> None:
 
 @given(st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=5), st.integers(1, 256))
 @settings(max_examples=40)
-def test_orders_are_permutations_and_depend_on_their_own_seed_alone(seeds: list[int], tokens: int) -> None:
+def test_orders_are_permutations_that_depend_on_their_own_seed_only(seeds: list[int], tokens: int) -> None:
     orders = random_order(torch.tensor(seeds), tokens)
     for seed, order in zip(seeds, orders, strict=True):
         assert sorted(order.tolist()) == list(range(tokens))
         assert torch.equal(order, random_order(torch.tensor([seed]), tokens)[0])
 
 
-def test_orders_are_spread_evenly() -> None:
-    """Each position comes last about equally often: chi-squared over 6400 seeds and 64 positions."""
+def test_last_positions_of_orders_are_uniform() -> None:
+    """Each position is last about equally often: chi-squared over 6400 seeds and 64 positions."""
     last = random_order(torch.arange(6400), 64)[:, -1].numpy()
     chi2 = ((np.bincount(last, minlength=64) - 100) ** 2 / 100).sum()
     assert chi2 < 63 + 5 * math.sqrt(2 * 63)
@@ -68,8 +68,8 @@ def test_guidance_schedules() -> None:
     assert guidance_at(3.0, "linear", 1, 64) == guidance_at(3.0, "linear", 0, 64) == 3.0 - 2 / 64
 
 
-def test_training_mask_ratio_is_the_cosine_one() -> None:
-    """The mean of cos(pi/2 u) is 2/pi; no row is without a masked token."""
+def test_training_mask_ratios_follow_the_cosine() -> None:
+    """The mean of cos(pi/2 u) is 2/pi; every row has a masked token."""
     masks = torch.cat([training_masks(64, 64, torch.Generator().manual_seed(i)) for i in range(40)])
     assert abs(masks.float().mean().item() - 2 / math.pi) < 0.02
     assert masks.any(1).all()
@@ -79,7 +79,7 @@ def test_training_mask_ratio_is_the_cosine_one() -> None:
 
 @given(st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=4), st.integers(1, 20))
 @settings(max_examples=40)
-def test_halton_orders_are_permutations_of_their_own_seed(seeds: list[int], grid: int) -> None:
+def test_halton_orders_are_permutations_that_depend_on_their_own_seed_only(seeds: list[int], grid: int) -> None:
     orders = halton_order(torch.tensor(seeds), grid)
     for seed, order in zip(seeds, orders, strict=True):
         assert sorted(order.tolist()) == list(range(grid * grid))
@@ -87,7 +87,7 @@ def test_halton_orders_are_permutations_of_their_own_seed(seeds: list[int], grid
 
 
 def test_halton_spreads_the_first_tokens() -> None:
-    """Of the first 16 tokens of a 16 x 16 grid, nearest neighbours lie farther apart than in a random order."""
+    """The first 16 tokens of a 16 x 16 grid lie farther from their nearest neighbours than in a random order."""
 
     def nearest(orders: torch.Tensor) -> float:
         first = orders.flip(1)[:, :16]  # decoding begins at the end
@@ -102,7 +102,7 @@ def test_halton_spreads_the_first_tokens() -> None:
 
 
 @given(st.integers(1, 250), st.integers(1, 250), st.integers(1, 256))
-def test_annealing_goes_straight_from_first_to_last(first: int, last: int, steps: int) -> None:
+def test_annealing_is_monotone_from_first_to_last(first: int, last: int, steps: int) -> None:
     counts = [annealed(first, last, step, steps) for step in range(steps)]
     assert counts[0] == first and (steps == 1 or counts[-1] == last)
     assert counts == sorted(counts, reverse=last < first)

@@ -1,9 +1,10 @@
-"""bfloat16 products: how far from float32, and how much a picture depends on its company."""
+"""bfloat16 products: distance from float32, and dependence of an image on other rows."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,9 +12,10 @@ from torch import nn
 
 from fluid_kernels.ops.linear import PackedLinear
 from model.checkpoint import CheckpointError, load_checkpoint
+from model.inference import precision
 from model.inference.engine import Engine
 from model.inference.load import find_checkpoint, load_engine, usable_cpus
-from model.inference.precision import choose_dtype, pack
+from model.inference.precision import autocast, choose_dtype, pack
 from model.inference.prompts import TextPrompts
 from model.inference.requests import Request
 from model.networks.random_order_model import Fluid
@@ -21,6 +23,9 @@ from model.networks.text_encoder import HashEncoder
 from model.networks.tokenizer import psnr, to_pixels
 from model.presets import PRESETS
 from tests.model.conftest import row_request, run_alone
+from tests.other_cpus import python_without_avx512
+
+MODEL = Path(precision.__file__).parents[1]
 
 
 def _pixels_of(ask: Request, dtype: str) -> torch.Tensor:
@@ -32,14 +37,14 @@ def _pixels_of(ask: Request, dtype: str) -> torch.Tensor:
     return to_pixels(data.view(1, 64, 64, 3))
 
 
-def test_the_shipped_model_draws_the_same_picture_in_bfloat16() -> None:
+def test_the_shipped_model_generates_the_same_image_in_bfloat16() -> None:
     """At least 40 dB apart from float32 (measured: 55 to 61); 8-bit rounding alone is at 59."""
     ask = row_request("a red apple, 3d style", 5, num_inference_steps=8, diffusion_steps=12)
     assert psnr(_pixels_of(ask, "bfloat16"), _pixels_of(ask, "float32")).item() > 40
 
 
-def test_in_bfloat16_company_moves_a_picture_by_rounding_only() -> None:
-    """The promise of a seed in the precision that serves: 35 dB at least, alone or with neighbours coming and going."""
+def test_in_bfloat16_other_rows_change_an_image_by_rounding_only() -> None:
+    """The promise of a seed in the precision that serves: at least 35 dB, alone or with rows that come and go."""
     ask = row_request("a guitar, noto style", 9, num_inference_steps=8, diffusion_steps=12)
     serving = load_engine("emoji-64", 4, "cpu", 0, "bfloat16")
     (row,) = serving.admit([ask])
@@ -63,8 +68,8 @@ def test_packing_replaces_the_wide_layers_and_keeps_the_small_ones(tiny: Fluid) 
     assert not any(isinstance(layer, PackedLinear) for layer in untouched.modules())
 
 
-def test_one_product_for_queries_keys_and_values() -> None:
-    """What a GPU runs: the same numbers as three products, and cross-attention keeps its own."""
+def test_fused_queries_keys_and_values_equal_separate_ones() -> None:
+    """The GPU's packing gives the same numbers as three products; cross-attention keeps its own."""
     torch.manual_seed(0)
     plain = Fluid(dataclasses.replace(PRESETS["tiny"], width=64)).eval().requires_grad_(False)
     fused, apart = copy.deepcopy(plain), copy.deepcopy(plain)
@@ -104,6 +109,29 @@ def test_float16_is_not_offered() -> None:
     with pytest.raises(CheckpointError, match="'float16' is none of auto, float32, bfloat16"):
         choose_dtype("float16", torch.device("cpu"))
     assert choose_dtype("auto", torch.device("cpu")) in (torch.float32, torch.bfloat16)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_training_computes_in_what_serving_would_choose(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainers opened bfloat16 autocast on every CPU: without AVX-512 a step took several times as long."""
+    monkeypatch.setattr(precision, "native_bfloat16", lambda: native)
+    with autocast(torch.device("cpu")):
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert product.dtype == choose_dtype("auto", torch.device("cpu")) == (torch.bfloat16 if native else torch.float32)
+
+
+def test_nobody_opens_an_autocast_of_their_own() -> None:
+    """Five places each named bfloat16; whether it is native is asked in one."""
+    opening = {file.name for file in MODEL.rglob("*.py") if "torch.autocast(" in file.read_text(encoding="utf-8")}
+    assert opening == {Path(precision.__file__).name}
+
+
+def test_a_picture_in_bfloat16_without_avx512(tmp_path: Path) -> None:
+    """It ended in a traceback of oneDNN's instead of a picture; asked for explicitly, it may be slow."""
+    sizes = ("--steps", "2", "--diffusion-steps", "2", "--out", str(tmp_path / "apple.png"))
+    done = python_without_avx512("-m", "server.cli", "generate", "a red apple", *sizes, FLUID_DTYPE="bfloat16")
+    assert done.returncode == 0 and (tmp_path / "apple.png").exists(), done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_threads_are_those_this_process_may_use() -> None:

@@ -1,4 +1,4 @@
-"""Snapshots of the shipped model as the service keeps them: a picture that went on elsewhere is the same picture."""
+"""Snapshots of the shipped model as the service stores them: a resumed image is the same image."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def engines() -> tuple[ServingEngine, ServingEngine]:
 def _finish(engine: ServingEngine, row: int) -> bytes:
     while row not in engine.step():
         pass
-    picture = engine.image(row)
+    image = engine.image(row)
     engine.release(row)
-    return picture
+    return image
 
 
 @pytest.mark.parametrize("step", [1, 3, 5])
-def test_another_worker_goes_on_to_the_same_bytes(engines: tuple[ServingEngine, ServingEngine], step: int) -> None:
-    """Crash resume may not be visible in the picture, whenever the snapshot was taken."""
+def test_another_worker_resumes_to_the_same_bytes(engines: tuple[ServingEngine, ServingEngine], step: int) -> None:
+    """A resume after a crash must not show in the image, whenever the snapshot was taken."""
     one, other = engines
     [row] = one.admit([REQUEST])
     for _ in range(step):
@@ -59,8 +59,8 @@ def test_another_worker_goes_on_to_the_same_bytes(engines: tuple[ServingEngine, 
     assert _finish(other, resumed) == expected
 
 
-def test_a_snapshot_that_does_not_fit_is_refused(engines: tuple[ServingEngine, ServingEngine]) -> None:
-    """Other weights, another picture, fewer steps or damage: a ValueError, and no row is lost."""
+def test_a_snapshot_that_does_not_fit_is_rejected(engines: tuple[ServingEngine, ServingEngine]) -> None:
+    """Other weights, another seed, fewer steps or damage: a ValueError, and no row is lost."""
     one, other = engines
     [row] = one.admit([REQUEST])
     one.step()
@@ -79,9 +79,9 @@ def test_a_snapshot_that_does_not_fit_is_refused(engines: tuple[ServingEngine, S
         other.release(row)
 
 
-def test_an_edit_goes_on_elsewhere_and_only_with_its_own_picture(engines: tuple[ServingEngine, ServingEngine]) -> None:
-    """The tokens of the picture are in the snapshot, but which of them were given is not: another mask or picture
-    under the same seed would go on as a mixture."""
+def test_an_edit_resumes_elsewhere_but_only_with_its_own_image(engines: tuple[ServingEngine, ServingEngine]) -> None:
+    """The snapshot holds the image's tokens, but not which of them were known: another mask or source image under the
+    same seed would resume as a mixture."""
     one, other = engines
     side, tokens = one.image_size[0], one.checkpoint.config.tokens
     known = Known(bytes(range(256)) * (side * side * 3 // 256), bytes(i % 3 > 0 for i in range(tokens)))
@@ -92,10 +92,10 @@ def test_an_edit_goes_on_elsewhere_and_only_with_its_own_picture(engines: tuple[
     state = one.snapshot(row)
     expected = _finish(one, row)
     assert _finish(other, other.restore(edit, state)) == expected
-    for wrong in (None, replace(known, stays=10), replace(known, pixels=bytes(side * side * 3))):
-        with pytest.raises(ValueError, match="another picture"):
+    for wrong in (None, replace(known, kept=10), replace(known, pixels=bytes(side * side * 3))):
+        with pytest.raises(ValueError, match="another image"):
             other.restore(replace(edit, known=wrong), state)
-    variation = replace(REQUEST, known=replace(known, stays=30))
+    variation = replace(REQUEST, known=replace(known, kept=30))
     [row] = one.admit([variation])
     one.step()
     state = one.snapshot(row)

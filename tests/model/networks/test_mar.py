@@ -1,4 +1,4 @@
-"""MAR against a restatement of it that shares no code: conditioning, head, schedule, the whole loop."""
+"""MAR against a restatement that shares no code: conditioning, head, schedule, and the whole loop."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fluid_kernels.head_loop import TRAIN_STEPS
 from fluid_kernels.philox import INITIAL, STEP, normal_ref
 from model.config import KlConfig
 from model.conversion.import_mar import read_mar
-from model.diffusion import TRAIN_STEPS, kept_timesteps, make_schedule
+from model.diffusion import kept_timesteps, make_schedule
 from model.inference.engine import Engine
 from model.inference.generate import generate
 from model.inference.orders import random_order
@@ -47,7 +48,7 @@ def mar(state: plain.State, tmp_path_factory: pytest.TempPathFactory) -> Mar:
 
 
 def test_z_is_the_restated_one_for_any_number_of_known_tokens(mar: Mar, state: plain.State) -> None:
-    """Rows of one batch know 0, 1, 7 and 15 of 16 tokens, with class and without; each as if it were alone."""
+    """Rows with 0, 1, 7 and 15 of 16 tokens known, with and without a class; each as if it were alone."""
     tokens = torch.randn(4, 16, 4, generator=torch.Generator().manual_seed(1))
     known = torch.arange(16) < torch.tensor([0, 1, 7, 15])[:, None]
     known = known[:, torch.randperm(16, generator=torch.Generator().manual_seed(2))]
@@ -62,7 +63,7 @@ def test_z_is_the_restated_one_for_any_number_of_known_tokens(mar: Mar, state: p
         assert apart(alone, expected) < 1e-5
 
 
-def test_what_stands_at_unknown_positions_is_never_seen(mar: Mar) -> None:
+def test_values_at_unknown_positions_are_never_read(mar: Mar) -> None:
     known = torch.arange(16)[None] < 5
     tokens = torch.randn(1, 16, 4)
     other = torch.where(known[..., None], tokens, 1e6)
@@ -78,7 +79,7 @@ def test_head_is_the_restated_one(mar: Mar, state: plain.State) -> None:
 
 
 def test_kept_timesteps_are_the_restated_ones() -> None:
-    """Every count there is: the official rule adds up a stride in floating point, and 999/999 must not drift."""
+    """For every count: the official rule sums a stride in floating point, and 999/999 must not drift."""
     for count in range(1, 1001):
         assert kept_timesteps(count) == plain.kept_timesteps(count), count
 
@@ -105,7 +106,7 @@ def test_every_coefficient_is_the_restated_one(count: int) -> None:
 def test_the_loop_is_the_restated_one(
     mar: Mar, state: plain.State, guidance: float, schedule: str, temperature: float
 ) -> None:
-    """Same order, same noise, to the last step."""
+    """Same order and same noise, compared after the last step."""
     seeds, labels = torch.tensor([5, 6]), [1, 4]
     condition = ClassContext.stack([mar.backbone.encode_class(label) for label in labels])
     settings = Sampling(8, 12, guidance, schedule, temperature)
@@ -119,7 +120,7 @@ def test_the_loop_is_the_restated_one(
 
 
 def philox_noise(seed: int) -> plain.Noise:
-    """The noise that our sampler draws for a token."""
+    """The noise that the engine draws for a seed's tokens."""
 
     def noise(position: int, timestep: int) -> Tensor:
         stream = INITIAL if timestep == TRAIN_STEPS else STEP
@@ -130,7 +131,7 @@ def philox_noise(seed: int) -> plain.Noise:
 
 
 def test_the_engine_mixes_rows_at_different_steps(mar: Mar) -> None:
-    """A row that joins others at other steps, with other settings, is the row it would have been alone."""
+    """A row that joins others at other steps, with other parameters, equals the same row alone."""
     prompts = LabelPrompts(mar, LABELS)
     ask = row_request("castle", 3, num_inference_steps=6, diffusion_steps=5, guidance_schedule="linear")
     alone = run_alone(Engine(mar, prompts, 1), ask)
@@ -144,12 +145,12 @@ def test_the_engine_mixes_rows_at_different_steps(mar: Mar) -> None:
     assert apart(engine.peek(row), alone) < 1e-4
 
 
-def test_an_unknown_label_names_close_ones(mar: Mar) -> None:
+def test_an_unknown_label_suggests_close_ones(mar: Mar) -> None:
     with pytest.raises(PromptError, match=r"'golden retreiver' is not one of .* close to it: golden retriever"):
         LabelPrompts(mar, LABELS)("golden retreiver")
 
 
-def test_the_label_list_is_whole_and_its_first_names_are_unique() -> None:
+def test_the_label_list_is_complete_and_its_first_names_are_unique() -> None:
     labels = imagenet_labels()
     assert len(labels) == len({first_name(label).lower() for label in labels}) == 1000
     assert labels[207] == "golden retriever" and labels[0] == "tench, Tinca tinca"

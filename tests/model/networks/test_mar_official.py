@@ -1,7 +1,7 @@
-"""MAR against the released code itself, where a clone of it is given: pytest --mar-repo PATH tests/model -s
+"""MAR against the released code, given a clone of it: pytest --mar-repo PATH tests/model -s
 
-The clone needs timm (0.9.12 in its own environment file) and scipy. It asks for CUDA by name and draws noise from
-global generators; here `.cuda()` does nothing, and order and noise are ours.
+The clone needs timm (0.9.12 in its own environment file) and scipy. It calls CUDA by name and draws noise from global
+generators; here `.cuda()` does nothing, and order and noise are replaced by ours.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fluid_kernels.head_loop import TRAIN_STEPS
 from fluid_kernels.philox import INITIAL, STEP, normal_ref
 from model.config import KlConfig
 from model.conversion.import_mar import read_kl, read_mar
-from model.diffusion import TRAIN_STEPS, kept_timesteps, make_schedule
+from model.diffusion import kept_timesteps, make_schedule
 from model.inference.generate import generate
 from model.inference.orders import masked_after, random_order
 from model.inference.requests import Sampling
@@ -34,7 +35,7 @@ SEEDS, LABELS = torch.tensor([11, 12, 13]), torch.tensor([207, 1, 999])
 
 @pytest.fixture(scope="module")
 def repo(request: pytest.FixtureRequest) -> Iterator[SimpleNamespace]:
-    """The released modules, told that there is no CUDA."""
+    """The released modules, with `.cuda()` disabled."""
     path: Path | None = request.config.getoption("--mar-repo")
     if path is None:
         pytest.skip("give a clone of LTH14/mar: --mar-repo PATH")
@@ -50,7 +51,7 @@ def repo(request: pytest.FixtureRequest) -> Iterator[SimpleNamespace]:
 
 
 def _alive(model: nn.Module) -> nn.Module:
-    """Zero-initialised parts get values: all would agree that nothing times nothing is nothing."""
+    """The model with values in its zero-initialised parts, which would make any two models agree."""
     generator = torch.Generator().manual_seed(0)
     for name, value in model.named_parameters():
         if "adaLN" in name or "final_layer" in name:
@@ -98,7 +99,7 @@ def test_z(pair: tuple[Any, Mar], count: int) -> None:
 
 
 def test_z_at_the_size_of_mar_b(repo: SimpleNamespace, tmp_path: Path) -> None:
-    """The released function for it, its own number of heads found from the shapes, the head as released."""
+    """Built by the released function; the number of attention heads is found from the shapes."""
     torch.manual_seed(1)
     official = _alive(repo.mar.mar_base(diffloss_d=6, diffloss_w=1024))
     ours = _imported(official, tmp_path / "mar-b.pth", None)
@@ -140,7 +141,7 @@ def test_schedule(repo: SimpleNamespace) -> None:
 
 
 class _Noise:
-    """Stands in for torch.randn and torch.randn_like: the numbers our sampler draws, in the order theirs asks."""
+    """Replaces torch.randn and torch.randn_like: our noise, in the order in which the released code asks for it."""
 
     def __init__(self, order: Tensor, steps: int, diffusion_steps: int, guided: bool):
         self.values = self._all(order, steps, diffusion_steps, guided)

@@ -1,4 +1,4 @@
-"""The backbone: what may and what may not influence z."""
+"""The backbone: inputs that must influence z, and inputs that must not."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.model.conftest import context
 
 
 def test_plain_and_fused_attention_agree() -> None:
-    """The CPU path below 512 queries is our own arithmetic; torch's fused one is its oracle."""
+    """Training on a CPU uses our own arithmetic below 512 queries; torch's fused attention is its oracle."""
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 3, n, 8) for n in (20, 11, 11))
     mask = torch.rand(2, 11) > 0.4
@@ -20,7 +20,7 @@ def test_plain_and_fused_attention_agree() -> None:
     assert torch.allclose(attention(q, k, v, mask), fused, atol=1e-5)
 
 
-def test_values_at_unknown_positions_do_not_matter(tiny: Fluid, encoder: HashEncoder) -> None:
+def test_values_at_unknown_positions_do_not_change_z(tiny: Fluid, encoder: HashEncoder) -> None:
     torch.manual_seed(0)
     tokens, known = torch.randn(2, 16, 4), torch.rand(2, 16) > 0.5
     other = torch.where(known[..., None], tokens, torch.randn(2, 16, 4))
@@ -28,7 +28,7 @@ def test_values_at_unknown_positions_do_not_matter(tiny: Fluid, encoder: HashEnc
     assert torch.equal(tiny.backbone(tokens, known, text), tiny.backbone(other, known, text))
 
 
-def test_known_tokens_text_and_position_do_matter(tiny: Fluid, encoder: HashEncoder) -> None:
+def test_known_tokens_text_and_position_change_z(tiny: Fluid, encoder: HashEncoder) -> None:
     torch.manual_seed(0)
     tokens, known = torch.randn(1, 16, 4), torch.zeros(1, 16, dtype=torch.bool)
     cat, dog = context(tiny, encoder, "a cat"), context(tiny, encoder, "a dog")
@@ -40,7 +40,7 @@ def test_known_tokens_text_and_position_do_matter(tiny: Fluid, encoder: HashEnco
 
 
 def test_text_padding_is_masked(tiny: Fluid, encoder: HashEncoder) -> None:
-    """Garbage in padded positions of the encoder's states must not reach z."""
+    """Garbage in the padding of the encoder's states must not reach z."""
     states, mask = encoder.encode(["a cat"])
     garbage = torch.where(mask[..., None], states, torch.full_like(states, 7.0))
     tokens, known = torch.randn(1, 16, 4), torch.ones(1, 16, dtype=torch.bool)

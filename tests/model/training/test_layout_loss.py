@@ -1,4 +1,4 @@
-"""The extra lesson of training on scenes: what covers each token."""
+"""The auxiliary layout loss: classes of what covers each token, and that a linear layer can predict them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ APPLE_LEFT = Scene(
 )
 
 
-def test_cells_are_what_covers_them() -> None:
+def test_each_cell_has_the_classes_of_the_thing_that_covers_it() -> None:
     cells = cell_classes([APPLE_LEFT], GRID).reshape(GRID, GRID, 2)
     assert (cells[2:6, 0:4] == [THING_CLASSES["apple"], COLOUR_NAMES.index("blue")]).all()
     assert (cells[3:7, 4:8] == [THING_CLASSES["cat"], 0]).all()
@@ -26,7 +26,7 @@ def test_cells_are_what_covers_them() -> None:
 
 
 @pytest.mark.parametrize("x", [0, 4, 7])
-def test_a_thing_between_the_cells_covers_those_whose_middle_it_has(x: int) -> None:
+def test_a_thing_off_the_grid_covers_the_cells_whose_centres_it_contains(x: int) -> None:
     scene = Scene(APPLE_LEFT.facts, (Placed("apple", "blue", x, 0, 64),))
     assert (cell_classes([scene], GRID)[0, :, 0] > 0).sum() == 16
 
@@ -38,8 +38,8 @@ def test_every_thing_and_colour_has_a_class_of_its_own_and_portraits_share_one()
     assert (cell_classes([portrait], GRID) == [PORTRAIT_CLASS, 0]).all()
 
 
-def test_the_lesson_can_be_learned_from_what_tells_the_places_apart() -> None:
-    """A z that is different for each place is enough to say what stands there."""
+def test_the_loss_can_be_fitted_when_z_identifies_the_token() -> None:
+    """A different z for each token is enough to say what covers it."""
     torch.manual_seed(0)
     cells = torch.from_numpy(cell_classes([APPLE_LEFT], GRID)[0])
     z, head = torch.randn(GRID * GRID, 96), LayoutHead(96)

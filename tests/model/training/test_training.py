@@ -1,4 +1,4 @@
-"""Training: the loss reaches zero where it can, a kill costs nothing, the tokenizer starts at PCA."""
+"""Training: the loss can reach zero, a killed run resumes exactly, the tokenizer starts at PCA."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -21,16 +21,16 @@ from model.networks.random_order_model import Fluid
 from model.networks.text_encoder import HashEncoder
 from model.networks.tokenizer import PcaSkipTokenizer, psnr, to_pixels, to_uint8
 from model.presets import PRESETS
-from model.training.feeds import epoch_order
-from model.training.train import Recipe
+from model.training.recipe import Recipe
+from model.training.train import main
 from model.training.trainer import Clock, Ema, learning_rate, load_state
 from tests.model.picture_set import squares
 
 RECIPE = Path("model/recipes/emoji-64.toml")
 
 
-def test_loss_goes_to_zero_when_one_batch_is_all_there_is() -> None:
-    """With the text naming each of four pictures, tokens and therefore v are predictable exactly."""
+def test_loss_goes_to_zero_on_a_single_batch() -> None:
+    """When the text identifies each of four images, tokens and therefore v are exactly predictable."""
     torch.manual_seed(0)
     config = replace(PRESETS["tiny"], width=64, head_width=96)
     model, encoder = Fluid(config), HashEncoder(config.text)
@@ -80,12 +80,11 @@ def _command(workshop: Path, out: str) -> list[str]:
 
 
 def test_a_killed_run_resumes_to_the_same_weights(workshop: Path) -> None:
-    """SIGKILL at some step, then the same command again: weights equal those of a run that nobody killed."""
+    """SIGKILL at some step, then the same command again: weights equal those of an uninterrupted run."""
     subprocess.run(_command(workshop, "whole"), check=True, capture_output=True)
     process = subprocess.Popen(_command(workshop, "killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
     while not (workshop / "killed" / "state.pt").exists():
-        assert time.monotonic() < deadline and process.poll() is None, "the run ended before it could be killed"
+        assert process.poll() is None, "the run ended before it could be killed"
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -110,12 +109,6 @@ def test_a_run_leaves_sheet_curve_and_a_loadable_checkpoint(workshop: Path) -> N
     assert checkpoint.about["vocabulary"][0] == "red left" and checkpoint.config == PRESETS["tiny"]
 
 
-def test_every_picture_is_seen_once_an_epoch() -> None:
-    seen = torch.cat([epoch_order(40, 8, step, seed=0) for step in range(5)])
-    assert sorted(seen.tolist()) == list(range(40))
-    assert not torch.equal(seen, torch.cat([epoch_order(40, 8, step, seed=0) for step in range(5, 10)]))
-
-
 def test_learning_rate_warms_up_holds_and_anneals() -> None:
     def at(step: int) -> float:
         return learning_rate(1.0, Clock(steps=1000, minutes=0, step=step), warmup=100, anneal_from=0.5)
@@ -125,7 +118,7 @@ def test_learning_rate_warms_up_holds_and_anneals() -> None:
 
 
 def test_ema_follows_and_ramps() -> None:
-    """A constant decay of 0.999 would after ten steps still be 99 % of the initial weights."""
+    """With a constant decay of 0.999, ten steps would leave 99 % of the initial weights."""
     layer = torch.nn.Linear(1, 1)
     ema = Ema(layer, 0.999)
     torch.nn.init.constant_(layer.weight, 5.0)
@@ -136,7 +129,7 @@ def test_ema_follows_and_ramps() -> None:
 
 
 def test_tokenizer_starts_at_pca_and_normalises() -> None:
-    """Untrained, it must reach at least the exact PCA's PSNR less the lost per-pixel mean, and unit variance."""
+    """Without training it must reach about the PSNR of PCA, and latents of unit variance."""
     pixels = to_pixels(torch.from_numpy(squares().images))
     tokenizer = PcaSkipTokenizer(PRESETS["tiny"].tokenizer).eval()
     before = psnr(tokenizer.decode(tokenizer.encode(pixels)), pixels).mean()
@@ -148,7 +141,7 @@ def test_tokenizer_starts_at_pca_and_normalises() -> None:
     assert abs(z.std().item() - 1) < 0.05 and z.mean((0, 1)).abs().max() < 1e-4
 
 
-def test_pixels_survive_the_way_to_tensors_and_back() -> None:
+def test_pixels_survive_conversion_to_tensors_and_back() -> None:
     images = torch.from_numpy(squares().images)
     assert torch.equal(to_uint8(to_pixels(images)), images)
 
@@ -168,3 +161,20 @@ def test_recipe_errors_name_the_key(tmp_path: Path) -> None:
 def test_missing_data_says_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="run `make data` first"):
         Dataset.load(tmp_path)
+
+
+def test_help_explains_every_key_of_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert told.startswith("usage: python -m model.training ")
+    for key in fields(Recipe):
+        assert key.name == "scenes" or f"--{key.name.replace('_', '-')} " in told
+    assert "share of the budget after which the learning rate falls linearly" in told
+
+
+def test_command_line_reports_errors_without_a_traceback(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"no tokenizer at .*run `python -m model\.training\.train_tokenizer`"):
+        main(["--recipe", str(RECIPE), "--tokenizer", str(tmp_path / "none"), "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"no recipe .*none\.toml"):
+        main(["--recipe", str(tmp_path / "none.toml")])

@@ -1,4 +1,4 @@
-"""`fluid batch` as people use it: text files, JSON lines, interrupted and gone on with."""
+"""`fluid batch`: input files, output files, resuming and canceling."""
 
 import io
 import json
@@ -8,21 +8,22 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from PIL import Image
 
-from server.cli.batch import _safe, read_prompts
+from server.cli.batch import _file_name, read_prompts
 from server.errors import BatchRefused
 from tests.server.harness import Service, child_env, fluid, until
 
 
-def test_a_text_file_becomes_pictures(service: Service, tmp_path: Path) -> None:
-    """One prompt a line, and what failed is told."""
+def test_a_text_file_becomes_images(service: Service, tmp_path: Path) -> None:
+    """One prompt per line; failed lines are listed in errors.jsonl and in the exit status."""
     prompts, out = tmp_path / "prompts.txt", tmp_path / "out"
     prompts.write_text("a cat\n\na dog\n[raise]\n")
     done = fluid(service.settings, "batch", str(prompts), "-o", str(out), "--quality", "low", "--output-format", "webp")
-    assert done.returncode == 1 and "1 of 3 lines were not drawn" in done.stderr  # it was 0, as if all were well
-    assert "completed: 2 pictures" in done.stdout and "1 lines failed" in done.stdout
+    assert done.returncode == 1 and "1 of 3 lines produced no image" in done.stderr
+    assert "completed: 2 images" in done.stdout and "1 lines failed" in done.stdout
     assert sorted(path.name for path in out.iterdir()) == ["00001.webp", "00002.webp", "batch.json", "errors.jsonl"]
     assert Image.open(io.BytesIO((out / "00002.webp").read_bytes())).size == (32, 32)
     assert json.loads((out / "errors.jsonl").read_text())["custom_id"] == "00003"
@@ -33,16 +34,15 @@ def test_a_text_file_becomes_pictures(service: Service, tmp_path: Path) -> None:
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """Shells start what runs in the background with Ctrl-C ignored, and children inherit that: there the command was
-    never interrupted, and the test failed."""
+    """Restore the default SIGINT: shells start background jobs with it ignored, and child processes inherit that."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("interruptible")
-def test_an_interrupted_batch_goes_on(new_service: Callable[..., Service], tmp_path: Path) -> None:
-    """Ctrl-C and the same command again: the same batch, every picture once."""
+def test_an_interrupted_batch_resumes(new_service: Callable[..., Service], tmp_path: Path) -> None:
+    """Ctrl-C and the same command again: the same batch, every image once."""
     service = new_service(fake_step_ms=10.0, max_rows=2)
     prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out"
     lines = [{"prompt": "a cat", "seed": i, "num_inference_steps": 10, "n": 2} for i in range(0, 60, 2)]
@@ -56,53 +56,55 @@ def test_an_interrupted_batch_goes_on(new_service: Callable[..., Service], tmp_p
     first.send_signal(signal.SIGINT)
     assert first.wait(timeout=20) == 130
     again = fluid(service.settings, "batch", str(prompts), "-o", str(out))
-    assert again.returncode == 0 and "60 pictures" in again.stdout, again.stderr
-    pictures = {path.name: path.read_bytes() for path in out.glob("*.png")}
-    assert len(pictures) == 60
-    assert pictures["00003-1.png"] == service.client.generate("a cat", seed=5, num_inference_steps=10)[0].data
-    text = service.client._call("GET", "/metrics").text
-    assert 'fluid_jobs_submitted_total{kind="batch"} 30.0' in text
+    assert again.returncode == 0 and "60 images" in again.stdout, again.stderr
+    images = {path.name: path.read_bytes() for path in out.glob("*.png")}
+    assert len(images) == 60
+    assert images["00003-1.png"] == service.client.generate("a cat", seed=5, num_inference_steps=10)[0].data
+    metrics = httpx.get(f"{service.settings.base_url}/metrics").text
+    assert 'fluid_jobs_submitted_total{kind="batch"} 30.0' in metrics
 
 
-@pytest.mark.parametrize(("name", "text", "says"), [
+@pytest.mark.parametrize(("name", "text", "message"), [
     ("a.jsonl", "a cat", "line 1 is not JSON"),
     ("a.jsonl", '["x"]', "must be an object"),
     ("a.txt", " \n", "0 lines"),
     ("a.jsonl", '{"prompt": "a"}\n\n\n\nx', "line 5 is not JSON"),
     ("a.jsonl", '{"body": 1}', "line 1: 'body'"),
 ])  # fmt: skip
-def test_a_wrong_file_says_where(tmp_path: Path, name: str, text: str, says: str) -> None:
-    """Before anything is sent. Blank lines count: line 5 was told of as line 2."""
+def test_an_invalid_file_is_refused_with_its_line(tmp_path: Path, name: str, text: str, message: str) -> None:
+    """Before anything is sent. Blank lines count: line 5 was once reported as line 2."""
     path = tmp_path / name
     path.write_text(text)
-    with pytest.raises(BatchRefused, match=says):
+    with pytest.raises(BatchRefused, match=message):
         list(read_prompts(path, {}))
 
 
-def test_no_custom_id_leads_out_of_the_folder() -> None:
+def test_file_names_stay_inside_the_folder() -> None:
     """../../.ssh/authorized_keys is a valid custom_id."""
-    names = {_safe(name) for name in ("../../x", "..\\..\\x", "a/b", "a_b", ".hidden", "日本", "日木")}
+    names = {_file_name(name) for name in ("../../x", "..\\..\\x", "a/b", "a_b", ".hidden", "日本", "日木")}
     assert len(names) == 7 and not any("/" in name or name.startswith(".") for name in names)
 
 
-def test_only_line_feeds_end_prompts(tmp_path: Path) -> None:
-    """U+2028 and U+0085 made two prompts of one."""
+def test_prompts_end_at_line_feeds_only(tmp_path: Path) -> None:
+    """U+2028 and U+0085 once split a prompt in two."""
     path = tmp_path / "a.txt"
     path.write_bytes("a\u2028b\x85c\r\n\nd".encode())
     lines = [(number, line["custom_id"], line["body"]["prompt"]) for number, line in read_prompts(path, {})]
     assert lines == [(1, "00001", "a\u2028b\x85c"), (3, "00002", "d")]
 
 
-def test_every_picture_has_a_file_of_its_own(service: Service, tmp_path: Path) -> None:
-    """The first of two pictures of "a" was called like line "a-0", so one was dropped, and counted nevertheless. And
-    what the service finds wrong is told with the line of the file."""
+def test_every_image_has_its_own_file(service: Service, tmp_path: Path) -> None:
+    """The first of two images of line "a" once had the name of line "a-0", so one was dropped and still counted.
+
+    The service's errors name the line of the file.
+    """
     prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out"
     lines = [
         {"custom_id": f"a{s}", "body": {"prompt": "a cat", "seed": i, "n": 2 - i}} for i, s in enumerate(("", "-0"))
     ]
     prompts.write_text("\n\n".join(map(json.dumps, lines)))
     done = fluid(service.settings, "batch", str(prompts), "-o", str(out), "--quality", "low")
-    assert done.returncode == 0 and "3 pictures" in done.stdout, done.stderr
+    assert done.returncode == 0 and "3 images" in done.stdout, done.stderr
     names = sorted(path.name for path in out.glob("*.png"))
     assert len(names) == 3 and names[0].startswith("a-0-") and names[1:] == ["a-0.png", "a-1.png"]
     prompts.write_text("\n\n".join(map(json.dumps, lines[:1] * 2)))
@@ -110,21 +112,21 @@ def test_every_picture_has_a_file_of_its_own(service: Service, tmp_path: Path) -
     assert twice.returncode == 1 and "Line 3: custom_id 'a' was there before" in twice.stderr
 
 
-def test_an_impossible_folder_is_said_so(service: Service, tmp_path: Path) -> None:
-    """It was a traceback."""
+def test_an_unwritable_folder_is_refused(service: Service, tmp_path: Path) -> None:
+    """It was once a traceback."""
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a cat\n")
     done = fluid(service.settings, "batch", str(prompts), "-o", str(prompts / "out"))
     assert done.returncode == 1 and "cannot write to" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_canceled_batch_is_no_success(new_service: Callable[..., Service], tmp_path: Path) -> None:
-    """Whoever waits for the command to succeed would go on with half of the pictures. Who says --cancel wants it so."""
+def test_a_canceled_batch_fails_unless_canceled_here(new_service: Callable[..., Service], tmp_path: Path) -> None:
+    """A script that checks the exit status would continue with half of the images; with --cancel that was intended."""
     service = new_service(workers=0)
     until(lambda: service.client.ready()[1].startswith("no live"), what="the gateway")
     prompts, out = tmp_path / "prompts.txt", tmp_path / "out"
     prompts.write_text("a cat\n")
     asked = fluid(service.settings, "batch", str(prompts), "-o", str(out), "--cancel")
-    assert asked.returncode == 0 and "cancelled: 0 pictures" in asked.stdout, asked.stderr
+    assert asked.returncode == 0 and "cancelled: 0 images" in asked.stdout, asked.stderr
     done = fluid(service.settings, "batch", str(prompts), "-o", str(out))
-    assert done.returncode == 1 and "the batch is cancelled; 1 of 1 lines were not drawn" in done.stderr
+    assert done.returncode == 1 and "the batch is cancelled; 1 of 1 lines produced no image" in done.stderr

@@ -1,4 +1,4 @@
-"""`fluid edit` and `fluid vary` as people use them, against a running service."""
+"""`fluid edit` and `fluid vary` against a running service."""
 
 import io
 from pathlib import Path
@@ -10,7 +10,7 @@ from tests.server.harness import Service, fluid
 
 
 @pytest.fixture
-def drawn(service: Service, tmp_path: Path) -> Path:
+def original(service: Service, tmp_path: Path) -> Path:
     return service.client.generate("a cat", seed=3)[0].save(tmp_path / "cat.png")
 
 
@@ -19,11 +19,11 @@ def pixels(path: Path, box: tuple[int, int, int, int] | None = None) -> bytes:
         return image.convert("RGB").crop(box).tobytes()
 
 
-def test_a_box_is_drawn_anew_and_the_rest_stays(service: Service, drawn: Path, tmp_path: Path) -> None:
+def test_a_box_is_regenerated_and_the_rest_stays(service: Service, original: Path, tmp_path: Path) -> None:
     out = tmp_path / "dog.png"
     words = [
         "edit",
-        str(drawn),
+        str(original),
         "a dog",
         "--box",
         "0",
@@ -40,15 +40,15 @@ def test_a_box_is_drawn_anew_and_the_rest_stays(service: Service, drawn: Path, t
     done = fluid(service.settings, *words)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{out}  seed 9\n"
-    assert pixels(out, (0, 0, 32, 16)) == pixels(drawn, (0, 0, 32, 16))
-    assert pixels(out, (0, 16, 32, 32)) != pixels(drawn, (0, 16, 32, 32))
+    assert pixels(out, (0, 0, 32, 16)) == pixels(original, (0, 0, 32, 16))
+    assert pixels(out, (0, 16, 32, 32)) != pixels(original, (0, 16, 32, 32))
 
 
-def test_a_mask_does_the_same_and_several_are_numbered(service: Service, drawn: Path, tmp_path: Path) -> None:
+def test_a_mask_edits_several_images_into_numbered_files(service: Service, original: Path, tmp_path: Path) -> None:
     mask = Image.new("RGBA", (32, 32), "black")
     mask.paste((0, 0, 0, 0), (0, 16, 32, 32))
     mask.save(tmp_path / "mask.png")
-    words = ["edit", str(drawn), "a dog", "--mask", str(tmp_path / "mask.png"), "--n", "2", "--seed", "9"]
+    words = ["edit", str(original), "a dog", "--mask", str(tmp_path / "mask.png"), "--n", "2", "--seed", "9"]
     done = fluid(service.settings, *words, "-o", str(tmp_path / "new" / "dog.webp"))
     assert done.returncode == 0, done.stderr
     made = sorted((tmp_path / "new").iterdir())
@@ -56,31 +56,31 @@ def test_a_mask_does_the_same_and_several_are_numbered(service: Service, drawn: 
     assert all(Image.open(io.BytesIO(path.read_bytes())).format == "WEBP" for path in made)
 
 
-def test_a_variation_takes_its_prompt_from_the_file(service: Service, drawn: Path, tmp_path: Path) -> None:
+def test_a_variation_takes_its_prompt_from_the_file(service: Service, original: Path, tmp_path: Path) -> None:
     out = tmp_path / "again.png"
-    done = fluid(service.settings, "vary", str(drawn), "--keep", "0.3", "--seed", "5", "-o", str(out))
+    done = fluid(service.settings, "vary", str(original), "--keep", "0.3", "--seed", "5", "-o", str(out))
     assert done.returncode == 0, done.stderr
-    assert "The prompt is that of the picture: 'a cat'." in done.stderr
-    assert pixels(out) != pixels(drawn)
+    assert "The prompt was taken from the image: 'a cat'." in done.stderr
+    assert pixels(out) != pixels(original)
 
 
 @pytest.mark.parametrize(
-    ("words", "complaint"),
+    ("words", "message"),
     [
         (["edit", "none.png", "a dog", "--box", "0", "0", "9", "9", "-o", "x.png"], "cannot read none.png"),
-        (["edit", "{drawn}", "a dog", "--box", "0", "0", "99", "9", "-o", "x.png"], "it has 32x32 pixels"),
-        (["edit", "{drawn}", "a dog", "-o", "x.png"], "'mask' is missing, and 'image' is nowhere transparent"),
-        (["edit", "{drawn}", "a dog", "--box", "0", "0", "9", "9", "-o", "x.gif"], ".png, .webp or .jpg"),
+        (["edit", "{original}", "a dog", "--box", "0", "0", "99", "9", "-o", "x.png"], "which has 32x32 pixels"),
+        (["edit", "{original}", "a dog", "-o", "x.png"], "'mask' is missing, and 'image' is nowhere transparent"),
+        (["edit", "{original}", "a dog", "--box", "0", "0", "9", "9", "-o", "x.gif"], ".png, .webp or .jpg"),
         (["vary", "{text}", "-o", "x.png"], "not a whole PNG, WebP or JPEG file"),
         (["edit", "{text}", "a dog", "--box", "0", "0", "9", "9", "-o", "x.png"], "is not a PNG, WebP or JPEG file"),
-        (["vary", "{drawn}", "--keep", "1", "-o", "x.png"], "'keep'"),
+        (["vary", "{original}", "--keep", "1", "-o", "x.png"], "'keep'"),
     ],
 )
-def test_what_cannot_be_done_is_said_in_a_line(
-    service: Service, drawn: Path, tmp_path: Path, words: list[str], complaint: str
+def test_errors_are_one_line_without_a_traceback(
+    service: Service, original: Path, tmp_path: Path, words: list[str], message: str
 ) -> None:
     text = tmp_path / "text.png"
-    text.write_text("no picture")
-    done = fluid(service.settings, *(word.format(drawn=drawn, text=text) for word in words))
-    assert done.returncode != 0 and complaint in done.stderr, done.stderr
+    text.write_text("not an image")
+    done = fluid(service.settings, *(word.format(original=original, text=text) for word in words))
+    assert done.returncode != 0 and message in done.stderr, done.stderr
     assert len(done.stderr.strip().splitlines()) <= 2 and "Traceback" not in done.stderr

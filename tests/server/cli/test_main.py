@@ -1,6 +1,5 @@
-"""The `fluid` command as people type it."""
+"""The `fluid` command as a user types it."""
 
-import ast
 import os
 import socket
 import subprocess
@@ -9,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-import server
-from server.cli.main import main
+from server.cli.main import COMMANDS, main
 from server.errors import EngineBroken
 from server.images.codec import read_metadata
 from server.settings import describe
@@ -26,23 +24,43 @@ def fluid(*args: str, **env: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
-@pytest.mark.parametrize("command", ["serve", "gateway", "worker", "generate", "demo"])
-def test_every_command_has_help(command: str) -> None:
-    """--help must work without torch, Redis or a checkpoint."""
-    shown = fluid(command, "--help")
+ACTIONS = ["import mar", "dlq list", "dlq show", "dlq replay", "dlq drop", "keys new"]
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, *ACTIONS])
+def test_help_of_every_command_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The fastest way to learn a command is a line to copy."""
+    with pytest.raises(SystemExit) as exited:
+        main([*command.split(), "--help"])
+    assert exited.value.code == 0
+    shown = capsys.readouterr().out
+    assert f"usage: fluid {command}" in shown
+    _, _, examples = shown.partition("\nexample")
+    assert f"fluid {command}" in examples
+
+
+def test_help_lists_every_command() -> None:
+    """In a process of its own: --help must work without torch, Redis or a checkpoint."""
+    shown = fluid("--help")
     assert shown.returncode == 0, shown.stderr
-    assert "usage: fluid" in shown.stdout
-    assert command == "serve" or "example:" in shown.stdout
+    assert all(f"\n    {command} " in shown.stdout for command in COMMANDS)
+
+
+def test_a_command_imports_only_its_own_module() -> None:
+    """Each worker process would pay half a second and 30 MB for FastAPI and the rest."""
+    program = "import sys; from server.cli import main; main._parser(['worker']); print(*sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert not {"fastapi", "httpx", "redis", "PIL"} & set(shown.stdout.split())
 
 
 def test_serve_help_lists_every_setting() -> None:
-    """A setting that help does not name does not exist for users."""
+    """Users look for settings in --help first."""
     shown = fluid("serve", "--help").stdout
     assert all(name in shown for name, _, _ in describe())
 
 
-def test_generate_draws_without_a_server(tmp_path: Path) -> None:
-    """In process, with the recipe in the file, numbered when there are several."""
+def test_generate_writes_numbered_files_with_recipes(tmp_path: Path) -> None:
+    """Without a server: the folder is created, and image i has seed + i in its recipe."""
     out = tmp_path / "sub" / "cat.webp"
     done = fluid("generate", "a cat", "--out", str(out), "--n", "2", "--seed", "5", FLUID_ENGINE="fake")
     assert done.returncode == 0, done.stderr
@@ -51,22 +69,22 @@ def test_generate_draws_without_a_server(tmp_path: Path) -> None:
 
 
 def test_demo_runs_the_whole_service(tmp_path: Path) -> None:
-    """The first thing a newcomer runs: picture, seed, time per stage, clean end."""
+    """The first command a newcomer runs: an image, its seed, the time of each stage, a clean exit."""
     out = tmp_path / "demo.png"
     done = fluid("demo", "a cat", "--out", str(out), "--seed", "9", FLUID_ENGINE="fake")
     assert done.returncode == 0, done.stderr
     recipe = read_metadata(out.read_bytes())
     assert recipe is not None
     assert recipe["seed"] == 9
-    said = [line for line in done.stderr.splitlines() if line.startswith("starting: ")]
-    assert said[-1] == "starting: ready"
-    assert len(said) == len(set(said)), "off a terminal a line is due only when something changed"
+    status = [line for line in done.stderr.splitlines() if line.startswith("starting: ")]
+    assert status[-1] == "starting: ready"
+    assert len(status) == len(set(status)), "off a terminal, a line is printed only when the text changes"
     for word in (str(out), "seed 9", "start-up", "queue", "inference", "encode", "total"):
         assert word in done.stdout
 
 
 @pytest.mark.parametrize(
-    ("args", "env", "says"),
+    ("args", "env", "message"),
     [
         (["generate", "x", "--temperature", "0"], {}, "temperature"),
         (["generate", "x", "--out", "x.gif"], {}, ".png, .webp or .jpg"),
@@ -74,19 +92,19 @@ def test_demo_runs_the_whole_service(tmp_path: Path) -> None:
         (["worker"], {"FLUID_LEESE_S": "3"}, "Did you mean FLUID_LEASE_S"),
     ],
 )
-def test_mistakes_end_in_one_line_with_the_remedy(args: list[str], env: dict[str, str], says: str) -> None:
-    """No traceback for what the user can fix."""
+def test_user_errors_name_the_remedy_without_a_traceback(args: list[str], env: dict[str, str], message: str) -> None:
+    """A traceback reads like a bug, and hides what the user can fix."""
     done = fluid(*args, FLUID_ENGINE="fake", **env)
     assert done.returncode == 2
-    assert says in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("fault", ["checkpoint", "config"])
-def test_a_model_that_cannot_be_loaded_ends_with_its_reason(
+def test_an_unloadable_model_exits_with_its_reason(
     fault: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """A missing checkpoint and a missing text encoder are both for the user to mend: status 2, no traceback."""
+    """A missing checkpoint and a missing text encoder are both for the user to fix: status 2, no traceback."""
     pytest.importorskip("torch")
     from model.checkpoint import CheckpointError
     from model.config import ConfigError
@@ -99,16 +117,16 @@ def test_a_model_that_cannot_be_loaded_ends_with_its_reason(
     assert "install the missing part (FLUID_CHECKPOINT=" in capsys.readouterr().err
 
 
-def test_an_impossible_request_is_one_line_without_a_server_too(tmp_path: Path) -> None:
-    """The engine's refusal is the user's to read, in either way of drawing."""
+def test_generate_reports_a_request_that_the_engine_refuses(tmp_path: Path) -> None:
+    """The engine's own message, as the service would return it."""
     done = fluid("generate", "[impossible]", "--out", str(tmp_path / "x.png"), FLUID_ENGINE="fake")
     assert done.returncode == 2
     assert "cannot be drawn" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_broken_engine_is_worth_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`fluid serve` takes status 2 for a mistake that a restart cannot cure, and stopped everything."""
+def test_a_broken_engine_exits_with_a_status_that_restarts_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On status 2, `fluid serve` stops everything: it means an error that a restart cannot fix."""
 
     async def broken(_: object) -> None:
         raise EngineBroken("the device is gone")
@@ -117,8 +135,8 @@ def test_a_broken_engine_is_worth_a_restart(monkeypatch: pytest.MonkeyPatch) -> 
     assert main(["worker"]) == 1
 
 
-def test_serve_ends_when_a_part_cannot_start(tmp_path: Path) -> None:
-    """A port in use or a missing checkpoint must end with its reason, not in a restart loop."""
+def test_serve_exits_when_the_gateway_cannot_start(tmp_path: Path) -> None:
+    """A port in use must be reported once, not in a restart loop."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -126,23 +144,3 @@ def test_serve_ends_when_a_part_cannot_start(tmp_path: Path) -> None:
         done = fluid("serve", "--port", port, "--data-dir", str(tmp_path), FLUID_ENGINE="fake")
     assert done.returncode == 2
     assert "gateway cannot start" in done.stderr
-
-
-def test_the_gateway_needs_no_torch() -> None:
-    """The gateway's image is small only while nothing it imports pulls in torch or the model."""
-    program = "import sys, server.gateway, server.cli, server.client; print(*sys.modules)"
-    modules = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
-    loaded = {name.split(".")[0] for name in modules.stdout.split()}
-    assert not loaded & {"torch", "transformers", "triton", "model", "fluid_kernels"}
-
-
-def test_only_the_worker_knows_the_model() -> None:
-    """One seam between service and model, or neither can change alone."""
-    users = set()
-    for path in Path(str(server.__file__)).parent.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            if any(name.split(".")[0] in ("model", "torch") for name in names):
-                users.add(path.name)
-    assert users == {"loader.py"}

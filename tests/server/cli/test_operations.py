@@ -1,4 +1,4 @@
-"""Operators' commands against a running service: dead letters, the doctor, another checkpoint under load."""
+"""Operators' commands against a running service: dead letters, doctor, reload under load."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ from tests.server.harness import Service, fluid, start, until
 
 
 def test_dead_letters_are_listed_replayed_and_dropped(new_service: Callable[..., Service]) -> None:
-    """A job that failed for good can be drawn again once the cause is gone; its own end stays what it was."""
+    """A replay is a new job with the same seed; the failed job keeps its state."""
     service = new_service()
     settings = service.settings
     assert fluid(settings, "dlq", "list").stdout == ""
@@ -29,7 +29,7 @@ def test_dead_letters_are_listed_replayed_and_dropped(new_service: Callable[...,
     for job in (poison, other):
         assert service.client.wait(job["id"], timeout_s=20)["status"] == "failed"
     listed = fluid(settings, "dlq", "list").stdout
-    assert poison["id"] in listed and "3 tries" in listed and "told to fail" in listed
+    assert poison["id"] in listed and "3 attempts" in listed and "told to fail" in listed
     letter = json.loads(fluid(settings, "dlq", "show", poison["id"]).stdout)
     assert (letter["input"]["seed"], letter["error"]["code"]) == (9, "engine_error")
     replayed = fluid(settings, "dlq", "replay", poison["id"])
@@ -43,53 +43,53 @@ def test_dead_letters_are_listed_replayed_and_dropped(new_service: Callable[...,
     assert (missing.returncode, "dlq list" in missing.stderr) == (1, True)
 
 
-def test_the_doctor_finds_nothing_then_what_is_wrong(new_service: Callable[..., Service]) -> None:
-    """Exit status and remedy, first for a well service, then for one whose worker is gone while jobs wait."""
+def test_doctor_passes_then_reports_every_problem(new_service: Callable[..., Service]) -> None:
+    """Exit status and remedies: for a healthy service, then without its worker while a job waits."""
     service = new_service(result_ttl_s=1)
     service.client.generate("a cat", quality="low")
-    well = fluid(service.settings, "doctor")
-    assert well.returncode == 0, well.stdout
-    assert "1 submitted = 1 succeeded" in well.stdout and "appendfsync always" in well.stdout
-    assert "fake kernels on cpu" in well.stdout
-    until(lambda: "0 kept + 1 expired" in fluid(service.settings, "doctor").stdout, what="the expiry in the books")
+    healthy = fluid(service.settings, "doctor")
+    assert healthy.returncode == 0, healthy.stdout
+    assert "1 submitted = 1 succeeded" in healthy.stdout and "appendfsync always" in healthy.stdout
+    assert "fake kernels on cpu" in healthy.stdout
+    until(lambda: "0 kept + 1 expired" in fluid(service.settings, "doctor").stdout, what="the expiry in the counters")
     service.workers[0].terminate()
     service.workers[0].wait(timeout=20)
     service.client.submit("a cat")
-    ill = fluid(service.settings, "doctor")
-    assert ill.returncode == 1
+    unhealthy = fluid(service.settings, "doctor")
+    assert unhealthy.returncode == 1
     for text in ("no live worker", "1 normal jobs wait for fake", "-> Start a worker with fake"):
-        assert text in ill.stdout
+        assert text in unhealthy.stdout
     with redis.Redis.from_url(service.settings.redis_url) as client:
         client.hincrby(Keys(service.settings.namespace).counters_hash, "state:succeeded", 1)
-    assert "do not balance: 2 submitted = 1 queued + 2 succeeded" in fluid(service.settings, "doctor").stdout
+    assert "job counters disagree: 2 submitted = 1 queued + 2 succeeded" in fluid(service.settings, "doctor").stdout
 
 
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
         ({"submitted": {"job": 4}}, "4 submitted"),
-        ({"waiting": {("m", "low"): 0}}, "0 in line"),
+        ({"waiting": {("m", "low"): 0}}, "0 in the waiting lists"),
         ({"leases": 2}, "2 leases"),
         ({"expired": 1}, "1 expired"),
     ],
 )
-def test_each_pair_of_books_is_compared(changes: dict[str, object], text: str) -> None:
-    """Each of the four sums must be able to fail, or it proves nothing."""
+def test_each_counter_check_can_fail(changes: dict[str, object], text: str) -> None:
+    """A check that never fails proves nothing; here each of the four does, alone."""
     states = {s.value: 0 for s in JobState} | {"queued": 1, "processing": 1, "failed": 1}
     good = QueueCounts(submitted={"job": 3}, states=states, waiting={("m", "low"): 1}, leases=1, kept=1)
-    assert all(finding.level is doctor.Level.OK for finding in doctor.books(good))
-    bad = [f for f in doctor.books(replace(good, **changes)) if f.level is doctor.Level.FAIL]  # type: ignore[arg-type]
-    assert len(bad) == 1 and text in bad[0].what and bad[0].remedy
+    assert all(finding.level is doctor.Level.OK for finding in doctor.check_counters(good))
+    bad = [f for f in doctor.check_counters(replace(good, **changes)) if f.level is doctor.Level.FAIL]  # type: ignore[arg-type]
+    assert len(bad) == 1 and text in bad[0].text and bad[0].remedy
 
 
-def test_nothing_there_to_operate(tmp_path: Path) -> None:
+def test_doctor_without_a_service_says_how_to_start_one(tmp_path: Path) -> None:
     """The commonest mistake: another data folder, or no service at all. Silence would look like health."""
-    answer = fluid(Settings(data_dir=str(tmp_path)), "doctor")
-    assert (answer.returncode, "fluid serve" in answer.stderr) == (2, True)
+    done = fluid(Settings(data_dir=str(tmp_path)), "doctor")
+    assert (done.returncode, "fluid serve" in done.stderr) == (2, True)
 
 
 def test_commands_find_the_embedded_valkey(tmp_path: Path) -> None:
-    """`fluid serve` needs no FLUID_REDIS_URL, so its operators must not need one either."""
+    """`fluid serve` needs no FLUID_REDIS_URL, so operators' commands must not need one either."""
     settings = Settings(data_dir=str(tmp_path), engine="fake", port=free_port())
     service = start("serve", settings, "--quiet")
     try:
@@ -102,7 +102,7 @@ def test_commands_find_the_embedded_valkey(tmp_path: Path) -> None:
 
 
 def test_reload_drops_no_request(new_service: Callable[..., Service]) -> None:
-    """Under load, with a single worker: every request before, during and after the swap is answered with a picture."""
+    """Under load, with a single worker: every request before, during and after the swap gets its image."""
     service = new_service(fake_step_ms=5.0, max_rows=4)
     failures: list[BaseException] = []
     stop = threading.Event()
@@ -121,8 +121,8 @@ def test_reload_drops_no_request(new_service: Callable[..., Service]) -> None:
     try:
         slow = service.client.submit("a castle", num_inference_steps=100)
         until(lambda: service.client.job(slow["id"])["progress"]["step"] > 3)
-        answer = fluid(service.settings, "reload", "--to", "better-weights")
-        assert answer.returncode == 0, answer.stderr
+        done = fluid(service.settings, "reload", "--to", "better-weights")
+        assert done.returncode == 0, done.stderr
     finally:
         stop.set()
         for thread in threads:
@@ -131,16 +131,16 @@ def test_reload_drops_no_request(new_service: Callable[..., Service]) -> None:
     assert service.client.wait(slow["id"], timeout_s=20)["attempt"] == 1
     sha256 = hashlib.sha256(b"better-weights").hexdigest()
     until(lambda: service.client.models()[0]["checkpoint_sha256"] == sha256)
-    # A worker that comes back must not undo it.
+    # A restarted worker must load the new checkpoint too.
     service.workers[0].kill()
     service.workers[0].wait()
     service.add_worker()
     until(lambda: sha256[:12] in fluid(service.settings, "reload", "--to", "better-weights").stderr)
 
 
-def test_a_reload_that_fails_changes_nothing(new_service: Callable[..., Service]) -> None:
+def test_a_failed_reload_keeps_the_old_checkpoint(new_service: Callable[..., Service]) -> None:
     """A typo in a path must not take the service down."""
     service = new_service()
-    answer = fluid(service.settings, "reload", "--to", "missing-weights")
-    assert (answer.returncode, "no checkpoint" in answer.stderr) == (1, True)
+    done = fluid(service.settings, "reload", "--to", "missing-weights")
+    assert (done.returncode, "no checkpoint" in done.stderr) == (1, True)
     assert service.client.generate("a cat", quality="low")

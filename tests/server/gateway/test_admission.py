@@ -1,4 +1,4 @@
-"""The same request twice is one job: by key, by id, on both routes; and lists of jobs."""
+"""Idempotent submission by key and by id, waiting with Prefer, and paginated lists of jobs."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -18,35 +18,36 @@ def http(service: Service) -> Iterator[httpx.Client]:
         yield made
 
 
-def code(answer: httpx.Response) -> tuple[int, str]:
+def status_and_code(answer: httpx.Response) -> tuple[int, str]:
     return answer.status_code, answer.json()["error"]["code"]
 
 
 def test_a_repeated_key_is_the_same_job(http: httpx.Client) -> None:
-    """A retry after a lost answer drew, and was charged for, the pictures twice."""
+    """A retry after a lost response used to generate, and charge for, the images twice."""
     headers = {"Idempotency-Key": "order-1"}
     one = http.post("/v1/jobs", json={"prompt": "a cat"}, headers=headers).json()
     other = http.post("/v1/jobs", json={"prompt": "a cat"}, headers=headers).json()
     assert (one["id"], one["input"]["seed"]) == (other["id"], other["input"]["seed"])
-    assert code(http.post("/v1/jobs", json={"prompt": "a dog"}, headers=headers)) == (422, "idempotency_key_reused")
-    drawn = http.post(GENERATE, json={"prompt": "a cat", "response_format": "url"}, headers=headers).json()
-    assert drawn["job_id"] == one["id"]
+    other_body = http.post("/v1/jobs", json={"prompt": "a dog"}, headers=headers)
+    assert status_and_code(other_body) == (422, "idempotency_key_reused")
+    generated = http.post(GENERATE, json={"prompt": "a cat", "response_format": "url"}, headers=headers).json()
+    assert generated["job_id"] == one["id"]
     bad = http.post("/v1/jobs", json={"prompt": "a cat"}, headers={"Idempotency-Key": "a b"})
     assert (bad.status_code, bad.json()["error"]["param"]) == (400, "Idempotency-Key")
 
 
-def test_a_keyed_request_survives_its_client(new_service: Callable[..., Service]) -> None:
-    """Valkey was away for a second, the caller was told 503, and its job went on: the retry drew everything again."""
+def test_a_request_with_a_key_survives_its_client(new_service: Callable[..., Service]) -> None:
+    """After a disconnect the job continues, and retries with the key get its images instead of a second job."""
     service = new_service(fake_step_ms=10.0)
     body, headers = {"prompt": "a cat", "num_inference_steps": 100}, {"Idempotency-Key": "k"}
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(service.settings.base_url + GENERATE, json=body, headers=headers, timeout=0.3)
     answers: list[dict[str, Any]] = []
 
-    def again() -> None:
+    def retry() -> None:
         answers.append(httpx.post(service.settings.base_url + GENERATE, json=body, headers=headers, timeout=30).json())
 
-    both = [threading.Thread(target=again) for _ in range(2)]
+    both = [threading.Thread(target=retry) for _ in range(2)]
     for thread in both:
         thread.start()
     for thread in both:
@@ -57,16 +58,16 @@ def test_a_keyed_request_survives_its_client(new_service: Callable[..., Service]
 
 
 def test_put_is_safe_to_repeat(http: httpx.Client) -> None:
-    """The caller's own id; a second PUT of another request must not change the first."""
+    """The caller chooses the id; a second PUT with another body must not change the first job."""
     first = http.put("/v1/jobs/my-own-id-1", json={"prompt": "a cat"})
     assert (first.status_code, first.headers["location"]) == (202, "/v1/jobs/my-own-id-1")
     assert http.put("/v1/jobs/my-own-id-1", json={"prompt": "a cat"}).json()["id"] == "my-own-id-1"
-    assert code(http.put("/v1/jobs/my-own-id-1", json={"prompt": "x"})) == (422, "idempotency_key_reused")
+    assert status_and_code(http.put("/v1/jobs/my-own-id-1", json={"prompt": "x"})) == (422, "idempotency_key_reused")
     assert http.put("/v1/jobs/a:b:c:d:e", json={"prompt": "x"}).json()["error"]["param"] == "job_id"
 
 
-def test_prefer_wait_holds_the_answer_back(new_service: Callable[..., Service]) -> None:
-    """Polling twice a second for something that takes half a second."""
+def test_prefer_wait_delays_the_response(new_service: Callable[..., Service]) -> None:
+    """It spares callers from polling for a job that takes half a second."""
     service = new_service(fake_step_ms=10.0)
     http = service.client._http
     body = {"prompt": "a cat", "num_inference_steps": 30}
@@ -78,8 +79,8 @@ def test_prefer_wait_holds_the_answer_back(new_service: Callable[..., Service]) 
     assert (ended.status_code, ended.json()["status"]) == (200, "succeeded")
 
 
-def test_jobs_are_listed_page_by_page(new_service: Callable[..., Service]) -> None:
-    """Who lost an id could not find the job again."""
+def test_listing_jobs_is_paginated(new_service: Callable[..., Service]) -> None:
+    """The list finds jobs whose id was lost; filters and cursors are checked, and expired jobs leave it."""
     service = new_service(result_ttl_s=4)
     http = service.client._http
     ids = [service.client.submit("[raise]" if i == 2 else "a cat", quality="low")["id"] for i in range(5)]
@@ -98,4 +99,4 @@ def test_jobs_are_listed_page_by_page(new_service: Callable[..., Service]) -> No
     for params, param in [({"limit": 0}, "limit"), ({"after": "x"}, "after"), ({"status": "dead"}, "status")]:
         answer = http.get("/v1/jobs", params=params)
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), params
-    until(lambda: http.get("/v1/jobs").json()["data"] == [], what="the list's end with its jobs'")
+    until(lambda: http.get("/v1/jobs").json()["data"] == [], what="the jobs to expire from the list")

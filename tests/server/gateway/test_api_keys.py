@@ -1,4 +1,4 @@
-"""API keys: whose requests are answered, whose jobs are seen, and how many of them there may be."""
+"""API keys: which requests are authenticated, which jobs and files a caller sees, and how the key file is read."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from server.client import FluidClient
 from server.errors import ConfigError, InvalidApiKey, ServiceError
 from server.gateway import api_keys
-from server.gateway.api_keys import PREFIX, Caller, KeyRing, hashed, new_key, parse_keys
+from server.gateway.api_keys import KEY_PREFIX, Caller, KeyRing, hash_key, new_key, parse_keys
 from server.settings import Settings
 from tests.server.harness import Service, client_of, fluid, start, status_of, until
 
 pytestmark = pytest.mark.anyio
 ALICE, BOB, OFF = "fl-alice", "fl-bob", "fl-off"
-LINES = f"alice {hashed(ALICE)} # the first\n\nbob {hashed(BOB)}\nold-laptop {hashed(OFF)} disabled\n"
+LINES = f"alice {hash_key(ALICE)} # the first\n\nbob {hash_key(BOB)}\nold-laptop {hash_key(OFF)} disabled\n"
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def key_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def service(new_service: Callable[..., Service], key_file: Path) -> Service:
     made = new_service(workers=0, api_keys_file=str(key_file))
     made.add_worker()
-    made.client.wait_ready(timeout_s=30)  # of the open routes
+    made.client.wait_ready(timeout_s=30)  # by routes that need no key
     return made
 
 
@@ -50,10 +50,10 @@ def bob(service: Service) -> Iterator[FluidClient]:
         yield client
 
 
-# --- who may call ------------------------------------------------------------------------------------------
+# --- authentication ----------------------------------------------------------------------------------------
 
 
-def test_without_a_good_key_nothing_is_answered(service: Service) -> None:
+def test_requests_without_a_valid_key_are_rejected(service: Service) -> None:
     url = service.settings.base_url
     for authorization, status, code in (
         (None, 401, "invalid_api_key"),
@@ -79,15 +79,15 @@ def test_without_a_good_key_nothing_is_answered(service: Service) -> None:
         assert httpx.get(url + path).status_code == 200, path
 
 
-def test_metrics_may_be_for_key_holders_only(new_service: Callable[..., Service]) -> None:
-    service = new_service(workers=0, api_keys=f"prometheus {hashed(ALICE)}", metrics_access="key")
+def test_metrics_can_require_a_key(new_service: Callable[..., Service]) -> None:
+    service = new_service(workers=0, api_keys=f"prometheus {hash_key(ALICE)}", metrics_access="key")
     url = service.settings.base_url
     until(lambda: status_of(f"{url}/health/live") == 200, what="the gateway")
     assert status_of(f"{url}/metrics") == 401
     assert httpx.get(f"{url}/metrics", headers={"Authorization": f"Bearer {ALICE}"}).status_code == 200
 
 
-def test_the_official_client_raises_its_own_errors(service: Service) -> None:
+def test_the_openai_client_raises_its_own_errors(service: Service) -> None:
     base = f"{service.settings.base_url}/v1"
     with openai.OpenAI(base_url=base, api_key="wrong", max_retries=0) as client:
         with pytest.raises(openai.AuthenticationError) as caught:
@@ -105,18 +105,18 @@ def test_the_official_client_raises_its_own_errors(service: Service) -> None:
         client.files.retrieve(file.id)
 
 
-def test_a_large_upload_with_a_wrong_key_hears_of_the_key(service: Service) -> None:
-    """The answer is out before the file has come; the client must see it, and not a connection broken off."""
+def test_a_large_upload_with_a_wrong_key_gets_the_401(service: Service) -> None:
+    """The response is sent before the file has arrived; the client must see it, and not a broken connection."""
     with openai.OpenAI(base_url=f"{service.settings.base_url}/v1", api_key="wrong", max_retries=0) as client:
         for _ in range(3):
             with pytest.raises(openai.AuthenticationError):
                 client.files.create(file=("b.jsonl", b"x" * (20 << 20)), purpose="batch")
 
 
-# --- what belongs to whom ----------------------------------------------------------------------------------
+# --- ownership -----------------------------------------------------------------------------------------
 
 
-def test_other_peoples_jobs_are_unknown(service: Service, alice: FluidClient, bob: FluidClient) -> None:
+def test_jobs_of_other_callers_are_unknown(service: Service, alice: FluidClient, bob: FluidClient) -> None:
     job = alice.wait(alice.submit("a cat", partial_images=1)["id"])
     home = f"/v1/jobs/{job['id']}"
     paths = (home, f"{home}/events", f"{home}/images/0", f"{home}/images/0/previews/0")
@@ -134,7 +134,7 @@ def test_other_peoples_jobs_are_unknown(service: Service, alice: FluidClient, bo
         assert mine == unknown.replace("job_none", job["id"]), "the answer tells that there is such a job"
 
 
-def test_a_cancel_by_somebody_else_changes_nothing(new_service: Callable[..., Service], key_file: Path) -> None:
+def test_a_cancel_by_another_caller_changes_nothing(new_service: Callable[..., Service], key_file: Path) -> None:
     service = new_service(workers=0, api_keys_file=str(key_file))
     until(lambda: status_of(f"{service.settings.base_url}/health/live") == 200)
     with client_of(service, ALICE) as alice, client_of(service, BOB) as bob:
@@ -147,8 +147,8 @@ def test_a_cancel_by_somebody_else_changes_nothing(new_service: Callable[..., Se
         alice.cancel(job["id"])
 
 
-def test_idempotency_keys_of_two_people_do_not_meet(service: Service) -> None:
-    """The same Idempotency-Key from two owners is two jobs, or one could read the other's pictures."""
+def test_idempotency_keys_of_two_callers_are_separate(service: Service) -> None:
+    """The same Idempotency-Key from two owners is two jobs, or one caller could read the other's images."""
     ids = set()
     for key in (ALICE, BOB):
         headers = {"Authorization": f"Bearer {key}", "Idempotency-Key": "monday"}
@@ -158,7 +158,7 @@ def test_idempotency_keys_of_two_people_do_not_meet(service: Service) -> None:
     assert len(ids) == 2
 
 
-def test_batches_and_their_results_belong_to_somebody(service: Service) -> None:
+def test_batches_and_their_results_belong_to_one_caller(service: Service) -> None:
     base = f"{service.settings.base_url}/v1"
     line = b'{"custom_id": "a", "method": "POST", "url": "/v1/images/generations", "body": {"prompt": "a cat"}}'
     with (
@@ -172,22 +172,22 @@ def test_batches_and_their_results_belong_to_somebody(service: Service) -> None:
         done = until(lambda: (b := alice.batches.retrieve(batch.id)).status == "completed" and b, seconds=30)
         assert done.output_file_id and b'"custom_id":"a"' in alice.files.content(done.output_file_id).content
         assert not bob.batches.list().data and not bob.files.list().data
-        for look in (
+        for read in (
             lambda: bob.batches.retrieve(batch.id),
             lambda: bob.batches.cancel(batch.id),
             lambda: bob.files.content(str(done.output_file_id)),
             lambda: bob.files.delete(file.id),
         ):
             with pytest.raises(openai.NotFoundError):
-                look()
+                read()
 
 
-# --- the file ----------------------------------------------------------------------------------------------
+# --- the key file ------------------------------------------------------------------------------------------
 
 
-def test_keys_come_and_go_without_a_restart(new_service: Callable[..., Service], tmp_path: Path) -> None:
+def test_keys_are_added_and_removed_without_a_restart(new_service: Callable[..., Service], tmp_path: Path) -> None:
     file = tmp_path / "keys.txt"
-    file.write_text(f"alice {hashed(ALICE)}\n")
+    file.write_text(f"alice {hash_key(ALICE)}\n")
     service = new_service(workers=0, api_keys_file=str(file))
     models = f"{service.settings.base_url}/v1/models"
     until(lambda: status_of(f"{service.settings.base_url}/health/live") == 200)
@@ -196,55 +196,55 @@ def test_keys_come_and_go_without_a_restart(new_service: Callable[..., Service],
         return httpx.get(models, headers={"Authorization": f"Bearer {key}"}).status_code
 
     assert (status(ALICE), status(BOB)) == (200, 401)
-    _replace(file, f"bob {hashed(BOB)}\n")
+    _replace(file, f"bob {hash_key(BOB)}\n")
     until(lambda: status(BOB) == 200, what="Bob's new key")
     assert status(ALICE) == 401
 
 
-def test_a_file_that_breaks_leaves_the_keys_that_were_good(
+def test_an_invalid_file_leaves_the_last_valid_keys(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A typing error in the file must neither lock everybody out nor fill the log."""
-    monkeypatch.setattr(api_keys, "LOOK_S", 0.0)
+    """A typing error in the file must neither lock every caller out nor fill the log."""
+    monkeypatch.setattr(api_keys, "RELOAD_INTERVAL_S", 0.0)
     file = tmp_path / "keys.txt"
-    file.write_text(f"alice {hashed(ALICE)}\n")
+    file.write_text(f"alice {hash_key(ALICE)}\n")
     ring = KeyRing(Settings(api_keys_file=str(file)))
-    _replace(file, f"alice {hashed(ALICE)}\nbob sha256:oops\n")
+    _replace(file, f"alice {hash_key(ALICE)}\nbob sha256:oops\n")
     assert [ring.caller(f"Bearer {ALICE}").name for _ in range(3)] == ["alice"] * 3
     file.unlink()
     assert [ring.caller(f"Bearer {ALICE}").name for _ in range(3)] == ["alice"] * 3
-    complaints = [record.getMessage() for record in caplog.records]
-    assert len(complaints) == 2 and "line 2" in complaints[0] and "cannot be read" in complaints[1]
-    file.write_text(f"bob {hashed(BOB)}\n")
+    errors = [record.getMessage() for record in caplog.records]
+    assert len(errors) == 2 and "line 2" in errors[0] and "cannot be read" in errors[1]
+    file.write_text(f"bob {hash_key(BOB)}\n")
     assert ring.caller(f"Bearer {BOB}").name == "bob"
 
 
 def _replace(file: Path, text: str) -> None:
-    """As an editor, or Kubernetes, does it: a new file under the old name."""
+    """Replace the file as an editor or Kubernetes does: a new file under the old name."""
     fresh = file.with_suffix(".new")
     fresh.write_text(text)
     os.replace(fresh, file)
 
 
 @pytest.mark.parametrize(
-    ("lines", "complaint"),
+    ("lines", "message"),
     [
-        (f"alice {ALICE}", "line 1: it begins with a name"),
+        (f"alice {ALICE}", "line 1: it must begin with a name"),
         ("# fine\nalice", "line 2"),
-        (f"a/b {hashed(ALICE)}", "line 1: it begins"),
-        (f"alice {hashed(ALICE)}\nbob {hashed(ALICE)}", "line 2: 'alice' has the same key"),
-        (f"alice {hashed(ALICE)} rate_limit=many", "rate_limit=NUMBER"),
-        (f"alice {hashed(ALICE)} admin", "'admin' is none of"),
+        (f"a/b {hash_key(ALICE)}", "line 1: it must begin"),
+        (f"alice {hash_key(ALICE)}\nbob {hash_key(ALICE)}", "line 2: 'alice' has the same key"),
+        (f"alice {hash_key(ALICE)} rate_limit=many", "rate_limit=NUMBER"),
+        (f"alice {hash_key(ALICE)} admin", "'admin' is not one of"),
     ],
 )
-def test_a_wrong_line_stops_the_start_and_is_not_shown(lines: str, complaint: str) -> None:
-    """Somebody who put the key itself into the file must not find it in the log."""
+def test_an_invalid_line_stops_the_start_and_is_not_shown(lines: str, message: str) -> None:
+    """An operator who puts a key itself into the file must not find it in the log."""
     with pytest.raises(ConfigError) as caught:
         KeyRing(Settings(api_keys=lines))
-    assert complaint in str(caught.value) and ALICE not in str(caught.value)
+    assert message in str(caught.value) and ALICE not in str(caught.value)
 
 
-def test_a_start_without_its_key_file_is_refused(settings: Settings, tmp_path: Path) -> None:
+def test_a_gateway_without_its_key_file_does_not_start(settings: Settings, tmp_path: Path) -> None:
     missing = replace(settings, api_keys_file=str(tmp_path / "none"))
     gateway = start("gateway", missing)
     assert gateway.wait(timeout=30) == 2
@@ -252,8 +252,8 @@ def test_a_start_without_its_key_file_is_refused(settings: Settings, tmp_path: P
         KeyRing(Settings(rate_limit=5))
 
 
-def test_limits_of_a_line_win_over_the_services(tmp_path: Path) -> None:
-    ring = KeyRing(Settings(api_keys=f"a {hashed('x')} max_jobs=0;b {hashed('y')}", rate_limit=7, max_jobs=3))
+def test_limits_of_a_line_override_those_of_the_service(tmp_path: Path) -> None:
+    ring = KeyRing(Settings(api_keys=f"a {hash_key('x')} max_jobs=0;b {hash_key('y')}", rate_limit=7, max_jobs=3))
     assert ring.caller("Bearer x") == Caller("a", rate_limit=7, max_jobs=0)
     assert ring.caller("bearer  y") == Caller("b", rate_limit=7, max_jobs=3)
     with pytest.raises(InvalidApiKey):
@@ -261,24 +261,24 @@ def test_limits_of_a_line_win_over_the_services(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.text(max_size=30), max_size=4))
-def test_any_text_is_keys_or_a_clear_complaint(lines: list[str]) -> None:
+def test_any_text_parses_or_raises_a_clear_error(lines: list[str]) -> None:
     try:
         parse_keys("\n".join(lines), Caller(), "here")
     except ConfigError as error:
         assert str(error).startswith("here, line ")
 
 
-def test_the_command_prints_the_key_once_and_its_line(settings: Settings) -> None:
+def test_keys_new_prints_the_key_once_and_its_line(settings: Settings) -> None:
     made = fluid(settings, "keys", "new", "alice")
-    key = next(word for word in made.stderr.split() if word.startswith(PREFIX))
-    assert made.stdout == f"alice {hashed(key)}\n" and key not in made.stdout
+    key = next(word for word in made.stderr.split() if word.startswith(KEY_PREFIX))
+    assert made.stdout == f"alice {hash_key(key)}\n" and key not in made.stdout
     assert KeyRing(Settings(api_keys=made.stdout)).caller(f"Bearer {key}").name == "alice"
     refused = fluid(settings, "keys", "new", "a b")
-    assert refused.returncode == 1 and "is no name for a key" in refused.stderr
+    assert refused.returncode == 1 and "is not a valid key name" in refused.stderr
     assert new_key() != new_key()
 
 
-def test_the_client_takes_its_key_from_the_environment(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_client_reads_its_key_from_the_environment(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     with client_of(service, None) as client, pytest.raises(ServiceError, match="401"):
         client.models()
     monkeypatch.setenv("FLUID_API_KEY", ALICE)

@@ -26,8 +26,8 @@ def http(service: Service) -> Any:
         yield client
 
 
-def test_generate_answers_in_openais_shape(http: httpx.Client) -> None:
-    """The default is one PNG as base64, with the seed that draws it again."""
+def test_generate_responds_in_openais_format(http: httpx.Client) -> None:
+    """The default is one PNG as base64, with the seed that reproduces it."""
     answer = http.post(GENERATE, json={"prompt": "a cat", "seed": 5})
     assert answer.status_code == 200, answer.text
     body = answer.json()
@@ -41,7 +41,7 @@ def test_generate_answers_in_openais_shape(http: httpx.Client) -> None:
 
 
 def test_image_i_uses_seed_plus_i(http: httpx.Client) -> None:
-    """Picture 2 of a request for three must be the picture that its own seed draws alone."""
+    """Image 2 of a request for three must equal the image that its own seed gives alone."""
     three = http.post(GENERATE, json={"prompt": "a cat", "n": 3, "seed": 10}).json()["data"]
     alone = http.post(GENERATE, json={"prompt": "a cat", "seed": 12}).json()["data"]
     assert [d["seed"] for d in three] == [10, 11, 12]
@@ -50,15 +50,15 @@ def test_image_i_uses_seed_plus_i(http: httpx.Client) -> None:
 
 
 def test_more_images_than_rows(new_service: Callable[..., Service]) -> None:
-    """A request that is larger than the batch is spread over several, not stuck or cut."""
+    """A request with more images than fit one batch is spread over several, neither stuck nor cut short."""
     service = new_service(max_rows=2)
-    pictures = service.client.generate("many", n=5, quality="low")
-    assert len({p.data for p in pictures}) == 5
-    assert pictures[0].metrics["batch_size"] == 2
+    images = service.client.generate("many", n=5, quality="low")
+    assert len({p.data for p in images}) == 5
+    assert images[0].metrics["batch_size"] == 2
 
 
-def test_jobs_are_accepted_looked_at_and_fetched(http: httpx.Client, service: Service) -> None:
-    """The whole asynchronous way, with the status codes that tell running from ended."""
+def test_a_job_is_submitted_polled_and_fetched(http: httpx.Client, service: Service) -> None:
+    """The asynchronous workflow, with the status codes that tell a running job from an ended one."""
     accepted = http.post("/v1/jobs", json={"prompt": "a cat", "n": 2, "quality": "low", "style": "x"})
     assert accepted.status_code == 202
     job = accepted.json()
@@ -74,20 +74,20 @@ def test_jobs_are_accepted_looked_at_and_fetched(http: httpx.Client, service: Se
 
 
 def test_cancel_a_running_job(http: httpx.Client, service: Service) -> None:
-    """Its rows are freed; the job ends as canceled; repeating the call changes nothing."""
+    """The rows are freed, the job ends as canceled, and repeating the call has no effect."""
     job = service.client.submit("slow", num_inference_steps=20000)
     until(lambda: service.client.job(job["id"])["progress"]["step"] > 0, what="the first step")
     assert http.get(f"/v1/jobs/{job['id']}").status_code == 202
     not_yet = http.get(f"/v1/jobs/{job['id']}/images/0")
     assert (not_yet.status_code, not_yet.headers["retry-after"]) == (404, "1")
-    assert http.post(f"/v1/jobs/{job['id']}/cancel").status_code in (200, 202)  # its worker may be that quick
+    assert http.post(f"/v1/jobs/{job['id']}/cancel").status_code in (200, 202)  # 200 if its worker was quick
     until(lambda: service.client.job(job["id"])["status"] == "canceled")
     assert http.post(f"/v1/jobs/{job['id']}/cancel").status_code == 200
     until(lambda: "fluid_jobs_inflight 0.0" in http.get("/metrics").text, what="the freed rows")
 
 
-def test_a_client_that_hangs_up_cancels_its_job(http: httpx.Client) -> None:
-    """Otherwise impatient users leave the worker drawing for nobody."""
+def test_a_client_that_disconnects_cancels_its_job(http: httpx.Client) -> None:
+    """Otherwise impatient users keep workers busy with images without a receiver."""
 
     def canceled() -> float:
         line = next(x for x in http.get("/metrics").text.splitlines() if 'outcome="canceled"' in x)
@@ -99,8 +99,8 @@ def test_a_client_that_hangs_up_cancels_its_job(http: httpx.Client) -> None:
     until(lambda: canceled() == before + 1, what="the cancellation")
 
 
-def test_a_waiting_request_whose_job_is_canceled_elsewhere(http: httpx.Client, service: Service) -> None:
-    """It must be answered, not hang until its time-out."""
+def test_a_waiting_request_ends_when_its_job_is_canceled(http: httpx.Client, service: Service) -> None:
+    """It must get a response at once instead of hanging until its timeout."""
     answers: list[httpx.Response] = []
     url = service.settings.base_url + GENERATE
     body = {"prompt": "slow", "num_inference_steps": 20000, "user": "hanging"}
@@ -129,7 +129,7 @@ def test_a_waiting_request_whose_job_is_canceled_elsewhere(http: httpx.Client, s
 def test_a_bad_parameter_is_a_400_that_names_it(
     http: httpx.Client, route: str, body: dict[str, Any], param: str
 ) -> None:
-    """In OpenAI's error shape, on both routes, never FastAPI's `detail`."""
+    """Errors have OpenAI's format on both routes, never FastAPI's `detail`."""
     answer = http.post(route, json=body)
     assert answer.status_code == 400
     error = answer.json()["error"]
@@ -138,8 +138,8 @@ def test_a_bad_parameter_is_a_400_that_names_it(
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b"null", b'"x"', b"", b"\xff\xfe"])
-def test_bodies_that_are_no_requests(http: httpx.Client, content: bytes) -> None:
-    """Broken JSON must be a clear 400, never a 500."""
+def test_malformed_bodies_are_a_400(http: httpx.Client, content: bytes) -> None:
+    """Malformed JSON must be a clear 400, never a 500."""
     answer = http.post(GENERATE, content=content, headers={"content-type": "application/json"})
     assert answer.status_code == 400
     assert answer.json()["error"]["message"]
@@ -155,14 +155,14 @@ def test_bodies_that_are_no_requests(http: httpx.Client, content: bytes) -> None
         ("DELETE", "/v1/models", 405, "method_not_allowed"),
     ],
 )
-def test_unknown_things(http: httpx.Client, method: str, path: str, status: int, code: str) -> None:
-    """A job that the server never heard of must not get a default state."""
+def test_unknown_resources_are_a_404(http: httpx.Client, method: str, path: str, status: int, code: str) -> None:
+    """A job that never existed must not be reported in some default state."""
     answer = http.request(method, path)
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
 
 
 def test_a_poison_prompt_fails_alone(service: Service) -> None:
-    """An engine exception must fail the job that caused it, after its tries, and no neighbour."""
+    """An engine exception must fail the job that caused it, after all its attempts, and no job beside it."""
     neighbours = [service.client.submit("fine", num_inference_steps=200) for _ in range(3)]
     poison = service.client.submit("[raise]")
     admission = service.client.submit("[raise-admit]")
@@ -177,10 +177,10 @@ def test_a_poison_prompt_fails_alone(service: Service) -> None:
 
 
 def test_an_impossible_request_fails_at_once_and_alone(service: Service) -> None:
-    """Three tries of what the engine refuses as a request's own fault waste time, and a 5xx makes clients repeat it."""
+    """A request that the engine rejects gets one attempt: more waste time, and a 5xx would make clients retry it."""
     neighbours = [service.client.submit("fine", quality="low") for _ in range(3)]
-    refused = service.client.submit("[impossible]", n=2)
-    ended = service.client.wait(refused["id"], timeout_s=20)
+    rejected = service.client.submit("[impossible]", n=2)
+    ended = service.client.wait(rejected["id"], timeout_s=20)
     assert (ended["status"], ended["attempt"], ended["error"]["code"]) == ("failed", 1, "impossible_request")
     assert "cannot be drawn" in ended["error"]["message"]
     for job in neighbours:
@@ -190,7 +190,7 @@ def test_an_impossible_request_fails_at_once_and_alone(service: Service) -> None
     assert (caught.value.status, caught.value.code) == (400, "invalid_value")
 
 
-def test_models_tells_what_can_be_drawn(http: httpx.Client) -> None:
+def test_models_describe_themselves(http: httpx.Client) -> None:
     """The playground builds its form from this."""
     [model] = http.get("/v1/models").json()["data"]
     assert (model["id"], model["object"], model["ready"]) == ("fake", "model", True)
@@ -199,10 +199,10 @@ def test_models_tells_what_can_be_drawn(http: httpx.Client) -> None:
 
 
 def test_health_docs_and_playground(http: httpx.Client) -> None:
-    """What probes and people open first; the page must not need the internet."""
+    """Probes and people open these first; the playground must not load anything from the internet."""
     assert http.get("/health/live").json() == {"status": "live"}
     assert http.get("/health/ready").json() == {"status": "ready"}
-    for probe in ("live", "ready"):  # some ask by HEAD, which was a 405
+    for probe in ("live", "ready"):  # some send HEAD, which used to be a 405
         head = http.head(f"/health/{probe}")
         assert (head.status_code, head.content) == (200, b"")
     page = http.get("/").text
@@ -212,8 +212,8 @@ def test_health_docs_and_playground(http: httpx.Client) -> None:
     assert {GENERATE, "/v1/jobs", "/v1/jobs/{job_id}", "/v1/models"} <= set(paths)
 
 
-def test_request_ids_are_kept_or_made(http: httpx.Client) -> None:
-    """One id through client, gateway and log; a hostile one must not get into the log."""
+def test_request_ids_are_kept_or_generated(http: httpx.Client) -> None:
+    """One id connects client, gateway and log; a malformed one must not get into the log."""
     assert http.get("/health/live", headers={"x-request-id": "mine-1"}).headers["x-request-id"] == "mine-1"
     made = http.get("/health/live", headers={"x-request-id": "a b;c"}).headers["x-request-id"]
     assert made.startswith("req_")
@@ -225,11 +225,11 @@ fluid_jobs_inflight fluid_queue_wait_seconds fluid_job_latency_seconds fluid_sta
 fluid_batch_size fluid_images_total fluid_redeliveries_total fluid_worker_up fluid_worker_info fluid_model_info"""
 
 
-def test_one_scrape_shows_everything(http: httpx.Client) -> None:
-    """Dashboards name these; a rename would blind them."""
+def test_one_scrape_has_every_metric(http: httpx.Client) -> None:
+    """Dashboards refer to these names; a rename would break them."""
     http.post(GENERATE, json={"prompt": "x"})
     http.post(GENERATE, json={"prompt": ""})
-    until(lambda: 'fluid_images_total{model="fake"}' in http.get("/metrics").text, what="the worker's figures")
+    until(lambda: 'fluid_images_total{model="fake"}' in http.get("/metrics").text, what="the worker's metrics")
     text = http.get("/metrics").text
     for name in METRICS.split():
         assert name in text, name
@@ -238,8 +238,8 @@ def test_one_scrape_shows_everything(http: httpx.Client) -> None:
     assert not re.search("job_[0-9a-f]{8}", text), "a job id became a label"
 
 
-def test_without_workers(new_service: Callable[..., Service]) -> None:
-    """Synchronous callers learn at once; nothing pretends to be ready."""
+def test_a_service_without_workers(new_service: Callable[..., Service]) -> None:
+    """Synchronous callers get a 503 at once, and readiness fails."""
     service = new_service(workers=0)
     until(lambda: "worker" in service.client.ready()[1], what="the gateway")
     with FluidClient(service.settings.base_url) as client, pytest.raises(ServiceError) as caught:

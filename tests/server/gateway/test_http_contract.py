@@ -1,4 +1,4 @@
-"""What the gateway promises of itself: /openapi.json, the size of bodies, and headers that the playground needs."""
+"""The HTTP contract: /openapi.json, the limit on bodies, and security headers."""
 
 import base64
 import hashlib
@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from server.gateway.middleware.body_limit import MAX_BODY_BYTES
-from server.gateway.middleware.request_context import SAFE_HEADERS
+from server.gateway.middleware.security_headers import SECURITY_HEADERS
 from server.gateway.schemas.images import ImageRequest
 from tests.server.harness import Service
 
@@ -33,15 +33,15 @@ def _operations(contract: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]
             yield f"{method.upper()} {path}", operation
 
 
-def test_the_contract_lists_no_answer_that_never_comes(contract: dict[str, Any]) -> None:
-    """FastAPI adds its own 422 to every route, in a shape that this service never sends."""
+def test_the_contract_lists_no_impossible_response(contract: dict[str, Any]) -> None:
+    """FastAPI adds a 422 of its own to every route, in a format that this service never sends."""
     answers = [operation["responses"].get("422", {}) for _, operation in _operations(contract)]
     assert not [answer for answer in answers if "HTTPValidationError" in str(answer)]
     assert "HTTPValidationError" not in contract["components"]["schemas"]
 
 
-def test_every_documented_error_has_the_one_shape(contract: dict[str, Any]) -> None:
-    """Generated clients parse errors by this; readiness alone answers 503 in its own words."""
+def test_every_documented_error_has_the_same_schema(contract: dict[str, Any]) -> None:
+    """Generated clients parse errors by it; only the 503 of readiness has another body."""
     for name, operation in _operations(contract):
         assert "default" in operation["responses"], name
         for status, answer in operation["responses"].items():
@@ -55,7 +55,7 @@ def test_every_documented_error_has_the_one_shape(contract: dict[str, Any]) -> N
 
 @pytest.mark.parametrize("path", [GENERATE, "/v1/jobs"])
 def test_the_examples_are_valid_requests(contract: dict[str, Any], path: str) -> None:
-    """People press "try it out" on them."""
+    """People send them unchanged with "try it out"."""
     body = contract["paths"][path]["post"]["requestBody"]["content"]["application/json"]
     assert len(body["examples"]) >= 3
     for example in body["examples"].values():
@@ -64,7 +64,7 @@ def test_the_examples_are_valid_requests(contract: dict[str, Any], path: str) ->
 
 
 def _chunks(size: int) -> Iterator[bytes]:
-    """Sent without a Content-Length."""
+    """A body that httpx sends chunked, without a Content-Length."""
     for _ in range(size // 4096):
         yield b" " * 4096
     yield b" " * (size % 4096)
@@ -73,7 +73,7 @@ def _chunks(size: int) -> Iterator[bytes]:
 @pytest.mark.parametrize("streamed", [False, True], ids=["content-length", "chunked"])
 @pytest.mark.parametrize("path", [GENERATE, "/v1/jobs"])
 def test_a_body_that_is_too_large_is_a_413(http: httpx.Client, path: str, streamed: bool) -> None:
-    """Without a limit one request fills the gateway's memory; a chunked one announces no length to look at."""
+    """Without a limit, one request could fill the gateway's memory; a chunked one has no length to check up front."""
     size = MAX_BODY_BYTES + 1
     content = _chunks(size) if streamed else b" " * size
     answer = http.post(path, content=content, headers={"content-type": "application/json"})
@@ -85,8 +85,8 @@ def test_a_body_that_is_too_large_is_a_413(http: httpx.Client, path: str, stream
 
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["content-length", "chunked"])
-def test_a_body_at_the_limit_is_read(http: httpx.Client, streamed: bool) -> None:
-    """Blanks around the JSON are legal, so this is a request like any other."""
+def test_a_body_at_the_limit_is_accepted(http: httpx.Client, streamed: bool) -> None:
+    """Whitespace around JSON is legal, so a padded request is valid."""
     request = b'{"prompt": "x", "quality": "low"}'
     padding = MAX_BODY_BYTES - len(request)
     content = (part for part in (*_chunks(padding), request)) if streamed else b" " * padding + request
@@ -94,8 +94,8 @@ def test_a_body_at_the_limit_is_read(http: httpx.Client, streamed: bool) -> None
     assert answer.status_code == 200, answer.text
 
 
-def test_the_policy_of_the_playground_lets_its_own_script_run(http: httpx.Client) -> None:
-    """The page has its script and style inside, and shows data: images; in browsers: tests/end_to_end."""
+def test_the_playground_policy_allows_its_own_script(http: httpx.Client) -> None:
+    """The page has an inline script and style and shows data: images; tests/end_to_end runs it in browsers."""
     answer = http.get("/")
     policy = answer.headers["content-security-policy"]
     script = answer.text.split("<script>")[1].split("</script>")[0]
@@ -105,5 +105,5 @@ def test_the_policy_of_the_playground_lets_its_own_script_run(http: httpx.Client
 
 
 @pytest.mark.parametrize("path", ["/", "/v1/models", "/v1/nothing", "/health/live", "/metrics"])
-def test_every_answer_has_the_safe_headers(http: httpx.Client, path: str) -> None:
-    assert {k.lower(): v for k, v in SAFE_HEADERS.items()}.items() <= dict(http.get(path).headers).items()
+def test_every_response_has_the_security_headers(http: httpx.Client, path: str) -> None:
+    assert {k.lower(): v for k, v in SECURITY_HEADERS.items()}.items() <= dict(http.get(path).headers).items()

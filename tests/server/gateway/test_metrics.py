@@ -1,4 +1,4 @@
-"""Workers' figures through Redis to Prometheus text."""
+"""Figures of the workers, through Redis, as Prometheus' text format."""
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -19,7 +19,7 @@ def scrape(stats: dict[str, float]) -> dict[str, float]:
 
 
 def test_a_histogram_is_cumulative_and_ends_at_infinity() -> None:
-    """Buckets are stored singly in Redis; Prometheus wants running totals, or quantiles are nonsense."""
+    """Redis stores single buckets; Prometheus needs running totals, or quantiles are wrong."""
     tally = Tally()
     for value in (0.0005, 0.001, 0.0011, 1e9):
         tally.observe("fluid_queue_wait_seconds", value)
@@ -41,16 +41,16 @@ def test_labels_and_counters() -> None:
     assert samples["fluid_jobs_submitted_total[('kind', 'sync')]"] == 2
 
 
-def test_the_depth_of_each_line() -> None:
-    """One figure for all models and classes hid a line that nobody served behind one that moved."""
+def test_queue_depth_by_model_and_priority() -> None:
+    """One figure for all models and classes hid a queue without a worker behind one that moved."""
     counts = QueueCounts({}, {s.value: 0 for s in JobState}, waiting={("a", "high"): 2, ("b", "low"): 3})
     text = render(GatewayMetrics(), counts, [], {}, {}, 0.0).decode()
     assert 'fluid_queue_depth{model="a",priority="high"} 2.0' in text
     assert 'fluid_queue_depth{model="b",priority="low"} 3.0' in text
 
 
-def test_a_heartbeat_that_failed_loses_no_figures() -> None:
-    """Drained but not delivered: put back, together with what came in between."""
+def test_a_failed_heartbeat_loses_no_figures() -> None:
+    """Figures that were drained but not delivered are restored, and added to those counted meanwhile."""
     tally = Tally()
     tally.count("fluid_images_total", "m")
     lost = tally.drain()

@@ -1,4 +1,4 @@
-"""The official client, unmodified."""
+"""The official openai client, unmodified."""
 
 import base64
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ def client(service: Service) -> Iterator[openai.OpenAI]:
 
 
 def test_generate(client: openai.OpenAI) -> None:
-    """People point their existing code here; our extras go through extra_body."""
+    """Existing code works with another base_url; our own parameters go through extra_body."""
     answer = client.images.generate(
         model="fake", prompt="a cat", n=2, size="32x32", extra_body={"seed": 4, "num_inference_steps": 3}
     )
@@ -26,8 +26,8 @@ def test_generate(client: openai.OpenAI) -> None:
     assert [d.model_extra and d.model_extra["seed"] for d in answer.data] == [4, 5]
 
 
-def test_errors_have_the_clients_classes(client: openai.OpenAI) -> None:
-    """BadRequestError with `param` only works if the body has exactly OpenAI's shape."""
+def test_errors_become_the_clients_exceptions(client: openai.OpenAI) -> None:
+    """BadRequestError has `param` only if the body has exactly OpenAI's format."""
     with pytest.raises(openai.BadRequestError) as caught:
         client.images.generate(prompt="x", extra_body={"guidance": 3})
     assert caught.value.param == "guidance"
@@ -44,10 +44,8 @@ def test_errors_have_the_clients_classes(client: openai.OpenAI) -> None:
         ("slow", {"user": "late", "num_inference_steps": 20000, "deadline_ms": 100}, "deadline_exceeded"),
     ],
 )
-def test_what_failed_for_good_is_not_repeated(
-    service: Service, prompt: str, extra: dict[str, object], code: str
-) -> None:
-    """The client repeats 5xx twice by itself: one call for a picture that cannot be drawn made three failed jobs."""
+def test_a_final_failure_is_not_retried(service: Service, prompt: str, extra: dict[str, object], code: str) -> None:
+    """The client retries a 5xx twice, so one call that cannot succeed used to create three failed jobs."""
     with (
         openai.OpenAI(base_url=f"{service.settings.base_url}/v1", api_key="unused") as client,
         pytest.raises(openai.InternalServerError) as failed,
@@ -58,8 +56,8 @@ def test_what_failed_for_good_is_not_repeated(
     assert len([job for job in jobs if job["input"]["user"] == extra["user"]]) == 1
 
 
-def test_what_goes_on_under_a_key_is_asked_for_again(new_service: Callable[..., Service]) -> None:
-    """A 504 whose job goes on has to be repeated: the same key gets the picture."""
+def test_a_timeout_with_a_key_is_retried(new_service: Callable[..., Service]) -> None:
+    """After a 504 the job continues, and the client's retry with the same key gets its image."""
     service = new_service(fake_step_ms=100.0, request_timeout_s=1.0)
     with openai.OpenAI(base_url=f"{service.settings.base_url}/v1", api_key="unused") as client:
         answer = client.images.generate(
@@ -70,12 +68,12 @@ def test_what_goes_on_under_a_key_is_asked_for_again(new_service: Callable[..., 
 
 
 def test_models(client: openai.OpenAI) -> None:
-    """models.list is what many tools call first."""
+    """Many tools call models.list first."""
     assert [m.id for m in client.models.list()] == ["fake"]
 
 
 def test_one_model(client: openai.OpenAI) -> None:
-    """models.retrieve, by which tools check a configured name, was a 404 of a route that did not exist."""
+    """Tools check a configured name with models.retrieve, which used to be a 404 for lack of a route."""
     model = client.models.retrieve("fake")
     assert (model.id, model.object) == ("fake", "model")
     assert [model] == list(client.models.list())

@@ -1,7 +1,7 @@
-"""schemathesis asks every operation of /openapi.json for what the schema allows, and for what it forbids.
+"""Fuzz every operation of /openapi.json with schemathesis, with valid and with invalid requests.
 
-No answer may be an error of the service, and every answer must be one that the schema announces. Deterministic: the
-same requests every time; a longer search: `SCHEMATHESIS_EXAMPLES=1000 pytest tests/server/test_schemathesis.py`.
+No response may be a server error, and every response must be one that the schema documents. The requests are the same
+every time; for a longer search: `SCHEMATHESIS_EXAMPLES=1000 pytest tests/server/gateway/test_schemathesis.py`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ CHECKS = [
 ]
 
 GENERATION = GenerationConfig(modes=[GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
-# 504 is the right answer to "deadline_ms": 1; any other 5xx is a defect.
+# 504 is the correct response to "deadline_ms": 1; any other 5xx is a defect.
 ALLOWED = ChecksConfig(not_a_server_error=NotAServerErrorConfig(expected_statuses=["2xx", "3xx", "4xx", "504"]))
 CONFIG = SchemathesisConfig(projects=ProjectsConfig(default=ProjectConfig(generation=GENERATION, checks=ALLOWED)))
 schema = schemathesis.openapi.from_dict(create_app(Settings()).openapi(), config=CONFIG)
@@ -51,7 +51,7 @@ schema = schemathesis.openapi.from_dict(create_app(Settings()).openapi(), config
 @hypothesis.settings(
     max_examples=EXAMPLES, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck)
 )
-def test_every_operation_answers_as_announced(case: schemathesis.Case, service: Service) -> None:
-    # Everything in a form is text, so that what is no string for JSON may well be one there.
+def test_every_operation_responds_as_documented(case: schemathesis.Case, service: Service) -> None:
+    # All values of a form are text, so a value that is invalid as JSON may be valid there.
     strict = [] if case.media_type == "multipart/form-data" else [negative_data_rejection]
     case.call_and_validate(base_url=service.settings.base_url, checks=[*CHECKS, *strict], timeout=30)

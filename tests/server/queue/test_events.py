@@ -18,9 +18,9 @@ from PIL import Image
 
 from server.cli.demo import free_port
 from server.launcher import subprocesses
-from server.queue.events import show
-from server.queue.job_queue import JobQueue, LeaseRenewal
+from server.queue.job_queue import JobQueue
 from server.queue.keys import Keys
+from server.queue.lease_queue import LeaseQueue, LeaseRenewal
 from tests.server.harness import Service, accept, job_input, start, take, until
 
 pytestmark = pytest.mark.anyio
@@ -182,24 +182,24 @@ def _followers(service: Service) -> int:
     return int(next(float(line.split()[1]) for line in text.splitlines() if line.startswith("fluid_followers ")))
 
 
-async def test_a_zombie_shows_nothing(queue: JobQueue) -> None:
+async def test_a_zombie_shows_nothing(queue: JobQueue, leases: LeaseQueue) -> None:
     """Its preview would replace the picture of the try that goes on."""
     await accept(queue, "a", partial_images=2)
-    zombie = await take(queue)
-    assert await queue.give_back(zombie) == "queued"
-    await show(queue, zombie, 0, 0, b"old")
-    heir = await take(queue)
-    await show(queue, heir, 0, 1, b"new")
+    zombie = await take(leases)
+    assert await leases.give_back(zombie) == "queued"
+    await leases.store_preview(zombie, 0, 0, b"old")
+    heir = await take(leases)
+    await leases.store_preview(heir, 0, 1, b"new")
     keys = queue.keys
     assert not await queue.redis.exists(keys.preview_bytes("a", 0, 0))
     assert await queue.redis.ttl(keys.preview_bytes("a", 0, 1)) > 0
 
 
-async def test_a_job_that_nobody_follows_has_no_events(queue: JobQueue) -> None:
+async def test_a_job_that_nobody_follows_has_no_events(queue: JobQueue, leases: LeaseQueue) -> None:
     """Ten writes a second for every job would be most of the queue's work."""
     await accept(queue, "a")
-    lease = await take(queue)
-    await queue.pulse([LeaseRenewal(lease, True, 3)], renew=True)
+    lease = await take(leases)
+    await leases.pulse([LeaseRenewal(lease, True, 3)], renew=True)
     assert not await queue.redis.exists(queue.keys.events_stream("a"))
 
 

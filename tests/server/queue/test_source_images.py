@@ -8,7 +8,8 @@ from server.images.compositing import Source, pack
 from server.jobs import Edit, JobError, JobInput, JobState
 from server.model_info import ModelInfo
 from server.queue import source_images
-from server.queue.job_queue import JobQueue
+from server.queue.job_queue import JobQueue, Submission
+from server.queue.lease_queue import LeaseQueue
 from server.queue.registry import Registry
 from server.settings import Settings
 from server.worker.engine.loader import load_engine
@@ -24,48 +25,52 @@ def edit_of(job_id: str) -> JobInput:
 
 
 async def accepted(queue: JobQueue, job_id: str) -> None:
-    await source_images.keep(queue, job_id, PICTURE)
+    await source_images.store(queue, job_id, PICTURE)
     assert 0 < await queue.redis.ttl(queue.keys.input_bytes(job_id)) <= source_images.UNCLAIMED_S
-    await queue.enqueue(job_id, edit_of(job_id), "job")
+    await queue.enqueue(Submission(job_id, edit_of(job_id), "job"))
     assert await queue.redis.ttl(queue.keys.input_bytes(job_id)) == -1
 
 
 @pytest.mark.parametrize("end", ["canceled waiting", "succeeded", "failed"])
-async def test_it_goes_with_the_job(queue: JobQueue, end: str) -> None:
+async def test_it_goes_with_the_job(queue: JobQueue, leases: LeaseQueue, end: str) -> None:
     """A leak of pictures would fill Redis; one that is gone too early fails a job that waited long."""
     await accepted(queue, "job_1")
     if end == "canceled waiting":
         await queue.cancel("job_1")
     else:
-        lease = await take(queue)
+        lease = await take(leases)
         assert lease.input == edit_of("job_1")
-        assert await source_images.fetch(queue, lease.input) == PICTURE
-        await queue.give_back(lease)
-        assert await source_images.fetch(queue, lease.input) == PICTURE
+        assert await source_images.load(leases, lease.input) == PICTURE
+        await leases.give_back(lease)
+        assert await source_images.load(leases, lease.input) == PICTURE
         error = JobError("x", "y") if end == "failed" else None
-        await queue.finish(await take(queue), JobState(end), error=error)
+        await leases.finish(await take(leases), JobState(end), error=error)
     ttl = await queue.redis.ttl(queue.keys.input_bytes("job_1"))
     assert 0 < ttl <= queue.ttl_s if end == "failed" else ttl == -2
 
 
-async def test_a_dead_letter_is_replayed_with_its_picture(queue: JobQueue, settings: Settings) -> None:
+async def test_a_dead_letter_is_replayed_with_its_picture(
+    queue: JobQueue, leases: LeaseQueue, settings: Settings
+) -> None:
     """The replay is a new job, whose picture lies under the name of the first."""
     await accepted(queue, "job_1")
-    await queue.finish(await take(queue), JobState.FAILED, error=JobError("x", "y"))
+    await leases.finish(await take(leases), JobState.FAILED, error=JobError("x", "y"))
     replayed = await asyncio.to_thread(fluid, settings, "dlq", "replay", "job_1")
     assert replayed.returncode == 0, replayed.stderr
-    lease = await take(queue)
+    lease = await take(leases)
     assert lease.job_id != "job_1"
-    assert await source_images.fetch(queue, lease.input) == PICTURE
+    assert await source_images.load(leases, lease.input) == PICTURE
 
 
-async def test_a_job_whose_picture_is_gone_fails_at_once_and_says_so(queue: JobQueue, settings: Settings) -> None:
+async def test_a_job_whose_picture_is_gone_fails_at_once_and_says_so(
+    queue: JobQueue, leases: LeaseQueue, settings: Settings
+) -> None:
     """Other tries would not find it either, and a worker that drew without it would draw something else."""
     await accepted(queue, "job_1")
-    await source_images.drop(queue, "job_1")
+    await source_images.delete(queue, "job_1")
     await accepted(queue, "job_2")
     await queue.redis.set(queue.keys.input_bytes("job_2"), b"junk")
-    worker = Worker(settings, queue, Registry(queue.redis, settings.namespace), lambda _: load_engine(settings))
+    worker = Worker(settings, leases, Registry(queue.redis, settings.namespace), lambda _: load_engine(settings))
     running = asyncio.create_task(worker.run())
 
     async def ended() -> bool:
@@ -84,7 +89,7 @@ def test_what_was_packed_is_checked(settings: Settings) -> None:
     """A damaged picture may not become a damaged edit, and one that unpacks to more may not fill the memory."""
     info = ModelInfo.from_mapping(load_engine(Settings(engine="fake")).info())
     source = Source.unpack(PICTURE, edit_of("a"), info)
-    assert source.known.stays == bytes(8) + b"\1" * 8
+    assert source.known.kept == bytes(8) + b"\1" * 8
     larger, _ = pack(bytes(32 * 32 * 3), bytes(1 << 24))
     for data, job in ((larger, edit_of("a")), (pack(bytes(9), None)[0], edit_of("a")), (PICTURE, job_input())):
         with pytest.raises(ValueError):

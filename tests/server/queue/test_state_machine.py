@@ -16,9 +16,11 @@ from server.errors import QueueFull
 from server.jobs import PRIORITIES, JobError, JobState, Lease, Output
 from server.launcher.embedded_valkey import EmbeddedValkey
 from server.model_info import ModelInfo
-from server.queue.job_queue import JobQueue, LeaseRenewal
+from server.queue.job_queue import JobQueue, Submission
+from server.queue.lease_queue import LeaseQueue, LeaseRenewal
 from server.queue.redis_client import PATIENT_TIMEOUT_S, connect
 from server.queue.registry import Registry
+from server.queue.statistics import queue_counts
 from server.settings import Settings
 from server.worker.engine.fake import FakeEngine
 from tests.server.harness import MODEL, empty, job_input, lapse
@@ -76,12 +78,13 @@ class QueueMachine(RuleBasedStateMachine):
         self.loop = asyncio.Runner()
         own = Settings(redis_url=self.valkey.url, namespace=uuid.uuid4().hex)
         self.redis = connect(own.redis_url, PATIENT_TIMEOUT_S)
-        self.queue = JobQueue(self.redis, replace(own, max_attempts=MAX_ATTEMPTS, max_queue=MAX_QUEUE, ageing_s=1e6))
+        limits = replace(own, max_attempts=MAX_ATTEMPTS, max_queue=MAX_QUEUE, ageing_s=1e6)
+        self.queue, self.leases = JobQueue(self.redis, limits), LeaseQueue(self.redis, limits)
         info = ModelInfo.from_mapping(FakeEngine(1, 0).info())
         self.run(Registry(self.redis, own.namespace).publish_model(info))
         self.jobs: dict[str, Job] = {}
         self.lines = {priority: Line() for priority in PRIORITIES}
-        self.leases: list[tuple[str, Lease]] = []  # every one ever given out, with its worker: zombies included
+        self.given: list[tuple[str, Lease]] = []  # every one ever given out, with its worker: zombies included
         self.fenced = self.redeliveries = self.dead = 0
 
     def run(self, awaitable: Any) -> Any:
@@ -122,7 +125,7 @@ class QueueMachine(RuleBasedStateMachine):
         return job if job.token == lease.token else None
 
     def pick(self, data: st.DataObject) -> tuple[str, Lease]:
-        return data.draw(st.sampled_from(self.leases))
+        return data.draw(st.sampled_from(self.given))
 
     # ---- the rules --------------------------------------------------------------------------------------
 
@@ -133,10 +136,10 @@ class QueueMachine(RuleBasedStateMachine):
         full = sum(j.state == "queued" for j in self.jobs.values()) >= MAX_QUEUE
         if full:
             with pytest.raises(QueueFull):
-                self.run(self.queue.enqueue(name, job, "job"))
+                self.run(self.queue.enqueue(Submission(name, job, "job")))
             return
         for _ in range(2):  # repeated, as after a lost reply
-            self.run(self.queue.enqueue(name, job, "job"))
+            self.run(self.queue.enqueue(Submission(name, job, "job")))
         self.lines[priority].join(caller, self.waiting(priority))
         self.jobs[name] = Job(name, priority, caller, len(self.jobs), job.work)
 
@@ -150,16 +153,16 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(worker=st.sampled_from(WORKERS))
     def take(self, worker: str) -> None:
-        lease = self.run(self.queue.take(worker, MODEL))
+        lease = self.run(self.leases.take(worker, MODEL))
         expected = self.expected_order()
         assert (lease.job_id if lease else None) == (expected.name if expected else None)
         if lease and expected:
             assert self.begin(expected, worker)
             assert (lease.token, lease.attempt) == (expected.token, expected.attempt)
             assert lease.resumable == expected.saved
-            self.leases.append((worker, lease))
+            self.given.append((worker, lease))
 
-    @precondition(lambda self: self.leases)
+    @precondition(lambda self: self.given)
     @rule(data=st.data(), worker=st.sampled_from(WORKERS))
     def lapse_and_reclaim(self, data: st.DataObject, worker: str) -> None:
         """By any worker, also the one that has it; which may have heard of it or not."""
@@ -169,24 +172,24 @@ class QueueMachine(RuleBasedStateMachine):
         if job.state not in ("starting", "processing"):
             return
         self.run(lapse(self.queue, job.name))
-        found = self.run(self.queue.reclaim(worker, MODEL, [job.name] if heard else [], count=5))
+        found = self.run(self.leases.reclaim(worker, MODEL, [job.name] if heard else [], count=5))
         if heard and job.holder == worker:  # nobody else was quicker: it stays ours
             assert found == []
         elif self.begin(job, worker):
             [again] = found
             assert (again.job_id, again.token, again.attempt) == (job.name, job.token, job.attempt)
-            self.leases.append((worker, again))
+            self.given.append((worker, again))
         else:
             assert found == []
 
-    @precondition(lambda self: self.leases)
+    @precondition(lambda self: self.given)
     @rule(data=st.data(), ending=st.sampled_from((JobState.SUCCEEDED, JobState.FAILED)))
     def finish(self, data: st.DataObject, ending: JobState) -> None:
         """By whoever ever held the job, so often by a zombie."""
         _, lease = self.pick(data)
         error = JobError("e", "m") if ending is JobState.FAILED else None
         output = Output(0, 7, 32, 32, "png", 1, f"by {lease.token}", lease.token)
-        wrote = self.run(self.queue.finish(lease, ending, error=error, outputs=[] if error else [output]))
+        wrote = self.run(self.leases.finish(lease, ending, error=error, outputs=[] if error else [output]))
         job = self.current(lease)
         assert wrote == (job is not None)
         if job is None:
@@ -198,12 +201,12 @@ class QueueMachine(RuleBasedStateMachine):
         if record.state is JobState.SUCCEEDED:  # the one visible result is that of the try that was current
             assert [o.token for o in record.outputs] == [record.token]
 
-    @precondition(lambda self: self.leases)
+    @precondition(lambda self: self.given)
     @rule(data=st.data(), guilty=st.booleans(), anew=st.booleans())
     def give_back(self, data: st.DataObject, guilty: bool, anew: bool) -> None:
         _, lease = self.pick(data)
         error = JobError("e", "m") if guilty else None
-        answer = self.run(self.queue.give_back(lease, error=error, anew=anew))
+        answer = self.run(self.leases.give_back(lease, error=error, anew=anew))
         job = self.current(lease)
         if job is None or job.state not in ("starting", "processing"):
             assert answer == "fenced"
@@ -236,11 +239,11 @@ class QueueMachine(RuleBasedStateMachine):
             job.cancel = True
         assert record.state == job.state
 
-    @precondition(lambda self: self.leases)
+    @precondition(lambda self: self.given)
     @rule(data=st.data(), renew=st.booleans())
     def pulse(self, data: st.DataObject, renew: bool) -> None:
         _, lease = self.pick(data)
-        [answer] = self.run(self.queue.pulse([LeaseRenewal(lease, True, 1)], renew=renew))
+        [answer] = self.run(self.leases.pulse([LeaseRenewal(lease, True, 1)], renew=renew))
         job = self.current(lease)
         if job is None or job.state not in ("starting", "processing"):
             assert answer == "lost"
@@ -248,22 +251,22 @@ class QueueMachine(RuleBasedStateMachine):
             assert answer == ("cancel" if job.cancel else "ok")
             job.state = "processing"
 
-    @precondition(lambda self: self.leases)
+    @precondition(lambda self: self.given)
     @rule(data=st.data())
     def save(self, data: st.DataObject) -> None:
         _, lease = self.pick(data)
-        self.run(self.queue.save(lease, "weights", snapshots={0: str(lease.token).encode()}))
+        self.run(self.leases.save(lease, "weights", snapshots={0: str(lease.token).encode()}))
         job = self.current(lease)
         if job and job.state in ("starting", "processing"):
             job.saved = True
-            assert self.run(self.queue.resume(lease, "weights")).snapshots == {0: str(lease.token).encode()}
-            assert not self.run(self.queue.resume(lease, "other weights")).snapshots
+            assert self.run(self.leases.resume(lease, "weights")).snapshots == {0: str(lease.token).encode()}
+            assert not self.run(self.leases.resume(lease, "other weights")).snapshots
 
     # ---- what always holds --------------------------------------------------------------------------------
 
     @invariant()
     def the_books_balance(self) -> None:
-        counts = self.run(self.queue.counts())
+        counts = self.run(queue_counts(self.queue))
         states = Counter(job.state for job in self.jobs.values())
         assert {state: n for state, n in counts.states.items() if n} == dict(states)
         assert sum(counts.submitted.values()) == len(self.jobs) == states["queued"] + counts.running + counts.ended
@@ -294,11 +297,11 @@ class QueueMachine(RuleBasedStateMachine):
             for job in self.jobs.values():
                 if job.state in ("starting", "processing"):
                     self.run(lapse(self.queue, job.name))
-            while left := self.run(self.queue.reclaim("last", MODEL, [], count=100)):
+            while left := self.run(self.leases.reclaim("last", MODEL, [], count=100)):
                 for lease in left:
-                    assert self.run(self.queue.finish(lease, JobState.SUCCEEDED))
-            while lease := self.run(self.queue.take("last", MODEL)):
-                assert self.run(self.queue.finish(lease, JobState.SUCCEEDED))
+                    assert self.run(self.leases.finish(lease, JobState.SUCCEEDED))
+            while lease := self.run(self.leases.take("last", MODEL)):
+                assert self.run(self.leases.finish(lease, JobState.SUCCEEDED))
             records = [self.run(self.queue.get(name)) for name in self.jobs]
             assert all(record.state.terminal for record in records)
             assert self.run(empty(self.queue))
@@ -321,16 +324,16 @@ def test_the_queue_behaves_as_its_model(valkey: EmbeddedValkey) -> None:
 async def _promised_and_kept(valkey: EmbeddedValkey, arrivals: list[tuple[str, str]], taken: int) -> None:
     own = Settings(redis_url=valkey.url, namespace=uuid.uuid4().hex)
     async with connect(own.redis_url, PATIENT_TIMEOUT_S) as redis:
-        queue = JobQueue(redis, own)
+        queue, leases = JobQueue(redis, own), LeaseQueue(redis, own)
         for i, (priority, caller) in enumerate(arrivals):
             if i == len(arrivals) // 2:  # some callers have been served before the rest arrives
                 for _ in range(taken):
-                    await queue.take("w", MODEL)
-            await queue.enqueue(f"job{i}", job_input(priority=priority, user=caller), "job")
+                    await leases.take("w", MODEL)
+            await queue.enqueue(Submission(f"job{i}", job_input(priority=priority, user=caller), "job"))
         records = [await queue.get(f"job{i}") for i in range(len(arrivals))]
         promised = {r.id: place.position for r in records if (place := await queue.place(r))}
         kept = {}
-        while lease := await queue.take("w", MODEL):
+        while lease := await leases.take("w", MODEL):
             kept[lease.job_id] = len(kept)
         assert promised == kept
         await redis.delete(*[key async for key in redis.scan_iter(f"{queue.keys.root}:*", count=1000)])

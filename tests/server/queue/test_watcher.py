@@ -9,6 +9,7 @@ import pytest
 from server.errors import UnknownJob
 from server.jobs import JobState
 from server.queue.job_queue import JobQueue
+from server.queue.lease_queue import LeaseQueue
 from server.queue.watcher import JobWatcher
 from tests.server.harness import accept, take
 
@@ -34,13 +35,13 @@ async def test_an_end_before_anybody_listens_is_not_missed(queue: JobQueue) -> N
             assert (await expected.end(10)).state is JobState.CANCELED
 
 
-async def test_a_lost_message_costs_a_look_and_nothing_else(queue: JobQueue) -> None:
+async def test_a_lost_message_costs_a_look_and_nothing_else(queue: JobQueue, leases: LeaseQueue) -> None:
     """Nothing is ever published where this watcher listens."""
     async with watching(queue, "elsewhere") as watcher:
         with watcher.expect("a") as expected, watcher.expect("b") as other:
             await accept(queue, "a")
             await accept(queue, "b")
-            await queue.finish(await take(queue), JobState.SUCCEEDED)
+            await leases.finish(await take(leases), JobState.SUCCEEDED)
             assert (await expected.end(10)).state is JobState.SUCCEEDED
             with pytest.raises(TimeoutError):
                 await other.end(0.01)

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from server.queue.job_queue import JobQueue
+from server.queue.lease_queue import LeaseQueue
 from server.queue.registry import Registry
 from server.settings import Settings
 from server.worker.engine.fake import FakeEngine
@@ -27,12 +28,12 @@ async def worker(queue: JobQueue, settings: Settings) -> AsyncIterator[Worker]:
     made.engine.thread.close()
 
 
-async def test_a_dead_workers_jobs_are_shared_out(worker: Worker, queue: JobQueue) -> None:
+async def test_a_dead_workers_jobs_are_shared_out(worker: Worker, queue: JobQueue, leases: LeaseQueue) -> None:
     """One worker took as many lapsed jobs as it had rows, whatever each held: three times four pictures for four
     rows, while others stood idle."""
     for job_id in "abc":
         await accept(queue, job_id, n=4)
-        await take(queue, "dead")
+        await take(leases, "dead")
     await lapse(queue, *"abc")
     await worker._take()
     assert list(worker.scheduler.jobs) == ["a"]

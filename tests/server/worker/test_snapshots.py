@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from server.jobs import JobError, JobState, Output
 from server.queue.job_queue import JobQueue
+from server.queue.lease_queue import LeaseQueue
 from server.worker.engine.fake import FakeEngine
 from server.worker.engine.protocol import RowRequest
 from tests.server.harness import Service, accept, fluid, job_input, lapse, take, until
@@ -104,50 +105,50 @@ def test_other_weights_do_not_go_on_from_a_snapshot(new_service: Callable[..., S
     assert fluid(service.settings, "doctor").returncode == 0
 
 
-async def test_only_the_current_try_may_save(queue: JobQueue) -> None:
+async def test_only_the_current_try_may_save(queue: JobQueue, leases: LeaseQueue) -> None:
     """A zombie's late snapshot would throw the picture back, or bring files under a token that is gone."""
     await accept(queue, "a", n=2)
-    zombie = await take(queue, "w1")
+    zombie = await take(leases, "w1")
     await lapse(queue, "a")
-    [heir] = await queue.reclaim("w2", zombie.input.model, [], count=1)
-    await queue.save(heir, "sha", snapshots={0: b"\xff\x00new"})
-    await queue.save(zombie, "sha", snapshots={0: b"old", 1: b"old"})
-    assert (await queue.resume(heir, "sha")).snapshots == {0: b"\xff\x00new"}
+    [heir] = await leases.reclaim("w2", zombie.input.model, [], count=1)
+    await leases.save(heir, "sha", snapshots={0: b"\xff\x00new"})
+    await leases.save(zombie, "sha", snapshots={0: b"old", 1: b"old"})
+    assert (await leases.resume(heir, "sha")).snapshots == {0: b"\xff\x00new"}
 
 
-async def test_an_image_replaces_its_snapshot_and_all_goes_with_the_end(queue: JobQueue) -> None:
+async def test_an_image_replaces_its_snapshot_and_all_goes_with_the_end(queue: JobQueue, leases: LeaseQueue) -> None:
     """What is kept for a crash must not outlive the job."""
     await accept(queue, "a", n=2)
-    lease = await take(queue)
+    lease = await take(leases)
     output = Output(1, 8, 32, 32, "png", 3, "00", lease.token)
-    await queue.save(lease, "sha", snapshots={0: b"x", 1: b"y"})
-    await queue.store_result(lease, 1, b"png")
-    await queue.save(lease, "sha", snapshots={}, outputs=[output])
-    found = await queue.resume(lease, "sha")
+    await leases.save(lease, "sha", snapshots={0: b"x", 1: b"y"})
+    await leases.store_result(lease, 1, b"png")
+    await leases.save(lease, "sha", snapshots={}, outputs=[output])
+    found = await leases.resume(lease, "sha")
     assert (found.snapshots, found.outputs) == ({0: b"x"}, {1: output})
     assert await queue.redis.ttl(queue.keys.resume_hash("a")) > 0
-    await queue.finish(lease, JobState.SUCCEEDED, outputs=[output])
+    await leases.finish(lease, JobState.SUCCEEDED, outputs=[output])
     assert not await queue.redis.exists(queue.keys.resume_hash("a"))
     assert await queue.result(await queue.get("a"), output) == b"png"
 
 
-async def test_a_kept_image_whose_file_is_gone_is_drawn_again(queue: JobQueue) -> None:
+async def test_a_kept_image_whose_file_is_gone_is_drawn_again(queue: JobQueue, leases: LeaseQueue) -> None:
     """Files expire by their own clock: a job that waited long for its next try would point at nothing."""
     await accept(queue, "a", n=2)
-    lease = await take(queue)
-    await queue.save(lease, "sha", snapshots={}, outputs=[Output(0, 7, 32, 32, "png", 3, "00", lease.token)])
-    assert (await queue.resume(lease, "sha")).outputs == {}
+    lease = await take(leases)
+    await leases.save(lease, "sha", snapshots={}, outputs=[Output(0, 7, 32, 32, "png", 3, "00", lease.token)])
+    assert (await leases.resume(lease, "sha")).outputs == {}
 
 
-async def test_what_led_to_an_error_is_not_gone_on_from(queue: JobQueue) -> None:
+async def test_what_led_to_an_error_is_not_gone_on_from(queue: JobQueue, leases: LeaseQueue) -> None:
     """A snapshot taken on the way into a failure might be the failure."""
     await accept(queue, "a")
-    lease = await take(queue)
-    await queue.save(lease, "sha", snapshots={0: b"x"})
-    await queue.give_back(lease, error=JobError("e", "m"), anew=True)
-    again = await take(queue)
+    lease = await take(leases)
+    await leases.save(lease, "sha", snapshots={0: b"x"})
+    await leases.give_back(lease, error=JobError("e", "m"), anew=True)
+    again = await take(leases)
     assert not again.resumable
-    assert not (await queue.resume(again, "sha")).snapshots
+    assert not (await leases.resume(again, "sha")).snapshots
 
 
 @given(steps=st.integers(2, 30), data=st.data())

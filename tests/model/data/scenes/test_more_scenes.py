@@ -1,4 +1,4 @@
-"""Clip art, portraits and tags: what is stated is true, and what is missing on a machine says so."""
+"""Clip art, portraits and tags: captions are true, and a missing program or package is an error that says so."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from model.data import build_scenes
 from model.data.scenes.bank import build_bank
-from model.data.scenes.build import add_more, tags
-from model.data.scenes.clipart import FILES, SVG_FOLDER, draw_clipart, fetch_clipart
+from model.data.scenes.build_sprites import add_optional_sprites, tags
+from model.data.scenes.clipart import FILES, SHA256, SVG_FOLDER, draw_clipart, fetch_clipart
 from model.data.scenes.compose import PORTRAIT_SIDE
+from model.data.scenes.dataset import scene_dataset
 from model.data.scenes.facts import PORTRAIT, Grammar, unseen
-from model.data.scenes.pictures import scene_pictures
 from model.data.scenes.portraits import CORE_PACKAGE, GLASSES, HAIR, PORTRAITS, SHIRTS, Look, draw_portraits, looks
 from model.data.scenes.sprites import SIDE, Sprites
 from model.data.scenes.things import COLOURS, STYLES, THINGS
@@ -34,14 +35,14 @@ for number, _ in enumerate(json.load(sys.stdin)):
 
 
 def asked(look: Look, name: str) -> bool:
-    """Whether DiceBear was asked for it for certain; never by chance."""
+    """Return True if DiceBear was asked for this option with certainty; options left to chance fail."""
     share = look.options[f"{name}Probability"]
     assert share in (0, 100)
     return bool(share)
 
 
 @pytest.mark.parametrize("style", PORTRAITS)
-def test_a_portrait_is_described_by_what_it_was_drawn_with(style: str) -> None:
+def test_a_portrait_is_described_by_its_options(style: str) -> None:
     eyes = "accessories" if style == "peeps" else "glasses"
     words = {"glasses": eyes, "beard": "beard", "flowers": "hairAccessories"}
     for look in looks(style, 200):
@@ -61,7 +62,7 @@ def test_a_portrait_is_described_by_what_it_was_drawn_with(style: str) -> None:
             assert not look.mood  # the mouth is hidden
 
 
-def test_every_wording_of_a_portrait_says_the_same() -> None:
+def test_every_wording_of_a_portrait_states_the_same() -> None:
     look = Look({}, "happy", ("green hair", "round glasses", "flowers in the hair"))
     thing = look.thing("lorelei", 7)
     assert thing.label == "portrait lorelei 007" and thing.name.startswith(
@@ -75,7 +76,7 @@ def test_every_wording_of_a_portrait_says_the_same() -> None:
 
 @pytest.fixture
 def more() -> Sprites:
-    """Discs, of which some are clip art and some portraits."""
+    """Sprites of discs, some of which count as clip art and some as portraits."""
     plain = discs(THINGS_USED)
     known = [look.thing(style, number) for style in PORTRAITS for number, look in enumerate(looks(style, 20))]
     rgba = dict(plain.rgba)
@@ -85,7 +86,7 @@ def more() -> Sprites:
     return Sprites(rgba, about | {"portraits": [asdict(each) for each in known]})
 
 
-def test_a_bank_mixes_portraits_and_tags_in_and_stays_true(more: Sprites, tmp_path: Path) -> None:
+def test_captions_with_portraits_and_tags_are_true(more: Sprites, tmp_path: Path) -> None:
     more.save(tmp_path)
     again = Sprites.load(tmp_path)
     assert again.styles == (*STYLES, "clipart") and again.words == more.words
@@ -99,7 +100,7 @@ def test_a_bank_mixes_portraits_and_tags_in_and_stays_true(more: Sprites, tmp_pa
         described = more.words[group.thing]
         assert any(wording in first.captions[row] for wording in (described.name, *described.synonyms))
         assert [placed.side for placed in scene.objects] == [PORTRAIT_SIDE]
-        assert first.picture(row, visit=1).shape == (128, 128, 3)
+        assert first.image(row, visit=1).shape == (128, 128, 3)
     tagged = [
         (facts, ending) for facts, text in zip(first.facts, first.captions, strict=True)
         if (ending := text.split(", ")[-1]) in ("fruit", "animal", "pet")
@@ -110,8 +111,8 @@ def test_a_bank_mixes_portraits_and_tags_in_and_stays_true(more: Sprites, tmp_pa
     assert any(facts.style == "clipart" for facts in first.facts)
 
 
-def test_without_shares_nothing_changes(more: Sprites) -> None:
-    """The captions that the shipped checkpoint was trained with must stay what they are."""
+def test_captions_do_not_change_without_portraits_and_tags(more: Sprites) -> None:
+    """The captions that the shipped checkpoint was trained with must stay the same."""
     plain = discs(THINGS_USED)
     banks = [build_bank(sprites, THINGS_USED, STYLES, 50, 16, 3) for sprites in (plain, more)]
     assert banks[0].captions == banks[1].captions
@@ -119,13 +120,13 @@ def test_without_shares_nothing_changes(more: Sprites) -> None:
         build_bank(plain, THINGS_USED, STYLES, 50, 16, 3, portraits=0.5)
 
 
-def test_the_tokenizer_sees_portraits_too(more: Sprites) -> None:
-    pictures = scene_pictures(more, len(THINGS_USED), 16, train=16, unseen=6)
-    assert sum(item.style in PORTRAITS for item in pictures.items) == 2
+def test_the_tokenizer_trains_on_portraits_too(more: Sprites) -> None:
+    dataset = scene_dataset(more, len(THINGS_USED), 16, train=16, unseen=6)
+    assert sum(item.style in PORTRAITS for item in dataset.items) == 2
     assert not Grammar(discs(THINGS_USED), THINGS_USED, STYLES).portraits
 
 
-def test_tags_are_no_colours_and_name_no_thing() -> None:
+def test_tags_are_neither_colours_nor_things() -> None:
     table = [{"label": thing.label, "tags": ["red", "animal", "kitty", "lol"]} for thing in THINGS.values()]
     found = tags(table)
     assert found["cat"] == ["animal"] and set(found) == set(THINGS)
@@ -154,13 +155,13 @@ def install(tools: Path, name: str, script: str) -> None:
 def test_portraits_come_with_their_words_and_clip_art_may_be_left_out(tools: Path) -> None:
     install(tools, "node", NODE.format(python=sys.executable))
     plain = Sprites(discs(THINGS_USED).rgba, {"name": "discs", "sources": []})
-    more, left_out = add_more(plain, tools / "cache", portraits_each=5)
+    more, left_out = add_optional_sprites(plain, tools / "cache", portraits_each=5)
     assert len(left_out) == 1 and "no apt" in left_out[0]
     assert len(more.rgba) == len(plain.rgba) + 5 * len(PORTRAITS)
     assert more.rgba["portrait pixel 004", "pixel"].shape == (SIDE, SIDE, 4)
     assert more.words["portrait pixel 004"].name.startswith("person with") and more.tags == {"lemon": ["fruit"]}
     assert {source["style"] for source in more.about["sources"]} == set(PORTRAITS)
-    assert add_more(plain, tools / "cache", portraits_each=5)[0].about == more.about
+    assert add_optional_sprites(plain, tools / "cache", portraits_each=5)[0].about == more.about
 
 
 def test_missing_and_failing_programs_say_so(tools: Path) -> None:
@@ -179,8 +180,24 @@ def test_other_drawings_than_the_chosen_ones_are_refused(tools: Path) -> None:
     for file in FILES.values():
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         (folder / file).write_text("<svg/>")
-    with pytest.raises(DataError, match="other drawings"):
+    with pytest.raises(DataError, match=f"{len(FILES)} of {len(FILES)} drawings .*expected {SHA256['sun']}, got "):
         fetch_clipart(tools / "cache")
+
+
+def test_every_chosen_drawing_has_its_own_sum() -> None:
+    """The key was taken back, its part of the one sum over all drawings was not: from then on the package fitted on no
+    machine, and every `make data` left clip art out."""
+    assert set(SHA256) == set(FILES) and all(len(digits) == 16 for digits in SHA256.values())
+
+
+def test_a_source_that_does_not_fit_ends_make_data(tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was left out, said so in one line among others, and `make data` ended with status 0."""
+    plain = Sprites(discs(THINGS_USED).rgba, {"name": "discs", "sources": []})
+    monkeypatch.setattr(build_scenes, "build_sprites", lambda _: plain)
+    (tools / "cache" / "openclipart" / SVG_FOLDER).mkdir(parents=True)
+    with pytest.raises(SystemExit, match=rf"nothing was written.*{len(FILES)} of.*, got nothing") as ended:
+        build_scenes.main(["--more", "--cache", str(tools / "cache"), "--out", str(tools / "out")])
+    assert ended.value.code and not (tools / "out").exists()
 
 
 def test_a_drawing_measured_in_millimetres_is_drawn(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What browsers and logs are told: CORS for named origins, and neither prompts nor keys in any log."""
+"""CORS for named origins, and neither prompts nor keys in any log."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ import pytest
 
 from server.client import FluidClient
 from server.errors import ServiceError
-from server.gateway.api_keys import hashed
+from server.gateway.api_keys import hash_key
 from server.launcher import subprocesses
 from server.settings import Settings
 from tests.server.harness import Service, child_env, status_of, until
@@ -19,28 +19,35 @@ from tests.server.harness import Service, child_env, status_of, until
 ALICE = "fl-alice"
 
 
-def test_pages_of_named_origins_may_call_and_others_not(new_service: Callable[..., Service]) -> None:
-    """A browser asks before it sends a key, and asks without one: that must not be a 401."""
+def test_only_pages_of_named_origins_may_call(new_service: Callable[..., Service]) -> None:
+    """A browser's preflight request carries no key: it must not get a 401."""
     page = "https://app.example"
-    service = new_service(workers=0, api_keys=f"alice {hashed(ALICE)}", cors_origins=f"{page}, http://localhost:3000/")
+    service = new_service(
+        workers=0, api_keys=f"alice {hash_key(ALICE)}", cors_origins=f"{page}, http://localhost:3000/"
+    )
     url = f"{service.settings.base_url}/v1/models"
     until(lambda: status_of(f"{service.settings.base_url}/health/live") == 200)
-    asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,x-stainless-os"}
-    allowed = httpx.options(url, headers=asks | {"Origin": page})
+    preflight = {
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization,x-stainless-os",
+    }
+    allowed = httpx.options(url, headers=preflight | {"Origin": page})
     assert allowed.status_code == 200 and allowed.headers["access-control-allow-origin"] == page
     assert "authorization" in allowed.headers["access-control-allow-headers"]
-    assert httpx.options(url, headers=asks | {"Origin": "https://evil.example"}).status_code == 400
+    assert httpx.options(url, headers=preflight | {"Origin": "https://evil.example"}).status_code == 400
     refused = httpx.get(url, headers={"Origin": "http://localhost:3000"})
-    assert refused.status_code == 401 and "access-control-allow-origin" in refused.headers, "the page cannot read why"
+    assert refused.status_code == 401 and "access-control-allow-origin" in refused.headers, (
+        "the page cannot read the error"
+    )
     assert "x-ratelimit-remaining-requests" in refused.headers["access-control-expose-headers"]
-    stranger = httpx.get(url, headers={"Origin": "https://evil.example", "Authorization": f"Bearer {ALICE}"})
-    assert "access-control-allow-origin" not in stranger.headers
+    other = httpx.get(url, headers={"Origin": "https://evil.example", "Authorization": f"Bearer {ALICE}"})
+    assert "access-control-allow-origin" not in other.headers
 
 
 @pytest.mark.parametrize("log_prompts", ["no", "yes"])
-def test_prompts_and_keys_are_in_no_log_unless_asked(settings: Settings, tmp_path: Path, log_prompts: str) -> None:
-    """All that the processes print, while they draw, fail, refuse, cancel and stream, at the chattiest level."""
-    settings = replace(settings, api_keys=f"alice {hashed(ALICE)}", log_prompts=log_prompts, log_level="debug")
+def test_no_log_has_keys_and_prompts_only_on_request(settings: Settings, tmp_path: Path, log_prompts: str) -> None:
+    """Everything the processes print at debug level while they generate, fail, reject, cancel and stream."""
+    settings = replace(settings, api_keys=f"alice {hash_key(ALICE)}", log_prompts=log_prompts, log_level="debug")
     with (tmp_path / "log").open("wb") as log:
         command = [sys.executable, "-m", "server.cli"]
         roles = [
@@ -54,32 +61,30 @@ def test_prompts_and_keys_are_in_no_log_unless_asked(settings: Settings, tmp_pat
         finally:
             for role in roles:
                 subprocesses.stop(role, grace_s=10)
-    told = (tmp_path / "log").read_text()
-    assert "succeeded in" in told and ALICE not in told
-    assert (SECRET_WORD in told) == (log_prompts == "yes")
+    output = (tmp_path / "log").read_text()
+    assert "succeeded in" in output and ALICE not in output
+    assert (SECRET_WORD in output) == (log_prompts == "yes")
 
 
 SECRET_WORD = "xylophone"
 
 
 def _use_everything(client: FluidClient) -> None:
-    said = f"a {SECRET_WORD}"
-    drawn = client.generate(said, quality="low")[0].data
-    list(client.stream(said, quality="low"))
-    client.vary(drawn, prompt=said)
-    client.cancel(client.submit(said, num_inference_steps=64)["id"])
+    prompt = f"a {SECRET_WORD}"
+    image = client.generate(prompt, quality="low")[0].data
+    list(client.stream(prompt, quality="low"))
+    client.vary(image, prompt=prompt)
+    client.cancel(client.submit(prompt, num_inference_steps=64)["id"])
     with pytest.raises(ServiceError):
-        client.generate(f"[raise] {said}")
+        client.generate(f"[raise] {prompt}")
     with pytest.raises(ServiceError):
-        client.generate(said, size=SECRET_WORD)
+        client.generate(prompt, size=SECRET_WORD)
     with pytest.raises(ServiceError):
-        client.generate(said, **{SECRET_WORD: 1})
+        client.generate(prompt, **{SECRET_WORD: 1})
 
 
-@pytest.mark.parametrize("keys", ["", f"alice {hashed(ALICE)}"], ids=["without keys", "with keys"])
-def test_a_gateway_that_is_open_to_the_network_without_keys_says_so(
-    settings: Settings, tmp_path: Path, keys: str
-) -> None:
+@pytest.mark.parametrize("keys", ["", f"alice {hash_key(ALICE)}"], ids=["without keys", "with keys"])
+def test_a_gateway_on_the_network_without_keys_logs_a_warning(settings: Settings, tmp_path: Path, keys: str) -> None:
     open_to_all = replace(settings, host="0.0.0.0", api_keys=keys)
     with (tmp_path / "log").open("wb") as log:
         gateway = subprocess.Popen(

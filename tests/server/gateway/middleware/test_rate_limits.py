@@ -1,4 +1,4 @@
-"""How much one key may ask for: requests a minute over all gateways, and jobs at a time."""
+"""Limits of one API key: requests per minute over all gateways, and jobs at the same time."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,10 +9,11 @@ import pytest
 
 from server.cli.demo import free_port
 from server.errors import ServiceError
-from server.gateway.api_keys import hashed
+from server.gateway.api_keys import hash_key
 from server.jobs import JobError, JobState
 from server.launcher import subprocesses
-from server.queue.job_queue import JobQueue
+from server.queue.job_queue import JobQueue, Submission
+from server.queue.lease_queue import LeaseQueue
 from server.settings import Settings
 from tests.server.harness import Service, client_of, job_input, start, status_of, take, until
 
@@ -20,16 +21,16 @@ pytestmark = pytest.mark.anyio
 ALICE, BOB = "fl-alice", "fl-bob"
 
 
-def test_requests_a_minute_are_counted_over_all_gateways(new_service: Callable[..., Service]) -> None:
-    """Two replicas must not give twice the allowance; looking is free; another key has its own."""
-    keys = f"alice {hashed(ALICE)} rate_limit=3; bob {hashed(BOB)}"
+def test_requests_per_minute_are_counted_over_all_gateways(new_service: Callable[..., Service]) -> None:
+    """Two replicas must not allow twice the limit. Reading is free, and every key has a limit of its own."""
+    keys = f"alice {hash_key(ALICE)} rate_limit=3; bob {hash_key(BOB)}"
     service = new_service(api_keys=keys, rate_limit=50)
-    twin_settings = _elsewhere(service.settings)
+    twin_settings = _on_another_port(service.settings)
     twin = start("gateway", twin_settings)
     try:
         until(lambda: status_of(f"{twin_settings.base_url}/health/ready") == 200, what="the second gateway")
         urls = [service.settings.base_url, twin_settings.base_url]
-        answers = [_draw(urls[i % 2], ALICE) for i in range(4)]
+        answers = [_generate(urls[i % 2], ALICE) for i in range(4)]
         assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
         assert [a.headers["x-ratelimit-remaining-requests"] for a in answers] == ["2", "1", "0", "0"]
         assert {a.headers["x-ratelimit-limit-requests"] for a in answers} == {"3"}
@@ -42,28 +43,28 @@ def test_requests_a_minute_are_counted_over_all_gateways(new_service: Callable[.
         assert 0 < int(last.headers["retry-after-ms"]) <= 20000
         headers = {"Authorization": f"Bearer {ALICE}"}
         assert all(httpx.get(f"{url}/v1/models", headers=headers).status_code == 200 for url in urls * 3)
-        assert _draw(urls[0], BOB).headers["x-ratelimit-limit-requests"] == "50"
+        assert _generate(urls[0], BOB).headers["x-ratelimit-limit-requests"] == "50"
     finally:
         subprocesses.stop(twin, grace_s=10)
 
 
-def _elsewhere(settings: Settings) -> Settings:
+def _on_another_port(settings: Settings) -> Settings:
     return replace(settings, port=free_port())
 
 
-def _draw(url: str, key: str) -> httpx.Response:
+def _generate(url: str, key: str) -> httpx.Response:
     body = {"prompt": "a cat", "quality": "low"}
     headers = {"Authorization": f"Bearer {key}"}
     return httpx.post(f"{url}/v1/images/generations", json=body, headers=headers, timeout=30)
 
 
-def test_the_official_client_comes_back_when_it_may(new_service: Callable[..., Service]) -> None:
-    """Two requests a second: of five in a row the official client repeats some by itself, as Retry-After says; none
+def test_the_openai_client_retries_after_a_rate_limit(new_service: Callable[..., Service]) -> None:
+    """At two requests per second, the official client retries some of five in a row as Retry-After says, and none
     fails. Without retries it raises its RateLimitError."""
-    service = new_service(api_keys=f"alice {hashed(ALICE)} rate_limit=120", fake_step_ms=0)
+    service = new_service(api_keys=f"alice {hash_key(ALICE)} rate_limit=120", fake_step_ms=0)
     base = f"{service.settings.base_url}/v1"
     with httpx.Client(base_url=service.settings.base_url, headers={"Authorization": f"Bearer {ALICE}"}) as http:
-        while http.post("/v1/jobs", json={"prompt": "x"}).status_code != 429:  # spend the minute's allowance
+        while http.post("/v1/jobs", json={"prompt": "x"}).status_code != 429:  # use up this minute's requests
             pass
     with openai.OpenAI(base_url=base, api_key=ALICE, max_retries=0) as client, pytest.raises(openai.RateLimitError):
         for _ in range(3):
@@ -74,29 +75,31 @@ def test_the_official_client_comes_back_when_it_may(new_service: Callable[..., S
 
 
 @pytest.mark.parametrize("per_minute", [1, 2, 7, 60, 599, 99_999])
-async def test_a_fresh_allowance_is_exactly_the_limit(queue: JobQueue, per_minute: int) -> None:
+async def test_a_new_caller_has_exactly_the_limit(queue: JobQueue, per_minute: int) -> None:
     allowed, left, whole_s, next_s = await queue.run("rate", ["alice", per_minute])
     assert (allowed, left) == (1, per_minute - 1)
     assert float(whole_s) == pytest.approx(60 / per_minute, abs=1e-5)
     assert (float(next_s) == 0) == (per_minute > 1)
 
 
-async def test_the_allowance_comes_back_bit_by_bit(queue: JobQueue) -> None:
-    """600 a minute are ten a second: after all are spent, the next is a tenth of a second away, not a minute."""
+async def test_the_limit_refills_continuously(queue: JobQueue) -> None:
+    """600 per minute are ten per second: when all are used up, the next is a tenth of a second away, not a minute."""
     for _ in range(600):
         await queue.run("rate", ["alice", 600])
     _, left, whole_s, next_s = await queue.run("rate", ["alice", 600])
     assert left <= 20 and float(next_s) <= 0.1 and float(whole_s) <= 60
-    assert await queue.redis.pttl(f"{queue.keys.root}:rate:alice") <= 60_000, "a caller who is gone leaves no key"
+    assert await queue.redis.pttl(f"{queue.keys.root}:rate:alice") <= 60_000, (
+        "an idle caller leaves no Redis key behind"
+    )
 
 
-def test_jobs_at_a_time_are_limited_until_one_ends(new_service: Callable[..., Service]) -> None:
-    service = new_service(workers=0, api_keys=f"alice {hashed(ALICE)} max_jobs=2; bob {hashed(BOB)}")
+def test_jobs_at_the_same_time_are_limited_until_one_ends(new_service: Callable[..., Service]) -> None:
+    service = new_service(workers=0, api_keys=f"alice {hash_key(ALICE)} max_jobs=2; bob {hash_key(BOB)}")
     until(lambda: status_of(f"{service.settings.base_url}/health/live") == 200)
     with client_of(service, ALICE) as alice, client_of(service, BOB) as bob:
         worker = service.add_worker()
         service.client.wait_ready(timeout_s=30)
-        subprocesses.stop(worker, grace_s=10)  # nobody draws, but the model is known
+        subprocesses.stop(worker, grace_s=10)  # no worker is live, but the model is known
         jobs = [alice.submit("a cat") for _ in range(2)]
         with pytest.raises(ServiceError, match="2 jobs of 'alice' wait or run, the limit is 2") as caught:
             alice.submit("a cat")
@@ -110,19 +113,19 @@ def test_jobs_at_a_time_are_limited_until_one_ends(new_service: Callable[..., Se
         assert alice.submit("a cat")
 
 
-async def test_the_count_of_open_jobs_comes_back_to_nothing(queue: JobQueue) -> None:
-    """However a job ends. Of what stays one would never be rid: its owner could queue less and less."""
+async def test_the_count_of_open_jobs_returns_to_zero(queue: JobQueue, leases: LeaseQueue) -> None:
+    """However a job ends. A count that stayed behind would never go away: its owner could queue less and less."""
     mine = replace(job_input(), owner="alice")
     for job_id in ("a", "b", "c"):
-        await queue.enqueue(job_id, mine, "job", max_jobs=9)
-    await queue.enqueue("a", mine, "job", max_jobs=9)  # known already
-    await queue.enqueue("line", replace(mine, batch="batch_1"), "batch", max_jobs=9)
+        await queue.enqueue(Submission(job_id, mine, "job", max_jobs=9))
+    await queue.enqueue(Submission("a", mine, "job", max_jobs=9))  # known already
+    await queue.enqueue(Submission("line", replace(mine, batch="batch_1"), "batch", max_jobs=9))
     open_jobs = f"{queue.keys.root}:open"
     assert await queue.redis.hgetall(open_jobs) == {"alice": "3"}
     await queue.cancel("a")
     await queue.cancel("a")
-    lease = await take(queue)
-    await queue.finish(lease, JobState.FAILED, error=JobError("engine_error", "it broke"))
+    lease = await take(leases)
+    await leases.finish(lease, JobState.FAILED, error=JobError("engine_error", "it broke"))
     assert await queue.redis.hgetall(open_jobs) == {"alice": "1"}
     await queue.cancel("b" if lease.job_id == "c" else "c")
     assert not await queue.redis.exists(open_jobs)

@@ -1,4 +1,4 @@
-"""Clients that send slowly, too much, or not at all: each is let go, and the others do not notice."""
+"""Clients that send slowly, too much, or not at all: each is disconnected, and the others do not notice."""
 
 import http.client
 import socket
@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from server.gateway.api_keys import hashed
+from server.gateway.api_keys import hash_key
 from server.gateway.middleware import slow_clients
 from server.gateway.middleware.body_limit import MAX_BODY_BYTES
 from tests.server.harness import Service, status_of, until
@@ -19,20 +19,20 @@ HEAD = b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n
 
 
 @contextmanager
-def connected(service: Service) -> Iterator[socket.socket]:
-    with socket.create_connection(("127.0.0.1", service.settings.port), timeout=20) as made:
-        yield made
+def connect(service: Service) -> Iterator[socket.socket]:
+    with socket.create_connection(("127.0.0.1", service.settings.port), timeout=20) as connection:
+        yield connection
 
 
-def everything(connection: socket.socket) -> bytes:
-    """Until the other side closes."""
-    told = b""
+def read_to_end(connection: socket.socket) -> bytes:
+    """Read until the other side closes."""
+    received = b""
     try:
         while part := connection.recv(65536):
-            told += part
+            received += part
     except ConnectionResetError:  # it closed while we were still sending
         pass
-    return told
+    return received
 
 
 @pytest.fixture
@@ -42,71 +42,75 @@ def quick(new_service) -> Service:  # type: ignore[no-untyped-def]
     return service
 
 
-def test_a_body_that_never_ends_is_cut_off(quick: Service) -> None:
-    """Byte by byte, so that no timeout between two bytes would ever fire."""
-    with connected(quick) as slow:
+def test_a_body_that_never_ends_is_a_408(quick: Service) -> None:
+    """It arrives byte by byte, so a timeout between two bytes would never fire."""
+    with connect(quick) as slow:
         slow.sendall(HEAD + b"Content-Length: 1000\r\n\r\n")
         slow.settimeout(0.05)
-        told = b""
+        received = b""
         for _ in range(400):
             try:
                 slow.sendall(b"x")
-                told += slow.recv(65536)
+                received += slow.recv(65536)
                 break
             except TimeoutError:
                 continue
         slow.settimeout(20)
-        told += everything(slow)
-    assert told.startswith(b"HTTP/1.1 408 ") and b'"request_too_slow"' in told and b"FLUID_BODY_TIMEOUT_S" in told
+        received += read_to_end(slow)
+    assert (
+        received.startswith(b"HTTP/1.1 408 ")
+        and b'"request_too_slow"' in received
+        and b"FLUID_BODY_TIMEOUT_S" in received
+    )
 
 
 @pytest.mark.parametrize("route", ["/v1/images/edits", "/v1/files"])
-def test_so_is_a_form_that_never_ends(quick: Service, route: str) -> None:
+def test_a_form_that_never_ends_is_a_408(quick: Service, route: str) -> None:
     head = f"POST {route} HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n".encode()
-    with connected(quick) as slow:
+    with connect(quick) as slow:
         slow.sendall(head + b'Content-Length: 1000\r\n\r\n--b\r\nContent-Disposition: form-data; name="prompt"\r\n')
-        assert everything(slow).startswith(b"HTTP/1.1 408 ")
+        assert read_to_end(slow).startswith(b"HTTP/1.1 408 ")
 
 
-def test_a_request_that_is_refused_unread_does_not_hold_its_connection(new_service) -> None:  # type: ignore[no-untyped-def]
-    """31 MiB from somebody without a key: answered before the first byte, and hung up on when they do not come."""
-    service = new_service(workers=0, api_keys=f"alice {hashed('k')}")
+def test_a_request_rejected_before_its_body_does_not_hold_its_connection(new_service) -> None:  # type: ignore[no-untyped-def]
+    """31 MiB without a key: the response precedes the first byte, and the connection closes if no byte follows."""
+    service = new_service(workers=0, api_keys=f"alice {hash_key('k')}")
     until(lambda: status_of(f"{service.settings.base_url}/health/live") == 200)
-    with connected(service) as slow:
+    with connect(service) as slow:
         slow.sendall(b"POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Length: 32505856\r\n\r\n")
-        assert everything(slow).startswith(b"HTTP/1.1 401 ")
+        assert read_to_end(slow).startswith(b"HTTP/1.1 401 ")
 
 
-def test_headers_have_a_deadline(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    """uvicorn waits for ever for the end of the headers, or for a first byte."""
+def test_headers_have_a_timeout(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """uvicorn alone waits forever for the end of the headers, or for a first byte."""
     began = time.monotonic()
-    with connected(service) as silent, connected(service) as slow:
+    with connect(service) as silent, connect(service) as slow:
         slow.sendall(b"GET /v1/models HTTP/1.1\r\nHost: x\r\nX-Never: ")
-        assert everything(silent) == b"" and everything(slow) == b""
-    assert time.monotonic() - began < 3 * slow_clients.HEADERS_S + 10
+        assert read_to_end(silent) == b"" and read_to_end(slow) == b""
+    assert time.monotonic() - began < 3 * slow_clients.HEADER_TIMEOUT_S + 10
     assert status_of(f"{service.settings.base_url}/health/live") == 200
 
 
 @pytest.mark.parametrize("many", [True, False], ids=["many headers", "one long header"])
-def test_headers_are_not_collected_without_end(service: Service, many: bool) -> None:
+def test_headers_are_limited_in_size(service: Service, many: bool) -> None:
     line = b"X-Padding: " + b"x" * 1000 + b"\r\n"
-    with connected(service) as greedy:
+    with connect(service) as greedy:
         try:
             greedy.sendall(b"GET /v1/models HTTP/1.1\r\nHost: x\r\n" + (b"" if many else b"X-Padding: "))
             for _ in range(20_000):
                 greedy.sendall(line if many else b"x" * 1000)
-            pytest.fail("20 MB of headers were taken")
+            pytest.fail("20 MB of headers were accepted")
         except (ConnectionResetError, BrokenPipeError):
             pass
     assert status_of(f"{service.settings.base_url}/health/live") == 200
 
 
-def test_a_connection_that_is_used_again_is_not_cut_off(service: Service) -> None:
-    """The deadlines are for requests under way; one that has been answered leaves none behind."""
+def test_a_keep_alive_connection_is_not_closed(service: Service) -> None:
+    """Timeouts are for requests in progress; an answered request leaves no timer behind."""
     connection = http.client.HTTPConnection("127.0.0.1", service.settings.port, timeout=20)
     connection.connect()
     own = connection.sock.getsockname()
-    until_after = time.monotonic() + slow_clients.HEADERS_S + 1
+    until_after = time.monotonic() + slow_clients.HEADER_TIMEOUT_S + 1
     while time.monotonic() < until_after:
         connection.request("POST", "/v1/jobs", body=b'{"prompt": ""}', headers={"Content-Type": "application/json"})
         answer = connection.getresponse()
@@ -138,7 +142,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("path", ["/v1/images/generations", "/v1/jobs"])
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_bodies_are_told_what_is_wrong(service: Service, name: str, path: str) -> None:
+def test_hostile_bodies_get_a_specific_error(service: Service, name: str, path: str) -> None:
     body, status, param = HOSTILE[name]
     if len(body) > MAX_BODY_BYTES:
         status = 413
@@ -146,16 +150,16 @@ def test_hostile_bodies_are_told_what_is_wrong(service: Service, name: str, path
     answer = httpx.post(service.settings.base_url + path, content=body, headers=headers, timeout=30)
     assert answer.status_code == status, answer.text[:300]
     error = answer.json()["error"]
-    assert error["message"] and len(answer.content) < 4096, "the answer repeats what was sent"
+    assert error["message"] and len(answer.content) < 4096, "the response repeats what was sent"
     assert param is None or error["param"] == param
 
 
-def test_hostile_bodies_in_numbers_leave_the_memory_alone(service: Service) -> None:
+def test_many_hostile_bodies_do_not_fill_memory(service: Service) -> None:
     """200 requests of a megabyte each; a gateway that kept a tenth of them would grow by 20 MiB."""
     url = f"{service.settings.base_url}/v1/images/generations"
     body = HOSTILE["a prompt of a megabyte"][0]
     with httpx.Client(timeout=30) as http:
-        for _ in range(20):  # until buffers have their size
+        for _ in range(20):  # until buffers have reached their size
             http.post(url, content=body, headers={"Content-Type": "application/json"})
         before = memory_peak_bytes(service.gateway.pid)
         for _ in range(200):

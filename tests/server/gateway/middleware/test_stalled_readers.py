@@ -1,4 +1,4 @@
-"""Clients that ask for much and then do not read, or read slowly."""
+"""Clients that request a large response and then read slowly, or not at all."""
 
 import socket
 import time
@@ -17,52 +17,52 @@ SIZE = 30 << 20
 
 @pytest.fixture
 def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
-    monkeypatch.setattr(slow_clients, "STALLED_S", 0.4)
+    monkeypatch.setattr(slow_clients, "WRITE_TIMEOUT_S", 0.8)
     app = FastAPI()
 
     @app.get("/big")
     async def big() -> Response:
         return Response(b"x" * SIZE)
 
-    with served(app) as made:
-        yield made
+    with served(app) as port:
+        yield port
 
 
-def asked(port: int) -> socket.socket:
-    made = socket.create_connection(("127.0.0.1", port), timeout=20)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
-    made.sendall(b"GET /big HTTP/1.1\r\nHost: x\r\n\r\n")
-    return made
+def request_big(port: int) -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", port), timeout=20)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+    connection.sendall(b"GET /big HTTP/1.1\r\nHost: x\r\n\r\n")
+    return connection
 
 
-def is_gone(stalled: socket.socket) -> bool:
-    """Asked by writing: reading would be what this client does not do."""
+def is_closed(connection: socket.socket) -> bool:
+    """Probe by writing: this client must not read."""
     try:
-        stalled.send(b"\r\n")
+        connection.send(b"\r\n")
     except (ConnectionResetError, BrokenPipeError):
         return True
     return False
 
 
-def test_who_never_reads_is_hung_up_on(port: int) -> None:
-    """Each kept its file in the gateway's memory for ever: ten clients, 300 MB."""
-    clients = [asked(port) for _ in range(3)]
+def test_a_client_that_never_reads_is_disconnected(port: int) -> None:
+    """Each such client kept its response in the gateway's memory: ten clients, 300 MB."""
+    clients = [request_big(port) for _ in range(3)]
     try:
-        for stalled in clients:
-            until(lambda stalled=stalled: is_gone(stalled), seconds=20, what="the end of a stalled connection")  # type: ignore[misc]
+        for client in clients:
+            until(lambda client=client: is_closed(client), seconds=20, what="the end of a stalled connection")  # type: ignore[misc]
     finally:
-        for stalled in clients:
-            stalled.close()
+        for client in clients:
+            client.close()
 
 
-def test_who_reads_slowly_is_not(port: int) -> None:
-    """The whole takes longer than the limits, here and of idle connections, and something is fetched all the while."""
+def test_a_client_that_reads_slowly_is_served(port: int) -> None:
+    """The whole response takes longer than the write timeout, but every interval makes progress."""
     began = time.monotonic()
-    with asked(port) as slow:
-        told = 0
-        while told < SIZE:
-            part = slow.recv(1 << 20)
-            assert part, f"hung up on after {told} bytes"
-            told += len(part)
-            time.sleep(0.02)  # the slowness itself, not a wait
-    assert time.monotonic() - began > 2 * slow_clients.STALLED_S
+    with request_big(port) as client:
+        received = 0
+        while received < SIZE:
+            part = client.recv(1 << 20)
+            assert part, f"disconnected after {received} bytes"
+            received += len(part)
+            time.sleep(0.02)  # the slowness under test, not a wait
+    assert time.monotonic() - began > 2 * slow_clients.WRITE_TIMEOUT_S

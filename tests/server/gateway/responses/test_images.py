@@ -1,4 +1,4 @@
-"""In which form a picture is handed over: JSON, a link, or a file of the format asked for; and what goes along."""
+"""Response formats of an image: JSON, a URL, or a file in the accepted format; and the headers beside it."""
 
 import hashlib
 import io
@@ -22,7 +22,7 @@ def http(service: Service) -> Any:
 
 
 @pytest.mark.parametrize("format", ["png", "webp", "jpeg"])
-def test_accept_image_gives_the_file(http: httpx.Client, format: str) -> None:
+def test_accept_image_returns_the_file(http: httpx.Client, format: str) -> None:
     """`curl -H 'Accept: image/*' -o` must get bytes, with seed and timing in the headers."""
     answer = http.post(
         GENERATE,
@@ -55,8 +55,8 @@ def test_accept_image_gives_the_file(http: httpx.Client, format: str) -> None:
         ("image/png;q=0, image/*, application/json;q=0", "webp"),
     ],
 )
-def test_the_accept_header_names_the_format(http: httpx.Client, accept: str, format: str) -> None:
-    """Whoever accepted image/webp alone got a PNG."""
+def test_the_accept_header_selects_the_format(http: httpx.Client, accept: str, format: str) -> None:
+    """Accepting only image/webp used to return a PNG."""
     answer = http.post(GENERATE, json={"prompt": "a cat", "quality": "low"}, headers={"Accept": accept})
     assert answer.headers["content-type"] == f"image/{format}", answer.text
     with Image.open(io.BytesIO(answer.content)) as image:
@@ -64,91 +64,91 @@ def test_the_accept_header_names_the_format(http: httpx.Client, accept: str, for
 
 
 @pytest.mark.parametrize(
-    ("accept", "body", "says"),
+    ("accept", "body", "message"),
     [
         ("image/gif", {}, "image/png, image/webp, image/jpeg"),
         ("image/gif, image/*;q=0", {"output_format": "png"}, "image/png, image/webp, image/jpeg"),
-        ("image/webp", {"output_format": "jpeg"}, "Accept image/jpeg, or ask for webp"),
+        ("image/webp", {"output_format": "jpeg"}, "Accept image/jpeg, or set 'output_format' to webp"),
     ],
 )
-def test_an_image_type_that_cannot_be_had_is_a_406(
-    http: httpx.Client, accept: str, body: dict[str, Any], says: str
+def test_an_image_type_that_cannot_be_served_is_a_406(
+    http: httpx.Client, accept: str, body: dict[str, Any], message: str
 ) -> None:
-    """A PNG that is called GIF, or JPEG for who can read WebP alone, breaks where the reason cannot be seen."""
+    """A PNG sent as a GIF, or a JPEG sent to a client that reads only WebP, would fail where the cause is hidden."""
     answer = http.post(GENERATE, json={"prompt": "a cat", **body}, headers={"Accept": accept})
     assert (answer.status_code, answer.json()["error"]["code"]) == (406, "not_acceptable")
-    assert says in answer.json()["error"]["message"]
+    assert message in answer.json()["error"]["message"]
 
 
-def test_warnings_reach_whoever_gets_no_json(http: httpx.Client) -> None:
-    """They were lost with a file and with a stream, so that a parameter without effect was ignored in silence."""
+def test_warnings_reach_clients_without_json(http: httpx.Client) -> None:
+    """Files and streams used to drop them, so a parameter without effect was ignored silently."""
     body = {"prompt": "a cat", "quality": "low", "style": "vivid"}
-    said = ["'style' has no effect here."]
+    warnings = ["'style' has no effect here."]
     plain = http.post(GENERATE, json=body)
-    assert plain.json()["warnings"] == json.loads(plain.headers["x-warnings"]) == said
+    assert plain.json()["warnings"] == json.loads(plain.headers["x-warnings"]) == warnings
     file = http.post(GENERATE, json=body, headers={"Accept": "image/png"})
-    assert json.loads(file.headers["x-warnings"]) == said
+    assert json.loads(file.headers["x-warnings"]) == warnings
     stream = http.post(GENERATE, json=body | {"stream": True})
     last = json.loads(stream.text.strip().rsplit("data: ", 1)[1])
-    assert last["type"].endswith("completed") and last["warnings"] == said
-    assert json.loads(stream.headers["x-warnings"]) == said
+    assert last["type"].endswith("completed") and last["warnings"] == warnings
+    assert json.loads(stream.headers["x-warnings"]) == warnings
 
 
-def test_every_answer_names_its_job(http: httpx.Client) -> None:
-    """JSON alone lacked the x-job-id that docs/api.md promises of all three."""
+def test_every_response_names_its_job(http: httpx.Client) -> None:
+    """JSON used to lack the x-job-id that docs/api.md promises for all three formats."""
     for more, accept in (({}, "*/*"), ({"stream": True}, "*/*"), ({}, "image/png")):
         answer = http.post(GENERATE, json={"prompt": "x", "quality": "low", **more}, headers={"Accept": accept})
         assert http.get(f"/v1/jobs/{answer.headers['x-job-id']}").json()["status"] == "succeeded"
 
 
-def test_pages_of_other_origins_can_read_our_headers(new_service: Callable[..., Service]) -> None:
-    """The times, the kernels and retry-after-ms were sent, and hidden from the scripts that they are for."""
+def test_pages_from_other_origins_can_read_our_headers(new_service: Callable[..., Service]) -> None:
+    """Timings, kernels and retry-after-ms used to be sent but hidden from the scripts that need them."""
     service = new_service(cors_origins="https://app.example")
     answer = httpx.post(
         service.settings.base_url + GENERATE,
         json={"prompt": "x", "quality": "low", "style": "y"},
         headers={"Origin": "https://app.example", "Accept": "image/png"},
     )
-    shown = set(answer.headers["access-control-expose-headers"].lower().split(", "))
+    exposed = set(answer.headers["access-control-expose-headers"].lower().split(", "))
     ours = {name for name in answer.headers if name.startswith("x-")} - {"x-content-type-options", "x-frame-options"}
-    assert ours | {"retry-after", "retry-after-ms"} <= shown, ours - shown
+    assert ours | {"retry-after", "retry-after-ms"} <= exposed, ours - exposed
 
 
 @pytest.mark.parametrize("route", [GENERATE, "/v1/jobs"])
-def test_png_takes_no_compression(http: httpx.Client, route: str) -> None:
-    """It was ignored in silence: who asked for a small file got the large one, and never heard why."""
+def test_png_rejects_output_compression(http: httpx.Client, route: str) -> None:
+    """It used to be ignored silently: a request for a small file got a large one without a reason."""
     body = {"prompt": "a cat", "quality": "low"}
     for more in ({}, {"output_format": "png"}):
-        refused = http.post(route, json=body | more | {"output_compression": 50})
-        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "output_compression")
+        rejected = http.post(route, json=body | more | {"output_compression": 50})
+        assert (rejected.status_code, rejected.json()["error"]["param"]) == (400, "output_compression")
         assert http.post(route, json=body | more | {"output_compression": 100}).is_success
     by_accept = http.post(GENERATE, json=body | {"output_compression": 50}, headers={"Accept": "image/webp"})
     assert by_accept.headers["content-type"] == "image/webp"
 
 
-def test_accept_image_with_several_pictures_is_refused(http: httpx.Client) -> None:
-    """One body holds one file; dropping the others silently would be worse."""
+def test_accept_image_with_several_images_is_rejected(http: httpx.Client) -> None:
+    """One body holds one file, and dropping the others silently would be worse."""
     answer = http.post(GENERATE, json={"prompt": "x", "n": 2}, headers={"Accept": "image/png"})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "n")
 
 
-def test_a_link_leads_to_the_file(http: httpx.Client) -> None:
-    """response_format=url: the link must work as it is (it was a bare path, which no other client could open), and
-    hold the very bytes that the job describes."""
+def test_a_url_leads_to_the_file(http: httpx.Client) -> None:
+    """With response_format=url the URL must be absolute (it used to be a bare path, which other clients could not open)
+    and return the bytes that the job describes."""
     body = http.post(GENERATE, json={"prompt": "a cat", "response_format": "url"}).json()
     assert body["data"][0]["b64_json"] is None
-    picture = httpx.get(body["data"][0]["url"])
-    assert picture.headers["content-type"] == "image/png"
+    image = httpx.get(body["data"][0]["url"])
+    assert image.headers["content-type"] == "image/png"
     output = http.get(f"/v1/jobs/{body['job_id']}").json()["output"][0]
-    assert hashlib.sha256(picture.content).hexdigest() == output["sha256"]
+    assert hashlib.sha256(image.content).hexdigest() == output["sha256"]
 
 
-def test_links_begin_where_the_gateway_was_reached(http: httpx.Client, new_service: Callable[..., Service]) -> None:
-    """Behind a proxy the caller's name for the gateway is in Host, or the operator tells it; streams too had a path."""
+def test_urls_start_with_the_public_address(http: httpx.Client, new_service: Callable[..., Service]) -> None:
+    """The public address is in the Host header, or in FLUID_PUBLIC_URL; URLs in streams follow it too."""
     body = {"prompt": "a cat", "quality": "low", "response_format": "url"}
-    seen = http.post(GENERATE, json=body, headers={"Host": "images.example:81"}).json()
-    assert seen["data"][0]["url"] == f"http://images.example:81/v1/jobs/{seen['job_id']}/images/0"
-    told = new_service(public_url="https://example.com/draw/").settings.base_url + GENERATE
-    link = httpx.post(told, json=body, timeout=30).json()["data"][0]["url"]
+    by_host = http.post(GENERATE, json=body, headers={"Host": "images.example:81"}).json()
+    assert by_host["data"][0]["url"] == f"http://images.example:81/v1/jobs/{by_host['job_id']}/images/0"
+    url = new_service(public_url="https://example.com/draw/").settings.base_url + GENERATE
+    link = httpx.post(url, json=body, timeout=30).json()["data"][0]["url"]
     assert link.startswith("https://example.com/draw/v1/jobs/")
-    assert f'"url":"{link.split("job_")[0]}' in httpx.post(told, json=body | {"stream": True}, timeout=30).text
+    assert f'"url":"{link.split("job_")[0]}' in httpx.post(url, json=body | {"stream": True}, timeout=30).text

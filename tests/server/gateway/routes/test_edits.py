@@ -1,4 +1,4 @@
-"""Edits and variations through a real service, with the official client and without it."""
+"""Edits and variations through a real service, with the official client and with plain HTTP."""
 
 import base64
 import io
@@ -17,7 +17,7 @@ from server.images.codec import encode, read_metadata
 from tests.server.harness import Service, until
 
 SIZE = (32, 32)
-HOLE = (5, 6, 21, 18)  # left, upper, right, lower: cuts cells of 8 x 8
+HOLE = (5, 6, 21, 18)  # left, upper, right, lower: cuts through cells of 8 x 8
 
 
 def png(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
@@ -26,11 +26,11 @@ def png(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def picture(size: tuple[int, int] = SIZE) -> Image.Image:
-    """Every pixel its own colour."""
+def gradient(size: tuple[int, int] = SIZE) -> Image.Image:
+    """An image whose neighbouring pixels all differ."""
     across, down = size
-    places = ((x, y) for y in range(down) for x in range(across))
-    return Image.frombytes("RGB", size, bytes((x * 7 + y * k) % 256 for x, y in places for k in (3, 5, 11)))
+    coordinates = ((x, y) for y in range(down) for x in range(across))
+    return Image.frombytes("RGB", size, bytes((x * 7 + y * k) % 256 for x, y in coordinates for k in (3, 5, 11)))
 
 
 def mask(size: tuple[int, int] = SIZE, hole: tuple[int, int, int, int] = HOLE) -> Image.Image:
@@ -43,11 +43,11 @@ def inside(x: int, y: int) -> bool:
     return HOLE[0] <= x < HOLE[2] and HOLE[1] <= y < HOLE[3]
 
 
-def opened(answer: Any) -> Image.Image:
+def decode(answer: Any) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(answer.data[0].b64_json))).convert("RGB")
 
 
-def changed(one: Image.Image, other: Image.Image) -> set[tuple[int, int]]:
+def changed_pixels(one: Image.Image, other: Image.Image) -> set[tuple[int, int]]:
     return {(x, y) for x in range(SIZE[0]) for y in range(SIZE[1]) if one.getpixel((x, y)) != other.getpixel((x, y))}
 
 
@@ -63,25 +63,25 @@ def http(service: Service) -> Iterator[httpx.Client]:
         yield made
 
 
-def test_an_edit_by_the_official_client_changes_the_hole_alone(client: openai.OpenAI) -> None:
-    """The fake engine returns what it was given one off, as a lossy tokenizer would: pixels outside the mask, and
-    those inside cells that the mask cuts, must be the originals all the same."""
+def test_an_edit_with_the_official_client_changes_only_the_hole(client: openai.OpenAI) -> None:
+    """The fake engine changes every given pixel by one, as a lossy tokenizer would. Pixels outside the mask must be the
+    originals all the same, even in cells that the mask cuts through."""
     answer = client.images.edit(
-        image=png(picture()), mask=png(mask()), prompt="a cat", model="fake", size="32x32",
+        image=png(gradient()), mask=png(mask()), prompt="a cat", model="fake", size="32x32",
         extra_body={"seed": 4, "num_inference_steps": 3, "feather": 0, "guidance_interval": [0.0, 0.5]},
     )  # fmt: skip
-    different = changed(opened(answer), picture())
+    different = changed_pixels(decode(answer), gradient())
     assert different
     assert all(inside(x, y) for x, y in different)
     assert len(different) > 0.9 * (HOLE[2] - HOLE[0]) * (HOLE[3] - HOLE[1])
 
 
-def test_the_same_seed_is_the_same_edit_and_the_file_says_so(client: openai.OpenAI) -> None:
-    """Recipe and randomness: what the file tells is what was asked, and asked again it gives the same bytes."""
+def test_an_edit_is_reproducible_and_its_file_holds_the_recipe(client: openai.OpenAI) -> None:
+    """The same seed gives the same bytes, and the metadata says what was requested."""
 
     def ask(seed: int) -> bytes:
         answer = client.images.edit(
-            image=("in.png", png(picture())), mask=png(mask()), prompt="a cat", extra_body={"seed": seed}
+            image=("in.png", png(gradient())), mask=png(mask()), prompt="a cat", extra_body={"seed": seed}
         )
         assert answer.data is not None
         return base64.b64decode(answer.data[0].b64_json or "")
@@ -93,60 +93,60 @@ def test_the_same_seed_is_the_same_edit_and_the_file_says_so(client: openai.Open
 
 
 def test_feathering_stays_inside_the_mask(client: openai.OpenAI) -> None:
-    """A soft rim outside would change pixels that were to stay."""
-    body = {"image": png(picture()), "mask": png(mask()), "prompt": "a cat"}
-    hard, soft = (opened(client.images.edit(**body, extra_body={"seed": 1, "feather": f})) for f in (0, 4))
-    differences = changed(hard, soft)
+    """A soft edge outside the mask would change pixels that must stay."""
+    body = {"image": png(gradient()), "mask": png(mask()), "prompt": "a cat"}
+    hard, soft = (decode(client.images.edit(**body, extra_body={"seed": 1, "feather": f})) for f in (0, 4))
+    differences = changed_pixels(hard, soft)
     assert differences
-    assert all(inside(x, y) for x, y in differences | changed(soft, picture()))
+    assert all(inside(x, y) for x, y in differences | changed_pixels(soft, gradient()))
     assert (13, 12) not in differences  # deep inside
 
 
 def test_a_transparent_image_is_its_own_mask(client: openai.OpenAI) -> None:
-    image = picture().convert("RGBA")
+    image = gradient().convert("RGBA")
     image.putalpha(mask().getchannel("A"))
     answer = client.images.edit(image=png(image), prompt="a cat", extra_body={"feather": 0})
-    assert all(inside(x, y) for x, y in changed(opened(answer), picture()))
+    assert all(inside(x, y) for x, y in changed_pixels(decode(answer), gradient()))
 
 
-def test_a_larger_picture_is_scaled_and_said_so(http: httpx.Client) -> None:
-    """OpenAI's users send 1024x1024 to whatever model; one that draws smaller ones has to say what it did."""
-    files = {"image": png(picture((96, 96))), "mask": png(mask((96, 96), (20, 20, 60, 60)))}
+def test_a_larger_image_is_scaled_with_a_warning(http: httpx.Client) -> None:
+    """OpenAI's users send 1024x1024 to any model; one that generates smaller images must say what it did."""
+    files = {"image": png(gradient((96, 96))), "mask": png(mask((96, 96), (20, 20, 60, 60)))}
     answer = http.post("/v1/images/edits", data={"prompt": "a cat"}, files=files).json()
     assert "scaled from 96x96 to 32x32" in answer["warnings"][0]
     assert answer["size"] == "32x32"
 
 
 @pytest.mark.parametrize("route", ["edits", "variations"])
-def test_a_file_says_that_its_picture_was_scaled(http: httpx.Client, route: str) -> None:
-    """With Accept: image/* nobody heard of it. A header is ASCII and short, whatever the prompt in a warning is."""
+def test_a_file_response_carries_the_scaling_warning(http: httpx.Client, route: str) -> None:
+    """Accept: image/* used to drop it. Headers stay short and ASCII even when a warning quotes a long prompt."""
     prompt = "eine Blüte " * 30
-    image = encode(picture((96, 96)).tobytes(), (96, 96), "png", 90, {"prompt": prompt})
+    image = encode(gradient((96, 96)).tobytes(), (96, 96), "png", 90, {"prompt": prompt})
     files = {"image": image} | ({"mask": png(mask((96, 96), (20, 20, 60, 60)))} if route == "edits" else {})
     data = {"prompt": "a cat"} if route == "edits" else {}
     answer = http.post(f"/v1/images/{route}", data=data, files=files, headers={"Accept": "image/png"})
     assert answer.status_code == 200, answer.text
-    said = json.loads(answer.headers["x-warnings"])
-    assert "scaled from 96x96 to 32x32" in said[0]
+    warnings = json.loads(answer.headers["x-warnings"])
+    assert "scaled from 96x96 to 32x32" in warnings[0]
     if route == "variations":
-        assert "eine Blüte" in said[1] and len(said[1]) == 200 and said[1].endswith("…")
+        assert "eine Blüte" in warnings[1] and len(warnings[1]) == 200 and warnings[1].endswith("…")
 
 
-def test_a_small_hole_gets_no_more_steps_than_tokens(http: httpx.Client) -> None:
-    """The preset has 8 steps; a hole in two cells has two tokens, and each step decides at least one."""
-    files = {"image": png(picture()), "mask": png(mask(hole=(9, 9, 20, 12)))}
+def test_a_small_hole_takes_no_more_steps_than_tokens(http: httpx.Client) -> None:
+    """The preset has 8 steps; a hole in two cells has two tokens, and each step generates at least one."""
+    files = {"image": png(gradient()), "mask": png(mask(hole=(9, 9, 20, 12)))}
     data = {"prompt": "a cat", "num_inference_steps": "5"}
     answer = http.post("/v1/images/edits", data=data, files=files, headers={"Accept": "image/png"})
     assert answer.status_code == 200, answer.text
     assert (read_metadata(answer.content) or {})["num_inference_steps"] == 2
-    said = http.post("/v1/images/edits", data=data, files=files).json()["warnings"]
-    assert said == ["'num_inference_steps' is 2 here: only so many tokens are to be drawn."]
+    warnings = http.post("/v1/images/edits", data=data, files=files).json()["warnings"]
+    assert warnings == ["'num_inference_steps' was reduced to 2, the number of tokens to generate."]
 
 
 @pytest.mark.parametrize("route", ["edits", "variations"])
-def test_the_accept_header_names_the_format(http: httpx.Client, route: str) -> None:
-    """Here as for new pictures: who accepted image/webp alone got a PNG."""
-    files = {"image": png(picture())} | ({"mask": png(mask())} if route == "edits" else {})
+def test_the_accept_header_selects_the_format(http: httpx.Client, route: str) -> None:
+    """As with generations: accepting image/webp first used to return a PNG."""
+    files = {"image": png(gradient())} | ({"mask": png(mask())} if route == "edits" else {})
     answer = http.post(
         f"/v1/images/{route}", data={"prompt": "a cat"}, files=files, headers={"Accept": "image/webp, image/png;q=0.5"}
     )
@@ -154,11 +154,11 @@ def test_the_accept_header_names_the_format(http: httpx.Client, route: str) -> N
     assert Image.open(io.BytesIO(answer.content)).format == "WEBP"
 
 
-@pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")  # the client has it nonetheless
+@pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")  # the client still offers it
 @pytest.mark.parametrize("format", ["png", "webp", "jpeg"])
-def test_a_variation_takes_its_prompt_from_the_picture(client: openai.OpenAI, format: str) -> None:
-    """OpenAI's variations have no prompt; pictures that were drawn here carry theirs."""
-    image = encode(picture().tobytes(), SIZE, format, 90, {"prompt": "a cat, plain style"})
+def test_a_variation_takes_its_prompt_from_the_image(client: openai.OpenAI, format: str) -> None:
+    """OpenAI's variations have no prompt; images generated here carry theirs in their metadata."""
+    image = encode(gradient().tobytes(), SIZE, format, 90, {"prompt": "a cat, plain style"})
     answer = client.images.create_variation(image=("in", image), n=2, extra_body={"seed": 3, "keep": 0.25})
     assert answer.data is not None
     files = [base64.b64decode(each.b64_json or "") for each in answer.data]
@@ -167,63 +167,63 @@ def test_a_variation_takes_its_prompt_from_the_picture(client: openai.OpenAI, fo
     assert [recipe["seed"] for recipe in recipes] == [3, 4]
     assert recipes[0]["variation"]["kept_tokens"] == 4
     with pytest.raises(openai.BadRequestError) as caught:
-        client.images.create_variation(image=png(picture()))
+        client.images.create_variation(image=png(gradient()))
     assert caught.value.param == "prompt"
 
 
 def test_an_edit_survives_the_death_of_its_worker(new_service: Callable[..., Service]) -> None:
-    """The picture lies in Redis until the job's end, so whoever takes the job over finds it; and then it is gone."""
+    """The source image stays in Redis until the job ends, so the next worker finds it; then it is deleted."""
     service = new_service(workers=1, fake_step_ms=60, snapshot_steps=2)
-    files = {"image": png(picture()), "mask": png(mask(hole=(0, 0, 32, 16)))}
-    got: list[httpx.Response] = []
+    files = {"image": png(gradient()), "mask": png(mask(hole=(0, 0, 32, 16)))}
+    responses: list[httpx.Response] = []
 
     def ask() -> None:
         url = f"{service.settings.base_url}/v1/images/edits"
-        got.append(httpx.post(url, data={"prompt": "a cat", "seed": "5"}, files=files, timeout=30))
+        responses.append(httpx.post(url, data={"prompt": "a cat", "seed": "5"}, files=files, timeout=30))
 
     with redis.Redis.from_url(service.settings.redis_url) as store:
-        asking = threading.Thread(target=ask)
-        asking.start()
+        thread = threading.Thread(target=ask)
+        thread.start()
         until(lambda: list(store.scan_iter("*:resume:*")), what="a snapshot")
         [key] = store.scan_iter(f"{{{service.settings.namespace}}}:input:*")
         assert store.ttl(key) == -1  # as long as the job lives
         service.workers[0].kill()
         service.add_worker()
-        asking.join(30)
-        assert got[0].status_code == 200, got[0].text
+        thread.join(30)
+        assert responses[0].status_code == 200, responses[0].text
         ask()
-        assert got[1].json()["data"] == got[0].json()["data"]
+        assert responses[1].json()["data"] == responses[0].json()["data"]
         assert not list(store.scan_iter(f"{{{service.settings.namespace}}}:input:*"))
 
 
-def test_an_idempotency_key_covers_the_picture(http: httpx.Client) -> None:
-    """The same form with another picture is another request; the same one is the same job."""
+def test_an_idempotency_key_covers_the_uploaded_image(http: httpx.Client) -> None:
+    """The same form is the same job; with another mask it is a different request, and a 422."""
     headers, data = {"Idempotency-Key": "edit-1"}, {"prompt": "a cat"}
-    files = {"image": png(picture()), "mask": png(mask())}
+    files = {"image": png(gradient()), "mask": png(mask())}
     one, two = (http.post("/v1/images/edits", data=data, files=files, headers=headers).json() for _ in range(2))
     assert one["job_id"] == two["job_id"]
     other = files | {"mask": png(mask(hole=(0, 0, 8, 8)))}
     assert http.post("/v1/images/edits", data=data, files=other, headers=headers).status_code == 422
 
 
-def test_an_edit_streams_as_the_official_client_reads_it(client: openai.OpenAI) -> None:
-    """image_edit.* events, by the unmodified client; previews show the picture as it was outside the hole."""
+def test_an_edit_streams_to_the_official_client(client: openai.OpenAI) -> None:
+    """The unmodified client reads image_edit.* events; previews keep the original outside the hole."""
     events = list(
         client.images.edit(
-            image=("a.png", png(picture())), mask=("m.png", png(mask())), prompt="a cat", stream=True, partial_images=2,
-            extra_body={"feather": 0, "num_inference_steps": 6},
+            image=("a.png", png(gradient())), mask=("m.png", png(mask())), prompt="a cat", stream=True,
+            partial_images=2, extra_body={"feather": 0, "num_inference_steps": 6},
         )
     )  # fmt: skip
     kinds = [event.type for event in events]
     assert kinds == ["image_edit.partial_image"] * (len(events) - 1) + ["image_edit.completed"]
     assert 1 <= len(events) - 1 <= 2
     for event in events:
-        drawn = Image.open(io.BytesIO(base64.b64decode(event.b64_json))).convert("RGB")
-        assert all(inside(x, y) for x, y in changed(drawn, picture()))
+        image = Image.open(io.BytesIO(base64.b64decode(event.b64_json))).convert("RGB")
+        assert all(inside(x, y) for x, y in changed_pixels(image, gradient()))
 
 
 def test_variations_have_no_stream(http: httpx.Client) -> None:
     answer = http.post(
-        "/v1/images/variations", files={"image": ("a.png", png(picture()))}, data={"prompt": "a cat", "stream": "true"}
+        "/v1/images/variations", files={"image": ("a.png", png(gradient()))}, data={"prompt": "a cat", "stream": "true"}
     )
     assert answer.status_code == 400 and answer.json()["error"]["param"] == "stream"

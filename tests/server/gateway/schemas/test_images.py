@@ -1,6 +1,7 @@
-"""The request model and its resolution against a model's limits."""
+"""The image request, and how it resolves against a model's defaults and limits."""
 
 import dataclasses
+import json
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from server.worker.engine.protocol import RowRequest
 INFO = ModelInfo.from_mapping(FakeEngine(1, 0).info())
 
 
-def refusal(**body: Any) -> InvalidRequest:
+def rejection(**body: Any) -> InvalidRequest:
     with pytest.raises((ValidationError, InvalidRequest)) as caught:
         resolve(ImageRequest.model_validate(body), {INFO.id: INFO}, INFO.id)
     error = caught.value
@@ -60,15 +61,15 @@ def refusal(**body: Any) -> InvalidRequest:
         ({"prompt": "x", "sead": 3}, "sead", "Did you mean 'seed'"),
     ],
 )
-def test_a_refusal_names_parameter_and_limit(body: dict[str, Any], param: str, says: str) -> None:
-    """Silently dropped or vaguely refused parameters are the peers' most reported annoyance."""
-    error = refusal(**body)
+def test_a_rejection_names_the_parameter_and_its_limit(body: dict[str, Any], param: str, says: str) -> None:
+    """Parameters that are ignored silently or rejected vaguely are the most reported annoyance of similar services."""
+    error = rejection(**body)
     assert error.param == param
     assert says in error.message
     assert error.status == 400
 
 
-def test_everything_is_resolved() -> None:
+def test_every_default_is_resolved() -> None:
     """A job must not depend on defaults that a later release may change."""
     job, warnings = resolve(ImageRequest(prompt="x", style="vivid"), {INFO.id: INFO}, INFO.id)
     assert (job.sampling.num_inference_steps, job.sampling.diffusion_steps, job.quality) == (8, 8, "medium")
@@ -81,14 +82,14 @@ def test_every_sampling_parameter_can_be_requested() -> None:
 
 
 def test_a_preset_is_overridden_by_explicit_steps() -> None:
-    """quality is a shorthand; who names a step count means it."""
+    """quality is a shorthand; an explicit step count takes precedence."""
     request = ImageRequest(prompt="x", quality="high", num_inference_steps=5)
     job, _ = resolve(request, {INFO.id: INFO}, INFO.id)
     assert (job.sampling.num_inference_steps, job.sampling.diffusion_steps) == (5, 16)
 
 
-def test_a_presets_annealing_goes_with_its_own_step_count() -> None:
-    """Whoever names a number of diffusion steps gets it in every step, not the preset's few at the end."""
+def test_a_presets_final_steps_apply_only_with_its_own_step_count() -> None:
+    """An explicit number of diffusion steps applies to every step, without the preset's smaller number at the end."""
     preset = {"num_inference_steps": 8, "diffusion_steps": 50, "diffusion_steps_final": 5, "order": "halton"}
     info = dataclasses.replace(INFO, presets={"medium": preset})
     job, _ = resolve(ImageRequest(prompt="x"), {info.id: info}, info.id)
@@ -111,16 +112,14 @@ def test_a_presets_annealing_goes_with_its_own_step_count() -> None:
     n=st.integers(1, 10),
     temperature=st.floats(0.1, 2.0),
 )
-def test_a_job_survives_the_wire(prompt: str, seed: int, n: int, temperature: float) -> None:
-    """Any accepted prompt, 63-bit seeds and floats must come back from JSON unchanged."""
+def test_a_job_survives_serialization(prompt: str, seed: int, n: int, temperature: float) -> None:
+    """Any accepted prompt, 63-bit seed or float must come back from JSON unchanged."""
     request = ImageRequest(prompt=prompt, seed=seed, n=n, temperature=temperature)
     job, _ = resolve(request, {INFO.id: INFO}, INFO.id)
     assert JobInput.from_json(job.to_json()) == job
     assert [job.seed_of(i) for i in range(n)] == list(range(seed, seed + n))
 
 
-def test_model_info_survives_the_wire() -> None:
+def test_model_info_survives_serialization() -> None:
     """The gateway must see exactly what the worker published."""
-    import json
-
     assert ModelInfo.from_mapping(json.loads(INFO.to_json())) == INFO

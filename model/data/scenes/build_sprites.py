@@ -1,4 +1,4 @@
-"""Packages -> sprites: the six emoji styles of every thing, and on request clip art, portraits and tags."""
+"""Sprites from packages: every thing in six emoji styles and, optionally, clip art, portraits and tags."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import numpy as np
 from tqdm import tqdm
 
 from model.data.captions import normalise_hexcode
-from model.data.scenes.clipart import CLIPART, FILES, draw_clipart, fetch_clipart
+from model.data.scenes.clipart import CLIPART, FILES, NoToolError, draw_clipart, fetch_clipart
 from model.data.scenes.portraits import PORTRAITS, draw_portraits, looks
 from model.data.scenes.sprites import SIDE, Sprites, cut_out
 from model.data.scenes.things import STYLES, THINGS, Thing
-from model.data.sources import CAPTIONS_PACKAGE, SCENE_SOURCES, DataError, load_emojibase, open_cutouts
+from model.data.sources import CAPTIONS_PACKAGE, SCENE_SOURCES, load_emojibase, open_cutouts
 
-PORTRAITS_EACH = 200  # of a style
-# Those of emojibase's tags that are true of any picture of the thing: no colours, no moods, no jokes.
+PORTRAITS_EACH = 200  # portraits of each style
+# The tags of emojibase that are true of any image of the thing: no colours, no moods, no jokes.
 TAGS = frozenset(
     """
     animal berry bird birthday building camping candy celebration christmas citrus clothing desert dessert fantasy
@@ -30,7 +30,11 @@ TAGS = frozenset(
 
 
 def build_sprites(cache: Path, things: dict[str, Thing] = THINGS, progress: bool = True) -> Sprites:
-    """Fetch the packages and cut every thing out in every style that draws it."""
+    """Fetch the packages and cut out every thing in every style that has it.
+
+    Raises:
+        DataError: a package could not be fetched.
+    """
     codes = {e["label"].replace("’", "'"): normalise_hexcode(e["hexcode"]) for e in load_emojibase(cache)}
     drawers = {source.style: open_cutouts(source, cache, 2 * SIDE) for source in SCENE_SOURCES}
     rgba = {}
@@ -47,13 +51,19 @@ def build_sprites(cache: Path, things: dict[str, Thing] = THINGS, progress: bool
     return Sprites(rgba, about)
 
 
-def add_more(sprites: Sprites, cache: Path, portraits_each: int = PORTRAITS_EACH) -> tuple[Sprites, list[str]]:
-    """The same with portraits, tags and clip art; and why something had to be left out."""
+def add_optional_sprites(
+    sprites: Sprites, cache: Path, portraits_each: int = PORTRAITS_EACH
+) -> tuple[Sprites, list[str]]:
+    """The same with portraits, tags and clip art; and what was left out because this machine lacks a program for it.
+
+    Raises:
+        DataError: a source could not be fetched, or is not the one that was chosen.
+    """
     rgba, left_out = dict(sprites.rgba), []
     sources = list(sprites.about["sources"])
     try:
         folder = fetch_clipart(cache)
-    except DataError as error:
+    except NoToolError as error:
         left_out.append(f"clip art: {error}")
     else:
         for thing in tqdm(FILES, desc="clip art", unit="thing"):
@@ -74,7 +84,7 @@ def add_more(sprites: Sprites, cache: Path, portraits_each: int = PORTRAITS_EACH
 
 
 def tags(table: Iterable[dict[str, Any]]) -> dict[str, list[str]]:
-    """Of every thing that has some; its own name is none."""
+    """Keywords of every thing that has some, by the thing's name, from the table of emojibase."""
     keywords = {e["label"].replace("’", "'"): e.get("tags", ()) for e in table}
     found = {thing.name: sorted(TAGS.intersection(keywords.get(thing.label, ()))) for thing in THINGS.values()}
     return {name: kept for name, kept in found.items() if kept}

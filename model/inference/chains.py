@@ -1,0 +1,71 @@
+"""Diffusion schedules in the form that the head's loop reads: padded tables, with the head's time embeddings."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fluid_kernels.head_loop import COEFFICIENTS, Chains
+from model.diffusion import make_schedule
+from model.networks.diffusion_head import DiffusionHead
+
+CHAINS_KEPT = 64  # single chains: 0.4 MB each at 100 steps of MAR-B's head, for the embeddings
+
+
+class ChainCache:
+    """The chains that an engine has used lately; not thread-safe."""
+
+    def __init__(self, head: DiffusionHead):
+        self.head = head
+        self._chains: OrderedDict[int, Chains] = OrderedDict()  # by number of diffusion steps
+
+    def __call__(self, lengths: Sequence[int]) -> Chains:
+        """The chains of these numbers of diffusion steps, longest first."""
+        for length in lengths:
+            if length not in self._chains:
+                self._chains[length] = make_chains(self.head, (length,))
+            self._chains.move_to_end(length)
+        found = stack_chains([self._chains[length] for length in lengths])
+        while len(self._chains) > CHAINS_KEPT:
+            self._chains.popitem(last=False)
+        return found
+
+
+def make_chains(head: DiffusionHead, lengths: Sequence[int]) -> Chains:
+    """S chains of these numbers of diffusion steps on the head's device; K is the longest."""
+    longest, device = max(lengths), head.token_in.weight.device
+    timesteps = torch.zeros(len(lengths), longest, dtype=torch.int64)  # (S, K)
+    coefficients = torch.zeros(len(lengths), longest, len(COEFFICIENTS))  # (S, K, 7)
+    for row, length in enumerate(lengths):
+        schedule = make_schedule(length)
+        timesteps[row, :length] = schedule.timesteps
+        noisy = (torch.arange(length) > 0).float()
+        columns = [*(getattr(schedule, name) for name in COEFFICIENTS[:-1]), noisy]
+        coefficients[row, :length] = torch.stack(columns, 1)
+    with torch.inference_mode():
+        times = head.embed_time(timesteps.flatten().to(device)).unflatten(0, timesteps.shape)  # (S, K, W)
+    return Chains(torch.tensor(list(lengths)), timesteps, times, coefficients).to(device)
+
+
+def stack_chains(parts: Sequence[Chains]) -> Chains:
+    """Put single chains, the longest first, below each other."""
+    if len(parts) == 1:
+        return parts[0]
+    longest = parts[0].timesteps.shape[1]
+
+    def padded(tables: list[Tensor]) -> Tensor:
+        """(1, k, …) each -> (S, K, …)"""
+        out = tables[0].new_zeros(len(tables), longest, *tables[0].shape[2:])
+        for row, table in enumerate(tables):
+            out[row, : table.shape[1]] = table[0]
+        return out
+
+    return Chains(
+        torch.cat([part.steps for part in parts]),
+        padded([part.timesteps for part in parts]),
+        padded([part.times for part in parts]),
+        padded([part.coefficients for part in parts]),
+    )

@@ -1,0 +1,52 @@
+"""Output of a training run besides its state: sample sheets for people, and the checkpoint that serving loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from model.checkpoint import save_checkpoint
+from model.data.contact_sheet import contact_sheet
+from model.inference.generate import generate
+from model.inference.requests import Sampling
+from model.networks.random_order_model import Fluid
+from model.networks.tokenizer import PcaSkipTokenizer, to_uint8
+from model.training.run import Run
+
+
+@torch.no_grad()
+def save_sheet(run: Run, tokenizer: PcaSkipTokenizer, file: Path) -> None:
+    """Write a sheet of 32 fixed training prompts: images of the averaged weights above those of the training data."""
+    averaged, captions = Fluid(run.config).to(run.device).eval(), run.feed.captions
+    run.learner.ema.copy_to(averaged)
+    rows = torch.linspace(0, len(run.feed) - 1, 32).long()
+    states, mask = captions.states[rows, 0].float().to(run.device), captions.mask[rows, 0].to(run.device)
+    text = averaged.backbone.encode_text(states, mask)
+    null = averaged.backbone.encode_text(captions.null_states.to(run.device), captions.null_mask.to(run.device))
+    tokens = generate(averaged, text, null, torch.arange(32, device=run.device), Sampling())
+    generated = to_uint8(tokenizer.decode(tokens.to(tokenizer.mean.device))).cpu()
+    images, labels = [], []
+    for start in range(0, 32, 8):
+        real = [run.feed.example(row) for row in rows[start : start + 8].tolist()]
+        images += [*generated[start : start + 8].numpy(), *(image for image, _ in real)]
+        labels += [caption for _, caption in real] + ["(training image)"] * 8
+    contact_sheet(images, labels, columns=8, scale=max(1, 128 // run.config.image_size)).save(file)
+
+
+def write_checkpoint(run: Run, tokenizer: PcaSkipTokenizer) -> Path:
+    """Write the averaged weights and what is known about them to OUT/checkpoint; return that folder."""
+    averaged = Fluid(run.config)
+    run.learner.ema.copy_to(averaged)
+    about = {
+        "name": run.recipe.preset,
+        "training": {
+            "steps": run.clock.step, "minutes": round(run.clock.seconds / 60, 1), "batch": run.recipe.batch,
+            "pictures": len(run.feed), "epochs": round(run.clock.step * run.recipe.batch / len(run.feed), 1),
+            "final_loss": round(run.history[-1][2], 4) if run.history else None,
+        },
+        **run.feed.about,
+    }  # fmt: skip
+    folder = Path(run.recipe.out) / "checkpoint"
+    save_checkpoint(folder, averaged, tokenizer, about)
+    return folder

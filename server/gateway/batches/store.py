@@ -1,0 +1,100 @@
+"""Batches as the routes use them: create, look up, list, cancel, read results.
+
+A batch is a hash (its record), a list (its lines) and jobs whose ids follow from the batch's id and the line's number.
+"""
+
+import hashlib
+import json
+import secrets
+from collections.abc import AsyncIterator, Mapping
+
+from server.batch_format import Line
+from server.errors import JobExpired, KeyReused, UnknownBatch, UnknownJob
+from server.gateway.batches.files import FileStore
+from server.gateway.batches.record import COMPLETION_WINDOW_S, Batch, LineResult
+from server.jobs import JobState
+from server.queue.job_queue import JobQueue
+from server.queue.pagination import ids_after
+
+#: Lines per read from Redis.
+CHUNK_LINES = 100
+
+
+class BatchStore:
+    """Every batch of every caller; methods with an `owner` see only that caller's batches."""
+
+    def __init__(self, queue: JobQueue, files: FileStore, ttl_s: int) -> None:
+        self._queue, self._redis, self._keys = queue, queue.redis, queue.keys
+        self._files, self._ttl_s = files, ttl_s
+
+    async def create(self, owner: str, file_id: str, metadata: Mapping[str, str] | None, key: str) -> Batch:
+        """Create a batch, or return the one that the same request with the same Idempotency-Key created before.
+
+        The id is derived from the key, so a retry finds its batch even after the input file has been deleted.
+
+        Raises:
+            UnknownFile: the owner has no such file.
+            KeyReused: the key belongs to a batch with another file or other metadata.
+        """
+        name = hashlib.sha256(f"{owner} {key}".encode()).hexdigest()[:24] if key else secrets.token_hex(12)
+        batch_id, metadata_json = f"batch_{name}", json.dumps(metadata, sort_keys=True)
+        fingerprint = hashlib.sha256(f"{file_id} {metadata_json}".encode()).hexdigest()
+        if not (key and await self._redis.exists(self._keys.batch_hash(batch_id))):
+            await self._files.get(owner, file_id)
+        args = [batch_id, owner, file_id, metadata_json, fingerprint, COMPLETION_WINDOW_S, self._ttl_s]
+        if await self._queue.run("batch_create", args) == "differs":
+            raise KeyReused(f"Idempotency-Key {key!r} was used for a different batch. Use a new key for a new batch.")
+        return await self.get(owner, batch_id)
+
+    async def get(self, owner: str, batch_id: str) -> Batch:
+        """Return one batch.
+
+        Raises:
+            UnknownBatch: there is none, or it belongs to another owner.
+        """
+        fields = await self._redis.hgetall(self._keys.batch_hash(batch_id))
+        if not fields or fields["owner"] != owner:
+            raise UnknownBatch(f"No batch has the id {batch_id[:100]!r}.", param="batch_id")
+        return Batch(batch_id, fields)
+
+    async def list(self, owner: str, limit: int, after: str | None) -> tuple[list[Batch], bool]:
+        """Return one page, newest first, and whether more batches follow."""
+        ids = ids_after(await self._redis.zrevrange(self._keys.batch_list(owner), 0, -1), after, "batch")
+        found = []
+        for batch_id in ids:
+            fields = await self._redis.hgetall(self._keys.batch_hash(batch_id))
+            if fields:
+                found.append(Batch(batch_id, fields))
+            if len(found) > limit:
+                break
+        return found[:limit], len(found) > limit
+
+    async def cancel(self, owner: str, batch_id: str) -> Batch:
+        """Mark a batch as cancelling; the runner then cancels its unfinished jobs. Safe to repeat."""
+        batch = await self.get(owner, batch_id)
+        await self.transition(batch, "cancelling", expected=("validating", "in_progress"))
+        return await self.get(owner, batch_id)
+
+    async def transition(self, batch: Batch, status: str, *, expected: tuple[str, ...], **fields: str) -> None:
+        """Set a new status, unless the current one is not as `expected`: a cancel may have come in between."""
+        pairs = [part for pair in fields.items() for part in pair]
+        await self._queue.run("batch_move", [batch.id, status, " ".join(expected), self._ttl_s, *pairs])
+
+    async def results(self, batch: Batch, *, errors: bool) -> AsyncIterator[LineResult]:
+        """Yield the lines that have ended, in order: those that succeeded, or with `errors` all others."""
+        rejections = await self._redis.hgetall(self._keys.batch_errors(batch.id))
+        for start in range(0, batch.cursor, CHUNK_LINES):
+            end = min(start + CHUNK_LINES, batch.cursor)
+            texts = await self._redis.lrange(self._keys.batch_lines(batch.id), start, end - 1)
+            for number, text in enumerate(texts, start):
+                custom_id = Line.from_json(text).custom_id
+                if str(number) in rejections:
+                    if errors:
+                        yield LineResult(number, custom_id, rejection=json.loads(rejections[str(number)]))
+                    continue
+                try:
+                    job = await self._queue.get(batch.job_id(number))
+                except (UnknownJob, JobExpired):
+                    continue
+                if job.state.terminal and errors != (job.state is JobState.SUCCEEDED):
+                    yield LineResult(number, custom_id, job)

@@ -1,0 +1,69 @@
+"""Multipart forms of the routes that start from an uploaded image: files, and text fields validated by a schema."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, BinaryIO, TypeVar
+
+from fastapi import Request
+from starlette.datastructures import FormData, UploadFile
+
+from server.errors import InvalidRequest
+from server.gateway.requests.validation import validated
+from server.gateway.schemas.edits import SourceImageRequest
+
+R = TypeVar("R", bound=SourceImageRequest)
+_LIST_FIELDS = ("guidance_interval",)
+
+
+@asynccontextmanager
+async def open_form(request: Request) -> AsyncIterator[FormData]:
+    """Read the form; files of more than 1 MiB are spooled to disk until the context ends.
+
+    Raises:
+        InvalidRequest: the body is not multipart/form-data.
+    """
+    content_type = request.headers.get("content-type", "").split(";")[0].strip()
+    if content_type != "multipart/form-data":
+        sent = content_type[:100] or "without a content type"
+        raise InvalidRequest(f"The body must be multipart/form-data, not {sent}.")
+    async with request.form(max_files=4, max_fields=64) as form:
+        yield form
+
+
+def file_field(form: FormData, name: str) -> BinaryIO | None:
+    """Return the one file of a field, or None; SDKs that can send several images call the field `name[]`.
+
+    Raises:
+        InvalidRequest: the field is repeated, or is not a file.
+    """
+    files = [value for key in (name, f"{name}[]") for value in form.getlist(key)]
+    if not files:
+        return None
+    if len(files) > 1:
+        raise InvalidRequest(f"'{name}' was sent {len(files)} times; send one image.", param=name)
+    if not isinstance(files[0], UploadFile):
+        raise InvalidRequest(f"'{name}' must be a file, not text.", param=name)
+    return files[0].file
+
+
+def validated_form(schema: type[R], form: FormData, *, files: tuple[str, ...]) -> R:
+    """Validate the text fields; numbers are parsed from text, and lists from repeated fields.
+
+    Raises:
+        InvalidRequest: a field is unknown, repeated, a file, not supported, or out of range.
+    """
+    values: dict[str, Any] = {}
+    for key in form:
+        name = key.removesuffix("[]")
+        if name in files:
+            continue
+        sent = form.getlist(key)
+        if any(isinstance(value, UploadFile) for value in sent):
+            raise InvalidRequest(f"'{name[:100]}' must be text, not a file.", param=name[:100])
+        if len(sent) > 1 and name not in _LIST_FIELDS:
+            raise InvalidRequest(f"'{name[:100]}' was sent {len(sent)} times; send it once.", param=name[:100])
+        values[name] = sent if name in _LIST_FIELDS else sent[0]
+    for name in schema.unsupported:
+        if str(values.pop(name, "")).lower() not in ("", "0", "false", "null"):
+            raise InvalidRequest(f"'{name}' is not supported with an uploaded image. Leave it out.", param=name)
+    return validated(schema, values, strict=False)

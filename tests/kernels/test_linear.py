@@ -1,0 +1,51 @@
+"""The packed linear layer on a CPU where there is nothing to pack with."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fluid_kernels.linear import PackedLinear, linear_ref, native_bfloat16
+
+from fluid_kernels import linear
+from tests.other_cpus import python_without_avx512
+
+PRODUCTS = """
+import torch
+from fluid_kernels.linear import PackedLinear, linear_ref, native_bfloat16
+
+assert not native_bfloat16()
+generator = torch.Generator().manual_seed(0)
+weight, bias = torch.randn(48, 40, generator=generator) / 7, torch.randn(48, generator=generator)
+for rows in (1, 3, 64):
+    x = torch.randn(rows, 40, generator=generator)
+    for activation in ("", "silu", "gelu_tanh", "gelu_erf"):
+        layer = PackedLinear(weight, bias, torch.bfloat16, activation)
+        assert not layer.packed
+        torch.testing.assert_close(layer(x).float(), linear_ref(x, weight, bias, activation), rtol=0.02, atol=0.03)
+"""
+
+
+def test_bfloat16_products_without_avx512() -> None:
+    """oneDNN was asked to pack bfloat16 on every CPU, and raises on one that has no AVX-512."""
+    done = python_without_avx512("-c", PRODUCTS)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("packs", [True, False])
+def test_native_is_what_both_torch_and_onednn_say(packs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.cpu reads the CPU's flags, also where oneDNN may not use what they promise and would emulate it."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr(linear, "_onednn_packs", lambda: packs)
+    assert native_bfloat16() == packs
+
+
+def test_both_ways_of_a_layer_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is nothing to pack with, the same layer is plain torch, and right up to one rounding."""
+    generator = torch.Generator().manual_seed(1)
+    weight, x = torch.randn(32, 64, generator=generator) / 8, torch.randn(5, 64, generator=generator)
+    here = PackedLinear(weight, None, torch.bfloat16)
+    monkeypatch.setattr(linear, "_onednn_packs", lambda: False)
+    plain = PackedLinear(weight, None, torch.bfloat16)
+    assert not plain.packed
+    torch.testing.assert_close(plain(x), here(x), rtol=0.01, atol=0.01)
+    torch.testing.assert_close(plain(x).float(), linear_ref(x, weight, None), rtol=0.02, atol=0.03)

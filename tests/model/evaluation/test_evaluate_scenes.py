@@ -1,0 +1,54 @@
+"""Scores of a scenes checkpoint, from the feature distance to the command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from model.data.scenes.facts import SCORED_CATEGORIES
+from model.data.scenes.things import THINGS
+from model.evaluation.evaluate_scenes import feature_distance
+from model.evaluation.train_detector import train
+from tests.model.picture_set import discs
+
+
+def test_the_feature_distance_of_equal_distributions_is_zero() -> None:
+    """Both sets have the same prompts; treating pairs of one prompt as independent made the floor -14."""
+    rng = torch.Generator().manual_seed(0)
+    prompts = torch.randn(400, 32, generator=rng)
+    a, b = (torch.nn.functional.normalize(prompts + 0.3 * torch.randn(400, 32, generator=rng)) for _ in range(2))
+    other = torch.nn.functional.normalize(torch.randn(400, 32, generator=rng) + 1)
+    assert abs(feature_distance(a, b)) < 2 and feature_distance(a, other) > 50
+
+
+def test_the_command_line_scores_a_checkpoint_and_compares_presets(tmp_path: Path) -> None:
+    """Sprites are discs and the detector is untrained, so the scores mean nothing; but each must be present and in its
+    range."""
+    things = tuple(THINGS)[:24]
+    sprites = discs(things)
+    sprites.save(tmp_path / "data")
+    train(sprites, things, tmp_path / "detector", minutes=0, steps=1, batch=2, seed=0, progress=False)
+    command = [
+        sys.executable, "-m", "model.evaluation", "--suite", "scenes", "--checkpoint", "scenes-128", "--prompts", "2",
+        "--images", "1", "--num-inference-steps", "2", "--diffusion-steps", "2", "--rows", "12",
+        "--data", str(tmp_path / "data"), "--detector", str(tmp_path / "detector"), "--out", str(tmp_path / "out"),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    report = json.loads(done.stdout.splitlines()[-1])
+    shares = ["score_seen", "score_unseen", "checker_ceiling", "checker_reject", "r_precision", *SCORED_CATEGORIES]
+    assert all(0 <= report[name] <= 1 for name in shares)
+    assert (report["images"], report["prompts"]) == (12, 12) and report["seconds_per_image"] > 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {"sheet.png", "failures.png", "report.json"}
+
+    done = subprocess.run([*command, "--quality", "low,high"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    reports = json.loads(done.stdout.splitlines()[-1])
+    assert list(reports) == ["low", "high"] and all(r["images"] == 12 for r in reports.values())
+    assert (tmp_path / "out" / "high" / "report.json").exists()
+    refused = subprocess.run([*command, "--quality", "low,best"], capture_output=True, text=True, timeout=300)
+    assert refused.returncode == 2 and "'best' is not low, medium or high" in refused.stderr

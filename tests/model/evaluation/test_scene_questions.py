@@ -1,0 +1,86 @@
+"""GenEval's questions about scenes: when an image is correct, and how scores are averaged."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model.data.scenes.compose import SIZE, arrange, render
+from model.data.scenes.facts import CATEGORIES, SCORED_CATEGORIES, Facts, Grammar, unseen
+from model.data.scenes.sprites import Sprites
+from model.data.scenes.things import STYLES, THINGS
+from model.evaluation.detector import Detection
+from model.evaluation.scene_questions import background, falsified, is_correct, questions, scores_by_category
+from tests.model.picture_set import discs
+
+THINGS_USED = tuple(THINGS)[:24]
+
+
+@pytest.fixture(scope="module")
+def sprites() -> Sprites:
+    return discs(THINGS_USED)
+
+
+@pytest.fixture(scope="module")
+def grammar(sprites: Sprites) -> Grammar:
+    return Grammar(sprites, THINGS_USED, STYLES)
+
+
+def detections_of(facts: Facts, seed: int, snap: int = 4) -> list[Detection]:
+    """The detections of a perfect detector on a render of the facts."""
+    scene = arrange(facts, np.random.default_rng(seed), snap)
+    return [Detection(t.thing, t.colour or "red", t.centre) for t in scene.objects]
+
+
+@settings(max_examples=120, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from(list(CATEGORIES)), st.booleans())
+def test_a_render_of_its_facts_is_correct(
+    grammar: Grammar, sprites: Sprites, seed: int, category: str, held: bool
+) -> None:
+    facts = grammar.sample(np.random.default_rng(seed), category, want_unseen=held)
+    image = render(arrange(facts, np.random.default_rng(seed), 4), sprites)
+    if facts.size == "":  # a big thing covers the rim
+        assert is_correct(facts, detections_of(facts, seed), image)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from(SCORED_CATEGORIES))
+def test_one_false_fact_makes_an_image_incorrect(grammar: Grammar, sprites: Sprites, seed: int, category: str) -> None:
+    rng = np.random.default_rng(seed)
+    facts = grammar.sample(rng, category)
+    false = falsified(facts, grammar, rng)
+    assert false != facts
+    image = render(arrange(facts, rng, 4), sprites)
+    assert not is_correct(facts, detections_of(false, seed), image)
+
+
+def test_background_is_read_from_the_rim() -> None:
+    page = np.full((SIZE, SIZE, 3), (190, 222, 250), np.uint8)
+    page[30:90, 30:90] = 0
+    assert background(page) == "blue"
+
+
+@pytest.mark.parametrize("colour", [(0, 0, 0), (128, 128, 128), (255, 0, 0), (120, 70, 30)])
+def test_a_background_far_from_all_named_ones_has_no_name(colour: tuple[int, int, int]) -> None:
+    """The nearest name used to be taken at any distance: black images were "green", red ones "yellow"."""
+    assert background(np.full((SIZE, SIZE, 3), colour, np.uint8)) == ""
+
+
+def test_a_question_unseen_by_style_alone_is_not_scored_as_unseen(grammar: Grammar) -> None:
+    """Style is not scored, yet half of `score_unseen`, and all of it for single objects, came from such questions."""
+    asked = questions(grammar, per_category=20)
+    assert all(q.new_style_only for q in asked if q.unseen and q.facts.category == "single_object")
+    correct = np.array([float(not q.new_style_only) for q in asked])
+    scores = scores_by_category(asked, correct)
+    assert scores["score_unseen"] == 1.0 and scores["single_object_unseen"] is None and scores["single_object"] == 0.5
+
+
+def test_scores_are_means_of_categories(grammar: Grammar) -> None:
+    asked = questions(grammar, per_category=4)
+    assert len(asked) == 4 * len(SCORED_CATEGORIES) and all(unseen(q.facts) == q.unseen for q in asked)
+    correct = np.array([1.0 if not q.unseen else 0.5 for q in asked])
+    scores = scores_by_category(asked, correct)
+    assert scores["score_seen"] == 1.0 and scores["score_unseen"] == 0.5 and scores["counting"] == 0.75
+    assert len({q.prompt for q in asked}) > 20

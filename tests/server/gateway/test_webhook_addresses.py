@@ -1,0 +1,45 @@
+"""Which addresses webhooks may be sent to: the public internet only, unless the operator allows more."""
+
+import pytest
+
+from server.errors import InvalidRequest
+from server.gateway.webhook_addresses import PrivateAddress, check_url, is_public, resolve_address
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_names_that_resolve_to_private_addresses_are_rejected() -> None:
+    """`localhost`, or any name that its owner points at 10.0.0.1, is inside the operator's network."""
+    with pytest.raises(PrivateAddress, match="private"):
+        await resolve_address("http://localhost:80/", private=False)
+    address = await resolve_address("https://localhost:8443/a?b=c", private=True)
+    assert address.url.host in ("127.0.0.1", "::1") and address.url.path == "/a"
+    assert (address.host_header, address.sni_hostname) == ("localhost:8443", "localhost")
+    for url in ("http://10.1.2.3/", "http://169.254.169.254/latest", "http://[::ffff:10.0.0.1]/"):
+        with pytest.raises(InvalidRequest):
+            check_url(url, private=False)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["64:ff9b::a9fe:a9fe", "64:ff9b:1::1", "2002:7f00:1::", "2001:0:1::1", "fec0::1", "::127.0.0.1",
+     "::ffff:0:127.0.0.1", "::ffff:127.0.0.1", "224.0.0.1", "ff0e::1"],
+)  # fmt: skip
+def test_tunnels_to_private_addresses_are_rejected(address: str) -> None:
+    """Python calls translated, tunnelled and multicast addresses global: NAT64 of the cloud's metadata passed."""
+    assert not is_public(address)
+    with pytest.raises(InvalidRequest, match="private address"):
+        check_url(f"http://[{address}]/" if ":" in address else f"http://{address}/", private=False)
+
+
+@pytest.mark.parametrize("address", ["93.184.215.14", "2606:4700::1111", "::ffff:8.8.8.8"])
+def test_public_addresses_are_accepted(address: str) -> None:
+    """The guard must not reject every address that looks unusual."""
+    assert is_public(address)
+
+
+@pytest.mark.parametrize("url", ["http://a..b/", "http://example.com/\x01", f"http://{'a' * 70}.com/"])
+def test_malformed_urls_are_rejected(url: str) -> None:
+    """Such URLs were accepted, and no attempt could ever succeed."""
+    with pytest.raises(InvalidRequest, match="not a valid URL"):
+        check_url(url, private=True)
