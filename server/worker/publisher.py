@@ -11,7 +11,7 @@ from redis.exceptions import RedisError
 
 from server.images import codec
 from server.images.compositing import Source, blend
-from server.images.recipe import recipe
+from server.images.recipe import make_recipe
 from server.jobs import JobError, JobInput, JobState, Output
 from server.metrics import Tally
 from server.queue.lease_queue import LeaseQueue
@@ -79,7 +79,7 @@ class Publisher:
     async def _encode(self, job: HeldJob, index: int, pixels: bytes) -> tuple[Output, bytes]:
         lease, given, source, info = job.lease, job.lease.input, job.source, self._engine.info
         loop = asyncio.get_running_loop()
-        metadata = recipe(given, index, info.checkpoint_sha256)
+        metadata = make_recipe(given, index, info.checkpoint_sha256)
         data, encode_s = await loop.run_in_executor(self._pool, lambda: _encode(pixels, given, source, metadata))
         self._tally.observe("fluid_stage_duration_seconds", encode_s, "encode")
         self._tally.count("fluid_images_total", info.id)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from server.images.compositing import Known
+from server.images.compositing import KnownPixels
 from server.jobs import JobInput
 from server.sampling import Sampling
 
@@ -16,10 +16,10 @@ class RowRequest:
     prompt: str
     seed: int
     sampling: Sampling
-    known: Known | None = None  #: the part that an edit or a variation keeps; the AR steps are for the rest
+    known: KnownPixels | None = None  #: the part that an edit or a variation keeps; the AR steps are for the rest
 
     @classmethod
-    def of(cls, job: JobInput, index: int, known: Known | None = None) -> "RowRequest":
+    def of(cls, job: JobInput, index: int, known: KnownPixels | None = None) -> "RowRequest":
         """The request for image `index` of a job."""
         return cls(job.prompt, job.seed_of(index), job.sampling, known)
 
