@@ -1,6 +1,6 @@
-"""Ending tasks for certain: redis-py can miss a cancellation.
+"""Background tasks, and canceling them reliably: redis-py can swallow a cancellation.
 
-redis-py sends each command under `asyncio.wait_for`, which before Python 3.12 forgets a cancellation that arrives just
+redis-py sends each command under `asyncio.wait_for`, which before Python 3.12 loses a cancellation that arrives just
 as the send has finished (bpo-37658). A task that does nothing but talk to Redis ignored two out of three.
 """
 
@@ -9,23 +9,23 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
-ASK_AGAIN_S = 0.1
+RETRY_S = 0.1
 
 
-async def end(*tasks: asyncio.Task[Any]) -> None:
-    """Cancel, and cancel again, until all have ended. How they ended stays with them: look there for failures."""
+async def cancel_and_wait(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel the tasks repeatedly until all have ended. Their exceptions stay in them for the caller to read."""
     alive = {task for task in tasks if not task.done()}
     while alive:
         for task in alive:
             task.cancel()
-        _, alive = await asyncio.wait(alive, timeout=ASK_AGAIN_S)
+        _, alive = await asyncio.wait(alive, timeout=RETRY_S)
 
 
 @asynccontextmanager
 async def running(*endless: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Keep these running while the block runs."""
+    """Run the coroutines in the background of the block, and cancel them at its end."""
     tasks = [asyncio.create_task(each) for each in endless]
     try:
         yield
     finally:
-        await end(*tasks)
+        await cancel_and_wait(*tasks)

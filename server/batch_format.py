@@ -1,4 +1,4 @@
-"""The lines of a batch file, as OpenAI has them: {"custom_id": ..., "method": "POST", "url": ..., "body": {...}}."""
+"""Batch files in OpenAI's format: one {"custom_id": ..., "method": "POST", "url": ..., "body": {...}} a line."""
 
 import io
 import json
@@ -7,21 +7,21 @@ from dataclasses import dataclass
 from typing import Any
 
 MAX_LINES = 50_000
-#: No parameter nests more than two deep; Python's own limit depends on who calls.
+#: No parameter nests more than two deep; Python's own limit depends on the depth of the call stack.
 MAX_DEPTH = 16
 URL = "/v1/images/generations"
-#: States of a batch in which nothing more happens to it.
+#: Terminal states of a batch.
 OVER = ("completed", "failed", "expired", "cancelled")
 RESULTS, FAILURES = "file-out-", "file-err-"
 
 
 def results_file(batch_id: str, *, errors: bool = False) -> str:
-    """The file of what succeeded, or of what failed; it can be read before the batch is over."""
+    """Id of the output or error file, which can be read before the batch is over."""
     return (FAILURES if errors else RESULTS) + batch_id
 
 
 class LineError(Exception):
-    """The file as a whole is refused; `line` is the first wrong one, from 1, or None."""
+    """The file as a whole is rejected; `line` is the first invalid one, from 1, or None."""
 
     def __init__(self, message: str, code: str, line: int | None = None) -> None:
         super().__init__(message)
@@ -42,12 +42,12 @@ class Line:
 
 
 def parse_lines(data: bytes) -> list[Line]:
-    """Every line; what is wrong inside a body is that request's own failure, later.
+    """Parse every line. An invalid body is no error here: it fails that request alone, later.
 
     Raises:
-        LineError: the file is not what a batch is made of.
+        LineError: the file is not a batch file.
     """
-    # Line by line, and counted before any is kept: 32 MiB of short lines are 600 MiB of Python's strings.
+    # Line by line, and counted before any is kept: 32 MiB of short lines are 600 MiB of Python strings.
     count = sum(1 for raw in _each(data) if raw.strip())
     if not count:
         raise LineError("The file has no lines.", "empty_file")
@@ -64,7 +64,7 @@ def parse_lines(data: bytes) -> list[Line]:
         line = _parse(text, number)
         if line.custom_id in seen:
             raise LineError(
-                f"Line {number}: custom_id {line.custom_id!r} was there before.", "duplicate_custom_id", number
+                f"Line {number}: custom_id {line.custom_id!r} was used before.", "duplicate_custom_id", number
             )
         seen.add(line.custom_id)
         lines.append(line)
@@ -72,7 +72,7 @@ def parse_lines(data: bytes) -> list[Line]:
 
 
 def _each(data: bytes) -> io.BytesIO:
-    """Lines end in a line feed alone: str.splitlines also splits at U+2028, which JSON has inside strings."""
+    """Iterate over lines, which end at a line feed alone: str.splitlines also splits at U+2028, valid inside JSON."""
     return io.BytesIO(data.removeprefix(b"\xef\xbb\xbf"))
 
 
@@ -109,7 +109,7 @@ def _deep(value: Any, left: int) -> bool:
 
 
 def _halved(raw: Any) -> bool:
-    """Whether half of a surrogate pair is anywhere in it: Python reads it, and nothing can write it down."""
+    """True if any string holds half of a surrogate pair, which Python can parse but not encode."""
     try:
         json.dumps(raw, ensure_ascii=False).encode()
     except UnicodeEncodeError:
@@ -118,17 +118,17 @@ def _halved(raw: Any) -> bool:
 
 
 def not_for_lines(body: Mapping[str, Any]) -> tuple[str, str] | None:
-    """(parameter, why) of the first that is valid in a request but means nothing, or harm, in a line of a batch.
+    """(parameter, reason) of the first parameter that is valid in a request but not in a line of a batch.
 
-    Values that ask for what happens anyway, like stream=false, are taken.
+    Values that change nothing, like stream=false, are allowed.
     """
     if body.get("priority") not in (None, "low"):
-        return "priority", "'priority' is not for lines of a batch: they are always drawn as low. Leave it out."
+        return "priority", "'priority' is not for lines of a batch: their priority is always low. Leave it out."
     if body.get("response_format") == "url":
         return "response_format", "'response_format' url is not for lines of a batch: results hold b64_json."
     for name, why in (
-        ("stream", "nobody listens while they are drawn"),
-        ("partial_images", "nobody sees previews"),
+        ("stream", "the caller does not wait for them"),
+        ("partial_images", "the caller does not wait for previews"),
         ("webhook", "ask GET /v1/batches/{batch_id} instead"),
     ):
         if body.get(name):

@@ -12,7 +12,7 @@ FluidError
 │   ├── KeyDisabled             403
 │   ├── NotAcceptable           406  an unsupported image type
 │   ├── RequestTooSlow          408  its body did not arrive in time
-│   ├── BodyTooLarge            413
+│   ├── BodyTooLarge            413  larger than any valid request
 │   ├── UnknownJob              404
 │   ├── UnknownImage            404  no such image, or not yet
 │   ├── UnknownModel            404
@@ -27,22 +27,22 @@ FluidError
 │   ├── QueueUnavailable        503  Redis does not respond
 │   └── DeadlineExceeded        504
 ├── OperatorError               ends an operator's command
-│   ├── KeyNameRefused          `fluid keys new` with a name that cannot stand in the file
+│   ├── KeyNameRefused          `fluid keys new` with a name that the key file cannot hold
 │   ├── UnknownDeadLetter       no dead letter of this id
-│   ├── BatchRefused            `fluid batch` cannot begin, or its file was refused
+│   ├── BatchRefused            `fluid batch` cannot start, or its file was rejected
 │   ├── EditRefused             `fluid edit` or `fluid vary` cannot use a file
-│   ├── ReloadRefused           a worker goes on with the checkpoint that it had
+│   ├── ReloadRefused           a worker keeps its present checkpoint
 │   └── UnhealthyService        `fluid doctor` found something to act on
 ├── WorkerError                 ends the worker process
-│   ├── CanaryFailed            the first picture after loading is not a picture
-│   └── EngineBroken            the engine cannot even give its rows back
-└── ServiceError                raised by the client: what the service answered
+│   ├── CanaryFailed            the first image after loading is not a valid image
+│   └── EngineBroken            the engine cannot even release its rows
+└── ServiceError                raised by the client: the service answered with an error
 """
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-#: OpenAI's clients repeat 5xx unless told otherwise; what was tried enough would be tried thrice as often.
+#: OpenAI's clients retry 5xx unless told otherwise: jobs that used up their attempts would get three times as many.
 NO_RETRY: Mapping[str, str] = {"x-should-retry": "false"}
 
 
@@ -72,7 +72,9 @@ class RequestError(FluidError):
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
     code: ClassVar[str] = "internal_error"
-    always: ClassVar[Mapping[str, str]] = {}  # headers of every answer of this kind
+    always: ClassVar[Mapping[str, str]] = {}  #: headers of every response of this class
+    #: Counted in fluid_jobs_rejected_total when it answers a POST: nothing was queued.
+    rejection: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -103,6 +105,7 @@ class InvalidRequest(RequestError):
     """A parameter is invalid; `param` names it, and the message names the limit."""
 
     status, type, code = 400, "invalid_request_error", "invalid_value"
+    rejection = True
 
 
 class JobCanceled(RequestError):
@@ -115,36 +118,38 @@ class InvalidApiKey(RequestError):
     """The API key is missing or unknown."""
 
     status, type, code = 401, "invalid_request_error", "invalid_api_key"
-
-    def headers(self) -> dict[str, str]:
-        return {"WWW-Authenticate": "Bearer"}
+    rejection = True
+    always: ClassVar[Mapping[str, str]] = {"WWW-Authenticate": "Bearer"}
 
 
 class KeyDisabled(RequestError):
     """The operator has disabled this API key."""
 
     status, type, code = 403, "permission_error", "key_disabled"
+    rejection = True
 
 
 class NotAcceptable(RequestError):
     """The Accept header asks for an unsupported image type, or for another one than `output_format`."""
 
     status, type, code = 406, "invalid_request_error", "not_acceptable"
+    rejection = True
 
 
 class RequestTooSlow(RequestError):
     """The body did not arrive within FLUID_BODY_TIMEOUT_S."""
 
     status, type, code = 408, "invalid_request_error", "request_too_slow"
-
-    def headers(self) -> dict[str, str]:
-        return {"Connection": "close"}  # the rest of the body may still come, and is no request
+    rejection = True
+    #: The rest of the body may still arrive, and is no request.
+    always: ClassVar[Mapping[str, str]] = {"Connection": "close"}
 
 
 class BodyTooLarge(RequestError):
     """The body, or a file in it, is larger than the limit."""
 
     status, type, code = 413, "invalid_request_error", "body_too_large"
+    rejection = True
 
 
 class UnknownJob(RequestError):
@@ -193,12 +198,14 @@ class RateLimited(RequestError):
     """The API key is over its limit of requests per minute, or of jobs at the same time; obey `Retry-After`."""
 
     status, type, code = 429, "rate_limit_error", "rate_limit_exceeded"
+    rejection = True
 
 
 class QueueFull(RequestError):
     """The queue is full: FLUID_MAX_QUEUE jobs are waiting; obey `Retry-After`."""
 
     status, type, code = 429, "rate_limit_error", "queue_full"
+    rejection = True
 
 
 class JobFailed(RequestError):
@@ -212,12 +219,14 @@ class NoWorkers(RequestError):
     """No live worker can generate; obey `Retry-After`."""
 
     status, type, code = 503, "server_error", "no_workers"
+    rejection = True
 
 
 class QueueUnavailable(RequestError):
     """The queue does not respond; obey `Retry-After`."""
 
     status, type, code = 503, "server_error", "queue_unavailable"
+    rejection = True
 
     def __init__(self) -> None:
         super().__init__("The queue does not answer. Nothing was lost; try again.", retry_after_s=1)
@@ -239,7 +248,7 @@ class UnknownDeadLetter(OperatorError):
 
 
 class BatchRefused(OperatorError):
-    """`fluid batch` cannot begin, or its file was refused."""
+    """`fluid batch` cannot start, or its file was rejected."""
 
 
 class EditRefused(OperatorError):
@@ -247,7 +256,7 @@ class EditRefused(OperatorError):
 
 
 class ReloadRefused(OperatorError):
-    """A worker goes on with the checkpoint that it had."""
+    """A worker keeps its present checkpoint."""
 
 
 class UnhealthyService(OperatorError):
@@ -255,23 +264,23 @@ class UnhealthyService(OperatorError):
 
 
 class KeyNameRefused(OperatorError):
-    """The name could not stand in the file of API keys."""
+    """The file of API keys cannot hold this name."""
 
 
 class WorkerError(FluidError):
-    """Ends the worker process; its jobs go to another one."""
+    """Ends the worker process; other workers take its jobs."""
 
 
 class CanaryFailed(WorkerError):
-    """The first picture after loading is not a picture."""
+    """The first image after loading is not a valid image."""
 
 
 class EngineBroken(WorkerError):
-    """The engine cannot even give its rows back."""
+    """The engine cannot even release its rows."""
 
 
 class ServiceError(FluidError):
-    """What the service answered to the client, when it was not success."""
+    """Raised by the client: the service answered with an error."""
 
     def __init__(self, message: str, *, status: int = 0, code: str | None = None, param: str | None = None) -> None:
         super().__init__(message)

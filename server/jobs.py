@@ -1,4 +1,4 @@
-"""What travels through Redis: the job, its states, its outputs and what workers say; all JSON."""
+"""The job as it travels through Redis: input, states, outputs, errors and leases, all JSON."""
 
 import json
 import secrets
@@ -9,21 +9,21 @@ from typing import Any
 
 from server.sampling import SAMPLING_FIELDS, Sampling
 
-#: Error code of a job that no worker can draw, however often it is tried.
+#: Error code of a job that no worker can complete, however many attempts it gets.
 IMPOSSIBLE = "impossible_request"
-#: Who goes first, first to last. A class is served when those before it have nobody waiting; see lua/take.lua.
+#: Priority classes, first to last. A class is served while those before it are empty; see lua/take.lua.
 PRIORITIES = ("high", "normal", "low")
 
 
 class JobState(StrEnum):
     """queued -> starting -> processing -> one of the four terminal states."""
 
-    QUEUED = "queued"  #: accepted, in line
+    QUEUED = "queued"  #: accepted, waiting for a worker
     STARTING = "starting"  #: leased by a worker, no row yet
     PROCESSING = "processing"  #: at least one image is being decoded
     SUCCEEDED = "succeeded"
     FAILED = "failed"
-    CANCELED = "canceled"  #: by its caller, or because its deadline passed while it was drawn
+    CANCELED = "canceled"  #: by its caller, or because its deadline passed while it ran
     ABORTED = "aborted"  #: its deadline passed before a worker began
 
     @property
@@ -36,25 +36,25 @@ TERMINAL = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELED, JobState.ABO
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """That a job starts from a picture. The picture itself lies under its own key until the job ends."""
+    """How a job uses its source image, which is stored under its own key until the job ends."""
 
-    source: str  #: the job that brought it; a replayed one refers to the first
-    sha256: str  #: of the picture and its mask at the model's size
-    kept_tokens: int | None = None  #: of a variation: how many stay; None: its mask says which
-    feather: int = 0  #: pixels inside the mask over which old goes over into new
+    source: str  #: id of the job whose request carried the image; a replay refers to the first job
+    sha256: str  #: of the image and its mask at the model's size
+    kept_tokens: int | None = None  #: number of tokens that a variation keeps; None for an edit, whose mask decides
+    feather: int = 0  #: width in pixels of the blend from old to new, inside the mask
 
     @property
     def kind(self) -> str:
         return "edit" if self.kept_tokens is None else "variation"
 
     def recipe(self) -> dict[str, Any]:
-        """What a finished file says of it."""
+        """The fields that a finished file's metadata records."""
         return {name: value for name, value in asdict(self).items() if name != "source"}
 
 
 @dataclass(frozen=True, slots=True)
 class JobInput:
-    """A request with nothing left open: every default is resolved before it enters the queue."""
+    """A fully resolved request: every default is filled in before the job enters the queue."""
 
     prompt: str
     model: str
@@ -69,33 +69,33 @@ class JobInput:
     user: str | None = None
     priority: str = "normal"
     deadline_ms: int | None = None
-    partial_images: int = 0  #: previews of each picture while it is decoded
-    owner: str = ""  #: the name of the API key; who may see the job
-    result_ttl_s: int | None = None  #: how long it is kept when it has ended; None: FLUID_RESULT_TTL_S
-    webhook: str = ""  #: who is told of its end
-    batch: str = ""  #: the batch that it is a line of
+    partial_images: int = 0  #: number of previews of each image while it is decoded
+    owner: str = ""  #: name of the API key; only its holder may see the job
+    result_ttl_s: int | None = None  #: how long the ended job is kept; None: FLUID_RESULT_TTL_S
+    webhook: str = ""  #: URL to notify of the end, if any
+    batch: str = ""  #: id of the batch that the job is a line of, if any
     edit: Edit | None = None
 
     @property
     def caller(self) -> str:
-        """Whose share of the service the job uses: a key's, or without keys whatever `user` says."""
+        """The caller whose fair share the job uses: the API key's name, or without keys the `user` of the request."""
         return self.owner or self.user or ""
 
     @property
     def work(self) -> int:
-        """Its size in row-steps: one row for one autoregressive step."""
+        """Size of the job in row-steps: one row for one autoregressive step."""
         return self.n * self.sampling.num_inference_steps
 
     @property
     def preview_steps(self) -> tuple[int, ...]:
-        """After which steps a picture is shown half done: evenly spaced, the first one after a third at the latest."""
+        """The steps after which previews are sent: evenly spaced, the first one after a third of them at the latest."""
         parts = max(2, self.partial_images) + 1
         steps = self.sampling.num_inference_steps
         shown = (round(steps * (i + 1) / parts) for i in range(self.partial_images))
         return tuple(dict.fromkeys(step for step in shown if 0 < step < steps))
 
     def seed_of(self, index: int) -> int:
-        """Image i draws with seed + i, so each image of a request can be made again alone."""
+        """Seed of image `index`, which is seed + index, so each image of a request can be reproduced alone."""
         return self.seed + index
 
     def parameters(self) -> dict[str, Any]:
@@ -119,7 +119,7 @@ class JobInput:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One finished picture; its bytes lie under their own key."""
+    """One finished image; its bytes are stored under their own key."""
 
     index: int
     seed: int
@@ -128,12 +128,12 @@ class Output:
     format: str
     size_bytes: int
     sha256: str
-    token: int = 1  #: of the try that drew it; part of its key
+    token: int = 1  #: of the attempt that generated it; part of its key
 
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """What an earlier try left of a job: finished images, and rows half done."""
+    """Progress that an earlier attempt saved: finished images, and snapshots of unfinished rows, by image index."""
 
     outputs: Mapping[int, Output] = field(default_factory=dict)
     snapshots: Mapping[int, bytes] = field(default_factory=dict)
@@ -152,7 +152,7 @@ class Resume:
 
 @dataclass(frozen=True, slots=True)
 class JobMetrics:
-    """Where the time went, in seconds; batch_size is the most rows that shared a step with this job."""
+    """Time spent per stage, in seconds; batch_size is the most rows that shared a step with this job."""
 
     queue_time: float
     predict_time: float
@@ -160,7 +160,7 @@ class JobMetrics:
     total_time: float
     batch_size: int
     prompt_tokens: int = 0
-    kernels: str = ""  #: what ran the model's innermost loop: torch, triton, persistent
+    kernels: str = ""  #: implementation of the model's innermost loop: torch, triton or persistent
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +171,7 @@ class JobError:
 
 @dataclass(frozen=True, slots=True)
 class JobRecord:
-    """A job as Redis holds it now."""
+    """A job as its record in Redis describes it."""
 
     id: str
     state: JobState
@@ -212,7 +212,7 @@ class JobRecord:
             started_at=optional("started_at"),
             completed_at=optional("completed_at"),
             expires_at=optional("expires_at"),
-            cancel_requested=raw.get("cancel") == "1",
+            cancel_requested=raw.get("cancel_requested") == "1",
             outputs=tuple(Output(**o) for o in json.loads(raw.get("outputs") or "[]")),
             error=JobError(**error) if error else None,
             metrics=JobMetrics(**metrics) if metrics else None,
@@ -221,7 +221,7 @@ class JobRecord:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A worker's right to finish one job. The token fences: an older one is refused at the finish."""
+    """A worker's right to finish one job. Its token is the fence: an older one is rejected at the finish."""
 
     job_id: str
     token: int
@@ -229,8 +229,8 @@ class Lease:
     input: JobInput
     created_at: float
     started_at: float
-    suspect: bool = False  #: failed before, or on the later half of its tries: runs alone, for its neighbours' sake
-    resumable: bool = False  #: an earlier try left something to go on from
+    suspect: bool = False  #: failed before, or in the second half of its attempts: runs alone, to spare other jobs
+    resumable: bool = False  #: an earlier attempt saved progress
 
 
 def new_job_id() -> str:

@@ -1,7 +1,6 @@
-"""Every metric of the service, and one scrape that shows gateway, queue and workers.
+"""The metrics that workers collect. Each heartbeat adds them to a hash in Redis, so totals survive a restart.
 
-The gateway counts HTTP in its own registry. Queue figures are read from Redis at scrape time: no drift.
-Workers add to a hash in Redis with each heartbeat; the totals therefore survive a worker's restart.
+server/gateway/metrics.py exports them, together with its own and the queue's, in one scrape.
 """
 
 from bisect import bisect_left
@@ -15,7 +14,7 @@ ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """A figure that workers publish. Without buckets it is a counter."""
+    """One metric of the workers: a histogram, or without buckets a counter."""
 
     help: str
     label: str = ""
@@ -38,7 +37,7 @@ WORKER_SPECS: Mapping[str, Spec] = {
 
 
 class Tally:
-    """A worker's figures since its last heartbeat; `drain` gives increments for HINCRBYFLOAT."""
+    """A worker's counts since its last heartbeat; `drain` returns increments for HINCRBYFLOAT."""
 
     def __init__(self) -> None:
         self._values: defaultdict[str, float] = defaultdict(float)
@@ -47,7 +46,7 @@ class Tally:
         self._values[_field(name, label, "total")] += by
 
     def observe(self, name: str, value: float, label: str = "") -> None:
-        """One histogram observation, stored in the single bucket it falls into."""
+        """Add one observation to the single bucket of the histogram that it falls into."""
         bounds = WORKER_SPECS[name].buckets
         at = bisect_left(bounds, value)
         self._values[_field(name, label, str(bounds[at]) if at < len(bounds) else "+Inf")] += 1
@@ -58,7 +57,7 @@ class Tally:
         return values
 
     def restore(self, values: Mapping[str, float]) -> None:
-        """Put drained figures back after a heartbeat that did not reach Redis."""
+        """Put drained counts back after a heartbeat that did not reach Redis."""
         for name, value in values.items():
             self._values[name] += value
 

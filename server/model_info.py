@@ -1,4 +1,4 @@
-"""What a worker publishes about its model, and what the gateway checks requests against."""
+"""The description of a model that workers publish and the gateway checks requests against."""
 
 import json
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What a worker publishes about its model; the gateway resolves and checks requests against it."""
+    """Sizes, presets, limits and vocabulary of one model."""
 
     id: str
     family: str
@@ -19,7 +19,7 @@ class ModelInfo:
     limits: Mapping[str, float]
     vocabulary: tuple[str, ...] = ()
     styles: tuple[str, ...] = ()
-    labels: tuple[str, ...] = ()  # of a class-conditional model: "first name, second name, …" of class i
+    labels: tuple[str, ...] = ()  #: of a class-conditional model: the names of class i, as "first, second, …"
     checkpoint_sha256: str = ""
     license: str = ""
     description: str = ""
@@ -29,7 +29,11 @@ class ModelInfo:
 
     @classmethod
     def from_mapping(cls, raw: Mapping[str, Any]) -> "ModelInfo":
-        """From an engine's info() or from Redis; missing or unknown keys are an error."""
+        """Decode what an engine's info() or Redis holds.
+
+        Raises:
+            TypeError, KeyError: a key is missing or unknown.
+        """
         values = dict(raw)
         width, height = values["image_size"]
         values["image_size"] = (int(width), int(height))

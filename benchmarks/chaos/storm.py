@@ -21,7 +21,7 @@ from benchmarks.chaos.report import failures, figures, lateness
 from server import background
 from server.queue.job_queue import JobQueue
 from server.queue.redis_client import PATIENT_TIMEOUT_S, connect
-from server.queue.registry import BEAT_S
+from server.queue.registry import HEARTBEAT_S
 
 REQUESTS_PER_S = 8.0
 SETTLE_S = 120.0
@@ -60,7 +60,7 @@ async def run(minutes: float, seed: int, lease_s: float, data_dir: Path) -> Outc
                     verdict, unbalanced = await audit(ledger, queue, cast.address)
                     scraped = await _scrape(cast)
                 finally:
-                    await background.end(*endless)
+                    await background.cancel_and_wait(*endless)
     result: dict[str, object] = {"minutes": minutes, "seed": seed, "lease_s": lease_s}
     result |= figures(verdict, unbalanced, redeliveries.seconds, redeliveries.raw, scraped)
     result |= {"client_errors": crowd.errors, "kills": dict(cast.kills), "settled_s": round(settled_s, 1)}
@@ -95,6 +95,6 @@ async def _clock(seconds: float) -> None:
 
 async def _scrape(cast: Cast) -> str:
     """Metrics, once the workers' last figures have arrived with their heartbeats."""
-    await asyncio.sleep(2 * BEAT_S)
+    await asyncio.sleep(2 * HEARTBEAT_S)
     async with httpx.AsyncClient() as http:
         return (await http.get(f"{cast.address()}/metrics")).text

@@ -12,8 +12,8 @@ from typing import Any
 
 from benchmarks.load.service import Service, service
 from benchmarks.load.throughput import fill, job
+from server.gateway import pagination
 from server.model_info import ModelInfo
-from server.queue import pagination
 from server.queue.job_queue import Submission
 from server.queue.lease_queue import LeaseQueue
 from server.queue.registry import Registry
@@ -62,7 +62,7 @@ async def _costs(running: Service, size: int) -> dict[str, float]:
         lease = await timed("take", leases.take("bench", waiting.model))
         await timed("list", pagination.page(queue, "", limit=20, after=None, status=None))
         if lease is not None:
-            await timed("give_back", leases.give_back(lease))
+            await timed("requeue", leases.requeue(lease))
         await timed("cancel", queue.cancel(job_id))
         if i % 10 == 0:
             await timed("counts", queue_counts(queue))

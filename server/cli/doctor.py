@@ -14,7 +14,7 @@ from server.cli.flags import add_command
 from server.cli.operations import open_service
 from server.errors import UnhealthyService
 from server.queue.job_queue import JobQueue
-from server.queue.registry import BEAT_S, Registry, WorkerInfo
+from server.queue.registry import HEARTBEAT_S, Registry, WorkerInfo
 from server.queue.statistics import QueueCounts, queue_counts
 from server.settings import Settings
 
@@ -176,7 +176,7 @@ def _workers(workers: list[WorkerInfo]) -> Iterator[Finding]:
             speed = f"{w.row_steps_per_s:.0f} row-steps/s"
             yield Finding(Level.OK, f"{text}, {speed}, {w.kernels} kernels on {w.device}")
         else:
-            yield Finding(Level.WARN, text, f"Wait; workers report every {BEAT_S:g} s.")
+            yield Finding(Level.WARN, text, f"Wait; workers report every {HEARTBEAT_S:g} s.")
 
 
 def _queue(counts: QueueCounts, workers: list[WorkerInfo]) -> Iterator[Finding]:

@@ -130,7 +130,7 @@ def _fleet(workers: list[WorkerInfo], models: Mapping[str, ModelInfo], now: floa
     for w in workers:
         runs.add_metric([w.id, w.kernels, w.device], 1)
         up.add_metric([w.id, w.model], float(w.ready))
-        age.add_metric([w.id], max(0.0, now - w.beat_at))
+        age.add_metric([w.id], max(0.0, now - w.heartbeat_at))
         rows.add_metric([w.id], w.rows)
     info = GaugeMetricFamily(
         "fluid_model_info", "Always 1; the labels describe the model.", labels=["model", "family", "checkpoint"]

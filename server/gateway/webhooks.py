@@ -101,6 +101,7 @@ class Webhooks:
             await poll_due(
                 self._queue,
                 "hooks",
+                self._queue.keys.webhooks_zset,
                 deliver,
                 visibility_timeout_s=VISIBILITY_TIMEOUT_S,
                 at_once=MAX_CONCURRENT,
@@ -120,12 +121,12 @@ class Webhooks:
             await self._finish(job_id, "given_up")
         else:
             self.sent.labels("failed").inc()
-            await self._queue.redis.hincrby(self._queue.keys.hook_hash(job_id), "tries", 1)
+            await self._queue.redis.hincrby(self._queue.keys.webhook_hash(job_id), "attempts", 1)
             at = time.time() + BACKOFF_S[delivery.attempts]
-            await self._queue.redis.zadd(self._queue.keys.hooks_zset, {job_id: at})
+            await self._queue.redis.zadd(self._queue.keys.webhooks_zset, {job_id: at})
 
     async def _load(self, job_id: str, get_job: GetJob) -> Delivery | None:
-        key = self._queue.keys.hook_hash(job_id)
+        key = self._queue.keys.webhook_hash(job_id)
         stored = await self._queue.redis.hgetall(key)
         if not stored:
             return None
@@ -138,7 +139,7 @@ class Webhooks:
             now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             message = json.dumps({"type": f"job.{job['status']}", "timestamp": now, "data": job})
             await self._queue.redis.hset(key, "told", message)
-        return Delivery(job_id, stored["url"], int(stored["tries"]), message)
+        return Delivery(job_id, stored["url"], int(stored["attempts"]), message)
 
     async def _send(self, http: httpx.AsyncClient, delivery: Delivery) -> str:
         """Make one attempt and return its outcome: delivered, failed (attempt again later) or gone (never again)."""
@@ -175,6 +176,6 @@ class Webhooks:
         """Count the outcome and remove the delivery."""
         self.sent.labels(outcome).inc()
         async with self._queue.redis.pipeline(transaction=True) as pipe:
-            pipe.zrem(self._queue.keys.hooks_zset, job_id)
-            pipe.delete(self._queue.keys.hook_hash(job_id))
+            pipe.zrem(self._queue.keys.webhooks_zset, job_id)
+            pipe.delete(self._queue.keys.webhook_hash(job_id))
             await pipe.execute()

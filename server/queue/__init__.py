@@ -1,1 +1,1 @@
-"""The queue in Redis: read job_queue, lease_queue, then the scripts in lua/; keys names every key."""
+"""The queue in Redis: read job_queue and lease_queue, then the scripts in lua/; keys declares every key."""

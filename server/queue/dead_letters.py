@@ -1,4 +1,4 @@
-"""Jobs that failed for good: look at them, draw them again as new jobs, or drop them."""
+"""Dead letters, the jobs that failed for good: list them, replay them as new jobs, or drop them."""
 
 import json
 from collections.abc import AsyncIterator
@@ -13,7 +13,7 @@ PAGE = 500
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A copy of the job, which outlives its record; the bounded stream keeps the newest 10,000."""
+    """A copy of a failed job that outlives its record; the stream keeps the newest 10,000."""
 
     entry: str
     job_id: str
@@ -30,10 +30,10 @@ class DeadLetter:
 class DeadLetters:
     def __init__(self, queue: JobQueue) -> None:
         self._queue = queue
-        self._redis, self._stream = queue.redis, queue.keys.dead_stream
+        self._redis, self._stream = queue.redis, queue.keys.dead_letters_stream
 
     async def all(self) -> AsyncIterator[DeadLetter]:
-        """Oldest first, page by page."""
+        """Iterate over all, oldest first, page by page."""
         start = "-"
         while page := await self._redis.xrange(self._stream, min=start, count=PAGE):
             for entry, fields in page:
@@ -54,10 +54,10 @@ class DeadLetters:
         raise UnknownDeadLetter(f"No dead letter has the job id {job_id!r}. `fluid dlq list` shows them.")
 
     async def replay(self, letter: DeadLetter) -> str:
-        """A new job with the same input; its id. The failed job stays failed: an end is an end.
+        """Enqueue a new job with the same input, drop the letter, and return the job's id. The failed job stays failed.
 
-        The id is made from the letter's, and accepting an id twice changes nothing: a replay that is interrupted
-        before the letter is dropped, and repeated, still draws once.
+        The id follows from the letter's, and accepting an id twice changes nothing: a replay that is interrupted
+        before the letter is dropped, and repeated, still generates once.
         """
         job_id = f"{letter.job_id}_r{letter.entry.replace('-', '')}"
         await self._queue.enqueue(Submission(job_id, letter.input, letter.kind))

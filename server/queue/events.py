@@ -1,6 +1,6 @@
-"""What happens to a job, in order and numbered, for those who watch: kept in Redis, so any gateway can go on telling.
+"""The event log of a job, in order and numbered: kept in Redis, so that any gateway can resume a stream.
 
-A job has events from the moment somebody follows it; a record of its own shows where it stood then. They end with it.
+Events are kept from the moment the job is first followed, beginning with its state then, up to its end.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from server.queue.job_queue import JobQueue
 from server.queue.watcher import JobWatcher
 
 log = logging.getLogger(__name__)
-PING_S = 15.0  # proxies close what is silent for a minute
+PING_S = 15.0  # proxies close a connection that is silent for a minute
 PAGE = 100
 RETRY_S = 0.5
 BEGINNING = "0-0"
@@ -27,7 +27,8 @@ BEGINNING = "0-0"
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """`type`: status (its value is the state), progress (steps done) or partial_image (image index, preview number)."""
+    """One event. `type` is status (value: the state), progress (value: steps done) or partial_image (value: image index
+    and preview number)."""
 
     id: str
     type: str
@@ -44,60 +45,60 @@ class Event:
 
 
 class Events:
-    """Reads and follows; the writing is done by the scripts that change a job."""
+    """Reads and follows events; the scripts that change a job write them."""
 
     def __init__(self, queue: JobQueue, watcher: JobWatcher) -> None:
         self._queue = queue
         self._watcher = watcher
 
     async def begin(self, job_id: str, owner: str) -> JobRecord:
-        """Have events of a job kept from now on.
+        """Start keeping events of a job; its record.
 
         Raises:
-            UnknownJob, JobExpired: there is no such job of this owner.
+            UnknownJob, JobExpired: this owner has no such job, or it was deleted.
         """
         record = await self._queue.get(job_id, owner)
-        await self._queue.run("follow", [job_id])
+        await self._queue.run("follow", {"id": job_id})
         return record
 
     async def follow(
         self, job_id: str, after: str = BEGINNING, limit_s: float = math.inf
     ) -> AsyncGenerator[Event | None, None]:
-        """Every event after the given one, up to the job's end; None when nothing has happened for PING_S.
+        """Iterate over the events after `after` up to the job's end, with None after each PING_S of silence.
 
-        Redis may go away and come back meanwhile; anything else that it says is no outage, and raised.
+        Outages of Redis are waited out; its other errors are raised.
 
         Raises:
-            JobExpired: the job was deleted while we were away. TimeoutError: it has not ended after `limit_s`.
+            JobExpired: the job was deleted during an outage. TimeoutError: it has not ended after `limit_s`.
         """
-        deadline, heard_at = time.monotonic() + limit_s, time.monotonic()
-        with self._watcher.follow(job_id) as bell:
+        deadline, sent_at = time.monotonic() + limit_s, time.monotonic()
+        with self._watcher.follow(job_id) as changed:
             while True:
                 if time.monotonic() > deadline:
                     raise TimeoutError(f"job {job_id} has not ended after {limit_s:g} s")
-                bell.clear()
+                changed.clear()
                 try:
                     found = await self._read(job_id, after)
                     if not found and (state := (await self._queue.get(job_id)).state).terminal:
-                        # Its last ones may have come in between; if not, nobody followed it before it ended, or its
-                        # follower has heard everything.
+                        # The last events may have been written in between. If not, it ended before it was followed,
+                        # or the follower has seen everything.
                         found = await self._read(job_id, after) or [Event(after, "status", state)]
                 except (RedisConnectionError, RedisTimeoutError) as error:
-                    log.warning("cannot read the events of %s (%s); trying again", job_id, error)
+                    log.warning("cannot read the events of %s (%s); retrying", job_id, error)
                     await asyncio.sleep(RETRY_S)
-                    if time.monotonic() - heard_at >= PING_S:
-                        heard_at = time.monotonic()
+                    if time.monotonic() - sent_at >= PING_S:
+                        sent_at = time.monotonic()
                         yield None
                     continue
                 if found:
-                    heard_at = time.monotonic()
+                    sent_at = time.monotonic()
                 for event in found:
                     after = event.id
                     yield event
                     if event.ends:
                         return
-                if not found and not await _rings(bell, min(PING_S, deadline - time.monotonic())):
-                    heard_at = time.monotonic()
+                if not found and not await _set_within(changed, min(PING_S, deadline - time.monotonic())):
+                    sent_at = time.monotonic()
                     yield None
 
     async def _read(self, job_id: str, after: str) -> list[Event]:
@@ -109,9 +110,9 @@ class Events:
         return cast("bytes | None", await self._queue.redis.execute_command("GET", key, NEVER_DECODE=True))
 
 
-async def _rings(bell: asyncio.Event, seconds: float) -> bool:
+async def _set_within(event: asyncio.Event, seconds: float) -> bool:
     try:
-        await asyncio.wait_for(bell.wait(), max(0.0, seconds))
+        await asyncio.wait_for(event.wait(), max(0.0, seconds))
     except TimeoutError:
         return False
     return True

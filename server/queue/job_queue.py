@@ -1,10 +1,9 @@
-"""The gateway's side of the queue: accept a job, read it, cancel it, fetch its images.
+"""The gateway's side of the queue: accept a job, read it, cancel it, load its images.
 
 Promise: every accepted job reaches exactly one terminal state and at most one result is ever visible for it;
 execution is at-least-once.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -17,7 +16,7 @@ from server.queue.scripts import QueueConnection
 from server.queue.statistics import QueuePosition
 from server.settings import Settings
 
-RETRY_WHEN_FULL_S = 5  # the gateway replaces it by an estimate where it has one
+RETRY_WHEN_FULL_S = 5  # the gateway replaces it with an estimate where it has one
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +38,15 @@ class Submission:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
+    """The job that a submission became."""
+
     job_id: str
     created_at: float
-    is_new: bool  #: False: this very request was accepted before
+    is_new: bool  #: False if the same request was accepted before
 
 
 class JobQueue(QueueConnection):
-    """What a gateway does with jobs."""
+    """Operations of a gateway."""
 
     def __init__(self, redis: Client, settings: Settings) -> None:
         super().__init__(redis, settings)
@@ -75,7 +76,7 @@ class JobQueue(QueueConnection):
 
     async def _enqueue(self, submission: Submission) -> Accepted:
         job, max_jobs = submission.job, submission.max_jobs
-        named = {
+        args = {
             "id": submission.job_id,
             "input": job.to_json(),
             "kind": submission.kind,
@@ -94,8 +95,7 @@ class JobQueue(QueueConnection):
             "max_queue": self.max_queue,
             "max_jobs": max_jobs,
         }
-        args = json.dumps({name: value for name, value in named.items() if value is not None})
-        answer, value, created_at = await self.run("enqueue", [args])
+        answer, value, created_at = await self.run("enqueue", args)
         if answer == "full":
             raise QueueFull(
                 f"{value} jobs are waiting, the limit is {self.max_queue} (FLUID_MAX_QUEUE). Try later.",
@@ -110,11 +110,15 @@ class JobQueue(QueueConnection):
             raise JobExpired(f"Job {value} has ended and was deleted; choose another id.")
         if answer in ("differs", "taken"):
             name = f"Idempotency-Key {submission.key!r}" if submission.key else f"job id {submission.job_id!r}"
-            raise KeyReused(f"The {name} is that of another request. Use a new one for a new request.")
+            raise KeyReused(f"The {name} belongs to another request. Use a new one for a new request.")
         return Accepted(value, float(created_at), answer == "new")
 
     async def get(self, job_id: str, owner: str | None = None) -> JobRecord:
-        """With an `owner`, other people's jobs are unknown."""
+        """Read a job's record. With an `owner`, jobs of other owners are unknown.
+
+        Raises:
+            UnknownJob: no such job. JobExpired: it ended and was deleted.
+        """
         raw = await self.redis.hgetall(self.keys.job_hash(job_id))
         if raw and owner in (None, raw.get("owner", "")):
             return JobRecord.from_fields(raw)
@@ -122,11 +126,11 @@ class JobQueue(QueueConnection):
         if ended:
             state, _, ended_of = ended.partition(" ")
             if owner in (None, ended_of):
-                raise JobExpired(f"Job {job_id} {state}; its record and pictures were deleted since.")
+                raise JobExpired(f"Job {job_id} {state}; its record and images have been deleted.")
         raise UnknownJob(f"No job has the id {job_id!r}. Ids come from POST /v1/jobs.", param="job_id")
 
     async def ended(self, job_ids: Sequence[str]) -> list[str]:
-        """Those of the jobs that are over, by two commands however many they are. All, if any of them is unknown."""
+        """The jobs that have ended, found with two commands however many there are; all, if any of them is unknown."""
         if not job_ids:
             return []
         async with self.redis.pipeline(transaction=False) as pipe:
@@ -138,28 +142,28 @@ class JobQueue(QueueConnection):
         return [job_id for job_id, end in zip(job_ids, ends, strict=True) if end]
 
     async def place(self, record: JobRecord) -> QueuePosition | None:
-        """What is ahead of a waiting job; None once a worker has it."""
+        """Queue position of a waiting job; None once a worker has it."""
         if record.state is not JobState.QUEUED:
             return None
-        ahead, mean_work = await self.run("place", [record.id])
+        ahead, mean_work = await self.run("place", {"id": record.id})
         return QueuePosition(ahead, ahead * float(mean_work)) if ahead >= 0 else None
 
     async def cancel(self, job_id: str) -> JobRecord:
-        """A waiting job ends here; a running one is flagged and ends within one step. Safe to repeat."""
-        await self.run("cancel", [job_id, self.ttl_s])
+        """End a waiting job, or flag a running one, which ends within one step. Safe to repeat."""
+        await self.run("cancel", {"id": job_id, "ttl_s": self.ttl_s})
         return await self.get(job_id)
 
     async def result(self, record: JobRecord, output: Output) -> bytes | None:
-        """The file, under the name of the try that drew it."""
+        """Load an image file; None if it expired. Its key names the attempt that generated it."""
         key = self.keys.result_bytes(record.id, output.token, output.index)
-        # The client decodes answers as text; pictures need the raw reply.
+        # The client decodes replies as text; images need the raw bytes.
         raw = await self.redis.execute_command("GET", key, NEVER_DECODE=True)
         return cast("bytes | None", raw)
 
     async def backlog(self, model: str) -> int:
-        """Row-steps that wait for the model's workers."""
+        """Waiting work of a model, in row-steps."""
         return int(await self.redis.hget(self.keys.counters_hash, f"work:{model}") or 0)
 
     async def sweep(self) -> None:
-        """End what the clock ends: waiting jobs past their deadline. Any number of processes may call it."""
-        await self.run("sweep", [self.ttl_s])
+        """Abort waiting jobs past their deadline and forget expired ones. Any number of processes may call it."""
+        await self.run("sweep", {"ttl_s": self.ttl_s})

@@ -1,136 +1,97 @@
-"""The names of the Redis keys that Python reads, and the Lua scripts that touch more than one key atomically.
+"""The name of every Redis key, declared once: Python reads it as `keys.NAME`, and so do the Lua scripts.
 
-Scripts form the other names themselves (lua/common.lua lists them all): which job a script touches, it often finds
-out only while it runs.
+`scripts.prelude` writes the names that a script uses as a Lua table of the same form. The end of a name is its type.
 """
 
-from dataclasses import dataclass
+import re
+from collections.abc import Callable
 
 
-@dataclass(frozen=True, slots=True)
+class FixedKey:
+    """One key of the namespace; `keys.NAME` is its full name."""
+
+    def __init__(self, name: str) -> None:
+        self.parts, self.parameters = [name], list[str]()
+
+    def __get__(self, keys: "Keys", owner: type) -> str:
+        return ":".join((keys.root, *self.parts))
+
+
+class KeyTemplate:
+    """A family of keys, written as "name:{parameter}:..."; `keys.NAME(values)` is the full name of one."""
+
+    def __init__(self, template: str) -> None:
+        self.parts = template.split(":")
+        self.parameters = re.findall(r"{(\w+)}", template)
+
+    def __get__(self, keys: "Keys", owner: type) -> Callable[..., str]:
+        def fill(*values: str | int) -> str:
+            if len(values) != len(self.parameters):
+                raise TypeError(f"a key of {self.parts} needs {self.parameters}, not {values}")
+            return ":".join((keys.root, self.parts[0], *map(str, values)))
+
+        return fill
+
+
 class Keys:
     """All keys share one hash tag, so that a Redis Cluster keeps them on one node."""
 
-    namespace: str
-
-    def _key(self, *parts: str) -> str:
-        return ":".join((self.root, *parts))
-
-    @property
-    def root(self) -> str:
-        return f"{{{self.namespace}}}"
+    def __init__(self, namespace: str) -> None:
+        self.namespace = namespace
+        self.root = f"{{{namespace}}}"
 
     # --- jobs ---------------------------------------------------------------------------------------
 
-    def job_hash(self, job_id: str) -> str:
-        return self._key("job", job_id)
+    counters_hash = FixedKey("counters")  # jobs by state, submissions, waiting work by model, virtual times
+    job_hash = KeyTemplate("job:{job_id}")  # the record
+    jobs_zset = KeyTemplate("jobs:{owner}")  # every job with a record, by sequence
+    tombstone = KeyTemplate("tombstone:{job_id}")  # "STATE OWNER" of an ended job; outlives its record by a day
+    resume_hash = KeyTemplate("resume:{job_id}")  # finished images and snapshots of a running job
+    input_bytes = KeyTemplate("input:{job_id}")  # the source image of an edit, until the job ends
+    #: The token is in the name: a worker that lost its lease cannot overwrite the visible image.
+    result_bytes = KeyTemplate("result:{job_id}:{token}:{index}")
+    preview_bytes = KeyTemplate("preview:{job_id}:{index}:{number}")
+    events_stream = KeyTemplate("events:{job_id}")  # only of a job that is followed
+    idempotency_hash = KeyTemplate("idempotency:{owner}:{key}")  # the job of an Idempotency-Key
+    dead_letters_stream = FixedKey("dead_letters")
 
-    def tombstone(self, job_id: str) -> str:
-        return self._key("tomb", job_id)
+    # --- waiting and leases -------------------------------------------------------------------------
 
-    def resume_hash(self, job_id: str) -> str:
-        return self._key("resume", job_id)
+    waiting_zset = KeyTemplate("waiting:{model}:{priority}:{caller}")  # waiting jobs of one caller, by sequence
+    waiting_since_zset = KeyTemplate("waiting_since:{model}:{priority}")  # waiting jobs, by when they joined the class
+    callers_zset = KeyTemplate("callers:{model}:{priority}")  # callers with waiting jobs, by virtual time
+    debts_zset = KeyTemplate("debts:{model}:{priority}")  # virtual times of callers with none, while ahead of the class
+    wakeup_list = KeyTemplate("wakeup:{model}")  # idle workers block on it
+    leases_zset = KeyTemplate("leases:{model}")  # running jobs, by the end of their lease
+    last_take_hash = KeyTemplate("last_take:{worker}")  # the last call of take.lua and the job it got
+    deadlines_zset = FixedKey("deadlines")  # waiting jobs, by deadline
+    ended_zset = FixedKey("ended")  # ended jobs, by when their record expires
+    open_jobs_hash = FixedKey("open_jobs")  # number of waiting and running jobs, by owner
+    rate_limit = KeyTemplate("rate_limit:{caller}")  # when the caller's allowance of requests is whole again
 
-    def input_bytes(self, job_id: str) -> str:
-        return self._key("input", job_id)
+    # --- channels -----------------------------------------------------------------------------------
 
-    def result_bytes(self, job_id: str, token: int, index: int) -> str:
-        """The token is in the name: a worker that lost its lease cannot overwrite the visible picture."""
-        return self._key("result", job_id, str(token), str(index))
+    ended_channel = FixedKey("job_ended")
+    updated_channel = FixedKey("job_updated")  # a followed job has a new event
+    canceled_channel = FixedKey("job_canceled")  # to the worker that runs it
 
-    def events_stream(self, job_id: str) -> str:
-        return self._key("events", job_id)
+    # --- webhooks, batches, files -------------------------------------------------------------------
 
-    def preview_bytes(self, job_id: str, index: int, number: int) -> str:
-        return self._key("preview", job_id, str(index), str(number))
-
-    def hook_hash(self, job_id: str) -> str:
-        return self._key("hook", job_id)
-
-    @property
-    def hooks_zset(self) -> str:
-        return self._key("hooks")
-
-    def batch_hash(self, batch_id: str) -> str:
-        return self._key("batch", batch_id)
-
-    def batch_lines(self, batch_id: str) -> str:
-        return self._key("batch_lines", batch_id)
-
-    def batch_errors(self, batch_id: str) -> str:
-        return self._key("batch_errors", batch_id)
-
-    @property
-    def batches_zset(self) -> str:
-        return self._key("batches")
-
-    def batch_list(self, owner: str) -> str:
-        return self._key("batch_list", owner)
-
-    def file_hash(self, file_id: str) -> str:
-        return self._key("file", file_id)
-
-    def file_bytes(self, file_id: str) -> str:
-        return self._key("file_bytes", file_id)
-
-    def file_list(self, owner: str) -> str:
-        return self._key("file_list", owner)
-
-    def list_zset(self, owner: str) -> str:
-        return self._key("list", owner)
-
-    # --- the line and the leases --------------------------------------------------------------------
-
-    def since_zset(self, model: str, priority: str) -> str:
-        return self._key("since", model, priority)
-
-    def leases_zset(self, model: str) -> str:
-        return self._key("leases", model)
-
-    def bell_list(self, model: str) -> str:
-        return self._key("bell", model)
-
-    @property
-    def ended_zset(self) -> str:
-        return self._key("ended")
-
-    @property
-    def dead_stream(self) -> str:
-        return self._key("dead")
-
-    @property
-    def counters_hash(self) -> str:
-        return self._key("counters")
-
-    @property
-    def done_channel(self) -> str:
-        return self._key("done")
-
-    @property
-    def news_channel(self) -> str:
-        return self._key("news")
-
-    @property
-    def cancels_channel(self) -> str:
-        return self._key("cancels")
+    webhooks_zset = FixedKey("webhooks")  # by the time of their next attempt
+    webhook_hash = KeyTemplate("webhook:{job_id}")
+    batches_zset = FixedKey("batches")  # by the time of their next turn
+    batch_hash = KeyTemplate("batch:{batch_id}")
+    batch_lines = KeyTemplate("batch_lines:{batch_id}")
+    batch_errors = KeyTemplate("batch_errors:{batch_id}")
+    batch_list = KeyTemplate("batch_list:{owner}")
+    file_hash = KeyTemplate("file:{file_id}")
+    file_bytes = KeyTemplate("file_bytes:{file_id}")
+    file_list = KeyTemplate("file_list:{owner}")
 
     # --- workers ------------------------------------------------------------------------------------
 
-    @property
-    def stats_hash(self) -> str:
-        return self._key("stats")
-
-    @property
-    def models_hash(self) -> str:
-        return self._key("models")
-
-    @property
-    def reloads_hash(self) -> str:
-        return self._key("reloads")
-
-    @property
-    def workers_zset(self) -> str:
-        return self._key("workers")
-
-    def worker(self, worker_id: str) -> str:
-        return self._key("worker", worker_id)
+    stats_hash = FixedKey("stats")
+    models_hash = FixedKey("models")
+    reloads_hash = FixedKey("reloads")
+    workers_zset = FixedKey("workers")
+    worker = KeyTemplate("worker:{worker_id}")

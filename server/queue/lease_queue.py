@@ -1,7 +1,7 @@
-"""The workers' side of the queue: take a job under a lease, renew it, save progress, finish once or give it back.
+"""The workers' side of the queue: take a job under a lease, renew it, save progress, finish once or requeue.
 
-A lease is an entry with an end, which its worker moves on while it lives; its fencing token rises at every start, so
-a worker that fell silent and came back is refused at the finish.
+A lease is an entry with an end, which its worker extends while it lives. The job's fencing token rises at every
+attempt, so a worker that fell silent and came back is rejected at the finish.
 """
 
 import json
@@ -15,12 +15,12 @@ from server.queue.redis_client import Client
 from server.queue.scripts import QueueConnection
 from server.settings import Settings
 
-RESULT_EXTRA_S = 3600  # pictures outlive the job's record, so a visible record never points at nothing
+RESULT_EXTRA_S = 3600  # image files outlive the job's record, so a visible record never points at nothing
 
 
 @dataclass(frozen=True, slots=True)
 class LeaseRenewal:
-    """What a worker reports of one job; `running` is true once a row was admitted."""
+    """Progress of one held job; `running` is true once a row was admitted."""
 
     lease: Lease
     running: bool
@@ -33,7 +33,7 @@ def shared_attempts(max_attempts: int) -> int:
 
 
 class LeaseQueue(QueueConnection):
-    """What a worker does with jobs. Every write under a lease is fenced by its token."""
+    """Operations of a worker. Every write under a lease is fenced by the lease's token."""
 
     def __init__(self, redis: Client, settings: Settings) -> None:
         super().__init__(redis, settings)
@@ -42,31 +42,39 @@ class LeaseQueue(QueueConnection):
         self.ageing_s = settings.ageing_s
 
     async def take(
-        self, worker: str, model: str, *, block_s: float | None = None, patience_s: float = 0.0
+        self, worker: str, model: str, *, block_s: float | None = None, min_wait_s: float = 0.0
     ) -> Lease | None:
-        """The next waiting job of the model, or None after `block_s`.
+        """Take the next waiting job of the model; None if there is none after `block_s`.
 
-        With `patience_s` only a job that has waited that long: an idle worker would have had it by then.
+        With `min_wait_s` only a job that has waited that long: an idle worker would have had it by then.
         """
-        found = await self._take(worker, model, patience_s)
-        if found is None and block_s is not None and await self.redis.blpop(self.keys.bell_list(model), block_s):
-            found = await self._take(worker, model, patience_s)
+        found = await self._take(worker, model, min_wait_s)
+        if found is None and block_s is not None and await self.redis.blpop(self.keys.wakeup_list(model), block_s):
+            found = await self._take(worker, model, min_wait_s)
         return found
 
-    async def _take(self, worker: str, model: str, patience_s: float) -> Lease | None:
-        limits = [self.lease_ms, self.max_attempts, self.ttl_s]
-        answer = await self.run("take", [model, worker, *limits, secrets.token_hex(8), self.ageing_s, patience_s])
+    async def _take(self, worker: str, model: str, min_wait_s: float) -> Lease | None:
+        call = {"call": secrets.token_hex(8), "ageing_s": self.ageing_s, "min_wait_s": min_wait_s}
+        answer = await self.run("take", self._limits(worker, model) | call)
         return self._lease(answer) if answer else None
 
     async def reclaim(self, worker: str, model: str, held: Iterable[str], *, count: int) -> list[Lease]:
-        """Jobs whose worker fell silent. `held` are the ids that we still work on."""
-        limits = [self.lease_ms, self.max_attempts, self.ttl_s]
-        answers = await self.run("reclaim", [model, worker, *limits, count, *held])
+        """Take over up to `count` jobs whose worker fell silent; `held` are the ids that this worker runs."""
+        answers = await self.run("reclaim", self._limits(worker, model) | {"count": count, "held": list(held)})
         return [self._lease(answer) for answer in answers]
+
+    def _limits(self, worker: str, model: str) -> dict[str, Any]:
+        return {
+            "worker": worker,
+            "model": model,
+            "lease_ms": self.lease_ms,
+            "max_attempts": self.max_attempts,
+            "ttl_s": self.ttl_s,
+        }
 
     def _lease(self, answer: Sequence[Any]) -> Lease:
         job_id, token, attempt, job, created_at, started_at, error, resumable = answer
-        last_tries = int(attempt) > shared_attempts(self.max_attempts)
+        runs_alone = int(attempt) > shared_attempts(self.max_attempts)
         return Lease(
             job_id=job_id,
             token=int(token),
@@ -74,42 +82,40 @@ class LeaseQueue(QueueConnection):
             input=JobInput.from_json(job),
             created_at=float(created_at),
             started_at=float(started_at),
-            suspect=bool(error) or last_tries,
+            suspect=bool(error) or runs_alone,
             resumable=bool(resumable),
         )
 
-    async def pulse(self, pulses: Sequence[LeaseRenewal], *, renew: bool) -> list[str]:
-        """Renew leases and write progress; answers "ok", "cancel" or "lost" for each."""
-        if not pulses:
+    async def renew(self, renewals: Sequence[LeaseRenewal], *, extend: bool) -> list[str]:
+        """Write progress, and with `extend` extend each lease; "ok", "cancel" or "lost" for each."""
+        if not renewals:
             return []
-        args: list[Any] = [self.lease_ms if renew else 0]
-        for p in pulses:
-            args += [p.lease.job_id, p.lease.token, int(p.running), p.step]
-        return cast("list[str]", await self.run("pulse", args))
+        jobs = [{"id": r.lease.job_id, "token": r.lease.token, "running": r.running, "step": r.step} for r in renewals]
+        answers = await self.run("renew", {"lease_ms": self.lease_ms if extend else None, "jobs": jobs})
+        return cast("list[str]", answers)
 
     async def save(
         self, lease: Lease, checkpoint: str, *, snapshots: Mapping[int, bytes], outputs: Sequence[Output] = ()
     ) -> None:
-        """Keep rows half done, and finished images, for whoever goes on with the job after us."""
-        pairs: list[str | bytes] = ["checkpoint", checkpoint]
-        for index, state in snapshots.items():
-            pairs += [f"snapshot:{index}", state]
-        for output in outputs:
-            pairs += [f"output:{output.index}", json.dumps(asdict(output))]
-        await self.run("save", [lease.job_id, lease.token, self.ttl_s, *pairs])
+        """Save snapshots of unfinished rows, and finished images, for the job's next attempt."""
+        fields = {"checkpoint": checkpoint.encode()}
+        fields |= {f"snapshot:{index}": state for index, state in snapshots.items()}
+        fields |= {f"output:{output.index}": json.dumps(asdict(output)).encode() for output in outputs}
+        args = {"id": lease.job_id, "token": lease.token, "ttl_s": self.ttl_s, "fields": list(fields)}
+        await self.run("save", args, *fields.values())
 
     async def resume(self, lease: Lease, checkpoint: str) -> Resume:
-        """What an earlier try left. Nothing if other weights drew it: the picture would be of two minds."""
+        """What an earlier attempt saved; empty if other weights made it: mixing them would corrupt the image."""
         raw = await self.redis.execute_command("HGETALL", self.keys.resume_hash(lease.job_id), NEVER_DECODE=True)
         fields = dict(zip(raw[::2], raw[1::2], strict=True)) if isinstance(raw, list) else raw
         if fields.get(b"checkpoint") != checkpoint.encode():
             return Resume()
         found = Resume.from_fields(fields)
-        alive = {index: output for index, output in found.outputs.items() if await self._lives(lease, output)}
+        alive = {index: output for index, output in found.outputs.items() if await self._extend_result(lease, output)}
         return Resume(alive, found.snapshots)
 
-    async def _lives(self, lease: Lease, output: Output) -> bool:
-        """Files of earlier tries have their own time to live; it starts again here."""
+    async def _extend_result(self, lease: Lease, output: Output) -> bool:
+        """Restart the time to live of an earlier attempt's file; False if it is gone."""
         key = self.keys.result_bytes(lease.job_id, output.token, output.index)
         return bool(await self.redis.expire(key, self._result_ttl_s(lease)))
 
@@ -117,9 +123,15 @@ class LeaseQueue(QueueConnection):
         return (lease.input.result_ttl_s or self.ttl_s) + RESULT_EXTRA_S
 
     async def store_result(self, lease: Lease, index: int, data: bytes) -> None:
-        """Before the finish, under a key that only this lease writes. A job's last goes with its finish."""
+        """Store an image file before the finish, under a key that only this lease writes. The last one of a job goes
+        with its finish."""
         key = self.keys.result_bytes(lease.job_id, lease.token, index)
         await self.redis.set(key, data, ex=self._result_ttl_s(lease))
+
+    async def store_preview(self, lease: Lease, index: int, number: int, data: bytes) -> None:
+        """Store preview `number` of an image and announce it; does nothing if the lease was lost."""
+        args = {"id": lease.job_id, "token": lease.token, "index": index, "number": number, "ttl_s": self.ttl_s}
+        await self.run("preview", args, data)
 
     async def finish(
         self,
@@ -131,46 +143,49 @@ class LeaseQueue(QueueConnection):
         metrics: JobMetrics | None = None,
         files: Mapping[int, bytes] | None = None,
     ) -> bool:
-        """Write the terminal state, once, with the files that are not stored yet.
+        """Write the terminal state, once, with the files that are not stored yet, by image index.
 
-        False: the lease was lost and nothing was written.
+        Returns False, and writes nothing, if the lease was lost.
         """
-        answer = await self.run(
-            "finish",
-            [
-                lease.job_id,
-                lease.token,
-                state.value,
-                json.dumps([asdict(o) for o in outputs]),
-                json.dumps(asdict(error)) if error else "",
-                json.dumps(asdict(metrics)) if metrics else "",
-                self.ttl_s,
-                lease.input.work,
-                self._result_ttl_s(lease),
-                *(part for pair in (files or {}).items() for part in pair),
-            ],
-        )
+        files = files or {}
+        args = {
+            "id": lease.job_id,
+            "token": lease.token,
+            "state": state,
+            # Texts, as the record keeps them: Lua would write an empty list as an object.
+            "outputs": json.dumps([asdict(output) for output in outputs]),
+            "error": json.dumps(asdict(error)) if error else "",
+            "metrics": json.dumps(asdict(metrics)) if metrics else "",
+            "ttl_s": self.ttl_s,
+            "steps": lease.input.work,
+            "result_ttl_s": self._result_ttl_s(lease),
+            "indices": list(files),
+        }
+        answer = await self.run("finish", args, *files.values())
         if answer not in (JobState.SUCCEEDED, "fenced"):
-            await self._forget_results(lease)
+            await self._delete_results(lease)
         return bool(answer != "fenced")
 
-    async def give_back(self, lease: Lease, *, error: JobError | None = None, anew: bool = False) -> str:
-        """Return a job. Without an error the try is not counted; with one it fails at the last try.
+    async def requeue(self, lease: Lease, *, error: JobError | None = None, discard_progress: bool = False) -> str:
+        """Return a job to the queue; the state after it, or "fenced".
 
-        `anew`: what was kept of it led to the error, and the next try shall not go on from there.
+        Without an error the attempt is not counted; with one, the last attempt's requeue fails the job.
+        `discard_progress`: what was saved led to the error, so the next attempt must start from the beginning.
         """
-        failure = json.dumps(asdict(error)) if error else ""
-        limits = [self.max_attempts, self.ttl_s]
-        answer = await self.run("give_back", [lease.job_id, lease.token, failure, *limits, int(anew)])
-        if answer in (JobState.CANCELED, JobState.FAILED) or (anew and answer != "fenced"):
-            await self._forget_results(lease)
+        args = {
+            "id": lease.job_id,
+            "token": lease.token,
+            "error": json.dumps(asdict(error)) if error else None,
+            "max_attempts": self.max_attempts,
+            "ttl_s": self.ttl_s,
+            "discard_progress": discard_progress,
+        }
+        answer = await self.run("requeue", args)
+        if answer in (JobState.CANCELED, JobState.FAILED) or (discard_progress and answer != "fenced"):
+            await self._delete_results(lease)
         return str(answer)
 
-    async def _forget_results(self, lease: Lease) -> None:
-        """Those of this try. Others' may be part of a result; they expire by themselves."""
-        keys = [self.keys.result_bytes(lease.job_id, lease.token, i) for i in range(lease.input.n)]
+    async def _delete_results(self, lease: Lease) -> None:
+        """Delete the files of this attempt. Those of others may be part of a result; they expire by themselves."""
+        keys = [self.keys.result_bytes(lease.job_id, lease.token, index) for index in range(lease.input.n)]
         await self.redis.delete(*keys)
-
-    async def store_preview(self, lease: Lease, index: int, number: int, data: bytes) -> None:
-        """Store preview `number` of an image and announce it; does nothing if the lease was lost."""
-        await self.run("preview", [lease.job_id, lease.token, index, number, data, self.ttl_s])

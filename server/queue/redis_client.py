@@ -1,4 +1,4 @@
-"""The Redis client, as this service wants it."""
+"""The Redis client with the timeouts and retries of this service."""
 
 from typing import Any
 
@@ -7,23 +7,23 @@ from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError
 
-#: redis-py annotates every answer as the union of all protocols and decodings, differently in each release.
-#: We fix both here, and the queue converts what it reads into its own types.
+#: redis-py annotates every reply as the union of all protocols and decodings, differently in each release.
+#: Both are fixed here, and the queue converts what it reads into its own types.
 Client = Any
-#: Few and quick: callers should hear 503 within a second, and every script of ours may be repeated.
+#: Few and quick: callers should get their 503 within a second, and every script is safe to repeat.
 RETRIES = 3
-#: A host that vanished never answers and never closes. Longer than any wait of ours (BLPOP blocks for 0.25 s).
+#: A host that vanished never answers and never closes. Longer than any blocking call (BLPOP blocks for 0.25 s).
 PATIENT_TIMEOUT_S = 5.0
-#: Commands under way at once. redis-py's own limit is 100, and more is an error, not a queue: a crowd got 503 from a
-#: healthy Redis. Waiting for a connection would add to the wait for an answer, and 503 would come too late.
+#: Connections, one per command in flight. redis-py's own limit is 100, and more is an error, not a queue: a crowd got
+#: 503 from a healthy Redis. Waiting for a connection would add to the wait for a reply, and 503 would come too late.
 MAX_CONNECTIONS = 4096
-#: For the gateway: a caller shall hear 503 within a second of a Redis that does not answer.
+#: For the gateway: its callers get 503 within a second when Redis does not answer.
 QUICK_TIMEOUT_S = 0.9
 
 
 def connect(url: str, timeout_s: float) -> Client:
-    """One client per process, text answers. Protocol 2 is pinned: version 3 changes the shape of answers."""
-    # Only what was not sent is repeated at once; after a silence, trying again would double the wait.
+    """Make the client of a process, with replies as text. Protocol 2 is pinned: version 3 changes their shape."""
+    # Only connection errors are retried at once; a retry after a timeout would double the wait.
     retry = Retry(ExponentialBackoff(cap=0.2, base=0.02), RETRIES, supported_errors=(ConnectionError,))
     return Redis.from_url(
         url,

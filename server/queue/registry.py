@@ -1,4 +1,4 @@
-"""What workers publish about themselves in Redis: heartbeats, models, and statistics to be scraped."""
+"""The registry of workers in Redis: heartbeats, models, reload requests, and statistics to be scraped."""
 
 import json
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from server.model_info import ModelInfo
 from server.queue.keys import Keys
 from server.queue.redis_client import Client
 
-BEAT_S = 1.0
+HEARTBEAT_S = 1.0
 DEAD_AFTER_S = 5.0
 
 
@@ -23,14 +23,14 @@ class WorkerInfo:
     max_rows: int
     rows: int
     started_at: float
-    beat_at: float = 0.0
+    heartbeat_at: float = 0.0
     note: str = ""
-    checkpoint: str = ""  #: SHA-256 of the weights that draw
-    row_steps_per_s: float = 0.0  #: what it manages while it is busy
-    work_left: int = 0  #: row-steps of the jobs that it holds
-    kernels: str = ""  #: what runs the model's innermost loop: torch, triton, persistent
-    device: str = ""  #: what it runs on, and in which numbers
-    reloads: int = 0  #: the last `fluid reload` that it has dealt with
+    checkpoint: str = ""  #: SHA-256 of the weights in use
+    row_steps_per_s: float = 0.0  #: throughput while busy
+    work_left: int = 0  #: row-steps of the held jobs
+    kernels: str = ""  #: implementation of the model's innermost loop: torch, triton or persistent
+    device: str = ""  #: device and precision
+    reloads: int = 0  #: number of the last `fluid reload` that it handled
 
     @property
     def ready(self) -> bool:
@@ -39,7 +39,7 @@ class WorkerInfo:
 
 @dataclass(frozen=True, slots=True)
 class ReloadRequest:
-    """Workers that were configured for `configured` shall draw with `checkpoint` from now on."""
+    """A request that workers configured for `configured` use `checkpoint` from now on."""
 
     configured: str
     checkpoint: str
@@ -47,16 +47,17 @@ class ReloadRequest:
 
 
 class Registry:
-    """Models persist, so that jobs are accepted while a worker restarts; heartbeats expire by themselves."""
+    """Reads and writes the registry. Models persist, so that jobs are accepted while a worker restarts; heartbeats
+    expire by themselves."""
 
     def __init__(self, redis: Client, namespace: str) -> None:
         self.redis = redis
         self.keys = Keys(namespace)
 
-    async def beat(self, worker: WorkerInfo, stats: Mapping[str, float]) -> None:
-        """One heartbeat, together with what the worker counted since the last one."""
+    async def heartbeat(self, worker: WorkerInfo, stats: Mapping[str, float]) -> None:
+        """Write a heartbeat, and add what the worker counted since the last one."""
         now = await self._now()
-        text = json.dumps(asdict(replace(worker, beat_at=now)))
+        text = json.dumps(asdict(replace(worker, heartbeat_at=now)))
         async with self.redis.pipeline(transaction=True) as pipe:
             pipe.set(self.keys.worker(worker.id), text, px=int(DEAD_AFTER_S * 1000))
             pipe.zadd(self.keys.workers_zset, {worker.id: now})
@@ -65,14 +66,14 @@ class Registry:
                 pipe.hincrbyfloat(self.keys.stats_hash, name, value)
             await pipe.execute()
 
-    async def farewell(self, worker_id: str) -> None:
+    async def deregister(self, worker_id: str) -> None:
         async with self.redis.pipeline(transaction=True) as pipe:
             pipe.delete(self.keys.worker(worker_id))
             pipe.zrem(self.keys.workers_zset, worker_id)
             await pipe.execute()
 
     async def workers(self) -> list[WorkerInfo]:
-        """The live ones."""
+        """The live workers."""
         ids = await self.redis.zrange(self.keys.workers_zset, 0, -1)
         if not ids:
             return []
@@ -82,7 +83,7 @@ class Registry:
     async def publish_model(self, info: ModelInfo) -> None:
         await self.redis.hset(self.keys.models_hash, info.id, info.to_json())
 
-    async def knows(self, model: str) -> bool:
+    async def has_model(self, model: str) -> bool:
         return bool(await self.redis.hexists(self.keys.models_hash, model))
 
     async def models(self) -> dict[str, ModelInfo]:
@@ -95,7 +96,7 @@ class Registry:
         return ReloadRequest(configured, checkpoint, number)
 
     async def reload_request(self, configured: str) -> ReloadRequest | None:
-        """The last one, if there ever was one."""
+        """The last reload request for `configured`, if any."""
         text = await self.redis.hget(self.keys.reloads_hash, f"checkpoint:{configured}")
         if not text:
             return None
@@ -107,6 +108,6 @@ class Registry:
         return {name: float(value) for name, value in raw.items()}
 
     async def _now(self) -> float:
-        """Redis' clock: hosts may disagree, heartbeat ages must not."""
+        """Time by Redis' clock: hosts' clocks differ, heartbeat ages must not."""
         seconds, micros = await self.redis.time()
         return float(seconds + micros / 1e6)

@@ -1,21 +1,25 @@
 """The Lua scripts, each one atomic step, and the connection that runs them for both sides of the queue."""
 
-from collections.abc import Awaitable, Callable, Iterable
+import json
+import re
+from collections.abc import Awaitable, Callable, Mapping
 from importlib import resources
 from typing import Any, cast
 
-from server.queue.keys import Keys
+from server.batch_format import OVER
+from server.jobs import PRIORITIES, TERMINAL
+from server.queue.keys import FixedKey, Keys, KeyTemplate
 from server.queue.redis_client import Client
 from server.settings import Settings
 
 SCRIPTS = (
-    "enqueue", "take", "reclaim", "pulse", "save", "preview", "finish", "give_back", "cancel", "place", "sweep",
-    "follow", "claim", "rate", "batch_create", "batch_move",
+    "enqueue", "take", "reclaim", "renew", "save", "preview", "finish", "requeue", "cancel", "place", "sweep",
+    "follow", "claim_due", "rate_limit", "batch_create", "batch_move",
 )  # fmt: skip
 
 
 class QueueConnection:
-    """What the gateway's and the workers' side of the queue share: Redis, the names of its keys, the scripts."""
+    """What both sides of the queue share: Redis, the names of its keys, the scripts."""
 
     def __init__(self, redis: Client, settings: Settings) -> None:
         self.redis = redis
@@ -23,11 +27,46 @@ class QueueConnection:
         self.ttl_s = settings.result_ttl_s
         self._scripts = {name: redis.register_script(load_script(name)) for name in SCRIPTS}
 
-    async def run(self, name: str, args: Iterable[Any]) -> Any:
+    async def run(self, name: str, args: Mapping[str, Any], *data: bytes) -> Any:
+        """Run a script, which reads `args` as the Lua table `args`, without those that are None, and `data` as
+        ARGV[2] and on: JSON cannot hold bytes."""
         call = cast(Callable[..., Awaitable[Any]], self._scripts[name])
-        return await call(keys=[self.keys.root], args=list(args))
+        named = json.dumps({key: value for key, value in args.items() if value is not None})
+        return await call(keys=[self.keys.root], args=[named, *data])
 
 
 def load_script(name: str) -> str:
+    """Prelude, common.lua and the script in one text."""
     folder = resources.files("server.queue") / "lua"
-    return (folder / "common.lua").read_text() + "\n" + (folder / f"{name}.lua").read_text()
+    source = (folder / "common.lua").read_text() + "\n" + (folder / f"{name}.lua").read_text()
+    return prelude(source) + source
+
+
+def prelude(source: str) -> str:
+    """What Lua shares with Python: the arguments, the names of states and priorities, and of the keys in `source`.
+
+    Only of those, because Redis builds the table again in every call.
+
+    Raises:
+        KeyError: `source` uses a key that Keys does not declare.
+    """
+    used = sorted(set(re.findall(r"\bkeys\.(\w+)", source)))
+    declared = {name: key for name, key in vars(Keys).items() if isinstance(key, FixedKey | KeyTemplate)}
+    lines = [f"  {name} = {_lua_key(declared[name])}," for name in used]
+    return "\n".join((
+        "local args, root = cjson.decode(ARGV[1]), KEYS[1]",
+        "local PRIORITIES = {" + ", ".join(f"'{name}'" for name in PRIORITIES) + "}",
+        "local TERMINAL = {" + ", ".join(f"{state} = true" for state in TERMINAL) + "}",
+        "local BATCH_OVER = {" + ", ".join(f"{status} = true" for status in OVER) + "}",
+        "local keys = {",
+        *lines,
+        "}\n",
+    ))  # fmt: skip
+
+
+def _lua_key(key: FixedKey | KeyTemplate) -> str:
+    start = f"root .. ':{key.parts[0]}"
+    if isinstance(key, FixedKey):
+        return f"{start}'"
+    parameters, joined = ", ".join(key.parameters), " .. ':' .. ".join(key.parameters)
+    return f"function({parameters}) return {start}:' .. {joined} end"

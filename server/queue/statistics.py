@@ -1,4 +1,4 @@
-"""The queue in numbers: counts of jobs by state, and the place of a waiting one."""
+"""Statistics of the queue: counts of jobs by state, and the position of a waiting one."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from server.queue.scripts import QueueConnection
 
 @dataclass(frozen=True, slots=True)
 class QueuePosition:
-    """Where a waiting job stands: jobs ahead of it, and their work in row-steps."""
+    """The jobs ahead of a waiting one, and their work in row-steps."""
 
     position: int
     work_ahead: float
@@ -17,7 +17,7 @@ class QueuePosition:
 
 @dataclass(frozen=True, slots=True)
 class QueueCounts:
-    """The queue in numbers, read at one moment; submitted = the sum of all states."""
+    """Counts read at one moment; submitted = the sum of all states."""
 
     submitted: Mapping[str, int]
     states: Mapping[str, int] = field(default_factory=dict)
@@ -26,10 +26,12 @@ class QueueCounts:
     dead_lettered: int = 0
     dead_letter_depth: int = 0
     oldest_age_s: float = 0.0
-    waiting: Mapping[tuple[str, str], int] = field(default_factory=dict)  #: by model and priority, counted in the lines
+    waiting: Mapping[tuple[str, str], int] = field(
+        default_factory=dict
+    )  #: by model and priority, counted in the sorted sets
     waiting_work: Mapping[str, int] = field(default_factory=dict)  #: row-steps, by model
-    leases: int = 0  #: counted in the lists of leases
-    kept: int = 0  #: ended jobs whose record is still there
+    leases: int = 0  #: counted in the sorted sets
+    kept: int = 0  #: ended jobs whose record still exists
     expired: int = 0  #: ended jobs whose record is gone
 
     @property
@@ -42,12 +44,12 @@ class QueueCounts:
 
 
 async def queue_counts(queue: QueueConnection) -> QueueCounts:
-    """Everything at one moment: counters, and the structures that must agree with them."""
+    """Read the counters, and the structures that must agree with them, in one transaction."""
     models = await queue.redis.hkeys(queue.keys.models_hash)
-    lines = [queue.keys.since_zset(model, priority) for model in models for priority in PRIORITIES]
+    lines = [queue.keys.waiting_since_zset(model, priority) for model in models for priority in PRIORITIES]
     async with queue.redis.pipeline(transaction=True) as pipe:
         pipe.hgetall(queue.keys.counters_hash)
-        pipe.xlen(queue.keys.dead_stream)
+        pipe.xlen(queue.keys.dead_letters_stream)
         pipe.zcard(queue.keys.ended_zset)
         pipe.time()
         for line in lines:

@@ -1,4 +1,4 @@
-"""Waiting for jobs to end: one subscription per gateway, however many requests wait."""
+"""The watcher of a gateway: one subscription that wakes every request waiting for a job or following its events."""
 
 from __future__ import annotations
 
@@ -17,97 +17,99 @@ from server.queue.keys import Keys
 from server.queue.redis_client import Client
 
 log = logging.getLogger(__name__)
-POLL_S = 1.0  # pub/sub may drop a message; the state in Redis never lies, so look there now and then
+POLL_S = 1.0  # pub/sub may drop a message; the state in Redis never lies, so it is polled as well
 
 
 class JobWatcher:
-    """Wakes the requests that wait for a job when its end is published."""
+    """Wakes waiters when a job's end is published, and followers at each of its events."""
 
     def __init__(self, redis: Client, queue: JobQueue, namespace: str) -> None:
         self._redis = redis
         self._queue = queue
-        self._done, self._news = Keys(namespace).done_channel, Keys(namespace).news_channel
-        self._waiting: defaultdict[str, set[Waiter]] = defaultdict(set)
-        self._following: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        self._ended, self._updated = Keys(namespace).ended_channel, Keys(namespace).updated_channel
+        self._waiters: defaultdict[str, set[Waiter]] = defaultdict(set)
+        self._followers: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._sweep())]
 
     async def stop(self) -> None:
-        await background.end(*self._tasks)
+        await background.cancel_and_wait(*self._tasks)
 
     @contextmanager
     def expect(self, job_id: str) -> Iterator[Waiter]:
-        """Register for the end of a job. Before it is accepted, so that an end that comes at once is not missed."""
-        expected = Waiter(self._queue, job_id)
-        self._waiting[job_id].add(expected)
+        """Register a waiter for the end of a job, before it is accepted: an immediate end must not be missed."""
+        waiter = Waiter(self._queue, job_id)
+        self._waiters[job_id].add(waiter)
         try:
-            yield expected
+            yield waiter
         finally:
-            self._waiting[job_id].discard(expected)
-            if not self._waiting[job_id]:
-                del self._waiting[job_id]
+            self._waiters[job_id].discard(waiter)
+            if not self._waiters[job_id]:
+                del self._waiters[job_id]
 
     @contextmanager
     def follow(self, job_id: str) -> Iterator[asyncio.Event]:
-        """An event that is set whenever something happens to a job that is followed, or may have."""
-        bell = asyncio.Event()
-        self._following[job_id].add(bell)
+        """Register a follower: the event is set whenever the job has, or may have, new events."""
+        changed = asyncio.Event()
+        self._followers[job_id].add(changed)
         try:
-            yield bell
+            yield changed
         finally:
-            self._following[job_id].discard(bell)
-            if not self._following[job_id]:
-                del self._following[job_id]
+            self._followers[job_id].discard(changed)
+            if not self._followers[job_id]:
+                del self._followers[job_id]
 
     async def _listen(self) -> None:
         while True:
             try:
                 async with self._redis.pubsub() as pubsub:
-                    await pubsub.subscribe(self._done, self._news)
-                    for job_id in list(self._following):  # who knows what happened in between
-                        self._ring(job_id)
+                    await pubsub.subscribe(self._ended, self._updated)
+                    for job_id in list(self._followers):  # messages may have been missed in between
+                        self._notify_followers(job_id)
                     while True:
                         message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=POLL_S)
-                        if message is not None and message["channel"] == self._news:
-                            self._ring(message["data"])
+                        if message is not None and message["channel"] == self._updated:
+                            self._notify_followers(message["data"])
                         elif message is not None:
-                            self._wake(message["data"])
+                            self._notify(message["data"])
             except RedisError as error:
-                log.warning("lost the subscription to finished jobs (%s); polling until it is back", error)
+                log.warning("lost the subscription to ended jobs (%s); polling until it is back", error)
                 await asyncio.sleep(POLL_S)
 
     async def _sweep(self) -> None:
-        """Deadlines pass also while no worker is there to notice, and messages get lost: one look for all who wait."""
+        """Poll for all waiters at once: deadlines also pass while no worker is there to notice, and messages get
+        lost."""
         while True:
             await asyncio.sleep(POLL_S)
-            accepted = [job_id for job_id, those in self._waiting.items() if any(each.accepted for each in those)]
+            accepted = [job_id for job_id, waiters in self._waiters.items() if any(w.accepted for w in waiters)]
             try:
                 await self._queue.sweep()
                 ended = await self._queue.ended(accepted)
             except RedisError as error:
                 log.warning("cannot sweep: %s", error)
-                ended = accepted  # they look for themselves, and tell their callers
+                ended = accepted  # each waiter then reads its job and raises the error to its caller
             for job_id in ended:
-                self._wake(job_id)
+                self._notify(job_id)
 
     @property
     def followers(self) -> int:
-        return sum(len(bells) for bells in self._following.values())
+        return sum(len(events) for events in self._followers.values())
 
-    def _ring(self, job_id: str) -> None:
-        for bell in self._following.get(job_id, ()):
-            bell.set()
+    def _notify_followers(self, job_id: str) -> None:
+        for changed in self._followers.get(job_id, ()):
+            changed.set()
 
-    def _wake(self, job_id: str) -> None:
-        for expected in self._waiting.get(job_id, ()):
-            expected.event.set()
-        self._ring(job_id)  # who follows a job that is not his own first: nobody may keep its events
+    def _notify(self, job_id: str) -> None:
+        for waiter in self._waiters.get(job_id, ()):
+            waiter.event.set()
+        # Followers too: a repeated request follows the job of the first, whose events may not be kept.
+        self._notify_followers(job_id)
 
 
 class Waiter:
-    """A job whose end somebody waits for."""
+    """Waits for the end of one job."""
 
     def __init__(self, queue: JobQueue, job_id: str) -> None:
         self.event = asyncio.Event()
@@ -116,11 +118,15 @@ class Waiter:
         self._job_id = job_id
 
     async def end(self, timeout_s: float) -> JobRecord:
-        """The record of the job, which is accepted now, when it is terminal; TimeoutError if that takes longer."""
+        """Wait until the job, which is accepted by now, is terminal; its record.
+
+        Raises:
+            TimeoutError: the job has not ended after `timeout_s`.
+        """
         self.accepted = True
         deadline = asyncio.get_running_loop().time() + timeout_s
         while True:
-            async with asyncio.timeout_at(deadline):  # not around Redis, which could swallow it: cancellation.py
+            async with asyncio.timeout_at(deadline):  # not around Redis, which could swallow it: background.py
                 await self.event.wait()
             self.event.clear()
             record = await self._queue.get(self._job_id)

@@ -58,14 +58,16 @@ class Completion:
             log.info("%s %s in %.3f s%s", lease.job_id, state, metrics.total_time, "" if done else " (fenced)")
         self._scheduler.remove(job)
 
-    async def requeue(self, job: HeldJob, error: JobError | None, *, discard_snapshots: bool = False) -> None:
+    async def requeue(self, job: HeldJob, error: JobError | None, *, discard_progress: bool = False) -> None:
         """Return the job to the queue. An error counts the attempt.
 
-        `discard_snapshots`: the next attempt must not resume from this one's state.
+        `discard_progress`: the next attempt must not resume from what this one saved.
         """
         job.closing = True
         try:
-            state = await self.persist(lambda: self._queue.give_back(job.lease, error=error, anew=discard_snapshots))
+            state = await self.persist(
+                lambda: self._queue.requeue(job.lease, error=error, discard_progress=discard_progress)
+            )
             log.info("requeued %s, now %s", job.lease.job_id, state)
         except RedisError as failure:
             log.error("cannot requeue %s (%s); its lease will expire", job.lease.job_id, failure)
@@ -97,7 +99,7 @@ class Completion:
             self._scheduler.limit_rows(jobs[0], images // 2)
         else:
             failure = JobError("engine_error", f"{type(error).__name__}: {error}")
-            await self.requeue(jobs[0], failure, discard_snapshots=True)
+            await self.requeue(jobs[0], failure, discard_progress=True)
 
     async def reject(self, job: HeldJob, reason: str) -> None:
         """Fail a job whose request itself is at fault; further attempts would end the same way."""

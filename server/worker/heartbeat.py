@@ -7,7 +7,7 @@ import time
 from redis.exceptions import RedisError
 
 from server.metrics import Tally
-from server.queue.registry import BEAT_S, Registry, WorkerInfo
+from server.queue.registry import HEARTBEAT_S, Registry, WorkerInfo
 from server.worker.engine.slot import EngineSlot
 from server.worker.scheduler import Scheduler
 
@@ -52,7 +52,7 @@ class Heartbeat:
         worker = self._describe()
         stats = self._tally.drain()
         try:
-            await self._registry.beat(worker, stats)
+            await self._registry.heartbeat(worker, stats)
         except RedisError:
             self._tally.restore(stats)
             raise
@@ -80,8 +80,8 @@ class Heartbeat:
         while True:
             try:
                 await self.beat()
-                if self._engine.installed and not await self._registry.knows(self._engine.info.id):
+                if self._engine.installed and not await self._registry.has_model(self._engine.info.id):
                     await self._registry.publish_model(self._engine.info)  # Redis has restarted without its data
             except RedisError as error:
                 log.warning("heartbeat: %s", error)
-            await asyncio.sleep(BEAT_S)
+            await asyncio.sleep(HEARTBEAT_S)

@@ -40,7 +40,7 @@ class LeaseRenewer:
         """Report every job's progress, renew the leases if asked to, and flag jobs that are lost or canceled."""
         jobs = [job for job in self._scheduler.jobs.values() if not (job.closing or job.lost)]
         renewals = [LeaseRenewal(job.lease, job.started, sum(job.steps_done.values())) for job in jobs]
-        answers = await self._queue.pulse(renewals, renew=renew)
+        answers = await self._queue.renew(renewals, extend=renew)
         for job, answer in zip(jobs, answers, strict=True):
             # A job whose final state was written while the renewal was under way is over, not lost.
             job.lost |= answer == "lost" and not job.closing
@@ -60,7 +60,7 @@ class CancelListener:
         while True:
             try:
                 async with self._queue.redis.pubsub() as pubsub:
-                    await pubsub.subscribe(self._queue.keys.cancels_channel)
+                    await pubsub.subscribe(self._queue.keys.canceled_channel)
                     while True:
                         message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=LISTEN_S)
                         job = self._scheduler.jobs.get(message["data"]) if message else None

@@ -34,7 +34,7 @@ from server.worker.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 IDLE_BLOCK_S = 0.25  # longest wait without noticing SIGTERM or expired leases while there is nothing to do
-PATIENCE_S = 0.25  # a job that has waited this long is one that no idle worker wants
+MIN_WAIT_S = 0.25  # a job that has waited this long is one that no idle worker wants
 RECLAIM_S = 0.25
 
 
@@ -143,7 +143,7 @@ class Worker:
                     return
                 await self.intake.accept_lease(lease)
         elif self.taking and self.scheduler.saturated():
-            lease = await self.queue.take(self.id, model, patience_s=PATIENCE_S)
+            lease = await self.queue.take(self.id, model, min_wait_s=MIN_WAIT_S)
             if lease is not None:
                 await self.intake.accept_lease(lease)
         elif not self.scheduler.busy and self.publisher.running:
@@ -260,7 +260,7 @@ class Worker:
         self.engine.thread.close()
         try:
             await self.heartbeat.beat()  # the last counters
-            await self.registry.farewell(self.id)
+            await self.registry.deregister(self.id)
         except RedisError as error:
             log.warning("cannot deregister: %s", error)
 

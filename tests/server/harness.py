@@ -25,7 +25,7 @@ MODEL = "fake"
 
 
 def until(check: Callable[[], T], *, seconds: float = 15.0, what: str = "the condition") -> T:
-    """Poll until `check` is true; its value."""
+    """Poll until `check` returns a true value; that value."""
     deadline = time.monotonic() + seconds
     while not (value := check()):
         if time.monotonic() > deadline:
@@ -35,7 +35,7 @@ def until(check: Callable[[], T], *, seconds: float = 15.0, what: str = "the con
 
 
 async def until_async(check: Callable[[], Awaitable[T]], *, seconds: float = 10.0) -> T:
-    """As `until`, for what has to be awaited."""
+    """Like `until`, for an async check."""
     async with asyncio.timeout(seconds):
         while not (value := await check()):
             await asyncio.sleep(0.02)
@@ -51,13 +51,13 @@ def start(role: str, settings: Settings, *flags: str) -> "Popen[bytes]":
 
 
 def fluid(settings: Settings, *words: str) -> "subprocess.CompletedProcess[str]":
-    """An operator's command against a running service."""
+    """Run an operator's command against a running service."""
     command = [sys.executable, "-m", "server.cli", *words]
     return subprocess.run(command, env=child_env(settings), capture_output=True, text=True, timeout=60)
 
 
 def status_of(url: str, key: str | None = None) -> int:
-    """Of a GET; 0 while nobody listens there."""
+    """Status code of a GET; 0 while nothing listens there."""
     try:
         return httpx.get(url, headers={"Authorization": f"Bearer {key}"} if key else {}).status_code
     except httpx.TransportError:
@@ -121,7 +121,7 @@ async def take(leases: LeaseQueue, consumer: str = "w1") -> Lease:
 
 
 async def reclaimed(leases: LeaseQueue, consumer: str) -> list[Lease]:
-    """Poll as a worker does, until a lapsed lease turns up."""
+    """Reclaim lapsed leases, polling as a worker does until there is one."""
     async with asyncio.timeout(10):
         while not (found := await leases.reclaim(consumer, MODEL, [], count=10)):
             await asyncio.sleep(0.02)
@@ -129,15 +129,15 @@ async def reclaimed(leases: LeaseQueue, consumer: str) -> list[Lease]:
 
 
 async def lapse(queue: QueueConnection, *job_ids: str) -> None:
-    """As if their workers had been silent for as long as a lease."""
+    """Expire the leases of the jobs, as if their workers had fallen silent."""
     await queue.redis.zadd(queue.keys.leases_zset(MODEL), dict.fromkeys(job_ids, 0))
 
 
 async def empty(queue: QueueConnection) -> bool:
-    """Nobody waits and nobody runs, by whatever structure one asks."""
+    """True if no key says that a job waits or runs."""
     waiting = [key async for key in queue.redis.scan_iter(f"{queue.keys.root}:*")]
     kinds = {key.split(":")[1] for key in waiting}
-    return not kinds & {"since", "line", "ring", "leases", "deadlines", "resume", "input"}
+    return not kinds & {"waiting", "waiting_since", "callers", "leases", "deadlines", "resume", "input"}
 
 
 def client_of(service: Service, key: str | None) -> FluidClient:

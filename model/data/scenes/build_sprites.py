@@ -12,8 +12,8 @@ import numpy as np
 from tqdm import tqdm
 
 from model.data.captions import normalise_hexcode
-from model.data.scenes.clipart import CLIPART, FILES, NoToolError, draw_clipart, fetch_clipart
-from model.data.scenes.portraits import PORTRAITS, draw_portraits, looks
+from model.data.scenes.clipart import CLIPART, FILES, MissingToolError, fetch_clipart, render_clipart
+from model.data.scenes.portraits import PORTRAITS, looks, render_portraits
 from model.data.scenes.sprites import SIDE, Sprites, cut_out
 from model.data.scenes.things import STYLES, THINGS, Thing
 from model.data.sources import CAPTIONS_PACKAGE, SCENE_SOURCES, load_emojibase, open_cutouts
@@ -54,7 +54,10 @@ def build_sprites(cache: Path, things: dict[str, Thing] = THINGS, progress: bool
 def add_optional_sprites(
     sprites: Sprites, cache: Path, portraits_each: int = PORTRAITS_EACH
 ) -> tuple[Sprites, list[str]]:
-    """The same with portraits, tags and clip art; and what was left out because this machine lacks a program for it.
+    """Add clip art, portraits and tags to sprites.
+
+    Returns:
+        The sprites, and a line on each source that was left out because this machine lacks a program for it.
 
     Raises:
         DataError: a source could not be fetched, or is not the one that was chosen.
@@ -63,16 +66,16 @@ def add_optional_sprites(
     sources = list(sprites.about["sources"])
     try:
         folder = fetch_clipart(cache)
-    except NoToolError as error:
+    except MissingToolError as error:
         left_out.append(f"clip art: {error}")
     else:
         for thing in tqdm(FILES, desc="clip art", unit="thing"):
-            rgba[thing, CLIPART.style] = cut_out(draw_clipart(folder, thing, 2 * SIDE))
+            rgba[thing, CLIPART.style] = cut_out(render_clipart(folder, thing, 2 * SIDE))
         sources.append(asdict(CLIPART))
     known = []
     for style, (source, _) in PORTRAITS.items():
         chosen = looks(style, portraits_each)
-        for number, image in enumerate(draw_portraits(style, chosen, cache, 2 * SIDE)):
+        for number, image in enumerate(render_portraits(style, chosen, cache, 2 * SIDE)):
             known.append(chosen[number].thing(style, number))
             rgba[known[-1].label, style] = cut_out(image)
         sources.append(asdict(source))

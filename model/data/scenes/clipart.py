@@ -1,6 +1,6 @@
-"""Clip art from the Open Clip Art Library (public domain): a seventh style that was drawn by many hands.
+"""Clip art from the Open Clip Art Library (public domain): a seventh style, by many artists.
 
-It comes as a Debian package, so building it needs apt and dpkg. Each file below was chosen by eye.
+It comes as a Debian package, so fetching it needs apt and dpkg. Each file below was chosen by eye.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ CLIPART = Source(
     "https://openclipart.org",
 )  # fmt: skip
 SVG_FOLDER = "usr/share/openclipart/svg"
-UNITS = {"mm": 3.5433, "cm": 35.433, "in": 90.0, "pt": 1.25}  # pixels, at Inkscape's 90 to the inch
+UNITS = {"mm": 3.5433, "cm": 35.433, "in": 90.0, "pt": 1.25}  # pixels per unit, at Inkscape's 90 per inch
 
-# Thing -> drawing.
+# Thing -> file of its drawing.
 FILES = {
     "apple": "food/fruit/apple.svg",
     "banana": "food/fruit/banana.svg",
@@ -75,7 +75,7 @@ FILES = {
     "alien": "people/alien_peterm_01.svg",
     "lollipop": "food/desserts/lollipop_dave_pena_01.svg",
 }
-# Thing -> SHA-256 of its drawing, the first 16 digits: one each, so that taking a drawing back takes its sum along.
+# Thing -> first 16 digits of the file's SHA-256: one per file, so that removing a drawing removes its checksum too.
 SHA256 = {
     "apple": "dd9ebef4221403ed", "banana": "8d1d37396785315d", "strawberry": "48b40897d009fa71",
     "lemon": "ab746623c98d5300", "watermelon": "3cf5a3717ceeb1fe", "mushroom": "6d5845c2178b12c7",
@@ -96,16 +96,16 @@ SHA256 = {
 }  # fmt: skip
 
 
-class NoToolError(DataError):
-    """This machine has no program that could unpack the source at all: the one reason to do without it."""
+class MissingToolError(DataError):
+    """This machine lacks a program that the source needs: the only reason to build without that source."""
 
 
 def fetch_clipart(cache: Path) -> Path:
     """Download and unpack the package once; return the folder of its drawings.
 
     Raises:
-        NoToolError: there is no apt here.
-        DataError: it refused, or the chosen drawings are not those that were looked at; which, and how they differ.
+        MissingToolError: this machine has no apt or dpkg.
+        DataError: apt failed, or drawings differ from the chosen ones; names each of them with both checksums.
     """
     folder = cache / "openclipart"
     if not (folder / SVG_FOLDER).is_dir():
@@ -117,19 +117,19 @@ def fetch_clipart(cache: Path) -> Path:
             subprocess.run(["dpkg-deb", "--extract", archive, folder], capture_output=True, text=True, check=True)
             archive.unlink()
         except FileNotFoundError as error:
-            raise NoToolError("clip art comes as a Debian package, and this machine has no apt and dpkg") from error
+            raise MissingToolError("clip art comes as a Debian package, and this machine has no apt or dpkg") from error
         except subprocess.CalledProcessError as error:
             raise DataError(f"apt could not fetch openclipart-svg: {error.stderr.strip()[-300:]}") from error
     if wrong := differences(folder / SVG_FOLDER):
         raise DataError(
-            f"{len(wrong)} of {len(FILES)} drawings in {folder} are not those that were chosen; remove it and run "
+            f"{len(wrong)} of {len(FILES)} drawings in {folder} differ from the chosen ones; remove it and run "
             f"`make data` again. {'; '.join(wrong)}"
         )
     return folder / SVG_FOLDER
 
 
 def differences(folder: Path) -> list[str]:
-    """The drawings that are not those that were looked at, each with what was expected and what is there."""
+    """Drawings in `folder` that differ from the chosen ones, each with the expected and the actual checksum."""
     wrong = []
     for thing, name in FILES.items():
         file = folder / name
@@ -139,17 +139,21 @@ def differences(folder: Path) -> list[str]:
     return wrong
 
 
-def draw_clipart(folder: Path, thing: str, size: int) -> Image.Image:
-    """RGBA of `size` × `size` pixels."""
+def render_clipart(folder: Path, thing: str, size: int) -> Image.Image:
+    """Render a thing's drawing as RGBA of `size` × `size` pixels.
+
+    Raises:
+        DataError: the file is not an SVG.
+    """
     svg = (folder / FILES[thing]).read_text(encoding="utf-8", errors="replace")
     opening = re.search(r"<svg[^>]*>", svg)
     if opening is None:
-        raise DataError(f"{FILES[thing]} is no SVG; remove {folder} and run `make data` again")
+        raise DataError(f"{FILES[thing]} is not an SVG; remove {folder} and run `make data` again")
     return render_svg(svg.replace(opening[0], _in_pixels(opening[0])), size)
 
 
 def _in_pixels(tag: str) -> str:
-    """Old drawings have sizes like 210mm and no viewBox, which the renderer refuses."""
+    """Convert the sizes of an <svg> tag to pixels: the renderer rejects old ones, such as 210mm without a viewBox."""
     return re.sub(
         rf'\b(width|height)="([\d.]+)({"|".join(UNITS)})"',
         lambda size: f'{size[1]}="{float(size[2]) * UNITS[size[3]]:.2f}"',

@@ -134,7 +134,7 @@ def looks(style: str, count: int) -> list[Look]:
     return [PORTRAITS[style][1](rng) for rng in rngs]
 
 
-def draw_portraits(style: str, chosen: list[Look], cache: Path, side: int) -> list[Image.Image]:
+def render_portraits(style: str, chosen: list[Look], cache: Path, side: int) -> list[Image.Image]:
     """Render looks as RGBA images of `side` pixels.
 
     Raises:

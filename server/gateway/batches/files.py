@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from server.errors import InvalidRequest, UnknownFile
+from server.gateway.pagination import ids_after
 from server.queue.job_queue import JobQueue
-from server.queue.pagination import ids_after
 
 #: 50,000 lines of a prompt and a few parameters are about 12 MiB.
 MAX_FILE_BYTES = 32 << 20

@@ -47,6 +47,7 @@ class BatchRunner:
         await poll_due(
             self._queue,
             "batches",
+            self._keys.batches_zset,
             self.advance,
             visibility_timeout_s=VISIBILITY_TIMEOUT_S,
             at_once=CONCURRENT_BATCHES,

@@ -12,9 +12,9 @@ from server.batch_format import Line
 from server.errors import JobExpired, KeyReused, UnknownBatch, UnknownJob
 from server.gateway.batches.files import FileStore
 from server.gateway.batches.record import COMPLETION_WINDOW_S, Batch, LineResult
+from server.gateway.pagination import ids_after
 from server.jobs import JobState
 from server.queue.job_queue import JobQueue
-from server.queue.pagination import ids_after
 
 #: Lines per read from Redis.
 CHUNK_LINES = 100
@@ -41,7 +41,15 @@ class BatchStore:
         fingerprint = hashlib.sha256(f"{file_id} {metadata_json}".encode()).hexdigest()
         if not (key and await self._redis.exists(self._keys.batch_hash(batch_id))):
             await self._files.get(owner, file_id)
-        args = [batch_id, owner, file_id, metadata_json, fingerprint, COMPLETION_WINDOW_S, self._ttl_s]
+        args = {
+            "id": batch_id,
+            "owner": owner,
+            "input_file_id": file_id,
+            "metadata": metadata_json,
+            "fingerprint": fingerprint,
+            "expires_s": COMPLETION_WINDOW_S,
+            "ttl_s": self._ttl_s,
+        }
         if await self._queue.run("batch_create", args) == "differs":
             raise KeyReused(f"Idempotency-Key {key!r} was used for a different batch. Use a new key for a new batch.")
         return await self.get(owner, batch_id)
@@ -77,8 +85,8 @@ class BatchStore:
 
     async def transition(self, batch: Batch, status: str, *, expected: tuple[str, ...], **fields: str) -> None:
         """Set a new status, unless the current one is not as `expected`: a cancel may have come in between."""
-        pairs = [part for pair in fields.items() for part in pair]
-        await self._queue.run("batch_move", [batch.id, status, " ".join(expected), self._ttl_s, *pairs])
+        args = {"id": batch.id, "to": status, "from": expected, "ttl_s": self._ttl_s, "fields": fields}
+        await self._queue.run("batch_move", args)
 
     async def results(self, batch: Batch, *, errors: bool) -> AsyncIterator[LineResult]:
         """Yield the lines that have ended, in order: those that succeeded, or with `errors` all others."""

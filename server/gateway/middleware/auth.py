@@ -62,7 +62,9 @@ async def _take_from_rate_limit(queue: JobQueue, caller: Caller) -> dict[str, st
     Raises:
         RateLimited: the caller has no request left in this minute.
     """
-    allowed, left, whole_s, next_s = await queue.run("rate", [caller.name, caller.rate_limit])
+    allowed, left, whole_s, next_s = await queue.run(
+        "rate_limit", {"caller": caller.name, "per_minute": caller.rate_limit}
+    )
     headers = {
         "x-ratelimit-limit-requests": str(caller.rate_limit),
         "x-ratelimit-remaining-requests": str(left),

@@ -9,29 +9,12 @@ from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.errors import (
-    BodyTooLarge,
-    InvalidApiKey,
-    InvalidRequest,
-    KeyDisabled,
-    NotAcceptable,
-    NoWorkers,
-    QueueFull,
-    QueueUnavailable,
-    RateLimited,
-    RequestError,
-    RequestTooSlow,
-    error_body,
-)
+from server.errors import BodyTooLarge, QueueUnavailable, RequestError, RequestTooSlow, error_body
 from server.gateway.dependencies import Services, services_of
 from server.gateway.middleware.body_limit import MAX_BODY_BYTES
 from server.gateway.requests.validation import from_validation
 
 log = logging.getLogger(__name__)
-REJECTIONS = (
-    InvalidRequest, InvalidApiKey, KeyDisabled, NotAcceptable, RequestTooSlow, BodyTooLarge, RateLimited, QueueFull,
-    NoWorkers, QueueUnavailable,
-)  # fmt: skip
 
 
 class UnhandledErrors:
@@ -80,7 +63,7 @@ def error_response(scope: Scope, error: RequestError | RedisError) -> JSONRespon
     if isinstance(error, RedisError):
         log.error("Redis: %s", error)
         error = QueueUnavailable()
-    if scope["method"] == "POST" and isinstance(error, REJECTIONS):
+    if scope["method"] == "POST" and error.rejection:
         services: Services = scope["app"].state.services
         services.metrics.rejected.labels(error.code).inc()
     return JSONResponse(error.body(), status_code=error.status, headers=error.headers())

@@ -109,7 +109,7 @@ async def _wait(request: Request, services: Services, job_id: str, waiter: Waite
             await asyncio.shield(services.queue.cancel(job_id))
         raise
     finally:
-        await background.end(ended, disconnected)
+        await background.cancel_and_wait(ended, disconnected)
     if not keep:
         await services.queue.cancel(job_id)
     raise JobCanceled(f"The client of job {job_id} disconnected.")  # for the metrics: no client receives it

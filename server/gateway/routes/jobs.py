@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse, Response
 from redis.exceptions import RedisError
 
 from server.errors import InvalidRequest, QueueUnavailable, RequestError, UnknownImage
+from server.gateway import pagination
 from server.gateway.admission import IdempotencyKey, accept, idempotency_key, submission_of
 from server.gateway.api_keys import Caller
 from server.gateway.dependencies import Services, ServicesDep
@@ -25,7 +26,6 @@ from server.gateway.schemas.jobs import JobList, JobObject
 from server.gateway.schemas.openapi import EVENTS, JOB, JOB_IMAGE, LISTING, PREVIEW, SUBMIT, RequestBody
 from server.images.codec import MIME
 from server.jobs import JobRecord, JobState
-from server.queue import pagination
 from server.queue.events import BEGINNING, Event
 
 log = logging.getLogger(__name__)

@@ -1,14 +1,15 @@
--- Cancel by id, safe to repeat. ARGV: 1 id, 2 ttl_s. Returns the state after the call.
-local id, ttl_s = ARGV[1], tonumber(ARGV[2])
+-- Cancel by id, safe to repeat. args: id, ttl_s. Returns the state after the call.
+local id = args.id
 local f = read(id, 'state', 'model')
 if not f[1] then return 'unknown' end
 if TERMINAL[f[1]] then return f[1] end
-local held = redis.call('ZSCORE', key('leases', f[2]), id)
-if f[1] == 'queued' or (held and tonumber(held) <= clock()) then -- nobody would see the flag of a lapsed lease
-  redis.call('HINCRBY', key('job', id), 'token', 1)
-  conclude(id, 'canceled', ttl_s)
+local lease_end = redis.call('ZSCORE', keys.leases_zset(f[2]), id)
+-- After a lapsed lease no worker is left to see the flag.
+if f[1] == 'queued' or (lease_end and tonumber(lease_end) <= clock()) then
+  redis.call('HINCRBY', keys.job_hash(id), 'token', 1)
+  finish(id, 'canceled', args.ttl_s)
   return 'canceled'
 end
-redis.call('HSET', key('job', id), 'cancel', 1)
-redis.call('PUBLISH', key('cancels'), id) -- its worker need not wait for the next pulse
+redis.call('HSET', keys.job_hash(id), 'cancel_requested', 1)
+redis.call('PUBLISH', keys.canceled_channel, id) -- its worker need not wait for the next renewal
 return f[1]

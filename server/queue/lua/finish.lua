@@ -1,10 +1,11 @@
--- End a job, once. ARGV: 1 id, 2 token, 3 state, 4 outputs, 5 error, 6 metrics, 7 ttl_s, 8 steps, 9 result_ttl_s,
--- then pairs of image index and file: those that were not stored before. One round trip and one sync less than apart.
-local id, token, state, outputs, error, metrics, ttl_s, steps =
-  ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], tonumber(ARGV[7]), ARGV[8]
-local f = read(id, 'state', 'token', 'cancel', 'error')
-if not f[1] or f[2] ~= token then
-  redis.call('HINCRBY', COUNTERS, 'fenced', 1)
+-- End a job, once. args: id, token, state, outputs, error and metrics (JSON texts, '' for none), ttl_s, steps,
+-- result_ttl_s, indices of the images whose files, not stored before, follow as ARGV[2] and on. One round trip and one
+-- sync less than storing them apart. Returns the state that the job has now, or 'fenced'.
+local id, state, outputs, error = args.id, args.state, args.outputs, args.error
+local job = keys.job_hash(id)
+local f = read(id, 'state', 'token', 'cancel_requested', 'error')
+if not f[1] or tonumber(f[2]) ~= args.token then
+  count('fenced')
   return 'fenced'
 end
 if TERMINAL[f[1]] then return f[1] end -- our own finish, repeated after a lost reply
@@ -12,11 +13,13 @@ if f[3] == '1' then
   -- The caller was told that the job is being canceled, so that is how it ends.
   state, outputs, error = 'canceled', '', f[4] or ''
 end
-redis.call('HSET', key('job', id), 'outputs', outputs, 'error', error, 'metrics', metrics)
+redis.call('HSET', job, 'outputs', outputs, 'error', error, 'metrics', args.metrics)
 if state == 'succeeded' then
-  redis.call('HSET', key('job', id), 'step', steps)
-  for a = 10, #ARGV, 2 do redis.call('SET', key('result', id, token, ARGV[a]), ARGV[a + 1], 'EX', ARGV[9]) end
+  redis.call('HSET', job, 'step', args.steps)
+  for i, index in ipairs(args.indices) do
+    redis.call('SET', keys.result_bytes(id, args.token, index), ARGV[i + 1], 'EX', args.result_ttl_s)
+  end
 end
-if state == 'failed' then bury(id, error) end
-conclude(id, state, ttl_s)
+if state == 'failed' then dead_letter(id, error) end
+finish(id, state, args.ttl_s)
 return state

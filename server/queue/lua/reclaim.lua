@@ -1,17 +1,15 @@
--- Jobs whose lease has lapsed, as leases of ours. ARGV: 1 model, 2 worker, 3 lease_ms, 4 max attempts, 5 ttl_s, 6 count,
--- then the ids that we work on. Those are renewed instead: our renewal was late, and nobody else was quicker.
--- Our name on a lease does not do: we may never have heard of it, if the reply to `take` was lost.
-local model, worker, lease_ms, max_attempts, ttl_s, count =
-  ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+-- Take over jobs whose lease has lapsed. args: model, worker, lease_ms, max_attempts, ttl_s, count, and held, the ids
+-- of the jobs that the worker runs. Those are renewed instead: the renewal was late, and no other worker was quicker.
+-- The worker's name on a lease is no proof: it never heard of the job if the reply to `take` was lost.
 local held, found = {}, {}
-for i = 7, #ARGV do held[ARGV[i]] = true end
-local lapsed = redis.call('ZRANGEBYSCORE', key('leases', model), '-inf', text(clock()), 'LIMIT', 0, 100)
+for _, id in ipairs(args.held) do held[id] = true end
+local lapsed = redis.call('ZRANGEBYSCORE', keys.leases_zset(args.model), '-inf', time_text(clock()), 'LIMIT', 0, 100)
 for _, id in ipairs(lapsed) do
-  if #found >= count then break end
-  if held[id] and redis.call('HGET', key('job', id), 'worker') == worker then
-    hold(id, lease_ms)
+  if #found >= args.count then break end
+  if held[id] and redis.call('HGET', keys.job_hash(id), 'worker') == args.worker then
+    set_lease(id, args.lease_ms)
   else
-    found[#found + 1] = lease(id, worker, lease_ms, max_attempts, ttl_s)
+    found[#found + 1] = start_attempt(id, args)
   end
 end
 return found

@@ -1,14 +1,17 @@
--- What is due by the clock alone: waiting jobs past their deadline, ended jobs past their time. ARGV: 1 ttl_s.
-local ttl_s, now = tonumber(ARGV[1]), text(clock())
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', DEADLINES, '-inf', now, 'LIMIT', 0, 1000)) do
-  local state = read(id, 'state')[1]
-  if state == 'queued' then abort(id, ttl_s) else redis.call('ZREM', DEADLINES, id) end
+-- End what is due by the clock alone: waiting jobs past their deadline, records past their time to live. args: ttl_s.
+local now = time_text(clock())
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', keys.deadlines_zset, '-inf', now, 'LIMIT', 0, 1000)) do
+  if read(id, 'state')[1] == 'queued' then
+    abort(id, args.ttl_s)
+  else
+    redis.call('ZREM', keys.deadlines_zset, id)
+  end
 end
-local gone = redis.call('ZRANGEBYSCORE', ENDED, '-inf', now, 'LIMIT', 0, 1000)
-for _, id in ipairs(gone) do
-  local scope = string.match(redis.call('GET', key('tomb', id)) or '', ' (.*)$') or ''
-  redis.call('ZREM', key('list', scope), id)
-  redis.call('ZREM', ENDED, id)
+local expired = redis.call('ZRANGEBYSCORE', keys.ended_zset, '-inf', now, 'LIMIT', 0, 1000)
+for _, id in ipairs(expired) do
+  local owner = string.match(redis.call('GET', keys.tombstone(id)) or '', ' (.*)$') or ''
+  redis.call('ZREM', keys.jobs_zset(owner), id)
+  redis.call('ZREM', keys.ended_zset, id)
 end
-if #gone > 0 then redis.call('HINCRBY', COUNTERS, 'expired', #gone) end
-return #gone
+if #expired > 0 then count('expired', #expired) end
+return #expired

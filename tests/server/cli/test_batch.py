@@ -109,7 +109,7 @@ def test_every_image_has_its_own_file(service: Service, tmp_path: Path) -> None:
     assert len(names) == 3 and names[0].startswith("a-0-") and names[1:] == ["a-0.png", "a-1.png"]
     prompts.write_text("\n\n".join(map(json.dumps, lines[:1] * 2)))
     twice = fluid(service.settings, "batch", str(prompts), "-o", str(tmp_path / "other"))
-    assert twice.returncode == 1 and "Line 3: custom_id 'a' was there before" in twice.stderr
+    assert twice.returncode == 1 and "Line 3: custom_id 'a' was used before" in twice.stderr
 
 
 def test_an_unwritable_folder_is_refused(service: Service, tmp_path: Path) -> None:

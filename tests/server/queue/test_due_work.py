@@ -1,4 +1,4 @@
-"""Turns of gateways with what lies in Redis: a bug in one of them is seen, and stops nothing else."""
+"""The poller of due work: a bug or a slow entry is visible, and stops nothing else."""
 
 import asyncio
 import time
@@ -15,26 +15,29 @@ from tests.server.harness import until_async
 pytestmark = pytest.mark.anyio
 
 
-async def test_a_bug_in_one_turn_neither_ends_the_task_nor_holds_up_the_others(
+async def test_a_bug_in_one_entry_neither_ends_the_poller_nor_blocks_other_entries(
     queue: JobQueue, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An exception that nobody foresaw ended the background task silently: no batch moved, and no webhook was sent,
-    until the gateway was restarted."""
+    """An unexpected exception ended the background task silently: no batch advanced and no webhook was sent until the
+    gateway was restarted."""
+    entries = queue.keys.batches_zset
     bugs = Counter("bugs", "", ("task",), registry=CollectorRegistry())
-    turns: list[str] = []
+    seen: list[str] = []
 
     async def work(name: str) -> None:
-        turns.append(name)
+        seen.append(name)
         if name == "bad":
-            raise KeyError("nobody foresaw this")
-        await queue.redis.zrem(queue.keys.batches_zset, name)
+            raise KeyError("unexpected")
+        await queue.redis.zrem(entries, name)
 
-    await queue.redis.zadd(queue.keys.batches_zset, {"bad": 0, "good": 1})
-    task = asyncio.create_task(poll_due(queue, "batches", work, visibility_timeout_s=0.05, at_once=4, bugs=bugs))
+    await queue.redis.zadd(entries, {"bad": 0, "good": 1})
+    task = asyncio.create_task(
+        poll_due(queue, "batches", entries, work, visibility_timeout_s=0.05, at_once=4, bugs=bugs)
+    )
     try:
-        await until_async(lambda: _true(turns.count("bad") >= 2 and "good" in turns))
-        await queue.redis.zadd(queue.keys.batches_zset, {"later": time.time() - 1})
-        await until_async(lambda: _true("later" in turns))
+        await until_async(lambda: _true(seen.count("bad") >= 2 and "good" in seen))
+        await queue.redis.zadd(entries, {"later": time.time() - 1})
+        await until_async(lambda: _true("later" in seen))
     finally:
         task.cancel()
         with suppress(asyncio.CancelledError):
@@ -43,8 +46,9 @@ async def test_a_bug_in_one_turn_neither_ends_the_task_nor_holds_up_the_others(
     assert any("bad failed" in record.getMessage() and record.exc_info for record in caplog.records)
 
 
-async def test_a_slow_one_holds_up_nothing_else(queue: JobQueue) -> None:
-    """A whole turn was waited for before the next: one slow webhook endpoint stopped the webhooks of everybody."""
+async def test_a_slow_entry_blocks_no_other(queue: JobQueue) -> None:
+    """The poller waited for a whole round before the next: one slow webhook endpoint stopped all webhooks."""
+    entries = queue.keys.batches_zset
     bugs = Counter("bugs", "", ("task",), registry=CollectorRegistry())
     never, begun, ended = asyncio.Event(), [], []
 
@@ -55,19 +59,21 @@ async def test_a_slow_one_holds_up_nothing_else(queue: JobQueue) -> None:
                 await never.wait()
             finally:
                 ended.append(name)
-        await queue.redis.zrem(queue.keys.batches_zset, name)
+        await queue.redis.zrem(entries, name)
 
-    await queue.redis.zadd(queue.keys.batches_zset, {"slow": 0})
-    task = asyncio.create_task(poll_due(queue, "batches", work, visibility_timeout_s=0.05, at_once=2, bugs=bugs))
+    await queue.redis.zadd(entries, {"slow": 0})
+    task = asyncio.create_task(
+        poll_due(queue, "batches", entries, work, visibility_timeout_s=0.05, at_once=2, bugs=bugs)
+    )
     try:
         await until_async(lambda: _true("slow" in begun))
         for name in ("a", "b", "c"):
-            await queue.redis.zadd(queue.keys.batches_zset, {name: time.time()})
+            await queue.redis.zadd(entries, {name: time.time()})
             await until_async(lambda name=name: _true(name in begun))
     finally:
-        await background.end(task)
-    assert begun.count("slow") == 1, "it was due again while it ran, and was begun twice"
-    assert ended == ["slow"], "it went on without its gateway"
+        await background.cancel_and_wait(task)
+    assert begun.count("slow") == 1, "it became due again while it ran, and was started twice"
+    assert ended == ["slow"], "it outlived its gateway"
 
 
 async def _true(value: bool) -> bool:

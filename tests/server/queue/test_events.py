@@ -1,4 +1,4 @@
-"""Following a job: previews in OpenAI's form, events that can be replayed anywhere, followers who vanish."""
+"""Following a job: previews in OpenAI's form, events that replay on any gateway, followers that disconnect."""
 
 import base64
 import io
@@ -29,7 +29,7 @@ SLOW = {"prompt": "a cat", "seed": 3, "num_inference_steps": 40}
 
 
 def sse(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
-    """Events as a browser would see them."""
+    """Parse events as a browser does."""
     event: dict[str, Any] = {}
     for line in lines:
         name, _, value = line.partition(": ")
@@ -46,8 +46,8 @@ def pixels(encoded: str) -> bytes:
     return Image.open(io.BytesIO(base64.b64decode(encoded))).tobytes()
 
 
-def test_the_official_client_sees_the_picture_grow(new_service: Callable[..., Service]) -> None:
-    """No open image engine sends partial images: clients that ask for them waited for one event."""
+def test_the_official_client_receives_previews(new_service: Callable[..., Service]) -> None:
+    """Without partial images, a client that asks for them gets a single event at the end."""
     service = new_service(fake_step_ms=5.0)
     with openai.OpenAI(base_url=f"{service.settings.base_url}/v1", api_key="unused", max_retries=0) as client:
         stream = client.images.generate(
@@ -71,8 +71,8 @@ def test_the_official_client_sees_the_picture_grow(new_service: Callable[..., Se
     assert len(set(looks)) == 4  # none of them is another one once more
 
 
-def test_a_failure_in_the_middle_is_raised(service: Service) -> None:
-    """The 200 is long gone: without an `error` in the data the client would end its loop in silence."""
+def test_a_failure_in_mid_stream_is_raised_by_the_client(service: Service) -> None:
+    """The 200 was sent long ago: without an `error` in the data the client would end its loop silently."""
     with openai.OpenAI(base_url=f"{service.settings.base_url}/v1", api_key="unused", max_retries=0) as client:
         stream = client.images.generate(prompt="[raise]", stream=True)
         with pytest.raises(openai.APIError) as caught:
@@ -80,8 +80,8 @@ def test_a_failure_in_the_middle_is_raised(service: Service) -> None:
     assert "3 attempts" in str(caught.value)
 
 
-def test_wrong_combinations_are_refused(service: Service) -> None:
-    """Before anything is accepted, and by name."""
+def test_invalid_combinations_are_rejected(service: Service) -> None:
+    """The error names the parameter, and nothing is accepted."""
     http = service.client._http
     for path, body, param in [
         (GENERATE, {"prompt": "x", "partial_images": 1}, "partial_images"),
@@ -95,11 +95,11 @@ def test_wrong_combinations_are_refused(service: Service) -> None:
     job = service.client.submit("a cat")
     answer = http.get(f"/v1/jobs/{job['id']}/events", headers={"Last-Event-ID": "x"})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "Last-Event-ID")
-    assert http.get("/v1/jobs/nobody/events").status_code == 404
+    assert http.get("/v1/jobs/unknown/events").status_code == 404
 
 
-def test_who_hangs_up_a_stream_cancels_its_job(new_service: Callable[..., Service]) -> None:
-    """Pictures that nobody will see took the rows of others."""
+def test_disconnecting_from_a_stream_cancels_its_job(new_service: Callable[..., Service]) -> None:
+    """Images that no client will read took rows from other jobs."""
     service = new_service(fake_step_ms=20.0)
     body = SLOW | {"stream": True, "partial_images": 1, "num_inference_steps": 1000}
     with httpx.stream("POST", service.settings.base_url + GENERATE, json=body) as answer:
@@ -109,7 +109,7 @@ def test_who_hangs_up_a_stream_cancels_its_job(new_service: Callable[..., Servic
 
 
 def test_events_are_replayed_on_another_gateway(new_service: Callable[..., Service]) -> None:
-    """A connection that broke, and a balancer that sends its owner elsewhere: nothing is missed, nothing told twice."""
+    """After a broken connection the load balancer picks another gateway: no event is missed or repeated."""
     service = new_service(fake_step_ms=10.0)
     other = replace(service.settings, port=free_port())
     gateway = start("gateway", other)
@@ -144,8 +144,8 @@ def _answers(url: str) -> bool:
         return False
 
 
-def test_who_comes_after_the_end_hears_of_the_end(service: Service) -> None:
-    """Nobody followed it, so nothing was kept; silence would look like a job that hangs."""
+def test_a_late_follower_gets_the_final_event(service: Service) -> None:
+    """A job that was never followed has no events; a silent stream would look like a hanging job."""
     job = service.client.submit("a cat")
     service.client.wait(job["id"])
     with httpx.stream("GET", f"{service.settings.base_url}/v1/jobs/{job['id']}/events") as answer:
@@ -153,8 +153,8 @@ def test_who_comes_after_the_end_hears_of_the_end(service: Service) -> None:
     assert (end["event"], end["data"]["id"]) == ("succeeded", job["id"])
 
 
-def test_a_thousand_followers_who_vanish_leave_nothing(new_service: Callable[..., Service]) -> None:
-    """Each left a task that waited for the next event, and a socket."""
+def test_a_thousand_disconnected_followers_leave_nothing(new_service: Callable[..., Service]) -> None:
+    """Each left behind a socket and a task that waited for the next event."""
     service = new_service(workers=1, fake_step_ms=20.0)
     job = service.client.submit("a cat", num_inference_steps=20000)
     url = f"{service.settings.base_url}/v1/jobs/{job['id']}/events"
@@ -182,11 +182,11 @@ def _followers(service: Service) -> int:
     return int(next(float(line.split()[1]) for line in text.splitlines() if line.startswith("fluid_followers ")))
 
 
-async def test_a_zombie_shows_nothing(queue: JobQueue, leases: LeaseQueue) -> None:
-    """Its preview would replace the picture of the try that goes on."""
+async def test_a_lost_lease_stores_no_preview(queue: JobQueue, leases: LeaseQueue) -> None:
+    """Its preview would replace that of the current attempt."""
     await accept(queue, "a", partial_images=2)
     zombie = await take(leases)
-    assert await leases.give_back(zombie) == "queued"
+    assert await leases.requeue(zombie) == "queued"
     await leases.store_preview(zombie, 0, 0, b"old")
     heir = await take(leases)
     await leases.store_preview(heir, 0, 1, b"new")
@@ -195,17 +195,17 @@ async def test_a_zombie_shows_nothing(queue: JobQueue, leases: LeaseQueue) -> No
     assert await queue.redis.ttl(keys.preview_bytes("a", 0, 1)) > 0
 
 
-async def test_a_job_that_nobody_follows_has_no_events(queue: JobQueue, leases: LeaseQueue) -> None:
-    """Ten writes a second for every job would be most of the queue's work."""
+async def test_a_job_without_followers_has_no_events(queue: JobQueue, leases: LeaseQueue) -> None:
+    """Ten writes a second for every job would be most of the queue's load."""
     await accept(queue, "a")
     lease = await take(leases)
-    await leases.pulse([LeaseRenewal(lease, True, 3)], renew=True)
+    await leases.renew([LeaseRenewal(lease, True, 3)], extend=True)
     assert not await queue.redis.exists(queue.keys.events_stream("a"))
 
 
 @given(steps=st.integers(1, 300), count=st.integers(0, 3))
 def test_previews_come_early_and_in_order(steps: int, count: int) -> None:
-    """The first one within a third of the way, if there are steps enough, and never the finished picture."""
+    """The first preview comes within a third of the steps, if there are enough, and none is the finished image."""
     found = job_input(num_inference_steps=steps, partial_images=count).preview_steps
     assert list(found) == sorted(set(found)) and all(0 < step < steps for step in found)
     if steps > 6:

@@ -1,4 +1,4 @@
-"""Followers of jobs at the edges: odd ids, silence, outages, and those who come to somebody else's job."""
+"""Edge cases of following: odd event ids, silence, outages, joining a running job; and HTTP around them."""
 
 import json
 import threading
@@ -31,8 +31,8 @@ GENERATE = "/v1/images/generations"
 
 
 @pytest.mark.parametrize("late", ["99999999999999999999-0", "1-99999999999999999999", "0-18446744073709551615"])
-def test_an_event_id_beyond_64_bits_is_refused(service: Service, late: str) -> None:
-    """Redis refused it, which was taken for an outage: the follower of a job that had ended waited for ever."""
+def test_an_event_id_beyond_64_bits_is_rejected(service: Service, late: str) -> None:
+    """Redis rejected it, which was taken for an outage: the follower of an ended job waited forever."""
     job = service.client.submit("a cat")
     url = f"{service.settings.base_url}/v1/jobs/{job['id']}/events"
     answer = httpx.get(url, headers={"Last-Event-ID": late}, timeout=10)
@@ -41,18 +41,18 @@ def test_an_event_id_beyond_64_bits_is_refused(service: Service, late: str) -> N
     assert "event: succeeded" in most.text
 
 
-async def test_only_an_outage_is_waited_for(queue: JobQueue) -> None:
-    """Whatever Redis complained of was tried again for ever, twice a second."""
+async def test_only_an_outage_is_waited_out(queue: JobQueue) -> None:
+    """Any error of Redis was retried forever, twice a second."""
     await accept(queue, "a")
     followed = Events(queue, JobWatcher(queue.redis, queue, queue.keys.namespace)).follow("a", "99999999999999999999-0")
     with pytest.raises(ResponseError):
         await anext(followed)
 
 
-async def test_silence_and_outages_are_filled_with_pings(
+async def test_silence_and_outages_yield_pings(
     queue: JobQueue, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Proxies close what is silent; while Redis was away nothing was sent at all."""
+    """Proxies close silent connections, and during an outage of Redis nothing was sent at all."""
     monkeypatch.setattr(events, "PING_S", 0.05)
     monkeypatch.setattr(events, "RETRY_S", 0.05)
     await accept(queue, "a")
@@ -60,14 +60,14 @@ async def test_silence_and_outages_are_filled_with_pings(
     silent = Events(queue, watcher).follow("a")
     assert [await anext(silent) for _ in range(2)] == [None, None]
     await silent.aclose()
-    async with connect(f"redis://127.0.0.1:{free_port()}/0", 0.2) as nobody:
-        away = Events(JobQueue(nobody, settings), watcher).follow("a")
+    async with connect(f"redis://127.0.0.1:{free_port()}/0", 0.2) as unreachable:
+        away = Events(JobQueue(unreachable, settings), watcher).follow("a")
         assert [await anext(away) for _ in range(2)] == [None, None]
         await away.aclose()
 
 
 def test_a_silent_stream_has_pings_on_the_wire(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """15 s of silence are too long for a test, so the comment that keeps proxies patient never had one."""
+    """The comment line that keeps proxies from closing the connection was untested: 15 s are too long for a test."""
     monkeypatch.setattr(events, "PING_S", 0.05)
     info = ModelInfo.from_mapping(FakeEngine(1, 0).info())
     with redis.Redis.from_url(settings.redis_url) as valkey:
@@ -85,23 +85,23 @@ def test_a_silent_stream_has_pings_on_the_wire(settings: Settings, monkeypatch: 
 
 
 def test_a_stream_that_joins_a_running_job_ends_with_it(new_service: Callable[..., Service]) -> None:
-    """Only a job that was followed from its start rang for followers: the others heard of its end with the next ping,
-    up to 15 s late."""
+    """Only a job followed from its start notified its followers: others learned of its end with the next ping, up to
+    15 s late."""
     service = new_service(fake_step_ms=20.0)
     headers = {"Idempotency-Key": "same"}
     body = {"prompt": "a cat", "num_inference_steps": 100}
     url = service.settings.base_url + GENERATE
     ends: dict[bool, float] = {}
 
-    def draw(stream: bool) -> None:
+    def generate(stream: bool) -> None:
         answer = httpx.post(url, json=body | {"stream": stream}, headers=headers, timeout=40)
         assert answer.status_code == 200 and (not stream or "image_generation.completed" in answer.text)
         ends[stream] = time.monotonic()
 
-    first = threading.Thread(target=draw, args=(False,))
+    first = threading.Thread(target=generate, args=(False,))
     first.start()
     until(lambda: any(job["status"] == "processing" for job in _jobs(service)), what="the first one's job")
-    draw(True)
+    generate(True)
     first.join()
     assert abs(ends[True] - ends[False]) < 5
 
@@ -111,15 +111,15 @@ def _jobs(service: Service) -> list[dict[str, str]]:
     return found
 
 
-def test_an_event_is_one_line_to_every_reader() -> None:
-    """A prompt with U+2028, U+2029 or U+0085 in it was several lines to readers that break there, httpx among them."""
+def test_an_event_is_one_line_to_every_parser() -> None:
+    """A prompt with U+2028, U+2029 or U+0085 was several lines to parsers that break there, httpx among them."""
     text = sse.message({"prompt": "a\u2028b\u2029c\u0085d\x0be"}).decode()
     assert len(text.splitlines()) == 2 and json.loads(text.removeprefix("data: "))["prompt"][1] == "\u2028"
 
 
 @pytest.mark.parametrize(("wait", "status"), [("wait=20.5", 200), ('wait="20"', 200), ("wait=0.01", 202)])
-def test_waiting_takes_fractions_of_a_second(service: Service, wait: str, status: int) -> None:
-    """`wait=2.5` was ignored in silence, as was `wait=soon`."""
+def test_prefer_wait_accepts_fractions_of_a_second(service: Service, wait: str, status: int) -> None:
+    """`wait=2.5` was silently ignored, as was `wait=soon`."""
     steps = 1000 if status == 202 else 4
     body = {"prompt": "a cat", "num_inference_steps": steps}
     answer = httpx.post(
@@ -129,16 +129,16 @@ def test_waiting_takes_fractions_of_a_second(service: Service, wait: str, status
 
 
 @pytest.mark.parametrize("wait", ["wait=soon", "wait=-1", "wait=", "wait=1e3", "wait=2.5s"])
-def test_a_wait_that_is_no_number_is_refused(service: Service, wait: str) -> None:
-    """Not taken for no wish at all; and before anything is accepted."""
+def test_an_invalid_wait_is_rejected(service: Service, wait: str) -> None:
+    """It must not be ignored, and nothing may be accepted."""
     url, before = f"{service.settings.base_url}/v1/jobs", len(_jobs(service))
     answer = httpx.post(url, json={"prompt": "a cat"}, headers={"Prefer": wait})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "Prefer")
     assert len(_jobs(service)) == before
 
 
-def test_readiness_tells_nobody_where_redis_is(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
-    """The probe needs no key, and its answer had the host and port that the gateway tried to reach."""
+def test_readiness_does_not_reveal_the_address_of_redis(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    """The probe needs no key, and its response named the host and port that the gateway could not reach."""
     port = free_port()
     with served(create_app(replace(settings, redis_url=f"redis://127.0.0.1:{port}/0"))) as gateway:
         answer = httpx.get(f"http://127.0.0.1:{gateway}/health/ready", timeout=10)
@@ -146,8 +146,8 @@ def test_readiness_tells_nobody_where_redis_is(settings: Settings, caplog: pytes
     assert str(port) in caplog.text
 
 
-def test_a_query_with_a_typo_is_refused(service: Service) -> None:
-    """`?cursor=..&state=failed` was answered with all jobs, from the first."""
+def test_an_unknown_query_parameter_is_rejected(service: Service) -> None:
+    """`?cursor=..&state=failed` returned all jobs, from the first."""
     url = f"{service.settings.base_url}/v1/jobs"
     answer = httpx.get(url, params={"limit": 2, "state": "failed"})
     error = answer.json()["error"]

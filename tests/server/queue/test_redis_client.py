@@ -1,4 +1,4 @@
-"""The Redis client under a crowd."""
+"""The Redis client under many concurrent callers."""
 
 import asyncio
 
@@ -10,7 +10,7 @@ from server.settings import Settings
 pytestmark = pytest.mark.anyio
 
 
-async def test_a_crowd_finds_a_connection_each(settings: Settings) -> None:
-    """redis-py 8 allows 100 connections and raises beyond: the 101st simultaneous caller of a gateway got 503."""
+async def test_three_hundred_concurrent_commands_get_a_connection_each(settings: Settings) -> None:
+    """redis-py 8 allows 100 connections and raises beyond: the 101st concurrent caller of a gateway got 503."""
     async with connect(settings.redis_url, QUICK_TIMEOUT_S) as redis:
         assert all(await asyncio.gather(*(redis.ping() for _ in range(300))))

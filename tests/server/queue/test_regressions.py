@@ -1,4 +1,4 @@
-"""Bugs that the queue once had, each with the smallest story that shows it."""
+"""Regression tests: bugs that the queue once had, each in its smallest form."""
 
 import pytest
 
@@ -12,9 +12,9 @@ pytestmark = pytest.mark.anyio
 BOOM = JobError("engine_error", "boom")
 
 
-async def test_starting_twice_in_one_call_is_one_try(queue: JobQueue, leases: LeaseQueue) -> None:
-    """The Redis client repeats a script whose reply was lost. The repetition counted as another try, so that a job
-    on its last one failed as worker_lost while its worker was well."""
+async def test_a_repeated_take_counts_one_attempt(queue: JobQueue, leases: LeaseQueue) -> None:
+    """The Redis client repeats a script whose reply was lost. The repetition counted as another attempt, so a job on
+    its last one failed as worker_lost while its worker was healthy."""
     leases.max_attempts = 1
     run, replies = leases.run, []
 
@@ -31,37 +31,37 @@ async def test_starting_twice_in_one_call_is_one_try(queue: JobQueue, leases: Le
     assert (await queue_counts(queue)).redeliveries == 0
 
 
-async def test_a_lone_worker_gets_a_job_back_that_it_never_heard_of(queue: JobQueue, leases: LeaseQueue) -> None:
-    """Taken, but the reply was lost for good: the lease bore the worker's own name, so it renewed it for ever, and with
-    no other worker the job was never drawn."""
+async def test_a_lone_worker_reclaims_a_job_whose_take_reply_was_lost(queue: JobQueue, leases: LeaseQueue) -> None:
+    """The lease bore the worker's own name, so the worker renewed it forever, and without another one the job never
+    ran."""
     await accept(queue, "a")
-    await take(leases, "only")  # whose reply nobody reads
+    await take(leases, "only")  # the reply is lost
     await lapse(queue, "a")
-    assert await leases.reclaim("only", MODEL, ["a"], count=1) == []  # as if it worked on it: a late renewal
+    assert await leases.reclaim("only", MODEL, ["a"], count=1) == []  # as if it ran the job: a late renewal
     await lapse(queue, "a")
     [lease] = await leases.reclaim("only", MODEL, ["other"], count=1)
     assert (lease.job_id, lease.attempt) == ("a", 2)
 
 
-async def test_a_canceled_job_leaves_the_line_at_once(queue: JobQueue, leases: LeaseQueue) -> None:
-    """Canceled jobs stayed in the stream until they were read, and all behind them saw them ahead."""
+async def test_a_canceled_job_stops_counting_as_ahead(queue: JobQueue, leases: LeaseQueue) -> None:
+    """Canceled jobs stayed in the stream until they were read, and counted in the position of all jobs behind."""
     for job_id in "abc":
         await accept(queue, job_id)
     await queue.cancel("a")
-    await leases.give_back(await take(leases))
+    await leases.requeue(await take(leases))
     assert (await queue.cancel("b")).state is JobState.CANCELED
     assert await queue.place(await queue.get("c")) == QueuePosition(0, 0.0)
 
 
 async def test_the_dead_letters_are_bounded(queue: JobQueue, leases: LeaseQueue) -> None:
-    """They held the input of every job that ever failed."""
+    """They kept the input of every job that ever failed."""
     leases.max_attempts = 1
     async with queue.redis.pipeline(transaction=False) as pipe:
         for _ in range(10_200):
-            pipe.xadd(queue.keys.dead_stream, {"id": "old"})
+            pipe.xadd(queue.keys.dead_letters_stream, {"id": "old"})
         await pipe.execute()
     await accept(queue, "a")
-    await leases.give_back(await take(leases), error=BOOM)
+    await leases.requeue(await take(leases), error=BOOM)
     assert (await queue_counts(queue)).dead_letter_depth <= 10_100
-    [(_, newest)] = await queue.redis.xrevrange(queue.keys.dead_stream, count=1)
+    [(_, newest)] = await queue.redis.xrevrange(queue.keys.dead_letters_stream, count=1)
     assert newest["id"] == "a"

@@ -1,4 +1,4 @@
-"""How long a picture to start from is kept: until its job has ended, however that ends, and no longer."""
+"""The lifetime of source images: until the job has ended, in whatever state, and no longer."""
 
 import asyncio
 
@@ -18,7 +18,7 @@ from server.worker.loop import Worker
 from tests.server.harness import fluid, job_input, take, until_async
 
 pytestmark = pytest.mark.anyio
-PICTURE, SHA256 = pack(bytes(32 * 32 * 3), bytes([255]) * 512 + bytes(512))
+IMAGE, SHA256 = pack(bytes(32 * 32 * 3), bytes([255]) * 512 + bytes(512))
 
 
 def edit_of(job_id: str) -> JobInput:
@@ -26,47 +26,47 @@ def edit_of(job_id: str) -> JobInput:
 
 
 async def accepted(queue: JobQueue, job_id: str) -> None:
-    await source_images.store(queue, job_id, PICTURE)
+    await source_images.store(queue, job_id, IMAGE)
     assert 0 < await queue.redis.ttl(queue.keys.input_bytes(job_id)) <= source_images.UNCLAIMED_S
     await queue.enqueue(Submission(job_id, edit_of(job_id), "job"))
     assert await queue.redis.ttl(queue.keys.input_bytes(job_id)) == -1
 
 
 @pytest.mark.parametrize("end", ["canceled waiting", "succeeded", "failed"])
-async def test_it_goes_with_the_job(queue: JobQueue, leases: LeaseQueue, end: str) -> None:
-    """A leak of pictures would fill Redis; one that is gone too early fails a job that waited long."""
+async def test_the_image_is_deleted_with_the_job(queue: JobQueue, leases: LeaseQueue, end: str) -> None:
+    """Leaked images would fill Redis; one deleted too early fails a job that waited long."""
     await accepted(queue, "job_1")
     if end == "canceled waiting":
         await queue.cancel("job_1")
     else:
         lease = await take(leases)
         assert lease.input == edit_of("job_1")
-        assert await source_images.load(leases, lease.input) == PICTURE
-        await leases.give_back(lease)
-        assert await source_images.load(leases, lease.input) == PICTURE
+        assert await source_images.load(leases, lease.input) == IMAGE
+        await leases.requeue(lease)
+        assert await source_images.load(leases, lease.input) == IMAGE
         error = JobError("x", "y") if end == "failed" else None
         await leases.finish(await take(leases), JobState(end), error=error)
     ttl = await queue.redis.ttl(queue.keys.input_bytes("job_1"))
     assert 0 < ttl <= queue.ttl_s if end == "failed" else ttl == -2
 
 
-async def test_a_dead_letter_is_replayed_with_its_picture(
+async def test_a_dead_letter_is_replayed_with_its_image(
     queue: JobQueue, leases: LeaseQueue, settings: Settings
 ) -> None:
-    """The replay is a new job, whose picture lies under the name of the first."""
+    """The replay is a new job whose image is stored under the id of the first."""
     await accepted(queue, "job_1")
     await leases.finish(await take(leases), JobState.FAILED, error=JobError("x", "y"))
     replayed = await asyncio.to_thread(fluid, settings, "dlq", "replay", "job_1")
     assert replayed.returncode == 0, replayed.stderr
     lease = await take(leases)
     assert lease.job_id != "job_1"
-    assert await source_images.load(leases, lease.input) == PICTURE
+    assert await source_images.load(leases, lease.input) == IMAGE
 
 
-async def test_a_job_whose_picture_is_gone_fails_at_once_and_says_so(
+async def test_a_job_without_its_image_fails_at_once_with_a_reason(
     queue: JobQueue, leases: LeaseQueue, settings: Settings
 ) -> None:
-    """Other tries would not find it either, and a worker that drew without it would draw something else."""
+    """Further attempts would not find it either, and generating without it would give another image."""
     await accepted(queue, "job_1")
     await source_images.delete(queue, "job_1")
     await accepted(queue, "job_2")
@@ -86,12 +86,12 @@ async def test_a_job_whose_picture_is_gone_fails_at_once_and_says_so(
         assert record.error is not None and message in record.error.message
 
 
-def test_what_was_packed_is_checked(settings: Settings) -> None:
-    """A damaged picture may not become a damaged edit, and one that unpacks to more may not fill the memory."""
+def test_packed_images_are_validated(settings: Settings) -> None:
+    """A corrupt image must not become a corrupt edit, and a decompression bomb must not fill the memory."""
     info = ModelInfo.from_mapping(load_engine(Settings(engine=FAKE_ENGINE)).info())
-    source = Source.unpack(PICTURE, edit_of("a"), info)
+    source = Source.unpack(IMAGE, edit_of("a"), info)
     assert source.known.kept == bytes(8) + b"\1" * 8
     larger, _ = pack(bytes(32 * 32 * 3), bytes(1 << 24))
-    for data, job in ((larger, edit_of("a")), (pack(bytes(9), None)[0], edit_of("a")), (PICTURE, job_input())):
+    for data, job in ((larger, edit_of("a")), (pack(bytes(9), None)[0], edit_of("a")), (IMAGE, job_input())):
         with pytest.raises(ValueError):
             Source.unpack(data, job, info)

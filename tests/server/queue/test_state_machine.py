@@ -1,15 +1,15 @@
-"""The queue against a plain-Python model of it, in any interleaving that hypothesis finds: same states, same order,
-same answers, and the books balance after every step."""
+"""The queue against a plain-Python model, in any interleaving that hypothesis finds: same states, same order, same
+replies, and counters that add up after every step."""
 
 import asyncio
 import uuid
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given, settings
+from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from server.errors import QueueFull
@@ -24,52 +24,14 @@ from server.queue.statistics import queue_counts
 from server.settings import Settings
 from server.worker.engine.fake import FakeEngine
 from tests.server.harness import MODEL, empty, job_input, lapse
+from tests.server.queue.queue_model import Job, Line
 
 WORKERS = ("w0", "w1", "w2")
 MAX_QUEUE, MAX_ATTEMPTS = 12, 3
 
 
-@dataclass
-class Job:
-    """What the model knows of one."""
-
-    name: str
-    priority: str
-    caller: str
-    sequence: int
-    work: int
-    state: str = "queued"
-    attempt: int = 0
-    token: int = 0
-    cancel: bool = False
-    error: bool = False
-    holder: str = ""
-    lapsed: bool = False
-    saved: bool = False
-
-
-class Line:
-    """One class: callers by the work they were given, then first come first served."""
-
-    def __init__(self) -> None:
-        self.now = 0
-        self.given: dict[str, int] = {}  # also of callers who wait no more, until the class has caught up with them
-
-    def join(self, caller: str, waiting: set[str]) -> None:
-        if caller not in waiting:
-            self.given = {c: at for c, at in self.given.items() if at > self.now or c in waiting}
-            self.given.setdefault(caller, self.now)
-
-    def first(self, waiting: set[str]) -> str:
-        return min(waiting, key=lambda caller: (self.given[caller], caller))
-
-    def serve(self, caller: str, work: int) -> None:
-        self.now = max(self.now, self.given[caller])
-        self.given[caller] += work
-
-
 class QueueMachine(RuleBasedStateMachine):
-    """Workers without an engine; every rule asks the queue and the model, and compares."""
+    """Workers without an engine; every rule applies to the queue and to the model, and compares them."""
 
     valkey: EmbeddedValkey
 
@@ -84,7 +46,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.run(Registry(self.redis, own.namespace).publish_model(info))
         self.jobs: dict[str, Job] = {}
         self.lines = {priority: Line() for priority in PRIORITIES}
-        self.given: list[tuple[str, Lease]] = []  # every one ever given out, with its worker: zombies included
+        self.given: list[tuple[str, Lease]] = []  # every lease ever granted, with its worker: lost ones included
         self.fenced = self.redeliveries = self.dead = 0
 
     def run(self, awaitable: Any) -> Any:
@@ -104,7 +66,7 @@ class QueueMachine(RuleBasedStateMachine):
         return None
 
     def begin(self, job: Job, worker: str) -> bool:
-        """The model's side of a delivery. False: it ended instead."""
+        """Start an attempt in the model; False if the job ended instead."""
         job.token += 1
         if job.cancel:
             job.state = "canceled"
@@ -145,7 +107,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(callers=st.lists(st.sampled_from(("", "ann", "bob")), min_size=2, max_size=6), takes=st.integers(1, 6))
     def rush(self, callers: list[str], takes: int) -> None:
-        """Many at once, so that callers have to share."""
+        """Enqueue many jobs at once, so that callers have to share."""
         for n, caller in enumerate(callers):
             self.enqueue("normal", caller, 1 + n % 3)
         for _ in range(takes):
@@ -165,7 +127,7 @@ class QueueMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.given)
     @rule(data=st.data(), worker=st.sampled_from(WORKERS))
     def lapse_and_reclaim(self, data: st.DataObject, worker: str) -> None:
-        """By any worker, also the one that has it; which may have heard of it or not."""
+        """Let a lease lapse and any worker reclaim it, also its holder, which may know of the job or not."""
         heard = data.draw(st.booleans())
         _, lease = self.pick(data)
         job = self.jobs[lease.job_id]
@@ -173,7 +135,7 @@ class QueueMachine(RuleBasedStateMachine):
             return
         self.run(lapse(self.queue, job.name))
         found = self.run(self.leases.reclaim(worker, MODEL, [job.name] if heard else [], count=5))
-        if heard and job.holder == worker:  # nobody else was quicker: it stays ours
+        if heard and job.holder == worker:  # no other worker was quicker: the holder keeps it
             assert found == []
         elif self.begin(job, worker):
             [again] = found
@@ -185,7 +147,7 @@ class QueueMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.given)
     @rule(data=st.data(), ending=st.sampled_from((JobState.SUCCEEDED, JobState.FAILED)))
     def finish(self, data: st.DataObject, ending: JobState) -> None:
-        """By whoever ever held the job, so often by a zombie."""
+        """Finish under any lease ever granted, so often a lost one."""
         _, lease = self.pick(data)
         error = JobError("e", "m") if ending is JobState.FAILED else None
         output = Output(0, 7, 32, 32, "png", 1, f"by {lease.token}", lease.token)
@@ -198,15 +160,15 @@ class QueueMachine(RuleBasedStateMachine):
             job.state = "canceled" if job.cancel else ending.value
             self.dead += job.state == "failed"
         record = self.run(self.queue.get(lease.job_id))
-        if record.state is JobState.SUCCEEDED:  # the one visible result is that of the try that was current
+        if record.state is JobState.SUCCEEDED:  # the one visible result is that of the attempt that was current
             assert [o.token for o in record.outputs] == [record.token]
 
     @precondition(lambda self: self.given)
-    @rule(data=st.data(), guilty=st.booleans(), anew=st.booleans())
-    def give_back(self, data: st.DataObject, guilty: bool, anew: bool) -> None:
+    @rule(data=st.data(), guilty=st.booleans(), discard=st.booleans())
+    def requeue(self, data: st.DataObject, guilty: bool, discard: bool) -> None:
         _, lease = self.pick(data)
         error = JobError("e", "m") if guilty else None
-        answer = self.run(self.leases.give_back(lease, error=error, anew=anew))
+        answer = self.run(self.leases.requeue(lease, error=error, discard_progress=discard))
         job = self.current(lease)
         if job is None or job.state not in ("starting", "processing"):
             assert answer == "fenced"
@@ -219,12 +181,12 @@ class QueueMachine(RuleBasedStateMachine):
             self.dead += 1
         else:
             job.attempt -= not guilty
-            job.saved &= not anew
+            job.saved &= not discard
             line = self.lines[job.priority]
             line.join(job.caller, self.waiting(job.priority))
             job.state = "queued"
             if not guilty:
-                line.given[job.caller] -= job.work
+                line.served[job.caller] -= job.work
         assert answer == job.state
 
     @precondition(lambda self: self.jobs)
@@ -240,10 +202,10 @@ class QueueMachine(RuleBasedStateMachine):
         assert record.state == job.state
 
     @precondition(lambda self: self.given)
-    @rule(data=st.data(), renew=st.booleans())
-    def pulse(self, data: st.DataObject, renew: bool) -> None:
+    @rule(data=st.data(), extend=st.booleans())
+    def renew(self, data: st.DataObject, extend: bool) -> None:
         _, lease = self.pick(data)
-        [answer] = self.run(self.leases.pulse([LeaseRenewal(lease, True, 1)], renew=renew))
+        [answer] = self.run(self.leases.renew([LeaseRenewal(lease, True, 1)], extend=extend))
         job = self.current(lease)
         if job is None or job.state not in ("starting", "processing"):
             assert answer == "lost"
@@ -265,7 +227,7 @@ class QueueMachine(RuleBasedStateMachine):
     # ---- what always holds --------------------------------------------------------------------------------
 
     @invariant()
-    def the_books_balance(self) -> None:
+    def counters_add_up(self) -> None:
         counts = self.run(queue_counts(self.queue))
         states = Counter(job.state for job in self.jobs.values())
         assert {state: n for state, n in counts.states.items() if n} == dict(states)
@@ -281,8 +243,8 @@ class QueueMachine(RuleBasedStateMachine):
         )
 
     @invariant()
-    def places_are_in_order(self) -> None:
-        """Who is next is told so, and nobody is told of more jobs than there are."""
+    def positions_are_in_order(self) -> None:
+        """The next job has position 0, and no position exceeds the number of waiting jobs."""
         first = self.expected_order()
         if first:
             place = self.run(self.queue.place(self.run(self.queue.get(first.name))))
@@ -292,7 +254,7 @@ class QueueMachine(RuleBasedStateMachine):
             assert 0 <= last.position < len(waiting)
 
     def teardown(self) -> None:
-        """One healthy worker ends all that is left; nothing stays behind."""
+        """One healthy worker finishes all remaining jobs; nothing stays behind."""
         try:
             for job in self.jobs.values():
                 if job.state in ("starting", "processing"):
@@ -316,36 +278,6 @@ class QueueMachine(RuleBasedStateMachine):
 
 
 def test_the_queue_behaves_as_its_model(valkey: EmbeddedValkey) -> None:
-    """A lost, doubled, stuck, misplaced or miscounted job in any order of events."""
+    """No job is lost, duplicated, stuck, misplaced or miscounted in any order of events."""
     machine = type("Machine", (QueueMachine,), {"valkey": valkey})
     run_state_machine_as_test(machine, settings=settings(max_examples=60, stateful_step_count=40))
-
-
-async def _promised_and_kept(valkey: EmbeddedValkey, arrivals: list[tuple[str, str]], taken: int) -> None:
-    own = Settings(redis_url=valkey.url, namespace=uuid.uuid4().hex)
-    async with connect(own.redis_url, PATIENT_TIMEOUT_S) as redis:
-        queue, leases = JobQueue(redis, own), LeaseQueue(redis, own)
-        for i, (priority, caller) in enumerate(arrivals):
-            if i == len(arrivals) // 2:  # some callers have been served before the rest arrives
-                for _ in range(taken):
-                    await leases.take("w", MODEL)
-            await queue.enqueue(Submission(f"job{i}", job_input(priority=priority, user=caller), "job"))
-        records = [await queue.get(f"job{i}") for i in range(len(arrivals))]
-        promised = {r.id: place.position for r in records if (place := await queue.place(r))}
-        kept = {}
-        while lease := await leases.take("w", MODEL):
-            kept[lease.job_id] = len(kept)
-        assert promised == kept
-        await redis.delete(*[key async for key in redis.scan_iter(f"{queue.keys.root}:*", count=1000)])
-
-
-@settings(max_examples=60)
-@given(
-    arrivals=st.lists(st.tuples(st.sampled_from(PRIORITIES), st.sampled_from("abcd")), min_size=1, max_size=25),
-    taken=st.integers(0, 8),
-)
-def test_the_place_that_is_told_is_the_place_that_is_kept(
-    valkey: EmbeddedValkey, arrivals: list[tuple[str, str]], taken: int
-) -> None:
-    """With jobs of one size the place is exact, whoever else waits: an estimate would be noticed by every caller."""
-    asyncio.run(_promised_and_kept(valkey, arrivals, taken))

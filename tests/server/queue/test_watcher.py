@@ -1,4 +1,4 @@
-"""Waiting for the end of a job: nothing is missed, whatever is lost on the way."""
+"""Waiting for the end of a job: it is never missed, whichever messages are lost."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -26,8 +26,8 @@ async def watching(queue: JobQueue, namespace: str) -> AsyncIterator[JobWatcher]
         await watcher.stop()
 
 
-async def test_an_end_before_anybody_listens_is_not_missed(queue: JobQueue) -> None:
-    """A worker may be done before the gateway hears that the job was accepted."""
+async def test_an_end_before_the_wait_is_not_missed(queue: JobQueue) -> None:
+    """A worker may finish before the gateway knows that the job was accepted."""
     async with watching(queue, queue.keys.namespace) as watcher:
         with watcher.expect("a") as expected:
             await accept(queue, "a")
@@ -35,8 +35,8 @@ async def test_an_end_before_anybody_listens_is_not_missed(queue: JobQueue) -> N
             assert (await expected.end(10)).state is JobState.CANCELED
 
 
-async def test_a_lost_message_costs_a_look_and_nothing_else(queue: JobQueue, leases: LeaseQueue) -> None:
-    """Nothing is ever published where this watcher listens."""
+async def test_a_lost_message_is_made_up_by_polling(queue: JobQueue, leases: LeaseQueue) -> None:
+    """This watcher subscribes in another namespace, where nothing is ever published."""
     async with watching(queue, "elsewhere") as watcher:
         with watcher.expect("a") as expected, watcher.expect("b") as other:
             await accept(queue, "a")
@@ -47,7 +47,7 @@ async def test_a_lost_message_costs_a_look_and_nothing_else(queue: JobQueue, lea
                 await other.end(0.01)
 
 
-async def test_a_job_that_redis_forgot_is_not_waited_for(queue: JobQueue) -> None:
+async def test_a_job_that_redis_lost_is_not_waited_for(queue: JobQueue) -> None:
     """Redis came back without its data: there will be neither a message nor an end."""
     async with watching(queue, queue.keys.namespace) as watcher:
         with watcher.expect("a") as expected:
@@ -58,12 +58,12 @@ async def test_a_job_that_redis_forgot_is_not_waited_for(queue: JobQueue) -> Non
                 await waiting
 
 
-async def test_a_job_that_is_just_being_accepted_wakes_nobody(queue: JobQueue) -> None:
-    """Callers register before the accept; a look in that moment must not take them for forgotten ones."""
+async def test_a_waiter_registered_before_the_accept_is_not_woken(queue: JobQueue) -> None:
+    """Waiters register before the accept; polling at that moment must not take their job for a lost one."""
     async with watching(queue, queue.keys.namespace) as watcher:
         with watcher.expect("not yet"), watcher.expect("a") as expected:
             await accept(queue, "a")
-            waiting = asyncio.create_task(expected.end(1.5))  # longer than between two looks
+            waiting = asyncio.create_task(expected.end(1.5))  # longer than between two polls
             with pytest.raises(TimeoutError):
                 await waiting
             assert not expected.event.is_set()

@@ -177,4 +177,4 @@ def test_the_bell_is_bounded(new_service: Callable[..., Service]) -> None:
         service.client.submit("waits")
     keys = Keys(service.settings.namespace)
     with redis.Redis.from_url(service.settings.redis_url) as client:
-        assert client.llen(keys.bell_list("fake")) <= 64
+        assert client.llen(keys.wakeup_list("fake")) <= 64

@@ -18,11 +18,11 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-async def worker(queue: JobQueue, settings: Settings) -> AsyncIterator[Worker]:
+async def worker(leases: LeaseQueue, settings: Settings) -> AsyncIterator[Worker]:
     def factory(checkpoint: str) -> Engine:
         return FakeEngine(4, 0.0, checkpoint)
 
-    made = Worker(replace(settings, max_rows=4), queue, Registry(queue.redis, settings.namespace), factory)
+    made = Worker(replace(settings, max_rows=4), leases, Registry(leases.redis, settings.namespace), factory)
     await made._install(*await made._load("fake"))
     yield made
     made.engine.thread.close()

@@ -146,7 +146,7 @@ async def test_what_led_to_an_error_is_not_gone_on_from(queue: JobQueue, leases:
     await accept(queue, "a")
     lease = await take(leases)
     await leases.save(lease, "sha", snapshots={0: b"x"})
-    await leases.give_back(lease, error=JobError("e", "m"), anew=True)
+    await leases.requeue(lease, error=JobError("e", "m"), discard_progress=True)
     again = await take(leases)
     assert not again.resumable
     assert not (await leases.resume(again, "sha")).snapshots

@@ -14,11 +14,11 @@ import pytest
 from model.data import build_scenes
 from model.data.scenes.bank import build_bank
 from model.data.scenes.build_sprites import add_optional_sprites, tags
-from model.data.scenes.clipart import FILES, SHA256, SVG_FOLDER, draw_clipart, fetch_clipart
+from model.data.scenes.clipart import FILES, SHA256, SVG_FOLDER, fetch_clipart, render_clipart
 from model.data.scenes.compose import PORTRAIT_SIDE
 from model.data.scenes.dataset import scene_dataset
 from model.data.scenes.facts import PORTRAIT, Grammar, unseen
-from model.data.scenes.portraits import CORE_PACKAGE, GLASSES, HAIR, PORTRAITS, SHIRTS, Look, draw_portraits, looks
+from model.data.scenes.portraits import CORE_PACKAGE, GLASSES, HAIR, PORTRAITS, SHIRTS, Look, looks, render_portraits
 from model.data.scenes.sprites import SIDE, Sprites
 from model.data.scenes.things import COLOURS, STYLES, THINGS
 from model.data.sources import CAPTIONS_PACKAGE, DataError
@@ -152,7 +152,7 @@ def install(tools: Path, name: str, script: str) -> None:
     (tools / "bin" / name).chmod(0o755)
 
 
-def test_portraits_come_with_their_words_and_clip_art_may_be_left_out(tools: Path) -> None:
+def test_portraits_come_with_words_and_clip_art_is_optional(tools: Path) -> None:
     install(tools, "node", NODE.format(python=sys.executable))
     plain = Sprites(discs(THINGS_USED).rgba, {"name": "discs", "sources": []})
     more, left_out = add_optional_sprites(plain, tools / "cache", portraits_each=5)
@@ -164,18 +164,18 @@ def test_portraits_come_with_their_words_and_clip_art_may_be_left_out(tools: Pat
     assert add_optional_sprites(plain, tools / "cache", portraits_each=5)[0].about == more.about
 
 
-def test_missing_and_failing_programs_say_so(tools: Path) -> None:
+def test_errors_name_a_missing_program_or_carry_its_message(tools: Path) -> None:
     with pytest.raises(DataError, match=r"Node\.js is not installed"):
-        draw_portraits("pixel", looks("pixel", 1), tools / "cache", 32)
+        render_portraits("pixel", looks("pixel", 1), tools / "cache", 32)
     install(tools, "node", "#!/bin/sh\necho 'SyntaxError: here' >&2\nexit 1\n")
     with pytest.raises(DataError, match="SyntaxError: here"):
-        draw_portraits("pixel", looks("pixel", 1), tools / "cache", 32)
+        render_portraits("pixel", looks("pixel", 1), tools / "cache", 32)
     install(tools, "apt-get", "#!/bin/sh\necho 'E: no such package' >&2\nexit 100\n")
     with pytest.raises(DataError, match="no such package"):
         fetch_clipart(tools / "cache")
 
 
-def test_other_drawings_than_the_chosen_ones_are_refused(tools: Path) -> None:
+def test_drawings_that_differ_from_the_chosen_ones_are_rejected(tools: Path) -> None:
     folder = tools / "cache" / "openclipart" / SVG_FOLDER
     for file in FILES.values():
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
@@ -184,14 +184,14 @@ def test_other_drawings_than_the_chosen_ones_are_refused(tools: Path) -> None:
         fetch_clipart(tools / "cache")
 
 
-def test_every_chosen_drawing_has_its_own_sum() -> None:
-    """The key was taken back, its part of the one sum over all drawings was not: from then on the package fitted on no
-    machine, and every `make data` left clip art out."""
+def test_every_chosen_drawing_has_its_own_checksum() -> None:
+    """A drawing was removed from the list while the one checksum over all drawings stayed: from then on the package
+    matched on no machine, and every `make data` left clip art out."""
     assert set(SHA256) == set(FILES) and all(len(digits) == 16 for digits in SHA256.values())
 
 
-def test_a_source_that_does_not_fit_ends_make_data(tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It was left out, said so in one line among others, and `make data` ended with status 0."""
+def test_a_source_that_differs_ends_make_data(tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It used to be left out with one line of output among others, and `make data` exited with status 0."""
     plain = Sprites(discs(THINGS_USED).rgba, {"name": "discs", "sources": []})
     monkeypatch.setattr(build_scenes, "build_sprites", lambda _: plain)
     (tools / "cache" / "openclipart" / SVG_FOLDER).mkdir(parents=True)
@@ -200,14 +200,14 @@ def test_a_source_that_does_not_fit_ends_make_data(tools: Path, monkeypatch: pyt
     assert ended.value.code and not (tools / "out").exists()
 
 
-def test_a_drawing_measured_in_millimetres_is_drawn(tmp_path: Path) -> None:
+def test_a_drawing_sized_in_millimetres_is_rendered(tmp_path: Path) -> None:
     """A third of the library has no viewBox and sizes like 210mm, which the renderer calls invalid."""
     assert set(FILES) < set(THINGS)
     (tmp_path / FILES["sun"]).parent.mkdir(parents=True)
     page = '<svg width="210mm" height="297mm" xmlns="http://www.w3.org/2000/svg">'
     (tmp_path / FILES["sun"]).write_text(f'{page}<rect width="372" height="526" fill="red"/></svg>')
-    alpha = np.asarray(draw_clipart(tmp_path, "sun", 64))[..., 3] > 128
+    alpha = np.asarray(render_clipart(tmp_path, "sun", 64))[..., 3] > 128
     assert 0.15 < alpha.mean() < 0.35  # a quarter of the page
     (tmp_path / FILES["sun"]).write_text("nothing")
-    with pytest.raises(DataError, match="is no SVG"):
-        draw_clipart(tmp_path, "sun", 64)
+    with pytest.raises(DataError, match="is not an SVG"):
+        render_clipart(tmp_path, "sun", 64)

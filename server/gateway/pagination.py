@@ -1,4 +1,4 @@
-"""Pages of jobs, newest first: an index per owner, so that the cost is that of a page and not of the backlog."""
+"""Pagination of jobs, newest first, over an index per owner: a page costs the same whatever the backlog."""
 
 from dataclasses import dataclass
 from typing import cast
@@ -7,19 +7,19 @@ from server.errors import InvalidRequest
 from server.jobs import JobRecord
 from server.queue.job_queue import JobQueue
 
-#: With a filter, most records looked at for one answer; the cursor goes on from there.
-MOST_LOOKED_AT = 1000
+#: With a filter, the most records read for one page; the next page continues behind them.
+MAX_SCANNED = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
     records: list[JobRecord]
-    last_id: str | None  #: where the next page begins: after this one
+    last_id: str | None  #: cursor of the next page, which begins after this id
     has_more: bool
 
 
 def ids_after(ids: list[str], after: str | None, what: str) -> list[str]:
-    """Of a list that is short enough to be read whole: those behind the one called `after`, or all.
+    """The ids behind `after`, or all; for lists that are short enough to be read whole.
 
     Raises:
         InvalidRequest: `after` is not in the list.
@@ -32,12 +32,12 @@ def ids_after(ids: list[str], after: str | None, what: str) -> list[str]:
 
 
 async def page(queue: JobQueue, owner: str, *, limit: int, after: str | None, status: str | None) -> Page:
-    """Up to `limit` jobs accepted before the one called `after`, all or those in one state.
+    """Up to `limit` jobs accepted before the job `after`, in any state or in `status` only.
 
     Raises:
         InvalidRequest: `after` is not the id of a job in the list.
     """
-    index, below = queue.keys.list_zset(owner), "+inf"
+    index, below = queue.keys.jobs_zset(owner), "+inf"
     if after is not None:
         sequence = await queue.redis.zscore(index, after)
         if sequence is None:
@@ -45,7 +45,7 @@ async def page(queue: JobQueue, owner: str, *, limit: int, after: str | None, st
         below = f"({sequence:.0f}"
     found: list[JobRecord] = []
     last_id = after
-    for _ in range(MOST_LOOKED_AT // limit):
+    for _ in range(MAX_SCANNED // limit):
         batch = await queue.redis.zrevrangebyscore(index, below, "-inf", 0, limit + 1, withscores=True)
         for (job_id, sequence), raw in zip(
             batch, await _records(queue, [name for name, _ in batch[:limit]]), strict=False
