@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -28,15 +27,6 @@ CONFIG = replace(
     text=TextConfig(kind="hash", name="words", dim=32, max_tokens=8),
 )
 STEPS = 400
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """More threads only slow down products this small, on a busy machine fiftyfold."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def captions_of(facts: list[Facts]) -> CaptionCache:
