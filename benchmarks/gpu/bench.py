@@ -38,8 +38,8 @@ from benchmarks.gpu.cases import (
 )
 from benchmarks.gpu.check import describe
 from benchmarks.gpu.head import OTHERS, loop_of, seconds
-from benchmarks.parts import Part, Record, attempt, command
-from benchmarks.prompt_states import PROMPTS
+from benchmarks.gpu.parts import Part, Record, attempt, command
+from benchmarks.gpu.prompt_states import PROMPTS
 from model.inference.backbone_pass import PlainPass, StaticPass
 from model.inference.engine import Engine
 from model.inference.requests import Request, Sampling

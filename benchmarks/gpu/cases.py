@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from benchmarks.prompt_states import StoredStates
+from benchmarks.gpu.prompt_states import StoredStates
 from fluid_kernels.head_loop import Chains, HeadWeights, Rows
 from fluid_kernels.heads import PATHS, HeadPathError, make_head
 from model.checkpoint import load_checkpoint

@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.cases import MODELS, decode, engine_over, head_case, paths, random_model, shipped
+from benchmarks.gpu.parts import Part, Record, attempt, command
+from benchmarks.gpu.prompt_states import PROMPTS
 from benchmarks.machine import describe_machine
-from benchmarks.parts import Part, Record, attempt, command
-from benchmarks.prompt_states import PROMPTS
 from fluid_kernels.head_loop import head_loop_ref
 from fluid_kernels.heads import make_head
 from fluid_kernels.philox import STEP, normal_ref

@@ -11,7 +11,7 @@ from torch import nn
 
 from benchmarks import exact
 from benchmarks.gpu import bench, cases, check
-from benchmarks.parts import Part, Record
+from benchmarks.gpu.parts import Part, Record
 from fluid_kernels import heads
 from model.inference import engine
 from tests.model.pretend_cuda import PretendCuda, moved, waits

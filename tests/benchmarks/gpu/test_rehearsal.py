@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks.gpu.cases import MODELS, head_case
 from benchmarks.gpu.head import loop_of
-from benchmarks.prompt_states import PROMPTS, StoredStates
+from benchmarks.gpu.prompt_states import PROMPTS, StoredStates
 from fluid_kernels.head_loop import head_loop_ref, step_noise
 from model.networks.condition import PromptError
 from model.networks.text_encoder import build_text_encoder
@@ -26,7 +26,7 @@ TEXT = PRESETS["emoji-64"].text
 
 
 @pytest.mark.parametrize("cpu", [{}, WITHOUT_AVX512], ids=["this", "without-avx512"])
-@pytest.mark.parametrize("name", ["gpu_check", "gpu_bench"])
+@pytest.mark.parametrize("name", ["check", "bench"])
 def test_the_call_for_a_gpu_runs_through_on_a_cpu(name: str, cpu: dict[str, str], tmp_path: Path) -> None:
     """Smallest cases, without the packages that a borrowed machine lacks: nothing fails, every part has records.
 
@@ -37,7 +37,7 @@ def test_the_call_for_a_gpu_runs_through_on_a_cpu(name: str, cpu: dict[str, str]
         f"import runpy, sys; sys.modules.update(dict.fromkeys({MISSING})); "
         "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
     )
-    command = [sys.executable, "-W", "error", "-c", code, f"benchmarks.{name}"]
+    command = [sys.executable, "-W", "error", "-c", code, f"benchmarks.gpu.{name}"]
     command += ["--device", "cpu", "--quick", "--out", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **cpu})
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

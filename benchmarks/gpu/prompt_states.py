@@ -1,4 +1,4 @@
-"""States of a few captions, for machines without the text encoder's weights: python -m benchmarks.prompt_states
+"""States of a few captions, for machines without the text encoder's weights: python -m benchmarks.gpu.prompt_states
 
 That command encodes PROMPTS and the empty caption with the shipped model's encoder and writes prompt_states.safetensors
 (float32, padding cut) beside this file, so that a GPU without network and without our packages draws the same pictures.

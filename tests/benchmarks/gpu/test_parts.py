@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.parts import Part, Record, attempt, failures, run_parts
+from benchmarks.gpu.parts import Part, Record, attempt, failures, run_parts
 
 Emit = Callable[[Record], None]
 
