@@ -13,7 +13,7 @@ import pytest
 from server.jobs import JobState
 
 ROOT = Path(__file__).parents[2]
-MINUTES = float(os.environ.get("CHAOS_MINUTES", "1"))  # .ci/run sets 3
+MINUTES = float(os.environ.get("CHAOS_MINUTES", "1"))
 SEED = os.environ.get("CHAOS_SEED", "7")
 
 
