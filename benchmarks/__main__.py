@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import batching, exact, growth, head, sampling, served
-from benchmarks.machine import describe_machine, keep
+from benchmarks.machine import describe_machine, save_result
 
 TARGETS = {
     "exact_speedup_b1": ">= 3", "exact_speedup_b8": ">= 3", "head_share_of_peak_256": ">= 0.85",
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     for name, target in TARGETS.items():
         print(f"{name:38s}{target:>10s}{result[name]:10.2f}")
     if not args.quick:
-        print(f"saved to {keep('engine', result)}")
+        print(f"saved to {save_result('engine', result)}")
     print(json.dumps(result))
 
 

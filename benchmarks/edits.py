@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from benchmarks.machine import describe_machine, keep
+from benchmarks.machine import describe_machine, save_result
 from model.data.contact_sheet import contact_sheet
 from model.data.dataset import Dataset
 from model.evaluation.evaluate_emoji import spread
@@ -146,7 +146,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.sheet:
         _sheet(shown).quantize(256).save(args.sheet)
     suffix = "" if args.guidance is None else f"-guidance-{args.guidance:g}"
-    print(f"saved to {keep(f'edits-{args.split}{suffix}', result)}")
+    print(f"saved to {save_result(f'edits-{args.split}{suffix}', result)}")
     print(json.dumps(result))
 
 

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.machine import alive, describe_machine, keep
+from benchmarks.machine import describe_machine, save_result, without_zero_init
 from fluid_kernels.head_loop import Chains, update
 from model.conversion.import_mar import official_name
 from model.inference.chains import make_chains
@@ -142,7 +142,7 @@ def run(quick: bool, repo: Path | None) -> dict[str, Any]:
     """Print the table; return the figures."""
     torch.manual_seed(0)
     dtype = choose_dtype("auto", torch.device("cpu"))
-    plain = alive(Mar(MAR_PRESETS["mar-b"]))
+    plain = without_zero_init(Mar(MAR_PRESETS["mar-b"]))
     packed = Mar(MAR_PRESETS["mar-b"]).eval().requires_grad_(False)
     packed.load_state_dict(plain.state_dict())
     pack(packed, dtype)
@@ -195,7 +195,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     result = {"machine": describe_machine(), **run(args.quick, args.mar_repo)}
     if not args.quick:
-        print(f"saved to {keep('exact', result)}")
+        print(f"saved to {save_result('exact', result)}")
     print(json.dumps(result))
 
 

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.machine import describe_machine, keep
+from benchmarks.machine import describe_machine, save_result
 from model.data.dataset import Dataset
 from model.evaluation.evaluate_emoji import hits, spread
 from model.evaluation.features import Features
@@ -121,7 +121,7 @@ def main(argv: list[str] | None = None) -> None:
         seconds = (time.thread_time() - begin) / len(rows)
         first = first or seconds
         score(name, to_pixels(torch.from_numpy(generated)), seconds, first)
-    print(f"saved to {keep('fast', result)}")
+    print(f"saved to {save_result('fast', result)}")
     print(json.dumps(result))
 
 

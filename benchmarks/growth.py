@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from benchmarks.machine import alive, command
+from benchmarks.machine import command, without_zero_init
 from model.config import FluidConfig, TextConfig
 from model.inference.engine import Engine
 from model.inference.precision import choose_dtype, pack
@@ -39,7 +39,7 @@ PLOT = Path("docs/images/growth.png")
 def engine_of(config: FluidConfig, rows: int) -> tuple[Engine, int]:
     """Return an engine with random weights, and its number of parameters."""
     torch.manual_seed(0)
-    model, dtype = alive(Fluid(config)), choose_dtype("auto", torch.device("cpu"))
+    model, dtype = without_zero_init(Fluid(config)), choose_dtype("auto", torch.device("cpu"))
     size = count_parameters(model)
     pack(model, dtype)
     return Engine(model, TextPrompts(model, HashEncoder(config.text)), rows, dtype), size

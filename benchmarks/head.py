@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.machine import alive, command
+from benchmarks.machine import command, without_zero_init
 from fluid_kernels.head_loop import HeadWeights, Rows
 from fluid_kernels.loops.torch_loop import TorchHead
 from model.inference.chains import make_chains
@@ -44,7 +44,7 @@ def seconds(work: Callable[[], object], repeats: int) -> float:
 def run(quick: bool) -> dict[str, Any]:
     """Print the table; return the figures."""
     config, dtype = MAR_PRESETS["mar-b"], choose_dtype("auto", torch.device("cpu"))
-    head = alive(DiffusionHead(config))
+    head = without_zero_init(DiffusionHead(config))
     weights = HeadWeights.from_head(head)
     loop, chains = TorchHead(weights, dtype), make_chains(head, (STEPS,))
     width, depth = weights.width, weights.depth

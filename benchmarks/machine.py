@@ -34,7 +34,7 @@ def describe_machine() -> dict[str, object]:
     }
 
 
-def keep(name: str, result: dict[str, object]) -> Path:
+def save_result(name: str, result: dict[str, object]) -> Path:
     """Save a result under benchmarks/results/, one file per benchmark and day; return the file."""
     RESULTS.mkdir(exist_ok=True)
     file = RESULTS / f"{name}-{datetime.date.today().isoformat()}.json"
@@ -51,12 +51,12 @@ def command(
     args = parser.parse_args(argv)
     result = {"machine": describe_machine(), **run(args.quick)}
     if not args.quick:
-        print(f"saved to {keep(name, result)}")
+        print(f"saved to {save_result(name, result)}")
     print(json.dumps(result))
 
 
-def alive(model: nn.Module) -> Any:
-    """Prepare a model for inference; replace zero initialisation by random values, so that no term vanishes."""
+def without_zero_init(model: nn.Module) -> Any:
+    """Replace zero initialisation by random values, so that no term vanishes; return the model ready for inference."""
     generator = torch.Generator().manual_seed(0)
     for name, value in model.named_parameters():
         if "modulation" in name or ".out." in f".{name}":

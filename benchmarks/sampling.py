@@ -24,7 +24,7 @@ from dataclasses import replace
 
 from tqdm import tqdm
 
-from benchmarks.machine import describe_machine, keep
+from benchmarks.machine import describe_machine, save_result
 from model.evaluation.generation import default_sampling
 from model.inference.load import find_checkpoint, load_engine
 from model.inference.requests import Request, Sampling
@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{quality:10s}{steps:>8s}{batch:8d}{median:12.3f}{ratio:11.1f}x")
         result[f"seconds_per_image_{quality}_b{batch}"] = round(median, 4)
     if not args.quick:
-        print(f"saved to {keep('sampling', result)}")
+        print(f"saved to {save_result('sampling', result)}")
     print(json.dumps(result))
 
 

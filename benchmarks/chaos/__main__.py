@@ -24,7 +24,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.chaos.storm import run
-from benchmarks.machine import describe_machine, keep
+from benchmarks.machine import describe_machine, save_result
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{name:20s}{value}")
     print("gates: " + ("FAILED" if failures else "passed"))
     if args.keep:
-        print(f"saved to {keep('chaos', {'machine': describe_machine(), **outcome.figures})}")
+        print(f"saved to {save_result('chaos', {'machine': describe_machine(), **outcome.figures})}")
     print(json.dumps(outcome.figures))
     return 1 if failures else 0
 

@@ -75,7 +75,7 @@ def head_case(
 
     with torch.device(device):
         head = DiffusionHead(config).eval().requires_grad_(False)
-    enliven(head, generator)
+    fill_zero_init(head, generator)
     half = torch.arange(round(rows * guided), device=device)
     chain = torch.arange(rows, device=device) * len(counts) // rows
     uniform = torch.rand(rows, generator=generator, device=device)
@@ -103,7 +103,7 @@ def paths(device: str, name: str) -> list[str]:
     return found
 
 
-def enliven(module: torch.nn.Module, generator: torch.Generator) -> None:
+def fill_zero_init(module: torch.nn.Module, generator: torch.Generator) -> None:
     """Replace zero initialisation by random values, so that no term vanishes from a comparison."""
     for name, value in module.named_parameters():
         if "modulation" in name or ".out." in f".{name}":
@@ -122,7 +122,7 @@ def random_model(name: str, device: str) -> tuple[RandomOrderModel, int]:
     torch.manual_seed(0)
     with torch.device(device):
         model = build_model(MODELS[name]).eval().requires_grad_(False)
-    enliven(model, torch.Generator(device).manual_seed(0))
+    fill_zero_init(model, torch.Generator(device).manual_seed(0))
     return model, count_parameters(model)
 
 

@@ -18,7 +18,7 @@ import json
 from typing import Any
 
 from benchmarks.load import backlog, latency, throughput
-from benchmarks.machine import describe_machine, keep
+from benchmarks.machine import describe_machine, save_result
 
 PARTS = {
     "latency": latency.at_100_per_second,
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
                 print(f"{key:36s}{value!s:>12}{target}", flush=True)
             result |= figures
     if not (args.quick or args.only):
-        print(f"saved to {keep('load', result)}")
+        print(f"saved to {save_result('load', result)}")
     print(json.dumps(result))
 
 

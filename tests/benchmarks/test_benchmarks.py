@@ -10,7 +10,7 @@ import torch
 
 from benchmarks import batching, edits, exact, growth
 from benchmarks.fast import kernel_distance
-from benchmarks.machine import alive
+from benchmarks.machine import without_zero_init
 from model.config import KlConfig, MarConfig
 from model.inference.chains import make_chains
 from model.inference.engine import Engine
@@ -49,7 +49,7 @@ def test_the_official_names_round_trip(tmp_path: Path) -> None:
         image_size=8, width=48, heads=4, encoder_depth=1, decoder_depth=1, buffer=4, classes=3, head_width=32,
         head_depth=1, tokenizer=KlConfig(widths=(32, 32), layers=1, latent_channels=4),
     )  # fmt: skip
-    model = alive(Mar(config))
+    model = without_zero_init(Mar(config))
     torch.save({"model_ema": exact.official_state(model)}, tmp_path / "mar.pth")
     again = read_mar(tmp_path / "mar.pth", KlConfig(widths=(32, 32), layers=1, latent_channels=4), heads=4)
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
@@ -62,7 +62,7 @@ def test_the_eager_chain_samples_from_the_distribution_of_the_engine() -> None:
         head_depth=2, clamp=0.0, tokenizer=KlConfig(widths=(32, 32), layers=1, latent_channels=4),
     )  # fmt: skip
     torch.manual_seed(0)
-    model = alive(Mar(config))
+    model = without_zero_init(Mar(config))
     engine = Engine(model, LabelPrompts(model, ["a", "b"]), 1)
     sampling = Sampling(1, exact.DIFFUSION_STEPS, exact.GUIDANCE)
     samples = []
