@@ -34,7 +34,7 @@ from model.evaluation.generation import default_sampling
 from model.inference.load import load_engine
 from model.inference.requests import Request
 from model.inference.serving import ServingEngine
-from server.images.compositing import DRAWN, Known, Source, blend, ramp, staying
+from server.images.compositing import GENERATED, KnownPixels, Source, blend, feathered, kept_cells
 
 FEATHERS = (0, 2, 4, 8)
 BOX = (19, 21, 46, 44)  # left, upper, right, lower: no edge coincides with a cell's
@@ -44,7 +44,7 @@ BAND = 3  # width in pixels of the bands beside the seam that it is compared wit
 
 def box_mask(size: tuple[int, int]) -> Image.Image:
     mask = Image.new("L", size, 0)
-    ImageDraw.Draw(mask).rectangle((BOX[0], BOX[1], BOX[2] - 1, BOX[3] - 1), fill=DRAWN)
+    ImageDraw.Draw(mask).rectangle((BOX[0], BOX[1], BOX[2] - 1, BOX[3] - 1), fill=GENERATED)
     return mask
 
 
@@ -102,11 +102,11 @@ def main(argv: list[str] | None = None) -> None:
     mask, settings = box_mask(size), default_sampling(engine)
     if args.guidance is not None:
         settings = replace(settings, guidance_scale=args.guidance)
-    stays = staying(mask.tobytes(), size, engine.checkpoint.config.tokens)
-    steps = min(settings.num_inference_steps, stays.count(0))
+    kept = kept_cells(mask.tobytes(), size, engine.checkpoint.config.tokens)
+    steps = min(settings.num_inference_steps, kept.count(0))
     own = [dataset.items[i].captions[0] for i in rows]
     others = [_other(dataset, int(row), rng) for rng, row in enumerate(rows)]
-    sources = [Source(size, o.tobytes(), mask.tobytes(), Known(o.tobytes(), stays)) for o in originals]
+    sources = [Source(size, o.tobytes(), mask.tobytes(), KnownPixels(o.tobytes(), kept)) for o in originals]
 
     def requests(prompts: list[str], known: bool) -> list[Request]:
         plain = [Request(prompt, seed, settings) for seed, prompt in enumerate(prompts)]
@@ -116,7 +116,7 @@ def main(argv: list[str] | None = None) -> None:
         return [replace(request, sampling=fewer, known=s.known) for request, s in zip(plain, sources, strict=True)]
 
     result: dict[str, Any] = {
-        "machine": describe_machine(), "images": len(rows), "split": args.split, "new_tokens": stays.count(0),
+        "machine": describe_machine(), "images": len(rows), "split": args.split, "new_tokens": kept.count(0),
         "guidance_scale": settings.guidance_scale,
     }  # fmt: skip
     result["original"] = gradients(originals, mask)
@@ -132,7 +132,7 @@ def main(argv: list[str] | None = None) -> None:
         for feather in FEATHERS:
             pairs = zip(generated, sources, strict=True)
             done = np.stack([np.frombuffer(blend(d, s, feather), np.uint8) for d, s in pairs]).reshape(originals.shape)
-            share = np.asarray(ramp(mask, feather)).astype(float)[np.asarray(mask) > 0] / DRAWN
+            share = np.asarray(feathered(mask, feather)).astype(float)[np.asarray(mask) > 0] / GENERATED
             figures = gradients(done, mask) | {"old": float(1 - share.mean())}
             if not kind.startswith("change"):
                 error = (done[:, np.asarray(mask) > 0].astype(float) - originals[:, np.asarray(mask) > 0]) ** 2

@@ -127,7 +127,7 @@ class Settings:
     checkpoint: str = _worker(
         "scenes-128", "Name of a shipped checkpoint (scenes-128, emoji-64), or the path of a checkpoint folder."
     )
-    engine: str = _setting("checkpoint", "What draws: the model, or a fake for tests.", choices=("checkpoint", "fake"))
+    engine: str = _setting("server.worker.engine.loader:load_model", "Function that loads the engine, module:function.")
     device: str = _worker(
         "auto", "Device the model runs on; auto is cuda if there is a CUDA device.", choices=("auto", "cpu", "cuda")
     )

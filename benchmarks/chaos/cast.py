@@ -16,6 +16,7 @@ from server.cli.demo import free_port
 from server.launcher import subprocesses
 from server.launcher.embedded_valkey import EmbeddedValkey
 from server.settings import Settings
+from server.worker.engine.fake import FAKE_ENGINE
 
 GATEWAYS, WORKERS = 2, 4
 REPLACE_S = 0.1  # longest time between the end of a process and the start of its replacement
@@ -37,7 +38,7 @@ class Cast:
         self.valkey.start()
         try:
             self.settings = Settings(
-                redis_url=self.valkey.url, engine="fake", fake_step_ms=5.0, max_rows=8, lease_s=self.lease_s,
+                redis_url=self.valkey.url, engine=FAKE_ENGINE, fake_step_ms=5.0, max_rows=8, lease_s=self.lease_s,
                 # Every crash costs each job on that worker an attempt, and here workers crash every few seconds.
                 max_attempts=6, snapshot_steps=8, step_timeout_s=2 * self.lease_s, drain_s=2.0,
                 result_ttl_s=86400, log_level="error",

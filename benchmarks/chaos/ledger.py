@@ -19,7 +19,7 @@ from server.gateway.requests.resolve import resolve
 from server.gateway.schemas.images import ImageRequest
 from server.jobs import JobRecord, JobState
 from server.model_info import ModelInfo
-from server.worker.engine.fake import picture
+from server.worker.engine.fake import fake_image
 from server.worker.engine.protocol import RowRequest
 
 
@@ -126,7 +126,7 @@ class Ledger:
 def expected_digests(body: dict[str, Any], model: ModelInfo) -> list[str]:
     """Hash the pixels that the fake engine generates for the client's own request body; only these may be visible."""
     job, _ = resolve(ImageRequest.model_validate(body), {model.id: model}, model.id)
-    return [digest(picture(RowRequest.of(job, index))) for index in range(job.n)]
+    return [digest(fake_image(RowRequest.of(job, index))) for index in range(job.n)]
 
 
 def digest(pixels: bytes) -> str:

@@ -20,6 +20,7 @@ from server.queue.job_queue import JobQueue
 from server.queue.redis_client import PATIENT_TIMEOUT_S, connect
 from server.queue.registry import Registry
 from server.settings import Settings
+from server.worker.engine.fake import FAKE_ENGINE
 
 START_S = 60.0
 
@@ -48,7 +49,12 @@ async def service(workers: int, **settings: Any) -> AsyncIterator[Service]:
     """Start the service, yield it once every worker is ready, and stop it at the end."""
     with tempfile.TemporaryDirectory(prefix="fluid-load-") as folder, EmbeddedValkey(Path(folder)) as valkey:
         chosen = Settings(
-            redis_url=valkey.url, engine="fake", port=free_port(), max_queue=1_000_000, log_level="error", **settings
+            redis_url=valkey.url,
+            engine=FAKE_ENGINE,
+            port=free_port(),
+            max_queue=1_000_000,
+            log_level="error",
+            **settings,
         )
         env = {k: v for k, v in os.environ.items() if not k.startswith("FLUID_")} | chosen.to_env()
         roles = ["gateway"] + ["worker"] * workers

@@ -23,10 +23,10 @@ PACKED_FROM = 64
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """ "auto": bfloat16 where the hardware has it, else float32.
+    """The dtype of matrix products by name; "auto" is bfloat16 where the hardware multiplies it, else float32.
 
     Raises:
-        CheckpointError: no such dtype.
+        CheckpointError: the name is unknown.
     """
     if name == "auto":
         native = native_bfloat16() if device.type == "cpu" else torch.cuda.is_bf16_supported()
@@ -39,7 +39,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 def autocast(device: torch.device) -> torch.autocast:
     """Autocast for training and encoding, in the dtype that "auto" serves with.
 
-    Where bfloat16 is not native everything stays float32: emulated it is several times slower.
+    Without native bfloat16 everything stays float32: emulated bfloat16 is several times slower.
     """
     dtype = choose_dtype("auto", device)
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)

@@ -12,7 +12,7 @@ from server.cli.flags import IMAGE_PARAMETERS, add_command, add_image_flags, add
 from server.cli.progress import Status
 from server.client import FluidClient, GeneratedImage
 from server.errors import EditRefused
-from server.images.codec import format_of, numbered
+from server.images.codec import format_from_name, numbered
 from server.settings import Settings
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom; pixels
@@ -61,7 +61,7 @@ def _add_output_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(settings: Settings, args: argparse.Namespace) -> None:
     """Raise EditRefused for an unusable file or box, ServiceError for what the service refuses."""
-    options = given(args, *IMAGE_PARAMETERS, "feather") | {"output_format": format_of(args.out)}
+    options = given(args, *IMAGE_PARAMETERS, "feather") | {"output_format": format_from_name(args.out)}
     image = _read(args.image)
     mask = _read(args.mask) if args.mask else _box_mask(tuple(args.box), image, args.image) if args.box else None
     with _client(settings, args) as client, Status(f"editing {args.image.name}") as status:
@@ -72,7 +72,7 @@ def run(settings: Settings, args: argparse.Namespace) -> None:
 
 def run_vary(settings: Settings, args: argparse.Namespace) -> None:
     """Raise EditRefused for an unusable file, ServiceError for what the service refuses."""
-    options = given(args, *IMAGE_PARAMETERS, "prompt", "keep") | {"output_format": format_of(args.out)}
+    options = given(args, *IMAGE_PARAMETERS, "prompt", "keep") | {"output_format": format_from_name(args.out)}
     image = _read(args.image)
     with _client(settings, args) as client, Status(f"varying {args.image.name}") as status:
         status.update("waiting for the service")

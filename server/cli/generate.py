@@ -14,8 +14,8 @@ from server.errors import InvalidRequest
 from server.gateway.requests.resolve import resolve
 from server.gateway.requests.validation import validated
 from server.gateway.schemas.images import ImageRequest
-from server.images.codec import encode, format_of, numbered
-from server.images.recipe import difference, load_recipe, recipe, request_of
+from server.images.codec import encode, format_from_name, numbered
+from server.images.recipe import checkpoint_warnings, load_recipe, make_recipe, to_request
 from server.jobs import JobInput
 from server.model_info import ModelInfo
 from server.settings import Settings
@@ -62,9 +62,9 @@ def run(settings: Settings, args: argparse.Namespace) -> None:
     """Raise InvalidRequest for parameters that the schema or the model refuses."""
     like = load_recipe(args.like) if args.like else None
     # The model is the one of --checkpoint; `_generate` warns if the recipe names another.
-    defaults = {name: value for name, value in request_of(like or {}).items() if name != "model"}
+    defaults = {name: value for name, value in to_request(like or {}).items() if name != "model"}
     flags = {name: getattr(args, name, None) for name in ImageRequest.model_fields}
-    flags["output_format"] = format_of(args.out)
+    flags["output_format"] = format_from_name(args.out)
     request = validated(ImageRequest, defaults | {name: value for name, value in flags.items() if value is not None})
     _generate(settings, request, args.out, like)
 
@@ -76,7 +76,7 @@ def _generate(settings: Settings, request: ImageRequest, out: Path, like: Mappin
         engine = load_engine(replace(settings, max_rows=request.n or 1))
     info = ModelInfo.from_mapping(engine.info())
     job, warnings = resolve(request, {info.id: info}, info.id)
-    for warning in [*warnings, *(difference(like, info.checkpoint_sha256) if like else [])]:
+    for warning in [*warnings, *(checkpoint_warnings(like, info.checkpoint_sha256) if like else [])]:
         print(warning, file=sys.stderr)
     loaded_s = time.monotonic() - began
     try:
@@ -101,7 +101,7 @@ def _generate(settings: Settings, request: ImageRequest, out: Path, like: Mappin
 def _save(pixels: bytes, job: JobInput, index: int, info: ModelInfo, out: Path) -> Path:
     path = numbered(out, index, job.n)
     path.parent.mkdir(parents=True, exist_ok=True)
-    metadata = recipe(job, index, info.checkpoint_sha256)
+    metadata = make_recipe(job, index, info.checkpoint_sha256)
     size = (job.width, job.height)
     path.write_bytes(encode(pixels, size, job.output_format, job.output_compression, metadata))
     return path

@@ -20,7 +20,7 @@ from server.client.line_readers import EventReader, LineReader
 from server.client.results import GeneratedImage, JobEvent, Preview
 from server.client.retries import retry_delay_s
 from server.errors import ServiceError
-from server.images.recipe import read_recipe, request_of, served_difference
+from server.images.recipe import read_recipe, served_checkpoint_warnings, to_request
 from server.jobs import TERMINAL
 
 
@@ -82,8 +82,8 @@ class AsyncFluidClient:
     async def like(self, file: bytes, **changes: Any) -> list[GeneratedImage]:
         """Generate again from the recipe in an image file; `warnings` say if the service has other weights now."""
         recipe = read_recipe(file)
-        warnings = served_difference(recipe, await self.models())
-        return protocol.with_warnings(await self.generate(**request_of(recipe) | changes), warnings)
+        warnings = served_checkpoint_warnings(recipe, await self.models())
+        return protocol.with_warnings(await self.generate(**to_request(recipe) | changes), warnings)
 
     # --- jobs -----------------------------------------------------------------------------------------
 

@@ -1,1 +1,1 @@
-"""Images as bytes: codec writes files, uploads reads them, compositing edits, recipe says how one was made."""
+"""Images as bytes: codec writes files, uploads reads them, compositing edits, recipe holds the parameters of one."""

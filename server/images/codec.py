@@ -1,4 +1,4 @@
-"""Pixels to PNG, WebP or JPEG with the recipe of the picture inside, and the recipe back out of a file."""
+"""Encodes pixels as PNG, WebP or JPEG with the image's recipe as metadata, and reads the recipe back."""
 
 import io
 import json
@@ -13,12 +13,16 @@ from server.errors import InvalidRequest
 MIME = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg"}
 #: zlib level 1: level 6 costs 1.4 times the time and saves a few percent.
 PNG_LEVEL = 1
-#: EXIF says in the first 8 bytes which character set a user comment has.
+#: The first 8 bytes of an EXIF user comment name its character set.
 _UNICODE = b"UNICODE\x00"
 
 
 def encode(rgb: bytes, size: tuple[int, int], format: str, compression: int, metadata: Mapping[str, Any]) -> bytes:
-    """One finished file. `size` is (width, height); `metadata` must be JSON-serialisable."""
+    """Encode height * width * 3 RGB bytes as a file. `size` is (width, height); `metadata` must be JSON-serialisable.
+
+    Raises:
+        ValueError: the number of bytes does not fit the size, or the format is unknown.
+    """
     width, height = size
     if len(rgb) != width * height * 3:
         raise ValueError(f"{width}x{height} RGB needs {width * height * 3} bytes, got {len(rgb)}.")
@@ -29,7 +33,7 @@ def encode(rgb: bytes, size: tuple[int, int], format: str, compression: int, met
     elif format == "webp":
         image.save(buffer, "WEBP", quality=compression, method=2, exif=_exif(metadata))
     elif format == "jpeg":
-        # Pillow advises against quality above 95: the file grows, the picture does not.
+        # Pillow advises against quality above 95: the file grows, the quality does not.
         image.save(buffer, "JPEG", quality=min(compression, 95), subsampling=0, exif=_exif(metadata))
     else:
         raise ValueError(f"Unknown format {format!r}; use one of {', '.join(MIME)}.")
@@ -37,13 +41,13 @@ def encode(rgb: bytes, size: tuple[int, int], format: str, compression: int, met
 
 
 def read_metadata(data: bytes) -> dict[str, Any] | None:
-    """The recipe that `encode` wrote, or None if the file has none."""
+    """Read the recipe that `encode` wrote; None if the file has none."""
     with Image.open(io.BytesIO(data)) as image:
         return recipe_in(image)
 
 
 def recipe_in(image: Image.Image) -> dict[str, Any] | None:
-    """The same of an opened file. Raises ValueError if there is something in its place that is none."""
+    """Read the recipe of an opened file; None if it has none. Raises ValueError if it is malformed."""
     text = image.info.get("fluid")
     if text is None:
         comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")
@@ -57,7 +61,7 @@ def recipe_in(image: Image.Image) -> dict[str, Any] | None:
 
 
 def parameters_line(metadata: Mapping[str, Any]) -> str:
-    """The human-readable form that picture tools of this field show: prompt, then `Name: value` pairs."""
+    """The human-readable form that image generation tools show: the prompt, then `Name: value` pairs."""
     names = {
         "num_inference_steps": "Steps",
         "diffusion_steps": "Diffusion steps",
@@ -90,8 +94,8 @@ def _exif(metadata: Mapping[str, Any]) -> Image.Exif:
     return exif
 
 
-def format_of(out: Path) -> str:
-    """The file format that the name asks for."""
+def format_from_name(out: Path) -> str:
+    """The file format of the name's suffix; png without one. Raises InvalidRequest."""
     suffix = out.suffix.lower().removeprefix(".")
     format = {"jpg": "jpeg", "": "png"}.get(suffix, suffix)
     if format not in MIME:
@@ -100,5 +104,5 @@ def format_of(out: Path) -> str:
 
 
 def numbered(out: Path, index: int, count: int) -> Path:
-    """The name of picture `index` of `count`: `out` itself for a single one."""
+    """The file name of image `index` of `count`: `out` itself for a single one."""
     return out if count == 1 else out.with_stem(f"{out.stem}-{index}")

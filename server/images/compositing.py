@@ -1,4 +1,4 @@
-"""The picture that an edit or a variation starts from: what stays of it, and how the new part goes into it."""
+"""The source image of an edit or a variation: the part that is kept, and blending the new part into it."""
 
 import hashlib
 import zlib
@@ -9,59 +9,59 @@ from PIL import Image, ImageChops, ImageFilter
 from server.jobs import JobInput
 from server.model_info import ModelInfo
 
-DRAWN, STAYS = 255, 0  #: of a mask's pixels
+GENERATED, KEPT = 255, 0  #: values of a mask's pixels
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
-    """A picture of which a part stays; the rest is decoded around it."""
+class KnownPixels:
+    """An image of which a part is kept; the rest is decoded around it."""
 
     pixels: bytes  #: RGB, height * width * 3
-    kept: bytes | int  #: one byte per token, 1 where it stays; or how many stay, those that the order decides first
+    kept: bytes | int  #: one byte per token, 1 if it is kept; or a number of tokens, those that the order decides first
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Pixels at the model's size. The mask says which are to be drawn; a variation has none."""
+    """Pixels at the model's size, and the mask of those to generate; a variation has none."""
 
     size: tuple[int, int]  #: width, height
     pixels: bytes  #: RGB
-    mask: bytes | None  #: one byte each, DRAWN or STAYS
-    known: Known
+    mask: bytes | None  #: one byte per pixel, GENERATED or KEPT
+    known: KnownPixels
 
     @classmethod
     def unpack(cls, data: bytes, job: JobInput, info: ModelInfo) -> "Source":
-        """What `pack` made, for the engine.
+        """Decode what `pack` made.
 
         Raises:
-            ValueError: it is not the picture of this job, or is damaged.
+            ValueError: the data is damaged, or not the source image of this job.
         """
         size = (job.width, job.height)
         area = job.width * job.height
         edit = job.edit
         if edit is None:
-            raise ValueError("the job does not start from a picture")
+            raise ValueError("the job has no source image")
         unpacker = zlib.decompressobj()
         raw = unpacker.decompress(data, 4 * area + 1)
         if hashlib.sha256(raw).hexdigest() != edit.sha256 or len(raw) not in (3 * area, 4 * area):
-            raise ValueError("the picture to start from is damaged")
+            raise ValueError("the source image is damaged")
         pixels, mask = raw[: 3 * area], raw[3 * area :] or None
         if edit.kept_tokens is not None:
-            return cls(size, pixels, mask, Known(pixels, edit.kept_tokens))
+            return cls(size, pixels, mask, KnownPixels(pixels, edit.kept_tokens))
         if mask is None:
             raise ValueError("an edit needs a mask, and has none")
-        return cls(size, pixels, mask, Known(pixels, staying(mask, size, info.tokens)))
+        return cls(size, pixels, mask, KnownPixels(pixels, kept_cells(mask, size, info.tokens)))
 
 
 def pack(pixels: bytes, mask: bytes | None) -> tuple[bytes, str]:
-    """(what Redis keeps, SHA-256 of what is in it)"""
+    """Compress a source image for Redis; returns (compressed data, SHA-256 of the uncompressed data)."""
     raw = pixels + (mask or b"")
     return zlib.compress(raw, 1), hashlib.sha256(raw).hexdigest()
 
 
-def staying(mask: bytes, size: tuple[int, int], tokens: int) -> bytes:
-    """One byte per token, 1 where no pixel of its cell is to be drawn: a cell that is cut by the mask is new, and its
-    old pixels come back with `blend`."""
+def kept_cells(mask: bytes, size: tuple[int, int], tokens: int) -> bytes:
+    """One byte per token, 1 where no pixel of its cell is masked. A cell that the mask cuts is generated whole, and
+    `blend` brings its old pixels back."""
     image = Image.frombytes("L", size, mask)
     grid = round(tokens**0.5)
     across, down = size[0] / grid, size[1] / grid
@@ -73,24 +73,24 @@ def staying(mask: bytes, size: tuple[int, int], tokens: int) -> bytes:
     return bytes(cell.getbbox() is None for cell in cells)
 
 
-def blend(drawn: bytes, source: Source, feather: int) -> bytes:
-    """The new pixels inside the mask, the old ones outside it unchanged, and `feather` pixels of transition inside."""
+def blend(generated: bytes, source: Source, feather: int) -> bytes:
+    """New pixels inside the mask, old ones unchanged outside it, and a transition of `feather` pixels inside."""
     if source.mask is None:
-        return drawn
-    old, new = (Image.frombytes("RGB", source.size, pixels) for pixels in (source.pixels, drawn))
+        return generated
+    old, new = (Image.frombytes("RGB", source.size, pixels) for pixels in (source.pixels, generated))
     mask = Image.frombytes("L", source.size, source.mask)
-    return Image.composite(new, old, ramp(mask, feather)).tobytes()
+    return Image.composite(new, old, feathered(mask, feather)).tobytes()
 
 
-def ramp(mask: Image.Image, feather: int) -> Image.Image:
-    """The mask with a soft rim: a pixel at depth d (1 is the outermost inside) has the share d / (feather + 1).
+def feathered(mask: Image.Image, feather: int) -> Image.Image:
+    """The mask with a soft edge: a pixel at depth d (1 is the outermost inside) has the share d / (feather + 1).
 
-    Eroded copies lie inside each other, so the lightest one that covers a pixel tells its depth. The picture's own
-    border is no rim: the filter continues the mask beyond it.
+    Eroded copies are nested, so the lightest one that covers a pixel gives its depth. The image's own border is not
+    an edge: the filter continues the mask beyond it.
     """
-    result = Image.new("L", mask.size, STAYS)
+    result = Image.new("L", mask.size, KEPT)
     for depth in range(1, feather + 2):
-        share = round(DRAWN * depth / (feather + 1))
+        share = round(GENERATED * depth / (feather + 1))
         result = ImageChops.lighter(result, mask.point([0] * 255 + [share]))
         mask = mask.filter(ImageFilter.MinFilter(3))
     return result

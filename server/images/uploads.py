@@ -1,4 +1,4 @@
-"""Uploaded pictures: read with limits on bytes and pixels, so that no file fills the memory, and brought to size."""
+"""Reads uploaded images and fits them to the model; limits on bytes and pixels bound the memory of any file."""
 
 import io
 from collections.abc import Callable
@@ -9,14 +9,14 @@ from PIL import Image, ImageOps
 
 from server.errors import BodyTooLarge, InvalidRequest
 from server.images.codec import recipe_in
-from server.images.compositing import DRAWN, STAYS
+from server.images.compositing import GENERATED, KEPT
 
 MAX_IMAGE_BYTES = 8 << 20
 MAX_PIXELS = 2048 * 2048  # 16 MiB when decoded
 FORMATS = ("PNG", "WEBP", "JPEG")
-#: 8 bits a channel. Pillow would clip the 16 and 32 bits of the others.
+#: Modes with 8 bits per channel. Pillow would clip the 16 and 32 bits of the others.
 _MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
-_OPAQUE = 128  # alpha from here on counts as opaque: what programs leave of soft brushes
+_OPAQUE = 128  # alpha from here on counts as opaque; soft brushes leave values in between
 T = TypeVar("T")
 
 
@@ -25,20 +25,22 @@ class UploadedImage:
     """A decoded upload."""
 
     image: Image.Image  #: RGBA
-    recipe: dict[str, Any] | None  #: what it was drawn from, if it was drawn here
+    recipe: dict[str, Any] | None  #: its parameters, if it was generated here
 
 
-def with_mask(image: BinaryIO | None, mask: BinaryIO | None, size: tuple[int, int]) -> tuple[bytes, bytes, list[str]]:
-    """(RGB, mask, warnings) at the model's size; see `decode`, `scaled` and `mask_of` for what is refused."""
+def read_with_mask(
+    image: BinaryIO | None, mask: BinaryIO | None, size: tuple[int, int]
+) -> tuple[bytes, bytes, list[str]]:
+    """Read an edit's files as (RGB, mask, warnings) at the model's size. Raises as `decode`, `fit_to`, `edit_mask`."""
     whole = decode(image, "image")
-    pixels, notes = scaled(whole.image, size)
-    return pixels, mask_of(whole.image, None if mask is None else decode(mask, "mask").image, size), notes
+    pixels, notes = fit_to(whole.image, size)
+    return pixels, edit_mask(whole.image, None if mask is None else decode(mask, "mask").image, size), notes
 
 
-def with_recipe(image: BinaryIO | None, size: tuple[int, int]) -> tuple[bytes, dict[str, Any] | None, list[str]]:
-    """(RGB at the model's size, the recipe of a picture that was drawn here, warnings)"""
+def read_with_recipe(image: BinaryIO | None, size: tuple[int, int]) -> tuple[bytes, dict[str, Any] | None, list[str]]:
+    """Read a variation's file as (RGB at the model's size, recipe if it was generated here, warnings)."""
     whole = decode(image, "image")
-    pixels, notes = scaled(whole.image, size)
+    pixels, notes = fit_to(whole.image, size)
     return pixels, whole.recipe, notes
 
 
@@ -46,7 +48,7 @@ def decode(file: BinaryIO | None, param: str) -> UploadedImage:
     """Check before decoding, then decode. `param` is the field's name, for messages.
 
     Raises:
-        InvalidRequest, BodyTooLarge: it cannot be used; the message names the limit.
+        InvalidRequest, BodyTooLarge: the file cannot be used; the message names the limit.
     """
     if file is None:
         raise InvalidRequest(f"Missing required file: '{param}'.", param=param)
@@ -54,35 +56,35 @@ def decode(file: BinaryIO | None, param: str) -> UploadedImage:
     if not data:
         raise InvalidRequest(f"'{param}' is an empty file.", param=param)
     if len(data) > MAX_IMAGE_BYTES:
-        raise BodyTooLarge(f"'{param}' has more than {MAX_IMAGE_BYTES} bytes; scale the picture down.", param=param)
-    image = _guarded(lambda: Image.open(io.BytesIO(data), formats=FORMATS), param)
+        raise BodyTooLarge(f"'{param}' has more than {MAX_IMAGE_BYTES} bytes; scale the image down.", param=param)
+    image = _readable(lambda: Image.open(io.BytesIO(data), formats=FORMATS), param)
     with image:
         _check(image, param)
         recipe = _recipe(image)
-        rgba = _guarded(lambda: ImageOps.exif_transpose(image).convert("RGBA"), param)
+        rgba = _readable(lambda: ImageOps.exif_transpose(image).convert("RGBA"), param)
     return UploadedImage(rgba, recipe)
 
 
 def _check(image: Image.Image, param: str) -> None:
-    """By the header alone; nothing is decoded yet."""
+    """Check the limits by the header alone; nothing is decoded yet."""
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise InvalidRequest(
-            f"'{param}' has {width}x{height} pixels; at most {MAX_PIXELS} in all (2048x2048) are taken. Scale it down.",
+            f"'{param}' has {width}x{height} pixels; at most {MAX_PIXELS} (2048x2048) are accepted. Scale it down.",
             param=param,
         )
-    frames = _guarded(lambda: getattr(image, "n_frames", 1), param)
-    if frames > 1 and image.format != "MPO":  # cameras put a preview behind the picture
-        raise InvalidRequest(f"'{param}' is animated ({frames} frames); send a single picture.", param=param)
+    frames = _readable(lambda: getattr(image, "n_frames", 1), param)
+    if frames > 1 and image.format != "MPO":  # cameras append a preview
+        raise InvalidRequest(f"'{param}' is animated ({frames} frames); send a single image.", param=param)
     if image.mode not in _MODES:
         raise InvalidRequest(
-            f"'{param}' has pixels of kind {image.mode}; send 8 bits per channel, as grey, palette, RGB or RGBA.",
+            f"'{param}' has pixels of mode {image.mode}; send 8 bits per channel, as grey, palette, RGB or RGBA.",
             param=param,
         )
 
 
-def _guarded(read: Callable[[], T], param: str) -> T:
-    """Pillow says of broken files what its decoders happened to trip over: many kinds of exception, one cause."""
+def _readable(read: Callable[[], T], param: str) -> T:
+    """Turn any exception about a broken file into InvalidRequest; Pillow's decoders raise many kinds."""
     try:
         return read()
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -98,40 +100,41 @@ def _guarded(read: Callable[[], T], param: str) -> T:
 
 
 def _recipe(image: Image.Image) -> dict[str, Any] | None:
-    """Whatever lies in a stranger's file in the place of ours is no reason to refuse his picture."""
+    """The recipe, or None: malformed metadata of another program is no reason to reject an image."""
     try:
         return recipe_in(image)
     except Exception:
         return None
 
 
-def scaled(picture: Image.Image, size: tuple[int, int]) -> tuple[bytes, list[str]]:
-    """(RGB at the model's size on white, warnings)
+def fit_to(image: Image.Image, size: tuple[int, int]) -> tuple[bytes, list[str]]:
+    """Scale an image to the model's size, on white; returns (RGB, warnings).
 
     Raises:
-        InvalidRequest: it has another shape; cutting and stretching are the caller's business.
+        InvalidRequest: it has another aspect ratio; cropping is left to the caller.
     """
-    width, height = picture.size
+    width, height = image.size
     if width * size[1] != height * size[0]:
         raise InvalidRequest(
-            f"'image' has {width}x{height} pixels; this model draws {size[0]}x{size[1]}, and only pictures of the "
+            f"'image' has {width}x{height} pixels; this model generates {size[0]}x{size[1]}, and only images of the "
             "same shape are scaled. Crop or pad it.",
             param="image",
         )
-    page = Image.new("RGBA", picture.size, "white")
-    page.alpha_composite(picture)
+    page = Image.new("RGBA", image.size, "white")
+    page.alpha_composite(image)
     rgb = page.convert("RGB")
-    if picture.size == size:
+    if image.size == size:
         return rgb.tobytes(), []
-    note = f"'image' was scaled from {width}x{height} to {size[0]}x{size[1]}, the size that this model draws."
+    note = f"'image' was scaled from {width}x{height} to {size[0]}x{size[1]}, the size that this model generates."
     return rgb.resize(size, Image.Resampling.LANCZOS).tobytes(), [note]
 
 
-def mask_of(image: Image.Image, mask: Image.Image | None, size: tuple[int, int]) -> bytes:
-    """One byte per pixel at the model's size. What is transparent in the mask, or without one in the image, is drawn.
+def edit_mask(image: Image.Image, mask: Image.Image | None, size: tuple[int, int]) -> bytes:
+    """The mask at the model's size, one byte per pixel: GENERATED where the mask, or without one the image, is
+    transparent.
 
     Raises:
-        InvalidRequest: there is no such part, or it is not a mask of this image.
+        InvalidRequest: no pixel is transparent, or the mask has another size than the image.
     """
     source = mask or image
     if source.size != image.size:
@@ -140,11 +143,11 @@ def mask_of(image: Image.Image, mask: Image.Image | None, size: tuple[int, int])
             f"'mask' has {width}x{height} pixels; it must have the {wanted[0]}x{wanted[1]} of 'image'.", param="mask"
         )
     alpha = source.getchannel("A")
-    drawn = alpha.point([DRAWN] * _OPAQUE + [STAYS] * (256 - _OPAQUE))
-    if drawn.size != size:  # at least half of what a pixel covers
-        small = drawn.resize(size, Image.Resampling.BOX)
-        drawn = small.point([STAYS] * 128 + [DRAWN] * 128)
-    if drawn.getbbox() is None:
+    area = alpha.point([GENERATED] * _OPAQUE + [KEPT] * (256 - _OPAQUE))
+    if area.size != size:  # at least half of a pixel's area
+        small = area.resize(size, Image.Resampling.BOX)
+        area = small.point([KEPT] * 128 + [GENERATED] * 128)
+    if area.getbbox() is None:
         where = "'mask' is nowhere transparent" if mask else "'mask' is missing, and 'image' is nowhere transparent"
-        raise InvalidRequest(f"{where}; what is transparent (alpha below {_OPAQUE}) is drawn anew.", param="mask")
-    return drawn.tobytes()
+        raise InvalidRequest(f"{where}; transparent pixels (alpha below {_OPAQUE}) are regenerated.", param="mask")
+    return area.tobytes()

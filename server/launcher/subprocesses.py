@@ -1,4 +1,4 @@
-"""Child processes that cannot outlive us: spawn, and stop in order."""
+"""Spawns child processes that cannot outlive this one, and stops them in order."""
 
 import asyncio
 import os
@@ -7,8 +7,8 @@ import sys
 from collections.abc import Mapping, Sequence
 
 # The child asks the kernel for SIGTERM at our death, then becomes the real program. A launcher rather than
-# preexec_fn, which is unsafe beside threads; the setting survives execv. The comparison closes the race in
-# which we died before the child asked.
+# preexec_fn, which is unsafe in a threaded process; the setting survives execv. The comparison closes the race
+# in which we died before the child asked.
 _LAUNCHER = """
 import ctypes, os, signal, sys
 if sys.platform == "linux":
@@ -28,8 +28,8 @@ def spawn(
 ) -> "subprocess.Popen[bytes]":
     """Start `command` (absolute path first) so that it dies with us.
 
-    In a session of its own: Ctrl-C in a terminal reaches the whole foreground group, and we want to stop our
-    children in order, not all at once.
+    It gets its own session: Ctrl-C in a terminal reaches the whole foreground group, and children are to stop in
+    order, not all at once.
     """
     output = subprocess.DEVNULL if quiet else None
     return subprocess.Popen(
@@ -44,7 +44,7 @@ def spawn(
 
 
 def stop(process: "subprocess.Popen[bytes]", *, grace_s: float) -> int:
-    """SIGTERM, then SIGKILL after the grace period; returns the exit status."""
+    """Send SIGTERM, then SIGKILL after the grace period; returns the exit status."""
     if process.poll() is None:
         process.terminate()
     try:
@@ -55,4 +55,5 @@ def stop(process: "subprocess.Popen[bytes]", *, grace_s: float) -> int:
 
 
 async def stop_async(process: "subprocess.Popen[bytes]", *, grace_s: float) -> int:
+    """As `stop`, without blocking the event loop."""
     return await asyncio.to_thread(stop, process, grace_s=grace_s)

@@ -1,4 +1,4 @@
-"""`fluid serve`: Valkey, gateway and worker as separate processes, started, watched and stopped in order."""
+"""Starts, watches and stops Valkey, gateway and worker as separate processes (`fluid serve`)."""
 
 import asyncio
 import logging
@@ -18,9 +18,9 @@ from server.settings import Settings
 log = logging.getLogger(__name__)
 WATCH_S = 0.2
 BACKOFF_S = (0.5, 1, 2, 5, 10, 30)
-#: Exit statuses that a restart cannot cure: ours for a ConfigError, uvicorn's for a port in use.
+#: Exit statuses that a restart cannot fix: ours for a ConfigError, uvicorn's for a port in use.
 CANNOT_START = (2, 3)
-STABLE_S = 60.0  # a child that lived this long starts with a fresh backoff
+STABLE_S = 60.0  # a child that ran this long restarts with the shortest backoff
 
 
 class Child:
@@ -40,11 +40,11 @@ class Child:
         self._restart_at = None
 
     def watch(self) -> None:
-        """Restart after a crash, later and later while it keeps crashing."""
+        """Restart after a crash, with a longer backoff each time. Raises ConfigError if a restart cannot help."""
         if self.process is None or self.process.poll() is None:
             return
         if self.process.returncode in CANNOT_START:
-            raise ConfigError(f"The {self.role} cannot start; it says why above.")
+            raise ConfigError(f"The {self.role} cannot start; its message above says why.")
         now = time.monotonic()
         if self._restart_at is None:
             if now - self._started_at > STABLE_S:
@@ -52,7 +52,7 @@ class Child:
             pause = BACKOFF_S[min(self._crashes, len(BACKOFF_S) - 1)]
             self._crashes += 1
             self._restart_at = now + pause
-            log.error("%s ended with %s; restarting in %g s", self.role, self.process.returncode, pause)
+            log.error("%s exited with %s; restarting in %g s", self.role, self.process.returncode, pause)
         elif now >= self._restart_at:
             self.start()
 
@@ -62,7 +62,7 @@ class Child:
 
 
 class Supervisor:
-    """Everything in one command. A second signal skips the graceful part."""
+    """Runs a whole service. The first signal stops it gracefully, the second at once."""
 
     def __init__(self, settings: Settings, *, banner: bool = True) -> None:
         self.settings = settings
@@ -112,7 +112,7 @@ class Supervisor:
         if self._valkey is not None and self._valkey.process is not None:
             status = self._valkey.process.poll()
             if status is not None:
-                log.error("the embedded Valkey ended with %s; starting it again on its data", status)
+                log.error("the embedded Valkey exited with %s; restarting it on its data", status)
                 self._valkey.start()
 
     def _on_signal(self) -> None:
@@ -124,7 +124,7 @@ class Supervisor:
         self._stop.set()
 
     async def _shut_down(self) -> None:
-        """Gateway first, so that requests in flight still find a worker; Valkey last, it holds everything."""
+        """Stop the gateway first, so that requests in flight still find a worker, and Valkey with all the data last."""
         if self.banner:
             self._say("stopping ...")
         for child in self._children:

@@ -54,7 +54,7 @@ def prelude(source: str) -> str:
     declared = {name: key for name, key in vars(Keys).items() if isinstance(key, FixedKey | KeyTemplate)}
     lines = [f"  {name} = {_lua_key(declared[name])}," for name in used]
     return "\n".join((
-        "local args = cjson.decode(ARGV[1])",
+        "local args, root = cjson.decode(ARGV[1]), KEYS[1]",
         "local PRIORITIES = {" + ", ".join(f"'{name}'" for name in PRIORITIES) + "}",
         "local TERMINAL = {" + ", ".join(f"{state} = true" for state in TERMINAL) + "}",
         "local BATCH_OVER = {" + ", ".join(f"{status} = true" for status in OVER) + "}",
@@ -65,7 +65,8 @@ def prelude(source: str) -> str:
 
 
 def _lua_key(key: FixedKey | KeyTemplate) -> str:
+    start = f"root .. ':{key.parts[0]}"
     if isinstance(key, FixedKey):
-        return f"KEYS[1] .. ':{key.parts[0]}'"
-    names = ", ".join(key.parameters)
-    return f"function({names}) return table.concat({{KEYS[1], '{key.parts[0]}', {names}}}, ':') end"
+        return f"{start}'"
+    parameters, joined = ", ".join(key.parameters), " .. ':' .. ".join(key.parameters)
+    return f"function({parameters}) return {start}:' .. {joined} end"

@@ -1,1 +1,1 @@
-"""The process that generates: read loop, then intake, scheduler, completion; main starts it."""
+"""The worker process that generates images: main starts the loop, which takes, admits, steps and publishes."""

@@ -1,4 +1,4 @@
-"""Beside the worker's loop: the heartbeat that says who we are, and the pulse that keeps our leases."""
+"""The worker's heartbeat: its state, speed and counters, reported to the registry."""
 
 import asyncio
 import logging
@@ -7,74 +7,81 @@ import time
 from redis.exceptions import RedisError
 
 from server.metrics import Tally
-from server.model_info import ModelInfo
 from server.queue.registry import HEARTBEAT_S, Registry, WorkerInfo
+from server.worker.engine.slot import EngineSlot
 from server.worker.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
-SPEED_MEMORY_S = 10.0
+HALF_LIFE_S = 10.0
 
 
 class Throughput:
-    """Row-steps per second while the engine is busy: what waiting times are estimated from."""
+    """Row-steps per second while the engine is busy, from which waiting times are estimated."""
 
     def __init__(self) -> None:
-        self._work, self._seconds = 0.0, 0.0
+        self._row_steps, self._seconds = 0.0, 0.0
 
-    def saw(self, row_steps: int, seconds: float) -> None:
-        """What was just done. Older ones count less and less, the last SPEED_MEMORY_S of them about half of all."""
-        keep = 0.5 ** (seconds / SPEED_MEMORY_S)
-        self._work, self._seconds = self._work * keep + row_steps, self._seconds * keep + seconds
+    def record(self, row_steps: int, seconds: float) -> None:
+        """Add a measurement to the exponential average, in which the last HALF_LIFE_S weigh about half."""
+        decay = 0.5 ** (seconds / HALF_LIFE_S)
+        self._row_steps, self._seconds = self._row_steps * decay + row_steps, self._seconds * decay + seconds
 
     @property
     def row_steps_per_s(self) -> float:
-        return self._work / self._seconds if self._seconds else 0.0
+        return self._row_steps / self._seconds if self._seconds else 0.0
 
 
 class Heartbeat:
-    """Tells the registry how this worker is, and what it counted since the last beat."""
+    """Reports this worker's state to the registry, and what it counted since the last beat."""
 
-    def __init__(self, worker_id: str, registry: Registry, held: Scheduler, tally: Tally) -> None:
+    def __init__(
+        self, worker_id: str, registry: Registry, engine: EngineSlot, scheduler: Scheduler, tally: Tally
+    ) -> None:
         self.state, self.note = "loading", ""
-        self.speed = Throughput()
+        self.throughput = Throughput()
         self.reloads = 0
-        self.model: ModelInfo | None = None
-        self.kernels = self.device = ""
         self._id = worker_id
         self._registry = registry
-        self._held = held
+        self._engine = engine
+        self._scheduler = scheduler
         self._tally = tally
         self._started_at = time.time()
 
-    async def once(self) -> None:
-        me = WorkerInfo(
-            id=self._id,
-            state=self.state,
-            model=self.model.id if self.model else "",
-            max_rows=self._held.max_rows,
-            rows=len(self._held.rows),
-            started_at=self._started_at,
-            note=self.note,
-            checkpoint=self.model.checkpoint_sha256 if self.model else "",
-            row_steps_per_s=round(self.speed.row_steps_per_s, 3),
-            work_left=self._held.work_left,
-            kernels=self.kernels,
-            device=self.device,
-            reloads=self.reloads,
-        )
+    async def beat(self) -> None:
+        """Report once. Raises RedisError; the counters are then reported by the next beat."""
+        worker = self._describe()
         stats = self._tally.drain()
         try:
-            await self._registry.heartbeat(me, stats)
+            await self._registry.heartbeat(worker, stats)
         except RedisError:
             self._tally.restore(stats)
             raise
 
-    async def forever(self) -> None:
+    def _describe(self) -> WorkerInfo:
+        info = self._engine.info if self._engine.installed else None
+        return WorkerInfo(
+            id=self._id,
+            state=self.state,
+            model=info.id if info else "",
+            max_rows=self._scheduler.max_rows,
+            rows=len(self._scheduler.rows),
+            started_at=self._started_at,
+            note=self.note,
+            checkpoint=info.checkpoint_sha256 if info else "",
+            row_steps_per_s=round(self.throughput.row_steps_per_s, 3),
+            work_left=self._scheduler.work_left,
+            kernels=self._engine.thread.kernels if info else "",
+            device=self._engine.thread.device if info else "",
+            reloads=self.reloads,
+        )
+
+    async def run(self) -> None:
+        """Beat until canceled."""
         while True:
             try:
-                await self.once()
-                if self.model is not None and not await self._registry.has_model(self.model.id):
-                    await self._registry.publish_model(self.model)  # Redis has come back without its data
+                await self.beat()
+                if self._engine.installed and not await self._registry.has_model(self._engine.info.id):
+                    await self._registry.publish_model(self._engine.info)  # Redis has restarted without its data
             except RedisError as error:
                 log.warning("heartbeat: %s", error)
             await asyncio.sleep(HEARTBEAT_S)

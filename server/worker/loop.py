@@ -1,4 +1,4 @@
-"""The worker process: take jobs, admit rows, one step for every row, publish; drains on SIGTERM."""
+"""The worker's loop: take jobs, admit rows, one step for every row, publish; drains on SIGTERM."""
 
 import asyncio
 import logging
@@ -6,26 +6,25 @@ import os
 import secrets
 import socket
 import time
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 
 from redis.exceptions import RedisError
 
 from server.background import running
 from server.errors import EngineBroken
-from server.images.compositing import Source
-from server.jobs import JobError, JobState, Lease
+from server.jobs import JobError
 from server.metrics import Tally
 from server.model_info import ModelInfo
-from server.queue import source_images
 from server.queue.lease_queue import LeaseQueue
 from server.queue.registry import Registry
 from server.settings import Settings
 from server.worker.completion import Completion
 from server.worker.engine.protocol import Engine
-from server.worker.engine.thread import EngineThread
+from server.worker.engine.slot import EngineSlot
+from server.worker.engine.thread import EngineThread, StepOutcome
 from server.worker.heartbeat import Heartbeat
 from server.worker.held_job import HeldJob
+from server.worker.intake import Intake
 from server.worker.leases import CancelListener, LeaseRenewer
 from server.worker.publisher import Publisher
 from server.worker.reload import Reloader
@@ -34,32 +33,34 @@ from server.worker.snapshots import SnapshotStore
 from server.worker.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
-IDLE_BLOCK_S = 0.25  # longest deafness to SIGTERM and to lapsed leases while there is nothing to do
-PATIENCE_S = 0.25  # a job that has waited this long is one that no idle worker wants
+IDLE_BLOCK_S = 0.25  # longest wait without noticing SIGTERM or expired leases while there is nothing to do
+MIN_WAIT_S = 0.25  # a job that has waited this long is one that no idle worker wants
 RECLAIM_S = 0.25
 
 
 class Worker:
-    """One engine, one event loop. Redis may come and go; the engine's failures stay with their job."""
+    """One engine, one event loop. It survives an unreachable Redis; an engine's failure costs only the job at fault."""
 
     def __init__(
         self, settings: Settings, queue: LeaseQueue, registry: Registry, factory: Callable[[str], Engine]
     ) -> None:
+        """`factory` loads the engine for a checkpoint."""
         self.settings = settings
         self.queue = queue
         self.registry = registry
         self.id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
-        self.thread = EngineThread(settings.snapshot_steps)
-        self.held = Scheduler(settings.max_rows, settings.ageing_s)
+        self.engine = EngineSlot(EngineThread(settings.snapshot_steps))
+        self.scheduler = Scheduler(settings.max_rows, settings.ageing_s)
         self.tally = Tally()
-        self.heart = Heartbeat(self.id, registry, self.held, self.tally)
-        self.pulse = LeaseRenewer(queue, self.held, settings.lease_s)
-        self.cancels = CancelListener(queue, self.held)
-        self.keeper = SnapshotStore(queue, self.thread, self.tally)
-        self.ends = Completion(queue, self.thread, self.held, self.keeper, self.tally, settings.lease_s)
-        self.publisher = Publisher(queue, self.ends, self.keeper, self.tally)
-        self.watchdog = Watchdog(self.thread, self.ends, settings.step_timeout_s)
-        self.reloader = Reloader(settings.checkpoint, registry, queue, self.heart, self._load)
+        self.heartbeat = Heartbeat(self.id, registry, self.engine, self.scheduler, self.tally)
+        self.renewer = LeaseRenewer(queue, self.scheduler, settings.lease_s)
+        self.cancel_listener = CancelListener(queue, self.scheduler)
+        self.snapshots = SnapshotStore(queue, self.engine, self.tally)
+        self.completion = Completion(queue, self.engine, self.scheduler, self.snapshots, self.tally, settings.lease_s)
+        self.intake = Intake(queue, self.engine, self.scheduler, self.completion, self.snapshots, self.tally)
+        self.publisher = Publisher(queue, self.engine, self.completion, self.snapshots, self.tally)
+        self.watchdog = Watchdog(self.engine, self.completion, settings.step_timeout_s)
+        self.reloader = Reloader(settings.checkpoint, registry, queue, self.engine, self.heartbeat, self._load)
         self._factory = factory
         self._drain_deadline: float | None = None
         self._reclaim_at = 0.0
@@ -67,131 +68,130 @@ class Worker:
     # --- life -----------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        await self._until_redis_answers()
+        """Serve until drained. Raises EngineBroken when only a new process can help."""
+        await self._wait_for_redis()
         try:
-            helpers = (self.heart, self.pulse, self.cancels, self.watchdog)
-            async with running(*(helper.forever() for helper in helpers)):
+            helpers = (self.heartbeat, self.renewer, self.cancel_listener, self.watchdog)
+            async with running(*(helper.run() for helper in helpers)):
                 await self._prepare()
-                async with running(self.reloader.forever()):
+                async with running(self.reloader.run()):
                     await self._work()
         finally:
-            await self._say_goodbye()
+            await self._deregister()
 
     async def _prepare(self) -> None:
-        """Load, publish the model, draw the canary; only then is the worker ready."""
+        """Load, generate the canary image, publish the model; only then is the worker ready."""
         began = time.monotonic()
-        checkpoint = await self.ends.persist(self.reloader.checkpoint)
-        thread, info = await self._load(checkpoint)
-        await self._use(thread, info)
-        self.heart.state, self.heart.note = "ready", ""
+        checkpoint = await self.completion.persist(self.reloader.checkpoint)
+        await self._install(*await self._load(checkpoint))
+        self.heartbeat.state, self.heartbeat.note = "ready", ""
         self.tally.count("fluid_worker_starts_total")
-        await self.heart.once()
+        await self.heartbeat.beat()
         log.info(
             "ready: %s, %d rows, %s kernels on %s, after %.1f s",
-            info.id,
-            self.held.max_rows,
-            thread.kernels,
-            thread.device,
+            self.engine.info.id,
+            self.scheduler.max_rows,
+            self.engine.thread.kernels,
+            self.engine.thread.device,
             time.monotonic() - began,
         )
 
     async def _load(self, checkpoint: str) -> tuple[EngineThread, ModelInfo]:
-        """An engine on a thread of its own that has drawn its canary picture."""
-        thread = EngineThread(self.settings.snapshot_steps)
+        """Load an engine on a thread of its own and let it generate its canary image.
+
+        The first one uses the thread that is in the slot already, where the watchdog sees it.
+        """
+        thread = EngineThread(self.settings.snapshot_steps) if self.engine.installed else self.engine.thread
         info = await thread.load(lambda: self._factory(checkpoint))
-        if self.heart.model is None:
-            self.heart.note = "drawing its canary picture"
-            self.watchdog.thread = thread
+        if not self.engine.installed:
+            self.heartbeat.note = "generating its canary image"
         began = time.monotonic()
         steps = await thread.canary(info)
-        self.heart.speed.saw(steps, time.monotonic() - began)  # a first guess, until there is real work
+        self.heartbeat.throughput.record(steps, time.monotonic() - began)  # a first guess, until there is real work
         return thread, info
 
-    async def _use(self, thread: EngineThread, info: ModelInfo) -> None:
-        await self.ends.persist(lambda: self.registry.publish_model(info))
-        self.thread.close()
-        self.thread = self.ends.thread = self.keeper.thread = self.watchdog.thread = thread
-        self.heart.model = self.publisher.model = info
-        self.heart.kernels, self.heart.device = thread.kernels, thread.device
-        self.keeper.checkpoint = info.checkpoint_sha256
-        self.model, self.info = info.id, info
+    async def _install(self, thread: EngineThread, info: ModelInfo) -> None:
+        await self.completion.persist(lambda: self.registry.publish_model(info))
+        self.engine.install(thread, info)
 
     async def _work(self) -> None:
-        while not (self.draining and not self.held.works and not self.publisher.running):
+        while not (self.draining and not self.scheduler.jobs and not self.publisher.running):
             try:
                 await self._drain_if_asked()
                 await self._swap_if_loaded()
                 await self._take()
-                await self.ends.drop_ended()
+                await self.completion.reap()
                 await self._admit()
                 await self._step()
             except RedisError as error:
                 log.warning("Redis: %s; trying again", error)
                 await asyncio.sleep(0.2)
             except EngineBroken as error:
-                await self.ends.give_everything_back(JobError("engine_broken", str(error)))
+                await self.completion.requeue_all(JobError("engine_broken", str(error)))
                 raise
 
     # --- the four verbs -------------------------------------------------------------------------------
 
     async def _take(self) -> None:
-        if self.taking and self.held.room() > 0:
+        """Lease as many jobs as there is room for; block only while there is nothing to do."""
+        model = self.engine.info.id
+        if self.taking and self.scheduler.room() > 0:
             await self._reclaim()
-            while self.held.room() > 0:
-                found = await self.queue.take(self.id, self.model, block_s=None if self.held.busy else IDLE_BLOCK_S)
-                if found is None:
+            while self.scheduler.room() > 0:
+                lease = await self.queue.take(self.id, model, block_s=None if self.scheduler.busy else IDLE_BLOCK_S)
+                if lease is None:
                     return
-                await self._hold(found)
-        elif self.taking and self.held.saturated():
-            found = await self.queue.take(self.id, self.model, min_wait_s=PATIENCE_S)
-            if found is not None:
-                await self._hold(found)
-        elif not self.held.busy and self.publisher.running:
+                await self.intake.accept_lease(lease)
+        elif self.taking and self.scheduler.saturated():
+            lease = await self.queue.take(self.id, model, min_wait_s=MIN_WAIT_S)
+            if lease is not None:
+                await self.intake.accept_lease(lease)
+        elif not self.scheduler.busy and self.publisher.running:
             # Without a row and without room nothing below would wait, and a loop that never waits
             # starves the very tasks that are to end it.
             await asyncio.wait(self.publisher.running, return_when=asyncio.FIRST_COMPLETED)
 
     async def _admit(self) -> None:
-        images = self.held.next_images(time.monotonic())
-        for work, index in [image for image in images if image[1] in image[0].snapshots]:
-            if work.closing or await self._restore(work, index):
-                images.remove((work, index))
-        images = [image for image in images if not image[0].closing]
-        if images:
-            await self._admit_images(images)
+        """Fill the free rows."""
+        await self.intake.admit(self.scheduler.next_images(time.monotonic()))
 
     async def _step(self) -> None:
-        rows = self.held.rows
+        """One step for every row."""
+        rows = self.scheduler.rows
         if not rows:
             return
         began = time.monotonic()
         try:
-            outcome = await self.thread.step({row: work.preview_steps for row, work in rows.items()})
+            outcome = await self.engine.thread.step({row: job.preview_steps for row, job in rows.items()})
         except Exception as error:
             log.exception("the engine failed in a step of %d rows", len(rows))
-            await self.ends.engine_failed("ar_step", error, self.held.active, len(rows))
+            await self.completion.isolate_failure("ar_step", error, self.scheduler.active, len(rows))
             return
-        self.heart.speed.saw(len(rows), time.monotonic() - began)
+        self.heartbeat.throughput.record(len(rows), time.monotonic() - began)
         self.tally.observe("fluid_stage_duration_seconds", time.monotonic() - began, "ar_step")
         self.tally.observe("fluid_batch_size", len(rows))
-        for row, work in rows.items():
-            work.batch_peak = max(work.batch_peak, len(rows))
+        for row, job in rows.items():
+            job.batch_peak = max(job.batch_peak, len(rows))
             if row in outcome.progress:
-                work.steps_done[work.rows[row]] = outcome.progress[row]
+                job.steps_done[job.rows[row]] = outcome.progress[row]
+        await self._publish(rows, outcome)
+
+    async def _publish(self, rows: Mapping[int, HeldJob], outcome: StepOutcome) -> None:
+        """Hand over what the step brought: previews, snapshots, finished images, and rows that failed."""
         for row, pixels in outcome.previews.items():
-            self.publisher.show(rows[row], rows[row].rows[row], outcome.progress[row], pixels)
-        self.keeper.keep(rows, outcome.snapshots)
+            self.publisher.preview(rows[row], rows[row].rows[row], outcome.progress[row], pixels)
+        self.snapshots.save(rows, outcome.snapshots)
         for row, pixels in outcome.images.items():
-            work = rows[row]
-            index = self.held.unseat(work, row, again=False)
-            work.steps_done[index] = work.lease.input.sampling.num_inference_steps
-            work.predict_s = time.monotonic() - work.taken_at
-            self.publisher.start(work, index, pixels)
+            job = rows[row]
+            index = self.scheduler.free_row(job, row, retry=False)
+            job.steps_done[index] = job.lease.input.sampling.num_inference_steps
+            job.predict_s = time.monotonic() - job.taken_at
+            self.publisher.publish(job, index, pixels)
         # All of them off their rows first: what fails one image of a job frees the rows of all its others.
         for row in outcome.failures:
-            self.held.unseat(rows[row], row, again=True)
-        for work, failure in {rows[row]: failure for row, failure in outcome.failures.items()}.items():
-            await self.ends.engine_failed("image", failure, [work], 1)
+            self.scheduler.free_row(rows[row], row, retry=True)
+        for job, failure in {rows[row]: failure for row, failure in outcome.failures.items()}.items():
+            await self.completion.isolate_failure("image", failure, [job], 1)
 
     # --- their helpers --------------------------------------------------------------------------------
 
@@ -200,103 +200,50 @@ class Worker:
         return not self.draining and self.reloader.ready is None
 
     async def _reclaim(self) -> None:
-        """One at a time: a job of many images, or a suspect, may leave no room for a second."""
-        while self.held.room() > 0 and time.monotonic() >= self._reclaim_at:
-            held = [work.lease.job_id for work in self.held.works.values() if not work.lost]
-            leases = await self.queue.reclaim(self.id, self.model, held, count=1)
+        """Take over expired leases, one at a time: a job of many images, or a suspect, may leave no room for more."""
+        while self.scheduler.room() > 0 and time.monotonic() >= self._reclaim_at:
+            held = [job.lease.job_id for job in self.scheduler.jobs.values() if not job.lost]
+            leases = await self.queue.reclaim(self.id, self.engine.info.id, held, count=1)
             if not leases:
                 self._reclaim_at = time.monotonic() + RECLAIM_S
             for lease in leases:
-                await self._hold(lease)
+                await self.intake.accept_lease(lease)
 
-    async def _hold(self, lease: Lease) -> None:
-        work = self.held.add(lease, time.monotonic())
-        self.tally.observe("fluid_queue_wait_seconds", lease.started_at - lease.created_at)
-        if lease.input.edit is not None and not await self._fetch_source(work):
-            return
-        await self.ends.persist(lambda: self.keeper.recall(work))
-        if work.drawn:  # the earlier try was lost between its last picture and its end
-            await self.ends.finish(work, JobState.SUCCEEDED)
-
-    async def _fetch_source(self, work: HeldJob) -> bool:
-        """The picture that an edit starts from. False: there is none, and no other try would find one."""
-        data = await self.ends.persist(lambda: source_images.load(self.queue, work.lease.input))
-        try:
-            if data is None:
-                raise ValueError("the picture to start from is gone; send the request again")
-            work.source = Source.unpack(data, work.lease.input, self.info)
-        except (ValueError, zlib.error) as error:
-            await self.ends.refuse(work, str(error))
-            return False
-        return True
-
-    async def _restore(self, work: HeldJob, index: int) -> bool:
-        """Seat an image where its snapshot was taken. False: it has to begin anew."""
-        state = work.snapshots.pop(index)
-        try:
-            row, done, work.prompt_tokens = await self.thread.restore(work.request(index), state)
-        except ValueError as error:
-            log.warning("a snapshot of %s does not fit, the image begins anew: %s", work.lease.job_id, error)
-            return False
-        except Exception as error:
-            log.exception("the engine failed to restore an image of %s", work.lease.job_id)
-            await self.ends.engine_failed("restore", error, [work], 1)
-            return True
-        self.held.seat(work, index, row)
-        work.steps_done[index] = done
-        self.tally.count("fluid_resumed_rows_total")
-        return True
-
-    async def _admit_images(self, images: Sequence[tuple[HeldJob, int]]) -> None:
-        works = list(dict.fromkeys(work for work, _ in images))
-        began = time.monotonic()
-        try:
-            rows = await self.thread.admit([work.request(index) for work, index in images])
-        except ValueError as error:
-            if len(works) == 1:
-                await self.ends.refuse(works[0], str(error))
-                return
-            for work in works:  # one of them cannot be drawn; asked one by one, the engine tells which
-                await self._admit_images([image for image in images if image[0] is work])
-        except Exception as error:
-            log.exception("the engine failed to admit %d images", len(images))
-            await self.ends.engine_failed("admit", error, works, len(images))
-        else:
-            self.tally.observe("fluid_stage_duration_seconds", time.monotonic() - began, "admit")
-            for (work, index), (row, work.prompt_tokens) in zip(images, rows, strict=True):
-                self.held.seat(work, index, row)
-
-    # --- another checkpoint ---------------------------------------------------------------------------
+    # --- reload ---------------------------------------------------------------------------------------
 
     async def _swap_if_loaded(self) -> None:
-        """A job is drawn with one checkpoint: those begun finish on the old engine, the rest goes back in line."""
+        """Install the engine of a reload once the old one is idle. No job mixes two checkpoints: started ones finish
+        on the old engine, the others are requeued."""
         loaded = self.reloader.ready
         if loaded is None:
             return
-        for work in list(self.held.works.values()):
-            if not work.started and not work.closing:
-                await self.ends.give_back(work, None)
-        if self.held.works or self.publisher.running:
+        await self._requeue_unstarted()
+        if self.scheduler.jobs or self.publisher.running:
             return
-        await self._use(loaded.thread, loaded.info)
-        self.heart.note, self.heart.reloads = "", loaded.request.number
+        await self._install(loaded.thread, loaded.info)
+        self.heartbeat.note, self.heartbeat.reloads = "", loaded.request.number
         self.reloader.ready = None
         self.tally.count("fluid_reloads_total")
-        log.info("reload %d: drawing with %s", loaded.request.number, loaded.info.checkpoint_sha256[:12])
-        await self.heart.once()
+        log.info("reload %d: now serving %s", loaded.request.number, loaded.info.checkpoint_sha256[:12])
+        await self.heartbeat.beat()
 
-    # --- going, and Redis going -----------------------------------------------------------------------
+    async def _requeue_unstarted(self) -> None:
+        for job in list(self.scheduler.jobs.values()):
+            if not job.started and not job.closing:
+                await self.completion.requeue(job, None)
+
+    # --- shutdown, and an unreachable Redis -----------------------------------------------------------
 
     def stop(self) -> None:
-        """First call: drain. Second call: give everything back now."""
+        """First call: drain. Second call: requeue everything now."""
         now = time.monotonic()
         self._drain_deadline = now if self.draining else now + self.settings.drain_s
-        if self.heart.state == "loading":
+        if self.heartbeat.state == "loading":
             # Nothing was taken, so nothing can be lost; a thread that loads weights cannot be interrupted.
             log.info("stopped while loading")
             os._exit(0)
-        self.heart.state = "draining"
-        log.info("draining: %d jobs held", len(self.held.works))
+        self.heartbeat.state = "draining"
+        log.info("draining: %d jobs held", len(self.scheduler.jobs))
 
     @property
     def draining(self) -> bool:
@@ -306,20 +253,18 @@ class Worker:
         if self._drain_deadline is None:
             return
         if time.monotonic() >= self._drain_deadline:
-            await self.ends.give_everything_back(None)
-        for work in list(self.held.works.values()):
-            if not work.started and not work.closing:
-                await self.ends.give_back(work, None)
+            await self.completion.requeue_all(None)
+        await self._requeue_unstarted()
 
-    async def _say_goodbye(self) -> None:
-        self.thread.close()
+    async def _deregister(self) -> None:
+        self.engine.thread.close()
         try:
-            await self.heart.once()  # the last figures
+            await self.heartbeat.beat()  # the last counters
             await self.registry.deregister(self.id)
         except RedisError as error:
-            log.warning("leaving without a goodbye: %s", error)
+            log.warning("cannot deregister: %s", error)
 
-    async def _until_redis_answers(self) -> None:
+    async def _wait_for_redis(self) -> None:
         while True:
             try:
                 await self.queue.redis.ping()

@@ -1,4 +1,4 @@
-"""Start a worker: connect to Redis, load the engine, run until told to stop."""
+"""Start a worker: connect to Redis, load the engine, run until stopped."""
 
 import asyncio
 import contextlib
@@ -16,8 +16,9 @@ from server.worker.loop import Worker
 
 
 async def serve(settings: Settings) -> None:
+    """Run a worker until it is drained. Raises ConfigError without a Redis to connect to."""
     if not settings.redis_url:
-        raise ConfigError("A worker needs FLUID_REDIS_URL. `fluid serve` starts everything, Redis included.")
+        raise ConfigError("A worker needs FLUID_REDIS_URL. `fluid serve` starts everything, including Redis.")
     async with contextlib.AsyncExitStack() as stack:
         redis = await stack.enter_async_context(connect(settings.redis_url, PATIENT_TIMEOUT_S))
 

@@ -1,4 +1,4 @@
-"""From a finished row's pixels to a file in Redis, beside the engine's thread, so that steps need not wait."""
+"""Encodes finished rows into files and stores them in Redis, beside the engine's thread: steps need not wait."""
 
 import asyncio
 import hashlib
@@ -9,15 +9,14 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
-from server.errors import EngineBroken
 from server.images import codec
 from server.images.compositing import Source, blend
-from server.images.recipe import recipe
+from server.images.recipe import make_recipe
 from server.jobs import JobError, JobInput, JobState, Output
 from server.metrics import Tally
-from server.model_info import ModelInfo
 from server.queue.lease_queue import LeaseQueue
 from server.worker.completion import Completion
+from server.worker.engine.slot import EngineSlot
 from server.worker.held_job import HeldJob
 from server.worker.snapshots import SnapshotStore
 
@@ -26,87 +25,89 @@ ENCODERS = 2
 
 
 class Publisher:
-    """Encodes and stores pictures, and finishes a job with its last one."""
+    """Encodes and stores images, and finishes a job with its last one."""
 
-    def __init__(self, queue: LeaseQueue, ends: Completion, keeper: SnapshotStore, tally: Tally) -> None:
-        self.model: ModelInfo | None = None
-        self.running: set[asyncio.Task[None]] = set()
-        self.showing: set[asyncio.Task[None]] = set()
+    def __init__(
+        self, queue: LeaseQueue, engine: EngineSlot, completion: Completion, snapshots: SnapshotStore, tally: Tally
+    ) -> None:
+        self.running: set[asyncio.Task[None]] = set()  #: images on their way into Redis
+        self._previews: set[asyncio.Task[None]] = set()
         self._queue = queue
-        self._ends = ends
-        self._keeper = keeper
+        self._engine = engine
+        self._completion = completion
+        self._snapshots = snapshots
         self._tally = tally
         self._pool = ThreadPoolExecutor(max_workers=ENCODERS, thread_name_prefix="encode")
 
-    def start(self, work: HeldJob, index: int, pixels: bytes) -> None:
-        task = asyncio.create_task(self._publish(work, index, pixels))
+    def publish(self, job: HeldJob, index: int, pixels: bytes) -> None:
+        """Encode and store a finished image in the background."""
+        task = asyncio.create_task(self._publish(job, index, pixels))
         self.running.add(task)
         task.add_done_callback(self.running.discard)
 
-    def show(self, work: HeldJob, index: int, step: int, pixels: bytes) -> None:
-        """A picture half done. Best effort: nobody waits for it, and the worker may go without having shown it."""
-        number = work.preview_steps.index(step)
-        task = asyncio.create_task(self._show(work, index, number, pixels))
-        self.showing.add(task)
-        task.add_done_callback(self.showing.discard)
+    def preview(self, job: HeldJob, index: int, step: int, pixels: bytes) -> None:
+        """Publish an unfinished image. Best effort: the worker may exit without having done it."""
+        number = job.preview_steps.index(step)
+        task = asyncio.create_task(self._preview(job, index, number, pixels))
+        self._previews.add(task)
+        task.add_done_callback(self._previews.discard)
 
-    async def _show(self, work: HeldJob, index: int, number: int, pixels: bytes) -> None:
+    async def _preview(self, job: HeldJob, index: int, number: int, pixels: bytes) -> None:
         loop = asyncio.get_running_loop()
         try:
-            data, _ = await loop.run_in_executor(self._pool, _encode, pixels, work.lease.input, work.source, {})
-            await self._queue.store_preview(work.lease, index, number, data)
+            data, _ = await loop.run_in_executor(self._pool, _encode, pixels, job.lease.input, job.source, {})
+            await self._queue.store_preview(job.lease, index, number, data)
         except (OSError, ValueError, RedisError) as error:
-            log.warning("no preview %d of image %d of %s: %s", number, index, work.lease.job_id, error)
+            log.warning("no preview %d of image %d of %s: %s", number, index, job.lease.job_id, error)
 
-    async def _publish(self, work: HeldJob, index: int, pixels: bytes) -> None:
+    async def _publish(self, job: HeldJob, index: int, pixels: bytes) -> None:
         try:
-            output, data = await self._encode(work, index, pixels)
+            output, data = await self._encode(job, index, pixels)
             files = {index: data}
-            if len(work.outputs) < work.lease.input.n - 1:
-                await self._store(work, output, data)
+            if len(job.outputs) < job.lease.input.n - 1:
+                await self._store(job, output, data)
                 files = {}
         except Exception as error:
-            log.exception("cannot encode or store image %d of %s", index, work.lease.job_id)
+            log.exception("cannot encode or store image %d of %s", index, job.lease.job_id)
             # The worker's loop frees its rows between steps; here a step may be running.
-            work.failure = JobError("publish_failed", repr(error))
+            job.failure = JobError("publish_failed", repr(error))
             return
-        work.outputs[index] = output
-        if work.drawn and not (work.closing or work.lost or work.canceled):
-            await self._ends.finish(work, JobState.SUCCEEDED, files=files)
+        job.outputs[index] = output
+        if job.complete and not (job.closing or job.lost or job.canceled):
+            await self._completion.finish(job, JobState.SUCCEEDED, files=files)
 
-    async def _encode(self, work: HeldJob, index: int, pixels: bytes) -> tuple[Output, bytes]:
-        if self.model is None:
-            raise EngineBroken("A picture is published before the model was loaded.")
-        lease, job = work.lease, work.lease.input
+    async def _encode(self, job: HeldJob, index: int, pixels: bytes) -> tuple[Output, bytes]:
+        lease, given, source, info = job.lease, job.lease.input, job.source, self._engine.info
         loop = asyncio.get_running_loop()
-        metadata, source = recipe(job, index, self.model.checkpoint_sha256), work.source
-        data, encode_s = await loop.run_in_executor(self._pool, lambda: _encode(pixels, job, source, metadata))
+        metadata = make_recipe(given, index, info.checkpoint_sha256)
+        data, encode_s = await loop.run_in_executor(self._pool, lambda: _encode(pixels, given, source, metadata))
         self._tally.observe("fluid_stage_duration_seconds", encode_s, "encode")
-        self._tally.count("fluid_images_total", self.model.id)
-        work.encode_s += encode_s
+        self._tally.count("fluid_images_total", info.id)
+        job.encode_s += encode_s
         output = Output(
             index=index,
-            seed=job.seed_of(index),
-            width=job.width,
-            height=job.height,
-            format=job.output_format,
+            seed=given.seed_of(index),
+            width=given.width,
+            height=given.height,
+            format=given.output_format,
             size_bytes=len(data),
             sha256=hashlib.sha256(data).hexdigest(),
             token=lease.token,
         )
         return output, data
 
-    async def _store(self, work: HeldJob, output: Output, data: bytes) -> None:
-        """An image of a job that has others to draw. The last one goes with the job's end."""
+    async def _store(self, job: HeldJob, output: Output, data: bytes) -> None:
+        """Store an image of a job that has others to generate. The last one is stored with the terminal state."""
         began = time.monotonic()
-        await self._ends.persist(lambda: self._queue.store_result(work.lease, output.index, data))
+        await self._completion.persist(lambda: self._queue.store_result(job.lease, output.index, data))
         self._tally.observe("fluid_stage_duration_seconds", time.monotonic() - began, "store")
-        await self._keeper.keep_output(work, output)
+        await self._snapshots.save_output(job, output)
 
 
-def _encode(pixels: bytes, job: JobInput, source: Source | None, metadata: dict[str, Any]) -> tuple[bytes, float]:
+def _encode(pixels: bytes, given: JobInput, source: Source | None, metadata: dict[str, Any]) -> tuple[bytes, float]:
+    """(file, seconds that it took)"""
     began = time.monotonic()
-    if source is not None and job.edit is not None:
-        pixels = blend(pixels, source, job.edit.feather)
-    data = codec.encode(pixels, (job.width, job.height), job.output_format, job.output_compression, metadata)
+    if source is not None and given.edit is not None:
+        pixels = blend(pixels, source, given.edit.feather)
+    data = codec.encode(pixels, (given.width, given.height), given.output_format, given.output_compression, metadata)
     return data, time.monotonic() - began

@@ -1,9 +1,9 @@
-"""Which image sits in which row at the next step: plain Python, no engine, no Redis, no clock of its own.
+"""Decides which image enters which row at the next step: plain Python, without an engine, Redis or a clock.
 
-First the class (high, normal, low; who waits long goes up), then callers in turn by deficit round-robin (Shreedhar and
-Varghese 1996) with AR steps as the size of an image, then first come first served. Every free row is filled while
-anything waits. Jobs that shared a failed call are in quarantine: a cohort runs by itself, and when it fails again it is
-split in halves, until the guilty one is alone.
+First the class (high, normal, low; a job that waits long goes up), then callers in turn by deficit round-robin
+(Shreedhar and Varghese 1996) with AR steps as the size of an image, then first come first served. Every free row is
+filled while any image waits. Jobs that shared a failed call are in quarantine: a cohort runs by itself, and when it
+fails again it is split in halves, until the job at fault is alone.
 """
 
 from collections import deque
@@ -15,7 +15,7 @@ from server.worker.held_job import HeldJob
 
 
 class DeficitRoundRobin:
-    """Callers in turn: each turn brings a quantum, an image costs its steps, what is left is kept for the next turn."""
+    """Serves callers in turn: each turn adds a quantum, an image costs its steps, and the rest carries over."""
 
     def __init__(self) -> None:
         self._ring: deque[str] = deque()
@@ -23,7 +23,7 @@ class DeficitRoundRobin:
         self._turn: str | None = None
 
     def next(self, cost: Mapping[str, float]) -> str:
-        """Whose image is served now, given what each waiting caller's first one costs; who leaves loses his rest."""
+        """Choose a caller, given what each one's first image costs; a caller with none waiting forfeits its deficit."""
         self._ring = deque([c for c in self._ring if c in cost] + [c for c in cost if c not in self._deficit])
         self._deficit = {c: self._deficit.get(c, 0.0) for c in self._ring}
         quantum = max(cost.values())  # so that every turn serves at least one image
@@ -45,7 +45,7 @@ class Scheduler:
     def __init__(self, max_rows: int, ageing_s: float) -> None:
         self.max_rows = max_rows
         self.ageing_s = ageing_s
-        self.works: dict[str, HeldJob] = {}  # by job id, oldest first
+        self.jobs: dict[str, HeldJob] = {}  # by job id, oldest first
         self._turns = {priority: DeficitRoundRobin() for priority in PRIORITIES}
         self._cohorts = 0
 
@@ -53,125 +53,125 @@ class Scheduler:
 
     @property
     def rows(self) -> dict[int, HeldJob]:
-        return {row: work for work in self.works.values() for row in work.rows}
+        return {row: job for job in self.jobs.values() for row in job.rows}
 
     @property
-    def free_rows(self) -> int:
-        return self.max_rows - sum(len(work.rows) for work in self.works.values())
+    def idle_rows(self) -> int:
+        """How many rows are free."""
+        return self.max_rows - sum(len(job.rows) for job in self.jobs.values())
 
     @property
     def active(self) -> list[HeldJob]:
-        return [work for work in self.works.values() if work.rows]
+        """Jobs with at least one image on a row."""
+        return [job for job in self.jobs.values() if job.rows]
 
     @property
     def busy(self) -> bool:
-        """Something is in a row or on its way into one; the rest is only being published."""
-        return any(work.rows or work.waiting for work in self.works.values())
+        """At least one image is on a row or waits for one; all others are only being published."""
+        return any(job.rows or job.waiting for job in self.jobs.values())
 
     @property
     def work_left(self) -> int:
-        return sum(work.work_left for work in self.works.values())
+        """Row-steps until every held job is done."""
+        return sum(job.work_left for job in self.jobs.values())
 
     def room(self) -> int:
         """How many more images are worth taking from the queue now. More would be hoarded from idle workers."""
         if self._quarantined():
             return 0
-        return self.free_rows - sum(len(work.waiting) for work in self.works.values())
+        return self.idle_rows - sum(len(job.waiting) for job in self.jobs.values())
 
     def saturated(self) -> bool:
-        """Jobs of many images have taken all rows and want more; one more job, and callers can take turns."""
-        waiting = [work for work in self.works.values() if work.waiting]
-        return bool(waiting) and not self._quarantined() and all(work.started for work in waiting)
+        """Jobs of many images have taken all rows and want more; one more job lets callers take turns."""
+        waiting = [job for job in self.jobs.values() if job.waiting]
+        return bool(waiting) and not self._quarantined() and all(job.started for job in waiting)
 
     def add(self, lease: Lease, taken_at: float) -> HeldJob:
-        stale = self.works.get(lease.job_id)
+        stale = self.jobs.get(lease.job_id)
         if stale is not None:
-            # We had lost the job and got it again before noticing; the loop still has to free the stale rows.
+            # The lease was lost and taken again before we noticed; the loop still has to free the stale rows.
             stale.lost = True
-            self.works[f"{lease.job_id}#{stale.lease.token}"] = self.works.pop(lease.job_id)
-        work = HeldJob(lease, taken_at, deque(range(lease.input.n)))
+            self.jobs[f"{lease.job_id}#{stale.lease.token}"] = self.jobs.pop(lease.job_id)
+        job = HeldJob(lease, taken_at, deque(range(lease.input.n)))
         if lease.suspect:
-            work.cohort = self._new_cohort()
-        self.works[lease.job_id] = work
-        return work
+            job.cohort = self._new_cohort()
+        self.jobs[lease.job_id] = job
+        return job
 
-    def remove(self, work: HeldJob) -> None:
-        """By identity: after a lost lease two works may bear the same job id for a moment."""
-        self.works = {key: other for key, other in self.works.items() if other is not work}
+    def remove(self, job: HeldJob) -> None:
+        """Remove by identity: after a lost lease two held jobs may have the same id for a moment."""
+        self.jobs = {key: other for key, other in self.jobs.items() if other is not job}
 
     # --- quarantine -----------------------------------------------------------------------------------
 
-    def split(self, works: Sequence[HeldJob]) -> None:
-        """A call with these failed: each half of them runs by itself from now on."""
-        middle = (len(works) + 1) // 2
-        for half in (works[:middle], works[middle:]):
+    def split(self, jobs: Sequence[HeldJob]) -> None:
+        """After a failed call with these jobs: each half of them runs by itself from now on."""
+        middle = (len(jobs) + 1) // 2
+        for half in (jobs[:middle], jobs[middle:]):
             cohort = self._new_cohort()
-            for work in half:
-                work.cohort = cohort
+            for job in half:
+                job.cohort = cohort
 
-    def thin(self, work: HeldJob, at_once: int) -> None:
-        """A call with several images of this job alone failed: fewer of them together from now on."""
-        work.at_once = at_once
-        if work.cohort is None:
-            work.cohort = self._new_cohort()
+    def limit_rows(self, job: HeldJob, count: int) -> None:
+        """After a failed call with several images of this job alone: at most `count` of them run together."""
+        job.row_limit = count
+        if job.cohort is None:
+            job.cohort = self._new_cohort()
 
     def _new_cohort(self) -> int:
         self._cohorts += 1
         return self._cohorts
 
     def _quarantined(self) -> list[HeldJob]:
-        return [work for work in self.works.values() if work.cohort is not None and (work.waiting or work.rows)]
+        return [job for job in self.jobs.values() if job.cohort is not None and (job.waiting or job.rows)]
 
     def _candidates(self) -> list[HeldJob]:
-        """Who may enter a row now."""
+        """Jobs whose images may enter a row now."""
         suspects = self._quarantined()
         if not suspects:
-            return [work for work in self.works.values() if work.waiting]
-        cohort = next((work.cohort for work in suspects if work.rows), min(work.cohort or 0 for work in suspects))
-        if any(work.cohort != cohort for work in self.active):
+            return [job for job in self.jobs.values() if job.waiting]
+        cohort = next((job.cohort for job in suspects if job.rows), min(job.cohort or 0 for job in suspects))
+        if any(job.cohort != cohort for job in self.active):
             return []  # neighbours finish first
-        return [work for work in suspects if work.cohort == cohort and work.waiting]
+        return [job for job in suspects if job.cohort == cohort and job.waiting]
 
     # --- rows -----------------------------------------------------------------------------------------
 
     def next_images(self, now: float) -> list[tuple[HeldJob, int]]:
-        """Images to admit before the next step, in order; the caller seats each of them, or drops its job."""
-        free = self.free_rows
+        """Images to admit before the next step, in order; the worker assigns each a row, or drops its job."""
+        free = self.idle_rows
         if not free:
             return []
-        lines: dict[str, dict[str, deque[tuple[HeldJob, int]]]] = {priority: {} for priority in PRIORITIES}
-        for work in self._candidates():
-            line = lines[self.priority(work, now)].setdefault(work.lease.input.caller, deque())
-            line.extend((work, index) for index in islice(work.waiting, max(0, work.at_once - len(work.rows))))
-            if not line:
-                del lines[self.priority(work, now)][work.lease.input.caller]
+        waiting: dict[str, dict[str, deque[tuple[HeldJob, int]]]] = {priority: {} for priority in PRIORITIES}
+        for job in self._candidates():
+            if images := [(job, index) for index in islice(job.waiting, max(0, job.row_limit - len(job.rows)))]:
+                waiting[self.priority(job, now)].setdefault(job.lease.input.caller, deque()).extend(images)
         chosen: list[tuple[HeldJob, int]] = []
-        for priority, callers in lines.items():
+        for priority, callers in waiting.items():
             while callers and len(chosen) < free:
-                costs = {
-                    caller: line[0][0].lease.input.sampling.num_inference_steps for caller, line in callers.items()
-                }
+                first = {caller: images[0][0].lease.input.sampling for caller, images in callers.items()}
+                costs = {caller: sampling.num_inference_steps for caller, sampling in first.items()}
                 caller = self._turns[priority].next(costs)
                 chosen.append(callers[caller].popleft())
                 if not callers[caller]:
                     del callers[caller]
         return chosen
 
-    def priority(self, work: HeldJob, now: float) -> str:
-        """Its class, one higher for every `ageing_s` since it was accepted."""
-        waited_s = work.lease.started_at - work.lease.created_at + now - work.taken_at
+    def priority(self, job: HeldJob, now: float) -> str:
+        """The job's class, one higher for every `ageing_s` since it was accepted."""
+        waited_s = job.lease.started_at - job.lease.created_at + now - job.taken_at
         risen = int(waited_s / self.ageing_s)
-        return PRIORITIES[max(0, PRIORITIES.index(work.lease.input.priority) - risen)]
+        return PRIORITIES[max(0, PRIORITIES.index(job.lease.input.priority) - risen)]
 
-    def seat(self, work: HeldJob, index: int, row: int) -> None:
-        work.waiting.remove(index)
-        work.rows[row] = index
-        work.started = True
+    def assign_row(self, job: HeldJob, index: int, row: int) -> None:
+        job.waiting.remove(index)
+        job.rows[row] = index
+        job.started = True
 
-    def unseat(self, work: HeldJob, row: int, *, again: bool) -> int:
-        """Take an image off its row; `again` puts it back in front of the line."""
-        index = work.rows.pop(row)
-        if again:
-            work.waiting.appendleft(index)
-            work.steps_done[index] = 0
+    def free_row(self, job: HeldJob, row: int, *, retry: bool) -> int:
+        """Take an image off its row and return its index; with `retry` it waits in front of the job's others."""
+        index = job.rows.pop(row)
+        if retry:
+            job.waiting.appendleft(index)
+            job.steps_done[index] = 0
         return index

@@ -1,4 +1,4 @@
-"""What is done of a job, kept in Redis beside the worker's loop: a crash costs a few steps, not a picture."""
+"""Saves the progress of held jobs in Redis, beside the worker's loop: a crash costs a few steps, not an image."""
 
 import asyncio
 import logging
@@ -9,72 +9,76 @@ from redis.exceptions import RedisError
 from server.jobs import Output
 from server.metrics import Tally
 from server.queue.lease_queue import LeaseQueue
-from server.worker.engine.thread import EngineThread
+from server.worker.engine.slot import EngineSlot
 from server.worker.held_job import HeldJob
 
 log = logging.getLogger(__name__)
 
 
 class SnapshotStore:
-    """Best effort: a snapshot that could not be kept costs steps, never a picture."""
+    """Best effort: a snapshot that could not be saved costs steps, never an image.
 
-    def __init__(self, queue: LeaseQueue, thread: EngineThread, tally: Tally) -> None:
-        self.checkpoint = ""  #: SHA-256 of the weights that draw; others' snapshots are not ours
-        self.thread = thread
+    Snapshots are saved under the checkpoint's SHA-256; those of other weights are not loaded.
+    """
+
+    def __init__(self, queue: LeaseQueue, engine: EngineSlot, tally: Tally) -> None:
         self._queue = queue
+        self._engine = engine
         self._tally = tally
         self._saving: dict[str, asyncio.Task[None]] = {}
 
-    async def recall(self, work: HeldJob) -> None:
-        """Go on where an earlier try of the job was, on whatever worker."""
-        if not work.lease.resumable:
+    async def load(self, job: HeldJob) -> None:
+        """Load what an earlier attempt left, on whichever worker it ran."""
+        if not job.lease.resumable:
             return
-        found = await self._queue.resume(work.lease, self.checkpoint)
-        steps = work.lease.input.sampling.num_inference_steps
+        found = await self._queue.resume(job.lease, self._engine.info.checkpoint_sha256)
+        steps = job.lease.input.sampling.num_inference_steps
         for index, output in found.outputs.items():
-            work.outputs[index] = output
-            work.waiting.remove(index)
-            work.steps_done[index] = steps
-        work.snapshots = dict(found.snapshots)
-        log.info("%s goes on: %d done, %d half done", work.lease.job_id, len(found.outputs), len(found.snapshots))
+            job.outputs[index] = output
+            job.waiting.remove(index)
+            job.steps_done[index] = steps
+        job.snapshots = dict(found.snapshots)
+        log.info("resuming %s: %d done, %d half done", job.lease.job_id, len(found.outputs), len(found.snapshots))
 
-    def keep(self, rows: Mapping[int, HeldJob], snapshots: Mapping[int, bytes]) -> None:
-        """After a step. A job whose last save is still under way is left out: the next one is not far."""
+    def save(self, rows: Mapping[int, HeldJob], snapshots: Mapping[int, bytes]) -> None:
+        """Save a step's snapshots in the background. A job whose last save is still under way is skipped: its next
+        snapshot is not far."""
         fresh: dict[HeldJob, dict[int, bytes]] = {}
         for row, state in snapshots.items():
-            work = rows[row]
-            work.snapshots[work.rows[row]] = state
-            fresh.setdefault(work, {})[work.rows[row]] = state
-        for work, states in fresh.items():
-            if work.lease.job_id not in self._saving:
-                self._saving[work.lease.job_id] = asyncio.create_task(self._save_beside(work, states))
+            job = rows[row]
+            job.snapshots[job.rows[row]] = state
+            fresh.setdefault(job, {})[job.rows[row]] = state
+        for job, states in fresh.items():
+            if job.lease.job_id not in self._saving:
+                self._saving[job.lease.job_id] = asyncio.create_task(self._save_in_background(job, states))
 
-    async def keep_now(self, work: HeldJob) -> None:
-        """All rows of a job that is about to be given back."""
+    async def flush(self, job: HeldJob) -> None:
+        """Take and save snapshots of all rows of a job that is about to be requeued."""
         try:
-            states = await self.thread.snapshot(work.rows)
-        except Exception:  # of an engine on its way out; the last snapshots are still there
-            log.exception("no last snapshots of %s", work.lease.job_id)
+            states = await self._engine.thread.snapshot(job.rows)
+        except Exception:  # the engine is on its way out; the last snapshots are still there
+            log.exception("no last snapshots of %s", job.lease.job_id)
             return
-        work.snapshots |= {work.rows[row]: state for row, state in states.items()}
-        if work.snapshots:
-            await self._save(work, work.snapshots)
+        job.snapshots |= {job.rows[row]: state for row, state in states.items()}
+        if job.snapshots:
+            await self._write(job, job.snapshots)
 
-    async def keep_output(self, work: HeldJob, output: Output) -> None:
-        """A finished image of a job that has others to draw."""
-        work.snapshots.pop(output.index, None)
-        await self._save(work, {}, output)
+    async def save_output(self, job: HeldJob, output: Output) -> None:
+        """Save a finished image of a job that has others to generate."""
+        job.snapshots.pop(output.index, None)
+        await self._write(job, {}, output)
 
-    async def _save_beside(self, work: HeldJob, states: Mapping[int, bytes]) -> None:
+    async def _save_in_background(self, job: HeldJob, states: Mapping[int, bytes]) -> None:
         try:
-            await self._save(work, states)
+            await self._write(job, states)
         finally:
-            del self._saving[work.lease.job_id]
+            del self._saving[job.lease.job_id]
 
-    async def _save(self, work: HeldJob, states: Mapping[int, bytes], *outputs: Output) -> None:
+    async def _write(self, job: HeldJob, states: Mapping[int, bytes], *outputs: Output) -> None:
+        checkpoint = self._engine.info.checkpoint_sha256
         try:
-            await self._queue.save(work.lease, self.checkpoint, snapshots=states, outputs=outputs)
+            await self._queue.save(job.lease, checkpoint, snapshots=states, outputs=outputs)
         except RedisError as error:
-            log.warning("cannot keep what is done of %s: %s", work.lease.job_id, error)
+            log.warning("cannot save the progress of %s: %s", job.lease.job_id, error)
         else:
             self._tally.count("fluid_snapshots_total", by=len(states))

@@ -15,7 +15,7 @@ from server.gateway.requests.resolve import resolve
 from server.gateway.schemas.images import ImageRequest
 from server.jobs import JobError, JobInput, JobRecord, JobState, Output
 from server.model_info import ModelInfo
-from server.worker.engine.fake import SIZE, FakeEngine, picture
+from server.worker.engine.fake import SIZE, FakeEngine, fake_image
 from server.worker.engine.protocol import RowRequest
 
 MODEL = ModelInfo.from_mapping(FakeEngine(1, 0.0).info())
@@ -28,7 +28,7 @@ def _job(**changes: Any) -> JobInput:
 
 def _file(job: JobInput, index: int) -> bytes:
     buffer = io.BytesIO()
-    Image.frombytes("RGB", SIZE, picture(RowRequest.of(job, index))).save(buffer, "PNG")
+    Image.frombytes("RGB", SIZE, fake_image(RowRequest.of(job, index))).save(buffer, "PNG")
     return buffer.getvalue()
 
 

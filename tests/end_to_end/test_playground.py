@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from server.gateway.api_keys import hash_key
+from server.worker.engine.fake import FAKE_ENGINE
 from tests.end_to_end.conftest import serving
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -150,7 +151,7 @@ def test_the_page_fits_a_phone(page) -> None:  # type: ignore[no-untyped-def]
 def test_the_page_asks_for_an_api_key_and_does_not_store_it(page, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     """The next user of the browser could read a key that is stored or in the URL."""
     key = "fl-secret"
-    with serving(tmp_path, FLUID_API_KEYS=f"alice {hash_key(key)}", FLUID_ENGINE="fake") as url:
+    with serving(tmp_path, FLUID_API_KEYS=f"alice {hash_key(key)}", FLUID_ENGINE=FAKE_ENGINE) as url:
         page = page.context.browser.new_page()
         page.goto(url)
         wait_until(page, "document.querySelector('#key').getAttribute('aria-invalid') === 'true'")

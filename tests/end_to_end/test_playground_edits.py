@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from server.images.codec import read_metadata
+from server.worker.engine.fake import FAKE_ENGINE
 from tests.end_to_end.conftest import serving
 from tests.end_to_end.test_playground import CHROMIUM, FLAGS, playwright, wait_until
 
@@ -17,7 +18,7 @@ SLOW_MS = 300  # a step; the lower half of the fake's images has 8 tokens, so an
 
 @pytest.fixture(scope="module")
 def service_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with serving(tmp_path_factory.mktemp("fake"), FLUID_ENGINE="fake", FLUID_FAKE_STEP_MS=str(SLOW_MS)) as url:
+    with serving(tmp_path_factory.mktemp("fake"), FLUID_ENGINE=FAKE_ENGINE, FLUID_FAKE_STEP_MS=str(SLOW_MS)) as url:
         yield url
 
 

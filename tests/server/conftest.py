@@ -14,7 +14,7 @@ from server.queue.lease_queue import LeaseQueue
 from server.queue.redis_client import PATIENT_TIMEOUT_S, connect
 from server.queue.registry import Registry
 from server.settings import Settings
-from server.worker.engine.fake import FakeEngine
+from server.worker.engine.fake import FAKE_ENGINE, FakeEngine
 from tests.server.harness import Service
 
 
@@ -25,7 +25,7 @@ def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedValkey]
 
 
 def fake_settings(valkey: EmbeddedValkey) -> Settings:
-    return Settings(redis_url=valkey.url, namespace=uuid.uuid4().hex, engine="fake", lease_s=1.0, port=free_port())
+    return Settings(redis_url=valkey.url, namespace=uuid.uuid4().hex, engine=FAKE_ENGINE, lease_s=1.0, port=free_port())
 
 
 @pytest.fixture

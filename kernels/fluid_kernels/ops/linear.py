@@ -62,7 +62,7 @@ class PackedLinear(nn.Module):
 
 
 def _onednn_packs() -> bool:
-    """Whether oneDNN packs and multiplies bfloat16 here; asked where it cannot, its operators raise."""
+    """True where oneDNN packs and multiplies bfloat16; elsewhere its operators raise."""
     operators = torch.ops.mkldnn
     return (
         torch.backends.mkldnn.is_available()
@@ -72,9 +72,9 @@ def _onednn_packs() -> bool:
 
 
 def native_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware (AVX-512 BF16 or AMX); without, float32 is faster.
+    """True where this CPU multiplies bfloat16 in hardware (AVX-512 BF16 or AMX); elsewhere float32 is faster.
 
-    oneDNN is asked too: it does the products, and may be held to fewer instructions than the CPU has.
+    oneDNN must agree: it runs the products, and may be limited to fewer instructions than the CPU has.
     """
     return _onednn_packs() and any(
         bool(getattr(torch.cpu, name, bool)()) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")

@@ -54,8 +54,8 @@ async def edit_image(request: Request, services: ServicesDep, caller: CallerDep)
         body = content_negotiation.with_format(request, body)
         info = await _model(services, body)
         image, mask = file_field(form, "image"), file_field(form, "mask")
-        source, area, warnings = await _decode(lambda: uploads.with_mask(image, mask, info.image_size))
-    kept = compositing.staying(area, info.image_size, info.tokens)
+        source, area, warnings = await _decode(lambda: uploads.read_with_mask(image, mask, info.image_size))
+    kept = compositing.kept_cells(area, info.image_size, info.tokens)
     feather = DEFAULT_FEATHER if body.feather is None else body.feather
     if body.input_fidelity:
         warnings.append("'input_fidelity' has no effect here.")
@@ -83,7 +83,7 @@ async def vary_image(request: Request, services: ServicesDep, caller: CallerDep)
         body = content_negotiation.with_format(request, body)
         info = await _model(services, body)
         image = file_field(form, "image")
-        source, recipe, warnings = await _decode(lambda: uploads.with_recipe(image, info.image_size))
+        source, recipe, warnings = await _decode(lambda: uploads.read_with_recipe(image, info.image_size))
     if not body.prompt:
         prompt = (recipe or {}).get("prompt")
         if not isinstance(prompt, str):

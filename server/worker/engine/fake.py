@@ -1,9 +1,9 @@
-"""An engine without a model: deterministic pictures, settable step time and faults, for tests of the service.
+"""An engine without a model: deterministic images, settable step time and faults, for tests and load measurements.
 
-Faults by prompt, each in its row's steps unless said otherwise:
-[raise] fails; [raise-admit] fails its admission; [impossible] is refused as the request's own fault;
+Prompts with faults, each in its row's steps unless said otherwise:
+[raise] fails; [raise-admit] fails at admission; [impossible] is rejected as the request's own fault;
 [oom] runs out of memory while it shares the step; [hang] never returns; [kill] ends the process as a crash would;
-[wrong-shape] draws a picture that is too small.
+[wrong-shape] generates an image that is too small.
 """
 
 import hashlib
@@ -16,12 +16,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from server.errors import ConfigError
-from server.images.compositing import Known
+from server.images.compositing import KnownPixels
+from server.settings import Settings
 from server.worker.engine.protocol import RowRequest
 
+FAKE_ENGINE = "server.worker.engine.fake:create_fake"  #: as a value of FLUID_ENGINE
 SIZE = (32, 32)
 HANG_S = 3600.0
-GRID = 4  # tokens in a row of the picture
+GRID = 4  # tokens in a line of the image
+
+
+def create_fake(settings: Settings) -> "FakeEngine":
+    return FakeEngine(settings.max_rows, settings.fake_step_ms / 1000, settings.checkpoint)
 
 
 @dataclass(slots=True)
@@ -31,14 +37,14 @@ class _Row:
 
 
 class FakeEngine:
-    """Obeys the Engine protocol; a picture depends on its request alone, as the real contract demands."""
+    """Obeys the Engine protocol; an image depends on its request alone, as the contract demands."""
 
     image_size = SIZE
     kernels = "fake"
     device = "cpu"
 
     def __init__(self, max_rows: int, step_s: float, checkpoint: str = "") -> None:
-        """`checkpoint` stands for weights; "missing..." cannot be loaded, and "hanging..." never draws anything."""
+        """`checkpoint` stands for weights; "missing..." cannot be loaded, and "hanging..." never finishes a step."""
         if checkpoint.startswith("missing"):
             raise ConfigError(f"The fake engine was told that there is no checkpoint {checkpoint!r}.")
         self.sha256 = hashlib.sha256(checkpoint.encode()).hexdigest()
@@ -51,9 +57,9 @@ class FakeEngine:
             if "[raise-admit]" in request.prompt:
                 raise RuntimeError("fake engine: told to fail at admission")
             if "[impossible]" in request.prompt:
-                raise ValueError("fake engine: told that this cannot be drawn")
+                raise ValueError("fake engine: told that this is impossible")
             if request.known is not None and len(request.known.pixels) != SIZE[0] * SIZE[1] * 3:
-                raise ValueError(f"fake engine: a picture to start from has {SIZE[0]} x {SIZE[1]} pixels")
+                raise ValueError(f"fake engine: a source image has {SIZE[0]} x {SIZE[1]} pixels")
         free = [row for row in range(self.max_rows) if row not in self._rows]
         if len(requests) > len(free):
             raise RuntimeError(f"{len(requests)} requests for {len(free)} free rows")
@@ -80,11 +86,11 @@ class FakeEngine:
         return self._rows[row].done, self._rows[row].request.sampling.num_inference_steps
 
     def image(self, row: int) -> bytes:
-        """As `picture`; grey in part while it is not finished."""
+        """As `fake_image`; partly grey while it is not finished."""
         request = self._rows[row].request
         if "[wrong-shape]" in request.prompt:
             return bytes(10)
-        return picture(request, self._rows[row].done / request.sampling.num_inference_steps)
+        return fake_image(request, self._rows[row].done / request.sampling.num_inference_steps)
 
     def snapshot(self, row: int) -> bytes:
         state = {"checkpoint": self.sha256, "request": repr(self._rows[row].request), "done": self._rows[row].done}
@@ -93,7 +99,7 @@ class FakeEngine:
     def restore(self, request: RowRequest, state: bytes) -> int:
         known = json.loads(state)
         if known["checkpoint"] != self.sha256 or known["request"] != repr(request):
-            raise ValueError("fake engine: this snapshot is of another picture")
+            raise ValueError("fake engine: this snapshot is of another image")
         [row] = self.admit([request])
         self._rows[row].done = known["done"]
         return row
@@ -136,8 +142,8 @@ class FakeEngine:
         }
 
 
-def picture(request: RowRequest, share: float = 1.0) -> bytes:
-    """Two colours chosen by the request, mixed along a diagonal; `share` of them is there, the rest is grey."""
+def fake_image(request: RowRequest, share: float = 1.0) -> bytes:
+    """Two colours chosen by the request, blended along a diagonal; `share` is their strength, the rest is grey."""
     text = repr(request).encode()
     rng = random.Random(int.from_bytes(hashlib.sha256(text).digest()[:8], "big"))
     one, two = ([round(128 + (rng.randrange(256) - 128) * share) for _ in range(3)] for _ in range(2))
@@ -150,8 +156,8 @@ def picture(request: RowRequest, share: float = 1.0) -> bytes:
     return drawn if request.known is None else _around(request.known, drawn)
 
 
-def _around(known: Known, drawn: bytes) -> bytes:
-    """What stays comes back nearly as it was, as from a real tokenizer: each value one off."""
+def _around(known: KnownPixels, drawn: bytes) -> bytes:
+    """The kept part comes back almost unchanged, as from a real tokenizer: each value is off by one."""
     (width, height), cell = SIZE, SIZE[0] // GRID
     kept = known.kept if isinstance(known.kept, bytes) else bytes(i < known.kept for i in range(GRID * GRID))
     mixed = bytearray(drawn)

@@ -1,5 +1,6 @@
 """Load the engine. The only file in which the service meets the model."""
 
+import importlib
 import os
 
 from server.errors import ConfigError
@@ -8,11 +9,22 @@ from server.worker.engine.protocol import Engine
 
 
 def load_engine(settings: Settings) -> Engine:
-    """The only place where the service meets the model."""
-    if settings.engine == "fake":
-        from server.worker.engine.fake import FakeEngine
+    """Load the engine with the function that FLUID_ENGINE names as module:function.
 
-        return FakeEngine(settings.max_rows, settings.fake_step_ms / 1000, settings.checkpoint)
+    Raises:
+        ConfigError: there is no such function, or the checkpoint cannot be loaded; a restart would not help.
+    """
+    module, _, name = settings.engine.partition(":")
+    try:
+        load = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"FLUID_ENGINE={settings.engine!r} is not a module:function to import: {error}.") from error
+    engine: Engine = load(settings)
+    return engine
+
+
+def load_model(settings: Settings) -> Engine:
+    """Load a checkpoint of the model package; the default engine."""
     # Before torch is loaded: threads that spin long while they wait for each other make a worker that shares its
     # machine many times slower; threads that never spin make it twice as slow alone (docs/log.md).
     if "OMP_WAIT_POLICY" not in os.environ:

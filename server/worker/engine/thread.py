@@ -20,24 +20,24 @@ CANARY_PROMPT = "a red apple"
 
 @dataclass(slots=True)
 class StepOutcome:
-    """What one step did, collected in one hop to the engine's thread and back."""
+    """The results of one step, collected in a single round trip to the engine's thread."""
 
-    images: dict[int, bytes] = field(default_factory=dict)  #: finished rows, released already
+    images: dict[int, bytes] = field(default_factory=dict)  #: pixels of finished rows, which are released already
     failures: dict[int, Exception] = field(default_factory=dict)  #: finished rows whose pixels could not be read
     progress: dict[int, int] = field(default_factory=dict)  #: AR steps done of rows still running
-    snapshots: dict[int, bytes] = field(default_factory=dict)  #: rows that have come far enough for one
-    previews: dict[int, bytes] = field(default_factory=dict)  #: pixels of rows half done that somebody wants to see
+    snapshots: dict[int, bytes] = field(default_factory=dict)  #: states of rows that are due for one
+    previews: dict[int, bytes] = field(default_factory=dict)  #: pixels of unfinished rows whose caller wants previews
 
 
 class EngineThread:
-    """Every call to the engine goes through one thread: engines need no locks."""
+    """Runs every call to the engine on one thread, so that engines need no locks."""
 
     def __init__(self, snapshot_steps: int) -> None:
         self._snapshot_steps = snapshot_steps
-        self._began: float | None = None  #: the call under way, of those that should take about a step
+        self._began: float | None = None  #: start of the current call, if it should take about a step
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
         self._engine: Engine | None = None
-        self.kernels = self.device = ""  #: of the engine, once it is loaded
+        self.kernels = self.device = ""  #: the engine's, once it is loaded
 
     @property
     def engine(self) -> Engine:
@@ -51,7 +51,7 @@ class EngineThread:
         return ModelInfo.from_mapping(await self._call(self._engine.info))
 
     async def admit(self, requests: Sequence[RowRequest]) -> list[tuple[int, int]]:
-        """(its row, the tokens of its prompt) for each"""
+        """Admit all requests or none; (row, number of prompt tokens) for each. Raises what the engine raises."""
 
         def admit_all() -> list[tuple[int, int]]:
             rows = self.engine.admit(requests)
@@ -60,7 +60,7 @@ class EngineThread:
         return await self._timed(admit_all)
 
     async def restore(self, request: RowRequest, state: bytes) -> tuple[int, int, int]:
-        """(its row, the AR steps that it has behind it, the tokens of its prompt)"""
+        """Resume a request from a snapshot; (row, AR steps done, number of prompt tokens)."""
 
         def restore_one() -> tuple[int, int, int]:
             row = self.engine.restore(request, state)
@@ -69,16 +69,17 @@ class EngineThread:
         return await self._timed(restore_one)
 
     async def step(self, preview_steps: Mapping[int, Collection[int]]) -> StepOutcome:
-        """One step of these rows; each with the steps after which it is to be seen."""
+        """One step for every row. `preview_steps`: for each row the steps after which a preview is due."""
         wanted = dict(preview_steps)
         return await self._timed(lambda: _step(self.engine, wanted, self._snapshot_steps))
 
     async def snapshot(self, rows: Iterable[int]) -> dict[int, bytes]:
-        """Of every row that has begun."""
+        """Snapshots of those rows that have made at least one step."""
         running = list(rows)
         return await self._timed(lambda: {r: self.engine.snapshot(r) for r in running if self.engine.progress(r)[0]})
 
     async def release(self, rows: Iterable[int]) -> None:
+        """Free the rows. Raises EngineBroken if the engine fails even at that."""
         doomed = list(rows)
 
         def release_all() -> None:
@@ -88,20 +89,20 @@ class EngineThread:
         try:
             await self._timed(release_all)
         except Exception as error:
-            raise EngineBroken(f"The engine does not give its rows back: {error!r}") from error
+            raise EngineBroken(f"The engine failed to release its rows: {error!r}") from error
 
     async def canary(self, info: ModelInfo) -> int:
-        """Draw one picture before anybody may send work here; returns its AR steps."""
-        return await self._timed(lambda: _draw_canary(self.engine, info, self._goes_on))
+        """Generate one image before the worker takes jobs; returns its AR steps. Raises CanaryFailed."""
+        return await self._timed(lambda: _generate_canary(self.engine, info, self._restart_clock))
 
     @property
     def busy_s(self) -> float:
-        """How long the present call has taken. Loading does not count: weights may come from far away."""
+        """How long the current call has taken. Loading does not count: weights may come from far away."""
         began = self._began
         return 0.0 if began is None else time.monotonic() - began
 
-    def _goes_on(self) -> None:
-        """A step of the call under way is done, and the next one begins."""
+    def _restart_clock(self) -> None:
+        """Measure `busy_s` from now: the current call has finished one of its steps."""
         self._began = time.monotonic()
 
     async def _timed(self, work: Callable[[], T]) -> T:
@@ -124,7 +125,7 @@ def _step(engine: Engine, rows: Mapping[int, Collection[int]], snapshot_steps: i
     for row in finished:
         try:
             outcome.images[row] = _pixels(engine, row)
-        except Exception as error:  # one broken picture must not fail its neighbours
+        except Exception as error:  # one broken image must not fail its neighbours
             log.exception("row %d finished, but its pixels cannot be read", row)
             outcome.failures[row] = error
         engine.release(row)
@@ -132,13 +133,13 @@ def _step(engine: Engine, rows: Mapping[int, Collection[int]], snapshot_steps: i
     for row in (row for row, done in outcome.progress.items() if done in rows[row]):
         try:
             outcome.previews[row] = _pixels(engine, row)
-        except Exception:  # a glimpse is not worth the picture
+        except Exception:  # a preview is not worth the image
             log.exception("no preview of row %d", row)
     if snapshot_steps:
         due = [row for row, done in outcome.progress.items() if done % snapshot_steps == 0]
         try:
             outcome.snapshots = {row: engine.snapshot(row) for row in due}
-        except Exception:  # the step itself went well, and its pictures are already out of their rows
+        except Exception:  # the step itself succeeded, and its images have already left their rows
             log.exception("no snapshots of rows %s", due)
     return outcome
 
@@ -146,11 +147,11 @@ def _step(engine: Engine, rows: Mapping[int, Collection[int]], snapshot_steps: i
 def _pixels(engine: Engine, row: int) -> bytes:
     pixels, (width, height) = engine.image(row), engine.image_size
     if len(pixels) != width * height * 3:
-        raise ValueError(f"the picture has {len(pixels)} bytes, not {width} x {height} x 3")
+        raise ValueError(f"the image has {len(pixels)} bytes, not {width} x {height} x 3")
     return pixels
 
 
-def _draw_canary(engine: Engine, info: ModelInfo, goes_on: Callable[[], None]) -> int:
+def _generate_canary(engine: Engine, info: ModelInfo, step_done: Callable[[], None]) -> int:
     low = Sampling.from_mapping({**info.defaults, **info.presets["low"]})
     request = RowRequest(
         prompt=info.labels[0].split(",", 1)[0] if info.labels else CANARY_PROMPT,
@@ -166,7 +167,7 @@ def _draw_canary(engine: Engine, info: ModelInfo, goes_on: Callable[[], None]) -
     [row] = engine.admit([request])
     steps, asked = 0, request.sampling.num_inference_steps
     while row not in engine.step():
-        goes_on()
+        step_done()
         steps += 1
         if steps > asked:
             raise CanaryFailed(f"The canary image is not finished after {steps} steps; {asked} were requested.")
@@ -176,5 +177,5 @@ def _draw_canary(engine: Engine, info: ModelInfo, goes_on: Callable[[], None]) -
         raise CanaryFailed(f"{error}. Check the checkpoint and the device.") from error
     engine.release(row)
     if len(set(pixels)) < 2:
-        raise CanaryFailed("The canary picture is blank. Check the checkpoint and the device.")
+        raise CanaryFailed("The canary image is blank. Check the checkpoint and the device.")
     return asked

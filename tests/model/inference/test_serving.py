@@ -10,7 +10,7 @@ import pytest
 from model.inference import requests
 from model.inference.load import load_engine
 from model.inference.serving import ServingEngine
-from server.images.compositing import Known
+from server.images.compositing import KnownPixels
 from server.sampling import Sampling
 from server.worker.engine.protocol import RowRequest
 
@@ -84,7 +84,7 @@ def test_an_edit_resumes_elsewhere_but_only_with_its_own_image(engines: tuple[Se
     same seed would resume as a mixture."""
     one, other = engines
     side, tokens = one.image_size[0], one.checkpoint.config.tokens
-    known = Known(bytes(range(256)) * (side * side * 3 // 256), bytes(i % 3 > 0 for i in range(tokens)))
+    known = KnownPixels(bytes(range(256)) * (side * side * 3 // 256), bytes(i % 3 > 0 for i in range(tokens)))
     edit = replace(REQUEST, known=known)
     [row] = one.admit([edit])
     one.step()

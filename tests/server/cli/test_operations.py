@@ -17,6 +17,7 @@ from server.jobs import JobState
 from server.queue.keys import Keys
 from server.queue.statistics import QueueCounts
 from server.settings import Settings
+from server.worker.engine.fake import FAKE_ENGINE
 from tests.server.harness import Service, fluid, start, until
 
 
@@ -90,7 +91,7 @@ def test_doctor_without_a_service_says_how_to_start_one(tmp_path: Path) -> None:
 
 def test_commands_find_the_embedded_valkey(tmp_path: Path) -> None:
     """`fluid serve` needs no FLUID_REDIS_URL, so operators' commands must not need one either."""
-    settings = Settings(data_dir=str(tmp_path), engine="fake", port=free_port())
+    settings = Settings(data_dir=str(tmp_path), engine=FAKE_ENGINE, port=free_port())
     service = start("serve", settings, "--quiet")
     try:
         with FluidClient(settings.base_url) as client:

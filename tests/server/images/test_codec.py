@@ -13,7 +13,7 @@ PIXELS = bytes(range(256))[: 4 * 3 * 3] * 1
 
 @pytest.mark.parametrize("format", MIME)
 def test_the_recipe_comes_back_from_every_format(format: str) -> None:
-    """A picture whose seed is lost cannot be made again; emoji and 63-bit seeds must survive too."""
+    """An image whose seed is lost cannot be repeated; emoji and 63-bit seeds must survive too."""
     data = encode(PIXELS, (4, 3), format, 90, RECIPE)
     assert read_metadata(data) == RECIPE
     with Image.open(io.BytesIO(data)) as image:
@@ -29,14 +29,14 @@ def test_png_is_lossless_and_has_the_common_parameters_chunk() -> None:
         assert f"Seed: {2**63 - 1}" in image.info["parameters"]
 
 
-def test_a_foreign_picture_has_no_recipe() -> None:
-    """None, not an exception, for a picture from elsewhere."""
+def test_a_foreign_image_has_no_recipe() -> None:
+    """None, not an exception, for an image of another program."""
     buffer = io.BytesIO()
     Image.new("RGB", (2, 2)).save(buffer, "PNG")
     assert read_metadata(buffer.getvalue()) is None
 
 
 def test_wrong_number_of_pixels_is_an_error() -> None:
-    """A truncated picture must not be padded or published."""
+    """A truncated image must not be padded or published."""
     with pytest.raises(ValueError, match="36 bytes, got 35"):
         encode(PIXELS[:-1], (4, 3), "png", 100, {})

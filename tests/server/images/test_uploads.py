@@ -1,4 +1,4 @@
-"""What strangers upload: refused with the parameter and the limit, or used as it is meant; never a 5xx."""
+"""Uploaded images are rejected with the parameter and the limit, or used as intended; never a 5xx."""
 
 import io
 import random
@@ -16,7 +16,7 @@ from PIL import Image, ImageChops
 
 from server.errors import BodyTooLarge, InvalidRequest, RequestError
 from server.images import compositing, uploads
-from server.images.compositing import DRAWN
+from server.images.compositing import GENERATED
 from tests.server.harness import Service
 
 SIZE = (32, 32)
@@ -29,7 +29,7 @@ def saved(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
 
 
 def noise() -> Image.Image:
-    """Hard to compress, so that damage hits pixels and not only headers."""
+    """An image that hardly compresses, so that damage hits pixels and not only headers."""
     return Image.frombytes("RGB", SIZE, random.Random(0).randbytes(SIZE[0] * SIZE[1] * 3))
 
 
@@ -38,14 +38,14 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def bomb(width: int, height: int) -> bytes:
-    """A PNG that says it is huge; its rows are zeros, which compress a thousandfold."""
+    """A PNG with a huge declared size; its rows are zeros, which compress a thousandfold."""
     header = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)
     rows = zlib.compress(bytes(1 << 20), 9)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
 def text_bomb() -> bytes:
-    """A compressed text of 32 MiB in a few KiB."""
+    """A PNG with 32 MiB of compressed text in a few KiB."""
     plain = saved(Image.new("RGB", SIZE))
     text = chunk(b"zTXt", b"Comment\x00\x00" + zlib.compress(bytes(32 << 20), 9))
     return plain[:33] + text + plain[33:]
@@ -59,7 +59,7 @@ def animated(format: str) -> bytes:
 GOOD = saved(noise())
 HOLE = Image.new("RGBA", SIZE, (0, 0, 0, 0))
 
-REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
+REJECTED: dict[str, tuple[Callable[[], bytes], str]] = {
     "empty": (lambda: b"", "empty file"),
     "text": (lambda: b"hello", "not a whole PNG, WebP or JPEG"),
     "truncated": (lambda: GOOD[: len(GOOD) // 2], "damaged"),
@@ -75,10 +75,10 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", REJECTED)
 @pytest.mark.parametrize("param", ["image", "mask"])
-def test_what_cannot_be_used_is_refused_by_name(name: str, param: str) -> None:
-    make, message = REFUSED[name]
+def test_an_unusable_file_is_rejected_with_its_parameter(name: str, param: str) -> None:
+    make, message = REJECTED[name]
     with pytest.raises(RequestError, match=message) as caught:
         uploads.decode(io.BytesIO(make()), param)
     assert isinstance(caught.value, (InvalidRequest, BodyTooLarge))
@@ -88,8 +88,8 @@ def test_what_cannot_be_used_is_refused_by_name(name: str, param: str) -> None:
 
 @pytest.mark.parametrize("name", ["bomb", "many pixels", "text bomb"])
 def test_a_bomb_does_not_fill_the_memory(name: str) -> None:
-    """Traced by Python's allocator, and pixels would be 14 GiB and 16 MiB: nothing is decoded before the check."""
-    data = REFUSED[name][0]()
+    """The pixels would be 14 GiB and 16 MiB, and Python's allocator sees none: nothing is decoded before the check."""
+    data = REJECTED[name][0]()
     tracemalloc.start()
     try:
         with pytest.raises(RequestError):
@@ -100,8 +100,8 @@ def test_a_bomb_does_not_fill_the_memory(name: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
-def test_every_usual_kind_of_pixels_is_read(mode: str) -> None:
-    """Palettes, greys and prints are pictures as well."""
+def test_every_common_pixel_mode_is_read(mode: str) -> None:
+    """Palette, grey and CMYK images are images as well."""
     image = Image.new("RGBA", SIZE, (200, 0, 0, 255)).convert("RGB" if mode in ("CMYK", "1", "P") else mode)
     format = "JPEG" if mode == "CMYK" else "PNG"
     found = uploads.decode(io.BytesIO(saved(image.convert(mode), format)), "image")
@@ -109,27 +109,27 @@ def test_every_usual_kind_of_pixels_is_read(mode: str) -> None:
 
 
 def test_a_transparent_palette_colour_is_a_mask() -> None:
-    """The usual export of old tools; the palette's transparency must not be lost on the way."""
+    """Old tools export this way; the palette's transparency must survive decoding."""
     image = Image.new("P", SIZE, 0)
     image.putpalette([0, 0, 0, 255, 0, 0])
     image.paste(1, (0, 0, 16, 32))
     decoded = uploads.decode(io.BytesIO(saved(image, transparency=1)), "mask").image
-    mask = uploads.mask_of(decoded, None, SIZE)
-    assert [mask[x] for x in (0, 15, 16, 31)] == [DRAWN, DRAWN, 0, 0]
+    mask = uploads.edit_mask(decoded, None, SIZE)
+    assert [mask[x] for x in (0, 15, 16, 31)] == [GENERATED, GENERATED, 0, 0]
 
 
-def test_a_photo_is_turned_as_its_camera_says() -> None:
-    """A portrait photo is stored lying; decoded without its EXIF the mask would be for another picture."""
+def test_a_photo_is_rotated_as_its_exif_says() -> None:
+    """A portrait photo is stored in landscape; decoded without its EXIF the mask would not fit."""
     exif = Image.Exif()
     exif[0x0112] = 6
     data = saved(Image.new("RGB", (40, 20)), "JPEG", exif=exif)
     assert uploads.decode(io.BytesIO(data), "image").image.size == (20, 40)
 
 
-def test_a_mask_of_another_size_without_alpha_or_without_a_hole_is_refused() -> None:
+def test_a_mask_of_another_size_without_alpha_or_without_a_hole_is_rejected() -> None:
     def ask(mask: Image.Image | None, image: Image.Image | None = None) -> None:
         first = io.BytesIO(saved(image or Image.new("RGB", SIZE)))
-        uploads.with_mask(first, None if mask is None else io.BytesIO(saved(mask)), SIZE)
+        uploads.read_with_mask(first, None if mask is None else io.BytesIO(saved(mask)), SIZE)
 
     for mask, message in (
         (Image.new("RGBA", (16, 16)), "'mask' has 16x16 pixels; it must have the 32x32 of 'image'"),
@@ -151,8 +151,8 @@ def test_a_mask_of_another_size_without_alpha_or_without_a_hole_is_refused() -> 
     cuts=st.lists(st.tuples(st.integers(0, 4000), st.binary(max_size=8)), max_size=6),
     keep=st.integers(0, 5000),
 )
-def test_any_damage_is_a_picture_or_a_4xx(base: str, cuts: list[tuple[int, bytes]], keep: int) -> None:
-    """Decoders trip over broken files in many ways; the caller gets one, and the gateway lives on."""
+def test_any_damaged_file_is_an_image_or_a_4xx(base: str, cuts: list[tuple[int, bytes]], keep: int) -> None:
+    """Decoders fail on broken files in many ways; the caller gets one error, and the gateway survives."""
     data = bytearray(saved(noise(), base))
     for at, bytes_ in cuts:
         data[at % len(data) : at % len(data) + len(bytes_)] = bytes_
@@ -174,12 +174,12 @@ def test_any_damage_is_a_picture_or_a_4xx(base: str, cuts: list[tuple[int, bytes
     feather=st.integers(0, 9),
 )
 def test_outside_the_mask_nothing_changes(box: tuple[int, int, int, int], feather: int) -> None:
-    """To the bit, for any mask and feather; and the ramp never falls towards the inside."""
+    """Bit-exact, for any mask and feather."""
     left, upper = box[:2]
     mask = Image.new("L", SIZE, 0)
-    mask.paste(DRAWN, (left, upper, min(left + box[2], 32), min(upper + box[3], 32)))
+    mask.paste(GENERATED, (left, upper, min(left + box[2], 32), min(upper + box[3], 32)))
     old, new = (Image.new("RGB", SIZE, color) for color in ((10, 20, 30), (250, 240, 230)))
-    source = compositing.Source(SIZE, old.tobytes(), mask.tobytes(), compositing.Known(old.tobytes(), 0))
+    source = compositing.Source(SIZE, old.tobytes(), mask.tobytes(), compositing.KnownPixels(old.tobytes(), 0))
     result = Image.frombytes("RGB", SIZE, compositing.blend(new.tobytes(), source, feather))
     outside = ImageChops.invert(mask)
     assert not ImageChops.multiply(ImageChops.difference(result, old), outside.convert("RGB")).getbbox()
@@ -188,11 +188,11 @@ def test_outside_the_mask_nothing_changes(box: tuple[int, int, int, int], feathe
         assert not inside.getbbox()
 
 
-def test_the_ramp_is_even_and_the_border_is_no_rim() -> None:
-    """A mask that ends at the picture's border has no seam there."""
+def test_the_ramp_is_even_and_the_border_is_not_an_edge() -> None:
+    """A mask that ends at the image's border has no seam there."""
     mask = Image.new("L", SIZE, 0)
-    mask.paste(DRAWN, (16, 0, 32, 32))
-    ramp = compositing.ramp(mask, 3)
+    mask.paste(GENERATED, (16, 0, 32, 32))
+    ramp = compositing.feathered(mask, 3)
     assert [ramp.getpixel((x, 0)) for x in (15, 16, 17, 18, 19, 31)] == [0, 64, 128, 191, 255, 255]
 
 
@@ -213,7 +213,7 @@ FIELDS: list[tuple[dict[str, Any], dict[str, Any], str | None]] = [
     ({"prompt": "x", "fether": "1"}, {"image": GOOD}, "fether"),
     ({"prompt": "x", "partial_images": "2"}, {"image": GOOD, "mask": saved(HOLE)}, "partial_images"),
     ({"prompt": "x", "webhook": "https://example.com"}, {"image": GOOD}, "webhook"),
-    # The last one won, in silence.
+    # The last value used to win silently.
     ({"prompt": ["x", "y"]}, {"image": GOOD, "mask": saved(HOLE)}, "prompt"),
     ({"prompt": "x", "size": "64x64"}, {"image": GOOD, "mask": saved(HOLE)}, "size"),
     ({"prompt": "x", "model": "dall-e-2"}, {"image": GOOD, "mask": saved(HOLE)}, "model"),
@@ -233,7 +233,7 @@ def test_a_wrong_form_names_its_field(http: httpx.Client, data: dict[str, Any], 
     assert answer.json()["error"]["param"] == param, answer.text
 
 
-def test_not_a_form_two_pictures_and_too_much(http: httpx.Client) -> None:
+def test_a_body_that_is_no_form_two_images_and_too_many_bytes(http: httpx.Client) -> None:
     assert http.post("/v1/images/edits", json={"prompt": "x"}).status_code == 400
     broken = http.post("/v1/images/edits", content=b"--x\r\n", headers={"Content-Type": "multipart/form-data"})
     assert broken.status_code == 400

@@ -1,4 +1,4 @@
-"""The embedded Valkey: data survives, folders are exclusive, no orphan."""
+"""The embedded Valkey: data survives, folders are exclusive, no orphan process."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ def read(url: str) -> bytes | None:
 
 
 def alive(pid: int) -> bool:
-    """Zombies count as dead: somebody else has to reap them."""
+    """True for a running process; a zombie, which its parent has yet to reap, counts as dead."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
@@ -48,7 +48,7 @@ def test_data_survives_a_kill_and_a_restart(tmp_path: Path) -> None:
         assert read(second.url) == b"kept"
 
 
-def test_a_second_instance_is_refused_with_the_remedy(tmp_path: Path) -> None:
+def test_a_second_instance_is_rejected_with_the_remedy(tmp_path: Path) -> None:
     """Two servers on one append-only file destroy it."""
     with EmbeddedValkey(tmp_path), pytest.raises(DataDirInUse, match=rf"pid {os.getpid()}.*FLUID_DATA_DIR"):
         EmbeddedValkey(tmp_path).start()
@@ -69,7 +69,7 @@ def test_a_long_folder_name_gets_a_short_socket(tmp_path: Path) -> None:
 def test_it_dies_with_its_parent(tmp_path: Path) -> None:
     """A SIGKILLed service must not leave a server that holds the folder."""
     program = (
-        "import sys, time; from pathlib import Path; from server.embedded import EmbeddedValkey\n"
+        "import sys, time; from pathlib import Path; from server.launcher.embedded_valkey import EmbeddedValkey\n"
         f"s = EmbeddedValkey(Path({str(tmp_path)!r})); s.start(); print(s.process.pid, flush=True)\n"
         "time.sleep(60)"
     )

@@ -12,6 +12,7 @@ from server.queue.job_queue import JobQueue, Submission
 from server.queue.lease_queue import LeaseQueue
 from server.queue.registry import Registry
 from server.settings import Settings
+from server.worker.engine.fake import FAKE_ENGINE
 from server.worker.engine.loader import load_engine
 from server.worker.loop import Worker
 from tests.server.harness import fluid, job_input, take, until_async
@@ -87,7 +88,7 @@ async def test_a_job_without_its_image_fails_at_once_with_a_reason(
 
 def test_packed_images_are_validated(settings: Settings) -> None:
     """A corrupt image must not become a corrupt edit, and a decompression bomb must not fill the memory."""
-    info = ModelInfo.from_mapping(load_engine(Settings(engine="fake")).info())
+    info = ModelInfo.from_mapping(load_engine(Settings(engine=FAKE_ENGINE)).info())
     source = Source.unpack(IMAGE, edit_of("a"), info)
     assert source.known.kept == bytes(8) + b"\1" * 8
     larger, _ = pack(bytes(32 * 32 * 3), bytes(1 << 24))

@@ -13,6 +13,7 @@ from server.cli.demo import free_port
 from server.client import FluidClient
 from server.launcher.embedded_valkey import EmbeddedValkey
 from server.settings import Settings
+from server.worker.engine.fake import FAKE_ENGINE
 from tests.server.harness import Service, start, until
 
 
@@ -97,7 +98,7 @@ def _descendants(pid: int) -> set[int]:
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "sigkill"])
 def test_serve_leaves_no_process_and_no_lost_job(tmp_path: Path, how: signal.Signals) -> None:
     """Ctrl-C, and even SIGKILL of the supervisor: no orphan, and waiting jobs are drawn after the restart."""
-    settings = Settings(data_dir=str(tmp_path), engine="fake", port=free_port(), drain_s=0.0, fake_step_ms=5.0)
+    settings = Settings(data_dir=str(tmp_path), engine=FAKE_ENGINE, port=free_port(), drain_s=0.0, fake_step_ms=5.0)
     service = start("serve", settings, "--quiet")
     with FluidClient(settings.base_url) as client:
         client.wait_ready(timeout_s=30)
@@ -119,7 +120,7 @@ def test_serve_leaves_no_process_and_no_lost_job(tmp_path: Path, how: signal.Sig
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_serve_restarts_a_crashed_worker(tmp_path: Path) -> None:
     """One segfault must not turn the service off until somebody looks."""
-    settings = Settings(data_dir=str(tmp_path), engine="fake", port=free_port(), lease_s=0.5, max_attempts=1)
+    settings = Settings(data_dir=str(tmp_path), engine=FAKE_ENGINE, port=free_port(), lease_s=0.5, max_attempts=1)
     service = start("serve", settings, "--quiet")
     try:
         with FluidClient(settings.base_url) as client:
@@ -136,7 +137,7 @@ def test_serve_restarts_a_crashed_worker(tmp_path: Path) -> None:
 def test_redis_away_and_back(tmp_path: Path) -> None:
     """Valkey killed: 503 with Retry-After instead of a hang; back on its data, all goes on unaided."""
     with EmbeddedValkey(tmp_path) as valkey:
-        service = Service(Settings(redis_url=valkey.url, engine="fake", port=free_port(), lease_s=1.0))
+        service = Service(Settings(redis_url=valkey.url, engine=FAKE_ENGINE, port=free_port(), lease_s=1.0))
         try:
             service.add_worker()
             service.client.wait_ready(timeout_s=30)

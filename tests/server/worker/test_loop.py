@@ -18,14 +18,14 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-async def worker(queue: JobQueue, settings: Settings) -> AsyncIterator[Worker]:
+async def worker(leases: LeaseQueue, settings: Settings) -> AsyncIterator[Worker]:
     def factory(checkpoint: str) -> Engine:
         return FakeEngine(4, 0.0, checkpoint)
 
-    made = Worker(replace(settings, max_rows=4), queue, Registry(queue.redis, settings.namespace), factory)
-    await made._use(*await made._load("fake"))
+    made = Worker(replace(settings, max_rows=4), leases, Registry(leases.redis, settings.namespace), factory)
+    await made._install(*await made._load("fake"))
     yield made
-    made.thread.close()
+    made.engine.thread.close()
 
 
 async def test_a_dead_workers_jobs_are_shared_out(worker: Worker, queue: JobQueue, leases: LeaseQueue) -> None:
@@ -36,5 +36,5 @@ async def test_a_dead_workers_jobs_are_shared_out(worker: Worker, queue: JobQueu
         await take(leases, "dead")
     await lapse(queue, *"abc")
     await worker._take()
-    assert list(worker.held.works) == ["a"]
-    assert worker.held.room() == 0
+    assert list(worker.scheduler.jobs) == ["a"]
+    assert worker.scheduler.room() == 0

@@ -1,4 +1,4 @@
-"""Which image sits in which row: classes, callers in turn, suspects by themselves, no row idle."""
+"""Assignment of images to rows: classes, callers in turn, suspects by themselves, no idle row."""
 
 from collections import Counter
 
@@ -14,154 +14,154 @@ AGEING_S = 60.0
 
 
 def hold(
-    held: Scheduler, job_id: str, n: int = 1, *, suspect: bool = False, at: float = 0.0, **changes: object
+    scheduler: Scheduler, job_id: str, n: int = 1, *, suspect: bool = False, at: float = 0.0, **changes: object
 ) -> HeldJob:
     lease = Lease(job_id, 1, 1, job_input(n=n, **changes), at, at, suspect)
-    return held.add(lease, at)
+    return scheduler.add(lease, at)
 
 
-def seat_next(held: Scheduler, now: float = 0.0) -> list[str]:
-    """Admit what the scheduler proposes, on the lowest free rows; the job ids."""
+def admit_next(scheduler: Scheduler, now: float = 0.0) -> list[str]:
+    """Admit what the scheduler proposes to the lowest free rows; returns the job ids."""
     names = []
-    for work, index in held.next_images(now):
-        row = next(r for r in range(held.max_rows) if r not in held.rows)
-        held.seat(work, index, row)
-        names.append(work.lease.job_id)
+    for job, index in scheduler.next_images(now):
+        row = next(r for r in range(scheduler.max_rows) if r not in scheduler.rows)
+        scheduler.assign_row(job, index, row)
+        names.append(job.lease.job_id)
     return names
 
 
-def finish(held: Scheduler, work: HeldJob) -> None:
-    for row in list(work.rows):
-        held.unseat(work, row, again=False)
-    held.remove(work)
+def finish(scheduler: Scheduler, job: HeldJob) -> None:
+    for row in list(job.rows):
+        scheduler.free_row(job, row, retry=False)
+    scheduler.remove(job)
 
 
 def test_rows_are_filled_in_order_and_never_overbooked() -> None:
     """Taking more jobs than there are rows would hoard them from idle workers."""
-    held = Scheduler(3, AGEING_S)
-    hold(held, "a", n=2)
-    hold(held, "b", n=2)
-    assert held.room() == -1
-    assert seat_next(held) == ["a", "a", "b"]
-    assert (held.free_rows, held.next_images(0.0)) == (0, [])
+    scheduler = Scheduler(3, AGEING_S)
+    hold(scheduler, "a", n=2)
+    hold(scheduler, "b", n=2)
+    assert scheduler.room() == -1
+    assert admit_next(scheduler) == ["a", "a", "b"]
+    assert (scheduler.idle_rows, scheduler.next_images(0.0)) == (0, [])
 
 
 def test_a_freed_row_is_taken_at_the_next_step() -> None:
     """Continuous batching: a waiting image need not wait for the whole batch."""
-    held = Scheduler(2, AGEING_S)
-    a, b = hold(held, "a"), hold(held, "b", n=2)
-    seat_next(held)
-    finish(held, a)
-    assert seat_next(held) == ["b"]
+    scheduler = Scheduler(2, AGEING_S)
+    a, b = hold(scheduler, "a"), hold(scheduler, "b", n=2)
+    admit_next(scheduler)
+    finish(scheduler, a)
+    assert admit_next(scheduler) == ["b"]
     assert sorted(b.rows.values()) == [0, 1]
 
 
-def test_classes_go_first_and_who_waits_goes_up() -> None:
-    """High before normal before low; but a low job that waited two ageing times stands with the high ones."""
-    held = Scheduler(1, AGEING_S)
+def test_classes_go_first_and_waiting_jobs_go_up() -> None:
+    """High before normal before low; but a low job that has waited two ageing times competes with the high ones."""
+    scheduler = Scheduler(1, AGEING_S)
     for priority in ("low", "normal", "high"):
-        hold(held, priority, priority=priority)
-    assert [work.lease.job_id for work, _ in held.next_images(0.0)] == ["high"]
-    held = Scheduler(1, AGEING_S)
-    hold(held, "old", priority="low", at=0.0)
-    hold(held, "new", priority="high", at=2 * AGEING_S)
-    assert held.next_images(2 * AGEING_S - 1)[0][0].lease.job_id == "new"
-    assert held.next_images(2 * AGEING_S)[0][0].lease.job_id == "old"
+        hold(scheduler, priority, priority=priority)
+    assert [job.lease.job_id for job, _ in scheduler.next_images(0.0)] == ["high"]
+    scheduler = Scheduler(1, AGEING_S)
+    hold(scheduler, "old", priority="low", at=0.0)
+    hold(scheduler, "new", priority="high", at=2 * AGEING_S)
+    assert scheduler.next_images(2 * AGEING_S - 1)[0][0].lease.job_id == "new"
+    assert scheduler.next_images(2 * AGEING_S)[0][0].lease.job_id == "old"
 
 
 def test_callers_take_turns_within_a_class() -> None:
-    """A caller with a job of many images must not keep everybody else off the rows until all are drawn."""
-    held = Scheduler(1, AGEING_S)
-    big, small = hold(held, "big", n=10, user="a"), hold(held, "small", user="b")
-    assert seat_next(held) == ["big"]
-    held.unseat(big, 0, again=False)
-    assert seat_next(held) == ["small"]
-    finish(held, small)
-    assert seat_next(held) == ["big"]
+    """A caller with a job of many images must not keep everybody else off the rows until all are generated."""
+    scheduler = Scheduler(1, AGEING_S)
+    big, small = hold(scheduler, "big", n=10, user="a"), hold(scheduler, "small", user="b")
+    assert admit_next(scheduler) == ["big"]
+    scheduler.free_row(big, 0, retry=False)
+    assert admit_next(scheduler) == ["small"]
+    finish(scheduler, small)
+    assert admit_next(scheduler) == ["big"]
 
 
 def test_a_worker_full_of_one_job_asks_for_one_more() -> None:
     """With ten images of one job on four rows nothing else was taken until the last one had a row."""
-    held = Scheduler(4, AGEING_S)
-    hold(held, "big", n=10, user="a")
-    assert not held.saturated()  # nothing sits yet
-    seat_next(held)
-    assert held.room() < 0 and held.saturated()
-    hold(held, "small", user="b")
-    assert not held.saturated()
+    scheduler = Scheduler(4, AGEING_S)
+    hold(scheduler, "big", n=10, user="a")
+    assert not scheduler.saturated()  # no image has a row yet
+    admit_next(scheduler)
+    assert scheduler.room() < 0 and scheduler.saturated()
+    hold(scheduler, "small", user="b")
+    assert not scheduler.saturated()
 
 
 def test_a_suspect_runs_alone() -> None:
-    """It waits until its neighbours are done, nobody joins it, and then the others go on."""
-    held = Scheduler(4, AGEING_S)
-    a = hold(held, "a")
-    seat_next(held)
-    poison = hold(held, "poison", n=2, suspect=True)
-    hold(held, "later")
-    assert held.room() == 0 and not held.saturated()
-    assert seat_next(held) == []
-    finish(held, a)
-    assert seat_next(held) == ["poison", "poison"]
-    assert seat_next(held) == []
-    finish(held, poison)
-    assert seat_next(held) == ["later"]
+    """It waits until its neighbours are done, no other job joins it, and then the others continue."""
+    scheduler = Scheduler(4, AGEING_S)
+    a = hold(scheduler, "a")
+    admit_next(scheduler)
+    poison = hold(scheduler, "poison", n=2, suspect=True)
+    hold(scheduler, "later")
+    assert scheduler.room() == 0 and not scheduler.saturated()
+    assert admit_next(scheduler) == []
+    finish(scheduler, a)
+    assert admit_next(scheduler) == ["poison", "poison"]
+    assert admit_next(scheduler) == []
+    finish(scheduler, poison)
+    assert admit_next(scheduler) == ["later"]
 
 
-def test_a_thinned_job_sits_with_fewer_images_and_alone() -> None:
+def test_a_limited_job_runs_alone_with_fewer_images() -> None:
     """Its images were too many together; with the same number it would fail again."""
-    held = Scheduler(8, AGEING_S)
-    big = hold(held, "big", n=5)
-    hold(held, "other")
-    held.thin(big, 2)
-    assert seat_next(held) == ["big", "big"]
-    assert seat_next(held) == []
-    held.unseat(big, next(iter(big.rows)), again=False)
-    assert seat_next(held) == ["big"]
+    scheduler = Scheduler(8, AGEING_S)
+    big = hold(scheduler, "big", n=5)
+    hold(scheduler, "other")
+    scheduler.limit_rows(big, 2)
+    assert admit_next(scheduler) == ["big", "big"]
+    assert admit_next(scheduler) == []
+    scheduler.free_row(big, next(iter(big.rows)), retry=False)
+    assert admit_next(scheduler) == ["big"]
 
 
-@given(jobs=st.integers(2, 32), guilty=st.data())
-def test_bisection_finds_the_guilty_one_in_few_calls(jobs: int, guilty: st.DataObject) -> None:
-    """Each alone, one after the other, cost as many picture times as there were jobs in the batch."""
-    held = Scheduler(32, AGEING_S)
-    works = [hold(held, f"job{i}") for i in range(jobs)]
-    poison = guilty.draw(st.sampled_from(works))
+@given(count=st.integers(2, 32), guilty=st.data())
+def test_bisection_finds_the_guilty_one_in_few_calls(count: int, guilty: st.DataObject) -> None:
+    """Running each alone, one after the other, took as many image times as there were jobs in the batch."""
+    scheduler = Scheduler(32, AGEING_S)
+    jobs = [hold(scheduler, f"job{i}") for i in range(count)]
+    poison = guilty.draw(st.sampled_from(jobs))
     failures, alone = 0, None
     while alone is None:
-        seat_next(held)
-        batch = held.active
+        admit_next(scheduler)
+        batch = scheduler.active
         if poison not in batch:
-            for work in batch:
-                finish(held, work)
+            for job in batch:
+                finish(scheduler, job)
             continue
         failures += 1
-        for work in batch:
-            held.unseat(work, next(iter(work.rows)), again=True)
+        for job in batch:
+            scheduler.free_row(job, next(iter(job.rows)), retry=True)
         if len(batch) > 1:
-            held.split(batch)
+            scheduler.split(batch)
         else:
             [alone] = batch
     assert alone is poison
-    assert failures <= (jobs - 1).bit_length() + 1
+    assert failures <= (count - 1).bit_length() + 1
 
 
 def test_an_image_that_lost_its_row_starts_over() -> None:
-    """After an engine failure its progress is gone; reporting the old step would be a lie."""
-    held = Scheduler(1, AGEING_S)
-    work = hold(held, "a")
-    seat_next(held)
-    work.steps_done[0] = 3
-    held.unseat(work, 0, again=True)
-    assert (list(work.waiting), work.steps_done[0], work.rows) == ([0], 0, {})
+    """After an engine failure its progress is gone; the reported step must say so."""
+    scheduler = Scheduler(1, AGEING_S)
+    job = hold(scheduler, "a")
+    admit_next(scheduler)
+    job.steps_done[0] = 3
+    scheduler.free_row(job, 0, retry=True)
+    assert (list(job.waiting), job.steps_done[0], job.rows) == ([0], 0, {})
 
 
 def test_removal_is_by_identity() -> None:
     """After a lost lease the same job may be held twice for a moment; only the stale one may go."""
-    held = Scheduler(1, AGEING_S)
-    stale = hold(held, "a")
-    fresh = hold(held, "a")
+    scheduler = Scheduler(1, AGEING_S)
+    stale = hold(scheduler, "a")
+    fresh = hold(scheduler, "a")
     assert stale.lost
-    held.remove(stale)
-    assert list(held.works.values()) == [fresh]
+    scheduler.remove(stale)
+    assert list(scheduler.jobs.values()) == [fresh]
 
 
 COSTS = st.lists(st.integers(1, 64), min_size=1, max_size=20)
@@ -196,31 +196,31 @@ ARRIVALS = st.lists(
 def test_every_image_gets_exactly_one_row_and_no_row_idles(
     max_rows: int, arrivals: list[tuple[str, str, int, int, bool]]
 ) -> None:
-    """Whatever arrives: rows are never overbooked, none is free while an image may enter it, everything is drawn."""
-    held = Scheduler(max_rows, AGEING_S)
+    """Rows are never overbooked, none is free while an image may enter it, and every image is generated."""
+    scheduler = Scheduler(max_rows, AGEING_S)
     drawn: Counter[str] = Counter()
     left: dict[int, int] = {}
     now, arriving = 0.0, list(arrivals)
-    while arriving or held.busy:
+    while arriving or scheduler.busy:
         now += 1.0
-        if arriving and held.room() > 0:
+        if arriving and scheduler.room() > 0:
             priority, user, n, steps, suspect = arriving.pop()
             name = f"job{len(arriving)}"
-            hold(held, name, n, suspect=suspect, at=now, priority=priority, user=user, num_inference_steps=steps)
-        for work, index in held.next_images(now):
-            row = next(r for r in range(max_rows) if r not in held.rows)
-            held.seat(work, index, row)
-            left[row] = work.lease.input.sampling.num_inference_steps
-        assert len(held.rows) <= max_rows
-        assert not held.free_rows or not held.next_images(now)
-        assert not held.busy or held.rows  # nothing waits for nothing
-        if any(work.cohort is not None for work in held.active):
-            assert len({work.cohort for work in held.active}) == 1
-        for row, work in list(held.rows.items()):
+            hold(scheduler, name, n, suspect=suspect, at=now, priority=priority, user=user, num_inference_steps=steps)
+        for job, index in scheduler.next_images(now):
+            row = next(r for r in range(max_rows) if r not in scheduler.rows)
+            scheduler.assign_row(job, index, row)
+            left[row] = job.lease.input.sampling.num_inference_steps
+        assert len(scheduler.rows) <= max_rows
+        assert not scheduler.idle_rows or not scheduler.next_images(now)
+        assert not scheduler.busy or scheduler.rows  # no image waits while every row is free
+        if any(job.cohort is not None for job in scheduler.active):
+            assert len({job.cohort for job in scheduler.active}) == 1
+        for row, job in list(scheduler.rows.items()):
             left[row] -= 1
             if not left[row]:
-                held.unseat(work, row, again=False)
-                drawn[work.lease.job_id] += 1
-                if drawn[work.lease.job_id] == work.lease.input.n:
-                    held.remove(work)
+                scheduler.free_row(job, row, retry=False)
+                drawn[job.lease.job_id] += 1
+                if drawn[job.lease.job_id] == job.lease.input.n:
+                    scheduler.remove(job)
     assert sum(drawn.values()) == sum(n for _, _, n, _, _ in arrivals)

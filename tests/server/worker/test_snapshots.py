@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from server.jobs import JobError, JobState, Output
 from server.queue.job_queue import JobQueue
 from server.queue.lease_queue import LeaseQueue
+from server.settings import Settings
 from server.worker.engine.fake import FakeEngine
 from server.worker.engine.protocol import RowRequest
 from tests.server.harness import Service, accept, fluid, job_input, lapse, take, until
@@ -46,7 +47,7 @@ def _attempt(service: Service, job: dict[str, object]) -> int:
 
 def test_the_shipped_model_goes_on_to_the_same_bytes(new_service: Callable[..., Service]) -> None:
     """The whole way with real weights: SIGKILL in the middle, another process goes on, and nobody can tell."""
-    service = new_service(engine="checkpoint", threads=1, max_rows=1, snapshot_steps=2, workers=0)
+    service = new_service(engine=Settings().engine, threads=1, max_rows=1, snapshot_steps=2, workers=0)
     service.add_worker()
     service.client.wait_ready(timeout_s=90)
     request: dict[str, Any] = {"seed": 5, "num_inference_steps": 24, "diffusion_steps": 250}

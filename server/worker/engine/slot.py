@@ -1,0 +1,30 @@
+"""The engine in use, shared by every part of the worker; a reload exchanges it in one place."""
+
+from server.errors import EngineBroken
+from server.model_info import ModelInfo
+from server.worker.engine.thread import EngineThread
+
+
+class EngineSlot:
+    """Holds the current engine's thread and its model's description, which is missing until the first install."""
+
+    def __init__(self, thread: EngineThread) -> None:
+        self.thread = thread
+        self._info: ModelInfo | None = None
+
+    @property
+    def installed(self) -> bool:
+        return self._info is not None
+
+    @property
+    def info(self) -> ModelInfo:
+        """Raises EngineBroken before the first engine is installed."""
+        if self._info is None:
+            raise EngineBroken("The model is used before it was loaded.")
+        return self._info
+
+    def install(self, thread: EngineThread, info: ModelInfo) -> None:
+        """Replace the engine; the old one's thread is closed."""
+        if thread is not self.thread:
+            self.thread.close()
+        self.thread, self._info = thread, info
