@@ -96,7 +96,7 @@ def test_a_link_generates_the_same_image(page, live: str) -> None:  # type: igno
 
 
 def test_generation_can_be_canceled(page) -> None:  # type: ignore[no-untyped-def]
-    """By keyboard, too."""
+    """Escape cancels the request, and the next one succeeds."""
     page.click("#options summary")
     page.fill("#num_inference_steps", "64")
     page.fill("#diffusion_steps", "250")
@@ -170,7 +170,7 @@ def test_the_page_asks_for_an_api_key_and_does_not_store_it(page, tmp_path: Path
 
 def test_a_painted_part_is_regenerated(page, live: str) -> None:  # type: ignore[no-untyped-def]
     """Painted by pointer on an image that was just generated; every pixel outside the paint stays."""
-    page.goto("about:blank")  # drops the options that other tests have set
+    page.goto("about:blank")  # resets the options that other tests have set
     page.goto(live)
     page.problems.clear()
     page.fill("#prompt", "a red apple, 3d style")
