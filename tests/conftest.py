@@ -15,6 +15,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+SERVICE_FIXTURES = {"service", "new_service", "live"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that start processes of the service, by the fixtures that do."""
+    for item in items:
+        if SERVICE_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.service)
+
+
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 

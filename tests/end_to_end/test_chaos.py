@@ -12,6 +12,8 @@ import pytest
 
 from server.jobs import JobState
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 MINUTES = float(os.environ.get("CHAOS_MINUTES", "1"))
 SEED = os.environ.get("CHAOS_SEED", "7")

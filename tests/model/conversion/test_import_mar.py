@@ -131,6 +131,7 @@ def test_messages_name_the_missing_option(downloads: Path, capsys: pytest.Captur
     assert "exists already" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_command_line_imports_and_generates(downloads: Path) -> None:
     """The README's two commands, in processes of their own, then a misspelt label."""
 
