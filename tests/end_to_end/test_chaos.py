@@ -15,7 +15,7 @@ from server.jobs import JobState
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-MINUTES = float(os.environ.get("CHAOS_MINUTES", "1"))
+MINUTES = float(os.environ.get("CHAOS_MINUTES", "3"))
 SEED = os.environ.get("CHAOS_SEED", "7")
 
 
