@@ -50,6 +50,7 @@ def test_targets_name_the_thing_on_each_side() -> None:
     assert row == [0, 0, THING_CLASSES["dog"], THING_CLASSES["cat"]] and SIDES[2] == "above"
 
 
+@pytest.mark.slow
 def test_pretraining_generalises_to_held_back_captions() -> None:
     """Word order decides: "cat left dog" and "dog left cat" have the same words, so without it accuracy is one half."""
     facts = every_pair()
