@@ -18,7 +18,7 @@ from model.data.scenes.compose import SIZE, Scene
 from model.data.scenes.things import COLOURS, THINGS
 
 COLOUR_NAMES = ("", *COLOURS)  # "": the style's own colours, and the background
-# Numbered by the whole table, so that a class means the same in every recipe. All portraits share the last class.
+# Numbered over the whole table, so that a class means the same in every recipe. All portraits share the last class.
 THING_CLASSES = {name: index for index, name in enumerate(("", *THINGS))}
 PORTRAIT_CLASS = len(THING_CLASSES)
 

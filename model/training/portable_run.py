@@ -46,7 +46,7 @@ def pack(recipe_file: Path, out: Path) -> int:
     recipe = Recipe.load(recipe_file)
     config = PRESETS[recipe.preset]
     data = Sprites.load(Path(recipe.data)) if recipe.scenes else Dataset.load(Path(recipe.data))
-    load_tokenizer(config, recipe.tokenizer)  # refuses what would fail on the other machine
+    load_tokenizer(config, recipe.tokenizer)  # rejects what would fail on the other machine
     shutil.rmtree(out, ignore_errors=True)
     data.save(out / "data")
     sources = {"tokenizer": recipe.tokenizer, "start_from": recipe.start_from, "text_encoder": recipe.text_encoder}

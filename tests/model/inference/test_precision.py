@@ -108,7 +108,7 @@ def test_restored_is_uninterrupted_in_bfloat16_too(tiny: Fluid, encoder: HashEnc
 
 
 def test_float16_is_not_offered() -> None:
-    with pytest.raises(CheckpointError, match="'float16' is none of auto, float32, bfloat16"):
+    with pytest.raises(CheckpointError, match="'float16' is not one of auto, float32, bfloat16"):
         choose_dtype("float16", torch.device("cpu"))
     assert choose_dtype("auto", torch.device("cpu")) in (torch.float32, torch.bfloat16)
 
