@@ -78,5 +78,5 @@ def _p(run: Run, part: str, percent: float) -> float | None:
 
 
 def _rss(running: Service) -> dict[str, float]:
-    """Return MiB of gateway and worker; not of Valkey, which holds finished images until they expire, as it must."""
+    """Return MiB of gateway and worker, without Valkey, which must hold finished images until they expire."""
     return {"gateway": rss_mib(running.gateway.pid), "worker": rss_mib(running.workers[0].pid)}

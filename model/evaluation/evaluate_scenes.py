@@ -1,8 +1,8 @@
 """Scores of a scenes checkpoint: `python -m model.evaluation --suite scenes`.
 
-Prints a table of GenEval's categories (scene_questions.py), then one JSON object. It also reports scores of
-the detector itself: the share of real renders that it accepts (`checker_ceiling`, also after JPEG compression) and the share
-of renders with one false fact that it rejects (`checker_reject`). Two scores do not use it: R-precision and a feature
+Prints a table of GenEval's categories (scene_questions.py), then one JSON object. It also scores the detector
+itself: the share of real renders that it accepts (`checker_ceiling`, also after JPEG compression) and the share of
+renders with one false fact that it rejects (`checker_reject`). Two scores do not use it: R-precision and a feature
 distance to real renders.
 """
 

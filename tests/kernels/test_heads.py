@@ -29,7 +29,7 @@ def test_all_paths_sample_the_same_tokens(path: str) -> None:
 
 
 def test_an_unknown_path_is_rejected_with_the_known_ones() -> None:
-    with pytest.raises(HeadPathError, match="'cuda' is none of auto, torch, triton, persistent"):
+    with pytest.raises(HeadPathError, match="'cuda' is not one of auto, torch, triton, persistent"):
         choose_path("cuda", CPU)
 
 

@@ -43,7 +43,7 @@ class PackedLinear(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, activation: str = ""):
         super().__init__()
         if activation not in _FUSED:
-            raise ValueError(f"activation {activation!r} is none of {', '.join(map(repr, _FUSED))}")
+            raise ValueError(f"activation {activation!r} is not one of {', '.join(map(repr, _FUSED))}")
         self.out_features, self.in_features = weight.shape
         self.dtype, self.activation = dtype, activation
         self.bias = None if bias is None else bias.detach().to(dtype)
