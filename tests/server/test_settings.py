@@ -72,6 +72,6 @@ def test_the_page_is_up_to_date() -> None:
 
 
 def test_no_group_is_split() -> None:
-    """Two tables of the same heading: a setting stands in the wrong place of the class."""
+    """Two tables with the same heading mean that a setting is in the wrong place in the class."""
     headings = [line for line in markdown().splitlines() if line.startswith("## ")]
     assert len(headings) == len(set(headings))

@@ -3,8 +3,8 @@
     n = LN(h)·(1 + scale) + shift        LN(h) = (h − mean)/√(var + 1e-6) · weight + bias
 
 h is the residual stream, float32; statistics are two-pass float32; n goes into a product, in its dtype. The
-modulation's scale already includes the 1 (modulation.py). It is read in place, at row (step − first)·E + e of the hoisted
-product.
+modulation's scale already includes the 1 (modulation.py). It is read in place, at row (step − first)·E + e of the
+hoisted product.
 
 Sources: MAR's ResBlock (arXiv 2406.11838, models/diffloss.py); two-pass statistics in registers as in Triton's
 tutorial 05-layer-norm.

@@ -89,7 +89,7 @@ def test_invalid_combinations_are_rejected(service: Service) -> None:
     ]:
         answer = http.post(path, json=body)
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
-    # It said that 'n' must be 1, not 1.
+    # The message used to say that 'n' must be 1, not 1.
     answer = http.post(GENERATE, json={"prompt": "x", "stream": True}, headers={"Accept": "image/png"})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "stream")
     job = service.client.submit("a cat")
@@ -99,7 +99,7 @@ def test_invalid_combinations_are_rejected(service: Service) -> None:
 
 
 def test_disconnecting_from_a_stream_cancels_its_job(new_service: Callable[..., Service]) -> None:
-    """Images that no client will read took rows from other jobs."""
+    """Images that no client would read used to take rows from other jobs."""
     service = new_service(fake_step_ms=20.0)
     body = SLOW | {"stream": True, "partial_images": 1, "num_inference_steps": 1000}
     with httpx.stream("POST", service.settings.base_url + GENERATE, json=body) as answer:
@@ -154,7 +154,7 @@ def test_a_late_follower_gets_the_final_event(service: Service) -> None:
 
 
 def test_a_thousand_disconnected_followers_leave_nothing(new_service: Callable[..., Service]) -> None:
-    """Each left behind a socket and a task that waited for the next event."""
+    """Each used to leave behind a socket and a task that waited for the next event."""
     service = new_service(workers=1, fake_step_ms=20.0)
     job = service.client.submit("a cat", num_inference_steps=20000)
     url = f"{service.settings.base_url}/v1/jobs/{job['id']}/events"
