@@ -33,7 +33,7 @@ class OutOfMemory(RuntimeError):
     """Some rows do not fit into memory even alone. They stay at their last step: release them, or call `step` again."""
 
     def __init__(self, rows: list[int]):
-        super().__init__(f"out of memory with rows {rows}, each by itself; use a larger device, or a smaller model")
+        super().__init__(f"out of memory for rows {rows}, each alone; use a device with more memory or a smaller model")
         self.rows = rows
 
 
