@@ -1,6 +1,6 @@
 """Every size of a model, in frozen dataclasses; presets.py holds the named ones.
 
-Shape letters used in all of model/ and kernels/:
+Shape letters used throughout model/ and kernels/:
     B images in a batch      N token positions (grid²)    C channels of a token    D backbone width
     L text tokens            E text encoder width         M packed tokens (from any images)    W head width
 """

@@ -208,7 +208,7 @@ def import_mar(
     """Convert `source` to the checkpoint folder `target`, which must not exist; return `target`.
 
     Args:
-        vae: file of the autoencoder; default: looked for beside `source`.
+        vae: file of the autoencoder; default: the one found beside `source`.
         heads: attention heads; default: those of the released model of this width.
         dtype: type in which the weights are stored.
         report: called with one line per stage.

@@ -1,7 +1,7 @@
 """R-precision of single emoji: does a generated image show the prompted concept?
 
 R-precision@1: a generated image is correct when, among the real images of 100 concepts in the prompted style, the
-nearest in feature space (features.py) shows the prompted concept. Chance is 1 %. The report gives beside it:
+nearest in feature space (features.py) shows the prompted concept. Chance is 1 %. The report also gives:
   - the same score of the tokenizer's reconstructions of the real images: the ceiling that tokenizer and features allow;
   - held-out pairs (concept trained in the other styles only) and concepts never trained, separately;
   - the share of generated images whose nearest training image, compared at 16×16 pixels, is the prompted one: how much

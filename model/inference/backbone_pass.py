@@ -104,7 +104,7 @@ class StaticPass:
                 work()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        # thread_local: another thread may be loading the next checkpoint meanwhile.
+        # thread_local: another thread may be loading the next checkpoint.
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             work()
         return graph.replay

@@ -6,8 +6,8 @@
 A step launches hundreds of kernels, and waiting for one of them would leave a GPU idle. So everything a step needs is
 planned on the CPU and sent in four transfers; only the head's loop may read its rows back, once.
 
-Letters, beside those of model/config.py: B rows in the step, M tokens that they decide, G tokens of guided rows among
-them, U guided rows.
+Letters, in addition to those of model/config.py: B rows in the step, M tokens that they decide, G tokens of guided rows
+among them, U guided rows.
 """
 
 from __future__ import annotations

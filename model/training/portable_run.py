@@ -33,7 +33,7 @@ from model.training.run import load_tokenizer
 
 
 def pack(recipe_file: Path, out: Path) -> int:
-    """Fill `out` with all that training by the recipe needs besides the code; return its size in bytes.
+    """Fill `out` with everything but the code that training from the recipe needs; return its size in bytes.
 
     Captions are encoded on the other machine: their states are often larger than the text encoder (4 GB for the
     200,000 captions of scenes-128-gpu, 91 MB for MiniLM).

@@ -118,7 +118,7 @@ def test_an_unloadable_model_exits_with_its_reason(
     assert "install the missing part (FLUID_CHECKPOINT=" in capsys.readouterr().err
 
 
-def test_generate_reports_a_request_that_the_engine_refuses(tmp_path: Path) -> None:
+def test_generate_reports_a_request_that_the_engine_rejects(tmp_path: Path) -> None:
     """The message is the engine's own, as the service would return it."""
     done = fluid("generate", "[impossible]", "--out", str(tmp_path / "x.png"), FLUID_ENGINE=FAKE_ENGINE)
     assert done.returncode == 2

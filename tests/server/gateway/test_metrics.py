@@ -50,7 +50,7 @@ def test_queue_depth_by_model_and_priority() -> None:
 
 
 def test_a_failed_heartbeat_loses_no_figures() -> None:
-    """Figures that were drained but not delivered are restored, and added to those counted meanwhile."""
+    """Figures that were drained but not delivered are restored, and added to those counted in the meantime."""
     tally = Tally()
     tally.count("fluid_images_total", "m")
     lost = tally.drain()

@@ -68,7 +68,7 @@ def test_the_official_client_receives_previews(new_service: Callable[..., Servic
         same = service.client.generate("a cat", seed=event["seed"], num_inference_steps=40)[0].data
         assert base64.b64decode(event["b64_json"]) == same
     looks = [pixels(event["b64_json"]) for event in (*partial, *done) if event["image_index"] == 0]
-    assert len(set(looks)) == 4  # none of them is another one once more
+    assert len(set(looks)) == 4  # no two of them are the same
 
 
 def test_a_failure_in_mid_stream_is_raised_by_the_client(service: Service) -> None:

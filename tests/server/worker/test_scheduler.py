@@ -1,4 +1,4 @@
-"""Assignment of images to rows: classes, callers in turn, suspects by themselves, no idle row."""
+"""Assignment of images to rows: classes, callers in turn, suspects alone, no idle row."""
 
 from collections import Counter
 
