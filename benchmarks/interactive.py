@@ -8,7 +8,7 @@
 
 Sides alternate; figures are medians over rounds.
 
-It takes a few minutes, and about 1 with --quick. A table is printed, and last one JSON object. Example:
+It takes a few minutes, and about 1 with --quick. It prints a table and, last, one JSON object. Example:
 
     python -m benchmarks.interactive --quick
 """

@@ -5,7 +5,7 @@ loop in this process with the same rows. Throughput: enough clients to keep ever
 refilled at once. One image: a client's wait for a PNG, against admit + steps + pixels. Sides alternate; figures are
 medians over rounds.
 
-It takes about 2 minutes, and under 1 with --quick. A table is printed, and last one JSON object. Example:
+It takes about 2 minutes, and under 1 with --quick. It prints a table and, last, one JSON object. Example:
 
     python -m benchmarks.served --quick
 """

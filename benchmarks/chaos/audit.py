@@ -1,4 +1,4 @@
-"""Comparison at the end of a run: read every job from Redis, fetch every image over HTTP, let the ledger judge them."""
+"""Comparison at the end of a run: read every job from Redis, fetch every image over HTTP, ask the ledger."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ POLL_S = 0.3
 
 
 class Crowd:
-    """Open-loop load: requests at random moments, each a task of its own, regardless of earlier ones."""
+    """Open-loop load: requests at random moments, each in its own task, regardless of earlier ones."""
 
     def __init__(self, cast: Cast, ledger: Ledger, random: Random, per_second: float) -> None:
         self._cast, self._ledger, self._random, self._per_second = cast, ledger, random, per_second

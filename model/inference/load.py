@@ -42,9 +42,9 @@ def load_engine(
 
     Args:
         checkpoint_dir: a folder, or a shipped checkpoint's name.
-        max_rows: the most images that are decoded at once.
+        max_rows: the maximum number of images decoded at once.
         device: "auto" (CUDA where there is one), "cpu" or "cuda".
-        threads: of torch on a CPU; 0: as many as this process may use.
+        threads: number of torch threads on a CPU; 0: as many as this process may use.
         dtype: of matrix products, see precision.py.
         kernels: path of the head's loop: "auto", "torch", "triton" or "persistent".
     Raises:

@@ -21,7 +21,7 @@ def test_values_are_parsed_to_their_types() -> None:
     assert (settings.port, settings.lease_s) == (9000, 2.5)
 
 
-def test_an_unknown_setting_is_refused_with_the_nearest_name() -> None:
+def test_an_unknown_setting_is_rejected_with_the_nearest_name() -> None:
     """A misspelt setting that silently does nothing costs an evening."""
     with pytest.raises(SettingError, match=r"FLUID_MAX_ROW\b.*Did you mean FLUID_MAX_ROWS"):
         Settings.from_env({"FLUID_MAX_ROW": "4"})
@@ -37,7 +37,7 @@ def test_an_unknown_setting_is_refused_with_the_nearest_name() -> None:
         ("FLUID_DEVICE", "magic", "auto, cpu, cuda"),
     ],
 )
-def test_an_invalid_value_is_refused_with_the_valid_ones(name: str, value: str, message: str) -> None:
+def test_an_invalid_value_is_rejected_with_the_valid_ones(name: str, value: str, message: str) -> None:
     with pytest.raises(SettingError, match=message) as refused:
         Settings.from_env({name: value})
     assert value in str(refused.value)
@@ -72,6 +72,6 @@ def test_the_page_is_up_to_date() -> None:
 
 
 def test_no_group_is_split() -> None:
-    """Two tables of the same heading: a setting stands in the wrong place of the class."""
+    """Two tables with the same heading mean that a setting is in the wrong place in the class."""
     headings = [line for line in markdown().splitlines() if line.startswith("## ")]
     assert len(headings) == len(set(headings))

@@ -41,7 +41,7 @@ def test_help_of_every_command_has_an_example(command: str, capsys: pytest.Captu
 
 
 def test_help_lists_every_command() -> None:
-    """In a process of its own: --help must work without torch, Redis or a checkpoint."""
+    """It runs in a separate process: --help must work without torch, Redis or a checkpoint."""
     shown = fluid("--help")
     assert shown.returncode == 0, shown.stderr
     assert all(f"\n    {command} " in shown.stdout for command in COMMANDS)
@@ -61,7 +61,7 @@ def test_serve_help_lists_every_setting() -> None:
 
 
 def test_generate_writes_numbered_files_with_recipes(tmp_path: Path) -> None:
-    """Without a server: the folder is created, and image i has seed + i in its recipe."""
+    """This needs no server: the folder is created, and image i has seed + i in its recipe."""
     out = tmp_path / "sub" / "cat.webp"
     done = fluid("generate", "a cat", "--out", str(out), "--n", "2", "--seed", "5", FLUID_ENGINE=FAKE_ENGINE)
     assert done.returncode == 0, done.stderr
@@ -118,8 +118,8 @@ def test_an_unloadable_model_exits_with_its_reason(
     assert "install the missing part (FLUID_CHECKPOINT=" in capsys.readouterr().err
 
 
-def test_generate_reports_a_request_that_the_engine_refuses(tmp_path: Path) -> None:
-    """The engine's own message, as the service would return it."""
+def test_generate_reports_a_request_that_the_engine_rejects(tmp_path: Path) -> None:
+    """The message is the engine's own, as the service would return it."""
     done = fluid("generate", "[impossible]", "--out", str(tmp_path / "x.png"), FLUID_ENGINE=FAKE_ENGINE)
     assert done.returncode == 2
     assert "told that this is impossible" in done.stderr

@@ -107,7 +107,7 @@ def scripted() -> Iterator[ThreadingHTTPServer]:
 
 
 def test_retries_reuse_the_idempotency_key(scripted: ThreadingHTTPServer) -> None:
-    """With a new key each, a retry would be another job."""
+    """With a new key for each attempt, a retry would be another job."""
     ScriptedHandler.responses = [
         (429, {"Retry-After": "0"}),
         (503, {"Retry-After": "0"}),
@@ -135,7 +135,7 @@ def test_retry_delay_backs_off_and_honours_retry_after() -> None:
 
 
 def test_an_unreachable_service_is_a_service_error() -> None:
-    """Streams and batch results let httpx.ConnectError through."""
+    """Streams and batch results used to let httpx.ConnectError through."""
     with FluidClient("http://127.0.0.1:9", max_retries=0) as client, pytest.raises(ServiceError, match="fluid serve"):
         client.models()
     for use in (lambda c: c.stream("a cat"), lambda c: c.batch_results("batch_1")):

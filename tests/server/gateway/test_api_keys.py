@@ -204,7 +204,7 @@ def test_keys_are_added_and_removed_without_a_restart(new_service: Callable[...,
 def test_an_invalid_file_leaves_the_last_valid_keys(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A typing error in the file must neither lock every caller out nor fill the log."""
+    """A typo in the file must neither lock every caller out nor fill the log."""
     monkeypatch.setattr(api_keys, "RELOAD_INTERVAL_S", 0.0)
     file = tmp_path / "keys.txt"
     file.write_text(f"alice {hash_key(ALICE)}\n")

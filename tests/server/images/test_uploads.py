@@ -233,7 +233,7 @@ def test_a_wrong_form_names_its_field(http: httpx.Client, data: dict[str, Any], 
     assert answer.json()["error"]["param"] == param, answer.text
 
 
-def test_a_body_that_is_no_form_two_images_and_too_many_bytes(http: httpx.Client) -> None:
+def test_a_body_that_is_not_a_form_two_images_and_too_many_bytes(http: httpx.Client) -> None:
     assert http.post("/v1/images/edits", json={"prompt": "x"}).status_code == 400
     broken = http.post("/v1/images/edits", content=b"--x\r\n", headers={"Content-Type": "multipart/form-data"})
     assert broken.status_code == 400

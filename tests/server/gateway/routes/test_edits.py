@@ -145,7 +145,7 @@ def test_a_small_hole_takes_no_more_steps_than_tokens(http: httpx.Client) -> Non
 
 @pytest.mark.parametrize("route", ["edits", "variations"])
 def test_the_accept_header_selects_the_format(http: httpx.Client, route: str) -> None:
-    """As with generations: accepting image/webp first used to return a PNG."""
+    """As for generations, a request that prefers image/webp used to get a PNG."""
     files = {"image": png(gradient())} | ({"mask": png(mask())} if route == "edits" else {})
     answer = http.post(
         f"/v1/images/{route}", data={"prompt": "a cat"}, files=files, headers={"Accept": "image/webp, image/png;q=0.5"}
