@@ -1,1 +1,1 @@
-"""Images as bytes: codec writes files, uploads reads them, compositing blends edits, recipe holds parameters."""
+"""Images as bytes: codec writes files, uploads reads, compositing blends edits, recipe holds an image's parameters."""

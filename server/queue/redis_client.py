@@ -14,7 +14,7 @@ Client = Any
 RETRIES = 3
 #: A vanished host neither answers nor closes. Longer than any blocking call (BLPOP blocks for 0.25 s).
 PATIENT_TIMEOUT_S = 5.0
-#: Connections, one per command in flight. redis-py allows 100 by default, and more fail instead of waiting: many callers
+#: Connections, one per command in flight. redis-py allows 100 by default, and more fail instead of waiting: callers
 #: got 503 from a healthy Redis. Waiting for a connection would add to the wait for a reply: 503 would come too late.
 MAX_CONNECTIONS = 4096
 #: For the gateway: its callers get 503 within a second when Redis does not answer.
