@@ -31,7 +31,7 @@ class UploadedImage:
 def read_with_mask(
     image: BinaryIO | None, mask: BinaryIO | None, size: tuple[int, int]
 ) -> tuple[bytes, bytes, list[str]]:
-    """Read an edit's files as (RGB, mask, warnings) at the model's size. Raises like `decode`, `fit_to`, `edit_mask`."""
+    """Read edit files as (RGB, mask, warnings) at the model's size. Raises like `decode`, `fit_to`, `edit_mask`."""
     whole = decode(image, "image")
     pixels, notes = fit_to(whole.image, size)
     return pixels, edit_mask(whole.image, None if mask is None else decode(mask, "mask").image, size), notes
