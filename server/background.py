@@ -1,7 +1,7 @@
-"""Background tasks, and canceling them reliably: redis-py can swallow a cancellation.
+"""Run background tasks and cancel them reliably: redis-py can swallow a cancellation.
 
 redis-py sends each command under `asyncio.wait_for`, which before Python 3.12 loses a cancellation that arrives just
-as the send has finished (bpo-37658). A task that does nothing but talk to Redis ignored two out of three.
+as the send has finished (bpo-37658). A task that does nothing but talk to Redis ignored two cancellations of three.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ RETRY_S = 0.1
 
 
 async def cancel_and_wait(*tasks: asyncio.Task[Any]) -> None:
-    """Cancel the tasks repeatedly until all have ended. Their exceptions stay in them for the caller to read."""
+    """Cancel the tasks repeatedly until all have ended. The caller can still read their exceptions from them."""
     alive = {task for task in tasks if not task.done()}
     while alive:
         for task in alive:
@@ -23,7 +23,7 @@ async def cancel_and_wait(*tasks: asyncio.Task[Any]) -> None:
 
 @asynccontextmanager
 async def running(*endless: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Run the coroutines in the background of the block, and cancel them at its end."""
+    """Run the coroutines in the background while the block runs, and cancel them when it ends."""
     tasks = [asyncio.create_task(each) for each in endless]
     try:
         yield

@@ -1,4 +1,4 @@
-"""Batch files in OpenAI's format: one {"custom_id": ..., "method": "POST", "url": ..., "body": {...}} a line."""
+"""Batch files in OpenAI's format: one {"custom_id": ..., "method": "POST", "url": ..., "body": {...}} per line."""
 
 import io
 import json
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 MAX_LINES = 50_000
-#: No parameter nests more than two deep; Python's own limit depends on the depth of the call stack.
+#: No parameter is nested more than two levels deep; Python's own limit depends on the depth of the call stack.
 MAX_DEPTH = 16
 URL = "/v1/images/generations"
 #: Terminal states of a batch.
@@ -42,12 +42,12 @@ class Line:
 
 
 def parse_lines(data: bytes) -> list[Line]:
-    """Parse every line. An invalid body is no error here: it fails that request alone, later.
+    """Parse every line. An invalid body is not an error here: later it fails its own request only.
 
     Raises:
         LineError: the file is not a batch file.
     """
-    # Line by line, and counted before any is kept: 32 MiB of short lines are 600 MiB of Python strings.
+    # Read line by line and count before keeping any: 32 MiB of short lines take 600 MiB as Python strings.
     count = sum(1 for raw in _each(data) if raw.strip())
     if not count:
         raise LineError("The file has no lines.", "empty_file")
@@ -87,7 +87,7 @@ def _parse(text: str, number: int) -> Line:
         raise _nested(number)
     if "\\ud" in text.lower() and _halved(raw):
         raise LineError(
-            f"Line {number} contains half of a surrogate pair; send valid Unicode.", "invalid_encoding", number
+            f"Line {number} contains an unpaired surrogate; send valid Unicode.", "invalid_encoding", number
         )
     if not isinstance(raw, dict) or not isinstance(raw.get("body"), dict):
         raise LineError(f"Line {number} must be an object with a 'body'.", "invalid_line", number)
@@ -100,7 +100,9 @@ def _parse(text: str, number: int) -> Line:
 
 
 def _nested(number: int) -> LineError:
-    return LineError(f"Line {number} nests more than {MAX_DEPTH} deep; no request does.", "invalid_json_line", number)
+    return LineError(
+        f"Line {number} is nested more than {MAX_DEPTH} levels deep; no valid request is.", "invalid_json_line", number
+    )
 
 
 def _deep(value: Any, left: int) -> bool:
@@ -109,7 +111,7 @@ def _deep(value: Any, left: int) -> bool:
 
 
 def _halved(raw: Any) -> bool:
-    """True if any string holds half of a surrogate pair, which Python can parse but not encode."""
+    """True if any string contains an unpaired surrogate, which Python can parse but not encode."""
     try:
         json.dumps(raw, ensure_ascii=False).encode()
     except UnicodeEncodeError:
@@ -123,14 +125,14 @@ def not_for_lines(body: Mapping[str, Any]) -> tuple[str, str] | None:
     Values that change nothing, like stream=false, are allowed.
     """
     if body.get("priority") not in (None, "low"):
-        return "priority", "'priority' is not for lines of a batch: their priority is always low. Leave it out."
+        return "priority", "'priority' is not allowed in a batch line: its priority is always low. Leave it out."
     if body.get("response_format") == "url":
-        return "response_format", "'response_format' url is not for lines of a batch: results hold b64_json."
+        return "response_format", "'response_format' url is not allowed in a batch line: results hold b64_json."
     for name, why in (
         ("stream", "the caller does not wait for them"),
         ("partial_images", "the caller does not wait for previews"),
         ("webhook", "ask GET /v1/batches/{batch_id} instead"),
     ):
         if body.get(name):
-            return name, f"'{name}' is not for lines of a batch: {why}. Leave it out."
+            return name, f"'{name}' is not allowed in a batch line: {why}. Leave it out."
     return None

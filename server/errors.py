@@ -1,17 +1,17 @@
 """Every error of the service, and the single map from an error to an HTTP status and an OpenAI-shaped body.
 
 FluidError
-├── ConfigError                 the service cannot start like this
+├── ConfigError                 the service cannot start with this configuration
 │   ├── SettingError            a FLUID_* name or value is wrong
 │   ├── DataDirInUse            another instance holds the data folder
 │   └── ValkeyStartError        the embedded Valkey is missing or did not start
-├── RequestError                answered to the HTTP caller
+├── RequestError                sent to the HTTP caller as an error response
 │   ├── InvalidRequest          400  a parameter is invalid; names it and the limit
 │   ├── JobCanceled             400  the job that this request waited for was canceled
 │   ├── InvalidApiKey           401  no key, or an unknown one
 │   ├── KeyDisabled             403
 │   ├── NotAcceptable           406  an unsupported image type
-│   ├── RequestTooSlow          408  its body did not arrive in time
+│   ├── RequestTooSlow          408  the body did not arrive in time
 │   ├── BodyTooLarge            413  larger than any valid request
 │   ├── UnknownJob              404
 │   ├── UnknownImage            404  no such image, or not yet
@@ -31,7 +31,7 @@ FluidError
 │   ├── UnknownDeadLetter       no dead letter of this id
 │   ├── BatchRefused            `fluid batch` cannot start, or its file was rejected
 │   ├── EditRefused             `fluid edit` or `fluid vary` cannot use a file
-│   ├── ReloadRefused           a worker keeps its present checkpoint
+│   ├── ReloadRefused           a worker keeps its current checkpoint
 │   └── UnhealthyService        `fluid doctor` found something to act on
 ├── WorkerError                 ends the worker process
 │   ├── CanaryFailed            the first image after loading is not a valid image
@@ -51,7 +51,7 @@ class FluidError(Exception):
 
 
 class ConfigError(FluidError):
-    """The service cannot start like this."""
+    """The service cannot start with this configuration."""
 
 
 class SettingError(ConfigError):
@@ -67,7 +67,7 @@ class ValkeyStartError(ConfigError):
 
 
 class RequestError(FluidError):
-    """An error response to the HTTP caller. The first sentence of a docstring below is its description in OpenAPI."""
+    """An error response to the HTTP caller. OpenAPI describes a subclass by its docstring's first sentence."""
 
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
@@ -130,7 +130,7 @@ class KeyDisabled(RequestError):
 
 
 class NotAcceptable(RequestError):
-    """The Accept header asks for an unsupported image type, or for another one than `output_format`."""
+    """The Accept header asks for an unsupported image type, or one that differs from `output_format`."""
 
     status, type, code = 406, "invalid_request_error", "not_acceptable"
     rejection = True
@@ -141,7 +141,7 @@ class RequestTooSlow(RequestError):
 
     status, type, code = 408, "invalid_request_error", "request_too_slow"
     rejection = True
-    #: The rest of the body may still arrive, and is no request.
+    #: The rest of the body may still arrive, and must not be read as the next request.
     always: ClassVar[Mapping[str, str]] = {"Connection": "close"}
 
 
@@ -159,7 +159,7 @@ class UnknownJob(RequestError):
 
 
 class UnknownImage(RequestError):
-    """The job has no such image; if `Retry-After` is set, not yet."""
+    """The job has no such image; with `Retry-After`, the image is not finished yet."""
 
     status, type, code = 404, "invalid_request_error", "image_not_found"
 
@@ -256,7 +256,7 @@ class EditRefused(OperatorError):
 
 
 class ReloadRefused(OperatorError):
-    """A worker keeps its present checkpoint."""
+    """A worker keeps its current checkpoint."""
 
 
 class UnhealthyService(OperatorError):
@@ -288,5 +288,5 @@ class ServiceError(FluidError):
 
 
 def error_body(message: str, *, type: str, param: str | None, code: str | None) -> dict[str, Any]:
-    """The OpenAI error shape, which every SDK of that family can parse."""
+    """The OpenAI error shape, which every OpenAI-compatible SDK can parse."""
     return {"error": {"message": message, "type": type, "param": param, "code": code}}

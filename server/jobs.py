@@ -221,7 +221,7 @@ class JobRecord:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A worker's right to finish one job. Its token is the fence: an older one is rejected at the finish."""
+    """A worker's right to finish one job. Its token is the fence: an older token is rejected at the finish."""
 
     job_id: str
     token: int

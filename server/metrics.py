@@ -14,7 +14,7 @@ ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """One metric of the workers: a histogram, or without buckets a counter."""
+    """One metric of the workers: a histogram, or a counter if it has no buckets."""
 
     help: str
     label: str = ""

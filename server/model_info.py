@@ -29,7 +29,7 @@ class ModelInfo:
 
     @classmethod
     def from_mapping(cls, raw: Mapping[str, Any]) -> "ModelInfo":
-        """Decode what an engine's info() or Redis holds.
+        """Build a ModelInfo from what an engine's info() returns or Redis stores.
 
         Raises:
             TypeError, KeyError: a key is missing or unknown.

@@ -25,13 +25,13 @@ class Sampling:
         return cls(**{name: _typed(values[name]) for name in SAMPLING_FIELDS if values.get(name) is not None})
 
     def __post_init__(self) -> None:
-        """JSON writes 3.0 as 3, and `repr` and the job object should not depend on who wrote it."""
+        """Convert to float: JSON may write 3.0 as 3, on which `repr` and the job object should not depend."""
         for name in ("guidance_scale", "temperature"):
             object.__setattr__(self, name, float(getattr(self, name)))
 
 
 def _typed(value: Any) -> Any:
-    """A list becomes a tuple, which JSON does not have."""
+    """Turn a list into a tuple, which JSON does not have."""
     return tuple(map(float, value)) if isinstance(value, list | tuple) else value
 
 

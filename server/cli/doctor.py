@@ -51,7 +51,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(settings: Settings, args: argparse.Namespace) -> None:
-    """Print the report; UnhealthyService if anything needs action."""
+    """Print the report; raise UnhealthyService if anything needs action."""
     findings = asyncio.run(_diagnose(settings))
     for finding in findings:
         print(f"{finding.level:<5} {finding.text}")
@@ -89,7 +89,7 @@ async def examine(settings: Settings, queue: JobQueue, registry: Registry) -> As
 
 
 async def _config(queue: JobQueue) -> dict[str, str]:
-    """Redis' persistence and memory settings; empty where CONFIG is forbidden, as managed services often do."""
+    """Read Redis' persistence and memory settings; empty where CONFIG is forbidden, as on many managed services."""
     try:
         return dict(await queue.redis.config_get("append*", "maxmemory-policy"))
     except ResponseError:

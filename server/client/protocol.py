@@ -55,7 +55,7 @@ def images(body: Mapping[str, Any]) -> list[GeneratedImage]:
 
 
 def with_warnings(generated: list[GeneratedImage], warnings: list[str]) -> list[GeneratedImage]:
-    """Copies of the images with `warnings` before their own."""
+    """Copy the images, with `warnings` added before their own."""
     return [replace(image, warnings=(*warnings, *image.warnings)) for image in generated]
 
 
@@ -78,7 +78,7 @@ def checked(response: httpx.Response) -> httpx.Response:
         return response
     try:
         error = response.json()["error"]
-    except (ValueError, KeyError, TypeError):  # a proxy in between has error pages of its own
+    except (ValueError, KeyError, TypeError):  # a proxy in between may send its own error page
         error = {"message": response.text[:500]}
     raise service_error(error, response.status_code)
 

@@ -27,8 +27,8 @@ from server.jobs import TERMINAL
 class FluidClient:
     """A connection pool to one service. `options` are the API's parameters: n, seed, quality, output_format, ...
 
-    Requests that got no response, 429 or 502 to 504 are retried up to `max_retries` times, with backoff or after
-    Retry-After. Every retry repeats the request's Idempotency-Key, so nothing is generated twice.
+    Requests that get no response, or the status 429 or 502 to 504, are retried up to `max_retries` times, with backoff
+    or after Retry-After. Every retry repeats the request's Idempotency-Key, so nothing is generated twice.
     Every failure is a ServiceError.
     """
 
@@ -80,7 +80,7 @@ class FluidClient:
         return protocol.images(self._object("POST", "/v1/images/variations", **form))
 
     def like(self, file: bytes, **changes: Any) -> list[GeneratedImage]:
-        """Generate again from the recipe in an image file; `warnings` say if the service has other weights now."""
+        """Generate again from the recipe in an image file; `warnings` say so if its weights have changed."""
         recipe = read_recipe(file)
         warnings = served_checkpoint_warnings(recipe, self.models())
         return protocol.with_warnings(self.generate(**to_request(recipe) | changes), warnings)
@@ -139,7 +139,7 @@ class FluidClient:
         poll_s: float = 0.2,
         progress: Callable[[dict[str, Any]], None] | None = None,
     ) -> dict[str, Any]:
-        """Poll until the job ends, in whichever state, and return it; `progress` gets the job at every poll."""
+        """Poll until the job ends, in any terminal state, and return it; `progress` gets the job at every poll."""
         deadline = time.monotonic() + timeout_s
         while (job := self.job(job_id))["status"] not in TERMINAL:
             if progress is not None:
@@ -164,7 +164,7 @@ class FluidClient:
         return self._object("POST", f"/v1/batches/{batch_id}/cancel")
 
     def batch_results(self, batch_id: str, *, errors: bool = False) -> Generator[dict[str, Any], None]:
-        """Yield a result line for each line that has ended so far; with `errors`, those that failed."""
+        """Yield the result of each line that has succeeded so far; with `errors`, of each that has failed."""
         path = f"/v1/files/{results_file(batch_id, errors=errors)}/content"
         with closing(self._lines("GET", path)) as lines:
             for line in lines:
@@ -185,7 +185,7 @@ class FluidClient:
         return response.is_success, "" if response.is_success else str(response.json().get("reason", response.text))
 
     def wait_ready(self, *, timeout_s: float = 300.0, poll_s: float = 0.2) -> None:
-        """Poll until a worker can generate; ServiceError after `timeout_s`."""
+        """Poll until a worker can generate; raise ServiceError after `timeout_s`."""
         deadline = time.monotonic() + timeout_s
         while True:
             is_ready, reason = self.ready()

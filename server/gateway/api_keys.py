@@ -50,15 +50,15 @@ def new_key() -> str:
 
 
 def hash_key(key: str) -> str:
-    """Return a key's hash as it stands in the file."""
+    """Return a key's hash in the form that the key file holds."""
     return "sha256:" + hashlib.sha256(key.encode()).hexdigest()
 
 
 def print_new_key(name: str) -> None:
-    """Print a new key for a person (to standard error), and its line for the file (to standard output).
+    """Print a new key for its holder (on standard error), and its line for the key file (on standard output).
 
     Raises:
-        KeyNameRefused: the name could not stand in the file.
+        KeyNameRefused: the key file cannot hold this name.
     """
     if not _NAME.fullmatch(name):
         raise KeyNameRefused(f"{name[:80]!r} is not a valid key name: use 1 to 64 letters, digits, '.', '_' or '-'.")
@@ -105,10 +105,10 @@ def _with_limits(caller: Caller, words: list[str]) -> Caller:
 
 
 class KeyRing:
-    """All keys of FLUID_API_KEYS and FLUID_API_KEYS_FILE. A file that becomes invalid leaves the last valid keys.
+    """All keys of FLUID_API_KEYS and FLUID_API_KEYS_FILE. If the file becomes invalid, the last valid keys stay.
 
     Raises:
-        ConfigError: the keys are invalid at the start, or there are limits without keys.
+        ConfigError: the keys are invalid at startup, or limits are set without keys.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -137,7 +137,7 @@ class KeyRing:
         scheme, _, key = authorization.partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
             raise InvalidApiKey("This service requires an API key: send the header 'Authorization: Bearer KEY'.")
-        digest = hash_key(key.strip())  # looked up by hash, so timing reveals nothing of the key
+        digest = hash_key(key.strip())  # looked up by hash, so timing reveals nothing about the key
         caller = self._from_file.get(digest) or self._inline.get(digest)
         if caller is None:
             raise InvalidApiKey("Unknown API key. Ask the operator of this service for one.")
@@ -163,7 +163,7 @@ class KeyRing:
             version = (found.st_mtime_ns, found.st_size, found.st_ino)
             if version == self._file_version:
                 return
-            self._file_version = version  # from before reading: what is written meanwhile is read the next time
+            self._file_version = version  # taken before reading, so that a write in the meantime is read the next time
             text = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"FLUID_API_KEYS_FILE: {file} cannot be read: {error}.") from error

@@ -39,7 +39,7 @@ def services_of(request: Request) -> Services:
 
 
 async def _services(request: Request) -> Services:
-    """Async, because FastAPI would run a plain function in its thread pool on every request."""
+    """Return the services; async, because FastAPI runs a plain dependency in its thread pool on every request."""
     return services_of(request)
 
 

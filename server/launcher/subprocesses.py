@@ -28,7 +28,7 @@ def spawn(
 ) -> "subprocess.Popen[bytes]":
     """Start `command` (absolute path first) so that it dies with us.
 
-    It gets its own session: Ctrl-C in a terminal reaches the whole foreground group, and children are to stop in
+    It gets its own session: Ctrl-C in a terminal reaches the whole foreground group, but children have to stop in
     order, not all at once.
     """
     output = subprocess.DEVNULL if quiet else None
@@ -55,5 +55,5 @@ def stop(process: "subprocess.Popen[bytes]", *, grace_s: float) -> int:
 
 
 async def stop_async(process: "subprocess.Popen[bytes]", *, grace_s: float) -> int:
-    """As `stop`, without blocking the event loop."""
+    """Do the same as `stop`, without blocking the event loop."""
     return await asyncio.to_thread(stop, process, grace_s=grace_s)

@@ -124,7 +124,7 @@ class Supervisor:
         self._stop.set()
 
     async def _shut_down(self) -> None:
-        """Stop the gateway first, so that requests in flight still find a worker, and Valkey with all the data last."""
+        """Stop the gateway first, so that requests in flight still find a worker, and Valkey last: it has the data."""
         if self.banner:
             self._say("stopping ...")
         for child in self._children:

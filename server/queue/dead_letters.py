@@ -33,7 +33,7 @@ class DeadLetters:
         self._redis, self._stream = queue.redis, queue.keys.dead_letters_stream
 
     async def all(self) -> AsyncIterator[DeadLetter]:
-        """Iterate over all, oldest first, page by page."""
+        """Iterate over all dead letters, oldest first, page by page."""
         start = "-"
         while page := await self._redis.xrange(self._stream, min=start, count=PAGE):
             for entry, fields in page:
@@ -54,9 +54,9 @@ class DeadLetters:
         raise UnknownDeadLetter(f"No dead letter has the job id {job_id!r}. `fluid dlq list` shows them.")
 
     async def replay(self, letter: DeadLetter) -> str:
-        """Enqueue a new job with the same input, drop the letter, and return the job's id. The failed job stays failed.
+        """Enqueue a new job with the same input, drop the dead letter, return the job's id. The old job stays failed.
 
-        The id follows from the letter's, and accepting an id twice changes nothing: a replay that is interrupted
+        The id is derived from the letter's, and accepting an id twice changes nothing: a replay that is interrupted
         before the letter is dropped, and repeated, still generates once.
         """
         job_id = f"{letter.job_id}_r{letter.entry.replace('-', '')}"

@@ -52,7 +52,7 @@ class Events:
         self._watcher = watcher
 
     async def begin(self, job_id: str, owner: str) -> JobRecord:
-        """Start keeping events of a job; its record.
+        """Start keeping the events of a job, and return its record.
 
         Raises:
             UnknownJob, JobExpired: this owner has no such job, or it was deleted.

@@ -1,6 +1,6 @@
 """The name of every Redis key, declared once: Python reads it as `keys.NAME`, and so do the Lua scripts.
 
-`scripts.prelude` writes the names that a script uses as a Lua table of the same form. The end of a name is its type.
+`scripts.prelude` writes the names that a script uses as a Lua table of the same form. The suffix of a name is its type.
 """
 
 import re
@@ -67,7 +67,7 @@ class Keys:
     deadlines_zset = FixedKey("deadlines")  # waiting jobs, by deadline
     ended_zset = FixedKey("ended")  # ended jobs, by when their record expires
     open_jobs_hash = FixedKey("open_jobs")  # number of waiting and running jobs, by owner
-    rate_limit = KeyTemplate("rate_limit:{caller}")  # when the caller's allowance of requests is whole again
+    rate_limit = KeyTemplate("rate_limit:{caller}")  # when the caller's allowance of requests is full again
 
     # --- channels -----------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """The workers' side of the queue: take a job under a lease, renew it, save progress, finish once or requeue.
 
-A lease is an entry with an end, which its worker extends while it lives. The job's fencing token rises at every
+A lease is an entry with an expiry, which its worker extends while it lives. The job's fencing token rises at every
 attempt, so a worker that fell silent and came back is rejected at the finish.
 """
 
@@ -15,7 +15,7 @@ from server.queue.redis_client import Client
 from server.queue.scripts import QueueConnection
 from server.settings import Settings
 
-RESULT_EXTRA_S = 3600  # image files outlive the job's record, so a visible record never points at nothing
+RESULT_EXTRA_S = 3600  # image files outlive the job's record, so a visible record never points at a deleted file
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class LeaseQueue(QueueConnection):
     ) -> Lease | None:
         """Take the next waiting job of the model; None if there is none after `block_s`.
 
-        With `min_wait_s` only a job that has waited that long: an idle worker would have had it by then.
+        With `min_wait_s`, take only a job that has waited that long: an idle worker would have taken it by then.
         """
         found = await self._take(worker, model, min_wait_s)
         if found is None and block_s is not None and await self.redis.blpop(self.keys.wakeup_list(model), block_s):
@@ -105,7 +105,7 @@ class LeaseQueue(QueueConnection):
         await self.run("save", args, *fields.values())
 
     async def resume(self, lease: Lease, checkpoint: str) -> Resume:
-        """What an earlier attempt saved; empty if other weights made it: mixing them would corrupt the image."""
+        """Load what an earlier attempt saved; empty if other weights made it: mixing them would corrupt the image."""
         raw = await self.redis.execute_command("HGETALL", self.keys.resume_hash(lease.job_id), NEVER_DECODE=True)
         fields = dict(zip(raw[::2], raw[1::2], strict=True)) if isinstance(raw, list) else raw
         if fields.get(b"checkpoint") != checkpoint.encode():
@@ -123,8 +123,8 @@ class LeaseQueue(QueueConnection):
         return (lease.input.result_ttl_s or self.ttl_s) + RESULT_EXTRA_S
 
     async def store_result(self, lease: Lease, index: int, data: bytes) -> None:
-        """Store an image file before the finish, under a key that only this lease writes. The last one of a job goes
-        with its finish."""
+        """Store an image file before the finish, under a key that only this lease writes. A job's last file is
+        stored by its finish."""
         key = self.keys.result_bytes(lease.job_id, lease.token, index)
         await self.redis.set(key, data, ex=self._result_ttl_s(lease))
 
@@ -152,7 +152,7 @@ class LeaseQueue(QueueConnection):
             "id": lease.job_id,
             "token": lease.token,
             "state": state,
-            # Texts, as the record keeps them: Lua would write an empty list as an object.
+            # JSON texts, as the record keeps them: Lua would write an empty list as an object.
             "outputs": json.dumps([asdict(output) for output in outputs]),
             "error": json.dumps(asdict(error)) if error else "",
             "metrics": json.dumps(asdict(metrics)) if metrics else "",
@@ -167,7 +167,7 @@ class LeaseQueue(QueueConnection):
         return bool(answer != "fenced")
 
     async def requeue(self, lease: Lease, *, error: JobError | None = None, discard_progress: bool = False) -> str:
-        """Return a job to the queue; the state after it, or "fenced".
+        """Return a job to the queue; the result is its new state, or "fenced".
 
         Without an error the attempt is not counted; with one, the last attempt's requeue fails the job.
         `discard_progress`: what was saved led to the error, so the next attempt must start from the beginning.
@@ -186,6 +186,6 @@ class LeaseQueue(QueueConnection):
         return str(answer)
 
     async def _delete_results(self, lease: Lease) -> None:
-        """Delete the files of this attempt. Those of others may be part of a result; they expire by themselves."""
+        """Delete the files of this attempt. Files of other attempts may be part of a result; they expire."""
         keys = [self.keys.result_bytes(lease.job_id, lease.token, index) for index in range(lease.input.n)]
         await self.redis.delete(*keys)

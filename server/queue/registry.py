@@ -108,6 +108,6 @@ class Registry:
         return {name: float(value) for name, value in raw.items()}
 
     async def _now(self) -> float:
-        """Time by Redis' clock: hosts' clocks differ, heartbeat ages must not."""
+        """Read the time from Redis' clock: hosts' clocks differ, and heartbeat ages must not."""
         seconds, micros = await self.redis.time()
         return float(seconds + micros / 1e6)

@@ -17,7 +17,7 @@ from server.queue.keys import Keys
 from server.queue.redis_client import Client
 
 log = logging.getLogger(__name__)
-POLL_S = 1.0  # pub/sub may drop a message; the state in Redis never lies, so it is polled as well
+POLL_S = 1.0  # pub/sub may drop a message, so the state in Redis is polled as well
 
 
 class JobWatcher:
@@ -118,7 +118,7 @@ class Waiter:
         self._job_id = job_id
 
     async def end(self, timeout_s: float) -> JobRecord:
-        """Wait until the job, which is accepted by now, is terminal; its record.
+        """Wait until the job, which has been accepted by now, is terminal; return its record.
 
         Raises:
             TimeoutError: the job has not ended after `timeout_s`.
@@ -126,7 +126,7 @@ class Waiter:
         self.accepted = True
         deadline = asyncio.get_running_loop().time() + timeout_s
         while True:
-            async with asyncio.timeout_at(deadline):  # not around Redis, which could swallow it: background.py
+            async with asyncio.timeout_at(deadline):  # not around calls to Redis, which could swallow it: background.py
                 await self.event.wait()
             self.event.clear()
             record = await self._queue.get(self._job_id)

@@ -32,7 +32,7 @@ class Throughput:
 
 
 class Heartbeat:
-    """Reports this worker's state to the registry, and what it counted since the last beat."""
+    """Reports this worker's state, and its counts since the last heartbeat, to the registry."""
 
     def __init__(
         self, worker_id: str, registry: Registry, engine: EngineSlot, scheduler: Scheduler, tally: Tally
@@ -48,7 +48,7 @@ class Heartbeat:
         self._started_at = time.time()
 
     async def beat(self) -> None:
-        """Report once. Raises RedisError; the counters are then reported by the next beat."""
+        """Report once. Raises RedisError; the counters are then reported by the next heartbeat."""
         worker = self._describe()
         stats = self._tally.drain()
         try:
@@ -76,7 +76,7 @@ class Heartbeat:
         )
 
     async def run(self) -> None:
-        """Beat until canceled."""
+        """Send heartbeats until canceled."""
         while True:
             try:
                 await self.beat()

@@ -1,4 +1,4 @@
-"""The worker's loop: take jobs, admit rows, one step for every row, publish; drains on SIGTERM."""
+"""The worker's loop: take jobs, admit rows, run one step for every row, publish; drain on SIGTERM."""
 
 import asyncio
 import logging
@@ -65,7 +65,7 @@ class Worker:
         self._drain_deadline: float | None = None
         self._reclaim_at = 0.0
 
-    # --- life -----------------------------------------------------------------------------------------
+    # --- lifecycle ------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Serve until drained. Raises EngineBroken when only a new process can help."""
@@ -130,7 +130,7 @@ class Worker:
                 await self.completion.requeue_all(JobError("engine_broken", str(error)))
                 raise
 
-    # --- the four verbs -------------------------------------------------------------------------------
+    # --- take, admit, step, publish -------------------------------------------------------------------
 
     async def _take(self) -> None:
         """Lease as many jobs as there is room for; block only while there is nothing to do."""
@@ -148,7 +148,7 @@ class Worker:
                 await self.intake.accept_lease(lease)
         elif not self.scheduler.busy and self.publisher.running:
             # Without a row and without room nothing below would wait, and a loop that never waits
-            # starves the very tasks that are to end it.
+            # starves the very tasks that should end it.
             await asyncio.wait(self.publisher.running, return_when=asyncio.FIRST_COMPLETED)
 
     async def _admit(self) -> None:
@@ -156,7 +156,7 @@ class Worker:
         await self.intake.admit(self.scheduler.next_images(time.monotonic()))
 
     async def _step(self) -> None:
-        """One step for every row."""
+        """Run one step for every row."""
         rows = self.scheduler.rows
         if not rows:
             return
@@ -177,7 +177,7 @@ class Worker:
         await self._publish(rows, outcome)
 
     async def _publish(self, rows: Mapping[int, HeldJob], outcome: StepOutcome) -> None:
-        """Hand over what the step brought: previews, snapshots, finished images, and rows that failed."""
+        """Hand over what the step produced: previews, snapshots, finished images, and rows that failed."""
         for row, pixels in outcome.previews.items():
             self.publisher.preview(rows[row], rows[row].rows[row], outcome.progress[row], pixels)
         self.snapshots.save(rows, outcome.snapshots)
@@ -187,13 +187,13 @@ class Worker:
             job.steps_done[index] = job.lease.input.sampling.num_inference_steps
             job.predict_s = time.monotonic() - job.taken_at
             self.publisher.publish(job, index, pixels)
-        # All of them off their rows first: what fails one image of a job frees the rows of all its others.
+        # Take all of them off their rows first: a failed image frees the rows of its job's other images.
         for row in outcome.failures:
             self.scheduler.free_row(rows[row], row, retry=True)
         for job, failure in {rows[row]: failure for row, failure in outcome.failures.items()}.items():
             await self.completion.isolate_failure("image", failure, [job], 1)
 
-    # --- their helpers --------------------------------------------------------------------------------
+    # --- helpers --------------------------------------------------------------------------------------
 
     @property
     def taking(self) -> bool:

@@ -34,7 +34,7 @@ class LoadedEngine:
 
 
 class Reloader:
-    """Beside the worker's loop: loads what `fluid reload` asks for; the loop installs it when it may."""
+    """Loads, beside the worker's loop, what `fluid reload` asks for; the loop installs it when it can."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class Reloader:
             thread, info = await self._load(request.checkpoint)
             await self._check_waiting_jobs(info)
         except (FluidError, RedisError, OSError, ValueError, RuntimeError, MemoryError) as error:
-            # The present engine is as good as before, so it stays.
+            # The current engine still works, so it stays.
             log.exception("reload %d failed", request.number)
             self._heartbeat.note = f"reload {request.number} failed: {error}"
             self._heartbeat.reloads = request.number

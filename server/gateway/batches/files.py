@@ -10,14 +10,14 @@ from server.errors import InvalidRequest, UnknownFile
 from server.gateway.pagination import ids_after
 from server.queue.job_queue import JobQueue
 
-#: 50,000 lines of a prompt and a few parameters are about 12 MiB.
+#: 50,000 lines, each with a prompt and a few parameters, take about 12 MiB.
 MAX_FILE_BYTES = 32 << 20
 CHUNK_BYTES = 256 << 10
 
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """The metadata of one file; its content lies under a key of its own."""
+    """The metadata of one file; its content is stored under its own key."""
 
     id: str
     filename: str
@@ -80,7 +80,7 @@ class FileStore:
         """Return the metadata of a file.
 
         Raises:
-            UnknownFile: there is none, or it belongs to another owner.
+            UnknownFile: there is no such file, or it belongs to another owner.
         """
         found = await self._redis.hgetall(self._keys.file_hash(file_id))
         if not found or found["owner"] != owner:
@@ -135,7 +135,7 @@ class FileStore:
         """Delete a file; batches that have read it are not affected.
 
         Raises:
-            UnknownFile: there is none, or it belongs to another owner.
+            UnknownFile: there is no such file, or it belongs to another owner.
         """
         await self.get(owner, file_id)
         async with self._redis.pipeline(transaction=True) as pipe:

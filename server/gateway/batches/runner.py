@@ -55,7 +55,7 @@ class BatchRunner:
         )
 
     async def advance(self, batch_id: str) -> None:
-        """Take the next step of a batch, whatever its status asks for, and schedule the one after it."""
+        """Take the next step of a batch, as its status requires, and schedule the step after it."""
         fields = await self._redis.hgetall(self._keys.batch_hash(batch_id))
         batch = Batch(batch_id, fields)
         if not fields or batch.status in OVER:
@@ -100,10 +100,10 @@ class BatchRunner:
         await self._store.transition(batch, "failed", expected=("validating",), errors=json.dumps(errors))
 
     async def _submit_lines(self, batch: Batch) -> None:
-        """Queue as many lines as there is room for; with a full queue, or before any model is known, wait.
+        """Queue as many lines as there is room for; wait while the queue is full or no model is known.
 
         A line that raises an unexpected exception is rejected alone: otherwise every later step would fail on it
-        again, and the lines behind it would never be generated.
+        again, and the lines after it would never be generated.
         """
         room = MAX_UNFINISHED_JOBS - batch.unfinished
         if room <= 0:

@@ -58,7 +58,7 @@ class BatchStore:
         """Return one batch.
 
         Raises:
-            UnknownBatch: there is none, or it belongs to another owner.
+            UnknownBatch: there is no such batch, or it belongs to another owner.
         """
         fields = await self._redis.hgetall(self._keys.batch_hash(batch_id))
         if not fields or fields["owner"] != owner:
@@ -84,7 +84,7 @@ class BatchStore:
         return await self.get(owner, batch_id)
 
     async def transition(self, batch: Batch, status: str, *, expected: tuple[str, ...], **fields: str) -> None:
-        """Set a new status, unless the current one is not as `expected`: a cancel may have come in between."""
+        """Set a new status if the current one is still among `expected`: a cancel may have come in between."""
         args = {"id": batch.id, "to": status, "from": expected, "ttl_s": self._ttl_s, "fields": fields}
         await self._queue.run("batch_move", args)
 

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class UnhandledErrors:
-    """Answer unexpected exceptions with a 500. Middleware inside RequestContext and CORS, because a FastAPI handler of
+    """Answer unexpected exceptions with a 500, inside RequestContext and CORS, because a FastAPI handler of
     Exception runs outside all middleware: its response would lack the request id, CORS and security headers."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -40,7 +40,7 @@ class UnhandledErrors:
         except Exception:
             log.exception("request %s failed", scope["state"]["request_id"])
             if started:
-                raise  # part of the response is sent: only a broken connection can tell the client
+                raise  # part of the response has been sent: only a broken connection can tell the client
             body = error_body(
                 "Internal error. The service's log has the details under this response's x-request-id.",
                 type="server_error",

@@ -103,7 +103,7 @@ async def _job_response(
     wait_s = min(_prefer_wait_s(request), services.settings.request_timeout_s)
     if wait_s and not record.state.terminal:
         with services.watcher.expect(job_id) as waiter:
-            waiter.event.set()  # look at once: the job may have ended already
+            waiter.event.set()  # check at once: the job may have ended already
             try:
                 record = await waiter.end(wait_s)
             except TimeoutError:

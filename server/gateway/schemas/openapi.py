@@ -1,4 +1,4 @@
-"""OpenAPI responses: every status that a route answers with, and every error as the code makes it.
+"""OpenAPI responses: every status that a route answers with, and every error as the code produces it.
 
 An error is described by the first sentence of its class's docstring. Examples of requests and of successful responses
 stand beside their schemas.
@@ -183,7 +183,7 @@ def _completed(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _restore_nulls(example: Any, schema: dict[str, Any], schemas: dict[str, Any]) -> None:
-    """Put back the required fields that are null: FastAPI drops every null from the document, also from examples."""
+    """Put back the required fields that are null: FastAPI drops every null from the document, even in examples."""
     schema = schemas[schema["$ref"].rsplit("/", 1)[-1]] if "$ref" in schema else schema
     if isinstance(example, list):
         for each in example:

@@ -20,7 +20,7 @@ local sum = 0
 for i = 1, #others, 2 do
   if others[i] ~= caller then
     local lead = (mine - tonumber(others[i + 1])) / mean + rank
-    -- Equal virtual times go by name.
+    -- Ties in virtual time are broken by name.
     local turns = lead == math.floor(lead) and lead + (others[i] < caller and 1 or 0) or math.ceil(lead)
     sum = sum + math.max(0, math.min(turns, redis.call('ZCARD', keys.waiting_zset(model, class, others[i]))))
   end

@@ -1,4 +1,4 @@
-"""Load the engine. The only file in which the service meets the model."""
+"""Load the engine: the only file that joins the service to the model."""
 
 import importlib
 import os
