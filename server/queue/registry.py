@@ -8,6 +8,7 @@ from typing import cast
 from server.model_info import ModelInfo
 from server.queue.keys import Keys
 from server.queue.redis_client import Client
+from server.records import UNREADABLE, decode, readable, skip
 
 HEARTBEAT_S = 1.0
 DEAD_AFTER_S = 5.0
@@ -78,7 +79,7 @@ class Registry:
         if not ids:
             return []
         texts = await self.redis.mget([self.keys.worker(i) for i in ids])
-        return [WorkerInfo(**json.loads(text)) for text in texts if text]
+        return list(readable("a heartbeat", filter(None, texts), lambda text: decode(WorkerInfo, json.loads(text))))
 
     async def publish_model(self, info: ModelInfo) -> None:
         await self.redis.hset(self.keys.models_hash, info.id, info.to_json())
@@ -88,7 +89,8 @@ class Registry:
 
     async def models(self) -> dict[str, ModelInfo]:
         raw = await self.redis.hgetall(self.keys.models_hash)
-        return {name: ModelInfo.from_mapping(json.loads(text)) for name, text in raw.items()}
+        found = readable("a model", raw.values(), lambda text: ModelInfo.from_mapping(json.loads(text)))
+        return {info.id: info for info in found}
 
     async def request_reload(self, configured: str, checkpoint: str) -> ReloadRequest:
         number = await self.redis.hincrby(self.keys.reloads_hash, "number", 1)
@@ -101,11 +103,15 @@ class Registry:
         if not text:
             return None
         number, _, checkpoint = text.partition(" ")
-        return ReloadRequest(configured, checkpoint, int(number))
+        try:
+            return ReloadRequest(configured, checkpoint, int(number))
+        except UNREADABLE as error:
+            skip("a reload request", error)
+            return None
 
     async def stats(self) -> dict[str, float]:
         raw = cast("dict[str, str]", await self.redis.hgetall(self.keys.stats_hash))
-        return {name: float(value) for name, value in raw.items()}
+        return dict(readable("a statistic", raw.items(), lambda item: (item[0], float(item[1]))))
 
     async def _now(self) -> float:
         """Time by Redis' clock: hosts' clocks differ, heartbeat ages must not."""
