@@ -6,7 +6,7 @@ a record that was asked for by its id raises UnreadableRecord.
 
 import logging
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import fields
 from functools import lru_cache
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -58,7 +58,7 @@ def _log_once(what: str, reason: str) -> None:
 
 
 @lru_cache(maxsize=64)
-def _hints(cls: type) -> dict[str, Any]:
+def _hints(cls: Hashable) -> dict[str, Any]:
     known = get_type_hints(cls)
     return {field.name: known[field.name] for field in fields(cls)}  # type: ignore[arg-type]
 

@@ -45,7 +45,7 @@ class GatewayMetrics:
         )
         self.bugs = Counter(
             "fluid_background_failures",
-            "Unexpected exceptions in the background work on batches or webhooks.",
+            "Unexpected exceptions in the gateway's background tasks, which are restarted.",
             ("task",),
             registry=self.registry,
         )

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import cast
 
+from server.background import KEEPS_CRASHING, Crash
 from server.model_info import ModelInfo
 from server.queue.keys import Keys
 from server.queue.redis_client import Client
@@ -12,6 +13,7 @@ from server.records import UNREADABLE, decode, readable, skip
 
 HEARTBEAT_S = 1.0
 DEAD_AFTER_S = 5.0
+CRASH_KEPT_S = 30.0  # longer than the longest pause between two crashes of a task
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,21 @@ class WorkerInfo:
     @property
     def ready(self) -> bool:
         return self.state == "ready"
+
+
+@dataclass(frozen=True, slots=True)
+class CrashReport:
+    """The last crash of a background task of a gateway or worker, for `fluid doctor`."""
+
+    process: str
+    task: str
+    error: str
+    in_succession: int
+    at: float
+
+    @property
+    def keeps_happening(self) -> bool:
+        return self.in_succession >= KEEPS_CRASHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +108,20 @@ class Registry:
         raw = await self.redis.hgetall(self.keys.models_hash)
         found = readable("a model", raw.values(), lambda text: ModelInfo.from_mapping(json.loads(text)))
         return {info.id: info for info in found}
+
+    async def report_crash(self, process: str, crash: Crash) -> None:
+        report = CrashReport(process, crash.task, crash.error, crash.in_succession, await self._now())
+        async with self.redis.pipeline(transaction=True) as pipe:
+            pipe.hset(self.keys.crashes_hash, f"{process} {crash.task}", json.dumps(asdict(report)))
+            pipe.expire(self.keys.crashes_hash, int(CRASH_KEPT_S))
+            await pipe.execute()
+
+    async def crashes(self) -> list[CrashReport]:
+        """Crashes of the last CRASH_KEPT_S."""
+        raw = await self.redis.hvals(self.keys.crashes_hash)
+        found = readable("a crash report", raw, lambda text: decode(CrashReport, json.loads(text)))
+        oldest = await self._now() - CRASH_KEPT_S
+        return [report for report in found if report.at > oldest]
 
     async def request_reload(self, configured: str, checkpoint: str) -> ReloadRequest:
         number = await self.redis.hincrby(self.keys.reloads_hash, "number", 1)

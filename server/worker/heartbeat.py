@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 
 from redis.exceptions import RedisError
 
@@ -38,6 +39,8 @@ class Heartbeat:
         self, worker_id: str, registry: Registry, engine: EngineSlot, scheduler: Scheduler, tally: Tally
     ) -> None:
         self.state, self.note = "loading", ""
+        #: A state to report instead of "ready", and why.
+        self.impaired: Callable[[], tuple[str, str] | None] = lambda: None
         self.throughput = Throughput()
         self.reloads = 0
         self._id = worker_id
@@ -59,14 +62,17 @@ class Heartbeat:
 
     def _describe(self) -> WorkerInfo:
         info = self._engine.info if self._engine.installed else None
+        state, note = self.state, self.note
+        if state == "ready" and (impaired := self.impaired()) is not None:
+            state, note = impaired
         return WorkerInfo(
             id=self._id,
-            state=self.state,
+            state=state,
             model=info.id if info else "",
             max_rows=self._scheduler.max_rows,
             rows=len(self._scheduler.rows),
             started_at=self._started_at,
-            note=self.note,
+            note=note,
             checkpoint=info.checkpoint_sha256 if info else "",
             row_steps_per_s=round(self.throughput.row_steps_per_s, 3),
             work_left=self._scheduler.work_left,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from redis.exceptions import RedisError
 
-from server.errors import FluidError, ReloadRefused
+from server.errors import ReloadRefused
 from server.model_info import ModelInfo
 from server.queue.lease_queue import LeaseQueue
 from server.queue.registry import Registry, ReloadRequest
@@ -79,10 +79,10 @@ class Reloader:
         try:
             thread, info = await self._load(request.checkpoint)
             await self._check_waiting_jobs(info)
-        except (FluidError, RedisError, OSError, ValueError, RuntimeError, MemoryError) as error:
-            # The present engine is as good as before, so it stays.
+        except Exception as error:
+            # Whatever it is, the present engine is as good as before, so it stays.
             log.exception("reload %d failed", request.number)
-            self._heartbeat.note = f"reload {request.number} failed: {error}"
+            self._heartbeat.note = f"reload {request.number} failed: {error or type(error).__name__}"
             self._heartbeat.reloads = request.number
             return
         self.ready = LoadedEngine(thread, info, request)

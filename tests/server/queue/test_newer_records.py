@@ -12,7 +12,7 @@ import redis
 
 from server.errors import UnreadableRecord
 from server.gateway import pagination
-from server.jobs import JobError, JobState, Resume
+from server.jobs import JobError, JobMetrics, JobState, Resume
 from server.model_info import ModelInfo
 from server.queue.dead_letters import DeadLetters
 from server.queue.job_queue import JobQueue
@@ -95,7 +95,7 @@ async def test_unknown_fields_of_a_job_are_ignored(queue: JobQueue) -> None:
         "input": json.dumps(json.loads(fields["input"]) | {"negative_prompt": "rain"}),
         "outputs": json.dumps([output]),
         "error": json.dumps({"code": "c", "message": "m", "hint": "h"}),
-        "metrics": json.dumps({"queue_time": 1, "predict_time": 1, "encode_time": 1, "total_time": 1, "batch_size": 1, "w": 1}),
+        "metrics": json.dumps(dict.fromkeys((*JobMetrics.__dataclass_fields__, "new"), 1) | {"kernels": "torch"}),
         "colour": "red",
     }  # fmt: skip
     await queue.redis.hset(queue.keys.job_hash("job"), mapping=newer)
