@@ -88,6 +88,7 @@ async def examine(settings: Settings, queue: JobQueue, registry: Registry) -> As
     for finding in (
         *check_counters(counts),
         *_workers(workers),
+        *_checkpoints(workers),
         *_crashes(crashes),
         *_queue(counts, workers),
         *_failures(counts),
@@ -185,6 +186,18 @@ def _workers(workers: list[WorkerInfo]) -> Iterator[Finding]:
             yield Finding(Level.OK, f"{text}, {speed}, {w.kernels} kernels on {w.device}")
         else:
             yield Finding(Level.WARN, text, f"Wait; workers report every {HEARTBEAT_S:g} s.")
+
+
+def _checkpoints(workers: list[WorkerInfo]) -> Iterator[Finding]:
+    """The same request and seed must give the same image, whichever worker takes it."""
+    for model in sorted({w.model for w in workers if w.ready}):
+        found = sorted({w.checkpoint[:12] for w in workers if w.ready and w.model == model})
+        if len(found) > 1:
+            yield Finding(
+                Level.FAIL,
+                f"workers serve {model} with {len(found)} checkpoints: {', '.join(found)}",
+                "Wait if a `fluid reload` is rolling through; otherwise start all workers with one checkpoint.",
+            )
 
 
 def _crashes(crashes: list[CrashReport]) -> Iterator[Finding]:

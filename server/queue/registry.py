@@ -101,8 +101,24 @@ class Registry:
     async def publish_model(self, info: ModelInfo) -> None:
         await self.redis.hset(self.keys.models_hash, info.id, info.to_json())
 
-    async def has_model(self, model: str) -> bool:
-        return bool(await self.redis.hexists(self.keys.models_hash, model))
+    async def published(self, model: str) -> ModelInfo | None:
+        text = await self.redis.hget(self.keys.models_hash, model)
+        found = readable("a model", [text] if text else [], lambda each: ModelInfo.from_mapping(json.loads(each)))
+        return next(found, None)
+
+    async def rival(self, worker_id: str, info: ModelInfo) -> WorkerInfo | None:
+        """Another worker, to which the id of `info` belongs: a ready one with the published checkpoint, not this one.
+
+        So an id belongs to one checkpoint at a time: to the one published last, while a worker serves it.
+        """
+        published = await self.published(info.id)
+        if published is None or published.checkpoint_sha256 == info.checkpoint_sha256:
+            return None
+        for worker in await self.workers():
+            same_id = worker.ready and worker.model == info.id and worker.id != worker_id
+            if same_id and worker.checkpoint == published.checkpoint_sha256:
+                return worker
+        return None
 
     async def models(self) -> dict[str, ModelInfo]:
         raw = await self.redis.hgetall(self.keys.models_hash)
@@ -130,7 +146,31 @@ class Registry:
 
     async def reload_request(self, configured: str) -> ReloadRequest | None:
         """The last reload request for `configured`, if any."""
-        text = await self.redis.hget(self.keys.reloads_hash, f"checkpoint:{configured}")
+        return await self._reload("checkpoint", configured)
+
+    async def last_reload(self, configured: str) -> ReloadRequest | None:
+        """The last request that a worker has carried out: what its checkpoint is now, also after a restart."""
+        return await self._reload("done", configured)
+
+    async def begin_reload(self, request: ReloadRequest) -> None:
+        """Note that a worker tries this request, before it may take the worker's process with it."""
+        await self.redis.hset(self.keys.reloads_hash, f"begun:{request.configured}", request.number)
+
+    async def begun_reload(self, configured: str) -> int:
+        """Number of the last request that any worker has tried."""
+        text = await self.redis.hget(self.keys.reloads_hash, f"begun:{configured}")
+        return int(text) if text and text.isdecimal() else 0
+
+    async def finish_reload(self, request: ReloadRequest, info: ModelInfo) -> None:
+        """Publish what a request has loaded, and note that it was carried out; an older one changes no later start."""
+        await self.publish_model(info)
+        last = await self.last_reload(request.configured)
+        if last is None or last.number < request.number:
+            text = f"{request.number} {request.checkpoint}"
+            await self.redis.hset(self.keys.reloads_hash, f"done:{request.configured}", text)
+
+    async def _reload(self, field: str, configured: str) -> ReloadRequest | None:
+        text = await self.redis.hget(self.keys.reloads_hash, f"{field}:{configured}")
         if not text:
             return None
         number, _, checkpoint = text.partition(" ")

@@ -64,7 +64,7 @@ class Worker:
         self.watchdog = Watchdog(self.engine, self.completion, settings.step_timeout_s)
         self.reloader = Reloader(settings.checkpoint, registry, queue, self.engine, self.heartbeat, self._load)
         self.supervisor = Supervisor(self._report_crash)
-        self.heartbeat.impaired = self._impaired
+        self.heartbeat.impaired, self.heartbeat.reload_pending = self._impaired, self.reloader.pending
         self._factory = factory
         self.hung_thread = False  #: a reload's engine hangs on a thread that cannot be ended
         self._drain_deadline: float | None = None
@@ -93,8 +93,8 @@ class Worker:
         """Load, generate the canary image, publish the model; only then is the worker ready."""
         began = time.monotonic()
         checkpoint = await self.completion.persist(self.reloader.checkpoint)
-        await self._install(*await self._load(checkpoint))
-        self.heartbeat.state, self.heartbeat.note = "ready", ""
+        await self._install(*await self.reloader.load_first(checkpoint))
+        self.heartbeat.state = "ready"
         self.tally.count("fluid_worker_starts_total")
         await self.heartbeat.beat()
         log.info(
@@ -125,8 +125,8 @@ class Worker:
         return thread, info
 
     async def _install(self, thread: EngineThread, info: ModelInfo) -> None:
-        await self.completion.persist(lambda: self.registry.publish_model(info))
         self.engine.install(thread, info)
+        await self.completion.persist(self.heartbeat.claim)
 
     async def _work(self) -> None:
         while not (self.draining and not self.scheduler.jobs and not self.publisher.running):
@@ -161,8 +161,7 @@ class Worker:
             if lease is not None:
                 await self.intake.accept_lease(lease)
         elif not self.scheduler.busy and self.publisher.running:
-            # Without a row and without room nothing below would wait, and a loop that never waits
-            # starves the very tasks that are to end it.
+            # Nothing below would wait, and a loop that never waits starves the very tasks that are to end it.
             await asyncio.wait(self.publisher.running, return_when=asyncio.FIRST_COMPLETED)
         elif not self.scheduler.busy and not self.draining:
             await asyncio.sleep(IDLE_BLOCK_S)  # as if it had waited for a job
@@ -219,7 +218,7 @@ class Worker:
         """The state in which this worker takes no jobs, and why; None if it is sound."""
         if failing := self.supervisor.failing:
             return "failing", "; ".join(map(str, failing))
-        return None
+        return ("waiting", self.heartbeat.conflict) if self.heartbeat.conflict else None
 
     async def _report_crash(self, crash: Crash) -> None:
         self.tally.count("fluid_worker_task_crashes_total", crash.task)
@@ -246,7 +245,8 @@ class Worker:
         await self._requeue_unstarted()
         if self.scheduler.jobs or self.publisher.running:
             return
-        await self._install(loaded.thread, loaded.info)
+        self.engine.install(loaded.thread, loaded.info)
+        await self.completion.persist(lambda: self.registry.finish_reload(loaded.request, loaded.info))
         self.heartbeat.note, self.heartbeat.reloads = "", loaded.request.number
         self.reloader.ready = None
         self.tally.count("fluid_reloads_total")
