@@ -63,7 +63,9 @@ check: $(VENV)/.dev ## lint, format, types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(VENV)/.dev ## rewrite the code in the project's format
+format: $(VENV)/.dev ## generate what is generated, and rewrite the code in the project's format
+	$(BIN)/python -m server.client.unasync
+	$(BIN)/python -m server.settings > docs/configuration.md
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

@@ -1,14 +1,20 @@
-"""Exact sampling at the shape of MAR-B, ours against the way the released code works: python -m benchmarks.exact
+"""Exact sampling at the shape of MAR-B: seconds per image of our engine against the method of the released code.
 
 MAR-B: 12 + 12 blocks of 768, head 6 x 1024, 256 tokens, 64 autoregressive steps x 100 diffusion steps, guidance on.
-Same random weights on all sides, batch 1 and 8. Nothing is approximated: the sides differ in precision, reuse, packing.
+All sides have the same random weights, at batch 1 and 8. Nothing is approximated: the sides differ only in precision,
+reuse and packing.
 
-    eager      float32, batch doubled for guidance, every product in every step: what the released code does
+    eager      float32, batch doubled for guidance, every product in every step: the method of the released code
     official   the released code itself, with --mar-repo PATH (a clone of LTH14/mar; needs timm and scipy)
     engine     model/inference/engine.py in the precision that it would serve in
 
-A whole batch of 8 would take the eager side many minutes, so every 8th of the 64 steps is run, each with all its 100
-diffusion steps, and the sum times 8 is a picture's time. The sides alternate within each step; medians over rounds.
+A whole batch of 8 would take the eager side many minutes, so only every 8th of the 64 steps runs, with all its 100
+diffusion steps; an image takes 8 times their sum. The sides alternate within each step; figures are medians over
+rounds.
+
+It takes about 4 minutes, and under 1 with --quick. A table is printed, and last one JSON object. Example:
+
+    python -m benchmarks.exact --quick
 """
 
 from __future__ import annotations
@@ -26,7 +32,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.machine import alive, describe_machine, keep
+from benchmarks.machine import describe_machine, save_result, without_zero_init
 from fluid_kernels.head_loop import Chains, update
 from model.conversion.import_mar import official_name
 from model.inference.chains import make_chains
@@ -41,12 +47,12 @@ from model.presets import MAR_PRESETS
 
 STEPS, DIFFUSION_STEPS, GUIDANCE, EVERY = 64, 100, 3.0, 8
 LABELS = [str(i) for i in range(1000)]
-# One autoregressive step, of a batch that has decided what comes before it.
+# Runs one autoregressive step of a batch whose earlier tokens are already decided: (step index, tokens).
 Side = Callable[[int, Tensor], None]
 
 
 def eager_side(model: Mar, batch: int) -> Side:
-    """float32, nothing kept from one product to the next."""
+    """Return the eager side: float32, nothing reused between steps."""
     config, device = model.config, next(model.parameters()).device
     order = random_order(torch.arange(batch, device=device), config.tokens)
     chains = make_chains(model.head, (DIFFUSION_STEPS,))
@@ -63,7 +69,7 @@ def eager_side(model: Mar, batch: int) -> Side:
 
 
 def _eager_chain(model: Mar, z: Tensor, chains: Chains) -> Tensor:
-    """(2·m, D) -> (m, C): the head on the doubled batch, embeddings and modulation anew in every step."""
+    """Map (2·m, D) to (m, C): the head on the doubled batch, with embeddings and modulation computed in every step."""
     channels = model.config.channels
     x = torch.randn(len(z) // 2, channels, device=z.device)
     for index in reversed(range(DIFFUSION_STEPS)):
@@ -77,7 +83,7 @@ def _eager_chain(model: Mar, z: Tensor, chains: Chains) -> Tensor:
 
 
 def official_side(repo: Path, model: Mar, batch: int) -> Side:
-    """The released encoder, decoder and sampler, told that there is no CUDA."""
+    """Return the official side: the released encoder, decoder and sampler, with calls to CUDA disabled."""
     sys.path.insert(0, str(repo))
     torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[assignment,method-assign]
     from models.mar import mar_base  # type: ignore[import-not-found]
@@ -99,7 +105,7 @@ def official_side(repo: Path, model: Mar, batch: int) -> Side:
 
 
 def official_state(model: Mar) -> dict[str, Tensor]:
-    """Our weights under the released names."""
+    """Return our weights under the names of the released code."""
     state: dict[str, Tensor] = {}
     for key, value in model.state_dict().items():
         name = official_name(key)
@@ -112,12 +118,12 @@ def official_state(model: Mar) -> dict[str, Tensor]:
 
 
 def engine_side(engine: Engine, batch: int) -> Side:
-    """Rows put where the step begins, one step, rows taken away; only the step is what an engine does."""
+    """Return the engine side: restore rows at the step's start, run the step, release them (which is included)."""
 
     def step(index: int, tokens: Tensor) -> None:
         for row in range(batch):
-            ask = Request(LABELS[row], row, Sampling(STEPS, DIFFUSION_STEPS, GUIDANCE))
-            engine.restore(Snapshot(ask, index, tokens[row]))
+            request = Request(LABELS[row], row, Sampling(STEPS, DIFFUSION_STEPS, GUIDANCE))
+            engine.restore(Snapshot(request, index, tokens[row]))
         engine.step()
         for row in range(batch):
             engine.release(row)
@@ -126,23 +132,23 @@ def engine_side(engine: Engine, batch: int) -> Side:
 
 
 def _state(order: Tensor, index: int, total: int) -> tuple[Tensor, Tensor]:
-    """(B, N) known, and chosen now, at the beginning of AR step `index`."""
+    """Return (B, N) masks of the tokens known before autoregressive step `index`, and of those it decides."""
     before, after = masked_after(index - 1, STEPS, total), masked_after(index, STEPS, total)
     rank = order.argsort(1)
     return rank >= before, (rank >= after) & (rank < before)
 
 
 def run(quick: bool, repo: Path | None) -> dict[str, Any]:
-    """Table to stdout; figures back."""
+    """Print the table; return the figures."""
     torch.manual_seed(0)
     dtype = choose_dtype("auto", torch.device("cpu"))
-    plain = alive(Mar(MAR_PRESETS["mar-b"]))
+    plain = without_zero_init(Mar(MAR_PRESETS["mar-b"]))
     packed = Mar(MAR_PRESETS["mar-b"]).eval().requires_grad_(False)
     packed.load_state_dict(plain.state_dict())
     pack(packed, dtype)
     steps = [36] if quick else list(range(EVERY // 2, STEPS, EVERY))
     result: dict[str, Any] = {"engine_dtype": str(dtype).removeprefix("torch.")}
-    print(f"{'batch':>5s} {'side':10s}{'s/picture':>12s}    (1 AR step in {STEPS // len(steps)} measured)")
+    print(f"{'batch':>5s} {'side':10s}{'s/image':>12s}    (1 autoregressive step in {STEPS // len(steps)} measured)")
     for batch in (1, 8):
         engine = Engine(packed, LabelPrompts(packed, LABELS), batch, dtype)
         sides = {"eager": eager_side(plain, batch), "engine": engine_side(engine, batch)}
@@ -151,7 +157,7 @@ def run(quick: bool, repo: Path | None) -> dict[str, Any]:
         times = _alternate(sides, steps, batch, 1 if quick else 2)
         for name, rounds in times.items():
             seconds = statistics.median(rounds) * STEPS / len(steps) / batch
-            result[f"{name}_seconds_per_picture_b{batch}"] = round(seconds, 3)
+            result[f"{name}_seconds_per_image_b{batch}"] = round(seconds, 3)
             print(f"{batch:5d} {name:10s}{seconds:12.2f}")
         for name in [name for name in sides if name != "engine"]:
             ratio = statistics.median(a / b for a, b in zip(times[name], times["engine"], strict=True))
@@ -162,7 +168,7 @@ def run(quick: bool, repo: Path | None) -> dict[str, Any]:
 
 
 def _alternate(sides: dict[str, Side], steps: list[int], batch: int, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each side's sampled steps, one sum per round."""
+    """Time each side's steps, alternating; return one sum of seconds per side and round."""
     config = MAR_PRESETS["mar-b"]
     tokens = torch.randn(batch, config.tokens, config.channels)
     for side in sides.values():
@@ -184,12 +190,12 @@ def _alternate(sides: dict[str, Side], steps: list[int], batch: int, rounds: int
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one of the 64 steps, one round")
-    parser.add_argument("--mar-repo", type=Path, help="a clone of LTH14/mar to run beside")
+    parser.add_argument("--quick", action="store_true", help="one of the 64 steps, one round; nothing is saved")
+    parser.add_argument("--mar-repo", type=Path, help="a clone of LTH14/mar to compare with (needs timm and scipy)")
     args = parser.parse_args(argv)
     result = {"machine": describe_machine(), **run(args.quick, args.mar_repo)}
     if not args.quick:
-        print(f"kept in {keep('exact', result)}")
+        print(f"saved to {save_result('exact', result)}")
     print(json.dumps(result))
 
 

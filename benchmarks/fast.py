@@ -1,14 +1,18 @@
-"""What each way to decode faster costs in quality: python -m benchmarks.fast (needs `make data`)
+"""Quality and time of faster decoding settings, against 32 x 50 steps. Needs `make data`.
 
-Every choice draws the same prompts with the same seeds. Per choice:
+Every setting generates the same prompts with the same seeds. Per setting:
 
-    r-precision   share of pictures whose own concept is the nearest of 100 of its style (evaluation/evaluate_emoji.py)
-    paired        1 − cosine between features of the picture and of the prompt's real picture, mean; lower is better
-    kernel        squared distance of the two sets' features under the cubic kernel (x·y + 1)³, unbiased, × 1000: as
-                  the kernel inception distance, but of EfficientNet-lite0's features; no published figure compares
-    time          CPU seconds of one thread per picture, 16 decoded together, relative to the first choice
+    r-precision   share of images whose own concept is the nearest of 100 of its style (evaluation/evaluate_emoji.py)
+    paired        mean of 1 − cosine between features of the image and of the prompt's real image; lower is better
+    kernel        squared distance of the two sets' features under the cubic kernel (x·y + 1)³, unbiased, × 1000: like
+                  the kernel inception distance, but with EfficientNet-lite0's features, so no published figure compares
+    time          CPU seconds of one thread per image, 16 decoded together, relative to the first setting
 
-Row "real, decoded" is the ceiling: the real pictures through the image tokenizer and back.
+Row "real, decoded" is the ceiling: the real images through the image tokenizer and back.
+
+It takes about half an hour for all settings. A table is printed, and last one JSON object. Example:
+
+    python -m benchmarks.fast --images 60 --only "32 x 50" "8 x 25, halton"
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.machine import describe_machine, keep
+from benchmarks.machine import describe_machine, save_result
 from model.data.dataset import Dataset
 from model.evaluation.evaluate_emoji import hits, spread
 from model.evaluation.features import Features
@@ -66,7 +70,7 @@ CHOICES: dict[str, dict[str, Any]] = {
 
 
 def kernel_distance(a: Tensor, b: Tensor) -> float:
-    """Unbiased squared maximum mean discrepancy of (P, F) and (Q, F) features under the cubic kernel."""
+    """Return the unbiased squared maximum mean discrepancy of (P, F) and (Q, F) features under the cubic kernel."""
 
     def kernel(x: Tensor, y: Tensor) -> Tensor:
         return (x @ y.T + 1) ** 3
@@ -80,9 +84,10 @@ def kernel_distance(a: Tensor, b: Tensor) -> float:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("data/emoji-64"), help="packed data set of `make data`")
-    parser.add_argument("--images", type=int, default=240, help="pictures per choice")
-    parser.add_argument("--only", nargs="*", default=list(CHOICES), help="some of the choices, by name")
+    parser.add_argument("--data", type=Path, default=Path("data/emoji-64"), help="packed data set from `make data`")
+    parser.add_argument("--images", type=int, default=240, help="images per setting (default 240)")
+    parser.add_argument("--only", nargs="*", default=list(CHOICES), metavar="SETTING", help="run only these settings, "
+                        "by name")  # fmt: skip
     args = parser.parse_args(argv)
 
     engine = load_engine("emoji-64", 16, "cpu", 1)
@@ -91,7 +96,7 @@ def main(argv: list[str] | None = None) -> None:
     rows = spread(dataset.indices("train"), args.images)
     prompts = [dataset.items[i].captions[0] for i in rows]
     result: dict[str, Any] = {"machine": describe_machine(), "images": len(rows), "choices": {}}
-    print(f"{'choice':30s}{'r-precision':>12s}{'paired':>9s}{'kernel':>9s}{'time':>7s}")
+    print(f"{'setting':30s}{'r-precision':>12s}{'paired':>9s}{'kernel':>9s}{'time':>7s}")
 
     def score(name: str, pixels: Tensor, seconds: float, first: float) -> float:
         features = extractor(pixels)
@@ -112,11 +117,11 @@ def main(argv: list[str] | None = None) -> None:
     for name in args.only:
         settings: Sampling = replace(default_sampling(engine), **CHOICES[name])
         begin = time.thread_time()
-        drawn: np.ndarray = generate_images(engine, prompts, settings)
+        generated: np.ndarray = generate_images(engine, prompts, settings)
         seconds = (time.thread_time() - begin) / len(rows)
         first = first or seconds
-        score(name, to_pixels(torch.from_numpy(drawn)), seconds, first)
-    print(f"kept in {keep('fast', result)}")
+        score(name, to_pixels(torch.from_numpy(generated)), seconds, first)
+    print(f"saved to {save_result('fast', result)}")
     print(json.dumps(result))
 
 

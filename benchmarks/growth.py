@@ -1,7 +1,12 @@
-"""How cost grows with rows, tokens and model size: python -m benchmarks.growth (draws docs/images/growth.png)
+"""Growth of the cost per image with rows, tokens and model size; writes docs/images/growth.png.
 
-Random weights around the shipped model's shape, 16 autoregressive x 25 diffusion steps, guidance on; one dimension
-changes at a time. All shapes of a sweep alternate within a round; medians over rounds.
+The shipped model's shape with random weights, 16 autoregressive x 25 diffusion steps, guidance on; one dimension
+varies at a time, and growth is compared with proportional growth. All shapes of a sweep alternate within a round;
+figures are medians over rounds.
+
+It takes about 3 minutes, and under 1 with --quick. A table is printed, and last one JSON object. Example:
+
+    python -m benchmarks.growth --quick
 """
 
 from __future__ import annotations
@@ -16,7 +21,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from benchmarks.machine import alive, command
+from benchmarks.machine import command, without_zero_init
 from model.config import FluidConfig, TextConfig
 from model.inference.engine import Engine
 from model.inference.precision import choose_dtype, pack
@@ -32,28 +37,28 @@ PLOT = Path("docs/images/growth.png")
 
 
 def engine_of(config: FluidConfig, rows: int) -> tuple[Engine, int]:
-    """An engine over random weights, and how many parameters those are."""
+    """Return an engine with random weights, and its number of parameters."""
     torch.manual_seed(0)
-    model, dtype = alive(Fluid(config)), choose_dtype("auto", torch.device("cpu"))
+    model, dtype = without_zero_init(Fluid(config)), choose_dtype("auto", torch.device("cpu"))
     size = count_parameters(model)
     pack(model, dtype)
     return Engine(model, TextPrompts(model, HashEncoder(config.text)), rows, dtype), size
 
 
 def decode(engine: Engine, rows: int) -> float:
-    """Seconds for so many pictures together."""
+    """Decode `rows` images together; return the seconds."""
     begin = time.perf_counter()
-    taken = engine.admit([Request("a red apple", i, Sampling()) for i in range(rows)])
-    left = set(taken)
-    while left:
-        left -= set(engine.step())
-    for row in taken:
+    admitted = engine.admit([Request("a red apple", i, Sampling()) for i in range(rows)])
+    running = set(admitted)
+    while running:
+        running -= set(engine.step())
+    for row in admitted:
         engine.release(row)
     return time.perf_counter() - begin
 
 
 def sweep(name: str, cases: dict[int, Callable[[], float]], rounds: int) -> dict[int, float]:
-    """Median seconds of each case."""
+    """Run the cases alternately; return the median seconds of each."""
     times: dict[int, list[float]] = {case: [] for case in cases}
     for work in cases.values():
         work()
@@ -64,7 +69,7 @@ def sweep(name: str, cases: dict[int, Callable[[], float]], rounds: int) -> dict
 
 
 def run(quick: bool, plot: Path | None = PLOT) -> dict[str, Any]:
-    """Table to stdout, plot to a file; figures back."""
+    """Print the table and write the plot; return the figures."""
     rounds = 1 if quick else 3
     result: dict[str, Any] = {}
     base, _ = engine_of(BASE, 32)
@@ -80,33 +85,33 @@ def run(quick: bool, plot: Path | None = PLOT) -> dict[str, Any]:
         engine, size = engine_of(config, 4)
         sizes[size] = engine
     result["parameters"] = sweep("parameters", {n: lambda e=e: decode(e, 4) for n, e in sizes.items()}, rounds)  # type: ignore[misc]
-    pictures = {"rows": None, "tokens": 4, "parameters": 4}
-    for name, count in pictures.items():
-        print(f"{name:>12s}{'s/picture':>12s}")
+    images = {"rows": None, "tokens": 4, "parameters": 4}  # decoded together; of "rows", as many as the case says
+    for name, count in images.items():
+        print(f"{name:>12s}{'s/image':>12s}")
         result[name] = {case: round(seconds / (count or case), 4) for case, seconds in result[name].items()}
         for case, seconds in result[name].items():
             print(f"{case:12d}{seconds:12.3f}")
     if plot is not None:
-        draw(result, plot)
+        save_plot(result, plot)
         print(f"plot: {plot}")
     return result
 
 
-def draw(result: dict[str, Any], file: Path) -> None:
-    """Three panels, seconds per picture, both axes logarithmic; a dotted line grows in proportion."""
+def save_plot(result: dict[str, Any], file: Path) -> None:
+    """Plot seconds per image in three log-log panels; a dotted line shows proportional growth."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    labels = {"rows": "pictures decoded together", "tokens": "tokens of a picture", "parameters": "parameters"}
+    labels = {"rows": "images decoded together", "tokens": "tokens per image", "parameters": "parameters"}
     figure, panels = pyplot.subplots(1, 3, figsize=(10, 3), layout="constrained")
     for panel, (name, label) in zip(panels, labels.items(), strict=True):
         x, y = list(result[name]), list(result[name].values())
         panel.loglog(x, y, "o-", color="tab:blue")
         if name != "rows":
             panel.loglog(x, [y[0] * case / x[0] for case in x], ":", color="grey")
-        panel.set(xlabel=label, ylabel="seconds a picture", ylim=(0.04, 0.8))
+        panel.set(xlabel=label, ylabel="seconds per image", ylim=(0.04, 0.8))
         panel.set_xticks(x, [f"{case / 1e6:.0f}M" if name == "parameters" else str(case) for case in x])
         panel.set_yticks([0.05, 0.1, 0.2, 0.4], ["0.05", "0.1", "0.2", "0.4"])
         panel.minorticks_off()
@@ -120,7 +125,7 @@ def main(argv: list[str] | None = None) -> None:
     command(
         "growth",
         __doc__,
-        "two cases a sweep, one round, no plot",
+        "two cases per sweep, one round, no plot",
         lambda quick: run(quick, None if quick else PLOT),
         argv,
     )

@@ -1,12 +1,16 @@
-"""What somebody at a screen feels: python -m benchmarks.interactive
+"""Latencies that a single user notices: first preview, one image, cancel; each with its target.
 
-`fluid serve` with the shipped checkpoint and HTTP on loopback, one client, nothing else under way:
+`fluid serve` with the shipped checkpoint and HTTP on loopback, one client, no other requests:
 
-first partial   a stream with three previews: when the first is there, as a share of the wait for the picture (<= 35 %)
-overhead        a PNG by POST, minus the engine's own loop for the same picture in this process (<= max(2 %, 15 ms))
-cancel          from sending the cancel to the end of the job, by which its row is free, in AR steps (<= 1)
+    first partial   time to the first of three previews of a stream, as a share of the wait for the image (<= 35 %)
+    overhead        a PNG by POST, minus the engine's own loop for the same image in this process (<= max(2 %, 15 ms))
+    cancel          from sending the cancel to the end of the job, when its row is free, in autoregressive steps (<= 1)
 
-Sides alternate; medians over rounds. The last line is one JSON object.
+Sides alternate; figures are medians over rounds.
+
+It takes a few minutes, and about 1 with --quick. A table is printed, and last one JSON object. Example:
+
+    python -m benchmarks.interactive --quick
 """
 
 from __future__ import annotations
@@ -20,18 +24,18 @@ import httpx
 from tqdm import tqdm
 
 from benchmarks.machine import command
-from benchmarks.served import CHECKPOINT, PROMPT, one_picture, service
+from benchmarks.served import CHECKPOINT, PROMPT, one_image, service
 from model.evaluation.generation import default_sampling
 from model.inference.load import load_engine
 from server.client import FluidClient
 from server.client.results import Preview
 
-ROWS_CANCELED = 10  # the most that one job can have
-CANCELED_STEPS = 64  # of the job that is canceled: long enough that it never ends before
+ROWS_CANCELED = 10  # the most images of one job
+CANCELED_STEPS = 64  # steps of the canceled job: enough that it never ends before the cancel
 
 
 def first_partial(client: FluidClient, seed: int) -> tuple[float, float]:
-    """(seconds to the first preview, to the picture) of one stream."""
+    """Stream one image; return (seconds to the first preview, seconds to the image)."""
     begin, first = time.perf_counter(), 0.0
     for event in client.stream(PROMPT, seed=seed, partial_images=3):
         if isinstance(event, Preview):
@@ -40,7 +44,10 @@ def first_partial(client: FluidClient, seed: int) -> tuple[float, float]:
 
 
 def cancel(client: FluidClient, seed: int, n: int) -> tuple[float, float]:
-    """(seconds from the cancel to the job's end, seconds of a step of its n rows). The clocks are of one machine."""
+    """Cancel a job of n rows; return (seconds from the cancel to the job's end, seconds of one step of its rows).
+
+    The job's times come from the service's clock, so both must be on one machine.
+    """
     job = client.submit(PROMPT, seed=seed, n=n, num_inference_steps=CANCELED_STEPS, diffusion_steps=50)
     steps: list[tuple[int, float]] = []
     for event in client.follow(job["id"]):
@@ -52,26 +59,26 @@ def cancel(client: FluidClient, seed: int, n: int) -> tuple[float, float]:
     client.cancel(job["id"])
     ended = client.wait(job["id"], poll_s=0.01)
     if ended["status"] != "canceled":
-        raise RuntimeError(f"the job {ended['status']} before it could be canceled; make CANCELED_STEPS larger")
+        raise RuntimeError(f"the job {ended['status']} before it could be canceled; increase CANCELED_STEPS")
     (first, at), (last, until) = steps[0], steps[-1]
     return max(0.0, ended["completed_at"] - sent), n * (until - at) / max(1, last - first)
 
 
 def run(quick: bool) -> dict[str, Any]:
-    """Table to stdout; figures back."""
+    """Print the table; return the figures."""
     engine = load_engine(CHECKPOINT, 1, "cpu")
-    ask = replace(default_sampling(engine), prompt=PROMPT)
+    request = replace(default_sampling(engine), prompt=PROMPT)
     shares, waits, over, alone = [], [], [], []
     frees: dict[int, list[float]] = {1: [], ROWS_CANCELED: []}
     steps: dict[int, list[float]] = {1: [], ROWS_CANCELED: []}
     with service() as url, httpx.Client(base_url=url) as http, FluidClient(url) as client:
         for warm in range(2):
-            one_picture(http, engine, ask, warm)
+            one_image(http, engine, request, warm)
         for seed in tqdm(range(5 if quick else 40), desc="rounds", leave=False):
             first, whole = first_partial(client, seed)
             shares.append(first / whole)
             waits.append(whole)
-            bare, extra = one_picture(http, engine, ask, seed)
+            bare, extra = one_image(http, engine, request, seed)
             alone.append(bare)
             over.append(extra)
             for rows in frees:

@@ -1,4 +1,4 @@
-"""What a figure was measured on, and how measured figures are kept."""
+"""Description of the machine, saved results, and the command line shared by benchmarks with one measurement."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def describe_machine() -> dict[str, object]:
-    """Processor, threads and versions; enough to judge whether two results can be compared."""
+    """Describe processor, cores and versions, to judge whether two results are comparable."""
     cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text() if cpuinfo.exists() else ""
     model = re.search(r"model name\s*:\s*(.+)", text)
@@ -34,8 +34,8 @@ def describe_machine() -> dict[str, object]:
     }
 
 
-def keep(name: str, result: dict[str, object]) -> Path:
-    """Write a result under benchmarks/results/, one file per benchmark and day."""
+def save_result(name: str, result: dict[str, object]) -> Path:
+    """Save a result under benchmarks/results/, one file per benchmark and day; return the file."""
     RESULTS.mkdir(exist_ok=True)
     file = RESULTS / f"{name}-{datetime.date.today().isoformat()}.json"
     file.write_text(json.dumps(result, indent=1) + "\n")
@@ -45,18 +45,18 @@ def keep(name: str, result: dict[str, object]) -> Path:
 def command(
     name: str, about: str | None, quick: str, run: Callable[[bool], dict[str, Any]], argv: list[str] | None
 ) -> None:
-    """Of a benchmark that measures one thing: its table, a file unless --quick, JSON as the last line."""
+    """Run a benchmark's command line: print its table, save the result unless --quick, and last print it as JSON."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help=quick)
+    parser.add_argument("--quick", action="store_true", help=f"{quick}; nothing is saved")
     args = parser.parse_args(argv)
     result = {"machine": describe_machine(), **run(args.quick)}
     if not args.quick:
-        print(f"kept in {keep(name, result)}")
+        print(f"saved to {save_result(name, result)}")
     print(json.dumps(result))
 
 
-def alive(model: nn.Module) -> Any:
-    """Random weights for inference; what is initialised to zero gets values, so that nothing is skipped or exact."""
+def without_zero_init(model: nn.Module) -> Any:
+    """Replace zero initialisation by random values, so that no term vanishes; return the model ready for inference."""
     generator = torch.Generator().manual_seed(0)
     for name, value in model.named_parameters():
         if "modulation" in name or ".out." in f".{name}":

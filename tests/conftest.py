@@ -1,4 +1,4 @@
-"""Shared by all tests: a clean environment and reproducible hypothesis runs."""
+"""Fixtures of all tests: a clean environment and reproducible hypothesis runs."""
 
 import os
 from pathlib import Path
@@ -11,8 +11,18 @@ from server.errors import RequestError
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--mar-repo", type=Path, help="a clone of github.com/LTH14/mar (with timm and scipy installed) to compare with"
+        "--mar-repo", type=Path, help="a clone of github.com/LTH14/mar to compare with (needs timm and scipy)"
     )
+
+
+SERVICE_FIXTURES = {"service", "new_service", "live"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that start processes of the service, by the fixtures that do."""
+    for item in items:
+        if SERVICE_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.service)
 
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
@@ -20,15 +30,15 @@ settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _no_settings_from_outside() -> None:
-    """A developer's own FLUID_* variables must not change what the tests see."""
+def _no_settings_from_environment() -> None:
+    """Remove the developer's own FLUID_* variables, which would change the settings under test."""
     for name in [name for name in os.environ if name.startswith("FLUID_")]:
         del os.environ[name]
 
 
 @pytest.fixture(scope="session")
 def request_errors() -> set[type[RequestError]]:
-    """Every error that a caller can be answered with."""
+    """Return every error that a caller can get as a response."""
 
     def below(cls: type[RequestError]) -> set[type[RequestError]]:
         return {each for sub in cls.__subclasses__() for each in {sub, *below(sub)}}

@@ -1,1 +1,11 @@
-"""Processes killed at random while requests come in, and the books checked afterwards."""
+"""Chaos test: kill, freeze and pause processes at random under load, then audit every job.
+
+storm     one run: start, load and faults, calm, audit
+cast      the processes under test: Valkey, gateways, workers
+crowd     the clients
+faults    the fault injection
+ledger    what each client requested and observed, and the verdict
+audit     reads all jobs and images at the end
+redelivery  time until a dead worker's job runs again
+report    figures and gates
+"""

@@ -1,4 +1,4 @@
-"""Reads every job that Redis holds, and fetches every picture over HTTP, for the ledger to judge."""
+"""Comparison at the end of a run: read every job from Redis, fetch every image over HTTP, let the ledger judge them."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from server.queue.job_queue import JobQueue
 from server.queue.registry import Registry
 from server.queue.statistics import queue_counts
 
-FETCHES = 2  # of each picture: it must not change between them
-AT_ONCE = 16
+FETCHES = 2  # per image: it must not change between them
+CONCURRENT_FETCHES = 16
 
 
 async def all_jobs(queue: JobQueue) -> list[JobRecord]:
-    """Straight from the keys, not through the API: a job that the API forgot would count too."""
+    """Read all jobs from their keys, not through the API, so that jobs which the API forgot count too."""
     found = []
     async for key in queue.redis.scan_iter(queue.keys.job_hash("*"), count=1000):
         try:
             found.append(await queue.get(key.rpartition(":")[2]))
-        except UnknownJob:  # it expired between the two
+        except UnknownJob:  # it expired after the scan
             continue
     return list({record.id: record for record in found}.values())  # a scan may name a key twice
 
 
-async def settle(queue: JobQueue, patience_s: float) -> float:
-    """Wait until every job has ended; seconds that took, or the patience."""
+async def settle(queue: JobQueue, timeout_s: float) -> float:
+    """Wait until every job has ended, at most `timeout_s`; return the seconds waited."""
     began = time.monotonic()
-    while (waited := time.monotonic() - began) < patience_s:
+    while (waited := time.monotonic() - began) < timeout_s:
         if all(record.state.terminal for record in await all_jobs(queue)):
             break
         await asyncio.sleep(0.2)
@@ -42,17 +42,17 @@ async def settle(queue: JobQueue, patience_s: float) -> float:
 
 
 async def audit(ledger: Ledger, queue: JobQueue, address: Callable[[], str]) -> tuple[Verdict, list[str]]:
-    """The ledger's verdict, and what does not balance in the service's own books."""
+    """Return the ledger's verdict, and the inconsistencies among the service's own counters."""
     records = await all_jobs(queue)
-    limit = asyncio.Semaphore(AT_ONCE)
+    limit = asyncio.Semaphore(CONCURRENT_FETCHES)
     async with httpx.AsyncClient(base_url=address(), timeout=30) as http:
 
         async def fetch(entry: Submission, record: JobRecord, index: int) -> None:
             async with limit:
                 for _ in range(FETCHES):
-                    answer = await http.get(f"/v1/jobs/{record.id}/images/{index}")
-                    if answer.is_success:
-                        entry.saw_picture(index, answer.content)
+                    response = await http.get(f"/v1/jobs/{record.id}/images/{index}")
+                    if response.is_success:
+                        entry.observe_image(index, response.content)
                     else:
                         entry.missing.add(index)
 
@@ -65,7 +65,7 @@ async def audit(ledger: Ledger, queue: JobQueue, address: Callable[[], str]) -> 
             )
         )
     model = (await Registry(queue.redis, queue.keys.namespace).models())["fake"]
-    unbalanced = [
+    inconsistent = [
         finding.text for finding in check_counters(await queue_counts(queue)) if finding.level is not Level.OK
     ]
-    return ledger.judge(records, model), unbalanced
+    return ledger.judge(records, model), inconsistent

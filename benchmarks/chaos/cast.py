@@ -1,4 +1,4 @@
-"""The processes of a chaos run: a real Valkey, gateways and workers; whoever ends is started again."""
+"""Processes under test: a real Valkey, gateways and workers; a gateway or worker that ends is replaced."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from server.settings import Settings
 from server.worker.engine.fake import FAKE_ENGINE
 
 GATEWAYS, WORKERS = 2, 4
-REPLACE_S = 0.1  # between the end of a process and its successor's start, at most
+REPLACE_S = 0.1  # longest time between the end of a process and the start of its replacement
 
 
 class Cast:
-    """A context manager; `keep_alive` replaces what has ended until the run is over."""
+    """Context manager that starts and stops the processes; `keep_alive` replaces those that end in between."""
 
     def __init__(self, data_dir: Path, lease_s: float, random: Random) -> None:
         self.valkey = EmbeddedValkey(data_dir)
@@ -39,7 +39,7 @@ class Cast:
         try:
             self.settings = Settings(
                 redis_url=self.valkey.url, engine=FAKE_ENGINE, fake_step_ms=5.0, max_rows=8, lease_s=self.lease_s,
-                # Ordinary jobs lose a try with each worker that dies under them, and here they die every few seconds.
+                # Every crash costs each job on that worker an attempt, and here workers crash every few seconds.
                 max_attempts=6, snapshot_steps=8, step_timeout_s=2 * self.lease_s, drain_s=2.0,
                 result_ttl_s=86400, log_level="error",
             )  # fmt: skip
@@ -61,10 +61,11 @@ class Cast:
         return self._start("gateway", "--port", str(port))
 
     def address(self) -> str:
-        """One of the gateways, dead or alive: clients cannot know."""
+        """Return the base URL of a random gateway, dead or alive: clients cannot know which."""
         return f"http://127.0.0.1:{self._random.choice(list(self.gateways))}"
 
     async def keep_alive(self) -> None:
+        """Replace ended gateways and workers until canceled."""
         while True:
             for port, gateway in self.gateways.items():
                 if gateway.poll() is not None:
@@ -74,22 +75,23 @@ class Cast:
                     self.workers[i] = self._start("worker")
             await asyncio.sleep(REPLACE_S)
 
-    def able_workers(self) -> list[Popen[bytes]]:
-        """Neither dead nor frozen; perhaps not ready yet."""
+    def live_workers(self) -> list[Popen[bytes]]:
+        """Return workers that are neither dead nor frozen; they may not be ready yet."""
         return [w for w in self.workers if w.poll() is None and w.pid not in self.frozen]
 
-    def hit(self, what: str, process: Popen[bytes], number: signal.Signals) -> None:
-        self.kills[what] += 1
+    def strike(self, fault: str, process: Popen[bytes], number: signal.Signals) -> None:
+        """Send a signal to a process, and count the fault."""
+        self.kills[fault] += 1
         process.send_signal(number)
 
-    async def restart_valkey(self, away_s: float) -> None:
-        """kill -9, a while without, and again on the same folder."""
+    async def restart_valkey(self, down_s: float) -> None:
+        """Kill Valkey, and after `down_s` seconds start it again on the same folder."""
         process = self.valkey.process
         if process is None:
             raise RuntimeError("Valkey was never started; enter the context first.")
-        self.hit("valkey", process, signal.SIGKILL)
+        self.strike("valkey", process, signal.SIGKILL)
         await asyncio.to_thread(process.wait)
-        await asyncio.sleep(away_s)
+        await asyncio.sleep(down_s)
         await asyncio.to_thread(self.valkey.start)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The figures of a run, and whether they pass."""
+"""Figures of a run, and the gates that they must pass."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from server.jobs import JobState
 
 
 def figures(
-    verdict: Verdict, unbalanced: Sequence[str], redelivery_s: Sequence[float], raw_s: Sequence[float], scraped: str
+    verdict: Verdict, inconsistent: Sequence[str], redelivery_s: Sequence[float], raw_s: Sequence[float], scraped: str
 ) -> dict[str, object]:
-    """One flat object. A state is counted if the service knows it."""
+    """Return all figures as one flat object, with a count for every terminal state of the service."""
     return {
         "submitted": verdict.submitted,
         **{str(state): verdict.states[str(state)] for state in JobState if state.terminal},
         "lost": len(verdict.lost),
         "duplicates": len(verdict.duplicates),
         "unexpected_ends": len(verdict.unexpected),
-        "books_unbalanced": len(unbalanced),
+        "counters_inconsistent": len(inconsistent),
         "found_by_label": verdict.found_by_label,
         "never_arrived": verdict.never_arrived,
         "redeliveries": len(redelivery_s),
@@ -36,26 +36,26 @@ def figures(
     }
 
 
-def failures(verdict: Verdict, unbalanced: Sequence[str]) -> list[str]:
-    """The gates of correctness that are not passed, each with its evidence; empty is good."""
+def failures(verdict: Verdict, inconsistent: Sequence[str]) -> list[str]:
+    """Return the failed correctness gates, each with its evidence."""
     found = [f"lost: {text}" for text in verdict.lost] + [f"duplicate: {text}" for text in verdict.duplicates]
-    found += [f"books: {text}" for text in unbalanced]
+    found += [f"counters: {text}" for text in inconsistent]
     ends = Counter(verdict.states).total()
     if ends + sum("no such job" in text for text in verdict.lost) < verdict.submitted:
-        found.append(f"books: {verdict.submitted} submitted, {ends} accounted for")
+        found.append(f"audit: {verdict.submitted} submitted, {ends} accounted for")
     return found
 
 
 def lateness(redelivery_s: Sequence[float], lease_s: float) -> list[str]:
-    """The gate of time, which means something only on a machine that does nothing else."""
+    """Return the failed redelivery gate; it is meaningful only on an otherwise idle machine."""
     late = percentile(redelivery_s, 99)
     if late is None or late <= lease_s + GRACE_S:
         return []
-    return [f"late: redelivery p99 is {late} s, a lease and {GRACE_S:g} s are {lease_s + GRACE_S:g} s"]
+    return [f"late: redelivery p99 is {late} s; the limit, lease plus {GRACE_S:g} s, is {lease_s + GRACE_S:g} s"]
 
 
 def percentile(values: Sequence[float], percent: float) -> float | None:
-    """The smallest value that so many percent do not exceed; None without values."""
+    """Return the nearest-rank percentile, or None without values."""
     ordered = sorted(values)
     if not ordered:
         return None
@@ -63,5 +63,5 @@ def percentile(values: Sequence[float], percent: float) -> float | None:
 
 
 def scraped_total(scraped: str, name: str) -> int:
-    """Sum of a counter over its labels in Prometheus' text."""
+    """Sum a counter over all its labels in Prometheus text format."""
     return round(sum(float(value) for value in re.findall(rf"^{name}(?:{{[^}}]*}})? (\S+)$", scraped, re.M)))

@@ -1,4 +1,4 @@
-"""One run: processes, clients and faults together for some minutes, then calm, then the audit."""
+"""One chaos run: processes, clients and faults together for some minutes, then calm, then the audit."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SETTLE_S = 120.0
 
 @dataclass(frozen=True)
 class Outcome:
-    """`figures` are for the last line of output; `failures` are the gates not passed, `late` that of time."""
+    """`figures` go to the last line of output; `failures` are failed gates, `late` is the failed redelivery gate."""
 
     figures: dict[str, object]
     failures: list[str]
@@ -38,7 +38,7 @@ class Outcome:
 
 
 async def run(minutes: float, seed: int, lease_s: float, data_dir: Path) -> Outcome:
-    """Seeds fix who strikes whom in which order; what the machine makes of it varies."""
+    """Run clients and faults for `minutes`, then audit. `seed` fixes their order; timing varies with the machine."""
     ledger = Ledger()
     with Cast(data_dir, lease_s, Random(seed)) as cast:
         async with connect(cast.valkey.url, PATIENT_TIMEOUT_S) as redis:
@@ -47,45 +47,45 @@ async def run(minutes: float, seed: int, lease_s: float, data_dir: Path) -> Outc
             crowd = Crowd(cast, ledger, Random(seed + 1), REQUESTS_PER_S)
             faults = Faults(cast, queue, redeliveries, Random(seed + 2))
             stop = asyncio.Event()
-            async with asyncio.TaskGroup() as group:  # whoever fails ends the run
-                endless = [group.create_task(each) for each in (cast.keep_alive(), redeliveries.forever())]
+            async with asyncio.TaskGroup() as group:  # a failing task ends the run
+                background_tasks = [group.create_task(each) for each in (cast.keep_alive(), redeliveries.run())]
                 try:
-                    await _ready(cast)
-                    storm = [group.create_task(each) for each in (crowd.until(stop), faults.until(stop))]
-                    await _clock(minutes * 60)
+                    await _wait_ready(cast)
+                    storm = [group.create_task(each) for each in (crowd.run(stop), faults.run(stop))]
+                    await _sleep_with_progress(minutes * 60)
                     stop.set()
                     await asyncio.wait(storm)
-                    await _ready(cast)
+                    await _wait_ready(cast)
                     settled_s = await settle(queue, SETTLE_S)
-                    verdict, unbalanced = await audit(ledger, queue, cast.address)
+                    verdict, inconsistent = await audit(ledger, queue, cast.address)
                     scraped = await _scrape(cast)
                 finally:
-                    await background.cancel_and_wait(*endless)
+                    await background.cancel_and_wait(*background_tasks)
     result: dict[str, object] = {"minutes": minutes, "seed": seed, "lease_s": lease_s}
-    result |= figures(verdict, unbalanced, redeliveries.seconds, redeliveries.raw, scraped)
+    result |= figures(verdict, inconsistent, redeliveries.seconds, redeliveries.raw, scraped)
     result |= {"client_errors": crowd.errors, "kills": dict(cast.kills), "settled_s": round(settled_s, 1)}
-    stories = [f"{text}{redeliveries.story(text.partition(':')[0])}" for text in verdict.unexpected]
+    histories = [f"{text}{redeliveries.history(text.partition(':')[0])}" for text in verdict.unexpected]
     late = lateness(redeliveries.seconds, lease_s)
-    return Outcome(result, failures(verdict, unbalanced), late, [*stories, *redeliveries.late])
+    return Outcome(result, failures(verdict, inconsistent), late, [*histories, *redeliveries.late])
 
 
-async def _ready(cast: Cast) -> None:
-    """Every gateway answers that somebody can draw."""
+async def _wait_ready(cast: Cast) -> None:
+    """Wait until every gateway reports that a worker is ready."""
     async with asyncio.timeout(60), httpx.AsyncClient() as http:
         for port in cast.gateways:
-            while not await _says_ready(http, f"http://127.0.0.1:{port}/health/ready"):
+            while not await _is_ready(http, f"http://127.0.0.1:{port}/health/ready"):
                 await asyncio.sleep(0.1)
 
 
-async def _says_ready(http: httpx.AsyncClient, url: str) -> bool:
+async def _is_ready(http: httpx.AsyncClient, url: str) -> bool:
     try:
         return (await http.get(url)).is_success
     except httpx.TransportError:  # not up yet
         return False
 
 
-async def _clock(seconds: float) -> None:
-    """Show the time pass."""
+async def _sleep_with_progress(seconds: float) -> None:
+    """Sleep with a progress bar."""
     end = time.monotonic() + seconds
     with tqdm(total=round(seconds), unit="s", desc="chaos") as bar:
         while (left := end - time.monotonic()) > 0:
@@ -94,7 +94,7 @@ async def _clock(seconds: float) -> None:
 
 
 async def _scrape(cast: Cast) -> str:
-    """Metrics, once the workers' last figures have arrived with their heartbeats."""
+    """Fetch /metrics, after the workers' last figures have arrived with their heartbeats."""
     await asyncio.sleep(2 * HEARTBEAT_S)
     async with httpx.AsyncClient() as http:
         return (await http.get(f"{cast.address()}/metrics")).text

@@ -1,15 +1,21 @@
-"""A GPU against its limits: `make gpu-bench`, or PYTHONPATH=kernels python -m benchmarks.gpu.bench
+"""Speed of a GPU against its limits.
 
-    ceilings    what this device does at best: a large bfloat16 product, a large copy
-    head        the sampling loop by rows and width, each form of it and three plain ones, against the FLOP floor
-    shipped     the shipped model, default preset, whole pictures
-    pictures    MAR's sizes and the paper's, random weights, 64 x 100 steps, guidance on, batch 1 to 256, with memory;
-                MAR-B beside the way the released code works
-    backbone    z alone, by rows
-    attention   padding with a mask against packed rows of different lengths, at the shapes of MAR's encoder
+    ceilings    peak rates of this device: a large bfloat16 product, a large copy
+    head        the head's sampling loop by rows and width: each of our variants and three plain ones, against the
+                FLOP floor
+    shipped     whole images of the shipped model, default preset
+    images      MAR's and the paper's model sizes, random weights, 64 x 100 steps, guidance on, batch 1 to 256, with
+                peak memory; MAR-B against the method of the released code
+    backbone    the backbone alone, by rows
+    attention   padded rows with a mask against packed rows of different lengths, at the shapes of MAR's encoder
 
-Of `pictures`, four of the 64 autoregressive steps are run, with all their diffusion steps; a picture is 16 times their
-sum. Under 9 minutes; results are on disk after each part. --device cpu --quick rehearses it without a GPU.
+`images` runs four of the 64 autoregressive steps, with all their diffusion steps; an image takes 16 times their sum.
+
+It takes under 9 minutes, and results are on disk after each part. A table is printed, and last one JSON object.
+--device cpu --quick rehearses it without a GPU. Example:
+
+    make gpu-bench
+    PYTHONPATH=kernels python -m benchmarks.gpu.bench --only ceilings head
 """
 
 from __future__ import annotations
@@ -38,8 +44,8 @@ from benchmarks.gpu.cases import (
 )
 from benchmarks.gpu.check import describe
 from benchmarks.gpu.head import OTHERS, loop_of, seconds
-from benchmarks.parts import Part, Record, attempt, command
-from benchmarks.prompt_states import PROMPTS
+from benchmarks.gpu.parts import Part, Record, attempt, command
+from benchmarks.gpu.prompt_states import PROMPTS
 from model.inference.backbone_pass import PlainPass, StaticPass
 from model.inference.engine import Engine
 from model.inference.requests import Request, Sampling
@@ -53,7 +59,7 @@ BATCHES = (1, 8, 64, 256)
 
 
 def bench_ceilings(args: argparse.Namespace, emit: Emit) -> None:
-    """Random data: products of zeros run faster than real ones."""
+    """Measure peak rates on random data: products of zeros run faster."""
     size, bytes_ = (256, 1 << 20) if args.quick else (8192, 4 << 30)
     a, b = (torch.randn(size, size, device=args.device).bfloat16() for _ in range(2))
     emit({"what": "matmul bf16", "size": size, "tflops": 2e-12 * size**3 / seconds(lambda: a @ b, args.device, 9)})
@@ -64,14 +70,17 @@ def bench_ceilings(args: argparse.Namespace, emit: Emit) -> None:
 
 
 def bench_head(args: argparse.Namespace, emit: Emit) -> None:
-    """Guided rows, one chain; the slow variants run fewer steps. A row here is a token: two evaluations a step."""
+    """Time the head's loop on guided rows of one chain; slow variants run fewer steps.
+
+    A row here is a token: two evaluations per step.
+    """
     names = ("mar-small",) if args.quick else ("mar-b", "emoji-64", "mar-h", "mar-l", "head-768")
     for name in names:
         ours = paths(args.device, name)
         for rows in (2, 16) if args.quick else (1, 4, 16, 64, 256, 1024, 2048):
             for variant in (*ours, *OTHERS):
                 if variant == "compiled" and (args.device == "cpu" or name != "mar-b" or rows not in (4, 64, 1024)):
-                    continue  # compiling takes longer than everything else together
+                    continue  # compiling takes longer than everything else combined
                 if variant in ("eager", "autocast") and name != "mar-b" and not args.quick:
                     continue
                 steps = 10 if args.quick or variant in OTHERS else DIFFUSION_STEPS
@@ -83,23 +92,23 @@ def bench_head(args: argparse.Namespace, emit: Emit) -> None:
 
 
 def bench_shipped(args: argparse.Namespace, emit: Emit) -> None:
-    """Pixels included; 8 x 25 steps, guidance 3, Halton order."""
+    """Time whole images, pixels included: 8 x 25 steps, guidance 3, Halton order."""
     engine, tokenizer = shipped(args.device, 2 if args.quick else max(BATCHES), torch.bfloat16)
 
-    def draw(count: int) -> Tensor:
+    def generate(count: int) -> Tensor:
         steps = (2, 5) if args.quick else (8, 25)
-        asks = [Request(PROMPTS[i % 4], i, Sampling(*steps, order="halton")) for i in range(count)]
+        requests = [Request(PROMPTS[i % 4], i, Sampling(*steps, order="halton")) for i in range(count)]
         with torch.inference_mode():
-            return tokenizer.decode(decode(engine, asks)).cpu()
+            return tokenizer.decode(decode(engine, requests)).cpu()
 
     for batch in (1, 2) if args.quick else BATCHES:
         with attempt(emit, {"batch": batch, "kernels": engine.kernels}) as record:
-            spent = seconds(functools.partial(draw, batch), args.device, 1 if args.quick else 5)
-            record["seconds_per_picture"] = spent / batch
+            spent = seconds(functools.partial(generate, batch), args.device, 1 if args.quick else 5)
+            record["seconds_per_image"] = spent / batch
 
 
-def bench_pictures(args: argparse.Namespace, emit: Emit) -> None:
-    """Largest last, so that whatever does not fit the time is the least of the table."""
+def bench_images(args: argparse.Namespace, emit: Emit) -> None:
+    """Time models from small to large, so that running out of time costs as few rows of the table as possible."""
     if args.quick:
         names, batches = ["mar-small", "fluid-small"], [1, 2]
     else:
@@ -107,11 +116,11 @@ def bench_pictures(args: argparse.Namespace, emit: Emit) -> None:
     for name in names:
         with attempt(emit, {"model": name, "side": "engine"}) as record:
             engine, record["parameters"] = random_engine(name, args.device, max(batches), torch.bfloat16)
-            record["rows"] = engine.max_rows  # its fixed inputs take memory for all of them
+            record["rows"] = engine.max_rows  # its static inputs take memory for all of them
             record["kernels"] = engine.kernels
             for batch in batches:
                 with attempt(emit, {"model": name, "batch": batch, "side": "engine"}) as one:
-                    one |= picture_time(engine, batch, args)
+                    one |= image_time(engine, batch, args)
             del engine
         for batch in batches[:-1] if name in ("mar-b", "mar-small") else ():
             for side in ("eager", "autocast"):
@@ -119,28 +128,28 @@ def bench_pictures(args: argparse.Namespace, emit: Emit) -> None:
                     record |= eager_time(name, batch, side == "autocast", args)
 
 
-def picture_time(engine: Engine, batch: int, args: argparse.Namespace) -> Record:
-    """Seconds of a picture and the device's memory, by our engine."""
+def image_time(engine: Engine, batch: int, args: argparse.Namespace) -> Record:
+    """Measure seconds per image and the device's peak memory with our engine."""
     steps, diffusion_steps, sampled = plan(args)
     if args.device == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     tokens = torch.randn(batch, engine.config.tokens, engine.config.channels)
     spent = 0.0
-    for _ in range(2):  # the first meets each shape for the first time
+    for _ in range(2):  # the first round is slower: each shape is new
         spent = sum(one_step(engine, tokens, index, steps, diffusion_steps, args.device) for index in sampled)
-    record: Record = {"seconds_per_picture": spent * steps / len(sampled) / batch}
+    record: Record = {"seconds_per_image": spent * steps / len(sampled) / batch}
     if args.device == "cuda":
         record["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
     return record
 
 
 def one_step(engine: Engine, tokens: Tensor, index: int, steps: int, diffusion_steps: int, device: str) -> float:
-    """Seconds of AR step `index` with all rows at it."""
+    """Time autoregressive step `index` with all rows at that step, in seconds."""
     prompts = prompts_of(engine)
     for row in range(len(tokens)):
-        ask = Request(prompts[row % len(prompts)], row, Sampling(steps, diffusion_steps))
-        engine.restore(Snapshot(ask, index, tokens[row]))
+        request = Request(prompts[row % len(prompts)], row, Sampling(steps, diffusion_steps))
+        engine.restore(Snapshot(request, index, tokens[row]))
     synchronise(device)
     begin = time.perf_counter()
     engine.step()
@@ -152,7 +161,7 @@ def one_step(engine: Engine, tokens: Tensor, index: int, steps: int, diffusion_s
 
 
 def eager_time(name: str, batch: int, autocast: bool, args: argparse.Namespace) -> Record:
-    """The same steps the way the released code takes them (benchmarks/exact.py); always 64 x 100."""
+    """Measure seconds per image with the method of the released code (benchmarks/exact.py); always 64 x 100 steps."""
     model, _ = random_model(name, args.device)
     assert isinstance(model, Mar)
     side = exact.eager_side(model, batch)
@@ -166,21 +175,24 @@ def eager_time(name: str, batch: int, autocast: bool, args: argparse.Namespace) 
                 side(index, tokens)
             synchronise(args.device)
             spent = time.perf_counter() - begin
-    return {"seconds_per_picture": spent * STEPS / len(sampled) / batch}
+    return {"seconds_per_image": spent * STEPS / len(sampled) / batch}
 
 
 def prompts_of(engine: Engine) -> Sequence[str]:
-    """What its model can be told."""
+    """Return prompts that the engine's model accepts."""
     return PROMPTS if engine.config.family == "fluid" else LABELS
 
 
 def plan(args: argparse.Namespace) -> tuple[int, int, tuple[int, ...]]:
-    """AR steps, diffusion steps, and the AR steps to run."""
+    """Return (autoregressive steps, diffusion steps, autoregressive steps to run)."""
     return (8, 4, (2, 6)) if args.quick else (STEPS, DIFFUSION_STEPS, SAMPLED)
 
 
 def bench_backbone(args: argparse.Namespace, emit: Emit) -> None:
-    """Rows are evaluations, two a guided picture; half of the tokens are known. As it comes, and as a graph."""
+    """Time the backbone with half of the tokens known, eagerly and as a CUDA graph.
+
+    Rows are evaluations: two per guided image.
+    """
     for name in ("fluid-small", "mar-small") if args.quick else ("mar-b", "369M", "1.1B", "emoji-64"):
         engine, _ = random_engine(name, args.device, 1, torch.bfloat16)
         config, prompts = engine.config, prompts_of(engine)
@@ -188,34 +200,34 @@ def bench_backbone(args: argparse.Namespace, emit: Emit) -> None:
             with attempt(emit, {"model": name, "rows": rows, "static": static}) as record, torch.inference_mode():
                 tokens = torch.randn(rows, config.tokens, config.channels, device=args.device)
                 known = torch.arange(config.tokens, device=args.device).expand(rows, -1) % 2 == 0
-                told = [engine.conditioner(prompts[i % len(prompts)]) for i in range(rows)]
+                conditions = [engine.conditioner(prompts[i % len(prompts)]) for i in range(rows)]
                 state = engine.model.backbone, tokens, known
-                run = StaticPass(*state, told[0]) if static else PlainPass(*state)
-                work = functools.partial(run, range(rows), told, config.tokens // 2)
+                run = StaticPass(*state, conditions[0]) if static else PlainPass(*state)
+                work = functools.partial(run, range(rows), conditions, config.tokens // 2)
                 record["ms"] = 1e3 * seconds(work, args.device, 3)
 
 
 def bench_attention(args: argparse.Namespace, emit: Emit) -> None:
-    """Rows of 64 to 320 keys, evenly spread, as rows at different steps are; heads of 64 as MAR-B's."""
+    """Time attention on rows of 64 to 320 keys, evenly spread like rows at different steps; heads as MAR-B's."""
     heads, width = (2, 16) if args.quick else (12, 64)
     for rows in (4,) if args.quick else (16, 128):
         lengths = torch.linspace(64, 320, rows).int()
         longest, total = int(lengths.max()), int(lengths.sum())
         q, k, v = (torch.randn(rows, heads, longest, width, device=args.device).bfloat16() for _ in range(3))
         real = (torch.arange(longest)[None] < lengths[:, None]).to(args.device)[:, None, None]
-        ways: dict[str, Callable[[], object]] = {
+        methods: dict[str, Callable[[], object]] = {
             "no mask": functools.partial(F.scaled_dot_product_attention, q, k, v),
             "mask": functools.partial(F.scaled_dot_product_attention, q, k, v, attn_mask=real),
         }
         if args.device == "cuda":
-            ways["packed"] = packed_attention(lengths, heads, width, args.device)
-        for way, work in ways.items():
-            with attempt(emit, {"rows": rows, "way": way, "tokens": total, "padded": rows * longest}) as record:
+            methods["packed"] = packed_attention(lengths, heads, width, args.device)
+        for method, work in methods.items():
+            with attempt(emit, {"rows": rows, "method": method, "tokens": total, "padded": rows * longest}) as record:
                 record["us"] = 1e6 * seconds(work, args.device, 1 if args.quick else 20)
 
 
 def packed_attention(lengths: Tensor, heads: int, width: int, device: str) -> Callable[[], object]:
-    """The varlen kernel of torch."""
+    """Return a call of torch's variable-length attention kernel."""
     from torch.nn.attention.varlen import varlen_attn
 
     ends = F.pad(lengths.cumsum(0), (1, 0)).int().to(device)
@@ -226,7 +238,7 @@ def packed_attention(lengths: Tensor, heads: int, width: int, device: str) -> Ca
 
 PARTS = (
     Part("machine", 60, describe), Part("ceilings", 40, bench_ceilings), Part("shipped", 60, bench_shipped),
-    Part("head", 170, bench_head), Part("pictures", 200, bench_pictures), Part("backbone", 60, bench_backbone),
+    Part("head", 170, bench_head), Part("images", 200, bench_images), Part("backbone", 60, bench_backbone),
     Part("attention", 40, bench_attention),
 )  # fmt: skip
 

@@ -1,7 +1,7 @@
-"""What gpu_check and gpu_bench run on: head loops and engines with random weights, and the shipped model.
+"""Cases of the GPU check and benchmark: head loops and engines with random weights, and the shipped model.
 
-Needs torch, safetensors, numpy and tqdm; the shipped model is told by prompt_states.py. Random weights are drawn on the
-device they are for: a CPU would take minutes for billions of them.
+Needs torch, safetensors, numpy and tqdm; prompt_states.py stands in for the shipped model's text encoder. Random
+weights are generated on their own device: a CPU would take minutes for billions of them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from benchmarks.prompt_states import StoredStates
+from benchmarks.gpu.prompt_states import StoredStates
 from fluid_kernels.head_loop import Chains, HeadWeights, Rows
 from fluid_kernels.heads import PATHS, HeadPathError, make_head
 from model.checkpoint import load_checkpoint
@@ -32,7 +32,7 @@ from model.networks.transformer import count_parameters
 from model.presets import MAR_PRESETS, PRESETS
 
 LABELS = [str(i) for i in range(1000)]
-# Smallest of each family, for rehearsals on a CPU.
+# The smallest model of each family, for rehearsals on a CPU.
 SMALL: dict[str, ModelConfig] = {
     "fluid-small": PRESETS["tiny"],
     "mar-small": MarConfig(
@@ -46,7 +46,7 @@ MODELS: dict[str, ModelConfig] = {
 
 @dataclass(frozen=True)
 class HeadCase:
-    """One call of the loop."""
+    """Inputs of one call of the head's loop."""
 
     head: DiffusionHead
     weights: HeadWeights
@@ -57,7 +57,7 @@ class HeadCase:
 
     @property
     def flops(self) -> int:
-        """Of every product of the head, in every step, for every row and guided row; head_loop.py has the formula."""
+        """FLOPs of every product of the head, over all steps, rows and guided rows; see the formula in head_loop.py."""
         w, steps = self.weights, self.chains.steps[self.rows.chain]
         evaluations = int(steps.sum()) + int(steps[self.rows.guided].sum())
         return 2 * evaluations * w.width * ((5 * w.depth + 2) * w.width + w.channels + len(w.out))
@@ -66,7 +66,7 @@ class HeadCase:
 def head_case(
     config: ModelConfig, device: str, rows: int, counts: tuple[int, ...], guided: float = 1.0, seed: int = 0
 ) -> HeadCase:
-    """Rows spread evenly over chains of `counts` steps (longest first), the share `guided` of them guided."""
+    """Make rows spread evenly over chains of `counts` steps (longest first), a share `guided` of them guided."""
     torch.manual_seed(seed)
     generator = torch.Generator(device).manual_seed(seed)
 
@@ -75,7 +75,7 @@ def head_case(
 
     with torch.device(device):
         head = DiffusionHead(config).eval().requires_grad_(False)
-    enliven(head, generator)
+    fill_zero_init(head, generator)
     half = torch.arange(round(rows * guided), device=device)
     chain = torch.arange(rows, device=device) * len(counts) // rows
     uniform = torch.rand(rows, generator=generator, device=device)
@@ -90,44 +90,44 @@ def head_case(
 
 
 def paths(device: str, name: str) -> list[str]:
-    """The forms of the loop that can run there with the head of a named size."""
+    """Return the variants of the head's loop that can run on `device` with the head of a named model."""
     weights = HeadWeights.from_head(DiffusionHead(MODELS[name]).to(device))
     found = []
     for path in PATHS[1:]:
         try:
             make_head(weights, torch.bfloat16, path)
         except HeadPathError as error:
-            print(f"  {name} without {path}: {error}")
+            print(f"  {name} cannot run {path}: {error}")
         else:
             found.append(path)
     return found
 
 
-def enliven(module: torch.nn.Module, generator: torch.Generator) -> None:
-    """Values where initialisation puts zeros, so that nothing is skipped or exact."""
+def fill_zero_init(module: torch.nn.Module, generator: torch.Generator) -> None:
+    """Replace zero initialisation by random values, so that no term vanishes from a comparison."""
     for name, value in module.named_parameters():
         if "modulation" in name or ".out." in f".{name}":
             value.data.normal_(0, 0.5 * value.shape[-1] ** -0.5, generator=generator)
 
 
 def random_engine(name: str, device: str, rows: int, dtype: torch.dtype, kernels: str = "auto") -> tuple[Engine, int]:
-    """An engine of a named size over random weights, and its number of parameters."""
+    """Return an engine for a named model with random weights, and its number of parameters."""
     model, size = random_model(name, device)
     pack(model, dtype)
     return engine_over(model, rows, dtype, kernels), size
 
 
 def random_model(name: str, device: str) -> tuple[RandomOrderModel, int]:
-    """Random weights of a named size, the same on each call, and how many."""
+    """Return a named model with random weights, the same at each call, and its number of parameters."""
     torch.manual_seed(0)
     with torch.device(device):
         model = build_model(MODELS[name]).eval().requires_grad_(False)
-    enliven(model, torch.Generator(device).manual_seed(0))
+    fill_zero_init(model, torch.Generator(device).manual_seed(0))
     return model, count_parameters(model)
 
 
 def engine_over(model: RandomOrderModel, rows: int, dtype: torch.dtype, kernels: str = "auto") -> Engine:
-    """Told by labels, by stored states where they are the encoder's, else by hashed words of the same shape."""
+    """Return an engine for a model: with labels, stored encoder states where they fit, else hashed words."""
     if isinstance(model, Mar):
         return Engine(model, LabelPrompts(model, LABELS), rows, dtype, kernels)
     assert isinstance(model, Fluid)
@@ -139,16 +139,16 @@ def engine_over(model: RandomOrderModel, rows: int, dtype: torch.dtype, kernels:
 def shipped(
     device: str, rows: int, dtype: torch.dtype, kernels: str = "auto"
 ) -> tuple[Engine, PcaSkipTokenizer]:  # fmt: skip
-    """The shipped model, told by stored prompts."""
+    """Return an engine for the shipped model, which knows the stored prompts only, and its image tokenizer."""
     checkpoint = load_checkpoint(find_checkpoint("emoji-64"), device)
     assert isinstance(checkpoint.tokenizer, PcaSkipTokenizer)
     pack(checkpoint.model, dtype)
     return engine_over(checkpoint.model, rows, dtype, kernels), checkpoint.tokenizer
 
 
-def decode(engine: Engine, asks: list[Request]) -> Tensor:
-    """(B, N, C) tokens of these requests, drawn together."""
-    rows = engine.admit(asks)
+def decode(engine: Engine, requests: list[Request]) -> Tensor:
+    """Decode B requests together; return (B, N, C) tokens."""
+    rows = engine.admit(requests)
     left = set(rows)
     while left:
         left -= set(engine.step())
@@ -159,6 +159,6 @@ def decode(engine: Engine, asks: list[Request]) -> Tensor:
 
 
 def synchronise(device: str) -> None:
-    """Wait for what was launched."""
+    """Wait until the device has finished all launched work."""
     if device == "cuda":
         torch.cuda.synchronize()

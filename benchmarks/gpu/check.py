@@ -1,14 +1,18 @@
-"""Does this device draw what a CPU draws? `make gpu-check`, or PYTHONPATH=kernels python -m benchmarks.gpu.check
+"""Correctness of a GPU: does it generate the same images as a CPU?
 
-    philox     normal numbers of the Triton form against the definition
-    ops        each fused operation against its definition, every tile of the table
-    head       each form of the sampling loop against the float32 definition, both predictions, several widths
-    backbone   z on the device against float32 on the CPU, both families
-    picture    pictures of the shipped model against those of a CPU in float32, in decibels
-    company    a picture alone against the same among others that come and go
+    philox     random numbers of the Triton kernel against the definition
+    ops        each fused operation against its definition, with every tile size of the table
+    head       each variant of the head's loop against the float32 definition, both predictions, several widths
+    backbone   the backbone on the device against float32 on the CPU, both families
+    image      images of the shipped model against those of a CPU in float32, in decibels
+    batch      an image generated alone against the same image among rows that join and leave
 
-Needs the repository and torch, triton, safetensors, numpy and tqdm; nothing of ours installed, no network. Under 9
-minutes. Exit status 1 if anything failed. --device cpu --quick rehearses it without a GPU.
+It needs the repository and torch, triton, safetensors, numpy and tqdm; no installation of this project, no network.
+It takes under 9 minutes. A table is printed, and last one JSON object; the exit status is 1 if a comparison failed.
+--device cpu --quick rehearses it without a GPU. Example:
+
+    make gpu-check
+    PYTHONPATH=kernels python -m benchmarks.gpu.check --only ops head
 """
 
 from __future__ import annotations
@@ -24,9 +28,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.cases import MODELS, decode, engine_over, head_case, paths, random_model, shipped
+from benchmarks.gpu.parts import Part, Record, attempt, command
+from benchmarks.gpu.prompt_states import PROMPTS
 from benchmarks.machine import describe_machine
-from benchmarks.parts import Part, Record, attempt, command
-from benchmarks.prompt_states import PROMPTS
 from fluid_kernels.head_loop import head_loop_ref
 from fluid_kernels.heads import make_head
 from fluid_kernels.philox import STEP, normal_ref
@@ -40,19 +44,19 @@ from model.networks.tokenizer import psnr, to_pixels, to_uint8
 Emit = Callable[[Record], None]
 DTYPES = (torch.float32, torch.bfloat16)
 TOTAL_S = 520.0
-# What may lie between device and definition. Relative errors are means over means; pictures are 8-bit pixels.
+# Tolerances between device and definition. Relative errors are means over means; decibels are of 8-bit pixels.
 PHILOX = 1e-5
 HEAD = {torch.float32: 2e-3, torch.bfloat16: 0.02}
 BACKBONE = {torch.float32: 1e-4, torch.bfloat16: 0.02}
-PICTURE_DB = {torch.float32: 50.0, torch.bfloat16: 40.0}
-COMPANY_DB = {torch.float32: 50.0, torch.bfloat16: 35.0}
-SAME_DB = 99.0  # instead of infinity, which JSON does not know
+IMAGE_DB = {torch.float32: 50.0, torch.bfloat16: 40.0}
+BATCH_DB = {torch.float32: 50.0, torch.bfloat16: 35.0}
+SAME_DB = 99.0  # stands for infinity, which JSON cannot express
 
 
 def check_philox(args: argparse.Namespace, emit: Emit) -> None:
-    """Every channel count that tokens have; positions, steps and seeds beyond 32 bits."""
+    """Compare random numbers for every channel count of our tokens, with seeds beyond 32 bits."""
     if args.device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
-        emit({"skipped": "the Triton form runs on a CPU in the interpreter only; tests/kernels does that"})
+        emit({"skipped": "on a CPU the kernel runs only in Triton's interpreter; tests/kernels does that"})
         return
     from fluid_kernels.ops.philox_triton import normal
 
@@ -65,9 +69,9 @@ def check_philox(args: argparse.Namespace, emit: Emit) -> None:
 
 
 def check_ops(args: argparse.Namespace, emit: Emit) -> None:
-    """Regular and odd shapes, both dtypes."""
+    """Compare each fused operation at regular and odd shapes, in both dtypes."""
     if args.device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
-        emit({"skipped": "the kernels run on a CPU in the interpreter only; tests/kernels does that"})
+        emit({"skipped": "on a CPU the kernels run only in Triton's interpreter; tests/kernels does that"})
         return
     from fluid_kernels.tools.check import checks
 
@@ -78,7 +82,7 @@ def check_ops(args: argparse.Namespace, emit: Emit) -> None:
 
 
 def check_head(args: argparse.Namespace, emit: Emit) -> None:
-    """Chains of different lengths, half of the rows guided, from one row to more than any tile holds."""
+    """Compare the head's loop on chains of different lengths, half of the rows guided, from one row to many tiles."""
     names = ("mar-small", "fluid-small") if args.quick else ("emoji-64", "mar-b", "mar-l", "mar-h", "head-768", "369M")
     for name in names:
         known = paths(args.device, name)
@@ -97,7 +101,7 @@ def check_head(args: argparse.Namespace, emit: Emit) -> None:
 
 
 def check_backbone(args: argparse.Namespace, emit: Emit) -> None:
-    """Rows at different steps: that is where padding, masks and buckets can go wrong."""
+    """Compare the backbone on rows at different steps, where padding, masks and buckets can go wrong."""
     names = ("mar-small", "fluid-small") if args.quick else ("mar-small", "fluid-small", "emoji-64", "mar-b", "369M")
     for name in names:
         model, _ = random_model(name, "cpu")
@@ -117,7 +121,10 @@ def check_backbone(args: argparse.Namespace, emit: Emit) -> None:
 def conditioned(
     model: RandomOrderModel, device: str, dtype: torch.dtype, tokens: Tensor, known: Tensor, static: bool
 ) -> Tensor:
-    """z on the CPU, computed on `device`; in fixed shapes by the replay of a graph that was captured for other rows."""
+    """Return the backbone's output for five rows, computed on `device` and moved to the CPU.
+
+    With `static` it comes from the replay of a graph that was captured for other rows.
+    """
     model = model.to(device)
     pack(model, dtype)
     conditioner = engine_over(model, 1, dtype).conditioner
@@ -132,33 +139,33 @@ def conditioned(
         return run(range(5), parts, most).cpu()
 
 
-def check_picture(args: argparse.Namespace, emit: Emit) -> None:
-    """The promise of a seed: the same picture on any device, up to rounding."""
-    asks = pictures(args.quick)
-    expected = draw("cpu", torch.float32, "auto", asks)
+def check_image(args: argparse.Namespace, emit: Emit) -> None:
+    """Check that a seed gives the same image on any device, up to rounding."""
+    requests = varied_requests(args.quick)
+    expected = generate("cpu", torch.float32, "auto", requests)
     for path, dtype in itertools.product(paths(args.device, "emoji-64"), DTYPES):
         with attempt(emit, {"path": path, "dtype": short(dtype)}) as record:
-            found = draw(args.device, dtype, path, asks)
+            found = generate(args.device, dtype, path, requests)
             values = [decibels(a, b) for a, b in zip(found, expected, strict=True)]
-            record |= {"least_db": min(values), "of_each": values, "ok": min(values) >= PICTURE_DB[dtype]}
+            record |= {"least_db": min(values), "each_db": values, "ok": min(values) >= IMAGE_DB[dtype]}
 
 
-def check_company(args: argparse.Namespace, emit: Emit) -> None:
-    """One request alone, then among rows that join at other steps, with other settings, and leave."""
-    ask = pictures(args.quick)[0]
+def check_batch(args: argparse.Namespace, emit: Emit) -> None:
+    """Compare one request alone with the same among rows of other settings that join and leave at other steps."""
+    request = varied_requests(args.quick)[0]
     for path, dtype in itertools.product(paths(args.device, "emoji-64"), DTYPES):
         with attempt(emit, {"path": path, "dtype": short(dtype)}) as record:
             engine, tokenizer = shipped(args.device, 6, dtype, path)
             with torch.inference_mode():
-                alone = to_uint8(tokenizer.decode(decode(engine, [ask])))
-                running = to_uint8(tokenizer.decode(among_others(engine, ask)[None]))
-            record["db"] = decibels(running[0], alone[0])
-            record["ok"] = record["db"] >= COMPANY_DB[dtype]
+                alone = to_uint8(tokenizer.decode(decode(engine, [request])))
+                batched = to_uint8(tokenizer.decode(among_others(engine, request)[None]))
+            record["db"] = decibels(batched[0], alone[0])
+            record["ok"] = record["db"] >= BATCH_DB[dtype]
 
 
-def among_others(engine: Engine, ask: Request) -> Tensor:
-    """(N, C) tokens of `ask`, drawn while five other rows join, leave and are replaced."""
-    (row,) = engine.admit([ask])
+def among_others(engine: Engine, request: Request) -> Tensor:
+    """Decode one request while five other rows join, leave and are replaced; return its (N, C) tokens."""
+    (row,) = engine.admit([request])
     others: list[int] = []
     number, finished = 0, list[int]()
     while row not in finished:
@@ -168,14 +175,14 @@ def among_others(engine: Engine, ask: Request) -> Tensor:
             others += engine.admit([Request(PROMPTS[number % 4], 100 + number, sampling)])
             number += 1
         finished = engine.step()
-        for gone in [index for index in finished if index in others]:
-            engine.release(gone)
-            others.remove(gone)
+        for done in [index for index in finished if index in others]:
+            engine.release(done)
+            others.remove(done)
     return engine.peek(row)
 
 
-def pictures(quick: bool) -> list[Request]:
-    """Requests of different settings."""
+def varied_requests(quick: bool) -> list[Request]:
+    """Return four requests with different settings."""
     base = Sampling(4, 8) if quick else Sampling(16, 25)
     return [
         Request(PROMPTS[0], 5, base),
@@ -185,33 +192,33 @@ def pictures(quick: bool) -> list[Request]:
     ]
 
 
-def draw(device: str, dtype: torch.dtype, path: str, asks: list[Request]) -> Tensor:
-    """(B, H, W, 3) uint8 on the CPU."""
-    engine, tokenizer = shipped(device, len(asks), dtype, path)
+def generate(device: str, dtype: torch.dtype, path: str, requests: list[Request]) -> Tensor:
+    """Generate B images with the shipped model; return (B, H, W, 3) uint8 on the CPU."""
+    engine, tokenizer = shipped(device, len(requests), dtype, path)
     with torch.inference_mode():
-        return to_uint8(tokenizer.decode(decode(engine, asks))).cpu()
+        return to_uint8(tokenizer.decode(decode(engine, requests))).cpu()
 
 
 def relative(found: Tensor, exact: Tensor) -> float:
-    """Mean absolute difference over mean absolute value; infinite where something is not finite."""
+    """Return the mean absolute difference over the mean absolute value; 1e9 if any value is not finite."""
     if not bool(found.isfinite().all()):
         return 1e9
     return ((found.float() - exact.float()).abs().mean() / exact.float().abs().mean()).item()
 
 
 def decibels(one: Tensor, other: Tensor) -> float:
-    """PSNR of two (H, W, 3) uint8 pictures."""
+    """Return the PSNR of two (H, W, 3) uint8 images, at most SAME_DB."""
     value = psnr(to_pixels(one[None]), to_pixels(other[None])).item()
     return round(min(value, SAME_DB), 1)
 
 
 def short(dtype: torch.dtype) -> str:
-    """As the settings call it."""
+    """Return a dtype's name as the settings spell it."""
     return str(dtype).removeprefix("torch.")
 
 
 def describe(args: argparse.Namespace, emit: Emit) -> None:
-    """In a process of its own, so that the one that forks never touches the device."""
+    """Describe the machine; as a part, so that the process which forks never touches the device."""
     record = describe_machine()
     if args.device == "cuda":
         properties = torch.cuda.get_device_properties(0)
@@ -224,8 +231,8 @@ def describe(args: argparse.Namespace, emit: Emit) -> None:
 
 PARTS = (
     Part("machine", 60, describe), Part("philox", 60, check_philox),
-    Part("ops", 100, check_ops), Part("picture", 120, check_picture),
-    Part("company", 90, check_company), Part("backbone", 120, check_backbone), Part("head", 240, check_head),
+    Part("ops", 100, check_ops), Part("image", 120, check_image),
+    Part("batch", 90, check_batch), Part("backbone", 120, check_backbone), Part("head", 240, check_head),
 )  # fmt: skip
 
 

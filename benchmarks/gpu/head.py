@@ -1,12 +1,13 @@
-"""The head's loop on a device, as others would write it and as we run it, against its floor.
+"""Variants of the head's loop on a device: as others would write it, and as we run it.
 
-    eager      the head's products, float32, all of them in every step: the released code's way
+    eager      every product of the head in every step, in float32: the method of the released code
     autocast   the same under bfloat16 autocast, which the released evaluation uses (in float16)
-    compiled   a step in bfloat16 through torch.compile(mode="reduce-overhead"): fused, in CUDA graphs, nobody's work
+    compiled   a bfloat16 step through torch.compile(mode="reduce-overhead"): fused, in CUDA graphs, no
+               hand-written kernels
     torch, triton, persistent    our loop, see fluid_kernels/heads.py
 
-The first three take their noise from torch's generator as everybody does; ours is counter-based. Given our noise, all
-draw the same tokens up to rounding (a test).
+The first three take their noise from torch's generator, as is usual; ours is counter-based. Given our noise, all
+generate the same tokens up to rounding (a test).
 """
 
 from __future__ import annotations
@@ -24,16 +25,16 @@ from fluid_kernels.head_loop import LN_EPS, guide, initial_noise, update
 from fluid_kernels.heads import make_head
 
 OTHERS = ("eager", "autocast", "compiled")
-Noise = Callable[[Tensor, int], Tensor]  # of all rows at a step's index: (M, C)
+Noise = Callable[[Tensor, int], Tensor]  # x, step index -> (M, C) noise of all rows
 
 
 def generated(x: Tensor, j: int) -> Tensor:
-    """As everybody does."""
+    """Return noise from torch's generator."""
     return torch.randn_like(x)
 
 
 def loop_of(variant: str, case: HeadCase, noise: Noise = generated) -> Callable[[], Tensor]:
-    """A call of the whole loop; `noise` is for the first three."""
+    """Return a call of the whole loop; `noise` applies to the variants in OTHERS only."""
     if variant == "eager":
         return lambda: _plain(case, noise)
     if variant == "autocast":
@@ -50,7 +51,7 @@ def loop_of(variant: str, case: HeadCase, noise: Noise = generated) -> Callable[
 
 
 def _plain(case: HeadCase, noise: Noise) -> Tensor:
-    """One chain for all rows; conditional and unconditional half doubled as the released code does."""
+    """Run one chain for all rows, the batch doubled for guidance as in the released code."""
     rows, chains, channels = case.rows, case.chains, case.weights.channels
     x = initial_noise(rows, channels)
     steps = int(chains.steps[0])
@@ -69,7 +70,7 @@ def _compiled(case: HeadCase, noise: Noise) -> Callable[[], Tensor]:
     matrices = [t.to(half) for t in (w.up, w.down, w.modulation, w.final_modulation)]
     biases = [t.to(half) for t in (w.up_bias, w.down_bias, w.modulation_bias, w.final_modulation_bias)]
 
-    def step(x: Tensor, time_: Tensor, coefficients: Tensor, drawn: Tensor) -> Tensor:
+    def step(x: Tensor, time_: Tensor, coefficients: Tensor, step_noise: Tensor) -> Tensor:
         (up, down, modulation, last), (up_b, down_b, modulation_b, last_b) = matrices, biases
         y = F.silu(time_ + rows.condition).to(half)
         h = F.linear(torch.cat([x, x[rows.guided]]), w.token_in, w.token_in_bias)
@@ -80,7 +81,7 @@ def _compiled(case: HeadCase, noise: Noise) -> Callable[[], Tensor]:
         shift, scale = F.linear(y, last, last_b).chunk(2, -1)
         out = F.linear(F.layer_norm(h, (w.width,), eps=LN_EPS) * (1 + scale) + shift, w.out, w.out_bias)
         out = guide(out, rows, len(x), len(rows.guided), w.channels)
-        return update(out, x, coefficients, drawn, rows.temperature, case.prediction, case.clamp)
+        return update(out, x, coefficients, step_noise, rows.temperature, case.prediction, case.clamp)
 
     compiled = torch.compile(step, mode="reduce-overhead", dynamic=False)
 
@@ -96,7 +97,7 @@ def _compiled(case: HeadCase, noise: Noise) -> Callable[[], Tensor]:
 
 
 def seconds(work: Callable[[], object], device: str, rounds: int) -> float:
-    """Median of so many calls after two that warm up; each waits for the device."""
+    """Return the median seconds of `rounds` calls after two warm-up calls; each waits for the device."""
     times = []
     for number in range(rounds + 2):
         synchronise(device)

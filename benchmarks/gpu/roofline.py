@@ -1,16 +1,19 @@
-"""What a step of the head's loop must cost on a GPU, before anything is measured: python -m benchmarks.gpu.roofline
+"""Roofline model of the head's loop: the predicted time of a step on a GPU, without measuring.
 
-Writes docs/images/roofline.png and the tables of docs/roofline.md, which says what stands behind the numbers. Where
-benchmarks/results/ holds a gpu-bench file, what it measured stands beside what was predicted.
+    python -m benchmarks.gpu.roofline
+
+takes seconds and writes docs/images/roofline.png and the tables of docs/roofline.md, which explains the numbers. If
+benchmarks/results/ has a gpu-bench file, its measurements appear beside the predictions.
 
 An operation takes as long as the slowest of three: its products at PRODUCTS of the peak, its bytes at the memory's
-bandwidth, and what starting it costs. Operations follow each other; a step is their sum. Weights and activations of a
-step fit the L2 cache, yet all bytes but the persistent kernel's are charged at the memory's bandwidth: slow rather than
-fast. M: evaluations (rows and guided rows), W: width, L: blocks, C and O: channels in and out.
+bandwidth, and its launch. Operations run one after another, so a step is their sum. Weights and activations of a step
+fit the L2 cache, yet all bytes except the persistent kernel's are charged at the memory's bandwidth: the model errs on
+the slow side. M: evaluations (rows and guided rows), W: width, L: blocks, C and O: channels in and out.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 from collections.abc import Iterator
@@ -24,12 +27,12 @@ ROOT = Path(__file__).parents[2]
 PAGE, PLOT = ROOT / "docs" / "roofline.md", ROOT / "docs" / "images" / "roofline.png"
 RESULTS = ROOT / "benchmarks/results"
 
-# Assumed until a GPU was had; each is named in docs/roofline.md.
+# Assumptions until a GPU has measured them; docs/roofline.md explains each.
 EAGER_S, NODE_S, WAIT_S, CHAIN_S = 5e-6, 2e-6, 1e-6, 1e-6
 L2_BYTES_PER_S = 5.5e12
 PRODUCTS = 0.8
 TILE_ROWS = 64
-HOISTED_ROWS = 1024  # as head_loop_triton.py
+HOISTED_ROWS = 1024  # as in fluid_kernels/loops/fused_loop.py
 
 CHANNELS, OUTPUTS = 16, 32
 EVALUATIONS = tuple(2**n for n in range(1, 13))
@@ -40,7 +43,7 @@ MEASURED_AS = {"eager": "autocast", "graph": "triton", "persistent": "persistent
 
 @dataclass(frozen=True)
 class Device:
-    """Limits of a GPU by its datasheet: dense bfloat16 with float32 sums, and memory."""
+    """A GPU's limits by its datasheet: dense bfloat16 FLOP/s with float32 sums, and memory bandwidth."""
 
     name: str
     flops: float
@@ -54,43 +57,49 @@ DEVICES = (
 
 @dataclass(frozen=True)
 class Head:
-    """Width and blocks; token and output channels are MAR's."""
+    """A head's width and number of blocks; token and output channels are MAR's."""
 
     width: int
     depth: int
 
 
-# MAR's three, and one as wide as MAR-B's backbone.
+# The heads of MAR's three models, and one as wide as MAR-B's backbone.
 HEADS = (Head(768, 6), Head(1024, 6), Head(1280, 8), Head(1536, 12))
 
 
 @dataclass(frozen=True)
 class Op:
-    """One launch: multiply-adds count as two FLOPs."""
+    """One launch. A multiply-add counts as two FLOPs."""
 
     flops: float
     bytes: float
 
 
 def flops(head: Head, m: float) -> float:
-    """Of a step, hoisted products included: the formula of head_loop.py."""
+    """Return the FLOPs of a step, hoisted products included: the formula of head_loop.py."""
     return 2 * m * head.width * ((5 * head.depth + 2) * head.width + CHANNELS + OUTPUTS)
 
 
 def least_bytes(head: Head, m: float) -> float:
-    """Of a step: the loop's weights once, those of the modulation once a chunk of steps, x and noise in, x out."""
+    """Return the fewest bytes of a step.
+
+    That is the loop's weights once, the modulation's once per chunk of steps, x and noise in, x out.
+    """
     square, steps = head.width**2, max(1, HOISTED_ROWS // m)
     weights = 2 * head.depth * square + (3 * head.depth + 2) * square / steps + (CHANNELS + OUTPUTS) * head.width
     return 2 * weights + 12 * m * CHANNELS
 
 
 def product(m: float, inputs: float, outputs: float, extra: float = 0.0) -> Op:
-    """bfloat16 in and out; `extra` bytes beside."""
+    """Return a matrix product of (m, inputs) and (inputs, outputs) in bfloat16, with `extra` bytes moved."""
     return Op(2 * m * inputs * outputs, 2 * (inputs * outputs + m * inputs + m * outputs) + extra)
 
 
 def eager_ops(head: Head, m: float) -> Iterator[Op]:
-    """As networks/diffusion_head.py under autocast: modulation in every step, every elementwise op a pass."""
+    """Yield the launches of networks/diffusion_head.py under autocast.
+
+    Modulation is computed in every step, and every elementwise operation is a pass over memory.
+    """
     w = head.width
     passes = 4 * m * w  # bytes of one float32 tensor
     yield from (Op(0, 3 * passes), Op(0, 2 * passes), product(m, CHANNELS, w))  # time + condition, silu, token_in
@@ -106,7 +115,7 @@ def eager_ops(head: Head, m: float) -> Iterator[Op]:
 
 
 def hoisted_ops(head: Head, m: float) -> tuple[float, Op]:
-    """Per step: launches, and the modulation product of a chunk of steps, shared out."""
+    """Return the launches per step, and a step's share of the modulation product of a chunk of steps."""
     steps = max(1, HOISTED_ROWS // m)
     columns = (3 * head.depth + 2) * head.width
     whole = product(m * steps, head.width, columns)
@@ -114,7 +123,7 @@ def hoisted_ops(head: Head, m: float) -> tuple[float, Op]:
 
 
 def graph_ops(head: Head, m: float) -> Iterator[Op]:
-    """The fused operations of head_loop_triton.py."""
+    """Yield the fused operations of fluid_kernels/loops/fused_loop.py."""
     w = head.width
     yield Op(2 * m * CHANNELS * w, 4 * m * (CHANNELS + w))
     for _ in range(head.depth):
@@ -126,7 +135,7 @@ def graph_ops(head: Head, m: float) -> Iterator[Op]:
 
 
 def step_seconds(variant: str, head: Head, m: float, device: Device) -> float:
-    """Predicted time of one diffusion step."""
+    """Return the predicted seconds of one diffusion step."""
 
     def spent(op: Op, start_s: float, bytes_per_s: float) -> float:
         return max(start_s, op.flops / (PRODUCTS * device.flops), op.bytes / bytes_per_s)
@@ -144,12 +153,15 @@ def step_seconds(variant: str, head: Head, m: float, device: Device) -> float:
 
 
 def roof_seconds(head: Head, m: float, device: Device) -> float:
-    """FLOPs at the whole peak, or the fewest bytes at the memory's bandwidth; less only with weights from a cache."""
+    """Return the roof: FLOPs at the full peak, or the fewest bytes at the memory's bandwidth, whichever is slower.
+
+    Only weights that stay in a cache can beat it.
+    """
     return max(flops(head, m) / device.flops, least_bytes(head, m) / device.bytes_per_s)
 
 
-def picture_seconds(variant: str, head: Head, batch: int, device: Device) -> float:
-    """The head's share of a picture at 64 x 100 steps with guidance, of so many drawn together; "floor": its FLOPs."""
+def image_seconds(variant: str, head: Head, batch: int, device: Device) -> float:
+    """Return the head's seconds per image at 64 x 100 guided steps, `batch` images together; "floor" is FLOPs alone."""
     total = 0.0
     for count in tokens_per_step(64, 256):
         m = 2 * count * batch
@@ -159,7 +171,7 @@ def picture_seconds(variant: str, head: Head, batch: int, device: Device) -> flo
 
 
 def measured() -> dict[tuple[str, str, int, str], float]:
-    """(device, model, evaluations, variant) -> seconds of a step, from the newest gpu-bench file of each device."""
+    """Read {(device, model, evaluations, variant): seconds of a step} from the gpu-bench files; newer ones win."""
     found: dict[tuple[str, str, int, str], float] = {}
     for file in sorted(RESULTS.glob("gpu-bench-*.json")):
         parts = json.loads(file.read_text())["parts"]
@@ -172,7 +184,7 @@ def measured() -> dict[tuple[str, str, int, str], float]:
 
 
 def counted_table() -> list[str]:
-    """FLOPs, bytes and their quotient."""
+    """Return table lines of FLOPs, bytes and their ratio."""
     lines = ["| W x blocks | M | GFLOP | MB | FLOP/byte |", "|---|---|---|---|---|"]
     for head in HEADS:
         for m in TABLED:
@@ -183,7 +195,7 @@ def counted_table() -> list[str]:
 
 
 def predicted_table(device: Device) -> list[str]:
-    """Microseconds of a step by variant, and what was measured."""
+    """Return table lines of a step's microseconds by variant, predicted and measured."""
     known = {key[1:]: value for key, value in measured().items() if device.name.split()[0] in key[0]}
     head_line = "| W x blocks | M | roof | " + " | ".join(f"{v}: predicted | measured" for v in VARIANTS) + " |"
     lines = [head_line, "|" + "---|" * (3 + 2 * len(VARIANTS))]
@@ -202,29 +214,29 @@ def predicted_table(device: Device) -> list[str]:
     return lines
 
 
-def pictures_table() -> list[str]:
-    """Seconds of a picture's head loop."""
+def images_table() -> list[str]:
+    """Return table lines of the head loop's seconds per image."""
     lines = [
-        "| head of | device | pictures together | floor | " + " | ".join(VARIANTS) + " |",
+        "| head of | device | images together | floor | " + " | ".join(VARIANTS) + " |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, config in MAR_PRESETS.items():
         head = Head(config.head_width, config.head_depth)
         for device in DEVICES:
             for batch in (1, 8, 64, 256):
-                cells = [f"{picture_seconds(v, head, batch, device):.3g}" for v in ("floor", *VARIANTS)]
+                cells = [f"{image_seconds(v, head, batch, device):.3g}" for v in ("floor", *VARIANTS)]
                 lines.append(f"| {name} | {device.name} | {batch} | " + " | ".join(cells) + " |")
     return lines
 
 
 def _short(value: float) -> str:
-    """Three digits, never in powers of ten."""
+    """Format with three digits, never in scientific notation."""
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def page(text: str) -> str:
-    """docs/roofline.md with its tables written anew, each between <!-- name --> and <!-- end -->."""
-    tables = {"counted": counted_table(), "pictures": pictures_table()}
+    """Return docs/roofline.md with its tables regenerated, each between <!-- name --> and <!-- end -->."""
+    tables = {"counted": counted_table(), "images": images_table()}
     tables |= {f"predicted {device.name}": predicted_table(device) for device in DEVICES}
     for name, lines in tables.items():
         begin, end = text.index(f"<!-- {name} -->"), text.index("<!-- end -->", text.index(f"<!-- {name} -->"))
@@ -232,8 +244,8 @@ def page(text: str) -> str:
     return text
 
 
-def draw(file: Path) -> None:
-    """TFLOP/s of a step by rows for each device; dots where something was measured."""
+def plot(file: Path) -> None:
+    """Plot TFLOP/s of a step by evaluations for each device, with dots for measurements."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -257,7 +269,7 @@ def draw(file: Path) -> None:
             }
             if dots:
                 panel.loglog(list(dots), list(dots.values()), "o", color=colour, label=f"{variant}, measured")
-        panel.set(title=device.name, xlabel="evaluations a step")
+        panel.set(title=device.name, xlabel="evaluations per step")
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("TFLOP/s, head 1024 x 6")
     panels[0].legend(fontsize=8)
@@ -266,8 +278,10 @@ def draw(file: Path) -> None:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args()
     PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
-    draw(PLOT)
+    plot(PLOT)
     print(f"{PAGE}\n{PLOT}")
 
 

@@ -1,1 +1,8 @@
-"""What the service costs beside the engine: latency that it adds, throughput by workers, the price of a backlog."""
+"""Load test of the service with the fake engine: added latency, throughput by workers, cost of a backlog.
+
+generator   an open-loop HTTP client
+service     Valkey, a gateway and workers for one measurement
+latency     latency that the service adds to an image
+throughput  images per second by number of workers
+backlog     cost of queue operations with a long queue
+"""

@@ -1,6 +1,6 @@
-"""What the queue's operations cost with few and with very many jobs waiting; no worker, so that they stay.
+"""Cost of the queue's operations with a short and a very long backlog; no worker runs, so the jobs keep waiting.
 
-All medians of single calls, one after another, each a round trip with its write on disk where there is one.
+Figures are medians of single sequential calls, each a round trip that includes the write to disk if there is one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CALLS = 200
 
 
 async def at_100000(quick: bool) -> dict[str, Any]:
-    """Milliseconds by operation and backlog, and bytes of Valkey's memory per waiting job."""
+    """Measure milliseconds by operation and backlog, and bytes of Valkey's memory per waiting job."""
     many = 2_000 if quick else 100_000
     result: dict[str, Any] = {}
     async with service(0) as running:
@@ -43,7 +43,7 @@ async def _memory(running: Service) -> int:
 
 
 async def _costs(running: Service, size: int) -> dict[str, float]:
-    """The backlog is `size` afterwards: what was added is taken, and what was taken is canceled."""
+    """Time each operation at a backlog of `size`, and leave it at that: each added job is taken and canceled."""
     queue, leases = running.queue, LeaseQueue(running.queue.redis, running.settings)
     waiting = job(8)
     await fill(running, waiting, 100 if size == 100 else 0, "few_")
@@ -51,9 +51,9 @@ async def _costs(running: Service, size: int) -> dict[str, float]:
 
     async def timed(name: str, call: Awaitable[Any]) -> Any:
         begin = time.perf_counter()
-        answer = await call
+        value = await call
         times.setdefault(name, []).append(time.perf_counter() - begin)
-        return answer
+        return value
 
     for i in range(CALLS):
         job_id = f"probe_{size}_{i}"

@@ -1,8 +1,9 @@
-"""An open-loop HTTP client that costs little: it shares the machine with what it measures.
+"""A cheap open-loop HTTP client: it shares the machine with the service that it measures.
 
-Open loop: requests leave on schedule whatever became of earlier ones, and latency counts from the scheduled time, so
-that a service that stalls is charged for everybody who had to wait (no coordinated omission). A connection carries one
-request at a time; if none is idle, another one is opened. Just enough of HTTP/1.1 for keep-alive and content-length.
+Open loop: requests leave on schedule regardless of earlier ones, and latency counts from the scheduled time, so that a
+stalled service is charged for every request that had to wait (no coordinated omission). A connection carries one
+request at a time; if none is idle, another is opened. It implements just enough of HTTP/1.1 for keep-alive and
+content-length.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ Done = Callable[[int, dict[str, str]], None]  # status, headers
 
 
 def request_bytes(body: dict[str, Any]) -> bytes:
-    """Asks for the picture's file; its timing comes in headers."""
+    """Encode a request for the image file itself, whose timing comes in headers."""
     text = json.dumps(body).encode()
     head = "POST /v1/images/generations HTTP/1.1\r\nHost: localhost\r\nAccept: image/png\r\n"
     return head.encode() + b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(text) + text
 
 
 class Connection(asyncio.Protocol):
-    """One keep-alive connection."""
+    """One keep-alive connection with at most one request in flight."""
 
     def __init__(self) -> None:
         self._buffer = b""
@@ -63,7 +64,7 @@ class Connection(asyncio.Protocol):
 
 @dataclass
 class Sample:
-    """All times in milliseconds. The parts are the service's own account, from the answer's headers."""
+    """Times of one request in milliseconds. The parts are reported by the service, in the response's headers."""
 
     latency: float
     lag: float  # how late the generator itself was
@@ -74,24 +75,24 @@ class Sample:
 
     @property
     def added(self) -> float:
-        """All but the time in the engine's rows and the file's encoding."""
+        """Latency without the time in the engine and in encoding the file."""
         return self.latency - self.inference - self.encode
 
     @property
     def gateway(self) -> float:
-        """What lies outside of accept and finish, the queue's first and last script."""
+        """Latency outside of accept and finish, the queue's first and last script."""
         return self.latency - self.queue - self.inference - self.encode - self.rest
 
 
 @dataclass
 class Run:
-    """What came of one schedule."""
+    """Outcome of one schedule."""
 
     samples: list[Sample] = field(default_factory=list)
-    failed: dict[int, int] = field(default_factory=dict)  # by status; 0: the connection died
+    failed: dict[int, int] = field(default_factory=dict)  # by status; 0: the connection was lost
     in_flight: int = 0
     peak_in_flight: int = 0
-    cpu_share: float = 0.0  # of one core, by the generator itself
+    cpu_share: float = 0.0  # share of one core that the generator itself used
 
 
 class Generator:
@@ -118,10 +119,13 @@ class Generator:
         self._idle.clear()
 
     async def run(self, request: bytes, schedule: Sequence[float]) -> Run:
-        """Send at each of these times (seconds from now); wait for all answers."""
+        """Send `request` at each of these times (seconds from now), and wait for all responses.
+
+        Raises TimeoutError if a response is missing SETTLE_S after the last request.
+        """
         loop, run = asyncio.get_running_loop(), Run()
         began, cpu, wall = loop.time() + 0.05, time.process_time(), time.perf_counter()
-        answered: asyncio.Queue[None] = asyncio.Queue()
+        responded: asyncio.Queue[None] = asyncio.Queue()
 
         def send(connection: Connection, at: float) -> None:
             sent = loop.time()
@@ -136,14 +140,14 @@ class Generator:
                     run.failed[status] = run.failed.get(status, 0) + 1
                 if status:
                     self._idle.append(connection)
-                answered.put_nowait(None)
+                responded.put_nowait(None)
 
             connection.post(request, done)
 
-        async def send_on_a_new_one(at: float) -> None:
+        async def send_on_new_connection(at: float) -> None:
             send(await self._connect(), at)
 
-        fresh: set[asyncio.Task[None]] = set()
+        connecting: set[asyncio.Task[None]] = set()
         for offset in schedule:
             at = began + offset
             if (wait := at - loop.time()) > 0:
@@ -153,13 +157,13 @@ class Generator:
             if self._idle:
                 send(self._idle.pop(), at)
             else:
-                task = asyncio.create_task(send_on_a_new_one(at))
-                fresh.add(task)
-                task.add_done_callback(fresh.discard)
+                task = asyncio.create_task(send_on_new_connection(at))
+                connecting.add(task)
+                task.add_done_callback(connecting.discard)
         run.cpu_share = (time.process_time() - cpu) / (time.perf_counter() - wall)
         async with asyncio.timeout(SETTLE_S):
             for _ in schedule:
-                await answered.get()
+                await responded.get()
         return run
 
 
@@ -169,7 +173,7 @@ def _sample(latency_s: float, lag_s: float, headers: dict[str, str]) -> Sample:
 
 
 def poisson(per_second: float, seconds: float, seed: int = 0) -> list[float]:
-    """Arrival times of independent callers."""
+    """Return arrival times in seconds of a Poisson process: independent callers."""
     random, at, times = Random(seed), 0.0, []
     while (at := at + random.expovariate(per_second)) < seconds:
         times.append(at)

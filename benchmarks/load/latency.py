@@ -1,14 +1,15 @@
-"""Latency that the service adds to a picture, and what many requests leave behind in memory.
+"""Latency that the service adds to an image, and growth of memory over many requests.
 
-`added` = end to end, from the scheduled time to the last byte of the file, less what the worker says the picture spent
-in its rows and in encoding. So HTTP, validation, the durable accept, waking a worker, storing, the durable finish, the
-notification and the fetch all count. `gateway` leaves out what lies between accept and finish, `whole` nothing.
+`added` is end to end, from the scheduled time to the last byte of the file, minus the image's time in the engine and in
+encoding, as the worker reports them. So HTTP, validation, the durable accept, waking a worker, storing, the durable
+finish, the notification and the fetch all count. `gateway` excludes the time between accept and finish; `whole`
+excludes nothing.
 
-The main figures are of steps that take no time, one a picture, with a free row for each. For 512 connections at once a
-picture takes 400 steps of 10 ms and what 512 rows add to them, so that 100 requests/s keep 512 or more waiting; a
-picture joins between two steps, and that wait counts. Snapshots are off there: 512 rows would write thousands a second.
+The main figures use one step per image, which takes no time, and a free row for each image. With 512 connections an
+image takes 400 steps of 10 ms plus what 512 rows add to them, so that 100 requests/s keep 512 or more waiting; an image
+joins between two steps, and that wait counts. Snapshots are off there: 512 rows would write thousands a second.
 
-`busy_with_others` is the share of the machine's cores that went to foreign processes meanwhile.
+`busy_with_others` is the share of the machine's cores that other processes used meanwhile.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from benchmarks.load.service import Service, machine_s, rss_mib, service
 
 BODY: dict[str, Any] = {"prompt": "an apple", "seed": 1, "num_inference_steps": 1}
 CONNECTIONS, STEPS, STEP_MS = 512, 400, 10.0
-FILL_S = 7.0  # until as many wait as come to an end
+FILL_S = 7.0  # until as many requests end as arrive
 
 
 async def at_100_per_second(quick: bool) -> dict[str, Any]:
-    """The main figures; then ten times as many requests again, to see memory stay flat."""
+    """Measure the main figures at 100 requests/s, then send as many requests again to see memory stay flat."""
     seconds = 3.0 if quick else 30.0
     async with service(1, fake_step_ms=0.0, max_rows=64) as running:
         generator = Generator(running.settings.port)
@@ -56,7 +57,7 @@ async def at_100_per_second(quick: bool) -> dict[str, Any]:
 
 
 async def at_512_connections(quick: bool) -> dict[str, Any]:
-    """As many requests in flight at once, on as many connections."""
+    """Measure added latency with 512 requests in flight at once, each on a connection of its own."""
     seconds = FILL_S + (2 if quick else 20)
     body = BODY | {"num_inference_steps": STEPS}
     async with service(1, fake_step_ms=STEP_MS, max_rows=2 * CONNECTIONS, snapshot_steps=0) as running:
@@ -77,5 +78,5 @@ def _p(run: Run, part: str, percent: float) -> float | None:
 
 
 def _rss(running: Service) -> dict[str, float]:
-    """Gateway and worker. Valkey holds the finished pictures until they expire, as it must."""
+    """Return MiB of gateway and worker; not of Valkey, which holds finished images until they expire, as it must."""
     return {"gateway": rss_mib(running.gateway.pid), "worker": rss_mib(running.workers[0].pid)}

@@ -1,4 +1,4 @@
-"""A real service for a measurement: Valkey, one gateway, workers with the fake engine, each a process of its own."""
+"""The service under load: Valkey, one gateway and workers with the fake engine, each a real process."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ START_S = 60.0
 
 @dataclass(frozen=True)
 class Service:
-    """What is running, by role."""
+    """The running processes by role, with a client of the queue."""
 
     settings: Settings
     gateway: Popen[bytes]
@@ -36,7 +36,7 @@ class Service:
     queue: JobQueue
 
     def cpu_s(self) -> dict[str, float]:
-        """Processor time used so far, by role; all workers together."""
+        """Return the processor time used so far in seconds, by role; workers are summed."""
         return {
             "gateway": cpu_s(self.gateway.pid),
             "worker": sum(cpu_s(worker.pid) for worker in self.workers),
@@ -46,7 +46,7 @@ class Service:
 
 @asynccontextmanager
 async def service(workers: int, **settings: Any) -> AsyncIterator[Service]:
-    """Ready to draw; gone at the end."""
+    """Start the service, yield it once every worker is ready, and stop it at the end."""
     with tempfile.TemporaryDirectory(prefix="fluid-load-") as folder, EmbeddedValkey(Path(folder)) as valkey:
         chosen = Settings(
             redis_url=valkey.url,
@@ -63,7 +63,7 @@ async def service(workers: int, **settings: Any) -> AsyncIterator[Service]:
             async with connect(valkey.url, PATIENT_TIMEOUT_S) as redis:
                 await _ready(Registry(redis, chosen.namespace), chosen.port, workers)
                 if valkey.process is None:
-                    raise RuntimeError("Valkey ended by itself; its log is in its folder.")
+                    raise RuntimeError("Valkey exited unexpectedly; see the log in its data folder.")
                 yield Service(chosen, running[0], running[1:], valkey.process, JobQueue(redis, chosen))
         finally:
             for process in running:
@@ -86,19 +86,19 @@ async def _listens(port: int) -> bool:
 
 
 def rss_mib(pid: int) -> float:
-    """Resident memory."""
+    """Return the resident memory of a process in MiB."""
     text = Path(f"/proc/{pid}/status").read_text()
     return int(text.split("VmRSS:")[1].split()[0]) / 1024
 
 
 def cpu_s(pid: int) -> float:
-    """User and system time."""
+    """Return the user and system time of a process in seconds."""
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def machine_s() -> tuple[float, float]:
-    """Processor time of the whole machine since its start: (busy, all), in seconds over all cores."""
+    """Return the machine's processor time since its start as (busy, total), in seconds summed over all cores."""
     fields = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
     idle = fields[3] + fields[4]
     per_s = os.sysconf("SC_CLK_TCK")

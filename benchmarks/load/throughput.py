@@ -1,7 +1,7 @@
-"""Pictures per second by number of workers, from a backlog that never runs dry.
+"""Images per second by number of workers, from a backlog that never runs empty.
 
-Twice: with an engine that takes its time (4 rows, 20 steps of 20 ms: at most 10 pictures/s a worker, so that what is
-lost to the service shows), and with one that takes none, where the processors are the limit and more workers cannot
+Measured twice: with an engine that takes time (4 rows, 20 steps of 20 ms: at most 10 images/s per worker, so that
+losses to the service show), and with one that takes none, where the processors are the limit and more workers cannot
 help.
 """
 
@@ -27,12 +27,12 @@ WARM_UP_S = 1.0
 
 
 async def by_workers(quick: bool) -> dict[str, Any]:
-    """Keys: pictures_per_s_N_workers, its share of the engines' own speed, and the same without an engine."""
+    """Return images_per_s_N_workers, its share of the engines' own speed, and jobs per second without an engine."""
     result: dict[str, Any] = {}
     for workers in (1, 2) if quick else (1, 2, 4, 8):
         async with service(workers, fake_step_ms=STEP_MS, max_rows=ROWS) as running:
             rate = await _drain(running, job(STEPS), round(IDEAL_PER_S * workers * 20), 2.0 if quick else 8.0)
-        result[f"pictures_per_s_{workers}_workers"] = round(rate, 1)
+        result[f"images_per_s_{workers}_workers"] = round(rate, 1)
         result[f"share_of_ideal_{workers}_workers"] = round(rate / (IDEAL_PER_S * workers), 3)
         async with service(workers, fake_step_ms=0.0, max_rows=16) as running:
             rate = await _drain(running, job(1), 1000 if quick else 6000, 1.0 if quick else 5.0)
@@ -41,18 +41,20 @@ async def by_workers(quick: bool) -> dict[str, Any]:
 
 
 def job(steps: int) -> JobInput:
+    """Return a job of one image with `steps` autoregressive steps."""
     info = ModelInfo.from_mapping(FakeEngine(1, 0.0).info())
     return resolve(ImageRequest(prompt="an apple", seed=1, num_inference_steps=steps), {info.id: info}, info.id)[0]
 
 
 async def fill(running: Service, job: JobInput, count: int, prefix: str) -> None:
+    """Enqueue `count` copies of a job, with ids from `prefix`."""
     for start in range(0, count, FILL_AT_ONCE):
         some = range(start, min(count, start + FILL_AT_ONCE))
         await asyncio.gather(*(running.queue.enqueue(Submission(f"{prefix}{i}", job, "job")) for i in some))
 
 
 async def _drain(running: Service, job: JobInput, backlog: int, seconds: float) -> float:
-    """Finished jobs per second between a warm-up and the end, or the end of the backlog."""
+    """Return finished jobs per second, from the end of the warm-up until `seconds` later or an empty backlog."""
     await fill(running, job, backlog, "job_")
     await asyncio.sleep(WARM_UP_S)
     begin, done = time.perf_counter(), await _done(running)

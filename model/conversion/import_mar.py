@@ -9,11 +9,9 @@ one of another model is an error that names the first key. The folder appears on
 
 from __future__ import annotations
 
-import argparse
 import shutil
-import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ import torch
 from torch import Tensor
 
 from model.checkpoint import CheckpointError, save_checkpoint
-from model.config import ConfigError, KlConfig, MarConfig
+from model.config import KlConfig, MarConfig
 from model.conversion.foreign_weights import ForeignWeights, read_foreign_weights
 from model.conversion.ldm_names import ldm_name
 from model.inference.prompts import imagenet_labels
@@ -242,29 +240,3 @@ def _all_or_nothing(target: Path) -> Iterator[Path]:
         folder.rename(target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="fluid import mar", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("source", type=Path, metavar="SRC", help="official checkpoint: .pth or .safetensors")
-    parser.add_argument("target", type=Path, metavar="DST", help="folder to create")
-    parser.add_argument("--vae", type=Path, help="kl16.ckpt or kl16.safetensors; default: looked for beside SRC")
-    parser.add_argument("--heads", type=int, help="number of attention heads, if the width is of no released model")
-    parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), default="float32",
-        help="how weights are stored; bfloat16 halves the size and rounds them (default: float32)",
-    )  # fmt: skip
-    args = parser.parse_args(argv)
-    try:
-        import_mar(args.source, args.target, args.vae, args.heads, getattr(torch, args.dtype))
-    except (CheckpointError, ConfigError, OSError) as error:
-        print(f"fluid import mar: {error}", file=sys.stderr)
-        return 2
-    print(f'now: fluid generate --checkpoint {args.target} "golden retriever"')
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -73,7 +73,7 @@ def _running_service(settings: Settings, began: float) -> Iterator[FluidClient]:
 
 
 def _wait_until_ready(client: FluidClient, service: "Popen[bytes]", began: float) -> None:
-    with Status("starting") as status:
+    with Status("service") as status:
         while True:
             is_ready, reason = client.ready()
             if is_ready:
@@ -99,8 +99,7 @@ def _report(path: Path, prompt: str, image: GeneratedImage, started_s: float, re
         ("whole request", request_s),
         ("total", started_s + request_s),
     ]
-    print(f"\n  {path}  <-  {prompt!r}")
-    print(f"  seed {image.seed}: the same prompt and seed give the same image again\n")
+    print(f"image: {path}, {prompt!r} with seed {image.seed}; the same prompt and seed give the same image again\n")
     for name, seconds in rows:
         print(f"  {name:<18} {seconds:8.3f} s")
     fluid = "fluid" if shutil.which("fluid") else os.path.relpath(Path(sys.executable).with_name("fluid"))

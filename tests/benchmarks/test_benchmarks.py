@@ -1,4 +1,4 @@
-"""The benchmarks run and measure what they say; how fast is not asserted."""
+"""The benchmarks run and measure what they claim; speed is not asserted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from benchmarks import batching, edits, exact, growth
 from benchmarks.fast import kernel_distance
-from benchmarks.machine import alive
+from benchmarks.machine import without_zero_init
 from model.config import KlConfig, MarConfig
 from model.inference.chains import make_chains
 from model.inference.engine import Engine
@@ -27,7 +27,7 @@ def test_traces_are_the_same_for_both_sides() -> None:
     assert gaps == sorted(gaps) and gaps[-1] == pytest.approx(40, rel=0.2)
 
 
-def test_both_sides_of_batching_serve_every_request_after_it_came() -> None:
+def test_every_side_of_batching_completes_each_request_after_its_arrival() -> None:
     engine = load_engine("emoji-64", batching.ROWS, "cpu")
     trace = batching.make_trace(10, 50.0, 3)
     for side in (batching.continuous, batching.static, batching.static_padded):
@@ -36,40 +36,40 @@ def test_both_sides_of_batching_serve_every_request_after_it_came() -> None:
         assert not engine.engine._rows
 
 
-def test_growth_draws_its_plot(tmp_path: Path) -> None:
+def test_growth_writes_its_plot(tmp_path: Path) -> None:
     result = growth.run(quick=True, plot=tmp_path / "growth.png")
     assert set(result) == {"rows", "tokens", "parameters"} and (tmp_path / "growth.png").stat().st_size > 5000
 
 
 def test_the_official_names_round_trip(tmp_path: Path) -> None:
-    """What the eager and the official side load is what our importer would read back: the same weights on all sides."""
+    """Our importer reads the weights of the official side back unchanged: all sides have the same weights."""
     from model.conversion.import_mar import read_mar
 
     config = MarConfig(
         image_size=8, width=48, heads=4, encoder_depth=1, decoder_depth=1, buffer=4, classes=3, head_width=32,
         head_depth=1, tokenizer=KlConfig(widths=(32, 32), layers=1, latent_channels=4),
     )  # fmt: skip
-    model = alive(Mar(config))
+    model = without_zero_init(Mar(config))
     torch.save({"model_ema": exact.official_state(model)}, tmp_path / "mar.pth")
     again = read_mar(tmp_path / "mar.pth", KlConfig(widths=(32, 32), layers=1, latent_channels=4), heads=4)
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
 
 
-def test_the_eager_chain_draws_from_the_distribution_of_the_engine() -> None:
-    """Same formulas on both sides of the speed comparison: of many tokens, mean and spread agree."""
+def test_the_eager_chain_samples_from_the_distribution_of_the_engine() -> None:
+    """Both sides of the speed comparison use the same formulas: mean and spread of many tokens agree."""
     config = MarConfig(
         image_size=16, width=32, heads=4, encoder_depth=1, decoder_depth=1, buffer=2, classes=2, head_width=32,
         head_depth=2, clamp=0.0, tokenizer=KlConfig(widths=(32, 32), layers=1, latent_channels=4),
     )  # fmt: skip
     torch.manual_seed(0)
-    model = alive(Mar(config))
+    model = without_zero_init(Mar(config))
     engine = Engine(model, LabelPrompts(model, ["a", "b"]), 1)
     sampling = Sampling(1, exact.DIFFUSION_STEPS, exact.GUIDANCE)
-    drawn = []
+    samples = []
     for seed in range(60):
         row = engine.restore(Snapshot(Request("a", seed, sampling), 0, torch.zeros(64, 4)))
         engine.step()
-        drawn.append(engine.peek(row))
+        samples.append(engine.peek(row))
         engine.release(row)
     z = model.backbone(
         torch.zeros(2, 64, 4), torch.zeros(2, 64, dtype=torch.bool),
@@ -77,7 +77,7 @@ def test_the_eager_chain_draws_from_the_distribution_of_the_engine() -> None:
     ).flatten(0, 1)  # fmt: skip
     chains = make_chains(model.head, (exact.DIFFUSION_STEPS,))
     eager = torch.stack([exact._eager_chain(model, z, chains) for _ in range(60)])
-    ours = torch.stack(drawn)
+    ours = torch.stack(samples)
     scale = ours.std()
     assert (eager.mean(0) - ours.mean(0)).abs().mean() < 0.25 * scale
     assert eager.std().item() == pytest.approx(ours.std().item(), rel=0.1)
@@ -90,8 +90,8 @@ def test_kernel_distance_is_zero_on_average_and_grows() -> None:
     assert abs(kernel_distance(a, b)) < 0.02 < kernel_distance(a, shifted)
 
 
-def test_a_seam_is_seen_where_the_mask_ends_and_nowhere_else() -> None:
-    """A hole of another shade in a fine chequerboard: the step is in the seam; noise all over: no seam at all."""
+def test_a_seam_is_measured_only_at_the_edge_of_the_mask() -> None:
+    """A hole of another shade in a fine chequerboard has its step in the seam; noise everywhere has no seam."""
     mask = edits.box_mask((64, 64))
     board = np.where(np.asarray(mask) > 0, 50, 20) + np.indices((64, 64)).sum(0) % 2
     found = edits.gradients(board[None, :, :, None].repeat(3, axis=3).astype(np.uint8), mask)

@@ -1,4 +1,4 @@
-"""The load generator tells the truth: nothing waits for answers, and who waits is counted from the schedule."""
+"""The load generator is open-loop: requests never wait for responses, and latency counts from the schedule."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ REQUEST = request_bytes({"prompt": "a cat"})
 TIMES = "".join(f"x-{name}-time-ms: 1.0\r\n" for name in ("queue", "inference", "encode", "overhead"))
 OK = f"HTTP/1.1 200 OK\r\n{TIMES}Content-Length: 3\r\n\r\nabc".encode()
 BUSY = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"
-Answer = Callable[[int], Awaitable[bytes | None]]  # number of the request -> what to send, None: hang up
+Answer = Callable[[int], Awaitable[bytes | None]]  # number of the request -> bytes to send, None: hang up
 
 
 @asynccontextmanager
 async def server(answer: Answer) -> AsyncIterator[int]:
-    """Speaks HTTP as the answer says; its port."""
+    """Serve the bytes that `answer` returns, and yield the port."""
     count = 0
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -34,7 +34,7 @@ async def server(answer: Answer) -> AsyncIterator[int]:
                 data = await answer(count)
                 if data is None:
                     return
-                writer.write(data[:30])  # answers come in pieces
+                writer.write(data[:30])  # responses arrive in pieces
                 await writer.drain()
                 writer.write(data[30:])
         except asyncio.IncompleteReadError:
@@ -46,12 +46,12 @@ async def server(answer: Answer) -> AsyncIterator[int]:
         yield listening.sockets[0].getsockname()[1]
 
 
-async def test_requests_leave_while_earlier_ones_wait_and_their_wait_counts() -> None:
-    """A closed loop would send one request here, and report one slow answer."""
+async def test_requests_are_sent_while_earlier_ones_wait_and_the_wait_counts() -> None:
+    """A closed loop would send one request here, and report one slow response."""
     release = asyncio.Event()
 
     async def stalled(number: int) -> bytes:
-        if number == 10:  # all have arrived while none was answered
+        if number == 10:  # all have arrived before any was answered
             release.set()
         await release.wait()
         return OK
@@ -67,7 +67,7 @@ async def test_requests_leave_while_earlier_ones_wait_and_their_wait_counts() ->
     assert max(waits) - min(waits) > 80
 
 
-async def test_parts_add_up() -> None:
+async def test_the_parts_of_the_latency_add_up() -> None:
     async with server(lambda number: asyncio.sleep(0, OK)) as port:
         run = await Generator(port).run(REQUEST, [0.0])
     [sample] = run.samples
@@ -75,7 +75,7 @@ async def test_parts_add_up() -> None:
     assert sample.gateway == pytest.approx(sample.latency - 4)
 
 
-async def test_refusals_and_hang_ups_are_counted_and_not_measured() -> None:
+async def test_rejections_and_lost_connections_are_counted_but_not_timed() -> None:
     answers = {1: OK, 2: BUSY, 3: None}
 
     async with server(lambda number: asyncio.sleep(0, answers[number])) as port:
@@ -85,8 +85,8 @@ async def test_refusals_and_hang_ups_are_counted_and_not_measured() -> None:
     assert len(run.samples) == 1 and run.failed == {503: 1, 0: 1}
 
 
-async def test_a_connection_that_the_server_closed_is_not_used_again() -> None:
-    """Servers close idle connections; a request on one was never answered, and the run waited for ever."""
+async def test_a_connection_closed_by_the_server_is_not_reused() -> None:
+    """Servers close idle connections; a request on such a one was never answered, and the run hung."""
     async with server(lambda number: asyncio.sleep(0, None if number == 1 else OK)) as port:
         generator = Generator(port)
         await generator.open(2)
@@ -98,15 +98,15 @@ async def test_a_connection_that_the_server_closed_is_not_used_again() -> None:
     assert first.failed == {0: 1} and len(second.samples) == 2
 
 
-def test_arrivals_are_those_of_independent_callers() -> None:
+def test_arrivals_are_a_poisson_process() -> None:
     times = poisson(100, 50, seed=3)
     assert times == sorted(times) and len(times) == pytest.approx(5000, rel=0.1)
     gaps = [b - a for a, b in itertools.pairwise(times)]
     assert sum(gap > 0.01 for gap in gaps) / len(gaps) == pytest.approx(0.368, abs=0.03)  # 1/e of them beyond the mean
 
 
-async def test_the_measurements_run() -> None:
-    """Against the real service, in short: every request answered, every figure there."""
+async def test_the_measurements_run_against_the_real_service() -> None:
+    """Quick runs answer every request and report every figure."""
     figures = await latency.at_100_per_second(quick=True)
     assert figures["failed_100rps"] == {} and figures["requests_100rps"] > 200
     assert all(figures[name] is not None for name in figures)

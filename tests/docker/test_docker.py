@@ -1,6 +1,6 @@
-"""Dockerfile, compose, Prometheus and Grafana refer to things of this project, and each of them must exist.
+"""Dockerfile, compose, Prometheus and Grafana files: every name in them must exist in this project.
 
-Nothing is built here: that needs a Docker daemon. The files are compared with the code instead.
+No image is built, which would need a Docker daemon; the files are compared with the code instead.
 """
 
 from __future__ import annotations
@@ -42,7 +42,10 @@ def instructions() -> list[tuple[str, str, str]]:
 
 
 def arguments(name: str, stage: str | None = None) -> list[str]:
-    return [argument for where, what, argument in instructions() if what == name and stage in (None, where)]
+    """Return the arguments of every instruction with this name, of one stage or of all."""
+    return [
+        argument for found, instruction, argument in instructions() if instruction == name and stage in (None, found)
+    ]
 
 
 def compose(name: str = "compose.yaml") -> dict[str, Any]:
@@ -91,7 +94,7 @@ def pip_lines(text: str) -> list[str]:
 
 
 def test_images_install_the_pinned_versions_of_the_makefile() -> None:
-    """With other versions than in CI, the images would be an untested service."""
+    """Versions other than those in CI would make the images an untested service."""
     makefile = pip_lines((ROOT / "Makefile").read_text())
     gateway, worker = (pip_lines(" ".join(arguments("RUN", f"{name}-build"))) for name in ("gateway", "worker"))
     assert gateway == ["-c constraints.txt ."]
@@ -154,7 +157,7 @@ def test_the_stop_grace_period_is_longer_than_the_drain() -> None:
         )
 
 
-def test_compose_services_refer_to_existing_things() -> None:
+def test_compose_services_refer_to_existing_stages_volumes_and_services() -> None:
     whole = compose()
     services = whole["services"]
     stages = {stage for stage, *_ in instructions()}
@@ -168,10 +171,10 @@ def test_compose_services_refer_to_existing_things() -> None:
         assert set(service.get("depends_on", [])) <= set(services)
         for volume in service.get("volumes", []):
             source = volume.split(":")[0]
-            there = (DOCKER / source).exists() if source.startswith(".") else source in whole["volumes"]
-            assert there, f"{name} mounts {source}"
+            exists = (DOCKER / source).exists() if source.startswith(".") else source in whole["volumes"]
+            assert exists, f"{name} mounts {source}, which does not exist"
         for port in service.get("ports", []):
-            assert port.startswith("127.0.0.1:"), f"{name} is open to the network, without keys"
+            assert port.startswith("127.0.0.1:"), f"{name} is open to the network without API keys"
     assert {"gateway", "worker", "redis", "prometheus", "grafana"} == set(services)
     assert set(compose("compose.gpu.yaml")["services"]) <= set(services)
     assert f"127.0.0.1:{Settings().port}:{Settings().port}" in services["gateway"]["ports"]
@@ -189,7 +192,7 @@ def test_redis_persists_before_it_answers_and_evicts_nothing() -> None:
 
 
 def exposed() -> dict[str, set[str]]:
-    """Return {sample: its labels} of everything that /metrics can show."""
+    """Return {sample: its labels} for every metric that /metrics can show."""
     gateway = GatewayMetrics()
     gateway.requests.labels("/", "GET", "200").inc()
     gateway.duration.labels("/", "GET").observe(1)
@@ -214,6 +217,7 @@ def exposed() -> dict[str, set[str]]:
 
 
 def expressions() -> list[str]:
+    """Return every PromQL expression of the alerts and the dashboard."""
     alerts = yaml.safe_load((DOCKER / "alerts.yml").read_text())
     dashboard = json.loads((DOCKER / "grafana/dashboards/fluid-serve.json").read_text())
     return [rule["expr"] for group in alerts["groups"] for rule in group["rules"]] + [
@@ -236,7 +240,7 @@ def test_every_metric_and_label_in_an_expression_exists() -> None:
         assert used <= labels, f"{used - labels}: {expression}"
 
 
-def test_label_values_in_expressions_occur(request_errors: set[type[RequestError]]) -> None:
+def test_label_values_in_expressions_exist(request_errors: set[type[RequestError]]) -> None:
     codes = {each.code for each in request_errors}
     for expression in expressions():
         for reason in re.findall(r'reason="(\w+)"', expression):

@@ -1,4 +1,4 @@
-"""`fluid serve` as a user starts it: embedded Valkey, gateway, worker and the shipped checkpoint."""
+"""Run `fluid serve` as a user does: embedded Valkey, gateway, worker and the shipped checkpoint."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ START_S = 180.0  # a first import of torch on a cold machine takes most of a min
 
 @contextmanager
 def serving(data_dir: Path, *flags: str, **settings: str) -> Iterator[str]:
-    """Base URL of a service that is ready to draw; stopped, and its exit code checked, at the end."""
+    """Start a service and yield its base URL once it is ready; stop it at the end, and check its exit code."""
     port = free_port()
     env = {k: v for k, v in os.environ.items() if not k.startswith("FLUID_")} | settings
     command = [sys.executable, "-m", "server.cli", "serve", "--port", str(port), "--data-dir", str(data_dir), *flags]
@@ -36,6 +36,6 @@ def serving(data_dir: Path, *flags: str, **settings: str) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The shipped checkpoint behind a running service."""
+    """Yield the base URL of a running service with the shipped checkpoint."""
     with serving(tmp_path_factory.mktemp("live")) as url:
         yield url

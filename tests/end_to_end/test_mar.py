@@ -1,4 +1,4 @@
-"""A class-conditional checkpoint behind the whole service: labels in, a 400 for what is none."""
+"""A class-conditional checkpoint served end to end: class labels are prompts, and anything else is a 400."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.end_to_end.conftest import serving
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights: what is drawn does not matter here."""
+    """Save a tiny MAR checkpoint with random weights; the content of its images does not matter here."""
     torch.manual_seed(0)
     config = MarConfig(
         image_size=8, width=32, heads=4, encoder_depth=1, decoder_depth=1, buffer=4, classes=3, head_width=32,
@@ -32,8 +32,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_labels_are_drawn_and_others_refused(checkpoint: Path, tmp_path: Path) -> None:
-    """The worker's canary was once a prompt in words, which no model of classes can draw: it never became ready."""
+def test_labels_are_accepted_and_other_prompts_rejected(checkpoint: Path, tmp_path: Path) -> None:
+    """The worker's canary was a prompt in words, which a class-conditional model rejects, so it never became ready."""
     with serving(tmp_path, "--checkpoint", str(checkpoint)) as url, FluidClient(url) as client:
         by_name, by_index = (client.generate(prompt, seed=1)[0] for prompt in ("a Tinca Tinca", "0"))
         assert by_name.data == by_index.data
@@ -46,7 +46,7 @@ def test_labels_are_drawn_and_others_refused(checkpoint: Path, tmp_path: Path) -
 
 
 def test_an_edit_by_label(checkpoint: Path, tmp_path: Path) -> None:
-    """The KL tokenizer encodes what stays; outside the mask the pixels are those that were sent."""
+    """The KL tokenizer encodes the kept part; outside the mask the pixels equal those of the upload."""
     image = Image.frombytes("RGB", (8, 8), random.Random(0).randbytes(192)).convert("RGBA")
     image.paste((0, 0, 0, 0), (0, 0, 4, 4))
     file = io.BytesIO()

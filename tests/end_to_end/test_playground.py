@@ -55,6 +55,7 @@ def test_a_prompt_becomes_an_image(page) -> None:  # type: ignore[no-untyped-def
     assert page.problems == []
 
 
+@pytest.mark.slow
 def test_previews_are_shown_while_an_image_is_decoded(page) -> None:  # type: ignore[no-untyped-def]
     """Every preview differs from the one before, and the last image is the result."""
     page.evaluate("""() => { window.shown = []; new MutationObserver(() => {
@@ -75,6 +76,7 @@ def test_previews_are_shown_while_an_image_is_decoded(page) -> None:  # type: ig
     page.evaluate("localStorage.clear()")
 
 
+@pytest.mark.slow
 def test_a_link_generates_the_same_image(page, live: str) -> None:  # type: ignore[no-untyped-def]
     """Prompt, seed and settings are in the URL."""
     page.wait_for_selector("#pictures figcaption", timeout=60_000)
@@ -95,8 +97,9 @@ def test_a_link_generates_the_same_image(page, live: str) -> None:  # type: igno
     page.wait_for_selector("#recent img", timeout=60_000)
 
 
+@pytest.mark.slow
 def test_generation_can_be_canceled(page) -> None:  # type: ignore[no-untyped-def]
-    """By keyboard, too."""
+    """Escape cancels the request, and the next one succeeds."""
     page.click("#options summary")
     page.fill("#num_inference_steps", "64")
     page.fill("#diffusion_steps", "250")
@@ -112,6 +115,7 @@ def test_generation_can_be_canceled(page) -> None:  # type: ignore[no-untyped-de
     page.wait_for_selector("#pictures figcaption", timeout=60_000)
 
 
+@pytest.mark.slow
 def test_seed_and_settings_can_be_restored(page) -> None:  # type: ignore[no-untyped-def]
     """The same seed gives the same bytes, and a click on a recent image restores its prompt."""
     page.wait_for_selector("#pictures figcaption", timeout=60_000)
@@ -126,6 +130,7 @@ def test_seed_and_settings_can_be_restored(page) -> None:  # type: ignore[no-unt
     assert page.input_value("#prompt") == "a green apple, flat style"
 
 
+@pytest.mark.slow
 def test_words_and_styles_fill_in_the_prompt(page) -> None:  # type: ignore[no-untyped-def]
     page.fill("#filter", "cact")
     page.click("#words button:has-text('cactus')")
@@ -133,6 +138,7 @@ def test_words_and_styles_fill_in_the_prompt(page) -> None:  # type: ignore[no-u
     assert page.input_value("#prompt") == "a cactus, noto style"
 
 
+@pytest.mark.slow
 def test_an_error_is_shown_as_text(page) -> None:  # type: ignore[no-untyped-def]
     page.fill("#prompt", "a cactus")
     page.click("#options summary")
@@ -142,12 +148,14 @@ def test_an_error_is_shown_as_text(page) -> None:  # type: ignore[no-untyped-def
     assert "num_inference_steps" in page.inner_text("#status")
 
 
+@pytest.mark.slow
 def test_the_page_fits_a_phone(page) -> None:  # type: ignore[no-untyped-def]
     page.set_viewport_size({"width": 360, "height": 740})
     overflow = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
     assert overflow <= 0
 
 
+@pytest.mark.slow
 def test_the_page_asks_for_an_api_key_and_does_not_store_it(page, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     """The next user of the browser could read a key that is stored or in the URL."""
     key = "fl-secret"
@@ -168,9 +176,10 @@ def test_the_page_asks_for_an_api_key_and_does_not_store_it(page, tmp_path: Path
         page.close()
 
 
+@pytest.mark.slow
 def test_a_painted_part_is_regenerated(page, live: str) -> None:  # type: ignore[no-untyped-def]
     """Painted by pointer on an image that was just generated; every pixel outside the paint stays."""
-    page.goto("about:blank")  # drops the options that other tests have set
+    page.goto("about:blank")  # resets the options that other tests have set
     page.goto(live)
     page.problems.clear()
     page.fill("#prompt", "a red apple, 3d style")
@@ -199,6 +208,7 @@ def test_a_painted_part_is_regenerated(page, live: str) -> None:  # type: ignore
     assert page.problems == []
 
 
+@pytest.mark.slow
 def test_the_mask_can_be_painted_by_keyboard_or_by_button(page) -> None:  # type: ignore[no-untyped-def]
     page.focus("#canvas")
     page.click("#clear")

@@ -12,7 +12,10 @@ from server.worker.engine.fake import FAKE_ENGINE
 from tests.end_to_end.conftest import serving
 from tests.end_to_end.test_playground import CHROMIUM, FLAGS, playwright, wait_until
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium"),
+]
 SLOW_MS = 300  # a step; the lower half of the fake's images has 8 tokens, so an edit takes up to 2.4 s
 
 
@@ -102,7 +105,7 @@ def test_edits_run_one_at_a_time_and_can_be_canceled(page) -> None:  # type: ign
 
 
 def test_another_link_in_the_same_tab_is_loaded(page) -> None:  # type: ignore[no-untyped-def]
-    """The browser does not reload the page for it, so nothing happened; and earlier settings would change its image."""
+    """The browser does not reload the page for such a link, so it had no effect; earlier settings must not remain."""
     page.evaluate("location.hash = 'prompt=a+bird&seed=5'")
     wait_until(page, "document.getElementById('prompt').value === 'a bird'")
     assert (page.input_value("#seed"), page.input_value("#num_inference_steps")) == ("5", "")

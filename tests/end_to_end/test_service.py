@@ -1,4 +1,4 @@
-"""The whole service as a client sees it: shipped weights, a real queue, real processes, HTTP."""
+"""The whole service from a client's side: shipped weights, a real queue, real processes, HTTP."""
 
 from __future__ import annotations
 

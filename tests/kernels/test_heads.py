@@ -55,6 +55,7 @@ def test_kernels_without_a_gpu_are_rejected(path: str, monkeypatch: pytest.Monke
         choose_path(path, CPU)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["triton", "persistent"])
 def test_the_shipped_head_samples_the_same_on_every_path(path: str) -> None:
     """Trained weights instead of random ones, with the guidance that the model is served with."""
@@ -73,6 +74,7 @@ def test_the_shipped_head_samples_the_same_on_every_path(path: str) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @given(
     lengths=st.lists(st.integers(1, 4), min_size=1, max_size=9), guided=st.sets(st.integers(0, 8)),
     prediction=st.sampled_from(["eps", "v"]), path=st.sampled_from(["triton", "persistent"]),

@@ -15,7 +15,7 @@ from fluid_kernels.philox import STEP, normal_ref, philox
 TRITON_CHECK = """
 import torch
 from fluid_kernels.philox import STEP, normal_ref
-from fluid_kernels.philox_triton import normal
+from fluid_kernels.ops.philox_triton import normal
 g = torch.Generator().manual_seed(0)
 for count, channels in ((1, 16), (100, 16), (65, 6), (64, 1)):
     seed = torch.randint(0, 2**63 - 1, (count,), generator=g)

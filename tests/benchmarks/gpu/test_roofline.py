@@ -1,4 +1,4 @@
-"""The counts behind docs/roofline.md, and that the page shows them."""
+"""The roofline model: its counts, and that docs/roofline.md shows them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from benchmarks.gpu.roofline import DEVICES, HEADS, VARIANTS, Head, flops, step_
 
 
 def test_the_page_shows_what_the_script_computes() -> None:
-    """A change of a count or a new measurement must reach the page: python -m benchmarks.gpu.roofline"""
+    """After a changed count or a new measurement, regenerate the page: python -m benchmarks.gpu.roofline"""
     text = roofline.PAGE.read_text(encoding="utf-8")
     assert roofline.page(text) == text
 
 
-def test_the_formula_counts_what_the_loop_does() -> None:
-    """Against the FLOPs of a call as the benchmarks count them: 3 rows and their unconditional halves, 5 steps."""
+def test_the_formula_counts_the_flops_of_the_loop() -> None:
+    """It agrees with the FLOPs of a call as the benchmarks count them: 3 guided rows, 5 steps."""
     config = MODELS["mar-b"]
     case = head_case(config, "cpu", 3, (5,))
     assert case.flops == 5 * flops(Head(config.head_width, config.head_depth), 6)
@@ -30,19 +30,19 @@ def test_the_formula_counts_what_the_loop_does() -> None:
 
 
 @given(st.sampled_from(HEADS), st.sampled_from(DEVICES), st.sampled_from(VARIANTS), st.integers(1, 8192))
-def test_nothing_is_predicted_to_beat_arithmetic(head: Head, device: roofline.Device, variant: str, m: int) -> None:
+def test_no_prediction_is_faster_than_the_peak(head: Head, device: roofline.Device, variant: str, m: int) -> None:
     seconds = step_seconds(variant, head, m, device)
     assert flops(head, m) / device.flops < seconds
     assert seconds <= step_seconds(variant, head, 2 * m, device) * 1.01
 
 
 def test_the_plot_is_drawn(tmp_path: Path) -> None:
-    roofline.draw(tmp_path / "roofline.png")
+    roofline.plot(tmp_path / "roofline.png")
     assert (tmp_path / "roofline.png").stat().st_size > 5000
 
 
-def test_measured_steps_find_their_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file that gpu-bench leaves is read back: rows there are tokens, here their two evaluations."""
+def test_measured_steps_appear_in_the_right_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results of gpu-bench are read back: its rows are tokens, which are two evaluations each here."""
     record = '{"model": "mar-b", "rows": 4, "variant": "triton", "us_per_step": 77.7}'
     machine = '{"records": [{"device": "NVIDIA H200"}]}'
     text = f'{{"parts": {{"machine": {machine}, "head": {{"records": [{record}]}}}}}}'

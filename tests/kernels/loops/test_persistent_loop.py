@@ -13,6 +13,8 @@ from fluid_kernels.loops.persistent_loop import PersistentHead
 from model.inference.chains import make_chains
 from tests.kernels import test_head_loop as small
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(("prediction", "clamp"), [("eps", 3.0), ("v", 0.0)])
 @pytest.mark.parametrize(("count", "guided"), [(1, []), (3, [0, 2]), (18, [5]), (11, list(range(11)))])

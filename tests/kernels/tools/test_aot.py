@@ -25,6 +25,7 @@ def _compile(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 def test_kernels_compile_for_other_chips(target: str) -> None:
     done = _compile("--target", target, "--only", "1024 16x16x128")

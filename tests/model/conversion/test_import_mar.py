@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import save_file
 
 from model.checkpoint import CheckpointError, load_checkpoint
-from model.conversion.import_mar import import_mar, main, read_kl
+from model.conversion.import_mar import import_mar, read_kl
 from model.inference.load import load_engine
+from server.cli.main import main
 from tests.model import kl_restated, mar_restated
 from tests.model.conftest import row_request
 
@@ -122,14 +123,15 @@ def test_messages_name_the_missing_option(downloads: Path, capsys: pytest.Captur
     with pytest.raises(CheckpointError, match=r"width 48 is none of the released sizes .* --heads"):
         import_mar(source, downloads / "out")
     (downloads / "kl16.ckpt").rename(downloads / "elsewhere.ckpt")
-    assert main([str(source), str(downloads / "out"), "--heads", "4"]) == 2
+    assert main(["import", "mar", str(source), str(downloads / "out"), "--heads", "4"]) == 2
     assert "no autoencoder beside" in capsys.readouterr().err
     vae = str(downloads / "elsewhere.ckpt")
-    assert main([str(source), str(downloads / "out"), "--heads", "4", "--vae", vae]) == 0
-    assert main([str(source), str(downloads / "out"), "--heads", "4", "--vae", vae]) == 2
+    assert main(["import", "mar", str(source), str(downloads / "out"), "--heads", "4", "--vae", vae]) == 0
+    assert main(["import", "mar", str(source), str(downloads / "out"), "--heads", "4", "--vae", vae]) == 2
     assert "exists already" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_command_line_imports_and_generates(downloads: Path) -> None:
     """The README's two commands, in processes of their own, then a misspelt label."""
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.machine import alive
+from benchmarks.machine import without_zero_init
 from model.config import KlConfig, MarConfig
 from model.diffusion import make_schedule
 from model.inference import engine as engine_module
@@ -89,7 +89,7 @@ def test_a_step_never_waits_and_matches_the_cpu(
     """Rows of different settings, joining at different steps; only reading an image may wait. In bfloat16 the layers
     are packed and fused as on a GPU."""
     torch.manual_seed(0)
-    model = alive(Fluid(WIDE) if family == "fluid" else Mar(MAR))
+    model = without_zero_init(Fluid(WIDE) if family == "fluid" else Mar(MAR))
     asks = ASKS if family == "fluid" else [dataclasses.replace(ask, prompt=ask.prompt and "b") for ask in ASKS]
     twin = copy.deepcopy(model)
     pack(twin, dtype, fuse=True)

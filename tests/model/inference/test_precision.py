@@ -37,12 +37,14 @@ def _pixels_of(ask: Request, dtype: str) -> torch.Tensor:
     return to_pixels(data.view(1, 64, 64, 3))
 
 
+@pytest.mark.slow
 def test_the_shipped_model_generates_the_same_image_in_bfloat16() -> None:
     """At least 40 dB apart from float32 (measured: 55 to 61); 8-bit rounding alone is at 59."""
     ask = row_request("a red apple, 3d style", 5, num_inference_steps=8, diffusion_steps=12)
     assert psnr(_pixels_of(ask, "bfloat16"), _pixels_of(ask, "float32")).item() > 40
 
 
+@pytest.mark.slow
 def test_in_bfloat16_other_rows_change_an_image_by_rounding_only() -> None:
     """The promise of a seed in the precision that serves: at least 35 dB, alone or with rows that come and go."""
     ask = row_request("a guitar, noto style", 9, num_inference_steps=8, diffusion_steps=12)
@@ -126,6 +128,7 @@ def test_nobody_opens_an_autocast_of_their_own() -> None:
     assert opening == {Path(precision.__file__).name}
 
 
+@pytest.mark.slow
 def test_a_picture_in_bfloat16_without_avx512(tmp_path: Path) -> None:
     """It ended in a traceback of oneDNN's instead of a picture; asked for explicitly, it may be slow."""
     sizes = ("--steps", "2", "--diffusion-steps", "2", "--out", str(tmp_path / "apple.png"))

@@ -26,6 +26,8 @@ from model.training.recipe import Recipe
 from model.training.run import start_from
 from tests.model.picture_set import discs, squares
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 SHIPPED = ROOT / "model/checkpoints/scenes-128"
 

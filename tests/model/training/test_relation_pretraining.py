@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -30,15 +29,6 @@ CONFIG = replace(
 STEPS = 400
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """More threads only slow down products this small, on a busy machine fiftyfold."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def captions_of(facts: list[Facts]) -> CaptionCache:
     encoder = HashEncoder(CONFIG.text)
     wordings = [
@@ -60,6 +50,7 @@ def test_targets_name_the_thing_on_each_side() -> None:
     assert row == [0, 0, THING_CLASSES["dog"], THING_CLASSES["cat"]] and SIDES[2] == "above"
 
 
+@pytest.mark.slow
 def test_pretraining_generalises_to_held_back_captions() -> None:
     """Word order decides: "cat left dog" and "dog left cat" have the same words, so without it accuracy is one half."""
     facts = every_pair()

@@ -29,6 +29,7 @@ from tests.model.picture_set import squares
 RECIPE = Path("model/recipes/emoji-64.toml")
 
 
+@pytest.mark.slow
 def test_loss_goes_to_zero_on_a_single_batch() -> None:
     """When the text identifies each of four images, tokens and therefore v are exactly predictable."""
     torch.manual_seed(0)
@@ -79,6 +80,7 @@ def _command(workshop: Path, out: str) -> list[str]:
     return [sys.executable, "-m", "model.training", "--recipe", str(workshop / "recipe.toml"), *listed]
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_weights(workshop: Path) -> None:
     """SIGKILL at some step, then the same command again: weights equal those of an uninterrupted run."""
     subprocess.run(_command(workshop, "whole"), check=True, capture_output=True)

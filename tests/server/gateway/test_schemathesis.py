@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 
 import hypothesis
+import pytest
 import schemathesis
 from hypothesis import HealthCheck
 from schemathesis import GenerationMode
@@ -31,6 +32,8 @@ from schemathesis.specs.openapi.checks import (
 from server.gateway.app import create_app
 from server.settings import Settings
 from tests.server.harness import Service
+
+pytestmark = pytest.mark.slow
 
 EXAMPLES = int(os.environ.get("SCHEMATHESIS_EXAMPLES", "40"))
 CHECKS = [

@@ -1,4 +1,4 @@
-"""Real processes that die: nothing accepted is lost."""
+"""Real processes are killed, and no accepted job is lost."""
 
 import signal
 import sys
@@ -17,8 +17,8 @@ from server.worker.engine.fake import FAKE_ENGINE
 from tests.server.harness import Service, start, until
 
 
-def test_a_killed_workers_job_is_drawn_by_another(new_service: Callable[..., Service]) -> None:
-    """SIGKILL in the middle of a picture: redelivered after the lease, same seed, same picture."""
+def test_a_killed_workers_job_is_redelivered(new_service: Callable[..., Service]) -> None:
+    """SIGKILL in the middle of an image: redelivered after the lease expires, with the same seed and the same image."""
     service = new_service(fake_step_ms=10.0)
     expected = service.client.generate("a cat", seed=3, num_inference_steps=150)[0].data
     job = service.client.submit("a cat", seed=3, num_inference_steps=150)
@@ -30,9 +30,9 @@ def test_a_killed_workers_job_is_drawn_by_another(new_service: Callable[..., Ser
     assert service.client.image(job["id"]) == expected
 
 
-def test_a_suspect_that_is_drawn_alone_is_published(new_service: Callable[..., Service]) -> None:
-    """A job on its last try runs alone, and a batch with a suspect has no room. With its last row done the worker
-    found nothing to wait for, span without ever yielding, and starved the task that was to publish the picture."""
+def test_a_suspect_that_runs_alone_is_published(new_service: Callable[..., Service]) -> None:
+    """A job on its last attempt runs alone, and a batch with a suspect has no room. With its last row done the worker
+    had nothing to wait for, looped without yielding, and starved the task that was to publish the image."""
     service = new_service(max_attempts=2, lease_s=0.5, fake_step_ms=10.0)
     job = service.client.submit("a cat", num_inference_steps=60)
     until(lambda: service.client.job(job["id"])["progress"]["step"] > 5)
@@ -42,8 +42,8 @@ def test_a_suspect_that_is_drawn_alone_is_published(new_service: Callable[..., S
     assert (done["status"], done["attempt"]) == ("succeeded", 2)
 
 
-def test_a_job_that_kills_workers_fails_and_the_service_lives(new_service: Callable[..., Service]) -> None:
-    """Three dead workers are enough proof; the fourth must be spared."""
+def test_a_job_that_kills_workers_fails_and_the_service_survives(new_service: Callable[..., Service]) -> None:
+    """After max_attempts dead workers the job is a dead letter, and no further worker dies."""
     service = new_service(max_attempts=2, lease_s=0.5)
     job = service.client.submit("[kill]")
     for _ in range(2):
@@ -54,8 +54,8 @@ def test_a_job_that_kills_workers_fails_and_the_service_lives(new_service: Calla
     assert service.workers[-1].poll() is None
 
 
-def test_sigterm_finishes_what_runs_and_gives_back_the_rest(new_service: Callable[..., Service]) -> None:
-    """A rolling restart must cost nobody a picture, nor a try."""
+def test_sigterm_finishes_running_jobs_and_requeues_the_rest(new_service: Callable[..., Service]) -> None:
+    """A rolling restart must not cost any job an image or an attempt."""
     service = new_service(fake_step_ms=10.0, max_rows=1, lease_s=10.0)
     first, second = (service.client.submit("a cat", num_inference_steps=60) for _ in range(2))
     until(lambda: service.client.job(first["id"])["progress"]["step"] > 3)
@@ -68,10 +68,10 @@ def test_sigterm_finishes_what_runs_and_gives_back_the_rest(new_service: Callabl
     assert (done["status"], done["attempt"]) == ("succeeded", 1)
 
 
-def test_when_the_drain_is_too_short_the_job_goes_to_another_at_once(
+def test_a_job_that_outlasts_the_drain_is_requeued_at_once(
     new_service: Callable[..., Service],
 ) -> None:
-    """Past FLUID_DRAIN_S the job must be handed over, not abandoned until its lease lapses."""
+    """Past FLUID_DRAIN_S the job must be requeued, not abandoned until its lease expires."""
     service = new_service(fake_step_ms=10.0, drain_s=0.0, lease_s=30.0)
     job = service.client.submit("a cat", num_inference_steps=150)
     until(lambda: service.client.job(job["id"])["progress"]["step"] > 3)
@@ -87,7 +87,7 @@ def _descendants(pid: int) -> set[int]:
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = stat.read_text().rsplit(")", 1)[1].split()
-        except (FileNotFoundError, ProcessLookupError):  # it ended while we looked
+        except (FileNotFoundError, ProcessLookupError):  # it exited in the meantime
             continue
         if int(fields[1]) == pid and fields[0] != "Z":
             found.add(int(stat.parent.name))
@@ -97,7 +97,7 @@ def _descendants(pid: int) -> set[int]:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "sigkill"])
 def test_serve_leaves_no_process_and_no_lost_job(tmp_path: Path, how: signal.Signals) -> None:
-    """Ctrl-C, and even SIGKILL of the supervisor: no orphan, and waiting jobs are drawn after the restart."""
+    """Ctrl-C, and even SIGKILL of the supervisor: no orphan process, and waiting jobs run after the restart."""
     settings = Settings(data_dir=str(tmp_path), engine=FAKE_ENGINE, port=free_port(), drain_s=0.0, fake_step_ms=5.0)
     service = start("serve", settings, "--quiet")
     with FluidClient(settings.base_url) as client:
@@ -119,7 +119,7 @@ def test_serve_leaves_no_process_and_no_lost_job(tmp_path: Path, how: signal.Sig
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_serve_restarts_a_crashed_worker(tmp_path: Path) -> None:
-    """One segfault must not turn the service off until somebody looks."""
+    """One segfault must not stop the service until an operator intervenes."""
     settings = Settings(data_dir=str(tmp_path), engine=FAKE_ENGINE, port=free_port(), lease_s=0.5, max_attempts=1)
     service = start("serve", settings, "--quiet")
     try:
@@ -134,8 +134,8 @@ def test_serve_restarts_a_crashed_worker(tmp_path: Path) -> None:
         assert service.wait(timeout=30) == 0
 
 
-def test_redis_away_and_back(tmp_path: Path) -> None:
-    """Valkey killed: 503 with Retry-After instead of a hang; back on its data, all goes on unaided."""
+def test_redis_crashes_and_comes_back(tmp_path: Path) -> None:
+    """While Valkey is down requests get 503 with Retry-After instead of a hang; afterwards all jobs resume unaided."""
     with EmbeddedValkey(tmp_path) as valkey:
         service = Service(Settings(redis_url=valkey.url, engine=FAKE_ENGINE, port=free_port(), lease_s=1.0))
         try:
@@ -157,8 +157,8 @@ def test_redis_away_and_back(tmp_path: Path) -> None:
             service.close()
 
 
-def test_a_redis_that_lost_its_data_is_introduced_again(new_service: Callable[..., Service]) -> None:
-    """A Redis that restarts without its data knows neither group nor model: workers asked it for ever, in vain."""
+def test_a_redis_that_lost_its_data_learns_the_model_again(new_service: Callable[..., Service]) -> None:
+    """A Redis that restarts without its data knows neither group nor model: workers used to poll it in vain."""
     service = new_service()
     with redis.Redis.from_url(service.settings.redis_url) as client:
         client.delete(*client.keys(f"{{{service.settings.namespace}}}:*"))

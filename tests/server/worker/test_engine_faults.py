@@ -1,4 +1,4 @@
-"""Engines that fail, hang, run out of memory or draw the wrong shape; Redis that hangs; callers in a hurry."""
+"""Engines that fail, hang, run out of memory or return the wrong shape; a Redis that hangs; deadlines."""
 
 import time
 from collections.abc import Callable
@@ -22,8 +22,8 @@ def end_of(service: Service, job: dict[str, Any]) -> tuple[str, int, str | None]
 
 
 @pytest.mark.parametrize("fault", ["[raise]", "[raise-admit]", "[wrong-shape]"])
-def test_a_poison_job_dies_alone(new_service: Callable[..., Service], fault: str) -> None:
-    """In a full batch: after three tries it is a dead letter, and all its neighbours succeed at their first."""
+def test_a_poison_job_fails_alone(new_service: Callable[..., Service], fault: str) -> None:
+    """In a full batch: after three attempts it is a dead letter, and all its neighbours succeed at their first."""
     service = new_service(max_rows=8, fake_step_ms=5.0)
     before = [service.client.submit("fine", num_inference_steps=60) for _ in range(4)]
     poison = service.client.submit(fault, num_inference_steps=20)
@@ -36,8 +36,8 @@ def test_a_poison_job_dies_alone(new_service: Callable[..., Service], fault: str
 
 
 def test_two_images_of_a_job_that_fail_in_one_step(new_service: Callable[..., Service]) -> None:
-    """Both had left their rows, and dealing with the first freed the second's again: the engine was declared broken,
-    and every try of the job ended a worker."""
+    """Both have left their rows; handling the first used to free the second's row again, so the engine was declared
+    broken, and every attempt of the job ended a worker."""
     service = new_service(max_rows=4)
     poison = service.client.submit("[wrong-shape]", n=3, quality="low")
     assert end_of(service, poison) == ("failed", 3, "engine_error")
@@ -45,7 +45,7 @@ def test_two_images_of_a_job_that_fail_in_one_step(new_service: Callable[..., Se
 
 
 def test_a_batch_too_large_for_the_memory_is_split(new_service: Callable[..., Service]) -> None:
-    """Out of memory is nobody's fault: each job fits alone, so each succeeds, and no try is lost."""
+    """Each job fits into memory alone, so each succeeds, and none loses an attempt."""
     service = new_service(max_rows=4, fake_step_ms=2.0)
     jobs = [service.client.submit("[oom]", num_inference_steps=30) for _ in range(4)]
     for job in jobs:
@@ -53,20 +53,20 @@ def test_a_batch_too_large_for_the_memory_is_split(new_service: Callable[..., Se
 
 
 def test_one_job_too_large_for_the_memory_is_split(new_service: Callable[..., Service]) -> None:
-    """Halving stopped at the job: one of ten images that fit one by one, or two by two, failed three times."""
+    """Bisection used to stop at the job: one of ten images that fit in ones or twos failed three times."""
     service = new_service(max_rows=8, fake_step_ms=2.0)
     job = service.client.submit("[oom]", n=5, num_inference_steps=10)
     assert end_of(service, job) == ("succeeded", 1, None)
 
 
-def test_a_worker_that_hangs_in_its_first_picture_is_ended(new_service: Callable[..., Service]) -> None:
-    """The watchdog was called only after the canary: such a worker said "loading" for ever."""
+def test_a_worker_that_hangs_in_its_canary_image_is_ended(new_service: Callable[..., Service]) -> None:
+    """The watchdog used to start after the canary, so such a worker stayed "loading" indefinitely."""
     service = new_service(checkpoint="hanging", step_timeout_s=0.5, workers=0)
     assert service.add_worker().wait(timeout=20) == HUNG_STATUS
 
 
 def test_a_worker_whose_engine_hangs_is_ended(new_service: Callable[..., Service]) -> None:
-    """Its event loop lived and renewed the leases of jobs that nobody drew any more, for ever."""
+    """Its event loop is alive and would renew the leases of stuck jobs indefinitely."""
     service = new_service(step_timeout_s=0.5, lease_s=30.0, fake_step_ms=10.0, max_attempts=2)
     neighbour = service.client.submit("fine", num_inference_steps=80)
     until(lambda: service.client.job(neighbour["id"])["progress"]["step"] > 20)
@@ -79,7 +79,7 @@ def test_a_worker_whose_engine_hangs_is_ended(new_service: Callable[..., Service
 
 
 def test_a_row_is_free_one_step_after_the_cancel(new_service: Callable[..., Service]) -> None:
-    """The flag was read ten times a second: with short steps a canceled job kept its row for dozens of them."""
+    """Polling the flag ten times a second kept a canceled job on its row for dozens of short steps."""
     service = new_service(max_rows=1, fake_step_ms=50.0)
     running = service.client.submit("slow", num_inference_steps=20000)
     until(lambda: service.client.job(running["id"])["progress"]["step"] > 1)
@@ -90,8 +90,8 @@ def test_a_row_is_free_one_step_after_the_cancel(new_service: Callable[..., Serv
     assert service.client.job(running["id"])["status"] == "canceled"
 
 
-def test_a_deadline_aborts_what_waits_and_cancels_what_runs(new_service: Callable[..., Service]) -> None:
-    """A picture that comes too late is worth nothing, and keeps others from theirs."""
+def test_a_deadline_aborts_waiting_jobs_and_cancels_running_ones(new_service: Callable[..., Service]) -> None:
+    """A late image is worthless, and takes rows from other callers."""
     service = new_service(max_rows=1, fake_step_ms=10.0)
     running = service.client.submit("slow", num_inference_steps=20000, deadline_ms=2500)
     until(lambda: service.client.job(running["id"])["status"] == "processing")
@@ -107,7 +107,7 @@ def test_a_deadline_aborts_what_waits_and_cancels_what_runs(new_service: Callabl
 
 
 def test_deadlines_pass_without_a_worker(new_service: Callable[..., Service]) -> None:
-    """Nobody takes the job, so somebody else has to look at the clock."""
+    """Without a worker to take the job, the gateway has to enforce its deadline."""
     service = new_service()
     service.workers[0].terminate()
     service.workers[0].wait(timeout=20)
@@ -115,7 +115,7 @@ def test_deadlines_pass_without_a_worker(new_service: Callable[..., Service]) ->
 
 
 def test_classes_and_callers_take_turns(new_service: Callable[..., Service]) -> None:
-    """One row, one worker: high before normal before low, and a flood by one caller does not bury another's job."""
+    """One row, one worker: high before normal before low, and one caller's flood does not delay another's job."""
     service = new_service(max_rows=1, fake_step_ms=10.0)
     first = service.client.submit("running", num_inference_steps=100)
     until(lambda: service.client.job(first["id"])["status"] == "processing")
@@ -138,8 +138,8 @@ def test_classes_and_callers_take_turns(new_service: Callable[..., Service]) -> 
     assert order.index("other") < order.index("flood2")
 
 
-def test_a_full_queue_says_when_to_come_back(new_service: Callable[..., Service]) -> None:
-    """A constant sent everybody back too soon: it follows from what waits and from how fast the workers are."""
+def test_a_full_queue_says_when_to_retry(new_service: Callable[..., Service]) -> None:
+    """Retry-After follows from the waiting work and the workers' speed; a constant was always too short."""
     service = new_service(max_rows=1, fake_step_ms=20.0, max_queue=2, drain_s=0.0)
     running = service.client.submit("slow", num_inference_steps=2000)
     until(lambda: service.client.job(running["id"])["status"] == "processing")
@@ -150,12 +150,12 @@ def test_a_full_queue_says_when_to_come_back(new_service: Callable[..., Service]
     answer = httpx.post(url, json={"prompt": "x"})
     assert answer.status_code == 429
     assert answer.json()["error"]["code"] == "queue_full"
-    # 4,000 row-steps wait, of 20 ms each: the line is 80 s long or longer, a tenth of it 8.
+    # 4,000 row-steps wait, of 20 ms each: the queue is at least 80 s long, and a tenth of it is 8 s.
     assert 8 <= int(answer.headers["retry-after"]) <= 30
 
 
 def test_a_redis_that_hangs_is_a_503_within_a_second(new_service: Callable[..., Service]) -> None:
-    """It neither answers nor closes: each caller waited five seconds, three times over."""
+    """A Redis that neither answers nor closes used to cost each caller three waits of five seconds."""
     service = new_service()
     with redis.Redis.from_url(service.settings.redis_url) as client:
         client.execute_command("CLIENT", "PAUSE", 2500, "ALL")
@@ -164,13 +164,13 @@ def test_a_redis_that_hangs_is_a_503_within_a_second(new_service: Callable[..., 
     took_s = time.monotonic() - began
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "queue_unavailable")
     assert int(answer.headers["retry-after"]) >= 1
-    assert took_s < 2.0, "it waited for Redis"  # no measurement: Redis is silent for longer than this
+    assert took_s < 2.0, "it waited for Redis"  # not a measurement: Redis is silent for longer than this
     until(lambda: service.client.ready()[0])
     assert service.client.generate("a cat", quality="low")
 
 
-def test_the_bell_is_bounded(new_service: Callable[..., Service]) -> None:
-    """Every accepted job rings; with nobody idle to hear it, the list grew with every job."""
+def test_the_wake_up_list_is_bounded(new_service: Callable[..., Service]) -> None:
+    """Every accepted job pushes a wake-up; without an idle worker the list used to grow with every job."""
     service = new_service(max_rows=1, fake_step_ms=20.0, drain_s=0.0)
     service.client.submit("slow", num_inference_steps=20000)
     for _ in range(80):

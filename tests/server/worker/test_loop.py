@@ -1,4 +1,4 @@
-"""The worker's own decisions, against a real queue, without an engine or a process."""
+"""The worker's decisions, against a real queue, with a fake engine and without a process."""
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -29,8 +29,8 @@ async def worker(leases: LeaseQueue, settings: Settings) -> AsyncIterator[Worker
 
 
 async def test_a_dead_workers_jobs_are_shared_out(worker: Worker, queue: JobQueue, leases: LeaseQueue) -> None:
-    """One worker took as many lapsed jobs as it had rows, whatever each held: three times four pictures for four
-    rows, while others stood idle."""
+    """One worker used to reclaim as many jobs as it had rows, whatever their size: three times four images for four
+    rows, while other workers were idle."""
     for job_id in "abc":
         await accept(queue, job_id, n=4)
         await take(leases, "dead")

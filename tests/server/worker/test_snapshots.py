@@ -1,4 +1,4 @@
-"""What an earlier try left is not drawn again: snapshots of rows, finished images, and when they must not be used."""
+"""Resuming from an earlier attempt: snapshots of rows, finished images, and when they must not be used."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,13 +20,13 @@ pytestmark = pytest.mark.anyio
 
 
 def metric(service: Service, name: str) -> float:
-    """A worker's counter, as scraped; 0 while nobody has counted it."""
+    """The scraped sum of a worker's counter; 0 before its first count."""
     lines = service.client._call("GET", "/metrics").text.splitlines()
     return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
 
 
-def test_a_killed_workers_rows_go_on_where_they_were(new_service: Callable[..., Service]) -> None:
-    """Every crash drew its pictures again from the first step: long ones never ended where workers die often."""
+def test_a_killed_workers_rows_resume_where_they_were(new_service: Callable[..., Service]) -> None:
+    """Without resuming, long images would never finish where workers die often."""
     service = new_service(fake_step_ms=10.0, snapshot_steps=4)
     expected = service.client.generate("a cat", seed=3, num_inference_steps=300)[0].data
     job = service.client.submit("a cat", seed=3, num_inference_steps=300)
@@ -45,8 +45,8 @@ def _attempt(service: Service, job: dict[str, object]) -> int:
     return int(found["attempt"]) if found["status"] == "processing" else 0
 
 
-def test_the_shipped_model_goes_on_to_the_same_bytes(new_service: Callable[..., Service]) -> None:
-    """The whole way with real weights: SIGKILL in the middle, another process goes on, and nobody can tell."""
+def test_the_shipped_model_resumes_to_the_same_bytes(new_service: Callable[..., Service]) -> None:
+    """End to end with real weights: after SIGKILL another process resumes to the same file."""
     service = new_service(engine=Settings().engine, threads=1, max_rows=1, snapshot_steps=2, workers=0)
     service.add_worker()
     service.client.wait_ready(timeout_s=90)
@@ -62,26 +62,26 @@ def test_the_shipped_model_goes_on_to_the_same_bytes(new_service: Callable[..., 
     until(lambda: metric(service, "fluid_resumed_rows_total") == 1, what="the count of resumed rows")
 
 
-def test_finished_images_of_a_killed_try_are_kept(new_service: Callable[..., Service]) -> None:
-    """Of ten images nine were drawn when the worker died, and all ten were drawn again."""
+def test_finished_images_of_a_killed_attempt_are_kept(new_service: Callable[..., Service]) -> None:
+    """A worker's death used to repeat all ten images, though nine of them were finished."""
     service = new_service(fake_step_ms=10.0, max_rows=1)
     job = service.client.submit("a cat", n=3, seed=5, num_inference_steps=40)
     until(lambda: service.client.job(job["id"])["progress"]["step"] > 85)
     service.workers[0].kill()
     service.workers[0].wait(timeout=10)
-    told = metric(service, 'fluid_images_total{model="fake"}')  # as many of the two as its last heartbeat knew of
+    told = metric(service, 'fluid_images_total{model="fake"}')  # those of the two that its last heartbeat reported
     service.add_worker()
     done = service.client.wait(job["id"], timeout_s=30)
-    pictures = [service.client.image(job["id"], i) for i in range(3)]
+    images = [service.client.image(job["id"], i) for i in range(3)]
     assert (done["status"], done["attempt"]) == ("succeeded", 2)
-    until(lambda: metric(service, 'fluid_images_total{model="fake"}') > told, what="the new worker's pictures")
+    until(lambda: metric(service, 'fluid_images_total{model="fake"}') > told, what="the new worker's images")
     assert metric(service, 'fluid_images_total{model="fake"}') == told + 1
-    for i, picture in enumerate(pictures):
-        assert picture == service.client.generate("a cat", seed=5 + i, num_inference_steps=40)[0].data
+    for i, image in enumerate(images):
+        assert image == service.client.generate("a cat", seed=5 + i, num_inference_steps=40)[0].data
 
 
-def test_a_drain_hands_over_with_a_snapshot(new_service: Callable[..., Service]) -> None:
-    """A rolling restart that cannot wait gave jobs back at step 0."""
+def test_a_drain_requeues_with_a_snapshot(new_service: Callable[..., Service]) -> None:
+    """A rolling restart that cannot wait used to requeue jobs at step 0."""
     service = new_service(fake_step_ms=10.0, snapshot_steps=0, drain_s=0.0, lease_s=30.0)
     job = service.client.submit("a cat", num_inference_steps=200)
     until(lambda: service.client.job(job["id"])["progress"]["step"] > 50)
@@ -92,8 +92,8 @@ def test_a_drain_hands_over_with_a_snapshot(new_service: Callable[..., Service])
     assert service.client.wait(job["id"], timeout_s=20)["attempt"] == 1
 
 
-def test_other_weights_do_not_go_on_from_a_snapshot(new_service: Callable[..., Service]) -> None:
-    """Half a picture by one checkpoint and half by another is a picture of neither."""
+def test_other_weights_do_not_resume_from_a_snapshot(new_service: Callable[..., Service]) -> None:
+    """An image must not mix two checkpoints."""
     service = new_service(fake_step_ms=10.0, lease_s=0.5)
     job = service.client.submit("a cat", num_inference_steps=150)
     until(lambda: service.client.job(job["id"])["progress"]["step"] > 50)
@@ -106,8 +106,8 @@ def test_other_weights_do_not_go_on_from_a_snapshot(new_service: Callable[..., S
     assert fluid(service.settings, "doctor").returncode == 0
 
 
-async def test_only_the_current_try_may_save(queue: JobQueue, leases: LeaseQueue) -> None:
-    """A zombie's late snapshot would throw the picture back, or bring files under a token that is gone."""
+async def test_only_the_current_attempt_may_save(queue: JobQueue, leases: LeaseQueue) -> None:
+    """A zombie's late snapshot would set the image back, or name files under a token that is gone."""
     await accept(queue, "a", n=2)
     zombie = await take(leases, "w1")
     await lapse(queue, "a")
@@ -117,8 +117,8 @@ async def test_only_the_current_try_may_save(queue: JobQueue, leases: LeaseQueue
     assert (await leases.resume(heir, "sha")).snapshots == {0: b"\xff\x00new"}
 
 
-async def test_an_image_replaces_its_snapshot_and_all_goes_with_the_end(queue: JobQueue, leases: LeaseQueue) -> None:
-    """What is kept for a crash must not outlive the job."""
+async def test_an_image_replaces_its_snapshot_and_the_end_deletes_all(queue: JobQueue, leases: LeaseQueue) -> None:
+    """Saved progress must not outlive the job."""
     await accept(queue, "a", n=2)
     lease = await take(leases)
     output = Output(1, 8, 32, 32, "png", 3, "00", lease.token)
@@ -133,16 +133,16 @@ async def test_an_image_replaces_its_snapshot_and_all_goes_with_the_end(queue: J
     assert await queue.result(await queue.get("a"), output) == b"png"
 
 
-async def test_a_kept_image_whose_file_is_gone_is_drawn_again(queue: JobQueue, leases: LeaseQueue) -> None:
-    """Files expire by their own clock: a job that waited long for its next try would point at nothing."""
+async def test_a_saved_image_whose_file_is_gone_is_generated_again(queue: JobQueue, leases: LeaseQueue) -> None:
+    """Files expire by their own clock: after a long wait for its next attempt a job could name a missing file."""
     await accept(queue, "a", n=2)
     lease = await take(leases)
     await leases.save(lease, "sha", snapshots={}, outputs=[Output(0, 7, 32, 32, "png", 3, "00", lease.token)])
     assert (await leases.resume(lease, "sha")).outputs == {}
 
 
-async def test_what_led_to_an_error_is_not_gone_on_from(queue: JobQueue, leases: LeaseQueue) -> None:
-    """A snapshot taken on the way into a failure might be the failure."""
+async def test_no_attempt_resumes_from_an_error(queue: JobQueue, leases: LeaseQueue) -> None:
+    """A snapshot taken just before a failure might contain its cause."""
     await accept(queue, "a")
     lease = await take(leases)
     await leases.save(lease, "sha", snapshots={0: b"x"})
@@ -154,7 +154,7 @@ async def test_what_led_to_an_error_is_not_gone_on_from(queue: JobQueue, leases:
 
 @given(steps=st.integers(2, 30), data=st.data())
 def test_the_fake_engine_obeys_the_contract(steps: int, data: st.DataObject) -> None:
-    """Wherever the snapshot is taken, the row ends after as many steps and in the same picture."""
+    """Wherever the snapshot is taken, the row ends after as many steps and with the same image."""
     request = RowRequest.of(job_input(num_inference_steps=steps), 0)
     one, other = FakeEngine(2, 0.0), FakeEngine(3, 0.0)
     [row] = one.admit([request])

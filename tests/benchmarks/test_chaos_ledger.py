@@ -1,4 +1,4 @@
-"""A harness that cannot fail proves nothing: every breach of the promise, planted, is found."""
+"""The chaos test detects every breach of the queue's promise: each is planted here, and must be found."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def _record(state: JobState = JobState.SUCCEEDED, job_id: str = "job_1") -> JobR
 
 @pytest.fixture
 def entry() -> Submission:
-    """Accepted, done, and both pictures fetched."""
+    """Return a submission that was accepted, succeeded, and had both images fetched."""
     entry = Submission("label-1", {"prompt": "a cat", "seed": 5, "n": 2})
-    entry.told.add("job_1")
+    entry.accepted.add("job_1")
     for index in range(2):
-        entry.saw_picture(index, _file(_job(), index))
+        entry.observe_image(index, _file(_job(), index))
     return entry
 
 
@@ -54,49 +54,49 @@ def _judge(entry: Submission, *records: JobRecord) -> Verdict:
 
 
 def test_a_good_run_passes(entry: Submission) -> None:
-    entry.saw("job_1", "queued")
-    entry.saw("job_1", "succeeded")
+    entry.observe_state("job_1", "queued")
+    entry.observe_state("job_1", "succeeded")
     verdict = _judge(entry, _record())
     assert not (verdict.lost or verdict.duplicates or verdict.unexpected)
     assert (verdict.submitted, verdict.states["succeeded"]) == (1, 1)
     assert failures(verdict, []) == [] and lateness([0.5, 2.9], 2.0) == []
 
 
-def test_a_job_that_is_gone_is_lost(entry: Submission) -> None:
+def test_a_job_that_disappeared_is_lost(entry: Submission) -> None:
     verdict = _judge(entry)
     assert verdict.lost and verdict.submitted == 1 and failures(verdict, [])
 
 
-def test_an_answer_that_knew_no_such_job_is_a_loss_even_if_it_turns_up_again(entry: Submission) -> None:
-    entry.gone.add("job_1")
+def test_a_404_for_an_accepted_job_is_a_loss_even_if_the_job_reappears(entry: Submission) -> None:
+    entry.not_found.add("job_1")
     assert _judge(entry, _record()).lost
 
 
 @pytest.mark.parametrize("state", [JobState.QUEUED, JobState.STARTING, JobState.PROCESSING])
-def test_a_job_without_an_end_is_lost(state: JobState) -> None:
+def test_a_job_in_no_terminal_state_is_lost(state: JobState) -> None:
     entry = Submission("label-1", {"prompt": "a cat"})
-    entry.told.add("job_1")
+    entry.accepted.add("job_1")
     assert "still" in _judge(entry, _record(state)).lost[0]
 
 
-def test_a_missing_picture_is_a_loss(entry: Submission) -> None:
-    del entry.drawn[1]
+def test_a_missing_image_is_a_loss(entry: Submission) -> None:
+    del entry.digests[1]
     assert "image 1" in _judge(entry, _record()).lost[0]
 
 
-def test_a_picture_that_vanished_between_two_fetches_is_a_loss(entry: Submission) -> None:
+def test_an_image_that_disappears_between_two_fetches_is_a_loss(entry: Submission) -> None:
     entry.missing.add(0)
     assert _judge(entry, _record()).lost
 
 
-def test_another_picture_is_a_duplicate(entry: Submission) -> None:
-    """With previews an unfinished picture became grey, and as the books drew theirs without a step, all were alike."""
-    entry.saw_picture(0, _file(_job(seed=6), 0))
-    assert "not the picture" in _judge(entry, _record()).duplicates[0]
+def test_a_different_image_is_a_duplicate(entry: Submission) -> None:
+    """The expected images once came from an engine that made unfinished images grey, so all of them matched."""
+    entry.observe_image(0, _file(_job(seed=6), 0))
+    assert "not that of its prompt and seed" in _judge(entry, _record()).duplicates[0]
 
 
-def test_what_the_client_sent_counts_and_not_what_the_record_says(entry: Submission) -> None:
-    """A queue that mixed up two requests would draw its own record faithfully."""
+def test_expected_images_come_from_the_request_and_not_from_the_job_record(entry: Submission) -> None:
+    """A queue that mixed up two requests would faithfully generate what its own record says."""
     entry.body["prompt"] = "an apple"
     assert len(_judge(entry, _record()).duplicates) == 2
 
@@ -105,38 +105,38 @@ def test_two_jobs_for_one_request_are_duplicates(entry: Submission) -> None:
     assert "one request" in _judge(entry, _record(), _record(job_id="job_2")).duplicates[0]
 
 
-def test_a_second_end_is_a_duplicate(entry: Submission) -> None:
-    entry.saw("job_1", "canceled")
-    entry.saw("job_1", "succeeded")
+def test_a_second_terminal_state_is_a_duplicate(entry: Submission) -> None:
+    entry.observe_state("job_1", "canceled")
+    entry.observe_state("job_1", "succeeded")
     assert "more than once" in _judge(entry, _record()).duplicates[0]
 
 
-def test_an_end_that_was_left_again_is_a_duplicate(entry: Submission) -> None:
-    """Told "succeeded", then "processing": the states told after an end are kept too."""
-    entry.saw("job_1", "succeeded")
-    entry.saw("job_1", "processing")
+def test_leaving_a_terminal_state_is_a_duplicate(entry: Submission) -> None:
+    """States reported after a terminal one are recorded too: "succeeded", then "processing"."""
+    entry.observe_state("job_1", "succeeded")
+    entry.observe_state("job_1", "processing")
     assert "more than once" in _judge(entry, _record()).duplicates[0]
 
 
-def test_pictures_of_a_job_that_did_not_succeed_are_duplicates(entry: Submission) -> None:
+def test_visible_images_of_a_job_that_did_not_succeed_are_duplicates(entry: Submission) -> None:
     assert "visible" in _judge(entry, _record(JobState.FAILED)).duplicates[0]
 
 
-def test_a_job_that_nobody_asked_for_is_found(entry: Submission) -> None:
-    stranger = replace(_record(job_id="job_9"), input=_job(user="who?"))
-    assert "nobody asked" in _judge(entry, _record(), stranger).duplicates[0]
+def test_a_job_that_was_never_requested_is_found(entry: Submission) -> None:
+    stranger = replace(_record(job_id="job_9"), input=_job(user="unknown"))
+    assert "never requested" in _judge(entry, _record(), stranger).duplicates[0]
 
 
-def test_a_request_without_an_answer_is_held_to_the_promise_if_its_job_exists() -> None:
-    """Neither lost nor ignored: a connection that died says nothing about the job."""
+def test_a_request_without_a_response_counts_if_its_job_exists() -> None:
+    """It is neither lost nor ignored: a failed connection says nothing about the job."""
     verdict = _judge(Submission("label-1", {"prompt": "a cat"}), _record(JobState.PROCESSING))
     assert (verdict.submitted, verdict.found_by_label, len(verdict.lost)) == (1, 1, 1)
     verdict = _judge(Submission("label-1", {"prompt": "a cat"}))
     assert (verdict.submitted, verdict.never_arrived, verdict.lost) == (0, 1, [])
 
 
-def test_ends_that_nobody_could_expect_are_told_apart() -> None:
-    entry = Submission("label-1", {"prompt": "a cat"}, ends={"succeeded", "canceled"})
+def test_unexpected_terminal_states_are_reported_separately() -> None:
+    entry = Submission("label-1", {"prompt": "a cat"}, allowed={"succeeded", "canceled"})
     assert not _judge(entry, _record(JobState.CANCELED)).unexpected
     failed = replace(_record(JobState.FAILED), error=JobError("worker_lost", "three workers died"))
     verdict = _judge(entry, failed)
@@ -146,16 +146,16 @@ def test_ends_that_nobody_could_expect_are_told_apart() -> None:
 def test_gates(entry: Submission) -> None:
     verdict = _judge(entry, _record())
     assert "redelivery" in lateness([3.1], 2.0)[0] and lateness([], 2.0) == []
-    assert failures(verdict, ["7 queued, 6 in line"]) == ["books: 7 queued, 6 in line"]
+    assert failures(verdict, ["7 queued, 6 waiting"]) == ["counters: 7 queued, 6 waiting"]
     assert failures(replace(verdict, submitted=2), [])
 
 
-def test_every_terminal_state_of_the_service_has_its_count(entry: Submission) -> None:
+def test_every_terminal_state_of_the_service_is_counted(entry: Submission) -> None:
     shown = figures(_judge(entry, _record()), [], [], [], "")
     assert all(str(state) in shown for state in JobState if state.terminal)
 
 
-def test_figures_from_text_and_lists() -> None:
+def test_counters_and_percentiles_are_computed() -> None:
     text = 'a_total{worker="x"} 2\na_total{worker="y"} 3\nab_total 9\n# a_total 100\n'
     assert scraped_total(text, "a_total") == 5 and scraped_total(text, "b_total") == 0
     values = [float(i) for i in range(1, 101)]

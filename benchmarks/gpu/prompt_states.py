@@ -1,7 +1,8 @@
-"""States of a few captions, for machines without the text encoder's weights: python -m benchmarks.prompt_states
+"""Text-encoder states of a few prompts, for machines without the encoder's weights.
 
-That command encodes PROMPTS and the empty caption with the shipped model's encoder and writes prompt_states.safetensors
-(float32, padding cut) beside this file, so that a GPU without network and without our packages draws the same pictures.
+`python -m benchmarks.gpu.prompt_states` encodes PROMPTS and the empty prompt with the shipped model's encoder and
+writes prompt_states.safetensors (float32, without padding) beside this file, so that a GPU machine without network and
+without our packages generates the same images. It takes seconds.
 """
 
 from __future__ import annotations
@@ -23,30 +24,30 @@ PROMPTS = ("a red apple, 3d style", "a cat, flat style", "a rocket, noto style",
 
 
 class StoredStates:
-    """A text encoder that knows PROMPTS and the empty caption."""
+    """A text encoder that knows only PROMPTS and the empty prompt."""
 
     def __init__(self, config: TextConfig):
         self.config = config
         self._states = load_file(FILE)
 
     def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """B captions -> (B, L, E) float32 states, (B, L) bool mask."""
+        """Encode B captions to (B, L, E) float32 states and a (B, L) bool mask; PromptError if one is not stored."""
         states = torch.zeros(len(captions), self.config.max_tokens, self.config.dim)
         mask = torch.zeros(len(captions), self.config.max_tokens, dtype=torch.bool)
         for row, caption in enumerate(captions):
             if caption not in self._states:
-                raise PromptError(f"{caption!r} is not stored; stored are {', '.join(map(repr, PROMPTS))}")
+                raise PromptError(f"{caption!r} is not stored; use one of {', '.join(map(repr, PROMPTS))}")
             found = self._states[caption]
             states[row, : len(found)], mask[row, : len(found)] = found, True
         return states, mask
 
     def count_tokens(self, caption: str) -> int:
-        """How many states the caption has."""
+        """Return the number of tokens of a caption."""
         return int(self.encode([caption])[1].sum())
 
 
 def write(encoder: TextEncoder, file: Path = FILE) -> None:
-    """Encode one by one, keep the real tokens' states."""
+    """Encode the prompts one by one, and store the states of their real tokens."""
     kept = {}
     for caption in ("", *PROMPTS):
         states, mask = encoder.encode([caption])

@@ -1,8 +1,8 @@
-"""Measurements on a borrowed device: parts that cannot take each other along.
+"""Isolated parts of a measurement on a borrowed device: a part that fails does not affect the others.
 
-Each part runs in a process of its own with a time limit of its own, and every record that it makes is on disk before
-the next: a kernel that hangs, a context that an illegal address has poisoned, or the end of the lease cost what was
-not yet measured and nothing else.
+Each part runs in its own process with its own time limit, and every record is on disk before the next one: a kernel
+that hangs, a context poisoned by an illegal address, or the end of the device's lease costs only what was not yet
+measured.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Part:
-    """work(args, emit): calls emit(record) as soon as it knows something."""
+    """One part: work(args, emit) calls emit(record) after each result."""
 
     name: str
     limit_s: float
@@ -36,20 +36,21 @@ class Part:
 
 
 def command(doc: str | None, name: str, parts: Sequence[Part], total_s: float) -> None:
-    """The command line of a measurement: its parts in turn, a table for people, one JSON object as the last line.
+    """Run a measurement's command line: parse flags, run the parts in turn, print a table and last one JSON object.
 
-    Exits with 1 if anything failed. The figures go into benchmarks/results/ unless --out says otherwise.
+    Exits with status 1 if anything failed. The figures go to benchmarks/results/ unless --out names another file.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    parser.add_argument("--quick", action="store_true", help="fewest and smallest cases")
-    parser.add_argument("--only", nargs="*", metavar="PART", help=", ".join(part.name for part in parts))
-    parser.add_argument("--out", type=Path, help="where the JSON goes")
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="device to run on (default cuda)")
+    parser.add_argument("--quick", action="store_true", help="run only the fewest and smallest cases")
+    names = ", ".join(part.name for part in parts)
+    parser.add_argument("--only", nargs="*", metavar="PART", help=f"run only these parts: {names}")
+    parser.add_argument("--out", type=Path, help=f"JSON file (default benchmarks/results/{name}-DATE.json)")
     args = parser.parse_args()
     out: Path = args.out or RESULTS / f"{name}-{datetime.date.today().isoformat()}.json"
     result = run_parts([part for part in parts if args.only is None or part.name in args.only], args, out, total_s)
     wrong = failures(result)
-    print(f"\nkept in {out}; {len(wrong)} of {sum(len(p['records']) for p in result['parts'].values())} failed")
+    print(f"\nsaved to {out}; {len(wrong)} of {sum(len(p['records']) for p in result['parts'].values())} failed")
     for line in wrong:
         print(line)
     print(json.dumps({"ok": not wrong, "failed": wrong}))
@@ -57,9 +58,9 @@ def command(doc: str | None, name: str, parts: Sequence[Part], total_s: float) -
 
 
 def run_parts(parts: Sequence[Part], args: Any, file: Path, total_s: float) -> Record:
-    """All parts in turn; `file` holds what is known after each.
+    """Run all parts in turn within `total_s` seconds, and write the results so far to `file` after each.
 
-    The caller must not have used a CUDA device: a forked process cannot use it again.
+    The caller must not have used a CUDA device: a forked process could not use it.
     """
     result: Record = {"parts": {}}
     deadline = time.monotonic() + total_s
@@ -73,7 +74,7 @@ def run_parts(parts: Sequence[Part], args: Any, file: Path, total_s: float) -> R
 
 
 def failures(result: Record) -> list[str]:
-    """What went wrong, one line each: parts that broke, and records that say of themselves that they failed."""
+    """Return one line per failure: parts that broke, and records with an error or `ok` false."""
     lines = []
     for name, outcome in result["parts"].items():
         if outcome["error"]:
@@ -86,7 +87,7 @@ def failures(result: Record) -> list[str]:
 
 @contextmanager
 def attempt(emit: Callable[[Record], None], about: Record) -> Iterator[Record]:
-    """One case: what the block puts into the record is emitted; if it raises, why, and the part goes on."""
+    """Run one case: emit the record that the block fills in. An exception becomes its `error`; the part continues."""
     record = dict(about)
     try:
         yield record
@@ -103,7 +104,7 @@ def _run_one(part: Part, args: Any, limit_s: float) -> Record:
     with tempfile.TemporaryDirectory() as folder:
         records = Path(folder) / "records.jsonl"
         records.touch()
-        # Forked: nothing is imported again.
+        # Forked, so that nothing is imported again.
         process = multiprocessing.get_context("fork").Process(target=_child, args=(part, args, records))
         process.start()
         process.join(limit_s)

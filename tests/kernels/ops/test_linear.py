@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fluid_kernels.linear import PackedLinear, linear_ref, native_bfloat16
 
-from fluid_kernels import linear
+from fluid_kernels.ops import linear
+from fluid_kernels.ops.linear import PackedLinear, linear_ref, native_bfloat16
 from tests.other_cpus import python_without_avx512
 
 PRODUCTS = """
 import torch
-from fluid_kernels.linear import PackedLinear, linear_ref, native_bfloat16
+from fluid_kernels.ops.linear import PackedLinear, linear_ref, native_bfloat16
 
 assert not native_bfloat16()
 generator = torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""Parts of a measurement on a borrowed device: one that breaks, hangs or dies must not cost the others."""
+"""Parts of a measurement on a borrowed device: a part that fails, hangs or crashes must not affect the others."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.parts import Part, Record, attempt, failures, run_parts
+from benchmarks.gpu.parts import Part, Record, attempt, failures, run_parts
 
 Emit = Callable[[Record], None]
 
@@ -41,7 +41,7 @@ def finds(args: Any, emit: Emit) -> None:
         raise ValueError("too wide")
 
 
-def test_what_one_part_does_costs_no_other(tmp_path: Path) -> None:
+def test_a_failing_part_does_not_affect_the_others(tmp_path: Path) -> None:
     parts = [
         Part("raises", 60, raises), Part("dies", 60, dies), Part("hangs", 0.5, hangs), Part("finds", 60, finds),
         Part("good", 60, good),
@@ -58,6 +58,6 @@ def test_what_one_part_does_costs_no_other(tmp_path: Path) -> None:
     assert found["finds"][0][1] == {"case": "y", "error": "ValueError: too wide"}
 
 
-def test_when_the_time_is_up_the_rest_says_so(tmp_path: Path) -> None:
+def test_parts_without_time_left_report_it(tmp_path: Path) -> None:
     result = run_parts([Part("good", 60, good)], 1, tmp_path / "r.json", 0.0)
     assert result["parts"]["good"]["error"] == "no time was left"
