@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from server.records import decode
+
 MAX_LINES = 50_000
 #: No parameter is nested more than two levels deep; Python's own limit depends on the depth of the call stack.
 MAX_DEPTH = 16
@@ -38,7 +40,7 @@ class Line:
 
     @classmethod
     def from_json(cls, text: str) -> "Line":
-        return cls(**json.loads(text))
+        return decode(cls, json.loads(text))
 
 
 def parse_lines(data: bytes) -> list[Line]:

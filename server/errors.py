@@ -25,6 +25,7 @@ FluidError
 │   ├── JobFailed               500
 │   ├── NoWorkers               503
 │   ├── QueueUnavailable        503  Redis does not respond
+│   ├── UnreadableRecord        503  another version of the service wrote it
 │   └── DeadlineExceeded        504
 ├── OperatorError               ends an operator's command
 │   ├── KeyNameRefused          `fluid keys new` with a name that the key file cannot hold
@@ -230,6 +231,12 @@ class QueueUnavailable(RequestError):
 
     def __init__(self) -> None:
         super().__init__("The queue does not answer. Nothing was lost; try again.", retry_after_s=1)
+
+
+class UnreadableRecord(RequestError):
+    """A record in Redis that another version of the service wrote; a gateway of that version can read it."""
+
+    status, type, code = 503, "server_error", "record_unreadable"
 
 
 class DeadlineExceeded(RequestError):

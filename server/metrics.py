@@ -32,6 +32,7 @@ WORKER_SPECS: Mapping[str, Spec] = {
     "fluid_resumed_rows_total": Spec("Rows that resumed from a snapshot."),
     "fluid_reloads_total": Spec("Checkpoints replaced by `fluid reload`."),
     "fluid_engine_failures_total": Spec("Exceptions raised by the engine, by stage.", label="stage"),
+    "fluid_worker_task_crashes_total": Spec("Crashes of background tasks of workers; each is restarted.", label="task"),
     "fluid_worker_starts_total": Spec("Worker processes that became ready."),
 }
 

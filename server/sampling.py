@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from server.records import decode
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
@@ -22,7 +24,8 @@ class Sampling:
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> "Sampling":
         """Pick the sampling parameters out of JSON, which may hold others; None means the default."""
-        return cls(**{name: _typed(values[name]) for name in SAMPLING_FIELDS if values.get(name) is not None})
+        given = {name: _typed(values[name]) for name in SAMPLING_FIELDS if values.get(name) is not None}
+        return decode(cls, given)
 
     def __post_init__(self) -> None:
         """Convert to float: JSON may write 3.0 as 3, on which `repr` and the job object should not depend."""

@@ -101,7 +101,7 @@ class ServingEngine:
             raise ValueError("the snapshot belongs to another checkpoint or another image")
         shape, step = (self.checkpoint.config.tokens, self.checkpoint.config.channels), about.get("step", -1)
         steps = request.sampling.num_inference_steps
-        if len(raw) != 4 * shape[0] * shape[1] or not 0 <= step < steps:
+        if not isinstance(step, int) or len(raw) != 4 * shape[0] * shape[1] or not 0 <= step < steps:
             raise ValueError(f"the snapshot has {len(raw)} bytes at step {step} of {steps}")
         tokens = torch.frombuffer(bytearray(raw), dtype=torch.float32).reshape(shape)  # (N, C)
         kept = None if request.known is None else kept_mask(request.known.kept, self._order(request))

@@ -14,7 +14,7 @@ from server.cli.flags import add_command
 from server.cli.operations import open_service
 from server.errors import UnhealthyService
 from server.queue.job_queue import JobQueue
-from server.queue.registry import HEARTBEAT_S, Registry, WorkerInfo
+from server.queue.registry import HEARTBEAT_S, CrashReport, Registry, WorkerInfo
 from server.queue.statistics import QueueCounts, queue_counts
 from server.settings import Settings
 
@@ -84,7 +84,15 @@ async def examine(settings: Settings, queue: JobQueue, registry: Registry) -> As
         yield _disk(settings)
     counts = await queue_counts(queue)
     workers = await registry.workers()
-    for finding in (*check_counters(counts), *_workers(workers), *_queue(counts, workers), *_failures(counts)):
+    crashes = await registry.crashes()
+    for finding in (
+        *check_counters(counts),
+        *_workers(workers),
+        *_checkpoints(workers),
+        *_crashes(crashes),
+        *_queue(counts, workers),
+        *_failures(counts),
+    ):
         yield finding
 
 
@@ -171,12 +179,35 @@ def _workers(workers: list[WorkerInfo]) -> Iterator[Finding]:
     for w in workers:
         text = f"worker {w.id}: {w.state}, {w.model or 'no model yet'}, {w.rows} of {w.max_rows} rows"
         if w.note:
-            yield Finding(Level.WARN, f"{text}; {w.note}", "See its log.")
+            level = Level.FAIL if w.state in ("failing", "waiting") else Level.WARN
+            yield Finding(level, f"{text}; {w.note}", "See its log.")
         elif w.ready:
             speed = f"{w.row_steps_per_s:.0f} row-steps/s"
             yield Finding(Level.OK, f"{text}, {speed}, {w.kernels} kernels on {w.device}")
         else:
             yield Finding(Level.WARN, text, f"Wait; workers report every {HEARTBEAT_S:g} s.")
+
+
+def _checkpoints(workers: list[WorkerInfo]) -> Iterator[Finding]:
+    """The same request and seed must give the same image, whichever worker takes it."""
+    for model in sorted({w.model for w in workers if w.ready}):
+        found = sorted({w.checkpoint[:12] for w in workers if w.ready and w.model == model})
+        if len(found) > 1:
+            yield Finding(
+                Level.FAIL,
+                f"workers serve {model} with {len(found)} checkpoints: {', '.join(found)}",
+                "Wait if a `fluid reload` is rolling through; otherwise start all workers with one checkpoint.",
+            )
+
+
+def _crashes(crashes: list[CrashReport]) -> Iterator[Finding]:
+    for crash in crashes:
+        times = f"{crash.in_succession} times in succession" if crash.in_succession > 1 else "once"
+        yield Finding(
+            Level.FAIL if crash.keeps_happening else Level.WARN,
+            f"{crash.process}: the background task {crash.task!r} crashed {times} ({crash.error})",
+            "Its log has the traceback: please report it. Restart the process if it goes on.",
+        )
 
 
 def _queue(counts: QueueCounts, workers: list[WorkerInfo]) -> Iterator[Finding]:

@@ -163,9 +163,11 @@ class KeyRing:
             version = (found.st_mtime_ns, found.st_size, found.st_ino)
             if version == self._file_version:
                 return
-            self._file_version = version  # taken before reading, so that a write in the meantime is read the next time
             text = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"FLUID_API_KEYS_FILE: {file} cannot be read: {error}.") from error
         self._from_file = parse_keys(text, self._default, str(file))
+        # Only now: a file that could not be read, or was half written, is read again although its times stay the same.
+        # The stamp is from before the reading: what is written meanwhile is read the next time.
+        self._file_version = version
         log.info("%s: %d keys", file, len(self._from_file))

@@ -5,6 +5,7 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
+from server.background import Supervisor
 from server.gateway.batches.files import FileStore
 from server.gateway.batches.store import BatchStore
 from server.gateway.fleet import Fleet
@@ -31,6 +32,7 @@ class Services:
     files: FileStore
     batches: BatchStore
     metrics: GatewayMetrics
+    supervisor: Supervisor
 
 
 def services_of(request: Request) -> Services:

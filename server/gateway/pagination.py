@@ -6,6 +6,7 @@ from typing import cast
 from server.errors import InvalidRequest
 from server.jobs import JobRecord
 from server.queue.job_queue import JobQueue
+from server.records import readable
 
 #: With a filter, the most records read for one page; the next page continues after them.
 MAX_SCANNED = 1000
@@ -53,8 +54,8 @@ async def page(queue: JobQueue, owner: str, *, limit: int, after: str | None, st
             if len(found) == limit:
                 return Page(found, last_id, True)
             last_id, below = job_id, f"({sequence:.0f}"
-            if raw and status in (None, raw["state"]):  # a record that has just expired is empty
-                found.append(JobRecord.from_fields(raw))
+            if raw and status in (None, raw.get("state")):  # a record that has just expired is empty
+                found += readable("a job", [raw], JobRecord.from_fields)
         if len(found) == limit or len(batch) <= limit:
             return Page(found, last_id, len(batch) > limit)
     return Page(found, last_id, True)

@@ -23,6 +23,7 @@ from server.errors import ConfigError, InvalidRequest, JobExpired, UnknownJob
 from server.gateway.webhook_addresses import PrivateAddress, check_url, resolve_address
 from server.queue.due_work import poll_due
 from server.queue.job_queue import JobQueue
+from server.records import UNREADABLE, skip
 
 log = logging.getLogger(__name__)
 SECRET_PREFIX = "whsec_"
@@ -139,7 +140,11 @@ class Webhooks:
             now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             message = json.dumps({"type": f"job.{job['status']}", "timestamp": now, "data": job})
             await self._queue.redis.hset(key, "told", message)
-        return Delivery(job_id, stored["url"], int(stored["attempts"]), message)
+        try:
+            return Delivery(job_id, stored["url"], int(stored["attempts"]), message)
+        except UNREADABLE as error:
+            skip("a webhook", error)
+            return None
 
     async def _send(self, http: httpx.AsyncClient, delivery: Delivery) -> str:
         """Make one attempt and return its outcome: delivered, failed (attempt again later) or gone (never again)."""

@@ -1,12 +1,13 @@
 """Dead letters, the jobs that failed for good: list them, replay them as new jobs, or drop them."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 
 from server.errors import UnknownDeadLetter
 from server.jobs import JobError, JobInput
 from server.queue.job_queue import JobQueue, Submission
+from server.records import decode, readable
 
 PAGE = 500
 
@@ -27,6 +28,17 @@ class DeadLetter:
         return int(self.entry.split("-")[0]) / 1000
 
 
+def _letter(entry: str, fields: Mapping[str, str]) -> DeadLetter:
+    return DeadLetter(
+        entry=entry,
+        job_id=fields["id"],
+        kind=fields["kind"],
+        attempt=int(fields["attempt"]),
+        error=decode(JobError, json.loads(fields["error"])),
+        input=JobInput.from_json(fields["input"]),
+    )
+
+
 class DeadLetters:
     def __init__(self, queue: JobQueue) -> None:
         self._queue = queue
@@ -36,15 +48,8 @@ class DeadLetters:
         """Iterate over all dead letters, oldest first, page by page."""
         start = "-"
         while page := await self._redis.xrange(self._stream, min=start, count=PAGE):
-            for entry, fields in page:
-                yield DeadLetter(
-                    entry=entry,
-                    job_id=fields["id"],
-                    kind=fields["kind"],
-                    attempt=int(fields["attempt"]),
-                    error=JobError(**json.loads(fields["error"])),
-                    input=JobInput.from_json(fields["input"]),
-                )
+            for letter in readable("a dead letter", page, lambda entry: _letter(*entry)):
+                yield letter
             start = f"({page[-1][0]}"
 
     async def find(self, job_id: str) -> DeadLetter:

@@ -117,7 +117,7 @@ class JobQueue(QueueConnection):
         """Read a job's record. With an `owner`, jobs of other owners are unknown.
 
         Raises:
-            UnknownJob: no such job. JobExpired: it ended and was deleted.
+            UnknownJob: no such job. JobExpired: it ended and was deleted. UnreadableRecord: see JobRecord.
         """
         raw = await self.redis.hgetall(self.keys.job_hash(job_id))
         if raw and owner in (None, raw.get("owner", "")):

@@ -93,5 +93,6 @@ class Keys:
     stats_hash = FixedKey("stats")
     models_hash = FixedKey("models")
     reloads_hash = FixedKey("reloads")
+    crashes_hash = FixedKey("crashes")  # background tasks that crash, by process and task
     workers_zset = FixedKey("workers")
     worker = KeyTemplate("worker:{worker_id}")

@@ -5,6 +5,7 @@ attempt, so a worker that fell silent and came back is rejected at the finish.
 """
 
 import json
+import logging
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,8 +14,10 @@ from typing import Any, cast
 from server.jobs import JobError, JobInput, JobMetrics, JobState, Lease, Output, Resume
 from server.queue.redis_client import Client
 from server.queue.scripts import QueueConnection
+from server.records import UNREADABLE
 from server.settings import Settings
 
+log = logging.getLogger(__name__)
 RESULT_EXTRA_S = 3600  # image files outlive the job's record, so a visible record never points at a deleted file
 
 
@@ -56,12 +59,12 @@ class LeaseQueue(QueueConnection):
     async def _take(self, worker: str, model: str, min_wait_s: float) -> Lease | None:
         call = {"call": secrets.token_hex(8), "ageing_s": self.ageing_s, "min_wait_s": min_wait_s}
         answer = await self.run("take", self._limits(worker, model) | call)
-        return self._lease(answer) if answer else None
+        return await self._lease(answer) if answer else None
 
     async def reclaim(self, worker: str, model: str, held: Iterable[str], *, count: int) -> list[Lease]:
         """Take over up to `count` jobs whose worker fell silent; `held` are the ids that this worker runs."""
         answers = await self.run("reclaim", self._limits(worker, model) | {"count": count, "held": list(held)})
-        return [self._lease(answer) for answer in answers]
+        return [lease for answer in answers if (lease := await self._lease(answer)) is not None]
 
     def _limits(self, worker: str, model: str) -> dict[str, Any]:
         return {
@@ -72,7 +75,20 @@ class LeaseQueue(QueueConnection):
             "ttl_s": self.ttl_s,
         }
 
-    def _lease(self, answer: Sequence[Any]) -> Lease:
+    async def _lease(self, answer: Sequence[Any]) -> Lease | None:
+        """Decode what a script answered. None: this version cannot read the job, and it is requeued: a worker of the
+        version that wrote it may take it before its attempts are used up."""
+        try:
+            return self._decode(answer)
+        except UNREADABLE as error:
+            job_id, token = answer[:2]
+            log.error("job %s was written by another version and cannot be read: %r", job_id, error)
+            failure = JobError("record_unreadable", f"The worker's version cannot read this job ({error!r}).")
+            args = {"error": json.dumps(asdict(failure)), "max_attempts": self.max_attempts, "ttl_s": self.ttl_s}
+            await self.run("requeue", {"id": job_id, "token": int(token or 0), "discard_progress": False} | args)
+            return None
+
+    def _decode(self, answer: Sequence[Any]) -> Lease:
         job_id, token, attempt, job, created_at, started_at, error, resumable = answer
         runs_alone = int(attempt) > shared_attempts(self.max_attempts)
         return Lease(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from redis.exceptions import RedisError
 
-from server import background
+from server.background import Task
 from server.jobs import JobRecord
 from server.queue.job_queue import JobQueue
 from server.queue.keys import Keys
@@ -29,13 +29,11 @@ class JobWatcher:
         self._ended, self._updated = Keys(namespace).ended_channel, Keys(namespace).updated_channel
         self._waiters: defaultdict[str, set[Waiter]] = defaultdict(set)
         self._followers: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
-        self._tasks: list[asyncio.Task[None]] = []
 
-    def start(self) -> None:
-        self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._sweep())]
-
-    async def stop(self) -> None:
-        await background.cancel_and_wait(*self._tasks)
+    @property
+    def tasks(self) -> Mapping[str, Task]:
+        """The endless background tasks, by name."""
+        return {"watcher": self._listen, "sweeper": self._sweep}
 
     @contextmanager
     def expect(self, job_id: str) -> Iterator[Waiter]:

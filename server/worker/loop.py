@@ -7,10 +7,11 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Mapping
+from math import inf
 
 from redis.exceptions import RedisError
 
-from server.background import running
+from server.background import Crash, Supervisor
 from server.errors import EngineBroken
 from server.jobs import JobError
 from server.metrics import Tally
@@ -19,6 +20,7 @@ from server.queue.lease_queue import LeaseQueue
 from server.queue.registry import Registry
 from server.settings import Settings
 from server.worker.completion import Completion
+from server.worker.engine.canary import canary_within
 from server.worker.engine.protocol import Engine
 from server.worker.engine.slot import EngineSlot
 from server.worker.engine.thread import EngineThread, StepOutcome
@@ -61,7 +63,10 @@ class Worker:
         self.publisher = Publisher(queue, self.engine, self.completion, self.snapshots, self.tally)
         self.watchdog = Watchdog(self.engine, self.completion, settings.step_timeout_s)
         self.reloader = Reloader(settings.checkpoint, registry, queue, self.engine, self.heartbeat, self._load)
+        self.supervisor = Supervisor(self._report_crash)
+        self.heartbeat.impaired, self.heartbeat.reload_pending = self._impaired, self.reloader.pending
         self._factory = factory
+        self.hung_thread = False  #: a reload's engine hangs on a thread that cannot be ended
         self._drain_deadline: float | None = None
         self._reclaim_at = 0.0
 
@@ -71,10 +76,15 @@ class Worker:
         """Serve until drained. Raises EngineBroken when only a new process can help."""
         await self._wait_for_redis()
         try:
-            helpers = (self.heartbeat, self.renewer, self.cancel_listener, self.watchdog)
-            async with running(*(helper.run() for helper in helpers)):
+            helpers = {
+                "heartbeat": self.heartbeat.run,
+                "lease renewal": self.renewer.run,
+                "cancel listener": self.cancel_listener.run,
+                "watchdog": self.watchdog.run,
+            }
+            async with self.supervisor.running(helpers):
                 await self._prepare()
-                async with running(self.reloader.run()):
+                async with self.supervisor.running({"reloader": self.reloader.run}):
                     await self._work()
         finally:
             await self._deregister()
@@ -83,8 +93,8 @@ class Worker:
         """Load, generate the canary image, publish the model; only then is the worker ready."""
         began = time.monotonic()
         checkpoint = await self.completion.persist(self.reloader.checkpoint)
-        await self._install(*await self._load(checkpoint))
-        self.heartbeat.state, self.heartbeat.note = "ready", ""
+        await self._install(*await self.reloader.load_first(checkpoint))
+        self.heartbeat.state = "ready"
         self.tally.count("fluid_worker_starts_total")
         await self.heartbeat.beat()
         log.info(
@@ -106,13 +116,17 @@ class Worker:
         if not self.engine.installed:
             self.heartbeat.note = "generating its canary image"
         began = time.monotonic()
-        steps = await thread.canary(info)
+        limit_s = inf if thread is self.engine.thread else self.settings.step_timeout_s
+        try:
+            steps = await canary_within(thread, info, limit_s)
+        finally:
+            self.hung_thread |= thread.hung
         self.heartbeat.throughput.record(steps, time.monotonic() - began)  # a first guess, until there is real work
         return thread, info
 
     async def _install(self, thread: EngineThread, info: ModelInfo) -> None:
-        await self.completion.persist(lambda: self.registry.publish_model(info))
         self.engine.install(thread, info)
+        await self.completion.persist(self.heartbeat.claim)
 
     async def _work(self) -> None:
         while not (self.draining and not self.scheduler.jobs and not self.publisher.running):
@@ -147,9 +161,10 @@ class Worker:
             if lease is not None:
                 await self.intake.accept_lease(lease)
         elif not self.scheduler.busy and self.publisher.running:
-            # Without a row and without room nothing below would wait, and a loop that never waits
-            # starves the very tasks that should end it.
+            # Nothing below would wait, and a loop that never waits starves the very tasks that should end it.
             await asyncio.wait(self.publisher.running, return_when=asyncio.FIRST_COMPLETED)
+        elif not self.scheduler.busy and not self.draining:
+            await asyncio.sleep(IDLE_BLOCK_S)  # as if it had waited for a job
 
     async def _admit(self) -> None:
         """Fill the free rows."""
@@ -197,7 +212,17 @@ class Worker:
 
     @property
     def taking(self) -> bool:
-        return not self.draining and self.reloader.ready is None
+        return not self.draining and self.reloader.ready is None and self._impaired() is None
+
+    def _impaired(self) -> tuple[str, str] | None:
+        """The state in which this worker takes no jobs, and why; None if it is sound."""
+        if failing := self.supervisor.failing:
+            return "failing", "; ".join(map(str, failing))
+        return ("waiting", self.heartbeat.conflict) if self.heartbeat.conflict else None
+
+    async def _report_crash(self, crash: Crash) -> None:
+        self.tally.count("fluid_worker_task_crashes_total", crash.task)
+        await self.registry.report_crash(f"worker {self.id}", crash)
 
     async def _reclaim(self) -> None:
         """Take over expired leases, one at a time: a job of many images, or a suspect, may leave no room for more."""
@@ -220,7 +245,8 @@ class Worker:
         await self._requeue_unstarted()
         if self.scheduler.jobs or self.publisher.running:
             return
-        await self._install(loaded.thread, loaded.info)
+        self.engine.install(loaded.thread, loaded.info)
+        await self.completion.persist(lambda: self.registry.finish_reload(loaded.request, loaded.info))
         self.heartbeat.note, self.heartbeat.reloads = "", loaded.request.number
         self.reloader.ready = None
         self.tally.count("fluid_reloads_total")

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import logging
+import os
 import signal
 from dataclasses import replace
 
@@ -30,3 +32,6 @@ async def serve(settings: Settings) -> None:
         for name in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(name, worker.stop)
         await worker.run()
+        if worker.hung_thread:  # the interpreter would wait for it
+            logging.shutdown()
+            os._exit(0)

@@ -34,6 +34,8 @@ class SnapshotStore:
         found = await self._queue.resume(job.lease, self._engine.info.checkpoint_sha256)
         steps = job.lease.input.sampling.num_inference_steps
         for index, output in found.outputs.items():
+            if index not in job.waiting:  # no image of this job
+                continue
             job.outputs[index] = output
             job.waiting.remove(index)
             job.steps_done[index] = steps

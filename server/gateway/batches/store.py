@@ -7,6 +7,7 @@ import hashlib
 import json
 import secrets
 from collections.abc import AsyncIterator, Mapping
+from functools import partial
 
 from server.batch_format import Line
 from server.errors import JobExpired, KeyReused, UnknownBatch, UnknownJob
@@ -15,6 +16,7 @@ from server.gateway.batches.record import COMPLETION_WINDOW_S, Batch, LineResult
 from server.gateway.pagination import ids_after
 from server.jobs import JobState
 from server.queue.job_queue import JobQueue
+from server.records import UNREADABLE, readable, skip
 
 #: Lines per read from Redis.
 CHUNK_LINES = 100
@@ -61,9 +63,9 @@ class BatchStore:
             UnknownBatch: there is no such batch, or it belongs to another owner.
         """
         fields = await self._redis.hgetall(self._keys.batch_hash(batch_id))
-        if not fields or fields["owner"] != owner:
+        if not fields or fields.get("owner") != owner:
             raise UnknownBatch(f"No batch has the id {batch_id[:100]!r}.", param="batch_id")
-        return Batch(batch_id, fields)
+        return Batch.from_fields(batch_id, fields)
 
     async def list(self, owner: str, limit: int, after: str | None) -> tuple[list[Batch], bool]:
         """Return one page, newest first, and whether more batches follow."""
@@ -71,8 +73,7 @@ class BatchStore:
         found = []
         for batch_id in ids:
             fields = await self._redis.hgetall(self._keys.batch_hash(batch_id))
-            if fields:
-                found.append(Batch(batch_id, fields))
+            found += readable("a batch", [fields] if fields else [], partial(Batch.from_fields, batch_id))
             if len(found) > limit:
                 break
         return found[:limit], len(found) > limit
@@ -95,14 +96,17 @@ class BatchStore:
             end = min(start + CHUNK_LINES, batch.cursor)
             texts = await self._redis.lrange(self._keys.batch_lines(batch.id), start, end - 1)
             for number, text in enumerate(texts, start):
-                custom_id = Line.from_json(text).custom_id
-                if str(number) in rejections:
-                    if errors:
-                        yield LineResult(number, custom_id, rejection=json.loads(rejections[str(number)]))
-                    continue
                 try:
+                    custom_id = Line.from_json(text).custom_id
+                    if str(number) in rejections:
+                        if errors:
+                            yield LineResult(number, custom_id, rejection=json.loads(rejections[str(number)]))
+                        continue
                     job = await self._queue.get(batch.job_id(number))
                 except (UnknownJob, JobExpired):
+                    continue
+                except UNREADABLE as error:
+                    skip("a line of a batch", error)
                     continue
                 if job.state.terminal and errors != (job.state is JobState.SUCCEEDED):
                     yield LineResult(number, custom_id, job)

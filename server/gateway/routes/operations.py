@@ -70,12 +70,16 @@ async def live() -> dict[str, str]:
 @router.head("/health/ready", include_in_schema=False)
 @router.get("/health/ready", tags=["health"], response_model=Health, responses=READY, operation_id="ready")
 async def ready(services: ServicesDep) -> Response:
-    """Readiness: 200 when a live worker has generated its canary image, or else 503 with the reason."""
+    """Readiness: 200 when a live worker has generated its canary image and no background task of this gateway keeps
+    crashing, or else 503 with the reason."""
     try:
         reason = await services.fleet.unready_reason()
     except RedisError as error:
         log.warning("not ready: %s", error)  # holds the address of Redis, so it stays out of the response
         reason = "the queue does not answer"
+    failing = "; ".join(map(str, services.supervisor.failing))
+    if failing:
+        reason = f"{reason}; {failing}" if reason else failing
     if reason is None:
         return JSONResponse({"status": "ready"})
     return JSONResponse({"status": "not ready", "reason": reason}, status_code=503, headers={"Retry-After": "1"})

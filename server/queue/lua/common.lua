@@ -17,6 +17,15 @@ local function time_text(seconds) return string.format('%.6f', seconds) end
 
 local function read(id, ...) return redis.call('HMGET', keys.job_hash(id), ...) end
 
+-- True if the record has what waiting, leasing and ending a job read. One without would fail every script that meets it.
+local function intact(id)
+  local f = read(id, 'state', 'model', 'class', 'caller', 'work', 'input', 'kind')
+  for i = 1, 7 do
+    if not f[i] then return false end
+  end
+  return true
+end
+
 local function count(what, by) redis.call('HINCRBY', keys.counters_hash, what, by or 1) end
 
 -- Append an event of a followed job: `enqueue` or `follow` made its stream. Other jobs cost nothing.

@@ -15,6 +15,7 @@ local work = tonumber(redis.call('HGET', keys.counters_hash, 'work:' .. model) o
 local mean = math.max(1, work / waiting)
 local rank = redis.call('ZRANK', keys.waiting_zset(model, class, caller), id)
 local mine = tonumber(redis.call('ZSCORE', keys.callers_zset(model, class), caller))
+if not rank or not mine then return {-1, '0'} end -- the record says that it waits, but no line holds it
 local others = redis.call('ZRANGE', keys.callers_zset(model, class), 0, CALLERS_READ - 1, 'WITHSCORES')
 local sum = 0
 for i = 1, #others, 2 do

@@ -6,7 +6,9 @@ for _, id in ipairs(args.held) do held[id] = true end
 local lapsed = redis.call('ZRANGEBYSCORE', keys.leases_zset(args.model), '-inf', time_text(clock()), 'LIMIT', 0, 100)
 for _, id in ipairs(lapsed) do
   if #found >= args.count then break end
-  if held[id] and redis.call('HGET', keys.job_hash(id), 'worker') == args.worker then
+  if not intact(id) then -- its record is gone or damaged
+    redis.call('ZREM', keys.leases_zset(args.model), id)
+  elseif held[id] and redis.call('HGET', keys.job_hash(id), 'worker') == args.worker then
     set_lease(id, args.lease_ms)
   else
     found[#found + 1] = start_attempt(id, args)

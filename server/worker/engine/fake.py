@@ -98,7 +98,9 @@ class FakeEngine:
 
     def restore(self, request: RowRequest, state: bytes) -> int:
         known = json.loads(state)
-        if known["checkpoint"] != self.sha256 or known["request"] != repr(request):
+        if not isinstance(known, dict) or not isinstance(known.get("done"), int):
+            raise ValueError("fake engine: this is no snapshot")
+        if known.get("checkpoint") != self.sha256 or known.get("request") != repr(request):
             raise ValueError("fake engine: this snapshot is of another image")
         [row] = self.admit([request])
         self._rows[row].done = known["done"]

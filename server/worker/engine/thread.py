@@ -37,6 +37,7 @@ class EngineThread:
         self._began: float | None = None  #: start of the current call, if it should take about a step
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
         self._engine: Engine | None = None
+        self.hung = False  #: a call never returned; the interpreter would wait for it at exit
         self.kernels = self.device = ""  #: the engine's, once it is loaded
 
     @property

@@ -219,6 +219,34 @@ def test_an_invalid_file_leaves_the_last_valid_keys(
     assert ring.caller(f"Bearer {BOB}").name == "bob"
 
 
+@pytest.mark.parametrize("trouble", ["unreadable", "not UTF-8", "invalid"])
+def test_a_file_in_trouble_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: str) -> None:
+    """Its stamp was stored before it was read: a file that was unreadable for a second was never read again, and a
+    revoked key stayed valid."""
+    monkeypatch.setattr(api_keys, "RELOAD_INTERVAL_S", 0.0)
+    file = tmp_path / "keys.txt"
+    file.write_text(f"alice {hash_key(ALICE)}\n")
+    ring = KeyRing(Settings(api_keys_file=str(file)))
+    text = f"bob {hash_key(BOB)}\n"
+    bad = {"unreadable": text.encode(), "not UTF-8": b"\xff" * len(text), "invalid": b"x" * len(text)}[trouble]
+    file.write_bytes(bad)
+    stamp = file.stat()
+    with monkeypatch.context() as patch:
+        if trouble == "unreadable":  # by a patch: root may read everything
+            patch.setattr(Path, "read_text", _denied)
+        assert ring.caller(f"Bearer {ALICE}").name == "alice"
+    with file.open("r+b") as same:  # with the size, the times and the inode that it had
+        same.write(text.encode())
+    os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert ring.caller(f"Bearer {BOB}").name == "bob"
+    with pytest.raises(InvalidApiKey):
+        ring.caller(f"Bearer {ALICE}")
+
+
+def _denied(*_: object, **__: object) -> str:
+    raise PermissionError(13, "Permission denied")
+
+
 def _replace(file: Path, text: str) -> None:
     """Replace the file as an editor or Kubernetes does: a new file under the old name."""
     fresh = file.with_suffix(".new")
