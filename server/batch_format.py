@@ -3,14 +3,13 @@
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from server import json_text
 from server.records import decode
 
 MAX_LINES = 50_000
-#: No parameter is nested more than two levels deep; Python's own limit depends on the depth of the call stack.
-MAX_DEPTH = 16
 URL = "/v1/images/generations"
 #: Terminal states of a batch.
 OVER = ("completed", "failed", "expired", "cancelled")
@@ -34,9 +33,10 @@ class LineError(Exception):
 class Line:
     custom_id: str
     body: dict[str, Any]
+    error: str = ""  #: why this line fails alone, if nothing can hold its body
 
     def to_json(self) -> str:
-        return json.dumps({"custom_id": self.custom_id, "body": self.body}, separators=(",", ":"))
+        return json.dumps(asdict(self), separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> "Line":
@@ -60,9 +60,9 @@ def parse_lines(data: bytes) -> list[Line]:
         if not raw.strip():
             continue
         try:
-            text = raw.decode()
-        except UnicodeDecodeError as error:
-            raise LineError(f"Line {number} is not UTF-8 (byte {error.start}).", "invalid_encoding", number) from error
+            text = json_text.decode_utf8(raw)
+        except json_text.JsonError as error:
+            raise LineError(f"Line {number} {error}.", "invalid_encoding", number) from error
         line = _parse(text, number)
         if line.custom_id in seen:
             raise LineError(
@@ -79,14 +79,14 @@ def _each(data: bytes) -> io.BytesIO:
 
 
 def _parse(text: str, number: int) -> Line:
+    error = ""
     try:
-        raw = json.loads(text)
-    except ValueError as error:
-        raise LineError(f"Line {number} is not JSON: {error}.", "invalid_json_line", number) from error
-    except RecursionError as error:
-        raise _nested(number) from error
-    if _deep(raw, MAX_DEPTH):
-        raise _nested(number)
+        raw = json_text.parse(text)
+    except json_text.LongNumberError as long:  # the rest of the line is sound, so only its own request fails
+        error = f"The body {long}."
+        raw = json_text.parse(text, long_numbers=True)
+    except json_text.JsonError as other:
+        raise LineError(f"Line {number} {other}.", "invalid_json_line", number) from other
     if "\\ud" in text.lower() and _halved(raw):
         raise LineError(
             f"Line {number} contains an unpaired surrogate; send valid Unicode.", "invalid_encoding", number
@@ -98,18 +98,7 @@ def _parse(text: str, number: int) -> Line:
         raise LineError(f"Line {number} needs a 'custom_id' of 1 to 256 characters.", "invalid_custom_id", number)
     if raw.get("method", "POST") != "POST" or raw.get("url", URL) != URL:
         raise LineError(f"Line {number}: only POST {URL} can be batched.", "invalid_url", number)
-    return Line(custom_id, raw["body"])
-
-
-def _nested(number: int) -> LineError:
-    return LineError(
-        f"Line {number} is nested more than {MAX_DEPTH} levels deep; no valid request is.", "invalid_json_line", number
-    )
-
-
-def _deep(value: Any, left: int) -> bool:
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return any(isinstance(each, (dict, list)) and (left == 1 or _deep(each, left - 1)) for each in inner)
+    return Line(custom_id, {} if error else raw["body"], error)
 
 
 def _halved(raw: Any) -> bool:

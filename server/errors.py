@@ -10,6 +10,7 @@ FluidError
 │   ├── JobCanceled             400  the job that this request waited for was canceled
 │   ├── InvalidApiKey           401  no key, or an unknown one
 │   ├── KeyDisabled             403
+│   ├── OriginNotAllowed        403  another site's page, or an unknown Host
 │   ├── NotAcceptable           406  an unsupported image type
 │   ├── RequestTooSlow          408  the body did not arrive in time
 │   ├── BodyTooLarge            413  larger than any valid request
@@ -127,6 +128,13 @@ class KeyDisabled(RequestError):
     """The operator has disabled this API key."""
 
     status, type, code = 403, "permission_error", "key_disabled"
+    rejection = True
+
+
+class OriginNotAllowed(RequestError):
+    """The Host header, or the web page that sent the request, is not allowed."""
+
+    status, type, code = 403, "permission_error", "origin_not_allowed"
     rejection = True
 
 

@@ -16,8 +16,11 @@ from server.gateway.middleware.auth import Authenticate
 from server.gateway.middleware.body_limit import BodyLimit
 from server.gateway.middleware.cors import allow_origins
 from server.gateway.middleware.errors import UnhandledErrors, install_error_handlers
+from server.gateway.middleware.head_requests import HeadRequests
 from server.gateway.middleware.request_context import RequestContext
 from server.gateway.middleware.slow_clients import SlowClientTimeouts
+from server.gateway.middleware.trusted_origins import TrustedOrigins, allowed_hosts
+from server.gateway.requests.client_mapping import ClientMapping
 from server.gateway.routes import batches, edits, files, images, jobs, operations
 from server.gateway.schemas.openapi import ANY_ERROR, install_openapi
 from server.gateway.webhooks import parse_secret
@@ -41,6 +44,7 @@ def create_app(settings: Settings, open_services: OpenServices = open_services) 
             app.state.services = services
             yield
 
+    ClientMapping.from_settings(settings)  # a wrong alias stops the start
     app = FastAPI(
         title="Fluid Serve",
         version=__version__,
@@ -51,9 +55,11 @@ def create_app(settings: Settings, open_services: OpenServices = open_services) 
     # The last one is the outermost: requests that the others reject also get an id and are counted.
     app.add_middleware(BodyLimit, timeout_s=settings.body_timeout_s)
     app.add_middleware(Authenticate, ring=KeyRing(settings), metrics_access=settings.metrics_access)
+    app.add_middleware(TrustedOrigins, settings=settings, hosts=allowed_hosts(settings))
     app.add_middleware(UnhandledErrors)
     allow_origins(app, settings.cors_origins)  # outside Authenticate: preflight requests carry no key
     app.add_middleware(RequestContext)
+    app.add_middleware(HeadRequests)
     install_error_handlers(app)
     for module in (images, edits, jobs, files, batches, operations):
         app.include_router(module.router)
@@ -73,7 +79,8 @@ def serve(settings: Settings) -> None:
     if settings.host not in ("127.0.0.1", "localhost", "::1") and not settings.wants_keys:
         log.warning(
             "LISTENING ON %s WITHOUT API KEYS: anyone who can reach this port can submit, read and cancel all jobs. "
-            "Set FLUID_API_KEYS_FILE (see `fluid keys new NAME`), or listen on 127.0.0.1.",
+            "Set FLUID_API_KEYS_FILE (see `fluid keys new NAME`), or listen on 127.0.0.1. Only loopback names "
+            "are answered; FLUID_ALLOWED_HOSTS adds others.",
             settings.host,
         )
     uvicorn.run(

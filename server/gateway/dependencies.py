@@ -10,6 +10,7 @@ from server.gateway.batches.files import FileStore
 from server.gateway.batches.store import BatchStore
 from server.gateway.fleet import Fleet
 from server.gateway.metrics import GatewayMetrics
+from server.gateway.requests.client_mapping import ClientMapping
 from server.gateway.webhooks import Webhooks
 from server.queue.events import Events
 from server.queue.job_queue import JobQueue
@@ -33,6 +34,7 @@ class Services:
     batches: BatchStore
     metrics: GatewayMetrics
     supervisor: Supervisor
+    mapping: ClientMapping
 
 
 def services_of(request: Request) -> Services:

@@ -12,6 +12,7 @@ from server.gateway.batches.store import BatchStore
 from server.gateway.dependencies import Services
 from server.gateway.fleet import Fleet
 from server.gateway.metrics import GatewayMetrics
+from server.gateway.requests.client_mapping import ClientMapping
 from server.gateway.responses.jobs import job_object
 from server.gateway.webhooks import Webhooks, parse_secret
 from server.queue.events import Events
@@ -43,7 +44,8 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         )
         files = FileStore(queue, settings.batch_ttl_s)
         batches = BatchStore(queue, files, settings.batch_ttl_s)
-        runner = BatchRunner(queue, fleet, files, batches, settings.batch_ttl_s, metrics.bugs)
+        mapping = ClientMapping.from_settings(settings)
+        runner = BatchRunner(queue, fleet, files, batches, settings.batch_ttl_s, metrics.bugs, mapping)
         events = Events(queue, watcher)
         process = f"gateway {socket.gethostname()}-{os.getpid()}"
 
@@ -53,7 +55,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
 
         supervisor = Supervisor(report)
         services = Services(
-            settings, queue, registry, fleet, watcher, events, hooks, files, batches, metrics, supervisor
+            settings, queue, registry, fleet, watcher, events, hooks, files, batches, metrics, supervisor, mapping
         )
 
         async def job_as_json(job_id: str) -> dict[str, object]:

@@ -9,6 +9,7 @@ from PIL import Image, ImageOps
 
 from server.errors import BodyTooLarge, InvalidRequest
 from server.images.codec import recipe_in
+from server.images.color_profiles import to_srgb
 from server.images.compositing import GENERATED, KEPT
 
 MAX_IMAGE_BYTES = 8 << 20
@@ -16,6 +17,7 @@ MAX_PIXELS = 2048 * 2048  # 16 MiB when decoded
 FORMATS = ("PNG", "WEBP", "JPEG")
 #: Modes with 8 bits per channel. Pillow would clip the 16 and 32 bits of the others.
 _MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
+_PNG_DEPTH = 24  # offset of the bit depth in a PNG, whose first chunk is always IHDR
 _OPAQUE = 128  # alpha from here on counts as opaque; soft brushes leave values in between
 T = TypeVar("T")
 
@@ -26,14 +28,22 @@ class UploadedImage:
 
     image: Image.Image  #: RGBA
     recipe: dict[str, Any] | None  #: its parameters, if it was generated here
+    notes: list[str]  #: warnings about colors that were converted
 
 
 def read_with_mask(
     image: BinaryIO | None, mask: BinaryIO | None, size: tuple[int, int]
 ) -> tuple[bytes, bytes, list[str]]:
-    """Read edit files as (RGB, mask, warnings) at the model's size. Raises like `decode`, `fit_to`, `edit_mask`."""
+    """Read an edit's files as (RGB, mask, warnings) at the model's size. Raises like `decode`, `fit_to`, `edit_mask`.
+
+    Without a mask, an opaque image is generated again as a whole, as OpenAI does.
+    """
     whole = decode(image, "image")
     pixels, notes = fit_to(whole.image, size)
+    notes = [*whole.notes, *notes]
+    if mask is None and whole.image.getchannel("A").getextrema()[0] >= _OPAQUE:
+        notes.append("Neither 'mask' nor a transparent part of 'image' was sent: the whole image was generated again.")
+        return pixels, bytes([GENERATED]) * (size[0] * size[1]), notes
     return pixels, edit_mask(whole.image, None if mask is None else decode(mask, "mask").image, size), notes
 
 
@@ -41,7 +51,7 @@ def read_with_recipe(image: BinaryIO | None, size: tuple[int, int]) -> tuple[byt
     """Read a variation's file as (RGB at the model's size, recipe if it was generated here, warnings)."""
     whole = decode(image, "image")
     pixels, notes = fit_to(whole.image, size)
-    return pixels, whole.recipe, notes
+    return pixels, whole.recipe, [*whole.notes, *notes]
 
 
 def decode(file: BinaryIO | None, param: str) -> UploadedImage:
@@ -61,8 +71,12 @@ def decode(file: BinaryIO | None, param: str) -> UploadedImage:
     with image:
         _check(image, param)
         recipe = _recipe(image)
-        rgba = _readable(lambda: ImageOps.exif_transpose(image).convert("RGBA"), param)
-    return UploadedImage(rgba, recipe)
+        upright = _readable(lambda: ImageOps.exif_transpose(image), param)
+        profile = image.info.get("icc_profile")
+        rgba, notes = _readable(lambda: to_srgb(upright, profile, param), param)
+        if image.format == "PNG" and data[_PNG_DEPTH] == 16:  # Pillow keeps the upper byte
+            notes.append(f"'{param}' has 16 bits per channel; they were reduced to 8.")
+    return UploadedImage(rgba, recipe, notes)
 
 
 def _check(image: Image.Image, param: str) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from server.errors import SettingError
-from server.settings import PREFIX, Settings, describe, markdown
+from server.settings import PREFIX, Settings, describe
+from server.settings_page import markdown
 
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 

@@ -29,6 +29,7 @@ from server.gateway.batches.files import FileStore
 from server.gateway.batches.record import COMPLETION_WINDOW_S, Batch
 from server.gateway.batches.store import BatchStore
 from server.gateway.fleet import Fleet
+from server.gateway.requests.client_mapping import NO_MAPPING, ClientMapping
 from server.gateway.requests.resolve import resolve
 from server.gateway.requests.validation import validated
 from server.gateway.schemas.images import ImageRequest
@@ -47,8 +48,16 @@ class BatchRunner:
     """Advances every batch from validating to one of its final states."""
 
     def __init__(
-        self, queue: JobQueue, fleet: Fleet, files: FileStore, store: BatchStore, ttl_s: int, bugs: Counter
+        self,
+        queue: JobQueue,
+        fleet: Fleet,
+        files: FileStore,
+        store: BatchStore,
+        ttl_s: int,
+        bugs: Counter,
+        mapping: ClientMapping = NO_MAPPING,
     ) -> None:
+        self._mapping = mapping
         self._queue, self._redis, self._keys = queue, queue.redis, queue.keys
         self._fleet, self._files, self._store, self._ttl_s, self._bugs = fleet, files, store, ttl_s, bugs
 
@@ -146,10 +155,12 @@ class BatchRunner:
             await self._redis.hset(self._keys.batch_hash(batch.id), "cursor", number + 1)
 
     async def _submit(self, batch: Batch, number: int, line: Line) -> None:
+        if line.error:
+            raise InvalidRequest(line.error)
         request = validated(ImageRequest, line.body)
         if wrong := not_for_lines(line.body):
             raise InvalidRequest(wrong[1], param=wrong[0])
-        job, _ = resolve(request, await self._fleet.models(), await self._fleet.default_model())
+        job, _ = resolve(request, await self._fleet.models(), await self._fleet.default_model(), self._mapping)
         job = replace(
             job,
             priority="low",

@@ -13,9 +13,14 @@ _EXPOSED_HEADERS = (
 )  # fmt: skip
 
 
+def split_origins(origins: str) -> list[str]:
+    """Split FLUID_CORS_ORIGINS into origins without a final slash."""
+    return [origin.strip().rstrip("/") for origin in origins.split(",") if origin.strip()]
+
+
 def allow_origins(app: FastAPI, origins: str) -> None:
     """Allow pages of these comma-separated origins. Without credentials: keys travel in a header, never in a cookie."""
-    allowed = [origin.strip().rstrip("/") for origin in origins.split(",") if origin.strip()]
+    allowed = split_origins(origins)
     if allowed:
         app.add_middleware(
             CORSMiddleware, allow_origins=allowed, allow_methods=["*"], allow_headers=["*"],

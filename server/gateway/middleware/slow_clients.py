@@ -7,6 +7,7 @@ that the client does not read.
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -60,6 +61,9 @@ class SlowClientTimeouts(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._disarm_read_timer()
         self._in_headers, self._body_expected = False, True
+        if b"://" in self.url and not self.url.startswith(b"/"):  # absolute form, whose host wins (RFC 9112, 3.2.2)
+            authority = re.split(rb"[/?#]", self.url.split(b"://", 1)[1], maxsplit=1)[0]
+            self.headers[:] = [each for each in self.headers if each[0] != b"host"] + [(b"host", authority)]
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:

@@ -8,6 +8,7 @@ from fastapi import Request
 from starlette.datastructures import FormData, UploadFile
 
 from server.errors import InvalidRequest
+from server.gateway.requests.body import check_form
 from server.gateway.requests.validation import validated
 from server.gateway.schemas.edits import SourceImageRequest
 
@@ -20,12 +21,9 @@ async def open_form(request: Request) -> AsyncIterator[FormData]:
     """Read the form; files of more than 1 MiB are spooled to disk until the context ends.
 
     Raises:
-        InvalidRequest: the body is not multipart/form-data.
+        InvalidRequest: the body is compressed, or not multipart/form-data.
     """
-    content_type = request.headers.get("content-type", "").split(";")[0].strip()
-    if content_type != "multipart/form-data":
-        sent = content_type[:100] or "without a content type"
-        raise InvalidRequest(f"The body must be multipart/form-data, not {sent}.")
+    check_form(request)
     async with request.form(max_files=4, max_fields=64) as form:
         yield form
 

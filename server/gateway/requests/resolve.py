@@ -5,21 +5,26 @@ from typing import Any
 
 from server.errors import InvalidRequest
 from server.gateway.requests.class_labels import match_label
+from server.gateway.requests.client_mapping import NO_MAPPING, QUALITY_ALIASES, ClientMapping
+from server.gateway.requests.vocabulary import vocabulary_warnings
 from server.gateway.schemas.images import IGNORED, MAX_SEED, ImageRequest
 from server.jobs import JobInput
 from server.model_info import ModelInfo
 from server.sampling import SAMPLING_FIELDS, Sampling
 
 
-def resolve(request: ImageRequest, models: dict[str, ModelInfo], default: str) -> tuple[JobInput, list[str]]:
-    """Return the fully specified job, and warnings about parameters that have no effect.
+def resolve(
+    request: ImageRequest, models: dict[str, ModelInfo], default: str, mapping: ClientMapping = NO_MAPPING
+) -> tuple[JobInput, list[str]]:
+    """Return the fully specified job, and warnings about parameters that were mapped or have no effect.
 
     Raises:
         InvalidRequest: the model does not exist, or cannot generate what the request asks for.
     """
-    info = model_of(request, models, default)
-    width, height = _size(request, info)
+    info = model_of(request, models, default, mapping)
+    width, height = _size(request, info, mapping)
     quality: str = request.quality or "auto"
+    quality = QUALITY_ALIASES.get(quality, quality)
     if quality == "auto":
         quality = str(info.defaults.get("quality", "medium"))
     preset = info.presets[quality]
@@ -48,7 +53,7 @@ def resolve(request: ImageRequest, models: dict[str, ModelInfo], default: str) -
             param="output_compression",
         )
     _check_limits(job, info)
-    return job, _warnings(request)
+    return job, _warnings(request, info, job)
 
 
 def _given_sampling(request: ImageRequest) -> dict[str, Any]:
@@ -62,24 +67,33 @@ def _given_sampling(request: ImageRequest) -> dict[str, Any]:
     return given
 
 
-def model_of(request: ImageRequest, models: dict[str, ModelInfo], default: str) -> ModelInfo:
-    """Return the model that the request names, or the default.
+def model_of(
+    request: ImageRequest, models: dict[str, ModelInfo], default: str, mapping: ClientMapping = NO_MAPPING
+) -> ModelInfo:
+    """Return the model that the request names by its id or by an alias, or the default.
 
     Raises:
         InvalidRequest: no such model is known.
     """
     name = request.model or default
-    if name not in models:
-        valid = ", ".join(sorted(models))
-        raise InvalidRequest(f"'model' {name[:100]!r} is not served here. Served: {valid}.", param="model")
-    return models[name]
-
-
-def _size(request: ImageRequest, info: ModelInfo) -> tuple[int, int]:
-    width, height = info.image_size
-    if request.size not in (None, "auto", f"{width}x{height}"):
+    target = name if name in models else mapping.aliases.get(name, name)
+    if target not in models:
+        alias = f", an alias of {target}," if target != name else ""
         raise InvalidRequest(
-            f"'size' {request.size} is not supported by {info.id}; use {width}x{height} or auto.",
+            f"'model' {name[:100]!r}{alias} is not served here. Served: {', '.join(sorted(models))}. The operator can "
+            f"map names with FLUID_MODEL_ALIASES=NAME={default}.",
+            param="model",
+        )
+    return models[target]
+
+
+def _size(request: ImageRequest, info: ModelInfo, mapping: ClientMapping) -> tuple[int, int]:
+    """Return the model's only size, which is also the nearest to any other."""
+    width, height = info.image_size
+    if request.size not in (None, "auto", f"{width}x{height}") and not mapping.nearest_size:
+        raise InvalidRequest(
+            f"'size' {request.size} is not supported by {info.id}; use {width}x{height} or auto. The operator can "
+            "allow every size with FLUID_SIZE_POLICY=nearest.",
             param="size",
         )
     return width, height
@@ -106,6 +120,15 @@ def _check_limits(job: JobInput, info: ModelInfo) -> None:
             raise InvalidRequest(f"'{name}' must be at least {low:g} for {info.id}, not {value}.", param=name)
 
 
-def _warnings(request: ImageRequest) -> list[str]:
+def _warnings(request: ImageRequest, info: ModelInfo, job: JobInput) -> list[str]:
+    """Tell what was mapped to something else, what has no effect, and which words the model does not know."""
+    warnings = []
+    if request.model and request.model != info.id:
+        warnings.append(f"'model' {request.model[:100]} is {info.id} here.")
+    if request.size not in (None, "auto", f"{job.width}x{job.height}"):
+        warnings.append(f"'size' {request.size} became {job.width}x{job.height}, the nearest size of {info.id}.")
+    if request.quality in QUALITY_ALIASES:
+        warnings.append(f"'quality' {request.quality} is {job.quality} here.")
     given = [name for name in IGNORED if getattr(request, name) not in (None, "auto")]
-    return [f"'{name}' has no effect here." for name in given]
+    warnings += [f"'{name}' has no effect here." for name in given]
+    return warnings + vocabulary_warnings(request.prompt, info)

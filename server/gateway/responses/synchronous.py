@@ -42,7 +42,8 @@ async def respond(
     wants_file = content_negotiation.wants_image_bytes(request, job.n)
     _check_stream_params(body, wants_file=wants_file)
     await services.fleet.require_worker(job.model)
-    response_format, base_url = body.response_format or "b64_json", public_base_url(services, request)
+    response_format = body.response_format or services.settings.response_format
+    base_url = public_base_url(services, request)
     if body.stream:
         accepted = await accept(services, submission)
         events = image_stream.image_events(

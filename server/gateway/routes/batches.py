@@ -9,10 +9,11 @@ from server.batch_format import URL
 from server.gateway.admission import IdempotencyKey, idempotency_key
 from server.gateway.dependencies import ServicesDep
 from server.gateway.middleware.auth import CallerDep
+from server.gateway.requests.body import JsonRoute
 from server.gateway.schemas.batches import BatchList, BatchObject
 from server.gateway.schemas.openapi import BATCH_ERRORS, CREATE_BATCH
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 class BatchRequest(BaseModel):

@@ -43,7 +43,8 @@ _DECODERS = ThreadPoolExecutor(max_workers=2, thread_name_prefix="decode")
 async def edit_image(request: Request, services: ServicesDep, caller: CallerDep) -> Response:
     """Regenerate the masked part of an image and keep the rest.
 
-    The transparent area of `mask` (without a mask, of `image` itself) is regenerated. The image is scaled to the
+    The transparent area of `mask` (without a mask, of `image` itself) is regenerated; without either, the whole image
+    is, and nothing of it is kept. The image is scaled to the
     model's size; with PNG output, every pixel outside the mask is returned unchanged. `num_inference_steps` applies to
     the regenerated part, and `feather` blends its edge, inside the mask.
 
@@ -108,13 +109,13 @@ def _with_prompt(body: VariationRequest, prompt: str) -> VariationRequest:
 
 
 async def _model(services: Services, body: ImageRequest) -> ModelInfo:
-    return model_of(body, await services.fleet.models(), await services.fleet.default_model())
+    return model_of(body, await services.fleet.models(), await services.fleet.default_model(), services.mapping)
 
 
 async def _resolve(services: Services, body: ImageRequest, new_tokens: int) -> tuple[JobInput, list[str]]:
     """Resolve the job, with no more steps than there are tokens to generate."""
     fleet = services.fleet
-    job, warnings = resolve(body, await fleet.models(), await fleet.default_model())
+    job, warnings = resolve(body, await fleet.models(), await fleet.default_model(), services.mapping)
     if job.sampling.num_inference_steps <= new_tokens:
         return job, warnings
     if body.num_inference_steps is not None:

@@ -15,12 +15,13 @@ from server.gateway.batches.files import MAX_FILE_BYTES
 from server.gateway.batches.record import Batch
 from server.gateway.dependencies import Services, ServicesDep
 from server.gateway.middleware.auth import CallerDep
+from server.gateway.requests.body import FormRoute
 from server.gateway.responses.images import images_response, require_success
 from server.gateway.schemas.batches import FileDeleted, FileList, FileObject
 from server.gateway.schemas.openapi import BATCH_ERRORS, FILE_CONTENT, FILE_ERRORS
 from server.jobs import JobRecord
 
-router = APIRouter()
+router = APIRouter(route_class=FormRoute)
 ANCHOR, SECONDS = "expires_after[anchor]", "expires_after[seconds]"
 UPLOAD_FIELDS = ("file", "purpose", ANCHOR, SECONDS)
 

@@ -8,12 +8,13 @@ from server.gateway.admission import idempotency_key, submission_of
 from server.gateway.dependencies import ServicesDep
 from server.gateway.middleware.auth import CallerDep
 from server.gateway.requests import content_negotiation
+from server.gateway.requests.body import JsonRoute
 from server.gateway.requests.resolve import resolve
 from server.gateway.responses.synchronous import respond
 from server.gateway.schemas.images import ImagesResponse
 from server.gateway.schemas.openapi import GENERATE, RequestBody
 
-router = APIRouter(tags=["images"])
+router = APIRouter(tags=["images"], route_class=JsonRoute)
 
 
 @router.post(
@@ -37,7 +38,7 @@ async def generate_images(request: Request, body: RequestBody, services: Service
     """
     fleet = services.fleet
     body = content_negotiation.with_format(request, body)
-    job, warnings = resolve(body, await fleet.models(), await fleet.default_model())
+    job, warnings = resolve(body, await fleet.models(), await fleet.default_model(), services.mapping)
     if job.webhook:
         raise InvalidRequest("'webhook' is for POST /v1/jobs; this route waits for the images.", param="webhook")
     submission = submission_of(

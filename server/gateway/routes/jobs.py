@@ -17,6 +17,7 @@ from server.gateway.admission import IdempotencyKey, accept, idempotency_key, su
 from server.gateway.api_keys import Caller
 from server.gateway.dependencies import Services, ServicesDep
 from server.gateway.middleware.auth import CallerDep
+from server.gateway.requests.body import JsonRoute
 from server.gateway.requests.query_params import reject_unknown_query_params
 from server.gateway.requests.resolve import resolve
 from server.gateway.responses import sse
@@ -29,7 +30,7 @@ from server.jobs import JobRecord, JobState
 from server.queue.events import BEGINNING, Event
 
 log = logging.getLogger(__name__)
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=JsonRoute)
 CALLER_CHOSEN_ID = "^[A-Za-z0-9_-]{8,64}$"
 _WAIT = re.compile(r"(?:^|[,\s])wait(?:\s*=\s*\"?([^\",;\s]*)\"?)?(?:$|[,;\s])")
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
@@ -79,7 +80,7 @@ async def _submit(
         )
     _prefer_wait_s(request)  # reject a malformed header before the job is accepted
     fleet = services.fleet
-    job, warnings = resolve(body, await fleet.models(), await fleet.default_model())
+    job, warnings = resolve(body, await fleet.models(), await fleet.default_model(), services.mapping)
     if job.webhook:
         services.webhooks.check(job.webhook)
     submission = submission_of(
@@ -92,13 +93,23 @@ async def _submit(
         follow_events=job.partial_images > 0,  # keep early previews for a caller that follows later
     )
     accepted = await accept(services, submission)
-    return await _job_response(request, services, caller, accepted.job_id, warnings)
+    return await _job_response(request, services, caller, accepted.job_id, warnings, is_new=accepted.is_new)
 
 
 async def _job_response(
-    request: Request, services: Services, caller: Caller, job_id: str, warnings: list[str] | None = None
+    request: Request,
+    services: Services,
+    caller: Caller,
+    job_id: str,
+    warnings: list[str] | None = None,
+    *,
+    is_new: bool = False,
 ) -> Response:
-    """Respond with the job after the preferred wait: 202 while it waits or runs, 200 once it has ended."""
+    """Respond with the job after the preferred wait: 202 while it waits or runs, 200 once it has ended.
+
+    A new job is a 202 without a preferred wait, even if it ends before its record is read: the status of a submission
+    must not depend on a race.
+    """
     record = await services.queue.get(job_id, caller.name)
     wait_s = min(_prefer_wait_s(request), services.settings.request_timeout_s)
     if wait_s and not record.state.terminal:
@@ -109,7 +120,7 @@ async def _job_response(
             except TimeoutError:
                 record = await services.queue.get(job_id)
     view = await job_object(services, record, warnings)
-    status = 200 if record.state.terminal else 202
+    status = 200 if record.state.terminal and (wait_s or not is_new) else 202
     return JSONResponse(view.model_dump(), status_code=status, headers={"Location": f"/v1/jobs/{job_id}"})
 
 

@@ -37,8 +37,10 @@ async def list_models(services: ServicesDep) -> dict[str, Any]:
 async def get_model(model_id: str, services: ServicesDep) -> dict[str, Any]:
     """Get one model."""
     known = await _models(services)
+    ids = [each["id"] for each in known]
+    wanted = model_id if model_id in ids else services.mapping.aliases.get(model_id, model_id)
     for each in known:
-        if each["id"] == model_id:
+        if each["id"] == wanted:
             return each
     names = ", ".join(each["id"] for each in known) or "none yet"
     raise UnknownModel(f"No model has the id {model_id[:100]!r}. Served: {names}.", param="model")
@@ -57,8 +59,6 @@ async def _models(services: Services) -> list[dict[str, Any]]:
     ]
 
 
-# Some probes send HEAD; uvicorn drops the body of the same response.
-@router.head("/health/live", include_in_schema=False)
 @router.get(
     "/health/live", tags=["health"], response_model=Health, response_model_exclude_none=True, operation_id="live"
 )
@@ -67,7 +67,6 @@ async def live() -> dict[str, str]:
     return {"status": "live"}
 
 
-@router.head("/health/ready", include_in_schema=False)
 @router.get("/health/ready", tags=["health"], response_model=Health, responses=READY, operation_id="ready")
 async def ready(services: ServicesDep) -> Response:
     """Readiness: 200 when a live worker has generated its canary image and no background task of this gateway keeps

@@ -21,7 +21,7 @@ MAX_PARTIAL_IMAGES = 3
 IGNORED = ("background", "moderation", "style")
 
 OutputFormat = Literal["png", "webp", "jpeg"]
-Quality = Literal["low", "medium", "high", "auto"]
+Quality = Literal["low", "medium", "high", "auto", "standard", "hd"]
 EXAMPLES: dict[str, Example] = {
     "minimal": {"summary": "A prompt is enough", "value": {"prompt": "a red apple, 3d style"}},
     "reproducible": {
@@ -47,17 +47,26 @@ class ImageRequest(BaseModel):
     )
 
     prompt: Annotated[str, Field(min_length=1, max_length=MAX_PROMPT_CHARS, description="What to generate.")]
-    model: Annotated[str | None, Field(description="A model id of GET /v1/models; the served model if omitted.")] = None
+    model: Annotated[
+        str | None,
+        Field(description="An id of GET /v1/models or an alias of the operator's; the served model if omitted."),
+    ] = None
     n: Annotated[
         int | None, Field(ge=1, le=MAX_IMAGES, description="Number of images. Image i uses seed + i; 1 if omitted.")
     ] = None
     size: Annotated[
         str | None,
-        Field(description='"auto", or the size of the model as "WIDTHxHEIGHT".', examples=["auto", "128x128"]),
+        Field(
+            description='"auto", or the size of the model as "WIDTHxHEIGHT"; others by FLUID_SIZE_POLICY.',
+            examples=["auto", "128x128"],
+        ),
     ] = None
     quality: Annotated[
         Quality | None,
-        Field(description="Preset for the sampling parameters. GET /v1/models lists the presets; auto is the default."),
+        Field(
+            description="Preset for the sampling parameters. GET /v1/models lists the presets; auto is the "
+            "default. OpenAI's standard is medium and hd is high."
+        ),
     ] = None
     output_format: Annotated[
         OutputFormat | None, Field(description="File format; what the Accept header asks for if omitted, else png.")
@@ -67,7 +76,7 @@ class ImageRequest(BaseModel):
     ] = None
     response_format: Annotated[
         Literal["b64_json", "url"] | None,
-        Field(description="Images as base64 in the response, or as links; b64_json if omitted."),
+        Field(description="Images as base64 in the response, or as links; FLUID_RESPONSE_FORMAT if omitted."),
     ] = None
     seed: Annotated[
         int | None,
@@ -276,4 +285,6 @@ class ImagesResponse(BaseModel):
     job_id: str = Field(description="The job behind this response, for GET /v1/jobs/{job_id}.")
     usage: Usage | None = None
     metrics: Metrics | None = Field(default=None, description="Where the time went.")
-    warnings: list[str] = Field(default_factory=list, description="Parameters that had no effect, and why.")
+    warnings: list[str] = Field(
+        default_factory=list, description="What was mapped, had no effect, or is unknown to the model."
+    )

@@ -137,6 +137,7 @@ READY: Responses = {
 _AUTHENTICATION = _errors(
     errors.InvalidApiKey("Unknown API key. Ask the operator of this service for one."),
     errors.KeyDisabled("The API key of 'alice' is disabled. Ask the operator."),
+    errors.OriginNotAllowed("This request comes from a page of 'https://evil.example'.", param="Origin"),
 )
 _LIMITS = _errors(
     errors.RequestTooSlow("The body did not arrive within 30 s (FLUID_BODY_TIMEOUT_S)."),

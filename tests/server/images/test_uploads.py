@@ -135,7 +135,6 @@ def test_a_mask_of_another_size_without_alpha_or_without_a_hole_is_rejected() ->
         (Image.new("RGBA", (16, 16)), "'mask' has 16x16 pixels; it must have the 32x32 of 'image'"),
         (Image.new("RGB", SIZE), "'mask' has no transparency"),
         (Image.new("RGBA", SIZE, (0, 0, 0, 255)), "'mask' has no transparency"),
-        (None, "'mask' is missing, and 'image' has no transparency"),
     ):
         with pytest.raises(InvalidRequest, match=message) as caught:
             ask(mask)
@@ -143,6 +142,13 @@ def test_a_mask_of_another_size_without_alpha_or_without_a_hole_is_rejected() ->
     with pytest.raises(InvalidRequest, match="same shape") as wide:
         ask(Image.new("RGBA", (64, 32)), Image.new("RGB", (64, 32)))
     assert wide.value.param == "image"
+
+
+def test_an_edit_without_a_mask_regenerates_the_whole_image() -> None:
+    """It was a 400; OpenAI redraws the whole image, and Open WebUI sends no mask."""
+    _, mask, notes = uploads.read_with_mask(io.BytesIO(GOOD), None, SIZE)
+    assert mask == bytes([GENERATED]) * (SIZE[0] * SIZE[1])
+    assert "the whole image was generated again" in notes[0]
 
 
 @settings(max_examples=300, deadline=None)

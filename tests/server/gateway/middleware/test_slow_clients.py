@@ -15,7 +15,7 @@ from server.gateway.middleware import slow_clients
 from server.gateway.middleware.body_limit import MAX_BODY_BYTES
 from tests.server.harness import Service, status_of, until
 
-HEAD = b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+HEAD = b"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
 
 @contextmanager
@@ -66,7 +66,7 @@ def test_a_body_that_never_ends_is_a_408(quick: Service) -> None:
 
 @pytest.mark.parametrize("route", ["/v1/images/edits", "/v1/files"])
 def test_a_form_that_never_ends_is_a_408(quick: Service, route: str) -> None:
-    head = f"POST {route} HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n".encode()
+    head = f"POST {route} HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=b\r\n".encode()
     with connect(quick) as slow:
         slow.sendall(head + b'Content-Length: 1000\r\n\r\n--b\r\nContent-Disposition: form-data; name="prompt"\r\n')
         assert read_to_end(slow).startswith(b"HTTP/1.1 408 ")
@@ -77,7 +77,7 @@ def test_a_request_rejected_before_its_body_does_not_hold_its_connection(new_ser
     service = new_service(workers=0, api_keys=f"alice {hash_key('k')}")
     until(lambda: status_of(f"{service.settings.base_url}/health/live") == 200)
     with connect(service) as slow:
-        slow.sendall(b"POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Length: 32505856\r\n\r\n")
+        slow.sendall(b"POST /v1/files HTTP/1.1\r\nHost: localhost\r\nContent-Length: 32505856\r\n\r\n")
         assert read_to_end(slow).startswith(b"HTTP/1.1 401 ")
 
 
@@ -85,7 +85,7 @@ def test_headers_have_a_timeout(service: Service, monkeypatch: pytest.MonkeyPatc
     """uvicorn alone waits forever for the end of the headers, or for a first byte."""
     began = time.monotonic()
     with connect(service) as silent, connect(service) as slow:
-        slow.sendall(b"GET /v1/models HTTP/1.1\r\nHost: x\r\nX-Never: ")
+        slow.sendall(b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nX-Never: ")
         assert read_to_end(silent) == b"" and read_to_end(slow) == b""
     assert time.monotonic() - began < 3 * slow_clients.HEADER_TIMEOUT_S + 10
     assert status_of(f"{service.settings.base_url}/health/live") == 200
@@ -96,7 +96,7 @@ def test_headers_are_limited_in_size(service: Service, many: bool) -> None:
     line = b"X-Padding: " + b"x" * 1000 + b"\r\n"
     with connect(service) as greedy:
         try:
-            greedy.sendall(b"GET /v1/models HTTP/1.1\r\nHost: x\r\n" + (b"" if many else b"X-Padding: "))
+            greedy.sendall(b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n" + (b"" if many else b"X-Padding: "))
             for _ in range(20_000):
                 greedy.sendall(line if many else b"x" * 1000)
             pytest.fail("20 MB of headers were accepted")

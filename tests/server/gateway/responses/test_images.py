@@ -146,8 +146,8 @@ def test_a_url_leads_to_the_file(http: httpx.Client) -> None:
 def test_urls_start_with_the_public_address(http: httpx.Client, new_service: Callable[..., Service]) -> None:
     """The public address is in the Host header, or in FLUID_PUBLIC_URL; URLs in streams follow it too."""
     body = {"prompt": "a cat", "quality": "low", "response_format": "url"}
-    by_host = http.post(GENERATE, json=body, headers={"Host": "images.example:81"}).json()
-    assert by_host["data"][0]["url"] == f"http://images.example:81/v1/jobs/{by_host['job_id']}/images/0"
+    by_host = http.post(GENERATE, json=body, headers={"Host": "images.localhost:81"}).json()
+    assert by_host["data"][0]["url"] == f"http://images.localhost:81/v1/jobs/{by_host['job_id']}/images/0"
     url = new_service(public_url="https://example.com/draw/").settings.base_url + GENERATE
     link = httpx.post(url, json=body, timeout=30).json()["data"][0]["url"]
     assert link.startswith("https://example.com/draw/v1/jobs/")

@@ -109,6 +109,14 @@ def test_a_transparent_image_is_its_own_mask(client: openai.OpenAI) -> None:
     assert all(inside(x, y) for x, y in changed_pixels(decode(answer), gradient()))
 
 
+def test_an_edit_without_a_mask_redraws_the_whole_image(client: openai.OpenAI) -> None:
+    """What Open WebUI sends was a 400."""
+    answer = client.images.edit(image=png(gradient()), prompt="a cat", extra_body={"seed": 4})
+    assert len(changed_pixels(decode(answer), gradient())) > 0.9 * SIZE[0] * SIZE[1]
+    assert answer.model_extra is not None
+    assert "whole image was generated again" in answer.model_extra["warnings"][0]
+
+
 def test_a_larger_image_is_scaled_with_a_warning(http: httpx.Client) -> None:
     """OpenAI's users send 1024x1024 to any model; one that generates smaller images must say what it did."""
     files = {"image": png(gradient((96, 96))), "mask": png(mask((96, 96), (20, 20, 60, 60)))}

@@ -1,0 +1,97 @@
+"""Check the form of a body before FastAPI reads it, so that the error names the real cause."""
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+from starlette.requests import ClientDisconnect
+
+from server.errors import InvalidRequest
+from server.json_text import JsonError, decode_utf8, parse
+
+
+class JsonRoute(APIRoute):
+    """A route whose body, if it takes one, must be an uncompressed JSON object in UTF-8."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+        if self.body_field is None:
+            return handle
+
+        async def check_and_handle(request: Request) -> Response:
+            await _check_json(request)
+            return await handle(request)
+
+        return check_and_handle
+
+
+class FormRoute(APIRoute):
+    """A route whose body, if it takes one, must be an uncompressed multipart form."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+        if self.body_field is None:
+            return handle
+
+        async def check_and_handle(request: Request) -> Response:
+            check_form(request)
+            return await handle(request)
+
+        return check_and_handle
+
+
+def check_form(request: Request) -> None:
+    """Check the headers of a multipart form.
+
+    Raises:
+        InvalidRequest: the body is compressed, or not multipart/form-data.
+    """
+    _check_encoding(request)
+    if (sent := _content_type(request)) != "multipart/form-data":
+        raise InvalidRequest(
+            f"The body must be multipart/form-data, not {ascii(sent)[1:-1] or 'without a content type'}."
+        )
+
+
+async def _check_json(request: Request) -> None:
+    """Check a JSON body; the request keeps its bytes for the next reader.
+
+    Raises:
+        InvalidRequest: the body is no JSON object; names the cause.
+    """
+    _check_encoding(request)
+    try:
+        data = await request.body()
+    except ClientDisconnect as error:
+        raise InvalidRequest("The client disconnected before its body was complete.") from error
+    if not data:
+        raise InvalidRequest("The body is empty; send a JSON object.")
+    sent = _content_type(request)
+    kind, _, subtype = sent.partition("/")
+    if kind != "application" or not (subtype == "json" or subtype.endswith("+json")):
+        found = f"is {ascii(sent)[1:-1]}" if sent else "is missing"
+        raise InvalidRequest(
+            f"The Content-Type {found}; send the JSON object as application/json.", param="Content-Type"
+        )
+    try:
+        value = parse(decode_utf8(data))
+    except JsonError as error:
+        raise InvalidRequest(f"The body {error}.") from error
+    if not isinstance(value, dict):
+        names = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
+        raise InvalidRequest(f"The body must be a JSON object, not {names.get(type(value), 'a number')}.")
+
+
+def _check_encoding(request: Request) -> None:
+    encoding = request.headers.get("content-encoding", "").strip().lower()
+    if encoding not in ("", "identity"):
+        raise InvalidRequest(
+            f"The body is compressed (Content-Encoding: {ascii(encoding[:40])[1:-1]}), which is not supported; send it "
+            "uncompressed.",
+            param="Content-Encoding",
+        )
+
+
+def _content_type(request: Request) -> str:
+    return request.headers.get("content-type", "").split(";")[0].strip().lower()[:100]

@@ -1,0 +1,54 @@
+"""A prompt with words that the model does not know gets a warning that names them."""
+
+import dataclasses
+
+import pytest
+
+from server.gateway.requests.resolve import resolve
+from server.gateway.requests.vocabulary import vocabulary_warnings
+from server.gateway.schemas.images import ImageRequest
+from server.model_info import ModelInfo
+from server.worker.engine.fake import FakeEngine
+
+FAKE = ModelInfo.from_mapping(FakeEngine(1, 0).info())
+INFO = dataclasses.replace(
+    FAKE, vocabulary=("apple", "cat", "pine tree", "strawberry", "fox", "cactus", "snowman"), styles=("3d", "flat")
+)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "a red apple, 3d style", "Two CATS and three strawberries on a blue background", "a snowman's apple", "foxes",
+        "a small pine tree to the left of 4 cacti, flat style", "snowmen", "pine-tree", "🍎", "a picture of an apple",
+    ],
+)  # fmt: skip
+def test_known_words_give_no_warning(prompt: str) -> None:
+    assert vocabulary_warnings(prompt, INFO) == []
+
+
+@pytest.mark.parametrize(
+    ("prompt", "says"),
+    [
+        ("a dragon", "dragon"),
+        ("an appel", "appel (nearest: apple)"),
+        ("a cat riding a zeppelin", "riding, zeppelin"),
+        ("ein roter Apfel", "ein"),
+        ("красное яблоко", "красное, яблоко"),
+        ("wizard wizard WIZARD", ": wizard."),
+        ("alfa bravo charlie delta echo foxtrot golf", "and 2 more"),
+        ("z" * 500, "z" * 40 + "…"),
+    ],
+)
+def test_unknown_words_are_named_with_the_nearest_known_ones(prompt: str, says: str) -> None:
+    """Such a prompt gave an image of something else, with `warnings: []`."""
+    [warning] = vocabulary_warnings(prompt, INFO)
+    assert says in warning and "GET /v1/models" in warning
+
+
+def test_only_models_that_publish_a_vocabulary_warn() -> None:
+    """A text-to-image model without one may know any word; a class-conditional one refuses what it does not know."""
+    assert vocabulary_warnings("a dragon", dataclasses.replace(INFO, vocabulary=())) == []
+    assert vocabulary_warnings("a dragon", dataclasses.replace(INFO, labels=("apple",))) == []
+    _, warnings = resolve(ImageRequest(prompt="a dragon"), {INFO.id: INFO}, INFO.id)
+    assert "dragon" in warnings[0]
