@@ -10,6 +10,7 @@ from server.gateway.batches.store import BatchStore
 from server.gateway.dependencies import Services
 from server.gateway.fleet import Fleet
 from server.gateway.metrics import GatewayMetrics
+from server.gateway.queue_trouble import watch_redis
 from server.gateway.responses.jobs import job_object
 from server.gateway.webhooks import Webhooks, parse_secret
 from server.queue.events import Events
@@ -50,7 +51,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             async def job_as_json(job_id: str) -> dict[str, object]:
                 return (await job_object(services, await queue.get(job_id))).model_dump()
 
-            async with running(hooks.run_forever(job_as_json), runner.run_forever()):
+            async with running(hooks.run_forever(job_as_json), runner.run_forever(), watch_redis(queue)):
                 yield services
         finally:
             await watcher.stop()
