@@ -10,6 +10,7 @@ from server.queue.lease_queue import LeaseQueue
 from server.queue.redis_client import PATIENT_TIMEOUT_S, connect
 from server.queue.registry import Registry
 from server.settings import Settings
+from server.signals import stop_signals
 from server.worker.engine.loader import load_engine
 from server.worker.engine.protocol import Engine
 from server.worker.loop import Worker
@@ -27,6 +28,11 @@ async def serve(settings: Settings) -> None:
 
         worker = Worker(settings, LeaseQueue(redis, settings), Registry(redis, settings.namespace), factory)
         loop = asyncio.get_running_loop()
-        for name in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(name, worker.stop)
+
+        def hang_up() -> None:
+            if not worker.draining:  # a terminal that closes may send SIGHUP twice; that is no impatience
+                worker.stop()
+
+        for name in stop_signals():
+            loop.add_signal_handler(name, hang_up if name == signal.SIGHUP else worker.stop)
         await worker.run()
