@@ -71,7 +71,7 @@ def run(quick: bool) -> dict[str, Any]:
     shares, waits, over, alone = [], [], [], []
     frees: dict[int, list[float]] = {1: [], ROWS_CANCELED: []}
     steps: dict[int, list[float]] = {1: [], ROWS_CANCELED: []}
-    with service() as url, httpx.Client(base_url=url) as http, FluidClient(url) as client:
+    with service() as url, httpx.Client(base_url=url, trust_env=False) as http, FluidClient(url) as client:
         for warm in range(2):
             one_image(http, engine, request, warm)
         for seed in tqdm(range(5 if quick else 40), desc="rounds", leave=False):

@@ -6,6 +6,7 @@ as the send has finished (bpo-37658). A task that does nothing but talk to Redis
 
 import asyncio
 import logging
+import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
@@ -92,3 +93,11 @@ class Supervisor:
             except Exception:
                 log.exception("cannot report the crash of %r", name)
             await asyncio.sleep(pause)
+
+
+def stop_signals() -> list[signal.Signals]:
+    """SIGTERM and SIGINT, and SIGHUP, with which a terminal says goodbye, unless `nohup` has it ignored."""
+    found = [signal.SIGTERM, signal.SIGINT]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        found.append(signal.SIGHUP)
+    return found

@@ -232,13 +232,13 @@ class NoWorkers(RequestError):
 
 
 class QueueUnavailable(RequestError):
-    """The queue does not respond; obey `Retry-After`."""
+    """The queue does not respond, or refuses writes; the message says why. Obey `Retry-After`."""
 
     status, type, code = 503, "server_error", "queue_unavailable"
     rejection = True
 
-    def __init__(self) -> None:
-        super().__init__("The queue does not answer. Nothing was lost; try again.", retry_after_s=1)
+    def __init__(self, reason: str = "does not answer") -> None:
+        super().__init__(f"The queue {reason}. Nothing was lost; try again.", retry_after_s=1)
 
 
 class UnreadableRecord(RequestError):

@@ -26,7 +26,7 @@ class Crowd:
 
     def __init__(self, cast: Cast, ledger: Ledger, random: Random, per_second: float) -> None:
         self._cast, self._ledger, self._random, self._per_second = cast, ledger, random, per_second
-        self._http = httpx.AsyncClient(timeout=WAIT_S, limits=httpx.Limits(max_connections=None))
+        self._http = httpx.AsyncClient(trust_env=False, timeout=WAIT_S, limits=httpx.Limits(max_connections=None))
         self.errors = 0  # failed connections and 5xx
 
     async def run(self, stop: asyncio.Event) -> None:

@@ -4,16 +4,19 @@ import argparse
 import asyncio
 import shutil
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 
+from server.addresses import without_password
 from server.cli.flags import add_command
 from server.cli.operations import open_service
-from server.errors import UnhealthyService
+from server.errors import ConfigError, UnhealthyService
 from server.queue.job_queue import JobQueue
+from server.queue.redis_client import explain, find_problems, read_config
 from server.queue.registry import HEARTBEAT_S, CrashReport, Registry, WorkerInfo
 from server.queue.statistics import QueueCounts, queue_counts
 from server.settings import Settings
@@ -69,19 +72,31 @@ async def _diagnose(settings: Settings) -> list[Finding]:
 
 async def examine(settings: Settings, queue: JobQueue, registry: Registry) -> AsyncIterator[Finding]:
     """Yield a finding per check, Redis first; stop there if Redis does not respond."""
+    address = without_password(settings.redis_url)
     try:
-        info = await queue.redis.info()
+        await queue.redis.ping()
     except RedisError as error:
-        yield Finding(
-            Level.FAIL,
-            f"Redis at {settings.redis_url} does not respond: {error}",
-            "Start it, or correct FLUID_REDIS_URL; without that setting `fluid serve` starts an embedded Valkey.",
-        )
+        meaning, remedy = explain(error)
+        yield Finding(Level.FAIL, f"Redis at {address}: the queue {meaning}: {error}", remedy)
         return
-    for finding in _redis(info, await _config(queue)):
-        yield finding
-    if settings.data_path.exists():
-        yield _disk(settings)
+    try:
+        for finding in _redis(await queue.redis.info()):
+            yield finding
+        for problem in await find_problems(queue.redis, queue.keys.probe):
+            yield Finding(Level.FAIL if problem.severe else Level.WARN, problem.text, problem.remedy)
+        if (await read_config(queue.redis)).get("appendfsync") == "always":
+            yield Finding(Level.OK, "every accepted job is on disk before its 2xx (appendfsync always)")
+        async for finding in _service(queue, registry):
+            yield finding
+    except RedisError as error:
+        meaning, remedy = explain(error)
+        yield Finding(Level.FAIL, f"Redis at {address}: the queue {meaning}: {error}", remedy)
+    with suppress(ConfigError):  # no home folder, hence no embedded Valkey either
+        if settings.data_path.exists():
+            yield _disk(settings)
+
+
+async def _service(queue: JobQueue, registry: Registry) -> AsyncIterator[Finding]:
     counts = await queue_counts(queue)
     workers = await registry.workers()
     crashes = await registry.crashes()
@@ -96,48 +111,13 @@ async def examine(settings: Settings, queue: JobQueue, registry: Registry) -> As
         yield finding
 
 
-async def _config(queue: JobQueue) -> dict[str, str]:
-    """Read Redis' persistence and memory settings; empty where CONFIG is forbidden, as on many managed services."""
-    try:
-        return dict(await queue.redis.config_get("append*", "maxmemory-policy"))
-    except ResponseError:
-        return {}
-
-
-def _redis(info: dict[str, Any], config: dict[str, str]) -> Iterator[Finding]:
+def _redis(info: dict[str, Any]) -> Iterator[Finding]:
     version = str(info["redis_version"])
     name = f"{info.get('server_name', 'redis')} {info.get('valkey_version', version)}"
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_REDIS:
         yield Finding(Level.FAIL, f"{name} is too old", "Use Valkey, or Redis 7.0 or later.")
     else:
         yield Finding(Level.OK, f"{name} responds")
-    if not config:
-        yield Finding(
-            Level.WARN,
-            "Redis does not allow reading its persistence settings",
-            "Ask its operator whether appendfsync is always.",
-        )
-        return
-    if config.get("appendonly") != "yes":
-        yield Finding(
-            Level.FAIL,
-            "Redis does not persist: a restart loses every job",
-            "CONFIG SET appendonly yes, then CONFIG SET appendfsync always.",
-        )
-    elif config.get("appendfsync") != "always":
-        yield Finding(
-            Level.WARN,
-            f"appendfsync is {config.get('appendfsync')}: a crash of Redis' host loses about a second of accepted jobs",
-            "CONFIG SET appendfsync always.",
-        )
-    else:
-        yield Finding(Level.OK, "every accepted job is on disk before its 2xx (appendfsync always)")
-    if config.get("maxmemory-policy", "noeviction") != "noeviction":
-        yield Finding(
-            Level.FAIL,
-            f"maxmemory-policy {config['maxmemory-policy']} lets Redis evict jobs",
-            "CONFIG SET maxmemory-policy noeviction.",
-        )
 
 
 def _disk(settings: Settings) -> Finding:

@@ -18,7 +18,7 @@ from server.batch_format import results_file
 from server.client import protocol
 from server.client.line_readers import EventReader, LineReader
 from server.client.results import GeneratedImage, JobEvent, Preview
-from server.client.retries import retry_delay_s
+from server.client.retries import is_permanent, retry_delay_s
 from server.errors import ServiceError
 from server.images.recipe import read_recipe, served_checkpoint_warnings, to_request
 from server.jobs import TERMINAL
@@ -29,7 +29,8 @@ class AsyncFluidClient:
 
     Requests that get no response, or the status 429 or 502 to 504, are retried up to `max_retries` times, with backoff
     or after Retry-After. Every retry repeats the request's Idempotency-Key, so nothing is generated twice.
-    Every failure is a ServiceError.
+    Every failure is a ServiceError. Loopback addresses are never reached through a proxy of the environment
+    (HTTP_PROXY), and with `use_proxy=False` no address is.
     """
 
     def __init__(
@@ -39,8 +40,10 @@ class AsyncFluidClient:
         api_key: str | None = None,
         timeout_s: float = 300.0,
         max_retries: int = 2,
+        use_proxy: bool = True,
     ) -> None:
-        self._http = httpx.AsyncClient(**protocol.http_options(base_url, api_key, timeout_s))
+        options = protocol.http_options(base_url, api_key, timeout_s, use_proxy)
+        self._http = protocol.open_client(httpx.AsyncClient, options)
         self._max_retries = max_retries
 
     async def __aenter__(self) -> Self:
@@ -120,7 +123,8 @@ class AsyncFluidClient:
                             return
             except ServiceError as error:
                 failures += 1
-                if error.status or failures > self._max_retries:  # status 0: the connection failed
+                # Status 0: the connection failed.
+                if error.status or is_permanent(error.__cause__) or failures > self._max_retries:
                     raise
                 await asyncio.sleep(retry_delay_s(failures, None) or 0.0)
 
@@ -210,7 +214,7 @@ class AsyncFluidClient:
             except httpx.TransportError as error:
                 failure = error
             delay_s = retry_delay_s(attempt, response)
-            if delay_s is None or attempt == self._max_retries:
+            if is_permanent(failure) or delay_s is None or attempt == self._max_retries:
                 break
             await asyncio.sleep(delay_s)
         if response is None:

@@ -11,6 +11,7 @@ A line of the file is a name, the key's hash, and limits that differ from the se
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import logging
 import re
@@ -104,6 +105,23 @@ def _with_limits(caller: Caller, words: list[str]) -> Caller:
     return caller
 
 
+def _expand(path: str) -> Path:
+    """The path with ~ replaced. Raises ConfigError where there is no home folder."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(
+            f"FLUID_API_KEYS_FILE={path!r}: there is no home folder (HOME). Give a whole path."
+        ) from error
+
+
+def _decode(data: bytes) -> str:
+    """Text of a key file. Editors of Windows begin it with a byte order mark, and its shell writes UTF-16."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16")
+    return data.decode("utf-8-sig")
+
+
 class KeyRing:
     """All keys of FLUID_API_KEYS and FLUID_API_KEYS_FILE. If the file becomes invalid, the last valid keys stay.
 
@@ -114,7 +132,7 @@ class KeyRing:
     def __init__(self, settings: Settings) -> None:
         self._default = Caller(rate_limit=settings.rate_limit, max_jobs=settings.max_jobs)
         self._inline = parse_keys(settings.api_keys, self._default, "FLUID_API_KEYS")
-        self._file = Path(settings.api_keys_file).expanduser() if settings.api_keys_file else None
+        self._file = _expand(settings.api_keys_file) if settings.api_keys_file else None
         self._file_version: tuple[int, ...] = ()
         self._next_check_at = 0.0
         self._logged_error = ""
@@ -163,7 +181,7 @@ class KeyRing:
             version = (found.st_mtime_ns, found.st_size, found.st_ino)
             if version == self._file_version:
                 return
-            text = file.read_text(encoding="utf-8")
+            text = _decode(file.read_bytes())
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"FLUID_API_KEYS_FILE: {file} cannot be read: {error}.") from error
         self._from_file = parse_keys(text, self._default, str(file))

@@ -12,6 +12,7 @@ from server.gateway.batches.store import BatchStore
 from server.gateway.dependencies import Services
 from server.gateway.fleet import Fleet
 from server.gateway.metrics import GatewayMetrics
+from server.gateway.queue_trouble import watch_redis
 from server.gateway.requests.client_mapping import ClientMapping
 from server.gateway.responses.jobs import job_object
 from server.gateway.webhooks import Webhooks, parse_secret
@@ -61,6 +62,10 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         async def job_as_json(job_id: str) -> dict[str, object]:
             return (await job_object(services, await queue.get(job_id))).model_dump()
 
-        tasks = {"webhooks": lambda: hooks.run_forever(job_as_json), "batches": runner.run_forever}
+        tasks = {
+            "webhooks": lambda: hooks.run_forever(job_as_json),
+            "batches": runner.run_forever,
+            "redis": lambda: watch_redis(queue),
+        }
         async with supervisor.running({**watcher.tasks, **tasks}):
             yield services

@@ -42,6 +42,7 @@ class Keys:
 
     # --- jobs ---------------------------------------------------------------------------------------
 
+    probe = FixedKey("probe")  # written to see whether writes succeed
     counters_hash = FixedKey("counters")  # jobs by state, submissions, waiting work by model, virtual times
     job_hash = KeyTemplate("job:{job_id}")  # the record
     jobs_zset = KeyTemplate("jobs:{owner}")  # every job with a record, by sequence

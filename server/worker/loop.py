@@ -9,10 +9,11 @@ import time
 from collections.abc import Callable, Mapping
 from math import inf
 
-from redis.exceptions import RedisError
+from redis.exceptions import AuthenticationError, RedisError
 
+from server.addresses import without_password
 from server.background import Crash, Supervisor
-from server.errors import EngineBroken
+from server.errors import ConfigError, EngineBroken
 from server.jobs import JobError
 from server.metrics import Tally
 from server.model_info import ModelInfo
@@ -129,6 +130,7 @@ class Worker:
         await self.completion.persist(self.heartbeat.claim)
 
     async def _work(self) -> None:
+        failure = ""  # of Redis, logged when it changes
         while not (self.draining and not self.scheduler.jobs and not self.publisher.running):
             try:
                 await self._drain_if_asked()
@@ -137,8 +139,11 @@ class Worker:
                 await self.completion.reap()
                 await self._admit()
                 await self._step()
+                failure = ""
             except RedisError as error:
-                log.warning("Redis: %s; trying again", error)
+                if str(error) != failure:
+                    log.warning("Redis: %s; trying again", error)
+                failure = str(error)
                 await asyncio.sleep(0.2)
             except EngineBroken as error:
                 await self.completion.requeue_all(JobError("engine_broken", str(error)))
@@ -291,10 +296,20 @@ class Worker:
             log.warning("cannot deregister: %s", error)
 
     async def _wait_for_redis(self) -> None:
+        """Return once Redis answers; log a reason once, not with every attempt.
+
+        Raises:
+            ConfigError: it refuses the user or password, which no retry can cure.
+        """
+        address, logged = without_password(self.settings.redis_url), ""
         while True:
             try:
                 await self.queue.redis.ping()
                 return
+            except AuthenticationError as error:
+                raise ConfigError(f"Redis at {address} refuses the user or password of FLUID_REDIS_URL.") from error
             except RedisError as error:
-                log.warning("waiting for Redis at %s: %s", self.settings.redis_url, error)
+                if str(error) != logged:
+                    log.warning("waiting for Redis at %s: %s", address, error)
+                    logged = str(error)
                 await asyncio.sleep(0.5)

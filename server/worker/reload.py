@@ -94,6 +94,7 @@ class Reloader:
             except RedisError as error:
                 log.warning("cannot poll for a reload: %s", error)
                 continue
+            wanted: ReloadRequest | None
             if request is not None and request.number > self._heartbeat.reloads:
                 wanted = request
             else:  # what another worker has carried out while this one started

@@ -3,6 +3,7 @@
 A batch is a hash (its record), a list (its lines) and jobs whose ids follow from the batch's id and the line's number.
 """
 
+import builtins
 import hashlib
 import json
 import secrets
@@ -70,7 +71,7 @@ class BatchStore:
     async def list(self, owner: str, limit: int, after: str | None) -> tuple[list[Batch], bool]:
         """Return one page, newest first, and whether more batches follow."""
         ids = ids_after(await self._redis.zrevrange(self._keys.batch_list(owner), 0, -1), after, "batch")
-        found = []
+        found: builtins.list[Batch] = []  # the method's name hides the type
         for batch_id in ids:
             fields = await self._redis.hgetall(self._keys.batch_hash(batch_id))
             found += readable("a batch", [fields] if fields else [], partial(Batch.from_fields, batch_id))

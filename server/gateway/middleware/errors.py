@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.errors import BodyTooLarge, QueueUnavailable, RequestError, RequestTooSlow, error_body
 from server.gateway.dependencies import Services, services_of
 from server.gateway.middleware.body_limit import MAX_BODY_BYTES
+from server.gateway.queue_trouble import reason
 from server.gateway.requests.validation import from_validation
 
 log = logging.getLogger(__name__)
@@ -61,10 +62,11 @@ def install_error_handlers(app: FastAPI) -> None:
 def error_response(scope: Scope, error: RequestError | RedisError) -> JSONResponse:
     """Turn an error into its response, and count it if it rejected a job. Details of Redis go to the log only."""
     if isinstance(error, RedisError):
-        log.error("Redis: %s", error)
-        error = QueueUnavailable()
-    if scope["method"] == "POST" and error.rejection:
         services: Services = scope["app"].state.services
+        log.error("Redis: %s", error)
+        error = QueueUnavailable(reason(services.settings, error))
+    if scope["method"] == "POST" and error.rejection:
+        services = scope["app"].state.services
         services.metrics.rejected.labels(error.code).inc()
     return JSONResponse(error.body(), status_code=error.status, headers=error.headers())
 

@@ -17,6 +17,7 @@ from server.gateway.admission import IdempotencyKey, accept, idempotency_key, su
 from server.gateway.api_keys import Caller
 from server.gateway.dependencies import Services, ServicesDep
 from server.gateway.middleware.auth import CallerDep
+from server.gateway.queue_trouble import reason
 from server.gateway.requests.body import JsonRoute
 from server.gateway.requests.query_params import reject_unknown_query_params
 from server.gateway.requests.resolve import resolve
@@ -201,7 +202,7 @@ async def _events(services: Services, record: JobRecord, after: str) -> AsyncIte
         yield sse.message(error.body(), event="error")
     except RedisError as error:
         log.error("Redis failed while events of %s were being sent: %s", record.id, error)
-        yield sse.message(QueueUnavailable().body(), event="error")
+        yield sse.message(QueueUnavailable(reason(services.settings, error)).body(), event="error")
 
 
 async def _event(services: Services, record: JobRecord, event: Event) -> bytes:

@@ -12,9 +12,10 @@ from torch import nn
 
 from fluid_kernels.ops.linear import PackedLinear
 from model.checkpoint import CheckpointError, load_checkpoint
+from model.cpus import usable_cpus
 from model.inference import precision
 from model.inference.engine import Engine
-from model.inference.load import find_checkpoint, load_engine, usable_cpus
+from model.inference.load import find_checkpoint, load_engine
 from model.inference.precision import autocast, choose_dtype, pack
 from model.inference.prompts import TextPrompts
 from model.inference.requests import Request

@@ -8,11 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from server.cli.demo import free_port
 from server.cli.main import COMMANDS, main
 from server.errors import EngineBroken
 from server.images.codec import read_metadata
-from server.settings import describe
+from server.launcher import subprocesses
+from server.launcher.embedded_valkey import EmbeddedValkey
+from server.settings import Settings, describe
 from server.worker.engine.fake import FAKE_ENGINE
+from tests.server.harness import start, status_of, until
 
 
 def fluid(*args: str, **env: str) -> "subprocess.CompletedProcess[str]":
@@ -145,3 +149,31 @@ def test_serve_exits_when_the_gateway_cannot_start(tmp_path: Path) -> None:
         done = fluid("serve", "--port", port, "--data-dir", str(tmp_path), FLUID_ENGINE=FAKE_ENGINE)
     assert done.returncode == 2
     assert "gateway cannot start" in done.stderr
+
+
+def test_service_links_are_logged_once_and_ignored() -> None:
+    """They belong to a Service named fluid; every command ended with status 2."""
+    links = {"FLUID_PORT": "tcp://10.0.0.7:8000", "FLUID_SERVICE_HOST": "10.0.0.7"}
+    done = fluid("keys", "new", "alice", **links)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("Kubernetes") == 1 and "FLUID_PORT, FLUID_SERVICE_HOST" in done.stderr
+
+
+def test_demo_works_behind_a_proxy_and_with_empty_settings(tmp_path: Path) -> None:
+    """The requests to one's own service went to the proxy, and it never became ready."""
+    proxy = dict.fromkeys(("HTTP_PROXY", "http_proxy", "ALL_PROXY"), "http://127.0.0.1:9")
+    empty = dict.fromkeys(("FLUID_HOST", "FLUID_PORT", "FLUID_REDIS_URL", "FLUID_MAX_ROWS", "FLUID_LOG_LEVEL"), "")
+    out = tmp_path / "demo.png"
+    done = fluid("demo", "a cat", "--out", str(out), FLUID_ENGINE=FAKE_ENGINE, **proxy, **empty)
+    assert done.returncode == 0, done.stderr
+    assert out.exists()
+
+
+def test_the_gateway_listens_on_ipv6(valkey: EmbeddedValkey) -> None:
+    """FLUID_HOST=::1 listened, but its own base URL could not be read."""
+    settings = Settings(redis_url=valkey.url, host="::1", port=free_port())
+    gateway = start("gateway", settings)
+    try:
+        until(lambda: status_of(f"{settings.base_url}/health/live") == 200, what="the gateway on ::1")
+    finally:
+        subprocesses.stop(gateway, grace_s=10)

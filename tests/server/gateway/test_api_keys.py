@@ -312,3 +312,11 @@ def test_the_client_reads_its_key_from_the_environment(service: Service, monkeyp
     monkeypatch.setenv("FLUID_API_KEY", ALICE)
     with client_of(service, None) as client:
         assert client.generate("a cat", quality="low")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_key_file_of_windows_is_read(tmp_path: Path, encoding: str) -> None:
+    """Notepad begins it with a byte order mark, PowerShell's >> writes UTF-16; both were refused."""
+    file, key = tmp_path / "keys.txt", new_key()
+    file.write_bytes(f"alice {hash_key(key)}\r\n".encode(encoding))
+    assert KeyRing(Settings(api_keys_file=str(file))).caller(f"Bearer {key}").name == "alice"
