@@ -14,30 +14,23 @@ FluidError
 │   ├── NotAcceptable           406  an unsupported image type
 │   ├── RequestTooSlow          408  the body did not arrive in time
 │   ├── BodyTooLarge            413  larger than any valid request
-│   ├── UnknownJob              404
+│   ├── UnknownJob, UnknownModel, UnknownFile, UnknownBatch  404
 │   ├── UnknownImage            404  no such image, or not yet
-│   ├── UnknownModel            404
-│   ├── UnknownFile             404
-│   ├── UnknownBatch            404
 │   ├── JobExpired              410
 │   ├── KeyReused               422  the Idempotency-Key or job id of another request
-│   ├── RateLimited             429  one key has too many requests or jobs
-│   ├── QueueFull               429
+│   ├── RateLimited, QueueFull  429  too much from one key; too much from all
 │   ├── JobFailed               500
-│   ├── NoWorkers               503
-│   ├── QueueUnavailable        503  Redis does not respond
+│   ├── NoWorkers, QueueUnavailable  503  no worker is up; Redis does not respond
 │   ├── UnreadableRecord        503  another version of the service wrote it
 │   └── DeadlineExceeded        504
 ├── OperatorError               ends an operator's command
 │   ├── KeyNameRefused          `fluid keys new` with a name that the key file cannot hold
 │   ├── UnknownDeadLetter       no dead letter of this id
-│   ├── BatchRefused            `fluid batch` cannot start, or its file was rejected
-│   ├── EditRefused             `fluid edit` or `fluid vary` cannot use a file
+│   ├── BatchRefused, EditRefused  a file of `fluid batch`, `edit` or `vary` cannot be used
 │   ├── ReloadRefused           a worker keeps its current checkpoint
 │   └── UnhealthyService        `fluid doctor` found something to act on
 ├── WorkerError                 ends the worker process
-│   ├── CanaryFailed            the first image after loading is not a valid image
-│   └── EngineBroken            the engine cannot even release its rows
+│   └── CanaryFailed, EngineBroken  the first image is invalid; rows cannot even be released
 └── ServiceError                raised by the client: the service answered with an error
 """
 

@@ -1,5 +1,7 @@
 """The Redis client with the timeouts and retries of this service, and what is wrong with a Redis, in words."""
 
+import asyncio
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +23,10 @@ from redis.exceptions import (
     ResponseError,
 )
 
-from server.errors import SettingError
+from server.addresses import without_password
+from server.errors import ConfigError, SettingError
 
+log = logging.getLogger(__name__)
 #: redis-py annotates every reply as the union of all protocols and decodings, differently in each release.
 #: Both are fixed here, and the queue converts what it reads into its own types.
 Client = Any
@@ -208,3 +212,23 @@ def connect(url: str, timeout_s: float) -> Client:
             "what follows the question mark."
         ) from None
     return client
+
+
+async def wait_until_up(redis: Client, url: str) -> None:
+    """Return once Redis answers; log a reason once, not with every attempt.
+
+    Raises:
+        ConfigError: Redis refuses the user or password, which no retry can cure.
+    """
+    address, logged = without_password(url), ""
+    while True:
+        try:
+            await redis.ping()
+            return
+        except AuthenticationError as error:
+            raise ConfigError(f"Redis at {address} refuses the user or password of FLUID_REDIS_URL.") from error
+        except RedisError as error:
+            if str(error) != logged:
+                log.warning("waiting for Redis at %s: %s", address, error)
+                logged = str(error)
+            await asyncio.sleep(0.5)

@@ -9,15 +9,15 @@ import time
 from collections.abc import Callable, Mapping
 from math import inf
 
-from redis.exceptions import AuthenticationError, RedisError
+from redis.exceptions import RedisError
 
-from server.addresses import without_password
 from server.background import Crash, Supervisor
-from server.errors import ConfigError, EngineBroken
+from server.errors import EngineBroken
 from server.jobs import JobError
 from server.metrics import Tally
 from server.model_info import ModelInfo
 from server.queue.lease_queue import LeaseQueue
+from server.queue.redis_client import wait_until_up
 from server.queue.registry import Registry
 from server.settings import Settings
 from server.worker.completion import Completion
@@ -75,7 +75,7 @@ class Worker:
 
     async def run(self) -> None:
         """Serve until drained. Raises EngineBroken when only a new process can help."""
-        await self._wait_for_redis()
+        await wait_until_up(self.queue.redis, self.settings.redis_url)
         try:
             helpers = {
                 "heartbeat": self.heartbeat.run,
@@ -294,22 +294,3 @@ class Worker:
             await self.registry.deregister(self.id)
         except RedisError as error:
             log.warning("cannot deregister: %s", error)
-
-    async def _wait_for_redis(self) -> None:
-        """Return once Redis answers; log a reason once, not with every attempt.
-
-        Raises:
-            ConfigError: it refuses the user or password, which no retry can cure.
-        """
-        address, logged = without_password(self.settings.redis_url), ""
-        while True:
-            try:
-                await self.queue.redis.ping()
-                return
-            except AuthenticationError as error:
-                raise ConfigError(f"Redis at {address} refuses the user or password of FLUID_REDIS_URL.") from error
-            except RedisError as error:
-                if str(error) != logged:
-                    log.warning("waiting for Redis at %s: %s", address, error)
-                    logged = str(error)
-                await asyncio.sleep(0.5)
