@@ -5,6 +5,7 @@
 
 import difflib
 import os
+import runpy
 from collections.abc import Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields
 from functools import partial
@@ -291,6 +292,4 @@ def _parse(name: str, setting: "Field[Any]", text: str) -> Any:
 
 
 if __name__ == "__main__":
-    from server.settings_page import markdown
-
-    print(markdown(), end="")
+    runpy.run_module("server.settings_page", run_name="__main__")  # not an import: that module imports this one

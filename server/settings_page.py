@@ -22,3 +22,7 @@ def markdown() -> str:
         for name, default, unit, meaning in map(row_of, settings):
             page += f"| `{name}` | {f'`{default}` {unit}'.rstrip() if default else 'empty'} | {meaning} |\n"
     return page
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")

@@ -41,7 +41,7 @@ def read_with_mask(
     whole = decode(image, "image")
     pixels, notes = fit_to(whole.image, size)
     notes = [*whole.notes, *notes]
-    if mask is None and whole.image.getchannel("A").getextrema()[0] >= _OPAQUE:
+    if mask is None and min(whole.image.getchannel("A").tobytes()) >= _OPAQUE:
         notes.append("Neither 'mask' nor a transparent part of 'image' was sent: the whole image was generated again.")
         return pixels, bytes([GENERATED]) * (size[0] * size[1]), notes
     return pixels, edit_mask(whole.image, None if mask is None else decode(mask, "mask").image, size), notes
