@@ -36,7 +36,7 @@ EXPOSE 8000
 STOPSIGNAL SIGTERM
 # Only whether the process lives: a gateway without workers, or without Redis, is no better after a restart.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=15s \
-  CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health/live', timeout=2)"]
+  CMD ["python", "-c", "import urllib.request as u; u.build_opener(u.ProxyHandler({})).open('http://127.0.0.1:8000/health/live', timeout=2)"]
 CMD ["fluid", "gateway"]
 
 FROM base AS worker

@@ -65,7 +65,7 @@ check: $(VENV)/.dev ## lint, format, types
 
 format: $(VENV)/.dev ## generate what is generated, and rewrite the code in the project's format
 	$(BIN)/python -m server.client.unasync
-	$(BIN)/python -m server.settings > docs/configuration.md
+	$(BIN)/python -m server.cli.settings_page > docs/configuration.md
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

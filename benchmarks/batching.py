@@ -7,12 +7,12 @@ All sides serve the same trace on the same engine with the same rows.
                   and all responses leave together. Its rows share one set of settings, padded to the slowest: the most
                   steps, the most diffusion steps, guidance if any row uses it. A handler around generate() does this
     static_free   the same on our engine's rows: each has its own settings, and a finished row costs nothing. No plain
-                  generate() can do that; it shows the value of joining and leaving alone
+                  generate() can do that; it isolates the value of joining and leaving
 
 The clock is virtual: each step is run and timed for real, and the clock skips idle time. So a trace of minutes takes
 only its busy time, and the load is exact. Sides alternate; figures are medians over rounds.
 
-It takes about 2 minutes, and under 1 with --quick. A table is printed, and last one JSON object. Example:
+It takes about 2 minutes, and under 1 with --quick. It prints a table and, last, one JSON object. Example:
 
     python -m benchmarks.batching --quick
 """

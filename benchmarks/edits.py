@@ -10,7 +10,7 @@ generated without its surroundings, put into the same hole. Per kind and feather
     old                     mean share of the old image in the masked part: the cost of feathering
     psnr                    masked part against the original in dB, except for changes; a feather mixes the original in
 
-It takes a few minutes. A table is printed, and last one JSON object. Example:
+It takes a few minutes. It prints a table and, last, one JSON object. Example:
 
     python -m benchmarks.edits --images 48 --sheet out/edits.png
 """

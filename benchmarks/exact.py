@@ -12,7 +12,7 @@ A whole batch of 8 would take the eager side many minutes, so only every 8th of 
 diffusion steps; an image takes 8 times their sum. The sides alternate within each step; figures are medians over
 rounds.
 
-It takes about 4 minutes, and under 1 with --quick. A table is printed, and last one JSON object. Example:
+It takes about 4 minutes, and under 1 with --quick. It prints a table and, last, one JSON object. Example:
 
     python -m benchmarks.exact --quick
 """

@@ -5,12 +5,12 @@ Every setting generates the same prompts with the same seeds. Per setting:
     r-precision   share of images whose own concept is the nearest of 100 of its style (evaluation/evaluate_emoji.py)
     paired        mean of 1 − cosine between features of the image and of the prompt's real image; lower is better
     kernel        squared distance of the two sets' features under the cubic kernel (x·y + 1)³, unbiased, × 1000: like
-                  the kernel inception distance, but with EfficientNet-lite0's features, so no published figure compares
+                  the kernel inception distance, but with EfficientNet-lite0's features, so published figures differ
     time          CPU seconds of one thread per image, 16 decoded together, relative to the first setting
 
 Row "real, decoded" is the ceiling: the real images through the image tokenizer and back.
 
-It takes about half an hour for all settings. A table is printed, and last one JSON object. Example:
+It takes about half an hour for all settings. It prints a table and, last, one JSON object. Example:
 
     python -m benchmarks.fast --images 60 --only "32 x 50" "8 x 25, halton"
 """

@@ -4,7 +4,7 @@ The shipped model's shape with random weights, 16 autoregressive x 25 diffusion 
 varies at a time, and growth is compared with proportional growth. All shapes of a sweep alternate within a round;
 figures are medians over rounds.
 
-It takes about 3 minutes, and under 1 with --quick. A table is printed, and last one JSON object. Example:
+It takes about 3 minutes, and under 1 with --quick. It prints a table and, last, one JSON object. Example:
 
     python -m benchmarks.growth --quick
 """

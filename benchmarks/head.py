@@ -5,7 +5,7 @@ of the head in every step, 2·rows·W·((5·L + 2)·W + C + O), including the ho
 posterior count as zero, so their time lowers the rate. The peak is the fastest of five 2048³ products, measured
 beside each figure.
 
-It takes under 1 minute. A table is printed, and last one JSON object. Example:
+It takes under 1 minute. It prints a table and, last, one JSON object. Example:
 
     python -m benchmarks.head --quick
 """

@@ -8,7 +8,7 @@
 
 Sides alternate; figures are medians over rounds.
 
-It takes a few minutes, and about 1 with --quick. A table is printed, and last one JSON object. Example:
+It takes a few minutes, and about 1 with --quick. It prints a table and, last, one JSON object. Example:
 
     python -m benchmarks.interactive --quick
 """
@@ -71,7 +71,7 @@ def run(quick: bool) -> dict[str, Any]:
     shares, waits, over, alone = [], [], [], []
     frees: dict[int, list[float]] = {1: [], ROWS_CANCELED: []}
     steps: dict[int, list[float]] = {1: [], ROWS_CANCELED: []}
-    with service() as url, httpx.Client(base_url=url) as http, FluidClient(url) as client:
+    with service() as url, httpx.Client(base_url=url, trust_env=False) as http, FluidClient(url) as client:
         for warm in range(2):
             one_image(http, engine, request, warm)
         for seed in tqdm(range(5 if quick else 40), desc="rounds", leave=False):

@@ -19,7 +19,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def describe_machine() -> dict[str, object]:
-    """Describe processor, cores and versions, to judge whether two results are comparable."""
+    """Describe processor, cores and versions, to tell whether two results are comparable."""
     cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text() if cpuinfo.exists() else ""
     model = re.search(r"model name\s*:\s*(.+)", text)
@@ -45,7 +45,7 @@ def save_result(name: str, result: dict[str, object]) -> Path:
 def command(
     name: str, about: str | None, quick: str, run: Callable[[bool], dict[str, Any]], argv: list[str] | None
 ) -> None:
-    """Run a benchmark's command line: print its table, save the result unless --quick, and last print it as JSON."""
+    """Run a benchmark's command line: print its table, save the result unless --quick, and print it as JSON last."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help=f"{quick}; nothing is saved")
     args = parser.parse_args(argv)

@@ -1,6 +1,6 @@
 """Seconds per image of the shipped model, by quality preset and batch size, against batch 1.
 
-Physics. One image of the shipped model at 16 autoregressive steps, 25 diffusion steps and guidance costs about
+Expected cost. One image of the shipped model at 16 autoregressive steps, 25 diffusion steps and guidance costs about
     backbone   16 steps × 2 halves × 64 positions × 5.3 M weights × 2 = 22 GFLOP
     head       64 tokens × 25 steps × 2 halves × 1.3 M weights × 2    =  8 GFLOP
 so a CPU with 300 GFLOP/s needs 0.1 s. A single image takes longer because of the launch overhead of 400 head steps and
@@ -9,7 +9,7 @@ limit.
 
 Batch sizes alternate within each round, so that a slow moment of the machine affects all of them; figures are medians.
 
-It takes a few minutes, and under 1 with --quick. A table is printed, and last one JSON object. Example:
+It takes a few minutes, and under 1 with --quick. It prints a table and, last, one JSON object. Example:
 
     python -m benchmarks.sampling --quick
 """

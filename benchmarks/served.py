@@ -5,7 +5,7 @@ loop in this process with the same rows. Throughput: enough clients to keep ever
 refilled at once. One image: a client's wait for a PNG, against admit + steps + pixels. Sides alternate; figures are
 medians over rounds.
 
-It takes about 2 minutes, and under 1 with --quick. A table is printed, and last one JSON object. Example:
+It takes about 2 minutes, and under 1 with --quick. It prints a table and, last, one JSON object. Example:
 
     python -m benchmarks.served --quick
 """
@@ -68,7 +68,7 @@ def fetch(client: httpx.Client, seed: int) -> None:
 def served_rate(url: str, count: int) -> float:
     """Return images per second with two requests in flight per row."""
     limits = httpx.Limits(max_connections=2 * ROWS)
-    with httpx.Client(base_url=url, limits=limits) as client, ThreadPoolExecutor(2 * ROWS) as pool:
+    with httpx.Client(base_url=url, trust_env=False, limits=limits) as client, ThreadPoolExecutor(2 * ROWS) as pool:
         begin = time.perf_counter()
         list(pool.map(lambda seed: fetch(client, seed), range(count)))
         return count / (time.perf_counter() - begin)
@@ -105,7 +105,7 @@ def run(quick: bool) -> dict[str, Any]:
     request = Request(PROMPT, 0, default_sampling(engine))
     count, rounds, singles = (32, 1, 5) if quick else (128, 3, 15)
     shares, served, bare = [], [], []
-    with service() as url, httpx.Client(base_url=url) as client:
+    with service() as url, httpx.Client(trust_env=False, base_url=url) as client:
         served_rate(url, ROWS)
         bare_rate(engine, request, ROWS)
         for _ in tqdm(range(rounds), desc="full batch", leave=False):

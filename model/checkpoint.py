@@ -49,7 +49,7 @@ def save_checkpoint(
     folder: Path, model: RandomOrderModel, tokenizer: PcaSkipTokenizer | KlTokenizer, about: dict[str, Any],
     dtype: torch.dtype = torch.bfloat16,
 ) -> None:  # fmt: skip
-    """Write a checkpoint, with floats as `dtype`. config.json comes last: where it exists, the weights are whole."""
+    """Write a checkpoint with floats as `dtype`. config.json comes last: if it exists, the weights are complete."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {f"model.{k}": v for k, v in model.state_dict().items()}
     state |= {f"tokenizer.{k}": v for k, v in tokenizer.state_dict().items()}
@@ -78,17 +78,17 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The content of config.json; only its format number is checked.
 
     Raises:
-        CheckpointError: config.json is missing, damaged or of another format.
+        CheckpointError: config.json is missing, damaged or in another format.
     """
     file = folder / "config.json"
     if not file.exists():
-        raise CheckpointError(f"{folder} is no checkpoint: it has no config.json. Train one with `make train`")
+        raise CheckpointError(f"{folder} is not a checkpoint: it has no config.json. Train one with `make train`")
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{file} is not JSON ({error}); copy the checkpoint again") from error
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
-        raise CheckpointError(f"{file} has another format than this version reads ({FORMAT})")
+        raise CheckpointError(f"{file} is not in the format that this version reads ({FORMAT})")
     return raw
 
 

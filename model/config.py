@@ -1,8 +1,8 @@
-"""Every size of a model, in frozen dataclasses. Named ones: presets.py.
+"""Every size of a model, in frozen dataclasses; presets.py holds the named ones.
 
-Shape letters used in all of model/ and kernels/:
+Shape letters used throughout model/ and kernels/:
     B images in a batch      N token positions (grid²)    C channels of a token    D backbone width
-    L text tokens            E text encoder width         M packed tokens (of any images)    W head width
+    L text tokens            E text encoder width         M packed tokens (from any images)    W head width
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class KlConfig:
     """A KL autoencoder of latent diffusion (model/networks/kl_tokenizer.py); the defaults are MAR's kl16."""
 
     kind: Literal["kl"] = "kl"
-    widths: tuple[int, ...] = (128, 128, 256, 256, 512)  # fine to coarse; each but the last halves the image
+    widths: tuple[int, ...] = (128, 128, 256, 256, 512)  # fine to coarse; each width except the last halves the image
     layers: int = 2  # residual blocks per width in the encoder; the decoder has one more
-    groups: int = 32  # of every GroupNorm
+    groups: int = 32  # in every GroupNorm
     latent_channels: int = 16
-    attention: bool = True  # self-attention at the encoder's coarsest width (kl16 has it, Stable Diffusion's does not)
+    attention: bool = True  # self-attention at the encoder's coarsest width (kl16 has it, Stable Diffusion does not)
     patch: int = 1  # patch × patch neighbouring latents make one token (Fluid: 2, MAR: 1)
     scale: float = 0.2325  # latents times this have unit variance
 
@@ -97,12 +97,12 @@ class ModelConfig:
 
     @property
     def grid(self) -> int:
-        """Tokens on one side of the image."""
+        """Number of tokens along one side of the image."""
         return self.image_size // self.tokenizer.stride
 
     @property
     def tokens(self) -> int:
-        """N, tokens of an image."""
+        """N, the number of tokens in an image."""
         return self.grid**2
 
     @property
@@ -116,7 +116,7 @@ class ModelConfig:
 
     @property
     def head_out(self) -> int:
-        """Outputs of the head per token: eps takes C more for the variance (Nichol & Dhariwal 2021)."""
+        """Number of outputs of the head per token: eps needs C more for the variance (Nichol & Dhariwal 2021)."""
         return 2 * self.channels if self.prediction == "eps" else self.channels
 
     def to_json(self) -> dict[str, Any]:
@@ -152,7 +152,7 @@ class FluidConfig(ModelConfig):
     depth: int = 15
     aligner_depth: int = 6
     aligner_width: int = 0  # 0: as wide as the backbone
-    # "learned": a table from N(0, 0.02), as MAR. "sincos_rope": the table starts as 2-D sines of amplitude 0.7 and
+    # "learned": a table from N(0, 0.02), as in MAR. "sincos_rope": the table starts as 2-D sines of amplitude 0.7 and
     # self-attention rotates q and k by row and column; small models find their neighbours much sooner with it.
     positions: Literal["learned", "sincos_rope"] = "learned"
     text: TextConfig = field(default_factory=TextConfig)
@@ -166,7 +166,7 @@ class FluidConfig(ModelConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class MarConfig(ModelConfig):
-    """The family `mar` (arXiv 2406.11838): a class label, an encoder of known tokens, a decoder of all."""
+    """The family `mar` (arXiv 2406.11838): a class label, an encoder of the known tokens, a decoder of all tokens."""
 
     encoder_depth: int = 12
     decoder_depth: int = 12

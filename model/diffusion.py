@@ -40,7 +40,7 @@ def kept_timesteps(count: int, total: int = TRAIN_STEPS) -> list[int]:
         ValueError: count is outside 1 to `total`.
     """
     if not 1 <= count <= total:
-        raise ValueError(f"{count} diffusion steps asked for; there are 1 to {total}")
+        raise ValueError(f"{count} diffusion steps requested; there are 1 to {total}")
     stride = (total - 1) / (count - 1) if count > 1 else 1.0
     return [round(place) for place in accumulate(repeat(stride, count - 1), initial=0.0)]
 

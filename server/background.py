@@ -1,19 +1,29 @@
-"""Background tasks, and canceling them reliably: redis-py can swallow a cancellation.
+"""Background tasks: supervised, and canceled reliably, although redis-py can swallow a cancellation.
 
 redis-py sends each command under `asyncio.wait_for`, which before Python 3.12 loses a cancellation that arrives just
-as the send has finished (bpo-37658). A task that does nothing but talk to Redis ignored two out of three.
+as the send has finished (bpo-37658). A task that does nothing but talk to Redis ignored two cancellations of three.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+import logging
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
+log = logging.getLogger(__name__)
 RETRY_S = 0.1
+Task = Callable[[], Coroutine[Any, Any, None]]
+#: Pauses before a crashed task is started again: the n-th crash in succession takes the n-th, or the last.
+BACKOFF_S = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0)
+STABLE_S = 15.0  # a task that ran this long starts over with the shortest pause; longer than every pause
+KEEPS_CRASHING = 3  # crashes in succession after which a task counts as failing
 
 
 async def cancel_and_wait(*tasks: asyncio.Task[Any]) -> None:
-    """Cancel the tasks repeatedly until all have ended. Their exceptions stay in them for the caller to read."""
+    """Cancel the tasks repeatedly until all have ended. The caller can still read their exceptions from them."""
     alive = {task for task in tasks if not task.done()}
     while alive:
         for task in alive:
@@ -21,11 +31,73 @@ async def cancel_and_wait(*tasks: asyncio.Task[Any]) -> None:
         _, alive = await asyncio.wait(alive, timeout=RETRY_S)
 
 
-@asynccontextmanager
-async def running(*endless: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Run the coroutines in the background of the block, and cancel them at its end."""
-    tasks = [asyncio.create_task(each) for each in endless]
-    try:
-        yield
-    finally:
-        await cancel_and_wait(*tasks)
+@dataclass(frozen=True, slots=True)
+class Crash:
+    """The last crash of a task."""
+
+    task: str
+    error: str  #: name of the exception's type; its text may hold a secret and is only in the log
+    in_succession: int
+
+    @property
+    def keeps_happening(self) -> bool:
+        return self.in_succession >= KEEPS_CRASHING
+
+    def __str__(self) -> str:
+        return f"the background task {self.task!r} has crashed {self.in_succession} times in succession ({self.error})"
+
+
+class Supervisor:
+    """Runs every endless background task of a process; one that crashes is logged, reported and started again."""
+
+    def __init__(self, report: Callable[[Crash], Awaitable[None]]) -> None:
+        """`report` counts and publishes each crash; an exception of its own is logged."""
+        self._report = report
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._crashes: dict[str, Crash] = {}
+        self._began: dict[str, float] = {}
+
+    @property
+    def failing(self) -> list[Crash]:
+        """Tasks that keep crashing, and have not run for STABLE_S since."""
+        now = time.monotonic()
+        return [c for name, c in self._crashes.items() if c.keeps_happening and now - self._began[name] < STABLE_S]
+
+    @asynccontextmanager
+    async def running(self, tasks: Mapping[str, Task]) -> AsyncIterator[None]:
+        """Run the tasks, by name, in the background of the block, and cancel them at its end."""
+        ending = asyncio.Event()
+        loops = [asyncio.create_task(self._supervise(name, start, ending)) for name, start in tasks.items()]
+        try:
+            yield
+        finally:
+            ending.set()
+            await cancel_and_wait(*loops, *(self._tasks[name] for name in tasks if name in self._tasks))
+
+    async def _supervise(self, name: str, start: Task, ending: asyncio.Event) -> None:
+        while not ending.is_set():
+            self._began[name] = began = time.monotonic()
+            # A task of its own: a library that cancels it, or a cancellation that it swallows, is not ours.
+            task = self._tasks[name] = asyncio.create_task(start(), name=name)
+            await asyncio.wait({task})
+            if ending.is_set():
+                return
+            last = self._crashes.get(name)
+            succession = 1 if last is None or time.monotonic() - began > STABLE_S else last.in_succession + 1
+            error = asyncio.CancelledError() if task.cancelled() else task.exception()
+            crash = self._crashes[name] = Crash(name, type(error).__name__ if error else "it returned", succession)
+            pause = BACKOFF_S[min(succession, len(BACKOFF_S)) - 1]
+            log.error("%s; starting it again in %g s", crash, pause, exc_info=error)
+            try:
+                await self._report(crash)
+            except Exception:
+                log.exception("cannot report the crash of %r", name)
+            await asyncio.sleep(pause)
+
+
+def stop_signals() -> list[signal.Signals]:
+    """SIGTERM and SIGINT, and SIGHUP, with which a terminal says goodbye, unless `nohup` has it ignored."""
+    found = [signal.SIGTERM, signal.SIGINT]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        found.append(signal.SIGHUP)
+    return found

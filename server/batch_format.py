@@ -1,4 +1,4 @@
-"""Batch files in OpenAI's format: one {"custom_id": ..., "method": "POST", "url": ..., "body": {...}} a line."""
+"""Batch files in OpenAI's format: one {"custom_id": ..., "method": "POST", "url": ..., "body": {...}} per line."""
 
 import io
 import json
@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from server import json_text
+from server.records import decode
 
 MAX_LINES = 50_000
 URL = "/v1/images/generations"
@@ -39,16 +40,16 @@ class Line:
 
     @classmethod
     def from_json(cls, text: str) -> "Line":
-        return cls(**json.loads(text))
+        return decode(cls, json.loads(text))
 
 
 def parse_lines(data: bytes) -> list[Line]:
-    """Parse every line. An invalid body is no error here: it fails that request alone, later.
+    """Parse every line. An invalid body is not an error here: later it fails its own request only.
 
     Raises:
         LineError: the file is not a batch file.
     """
-    # Line by line, and counted before any is kept: 32 MiB of short lines are 600 MiB of Python strings.
+    # Read line by line and count before keeping any: 32 MiB of short lines take 600 MiB as Python strings.
     count = sum(1 for raw in _each(data) if raw.strip())
     if not count:
         raise LineError("The file has no lines.", "empty_file")
@@ -88,7 +89,7 @@ def _parse(text: str, number: int) -> Line:
         raise LineError(f"Line {number} {other}.", "invalid_json_line", number) from other
     if "\\ud" in text.lower() and _halved(raw):
         raise LineError(
-            f"Line {number} contains half of a surrogate pair; send valid Unicode.", "invalid_encoding", number
+            f"Line {number} contains an unpaired surrogate; send valid Unicode.", "invalid_encoding", number
         )
     if not isinstance(raw, dict) or not isinstance(raw.get("body"), dict):
         raise LineError(f"Line {number} must be an object with a 'body'.", "invalid_line", number)
@@ -101,7 +102,7 @@ def _parse(text: str, number: int) -> Line:
 
 
 def _halved(raw: Any) -> bool:
-    """True if any string holds half of a surrogate pair, which Python can parse but not encode."""
+    """True if any string contains an unpaired surrogate, which Python can parse but not encode."""
     try:
         json.dumps(raw, ensure_ascii=False).encode()
     except UnicodeEncodeError:
@@ -115,14 +116,14 @@ def not_for_lines(body: Mapping[str, Any]) -> tuple[str, str] | None:
     Values that change nothing, like stream=false, are allowed.
     """
     if body.get("priority") not in (None, "low"):
-        return "priority", "'priority' is not for lines of a batch: their priority is always low. Leave it out."
+        return "priority", "'priority' is not allowed in a batch line: its priority is always low. Leave it out."
     if body.get("response_format") == "url":
-        return "response_format", "'response_format' url is not for lines of a batch: results hold b64_json."
+        return "response_format", "'response_format' url is not allowed in a batch line: results hold b64_json."
     for name, why in (
         ("stream", "the caller does not wait for them"),
         ("partial_images", "the caller does not wait for previews"),
         ("webhook", "ask GET /v1/batches/{batch_id} instead"),
     ):
         if body.get(name):
-            return name, f"'{name}' is not for lines of a batch: {why}. Leave it out."
+            return name, f"'{name}' is not allowed in a batch line: {why}. Leave it out."
     return None

@@ -1,18 +1,18 @@
 """Every error of the service, and the single map from an error to an HTTP status and an OpenAI-shaped body.
 
 FluidError
-├── ConfigError                 the service cannot start like this
+├── ConfigError                 the service cannot start with this configuration
 │   ├── SettingError            a FLUID_* name or value is wrong
 │   ├── DataDirInUse            another instance holds the data folder
 │   └── ValkeyStartError        the embedded Valkey is missing or did not start
-├── RequestError                answered to the HTTP caller
+├── RequestError                sent to the HTTP caller as an error response
 │   ├── InvalidRequest          400  a parameter is invalid; names it and the limit
 │   ├── JobCanceled             400  the job that this request waited for was canceled
 │   ├── InvalidApiKey           401  no key, or an unknown one
 │   ├── KeyDisabled             403
 │   ├── OriginNotAllowed        403  another site's page, or an unknown Host
 │   ├── NotAcceptable           406  an unsupported image type
-│   ├── RequestTooSlow          408  its body did not arrive in time
+│   ├── RequestTooSlow          408  the body did not arrive in time
 │   ├── BodyTooLarge            413  larger than any valid request
 │   ├── UnknownJob              404
 │   ├── UnknownImage            404  no such image, or not yet
@@ -26,13 +26,14 @@ FluidError
 │   ├── JobFailed               500
 │   ├── NoWorkers               503
 │   ├── QueueUnavailable        503  Redis does not respond
+│   ├── UnreadableRecord        503  another version of the service wrote it
 │   └── DeadlineExceeded        504
 ├── OperatorError               ends an operator's command
 │   ├── KeyNameRefused          `fluid keys new` with a name that the key file cannot hold
 │   ├── UnknownDeadLetter       no dead letter of this id
 │   ├── BatchRefused            `fluid batch` cannot start, or its file was rejected
 │   ├── EditRefused             `fluid edit` or `fluid vary` cannot use a file
-│   ├── ReloadRefused           a worker keeps its present checkpoint
+│   ├── ReloadRefused           a worker keeps its current checkpoint
 │   └── UnhealthyService        `fluid doctor` found something to act on
 ├── WorkerError                 ends the worker process
 │   ├── CanaryFailed            the first image after loading is not a valid image
@@ -52,7 +53,7 @@ class FluidError(Exception):
 
 
 class ConfigError(FluidError):
-    """The service cannot start like this."""
+    """The service cannot start with this configuration."""
 
 
 class SettingError(ConfigError):
@@ -68,7 +69,7 @@ class ValkeyStartError(ConfigError):
 
 
 class RequestError(FluidError):
-    """An error response to the HTTP caller. The first sentence of a docstring below is its description in OpenAPI."""
+    """An error response to the HTTP caller. OpenAPI describes a subclass by its docstring's first sentence."""
 
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
@@ -138,7 +139,7 @@ class OriginNotAllowed(RequestError):
 
 
 class NotAcceptable(RequestError):
-    """The Accept header asks for an unsupported image type, or for another one than `output_format`."""
+    """The Accept header asks for an unsupported image type, or one that differs from `output_format`."""
 
     status, type, code = 406, "invalid_request_error", "not_acceptable"
     rejection = True
@@ -149,7 +150,7 @@ class RequestTooSlow(RequestError):
 
     status, type, code = 408, "invalid_request_error", "request_too_slow"
     rejection = True
-    #: The rest of the body may still arrive, and is no request.
+    #: The rest of the body may still arrive, and must not be read as the next request.
     always: ClassVar[Mapping[str, str]] = {"Connection": "close"}
 
 
@@ -167,7 +168,7 @@ class UnknownJob(RequestError):
 
 
 class UnknownImage(RequestError):
-    """The job has no such image; if `Retry-After` is set, not yet."""
+    """The job has no such image; with `Retry-After`, the image is not finished yet."""
 
     status, type, code = 404, "invalid_request_error", "image_not_found"
 
@@ -231,13 +232,19 @@ class NoWorkers(RequestError):
 
 
 class QueueUnavailable(RequestError):
-    """The queue does not respond; obey `Retry-After`."""
+    """The queue does not respond, or refuses writes; the message says why. Obey `Retry-After`."""
 
     status, type, code = 503, "server_error", "queue_unavailable"
     rejection = True
 
-    def __init__(self) -> None:
-        super().__init__("The queue does not answer. Nothing was lost; try again.", retry_after_s=1)
+    def __init__(self, reason: str = "does not answer") -> None:
+        super().__init__(f"The queue {reason}. Nothing was lost; try again.", retry_after_s=1)
+
+
+class UnreadableRecord(RequestError):
+    """A record in Redis that another version of the service wrote; a gateway of that version can read it."""
+
+    status, type, code = 503, "server_error", "record_unreadable"
 
 
 class DeadlineExceeded(RequestError):
@@ -264,7 +271,7 @@ class EditRefused(OperatorError):
 
 
 class ReloadRefused(OperatorError):
-    """A worker keeps its present checkpoint."""
+    """A worker keeps its current checkpoint."""
 
 
 class UnhealthyService(OperatorError):
@@ -296,5 +303,5 @@ class ServiceError(FluidError):
 
 
 def error_body(message: str, *, type: str, param: str | None, code: str | None) -> dict[str, Any]:
-    """The OpenAI error shape, which every SDK of that family can parse."""
+    """The OpenAI error shape, which every OpenAI-compatible SDK can parse."""
     return {"error": {"message": message, "type": type, "param": param, "code": code}}

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from server.errors import UnreadableRecord
+from server.records import UNREADABLE, decode, skip
 from server.sampling import SAMPLING_FIELDS, Sampling
 
 #: Error code of a job that no worker can complete, however many attempts it gets.
@@ -110,11 +112,12 @@ class JobInput:
 
     @classmethod
     def from_json(cls, text: str) -> "JobInput":
+        """Decode the record's field. Raises one of records.UNREADABLE."""
         flat = json.loads(text)
         values = {name: value for name, value in flat.items() if name not in SAMPLING_FIELDS}
         values["sampling"] = Sampling.from_mapping(flat)
-        values["edit"] = Edit(**values["edit"]) if values.get("edit") else None
-        return cls(**values)
+        values["edit"] = decode(Edit, values["edit"]) if values.get("edit") else None
+        return decode(cls, values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,13 +143,17 @@ class Resume:
 
     @classmethod
     def from_fields(cls, raw: Mapping[bytes, bytes]) -> "Resume":
+        """Decode what is readable of a job's progress; an image whose entry is not starts over."""
         outputs, snapshots = {}, {}
         for name, value in raw.items():
             kind, _, index = name.partition(b":")
-            if kind == b"output":
-                outputs[int(index)] = Output(**json.loads(value))
-            elif kind == b"snapshot":
-                snapshots[int(index)] = value
+            try:
+                if kind == b"output":
+                    outputs[int(index)] = decode(Output, json.loads(value))
+                elif kind == b"snapshot":
+                    snapshots[int(index)] = value
+            except UNREADABLE as error:
+                skip("saved progress", error)
         return cls(outputs, snapshots)
 
 
@@ -192,7 +199,22 @@ class JobRecord:
 
     @classmethod
     def from_fields(cls, raw: Mapping[str, str]) -> "JobRecord":
-        """Decode the fields of the job's hash."""
+        """Decode the fields of the job's hash.
+
+        Raises:
+            UnreadableRecord: it has a state, or a value, that this version does not know.
+        """
+        try:
+            return cls._decode(raw)
+        except UNREADABLE as error:
+            raise UnreadableRecord(
+                f"Job {raw.get('id', '')} was written by another version of this service and cannot be read here "
+                f"({type(error).__name__}).",
+                retry_after_s=5,
+            ) from error
+
+    @classmethod
+    def _decode(cls, raw: Mapping[str, str]) -> "JobRecord":
 
         def optional(name: str) -> float | None:
             return float(raw[name]) if raw.get(name) else None
@@ -213,15 +235,15 @@ class JobRecord:
             completed_at=optional("completed_at"),
             expires_at=optional("expires_at"),
             cancel_requested=raw.get("cancel_requested") == "1",
-            outputs=tuple(Output(**o) for o in json.loads(raw.get("outputs") or "[]")),
-            error=JobError(**error) if error else None,
-            metrics=JobMetrics(**metrics) if metrics else None,
+            outputs=tuple(decode(Output, o) for o in json.loads(raw.get("outputs") or "[]")),
+            error=decode(JobError, error) if error else None,
+            metrics=decode(JobMetrics, metrics) if metrics else None,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A worker's right to finish one job. Its token is the fence: an older one is rejected at the finish."""
+    """A worker's right to finish one job. Its token is the fence: an older token is rejected at the finish."""
 
     job_id: str
     token: int

@@ -14,7 +14,7 @@ ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """One metric of the workers: a histogram, or without buckets a counter."""
+    """One metric of the workers: a histogram, or a counter if it has no buckets."""
 
     help: str
     label: str = ""
@@ -32,6 +32,7 @@ WORKER_SPECS: Mapping[str, Spec] = {
     "fluid_resumed_rows_total": Spec("Rows that resumed from a snapshot."),
     "fluid_reloads_total": Spec("Checkpoints replaced by `fluid reload`."),
     "fluid_engine_failures_total": Spec("Exceptions raised by the engine, by stage.", label="stage"),
+    "fluid_worker_task_crashes_total": Spec("Crashes of background tasks of workers; each is restarted.", label="task"),
     "fluid_worker_starts_total": Spec("Worker processes that became ready."),
 }
 

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from server.records import decode
+
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
@@ -29,14 +31,14 @@ class ModelInfo:
 
     @classmethod
     def from_mapping(cls, raw: Mapping[str, Any]) -> "ModelInfo":
-        """Decode what an engine's info() or Redis holds.
+        """Build a ModelInfo from what an engine's info() returns or Redis stores.
 
         Raises:
-            TypeError, KeyError: a key is missing or unknown.
+            TypeError, KeyError: a key is missing, or a value has the wrong type.
         """
         values = dict(raw)
         width, height = values["image_size"]
         values["image_size"] = (int(width), int(height))
         for name in ("vocabulary", "styles", "labels"):
             values[name] = tuple(values.get(name, ()))
-        return cls(**values)
+        return decode(cls, values)

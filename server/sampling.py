@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from server.records import decode
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
@@ -22,16 +24,17 @@ class Sampling:
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> "Sampling":
         """Pick the sampling parameters out of JSON, which may hold others; None means the default."""
-        return cls(**{name: _typed(values[name]) for name in SAMPLING_FIELDS if values.get(name) is not None})
+        given = {name: _typed(values[name]) for name in SAMPLING_FIELDS if values.get(name) is not None}
+        return decode(cls, given)
 
     def __post_init__(self) -> None:
-        """JSON writes 3.0 as 3, and `repr` and the job object should not depend on who wrote it."""
+        """Convert to float: JSON may write 3.0 as 3, on which `repr` and the job object should not depend."""
         for name in ("guidance_scale", "temperature"):
             object.__setattr__(self, name, float(getattr(self, name)))
 
 
 def _typed(value: Any) -> Any:
-    """A list becomes a tuple, which JSON does not have."""
+    """Turn a list into a tuple, which JSON does not have."""
     return tuple(map(float, value)) if isinstance(value, list | tuple) else value
 
 

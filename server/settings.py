@@ -1,20 +1,19 @@
 """Every setting of the service in one table, read once from FLUID_* environment variables.
 
-`python -m server.settings` prints the table as docs/configuration.md.
+`python -m server.cli.settings_page` prints the table as docs/configuration.md.
 """
 
 import difflib
 import os
-import runpy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from server.addresses import parse_host, parse_redis_url, url_host
 from server.errors import SettingError
-
-PREFIX = "FLUID_"
+from server.setting_values import PREFIX, parse, service_links
 
 
 def _setting(
@@ -27,13 +26,18 @@ def _setting(
     at_least: float | None = None,
     at_most: float | None = None,
     begins: tuple[str, ...] = (),
+    check: Callable[[str], str] = str,
+    secret: bool = False,
 ) -> Any:
-    """A field of Settings. One without a group is for tests only: help and documentation leave it out."""
+    """A field of Settings. One without a group is for tests only: help and documentation leave it out.
+
+    `check` returns the value or raises ValueError with what it must be; a secret is shown in no message and no repr.
+    """
     meta = {
         "help": help, "group": group, "unit": unit, "choices": choices, "at_least": at_least, "at_most": at_most,
-        "begins": begins,
+        "begins": begins, "check": check, "secret": secret,
     }  # fmt: skip
-    return field(default=default, metadata=meta)
+    return field(default=default, metadata=meta, repr=not secret)
 
 
 _gateway = partial(_setting, group="Gateway")
@@ -54,7 +58,11 @@ def _default_data_dir() -> str:
 class Settings:
     """One field per setting; its environment variable is FLUID_ and the field's name in capitals."""
 
-    host: str = _gateway("127.0.0.1", "Address the gateway listens on; 0.0.0.0 accepts connections from the network.")
+    host: str = _gateway(
+        "127.0.0.1",
+        "Address the gateway listens on, IPv4 or IPv6; 0.0.0.0 or :: accepts connections from the network.",
+        check=parse_host,
+    )
     port: int = _gateway(8000, "Port the gateway listens on.", at_least=1, at_most=65535)
     public_url: str = _gateway(
         "",
@@ -97,7 +105,10 @@ class Settings:
     )
 
     redis_url: str = _redis(
-        "", "A redis://, rediss:// or unix:// URL. If empty, `fluid serve` starts an embedded Valkey."
+        "",
+        "A redis://, rediss:// or unix:// URL. If empty, `fluid serve` starts an embedded Valkey.",
+        check=parse_redis_url,
+        secret=True,
     )
     namespace: str = _redis("fluid", "Prefix of every Redis key, so that several services can share one Redis.")
     data_dir: str = _redis(
@@ -183,7 +194,9 @@ class Settings:
         "File with one API key hash per line, made by `fluid keys new`; reread when it changes. Without this and "
         "FLUID_API_KEYS the service needs no key.",
     )
-    api_keys: str = _access("", "The lines of such a file, separated by semicolons, where no file can be mounted.")
+    api_keys: str = _access(
+        "", "The lines of such a file, separated by semicolons, where no file can be mounted.", secret=True
+    )
     rate_limit: int = _access(
         0,
         "Requests that generate or upload, per API key; more get 429. 0 is unlimited.",
@@ -196,11 +209,14 @@ class Settings:
     metrics_access: str = _access(
         "open", "Access to /metrics: open to everyone, or with an API key.", choices=("open", "key")
     )
-    api_key: str = _access("", "API key that `fluid batch`, `fluid edit` and `fluid vary` send to the service.")
+    api_key: str = _access(
+        "", "API key that `fluid batch`, `fluid edit` and `fluid vary` send to the service.", secret=True
+    )
 
     webhook_secret: str = _webhooks(
         "",
         "Secret that signs webhooks: whsec_ and base64 of 24 to 64 bytes. If empty, a job with a webhook gets 400.",
+        secret=True,
     )
     webhook_private: str = _webhooks(
         "refuse", "Webhooks to private and loopback addresses.", choices=("refuse", "allow")
@@ -212,19 +228,20 @@ class Settings:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None, **overrides: Any) -> "Settings":
-        """Read the FLUID_* variables; an override that is not None wins over its variable.
+        """Read the FLUID_* variables; an override that is neither None nor empty wins over its variable.
 
         Raises:
             SettingError: an unknown name or an invalid value.
         """
         env = os.environ if environ is None else environ
         table = {PREFIX + f.name.upper(): f for f in fields(cls)}
-        texts = {name: text for name, text in env.items() if name.startswith(PREFIX)}
-        texts |= {PREFIX + name.upper(): str(value) for name, value in overrides.items() if value is not None}
+        injected = service_links(env)
+        texts = {name: text for name, text in env.items() if name.startswith(PREFIX) and name not in injected}
+        texts |= {PREFIX + name.upper(): str(value) for name, value in overrides.items() if value not in (None, "")}
         for name in texts:
             if name not in table:
                 raise SettingError(_unknown(name))
-        return cls(**{table[name].name: _parse(name, table[name], text) for name, text in texts.items()})
+        return cls(**{table[name].name: parse(name, table[name], text) for name, text in texts.items()})
 
     def to_env(self) -> dict[str, str]:
         """The environment variables that give a child process exactly these settings."""
@@ -232,7 +249,11 @@ class Settings:
 
     @property
     def data_path(self) -> Path:
-        return Path(self.data_dir or _default_data_dir()).expanduser()
+        """Folder of the embedded Valkey. Raises SettingError where there is no home folder to put it in."""
+        try:
+            return Path(self.data_dir or _default_data_dir()).expanduser()
+        except RuntimeError as error:
+            raise SettingError("There is no home folder (HOME): set FLUID_DATA_DIR to a writable folder.") from error
 
     @property
     def wants_keys(self) -> bool:
@@ -240,8 +261,7 @@ class Settings:
 
     @property
     def base_url(self) -> str:
-        host = "127.0.0.1" if self.host in ("0.0.0.0", "::") else self.host
-        return f"http://{host}:{self.port}"
+        return f"http://{url_host(self.host)}:{self.port}"
 
 
 def describe() -> Iterator[tuple[str, str, str]]:
@@ -267,29 +287,3 @@ def _unknown(name: str) -> str:
     close = difflib.get_close_matches(name, valid, n=1)
     hint = f" Did you mean {close[0]}?" if close else ""
     return f"Unknown setting {name}.{hint} `fluid serve --help` lists every setting."
-
-
-def _parse(name: str, setting: "Field[Any]", text: str) -> Any:
-    meta = setting.metadata
-    if meta["choices"] and text not in meta["choices"]:
-        raise SettingError(f"{name}={text!r} is not one of: {', '.join(meta['choices'])}.")
-    if text and meta["begins"] and not text.startswith(meta["begins"]):
-        raise SettingError(f"{name}={text!r} must begin with {' or '.join(meta['begins'])}.")
-    kind: Any = type(setting.default)
-    if kind is str:
-        return text
-    try:
-        value = kind(text)
-    except ValueError as error:
-        wanted = "a whole number" if kind is int else "a number"
-        raise SettingError(f"{name}={text!r} must be {wanted}, for example {setting.default}.") from error
-    low, high = meta["at_least"], meta["at_most"]
-    # Written so that NaN fails too.
-    if (low is not None and not value >= low) or (high is not None and not value <= high):
-        limits = f"at least {low}" if high is None else f"from {low} to {high}"
-        raise SettingError(f"{name}={text!r} must be {limits}.")
-    return value
-
-
-if __name__ == "__main__":
-    runpy.run_module("server.settings_page", run_name="__main__")  # not an import: that module imports this one

@@ -1,4 +1,4 @@
-"""Another CPU than this one, pretended to a process of its own."""
+"""A different CPU from this one, simulated for a separate process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ WITHOUT_AVX512 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 
 
 def python_without_avx512(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run this Python with the arguments, on a CPU that has AVX2 and no more."""
+    """Run this Python with the arguments, as if on a CPU with AVX2 and nothing newer."""
     return subprocess.run(
         [sys.executable, *arguments],
         capture_output=True, text=True, env={**os.environ, **WITHOUT_AVX512, **environment},

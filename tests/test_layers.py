@@ -22,7 +22,7 @@ FORBIDDEN = {
 #: weights and uses nothing of the service.
 JOINTS = {"server/worker/engine/loader.py", "server/cli/import_mar.py"}
 #: The order of the folders, from the top down: a file imports from its own folder, and from folders on lines below it.
-#: Folders on one line do not import each other. "." is the files that lie in the package's own folder.
+#: Folders on one line do not import each other. "." stands for the files directly in the package's folder.
 ORDER = {
     "server": [
         "cli",
@@ -113,11 +113,11 @@ def test_folders_import_downwards_only(package: str) -> None:
 
 
 @pytest.mark.parametrize("package", SOURCES)
-def test_no_circle_of_imports(package: str) -> None:
+def test_no_circular_imports(package: str) -> None:
     edges, done = _edges(package), set[str]()
 
     def visit(module: str, path: tuple[str, ...]) -> None:
-        assert module not in path, "a circle of imports: " + " -> ".join((*path[path.index(module) :], module))
+        assert module not in path, "circular imports: " + " -> ".join((*path[path.index(module) :], module))
         if module not in done:
             for target in sorted(edges[module]):
                 visit(target, (*path, module))
@@ -129,7 +129,7 @@ def test_no_circle_of_imports(package: str) -> None:
 
 @pytest.mark.parametrize("package", SOURCES)
 def test_a_folder_fits_on_a_screen(package: str) -> None:
-    """78 files in one folder could be searched only by those who had written them."""
+    """Only its authors could find their way in a folder of 78 files."""
     for folder in [SOURCES[package], *(f for f in SOURCES[package].rglob("*") if f.is_dir())]:
         files = [f for f in folder.glob("*.py") if f.name not in ("__init__.py", "__main__.py")]
         assert len(files) <= MOST_FILES, f"{folder.relative_to(ROOT)} has {len(files)} files, {MOST_FILES} at most"
@@ -144,7 +144,7 @@ def test_no_file_is_too_long_to_read(package: str) -> None:
     assert not long, f"over {MOST_LINES} lines: {long}"
 
 
-def test_only_the_joints_import_the_model() -> None:
+def test_only_two_server_files_import_the_model() -> None:
     joining = {
         str(file.relative_to(ROOT))
         for file in _modules("server").values()
@@ -154,7 +154,7 @@ def test_only_the_joints_import_the_model() -> None:
 
 
 def test_the_gateway_loads_nothing_heavy() -> None:
-    """In a process of its own, because this one has torch already; with the modules of all commands."""
+    """It runs in a separate process, because this one has torch already, and covers the modules of all commands."""
     code = (
         "import sys, server.gateway.app, server.client; from server.cli import main; main._parser(); "
         f"print(sorted(sys.modules.keys() & {HEAVY!r}))"

@@ -1,4 +1,4 @@
-"""Comparison at the end of a run: read every job from Redis, fetch every image over HTTP, let the ledger judge them."""
+"""Comparison at the end of a run: read every job from Redis, fetch every image over HTTP, ask the ledger."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def audit(ledger: Ledger, queue: JobQueue, address: Callable[[], str]) -> 
     """Return the ledger's verdict, and the inconsistencies among the service's own counters."""
     records = await all_jobs(queue)
     limit = asyncio.Semaphore(CONCURRENT_FETCHES)
-    async with httpx.AsyncClient(base_url=address(), timeout=30) as http:
+    async with httpx.AsyncClient(trust_env=False, base_url=address(), timeout=30) as http:
 
         async def fetch(entry: Submission, record: JobRecord, index: int) -> None:
             async with limit:

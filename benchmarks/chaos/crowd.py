@@ -22,11 +22,11 @@ POLL_S = 0.3
 
 
 class Crowd:
-    """Open-loop load: requests at random moments, each a task of its own, regardless of earlier ones."""
+    """Open-loop load: requests at random moments, each in its own task, regardless of earlier ones."""
 
     def __init__(self, cast: Cast, ledger: Ledger, random: Random, per_second: float) -> None:
         self._cast, self._ledger, self._random, self._per_second = cast, ledger, random, per_second
-        self._http = httpx.AsyncClient(timeout=WAIT_S, limits=httpx.Limits(max_connections=None))
+        self._http = httpx.AsyncClient(trust_env=False, timeout=WAIT_S, limits=httpx.Limits(max_connections=None))
         self.errors = 0  # failed connections and 5xx
 
     async def run(self, stop: asyncio.Event) -> None:

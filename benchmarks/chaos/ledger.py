@@ -1,7 +1,7 @@
-"""Expected outcomes: what each client requested and observed, and how to judge it. No clock, no network.
+"""Expected outcomes: what each client requested and observed, and the audit against it. No clock, no network.
 
-Every submission carries a label in its `user` field. It settles requests whose connection died before the answer: if a
-job with that label exists, the request was accepted and its job must keep the promise.
+Every submission carries a label in its `user` field. It identifies requests whose connection died before the response:
+if a job with that label exists, the request was accepted and its job must keep the promise.
 """
 
 from __future__ import annotations

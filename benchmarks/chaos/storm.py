@@ -71,7 +71,7 @@ async def run(minutes: float, seed: int, lease_s: float, data_dir: Path) -> Outc
 
 async def _wait_ready(cast: Cast) -> None:
     """Wait until every gateway reports that a worker is ready."""
-    async with asyncio.timeout(60), httpx.AsyncClient() as http:
+    async with asyncio.timeout(60), httpx.AsyncClient(trust_env=False) as http:
         for port in cast.gateways:
             while not await _is_ready(http, f"http://127.0.0.1:{port}/health/ready"):
                 await asyncio.sleep(0.1)
@@ -96,5 +96,5 @@ async def _sleep_with_progress(seconds: float) -> None:
 async def _scrape(cast: Cast) -> str:
     """Fetch /metrics, after the workers' last figures have arrived with their heartbeats."""
     await asyncio.sleep(2 * HEARTBEAT_S)
-    async with httpx.AsyncClient() as http:
+    async with httpx.AsyncClient(trust_env=False) as http:
         return (await http.get(f"{cast.address()}/metrics")).text

@@ -11,7 +11,7 @@
 
 `images` runs four of the 64 autoregressive steps, with all their diffusion steps; an image takes 16 times their sum.
 
-It takes under 9 minutes, and results are on disk after each part. A table is printed, and last one JSON object.
+It takes under 9 minutes, and results are on disk after each part. It prints a table and, last, one JSON object.
 --device cpu --quick rehearses it without a GPU. Example:
 
     make gpu-bench

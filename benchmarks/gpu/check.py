@@ -8,7 +8,7 @@
     batch      an image generated alone against the same image among rows that join and leave
 
 It needs the repository and torch, triton, safetensors, numpy and tqdm; no installation of this project, no network.
-It takes under 9 minutes. A table is printed, and last one JSON object; the exit status is 1 if a comparison failed.
+It takes under 9 minutes. It prints a table and, last, one JSON object; the exit status is 1 if a comparison failed.
 --device cpu --quick rehearses it without a GPU. Example:
 
     make gpu-check

@@ -37,7 +37,7 @@ class Part:
 
 
 def command(doc: str | None, name: str, parts: Sequence[Part], total_s: float) -> None:
-    """Run a measurement's command line: parse flags, run the parts in turn, print a table and last one JSON object.
+    """Run a measurement's command line: parse flags, run the parts in turn, print a table and finally one JSON object.
 
     Exits with status 1 if anything failed. The figures go to benchmarks/results/ unless --out names another file.
     """

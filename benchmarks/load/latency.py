@@ -9,7 +9,7 @@ The main figures use one step per image, which takes no time, and a free row for
 image takes 400 steps of 10 ms plus what 512 rows add to them, so that 100 requests/s keep 512 or more waiting; an image
 joins between two steps, and that wait counts. Snapshots are off there: 512 rows would write thousands a second.
 
-`busy_with_others` is the share of the machine's cores that other processes used meanwhile.
+`busy_with_others` is the share of the machine's cores that other processes used at the same time.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ async def at_100_per_second(quick: bool) -> dict[str, Any]:
 
 
 async def at_512_connections(quick: bool) -> dict[str, Any]:
-    """Measure added latency with 512 requests in flight at once, each on a connection of its own."""
+    """Measure added latency with 512 requests in flight at once, each on its own connection."""
     seconds = FILL_S + (2 if quick else 20)
     body = BODY | {"num_inference_steps": STEPS}
     async with service(1, fake_step_ms=STEP_MS, max_rows=2 * CONNECTIONS, snapshot_steps=0) as running:
@@ -78,5 +78,5 @@ def _p(run: Run, part: str, percent: float) -> float | None:
 
 
 def _rss(running: Service) -> dict[str, float]:
-    """Return MiB of gateway and worker; not of Valkey, which holds finished images until they expire, as it must."""
+    """Return MiB of gateway and worker, without Valkey, which must hold finished images until they expire."""
     return {"gateway": rss_mib(running.gateway.pid), "worker": rss_mib(running.workers[0].pid)}

@@ -128,12 +128,12 @@ def step_noise(rows: Rows, timesteps: Tensor, channels: int) -> Tensor:
 
 
 def active(rows: Rows, chains: Chains) -> list[tuple[int, int]]:
-    """(m, g) at each index: the number of rows that take part, and of guided ones among them.
+    """(m, g) at each index: the number of rows that take part, and how many of them are guided.
 
     Raises:
         ValueError: the rows are not sorted.
     """
-    # Copied to the host once: read step by step, a GPU would be waited for hundreds of times.
+    # Copied to the host once: reading it step by step would wait for a GPU hundreds of times.
     steps, guided = chains.steps[rows.chain].cpu(), rows.guided.cpu()
     if bool((steps[1:] > steps[:-1]).any()) or bool((guided[1:] <= guided[:-1]).any()):
         raise ValueError("rows must come with the most steps first, and guided rows ascending")

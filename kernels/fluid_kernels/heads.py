@@ -70,7 +70,7 @@ def choose_path(path: str, device: torch.device) -> str:
         HeadPathError: see make_head.
     """
     if path not in PATHS:
-        raise HeadPathError(f"kernels {path!r} is none of {', '.join(PATHS)}")
+        raise HeadPathError(f"kernels {path!r} is not one of {', '.join(PATHS)}")
     if path == "auto":
         return "triton" if device.type == "cuda" and _triton() >= OLDEST_TRITON else "torch"
     if path != "torch" and device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
@@ -82,7 +82,7 @@ def choose_path(path: str, device: torch.device) -> str:
 
 
 def _triton() -> tuple[int, ...]:
-    """The installed Triton's version, or (). Imported, because its package has other names for other chips."""
+    """The installed Triton's version, or (), found by importing it: its package has other names for other chips."""
     if importlib.util.find_spec("triton") is None:
         return ()
     version = str(importlib.import_module("triton").__version__)

@@ -1,5 +1,5 @@
-"""Conversion of checkpoints that others published.
+"""Conversion of checkpoints published by others.
 
 import_mar            `fluid import mar`: official MAR weights -> a checkpoint folder
-foreign_weights       reads files of other code, strictly; ldm_names: key names of latent diffusion's autoencoder
+foreign_weights       strict reader of others' files; ldm_names: key names of latent diffusion's autoencoder
 """

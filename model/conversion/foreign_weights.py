@@ -1,4 +1,4 @@
-"""Weights written by other code: taken by name, checked by shape, and none may be left over."""
+"""Weights written by other code: each tensor is taken by name and checked by shape, and none may be left over."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ForeignWeights:
         """The shape of a tensor.
 
         Raises:
-            CheckpointError: it is missing, or has not `dims` dimensions.
+            CheckpointError: it is missing, or does not have `dims` dimensions.
         """
         found = self._find(key).shape
         if len(found) != dims:
@@ -42,7 +42,7 @@ class ForeignWeights:
         """Number of parts named prefix + "0", prefix + "1", and so on.
 
         Raises:
-            CheckpointError: there is none.
+            CheckpointError: there are none.
         """
         numbers = {key.removeprefix(prefix).split(".", 1)[0] for key in self._state if key.startswith(prefix)}
         count = next(n for n in range(len(numbers) + 1) if str(n) not in numbers)
@@ -84,12 +84,12 @@ class ForeignWeights:
 
 
 def read_foreign_weights(file: Path, *sections: str) -> ForeignWeights:
-    """Read a .safetensors file, or a torch file from the first of `sections` that it has.
+    """Read a .safetensors file, or the first of `sections` that a torch file has.
 
     Torch files are unpickled with `weights_only`, so that code in them cannot run.
 
     Raises:
-        CheckpointError: the file is missing, damaged or of another kind.
+        CheckpointError: the file is missing, damaged or of the wrong kind.
     """
     if not file.is_file():
         raise CheckpointError(f"{file} is not a file; give the checkpoint itself (.pth, .ckpt or .safetensors)")
@@ -99,12 +99,12 @@ def read_foreign_weights(file: Path, *sections: str) -> ForeignWeights:
         except SafetensorError as error:
             raise CheckpointError(f"{file} is damaged ({error}); download it again") from error
     try:
-        # Some files hold the training's arguments beside the weights; a Namespace is as harmless as a dictionary.
+        # Some files hold the training arguments beside the weights; a Namespace is as harmless as a dictionary.
         with torch.serialization.safe_globals([argparse.Namespace]):
             raw: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{file} is damaged or not a file of torch.save ({reason}); download it again") from error
+        raise CheckpointError(f"{file} is damaged or not a torch.save file ({reason}); download it again") from error
     state = next((raw[name] for name in sections if isinstance(raw, dict) and name in raw), raw)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         found = ", ".join(map(repr, list(raw)[:5])) if isinstance(raw, dict) else type(raw).__name__

@@ -3,8 +3,9 @@
     fluid import mar checkpoint-last.pth mar-b            with the autoencoder kl16.ckpt beside it
     fluid import mar mar-large.safetensors mar-l --vae kl16.safetensors
 
-Sizes are read from the shapes of the tensors. Every tensor must fit and none may be left over, so a truncated file or
-one of another model is an error that names the first key. The folder appears only when it is complete.
+Sizes are read from the shapes of the tensors. Every tensor must fit and none may be left over, so a truncated file, or
+one of another model, is an error that names the first key that does not fit. The folder appears only
+once it is complete.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from model.inference.prompts import imagenet_labels
 from model.networks.kl_tokenizer import KlTokenizer
 from model.networks.mar import Mar
 
-# Width -> attention heads, the one size that shapes do not tell.
+# Width -> attention heads, the one size that shapes do not reveal.
 HEADS = {768: 12, 1024: 16, 1280: 16}
 NAMES = {768: "mar-b", 1024: "mar-l", 1280: "mar-h"}
 # Width -> guidance scale of the paper's evaluations, with the linear schedule (Appendix B of arXiv 2406.11838).
@@ -52,7 +53,7 @@ HEAD_BLOCK = {"norm": "in_ln", "mlp.0": "mlp.0", "mlp.2": "mlp.2", "modulation":
 
 
 def official_name(key: str) -> str:
-    """The key in an official file of the parameter that `Mar` calls `key`.
+    """Translate the name of a parameter of `Mar` to its key in an official file.
 
     backbone.encoder.3.attn.q.weight -> encoder_blocks.3.attn.qkv.weight
     """
@@ -78,7 +79,7 @@ def _renamed(key: str, table: dict[str, str]) -> str:
 
 
 def mar_config(source: ForeignWeights, tokenizer: KlConfig, heads: int | None) -> MarConfig:
-    """Sizes of the model, from the shapes of its tensors.
+    """Derive the sizes of the model from the shapes of its tensors.
 
     Raises:
         CheckpointError: a tensor is missing, or the number of heads is unknown.
@@ -87,7 +88,7 @@ def mar_config(source: ForeignWeights, tokenizer: KlConfig, heads: int | None) -
     heads = heads or HEADS.get(width)
     if heads is None:
         raise CheckpointError(
-            f"{source.file}: width {width} is none of the released sizes {sorted(HEADS)}; give the number of "
+            f"{source.file}: width {width} is not one of the released sizes {sorted(HEADS)}; give the number of "
             "attention heads with --heads"
         )
     if channels != tokenizer.channels:
@@ -107,7 +108,7 @@ def mar_config(source: ForeignWeights, tokenizer: KlConfig, heads: int | None) -
 
 
 def kl_config(source: ForeignWeights) -> KlConfig:
-    """Sizes of the autoencoder, from the shapes of its tensors.
+    """Derive the sizes of the autoencoder from the shapes of its tensors.
 
     Raises:
         CheckpointError: a tensor is missing.
@@ -121,10 +122,10 @@ def kl_config(source: ForeignWeights) -> KlConfig:
 
 
 def read_mar(file: Path, tokenizer: KlConfig, heads: int | None = None) -> Mar:
-    """Read the model of an official file, with its averaged weights (`model_ema`) if it has both.
+    """Read the model from an official file, with its averaged weights (`model_ema`) if it has both kinds.
 
     Raises:
-        CheckpointError: the file is not one of MAR; names the first key or shape that does not fit.
+        CheckpointError: the file is not a MAR checkpoint; the message names the first key or shape that does not fit.
     """
     source = read_foreign_weights(file, "model_ema")
     model = Mar(mar_config(source, tokenizer, heads))
@@ -147,7 +148,7 @@ def read_kl(file: Path) -> KlTokenizer:
     """Read an autoencoder in the layout of latent diffusion.
 
     Raises:
-        CheckpointError: the file is not one; names the first key or shape that does not fit.
+        CheckpointError: the file is not an autoencoder; the message names the first key or shape that does not fit.
     """
     source = read_foreign_weights(file, "model", "state_dict")
     tokenizer = KlTokenizer(kl_config(source))
@@ -177,7 +178,7 @@ def find_vae(source: Path) -> Path:
 
 
 def about(model: Mar) -> dict[str, Any]:
-    """The entry `about` of config.json: names, licence, labels, sampling presets."""
+    """The `about` entry of config.json: names, licence, labels, sampling presets."""
     width, classes = model.config.width, model.config.classes
     steps = {"low": (32, 50), "medium": (64, 100), "high": (256, 100)}
     return {
@@ -207,9 +208,9 @@ def import_mar(
     """Convert `source` to the checkpoint folder `target`, which must not exist; return `target`.
 
     Args:
-        vae: file of the autoencoder; default: looked for beside `source`.
+        vae: file of the autoencoder; default: the one found beside `source`.
         heads: attention heads; default: those of the released model of this width.
-        dtype: in which the weights are stored.
+        dtype: type in which the weights are stored.
         report: called with one line per stage.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Key names of a KL autoencoder: from those of diffusers to those of the latent diffusion code."""
+"""Key names of a KL autoencoder, translated from those of diffusers to those of the latent diffusion code."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from model.data.sources import DataError
 
 
 def sample_sheet(sprites: Sprites, out: Path, columns: int = 8, rows: int = 6) -> None:
-    """Write sheet.png, scenes to check by eye that composing worked, and sheet.jsonl, what is in each of them."""
+    """Write sheet.png, scenes to check composition by eye, and sheet.jsonl, the content of each scene."""
     more = 0.25 if sprites.about.get("portraits") else 0.0
     bank = build_bank(sprites, COMMON, sprites.styles, columns * rows, snap=4, seed=0, portraits=more, tags=more)
     images = list(bank.images(range(len(bank)), visit=0))

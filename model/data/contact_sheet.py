@@ -37,7 +37,7 @@ def contact_sheet(
 
 
 def _cut(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
-    """The longest beginning of `text` that is at most `width` pixels wide."""
+    """The longest prefix of `text` that is at most `width` pixels wide."""
     while text and font.getlength(text) > width:
         text = text[:-1]
     return text

@@ -48,7 +48,7 @@ class Dataset:
         return list(dict.fromkeys(item.concept for item in self.items if item.split == split))
 
     def digest(self) -> str:
-        """SHA-256 of pixels and descriptions, equal for two builds exactly if they are identical."""
+        """SHA-256 of pixels and descriptions, equal for two builds if and only if they are identical."""
         hasher = hashlib.sha256(np.ascontiguousarray(self.images).tobytes())
         hasher.update(json.dumps([asdict(item) for item in self.items], sort_keys=True).encode())
         return hasher.hexdigest()

@@ -2,7 +2,7 @@
 
 A small CenterNet (arXiv 1904.07850): it predicts a heat map of object centres on a grid of 8 pixels and, at each
 centre, the thing and its colour. It is trained on composed renders only (train_detector.py), never on generated images,
-so it cannot learn to excuse a generator's habits. Its own error rate is measured with every score (evaluate_scenes.py).
+so it cannot learn to overlook generator flaws. Its own error rate is measured with every score (evaluate_scenes.py).
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ from model.inference.serving import ServingEngine
 
 
 class Defaults(NamedTuple):
-    """What a suite evaluates unless told otherwise."""
+    """Default checkpoint, data folder and number of images of a suite."""
 
     checkpoint: str
     data: Path
@@ -50,7 +50,7 @@ SAMPLING: dict[str, tuple[type, str]] = {
     "diffusion_steps": (int, "diffusion steps per autoregressive step"),
     "diffusion_steps_final": (
         int,
-        "the same of the last step; interpolated in between",
+        "diffusion steps in the last autoregressive step; interpolated in between",
     ),
     "order": (str, "order in which tokens are generated: random or halton"),
     "guidance_scale": (float, "scale of classifier-free guidance; 1: none"),
@@ -60,7 +60,7 @@ SAMPLING: dict[str, tuple[type, str]] = {
 
 
 def parse_presets(text: str) -> tuple[str, ...]:
-    """Quality presets from a comma-separated list."""
+    """Parse a comma-separated list of quality presets."""
     names = tuple(name.strip() for name in text.split(","))
     if unknown := set(names) - {"low", "medium", "high"}:
         raise argparse.ArgumentTypeError(f"{sorted(unknown)[0]!r} is not low, medium or high")
@@ -75,7 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--checkpoint", help="folder, or name of a shipped checkpoint (emoji-64 or scenes-128)")
     parser.add_argument("--data", type=Path, help="folder of `make data` (data/emoji-64 or data/scenes)")
     parser.add_argument(
-        "--images", type=int, help="emoji: trained pairs to generate (400); scenes: images a prompt (4)"
+        "--images", type=int, help="emoji: trained pairs to generate (400); scenes: images per prompt (4)"
     )
     parser.add_argument(
         "--prompts", type=int, default=100, help="scenes: prompts in each of six categories (%(default)s)"
@@ -88,7 +88,7 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--rows", type=int, default=64, help="images generated together (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first image (%(default)s)")
-    parser.add_argument("--sampling", type=Path, help="JSON with presets and defaults, in place of the checkpoint's")
+    parser.add_argument("--sampling", type=Path, help="JSON with presets and defaults that replace the checkpoint's")
     parser.add_argument(
         "--out", type=Path, default=Path("out/evaluate"), help="folder for sheets and report.json (%(default)s)"
     )

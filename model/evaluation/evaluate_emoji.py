@@ -1,11 +1,11 @@
 """R-precision of single emoji: does a generated image show the prompted concept?
 
 R-precision@1: a generated image is correct when, among the real images of 100 concepts in the prompted style, the
-nearest in feature space (features.py) shows the prompted concept. Chance is 1 %. The report gives beside it:
+nearest in feature space (features.py) shows the prompted concept. Chance is 1 %. The report also gives:
   - the same score of the tokenizer's reconstructions of the real images: the ceiling that tokenizer and features allow;
   - held-out pairs (concept trained in the other styles only) and concepts never trained, separately;
   - the share of generated images whose nearest training image, compared at 16×16 pixels, is the prompted one: how much
-    of the score is memory.
+    of the score is memorisation.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from model.networks.tokenizer import reconstruct, to_pixels, to_uint8
 
 
 def hits(features: Tensor, rows: np.ndarray, dataset: Dataset, real: Tensor, pool: list[str]) -> np.ndarray:
-    """For each query, whether the nearest of CANDIDATES real images is that of its own data set row; (Q,) bool.
+    """Return, for each query, whether the nearest of CANDIDATES real images is that of its own data set row; (Q,) bool.
 
     Args:
         features: (Q, F) unit vectors, of images generated (or reconstructed) for the data set rows `rows`.
@@ -58,7 +58,7 @@ def nearest_is_prompted(generated: np.ndarray, rows: np.ndarray, dataset: Datase
 
 
 def spread(rows: np.ndarray, count: int) -> np.ndarray:
-    """`count` of the rows, evenly spaced."""
+    """Choose `count` of the rows, evenly spaced."""
     return rows[np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int))]
 
 
@@ -127,7 +127,7 @@ def save_sheet(dataset: Dataset, kept: Generated, file: Path) -> None:
 def save_failures(dataset: Dataset, kept: Generated, file: Path, count: int = 16) -> None:
     """Write a sheet of incorrect images of trained prompts above the real ones they should resemble.
 
-    If there are none, no file is left, not even an earlier evaluation's.
+    If there are none, no file remains, not even one from an earlier evaluation.
     """
     rows, generated, correct = kept[0]
     wrong = np.flatnonzero(~correct)[:count]

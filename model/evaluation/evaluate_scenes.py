@@ -1,8 +1,8 @@
 """Scores of a scenes checkpoint: `python -m model.evaluation --suite scenes`.
 
-Prints a table of GenEval's categories (scene_questions.py), then one JSON object. Beside the scores stand the
-detector's own: the share of real renders that it accepts (`checker_ceiling`, also after JPEG compression) and the share
-of renders with one false fact that it rejects (`checker_reject`). Two scores do without it: R-precision and a feature
+Prints a table of GenEval's categories (scene_questions.py), then one JSON object. It also scores the detector
+itself: the share of real renders that it accepts (`checker_ceiling`, also after JPEG compression) and the share of
+renders with one false fact that it rejects (`checker_reject`). Two scores do not use it: R-precision and a feature
 distance to real renders.
 """
 
@@ -69,7 +69,7 @@ class SceneBenchmark:
         return cls(sprites, detector, digest, grammar, questions(grammar, per_category))
 
     def score(self, facts: list[Facts], images: np.ndarray) -> np.ndarray:
-        """For each of (P, H, W, 3) images, whether it shows the facts at the same position; (P,) bool."""
+        """Return, for each of (P, H, W, 3) images, whether it shows the facts at the same position; (P,) bool."""
         detections = self.detector.detect(to_pixels(torch.from_numpy(images)))
         return np.array([is_correct(f, found, i) for f, found, i in zip(facts, detections, images, strict=True)])
 
@@ -123,7 +123,7 @@ def feature_distance(a: Tensor, b: Tensor) -> float:
         k = (x @ y.T + 1) ** 3
         return float((k.sum() - k.diagonal().sum()) / (len(x) * (len(x) - 1)))
 
-    # Row i of both sets has the same prompt, so the diagonal is no pair of independent images there either.
+    # Row i of both sets has the same prompt, so the diagonal has no independent pairs there either.
     return 1000 * (between(a, a) + between(b, b) - 2 * between(a, b))
 
 

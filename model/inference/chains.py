@@ -16,7 +16,7 @@ CHAINS_KEPT = 64  # single chains: 0.4 MB each at 100 steps of MAR-B's head, for
 
 
 class ChainCache:
-    """The chains that an engine has used lately; not thread-safe."""
+    """The chains that an engine has used recently; not thread-safe."""
 
     def __init__(self, head: DiffusionHead):
         self.head = head
@@ -51,7 +51,7 @@ def make_chains(head: DiffusionHead, lengths: Sequence[int]) -> Chains:
 
 
 def stack_chains(parts: Sequence[Chains]) -> Chains:
-    """Put single chains, the longest first, below each other."""
+    """Stack single chains, the longest first, along the first dimension."""
     if len(parts) == 1:
         return parts[0]
     longest = parts[0].timesteps.shape[1]

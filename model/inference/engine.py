@@ -30,10 +30,10 @@ PROMPTS_KEPT = 256  # prompts whose conditions stay in memory
 
 
 class OutOfMemory(RuntimeError):
-    """Rows that do not fit into memory even alone. They keep their last step: release them, or call `step` again."""
+    """Some rows do not fit into memory even alone. They stay at their last step: release them, or call `step` again."""
 
     def __init__(self, rows: list[int]):
-        super().__init__(f"out of memory with rows {rows}, each by itself; use a device with more, or a smaller model")
+        super().__init__(f"out of memory for rows {rows}, each alone; use a device with more memory or a smaller model")
         self.rows = rows
 
 
@@ -52,7 +52,7 @@ class Engine:
         """Allocate the rows and prepare the head's weights.
 
         Args:
-            max_rows: R, the most images at once.
+            max_rows: R, the maximum number of images at once.
             dtype: of the head's matrix products; for the backbone's see model/inference/precision.py.
             kernels: path of the head's loop, see fluid_kernels/heads.py.
             static: run the backbone in fixed shapes (backbone_pass.py); None: on CUDA only.
@@ -80,7 +80,7 @@ class Engine:
     # ---- the life of a row -------------------------------------------------------------------------------
 
     def admit(self, requests: Sequence[RowRequest], known: Sequence[KnownTokens | None] | None = None) -> list[int]:
-        """Give each request a row; all or none. known: per request the tokens that it starts from, if any.
+        """Give each request a row; all or none. known: for each request, the tokens that it starts from, if any.
 
         Raises:
             EngineError: a parameter is outside what the model or the tokens left to decide allow, or there are too
@@ -91,7 +91,7 @@ class Engine:
             check_request(request, self.config)
         free = [row for row in range(self.max_rows) if row not in self._rows]
         if len(requests) > len(free):
-            raise EngineError(f"{len(requests)} rows asked for, {len(free)} of {self.max_rows} are free")
+            raise EngineError(f"{len(requests)} rows requested, {len(free)} of {self.max_rows} are free")
         conditions = [self._condition(request.prompt) for request in requests]
         orders = [
             make_order(request.sampling.order, torch.tensor([request.seed]), self.config.grid)[0]
@@ -126,14 +126,14 @@ class Engine:
         return fresh
 
     def progress(self, row: int) -> tuple[int, int]:
-        """(steps done, steps in all)"""
+        """(steps done, total steps)"""
         return self._rows[row].step, self._rows[row].request.sampling.num_inference_steps
 
     def peek(self, row: int) -> Tensor:
         """(N, C) tokens so far.
 
         Undecided ones are zero, the mean of the training images' latents: the decoder turns that neutral filling into
-        a smooth ground, never into noise.
+        a smooth background, never into noise.
         """
         return self._tokens[row].clone()
 
@@ -165,7 +165,7 @@ class Engine:
     # ---- inside a step -----------------------------------------------------------------------------------
 
     def _step_rows(self, rows: list[int], too_big: list[int]) -> None:
-        """One step of these rows together, or in halves where memory does not suffice.
+        """One step of these rows together, or in halves if memory runs out.
 
         A row's tokens do not depend on the rest of the batch, so halves generate the same images.
         """
@@ -192,7 +192,7 @@ class Engine:
 
     def _decode(self, steps: list[RowStep]) -> None:
         """Run the backbone, then all rows' tokens through the head together, and write the tokens back."""
-        steps = sorted(steps, key=lambda step: -step.diffusion_steps)  # the order that the head's loop wants
+        steps = sorted(steps, key=lambda step: -step.diffusion_steps)  # the order that the head's loop expects
         z = self._condition_tokens(steps)  # (B + U, N, D); launched first, so that a GPU works while the host packs
         plan = StepPlan.pack(steps).to(self.device)
         condition = self.model.head.embed_condition(z[plan.z_row, plan.z_position])  # (M + G, W)
@@ -211,11 +211,11 @@ class Engine:
     # ---- prompts -----------------------------------------------------------------------------------------
 
     def prompt_tokens(self, prompt: str) -> int:
-        """Number of tokens that the model reads of a prompt."""
+        """Number of tokens of the prompt that the model reads."""
         return self._condition(prompt).tokens
 
     def _condition(self, prompt: str) -> Condition:
-        """The prompt's condition, of one row; cached by least recent use."""
+        """The prompt's condition, one row; from an LRU cache if it is there."""
         if prompt not in self._prompts:
             self._prompts[prompt] = self.conditioner(prompt)
         self._prompts.move_to_end(prompt)
@@ -225,5 +225,5 @@ class Engine:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """True for both devices' errors; a CPU's is a plain RuntimeError that only its message tells apart."""
+    """True for the out-of-memory errors of GPU and CPU; only its message identifies a CPU's RuntimeError."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)

@@ -26,10 +26,10 @@ def generate(
     """Generate one image per prompt.
 
     Args:
-        condition: of B prompts.
-        null: of the empty prompt, one row.
+        condition: that of B prompts.
+        null: the condition of the empty prompt, one row.
         seeds: (B,) int64; a row's image depends on its own seed and prompt only.
-        start: tokens known from the start, the same number in every row; steps and schedule are for the others.
+        start: tokens known from the start, the same number in every row; steps and schedule apply to the others.
     Returns:
         (B, N, C) tokens for the tokenizer's decoder.
     """

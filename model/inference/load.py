@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
 
 from model.checkpoint import CheckpointError, load_checkpoint
+from model.cpus import usable_cpus
 from model.inference.precision import choose_dtype
 from model.inference.serving import ServingEngine
 
@@ -42,9 +42,9 @@ def load_engine(
 
     Args:
         checkpoint_dir: a folder, or a shipped checkpoint's name.
-        max_rows: the most images that are decoded at once.
+        max_rows: the maximum number of images decoded at once.
         device: "auto" (CUDA where there is one), "cpu" or "cuda".
-        threads: of torch on a CPU; 0: as many as this process may use.
+        threads: number of torch threads on a CPU; 0: as many as this process may use.
         dtype: of matrix products, see precision.py.
         kernels: path of the head's loop: "auto", "torch", "triton" or "persistent".
     Raises:
@@ -63,17 +63,3 @@ def load_engine(
             f"{folder.name} with {max_rows} rows does not fit into the device's memory: lower FLUID_MAX_ROWS, "
             f"or set FLUID_DEVICE=cpu ({error})"
         ) from error
-
-
-def usable_cpus() -> int:
-    """Number of cores that this process may keep busy: its affinity, limited by the container's CPU quota.
-
-    torch ignores the quota: with a thread per core of a 64-core host under a quota of 2, every step is throttled.
-    """
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    limit = Path("/sys/fs/cgroup/cpu.max")
-    if limit.is_file():
-        quota, period = limit.read_text().split()
-        if quota != "max":
-            allowed = min(allowed, max(1, round(int(quota) / int(period))))
-    return allowed

@@ -32,7 +32,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
         native = native_bfloat16() if device.type == "cpu" else torch.cuda.is_bf16_supported()
         return torch.bfloat16 if native else torch.float32
     if name not in DTYPES:
-        raise CheckpointError(f"dtype {name!r} is none of auto, {', '.join(DTYPES)}")
+        raise CheckpointError(f"dtype {name!r} is not one of auto, {', '.join(DTYPES)}")
     return DTYPES[name]
 
 
@@ -51,8 +51,8 @@ def pack(model: RandomOrderModel, dtype: torch.dtype, fuse: bool | None = None) 
     The head's loop packs its own weights (fluid_kernels/loops/torch_loop.py).
 
     Args:
-        fuse: self-attention's queries, keys and values in one product. None: on a GPU, where a product of few rows does
-            not fill the device; on a CPU nothing is gained by it.
+        fuse: compute self-attention's queries, keys and values in one product. None: on a GPU only, where a product of
+            few rows does not fill the device; on a CPU nothing is gained by it.
     """
     if dtype == torch.float32:
         return

@@ -40,12 +40,12 @@ class RowRequest(Protocol):
 
 
 class KnownImage(Protocol):
-    """An image of which a part is kept; any object with these attributes will do."""
+    """An image that is kept in part; any object with these attributes will do."""
 
     @property
     def pixels(self) -> bytes: ...  # RGB, height · width · 3
     @property
-    def kept(self) -> bytes | int: ...  # N bytes, 1 where a token is kept; or how many: those decided first
+    def kept(self) -> bytes | int: ...  # N bytes, 1 where a token is kept; or a number of tokens: those decided first
 
 
 class ServedRequest(RowRequest, Protocol):

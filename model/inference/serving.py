@@ -71,7 +71,7 @@ class ServingEngine:
         return self.engine.step()
 
     def progress(self, row: int) -> tuple[int, int]:
-        """(steps done, steps in all)"""
+        """(steps done, total steps)"""
         return self.engine.progress(row)
 
     @torch.inference_mode()
@@ -98,10 +98,10 @@ class ServingEngine:
         if not isinstance(about, dict):
             raise ValueError("the snapshot has no header")
         if any(about.get(name) != value for name, value in self._identity(request).items()):
-            raise ValueError("the snapshot is of another checkpoint or another image")
+            raise ValueError("the snapshot belongs to another checkpoint or another image")
         shape, step = (self.checkpoint.config.tokens, self.checkpoint.config.channels), about.get("step", -1)
         steps = request.sampling.num_inference_steps
-        if len(raw) != 4 * shape[0] * shape[1] or not 0 <= step < steps:
+        if not isinstance(step, int) or len(raw) != 4 * shape[0] * shape[1] or not 0 <= step < steps:
             raise ValueError(f"the snapshot has {len(raw)} bytes at step {step} of {steps}")
         tokens = torch.frombuffer(bytearray(raw), dtype=torch.float32).reshape(shape)  # (N, C)
         kept = None if request.known is None else kept_mask(request.known.kept, self._order(request))
@@ -115,12 +115,12 @@ class ServingEngine:
         del self._requests[row]
 
     def _identity(self, request: ServedRequest) -> dict[str, Any]:
-        """Facts that tell this image's snapshot from another that could be given by mistake."""
+        """Facts that distinguish this image's snapshot from one that was given by mistake."""
         return {"sha256": self.checkpoint.sha256, "seed": request.seed, "known": _digest(request)}
 
     @torch.inference_mode()
     def _start(self, request: ServedRequest, encoded: dict[bytes, Tensor]) -> KnownTokens | None:
-        """The tokens that a request starts from. encoded: (N, C) tokens by pixels, filled here."""
+        """The tokens that a request starts from. encoded: a cache of (N, C) tokens by pixels, filled here."""
         known = request.known
         if known is None:
             return None
@@ -134,7 +134,7 @@ class ServingEngine:
         return make_order(request.sampling.order, seeds, self.checkpoint.config.grid)[0]  # (N,)
 
     def prompt_tokens(self, prompt: str) -> int:
-        """Number of tokens that the model reads of a prompt, at most its encoder's limit."""
+        """Number of tokens of the prompt that the model reads, at most its encoder's limit."""
         return self.engine.prompt_tokens(prompt)
 
     def info(self) -> dict[str, Any]:
@@ -173,6 +173,6 @@ def _digest(request: ServedRequest) -> str:
 
 
 def describe_device(device: torch.device, dtype: torch.dtype) -> str:
-    """Device and dtype for people, such as "cpu, bfloat16"."""
+    """Device and dtype in words, such as "cpu, bfloat16"."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return f"{name}, {str(dtype).removeprefix('torch.')}"

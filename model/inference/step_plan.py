@@ -6,8 +6,8 @@
 A step launches hundreds of kernels, and waiting for one of them would leave a GPU idle. So everything a step needs is
 planned on the CPU and sent in four transfers; only the head's loop may read its rows back, once.
 
-Letters, beside those of model/config.py: B rows in the step, M tokens that they decide, G tokens of guided rows among
-them, U guided rows.
+Letters, in addition to those of model/config.py: B rows in the step, M tokens that they decide, G tokens of guided rows
+among them, U guided rows.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from model.networks.condition import Condition
 
 @dataclass
 class RowState:
-    """One image that is being decoded."""
+    """One image being decoded."""
 
     request: RowRequest
     condition: Condition  # of one row
@@ -39,7 +39,7 @@ class RowState:
 
     @classmethod
     def start(cls, request: RowRequest, condition: Condition, order: Tensor, known: KnownTokens | None) -> RowState:
-        """A row before its first step; known tokens are taken out of its order (N,).
+        """Make a row before its first step; known tokens are taken out of its order (N,).
 
         Raises:
             EngineError: there are more steps than tokens to decide.
@@ -105,7 +105,7 @@ class RowStep:
 
     @property
     def guided(self) -> bool:
-        """True where the row needs an unconditional z beside its own; a scale of 1 is no guidance."""
+        """True if the row needs an unconditional z beside its own; a scale of 1 means no guidance."""
         return self.guidance != 1
 
 
@@ -113,7 +113,7 @@ class RowStep:
 class StepPlan:
     """One step as packed tokens, one entry per token, rows one after the other."""
 
-    lengths: tuple[int, ...]  # the different numbers of diffusion steps, longest first
+    lengths: tuple[int, ...]  # the distinct numbers of diffusion steps, longest first
     chain: Tensor  # (M,) int64, index into `lengths`
     seed: Tensor  # (M,) int64, of the token's row
     slot: Tensor  # (M,) int64, the token's row in the engine's tensors
@@ -126,10 +126,10 @@ class StepPlan:
 
     @classmethod
     def pack(cls, steps: Sequence[RowStep]) -> StepPlan:
-        """Spread what is known per row over the tokens that the row decides.
+        """Expand the values of each row to the tokens that the row decides.
 
         Args:
-            steps: B rows, those with the most diffusion steps first, as the head's loop wants them. The plan reads z
+            steps: B rows, those with the most diffusion steps first, as the head's loop expects. The plan reads z
                 (B + U, N, D): these rows in this order, then the unconditional halves of the guided ones.
         """
         lengths = sorted({step.diffusion_steps for step in steps}, reverse=True)
@@ -158,7 +158,7 @@ class StepPlan:
         )
 
     def to(self, device: torch.device) -> StepPlan:
-        """The plan on a device, in four transfers without waiting."""
+        """Copy the plan to a device, in four transfers without waiting."""
         chain, seed, slot, position = send(torch.stack([self.chain, self.seed, self.slot, self.position]), device)
         guidance, temperature = send(torch.stack([self.guidance, self.temperature]), device)
         z_row, z_position = send(torch.stack([self.z_row, self.z_position]), device)

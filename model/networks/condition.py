@@ -1,4 +1,4 @@
-"""A backbone's condition: text for `fluid`, a class for `mar`. The decoding loop stacks and slices it, no more."""
+"""A backbone's condition: text for `fluid`, a class for `mar`. The decoding loop only stacks and slices it."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ MAX_PERIOD = 10000.0
 
 
 def timestep_features(t: Tensor) -> Tensor:
-    """(M,) timesteps of the 1000-step chain -> (M, 256): cosines first, then sines (as ADM, DiT, MAR)."""
+    """(M,) timesteps of the 1000-step chain -> (M, 256): cosines first, then sines (as in ADM, DiT, MAR)."""
     half = FREQUENCIES // 2
     speed = torch.exp(-math.log(MAX_PERIOD) * torch.arange(half, device=t.device) / half)
     angle = t[:, None].float() * speed
@@ -61,7 +61,7 @@ class DiffusionHead(nn.Module):
         self.out = nn.Linear(width, config.head_out)
 
     def zero_init(self) -> None:
-        """Initialise as DiT (AdaLN-Zero): identity blocks, a prediction of zero, and N(0, 0.02) in the time MLP."""
+        """Initialise as in DiT (AdaLN-Zero): identity blocks, a prediction of zero, and N(0, 0.02) in the time MLP."""
         modulations = [part.modulation for part in self.modules() if isinstance(part, HeadBlock)]
         for linear in (*modulations, self.final_modulation, self.out):
             nn.init.zeros_(linear.weight)

@@ -1,4 +1,4 @@
-"""The KL autoencoder of latent diffusion (Rombach et al. 2022, arXiv 2112.10752) as an image tokenizer, by diffusers.
+"""The KL autoencoder of latent diffusion (Rombach et al. 2022, arXiv 2112.10752) as an image tokenizer, from diffusers.
 
 MAR uses kl16 (16 channels, stride 16); Stable Diffusion's has 4 channels at stride 8, and Fluid makes one token of
 2×2 of its positions. A latent is the posterior's mean; multiplied by `scale` it has unit variance.

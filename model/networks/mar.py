@@ -1,7 +1,7 @@
 """MAR (arXiv 2406.11838): the masked autoencoder that Fluid grew out of, conditioned on a class label.
 
-Only the differences from networks/transformer.py are here. Section 3 of the paper, and the released code for what the
-paper leaves out:
+Only the differences from networks/transformer.py are here. They follow section 3 of the paper, and the released code
+for what the paper leaves out:
 
     encoder   64 copies of the class embedding, then the known tokens only         -> as many vectors
     decoder   the same 64, then all positions, a mask token where nothing is known -> z per position

@@ -1,4 +1,4 @@
-"""The trainable whole, backbone and diffusion head, and the loss that trains both at once."""
+"""The trainable model, a backbone and a diffusion head, and the loss that trains both at once."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class RandomOrderModel(nn.Module):
     def token_loss(
         self, schedule: Schedule, z: Tensor, tokens: Tensor, masked: Tensor, index: Tensor, noise: Tensor
     ) -> Tensor:
-        """`loss`, for a z (B, N, D) that is already computed."""
+        """Compute `loss` from a z (B, N, D) that is already known."""
         draws = len(index)
         z, x0 = z[masked].repeat(draws, 1), tokens[masked].repeat(draws, 1)  # (R·M, D), (R·M, C)
         index, noise = index.flatten(), noise.flatten(0, 1)

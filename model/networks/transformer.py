@@ -112,7 +112,7 @@ class Backbone(nn.Module):
         self.mask_token = nn.Parameter(0.02 * torch.randn(width))
         table = sincos_table(config.grid, width, 0.7) if sincos else 0.02 * torch.randn(config.tokens, width)
         self.pos = nn.Parameter(table)
-        # A second table tells the head where its token sits, as MAR's diffusion_pos_embed_learned.
+        # A second table tells the head where its token sits, as MAR's diffusion_pos_embed_learned does.
         self.pos_out = nn.Parameter(table.clone())
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(width, LN_EPS)
@@ -153,7 +153,7 @@ def count_parameters(module: nn.Module) -> int:
 
 
 def init_weights(module: nn.Module) -> None:
-    """Initialise as MAR and DiT: Xavier-uniform matrices, zero biases. Output projections start at half their size."""
+    """Initialise as in MAR and DiT: Xavier-uniform matrices, zero biases. Output projections start at half size."""
     for name, part in module.named_modules():
         if isinstance(part, nn.Linear):
             nn.init.xavier_uniform_(part.weight)

@@ -1,4 +1,4 @@
-"""Training: `python -m model.training` and what it is made of.
+"""Training: `python -m model.training` and its parts.
 
 train                 command line; recipe: the TOML file that describes a run
 run                   a run's state: model, optimiser, clock, data; made, saved, resumed

@@ -29,7 +29,7 @@ class CaptionCache:
         return CaptionCache(*(t.to(device) for t in (self.states, self.mask, self.null_states, self.null_mask)))
 
     def sample(self, rows: Tensor, drop: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """A random wording of each image, or with probability `drop` the empty caption.
+        """Choose a random wording of each image, or with probability `drop` the empty caption.
 
         Args:
             rows: (B,) positions of the images.
@@ -46,7 +46,7 @@ class CaptionCache:
 
 
 def build_caption_cache(encoder: TextEncoder, wordings: Sequence[Sequence[str]], folder: Path) -> CaptionCache:
-    """Encode all wordings of all images (equally many each), or read them from `folder` if that was done before.
+    """Encode all wordings of all images (the same number for each), or read them from `folder` if that was done before.
 
     Columns that are padding everywhere are cut, so L is the longest caption, not the encoder's maximum.
     """

@@ -28,7 +28,7 @@ from model.training.trainer import step_generator
 
 
 def open_scenes(recipe: Recipe, s: SceneRecipe) -> SceneBank:
-    """The captioned facts of a recipe with a table [scenes].
+    """The captioned facts of a recipe with a [scenes] table.
 
     Raises:
         DataError: the sprites are missing.
@@ -110,7 +110,7 @@ class ImageFeed:
 
 @dataclass(frozen=True)
 class SceneBatches(TorchDataset):
-    """Training batches as a map-style torch data set; loader processes compose them ahead of time.
+    """Training batches as a map-style torch dataset; loader processes compose them ahead of time.
 
     Element `step` is the rows (B,), images (B, SIZE, SIZE, 3) uint8 and cell classes (B, N, 2) of that step.
     """
@@ -158,7 +158,7 @@ class SceneFeed:
         return rows, tokens.float(), cells
 
     def _load_from(self, step: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Batches from `step` on, without an end: the training loop stops by its own clock."""
+        """Yield batches from `step` on without end: the training loop stops by its own clock."""
         ahead: dict[str, Any] = {"prefetch_factor": 4, "multiprocessing_context": "spawn"} if self.loaders else {}
         steps = range(step, step + 10_000_000)
         return iter(DataLoader(self.batches, sampler=steps, batch_size=None, num_workers=self.loaders, **ahead))

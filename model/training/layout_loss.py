@@ -1,7 +1,7 @@
 """Auxiliary loss for scenes: predict which thing, in which colour, covers each masked token.
 
 The diffusion loss hardly rewards knowing which of two things is on the left: before the first token is generated both
-sides are likely, and afterwards the known tokens tell. In three hours of training, "a cat left of a dog" was therefore
+sides are likely, and afterwards known tokens show it. In three hours of training, "a cat left of a dog" was therefore
 learned up to its axis only (docs/log.md). A composed scene has a known layout, and cross-entropy against it is a direct
 signal. The layer that predicts it exists in training only; checkpoints do not contain it.
 """
@@ -18,7 +18,7 @@ from model.data.scenes.compose import SIZE, Scene
 from model.data.scenes.things import COLOURS, THINGS
 
 COLOUR_NAMES = ("", *COLOURS)  # "": the style's own colours, and the background
-# Numbered by the whole table, so that a class means the same in every recipe. All portraits share the last class.
+# Numbered over the whole table, so that a class means the same in every recipe. All portraits share the last class.
 THING_CLASSES = {name: index for index, name in enumerate(("", *THINGS))}
 PORTRAIT_CLASS = len(THING_CLASSES)
 

@@ -16,7 +16,7 @@ from model.training.trainer import learning_rate, step_generator
 
 
 def step_loss(run: Run) -> tuple[Tensor, Tensor]:
-    """Losses of the next step: the diffusion loss, and the objective, which adds the auxiliary layout loss if any.
+    """Losses of the next step: the diffusion loss, and the objective, which adds any auxiliary layout loss.
 
     All randomness is a function of (seed, step).
     """

@@ -33,7 +33,7 @@ from model.training.run import load_tokenizer
 
 
 def pack(recipe_file: Path, out: Path) -> int:
-    """Fill `out` with all that training by the recipe needs besides the code; return its size in bytes.
+    """Fill `out` with everything but the code that training from the recipe needs; return its size in bytes.
 
     Captions are encoded on the other machine: their states are often larger than the text encoder (4 GB for the
     200,000 captions of scenes-128-gpu, 91 MB for MiniLM).
@@ -46,7 +46,7 @@ def pack(recipe_file: Path, out: Path) -> int:
     recipe = Recipe.load(recipe_file)
     config = PRESETS[recipe.preset]
     data = Sprites.load(Path(recipe.data)) if recipe.scenes else Dataset.load(Path(recipe.data))
-    load_tokenizer(config, recipe.tokenizer)  # refuses what would fail on the other machine
+    load_tokenizer(config, recipe.tokenizer)  # rejects what would fail on the other machine
     shutil.rmtree(out, ignore_errors=True)
     data.save(out / "data")
     sources = {"tokenizer": recipe.tokenizer, "start_from": recipe.start_from, "text_encoder": recipe.text_encoder}

@@ -18,7 +18,7 @@ from model.presets import PRESETS
 class SceneRecipe:
     """Table [scenes] of a recipe, for a model of scenes that are composed during training."""
 
-    things: Annotated[int, "number of things, the first of model/data/scenes/things.py"]
+    things: Annotated[int, "number of things, from the start of model/data/scenes/things.py"]
     styles: Annotated[tuple[str, ...], "styles of the sprites"]
     captions: Annotated[int, "number of captioned facts; each gets a new arrangement every time it is used"]
     portraits: Annotated[float, "share of the captions that describe a portrait"]
@@ -36,10 +36,10 @@ class Recipe:
     preset: Annotated[str, "sizes of the model, a name in model/presets.py"]
     data: Annotated[str, "folder that `make data` packed"]
     tokenizer: Annotated[str, "trained image tokenizer: a .safetensors file, or the folder of a checkpoint"]
-    text_encoder: Annotated[str, "folder of the text encoder's weights; empty: as the preset names it"]
+    text_encoder: Annotated[str, "folder of the text encoder's weights; empty: those that the preset names"]
     start_from: Annotated[str, "folder of a checkpoint with the initial weights; empty: random"]
     out: Annotated[str, "folder for state, sample sheets and checkpoint"]
-    minutes: Annotated[float, "time budget, minutes; annealing ends with it. 0: by steps alone"]
+    minutes: Annotated[float, "time budget in minutes; annealing ends with it. 0: steps alone count"]
     steps: Annotated[int, "maximum number of steps"]
     batch: Annotated[int, "images per step"]
     noise_draws: Annotated[int, "diffusion losses per masked token"]
@@ -52,21 +52,21 @@ class Recipe:
     text_drop: Annotated[float, "share of images trained without text, for classifier-free guidance"]
     sheet_every: Annotated[int, "steps between sample sheets"]
     save_every: Annotated[int, "steps between saved states"]
-    seed: Annotated[int, "seed of everything random"]
+    seed: Annotated[int, "seed of all random numbers"]
     compile: Annotated[bool, "use torch.compile: about a third faster, half a minute to start"]
     scenes: SceneRecipe | None = None
 
     @property
     def state_file(self) -> Path:
-        """Where the run keeps its whole state."""
+        """File that holds the whole state of the run."""
         return Path(self.out) / "state.pt"
 
     @classmethod
     def load(cls, path: Path, **overrides: object) -> Recipe:
-        """Read a TOML recipe in which every key is present and known; overrides that are None do not count.
+        """Read a TOML recipe in which every key is present and known; overrides that are None are ignored.
 
         Raises:
-            ConfigError: the file is missing, or a key is unknown or missing; names the key.
+            ConfigError: the file is missing, or a key is unknown or missing; the message names it.
         """
         if not path.is_file():
             raise ConfigError(f"no recipe {path}; the shipped ones are in model/recipes")

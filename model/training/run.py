@@ -28,7 +28,7 @@ class Run:
     """Everything that the training loop reads or changes.
 
     Attributes:
-        layout_head: layer of the auxiliary layout loss, of recipes that have one.
+        layout_head: layer of the auxiliary layout loss, for recipes that have one.
         history: [step, seconds of training, mean loss since the last entry], one entry per save.
         data_wait_s: seconds that this process has waited for batches.
     """
@@ -82,7 +82,7 @@ def load_tokenizer(config: FluidConfig, path: str) -> PcaSkipTokenizer:
 
 
 def open_feed(recipe: Recipe, config: FluidConfig, tokenizer: PcaSkipTokenizer, device: torch.device) -> Feed:
-    """Open the recipe's data and encode its captions; of a fixed image set, encode the images too."""
+    """Open the recipe's data and encode its captions; for a fixed image set, encode the images too."""
     folder, encoder = Path(recipe.data), build_text_encoder(config.text, recipe.text_encoder).to(device)
     if recipe.scenes is None:
         return ImageFeed(Dataset.load(folder), tokenizer, encoder, folder, recipe.batch, recipe.seed)

@@ -1,4 +1,4 @@
-"""Train a model by a recipe, on a CPU or on one GPU.
+"""Train a model from a recipe, on a CPU or on one GPU.
 
     make train                                         the shipped recipe, with its tokenizer
     python -m model.training --recipe model/recipes/scenes-128.toml
@@ -57,7 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run_recipe(recipe: Recipe, until: float) -> None:
-    """Train by the recipe until its budget is used up or time.monotonic() passes `until`; resume if it has a state.
+    """Train from the recipe until its budget is used up or time.monotonic() passes `until`; resume if there is a state.
 
     Raises:
         ConfigError, DataError, CheckpointError: something that the recipe names is missing or does not fit.

@@ -6,7 +6,7 @@
 
 Training starts from PCA (networks/tokenizer.py). Latents get noise of standard deviation 0.1, so that the decoder
 tolerates the small errors of generated tokens. At the end it writes weights, a sheet of reconstructions and report.json
-with the PSNR on trained images and on concepts (of scenes: combinations) never trained on.
+with the PSNR on trained images and on concepts (for scenes: combinations) never trained on.
 """
 
 from __future__ import annotations

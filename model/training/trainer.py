@@ -173,4 +173,4 @@ def add_budget_arguments(parser: argparse.ArgumentParser, minutes: float, steps:
     parser.add_argument("--minutes", type=float, default=minutes, help="time budget; 0: by --steps alone (%(default)s)")
     parser.add_argument("--steps", type=int, default=steps, help="maximum number of steps (%(default)s)")
     parser.add_argument("--batch", type=int, default=batch, help="images per step (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of everything random (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers (%(default)s)")

@@ -1,4 +1,4 @@
-"""`fluid batch`: a file of prompts to a folder of images, through a running service; resumable."""
+"""`fluid batch`: generate a file of prompts into a folder of images, through a running service; resumable."""
 
 import argparse
 import base64
@@ -106,7 +106,7 @@ def _wait(client: FluidClient, batch_id: str, out: Path, names: Set[str]) -> dic
 def read_prompts(path: Path, options: dict[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (line number, batch line) from a .txt of prompts, or JSON Lines of parameters or of whole batch lines."""
     try:
-        # Split at line feeds only: U+2028 and the like may stand inside a prompt.
+        # Split at line feeds only: U+2028 and similar characters may occur inside a prompt.
         rows = path.read_bytes().decode("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise BatchRefused(f"cannot read {path}: {getattr(error, 'strerror', error)}.") from error
@@ -177,13 +177,13 @@ def _download_errors(client: FluidClient, batch_id: str, out: Path) -> int:
 
 
 def _numbered(name: str, index: int, names: Set[str]) -> str:
-    """The name of one of several images; image 1 of line "a" must not overwrite the image of a line called "a-1"."""
+    """Name one of several images so that image 1 of line "a" does not overwrite the image of a line called "a-1"."""
     plain = f"{name}-{index}"
     return plain if plain not in names else f"{plain}-{hashlib.sha256(plain.encode()).hexdigest()[:8]}"
 
 
 def _file_name(custom_id: str) -> str:
-    """A file name that cannot lead out of the folder; different ids get different names."""
+    """Return a file name that cannot escape the folder; different ids get different names."""
     plain = re.sub(r"[^A-Za-z0-9._-]", "_", custom_id).lstrip(".")[:100]
     digest = hashlib.sha256(custom_id.encode("utf-8", "surrogatepass")).hexdigest()
     return plain if plain == custom_id else f"{plain}-{digest[:8]}"

@@ -17,7 +17,7 @@ from typing import Any
 from server.cli.flags import add_command, add_model_flags
 from server.cli.progress import Status
 from server.client import FluidClient, GeneratedImage
-from server.errors import ServiceError
+from server.errors import ConfigError, ServiceError
 from server.launcher import subprocesses
 from server.settings import Settings
 
@@ -41,7 +41,7 @@ def add_parser(commands: Any) -> None:
 
 def run(settings: Settings, args: argparse.Namespace) -> None:
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="fluid-demo-") as folder:
+    with _temporary_folder() as folder:
         own = replace(settings, port=free_port(), host="127.0.0.1", data_dir=folder, log_level="warning")
         with _running_service(own, began) as client:
             started_s = time.monotonic() - began
@@ -51,6 +51,13 @@ def run(settings: Settings, args: argparse.Namespace) -> None:
             request_s = time.monotonic() - sent
             path = image.save(args.out)
     _report(path, args.prompt, image, started_s, request_s)
+
+
+def _temporary_folder() -> "tempfile.TemporaryDirectory[str]":
+    try:
+        return tempfile.TemporaryDirectory(prefix="fluid-demo-")
+    except OSError as error:
+        raise ConfigError(f"No folder for temporary files can be written ({error}): set TMPDIR to one.") from error
 
 
 def free_port() -> int:
@@ -65,7 +72,7 @@ def _running_service(settings: Settings, began: float) -> Iterator[FluidClient]:
     env = {k: v for k, v in os.environ.items() if not k.startswith("FLUID_")} | settings.to_env()
     service = subprocesses.spawn([sys.executable, "-m", "server.cli", "serve", "--quiet"], env=env)
     try:
-        with FluidClient(settings.base_url, timeout_s=settings.request_timeout_s) as client:
+        with FluidClient(settings.base_url, timeout_s=settings.request_timeout_s, use_proxy=False) as client:
             _wait_until_ready(client, service, began)
             yield client
     finally:

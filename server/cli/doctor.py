@@ -4,17 +4,20 @@ import argparse
 import asyncio
 import shutil
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 
+from server.addresses import without_password
 from server.cli.flags import add_command
 from server.cli.operations import open_service
-from server.errors import UnhealthyService
+from server.errors import ConfigError, UnhealthyService
 from server.queue.job_queue import JobQueue
-from server.queue.registry import HEARTBEAT_S, Registry, WorkerInfo
+from server.queue.redis_client import explain, find_problems, read_config
+from server.queue.registry import HEARTBEAT_S, CrashReport, Registry, WorkerInfo
 from server.queue.statistics import QueueCounts, queue_counts
 from server.settings import Settings
 
@@ -51,7 +54,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(settings: Settings, args: argparse.Namespace) -> None:
-    """Print the report; UnhealthyService if anything needs action."""
+    """Print the report; raise UnhealthyService if anything needs action."""
     findings = asyncio.run(_diagnose(settings))
     for finding in findings:
         print(f"{finding.level:<5} {finding.text}")
@@ -69,67 +72,52 @@ async def _diagnose(settings: Settings) -> list[Finding]:
 
 async def examine(settings: Settings, queue: JobQueue, registry: Registry) -> AsyncIterator[Finding]:
     """Yield a finding per check, Redis first; stop there if Redis does not respond."""
+    address = without_password(settings.redis_url)
     try:
-        info = await queue.redis.info()
+        await queue.redis.ping()
     except RedisError as error:
-        yield Finding(
-            Level.FAIL,
-            f"Redis at {settings.redis_url} does not respond: {error}",
-            "Start it, or correct FLUID_REDIS_URL; without that setting `fluid serve` starts an embedded Valkey.",
-        )
+        meaning, remedy = explain(error)
+        yield Finding(Level.FAIL, f"Redis at {address}: the queue {meaning}: {error}", remedy)
         return
-    for finding in _redis(info, await _config(queue)):
-        yield finding
-    if settings.data_path.exists():
-        yield _disk(settings)
+    try:
+        for finding in _redis(await queue.redis.info()):
+            yield finding
+        for problem in await find_problems(queue.redis, queue.keys.probe):
+            yield Finding(Level.FAIL if problem.severe else Level.WARN, problem.text, problem.remedy)
+        if (await read_config(queue.redis)).get("appendfsync") == "always":
+            yield Finding(Level.OK, "every accepted job is on disk before its 2xx (appendfsync always)")
+        async for finding in _service(queue, registry):
+            yield finding
+    except RedisError as error:
+        meaning, remedy = explain(error)
+        yield Finding(Level.FAIL, f"Redis at {address}: the queue {meaning}: {error}", remedy)
+    with suppress(ConfigError):  # no home folder, hence no embedded Valkey either
+        if settings.data_path.exists():
+            yield _disk(settings)
+
+
+async def _service(queue: JobQueue, registry: Registry) -> AsyncIterator[Finding]:
     counts = await queue_counts(queue)
     workers = await registry.workers()
-    for finding in (*check_counters(counts), *_workers(workers), *_queue(counts, workers), *_failures(counts)):
+    crashes = await registry.crashes()
+    for finding in (
+        *check_counters(counts),
+        *_workers(workers),
+        *_checkpoints(workers),
+        *_crashes(crashes),
+        *_queue(counts, workers),
+        *_failures(counts),
+    ):
         yield finding
 
 
-async def _config(queue: JobQueue) -> dict[str, str]:
-    """Redis' persistence and memory settings; empty where CONFIG is forbidden, as managed services often do."""
-    try:
-        return dict(await queue.redis.config_get("append*", "maxmemory-policy"))
-    except ResponseError:
-        return {}
-
-
-def _redis(info: dict[str, Any], config: dict[str, str]) -> Iterator[Finding]:
+def _redis(info: dict[str, Any]) -> Iterator[Finding]:
     version = str(info["redis_version"])
     name = f"{info.get('server_name', 'redis')} {info.get('valkey_version', version)}"
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_REDIS:
         yield Finding(Level.FAIL, f"{name} is too old", "Use Valkey, or Redis 7.0 or later.")
     else:
         yield Finding(Level.OK, f"{name} responds")
-    if not config:
-        yield Finding(
-            Level.WARN,
-            "Redis does not allow reading its persistence settings",
-            "Ask its operator whether appendfsync is always.",
-        )
-        return
-    if config.get("appendonly") != "yes":
-        yield Finding(
-            Level.FAIL,
-            "Redis does not persist: a restart loses every job",
-            "CONFIG SET appendonly yes, then CONFIG SET appendfsync always.",
-        )
-    elif config.get("appendfsync") != "always":
-        yield Finding(
-            Level.WARN,
-            f"appendfsync is {config.get('appendfsync')}: a crash of Redis' host loses about a second of accepted jobs",
-            "CONFIG SET appendfsync always.",
-        )
-    else:
-        yield Finding(Level.OK, "every accepted job is on disk before its 2xx (appendfsync always)")
-    if config.get("maxmemory-policy", "noeviction") != "noeviction":
-        yield Finding(
-            Level.FAIL,
-            f"maxmemory-policy {config['maxmemory-policy']} lets Redis evict jobs",
-            "CONFIG SET maxmemory-policy noeviction.",
-        )
 
 
 def _disk(settings: Settings) -> Finding:
@@ -171,12 +159,35 @@ def _workers(workers: list[WorkerInfo]) -> Iterator[Finding]:
     for w in workers:
         text = f"worker {w.id}: {w.state}, {w.model or 'no model yet'}, {w.rows} of {w.max_rows} rows"
         if w.note:
-            yield Finding(Level.WARN, f"{text}; {w.note}", "See its log.")
+            level = Level.FAIL if w.state in ("failing", "waiting") else Level.WARN
+            yield Finding(level, f"{text}; {w.note}", "See its log.")
         elif w.ready:
             speed = f"{w.row_steps_per_s:.0f} row-steps/s"
             yield Finding(Level.OK, f"{text}, {speed}, {w.kernels} kernels on {w.device}")
         else:
             yield Finding(Level.WARN, text, f"Wait; workers report every {HEARTBEAT_S:g} s.")
+
+
+def _checkpoints(workers: list[WorkerInfo]) -> Iterator[Finding]:
+    """The same request and seed must give the same image, whichever worker takes it."""
+    for model in sorted({w.model for w in workers if w.ready}):
+        found = sorted({w.checkpoint[:12] for w in workers if w.ready and w.model == model})
+        if len(found) > 1:
+            yield Finding(
+                Level.FAIL,
+                f"workers serve {model} with {len(found)} checkpoints: {', '.join(found)}",
+                "Wait if a `fluid reload` is rolling through; otherwise start all workers with one checkpoint.",
+            )
+
+
+def _crashes(crashes: list[CrashReport]) -> Iterator[Finding]:
+    for crash in crashes:
+        times = f"{crash.in_succession} times in succession" if crash.in_succession > 1 else "once"
+        yield Finding(
+            Level.FAIL if crash.keeps_happening else Level.WARN,
+            f"{crash.process}: the background task {crash.task!r} crashed {times} ({crash.error})",
+            "Its log has the traceback: please report it. Restart the process if it goes on.",
+        )
 
 
 def _queue(counts: QueueCounts, workers: list[WorkerInfo]) -> Iterator[Finding]:

@@ -5,7 +5,7 @@ from typing import Any
 
 
 def add_command(commands: Any, name: str, summary: str, epilog: str) -> argparse.ArgumentParser:
-    """Add a subcommand; `epilog` is printed as it stands and ends with examples."""
+    """Add a subcommand; `epilog` is printed verbatim and ends with examples."""
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=summary,
@@ -41,7 +41,7 @@ def add_image_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quality", choices=("low", "medium", "high"), help="preset for the step counts")
     parser.add_argument("--steps", type=int, dest="num_inference_steps", metavar="N", help="autoregressive steps")
     parser.add_argument(
-        "--guidance", type=float, dest="guidance_scale", metavar="SCALE", help="classifier-free guidance; 1 is off"
+        "--guidance", type=float, dest="guidance_scale", metavar="SCALE", help="classifier-free guidance; 1 disables it"
     )
 
 

@@ -13,7 +13,7 @@ def add_parser(commands: Any) -> None:
     parser = add_command(
         commands,
         "import",
-        "Convert weights that others published into a checkpoint.",
+        "Convert published weights into a checkpoint.",
         "example:\n  fluid import mar checkpoint-last.pth mar-b\n\nRun `fluid import mar --help` for its flags.",
     )
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
@@ -40,11 +40,14 @@ def add_parser(commands: Any) -> None:
 
 def run(settings: Settings, args: argparse.Namespace) -> None:
     """Raise ConfigError if the weights do not fit or the target exists."""
-    # A conversion needs the model and nothing of the service; imported here so that --help works without torch.
-    from model.checkpoint import CheckpointError
-    from model.config import ConfigError as ModelConfigError
-    from model.conversion.import_mar import import_mar
-    from model.inference.precision import DTYPES
+    # A conversion needs the model but not the service; imported here so that --help works without torch.
+    try:
+        from model.checkpoint import CheckpointError
+        from model.config import ConfigError as ModelConfigError
+        from model.conversion.import_mar import import_mar
+        from model.inference.precision import DTYPES
+    except ImportError as error:
+        raise ConfigError(f"{error}. Install what converts: pip install 'fluid-serve[worker,mar]'.") from error
 
     try:
         import_mar(args.source, args.target, args.vae, args.heads, DTYPES[args.dtype])

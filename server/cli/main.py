@@ -3,13 +3,17 @@
 import argparse
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from server import __version__
 from server.errors import EngineBroken, FluidError, OperatorError
+from server.setting_values import service_links
 from server.settings import Settings
 
+log = logging.getLogger(__name__)
 #: Command -> module, in the order of `fluid --help`. The module's `add_parser(commands)` adds its commands and sets a
 #: `run(settings, args)` for each.
 COMMANDS = {
@@ -42,11 +46,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         _configure_logging(settings, args)
         args.run(settings, args)
     except FluidError as error:
-        print(f"fluid {args.command}: {error}", file=sys.stderr)
+        with suppress(OSError):
+            print(f"fluid {args.command}: {error}", file=sys.stderr)
         return FAILED if isinstance(error, (EngineBroken, OperatorError)) else USAGE
     except KeyboardInterrupt:
         return INTERRUPTED
+    except BrokenPipeError:  # `fluid ... | head`: what reads the output has ended
+        return FAILED
+    finally:
+        _flush()
     return 0
+
+
+def _flush() -> None:
+    """Write out what is buffered; if nothing reads it any more, let it go, or Python would complain at its end."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
@@ -74,3 +93,5 @@ def _configure_logging(settings: Settings, args: argparse.Namespace) -> None:
         format=f"%(asctime)s {args.command} %(levelname)s %(message)s",
     )
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    if injected := service_links(os.environ):
+        log.info("ignored, because Kubernetes injects them for a Service: %s", ", ".join(injected))

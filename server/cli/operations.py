@@ -55,7 +55,7 @@ def _add_keys(commands: Any) -> None:
         commands,
         "keys",
         "Create API keys; without any, the service is open to everyone who can reach it.",
-        "A key's line goes into the file of FLUID_API_KEYS_FILE, which holds hashes only. Running gateways reread the\n"
+        "A key's line goes into the file at FLUID_API_KEYS_FILE, which holds only hashes. Running gateways reread the\n"
         "file within a second. After the hash a line may have rate_limit=NUMBER (requests per minute),\n"
         "max_jobs=NUMBER (jobs waiting or running), or disabled.\n\n"
         "example:\n  fluid keys new alice >> keys.txt      # the key itself is shown once, on the terminal",
@@ -107,13 +107,13 @@ async def open_service(settings: Settings) -> AsyncIterator[tuple[Settings, JobQ
     """Connect to a running service: the Redis at FLUID_REDIS_URL, or else the embedded Valkey of FLUID_DATA_DIR.
 
     Raises:
-        ConfigError: neither is there.
+        ConfigError: neither is available.
     """
     url = settings.redis_url or embedded_valkey.running_url(settings.data_path)
     if url is None:
         raise ConfigError(
             f"No service is running with its data in {settings.data_path}. Start `fluid serve`, or set "
-            "FLUID_REDIS_URL (or FLUID_DATA_DIR) to the one of a running service."
+            "FLUID_REDIS_URL (or FLUID_DATA_DIR) to that of a running service."
         )
     own = replace(settings, redis_url=url)
     async with connect(url, PATIENT_TIMEOUT_S) as redis:

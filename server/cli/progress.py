@@ -1,4 +1,4 @@
-"""Progress for people who wait: one changing line on a terminal, one line per change in a log."""
+"""Progress display: one changing line on a terminal, one line per change in a log."""
 
 import shutil
 import sys
@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 
 class Status:
-    """A status line such as `starting: loading the model [00:08]`; off a terminal, a line whenever the text changes."""
+    """A status line such as `starting: loading the model [00:08]`; elsewhere, a line whenever the text changes."""
 
     def __init__(self, title: str) -> None:
         self._title = title
@@ -28,14 +28,14 @@ class Status:
     def update(self, text: str) -> None:
         line = f"{self._title}: {text}"
         if self._bar is not None:
-            self._bar.set_description_str(line)  # even if the text is the same: the elapsed time is not
+            self._bar.set_description_str(line)  # even if the text is the same: the elapsed time has changed
         elif text != self._last:
             print(line, file=sys.stderr, flush=True)
         self._last = text
 
 
 def progress_bar(title: str, total: int, unit: str) -> "tqdm[None]":
-    """A progress bar; off a terminal, one line with the total."""
+    """A progress bar; without a terminal, one line with the total."""
     if not sys.stderr.isatty():
         print(f"{title}: {total} {unit}s", file=sys.stderr, flush=True)
     return tqdm(total=total, desc=title, unit=unit, disable=None, **_terminal())

@@ -1,6 +1,6 @@
 """`fluid serve`, `fluid gateway`, `fluid worker`: the long-running processes.
 
-Each `run` imports its own process: a worker without FastAPI starts sooner, and a gateway must not load torch.
+Each `run` imports only its own code: a worker without FastAPI starts sooner, and a gateway must not load torch.
 """
 
 import argparse

@@ -18,7 +18,7 @@ from server.batch_format import results_file
 from server.client import protocol
 from server.client.line_readers import EventReader, LineReader
 from server.client.results import GeneratedImage, JobEvent, Preview
-from server.client.retries import retry_delay_s
+from server.client.retries import is_permanent, retry_delay_s
 from server.errors import ServiceError
 from server.images.recipe import read_recipe, served_checkpoint_warnings, to_request
 from server.jobs import TERMINAL
@@ -27,9 +27,10 @@ from server.jobs import TERMINAL
 class AsyncFluidClient:
     """A connection pool to one service. `options` are the API's parameters: n, seed, quality, output_format, ...
 
-    Requests that got no response, 429 or 502 to 504 are retried up to `max_retries` times, with backoff or after
-    Retry-After. Every retry repeats the request's Idempotency-Key, so nothing is generated twice.
-    Every failure is a ServiceError.
+    Requests that get no response, or the status 429 or 502 to 504, are retried up to `max_retries` times, with backoff
+    or after Retry-After. Every retry repeats the request's Idempotency-Key, so nothing is generated twice.
+    Every failure is a ServiceError. Loopback addresses are never reached through a proxy of the environment
+    (HTTP_PROXY), and with `use_proxy=False` no address is.
     """
 
     def __init__(
@@ -39,8 +40,10 @@ class AsyncFluidClient:
         api_key: str | None = None,
         timeout_s: float = 300.0,
         max_retries: int = 2,
+        use_proxy: bool = True,
     ) -> None:
-        self._http = httpx.AsyncClient(**protocol.http_options(base_url, api_key, timeout_s))
+        options = protocol.http_options(base_url, api_key, timeout_s, use_proxy)
+        self._http = protocol.open_client(httpx.AsyncClient, options)
         self._max_retries = max_retries
 
     async def __aenter__(self) -> Self:
@@ -80,7 +83,7 @@ class AsyncFluidClient:
         return protocol.images(await self._object("POST", "/v1/images/variations", **form))
 
     async def like(self, file: bytes, **changes: Any) -> list[GeneratedImage]:
-        """Generate again from the recipe in an image file; `warnings` say if the service has other weights now."""
+        """Generate again from the recipe in an image file; `warnings` say so if its weights have changed."""
         recipe = read_recipe(file)
         warnings = served_checkpoint_warnings(recipe, await self.models())
         return protocol.with_warnings(await self.generate(**to_request(recipe) | changes), warnings)
@@ -120,7 +123,8 @@ class AsyncFluidClient:
                             return
             except ServiceError as error:
                 failures += 1
-                if error.status or failures > self._max_retries:  # status 0: the connection failed
+                # Status 0: the connection failed.
+                if error.status or is_permanent(error.__cause__) or failures > self._max_retries:
                     raise
                 await asyncio.sleep(retry_delay_s(failures, None) or 0.0)
 
@@ -140,7 +144,7 @@ class AsyncFluidClient:
         poll_s: float = 0.2,
         progress: Callable[[dict[str, Any]], None] | None = None,
     ) -> dict[str, Any]:
-        """Poll until the job ends, in whichever state, and return it; `progress` gets the job at every poll."""
+        """Poll until the job ends, in any terminal state, and return it; `progress` gets the job at every poll."""
         deadline = time.monotonic() + timeout_s
         while (job := await self.job(job_id))["status"] not in TERMINAL:
             if progress is not None:
@@ -165,7 +169,7 @@ class AsyncFluidClient:
         return await self._object("POST", f"/v1/batches/{batch_id}/cancel")
 
     async def batch_results(self, batch_id: str, *, errors: bool = False) -> AsyncGenerator[dict[str, Any], None]:
-        """Yield a result line for each line that has ended so far; with `errors`, those that failed."""
+        """Yield the result of each line that has succeeded so far; with `errors`, of each that has failed."""
         path = f"/v1/files/{results_file(batch_id, errors=errors)}/content"
         async with aclosing(self._lines("GET", path)) as lines:
             async for line in lines:
@@ -186,7 +190,7 @@ class AsyncFluidClient:
         return response.is_success, "" if response.is_success else str(response.json().get("reason", response.text))
 
     async def wait_ready(self, *, timeout_s: float = 300.0, poll_s: float = 0.2) -> None:
-        """Poll until a worker can generate; ServiceError after `timeout_s`."""
+        """Poll until a worker can generate; raise ServiceError after `timeout_s`."""
         deadline = time.monotonic() + timeout_s
         while True:
             is_ready, reason = await self.ready()
@@ -210,7 +214,7 @@ class AsyncFluidClient:
             except httpx.TransportError as error:
                 failure = error
             delay_s = retry_delay_s(attempt, response)
-            if delay_s is None or attempt == self._max_retries:
+            if is_permanent(failure) or delay_s is None or attempt == self._max_retries:
                 break
             await asyncio.sleep(delay_s)
         if response is None:

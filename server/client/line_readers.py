@@ -32,7 +32,7 @@ class EventReader:
         """Return an event when `line` completes one."""
         if line:
             name, _, value = line.partition(":")
-            if name:  # without a name it is a comment: pings are
+            if name:  # a line without a field name is a comment, such as a ping
                 self._fields[name] = value.removeprefix(" ")
             return None
         fields, self._fields = self._fields, {}

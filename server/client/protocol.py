@@ -3,22 +3,56 @@
 import base64
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 
+from server.addresses import is_loopback, without_password
 from server.batch_format import URL
 from server.client.results import GeneratedImage, Preview
 from server.errors import ServiceError
 
+C = TypeVar("C")
 
-def http_options(base_url: str, api_key: str | None, timeout_s: float) -> dict[str, Any]:
-    """Arguments of httpx.Client and httpx.AsyncClient."""
+
+def http_options(base_url: str, api_key: str | None, timeout_s: float, use_proxy: bool) -> dict[str, Any]:
+    """Arguments of httpx.Client and httpx.AsyncClient.
+
+    Raises:
+        ServiceError: the URL or the key could never be used. The key is not shown.
+    """
+    try:
+        url = httpx.URL(base_url)
+    except httpx.InvalidURL as error:
+        raise ServiceError(f"The service's URL cannot be read: {error}.") from None
+    if url.scheme not in ("http", "https") or not url.host:
+        raise ServiceError(f"{without_password(base_url)!r} is not the URL of a service: give http://HOST:PORT.")
     api_key = api_key or os.environ.get("FLUID_API_KEY")
+    if api_key and not (api_key.isascii() and api_key.isprintable() and " " not in api_key):
+        raise ServiceError(
+            "The API key holds a line break, a space or a character outside ASCII, which no HTTP header can carry: "
+            "copy it again, without what stands around it."
+        )
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-    return {"base_url": base_url, "timeout": timeout_s, "headers": headers}
+    return {
+        "base_url": base_url,
+        "timeout": timeout_s,
+        "headers": headers,
+        "trust_env": use_proxy and not is_loopback(url.host),
+    }
+
+
+def open_client(kind: Callable[..., C], options: Mapping[str, Any]) -> C:
+    """Make an httpx client. Raises ServiceError if the environment names a proxy that httpx cannot use."""
+    try:
+        return kind(**options)
+    except (ImportError, ValueError, httpx.InvalidURL) as error:
+        raise ServiceError(
+            f"The environment's proxy or certificate settings (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY) cannot be "
+            f"used: {type(error).__name__}. Correct or unset them."
+        ) from error
 
 
 def idempotency_key() -> dict[str, str]:
@@ -55,7 +89,7 @@ def images(body: Mapping[str, Any]) -> list[GeneratedImage]:
 
 
 def with_warnings(generated: list[GeneratedImage], warnings: list[str]) -> list[GeneratedImage]:
-    """Copies of the images with `warnings` before their own."""
+    """Copy the images, with `warnings` added before their own."""
     return [replace(image, warnings=(*warnings, *image.warnings)) for image in generated]
 
 
@@ -78,7 +112,7 @@ def checked(response: httpx.Response) -> httpx.Response:
         return response
     try:
         error = response.json()["error"]
-    except (ValueError, KeyError, TypeError):  # a proxy in between has error pages of its own
+    except (ValueError, KeyError, TypeError):  # a proxy in between may send its own error page
         error = {"message": response.text[:500]}
     raise service_error(error, response.status_code)
 
@@ -92,4 +126,4 @@ def service_error(error: Mapping[str, Any], status: int) -> ServiceError:
 
 def unreachable(base_url: object, error: Exception) -> ServiceError:
     """The exception for a failed connection; its status is 0."""
-    return ServiceError(f"No response from {base_url}: {error}. Is `fluid serve` running?")
+    return ServiceError(f"No response from {without_password(str(base_url))}: {error}. Is `fluid serve` running?")

@@ -16,7 +16,7 @@ class GeneratedImage:
     warnings: tuple[str, ...] = ()  #: about the request that asked for it
 
     def save(self, path: str | Path) -> Path:
-        """Write the file, with its folder if need be."""
+        """Write the file; create its folder if it is missing."""
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(self.data)

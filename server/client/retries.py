@@ -2,6 +2,7 @@
 
 import email.utils
 import random
+import ssl
 import time
 
 import httpx
@@ -12,6 +13,17 @@ RETRIED = (429, 502, 503, 504)
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.5, 8.0
 #: Give up, rather than sleep, when Retry-After is longer than this.
 LONGEST_RETRY_AFTER_S = 120.0
+
+
+def is_permanent(failure: BaseException | None) -> bool:
+    """Return whether a failed request fails the same way each time: a request that cannot be sent, or bad TLS."""
+    if isinstance(failure, (httpx.LocalProtocolError, httpx.UnsupportedProtocol)):
+        return True
+    while failure is not None:
+        if isinstance(failure, ssl.SSLError):
+            return True
+        failure = failure.__cause__ or failure.__context__
+    return False
 
 
 def retry_delay_s(attempt: int, response: httpx.Response | None) -> float | None:

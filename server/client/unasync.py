@@ -18,12 +18,12 @@ RENAMES = {
     "aclosing": "closing",
     "aiter_bytes": "iter_bytes",
     "aread": "read",
-    "asyncio": "time",  # for sleep; the second `import time` goes with the sorting of imports
+    "asyncio": "time",  # for sleep; sorting the imports removes the second `import time`
 }
 
 
 def synchronous(source: str) -> str:
-    """Drop `async` and `await`, rename, then let ruff sort the imports and lay out what became shorter."""
+    """Drop `async` and `await`, rename, then let ruff sort the imports and reformat the shorter lines."""
     code = re.sub(r"\b(async|await) ", "", source)
     code = re.sub(r"\w+", lambda word: RENAMES.get(word[0], word[0]), code)
     for command in (["check", "--quiet", "--fix", "--unsafe-fixes", "--select=I,UP028"], ["format"]):

@@ -11,6 +11,7 @@ A line of the file is a name, the key's hash, and limits that differ from the se
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import logging
 import re
@@ -50,15 +51,15 @@ def new_key() -> str:
 
 
 def hash_key(key: str) -> str:
-    """Return a key's hash as it stands in the file."""
+    """Return a key's hash in the form that the key file holds."""
     return "sha256:" + hashlib.sha256(key.encode()).hexdigest()
 
 
 def print_new_key(name: str) -> None:
-    """Print a new key for a person (to standard error), and its line for the file (to standard output).
+    """Print a new key for its holder (on standard error), and its line for the key file (on standard output).
 
     Raises:
-        KeyNameRefused: the name could not stand in the file.
+        KeyNameRefused: the key file cannot hold this name.
     """
     if not _NAME.fullmatch(name):
         raise KeyNameRefused(f"{name[:80]!r} is not a valid key name: use 1 to 64 letters, digits, '.', '_' or '-'.")
@@ -104,17 +105,34 @@ def _with_limits(caller: Caller, words: list[str]) -> Caller:
     return caller
 
 
+def _expand(path: str) -> Path:
+    """The path with ~ replaced. Raises ConfigError where there is no home folder."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(
+            f"FLUID_API_KEYS_FILE={path!r}: there is no home folder (HOME). Give a whole path."
+        ) from error
+
+
+def _decode(data: bytes) -> str:
+    """Text of a key file. Editors of Windows begin it with a byte order mark, and its shell writes UTF-16."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16")
+    return data.decode("utf-8-sig")
+
+
 class KeyRing:
-    """All keys of FLUID_API_KEYS and FLUID_API_KEYS_FILE. A file that becomes invalid leaves the last valid keys.
+    """All keys of FLUID_API_KEYS and FLUID_API_KEYS_FILE. If the file becomes invalid, the last valid keys stay.
 
     Raises:
-        ConfigError: the keys are invalid at the start, or there are limits without keys.
+        ConfigError: the keys are invalid at startup, or limits are set without keys.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._default = Caller(rate_limit=settings.rate_limit, max_jobs=settings.max_jobs)
         self._inline = parse_keys(settings.api_keys, self._default, "FLUID_API_KEYS")
-        self._file = Path(settings.api_keys_file).expanduser() if settings.api_keys_file else None
+        self._file = _expand(settings.api_keys_file) if settings.api_keys_file else None
         self._file_version: tuple[int, ...] = ()
         self._next_check_at = 0.0
         self._logged_error = ""
@@ -137,7 +155,7 @@ class KeyRing:
         scheme, _, key = authorization.partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
             raise InvalidApiKey("This service requires an API key: send the header 'Authorization: Bearer KEY'.")
-        digest = hash_key(key.strip())  # looked up by hash, so timing reveals nothing of the key
+        digest = hash_key(key.strip())  # looked up by hash, so timing reveals nothing about the key
         caller = self._from_file.get(digest) or self._inline.get(digest)
         if caller is None:
             raise InvalidApiKey("Unknown API key. Ask the operator of this service for one.")
@@ -163,9 +181,11 @@ class KeyRing:
             version = (found.st_mtime_ns, found.st_size, found.st_ino)
             if version == self._file_version:
                 return
-            self._file_version = version  # from before reading: what is written meanwhile is read the next time
-            text = file.read_text(encoding="utf-8")
+            text = _decode(file.read_bytes())
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"FLUID_API_KEYS_FILE: {file} cannot be read: {error}.") from error
         self._from_file = parse_keys(text, self._default, str(file))
+        # Only now: a file that could not be read, or was half written, is read again although its times stay the same.
+        # The stamp is from before the reading: what is written meanwhile is read the next time.
+        self._file_version = version
         log.info("%s: %d keys", file, len(self._from_file))

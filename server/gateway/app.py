@@ -1,6 +1,8 @@
 """The HTTP gateway as a FastAPI app: middleware, error handlers, routes. It imports neither torch nor the model."""
 
 import logging
+import os
+import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
@@ -8,6 +10,8 @@ import uvicorn
 from fastapi import FastAPI
 
 from server import __version__
+from server.addresses import is_loopback
+from server.background import stop_signals
 from server.errors import ConfigError
 from server.gateway.api_keys import KeyRing
 from server.gateway.dependencies import Services
@@ -21,6 +25,7 @@ from server.gateway.middleware.request_context import RequestContext
 from server.gateway.middleware.slow_clients import SlowClientTimeouts
 from server.gateway.middleware.trusted_origins import TrustedOrigins, allowed_hosts
 from server.gateway.requests.client_mapping import ClientMapping
+from server.gateway.requests.multipart_form import keep_uploads_in_memory
 from server.gateway.routes import batches, edits, files, images, jobs, operations
 from server.gateway.schemas.openapi import ANY_ERROR, install_openapi
 from server.gateway.webhooks import parse_secret
@@ -52,6 +57,7 @@ def create_app(settings: Settings, open_services: OpenServices = open_services) 
         lifespan=lifespan,
         responses=ANY_ERROR,
     )
+    keep_uploads_in_memory()
     # The last one is the outermost: requests that the others reject also get an id and are counted.
     app.add_middleware(BodyLimit, timeout_s=settings.body_timeout_s)
     app.add_middleware(Authenticate, ring=KeyRing(settings), metrics_access=settings.metrics_access)
@@ -76,13 +82,15 @@ def serve(settings: Settings) -> None:
     if not settings.redis_url:
         raise ConfigError("A gateway needs FLUID_REDIS_URL. To start everything, Redis included, run `fluid serve`.")
     parse_secret(settings.webhook_secret)
-    if settings.host not in ("127.0.0.1", "localhost", "::1") and not settings.wants_keys:
+    if not is_loopback(settings.host) and not settings.wants_keys:
         log.warning(
             "LISTENING ON %s WITHOUT API KEYS: anyone who can reach this port can submit, read and cancel all jobs. "
             "Set FLUID_API_KEYS_FILE (see `fluid keys new NAME`), or listen on 127.0.0.1. Only loopback names "
             "are answered; FLUID_ALLOWED_HOSTS adds others.",
             settings.host,
         )
+    if signal.SIGHUP in stop_signals():  # uvicorn handles the two others
+        signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     uvicorn.run(
         create_app(settings),
         http=SlowClientTimeouts,

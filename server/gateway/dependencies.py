@@ -5,6 +5,7 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
+from server.background import Supervisor
 from server.gateway.batches.files import FileStore
 from server.gateway.batches.store import BatchStore
 from server.gateway.fleet import Fleet
@@ -32,6 +33,7 @@ class Services:
     files: FileStore
     batches: BatchStore
     metrics: GatewayMetrics
+    supervisor: Supervisor
     mapping: ClientMapping
 
 
@@ -41,7 +43,7 @@ def services_of(request: Request) -> Services:
 
 
 async def _services(request: Request) -> Services:
-    """Async, because FastAPI would run a plain function in its thread pool on every request."""
+    """Return the services; async, because FastAPI runs a plain dependency in its thread pool on every request."""
     return services_of(request)
 
 

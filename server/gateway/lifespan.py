@@ -1,15 +1,18 @@
 """Open and close what a gateway process shares between requests, and run its background work."""
 
+import os
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from server.background import running
+from server.background import Crash, Supervisor
 from server.gateway.batches.files import FileStore
 from server.gateway.batches.runner import BatchRunner
 from server.gateway.batches.store import BatchStore
 from server.gateway.dependencies import Services
 from server.gateway.fleet import Fleet
 from server.gateway.metrics import GatewayMetrics
+from server.gateway.queue_trouble import watch_redis
 from server.gateway.requests.client_mapping import ClientMapping
 from server.gateway.responses.jobs import job_object
 from server.gateway.webhooks import Webhooks, parse_secret
@@ -31,30 +34,38 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         queue = JobQueue(redis, settings)
         registry = Registry(redis, settings.namespace)
         watcher = JobWatcher(redis, queue, settings.namespace)
-        watcher.start()
-        try:
-            metrics, fleet = GatewayMetrics(), Fleet(registry)
-            metrics.followers.set_function(lambda: watcher.followers)
-            hooks = Webhooks(
-                queue,
-                parse_secret(settings.webhook_secret),
-                private=settings.webhook_private == "allow",
-                sent=metrics.webhooks,
-                bugs=metrics.bugs,
-            )
-            files = FileStore(queue, settings.batch_ttl_s)
-            batches = BatchStore(queue, files, settings.batch_ttl_s)
-            mapping = ClientMapping.from_settings(settings)
-            runner = BatchRunner(queue, fleet, files, batches, settings.batch_ttl_s, metrics.bugs, mapping)
-            events = Events(queue, watcher)
-            services = Services(
-                settings, queue, registry, fleet, watcher, events, hooks, files, batches, metrics, mapping
-            )
+        metrics, fleet = GatewayMetrics(), Fleet(registry)
+        metrics.followers.set_function(lambda: watcher.followers)
+        hooks = Webhooks(
+            queue,
+            parse_secret(settings.webhook_secret),
+            private=settings.webhook_private == "allow",
+            sent=metrics.webhooks,
+            bugs=metrics.bugs,
+        )
+        files = FileStore(queue, settings.batch_ttl_s)
+        batches = BatchStore(queue, files, settings.batch_ttl_s)
+        mapping = ClientMapping.from_settings(settings)
+        runner = BatchRunner(queue, fleet, files, batches, settings.batch_ttl_s, metrics.bugs, mapping)
+        events = Events(queue, watcher)
+        process = f"gateway {socket.gethostname()}-{os.getpid()}"
 
-            async def job_as_json(job_id: str) -> dict[str, object]:
-                return (await job_object(services, await queue.get(job_id))).model_dump()
+        async def report(crash: Crash) -> None:
+            metrics.bugs.labels(crash.task).inc()
+            await registry.report_crash(process, crash)
 
-            async with running(hooks.run_forever(job_as_json), runner.run_forever()):
-                yield services
-        finally:
-            await watcher.stop()
+        supervisor = Supervisor(report)
+        services = Services(
+            settings, queue, registry, fleet, watcher, events, hooks, files, batches, metrics, supervisor, mapping
+        )
+
+        async def job_as_json(job_id: str) -> dict[str, object]:
+            return (await job_object(services, await queue.get(job_id))).model_dump()
+
+        tasks = {
+            "webhooks": lambda: hooks.run_forever(job_as_json),
+            "batches": runner.run_forever,
+            "redis": lambda: watch_redis(queue),
+        }
+        async with supervisor.running({**watcher.tasks, **tasks}):
+            yield services

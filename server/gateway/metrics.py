@@ -45,7 +45,7 @@ class GatewayMetrics:
         )
         self.bugs = Counter(
             "fluid_background_failures",
-            "Unexpected exceptions in the background work on batches or webhooks.",
+            "Unexpected exceptions in the gateway's background tasks, which are restarted.",
             ("task",),
             registry=self.registry,
         )
@@ -144,19 +144,22 @@ def _worker(stats: Mapping[str, float]) -> Iterator[Metric]:
     """Yield families from the workers' shared hash; a metric that has not been counted yet has no samples."""
     parts: defaultdict[str, defaultdict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     for name, value in stats.items():
-        metric, label, part = name.split("|")
+        metric, _, rest = name.partition("|")
+        label, _, part = rest.rpartition("|")
         parts[metric][label][part] = value
     for name, spec in WORKER_SPECS.items():
         labels = [spec.label] if spec.label else []
         if not spec.buckets:
             counter = CounterMetricFamily(name.removesuffix("_total"), spec.help, labels=labels)
             for label, found in parts[name].items():
-                counter.add_metric([label] if labels else [], found["total"])
+                counter.add_metric([label] if labels else [], found.get("total", 0.0))
             yield counter
             continue
         histogram = HistogramMetricFamily(name, spec.help, labels=labels)
         for label, found in parts[name].items():
-            histogram.add_metric([label] if labels else [], _cumulative(found, spec.buckets), sum_value=found["sum"])
+            histogram.add_metric(
+                [label] if labels else [], _cumulative(found, spec.buckets), sum_value=found.get("sum", 0.0)
+            )
         yield histogram
 
 

@@ -1,4 +1,4 @@
-"""Pagination of jobs, newest first, over an index per owner: a page costs the same whatever the backlog."""
+"""Pagination of jobs, newest first, over an index per owner: a page costs the same however long the backlog."""
 
 from dataclasses import dataclass
 from typing import cast
@@ -6,8 +6,9 @@ from typing import cast
 from server.errors import InvalidRequest
 from server.jobs import JobRecord
 from server.queue.job_queue import JobQueue
+from server.records import readable
 
-#: With a filter, the most records read for one page; the next page continues behind them.
+#: With a filter, the most records read for one page; the next page continues after them.
 MAX_SCANNED = 1000
 
 
@@ -19,7 +20,7 @@ class Page:
 
 
 def ids_after(ids: list[str], after: str | None, what: str) -> list[str]:
-    """The ids behind `after`, or all; for lists that are short enough to be read whole.
+    """Return the ids that follow `after`, or all ids; for lists that are short enough to be read whole.
 
     Raises:
         InvalidRequest: `after` is not in the list.
@@ -32,7 +33,7 @@ def ids_after(ids: list[str], after: str | None, what: str) -> list[str]:
 
 
 async def page(queue: JobQueue, owner: str, *, limit: int, after: str | None, status: str | None) -> Page:
-    """Up to `limit` jobs accepted before the job `after`, in any state or in `status` only.
+    """Return up to `limit` jobs accepted before the job `after`, in any state or only in `status`.
 
     Raises:
         InvalidRequest: `after` is not the id of a job in the list.
@@ -53,8 +54,8 @@ async def page(queue: JobQueue, owner: str, *, limit: int, after: str | None, st
             if len(found) == limit:
                 return Page(found, last_id, True)
             last_id, below = job_id, f"({sequence:.0f}"
-            if raw and status in (None, raw["state"]):  # a record that has just expired is empty
-                found.append(JobRecord.from_fields(raw))
+            if raw and status in (None, raw.get("state")):  # a record that has just expired is empty
+                found += readable("a job", [raw], JobRecord.from_fields)
         if len(found) == limit or len(batch) <= limit:
             return Page(found, last_id, len(batch) > limit)
     return Page(found, last_id, True)

@@ -28,7 +28,7 @@ class PrivateAddress(Exception):
 
 
 def is_public(address: str) -> bool:
-    """Return whether this IP address is a unicast address of the internet, and not a tunnel that leaves it.
+    """Return whether this IP address is a public unicast address, and not a tunnel to a private one.
 
     Raises:
         ValueError: it is not an IP address.
@@ -48,7 +48,7 @@ def check_url(url: str, *, private: bool) -> None:
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
-        httpx.URL(url).raw_host.decode().encode("idna")  # as the HTTP client and the name resolution will read it
+        httpx.URL(url).raw_host.decode().encode("idna")  # as the HTTP client and the resolver will parse it
     except (ValueError, httpx.InvalidURL) as error:
         raise InvalidRequest(f"'webhook' is not a valid URL: {error}.", param="webhook") from error
     if parts.scheme not in ("http", "https") or not host or parts.username is not None:

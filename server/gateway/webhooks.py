@@ -23,12 +23,13 @@ from server.errors import ConfigError, InvalidRequest, JobExpired, UnknownJob
 from server.gateway.webhook_addresses import PrivateAddress, check_url, resolve_address
 from server.queue.due_work import poll_due
 from server.queue.job_queue import JobQueue
+from server.records import UNREADABLE, skip
 
 log = logging.getLogger(__name__)
 SECRET_PREFIX = "whsec_"
 #: Seconds before each further attempt: 10 attempts in three days.
 BACKOFF_S = (5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400)
-ATTEMPT_TIMEOUT_S = 15.0  # from the name's resolution to the headers of the response
+ATTEMPT_TIMEOUT_S = 15.0  # from resolving the name to the headers of the response
 VISIBILITY_TIMEOUT_S = 4 * ATTEMPT_TIMEOUT_S  # longer than any attempt, so that no other gateway repeats it meanwhile
 MAX_CONCURRENT = 16
 GetJob = Callable[[str], Awaitable[dict[str, object]]]
@@ -38,7 +39,7 @@ def parse_secret(text: str) -> bytes:
     """Decode FLUID_WEBHOOK_SECRET; b"" if it is empty.
 
     Raises:
-        ConfigError: it is not in the standard's form.
+        ConfigError: it is not in the standard's format.
     """
     if not text:
         return b""
@@ -62,7 +63,7 @@ def sign(secret: bytes, message_id: str, timestamp: int, body: bytes) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """A message on its way. Every attempt sends the same `message`, with the job as it was at the first."""
+    """A webhook under delivery. Every attempt sends the same `message`, with the job as it was at the first."""
 
     job_id: str
     url: str
@@ -117,7 +118,7 @@ class Webhooks:
         if outcome == "delivered":
             await self._finish(job_id, outcome)
         elif outcome == "gone" or delivery.attempts >= len(BACKOFF_S):
-            log.error("webhook of %s: given up after %d attempts", job_id, delivery.attempts + 1)
+            log.error("webhook of %s: gave up after %d attempts", job_id, delivery.attempts + 1)
             await self._finish(job_id, "given_up")
         else:
             self.sent.labels("failed").inc()
@@ -139,13 +140,17 @@ class Webhooks:
             now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             message = json.dumps({"type": f"job.{job['status']}", "timestamp": now, "data": job})
             await self._queue.redis.hset(key, "told", message)
-        return Delivery(job_id, stored["url"], int(stored["attempts"]), message)
+        try:
+            return Delivery(job_id, stored["url"], int(stored["attempts"]), message)
+        except UNREADABLE as error:
+            skip("a webhook", error)
+            return None
 
     async def _send(self, http: httpx.AsyncClient, delivery: Delivery) -> str:
         """Make one attempt and return its outcome: delivered, failed (attempt again later) or gone (never again)."""
         body, now, message_id = delivery.message.encode(), int(time.time()), f"msg_{delivery.job_id}"
         try:
-            # httpx's own timeout is for each byte. No Redis call in here: it may miss a cancellation (background.py).
+            # httpx's own timeout is per read. No Redis call in here: it may miss a cancellation (background.py).
             async with asyncio.timeout(ATTEMPT_TIMEOUT_S):
                 address = await resolve_address(delivery.url, private=self.private)
                 headers = {

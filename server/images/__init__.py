@@ -1,1 +1,1 @@
-"""Images as bytes: codec writes files, uploads reads them, compositing edits, recipe holds the parameters of one."""
+"""Images as bytes: codec writes files, uploads reads, compositing blends edits, recipe holds an image's parameters."""

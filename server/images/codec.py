@@ -95,7 +95,7 @@ def _exif(metadata: Mapping[str, Any]) -> Image.Exif:
 
 
 def format_from_name(out: Path) -> str:
-    """The file format of the name's suffix; png without one. Raises InvalidRequest."""
+    """Return the file format that the name's suffix asks for; png without one. Raises InvalidRequest."""
     suffix = out.suffix.lower().removeprefix(".")
     format = {"jpg": "jpeg", "": "png"}.get(suffix, suffix)
     if format not in MIME:

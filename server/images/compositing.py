@@ -31,7 +31,7 @@ class Source:
 
     @classmethod
     def unpack(cls, data: bytes, job: JobInput, info: ModelInfo) -> "Source":
-        """Decode what `pack` made.
+        """Decode what `pack` produced.
 
         Raises:
             ValueError: the data is damaged, or not the source image of this job.
@@ -61,7 +61,7 @@ def pack(pixels: bytes, mask: bytes | None) -> tuple[bytes, str]:
 
 def kept_cells(mask: bytes, size: tuple[int, int], tokens: int) -> bytes:
     """One byte per token, 1 where no pixel of its cell is masked. A cell that the mask cuts is generated whole, and
-    `blend` brings its old pixels back."""
+    `blend` restores its old pixels."""
     image = Image.frombytes("L", size, mask)
     grid = round(tokens**0.5)
     across, down = size[0] / grid, size[1] / grid

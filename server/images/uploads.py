@@ -34,7 +34,7 @@ class UploadedImage:
 def read_with_mask(
     image: BinaryIO | None, mask: BinaryIO | None, size: tuple[int, int]
 ) -> tuple[bytes, bytes, list[str]]:
-    """Read an edit's files as (RGB, mask, warnings) at the model's size. Raises as `decode`, `fit_to`, `edit_mask`.
+    """Read an edit's files as (RGB, mask, warnings) at the model's size. Raises like `decode`, `fit_to`, `edit_mask`.
 
     Without a mask, an opaque image is generated again as a whole, as OpenAI does.
     """
@@ -106,7 +106,7 @@ def _readable(read: Callable[[], T], param: str) -> T:
             f"'{param}' has far more than {MAX_PIXELS} pixels (2048x2048). Scale it down.", param=param
         ) from error
     except Image.UnidentifiedImageError as error:
-        raise InvalidRequest(f"'{param}' is not a whole PNG, WebP or JPEG file.", param=param) from error
+        raise InvalidRequest(f"'{param}' is not a complete PNG, WebP or JPEG file.", param=param) from error
     except MemoryError:
         raise
     except Exception as error:
@@ -114,7 +114,7 @@ def _readable(read: Callable[[], T], param: str) -> T:
 
 
 def _recipe(image: Image.Image) -> dict[str, Any] | None:
-    """The recipe, or None: malformed metadata of another program is no reason to reject an image."""
+    """The recipe, or None: malformed metadata from another program is no reason to reject an image."""
     try:
         return recipe_in(image)
     except Exception:
@@ -162,6 +162,6 @@ def edit_mask(image: Image.Image, mask: Image.Image | None, size: tuple[int, int
         small = area.resize(size, Image.Resampling.BOX)
         area = small.point([KEPT] * 128 + [GENERATED] * 128)
     if area.getbbox() is None:
-        where = "'mask' is nowhere transparent" if mask else "'mask' is missing, and 'image' is nowhere transparent"
+        where = "'mask' has no transparency" if mask else "'mask' is missing, and 'image' has no transparency"
         raise InvalidRequest(f"{where}; transparent pixels (alpha below {_OPAQUE}) are regenerated.", param="mask")
     return area.tobytes()

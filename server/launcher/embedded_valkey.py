@@ -3,25 +3,33 @@
 It dies with the process that started it, keeps its data across restarts, and refuses a folder that is in use.
 """
 
+import errno
 import fcntl
+import logging
 import os
 import shutil
+import socket
+import stat
 import tempfile
+import threading
 import time
+from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from subprocess import Popen
 from types import TracebackType
 from typing import IO
 
-import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
-
 from server.errors import DataDirInUse, ValkeyStartError
 from server.launcher import subprocesses
 
+log = logging.getLogger(__name__)
 MAX_SOCKET_PATH = 100  # sun_path holds 108 bytes on Linux, 104 on macOS
+FULL_DISK_BYTES = 8 << 20  # less is left where it cannot open its files any more
 START_TIMEOUT_S = 30.0  # a long append-only file takes a while to replay
+LAST_LINES = 8  # of its log, kept for messages
+#: A folder may be writable again after these.
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 LOCK_TIMEOUT_S = 2.0  # a predecessor that was just killed needs a moment to exit
 
 
@@ -64,12 +72,13 @@ def running_url(data_dir: Path) -> str | None:
 class EmbeddedValkey:
     """A Valkey server as a context manager; its `url` is the FLUID_REDIS_URL of the other processes."""
 
-    def __init__(self, data_dir: Path, *, fsync: str = "always", quiet: bool = True) -> None:
+    def __init__(self, data_dir: Path, *, fsync: str = "always") -> None:
         self.data_dir = data_dir
         self._fsync = fsync
-        self._quiet = quiet
         self._short_dir: str | None = None
         self._lock: IO[str] | None = None
+        self._last_lines: deque[str] = deque(maxlen=LAST_LINES)
+        self._reader: threading.Thread | None = None
         self.process: Popen[bytes] | None = None
         self.socket = data_dir / "valkey.sock"
 
@@ -95,25 +104,83 @@ class EmbeddedValkey:
         self.close()
 
     def start(self) -> None:
-        """Start the server, or restart it on its data after it died.
+        """Start the server, or restart it on its data after it died, and wait until it answers.
 
         Raises:
-            DataDirInUse: another instance holds the folder. ValkeyStartError: it exited or does not answer.
+            DataDirInUse: another instance holds the folder.
+            ValkeyStartError: it exited or does not answer, or the folder cannot be used.
         """
+        self.launch()
+        self._await_ready()
+
+    def launch(self) -> None:
+        """Start the server without waiting for it; it may exit at once, or load its data for minutes.
+
+        Where the disk is full it is not started, and `failure` says so.
+
+        Raises:
+            DataDirInUse: another instance holds the folder.
+            ValkeyStartError: there is no server to start, or the folder cannot be used.
+        """
+        binary = find_binary()
+        self._join_reader()
+        self._last_lines.clear()
+        try:
+            self._prepare_folder()
+        except OSError as error:
+            if error.errno not in DISK_ERRORS:
+                raise ValkeyStartError(
+                    f"The data folder {self.data_dir} cannot be used: {error}. Set FLUID_DATA_DIR to a writable folder."
+                ) from error
+            self.process = None
+            self._last_lines.append(str(error))
+            return
+        keep_fds = [] if self._lock is None else [self._lock.fileno()]
+        # The lock is inherited: if we are killed, the folder stays locked until Valkey has exited too.
+        self.process = subprocesses.spawn([binary, *self._options()], keep_fds=keep_fds, pipe=True)
+        self._reader = threading.Thread(target=self._read_log, args=(self.process,), daemon=True)
+        self._reader.start()
+        with suppress(OSError):  # read by `running_url`; the socket may be in another folder
+            (self.data_dir / "address").write_text(self.url + "\n")
+
+    def _prepare_folder(self) -> None:
         self.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         if self._lock is None:
             self._lock = _take_lock(self.data_dir)
+            _close_to_others(self.data_dir)
         if len(os.fsencode(str(self.socket))) > MAX_SOCKET_PATH and self._short_dir is None:
             self._short_dir = tempfile.mkdtemp(prefix="fluid-")
             self.socket = Path(self._short_dir) / "valkey.sock"
-        # The lock is inherited: if we are killed, the folder stays locked until Valkey has exited too.
-        self.process = subprocesses.spawn(
-            [find_binary(), *self._options()], keep_fds=[self._lock.fileno()], quiet=self._quiet
-        )
-        self._await_ready()
-        (self.data_dir / "address").write_text(
-            self.url + "\n"
-        )  # read by `running_url`; the socket may be in another folder
+
+    def _read_log(self, process: "Popen[bytes]") -> None:
+        """Keep the last lines of the server's log in memory, and all of it on disk as long as that has room."""
+        if process.stdout is None:
+            return
+        with process.stdout:
+            for line in process.stdout:
+                self._last_lines.append(line.decode(errors="replace").rstrip())
+                with suppress(OSError), self.log_path.open("ab") as file:
+                    file.write(line)
+
+    def _join_reader(self) -> None:
+        if self._reader is not None:
+            self._reader.join(timeout=5)
+            self._reader = None
+
+    @property
+    def exited(self) -> bool:
+        return self.process is None or self.process.poll() is not None
+
+    def ready(self) -> bool:
+        """Return whether the server answers and has loaded its data."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(1)
+            try:
+                connection.connect(str(self.socket))
+                connection.sendall(b"PING\r\n")
+                return connection.recv(16).startswith(b"+PONG")  # or "-LOADING ..."
+            except OSError:
+                return False
 
     def _options(self) -> list[str]:
         options = {
@@ -121,7 +188,6 @@ class EmbeddedValkey:
             "unixsocket": str(self.socket),
             "unixsocketperm": "700",
             "dir": str(self.data_dir),
-            "logfile": str(self.log_path),
             "appendonly": "yes",
             "appendfsync": self._fsync,
             "save": "",
@@ -130,33 +196,35 @@ class EmbeddedValkey:
         return [part for name, value in options.items() for part in (f"--{name}", value)]
 
     def _await_ready(self) -> None:
-        process = self.process
-        if process is None:
-            raise ValkeyStartError("start() was not called.")
         deadline = time.monotonic() + START_TIMEOUT_S
-        client = redis.Redis(unix_socket_path=str(self.socket), retry=Retry(NoBackoff(), 0))
-        try:
-            while True:
-                try:
-                    client.ping()
-                    return
-                except redis.exceptions.ConnectionError as error:  # also "loading the dataset"
-                    if process.poll() is not None:
-                        raise ValkeyStartError(self._failure(f"exited with {process.returncode}")) from error
-                    if time.monotonic() > deadline:
-                        raise ValkeyStartError(self._failure("is not answering")) from error
-                time.sleep(0.02)
-        finally:
-            client.close()
+        while not self.ready():
+            if self.exited:
+                raise ValkeyStartError(self.failure())
+            if time.monotonic() > deadline:
+                raise ValkeyStartError(self.failure("is not answering"))
+            time.sleep(0.02)
 
-    def _failure(self, what: str) -> str:
-        tail = self.log_path.read_text(errors="replace").splitlines()[-5:] if self.log_path.exists() else []
-        return f"The embedded Valkey {what}. Last lines of {self.log_path}:\n" + "\n".join(tail)
+    def failure(self, what: str = "") -> str:
+        """Say how the server ended, or `what` it does instead, with the last lines of its log."""
+        if self.exited:
+            self._join_reader()
+        if not what:
+            status = "could not start" if self.process is None else f"exited with {self.process.returncode}"
+            what = f"{status}{self._disk()}"
+        return "\n  ".join([f"The embedded Valkey {what}. Last lines of its log:", *(self._last_lines or ["(none)"])])
+
+    def _disk(self) -> str:
+        try:
+            free = shutil.disk_usage(self.data_dir).free
+        except OSError:
+            return ""
+        return f"; the disk of {self.data_dir} is full" if free < FULL_DISK_BYTES else ""
 
     def close(self) -> None:
         if self.process is not None:
             subprocesses.stop(self.process, grace_s=10)
             self.process = None
+            self._join_reader()
         if self._short_dir is not None:
             shutil.rmtree(self._short_dir, ignore_errors=True)
             self._short_dir = None
@@ -184,7 +252,22 @@ def _take_lock(data_dir: Path) -> IO[str]:
                 f"{data_dir} is in use by another instance (pid {pid}). "
                 "Stop that one, or set FLUID_DATA_DIR to another folder."
             ) from error
-    lock.truncate(0)
-    lock.write(f"{os.getpid()}\n")
-    lock.flush()
+    with suppress(OSError):  # on a full disk; the pid is for messages only
+        os.ftruncate(lock.fileno(), 0)
+        os.write(lock.fileno(), f"{os.getpid()}\n".encode())
     return lock
+
+
+def _close_to_others(data_dir: Path) -> None:
+    """Take away what other users of the machine may do in the folder: it holds prompts and images.
+
+    Not from a folder that belongs to another user or is shared on purpose, as /tmp is.
+    """
+    found = data_dir.stat()
+    if not found.st_mode & 0o077:
+        return
+    if found.st_uid == os.getuid() and not found.st_mode & stat.S_ISVTX:
+        with suppress(OSError):
+            data_dir.chmod(0o700)
+            return
+    log.warning("%s is open to other users of this machine: give it the mode 0700", data_dir)

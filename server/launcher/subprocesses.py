@@ -25,13 +25,15 @@ def spawn(
     env: Mapping[str, str] | None = None,
     keep_fds: Sequence[int] = (),
     quiet: bool = False,
+    pipe: bool = False,
 ) -> "subprocess.Popen[bytes]":
     """Start `command` (absolute path first) so that it dies with us.
 
-    It gets its own session: Ctrl-C in a terminal reaches the whole foreground group, and children are to stop in
-    order, not all at once.
+    `quiet` drops its output; `pipe` gives all of it to `stdout` of the result, and lets only this user read the files
+    that it creates. It gets its own session: Ctrl-C in a terminal reaches the whole foreground group, but children have
+    to stop in order, not all at once.
     """
-    output = subprocess.DEVNULL if quiet else None
+    output = subprocess.PIPE if pipe else subprocess.DEVNULL if quiet else None
     return subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), *command],
         env=dict(env) if env is not None else None,
@@ -39,7 +41,8 @@ def spawn(
         start_new_session=True,
         stdin=subprocess.DEVNULL,
         stdout=output,
-        stderr=output,
+        stderr=subprocess.STDOUT if pipe else output,
+        umask=0o077 if pipe else -1,
     )
 
 
@@ -55,5 +58,5 @@ def stop(process: "subprocess.Popen[bytes]", *, grace_s: float) -> int:
 
 
 async def stop_async(process: "subprocess.Popen[bytes]", *, grace_s: float) -> int:
-    """As `stop`, without blocking the event loop."""
+    """Do the same as `stop`, without blocking the event loop."""
     return await asyncio.to_thread(stop, process, grace_s=grace_s)

@@ -9,7 +9,8 @@ import time
 from contextlib import suppress
 from subprocess import Popen
 
-from server.client import FluidClient
+from server.background import stop_signals
+from server.client import AsyncFluidClient
 from server.errors import ConfigError
 from server.launcher import subprocesses
 from server.launcher.embedded_valkey import EmbeddedValkey
@@ -20,7 +21,37 @@ WATCH_S = 0.2
 BACKOFF_S = (0.5, 1, 2, 5, 10, 30)
 #: Exit statuses that a restart cannot fix: ours for a ConfigError, uvicorn's for a port in use.
 CANNOT_START = (2, 3)
+VALKEY_START_S = 5.0  # then the other processes start without it
 STABLE_S = 60.0  # a child that ran this long restarts with the shortest backoff
+
+
+class Restarts:
+    """When a process that has exited is started again: later each time, until it has run for STABLE_S."""
+
+    def __init__(self) -> None:
+        self._crashes = 0
+        self._started_at = 0.0
+        self._restart_at: float | None = None
+
+    def started(self) -> None:
+        self._started_at = time.monotonic()
+        self._restart_at = None
+
+    def exited(self) -> float | None:
+        """Return the pause before the next start; None if it was returned before."""
+        if self._restart_at is not None:
+            return None
+        now = time.monotonic()
+        if now - self._started_at > STABLE_S:
+            self._crashes = 0
+        pause = BACKOFF_S[min(self._crashes, len(BACKOFF_S) - 1)]
+        self._crashes += 1
+        self._restart_at = now + pause
+        return pause
+
+    @property
+    def due(self) -> bool:
+        return self._restart_at is not None and time.monotonic() >= self._restart_at
 
 
 class Child:
@@ -29,15 +60,12 @@ class Child:
     def __init__(self, role: str, env: dict[str, str]) -> None:
         self.role = role
         self._env = env
-        self._crashes = 0
-        self._restart_at: float | None = None
-        self._started_at = 0.0
+        self._restarts = Restarts()
         self.process: Popen[bytes] | None = None
 
     def start(self) -> None:
         self.process = subprocesses.spawn([sys.executable, "-m", "server.cli", self.role], env=self._env)
-        self._started_at = time.monotonic()
-        self._restart_at = None
+        self._restarts.started()
 
     def watch(self) -> None:
         """Restart after a crash, with a longer backoff each time. Raises ConfigError if a restart cannot help."""
@@ -45,15 +73,9 @@ class Child:
             return
         if self.process.returncode in CANNOT_START:
             raise ConfigError(f"The {self.role} cannot start; its message above says why.")
-        now = time.monotonic()
-        if self._restart_at is None:
-            if now - self._started_at > STABLE_S:
-                self._crashes = 0
-            pause = BACKOFF_S[min(self._crashes, len(BACKOFF_S) - 1)]
-            self._crashes += 1
-            self._restart_at = now + pause
+        if (pause := self._restarts.exited()) is not None:
             log.error("%s exited with %s; restarting in %g s", self.role, self.process.returncode, pause)
-        elif now >= self._restart_at:
+        elif self._restarts.due:
             self.start()
 
     async def stop(self, grace_s: float) -> None:
@@ -69,54 +91,83 @@ class Supervisor:
         self.banner = banner
         self._stop = asyncio.Event()
         self._valkey: EmbeddedValkey | None = None
+        self._valkey_restarts = Restarts()
         self._children: list[Child] = []
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
-        for name in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(name, self._on_signal)
+        for name in stop_signals():
+            loop.add_signal_handler(name, self._on_signal, name)
         try:
-            self._start()
+            await self._start()
             await self._watch()
         finally:
             await self._shut_down()
 
-    def _start(self) -> None:
+    async def _start(self) -> None:
         env = {k: v for k, v in os.environ.items() if not k.startswith("FLUID_")} | self.settings.to_env()
         if not self.settings.redis_url:
             self._valkey = EmbeddedValkey(self.settings.data_path, fsync=self.settings.fsync)
-            self._valkey.start()
+            await self._start_valkey()
             env["FLUID_REDIS_URL"] = self._valkey.url
+        if self._stop.is_set():
+            return
         self._children = [Child("gateway", env), Child("worker", env)]
         for child in self._children:
             child.start()
         if self.banner:
             self._say("starting; the worker is loading the model ...")
 
+    async def _start_valkey(self) -> None:
+        """Start the embedded Valkey and give it a moment. Without it the gateway answers 503 and the worker waits."""
+        if self._valkey is None:
+            return
+        self._valkey_restarts.started()
+        self._valkey.launch()  # not on another thread: the kernel ends a child together with the thread that started it
+        deadline = time.monotonic() + VALKEY_START_S
+        while not (self._valkey.exited or self._stop.is_set() or time.monotonic() > deadline):
+            if await asyncio.to_thread(self._valkey.ready):
+                return
+            await asyncio.sleep(0.02)
+        if not (self._valkey.exited or self._stop.is_set()):
+            log.warning("the embedded Valkey is still loading its data; requests get 503 until it has")
+
     async def _watch(self) -> None:
-        announced = not self.banner
-        began = time.monotonic()
-        with FluidClient(self.settings.base_url) as client:
+        announcing = asyncio.create_task(self._announce())
+        try:
             while not self._stop.is_set():
                 for child in self._children:
                     child.watch()
-                self._watch_valkey()
-                if not announced and (await asyncio.to_thread(client.ready))[0]:
-                    announced = True
-                    self._say(_banner(self.settings, time.monotonic() - began))
+                await self._watch_valkey()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(WATCH_S):
                         await self._stop.wait()
+        finally:
+            announcing.cancel()
 
-    def _watch_valkey(self) -> None:
-        if self._valkey is not None and self._valkey.process is not None:
-            status = self._valkey.process.poll()
-            if status is not None:
-                log.error("the embedded Valkey exited with %s; restarting it on its data", status)
-                self._valkey.start()
+    async def _announce(self) -> None:
+        """Print the banner once the service is ready."""
+        began = time.monotonic()
+        if not self.banner:
+            return
+        async with AsyncFluidClient(self.settings.base_url, use_proxy=False) as client:
+            while not (await client.ready())[0]:
+                await asyncio.sleep(WATCH_S)
+        self._say(_banner(self.settings, time.monotonic() - began))
 
-    def _on_signal(self) -> None:
-        if self._stop.is_set():
+    async def _watch_valkey(self) -> None:
+        """Restart it on its data after it exited, with a longer backoff each time: its disk may be full."""
+        if self._valkey is None or not self._valkey.exited:
+            return
+        if (pause := self._valkey_restarts.exited()) is not None:
+            failure = await asyncio.to_thread(self._valkey.failure)
+            log.error("%s\nRestarting it on its data in %g s; requests get 503 until then.", failure, pause)
+        elif self._valkey_restarts.due:
+            await self._start_valkey()
+
+    def _on_signal(self, name: signal.Signals) -> None:
+        # A closed terminal may send SIGHUP more than once; that is no impatience.
+        if self._stop.is_set() and name != signal.SIGHUP:
             log.warning("stopping now; unfinished jobs stay in the queue")
             for child in self._children:
                 if child.process is not None and child.process.poll() is None:
@@ -124,18 +175,19 @@ class Supervisor:
         self._stop.set()
 
     async def _shut_down(self) -> None:
-        """Stop the gateway first, so that requests in flight still find a worker, and Valkey with all the data last."""
+        """Stop the gateway first, so that requests in flight still find a worker, and Valkey last: it has the data."""
         if self.banner:
             self._say("stopping ...")
         for child in self._children:
             await child.stop(self.settings.drain_s + 5)
         if self._valkey is not None:
-            self._valkey.close()
+            await asyncio.to_thread(self._valkey.close)
         if self.banner:
             self._say("stopped; waiting jobs are kept for the next start")
 
     def _say(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        with suppress(OSError):  # the terminal or `| tee` has gone; the processes are to be stopped all the same
+            print(text, file=sys.stderr, flush=True)
 
 
 def _banner(settings: Settings, seconds: float) -> str:

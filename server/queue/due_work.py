@@ -56,7 +56,7 @@ async def poll_due(
     finally:
         ending = asyncio.create_task(background.cancel_and_wait(*running))
         while not ending.done():
-            with suppress(asyncio.CancelledError):  # the canceling side repeats itself: background.py
+            with suppress(asyncio.CancelledError):  # the canceling side repeats its request: background.py
                 await asyncio.shield(ending)
 
 

@@ -6,6 +6,7 @@ Events are kept from the moment the job is first followed, beginning with its st
 import asyncio
 import logging
 import math
+import re
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import cast
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from server.jobs import JobRecord, JobState
+from server.jobs import TERMINAL, JobRecord, JobState
 from server.queue.job_queue import JobQueue
 from server.queue.watcher import JobWatcher
 
@@ -23,6 +24,8 @@ PING_S = 15.0  # proxies close a connection that is silent for a minute
 PAGE = 100
 RETRY_S = 0.5
 BEGINNING = "0-0"
+#: The value of each type of event, as a regular expression.
+_VALUES = {"status": "|".join(JobState), "progress": "[0-9]{1,18}", "partial_image": "[0-9]{1,9} [0-9]{1,9}"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +38,14 @@ class Event:
     value: str
 
     @property
+    def known(self) -> bool:
+        """False for an event of another version, which is not shown."""
+        pattern = _VALUES.get(self.type)
+        return pattern is not None and re.fullmatch(pattern, self.value) is not None
+
+    @property
     def ends(self) -> bool:
-        return self.type == "status" and JobState(self.value).terminal
+        return self.type == "status" and self.value in TERMINAL
 
     @property
     def preview(self) -> tuple[int, int]:
@@ -52,7 +61,7 @@ class Events:
         self._watcher = watcher
 
     async def begin(self, job_id: str, owner: str) -> JobRecord:
-        """Start keeping events of a job; its record.
+        """Start keeping the events of a job, and return its record.
 
         Raises:
             UnknownJob, JobExpired: this owner has no such job, or it was deleted.
@@ -94,7 +103,8 @@ class Events:
                     sent_at = time.monotonic()
                 for event in found:
                     after = event.id
-                    yield event
+                    if event.known:
+                        yield event
                     if event.ends:
                         return
                 if not found and not await _set_within(changed, min(PING_S, deadline - time.monotonic())):
@@ -103,7 +113,7 @@ class Events:
 
     async def _read(self, job_id: str, after: str) -> list[Event]:
         page = await self._queue.redis.xrange(self._queue.keys.events_stream(job_id), min=f"({after}", count=PAGE)
-        return [Event(entry, fields["type"], fields["value"]) for entry, fields in page]
+        return [Event(entry, fields.get("type", ""), fields.get("value", "")) for entry, fields in page]
 
     async def preview(self, job_id: str, index: int, number: int) -> bytes | None:
         key = self._queue.keys.preview_bytes(job_id, index, number)

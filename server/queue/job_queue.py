@@ -28,7 +28,7 @@ class Submission:
 
     job_id: str
     job: JobInput
-    kind: str  #: how it came: sync, job or batch
+    kind: str  #: how it was submitted: sync, job or batch
     key: str = ""  #: Idempotency-Key, if any
     fingerprint: str = ""  #: hash of the request as the caller sent it
     follow_events: bool = False  #: keep its events from the start
@@ -46,7 +46,7 @@ class Accepted:
 
 
 class JobQueue(QueueConnection):
-    """Operations of a gateway."""
+    """The queue operations of a gateway."""
 
     def __init__(self, redis: Client, settings: Settings) -> None:
         super().__init__(redis, settings)
@@ -56,7 +56,7 @@ class JobQueue(QueueConnection):
         """Accept a job, which from then on reaches exactly one terminal state. Safe to repeat.
 
         The source image is stored first, because no worker may find the job without it, and deleted again if the job
-        was not accepted or had been before.
+        was not accepted, or had been accepted before.
 
         Raises:
             QueueFull, RateLimited: too many jobs wait. KeyReused: the id or key is that of another request.
@@ -117,7 +117,7 @@ class JobQueue(QueueConnection):
         """Read a job's record. With an `owner`, jobs of other owners are unknown.
 
         Raises:
-            UnknownJob: no such job. JobExpired: it ended and was deleted.
+            UnknownJob: no such job. JobExpired: it ended and was deleted. UnreadableRecord: see JobRecord.
         """
         raw = await self.redis.hgetall(self.keys.job_hash(job_id))
         if raw and owner in (None, raw.get("owner", "")):

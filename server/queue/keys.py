@@ -1,6 +1,6 @@
 """The name of every Redis key, declared once: Python reads it as `keys.NAME`, and so do the Lua scripts.
 
-`scripts.prelude` writes the names that a script uses as a Lua table of the same form. The end of a name is its type.
+`scripts.prelude` writes the names that a script uses as a Lua table of the same form. The suffix of a name is its type.
 """
 
 import re
@@ -42,6 +42,7 @@ class Keys:
 
     # --- jobs ---------------------------------------------------------------------------------------
 
+    probe = FixedKey("probe")  # written to see whether writes succeed
     counters_hash = FixedKey("counters")  # jobs by state, submissions, waiting work by model, virtual times
     job_hash = KeyTemplate("job:{job_id}")  # the record
     jobs_zset = KeyTemplate("jobs:{owner}")  # every job with a record, by sequence
@@ -67,7 +68,7 @@ class Keys:
     deadlines_zset = FixedKey("deadlines")  # waiting jobs, by deadline
     ended_zset = FixedKey("ended")  # ended jobs, by when their record expires
     open_jobs_hash = FixedKey("open_jobs")  # number of waiting and running jobs, by owner
-    rate_limit = KeyTemplate("rate_limit:{caller}")  # when the caller's allowance of requests is whole again
+    rate_limit = KeyTemplate("rate_limit:{caller}")  # when the caller's allowance of requests is full again
 
     # --- channels -----------------------------------------------------------------------------------
 
@@ -93,5 +94,6 @@ class Keys:
     stats_hash = FixedKey("stats")
     models_hash = FixedKey("models")
     reloads_hash = FixedKey("reloads")
+    crashes_hash = FixedKey("crashes")  # background tasks that crash, by process and task
     workers_zset = FixedKey("workers")
     worker = KeyTemplate("worker:{worker_id}")

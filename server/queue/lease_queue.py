@@ -1,10 +1,11 @@
 """The workers' side of the queue: take a job under a lease, renew it, save progress, finish once or requeue.
 
-A lease is an entry with an end, which its worker extends while it lives. The job's fencing token rises at every
+A lease is an entry with an expiry, which its worker extends while it lives. The job's fencing token rises at every
 attempt, so a worker that fell silent and came back is rejected at the finish.
 """
 
 import json
+import logging
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,9 +14,11 @@ from typing import Any, cast
 from server.jobs import JobError, JobInput, JobMetrics, JobState, Lease, Output, Resume
 from server.queue.redis_client import Client
 from server.queue.scripts import QueueConnection
+from server.records import UNREADABLE
 from server.settings import Settings
 
-RESULT_EXTRA_S = 3600  # image files outlive the job's record, so a visible record never points at nothing
+log = logging.getLogger(__name__)
+RESULT_EXTRA_S = 3600  # image files outlive the job's record, so a visible record never points at a deleted file
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,7 @@ class LeaseQueue(QueueConnection):
     ) -> Lease | None:
         """Take the next waiting job of the model; None if there is none after `block_s`.
 
-        With `min_wait_s` only a job that has waited that long: an idle worker would have had it by then.
+        With `min_wait_s`, take only a job that has waited that long: an idle worker would have taken it by then.
         """
         found = await self._take(worker, model, min_wait_s)
         if found is None and block_s is not None and await self.redis.blpop(self.keys.wakeup_list(model), block_s):
@@ -56,12 +59,12 @@ class LeaseQueue(QueueConnection):
     async def _take(self, worker: str, model: str, min_wait_s: float) -> Lease | None:
         call = {"call": secrets.token_hex(8), "ageing_s": self.ageing_s, "min_wait_s": min_wait_s}
         answer = await self.run("take", self._limits(worker, model) | call)
-        return self._lease(answer) if answer else None
+        return await self._lease(answer) if answer else None
 
     async def reclaim(self, worker: str, model: str, held: Iterable[str], *, count: int) -> list[Lease]:
         """Take over up to `count` jobs whose worker fell silent; `held` are the ids that this worker runs."""
         answers = await self.run("reclaim", self._limits(worker, model) | {"count": count, "held": list(held)})
-        return [self._lease(answer) for answer in answers]
+        return [lease for answer in answers if (lease := await self._lease(answer)) is not None]
 
     def _limits(self, worker: str, model: str) -> dict[str, Any]:
         return {
@@ -72,7 +75,20 @@ class LeaseQueue(QueueConnection):
             "ttl_s": self.ttl_s,
         }
 
-    def _lease(self, answer: Sequence[Any]) -> Lease:
+    async def _lease(self, answer: Sequence[Any]) -> Lease | None:
+        """Decode what a script answered. None: this version cannot read the job, and it is requeued: a worker of the
+        version that wrote it may take it before its attempts are used up."""
+        try:
+            return self._decode(answer)
+        except UNREADABLE as error:
+            job_id, token = answer[:2]
+            log.error("job %s was written by another version and cannot be read: %r", job_id, error)
+            failure = JobError("record_unreadable", f"The worker's version cannot read this job ({error!r}).")
+            args = {"error": json.dumps(asdict(failure)), "max_attempts": self.max_attempts, "ttl_s": self.ttl_s}
+            await self.run("requeue", {"id": job_id, "token": int(token or 0), "discard_progress": False} | args)
+            return None
+
+    def _decode(self, answer: Sequence[Any]) -> Lease:
         job_id, token, attempt, job, created_at, started_at, error, resumable = answer
         runs_alone = int(attempt) > shared_attempts(self.max_attempts)
         return Lease(
@@ -105,7 +121,7 @@ class LeaseQueue(QueueConnection):
         await self.run("save", args, *fields.values())
 
     async def resume(self, lease: Lease, checkpoint: str) -> Resume:
-        """What an earlier attempt saved; empty if other weights made it: mixing them would corrupt the image."""
+        """Load what an earlier attempt saved; empty if other weights made it: mixing them would corrupt the image."""
         raw = await self.redis.execute_command("HGETALL", self.keys.resume_hash(lease.job_id), NEVER_DECODE=True)
         fields = dict(zip(raw[::2], raw[1::2], strict=True)) if isinstance(raw, list) else raw
         if fields.get(b"checkpoint") != checkpoint.encode():
@@ -123,8 +139,8 @@ class LeaseQueue(QueueConnection):
         return (lease.input.result_ttl_s or self.ttl_s) + RESULT_EXTRA_S
 
     async def store_result(self, lease: Lease, index: int, data: bytes) -> None:
-        """Store an image file before the finish, under a key that only this lease writes. The last one of a job goes
-        with its finish."""
+        """Store an image file before the finish, under a key that only this lease writes. A job's last file is
+        stored by its finish."""
         key = self.keys.result_bytes(lease.job_id, lease.token, index)
         await self.redis.set(key, data, ex=self._result_ttl_s(lease))
 
@@ -152,7 +168,7 @@ class LeaseQueue(QueueConnection):
             "id": lease.job_id,
             "token": lease.token,
             "state": state,
-            # Texts, as the record keeps them: Lua would write an empty list as an object.
+            # JSON texts, as the record keeps them: Lua would write an empty list as an object.
             "outputs": json.dumps([asdict(output) for output in outputs]),
             "error": json.dumps(asdict(error)) if error else "",
             "metrics": json.dumps(asdict(metrics)) if metrics else "",
@@ -167,7 +183,7 @@ class LeaseQueue(QueueConnection):
         return bool(answer != "fenced")
 
     async def requeue(self, lease: Lease, *, error: JobError | None = None, discard_progress: bool = False) -> str:
-        """Return a job to the queue; the state after it, or "fenced".
+        """Return a job to the queue; the result is its new state, or "fenced".
 
         Without an error the attempt is not counted; with one, the last attempt's requeue fails the job.
         `discard_progress`: what was saved led to the error, so the next attempt must start from the beginning.
@@ -186,6 +202,6 @@ class LeaseQueue(QueueConnection):
         return str(answer)
 
     async def _delete_results(self, lease: Lease) -> None:
-        """Delete the files of this attempt. Those of others may be part of a result; they expire by themselves."""
+        """Delete the files of this attempt. Files of other attempts may be part of a result; they expire."""
         keys = [self.keys.result_bytes(lease.job_id, lease.token, index) for index in range(lease.input.n)]
         await self.redis.delete(*keys)

@@ -5,12 +5,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import cast
 
+from server.background import KEEPS_CRASHING, Crash
 from server.model_info import ModelInfo
 from server.queue.keys import Keys
 from server.queue.redis_client import Client
+from server.records import UNREADABLE, decode, readable, skip
 
 HEARTBEAT_S = 1.0
 DEAD_AFTER_S = 5.0
+CRASH_KEPT_S = 30.0  # longer than the longest pause between two crashes of a task
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,21 @@ class WorkerInfo:
     @property
     def ready(self) -> bool:
         return self.state == "ready"
+
+
+@dataclass(frozen=True, slots=True)
+class CrashReport:
+    """The last crash of a background task of a gateway or worker, for `fluid doctor`."""
+
+    process: str
+    task: str
+    error: str
+    in_succession: int
+    at: float
+
+    @property
+    def keeps_happening(self) -> bool:
+        return self.in_succession >= KEEPS_CRASHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,17 +96,48 @@ class Registry:
         if not ids:
             return []
         texts = await self.redis.mget([self.keys.worker(i) for i in ids])
-        return [WorkerInfo(**json.loads(text)) for text in texts if text]
+        return list(readable("a heartbeat", filter(None, texts), lambda text: decode(WorkerInfo, json.loads(text))))
 
     async def publish_model(self, info: ModelInfo) -> None:
         await self.redis.hset(self.keys.models_hash, info.id, info.to_json())
 
-    async def has_model(self, model: str) -> bool:
-        return bool(await self.redis.hexists(self.keys.models_hash, model))
+    async def published(self, model: str) -> ModelInfo | None:
+        text = await self.redis.hget(self.keys.models_hash, model)
+        found = readable("a model", [text] if text else [], lambda each: ModelInfo.from_mapping(json.loads(each)))
+        return next(found, None)
+
+    async def rival(self, worker_id: str, info: ModelInfo) -> WorkerInfo | None:
+        """Another worker, to which the id of `info` belongs: a ready one with the published checkpoint, not this one.
+
+        So an id belongs to one checkpoint at a time: to the one published last, while a worker serves it.
+        """
+        published = await self.published(info.id)
+        if published is None or published.checkpoint_sha256 == info.checkpoint_sha256:
+            return None
+        for worker in await self.workers():
+            same_id = worker.ready and worker.model == info.id and worker.id != worker_id
+            if same_id and worker.checkpoint == published.checkpoint_sha256:
+                return worker
+        return None
 
     async def models(self) -> dict[str, ModelInfo]:
         raw = await self.redis.hgetall(self.keys.models_hash)
-        return {name: ModelInfo.from_mapping(json.loads(text)) for name, text in raw.items()}
+        found = readable("a model", raw.values(), lambda text: ModelInfo.from_mapping(json.loads(text)))
+        return {info.id: info for info in found}
+
+    async def report_crash(self, process: str, crash: Crash) -> None:
+        report = CrashReport(process, crash.task, crash.error, crash.in_succession, await self._now())
+        async with self.redis.pipeline(transaction=True) as pipe:
+            pipe.hset(self.keys.crashes_hash, f"{process} {crash.task}", json.dumps(asdict(report)))
+            pipe.expire(self.keys.crashes_hash, int(CRASH_KEPT_S))
+            await pipe.execute()
+
+    async def crashes(self) -> list[CrashReport]:
+        """Crashes of the last CRASH_KEPT_S."""
+        raw = await self.redis.hvals(self.keys.crashes_hash)
+        found = readable("a crash report", raw, lambda text: decode(CrashReport, json.loads(text)))
+        oldest = await self._now() - CRASH_KEPT_S
+        return [report for report in found if report.at > oldest]
 
     async def request_reload(self, configured: str, checkpoint: str) -> ReloadRequest:
         number = await self.redis.hincrby(self.keys.reloads_hash, "number", 1)
@@ -97,17 +146,45 @@ class Registry:
 
     async def reload_request(self, configured: str) -> ReloadRequest | None:
         """The last reload request for `configured`, if any."""
-        text = await self.redis.hget(self.keys.reloads_hash, f"checkpoint:{configured}")
+        return await self._reload("checkpoint", configured)
+
+    async def last_reload(self, configured: str) -> ReloadRequest | None:
+        """The last request that a worker has carried out: what its checkpoint is now, also after a restart."""
+        return await self._reload("done", configured)
+
+    async def begin_reload(self, request: ReloadRequest) -> None:
+        """Note that a worker tries this request, before it may take the worker's process with it."""
+        await self.redis.hset(self.keys.reloads_hash, f"begun:{request.configured}", request.number)
+
+    async def begun_reload(self, configured: str) -> int:
+        """Number of the last request that any worker has tried."""
+        text = await self.redis.hget(self.keys.reloads_hash, f"begun:{configured}")
+        return int(text) if text and text.isdecimal() else 0
+
+    async def finish_reload(self, request: ReloadRequest, info: ModelInfo) -> None:
+        """Publish what a request has loaded, and note that it was carried out; an older one changes no later start."""
+        await self.publish_model(info)
+        last = await self.last_reload(request.configured)
+        if last is None or last.number < request.number:
+            text = f"{request.number} {request.checkpoint}"
+            await self.redis.hset(self.keys.reloads_hash, f"done:{request.configured}", text)
+
+    async def _reload(self, field: str, configured: str) -> ReloadRequest | None:
+        text = await self.redis.hget(self.keys.reloads_hash, f"{field}:{configured}")
         if not text:
             return None
         number, _, checkpoint = text.partition(" ")
-        return ReloadRequest(configured, checkpoint, int(number))
+        try:
+            return ReloadRequest(configured, checkpoint, int(number))
+        except UNREADABLE as error:
+            skip("a reload request", error)
+            return None
 
     async def stats(self) -> dict[str, float]:
         raw = cast("dict[str, str]", await self.redis.hgetall(self.keys.stats_hash))
-        return {name: float(value) for name, value in raw.items()}
+        return dict(readable("a statistic", raw.items(), lambda item: (item[0], float(item[1]))))
 
     async def _now(self) -> float:
-        """Time by Redis' clock: hosts' clocks differ, heartbeat ages must not."""
+        """Read the time from Redis' clock: hosts' clocks differ, and heartbeat ages must not."""
         seconds, micros = await self.redis.time()
         return float(seconds + micros / 1e6)

@@ -19,7 +19,7 @@ SCRIPTS = (
 
 
 class QueueConnection:
-    """What both sides of the queue share: Redis, the names of its keys, the scripts."""
+    """The connection that both sides of the queue share: Redis, the names of its keys, the scripts."""
 
     def __init__(self, redis: Client, settings: Settings) -> None:
         self.redis = redis
@@ -36,16 +36,16 @@ class QueueConnection:
 
 
 def load_script(name: str) -> str:
-    """Prelude, common.lua and the script in one text."""
+    """Join the prelude, common.lua and the script into one text."""
     folder = resources.files("server.queue") / "lua"
     source = (folder / "common.lua").read_text() + "\n" + (folder / f"{name}.lua").read_text()
     return prelude(source) + source
 
 
 def prelude(source: str) -> str:
-    """What Lua shares with Python: the arguments, the names of states and priorities, and of the keys in `source`.
+    """Build the prelude: the arguments, the names of states and priorities, and the names of the keys in `source`.
 
-    Only of those, because Redis builds the table again in every call.
+    Only of those keys, because Redis builds the table again in every call.
 
     Raises:
         KeyError: `source` uses a key that Keys does not declare.

@@ -5,7 +5,7 @@ from typing import cast
 from server.jobs import JobInput
 from server.queue.scripts import QueueConnection
 
-#: Time to live until the job is accepted. Accepting it makes the image stay, ending the job deletes it (see lua/).
+#: Time to live until the job is accepted. Accepting it makes the image stay; ending the job deletes it (see lua/).
 UNCLAIMED_S = 60
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from server.jobs import PRIORITIES, TERMINAL, JobState
 from server.queue.scripts import QueueConnection
+from server.records import readable
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,21 +58,28 @@ async def queue_counts(queue: QueueConnection) -> QueueCounts:
             pipe.zrange(line, 0, 0, withscores=True)
         for model in models:
             pipe.zcard(queue.keys.leases_zset(model))
-        raw, dead, kept, (seconds, micros), *rest = await pipe.execute()
+        fields, dead, kept, (seconds, micros), *rest = await pipe.execute()
+    raw = dict(readable("a counter", fields.items(), _whole))
     sizes, oldest, leases = rest[: 2 * len(lines) : 2], rest[1 : 2 * len(lines) : 2], rest[2 * len(lines) :]
     now = seconds + micros / 1e6
     waiting = [(model, priority) for model in models for priority in PRIORITIES]
     return QueueCounts(
-        submitted={k.split(":")[1]: int(v) for k, v in raw.items() if k.startswith("submitted:")},
-        states={s.value: int(raw.get(f"state:{s.value}", 0)) for s in JobState},
-        redeliveries=int(raw.get("redeliveries", 0)),
-        fenced=int(raw.get("fenced", 0)),
-        dead_lettered=int(raw.get("dead_lettered", 0)),
-        expired=int(raw.get("expired", 0)),
+        submitted={k.removeprefix("submitted:"): v for k, v in raw.items() if k.startswith("submitted:")},
+        states={s.value: raw.get(f"state:{s.value}", 0) for s in JobState},
+        redeliveries=raw.get("redeliveries", 0),
+        fenced=raw.get("fenced", 0),
+        dead_lettered=raw.get("dead_lettered", 0),
+        expired=raw.get("expired", 0),
         dead_letter_depth=dead,
         oldest_age_s=max([0.0, *(now - first[0][1] for first in oldest if first)]),
         waiting=dict(zip(waiting, sizes, strict=True)),
-        waiting_work={model: int(raw.get(f"work:{model}", 0)) for model in models},
+        waiting_work={model: raw.get(f"work:{model}", 0) for model in models},
         leases=sum(leases),
         kept=kept,
     )
+
+
+def _whole(counter: tuple[str, str]) -> tuple[str, int]:
+    """A counter's name and value. Virtual times, which lie in the same hash, are fractions."""
+    name, value = counter
+    return name, 0 if name.startswith("virtual:") else int(value)

@@ -5,19 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from redis.exceptions import RedisError
 
-from server import background
+from server.background import Task
 from server.jobs import JobRecord
 from server.queue.job_queue import JobQueue
 from server.queue.keys import Keys
 from server.queue.redis_client import Client
 
 log = logging.getLogger(__name__)
-POLL_S = 1.0  # pub/sub may drop a message; the state in Redis never lies, so it is polled as well
+POLL_S = 1.0  # pub/sub may drop a message, so the state in Redis is polled as well
 
 
 class JobWatcher:
@@ -29,13 +29,11 @@ class JobWatcher:
         self._ended, self._updated = Keys(namespace).ended_channel, Keys(namespace).updated_channel
         self._waiters: defaultdict[str, set[Waiter]] = defaultdict(set)
         self._followers: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
-        self._tasks: list[asyncio.Task[None]] = []
 
-    def start(self) -> None:
-        self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._sweep())]
-
-    async def stop(self) -> None:
-        await background.cancel_and_wait(*self._tasks)
+    @property
+    def tasks(self) -> Mapping[str, Task]:
+        """The endless background tasks, by name."""
+        return {"watcher": self._listen, "sweeper": self._sweep}
 
     @contextmanager
     def expect(self, job_id: str) -> Iterator[Waiter]:
@@ -118,7 +116,7 @@ class Waiter:
         self._job_id = job_id
 
     async def end(self, timeout_s: float) -> JobRecord:
-        """Wait until the job, which is accepted by now, is terminal; its record.
+        """Wait until the job, which has been accepted by now, is terminal; return its record.
 
         Raises:
             TimeoutError: the job has not ended after `timeout_s`.
@@ -126,7 +124,7 @@ class Waiter:
         self.accepted = True
         deadline = asyncio.get_running_loop().time() + timeout_s
         while True:
-            async with asyncio.timeout_at(deadline):  # not around Redis, which could swallow it: background.py
+            async with asyncio.timeout_at(deadline):  # not around calls to Redis, which could swallow it: background.py
                 await self.event.wait()
             self.event.clear()
             record = await self._queue.get(self._job_id)

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class Completion:
-    """Every way out of the batch; each frees the rows, tells the queue, and forgets the job."""
+    """Every way for a job to leave the batch; each frees its rows, tells the queue, and forgets the job."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class Completion:
         self._scheduler.remove(job)
 
     async def requeue_all(self, error: JobError | None) -> None:
-        """Requeue every held job. With an error the engine is beyond freeing rows, and only started jobs count the
+        """Requeue every held job. With an error the engine can no longer free rows, and only started jobs count the
         attempt."""
         for job in list(self._scheduler.jobs.values()):
             if job.closing:
@@ -129,7 +129,7 @@ class Completion:
         await self._engine.thread.release(rows)
 
     async def persist(self, write: Callable[[], Awaitable[T]]) -> T:
-        """Repeat an unanswered write while our lease may live. Every write here is idempotent."""
+        """Repeat an unanswered write while our lease may be valid. Every write here is idempotent."""
         deadline = time.monotonic() + self._lease_s
         while True:
             try:

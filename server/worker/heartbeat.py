@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections.abc import Awaitable, Callable
 
 from redis.exceptions import RedisError
 
@@ -13,6 +14,10 @@ from server.worker.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
 HALF_LIFE_S = 10.0
+
+
+async def _no() -> bool:
+    return False
 
 
 class Throughput:
@@ -32,12 +37,16 @@ class Throughput:
 
 
 class Heartbeat:
-    """Reports this worker's state to the registry, and what it counted since the last beat."""
+    """Reports this worker's state, and its counts since the last heartbeat, to the registry."""
 
     def __init__(
         self, worker_id: str, registry: Registry, engine: EngineSlot, scheduler: Scheduler, tally: Tally
     ) -> None:
         self.state, self.note = "loading", ""
+        #: A state to report instead of "ready", and why.
+        self.impaired: Callable[[], tuple[str, str] | None] = lambda: None
+        self.reload_pending: Callable[[], Awaitable[bool]] = _no
+        self.conflict = ""  #: why this worker's checkpoint may not serve its model's id; "" if it may
         self.throughput = Throughput()
         self.reloads = 0
         self._id = worker_id
@@ -48,7 +57,7 @@ class Heartbeat:
         self._started_at = time.time()
 
     async def beat(self) -> None:
-        """Report once. Raises RedisError; the counters are then reported by the next beat."""
+        """Report once. Raises RedisError; the counters are then reported by the next heartbeat."""
         worker = self._describe()
         stats = self._tally.drain()
         try:
@@ -57,16 +66,38 @@ class Heartbeat:
             self._tally.restore(stats)
             raise
 
+    async def claim(self) -> None:
+        """Publish the model, unless its id belongs to another checkpoint: callers get one image for one seed."""
+        info = self._engine.info
+        rival = await self._registry.rival(self._id, info)
+        if rival is None:
+            published = await self._registry.published(info.id)
+            if published is None or published.checkpoint_sha256 != info.checkpoint_sha256:
+                await self._registry.publish_model(info)  # also after Redis has restarted without its data
+        conflict = ""
+        if rival is not None and not await self.reload_pending():
+            conflict = (
+                f"it loaded checkpoint {info.checkpoint_sha256[:12]}, but worker {rival.id} serves {info.id} with "
+                f"{rival.checkpoint[:12]}; it takes no jobs until that worker is gone: "
+                "use one checkpoint, or `fluid reload`"
+            )
+        if conflict != self.conflict:
+            log.error("%s", conflict or f"the only checkpoint of {info.id} again; taking jobs")
+        self.conflict = conflict
+
     def _describe(self) -> WorkerInfo:
         info = self._engine.info if self._engine.installed else None
+        state, note = self.state, self.note
+        if state == "ready" and (impaired := self.impaired()) is not None:
+            state, note = impaired
         return WorkerInfo(
             id=self._id,
-            state=self.state,
+            state=state,
             model=info.id if info else "",
             max_rows=self._scheduler.max_rows,
             rows=len(self._scheduler.rows),
             started_at=self._started_at,
-            note=self.note,
+            note=note,
             checkpoint=info.checkpoint_sha256 if info else "",
             row_steps_per_s=round(self.throughput.row_steps_per_s, 3),
             work_left=self._scheduler.work_left,
@@ -76,12 +107,12 @@ class Heartbeat:
         )
 
     async def run(self) -> None:
-        """Beat until canceled."""
+        """Send heartbeats until canceled."""
         while True:
             try:
                 await self.beat()
-                if self._engine.installed and not await self._registry.has_model(self._engine.info.id):
-                    await self._registry.publish_model(self._engine.info)  # Redis has restarted without its data
+                if self._engine.installed:
+                    await self.claim()
             except RedisError as error:
                 log.warning("heartbeat: %s", error)
             await asyncio.sleep(HEARTBEAT_S)

@@ -40,7 +40,7 @@ class Intake:
         self._tally = tally
 
     async def accept_lease(self, lease: Lease) -> None:
-        """Hold the job, with its source image and what an earlier attempt left."""
+        """Hold the job, with its source image and the progress of an earlier attempt."""
         job = self._scheduler.add(lease, time.monotonic())
         self._tally.observe("fluid_queue_wait_seconds", lease.started_at - lease.created_at)
         if lease.input.edit is not None and not await self._load_source(job):
@@ -96,7 +96,7 @@ class Intake:
             if len(jobs) == 1:
                 await self._completion.reject(jobs[0], str(error))
                 return
-            for job in jobs:  # one of them is impossible; admitted one by one, the engine tells which
+            for job in jobs:  # one of them is impossible: admitting them one by one shows which
                 await self._admit_fresh([image for image in images if image[0] is job])
         except Exception as error:
             log.exception("the engine failed to admit %d images", len(images))

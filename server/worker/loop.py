@@ -1,4 +1,4 @@
-"""The worker's loop: take jobs, admit rows, one step for every row, publish; drains on SIGTERM."""
+"""The worker's loop: take jobs, admit rows, run one step for every row, publish; drain on SIGTERM."""
 
 import asyncio
 import logging
@@ -7,11 +7,13 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Mapping
+from math import inf
 
-from redis.exceptions import RedisError
+from redis.exceptions import AuthenticationError, RedisError
 
-from server.background import running
-from server.errors import EngineBroken
+from server.addresses import without_password
+from server.background import Crash, Supervisor
+from server.errors import ConfigError, EngineBroken
 from server.jobs import JobError
 from server.metrics import Tally
 from server.model_info import ModelInfo
@@ -19,6 +21,7 @@ from server.queue.lease_queue import LeaseQueue
 from server.queue.registry import Registry
 from server.settings import Settings
 from server.worker.completion import Completion
+from server.worker.engine.canary import canary_within
 from server.worker.engine.protocol import Engine
 from server.worker.engine.slot import EngineSlot
 from server.worker.engine.thread import EngineThread, StepOutcome
@@ -61,20 +64,28 @@ class Worker:
         self.publisher = Publisher(queue, self.engine, self.completion, self.snapshots, self.tally)
         self.watchdog = Watchdog(self.engine, self.completion, settings.step_timeout_s)
         self.reloader = Reloader(settings.checkpoint, registry, queue, self.engine, self.heartbeat, self._load)
+        self.supervisor = Supervisor(self._report_crash)
+        self.heartbeat.impaired, self.heartbeat.reload_pending = self._impaired, self.reloader.pending
         self._factory = factory
+        self.hung_thread = False  #: a reload's engine hangs on a thread that cannot be ended
         self._drain_deadline: float | None = None
         self._reclaim_at = 0.0
 
-    # --- life -----------------------------------------------------------------------------------------
+    # --- lifecycle ------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Serve until drained. Raises EngineBroken when only a new process can help."""
         await self._wait_for_redis()
         try:
-            helpers = (self.heartbeat, self.renewer, self.cancel_listener, self.watchdog)
-            async with running(*(helper.run() for helper in helpers)):
+            helpers = {
+                "heartbeat": self.heartbeat.run,
+                "lease renewal": self.renewer.run,
+                "cancel listener": self.cancel_listener.run,
+                "watchdog": self.watchdog.run,
+            }
+            async with self.supervisor.running(helpers):
                 await self._prepare()
-                async with running(self.reloader.run()):
+                async with self.supervisor.running({"reloader": self.reloader.run}):
                     await self._work()
         finally:
             await self._deregister()
@@ -83,8 +94,8 @@ class Worker:
         """Load, generate the canary image, publish the model; only then is the worker ready."""
         began = time.monotonic()
         checkpoint = await self.completion.persist(self.reloader.checkpoint)
-        await self._install(*await self._load(checkpoint))
-        self.heartbeat.state, self.heartbeat.note = "ready", ""
+        await self._install(*await self.reloader.load_first(checkpoint))
+        self.heartbeat.state = "ready"
         self.tally.count("fluid_worker_starts_total")
         await self.heartbeat.beat()
         log.info(
@@ -106,15 +117,20 @@ class Worker:
         if not self.engine.installed:
             self.heartbeat.note = "generating its canary image"
         began = time.monotonic()
-        steps = await thread.canary(info)
+        limit_s = inf if thread is self.engine.thread else self.settings.step_timeout_s
+        try:
+            steps = await canary_within(thread, info, limit_s)
+        finally:
+            self.hung_thread |= thread.hung
         self.heartbeat.throughput.record(steps, time.monotonic() - began)  # a first guess, until there is real work
         return thread, info
 
     async def _install(self, thread: EngineThread, info: ModelInfo) -> None:
-        await self.completion.persist(lambda: self.registry.publish_model(info))
         self.engine.install(thread, info)
+        await self.completion.persist(self.heartbeat.claim)
 
     async def _work(self) -> None:
+        failure = ""  # of Redis, logged when it changes
         while not (self.draining and not self.scheduler.jobs and not self.publisher.running):
             try:
                 await self._drain_if_asked()
@@ -123,14 +139,17 @@ class Worker:
                 await self.completion.reap()
                 await self._admit()
                 await self._step()
+                failure = ""
             except RedisError as error:
-                log.warning("Redis: %s; trying again", error)
+                if str(error) != failure:
+                    log.warning("Redis: %s; trying again", error)
+                failure = str(error)
                 await asyncio.sleep(0.2)
             except EngineBroken as error:
                 await self.completion.requeue_all(JobError("engine_broken", str(error)))
                 raise
 
-    # --- the four verbs -------------------------------------------------------------------------------
+    # --- take, admit, step, publish -------------------------------------------------------------------
 
     async def _take(self) -> None:
         """Lease as many jobs as there is room for; block only while there is nothing to do."""
@@ -147,16 +166,17 @@ class Worker:
             if lease is not None:
                 await self.intake.accept_lease(lease)
         elif not self.scheduler.busy and self.publisher.running:
-            # Without a row and without room nothing below would wait, and a loop that never waits
-            # starves the very tasks that are to end it.
+            # Nothing below would wait, and a loop that never waits starves the very tasks that should end it.
             await asyncio.wait(self.publisher.running, return_when=asyncio.FIRST_COMPLETED)
+        elif not self.scheduler.busy and not self.draining:
+            await asyncio.sleep(IDLE_BLOCK_S)  # as if it had waited for a job
 
     async def _admit(self) -> None:
         """Fill the free rows."""
         await self.intake.admit(self.scheduler.next_images(time.monotonic()))
 
     async def _step(self) -> None:
-        """One step for every row."""
+        """Run one step for every row."""
         rows = self.scheduler.rows
         if not rows:
             return
@@ -177,7 +197,7 @@ class Worker:
         await self._publish(rows, outcome)
 
     async def _publish(self, rows: Mapping[int, HeldJob], outcome: StepOutcome) -> None:
-        """Hand over what the step brought: previews, snapshots, finished images, and rows that failed."""
+        """Hand over what the step produced: previews, snapshots, finished images, and rows that failed."""
         for row, pixels in outcome.previews.items():
             self.publisher.preview(rows[row], rows[row].rows[row], outcome.progress[row], pixels)
         self.snapshots.save(rows, outcome.snapshots)
@@ -187,17 +207,27 @@ class Worker:
             job.steps_done[index] = job.lease.input.sampling.num_inference_steps
             job.predict_s = time.monotonic() - job.taken_at
             self.publisher.publish(job, index, pixels)
-        # All of them off their rows first: what fails one image of a job frees the rows of all its others.
+        # Take all of them off their rows first: a failed image frees the rows of its job's other images.
         for row in outcome.failures:
             self.scheduler.free_row(rows[row], row, retry=True)
         for job, failure in {rows[row]: failure for row, failure in outcome.failures.items()}.items():
             await self.completion.isolate_failure("image", failure, [job], 1)
 
-    # --- their helpers --------------------------------------------------------------------------------
+    # --- helpers --------------------------------------------------------------------------------------
 
     @property
     def taking(self) -> bool:
-        return not self.draining and self.reloader.ready is None
+        return not self.draining and self.reloader.ready is None and self._impaired() is None
+
+    def _impaired(self) -> tuple[str, str] | None:
+        """The state in which this worker takes no jobs, and why; None if it is sound."""
+        if failing := self.supervisor.failing:
+            return "failing", "; ".join(map(str, failing))
+        return ("waiting", self.heartbeat.conflict) if self.heartbeat.conflict else None
+
+    async def _report_crash(self, crash: Crash) -> None:
+        self.tally.count("fluid_worker_task_crashes_total", crash.task)
+        await self.registry.report_crash(f"worker {self.id}", crash)
 
     async def _reclaim(self) -> None:
         """Take over expired leases, one at a time: a job of many images, or a suspect, may leave no room for more."""
@@ -220,7 +250,8 @@ class Worker:
         await self._requeue_unstarted()
         if self.scheduler.jobs or self.publisher.running:
             return
-        await self._install(loaded.thread, loaded.info)
+        self.engine.install(loaded.thread, loaded.info)
+        await self.completion.persist(lambda: self.registry.finish_reload(loaded.request, loaded.info))
         self.heartbeat.note, self.heartbeat.reloads = "", loaded.request.number
         self.reloader.ready = None
         self.tally.count("fluid_reloads_total")
@@ -265,10 +296,20 @@ class Worker:
             log.warning("cannot deregister: %s", error)
 
     async def _wait_for_redis(self) -> None:
+        """Return once Redis answers; log a reason once, not with every attempt.
+
+        Raises:
+            ConfigError: it refuses the user or password, which no retry can cure.
+        """
+        address, logged = without_password(self.settings.redis_url), ""
         while True:
             try:
                 await self.queue.redis.ping()
                 return
+            except AuthenticationError as error:
+                raise ConfigError(f"Redis at {address} refuses the user or password of FLUID_REDIS_URL.") from error
             except RedisError as error:
-                log.warning("waiting for Redis at %s: %s", self.settings.redis_url, error)
+                if str(error) != logged:
+                    log.warning("waiting for Redis at %s: %s", address, error)
+                    logged = str(error)
                 await asyncio.sleep(0.5)

@@ -2,9 +2,12 @@
 
 import asyncio
 import contextlib
+import logging
+import os
 import signal
 from dataclasses import replace
 
+from server.background import stop_signals
 from server.errors import ConfigError
 from server.queue.lease_queue import LeaseQueue
 from server.queue.redis_client import PATIENT_TIMEOUT_S, connect
@@ -27,6 +30,14 @@ async def serve(settings: Settings) -> None:
 
         worker = Worker(settings, LeaseQueue(redis, settings), Registry(redis, settings.namespace), factory)
         loop = asyncio.get_running_loop()
-        for name in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(name, worker.stop)
+
+        def hang_up() -> None:
+            if not worker.draining:  # a terminal that closes may send SIGHUP twice; that is no impatience
+                worker.stop()
+
+        for name in stop_signals():
+            loop.add_signal_handler(name, hang_up if name == signal.SIGHUP else worker.stop)
         await worker.run()
+        if worker.hung_thread:  # the interpreter would wait for it
+            logging.shutdown()
+            os._exit(0)

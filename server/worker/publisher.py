@@ -105,7 +105,7 @@ class Publisher:
 
 
 def _encode(pixels: bytes, given: JobInput, source: Source | None, metadata: dict[str, Any]) -> tuple[bytes, float]:
-    """(file, seconds that it took)"""
+    """Return (file, seconds that encoding took)."""
     began = time.monotonic()
     if source is not None and given.edit is not None:
         pixels = blend(pixels, source, given.edit.feather)

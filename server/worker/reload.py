@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from redis.exceptions import RedisError
 
-from server.errors import FluidError, ReloadRefused
+from server.errors import ReloadRefused
 from server.model_info import ModelInfo
 from server.queue.lease_queue import LeaseQueue
 from server.queue.registry import Registry, ReloadRequest
@@ -34,7 +34,7 @@ class LoadedEngine:
 
 
 class Reloader:
-    """Beside the worker's loop: loads what `fluid reload` asks for; the loop installs it when it may."""
+    """Loads, beside the worker's loop, what `fluid reload` asks for; the loop installs it when it can."""
 
     def __init__(
         self,
@@ -46,6 +46,7 @@ class Reloader:
         load: Callable[[str], Awaitable[tuple[EngineThread, ModelInfo]]],
     ) -> None:
         self.ready: LoadedEngine | None = None
+        self._tried = 0  #: number of the last request that this process has tried or started with
         self._configured = configured
         self._registry = registry
         self._queue = queue
@@ -54,12 +55,34 @@ class Reloader:
         self._load = load
 
     async def checkpoint(self) -> str:
-        """The checkpoint to start with: a worker that restarts after a crash must not undo a reload."""
+        """The checkpoint to start with: a worker that restarts after a crash must not undo a reload.
+
+        A request counts once a worker has carried it out. One that has been tried without success is not tried again
+        at every start; it is adopted later if another worker succeeds.
+        """
+        done = await self._registry.last_reload(self._configured)
         request = await self._registry.reload_request(self._configured)
-        if request is None:
-            return self._configured
-        self._heartbeat.reloads = request.number
-        return request.checkpoint
+        self._tried = self._heartbeat.reloads = done.number if done else 0
+        if request is not None and self._tried < request.number <= await self._registry.begun_reload(self._configured):
+            log.warning(
+                "reload %d to %s has not succeeded so far; starting without it", request.number, request.checkpoint
+            )
+            self._heartbeat.reloads = request.number
+        return done.checkpoint if done else self._configured
+
+    async def load_first(self, checkpoint: str) -> tuple[EngineThread, ModelInfo]:
+        """Load the engine to start with: `checkpoint`, or else the configured one, which the heartbeat then tells."""
+        try:
+            loaded, note = await self._load(checkpoint), ""
+        except Exception as error:
+            if checkpoint == self._configured:
+                raise
+            log.exception("cannot load %s of the last reload; loading the configured %s", checkpoint, self._configured)
+            loaded = await self._load(self._configured)
+            reason = str(error) or type(error).__name__
+            note = f"serving the configured {self._configured}: cannot load {checkpoint} of the last reload ({reason})"
+        self._heartbeat.note = note
+        return loaded
 
     async def run(self) -> None:
         """Poll for reload requests until canceled."""
@@ -67,23 +90,38 @@ class Reloader:
             await asyncio.sleep(POLL_S)
             try:
                 request = await self._registry.reload_request(self._configured)
+                done = await self._registry.last_reload(self._configured)
             except RedisError as error:
                 log.warning("cannot poll for a reload: %s", error)
                 continue
-            if request is not None and request.number > self._heartbeat.reloads and self.ready is None:
-                await self._prepare(request)
+            wanted: ReloadRequest | None
+            if request is not None and request.number > self._heartbeat.reloads:
+                wanted = request
+            else:  # what another worker has carried out while this one started
+                wanted = done if done is not None and done.number > self._tried else None
+            if wanted is not None and self.ready is None:
+                await self._prepare(wanted)
+
+    async def pending(self) -> bool:
+        """True while a reload rolls through the workers and has not come to this one."""
+        request = await self._registry.reload_request(self._configured)
+        done = await self._registry.last_reload(self._configured)
+        newest = max(request.number if request else 0, done.number if done else 0)
+        return newest > self._heartbeat.reloads or (done is not None and done.number > self._tried)
 
     async def _prepare(self, request: ReloadRequest) -> None:
         log.info("reload %d: loading %s", request.number, request.checkpoint)
         self._heartbeat.note = ""  # an earlier reload's
+        self._tried = request.number
         try:
+            await self._registry.begin_reload(request)
             thread, info = await self._load(request.checkpoint)
             await self._check_waiting_jobs(info)
-        except (FluidError, RedisError, OSError, ValueError, RuntimeError, MemoryError) as error:
-            # The present engine is as good as before, so it stays.
+        except Exception as error:
+            # Whatever failed, the current engine still works, so it stays.
             log.exception("reload %d failed", request.number)
-            self._heartbeat.note = f"reload {request.number} failed: {error}"
-            self._heartbeat.reloads = request.number
+            self._heartbeat.note = f"reload {request.number} failed: {error or type(error).__name__}"
+            self._heartbeat.reloads = max(self._heartbeat.reloads, request.number)
             return
         self.ready = LoadedEngine(thread, info, request)
 

@@ -67,7 +67,7 @@ class Scheduler:
 
     @property
     def busy(self) -> bool:
-        """At least one image is on a row or waits for one; all others are only being published."""
+        """True if an image is on a row or waits for one; all others are only being published."""
         return any(job.rows or job.waiting for job in self.jobs.values())
 
     @property
@@ -76,13 +76,13 @@ class Scheduler:
         return sum(job.work_left for job in self.jobs.values())
 
     def room(self) -> int:
-        """How many more images are worth taking from the queue now. More would be hoarded from idle workers."""
+        """How many more images are worth taking from the queue now. Idle workers need the others."""
         if self._quarantined():
             return 0
         return self.idle_rows - sum(len(job.waiting) for job in self.jobs.values())
 
     def saturated(self) -> bool:
-        """Jobs of many images have taken all rows and want more; one more job lets callers take turns."""
+        """True if jobs of many images have taken all rows and want more: one more job lets callers take turns."""
         waiting = [job for job in self.jobs.values() if job.waiting]
         return bool(waiting) and not self._quarantined() and all(job.started for job in waiting)
 
@@ -105,7 +105,7 @@ class Scheduler:
     # --- quarantine -----------------------------------------------------------------------------------
 
     def split(self, jobs: Sequence[HeldJob]) -> None:
-        """After a failed call with these jobs: each half of them runs by itself from now on."""
+        """Quarantine the jobs of a failed call: each half of them runs by itself from now on."""
         middle = (len(jobs) + 1) // 2
         for half in (jobs[:middle], jobs[middle:]):
             cohort = self._new_cohort()
@@ -113,7 +113,7 @@ class Scheduler:
                 job.cohort = cohort
 
     def limit_rows(self, job: HeldJob, count: int) -> None:
-        """After a failed call with several images of this job alone: at most `count` of them run together."""
+        """Limit a job whose images failed together in a call of their own: at most `count` of them run together."""
         job.row_limit = count
         if job.cohort is None:
             job.cohort = self._new_cohort()

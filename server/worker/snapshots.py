@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 class SnapshotStore:
-    """Best effort: a snapshot that could not be saved costs steps, never an image.
+    """Saves and loads progress, best effort: a snapshot that could not be saved costs steps, never an image.
 
     Snapshots are saved under the checkpoint's SHA-256; those of other weights are not loaded.
     """
@@ -28,12 +28,14 @@ class SnapshotStore:
         self._saving: dict[str, asyncio.Task[None]] = {}
 
     async def load(self, job: HeldJob) -> None:
-        """Load what an earlier attempt left, on whichever worker it ran."""
+        """Load what an earlier attempt saved, on this worker or another."""
         if not job.lease.resumable:
             return
         found = await self._queue.resume(job.lease, self._engine.info.checkpoint_sha256)
         steps = job.lease.input.sampling.num_inference_steps
         for index, output in found.outputs.items():
+            if index not in job.waiting:  # no image of this job
+                continue
             job.outputs[index] = output
             job.waiting.remove(index)
             job.steps_done[index] = steps
@@ -42,7 +44,7 @@ class SnapshotStore:
 
     def save(self, rows: Mapping[int, HeldJob], snapshots: Mapping[int, bytes]) -> None:
         """Save a step's snapshots in the background. A job whose last save is still under way is skipped: its next
-        snapshot is not far."""
+        snapshot follows soon."""
         fresh: dict[HeldJob, dict[int, bytes]] = {}
         for row, state in snapshots.items():
             job = rows[row]

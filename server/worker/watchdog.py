@@ -1,4 +1,4 @@
-"""Ends a worker whose engine hangs: a thread that never returns can only be left behind with its process."""
+"""Ends a worker whose engine hangs: a thread that never returns can only be ended with its process."""
 
 import asyncio
 import logging
@@ -19,7 +19,7 @@ HUNG_STATUS = 70
 class Watchdog:
     """Runs beside the worker's loop, which waits for the engine and so cannot watch it.
 
-    While a worker starts, the canary image is watched, but not the loading of weights, which may come from far away.
+    While a worker starts, the canary image is watched, but not the loading of weights, which may come over a network.
     """
 
     def __init__(self, engine: EngineSlot, completion: Completion, timeout_s: float) -> None:

@@ -86,7 +86,7 @@ async def test_rejections_and_lost_connections_are_counted_but_not_timed() -> No
 
 
 async def test_a_connection_closed_by_the_server_is_not_reused() -> None:
-    """Servers close idle connections; a request on such a one was never answered, and the run hung."""
+    """Servers close idle connections; a request on a closed one used to stay unanswered and hang the run."""
     async with server(lambda number: asyncio.sleep(0, None if number == 1 else OK)) as port:
         generator = Generator(port)
         await generator.open(2)

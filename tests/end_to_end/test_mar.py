@@ -33,7 +33,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_labels_are_accepted_and_other_prompts_rejected(checkpoint: Path, tmp_path: Path) -> None:
-    """The worker's canary was a prompt in words, which a class-conditional model rejects, so it never became ready."""
+    """The worker's canary used to be a sentence, which a class-conditional model rejects, so it never became ready."""
     with serving(tmp_path, "--checkpoint", str(checkpoint)) as url, FluidClient(url) as client:
         by_name, by_index = (client.generate(prompt, seed=1)[0] for prompt in ("a Tinca Tinca", "0"))
         assert by_name.data == by_index.data

@@ -54,7 +54,7 @@ def page(browser, service_url: str) -> Iterator[object]:  # type: ignore[no-unty
 
 
 def test_an_edit_uses_every_option(page) -> None:  # type: ignore[no-untyped-def]
-    """The form left out quality, steps, guidance, file format and number of images, so they had no effect on edits."""
+    """The form used to omit quality, steps, guidance, file format and number of images, so edits ignored them."""
     page.fill("#n", "2")
     page.fill("#seed", "41")
     page.fill("#num_inference_steps", "3")
@@ -78,7 +78,7 @@ def test_an_edit_uses_every_option(page) -> None:  # type: ignore[no-untyped-def
 
 
 def test_a_restored_edit_does_not_promise_the_same_image(page) -> None:  # type: ignore[no-untyped-def]
-    """The page promised the same image, although Generate does not know the source image of the edit."""
+    """The page used to promise the same image, although Generate does not know the source image of the edit."""
     page.click("#edit")
     wait_until(page, "document.getElementById('status').textContent.startsWith('Done: only')")
     page.click("#recent button")
@@ -89,7 +89,7 @@ def test_a_restored_edit_does_not_promise_the_same_image(page) -> None:  # type:
 
 
 def test_edits_run_one_at_a_time_and_can_be_canceled(page) -> None:  # type: ignore[no-untyped-def]
-    """A stroke during an edit enabled its button again, and there was no Cancel."""
+    """A stroke during an edit used to enable its button again, and there was no Cancel."""
     page.fill("#num_inference_steps", "8")
     page.click("#edit")
     page.wait_for_selector("#editCancel:visible")
@@ -113,7 +113,7 @@ def test_another_link_in_the_same_tab_is_loaded(page) -> None:  # type: ignore[n
 
 
 def test_paint_is_counted_once_per_stroke(page) -> None:  # type: ignore[no-untyped-def]
-    """Counting at every move took 150 ms each on a large image, so the line lagged behind the pointer."""
+    """Counting at every move used to take 150 ms on a large image, so the line lagged behind the pointer."""
     page.click("#clear")
     page.evaluate("""() => { window.counts = 0; const read = CanvasRenderingContext2D.prototype.getImageData;
         CanvasRenderingContext2D.prototype.getImageData = function (...all) { counts++; return read.apply(this, all); };
@@ -128,7 +128,7 @@ def test_paint_is_counted_once_per_stroke(page) -> None:  # type: ignore[no-unty
 
 
 def test_the_oldest_image_is_dropped_when_storage_is_full(page) -> None:  # type: ignore[no-untyped-def]
-    """A browser stores 5 MB per site; when they were full, the newest image was lost."""
+    """A browser stores 5 MB per site; when they were full, the newest image used to be lost."""
     page.evaluate("""() => {
         const old = JSON.parse(localStorage.getItem('fluid-recent'))[0], url = old.url + ' '.repeat(1 << 17);
         localStorage.setItem('fluid-recent', JSON.stringify(Array.from({ length: 4 }, () => ({ ...old, url }))));

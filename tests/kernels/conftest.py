@@ -1,8 +1,8 @@
 """Run the kernels of this folder's tests, and of no others, in Triton's interpreter.
 
-A kernel is interpreted or not from its definition on, Triton's own included; the wrappers ask again at each call. So
+Whether a kernel is interpreted is fixed at its definition, Triton's own included; the wrappers check at each call. So
 the first import happens here, and the variable is set for this folder's tests only: servers and benchmarks that other
-tests start would inherit it, take the interpreter for a device, and crawl.
+tests start would inherit it, mistake the interpreter for a device, and crawl.
 """
 
 from __future__ import annotations

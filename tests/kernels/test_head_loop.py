@@ -88,7 +88,7 @@ def test_the_definition_matches_each_tokens_own_chain(prediction: str, clamp: fl
 @pytest.mark.parametrize("prediction", ["eps", "v"])
 @pytest.mark.parametrize(("count", "guided"), [(1, []), (1, [0]), (7, [1, 5]), (40, list(range(40)))])
 def test_the_torch_path_matches_the_definition(prediction: str, count: int, guided: list[int]) -> None:
-    """In float32. 40 rows of 30 steps do not fit one hoisted product, so chunks and their order are covered."""
+    """They agree in float32. 40 rows of 30 steps exceed one hoisted product, so chunks and their order are covered."""
     head = make_head(prediction)
     chains = make_chains(head, (30, 4))
     rows, _, _ = make_rows(head, count, guided, [0] * (count - count // 2) + [1] * (count // 2))

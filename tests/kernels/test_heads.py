@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("path", ["auto", "torch", "triton"])
 def test_all_paths_sample_the_same_tokens(path: str) -> None:
-    """On a CPU auto is torch; the others are interpreted (tests/kernels/conftest.py)."""
+    """On a CPU, auto means torch; the other paths are interpreted (tests/kernels/conftest.py)."""
     head = small.make_head("v")
     weights, chains = HeadWeights.from_head(head), make_chains(head, (5,))
     rows, _, _ = small.make_rows(head, 3, [1], [0, 0, 0])
@@ -29,7 +29,7 @@ def test_all_paths_sample_the_same_tokens(path: str) -> None:
 
 
 def test_an_unknown_path_is_rejected_with_the_known_ones() -> None:
-    with pytest.raises(HeadPathError, match="'cuda' is none of auto, torch, triton, persistent"):
+    with pytest.raises(HeadPathError, match="'cuda' is not one of auto, torch, triton, persistent"):
         choose_path("cuda", CPU)
 
 
@@ -81,7 +81,7 @@ def test_the_shipped_head_samples_the_same_on_every_path(path: str) -> None:
 )  # fmt: skip
 @settings(max_examples=8)
 def test_rows_of_any_schedules_share_a_loop(lengths: list[int], guided: set[int], prediction: str, path: str) -> None:
-    """Every row has its own number of steps, guided or not."""
+    """Every row, guided or not, has its own number of steps."""
     head = small.make_head(prediction, width=128, depth=1)
     counts = sorted(set(lengths), reverse=True)
     chain = sorted(counts.index(length) for length in lengths)

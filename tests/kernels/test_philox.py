@@ -54,7 +54,7 @@ def test_normal_numbers_are_normal_and_independent_of_shape() -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 def test_triton_generates_the_same_numbers() -> None:
-    """Interpreted, in a process of its own: TRITON_INTERPRET must be set before kernels are defined."""
+    """They are interpreted in a separate process: TRITON_INTERPRET must be set before kernels are defined."""
     done = subprocess.run(
         [sys.executable, "-c", TRITON_CHECK], capture_output=True, text=True,
         env={**os.environ, "TRITON_INTERPRET": "1"},

@@ -1,6 +1,6 @@
 """MAR restated as plainly as possible: one image at a time, loops, no batching, official tensor names.
 
-Written from the paper and from descriptions of the released code, as an independent witness of networks/mar.py and the
+Written from the paper and from descriptions of the released code, as an independent check of networks/mar.py and the
 decoding loop; it shares no code with them. `state` maps official names to tensors.
 """
 

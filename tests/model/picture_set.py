@@ -1,4 +1,4 @@
-"""Small data with behaviour: squares whose captions are true, at the tiny preset's 16 pixels, and sprites of discs."""
+"""Small data for tests: squares whose captions are true, at the tiny preset's 16 pixels, and sprites of discs."""
 
 from __future__ import annotations
 

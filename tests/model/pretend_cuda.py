@@ -20,13 +20,13 @@ from torch.utils._pytree import tree_flatten, tree_map
 M = TypeVar("M", bound=nn.Module)
 CUDA = torch.device("cuda")
 COPIES = {"aten::copy_", "aten::_to_copy"}  # between devices
-# These send host index tensors by themselves. As a value, a number may come from the host too.
+# These operations send host index tensors by themselves. A number given as a value may come from the host too.
 INDEXED = {"aten::index", "aten::index_put_", "aten::_index_put_impl_"}
 ASKS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::is_nonzero", "aten::masked_select"}
 
 
 class DeviceTensor(Tensor):
-    """A pretended device tensor."""
+    """A tensor that claims to be on the device."""
 
     inner: Tensor  # on the CPU
     open = 0  # inside `waits`
@@ -112,7 +112,7 @@ def moved(module: M) -> M:
 
 
 class PretendCuda(TorchFunctionMode):
-    """Inside, device="cuda" makes DeviceTensors."""
+    """Within this context, device="cuda" makes DeviceTensors."""
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})

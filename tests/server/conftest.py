@@ -47,7 +47,7 @@ def leases(queue: JobQueue, settings: Settings) -> LeaseQueue:
 
 @pytest.fixture(scope="session")
 def service(valkey: EmbeddedValkey) -> Iterator[Service]:
-    """Shared by tests that only send requests."""
+    """A service shared by tests that only send requests."""
     running = Service(fake_settings(valkey))
     running.add_worker()
     try:
@@ -59,7 +59,7 @@ def service(valkey: EmbeddedValkey) -> Iterator[Service]:
 
 @pytest.fixture
 def new_service(valkey: EmbeddedValkey) -> Iterator[Callable[..., Service]]:
-    """A service of one's own, to be killed at will: new_service(workers=1, fake_step_ms=20, ...)."""
+    """Start a service that the test may kill: new_service(workers=1, fake_step_ms=20, ...)."""
     made: list[Service] = []
 
     def make(*, workers: int = 1, **changes: object) -> Service:

@@ -25,7 +25,7 @@ MODEL = "fake"
 
 
 def until(check: Callable[[], T], *, seconds: float = 15.0, what: str = "the condition") -> T:
-    """Poll until `check` returns a true value; that value."""
+    """Poll until `check` returns a true value, and return it."""
     deadline = time.monotonic() + seconds
     while not (value := check()):
         if time.monotonic() > deadline:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from server.background import cancel_and_wait, running
+from server import background
+from server.background import Crash, Supervisor, cancel_and_wait
 from server.queue.job_queue import JobQueue
 
 pytestmark = pytest.mark.anyio
@@ -25,6 +26,10 @@ def endless(queue: JobQueue) -> Callable[[], Coroutine[Any, Any, None]]:
             await asyncio.sleep(0.01)
 
     return talk
+
+
+async def ignore(crash: Crash) -> None:
+    pass
 
 
 async def turns(count: int) -> None:
@@ -56,8 +61,8 @@ async def test_a_task_that_swallows_two_cancellations_ends() -> None:
             except asyncio.CancelledError:
                 heard += 1
 
-    async with asyncio.timeout(10), running(deaf()):
-        await turns(2)
+    async with asyncio.timeout(10), Supervisor(ignore).running({"deaf": deaf}):
+        await turns(4)
     assert heard == 3
 
 
@@ -69,3 +74,40 @@ async def test_outcomes_stay_in_the_tasks() -> None:
     await turns(3)
     await cancel_and_wait(failed, done)
     assert isinstance(failed.exception(), ValueError) and done.result() == "done"
+
+
+@pytest.mark.parametrize("death", ["raise", "cancel", "return"])
+async def test_a_task_that_dies_is_started_again(
+    death: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A task that raised had simply ended: nothing was logged before the process ended, and nothing did its work."""
+    monkeypatch.setattr(background, "BACKOFF_S", (0.01,))
+    crashes: list[Crash] = []
+    runs = 0
+
+    async def report(crash: Crash) -> None:
+        crashes.append(crash)
+        raise OSError("reporting must not end the supervisor")
+
+    async def task() -> None:
+        nonlocal runs
+        runs += 1
+        if runs <= 3 and death == "raise":
+            raise ZeroDivisionError
+        if runs <= 3 and death == "cancel":
+            raise asyncio.CancelledError
+        if runs > 3:
+            await asyncio.Event().wait()
+
+    supervisor = Supervisor(report)
+    async with asyncio.timeout(10), supervisor.running({"job": task}):
+        while runs < 4:
+            assert len(supervisor.failing) == (len(crashes) >= 3)
+            await asyncio.sleep(0.001)
+        assert [crash.task for crash in supervisor.failing] == ["job"]
+        monkeypatch.setattr(background, "STABLE_S", 0.0)
+        assert supervisor.failing == []
+    assert [crash.in_succession for crash in crashes] == [1, 2, 3]
+    errors = {"raise": "ZeroDivisionError", "cancel": "CancelledError", "return": "it returned"}
+    assert {crash.error for crash in crashes} == {errors[death]}
+    assert death != "raise" or "Traceback" in caplog.text

@@ -10,8 +10,9 @@ tile, so teams never wait for other teams. Only h, u and x (a tile's few rows, i
 between phases. LayerNorm's statistics come from sums over BLOCK_N columns that `down` leaves behind, combined in a
 fixed order (Chan et al. 1983), so that an image does not depend on the order in which programs arrive.
 
-Why a team and not one program a tile? Counted, not measured, for an H200 (132 SMs at 1.8 GHz; assumed: 64 bytes a clock
-and SM from the L2 cache, 115 GB/s, and 5.5 TB/s for all), W = 1024, L = 6, so 12·W² = 12.6 M weights or 25 MB a step:
+Why a team and not one program per tile? Counted, not measured, for an H200 (132 SMs at 1.8 GHz; assumed: 64 bytes
+per clock and SM from the L2 cache, 115 GB/s, and 5.5 TB/s for all), W = 1024, L = 6, so 12·W² = 12.6 M weights or
+25 MB a step:
 
   one program a tile   reads 25 MB a step by itself: 220 µs, whatever the tile's rows; with all 132 SMs at work the L2
                        cache gives each 42 GB/s: 600 µs for up to 132 tiles. At 64 rows a tile that is 8448 evaluations,

@@ -4,7 +4,7 @@ A chain's first step with eps prediction divides by √ᾱ = 5e-5, so it is comp
 on nothing but the initial noise, so it is done here, for all rows at once, and the loop begins one step later.
 
 Counted with 6 blocks: 166 torch operations with that step, 33 without. At a few µs each they may be a fifth of the
-loop for one image on a GPU. To try first on one: record them as a graph, or do the step by fused float32 operations.
+loop for one image on a GPU. First experiments there: record them as a graph, or use fused float32 operations.
 """
 
 from __future__ import annotations

@@ -159,7 +159,7 @@ class _Noise:
         self.start = len(plan)
 
     def at(self, j: int) -> Tensor:
-        """(m, C) noise of the step at index j; indices must be asked for in descending order."""
+        """(m, C) noise of the step at index j; indices must be requested in descending order."""
         if j < self.start:
             self.stop, most = self.start, self.plan[0][0]
             self.start = max(0, self.stop - max(1, NOISE_VALUES // (most * self.channels)))

@@ -5,8 +5,8 @@
 Sources: MAR's ResBlock (arXiv 2406.11838). Fused epilogue: the product's result never leaves registers, so of the
 three passes over (E, W) of a separate gate and residual only h's read and write remain.
 
-Bytes: 2·W² (weights) + E·W·(2 (u) + 2 (gate) + 4 + 4 (h)); FLOPs 2·E·W². Bound: reading the weights, up to some hundred
-evaluations.
+Bytes: 2·W² (weights) + E·W·(2 (u) + 2 (gate) + 4 + 4 (h)); FLOPs 2·E·W². Bound: reading the weights, up to a few
+hundred evaluations.
 """
 
 from __future__ import annotations

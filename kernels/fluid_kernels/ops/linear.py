@@ -4,7 +4,7 @@
 
 On a CPU that multiplies bfloat16 natively, oneDNN keeps W in its own blocked layout, which torch.nn.Linear must rebuild
 at every call: measured 1.3 to 1.6 times as fast at up to 128 rows (docs/log.md). The operators are those that
-torch.compile's CPU backend emits; where they are missing, or the CPU has no AVX-512 and oneDNN refuses bfloat16, plain
+torch.compile's CPU backend emits; where they are missing, or the CPU has no AVX-512 and oneDNN rejects bfloat16, plain
 torch does the same.
 
 Bytes: W is read once a call, out·in·2 in bfloat16; FLOPs: 2·rows·out·in.
@@ -43,7 +43,7 @@ class PackedLinear(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, activation: str = ""):
         super().__init__()
         if activation not in _FUSED:
-            raise ValueError(f"activation {activation!r} is none of {', '.join(map(repr, _FUSED))}")
+            raise ValueError(f"activation {activation!r} is not one of {', '.join(map(repr, _FUSED))}")
         self.out_features, self.in_features = weight.shape
         self.dtype, self.activation = dtype, activation
         self.bias = None if bias is None else bias.detach().to(dtype)

@@ -92,7 +92,7 @@ def linear(
     """
     check_product(x, weight, bias, y)
     if activation not in ACTIVATIONS:
-        raise ValueError(f"activation {activation!r} is none of {ACTIVATIONS}")
+        raise ValueError(f"activation {activation!r} is not one of {ACTIVATIONS}")
     (rows, k), n, backend = x.shape, len(weight), backend_of(x.device)
     c = config or linear_config(backend, rows, weight.dtype)
     linear_kernel[(triton.cdiv(rows, c.m) * triton.cdiv(n, c.n),)](

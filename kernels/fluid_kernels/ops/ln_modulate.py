@@ -2,15 +2,15 @@
 
     n = LN(h)·(1 + scale) + shift        LN(h) = (h − mean)/√(var + 1e-6) · weight + bias
 
-h is the residual stream, float32; statistics are two-pass float32; n goes into a product, in its dtype. The modulation
-comes with 1 + already in its scale (modulation.py), and is read where it lies: at row (step − first)·E + e of the
+h is the residual stream, float32; statistics are two-pass float32; n goes into a product, in its dtype. The
+modulation's scale already includes the 1 (modulation.py). It is read in place, at row (step − first)·E + e of the
 hoisted product.
 
 Sources: MAR's ResBlock (arXiv 2406.11838, models/diffloss.py); two-pass statistics in registers as in Triton's
 tutorial 05-layer-norm.
 
-Bytes a row: 4·W (h) + 2·2·W (shift, scale) in, 2·W out; the norm's 8·W stay in the L2 cache. About 12·W FLOPs: the
-time is that of the bytes, or at few rows that of the launch.
+Bytes a row: 4·W (h) + 2·2·W (shift, scale) in, 2·W out; the norm's 8·W stay in the L2 cache. About 12·W FLOPs.
+Bound: the bytes, or at few rows the launch.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def normalise(h, inside, W: tl.constexpr):
     return centred * (1.0 / tl.sqrt(variance + LN_EPSILON))
 
 
-@triton.jit(do_not_specialize=["n_rows"])  # otherwise some numbers of rows would compile again
+@triton.jit(do_not_specialize=["n_rows"])  # otherwise some numbers of rows would be compiled separately
 def ln_modulate_kernel(
     h_ptr, weight_ptr, bias_ptr, mod_ptr, step_ptr, n_ptr, n_rows, mod_stride,
     W: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_W: tl.constexpr,

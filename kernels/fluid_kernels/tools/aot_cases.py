@@ -153,7 +153,7 @@ def _update(channels: int, prediction: str) -> Case:
 
 
 def _persistent(backend: str) -> Iterator[Case]:
-    """Every tile at one width per BLOCK_W, with guidance and eps, which need most; two tiles at other widths."""
+    """Every tile at one width per BLOCK_W, with guidance and eps, the costliest case; two tiles at other widths."""
     configs = persistent_configs(backend)
     for width in WIDTHS:
         for c in configs if width in (OTHER_WIDTH, WIDTHS[-1]) else (configs[0], configs[-1]):

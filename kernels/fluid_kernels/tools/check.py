@@ -28,13 +28,13 @@ from fluid_kernels.ops.modulation import modulation, modulation_ref
 from fluid_kernels.ops.token_in import token_in, token_in_ref
 from fluid_kernels.philox import STEP, normal_ref
 
-# Largest error over largest value: float32 of different order of sums, or bfloat16 rounded once at the end.
+# Largest error over largest value: float32 sums in a different order, or bfloat16 rounded once at the end.
 MOST = {torch.float32: 1e-4, torch.bfloat16: 1e-2}
 
 
 @dataclass(frozen=True)
 class Check:
-    """apart() runs the operation and its definition, and returns the relative error."""
+    """A comparison; `apart` runs the operation and its definition, and returns the relative error."""
 
     name: str
     apart: Callable[[], float]
@@ -42,7 +42,7 @@ class Check:
 
 
 class Draw:
-    """Draws normal numbers on the device, the same in every run."""
+    """Source of normal numbers on the device, the same in every run."""
 
     def __init__(self, device: str):
         self.device, self.generator = device, torch.Generator().manual_seed(0)
@@ -162,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     far = 0
     for check in checks(options.device, options.quick):
         apart = check.apart()
-        fails = not apart <= check.most  # nan is far, too
+        fails = not apart <= check.most  # nan counts as too far
         far += fails
         print(f"{check.name:<58}{apart:>10.1e}{'  TOO FAR' if fails else ''}", flush=True)
     print(f"{far} too far from their definitions")

@@ -19,7 +19,7 @@ class SceneBank:
     """Captioned facts; `captions[i]` states `facts[i]`.
 
     The captions are a fixed list so that their text states can be computed once. An image is a function of its row and
-    of the number of the visit.
+    the number of the visit.
     """
 
     sprites: Sprites
@@ -32,7 +32,7 @@ class SceneBank:
         return len(self.facts)
 
     def scene(self, row: int, visit: int) -> Scene:
-        """Row `row` in the arrangement of visit number `visit`."""
+        """The scene of row `row`, arranged for visit number `visit`."""
         return arrange(self.facts[row], np.random.default_rng((self.seed, 1, row, visit)), self.snap)
 
     def image(self, row: int, visit: int) -> np.ndarray:

@@ -60,7 +60,7 @@ def add_optional_sprites(
         The sprites, and a line on each source that was left out because this machine lacks a program for it.
 
     Raises:
-        DataError: a source could not be fetched, or is not the one that was chosen.
+        DataError: a source could not be fetched, or its files differ from the chosen ones.
     """
     rgba, left_out = dict(sprites.rgba), []
     sources = list(sprites.about["sources"])
@@ -87,7 +87,7 @@ def add_optional_sprites(
 
 
 def tags(table: Iterable[dict[str, Any]]) -> dict[str, list[str]]:
-    """Keywords of every thing that has some, by the thing's name, from the table of emojibase."""
+    """Keywords by the name of the thing, from the emojibase table; things without keywords are absent."""
     keywords = {e["label"].replace("’", "'"): e.get("tags", ()) for e in table}
     found = {thing.name: sorted(TAGS.intersection(keywords.get(thing.label, ()))) for thing in THINGS.values()}
     return {name: kept for name, kept in found.items() if kept}

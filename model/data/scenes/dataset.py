@@ -23,7 +23,7 @@ def is_scene_folder(folder: Path) -> bool:
 
 
 def scene_dataset(sprites: Sprites, things: int, snap: int, train: int, unseen: int) -> Dataset:
-    """`train` images without and `unseen` images with a held-out combination, of the first `things` things."""
+    """Compose `train` images without a held-out combination and `unseen` with one, of the first `things` things."""
     grammar = Grammar(sprites, tuple(THINGS)[:things], sprites.styles)
     images, items = [], []
     for index in range(train + unseen):

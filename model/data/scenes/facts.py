@@ -19,7 +19,7 @@ from model.data.scenes.sprites import Sprites
 from model.data.scenes.things import BACKGROUNDS, COLOURS, RELATIONS, THINGS
 from model.data.sources import DataError
 
-# Category -> share of the training images: most for what is learned slowest (docs/log.md).
+# Category -> share of the training images, larger for what is learned slowly (docs/log.md).
 CATEGORIES = {
     "single_object": 0.14, "two_objects": 0.12, "counting": 0.2, "colors": 0.1, "position": 0.24,
     "color_attribution": 0.18, "several": 0.02,
@@ -28,13 +28,13 @@ PORTRAIT = "portrait"  # not sampled by share: bank.py decides how many
 SCORED_CATEGORIES = ("single_object", "two_objects", "counting", "colors", "position", "color_attribution")
 # Kind of combination -> share of its combinations that training never shows.
 HELD_OUT = {"style": 0.05, "pair": 0.10, "count": 0.10, "colour": 0.10}
-WHITE_SHARE, SIZED_SHARE = 0.55, 0.3  # of backgrounds that are white, of single objects with a stated size
+WHITE_SHARE, SIZED_SHARE = 0.55, 0.3  # shares of white backgrounds and of single objects with a stated size
 MIN_COLOURABLE_STYLES = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """`count` equal things; colour "" means the style's own colours."""
+    """`count` things of one kind; colour "" means the style's own colours."""
 
     thing: str
     count: int = 1
@@ -59,7 +59,7 @@ class Facts:
 
     @property
     def objects(self) -> tuple[Group, ...]:
-        """One group per single thing: a group of three appears three times."""
+        """One group per thing, so that a group of three appears three times."""
         return tuple(group for group in self.groups for _ in range(group.count))
 
     def to_json(self) -> dict[str, Any]:
@@ -72,7 +72,7 @@ class Facts:
 
 @lru_cache(maxsize=65536)
 def held_out(kind: str, *names: str) -> bool:
-    """Return True if training never shows this combination; a hash of the words, whatever else changes."""
+    """Return True if training never shows this combination; decided by a hash of its words alone."""
     digest = hashlib.sha256("|".join((kind, *names)).encode()).digest()
     return int.from_bytes(digest[:4], "big") / 2**32 < HELD_OUT[kind]
 
@@ -83,7 +83,7 @@ def unseen(facts: Facts) -> bool:
 
 
 def unseen_content(facts: Facts) -> bool:
-    """`unseen` without styles: True for a held-out pair of things, count of a thing or colour of a thing."""
+    """As `unseen`, but ignoring styles: True for a held-out pair of things, or count or colour of a thing."""
     names = sorted(group.thing for group in facts.groups)
     return any(held_out("pair", a, b) for a, b in combinations(names, 2)) or any(
         (group.count > 1 and held_out("count", group.thing, str(group.count)))
@@ -112,7 +112,7 @@ class Grammar:
         self.portraits = tuple((thing, style) for thing, style in sprites.rgba if thing not in THINGS)
 
     def sample(self, rng: np.random.Generator, category: str | None = None, want_unseen: bool = False) -> Facts:
-        """Random facts of a category (default: by CATEGORIES' shares), with or without a held-out combination.
+        """Sample facts of a category (default: by the shares in CATEGORIES), with or without a held-out combination.
 
         Raises:
             DataError: no such facts were found in 10,000 attempts.
@@ -126,10 +126,10 @@ class Grammar:
         raise DataError(f"category {category!r} has no {'held-out ' if want_unseen else ''}combination to sample")
 
     def sample_portrait(self, rng: np.random.Generator) -> Facts:
-        """Random facts of a portrait that training may show, on some background.
+        """Sample facts of a portrait that training may show, on some background.
 
         Raises:
-            DataError: the sprites hold none.
+            DataError: the sprites include no portraits.
         """
         if not self.portraits:
             raise DataError("these sprites hold no portraits; train on those of data/scenes-more")

@@ -34,7 +34,7 @@ MOUTHS = {
     "sad": ["sad04", "sad05", "sad07"],
 }
 GLASSES = {"round glasses": ["variant01"], "sunglasses": ["variant02"], "glasses": ["variant04", "variant05"]}
-# Caption word -> Pixel Art's hair styles whose looks agree with their name.
+# Caption word -> Pixel Art's hair styles whose look matches their name.
 PIXEL_HAIR = {
     "long": [f"long{n:02d}" for n in range(1, 22) if n not in (5, 10, 11, 14, 15)],
     "short": [f"short{n:02d}" for n in range(1, 25) if n != 11],
@@ -50,7 +50,7 @@ FACES = {"smileBig": "smiling", "veryAngry": "angry", "calm": ""}
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What a caption may say of a portrait.
+    """Traits that a caption may state about a portrait.
 
     Attributes:
         options: the DiceBear options that make it true.
@@ -153,7 +153,7 @@ def render_portraits(style: str, chosen: list[Look], cache: Path, side: int) -> 
 
 
 def _installed(spec: str, cache: Path) -> Path:
-    """Folder of an npm package in one node_modules, because styles import the core by its name."""
+    """Folder of an npm package in a shared node_modules, because styles import the core by its name."""
     name = spec.rpartition("@")[0]
     folder = cache.resolve() / "avatars" / "node_modules" / name
     if not folder.exists():

@@ -28,7 +28,7 @@ class Sprites:
     Attributes:
         rgba: {(thing, style): (SIDE, SIDE, 4) uint8}, not premultiplied.
         about: sources, licences, digest; what `make data` printed.
-        words: things by the key that sprites have; a portrait is a thing whose name describes it.
+        words: things by the key of their sprites; a portrait is a thing whose name describes it.
         tags: {thing: keywords that are true of every image of it}.
     """
 

@@ -12,7 +12,7 @@ class Thing:
     Attributes:
         name, plural: as captions call it.
         label: emojibase's name of the emoji that shows it.
-        synonyms: other names, used in captions of a single one.
+        synonyms: other names, used in captions of a single object.
     """
 
     name: str
@@ -21,7 +21,7 @@ class Thing:
     synonyms: tuple[str, ...] = ()
 
     def call(self, count: int) -> str:
-        """Name or plural, by count."""
+        """The name or the plural, depending on the count."""
         return self.name if count == 1 else self.plural
 
 

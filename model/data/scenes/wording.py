@@ -1,4 +1,4 @@
-"""Captions of facts. All wordings of the same facts state the same and no more, so each is true of the image."""
+"""Captions of facts. All wordings of the same facts state exactly those facts, so each is true of the image."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def caption(facts: Facts, rng: np.random.Generator, words: Mapping[str, Thing] =
         phrases = [phrases[i] for i in rng.permutation(len(phrases))]
     subject = _join(phrases, facts, relation, joiner=str(rng.choice(("and", "and", "next to", "with"))))
     frame = str(rng.choice(("{}", "{}", "{}", "{}", "a picture of {}", "an icon of {}")))
-    if facts.category != PORTRAIT:  # the wordings of portraits have frames of their own
+    if facts.category != PORTRAIT:  # portraits have their own frames
         subject = frame.format(subject)
     form = rng.random()
     if form < 0.15:

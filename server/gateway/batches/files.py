@@ -6,18 +6,19 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, cast
 
-from server.errors import InvalidRequest, UnknownFile
+from server.errors import InvalidRequest, UnknownFile, UnreadableRecord
 from server.gateway.pagination import ids_after
 from server.queue.job_queue import JobQueue
+from server.records import UNREADABLE, skip
 
-#: 50,000 lines of a prompt and a few parameters are about 12 MiB.
+#: 50,000 lines, each with a prompt and a few parameters, take about 12 MiB.
 MAX_FILE_BYTES = 32 << 20
 CHUNK_BYTES = 256 << 10
 
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """The metadata of one file; its content lies under a key of its own."""
+    """The metadata of one file; its content is stored under its own key."""
 
     id: str
     filename: str
@@ -80,17 +81,21 @@ class FileStore:
         """Return the metadata of a file.
 
         Raises:
-            UnknownFile: there is none, or it belongs to another owner.
+            UnknownFile: there is no such file, or it belongs to another owner.
+            UnreadableRecord: see server/records.py.
         """
         found = await self._redis.hgetall(self._keys.file_hash(file_id))
-        if not found or found["owner"] != owner:
+        if not found or found.get("owner") != owner:
             raise UnknownFile(
                 f"No file has the id {file_id[:100]!r}; files expire after {self._ttl_s} s.", param="file_id"
             )
-        return StoredFile(
-            file_id, found["filename"], found["purpose"], int(found["size_bytes"]),
-            float(found["created_at"]), float(found["expires_at"]),
-        )  # fmt: skip
+        try:
+            return StoredFile(
+                file_id, found["filename"], found["purpose"], int(found["size_bytes"]),
+                float(found["created_at"]), float(found["expires_at"]),
+            )  # fmt: skip
+        except UNREADABLE as error:
+            raise UnreadableRecord(f"File {file_id[:100]!r} was written by another version of this service.") from error
 
     async def content(self, file_id: str) -> bytes:
         """Return the whole content.
@@ -127,6 +132,8 @@ class FileStore:
                 found.append(await self.get(owner, file_id))
             except UnknownFile:  # expired between the two reads
                 continue
+            except UnreadableRecord as error:
+                skip("a file", error)
             if len(found) > limit:
                 break
         return found[:limit], len(found) > limit
@@ -135,7 +142,7 @@ class FileStore:
         """Delete a file; batches that have read it are not affected.
 
         Raises:
-            UnknownFile: there is none, or it belongs to another owner.
+            UnknownFile: there is no such file, or it belongs to another owner.
         """
         await self.get(owner, file_id)
         async with self._redis.pipeline(transaction=True) as pipe:

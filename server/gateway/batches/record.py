@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.batch_format import URL, results_file
+from server.errors import UnreadableRecord
 from server.jobs import TERMINAL, JobRecord, JobState
+from server.records import UNREADABLE
 
 COMPLETION_WINDOW_S = 86400  # "24h", the only completion_window that OpenAI offers
 #: Every NAME_at field of OpenAI's batch object.
@@ -21,6 +23,24 @@ class Batch:
 
     id: str
     fields: Mapping[str, str]
+
+    @classmethod
+    def from_fields(cls, batch_id: str, fields: Mapping[str, str]) -> "Batch":
+        """Check that every part of the record can be read.
+
+        Raises:
+            UnreadableRecord: another version of the service wrote it.
+        """
+        batch = cls(batch_id, fields)
+        try:
+            batch.to_openai(), float(fields["expires_at"]), fields["owner"]
+        except UNREADABLE as error:
+            raise UnreadableRecord(
+                f"Batch {batch_id} was written by another version of this service and cannot be read here "
+                f"({type(error).__name__}).",
+                retry_after_s=5,
+            ) from error
+        return batch
 
     @property
     def status(self) -> str:

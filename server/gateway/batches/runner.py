@@ -15,7 +15,16 @@ from prometheus_client import Counter
 from redis.exceptions import RedisError
 
 from server.batch_format import OVER, Line, LineError, not_for_lines, parse_lines
-from server.errors import InvalidRequest, JobExpired, NoWorkers, QueueFull, RequestError, UnknownFile, UnknownJob
+from server.errors import (
+    InvalidRequest,
+    JobExpired,
+    NoWorkers,
+    QueueFull,
+    RequestError,
+    UnknownFile,
+    UnknownJob,
+    UnreadableRecord,
+)
 from server.gateway.batches.files import FileStore
 from server.gateway.batches.record import COMPLETION_WINDOW_S, Batch
 from server.gateway.batches.store import BatchStore
@@ -26,6 +35,7 @@ from server.gateway.requests.validation import validated
 from server.gateway.schemas.images import ImageRequest
 from server.queue.due_work import poll_due
 from server.queue.job_queue import JobQueue, Submission
+from server.records import skip
 
 log = logging.getLogger(__name__)
 MAX_UNFINISHED_JOBS = 64  # of one batch, waiting or running
@@ -64,11 +74,15 @@ class BatchRunner:
         )
 
     async def advance(self, batch_id: str) -> None:
-        """Take the next step of a batch, whatever its status asks for, and schedule the one after it."""
+        """Take the next step of a batch, as its status requires, and schedule the step after it."""
         fields = await self._redis.hgetall(self._keys.batch_hash(batch_id))
-        batch = Batch(batch_id, fields)
-        if not fields or batch.status in OVER:
+        if not fields or fields.get("status") in OVER:
             await self._redis.zrem(self._keys.batches_zset, batch_id)
+            return
+        try:
+            batch = Batch.from_fields(batch_id, fields)
+        except UnreadableRecord as error:  # due again after the visibility timeout, for a gateway that can read it
+            skip("a batch", error)
             return
         # Cancellation and expiry come first, so that a step that keeps failing cannot keep a batch alive.
         if batch.status == "cancelling":
@@ -77,6 +91,9 @@ class BatchRunner:
             await self._finalize(batch, "expired")
         elif batch.status == "validating":
             await self._validate(batch)
+        elif batch.status != "in_progress":
+            skip("a batch", UnreadableRecord(f"unknown status {batch.status!r}"))
+            return
         elif batch.cursor < batch.total:
             await self._submit_lines(batch)
         elif batch.unfinished <= 0:
@@ -109,10 +126,10 @@ class BatchRunner:
         await self._store.transition(batch, "failed", expected=("validating",), errors=json.dumps(errors))
 
     async def _submit_lines(self, batch: Batch) -> None:
-        """Queue as many lines as there is room for; with a full queue, or before any model is known, wait.
+        """Queue as many lines as there is room for; wait while the queue is full or no model is known.
 
         A line that raises an unexpected exception is rejected alone: otherwise every later step would fail on it
-        again, and the lines behind it would never be generated.
+        again, and the lines after it would never be generated.
         """
         room = MAX_UNFINISHED_JOBS - batch.unfinished
         if room <= 0:

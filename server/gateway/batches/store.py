@@ -3,10 +3,12 @@
 A batch is a hash (its record), a list (its lines) and jobs whose ids follow from the batch's id and the line's number.
 """
 
+import builtins
 import hashlib
 import json
 import secrets
 from collections.abc import AsyncIterator, Mapping
+from functools import partial
 
 from server.batch_format import Line
 from server.errors import JobExpired, KeyReused, UnknownBatch, UnknownJob
@@ -15,6 +17,7 @@ from server.gateway.batches.record import COMPLETION_WINDOW_S, Batch, LineResult
 from server.gateway.pagination import ids_after
 from server.jobs import JobState
 from server.queue.job_queue import JobQueue
+from server.records import UNREADABLE, readable, skip
 
 #: Lines per read from Redis.
 CHUNK_LINES = 100
@@ -58,21 +61,20 @@ class BatchStore:
         """Return one batch.
 
         Raises:
-            UnknownBatch: there is none, or it belongs to another owner.
+            UnknownBatch: there is no such batch, or it belongs to another owner.
         """
         fields = await self._redis.hgetall(self._keys.batch_hash(batch_id))
-        if not fields or fields["owner"] != owner:
+        if not fields or fields.get("owner") != owner:
             raise UnknownBatch(f"No batch has the id {batch_id[:100]!r}.", param="batch_id")
-        return Batch(batch_id, fields)
+        return Batch.from_fields(batch_id, fields)
 
     async def list(self, owner: str, limit: int, after: str | None) -> tuple[list[Batch], bool]:
         """Return one page, newest first, and whether more batches follow."""
         ids = ids_after(await self._redis.zrevrange(self._keys.batch_list(owner), 0, -1), after, "batch")
-        found = []
+        found: builtins.list[Batch] = []  # the method's name hides the type
         for batch_id in ids:
             fields = await self._redis.hgetall(self._keys.batch_hash(batch_id))
-            if fields:
-                found.append(Batch(batch_id, fields))
+            found += readable("a batch", [fields] if fields else [], partial(Batch.from_fields, batch_id))
             if len(found) > limit:
                 break
         return found[:limit], len(found) > limit
@@ -84,7 +86,7 @@ class BatchStore:
         return await self.get(owner, batch_id)
 
     async def transition(self, batch: Batch, status: str, *, expected: tuple[str, ...], **fields: str) -> None:
-        """Set a new status, unless the current one is not as `expected`: a cancel may have come in between."""
+        """Set a new status if the current one is still among `expected`: a cancel may have come in between."""
         args = {"id": batch.id, "to": status, "from": expected, "ttl_s": self._ttl_s, "fields": fields}
         await self._queue.run("batch_move", args)
 
@@ -95,14 +97,17 @@ class BatchStore:
             end = min(start + CHUNK_LINES, batch.cursor)
             texts = await self._redis.lrange(self._keys.batch_lines(batch.id), start, end - 1)
             for number, text in enumerate(texts, start):
-                custom_id = Line.from_json(text).custom_id
-                if str(number) in rejections:
-                    if errors:
-                        yield LineResult(number, custom_id, rejection=json.loads(rejections[str(number)]))
-                    continue
                 try:
+                    custom_id = Line.from_json(text).custom_id
+                    if str(number) in rejections:
+                        if errors:
+                            yield LineResult(number, custom_id, rejection=json.loads(rejections[str(number)]))
+                        continue
                     job = await self._queue.get(batch.job_id(number))
                 except (UnknownJob, JobExpired):
+                    continue
+                except UNREADABLE as error:
+                    skip("a line of a batch", error)
                     continue
                 if job.state.terminal and errors != (job.state is JobState.SUCCEEDED):
                     yield LineResult(number, custom_id, job)

@@ -9,8 +9,8 @@ from server.gateway.batches.files import MAX_FILE_BYTES
 from server.images.uploads import MAX_IMAGE_BYTES
 
 MIN_BYTES_PER_S = 128 << 10  # a megabit a second: a poor mobile connection
-MAX_BODY_BYTES = 1 << 20  # the longest valid request has a few kilobytes
-#: Routes that take files. 64 KiB are for the form around them.
+MAX_BODY_BYTES = 1 << 20  # the longest valid request takes a few kilobytes
+#: Routes that take files. The extra 64 KiB are for the form around them.
 UPLOAD_LIMITS = {
     "/v1/files": MAX_FILE_BYTES + 65536,
     "/v1/images/edits": 2 * MAX_IMAGE_BYTES + 65536,

@@ -12,13 +12,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.errors import BodyTooLarge, QueueUnavailable, RequestError, RequestTooSlow, error_body
 from server.gateway.dependencies import Services, services_of
 from server.gateway.middleware.body_limit import MAX_BODY_BYTES
+from server.gateway.queue_trouble import reason
 from server.gateway.requests.validation import from_validation
 
 log = logging.getLogger(__name__)
 
 
 class UnhandledErrors:
-    """Answer unexpected exceptions with a 500. Middleware inside RequestContext and CORS, because a FastAPI handler of
+    """Answer unexpected exceptions with a 500, inside RequestContext and CORS, because a FastAPI handler of
     Exception runs outside all middleware: its response would lack the request id, CORS and security headers."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -40,7 +41,7 @@ class UnhandledErrors:
         except Exception:
             log.exception("request %s failed", scope["state"]["request_id"])
             if started:
-                raise  # part of the response is sent: only a broken connection can tell the client
+                raise  # part of the response has been sent: only a broken connection can tell the client
             body = error_body(
                 "Internal error. The service's log has the details under this response's x-request-id.",
                 type="server_error",
@@ -61,10 +62,11 @@ def install_error_handlers(app: FastAPI) -> None:
 def error_response(scope: Scope, error: RequestError | RedisError) -> JSONResponse:
     """Turn an error into its response, and count it if it rejected a job. Details of Redis go to the log only."""
     if isinstance(error, RedisError):
-        log.error("Redis: %s", error)
-        error = QueueUnavailable()
-    if scope["method"] == "POST" and error.rejection:
         services: Services = scope["app"].state.services
+        log.error("Redis: %s", error)
+        error = QueueUnavailable(reason(services.settings, error))
+    if scope["method"] == "POST" and error.rejection:
+        services = scope["app"].state.services
         services.metrics.rejected.labels(error.code).inc()
     return JSONResponse(error.body(), status_code=error.status, headers=error.headers())
 

@@ -4,7 +4,7 @@ import base64
 import hashlib
 import re
 
-#: On every response: no guessing of its type, no framing, no referrer, no use by pages of other sites.
+#: On every response: no MIME sniffing, no framing, no referrer, no use by pages of other sites.
 SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",

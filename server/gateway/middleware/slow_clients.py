@@ -1,6 +1,6 @@
-"""Slow-client timeouts: uvicorn alone waits forever for headers, stores any header, and keeps unread responses.
+"""Slow-client timeouts: uvicorn itself waits forever for headers of any size, and keeps unread responses.
 
-A request's body has limits of its own (body_limit.py). This file covers what comes before and after it, and responses
+A request's body has its own limits (body_limit.py). This file covers what comes before and after it, and responses
 that the client does not read.
 """
 
@@ -16,14 +16,14 @@ HEADER_TIMEOUT_S = 10.0  # from the connection, or the first byte of a request, 
 #: To send the rest of a body that no route reads. Closing at once would reset the connection of a client that is still
 #: sending, and the response would be lost.
 UNREAD_BODY_TIMEOUT_S = 10.0
-#: Without progress of a response; checked once per interval, so up to twice as long. Progress is visible only when the
+#: Longest pause in a response; checked once per interval, so up to twice as long. Progress is visible only when the
 #: system's send buffer (up to 4 MiB) has drained by a third, so a larger response needs a client of about 25 kB/s.
 WRITE_TIMEOUT_S = 60.0
 MAX_HEADER_BYTES = 32768  # of one request; proxies commonly allow 8 to 16 KiB
 
 
 class SlowClientTimeouts(HttpToolsProtocol):
-    """Close a connection whose client is too slow. Idle keep-alive is excepted: uvicorn has a timeout for it."""
+    """Close a connection whose client is too slow. Idle keep-alive is exempt: uvicorn has its own timeout for it."""
 
     _read_timer: asyncio.TimerHandle | None = None
     _write_timer: asyncio.TimerHandle | None = None

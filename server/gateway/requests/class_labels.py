@@ -41,7 +41,7 @@ def match_label(prompt: str, labels: Sequence[str], model: str) -> str:
     names = list(dict.fromkeys(_first_name(labels[firsts[c] if c in firsts else others[c][0]]) for c in close))
     hint = f" Similar: {', '.join(names)}." if names else " GET /v1/models lists them."
     raise InvalidRequest(
-        f"'prompt' {prompt[:100]!r} is none of the {len(labels)} labels of {model}.{hint}", param="prompt"
+        f"'prompt' {prompt[:100]!r} is not one of the {len(labels)} labels of {model}.{hint}", param="prompt"
     )
 
 

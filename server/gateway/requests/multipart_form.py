@@ -6,8 +6,10 @@ from typing import Any, BinaryIO, TypeVar
 
 from fastapi import Request
 from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartParser
 
 from server.errors import InvalidRequest
+from server.gateway.middleware.body_limit import UPLOAD_LIMITS
 from server.gateway.requests.body import check_form
 from server.gateway.requests.validation import validated
 from server.gateway.schemas.edits import SourceImageRequest
@@ -16,9 +18,17 @@ R = TypeVar("R", bound=SourceImageRequest)
 _LIST_FIELDS = ("guidance_interval",)
 
 
+def keep_uploads_in_memory() -> None:
+    """Let no upload of this process use the folder for temporary files, which may be read-only or full.
+
+    Starlette spools files of more than 1 MiB, and has no other way to be told. BodyLimit bounds what one request holds.
+    """
+    MultiPartParser.spool_max_size = max(UPLOAD_LIMITS.values())
+
+
 @asynccontextmanager
 async def open_form(request: Request) -> AsyncIterator[FormData]:
-    """Read the form; files of more than 1 MiB are spooled to disk until the context ends.
+    """Read the form; its files are in memory until the context ends.
 
     Raises:
         InvalidRequest: the body is compressed, or not multipart/form-data.

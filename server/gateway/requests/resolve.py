@@ -59,7 +59,7 @@ def resolve(
 def _given_sampling(request: ImageRequest) -> dict[str, Any]:
     """The sampling parameters that the request sets itself, which override those of the preset.
 
-    A preset's final diffusion steps belong to its own number of steps; a request for another number gets it throughout.
+    A preset's final diffusion steps belong to its own number of steps; other numbers are used throughout.
     """
     given = {name: value for name in SAMPLING_FIELDS if (value := getattr(request, name)) is not None}
     if "diffusion_steps" in given:

@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 
 from server.errors import DeadlineExceeded, QueueUnavailable, RequestError
 from server.gateway.dependencies import Services
+from server.gateway.queue_trouble import reason
 from server.gateway.responses import sse
 from server.gateway.responses.images import image_payload, require_success, usage
 from server.jobs import JobRecord
@@ -53,7 +54,7 @@ async def image_events(
         yield _error_event(error)
     except RedisError as error:
         log.error("Redis failed while images of %s were being sent: %s", job_id, error)
-        yield _error_event(QueueUnavailable())
+        yield _error_event(QueueUnavailable(reason(services.settings, error)))
     finally:
         if not (ended or keep):
             await asyncio.shield(services.queue.cancel(job_id))

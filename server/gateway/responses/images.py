@@ -69,7 +69,7 @@ def require_success(record: JobRecord) -> None:
     """Raise the error that a synchronous caller gets for a job that ended without success.
 
     Raises:
-        DeadlineExceeded, JobCanceled, InvalidRequest, JobFailed: by the state and the error of the job.
+        DeadlineExceeded, JobCanceled, InvalidRequest, JobFailed: depending on the job's state and error.
     """
     if record.error and record.error.code == DeadlineExceeded.code:
         raise DeadlineExceeded(f"Job {record.id} was abandoned. {record.error.message}")
@@ -84,5 +84,5 @@ def require_success(record: JobRecord) -> None:
 
 
 def image_expired(record: JobRecord) -> JobExpired:
-    """The error for an image that outlived its time to live."""
+    """Build the error for an image that was deleted after its time to live."""
     return JobExpired(f"The images of job {record.id} have expired; generate them again with the same seed.")

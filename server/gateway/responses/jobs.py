@@ -25,7 +25,7 @@ def preview_url(job_id: str, index: int, number: int) -> str:
 
 async def job_object(services: Services, record: JobRecord, warnings: list[str] | None = None) -> JobObject:
     """Build the job object, with its place in the queue."""
-    path, steps = f"/v1/jobs/{record.id}", record.input.work
+    path, steps = f"/v1/jobs/{record.id}", max(1, record.input.work)
     return JobObject(
         id=record.id,
         status=record.state.value,

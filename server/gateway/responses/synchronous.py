@@ -73,7 +73,7 @@ async def _enqueue_and_wait(request: Request, services: Services, submission: Su
             record = await _wait(request, services, job_id, waiter, keep=bool(submission.key))
     if accepted.job_id != job_id:
         with services.watcher.expect(accepted.job_id) as waiter:
-            waiter.event.set()  # look at once: the job may have ended already
+            waiter.event.set()  # check at once: the job may have ended already
             record = await _wait(request, services, accepted.job_id, waiter, keep=True)
     require_success(record)
     return record

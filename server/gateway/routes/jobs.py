@@ -17,6 +17,7 @@ from server.gateway.admission import IdempotencyKey, accept, idempotency_key, su
 from server.gateway.api_keys import Caller
 from server.gateway.dependencies import Services, ServicesDep
 from server.gateway.middleware.auth import CallerDep
+from server.gateway.queue_trouble import reason
 from server.gateway.requests.body import JsonRoute
 from server.gateway.requests.query_params import reject_unknown_query_params
 from server.gateway.requests.resolve import resolve
@@ -114,7 +115,7 @@ async def _job_response(
     wait_s = min(_prefer_wait_s(request), services.settings.request_timeout_s)
     if wait_s and not record.state.terminal:
         with services.watcher.expect(job_id) as waiter:
-            waiter.event.set()  # look at once: the job may have ended already
+            waiter.event.set()  # check at once: the job may have ended already
             try:
                 record = await waiter.end(wait_s)
             except TimeoutError:
@@ -201,7 +202,7 @@ async def _events(services: Services, record: JobRecord, after: str) -> AsyncIte
         yield sse.message(error.body(), event="error")
     except RedisError as error:
         log.error("Redis failed while events of %s were being sent: %s", record.id, error)
-        yield sse.message(QueueUnavailable().body(), event="error")
+        yield sse.message(QueueUnavailable(reason(services.settings, error)).body(), event="error")
 
 
 async def _event(services: Services, record: JobRecord, event: Event) -> bytes:

@@ -17,6 +17,7 @@ from server.errors import NoWorkers, UnknownModel
 from server.gateway.dependencies import Services, ServicesDep
 from server.gateway.metrics import render
 from server.gateway.middleware.security_headers import content_security_policy
+from server.gateway.queue_trouble import reason
 from server.gateway.schemas.openapi import MODEL, READY
 from server.gateway.schemas.operations import Health, ModelList, ModelObject
 from server.queue.statistics import queue_counts
@@ -69,15 +70,19 @@ async def live() -> dict[str, str]:
 
 @router.get("/health/ready", tags=["health"], response_model=Health, responses=READY, operation_id="ready")
 async def ready(services: ServicesDep) -> Response:
-    """Readiness: 200 when a live worker has generated its canary image, or else 503 with the reason."""
+    """Readiness: 200 when a live worker has generated its canary image and no background task of this gateway keeps
+    crashing, or else 503 with the reason."""
     try:
-        reason = await services.fleet.unready_reason()
+        why_not = await services.fleet.unready_reason()
     except RedisError as error:
         log.warning("not ready: %s", error)  # holds the address of Redis, so it stays out of the response
-        reason = "the queue does not answer"
-    if reason is None:
+        why_not = f"the queue {reason(services.settings, error)}"
+    failing = "; ".join(map(str, services.supervisor.failing))
+    if failing:
+        why_not = f"{why_not}; {failing}" if why_not else failing
+    if why_not is None:
         return JSONResponse({"status": "ready"})
-    return JSONResponse({"status": "not ready", "reason": reason}, status_code=503, headers={"Retry-After": "1"})
+    return JSONResponse({"status": "not ready", "reason": why_not}, status_code=503, headers={"Retry-After": "1"})
 
 
 @router.get("/metrics", tags=["health"], response_class=Response, operation_id="metrics")

@@ -1,4 +1,4 @@
-"""Files and batches as callers get them: OpenAI's shapes."""
+"""Files and batches as callers see them, in OpenAI's shapes."""
 
 from typing import Any, Literal
 

@@ -1,4 +1,4 @@
-"""Forms for edits and variations: the fields of an image request, their own, and without what they do not support."""
+"""Forms for edits and variations: an image request's fields plus their own, minus those they do not support."""
 
 from typing import Annotated, ClassVar
 
@@ -12,16 +12,16 @@ DEFAULT_KEEP = 0.5
 
 
 class SourceImageRequest(ImageRequest):
-    """Base of the forms that bring a source image."""
+    """Base of the forms that upload a source image."""
 
     #: Parameters that are rejected unless they are empty or false.
     unsupported: ClassVar[tuple[str, ...]] = (*UNSUPPORTED, "webhook")
 
 
 class EditRequest(SourceImageRequest):
-    """Regenerate a part of an image."""
+    """Regenerate part of an image."""
 
-    # Everything in a form is text, and files stand for their bytes.
+    # The example has every field as text, as forms do, and file names in place of the files' bytes.
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
@@ -42,7 +42,7 @@ class EditRequest(SourceImageRequest):
 
 
 class VariationRequest(SourceImageRequest):
-    """Regenerate an image around a random part of it. No stream: OpenAI's variations have none to be read."""
+    """Regenerate an image around a random part of it. No `stream`: OpenAI's variations have none."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"image": "apple.png", "keep": "0.3", "n": "3"}]})
     unsupported: ClassVar[tuple[str, ...]] = (*SourceImageRequest.unsupported, "stream", "partial_images")

@@ -4,7 +4,7 @@ from pydantic import BaseModel, Field
 
 
 class ErrorDetail(BaseModel):
-    """What went wrong, and which parameter to change."""
+    """The reason for an error, and the parameter to change."""
 
     message: str = Field(description="Human-readable reason and remedy.")
     type: str = Field(description="Class of the error in OpenAI's terms, for example invalid_request_error.")

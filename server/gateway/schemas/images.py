@@ -167,9 +167,9 @@ class ImageRequest(BaseModel):
     ] = None
 
     def fingerprint(self) -> str:
-        """Hash the request without the form of its response, to recognize an Idempotency-Key that is used again.
+        """Hash the request, except `stream` and `response_format`, to recognize a reused Idempotency-Key.
 
-        Not the resolved job: a seed that the caller omitted is different each time.
+        The resolved job would not do: a seed that the caller omitted is different each time.
         """
         text = self.model_dump_json(exclude_none=True, exclude={"stream", "response_format"})
         return hashlib.sha256(text.encode()).hexdigest()
@@ -181,7 +181,7 @@ class ImageRequest(BaseModel):
         if not isinstance(data, dict):
             return data
         kept = dict(data)
-        for name in UNSUPPORTED:  # an empty or false value asks for what happens anyway
+        for name in UNSUPPORTED:  # an empty or false value asks for the default behaviour
             if kept.pop(name, None):
                 raise PydanticCustomError(
                     "not_supported", f"'{name}' is not supported yet. Leave it out.", {"param": name}
@@ -194,7 +194,7 @@ class ImageRequest(BaseModel):
                 raise PydanticCustomError(
                     "unknown_parameter",
                     "Unknown parameter '{param}'.{hint} Valid parameters: {valid}.",
-                    # A response cannot carry half of a surrogate pair.
+                    # A response cannot carry an unpaired surrogate.
                     {"param": ascii(name[:100])[1:-1], "hint": hint, "valid": valid},
                 )
         return kept
@@ -202,9 +202,9 @@ class ImageRequest(BaseModel):
     @field_validator("*")
     @classmethod
     def _text_is_unicode(cls, value: Any) -> Any:
-        """Reject halves of surrogate pairs: JSON can spell them, but no file, hash or response can hold them."""
+        """Reject unpaired surrogates: JSON can spell them, but no file, hash or response can hold them."""
         if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
-            raise PydanticCustomError("bad_unicode", "contains half of a surrogate pair; send valid Unicode")
+            raise PydanticCustomError("bad_unicode", "contains an unpaired surrogate; send valid Unicode")
         return value
 
     @field_validator("prompt")
@@ -212,7 +212,7 @@ class ImageRequest(BaseModel):
     def _prompt_is_not_blank(cls, prompt: str) -> str:
         if not prompt.strip():
             raise PydanticCustomError("empty_prompt", "must not be blank; say what to generate")
-        if "\0" in prompt:  # it ends a field of PNG metadata, so the image could not carry its prompt
+        if "\0" in prompt:  # it terminates a field of PNG metadata, so the image could not carry its prompt
             raise PydanticCustomError("null_character", "contains a null character (U+0000); leave it out")
         return prompt
 

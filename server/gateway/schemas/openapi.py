@@ -1,4 +1,4 @@
-"""OpenAPI responses: every status that a route answers with, and every error as the code makes it.
+"""OpenAPI responses: every status that a route answers with, and every error as the code produces it.
 
 An error is described by the first sentence of its class's docstring. Examples of requests and of successful responses
 stand beside their schemas.
@@ -66,6 +66,7 @@ _KEY_REUSED = errors.KeyReused("The Idempotency-Key 'k1' belongs to another requ
 _FAILED = errors.JobFailed(f"Job {JOB_ID} failed after 3 attempts: its worker died each time.")
 _NO_WORKERS = errors.NoWorkers("No live worker serves scenes-128 right now. POST /v1/jobs queues it until one is back.")
 _NO_QUEUE = errors.QueueUnavailable()
+_UNREADABLE = errors.UnreadableRecord(f"Job {JOB_ID} was written by another version of this service.", retry_after_s=5)
 _TIMEOUT = errors.DeadlineExceeded("Not ready after 300 s (FLUID_REQUEST_TIMEOUT_S); the job was canceled.")
 
 #: For the whole app. It also keeps FastAPI from listing its own 422, which never leaves this service.
@@ -87,7 +88,7 @@ EDIT: Responses = {
     },
     **_errors(_LARGE_IMAGE),
 }
-LOOKUP = _errors(_UNKNOWN_JOB, _EXPIRED, _NO_QUEUE)
+LOOKUP = _errors(_UNKNOWN_JOB, _EXPIRED, _NO_QUEUE, _UNREADABLE)
 JOB: Responses = {
     **LOOKUP,
     200: {"model": JobObject, "description": "The job has ended."},
@@ -184,7 +185,7 @@ def _completed(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _restore_nulls(example: Any, schema: dict[str, Any], schemas: dict[str, Any]) -> None:
-    """Put back the required fields that are null: FastAPI drops every null from the document, also from examples."""
+    """Put back the required fields that are null: FastAPI drops every null from the document, even in examples."""
     schema = schemas[schema["$ref"].rsplit("/", 1)[-1]] if "$ref" in schema else schema
     if isinstance(example, list):
         for each in example:

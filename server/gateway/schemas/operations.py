@@ -1,4 +1,4 @@
-"""Models and health as callers get them."""
+"""Models and health as callers see them."""
 
 from typing import Any, Literal
 

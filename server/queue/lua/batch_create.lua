@@ -1,5 +1,6 @@
--- Make a batch, once. args: id, owner, input_file_id, metadata (JSON text), fingerprint of the request, expires_s until
--- it expires, ttl_s of an ended one. Returns "new", "known" (this very request made it) or "differs" (another did).
+-- Create a batch. args: id, owner, input_file_id, metadata (JSON text), fingerprint of the request, expires_s until
+-- it expires, ttl_s of an ended one. Returns "new", "known" (the same request made it) or "differs" (another did);
+-- safe to repeat.
 local id, owner, batch, now = args.id, args.owner, keys.batch_hash(args.id), clock()
 if redis.call('EXISTS', batch) == 1 then
   return redis.call('HGET', batch, 'fingerprint') == args.fingerprint and 'known' or 'differs'

@@ -1,4 +1,4 @@
--- Move a batch to another status, if it still has one of those that the mover saw: a cancel while the file is validated
+-- Move a batch to another status, if its status is still one of `from`: a cancel while the file is validated
 -- must not be overwritten. args: id, to, from (list of statuses), ttl_s of an ended batch, fields to write with it.
 -- Returns 1, or 0 if nothing was changed.
 local id, to, batch = args.id, args.to, keys.batch_hash(args.id)

@@ -4,7 +4,7 @@ local f = read(id, 'state', 'model')
 if not f[1] then return 'unknown' end
 if TERMINAL[f[1]] then return f[1] end
 local lease_end = redis.call('ZSCORE', keys.leases_zset(f[2]), id)
--- After a lapsed lease no worker is left to see the flag.
+-- Once the lease has expired, no worker is left to see the flag.
 if f[1] == 'queued' or (lease_end and tonumber(lease_end) <= clock()) then
   redis.call('HINCRBY', keys.job_hash(id), 'token', 1)
   finish(id, 'canceled', args.ttl_s)

@@ -1,7 +1,7 @@
--- Shared by every script: prepended at load, behind the prelude that server/queue/scripts.py generates: `args`, `keys`
+-- Shared by every script: prepended at load, after the prelude that server/queue/scripts.py generates: `args`, `keys`
 -- (each key is described in server/queue/keys), PRIORITIES, TERMINAL and BATCH_OVER. Redis 7.0 commands only.
--- KEYS[1] is '{namespace}', the first part of every key. The rest is formed in here, because a script that picks a job
--- cannot know its keys beforehand; the hash tag keeps all of them on one node of a cluster.
+-- KEYS[1] is '{namespace}', the first part of every key. Scripts build the rest, because one that picks a job
+-- cannot know its keys in advance; the hash tag keeps all of them on one node of a cluster.
 local TOMBSTONE_EXTRA_S = 86400
 local DEAD_LETTERS_KEPT = 10000 -- they are for people to read; unbounded, they would be a leak
 local WAKEUPS_KEPT = 64
@@ -16,6 +16,15 @@ end
 local function time_text(seconds) return string.format('%.6f', seconds) end
 
 local function read(id, ...) return redis.call('HMGET', keys.job_hash(id), ...) end
+
+-- True if the record has what waiting, leasing and ending a job read. One without would fail every script that meets it.
+local function intact(id)
+  local f = read(id, 'state', 'model', 'class', 'caller', 'work', 'input', 'kind')
+  for i = 1, 7 do
+    if not f[i] then return false end
+  end
+  return true
+end
 
 local function count(what, by) redis.call('HINCRBY', keys.counters_hash, what, by or 1) end
 
@@ -39,7 +48,7 @@ end
 
 -- ---- waiting: first by class, then by caller, then by age ------------------------------------------------------
 -- Callers share a class by start-time fair queueing: a caller's virtual time is the work it was given, and the least
--- goes first. A new caller starts at the class's own virtual time, so staying away saves up no claim.
+-- goes first. A new caller starts at the class's own virtual time, so staying away earns no credit.
 
 local function number_text(x) return string.format('%.17g', x) end
 
@@ -51,7 +60,7 @@ local function virtual_time(model, class, work)
   return now
 end
 
--- Put a job in its class's line and wake a worker.
+-- Add a job to the waiting jobs of its class and wake a worker.
 local function enqueue_waiting(id)
   local f = read(id, 'model', 'class', 'caller', 'sequence', 'work', 'deadline')
   local model, class, caller = f[1], f[2], f[3]
@@ -60,7 +69,7 @@ local function enqueue_waiting(id)
   local debts, callers = keys.debts_zset(model, class), keys.callers_zset(model, class)
   if not redis.call('ZSCORE', callers, caller) then
     local now = virtual_time(model, class)
-    -- Debts remember callers who were just served more than the others: leaving and coming back wins nothing.
+    -- Debts remember callers who were just served more than the others: leaving and coming back gains nothing.
     redis.call('ZREMRANGEBYSCORE', debts, '-inf', number_text(now))
     redis.call('ZADD', callers, redis.call('ZSCORE', debts, caller) or number_text(now), caller)
   end
@@ -70,7 +79,7 @@ local function enqueue_waiting(id)
   redis.call('LTRIM', keys.wakeup_list(model), -WAKEUPS_KEPT, -1)
 end
 
--- Take a job out of its line, whatever the reason; `served` charges the caller for the work.
+-- Remove a job from the waiting jobs, for any reason; `served` charges the caller for the work.
 local function dequeue_waiting(id, served)
   local f = read(id, 'model', 'class', 'caller', 'work')
   local model, class, caller, work = f[1], f[2], f[3], tonumber(f[4])
@@ -91,8 +100,8 @@ local function dequeue_waiting(id, served)
   end
 end
 
--- Does a job count toward its owner's limit of open jobs? The service feeds a batch's lines, a few at a time: they are
--- not its owner's impatience.
+-- True if a job counts toward its owner's limit of open jobs. A batch's lines do not: the service itself submits them,
+-- a few at a time.
 local function counts_as_open(owner, kind) return owner and owner ~= '' and kind ~= 'batch' end
 
 -- ---- the end -----------------------------------------------------------------------------------------------------
@@ -112,12 +121,12 @@ local function finish(id, state, ttl_s)
     redis.call('DEL', keys.input_bytes(id))
   end
   redis.call('HSET', job, 'completed_at', time_text(at), 'expires_at', time_text(at + ttl_s))
-  transition(id, state) -- after the times: a follower that hears of the end finds them in the record
+  transition(id, state) -- after the times: a follower that learns of the end finds them in the record
   redis.call('EXPIRE', job, ttl_s)
   redis.call('EXPIRE', keys.events_stream(id), ttl_s)
   redis.call('ZADD', keys.ended_zset, time_text(at + ttl_s), id)
   redis.call('SET', keys.tombstone(id), state .. ' ' .. (f[4] or ''), 'EX', ttl_s + TOMBSTONE_EXTRA_S)
-  if f[5] then -- delivery needs neither the record nor luck; see server/gateway/webhooks.py
+  if f[5] then -- delivery does not need the record, and survives restarts; see server/gateway/webhooks.py
     redis.call('HSET', keys.webhook_hash(id), 'url', f[5], 'attempts', 0)
     redis.call('EXPIRE', keys.webhook_hash(id), WEBHOOK_KEPT_S)
     redis.call('ZADD', keys.webhooks_zset, time_text(at), id)
@@ -158,14 +167,14 @@ local function set_lease(id, lease_ms)
   redis.call('ZADD', keys.leases_zset(model), time_text(clock() + lease_ms / 1000), id)
 end
 
--- What LeaseQueue._lease decodes.
+-- The reply that LeaseQueue._lease decodes.
 local function lease_reply(id)
   local f = read(id, 'token', 'attempt', 'input', 'created_at', 'started_at', 'error')
   return {id, f[1], f[2], f[3], f[4], f[5], f[6] or '', redis.call('EXISTS', keys.resume_hash(id))}
 end
 
 -- Start an attempt under `limits`: worker, lease_ms, max_attempts, ttl_s. Returns nil if the job may have no more
--- attempts, or was canceled: then it has ended here.
+-- attempts, or was canceled: then this call ends it.
 local function start_attempt(id, limits)
   local job, max_attempts, ttl_s = keys.job_hash(id), limits.max_attempts, limits.ttl_s
   local f = read(id, 'cancel_requested', 'error', 'state')

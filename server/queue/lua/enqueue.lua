@@ -1,5 +1,5 @@
 -- Accept a job. args: id, input (JSON text), kind, model, class, caller, owner, work, fingerprint,
--- follow_events, max_queue, max_jobs (0: any number), and where there is one deadline_ms, result_ttl_s, webhook, batch
+-- follow_events, max_queue, max_jobs (0: any number), and optionally deadline_ms, result_ttl_s, webhook, batch
 -- and key, the Idempotency-Key. Returns {outcome, job id, creation time}; outcome is new, known (the same request was
 -- accepted before), differs (another request had this id or key), taken (another owner has this id), gone (the job
 -- ended and was deleted), full or busy (then the second value is the number of jobs instead of the id).

@@ -15,12 +15,13 @@ local work = tonumber(redis.call('HGET', keys.counters_hash, 'work:' .. model) o
 local mean = math.max(1, work / waiting)
 local rank = redis.call('ZRANK', keys.waiting_zset(model, class, caller), id)
 local mine = tonumber(redis.call('ZSCORE', keys.callers_zset(model, class), caller))
+if not rank or not mine then return {-1, '0'} end -- the record says that it waits, but no line holds it
 local others = redis.call('ZRANGE', keys.callers_zset(model, class), 0, CALLERS_READ - 1, 'WITHSCORES')
 local sum = 0
 for i = 1, #others, 2 do
   if others[i] ~= caller then
     local lead = (mine - tonumber(others[i + 1])) / mean + rank
-    -- Equal virtual times go by name.
+    -- Ties in virtual time are broken by name.
     local turns = lead == math.floor(lead) and lead + (others[i] < caller and 1 or 0) or math.ceil(lead)
     sum = sum + math.max(0, math.min(turns, redis.call('ZCARD', keys.waiting_zset(model, class, others[i]))))
   end

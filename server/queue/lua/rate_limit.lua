@@ -1,5 +1,5 @@
--- May this caller make one more request? args: caller, per_minute. The generic cell rate algorithm (as in ITU-T I.371):
--- one time per caller, when their allowance will be whole again. Shared by all gateways, on Redis' clock.
+-- Apply a caller's rate limit. args: caller, per_minute. The generic cell rate algorithm (as in ITU-T I.371):
+-- one time per caller, when their allowance will be full again. Shared by all gateways, on Redis' clock.
 -- Returns {allowed (0|1), requests left, seconds until all are back, seconds until the next is}.
 local name = keys.rate_limit(args.caller)
 local WINDOW_S = 60

@@ -1,5 +1,5 @@
--- Return a leased job to its place in the line, so that any worker takes it at once. args: id, token, error (JSON text;
--- absent if the job is not at fault), max_attempts, ttl_s, discard_progress. Returns the state after it, or 'fenced'.
+-- Return a leased job to its queue position, so that any worker takes it at once. args: id, token, error (JSON text;
+-- absent if the job is not at fault), max_attempts, ttl_s, discard_progress. Returns the new state, or 'fenced'.
 local id, error = args.id, args.error
 local job = keys.job_hash(id)
 local f = read_leased(id, args.token, 'cancel_requested', 'attempt', 'model')

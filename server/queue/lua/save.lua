@@ -1,4 +1,4 @@
--- Save what is done of a job, for its next attempt. args: id, token, ttl_s, fields, whose values follow as ARGV[2] and
+-- Save a job's progress for its next attempt. args: id, token, ttl_s, fields, whose values follow as ARGV[2] and
 -- on. A finished image replaces its snapshot.
 if not read_leased(args.id, args.token) then return 'fenced' end
 local resume = keys.resume_hash(args.id)

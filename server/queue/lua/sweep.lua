@@ -1,4 +1,4 @@
--- End what is due by the clock alone: waiting jobs past their deadline, records past their time to live. args: ttl_s.
+-- End what the clock alone ends: waiting jobs past their deadline, records past their time to live. args: ttl_s.
 local now = time_text(clock())
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', keys.deadlines_zset, '-inf', now, 'LIMIT', 0, 1000)) do
   if read(id, 'state')[1] == 'queued' then

@@ -12,9 +12,13 @@ for i = 2, #PRIORITIES do
   local since = keys.waiting_since_zset(model, PRIORITIES[i])
   local old = redis.call('ZRANGEBYSCORE', since, '-inf', time_text(now - args.ageing_s), 'LIMIT', 0, 8)
   for _, id in ipairs(old) do
-    dequeue_waiting(id, false)
-    redis.call('HSET', keys.job_hash(id), 'class', PRIORITIES[i - 1])
-    enqueue_waiting(id)
+    if intact(id) then
+      dequeue_waiting(id, false)
+      redis.call('HSET', keys.job_hash(id), 'class', PRIORITIES[i - 1])
+      enqueue_waiting(id)
+    else
+      redis.call('ZREM', since, id)
+    end
   end
 end
 
@@ -23,10 +27,15 @@ for _, class in ipairs(PRIORITIES) do
     local caller = redis.call('ZRANGE', keys.callers_zset(model, class), 0, 0)[1]
     if not caller then break end
     local id = redis.call('ZRANGE', keys.waiting_zset(model, class, caller), 0, 0)[1]
-    local deadline = redis.call('HGET', keys.job_hash(id), 'deadline')
-    if deadline and tonumber(deadline) <= now then
+    local deadline = id and redis.call('HGET', keys.job_hash(id), 'deadline')
+    if not id then
+      redis.call('ZREM', keys.callers_zset(model, class), caller)
+    elseif not intact(id) then -- its record is gone or damaged: without this, no job behind it would ever be taken
+      redis.call('ZREM', keys.waiting_zset(model, class, caller), id)
+      redis.call('ZREM', keys.waiting_since_zset(model, class), id)
+    elseif deadline and tonumber(deadline) <= now then
       abort(id, args.ttl_s)
-    elseif tonumber(redis.call('ZSCORE', keys.waiting_since_zset(model, class), id)) > now - args.min_wait_s then
+    elseif tonumber(redis.call('ZSCORE', keys.waiting_since_zset(model, class), id) or '0') > now - args.min_wait_s then
       return {}
     else
       local found = start_attempt(id, args)

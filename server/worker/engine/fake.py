@@ -37,7 +37,7 @@ class _Row:
 
 
 class FakeEngine:
-    """Obeys the Engine protocol; an image depends on its request alone, as the contract demands."""
+    """Implements the Engine protocol; an image depends on its request alone, as the contract requires."""
 
     image_size = SIZE
     kernels = "fake"
@@ -86,7 +86,7 @@ class FakeEngine:
         return self._rows[row].done, self._rows[row].request.sampling.num_inference_steps
 
     def image(self, row: int) -> bytes:
-        """As `fake_image`; partly grey while it is not finished."""
+        """Return `fake_image`, partly grey while it is not finished."""
         request = self._rows[row].request
         if "[wrong-shape]" in request.prompt:
             return bytes(10)
@@ -98,7 +98,9 @@ class FakeEngine:
 
     def restore(self, request: RowRequest, state: bytes) -> int:
         known = json.loads(state)
-        if known["checkpoint"] != self.sha256 or known["request"] != repr(request):
+        if not isinstance(known, dict) or not isinstance(known.get("done"), int):
+            raise ValueError("fake engine: this is no snapshot")
+        if known.get("checkpoint") != self.sha256 or known.get("request") != repr(request):
             raise ValueError("fake engine: this snapshot is of another image")
         [row] = self.admit([request])
         self._rows[row].done = known["done"]

@@ -1,4 +1,4 @@
-"""Load the engine. The only file in which the service meets the model."""
+"""Load the engine: the only file that joins the service to the model."""
 
 import importlib
 import os
@@ -29,9 +29,15 @@ def load_model(settings: Settings) -> Engine:
     # machine many times slower; threads that never spin make it twice as slow alone (docs/log.md).
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    from model.checkpoint import CheckpointError
-    from model.config import ConfigError as ModelConfigError
-    from model.inference.load import load_engine as load
+    try:
+        from model.checkpoint import CheckpointError
+        from model.config import ConfigError as ModelConfigError
+        from model.inference.load import load_engine as load
+    except (ImportError, OSError) as error:  # OSError: a library of torch's is missing
+        raise ConfigError(
+            f"The model cannot be loaded without its packages ({error}). "
+            "Install them: pip install 'fluid-serve[worker]', or `make setup` in a clone."
+        ) from error
 
     try:
         return load(
@@ -42,5 +48,7 @@ def load_model(settings: Settings) -> Engine:
             kernels=settings.kernels,
             threads=settings.threads,
         )
+    except ImportError as error:  # of a package that only this checkpoint needs
+        raise ConfigError(f"{error}. Install it, or choose another FLUID_CHECKPOINT.") from error
     except (CheckpointError, ModelConfigError) as error:
         raise ConfigError(f"{error} (FLUID_CHECKPOINT={settings.checkpoint!r})") from error

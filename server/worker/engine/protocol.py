@@ -42,11 +42,11 @@ class Engine(Protocol):
         ...
 
     def step(self) -> list[int]:
-        """One autoregressive step for every row; returns the rows that just finished."""
+        """Run one autoregressive step for every row; returns the rows that just finished."""
         ...
 
     def progress(self, row: int) -> tuple[int, int]:
-        """(steps done, steps in all)"""
+        """Return (steps done, steps in total)."""
         ...
 
     def image(self, row: int) -> bytes:
@@ -70,9 +70,9 @@ class Engine(Protocol):
         ...
 
     def prompt_tokens(self, prompt: str) -> int:
-        """How many tokens the model reads of a prompt that was admitted."""
+        """Return how many tokens the model reads from a prompt that was admitted."""
         ...
 
     def info(self) -> Mapping[str, object]:
-        """The fields of jobs.ModelInfo."""
+        """Return the fields of model_info.ModelInfo."""
         ...

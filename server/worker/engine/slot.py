@@ -1,4 +1,4 @@
-"""The engine in use, shared by every part of the worker; a reload exchanges it in one place."""
+"""The engine in use, shared by every part of the worker; a reload replaces it in one place."""
 
 from server.errors import EngineBroken
 from server.model_info import ModelInfo
@@ -20,7 +20,7 @@ class EngineSlot:
     def info(self) -> ModelInfo:
         """Raises EngineBroken before the first engine is installed."""
         if self._info is None:
-            raise EngineBroken("The model is used before it was loaded.")
+            raise EngineBroken("The model was used before it was loaded.")
         return self._info
 
     def install(self, thread: EngineThread, info: ModelInfo) -> None:

@@ -37,12 +37,13 @@ class EngineThread:
         self._began: float | None = None  #: start of the current call, if it should take about a step
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
         self._engine: Engine | None = None
+        self.hung = False  #: a call never returned; the interpreter would wait for it at exit
         self.kernels = self.device = ""  #: the engine's, once it is loaded
 
     @property
     def engine(self) -> Engine:
         if self._engine is None:
-            raise EngineBroken("The engine is used before it was loaded.")
+            raise EngineBroken("The engine was used before it was loaded.")
         return self._engine
 
     async def load(self, factory: Callable[[], Engine]) -> ModelInfo:
@@ -69,7 +70,7 @@ class EngineThread:
         return await self._timed(restore_one)
 
     async def step(self, preview_steps: Mapping[int, Collection[int]]) -> StepOutcome:
-        """One step for every row. `preview_steps`: for each row the steps after which a preview is due."""
+        """Run one step for every row. `preview_steps`: for each row the steps after which a preview is due."""
         wanted = dict(preview_steps)
         return await self._timed(lambda: _step(self.engine, wanted, self._snapshot_steps))
 
@@ -97,7 +98,7 @@ class EngineThread:
 
     @property
     def busy_s(self) -> float:
-        """How long the current call has taken. Loading does not count: weights may come from far away."""
+        """How long the current call has taken. Loading does not count: weights may come over a network."""
         began = self._began
         return 0.0 if began is None else time.monotonic() - began
 
@@ -133,7 +134,7 @@ def _step(engine: Engine, rows: Mapping[int, Collection[int]], snapshot_steps: i
     for row in (row for row, done in outcome.progress.items() if done in rows[row]):
         try:
             outcome.previews[row] = _pixels(engine, row)
-        except Exception:  # a preview is not worth the image
+        except Exception:  # a failed preview must not cost the image
             log.exception("no preview of row %d", row)
     if snapshot_steps:
         due = [row for row, done in outcome.progress.items() if done % snapshot_steps == 0]
@@ -156,7 +157,7 @@ def _generate_canary(engine: Engine, info: ModelInfo, step_done: Callable[[], No
     request = RowRequest(
         prompt=info.labels[0].split(",", 1)[0] if info.labels else CANARY_PROMPT,
         seed=0,
-        # Large models are slow on a CPU, and nobody looks at this image.
+        # Large models are slow on a CPU, and this image is never shown.
         sampling=replace(
             low,
             num_inference_steps=min(8, low.num_inference_steps),

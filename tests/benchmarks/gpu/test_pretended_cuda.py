@@ -50,7 +50,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.filterwarnings("ignore:CUDA is not available")  # autocast notices
 @pytest.mark.parametrize("part", PARTS, ids=lambda part: part.name)
 def test_every_tensor_of_a_part_is_on_the_right_device(part: Part, pretended: None) -> None:
-    """Code that passes on a CPU may still mix host and device, and borrowed minutes are too few to find out."""
+    """Code that passes on a CPU may still mix host and device, and time on a borrowed GPU is too short to find out."""
     records: list[Record] = []
     args: Any = argparse.Namespace(device="cuda", quick=True)
     with PretendCuda(), waits(), torch.inference_mode():

@@ -1,4 +1,4 @@
-"""GPU measurements rehearsed on the CPU: minutes on a borrowed GPU are too few to find typos."""
+"""GPU measurements rehearsed on the CPU: time on a borrowed GPU is too short to spend on typos."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TEXT = PRESETS["emoji-64"].text
 def test_gpu_check_and_gpu_bench_run_on_a_cpu(name: str, cpu: dict[str, str], tmp_path: Path) -> None:
     """The smallest cases run without the packages that a borrowed machine lacks: no failures, records in every part.
 
-    On a CPU without AVX-512, where oneDNN has no bfloat16, 7 of gpu-check's 11 records failed.
+    On a CPU without AVX-512, where oneDNN has no bfloat16, 7 of gpu-check's 11 records used to fail.
     """
     file = tmp_path / "result.json"
     code = (

@@ -43,7 +43,7 @@ def test_chunks_and_buckets_change_nothing(prediction: str, monkeypatch: pytest.
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])
 def test_bfloat16_is_close(prediction: str) -> None:
-    """Also where a chain's first step magnifies bfloat16's rounding errors: it is done in float32."""
+    """This includes a chain's first step, which magnifies bfloat16's rounding errors: it is done in float32."""
     head = small.make_head(prediction, width=64, depth=2)
     chains = make_chains(head, (4, 1))
     rows, _, _ = small.make_rows(head, 4, [0, 3], [0, 0, 0, 1])

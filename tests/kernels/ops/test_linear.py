@@ -1,4 +1,4 @@
-"""The packed linear layer on a CPU where there is nothing to pack with."""
+"""The packed linear layer, also on a CPU that cannot pack bfloat16."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ for rows in (1, 3, 64):
 
 
 def test_bfloat16_products_without_avx512() -> None:
-    """oneDNN was asked to pack bfloat16 on every CPU, and raises on one that has no AVX-512."""
+    """oneDNN used to be asked to pack bfloat16 on every CPU, but raises on one without AVX-512."""
     done = python_without_avx512("-c", PRODUCTS)
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("packs", [True, False])
-def test_native_is_what_both_torch_and_onednn_say(packs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch.cpu reads the CPU's flags, also where oneDNN may not use what they promise and would emulate it."""
+def test_native_means_that_torch_and_onednn_agree(packs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.cpu reads the CPU's flags, even where oneDNN may not use those instructions and would emulate them."""
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     monkeypatch.setattr(linear, "_onednn_packs", lambda: packs)
     assert native_bfloat16() == packs
 
 
-def test_both_ways_of_a_layer_agree(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where there is nothing to pack with, the same layer is plain torch, and right up to one rounding."""
+def test_packed_and_plain_layers_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU that cannot pack, the same layer is plain torch, and correct up to one rounding."""
     generator = torch.Generator().manual_seed(1)
     weight, x = torch.randn(32, 64, generator=generator) / 8, torch.randn(5, 64, generator=generator)
     here = PackedLinear(weight, None, torch.bfloat16)

@@ -41,7 +41,7 @@ def step_at(step: int, first: int) -> Tensor:
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
 @pytest.mark.parametrize(("rows", "width"), SHAPES)
 def test_ln_modulate(rows: int, width: int, dtype: torch.dtype, tolerance: float) -> None:
-    """With modulation as in the loop: a block's part of a wider row, in the slot of the current step."""
+    """The modulation is laid out as in the loop: a block's part of a wider row, in the slot of the current step."""
     h, weight, bias = drawn(0, rows, width) + 3, drawn(1, width), drawn(2, width)
     mod = drawn(3, 3, rows, 4 * width).to(dtype)
     n = torch.empty(rows, width, dtype=dtype)

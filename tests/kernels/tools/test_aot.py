@@ -44,7 +44,7 @@ def test_exceeded_limits_are_faults() -> None:
 
 @pytest.mark.parametrize("backend", ["cuda", "hip"])
 def test_cases_have_the_arguments_of_their_kernels(backend: str) -> None:
-    """Every argument, and unique names: of two cases with one name the first was compiled twice."""
+    """Cases have every argument, and unique names: of two with one name, the first used to be compiled twice."""
     found = list(cases(backend))
     assert len({case.name for case in found}) == len(found)
     for case in found:

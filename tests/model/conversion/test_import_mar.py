@@ -79,7 +79,7 @@ def _broken(downloads: Path, how: str) -> tuple[Path, str]:
         whole = (downloads / "checkpoint-last.pth").read_bytes()
         file = file.with_suffix(".pth")
         file.write_bytes(whole[: len(whole) // 2])
-        return file, "is damaged or not a file of torch.save"
+        return file, "is damaged or not a torch.save file"
     if how == "cut":
         file.write_bytes((downloads / "mar-base.safetensors").read_bytes()[:-100])
         return file, "is damaged"
@@ -114,13 +114,13 @@ def test_a_wrong_file_is_named_and_leaves_nothing_behind(downloads: Path, how: s
 def test_a_pickle_that_would_run_code_is_rejected(downloads: Path) -> None:
     """torch.load without weights_only would have run it."""
     torch.save({"model_ema": subprocess.Popen}, downloads / "evil.pth")
-    with pytest.raises(CheckpointError, match="damaged or not a file"):
+    with pytest.raises(CheckpointError, match="damaged or not a torch"):
         import_mar(downloads / "evil.pth", downloads / "out")
 
 
 def test_messages_name_the_missing_option(downloads: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = downloads / "mar-base.safetensors"
-    with pytest.raises(CheckpointError, match=r"width 48 is none of the released sizes .* --heads"):
+    with pytest.raises(CheckpointError, match=r"width 48 is not one of the released sizes .* --heads"):
         import_mar(source, downloads / "out")
     (downloads / "kl16.ckpt").rename(downloads / "elsewhere.ckpt")
     assert main(["import", "mar", str(source), str(downloads / "out"), "--heads", "4"]) == 2

@@ -1,4 +1,4 @@
-"""R-precision of emoji: 1 for perfect images, chance for unrelated ones; memory is recognised."""
+"""R-precision of emoji: 1 for perfect images, chance for unrelated ones; memorisation is detected."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_only_the_prompted_style_competes(dataset: Dataset) -> None:
     assert hits(real[rows + 1], rows, dataset, real, dataset.concepts("train")).mean() < 5 / CANDIDATES
 
 
-def test_memorised_images_are_recognised(dataset: Dataset) -> None:
+def test_memorised_images_are_detected(dataset: Dataset) -> None:
     rows = spread(dataset.indices("train"), 40)
     assert len(rows) == 40 and rows[0] == 0 and rows[-1] == len(dataset.items) - 1
     assert nearest_is_prompted(dataset.images[rows], rows, dataset) == 1.0

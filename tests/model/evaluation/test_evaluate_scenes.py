@@ -17,7 +17,7 @@ from tests.model.picture_set import discs
 
 
 def test_the_feature_distance_of_equal_distributions_is_zero() -> None:
-    """Both sets have the same prompts; treating pairs of one prompt as independent made the floor -14."""
+    """Both sets have the same prompts; treating pairs of one prompt as independent once made the floor -14."""
     rng = torch.Generator().manual_seed(0)
     prompts = torch.randn(400, 32, generator=rng)
     a, b = (torch.nn.functional.normalize(prompts + 0.3 * torch.randn(400, 32, generator=rng)) for _ in range(2))

@@ -69,7 +69,7 @@ def test_a_background_far_from_all_named_ones_has_no_name(colour: tuple[int, int
 
 
 def test_a_question_unseen_by_style_alone_is_not_scored_as_unseen(grammar: Grammar) -> None:
-    """Style is not scored, yet half of `score_unseen`, and all of it for single objects, came from such questions."""
+    """Style is not scored, yet such questions once made up half of `score_unseen`, and all of it for single objects."""
     asked = questions(grammar, per_category=20)
     assert all(q.new_style_only for q in asked if q.unseen and q.facts.category == "single_object")
     correct = np.array([float(not q.new_style_only) for q in asked])

@@ -116,7 +116,7 @@ def test_a_changed_condition_is_copied_in() -> None:
 
 @pytest.mark.parametrize("bound", [32, 48, 64])
 def test_any_bound_on_known_tokens_gives_the_same_z(mar: Mar, bound: int) -> None:
-    """Any bound gives the same z: what is packed behind a row's own tokens is masked."""
+    """The bound decides how much padding follows a row's own tokens, and padding is masked."""
     generator = torch.Generator().manual_seed(2)
     tokens = torch.randn(3, 64, 4, generator=generator)
     known = torch.arange(64)[None] < torch.tensor([0, 11, 32])[:, None]

@@ -1,4 +1,4 @@
-"""The engine on a pretended GPU: tensors on the right device, no hidden waits in a step, the CPU's images."""
+"""The engine on a simulated GPU: tensors on the right device, no hidden waits in a step, the CPU's images."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ MAR = MarConfig(
 )  # fmt: skip
 
 
-def test_the_pretended_device_is_strict() -> None:
+def test_the_simulated_device_is_strict() -> None:
     with PretendCuda():
         a, b = torch.ones(3, device="cuda"), torch.arange(3.0)
         assert a.device.type == "cuda" and isinstance(a + 1, DeviceTensor)
@@ -138,7 +138,7 @@ class FourImages:
 
 @pytest.mark.filterwarnings("ignore:CUDA is not available")
 def test_a_training_step_keeps_its_tensors_on_the_device() -> None:
-    """Forward only: the pretended device has no gradients. The step draws the same numbers on both devices."""
+    """Forward only: the simulated device has no gradients. The step draws the same numbers on both devices."""
     torch.manual_seed(0)
     recipe = dataclasses.replace(Recipe.load(Path("model/recipes/scenes-128.toml")), batch=4, noise_draws=2)
     model, encoder = Fluid(PRESETS["tiny"]), HashEncoder(PRESETS["tiny"].text)

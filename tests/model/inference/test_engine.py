@@ -214,7 +214,7 @@ def test_out_of_memory_splits_the_step_and_changes_nothing(tiny: Fluid, encoder:
 
 
 def test_a_row_that_never_fits_is_named_and_the_others_advance(tiny: Fluid, encoder: HashEncoder) -> None:
-    """The big one decides all 16 tokens in its single step; the others one or two."""
+    """The big row decides all 16 tokens in its single step, the others one or two."""
     engine = Engine(tiny, TextPrompts(tiny, encoder), 3)
     TightMemory(engine, 8)
     small, big, other = engine.admit(
@@ -230,7 +230,7 @@ def test_a_row_that_never_fits_is_named_and_the_others_advance(tiny: Fluid, enco
 
 
 def test_a_row_that_finishes_while_another_runs_out_of_memory_is_reported(tiny: Fluid, encoder: HashEncoder) -> None:
-    """The exception replaced the call's result, which named the row, and no later call named it."""
+    """The exception used to replace the call's result, which named the row, and no later call named it."""
     engine = Engine(tiny, TextPrompts(tiny, encoder), 2)
     tight = TightMemory(engine, 16)
     (short,) = engine.admit([row_request(num_inference_steps=1)])

@@ -73,7 +73,7 @@ def test_engine_equals_generate(
 def test_an_edit_depends_on_its_seed_only_in_a_batch_and_resumed(
     tiny: Fluid, encoder: HashEncoder, new: set[int], seed: int, steps: int, stop: int
 ) -> None:
-    """For any mask, among other rows, and resumed from any step on another engine."""
+    """This holds for any mask, among other rows, and when resumed from any step on another engine."""
     start = some(tiny, sorted(new))
     ask = row_request(seed=seed, num_inference_steps=min(steps, len(new)))
     alone = finished_tokens(Engine(tiny, TextPrompts(tiny, encoder), 1), ask, start)

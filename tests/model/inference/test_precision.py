@@ -12,9 +12,10 @@ from torch import nn
 
 from fluid_kernels.ops.linear import PackedLinear
 from model.checkpoint import CheckpointError, load_checkpoint
+from model.cpus import usable_cpus
 from model.inference import precision
 from model.inference.engine import Engine
-from model.inference.load import find_checkpoint, load_engine, usable_cpus
+from model.inference.load import find_checkpoint, load_engine
 from model.inference.precision import autocast, choose_dtype, pack
 from model.inference.prompts import TextPrompts
 from model.inference.requests import Request
@@ -39,14 +40,14 @@ def _pixels_of(ask: Request, dtype: str) -> torch.Tensor:
 
 @pytest.mark.slow
 def test_the_shipped_model_generates_the_same_image_in_bfloat16() -> None:
-    """At least 40 dB apart from float32 (measured: 55 to 61); 8-bit rounding alone is at 59."""
+    """PSNR against float32 is at least 40 dB (measured: 55 to 61); 8-bit rounding alone gives 59."""
     ask = row_request("a red apple, 3d style", 5, num_inference_steps=8, diffusion_steps=12)
     assert psnr(_pixels_of(ask, "bfloat16"), _pixels_of(ask, "float32")).item() > 40
 
 
 @pytest.mark.slow
 def test_in_bfloat16_other_rows_change_an_image_by_rounding_only() -> None:
-    """The promise of a seed in the precision that serves: at least 35 dB, alone or with rows that come and go."""
+    """The promise of a seed in the serving precision: at least 35 dB, alone or with rows that come and go."""
     ask = row_request("a guitar, noto style", 9, num_inference_steps=8, diffusion_steps=12)
     serving = load_engine("emoji-64", 4, "cpu", 0, "bfloat16")
     (row,) = serving.admit([ask])
@@ -89,7 +90,7 @@ def test_fused_queries_keys_and_values_equal_separate_ones() -> None:
     torch.testing.assert_close(one, other, rtol=0.01, atol=0.01)
 
 
-def test_restored_is_uninterrupted_in_bfloat16_too(tiny: Fluid, encoder: HashEncoder) -> None:
+def test_a_restored_image_is_the_same_in_bfloat16_too(tiny: Fluid, encoder: HashEncoder) -> None:
     engines = []
     for _ in range(2):
         model = copy.deepcopy(tiny)
@@ -108,34 +109,34 @@ def test_restored_is_uninterrupted_in_bfloat16_too(tiny: Fluid, encoder: HashEnc
 
 
 def test_float16_is_not_offered() -> None:
-    with pytest.raises(CheckpointError, match="'float16' is none of auto, float32, bfloat16"):
+    with pytest.raises(CheckpointError, match="'float16' is not one of auto, float32, bfloat16"):
         choose_dtype("float16", torch.device("cpu"))
     assert choose_dtype("auto", torch.device("cpu")) in (torch.float32, torch.bfloat16)
 
 
 @pytest.mark.parametrize("native", [True, False])
-def test_training_computes_in_what_serving_would_choose(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trainers opened bfloat16 autocast on every CPU: without AVX-512 a step took several times as long."""
+def test_training_uses_the_dtype_that_serving_chooses(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainers used to open bfloat16 autocast on every CPU: without AVX-512 a step took several times as long."""
     monkeypatch.setattr(precision, "native_bfloat16", lambda: native)
     with autocast(torch.device("cpu")):
         product = torch.ones(2, 2) @ torch.ones(2, 2)
     assert product.dtype == choose_dtype("auto", torch.device("cpu")) == (torch.bfloat16 if native else torch.float32)
 
 
-def test_nobody_opens_an_autocast_of_their_own() -> None:
-    """Five places each named bfloat16; whether it is native is asked in one."""
+def test_autocast_is_opened_in_one_module_only() -> None:
+    """Five places used to name bfloat16 themselves; only one checks whether it is native."""
     opening = {file.name for file in MODEL.rglob("*.py") if "torch.autocast(" in file.read_text(encoding="utf-8")}
     assert opening == {Path(precision.__file__).name}
 
 
 @pytest.mark.slow
-def test_a_picture_in_bfloat16_without_avx512(tmp_path: Path) -> None:
-    """It ended in a traceback of oneDNN's instead of a picture; asked for explicitly, it may be slow."""
+def test_an_image_in_bfloat16_without_avx512(tmp_path: Path) -> None:
+    """It used to end in a traceback from oneDNN instead of an image; requested explicitly, bfloat16 may be slow."""
     sizes = ("--steps", "2", "--diffusion-steps", "2", "--out", str(tmp_path / "apple.png"))
     done = python_without_avx512("-m", "server.cli", "generate", "a red apple", *sizes, FLUID_DTYPE="bfloat16")
     assert done.returncode == 0 and (tmp_path / "apple.png").exists(), done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_threads_are_those_this_process_may_use() -> None:
+def test_at_least_one_cpu_is_usable() -> None:
     assert usable_cpus() >= 1

@@ -47,7 +47,7 @@ def mar(state: plain.State, tmp_path_factory: pytest.TempPathFactory) -> Mar:
     return read_mar(file, TINY_KL, HEADS).eval().requires_grad_(False)
 
 
-def test_z_is_the_restated_one_for_any_number_of_known_tokens(mar: Mar, state: plain.State) -> None:
+def test_z_matches_the_restatement_for_any_number_of_known_tokens(mar: Mar, state: plain.State) -> None:
     """Rows with 0, 1, 7 and 15 of 16 tokens known, with and without a class; each as if it were alone."""
     tokens = torch.randn(4, 16, 4, generator=torch.Generator().manual_seed(1))
     known = torch.arange(16) < torch.tensor([0, 1, 7, 15])[:, None]
@@ -71,21 +71,21 @@ def test_values_at_unknown_positions_are_never_read(mar: Mar) -> None:
     assert torch.equal(mar.backbone(tokens, known, condition), mar.backbone(other, known, condition))
 
 
-def test_head_is_the_restated_one(mar: Mar, state: plain.State) -> None:
+def test_the_head_matches_the_restatement(mar: Mar, state: plain.State) -> None:
     generator = torch.Generator().manual_seed(3)
     x, z = torch.randn(9, 4, generator=generator), torch.randn(9, 48, generator=generator)
     for t in (0, 1, 500, 999):
         assert apart(mar.head(x, torch.full((9,), t), z), plain.head(state, x, t, z)) < 1e-6
 
 
-def test_kept_timesteps_are_the_restated_ones() -> None:
-    """For every count: the official rule sums a stride in floating point, and 999/999 must not drift."""
+def test_kept_timesteps_match_the_restatement() -> None:
+    """The official rule sums a stride in floating point, and must not drift at any count, not even with 999/999."""
     for count in range(1, 1001):
         assert kept_timesteps(count) == plain.kept_timesteps(count), count
 
 
 @pytest.mark.parametrize("count", [2, 10, 50, 100, 250, 1000])
-def test_every_coefficient_is_the_restated_one(count: int) -> None:
+def test_every_coefficient_matches_the_restatement(count: int) -> None:
     ours = make_schedule(count)
     rows = plain.coefficients(count)
     names = {"sqrt_alpha_bar": "a", "sqrt_one_minus": "b", "mean_x0": "mean_x0", "mean_xt": "mean_xt"}
@@ -103,7 +103,7 @@ def test_every_coefficient_is_the_restated_one(count: int) -> None:
         *itertools.product([3.0], ["linear", "constant"], [0.9, 1.0]),
     ],
 )
-def test_the_loop_is_the_restated_one(
+def test_the_loop_matches_the_restatement(
     mar: Mar, state: plain.State, guidance: float, schedule: str, temperature: float
 ) -> None:
     """Same order and same noise, compared after the last step."""

@@ -1,4 +1,4 @@
-"""One thread for training at test size: more only slow down products this small, on a busy machine fiftyfold."""
+"""One thread for training at test size: more only slow down products this small, fiftyfold on a busy machine."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from tests.model.picture_set import discs
 
 
 def test_loader_processes_compose_the_same_scenes_as_the_trainer() -> None:
-    """A cached method was pickled without its object, so that other processes could not compose scenes at all."""
+    """A cached method used to be pickled without its object, so that other processes could not compose scenes."""
     things = tuple(THINGS)[:24]
     batches = SceneBatches(build_bank(discs(things), things, STYLES, 40, 16, seed=1), batch=4, seed=2, grid=8)
     loader = DataLoader(batches, sampler=range(6), batch_size=None, num_workers=2, multiprocessing_context="spawn")

@@ -52,7 +52,7 @@ def scene_sprites(tmp_path: Path) -> Path:
 
 
 def run(*command: object, cwd: Path) -> str:
-    """Without a time limit: a slow CPU passed one of 300 s, with nothing else wrong."""
+    """Run a module without a time limit: a slow CPU once exceeded 300 s, with nothing else wrong."""
     done = subprocess.run([sys.executable, "-m", *map(str, command)], cwd=cwd, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout

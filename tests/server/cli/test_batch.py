@@ -71,8 +71,8 @@ def test_an_interrupted_batch_resumes(new_service: Callable[..., Service], tmp_p
     ("a.jsonl", '{"prompt": "a"}\n\n\n\nx', "line 5 is not JSON"),
     ("a.jsonl", '{"body": 1}', "line 1: 'body'"),
 ])  # fmt: skip
-def test_an_invalid_file_is_refused_with_its_line(tmp_path: Path, name: str, text: str, message: str) -> None:
-    """Before anything is sent. Blank lines count: line 5 was once reported as line 2."""
+def test_an_invalid_file_is_rejected_with_its_line(tmp_path: Path, name: str, text: str, message: str) -> None:
+    """It is rejected before anything is sent. Blank lines count: line 5 was once reported as line 2."""
     path = tmp_path / name
     path.write_text(text)
     with pytest.raises(BatchRefused, match=message):
@@ -112,8 +112,8 @@ def test_every_image_has_its_own_file(service: Service, tmp_path: Path) -> None:
     assert twice.returncode == 1 and "Line 3: custom_id 'a' was used before" in twice.stderr
 
 
-def test_an_unwritable_folder_is_refused(service: Service, tmp_path: Path) -> None:
-    """It was once a traceback."""
+def test_an_unwritable_folder_is_rejected(service: Service, tmp_path: Path) -> None:
+    """This used to be a traceback."""
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a cat\n")
     done = fluid(service.settings, "batch", str(prompts), "-o", str(prompts / "out"))

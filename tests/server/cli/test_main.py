@@ -8,11 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from server.cli.demo import free_port
 from server.cli.main import COMMANDS, main
 from server.errors import EngineBroken
 from server.images.codec import read_metadata
-from server.settings import describe
+from server.launcher import subprocesses
+from server.launcher.embedded_valkey import EmbeddedValkey
+from server.settings import Settings, describe
 from server.worker.engine.fake import FAKE_ENGINE
+from tests.server.harness import start, status_of, until
 
 
 def fluid(*args: str, **env: str) -> "subprocess.CompletedProcess[str]":
@@ -41,7 +45,7 @@ def test_help_of_every_command_has_an_example(command: str, capsys: pytest.Captu
 
 
 def test_help_lists_every_command() -> None:
-    """In a process of its own: --help must work without torch, Redis or a checkpoint."""
+    """It runs in a separate process: --help must work without torch, Redis or a checkpoint."""
     shown = fluid("--help")
     assert shown.returncode == 0, shown.stderr
     assert all(f"\n    {command} " in shown.stdout for command in COMMANDS)
@@ -61,7 +65,7 @@ def test_serve_help_lists_every_setting() -> None:
 
 
 def test_generate_writes_numbered_files_with_recipes(tmp_path: Path) -> None:
-    """Without a server: the folder is created, and image i has seed + i in its recipe."""
+    """This needs no server: the folder is created, and image i has seed + i in its recipe."""
     out = tmp_path / "sub" / "cat.webp"
     done = fluid("generate", "a cat", "--out", str(out), "--n", "2", "--seed", "5", FLUID_ENGINE=FAKE_ENGINE)
     assert done.returncode == 0, done.stderr
@@ -118,8 +122,8 @@ def test_an_unloadable_model_exits_with_its_reason(
     assert "install the missing part (FLUID_CHECKPOINT=" in capsys.readouterr().err
 
 
-def test_generate_reports_a_request_that_the_engine_refuses(tmp_path: Path) -> None:
-    """The engine's own message, as the service would return it."""
+def test_generate_reports_a_request_that_the_engine_rejects(tmp_path: Path) -> None:
+    """The message is the engine's own, as the service would return it."""
     done = fluid("generate", "[impossible]", "--out", str(tmp_path / "x.png"), FLUID_ENGINE=FAKE_ENGINE)
     assert done.returncode == 2
     assert "told that this is impossible" in done.stderr
@@ -145,3 +149,31 @@ def test_serve_exits_when_the_gateway_cannot_start(tmp_path: Path) -> None:
         done = fluid("serve", "--port", port, "--data-dir", str(tmp_path), FLUID_ENGINE=FAKE_ENGINE)
     assert done.returncode == 2
     assert "gateway cannot start" in done.stderr
+
+
+def test_service_links_are_logged_once_and_ignored() -> None:
+    """They belong to a Service named fluid; every command ended with status 2."""
+    links = {"FLUID_PORT": "tcp://10.0.0.7:8000", "FLUID_SERVICE_HOST": "10.0.0.7"}
+    done = fluid("keys", "new", "alice", **links)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("Kubernetes") == 1 and "FLUID_PORT, FLUID_SERVICE_HOST" in done.stderr
+
+
+def test_demo_works_behind_a_proxy_and_with_empty_settings(tmp_path: Path) -> None:
+    """The requests to one's own service went to the proxy, and it never became ready."""
+    proxy = dict.fromkeys(("HTTP_PROXY", "http_proxy", "ALL_PROXY"), "http://127.0.0.1:9")
+    empty = dict.fromkeys(("FLUID_HOST", "FLUID_PORT", "FLUID_REDIS_URL", "FLUID_MAX_ROWS", "FLUID_LOG_LEVEL"), "")
+    out = tmp_path / "demo.png"
+    done = fluid("demo", "a cat", "--out", str(out), FLUID_ENGINE=FAKE_ENGINE, **proxy, **empty)
+    assert done.returncode == 0, done.stderr
+    assert out.exists()
+
+
+def test_the_gateway_listens_on_ipv6(valkey: EmbeddedValkey) -> None:
+    """FLUID_HOST=::1 listened, but its own base URL could not be read."""
+    settings = Settings(redis_url=valkey.url, host="::1", port=free_port())
+    gateway = start("gateway", settings)
+    try:
+        until(lambda: status_of(f"{settings.base_url}/health/live") == 200, what="the gateway on ::1")
+    finally:
+        subprocesses.stop(gateway, grace_s=10)

@@ -103,7 +103,7 @@ def test_commands_find_the_embedded_valkey(tmp_path: Path) -> None:
 
 
 def test_reload_drops_no_request(new_service: Callable[..., Service]) -> None:
-    """Under load, with a single worker: every request before, during and after the swap gets its image."""
+    """With a single worker under load, every request before, during and after the swap gets its image."""
     service = new_service(fake_step_ms=5.0, max_rows=4)
     failures: list[BaseException] = []
     stop = threading.Event()

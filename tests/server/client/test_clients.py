@@ -1,6 +1,7 @@
 """Both clients: streaming, following a job across a broken connection, and retries."""
 
 import asyncio
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,7 +11,7 @@ import pytest
 
 from server.client import AsyncFluidClient, FluidClient, GeneratedImage, Preview
 from server.client.line_readers import LineReader
-from server.client.retries import LONGEST_DELAY_S, retry_delay_s
+from server.client.retries import LONGEST_DELAY_S, is_permanent, retry_delay_s
 from server.errors import ServiceError
 from tests.server.harness import Service, start
 
@@ -107,7 +108,7 @@ def scripted() -> Iterator[ThreadingHTTPServer]:
 
 
 def test_retries_reuse_the_idempotency_key(scripted: ThreadingHTTPServer) -> None:
-    """With a new key each, a retry would be another job."""
+    """With a new key for each attempt, a retry would be another job."""
     ScriptedHandler.responses = [
         (429, {"Retry-After": "0"}),
         (503, {"Retry-After": "0"}),
@@ -135,7 +136,7 @@ def test_retry_delay_backs_off_and_honours_retry_after() -> None:
 
 
 def test_an_unreachable_service_is_a_service_error() -> None:
-    """Streams and batch results let httpx.ConnectError through."""
+    """Streams and batch results used to let httpx.ConnectError through."""
     with FluidClient("http://127.0.0.1:9", max_retries=0) as client, pytest.raises(ServiceError, match="fluid serve"):
         client.models()
     for use in (lambda c: c.stream("a cat"), lambda c: c.batch_results("batch_1")):
@@ -166,3 +167,89 @@ async def test_lines_end_at_line_feeds_only(scripted: ThreadingHTTPServer) -> No
     reader = LineReader()
     data = "é\r\nx\n\n".encode()
     assert [line for i in range(len(data)) for line in reader.feed(data[i : i + 1])] == ["é", "x", ""]
+
+
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
+
+
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:9", "socks5://127.0.0.1:9", "nonsense://x"])
+def test_a_loopback_service_is_reached_past_a_proxy(
+    proxy: str, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With HTTP_PROXY set, `fluid serve` and `fluid demo` waited for a service that the proxy could not reach."""
+    for name in PROXIES:
+        monkeypatch.setenv(name, proxy)
+    with FluidClient(service.settings.base_url) as client:
+        assert client.ready() == (True, "")
+        assert client.models()
+
+
+def test_a_remote_service_is_reached_through_the_proxy(
+    scripted: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some networks have no other way out; `use_proxy=False` is for one's own service on another address."""
+    for name in PROXIES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{scripted.server_port}")
+    ScriptedHandler.responses = [(202, {})]
+    with FluidClient("http://fluid.invalid", max_retries=0) as client:
+        assert client.submit("a cat")["id"] == "job_1"
+    direct = FluidClient("http://fluid.invalid", max_retries=0, use_proxy=False)
+    with direct, pytest.raises(ServiceError, match="No response"):
+        direct.submit("a cat")
+
+
+def test_an_unusable_proxy_is_a_service_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was a ValueError or an ImportError of the HTTP client."""
+    for name in PROXIES:
+        monkeypatch.setenv(name, "nonsense://x")
+    with pytest.raises(ServiceError, match="HTTP_PROXY"):
+        FluidClient("http://fluid.invalid")
+
+
+@pytest.mark.parametrize("key", ["fl-s3cret\n", "fl-s3cret\r", "fl-s3crét", " fl-s3cret", "fl s3cret", "fl-s3cret\x00"])
+@pytest.mark.parametrize("kind", [FluidClient, AsyncFluidClient])
+@pytest.mark.parametrize("from_environment", [True, False])
+def test_a_key_that_no_header_can_carry_is_refused_at_once(
+    key: str, kind: type, from_environment: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trailing newline cost 42 s of silent retries, and then the key stood in the error."""
+    if from_environment:
+        if "\x00" in key:
+            pytest.skip("no environment variable can hold it")
+        monkeypatch.setenv("FLUID_API_KEY", key)
+    with pytest.raises(ServiceError, match="API key") as refused:
+        kind(api_key=None if from_environment else key)
+    assert "s3cr" not in repr(refused.value)
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "ftp://x", "http://", "http://[::1", "", "http://x:port"])
+def test_a_url_that_is_none_is_refused_at_once(url: str) -> None:
+    """It was retried for as long as a service that does not answer."""
+    with pytest.raises(ServiceError, match="URL"):
+        FluidClient(url)
+
+
+def test_errors_that_no_retry_can_cure_are_told_apart() -> None:
+    """A request that cannot be sent, and TLS that fails the same way each time."""
+    untrusted = httpx.ConnectError("certificate verify failed")
+    untrusted.__cause__ = ssl.SSLCertVerificationError()
+    for failure in (httpx.LocalProtocolError("x"), httpx.UnsupportedProtocol("x"), untrusted):
+        assert is_permanent(failure)
+    for failure in (None, httpx.ConnectError("refused"), httpx.ReadTimeout("x"), httpx.RemoteProtocolError("x")):
+        assert not is_permanent(failure)
+
+
+def test_a_tls_error_is_not_retried(scripted: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """https:// to a port that speaks HTTP fails the same way each time."""
+    monkeypatch.setattr("time.sleep", lambda _: pytest.fail("retried"))
+    with FluidClient(f"https://127.0.0.1:{scripted.server_port}") as client, pytest.raises(ServiceError, match="SSL"):
+        client.models()
+
+
+def test_the_password_of_a_url_is_not_shown() -> None:
+    """Basic authentication of a proxy in front of the service."""
+    client = FluidClient("http://me:s3cret@127.0.0.1:9", max_retries=0)
+    with client, pytest.raises(ServiceError, match="me") as failed:
+        client.models()
+    assert "s3cret" not in str(failed.value)

@@ -204,7 +204,7 @@ def test_keys_are_added_and_removed_without_a_restart(new_service: Callable[...,
 def test_an_invalid_file_leaves_the_last_valid_keys(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A typing error in the file must neither lock every caller out nor fill the log."""
+    """A typo in the file must neither lock every caller out nor fill the log."""
     monkeypatch.setattr(api_keys, "RELOAD_INTERVAL_S", 0.0)
     file = tmp_path / "keys.txt"
     file.write_text(f"alice {hash_key(ALICE)}\n")
@@ -217,6 +217,34 @@ def test_an_invalid_file_leaves_the_last_valid_keys(
     assert len(errors) == 2 and "line 2" in errors[0] and "cannot be read" in errors[1]
     file.write_text(f"bob {hash_key(BOB)}\n")
     assert ring.caller(f"Bearer {BOB}").name == "bob"
+
+
+@pytest.mark.parametrize("trouble", ["unreadable", "not UTF-8", "invalid"])
+def test_a_file_in_trouble_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: str) -> None:
+    """Its stamp was stored before it was read: a file that was unreadable for a second was never read again, and a
+    revoked key stayed valid."""
+    monkeypatch.setattr(api_keys, "RELOAD_INTERVAL_S", 0.0)
+    file = tmp_path / "keys.txt"
+    file.write_text(f"alice {hash_key(ALICE)}\n")
+    ring = KeyRing(Settings(api_keys_file=str(file)))
+    text = f"bob {hash_key(BOB)}\n"
+    bad = {"unreadable": text.encode(), "not UTF-8": b"\xff" * len(text), "invalid": b"x" * len(text)}[trouble]
+    file.write_bytes(bad)
+    stamp = file.stat()
+    with monkeypatch.context() as patch:
+        if trouble == "unreadable":  # by a patch: root may read everything
+            patch.setattr(Path, "read_text", _denied)
+        assert ring.caller(f"Bearer {ALICE}").name == "alice"
+    with file.open("r+b") as same:  # with the size, the times and the inode that it had
+        same.write(text.encode())
+    os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert ring.caller(f"Bearer {BOB}").name == "bob"
+    with pytest.raises(InvalidApiKey):
+        ring.caller(f"Bearer {ALICE}")
+
+
+def _denied(*_: object, **__: object) -> str:
+    raise PermissionError(13, "Permission denied")
 
 
 def _replace(file: Path, text: str) -> None:
@@ -284,3 +312,11 @@ def test_the_client_reads_its_key_from_the_environment(service: Service, monkeyp
     monkeypatch.setenv("FLUID_API_KEY", ALICE)
     with client_of(service, None) as client:
         assert client.generate("a cat", quality="low")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_key_file_of_windows_is_read(tmp_path: Path, encoding: str) -> None:
+    """Notepad begins it with a byte order mark, PowerShell's >> writes UTF-16; both were refused."""
+    file, key = tmp_path / "keys.txt", new_key()
+    file.write_bytes(f"alice {hash_key(key)}\r\n".encode(encoding))
+    assert KeyRing(Settings(api_keys_file=str(file))).caller(f"Bearer {key}").name == "alice"

@@ -42,7 +42,7 @@ def test_labels_and_counters() -> None:
 
 
 def test_queue_depth_by_model_and_priority() -> None:
-    """One figure for all models and classes hid a queue without a worker behind one that moved."""
+    """One figure for all models and classes used to hide a queue without a worker behind one that moved."""
     counts = QueueCounts({}, {s.value: 0 for s in JobState}, waiting={("a", "high"): 2, ("b", "low"): 3})
     text = render(GatewayMetrics(), counts, [], {}, {}, 0.0).decode()
     assert 'fluid_queue_depth{model="a",priority="high"} 2.0' in text
@@ -50,7 +50,7 @@ def test_queue_depth_by_model_and_priority() -> None:
 
 
 def test_a_failed_heartbeat_loses_no_figures() -> None:
-    """Figures that were drained but not delivered are restored, and added to those counted meanwhile."""
+    """Figures that were drained but not delivered are restored, and added to those counted in the meantime."""
     tally = Tally()
     tally.count("fluid_images_total", "m")
     lost = tally.drain()

@@ -26,7 +26,7 @@ async def test_names_that_resolve_to_private_addresses_are_rejected() -> None:
      "::ffff:0:127.0.0.1", "::ffff:127.0.0.1", "224.0.0.1", "ff0e::1"],
 )  # fmt: skip
 def test_tunnels_to_private_addresses_are_rejected(address: str) -> None:
-    """Python calls translated, tunnelled and multicast addresses global: NAT64 of the cloud's metadata passed."""
+    """Python calls translated, tunnelled and multicast addresses global: NAT64 of the cloud's metadata used to pass."""
     assert not is_public(address)
     with pytest.raises(InvalidRequest, match="private address"):
         check_url(f"http://[{address}]/" if ":" in address else f"http://{address}/", private=False)
@@ -40,6 +40,6 @@ def test_public_addresses_are_accepted(address: str) -> None:
 
 @pytest.mark.parametrize("url", ["http://a..b/", "http://example.com/\x01", f"http://{'a' * 70}.com/"])
 def test_malformed_urls_are_rejected(url: str) -> None:
-    """Such URLs were accepted, and no attempt could ever succeed."""
+    """Such URLs used to be accepted, although no attempt could ever succeed."""
     with pytest.raises(InvalidRequest, match="not a valid URL"):
         check_url(url, private=True)

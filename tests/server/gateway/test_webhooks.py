@@ -119,7 +119,7 @@ async def test_a_malformed_url_is_a_failed_attempt(queue: JobQueue, url: str) ->
 async def test_a_receiver_that_responds_byte_by_byte_is_a_failed_attempt(
     queue: JobQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The timeout was for each byte of the response's headers, and such a delivery took a minute."""
+    """The timeout used to apply to each byte of the response headers, so such a delivery took a minute."""
     monkeypatch.setattr(webhooks, "ATTEMPT_TIMEOUT_S", 0.3)
 
     over = asyncio.Event()

@@ -30,7 +30,7 @@ def test_png_is_lossless_and_has_the_common_parameters_chunk() -> None:
 
 
 def test_a_foreign_image_has_no_recipe() -> None:
-    """None, not an exception, for an image of another program."""
+    """An image from another program gives None, not an exception."""
     buffer = io.BytesIO()
     Image.new("RGB", (2, 2)).save(buffer, "PNG")
     assert read_metadata(buffer.getvalue()) is None

@@ -64,7 +64,7 @@ def test_the_command_repeats_an_image_with_changes(settings: Settings, tmp_path:
     (tmp_path / "foreign.png").write_bytes(foreign)
     done = fluid(settings, "generate", "--like", str(tmp_path / "foreign.png"), "--out", str(other))
     assert done.returncode == 0
-    assert f"this one is by {FakeEngine(1, 0, settings.checkpoint).sha256[:12]}" in done.stderr
+    assert f"not {FakeEngine(1, 0, settings.checkpoint).sha256[:12]}" in done.stderr
 
 
 def test_files_without_a_recipe_are_rejected(settings: Settings, tmp_path: Path) -> None:

@@ -61,16 +61,16 @@ HOLE = Image.new("RGBA", SIZE, (0, 0, 0, 0))
 
 REJECTED: dict[str, tuple[Callable[[], bytes], str]] = {
     "empty": (lambda: b"", "empty file"),
-    "text": (lambda: b"hello", "not a whole PNG, WebP or JPEG"),
+    "text": (lambda: b"hello", "not a complete PNG, WebP or JPEG"),
     "truncated": (lambda: GOOD[: len(GOOD) // 2], "damaged"),
-    "header alone": (lambda: GOOD[:33], "not a whole PNG"),
+    "header alone": (lambda: GOOD[:33], "not a complete PNG"),
     "many pixels": (lambda: bomb(2049, 2048), r"2049x2048 pixels; at most 4194304"),
     "bomb": (lambda: bomb(60_000, 60_000), "4194304 pixels"),
     "text bomb": (text_bomb, "damaged"),
     "many bytes": (lambda: GOOD + bytes(uploads.MAX_IMAGE_BYTES), "more than 8388608 bytes"),
     "animated PNG": (lambda: animated("PNG"), r"animated \(3 frames\)"),
     "animated WebP": (lambda: animated("WEBP"), r"animated \(3 frames\)"),
-    "GIF": (lambda: saved(Image.new("RGB", SIZE), "GIF"), "not a whole PNG, WebP or JPEG"),
+    "GIF": (lambda: saved(Image.new("RGB", SIZE), "GIF"), "not a complete PNG, WebP or JPEG"),
     "16-bit grey": (lambda: saved(Image.new("I;16", SIZE)), "8 bits per channel"),
 }
 
@@ -133,8 +133,8 @@ def test_a_mask_of_another_size_without_alpha_or_without_a_hole_is_rejected() ->
 
     for mask, message in (
         (Image.new("RGBA", (16, 16)), "'mask' has 16x16 pixels; it must have the 32x32 of 'image'"),
-        (Image.new("RGB", SIZE), "'mask' is nowhere transparent"),
-        (Image.new("RGBA", SIZE, (0, 0, 0, 255)), "'mask' is nowhere transparent"),
+        (Image.new("RGB", SIZE), "'mask' has no transparency"),
+        (Image.new("RGBA", SIZE, (0, 0, 0, 255)), "'mask' has no transparency"),
     ):
         with pytest.raises(InvalidRequest, match=message) as caught:
             ask(mask)
@@ -239,7 +239,7 @@ def test_a_wrong_form_names_its_field(http: httpx.Client, data: dict[str, Any], 
     assert answer.json()["error"]["param"] == param, answer.text
 
 
-def test_a_body_that_is_no_form_two_images_and_too_many_bytes(http: httpx.Client) -> None:
+def test_a_body_that_is_not_a_form_two_images_and_too_many_bytes(http: httpx.Client) -> None:
     assert http.post("/v1/images/edits", json={"prompt": "x"}).status_code == 400
     broken = http.post("/v1/images/edits", content=b"--x\r\n", headers={"Content-Type": "multipart/form-data"})
     assert broken.status_code == 400

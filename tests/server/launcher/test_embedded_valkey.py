@@ -1,5 +1,6 @@
 """The embedded Valkey: data survives, folders are exclusive, no orphan process."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -83,3 +84,39 @@ def test_it_dies_with_its_parent(tmp_path: Path) -> None:
     until(lambda: not alive(pid), what="the orphan's end")
     with EmbeddedValkey(tmp_path):
         pass
+
+
+def test_only_its_user_can_read_what_it_keeps(tmp_path: Path) -> None:
+    """A folder of mode 0755, made by hand, held prompts and images in a file that everyone could read."""
+    folder = tmp_path / "data"
+    folder.mkdir(mode=0o755)
+    folder.chmod(0o755)
+    with EmbeddedValkey(folder) as server:
+        write(server.url, "a prompt")
+        assert folder.stat().st_mode & 0o777 == 0o700
+        files = [path for path in folder.rglob("*.aof*") if path.is_file()]
+        assert files and not any(path.stat().st_mode & 0o077 for path in files)
+
+
+def test_a_shared_folder_keeps_its_mode(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """FLUID_DATA_DIR=/tmp must not lock everyone else out of it."""
+    tmp_path.chmod(0o1777)
+    with EmbeddedValkey(tmp_path):
+        assert tmp_path.stat().st_mode & 0o7777 == 0o1777
+    assert "0700" in caplog.text
+    tmp_path.chmod(0o700)
+
+
+def test_a_full_disk_is_no_error_of_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have room again: `fluid serve` tries again instead of ending."""
+    server = EmbeddedValkey(tmp_path / "data")
+
+    def no_space(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "mkdir", no_space)
+    server.launch()
+    assert server.exited and "No space left on device" in server.failure()
+    monkeypatch.undo()
+    with server:
+        write(server.url, "x")

@@ -18,8 +18,8 @@ pytestmark = pytest.mark.anyio
 async def test_a_bug_in_one_entry_neither_ends_the_poller_nor_blocks_other_entries(
     queue: JobQueue, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An unexpected exception ended the background task silently: no batch advanced and no webhook was sent until the
-    gateway was restarted."""
+    """An unexpected exception once ended the background task silently: no batch advanced and no webhook was sent until
+    the gateway was restarted."""
     entries = queue.keys.batches_zset
     bugs = Counter("bugs", "", ("task",), registry=CollectorRegistry())
     seen: list[str] = []
@@ -47,7 +47,7 @@ async def test_a_bug_in_one_entry_neither_ends_the_poller_nor_blocks_other_entri
 
 
 async def test_a_slow_entry_blocks_no_other(queue: JobQueue) -> None:
-    """The poller waited for a whole round before the next: one slow webhook endpoint stopped all webhooks."""
+    """The poller used to wait for a whole round before the next: one slow webhook endpoint stopped all webhooks."""
     entries = queue.keys.batches_zset
     bugs = Counter("bugs", "", ("task",), registry=CollectorRegistry())
     never, begun, ended = asyncio.Event(), [], []

@@ -68,7 +68,7 @@ def test_the_official_client_receives_previews(new_service: Callable[..., Servic
         same = service.client.generate("a cat", seed=event["seed"], num_inference_steps=40)[0].data
         assert base64.b64decode(event["b64_json"]) == same
     looks = [pixels(event["b64_json"]) for event in (*partial, *done) if event["image_index"] == 0]
-    assert len(set(looks)) == 4  # none of them is another one once more
+    assert len(set(looks)) == 4  # no two of them are the same
 
 
 def test_a_failure_in_mid_stream_is_raised_by_the_client(service: Service) -> None:
@@ -89,7 +89,7 @@ def test_invalid_combinations_are_rejected(service: Service) -> None:
     ]:
         answer = http.post(path, json=body)
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
-    # It said that 'n' must be 1, not 1.
+    # The message used to say that 'n' must be 1, not 1.
     answer = http.post(GENERATE, json={"prompt": "x", "stream": True}, headers={"Accept": "image/png"})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "stream")
     job = service.client.submit("a cat")
@@ -99,7 +99,7 @@ def test_invalid_combinations_are_rejected(service: Service) -> None:
 
 
 def test_disconnecting_from_a_stream_cancels_its_job(new_service: Callable[..., Service]) -> None:
-    """Images that no client will read took rows from other jobs."""
+    """Images that no client would read used to take rows from other jobs."""
     service = new_service(fake_step_ms=20.0)
     body = SLOW | {"stream": True, "partial_images": 1, "num_inference_steps": 1000}
     with httpx.stream("POST", service.settings.base_url + GENERATE, json=body) as answer:
@@ -154,7 +154,7 @@ def test_a_late_follower_gets_the_final_event(service: Service) -> None:
 
 
 def test_a_thousand_disconnected_followers_leave_nothing(new_service: Callable[..., Service]) -> None:
-    """Each left behind a socket and a task that waited for the next event."""
+    """Each used to leave behind a socket and a task that waited for the next event."""
     service = new_service(workers=1, fake_step_ms=20.0)
     job = service.client.submit("a cat", num_inference_steps=20000)
     url = f"{service.settings.base_url}/v1/jobs/{job['id']}/events"

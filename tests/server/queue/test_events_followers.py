@@ -32,7 +32,7 @@ GENERATE = "/v1/images/generations"
 
 @pytest.mark.parametrize("late", ["99999999999999999999-0", "1-99999999999999999999", "0-18446744073709551615"])
 def test_an_event_id_beyond_64_bits_is_rejected(service: Service, late: str) -> None:
-    """Redis rejected it, which was taken for an outage: the follower of an ended job waited forever."""
+    """Redis rejected it, which used to be taken for an outage: the follower of an ended job waited forever."""
     job = service.client.submit("a cat")
     url = f"{service.settings.base_url}/v1/jobs/{job['id']}/events"
     answer = httpx.get(url, headers={"Last-Event-ID": late}, timeout=10)
@@ -42,7 +42,7 @@ def test_an_event_id_beyond_64_bits_is_rejected(service: Service, late: str) -> 
 
 
 async def test_only_an_outage_is_waited_out(queue: JobQueue) -> None:
-    """Any error of Redis was retried forever, twice a second."""
+    """Any Redis error used to be retried forever, twice a second."""
     await accept(queue, "a")
     followed = Events(queue, JobWatcher(queue.redis, queue, queue.keys.namespace)).follow("a", "99999999999999999999-0")
     with pytest.raises(ResponseError):
@@ -52,7 +52,7 @@ async def test_only_an_outage_is_waited_out(queue: JobQueue) -> None:
 async def test_silence_and_outages_yield_pings(
     queue: JobQueue, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Proxies close silent connections, and during an outage of Redis nothing was sent at all."""
+    """Proxies close silent connections, and during a Redis outage nothing used to be sent at all."""
     monkeypatch.setattr(events, "PING_S", 0.05)
     monkeypatch.setattr(events, "RETRY_S", 0.05)
     await accept(queue, "a")
@@ -67,7 +67,7 @@ async def test_silence_and_outages_yield_pings(
 
 
 def test_a_silent_stream_has_pings_on_the_wire(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The comment line that keeps proxies from closing the connection was untested: 15 s are too long for a test."""
+    """Pings keep proxies from closing the connection; they went untested, because 15 s are too long for a test."""
     monkeypatch.setattr(events, "PING_S", 0.05)
     info = ModelInfo.from_mapping(FakeEngine(1, 0).info())
     with redis.Redis.from_url(settings.redis_url) as valkey:
@@ -85,8 +85,8 @@ def test_a_silent_stream_has_pings_on_the_wire(settings: Settings, monkeypatch: 
 
 
 def test_a_stream_that_joins_a_running_job_ends_with_it(new_service: Callable[..., Service]) -> None:
-    """Only a job followed from its start notified its followers: others learned of its end with the next ping, up to
-    15 s late."""
+    """Once, only a job followed from its start notified its followers: others learned of its end with the next ping,
+    up to 15 s late."""
     service = new_service(fake_step_ms=20.0)
     headers = {"Idempotency-Key": "same"}
     body = {"prompt": "a cat", "num_inference_steps": 100}
@@ -112,14 +112,14 @@ def _jobs(service: Service) -> list[dict[str, str]]:
 
 
 def test_an_event_is_one_line_to_every_parser() -> None:
-    """A prompt with U+2028, U+2029 or U+0085 was several lines to parsers that break there, httpx among them."""
+    """A prompt with U+2028, U+2029 or U+0085 used to be several lines to parsers that break there, httpx among them."""
     text = sse.message({"prompt": "a\u2028b\u2029c\u0085d\x0be"}).decode()
     assert len(text.splitlines()) == 2 and json.loads(text.removeprefix("data: "))["prompt"][1] == "\u2028"
 
 
 @pytest.mark.parametrize(("wait", "status"), [("wait=20.5", 200), ('wait="20"', 200), ("wait=0.01", 202)])
 def test_prefer_wait_accepts_fractions_of_a_second(service: Service, wait: str, status: int) -> None:
-    """`wait=2.5` was silently ignored, as was `wait=soon`."""
+    """`wait=2.5` used to be silently ignored, as was `wait=soon`."""
     steps = 1000 if status == 202 else 4
     body = {"prompt": "a cat", "num_inference_steps": steps}
     answer = httpx.post(
@@ -138,7 +138,7 @@ def test_an_invalid_wait_is_rejected(service: Service, wait: str) -> None:
 
 
 def test_readiness_does_not_reveal_the_address_of_redis(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
-    """The probe needs no key, and its response named the host and port that the gateway could not reach."""
+    """The probe needs no key, and its response used to name the host and port that the gateway could not reach."""
     port = free_port()
     with served(create_app(replace(settings, redis_url=f"redis://127.0.0.1:{port}/0"))) as gateway:
         answer = httpx.get(f"http://127.0.0.1:{gateway}/health/ready", timeout=10)
@@ -147,7 +147,7 @@ def test_readiness_does_not_reveal_the_address_of_redis(settings: Settings, capl
 
 
 def test_an_unknown_query_parameter_is_rejected(service: Service) -> None:
-    """`?cursor=..&state=failed` returned all jobs, from the first."""
+    """`?cursor=..&state=failed` used to return all jobs, from the first."""
     url = f"{service.settings.base_url}/v1/jobs"
     answer = httpx.get(url, params={"limit": 2, "state": "failed"})
     error = answer.json()["error"]

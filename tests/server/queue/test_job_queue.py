@@ -37,7 +37,7 @@ async def test_jobs_are_taken_in_order_and_know_their_position(queue: JobQueue, 
 
 
 async def test_a_job_that_waits_long_is_promoted(queue: JobQueue, leases: LeaseQueue) -> None:
-    """Under a steady stream of normal jobs a low one starved."""
+    """Under a steady stream of normal jobs a low-priority one used to starve."""
     await accept(queue, "old", priority="low")
     await accept(queue, "normal")
     await accept(queue, "high", priority="high")
@@ -61,7 +61,7 @@ async def test_a_flooding_caller_delays_only_their_own_jobs(queue: JobQueue, lea
 
 
 async def test_canceled_jobs_are_not_charged(queue: JobQueue, leases: LeaseQueue) -> None:
-    """Only work that was served counts: a caller who canceled a thousand jobs was put behind all other callers."""
+    """Only work that was served counts: canceling a thousand jobs used to put a caller behind all others."""
     for i in range(20):
         await accept(queue, f"flood{i}", user="ann")
     for i in range(20):

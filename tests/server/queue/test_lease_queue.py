@@ -62,7 +62,7 @@ async def _blocked(queue: JobQueue) -> bool:
 
 
 async def test_a_worker_takes_only_jobs_of_its_model(queue: JobQueue, leases: LeaseQueue) -> None:
-    """With two models in one Redis any worker took any job: the image came from another model than the job named."""
+    """With two models in one Redis, workers used to take jobs of either, and images came from the wrong model."""
     await accept(queue, "a", model="other")
     assert await leases.take("w1", MODEL) is None
     lease = await leases.take("w1", "other")

@@ -41,5 +41,5 @@ async def _positions_hold(valkey: EmbeddedValkey, arrivals: list[tuple[str, str]
 def test_positions_match_the_order_of_takes(
     valkey: EmbeddedValkey, arrivals: list[tuple[str, str]], taken: int
 ) -> None:
-    """With jobs of equal size the position is exact: every caller would notice an estimate."""
+    """With jobs of equal size the position must be exact: every caller would notice an estimate."""
     asyncio.run(_positions_hold(valkey, arrivals, taken))

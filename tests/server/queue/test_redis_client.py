@@ -11,6 +11,6 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_three_hundred_concurrent_commands_get_a_connection_each(settings: Settings) -> None:
-    """redis-py 8 allows 100 connections and raises beyond: the 101st concurrent caller of a gateway got 503."""
+    """redis-py 8 allows 100 connections and raises beyond: the 101st concurrent caller used to get a 503."""
     async with connect(settings.redis_url, QUICK_TIMEOUT_S) as redis:
         assert all(await asyncio.gather(*(redis.ping() for _ in range(300))))

@@ -1,4 +1,4 @@
-"""The lifetime of source images: until the job has ended, in whatever state, and no longer."""
+"""The lifetime of source images: until the job ends in any state, and no longer."""
 
 import asyncio
 

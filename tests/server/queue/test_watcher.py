@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from server.background import Crash, Supervisor
 from server.errors import UnknownJob
 from server.jobs import JobState
 from server.queue.job_queue import JobQueue
@@ -19,11 +20,12 @@ pytestmark = pytest.mark.anyio
 @asynccontextmanager
 async def watching(queue: JobQueue, namespace: str) -> AsyncIterator[JobWatcher]:
     watcher = JobWatcher(queue.redis, queue, namespace)
-    watcher.start()
-    try:
+
+    async def report(crash: Crash) -> None:
+        raise AssertionError(str(crash))
+
+    async with Supervisor(report).running(watcher.tasks):
         yield watcher
-    finally:
-        await watcher.stop()
 
 
 async def test_an_end_before_the_wait_is_not_missed(queue: JobQueue) -> None:

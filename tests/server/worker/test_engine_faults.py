@@ -23,7 +23,7 @@ def end_of(service: Service, job: dict[str, Any]) -> tuple[str, int, str | None]
 
 @pytest.mark.parametrize("fault", ["[raise]", "[raise-admit]", "[wrong-shape]"])
 def test_a_poison_job_fails_alone(new_service: Callable[..., Service], fault: str) -> None:
-    """In a full batch: after three attempts it is a dead letter, and all its neighbours succeed at their first."""
+    """In a full batch it becomes a dead letter after three attempts; its neighbours all succeed at their first."""
     service = new_service(max_rows=8, fake_step_ms=5.0)
     before = [service.client.submit("fine", num_inference_steps=60) for _ in range(4)]
     poison = service.client.submit(fault, num_inference_steps=20)
@@ -79,7 +79,7 @@ def test_a_worker_whose_engine_hangs_is_ended(new_service: Callable[..., Service
 
 
 def test_a_row_is_free_one_step_after_the_cancel(new_service: Callable[..., Service]) -> None:
-    """Polling the flag ten times a second kept a canceled job on its row for dozens of short steps."""
+    """Polling the flag ten times a second used to keep a canceled job on its row for dozens of short steps."""
     service = new_service(max_rows=1, fake_step_ms=50.0)
     running = service.client.submit("slow", num_inference_steps=20000)
     until(lambda: service.client.job(running["id"])["progress"]["step"] > 1)

@@ -13,7 +13,7 @@ def test_the_setting_names_a_function() -> None:
 
 
 @pytest.mark.parametrize("engine", ["", "fake", "server.worker.engine.fake", "server.nothing:load", "json:nothing"])
-def test_a_wrong_name_is_a_mistake_of_the_configuration(engine: str) -> None:
+def test_a_wrong_name_is_a_configuration_error(engine: str) -> None:
     """It ends the worker with one line, instead of a traceback and a restart loop."""
     with pytest.raises(ConfigError, match="FLUID_ENGINE="):
         load_engine(Settings(engine=engine))

@@ -1,4 +1,4 @@
-"""Assignment of images to rows: classes, callers in turn, suspects by themselves, no idle row."""
+"""Assignment of images to rows: classes, callers in turn, suspects alone, no idle row."""
 
 from collections import Counter
 
@@ -70,7 +70,7 @@ def test_classes_go_first_and_waiting_jobs_go_up() -> None:
 
 
 def test_callers_take_turns_within_a_class() -> None:
-    """A caller with a job of many images must not keep everybody else off the rows until all are generated."""
+    """A caller with a job of many images must not keep other callers off the rows until all are generated."""
     scheduler = Scheduler(1, AGEING_S)
     big, small = hold(scheduler, "big", n=10, user="a"), hold(scheduler, "small", user="b")
     assert admit_next(scheduler) == ["big"]
@@ -81,7 +81,7 @@ def test_callers_take_turns_within_a_class() -> None:
 
 
 def test_a_worker_full_of_one_job_asks_for_one_more() -> None:
-    """With ten images of one job on four rows nothing else was taken until the last one had a row."""
+    """With ten images of one job on four rows nothing else used to be taken until the last one had a row."""
     scheduler = Scheduler(4, AGEING_S)
     hold(scheduler, "big", n=10, user="a")
     assert not scheduler.saturated()  # no image has a row yet
@@ -121,7 +121,7 @@ def test_a_limited_job_runs_alone_with_fewer_images() -> None:
 
 @given(count=st.integers(2, 32), guilty=st.data())
 def test_bisection_finds_the_guilty_one_in_few_calls(count: int, guilty: st.DataObject) -> None:
-    """Running each alone, one after the other, took as many image times as there were jobs in the batch."""
+    """Running each alone, one after the other, used to take as many image times as there were jobs in the batch."""
     scheduler = Scheduler(32, AGEING_S)
     jobs = [hold(scheduler, f"job{i}") for i in range(count)]
     poison = guilty.draw(st.sampled_from(jobs))

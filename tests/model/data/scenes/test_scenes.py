@@ -1,4 +1,4 @@
-"""Composed scenes: captions are true by construction, (seed, index) identifies an image, held-outs stay out."""
+"""Composed scenes: captions are true by construction, (seed, index) identifies an image, held-out ones stay out."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_recolouring_gives_the_named_hue(sprites: Sprites) -> None:
     sprite = sprites.rgba[THINGS_USED[0], "flat"]
     for colour, (wanted, _, _) in COLOURS.items():
         hue = main_hue(recoloured(sprite, colour))
-        if hue is None:  # pink is pale by intent
+        if hue is None:  # pink is pale by design
             hue = float(hsv(recoloured(sprite, colour)[SIDE // 2, SIDE // 2, :3])[0])
         assert abs((hue - wanted + 180) % 360 - 180) < 12, colour
 

@@ -191,7 +191,7 @@ async def test_a_line_that_raises_unexpectedly_fails_alone(
 
 @pytest.mark.anyio
 async def test_a_batch_expires_whatever_its_status(queue: JobQueue, store: BatchStore, runner: BatchRunner) -> None:
-    """A batch that could not be validated used to live forever: expiry was checked only afterwards."""
+    """A batch that could not be validated used to live forever: expiry was checked only after validation."""
     batch = await store.create("", await uploaded(queue, jsonl({"prompt": "x"})), None, "")
     await queue.redis.hset(queue.keys.batch_hash(batch.id), "expires_at", time.time() - 1)
     await runner.advance(batch.id)
@@ -205,7 +205,7 @@ async def test_a_batch_expires_whatever_its_status(queue: JobQueue, store: Batch
 async def test_a_cancel_during_validation_is_not_overwritten(
     queue: JobQueue, store: BatchStore, runner: BatchRunner, lines: bytes
 ) -> None:
-    """The step had read "validating" before the cancel, set "in_progress" after it, and generated every line."""
+    """The step used to read "validating" before the cancel, set "in_progress" after it, and generate every line."""
     seen = await store.create("", await uploaded(queue, lines), None, "")
     assert (await store.cancel("", seen.id)).status == "cancelling"
     await runner._validate(seen)

@@ -17,14 +17,14 @@ LONE = "\\ud800"
 @pytest.mark.parametrize("path", ["/v1/images/generations", "/v1/jobs"])
 @pytest.mark.parametrize("field", ["style", "background", "moderation", "model", "size", "user", "webhook", "order"])
 def test_half_a_surrogate_pair_is_rejected_in_every_text_field(service: Service, field: str, path: str) -> None:
-    """Only `prompt` was checked: in any other text field it was a 500."""
+    """Only `prompt` used to be checked: in any other text field it was a 500."""
     body = f'{{"prompt": "a", "{field}": "{LONE}"}}'.encode()
     answer = httpx.post(service.settings.base_url + path, content=body, headers={"Content-Type": "application/json"})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, field)
 
 
 def test_half_a_surrogate_pair_is_rejected_as_a_parameter_name(service: Service) -> None:
-    """The response repeated the name, which no response can carry: 500 instead of 'unknown parameter'."""
+    """The response used to repeat the name, which no response can carry: 500 instead of 'unknown parameter'."""
     answer = httpx.post(
         f"{service.settings.base_url}/v1/jobs",
         content=f'{{"prompt": "a", "{LONE}": 1}}'.encode(),
@@ -36,7 +36,7 @@ def test_half_a_surrogate_pair_is_rejected_as_a_parameter_name(service: Service)
 def test_an_unexpected_exception_is_a_500_and_logged_under_its_id(
     settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The 500 was made outside all middleware: it lacked the x-request-id that its own message names, the security
+    """The 500 was once made outside all middleware: it lacked the x-request-id that its own message names, the security
     headers, and the CORS headers without which a page cannot read it."""
     app = create_app(replace(settings, cors_origins="https://example.com"))
 

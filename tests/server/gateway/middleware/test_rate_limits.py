@@ -23,7 +23,7 @@ ALICE, BOB = "fl-alice", "fl-bob"
 
 
 def test_requests_per_minute_are_counted_over_all_gateways(new_service: Callable[..., Service]) -> None:
-    """Two replicas must not allow twice the limit. Reading is free, and every key has a limit of its own."""
+    """Two replicas must not allow twice the limit. Reading is free, and every key has its own limit."""
     keys = f"alice {hash_key(ALICE)} rate_limit=3; bob {hash_key(BOB)}"
     service = new_service(api_keys=keys, rate_limit=50)
     twin_settings = _on_another_port(service.settings)

@@ -45,7 +45,7 @@ def is_closed(connection: socket.socket) -> bool:
 
 
 def test_a_client_that_never_reads_is_disconnected(port: int) -> None:
-    """Each such client kept its response in the gateway's memory: ten clients, 300 MB."""
+    """Each such client used to keep its response in the gateway's memory: ten clients, 300 MB."""
     clients = [request_big(port) for _ in range(3)]
     try:
         for client in clients:

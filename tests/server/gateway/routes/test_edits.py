@@ -13,8 +13,11 @@ import pytest
 import redis
 from PIL import Image, ImageDraw
 
+from server.client import FluidClient
+from server.gateway.app import create_app
 from server.images.codec import encode, read_metadata
 from tests.server.harness import Service, until
+from tests.server.inprocess import served
 
 SIZE = (32, 32)
 HOLE = (5, 6, 21, 18)  # left, upper, right, lower: cuts through cells of 8 x 8
@@ -153,7 +156,7 @@ def test_a_small_hole_takes_no_more_steps_than_tokens(http: httpx.Client) -> Non
 
 @pytest.mark.parametrize("route", ["edits", "variations"])
 def test_the_accept_header_selects_the_format(http: httpx.Client, route: str) -> None:
-    """As with generations: accepting image/webp first used to return a PNG."""
+    """As for generations, a request that prefers image/webp used to get a PNG."""
     files = {"image": png(gradient())} | ({"mask": png(mask())} if route == "edits" else {})
     answer = http.post(
         f"/v1/images/{route}", data={"prompt": "a cat"}, files=files, headers={"Accept": "image/webp, image/png;q=0.5"}
@@ -235,3 +238,14 @@ def test_variations_have_no_stream(http: httpx.Client) -> None:
         "/v1/images/variations", files={"image": ("a.png", png(gradient()))}, data={"prompt": "a cat", "stream": "true"}
     )
     assert answer.status_code == 400 and answer.json()["error"]["param"] == "stream"
+
+
+def test_uploads_need_no_temporary_folder(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a read-only root or a full folder, an edit of more than 1 MiB was a 500, and a file a parsing error."""
+    monkeypatch.setattr("tempfile.tempdir", "/proc/no-such-folder")
+    noise = png(Image.effect_noise((1200, 1200), 90).convert("RGB"))
+    line = b'{"custom_id": "a", "method": "POST", "url": "/v1/images/generations", "body": {"prompt": "a cat"}}\n'
+    assert len(noise) > 1 << 20
+    with served(create_app(service.settings)) as port, FluidClient(f"http://127.0.0.1:{port}") as client:
+        assert client.edit("a cat", noise, png(mask((1200, 1200), hole=(100, 100, 900, 900))))
+        assert client.submit_batch(line + b" " * (2 << 20) + b"\n")["id"]

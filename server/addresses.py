@@ -1,0 +1,93 @@
+"""Host names and Redis URLs: how they stand in a URL, and what of them may be shown."""
+
+import ipaddress
+from urllib.parse import urlsplit
+
+#: Listening on one of these is reached through the loopback address of the same family.
+_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+REDIS_SCHEMES = ("redis", "rediss", "unix")
+HIDDEN = "***"
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host, as an address with or without brackets or as a name, is this machine's own."""
+    name = host.strip("[]").lower()
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        address = ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback
+
+
+def parse_host(text: str) -> str:
+    """Return the host of FLUID_HOST without the brackets that an IPv6 address has in URLs.
+
+    Raises:
+        ValueError: it is no host name and no address.
+    """
+    host = text.strip()
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    if ":" in host:
+        try:
+            ipaddress.IPv6Address(host)
+        except ValueError as error:
+            raise ValueError("must be a host without a port, for example 127.0.0.1 or ::1") from error
+    elif "/" in host or any(letter.isspace() for letter in host):
+        raise ValueError("must be a host, for example 127.0.0.1 or ::1")
+    return host
+
+
+def url_host(host: str) -> str:
+    """Return the host under which a service that listens on `host` is reached, as it stands in a URL."""
+    reached = _ANY.get(host, host)
+    return f"[{reached}]" if ":" in reached else reached
+
+
+def parse_redis_url(text: str) -> str:
+    """Return the URL if redis-py can use it.
+
+    Raises:
+        ValueError: it cannot; the message has the remedy and nothing of a password.
+    """
+    text = text.strip()
+    scheme, separator, _ = text.partition("://")
+    if "sentinel" in scheme:
+        raise ValueError(
+            "names a Sentinel, which is not supported: give the URL of the Redis itself, redis://HOST:6379"
+        )
+    if not separator or scheme not in REDIS_SCHEMES:
+        raise ValueError("must begin with redis://, rediss:// or unix://, for example redis://localhost:6379")
+    try:
+        parts = urlsplit(text)
+        parts.port  # noqa: B018 - raises ValueError
+    except ValueError:
+        parts = None
+    if parts is None or parts.fragment or (scheme != "unix" and not _is_database(parts.path)):
+        raise ValueError(
+            "is not of the form redis://USER:PASSWORD@HOST:PORT/DATABASE. Special characters of a "
+            "password must be escaped: / as %2F, # as %23, ? as %3F, @ as %40"
+        )
+    if scheme == "unix" and not parts.path:
+        raise ValueError("needs the path of a socket, for example unix:///run/redis.sock")
+    return text
+
+
+def _is_database(path: str) -> bool:
+    return path in ("", "/") or path[1:].isdecimal()
+
+
+def without_password(url: str) -> str:
+    """Return the URL with *** for its password; passwords among its options are left out with all the options."""
+    try:
+        parts = urlsplit(url)
+        user, has_user, host = parts.netloc.rpartition("@")
+    except ValueError:
+        return HIDDEN
+    name, has_password, _ = user.partition(":")
+    if has_password:
+        name = f"{name}:{HIDDEN}"
+    return f"{parts.scheme}://{name}{has_user}{host}{parts.path}"  # geturl drops the slashes of unix://

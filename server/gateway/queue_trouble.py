@@ -1,0 +1,60 @@
+"""The true reason why the queue fails, for 503 responses and for the operator's log."""
+
+import asyncio
+import logging
+import shutil
+
+from redis.exceptions import ConnectionError, RedisError
+
+from server.queue.job_queue import JobQueue
+from server.queue.redis_client import explain, find_problems
+from server.settings import Settings
+
+log = logging.getLogger(__name__)
+CHECK_S = 60.0  #: between two checks of a Redis that answers
+SOON_S = 2.0  #: between two checks of one that does not
+FULL_DISK_BYTES = 8 << 20  #: less is left where Valkey cannot open its files any more
+
+
+def reason(settings: Settings, error: RedisError) -> str:
+    """Return how the sentence "The queue ..." ends. It names no address, user or password."""
+    meaning, _ = explain(error)
+    if meaning == "does not answer" and isinstance(error, ConnectionError) and _is_embedded(settings):
+        return _embedded_reason(settings)
+    return meaning
+
+
+def _is_embedded(settings: Settings) -> bool:
+    """Return whether Redis is the Valkey that `fluid serve` runs with the data folder of the same settings."""
+    try:
+        address = (settings.data_path / "address").read_text().strip()
+    except OSError:
+        address = ""
+    return settings.redis_url in (f"unix://{settings.data_path / 'valkey.sock'}", address)
+
+
+def _embedded_reason(settings: Settings) -> str:
+    try:
+        full = shutil.disk_usage(settings.data_path).free < FULL_DISK_BYTES
+    except OSError:
+        full = False
+    if full:
+        return "is down: the disk of its data folder is full"
+    return "is down: the embedded Valkey is not running, and the log of `fluid serve` says why"
+
+
+async def watch_redis(queue: JobQueue) -> None:
+    """Log what is wrong with Redis, at the start and whenever it changes: a 2xx may promise more than Redis keeps."""
+    told: set[str] = set()
+    while True:
+        try:
+            problems = await find_problems(queue.redis, queue.keys.probe)
+        except RedisError as error:
+            meaning, remedy = explain(error)
+            found, pause_s = {f"the queue {meaning} ({error}). {remedy}"}, SOON_S
+        else:
+            found, pause_s = {f"{problem.text}. {problem.remedy}" for problem in problems}, CHECK_S
+        for text in sorted(found - told):
+            log.warning("Redis: %s", text)
+        told = found
+        await asyncio.sleep(pause_s)

@@ -1,0 +1,84 @@
+"""Decoding of records that lie in Redis, where another version of the service may have written them.
+
+Fields that this version does not know are ignored. A record that it cannot read is skipped in a list and logged once;
+a record that was asked for by its id raises UnreadableRecord.
+"""
+
+import logging
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import fields
+from functools import lru_cache
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from server.errors import UnreadableRecord
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+R = TypeVar("R")
+#: What decoding raises when a field is missing, has another type, or is no JSON. RecursionError: JSON nested too deep.
+UNREADABLE = (TypeError, ValueError, KeyError, IndexError, AttributeError, RecursionError, UnreadableRecord)
+
+
+def decode(cls: type[T], raw: Mapping[str, Any]) -> T:
+    """Build a dataclass from a mapping, without the keys that it does not have.
+
+    Raises:
+        TypeError: `raw` is no mapping, a required field is missing, or a value has the wrong type.
+    """
+    if not isinstance(raw, Mapping):
+        raise TypeError(f"{cls.__name__} is an object, not {type(raw).__name__}")
+    hints = _hints(cls)  # type: ignore[arg-type]  # mypy takes a generic type for unhashable
+    values = {name: raw[name] for name in hints if name in raw}
+    for name, value in values.items():
+        if not _fits(value, hints[name]):
+            raise TypeError(f"{cls.__name__}.{name} cannot be {type(value).__name__} {value!r:.40}")
+    return cls(**values)
+
+
+def readable(what: str, raw: Iterable[R], read: Callable[[R], T]) -> Iterator[T]:
+    """Decode each record; one that cannot be read is skipped and logged."""
+    for each in raw:
+        try:
+            yield read(each)
+        except UNREADABLE as error:
+            skip(what, error)
+
+
+def skip(what: str, error: Exception) -> None:
+    """Log that a record was skipped: once, because lists are read many times a second."""
+    _log_once(what, f"{type(error).__name__}: {error}"[:200])
+
+
+@lru_cache(maxsize=1024)
+def _log_once(what: str, reason: str) -> None:
+    log.warning(
+        "skipping %s in Redis that this version cannot read (%s); another version may have written it", what, reason
+    )
+
+
+@lru_cache(maxsize=64)
+def _hints(cls: Any) -> dict[str, Any]:
+    known = get_type_hints(cls)
+    return {field.name: known[field.name] for field in fields(cls)}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """True if a value decoded from JSON has the annotated type; a whole number is a float too, a bool is no number."""
+    origin, args = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, arg) for arg in args)
+    if origin is tuple:
+        inner = args[:1] * len(value) if args[-1:] == (...,) and isinstance(value, list | tuple) else args
+        return (
+            isinstance(value, list | tuple)
+            and len(value) == len(inner)
+            and all(_fits(v, a) for v, a in zip(value, inner, strict=True))
+        )
+    if origin is not None:  # a mapping
+        return isinstance(value, Mapping) and all(_fits(v, args[-1]) for v in value.values())
+    if hint in (int, float):
+        return isinstance(value, (int, float) if hint is float else int) and not isinstance(value, bool)
+    return isinstance(value, hint)

@@ -1,0 +1,63 @@
+"""Turns the text of a setting into its value, and tells the settings apart from what Kubernetes injects."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import Field
+from typing import Any
+
+from server.errors import SettingError
+
+PREFIX = "FLUID_"
+_URL = r"(tcp|udp|sctp)://\S+:\d+"
+#: Name and value of each variable that Kubernetes injects for a Service named fluid or fluid-*, and Docker for a link.
+_SERVICE_LINKS = (
+    (re.compile(r"FLUID(_\w+)?_SERVICE_HOST"), re.compile(r"[0-9A-Fa-f:.]+")),
+    (re.compile(r"FLUID(_\w+)?_SERVICE_PORT(_\w+)?"), re.compile(r"\d+")),
+    (re.compile(r"FLUID(_\w+)?_PORT"), re.compile(_URL)),
+    (re.compile(r"FLUID(_\w+)?_PORT_\d+_(TCP|UDP|SCTP)"), re.compile(_URL)),
+    (re.compile(r"FLUID(_\w+)?_PORT_\d+_(TCP|UDP|SCTP)_PROTO"), re.compile(r"tcp|udp|sctp")),
+    (re.compile(r"FLUID(_\w+)?_PORT_\d+_(TCP|UDP|SCTP)_PORT"), re.compile(r"\d+")),
+    (re.compile(r"FLUID(_\w+)?_PORT_\d+_(TCP|UDP|SCTP)_ADDR"), re.compile(r"[0-9A-Fa-f:.]+")),
+)
+
+
+def service_links(environ: Mapping[str, str]) -> list[str]:
+    """Names of the variables that Kubernetes injected for a Service named fluid or fluid-*, sorted."""
+    return sorted(
+        name
+        for name, text in environ.items()
+        if any(names.fullmatch(name) and values.fullmatch(text) for names, values in _SERVICE_LINKS)
+    )
+
+
+def parse(name: str, setting: "Field[Any]", text: str) -> Any:
+    """The value of a setting; empty text means the default.
+
+    Raises:
+        SettingError: the value is invalid. The message shows it, unless it may hold a secret.
+    """
+    meta = setting.metadata
+    shown = name if meta["secret"] else f"{name}={text!r}"
+    if not text.strip():
+        return setting.default
+    if meta["choices"] and text not in meta["choices"]:
+        raise SettingError(f"{shown} is not one of: {', '.join(meta['choices'])}.")
+    if meta["begins"] and not text.startswith(meta["begins"]):
+        raise SettingError(f"{shown} must begin with {' or '.join(meta['begins'])}.")
+    kind: Any = type(setting.default)
+    if kind is str:
+        try:
+            return meta["check"](text)
+        except ValueError as error:
+            raise SettingError(f"{shown} {error}.") from None  # the cause may quote a password
+    try:
+        value = kind(text)
+    except ValueError as error:
+        wanted = "a whole number" if kind is int else "a number"
+        raise SettingError(f"{shown} must be {wanted}, for example {setting.default}.") from error
+    low, high = meta["at_least"], meta["at_most"]
+    # Written so that NaN fails too.
+    if (low is not None and not value >= low) or (high is not None and not value <= high):
+        limits = f"at least {low}" if high is None else f"from {low} to {high}"
+        raise SettingError(f"{shown} must be {limits}.")
+    return value

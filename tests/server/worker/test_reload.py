@@ -1,0 +1,154 @@
+"""Which checkpoint a worker starts with, and that a model's id belongs to one checkpoint at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import pytest
+
+from server.cli import doctor
+from server.errors import ConfigError
+from server.queue.job_queue import JobQueue
+from server.queue.lease_queue import LeaseQueue
+from server.queue.registry import Registry
+from server.settings import Settings
+from server.worker.engine.fake import FakeEngine
+from server.worker.engine.protocol import Engine
+from server.worker.loop import Worker
+from tests.server.harness import accept, until_async
+
+pytestmark = pytest.mark.anyio
+
+
+def sha256(checkpoint: str) -> str:
+    return hashlib.sha256(checkpoint.encode()).hexdigest()
+
+
+@asynccontextmanager
+async def running(leases: LeaseQueue, settings: Settings, *broken: str) -> AsyncIterator[Worker]:
+    """A worker in this process, until the end of the block; checkpoints in `broken` cannot be loaded."""
+
+    def factory(checkpoint: str) -> Engine:
+        if checkpoint in broken:
+            raise ZeroDivisionError
+        return FakeEngine(4, 0.0, checkpoint)
+
+    worker = Worker(settings, leases, Registry(leases.redis, settings.namespace), factory)
+    task = asyncio.create_task(worker.run())
+    try:
+        await until(lambda: worker.heartbeat.state == "ready" or task.done())
+        yield worker
+    finally:
+        if not task.done():
+            worker.stop()
+        async with asyncio.timeout(15):
+            await task
+
+
+async def until(check: Callable[[], bool]) -> None:
+    async def checked() -> bool:
+        return check()
+
+    await until_async(checked)
+
+
+async def test_a_failed_reload_does_not_outlive_the_worker(leases: LeaseQueue, settings: Settings) -> None:
+    """Each later start tried the same request and exited: after a typing error the service was dead for good."""
+    registry = Registry(leases.redis, settings.namespace)
+    async with running(leases, settings) as worker:
+        request = await registry.request_reload(settings.checkpoint, "missing-typo")
+        await until(lambda: worker.heartbeat.reloads == request.number)
+        assert "reload 1 failed" in worker.heartbeat.note
+    async with running(leases, settings) as worker:
+        assert worker.engine.info.checkpoint_sha256 == sha256(settings.checkpoint)
+        await asyncio.sleep(0.7)  # a poll for reloads
+        assert worker.heartbeat.note == "", "not tried at every start"
+
+
+async def test_a_reload_that_nobody_has_tried_yet_is_tried(leases: LeaseQueue, settings: Settings) -> None:
+    registry = Registry(leases.redis, settings.namespace)
+    await registry.request_reload(settings.checkpoint, "better")
+    async with running(leases, settings) as worker:
+        await until(lambda: worker.heartbeat.reloads == 1)
+        assert worker.engine.info.checkpoint_sha256 == sha256("better")
+        assert await registry.last_reload(settings.checkpoint) == await registry.reload_request(settings.checkpoint)
+    async with running(leases, settings) as worker:
+        assert worker.engine.info.checkpoint_sha256 == sha256("better")
+
+
+async def test_a_start_falls_back_to_the_configured_checkpoint(leases: LeaseQueue, settings: Settings) -> None:
+    """The reload had succeeded, and its folder is gone since."""
+    registry = Registry(leases.redis, settings.namespace)
+    async with running(leases, settings) as worker:
+        request = await registry.request_reload(settings.checkpoint, "better")
+        await until(lambda: worker.heartbeat.reloads == request.number)
+    async with running(leases, settings, "better") as worker:
+        assert worker.engine.info.checkpoint_sha256 == sha256(settings.checkpoint)
+        assert "cannot load better of the last reload (ZeroDivisionError)" in worker.heartbeat.note
+    with pytest.raises(ConfigError):
+        async with running(leases, replace(settings, checkpoint="missing-at-all")):
+            pass
+
+
+async def test_a_worker_adopts_what_another_has_reloaded(leases: LeaseQueue, settings: Settings) -> None:
+    """It started while the other one tried, so it left the request alone."""
+    registry = Registry(leases.redis, settings.namespace)
+    request = await registry.request_reload(settings.checkpoint, "better")
+    await registry.begin_reload(request)
+    async with running(leases, settings) as worker:
+        assert worker.engine.info.checkpoint_sha256 == sha256(settings.checkpoint)
+        info = replace(worker.engine.info, checkpoint_sha256=sha256("better"))
+        await registry.finish_reload(request, info)
+        await until(lambda: worker.engine.info.checkpoint_sha256 == sha256("better"))
+
+
+async def test_an_id_belongs_to_one_checkpoint(queue: JobQueue, leases: LeaseQueue, settings: Settings) -> None:
+    """Two workers with other weights under one id: the same request and seed gave two images, and doctor said ok."""
+    registry = Registry(leases.redis, settings.namespace)
+    other = replace(settings, checkpoint="other")
+    async with running(leases, settings) as first, running(leases, other) as second:
+        assert not second.taking and first.taking
+        await second.heartbeat.beat()
+        assert {w.id: w.state for w in await registry.workers()} == {first.id: "ready", second.id: "waiting"}
+        assert (await registry.models())["fake"].checkpoint_sha256 == sha256(settings.checkpoint)
+        failed = [f.text async for f in doctor.examine(settings, queue, registry) if f.level is doctor.Level.FAIL]
+        assert any(second.id in text and first.id in text and "takes no jobs" in text for text in failed)
+        # A reload of the one that waits moves the id on, and the other, whose settings differ, waits in its place.
+        request = await registry.request_reload("other", settings.checkpoint)
+        await until(lambda: second.heartbeat.reloads == request.number)
+        await until(lambda: second.taking)
+        assert first.taking, "both have the same checkpoint now"
+    async with running(leases, other) as alone:
+        await until(lambda: alone.taking)
+
+
+async def test_the_next_in_line_takes_over(queue: JobQueue, leases: LeaseQueue, settings: Settings) -> None:
+    async with running(leases, settings) as first, running(leases, replace(settings, checkpoint="other")) as second:
+        assert not second.taking
+        first.stop()
+        await until(lambda: second.taking)
+        await accept(queue, "job")
+        await until_async(lambda: _ended(queue))
+        assert (await queue.get("job")).state == "succeeded"
+
+
+async def _ended(queue: JobQueue) -> bool:
+    return (await queue.get("job")).state.terminal
+
+
+async def test_a_reload_rolls_through_two_workers(leases: LeaseQueue, settings: Settings) -> None:
+    """Meanwhile both serve, each with its own checkpoint; the one that cannot follow stands aside and says so."""
+    registry = Registry(leases.redis, settings.namespace)
+    async with running(leases, settings) as first, running(leases, settings, "worse") as second:
+        request = await registry.request_reload(settings.checkpoint, "better")
+        await until(lambda: min(first.heartbeat.reloads, second.heartbeat.reloads) == request.number)
+        assert {w.engine.info.checkpoint_sha256 for w in (first, second)} == {sha256("better")}
+        assert first.taking and second.taking
+        request = await registry.request_reload(settings.checkpoint, "worse")
+        await until(lambda: min(first.heartbeat.reloads, second.heartbeat.reloads) == request.number)
+        await until(lambda: not second.taking)
+        assert first.taking and "reload 2 failed" in second.heartbeat.note
