@@ -81,8 +81,8 @@ def test_demo_runs_the_whole_service(tmp_path: Path) -> None:
     recipe = read_metadata(out.read_bytes())
     assert recipe is not None
     assert recipe["seed"] == 9
-    status = [line for line in done.stderr.splitlines() if line.startswith("starting: ")]
-    assert status[-1] == "starting: ready"
+    status = [line for line in done.stderr.splitlines() if line.startswith("service: ")]
+    assert status[-1] == "service: ready"
     assert len(status) == len(set(status)), "off a terminal, a line is printed only when the text changes"
     for word in (str(out), "seed 9", "start-up", "queue", "inference", "encode", "total"):
         assert word in done.stdout

@@ -233,7 +233,7 @@ def test_a_file_in_trouble_is_read_again(tmp_path: Path, monkeypatch: pytest.Mon
     stamp = file.stat()
     with monkeypatch.context() as patch:
         if trouble == "unreadable":  # by a patch: root may read everything
-            patch.setattr(Path, "read_text", _denied)
+            patch.setattr(Path, "read_bytes", _denied)
         assert ring.caller(f"Bearer {ALICE}").name == "alice"
     with file.open("r+b") as same:  # with the size, the times and the inode that it had
         same.write(text.encode())
@@ -243,7 +243,7 @@ def test_a_file_in_trouble_is_read_again(tmp_path: Path, monkeypatch: pytest.Mon
         ring.caller(f"Bearer {ALICE}")
 
 
-def _denied(*_: object, **__: object) -> str:
+def _denied(*_: object, **__: object) -> bytes:
     raise PermissionError(13, "Permission denied")
 
 
