@@ -87,6 +87,15 @@ def stub(tmp_path: Path, text: str) -> str:
     return str(script)
 
 
+@pytest.fixture
+def hangups() -> Iterator[None]:
+    """Let processes that the test starts hear SIGHUP, even if the tests themselves run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hangups")
 @pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGHUP])
 def test_it_drains_after_its_terminal_has_gone(tmp_path: Path, name: signal.Signals) -> None:
     """`fluid serve 2>&1 | tee log`: Ctrl-C ends tee too, and the supervisor died of BrokenPipe before it had stopped
@@ -183,6 +192,7 @@ def test_serve_without_torch_ends_with_the_remedy(tmp_path: Path) -> None:
         assert "pip install" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.usefixtures("hangups")
 def test_gateway_and_worker_finish_their_work_at_sighup(new_service: Callable[..., Service]) -> None:
     """Started by hand in a terminal that is closed, both were killed in the middle of an image."""
     service = new_service(fake_step_ms=50.0)
@@ -198,6 +208,7 @@ def test_gateway_and_worker_finish_their_work_at_sighup(new_service: Callable[..
     assert service.workers[0].wait(timeout=30) == 0
 
 
+@pytest.mark.usefixtures("hangups")
 def test_nohup_keeps_its_meaning(monkeypatch: pytest.MonkeyPatch) -> None:
     """`nohup fluid serve &` must outlive the terminal."""
     assert signal.SIGHUP in stop_signals()
