@@ -81,11 +81,11 @@ async def test_each_task_of_a_gateway_is_started_again(settings: Settings, monke
     app = create_app(settings)
     async with open_services(settings) as services:
         app.state.services = services
-        names = ("watcher", "sweeper", "webhooks", "batches")
+        names = ("watcher", "sweeper", "webhooks", "batches", "redis")
         await until_async(lambda: _true(set(names) <= services.supervisor._tasks.keys()))
         for name in names:
             await kill(services.supervisor, name, 3)
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as http:
             ready = await http.get("/health/ready")
             metrics = (await http.get("/metrics")).text
         assert ready.status_code == 503
