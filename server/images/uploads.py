@@ -162,6 +162,7 @@ def edit_mask(image: Image.Image, mask: Image.Image | None, size: tuple[int, int
         small = area.resize(size, Image.Resampling.BOX)
         area = small.point([KEPT] * 128 + [GENERATED] * 128)
     if area.getbbox() is None:
-        where = "'mask' has no transparency" if mask else "'mask' is missing, and 'image' has no transparency"
-        raise InvalidRequest(f"{where}; transparent pixels (alpha below {_OPAQUE}) are regenerated.", param="mask")
+        raise InvalidRequest(
+            f"'mask' has no transparency; transparent pixels (alpha below {_OPAQUE}) are regenerated.", param="mask"
+        )
     return area.tobytes()
