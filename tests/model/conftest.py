@@ -1,4 +1,4 @@
-"""A tiny model with random weights, its encoder and engine; no data, no downloads."""
+"""A tiny model with random weights, its encoder and engine, and sprites for scenes; no data, no downloads."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from model.data.scenes.facts import Grammar
+from model.data.scenes.sprites import Sprites
+from model.data.scenes.things import STYLES
 from model.inference.engine import Engine
 from model.inference.prompts import TextPrompts
 from model.inference.requests import Request, Sampling
@@ -14,6 +17,7 @@ from model.networks.random_order_model import Fluid
 from model.networks.text_encoder import HashEncoder
 from model.networks.transformer import TextContext
 from model.presets import PRESETS
+from tests.model.image_set import THINGS_USED, discs
 
 
 def row_request(
@@ -57,3 +61,13 @@ def run_alone(engine: Engine, request: Request) -> torch.Tensor:
     tokens = engine.peek(row)
     engine.release(row)
     return tokens
+
+
+@pytest.fixture(scope="session")
+def sprites() -> Sprites:
+    return discs(THINGS_USED)
+
+
+@pytest.fixture(scope="session")
+def grammar(sprites: Sprites) -> Grammar:
+    return Grammar(sprites, THINGS_USED, STYLES)

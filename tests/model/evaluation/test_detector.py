@@ -12,7 +12,7 @@ from model.data.scenes.things import THINGS
 from model.evaluation.detector import DetectorError, load_detector
 from model.evaluation.train_detector import train
 from model.training.trainer import load_state
-from tests.model.picture_set import discs
+from tests.model.image_set import discs
 
 
 def test_a_detector_trains_resumes_and_loads_from_disk(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from model.data.scenes.facts import SCORED_CATEGORIES
 from model.data.scenes.things import THINGS
 from model.evaluation.evaluate_scenes import feature_distance
 from model.evaluation.train_detector import train
-from tests.model.picture_set import discs
+from tests.model.image_set import discs
 
 
 def test_the_feature_distance_of_equal_distributions_is_zero() -> None:

@@ -10,22 +10,8 @@ from hypothesis import strategies as st
 from model.data.scenes.compose import SIZE, arrange, render
 from model.data.scenes.facts import CATEGORIES, SCORED_CATEGORIES, Facts, Grammar, unseen
 from model.data.scenes.sprites import Sprites
-from model.data.scenes.things import STYLES, THINGS
 from model.evaluation.detector import Detection
 from model.evaluation.scene_questions import background, falsified, is_correct, questions, scores_by_category
-from tests.model.picture_set import discs
-
-THINGS_USED = tuple(THINGS)[:24]
-
-
-@pytest.fixture(scope="module")
-def sprites() -> Sprites:
-    return discs(THINGS_USED)
-
-
-@pytest.fixture(scope="module")
-def grammar(sprites: Sprites) -> Grammar:
-    return Grammar(sprites, THINGS_USED, STYLES)
 
 
 def detections_of(facts: Facts, seed: int, snap: int = 4) -> list[Detection]:

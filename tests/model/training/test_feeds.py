@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 from model.data.scenes.bank import build_bank
 from model.data.scenes.things import STYLES, THINGS
 from model.training.feeds import SceneBatches, epoch_order
-from tests.model.picture_set import discs
+from tests.model.image_set import discs
 
 
 def test_loader_processes_compose_the_same_scenes_as_the_trainer() -> None:

@@ -24,7 +24,7 @@ from model.presets import PRESETS
 from model.training.portable_run import pack
 from model.training.recipe import Recipe
 from model.training.run import start_from
-from tests.model.picture_set import discs, squares
+from tests.model.image_set import discs, squares
 
 pytestmark = pytest.mark.slow
 

@@ -24,7 +24,7 @@ from model.presets import PRESETS
 from model.training.recipe import Recipe
 from model.training.train import main
 from model.training.trainer import Clock, Ema, learning_rate, load_state
-from tests.model.picture_set import squares
+from tests.model.image_set import squares
 
 RECIPE = Path("model/recipes/emoji-64.toml")
 

@@ -22,7 +22,7 @@ from model.data.scenes.portraits import CORE_PACKAGE, GLASSES, HAIR, PORTRAITS, 
 from model.data.scenes.sprites import SIDE, Sprites
 from model.data.scenes.things import COLOURS, STYLES, THINGS
 from model.data.sources import CAPTIONS_PACKAGE, DataError
-from tests.model.picture_set import discs
+from tests.model.image_set import discs
 
 THINGS_USED = tuple(THINGS)[:12]
 NODE = """#!{python}

@@ -16,19 +16,7 @@ from model.data.scenes.sprites import SIDE, Sprites, hsv, main_hue, recoloured
 from model.data.scenes.things import COLOURS, COUNTS, RELATIONS, STYLES, THINGS
 from model.data.scenes.wording import caption, prompt
 from model.data.sources import DataError
-from tests.model.picture_set import discs
-
-THINGS_USED = tuple(THINGS)[:24]
-
-
-@pytest.fixture(scope="module")
-def sprites() -> Sprites:
-    return discs(THINGS_USED)
-
-
-@pytest.fixture(scope="module")
-def grammar(sprites: Sprites) -> Grammar:
-    return Grammar(sprites, THINGS_USED, STYLES)
+from tests.model.image_set import THINGS_USED
 
 
 @settings(max_examples=120, deadline=None)

@@ -9,8 +9,9 @@ import numpy as np
 
 from model.data.dataset import Dataset, Item
 from model.data.scenes.sprites import SIDE, Sprites
-from model.data.scenes.things import STYLES
+from model.data.scenes.things import STYLES, THINGS
 
+THINGS_USED = tuple(THINGS)[:24]
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 60), "blue": (40, 60, 230), "black": (10, 10, 10)}
 PLACES = {"left": slice(1, 8), "right": slice(8, 15)}
 
