@@ -64,7 +64,7 @@ class DeadLetters:
         The id is derived from the letter's, and accepting an id twice changes nothing: a replay that is interrupted
         before the letter is dropped, and repeated, still generates once.
         """
-        job_id = f"{letter.job_id}_r{letter.entry.replace('-', '')}"
+        job_id = f"replay_{letter.job_id}_{letter.entry.replace('-', '')}"
         await self._queue.enqueue(Submission(job_id, letter.input, letter.kind))
         await self.drop(letter)
         return job_id

@@ -33,6 +33,8 @@ from server.queue.events import BEGINNING, Event
 log = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=JsonRoute)
 CALLER_CHOSEN_ID = "^[A-Za-z0-9_-]{8,64}$"
+#: First parts of the ids that the service gives: lines of batches, other jobs, replays of dead letters.
+RESERVED_PREFIXES = ("batch_", "job_", "replay_")
 _WAIT = re.compile(r"(?:^|[,\s])wait(?:\s*=\s*\"?([^\",;\s]*)\"?)?(?:$|[,;\s])")
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 _EVENT_ID = re.compile(r"([0-9]{1,20})-([0-9]{1,20})")
@@ -69,6 +71,11 @@ async def put_job(
     prefer: Prefer = None,
 ) -> Response:
     """Queue a request under an id of your choice. Safe to repeat: the same id and body return the same job."""
+    if job_id.startswith(RESERVED_PREFIXES):
+        raise InvalidRequest(
+            f"'job_id' must not begin with {', '.join(RESERVED_PREFIXES)}: the service gives such ids itself.",
+            param="job_id",
+        )
     return await _submit(body, request, services, caller, job_id)
 
 

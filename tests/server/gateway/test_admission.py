@@ -66,6 +66,14 @@ def test_put_is_safe_to_repeat(http: httpx.Client) -> None:
     assert http.put("/v1/jobs/a:b:c:d:e", json={"prompt": "x"}).json()["error"]["param"] == "job_id"
 
 
+@pytest.mark.parametrize("job_id", ["batch_0123456789abcdef_1", "job_0123456789abcdef", "replay_01234567"])
+def test_ids_that_the_service_gives_cannot_be_chosen(http: httpx.Client, job_id: str) -> None:
+    """A tenant could put jobs under the predictable ids of another's batch, whose lines then failed with 422."""
+    response = http.put(f"/v1/jobs/{job_id}", json={"prompt": "a cat"})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "job_id")
+    assert job_id.split("_")[0] in response.json()["error"]["message"]
+
+
 def test_prefer_wait_delays_the_response(new_service: Callable[..., Service]) -> None:
     """It spares callers from polling for a job that takes half a second."""
     service = new_service(fake_step_ms=10.0)

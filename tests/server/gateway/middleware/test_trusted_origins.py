@@ -129,7 +129,7 @@ def test_pages_of_other_origins_change_nothing(http: httpx.Client, headers: dict
         lambda: http.post("/v1/images/edits", headers=headers, files={"image": b"x"}),
         lambda: http.post(GENERATE, headers=headers, json={"prompt": "x"}),
         lambda: http.post("/v1/jobs/job_1/cancel", headers=headers),
-        lambda: http.put("/v1/jobs/job_12345", headers=headers, json={"prompt": "x"}),
+        lambda: http.put("/v1/jobs/my-job-12345", headers=headers, json={"prompt": "x"}),
         lambda: http.delete("/v1/files/file-1", headers=headers),
     ]
     for call in calls:
