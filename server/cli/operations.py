@@ -57,7 +57,8 @@ def _add_keys(commands: Any) -> None:
         "Create API keys; without any, the service is open to everyone who can reach it.",
         "A key's line goes into the file at FLUID_API_KEYS_FILE, which holds only hashes. Running gateways reread the\n"
         "file within a second. After the hash a line may have rate_limit=NUMBER (requests per minute),\n"
-        "max_jobs=NUMBER (jobs waiting or running), or disabled.\n\n"
+        "max_jobs=NUMBER (jobs waiting or running), max_priority=high (keys may use normal and low otherwise), or\n"
+        "disabled.\n\n"
         "example:\n  fluid keys new alice >> keys.txt      # the key itself is shown once, on the terminal",
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")

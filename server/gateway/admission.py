@@ -11,7 +11,7 @@ from fastapi import Header, Request
 from server.errors import InvalidRequest, QueueFull
 from server.gateway.api_keys import Caller
 from server.gateway.dependencies import Services
-from server.jobs import JobInput, new_job_id
+from server.jobs import PRIORITIES, JobInput, new_job_id
 from server.queue.job_queue import Accepted, Submission
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,17 @@ def submission_of(
     follow_events: bool = False,
     source: bytes | None = None,
 ) -> Submission:
-    """Build the submission of a caller's job, within the limits of their API key."""
+    """Build the submission of a caller's job, within the limits of their API key.
+
+    Raises:
+        InvalidRequest: the job's priority is above what the key grants.
+    """
+    if PRIORITIES.index(job.priority) < PRIORITIES.index(caller.max_priority):
+        raise InvalidRequest(
+            f"'priority' {job.priority!r} is not granted to this API key; its highest is {caller.max_priority!r}. The "
+            f"operator grants more by max_priority={job.priority} in the key's line.",
+            param="priority",
+        )
     job = replace(job, owner=caller.name)
     return Submission(job_id or new_job_id(), job, kind, key, fingerprint, follow_events, caller.max_jobs, source)
 

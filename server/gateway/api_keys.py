@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from server.errors import ConfigError, InvalidApiKey, KeyNameRefused
+from server.jobs import PRIORITIES
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -39,10 +40,11 @@ class Caller:
     name: str = ""
     rate_limit: int = 0  #: requests per minute that generate or upload; 0: no limit
     max_jobs: int = 0  #: jobs that wait or run at the same time; 0: no limit
+    max_priority: str = "normal"  #: the highest class of their jobs; high is granted key by key
     disabled: bool = False
 
 
-ANONYMOUS = Caller()
+ANONYMOUS = Caller(max_priority=PRIORITIES[0])
 
 
 def new_key() -> str:
@@ -100,8 +102,11 @@ def _with_limits(caller: Caller, words: list[str]) -> Caller:
             caller = replace(caller, rate_limit=int(value))
         elif name == "max_jobs" and value.isdecimal():
             caller = replace(caller, max_jobs=int(value))
+        elif name == "max_priority" and value in PRIORITIES:
+            caller = replace(caller, max_priority=value)
         else:
-            raise ValueError(f"{word[:30]!r} is not one of rate_limit=NUMBER, max_jobs=NUMBER, disabled")
+            valid = f"rate_limit=NUMBER, max_jobs=NUMBER, max_priority={'|'.join(PRIORITIES)}, disabled"
+            raise ValueError(f"{word[:30]!r} is not one of {valid}")
     return caller
 
 

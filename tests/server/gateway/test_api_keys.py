@@ -113,6 +113,17 @@ def test_a_large_upload_with_a_wrong_key_gets_the_401(service: Service) -> None:
                 client.files.create(file=("b.jsonl", b"x" * (20 << 20)), purpose="batch")
 
 
+def test_the_highest_priority_is_granted_key_by_key(new_service: Callable[..., Service]) -> None:
+    """Any key could flood the class that goes before all others: another tenant's job took 61 s instead of 1."""
+    service = new_service(api_keys=f"alice {hash_key(ALICE)} max_priority=high; bob {hash_key(BOB)}")
+    with client_of(service, ALICE) as alice, client_of(service, BOB) as bob:
+        assert alice.submit("a cat", priority="high")
+        with pytest.raises(ServiceError, match="max_priority=high") as caught:
+            bob.submit("a cat", priority="high")
+        assert (caught.value.status, caught.value.param) == (400, "priority")
+        assert bob.submit("a cat", priority="normal") and bob.submit("a cat", priority="low")
+
+
 # --- ownership -----------------------------------------------------------------------------------------
 
 
