@@ -5,6 +5,8 @@
 local TOMBSTONE_EXTRA_S = 86400
 local DEAD_LETTERS_KEPT = 10000 -- they are for people to read; unbounded, they would be a leak
 local WAKEUPS_KEPT = 64
+local DEBTS_KEPT = 1000 -- callers who came once and never return must not fill Redis
+local DEBTS_KEPT_S = 3600
 local WEBHOOK_KEPT_S = 4 * 86400
 local EVENTS_KEPT = 1000 -- per job; at ten a second a follower may be away for a minute and a half
 
@@ -96,7 +98,10 @@ local function dequeue_waiting(id, served)
     redis.call('ZADD', callers, number_text(at), caller)
   else
     redis.call('ZREM', callers, caller)
-    redis.call('ZADD', keys.debts_zset(model, class), number_text(at), caller)
+    local debts = keys.debts_zset(model, class)
+    redis.call('ZADD', debts, number_text(at), caller)
+    redis.call('ZREMRANGEBYRANK', debts, 0, -DEBTS_KEPT - 1) -- the smallest matter least
+    redis.call('EXPIRE', debts, DEBTS_KEPT_S)
   end
 end
 

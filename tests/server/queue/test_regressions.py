@@ -65,3 +65,13 @@ async def test_the_dead_letters_are_bounded(queue: JobQueue, leases: LeaseQueue)
     assert (await queue_counts(queue)).dead_letter_depth <= 10_100
     [(_, newest)] = await queue.redis.xrevrange(queue.keys.dead_letters_stream, count=1)
     assert newest["id"] == "a"
+
+
+async def test_callers_who_never_return_do_not_fill_redis(queue: JobQueue, leases: LeaseQueue) -> None:
+    """Each one-time `user` left an entry in the debts of its class for good: 1,200 of 1,200 stayed."""
+    for number in range(1200):
+        await accept(queue, f"job-{number}", user=f"guest-{number}")
+        assert await leases.finish(await take(leases), JobState.SUCCEEDED)
+    debts = queue.keys.debts_zset(MODEL, "normal")
+    assert await queue.redis.zcard(debts) <= 1000
+    assert 0 < await queue.redis.ttl(debts) <= 3600
