@@ -23,6 +23,7 @@ from server.errors import ConfigError, InvalidRequest, JobExpired, UnknownJob
 from server.gateway.webhook_addresses import PrivateAddress, check_url, resolve_address
 from server.queue.due_work import poll_due
 from server.queue.job_queue import JobQueue
+from server.queue.redis_client import redis_time
 from server.records import UNREADABLE, skip
 
 log = logging.getLogger(__name__)
@@ -123,7 +124,7 @@ class Webhooks:
         else:
             self.sent.labels("failed").inc()
             await self._queue.redis.hincrby(self._queue.keys.webhook_hash(job_id), "attempts", 1)
-            at = time.time() + BACKOFF_S[delivery.attempts]
+            at = await redis_time(self._queue.redis) + BACKOFF_S[delivery.attempts]
             await self._queue.redis.zadd(self._queue.keys.webhooks_zset, {job_id: at})
 
     async def _load(self, job_id: str, get_job: GetJob) -> Delivery | None:

@@ -232,3 +232,10 @@ async def wait_until_up(redis: Client, url: str) -> None:
                 log.warning("waiting for Redis at %s: %s", address, error)
                 logged = str(error)
             await asyncio.sleep(0.5)
+
+
+async def redis_time(redis: Client) -> float:
+    """Return seconds since the epoch by Redis' clock: every time that is stored is compared with others of that clock,
+    and the clocks of gateways and workers may be wrong."""
+    seconds, microseconds = await redis.time()
+    return float(seconds) + float(microseconds) / 1e6

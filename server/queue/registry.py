@@ -8,7 +8,7 @@ from typing import cast
 from server.background import KEEPS_CRASHING, Crash
 from server.model_info import ModelInfo
 from server.queue.keys import Keys
-from server.queue.redis_client import Client
+from server.queue.redis_client import Client, redis_time
 from server.records import UNREADABLE, decode, readable, skip
 
 HEARTBEAT_S = 1.0
@@ -74,7 +74,7 @@ class Registry:
 
     async def heartbeat(self, worker: WorkerInfo, stats: Mapping[str, float]) -> None:
         """Write a heartbeat, and add what the worker counted since the last one."""
-        now = await self._now()
+        now = await redis_time(self.redis)
         text = json.dumps(asdict(replace(worker, heartbeat_at=now)))
         async with self.redis.pipeline(transaction=True) as pipe:
             pipe.set(self.keys.worker(worker.id), text, px=int(DEAD_AFTER_S * 1000))
@@ -126,7 +126,7 @@ class Registry:
         return {info.id: info for info in found}
 
     async def report_crash(self, process: str, crash: Crash) -> None:
-        report = CrashReport(process, crash.task, crash.error, crash.in_succession, await self._now())
+        report = CrashReport(process, crash.task, crash.error, crash.in_succession, await redis_time(self.redis))
         async with self.redis.pipeline(transaction=True) as pipe:
             pipe.hset(self.keys.crashes_hash, f"{process} {crash.task}", json.dumps(asdict(report)))
             pipe.expire(self.keys.crashes_hash, int(CRASH_KEPT_S))
@@ -136,7 +136,7 @@ class Registry:
         """Crashes of the last CRASH_KEPT_S."""
         raw = await self.redis.hvals(self.keys.crashes_hash)
         found = readable("a crash report", raw, lambda text: decode(CrashReport, json.loads(text)))
-        oldest = await self._now() - CRASH_KEPT_S
+        oldest = await redis_time(self.redis) - CRASH_KEPT_S
         return [report for report in found if report.at > oldest]
 
     async def request_reload(self, configured: str, checkpoint: str) -> ReloadRequest:
@@ -183,8 +183,3 @@ class Registry:
     async def stats(self) -> dict[str, float]:
         raw = cast("dict[str, str]", await self.redis.hgetall(self.keys.stats_hash))
         return dict(readable("a statistic", raw.items(), lambda item: (item[0], float(item[1]))))
-
-    async def _now(self) -> float:
-        """Read the time from Redis' clock: hosts' clocks differ, and heartbeat ages must not."""
-        seconds, micros = await self.redis.time()
-        return float(seconds + micros / 1e6)

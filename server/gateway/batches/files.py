@@ -1,7 +1,6 @@
 """Uploaded files, the input of batches: kept in Redis with an expiry, listed per owner."""
 
 import secrets
-import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, cast
@@ -9,6 +8,7 @@ from typing import Any, cast
 from server.errors import InvalidRequest, UnknownFile, UnreadableRecord
 from server.gateway.pagination import ids_after
 from server.queue.job_queue import JobQueue
+from server.queue.redis_client import redis_time
 from server.records import UNREADABLE, skip
 
 #: 50,000 lines, each with a prompt and a few parameters, take about 12 MiB.
@@ -60,7 +60,7 @@ class FileStore:
                 f"'expires_after[seconds]' must be at most {self._ttl_s} (FLUID_BATCH_TTL_S), not {expires_after_s}.",
                 param="expires_after[seconds]",
             )
-        now, ttl_s = time.time(), expires_after_s or self._ttl_s
+        now, ttl_s = await redis_time(self._redis), expires_after_s or self._ttl_s
         stored = StoredFile(f"file-{secrets.token_hex(12)}", filename, purpose, len(data), now, now + ttl_s)
         fields = {
             "filename": filename, "purpose": purpose, "size_bytes": len(data), "owner": owner,

@@ -8,7 +8,6 @@ batch at a time, so the queue stays short for all other callers.
 import asyncio
 import json
 import logging
-import time
 from dataclasses import replace
 
 from prometheus_client import Counter
@@ -35,6 +34,7 @@ from server.gateway.requests.validation import validated
 from server.gateway.schemas.images import ImageRequest
 from server.queue.due_work import poll_due
 from server.queue.job_queue import JobQueue, Submission
+from server.queue.redis_client import redis_time
 from server.records import skip
 
 log = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ class BatchRunner:
         # Cancellation and expiry come first, so that a step that keeps failing cannot keep a batch alive.
         if batch.status == "cancelling":
             await self._finalize(batch, "cancelled")
-        elif time.time() > float(fields["expires_at"]):
+        elif await redis_time(self._redis) > float(fields["expires_at"]):
             await self._finalize(batch, "expired")
         elif batch.status == "validating":
             await self._validate(batch)
@@ -98,7 +98,8 @@ class BatchRunner:
             await self._submit_lines(batch)
         elif batch.unfinished <= 0:
             await self._store.transition(batch, "completed", expected=("in_progress",))
-        await self._redis.zadd(self._keys.batches_zset, {batch_id: time.time() + STEP_INTERVAL_S}, xx=True)
+        due_at = await redis_time(self._redis) + STEP_INTERVAL_S
+        await self._redis.zadd(self._keys.batches_zset, {batch_id: due_at}, xx=True)
 
     async def _validate(self, batch: Batch) -> None:
         """Parse the input file into lines; a file that cannot be parsed fails the batch."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from dataclasses import asdict
 from importlib import resources
 from typing import Any
@@ -20,6 +19,7 @@ from server.gateway.middleware.security_headers import content_security_policy
 from server.gateway.queue_trouble import reason
 from server.gateway.schemas.openapi import MODEL, READY
 from server.gateway.schemas.operations import Health, ModelList, ModelObject
+from server.queue.redis_client import redis_time
 from server.queue.statistics import queue_counts
 
 log = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ async def metrics(services: ServicesDep) -> Response:
         await services.registry.workers(),
         await services.registry.models(),
         await services.registry.stats(),
-        time.time(),
+        await redis_time(services.queue.redis),
     )
     return Response(text, media_type=CONTENT_TYPE_LATEST)
 

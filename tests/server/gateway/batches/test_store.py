@@ -1,12 +1,17 @@
 """Creating batches: the same Idempotency-Key is the same batch."""
 
 import asyncio
+import time
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.server.harness import Service
+from server.gateway.lifespan import open_services
+from server.queue.job_queue import JobQueue
+from server.queue.redis_client import redis_time
+from server.settings import Settings
+from tests.server.harness import Service, until_async
 
 LINE = b'{"custom_id": "a", "body": {"prompt": "a cat", "num_inference_steps": 2}}'
 URL = "/v1/images/generations"
@@ -48,3 +53,23 @@ async def test_concurrent_batches_with_one_key(service: Service) -> None:
                 *(http.post("/v1/batches", json=batch_of(file_id), headers=key) for file_id in files)
             )
             assert sorted(answer.status_code for answer in answers) == [200, 422]
+
+
+@pytest.mark.anyio
+async def test_a_gateway_whose_clock_is_ahead_delays_no_batch(
+    settings: Settings, queue: JobQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Times of a gateway's clock were compared with Redis': 40 s ahead, a batch of 20 lines took 52 s instead of 1.6."""
+    own = time.time
+    monkeypatch.setattr(time, "time", lambda: own() + 40)
+    async with open_services(settings) as services:
+        stored = await services.files.add("", "in.jsonl", "batch", LINE, None)
+        assert abs(stored.created_at - await redis_time(queue.redis)) < 5
+        batch = await services.batches.create("", stored.id, {}, "")
+
+        async def started() -> bool:
+            return (await services.batches.get("", batch.id)).status == "in_progress"
+
+        await until_async(started)
+        due = await queue.redis.zscore(queue.keys.batches_zset, batch.id)
+        assert due - await redis_time(queue.redis) < 20, "the next step waits for the gateway's clock"
