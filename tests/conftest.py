@@ -16,12 +16,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 SERVICE_FIXTURES = {"service", "new_service", "live"}
+#: Files and folders of tests that start processes by themselves.
+SERVICE_TESTS = (
+    "tests/benchmarks/test_",
+    "tests/end_to_end/",
+    "tests/server/cli/",
+    "tests/server/gateway/middleware/test_cors_and_logs.py",
+    "tests/server/images/test_recipe.py",
+    "tests/server/launcher/",
+    "tests/server/worker/test_crash.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that start processes of the service, by the fixtures that do."""
+    """Mark the tests that start processes of the service, by the fixtures that do or by their file."""
     for item in items:
-        if SERVICE_FIXTURES & set(getattr(item, "fixturenames", ())):
+        if SERVICE_FIXTURES & set(getattr(item, "fixturenames", ())) or item.nodeid.startswith(SERVICE_TESTS):
             item.add_marker(pytest.mark.service)
 
 

@@ -55,6 +55,7 @@ def test_the_official_names_round_trip(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
 
 
+@pytest.mark.slow
 def test_the_eager_chain_samples_from_the_distribution_of_the_engine() -> None:
     """Both sides of the speed comparison use the same formulas: mean and spread of many tokens agree."""
     config = MarConfig(
