@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from model.data.scenes.facts import SCORED_CATEGORIES
@@ -25,6 +26,7 @@ def test_the_feature_distance_of_equal_distributions_is_zero() -> None:
     assert abs(feature_distance(a, b)) < 2 and feature_distance(a, other) > 50
 
 
+@pytest.mark.slow
 def test_the_command_line_scores_a_checkpoint_and_compares_presets(tmp_path: Path) -> None:
     """Sprites are discs and the detector is untrained, so the scores mean nothing; but each must be present and in its
     range."""
