@@ -27,6 +27,7 @@ def test_traces_are_the_same_for_both_sides() -> None:
     assert gaps == sorted(gaps) and gaps[-1] == pytest.approx(40, rel=0.2)
 
 
+@pytest.mark.slow
 def test_every_side_of_batching_completes_each_request_after_its_arrival() -> None:
     engine = load_engine("emoji-64", batching.ROWS, "cpu")
     trace = batching.make_trace(10, 50.0, 3)
@@ -36,6 +37,7 @@ def test_every_side_of_batching_completes_each_request_after_its_arrival() -> No
         assert not engine.engine._rows
 
 
+@pytest.mark.slow
 def test_growth_writes_its_plot(tmp_path: Path) -> None:
     result = growth.run(quick=True, plot=tmp_path / "growth.png")
     assert set(result) == {"rows", "tokens", "parameters"} and (tmp_path / "growth.png").stat().st_size > 5000

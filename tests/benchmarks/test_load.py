@@ -105,6 +105,7 @@ def test_arrivals_are_a_poisson_process() -> None:
     assert sum(gap > 0.01 for gap in gaps) / len(gaps) == pytest.approx(0.368, abs=0.03)  # 1/e of them beyond the mean
 
 
+@pytest.mark.slow
 async def test_the_measurements_run_against_the_real_service() -> None:
     """Quick runs answer every request and report every figure."""
     figures = await latency.at_100_per_second(quick=True)

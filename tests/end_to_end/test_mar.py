@@ -17,6 +17,8 @@ from model.networks.factory import build_model, build_tokenizer
 from server.client import FluidClient
 from tests.end_to_end.conftest import serving
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:

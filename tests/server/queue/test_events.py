@@ -153,6 +153,7 @@ def test_a_late_follower_gets_the_final_event(service: Service) -> None:
     assert (end["event"], end["data"]["id"]) == ("succeeded", job["id"])
 
 
+@pytest.mark.slow
 def test_a_thousand_disconnected_followers_leave_nothing(new_service: Callable[..., Service]) -> None:
     """Each used to leave behind a socket and a task that waited for the next event."""
     service = new_service(workers=1, fake_step_ms=20.0)

@@ -45,6 +45,7 @@ def _attempt(service: Service, job: dict[str, object]) -> int:
     return int(found["attempt"]) if found["status"] == "processing" else 0
 
 
+@pytest.mark.slow
 def test_the_shipped_model_resumes_to_the_same_bytes(new_service: Callable[..., Service]) -> None:
     """End to end with real weights: after SIGKILL another process resumes to the same file."""
     service = new_service(engine=Settings().engine, threads=1, max_rows=1, snapshot_steps=2, workers=0)
