@@ -4,13 +4,14 @@ import asyncio
 
 import pytest
 
-from server.queue.redis_client import QUICK_TIMEOUT_S, connect
+from server.queue.redis_client import connect
 from server.settings import Settings
 
 pytestmark = pytest.mark.anyio
 
 
 async def test_three_hundred_concurrent_commands_get_a_connection_each(settings: Settings) -> None:
-    """redis-py 8 allows 100 connections and raises beyond: the 101st concurrent caller used to get a 503."""
-    async with connect(settings.redis_url, QUICK_TIMEOUT_S) as redis:
+    """redis-py 8 allows 100 connections and raises beyond: the 101st concurrent caller used to get a 503. The timeout is
+    long, because on a busy machine 300 connections take longer than a gateway gives a single command."""
+    async with connect(settings.redis_url, 30.0) as redis:
         assert all(await asyncio.gather(*(redis.ping() for _ in range(300))))
