@@ -11,7 +11,9 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_three_hundred_concurrent_commands_get_a_connection_each(settings: Settings) -> None:
-    """redis-py 8 allows 100 connections and raises beyond: the 101st concurrent caller used to get a 503. The timeout is
-    long, because on a busy machine 300 connections take longer than a gateway gives a single command."""
+    """redis-py 8 allows 100 connections and raises beyond: the 101st concurrent caller used to get a 503.
+
+    The timeout is long, because on a busy machine 300 connections take longer than a gateway gives one command.
+    """
     async with connect(settings.redis_url, 30.0) as redis:
         assert all(await asyncio.gather(*(redis.ping() for _ in range(300))))
