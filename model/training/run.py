@@ -87,7 +87,8 @@ def open_feed(recipe: Recipe, config: FluidConfig, tokenizer: PcaSkipTokenizer, 
     if recipe.scenes is None:
         return ImageFeed(Dataset.load(folder), tokenizer, encoder, folder, recipe.batch, recipe.seed)
     scenes, loaders = open_scenes(recipe, recipe.scenes), recipe.scenes.loaders
-    return SceneFeed(scenes, tokenizer, encoder, folder, recipe.batch, recipe.seed, loaders, device)
+    breadth = recipe.scenes.breadth
+    return SceneFeed(scenes, tokenizer, encoder, folder, recipe.batch, recipe.seed, loaders, device, breadth)
 
 
 def prepare(recipe: Recipe) -> tuple[Run, PcaSkipTokenizer]:
@@ -115,7 +116,8 @@ def prepare(recipe: Recipe) -> tuple[Run, PcaSkipTokenizer]:
     if layout_head:
         groups += decay_groups(layout_head, recipe.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.95), fused=True)
-    learner = Learner(model, Ema(model, recipe.ema), optimizer, Clock(recipe.steps, recipe.minutes))
+    clock = Clock(recipe.steps, recipe.minutes, recipe.clock == "cpu", recipe.anneal_minutes)
+    learner = Learner(model, Ema(model, recipe.ema), optimizer, clock)
     return Run(recipe, config, model, learner, make_schedule().to(device), feed, device, layout_head), tokenizer
 
 
