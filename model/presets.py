@@ -48,7 +48,7 @@ PRESETS: dict[str, FluidConfig] = {
     "atlas-128": FluidConfig(
         image_size=128, width=256, depth=6, heads=4, aligner_depth=1, aligner_width=192,
         head_width=256, head_depth=3, prediction="flow", flow_shift=1.0, positions="sincos_rope", clamp=10.0,
-        tokenizer=TokenizerConfig(stride=16, channels=32, widths=(32, 64, 128), image_channels=4, overlap=True),
+        tokenizer=TokenizerConfig(stride=16, channels=48, widths=(32, 64, 128), image_channels=4, overlap=True),
         text=TextConfig(max_tokens=28),
     ),
     "369M": _paper(1024, 15),

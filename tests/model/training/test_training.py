@@ -119,6 +119,37 @@ def test_learning_rate_warms_up_holds_and_anneals() -> None:
     assert at(750) == pytest.approx(0.51) and at(1000) == pytest.approx(0.02)
 
 
+def test_the_annealing_phase_ends_the_run_whenever_it_begins() -> None:
+    """The number of hours to come is unknown: the phase comes last by itself, or when it is asked for."""
+
+    def rate(clock: Clock) -> float:
+        return learning_rate(1.0, clock, warmup=1, anneal_from=0.1)
+
+    clock = Clock(steps=10**6, minutes=100, anneal_minutes=10, step=5, seconds=60 * 89)
+    assert rate(clock) == 1.0 and clock.progress == pytest.approx(0.89)
+    clock.seconds = 60 * 90
+    clock.tick()
+    assert clock.annealing == pytest.approx(60 * 90, abs=1)
+    clock.seconds = clock.annealing + 300
+    assert rate(clock) == pytest.approx(0.51) and clock.progress == pytest.approx(0.95)
+
+    early = Clock(steps=10**6, minutes=100, anneal_minutes=10, step=5, seconds=60 * 20)
+    early.anneal()
+    early.seconds += 600
+    assert rate(early) == pytest.approx(0.02) and early.progress == 1.0
+    early.anneal()
+    assert early.annealing == 60 * 20  # asking twice does not begin it again
+
+
+def test_processor_time_does_not_count_waiting() -> None:
+    """On a shared machine the time of day would end the run long before its share of work is done."""
+    clock = Clock(steps=10, minutes=1, cpu=True)
+    began = time.process_time()
+    time.sleep(0.2)
+    clock.tick()
+    assert clock.seconds <= time.process_time() - began + 0.05
+
+
 def test_ema_follows_and_ramps() -> None:
     """With a constant decay of 0.999, ten steps would leave 99 % of the initial weights."""
     layer = torch.nn.Linear(1, 1)
