@@ -102,9 +102,13 @@ class PcaSkipTokenizer(nn.Module):
     def start_from_pca(self, pixels: Tensor) -> None:
         """Set P and Pᵀ to the principal components of the patches of (B, 3 or 4, H, W) pixels."""
         stride, channels, colours = self.config.stride, self.config.channels, self.config.image_channels
-        patches = F.unfold(pixels, stride, stride=stride).transpose(1, 2).flatten(0, 1).double()  # (B·N, 3s²)
-        mean = patches.mean(0)
-        values, vectors = torch.linalg.eigh(torch.cov((patches - mean).T))  # ascending
+        values_each = colours * stride**2  # of a patch
+        total, products, count = torch.zeros(values_each).double(), torch.zeros(values_each, values_each).double(), 0
+        for part in pixels.split(128):  # all patches at once would take 10 GB at 128 px
+            patches = F.unfold(part, stride, stride=stride).transpose(1, 2).flatten(0, 1).double()  # (B·N, 3s²)
+            total, products, count = total + patches.sum(0), products + patches.T @ patches, count + len(patches)
+        mean = total / count
+        values, vectors = torch.linalg.eigh(products / count - mean.outer(mean))  # ascending
         basis = vectors.flip(1)[:, :channels]  # (3s², C)
         # Eigenvectors are determined up to their sign; fix it, so that two runs agree.
         basis = basis * torch.sign(basis.sum(0, keepdim=True) + 1e-12)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -84,19 +84,30 @@ def train(
     noise_max: float = 0.0,
     seam_weight: float = 0.0,
     cpu_clock: bool = False,
+    decoder_of: Path | None = None,
     progress: bool = True,
 ) -> PcaSkipTokenizer:
-    """Train, from `out`/state.pt if it exists; return the averaged tokenizer, its latents normalised."""
+    """Train, from `out`/state.pt if it exists; return the averaged tokenizer, its latents normalised.
+
+    Args:
+        decoder_of: file of a trained tokenizer: only its decoder is trained on, so that its tokens stay what they were.
+    """
     config = PRESETS[preset]
     images = torch.from_numpy(dataset.images)  # (all, H, W, 3) uint8
     known = torch.from_numpy(dataset.indices(("train", "heldout", "tokenizer")))
     torch.manual_seed(seed)
     tokenizer = new_tokenizer(config)
-    tokenizer.start_from_pca(to_pixels(images[known[:PCA_IMAGES]]))
+    if decoder_of is None:
+        tokenizer.start_from_pca(to_pixels(images[known[:PCA_IMAGES]]))
+    else:
+        tokenizer.load_state_dict(load_file(decoder_of))
+        tokenizer.analysis.requires_grad_(False)
+        tokenizer.f.requires_grad_(False)
     # Convolutions on a CPU are about twice as fast this way.
     tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     ema = Ema(tokenizer, 0.998)
-    optimizer = torch.optim.AdamW(tokenizer.parameters(), lr=PEAK_LR, betas=(0.9, 0.95), weight_decay=0.01)
+    trained = [parameter for parameter in tokenizer.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=PEAK_LR, betas=(0.9, 0.95), weight_decay=0.01)
     learner = Learner(tokenizer, ema, optimizer, Clock(steps, minutes, cpu_clock))
     clock = learner.clock
     learner.resume(out / "state.pt")
@@ -116,6 +127,8 @@ def train(
     bar.close()
     ema.copy_to(tokenizer)
     tokenizer.eval()
+    if decoder_of is not None:
+        return tokenizer
     tokenizer.fit_normalisation(to_pixels(images[torch.from_numpy(dataset.indices("train")[:PCA_IMAGES])]))
     return tokenizer
 
@@ -187,6 +200,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seam-weight", type=float, default=0.0,
                         help="weight of gradient errors across token borders (%(default)s)")  # fmt: skip
     parser.add_argument("--cpu-clock", action="store_true", help="count minutes of processor time")
+    parser.add_argument("--decoder-of", type=Path, metavar="FILE",
+                        help="train only the decoder of this tokenizer: models of its tokens keep fitting")  # fmt: skip
     args = parser.parse_args(argv)
 
     try:
@@ -195,7 +210,7 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(str(error))
     tokenizer = train(
         args.preset, dataset, args.out, args.minutes, args.steps, args.batch, args.seed, args.noise_max,
-        args.seam_weight, args.cpu_clock,
+        args.seam_weight, args.cpu_clock, args.decoder_of,
     )  # fmt: skip
     report = measure(tokenizer, dataset)
     save_sheet(tokenizer, dataset, args.out / "sheet.png")

@@ -13,7 +13,7 @@ import numpy as np
 from model.data.atlas.collect import Picture
 from model.data.atlas.hashes import Fingerprints, across_the_line, duplicates, fingerprints
 from model.data.atlas.image_sets import EMOJI_SOURCES, FIREFOX, ICON_SETS, STYLE_PREFERENCE
-from model.data.atlas.store import AtlasSprites, Entry
+from model.data.atlas.store import NUMBER, AtlasSprites, Entry
 from model.data.scenes.clipart import CLIPART
 from model.data.scenes.facts import held_out
 from model.data.scenes.portraits import PORTRAITS
@@ -67,7 +67,7 @@ def _twins_in_scenes(
 
 
 def _entries(pictures: Sequence[Picture], held: np.ndarray) -> list[Entry]:
-    """Entries with unique keys: a second drawing of a thing in a style gets a number."""
+    """Entries with keys that are unique, and that no thing of scenes has: they end in a number."""
     trained = defaultdict(set)
     for picture, out in zip(pictures, held, strict=True):
         if not out:
@@ -78,11 +78,10 @@ def _entries(pictures: Sequence[Picture], held: np.ndarray) -> list[Entry]:
     }
     seen, entries = Counter[tuple[str, str]](), []
     for picture, out in zip(pictures, held, strict=True):
-        number = seen[picture.noun, picture.style]
         seen[picture.noun, picture.style] += 1
         entries.append(
             Entry(
-                key=picture.noun if number == 0 else f"{picture.noun} #{number + 1}",
+                key=f"{picture.noun}{NUMBER}{seen[picture.noun, picture.style]}",
                 noun=picture.noun, style=picture.style, split="heldout" if out else "train",
                 styles=len(trained[picture.noun]), default=picture.style == default.get(picture.noun),
                 also=picture.also, tags=picture.tags, sentence=picture.sentence, one_colour=picture.one_colour,

@@ -21,6 +21,7 @@ from model.data.sources import DataError
 
 ARRAY_FILE, LINES_FILE = "breadth.npy", "breadth.jsonl"
 SPLITS = ("train", "heldout")
+NUMBER = " #"  # in a key, between the noun and the number of the drawing
 
 
 @dataclass(frozen=True, slots=True)

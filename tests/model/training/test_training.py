@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from model.config import ConfigError
 from model.data.dataset import DataError, Dataset
@@ -23,6 +24,7 @@ from model.networks.tokenizer import PcaSkipTokenizer, psnr, to_pixels, to_uint8
 from model.presets import PRESETS
 from model.training.recipe import Recipe
 from model.training.train import main
+from model.training.train_tokenizer import train as train_tokenizer
 from model.training.trainer import Clock, Ema, learning_rate, load_state
 from tests.model.image_set import squares
 
@@ -211,3 +213,15 @@ def test_command_line_reports_errors_without_a_traceback(tmp_path: Path) -> None
         main(["--recipe", str(RECIPE), "--tokenizer", str(tmp_path / "none"), "--out", str(tmp_path)])
     with pytest.raises(SystemExit, match=r"no recipe .*none\.toml"):
         main(["--recipe", str(tmp_path / "none.toml")])
+
+
+def test_training_the_decoder_alone_keeps_the_tokens(workshop: Path, tmp_path: Path) -> None:
+    """A model of hours of training reads these tokens: a better decoder must not move them."""
+    file = workshop / "tokenizer" / "tokenizer.safetensors"
+    before = PcaSkipTokenizer(PRESETS["tiny"].tokenizer)  # type: ignore[arg-type]
+    before.load_state_dict(load_file(file))
+    after = train_tokenizer("tiny", squares(), tmp_path, 0.0, 5, 8, 0, noise_max=0.5, seam_weight=0.1, decoder_of=file,
+                            progress=False)  # fmt: skip
+    pixels = to_pixels(torch.from_numpy(squares().images))
+    assert torch.equal(before.encode(pixels), after.encode(pixels))
+    assert not torch.equal(before.synthesis.weight, after.synthesis.weight)

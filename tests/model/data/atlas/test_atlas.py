@@ -93,7 +93,7 @@ def test_a_second_drawing_gets_a_key_of_its_own() -> None:
     core = discs(THINGS_USED)
     core.about["sha256"] = "0"
     found = assemble(core, [Picture("vase", "noto", drawing(1)), Picture("vase", "noto", drawing(2))])
-    assert [entry.key for entry in found.entries] == ["vase", "vase #2"]
+    assert [entry.key for entry in found.entries] == ["vase #1", "vase #2"]
 
 
 def test_the_same_pictures_give_the_same_digest(atlas: AtlasSprites) -> None:
