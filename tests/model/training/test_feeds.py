@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from model.config import TokenizerConfig
+from model.data.atlas.assemble import assemble
+from model.data.atlas.atlas_bank import build_atlas_bank
+from model.data.atlas.collect import Picture
 from model.data.scenes.bank import build_bank
+from model.data.scenes.sprites import SIDE
 from model.data.scenes.things import STYLES, THINGS
 from model.networks.text_encoder import HashEncoder
+from model.networks.tokenizer import PcaSkipTokenizer
 from model.presets import PRESETS
 from model.training.caption_cache import build_caption_cache
-from model.training.feeds import SceneBatches, epoch_order, mixed_order
+from model.training.feeds import SceneBatches, SceneFeed, epoch_order, mixed_order
 from tests.model.image_set import discs
 
 
@@ -48,3 +55,24 @@ def test_captions_of_like_length_are_encoded_together_and_come_back_in_place(tmp
         count = int(mask.sum())
         assert int(cache.mask[row, 0].sum()) == count
         assert torch.equal(cache.states[row, 0, :count], states[0, :count].bfloat16())
+
+
+def test_a_feed_of_the_atlas_encodes_alpha_and_names_its_words(tmp_path: Path) -> None:
+    things = tuple(THINGS)[:24]
+    core = discs(things)
+    core.about["sha256"] = "0"
+    rng = np.random.default_rng(0)
+    sprites = [rng.integers(0, 255, (SIDE, SIDE, 4), np.uint8) for _ in range(4)]
+    pictures = [Picture("anvil", style, sprites[n]) for n, style in enumerate(("3d", "noto"))]
+    pictures += [Picture("vase", "clipart", sprites[2]), Picture("hook", "silhouette", sprites[3], one_colour=True)]
+    atlas = assemble(core, pictures)
+    bank = build_atlas_bank(atlas, things, STYLES, 30, 16, seed=1)
+    tokenizer = PcaSkipTokenizer(TokenizerConfig(stride=16, channels=4, widths=(8, 8, 8), image_channels=4))
+    encoder = HashEncoder(PRESETS["tiny"].text)
+    feed = SceneFeed(bank, tokenizer, encoder, tmp_path, 8, 0, 0, torch.device("cpu"), breadth=0.25)
+    rows, tokens, cells = feed.tokens(3)
+    assert int((rows >= 30).sum()) == 2 and tokens.shape == (8, 64, 4) and cells.shape == (8, 64, 2)
+    assert feed.about["breadth"] == ["anvil"] and feed.about["breadth_in_one_style"] == ["hook", "vase"]
+    assert {"3d", "clipart", "silhouette"} <= set(feed.about["styles"])
+    image, caption = feed.example(len(bank) - 1)
+    assert image.shape == (128, 128, 3) and "hook" in caption
