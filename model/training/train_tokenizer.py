@@ -39,7 +39,7 @@ from model.training.trainer import Clock, Ema, Learner, add_budget_arguments, le
 LATENT_NOISE = 0.1  # standard deviation; latents have 1
 PEAK_LR = 1.5e-3
 PCA_IMAGES = 4096  # more would cost memory and no longer move the components
-MEASURED = 800  # images of each split in the report, at most
+MEASURED = 256  # images of each split in the report, at most
 SEAM_NOISE = (0.0, 0.2)  # standard deviations of the latents' noise at which seams are measured; latents have 1
 
 
@@ -97,9 +97,9 @@ def train(
     known = torch.from_numpy(dataset.indices(("train", "heldout", "tokenizer")))
     torch.manual_seed(seed)
     tokenizer = new_tokenizer(config)
-    if decoder_of is None:
+    if decoder_of is None and not (out / "state.pt").exists():
         tokenizer.start_from_pca(to_pixels(images[known[:PCA_IMAGES]]))
-    else:
+    if decoder_of is not None:
         tokenizer.load_state_dict(load_file(decoder_of))
         tokenizer.analysis.requires_grad_(False)
         tokenizer.f.requires_grad_(False)
@@ -212,9 +212,9 @@ def main(argv: list[str] | None = None) -> None:
         args.preset, dataset, args.out, args.minutes, args.steps, args.batch, args.seed, args.noise_max,
         args.seam_weight, args.cpu_clock, args.decoder_of,
     )  # fmt: skip
+    save_file({k: v.contiguous() for k, v in tokenizer.state_dict().items()}, args.out / "tokenizer.safetensors")
     report = measure(tokenizer, dataset)
     save_sheet(tokenizer, dataset, args.out / "sheet.png")
-    save_file({k: v.contiguous() for k, v in tokenizer.state_dict().items()}, args.out / "tokenizer.safetensors")
     (args.out / "report.json").write_text(json.dumps(report) + "\n")
     print(f"weights and sheet in {args.out}")
     print(json.dumps(report))
