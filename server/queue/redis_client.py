@@ -2,12 +2,12 @@
 
 import asyncio
 import logging
+import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import (
     AskError,
@@ -25,6 +25,7 @@ from redis.exceptions import (
 
 from server.addresses import without_password
 from server.errors import ConfigError, SettingError
+from server.queue.connection.retry import ReconnectingRetry, causes
 
 log = logging.getLogger(__name__)
 #: redis-py annotates every reply as the union of all protocols and decodings, differently in each release.
@@ -39,6 +40,10 @@ PATIENT_TIMEOUT_S = 5.0
 MAX_CONNECTIONS = 4096
 #: For the gateway: its callers get 503 within a second when Redis does not answer.
 QUICK_TIMEOUT_S = 0.9
+#: A connection that was idle this long is pinged before it is used.
+HEALTH_CHECK_S = 15
+#: The kernel gives up a connection whose peer is gone after 10 + 3 * 3 s; a firewall may forget one that is idle longer.
+KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 3, "TCP_KEEPCNT": 3}
 
 #: Class of an error, first word of its text where redis-py has no class, how "The queue ..." ends, and the remedy.
 _REASONS: tuple[tuple[type[RedisError], str, str, str], ...] = (
@@ -80,7 +85,7 @@ def explain(error: RedisError) -> tuple[str, str]:
 
     Callers may see both: there is no address, user or password in them.
     """
-    text, chain = str(error), list(_causes(error))
+    text, chain = str(error), list(causes(error))
     for kind, word, meaning, remedy in _REASONS:
         if any(isinstance(each, kind) for each in chain) or text.startswith(f"{word} "):
             return meaning, remedy
@@ -151,49 +156,13 @@ def config_problems(config: Mapping[str, str]) -> Iterator[Problem]:
         )
 
 
-class _Retry(Retry):
-    """Retries at once what may succeed at once: a failed connection, but no refused password, nor a timeout, which
-    would double the wait."""
-
-    async def call_with_retry(self, do: Any, fail: Any, *args: Any, **options: Any) -> Any:
-        async def do_once() -> Any:
-            try:
-                return await do()
-            except ConnectionError as error:
-                # To redis-py a refused password is a failed connection, or the cause of one.
-                refused = next((each for each in _causes(error) if isinstance(each, AuthenticationError)), None)
-                if refused is None:
-                    raise
-                raise _Refused(refused) from error
-
-        try:
-            return await super().call_with_retry(do_once, fail, *args, **options)
-        except _Refused as refused:
-            raise refused.error from None
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error and what caused it; redis-py wraps what a new connection is told into a ConnectionError."""
-    while error is not None:
-        yield error
-        error = error.__cause__
-
-
-class _Refused(Exception):
-    """Carries an error past the retries."""
-
-    def __init__(self, error: AuthenticationError) -> None:
-        super().__init__()
-        self.error = error
-
-
 def connect(url: str, timeout_s: float) -> Client:
     """Create the client of a process, with replies as text. Protocol 2 is pinned: version 3 changes replies' shape.
 
     Raises:
         SettingError: the URL has options that redis-py does not know.
     """
-    retry = _Retry(ExponentialBackoff(cap=0.2, base=0.02), RETRIES, supported_errors=(ConnectionError,))
+    retry = ReconnectingRetry(ExponentialBackoff(cap=0.2, base=0.02), RETRIES, supported_errors=(ConnectionError,))
     try:
         client = Redis.from_url(
             url,
@@ -203,8 +172,10 @@ def connect(url: str, timeout_s: float) -> Client:
             retry=retry,
             socket_timeout=timeout_s,
             socket_connect_timeout=timeout_s,
+            health_check_interval=HEALTH_CHECK_S,
+            **({} if url.startswith("unix:") else _keepalive()),
         )
-        pool = client.connection_pool
+        pool = retry.pool = client.connection_pool
         pool.connection_class(**pool.connection_kwargs)  # unknown options would be found by the first command only
     except (TypeError, ValueError, AttributeError):  # what they say may quote a part of a password
         raise SettingError(
@@ -212,6 +183,12 @@ def connect(url: str, timeout_s: float) -> Client:
             "what follows the question mark."
         ) from None
     return client
+
+
+def _keepalive() -> dict[str, Any]:
+    """Options of a TCP connection; a platform may lack some of the kernel's."""
+    known = {getattr(socket, name): value for name, value in KEEPALIVE.items() if hasattr(socket, name)}
+    return {"socket_keepalive": True, "socket_keepalive_options": known}
 
 
 async def wait_until_up(redis: Client, url: str) -> None:
