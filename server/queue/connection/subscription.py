@@ -1,13 +1,15 @@
 """A pub/sub subscription that detects a dead connection: to a subscriber, a silent connection looks like a quiet one."""
 
 import asyncio
+import secrets
 from typing import Any
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-#: A connection that has been silent this long is pinged, and given up if nothing comes back within PONG_S.
+#: After this much silence a message is published to the subscription itself; if it does not arrive within ECHO_S, the
+#: connection is given up. A PING would only show that some server answers: perhaps one that was the primary once.
 PING_AFTER_S = 3.0
-PONG_S = 2.0
+ECHO_S = 2.0
 
 
 class Subscription:
@@ -15,7 +17,8 @@ class Subscription:
 
     def __init__(self, redis: Any, *channels: str) -> None:
         self._redis = redis
-        self._channels = channels
+        self._echo = f"{channels[0]}:echo:{secrets.token_hex(8)}"
+        self._channels = (*channels, self._echo)
         self._retry = redis.get_retry()
         self._demotions = self._retry.demotions
         self._pubsub: Any = None
@@ -45,14 +48,14 @@ class Subscription:
             raise RedisConnectionError("the primary was demoted")
         if self._pinged_at is None and _now() - self._heard_at > PING_AFTER_S:
             self._pinged_at = _now()
-            await self._pubsub.ping()
-        if self._pinged_at is not None and _now() - self._pinged_at > PONG_S:
-            raise RedisConnectionError(f"a ping was not answered within {PONG_S:g} s")
+            await self._redis.publish(self._echo, "")
+        if self._pinged_at is not None and _now() - self._pinged_at > ECHO_S:
+            raise RedisConnectionError(f"a message did not arrive within {ECHO_S:g} s")
         message = await self._pubsub.get_message(timeout=timeout_s)
-        if message is None:
+        if message is None or message["type"] != "message":
             return None
         self._heard_at, self._pinged_at = _now(), None
-        return (message["channel"], message["data"]) if message["type"] == "message" else None
+        return None if message["channel"] == self._echo else (message["channel"], message["data"])
 
 
 def _now() -> float:

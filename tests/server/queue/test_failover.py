@@ -92,7 +92,7 @@ async def test_an_image_that_a_failover_lost_is_generated_again(
     await asyncio.to_thread(pair.promote)
     outputs = [output_of(lease), output_of(lease, 1)]
     assert not await zombie_leases.finish(lease, JobState.SUCCEEDED, outputs=outputs, files={1: b"here"})
-    assert (await ours.get("a")).state is JobState.QUEUED
+    assert await zombie_leases.redis.hget(ours.keys.job_hash("a"), "state") == JobState.QUEUED
     again = await take(zombie_leases)
     assert (await zombie_leases.resume(again, "sha")).outputs == {}
 
@@ -135,6 +135,7 @@ async def test_a_replica_that_stays_one_is_told(pair: RedisPair) -> None:
 
 async def test_an_idle_gateway_leaves_a_demoted_primary(pair: RedisPair, ours: JobQueue) -> None:
     """It only read, and reads of a replica succeed: it showed a stale queue until the next request."""
+    await asyncio.gather(*(ours.redis.ping() for _ in range(4)))  # one of them will be the subscription's
     async with watching(ours, "fluid"):
         before = ours.redis.get_retry().demotions
         await asyncio.to_thread(pair.promote)
@@ -148,7 +149,7 @@ async def test_a_silent_subscription_is_noticed(
 ) -> None:
     """It looked like a quiet one: every wait took the fallback second, and streams 15 s, until a restart."""
     monkeypatch.setattr(subscription, "PING_AFTER_S", 0.3)
-    monkeypatch.setattr(subscription, "PONG_S", 0.3)
+    monkeypatch.setattr(subscription, "ECHO_S", 0.3)
     async with watching(ours, "elsewhere") as watcher, connect(pair.url, PATIENT_TIMEOUT_S) as other:
         await asyncio.to_thread(lambda: until(lambda: _subscribers(pair), what="the subscription"))
         pair.address.silence()
@@ -161,6 +162,23 @@ async def test_a_silent_subscription_is_noticed(
 
 def _subscribers(pair: RedisPair) -> int:
     return str(pair.primary.command("CLIENT", "LIST", "TYPE", "PUBSUB")).count("cmd=subscribe")
+
+
+async def test_a_subscription_does_not_stay_with_a_former_primary(
+    pair: RedisPair, ours: JobQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is written through a subscription, so no READONLY tells it. It answered every ping, and heard nothing."""
+    monkeypatch.setattr(subscription, "PING_AFTER_S", 0.3)
+    monkeypatch.setattr(subscription, "ECHO_S", 0.3)
+    async with watching(ours, "elsewhere") as watcher, connect(pair.url, PATIENT_TIMEOUT_S) as other:
+        await asyncio.to_thread(lambda: until(lambda: _subscribers(pair), what="the subscription"))
+        await asyncio.to_thread(pair.promote)
+        pair.replica.command("REPLICAOF", "NO", "ONE")  # what the new primary publishes does not come here
+        with watcher.follow("a") as changed:
+            async with asyncio.timeout(10):
+                while not changed.is_set():
+                    await other.publish("{elsewhere}:job_updated", "a")
+                    await asyncio.sleep(0.05)
 
 
 async def test_one_silent_connection_costs_one_timeout(pair: RedisPair) -> None:
