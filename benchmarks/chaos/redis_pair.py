@@ -29,7 +29,7 @@ class Node(EmbeddedValkey):
     def _options(self) -> list[str]:
         options = {
             "port": str(self.port), "bind": "127.0.0.1", "repl-diskless-sync-delay": "0", "repl-timeout": "5",
-            "repl-ping-replica-period": "1",
+            "repl-ping-replica-period": "1", "auto-aof-rewrite-min-size": "16mb",
         }  # fmt: skip
         return [*super()._options(), *(part for name, value in options.items() for part in (f"--{name}", value))][2:]
 
@@ -85,7 +85,20 @@ class RedisPair:
             return False
         assert isinstance(primary, dict) and isinstance(replica, dict)
         up = replica.get("master_link_status") == "up" and not replica.get("master_sync_in_progress")
-        return bool(up and replica.get("slave_repl_offset") == primary.get("master_repl_offset"))
+        return bool(up and replica.get("slave_repl_offset", 0) >= primary.get("master_repl_offset", 0))
+
+    def ended(self) -> list[Node]:
+        """Return the nodes whose processes have ended."""
+        return [node for node in (self.primary, self.replica) if node.exited]
+
+    def restart(self, node: Node) -> None:
+        """Start a node again that has ended, on its data."""
+        node.start()
+        if node is self.replica:
+            self._follow()
+
+    def node_in(self, folder: Path) -> Node:
+        return self.primary if self.primary.data_dir == folder else self.replica
 
     def lag(self) -> None:
         """From now on, what the primary accepts does not reach the replica."""

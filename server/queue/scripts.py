@@ -37,7 +37,10 @@ class QueueConnection:
     async def run(self, name: str, args: Mapping[str, Any], *data: bytes) -> Any:
         """Run a script, which reads `args` as the Lua table `args`, without those that are None, and `data` as
         ARGV[2] and on: JSON cannot hold bytes."""
-        script, named = self._scripts[name], json.dumps({key: value for key, value in args.items() if value is not None})
+        script, named = (
+            self._scripts[name],
+            json.dumps({key: value for key, value in args.items() if value is not None}),
+        )
         try:
             return await self.redis.evalsha(script.sha, 1, self.keys.root, named, *data)
         except NoScriptError:  # EVAL, because SCRIPT LOAD on another connection may reach another server at a failover
