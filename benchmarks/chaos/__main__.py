@@ -6,8 +6,8 @@ everything gets time to finish, and every job is audited: each accepted job must
 each image must be the one of its prompt and seed.
 
 Modes add faults: failover to a replica that lacks the last second, half-open connections, failed reloads, clock jumps
-(where libfaketime is installed), full disks (as root). What a failover undoes by design, the jobs and states of its last
-second, counts as rolled_back and not as lost.
+(where libfaketime is installed), full disks (as root). Jobs that a failover undoes by design, those of its last second,
+count as rolled_back and not as lost.
 
 Gates: no job lost, none duplicated, no process ended unasked, redelivery p99 at most the lease plus one second, and the
 service's own counters consistent. The exit status is 0 if all gates pass. The last line of output is one JSON object.
@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -43,10 +44,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=3.0, help="duration of the faults (default 3)")
     parser.add_argument("--seed", type=int, default=1, help="seed of faults and requests; timing still varies")
     parser.add_argument("--lease", type=float, default=2.0, metavar="SECONDS", help="FLUID_LEASE_S of the service")
-    parser.add_argument("--modes", type=_modes, default=[], metavar="LIST", help=f"further faults, of {', '.join(MODES)}; "
-                        "or all: those that can be had here (default none)")  # fmt: skip
+    parser.add_argument("--modes", type=_modes, default=[], metavar="LIST", help="further faults, separated by "
+                        f"commas: {', '.join(MODES)}; or all, which skips what cannot be had here (default none)")  # fmt: skip
     parser.add_argument("--untimed", action="store_true", help="report the redelivery gate, but do not fail because "
                         "of it: for machines that are busy with other work")  # fmt: skip
+    parser.add_argument("--log", type=Path, metavar="FILE", help="save the log of gateways and workers")
     parser.add_argument("--keep", action="store_true", help="save the figures under benchmarks/results/")
     args = parser.parse_args(argv)
     modes, skipped = available(args.modes)
@@ -54,6 +56,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"skipped: {reason}", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="fluid-chaos-") as folder:
         outcome = asyncio.run(run(args.minutes, args.seed, args.lease, Path(folder), modes))
+        if args.log:
+            shutil.copy(Path(folder) / "log", args.log)
     failures = outcome.failures + ([] if args.untimed else outcome.late)
     for text in (*outcome.remarks, *outcome.failures, *outcome.late):
         print(text, file=sys.stderr)

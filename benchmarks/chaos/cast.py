@@ -45,7 +45,7 @@ class Cast:
         self.clocks: Clocks | None = None
         self.disk: SmallDisk | None = None
         self.pair: RedisPair | None = None
-        self.logs = data_dir / "logs"
+        self.log = data_dir / "log"  # of gateways and workers
         self._data_dir, self._random, self._modes = data_dir, random, modes
         self._alone: EmbeddedValkey | None = None
         self._struck: set[int] = set()  # process ids that a fault has ended, or will
@@ -63,7 +63,6 @@ class Cast:
                 result_ttl_s=86400, log_level="error",
             )  # fmt: skip
             stack.callback(self._kill_all)
-            self.logs.mkdir(parents=True)
             self.gateways = {port: self._gateway(port) for port in (free_port() for _ in range(GATEWAYS))}
             self.workers = [self._start("worker") for _ in range(WORKERS)]
             self._stack = stack.pop_all()
@@ -94,7 +93,8 @@ class Cast:
     def _start(self, role: str, *flags: str) -> Popen[bytes]:
         env = {k: v for k, v in os.environ.items() if not k.startswith("FLUID_")} | self.settings.to_env()
         env |= self.clocks.env(role) if self.clocks and role in self.clocks.offsets else {}
-        return subprocesses.spawn([sys.executable, "-m", "server.cli", role, *flags], env=env, quiet=True)
+        command = [sys.executable, "-m", "server.cli", role, *flags]
+        return subprocesses.spawn(["/bin/sh", "-c", 'exec "$@" >>"$0" 2>&1', str(self.log), *command], env=env)
 
     def _gateway(self, port: int) -> Popen[bytes]:
         return self._start("gateway", "--port", str(port))

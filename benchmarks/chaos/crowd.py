@@ -28,6 +28,7 @@ class Crowd:
         self._cast, self._ledger, self._random, self._per_second = cast, ledger, random, per_second
         self._http = httpx.AsyncClient(trust_env=False, timeout=WAIT_S, limits=httpx.Limits(max_connections=None))
         self.errors = 0  # failed connections and 5xx
+        self.bugs: list[str] = []  # 5xx that no fault explains
 
     async def run(self, stop: asyncio.Event) -> None:
         """Send requests until `stop` is set, then wait for those in flight."""
@@ -135,7 +136,9 @@ class Crowd:
             return None
         if response.status_code >= 500:
             self.errors += 1
-        return None if response.status_code == 503 else response
+        if response.status_code >= 500 and "internal_error" in response.text:
+            self.bugs.append(f"{method} {path}: {response.status_code} {response.text[:200]}")
+        return None if response.status_code >= 500 else response
 
     async def _with_timeout(self, client: Awaitable[object], seconds: float) -> None:
         """Run a client that closes its connection after `seconds`."""

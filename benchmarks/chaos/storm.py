@@ -72,7 +72,9 @@ async def run(minutes: float, seed: int, lease_s: float, data_dir: Path, modes: 
     }
     histories = [f"{text}{redeliveries.history(text.partition(':')[0])}" for text in verdict.unexpected]
     late = lateness(redeliveries.seconds, lease_s)
-    return Outcome(result, failures(verdict, inconsistent, cast.unasked), late, [*histories, *redeliveries.late])
+    return Outcome(
+        result, failures(verdict, inconsistent, cast.unasked, crowd.bugs), late, [*histories, *redeliveries.late]
+    )
 
 
 async def _wait_ready(cast: Cast) -> None:

@@ -1,8 +1,8 @@
 """The workers' side of the queue: take a job under a lease, renew it, save progress, finish once or requeue.
 
-A lease is an entry with an expiry, which its worker extends while it lives. Every attempt has a fencing token of its own,
-so a worker that fell silent and came back is rejected at the finish. Tokens are random, and made here: a failover to a
-replica that lacks the last writes would repeat those of a counter in Redis.
+A lease is an entry with an expiry, which its worker extends while it lives. Every attempt has a fencing token of its
+own, so a worker that fell silent and came back is rejected at the finish. Tokens are random, and made here: a failover
+to a replica that lacks the last writes would repeat those of a counter in Redis.
 """
 
 import json

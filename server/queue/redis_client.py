@@ -42,7 +42,7 @@ MAX_CONNECTIONS = 4096
 QUICK_TIMEOUT_S = 0.9
 #: A connection that was idle this long is pinged before it is used.
 HEALTH_CHECK_S = 15
-#: The kernel gives up a connection whose peer is gone after 10 + 3 * 3 s; a firewall may forget one that is idle longer.
+#: The kernel gives up a connection whose peer is gone after 10 + 3 * 3 s; firewalls forget those that are idle longer.
 KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 3, "TCP_KEEPCNT": 3}
 
 #: Class of an error, first word of its text where redis-py has no class, how "The queue ..." ends, and the remedy.

@@ -54,6 +54,11 @@ class ReconnectingRetry(Retry):
                 if await self._drop_pool():
                     self.demotions += 1
                 raise _Demoted(error) from error
+            except RuntimeError as error:
+                if "handler is closed" not in str(error):
+                    raise
+                # uvloop's word for a connection that its peer has reset; redis-py expects an OSError.
+                raise ConnectionError("the connection was closed") from error
 
         try:
             return await super().call_with_retry(do_once, fail, *args, **options)

@@ -1,4 +1,4 @@
-"""A pub/sub subscription that detects a dead connection: to a subscriber, a silent connection looks like a quiet one."""
+"""A pub/sub subscription that detects a dead connection, which to a subscriber looks like a quiet one."""
 
 import asyncio
 import secrets
