@@ -44,8 +44,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=3.0, help="duration of the faults (default 3)")
     parser.add_argument("--seed", type=int, default=1, help="seed of faults and requests; timing still varies")
     parser.add_argument("--lease", type=float, default=2.0, metavar="SECONDS", help="FLUID_LEASE_S of the service")
-    parser.add_argument("--modes", type=_modes, default=[], metavar="LIST", help="further faults, separated by "
-                        f"commas: {', '.join(MODES)}; or all, which skips what cannot be had here (default none)")  # fmt: skip
+    modes_help = f"further faults, separated by commas: {', '.join(MODES)}; or all (default none)"
+    parser.add_argument("--modes", type=_modes, default=[], metavar="LIST", help=modes_help)
     parser.add_argument("--untimed", action="store_true", help="report the redelivery gate, but do not fail because "
                         "of it: for machines that are busy with other work")  # fmt: skip
     parser.add_argument("--log", type=Path, metavar="FILE", help="save the log of gateways and workers")
@@ -78,13 +78,14 @@ def _modes(text: str) -> list[str]:
 
 
 def available(modes: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the modes that can be had on this machine, and why the others cannot."""
-    reasons = {}
-    if find_library() is None:
-        reasons["clock"] = "clock jumps need libfaketime (Debian: apt-get install faketime)"
-    if (trouble := mount_trouble()) is not None:
-        reasons["disk"] = f"full disks need a small tmpfs, which only root may mount ({trouble})"
-    return [mode for mode in modes if mode not in reasons], [reasons[mode] for mode in modes if mode in reasons]
+    """Return the modes that can be had on this machine, and what cannot."""
+    found, skipped = list(modes), []
+    if "clock" in modes and find_library() is None:
+        skipped.append("jumps of Redis' clock, which need libfaketime (Debian: apt-get install faketime)")
+    if "disk" in modes and (trouble := mount_trouble()) is not None:
+        found.remove("disk")
+        skipped.append(f"full disks, which need a small tmpfs, which only root may mount ({trouble})")
+    return found, skipped
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ Some are always there; the others are modes, which can be chosen:
 failover   a replica that lacks the last second takes over the address; connections stay with the former primary
 half-open  connections to Redis go silent and stay open
 reload     `fluid reload` to a checkpoint that is missing, or that hangs
-clock      the clocks of gateways, workers or Redis jump (needs libfaketime)
+clock      the clocks of gateways, workers or Redis jump (that of Redis needs libfaketime)
 disk       the disk under one Valkey is full (needs root, for a tmpfs)
 """
 
@@ -18,7 +18,6 @@ from random import Random
 from redis.exceptions import RedisError
 
 from benchmarks.chaos.cast import Cast
-from benchmarks.chaos.clock import ROLES
 from benchmarks.chaos.ledger import Ledger
 from benchmarks.chaos.redelivery import Redeliveries
 from server.queue.job_queue import JobQueue
@@ -137,7 +136,7 @@ class Faults:
         """Let the clocks of one role jump; the next jump of that role may set them back."""
         if self._cast.clocks is None:
             return
-        role = self._random.choice(ROLES)
+        role = self._random.choice(list(self._cast.clocks.offsets))
         self._cast.kills[f"clock of {role}"] += 1
         if role == "valkey":
             self._redeliveries.drop()
@@ -146,7 +145,7 @@ class Faults:
     def _set_clocks_right(self) -> None:
         if self._cast.clocks is not None:
             self._redeliveries.drop()
-            for role in ROLES:
+            for role in self._cast.clocks.offsets:
                 self._cast.clocks.set(role, 0.0)
 
     async def _fill_disk(self) -> None:

@@ -79,7 +79,7 @@ class Redeliveries:
             self._down_since = None
 
     def _now(self) -> float:
-        return time.time() + (self._cast.clocks.offsets["valkey"] if self._cast.clocks else 0.0)
+        return time.time() + (self._cast.clocks.offsets.get("valkey", 0.0) if self._cast.clocks else 0.0)
 
     def drop(self) -> None:
         """Drop the samples that are being taken: Redis' clock jumps."""

@@ -3,9 +3,9 @@
 import asyncio
 import logging
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from redis.asyncio import Redis
 from redis.backoff import ExponentialBackoff
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 #: redis-py annotates every reply as the union of all protocols and decodings, differently in each release.
 #: Both are fixed here, and the queue converts what it reads into its own types.
 Client = Any
+T = TypeVar("T")
 #: Few and quick: callers should get their 503 within a second, and every script is safe to repeat.
 RETRIES = 3
 #: A vanished host neither answers nor closes. Longer than any blocking call (BLPOP blocks for 0.25 s).
@@ -208,6 +209,21 @@ async def wait_until_up(redis: Client, url: str) -> None:
             if str(error) != logged:
                 log.warning("waiting for Redis at %s: %s", address, error)
                 logged = str(error)
+            await asyncio.sleep(0.5)
+
+
+async def outlast_outages(redis: Client, url: str, call: Callable[[], Awaitable[T]]) -> T:
+    """Repeat a call of a process that starts, and has nothing to lose yet, until Redis answers it.
+
+    Raises:
+        ConfigError: as `wait_until_up` does.
+    """
+    while True:
+        await wait_until_up(redis, url)
+        try:
+            return await call()
+        except RedisError as error:
+            log.warning("Redis: %s; trying again", error)
             await asyncio.sleep(0.5)
 
 

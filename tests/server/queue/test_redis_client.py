@@ -3,8 +3,9 @@
 import asyncio
 
 import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
 
-from server.queue.redis_client import connect
+from server.queue.redis_client import connect, outlast_outages
 from server.settings import Settings
 
 pytestmark = pytest.mark.anyio
@@ -17,3 +18,16 @@ async def test_three_hundred_concurrent_commands_get_a_connection_each(settings:
     """
     async with connect(settings.redis_url, 30.0) as redis:
         assert all(await asyncio.gather(*(redis.ping() for _ in range(300))))
+
+
+async def test_a_start_outlasts_an_outage(settings: Settings) -> None:
+    """A worker that started while Redis was away for longer than a lease ended with a traceback."""
+    failures = [RedisConnectionError("gone"), RedisConnectionError("still gone")]
+
+    async def call() -> str:
+        if failures:
+            raise failures.pop()
+        return "done"
+
+    async with connect(settings.redis_url, 30.0) as redis:
+        assert await outlast_outages(redis, settings.redis_url, call) == "done"
