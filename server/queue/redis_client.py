@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from redis.asyncio import Redis
+from redis.asyncio.sentinel import MasterNotFoundError
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import (
     AskError,
@@ -23,9 +24,10 @@ from redis.exceptions import (
     ResponseError,
 )
 
-from server.addresses import without_password
+from server.addresses import SENTINEL_SCHEMES, without_password
 from server.errors import ConfigError, SettingError
 from server.queue.connection.retry import ReconnectingRetry, causes
+from server.queue.connection.sentinel import connect_by_sentinel
 
 log = logging.getLogger(__name__)
 #: redis-py annotates every reply as the union of all protocols and decodings, differently in each release.
@@ -69,6 +71,12 @@ _REASONS: tuple[tuple[type[RedisError], str, str, str], ...] = (
         "MOVED",
         "is on another node of the Redis Cluster",
         "Set FLUID_REDIS_URL to the node that holds the slot of FLUID_NAMESPACE.",
+    ),
+    (
+        MasterNotFoundError,
+        "NOMASTER",
+        "has no primary that Sentinel knows",
+        "Wait for its failover, or correct the hosts and the service in FLUID_REDIS_URL.",
     ),
     (ClusterDownError, "CLUSTERDOWN", "is on a Redis Cluster that is down", "Repair the cluster."),
 )
@@ -165,7 +173,8 @@ def connect(url: str, timeout_s: float) -> Client:
     """
     retry = ReconnectingRetry(ExponentialBackoff(cap=0.2, base=0.02), RETRIES, supported_errors=(ConnectionError,))
     try:
-        client = Redis.from_url(
+        create = connect_by_sentinel if url.partition("://")[0] in SENTINEL_SCHEMES else Redis.from_url
+        client = create(
             url,
             max_connections=MAX_CONNECTIONS,
             decode_responses=True,

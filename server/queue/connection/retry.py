@@ -45,15 +45,15 @@ class ReconnectingRetry(Retry):
             except ConnectionError as error:
                 # To redis-py a refused password is a failed connection, or the cause of one.
                 refused = next((each for each in causes(error) if isinstance(each, AuthenticationError)), None)
-                if refused is None:
-                    raise
-                raise _Refused(refused) from error
+                if refused is not None:
+                    raise _Refused(refused) from error
+                if isinstance(error.__context__, ReadOnlyError):  # that is how redis-py's client of Sentinel puts it
+                    await self._leave_demoted(error.__context__)
+                raise
             except ResponseError as error:
                 if not is_read_only(error):
                     raise
-                if await self._drop_pool():
-                    self.demotions += 1
-                raise _Demoted(error) from error
+                await self._leave_demoted(error)
             except RuntimeError as error:
                 if "handler is closed" not in str(error):
                     raise
@@ -66,6 +66,11 @@ class ReconnectingRetry(Retry):
             raise refused.error from None
         except _Demoted as demoted:
             raise demoted.error from None
+
+    async def _leave_demoted(self, error: ResponseError) -> None:
+        if await self._drop_pool():
+            self.demotions += 1
+        raise _Demoted(error) from error
 
     async def _drop_pool(self) -> bool:
         """Close the idle connections, and the others once they are released; False if that was just done."""

@@ -1,0 +1,54 @@
+"""A client that asks Redis Sentinel for the primary whenever it connects."""
+
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.asyncio.connection import parse_url
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel
+from redis.backoff import NoBackoff
+
+from server.addresses import SentinelUrl
+
+#: A Sentinel that does not answer is skipped; the gateway has less than a second for all of them.
+TIMEOUT_S = 0.3
+
+
+class SentinelRedis(Redis):
+    """A client of the primary, which also closes its connections to the Sentinels."""
+
+    sentinel: Any
+
+    async def aclose(self, close_connection_pool: bool | None = None) -> None:
+        await super().aclose(close_connection_pool)
+        for client in self.sentinel.sentinels:
+            await client.aclose()
+
+
+def connect_by_sentinel(url: str, **options: Any) -> SentinelRedis:
+    """Create the client. `options` are those of a connection to Redis; the URL's own go before them.
+
+    `sentinel_username` and `sentinel_password` among the URL's options are for the Sentinels.
+
+    Raises:
+        ValueError: the URL has an option with a value that redis-py cannot use.
+    """
+    parts = SentinelUrl.parse(url)
+    options |= {name: value for name, value in parse_url(parts.redis_url).items() if name not in ("host", "port")}
+    options.pop("connection_class", None)  # that of TLS, which `ssl` chooses
+    credentials = {name: options.pop(f"sentinel_{name}", None) for name in ("username", "password")}
+    limits = {name: options[name] for name in ("socket_keepalive", "socket_keepalive_options") if name in options}
+    sentinel = Sentinel(
+        parts.hosts,
+        sentinel_kwargs={
+            **credentials,
+            **limits,
+            "socket_timeout": TIMEOUT_S,
+            "socket_connect_timeout": TIMEOUT_S,
+            "protocol": 2,
+            "retry": Retry(NoBackoff(), 0),
+        },
+    )
+    client: SentinelRedis = sentinel.master_for(parts.service, redis_class=SentinelRedis, ssl=parts.tls, **options)
+    client.sentinel = sentinel
+    return client
