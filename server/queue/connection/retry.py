@@ -48,12 +48,14 @@ class ReconnectingRetry(Retry):
                 if refused is not None:
                     raise _Refused(refused) from error
                 if isinstance(error.__context__, ReadOnlyError):  # that is how redis-py's client of Sentinel puts it
-                    await self._leave_demoted(error.__context__)
+                    await self.leave_primary()
+                    raise _Demoted(error.__context__) from error
                 raise
             except ResponseError as error:
                 if not is_read_only(error):
                     raise
-                await self._leave_demoted(error)
+                await self.leave_primary()
+                raise _Demoted(error) from error
             except RuntimeError as error:
                 if "handler is closed" not in str(error):
                     raise
@@ -67,10 +69,10 @@ class ReconnectingRetry(Retry):
         except _Demoted as demoted:
             raise demoted.error from None
 
-    async def _leave_demoted(self, error: ResponseError) -> None:
+    async def leave_primary(self) -> None:
+        """Drop the connections, subscriptions too: their server is no longer the primary."""
         if await self._drop_pool():
             self.demotions += 1
-        raise _Demoted(error) from error
 
     async def _drop_pool(self) -> bool:
         """Close the idle connections, and the others once they are released; False if that was just done."""

@@ -1,5 +1,6 @@
 """A client that asks Redis Sentinel for the primary whenever it connects."""
 
+import time
 from typing import Any
 
 from redis.asyncio import Redis
@@ -7,17 +8,39 @@ from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
 
 from server.addresses import SentinelUrl
 
 #: A Sentinel that does not answer is skipped; the gateway has less than a second for all of them.
 TIMEOUT_S = 0.3
+CHECK_S = 1.0
+UNKNOWN_S = 5.0
 
 
 class SentinelRedis(Redis):
-    """A client of the primary, which also closes its connections to the Sentinels."""
+    """A client of the primary. It asks again every CHECK_S: Sentinel demotes a former primary about ten seconds after
+    it has appointed a new one, and what the former one accepts until then is lost."""
 
     sentinel: Any
+    _check_at = 0.0
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        if time.monotonic() >= self._check_at:
+            await self._follow_primary()
+        return await super().execute_command(*args, **options)
+
+    async def _follow_primary(self) -> None:
+        """Drop the connections if Sentinel has appointed another primary since they were opened."""
+        self._check_at = time.monotonic() + CHECK_S
+        known = self.connection_pool.master_address
+        try:
+            now = await self.connection_pool.get_master_address()
+        except RedisError:  # no Sentinel answers, or none knows a primary: what is connected stays connected
+            self._check_at = time.monotonic() + UNKNOWN_S
+            return
+        if known is not None and now != known:
+            await self.get_retry().leave_primary()
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
         await super().aclose(close_connection_pool)

@@ -35,7 +35,7 @@ def sentinel(pair: RedisPair, tmp_path: Path) -> Iterator[int]:
     config = tmp_path / "sentinel.conf"
     lines = (
         f"port {port}", f"dir {tmp_path}", f"sentinel monitor main 127.0.0.1 {pair.primary.port} 1",
-        "sentinel down-after-milliseconds main 1000", "sentinel failover-timeout main 3000",
+        "sentinel down-after-milliseconds main 4000", "sentinel failover-timeout main 9000",
     )  # fmt: skip
     config.write_text("\n".join(lines) + "\n")
     process = subprocesses.spawn([find_binary(), str(config), "--sentinel"], quiet=True)
@@ -60,6 +60,12 @@ def _replicas(port: int) -> int:
     return sum("s_down" not in str(each) for each in found)
 
 
+def _primary(port: int) -> int:
+    found = _ask(port, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", "main")
+    assert isinstance(found, list | tuple)
+    return int(found[1])
+
+
 def _generated(service: Service) -> bool:
     try:
         return bool(service.client.generate("a cat"))
@@ -78,9 +84,12 @@ def test_the_service_follows_sentinel(pair: RedisPair, sentinel: int) -> None:
         assert service.client.generate("a cat")
         assert fluid(service.settings, "doctor").returncode in (0, 1)
         _ask(sentinel, "SENTINEL", "FAILOVER", "main")
-        until(lambda: pair.primary.command("ROLE")[0] == "slave", seconds=30, what="the failover")  # type: ignore[index]
-        until(lambda: _generated(service), seconds=30, what="an image from the new primary")
-        assert int(str(pair.replica.command("ZCARD", "{fluid}:ended"))) >= 2
+        until(lambda: _primary(sentinel) == pair.replica.port, seconds=30, what="the failover")
+        assert until(lambda: _generated(service), seconds=30, what="an image from the new primary")
+        before = int(str(pair.replica.command("ZCARD", "{fluid}:ended")))
+        assert until(lambda: _generated(service), seconds=30, what="another image")
+        assert int(str(pair.replica.command("ZCARD", "{fluid}:ended"))) == before + 1
+        until(lambda: pair.primary.command("ROLE")[0] == "slave", seconds=60, what="the demotion")  # type: ignore[index]
         until(lambda: _replicas(sentinel) == 1, seconds=30, what="the Sentinel to see the former primary as a replica")
         assert pair.replica.process is not None
         pair.replica.process.kill()
