@@ -26,6 +26,7 @@ Images = Sequence[tuple[HeldJob, int]]
 IDLE_BLOCK_S = 0.25  # longest wait without noticing SIGTERM or expired leases while there is nothing to do
 MIN_WAIT_S = 0.25  # a job that has waited this long is one that no idle worker wants
 RECLAIM_S = 0.25
+STOP_S = 1.0
 
 
 class Intake:
@@ -64,7 +65,9 @@ class Intake:
         finally:
             job.preparing = False
             self._wake()
-        if job.complete and not job.closing:  # the earlier attempt was lost between its last image and its terminal state
+        if (
+            job.complete and not job.closing
+        ):  # the earlier attempt was lost between its last image and its terminal state
             await self._completion.finish(job, JobState.SUCCEEDED)
 
     async def _load_source(self, job: HeldJob) -> bool:
@@ -176,6 +179,7 @@ class Taker:
         may_take: Callable[[], bool],
     ) -> None:
         self.in_flight = False  #: a job may be on its way here
+        self._stopped = False
         self.room = asyncio.Event()  #: set by the worker's loop when there may be room again
         self._id = worker_id
         self._queue = queue
@@ -199,9 +203,16 @@ class Taker:
                 failure = str(error)
                 await asyncio.sleep(0.2)
 
+    async def stop(self) -> None:
+        """Take no more jobs, and return once none is on its way, or after STOP_S."""
+        self._stopped = True
+        deadline = time.monotonic() + STOP_S
+        while self.in_flight and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
+
     async def take(self) -> bool:
         """Lease a job if there is room for one, and wait IDLE_BLOCK_S for it. False: there is no room."""
-        if not self._may_take():
+        if self._stopped or not self._may_take():
             return False
         self.in_flight = True
         try:

@@ -71,7 +71,7 @@ class Worker:
         self.publisher = Publisher(
             queue, self.engine, self.scheduler, self.completion, self.snapshots, self.tally, self._bell.set
         )
-        self.watchdog = Watchdog(self.engine, self.completion, settings.step_timeout_s)
+        self.watchdog = Watchdog(self.engine, self.completion, settings.step_timeout_s, self.taker.stop)
         self.reloader = Reloader(settings.checkpoint, registry, queue, self.engine, self.heartbeat, self._load)
         self.supervisor = Supervisor(self._report_crash)
         self.heartbeat.impaired, self.heartbeat.reload_pending = self._impaired, self.reloader.pending
@@ -151,6 +151,7 @@ class Worker:
                 failure = str(error)
                 await asyncio.sleep(0.2)
             except EngineBroken as error:
+                await self.taker.stop()
                 await self.completion.requeue_all(JobError("engine_broken", str(error)))
                 raise
             await self._wait_for_news()
