@@ -144,6 +144,8 @@ class EngineThread:
 
     def _run(self) -> None:
         while not self._closed:
+            while self._waiting and self._waiting[0].rows <= self.engine.max_rows - len(self.table.rows):
+                self._answer(self._waiting.popleft())
             idle = not self.table.can_step
             self._began = None if idle else time.monotonic()
             call = self._calls.get() if idle or not self._calls.empty() else None
@@ -151,9 +153,7 @@ class EngineThread:
                 self._waiting.append(call)
             elif call is not None:
                 self._answer(call)
-            while self._waiting and self._waiting[0].rows <= self.engine.max_rows - len(self.table.rows):
-                self._answer(self._waiting.popleft())
-            if call is None and self.table.can_step and not self._closed:
+            elif not self._closed:
                 self._step()
         while self._waiting or not self._calls.empty():
             call = self._waiting.popleft() if self._waiting else self._calls.get()
