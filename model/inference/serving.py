@@ -97,7 +97,8 @@ class ServingEngine:
         about = json.loads(header)
         if not isinstance(about, dict):
             raise ValueError("the snapshot has no header")
-        if any(about.get(name) != value for name, value in self._identity(request).items()):
+        # "" stands for what older snapshots do not have.
+        if any(about.get(name, "") != value for name, value in self._identity(request).items()):
             raise ValueError("the snapshot belongs to another checkpoint or another image")
         shape, step = (self.checkpoint.config.tokens, self.checkpoint.config.channels), about.get("step", -1)
         steps = request.sampling.num_inference_steps
@@ -116,7 +117,10 @@ class ServingEngine:
 
     def _identity(self, request: ServedRequest) -> dict[str, Any]:
         """Facts that distinguish this image's snapshot from one that was given by mistake."""
-        return {"sha256": self.checkpoint.sha256, "seed": request.seed, "known": _digest(request)}
+        return {
+            "sha256": self.checkpoint.sha256, "seed": request.seed, "known": _digest(request),
+            "negative_prompt": request.negative_prompt,
+        }  # fmt: skip
 
     @torch.inference_mode()
     def _start(self, request: ServedRequest, encoded: dict[bytes, Tensor]) -> KnownTokens | None:

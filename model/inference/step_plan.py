@@ -32,20 +32,26 @@ class RowState:
 
     request: RowRequest
     condition: Condition  # of one row
+    unconditional: Condition  # of one row, for the other half of guidance: a negative prompt's, or the empty prompt's
     order: Tensor  # (n,) int64 on the CPU, the tokens to decide, last ones first: all N, or those not kept
     kept: Tensor | None = None  # (N,) bool, tokens that were known from the start
     step: int = 0  # steps done
     reported: bool = False  # as finished, by Engine.step
 
     @classmethod
-    def start(cls, request: RowRequest, condition: Condition, order: Tensor, known: KnownTokens | None) -> RowState:
+    def start(
+        cls, request: RowRequest, conditions: tuple[Condition, Condition], order: Tensor, known: KnownTokens | None
+    ) -> RowState:
         """Make a row before its first step; known tokens are taken out of its order (N,).
+
+        Args:
+            conditions: the prompt's, and the one that guidance leads away from.
 
         Raises:
             EngineError: there are more steps than tokens to decide.
         """
         if known is None:
-            return cls(request, condition, order)
+            return cls(request, *conditions, order)
         rest = order[~known.kept.to(order.device)[order]]  # (n,)
         steps = request.sampling.num_inference_steps
         if steps > len(rest):
@@ -54,7 +60,7 @@ class RowState:
                 f"generate and each step generates at least one: ask for 1 to {len(rest)}, or for a larger part of "
                 "the image"
             )
-        return cls(request, condition, rest, known.kept)
+        return cls(request, *conditions, rest, known.kept)
 
     @property
     def finished(self) -> bool:
@@ -82,6 +88,7 @@ class RowState:
             slot=slot,
             seed=self.request.seed,
             condition=self.condition,
+            unconditional=self.unconditional,
             known=total - before,
             positions=self.order[after:before],
             guidance=guidance,
@@ -97,6 +104,7 @@ class RowStep:
     slot: int  # the row's place in the engine's tensors
     seed: int
     condition: Condition  # of one row
+    unconditional: Condition  # of one row
     known: int  # number of tokens decided before the step
     positions: Tensor  # (m,) int64, the tokens that it decides
     guidance: float

@@ -17,11 +17,12 @@ class RowRequest:
     seed: int
     sampling: Sampling
     known: KnownPixels | None = None  #: the part that an edit or a variation keeps; the AR steps are for the rest
+    negative_prompt: str = ""  #: what guidance leads away from
 
     @classmethod
     def of(cls, job: JobInput, index: int, known: KnownPixels | None = None) -> "RowRequest":
         """The request for image `index` of a job."""
-        return cls(job.prompt, job.seed_of(index), job.sampling, known)
+        return cls(job.prompt, job.seed_of(index), job.sampling, known, job.negative_prompt)
 
 
 class Engine(Protocol):
