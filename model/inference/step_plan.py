@@ -4,7 +4,7 @@
     RowSteps -> StepPlan       the same for all rows, one entry per token to decide
 
 A step launches hundreds of kernels, and waiting for one of them would leave a GPU idle. So everything a step needs is
-planned on the CPU and sent in four transfers; only the head's loop may read its rows back, once.
+planned on the CPU and sent in four transfers, and nothing is read back.
 
 Letters, in addition to those of model/config.py: B rows in the step, M tokens that they decide, G tokens of guided rows
 among them, U guided rows.
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fluid_kernels.head_loop import Rows
-from model.inference.backbone_pass import send
+from fluid_kernels.transfers import send
 from model.inference.known_tokens import KnownTokens
 from model.inference.orders import annealed, guidance_at, masked_after
 from model.inference.requests import EngineError, RowRequest
@@ -131,6 +131,7 @@ class StepPlan:
     guided: Tensor  # (G,) int64, ascending: the entries that need an unconditional z too
     z_row: Tensor  # (M + G,) int64, the row of z that each entry reads, then each guided entry's unconditional one
     z_position: Tensor  # (M + G,) int64, the position in that row
+    host: tuple[list[int], list[int]]  # `chain` and `guided` again, for the head's loop
 
     @classmethod
     def pack(cls, steps: Sequence[RowStep]) -> StepPlan:
@@ -163,6 +164,7 @@ class StepPlan:
             guided=guided,
             z_row=torch.cat([owner, null_row[owner[guided]]]),
             z_position=torch.cat([position, position[guided]]),
+            host=(chain.tolist(), guided.tolist()),
         )
 
     def to(self, device: torch.device) -> StepPlan:
@@ -179,7 +181,7 @@ class StepPlan:
         """The head loop's input. condition: (M + G, W), the embedded z[z_row, z_position]."""
         return Rows(
             condition=condition, guided=self.guided, chain=self.chain, guidance=self.guidance,
-            temperature=self.temperature, seed=self.seed, position=self.position,
+            temperature=self.temperature, seed=self.seed, position=self.position, host=self.host,
         )  # fmt: skip
 
 
