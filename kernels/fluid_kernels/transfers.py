@@ -11,4 +11,6 @@ def send(values: Tensor, device: torch.device) -> Tensor:
 
     The pinned copy may be dropped at once: its allocator keeps the memory until the device has read it.
     """
-    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+    if device.type != "cuda" or values.device.type != "cpu":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)

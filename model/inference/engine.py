@@ -9,12 +9,13 @@ definition that this is tested against.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from fluid_kernels.head_loop import HeadWeights
+from fluid_kernels.head_loop import HeadWeights, Rows
 from fluid_kernels.heads import choose_path, make_head
 from model.inference.backbone_pass import PlainPass, StaticPass
 from model.inference.chains import ChainCache
@@ -25,6 +26,8 @@ from model.inference.requests import EngineError, RowRequest, check_request
 from model.inference.step_plan import RowState, RowStep, Snapshot, StepPlan
 from model.networks.condition import Condition, Conditioner
 from model.networks.random_order_model import RandomOrderModel
+
+WARM_STEPS = 3  # an exact first one, one that compiles, one that is replayed
 
 
 class OutOfMemory(RuntimeError):
@@ -74,6 +77,39 @@ class Engine:
         self._head = make_head(HeadWeights.from_head(model.head), dtype, kernels)
         self.kernels = choose_path(kernels, self.device)
         self._chains = ChainCache(model.head)
+
+    @torch.inference_mode()
+    def warm_up(self, tokens: int, report: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """Compile kernels and capture graphs for every shape of a step, ahead of the first image; none on a CPU.
+
+        A shape that does not fit into memory is left out: `step` splits such a step.
+
+        Args:
+            tokens: the most tokens that one row decides in a step; larger steps are prepared when they come.
+            report: called with (shapes done, shapes in total).
+        """
+        work: list[Callable[[], object]] = []
+        if isinstance(self._backbone, StaticPass):
+            work += [partial(self._backbone.warm_up, shape) for shape in self._backbone.shapes]
+        work += [partial(self._warm_head, *bucket) for bucket in self._head.buckets(self.max_rows * tokens)]
+        for done, one in enumerate(work):
+            report(done, len(work))
+            try:
+                one()
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._backbone.forget()
+
+    def _warm_head(self, rows: int, guided: int) -> None:
+        """Run the head's loop on random tokens, whose results are dropped."""
+        width, device = self.config.head_width, self.device
+        ones, zeros = torch.ones(rows, device=device), torch.zeros(rows, dtype=torch.int64, device=device)
+        condition = torch.zeros(rows + guided, width, device=device)
+        which = torch.arange(guided, device=device)
+        about = [0] * rows, list(range(guided))
+        batch = Rows(condition, which, zeros, ones, ones, zeros, zeros, about)
+        self._head(batch, self._chains((WARM_STEPS,)), self.config.prediction, self.config.clamp)
 
     # ---- the life of a row -------------------------------------------------------------------------------
 

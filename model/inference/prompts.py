@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from fluid_kernels.transfers import send
 from model.config import ConfigError
 from model.networks.condition import Condition, Conditioner, PromptError
 from model.networks.mar import ClassContext, Mar
@@ -78,7 +79,7 @@ class TextPrompts:
     def __call__(self, prompt: str) -> TextContext:
         """Encode one prompt at a time: in a batch, rounding would make an image depend on other prompts."""
         states, mask = self.encoder.encode([prompt])  # (1, L, E), (1, L)
-        return self.backbone.encode_text(states.to(self.device), mask.to(self.device))
+        return self.backbone.encode_text(send(states, self.device), send(mask, self.device))
 
 
 class LabelPrompts:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from fluid_kernels.heads import HeadPathError
 from model.checkpoint import Checkpoint, CheckpointError
 from model.inference.engine import Engine
 from model.inference.known_tokens import KnownTokens, encode_pixels, kept_mask
-from model.inference.orders import make_order
+from model.inference.orders import make_order, tokens_per_step
 from model.inference.precision import pack
 from model.inference.prompts import build_conditioner, first_name
 from model.inference.requests import RowRequest, ServedRequest
@@ -50,6 +50,17 @@ class ServingEngine:
         self.kernels, self.device = self.engine.kernels, describe_device(self.engine.device, dtype)
         self._requests: dict[int, ServedRequest] = {}  # by row
         self.image_size = (checkpoint.config.image_size, checkpoint.config.image_size)  # width, height
+
+    def warm_up(self, report: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """Prepare every shape of a step of the presets; report gets (shapes done, shapes in total)."""
+        presets, total = self._sampling["presets"], self.checkpoint.config.tokens
+        steps = [min(preset["num_inference_steps"], total) for preset in presets.values()]
+        self.engine.warm_up(max(max(tokens_per_step(count, total)) for count in steps), report)
+
+    @property
+    def _sampling(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.checkpoint.about.get("sampling", DEFAULT_SAMPLING)
+        return found
 
     def admit(self, requests: Sequence[ServedRequest]) -> list[int]:
         """Give each request a row; all or none.
@@ -145,14 +156,13 @@ class ServingEngine:
         """The model's public description: sizes, presets, limits, vocabulary, licence."""
         about, config = self.checkpoint.about, self.checkpoint.config
         labels = about.get("labels", [])
-        sampling = about.get("sampling", DEFAULT_SAMPLING)
         return {
             "id": about["name"],
             "family": config.family,
             "image_size": self.image_size,
             "tokens": config.tokens,
-            "presets": sampling["presets"],
-            "defaults": sampling["defaults"],
+            "presets": self._sampling["presets"],
+            "defaults": self._sampling["defaults"],
             "limits": {
                 "max_num_inference_steps": config.tokens, "max_diffusion_steps": 250,
                 "max_diffusion_steps_final": 250,

@@ -34,7 +34,7 @@ from fluid_kernels.ops.modulation import modulation
 from fluid_kernels.ops.token_in import token_in
 
 HOISTED_ROWS = 1024
-TABLE_ROWS = 1024  # smallest size of a bucket's table of steps; it grows by doubling
+TABLE_ROWS = 4096  # entries of a bucket's table of steps, 0.1 MB; more chains than that get a larger one, by doubling
 BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
 BUCKETS_KEPT = 64  # with their graphs and buffers: 8·W bytes an evaluation, 16 MiB at 2048 evaluations of W = 1024
 

@@ -76,6 +76,10 @@ class KernelWeights(ABC):
                 plan = after_first_steps(plan, x, own, known.magnifies)
             return self._run(plan, rows, prediction, clamp)
 
+    def buckets(self, most: int) -> list[tuple[int, int]]:
+        """(rows, guided) of the calls that prepare every shape of steps with up to `most` rows."""
+        return []
+
     @abstractmethod
     def _exact(self) -> KernelWeights | None:
         """The same head in float32; None if this one is."""

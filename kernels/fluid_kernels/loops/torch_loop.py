@@ -89,6 +89,10 @@ class TorchHead:
             stop = start
         return x
 
+    def buckets(self, most: int) -> list[tuple[int, int]]:
+        """None: any number of rows runs as it is."""
+        return []
+
     @staticmethod
     def _chunk(plan: list[tuple[int, int]], stop: int) -> int:
         """The first index of the steps that share one hoisted product with `stop` − 1; at least that one step."""
