@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fluid_kernels.heads import HeadPathError
+from fluid_kernels.heads import HeadPathError, choose_path
 from model.checkpoint import Checkpoint, CheckpointError
 from model.inference.engine import Engine
 from model.inference.known_tokens import KnownTokens, encode_pixels, kept_mask
@@ -41,9 +41,10 @@ class ServingEngine:
         self, checkpoint: Checkpoint, max_rows: int, dtype: torch.dtype = torch.float32, kernels: str = "auto"
     ):
         self.checkpoint, self.max_rows, self.dtype = checkpoint, max_rows, dtype
-        pack(checkpoint.model, dtype)
         conditioner = build_conditioner(checkpoint.model, checkpoint.about)
         try:
+            device = next(checkpoint.model.parameters()).device
+            pack(checkpoint.model, dtype, triton=choose_path(kernels, device) != "torch")
             self.engine = Engine(checkpoint.model, conditioner, max_rows, dtype, kernels)
         except HeadPathError as error:
             raise CheckpointError(f"{error}: FLUID_KERNELS is {kernels!r}") from error

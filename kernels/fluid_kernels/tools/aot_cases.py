@@ -16,6 +16,7 @@ import triton
 from fluid_kernels.configs import MOST_REGISTERS, Config, linear_configs, persistent_configs, precision
 from fluid_kernels.loops import persistent_kernel  # fmt: skip
 from fluid_kernels.ops import (
+    add_norm,
     denoise_update,
     gated_residual,
     head_out,
@@ -26,8 +27,11 @@ from fluid_kernels.ops import (
     token_in,
 )
 
-WIDTHS = (768, 1024, 1280, 1536)  # of the heads of the paper's and MAR's sizes
-CHANNELS = (16, 64)  # a token of one latent, and of 2 × 2
+# Of every head that ships or has a preset, and of the benchmark's; tests/model/test_presets_compiled.py holds them
+# against the presets. Those of the backbones beside them.
+WIDTHS = (256, 768, 1024, 1280, 1536, 2048, 4096)
+BACKBONE_WIDTHS = (224, *WIDTHS)
+CHANNELS = (16, 32, 64)  # a token of one latent, of scenes-128, and of 2 × 2 latents
 OTHER_WIDTH = 1024  # where the width is only a loop's trip count
 
 
@@ -53,6 +57,9 @@ def cases(backend: str) -> Iterator[Case]:
     yield from _persistent(backend)
     for width in WIDTHS:
         yield from _rows(width)
+    for width in BACKBONE_WIDTHS:
+        for add, out in ((True, "bf16"), (False, "bf16"), (True, "fp32")):
+            yield _add_norm(width, add, out)
     for channels in CHANNELS:
         yield _normal(channels)
         for prediction in ("eps", "v"):
@@ -122,6 +129,15 @@ def _rows(width: int) -> Iterator[Case]:
              "out_ptr": "*fp32", "n_rows": "i32", "mod_stride": "i32"},
             {**size, "N_OUT": 2 * channels, "BLOCK_O": 8}, warps=4,
         )  # fmt: skip
+
+
+def _add_norm(width: int, add: bool, out: str) -> Case:
+    return Case(
+        f"{'add norm' if add else 'norm'} {width} {out}", add_norm.add_norm_kernel,
+        {"x_ptr": "*fp32", "delta_ptr": "*bf16" if add else "*fp32", "weight_ptr": "*fp32", "bias_ptr": "*fp32",
+         "n_ptr": f"*{out}"},
+        {"W": width, "BLOCK_W": triton.next_power_of_2(width), "ADD": add}, warps=add_norm.warps(width),
+    )  # fmt: skip
 
 
 def _normal(channels: int) -> Case:
