@@ -52,7 +52,8 @@ class PersistentHead(KernelWeights):
         uncond[rows.guided] = torch.arange(count, count + guided, dtype=torch.int32, device=self.device)
         condition = rows.condition.contiguous()
         entry = torch.cat([plan.offset, plan.offset[rows.guided]])
-        state = _State(self, rows, uncond, persistent_config(self.backend, count, guided, self.width, self.processors))
+        tile = persistent_config(self.backend, count, guided, self.width, self.processors, self.dtype)
+        state = _State(self, rows, uncond, tile)
         stop = plan.steps
         slots = max(1, min(stop, HOISTED_ROWS // (count + guided)))
         y, mod = (t.unflatten(0, (slots, -1)) for t in self.scratch(slots * (count + guided)))

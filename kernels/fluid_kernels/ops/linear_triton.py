@@ -111,7 +111,7 @@ def linear(
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation {activation!r} is not one of {ACTIVATIONS}")
     (rows, k), n, backend = x.shape, len(weight), backend_of(x.device)
-    c = config or linear_config(backend, rows, weight.dtype)
+    c = config or linear_config(backend, rows, n, weight.dtype)
     linear_kernel[(triton.cdiv(rows, c.m) * triton.cdiv(n, c.n),)](
         x, weight, bias, y, rows, N=n, K=k, ACTIVATION=activation,
         BLOCK_M=c.m, BLOCK_N=c.n, BLOCK_K=c.k, PRECISION=precision(backend), UPCAST=backend == "cpu",
