@@ -123,7 +123,7 @@ class Worker:
         The first one uses the thread that is in the slot already, where the watchdog sees it.
         """
         thread = EngineThread(self.settings.snapshot_steps) if self.engine.installed else self.engine.thread
-        info = await thread.load(lambda: self._factory(checkpoint))
+        info = await thread.load(lambda: self._factory(checkpoint), self.heartbeat.preparing)
         if not self.engine.installed:
             self.heartbeat.note = "generating its canary image"
         began = time.monotonic()
