@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict
-from importlib import resources
 from typing import Any
 
 from fastapi import APIRouter
@@ -15,7 +14,7 @@ from redis.exceptions import RedisError
 from server.errors import NoWorkers, UnknownModel
 from server.gateway.dependencies import Services, ServicesDep
 from server.gateway.metrics import render
-from server.gateway.middleware.security_headers import content_security_policy
+from server.gateway.pages.playground import playground
 from server.gateway.queue_trouble import reason
 from server.gateway.schemas.openapi import MODEL, READY
 from server.gateway.schemas.operations import Health, ModelList, ModelObject
@@ -100,6 +99,5 @@ async def metrics(services: ServicesDep) -> Response:
 
 
 @router.get("/", include_in_schema=False)
-async def playground() -> HTMLResponse:
-    page = (resources.files("server.gateway") / "playground.html").read_text(encoding="utf-8")
-    return HTMLResponse(page, headers={"Content-Security-Policy": content_security_policy(page)})
+async def show_playground() -> HTMLResponse:
+    return playground().response()
