@@ -21,6 +21,7 @@ function offer(found) {
   showWords();
   markStyle();
   showExamples();
+  glimpse();
 }
 const chip = (text, onclick) => make("button", { type: "button", textContent: text, onclick });
 
@@ -90,16 +91,20 @@ function mistake() {
 }
 /** Open what hides the field, name the mistake beside it, and put the cursor there. */
 function point(field, message) {
-  const label = field.labels?.[0]?.firstChild.textContent.trim() || field.id;
+  const label = field.labels?.[0]?.textContent.trim() || field.id, id = `${field.id}Error`;
   field.closest("details")?.setAttribute("open", "");
   field.setAttribute("aria-invalid", "true");
-  if ($(`${field.id}Error`)) $(`${field.id}Error`).textContent = message;
+  field.setAttribute("aria-errormessage", id);
+  const error = $(id) ?? make("p", { id, className: "error" });
+  error.textContent = message;
+  field.after(error);
   say(`${label}: ${message}`, { bad: true });
   field.focus();
 }
 function forgive(field) {
   field.removeAttribute("aria-invalid");
-  if ($(`${field.id}Error`)) $(`${field.id}Error`).textContent = "";
+  field.removeAttribute("aria-errormessage");
+  $(`${field.id}Error`)?.remove();
 }
 function formChanged() { markStyle(); showPresets(); showCode(); }
 $("form").addEventListener("input", (event) => { forgive(event.target); formChanged(); });

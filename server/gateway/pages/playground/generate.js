@@ -100,7 +100,8 @@ async function follow(run, job, body, figures, { kept, extra = {}, warnings = jo
   remember(found);
   if (!extra.edited) history.replaceState(null, "", `#${fragment({ ...body, seed: found[0].settings.seed })}`);
   const m = ended.metrics;
-  say([`Generated in ${m.total_time.toFixed(2)} s (${m.queue_time.toFixed(2)} s in the queue), seed ${found[0].settings.seed}.`, ...warnings].join(" "));
+  const queued = m.queue_time < .1 ? "" : `, ${m.queue_time.toFixed(2)} s of it in the queue`;
+  say([`Generated in ${m.total_time.toFixed(2)} s${queued}. Seed ${found[0].settings.seed}.`, ...warnings].join(" "));
 }
 /** The steps after which previews are sent, as JobInput.preview_steps; Python rounds halves to even. */
 function previewSteps(input) {

@@ -5,6 +5,7 @@ function showOnly(part) {
   for (const name of ["welcome", "images", "editor"]) $(name).hidden = name !== part;
   $("brushes").hidden = part !== "editor";
   $("tools").hidden = part !== "images" || !shots.length;
+  if (part === "welcome") glimpse();
 }
 /** Empty figures for images that are being generated. `src` is what an edit starts from. */
 function prepare(count, alt, src = "") {
@@ -117,6 +118,15 @@ function paint(name) {
   probe.style.color = `var(${name})`;
   return getComputedStyle(probe).color;
 }
+/** Behind the welcome: how an image of this model would be decoded, over and over. */
+function glimpse(step = 0) {
+  clearTimeout(glimpse.timer);
+  const plan = model && !$("welcome").hidden && planOf(model, { seed: 7, order: model.presets[model.defaults.quality]?.order, num_inference_steps: 24 }, 0);
+  if (!plan) return;
+  drawTokens($("glimpse"), plan, calm.matches ? 3 : step, 0);
+  if (!calm.matches) glimpse.timer = setTimeout(() => glimpse((step + 1) % 30), document.hidden ? 2000 : 350);
+}
+document.addEventListener("themechange", () => glimpse());
 let replaying = 0;
 function stopReplay() {
   cancelAnimationFrame(replaying);
