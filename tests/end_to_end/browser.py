@@ -62,6 +62,7 @@ def wait_for_status(page: Any, text: str, seconds: float = 60.0) -> None:
 def in_view(page: Any, selector: str) -> bool:
     """True if the whole element is inside the viewport, and nothing covers its middle."""
     return bool(page.eval_on_selector(selector, """node => {
-        const box = node.getBoundingClientRect(), top = document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2);
+        const box = node.getBoundingClientRect(), middle = [box.x + box.width / 2, box.y + box.height / 2];
+        const top = document.elementFromPoint(...middle);
         return box.top >= -1 && box.bottom <= innerHeight + 1 && (node.contains(top) || top.contains(node));
     }"""))  # fmt: skip

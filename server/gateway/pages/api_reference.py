@@ -20,7 +20,7 @@ _GROUPS = {
     "health": "Health and metrics",
 }
 _LIMITS = {"minimum": "≥ {}", "exclusiveMinimum": "> {}", "maximum": "≤ {}", "exclusiveMaximum": "< {}",
-           "minLength": "at least {} characters", "maxLength": "at most {} characters"}  # fmt: skip
+           "minLength": "{} characters or more", "maxLength": "at most {}"}  # fmt: skip
 _ROUNDED = 2.0**53  # OpenAPI's limits are floats; a larger one is no longer exact
 
 
@@ -85,26 +85,27 @@ def _body(body: Json, schemas: Json) -> str:
     for mime, content in body.get("content", {}).items():
         schema = _resolved(content["schema"], schemas)
         html += _table(f"Body: {mime}", list(_fields(schema)))
-        first = [content["example"]] if "example" in content else schema.get("examples", [])[:1]
-        for example in content.get("examples", {"": {"value": value} for value in first}).values():
+        named = list(content.get("examples", {}).values())
+        values = [content["example"]] if "example" in content else schema.get("examples", [])[:1]
+        for example in named or [{"value": value} for value in values]:
             html += _example(example.get("summary", "Example"), example["value"])
     return html
 
 
 def _responses(responses: Json) -> str:
-    rows = []
+    rows = ""
     for status, response in sorted(responses.items()):
         content = response.get("content", {})
-        kinds = ", ".join(_type(each.get("schema", {})) if mime == "application/json" else f"<code>{escape(mime)}</code>"
-                          for mime, each in content.items())  # fmt: skip
+        kinds = ", ".join(_content(mime, each) for mime, each in content.items())
         codes = [code for each in content.values() for code in each.get("examples", {})]
-        named = "".join(f" <code>{escape(code)}</code>" for code in codes)
-        what = "others" if status == "default" else escape(status)
-        rows.append(
-            f"<tr><th scope=row>{what}</th><td>{_inline(response['description'])}{named}</td><td>{kinds}</td></tr>"
-        )
-    head = "<tr><th scope=col>Status</th><th scope=col>Meaning</th><th scope=col>Content</th></tr>"
-    return f"<details><summary>Responses</summary>{_wide(f'<table>{head}{"".join(rows)}</table>')}</details>"
+        meaning = _inline(response["description"]) + "".join(f" <code>{escape(code)}</code>" for code in codes)
+        shown = "others" if status == "default" else escape(status)
+        rows += f"<tr><th scope=row>{shown}</th><td>{meaning}</td><td>{kinds}</td></tr>"
+    return f"<details><summary>Responses</summary>{_wide(_head('Status', 'Meaning', 'Content') + rows)}</details>"
+
+
+def _content(mime: str, content: Json) -> str:
+    return _type(content.get("schema", {})) if mime == "application/json" else f"<code>{escape(mime)}</code>"
 
 
 def _object(name: str, schema: Json) -> str:
@@ -132,13 +133,16 @@ def _row(name: str, schema: Json, *, required: bool, place: str = "") -> str:
 def _table(title: str, rows: list[str]) -> str:
     if not rows:
         return ""
-    head = "<tr><th scope=col>Name</th><th scope=col>Type</th><th scope=col>Meaning</th></tr>"
-    return f"<h4>{escape(title)}</h4>{_wide(f'<table>{head}{"".join(rows)}</table>')}"
+    return f"<h4>{escape(title)}</h4>{_wide(_head('Name', 'Type', 'Meaning') + ''.join(rows))}"
 
 
-def _wide(table: str) -> str:
+def _head(*columns: str) -> str:
+    return "<tr>" + "".join(f"<th scope=col>{column}</th>" for column in columns) + "</tr>"
+
+
+def _wide(rows: str) -> str:
     """A table that scrolls sideways on a narrow screen; focusable, so that the keyboard can scroll it too."""
-    return f'<div class="wide" tabindex="0" role="group" aria-label="Table">{table}</div>'
+    return f'<div class="wide" tabindex="0" role="group" aria-label="Table"><table>{rows}</table></div>'
 
 
 def _type(schema: Json) -> str:
