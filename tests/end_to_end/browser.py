@@ -66,3 +66,8 @@ def in_view(page: Any, selector: str) -> bool:
         const top = document.elementFromPoint(...middle);
         return box.top >= -1 && box.bottom <= innerHeight + 1 && (node.contains(top) || top.contains(node));
     }"""))  # fmt: skip
+
+
+def overflow(page: Any) -> int:
+    """Pixels by which the page is wider than the screen, on which a phone would then zoom out."""
+    return int(page.evaluate("document.documentElement.scrollWidth")) - int(page.viewport_size["width"])

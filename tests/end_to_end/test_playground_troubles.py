@@ -13,7 +13,16 @@ from server.cli.demo import free_port
 from server.launcher.embedded_valkey import EmbeddedValkey
 from server.settings import Settings
 from server.worker.engine.fake import FAKE_ENGINE
-from tests.end_to_end.browser import PHONE, in_view, needs_browser, open_browser, open_page, wait_for_status, wait_until
+from tests.end_to_end.browser import (
+    PHONE,
+    in_view,
+    needs_browser,
+    open_browser,
+    open_page,
+    overflow,
+    wait_for_status,
+    wait_until,
+)
 from tests.server.harness import Service, start, status_of, until
 
 pytestmark = needs_browser
@@ -71,7 +80,7 @@ def test_on_a_phone_the_image_is_in_view_when_the_button_is_pressed(browser: Any
     assert in_view(page, "#frame") and page.is_visible("#images figure")
     wait_for_status(page, "Generated in")
     assert in_view(page, "#images img") and in_view(page, "#generate")
-    assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+    assert overflow(page) <= 0
     assert page.problems == []
     page.context.close()
 

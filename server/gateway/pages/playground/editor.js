@@ -132,11 +132,15 @@ async function openFile(file) {
   try {
     const url = await readAsUrl(file), image = make("img", { src: url });
     await image.decode();
-    const factor = Math.min(1, MOST_PIXELS / Math.max(image.naturalWidth, image.naturalHeight));
-    if (factor === 1) return await openEditor(url, "");
-    const page = make("canvas", { width: Math.round(image.naturalWidth * factor), height: Math.round(image.naturalHeight * factor) });
-    page.getContext("2d").drawImage(image, 0, 0, page.width, page.height);
+    // The service takes images of the model's shape only: the middle is cut out.
+    const [across, down] = model?.image_size ?? [1, 1], { naturalWidth, naturalHeight } = image;
+    const unit = Math.min(naturalWidth / across, naturalHeight / down), [width, height] = [across * unit, down * unit];
+    const factor = Math.min(1, MOST_PIXELS / Math.max(width, height)), cut = Math.round(width) < naturalWidth || Math.round(height) < naturalHeight;
+    if (factor === 1 && !cut) return await openEditor(url, "");
+    const page = make("canvas", { width: Math.round(width * factor), height: Math.round(height * factor) });
+    page.getContext("2d").drawImage(image, (naturalWidth - width) / 2, (naturalHeight - height) / 2, width, height, 0, 0, page.width, page.height);
     await openEditor(page.toDataURL(), "");
+    if (cut) say("The middle of the image was cut out: this model's images have another shape.");
   } catch {
     say("The browser cannot read this file as an image. Use PNG, WebP or JPEG.", { bad: true });
   }
