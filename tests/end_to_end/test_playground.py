@@ -172,7 +172,7 @@ def test_a_painted_part_is_regenerated(page: Any) -> None:
     page.wait_for_selector("#canvas:visible")
     assert page.inner_text("#painted") == "Nothing painted yet."
     page.fill("#prompt", "a green apple, flat style")
-    page.fill("#feather", "0")
+    set_fields(page, feather=0)
     box = page.locator("#canvas").bounding_box()
     page.mouse.move(box["x"] + box["width"] * 0.6, box["y"] + box["height"] * 0.8)
     page.mouse.down()

@@ -2,7 +2,7 @@
 const NUMBERS = ["guidance_scale", "temperature", "num_inference_steps", "diffusion_steps"];
 const CHOICES = ["guidance_schedule", "order"];
 const SHARED = ["prompt", "seed", "n", "quality", ...CHOICES, ...NUMBERS];
-const USUAL = { n: 1, quality: "auto", size: "auto", output_format: "png", partial_images: "3", keep: "0.5" };
+const USUAL = { n: 1, quality: "auto", size: "auto", output_format: "png", partial_images: "3", keep: "0.5", feather: "2" };
 let model = null, style = "";
 
 /** Fit the form to a model: limits, size, styles, words, examples. */
@@ -94,7 +94,8 @@ function point(field, message) {
   const label = field.labels?.[0]?.textContent.trim() || field.id, id = `${field.id}Error`;
   field.closest("details")?.setAttribute("open", "");
   field.setAttribute("aria-invalid", "true");
-  field.setAttribute("aria-errormessage", id);
+  field.dataset.help ??= field.getAttribute("aria-describedby") ?? "";
+  field.setAttribute("aria-describedby", `${id} ${field.dataset.help}`.trim());
   const error = $(id) ?? make("p", { id, className: "error" });
   error.textContent = message;
   field.after(error);
@@ -103,7 +104,7 @@ function point(field, message) {
 }
 function forgive(field) {
   field.removeAttribute("aria-invalid");
-  field.removeAttribute("aria-errormessage");
+  if (field.dataset.help) field.setAttribute("aria-describedby", field.dataset.help); else if (field.dataset.help === "") field.removeAttribute("aria-describedby");
   $(`${field.id}Error`)?.remove();
 }
 function formChanged() { markStyle(); showPresets(); showCode(); }
