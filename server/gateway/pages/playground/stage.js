@@ -30,14 +30,11 @@ function setImage(figure, src, alt) {
   button.removeAttribute("aria-label");
   button.prepend(image);
 }
-/** Enlarge by whole factors where an uneven one would show, and smoothly where the image has more pixels than the screen. */
+/** Show pixels as squares where they are large, or all of one size; smaller ones of two sizes would look ragged. */
 function fit() {
   for (const image of document.querySelectorAll("figure img")) {
-    const room = image.closest("figure").clientWidth * devicePixelRatio, factor = room / image.naturalWidth;
-    const even = factor >= 1 && factor < 4 ? Math.floor(factor) / factor : 1;
-    image.classList.toggle("reduced", factor < 1);
-    image.parentElement.style.padding = "";
-    for (const each of image.parentElement.children) Object.assign(each.style, { inset: `${50 * (1 - even)}%`, width: `${100 * even}%`, height: `${100 * even}%` });
+    const factor = image.clientWidth * devicePixelRatio / image.naturalWidth;
+    image.classList.toggle("fine-grained", factor < 4 && !Number.isInteger(factor));
   }
 }
 new ResizeObserver(fit).observe($("frame"));
@@ -53,7 +50,7 @@ function showShots(found, index = 0) {
 /** Turn the figures of a finished run into results where they stand, so that the last tokens fade in. */
 function finish(figures, found) {
   shots = found;
-  found.forEach((shot, index) => { setImage(figures[index], shot.url, shot.settings.prompt); figures[index].classList.add("done"); });
+  found.forEach((shot, index) => { setImage(figures[index], shot.url, shot.settings.prompt); figures[index].classList.replace("waiting", "done") || figures[index].classList.add("done"); });
   choose(0);
 }
 function choose(index) {
