@@ -119,7 +119,7 @@ def test_an_image_is_generated_and_edited_by_keyboard_alone(browser: Any, url: s
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.className") == "skip"
     page.keyboard.press("Enter")
-    reach(page, "prompt")
+    assert page.evaluate("document.activeElement.id") == "prompt" and page.input_value("#prompt")
     page.keyboard.press("Control+A")
     page.keyboard.type("a cat")
     page.keyboard.press("Enter")
@@ -166,4 +166,36 @@ def test_motion_stops_where_it_is_not_wanted(browser: Any, url: str, tmp_path: P
     assert page.evaluate("document.querySelector('figure canvas').toDataURL()") == numbers
     page.click("#replay")
     assert page.get_attribute("#replay", "aria-pressed") == "false"
+    page.context.close()
+
+
+UNCOVERED = """() => {
+    const canvas = document.querySelector('figure canvas'), cell = canvas.width / 4, pen = canvas.getContext('2d');
+    const clear = (i) => pen.getImageData(i % 4 * cell + 2, Math.floor(i / 4) * cell + 2, 1, 1).data[3] === 0;
+    return Array.from({ length: 16 }, (_, i) => i).filter(clear);
+}"""
+
+
+def test_tokens_uncover_the_image_in_their_order(browser: Any, url: str) -> None:
+    """Before the first preview everything is covered; then exactly the tokens that the preview holds are not."""
+    page = open_page(browser, url, **DESKTOP, reduced_motion="reduce")
+    wait_until(page, "document.querySelectorAll('#examples button').length > 0")
+    page.click("#options summary")
+    page.fill("#seed", "7")
+    page.click("#generate")
+    wait_until(page, "document.querySelector('figure canvas') && !document.querySelector('figure canvas').hidden")
+    assert page.evaluate(UNCOVERED) == []
+    at = page.evaluate("stepOfEach(tokenOrder('random', 7, 4), 8)")
+    held = [{i for i, step in enumerate(at) if step <= shown} for shown in (0, 2, 4, 6)]
+    seen = []
+    while not seen or len(seen[-1]) < len(held[-1]):
+        if (now := set(page.evaluate(UNCOVERED))) not in seen:
+            seen.append(now)
+    assert all(each in held for each in seen) and len(seen) >= 2, seen
+    page.uncheck("#showOrder")
+    assert not page.is_visible("figure canvas")
+    page.check("#showOrder")
+    wait_for_status(page, "Generated in")
+    wait_until(page, "getComputedStyle(document.querySelector('figure canvas')).opacity === '0'")
+    assert page.problems == []
     page.context.close()

@@ -50,7 +50,7 @@ def _by_group(paths: Json) -> dict[str, list[tuple[str, str, Json]]]:
     groups: dict[str, list[tuple[str, str, Json]]] = {name: [] for name in _GROUPS}
     for path, methods in paths.items():
         for method, operation in methods.items():
-            groups.setdefault(operation["tags"][0], []).append((method, path, operation))
+            groups.setdefault(operation.get("tags", ["other"])[0], []).append((method, path, operation))
     return {name: found for name, found in groups.items() if found}
 
 
@@ -70,7 +70,7 @@ def _group(name: str, operations: list[tuple[str, str, Json]], schemas: Json) ->
 def _operation(method: str, path: str, operation: Json, schemas: Json) -> str:
     name = escape(operation["operationId"])
     parameters = [
-        _row(each["name"], each["schema"] | _described(each), required=each["required"], place=each["in"])
+        _row(each["name"], each["schema"] | _described(each), required=each.get("required", False), place=each["in"])
         for each in operation.get("parameters", ())
     ]
     return (

@@ -125,7 +125,7 @@ function fragment(settings) {
 }
 function fromAddress() {
   const given = new URLSearchParams(location.hash.slice(1));
-  if (![...given.keys()].length) return false;
+  if (!SHARED.some((name) => given.get(name))) return false;
   restore(Object.fromEntries(given));
   if ([...given.keys()].some((name) => !["prompt", "seed", "n", "quality"].includes(name))) $("options").open = true;
   return true;

@@ -50,6 +50,7 @@ function askForKey(why) {
 }
 $("key").onchange = () => { forgive($("key")); say(""); describe(); };
 
+$("skip").onclick = (event) => { event.preventDefault(); $("prompt").focus(); };  // the fragment holds the settings
 $("smooth").checked = document.documentElement.dataset.smooth !== undefined;
 $("smooth").onchange = () => {
   document.documentElement.toggleAttribute("data-smooth", $("smooth").checked);
