@@ -128,8 +128,8 @@ def test_a_page_opened_while_redis_is_away_recovers(browser: Any, tmp_path: Path
         page = open_page(browser, settings.base_url)
         wait_until(page, "document.querySelector('#connection').textContent.includes('queue')")
         assert "Trying again" in page.inner_text("#connection")
-        page.click("#generate")  # a request is waited with, too
-        wait_for_status(page, "Trying again")
+        page.click("#generate")  # the request is kept, too
+        wait_for_status(page, "Waiting for the service")
         valkey.start()
         service.add_worker()
         wait_until(page, "document.querySelector('#model').dataset.ready === 'true'")
@@ -153,8 +153,9 @@ def test_a_lost_gateway_is_told_in_plain_words_and_retried(browser: Any, valkey:
         wait_for_status(page, "step")
         service.gateway.kill()
         service.gateway.wait()
-        wait_for_status(page, "does not answer")
-        assert "Trying again" in page.inner_text("#connection") and "fetch" not in page.inner_text("body")
+        wait_for_status(page, "Waiting for the service")
+        told = page.inner_text("#connection")
+        assert "does not answer" in told and "Trying again" in told and "fetch" not in page.inner_text("body")
         service.gateway = start("gateway", service.settings)
         wait_for_status(page, "Generated in")
         assert page.inner_text("#connection") == "" and page.problems == []

@@ -200,7 +200,7 @@ function startEdit() {
       const id = answer.headers.get("x-job-id"), path = `/v1/jobs/${id}`;
       answer.body.cancel();
       return { id, urls: { get: path, cancel: `${path}/cancel`, events: `${path}/events` }, warnings: JSON.parse(answer.headers.get("x-warnings") || "[]") };
-    }, { run, tell: (why) => say(why, { spoken: false }) });
+    }, { run });
     await follow(run, job, body, figures, { kept, extra: { edited: true, before: source } });
     closeEditor();
     say(`${$("status").textContent} Only the painted part is new.`);

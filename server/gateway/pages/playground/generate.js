@@ -63,7 +63,7 @@ function start() {
   return alone("Submitting…", async (run) => {
     const figures = prepare(body.n, body.prompt);
     const headers = { "Content-Type": "application/json", "Idempotency-Key": run.key };
-    const job = await patiently(() => json("/v1/jobs", { method: "POST", headers, body: JSON.stringify(body) }), { run, tell: (why) => say(why, { spoken: false }) });
+    const job = await patiently(() => json("/v1/jobs", { method: "POST", headers, body: JSON.stringify(body) }), { run });
     await follow(run, job, body, figures);
   });
 }
@@ -129,7 +129,7 @@ async function listen(run, hear) {
       const why = explain(error);
       if (!why) throw error;
       disconnected(why);
-      say(why, { spoken: false });
+      say(WAITING, { spoken: false });
     }
     await pause(Math.min(4000, 400 * 1.6 ** round), run);
     if (run.canceled) throw new Canceled();
@@ -188,7 +188,7 @@ function startVariations(shot) {
       for (const [name, value] of Object.entries({ ...body, response_format: "b64_json" })) form.append(name, value);
       // No Idempotency-Key: hanging up then cancels the job, whose id only the answer tells.
       return json("/v1/images/variations", { method: "POST", body: form, signal: run.hangUp.signal });
-    }, { run, tell: (why) => say(why, { spoken: false }) });
+    }, { run });
     const found = answer.data.map((each) => ({ url: `data:image/${answer.output_format};base64,${each.b64_json}`, format: answer.output_format,
       settings: { ...body, n: 1, seed: each.seed }, edited: true, before: shot.url }));
     finish(figures, found);

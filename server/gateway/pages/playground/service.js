@@ -33,7 +33,7 @@ function explain(error) {
 }
 
 /** Repeat `action` until it gets an answer; every request that changes something carries an Idempotency-Key. */
-async function patiently(action, { run = null, tell = () => {} } = {}) {
+async function patiently(action, { run = null } = {}) {
   for (let round = 0; ; round++) {
     if (run?.canceled) throw new Canceled();
     try {
@@ -45,21 +45,24 @@ async function patiently(action, { run = null, tell = () => {} } = {}) {
       const why = explain(error);
       if (!why) throw error;
       disconnected(why);
-      tell(why);
+      if (run) say(WAITING, { spoken: false });
       await pause(Math.min(4000, 500 * 1.6 ** round), run);
     }
   }
 }
 const pause = (ms, run) => new Promise((done) => { const timer = setTimeout(done, ms); if (run) run.wake = () => { clearTimeout(timer); done(); }; });
 
+const WAITING = "Waiting for the service…";  // the reason stands above the image
 let lost = false;
 function disconnected(why) {
   lost = true;
+  document.documentElement.dataset.lost = "";
   if ($("connection").textContent !== why) $("connection").textContent = why;
 }
 function connected() {
   if (lost) { $("connection").textContent = ""; $("announce").textContent = "The service answers again."; }
   lost = false;
+  delete document.documentElement.dataset.lost;
 }
 
 /** Server-sent events by hand, because EventSource cannot send a key: yields [name, data, id]. */

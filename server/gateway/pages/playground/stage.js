@@ -10,10 +10,13 @@ function showOnly(part) {
 /** Empty figures for images that are being generated. `src` is what an edit starts from. */
 function prepare(count, alt, src = "") {
   shots = [];
-  const figures = Array.from({ length: count }, (_, index) => figure(index, alt, src));
+  const figures = Array.from({ length: count }, (_, index) => figure(index, alt, src)), grid = Math.sqrt(model?.tokens ?? 0.5);
   $("images").replaceChildren(...figures);
   $("images").style.setProperty("--columns", count < 2 ? 1 : count < 5 ? 2 : count < 10 ? 3 : 4);
   showOnly("images");
+  if (!src && Number.isInteger(grid) && $("showOrder").checked) {
+    for (const each of figures) { each.querySelector("canvas").hidden = false; drawTokens(each.querySelector("canvas"), { grid, at: new Array(grid * grid).fill(1) }, 0, 0); }
+  }
   $("frame").scrollIntoView({ block: "nearest", behavior: calm.matches ? "auto" : "smooth" });
   return figures;
 }
