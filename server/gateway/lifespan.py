@@ -67,5 +67,6 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             "batches": runner.run_forever,
             "redis": lambda: watch_redis(queue),
         }
+        metrics.expect_tasks([*watcher.tasks, *tasks])
         async with supervisor.running({**watcher.tasks, **tasks}):
             yield services

@@ -102,7 +102,7 @@ class Webhooks:
 
             await poll_due(
                 self._queue,
-                "hooks",
+                "webhooks",
                 self._queue.keys.webhooks_zset,
                 deliver,
                 visibility_timeout_s=VISIBILITY_TIMEOUT_S,

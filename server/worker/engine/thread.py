@@ -46,6 +46,10 @@ class EngineThread:
             raise EngineBroken("The engine was used before it was loaded.")
         return self._engine
 
+    @property
+    def loaded(self) -> bool:
+        return self._engine is not None
+
     async def load(self, factory: Callable[[], Engine]) -> ModelInfo:
         self._engine = await self._call(factory)
         self.kernels, self.device = self._engine.kernels, self._engine.device
