@@ -25,7 +25,10 @@ from tests.server.conftest import fake_settings
 from tests.server.harness import Service
 
 CALLS = [
-    *(("python", name) for name in re.findall(r"^def (\w+)\(\) -> list", (HERE / "python_clients.py").read_text(), re.M)),
+    *(
+        ("python", name)
+        for name in re.findall(r"^def (\w+)\(\) -> list", (HERE / "python_clients.py").read_text(), re.M)
+    ),
     *(("node", name) for name in re.findall(r"^  (\w+): ", (HERE / "node_clients.mjs").read_text(), re.M)),
 ]
 

@@ -263,7 +263,9 @@ def unit_tests(name: str) -> list[dict[str, Any]]:
 def test_an_alert_fires_when_it_should_and_only_then(name: str, tmp_path: Path) -> None:
     """FluidWorkerSilent could never fire: it asked for 10 s of age, and entries vanished after 5."""
     file = tmp_path / "test.yml"
-    file.write_text(yaml.safe_dump({"rule_files": [str(RULES)], "evaluation_interval": "15s", "tests": unit_tests(name)}))
+    file.write_text(
+        yaml.safe_dump({"rule_files": [str(RULES)], "evaluation_interval": "15s", "tests": unit_tests(name)})
+    )
     done = subprocess.run(["promtool", "test", "rules", file], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -148,7 +148,9 @@ def test_every_alert_fires_on_a_real_service(new_service: Callable[..., Service]
         prom.wait_for("FluidGatewayDown")
 
         for _ in range(5):
-            assert httpx.post(f"{settings.base_url}/v1/images/generations", json={"prompt": "[raise]"}).status_code == 500
+            assert (
+                httpx.post(f"{settings.base_url}/v1/images/generations", json={"prompt": "[raise]"}).status_code == 500
+            )
         prom.wait_for("FluidErrors", "FluidEngineFailures", "FluidDeadLetters")
         client.wait(client.submit("a cat", webhook=url)["id"], timeout_s=20)
         prom.wait_for("FluidWebhooksGivenUp")
@@ -169,7 +171,8 @@ def test_every_alert_fires_on_a_real_service(new_service: Callable[..., Service]
             raw.zincrby(keys.waiting_since_zset(MODEL, "normal"), -400, old)
         prom.wait_for("FluidQueueOld")
         statuses = {
-            httpx.post(f"{settings.base_url}/v1/jobs", json={"prompt": "x"}).status_code for _ in range(settings.max_queue)
+            httpx.post(f"{settings.base_url}/v1/jobs", json={"prompt": "x"}).status_code
+            for _ in range(settings.max_queue)
         }
         assert 429 in statuses
         prom.wait_for("FluidQueueFull")
