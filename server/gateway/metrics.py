@@ -18,7 +18,6 @@ from server.model_info import ModelInfo
 from server.queue.registry import WorkerInfo
 from server.queue.statistics import QueueCounts
 
-
 KINDS = ("sync", "job", "batch")  #: how a job was submitted
 WEBHOOK_OUTCOMES = ("delivered", "failed", "given_up", "lost")
 SERVER_ERRORS = ("500", "503", "504")

@@ -33,12 +33,12 @@ Client = Any
 #: Few and quick: callers should get their 503 within a second, and every script is safe to repeat.
 RETRIES = 3
 #: A vanished host neither answers nor closes. Longer than any blocking call (BLPOP blocks for 0.25 s).
-PATIENT_TIMEOUT_S = 5.0
+SOCKET_TIMEOUT_S = 5.0
 #: Connections, one per command in flight. redis-py allows 100 by default, and more fail instead of waiting: callers
 #: got 503 from a healthy Redis. Waiting for a connection would add to the wait for a reply: 503 would come too late.
 MAX_CONNECTIONS = 4096
 #: For the gateway: its callers get 503 within a second when Redis does not answer.
-QUICK_TIMEOUT_S = 0.9
+GATEWAY_SOCKET_TIMEOUT_S = 0.9
 
 #: Class of an error, first word of its text where redis-py has no class, how "The queue ..." ends, and the remedy.
 _REASONS: tuple[tuple[type[RedisError], str, str, str], ...] = (

@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 from server.background import stop_signals
 from server.errors import ConfigError
 from server.queue.lease_queue import LeaseQueue
-from server.queue.redis_client import PATIENT_TIMEOUT_S, connect
+from server.queue.redis_client import SOCKET_TIMEOUT_S, connect
 from server.queue.registry import Registry
 from server.settings import Settings
 from server.worker.engine.loader import load_engine
@@ -28,7 +28,7 @@ async def serve(settings: Settings) -> None:
     if not settings.redis_url:
         raise ConfigError("A worker needs FLUID_REDIS_URL. `fluid serve` starts everything, including Redis.")
     async with contextlib.AsyncExitStack() as stack:
-        redis = await stack.enter_async_context(connect(settings.redis_url, PATIENT_TIMEOUT_S))
+        redis = await stack.enter_async_context(connect(settings.redis_url, SOCKET_TIMEOUT_S))
 
         def factory(checkpoint: str) -> Engine:
             return load_engine(replace(settings, checkpoint=checkpoint))

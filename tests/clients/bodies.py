@@ -1,7 +1,7 @@
 """The requests that common clients send with their defaults, recorded from the clients themselves.
 
-Open WebUI's are read from its source (routers/images.py and config.py of 2026-11), as its server cannot be installed here
-beside the others.
+Open WebUI's are read from its source (routers/images.py and config.py of 2026-11): it is a whole application, and no
+client that a test could call.
 """
 
 import json

@@ -53,7 +53,7 @@ def resolve(
             param="output_compression",
         )
     _check_limits(job, info)
-    return job, _warnings(request, info, job)
+    return job, warnings_about(request, info, job)
 
 
 def _given_sampling(request: ImageRequest) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def _check_limits(job: JobInput, info: ModelInfo) -> None:
             raise InvalidRequest(f"'{name}' must be at least {low:g} for {info.id}, not {value}.", param=name)
 
 
-def _warnings(request: ImageRequest, info: ModelInfo, job: JobInput) -> list[str]:
+def warnings_about(request: ImageRequest, info: ModelInfo, job: JobInput) -> list[str]:
     """Tell what was mapped to something else, what has no effect, and which words the model does not know."""
     warnings = []
     if request.model and request.model != info.id:
