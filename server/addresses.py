@@ -91,3 +91,11 @@ def without_password(url: str) -> str:
     if has_password:
         name = f"{name}:{HIDDEN}"
     return f"{parts.scheme}://{name}{has_user}{host}{parts.path}"  # geturl drops the slashes of unix://
+
+
+def url_password(url: str) -> str:
+    """Return the password in a URL as it is written there, or "" without one."""
+    try:
+        return urlsplit(url).password or ""
+    except ValueError:
+        return ""

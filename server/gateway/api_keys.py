@@ -94,7 +94,7 @@ def parse_keys(text: str, default: Caller, where: str) -> dict[str, Caller]:
 
 
 def _with_limits(caller: Caller, words: list[str]) -> Caller:
-    for word in words:
+    for number, word in enumerate(words, 3):
         name, _, value = word.partition("=")
         if word == "disabled":
             caller = replace(caller, disabled=True)
@@ -106,7 +106,7 @@ def _with_limits(caller: Caller, words: list[str]) -> Caller:
             caller = replace(caller, max_priority=value)
         else:
             valid = f"rate_limit=NUMBER, max_jobs=NUMBER, max_priority={'|'.join(PRIORITIES)}, disabled"
-            raise ValueError(f"{word[:30]!r} is not one of {valid}")
+            raise ValueError(f"word {number} is not one of {valid}")
     return caller
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from server.errors import UnknownDeadLetter
 from server.jobs import JobError, JobInput
 from server.queue.job_queue import JobQueue, Submission
-from server.records import UNREADABLE, decode
+from server.records import UNREADABLE, decode, describe
 
 PAGE = 500
 
@@ -75,7 +75,7 @@ class DeadLetters:
                 try:
                     yield _letter(entry, fields)
                 except UNREADABLE as error:
-                    yield UnreadableLetter(entry, fields, f"{type(error).__name__}: {error}"[:200])
+                    yield UnreadableLetter(entry, fields, describe(error))
             start = f"({page[-1][0]}"
 
     async def all(self) -> AsyncIterator[DeadLetter]:

@@ -2,11 +2,12 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from redis.asyncio import Redis
+from redis.asyncio.client import Pipeline
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import (
@@ -187,6 +188,19 @@ class _Refused(Exception):
         self.error = error
 
 
+class _Pipeline(Pipeline):
+    def annotate_exception(self, exception: Exception, number: int, command: Iterable[object]) -> None:
+        """Name the failed command without its arguments, of which redis-py quotes 100 characters: they are prompts and
+        files, and errors are logged."""
+        name = next(iter(command), "")
+        exception.args = (f"{name!s}, command {number} of a pipeline: {exception}", *exception.args[1:])
+
+
+class _Redis(Redis):
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
+        return _Pipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
+
+
 def connect(url: str, timeout_s: float) -> Client:
     """Create the client of a process, with replies as text. Protocol 2 is pinned: version 3 changes replies' shape.
 
@@ -195,7 +209,7 @@ def connect(url: str, timeout_s: float) -> Client:
     """
     retry = _Retry(ExponentialBackoff(cap=0.2, base=0.02), RETRIES, supported_errors=(ConnectionError,))
     try:
-        client = Redis.from_url(
+        client = _Redis.from_url(
             url,
             max_connections=MAX_CONNECTIONS,
             decode_responses=True,
