@@ -213,6 +213,7 @@ def connect(url: str, timeout_s: float) -> Client:
             url,
             max_connections=MAX_CONNECTIONS,
             decode_responses=True,
+            encoding_errors="replace",  # a field of bytes in a newer version's record must not fail the whole reply
             protocol=2,
             retry=retry,
             socket_timeout=timeout_s,

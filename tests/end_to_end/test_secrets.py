@@ -42,7 +42,7 @@ SECRETS = {
     "cloud key": "plantedCloudSecretKey",
     "token in a webhook's URL": "plantedTokenInTheUrl",
 }
-ALICE, BOB = SECRETS["key of alice"], SECRETS["key of bob"]
+ALICE, BOB, URL_TOKEN = SECRETS["key of alice"], SECRETS["key of bob"], SECRETS["token in a webhook's URL"]
 
 
 class Witness:
@@ -195,12 +195,12 @@ def succeed_and_fail(caller: Caller, receiver: str) -> None:
     for wrong in (
         {"prompt": [PROMPT]}, {"prompt": PROMPT, PROMPT: 1}, {"prompt": PROMPT, "size": PROMPT},
         {"prompt": PROMPT, "seed": PROMPT}, {"prompt": PROMPT * 200}, {"prompt": PROMPT, "model": PROMPT},
-        {"prompt": PROMPT, "webhook": f"ftp://{SECRETS['token in a webhook\'s URL']}"},
+        {"prompt": PROMPT, "webhook": f"ftp://{URL_TOKEN}"},
     ):  # fmt: skip
         assert caller.send("POST", "/v1/jobs", json=wrong).status_code in (400, 422), wrong
     for body in (f'{{"prompt": "{PROMPT}", }}', f'{{"prompt": {"9" * 5000}, "x": "{PROMPT}"}}', PROMPT):
         caller.send("POST", "/v1/jobs", content=body, headers={"Content-Type": "application/json"})
-    for key in (SECRETS["unknown key"], f"{ALICE} {BOB}", ""):
+    for key in (SECRETS["unknown key"], f"{ALICE} {BOB}"):
         assert caller.send("GET", "/v1/jobs", headers={"Authorization": f"Bearer {key}"}).status_code == 401
     for _ in range(4):
         caller.send("POST", "/v1/jobs", json={"prompt": PROMPT}, headers={"Authorization": f"Bearer {BOB}"})
@@ -251,8 +251,9 @@ def damage(valkey: EmbeddedValkey, namespace: str, caller: Caller, witness: Witn
         caller.send("GET", f"/v1/files/file-out-{batch}/content")
         run(witness, env, "doctor")
         admin.config_set("maxmemory", "1")
+        upload = {"file": ("in.jsonl", line({"prompt": PROMPT}))}
         refused = [
-            caller.send("POST", "/v1/files", data={"purpose": "batch"}, files={"file": ("in.jsonl", line({"prompt": PROMPT}))}),
+            caller.send("POST", "/v1/files", data={"purpose": "batch"}, files=upload),
             caller.send("POST", "/v1/jobs", json={"prompt": PROMPT}),
             caller.send("POST", "/v1/images/generations", json={"prompt": PROMPT}),
             caller.send("POST", "/v1/images/edits", data={"prompt": PROMPT}, files={"image": ("a.png", png())}),
