@@ -73,6 +73,8 @@ class Witness:
         leaks = []
         for where, text in [*self.texts, *self.answers]:
             for name, secret in SECRETS.items():
+                if secret == URL_TOKEN and (where, text) in self.answers:
+                    continue  # the job object shows its owner the webhook
                 if secret in text or json.dumps(secret)[1:-1] in text:
                     leaks.append((where, name, line_of(text, secret)))
         for where, text in self.texts:

@@ -10,6 +10,7 @@ import httpx
 import pytest
 import redis
 
+from server import records
 from server.errors import UnreadableRecord
 from server.gateway import pagination
 from server.jobs import JobError, JobMetrics, JobState, Resume
@@ -101,6 +102,21 @@ async def test_unknown_fields_of_a_job_are_ignored(queue: JobQueue) -> None:
     await queue.redis.hset(queue.keys.job_hash("job"), mapping=newer)
     record = await queue.get("job")
     assert (record.outputs[0].seed, record.error) == (1, JobError("c", "m"))
+
+
+@pytest.mark.parametrize(
+    "change", [{"prompt": ["a private prompt"]}, {"seed": "a private prompt"}, {"edit": "private"}]
+)
+async def test_a_warning_about_a_record_quotes_none_of_it(
+    queue: JobQueue, change: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The warning quoted the value that has the wrong type, up to 40 characters."""
+    await accept(queue, "odd")
+    whole = json.loads(await queue.redis.hget(queue.keys.job_hash("odd"), "input"))
+    await queue.redis.hset(queue.keys.job_hash("odd"), "input", json.dumps(whole | change))
+    records._log_once.cache_clear()
+    assert (await pagination.page(queue, "", limit=20, after=None, status=None)).records == []
+    assert "skipping a job" in caplog.text and "private" not in caplog.text
 
 
 async def test_a_worker_survives_a_job_that_it_cannot_read(queue: JobQueue, leases: LeaseQueue) -> None:
