@@ -85,6 +85,7 @@ def waiting(**changes: Any) -> Plant:
         world.redis.zadd(keys.waiting_zset(MODEL, "normal", ""), {odd: 0})
         world.redis.zadd(keys.waiting_since_zset(MODEL, "normal"), {odd: 0})
         world.redis.zadd(keys.leases_zset(MODEL), {f"lease-{odd}": 0})
+        world.redis.zadd(keys.deadlines_zset, {odd: 0})
         return paths[:1]
 
     return plant
@@ -224,6 +225,9 @@ MATRIX: dict[str, list[tuple[str, Plant]]] = {
         ("attempts", waiting(attempt="many")),
         ("no class", waiting(**{"class": None})),
         ("another class", waiting(**{"class": "urgent"})),
+        ("another caller", waiting(caller="somebody")),
+        ("wrong numbers", waiting(work="much", sequence="1.5", result_ttl_s="inf")),
+        ("wrong deadline", waiting(deadline="soon")),
     ],
     "resumable job": [
         ("bytes", resume(**{"output:0": BYTES, "snapshot:0": BYTES})),
@@ -338,6 +342,9 @@ def check(world: World, paths: list[str]) -> None:
                 continue
             unreadable = answer.status_code == 503 and answer.json()["error"]["code"] == "record_unreadable"
             assert answer.status_code < 500 or unreadable, (path, answer.status_code, answer.text)
+            if path.count("/") == 3 and "/jobs/" in path:
+                canceled = http.post(f"{path}/cancel")
+                assert canceled.status_code < 500 or canceled.json()["error"]["code"] == "record_unreadable"
         made = http.post("/v1/images/generations", json={"prompt": "a cat", "quality": "low", "model": MODEL})
         assert made.status_code == 200, made.text
 
