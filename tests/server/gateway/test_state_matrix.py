@@ -25,6 +25,7 @@ from server.worker.engine.fake import FakeEngine
 from tests.server.conftest import fake_settings
 from tests.server.harness import MODEL, Service, fluid, until
 
+pytestmark = pytest.mark.slow
 LINE = {"custom_id": "a", "method": "POST", "url": "/v1/images/generations", "body": {"prompt": "a cat"}}
 LISTS = ("/health/ready", "/v1/models", "/metrics", "/v1/jobs", "/v1/jobs?status=succeeded", "/v1/batches", "/v1/files")
 FAR = 1e12  # a time in the far future
