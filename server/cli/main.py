@@ -8,10 +8,9 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from urllib.parse import unquote
 
 from server import __version__
-from server.addresses import HIDDEN, url_password
+from server.addresses import HIDDEN, url_passwords
 from server.errors import EngineBroken, FluidError, OperatorError
 from server.setting_values import service_links
 from server.settings import Settings
@@ -100,8 +99,7 @@ class Secrets:
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         found = {text for name, text in environ.items() if SECRET_NAME.search(name.upper())}
-        found.add(unquote(url_password(environ.get("FLUID_REDIS_URL", ""))))
-        found.add(url_password(environ.get("FLUID_REDIS_URL", "")))
+        found |= url_passwords(environ.get("FLUID_REDIS_URL", ""))
         self._texts = sorted((text for text in found if len(text) >= SHORTEST_SECRET), key=len, reverse=True)
 
     def hide(self, text: str) -> str:

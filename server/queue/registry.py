@@ -154,6 +154,9 @@ class Registry:
 
     async def request_reload(self, configured: str, checkpoint: str) -> ReloadRequest:
         number = await self.redis.hincrby(self.keys.reloads_hash, "number", 1)
+        newest = max((worker.reloads for worker in await self.workers()), default=0)
+        if number <= newest:  # a failover has lost the last requests, and workers would ignore a number that they had
+            number = await self.redis.hincrby(self.keys.reloads_hash, "number", newest - number + 1)
         await self.redis.hset(self.keys.reloads_hash, f"checkpoint:{configured}", f"{number} {checkpoint}")
         return ReloadRequest(configured, checkpoint, number)
 

@@ -7,6 +7,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from math import inf
 
 from redis.exceptions import RedisError
@@ -17,7 +18,7 @@ from server.jobs import JobError
 from server.metrics import Tally
 from server.model_info import ModelInfo
 from server.queue.lease_queue import LeaseQueue
-from server.queue.redis_client import wait_until_up
+from server.queue.redis_client import outlast_outages
 from server.queue.registry import Registry
 from server.settings import Settings
 from server.worker.completion import Completion
@@ -67,6 +68,7 @@ class Worker:
         self.supervisor = Supervisor(self._report_crash)
         self.heartbeat.impaired, self.heartbeat.reload_pending = self._impaired, self.reloader.pending
         self._factory = factory
+        self._outlast = partial(outlast_outages, queue.redis, settings.redis_url)
         self.hung_thread = False  #: a reload's engine hangs on a thread that cannot be ended
         self._drain_deadline: float | None = None
         self._reclaim_at = 0.0
@@ -75,7 +77,7 @@ class Worker:
 
     async def run(self) -> None:
         """Serve until drained. Raises EngineBroken when only a new process can help."""
-        await wait_until_up(self.queue.redis, self.settings.redis_url)
+        await self._outlast(self.queue.redis.ping)
         try:
             helpers = {
                 "heartbeat": self.heartbeat.run,
@@ -93,11 +95,11 @@ class Worker:
     async def _prepare(self) -> None:
         """Load, generate the canary image, publish the model; only then is the worker ready."""
         began = time.monotonic()
-        checkpoint = await self.completion.persist(self.reloader.checkpoint)
+        checkpoint = await self._outlast(self.reloader.checkpoint)
         await self._install(*await self.reloader.load_first(checkpoint))
         self.heartbeat.state = "ready"
         self.tally.count("fluid_worker_starts_total")
-        await self.heartbeat.beat()
+        await self._outlast(self.heartbeat.beat)
         log.info(
             "ready: %s, %d rows, %s kernels on %s, after %.1f s",
             self.engine.info.id,
@@ -131,7 +133,7 @@ class Worker:
 
     async def _install(self, thread: EngineThread, info: ModelInfo) -> None:
         self.engine.install(thread, info)
-        await self.completion.persist(self.heartbeat.claim)
+        await self._outlast(self.heartbeat.claim)
 
     async def _work(self) -> None:
         failure = ""  # of Redis, logged when it changes

@@ -184,12 +184,13 @@ local function lease_reply(id)
   return {id, f[1], f[2], f[3], f[4], f[5], f[6] or '', redis.call('EXISTS', keys.resume_hash(id))}
 end
 
--- Start an attempt under `limits`: worker, lease_ms, max_attempts, ttl_s. Returns nil if the job may have no more
--- attempts, or was canceled: then this call ends it.
-local function start_attempt(id, limits)
+-- Start an attempt under `limits`: worker, lease_ms, max_attempts, ttl_s. Its worker made the token at random: a counter
+-- here would repeat itself after a failover to a replica that lacks the last writes. Returns nil if the job may have no
+-- more attempts, or was canceled: then this call ends it.
+local function start_attempt(id, token, limits)
   local job, max_attempts, ttl_s = keys.job_hash(id), limits.max_attempts, limits.ttl_s
   local f = read(id, 'cancel_requested', 'error', 'state')
-  redis.call('HINCRBY', job, 'token', 1) -- fences out its last worker
+  redis.call('HSET', job, 'token', token) -- fences out its last worker
   if f[1] == '1' then -- its worker died before it saw the flag
     finish(id, 'canceled', ttl_s)
     return nil

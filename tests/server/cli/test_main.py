@@ -183,12 +183,14 @@ def test_secrets_of_the_environment_are_hidden() -> None:
     """Whatever a library quotes: its message may hold the URL with the password, or a token."""
     secrets = Secrets(
         {
-            "FLUID_REDIS_URL": "redis://me:p%40ssword1@db:6379",
+            "FLUID_REDIS_URL": "redis+sentinel://me:p%40ssword1@a,b/main?sentinel_password=sentinelPassword",
             "HF_TOKEN": "hf_0123456789",
             "FLUID_API_KEY": "fs_abcdefgh",
             "FLUID_API_KEYS_FILE": "/etc/fluid/keys.txt",
             "MY_PASSWORD": "short",
         }
     )
-    text = secrets.hide("p%40ssword1, p@ssword1, hf_0123456789, fs_abcdefgh, /etc/fluid/keys.txt, short")
-    assert text == "***, ***, ***, ***, /etc/fluid/keys.txt, short"
+    text = secrets.hide(
+        "sentinelPassword, p%40ssword1, p@ssword1, hf_0123456789, fs_abcdefgh, /etc/fluid/keys.txt, short"
+    )
+    assert text == "***, ***, ***, ***, ***, /etc/fluid/keys.txt, short"
