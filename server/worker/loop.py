@@ -123,15 +123,19 @@ class Worker:
         The first one uses the thread that is in the slot already, where the watchdog sees it.
         """
         thread = EngineThread(self.settings.snapshot_steps) if self.engine.installed else self.engine.thread
-        info = await thread.load(lambda: self._factory(checkpoint), self.heartbeat.preparing)
-        if not self.engine.installed:
-            self.heartbeat.note = "generating its canary image"
-        began = time.monotonic()
         limit_s = inf if thread is self.engine.thread else self.settings.step_timeout_s
         try:
+            info = await thread.load(lambda: self._factory(checkpoint), self.heartbeat.preparing)
+            if not self.engine.installed:
+                self.heartbeat.note = "generating its canary image"
+            began = time.monotonic()
             steps = await canary_within(thread, info, limit_s)
-        finally:
+        except Exception:
+            self.tally.count("fluid_engine_failures_total", "canary" if thread.loaded else "load")
             self.hung_thread |= thread.hung
+            if self.engine.installed:
+                thread.close()
+            raise
         self.heartbeat.throughput.record(steps, time.monotonic() - began)  # a first guess, until there is real work
         return thread, info
 
@@ -256,10 +260,6 @@ class Worker:
         self._bell.set()
         now = time.monotonic()
         self._drain_deadline = now if self.draining else now + self.settings.drain_s
-        if self.heartbeat.state == "loading":
-            # Nothing was taken, so nothing can be lost; a thread that loads weights cannot be interrupted.
-            log.info("stopped while loading")
-            os._exit(0)
         self.heartbeat.state = "draining"
         log.info("draining: %d jobs held", len(self.scheduler.jobs))
 

@@ -77,6 +77,10 @@ class EngineThread:
             raise EngineBroken("The engine was used before it was loaded.")
         return self._engine
 
+    @property
+    def loaded(self) -> bool:
+        return self._engine is not None
+
     # --- for the event loop ---------------------------------------------------------------------------
 
     async def load(
