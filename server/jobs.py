@@ -132,7 +132,7 @@ class Output:
     format: str
     size_bytes: int
     sha256: str
-    token: int = 1  #: of the attempt that generated it; part of its key
+    token: int = 1  #: of the attempt that generated it; part of its file's key
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +244,7 @@ class JobRecord:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A worker's right to finish one job. Its token is the fence: an older token is rejected at the finish."""
+    """A worker's right to finish one job. Its token is the fence: the token of any other attempt is rejected."""
 
     job_id: str
     token: int

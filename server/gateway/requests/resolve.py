@@ -55,7 +55,7 @@ def resolve(
         )
     _check_limits(job, info)
     _check_negative_prompt(job, info)
-    return job, _warnings(request, info, job)
+    return job, warnings_about(request, info, job)
 
 
 def _given_sampling(request: ImageRequest) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def _check_limits(job: JobInput, info: ModelInfo) -> None:
     """Check the job against every `max_<parameter>` and `min_<parameter>` that the model publishes."""
     for name, value in job.parameters().items():
         high, low = info.limits.get(f"max_{name}"), info.limits.get(f"min_{name}")
-        if value is None:
+        if not isinstance(value, int | float):  # a newer version's model may limit more
             continue
         if high is not None and value > high:
             raise InvalidRequest(f"'{name}' must be at most {high:g} for {info.id}, not {value}.", param=name)
@@ -146,7 +146,7 @@ def _is_guided(sampling: Sampling) -> bool:
     return sampling.guidance_scale != 1 and any(low <= i / steps < high for i in range(steps))
 
 
-def _warnings(request: ImageRequest, info: ModelInfo, job: JobInput) -> list[str]:
+def warnings_about(request: ImageRequest, info: ModelInfo, job: JobInput) -> list[str]:
     """Tell what was mapped to something else, what has no effect, and which words the model does not know."""
     warnings = []
     if request.model and request.model != info.id:

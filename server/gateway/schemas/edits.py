@@ -52,7 +52,8 @@ class VariationRequest(SourceImageRequest):
         Field(
             min_length=1,
             max_length=2000,
-            description="What to generate; the prompt in the image's metadata if omitted.",
+            description="What to generate; the prompt in the image's metadata if omitted. Without either, only the "
+            "image guides.",
         ),
     ] = ""
     keep: Annotated[

@@ -10,6 +10,7 @@ import httpx
 import pytest
 import redis
 
+from server import records
 from server.errors import UnreadableRecord
 from server.gateway import pagination
 from server.jobs import JobError, JobMetrics, JobState, Resume
@@ -103,6 +104,21 @@ async def test_unknown_fields_of_a_job_are_ignored(queue: JobQueue) -> None:
     assert (record.outputs[0].seed, record.error) == (1, JobError("c", "m"))
 
 
+@pytest.mark.parametrize(
+    "change", [{"prompt": ["a private prompt"]}, {"seed": "a private prompt"}, {"edit": "private"}]
+)
+async def test_a_warning_about_a_record_quotes_none_of_it(
+    queue: JobQueue, change: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The warning quoted the value that has the wrong type, up to 40 characters."""
+    await accept(queue, "odd")
+    whole = json.loads(await queue.redis.hget(queue.keys.job_hash("odd"), "input"))
+    await queue.redis.hset(queue.keys.job_hash("odd"), "input", json.dumps(whole | change))
+    records._log_once.cache_clear()
+    assert (await pagination.page(queue, "", limit=20, after=None, status=None)).records == []
+    assert "skipping a job" in caplog.text and "private" not in caplog.text
+
+
 async def test_a_worker_survives_a_job_that_it_cannot_read(queue: JobQueue, leases: LeaseQueue) -> None:
     """The exception ended the worker; the next one reclaimed the job and died too. Now it fails after its attempts."""
     await accept(queue, "odd")
@@ -159,7 +175,7 @@ def test_the_service_answers_beside_records_of_a_newer_version(new_service: Call
             client.hset(getattr(keys, f"{kind}_hash")(f"{kind}-odd"), mapping=odd)
             client.zadd(getattr(keys, f"{kind}_list")(""), {f"{kind}-odd": 1e12})
         client.zadd(keys.batches_zset, {"batch-odd": 0})
-        client.hset(keys.webhook_hash("odd"), mapping={"told": "{}", "attempts": "x"})
+        client.hset(keys.webhook_hash("odd"), mapping={"message": "{}", "attempts": "x"})
         client.zadd(keys.webhooks_zset, {"odd": 0})
     for path in ("/health/ready", "/v1/models", "/metrics", "/v1/jobs", "/v1/batches", "/v1/files"):
         answer = httpx.get(service.settings.base_url + path)
