@@ -180,8 +180,8 @@ class Settings:
     )
     snapshot_steps: int = _worker(
         8,
-        "Autoregressive steps between snapshots of an unfinished image, from which another worker resumes; 0 takes "
-        "none.",
+        "Autoregressive steps between snapshots of an unfinished image, from which another worker resumes, at most five "
+        "a second; 0 takes none.",
         unit="steps",
         at_least=0,
     )
