@@ -2,7 +2,7 @@
 
 import ipaddress
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 #: Listening on one of these is reached through the loopback address of the same family.
 _ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}
@@ -132,3 +132,14 @@ def without_password(url: str) -> str:
     if has_password:
         name = f"{name}:{HIDDEN}"
     return f"{parts.scheme}://{name}{has_user}{host}{parts.path}"  # geturl drops the slashes of unix://
+
+
+def url_passwords(url: str) -> set[str]:
+    """Return the passwords in a URL and its options, as they are written there and decoded."""
+    try:
+        parts = urlsplit(url)
+        options = dict(parse_qsl(parts.query))
+        written = {parts.password or ""}
+    except ValueError:
+        return set()
+    return written | {unquote(text) for text in written} | {v for name, v in options.items() if "password" in name}

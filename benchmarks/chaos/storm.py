@@ -21,7 +21,7 @@ from benchmarks.chaos.redelivery import Redeliveries
 from benchmarks.chaos.report import failures, figures, lateness
 from server import background
 from server.queue.job_queue import JobQueue
-from server.queue.redis_client import PATIENT_TIMEOUT_S, connect
+from server.queue.redis_client import SOCKET_TIMEOUT_S, connect
 from server.queue.registry import HEARTBEAT_S
 
 REQUESTS_PER_S = 8.0
@@ -42,7 +42,7 @@ async def run(minutes: float, seed: int, lease_s: float, data_dir: Path, modes: 
     """Run clients and faults for `minutes`, then audit. `seed` fixes their order; timing varies with the machine."""
     ledger = Ledger()
     with Cast(data_dir, lease_s, Random(seed), modes) as cast:
-        async with connect(cast.settings.redis_url, PATIENT_TIMEOUT_S) as redis:
+        async with connect(cast.settings.redis_url, SOCKET_TIMEOUT_S) as redis:
             queue = JobQueue(redis, cast.settings)
             redeliveries = Redeliveries(cast, queue)
             crowd = Crowd(cast, ledger, Random(seed + 1), REQUESTS_PER_S)

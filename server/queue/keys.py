@@ -97,4 +97,5 @@ class Keys:
     reloads_hash = FixedKey("reloads")
     crashes_hash = FixedKey("crashes")  # background tasks that crash, by process and task
     workers_zset = FixedKey("workers")
+    last_seen_zset = FixedKey("last_seen")  # workers by their last heartbeat, until they stop or are long gone
     worker = KeyTemplate("worker:{worker_id}")

@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from redis.asyncio import Redis
 from redis.asyncio.sentinel import MasterNotFoundError
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import (
@@ -26,6 +25,7 @@ from redis.exceptions import (
 
 from server.addresses import SENTINEL_SCHEMES, without_password
 from server.errors import ConfigError, SettingError
+from server.queue.connection.pipeline import ServiceRedis
 from server.queue.connection.retry import ReconnectingRetry, causes
 from server.queue.connection.sentinel import connect_by_sentinel
 
@@ -37,12 +37,12 @@ T = TypeVar("T")
 #: Few and quick: callers should get their 503 within a second, and every script is safe to repeat.
 RETRIES = 3
 #: A vanished host neither answers nor closes. Longer than any blocking call (BLPOP blocks for 0.25 s).
-PATIENT_TIMEOUT_S = 5.0
+SOCKET_TIMEOUT_S = 5.0
 #: Connections, one per command in flight. redis-py allows 100 by default, and more fail instead of waiting: callers
 #: got 503 from a healthy Redis. Waiting for a connection would add to the wait for a reply: 503 would come too late.
 MAX_CONNECTIONS = 4096
 #: For the gateway: its callers get 503 within a second when Redis does not answer.
-QUICK_TIMEOUT_S = 0.9
+GATEWAY_SOCKET_TIMEOUT_S = 0.9
 #: A connection that was idle this long is pinged before it is used.
 HEALTH_CHECK_S = 15
 #: The kernel gives up a connection whose peer is gone after 10 + 3 * 3 s; firewalls forget those that are idle longer.
@@ -173,11 +173,12 @@ def connect(url: str, timeout_s: float) -> Client:
     """
     retry = ReconnectingRetry(ExponentialBackoff(cap=0.2, base=0.02), RETRIES, supported_errors=(ConnectionError,))
     try:
-        create = connect_by_sentinel if url.partition("://")[0] in SENTINEL_SCHEMES else Redis.from_url
+        create = connect_by_sentinel if url.partition("://")[0] in SENTINEL_SCHEMES else ServiceRedis.from_url
         client = create(
             url,
             max_connections=MAX_CONNECTIONS,
             decode_responses=True,
+            encoding_errors="replace",  # a field of bytes in a newer version's record must not fail the whole reply
             protocol=2,
             retry=retry,
             socket_timeout=timeout_s,

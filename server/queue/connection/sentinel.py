@@ -3,7 +3,6 @@
 import time
 from typing import Any
 
-from redis.asyncio import Redis
 from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
@@ -11,6 +10,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from server.addresses import SentinelUrl
+from server.queue.connection.pipeline import ServiceRedis
 
 #: A Sentinel that does not answer is skipped; the gateway has less than a second for all of them.
 TIMEOUT_S = 0.3
@@ -18,7 +18,7 @@ CHECK_S = 1.0
 UNKNOWN_S = 5.0
 
 
-class SentinelRedis(Redis):
+class SentinelRedis(ServiceRedis):
     """A client of the primary. It asks again every CHECK_S: Sentinel demotes a former primary about ten seconds after
     it has appointed a new one, and what the former one accepts until then is lost."""
 

@@ -19,13 +19,19 @@ local function time_text(seconds) return string.format('%.6f', seconds) end
 
 local function read(id, ...) return redis.call('HMGET', keys.job_hash(id), ...) end
 
+local function is_number(text) return #text <= 17 and string.find(text, '^%-?%d+%.?%d*$') ~= nil end
+local function is_whole(text) return text and is_number(text) and not string.find(text, '.', 1, true) end
+
 -- True if the record has what waiting, leasing and ending a job read. One without would fail every script that meets it.
 local function intact(id)
-  local f = read(id, 'state', 'model', 'class', 'caller', 'work', 'input', 'kind')
-  for i = 1, 7 do
+  if redis.call('TYPE', keys.job_hash(id)).ok ~= 'hash' then return false end
+  local f = read(id, 'state', 'model', 'class', 'caller', 'work', 'input', 'kind', 'sequence', 'attempt',
+    'result_ttl_s', 'deadline')
+  for i = 1, 9 do
     if not f[i] then return false end
   end
-  return true
+  return is_whole(f[5]) and is_whole(f[8]) and is_whole(f[9]) and (not f[10] or is_whole(f[10]))
+    and (not f[11] or is_number(f[11]))
 end
 
 local function count(what, by) redis.call('HINCRBY', keys.counters_hash, what, by or 1) end

@@ -9,6 +9,11 @@ if known[1] and tonumber(known[1]) == args.token and read_leased(known[2], args.
   return lease_reply(known[2])
 end
 
+local function waits_here(id, class, caller)
+  local f = read(id, 'model', 'class', 'caller')
+  return f[1] == model and f[2] == class and f[3] == caller
+end
+
 -- Ageing: a job that has waited long enough goes up one class, at most a few per call.
 local now = clock()
 for i = 2, #PRIORITIES do
@@ -33,7 +38,8 @@ for _, class in ipairs(PRIORITIES) do
     local deadline = id and redis.call('HGET', keys.job_hash(id), 'deadline')
     if not id then
       redis.call('ZREM', keys.callers_zset(model, class), caller)
-    elseif not intact(id) then -- its record is gone or damaged: without this, no job behind it would ever be taken
+    elseif not intact(id) or not waits_here(id, class, caller) then
+      -- Its record is gone, damaged or names another place: without this, no job behind it would ever be taken.
       redis.call('ZREM', keys.waiting_zset(model, class, caller), id)
       redis.call('ZREM', keys.waiting_since_zset(model, class), id)
     elseif deadline and tonumber(deadline) <= now then

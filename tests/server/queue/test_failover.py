@@ -17,7 +17,7 @@ from server.model_info import ModelInfo
 from server.queue.connection import subscription
 from server.queue.job_queue import JobQueue
 from server.queue.lease_queue import LeaseQueue
-from server.queue.redis_client import PATIENT_TIMEOUT_S, QUICK_TIMEOUT_S, connect
+from server.queue.redis_client import GATEWAY_SOCKET_TIMEOUT_S, SOCKET_TIMEOUT_S, connect
 from server.queue.registry import Registry, WorkerInfo
 from server.settings import Settings
 from server.worker.engine.fake import FAKE_ENGINE, FakeEngine
@@ -39,7 +39,7 @@ def pair_settings(pair: RedisPair) -> Settings:
 
 @pytest.fixture
 async def ours(pair: RedisPair) -> AsyncIterator[JobQueue]:
-    async with connect(pair.url, PATIENT_TIMEOUT_S) as redis:
+    async with connect(pair.url, SOCKET_TIMEOUT_S) as redis:
         await Registry(redis, "fluid").publish_model(ModelInfo.from_mapping(FakeEngine(1, 0).info()))
         yield JobQueue(redis, pair_settings(pair))
 
@@ -47,7 +47,7 @@ async def ours(pair: RedisPair) -> AsyncIterator[JobQueue]:
 @pytest.fixture
 async def zombie_leases(pair: RedisPair) -> AsyncIterator[LeaseQueue]:
     """A worker with connections of its own."""
-    async with connect(pair.url, PATIENT_TIMEOUT_S) as redis:
+    async with connect(pair.url, SOCKET_TIMEOUT_S) as redis:
         yield LeaseQueue(redis, pair_settings(pair))
 
 
@@ -126,7 +126,7 @@ async def test_a_demoted_primary_is_left_at_once(pair: RedisPair, ours: JobQueue
 
 async def test_a_replica_that_stays_one_is_told(pair: RedisPair) -> None:
     """Without a new primary the reason stays the true one, and comes within the gateway's second."""
-    async with connect(f"unix://{pair.replica.socket}", QUICK_TIMEOUT_S) as redis:
+    async with connect(f"unix://{pair.replica.socket}", GATEWAY_SOCKET_TIMEOUT_S) as redis:
         began = time.monotonic()
         with pytest.raises(ResponseError, match="read only"):
             await redis.set("x", "y")
@@ -150,7 +150,7 @@ async def test_a_silent_subscription_is_noticed(
     """It looked like a quiet one: every wait took the fallback second, and streams 15 s, until a restart."""
     monkeypatch.setattr(subscription, "PING_AFTER_S", 0.3)
     monkeypatch.setattr(subscription, "ECHO_S", 0.3)
-    async with watching(ours, "elsewhere") as watcher, connect(pair.url, PATIENT_TIMEOUT_S) as other:
+    async with watching(ours, "elsewhere") as watcher, connect(pair.url, SOCKET_TIMEOUT_S) as other:
         await asyncio.to_thread(lambda: until(lambda: _subscribers(pair), what="the subscription"))
         pair.address.silence()
         with watcher.follow("a") as changed:
@@ -170,7 +170,7 @@ async def test_a_subscription_does_not_stay_with_a_former_primary(
     """Nothing is written through a subscription, so no READONLY tells it. It answered every ping, and heard nothing."""
     monkeypatch.setattr(subscription, "PING_AFTER_S", 0.3)
     monkeypatch.setattr(subscription, "ECHO_S", 0.3)
-    async with watching(ours, "elsewhere") as watcher, connect(pair.url, PATIENT_TIMEOUT_S) as other:
+    async with watching(ours, "elsewhere") as watcher, connect(pair.url, SOCKET_TIMEOUT_S) as other:
         await asyncio.to_thread(lambda: until(lambda: _subscribers(pair), what="the subscription"))
         await asyncio.to_thread(pair.promote)
         pair.replica.command("REPLICAOF", "NO", "ONE")  # what the new primary publishes does not come here

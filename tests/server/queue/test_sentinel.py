@@ -14,7 +14,7 @@ from server.addresses import SentinelUrl, without_password
 from server.cli.demo import free_port
 from server.launcher import subprocesses
 from server.launcher.embedded_valkey import find_binary
-from server.queue.redis_client import QUICK_TIMEOUT_S, connect, explain
+from server.queue.redis_client import GATEWAY_SOCKET_TIMEOUT_S, connect, explain
 from server.settings import Settings
 from server.worker.engine.fake import FAKE_ENGINE
 from tests.server.harness import Service, fluid, until
@@ -100,7 +100,7 @@ def test_the_service_follows_sentinel(pair: RedisPair, sentinel: int) -> None:
 
 @pytest.mark.slow
 async def test_a_service_that_sentinel_does_not_know_is_told(pair: RedisPair, sentinel: int) -> None:
-    async with connect(f"redis+sentinel://127.0.0.1:{sentinel}/other", QUICK_TIMEOUT_S) as client:
+    async with connect(f"redis+sentinel://127.0.0.1:{sentinel}/other", GATEWAY_SOCKET_TIMEOUT_S) as client:
         with pytest.raises(MasterNotFoundError) as missing:
             await client.ping()
     meaning, remedy = explain(missing.value)
@@ -108,7 +108,7 @@ async def test_a_service_that_sentinel_does_not_know_is_told(pair: RedisPair, se
 
 
 async def test_a_sentinel_that_is_down_is_told() -> None:
-    async with connect(f"redis+sentinel://127.0.0.1:{free_port()}/main", QUICK_TIMEOUT_S) as client:
+    async with connect(f"redis+sentinel://127.0.0.1:{free_port()}/main", GATEWAY_SOCKET_TIMEOUT_S) as client:
         with pytest.raises(MasterNotFoundError):
             await client.ping()
 

@@ -18,7 +18,7 @@ from server.launcher.embedded_valkey import EmbeddedValkey
 from server.model_info import ModelInfo
 from server.queue.job_queue import JobQueue, Submission
 from server.queue.lease_queue import LeaseQueue, LeaseRenewal
-from server.queue.redis_client import PATIENT_TIMEOUT_S, connect
+from server.queue.redis_client import SOCKET_TIMEOUT_S, connect
 from server.queue.registry import Registry
 from server.queue.statistics import queue_counts
 from server.settings import Settings
@@ -39,7 +39,7 @@ class QueueMachine(RuleBasedStateMachine):
         super().__init__()
         self.loop = asyncio.Runner()
         own = Settings(redis_url=self.valkey.url, namespace=uuid.uuid4().hex)
-        self.redis = connect(own.redis_url, PATIENT_TIMEOUT_S)
+        self.redis = connect(own.redis_url, SOCKET_TIMEOUT_S)
         limits = replace(own, max_attempts=MAX_ATTEMPTS, max_queue=MAX_QUEUE, ageing_s=1e6)
         self.queue, self.leases = JobQueue(self.redis, limits), LeaseQueue(self.redis, limits)
         info = ModelInfo.from_mapping(FakeEngine(1, 0).info())
