@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -13,16 +14,16 @@ import redis
 from server import records
 from server.errors import UnreadableRecord
 from server.gateway import pagination
-from server.jobs import JobError, JobMetrics, JobState, Resume
+from server.jobs import JobError, JobMetrics, JobState, Output, Resume
 from server.model_info import ModelInfo
 from server.queue.dead_letters import DeadLetters
 from server.queue.job_queue import JobQueue
 from server.queue.keys import Keys
-from server.queue.lease_queue import LeaseQueue
+from server.queue.lease_queue import TOKENS, LeaseQueue
 from server.queue.registry import Registry, WorkerInfo
 from server.queue.statistics import queue_counts
 from server.worker.engine.fake import FakeEngine
-from tests.server.harness import MODEL, Service, accept, take
+from tests.server.harness import MODEL, Service, accept, lapse, take
 
 pytestmark = pytest.mark.anyio
 WORKER = {"id": "w", "state": "ready", "model": MODEL, "max_rows": 1, "rows": 0, "started_at": 1.0}
@@ -129,6 +130,36 @@ async def test_a_worker_survives_a_job_that_it_cannot_read(queue: JobQueue, leas
     assert (await take(leases)).job_id == "fine"
     assert await queue.redis.hget(queue.keys.job_hash("odd"), "state") == JobState.FAILED
     assert [letter.job_id async for letter in DeadLetters(queue).all()] == []
+
+
+async def test_a_lease_and_an_image_of_an_older_version_are_taken_over(queue: JobQueue, leases: LeaseQueue) -> None:
+    """Tokens were small numbers, counted in Redis. Workers of both versions share a queue during an upgrade."""
+    await accept(queue, "a", n=2)
+    lease = await take(leases, "old")
+    await queue.redis.hset(queue.keys.job_hash("a"), "token", 1)
+    old = replace(lease, token=1)
+    first = Output(0, 7, 32, 32, "png", 3, "00")  # its token is 1 where an older version wrote none
+    await queue.redis.set(queue.keys.result_bytes("a", 1, 0), b"one")
+    await leases.save(old, "sha", snapshots={}, outputs=[first])
+    await lapse(queue, "a")
+    [heir] = await leases.reclaim("new", MODEL, [], count=1)
+    assert (await leases.resume(heir, "sha")).outputs == {0: first}
+    assert not await leases.finish(old, JobState.SUCCEEDED)
+    second = Output(1, 8, 32, 32, "png", 3, "00", heir.token)
+    assert await leases.finish(heir, JobState.SUCCEEDED, outputs=[first, second], files={1: b"two"})
+    record = await queue.get("a")
+    assert [await queue.result(record, output) for output in record.outputs] == [b"one", b"two"]
+
+
+async def test_an_older_worker_can_count_on_from_a_random_token(queue: JobQueue, leases: LeaseQueue) -> None:
+    """Its scripts add one, write the token into a key, and its gateway reads it as a number."""
+    await accept(queue, "a")
+    lease = await take(leases)
+    key = queue.keys.job_hash("a")
+    assert await queue.redis.eval("return redis.call('HINCRBY', KEYS[1], 'token', 1)", 1, key) == lease.token + 1
+    script = "return 'result:' .. cjson.decode(ARGV[1]).token"
+    assert await queue.redis.eval(script, 0, json.dumps({"token": TOKENS})) == f"result:{TOKENS}"
+    assert (await queue.get("a")).token == lease.token + 1
 
 
 @pytest.mark.parametrize("damage", ["delete", "no model"])

@@ -3,9 +3,11 @@
 import asyncio
 
 import pytest
+from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
+from server.queue.connection.retry import ReconnectingRetry
 from server.queue.job_queue import JobQueue
 from server.queue.redis_client import connect, outlast_outages
 from server.settings import Settings
@@ -51,3 +53,20 @@ async def test_a_start_outlasts_an_outage(settings: Settings) -> None:
 
     async with connect(settings.redis_url, 30.0) as redis:
         assert await outlast_outages(redis, settings.redis_url, call) == "done"
+
+
+async def test_a_closed_transport_of_uvloop_is_a_failed_connection() -> None:
+    """A connection that Redis had reset made a request fail with 500: uvloop raises RuntimeError, not OSError."""
+    retry = ReconnectingRetry(ExponentialBackoff(cap=0.01, base=0.01), 3, supported_errors=(RedisConnectionError,))
+    calls = []
+
+    async def command() -> str:
+        calls.append("call")
+        if len(calls) == 1:
+            raise RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed")
+        return "done"
+
+    async def fail(error: Exception) -> None:
+        calls.append("reconnect")
+
+    assert await retry.call_with_retry(command, fail) == "done" and calls == ["call", "reconnect", "call"]
