@@ -96,6 +96,7 @@ async def metrics(services: ServicesDep) -> Response:
         await services.registry.models(),
         await services.registry.stats(),
         await redis_time(services.queue.redis),
+        await services.registry.last_seen(),
     )
     return Response(text, media_type=CONTENT_TYPE_LATEST)
 
