@@ -20,6 +20,7 @@ from server.queue.redis_client import explain, find_problems, read_config
 from server.queue.registry import HEARTBEAT_S, CrashReport, Registry, WorkerInfo
 from server.queue.statistics import QueueCounts, queue_counts
 from server.settings import Settings
+from server.worker.engine.loader import memory_report
 
 OLDEST_REDIS = (7, 0)
 LOW_DISK_BYTES = 1 << 30
@@ -48,13 +49,19 @@ def add_parser(commands: Any) -> None:
         "Check a running service and print a remedy for every problem.",
         "Checks Redis, the disk, the job counters, workers, queue and dead letters. The exit status is 0 if nothing\n"
         "FAILs, 1 if something needs action, 2 if no service is running.\n\n"
-        "examples:\n  fluid doctor\n  FLUID_REDIS_URL=redis://db:6379 fluid doctor",
+        "examples:\n  fluid doctor\n  FLUID_REDIS_URL=redis://db:6379 fluid doctor\n  fluid doctor --preset 10.5B",
+    )
+    parser.add_argument(
+        "--preset", metavar="NAME", help="instead, print the memory that a GPU needs for a model of this size"
     )
     parser.set_defaults(run=run)
 
 
 def run(settings: Settings, args: argparse.Namespace) -> None:
-    """Print the report; raise UnhealthyService if anything needs action."""
+    """Print the report; raise UnhealthyService if anything needs action, ConfigError for an unknown preset."""
+    if args.preset:
+        print("\n".join(memory_report(args.preset)))
+        return
     findings = asyncio.run(_diagnose(settings))
     for finding in findings:
         print(f"{finding.level:<5} {finding.text}")
