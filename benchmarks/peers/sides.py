@@ -187,6 +187,7 @@ def _await_image(side: Side) -> None:
             fetch(side.port, {"prompt": "a red apple", "seed": 1, "num_inference_steps": 1})
             return
         except OSError as error:  # urllib's HTTPError is one
-            if time.monotonic() > end or side.restarts > 3:
+            refused = isinstance(error, urllib.error.HTTPError) and error.code in (400, 422)
+            if refused or time.monotonic() > end or side.restarts > 3:
                 raise RuntimeError(f"{NAMES[side.name]} did not start ({error}):\n{side.log()}") from error
             time.sleep(0.1)

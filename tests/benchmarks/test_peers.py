@@ -145,8 +145,9 @@ async def test_closed_loop_load_draws_steps_from_the_list_and_counts_failures() 
 
     async def answer(body: dict[str, object]) -> int:
         bodies.append(body)
+        first = len(bodies) == 1
         await asyncio.sleep(0.01)
-        return 503 if len(bodies) == 1 else 200
+        return 503 if first else 200
 
     load = await loaded(answer, lambda port: wrk.closed(port, 4, (8, 20, 64), 1))
     assert load.failed == 1 and 0 < load.images <= len(bodies)

@@ -2,9 +2,9 @@
 are restarted.
 
 python -m benchmarks.peers.servers.litserve_app PORT
-"""
 
-from __future__ import annotations
+LitServe reads the body's type from the annotation of `decode_request`, which must not be a string.
+"""
 
 import sys
 from collections.abc import Sequence
