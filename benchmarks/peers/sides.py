@@ -154,9 +154,17 @@ COMMANDS: dict[str, Callable[[Path, int, Path], list[list[str]]]] = {
     "litserve": lambda python, port, folder: [[str(python), "-m", f"{SERVERS}.litserve_app", str(port)]],
     "ray": lambda python, port, folder: [[str(python), "-m", f"{SERVERS}.ray_app", str(port), str(folder / "ray")]],
     "bentoml": lambda python, port, folder: [
-        [str(python), "-m", "bentoml", "serve", f"{SERVERS}.bento_app:Gateway", "--working-dir", str(ROOT)]
-        + ["--host", "127.0.0.1", "--port", str(port)]
-    ],
+        [
+            str(python),
+            "-m",
+            "bentoml",
+            "serve",
+            f"{SERVERS}.bento_app:Gateway",
+            *("--working-dir", str(ROOT)),
+            *("--host", "127.0.0.1"),
+            *("--port", str(port)),
+        ]
+    ],  # fmt: skip
     "arq": lambda python, port, folder: [
         [str(python), "-m", f"{SERVERS}.arq_gateway", str(port), str(folder / "valkey" / "valkey.sock")],
         [str(python), "-m", f"{SERVERS}.arq_worker", str(folder / "valkey" / "valkey.sock")],
