@@ -2,6 +2,8 @@
 -- wrk ... -s load.lua URL -- STEPS,STEPS,... RATE SEED
 -- At a rate, arrivals are a Poisson process laid down in advance: a request that finds no idle connection leaves late,
 -- and the longest lateness is reported, so that a stalled server cannot slow the schedule unnoticed.
+-- The rate of images is the slope of their count over time: whole batches arrive in bursts, and a run that ends between
+-- two would lose up to a batch of few.
 
 local ffi = require("ffi")
 ffi.cdef("typedef struct { long s; long us; } peers_time; int gettimeofday(peers_time *now, void *zone);")
@@ -22,7 +24,8 @@ function init(args)
    for number in string.gmatch(args[1], "%d+") do
       table.insert(steps, number)
    end
-   rate, late, sent = tonumber(args[2]), 0, 0
+   rate, late = tonumber(args[2]), 0
+   images, began, sum_t, sum_k, sum_tt, sum_kt = 0, clock(), 0, 0, 0, 0
    math.randomseed(tonumber(args[3]))
    wrk.method = "POST"
    wrk.headers["Content-Type"] = "application/json"
@@ -38,21 +41,35 @@ function init(args)
 end
 
 function request()
-   sent = sent + 1
    local body = string.format('{"prompt": "a red apple", "seed": %d, "num_inference_steps": %s}',
       math.random(0, 2 ^ 31 - 1), steps[math.random(#steps)])
    return wrk.format(nil, nil, nil, body)
 end
 
+function response(status)
+   if status == 200 then
+      local t = clock() - began
+      images = images + 1
+      sum_t, sum_k, sum_tt, sum_kt = sum_t + t, sum_k + images, sum_tt + t * t, sum_kt + images * t
+   end
+end
+
+local function slope(thread)
+   local n, t = thread:get("images"), thread:get("sum_t")
+   local spread = n * thread:get("sum_tt") - t * t
+   return spread > 0 and (n * thread:get("sum_kt") - t * thread:get("sum_k")) / spread or 0
+end
+
 function done(summary, latency, requests)
-   local late = 0
+   local late, per_s = 0, 0
    for _, thread in ipairs(threads) do
-      late = math.max(late, thread:get("late"))
+      late, per_s = math.max(late, thread:get("late")), per_s + slope(thread)
    end
    local errors = summary.errors
    io.write(string.format(
       '{"responses": %d, "seconds": %.6f, "p50_ms": %.3f, "p99_ms": %.3f, "max_ms": %.3f, "late_ms": %.3f, ' ..
+      '"per_s": %.4f, ' ..
       '"status": %d, "connect": %d, "read": %d, "write": %d, "timeout": %d}\n',
       summary.requests, summary.duration / 1e6, latency:percentile(50) / 1000, latency:percentile(99) / 1000,
-      latency.max / 1000, late * 1000, errors.status, errors.connect, errors.read, errors.write, errors.timeout))
+      latency.max / 1000, late * 1000, per_s, errors.status, errors.connect, errors.read, errors.write, errors.timeout))
 end

@@ -102,8 +102,8 @@ def throughput(setup: Setup) -> Table:
         capacity = max(figures[f"equal_{callers}"] or 0.0 for callers in setup.plan.callers)
         figures["capacity"] = capacity
         for share in SHARES:
-            load = wrk.paced(side.port, capacity * share, EQUAL, setup.plan.paced_s)
             settle(side)
+            load = wrk.paced(side.port, capacity * share, EQUAL, setup.plan.paced_s)
             figures |= _paced(f"at_{100 * share:.0f}", load)
         return figures
 
@@ -134,8 +134,8 @@ def model(setup: Setup) -> Table:
         for kind, steps in (("equal", MODEL_STEPS), ("mixed", MODEL_MIXED)):
             for callers in setup.plan.model_callers:
                 if kind == "equal" or callers > 1:
-                    load = wrk.closed(side.port, callers, steps, setup.plan.model_s)
                     settle(side)
+                    load = wrk.closed(side.port, callers, steps, setup.plan.model_s)
                     figures |= {f"{kind}_{callers}": load.images_per_s, f"failed_{kind}_{callers}": load.failed}
         return figures
 
@@ -148,11 +148,11 @@ def settle(side: Side) -> None:
 
 
 def _closed(side: Side, kind: str, steps: Sequence[int], callers: int, seconds: int) -> Figures:
+    settle(side)
     before = used_cpu_s(side.pids())
     load = wrk.closed(side.port, callers, steps, seconds)
     pids = side.pids()
     after = used_cpu_s(pids)
-    settle(side)
     name = f"{kind}_{callers}"
     figures: Figures = {name: load.images_per_s, f"p50_ms_{name}": load.p50_ms, f"failed_{name}": load.failed}
     if callers == COST_CALLERS and kind == "equal":

@@ -28,6 +28,7 @@ from server.worker.engine.fake import FAKE_ENGINE
 ROOT = Path(__file__).parent.parent.parent
 SERVERS = "benchmarks.peers.servers"
 START_S = 180.0
+STOP_S = 3.0  # nothing that is still being generated is wanted
 RESTART_S = 0.05  # how soon a process manager notices that a process exited
 NAMES = {
     "by_hand": "FastAPI by hand",
@@ -74,7 +75,7 @@ class Side:
         self._stopping.set()
         pids = self.pids()
         for root in self.roots:
-            subprocesses.stop(root, grace_s=10)
+            subprocesses.stop(root, grace_s=STOP_S)
         kill_all((pids | self.pids()) - self._valkey_pids())
 
     def pids(self) -> set[int]:
@@ -164,7 +165,7 @@ COMMANDS: dict[str, Callable[[Path, int, Path], list[list[str]]]] = {
             *("--host", "127.0.0.1"),
             *("--port", str(port)),
         ]
-    ],  # fmt: skip
+    ],
     "arq": lambda python, port, folder: [
         [str(python), "-m", f"{SERVERS}.arq_gateway", str(port), str(folder / "valkey" / "valkey.sock")],
         [str(python), "-m", f"{SERVERS}.arq_worker", str(folder / "valkey" / "valkey.sock")],
