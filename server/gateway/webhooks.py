@@ -102,7 +102,7 @@ class Webhooks:
 
             await poll_due(
                 self._queue,
-                "hooks",
+                "webhooks",
                 self._queue.keys.webhooks_zset,
                 deliver,
                 visibility_timeout_s=VISIBILITY_TIMEOUT_S,
@@ -132,7 +132,7 @@ class Webhooks:
         stored = await self._queue.redis.hgetall(key)
         if not stored:
             return None
-        message = stored.get("told")
+        message = stored.get("message")
         if message is None:
             try:
                 job = await get_job(job_id)
@@ -140,7 +140,7 @@ class Webhooks:
                 return None
             now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             message = json.dumps({"type": f"job.{job['status']}", "timestamp": now, "data": job})
-            await self._queue.redis.hset(key, "told", message)
+            await self._queue.redis.hset(key, "message", message)
         try:
             return Delivery(job_id, stored["url"], int(stored["attempts"]), message)
         except UNREADABLE as error:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from redis.exceptions import RedisError
 
+from server.queue.connection.subscription import Subscription
 from server.queue.lease_queue import LeaseQueue, LeaseRenewal
 from server.worker.scheduler import Scheduler
 
@@ -62,11 +63,10 @@ class CancelListener:
         """Listen until canceled; subscribe again after a lost connection."""
         while True:
             try:
-                async with self._queue.redis.pubsub() as pubsub:
-                    await pubsub.subscribe(self._queue.keys.canceled_channel)
+                async with Subscription(self._queue.redis, self._queue.keys.canceled_channel) as subscription:
                     while True:
-                        message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=LISTEN_S)
-                        job = self._scheduler.jobs.get(message["data"]) if message else None
+                        message = await subscription.get(LISTEN_S)
+                        job = self._scheduler.jobs.get(message[1]) if message else None
                         if job is not None:
                             job.canceled = True
                             self._wake()

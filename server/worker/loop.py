@@ -12,6 +12,7 @@ import socket
 import time
 from collections import Counter, deque
 from collections.abc import Callable
+from functools import partial
 from math import inf
 
 from redis.exceptions import RedisError
@@ -22,7 +23,7 @@ from server.jobs import JobError
 from server.metrics import Tally
 from server.model_info import ModelInfo
 from server.queue.lease_queue import LeaseQueue
-from server.queue.redis_client import wait_until_up
+from server.queue.redis_client import outlast_outages
 from server.queue.registry import Registry
 from server.settings import Settings
 from server.worker.completion import Completion
@@ -76,6 +77,7 @@ class Worker:
         self.supervisor = Supervisor(self._report_crash)
         self.heartbeat.impaired, self.heartbeat.reload_pending = self._impaired, self.reloader.pending
         self._factory = factory
+        self._outlast = partial(outlast_outages, queue.redis, settings.redis_url)
         self.hung_thread = False  #: a reload's engine hangs on a thread that cannot be ended
         self._drain_deadline: float | None = None
 
@@ -83,7 +85,7 @@ class Worker:
 
     async def run(self) -> None:
         """Serve until drained. Raises EngineBroken when only a new process can help."""
-        await wait_until_up(self.queue.redis, self.settings.redis_url)
+        await self._outlast(self.queue.redis.ping)
         try:
             helpers = {
                 "heartbeat": self.heartbeat.run,
@@ -101,11 +103,11 @@ class Worker:
     async def _prepare(self) -> None:
         """Load, generate the canary image, publish the model; only then is the worker ready."""
         began = time.monotonic()
-        checkpoint = await self.completion.persist(self.reloader.checkpoint)
+        checkpoint = await self._outlast(self.reloader.checkpoint)
         await self._install(*await self.reloader.load_first(checkpoint))
         self.heartbeat.state = "ready"
         self.tally.count("fluid_worker_starts_total")
-        await self.heartbeat.beat()
+        await self._outlast(self.heartbeat.beat)
         log.info(
             "ready: %s, %d rows, %s kernels on %s, after %.1f s",
             self.engine.info.id,
@@ -121,21 +123,25 @@ class Worker:
         The first one uses the thread that is in the slot already, where the watchdog sees it.
         """
         thread = EngineThread(self.settings.snapshot_steps) if self.engine.installed else self.engine.thread
-        info = await thread.load(lambda: self._factory(checkpoint))
-        if not self.engine.installed:
-            self.heartbeat.note = "generating its canary image"
-        began = time.monotonic()
         limit_s = inf if thread is self.engine.thread else self.settings.step_timeout_s
         try:
+            info = await thread.load(lambda: self._factory(checkpoint), self.heartbeat.preparing)
+            if not self.engine.installed:
+                self.heartbeat.note = "generating its canary image"
+            began = time.monotonic()
             steps = await canary_within(thread, info, limit_s)
-        finally:
+        except Exception:
+            self.tally.count("fluid_engine_failures_total", "canary" if thread.loaded else "load")
             self.hung_thread |= thread.hung
+            if self.engine.installed:
+                thread.close()
+            raise
         self.heartbeat.throughput.record(steps, time.monotonic() - began)  # a first guess, until there is real work
         return thread, info
 
     async def _install(self, thread: EngineThread, info: ModelInfo) -> None:
         self.engine.install(thread, info)
-        await self.completion.persist(self.heartbeat.claim)
+        await self._outlast(self.heartbeat.claim)
 
     async def _work(self) -> None:
         failure = ""  # of Redis, logged when it changes
@@ -254,10 +260,6 @@ class Worker:
         self._bell.set()
         now = time.monotonic()
         self._drain_deadline = now if self.draining else now + self.settings.drain_s
-        if self.heartbeat.state == "loading":
-            # Nothing was taken, so nothing can be lost; a thread that loads weights cannot be interrupted.
-            log.info("stopped while loading")
-            os._exit(0)
         self.heartbeat.state = "draining"
         log.info("draining: %d jobs held", len(self.scheduler.jobs))
 

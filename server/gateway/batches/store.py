@@ -98,10 +98,10 @@ class BatchStore:
             texts = await self._redis.lrange(self._keys.batch_lines(batch.id), start, end - 1)
             for number, text in enumerate(texts, start):
                 try:
-                    custom_id = Line.from_json(text).custom_id
+                    line = Line.from_json(text)
                     if str(number) in rejections:
                         if errors:
-                            yield LineResult(number, custom_id, rejection=json.loads(rejections[str(number)]))
+                            yield LineResult(number, line.custom_id, rejection=json.loads(rejections[str(number)]))
                         continue
                     job = await self._queue.get(batch.job_id(number))
                 except (UnknownJob, JobExpired):
@@ -110,4 +110,4 @@ class BatchStore:
                     skip("a line of a batch", error)
                     continue
                 if job.state.terminal and errors != (job.state is JobState.SUCCEEDED):
-                    yield LineResult(number, custom_id, job)
+                    yield LineResult(number, line.custom_id, line.body, job)

@@ -77,10 +77,21 @@ class EngineThread:
             raise EngineBroken("The engine was used before it was loaded.")
         return self._engine
 
+    @property
+    def loaded(self) -> bool:
+        return self._engine is not None
+
     # --- for the event loop ---------------------------------------------------------------------------
 
-    async def load(self, factory: Callable[[], Engine]) -> ModelInfo:
+    async def load(
+        self, factory: Callable[[], Engine], report: Callable[[int, int], None] = lambda done, total: None
+    ) -> ModelInfo:
+        """Load the engine and prepare its shapes, which takes a GPU up to minutes.
+
+        `report` is called with (shapes done, shapes in total), on the engine's thread.
+        """
         self._engine = await self._call(factory, timed=False)
+        await self._call(lambda: self.engine.warm_up(report), timed=False)
         self.kernels, self.device = self._engine.kernels, self._engine.device
         return ModelInfo.from_mapping(await self._call(self._engine.info, timed=False))
 
