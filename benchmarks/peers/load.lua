@@ -3,7 +3,7 @@
 -- At a rate, arrivals are a Poisson process laid down in advance: a request that finds no idle connection leaves late,
 -- and the longest lateness is reported, so that a stalled server cannot slow the schedule unnoticed.
 -- The rate of images is the slope of their count over time: whole batches arrive in bursts, and a run that ends between
--- two would lose up to a batch of few.
+-- two would lose up to a batch of few. If all came in a short part of the run, it is their number by its duration.
 
 local ffi = require("ffi")
 ffi.cdef("typedef struct { long s; long us; } peers_time; int gettimeofday(peers_time *now, void *zone);")
@@ -26,6 +26,7 @@ function init(args)
    end
    rate, late = tonumber(args[2]), 0
    images, began, sum_t, sum_k, sum_tt, sum_kt = 0, clock(), 0, 0, 0, 0
+   first, last = 0, 0
    math.randomseed(tonumber(args[3]))
    wrk.method = "POST"
    wrk.headers["Content-Type"] = "application/json"
@@ -50,20 +51,23 @@ function response(status)
    if status == 200 then
       local t = clock() - began
       images = images + 1
+      first, last = images == 1 and t or first, t
       sum_t, sum_k, sum_tt, sum_kt = sum_t + t, sum_k + images, sum_tt + t * t, sum_kt + images * t
    end
 end
 
-local function slope(thread)
+local function per_second(thread, seconds)
    local n, t = thread:get("images"), thread:get("sum_t")
-   local spread = n * thread:get("sum_tt") - t * t
-   return spread > 0 and (n * thread:get("sum_kt") - t * thread:get("sum_k")) / spread or 0
+   if thread:get("last") - thread:get("first") < seconds / 4 then
+      return n / seconds
+   end
+   return (n * thread:get("sum_kt") - t * thread:get("sum_k")) / (n * thread:get("sum_tt") - t * t)
 end
 
 function done(summary, latency, requests)
    local late, per_s = 0, 0
    for _, thread in ipairs(threads) do
-      late, per_s = math.max(late, thread:get("late")), per_s + slope(thread)
+      late, per_s = math.max(late, thread:get("late")), per_s + per_second(thread, summary.duration / 1e6)
    end
    local errors = summary.errors
    io.write(string.format(

@@ -42,11 +42,11 @@ class Plan:
     paced_s: int
     warm_s: int
     crash_s: float
-    model_s: int
+    model_s: int  # of a run with the shipped model; half as long for a single caller
     model_callers: tuple[int, ...]
 
 
-FULL = Plan(rounds=3, callers=(1, 16, 64, 256), seconds=2, paced_s=5, warm_s=1, crash_s=8.0, model_s=10,
+FULL = Plan(rounds=3, callers=(1, 16, 64, 256), seconds=2, paced_s=4, warm_s=1, crash_s=8.0, model_s=12,
             model_callers=(1, 16))  # fmt: skip
 QUICK = Plan(rounds=1, callers=(1, 16, 64), seconds=1, paced_s=2, warm_s=1, crash_s=4.0, model_s=4,
              model_callers=(1, 16))  # fmt: skip
@@ -135,7 +135,8 @@ def model(setup: Setup) -> Table:
             for callers in setup.plan.model_callers:
                 if kind == "equal" or callers > 1:
                     settle(side)
-                    load = wrk.closed(side.port, callers, steps, setup.plan.model_s)
+                    seconds = setup.plan.model_s if callers > 1 else setup.plan.model_s // 2
+                    load = wrk.closed(side.port, callers, steps, seconds)
                     figures |= {f"{kind}_{callers}": load.images_per_s, f"failed_{kind}_{callers}": load.failed}
         return figures
 

@@ -22,7 +22,7 @@ FEWEST, MOST = 16, 256  # connections at a rate
 class Load:
     """What one run of wrk saw."""
 
-    images_per_s: float  # slope of their count over time, which whole batches do not distort; 0 with fewer than two
+    images_per_s: float  # slope of their count over time, which whole batches do not distort
     p50_ms: float
     p99_ms: float
     images: int

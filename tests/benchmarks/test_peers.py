@@ -157,6 +157,31 @@ async def test_closed_loop_load_draws_steps_from_the_list_and_counts_failures() 
 
 @needs_wrk
 @pytest.mark.anyio
+async def test_images_per_second_of_whole_batches_do_not_depend_on_where_the_run_ends() -> None:
+    """Counted by the duration, a run that ends just before a batch of 8 does was up to a whole batch too slow."""
+    waiting: list[asyncio.Future[int]] = []
+    batches: list[float] = []
+    clock = asyncio.get_running_loop().time
+
+    async def answer(body: dict[str, object]) -> int:
+        waiting.append(asyncio.get_running_loop().create_future())
+        if len(waiting) == 8:
+            whole = waiting.copy()
+            waiting.clear()
+            await asyncio.sleep(0.35)
+            batches.append(clock())
+            for future in whole:
+                future.set_result(200)
+            return 200
+        return await waiting[-1]
+
+    load = await loaded(answer, lambda port: wrk.closed(port, 8, (8,), 2))
+    own = 8 * (len(batches) - 1) / (batches[-1] - batches[0])
+    assert load.images_per_s == pytest.approx(own, rel=0.15)
+
+
+@needs_wrk
+@pytest.mark.anyio
 async def test_requests_at_a_rate_leave_on_schedule_although_none_is_answered_for_a_while() -> None:
     """A closed loop would send as many requests as it has connections and then wait."""
     count = 0
