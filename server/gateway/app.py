@@ -59,6 +59,8 @@ def create_app(settings: Settings, open_services: OpenServices = open_services) 
         description=DESCRIPTION,
         lifespan=lifespan,
         responses=ANY_ERROR,
+        docs_url=None,  # FastAPI's pages load their scripts from a CDN; /docs is ours
+        redoc_url=None,
     )
     keep_uploads_in_memory()
     # The last one is the outermost: requests that the others reject also get an id and are counted.

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 
 from redis.exceptions import RedisError
 
@@ -52,9 +53,11 @@ class CancelListener:
     """Flags canceled jobs, so that their rows are free within one step. The renewer reads the same flags, in case a
     message is lost."""
 
-    def __init__(self, queue: LeaseQueue, scheduler: Scheduler) -> None:
+    def __init__(self, queue: LeaseQueue, scheduler: Scheduler, wake: Callable[[], None]) -> None:
+        """`wake` is called after a job was flagged."""
         self._queue = queue
         self._scheduler = scheduler
+        self._wake = wake
 
     async def run(self) -> None:
         """Listen until canceled; subscribe again after a lost connection."""
@@ -66,6 +69,7 @@ class CancelListener:
                         job = self._scheduler.jobs.get(message[1]) if message else None
                         if job is not None:
                             job.canceled = True
+                            self._wake()
             except RedisError as error:
                 log.warning("lost the subscription to cancellations (%s); lease renewals read them", error)
                 await asyncio.sleep(LISTEN_S)

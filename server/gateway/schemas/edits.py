@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import ConfigDict, Field
 
-from server.gateway.schemas.images import UNSUPPORTED, ImageRequest
+from server.gateway.schemas.images import ImageRequest
 
 MAX_FEATHER = 64
 DEFAULT_FEATHER = 2
@@ -15,7 +15,7 @@ class SourceImageRequest(ImageRequest):
     """Base of the forms that upload a source image."""
 
     #: Parameters that are rejected unless they are empty or false.
-    unsupported: ClassVar[tuple[str, ...]] = (*UNSUPPORTED, "webhook")
+    unsupported: ClassVar[tuple[str, ...]] = ("webhook",)
 
 
 class EditRequest(SourceImageRequest):

@@ -95,7 +95,7 @@ async def test_unknown_fields_of_a_job_are_ignored(queue: JobQueue) -> None:
     fields = await queue.redis.hgetall(queue.keys.job_hash("job"))
     output = {"index": 0, "seed": 1, "width": 1, "height": 1, "format": "png", "size_bytes": 1, "sha256": "", "new": 1}
     newer = {
-        "input": json.dumps(json.loads(fields["input"]) | {"negative_prompt": "rain"}),
+        "input": json.dumps(json.loads(fields["input"]) | {"weather": "rain"}),
         "outputs": json.dumps([output]),
         "error": json.dumps({"code": "c", "message": "m", "hint": "h"}),
         "metrics": json.dumps(dict.fromkeys((*JobMetrics.__dataclass_fields__, "new"), 1) | {"kernels": "torch"}),
