@@ -79,7 +79,9 @@ class ImageRequest(BaseModel):
     ] = None
     response_format: Annotated[
         Literal["b64_json", "url"] | None,
-        Field(description="Base64 or links; if omitted, FLUID_RESPONSE_FORMAT, or b64_json in streams and for gpt-image."),
+        Field(
+            description="Base64 or links; if omitted, FLUID_RESPONSE_FORMAT, but base64 in streams and for gpt-image."
+        ),
     ] = None
     seed: Annotated[
         int | None,
