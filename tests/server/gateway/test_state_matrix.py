@@ -92,6 +92,14 @@ def waiting(**changes: Any) -> Plant:
     return plant
 
 
+def waiting_string(world: World, odd: str) -> list[str]:
+    """A waiting job whose record is no hash."""
+    waiting()(world, odd)
+    world.redis.zrem(world.keys.jobs_zset(""), odd)
+    world.redis.set(world.keys.job_hash(odd), "packed")
+    return []
+
+
 def batch(**changes: Any) -> Plant:
     def plant(world: World, odd: str) -> list[str]:
         world.copy(world.keys.batch_hash, world.batch, odd, **changes)
@@ -229,6 +237,8 @@ MATRIX: dict[str, list[tuple[str, Plant]]] = {
         ("another caller", waiting(caller="somebody")),
         ("wrong numbers", waiting(work="much", sequence="1.5", result_ttl_s="inf")),
         ("wrong deadline", waiting(deadline="soon")),
+        ("unknown state", lambda world, odd: waiting()(world, odd) and job(state="paused")(world, odd)),
+        ("another type", waiting_string),
     ],
     "resumable job": [
         ("bytes", resume(**{"output:0": BYTES, "snapshot:0": BYTES})),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -174,6 +176,25 @@ async def test_a_waiting_job_without_a_record_blocks_no_other(queue: JobQueue, l
     assert (await take(leases)).job_id == "fine"
     await queue.redis.zadd(queue.keys.leases_zset(MODEL), {"ghost": 0})
     assert await leases.reclaim("w2", MODEL, [], count=5) == []
+
+
+@pytest.mark.parametrize("change", [{"class": "urgent"}, {"caller": "else"}, {"state": "paused"}, {"attempt": "many"}])
+async def test_a_record_that_says_otherwise_keeps_no_script_in_a_loop(
+    queue: JobQueue, leases: LeaseQueue, change: dict[str, str]
+) -> None:
+    """A job whose record named another class aged into a second lease, and then take.lua met it again without end:
+    Redis answered BUSY to everyone."""
+    for job_id in ("odd", "fine"):
+        await accept(queue, job_id)
+    await queue.redis.hset(queue.keys.job_hash("odd"), mapping=change)
+    await queue.redis.zadd(queue.keys.waiting_since_zset(MODEL, "normal"), {"odd": 0})
+    async with asyncio.timeout(10):
+        assert (await take(leases)).job_id == "fine"
+        for _ in range(5):
+            assert await leases.take("w", MODEL) is None
+        await queue.sweep()
+        with pytest.raises(UnreadableRecord) if "class" not in change and "caller" not in change else nullcontext():
+            await queue.cancel("odd")
 
 
 def test_unreadable_progress_starts_over() -> None:
