@@ -175,6 +175,7 @@ class LeaseQueue(QueueConnection):
             "ttl_s": self.ttl_s,
             "steps": lease.input.work,
             "result_ttl_s": self._result_ttl_s(lease),
+            "result_bytes": sum(output.size_bytes for output in outputs),
             "indices": list(files),
         }
         answer = await self.run("finish", args, *files.values())

@@ -14,7 +14,8 @@ from server.settings import Settings
 
 SCRIPTS = (
     "enqueue", "take", "reclaim", "renew", "save", "preview", "finish", "requeue", "cancel", "place", "sweep",
-    "follow", "claim_due", "rate_limit", "batch_create", "batch_move",
+    "follow", "claim_due", "claim_webhooks", "rate_limit", "batch_create", "batch_index", "batch_move", "file_create",
+    "file_delete",
 )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 -- End a job, once. args: id, token, state, outputs, error and metrics (JSON texts, '' for none), ttl_s, steps,
--- result_ttl_s, indices of the images whose files are not stored yet and follow as ARGV[2] and up. One round trip and
--- one sync less than storing them separately. Returns the state that the job has now, or 'fenced'.
+-- result_ttl_s, result_bytes (of all images), indices of the images whose files are not stored yet and follow as ARGV[2]
+-- and up. One round trip and one sync less than storing them separately. Returns the state that the job has now, or
+-- 'fenced'.
 local id, state, outputs, error = args.id, args.state, args.outputs, args.error
 local job = keys.job_hash(id)
 local f = read(id, 'state', 'token', 'cancel_requested', 'error')
@@ -21,5 +22,5 @@ if state == 'succeeded' then
   end
 end
 if state == 'failed' then dead_letter(id, error) end
-finish(id, state, args.ttl_s)
+finish(id, state, args.ttl_s, state == 'succeeded' and args.result_bytes or 0)
 return state
