@@ -55,8 +55,7 @@ class JobQueue(QueueConnection):
 
     def __init__(self, redis: Client, settings: Settings) -> None:
         super().__init__(redis, settings)
-        self._max_queue = settings.max_queue
-        self._limits = {
+        self.limits = {
             "max_queue": settings.max_queue,
             "queue_share": settings.queue_share,
             "max_batch_lines": settings.max_batch_lines,
@@ -116,7 +115,7 @@ class JobQueue(QueueConnection):
             "bytes": RECORD_BYTES + len(text) + source_bytes + reserved,
             "reserved_bytes": reserved,
             "source_bytes": source_bytes or None,
-            "limits": {**self._limits, **self.memory_limits, "max_jobs": submission.max_jobs},
+            "limits": {**self.limits, **self.memory_limits, "max_jobs": submission.max_jobs},
         }
         answer, value, created_at = await self.run("enqueue", args)
         if (refusal := self._refusal(answer, value, submission)) is not None:
@@ -130,17 +129,17 @@ class JobQueue(QueueConnection):
 
     def _refusal(self, outcome: str, used: str, submission: Submission) -> RequestError | None:
         """The error of a limit that enqueue.lua names, or None."""
-        owner, limits = submission.job.owner, self._limits
+        owner, limits = submission.job.owner, self.limits
         if outcome == "full":
             return QueueFull(
-                f"{used} jobs are waiting, the limit is {self._max_queue} (FLUID_MAX_QUEUE). Try later.",
+                f"{used} jobs are waiting, the limit is {limits['max_queue']} (FLUID_MAX_QUEUE). Try later.",
                 retry_after_s=RETRY_WHEN_FULL_S,
             )
         if outcome in ("key_bytes", "bytes"):
             return self.memory_refusal(outcome, used, owner)
         text = {
             "busy": f"{used} jobs of {owner!r} wait or run, the limit is {submission.max_jobs} (FLUID_MAX_JOBS).",
-            "share": f"{used} jobs of {owner!r} wait. Of the {self._max_queue} places (FLUID_MAX_QUEUE), without those "
+            "share": f"{used} jobs of {owner!r} wait. Of the {limits['max_queue']} places (FLUID_MAX_QUEUE), without those "
             f"of other keys, one key may have a share of {limits['queue_share']:g} (FLUID_QUEUE_SHARE).",
             "lines": f"{used} lines of {owner!r}'s batches wait or run, the limit is {limits['max_batch_lines']} "
             "(FLUID_MAX_BATCH_LINES).",

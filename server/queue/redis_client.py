@@ -25,6 +25,7 @@ from redis.exceptions import (
 
 from server.addresses import without_password
 from server.errors import ConfigError, SettingError
+from server.queue.connection.pool import WaitingPool
 
 log = logging.getLogger(__name__)
 #: redis-py annotates every reply as the union of all protocols and decodings, differently in each release.
@@ -34,9 +35,6 @@ Client = Any
 RETRIES = 3
 #: A vanished host neither answers nor closes. Longer than any blocking call (BLPOP blocks for 0.25 s).
 PATIENT_TIMEOUT_S = 5.0
-#: Connections, one per command in flight. redis-py allows 100 by default, and more fail instead of waiting: callers
-#: got 503 from a healthy Redis. Waiting for a connection would add to the wait for a reply: 503 would come too late.
-MAX_CONNECTIONS = 4096
 #: For the gateway: its callers get 503 within a second when Redis does not answer.
 QUICK_TIMEOUT_S = 0.9
 
@@ -124,6 +122,14 @@ async def read_config(redis: Client) -> dict[str, str]:
         return {}
 
 
+async def read_maxmemory(redis: Client) -> int:
+    """Bytes that Redis may use; 0 if there is no limit, or INFO is forbidden."""
+    try:
+        return int((await redis.info("memory")).get("maxmemory", 0))
+    except ResponseError:
+        return 0
+
+
 def config_problems(config: Mapping[str, str]) -> Iterator[Problem]:
     """Yield what is wrong with the settings of persistence and memory."""
     if not config:
@@ -195,16 +201,16 @@ def connect(url: str, timeout_s: float) -> Client:
     """
     retry = _Retry(ExponentialBackoff(cap=0.2, base=0.02), RETRIES, supported_errors=(ConnectionError,))
     try:
-        client = Redis.from_url(
+        pool = WaitingPool.from_url(
             url,
-            max_connections=MAX_CONNECTIONS,
+            timeout_s=timeout_s,
             decode_responses=True,
             protocol=2,
             retry=retry,
             socket_timeout=timeout_s,
             socket_connect_timeout=timeout_s,
         )
-        pool = client.connection_pool
+        client = Redis.from_pool(pool)
         pool.connection_class(**pool.connection_kwargs)  # unknown options would be found by the first command only
     except (TypeError, ValueError, AttributeError):  # what they say may quote a part of a password
         raise SettingError(
