@@ -139,8 +139,8 @@ class JobQueue(QueueConnection):
             return self.memory_refusal(outcome, used, owner)
         text = {
             "busy": f"{used} jobs of {owner!r} wait or run, the limit is {submission.max_jobs} (FLUID_MAX_JOBS).",
-            "share": f"{used} jobs of {owner!r} wait. Of the {limits['max_queue']} places (FLUID_MAX_QUEUE), less those "
-            f"of other keys, one key may have a share of {limits['queue_share']:g} (FLUID_QUEUE_SHARE).",
+            "share": f"{used} jobs of {owner!r} wait. Of the {limits['max_queue']} places (FLUID_MAX_QUEUE), less "
+            f"those of other keys, one key may have a share of {limits['queue_share']:g} (FLUID_QUEUE_SHARE).",
             "lines": f"{used} lines of {owner!r}'s batches wait or run, the limit is {limits['max_batch_lines']} "
             "(FLUID_MAX_BATCH_LINES).",
             "webhooks": f"{used} webhooks of {owner!r} are not delivered yet, the limit is {limits['max_webhooks']} "

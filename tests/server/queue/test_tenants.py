@@ -71,9 +71,7 @@ async def test_a_share_of_one_is_no_limit_and_without_keys_there_are_no_shares(q
 async def test_the_refusal_names_share_limit_and_remedy(queue: JobQueue) -> None:
     queue.limits["max_queue"] = 2
     await submit(queue, "a", "ann")
-    with pytest.raises(
-        RateLimited, match=r"1 jobs of 'ann' wait. Of the 2 places \(FLUID_MAX_QUEUE\).*FLUID_QUEUE_SHARE"
-    ):
+    with pytest.raises(RateLimited, match=r"1 jobs of 'ann' wait. Of the 2 places .*FLUID_QUEUE_SHARE"):
         await submit(queue, "b", "ann")
 
 
@@ -85,18 +83,11 @@ async def test_lines_in_progress_are_limited_per_key(queue: JobQueue, leases: Le
     assert await flood(queue, "ann", 1) == {"accepted": 1}, "other jobs have a limit of their own"
     lease = await take(leases)
     assert await leases.finish(lease, JobState.SUCCEEDED)
-    lines = Counter(
-        {owner: (await flood(queue, owner, 3, "batch", prefix="more"))["accepted"] for owner in ("ann", "bob")}
-    )
-    assert lines.total() == 4 if lease.input.owner == "ann" else 3
-    for job in [job async for job in _open_jobs(queue, "ann")]:
-        await queue.cancel(job)
+    owner = lease.input.owner
+    assert (await flood(queue, owner, 3, "batch", prefix="more"))["accepted"] == (1 if owner == "ann" else 3)
+    for name in await queue.redis.zrange(queue.keys.jobs_zset("ann"), 0, -1):
+        await queue.cancel(name)
     assert await queue.redis.hget(queue.keys.open_jobs_hash, "ann batch") is None
-
-
-async def _open_jobs(queue: JobQueue, owner: str):  # type: ignore[no-untyped-def]
-    for name in await queue.redis.zrange(queue.keys.jobs_zset(owner), 0, -1):
-        yield name
 
 
 async def test_bytes_are_counted_until_they_are_gone(queue: JobQueue, leases: LeaseQueue) -> None:
@@ -105,9 +96,8 @@ async def test_bytes_are_counted_until_they_are_gone(queue: JobQueue, leases: Le
     job = job_input(owner="ann", n=2, result_ttl_s=1)
     await queue.enqueue(Submission("edit", job, "sync", source=source))
     text = len(job.to_json())
-    assert await stored(queue) == ({"ann": RECORD_BYTES + text + 5000 + 2 * PIXELS},) * 1 + (
-        RECORD_BYTES + text + 5000 + 2 * PIXELS,
-    )
+    reserved = RECORD_BYTES + text + 5000 + 2 * PIXELS
+    assert await stored(queue) == ({"ann": reserved}, reserved)
     lease = await take(leases)
     await leases.store_preview(lease, 0, 0, b"p" * 100)
     await leases.store_preview(lease, 0, 0, b"p" * 70)

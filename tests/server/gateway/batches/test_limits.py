@@ -1,4 +1,4 @@
-"""What files and batches of one API key may take: memory, number, and a file that several batches read is stored once."""
+"""What files and batches of one API key may take. A file that several batches read is stored once."""
 
 import json
 from typing import Any
@@ -63,7 +63,7 @@ async def test_files_of_one_key_are_limited_by_bytes(queue: JobQueue, files: Fil
     await files.add("bob", "c", "batch", half)
     await files.delete("ann", first.id)
     await files.add("ann", "c", "batch", half)
-    queue.memory_limits["max_bytes"] = 2 * MIB
+    queue.memory_limits["max_bytes"] = 3 * MIB // 2
     with pytest.raises(QueueFull, match="FLUID_MAX_MIB"):
         await files.add("eve", "c", "batch", half)
 
