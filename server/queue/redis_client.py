@@ -207,8 +207,6 @@ def connect(url: str, timeout_s: float) -> Client:
             decode_responses=True,
             protocol=2,
             retry=retry,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=timeout_s,
         )
         client = Redis.from_pool(pool)
         pool.connection_class(**pool.connection_kwargs)  # unknown options would be found by the first command only

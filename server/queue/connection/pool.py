@@ -3,8 +3,10 @@
 import asyncio
 from typing import Any
 
-from redis.asyncio import ConnectionPool
+from redis.asyncio import Connection, ConnectionPool
 from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from server.queue.connection.patience import LATE_S, LONGEST_S, patient
 
 #: Redis serves its connections one after another, so that more of them make nothing faster, and each costs a handshake
 #: and memory: with one per request in flight, 80 of 3,121 answers were 503 at 512 requests.
@@ -21,8 +23,15 @@ class WaitingPool(ConnectionPool):
     timeout of their own each, they would get it late when Redis is silent, and without cause when it is busy.
     """
 
-    def __init__(self, *, timeout_s: float, **options: Any) -> None:
-        super().__init__(max_connections=NEVER_REACHED, **options)
+    def __init__(self, *, timeout_s: float, connection_class: type[Any] = Connection, **options: Any) -> None:
+        super().__init__(
+            connection_class=patient(connection_class),
+            max_connections=NEVER_REACHED,
+            answer_timeout_s=timeout_s,
+            socket_timeout=max(LONGEST_S, timeout_s) + 1,  # for what is sent
+            socket_connect_timeout=max(LONGEST_S, timeout_s) + 1,
+            **options,
+        )
         self._timeout_s = timeout_s
         self._slots = asyncio.Semaphore(MAX_CONNECTIONS)
         self._holding: set[Any] = set()
@@ -66,7 +75,10 @@ class WaitingPool(ConnectionPool):
                 left_s = max(began, self._answered_at) + self._timeout_s - loop.time()
                 if left_s <= 0:
                     raise RedisTimeoutError("Timeout waiting for a connection, and Redis does not answer")
+                due = loop.time() + left_s
                 await asyncio.wait((waiting,), timeout=left_s)
+                if loop.time() - due > LATE_S:  # what the others were answered has not been read yet
+                    began = loop.time()
         except BaseException:
             if not waiting.cancel():
                 self._slots.release()

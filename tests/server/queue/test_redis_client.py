@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,6 +58,17 @@ async def test_a_silent_redis_is_noticed_by_all_that_wait(own_valkey: EmbeddedVa
         assert {type(each) for each in found} == {RedisTimeoutError}
         assert sum("waiting for a connection" in str(each) for each in found) >= 500 - MAX_CONNECTIONS
         assert all(await asyncio.gather(*(redis.ping() for _ in range(500))))
+
+
+async def test_a_busy_event_loop_is_no_silent_redis(settings: Settings) -> None:
+    """The answer lay in the socket while the gateway parsed 500 other requests, and the command was canceled for it."""
+    async with connect(settings.redis_url, 0.3) as redis:
+        assert await redis.ping()
+        commands = [asyncio.create_task(redis.ping()) for _ in range(2 * MAX_CONNECTIONS)]
+        for _ in range(6):
+            await asyncio.sleep(0)
+            time.sleep(0.5)  # what other requests do
+        assert all(await asyncio.gather(*commands))
 
 
 async def test_canceled_commands_give_their_connection_back(settings: Settings) -> None:

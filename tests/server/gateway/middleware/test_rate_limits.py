@@ -126,6 +126,7 @@ async def test_the_count_of_open_jobs_returns_to_zero(queue: JobQueue, leases: L
     await queue.cancel("a")
     lease = await take(leases)
     await leases.finish(lease, JobState.FAILED, error=JobError("engine_error", "it broke"))
-    assert await queue.redis.hgetall(open_jobs) == {"alice": "1"}
-    await queue.cancel("b" if lease.job_id == "c" else "c")
+    assert await queue.redis.hgetall(open_jobs) == {"alice": "1", "alice batch": "1"}
+    for job_id in ("b", "c", "line"):
+        await queue.cancel(job_id)
     assert not await queue.redis.exists(open_jobs)
