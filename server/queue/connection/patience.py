@@ -29,9 +29,9 @@ class AnswerWithin:
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
+    ) -> None:
         self._timer.cancel()
-        return await self._timeout.__aexit__(kind, error, trace)
+        await self._timeout.__aexit__(kind, error, trace)
 
     def _wait(self, seconds: float) -> None:
         self._timer = self._loop.call_later(seconds, self._check)

@@ -48,7 +48,7 @@ class WaitingPool(ConnectionPool):
         else:
             await self._slots.acquire()  # without a pause
         try:
-            connection = await super().get_connection(*args, **options)
+            connection = await super().get_connection(*args, **options)  # type: ignore[no-untyped-call]
         except BaseException:
             self._slots.release()
             raise

@@ -46,7 +46,7 @@ async def test_commands_wait_as_long_as_redis_answers(settings: Settings) -> Non
 
 
 async def test_a_silent_redis_is_noticed_by_all_that_wait(own_valkey: EmbeddedValkey) -> None:
-    """With a timeout each, the last of 500 callers would get its 503 after 8 s."""
+    """With a timeout each, the last of 500 callers would get its 503 in the eighth turn, after 8 s."""
     assert own_valkey.process is not None
     async with connect(own_valkey.url, 2.0) as redis:
         await asyncio.gather(*(redis.ping() for _ in range(MAX_CONNECTIONS)))
@@ -56,7 +56,7 @@ async def test_a_silent_redis_is_noticed_by_all_that_wait(own_valkey: EmbeddedVa
         finally:
             os.kill(own_valkey.process.pid, signal.SIGCONT)
         assert {type(each) for each in found} == {RedisTimeoutError}
-        assert sum("waiting for a connection" in str(each) for each in found) >= 500 - MAX_CONNECTIONS
+        assert sum("waiting for a connection" in str(each) for each in found) >= 500 - 3 * MAX_CONNECTIONS
         assert all(await asyncio.gather(*(redis.ping() for _ in range(500))))
 
 
