@@ -122,7 +122,7 @@ class Settings:
     )
     ageing_s: float = _jobs(
         60.0,
-        "A waiting job moves up one priority class each time it has waited this long.",
+        "A job that has waited this long moves up from low to normal, and from normal to high if jobs of high wait.",
         unit="seconds",
         at_least=0.1,
     )

@@ -136,7 +136,7 @@ class JobQueue(QueueConnection):
                 retry_after_s=RETRY_WHEN_FULL_S,
             )
         if outcome in ("key_bytes", "bytes"):
-            return self.memory_refusal(outcome, used, owner)
+            return self.memory_refusal(outcome, used, owner, "image" if submission.source else None)
         text = {
             "busy": f"{used} jobs of {owner!r} wait or run, the limit is {submission.max_jobs} (FLUID_MAX_JOBS).",
             "share": f"{used} jobs of {owner!r} wait. Of the {limits['max_queue']} places (FLUID_MAX_QUEUE), less "

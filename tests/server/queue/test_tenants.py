@@ -14,7 +14,7 @@ from server.queue.lease_queue import LeaseQueue
 from server.queue.registry import Registry
 from server.queue.statistics import queue_counts, usage_by_owner
 from server.settings import Settings
-from tests.server.harness import job_input, take
+from tests.server.harness import MODEL, job_input, take
 
 pytestmark = pytest.mark.anyio
 PIXELS = 32 * 32 * 3
@@ -185,3 +185,42 @@ async def test_usage_names_every_owner(queue: JobQueue, leases: LeaseQueue) -> N
     await queue.cancel("a1")
     [usage] = await usage_by_owner(queue)
     assert (usage.waiting, usage.webhooks) == (0, 1)
+
+
+async def served(leases: LeaseQueue, count: int) -> list[str]:
+    return [(await take(leases)).job_id for _ in range(count)]
+
+
+async def grow_old(queue: JobQueue, priority: str) -> None:
+    """Let all jobs of a class have waited longer than FLUID_AGEING_S."""
+    since = queue.keys.waiting_since_zset(MODEL, priority)
+    await queue.redis.zadd(since, dict.fromkeys(await queue.redis.zrange(since, 0, -1), 1))
+
+
+async def test_an_old_flood_goes_before_no_fresh_job(queue: JobQueue, leases: LeaseQueue) -> None:
+    """After FLUID_AGEING_S a whole backlog was in the class high, and another key's job waited for all of it."""
+    for number in range(30):
+        await submit(queue, f"noisy{number}", "noisy")
+        await submit(queue, f"line{number}", "noisy", "batch", priority="low")
+    for _ in range(3):
+        await grow_old(queue, "normal")
+        await grow_old(queue, "low")
+        await take(leases)
+    await submit(queue, "quiet", "quiet")
+    assert "quiet" in await served(leases, 2)
+
+
+async def test_a_class_below_high_does_not_starve(queue: JobQueue, leases: LeaseQueue) -> None:
+    """What ageing is for: jobs of high that never end hold up the others for FLUID_AGEING_S, and no longer."""
+    for number in range(20):
+        await submit(queue, f"vip{number}", "vip", priority="high")
+    for number in range(2):
+        await submit(queue, f"ann{number}", "ann")
+        await submit(queue, f"bob{number}", "bob", priority="low")
+    assert await served(leases, 2) == ["vip0", "vip1"]
+    await grow_old(queue, "normal")
+    await grow_old(queue, "low")
+    soon = await served(leases, 4)
+    assert "ann0" in soon and {name for name in soon if name.startswith("vip")}
+    await grow_old(queue, "normal")
+    assert {"ann0", "ann1", "bob0"} <= {*soon, *await served(leases, 6)}
