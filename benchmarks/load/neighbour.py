@@ -90,10 +90,10 @@ async def _noise(running: Service, did: list[dict[str, int]]) -> AsyncIterator[N
 async def _settled(running: Service) -> None:
     """Cancel what the noisy caller left in the queue, and wait until nothing runs."""
     redis, keys = running.queue.redis, running.queue.keys
-    for state in ("queued", "starting", "processing"):
+    for state in ("queued", "running"):
         for job_id in await redis.zrange(keys.state_jobs_zset("noisy", state), 0, -1):
             await running.queue.cancel(job_id)
-    while any([await redis.zcard(keys.state_jobs_zset("noisy", state)) for state in ("starting", "processing")]):
+    while await redis.zcard(keys.state_jobs_zset("noisy", "running")):
         await asyncio.sleep(0.05)
 
 

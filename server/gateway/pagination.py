@@ -5,12 +5,16 @@ from dataclasses import dataclass
 from typing import cast
 
 from server.errors import InvalidRequest
-from server.jobs import JobRecord
+from server.jobs import JobRecord, JobState
 from server.queue.job_queue import JobQueue
 from server.records import readable
 
 #: Reads of one page: records may expire, and jobs change their state, between index and record.
 MAX_READS = 3
+
+
+#: Jobs in these states share an index, which spares work at each of their steps. They are as few as rows of workers.
+SHARED_INDEX = {JobState.STARTING.value: "running", JobState.PROCESSING.value: "running"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +44,7 @@ async def page(queue: JobQueue, owner: str, *, limit: int, after: str | None, st
         InvalidRequest: `after` is not the id of a job in the list.
     """
     every_job, below = queue.keys.jobs_zset(owner), "+inf"
-    index = every_job if status is None else queue.keys.state_jobs_zset(owner, status)
+    index = every_job if status is None else queue.keys.state_jobs_zset(owner, SHARED_INDEX.get(status, status))
     if after is not None:
         sequence = await queue.redis.zscore(every_job, after)
         if sequence is None:

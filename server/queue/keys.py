@@ -46,7 +46,7 @@ class Keys:
     counters_hash = FixedKey("counters")  # jobs by state, submissions, waiting work by model, virtual times
     job_hash = KeyTemplate("job:{job_id}")  # the record
     jobs_zset = KeyTemplate("jobs:{owner}")  # every job with a record, by sequence
-    state_jobs_zset = KeyTemplate("state_jobs:{owner}:{state}")  # those in one state, by sequence
+    state_jobs_zset = KeyTemplate("state_jobs:{owner}:{state}")  # those in one state, or running, by sequence
     tombstone = KeyTemplate("tombstone:{job_id}")  # "STATE OWNER" of an ended job; outlives its record by a day
     resume_hash = KeyTemplate("resume:{job_id}")  # finished images and snapshots of a running job
     input_bytes = KeyTemplate("input:{job_id}")  # the source image of an edit, until the job ends

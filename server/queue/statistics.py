@@ -101,13 +101,13 @@ async def usage_by_owner(queue: QueueConnection) -> list[OwnerUsage]:
     found = []
     for owner in owners:
         async with queue.redis.pipeline(transaction=False) as pipe:
-            for state in (JobState.QUEUED, JobState.STARTING, JobState.PROCESSING):
-                pipe.zcard(keys.state_jobs_zset(owner, state.value))
+            for state in ("queued", "running"):
+                pipe.zcard(keys.state_jobs_zset(owner, state))
             pipe.zcard(keys.open_batches_zset(owner))
             pipe.zcard(keys.webhooks_zset(owner))
-            waiting, starting, processing, batches, webhooks = await pipe.execute()
+            waiting, running, batches, webhooks = await pipe.execute()
         used = int(stored.get(owner, 0))
-        found.append(OwnerUsage(owner, used, waiting, starting + processing, batches, webhooks))
+        found.append(OwnerUsage(owner, used, waiting, running, batches, webhooks))
     return sorted(found, key=lambda usage: -usage.stored_bytes)
 
 

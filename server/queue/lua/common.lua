@@ -10,6 +10,7 @@ local DEBTS_KEPT_S = 3600
 local WEBHOOK_KEPT_S = 4 * 86400
 local EVENTS_KEPT = 1000 -- per job; at ten a second a follower may be away for a minute and a half
 local EVENT_BYTES = 64
+local INDEX = {starting = 'running', processing = 'running'} -- states that share an index; also in gateway/pagination.py
 local FILE_RECORD_BYTES = 1024 -- of a file beside its content
 
 local function clock()
@@ -47,8 +48,11 @@ local function transition(id, to)
   if from == to then return end
   count('state:' .. from, -1)
   count('state:' .. to)
-  redis.call('ZREM', keys.state_jobs_zset(owner, from), id)
-  if f[3] then redis.call('ZADD', keys.state_jobs_zset(owner, to), f[3], id) end
+  local index, next_index = INDEX[from] or from, INDEX[to] or to
+  if index ~= next_index then
+    redis.call('ZREM', keys.state_jobs_zset(owner, index), id)
+    if f[3] then redis.call('ZADD', keys.state_jobs_zset(owner, next_index), f[3], id) end
+  end
   redis.call('HSET', keys.job_hash(id), 'state', to)
   emit(id, 'status', to)
 end
@@ -126,7 +130,7 @@ local function charge(owner, bytes)
   if redis.call('HINCRBY', keys.stored_bytes_hash, owner, bytes) <= 0 then
     redis.call('HDEL', keys.stored_bytes_hash, owner)
   end
-  count('stored_bytes', bytes)
+  count('stored_bytes', bytes) -- the total
 end
 
 -- What refuses `bytes` more of this owner: {outcome, bytes in use}, or nil. `limits`: max_key_bytes and max_bytes, 0 for
