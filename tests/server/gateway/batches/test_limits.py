@@ -1,6 +1,8 @@
 """What files and batches of one API key may take. A file that several batches read is stored once."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,10 +16,12 @@ from server.gateway.batches.store import BatchStore
 from server.gateway.fleet import Fleet
 from server.gateway.metrics import GatewayMetrics
 from server.jobs import JobState
+from server.launcher.embedded_valkey import EmbeddedValkey
 from server.queue.job_queue import MIB, JobQueue
 from server.queue.lease_queue import LeaseQueue
 from server.queue.registry import Registry
 from server.queue.statistics import queue_counts, usage_by_owner
+from tests.server.conftest import fake_settings
 from tests.server.harness import Service, take
 
 TTL_S = 3600
@@ -201,3 +205,24 @@ def test_metadata_is_limited_as_openai_limits_it(service: Service) -> None:
             assert len(answer.text) < 1000
         allowed = {f"{n:064}": "v" * 512 for n in range(16)}
         assert http.post("/v1/batches", json=body | {"metadata": allowed}).json()["metadata"] == allowed
+
+
+def test_redis_fills_up_no_further_than_workers_can_still_write(tmp_path: Path) -> None:
+    """At its maxmemory nothing could finish what had been accepted. The limit of all callers follows it."""
+    with EmbeddedValkey(tmp_path, maxmemory_bytes=32 * MIB) as valkey:
+        service = Service(replace(fake_settings(valkey), max_key_mib=0))
+        try:
+            service.add_worker()
+            service.client.wait_ready(timeout_s=60)
+            with httpx.Client(base_url=service.settings.base_url, timeout=60) as http:
+                answers = []
+                for _ in range(5):
+                    form = {"files": {"file": ("in.jsonl", b"x" * (7 * MIB))}, "data": {"purpose": "batch"}}
+                    answers.append(http.post("/v1/files", **form))
+                assert [answer.status_code for answer in answers] == [200] * 3 + [429] * 2
+                error = answers[-1].json()["error"]
+                assert (error["code"], error["param"]) == ("queue_full", "file")
+                assert "24.0 MiB (FLUID_MAX_MIB)" in error["message"] and answers[-1].headers["retry-after"]
+            assert service.client.generate("a cat", quality="low")
+        finally:
+            service.close()
