@@ -1,11 +1,14 @@
 """Host names and Redis URLs: how they stand in a URL, and what of them may be shown."""
 
 import ipaddress
-from urllib.parse import urlsplit
+from dataclasses import dataclass
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 #: Listening on one of these is reached through the loopback address of the same family.
 _ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 REDIS_SCHEMES = ("redis", "rediss", "unix")
+SENTINEL_SCHEMES = {"redis+sentinel": "redis", "rediss+sentinel": "rediss"}  # and the scheme of the Redis behind them
+SENTINEL_PORT = 26379
 HIDDEN = "***"
 
 
@@ -55,12 +58,13 @@ def parse_redis_url(text: str) -> str:
     """
     text = text.strip()
     scheme, separator, _ = text.partition("://")
-    if "sentinel" in scheme:
-        raise ValueError(
-            "names a Sentinel, which is not supported: give the URL of the Redis itself, redis://HOST:6379"
-        )
+    if scheme in SENTINEL_SCHEMES:
+        SentinelUrl.parse(text)
+        return text
     if not separator or scheme not in REDIS_SCHEMES:
-        raise ValueError("must begin with redis://, rediss:// or unix://, for example redis://localhost:6379")
+        raise ValueError(
+            "must begin with redis://, rediss://, unix:// or redis+sentinel://, for example redis://localhost:6379"
+        )
     try:
         parts = urlsplit(text)
         parts.port  # noqa: B018 - raises ValueError
@@ -74,6 +78,43 @@ def parse_redis_url(text: str) -> str:
     if scheme == "unix" and not parts.path:
         raise ValueError("needs the path of a socket, for example unix:///run/redis.sock")
     return text
+
+
+@dataclass(frozen=True, slots=True)
+class SentinelUrl:
+    """The parts of redis+sentinel://USER:PASSWORD@HOST:PORT,HOST:PORT/SERVICE/DATABASE?OPTIONS."""
+
+    hosts: tuple[tuple[str, int], ...]
+    service: str
+    redis_url: str  #: everything about the Redis behind them, with a host that stands for the primary
+    tls: bool
+
+    @classmethod
+    def parse(cls, text: str) -> "SentinelUrl":
+        """Raises ValueError if it has another form; the message has nothing of a password."""
+        try:
+            parts = urlsplit(text)
+            user, at, hosts = parts.netloc.rpartition("@")
+            found = tuple(_host_and_port(host) for host in hosts.split(","))
+        except ValueError:
+            parts, found = None, ()
+        service, _, database = parts.path.lstrip("/").partition("/") if parts else ("", "", "")
+        if parts is None or not service or parts.fragment or not _is_database(f"/{database}"):
+            raise ValueError(
+                "is not of the form redis+sentinel://USER:PASSWORD@HOST:PORT,HOST:PORT/SERVICE/DATABASE, where SERVICE "
+                "is the name of the primary in the configuration of Sentinel. Special characters of a password must be "
+                "escaped: / as %2F, # as %23, ? as %3F, @ as %40"
+            )
+        scheme = SENTINEL_SCHEMES[parts.scheme]
+        query = f"?{parts.query}" if parts.query else ""
+        return cls(found, service, f"{scheme}://{user}{at}primary/{database}{query}", scheme == "rediss")
+
+
+def _host_and_port(text: str) -> tuple[str, int]:
+    parts = urlsplit(f"//{text}")
+    if not parts.hostname or parts.path:
+        raise ValueError("no host")
+    return parts.hostname, parts.port or SENTINEL_PORT
 
 
 def _is_database(path: str) -> bool:
@@ -91,3 +132,14 @@ def without_password(url: str) -> str:
     if has_password:
         name = f"{name}:{HIDDEN}"
     return f"{parts.scheme}://{name}{has_user}{host}{parts.path}"  # geturl drops the slashes of unix://
+
+
+def url_passwords(url: str) -> set[str]:
+    """Return the passwords in a URL and its options, as they are written there and decoded."""
+    try:
+        parts = urlsplit(url)
+        options = dict(parse_qsl(parts.query))
+        written = {parts.password or ""}
+    except ValueError:
+        return set()
+    return written | {unquote(text) for text in written} | {v for name, v in options.items() if "password" in name}

@@ -77,6 +77,7 @@ class JobInput:
     webhook: str = ""  #: URL to notify of the end, if any
     batch: str = ""  #: id of the batch that the job is a line of, if any
     edit: Edit | None = None
+    negative_prompt: str = ""  #: what guidance leads away from
 
     @property
     def caller(self) -> str:
@@ -131,7 +132,7 @@ class Output:
     format: str
     size_bytes: int
     sha256: str
-    token: int = 1  #: of the attempt that generated it; part of its key
+    token: int = 1  #: of the attempt that generated it; part of its file's key
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +244,7 @@ class JobRecord:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A worker's right to finish one job. Its token is the fence: an older token is rejected at the finish."""
+    """A worker's right to finish one job. Its token is the fence: the token of any other attempt is rejected."""
 
     job_id: str
     token: int

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 SECONDS = tuple(round(0.001 * 1.8**i, 6) for i in range(21))  # 1 ms to 127 s
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
+WORKER_TASKS = ("heartbeat", "lease renewal", "cancel listener", "watchdog", "reloader")
+
 
 @dataclass(frozen=True, slots=True)
 class Spec:
@@ -19,20 +21,32 @@ class Spec:
     help: str
     label: str = ""
     buckets: tuple[float, ...] = ()
+    values: tuple[str, ...] = ()  #: those of the label that are known beforehand; their counters begin at 0
 
 
 WORKER_SPECS: Mapping[str, Spec] = {
     "fluid_queue_wait_seconds": Spec("Seconds from acceptance until a worker took the job.", buckets=SECONDS),
     "fluid_job_latency_seconds": Spec("Seconds from acceptance to success.", buckets=SECONDS),
-    "fluid_stage_duration_seconds": Spec("Seconds spent in each stage of a job.", label="stage", buckets=SECONDS),
+    "fluid_stage_duration_seconds": Spec(
+        "Seconds spent in each stage of a job.",
+        label="stage",
+        buckets=SECONDS,
+        values=("admit", "ar_step", "encode", "store"),
+    ),
     "fluid_batch_size": Spec("Rows (images) that shared a decoding step.", buckets=ROWS),
     "fluid_images_total": Spec("Images generated.", label="model"),
     "fluid_lease_lost_total": Spec("Leases that a worker lost while it still ran the job."),
     "fluid_snapshots_total": Spec("Snapshots of partly decoded rows that were stored."),
     "fluid_resumed_rows_total": Spec("Rows that resumed from a snapshot."),
     "fluid_reloads_total": Spec("Checkpoints replaced by `fluid reload`."),
-    "fluid_engine_failures_total": Spec("Exceptions raised by the engine, by stage.", label="stage"),
-    "fluid_worker_task_crashes_total": Spec("Crashes of background tasks of workers; each is restarted.", label="task"),
+    "fluid_engine_failures_total": Spec(
+        "Exceptions raised by the engine, by stage.",
+        label="stage",
+        values=("load", "canary", "admit", "restore", "ar_step", "image"),
+    ),
+    "fluid_worker_task_crashes_total": Spec(
+        "Crashes of background tasks of workers; each is restarted.", label="task", values=WORKER_TASKS
+    ),
     "fluid_worker_starts_total": Spec("Worker processes that became ready."),
 }
 

@@ -6,6 +6,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from server.records import decode
+from server.sampling import Sampling
+
+PRESETS = ("low", "medium", "high")  #: what a request may name; a model has others at most in addition
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +37,14 @@ class ModelInfo:
         """Build a ModelInfo from what an engine's info() returns or Redis stores.
 
         Raises:
-            TypeError, KeyError: a key is missing, or a value has the wrong type.
+            TypeError, KeyError, ValueError: a key or a preset is missing, or a value has the wrong type.
         """
         values = dict(raw)
         width, height = values["image_size"]
         values["image_size"] = (int(width), int(height))
         for name in ("vocabulary", "styles", "labels"):
             values[name] = tuple(values.get(name, ()))
-        return decode(cls, values)
+        info = decode(cls, values)
+        for preset in PRESETS:
+            Sampling.from_mapping({**info.defaults, **info.presets[preset]})
+        return info

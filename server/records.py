@@ -32,7 +32,7 @@ def decode(cls: type[T], raw: Mapping[str, Any]) -> T:
     values = {name: raw[name] for name in hints if name in raw}
     for name, value in values.items():
         if not _fits(value, hints[name]):
-            raise TypeError(f"{cls.__name__}.{name} cannot be {type(value).__name__} {value!r:.40}")
+            raise TypeError(f"{cls.__name__}.{name} cannot be {type(value).__name__}")
     return cls(**values)
 
 
@@ -47,7 +47,13 @@ def readable(what: str, raw: Iterable[R], read: Callable[[R], T]) -> Iterator[T]
 
 def skip(what: str, error: Exception) -> None:
     """Log that a record was skipped: once, because lists are read many times a second."""
-    _log_once(what, f"{type(error).__name__}: {error}"[:200])
+    _log_once(what, describe(error))
+
+
+def describe(error: Exception) -> str:
+    """Say why a record cannot be read. Most texts stay out of it: they quote the record, which may hold a prompt."""
+    quotes = not isinstance(error, (TypeError, UnreadableRecord))
+    return type(error).__name__ if quotes else f"{type(error).__name__}: {error}"[:200]
 
 
 @lru_cache(maxsize=1024)

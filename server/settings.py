@@ -76,7 +76,10 @@ class Settings:
         choices=("refuse", "nearest"),
     )
     response_format: str = _gateway(
-        "b64_json", "Form of images in responses whose request does not choose one.", choices=("b64_json", "url")
+        "b64_json",
+        "Form of images in responses whose request does not choose one. Streams, and requests for a model named "
+        "gpt-image..., get b64_json in any case, as from OpenAI.",
+        choices=("b64_json", "url"),
     )
 
     redis_url: str = _redis(

@@ -2,6 +2,7 @@
 
 storm     one run: start, load and faults, calm, audit
 cast      the processes under test: Valkey, gateways, workers
+redis_pair, proxy, clock, disk   their surroundings, which fail too
 crowd     the clients
 faults    the fault injection
 ledger    what each client requested and observed, and the verdict

@@ -28,6 +28,7 @@ class Crowd:
         self._cast, self._ledger, self._random, self._per_second = cast, ledger, random, per_second
         self._http = httpx.AsyncClient(trust_env=False, timeout=WAIT_S, limits=httpx.Limits(max_connections=None))
         self.errors = 0  # failed connections and 5xx
+        self.bugs: list[str] = []  # 5xx that no fault explains
 
     async def run(self, stop: asyncio.Event) -> None:
         """Send requests until `stop` is set, then wait for those in flight."""
@@ -83,7 +84,7 @@ class Crowd:
             if response is not None and response.is_success:
                 entry.observe_image(index, response.content)
             elif response is not None:
-                entry.missing.add(index)
+                entry.observe_missing(index)
 
     async def _wait_for_image(self, entry: Submission) -> None:
         """Wait for the image itself. A client that times out hangs up, and then the service may cancel the job."""
@@ -91,7 +92,7 @@ class Crowd:
         if response is None:
             entry.allowed.add("canceled")
         elif response.is_success:
-            entry.accepted.add(response.json()["job_id"])
+            entry.observe_acceptance(response.json()["job_id"])
             entry.observe_state(response.json()["job_id"], "succeeded")
             for index, image in enumerate(response.json()["data"]):
                 entry.observe_image(index, base64.b64decode(image["b64_json"]))
@@ -114,7 +115,7 @@ class Crowd:
             cancels = (self._request("POST", f"/v1/jobs/{job_id}/cancel") for _ in range(2))
             for response in await asyncio.gather(*cancels):
                 # The order of two simultaneous responses is unknown, but their terminal states must agree.
-                if response is not None and JobState(response.json()["status"]).terminal:
+                if response is not None and response.is_success and JobState(response.json()["status"]).terminal:
                     entry.observe_state(job_id, response.json()["status"])
 
     async def _post(self, path: str, entry: Submission) -> str | None:
@@ -123,7 +124,7 @@ class Crowd:
         if response is None or not response.is_success:
             return None
         job_id: str = response.json()["id"]
-        entry.accepted.add(job_id)
+        entry.observe_acceptance(job_id)
         return job_id
 
     async def _request(self, method: str, path: str, entry: Submission | None = None) -> httpx.Response | None:
@@ -135,7 +136,9 @@ class Crowd:
             return None
         if response.status_code >= 500:
             self.errors += 1
-        return None if response.status_code == 503 else response
+        if response.status_code >= 500 and "internal_error" in response.text:
+            self.bugs.append(f"{method} {path}: {response.status_code} {response.text[:200]}")
+        return None if response.status_code >= 500 else response
 
     async def _with_timeout(self, client: Awaitable[object], seconds: float) -> None:
         """Run a client that closes its connection after `seconds`."""

@@ -2,14 +2,20 @@
 
 Every submission carries a label in its `user` field. It identifies requests whose connection died before the response:
 if a job with that label exists, the request was accepted and its job must keep the promise.
+
+A failover to a replica that lags undoes what clients were told in the last second, by design. So what they observe in a
+`rollback` is provisional: a job that was accepted in it may disappear, and a state that was reported in it may be left.
+Images that were shown in it must still be the right ones, and everything else must hold.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +27,9 @@ from server.jobs import JobRecord, JobState
 from server.model_info import ModelInfo
 from server.worker.engine.fake import fake_image
 from server.worker.engine.protocol import RowRequest
+
+#: A response to a request that was served in a rollback may arrive this much later.
+LATE_S = 3.0
 
 
 @dataclass
@@ -37,15 +46,28 @@ class Submission:
     )  # by id, from the first terminal one
     digests: dict[int, set[str]] = field(default_factory=lambda: defaultdict(set))  # hashes of pixels by image index
     missing: set[int] = field(default_factory=set)  # images of a succeeded job that could not be fetched
+    provisional: set[str] = field(default_factory=set)  # job ids that came with a 2xx in a rollback
+    shown: dict[int, set[str]] = field(default_factory=lambda: defaultdict(set))  # hashes of pixels seen in a rollback
+    in_rollback: Callable[[], bool] = lambda: False
+
+    def observe_acceptance(self, job_id: str) -> None:
+        (self.provisional if self.in_rollback() else self.accepted).add(job_id)
+
+    def observe_missing(self, index: int) -> None:
+        """Record an image that could not be fetched, if its job is known to have succeeded for good."""
+        if not self.in_rollback() and any("succeeded" in states for states in self.states.values()):
+            self.missing.add(index)
 
     def observe_state(self, job_id: str, state: str) -> None:
         """Record a state from a response; states reported after a terminal one are recorded too."""
+        if self.in_rollback():
+            return
         states = self.states[job_id]
         if (states or JobState(state).terminal) and (not states or states[-1] != state):
             states.append(state)
 
     def observe_image(self, index: int, file: bytes) -> None:
-        self.digests[index].add(digest(Image.open(io.BytesIO(file)).tobytes()))
+        (self.shown if self.in_rollback() else self.digests)[index].add(digest(Image.open(io.BytesIO(file)).tobytes()))
 
 
 @dataclass
@@ -59,6 +81,7 @@ class Verdict:
     unexpected: list[str] = field(default_factory=list)
     found_by_label: int = 0
     never_arrived: int = 0
+    rolled_back: int = 0  # accepted in a rollback, and gone
 
 
 class Ledger:
@@ -66,11 +89,27 @@ class Ledger:
 
     def __init__(self) -> None:
         self.entries: dict[str, Submission] = {}
+        self._rollbacks = 0
+        self._provisional_until = 0.0
 
     def add(self, submission: Submission) -> Submission:
         submission.body["user"] = submission.label
+        submission.in_rollback = self.in_rollback
         self.entries[submission.label] = submission
         return submission
+
+    @contextmanager
+    def rollback(self) -> Iterator[None]:
+        """What is observed in the block, and LATE_S later, may be undone by a failover at its end."""
+        self._rollbacks += 1
+        try:
+            yield
+        finally:
+            self._rollbacks -= 1
+            self._provisional_until = time.monotonic() + LATE_S
+
+    def in_rollback(self) -> bool:
+        return self._rollbacks > 0 or time.monotonic() < self._provisional_until
 
     def judge(self, records: Iterable[JobRecord], model: ModelInfo) -> Verdict:
         """Compare what clients observed with every job that the service has."""
@@ -86,14 +125,18 @@ class Ledger:
     def _judge_one(self, entry: Submission, records: list[JobRecord], model: ModelInfo, verdict: Verdict) -> None:
         missing = entry.accepted - {record.id for record in records}
         verdict.lost += [f"{job_id}: accepted, but now there is no such job" for job_id in missing]
-        verdict.lost += [f"{job_id}: accepted, and later answered with 404" for job_id in entry.not_found - missing]
+        verdict.lost += [
+            f"{job_id}: accepted, and later answered with 404"
+            for job_id in entry.not_found - missing - entry.provisional
+        ]
         if not records:
             verdict.submitted += len(missing)
-            verdict.never_arrived += not missing
+            verdict.rolled_back += len(entry.provisional)
+            verdict.never_arrived += not (missing or entry.provisional)
             return
         verdict.submitted += 1
         verdict.found_by_label += not entry.accepted
-        if len(records) > 1 or len(entry.accepted) > 1:
+        if len(records) > 1 or len(entry.accepted | entry.provisional) > 1:
             ids = [record.id for record in records]
             verdict.duplicates.append(f"{entry.label}: one request, jobs {ids}, accepted as {entry.accepted}")
         record = records[0]
@@ -109,11 +152,13 @@ class Ledger:
         self._judge_images(entry, record, model, verdict)
 
     def _judge_images(self, entry: Submission, record: JobRecord, model: ModelInfo, verdict: Verdict) -> None:
+        expected = expected_digests(entry.body, model) if entry.shown or record.state is JobState.SUCCEEDED else []
+        if any(entry.shown[index] - {right} for index, right in enumerate(expected)):
+            verdict.duplicates.append(f"{record.id}: an image before a failover was not that of its prompt and seed")
         if record.state is not JobState.SUCCEEDED:
             if entry.digests:
                 verdict.duplicates.append(f"{record.id}: images were visible, but the job {record.state}")
             return
-        expected = expected_digests(entry.body, model)
         for index, right in enumerate(expected):
             if entry.digests[index] - {right}:
                 verdict.duplicates.append(f"{record.id}: image {index} is not that of its prompt and seed")

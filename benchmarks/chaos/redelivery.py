@@ -3,7 +3,7 @@
 A raw sample is the time from the worker's last sign of life to the start of the next attempt, by the job's own record.
 From that, the time after the lease's expiry in which Valkey itself was down or paused is subtracted; nothing else is,
 not even that all workers were dead or full. Samples later than the lease plus GRACE_S are reported with their cause.
-All clocks are this machine's.
+All times are Redis' own: its clock may be made to jump. Samples that span a jump are dropped.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Redeliveries:
 
     async def watch(self, worker: Popen[bytes]) -> None:
         """Watch the worker's jobs; call right after it was killed or frozen: it holds them until the lease expires."""
-        since = time.time()
+        since = self._now()
         try:
             held = await self._read(await self._leased())
         except RedisError:
@@ -71,16 +71,23 @@ class Redeliveries:
     @asynccontextmanager
     async def outage(self) -> AsyncIterator[None]:
         """Record an outage of Valkey; one at a time."""
-        self._down_since = time.time()
+        self._down_since = self._now()
         try:
             yield
         finally:
-            self._outages.append((self._down_since, time.time()))
+            self._outages.append((self._down_since, self._now()))
             self._down_since = None
+
+    def _now(self) -> float:
+        return time.time() + (self._cast.clocks.offsets.get("valkey", 0.0) if self._cast.clocks else 0.0)
+
+    def drop(self) -> None:
+        """Drop the samples that are being taken: Redis' clock jumps."""
+        self._watched.clear()
 
     async def run(self) -> None:
         """Poll leased and watched jobs until canceled."""
-        polled_at = time.time()
+        polled_at = self._now()
         while True:
             await asyncio.sleep(POLL_S)
             try:
@@ -89,14 +96,16 @@ class Redeliveries:
                 free = await self._free_workers([jobs[job_id] for job_id in leased if job_id in jobs])
             except RedisError:
                 continue
-            now = time.time()
+            now = self._now()
             if not free:
                 self._saturated.append((polled_at, now))
             polled_at = now
             self._remember({job_id: jobs[job_id] for job_id in leased if job_id in jobs})
             for job_id, (token, since) in list(self._watched.items()):
-                job = jobs[job_id]
-                if job.token != token or job.state.terminal:
+                job = jobs.get(job_id)
+                if job is None:  # a failover has lost it
+                    del self._watched[job_id]
+                elif job.token != token or job.state.terminal:
                     del self._watched[job_id]
                     self._record(job_id, job, since)
 
@@ -111,13 +120,13 @@ class Redeliveries:
 
     def history(self, job_id: str) -> str:
         """Return one line per known attempt of a job."""
-        return "".join(f"\n    attempt: {text}" for _, text in sorted(self.attempts.get(job_id, {}).items()))
+        return "".join(f"\n    attempt: {text}" for text in self.attempts.get(job_id, {}).values())
 
     def _record(self, job_id: str, job: HeldJob, since: float) -> None:
         if job.started_at <= since:  # canceled, or its old worker woke up in time and finished it
             return
         waited: Span = (since + self._cast.lease_s, job.started_at)  # after the lease expired
-        outages = [*self._outages, (self._down_since, time.time())] if self._down_since else self._outages
+        outages = [*self._outages, (self._down_since, self._now())] if self._down_since else self._outages
         down_s, saturated_s = _overlap(waited, outages), _overlap(waited, self._saturated)
         self.raw.append(job.started_at - since)
         self.seconds.append(self.raw[-1] - down_s)

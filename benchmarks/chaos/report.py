@@ -25,6 +25,7 @@ def figures(
         "counters_inconsistent": len(inconsistent),
         "found_by_label": verdict.found_by_label,
         "never_arrived": verdict.never_arrived,
+        "rolled_back": verdict.rolled_back,
         "redeliveries": len(redelivery_s),
         "redelivery_p50_s": percentile(redelivery_s, 50),
         "redelivery_p99_s": percentile(redelivery_s, 99),
@@ -36,10 +37,13 @@ def figures(
     }
 
 
-def failures(verdict: Verdict, inconsistent: Sequence[str]) -> list[str]:
+def failures(
+    verdict: Verdict, inconsistent: Sequence[str], unasked: Sequence[str] = (), bugs: Sequence[str] = ()
+) -> list[str]:
     """Return the failed correctness gates, each with its evidence."""
     found = [f"lost: {text}" for text in verdict.lost] + [f"duplicate: {text}" for text in verdict.duplicates]
-    found += [f"counters: {text}" for text in inconsistent]
+    found += [f"counters: {text}" for text in inconsistent] + [f"ended: {text}" for text in unasked]
+    found += [f"5xx: {text}" for text in bugs]
     ends = Counter(verdict.states).total()
     if ends + sum("no such job" in text for text in verdict.lost) < verdict.submitted:
         found.append(f"audit: {verdict.submitted} submitted, {ends} accounted for")

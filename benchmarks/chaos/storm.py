@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -20,7 +21,7 @@ from benchmarks.chaos.redelivery import Redeliveries
 from benchmarks.chaos.report import failures, figures, lateness
 from server import background
 from server.queue.job_queue import JobQueue
-from server.queue.redis_client import PATIENT_TIMEOUT_S, connect
+from server.queue.redis_client import SOCKET_TIMEOUT_S, connect
 from server.queue.registry import HEARTBEAT_S
 
 REQUESTS_PER_S = 8.0
@@ -37,15 +38,15 @@ class Outcome:
     remarks: list[str]
 
 
-async def run(minutes: float, seed: int, lease_s: float, data_dir: Path) -> Outcome:
+async def run(minutes: float, seed: int, lease_s: float, data_dir: Path, modes: Collection[str] = ()) -> Outcome:
     """Run clients and faults for `minutes`, then audit. `seed` fixes their order; timing varies with the machine."""
     ledger = Ledger()
-    with Cast(data_dir, lease_s, Random(seed)) as cast:
-        async with connect(cast.valkey.url, PATIENT_TIMEOUT_S) as redis:
+    with Cast(data_dir, lease_s, Random(seed), modes) as cast:
+        async with connect(cast.settings.redis_url, SOCKET_TIMEOUT_S) as redis:
             queue = JobQueue(redis, cast.settings)
             redeliveries = Redeliveries(cast, queue)
             crowd = Crowd(cast, ledger, Random(seed + 1), REQUESTS_PER_S)
-            faults = Faults(cast, queue, redeliveries, Random(seed + 2))
+            faults = Faults(cast, queue, redeliveries, ledger, Random(seed + 2), modes)
             stop = asyncio.Event()
             async with asyncio.TaskGroup() as group:  # a failing task ends the run
                 background_tasks = [group.create_task(each) for each in (cast.keep_alive(), redeliveries.run())]
@@ -61,12 +62,19 @@ async def run(minutes: float, seed: int, lease_s: float, data_dir: Path) -> Outc
                     scraped = await _scrape(cast)
                 finally:
                     await background.cancel_and_wait(*background_tasks)
-    result: dict[str, object] = {"minutes": minutes, "seed": seed, "lease_s": lease_s}
+    result: dict[str, object] = {"minutes": minutes, "seed": seed, "lease_s": lease_s, "modes": sorted(modes)}
     result |= figures(verdict, inconsistent, redeliveries.seconds, redeliveries.raw, scraped)
-    result |= {"client_errors": crowd.errors, "kills": dict(cast.kills), "settled_s": round(settled_s, 1)}
+    result |= {
+        "client_errors": crowd.errors,
+        "kills": dict(cast.kills),
+        "unasked_ends": len(cast.unasked),
+        "settled_s": round(settled_s, 1),
+    }
     histories = [f"{text}{redeliveries.history(text.partition(':')[0])}" for text in verdict.unexpected]
     late = lateness(redeliveries.seconds, lease_s)
-    return Outcome(result, failures(verdict, inconsistent), late, [*histories, *redeliveries.late])
+    return Outcome(
+        result, failures(verdict, inconsistent, cast.unasked, crowd.bugs), late, [*histories, *redeliveries.late]
+    )
 
 
 async def _wait_ready(cast: Cast) -> None:

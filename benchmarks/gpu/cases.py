@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks.gpu.prompt_states import StoredStates
 from fluid_kernels.head_loop import Chains, HeadWeights, Rows
-from fluid_kernels.heads import PATHS, HeadPathError, make_head
+from fluid_kernels.heads import PATHS, HeadPathError, choose_path, make_head
 from model.checkpoint import load_checkpoint
 from model.config import MarConfig, ModelConfig
 from model.inference.chains import make_chains
@@ -113,7 +113,7 @@ def fill_zero_init(module: torch.nn.Module, generator: torch.Generator) -> None:
 def random_engine(name: str, device: str, rows: int, dtype: torch.dtype, kernels: str = "auto") -> tuple[Engine, int]:
     """Return an engine for a named model with random weights, and its number of parameters."""
     model, size = random_model(name, device)
-    pack(model, dtype)
+    pack(model, dtype, triton=choose_path(kernels, torch.device(device)) != "torch")
     return engine_over(model, rows, dtype, kernels), size
 
 
@@ -142,7 +142,7 @@ def shipped(
     """Return an engine for the shipped model, which knows the stored prompts only, and its image tokenizer."""
     checkpoint = load_checkpoint(find_checkpoint("emoji-64"), device)
     assert isinstance(checkpoint.tokenizer, PcaSkipTokenizer)
-    pack(checkpoint.model, dtype)
+    pack(checkpoint.model, dtype, triton=choose_path(kernels, torch.device(device)) != "torch")
     return engine_over(checkpoint.model, rows, dtype, kernels), checkpoint.tokenizer
 
 

@@ -32,7 +32,7 @@ from benchmarks.gpu.parts import Part, Record, attempt, command
 from benchmarks.gpu.prompt_states import PROMPTS
 from benchmarks.machine import describe_machine
 from fluid_kernels.head_loop import head_loop_ref
-from fluid_kernels.heads import make_head
+from fluid_kernels.heads import choose_path, make_head
 from fluid_kernels.philox import STEP, normal_ref
 from model.inference.backbone_pass import PlainPass, StaticPass
 from model.inference.engine import Engine
@@ -126,7 +126,7 @@ def conditioned(
     With `static` it comes from the replay of a graph that was captured for other rows.
     """
     model = model.to(device)
-    pack(model, dtype)
+    pack(model, dtype, triton=choose_path("auto", torch.device(device)) != "torch")
     conditioner = engine_over(model, 1, dtype).conditioner
     prompts = ("", *(PROMPTS if model.config.family == "fluid" else ("1", "2", "30", "999")))
     with torch.inference_mode():

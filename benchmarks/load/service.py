@@ -17,7 +17,7 @@ from server.cli.demo import free_port
 from server.launcher import subprocesses
 from server.launcher.embedded_valkey import EmbeddedValkey
 from server.queue.job_queue import JobQueue
-from server.queue.redis_client import PATIENT_TIMEOUT_S, connect
+from server.queue.redis_client import SOCKET_TIMEOUT_S, connect
 from server.queue.registry import Registry
 from server.settings import Settings
 from server.worker.engine.fake import FAKE_ENGINE
@@ -59,7 +59,7 @@ async def service(workers: int, **settings: Any) -> AsyncIterator[Service]:
         roles = ["gateway"] + ["worker"] * workers
         running = [subprocesses.spawn([sys.executable, "-m", "server.cli", role], env=env) for role in roles]
         try:
-            async with connect(valkey.url, PATIENT_TIMEOUT_S) as redis:
+            async with connect(valkey.url, SOCKET_TIMEOUT_S) as redis:
                 await _ready(Registry(redis, chosen.namespace), chosen.port, workers)
                 if valkey.process is None:
                     raise RuntimeError("Valkey exited unexpectedly; see the log in its data folder.")

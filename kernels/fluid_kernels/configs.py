@@ -1,9 +1,9 @@
-"""Tile sizes of each kernel: one table per kind of chip, looked up by the number of rows. No autotuning at run time.
+"""Tile sizes of each kernel: one table per kind of chip, and a rule that picks from it. No autotuning at run time.
 
-The number of rows decides the tile. With few rows a product takes as long as reading W, so its N columns are spread
-over as many programs as the chip has multiprocessors, and blocks of K are long so that few loads wait for each other.
-With many rows tiles grow until each byte read is used often enough, m·n/(m + n) FLOPs a byte, to keep the tensor cores
-busy.
+A product's tile is chosen by its rows and its columns, as the one with the least time by count: programs run in waves
+of as many as the chip has multiprocessors, and a program takes as long as its FLOPs at the peak or its reads of x and W
+from the L2 cache, whichever is slower. Few rows or few columns therefore get small tiles, whose programs fill the chip;
+many of both get large ones, which use each byte m·n/(m + n) times.
 
 The numbers come from counting bytes, registers and shared memory (`python -m fluid_kernels.tools.aot` prints what the
 compiler makes of each); none was timed on a device.
@@ -28,40 +28,68 @@ class Config:
     stages: int
 
 
-# (rows up to and including, tile). "hip" has 64 KiB of shared memory where sm_80 has 164 and sm_90 has 228.
-_LINEAR: dict[str, tuple[tuple[int, Config], ...]] = {
+# "hip" has 64 KiB of shared memory where sm_80 has 164 and sm_90 has 228.
+_LINEAR: dict[str, tuple[Config, ...]] = {
     "cuda": (
-        (16, Config(16, 16, 256, 4, 4)),
-        (32, Config(32, 16, 256, 4, 3)),
-        (64, Config(64, 32, 128, 4, 4)),
-        (256, Config(64, 64, 64, 4, 4)),
-        (1024, Config(128, 64, 64, 8, 4)),
-        (1 << 31, Config(128, 128, 64, 8, 3)),
+        Config(16, 16, 256, 4, 4),
+        Config(16, 32, 256, 4, 3),
+        Config(32, 16, 256, 4, 3),
+        Config(32, 32, 128, 4, 4),
+        Config(64, 32, 128, 4, 4),
+        Config(64, 64, 64, 4, 4),
+        Config(128, 64, 64, 8, 4),
+        Config(128, 128, 64, 8, 3),
+        Config(128, 256, 64, 8, 3),
     ),
     "hip": (
-        (16, Config(16, 16, 256, 4, 2)),
-        (32, Config(32, 16, 256, 4, 2)),
-        (64, Config(64, 32, 128, 4, 2)),
-        (256, Config(64, 64, 64, 4, 2)),
-        (1024, Config(128, 64, 64, 8, 2)),
-        (1 << 31, Config(128, 128, 64, 8, 2)),
+        Config(16, 16, 256, 4, 2),
+        Config(32, 16, 256, 4, 2),
+        Config(32, 32, 128, 4, 2),
+        Config(64, 32, 128, 4, 2),
+        Config(64, 64, 64, 4, 2),
+        Config(128, 64, 64, 8, 2),
+        Config(128, 128, 64, 8, 2),
     ),
 }
+
+
+@dataclass(frozen=True)
+class Chip:
+    """What tiles are chosen by: multiprocessors, and what one of them can do, by the datasheet."""
+
+    processors: int
+    flops_per_s: float  # dense bfloat16
+    bytes_per_s: float  # from the L2 cache, all reading at once; H100: measured by others as 5.5 TB/s in all
+
+
+# H100 SXM and H200; MI300X, whose last cache is the Infinity Cache.
+CHIPS = {"cuda": Chip(132, 989e12 / 132, 5.5e12 / 132), "hip": Chip(304, 1307e12 / 304, 17.2e12 / 304)}
 # The interpreter pays per operation on a block, whatever its size: few, large blocks.
 _INTERPRETED = Config(64, 64, 64, 4, 1)
 
 
-def linear_config(backend: str, rows: int, dtype: torch.dtype) -> Config:
-    """The tile for a product of `rows` rows; smaller in float32, which has twice the bytes and three products."""
+def linear_config(backend: str, rows: int, columns: int, dtype: torch.dtype) -> Config:
+    """The tile for a product of `rows` rows and `columns` columns; of equals the largest."""
     if backend == "cpu":
         return _INTERPRETED
-    config = next(config for most, config in _LINEAR[backend] if rows <= most)
-    return replace(config, k=config.k // 2, n=min(config.n, 64)) if dtype == torch.float32 else config
+    return min(
+        linear_configs(backend, dtype), key=lambda c: (product_seconds(backend, c, rows, columns, dtype), -c.m * c.n)
+    )
 
 
 def linear_configs(backend: str, dtype: torch.dtype) -> list[Config]:
-    """Every tile in the table, once, for the ahead-of-time compile."""
-    return list(dict.fromkeys(linear_config(backend, most, dtype) for most, _ in _LINEAR[backend]))
+    """Every tile that `linear_config` may return; smaller in float32, with twice the bytes and three products."""
+    if dtype != torch.float32:
+        return list(_LINEAR[backend])
+    return list(dict.fromkeys(replace(c, k=c.k // 2, n=min(c.n, 64)) for c in _LINEAR[backend]))
+
+
+def product_seconds(backend: str, tile: Config, rows: int, columns: int, dtype: torch.dtype) -> float:
+    """Time by count of a product with this tile, for each value of the inner dimension."""
+    chip, wide = CHIPS[backend], dtype == torch.float32
+    programs = -(-rows // tile.m) * -(-columns // tile.n)
+    flops, read = 2 * tile.m * tile.n * (6 if wide else 1), (tile.m + tile.n) * dtype.itemsize
+    return -(-programs // chip.processors) * max(flops / chip.flops_per_s, read / chip.bytes_per_s)
 
 
 def backend_of(device: torch.device) -> str:
@@ -107,7 +135,9 @@ _PERSISTENT: dict[str, tuple[Config, ...]] = {
 _PERSISTENT_INTERPRETED = Config(16, 64, 128, 4, 1)
 
 
-def persistent_config(backend: str, rows: int, guided: int, width: int, processors: int) -> tuple[Config, int]:
+def persistent_config(
+    backend: str, rows: int, guided: int, width: int, processors: int, dtype: torch.dtype = torch.bfloat16
+) -> tuple[Config, int]:
     """The tile, and the number of programs in its team, for `rows` rows on a chip of `processors` multiprocessors.
 
     The first tile whose teams have a program for every n columns; with too many rows for that, the last tile, with the
@@ -116,13 +146,14 @@ def persistent_config(backend: str, rows: int, guided: int, width: int, processo
     if backend == "cpu":
         return _PERSISTENT_INTERPRETED, 2
     evaluations = rows * (2 if guided else 1)
-    for config in _PERSISTENT[backend]:
+    for config in persistent_configs(backend, dtype):
         team = processors // -(-evaluations // config.m)
         if team >= width // config.n:
             return config, width // config.n
     return config, max(1, team)
 
 
-def persistent_configs(backend: str) -> tuple[Config, ...]:
-    """Every tile in the table, for the ahead-of-time compile."""
-    return _PERSISTENT[backend]
+def persistent_configs(backend: str, dtype: torch.dtype = torch.bfloat16) -> tuple[Config, ...]:
+    """Every tile that `persistent_config` may return. With float32's whole k, 16 x 16 x 128 spilled 580 bytes."""
+    tiles = _PERSISTENT[backend]
+    return tuple(replace(c, k=c.k // 2) for c in tiles) if dtype == torch.float32 else tiles

@@ -17,16 +17,22 @@ FLOPs of a step: 2·(M + G)·W·(5·L·W + 2·W + C + O), of which (3·L + 2)·W
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from bisect import bisect_left
+from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fluid_kernels.philox import INITIAL, STEP, normal_ref
+from fluid_kernels.transfers import send
 
 TRAIN_STEPS = 1000  # T, the chain that was trained; the noise that sampling starts from is that of "timestep" T
 LN_EPS = 1e-6
+# x0 = (x − √(1 − ᾱ)·eps)/√ᾱ divides by 5e-5 at the first step of a chain, which magnifies bfloat16's rounding of eps
+# there 316 times. Steps that would magnify an error more than this are computed in float32.
+MAGNIFIED = 8.0
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,29 @@ class HeadWeights:
 
 
 @dataclass(frozen=True)
+class ChainFacts:
+    """Properties of one chain on which launches depend."""
+
+    steps: int
+    magnifies: bool  # its first step magnifies errors of an eps prediction more than MAGNIFIED times
+
+    @classmethod
+    def of(cls, steps: int, coefficients: Tensor) -> ChainFacts:
+        """coefficients: (K, 7) of the chain, on the host."""
+        a, b, mean_x0 = coefficients[steps - 1, :3].tolist()
+        return cls(steps, mean_x0 * b / a >= MAGNIFIED)
+
+
+@dataclass(frozen=True)
+class RowFacts:
+    """What launches depend on, as lists: properties of the M rows, and which are guided."""
+
+    steps: list[int]  # of each row's chain, descending
+    magnifies: list[bool]
+    guided: list[int]  # Rows.guided
+
+
+@dataclass(frozen=True)
 class Chains:
     """S step schedules, padded to the longest, K. Index 0 is a chain's last step, where no noise is added."""
 
@@ -91,9 +120,12 @@ class Chains:
     timesteps: Tensor  # (S, K) int64, of the trained chain, 0 to T - 1
     times: Tensor  # (S, K, W) time embeddings
     coefficients: Tensor  # (S, K, 7) float32: see COEFFICIENTS
+    host: tuple[ChainFacts, ...] | None = None  # of each chain, for a host that must not wait for the device
 
     def to(self, device: torch.device | str) -> Chains:
-        return Chains(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+        """Copy the tables to a device, without waiting for it."""
+        tables = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "host"}
+        return replace(self, **{name: send(value, torch.device(device)) for name, value in tables.items()})
 
 
 # The last dimension of Chains.coefficients; the last one is 1 where noise is added and 0 at index 0.
@@ -111,6 +143,7 @@ class Rows:
     temperature: Tensor  # (M,) float32, scales the noise of the steps, never the initial noise (as in MAR)
     seed: Tensor  # (M,) int64
     position: Tensor  # (M,) int64, the token's place in its image, for the noise
+    host: tuple[list[int], list[int]] | None = None  # `chain` and `guided`, for a host that must not wait
 
     def __len__(self) -> int:
         return len(self.chain)
@@ -127,18 +160,27 @@ def step_noise(rows: Rows, timesteps: Tensor, channels: int) -> Tensor:
     return normal_ref(rows.seed[:count, None], STEP, rows.position[:count, None], timesteps, channels)
 
 
-def active(rows: Rows, chains: Chains) -> list[tuple[int, int]]:
-    """(m, g) at each index: the number of rows that take part, and how many of them are guided.
+def facts(rows: Rows, chains: Chains) -> RowFacts:
+    """What launches depend on. Waits for the device unless rows and chains bring what the host knows.
 
     Raises:
         ValueError: the rows are not sorted.
     """
-    # Copied to the host once: reading it step by step would wait for a GPU hundreds of times.
-    steps, guided = chains.steps[rows.chain].cpu(), rows.guided.cpu()
-    if bool((steps[1:] > steps[:-1]).any()) or bool((guided[1:] <= guided[:-1]).any()):
+    chain, guided = rows.host or (rows.chain.tolist(), rows.guided.tolist())
+    known = chains.host
+    if known is None:
+        tables = chains.coefficients.cpu()
+        known = tuple(ChainFacts.of(*each) for each in zip(chains.steps.tolist(), tables, strict=True))
+    found = RowFacts([known[i].steps for i in chain], [known[i].magnifies for i in chain], guided)
+    if any(a < b for a, b in pairwise(found.steps)) or any(a >= b for a, b in pairwise(guided)):
         raise ValueError("rows must come with the most steps first, and guided rows ascending")
-    counts = [int((steps > j).sum()) for j in range(int(steps[0]))]
-    return [(count, int((guided < count).sum())) for count in counts]
+    return found
+
+
+def active(rows: RowFacts) -> list[tuple[int, int]]:
+    """(m, g) at each index: the number of rows that take part, and how many of them are guided."""
+    counts = [bisect_left(rows.steps, -j, key=int.__neg__) for j in range(rows.steps[0])]
+    return [(count, bisect_left(rows.guided, count)) for count in counts]
 
 
 def guide(out: Tensor, rows: Rows, count: int, guided: int, channels: int) -> Tensor:
@@ -186,7 +228,7 @@ def head_loop_ref(weights: HeadWeights, rows: Rows, chains: Chains, prediction: 
     """The definition, (M, C) float32 tokens: nothing hoisted, nothing packed."""
     channels = weights.channels
     x = initial_noise(rows, channels).to(weights.up.dtype)
-    plan = active(rows, chains)
+    plan = active(facts(rows, chains))
     for j in reversed(range(len(plan))):
         count, guided = plan[j]
         which = torch.cat(

@@ -37,6 +37,10 @@ class Head(Protocol):
         """(M, C) float32 tokens; see head_loop.py."""
         ...
 
+    def buckets(self, most: int) -> list[tuple[int, int]]:
+        """(rows, guided) of the calls that prepare every shape of steps with up to `most` rows; none on a CPU."""
+        ...
+
 
 def make_head(weights: HeadWeights, dtype: torch.dtype, path: str = "auto") -> Head:
     """A head on the device of `weights`.

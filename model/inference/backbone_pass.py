@@ -2,21 +2,23 @@
 
 Launching a kernel costs the host a few microseconds and a pass has hundreds: with few rows, that is all the time it
 takes. A graph launches all of them at once, but only with the shapes and addresses it was captured with. So StaticPass
-keeps every input at its address, pads the rows to one of a few sizes, and captures a graph at the first use of a size.
+keeps every input at its address, pads the rows to one of a few sizes, and captures a graph for each: ahead of the first
+image with `warm_up`, because a capture stops the device, or at the first use.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from fluid_kernels.transfers import send
 from model.networks.condition import Condition
 
-GRAPHS_KEPT = 96
-KNOWN_UNIT = 32  # known tokens are rounded up to a multiple: fewer shapes for families that pack them
+# Families that pack their known tokens have a shape for each number of them, rounded up to a quarter of the image, or
+# to a multiple of this.
+KNOWN_UNIT = 32
 
 
 class PlainPass:
@@ -34,7 +36,7 @@ class PlainPass:
         """
         if self._stacked is None or not _same(self._stacked[0], conditions):
             self._stacked = (list(conditions), conditions[0].stack(conditions))
-        where = torch.tensor(slots, device=self.tokens.device)
+        where = send(torch.tensor(slots), self.tokens.device)
         z: Tensor = self.backbone(self.tokens[where], self.known[where], self._stacked[1])
         return z
 
@@ -44,7 +46,11 @@ class PlainPass:
 
 
 class StaticPass:
-    """The same pass in fixed shapes. Padding repeats the first slot; its results are cut off."""
+    """The same pass in fixed shapes. Padding repeats the first slot; its results are cut off.
+
+    All graphs share one pool of memory and one stream: they run one after the other, and a library's workspace belongs
+    to a stream.
+    """
 
     def __init__(self, backbone: nn.Module, tokens: Tensor, known: Tensor, null: Condition):
         """Allocate the fixed inputs. null: any condition of one row, as a template for the shapes."""
@@ -54,8 +60,29 @@ class StaticPass:
         self._condition = null.stack([null] * self._most)
         self._filled: list[Condition] = []
         self._z: Tensor | None = None  # (most, N, D), once D and its dtype are known
-        self._replays: OrderedDict[tuple[int, int], Callable[[], object]] = OrderedDict()
+        self._replays: dict[tuple[int, int], Callable[[], object]] = {}  # by shape
+        self._stream: torch.cuda.Stream | None = None
         self._pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """Every (rows, known tokens) that calls are padded to, the largest first: 24 for 64 rows, 120 if packed."""
+        sizes = sorted({min(bucket(n), self._most) for n in range(1, self._most + 1)}, reverse=True)
+        total = self.known.shape[1]
+        known = sorted({self._padded_known(n) for n in range(total + 1)}, reverse=True)
+        return [(size, count) for size in sizes for count in known]
+
+    def warm_up(self, shape: tuple[int, int]) -> None:
+        """Capture a shape of `shapes` before it is needed. Begin with the largest: smaller ones reuse its memory."""
+        if shape not in self._replays:
+            self._replays[shape] = self._record(*shape)
+
+    def _padded_known(self, most_known: int) -> int:
+        if not getattr(self.backbone, "packs_known", False):
+            return 0
+        total = self.known.shape[1]
+        unit = max(KNOWN_UNIT, -(-total // 4))
+        return min(-(-most_known // unit) * unit, total)
 
     def __call__(self, slots: Sequence[int], conditions: Sequence[Condition], most_known: int) -> Tensor:
         """z (B, N, D) as from PlainPass, in a buffer that the next call overwrites."""
@@ -67,21 +94,21 @@ class StaticPass:
             for target, *sources in zip(*(each.tensors() for each in (self._condition, *padded)), strict=True):
                 torch.cat(sources, out=target[:size])
             self._filled = padded
-        longest = min(-(-most_known // KNOWN_UNIT) * KNOWN_UNIT, self.known.shape[1])
-        key = (size, longest if getattr(self.backbone, "packs_known", False) else 0)
-        if key not in self._replays:
-            self._replays[key] = self._record(*key)
-            while len(self._replays) > GRAPHS_KEPT:
-                self._replays.popitem(last=False)
-        self._replays.move_to_end(key)
+        key = (size, self._padded_known(most_known))
+        self.warm_up(key)
         self._replays[key]()
         assert self._z is not None
         return self._z[: len(slots)]
 
     def forget(self) -> None:
-        """Free the memory that is kept between calls, except the inputs."""
+        """Free the memory that is kept between calls, except the inputs.
+
+        The next graphs get a pool of their own: this one goes with its last graph, and PyTorch refuses its handle then.
+        """
         self._replays.clear()
         self._filled, self._z = [], None
+        if self._pool is not None:
+            self._pool = torch.cuda.graph_pool_handle()
 
     def _record(self, size: int, longest: int) -> Callable[[], object]:
         """A function that reads the fixed inputs and writes the fixed output: on CUDA, a graph's replay."""
@@ -95,17 +122,19 @@ class StaticPass:
 
         if self._pool is None:
             return work
-        # Libraries choose algorithms and allocate workspace in their first calls, which must not be captured. These run
-        # on a side stream because the capture will.
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        if self._stream is None:
+            self._stream = torch.cuda.Stream()
+        # Libraries choose algorithms and allocate workspace in their first calls, which must not be captured: a
+        # workspace in the graphs' pool would be freed with them. The allocator keeps memory by stream, so these run on
+        # the stream of the capture.
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
             for _ in range(2):
                 work()
-        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
         # thread_local: another thread may be loading the next checkpoint.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             work()
         return graph.replay
 
@@ -116,11 +145,6 @@ def bucket(rows: int) -> int:
         return rows
     unit = 1 << (rows - 1).bit_length() - 3
     return -(-rows // unit) * unit
-
-
-def send(values: Tensor, device: torch.device) -> Tensor:
-    """Copy from the host to a device without waiting for it."""
-    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
 
 
 def _same(one: Sequence[Condition], other: Sequence[Condition]) -> bool:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fluid_kernels.head_loop import COEFFICIENTS, Chains
+from fluid_kernels.head_loop import COEFFICIENTS, ChainFacts, Chains
+from fluid_kernels.transfers import send
 from model.diffusion import make_schedule
 from model.networks.diffusion_head import DiffusionHead
 
@@ -46,8 +47,11 @@ def make_chains(head: DiffusionHead, lengths: Sequence[int]) -> Chains:
         columns = [*(getattr(schedule, name) for name in COEFFICIENTS[:-1]), noisy]
         coefficients[row, :length] = torch.stack(columns, 1)
     with torch.inference_mode():
-        times = head.embed_time(timesteps.flatten().to(device)).unflatten(0, timesteps.shape)  # (S, K, W)
-    return Chains(torch.tensor(list(lengths)), timesteps, times, coefficients).to(device)
+        times = head.embed_time(send(timesteps.flatten(), device)).unflatten(0, timesteps.shape)  # (S, K, W)
+    facts = tuple(ChainFacts.of(*each) for each in zip(lengths, coefficients, strict=True))
+    tables = (torch.tensor(list(lengths)), timesteps, coefficients)
+    steps, timesteps, coefficients = (send(table, device) for table in tables)
+    return Chains(steps, timesteps, times, coefficients, facts)
 
 
 def stack_chains(parts: Sequence[Chains]) -> Chains:
@@ -68,4 +72,5 @@ def stack_chains(parts: Sequence[Chains]) -> Chains:
         padded([part.timesteps for part in parts]),
         padded([part.times for part in parts]),
         padded([part.coefficients for part in parts]),
+        None if any(part.host is None for part in parts) else tuple(f for part in parts for f in part.host or ()),
     )

@@ -9,24 +9,25 @@ definition that this is tested against.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from fluid_kernels.head_loop import HeadWeights
+from fluid_kernels.head_loop import HeadWeights, Rows
 from fluid_kernels.heads import choose_path, make_head
 from model.inference.backbone_pass import PlainPass, StaticPass
 from model.inference.chains import ChainCache
 from model.inference.known_tokens import KnownTokens
 from model.inference.orders import make_order
+from model.inference.prompts import ConditionCache
 from model.inference.requests import EngineError, RowRequest, check_request
 from model.inference.step_plan import RowState, RowStep, Snapshot, StepPlan
 from model.networks.condition import Condition, Conditioner
 from model.networks.random_order_model import RandomOrderModel
 
-PROMPTS_KEPT = 256  # prompts whose conditions stay in memory
+WARM_STEPS = 3  # an exact first one, one that compiles, one that is replayed
 
 
 class OutOfMemory(RuntimeError):
@@ -66,8 +67,8 @@ class Engine:
         self._tokens = torch.zeros(*shape, self.config.channels, device=self.device)  # (R, N, C), 0 where undecided
         self._known = torch.zeros(*shape, dtype=torch.bool, device=self.device)  # (R, N), True where decided
         self._rows: dict[int, RowState] = {}  # by slot, 0 to R - 1
-        self._prompts: OrderedDict[str, Condition] = OrderedDict()
-        self._null = conditioner("")  # the condition of the unconditional halves
+        self._conditions = ConditionCache(conditioner)
+        self._null = conditioner("")  # the condition of the unconditional halves of rows without a negative prompt
         self._backbone: PlainPass | StaticPass
         if self.device.type == "cuda" if static is None else static:
             self._backbone = StaticPass(model.backbone, self._tokens, self._known, self._null)
@@ -77,6 +78,39 @@ class Engine:
         self.kernels = choose_path(kernels, self.device)
         self._chains = ChainCache(model.head)
 
+    @torch.inference_mode()
+    def warm_up(self, tokens: int, report: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """Compile kernels and capture graphs for every shape of a step, ahead of the first image; none on a CPU.
+
+        A shape that does not fit into memory is left out: `step` splits such a step.
+
+        Args:
+            tokens: the most tokens that one row decides in a step; larger steps are prepared when they come.
+            report: called with (shapes done, shapes in total).
+        """
+        work: list[Callable[[], object]] = []
+        if isinstance(self._backbone, StaticPass):
+            work += [partial(self._backbone.warm_up, shape) for shape in self._backbone.shapes]
+        work += [partial(self._warm_head, *bucket) for bucket in self._head.buckets(self.max_rows * tokens)]
+        for done, one in enumerate(work):
+            report(done, len(work))
+            try:
+                one()
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._backbone.forget()
+
+    def _warm_head(self, rows: int, guided: int) -> None:
+        """Run the head's loop on random tokens, whose results are dropped."""
+        width, device = self.config.head_width, self.device
+        ones, zeros = torch.ones(rows, device=device), torch.zeros(rows, dtype=torch.int64, device=device)
+        condition = torch.zeros(rows + guided, width, device=device)
+        which = torch.arange(guided, device=device)
+        about = [0] * rows, list(range(guided))
+        batch = Rows(condition, which, zeros, ones, ones, zeros, zeros, about)
+        self._head(batch, self._chains((WARM_STEPS,)), self.config.prediction, self.config.clamp)
+
     # ---- the life of a row -------------------------------------------------------------------------------
 
     def admit(self, requests: Sequence[RowRequest], known: Sequence[KnownTokens | None] | None = None) -> list[int]:
@@ -85,14 +119,14 @@ class Engine:
         Raises:
             EngineError: a parameter is outside what the model or the tokens left to decide allow, or there are too
                 few free rows.
-            PromptError: the model cannot be conditioned on a prompt.
+            PromptError: the model cannot be conditioned on a prompt, or on any negative one.
         """
         for request in requests:
             check_request(request, self.config)
         free = [row for row in range(self.max_rows) if row not in self._rows]
         if len(requests) > len(free):
             raise EngineError(f"{len(requests)} rows requested, {len(free)} of {self.max_rows} are free")
-        conditions = [self._condition(request.prompt) for request in requests]
+        conditions = [(self._conditions(r.prompt), self._unconditional(r.negative_prompt)) for r in requests]
         orders = [
             make_order(request.sampling.order, torch.tensor([request.seed]), self.config.grid)[0]
             for request in requests
@@ -205,23 +239,20 @@ class Engine:
         """One backbone pass over B rows and, below them, the unconditional halves of the U guided ones."""
         guided = [step for step in steps if step.guided]
         slots = [step.slot for step in (*steps, *guided)]
-        conditions = [step.condition for step in steps] + [self._null] * len(guided)
+        conditions = [step.condition for step in steps] + [step.unconditional for step in guided]
         return self._backbone(slots, conditions, max(step.known for step in steps))
 
     # ---- prompts -----------------------------------------------------------------------------------------
 
-    def prompt_tokens(self, prompt: str) -> int:
-        """Number of tokens of the prompt that the model reads."""
-        return self._condition(prompt).tokens
+    def _unconditional(self, negative_prompt: str) -> Condition:
+        return self._conditions.negative(negative_prompt) if negative_prompt else self._null
 
-    def _condition(self, prompt: str) -> Condition:
-        """The prompt's condition, one row; from an LRU cache if it is there."""
-        if prompt not in self._prompts:
-            self._prompts[prompt] = self.conditioner(prompt)
-        self._prompts.move_to_end(prompt)
-        if len(self._prompts) > PROMPTS_KEPT:
-            self._prompts.popitem(last=False)
-        return self._prompts[prompt]
+    def prompt_tokens(self, prompt: str) -> int:
+        """Number of tokens of the prompt that the model reads; an admitted one is not encoded again."""
+        for state in self._rows.values():
+            if state.request.prompt == prompt:
+                return state.condition.tokens
+        return self._conditions(prompt).tokens
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -27,7 +27,8 @@ def generate(
 
     Args:
         condition: that of B prompts.
-        null: the condition of the empty prompt, one row.
+        null: the condition that guidance leads away from: that of the empty prompt, one row, or those of B negative
+            prompts.
         seeds: (B,) int64; a row's image depends on its own seed and prompt only.
         start: tokens known from the start, the same number in every row; steps and schedule apply to the others.
     Returns:
@@ -42,7 +43,7 @@ def generate(
         tokens, known = torch.where(start.kept[..., None], start.tokens, tokens), start.kept.clone()
         order = order[~start.kept.gather(1, order)].view(batch, -1)  # (B, N'): the tokens left, in the same order
     left = order.shape[1]
-    unconditional = null.stack([null] * batch)
+    unconditional = null.stack([null] * batch) if len(null) == 1 else null
     weights = HeadWeights.from_head(model.head)
     for step in range(steps):
         before, after = (masked_after(i, steps, left) for i in (step - 1, step))

@@ -29,7 +29,8 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
         CheckpointError: the name is unknown.
     """
     if name == "auto":
-        native = native_bfloat16() if device.type == "cpu" else torch.cuda.is_bf16_supported()
+        # Emulated, as on GPUs before Ampere, it is slower than float32.
+        native = native_bfloat16() if device.type == "cpu" else torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if native else torch.float32
     if name not in DTYPES:
         raise CheckpointError(f"dtype {name!r} is not one of auto, {', '.join(DTYPES)}")
@@ -45,7 +46,7 @@ def autocast(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
 
 
-def pack(model: RandomOrderModel, dtype: torch.dtype, fuse: bool | None = None) -> None:
+def pack(model: RandomOrderModel, dtype: torch.dtype, fuse: bool | None = None, triton: bool = False) -> None:
     """Replace the backbone's linear layers by packed ones, in place, for inference only; float32 leaves it as it is.
 
     The head's loop packs its own weights (fluid_kernels/loops/torch_loop.py).
@@ -53,6 +54,7 @@ def pack(model: RandomOrderModel, dtype: torch.dtype, fuse: bool | None = None) 
     Args:
         fuse: compute self-attention's queries, keys and values in one product. None: on a GPU only, where a product of
             few rows does not fill the device; on a CPU nothing is gained by it.
+        triton: run each sum with the norm behind it, and each GELU with the product before it, as one Triton kernel.
     """
     if dtype == torch.float32:
         return
@@ -64,12 +66,23 @@ def pack(model: RandomOrderModel, dtype: torch.dtype, fuse: bool | None = None) 
     for module in list(model.backbone.modules()):
         if isinstance(module, Mlp) and isinstance(module[0], nn.Linear) and isinstance(module[1], nn.GELU):
             activation = "gelu_tanh" if module[1].approximate == "tanh" else "gelu_erf"
-            module[0] = PackedLinear(module[0].weight, module[0].bias, dtype, activation)
+            module[0] = _mlp_layer(triton)(module[0].weight, module[0].bias, dtype, activation)
             module[1] = nn.Identity()  # the activation runs inside the product before it
     for module in list(model.backbone.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.Linear) and child.in_features >= PACKED_FROM:
                 setattr(module, name, PackedLinear(child.weight, child.bias, dtype))
+    if triton:
+        model.backbone.fused = dtype  # type: ignore[assignment]
+
+
+def _mlp_layer(triton: bool) -> type[nn.Module]:
+    """The class of an MLP's first layer, called with weight, bias, dtype and activation."""
+    if not triton:
+        return PackedLinear
+    from fluid_kernels.ops.linear_gelu import LinearGelu  # importing Triton costs seconds
+
+    return LinearGelu
 
 
 def _fuse(attention: Attention, dtype: torch.dtype) -> None:

@@ -1,8 +1,9 @@
-"""Turn prompts into conditions: one conditioner per family."""
+"""Turn prompts into conditions: one conditioner per family, and the cache in front of it."""
 
 from __future__ import annotations
 
 import difflib
+from collections import OrderedDict
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -10,16 +11,65 @@ from typing import Any
 
 import torch
 
+from fluid_kernels.transfers import send
 from model.config import ConfigError
-from model.networks.condition import Conditioner, PromptError
+from model.networks.condition import Condition, Conditioner, PromptError
 from model.networks.mar import ClassContext, Mar
 from model.networks.random_order_model import Fluid, RandomOrderModel
 from model.networks.text_encoder import TextEncoder, build_text_encoder
 from model.networks.transformer import TextContext
 
+KEPT_BYTES = 256 << 20  # of conditions: about 1,000 prompts of the shipped models, 4 full ones of the 10.5B preset
+
+
+class ConditionCache:
+    """The conditions of the prompts that were used last, as many as fit into a number of bytes; not thread-safe."""
+
+    def __init__(self, conditioner: Conditioner, kept_bytes: int = KEPT_BYTES):
+        self.conditioner, self.kept_bytes = conditioner, kept_bytes
+        self._found: OrderedDict[str, Condition] = OrderedDict()  # by prompt, least recently used first
+        self._bytes = 0  # of all conditions in it
+
+    def __call__(self, prompt: str) -> Condition:
+        """The prompt's condition, one row. One that alone exceeds the limit is not kept.
+
+        Raises:
+            PromptError: the model cannot be conditioned on this prompt.
+        """
+        if prompt in self._found:
+            self._found.move_to_end(prompt)
+            return self._found[prompt]
+        made = self.conditioner(prompt)
+        self._found[prompt] = made
+        self._bytes += size_in_bytes(made)
+        while self._bytes > self.kept_bytes:
+            _, oldest = self._found.popitem(last=False)
+            self._bytes -= size_in_bytes(oldest)
+        return made
+
+    def negative(self, prompt: str) -> Condition:
+        """The condition of a negative prompt, which replaces the unconditional one.
+
+        Raises:
+            PromptError: this model's unconditional branch belongs to no prompt.
+        """
+        if not self.conditioner.takes_negative_prompts:
+            raise PromptError(
+                "this model is conditioned on class labels: its guidance leads away from a learned 'no class', so a "
+                "negative prompt has no meaning for it"
+            )
+        return self(prompt)
+
+
+def size_in_bytes(condition: Condition) -> int:
+    """Memory that the condition's tensors take."""
+    return sum(tensor.nbytes for tensor in condition.tensors())
+
 
 class TextPrompts:
     """Conditioner of `fluid`: text encoder, then aligner, then every block's keys and values."""
+
+    takes_negative_prompts = True
 
     def __init__(self, model: Fluid, encoder: TextEncoder):
         self.backbone, self.encoder = model.backbone, encoder
@@ -29,11 +79,13 @@ class TextPrompts:
     def __call__(self, prompt: str) -> TextContext:
         """Encode one prompt at a time: in a batch, rounding would make an image depend on other prompts."""
         states, mask = self.encoder.encode([prompt])  # (1, L, E), (1, L)
-        return self.backbone.encode_text(states.to(self.device), mask.to(self.device))
+        return self.backbone.encode_text(send(states, self.device), send(mask, self.device))
 
 
 class LabelPrompts:
     """Conditioner of `mar`: the prompt is the first name of a class."""
+
+    takes_negative_prompts = False
 
     def __init__(self, model: Mar, labels: Sequence[str]):
         """labels: entry i holds the names of class i, "first, second, …"; first names are unique.

@@ -34,6 +34,8 @@ class RowRequest(Protocol):
     @property
     def prompt(self) -> str: ...
     @property
+    def negative_prompt(self) -> str: ...  # what guidance leads away from; "": the unconditional branch
+    @property
     def seed(self) -> int: ...
     @property
     def sampling(self) -> SamplingFields: ...
@@ -63,6 +65,7 @@ class Request:
     seed: int
     sampling: Sampling
     known: KnownImage | None = None
+    negative_prompt: str = ""
 
 
 class EngineError(ValueError):

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fluid_kernels.heads import HeadPathError
+from fluid_kernels.heads import HeadPathError, choose_path
 from model.checkpoint import Checkpoint, CheckpointError
 from model.inference.engine import Engine
 from model.inference.known_tokens import KnownTokens, encode_pixels, kept_mask
-from model.inference.orders import make_order
+from model.inference.orders import make_order, tokens_per_step
 from model.inference.precision import pack
 from model.inference.prompts import build_conditioner, first_name
 from model.inference.requests import RowRequest, ServedRequest
@@ -41,15 +41,27 @@ class ServingEngine:
         self, checkpoint: Checkpoint, max_rows: int, dtype: torch.dtype = torch.float32, kernels: str = "auto"
     ):
         self.checkpoint, self.max_rows, self.dtype = checkpoint, max_rows, dtype
-        pack(checkpoint.model, dtype)
         conditioner = build_conditioner(checkpoint.model, checkpoint.about)
         try:
+            device = next(checkpoint.model.parameters()).device
+            pack(checkpoint.model, dtype, triton=choose_path(kernels, device) != "torch")
             self.engine = Engine(checkpoint.model, conditioner, max_rows, dtype, kernels)
         except HeadPathError as error:
             raise CheckpointError(f"{error}: FLUID_KERNELS is {kernels!r}") from error
         self.kernels, self.device = self.engine.kernels, describe_device(self.engine.device, dtype)
         self._requests: dict[int, ServedRequest] = {}  # by row
         self.image_size = (checkpoint.config.image_size, checkpoint.config.image_size)  # width, height
+
+    def warm_up(self, report: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """Prepare every shape of a step of the presets; report gets (shapes done, shapes in total)."""
+        presets, total = self._sampling["presets"], self.checkpoint.config.tokens
+        steps = [min(preset["num_inference_steps"], total) for preset in presets.values()]
+        self.engine.warm_up(max(max(tokens_per_step(count, total)) for count in steps), report)
+
+    @property
+    def _sampling(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.checkpoint.about.get("sampling", DEFAULT_SAMPLING)
+        return found
 
     def admit(self, requests: Sequence[ServedRequest]) -> list[int]:
         """Give each request a row; all or none.
@@ -97,7 +109,8 @@ class ServingEngine:
         about = json.loads(header)
         if not isinstance(about, dict):
             raise ValueError("the snapshot has no header")
-        if any(about.get(name) != value for name, value in self._identity(request).items()):
+        # "" stands for what older snapshots do not have.
+        if any(about.get(name, "") != value for name, value in self._identity(request).items()):
             raise ValueError("the snapshot belongs to another checkpoint or another image")
         shape, step = (self.checkpoint.config.tokens, self.checkpoint.config.channels), about.get("step", -1)
         steps = request.sampling.num_inference_steps
@@ -116,7 +129,10 @@ class ServingEngine:
 
     def _identity(self, request: ServedRequest) -> dict[str, Any]:
         """Facts that distinguish this image's snapshot from one that was given by mistake."""
-        return {"sha256": self.checkpoint.sha256, "seed": request.seed, "known": _digest(request)}
+        return {
+            "sha256": self.checkpoint.sha256, "seed": request.seed, "known": _digest(request),
+            "negative_prompt": request.negative_prompt,
+        }  # fmt: skip
 
     @torch.inference_mode()
     def _start(self, request: ServedRequest, encoded: dict[bytes, Tensor]) -> KnownTokens | None:
@@ -141,14 +157,13 @@ class ServingEngine:
         """The model's public description: sizes, presets, limits, vocabulary, licence."""
         about, config = self.checkpoint.about, self.checkpoint.config
         labels = about.get("labels", [])
-        sampling = about.get("sampling", DEFAULT_SAMPLING)
         return {
             "id": about["name"],
             "family": config.family,
             "image_size": self.image_size,
             "tokens": config.tokens,
-            "presets": sampling["presets"],
-            "defaults": sampling["defaults"],
+            "presets": self._sampling["presets"],
+            "defaults": self._sampling["defaults"],
             "limits": {
                 "max_num_inference_steps": config.tokens, "max_diffusion_steps": 250,
                 "max_diffusion_steps_final": 250,

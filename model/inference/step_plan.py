@@ -4,7 +4,7 @@
     RowSteps -> StepPlan       the same for all rows, one entry per token to decide
 
 A step launches hundreds of kernels, and waiting for one of them would leave a GPU idle. So everything a step needs is
-planned on the CPU and sent in four transfers; only the head's loop may read its rows back, once.
+planned on the CPU and sent in four transfers, and nothing is read back.
 
 Letters, in addition to those of model/config.py: B rows in the step, M tokens that they decide, G tokens of guided rows
 among them, U guided rows.
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fluid_kernels.head_loop import Rows
-from model.inference.backbone_pass import send
+from fluid_kernels.transfers import send
 from model.inference.known_tokens import KnownTokens
 from model.inference.orders import annealed, guidance_at, masked_after
 from model.inference.requests import EngineError, RowRequest
@@ -32,20 +32,26 @@ class RowState:
 
     request: RowRequest
     condition: Condition  # of one row
+    unconditional: Condition  # of one row, for the other half of guidance: a negative prompt's, or the empty prompt's
     order: Tensor  # (n,) int64 on the CPU, the tokens to decide, last ones first: all N, or those not kept
     kept: Tensor | None = None  # (N,) bool, tokens that were known from the start
     step: int = 0  # steps done
     reported: bool = False  # as finished, by Engine.step
 
     @classmethod
-    def start(cls, request: RowRequest, condition: Condition, order: Tensor, known: KnownTokens | None) -> RowState:
+    def start(
+        cls, request: RowRequest, conditions: tuple[Condition, Condition], order: Tensor, known: KnownTokens | None
+    ) -> RowState:
         """Make a row before its first step; known tokens are taken out of its order (N,).
+
+        Args:
+            conditions: the prompt's, and the one that guidance leads away from.
 
         Raises:
             EngineError: there are more steps than tokens to decide.
         """
         if known is None:
-            return cls(request, condition, order)
+            return cls(request, *conditions, order)
         rest = order[~known.kept.to(order.device)[order]]  # (n,)
         steps = request.sampling.num_inference_steps
         if steps > len(rest):
@@ -54,7 +60,7 @@ class RowState:
                 f"generate and each step generates at least one: ask for 1 to {len(rest)}, or for a larger part of "
                 "the image"
             )
-        return cls(request, condition, rest, known.kept)
+        return cls(request, *conditions, rest, known.kept)
 
     @property
     def finished(self) -> bool:
@@ -82,6 +88,7 @@ class RowState:
             slot=slot,
             seed=self.request.seed,
             condition=self.condition,
+            unconditional=self.unconditional,
             known=total - before,
             positions=self.order[after:before],
             guidance=guidance,
@@ -97,6 +104,7 @@ class RowStep:
     slot: int  # the row's place in the engine's tensors
     seed: int
     condition: Condition  # of one row
+    unconditional: Condition  # of one row
     known: int  # number of tokens decided before the step
     positions: Tensor  # (m,) int64, the tokens that it decides
     guidance: float
@@ -123,6 +131,7 @@ class StepPlan:
     guided: Tensor  # (G,) int64, ascending: the entries that need an unconditional z too
     z_row: Tensor  # (M + G,) int64, the row of z that each entry reads, then each guided entry's unconditional one
     z_position: Tensor  # (M + G,) int64, the position in that row
+    host: tuple[list[int], list[int]]  # `chain` and `guided` again, for the head's loop
 
     @classmethod
     def pack(cls, steps: Sequence[RowStep]) -> StepPlan:
@@ -155,6 +164,7 @@ class StepPlan:
             guided=guided,
             z_row=torch.cat([owner, null_row[owner[guided]]]),
             z_position=torch.cat([position, position[guided]]),
+            host=(chain.tolist(), guided.tolist()),
         )
 
     def to(self, device: torch.device) -> StepPlan:
@@ -171,7 +181,7 @@ class StepPlan:
         """The head loop's input. condition: (M + G, W), the embedded z[z_row, z_position]."""
         return Rows(
             condition=condition, guided=self.guided, chain=self.chain, guidance=self.guidance,
-            temperature=self.temperature, seed=self.seed, position=self.position,
+            temperature=self.temperature, seed=self.seed, position=self.position, host=self.host,
         )  # fmt: skip
 
 

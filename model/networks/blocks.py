@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from model.networks.attention import attention
+from model.networks.residual import PlainResidual, Residual
 
 LN_EPS = 1e-6
 
@@ -62,6 +63,11 @@ class SelfBlock(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """(B, N, D), and (B, N) bool, True where a position may be attended to -> (B, N, D)."""
-        h = self.norm1(x)
-        x = x + self.attn.attend(*self.attn.project(h), mask)
-        return x + self.mlp(self.norm2(x))
+        stream = PlainResidual(x)
+        self.advance(stream, mask)
+        return stream.x
+
+    def advance(self, stream: Residual, mask: Tensor | None) -> None:
+        """The same on a residual stream."""
+        stream.add(self.attn.attend(*self.attn.project(stream.normed(self.norm1)), mask))
+        stream.add(self.mlp(stream.normed(self.norm2)))

@@ -37,6 +37,9 @@ class Condition(Protocol):
 class Conditioner(Protocol):
     """Turns a prompt into the condition of one row."""
 
+    #: False if the unconditional branch is learned apart from all prompts, so that no prompt can take its place.
+    takes_negative_prompts: bool
+
     def __call__(self, prompt: str) -> Condition:
         """The condition of a prompt; the empty prompt's is the unconditional one.
 

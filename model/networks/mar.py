@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from model.config import MarConfig
 from model.networks.blocks import LN_EPS, SelfBlock
 from model.networks.random_order_model import RandomOrderModel
+from model.networks.residual import residual
 
 
 @dataclass
@@ -52,6 +53,7 @@ class MarBackbone(nn.Module):
     """Known tokens and a class in, one conditioning vector z per position out."""
 
     packs_known = True  # the encoder sees known tokens only, so its length depends on their number
+    fused: torch.dtype | None = None  # of products, where sums and norms are one kernel: model/inference/precision.py
 
     def __init__(self, config: MarConfig):
         super().__init__()
@@ -97,13 +99,14 @@ class MarBackbone(nn.Module):
         x = self.norm_in(x + self.encoder_pos)
         present = torch.cat([known.new_ones(len(known), self.config.buffer), known], 1)  # (B, P)
         x, place, real = _pack(x, present, None if most_known is None else self.config.buffer + most_known)
+        stream = residual(x, self.fused)
         for block in self.encoder:
-            x = block(x, real)
-        x = self.decoder_in(self.encoder_norm(x))  # (B, K, D)
-        x = _unpack(x, place, present, self.mask_token) + self.decoder_pos
+            block.advance(stream, real)  # type: ignore[operator]  # ModuleList does not know its modules' type
+        x = self.decoder_in(stream.normed(self.encoder_norm))  # (B, K, D)
+        stream = residual(_unpack(x, place, present, self.mask_token) + self.decoder_pos, self.fused)
         for block in self.decoder:
-            x = block(x, None)
-        return self.decoder_norm(x)[:, self.config.buffer :] + self.pos_out  # (B, N, D)
+            block.advance(stream, None)  # type: ignore[operator]
+        return stream.normed(self.decoder_norm, last=True)[:, self.config.buffer :] + self.pos_out  # (B, N, D)
 
 
 def _pack(x: Tensor, present: Tensor, longest: int | None) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from fluid_kernels.transfers import send
 from model.config import ConfigError, TextConfig
 
 
@@ -60,8 +61,8 @@ class TransformersEncoder(nn.Module):
             return_tensors="pt",
         )  # fmt: skip
         device = next(self.encoder.parameters()).device
-        mask = batch["attention_mask"].to(device)
-        states = self.encoder(input_ids=batch["input_ids"].to(device), attention_mask=mask).last_hidden_state
+        mask = send(batch["attention_mask"], device)
+        states = self.encoder(input_ids=send(batch["input_ids"], device), attention_mask=mask).last_hidden_state
         # Cloned: tensors made in inference mode cannot take part in training's autograd.
         return states.float().clone(), mask.bool().clone()
 

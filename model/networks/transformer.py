@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from model.config import FluidConfig
 from model.networks.attention import grid_rotation, rotate, sincos_table
 from model.networks.blocks import LN_EPS, Attention, Mlp, SelfBlock
+from model.networks.residual import Residual, residual
 
 
 @dataclass
@@ -82,26 +83,26 @@ class Block(nn.Module):
 
     def forward(
         self,
-        x: Tensor,
+        stream: Residual,
         text_k: Tensor,
         text_v: Tensor,
         text_mask: Tensor,
         rotation: tuple[Tensor, Tensor] | None,
-    ) -> Tensor:
-        h = self.norm1(x)
-        q, k, v = self.self_attn.project(h)  # (B, H, N, d)
+    ) -> None:
+        q, k, v = self.self_attn.project(stream.normed(self.norm1))  # (B, H, N, d)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
-        x = x + self.self_attn.attend(q, k, v, None)
-        q = self.cross_attn.split(self.cross_attn.q(self.norm2(x)))
-        x = x + self.cross_attn.attend(q, text_k, text_v, text_mask)
-        return x + self.mlp(self.norm3(x))  # (B, N, D)
+        stream.add(self.self_attn.attend(q, k, v, None))
+        q = self.cross_attn.split(self.cross_attn.q(stream.normed(self.norm2)))
+        stream.add(self.cross_attn.attend(q, text_k, text_v, text_mask))
+        stream.add(self.mlp(stream.normed(self.norm3)))
 
 
 class Backbone(nn.Module):
     """Known tokens and text in, one conditioning vector z per position out."""
 
     packs_known = False  # no shape depends on the number of known tokens
+    fused: torch.dtype | None = None  # of products, where sums and norms are one kernel: model/inference/precision.py
 
     def __init__(self, config: FluidConfig):
         super().__init__()
@@ -142,9 +143,10 @@ class Backbone(nn.Module):
         rotation = (self.rope_cos, self.rope_sin) if self.rotary else None
         x = torch.where(known[..., None], self.token_in(tokens), self.mask_token)  # (B, N, D)
         x = x + self.pos
+        stream = residual(x, self.fused)
         for block, k, v in zip(self.blocks, text.keys, text.values, strict=True):
-            x = block(x, k, v, text.mask, rotation)
-        return self.norm(x) + self.pos_out
+            block(stream, k, v, text.mask, rotation)
+        return stream.normed(self.norm, last=True) + self.pos_out
 
 
 def count_parameters(module: nn.Module) -> int:

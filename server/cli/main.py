@@ -4,11 +4,13 @@ import argparse
 import importlib
 import logging
 import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from server import __version__
+from server.addresses import HIDDEN, url_passwords
 from server.errors import EngineBroken, FluidError, OperatorError
 from server.setting_values import service_links
 from server.settings import Settings
@@ -33,6 +35,10 @@ Run `fluid COMMAND --help` for a command's flags and examples; `fluid serve --he
 #: Flags that override the setting of the same name.
 OVERRIDES = ("host", "port", "data_dir", "checkpoint", "device")
 
+#: Environment variables whose values are hidden in logs and messages.
+SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY$|PRIVATE_KEY|CREDENTIAL")
+SHORTEST_SECRET = 8  # shorter ones would hide parts of ordinary words
+
 # Exit statuses. On USAGE `fluid serve` stops: a restart would fail in the same way.
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
@@ -41,13 +47,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0, FAILED, USAGE or INTERRUPTED."""
     words = sys.argv[1:] if argv is None else argv
     args = _parser(words).parse_args(words)
+    secrets = Secrets(os.environ)
     try:
         settings = Settings.from_env(**{name: getattr(args, name, None) for name in OVERRIDES})
-        _configure_logging(settings, args)
+        _configure_logging(settings, args, secrets)
         args.run(settings, args)
     except FluidError as error:
         with suppress(OSError):
-            print(f"fluid {args.command}: {error}", file=sys.stderr)
+            print(secrets.hide(f"fluid {args.command}: {error}"), file=sys.stderr)
         return FAILED if isinstance(error, (EngineBroken, OperatorError)) else USAGE
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -87,11 +94,35 @@ def _parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
     return parser
 
 
-def _configure_logging(settings: Settings, args: argparse.Namespace) -> None:
-    logging.basicConfig(
-        level="WARNING" if getattr(args, "quiet", False) else settings.log_level.upper(),
-        format=f"%(asctime)s {args.command} %(levelname)s %(message)s",
-    )
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+class Secrets:
+    """The secrets in a process' environment, to be hidden in what it logs: a library's error may quote any of them."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        found = {text for name, text in environ.items() if SECRET_NAME.search(name.upper())}
+        found |= url_passwords(environ.get("FLUID_REDIS_URL", ""))
+        self._texts = sorted((text for text in found if len(text) >= SHORTEST_SECRET), key=len, reverse=True)
+
+    def hide(self, text: str) -> str:
+        for secret in self._texts:
+            text = text.replace(secret, HIDDEN)
+        return text
+
+
+class _SafeFormatter(logging.Formatter):
+    def __init__(self, form: str, secrets: Secrets) -> None:
+        super().__init__(form)
+        self._secrets = secrets
+
+    def format(self, record: logging.LogRecord) -> str:
+        return self._secrets.hide(super().format(record))
+
+
+def _configure_logging(settings: Settings, args: argparse.Namespace, secrets: Secrets) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(_SafeFormatter(f"%(asctime)s {args.command} %(levelname)s %(message)s", secrets))
+    level = "WARNING" if getattr(args, "quiet", False) else settings.log_level.upper()
+    logging.basicConfig(level=level, handlers=[handler])
+    for chatty in ("httpx", "httpcore"):  # they log URLs, which may hold a token, and headers
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     if injected := service_links(os.environ):
         log.info("ignored, because Kubernetes injects them for a Service: %s", ", ".join(injected))

@@ -14,9 +14,9 @@ from server.cli.flags import add_command
 from server.errors import ConfigError, ReloadRefused
 from server.gateway import api_keys
 from server.launcher import embedded_valkey
-from server.queue.dead_letters import DeadLetter, DeadLetters
+from server.queue.dead_letters import DeadLetter, DeadLetters, UnreadableLetter
 from server.queue.job_queue import JobQueue
-from server.queue.redis_client import PATIENT_TIMEOUT_S, connect
+from server.queue.redis_client import SOCKET_TIMEOUT_S, connect
 from server.queue.registry import Registry
 from server.settings import Settings
 
@@ -117,7 +117,7 @@ async def open_service(settings: Settings) -> AsyncIterator[tuple[Settings, JobQ
             "FLUID_REDIS_URL (or FLUID_DATA_DIR) to that of a running service."
         )
     own = replace(settings, redis_url=url)
-    async with connect(url, PATIENT_TIMEOUT_S) as redis:
+    async with connect(url, SOCKET_TIMEOUT_S) as redis:
         yield own, JobQueue(redis, own), Registry(redis, own.namespace)
 
 
@@ -125,25 +125,29 @@ async def _dead_letters(settings: Settings, action: str, job_ids: list[str]) -> 
     async with open_service(settings) as (_, queue, _):
         letters = DeadLetters(queue)
         if action == "list":
-            async for letter in letters.all():
+            async for letter in letters.entries():
                 print(_line(letter))
             return
         if job_ids == ["all"]:
-            chosen = [letter async for letter in letters.all()]
+            chosen = [letter async for letter in letters.entries()]
         else:
             chosen = [await letters.find(job_id) for job_id in job_ids]
         for letter in chosen:
             if action == "show":
                 print(json.dumps(asdict(letter), indent=2))
-            elif action == "replay":
-                print(f"{letter.job_id} -> {await letters.replay(letter)}")
-            else:
+            elif action == "drop":
                 await letters.drop(letter)
                 print(f"{letter.job_id} dropped")
+            elif isinstance(letter, DeadLetter):
+                print(f"{letter.job_id} -> {await letters.replay(letter)}")
+            else:
+                print(f"{letter.job_id} cannot be replayed: {letter.reason}", file=sys.stderr)
 
 
-def _line(letter: DeadLetter) -> str:
+def _line(letter: DeadLetter | UnreadableLetter) -> str:
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(letter.died_at))
+    if isinstance(letter, UnreadableLetter):
+        return f"{letter.job_id}  {when}  cannot be read by this version: {letter.reason[:80]}"
     reason = f"{letter.error.code}: {letter.error.message}"
     return f"{letter.job_id}  {when}  {letter.attempt} attempts  {reason[:80]}  {letter.input.prompt[:40]!r}"
 

@@ -66,6 +66,8 @@ def run_gateway(settings: Settings, args: argparse.Namespace) -> None:
 
 
 def run_worker(settings: Settings, args: argparse.Namespace) -> None:
+    from server.background import new_event_loop
     from server.worker import main
 
-    asyncio.run(main.serve(settings))
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        runner.run(main.serve(settings))

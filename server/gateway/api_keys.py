@@ -29,6 +29,7 @@ from server.settings import Settings
 log = logging.getLogger(__name__)
 KEY_PREFIX = "fl-"
 RELOAD_INTERVAL_S = 1.0  # between two checks of whether the file has changed
+_LIMIT = re.compile(r"[a-z_]{1,20}")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _HASH = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -94,7 +95,7 @@ def parse_keys(text: str, default: Caller, where: str) -> dict[str, Caller]:
 
 
 def _with_limits(caller: Caller, words: list[str]) -> Caller:
-    for word in words:
+    for number, word in enumerate(words, 3):
         name, _, value = word.partition("=")
         if word == "disabled":
             caller = replace(caller, disabled=True)
@@ -106,7 +107,8 @@ def _with_limits(caller: Caller, words: list[str]) -> Caller:
             caller = replace(caller, max_priority=value)
         else:
             valid = f"rate_limit=NUMBER, max_jobs=NUMBER, max_priority={'|'.join(PRIORITIES)}, disabled"
-            raise ValueError(f"{word[:30]!r} is not one of {valid}")
+            shown = repr(name) if _LIMIT.fullmatch(name) else f"word {number}"  # a key may have slipped in
+            raise ValueError(f"{shown} is not one of {valid}")
     return caller
 
 

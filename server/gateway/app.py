@@ -3,11 +3,12 @@
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import uvicorn
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 
 from server import __version__
 from server.addresses import is_loopback
@@ -37,6 +38,7 @@ DESCRIPTION = """Text-to-image generation with a random-order, continuous-token 
 `POST /v1/images/generations` is compatible with OpenAI's image API and waits for the images. `POST /v1/jobs` takes the
 same request and returns at once. The same seed and parameters give the same image. The playground is at [/](/).
 """
+ROUTERS = (images, edits, jobs, files, batches, operations)
 OpenServices = Callable[[Settings], AbstractAsyncContextManager[Services]]
 
 
@@ -46,6 +48,7 @@ def create_app(settings: Settings, open_services: OpenServices = open_services) 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with open_services(settings) as services:
+            services.metrics.expect_requests(requests_counted())
             app.state.services = services
             yield
 
@@ -56,6 +59,8 @@ def create_app(settings: Settings, open_services: OpenServices = open_services) 
         description=DESCRIPTION,
         lifespan=lifespan,
         responses=ANY_ERROR,
+        docs_url=None,  # FastAPI's pages load their scripts from a CDN; /docs is ours
+        redoc_url=None,
     )
     keep_uploads_in_memory()
     # The last one is the outermost: requests that the others reject also get an id and are counted.
@@ -67,10 +72,19 @@ def create_app(settings: Settings, open_services: OpenServices = open_services) 
     app.add_middleware(RequestContext)
     app.add_middleware(HeadRequests)
     install_error_handlers(app)
-    for module in (images, edits, jobs, files, batches, operations):
+    for module in ROUTERS:
         app.include_router(module.router)
     install_openapi(app)
     return app
+
+
+def requests_counted() -> Iterator[tuple[str, str, int]]:
+    """Yield (path, method, status of success) of every route."""
+    for module in ROUTERS:
+        for route in module.router.routes:
+            if isinstance(route, APIRoute):
+                for method in route.methods or ():
+                    yield route.path, method, route.status_code or 200
 
 
 def serve(settings: Settings) -> None:

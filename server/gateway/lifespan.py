@@ -19,7 +19,7 @@ from server.gateway.responses.sse import Streams
 from server.gateway.webhooks import Webhooks, parse_secret
 from server.queue.events import Events
 from server.queue.job_queue import JobQueue
-from server.queue.redis_client import QUICK_TIMEOUT_S, connect
+from server.queue.redis_client import GATEWAY_SOCKET_TIMEOUT_S, connect
 from server.queue.registry import Registry
 from server.queue.watcher import JobWatcher
 from server.settings import Settings
@@ -31,7 +31,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
 
     Redis is connected lazily: a gateway starts, and answers 503, while Redis is still unreachable.
     """
-    async with connect(settings.redis_url, QUICK_TIMEOUT_S) as redis:
+    async with connect(settings.redis_url, GATEWAY_SOCKET_TIMEOUT_S) as redis:
         queue = JobQueue(redis, settings)
         registry = Registry(redis, settings.namespace)
         watcher = JobWatcher(redis, queue, settings.namespace)
@@ -81,5 +81,6 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             "redis": lambda: watch_redis(queue),
             "streams": lambda: streams.report_forever(registry, process),
         }
+        metrics.expect_tasks([*watcher.tasks, *tasks])
         async with supervisor.running({**watcher.tasks, **tasks}):
             yield services

@@ -11,15 +11,24 @@ from prometheus_client.core import (
     Metric,
 )
 
+from server.errors import RequestError
 from server.jobs import JobState
 from server.metrics import SECONDS, WORKER_SPECS
 from server.model_info import ModelInfo
 from server.queue.registry import WorkerInfo
 from server.queue.statistics import QueueCounts
 
+KINDS = ("sync", "job", "batch")  #: how a job was submitted
+WEBHOOK_OUTCOMES = ("delivered", "failed", "given_up", "lost")
+SERVER_ERRORS = ("500", "503", "504")
+
 
 class GatewayMetrics:
-    """Figures of the gateway itself. One registry per app, so that tests do not share counters."""
+    """Figures of the gateway itself. One registry per app, so that tests do not share counters.
+
+    Every label set that is known beforehand begins at 0: Prometheus' increase() does not see the first burst of a
+    counter that is born with it.
+    """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -55,6 +64,29 @@ class GatewayMetrics:
             ("reason",),
             registry=self.registry,
         )
+        for outcome in WEBHOOK_OUTCOMES:
+            self.webhooks.labels(outcome)
+        for code in sorted(_rejection_codes(RequestError)):
+            self.rejected.labels(code)
+
+    def expect_tasks(self, names: Iterable[str]) -> None:
+        """Begin the counters of these background tasks at 0."""
+        for name in names:
+            self.bugs.labels(name)
+
+    def expect_requests(self, routes: Iterable[tuple[str, str, int]]) -> None:
+        """Begin the counters of each (route, method, status of success) at 0, with their server errors.
+
+        Not the histogram of durations, which no alert counts: it would make the page five times as large.
+        """
+        for route, method, status in routes:
+            for code in (str(status), *SERVER_ERRORS):
+                self.requests.labels(route, method, code)
+
+
+def _rejection_codes(cls: type[RequestError]) -> set[str]:
+    own = {cls.code} if cls.rejection else set()
+    return own.union(*map(_rejection_codes, cls.__subclasses__()))
 
 
 class _Scrape:
@@ -74,15 +106,26 @@ def render(
     models: Mapping[str, ModelInfo],
     stats: Mapping[str, float],
     now: float,
+    last_seen: Mapping[str, float] | None = None,
 ) -> bytes:
-    """Return the whole page in Prometheus' text format; `now` is Unix time, for the age of heartbeats."""
-    families = [*gateway.registry.collect(), *_queue(counts), *_fleet(workers, models, now), *_worker(stats)]
+    """Return the whole page in Prometheus' text format.
+
+    `last_seen` is the time of the last heartbeat of every worker, also of those that fell silent; `now` and it are Unix
+    times of Redis' clock.
+    """
+    families = [
+        *gateway.registry.collect(),
+        *_queue(counts),
+        *_fleet(workers, models),
+        *_heartbeats({w.id: w.heartbeat_at for w in workers} | dict(last_seen or {}), now),
+        *_worker(stats, models),
+    ]
     return generate_latest(_Scrape(families))
 
 
 def _queue(counts: QueueCounts) -> Iterator[Metric]:
     submitted = CounterMetricFamily("fluid_jobs_submitted", "Jobs accepted, by kind of request.", labels=["kind"])
-    for kind, value in counts.submitted.items():
+    for kind, value in (dict.fromkeys(KINDS, 0) | dict(counts.submitted)).items():
         submitted.add_metric([kind], value)
     yield submitted
     finished = CounterMetricFamily("fluid_jobs_finished", "Jobs that ended, by final state.", labels=["outcome"])
@@ -119,12 +162,21 @@ def _queue(counts: QueueCounts) -> Iterator[Metric]:
     )
 
 
-def _fleet(workers: list[WorkerInfo], models: Mapping[str, ModelInfo], now: float) -> Iterator[Metric]:
+def _heartbeats(last_seen: Mapping[str, float], now: float) -> Iterator[Metric]:
+    """The age of each worker's last heartbeat: of a lost one too, or no alert could ever see it grow."""
+    age = GaugeMetricFamily(
+        "fluid_worker_last_heartbeat_age_seconds",
+        "Seconds since the worker's last heartbeat; shown for 10 minutes after a worker is lost.",
+        labels=["worker"],
+    )
+    for worker, seen in last_seen.items():
+        age.add_metric([worker], max(0.0, now - seen))
+    yield age
+
+
+def _fleet(workers: list[WorkerInfo], models: Mapping[str, ModelInfo]) -> Iterator[Metric]:
     up = GaugeMetricFamily(
         "fluid_worker_up", "1 if the worker is ready to generate, else 0.", labels=["worker", "model"]
-    )
-    age = GaugeMetricFamily(
-        "fluid_worker_last_heartbeat_age_seconds", "Seconds since the worker's last heartbeat.", labels=["worker"]
     )
     rows = GaugeMetricFamily("fluid_worker_rows", "Rows (images) being decoded now.", labels=["worker"])
     runs = GaugeMetricFamily(
@@ -133,18 +185,17 @@ def _fleet(workers: list[WorkerInfo], models: Mapping[str, ModelInfo], now: floa
     for w in workers:
         runs.add_metric([w.id, w.kernels, w.device], 1)
         up.add_metric([w.id, w.model], float(w.ready))
-        age.add_metric([w.id], max(0.0, now - w.heartbeat_at))
         rows.add_metric([w.id], w.rows)
     info = GaugeMetricFamily(
         "fluid_model_info", "Always 1; the labels describe the model.", labels=["model", "family", "checkpoint"]
     )
     for m in models.values():
         info.add_metric([m.id, m.family, m.checkpoint_sha256[:12]], 1)
-    yield from (up, age, rows, runs, info)
+    yield from (up, rows, runs, info)
 
 
-def _worker(stats: Mapping[str, float]) -> Iterator[Metric]:
-    """Yield families from the workers' shared hash; a metric that has not been counted yet has no samples."""
+def _worker(stats: Mapping[str, float], models: Mapping[str, ModelInfo]) -> Iterator[Metric]:
+    """Yield families from the workers' shared hash; what has not been counted yet is 0 for every known label."""
     parts: defaultdict[str, defaultdict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     for name, value in stats.items():
         metric, _, rest = name.partition("|")
@@ -152,14 +203,16 @@ def _worker(stats: Mapping[str, float]) -> Iterator[Metric]:
         parts[metric][label][part] = value
     for name, spec in WORKER_SPECS.items():
         labels = [spec.label] if spec.label else []
+        known = models if spec.label == "model" else spec.values if spec.label else ("",)
+        found_by_label = {label: parts[name].get(label, {}) for label in (*known, *parts[name])}
         if not spec.buckets:
             counter = CounterMetricFamily(name.removesuffix("_total"), spec.help, labels=labels)
-            for label, found in parts[name].items():
+            for label, found in found_by_label.items():
                 counter.add_metric([label] if labels else [], found.get("total", 0.0))
             yield counter
             continue
         histogram = HistogramMetricFamily(name, spec.help, labels=labels)
-        for label, found in parts[name].items():
+        for label, found in found_by_label.items():
             histogram.add_metric(
                 [label] if labels else [], _cumulative(found, spec.buckets), sum_value=found.get("sum", 0.0)
             )

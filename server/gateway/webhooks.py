@@ -117,7 +117,7 @@ class Webhooks:
             async def deliver(due: Due) -> None:
                 await self._deliver(http, due, get_job)
 
-            await poll_due("hooks", self._claim, deliver, at_once=MAX_CONCURRENT, bugs=self._bugs)
+            await poll_due("webhooks", self._claim, deliver, at_once=MAX_CONCURRENT, bugs=self._bugs)
 
     async def _claim(self, count: int, running: Collection[Due]) -> list[Due]:
         args = {
@@ -164,7 +164,7 @@ class Webhooks:
         stored = await self._queue.redis.hgetall(key)
         if not stored:
             return None
-        message = stored.get("told")
+        message = stored.get("message")
         if message is None:
             try:
                 job = await get_job(job_id)
@@ -172,7 +172,7 @@ class Webhooks:
                 return None
             now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             message = json.dumps({"type": f"job.{job['status']}", "timestamp": now, "data": job})
-            await self._queue.redis.hset(key, "told", message)
+            await self._queue.redis.hset(key, "message", message)
         try:
             return Delivery(job_id, stored["url"], int(stored["attempts"]), message)
         except UNREADABLE as error:

@@ -61,7 +61,7 @@ def recipe_in(image: Image.Image) -> dict[str, Any] | None:
 
 
 def parameters_line(metadata: Mapping[str, Any]) -> str:
-    """The human-readable form that image generation tools show: the prompt, then `Name: value` pairs."""
+    """The human-readable form that image generation tools show: the prompt, the negative one, `Name: value` pairs."""
     names = {
         "num_inference_steps": "Steps",
         "diffusion_steps": "Diffusion steps",
@@ -76,7 +76,10 @@ def parameters_line(metadata: Mapping[str, Any]) -> str:
     pairs = [f"{label}: {metadata[name]}" for name, label in names.items() if name in metadata]
     if metadata.get("checkpoint_sha256"):
         pairs.append(f"Model hash: {metadata['checkpoint_sha256'][:10]}")
-    return f"{metadata.get('prompt', '')}\n{', '.join(pairs)}"
+    lines = [str(metadata.get("prompt", "")), ", ".join(pairs)]
+    if metadata.get("negative_prompt"):
+        lines.insert(1, f"Negative prompt: {metadata['negative_prompt']}")
+    return "\n".join(lines)
 
 
 def _png_chunks(metadata: Mapping[str, Any]) -> PngImagePlugin.PngInfo:

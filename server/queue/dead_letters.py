@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from server.errors import UnknownDeadLetter
 from server.jobs import JobError, JobInput
 from server.queue.job_queue import JobQueue, Submission
-from server.records import decode, readable
+from server.records import UNREADABLE, decode, describe
 
 PAGE = 500
 
@@ -25,7 +25,30 @@ class DeadLetter:
 
     @property
     def died_at(self) -> float:
-        return int(self.entry.split("-")[0]) / 1000
+        return _time_of(self.entry)
+
+
+@dataclass(frozen=True, slots=True)
+class UnreadableLetter:
+    """A dead letter that another version wrote; it can be shown and dropped, but not replayed."""
+
+    entry: str
+    fields: Mapping[str, str]
+    reason: str
+
+    @property
+    def job_id(self) -> str:
+        """The id to name it by: the entry's own, if the job's is missing."""
+        return self.fields.get("id") or self.entry
+
+    @property
+    def died_at(self) -> float:
+        return _time_of(self.entry)
+
+
+def _time_of(entry: str) -> float:
+    """Unix time of a stream's entry."""
+    return int(entry.split("-")[0]) / 1000
 
 
 def _letter(entry: str, fields: Mapping[str, str]) -> DeadLetter:
@@ -44,16 +67,30 @@ class DeadLetters:
         self._queue = queue
         self._redis, self._stream = queue.redis, queue.keys.dead_letters_stream
 
-    async def all(self) -> AsyncIterator[DeadLetter]:
+    async def entries(self) -> AsyncIterator[DeadLetter | UnreadableLetter]:
         """Iterate over all dead letters, oldest first, page by page."""
         start = "-"
         while page := await self._redis.xrange(self._stream, min=start, count=PAGE):
-            for letter in readable("a dead letter", page, lambda entry: _letter(*entry)):
-                yield letter
+            for entry, fields in page:
+                try:
+                    yield _letter(entry, fields)
+                except UNREADABLE as error:
+                    yield UnreadableLetter(entry, fields, describe(error))
             start = f"({page[-1][0]}"
 
-    async def find(self, job_id: str) -> DeadLetter:
-        async for letter in self.all():
+    async def all(self) -> AsyncIterator[DeadLetter]:
+        """Iterate over the dead letters that this version can read."""
+        async for letter in self.entries():
+            if isinstance(letter, DeadLetter):
+                yield letter
+
+    async def find(self, job_id: str) -> DeadLetter | UnreadableLetter:
+        """Return the dead letter of a job, or the unreadable one that `entries` shows under this id.
+
+        Raises:
+            UnknownDeadLetter: there is none.
+        """
+        async for letter in self.entries():
             if letter.job_id == job_id:
                 return letter
         raise UnknownDeadLetter(f"No dead letter has the job id {job_id!r}. `fluid dlq list` shows them.")
@@ -69,5 +106,5 @@ class DeadLetters:
         await self.drop(letter)
         return job_id
 
-    async def drop(self, letter: DeadLetter) -> None:
+    async def drop(self, letter: DeadLetter | UnreadableLetter) -> None:
         await self._redis.xdel(self._stream, letter.entry)

@@ -50,7 +50,8 @@ class Keys:
     tombstone = KeyTemplate("tombstone:{job_id}")  # "STATE OWNER" of an ended job; outlives its record by a day
     resume_hash = KeyTemplate("resume:{job_id}")  # finished images and snapshots of a running job
     input_bytes = KeyTemplate("input:{job_id}")  # the source image of an edit, until the job ends
-    #: The token is in the name: a worker that lost its lease cannot overwrite the visible image.
+    #: The token is in the name: a worker that lost its lease cannot overwrite the visible image. The record's outputs
+    #: name the tokens of the visible ones; all others expire.
     result_bytes = KeyTemplate("result:{job_id}:{token}:{index}")
     preview_bytes = KeyTemplate("preview:{job_id}:{index}:{number}")
     events_stream = KeyTemplate("events:{job_id}")  # only of a job that is followed
@@ -65,7 +66,7 @@ class Keys:
     debts_zset = KeyTemplate("debts:{model}:{priority}")  # virtual times of callers with none, while ahead of the class
     wakeup_list = KeyTemplate("wakeup:{model}")  # idle workers block on it
     leases_zset = KeyTemplate("leases:{model}")  # running jobs, by the end of their lease
-    last_take_hash = KeyTemplate("last_take:{worker}")  # the last call of take.lua and the job it got
+    last_take_hash = KeyTemplate("last_take:{worker}")  # the token of the last call of take.lua, and the job it got
     deadlines_zset = FixedKey("deadlines")  # waiting jobs, by deadline
     ended_zset = FixedKey("ended")  # "ID STATE OWNER BYTES" of ended jobs, by when their record expires
     open_jobs_hash = FixedKey("open_jobs")  # waiting and running jobs, by owner; lines of batches by "OWNER batch"
@@ -105,4 +106,5 @@ class Keys:
     streams = KeyTemplate("streams:{process}")  # open event streams of a gateway, by owner
     streams_zset = FixedKey("stream_gateways")  # gateways with open event streams, by when they last counted
     workers_zset = FixedKey("workers")
+    last_seen_zset = FixedKey("last_seen")  # workers by their last heartbeat, until they stop or are long gone
     worker = KeyTemplate("worker:{worker_id}")

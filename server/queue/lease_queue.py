@@ -1,7 +1,8 @@
 """The workers' side of the queue: take a job under a lease, renew it, save progress, finish once or requeue.
 
-A lease is an entry with an expiry, which its worker extends while it lives. The job's fencing token rises at every
-attempt, so a worker that fell silent and came back is rejected at the finish.
+A lease is an entry with an expiry, which its worker extends while it lives. Every attempt has a fencing token of its
+own, so a worker that fell silent and came back is rejected at the finish. Tokens are random, and made here: a failover
+to a replica that lacks the last writes would repeat those of a counter in Redis.
 """
 
 import json
@@ -19,6 +20,8 @@ from server.settings import Settings
 
 log = logging.getLogger(__name__)
 RESULT_EXTRA_S = 3600  # image files outlive the job's record, so a visible record never points at a deleted file
+#: Lua writes a number into a key with 14 digits. That two of a job's attempts share a token is as likely as 1 in 9e13.
+TOKENS = 9 * 10**13
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,10 @@ class LeaseRenewal:
     lease: Lease
     running: bool
     step: int
+
+
+def new_token() -> int:
+    return 1 + secrets.randbelow(TOKENS)
 
 
 def shared_attempts(max_attempts: int) -> int:
@@ -57,13 +64,14 @@ class LeaseQueue(QueueConnection):
         return found
 
     async def _take(self, worker: str, model: str, min_wait_s: float) -> Lease | None:
-        call = {"call": secrets.token_hex(8), "ageing_s": self.ageing_s, "min_wait_s": min_wait_s}
+        call = {"token": new_token(), "ageing_s": self.ageing_s, "min_wait_s": min_wait_s}
         answer = await self.run("take", self._limits(worker, model) | call)
         return await self._lease(answer) if answer else None
 
     async def reclaim(self, worker: str, model: str, held: Iterable[str], *, count: int) -> list[Lease]:
         """Take over up to `count` jobs whose worker fell silent; `held` are the ids that this worker runs."""
-        answers = await self.run("reclaim", self._limits(worker, model) | {"count": count, "held": list(held)})
+        call = {"tokens": [new_token() for _ in range(count)], "held": list(held)}
+        answers = await self.run("reclaim", self._limits(worker, model) | call)
         return [lease for answer in answers if (lease := await self._lease(answer)) is not None]
 
     def _limits(self, worker: str, model: str) -> dict[str, Any]:
@@ -139,10 +147,10 @@ class LeaseQueue(QueueConnection):
         return (lease.input.result_ttl_s or self.ttl_s) + RESULT_EXTRA_S
 
     async def store_result(self, lease: Lease, index: int, data: bytes) -> None:
-        """Store an image file before the finish, under a key that only this lease writes. A job's last file is
-        stored by its finish."""
-        key = self.keys.result_bytes(lease.job_id, lease.token, index)
-        await self.redis.set(key, data, ex=self._result_ttl_s(lease))
+        """Store an image file before the finish, under a key that only this lease writes; does nothing if the lease was
+        lost. A job's last file is stored by its finish."""
+        args = {"id": lease.job_id, "token": lease.token, "index": index, "ttl_s": self._result_ttl_s(lease)}
+        await self.run("store", args, data)
 
     async def store_preview(self, lease: Lease, index: int, number: int, data: bytes) -> None:
         """Store preview `number` of an image and announce it; does nothing if the lease was lost."""
@@ -161,7 +169,8 @@ class LeaseQueue(QueueConnection):
     ) -> bool:
         """Write the terminal state, once, with the files that are not stored yet, by image index.
 
-        Returns False, and writes nothing, if the lease was lost.
+        Returns False, and makes nothing visible, if the lease was lost; also if Redis has lost a file that was stored
+        before: then the job is requeued.
         """
         files = files or {}
         args = {
@@ -175,10 +184,14 @@ class LeaseQueue(QueueConnection):
             "ttl_s": self.ttl_s,
             "steps": lease.input.work,
             "result_ttl_s": self._result_ttl_s(lease),
+            "stored": [(output.token, output.index) for output in outputs if output.index not in files],
             "result_bytes": sum(output.size_bytes for output in outputs),
             "indices": list(files),
         }
         answer = await self.run("finish", args, *files.values())
+        if answer == "incomplete":
+            await self.requeue(lease, error=JobError("result_lost", "Redis lost a finished image of the job."))
+            return False
         if answer not in (JobState.SUCCEEDED, "fenced"):
             await self._delete_results(lease)
         return bool(answer != "fenced")

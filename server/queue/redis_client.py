@@ -2,12 +2,12 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator, Mapping
+import socket
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import MasterNotFoundError
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import (
     AskError,
@@ -23,20 +23,28 @@ from redis.exceptions import (
     ResponseError,
 )
 
-from server.addresses import without_password
+from server.addresses import SENTINEL_SCHEMES, without_password
 from server.errors import ConfigError, SettingError
+from server.queue.connection.pipeline import ServiceRedis
 from server.queue.connection.pool import WaitingPool
+from server.queue.connection.retry import ReconnectingRetry, causes
+from server.queue.connection.sentinel import connect_by_sentinel
 
 log = logging.getLogger(__name__)
 #: redis-py annotates every reply as the union of all protocols and decodings, differently in each release.
 #: Both are fixed here, and the queue converts what it reads into its own types.
 Client = Any
+T = TypeVar("T")
 #: Few and quick: callers should get their 503 within a second, and every script is safe to repeat.
 RETRIES = 3
 #: A vanished host neither answers nor closes. Longer than any blocking call (BLPOP blocks for 0.25 s).
-PATIENT_TIMEOUT_S = 5.0
+SOCKET_TIMEOUT_S = 5.0
 #: For the gateway: its callers get 503 within a second when Redis does not answer.
-QUICK_TIMEOUT_S = 0.9
+GATEWAY_SOCKET_TIMEOUT_S = 0.9
+#: A connection that was idle this long is pinged before it is used.
+HEALTH_CHECK_S = 15
+#: The kernel gives up a connection whose peer is gone after 10 + 3 * 3 s; firewalls forget those that are idle longer.
+KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 3, "TCP_KEEPCNT": 3}
 
 #: Class of an error, first word of its text where redis-py has no class, how "The queue ..." ends, and the remedy.
 _REASONS: tuple[tuple[type[RedisError], str, str, str], ...] = (
@@ -62,6 +70,12 @@ _REASONS: tuple[tuple[type[RedisError], str, str, str], ...] = (
         "is on another node of the Redis Cluster",
         "Set FLUID_REDIS_URL to the node that holds the slot of FLUID_NAMESPACE.",
     ),
+    (
+        MasterNotFoundError,
+        "NOMASTER",
+        "has no primary that Sentinel knows",
+        "Wait for its failover, or correct the hosts and the service in FLUID_REDIS_URL.",
+    ),
     (ClusterDownError, "CLUSTERDOWN", "is on a Redis Cluster that is down", "Repair the cluster."),
 )
 _MORE_REASONS = (
@@ -78,7 +92,7 @@ def explain(error: RedisError) -> tuple[str, str]:
 
     Callers may see both: there is no address, user or password in them.
     """
-    text, chain = str(error), list(_causes(error))
+    text, chain = str(error), list(causes(error))
     for kind, word, meaning, remedy in _REASONS:
         if any(isinstance(each, kind) for each in chain) or text.startswith(f"{word} "):
             return meaning, remedy
@@ -157,58 +171,26 @@ def config_problems(config: Mapping[str, str]) -> Iterator[Problem]:
         )
 
 
-class _Retry(Retry):
-    """Retries at once what may succeed at once: a failed connection, but no refused password, nor a timeout, which
-    would double the wait."""
-
-    async def call_with_retry(self, do: Any, fail: Any, *args: Any, **options: Any) -> Any:
-        async def do_once() -> Any:
-            try:
-                return await do()
-            except ConnectionError as error:
-                # To redis-py a refused password is a failed connection, or the cause of one.
-                refused = next((each for each in _causes(error) if isinstance(each, AuthenticationError)), None)
-                if refused is None:
-                    raise
-                raise _Refused(refused) from error
-
-        try:
-            return await super().call_with_retry(do_once, fail, *args, **options)
-        except _Refused as refused:
-            raise refused.error from None
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error and what caused it; redis-py wraps what a new connection is told into a ConnectionError."""
-    while error is not None:
-        yield error
-        error = error.__cause__
-
-
-class _Refused(Exception):
-    """Carries an error past the retries."""
-
-    def __init__(self, error: AuthenticationError) -> None:
-        super().__init__()
-        self.error = error
-
-
 def connect(url: str, timeout_s: float) -> Client:
     """Create the client of a process, with replies as text. Protocol 2 is pinned: version 3 changes replies' shape.
 
     Raises:
         SettingError: the URL has options that redis-py does not know.
     """
-    retry = _Retry(ExponentialBackoff(cap=0.2, base=0.02), RETRIES, supported_errors=(ConnectionError,))
+    retry = ReconnectingRetry(ExponentialBackoff(cap=0.2, base=0.02), RETRIES, supported_errors=(ConnectionError,))
     try:
-        pool = WaitingPool.from_url(
+        create = connect_by_sentinel if url.partition("://")[0] in SENTINEL_SCHEMES else _connect_directly
+        client = create(
             url,
             timeout_s=timeout_s,
             decode_responses=True,
+            encoding_errors="replace",  # a field of bytes in a newer version's record must not fail the whole reply
             protocol=2,
             retry=retry,
+            health_check_interval=HEALTH_CHECK_S,
+            **({} if url.startswith("unix:") else _keepalive()),
         )
-        client = Redis.from_pool(pool)
+        pool = retry.pool = client.connection_pool
         pool.connection_class(**pool.connection_kwargs)  # unknown options would be found by the first command only
     except (TypeError, ValueError, AttributeError):  # what they say may quote a part of a password
         raise SettingError(
@@ -216,6 +198,16 @@ def connect(url: str, timeout_s: float) -> Client:
             "what follows the question mark."
         ) from None
     return client
+
+
+def _connect_directly(url: str, **options: Any) -> ServiceRedis:
+    return ServiceRedis.from_pool(WaitingPool.from_url(url, **options))
+
+
+def _keepalive() -> dict[str, Any]:
+    """Options of a TCP connection; a platform may lack some of the kernel's."""
+    known = {getattr(socket, name): value for name, value in KEEPALIVE.items() if hasattr(socket, name)}
+    return {"socket_keepalive": True, "socket_keepalive_options": known}
 
 
 async def wait_until_up(redis: Client, url: str) -> None:
@@ -235,6 +227,21 @@ async def wait_until_up(redis: Client, url: str) -> None:
             if str(error) != logged:
                 log.warning("waiting for Redis at %s: %s", address, error)
                 logged = str(error)
+            await asyncio.sleep(0.5)
+
+
+async def outlast_outages(redis: Client, url: str, call: Callable[[], Awaitable[T]]) -> T:
+    """Repeat a call of a process that starts, and has nothing to lose yet, until Redis answers it.
+
+    Raises:
+        ConfigError: as `wait_until_up` does.
+    """
+    while True:
+        await wait_until_up(redis, url)
+        try:
+            return await call()
+        except RedisError as error:
+            log.warning("Redis: %s; trying again", error)
             await asyncio.sleep(0.5)
 
 

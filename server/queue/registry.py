@@ -14,6 +14,8 @@ from server.records import UNREADABLE, decode, readable, skip
 
 HEARTBEAT_S = 1.0
 DEAD_AFTER_S = 5.0
+LOST_KEPT_S = 600.0  # how long a worker that ended without a word stays visible; alerts need some minutes
+MAX_LAST_SEEN = 1000  # workers that crash in a loop leave one entry each
 STREAMS_KEPT_S = 8.0  # after a gateway counted its open event streams
 CRASH_KEPT_S = 30.0  # longer than the longest pause between two crashes of a task
 
@@ -82,6 +84,10 @@ class Registry:
             pipe.set(self.keys.worker(worker.id), text, px=int(DEAD_AFTER_S * 1000))
             pipe.zadd(self.keys.workers_zset, {worker.id: now})
             pipe.zremrangebyscore(self.keys.workers_zset, "-inf", now - DEAD_AFTER_S)
+            pipe.zadd(self.keys.last_seen_zset, {worker.id: now})
+            pipe.zremrangebyscore(self.keys.last_seen_zset, "-inf", now - LOST_KEPT_S)
+            pipe.zremrangebyrank(self.keys.last_seen_zset, 0, -MAX_LAST_SEEN - 1)
+            pipe.expire(self.keys.last_seen_zset, int(LOST_KEPT_S))
             for name, value in stats.items():
                 pipe.hincrbyfloat(self.keys.stats_hash, name, value)
             await pipe.execute()
@@ -90,6 +96,7 @@ class Registry:
         async with self.redis.pipeline(transaction=True) as pipe:
             pipe.delete(self.keys.worker(worker_id))
             pipe.zrem(self.keys.workers_zset, worker_id)
+            pipe.zrem(self.keys.last_seen_zset, worker_id)
             await pipe.execute()
 
     async def workers(self) -> list[WorkerInfo]:
@@ -99,6 +106,12 @@ class Registry:
             return []
         texts = await self.redis.mget([self.keys.worker(i) for i in ids])
         return list(readable("a heartbeat", filter(None, texts), lambda text: decode(WorkerInfo, json.loads(text))))
+
+    async def last_seen(self) -> dict[str, float]:
+        """Time of the last heartbeat of every live worker, and of those lost within LOST_KEPT_S, by Redis' clock."""
+        oldest = await redis_time(self.redis) - LOST_KEPT_S
+        found = await self.redis.zrange(self.keys.last_seen_zset, oldest, "+inf", byscore=True, withscores=True)
+        return dict(found)
 
     async def publish_model(self, info: ModelInfo) -> None:
         await self.redis.hset(self.keys.models_hash, info.id, info.to_json())
@@ -158,6 +171,9 @@ class Registry:
 
     async def request_reload(self, configured: str, checkpoint: str) -> ReloadRequest:
         number = await self.redis.hincrby(self.keys.reloads_hash, "number", 1)
+        newest = max((worker.reloads for worker in await self.workers()), default=0)
+        if number <= newest:  # a failover has lost the last requests, and workers would ignore a number that they had
+            number = await self.redis.hincrby(self.keys.reloads_hash, "number", newest - number + 1)
         await self.redis.hset(self.keys.reloads_hash, f"checkpoint:{configured}", f"{number} {checkpoint}")
         return ReloadRequest(configured, checkpoint, number)
 

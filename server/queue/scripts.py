@@ -2,9 +2,11 @@
 
 import json
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from importlib import resources
-from typing import Any, cast
+from typing import Any
+
+from redis.exceptions import NoScriptError
 
 from server.batch_format import OVER
 from server.jobs import PRIORITIES, TERMINAL
@@ -13,10 +15,16 @@ from server.queue.redis_client import Client
 from server.settings import Settings
 
 SCRIPTS = (
-    "enqueue", "take", "reclaim", "renew", "save", "preview", "finish", "requeue", "cancel", "place", "sweep",
+    "enqueue", "take", "reclaim", "renew", "save", "store", "preview", "finish", "requeue", "cancel", "place", "sweep",
     "follow", "claim_due", "claim_webhooks", "rate_limit", "batch_create", "batch_index", "batch_move", "file_create",
     "file_delete",
 )  # fmt: skip
+
+#: Flags of scripts, which a `#!lua` line states. A script with such a line is refused as a whole where it could not
+#: write: by a replica, which would otherwise run it until its first write, and find a stale queue empty; with a full
+#: memory or disk, which would leave it half done. What ends or keeps an accepted job still runs in a full memory.
+_ALLOW_OOM = ("renew", "finish", "requeue", "cancel", "sweep", "file_delete")
+FLAGS = {"place": "no-writes", **dict.fromkeys(_ALLOW_OOM, "allow-oom")}
 
 
 class QueueConnection:
@@ -31,16 +39,22 @@ class QueueConnection:
     async def run(self, name: str, args: Mapping[str, Any], *data: bytes) -> Any:
         """Run a script, which reads `args` as the Lua table `args`, without those that are None, and `data` as
         ARGV[2] and on: JSON cannot hold bytes."""
-        call = cast(Callable[..., Awaitable[Any]], self._scripts[name])
-        named = json.dumps({key: value for key, value in args.items() if value is not None})
-        return await call(keys=[self.keys.root], args=[named, *data])
+        script, named = (
+            self._scripts[name],
+            json.dumps({key: value for key, value in args.items() if value is not None}),
+        )
+        try:
+            return await self.redis.evalsha(script.sha, 1, self.keys.root, named, *data)
+        except NoScriptError:  # EVAL, because SCRIPT LOAD on another connection may reach another server at a failover
+            return await self.redis.eval(script.script, 1, self.keys.root, named, *data)
 
 
 def load_script(name: str) -> str:
-    """Join the prelude, common.lua and the script into one text."""
+    """Join the line of flags, the prelude, common.lua and the script into one text."""
     folder = resources.files("server.queue") / "lua"
     source = (folder / "common.lua").read_text() + "\n" + (folder / f"{name}.lua").read_text()
-    return prelude(source) + source
+    flags = f" flags={FLAGS[name]}" if name in FLAGS else ""
+    return f"#!lua{flags}\n{prelude(source)}{source}"
 
 
 def prelude(source: str) -> str:

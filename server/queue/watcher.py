@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 
 from server.background import Task
 from server.jobs import JobRecord
+from server.queue.connection.subscription import Subscription
 from server.queue.job_queue import JobQueue
 from server.queue.keys import Keys
 from server.queue.redis_client import Client
@@ -62,16 +63,14 @@ class JobWatcher:
     async def _listen(self) -> None:
         while True:
             try:
-                async with self._redis.pubsub() as pubsub:
-                    await pubsub.subscribe(self._ended, self._updated)
+                async with Subscription(self._redis, self._ended, self._updated) as subscription:
                     for job_id in list(self._followers):  # messages may have been missed in between
                         self._notify_followers(job_id)
                     while True:
-                        message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=POLL_S)
-                        if message is not None and message["channel"] == self._updated:
-                            self._notify_followers(message["data"])
-                        elif message is not None:
-                            self._notify(message["data"])
+                        message = await subscription.get(POLL_S)
+                        if message is not None:
+                            channel, job_id = message
+                            (self._notify_followers if channel == self._updated else self._notify)(job_id)
             except RedisError as error:
                 log.warning("lost the subscription to ended jobs (%s); polling until it is back", error)
                 await asyncio.sleep(POLL_S)
@@ -79,14 +78,18 @@ class JobWatcher:
     async def _sweep(self) -> None:
         """Poll for all waiters at once: deadlines also pass while no worker is there to notice, and messages get
         lost."""
+        failure = ""  # logged when it changes
         while True:
             await asyncio.sleep(POLL_S)
             accepted = [job_id for job_id, waiters in self._waiters.items() if any(w.accepted for w in waiters)]
             try:
                 await self._queue.sweep()
                 ended = await self._queue.ended(accepted)
+                failure = ""
             except RedisError as error:
-                log.warning("cannot sweep: %s", error)
+                if str(error) != failure:
+                    log.warning("cannot sweep: %s", error)
+                failure = str(error)
                 ended = accepted  # each waiter then reads its job and raises the error to its caller
             for job_id in ended:
                 self._notify(job_id)

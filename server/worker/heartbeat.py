@@ -56,6 +56,11 @@ class Heartbeat:
         self._tally = tally
         self._started_at = time.time()
 
+    def preparing(self, done: int, total: int) -> None:
+        """Report the progress of the first engine's warm-up; that of a reload runs beside the one that serves."""
+        if self.state == "loading":
+            self.note = f"preparing its kernels: {done} of {total} shapes"
+
     async def beat(self) -> None:
         """Report once. Raises RedisError; the counters are then reported by the next heartbeat."""
         worker = self._describe()

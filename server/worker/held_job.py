@@ -1,4 +1,4 @@
-"""A job that this worker holds: which of its images wait, run on a row, or are complete."""
+"""A job that this worker holds: which of its images wait, are being admitted, run on a row, or are complete."""
 
 from collections import deque
 from dataclasses import dataclass, field
@@ -19,6 +19,7 @@ class HeldJob:
     waiting: deque[int]  #: image indices without a row yet
     cohort: int | None = None  #: its quarantine group
     row_limit: int = UNLIMITED  #: most of its images in rows together; halved when they fail together
+    admitting: set[int] = field(default_factory=set)  #: indices of images that the engine was asked to admit
     rows: dict[int, int] = field(default_factory=dict)  #: row -> image index
     steps_done: dict[int, int] = field(default_factory=dict)  #: image index -> AR steps
     snapshots: dict[int, bytes] = field(default_factory=dict)  #: image index -> state to resume from
@@ -28,6 +29,7 @@ class HeldJob:
     predict_s: float = 0.0
     batch_peak: int = 0
     prompt_tokens: int = 0
+    preparing: bool = False  #: its source image and what an earlier attempt saved are being loaded
     started: bool = False
     canceled: bool = False
     lost: bool = False
@@ -42,6 +44,16 @@ class HeldJob:
     def complete(self) -> bool:
         """Every image has left its row and its file is stored."""
         return len(self.outputs) == self.lease.input.n
+
+    @property
+    def active(self) -> bool:
+        """At least one of its images is on a row, or on its way to one."""
+        return bool(self.rows or self.admitting)
+
+    @property
+    def admissible(self) -> bool:
+        """Some of its images wait for a row and may have one."""
+        return bool(self.waiting) and not (self.preparing or self.closing or self.lost or self.canceled)
 
     @property
     def work_left(self) -> int:

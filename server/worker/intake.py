@@ -1,10 +1,14 @@
-"""Turns a lease into a held job, and the images of held jobs into rows."""
+"""The way into the batch: waiting job -> lease -> held job -> row. Steps of the engine wait for none of it."""
 
+import asyncio
 import logging
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from redis.exceptions import RedisError
+
+from server.errors import EngineBroken
 from server.images.compositing import Source
 from server.jobs import JobState, Lease
 from server.metrics import Tally
@@ -12,16 +16,21 @@ from server.queue import source_images
 from server.queue.lease_queue import LeaseQueue
 from server.worker.completion import Completion
 from server.worker.engine.slot import EngineSlot
+from server.worker.engine.thread import Admission, AdmittedRow
 from server.worker.held_job import HeldJob
 from server.worker.scheduler import Scheduler
 from server.worker.snapshots import SnapshotStore
 
 log = logging.getLogger(__name__)
 Images = Sequence[tuple[HeldJob, int]]
+IDLE_BLOCK_S = 0.25  # longest wait without noticing SIGTERM or expired leases while there is nothing to do
+MIN_WAIT_S = 0.25  # a job that has waited this long is one that no idle worker wants
+RECLAIM_S = 0.25
+STOP_S = 1.0
 
 
 class Intake:
-    """The way into the batch: lease -> held job -> row."""
+    """Turns a lease into a held job, and the images of held jobs into rows."""
 
     def __init__(
         self,
@@ -31,22 +40,34 @@ class Intake:
         completion: Completion,
         snapshots: SnapshotStore,
         tally: Tally,
+        wake: Callable[[], None],
     ) -> None:
+        """`wake` is called when there is something for the worker's loop to do."""
+        self.running: set[asyncio.Task[None]] = set()  #: admissions under way
+        self.failures: list[BaseException] = []  #: of admissions: what the worker's loop has to raise
         self._queue = queue
         self._engine = engine
         self._scheduler = scheduler
         self._completion = completion
         self._snapshots = snapshots
         self._tally = tally
+        self._wake = wake
 
     async def accept_lease(self, lease: Lease) -> None:
         """Hold the job, with its source image and the progress of an earlier attempt."""
         job = self._scheduler.add(lease, time.monotonic())
         self._tally.observe("fluid_queue_wait_seconds", lease.started_at - lease.created_at)
-        if lease.input.edit is not None and not await self._load_source(job):
-            return
-        await self._completion.persist(lambda: self._snapshots.load(job))
-        if job.complete:  # the earlier attempt was lost between its last image and its terminal state
+        job.preparing = True  # none of its images may start before what was saved of them is known
+        try:
+            if lease.input.edit is not None and not await self._load_source(job):
+                return
+            await self._completion.persist(lambda: self._snapshots.load(job))
+        finally:
+            job.preparing = False
+            self._wake()
+        if (
+            job.complete and not job.closing
+        ):  # the earlier attempt was lost between its last image and its terminal state
             await self._completion.finish(job, JobState.SUCCEEDED)
 
     async def _load_source(self, job: HeldJob) -> bool:
@@ -61,47 +82,170 @@ class Intake:
             return False
         return True
 
-    async def admit(self, images: Images) -> None:
-        """Give each image a row: resumed from its snapshot if there is one, else from its first step."""
-        fresh = [(job, index) for job, index in images if not await self._resumed(job, index)]
-        fresh = [(job, index) for job, index in fresh if not job.closing]
-        if fresh:
-            await self._admit_fresh(fresh)
+    def admit(self, images: Images) -> None:
+        """Ask the engine for a row for each image: resumed from its snapshot if there is one, else from its first step.
 
-    async def _resumed(self, job: HeldJob, index: int) -> bool:
-        """Put an image on a row where its snapshot was taken. False: it has to start from its first step."""
-        if index not in job.snapshots or job.closing:
-            return False
-        state = job.snapshots.pop(index)
+        It gives them together, as soon as that many are free.
+        """
+        for job, index in images:
+            self._scheduler.start_admission(job, index)
+        task = asyncio.create_task(self._admit(images))
+        self.running.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self.running.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.failures.append(error)
+        self._wake()
+
+    async def _admit(self, images: Images) -> None:
         try:
-            row, done, job.prompt_tokens = await self._engine.thread.restore(job.request(index), state)
+            for job, index in images:
+                if index in job.snapshots:
+                    await self._resume(job, index)
+            fresh = [(job, index) for job, index in images if index in job.admitting]
+            if fresh:
+                await self._admit_fresh(fresh)
+        finally:
+            for job, index in reversed(images):
+                self._scheduler.return_image(job, index)
+
+    async def _resume(self, job: HeldJob, index: int) -> None:
+        """Put an image on a row where its snapshot was taken, unless the snapshot does not fit."""
+        admission = Admission(job.request(index), job.preview_steps, job.snapshots.pop(index))
+        try:
+            await self._give_rows([(job, index)], [admission])
         except ValueError as error:
             log.warning("a snapshot of %s does not fit, the image starts over: %s", job.lease.job_id, error)
-            return False
+        except EngineBroken:
+            raise
         except Exception as error:
             log.exception("the engine failed to restore an image of %s", job.lease.job_id)
+            self._scheduler.return_image(job, index)
             await self._completion.isolate_failure("restore", error, [job], 1)
-            return True
-        self._scheduler.assign_row(job, index, row)
-        job.steps_done[index] = done
-        self._tally.count("fluid_resumed_rows_total")
-        return True
+        else:
+            self._tally.count("fluid_resumed_rows_total")
 
     async def _admit_fresh(self, images: Images) -> None:
         jobs = list(dict.fromkeys(job for job, _ in images))
         began = time.monotonic()
         try:
-            rows = await self._engine.thread.admit([job.request(index) for job, index in images])
+            await self._give_rows(images, [Admission(job.request(index), job.preview_steps) for job, index in images])
         except ValueError as error:
             if len(jobs) == 1:
                 await self._completion.reject(jobs[0], str(error))
                 return
             for job in jobs:  # one of them is impossible: admitting them one by one shows which
                 await self._admit_fresh([image for image in images if image[0] is job])
+        except EngineBroken:
+            raise
         except Exception as error:
             log.exception("the engine failed to admit %d images", len(images))
+            for job, index in reversed(images):
+                self._scheduler.return_image(job, index)
             await self._completion.isolate_failure("admit", error, jobs, len(images))
         else:
             self._tally.observe("fluid_stage_duration_seconds", time.monotonic() - began, "admit")
-            for (job, index), (row, job.prompt_tokens) in zip(images, rows, strict=True):
-                self._scheduler.assign_row(job, index, row)
+
+    async def _give_rows(self, images: Images, admissions: Sequence[Admission]) -> None:
+        """Have the engine admit the images, and free the rows of jobs that ended meanwhile."""
+        late: list[int] = []
+
+        def admitted(rows: list[AdmittedRow]) -> None:
+            for (job, index), given in zip(images, rows, strict=True):
+                if job.closing or not self._scheduler.holds(job):
+                    late.append(given.row)
+                    continue
+                self._scheduler.assign_row(job, index, given.row)
+                job.steps_done[index], job.prompt_tokens = given.done, given.prompt_tokens
+
+        thread = self._engine.thread
+        await thread.admit(admissions, admitted)
+        if late:
+            await thread.release(late)
+
+
+class Taker:
+    """Takes jobs from the queue while there is room for them, beside the worker's loop."""
+
+    def __init__(
+        self,
+        worker_id: str,
+        queue: LeaseQueue,
+        engine: EngineSlot,
+        scheduler: Scheduler,
+        intake: Intake,
+        may_take: Callable[[], bool],
+    ) -> None:
+        self.in_flight = False  #: a job may be on its way here
+        self._stopped = False
+        self.room = asyncio.Event()  #: set by the worker's loop when there may be room again
+        self._id = worker_id
+        self._queue = queue
+        self._engine = engine
+        self._scheduler = scheduler
+        self._intake = intake
+        self._may_take = may_take
+        self._reclaim_at = 0.0
+
+    async def run(self) -> None:
+        """Take jobs until canceled, through every failure of Redis."""
+        failure = ""  # logged when it changes
+        while True:
+            try:
+                if not await self.take():
+                    await self._wait_for_room()
+                failure = ""
+            except RedisError as error:
+                if str(error) != failure:
+                    log.warning("cannot take jobs: Redis: %s; trying again", error)
+                failure = str(error)
+                await asyncio.sleep(0.2)
+
+    async def stop(self) -> None:
+        """Take no more jobs, and return once none is on its way, or after STOP_S."""
+        self._stopped = True
+        deadline = time.monotonic() + STOP_S
+        while self.in_flight and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
+
+    async def take(self) -> bool:
+        """Lease a job if there is room for one, and wait IDLE_BLOCK_S for it. False: there is no room."""
+        if self._stopped or not self._may_take():
+            return False
+        self.in_flight = True
+        try:
+            if self._scheduler.room() > 0:
+                await self._reclaim()
+                if self._scheduler.room() > 0:
+                    await self._accept(block_s=IDLE_BLOCK_S, min_wait_s=0.0)
+                return True
+            return self._scheduler.saturated() and await self._accept(block_s=None, min_wait_s=MIN_WAIT_S)
+        except EngineBroken as error:
+            self._intake.failures.append(error)
+            return False
+        finally:
+            self.in_flight = False
+
+    async def _accept(self, block_s: float | None, min_wait_s: float) -> bool:
+        lease = await self._queue.take(self._id, self._engine.info.id, block_s=block_s, min_wait_s=min_wait_s)
+        if lease is not None:
+            await self._intake.accept_lease(lease)
+        return lease is not None
+
+    async def _reclaim(self) -> None:
+        """Take over expired leases, one at a time: a job of many images, or a suspect, may leave no room for more."""
+        while self._scheduler.room() > 0 and time.monotonic() >= self._reclaim_at:
+            held = [job.lease.job_id for job in self._scheduler.jobs.values() if not job.lost]
+            leases = await self._queue.reclaim(self._id, self._engine.info.id, held, count=1)
+            if not leases:
+                self._reclaim_at = time.monotonic() + RECLAIM_S
+            for lease in leases:
+                await self._intake.accept_lease(lease)
+
+    async def _wait_for_room(self) -> None:
+        self.room.clear()
+        timer = asyncio.get_running_loop().call_later(MIN_WAIT_S, self.room.set)
+        await self.room.wait()
+        timer.cancel()

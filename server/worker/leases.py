@@ -3,9 +3,11 @@
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 
 from redis.exceptions import RedisError
 
+from server.queue.connection.subscription import Subscription
 from server.queue.lease_queue import LeaseQueue, LeaseRenewal
 from server.worker.scheduler import Scheduler
 
@@ -51,21 +53,23 @@ class CancelListener:
     """Flags canceled jobs, so that their rows are free within one step. The renewer reads the same flags, in case a
     message is lost."""
 
-    def __init__(self, queue: LeaseQueue, scheduler: Scheduler) -> None:
+    def __init__(self, queue: LeaseQueue, scheduler: Scheduler, wake: Callable[[], None]) -> None:
+        """`wake` is called after a job was flagged."""
         self._queue = queue
         self._scheduler = scheduler
+        self._wake = wake
 
     async def run(self) -> None:
         """Listen until canceled; subscribe again after a lost connection."""
         while True:
             try:
-                async with self._queue.redis.pubsub() as pubsub:
-                    await pubsub.subscribe(self._queue.keys.canceled_channel)
+                async with Subscription(self._queue.redis, self._queue.keys.canceled_channel) as subscription:
                     while True:
-                        message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=LISTEN_S)
-                        job = self._scheduler.jobs.get(message["data"]) if message else None
+                        message = await subscription.get(LISTEN_S)
+                        job = self._scheduler.jobs.get(message[1]) if message else None
                         if job is not None:
                             job.canceled = True
+                            self._wake()
             except RedisError as error:
                 log.warning("lost the subscription to cancellations (%s); lease renewals read them", error)
                 await asyncio.sleep(LISTEN_S)

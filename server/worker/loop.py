@@ -1,4 +1,8 @@
-"""The worker's loop: take jobs, admit rows, run one step for every row, publish; drain on SIGTERM."""
+"""The worker's loop: admit images to rows, publish what the engine's steps produce; drain on SIGTERM.
+
+The engine steps on its own thread and jobs are taken by a task of their own (intake.py), so that neither waits for
+this loop. A pass of the loop follows whenever there is news from either.
+"""
 
 import asyncio
 import logging
@@ -6,7 +10,9 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter, deque
+from collections.abc import Callable
+from functools import partial
 from math import inf
 
 from redis.exceptions import RedisError
@@ -17,17 +23,16 @@ from server.jobs import JobError
 from server.metrics import Tally
 from server.model_info import ModelInfo
 from server.queue.lease_queue import LeaseQueue
-from server.queue.redis_client import wait_until_up
+from server.queue.redis_client import outlast_outages
 from server.queue.registry import Registry
 from server.settings import Settings
 from server.worker.completion import Completion
 from server.worker.engine.canary import canary_within
 from server.worker.engine.protocol import Engine
 from server.worker.engine.slot import EngineSlot
-from server.worker.engine.thread import EngineThread, StepOutcome
+from server.worker.engine.thread import EngineThread
 from server.worker.heartbeat import Heartbeat
-from server.worker.held_job import HeldJob
-from server.worker.intake import Intake
+from server.worker.intake import Intake, Taker
 from server.worker.leases import CancelListener, LeaseRenewer
 from server.worker.publisher import Publisher
 from server.worker.reload import Reloader
@@ -36,9 +41,8 @@ from server.worker.snapshots import SnapshotStore
 from server.worker.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
-IDLE_BLOCK_S = 0.25  # longest wait without noticing SIGTERM or expired leases while there is nothing to do
-MIN_WAIT_S = 0.25  # a job that has waited this long is one that no idle worker wants
-RECLAIM_S = 0.25
+TICK_S = 0.02  # longest time between two passes while images are generated: progress and cancellations
+IDLE_TICK_S = 0.25
 
 
 class Worker:
@@ -52,30 +56,36 @@ class Worker:
         self.queue = queue
         self.registry = registry
         self.id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
-        self.engine = EngineSlot(EngineThread(settings.snapshot_steps))
+        self._bell = asyncio.Event()  #: there is something for a pass of the loop
+        self.engine = EngineSlot(EngineThread(settings.snapshot_steps), self._bell.set)
         self.scheduler = Scheduler(settings.max_rows, settings.ageing_s)
         self.tally = Tally()
         self.heartbeat = Heartbeat(self.id, registry, self.engine, self.scheduler, self.tally)
         self.renewer = LeaseRenewer(queue, self.scheduler, settings.lease_s)
-        self.cancel_listener = CancelListener(queue, self.scheduler)
+        self.cancel_listener = CancelListener(queue, self.scheduler, self._bell.set)
         self.snapshots = SnapshotStore(queue, self.engine, self.tally)
         self.completion = Completion(queue, self.engine, self.scheduler, self.snapshots, self.tally, settings.lease_s)
-        self.intake = Intake(queue, self.engine, self.scheduler, self.completion, self.snapshots, self.tally)
-        self.publisher = Publisher(queue, self.engine, self.completion, self.snapshots, self.tally)
-        self.watchdog = Watchdog(self.engine, self.completion, settings.step_timeout_s)
+        self.intake = Intake(
+            queue, self.engine, self.scheduler, self.completion, self.snapshots, self.tally, self._bell.set
+        )
+        self.taker = Taker(self.id, queue, self.engine, self.scheduler, self.intake, lambda: self.taking)
+        self.publisher = Publisher(
+            queue, self.engine, self.scheduler, self.completion, self.snapshots, self.tally, self._bell.set
+        )
+        self.watchdog = Watchdog(self.engine, self.completion, settings.step_timeout_s, self.taker.stop)
         self.reloader = Reloader(settings.checkpoint, registry, queue, self.engine, self.heartbeat, self._load)
         self.supervisor = Supervisor(self._report_crash)
         self.heartbeat.impaired, self.heartbeat.reload_pending = self._impaired, self.reloader.pending
         self._factory = factory
+        self._outlast = partial(outlast_outages, queue.redis, settings.redis_url)
         self.hung_thread = False  #: a reload's engine hangs on a thread that cannot be ended
         self._drain_deadline: float | None = None
-        self._reclaim_at = 0.0
 
     # --- lifecycle ------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Serve until drained. Raises EngineBroken when only a new process can help."""
-        await wait_until_up(self.queue.redis, self.settings.redis_url)
+        await self._outlast(self.queue.redis.ping)
         try:
             helpers = {
                 "heartbeat": self.heartbeat.run,
@@ -85,7 +95,7 @@ class Worker:
             }
             async with self.supervisor.running(helpers):
                 await self._prepare()
-                async with self.supervisor.running({"reloader": self.reloader.run}):
+                async with self.supervisor.running({"reloader": self.reloader.run, "job intake": self.taker.run}):
                     await self._work()
         finally:
             await self._deregister()
@@ -93,11 +103,11 @@ class Worker:
     async def _prepare(self) -> None:
         """Load, generate the canary image, publish the model; only then is the worker ready."""
         began = time.monotonic()
-        checkpoint = await self.completion.persist(self.reloader.checkpoint)
+        checkpoint = await self._outlast(self.reloader.checkpoint)
         await self._install(*await self.reloader.load_first(checkpoint))
         self.heartbeat.state = "ready"
         self.tally.count("fluid_worker_starts_total")
-        await self.heartbeat.beat()
+        await self._outlast(self.heartbeat.beat)
         log.info(
             "ready: %s, %d rows, %s kernels on %s, after %.1f s",
             self.engine.info.id,
@@ -113,32 +123,33 @@ class Worker:
         The first one uses the thread that is in the slot already, where the watchdog sees it.
         """
         thread = EngineThread(self.settings.snapshot_steps) if self.engine.installed else self.engine.thread
-        info = await thread.load(lambda: self._factory(checkpoint))
-        if not self.engine.installed:
-            self.heartbeat.note = "generating its canary image"
-        began = time.monotonic()
         limit_s = inf if thread is self.engine.thread else self.settings.step_timeout_s
         try:
+            info = await thread.load(lambda: self._factory(checkpoint), self.heartbeat.preparing)
+            if not self.engine.installed:
+                self.heartbeat.note = "generating its canary image"
+            began = time.monotonic()
             steps = await canary_within(thread, info, limit_s)
-        finally:
+        except Exception:
+            self.tally.count("fluid_engine_failures_total", "canary" if thread.loaded else "load")
             self.hung_thread |= thread.hung
+            if self.engine.installed:
+                thread.close()
+            raise
         self.heartbeat.throughput.record(steps, time.monotonic() - began)  # a first guess, until there is real work
         return thread, info
 
     async def _install(self, thread: EngineThread, info: ModelInfo) -> None:
         self.engine.install(thread, info)
-        await self.completion.persist(self.heartbeat.claim)
+        await self._outlast(self.heartbeat.claim)
 
     async def _work(self) -> None:
         failure = ""  # of Redis, logged when it changes
-        while not (self.draining and not self.scheduler.jobs and not self.publisher.running):
+        while not (self.draining and self._idle):
             try:
                 await self._drain_if_asked()
                 await self._swap_if_loaded()
-                await self._take()
-                await self.completion.reap()
-                await self._admit()
-                await self._step()
+                await self._pass()
                 failure = ""
             except RedisError as error:
                 if str(error) != failure:
@@ -146,72 +157,61 @@ class Worker:
                 failure = str(error)
                 await asyncio.sleep(0.2)
             except EngineBroken as error:
+                await self.taker.stop()
                 await self.completion.requeue_all(JobError("engine_broken", str(error)))
                 raise
+            await self._wait_for_news()
 
-    # --- take, admit, step, publish -------------------------------------------------------------------
+    @property
+    def _idle(self) -> bool:
+        """No job is held or on its way here."""
+        return not (self.scheduler.jobs or self.intake.running or self.publisher.running or self.taker.in_flight)
 
-    async def _take(self) -> None:
-        """Lease as many jobs as there is room for; block only while there is nothing to do."""
-        model = self.engine.info.id
-        if self.taking and self.scheduler.room() > 0:
-            await self._reclaim()
-            while self.scheduler.room() > 0:
-                lease = await self.queue.take(self.id, model, block_s=None if self.scheduler.busy else IDLE_BLOCK_S)
-                if lease is None:
-                    return
-                await self.intake.accept_lease(lease)
-        elif self.taking and self.scheduler.saturated():
-            lease = await self.queue.take(self.id, model, min_wait_s=MIN_WAIT_S)
-            if lease is not None:
-                await self.intake.accept_lease(lease)
-        elif not self.scheduler.busy and self.publisher.running:
-            # Nothing below would wait, and a loop that never waits starves the very tasks that should end it.
-            await asyncio.wait(self.publisher.running, return_when=asyncio.FIRST_COMPLETED)
-        elif not self.scheduler.busy and not self.draining:
-            await asyncio.sleep(IDLE_BLOCK_S)  # as if it had waited for a job
+    async def _wait_for_news(self) -> None:
+        tick = TICK_S if self.scheduler.busy or self.draining else IDLE_TICK_S
+        timer = asyncio.get_running_loop().call_later(tick, self._bell.set)
+        await self._bell.wait()
+        timer.cancel()
+        self._bell.clear()
 
-    async def _admit(self) -> None:
-        """Fill the free rows."""
-        await self.intake.admit(self.scheduler.next_images(time.monotonic()))
+    # --- one pass: publish, admit ---------------------------------------------------------------------
 
-    async def _step(self) -> None:
-        """Run one step for every row."""
-        rows = self.scheduler.rows
-        if not rows:
+    async def _pass(self) -> None:
+        if self.intake.failures:
+            raise self.intake.failures.pop(0)
+        await self.publisher.publish_news()
+        self._note_progress()
+        await self.completion.reap()
+        self._admit()
+        self.taker.room.set()
+
+    def _note_progress(self) -> None:
+        """Copy what the engine's thread has counted: steps done, and the rows that end within a few steps."""
+        table, ending = self.engine.thread.table, 0
+        for row, job in self.scheduler.rows.items():
+            if (state := table.rows.get(row)) is not None:
+                job.steps_done[job.rows[row]] = state.done
+                ending += state.left <= table.notice_steps
+        self.scheduler.rows_ending = ending
+        while table.steps:
+            seconds, rows = table.steps.popleft()
+            self.heartbeat.throughput.record(rows, seconds)
+            self.tally.observe("fluid_stage_duration_seconds", seconds, "ar_step")
+            self.tally.observe("fluid_batch_size", rows)
+
+    def _admit(self) -> None:
+        """Ask for rows: idle ones now, and those that end together when they end."""
+        images = deque(self.scheduler.next_images(time.monotonic()))
+        if not images:
             return
-        began = time.monotonic()
-        try:
-            outcome = await self.engine.thread.step({row: job.preview_steps for row, job in rows.items()})
-        except Exception as error:
-            log.exception("the engine failed in a step of %d rows", len(rows))
-            await self.completion.isolate_failure("ar_step", error, self.scheduler.active, len(rows))
-            return
-        self.heartbeat.throughput.record(len(rows), time.monotonic() - began)
-        self.tally.observe("fluid_stage_duration_seconds", time.monotonic() - began, "ar_step")
-        self.tally.observe("fluid_batch_size", len(rows))
-        for row, job in rows.items():
-            job.batch_peak = max(job.batch_peak, len(rows))
-            if row in outcome.progress:
-                job.steps_done[job.rows[row]] = outcome.progress[row]
-        await self._publish(rows, outcome)
-
-    async def _publish(self, rows: Mapping[int, HeldJob], outcome: StepOutcome) -> None:
-        """Hand over what the step produced: previews, snapshots, finished images, and rows that failed."""
-        for row, pixels in outcome.previews.items():
-            self.publisher.preview(rows[row], rows[row].rows[row], outcome.progress[row], pixels)
-        self.snapshots.save(rows, outcome.snapshots)
-        for row, pixels in outcome.images.items():
-            job = rows[row]
-            index = self.scheduler.free_row(job, row, retry=False)
-            job.steps_done[index] = job.lease.input.sampling.num_inference_steps
-            job.predict_s = time.monotonic() - job.taken_at
-            self.publisher.publish(job, index, pixels)
-        # Take all of them off their rows first: a failed image frees the rows of its job's other images.
-        for row in outcome.failures:
-            self.scheduler.free_row(rows[row], row, retry=True)
-        for job, failure in {rows[row]: failure for row, failure in outcome.failures.items()}.items():
-            await self.completion.isolate_failure("image", failure, [job], 1)
+        table = self.engine.thread.table
+        left = Counter(state.left for row in self.scheduler.rows if (state := table.rows.get(row)) is not None)
+        sizes = [max(0, self.scheduler.idle_rows), *(left[steps] for steps in sorted(left))]
+        for size in sizes:
+            if group := [images.popleft() for _ in range(min(size, len(images)))]:
+                self.intake.admit(group)
+        if images:
+            self.intake.admit(list(images))
 
     # --- helpers --------------------------------------------------------------------------------------
 
@@ -229,16 +229,6 @@ class Worker:
         self.tally.count("fluid_worker_task_crashes_total", crash.task)
         await self.registry.report_crash(f"worker {self.id}", crash)
 
-    async def _reclaim(self) -> None:
-        """Take over expired leases, one at a time: a job of many images, or a suspect, may leave no room for more."""
-        while self.scheduler.room() > 0 and time.monotonic() >= self._reclaim_at:
-            held = [job.lease.job_id for job in self.scheduler.jobs.values() if not job.lost]
-            leases = await self.queue.reclaim(self.id, self.engine.info.id, held, count=1)
-            if not leases:
-                self._reclaim_at = time.monotonic() + RECLAIM_S
-            for lease in leases:
-                await self.intake.accept_lease(lease)
-
     # --- reload ---------------------------------------------------------------------------------------
 
     async def _swap_if_loaded(self) -> None:
@@ -248,7 +238,7 @@ class Worker:
         if loaded is None:
             return
         await self._requeue_unstarted()
-        if self.scheduler.jobs or self.publisher.running:
+        if not self._idle:
             return
         self.engine.install(loaded.thread, loaded.info)
         await self.completion.persist(lambda: self.registry.finish_reload(loaded.request, loaded.info))
@@ -267,12 +257,9 @@ class Worker:
 
     def stop(self) -> None:
         """First call: drain. Second call: requeue everything now."""
+        self._bell.set()
         now = time.monotonic()
         self._drain_deadline = now if self.draining else now + self.settings.drain_s
-        if self.heartbeat.state == "loading":
-            # Nothing was taken, so nothing can be lost; a thread that loads weights cannot be interrupted.
-            log.info("stopped while loading")
-            os._exit(0)
         self.heartbeat.state = "draining"
         log.info("draining: %d jobs held", len(self.scheduler.jobs))
 

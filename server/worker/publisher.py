@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import logging
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,8 +17,10 @@ from server.jobs import JobError, JobInput, JobState, Output
 from server.metrics import Tally
 from server.queue.lease_queue import LeaseQueue
 from server.worker.completion import Completion
+from server.worker.engine.row_states import StepNews
 from server.worker.engine.slot import EngineSlot
 from server.worker.held_job import HeldJob
+from server.worker.scheduler import Scheduler
 from server.worker.snapshots import SnapshotStore
 
 log = logging.getLogger(__name__)
@@ -25,25 +28,81 @@ ENCODERS = 2
 
 
 class Publisher:
-    """Encodes and stores images, and finishes a job with its last one."""
+    """Hands over what steps produced: encodes and stores images, and finishes a job with its last one."""
 
     def __init__(
-        self, queue: LeaseQueue, engine: EngineSlot, completion: Completion, snapshots: SnapshotStore, tally: Tally
+        self,
+        queue: LeaseQueue,
+        engine: EngineSlot,
+        scheduler: Scheduler,
+        completion: Completion,
+        snapshots: SnapshotStore,
+        tally: Tally,
+        wake: Callable[[], None],
     ) -> None:
+        """`wake` is called when an image has been published, or could not be."""
         self.running: set[asyncio.Task[None]] = set()  #: images on their way into Redis
         self._previews: set[asyncio.Task[None]] = set()
         self._queue = queue
         self._engine = engine
+        self._scheduler = scheduler
         self._completion = completion
         self._snapshots = snapshots
         self._tally = tally
+        self._wake = wake
         self._pool = ThreadPoolExecutor(max_workers=ENCODERS, thread_name_prefix="encode")
+
+    async def publish_news(self) -> None:
+        """Hand over what steps produced: previews, snapshots, finished images; then deal with what failed."""
+        failed: list[StepNews] = []
+        news = self._engine.thread.news
+        while news:
+            latest = news.popleft()
+            self._hand_over(latest)
+            if latest.unreadable or latest.failed is not None:
+                failed.append(latest)
+        for each in failed:
+            await self._isolate(each)
+
+    def _hand_over(self, news: StepNews) -> None:
+        rows = self._scheduler.rows
+        for row, (step, pixels) in news.previews.items():
+            if (job := rows.get(row)) is not None:
+                self.preview(job, job.rows[row], step, pixels)
+        self._snapshots.save(rows, {row: state for row, state in news.snapshots.items() if row in rows})
+        for row, (state, pixels) in news.images.items():
+            if (job := rows.get(row)) is None:  # released meanwhile
+                continue
+            job.batch_peak = max(job.batch_peak, state.batch_peak)
+            index = self._scheduler.free_row(job, row, retry=False)
+            job.steps_done[index] = job.lease.input.sampling.num_inference_steps
+            job.predict_s = time.monotonic() - job.taken_at
+            self.publish(job, index, pixels)
+
+    async def _isolate(self, news: StepNews) -> None:
+        rows = self._scheduler.rows
+        # Take all of them off their rows first: a failed image frees the rows of its job's other images.
+        unreadable = {rows[row]: error for row, error in news.unreadable.items() if row in rows}
+        for row in news.unreadable:
+            if row in rows:
+                self._scheduler.free_row(rows[row], row, retry=True)
+        for job, error in unreadable.items():
+            await self._completion.isolate_failure("image", error, [job], 1)
+        if news.failed is not None:
+            jobs = list(dict.fromkeys(rows[row] for row in news.failed_rows if row in rows))
+            if jobs:
+                await self._completion.isolate_failure("ar_step", news.failed, jobs, len(news.failed_rows))
+            await self._engine.thread.release(news.failed_rows)  # of jobs that ended meanwhile
 
     def publish(self, job: HeldJob, index: int, pixels: bytes) -> None:
         """Encode and store a finished image in the background."""
         task = asyncio.create_task(self._publish(job, index, pixels))
         self.running.add(task)
-        task.add_done_callback(self.running.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self.running.discard(task)
+        self._wake()
 
     def preview(self, job: HeldJob, index: int, step: int, pixels: bytes) -> None:
         """Publish an unfinished image. Best effort: the worker may exit without having done it."""

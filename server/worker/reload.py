@@ -113,11 +113,14 @@ class Reloader:
         log.info("reload %d: loading %s", request.number, request.checkpoint)
         self._heartbeat.note = ""  # an earlier reload's
         self._tried = request.number
+        thread: EngineThread | None = None
         try:
             await self._registry.begin_reload(request)
             thread, info = await self._load(request.checkpoint)
             await self._check_waiting_jobs(info)
         except Exception as error:
+            if thread is not None:
+                thread.close()
             # Whatever failed, the current engine still works, so it stays.
             log.exception("reload %d failed", request.number)
             self._heartbeat.note = f"reload {request.number} failed: {error or type(error).__name__}"

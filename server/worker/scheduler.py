@@ -46,6 +46,7 @@ class Scheduler:
         self.max_rows = max_rows
         self.ageing_s = ageing_s
         self.jobs: dict[str, HeldJob] = {}  # by job id, oldest first
+        self.rows_ending = 0  #: rows that become free within a few steps; their successors are made ready now
         self._turns = {priority: DeficitRoundRobin() for priority in PRIORITIES}
         self._cohorts = 0
 
@@ -53,22 +54,23 @@ class Scheduler:
 
     @property
     def rows(self) -> dict[int, HeldJob]:
+        """The job of each row; rows are the numbers that the engine's thread gives them."""
         return {row: job for job in self.jobs.values() for row in job.rows}
 
     @property
     def idle_rows(self) -> int:
-        """How many rows are free."""
-        return self.max_rows - sum(len(job.rows) for job in self.jobs.values())
+        """How many rows no image has, or will have once it is admitted."""
+        return self.max_rows - sum(len(job.rows) + len(job.admitting) for job in self.jobs.values())
 
     @property
     def active(self) -> list[HeldJob]:
-        """Jobs with at least one image on a row."""
-        return [job for job in self.jobs.values() if job.rows]
+        """Jobs with at least one image on a row, or on its way to one."""
+        return [job for job in self.jobs.values() if job.active]
 
     @property
     def busy(self) -> bool:
         """True if an image is on a row or waits for one; all others are only being published."""
-        return any(job.rows or job.waiting for job in self.jobs.values())
+        return any(job.active or job.waiting for job in self.jobs.values())
 
     @property
     def work_left(self) -> int:
@@ -79,7 +81,7 @@ class Scheduler:
         """How many more images are worth taking from the queue now. Idle workers need the others."""
         if self._quarantined():
             return 0
-        return self.idle_rows - sum(len(job.waiting) for job in self.jobs.values())
+        return self.idle_rows + self.rows_ending - sum(len(job.waiting) for job in self.jobs.values())
 
     def saturated(self) -> bool:
         """True if jobs of many images have taken all rows and want more: one more job lets callers take turns."""
@@ -123,28 +125,35 @@ class Scheduler:
         return self._cohorts
 
     def _quarantined(self) -> list[HeldJob]:
-        return [job for job in self.jobs.values() if job.cohort is not None and (job.waiting or job.rows)]
+        return [
+            job for job in self.jobs.values() if job.cohort is not None and (job.waiting or job.admitting or job.rows)
+        ]
 
     def _candidates(self) -> list[HeldJob]:
         """Jobs whose images may enter a row now."""
         suspects = self._quarantined()
         if not suspects:
-            return [job for job in self.jobs.values() if job.waiting]
-        cohort = next((job.cohort for job in suspects if job.rows), min(job.cohort or 0 for job in suspects))
+            return [job for job in self.jobs.values() if job.admissible]
+        cohort = next(
+            (job.cohort for job in suspects if job.rows or job.admitting), min(job.cohort or 0 for job in suspects)
+        )
         if any(job.cohort != cohort for job in self.active):
             return []  # neighbours finish first
-        return [job for job in suspects if job.cohort == cohort and job.waiting]
+        return [job for job in suspects if job.cohort == cohort and job.admissible]
 
     # --- rows -----------------------------------------------------------------------------------------
 
     def next_images(self, now: float) -> list[tuple[HeldJob, int]]:
-        """Images to admit before the next step, in order; the worker assigns each a row, or drops its job."""
-        free = self.idle_rows
-        if not free:
+        """Images to admit now, in order, to idle rows first and then to those that end soon."""
+        free = self.idle_rows + self.rows_ending
+        if free <= 0:
             return []
         waiting: dict[str, dict[str, deque[tuple[HeldJob, int]]]] = {priority: {} for priority in PRIORITIES}
         for job in self._candidates():
-            if images := [(job, index) for index in islice(job.waiting, max(0, job.row_limit - len(job.rows)))]:
+            if images := [
+                (job, index)
+                for index in islice(job.waiting, max(0, job.row_limit - len(job.rows) - len(job.admitting)))
+            ]:
                 waiting[self.priority(job, now)].setdefault(job.lease.input.caller, deque()).extend(images)
         chosen: list[tuple[HeldJob, int]] = []
         for priority, callers in waiting.items():
@@ -163,10 +172,24 @@ class Scheduler:
         risen = int(waited_s / self.ageing_s)
         return PRIORITIES[max(0, PRIORITIES.index(job.lease.input.priority) - risen)]
 
-    def assign_row(self, job: HeldJob, index: int, row: int) -> None:
+    def start_admission(self, job: HeldJob, index: int) -> None:
         job.waiting.remove(index)
+        job.admitting.add(index)
+
+    def assign_row(self, job: HeldJob, index: int, row: int) -> None:
+        job.admitting.discard(index)
         job.rows[row] = index
         job.started = True
+
+    def return_image(self, job: HeldJob, index: int) -> None:
+        """Undo `start_admission` of an image that got no row."""
+        if index in job.admitting:
+            job.admitting.discard(index)
+            job.waiting.appendleft(index)
+
+    def holds(self, job: HeldJob) -> bool:
+        """True until the job is removed; by identity, as `remove`."""
+        return any(other is job for other in self.jobs.values())
 
     def free_row(self, job: HeldJob, row: int, *, retry: bool) -> int:
         """Take an image off its row and return its index; with `retry` it waits in front of the job's others."""

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+from collections.abc import Awaitable, Callable
 
 from redis.exceptions import RedisError
 
@@ -22,10 +23,14 @@ class Watchdog:
     While a worker starts, the canary image is watched, but not the loading of weights, which may come over a network.
     """
 
-    def __init__(self, engine: EngineSlot, completion: Completion, timeout_s: float) -> None:
+    def __init__(
+        self, engine: EngineSlot, completion: Completion, timeout_s: float, stop_taking: Callable[[], Awaitable[None]]
+    ) -> None:
+        """`stop_taking` returns once no job can arrive any more: it would be taken from another worker and lost."""
         self._engine = engine
         self._completion = completion
         self._timeout_s = timeout_s
+        self._stop_taking = stop_taking
 
     async def run(self) -> None:
         """Watch until a call takes longer than the timeout, then requeue all jobs and end the process."""
@@ -34,6 +39,7 @@ class Watchdog:
         log.critical("the engine has not answered for %g s (FLUID_STEP_TIMEOUT_S); ending the worker", self._timeout_s)
         error = JobError("engine_hung", f"A step took longer than {self._timeout_s:g} s and its worker was ended.")
         try:
+            await self._stop_taking()
             await self._completion.requeue_all(error)
         except RedisError as failure:
             log.error("cannot requeue the jobs (%s); their leases will expire", failure)

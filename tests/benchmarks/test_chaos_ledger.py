@@ -160,3 +160,42 @@ def test_counters_and_percentiles_are_computed() -> None:
     assert scraped_total(text, "a_total") == 5 and scraped_total(text, "b_total") == 0
     values = [float(i) for i in range(1, 101)]
     assert (percentile(values, 50), percentile(values, 99), percentile([], 99)) == (50, 99, None)
+
+
+def test_what_is_told_in_a_rollback_may_be_undone() -> None:
+    """A failover loses the last second by design; blaming the service for it would hide real losses among them."""
+    ledger = Ledger()
+    gone, left = (ledger.add(Submission(f"label-{i}", {"prompt": "a cat", "seed": 5, "n": 2})) for i in (1, 2))
+    left.observe_acceptance("job_2")
+    with ledger.rollback():
+        gone.observe_acceptance("job_1")
+        left.observe_state("job_2", "canceled")
+        left.observe_image(0, _file(_job(), 0))
+        left.observe_missing(1)
+    record = replace(_record(JobState.FAILED, "job_2"), input=_job(user="label-2"))
+    verdict = ledger.judge([record], MODEL)
+    assert (verdict.lost, verdict.duplicates, verdict.rolled_back, verdict.submitted) == ([], [], 1, 1)
+
+
+def test_a_wrong_image_in_a_rollback_is_a_duplicate() -> None:
+    ledger = Ledger()
+    entry = ledger.add(Submission("label-1", {"prompt": "a cat", "seed": 5, "n": 2}))
+    with ledger.rollback():
+        entry.observe_image(0, _file(_job(seed=6), 0))
+    assert "before a failover" in ledger.judge([_record(JobState.FAILED)], MODEL).duplicates[0]
+
+
+def test_what_was_told_before_a_rollback_must_hold() -> None:
+    ledger = Ledger()
+    entry = ledger.add(Submission("label-1", {"prompt": "a cat", "seed": 5, "n": 2}))
+    entry.observe_acceptance("job_1")
+    entry.observe_state("job_1", "canceled")
+    with ledger.rollback():
+        pass
+    assert ledger.judge([], MODEL).lost
+    assert "more than once" in ledger.judge([_record(JobState.FAILED)], MODEL).duplicates[0]
+
+
+def test_a_process_that_ends_unasked_and_an_internal_error_fail_the_run(entry: Submission) -> None:
+    verdict = _judge(entry, _record())
+    assert failures(verdict, [], ["a worker ended"], ["GET /x: 500"]) == ["ended: a worker ended", "5xx: GET /x: 500"]

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 
 from server.images.codec import read_metadata
 from server.worker.engine.fake import FAKE_ENGINE
+from tests.end_to_end.browser import needs_browser, open_browser, open_page, wait_for_status, wait_until
 from tests.end_to_end.conftest import serving
-from tests.end_to_end.test_playground import CHROMIUM, FLAGS, playwright, wait_until
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium"),
-]
+pytestmark = [pytest.mark.slow, needs_browser]
 SLOW_MS = 300  # a step; the lower half of the fake's images has 8 tokens, so an edit takes up to 2.4 s
 
 
@@ -26,47 +26,52 @@ def service_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[object]:
-    with playwright.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+def browser() -> Iterator[Any]:
+    with open_browser() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
-def page(browser, service_url: str) -> Iterator[object]:  # type: ignore[no-untyped-def]
-    """Open the editor on an image whose lower half is painted, with settings of its own."""
-    page = browser.new_page(viewport={"width": 1100, "height": 800})
-    page.problems = []
-    page.on("pageerror", lambda error: page.problems.append(str(error)))
-    page.goto(service_url)
+def first(browser: Any, service_url: str) -> Iterator[Any]:
+    """Open the page, with two decoding steps set."""
+    page = open_page(browser, service_url)
+    wait_until(page, "document.querySelectorAll('#examples button').length > 0")
     page.click("#options summary")
     page.fill("#num_inference_steps", "2")
-    page.fill("#prompt", "a cat")
-    page.click("#draw")
-    wait_until(page, "document.getElementById('status').textContent.startsWith('Generated in')")
-    page.click("#pictures figcaption button:has-text('edit a part')")
-    page.fill("#editPrompt", "a dog")
-    page.click("#lower")
     yield page
     assert page.problems == []
-    page.close()
+    page.context.close()
 
 
-def test_an_edit_uses_every_option(page) -> None:  # type: ignore[no-untyped-def]
+@pytest.fixture
+def page(first: Any) -> Any:
+    """Open the editor on an image whose lower half is painted, with settings of its own."""
+    first.fill("#prompt", "a cat")
+    first.click("#generate")
+    wait_for_status(first, "Generated in")
+    first.click("#editPart")
+    first.wait_for_selector("#canvas:visible")
+    first.fill("#prompt", "a dog")
+    first.click("#lower")
+    return first
+
+
+def painted(page: Any) -> int:
+    """The share of the mask that is painted, in percent."""
+    text = page.inner_text("#painted")
+    return 0 if text.startswith("Nothing") else int(text.split(" %")[0])
+
+
+def test_an_edit_uses_every_option(page: Any) -> None:
     """The form used to omit quality, steps, guidance, file format and number of images, so edits ignored them."""
-    page.fill("#n", "2")
-    page.fill("#seed", "41")
-    page.fill("#num_inference_steps", "3")
-    page.fill("#diffusion_steps", "5")
-    page.fill("#guidance_scale", "2.5")
-    page.fill("#temperature", "0.9")
-    page.select_option("#guidance_schedule", "constant")
-    page.select_option("#order", "halton")
-    page.select_option("#output_format", "webp")
-    page.click("#edit")
-    wait_until(page, "document.getElementById('status').textContent.startsWith('Done: only')")
-    links = page.eval_on_selector_all("#pictures figcaption a", "all => all.map((a) => a.href)")
+    for name, value in {"n": 2, "seed": 41, "num_inference_steps": 3, "diffusion_steps": 5, "guidance_scale": 2.5,
+                        "temperature": 0.9}.items():  # fmt: skip
+        page.fill(f"#{name}", str(value))
+    for name, choice in {"guidance_schedule": "constant", "order": "halton", "output_format": "webp"}.items():
+        page.select_option(f"#{name}", choice)
+    page.click("#generate")
+    wait_for_status(page, "Only the painted part is new.")
+    links = page.eval_on_selector_all("#images img", "all => all.map((each) => each.src)")
     recipes = [read_metadata(base64.b64decode(link.split("base64,")[1])) or {} for link in links]
     assert [recipe["seed"] for recipe in recipes] == [41, 42]
     assert all(link.startswith("data:image/webp") for link in links)
@@ -77,10 +82,18 @@ def test_an_edit_uses_every_option(page) -> None:  # type: ignore[no-untyped-def
         assert recipes[0][name] == value
 
 
-def test_a_restored_edit_does_not_promise_the_same_image(page) -> None:  # type: ignore[no-untyped-def]
+def test_an_edit_without_paint_asks_for_it(page: Any) -> None:
+    """The service would generate the whole image again; a person who opened the editor wants a part."""
+    page.click("#clear")
+    page.click("#generate")
+    assert "Paint over the part" in page.inner_text("#status")
+    assert page.evaluate("document.activeElement.id") == "canvas"
+
+
+def test_a_restored_edit_does_not_promise_the_same_image(page: Any) -> None:
     """The page used to promise the same image, although Generate does not know the source image of the edit."""
-    page.click("#edit")
-    wait_until(page, "document.getElementById('status').textContent.startsWith('Done: only')")
+    page.click("#generate")
+    wait_for_status(page, "Only the painted part is new.")
     page.click("#recent button")
     assert page.input_value("#prompt") == "a dog" and page.input_value("#num_inference_steps") == "2"
     assert "whole new image" in page.inner_text("#status")
@@ -88,23 +101,23 @@ def test_a_restored_edit_does_not_promise_the_same_image(page) -> None:  # type:
     assert "the same image again" in page.inner_text("#status")
 
 
-def test_edits_run_one_at_a_time_and_can_be_canceled(page) -> None:  # type: ignore[no-untyped-def]
-    """A stroke during an edit used to enable its button again, and there was no Cancel."""
+def test_edits_run_one_at_a_time_and_can_be_canceled(page: Any) -> None:
+    """A second request used to be possible, and there was no Cancel. The mask outlives a cancellation."""
     page.fill("#num_inference_steps", "8")
-    page.click("#edit")
-    page.wait_for_selector("#editCancel:visible")
-    page.click("#clear")
-    page.click("#lower")
-    assert page.is_disabled("#edit") and page.is_disabled("#draw")
-    page.press("#prompt", "Enter")  # submits the form although its button is disabled
-    assert page.inner_text("#status") == "Generating the painted part…" and page.is_visible("#cancel")
-    page.click("#editCancel")
-    wait_until(page, "document.getElementById('status').textContent === 'Canceled.'")
-    assert page.is_enabled("#edit") and page.is_enabled("#draw")
-    assert not page.is_visible("#cancel") and not page.is_visible("#editCancel")
+    page.click("#generate")
+    page.wait_for_selector("#cancel:visible")
+    assert page.get_attribute("#generate", "aria-disabled") == "true"
+    jobs = page.evaluate("window.runs = run.key")
+    page.press("#prompt", "Enter")  # submits the form although a request is running
+    page.click("#recent button")
+    assert page.evaluate("run.key") == jobs and "cancel it" in page.inner_text("#status")
+    page.click("#cancel")
+    wait_for_status(page, "Canceled.")
+    assert page.get_attribute("#generate", "aria-disabled") is None
+    assert not page.is_visible("#cancel") and page.is_visible("#canvas") and painted(page) >= 50
 
 
-def test_another_link_in_the_same_tab_is_loaded(page) -> None:  # type: ignore[no-untyped-def]
+def test_another_link_in_the_same_tab_is_loaded(page: Any) -> None:
     """The browser does not reload the page for such a link, so it had no effect; earlier settings must not remain."""
     page.evaluate("location.hash = 'prompt=a+bird&seed=5'")
     wait_until(page, "document.getElementById('prompt').value === 'a bird'")
@@ -112,7 +125,7 @@ def test_another_link_in_the_same_tab_is_loaded(page) -> None:  # type: ignore[n
     assert "Settings of the link" in page.inner_text("#status")
 
 
-def test_paint_is_counted_once_per_stroke(page) -> None:  # type: ignore[no-untyped-def]
+def test_paint_is_counted_once_per_stroke(page: Any) -> None:
     """Counting at every move used to take 150 ms on a large image, so the line lagged behind the pointer."""
     page.click("#clear")
     page.evaluate("""() => { window.counts = 0; const read = CanvasRenderingContext2D.prototype.getImageData;
@@ -124,10 +137,81 @@ def test_paint_is_counted_once_per_stroke(page) -> None:  # type: ignore[no-unty
     page.mouse.down()
     page.mouse.move(box["x"] + box["width"] * 0.8, box["y"] + box["height"] * 0.5, steps=20)
     page.mouse.up()
-    assert page.evaluate("counts") == 1 and "% painted" in page.inner_text("#painted")
+    assert page.evaluate("counts") == 1 and painted(page) > 0
 
 
-def test_the_oldest_image_is_dropped_when_storage_is_full(page) -> None:  # type: ignore[no-untyped-def]
+def test_the_mask_can_be_undone_and_redone(page: Any) -> None:
+    """By button and by Ctrl+Z, stroke by stroke; clearing and inverting are strokes too."""
+    page.focus("#canvas")
+    page.keyboard.press("ArrowUp")
+    assert page.inner_text("#painted").startswith("Brush at ")
+    page.keyboard.press("Shift+ArrowUp")
+    page.keyboard.press("Space")
+    both = painted(page)
+    assert both > 50
+    page.click("#undo")
+    assert painted(page) == 50
+    page.click("#redo")
+    assert painted(page) == both
+    page.click("#clear")
+    assert painted(page) == 0
+    page.focus("#canvas")
+    page.keyboard.press("Control+z")
+    assert painted(page) == both
+    page.keyboard.press("Control+z")
+    page.click("#invert")
+    assert painted(page) == 50 and page.get_attribute("#redo", "aria-disabled") == "true"
+    page.click("#undo")
+    page.click("#undo")
+    assert painted(page) == 0 and page.get_attribute("#undo", "aria-disabled") == "true"
+
+
+def test_the_mask_can_be_painted_and_erased_by_keyboard(page: Any) -> None:
+    page.click("#clear")
+    page.focus("#canvas")
+    page.keyboard.press("Space")
+    small = painted(page)
+    for _ in range(3):
+        page.keyboard.press("]")
+    page.keyboard.press("Space")
+    assert painted(page) > small, "a larger brush"
+    page.click("#erase")
+    page.focus("#canvas")
+    page.keyboard.press("Space")
+    assert painted(page) == 0
+    page.click("#close")
+    assert not page.is_visible("#editor")
+
+
+DROP = """([data, kind]) => {
+    const bytes = Uint8Array.from(atob(data), (char) => char.charCodeAt(0)), transfer = new DataTransfer();
+    transfer.items.add(new File([bytes], "own.png", { type: "image/png" }));
+    const init = { bubbles: true, cancelable: true };
+    document.body.dispatchEvent(kind === "paste" ? new ClipboardEvent("paste", { ...init, clipboardData: transfer })
+        : new DragEvent("drop", { ...init, dataTransfer: transfer }));
+}"""
+
+
+@pytest.mark.parametrize("way", ["drop", "paste", "file"])
+def test_an_image_of_ones_own_is_opened(first: Any, tmp_path: Path, way: str) -> None:
+    """Dropped, pasted or chosen; a photograph of another size and shape than the service accepts is fitted."""
+    path = tmp_path / "own.png"
+    Image.effect_noise((2100, 1050), 80).convert("RGB").save(path)
+    if way == "file":
+        first.click("#own summary")
+        first.set_input_files("#file", path)
+    else:
+        first.evaluate(DROP, [base64.b64encode(path.read_bytes()).decode(), way])
+    first.wait_for_selector("#canvas:visible")
+    assert first.evaluate("[$('mask').width, $('mask').height]") == [1024, 1024]
+    assert "cut out" in first.inner_text("#status")
+    first.click("#lower")
+    first.fill("#prompt", "a cat")
+    first.click("#generate")
+    wait_for_status(first, "Only the painted part is new.")
+
+
+def test_the_oldest_image_is_dropped_when_storage_is_full(page: Any) -> None:
     """A browser stores 5 MB per site; when they were full, the newest image used to be lost."""
     page.evaluate("""() => {
         const old = JSON.parse(localStorage.getItem('fluid-recent'))[0], url = old.url + ' '.repeat(1 << 17);
@@ -136,7 +220,7 @@ def test_the_oldest_image_is_dropped_when_storage_is_full(page) -> None:  # type
             try { localStorage.setItem('filler', filler + ' '.repeat(size)); filler += ' '.repeat(size); } catch {}
         }
     }""")
-    page.click("#edit")
-    wait_until(page, "document.getElementById('status').textContent.startsWith('Done: only')")
+    page.click("#generate")
+    wait_for_status(page, "Only the painted part is new.")
     kept = page.evaluate("JSON.parse(localStorage.getItem('fluid-recent')).map((shot) => shot.settings.prompt)")
     assert kept == ["a dog", "a cat", "a cat", "a cat"]

@@ -24,8 +24,9 @@ def row_request(
     prompt: str = "a red apple", seed: int = 0, steps: int = 4, diffusion_steps: int = 4, *others: Any, **named: Any
 ) -> Request:
     """A request with few steps; the other arguments are those of Sampling, in their order or by name."""
-    steps = named.pop("num_inference_steps", steps)
-    return Request(prompt, seed, Sampling(steps, diffusion_steps, *others, **named))
+    steps, negative = named.pop("num_inference_steps", steps), named.pop("negative_prompt", "")
+    sampling = Sampling(steps, diffusion_steps, *others, **named)
+    return Request(prompt, seed, sampling, negative_prompt=negative)
 
 
 @pytest.fixture(scope="session")

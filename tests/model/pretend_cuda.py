@@ -1,8 +1,9 @@
 """Tensors that claim to be on a GPU, compute on the CPU, and are as strict about devices as a GPU.
 
 An operation on a host tensor and a device tensor is an error, as on a GPU. So is reading a device tensor's values
-outside `waits`, because the host would wait for a real device. This finds misplaced tensors and hidden waits without a
-GPU; it knows nothing of kernels, streams or graphs.
+outside `waits`, because the host would wait for a real device, and so is a copy from host memory that is not pinned: it
+waits until the device has done everything before it. This finds misplaced tensors and hidden waits without a GPU; it
+knows nothing of kernels, streams or graphs.
 """
 
 from __future__ import annotations
@@ -69,7 +70,12 @@ def _check(name: str, tensors: list[Tensor], args: Any) -> None:
     hosts = [t for t in tensors if not isinstance(t, DeviceTensor) and t.ndim]
     if name in ASKS or (name == "aten::copy_" and not isinstance(args[0], DeviceTensor)):
         _wait(name)
+    if name in COPIES and any(t.ndim and not isinstance(t, DeviceTensor) for t in tensors[-1:]):
+        _pageable(tensors[-1], name)
     if name in INDEXED and isinstance(args[0], DeviceTensor):
+        for index in args[1]:
+            if isinstance(index, Tensor) and not isinstance(index, DeviceTensor) and index.ndim:
+                _pageable(index, f"{name} with a host index")
         if any(isinstance(t, DeviceTensor) and t.dtype == torch.bool for t in args[1] if t is not None):
             _wait(f"{name} with a mask")  # its shape depends on the values
         hosts = [t for t in hosts if not any(t is index for index in args[1])]
@@ -82,6 +88,20 @@ def _wait(name: str) -> None:
     if not DeviceTensor.open:
         raise RuntimeError(f"{name} waits for the device")
     DeviceTensor.waited += 1
+
+
+class Pinned(Tensor):
+    """A host tensor in pinned memory; what is computed from it is not pinned."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
+
+
+def _pageable(source: Tensor, name: str) -> None:
+    if not isinstance(source, Pinned | DeviceTensor):
+        _wait(f"{name} from pageable memory")
 
 
 def _inner(value: Any) -> Any:
@@ -118,7 +138,7 @@ class PretendCuda(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         name = getattr(func, "__name__", "")
         if name == "pin_memory":
-            return args[0]
+            return args[0].as_subclass(Pinned)
         if name in ("tolist", "numpy") and isinstance(args[0], DeviceTensor):
             _wait(name)
             return func(args[0].inner)
@@ -129,11 +149,14 @@ class PretendCuda(TorchFunctionMode):
             target.inner[tree_map(_inner, index)] = _inner(value)
             return None
         if name == "cuda" or (name == "to" and any(_is_cuda(value) for value in (*args[1:], *kwargs.values()))):
-            moved = args[0] if isinstance(args[0], DeviceTensor) else DeviceTensor(args[0].detach().clone())
+            _pageable(args[0], name)
+            moved = args[0] if isinstance(args[0], DeviceTensor) else DeviceTensor(args[0].as_subclass(Tensor).clone())
             dtype = next((value for value in (*args, *kwargs.values()) if isinstance(value, torch.dtype)), moved.dtype)
             return moved.to(dtype)
         if _is_cuda(kwargs.get("device")):
             del kwargs["device"]
+            if name in ("tensor", "as_tensor"):  # of Python's numbers
+                _wait(f"{name} from pageable memory")
             return _wrap(tree_map(_inner, func(*args, **kwargs)))
         return func(*args, **kwargs)
 

@@ -11,7 +11,7 @@ from server.launcher.embedded_valkey import EmbeddedValkey
 from server.model_info import ModelInfo
 from server.queue.job_queue import JobQueue
 from server.queue.lease_queue import LeaseQueue
-from server.queue.redis_client import PATIENT_TIMEOUT_S, connect
+from server.queue.redis_client import SOCKET_TIMEOUT_S, connect
 from server.queue.registry import Registry
 from server.settings import Settings
 from server.worker.engine.fake import FAKE_ENGINE, FakeEngine
@@ -35,7 +35,7 @@ def settings(valkey: EmbeddedValkey) -> Settings:
 
 @pytest.fixture
 async def queue(settings: Settings) -> AsyncIterator[JobQueue]:
-    async with connect(settings.redis_url, PATIENT_TIMEOUT_S) as redis:
+    async with connect(settings.redis_url, SOCKET_TIMEOUT_S) as redis:
         await Registry(redis, settings.namespace).publish_model(ModelInfo.from_mapping(FakeEngine(1, 0).info()))
         yield JobQueue(redis, settings)
 

@@ -155,7 +155,12 @@ def test_a_host_that_is_none_is_refused(host: str) -> None:
         ("http://x", "begin with redis://"),
         ("localhost:6379", "redis://localhost:6379"),
         ("s3cret", "begin with redis://"),
-        ("redis+sentinel://a:26379/main", "Sentinel"),
+        ("redis+sentinel://a:26379", "SERVICE"),
+        ("redis+sentinel://:s3cret@a:26379,/main", "SERVICE"),
+        ("redis+sentinel://a:s3cret/main", "escaped"),
+        ("redis+sentinel://:s3cret@a/main/x", "SERVICE"),
+        ("redis+sentinel://:s3cret#x@a/main", "escaped"),
+        ("redis+sentinel://a/main?s3cret=1", "FLUID_REDIS_URL"),
         ("redis://:s3cret#x@db:6379", "escaped"),
         ("redis://:s3cret/x@db:6379", "escaped"),
         ("redis://:s3cret?x@db:6379", "escaped"),
@@ -177,7 +182,8 @@ def test_a_redis_url_that_cannot_work_is_refused_without_its_password(url: str, 
 
 @pytest.mark.parametrize(
     "url", ["redis://db", "rediss://u:p@db:6380/2", "redis://[::1]:6379/0", "redis://:p@db?health_check_interval=5",
-            "unix:///run/redis.sock", "unix:///run/redis.sock?db=1"],
+            "unix:///run/redis.sock", "unix:///run/redis.sock?db=1",
+            "redis+sentinel://u:p@a:26379,b,[::1]:26380/main/2?sentinel_password=q"],
 )  # fmt: skip
 def test_redis_urls_that_work_are_kept(url: str) -> None:
     assert Settings.from_env({"FLUID_REDIS_URL": url}).redis_url == url

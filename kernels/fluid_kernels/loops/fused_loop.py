@@ -34,7 +34,7 @@ from fluid_kernels.ops.modulation import modulation
 from fluid_kernels.ops.token_in import token_in
 
 HOISTED_ROWS = 1024
-TABLE_ROWS = 1024  # smallest size of a bucket's table of steps; it grows by doubling
+TABLE_ROWS = 4096  # entries of a bucket's table of steps, 0.1 MB; more chains than that get a larger one, by doubling
 BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
 BUCKETS_KEPT = 64  # with their graphs and buffers: 8·W bytes an evaluation, 16 MiB at 2048 evaluations of W = 1024
 
@@ -46,14 +46,40 @@ def bucket_size(count: int) -> int:
     return next((size for size in BUCKETS if size >= count), -(-count // BUCKETS[-1]) * BUCKETS[-1])
 
 
+def bucket_of(counts: tuple[int, int]) -> tuple[int, int]:
+    """The bucket for (rows, guided ones among them): guided are none or all, or each number would need its own graph.
+
+    With guidance that acts in the same steps of all images, which is usual, nothing is computed in vain.
+    """
+    rows = bucket_size(counts[0])
+    return rows, rows if counts[1] else 0
+
+
+def exact_head(weights: HeadWeights) -> TritonHead:
+    """A head for the first steps of eps chains, in float32 by three TF32 tensor-core products, with its own graphs."""
+    return TritonHead(weights, torch.float32, hoists=False)
+
+
 class TritonHead(KernelWeights):
     """The fused path; dtype is that of the products: sums, statistics, outer layers and update are float32."""
 
-    def __init__(self, weights: HeadWeights, dtype: torch.dtype):
+    def __init__(self, weights: HeadWeights, dtype: torch.dtype, hoists: bool = True):
+        """hoists: compute the modulation of many steps ahead; otherwise of one, for a loop that runs a single step."""
         super().__init__(weights, dtype)
-        self.graphs = backend_of(self.device) != "cpu"
-        self._shared = self.scratch(HOISTED_ROWS)
+        self.graphs, self.hoists = backend_of(self.device) != "cpu", hoists
+        self._shared = self.scratch(HOISTED_ROWS if hoists else 1)
         self._buckets: OrderedDict[tuple[int, int, int, str, float], _Bucket] = OrderedDict()
+        self._float32: TritonHead | None = None
+
+    def _exact(self) -> TritonHead | None:
+        if self.dtype != torch.float32 and self._float32 is None:
+            self._float32 = exact_head(self.weights)
+        return self._float32
+
+    def buckets(self, most: int) -> list[tuple[int, int]]:
+        """(rows, guided) of every bucket that steps of up to `most` rows need, the largest first."""
+        sizes = sorted({bucket_size(n) for n in range(1, most + 1)}, reverse=True)
+        return [(size, guided) for size in sizes for guided in (size, 0)]
 
     def _run(self, plan: Plan, rows: Rows, prediction: str, clamp: float) -> Tensor:
         bucket: _Bucket | None = None
@@ -76,7 +102,7 @@ class TritonHead(KernelWeights):
 
         A buffer too small for a larger bucket is kept by the graphs that were recorded on it.
         """
-        slots = max(1, HOISTED_ROWS // evaluations)
+        slots = max(1, HOISTED_ROWS // evaluations) if self.hoists else 1
         used = slots * evaluations
         if used > len(self._shared[0]):
             self._shared = self.scratch(1 << (used - 1).bit_length())
@@ -89,17 +115,17 @@ class TritonHead(KernelWeights):
 
         A chunk ends where rows join that need a larger bucket, so that they are not computed before they begin.
         """
-        size = sum(map(bucket_size, plan.active(stop - 1)))
+        size = sum(bucket_of(plan.active(stop - 1)))
         start = max(0, stop - max(1, HOISTED_ROWS // size))
         for index in plan.begins:
-            if start <= index < stop - 1 and sum(map(bucket_size, plan.active(index))) > size:
+            if start <= index < stop - 1 and sum(bucket_of(plan.active(index))) > size:
                 start = index + 1
                 break
         return start, plan.active(start)
 
     def _bucket(self, counts: tuple[int, int], table: int, prediction: str, clamp: float) -> _Bucket:
         capacity = max(TABLE_ROWS, 1 << (table - 1).bit_length())
-        key = (bucket_size(counts[0]), bucket_size(counts[1]), capacity, prediction, clamp)
+        key = (*bucket_of(counts), capacity, prediction, clamp)
         if key not in self._buckets:
             with torch.inference_mode(False):  # buffers made in inference mode could not be filled outside of it
                 self._buckets[key] = _Bucket(self, *key)

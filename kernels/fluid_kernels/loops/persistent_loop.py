@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fluid_kernels.configs import MOST_REGISTERS, Config, backend_of, persistent_config, precision
 from fluid_kernels.head_loop import HeadWeights, Rows
-from fluid_kernels.loops.fused_loop import HOISTED_ROWS
+from fluid_kernels.loops.fused_loop import HOISTED_ROWS, TritonHead, exact_head
 from fluid_kernels.loops.persistent_kernel import COUNTER_STRIDE, head_loop_kernel
 from fluid_kernels.loops.plan import KernelWeights, Plan
 from fluid_kernels.ops.modulation import modulation
@@ -39,6 +39,12 @@ class PersistentHead(KernelWeights):
             )
         self.backend = backend_of(self.device)
         self.processors = 1 if self.backend == "cpu" else _processors(self.device)
+        self._float32: TritonHead | None = None
+
+    def _exact(self) -> TritonHead | None:
+        if self.dtype != torch.float32 and self._float32 is None:
+            self._float32 = exact_head(self.weights)
+        return self._float32
 
     def _run(self, plan: Plan, rows: Rows, prediction: str, clamp: float) -> Tensor:
         count, guided = len(rows), len(rows.guided)
@@ -46,7 +52,8 @@ class PersistentHead(KernelWeights):
         uncond[rows.guided] = torch.arange(count, count + guided, dtype=torch.int32, device=self.device)
         condition = rows.condition.contiguous()
         entry = torch.cat([plan.offset, plan.offset[rows.guided]])
-        state = _State(self, rows, uncond, persistent_config(self.backend, count, guided, self.width, self.processors))
+        tile = persistent_config(self.backend, count, guided, self.width, self.processors, self.dtype)
+        state = _State(self, rows, uncond, tile)
         stop = plan.steps
         slots = max(1, min(stop, HOISTED_ROWS // (count + guided)))
         y, mod = (t.unflatten(0, (slots, -1)) for t in self.scratch(slots * (count + guided)))

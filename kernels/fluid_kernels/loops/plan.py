@@ -1,10 +1,8 @@
 """Shared parts of the GPU paths: weights in the kernels' layouts, rows as flat tables, the exact first step.
 
-A chain's first step with eps prediction divides by √ᾱ = 5e-5, so it is computed in float32 (torch_loop.py). It depends
-on nothing but the initial noise, so it is done here, for all rows at once, and the loop begins one step later.
-
-Counted with 6 blocks: 166 torch operations with that step, 33 without. At a few µs each they may be a fifth of the
-loop for one image on a GPU. First experiments there: record them as a graph, or use fused float32 operations.
+A chain's first step with eps prediction divides by √ᾱ = 5e-5, so it is computed in float32 (head_loop.MAGNIFIED). It
+depends on nothing but the initial noise, so it is a plan of its own: a single step of all rows at once, whatever their
+chains, by the fused operations in float32 (fused_loop.py); then the loop begins one step later.
 """
 
 from __future__ import annotations
@@ -12,18 +10,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from bisect import bisect_left
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from fluid_kernels.head_loop import TRAIN_STEPS, Chains, HeadWeights, Rows, evaluate_ref, guide, update
-from fluid_kernels.loops.torch_loop import MAGNIFIED
+from fluid_kernels.head_loop import TRAIN_STEPS, Chains, HeadWeights, RowFacts, Rows, facts
 from fluid_kernels.ops.modulation import stack_modulation
 from fluid_kernels.ops.philox_triton import normal
-from fluid_kernels.philox import INITIAL, STEP
+from fluid_kernels.philox import INITIAL
+from fluid_kernels.transfers import send
 
 
 @dataclass(frozen=True)
@@ -72,8 +68,21 @@ class KernelWeights(ABC):
             ValueError: the rows are not sorted.
         """
         with self.on_device():
-            plan = make_plan(self.weights, rows, chains, prediction, clamp, self.dtype)
+            plan, known = make_plan(rows, chains, self.channels)
+            exact = self._exact()
+            if prediction == "eps" and exact is not None and any(known.magnifies):
+                once, some, own = first_steps(plan, rows, known.magnifies)
+                x = exact._run(once, some, prediction, clamp)
+                plan = after_first_steps(plan, x, own, known.magnifies)
             return self._run(plan, rows, prediction, clamp)
+
+    def buckets(self, most: int) -> list[tuple[int, int]]:
+        """(rows, guided) of the calls that prepare every shape of steps with up to `most` rows."""
+        return []
+
+    @abstractmethod
+    def _exact(self) -> KernelWeights | None:
+        """The same head in float32; None if this one is."""
 
     @abstractmethod
     def _run(self, plan: Plan, rows: Rows, prediction: str, clamp: float) -> Tensor:
@@ -89,56 +98,62 @@ class KernelWeights(ABC):
         return y, torch.empty(evaluations, len(self.modulation[0]), dtype=self.dtype, device=self.device)
 
 
-def make_plan(
-    weights: HeadWeights, rows: Rows, chains: Chains, prediction: str, clamp: float, dtype: torch.dtype
-) -> Plan:
-    """Lay the rows out, with one synchronisation: the rows' numbers of steps are needed on the host.
+def make_plan(rows: Rows, chains: Chains, channels: int) -> tuple[Plan, RowFacts]:
+    """Lay the rows out, each before its first step. The host waits only if it has to read the rows back.
 
     Raises:
         ValueError: the rows are not sorted.
     """
-    count, channels = len(rows), weights.channels
-    steps = chains.steps[rows.chain]
-    first = chains.coefficients[rows.chain, (steps - 1).clamp_min(0)]  # (M, 7)
-    magnified = first[:, 2] * first[:, 1] / first[:, 0] >= MAGNIFIED
-    known = torch.cat([steps, magnified.long(), rows.guided]).tolist()
-    lengths, guided = known[:count], known[2 * count :]
-    exact = [bool(m) and prediction == "eps" and dtype != torch.float32 for m in known[count : 2 * count]]
-    if lengths != sorted(lengths, reverse=True) or any(a >= b for a, b in pairwise(guided)):
-        raise ValueError("rows must come with the most steps first, and guided rows ascending")
+    known = facts(rows, chains)
     x = normal(rows.seed, INITIAL, rows.position, torch.full_like(rows.seed, TRAIN_STEPS), channels)
-    if any(exact):
-        _exact_first_step(weights, rows, chains, x, exact, guided, prediction, clamp)
-    starts = [length - 1 - one for length, one in zip(lengths, exact, strict=True)]
+    starts = [steps - 1 for steps in known.steps]
     longest = chains.timesteps.shape[1]
-    return Plan(
-        x, torch.tensor(starts, dtype=torch.int32, device=x.device), (rows.chain * longest).int(),
+    plan = Plan(
+        x, send(torch.tensor(starts, dtype=torch.int32), x.device), (rows.chain * longest).int(),
         chains.times.flatten(0, 1), chains.coefficients.flatten(0, 1).contiguous(), chains.timesteps.flatten().int(),
-        starts, guided, sorted(set(starts), reverse=True),
+        starts, known.guided, sorted(set(starts), reverse=True),
     )  # fmt: skip
+    return plan, known
 
 
-def _exact_first_step(
-    weights: HeadWeights, rows: Rows, chains: Chains, x: Tensor, exact: list[bool], guided: list[int],
-    prediction: str, clamp: float,
-) -> None:  # fmt: skip
-    """Do the first step of the rows marked in `exact` in float32 throughout; writes x in place."""
-    place = {row: k for k, row in enumerate(i for i, one in enumerate(exact) if one)}
-    own = torch.tensor(list(place), device=x.device)
-    among = [(k, place[row]) for k, row in enumerate(guided) if row in place]  # (k-th guided row, its place in `own`)
-    half = torch.tensor([k for k, _ in among], dtype=torch.int64, device=x.device)
-    inner = torch.tensor([at for _, at in among], dtype=torch.int64, device=x.device)
-    some = Rows(
-        condition=rows.condition[torch.cat([own, len(rows) + half])], guided=inner, chain=rows.chain[own],
-        guidance=rows.guidance[own], temperature=rows.temperature[own],
-        seed=rows.seed[own], position=rows.position[own],
-    )  # fmt: skip
-    both = torch.cat([torch.arange(len(own), device=x.device), inner])
-    chain = some.chain[both]
-    index = chains.steps[chain] - 1
-    y = F.silu((chains.times[chain, index] + some.condition).float())
-    out = guide(evaluate_ref(weights, x[own][both], y), some, len(own), len(inner), weights.channels)
-    chain, index = chain[: len(own)], index[: len(own)]
-    noise = normal(some.seed, STEP, some.position, chains.timesteps[chain, index], weights.channels)
-    coefficients = chains.coefficients[chain, index]
-    x[own] = update(out, x[own], coefficients, noise, some.temperature.float(), prediction, clamp)
+def first_steps(plan: Plan, rows: Rows, marked: list[bool]) -> tuple[Plan, Rows, Tensor | None]:
+    """The first step of the marked rows as a plan of a single step, at index 0 whatever the rows' chains.
+
+    Returns:
+        the plan, its rows, and their places among all rows; None if all are marked.
+    """
+    if all(marked):
+        count = len(rows)
+        some, own = rows, None
+        x, start, offset = plan.x, plan.start, plan.offset
+        guided = plan.guided
+    else:
+        places = [i for i, one in enumerate(marked) if one]
+        place = {row: k for k, row in enumerate(places)}
+        among = [(k, place[row]) for k, row in enumerate(plan.guided) if row in place]  # (k-th guided row, its place)
+        count, guided = len(places), [at for _, at in among]
+        index = torch.tensor([*places, *(len(rows) + k for k, _ in among), *guided])
+        sent = send(index, plan.x.device)  # places, conditions of the unconditional halves, guided
+        own = sent[:count]
+        some = Rows(
+            condition=rows.condition[sent[: count + len(guided)]], guided=sent[count + len(guided) :],
+            chain=rows.chain[own], guidance=rows.guidance[own], temperature=rows.temperature[own],
+            seed=rows.seed[own], position=rows.position[own],
+        )  # fmt: skip
+        x, start, offset = plan.x[own], plan.start[own], plan.offset[own]
+    once = replace(
+        plan, x=x, start=torch.zeros_like(start), offset=offset + start, starts=[0] * count, guided=guided, begins=[0]
+    )
+    return once, some, own
+
+
+def after_first_steps(plan: Plan, x: Tensor, own: Tensor | None, marked: list[bool]) -> Plan:
+    """The rest of the plan; x: (m, C) of the rows at places `own` after their first step."""
+    if own is None:
+        rest = x
+    else:
+        rest = plan.x
+        rest[own] = x
+    starts = [start - one for start, one in zip(plan.starts, marked, strict=True)]
+    start = send(torch.tensor(starts, dtype=torch.int32), rest.device)
+    return replace(plan, x=rest, start=start, starts=starts, begins=sorted(set(starts), reverse=True))

@@ -20,6 +20,7 @@ from fluid_kernels.head_loop import (
     Rows,
     active,
     evaluate_ref,
+    facts,
     guide,
     initial_noise,
     step_noise,
@@ -33,9 +34,6 @@ from fluid_kernels.ops.linear import PackedLinear
 HOISTED_ROWS = 256
 # Normal numbers drawn at once: Philox is a hundred small operations, cheap only when batched.
 NOISE_VALUES = 65536
-# x0 = (x − √(1 − ᾱ)·eps)/√ᾱ divides by 5e-5 at the first step of a chain, which magnifies bfloat16's rounding of eps
-# there 316 times. Steps that would magnify an error more than this are computed in float32.
-MAGNIFIED = 8.0
 
 
 class TorchHead:
@@ -69,7 +67,8 @@ class TorchHead:
         Raises:
             ValueError: the rows are not sorted.
         """
-        plan = active(rows, chains)
+        known = facts(rows, chains)
+        plan = active(known)
         x = initial_noise(rows, self.channels)
         coefficients = chains.coefficients[rows.chain]  # (M, K, 7)
         noise = _Noise(rows, chains, plan, self.channels)
@@ -82,13 +81,17 @@ class TorchHead:
                 both = torch.cat([x[:count], x[rows.guided[:guided]]]) if guided else x[:count]
                 out = self._evaluate(both, modulation(j))
                 if prediction == "eps" and self.dtype != torch.float32:
-                    self._sharpen(out, both, rows, chains, j, plan)
+                    self._sharpen(out, both, rows, chains, j, plan, known.magnifies)
                 out = guide(out, rows, count, guided, self.channels)
                 x[:count] = update(
                     out, x[:count], coefficients[:count, j], noise.at(j), rows.temperature[:count], prediction, clamp
                 )
             stop = start
         return x
+
+    def buckets(self, most: int) -> list[tuple[int, int]]:
+        """None: any number of rows runs as it is."""
+        return []
 
     @staticmethod
     def _chunk(plan: list[tuple[int, int]], stop: int) -> int:
@@ -122,13 +125,13 @@ class TorchHead:
         hoisted = [product(y) for product in self.modulation]
         return lambda j: lambda block: hoisted[block][first[j] : first[j] + sum(plan[j])]
 
-    def _sharpen(self, out: Tensor, x: Tensor, rows: Rows, chains: Chains, j: int, plan: list[tuple[int, int]]) -> None:
+    def _sharpen(
+        self, out: Tensor, x: Tensor, rows: Rows, chains: Chains, j: int, plan: list[tuple[int, int]],
+        magnifies: list[bool],
+    ) -> None:  # fmt: skip
         """Recompute in float32 the outputs of rows whose chain starts at j, where that step magnifies errors."""
         (count, guided), (old, old_guided) = plan[j], plan[j + 1] if j + 1 < len(plan) else (0, 0)
-        if count == old:
-            return
-        a, b, mean_x0 = chains.coefficients[rows.chain[count - 1], j, :3].tolist()  # rows that start here share a chain
-        if mean_x0 * b / a < MAGNIFIED:
+        if count == old or not magnifies[count - 1]:  # rows that start here share a chain
             return
         own, half = torch.arange(old, count, device=x.device), torch.arange(old_guided, guided, device=x.device)
         chain = rows.chain[torch.cat([own, rows.guided[half]])]

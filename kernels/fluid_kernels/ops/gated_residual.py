@@ -63,7 +63,7 @@ def gated_residual(
     if gate.stride(2) != 1 or gate.stride(0) != rows * gate.stride(1):
         raise ValueError(f"gate must be rows of one buffer, not of strides {gate.stride()}")
     backend = backend_of(h.device)
-    c = config or linear_config(backend, rows, weight.dtype)
+    c = config or linear_config(backend, rows, width, weight.dtype)
     gated_residual_kernel[(triton.cdiv(rows, c.m) * triton.cdiv(width, c.n),)](
         u, weight, bias, h, gate, step, rows, gate.stride(1), N=width, K=u.shape[1],
         BLOCK_M=c.m, BLOCK_N=c.n, BLOCK_K=c.k, PRECISION=precision(backend), UPCAST=backend == "cpu",

@@ -1,4 +1,4 @@
-"""A linear layer with SiLU in its epilogue.
+"""A linear layer with SiLU or GELU in its epilogue.
 
     y = act(x Wᵀ + b)        products in W's dtype, sums, bias and activation in float32, y in its own dtype
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fluid_kernels.configs import Config, backend_of, linear_config, precision
 
-ACTIVATIONS = ("", "silu")
+ACTIVATIONS = ("", "silu", "gelu_erf", "gelu_tanh")
 GROUP = tl.constexpr(8)  # tiles of rows that walk over W together, so that W's blocks are found in the L2 cache
 
 
@@ -25,6 +25,19 @@ GROUP = tl.constexpr(8)  # tiles of rows that walk over W together, so that W's 
 def silu(x):
     """x·sigmoid(x), float32."""
     return x / (1.0 + tl.exp(-x))
+
+
+@triton.jit
+def gelu_erf(x):
+    """x·Φ(x), float32."""
+    return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+
+
+@triton.jit
+def gelu_tanh(x):
+    """0.5·x·(1 + tanh(u)) = x·sigmoid(2u), u = √(2/π)·(x + 0.044715·x³), float32."""
+    exponent = -1.5957691216057308 * (x + 0.044715 * x * x * x)
+    return x / (1.0 + tl.exp(tl.minimum(exponent, 80.0)))
 
 
 @triton.jit
@@ -78,6 +91,10 @@ def linear_kernel(
     y += tl.load(b_ptr + cols, mask=cols < N, other=0.0)[None, :]
     if ACTIVATION == "silu":
         y = silu(y)
+    if ACTIVATION == "gelu_erf":
+        y = gelu_erf(y)
+    if ACTIVATION == "gelu_tanh":
+        y = gelu_tanh(y)
     where = rows.to(tl.int64)[:, None] * N + cols[None, :]
     tl.store(y_ptr + where, y.to(y_ptr.dtype.element_ty), mask=(rows < n_rows)[:, None] & (cols < N)[None, :])
 
@@ -94,7 +111,7 @@ def linear(
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation {activation!r} is not one of {ACTIVATIONS}")
     (rows, k), n, backend = x.shape, len(weight), backend_of(x.device)
-    c = config or linear_config(backend, rows, weight.dtype)
+    c = config or linear_config(backend, rows, n, weight.dtype)
     linear_kernel[(triton.cdiv(rows, c.m) * triton.cdiv(n, c.n),)](
         x, weight, bias, y, rows, N=n, K=k, ACTIVATION=activation,
         BLOCK_M=c.m, BLOCK_N=c.n, BLOCK_K=c.k, PRECISION=precision(backend), UPCAST=backend == "cpu",

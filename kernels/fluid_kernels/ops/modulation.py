@@ -7,6 +7,10 @@
 few rows that read 2·(3·L + 2)·W² bytes of weights at every step; ahead of it a few hundred rows share each read. 1 is
 added to the bias of every scale, so that readers get 1 + scale.
 
+There is nothing to fuse into this product, and it is wide, (3·L + 2)·W = 20,480 columns of MAR-B's head: from
+LIBRARY_ROWS rows on a GPU's library multiplies it. By count, tiles of 128 × 256 that read from the L2 cache on their
+own end at 470 TFLOP/s of an H100; cuBLAS shares its reads within clusters. With fewer rows both wait for W.
+
 Sources: the factorisation is exact and follows from MAR's SimpleMLPAdaLN (arXiv 2406.11838); loops/torch_loop.py.
 
 Bytes of s steps of E evaluations: 2·(3·L + 2)·W² once, 4·W·(S·K + E) in for y, and s·E·(3·L + 2)·W·2 out and in again;
@@ -21,8 +25,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fluid_kernels.configs import backend_of
 from fluid_kernels.head_loop import HeadWeights
 from fluid_kernels.ops.linear_triton import linear, silu
+
+LIBRARY_ROWS = 128
 
 
 def stack_modulation(weights: HeadWeights, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -82,4 +89,18 @@ def modulation(
     embed_kernel[(steps * evaluations,)](
         times, condition, entry, y, evaluations, len(times), W=width, BLOCK_W=triton.next_power_of_2(width), num_warps=4
     )
-    linear(y[:steps].flatten(0, 1), weight, bias, mod[:steps].flatten(0, 1))
+    product(y[:steps].flatten(0, 1), weight, bias, mod[:steps].flatten(0, 1), by_library(weight, steps * evaluations))
+
+
+def by_library(weight: Tensor, rows: int) -> bool:
+    """True where the library's product is expected to be faster than ours. In float32 it has no TF32 × 3."""
+    on_gpu = weight.device.type == "cuda" and backend_of(weight.device) != "cpu"
+    return on_gpu and weight.dtype == torch.bfloat16 and rows >= LIBRARY_ROWS
+
+
+def product(y: Tensor, weight: Tensor, bias: Tensor, mod: Tensor, library: bool) -> None:
+    """Write mod (rows, N) = y (rows, W) Wᵀ + b. The library rounds b to its dtype, in which mod is rounded anyway."""
+    if library:
+        torch.addmm(bias.to(weight.dtype), y, weight.T, out=mod)
+    else:
+        linear(y, weight, bias, mod)

@@ -16,6 +16,7 @@ import triton
 from fluid_kernels.configs import MOST_REGISTERS, Config, linear_configs, persistent_configs, precision
 from fluid_kernels.loops import persistent_kernel  # fmt: skip
 from fluid_kernels.ops import (
+    add_norm,
     denoise_update,
     gated_residual,
     head_out,
@@ -26,8 +27,12 @@ from fluid_kernels.ops import (
     token_in,
 )
 
-WIDTHS = (768, 1024, 1280, 1536)  # of the heads of the paper's and MAR's sizes
-CHANNELS = (16, 64)  # a token of one latent, and of 2 × 2
+# Of every head that ships or has a preset, and of the benchmark's; tests/model/test_presets_compiled.py holds them
+# against the presets. Those of the backbones beside them.
+WIDTHS = (256, 768, 1024, 1280, 1536, 2048, 4096)
+BACKBONE_WIDTHS = (224, *WIDTHS)
+PERSISTENT_WIDTHS = (256, 768, 1024, 1280, 1536)  # of its LARGEST_WIDTH at most
+CHANNELS = (16, 32, 64)  # a token of one latent, of scenes-128, and of 2 × 2 latents
 OTHER_WIDTH = 1024  # where the width is only a loop's trip count
 
 
@@ -53,6 +58,10 @@ def cases(backend: str) -> Iterator[Case]:
     yield from _persistent(backend)
     for width in WIDTHS:
         yield from _rows(width)
+    yield from _rows(OTHER_WIDTH, "fp32")
+    for width in BACKBONE_WIDTHS:
+        for add, out in ((True, "bf16"), (False, "bf16"), (True, "fp32")):
+            yield _add_norm(width, add, out)
     for channels in CHANNELS:
         yield _normal(channels)
         for prediction in ("eps", "v"):
@@ -60,17 +69,17 @@ def cases(backend: str) -> Iterator[Case]:
 
 
 def _products(backend: str) -> Iterator[Case]:
-    """Every tile of the table. float32 runs in checks only, so one kernel that has all parts covers it."""
-    for c in linear_configs(backend, torch.float32):
-        yield _gated_residual(backend, c, "fp32")
-    for c in linear_configs(backend, torch.bfloat16):
-        yield _gated_residual(backend, c, "bf16")
-        linear = {"x_ptr": "*bf16", "w_ptr": "*bf16", "b_ptr": "*fp32", "y_ptr": "*bf16", "n_rows": "i32"}
-        for activation in linear_triton.ACTIVATIONS:
-            yield Case(
-                f"linear {activation or 'plain'} {_tile(c)}", linear_triton.linear_kernel, linear,
-                {**_product(backend, c), "ACTIVATION": activation}, c.warps, c.stages, dot=True,
-            )  # fmt: skip
+    """Every tile that the rule may choose, in both dtypes: float32 multiplies the first step of eps chains."""
+    for dtype, type_ in ((torch.float32, "fp32"), (torch.bfloat16, "bf16")):
+        for c in linear_configs(backend, dtype):
+            yield _gated_residual(backend, c, type_)
+            linear = {"x_ptr": f"*{type_}", "w_ptr": f"*{type_}", "b_ptr": "*fp32", "y_ptr": f"*{type_}"}
+            for activation in linear_triton.ACTIVATIONS if type_ == "bf16" else ("", "silu"):
+                yield Case(
+                    f"linear {activation or 'plain'} {type_} {_tile(c)}", linear_triton.linear_kernel,
+                    {**linear, "n_rows": "i32"}, {**_product(backend, c), "ACTIVATION": activation},
+                    c.warps, c.stages, dot=type_ == "bf16",
+                )  # fmt: skip
 
 
 def _tile(c: Config) -> str:
@@ -93,35 +102,46 @@ def _gated_residual(backend: str, c: Config, dtype: str) -> Case:
     )  # fmt: skip
 
 
-def _rows(width: int) -> Iterator[Case]:
-    """Kernels whose programs hold a whole row."""
+def _rows(width: int, dtype: str = "bf16") -> Iterator[Case]:
+    """Kernels whose programs hold a whole row. float32: those of the first step of eps chains."""
+    suffix = "" if dtype == "bf16" else f" {dtype}"
     block = triton.next_power_of_2(width)
     size: dict[str, Any] = {"W": width, "BLOCK_W": block}
     yield Case(
-        f"ln modulate {width}", ln_modulate.ln_modulate_kernel,
-        {"h_ptr": "*fp32", "weight_ptr": "*fp32", "bias_ptr": "*fp32", "mod_ptr": "*bf16", "step_ptr": "*i32",
-         "n_ptr": "*bf16", "n_rows": "i32", "mod_stride": "i32"},
+        f"ln modulate {width}{suffix}", ln_modulate.ln_modulate_kernel,
+        {"h_ptr": "*fp32", "weight_ptr": "*fp32", "bias_ptr": "*fp32", "mod_ptr": f"*{dtype}",
+         "step_ptr": "*i32", "n_ptr": f"*{dtype}", "n_rows": "i32", "mod_stride": "i32"},
         {**size, "BLOCK_M": 1}, warps=4,
     )  # fmt: skip
     yield Case(
-        f"embed {width}", modulation.embed_kernel,
-        {"time_ptr": "*fp32", "condition_ptr": "*fp32", "entry_ptr": "*i32", "y_ptr": "*bf16",
+        f"embed {width}{suffix}", modulation.embed_kernel,
+        {"time_ptr": "*fp32", "condition_ptr": "*fp32", "entry_ptr": "*i32", "y_ptr": f"*{dtype}",
          "n_evaluations": "i32", "n_times": "i32"},
         size, warps=4,
     )  # fmt: skip
     for channels in CHANNELS if width == OTHER_WIDTH else CHANNELS[:1]:
+        if dtype == "bf16":
+            yield Case(
+                f"token in {channels}->{width}", token_in.token_in_kernel,
+                {"x_ptr": "*fp32", "w_ptr": "*fp32", "b_ptr": "*fp32", "uncond_ptr": "*i32", "step_ptr": "*i32",
+                 "h_ptr": "*fp32"},
+                {**size, "C": channels}, warps=4,
+            )  # fmt: skip
         yield Case(
-            f"token in {channels}->{width}", token_in.token_in_kernel,
-            {"x_ptr": "*fp32", "w_ptr": "*fp32", "b_ptr": "*fp32", "uncond_ptr": "*i32", "step_ptr": "*i32",
-             "h_ptr": "*fp32"},
-            {**size, "C": channels}, warps=4,
-        )  # fmt: skip
-        yield Case(
-            f"head out {width}->{2 * channels}", head_out.head_out_kernel,
-            {"h_ptr": "*fp32", "mod_ptr": "*bf16", "step_ptr": "*i32", "w_ptr": "*fp32", "b_ptr": "*fp32",
+            f"head out {width}->{2 * channels}{suffix}", head_out.head_out_kernel,
+            {"h_ptr": "*fp32", "mod_ptr": f"*{dtype}", "step_ptr": "*i32", "w_ptr": "*fp32", "b_ptr": "*fp32",
              "out_ptr": "*fp32", "n_rows": "i32", "mod_stride": "i32"},
             {**size, "N_OUT": 2 * channels, "BLOCK_O": 8}, warps=4,
         )  # fmt: skip
+
+
+def _add_norm(width: int, add: bool, out: str) -> Case:
+    return Case(
+        f"{'add norm' if add else 'norm'} {width} {out}", add_norm.add_norm_kernel,
+        {"x_ptr": "*fp32", "delta_ptr": "*bf16" if add else "*fp32", "weight_ptr": "*fp32", "bias_ptr": "*fp32",
+         "n_ptr": f"*{out}"},
+        {"W": width, "BLOCK_W": triton.next_power_of_2(width), "ADD": add}, warps=add_norm.warps(width),
+    )  # fmt: skip
 
 
 def _normal(channels: int) -> Case:
@@ -153,25 +173,29 @@ def _update(channels: int, prediction: str) -> Case:
 
 
 def _persistent(backend: str) -> Iterator[Case]:
-    """Every tile at one width per BLOCK_W, with guidance and eps, the costliest case; two tiles at other widths."""
+    """Every tile at one width per BLOCK_W, with guidance and eps, the costliest case; two tiles at other widths. In
+    float32 it runs in checks, at one width."""
     configs = persistent_configs(backend)
-    for width in WIDTHS:
-        for c in configs if width in (OTHER_WIDTH, WIDTHS[-1]) else (configs[0], configs[-1]):
+    for c in persistent_configs(backend, torch.float32):
+        yield _head_loop(backend, c, OTHER_WIDTH, "fp32")
+    for width in PERSISTENT_WIDTHS:
+        for c in configs if width in (OTHER_WIDTH, PERSISTENT_WIDTHS[-1]) else (configs[0], configs[-1]):
             yield _head_loop(backend, c, width)
 
 
-def _head_loop(backend: str, c: Config, width: int) -> Case:
-    pointers = {name: "*fp32" for name in ("x_ptr", "h_ptr")} | {"u_ptr": "*bf16", "sums_ptr": "*fp32"}
-    pointers |= {"out_ptr": "*fp32", "counter_ptr": "*i32", "uncond_ptr": "*i32", "mod_ptr": "*bf16"}
+def _head_loop(backend: str, c: Config, width: int, dtype: str = "bf16") -> Case:
+    pointers = {name: "*fp32" for name in ("x_ptr", "h_ptr")} | {"u_ptr": f"*{dtype}", "sums_ptr": "*fp32"}
+    pointers |= {"out_ptr": "*fp32", "counter_ptr": "*i32", "uncond_ptr": "*i32", "mod_ptr": f"*{dtype}"}
     pointers |= {f"{part}_{kind}_ptr": "*fp32" for part in ("in", "norm", "out") for kind in "wb"}
-    pointers |= {"up_w_ptr": "*bf16", "up_b_ptr": "*fp32", "down_w_ptr": "*bf16", "down_b_ptr": "*fp32", **ROW_SETTINGS}
+    pointers |= {f"{part}_w_ptr": f"*{dtype}" for part in ("up", "down")}
+    pointers |= {"up_b_ptr": "*fp32", "down_b_ptr": "*fp32", **ROW_SETTINGS}
     sizes = ("n_rows", "n_evaluations", "mod_stride", "team", "width", "channels", "outputs")
     numbers = (*sizes, "first_step", "last_step", "first_phase", "last_phase")
     return Case(
-        f"persistent {width} {_tile(c)}", persistent_kernel.head_loop_kernel,
+        f"persistent {width}{'' if dtype == 'bf16' else ' ' + dtype} {_tile(c)}", persistent_kernel.head_loop_kernel,
         pointers | dict.fromkeys(numbers, "i32") | {"clamp": "fp32"},
         {"W": width, "L": 6, "C": 16, "N_OUT": 32, "EPS": True, "HALVES": 2, "BLOCK_M": c.m,
          "BLOCK_N": c.n, "BLOCK_K": c.k, "BLOCK_W": triton.next_power_of_2(width), "BLOCK_C": 16, "BLOCK_O": 4,
          "PRECISION": precision(backend), "UPCAST": False},
-        c.warps, c.stages, dot=True, waits=True, registers=MOST_REGISTERS if backend == "cuda" else None,
+        c.warps, c.stages, dot=dtype == "bf16", waits=True, registers=MOST_REGISTERS if backend == "cuda" else None,
     )  # fmt: skip

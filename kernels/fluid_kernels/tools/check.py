@@ -56,7 +56,7 @@ def checks(device: str, quick: bool = False) -> Iterator[Check]:
     draw, backend = Draw(device), backend_of(torch.device(device))
     for dtype in (torch.float32, torch.bfloat16):
         most = MOST[dtype]
-        tiles = [linear_config(backend, 1, dtype)] if quick else linear_configs(backend, dtype)
+        tiles = [linear_config(backend, 1, 96, dtype)] if quick else linear_configs(backend, dtype)
         for width in (96,) if quick else (1024, 1536, 1000):
             about = f"{width} {str(dtype).removeprefix('torch.')}"
             for tile in tiles:

@@ -145,7 +145,7 @@ class FileStore:
         data = await self._redis.execute_command("GETRANGE", key, first, offsets[-1] - 1, NEVER_DECODE=True)
         if len(data) < offsets[-1] - first:
             raise UnknownFile(f"File {file_id[:100]!r} has expired or was deleted.", param="file_id")
-        return [data[start - first : end - first].decode() for start, end in pairwise(offsets)]
+        return [data[start - first : end - first].decode(errors="replace") for start, end in pairwise(offsets)]
 
     async def list(self, owner: str, limit: int, after: str | None) -> tuple[builtins.list[StoredFile], bool]:
         """Return one page, newest first, and whether more files follow."""

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from server.batch_format import URL, results_file
@@ -98,5 +98,6 @@ class LineResult:
 
     number: int  #: from 0
     custom_id: str
+    body: Mapping[str, Any] = field(default_factory=dict)  #: the line's request
     job: JobRecord | None = None
     rejection: dict[str, Any] | None = None  #: {"status": HTTP status, "body": error body}

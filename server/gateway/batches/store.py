@@ -121,7 +121,7 @@ class BatchStore:
         size = array("I").itemsize
         key = self._keys.batch_index(batch.id)
         raw = await self._redis.execute_command("GETRANGE", key, first * size, (end + 1) * size - 1, NEVER_DECODE=True)
-        offsets = array("I", raw)
+        offsets = array("I", raw[: len(raw) // size * size])
         if len(offsets) < 2:
             raise UnknownFile(f"The lines of batch {batch.id} are gone.", param="batch_id")
         return await self._files.lines(batch.fields["input_file_id"], offsets)
@@ -138,10 +138,10 @@ class BatchStore:
                 return
             for number, text in enumerate(texts, start):
                 try:
-                    custom_id = parse_line(text).custom_id
+                    line = parse_line(text)
                     if str(number) in rejections:
                         if errors:
-                            yield LineResult(number, custom_id, rejection=json.loads(rejections[str(number)]))
+                            yield LineResult(number, line.custom_id, rejection=json.loads(rejections[str(number)]))
                         continue
                     job = await self._queue.get(batch.job_id(number))
                 except (UnknownJob, JobExpired):
@@ -150,4 +150,4 @@ class BatchStore:
                     skip("a line of a batch", error)
                     continue
                 if job.state.terminal and errors != (job.state is JobState.SUCCEEDED):
-                    yield LineResult(number, custom_id, job)
+                    yield LineResult(number, line.custom_id, line.body, job)

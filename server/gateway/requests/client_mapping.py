@@ -16,10 +16,11 @@ class ClientMapping:
 
     aliases: Mapping[str, str] = field(default_factory=dict)  #: model name in requests -> id of a model
     nearest_size: bool = False  #: generate the nearest size instead of refusing one
+    response_format: str = "b64_json"  #: of responses whose request does not choose one
 
     @classmethod
     def from_settings(cls, settings: Settings) -> "ClientMapping":
-        """Parse FLUID_MODEL_ALIASES and FLUID_SIZE_POLICY.
+        """Parse FLUID_MODEL_ALIASES, FLUID_SIZE_POLICY and FLUID_RESPONSE_FORMAT.
 
         Raises:
             SettingError: an alias is not NAME=MODEL, or a name occurs twice.
@@ -33,7 +34,11 @@ class ClientMapping:
                     "dall-e-3=scenes-128,gpt-image-1=scenes-128."
                 )
             aliases[name] = model
-        return cls(aliases, settings.size_policy == "nearest")
+        return cls(aliases, settings.size_policy == "nearest", settings.response_format)
+
+    def default_response_format(self, model: str | None, *, stream: bool) -> str:
+        """OpenAI's gpt-image models and all its streams send base64 alone, and their clients cannot read a link."""
+        return "b64_json" if stream or (model or "").startswith("gpt-image") else self.response_format
 
 
 NO_MAPPING = ClientMapping()

@@ -45,6 +45,7 @@ def resolve(
         deadline_ms=request.deadline_ms,
         partial_images=request.partial_images or 0,
         webhook=request.webhook or "",
+        negative_prompt=request.negative_prompt or "",
     )
     if job.output_format == "png" and job.output_compression < 100:  # OpenAI rejects it too
         raise InvalidRequest(
@@ -53,7 +54,8 @@ def resolve(
             param="output_compression",
         )
     _check_limits(job, info)
-    return job, _warnings(request, info, job)
+    _check_negative_prompt(job, info)
+    return job, warnings_about(request, info, job)
 
 
 def _given_sampling(request: ImageRequest) -> dict[str, Any]:
@@ -112,7 +114,7 @@ def _check_limits(job: JobInput, info: ModelInfo) -> None:
     """Check the job against every `max_<parameter>` and `min_<parameter>` that the model publishes."""
     for name, value in job.parameters().items():
         high, low = info.limits.get(f"max_{name}"), info.limits.get(f"min_{name}")
-        if value is None:
+        if not isinstance(value, int | float):  # a newer version's model may limit more
             continue
         if high is not None and value > high:
             raise InvalidRequest(f"'{name}' must be at most {high:g} for {info.id}, not {value}.", param=name)
@@ -120,7 +122,31 @@ def _check_limits(job: JobInput, info: ModelInfo) -> None:
             raise InvalidRequest(f"'{name}' must be at least {low:g} for {info.id}, not {value}.", param=name)
 
 
-def _warnings(request: ImageRequest, info: ModelInfo, job: JobInput) -> list[str]:
+def _check_negative_prompt(job: JobInput, info: ModelInfo) -> None:
+    """Refuse a negative prompt that the model does not have, or that would act as a prompt."""
+    if not job.negative_prompt:
+        return
+    if info.labels:
+        raise InvalidRequest(
+            f"'negative_prompt' is not possible with {info.id}: it is conditioned on class labels, and its guidance "
+            "leads away from a learned 'no class', not from a text. Leave it out.",
+            param="negative_prompt",
+        )
+    if job.sampling.guidance_scale < 1:
+        raise InvalidRequest(
+            f"'negative_prompt' with a 'guidance_scale' of {job.sampling.guidance_scale:g} would lead towards it "
+            "instead of away. Use a 'guidance_scale' above 1, or leave 'negative_prompt' out.",
+            param="negative_prompt",
+        )
+
+
+def _is_guided(sampling: Sampling) -> bool:
+    """True if guidance acts in any step; a step i of S is guided if i / S is inside the interval."""
+    (low, high), steps = sampling.guidance_interval, sampling.num_inference_steps
+    return sampling.guidance_scale != 1 and any(low <= i / steps < high for i in range(steps))
+
+
+def warnings_about(request: ImageRequest, info: ModelInfo, job: JobInput) -> list[str]:
     """Tell what was mapped to something else, what has no effect, and which words the model does not know."""
     warnings = []
     if request.model and request.model != info.id:
@@ -131,4 +157,10 @@ def _warnings(request: ImageRequest, info: ModelInfo, job: JobInput) -> list[str
         warnings.append(f"'quality' {request.quality} is {job.quality} here.")
     given = [name for name in IGNORED if getattr(request, name) not in (None, "auto")]
     warnings += [f"'{name}' has no effect here." for name in given]
-    return warnings + vocabulary_warnings(request.prompt, info)
+    if job.negative_prompt and not _is_guided(job.sampling):
+        warnings.append(
+            "'negative_prompt' has no effect without guidance: 'guidance_scale' is 1, or no step is in "
+            "'guidance_interval'."
+        )
+    warnings += vocabulary_warnings(request.prompt, info)
+    return warnings + vocabulary_warnings(job.negative_prompt, info, "negative_prompt")

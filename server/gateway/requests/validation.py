@@ -25,7 +25,7 @@ def validated(schema: type[M], values: Mapping[str, Any], *, strict: bool | None
 def from_validation(first: dict[str, Any]) -> InvalidRequest:
     """Describe one of pydantic's errors in a sentence that names the parameter, its limit and the value sent."""
     context = first.get("ctx", {})
-    if first["type"] in ("unknown_parameter", "not_supported"):
+    if first["type"] == "unknown_parameter":
         return InvalidRequest(first["msg"], param=context["param"])
     if first["type"] == "json_invalid":
         return InvalidRequest(f"The body is not valid JSON: {context.get('error', first['msg'])}.")

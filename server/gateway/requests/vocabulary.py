@@ -23,10 +23,13 @@ _CAPTION_WORDS = frozenset(
 )
 
 
-def vocabulary_warnings(prompt: str, info: ModelInfo) -> list[str]:
+def vocabulary_warnings(prompt: str, info: ModelInfo, param: str = "prompt") -> list[str]:
     """Return a warning with the unknown words and the nearest known ones; none for a model without a vocabulary.
 
     A class-conditional model refuses what it does not know, so it has no such warning.
+
+    Args:
+        param: the parameter that holds the prompt.
     """
     if not info.vocabulary or info.labels:
         return []
@@ -37,7 +40,7 @@ def vocabulary_warnings(prompt: str, info: ModelInfo) -> list[str]:
     shown = [_with_nearest(word, info.vocabulary) for word in unknown[:MAX_WORDS]]
     more = f" and {len(unknown) - MAX_WORDS} more" if len(unknown) > MAX_WORDS else ""
     return [
-        f"'prompt' has words that are not in the vocabulary of {info.id}: {', '.join(shown)}{more}. GET /v1/models "
+        f"'{param}' has words that are not in the vocabulary of {info.id}: {', '.join(shown)}{more}. GET /v1/models "
         "lists the vocabulary."
     ]
 

@@ -42,7 +42,9 @@ async def respond(
     wants_file = content_negotiation.wants_image_bytes(request, job.n)
     _check_stream_params(body, wants_file=wants_file)
     await services.fleet.require_worker(job.model)
-    response_format = body.response_format or services.settings.response_format
+    response_format = body.response_format or services.mapping.default_response_format(
+        body.model, stream=bool(body.stream)
+    )
     base_url = public_base_url(services, request)
     if body.stream:
         slot = services.streams.open(job.owner)

@@ -77,7 +77,7 @@ async def vary_image(request: Request, services: ServicesDep, caller: CallerDep)
     """Generate variations of an image around a random part of it.
 
     `keep` is the share of the image's tokens that stays; each seed keeps different ones. Without `prompt`, the prompt
-    is taken from the metadata of an image that was generated here.
+    is taken from the metadata of an image that was generated here; another image guides alone.
     """
     async with open_form(request) as form:
         body = validated_form(VariationRequest, form, files=("image",))
@@ -87,10 +87,13 @@ async def vary_image(request: Request, services: ServicesDep, caller: CallerDep)
         source, recipe, warnings = await _decode(lambda: uploads.read_with_recipe(image, info.image_size))
     if not body.prompt:
         prompt = (recipe or {}).get("prompt")
-        if not isinstance(prompt, str):
+        if isinstance(prompt, str) and prompt:
+            body = _with_prompt(body, prompt)
+            warnings.append(f"The prompt was taken from the image: {prompt!r}.")
+        elif info.labels:  # a class-conditional model
             raise InvalidRequest("'prompt' is missing, and the metadata of 'image' has none. Add one.", param="prompt")
-        body = _with_prompt(body, prompt)
-        warnings.append(f"The prompt was taken from the image: {prompt!r}.")
+        else:  # the default of OpenAI's clients, whose variations have no prompt
+            warnings.append("'prompt' is missing, and the metadata of 'image' has none; only the image guides.")
     kept = min(round((DEFAULT_KEEP if body.keep is None else body.keep) * info.tokens), info.tokens - 1)
     job, more_warnings = await _resolve(services, body, info.tokens - kept)
     data, sha256 = compositing.pack(source, None)

@@ -1,7 +1,7 @@
 """OpenAI's Files API: upload, list, get, delete and download, for the input and the results of batches."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Form, Query, Request, UploadFile
@@ -16,8 +16,11 @@ from server.gateway.batches.record import Batch
 from server.gateway.dependencies import Services, ServicesDep
 from server.gateway.middleware.auth import CallerDep
 from server.gateway.requests.body import FormRoute
+from server.gateway.requests.resolve import warnings_about
+from server.gateway.requests.validation import validated
 from server.gateway.responses.images import images_response, require_success
 from server.gateway.schemas.batches import FileDeleted, FileList, FileObject
+from server.gateway.schemas.images import ImageRequest
 from server.gateway.schemas.openapi import BATCH_ERRORS, FILE_CONTENT, FILE_ERRORS
 from server.jobs import JobRecord
 
@@ -135,7 +138,7 @@ async def _result_lines(services: Services, batch: Batch, errors: bool) -> Async
     async for result in services.batches.results(batch, errors=errors):
         line: dict[str, Any] = {"id": batch.job_id(result.number), "custom_id": result.custom_id, "error": None}
         if result.job is not None:
-            line["response"] = await _response(services, result.job)
+            line["response"] = await _response(services, result.job, result.body)
         elif result.rejection is not None:
             status, body = result.rejection["status"], result.rejection["body"]
             line["response"] = {"status_code": status, "request_id": None, "body": body}
@@ -143,14 +146,23 @@ async def _result_lines(services: Services, batch: Batch, errors: bool) -> Async
         yield json.dumps(line, separators=(",", ":")) + "\n"
 
 
-async def _response(services: Services, record: JobRecord) -> dict[str, Any]:
-    """Return what the synchronous route would have answered for this job."""
+async def _response(services: Services, record: JobRecord, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the synchronous route would have answered to this body and job."""
     try:
         require_success(record)
-        answer = await images_response(services, record, "b64_json", [])
+        answer = await images_response(services, record, "b64_json", await _warnings(services, record, body))
     except JobCanceled:
         canceled = JobCanceled("The batch was canceled or expired before this line was generated.")
         return {"status_code": canceled.status, "request_id": record.id, "body": canceled.body()}
     except RequestError as error:
         return {"status_code": error.status, "request_id": record.id, "body": error.body()}
     return {"status_code": 200, "request_id": record.id, "body": answer.model_dump()}
+
+
+async def _warnings(services: Services, record: JobRecord, body: Mapping[str, Any]) -> list[str]:
+    """The warnings about a line's request, made again instead of stored; none once its model is unknown."""
+    try:
+        info = (await services.fleet.models()).get(record.input.model)
+        return warnings_about(validated(ImageRequest, body), info, record.input) if info else []
+    except RequestError:
+        return []

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict
-from importlib import resources
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from redis.exceptions import RedisError
@@ -15,7 +14,9 @@ from redis.exceptions import RedisError
 from server.errors import NoWorkers, UnknownModel
 from server.gateway.dependencies import Services, ServicesDep
 from server.gateway.metrics import render
-from server.gateway.middleware.security_headers import content_security_policy
+from server.gateway.pages.api_reference import api_reference
+from server.gateway.pages.playground import playground
+from server.gateway.pages.self_contained import Page
 from server.gateway.queue_trouble import reason
 from server.gateway.schemas.openapi import MODEL, READY
 from server.gateway.schemas.operations import Health, ModelList, ModelObject
@@ -95,11 +96,20 @@ async def metrics(services: ServicesDep) -> Response:
         await services.registry.models(),
         await services.registry.stats(),
         await redis_time(services.queue.redis),
+        await services.registry.last_seen(),
     )
     return Response(text, media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/", include_in_schema=False)
-async def playground() -> HTMLResponse:
-    page = (resources.files("server.gateway") / "playground.html").read_text(encoding="utf-8")
-    return HTMLResponse(page, headers={"Content-Security-Policy": content_security_policy(page)})
+async def show_playground() -> HTMLResponse:
+    return playground().response()
+
+
+@router.get("/docs", include_in_schema=False)
+async def show_api_reference(request: Request) -> HTMLResponse:
+    state = request.app.state
+    if not hasattr(state, "api_reference"):
+        state.api_reference = api_reference(request.app.openapi())
+    page: Page = state.api_reference
+    return page.response()

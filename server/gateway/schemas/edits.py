@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import ConfigDict, Field
 
-from server.gateway.schemas.images import UNSUPPORTED, ImageRequest
+from server.gateway.schemas.images import ImageRequest
 
 MAX_FEATHER = 64
 DEFAULT_FEATHER = 2
@@ -15,7 +15,7 @@ class SourceImageRequest(ImageRequest):
     """Base of the forms that upload a source image."""
 
     #: Parameters that are rejected unless they are empty or false.
-    unsupported: ClassVar[tuple[str, ...]] = (*UNSUPPORTED, "webhook")
+    unsupported: ClassVar[tuple[str, ...]] = ("webhook",)
 
 
 class EditRequest(SourceImageRequest):
@@ -52,7 +52,8 @@ class VariationRequest(SourceImageRequest):
         Field(
             min_length=1,
             max_length=2000,
-            description="What to generate; the prompt in the image's metadata if omitted.",
+            description="What to generate; the prompt in the image's metadata if omitted. Without either, only the "
+            "image guides.",
         ),
     ] = ""
     keep: Annotated[

@@ -15,7 +15,6 @@ MAX_PROMPT_CHARS = 2000
 MAX_IMAGES = 10
 MAX_SEED = 2**63 - 1
 MAX_DEADLINE_MS = 7 * 86_400_000
-UNSUPPORTED = ("negative_prompt",)
 MAX_PARTIAL_IMAGES = 3
 #: Parameters of OpenAI's models that mean nothing here: accepted, with a note in `warnings`.
 IGNORED = ("background", "moderation", "style")
@@ -47,6 +46,10 @@ class ImageRequest(BaseModel):
     )
 
     prompt: Annotated[str, Field(min_length=1, max_length=MAX_PROMPT_CHARS, description="What to generate.")]
+    negative_prompt: Annotated[
+        str | None,
+        Field(max_length=MAX_PROMPT_CHARS, description="What to lead away from; needs a guidance_scale above 1."),
+    ] = None
     model: Annotated[
         str | None,
         Field(description="An id of GET /v1/models or an alias of the operator's; the served model if omitted."),
@@ -76,7 +79,10 @@ class ImageRequest(BaseModel):
     ] = None
     response_format: Annotated[
         Literal["b64_json", "url"] | None,
-        Field(description="Images as base64 in the response, or as links; FLUID_RESPONSE_FORMAT if omitted."),
+        Field(
+            description="Images as base64 in the response, or as links; FLUID_RESPONSE_FORMAT if omitted, and b64_json "
+            "in streams and for gpt-image models."
+        ),
     ] = None
     seed: Annotated[
         int | None,
@@ -180,13 +186,7 @@ class ImageRequest(BaseModel):
         """Reject unknown parameters by name and suggest the nearest valid one; ignoring them would hide typos."""
         if not isinstance(data, dict):
             return data
-        kept = dict(data)
-        for name in UNSUPPORTED:  # an empty or false value asks for the default behaviour
-            if kept.pop(name, None):
-                raise PydanticCustomError(
-                    "not_supported", f"'{name}' is not supported yet. Leave it out.", {"param": name}
-                )
-        for name in kept:
+        for name in data:
             if name not in cls.model_fields:
                 close = difflib.get_close_matches(name, cls.model_fields, n=1)
                 hint = f" Did you mean '{close[0]}'?" if close else ""
@@ -197,7 +197,7 @@ class ImageRequest(BaseModel):
                     # A response cannot carry an unpaired surrogate.
                     {"param": ascii(name[:100])[1:-1], "hint": hint, "valid": valid},
                 )
-        return kept
+        return data
 
     @field_validator("*")
     @classmethod
@@ -212,9 +212,20 @@ class ImageRequest(BaseModel):
     def _prompt_is_not_blank(cls, prompt: str) -> str:
         if not prompt.strip():
             raise PydanticCustomError("empty_prompt", "must not be blank; say what to generate")
-        if "\0" in prompt:  # it terminates a field of PNG metadata, so the image could not carry its prompt
-            raise PydanticCustomError("null_character", "contains a null character (U+0000); leave it out")
         return prompt
+
+    @field_validator("prompt", "negative_prompt")
+    @classmethod
+    def _fits_into_metadata(cls, text: str | None) -> str | None:
+        if text is not None and "\0" in text:  # it terminates a field of PNG metadata, which could not carry the text
+            raise PydanticCustomError("null_character", "contains a null character (U+0000); leave it out")
+        return text
+
+    @field_validator("negative_prompt")
+    @classmethod
+    def _blank_is_none(cls, text: str | None) -> str | None:
+        """A blank negative prompt asks for the default behaviour."""
+        return text if text and text.strip() else None
 
     @field_validator("guidance_interval")
     @classmethod

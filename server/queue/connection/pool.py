@@ -1,9 +1,10 @@
-"""A bounded pool of connections: commands wait for one in turn, as long as Redis answers."""
+"""Bounded pools of connections: commands wait for one in turn, as long as Redis answers."""
 
 import asyncio
 from typing import Any
 
 from redis.asyncio import Connection, ConnectionPool
+from redis.asyncio.sentinel import SentinelConnectionPool, SentinelManagedConnection, SentinelManagedSSLConnection
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from server.queue.connection.patience import LATE_S, LONGEST_S, patient
@@ -16,15 +17,16 @@ MAX_CONNECTIONS = 64
 NEVER_REACHED = 4096
 
 
-class WaitingPool(ConnectionPool):
-    """At most MAX_CONNECTIONS in use. Further commands wait, first come, first served, however long that takes.
+class _Waiting:
+    """Part of a pool: at most MAX_CONNECTIONS in use. Further commands wait, first come, first served.
 
     Once Redis has not answered for `timeout_s` those that wait get the same error as the commands under way: with a
     timeout of their own each, they would get it late when Redis is silent, and without cause when it is busy.
     """
 
-    def __init__(self, *, timeout_s: float, connection_class: type[Any] = Connection, **options: Any) -> None:
+    def __init__(self, *names: Any, timeout_s: float, connection_class: type[Any], **options: Any) -> None:
         super().__init__(
+            *names,
             connection_class=patient(connection_class),
             max_connections=NEVER_REACHED,
             answer_timeout_s=timeout_s,
@@ -48,7 +50,7 @@ class WaitingPool(ConnectionPool):
         else:
             await self._slots.acquire()  # without a pause
         try:
-            connection = await super().get_connection(*args, **options)  # type: ignore[no-untyped-call]
+            connection = await super().get_connection(*args, **options)  # type: ignore[misc]
         except BaseException:
             self._slots.release()
             raise
@@ -62,7 +64,7 @@ class WaitingPool(ConnectionPool):
         held = connection in self._holding  # not if it failed to connect
         self._holding.discard(connection)
         try:
-            await super().release(connection)
+            await super().release(connection)  # type: ignore[misc]
         finally:
             if held:
                 self._slots.release()
@@ -83,3 +85,18 @@ class WaitingPool(ConnectionPool):
             if not waiting.cancel():
                 self._slots.release()
             raise
+
+
+class WaitingPool(_Waiting, ConnectionPool):
+    """Connections to one Redis."""
+
+    def __init__(self, *, connection_class: type[Any] = Connection, **options: Any) -> None:
+        super().__init__(connection_class=connection_class, **options)
+
+
+class WaitingSentinelPool(_Waiting, SentinelConnectionPool):
+    """Connections to the primary that Sentinel names."""
+
+    def __init__(self, service: str, sentinel: Any, *, ssl: bool = False, **options: Any) -> None:
+        connection_class = SentinelManagedSSLConnection if ssl else SentinelManagedConnection
+        super().__init__(service, sentinel, connection_class=connection_class, **options)

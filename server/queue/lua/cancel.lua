@@ -2,7 +2,7 @@
 local id = args.id
 local f = read(id, 'state', 'model')
 if not f[1] then return 'unknown' end
-if TERMINAL[f[1]] then return f[1] end
+if TERMINAL[f[1]] or not intact(id) then return f[1] end
 local lease_end = redis.call('ZSCORE', keys.leases_zset(f[2]), id)
 -- Once the lease has expired, no worker is left to see the flag.
 if f[1] == 'queued' or (lease_end and tonumber(lease_end) <= clock()) then

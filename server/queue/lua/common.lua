@@ -22,13 +22,19 @@ local function time_text(seconds) return string.format('%.6f', seconds) end
 
 local function read(id, ...) return redis.call('HMGET', keys.job_hash(id), ...) end
 
+local function is_number(text) return #text <= 17 and string.find(text, '^%-?%d+%.?%d*$') ~= nil end
+local function is_whole(text) return text and is_number(text) and not string.find(text, '.', 1, true) end
+
 -- True if the record has what waiting, leasing and ending a job read. One without would fail every script that meets it.
 local function intact(id)
-  local f = read(id, 'state', 'model', 'class', 'caller', 'work', 'input', 'kind')
-  for i = 1, 7 do
+  if redis.call('TYPE', keys.job_hash(id)).ok ~= 'hash' then return false end
+  local f = read(id, 'state', 'model', 'class', 'caller', 'work', 'input', 'kind', 'sequence', 'attempt',
+    'result_ttl_s', 'deadline')
+  for i = 1, 9 do
     if not f[i] then return false end
   end
-  return true
+  return is_whole(f[5]) and is_whole(f[8]) and is_whole(f[9]) and (not f[10] or is_whole(f[10]))
+    and (not f[11] or is_number(f[11]))
 end
 
 local function count(what, by) redis.call('HINCRBY', keys.counters_hash, what, by or 1) end
@@ -257,12 +263,13 @@ local function lease_reply(id)
   return {id, f[1], f[2], f[3], f[4], f[5], f[6] or '', redis.call('EXISTS', keys.resume_hash(id))}
 end
 
--- Start an attempt under `limits`: worker, lease_ms, max_attempts, ttl_s. Returns nil if the job may have no more
--- attempts, or was canceled: then this call ends it.
-local function start_attempt(id, limits)
+-- Start an attempt under `limits`: worker, lease_ms, max_attempts, ttl_s. Its worker made the token at random: a counter
+-- here would repeat itself after a failover to a replica that lacks the last writes. Returns nil if the job may have no
+-- more attempts, or was canceled: then this call ends it.
+local function start_attempt(id, token, limits)
   local job, max_attempts, ttl_s = keys.job_hash(id), limits.max_attempts, limits.ttl_s
   local f = read(id, 'cancel_requested', 'error', 'state')
-  redis.call('HINCRBY', job, 'token', 1) -- fences out its last worker
+  redis.call('HSET', job, 'token', token) -- fences out its last worker
   if f[1] == '1' then -- its worker died before it saw the flag
     finish(id, 'canceled', ttl_s)
     return nil

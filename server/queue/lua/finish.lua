@@ -1,7 +1,9 @@
 -- End a job, once. args: id, token, state, outputs, error and metrics (JSON texts, '' for none), ttl_s, steps,
--- result_ttl_s, result_bytes (of all images), indices of the images whose files are not stored yet and follow as ARGV[2]
--- and up. One round trip and one sync less than storing them separately. Returns the state that the job has now, or
--- 'fenced'.
+-- result_ttl_s, result_bytes (of all images), stored ({token, index} of each image whose file is stored already), indices of
+-- the images whose files are not and follow as ARGV[2] and up. One round trip and one sync less than storing them
+-- separately. Only this script makes files visible: the record names their tokens. Returns the state that the job has
+-- now, 'fenced', or 'incomplete' if a stored file is gone, as after a failover to a replica that never got it: then
+-- nothing has changed.
 local id, state, outputs, error = args.id, args.state, args.outputs, args.error
 local job = keys.job_hash(id)
 local f = read(id, 'state', 'token', 'cancel_requested', 'error')
@@ -13,6 +15,11 @@ if TERMINAL[f[1]] then return f[1] end -- our own finish, repeated after a lost 
 if f[3] == '1' then
   -- The caller was told that the job is being canceled, so that is how it ends.
   state, outputs, error = 'canceled', '', f[4] or ''
+end
+if state == 'succeeded' then
+  for _, file in ipairs(args.stored) do
+    if redis.call('EXISTS', keys.result_bytes(id, file[1], file[2])) == 0 then return 'incomplete' end
+  end
 end
 redis.call('HSET', job, 'outputs', outputs, 'error', error, 'metrics', args.metrics)
 if state == 'succeeded' then

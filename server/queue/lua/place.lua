@@ -3,7 +3,7 @@
 local CALLERS_READ = 200
 local id = args.id
 local f = read(id, 'state', 'model', 'class', 'caller')
-if f[1] ~= 'queued' then return {-1, '0'} end
+if f[1] ~= 'queued' or not intact(id) then return {-1, '0'} end
 local model, class, caller = f[2], f[3], f[4]
 local ahead, waiting = 0, 0
 for _, name in ipairs(PRIORITIES) do

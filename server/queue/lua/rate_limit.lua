@@ -5,6 +5,7 @@ local name = keys.rate_limit(args.caller)
 local WINDOW_S = 60
 local each, now = WINDOW_S / args.per_minute, clock()
 local whole = math.max(tonumber(redis.call('GET', name) or '0'), now)
+whole = math.min(whole, now + WINDOW_S) -- later only if Redis' clock was set back
 local allowed = whole + each - now <= WINDOW_S + 1e-6
 if allowed then
   whole = whole + each

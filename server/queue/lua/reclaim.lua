@@ -1,17 +1,21 @@
--- Take over jobs whose lease has expired. args: model, worker, lease_ms, max_attempts, ttl_s, count, and held, the ids
--- of the jobs that the worker runs. Those are renewed instead: the renewal was late, and no other worker was quicker.
+-- Take over jobs whose lease has expired. args: model, worker, lease_ms, max_attempts, ttl_s, tokens, one for each job
+-- that the worker has room for, and held, the ids of the jobs that the worker runs. Those are renewed instead: the renewal was late, and no other worker was quicker.
 -- The worker's name on a lease is not enough: the worker never heard of the job if the reply to `take` was lost.
-local held, found = {}, {}
+-- A lease that ends later than any worker could have set it is from before Redis' clock was set back. It gets a new end.
+local held, found, leases, lease_s = {}, {}, keys.leases_zset(args.model), args.lease_ms / 1000
 for _, id in ipairs(args.held) do held[id] = true end
-local lapsed = redis.call('ZRANGEBYSCORE', keys.leases_zset(args.model), '-inf', time_text(clock()), 'LIMIT', 0, 100)
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', leases, time_text(clock() + 2 * lease_s), '+inf', 'LIMIT', 0, 100)) do
+  redis.call('ZADD', leases, time_text(clock() + lease_s), id)
+end
+local lapsed = redis.call('ZRANGEBYSCORE', leases, '-inf', time_text(clock()), 'LIMIT', 0, 100)
 for _, id in ipairs(lapsed) do
-  if #found >= args.count then break end
+  if #found >= #args.tokens then break end
   if not intact(id) then -- its record is gone or damaged
-    redis.call('ZREM', keys.leases_zset(args.model), id)
+    redis.call('ZREM', leases, id)
   elseif held[id] and redis.call('HGET', keys.job_hash(id), 'worker') == args.worker then
     set_lease(id, args.lease_ms)
   else
-    found[#found + 1] = start_attempt(id, args)
+    found[#found + 1] = start_attempt(id, args.tokens[#found + 1], args)
   end
 end
 return found

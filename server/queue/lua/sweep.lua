@@ -2,7 +2,7 @@
 -- args: ttl_s.
 local now = time_text(clock())
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', keys.deadlines_zset, '-inf', now, 'LIMIT', 0, 1000)) do
-  if read(id, 'state')[1] == 'queued' then
+  if intact(id) and read(id, 'state')[1] == 'queued' then
     abort(id, args.ttl_s)
   else
     redis.call('ZREM', keys.deadlines_zset, id)

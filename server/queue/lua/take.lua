@@ -1,10 +1,18 @@
--- Take the next waiting job of a model, as a lease. args: model, worker, lease_ms, max_attempts, ttl_s, call, ageing_s,
+-- Take the next waiting job of a model, as a lease. args: model, worker, lease_ms, max_attempts, ttl_s, token, ageing_s,
 -- min_wait_s, the least time that the job must have waited. Returns {} if there is none.
--- Safe to repeat: `call` names one call, so that a repetition after a lost reply gets the same job and no new attempt.
+-- Safe to repeat: a repetition after a lost reply has the same token and gets the same job, without a new attempt,
+-- unless another worker has the job by then.
 local model = args.model
 local last_take = keys.last_take_hash(args.worker)
-local known = redis.call('HMGET', last_take, 'call', 'id')
-if known[1] == args.call then return lease_reply(known[2]) end
+local known = redis.call('HMGET', last_take, 'token', 'id')
+if known[1] and tonumber(known[1]) == args.token and read_leased(known[2], args.token) then
+  return lease_reply(known[2])
+end
+
+local function waits_here(id, class, caller)
+  local f = read(id, 'model', 'class', 'caller')
+  return f[1] == model and f[2] == class and f[3] == caller
+end
 
 -- Ageing: a job that has waited long enough goes up one class, at most a few per call.
 local now = clock()
@@ -49,7 +57,8 @@ for _, class in ipairs(PRIORITIES) do
     local deadline = id and redis.call('HGET', keys.job_hash(id), 'deadline')
     if not id then
       redis.call('ZREM', keys.callers_zset(model, class), caller)
-    elseif not intact(id) then -- its record is gone or damaged: without this, no job behind it would ever be taken
+    elseif not intact(id) or not waits_here(id, class, caller) then
+      -- Its record is gone, damaged or names another place: without this, no job behind it would ever be taken.
       redis.call('ZREM', keys.waiting_zset(model, class, caller), id)
       redis.call('ZREM', keys.waiting_since_zset(model, class), id)
     elseif deadline and tonumber(deadline) <= now then
@@ -57,9 +66,9 @@ for _, class in ipairs(PRIORITIES) do
     elseif tonumber(redis.call('ZSCORE', keys.waiting_since_zset(model, class), id) or '0') > now - args.min_wait_s then
       return {}
     else
-      local found = start_attempt(id, args)
+      local found = start_attempt(id, args.token, args)
       if found then
-        redis.call('HSET', last_take, 'call', args.call, 'id', id)
+        redis.call('HSET', last_take, 'token', args.token, 'id', id)
         redis.call('EXPIRE', last_take, 60)
         return found
       end

@@ -1,11 +1,17 @@
-"""A time limit for the canary image of a reload, whose engine no watchdog sees."""
+"""The canary image of an engine that has just been loaded; in a reload, which no watchdog sees, within a time limit."""
 
 import asyncio
+from collections.abc import Callable
+from dataclasses import replace
 
 from server.errors import CanaryFailed
 from server.model_info import ModelInfo
+from server.sampling import Sampling
+from server.worker.engine.protocol import Engine, RowRequest
+from server.worker.engine.row_states import read_pixels
 from server.worker.engine.thread import EngineThread
 
+CANARY_PROMPT = "a red apple"
 CHECK_S = 0.1
 
 
@@ -15,7 +21,7 @@ async def canary_within(thread: EngineThread, info: ModelInfo, limit_s: float) -
     Raises:
         CanaryFailed: the image is invalid, or the engine hangs. Its thread, which cannot be ended, is then left behind.
     """
-    task = asyncio.create_task(thread.canary(info))
+    task = asyncio.create_task(thread.run(lambda engine: generate_canary(engine, info, thread.restart_clock)))
     while not task.done():
         await asyncio.wait({task}, timeout=CHECK_S)
         if thread.busy_s > limit_s:
@@ -26,3 +32,34 @@ async def canary_within(thread: EngineThread, info: ModelInfo, limit_s: float) -
                 "free its memory"
             )
     return task.result()
+
+
+def generate_canary(engine: Engine, info: ModelInfo, step_done: Callable[[], None]) -> int:
+    """Generate one image on an idle engine; returns its AR steps. Raises CanaryFailed."""
+    low = Sampling.from_mapping({**info.defaults, **info.presets["low"]})
+    request = RowRequest(
+        prompt=info.labels[0].split(",", 1)[0] if info.labels else CANARY_PROMPT,
+        seed=0,
+        # Large models are slow on a CPU, and this image is never shown.
+        sampling=replace(
+            low,
+            num_inference_steps=min(8, low.num_inference_steps),
+            diffusion_steps=min(12, low.diffusion_steps),
+            diffusion_steps_final=None,
+        ),
+    )
+    [row] = engine.admit([request])
+    steps, asked = 0, request.sampling.num_inference_steps
+    while row not in engine.step():
+        step_done()
+        steps += 1
+        if steps > asked:
+            raise CanaryFailed(f"The canary image is not finished after {steps} steps; {asked} were requested.")
+    try:
+        pixels = read_pixels(engine, row)
+    except ValueError as error:
+        raise CanaryFailed(f"{error}. Check the checkpoint and the device.") from error
+    engine.release(row)
+    if len(set(pixels)) < 2:
+        raise CanaryFailed("The canary image is blank. Check the checkpoint and the device.")
+    return asked

@@ -12,7 +12,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from server.errors import ConfigError
@@ -51,6 +51,9 @@ class FakeEngine:
         self.max_rows = max_rows
         self.step_s = HANG_S if checkpoint.startswith("hanging") else step_s
         self._rows: dict[int, _Row] = {}
+
+    def warm_up(self, report: Callable[[int, int], None]) -> None:
+        report(0, 1)
 
     def admit(self, requests: Sequence[RowRequest]) -> list[int]:
         for request in requests:

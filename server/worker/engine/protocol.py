@@ -1,6 +1,6 @@
 """The interface between worker and engine; no torch here, so that gateway and tests can import it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,11 +17,12 @@ class RowRequest:
     seed: int
     sampling: Sampling
     known: KnownPixels | None = None  #: the part that an edit or a variation keeps; the AR steps are for the rest
+    negative_prompt: str = ""  #: what guidance leads away from
 
     @classmethod
     def of(cls, job: JobInput, index: int, known: KnownPixels | None = None) -> "RowRequest":
         """The request for image `index` of a job."""
-        return cls(job.prompt, job.seed_of(index), job.sampling, known)
+        return cls(job.prompt, job.seed_of(index), job.sampling, known, job.negative_prompt)
 
 
 class Engine(Protocol):
@@ -31,6 +32,10 @@ class Engine(Protocol):
     image_size: tuple[int, int]  # width, height
     kernels: str  # implementation of the innermost loop: "torch", "triton", …
     device: str  # for people: "cpu, bfloat16"
+
+    def warm_up(self, report: Callable[[int, int], None]) -> None:
+        """Compile and capture what steps will need, before the first image; report (shapes done, shapes in total)."""
+        ...
 
     def admit(self, requests: Sequence[RowRequest]) -> list[int]:
         """Give each request a free row; all of them or, on an exception, none.

@@ -1,5 +1,7 @@
 """The engine in use, shared by every part of the worker; a reload replaces it in one place."""
 
+from collections.abc import Callable
+
 from server.errors import EngineBroken
 from server.model_info import ModelInfo
 from server.worker.engine.thread import EngineThread
@@ -8,8 +10,10 @@ from server.worker.engine.thread import EngineThread
 class EngineSlot:
     """Holds the current engine's thread and its model's description, which is missing until the first install."""
 
-    def __init__(self, thread: EngineThread) -> None:
+    def __init__(self, thread: EngineThread, on_news: Callable[[], None]) -> None:
+        """`on_news` is called when the current engine has news of its rows."""
         self.thread = thread
+        self._on_news = on_news
         self._info: ModelInfo | None = None
 
     @property
@@ -28,3 +32,4 @@ class EngineSlot:
         if thread is not self.thread:
             self.thread.close()
         self.thread, self._info = thread, info
+        thread.on_news = self._on_news

@@ -1,44 +1,75 @@
-"""The engine on a thread of its own, so that the event loop renews leases while a step runs."""
+"""The engine on a thread of its own, which steps on without waiting for the event loop.
+
+Between two steps the thread runs what the event loop has asked for: admissions, releases, snapshots. Whatever a step
+produced is left in a queue for the event loop, and only then is the loop woken: a step that produces nothing costs no
+hand-over. A *row* here is a number that is never used twice, so that late news of a released row cannot be mistaken
+for its successor's.
+"""
 
 import asyncio
 import logging
+import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from typing import Any, Generic, TypeVar
 
-from server.errors import CanaryFailed, EngineBroken
+from server.errors import EngineBroken
 from server.model_info import ModelInfo
-from server.sampling import Sampling
 from server.worker.engine.protocol import Engine, RowRequest
+from server.worker.engine.row_states import RowState, RowTable, StepNews
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-CANARY_PROMPT = "a red apple"
 
 
 @dataclass(slots=True)
-class StepOutcome:
-    """The results of one step, collected in a single round trip to the engine's thread."""
+class _Call(Generic[T]):
+    """A function for the engine's thread, and the future that waits for it."""
 
-    images: dict[int, bytes] = field(default_factory=dict)  #: pixels of finished rows, which are released already
-    failures: dict[int, Exception] = field(default_factory=dict)  #: finished rows whose pixels could not be read
-    progress: dict[int, int] = field(default_factory=dict)  #: AR steps done of rows still running
-    snapshots: dict[int, bytes] = field(default_factory=dict)  #: states of rows that are due for one
-    previews: dict[int, bytes] = field(default_factory=dict)  #: pixels of unfinished rows whose caller wants previews
+    work: Callable[[], T]
+    answer: "asyncio.Future[T]"
+    rows: int = 0  #: rows that must be free first
+    then: Callable[[T], None] | None = None  #: called on the event loop with the answer, before any later news
+    timed: bool = True  #: it should take about a step; loading does not count: weights may come over a network
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """A request for a row."""
+
+    request: RowRequest
+    preview_steps: Collection[int] = ()  #: AR steps after which a preview is due
+    state: bytes | None = field(default=None, repr=False)  #: the snapshot to resume from
+
+
+@dataclass(frozen=True, slots=True)
+class AdmittedRow:
+    """The row that a request was given."""
+
+    row: int
+    done: int  #: AR steps that its snapshot had made
+    prompt_tokens: int
 
 
 class EngineThread:
     """Runs every call to the engine on one thread, so that engines need no locks."""
 
     def __init__(self, snapshot_steps: int) -> None:
-        self._snapshot_steps = snapshot_steps
-        self._began: float | None = None  #: start of the current call, if it should take about a step
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
-        self._engine: Engine | None = None
         self.hung = False  #: a call never returned; the interpreter would wait for it at exit
         self.kernels = self.device = ""  #: the engine's, once it is loaded
+        self.news: deque[StepNews] = deque()  #: what steps produced, oldest first; the event loop takes it from here
+        self.on_news: Callable[[], None] = lambda: None  #: called on the event loop when there is news
+        self.table = RowTable(snapshot_steps)
+        self._engine: Engine | None = None
+        self._calls: SimpleQueue[_Call[Any] | None] = SimpleQueue()
+        self._waiting: deque[_Call[Any]] = deque()  #: admissions that wait for rows to become free
+        self._began: float | None = None  #: start of the current call or step
+        self._closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=self._run, name="engine")
 
     @property
     def engine(self) -> Engine:
@@ -46,137 +77,150 @@ class EngineThread:
             raise EngineBroken("The engine was used before it was loaded.")
         return self._engine
 
-    async def load(self, factory: Callable[[], Engine]) -> ModelInfo:
-        self._engine = await self._call(factory)
+    @property
+    def loaded(self) -> bool:
+        return self._engine is not None
+
+    # --- for the event loop ---------------------------------------------------------------------------
+
+    async def load(
+        self, factory: Callable[[], Engine], report: Callable[[int, int], None] = lambda done, total: None
+    ) -> ModelInfo:
+        """Load the engine and prepare its shapes, which takes a GPU up to minutes.
+
+        `report` is called with (shapes done, shapes in total), on the engine's thread.
+        """
+        self._engine = await self._call(factory, timed=False)
+        await self._call(lambda: self.engine.warm_up(report), timed=False)
         self.kernels, self.device = self._engine.kernels, self._engine.device
-        return ModelInfo.from_mapping(await self._call(self._engine.info))
+        return ModelInfo.from_mapping(await self._call(self._engine.info, timed=False))
 
-    async def admit(self, requests: Sequence[RowRequest]) -> list[tuple[int, int]]:
-        """Admit all requests or none; (row, number of prompt tokens) for each. Raises what the engine raises."""
+    async def run(self, work: Callable[[Engine], T]) -> T:
+        """Run a function of the engine between two steps."""
+        return await self._call(lambda: work(self.engine))
 
-        def admit_all() -> list[tuple[int, int]]:
-            rows = self.engine.admit(requests)
-            return [(row, self.engine.prompt_tokens(r.prompt)) for row, r in zip(rows, requests, strict=True)]
+    async def admit(self, admissions: Sequence[Admission], admitted: Callable[[list[AdmittedRow]], None]) -> None:
+        """Admit all or none as soon as enough rows are free, and call `admitted` before there is news of these rows.
 
-        return await self._timed(admit_all)
-
-    async def restore(self, request: RowRequest, state: bytes) -> tuple[int, int, int]:
-        """Resume a request from a snapshot; (row, AR steps done, number of prompt tokens)."""
-
-        def restore_one() -> tuple[int, int, int]:
-            row = self.engine.restore(request, state)
-            return row, self.engine.progress(row)[0], self.engine.prompt_tokens(request.prompt)
-
-        return await self._timed(restore_one)
-
-    async def step(self, preview_steps: Mapping[int, Collection[int]]) -> StepOutcome:
-        """Run one step for every row. `preview_steps`: for each row the steps after which a preview is due."""
-        wanted = dict(preview_steps)
-        return await self._timed(lambda: _step(self.engine, wanted, self._snapshot_steps))
+        Raises what the engine raises.
+        """
+        await self._call(lambda: self._admit(admissions), rows=len(admissions), then=admitted)
 
     async def snapshot(self, rows: Iterable[int]) -> dict[int, bytes]:
         """Snapshots of those rows that have made at least one step."""
-        running = list(rows)
-        return await self._timed(lambda: {r: self.engine.snapshot(r) for r in running if self.engine.progress(r)[0]})
+        wanted = list(rows)
+        return await self._call(lambda: self.table.snapshot(self.engine, wanted))
 
     async def release(self, rows: Iterable[int]) -> None:
-        """Free the rows. Raises EngineBroken if the engine fails even at that."""
+        """Free the rows that have not finished meanwhile. Raises EngineBroken if the engine fails even at that."""
         doomed = list(rows)
-
-        def release_all() -> None:
-            for row in doomed:
-                self.engine.release(row)
-
         try:
-            await self._timed(release_all)
+            await self._call(lambda: self.table.release(self.engine, doomed))
         except Exception as error:
             raise EngineBroken(f"The engine failed to release its rows: {error!r}") from error
 
-    async def canary(self, info: ModelInfo) -> int:
-        """Generate one image before the worker takes jobs; returns its AR steps. Raises CanaryFailed."""
-        return await self._timed(lambda: _generate_canary(self.engine, info, self._restart_clock))
-
     @property
     def busy_s(self) -> float:
-        """How long the current call has taken. Loading does not count: weights may come over a network."""
+        """How long the current call or step has taken."""
         began = self._began
         return 0.0 if began is None else time.monotonic() - began
 
-    def _restart_clock(self) -> None:
+    def restart_clock(self) -> None:
         """Measure `busy_s` from now: the current call has finished one of its steps."""
         self._began = time.monotonic()
 
-    async def _timed(self, work: Callable[[], T]) -> T:
-        self._began = time.monotonic()
-        try:
-            return await self._call(work)
-        finally:
-            self._began = None
-
-    async def _call(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
-
     def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """End the thread after its current call; calls that wait are canceled."""
+        self._closed = True
+        self._calls.put(None)
 
+    async def _call(
+        self,
+        work: Callable[[], T],
+        *,
+        rows: int = 0,
+        then: Callable[[T], None] | None = None,
+        timed: bool = True,
+    ) -> T:
+        if self._closed:
+            raise EngineBroken("The engine was used after its thread had ended.")
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+            self._thread.start()
+        call: _Call[T] = _Call(work, self._loop.create_future(), rows, then, timed)
+        self._calls.put(call)
+        return await call.answer
 
-def _step(engine: Engine, rows: Mapping[int, Collection[int]], snapshot_steps: int) -> StepOutcome:
-    outcome = StepOutcome()
-    finished = engine.step()
-    for row in finished:
+    # --- on the thread --------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._closed:
+            while self._waiting and self._waiting[0].rows <= self.engine.max_rows - len(self.table.rows):
+                self._answer(self._waiting.popleft())
+            idle = not self.table.can_step
+            self._began = None if idle else time.monotonic()
+            call = self._calls.get() if idle or not self._calls.empty() else None
+            if call is not None and call.rows:
+                self._waiting.append(call)
+            elif call is not None:
+                self._answer(call)
+            elif not self._closed:
+                self._step()
+        while self._waiting or not self._calls.empty():
+            call = self._waiting.popleft() if self._waiting else self._calls.get()
+            if call is not None:
+                self._tell(call.answer.cancel)
+
+    def _answer(self, call: _Call[Any]) -> None:
+        self._began = time.monotonic() if call.timed else None
         try:
-            outcome.images[row] = _pixels(engine, row)
-        except Exception as error:  # one broken image must not fail its neighbours
-            log.exception("row %d finished, but its pixels cannot be read", row)
-            outcome.failures[row] = error
-        engine.release(row)
-    outcome.progress = {row: engine.progress(row)[0] for row in rows if row not in finished}
-    for row in (row for row, done in outcome.progress.items() if done in rows[row]):
-        try:
-            outcome.previews[row] = _pixels(engine, row)
-        except Exception:  # a failed preview must not cost the image
-            log.exception("no preview of row %d", row)
-    if snapshot_steps:
-        due = [row for row, done in outcome.progress.items() if done % snapshot_steps == 0]
-        try:
-            outcome.snapshots = {row: engine.snapshot(row) for row in due}
-        except Exception:  # the step itself succeeded, and its images have already left their rows
-            log.exception("no snapshots of rows %s", due)
-    return outcome
+            answer = call.work()
+        except Exception as error:
+            self._tell(_set_exception, call.answer, error)
+        else:
+            self._tell(_set_result, call, answer)
+
+    def _admit(self, admissions: Sequence[Admission]) -> list[AdmittedRow]:
+        engine = self.engine
+        if admissions[0].state is None:
+            slots = engine.admit([admission.request for admission in admissions])
+        else:
+            slots = [engine.restore(admission.request, admission.state or b"") for admission in admissions]
+        return [
+            AdmittedRow(
+                self.table.add(state := RowState(slot, *engine.progress(slot), admission.preview_steps)),
+                state.done,
+                engine.prompt_tokens(admission.request.prompt),
+            )
+            for slot, admission in zip(slots, admissions, strict=True)
+        ]
+
+    def _step(self) -> None:
+        self._began = time.monotonic()
+        news = self.table.step(self.engine)
+        if news is not None:
+            self._tell(self._deliver, news)
+
+    def _deliver(self, news: StepNews) -> None:
+        self.news.append(news)
+        self.on_news()
+
+    def _tell(self, function: Callable[..., Any], *args: Any) -> None:
+        """Call a function on the event loop, unless the loop has ended."""
+        if self._loop is not None and not self._loop.is_closed():
+            try:
+                self._loop.call_soon_threadsafe(function, *args)
+            except RuntimeError:  # it was closed meanwhile; nobody waits for the answer
+                log.debug("the event loop ended before the engine's answer")
 
 
-def _pixels(engine: Engine, row: int) -> bytes:
-    pixels, (width, height) = engine.image(row), engine.image_size
-    if len(pixels) != width * height * 3:
-        raise ValueError(f"the image has {len(pixels)} bytes, not {width} x {height} x 3")
-    return pixels
+def _set_result(call: _Call[T], value: T) -> None:
+    if call.then is not None:
+        call.then(value)
+    if not call.answer.done():
+        call.answer.set_result(value)
 
 
-def _generate_canary(engine: Engine, info: ModelInfo, step_done: Callable[[], None]) -> int:
-    low = Sampling.from_mapping({**info.defaults, **info.presets["low"]})
-    request = RowRequest(
-        prompt=info.labels[0].split(",", 1)[0] if info.labels else CANARY_PROMPT,
-        seed=0,
-        # Large models are slow on a CPU, and this image is never shown.
-        sampling=replace(
-            low,
-            num_inference_steps=min(8, low.num_inference_steps),
-            diffusion_steps=min(12, low.diffusion_steps),
-            diffusion_steps_final=None,
-        ),
-    )
-    [row] = engine.admit([request])
-    steps, asked = 0, request.sampling.num_inference_steps
-    while row not in engine.step():
-        step_done()
-        steps += 1
-        if steps > asked:
-            raise CanaryFailed(f"The canary image is not finished after {steps} steps; {asked} were requested.")
-    try:
-        pixels = _pixels(engine, row)
-    except ValueError as error:
-        raise CanaryFailed(f"{error}. Check the checkpoint and the device.") from error
-    engine.release(row)
-    if len(set(pixels)) < 2:
-        raise CanaryFailed("The canary image is blank. Check the checkpoint and the device.")
-    return asked
+def _set_exception(future: "asyncio.Future[Any]", error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)

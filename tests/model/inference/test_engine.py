@@ -37,6 +37,7 @@ ASKS = st.builds(
     order=st.sampled_from(["random", "halton"]),
     diffusion_steps_final=st.sampled_from([None, 1, 3, 8]),
     guidance_interval=st.sampled_from([(0.0, 1.0), (0.3, 1.0), (0.0, 0.5), (0.2, 0.2)]),
+    negative_prompt=st.sampled_from(["", "rain", "a blue cat"]),
 )
 
 

@@ -150,6 +150,14 @@ def test_an_unknown_label_suggests_close_ones(mar: Mar) -> None:
         LabelPrompts(mar, LABELS)("golden retreiver")
 
 
+def test_a_negative_prompt_is_refused_and_nothing_is_admitted(mar: Mar) -> None:
+    """The unconditional branch is a learned vector that belongs to no label."""
+    engine = Engine(mar, LabelPrompts(mar, LABELS), 2)
+    with pytest.raises(PromptError, match="class labels"):
+        engine.admit([row_request("castle"), row_request("tench", negative_prompt="castle")])
+    assert len(engine.admit([row_request("castle"), row_request("tench")])) == 2
+
+
 def test_the_label_list_is_complete_and_its_first_names_are_unique() -> None:
     labels = imagenet_labels()
     assert len(labels) == len({first_name(label).lower() for label in labels}) == 1000

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from server.cli.demo import free_port
-from server.cli.main import COMMANDS, main
+from server.cli.main import COMMANDS, Secrets, main
 from server.errors import EngineBroken
 from server.images.codec import read_metadata
 from server.launcher import subprocesses
@@ -177,3 +177,20 @@ def test_the_gateway_listens_on_ipv6(valkey: EmbeddedValkey) -> None:
         until(lambda: status_of(f"{settings.base_url}/health/live") == 200, what="the gateway on ::1")
     finally:
         subprocesses.stop(gateway, grace_s=10)
+
+
+def test_secrets_of_the_environment_are_hidden() -> None:
+    """Whatever a library quotes: its message may hold the URL with the password, or a token."""
+    secrets = Secrets(
+        {
+            "FLUID_REDIS_URL": "redis+sentinel://me:p%40ssword1@a,b/main?sentinel_password=sentinelPassword",
+            "HF_TOKEN": "hf_0123456789",
+            "FLUID_API_KEY": "fs_abcdefgh",
+            "FLUID_API_KEYS_FILE": "/etc/fluid/keys.txt",
+            "MY_PASSWORD": "short",
+        }
+    )
+    text = secrets.hide(
+        "sentinelPassword, p%40ssword1, p@ssword1, hf_0123456789, fs_abcdefgh, /etc/fluid/keys.txt, short"
+    )
+    assert text == "***, ***, ***, ***, ***, /etc/fluid/keys.txt, short"

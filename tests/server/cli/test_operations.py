@@ -44,6 +44,22 @@ def test_dead_letters_are_listed_replayed_and_dropped(new_service: Callable[...,
     assert (missing.returncode, "dlq list" in missing.stderr) == (1, True)
 
 
+def test_unreadable_dead_letters_can_be_shown_and_dropped(service: Service) -> None:
+    """They were counted, and FluidDeadLetters fired for good, but no command could name or drop them."""
+    settings, stream = service.settings, Keys(service.settings.namespace).dead_letters_stream
+    with redis.Redis.from_url(settings.redis_url, decode_responses=True) as client:
+        nameless = client.xadd(stream, {"new": "field"})
+        client.xadd(stream, {"id": "job_newer", "kind": "job", "attempt": "1", "error": "{}", "input": "{}"})
+        listed = fluid(settings, "dlq", "list").stdout
+        assert listed.count("cannot be read by this version") == 2 and nameless in listed and "job_newer" in listed
+        assert json.loads(fluid(settings, "dlq", "show", nameless).stdout)["fields"] == {"new": "field"}
+        replayed = fluid(settings, "dlq", "replay", "all")
+        assert (replayed.returncode, replayed.stderr.count("cannot be replayed")) == (0, 2)
+        assert fluid(settings, "dlq", "drop", nameless).stdout == f"{nameless} dropped\n"
+        assert fluid(settings, "dlq", "drop", "all").stdout == "job_newer dropped\n"
+        assert client.xlen(stream) == 0
+
+
 def test_doctor_passes_then_reports_every_problem(new_service: Callable[..., Service]) -> None:
     """Exit status and remedies: for a healthy service, then without its worker while a job waits."""
     service = new_service(result_ttl_s=1)

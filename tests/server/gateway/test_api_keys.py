@@ -274,6 +274,8 @@ def _replace(file: Path, text: str) -> None:
         (f"alice {hash_key(ALICE)}\nbob {hash_key(ALICE)}", "line 2: 'alice' has the same key"),
         (f"alice {hash_key(ALICE)} rate_limit=many", "rate_limit=NUMBER"),
         (f"alice {hash_key(ALICE)} admin", "'admin' is not one of"),
+        (f"alice {hash_key(ALICE)} {ALICE}", "word 3 is not one of"),
+        (f"alice {hash_key(ALICE)} max_jobs={ALICE}", "'max_jobs' is not one of"),
     ],
 )
 def test_an_invalid_line_stops_the_start_and_is_not_shown(lines: str, message: str) -> None:

@@ -1,6 +1,8 @@
 """The default requests of common clients draw an image, and `warnings` says what they were mapped to."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -10,27 +12,24 @@ from server.errors import InvalidRequest, SettingError
 from server.gateway.requests.client_mapping import ClientMapping
 from server.gateway.requests.resolve import resolve
 from server.gateway.schemas.images import ImageRequest
+from server.launcher.embedded_valkey import EmbeddedValkey
 from server.model_info import ModelInfo
 from server.settings import Settings
 from server.worker.engine.fake import FakeEngine
+from tests.clients.bodies import BODIES, MAPPED
+from tests.clients.python_clients import png
+from tests.server.conftest import fake_settings
 from tests.server.harness import Service
 
 INFO = ModelInfo.from_mapping(FakeEngine(1, 0).info())
-SETTINGS = Settings(model_aliases="dall-e-2=fake, dall-e-3=fake,gpt-image-1=fake", size_policy="nearest")
+SETTINGS = Settings(**MAPPED)  # type: ignore[arg-type]
 MAPPING = ClientMapping.from_settings(SETTINGS)
-#: What each client sends if only a prompt is given.
-BODIES: dict[str, dict[str, Any]] = {
-    "Open WebUI": {
-        "model": "dall-e-2", "prompt": "a cat", "n": 1, "size": "512x512", "response_format": "b64_json",
-    },
-    "Open WebUI, gpt-image-1": {"model": "gpt-image-1", "prompt": "a cat", "n": 1, "size": "1024x1024"},
-    "LangChain DallEAPIWrapper": {
-        "prompt": "a cat", "n": 1, "size": "1024x1024", "model": "dall-e-2", "quality": "standard",
-    },
-    "LiteLLM": {"model": "dall-e-3", "prompt": "a cat"},
-    "Vercel AI SDK": {
-        "model": "dall-e-3", "prompt": "a cat", "n": 1, "size": "1024x1024", "response_format": "b64_json",
-    },
+#: (name, request) of every default request in tests/clients/bodies.json.
+REQUESTS = [(f"{program} {call}", sent) for program, calls in BODIES.items() for call, sent in calls.items()]
+JSON_BODIES = {name: sent["json"] for name, sent in REQUESTS if "json" in sent}
+#: An older LangChain, and options of the Vercel AI SDK.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "LangChain of 2025": {"prompt": "a cat", "n": 1, "size": "1024x1024", "model": "dall-e-2", "quality": "standard"},
     "Vercel AI SDK, options": {
         "model": "dall-e-3", "prompt": "a cat", "n": 1, "size": "1792x1024", "style": "vivid", "quality": "hd",
         "response_format": "b64_json",
@@ -44,14 +43,14 @@ def resolved(body: dict[str, Any], mapping: ClientMapping = MAPPING) -> tuple[st
     return job.quality, warnings
 
 
-@pytest.mark.parametrize("client", BODIES)
+@pytest.mark.parametrize("client", [*JSON_BODIES, *OPTIONS])
 def test_default_requests_are_mapped_with_a_warning(client: str) -> None:
     """Each of them was a 400: for its model, its size or its quality."""
-    body = BODIES[client]
+    body = (JSON_BODIES | OPTIONS)[client]
     quality, warnings = resolved(body)
     assert quality == {"hd": "high"}.get(str(body.get("quality")), "medium")
     told = [text.split()[0].strip("'") for text in warnings]
-    assert told == [name for name in ("model", "size", "quality", "style") if name in body]
+    assert told == [name for name in ("model", "size", "quality", "style") if body.get(name, "auto") != "auto"]
 
 
 @pytest.mark.parametrize(
@@ -83,16 +82,58 @@ def test_a_wrong_alias_stops_the_start(text: str) -> None:
         ClientMapping.from_settings(Settings(model_aliases=text))
 
 
-def test_mapped_requests_over_http(new_service: Callable[..., Service]) -> None:
-    """LangChain reads `url` from every response. Jobs and lookups of models know the aliases too."""
-    changes = {"model_aliases": SETTINGS.model_aliases, "size_policy": "nearest", "response_format": "url"}
-    with httpx.Client(base_url=new_service(**changes).settings.base_url, timeout=30) as http:
-        answer = http.post("/v1/images/generations", json=BODIES["LangChain DallEAPIWrapper"]).json()
-        assert answer["data"][0]["b64_json"] is None
-        assert httpx.get(answer["data"][0]["url"]).headers["content-type"] == "image/png"
-        assert [text.split()[0] for text in answer["warnings"]] == ["'model'", "'size'", "'quality'"]
-        asked = http.post("/v1/images/generations", json=BODIES["Open WebUI"]).json()
-        assert asked["data"][0]["b64_json"] and asked["size"] == "32x32"
-        assert http.post("/v1/jobs", json=BODIES["LiteLLM"]).json()["warnings"] == ["'model' dall-e-3 is fake here."]
+@pytest.fixture(scope="module")
+def mapped(valkey: EmbeddedValkey) -> Iterator[Service]:
+    running = Service(replace(fake_settings(valkey), **MAPPED))  # type: ignore[arg-type]
+    running.add_worker()
+    try:
+        running.client.wait_ready(timeout_s=30)
+        yield running
+    finally:
+        running.close()
+
+
+def send(service: Service, sent: dict[str, Any]) -> httpx.Response:
+    url = service.settings.base_url + sent["path"]
+    if "json" in sent:
+        return httpx.post(url, json=sent["json"], timeout=30)
+    files = [(name, ("square.png", png(), "image/png")) for name in sent["files"]]
+    return httpx.post(url, data=sent["form"], files=files, timeout=30)
+
+
+@pytest.mark.parametrize(("name", "sent"), REQUESTS)
+def test_every_default_request_generates_an_image(name: str, sent: dict[str, Any], mapped: Service) -> None:
+    """A variation without a prompt, as OpenAI's are, was a 400; a link broke the clients that ask for gpt-image-1."""
+    answer = send(mapped, sent)
+    assert answer.status_code == 200, answer.text
+    body = sent.get("json") or sent["form"]
+    if body.get("stream"):
+        last = json.loads([line for line in answer.text.splitlines() if line.startswith("data: {")][-1][6:])
+        assert last["b64_json"] and last["warnings"] == ["'model' gpt-image-1 is fake here."]
+        return
+    [image] = answer.json()["data"]
+    linked = "response_format" not in body and not body.get("model", "").startswith("gpt-image")
+    assert (image["b64_json"] is None, image["url"] is not None) == (linked, linked)
+    if linked:
+        assert httpx.get(image["url"]).headers["content-type"] == "image/png"
+    told = [text.split()[0].strip("'") for text in answer.json()["warnings"]]
+    mapped_names = [name for name in ("model", "size") if body.get(name, "auto") not in ("auto", "")]
+    no_mask = ["Neither"] if sent["path"] == "/v1/images/edits" else []  # has transparency: all is generated again
+    assert told == (no_mask + mapped_names if "prompt" in body else ["prompt"])
+
+
+def test_aliases_are_known_to_jobs_and_models(mapped: Service) -> None:
+    with httpx.Client(base_url=mapped.settings.base_url, timeout=30) as http:
+        job = http.post("/v1/jobs", json=JSON_BODIES["python litellm_generate"]).json()
+        assert job["warnings"] == ["'model' dall-e-3 is fake here."]
         assert http.get("/v1/models/dall-e-3").json()["id"] == "fake"
         assert http.get("/v1/models/dall-e-9").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("model", "stream", "expected"),
+    [(None, False, "url"), ("dall-e-2", False, "url"), ("gpt-image-1.5", False, "b64_json"), (None, True, "b64_json")],
+)
+def test_default_response_format(model: str | None, stream: bool, expected: str) -> None:
+    assert MAPPING.default_response_format(model, stream=stream) == expected
+    assert ClientMapping().default_response_format(model, stream=stream) == "b64_json"

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -94,14 +95,32 @@ def test_a_body_at_the_limit_is_accepted(http: httpx.Client, streamed: bool) -> 
     assert answer.status_code == 200, answer.text
 
 
-def test_the_playground_policy_allows_its_own_script(http: httpx.Client) -> None:
-    """The page has an inline script and style and shows data: images; tests/end_to_end runs it in browsers."""
-    answer = http.get("/")
-    policy = answer.headers["content-security-policy"]
-    script = answer.text.split("<script>")[1].split("</script>")[0]
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    assert f"script-src 'sha256-{digest}'" in policy and "img-src 'self' data: blob:" in policy
-    assert policy.startswith("default-src 'none'")
+@pytest.mark.parametrize("path", ["/", "/docs"])
+def test_the_pages_allow_their_own_scripts_and_styles_only(http: httpx.Client, path: str) -> None:
+    """By hash, without unsafe-inline, and without any other host; tests/end_to_end runs both pages in a browser."""
+    answer = http.get(path)
+    policy = dict(part.strip().split(" ", 1) for part in answer.headers["content-security-policy"].split(";"))
+    for tag in ("script", "style"):
+        parts = re.findall(rf"<{tag}>(.*?)</{tag}>", answer.text, re.S)
+        digests = [base64.b64encode(hashlib.sha256(part.encode()).digest()).decode() for part in parts]
+        assert policy[f"{tag}-src"].split() == ([f"'sha256-{digest}'" for digest in digests] or ["'none'"])
+    assert policy["default-src"] == "'none'" and policy["connect-src"] == "'self'"
+    assert "unsafe" not in answer.headers["content-security-policy"]
+    assert not re.findall(r"""(?:src|href|action)\s*=\s*["']?(?:https?:)?//""", answer.text)
+    assert not re.findall(r"\bstyle=|\bon\w+=\"", answer.text), "the policy would ignore it"
+    assert "/* scripts */" not in answer.text and "/* style.css */" not in answer.text
+
+
+def test_the_api_reference_has_every_operation_and_object(http: httpx.Client, contract: dict[str, Any]) -> None:
+    page = http.get("/docs").text
+    for name, operation in _operations(contract):
+        assert f'id="{operation["operationId"]}"' in page, name
+    for name, schema in contract["components"]["schemas"].items():
+        assert f'id="{name}"' in page
+        for field in schema.get("properties", {}):
+            assert f"<code>{field}</code>" in page, (name, field)
+    assert set(re.findall(r'href="#(\w+)"', page)) <= set(re.findall(r'id="(\w+)"', page))
+    assert http.get("/redoc").status_code == 404
 
 
 @pytest.mark.parametrize("path", ["/", "/v1/models", "/v1/nothing", "/health/live", "/metrics"])

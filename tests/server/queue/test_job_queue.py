@@ -18,7 +18,7 @@ async def test_a_finished_job_leaves_no_queue_entries(queue: JobQueue, leases: L
     await accept(queue, "a")
     lease = await take(leases)
     await leases.store_result(lease, 0, b"\x89PNG\xff")
-    output = Output(0, 7, 32, 32, "png", 5, "00")
+    output = Output(0, 7, 32, 32, "png", 5, "00", lease.token)
     assert await leases.finish(lease, JobState.SUCCEEDED, outputs=[output])
     record = await queue.get("a")
     assert (record.state, record.outputs, record.step) == (JobState.SUCCEEDED, (output,), 4)

@@ -77,7 +77,7 @@ async def test_finish_of_a_lost_lease_is_rejected(queue: JobQueue, leases: Lease
     await accept(queue, "a")
     zombie = await take(leases, "w1")
     [heir] = await reclaimed(leases, "w2")
-    assert (heir.token, heir.attempt) == (2, 2)
+    assert heir.attempt == 2 and heir.token != zombie.token
     await leases.store_result(zombie, 0, b"late")
     assert await leases.renew([LeaseRenewal(zombie, True, 1)], extend=True) == ["lost"]
     assert not await leases.finish(zombie, JobState.SUCCEEDED)
@@ -123,7 +123,7 @@ async def test_a_requeued_job_is_available_at_once_and_its_attempt_not_counted(
     lease = await take(leases, "w1")
     assert await leases.requeue(lease) == "queued"
     again = await take(leases, "w2")
-    assert (again.attempt, again.token) == (1, 3)
+    assert again.attempt == 1 and again.token != lease.token
     assert not await leases.finish(lease, JobState.SUCCEEDED)
     assert await leases.finish(again, JobState.SUCCEEDED)
 

@@ -10,6 +10,7 @@ import httpx
 import pytest
 import redis
 
+from server import records
 from server.errors import UnreadableRecord
 from server.gateway import pagination
 from server.jobs import JobError, JobMetrics, JobState, Resume
@@ -92,7 +93,7 @@ async def test_unknown_fields_of_a_job_are_ignored(queue: JobQueue) -> None:
     fields = await queue.redis.hgetall(queue.keys.job_hash("job"))
     output = {"index": 0, "seed": 1, "width": 1, "height": 1, "format": "png", "size_bytes": 1, "sha256": "", "new": 1}
     newer = {
-        "input": json.dumps(json.loads(fields["input"]) | {"negative_prompt": "rain"}),
+        "input": json.dumps(json.loads(fields["input"]) | {"weather": "rain"}),
         "outputs": json.dumps([output]),
         "error": json.dumps({"code": "c", "message": "m", "hint": "h"}),
         "metrics": json.dumps(dict.fromkeys((*JobMetrics.__dataclass_fields__, "new"), 1) | {"kernels": "torch"}),
@@ -101,6 +102,21 @@ async def test_unknown_fields_of_a_job_are_ignored(queue: JobQueue) -> None:
     await queue.redis.hset(queue.keys.job_hash("job"), mapping=newer)
     record = await queue.get("job")
     assert (record.outputs[0].seed, record.error) == (1, JobError("c", "m"))
+
+
+@pytest.mark.parametrize(
+    "change", [{"prompt": ["a private prompt"]}, {"seed": "a private prompt"}, {"edit": "private"}]
+)
+async def test_a_warning_about_a_record_quotes_none_of_it(
+    queue: JobQueue, change: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The warning quoted the value that has the wrong type, up to 40 characters."""
+    await accept(queue, "odd")
+    whole = json.loads(await queue.redis.hget(queue.keys.job_hash("odd"), "input"))
+    await queue.redis.hset(queue.keys.job_hash("odd"), "input", json.dumps(whole | change))
+    records._log_once.cache_clear()
+    assert (await pagination.page(queue, "", limit=20, after=None, status=None)).records == []
+    assert "skipping a job" in caplog.text and "private" not in caplog.text
 
 
 async def test_a_worker_survives_a_job_that_it_cannot_read(queue: JobQueue, leases: LeaseQueue) -> None:
@@ -159,7 +175,7 @@ def test_the_service_answers_beside_records_of_a_newer_version(new_service: Call
             client.hset(getattr(keys, f"{kind}_hash")(f"{kind}-odd"), mapping=odd)
             client.zadd(getattr(keys, f"{kind}_list")(""), {f"{kind}-odd": 1e12})
         client.zadd(keys.batches_zset, {"batch-odd": 0})
-        client.hset(keys.webhook_hash("odd"), mapping={"told": "{}", "attempts": "x"})
+        client.hset(keys.webhook_hash("odd"), mapping={"message": "{}", "attempts": "x"})
         client.zadd(keys.webhooks_zset(""), {"odd": 0})
         client.zadd(keys.webhook_owners_zset, {"": 0})
     for path in ("/health/ready", "/v1/models", "/metrics", "/v1/jobs", "/v1/batches", "/v1/files"):

@@ -10,14 +10,14 @@ from server.jobs import PRIORITIES
 from server.launcher.embedded_valkey import EmbeddedValkey
 from server.queue.job_queue import JobQueue, Submission
 from server.queue.lease_queue import LeaseQueue
-from server.queue.redis_client import PATIENT_TIMEOUT_S, connect
+from server.queue.redis_client import SOCKET_TIMEOUT_S, connect
 from server.settings import Settings
 from tests.server.harness import MODEL, job_input
 
 
 async def _positions_hold(valkey: EmbeddedValkey, arrivals: list[tuple[str, str]], taken: int) -> None:
     own = Settings(redis_url=valkey.url, namespace=uuid.uuid4().hex)
-    async with connect(own.redis_url, PATIENT_TIMEOUT_S) as redis:
+    async with connect(own.redis_url, SOCKET_TIMEOUT_S) as redis:
         queue, leases = JobQueue(redis, own), LeaseQueue(redis, own)
         for i, (priority, caller) in enumerate(arrivals):
             if i == len(arrivals) // 2:  # serve some callers before the rest arrives

@@ -19,7 +19,7 @@ from server.client import FluidClient
 from server.errors import ServiceError
 from server.launcher import subprocesses
 from server.launcher.embedded_valkey import EmbeddedValkey
-from server.queue.redis_client import QUICK_TIMEOUT_S, connect, explain
+from server.queue.redis_client import GATEWAY_SOCKET_TIMEOUT_S, connect, explain
 from server.settings import Settings
 from server.worker.engine.fake import FAKE_ENGINE
 from tests.server.harness import Service, child_env, fluid, until
@@ -109,7 +109,7 @@ async def test_a_refused_password_is_not_retried(valkey: EmbeddedValkey) -> None
     """To redis-py it is a failed connection, and was tried four times."""
     command(valkey, "ACL", "SETUSER", "guarded", "on", ">another")
     command(valkey, "ACL", "LOG", "RESET")
-    async with connect(own_settings(valkey, "guarded:wrong").redis_url, QUICK_TIMEOUT_S) as client:
+    async with connect(own_settings(valkey, "guarded:wrong").redis_url, GATEWAY_SOCKET_TIMEOUT_S) as client:
         with pytest.raises(exceptions.AuthenticationError):
             await client.ping()
     with redis.Redis.from_url(valkey.url) as admin:

@@ -18,7 +18,7 @@ from server.launcher.embedded_valkey import EmbeddedValkey
 from server.model_info import ModelInfo
 from server.queue.job_queue import JobQueue, Submission
 from server.queue.lease_queue import LeaseQueue, LeaseRenewal
-from server.queue.redis_client import PATIENT_TIMEOUT_S, connect
+from server.queue.redis_client import SOCKET_TIMEOUT_S, connect
 from server.queue.registry import Registry
 from server.queue.statistics import queue_counts
 from server.settings import Settings
@@ -39,7 +39,7 @@ class QueueMachine(RuleBasedStateMachine):
         super().__init__()
         self.loop = asyncio.Runner()
         own = Settings(redis_url=self.valkey.url, namespace=uuid.uuid4().hex)
-        self.redis = connect(own.redis_url, PATIENT_TIMEOUT_S)
+        self.redis = connect(own.redis_url, SOCKET_TIMEOUT_S)
         limits = replace(own, max_attempts=MAX_ATTEMPTS, max_queue=MAX_QUEUE, ageing_s=1e6)
         self.queue, self.leases = JobQueue(self.redis, limits), LeaseQueue(self.redis, limits)
         info = ModelInfo.from_mapping(FakeEngine(1, 0).info())
@@ -67,7 +67,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     def begin(self, job: Job, worker: str) -> bool:
         """Start an attempt in the model; False if the job ended instead."""
-        job.token += 1
+        job.token = 0  # until the lease tells it
         if job.cancel:
             job.state = "canceled"
             return False
@@ -85,6 +85,11 @@ class QueueMachine(RuleBasedStateMachine):
     def current(self, lease: Lease) -> Job | None:
         job = self.jobs[lease.job_id]
         return job if job.token == lease.token else None
+
+    def grant(self, worker: str, lease: Lease) -> None:
+        assert lease.token not in {known.token for _, known in self.given}, "two leases share a token"
+        self.jobs[lease.job_id].token = lease.token
+        self.given.append((worker, lease))
 
     def pick(self, data: st.DataObject) -> tuple[str, Lease]:
         return data.draw(st.sampled_from(self.given))
@@ -120,9 +125,9 @@ class QueueMachine(RuleBasedStateMachine):
         assert (lease.job_id if lease else None) == (expected.name if expected else None)
         if lease and expected:
             assert self.begin(expected, worker)
-            assert (lease.token, lease.attempt) == (expected.token, expected.attempt)
+            assert lease.attempt == expected.attempt
             assert lease.resumable == expected.saved
-            self.given.append((worker, lease))
+            self.grant(worker, lease)
 
     @precondition(lambda self: self.given)
     @rule(data=st.data(), worker=st.sampled_from(WORKERS))
@@ -139,8 +144,8 @@ class QueueMachine(RuleBasedStateMachine):
             assert found == []
         elif self.begin(job, worker):
             [again] = found
-            assert (again.job_id, again.token, again.attempt) == (job.name, job.token, job.attempt)
-            self.given.append((worker, again))
+            assert (again.job_id, again.attempt) == (job.name, job.attempt)
+            self.grant(worker, again)
         else:
             assert found == []
 
@@ -151,7 +156,8 @@ class QueueMachine(RuleBasedStateMachine):
         _, lease = self.pick(data)
         error = JobError("e", "m") if ending is JobState.FAILED else None
         output = Output(0, 7, 32, 32, "png", 1, f"by {lease.token}", lease.token)
-        wrote = self.run(self.leases.finish(lease, ending, error=error, outputs=[] if error else [output]))
+        files, outputs = ({}, []) if error else ({0: b"x"}, [output])
+        wrote = self.run(self.leases.finish(lease, ending, error=error, outputs=outputs, files=files))
         job = self.current(lease)
         assert wrote == (job is not None)
         if job is None:
@@ -173,7 +179,7 @@ class QueueMachine(RuleBasedStateMachine):
         if job is None or job.state not in ("starting", "processing"):
             assert answer == "fenced"
             return
-        job.token += 1
+        job.token = 0
         if job.cancel:
             job.state = "canceled"
         elif guilty and job.attempt >= MAX_ATTEMPTS:
@@ -196,7 +202,7 @@ class QueueMachine(RuleBasedStateMachine):
         record = self.run(self.queue.cancel(job.name))
         if job.state == "queued":
             job.state = "canceled"
-            job.token += 1
+            job.token = 0
         elif job.state in ("starting", "processing"):
             job.cancel = True
         assert record.state == job.state

@@ -25,7 +25,7 @@ from server.worker.loop import Worker
 from tests.server.harness import until_async
 
 pytestmark = pytest.mark.anyio
-WORKER_TASKS = ("heartbeat", "lease renewal", "cancel listener", "watchdog", "reloader")
+WORKER_TASKS = ("heartbeat", "lease renewal", "cancel listener", "watchdog", "reloader", "job intake")
 
 
 def new_worker(leases: LeaseQueue, settings: Settings) -> Worker:

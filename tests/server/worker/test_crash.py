@@ -3,6 +3,7 @@
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -12,6 +13,7 @@ import redis
 from server.cli.demo import free_port
 from server.client import FluidClient
 from server.launcher.embedded_valkey import EmbeddedValkey
+from server.queue.keys import Keys
 from server.settings import Settings
 from server.worker.engine.fake import FAKE_ENGINE
 from tests.server.harness import Service, start, until
@@ -165,3 +167,14 @@ def test_a_redis_that_lost_its_data_learns_the_model_again(new_service: Callable
     until(lambda: service.client.models(), what="the model's return")
     service.client.wait_ready(timeout_s=20)
     assert service.client.generate("a cat", quality="low")
+
+
+def test_a_worker_stopped_while_it_loads_signs_off(valkey: EmbeddedValkey, settings: Settings) -> None:
+    """It exited at once without a word, which would now count as a lost worker."""
+    process = start("worker", replace(settings, checkpoint="hanging"))
+    keys = Keys(settings.namespace)
+    with redis.Redis.from_url(valkey.url) as client:
+        until(lambda: client.zcard(keys.last_seen_zset), what="a heartbeat")
+        process.terminate()
+        assert process.wait(timeout=20) == 0
+        assert not client.exists(keys.last_seen_zset)

@@ -35,6 +35,6 @@ async def test_a_dead_workers_jobs_are_shared_out(worker: Worker, queue: JobQueu
         await accept(queue, job_id, n=4)
         await take(leases, "dead")
     await lapse(queue, *"abc")
-    await worker._take()
+    await worker.taker.take()
     assert list(worker.scheduler.jobs) == ["a"]
     assert worker.scheduler.room() == 0

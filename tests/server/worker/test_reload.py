@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -11,14 +12,17 @@ from dataclasses import replace
 import pytest
 
 from server.cli import doctor
-from server.errors import ConfigError
+from server.errors import ConfigError, ReloadRefused
+from server.model_info import ModelInfo
 from server.queue.job_queue import JobQueue
 from server.queue.lease_queue import LeaseQueue
-from server.queue.registry import Registry
+from server.queue.redis_client import redis_time
+from server.queue.registry import Registry, WorkerInfo
 from server.settings import Settings
 from server.worker.engine.fake import FakeEngine
 from server.worker.engine.protocol import Engine
 from server.worker.loop import Worker
+from server.worker.reload import Reloader
 from tests.server.harness import accept, until_async
 
 pytestmark = pytest.mark.anyio
@@ -28,6 +32,13 @@ def sha256(checkpoint: str) -> str:
     return hashlib.sha256(checkpoint.encode()).hexdigest()
 
 
+class Blank(FakeEngine):
+    """Its images have one colour."""
+
+    def image(self, row: int) -> bytes:
+        return bytes(3 * self.image_size[0] * self.image_size[1])
+
+
 @asynccontextmanager
 async def running(leases: LeaseQueue, settings: Settings, *broken: str) -> AsyncIterator[Worker]:
     """A worker in this process, until the end of the block; checkpoints in `broken` cannot be loaded."""
@@ -35,7 +46,7 @@ async def running(leases: LeaseQueue, settings: Settings, *broken: str) -> Async
     def factory(checkpoint: str) -> Engine:
         if checkpoint in broken:
             raise ZeroDivisionError
-        return FakeEngine(4, 0.0, checkpoint)
+        return Blank(4, 0.0, checkpoint) if checkpoint == "blank" else FakeEngine(4, 0.0, checkpoint)
 
     worker = Worker(settings, leases, Registry(leases.redis, settings.namespace), factory)
     task = asyncio.create_task(worker.run())
@@ -152,3 +163,55 @@ async def test_a_reload_rolls_through_two_workers(leases: LeaseQueue, settings: 
         await until(lambda: min(first.heartbeat.reloads, second.heartbeat.reloads) == request.number)
         await until(lambda: not second.taking)
         assert first.taking and "reload 2 failed" in second.heartbeat.note
+
+
+def engine_threads() -> int:
+    return sum(thread.name.startswith("engine") for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize(("failure", "stage"), [("worse", "load"), ("blank", "canary"), ("refused", "")])
+async def test_a_failed_reload_ends_its_thread(
+    failure: str, stage: str, leases: LeaseQueue, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The refused engine's thread, and with it the engine's memory, stayed until the process ended."""
+
+    async def refuse(reloader: Reloader, info: ModelInfo) -> None:
+        raise ReloadRefused("jobs wait for the old one")
+
+    if failure == "refused":
+        monkeypatch.setattr(Reloader, "_check_waiting_jobs", refuse)
+    registry = Registry(leases.redis, settings.namespace)
+    async with running(leases, settings, "worse") as worker:
+        before = engine_threads()
+        request = await registry.request_reload(settings.checkpoint, failure)
+        await until(lambda: worker.heartbeat.reloads == request.number)
+        assert "reload 1 failed" in worker.heartbeat.note
+        await until(lambda: engine_threads() == before)
+    stats = await registry.stats()
+    counted = {name.split("|")[1]: n for name, n in stats.items() if name.startswith("fluid_engine_failures_total")}
+    assert counted == ({stage: 1.0} if stage else {})
+
+
+async def test_a_worker_that_stops_is_not_lost_and_one_that_vanishes_is(leases: LeaseQueue, settings: Settings) -> None:
+    """Its heartbeat expired after 5 s, and with it every trace that an alert could see."""
+    registry = Registry(leases.redis, settings.namespace)
+    async with running(leases, settings) as worker:
+        assert set(await registry.last_seen()) == {worker.id}
+    assert await registry.last_seen() == {}
+    await registry.heartbeat(WorkerInfo("vanished", "ready", "fake", 1, 0, 0.0), {})
+    await registry.redis.delete(registry.keys.worker("vanished"), registry.keys.workers_zset)  # as 5 s later
+    assert await registry.workers() == []
+    assert set(await registry.last_seen()) == {"vanished"}
+    await registry.redis.zincrby(registry.keys.last_seen_zset, -601, "vanished")
+    assert await registry.last_seen() == {}
+
+
+async def test_workers_that_crash_in_a_loop_leave_a_bounded_trace(leases: LeaseQueue, settings: Settings) -> None:
+    registry = Registry(leases.redis, settings.namespace)
+    now = await redis_time(leases.redis)
+    crowd = {f"w{i}": now - 100 + i / 100 for i in range(1500)}
+    await registry.redis.zadd(registry.keys.last_seen_zset, crowd)
+    await registry.heartbeat(WorkerInfo("last", "ready", "fake", 1, 0, 0.0), {})
+    seen = await registry.last_seen()
+    assert len(seen) == 1000 and "last" in seen and "w1499" in seen
+    assert await registry.redis.ttl(registry.keys.last_seen_zset) > 0

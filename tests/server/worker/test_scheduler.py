@@ -25,6 +25,7 @@ def admit_next(scheduler: Scheduler, now: float = 0.0) -> list[str]:
     names = []
     for job, index in scheduler.next_images(now):
         row = next(r for r in range(scheduler.max_rows) if r not in scheduler.rows)
+        scheduler.start_admission(job, index)
         scheduler.assign_row(job, index, row)
         names.append(job.lease.job_id)
     return names
@@ -209,6 +210,7 @@ def test_every_image_gets_exactly_one_row_and_no_row_idles(
             hold(scheduler, name, n, suspect=suspect, at=now, priority=priority, user=user, num_inference_steps=steps)
         for job, index in scheduler.next_images(now):
             row = next(r for r in range(max_rows) if r not in scheduler.rows)
+            scheduler.start_admission(job, index)
             scheduler.assign_row(job, index, row)
             left[row] = job.lease.input.sampling.num_inference_steps
         assert len(scheduler.rows) <= max_rows

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import httpx
 import openai
 import pytest
 import redis
@@ -66,6 +67,16 @@ def test_a_batch_through_the_official_client(client: openai.OpenAI, service: Ser
     assert bad["line-101"]["body"]["error"]["param"] == "guidance"
     assert batch.id in [each.id for each in client.batches.list()]
     assert service.client.job(f"{batch.id}_0")["input"]["priority"] == "low"
+
+
+def test_lines_carry_the_warnings_that_a_request_gets(client: openai.OpenAI, service: Service) -> None:
+    """A mapped quality, or a word that the model does not know, was told to synchronous callers only."""
+    body = {"prompt": "a zebra", "quality": "standard", "style": "vivid"}
+    batch = wait_until_over(client, create(client, jsonl(body, {"prompt": "a cat"})).id)
+    lines = results(client, batch.output_file_id)
+    alone = httpx.post(service.settings.base_url + URL, json=body).json()["warnings"]
+    assert len(alone) == 3 and lines["line-0"]["body"]["warnings"] == alone
+    assert lines["line-1"]["body"]["warnings"] == []
 
 
 def test_files_can_be_listed_downloaded_and_deleted(client: openai.OpenAI) -> None:

@@ -1,0 +1,83 @@
+"""The rule that chooses tiles, and the shapes that the ahead-of-time compile must know."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from fluid_kernels.configs import (
+    CHIPS,
+    Config,
+    linear_config,
+    linear_configs,
+    persistent_config,
+    persistent_configs,
+    product_seconds,
+)  # fmt: skip
+from fluid_kernels.ops.modulation import LIBRARY_ROWS, by_library, product
+from fluid_kernels.tools.aot_cases import BACKBONE_WIDTHS, CHANNELS, PERSISTENT_WIDTHS, WIDTHS, cases
+from model.presets import MAR_PRESETS, PRESETS
+from tests.kernels.ops.test_triton_ops import drawn
+
+BF16, F32 = torch.bfloat16, torch.float32
+# What rows alone chose before: (rows up to and including, tile).
+BY_ROWS = (
+    (16, Config(16, 16, 256, 4, 4)), (32, Config(32, 16, 256, 4, 3)), (64, Config(64, 32, 128, 4, 4)),
+    (256, Config(64, 64, 64, 4, 4)), (1024, Config(128, 64, 64, 8, 4)), (1 << 31, Config(128, 128, 64, 8, 3)),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("width", "least"), [(1024, 120), (1280, 80), (1536, 96)])
+def test_products_of_the_loop_fill_the_chip(width: int, least: int) -> None:
+    """64 to 512 evaluations of MAR-B's head ran 32 to 64 programs on 132 multiprocessors."""
+    for evaluations in (32, 64, 128, 256, 512, 1024, 2048):
+        c = linear_config("cuda", evaluations, width, BF16)
+        assert -(-evaluations // c.m) * -(-width // c.n) >= least, (evaluations, c)
+
+
+@pytest.mark.parametrize("columns", [768, 1024, 3072, 5120, 20480])
+def test_the_rule_is_never_worse_by_count_than_rows_alone(columns: int) -> None:
+    for rows in range(1, 5000, 37):
+        old = next(c for most, c in BY_ROWS if rows <= most)
+        new = linear_config("cuda", rows, columns, BF16)
+        ours, theirs = (product_seconds("cuda", c, rows, columns, BF16) for c in (new, old))
+        assert ours <= theirs
+    assert linear_config("cuda", 41_000, 3072, BF16) == Config(128, 256, 64, 8, 3)
+
+
+@pytest.mark.parametrize("backend", CHIPS)
+@pytest.mark.parametrize("dtype", [BF16, F32])
+def test_every_tile_that_the_rules_choose_is_compiled_ahead(backend: str, dtype: torch.dtype) -> None:
+    compiled = {case.name for case in cases(backend)}
+    short = "bf16" if dtype == BF16 else "fp32"
+    for columns in (224, 1000, 1024, 4096, 20480):
+        for rows in (1, 7, 64, 130, 448, 3584, 41_000):
+            c = linear_config(backend, rows, columns, dtype)
+            assert c in linear_configs(backend, dtype)
+            assert f"linear silu {short} {c.m}x{c.n}x{c.k}/{c.stages}" in compiled
+    for rows in (1, 40, 300, 4000):
+        c, _ = persistent_config(backend, rows, rows, 1024, 132, dtype)
+        assert c in persistent_configs(backend, dtype)
+        suffix = "" if dtype == BF16 else " fp32"
+        assert f"persistent 1024{suffix} {c.m}x{c.n}x{c.k}/{c.stages}" in compiled
+
+
+def test_every_width_of_a_preset_is_compiled_ahead() -> None:
+    """All but the presets of tests and rehearsals, which are narrower than any packed layer."""
+    for name, config in {**PRESETS, **MAR_PRESETS}.items():
+        if name != "tiny":
+            assert config.head_width in WIDTHS and config.width in BACKBONE_WIDTHS, name
+            assert config.channels in CHANNELS, name
+            assert config.head_width > 1536 or config.head_width in PERSISTENT_WIDTHS, name
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(F32, 2e-5), (BF16, 1.6e-2)])
+def test_the_librarys_modulation_equals_ours(dtype: torch.dtype, tolerance: float) -> None:
+    y, weight, bias = drawn(0, 40, 96).to(dtype), drawn(1, 70, 96, scale=0.1).to(dtype), drawn(2, 70)
+    one, other = (torch.empty(40, 70, dtype=dtype) for _ in range(2))
+    product(y, weight, bias, one, library=False)
+    product(y, weight, bias, other, library=True)
+    torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+    assert not by_library(weight, 10 * LIBRARY_ROWS)  # no library of a GPU here

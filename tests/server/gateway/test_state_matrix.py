@@ -1,0 +1,396 @@
+"""Every kind of record in Redis, as a newer or a broken version may have left it: the service starts and answers.
+
+Each damage is planted beside sound records. No answer is a 500, only the damaged record itself may be a 503
+`record_unreadable`, and a new gateway and a new worker start on all damages at once.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import pytest
+import redis
+
+from server.cli.demo import free_port
+from server.launcher.embedded_valkey import EmbeddedValkey
+from server.model_info import ModelInfo
+from server.queue.keys import Keys
+from server.queue.registry import WorkerInfo
+from server.worker.engine.fake import FakeEngine
+from tests.server.conftest import fake_settings
+from tests.server.harness import MODEL, Service, fluid, until
+
+pytestmark = pytest.mark.slow
+LINE = {"custom_id": "a", "method": "POST", "url": "/v1/images/generations", "body": {"prompt": "a cat"}}
+LISTS = ("/health/ready", "/v1/models", "/metrics", "/v1/jobs", "/v1/jobs?status=succeeded", "/v1/batches", "/v1/files")
+FAR = 1e12  # a time in the far future
+BYTES = b"\x80\xff\x00packed"
+NOT_JSON = ("", "{", "null", "[]", "7", '"text"', "[" * 2000, BYTES)
+
+
+class World:
+    """A service with one sound record of each kind, and the damaged copies beside them."""
+
+    def __init__(self, service: Service) -> None:
+        self.service, self.url = service, service.settings.base_url
+        self.keys = Keys(service.settings.namespace)
+        self.redis = redis.Redis.from_url(service.settings.redis_url)
+        self.job = service.client.wait(service.client.submit("a cat")["id"], timeout_s=20)["id"]
+        self.batch = service.client.submit_batch(json.dumps(LINE).encode())["id"]
+        until(lambda: service.client.batch(self.batch)["status"] == "completed", what="the batch")
+        self.file = service.client.batch(self.batch)["input_file_id"]
+
+    def copy(self, template: Callable[[str], str], sound: str, odd: str, **changes: Any) -> None:
+        """Store a record under another id, with changed fields; a change to None deletes the field."""
+        self.redis.delete(template(odd))
+        self.redis.copy(template(sound), template(odd))
+        for name, value in changes.items():
+            if value is None:
+                self.redis.hdel(template(odd), name)
+            else:
+                self.redis.hset(template(odd), name, value)
+
+
+Plant = Callable[[World, str], list[str]]  # plants under an id; returns the paths of that record alone
+
+
+def job(**changes: Any) -> Plant:
+    def plant(world: World, odd: str) -> list[str]:
+        world.copy(world.keys.job_hash, world.job, odd, id=odd, **changes)
+        world.redis.zadd(world.keys.jobs_zset(""), {odd: FAR})
+        return [f"/v1/jobs/{odd}", f"/v1/jobs/{odd}/images/0", f"/v1/jobs/{odd}/events"]
+
+    return plant
+
+
+def job_input(**changes: Any) -> Plant:
+    def plant(world: World, odd: str) -> list[str]:
+        whole = json.loads(world.redis.hget(world.keys.job_hash(world.job), "input") or "")
+        return job(input=json.dumps(whole | changes))(world, odd)
+
+    return plant
+
+
+def waiting(**changes: Any) -> Plant:
+    """A damaged job that a worker takes, with one damaged lease beside it."""
+
+    def plant(world: World, odd: str) -> list[str]:
+        paths = job(state="queued", **changes)(world, odd)
+        keys = world.keys
+        world.redis.zadd(keys.callers_zset(MODEL, "normal"), {"": 0})
+        world.redis.zadd(keys.waiting_zset(MODEL, "normal", ""), {odd: 0})
+        world.redis.zadd(keys.waiting_since_zset(MODEL, "normal"), {odd: 0})
+        world.redis.zadd(keys.leases_zset(MODEL), {f"lease-{odd}": 0})
+        world.redis.zadd(keys.deadlines_zset, {odd: 0})
+        return paths[:1]
+
+    return plant
+
+
+def batch(**changes: Any) -> Plant:
+    def plant(world: World, odd: str) -> list[str]:
+        world.copy(world.keys.batch_hash, world.batch, odd, **changes)
+        world.redis.zadd(world.keys.batch_list(""), {odd: FAR})
+        world.redis.zadd(world.keys.batches_zset, {odd: 0})
+        return [f"/v1/batches/{odd}", f"/v1/files/file-out-{odd}/content", f"/v1/files/file-err-{odd}/content"]
+
+    return plant
+
+
+def batch_line(text: str | bytes) -> Plant:
+    def plant(world: World, odd: str) -> list[str]:
+        paths = batch(status="completed", cursor="1", input_file_id=odd)(world, odd)
+        data = text if isinstance(text, bytes) else text.encode()
+        world.redis.set(world.keys.file_bytes(odd), data)
+        world.redis.set(world.keys.batch_index(odd), array("I", [0, len(data)]).tobytes())
+        world.redis.hset(world.keys.batch_errors(odd), "0", text)
+        return paths
+
+    return plant
+
+
+def file(**changes: Any) -> Plant:
+    def plant(world: World, odd: str) -> list[str]:
+        world.copy(world.keys.file_hash, world.file, odd, **changes)
+        world.redis.zadd(world.keys.file_list(""), {odd: FAR})
+        return [f"/v1/files/{odd}", f"/v1/files/{odd}/content"]
+
+    return plant
+
+
+def webhook(**changes: Any) -> Plant:
+    def plant(world: World, odd: str) -> list[str]:
+        fields = {"url": "http://127.0.0.1:1/", "attempts": "0", "message": "{}"} | changes
+        world.redis.delete(world.keys.webhook_hash(odd))
+        world.redis.hset(world.keys.webhook_hash(odd), mapping={k: v for k, v in fields.items() if v is not None})
+        world.redis.zadd(world.keys.webhooks_zset(""), {odd: 0})
+        world.redis.zadd(world.keys.webhook_owners_zset, {"": 0})
+        return []
+
+    return plant
+
+
+def worker(text: str | bytes) -> Plant:
+    def plant(world: World, odd: str) -> list[str]:
+        world.redis.set(world.keys.worker(odd), text)
+        world.redis.zadd(world.keys.workers_zset, {odd: FAR})
+        world.redis.zadd(world.keys.last_seen_zset, {odd: FAR})
+        return []
+
+    return plant
+
+
+WORKER = {"id": "odd", "state": "ready", "model": "odd", "max_rows": 1, "rows": 0, "started_at": 1.0}
+INFO = json.loads(ModelInfo.from_mapping(FakeEngine(1, 0).info()).to_json())
+
+
+def model(text: str | bytes) -> Plant:
+    def plant(world: World, odd: str) -> list[str]:
+        world.redis.hset(world.keys.models_hash, odd, text)
+        return []
+
+    return plant
+
+
+def fields_of(key: str, **fields: str | bytes) -> Plant:
+    """Fields in a hash that is one record for the whole service."""
+
+    def plant(world: World, odd: str) -> list[str]:
+        world.redis.hset(getattr(world.keys, key), mapping=fields)
+        return []
+
+    return plant
+
+
+def dead_letter(**fields: str | bytes) -> Plant:
+    def plant(world: World, odd: str) -> list[str]:
+        world.redis.xadd(world.keys.dead_letters_stream, fields)
+        return []
+
+    return plant
+
+
+def event(**fields: str | bytes) -> Plant:
+    def plant(world: World, odd: str) -> list[str]:
+        job()(world, odd)
+        world.redis.xadd(world.keys.events_stream(odd), fields)
+        return [f"/v1/jobs/{odd}/events"]
+
+    return plant
+
+
+def resume(**fields: str | bytes) -> Plant:
+    def plant(world: World, odd: str) -> list[str]:
+        paths = waiting(attempt="1")(world, odd)
+        world.redis.hset(world.keys.resume_hash(odd), mapping=fields)
+        return paths
+
+    return plant
+
+
+def request_of(template: str, value: str | bytes | dict[str, str]) -> Plant:
+    """A key beside a job: its tombstone, or what an Idempotency-Key stands for."""
+
+    def plant(world: World, odd: str) -> list[str]:
+        key = getattr(world.keys, template)
+        full = key("", odd) if template == "idempotency_hash" else key(odd)
+        if isinstance(value, dict):
+            world.redis.hset(full, mapping=value)
+        else:
+            world.redis.set(full, value)
+        return [f"/v1/jobs/{odd}"] if template == "tombstone" else []
+
+    return plant
+
+
+MATRIX: dict[str, list[tuple[str, Plant]]] = {
+    "job": [
+        ("extra fields", job(colour="red", packed=BYTES)),
+        ("extra state", job(state="paused")),
+        ("extra kind", job(kind="video")),
+        *((f"input {text!r:.9}", job(input=text)) for text in NOT_JSON),
+        *((f"outputs {text!r:.9}", job(outputs=text)) for text in NOT_JSON),
+        *((f"error {text!r:.9}", job(error=text, state="failed")) for text in NOT_JSON),
+        ("input with extra keys", job_input(negative_prompt="rain", extra={"a": [1]})),
+        ("input of wrong types", job_input(prompt=["a"], n="two")),
+        ("numbers out of range", job(created_at="inf", completed_at="nan", attempt="1e9", sequence="x")),
+        ("no id", job(created_at=None)),
+    ],
+    "waiting job": [
+        ("extra fields", waiting(colour="red", packed=BYTES)),
+        *((f"input {text!r:.9}", waiting(input=text)) for text in NOT_JSON),
+        ("no input", waiting(input=None)),
+        ("attempts", waiting(attempt="many")),
+        ("no class", waiting(**{"class": None})),
+        ("another class", waiting(**{"class": "urgent"})),
+        ("another caller", waiting(caller="somebody")),
+        ("wrong numbers", waiting(work="much", sequence="1.5", result_ttl_s="inf")),
+        ("wrong deadline", waiting(deadline="soon")),
+    ],
+    "resumable job": [
+        ("bytes", resume(**{"output:0": BYTES, "snapshot:0": BYTES})),
+        ("extra", resume(**{"output:x": "{}", "video:1": "v", "output:7": '{"index": 7}'})),
+    ],
+    "batch": [
+        ("extra fields", batch(colour="red", packed=BYTES)),
+        ("extra status", batch(status="paused")),
+        *((f"metadata {text!r:.9}", batch(metadata=text)) for text in NOT_JSON),
+        *((f"errors {text!r:.9}", batch(errors=text, status="failed")) for text in NOT_JSON),
+        ("wrong types", batch(total="many", cursor="x", expires_at="soon")),
+        ("negative cursor", batch(cursor="-5", status="in_progress")),
+        ("no file", batch(input_file_id=None)),
+        ("infinite", batch(created_at="inf", status="in_progress")),
+    ],
+    "line": [(f"{text!r:.9}", batch_line(text)) for text in (*NOT_JSON, '{"custom_id": 3, "body": []}')],
+    "file": [
+        ("extra fields", file(colour="red", packed=BYTES)),
+        ("wrong types", file(size_bytes="large", created_at="then")),
+        ("infinite", file(created_at="inf")),
+        ("no name", file(filename=None)),
+        ("bytes", file(filename=BYTES, purpose="archive")),
+        ("longer than it is", file(size_bytes="999999999")),
+    ],
+    "webhook": [
+        ("extra fields", webhook(colour="red", packed=BYTES)),
+        ("wrong types", webhook(attempts="many")),
+        ("far attempts", webhook(attempts="9999")),
+        ("negative attempts", webhook(attempts="-3")),
+        ("no url", webhook(url=None)),
+        ("odd url", webhook(url="gopher://[::1")),
+        ("bytes", webhook(url=BYTES, message=BYTES)),
+    ],
+    "worker": [
+        *((f"{text!r:.9}", worker(text)) for text in NOT_JSON),
+        ("extra fields", worker(json.dumps(WORKER | {"gpu": {"name": "x"}}))),
+        ("extra state", worker(json.dumps(WORKER | {"state": "resting"}))),
+        ("wrong types", worker(json.dumps(WORKER | {"rows": "many"}))),
+    ],
+    "model": [
+        *((f"{text!r:.9}", model(text)) for text in NOT_JSON),
+        ("extra fields", model(json.dumps(INFO | {"id": "newer", "colours": [1]}))),
+        ("extra presets", model(json.dumps(INFO | {"id": "newer", "presets": INFO["presets"] | {"ultra": {"x": 1}}}))),
+        ("no presets", model(json.dumps(INFO | {"id": "aaa", "presets": {}}))),
+        ("wrong types", model(json.dumps(INFO | {"id": "newer", "limits": {"max_n": "many"}}))),
+        ("extra limits", model(json.dumps(INFO | {"id": "newer", "limits": {"max_colour": 3, "min_prompt": 1}}))),
+        ("wrong presets", model(json.dumps(INFO | {"id": "aab", "presets": {"medium": {"num_inference_steps": "x"}}}))),
+        ("wrong defaults", model(json.dumps(INFO | {"id": "aac", "defaults": {"temperature": "hot"}}))),
+        ("wrong vocabulary", model(json.dumps(INFO | {"id": "aad", "vocabulary": [3], "styles": None}))),
+    ],
+    "reload": [
+        ("odd", fields_of("reloads_hash", **{"checkpoint:": "soon x", "done:": "x", "begun:": "x", "plan:": BYTES})),
+        ("odd numbers", fields_of("reloads_hash", **{"checkpoint:scenes-128": "1e9 other", "done:scenes-128": ""})),
+        ("bytes", fields_of("reloads_hash", **{"checkpoint:scenes-128": BYTES, "begun:scenes-128": BYTES})),
+    ],
+    "dead letter": [
+        ("extra fields", dead_letter(new="x", packed=BYTES)),
+        *((f"input {text!r:.9}", dead_letter(id="a", attempt="1", error="{}", input=text)) for text in NOT_JSON),
+    ],
+    "event": [
+        ("extra type", event(type="colour", value="red")),
+        ("extra state", event(type="status", value="paused")),
+        ("wrong value", event(type="progress", value="half")),
+        ("bytes", event(type=BYTES, value=BYTES)),
+        ("extra fields", event(colour="red")),
+    ],
+    "statistic": [
+        ("extra", fields_of("stats_hash", **{"fluid_new_total||total": "1", "a": "b", "x|y": BYTES})),
+        ("extra label", fields_of("stats_hash", **{"fluid_images_total|new|model|total": "nan"})),
+        ("counters", fields_of("counters_hash", **{"state:paused": "x", "submitted:video": "2", "new": BYTES})),
+    ],
+    "crash": [
+        *((f"{text!r:.9}", fields_of("crashes_hash", **{f"odd {i}": text})) for i, text in enumerate(NOT_JSON)),
+        ("extra", fields_of("crashes_hash", odd=json.dumps({"process": "p", "task": "t", "at": 1e12, "new": 1}))),
+    ],
+    "beside a job": [
+        ("tombstone", request_of("tombstone", "paused ")),
+        ("odd tombstone", request_of("tombstone", BYTES)),
+        ("idempotency", request_of("idempotency_hash", {"new": "x"})),
+        ("last take", request_of("last_take_hash", {"new": "x"})),
+    ],
+}  # fmt: skip
+CASES = [
+    pytest.param(kind, name, plant, id=f"{kind}: {name}") for kind, found in MATRIX.items() for name, plant in found
+]
+
+
+@pytest.fixture(scope="module")
+def world(valkey: EmbeddedValkey) -> Iterator[World]:
+    settings = replace(
+        fake_settings(valkey), webhook_secret="whsec_" + "A" * 40, webhook_private="allow", max_attempts=1
+    )
+    service = Service(settings)
+    service.add_worker()
+    try:
+        service.client.wait_ready(timeout_s=30)
+        yield World(service)
+    finally:
+        service.close()
+
+
+def check(world: World, paths: list[str]) -> None:
+    """The service answers every list, and the damaged record with an error of its own at worst."""
+    with httpx.Client(base_url=world.url, timeout=30) as http:
+        for path in (*LISTS, f"/v1/jobs/{world.job}", f"/v1/batches/{world.batch}", f"/v1/files/{world.file}"):
+            answer = http.get(path)
+            assert answer.status_code == 200, (path, answer.text)
+        for path in paths:
+            try:
+                answer = http.get(path)
+            except httpx.RemoteProtocolError:  # a stream that ends early
+                continue
+            unreadable = answer.status_code == 503 and answer.json()["error"]["code"] == "record_unreadable"
+            assert answer.status_code < 500 or unreadable, (path, answer.status_code, answer.text)
+            if path.count("/") == 3 and "/jobs/" in path:
+                canceled = http.post(f"{path}/cancel")
+                assert canceled.status_code < 500 or canceled.json()["error"]["code"] == "record_unreadable"
+        made = http.post("/v1/images/generations", json={"prompt": "a cat", "quality": "low", "model": MODEL})
+        assert made.status_code == 200, made.text
+
+
+@pytest.mark.parametrize(("kind", "name", "plant"), CASES)
+def test_the_service_answers_beside_a_damaged_record(kind: str, name: str, plant: Plant, world: World) -> None:
+    """Bytes in a field failed the whole reply of Redis, and a model without presets every request without a model."""
+    odd = re.sub(r"\W+", "-", f"odd {kind} {name}")
+    paths = plant(world, odd)
+    check(world, paths)
+    with httpx.Client(base_url=world.url, timeout=30) as http:
+        for published in ("newer", "aaa", "aab", "aac", "aad"):
+            answer = http.post("/v1/jobs", json={"prompt": "a cat", "model": published})
+            assert answer.status_code in (202, 400), answer.text
+        by_default = http.post("/v1/images/generations", json={"prompt": "a cat", "quality": "low"})
+        assert by_default.status_code == 200, by_default.text
+    assert world.service.gateway.poll() is None and world.service.workers[0].poll() is None
+
+
+def test_gateway_and_worker_start_on_every_damage_at_once(world: World) -> None:
+    """What lies in Redis can keep no process from starting, and no operator's command from its work."""
+    for number, case in enumerate(CASES):
+        case.values[2](world, f"again-{number}")  # type: ignore[operator, index]
+    fresh = Service(replace(world.service.settings, port=free_port()))
+    try:
+        fresh.add_worker()
+        until(lambda: len([w for w in live(world) if w.state == "ready"]) >= 2, seconds=60, what="a second worker")
+        assert fresh.client.generate("a cat", quality="low", model=MODEL)
+        for words in (["doctor"], ["dlq", "list"]):
+            done = fluid(world.service.settings, *words)
+            assert "Traceback" not in done.stderr and done.stdout, done.stderr
+    finally:
+        fresh.close()
+    check(world, [])
+
+
+def live(world: World) -> list[WorkerInfo]:
+    found = []
+    for key in world.redis.scan_iter(f"{world.keys.root}:worker:*"):
+        try:
+            raw = json.loads(world.redis.get(key) or "")
+            found.append(WorkerInfo(**{name: raw[name] for name in WorkerInfo.__dataclass_fields__ if name in raw}))
+        except (ValueError, TypeError, RecursionError):
+            continue
+    return [info for info in found if info.model == MODEL]
