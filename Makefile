@@ -94,7 +94,7 @@ evaluate: $(VENV)/.dev ## score the shipped checkpoint on the data of `make data
 chaos: $(VENV)/.dev ## kill, freeze and pause every process at random for MINUTES=30, then audit every job (SEED=1)
 	$(BIN)/python -m benchmarks.chaos --minutes $(or $(MINUTES),30) --seed $(or $(SEED),1) $(ARGS)
 
-load: $(VENV)/.dev ## added latency, throughput, cost of a backlog; the last line is JSON
+load: $(VENV)/.dev ## added latency, throughput, cost of a backlog, noisy neighbour; the last line is JSON
 	$(BIN)/python -m benchmarks.load $(ARGS)
 
 bench: $(VENV)/.dev ## engine and service against references (ARGS=--quick); the last line is JSON

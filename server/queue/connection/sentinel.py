@@ -11,6 +11,7 @@ from redis.exceptions import RedisError
 
 from server.addresses import SentinelUrl
 from server.queue.connection.pipeline import ServiceRedis
+from server.queue.connection.pool import WaitingSentinelPool
 
 #: A Sentinel that does not answer is skipped; the gateway has less than a second for all of them.
 TIMEOUT_S = 0.3
@@ -76,6 +77,12 @@ def connect_by_sentinel(url: str, **options: Any) -> SentinelRedis:
             "retry": Retry(NoBackoff(), 0),
         },
     )
-    client: SentinelRedis = sentinel.master_for(parts.service, redis_class=SentinelRedis, ssl=parts.tls, **options)
+    client: SentinelRedis = sentinel.master_for(
+        parts.service,
+        redis_class=SentinelRedis,
+        connection_pool_class=WaitingSentinelPool,
+        ssl=parts.tls,
+        **options,
+    )
     client.sentinel = sentinel
     return client

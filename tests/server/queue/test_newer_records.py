@@ -228,7 +228,8 @@ def test_the_service_answers_beside_records_of_a_newer_version(new_service: Call
             client.zadd(getattr(keys, f"{kind}_list")(""), {f"{kind}-odd": 1e12})
         client.zadd(keys.batches_zset, {"batch-odd": 0})
         client.hset(keys.webhook_hash("odd"), mapping={"message": "{}", "attempts": "x"})
-        client.zadd(keys.webhooks_zset, {"odd": 0})
+        client.zadd(keys.webhooks_zset(""), {"odd": 0})
+        client.zadd(keys.webhook_owners_zset, {"": 0})
     for path in ("/health/ready", "/v1/models", "/metrics", "/v1/jobs", "/v1/batches", "/v1/files"):
         answer = httpx.get(service.settings.base_url + path)
         assert answer.status_code == 200, (path, answer.text)
