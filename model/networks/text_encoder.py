@@ -24,10 +24,13 @@ class TextEncoder(Protocol):
 
     config: TextConfig
 
-    def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def encode(self, captions: Sequence[str], tight: bool = False) -> tuple[Tensor, Tensor]:
         """B captions -> (B, L, E) float32 states and (B, L) bool mask, L = the config's max_tokens.
 
         Longer captions are cut. The empty caption is the unconditional one.
+
+        Args:
+            tight: L is the longest caption's number of tokens instead, if that is smaller.
         """
         ...
 
@@ -55,10 +58,10 @@ class TransformersEncoder(nn.Module):
             raise ConfigError(f"text encoder {config.name!r} is {width} wide, the checkpoint expects {config.dim}")
 
     @torch.inference_mode()
-    def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def encode(self, captions: Sequence[str], tight: bool = False) -> tuple[Tensor, Tensor]:
         batch = self.tokenizer(
-            list(captions), padding="max_length", truncation=True, max_length=self.config.max_tokens,
-            return_tensors="pt",
+            list(captions), padding="longest" if tight else "max_length", truncation=True,
+            max_length=self.config.max_tokens, return_tensors="pt",
         )  # fmt: skip
         device = next(self.encoder.parameters()).device
         mask = send(batch["attention_mask"], device)
@@ -77,7 +80,7 @@ class HashEncoder(nn.Module):
         super().__init__()
         self.config = config
 
-    def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def encode(self, captions: Sequence[str], tight: bool = False) -> tuple[Tensor, Tensor]:
         states = torch.zeros(len(captions), self.config.max_tokens, self.config.dim)
         mask = torch.zeros(len(captions), self.config.max_tokens, dtype=torch.bool)
         for row, caption in enumerate(captions):

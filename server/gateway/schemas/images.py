@@ -79,8 +79,7 @@ class ImageRequest(BaseModel):
     response_format: Annotated[
         Literal["b64_json", "url"] | None,
         Field(
-            description="Images as base64 in the response, or as links; FLUID_RESPONSE_FORMAT if omitted, and b64_json "
-            "in streams and for gpt-image models."
+            description="Base64 or links; if omitted, FLUID_RESPONSE_FORMAT, but base64 in streams and for gpt-image."
         ),
     ] = None
     seed: Annotated[
