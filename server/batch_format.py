@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from server import json_text
-from server.records import decode
+from server.records import decode, read_json
 
 MAX_LINES = 50_000
 URL = "/v1/images/generations"
@@ -40,7 +40,7 @@ class Line:
 
     @classmethod
     def from_json(cls, text: str) -> "Line":
-        return decode(cls, json.loads(text))
+        return decode(cls, read_json(text))
 
 
 def parse_lines(data: bytes) -> list[Line]:
