@@ -34,7 +34,9 @@ from server.worker.engine.protocol import RowRequest
 
 PYTHON = command.VENV / "bin" / "python"
 needs_wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason=wrk.INSTALL)
-needs_peers = pytest.mark.skipif(not PYTHON.exists(), reason=f"no peers in {command.VENV}: `make bench-peers`")
+needs_peers = pytest.mark.skipif(
+    not (command.VENV / ".installed").exists(), reason=f"no peers in {command.VENV}: `make bench-peers`"
+)
 PNG = b"\x89PNG\r\n\x1a\n"
 BODY = {"prompt": "a cat", "seed": 5, "num_inference_steps": 8}
 
@@ -118,23 +120,25 @@ Answer = Callable[[dict[str, object]], Awaitable[int]]  # request body -> status
 
 async def loaded(answer: Answer, load: Callable[[int], wrk.Load]) -> wrk.Load:
     """Return what `load` sees of a server that answers with statuses."""
-    connections: set[asyncio.Task[None] | None] = set()
+    connections: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connections.add(asyncio.current_task())
+        connections.add(asyncio.current_task())  # type: ignore[arg-type]
         try:
             while head := await reader.readuntil(b"\r\n\r\n"):
                 length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
                 status = await answer(json.loads(await reader.readexactly(length)))
                 writer.write(b"HTTP/1.1 %d X\r\nContent-Length: 4\r\n\r\n" % status + PNG[:4])
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            pass  # asyncio's servers report a task that ends as canceled as an error
         finally:
             writer.close()
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as listening:
         seen = await asyncio.to_thread(load, listening.sockets[0].getsockname()[1])
-        await asyncio.gather(*filter(None, connections))  # wrk hangs up while requests are being answered
+        for connection in connections:  # wrk hangs up while requests are being answered
+            connection.cancel()
+        await asyncio.gather(*connections)
     return seen
 
 
