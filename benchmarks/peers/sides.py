@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
 from subprocess import Popen
 from typing import Any
@@ -178,7 +179,7 @@ COMMANDS: dict[str, Callable[[Path, int, Path], list[list[str]]]] = {
 
 
 def fetch(port: int, body: dict[str, Any], timeout_s: float = 60.0) -> bytes:
-    """Generate one image. Raises OSError: no image came."""
+    """Generate one image. Raises OSError or HTTPException: no image came."""
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}{PATH}",
         json.dumps(body).encode(),
@@ -202,7 +203,7 @@ def await_image(side: Side, limit_s: float) -> None:
             left = max(1.0, end - time.monotonic())
             fetch(side.port, {"prompt": "a red apple", "seed": 1, "num_inference_steps": 1}, timeout_s=left)
             return
-        except OSError as error:  # urllib's HTTPError is one
+        except (OSError, HTTPException) as error:  # urllib's HTTPError is an OSError
             refused = isinstance(error, urllib.error.HTTPError) and error.code in (400, 422)
             if refused or time.monotonic() > end or side.restarts > MOST_RESTARTS:
                 raise RuntimeError(f"{NAMES[side.name]} does not serve ({error}):\n{side.log()}") from error

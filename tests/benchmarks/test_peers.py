@@ -13,15 +13,17 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
 from benchmarks.peers import __main__ as command
-from benchmarks.peers import crash, processes, report, sides, wrk
+from benchmarks.peers import crash, parts, processes, report, sides, wrk
 from benchmarks.peers.crash import Request
 from benchmarks.peers.parts import PARTS, QUICK, Setup
 from benchmarks.peers.servers.work import Images
@@ -104,6 +106,25 @@ def test_missing_tools_are_named_with_their_installation(
     with pytest.raises(SystemExit) as exited:
         command.main(["--venv", str(tmp_path)])
     assert exited.value.code == 2 and "make bench-peers" in capsys.readouterr().err
+
+
+def test_a_side_that_fails_is_reported_and_the_others_are_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One peer that does not start used to end a run of twenty minutes."""
+
+    @contextmanager
+    def running(name: str, engine: dict[str, str], python: Path) -> Iterator[SimpleNamespace]:
+        if name == "ray":
+            raise RuntimeError("Ray Serve does not serve")
+        yield SimpleNamespace(port=0)
+
+    monkeypatch.setattr(parts, "running", running)
+    monkeypatch.setattr(parts, "settle", lambda side: None)
+    monkeypatch.setattr(wrk, "closed", lambda *arguments: None)
+    table = Setup(("ray", "ours"), PYTHON, QUICK).repeat("a part", {}, lambda side: {"figure": 2.0}, rounds=2)
+    assert table == {"ours": {"figure": 2.0}}
+    assert "a part: Ray Serve does not serve" in capsys.readouterr().err
 
 
 def test_tables_show_every_side_and_its_failures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
