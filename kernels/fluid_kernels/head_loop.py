@@ -125,7 +125,7 @@ class Chains:
 
     def to(self, device: torch.device | str) -> Chains:
         """Copy the tables to a device, without waiting for it."""
-        names = [f.name for f in fields(self) if f.name != "host"]
+        names = (f.name for f in fields(self) if f.name != "host")
         tables: dict[str, Any] = {name: send(getattr(self, name), torch.device(device)) for name in names}
         return replace(self, **tables)
 

@@ -13,9 +13,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from server.queue.connection.retry import ReconnectingRetry
 from server.launcher.embedded_valkey import EmbeddedValkey
 from server.queue.connection.pool import MAX_CONNECTIONS
+from server.queue.connection.retry import ReconnectingRetry
 from server.queue.job_queue import JobQueue
 from server.queue.redis_client import Client, connect, outlast_outages
 from server.settings import Settings
