@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -176,6 +178,25 @@ async def test_a_waiting_job_without_a_record_blocks_no_other(queue: JobQueue, l
     assert await leases.reclaim("w2", MODEL, [], count=5) == []
 
 
+@pytest.mark.parametrize("change", [{"class": "urgent"}, {"caller": "else"}, {"state": "paused"}, {"attempt": "many"}])
+async def test_a_record_that_says_otherwise_keeps_no_script_in_a_loop(
+    queue: JobQueue, leases: LeaseQueue, change: dict[str, str]
+) -> None:
+    """A job whose record named another class aged into a second lease, and then take.lua met it again without end:
+    Redis answered BUSY to everyone."""
+    for job_id in ("odd", "fine"):
+        await accept(queue, job_id)
+    await queue.redis.hset(queue.keys.job_hash("odd"), mapping=change)
+    await queue.redis.zadd(queue.keys.waiting_since_zset(MODEL, "normal"), {"odd": 0})
+    async with asyncio.timeout(10):
+        assert (await take(leases)).job_id == "fine"
+        for _ in range(5):
+            assert await leases.take("w", MODEL) is None
+        await queue.sweep()
+        with pytest.raises(UnreadableRecord) if "class" not in change and "caller" not in change else nullcontext():
+            await queue.cancel("odd")
+
+
 def test_unreadable_progress_starts_over() -> None:
     found = Resume.from_fields({b"output:0": b"{", b"output:x": b"{}", b"snapshot:2": b"s", b"video:1": b"v"})
     assert (dict(found.outputs), dict(found.snapshots)) == ({}, {2: b"s"})
@@ -207,7 +228,8 @@ def test_the_service_answers_beside_records_of_a_newer_version(new_service: Call
             client.zadd(getattr(keys, f"{kind}_list")(""), {f"{kind}-odd": 1e12})
         client.zadd(keys.batches_zset, {"batch-odd": 0})
         client.hset(keys.webhook_hash("odd"), mapping={"message": "{}", "attempts": "x"})
-        client.zadd(keys.webhooks_zset, {"odd": 0})
+        client.zadd(keys.webhooks_zset(""), {"odd": 0})
+        client.zadd(keys.webhook_owners_zset, {"": 0})
     for path in ("/health/ready", "/v1/models", "/metrics", "/v1/jobs", "/v1/batches", "/v1/files"):
         answer = httpx.get(service.settings.base_url + path)
         assert answer.status_code == 200, (path, answer.text)
