@@ -199,6 +199,7 @@ class LeaseQueue(QueueConnection):
         }
         answer = await self.run("finish", args, *files.values())
         if answer == "incomplete":
+            log.warning("Redis has lost a finished image of %s, as a failover may; requeueing it", lease.job_id)
             await self.requeue(lease, error=JobError("result_lost", "Redis lost a finished image of the job."))
             return False
         if answer not in (JobState.SUCCEEDED, "fenced"):
