@@ -11,7 +11,7 @@ from dataclasses import dataclass
 SECONDS = tuple(round(0.001 * 1.8**i, 6) for i in range(21))  # 1 ms to 127 s
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
-WORKER_TASKS = ("heartbeat", "lease renewal", "cancel listener", "watchdog", "reloader")
+WORKER_TASKS = ("heartbeat", "lease renewal", "cancel listener", "watchdog", "reloader", "job intake")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """The registry of workers in Redis: heartbeats, models, reload requests, and statistics to be scraped."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import cast
@@ -9,12 +10,13 @@ from server.background import KEEPS_CRASHING, Crash
 from server.model_info import ModelInfo
 from server.queue.keys import Keys
 from server.queue.redis_client import Client, redis_time
-from server.records import UNREADABLE, decode, readable, skip
+from server.records import UNREADABLE, decode, read_json, readable, skip
 
 HEARTBEAT_S = 1.0
 DEAD_AFTER_S = 5.0
 LOST_KEPT_S = 600.0  # how long a worker that ended without a word stays visible; alerts need some minutes
 MAX_LAST_SEEN = 1000  # workers that crash in a loop leave one entry each
+STREAMS_KEPT_S = 8.0  # after a gateway counted its open event streams
 CRASH_KEPT_S = 30.0  # longer than the longest pause between two crashes of a task
 
 
@@ -103,7 +105,7 @@ class Registry:
         if not ids:
             return []
         texts = await self.redis.mget([self.keys.worker(i) for i in ids])
-        return list(readable("a heartbeat", filter(None, texts), lambda text: decode(WorkerInfo, json.loads(text))))
+        return list(readable("a heartbeat", filter(None, texts), lambda text: decode(WorkerInfo, read_json(text))))
 
     async def last_seen(self) -> dict[str, float]:
         """Time of the last heartbeat of every live worker, and of those lost within LOST_KEPT_S, by Redis' clock."""
@@ -116,7 +118,7 @@ class Registry:
 
     async def published(self, model: str) -> ModelInfo | None:
         text = await self.redis.hget(self.keys.models_hash, model)
-        found = readable("a model", [text] if text else [], lambda each: ModelInfo.from_mapping(json.loads(each)))
+        found = readable("a model", [text] if text else [], lambda each: ModelInfo.from_mapping(read_json(each)))
         return next(found, None)
 
     async def rival(self, worker_id: str, info: ModelInfo) -> WorkerInfo | None:
@@ -135,7 +137,7 @@ class Registry:
 
     async def models(self) -> dict[str, ModelInfo]:
         raw = await self.redis.hgetall(self.keys.models_hash)
-        found = readable("a model", raw.values(), lambda text: ModelInfo.from_mapping(json.loads(text)))
+        found = readable("a model", raw.values(), lambda text: ModelInfo.from_mapping(read_json(text)))
         return {info.id: info for info in found}
 
     async def report_crash(self, process: str, crash: Crash) -> None:
@@ -148,9 +150,24 @@ class Registry:
     async def crashes(self) -> list[CrashReport]:
         """Crashes of the last CRASH_KEPT_S."""
         raw = await self.redis.hvals(self.keys.crashes_hash)
-        found = readable("a crash report", raw, lambda text: decode(CrashReport, json.loads(text)))
+        found = readable("a crash report", raw, lambda text: decode(CrashReport, read_json(text)))
         oldest = await redis_time(self.redis) - CRASH_KEPT_S
         return [report for report in found if report.at > oldest]
+
+    async def report_streams(self, process: str, by_owner: Mapping[str, int]) -> None:
+        """Write how many event streams are open on a gateway, by owner."""
+        now = await redis_time(self.redis)
+        async with self.redis.pipeline(transaction=True) as pipe:
+            pipe.set(self.keys.streams(process), json.dumps(by_owner), px=int(STREAMS_KEPT_S * 1000))
+            pipe.zadd(self.keys.streams_zset, {process: now})
+            pipe.zremrangebyscore(self.keys.streams_zset, "-inf", now - STREAMS_KEPT_S)
+            await pipe.execute()
+
+    async def streams(self) -> Counter[str]:
+        """Open event streams of all gateways, by owner."""
+        processes = await self.redis.zrange(self.keys.streams_zset, 0, -1)
+        texts = await self.redis.mget([self.keys.streams(each) for each in processes]) if processes else []
+        return sum(readable("open streams", filter(None, texts), _counts), Counter())
 
     async def request_reload(self, configured: str, checkpoint: str) -> ReloadRequest:
         number = await self.redis.hincrby(self.keys.reloads_hash, "number", 1)
@@ -199,3 +216,7 @@ class Registry:
     async def stats(self) -> dict[str, float]:
         raw = cast("dict[str, str]", await self.redis.hgetall(self.keys.stats_hash))
         return dict(readable("a statistic", raw.items(), lambda item: (item[0], float(item[1]))))
+
+
+def _counts(text: str) -> Counter[str]:
+    return Counter({owner: int(number) for owner, number in json.loads(text).items()})

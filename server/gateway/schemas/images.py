@@ -47,8 +47,7 @@ class ImageRequest(BaseModel):
 
     prompt: Annotated[str, Field(min_length=1, max_length=MAX_PROMPT_CHARS, description="What to generate.")]
     negative_prompt: Annotated[
-        str | None,
-        Field(max_length=MAX_PROMPT_CHARS, description="What to lead away from; needs a guidance_scale above 1."),
+        str | None, Field(max_length=MAX_PROMPT_CHARS, description="What to avoid; needs a guidance_scale above 1.")
     ] = None
     model: Annotated[
         str | None,
@@ -80,8 +79,7 @@ class ImageRequest(BaseModel):
     response_format: Annotated[
         Literal["b64_json", "url"] | None,
         Field(
-            description="Images as base64 in the response, or as links; FLUID_RESPONSE_FORMAT if omitted, and b64_json "
-            "in streams and for gpt-image models."
+            description="Base64 or links; if omitted, FLUID_RESPONSE_FORMAT, but base64 in streams and for gpt-image."
         ),
     ] = None
     seed: Annotated[

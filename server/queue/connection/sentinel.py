@@ -11,6 +11,7 @@ from redis.exceptions import RedisError
 
 from server.addresses import SentinelUrl
 from server.queue.connection.pipeline import ServiceRedis
+from server.queue.connection.pool import WaitingSentinelPool
 
 #: A Sentinel that does not answer is skipped; the gateway has less than a second for all of them.
 TIMEOUT_S = 0.3
@@ -23,12 +24,14 @@ class SentinelRedis(ServiceRedis):
     it has appointed a new one, and what the former one accepts until then is lost."""
 
     sentinel: Any
+    connection_pool: Any
     _check_at = 0.0
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         if time.monotonic() >= self._check_at:
             await self._follow_primary()
-        return await super().execute_command(*args, **options)
+        execute: Any = super().execute_command
+        return await execute(*args, **options)
 
     async def _follow_primary(self) -> None:
         """Drop the connections if Sentinel has appointed another primary since they were opened."""
@@ -40,7 +43,8 @@ class SentinelRedis(ServiceRedis):
             self._check_at = time.monotonic() + UNKNOWN_S
             return
         if known is not None and now != known:
-            await self.get_retry().leave_primary()
+            retry: Any = self.get_retry()
+            await retry.leave_primary()
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
         await super().aclose(close_connection_pool)
@@ -59,9 +63,12 @@ def connect_by_sentinel(url: str, **options: Any) -> SentinelRedis:
     parts = SentinelUrl.parse(url)
     options |= {name: value for name, value in parse_url(parts.redis_url).items() if name not in ("host", "port")}
     options.pop("connection_class", None)  # that of TLS, which `ssl` chooses
-    credentials = {name: options.pop(f"sentinel_{name}", None) for name in ("username", "password")}
-    limits = {name: options[name] for name in ("socket_keepalive", "socket_keepalive_options") if name in options}
-    sentinel = Sentinel(
+    credentials: dict[str, Any] = {name: options.pop(f"sentinel_{name}", None) for name in ("username", "password")}
+    limits: dict[str, Any] = {
+        name: options[name] for name in ("socket_keepalive", "socket_keepalive_options") if name in options
+    }
+    create: Any = Sentinel  # untyped
+    sentinel = create(
         parts.hosts,
         sentinel_kwargs={
             **credentials,
@@ -72,6 +79,12 @@ def connect_by_sentinel(url: str, **options: Any) -> SentinelRedis:
             "retry": Retry(NoBackoff(), 0),
         },
     )
-    client: SentinelRedis = sentinel.master_for(parts.service, redis_class=SentinelRedis, ssl=parts.tls, **options)
+    client: SentinelRedis = sentinel.master_for(
+        parts.service,
+        redis_class=SentinelRedis,
+        connection_pool_class=WaitingSentinelPool,
+        ssl=parts.tls,
+        **options,
+    )
     client.sentinel = sentinel
     return client

@@ -9,24 +9,45 @@ if known[1] and tonumber(known[1]) == args.token and read_leased(known[2], args.
   return lease_reply(known[2])
 end
 
-local function waits_here(id, class, caller)
-  local f = read(id, 'model', 'class', 'caller')
-  return f[1] == model and f[2] == class and f[3] == caller
+-- True if the job's record agrees that it waits in this class, and for this caller if one is given.
+local function waits_in(class, id, caller)
+  if not intact(id) then return false end
+  local f = read(id, 'state', 'model', 'class', 'caller')
+  return f[1] == 'queued' and f[2] == model and f[3] == class and (not caller or f[4] == caller)
 end
 
 -- Ageing: a job that has waited long enough goes up one class, at most a few per call.
 local now = clock()
-for i = 2, #PRIORITIES do
+
+local function move_up(id, class)
+  dequeue_waiting(id, false)
+  redis.call('HSET', keys.job_hash(id), 'class', class, 'aged', 1)
+  enqueue_waiting(id)
+end
+
+for i = 3, #PRIORITIES do
   local since = keys.waiting_since_zset(model, PRIORITIES[i])
   local old = redis.call('ZRANGEBYSCORE', since, '-inf', time_text(now - args.ageing_s), 'LIMIT', 0, 8)
   for _, id in ipairs(old) do
-    if intact(id) then
-      dequeue_waiting(id, false)
-      redis.call('HSET', keys.job_hash(id), 'class', PRIORITIES[i - 1])
-      enqueue_waiting(id)
+    if waits_in(PRIORITIES[i], id) then
+      move_up(id, PRIORITIES[i - 1])
     else
       redis.call('ZREM', since, id)
     end
+  end
+end
+
+-- Into the first class a job goes only from behind jobs that belong there, and one of each caller at a time: a flood
+-- that has waited long would go before every fresh job of the other callers.
+local CALLERS_READ = 16
+local top, below = PRIORITIES[1], PRIORITIES[2]
+local ahead = redis.call('ZRANGE', keys.callers_zset(model, top), 0, 0)[1]
+local head = ahead and redis.call('ZRANGE', keys.waiting_zset(model, top, ahead), 0, 0)[1]
+if head and not redis.call('HGET', keys.job_hash(head), 'aged') then
+  for _, caller in ipairs(redis.call('ZRANGE', keys.callers_zset(model, below), 0, CALLERS_READ - 1)) do
+    local id = redis.call('ZRANGE', keys.waiting_zset(model, below, caller), 0, 0)[1]
+    local since = id and redis.call('ZSCORE', keys.waiting_since_zset(model, below), id)
+    if since and tonumber(since) <= now - args.ageing_s and waits_in(below, id, caller) then move_up(id, top) end
   end
 end
 
@@ -35,14 +56,13 @@ for _, class in ipairs(PRIORITIES) do
     local caller = redis.call('ZRANGE', keys.callers_zset(model, class), 0, 0)[1]
     if not caller then break end
     local id = redis.call('ZRANGE', keys.waiting_zset(model, class, caller), 0, 0)[1]
-    local deadline = id and redis.call('HGET', keys.job_hash(id), 'deadline')
     if not id then
       redis.call('ZREM', keys.callers_zset(model, class), caller)
-    elseif not intact(id) or not waits_here(id, class, caller) then
-      -- Its record is gone, damaged or names another place: without this, no job behind it would ever be taken.
+    elseif not waits_in(class, id, caller) then
+      -- Its record is gone, damaged or says otherwise: without this, the loop would meet it again without end.
       redis.call('ZREM', keys.waiting_zset(model, class, caller), id)
       redis.call('ZREM', keys.waiting_since_zset(model, class), id)
-    elseif deadline and tonumber(deadline) <= now then
+    elseif tonumber(redis.call('HGET', keys.job_hash(id), 'deadline') or now + 1) <= now then
       abort(id, args.ttl_s)
     elseif tonumber(redis.call('ZSCORE', keys.waiting_since_zset(model, class), id) or '0') > now - args.min_wait_s then
       return {}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -92,6 +93,14 @@ def waiting(**changes: Any) -> Plant:
     return plant
 
 
+def waiting_string(world: World, odd: str) -> list[str]:
+    """A waiting job whose record is no hash."""
+    waiting()(world, odd)
+    world.redis.zrem(world.keys.jobs_zset(""), odd)
+    world.redis.set(world.keys.job_hash(odd), "packed")
+    return []
+
+
 def batch(**changes: Any) -> Plant:
     def plant(world: World, odd: str) -> list[str]:
         world.copy(world.keys.batch_hash, world.batch, odd, **changes)
@@ -104,9 +113,10 @@ def batch(**changes: Any) -> Plant:
 
 def batch_line(text: str | bytes) -> Plant:
     def plant(world: World, odd: str) -> list[str]:
-        paths = batch(status="completed", cursor="1")(world, odd)
-        world.redis.delete(world.keys.batch_lines(odd))
-        world.redis.rpush(world.keys.batch_lines(odd), text)
+        paths = batch(status="completed", cursor="1", input_file_id=odd)(world, odd)
+        data = text if isinstance(text, bytes) else text.encode()
+        world.redis.set(world.keys.file_bytes(odd), data)
+        world.redis.set(world.keys.batch_index(odd), array("I", [0, len(data)]).tobytes())
         world.redis.hset(world.keys.batch_errors(odd), "0", text)
         return paths
 
@@ -127,7 +137,8 @@ def webhook(**changes: Any) -> Plant:
         fields = {"url": "http://127.0.0.1:1/", "attempts": "0", "message": "{}"} | changes
         world.redis.delete(world.keys.webhook_hash(odd))
         world.redis.hset(world.keys.webhook_hash(odd), mapping={k: v for k, v in fields.items() if v is not None})
-        world.redis.zadd(world.keys.webhooks_zset, {odd: 0})
+        world.redis.zadd(world.keys.webhooks_zset(""), {odd: 0})
+        world.redis.zadd(world.keys.webhook_owners_zset, {"": 0})
         return []
 
     return plant
@@ -217,7 +228,9 @@ MATRIX: dict[str, list[tuple[str, Plant]]] = {
         ("input with extra keys", job_input(negative_prompt="rain", extra={"a": [1]})),
         ("input of wrong types", job_input(prompt=["a"], n="two")),
         ("numbers out of range", job(created_at="inf", completed_at="nan", attempt="1e9", sequence="x")),
-        ("no id", job(created_at=None)),
+        ("no time", job(created_at=None)),
+        ("infinite times", job(created_at="inf")),
+        ("no number", job(completed_at="nan", metrics='{"queue_time": NaN}')),
     ],
     "waiting job": [
         ("extra fields", waiting(colour="red", packed=BYTES)),
@@ -229,6 +242,8 @@ MATRIX: dict[str, list[tuple[str, Plant]]] = {
         ("another caller", waiting(caller="somebody")),
         ("wrong numbers", waiting(work="much", sequence="1.5", result_ttl_s="inf")),
         ("wrong deadline", waiting(deadline="soon")),
+        ("unknown state", lambda world, odd: waiting()(world, odd) and job(state="paused")(world, odd)),
+        ("another type", waiting_string),
     ],
     "resumable job": [
         ("bytes", resume(**{"output:0": BYTES, "snapshot:0": BYTES})),
@@ -274,6 +289,7 @@ MATRIX: dict[str, list[tuple[str, Plant]]] = {
         ("extra presets", model(json.dumps(INFO | {"id": "newer", "presets": INFO["presets"] | {"ultra": {"x": 1}}}))),
         ("no presets", model(json.dumps(INFO | {"id": "aaa", "presets": {}}))),
         ("wrong types", model(json.dumps(INFO | {"id": "newer", "limits": {"max_n": "many"}}))),
+        ("no numbers", model(json.dumps(INFO | {"id": "newer", "limits": {"max_n": float("inf")}}))),
         ("extra limits", model(json.dumps(INFO | {"id": "newer", "limits": {"max_colour": 3, "min_prompt": 1}}))),
         ("wrong presets", model(json.dumps(INFO | {"id": "aab", "presets": {"medium": {"num_inference_steps": "x"}}}))),
         ("wrong defaults", model(json.dumps(INFO | {"id": "aac", "defaults": {"temperature": "hot"}}))),
