@@ -13,6 +13,7 @@ from server.worker.engine.fake import FAKE_ENGINE
 from tests.end_to_end.browser import (
     DESKTOP,
     PHONE,
+    in_view,
     needs_browser,
     open_browser,
     open_page,
