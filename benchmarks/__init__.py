@@ -13,6 +13,7 @@ fast         quality and time of faster decoding settings
 edits        visibility of the seam of an edit
 chaos/       faults under load, then an audit of every job
 load/        cost of the service around the engine
+peers/       the service against other servers, loaded from outside
 gpu/         correctness and speed on a GPU
 machine      machine description, saved results, shared command line
 """

@@ -17,12 +17,23 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """Our own image tokenizer, networks/tokenizer.py: (3, image_size, image_size) pixels <-> (channels, grid, grid)."""
+    """Our own image tokenizer, networks/tokenizer.py: (3, image_size, image_size) pixels <-> (channels, grid, grid).
+
+    Attributes:
+        image_channels: 3 for RGB, 4 for RGB and alpha.
+        overlap: decode each token into twice its stride, so that neighbours blend across their border.
+    """
 
     kind: Literal["pca_skip"] = "pca_skip"
     stride: int = 8
     channels: int = 16
     widths: tuple[int, ...] = (32, 64, 96)  # fine to coarse
+    image_channels: Literal[3, 4] = 3
+    overlap: bool = False
+
+    def __post_init__(self) -> None:
+        if self.image_channels not in (3, 4):
+            raise ConfigError(f"image_channels {self.image_channels!r} is not known: 3 (RGB) or 4 (RGB and alpha)")
 
 
 @dataclass(frozen=True)
@@ -74,8 +85,10 @@ class ModelConfig:
     head_width: int = 1024  # W
     head_depth: int = 6
     # What the head predicts. "eps" with learned variance is the paper's and MAR's choice; "v" (Salimans & Ho 2022)
-    # with the posterior variance trained better at the size of the shipped model (docs/log.md).
-    prediction: Literal["eps", "v"] = "eps"
+    # with the posterior variance trained better at the size of the shipped model (docs/log.md); "flow" is the velocity
+    # of model/flow.py.
+    prediction: Literal["eps", "v", "flow"] = "eps"
+    flow_shift: float = 1.0  # of the sampling times of "flow": above 1, more of the steps are spent on noisy tokens
     # Limit on |x0| in sampling; 0: none, as in the reference code. With eps the first step divides by √ᾱ_999 = 5e-5, so
     # without a limit a small head's errors explode.
     clamp: float = 0.0
@@ -92,8 +105,13 @@ class ModelConfig:
                 f"width {self.width} over {self.heads} heads gives {self.width / self.heads:g} channels a head; "
                 "rotary positions need a whole multiple of 4"
             )
-        if self.prediction not in ("eps", "v"):
-            raise ConfigError(f"prediction {self.prediction!r} is not known: eps or v")
+        if self.prediction not in ("eps", "v", "flow"):
+            raise ConfigError(f"prediction {self.prediction!r} is not known: eps, v or flow")
+        if self.flow_shift <= 0 or (self.flow_shift != 1 and self.prediction != "flow"):
+            raise ConfigError(
+                f"flow_shift {self.flow_shift:g} does not fit prediction {self.prediction!r}: a positive number with "
+                'prediction "flow", else 1'
+            )
 
     @property
     def grid(self) -> int:
@@ -118,6 +136,11 @@ class ModelConfig:
     def head_out(self) -> int:
         """Number of outputs of the head per token: eps needs C more for the variance (Nichol & Dhariwal 2021)."""
         return 2 * self.channels if self.prediction == "eps" else self.channels
+
+    @property
+    def update_rule(self) -> Literal["eps", "v"]:
+        """How the sampling loop reads the head's output; a flow's tables make it a case of "v" (model/flow.py)."""
+        return "eps" if self.prediction == "eps" else "v"
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -2,12 +2,12 @@
 
 import io
 import json
+from array import array
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from server import json_text
-from server.records import decode, read_json
 
 MAX_LINES = 50_000
 URL = "/v1/images/generations"
@@ -35,16 +35,10 @@ class Line:
     body: dict[str, Any]
     error: str = ""  #: why this line fails alone, if nothing can hold its body
 
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), separators=(",", ":"))
 
-    @classmethod
-    def from_json(cls, text: str) -> "Line":
-        return decode(cls, read_json(text))
-
-
-def parse_lines(data: bytes) -> list[Line]:
-    """Parse every line. An invalid body is not an error here: later it fails its own request only.
+def index_lines(data: bytes) -> "array[int]":
+    """Check every line, and return the offset of each, with that of the end: lines are read from the file when their
+    turn comes. An invalid body is not an error here: later it fails its own request only.
 
     Raises:
         LineError: the file is not a batch file.
@@ -55,8 +49,9 @@ def parse_lines(data: bytes) -> list[Line]:
         raise LineError("The file has no lines.", "empty_file")
     if count > MAX_LINES:
         raise LineError(f"The file has {count} lines; at most {MAX_LINES} are allowed.", "too_many_lines")
-    lines, seen = [], set()
+    offsets, seen, end = array("I"), set(), len(data) - len(_each(data).getbuffer())
     for number, raw in enumerate(_each(data), 1):
+        begin, end = end, end + len(raw)
         if not raw.strip():
             continue
         try:
@@ -69,8 +64,18 @@ def parse_lines(data: bytes) -> list[Line]:
                 f"Line {number}: custom_id {line.custom_id!r} was used before.", "duplicate_custom_id", number
             )
         seen.add(line.custom_id)
-        lines.append(line)
-    return lines
+        offsets.append(begin)
+    offsets.append(end)
+    return offsets
+
+
+def parse_line(text: str) -> Line:
+    """Parse a line of a file that was checked, with the blank lines behind it.
+
+    Raises:
+        LineError: it is not a line of a batch file.
+    """
+    return _parse(text.strip(), 1)
 
 
 def _each(data: bytes) -> io.BytesIO:

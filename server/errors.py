@@ -197,14 +197,14 @@ class KeyReused(RequestError):
 
 
 class RateLimited(RequestError):
-    """The API key is over its limit of requests per minute, or of jobs at the same time; obey `Retry-After`."""
+    """The API key is over a limit: requests, jobs, memory, batches, streams; obey `Retry-After`."""
 
     status, type, code = 429, "rate_limit_error", "rate_limit_exceeded"
     rejection = True
 
 
 class QueueFull(RequestError):
-    """The queue is full: FLUID_MAX_QUEUE jobs are waiting; obey `Retry-After`."""
+    """The queue is full: FLUID_MAX_QUEUE jobs wait, or its memory is used up (FLUID_MAX_MIB); obey `Retry-After`."""
 
     status, type, code = 429, "rate_limit_error", "queue_full"
     rejection = True

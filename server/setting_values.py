@@ -1,8 +1,8 @@
-"""Turns the text of a setting into its value, and tells the settings apart from what Kubernetes injects."""
+"""How a setting is declared, described and parsed, and how settings are told apart from what Kubernetes injects."""
 
 import re
-from collections.abc import Mapping
-from dataclasses import Field
+from collections.abc import Callable, Mapping
+from dataclasses import Field, field
 from typing import Any
 
 from server.errors import SettingError
@@ -19,6 +19,30 @@ _SERVICE_LINKS = (
     (re.compile(r"FLUID(_\w+)?_PORT_\d+_(TCP|UDP|SCTP)_PORT"), re.compile(r"\d+")),
     (re.compile(r"FLUID(_\w+)?_PORT_\d+_(TCP|UDP|SCTP)_ADDR"), re.compile(r"[0-9A-Fa-f:.]+")),
 )
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    group: str = "",
+    unit: str = "",
+    choices: tuple[str, ...] = (),
+    at_least: float | None = None,
+    at_most: float | None = None,
+    begins: tuple[str, ...] = (),
+    check: Callable[[str], str] = str,
+    secret: bool = False,
+) -> Any:
+    """A field of Settings. One without a group is for tests only: help and documentation leave it out.
+
+    `check` returns the value or raises ValueError with what it must be; a secret is shown in no message and no repr.
+    """
+    meta = {
+        "help": help, "group": group, "unit": unit, "choices": choices, "at_least": at_least, "at_most": at_most,
+        "begins": begins, "check": check, "secret": secret,
+    }  # fmt: skip
+    return field(default=default, metadata=meta, repr=not secret)
 
 
 def service_links(environ: Mapping[str, str]) -> list[str]:
@@ -61,3 +85,15 @@ def parse(name: str, setting: "Field[Any]", text: str) -> Any:
         limits = f"at least {low}" if high is None else f"from {low} to {high}"
         raise SettingError(f"{shown} must be {limits}.")
     return value
+
+
+def group_of(setting: "Field[Any]") -> str:
+    return str(setting.metadata["group"])
+
+
+def row_of(setting: "Field[Any]") -> tuple[str, str, str, str]:
+    """Variable, default, its unit, and the meaning with the choices."""
+    meta, default = setting.metadata, setting.default
+    text = f"{default:g}" if isinstance(default, float) else str(default)
+    choices = f" One of: {', '.join(meta['choices'])}." if meta["choices"] else ""
+    return PREFIX + setting.name.upper(), text, meta["unit"], meta["help"] + choices

@@ -5,48 +5,23 @@
 
 import difflib
 import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import Field, dataclass, field, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from server.addresses import parse_host, parse_redis_url, url_host
 from server.errors import SettingError
-from server.setting_values import PREFIX, parse, service_links
+from server.setting_values import PREFIX, group_of, parse, row_of, service_links, setting
 
-
-def _setting(
-    default: Any,
-    help: str,
-    *,
-    group: str = "",
-    unit: str = "",
-    choices: tuple[str, ...] = (),
-    at_least: float | None = None,
-    at_most: float | None = None,
-    begins: tuple[str, ...] = (),
-    check: Callable[[str], str] = str,
-    secret: bool = False,
-) -> Any:
-    """A field of Settings. One without a group is for tests only: help and documentation leave it out.
-
-    `check` returns the value or raises ValueError with what it must be; a secret is shown in no message and no repr.
-    """
-    meta = {
-        "help": help, "group": group, "unit": unit, "choices": choices, "at_least": at_least, "at_most": at_most,
-        "begins": begins, "check": check, "secret": secret,
-    }  # fmt: skip
-    return field(default=default, metadata=meta, repr=not secret)
-
-
-_gateway = partial(_setting, group="Gateway")
-_redis = partial(_setting, group="Redis")
-_jobs = partial(_setting, group="Jobs")
-_worker = partial(_setting, group="Worker and model")
-_access = partial(_setting, group="Access and limits")
-_webhooks = partial(_setting, group="Webhooks")
-_logging = partial(_setting, group="Logging")
+_gateway = partial(setting, group="Gateway")
+_redis = partial(setting, group="Redis")
+_jobs = partial(setting, group="Jobs")
+_worker = partial(setting, group="Worker and model")
+_access = partial(setting, group="Access and limits")
+_webhooks = partial(setting, group="Webhooks")
+_logging = partial(setting, group="Logging")
 
 
 def _default_data_dir() -> str:
@@ -117,6 +92,20 @@ class Settings:
     data_dir: str = _redis(
         "", "Folder of the embedded Valkey's data. If empty, fluid-serve in $XDG_DATA_HOME or ~/.local/share."
     )
+    max_mib: int = _redis(
+        0,
+        "Memory of Redis that jobs, images, files and batches may take; more get 429. 0 is three quarters of Redis' "
+        "maxmemory, or unlimited without one.",
+        unit="MiB",
+        at_least=0,
+    )
+    valkey_mib: int = _redis(
+        0,
+        "Memory (maxmemory) of the embedded Valkey, which refuses writes beyond it. 0 is a quarter of the memory that "
+        "the machine or container has.",
+        unit="MiB",
+        at_least=0,
+    )
     fsync: str = _redis(
         "always",
         "How often the embedded Valkey syncs to disk. everysec is faster, and loses up to a second of accepted jobs "
@@ -127,9 +116,16 @@ class Settings:
     max_queue: int = _jobs(
         10000, "Jobs that may wait in the queue; further requests get 429 queue_full.", unit="jobs", at_least=1
     )
+    queue_share: float = _jobs(
+        0.5,
+        "Largest share of the queue's places, without those that other API keys hold, that one key may hold: beyond it "
+        "requests get 429, and lines of batches wait. 1 is no limit.",
+        at_least=0.001,
+        at_most=1,
+    )
     ageing_s: float = _jobs(
         60.0,
-        "A waiting job moves up one priority class each time it has waited this long.",
+        "A job that has waited this long moves up from low to normal, and from normal to high if jobs of high wait.",
         unit="seconds",
         at_least=0.1,
     )
@@ -153,7 +149,7 @@ class Settings:
     checkpoint: str = _worker(
         "scenes-128", "Name of a shipped checkpoint (scenes-128, emoji-64), or the path of a checkpoint folder."
     )
-    engine: str = _setting("server.worker.engine.loader:load_model", "Function that loads the engine, module:function.")
+    engine: str = setting("server.worker.engine.loader:load_model", "Function that loads the engine, module:function.")
     device: str = _worker(
         "auto", "Device the model runs on; auto is cuda if there is a CUDA device.", choices=("auto", "cpu", "cuda")
     )
@@ -180,8 +176,8 @@ class Settings:
     )
     snapshot_steps: int = _worker(
         8,
-        "Autoregressive steps between snapshots of an unfinished image, from which another worker resumes; 0 takes "
-        "none.",
+        "Autoregressive steps between snapshots of an unfinished image, at most five a second, from which another "
+        "worker resumes; 0 takes none.",
         unit="steps",
         at_least=0,
     )
@@ -209,6 +205,25 @@ class Settings:
     max_jobs: int = _access(
         0, "Jobs of one API key that may wait or run at a time; more get 429. 0 is unlimited.", unit="jobs", at_least=0
     )
+    max_batches: int = _access(
+        100, "Unfinished batches of one API key; more get 429. 0 is unlimited.", unit="batches", at_least=0
+    )
+    max_batch_lines: int = _access(
+        256, "Lines of one key's batches that wait or run at a time; the others wait.", unit="lines", at_least=1
+    )
+    max_key_mib: int = _access(
+        1024,
+        "Memory of Redis that jobs, images, files and batches of one API key may take; more get 429. 0 is unlimited.",
+        unit="MiB",
+        at_least=0,
+    )
+    max_webhooks: int = _access(
+        10000, "Webhooks of one API key that are not delivered yet; more get 429. 0 is unlimited.", at_least=0
+    )
+    max_key_streams: int = _access(
+        100, "Open event streams of one API key, per gateway; more get 429. 0 is unlimited.", at_least=0
+    )
+    max_streams: int = _access(1000, "Open event streams of a gateway; more get 429.", at_least=1)
     metrics_access: str = _access(
         "open", "Access to /metrics: open to everyone, or with an API key.", choices=("open", "key")
     )
@@ -227,7 +242,7 @@ class Settings:
 
     log_level: str = _logging("info", "Least severe messages to log.", choices=("debug", "info", "warning", "error"))
     log_prompts: str = _logging("no", "Whether the gateway logs prompts.", choices=("no", "yes"))
-    fake_step_ms: float = _setting(2.0, "Time of one step of the fake engine.", unit="milliseconds", at_least=0)
+    fake_step_ms: float = setting(2.0, "Time of one step of the fake engine.", unit="milliseconds", at_least=0)
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None, **overrides: Any) -> "Settings":
@@ -271,18 +286,6 @@ def describe() -> Iterator[tuple[str, str, str]]:
     """Yield (variable, default with its unit, meaning with its choices) of every setting that users may set."""
     for name, default, unit, meaning in map(row_of, filter(group_of, fields(Settings))):
         yield name, f"{default} {unit}".rstrip(), meaning
-
-
-def group_of(setting: "Field[Any]") -> str:
-    return str(setting.metadata["group"])
-
-
-def row_of(setting: "Field[Any]") -> tuple[str, str, str, str]:
-    """Variable, default, its unit, and the meaning with the choices."""
-    meta, default = setting.metadata, setting.default
-    text = f"{default:g}" if isinstance(default, float) else str(default)
-    choices = f" One of: {', '.join(meta['choices'])}." if meta["choices"] else ""
-    return PREFIX + setting.name.upper(), text, meta["unit"], meta["help"] + choices
 
 
 def _unknown(name: str) -> str:

@@ -85,7 +85,7 @@ def head_case(
         seed=torch.arange(rows, device=device) * 7919 + seed, position=torch.arange(rows, device=device) % 256,
     )  # fmt: skip
     return HeadCase(
-        head, HeadWeights.from_head(head), packed, make_chains(head, counts), config.prediction, config.clamp
+        head, HeadWeights.from_head(head), packed, make_chains(head, counts), config.update_rule, config.clamp
     )
 
 

@@ -20,10 +20,11 @@ SETTLE_S = 60.0
 Done = Callable[[int, dict[str, str]], None]  # status, headers
 
 
-def request_bytes(body: dict[str, Any]) -> bytes:
-    """Encode a request for the image file itself, whose timing comes in headers."""
+def request_bytes(body: dict[str, Any], key: str = "") -> bytes:
+    """Encode a request for the image file itself, whose timing comes in headers; `key` is an API key."""
     text = json.dumps(body).encode()
     head = "POST /v1/images/generations HTTP/1.1\r\nHost: localhost\r\nAccept: image/png\r\n"
+    head += f"Authorization: Bearer {key}\r\n" if key else ""
     return head.encode() + b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(text) + text
 
 

@@ -52,9 +52,8 @@ async def service(workers: int, **settings: Any) -> AsyncIterator[Service]:
             redis_url=valkey.url,
             engine=FAKE_ENGINE,
             port=free_port(),
-            max_queue=1_000_000,
             log_level="error",
-            **settings,
+            **{"max_queue": 1_000_000, **settings},
         )
         env = {k: v for k, v in os.environ.items() if not k.startswith("FLUID_")} | chosen.to_env()
         roles = ["gateway"] + ["worker"] * workers

@@ -68,13 +68,15 @@ CHIPS = {"cuda": Chip(132, 989e12 / 132, 5.5e12 / 132), "hip": Chip(304, 1307e12
 _INTERPRETED = Config(64, 64, 64, 4, 1)
 
 
-def linear_config(backend: str, rows: int, columns: int, dtype: torch.dtype) -> Config:
-    """The tile for a product of `rows` rows and `columns` columns; of equals the largest."""
+def linear_config(backend: str, rows: int, columns: int, dtype: torch.dtype, widest: int = 256) -> Config:
+    """The tile for a product of `rows` rows and `columns` columns; of equals the largest.
+
+    widest: the most columns of a tile, for an epilogue that needs registers of its own.
+    """
     if backend == "cpu":
         return _INTERPRETED
-    return min(
-        linear_configs(backend, dtype), key=lambda c: (product_seconds(backend, c, rows, columns, dtype), -c.m * c.n)
-    )
+    fitting = [c for c in linear_configs(backend, dtype) if c.n <= widest]
+    return min(fitting, key=lambda c: (product_seconds(backend, c, rows, columns, dtype), -c.m * c.n))
 
 
 def linear_configs(backend: str, dtype: torch.dtype) -> list[Config]:
@@ -154,6 +156,8 @@ def persistent_config(
 
 
 def persistent_configs(backend: str, dtype: torch.dtype = torch.bfloat16) -> tuple[Config, ...]:
-    """Every tile that `persistent_config` may return. With float32's whole k, 16 x 16 x 128 spilled 580 bytes."""
+    """Every tile that `persistent_config` may return. In bfloat16's sizes, float32 spilled up to 580 bytes on sm_90."""
     tiles = _PERSISTENT[backend]
-    return tuple(replace(c, k=c.k // 2) for c in tiles) if dtype == torch.float32 else tiles
+    if dtype != torch.float32:
+        return tiles
+    return tuple(replace(c, k=c.k // 2, n=c.n // 2 if c.m >= 64 else c.n) for c in tiles)

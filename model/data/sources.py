@@ -112,7 +112,7 @@ def open_source(source: Source, cache: Path) -> tuple[frozenset[str], Callable[[
         files = _assets(folder)
         return frozenset(files), lambda code, size: _fit(Image.open(files[code]), size)
     icons, names = _icons(folder, cache)
-    return frozenset(names), lambda code, size: _fit(_render_icon(icons, names[code], 2 * size), size)
+    return frozenset(names), lambda code, size: _fit(render_icon(icons, names[code], 2 * size), size)
 
 
 def open_cutouts(source: Source, cache: Path, size: int) -> Callable[[str], Image.Image | None]:
@@ -125,7 +125,7 @@ def open_cutouts(source: Source, cache: Path, size: int) -> Callable[[str], Imag
         files = _assets(folder)
         return lambda code: Image.open(files[code]).convert("RGBA") if code in files else None
     icons, names = _icons(folder, cache)
-    return lambda code: _render_icon(icons, names[code], size) if code in names else None
+    return lambda code: render_icon(icons, names[code], size) if code in names else None
 
 
 def _assets(folder: Path) -> dict[str, Path]:
@@ -142,7 +142,8 @@ def _icons(folder: Path, cache: Path) -> tuple[dict, dict[str, str]]:
     return icons, {normalise_hexcode(code): name for code, name in chars.items() if name in icons["icons"]}
 
 
-def _render_icon(icons: dict, name: str, size: int) -> Image.Image:
+def render_icon(icons: dict, name: str, size: int) -> Image.Image:
+    """Render an icon of an Iconify set as RGBA of `size` × `size` pixels."""
     icon = icons["icons"][name]
     width, height = icon.get("width", icons.get("width", 16)), icon.get("height", icons.get("height", 16))
     spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'

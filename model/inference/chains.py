@@ -11,6 +11,7 @@ from torch import Tensor
 from fluid_kernels.head_loop import COEFFICIENTS, ChainFacts, Chains
 from fluid_kernels.transfers import send
 from model.diffusion import make_schedule
+from model.flow import flow_schedule
 from model.networks.diffusion_head import DiffusionHead
 
 CHAINS_KEPT = 64  # single chains: 0.4 MB each at 100 steps of MAR-B's head, for the embeddings
@@ -41,9 +42,9 @@ def make_chains(head: DiffusionHead, lengths: Sequence[int]) -> Chains:
     timesteps = torch.zeros(len(lengths), longest, dtype=torch.int64)  # (S, K)
     coefficients = torch.zeros(len(lengths), longest, len(COEFFICIENTS))  # (S, K, 7)
     for row, length in enumerate(lengths):
-        schedule = make_schedule(length)
+        schedule = make_schedule(length) if head.flow_shift is None else flow_schedule(length, head.flow_shift)
         timesteps[row, :length] = schedule.timesteps
-        noisy = (torch.arange(length) > 0).float()
+        noisy = (torch.arange(length) > 0).float() * (head.flow_shift is None)
         columns = [*(getattr(schedule, name) for name in COEFFICIENTS[:-1]), noisy]
         coefficients[row, :length] = torch.stack(columns, 1)
     with torch.inference_mode():

@@ -109,7 +109,7 @@ class Engine:
         which = torch.arange(guided, device=device)
         about = [0] * rows, list(range(guided))
         batch = Rows(condition, which, zeros, ones, ones, zeros, zeros, about)
-        self._head(batch, self._chains((WARM_STEPS,)), self.config.prediction, self.config.clamp)
+        self._head(batch, self._chains((WARM_STEPS,)), self.config.update_rule, self.config.clamp)
 
     # ---- the life of a row -------------------------------------------------------------------------------
 
@@ -231,7 +231,7 @@ class Engine:
         plan = StepPlan.pack(steps).to(self.device)
         condition = self.model.head.embed_condition(z[plan.z_row, plan.z_position])  # (M + G, W)
         chains = self._chains(plan.lengths)
-        decided = self._head(plan.head_rows(condition), chains, self.config.prediction, self.config.clamp)  # (M, C)
+        decided = self._head(plan.head_rows(condition), chains, self.config.update_rule, self.config.clamp)  # (M, C)
         self._tokens[plan.slot, plan.position] = decided
         self._known[plan.slot, plan.position] = True
 

@@ -65,7 +65,7 @@ def generate(
             seed=seeds.repeat_interleave(chosen.shape[1]),
             position=chosen.flatten(),
         )
-        decided = head_loop_ref(weights, rows, chains, config.prediction, config.clamp)  # (B·m, C)
+        decided = head_loop_ref(weights, rows, chains, config.update_rule, config.clamp)  # (B·m, C)
         row = torch.arange(batch, device=device)[:, None].expand_as(chosen)
         tokens[row, chosen] = decided.view(batch, -1, config.channels)
         known[row, chosen] = True

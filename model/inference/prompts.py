@@ -119,10 +119,17 @@ def build_conditioner(model: RandomOrderModel, about: dict[str, Any]) -> Conditi
         return LabelPrompts(model, about.get("labels", ()))
     if not isinstance(model, Fluid):
         raise ConfigError(f"family {model.config.family!r} has no conditioner")
-    encoder = build_text_encoder(model.config.text)
+    device = next(model.parameters()).device
+    encoder = build_text_encoder(model.config.text, dtype=encoder_dtype(device))
     if isinstance(encoder, torch.nn.Module):
-        encoder.to(next(model.parameters()).device)
+        encoder.to(device)
     return TextPrompts(model, encoder)
+
+
+def encoder_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 on a GPU that multiplies it, float32 elsewhere."""
+    native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if native else torch.float32
 
 
 def first_name(label: str) -> str:

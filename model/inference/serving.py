@@ -89,8 +89,8 @@ class ServingEngine:
     @torch.inference_mode()
     def image(self, row: int) -> bytes:
         """RGB bytes, height · width · 3, of the row's image as far as it is decoded."""
-        pixels = self.checkpoint.tokenizer.decode(self.engine.peek(row)[None])  # (1, 3, H, W)
-        return to_uint8(pixels)[0].cpu().numpy().tobytes()
+        pixels = self.checkpoint.tokenizer.decode(self.engine.peek(row)[None])  # (1, 3 or 4, H, W)
+        return to_uint8(pixels[:, :3])[0].cpu().numpy().tobytes()
 
     def snapshot(self, row: int) -> bytes:
         """A half-decoded row as bytes: a line of JSON that identifies it, then its (N, C) tokens, float32, C order."""

@@ -52,6 +52,7 @@ class DiffusionHead(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         width = config.head_width
+        self.flow_shift = config.flow_shift if config.prediction == "flow" else None  # None: not a flow
         self.time = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
         self.condition = nn.Linear(config.width, width)
         self.token_in = nn.Linear(config.channels, width)

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from model.config import FluidConfig, ModelConfig
 from model.diffusion import Schedule, add_noise, training_loss
+from model.flow import add_flow_noise, flow_loss
 from model.networks.condition import Condition
 from model.networks.diffusion_head import DiffusionHead
 from model.networks.transformer import Backbone, init_weights
@@ -41,7 +42,7 @@ class RandomOrderModel(nn.Module):
             tokens: (B, N, C) clean.
             masked: (B, N) bool, M of them True in the whole batch.
             condition: of the B images.
-            index: (R, M) chain index of each of R noise draws per masked token.
+            index: (R, M) chain index of each of R noise draws per masked token; for a flow, its times.
             noise: (R, M, C), unit variance.
         Returns:
             () the mean. Several draws per token are cheap, because the head is small next to the backbone.
@@ -55,6 +56,9 @@ class RandomOrderModel(nn.Module):
         draws = len(index)
         z, x0 = z[masked].repeat(draws, 1), tokens[masked].repeat(draws, 1)  # (R·M, D), (R·M, C)
         index, noise = index.flatten(), noise.flatten(0, 1)
+        if self.config.prediction == "flow":
+            out = self.head(add_flow_noise(x0, index, noise), index, z).float()
+            return flow_loss(out, x0, noise).mean()
         x = add_noise(schedule, x0, index, noise)
         out = self.head(x, schedule.timesteps[index], z).float()
         return training_loss(schedule, out, x0, x, index, noise, self.config.prediction).mean()

@@ -24,10 +24,13 @@ class TextEncoder(Protocol):
 
     config: TextConfig
 
-    def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def encode(self, captions: Sequence[str], tight: bool = False) -> tuple[Tensor, Tensor]:
         """B captions -> (B, L, E) float32 states and (B, L) bool mask, L = the config's max_tokens.
 
         Longer captions are cut. The empty caption is the unconditional one.
+
+        Args:
+            tight: L is the longest caption's number of tokens instead, if that is smaller.
         """
         ...
 
@@ -39,7 +42,7 @@ class TextEncoder(Protocol):
 class TransformersEncoder(nn.Module):
     """An encoder that `transformers` can load; the encoder half of encoder-decoder models such as T5."""
 
-    def __init__(self, config: TextConfig, folder: str):
+    def __init__(self, config: TextConfig, folder: str, dtype: torch.dtype = torch.float32):
         super().__init__()
         from transformers import AutoConfig, AutoModel, AutoTokenizer, T5EncoderModel
         from transformers.utils import logging
@@ -49,16 +52,16 @@ class TransformersEncoder(nn.Module):
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         is_t5 = AutoConfig.from_pretrained(folder).model_type in ("t5", "umt5")
         loader = T5EncoderModel if is_t5 else AutoModel
-        self.encoder = loader.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
+        self.encoder = loader.from_pretrained(folder, dtype=dtype).eval().requires_grad_(False)
         width = self.encoder.config.hidden_size
         if width != config.dim:
             raise ConfigError(f"text encoder {config.name!r} is {width} wide, the checkpoint expects {config.dim}")
 
     @torch.inference_mode()
-    def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def encode(self, captions: Sequence[str], tight: bool = False) -> tuple[Tensor, Tensor]:
         batch = self.tokenizer(
-            list(captions), padding="max_length", truncation=True, max_length=self.config.max_tokens,
-            return_tensors="pt",
+            list(captions), padding="longest" if tight else "max_length", truncation=True,
+            max_length=self.config.max_tokens, return_tensors="pt",
         )  # fmt: skip
         device = next(self.encoder.parameters()).device
         mask = send(batch["attention_mask"], device)
@@ -77,7 +80,7 @@ class HashEncoder(nn.Module):
         super().__init__()
         self.config = config
 
-    def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def encode(self, captions: Sequence[str], tight: bool = False) -> tuple[Tensor, Tensor]:
         states = torch.zeros(len(captions), self.config.max_tokens, self.config.dim)
         mask = torch.zeros(len(captions), self.config.max_tokens, dtype=torch.bool)
         for row, caption in enumerate(captions):
@@ -108,9 +111,15 @@ def package_folder(name: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations))) / "model"
 
 
-def build_text_encoder(config: TextConfig, folder: str = "") -> TransformersEncoder | HashEncoder:
-    """The encoder that a checkpoint's configuration names; weights from `folder` if given, for a pruned encoder.
+def build_text_encoder(
+    config: TextConfig, folder: str = "", dtype: torch.dtype = torch.float32
+) -> TransformersEncoder | HashEncoder:
+    """The encoder that a checkpoint's configuration names.
 
+    Args:
+        folder: of the weights, for a pruned encoder; else as the configuration says.
+        dtype: of the weights of kind `transformers`. T5-XXL takes 19 GB in float32, 9.5 GB in bfloat16, in which it
+            was trained; the small packaged encoder stays in float32.
     Raises:
         ConfigError: the weights are missing, or of another width.
     """
@@ -121,5 +130,5 @@ def build_text_encoder(config: TextConfig, folder: str = "") -> TransformersEnco
     if config.kind == "package":
         return TransformersEncoder(config, str(package_folder(config.name)))
     if config.kind == "transformers":
-        return TransformersEncoder(config, config.name)
+        return TransformersEncoder(config, config.name, dtype)
     raise ConfigError(f"text encoder kind {config.kind!r} is not known: package, transformers or hash")

@@ -7,6 +7,10 @@ So training starts at the quality of PCA (23 dB with 16 of 192 dimensions on emo
 most of the time that a plain autoencoder would need on a CPU. Components are divided by sd^½ rather than sd, so that
 coarse structure keeps more variance than detail; one mean per channel and one common scale then bring z near unit
 variance.
+
+With `overlap`, Pᵀ writes each token into a square of twice the stride, starting as zero outside its own patch, and g
+has one more stage at half resolution: neighbours that disagree a little then blend instead of meeting at an edge. With
+four image channels the last is alpha; the colours are those of the image on its background, white if transparent.
 """
 
 from __future__ import annotations
@@ -24,11 +28,11 @@ class ImageTokenizer(Protocol):
     """Maps pixels to tokens of unit variance, and back."""
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> (B, N, C)"""
+        """(B, 3 or 4, H, W) in [-1, 1] -> (B, N, C)"""
         ...
 
     def decode(self, tokens: Tensor) -> Tensor:
-        """(B, N, C) -> (B, 3, H, W), nominally in [-1, 1], not clipped."""
+        """(B, N, C) -> (B, 3 or 4, H, W), nominally in [-1, 1], not clipped."""
         ...
 
 
@@ -51,14 +55,15 @@ class PcaSkipTokenizer(nn.Module):
     def __init__(self, config: TokenizerConfig):
         super().__init__()
         self.config = config
-        stride, channels = config.stride, config.channels
+        stride, channels, colours = config.stride, config.channels, config.image_channels
         fine, middle, coarse = config.widths
-        self.analysis = nn.Conv2d(3, channels, stride, stride)  # P
-        self.synthesis = nn.ConvTranspose2d(channels, 3, stride, stride)  # Pᵀ
+        self.analysis = nn.Conv2d(colours, channels, stride, stride)  # P
+        border = stride // 2 if config.overlap else 0  # pixels that a token reaches into its neighbours
+        self.synthesis = nn.ConvTranspose2d(channels, colours, stride + 2 * border, stride, border)  # Pᵀ
         # Two stride-2 stages fixed, the rest of the stride in one (un)shuffle: 8 = 2·2·2, 4 = 2·2·1
         last = stride // 4
         self.f = nn.Sequential(
-            nn.Conv2d(3, fine, 3, 2, 1), nn.SiLU(),
+            nn.Conv2d(colours, fine, 3, 2, 1), nn.SiLU(),
             nn.Conv2d(fine, middle, 3, 2, 1), nn.SiLU(),
             nn.PixelUnshuffle(last), nn.Conv2d(middle * last * last, coarse, 1),
             Residual(coarse), nn.Conv2d(coarse, channels, 1),
@@ -66,8 +71,8 @@ class PcaSkipTokenizer(nn.Module):
         self.g = nn.Sequential(
             nn.Conv2d(channels, coarse, 3, 1, 1), Residual(coarse), Residual(coarse),
             nn.Conv2d(coarse, middle * last * last, 1), nn.PixelShuffle(last), Residual(middle),
-            nn.Conv2d(middle, fine * 4, 3, 1, 1), nn.PixelShuffle(2), nn.SiLU(),
-            nn.Conv2d(fine, 12, 3, 1, 1), nn.PixelShuffle(2),
+            nn.Conv2d(middle, fine * 4, 3, 1, 1), nn.PixelShuffle(2), Residual(fine) if config.overlap else nn.SiLU(),
+            nn.Conv2d(fine, 4 * colours, 3, 1, 1), nn.PixelShuffle(2),
         )  # fmt: skip
         for net in (self.f, self.g):
             final = [layer for layer in net if isinstance(layer, nn.Conv2d)][-1]
@@ -79,13 +84,15 @@ class PcaSkipTokenizer(nn.Module):
         self.scale: Tensor
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> (B, N, C): each channel centred, unit variance over all channels."""
+        """(B, 3 or 4, H, W) in [-1, 1] -> (B, N, C): each channel centred, unit variance over all channels."""
+        if pixels.shape[1] < self.config.image_channels:  # RGB: opaque everywhere
+            pixels = torch.cat([pixels, torch.ones_like(pixels[:, :1])], 1)
         z = self.analysis(pixels) + self.f(pixels)  # (B, C, H/s, W/s)
         z = (z - self.mean[:, None, None]) / self.scale
         return z.flatten(2).transpose(1, 2)
 
     def decode(self, tokens: Tensor) -> Tensor:
-        """(B, N, C) -> (B, 3, H, W), nominally in [-1, 1] (not clipped)."""
+        """(B, N, C) -> (B, 3 or 4, H, W), nominally in [-1, 1] (not clipped)."""
         grid = round(tokens.shape[1] ** 0.5)
         z = tokens.transpose(1, 2).unflatten(2, (grid, grid))  # (B, C, g, g)
         z = z * self.scale + self.mean[:, None, None]
@@ -93,21 +100,29 @@ class PcaSkipTokenizer(nn.Module):
 
     @torch.no_grad()
     def start_from_pca(self, pixels: Tensor) -> None:
-        """Set P and Pᵀ to the principal components of the patches of (B, 3, H, W) pixels."""
-        stride, channels = self.config.stride, self.config.channels
-        patches = F.unfold(pixels, stride, stride=stride).transpose(1, 2).flatten(0, 1).double()  # (B·N, 3s²)
-        mean = patches.mean(0)
-        values, vectors = torch.linalg.eigh(torch.cov((patches - mean).T))  # ascending
+        """Set P and Pᵀ to the principal components of the patches of (B, 3 or 4, H, W) pixels."""
+        stride, channels, colours = self.config.stride, self.config.channels, self.config.image_channels
+        values_each = colours * stride**2  # of a patch
+        total, products, count = torch.zeros(values_each).double(), torch.zeros(values_each, values_each).double(), 0
+        for part in pixels.split(128):  # all patches at once would take 10 GB at 128 px
+            patches = F.unfold(part, stride, stride=stride).transpose(1, 2).flatten(0, 1).double()  # (B·N, 3s²)
+            total, products, count = total + patches.sum(0), products + patches.T @ patches, count + len(patches)
+        mean = total / count
+        values, vectors = torch.linalg.eigh(products / count - mean.outer(mean))  # ascending
         basis = vectors.flip(1)[:, :channels]  # (3s², C)
         # Eigenvectors are determined up to their sign; fix it, so that two runs agree.
         basis = basis * torch.sign(basis.sum(0, keepdim=True) + 1e-12)
         spread = values.flip(0)[:channels].clamp_min(1e-12) ** 0.25  # sd^½
-        shape = (channels, 3, stride, stride)
+        shape = (channels, colours, stride, stride)
         self.analysis.weight.copy_((basis / spread).T.reshape(shape))
         self.analysis.bias.copy_(-(mean @ (basis / spread)))  # type: ignore[union-attr]
-        self.synthesis.weight.copy_((basis * spread).T.reshape(shape))
+        border = self.synthesis.padding[0]
+        assert isinstance(border, int)
+        own = slice(border, border + stride)  # the token's own patch, without its reach into neighbours
+        self.synthesis.weight.zero_()
+        self.synthesis.weight[:, :, own, own] = (basis * spread).T.reshape(shape)
         # A transposed convolution has one bias per colour, PCA one mean per pixel of the patch; g learns the rest.
-        self.synthesis.bias.copy_(mean.view(3, -1).mean(1))  # type: ignore[union-attr]
+        self.synthesis.bias.copy_(mean.view(colours, -1).mean(1))  # type: ignore[union-attr]
 
     @torch.no_grad()
     def fit_normalisation(self, pixels: Tensor, batch: int = 128) -> None:
@@ -131,22 +146,47 @@ def new_tokenizer(config: ModelConfig) -> PcaSkipTokenizer:
 
 
 @torch.no_grad()
-def reconstruct(tokenizer: ImageTokenizer, pixels: Tensor, batch: int = 64) -> Tensor:
-    """(B, 3, H, W) pixels through the tokenizer and back."""
-    return torch.cat([tokenizer.decode(tokenizer.encode(part)) for part in pixels.split(batch)])
+def reconstruct(
+    tokenizer: ImageTokenizer, pixels: Tensor, batch: int = 64, noise: Tensor | None = None
+) -> Tensor:  # fmt: skip
+    """(B, 3 or 4, H, W) pixels through the tokenizer and back; noise (B, N, C) is added to the tokens."""
+    out = []
+    for start in range(0, len(pixels), batch):
+        tokens = tokenizer.encode(pixels[start : start + batch])
+        out.append(tokenizer.decode(tokens if noise is None else tokens + noise[start : start + batch]))
+    return torch.cat(out)
 
 
 def to_pixels(images: Tensor) -> Tensor:
-    """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 in [-1, 1]."""
+    """(B, H, W, 3 or 4) uint8 -> (B, 3 or 4, H, W) float32 in [-1, 1]."""
     return images.permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
 def to_uint8(pixels: Tensor) -> Tensor:
-    """(B, 3, H, W) nominally in [-1, 1] -> (B, H, W, 3) uint8, clipped and rounded to nearest."""
+    """(B, 3 or 4, H, W) nominally in [-1, 1] -> (B, H, W, 3 or 4) uint8, clipped and rounded to nearest."""
     return ((pixels.float().clamp(-1, 1) + 1.0) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
 
 
+def seam_gradients(pixels: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+    """Mean absolute difference of neighbouring pixels across token borders, and of all others.
+
+    Args:
+        pixels: (B, 3 or 4, H, W). stride: pixels on one side of a token.
+    """
+    rows, columns = pixels.diff(dim=2).abs().mean((0, 1, 3)), pixels.diff(dim=3).abs().mean((0, 1, 2))
+    steps = torch.cat([rows, columns])
+    place = torch.cat([torch.arange(len(rows)), torch.arange(len(columns))]).to(steps.device)
+    border = place % stride == stride - 1
+    return steps[border].mean(), steps[~border].mean()
+
+
+def seam_ratio(pixels: Tensor, real: Tensor, stride: int) -> float:
+    """Visibility of token borders: the ratio of `seam_gradients` over that of real images; 1 where none shows."""
+    (across, inside), (real_across, real_inside) = (seam_gradients(each, stride) for each in (pixels, real))
+    return float(across / inside * real_inside / real_across)
+
+
 def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """(B,) peak signal-to-noise ratio in dB of images (B, 3, H, W) in [-1, 1], whose peak is 2."""
+    """(B,) peak signal-to-noise ratio in dB of images (B, 3 or 4, H, W) in [-1, 1], whose peak is 2."""
     mse = (a.clamp(-1, 1) - b.clamp(-1, 1)).square().flatten(1).mean(1)
     return 10 * torch.log10(4.0 / mse.clamp_min(1e-10))

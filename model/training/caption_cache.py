@@ -48,20 +48,24 @@ class CaptionCache:
 def build_caption_cache(encoder: TextEncoder, wordings: Sequence[Sequence[str]], folder: Path) -> CaptionCache:
     """Encode all wordings of all images (the same number for each), or read them from `folder` if that was done before.
 
-    Columns that are padding everywhere are cut, so L is the longest caption, not the encoder's maximum.
+    Captions of about the same length are encoded together, so that little time goes into padding. L is the longest
+    caption's number of tokens, not the encoder's maximum.
     """
     captions = [caption for image in wordings for caption in image]
     key = hashlib.sha256("\n".join([encoder.config.name, *captions]).encode()).hexdigest()[:16]
     file = folder / f"text-{key}.safetensors"
     if not file.exists():
-        parts = [captions[i : i + 128] for i in range(0, len(captions), 128)]
-        batches = (encoder.encode(part) for part in tqdm(parts, desc="captions", unit="batch"))
-        encoded = [(states.bfloat16().cpu(), mask.cpu()) for states, mask in batches]
         null_states, null_mask = (t.cpu() for t in encoder.encode([""]))
-        mask = torch.cat([m for _, m in encoded])
+        states = torch.zeros(len(captions), *null_states.shape[1:], dtype=torch.bfloat16)
+        mask = torch.zeros(len(captions), null_mask.shape[1], dtype=torch.bool)
+        order = sorted(range(len(captions)), key=lambda row: len(captions[row]))
+        for start in tqdm(range(0, len(order), 128), desc="captions", unit="batch"):
+            rows = order[start : start + 128]
+            part, part_mask = encoder.encode([captions[row] for row in rows], tight=True)
+            states[rows, : part.shape[1]], mask[rows, : part.shape[1]] = part.bfloat16().cpu(), part_mask.cpu()
         length = int(mask.any(0).sum())
         tensors = {
-            "states": torch.cat([s for s, _ in encoded])[:, :length].contiguous(),
+            "states": states[:, :length].contiguous(),
             "mask": mask[:, :length].contiguous(),
             "null_states": null_states[:, :length].contiguous(),
             "null_mask": null_mask[:, :length].contiguous(),

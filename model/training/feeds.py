@@ -13,11 +13,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from model.data.atlas.atlas_bank import AtlasBank, build_atlas_bank
+from model.data.atlas.store import AtlasSprites, open_sprites
 from model.data.dataset import Dataset
 from model.data.scenes.bank import SceneBank, build_bank
 from model.data.scenes.compose import SIZE
-from model.data.scenes.sprites import Sprites
 from model.data.scenes.things import THINGS
+from model.data.sources import DataError
 from model.inference.precision import autocast
 from model.networks.text_encoder import TextEncoder
 from model.networks.tokenizer import PcaSkipTokenizer, to_pixels
@@ -31,10 +33,14 @@ def open_scenes(recipe: Recipe, s: SceneRecipe) -> SceneBank:
     """The captioned facts of a recipe with a [scenes] table.
 
     Raises:
-        DataError: the sprites are missing.
+        DataError: the sprites are missing, or they have no breadth and the recipe wants one.
     """
-    sprites = Sprites.load(Path(recipe.data))
+    sprites = open_sprites(Path(recipe.data))
     things = tuple(THINGS)[: s.things]
+    if isinstance(sprites, AtlasSprites) and s.breadth:
+        return build_atlas_bank(sprites, things, s.styles, s.captions, s.snap, recipe.seed)
+    if s.breadth:
+        raise DataError(f"{recipe.data} has no single things for breadth = {s.breadth:g}; run `make data`")
     return build_bank(sprites, things, s.styles, s.captions, s.snap, recipe.seed, s.portraits, s.tags)
 
 
@@ -75,6 +81,17 @@ def epoch_order(rows: int, batch: int, step: int, seed: int) -> Tensor:
     return order[position * batch : (position + 1) * batch]
 
 
+def mixed_order(scenes: int, rows: int, breadth: float, batch: int, step: int, seed: int) -> Tensor:
+    """The (batch,) rows of a step: scenes, then a share of rows from `scenes` on; each kind has epochs of its own."""
+    singles = round(breadth * batch)
+    return torch.cat(
+        [
+            epoch_order(scenes, batch - singles, step, seed),
+            scenes + epoch_order(rows - scenes, singles, step, seed + 2),
+        ]
+    )
+
+
 @torch.no_grad()
 def encode_images(tokenizer: PcaSkipTokenizer, images: Tensor, batch: int = 128) -> Tensor:
     """(P, H, W, 3) uint8 images -> (P, N, C) tokens."""
@@ -112,28 +129,47 @@ class ImageFeed:
 class SceneBatches(TorchDataset):
     """Training batches as a map-style torch dataset; loader processes compose them ahead of time.
 
-    Element `step` is the rows (B,), images (B, SIZE, SIZE, 3) uint8 and cell classes (B, N, 2) of that step.
+    Element `step` is the rows (B,), images (B, SIZE, SIZE, 3 or 4) uint8 and cell classes (B, N, 2) of that step.
+
+    Attributes:
+        breadth: share of single things, for an AtlasBank.
     """
 
     bank: SceneBank
     batch: int
     seed: int
     grid: int
+    breadth: float = 0.0
+
+    def rows(self, step: int) -> Tensor:
+        """The (batch,) rows of a step."""
+        if isinstance(self.bank, AtlasBank):
+            return mixed_order(self.bank.scenes, len(self.bank), self.breadth, self.batch, step, self.seed)
+        return epoch_order(len(self.bank), self.batch, step, self.seed)
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        rows = epoch_order(len(self.bank), self.batch, step, self.seed)
+        rows = self.rows(step)
         scenes, images = self.bank.scenes_and_images(rows.tolist(), visit=step)
         return rows, torch.from_numpy(images), torch.from_numpy(cell_classes(scenes, self.grid))
+
+
+def breadth_vocabulary(bank: SceneBank) -> dict[str, Any]:
+    """The nouns that an atlas trains alone, for a checkpoint's config.json: in two styles or more, and in one."""
+    if not isinstance(bank.sprites, AtlasSprites):
+        return {}
+    entries = [entry for entry in bank.sprites.entries if entry.split == "train" and not entry.sentence]
+    known = sorted({entry.noun for entry in entries if entry.styles > 1})
+    return {"breadth": known, "breadth_in_one_style": sorted({entry.noun for entry in entries if entry.styles == 1})}
 
 
 class SceneFeed:
     """Scenes, composed on the CPU by `loaders` processes (0: by this one, between steps) and encoded on `device`."""
 
     def __init__(self, scenes: SceneBank, tokenizer: PcaSkipTokenizer, encoder: TextEncoder, cache: Path,
-                 batch: int, seed: int, loaders: int, device: torch.device):  # fmt: skip
+                 batch: int, seed: int, loaders: int, device: torch.device, breadth: float = 0.0):  # fmt: skip
         self.scenes, self.loaders, self.device = scenes, loaders, device
         self.tokenizer = tokenizer.to(device)
-        self.batches = SceneBatches(scenes, batch, seed, SIZE // tokenizer.config.stride)
+        self.batches = SceneBatches(scenes, batch, seed, SIZE // tokenizer.config.stride, breadth)
         self.captions = build_caption_cache(encoder, [(caption,) for caption in scenes.captions], cache).to(device)
         self.about = {
             "data": {key: value for key, value in scenes.sprites.about.items() if key not in ("portraits", "tags")},
@@ -141,6 +177,7 @@ class SceneFeed:
                 dict.fromkeys(g.thing for facts in scenes.facts for g in facts.groups if g.thing in THINGS)
             ),
             "styles": list(dict.fromkeys(facts.style for facts in scenes.facts)),
+            **breadth_vocabulary(scenes),
         }
         self._next_step = -1
         self._batches: Iterator[tuple[Tensor, Tensor, Tensor]] = iter(())

@@ -14,11 +14,13 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.data.atlas.store import NUMBER
 from model.data.scenes.compose import SIZE, Scene
 from model.data.scenes.things import COLOURS, THINGS
 
-COLOUR_NAMES = ("", *COLOURS)  # "": the style's own colours, and the background
-# Numbered over the whole table, so that a class means the same in every recipe. All portraits share the last class.
+COLOUR_NAMES = ("", *COLOURS)  # "": the style's own colours, the background, and the black of one-colour things
+# Numbered over the whole table, so that a class means the same in every recipe. Portraits, and things that only the
+# breadth of an atlas has, share the last class.
 THING_CLASSES = {name: index for index, name in enumerate(("", *THINGS))}
 PORTRAIT_CLASS = len(THING_CLASSES)
 
@@ -34,8 +36,8 @@ def cell_classes(scenes: Sequence[Scene], grid: int) -> np.ndarray:
         for placed in scene.objects:
             x, y = (np.flatnonzero((middle > start) & (middle < start + placed.side)) for start in (placed.x, placed.y))
             out[row, y[:, None], x] = (
-                THING_CLASSES.get(placed.thing, PORTRAIT_CLASS),
-                COLOUR_NAMES.index(placed.colour),
+                THING_CLASSES.get(placed.thing.partition(NUMBER)[0], PORTRAIT_CLASS),
+                COLOUR_NAMES.index(placed.colour) if placed.colour in COLOUR_NAMES else 0,
             )
     return out.reshape(len(scenes), grid * grid, 2)
 

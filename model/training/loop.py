@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from model.flow import sample_times
 from model.inference.orders import training_masks
 from model.inference.precision import autocast
 from model.training.run import Run
@@ -28,7 +29,8 @@ def step_loss(run: Run) -> tuple[Tensor, Tensor]:
     states, mask = run.feed.captions.sample(rows, recipe.text_drop, rng)
     masked = training_masks(len(rows), run.config.tokens, rng)
     shape = (recipe.noise_draws, int(masked.sum()))
-    index = torch.randint(len(run.schedule), shape, generator=rng)
+    flow = run.config.prediction == "flow"
+    index = sample_times(shape, rng) if flow else torch.randint(len(run.schedule), shape, generator=rng)
     noise = torch.randn(*shape, run.config.channels, generator=rng)
     tokens, states, mask, masked, index, noise = (
         t.to(run.device) for t in (tokens, states, mask, masked, index, noise)

@@ -25,7 +25,7 @@ def save_sheet(run: Run, tokenizer: PcaSkipTokenizer, file: Path) -> None:
     text = averaged.backbone.encode_text(states, mask)
     null = averaged.backbone.encode_text(captions.null_states.to(run.device), captions.null_mask.to(run.device))
     tokens = generate(averaged, text, null, torch.arange(32, device=run.device), Sampling())
-    generated = to_uint8(tokenizer.decode(tokens.to(tokenizer.mean.device))).cpu()
+    generated = to_uint8(tokenizer.decode(tokens.to(tokenizer.mean.device))[:, :3]).cpu()
     images, labels = [], []
     for start in range(0, 32, 8):
         real = [run.feed.example(row) for row in rows[start : start + 8].tolist()]

@@ -23,8 +23,8 @@ from pathlib import Path
 
 from model.checkpoint import CheckpointError
 from model.config import ConfigError
+from model.data.atlas.store import open_sprites
 from model.data.dataset import Dataset
-from model.data.scenes.sprites import Sprites
 from model.data.sources import DataError
 from model.networks.text_encoder import package_folder
 from model.presets import PRESETS
@@ -45,7 +45,7 @@ def pack(recipe_file: Path, out: Path) -> int:
     """
     recipe = Recipe.load(recipe_file)
     config = PRESETS[recipe.preset]
-    data = Sprites.load(Path(recipe.data)) if recipe.scenes else Dataset.load(Path(recipe.data))
+    data = open_sprites(Path(recipe.data)) if recipe.scenes else Dataset.load(Path(recipe.data))
     load_tokenizer(config, recipe.tokenizer)  # rejects what would fail on the other machine
     shutil.rmtree(out, ignore_errors=True)
     data.save(out / "data")

@@ -26,6 +26,7 @@ class SceneRecipe:
     snap: Annotated[int, "corners of things are multiples of this, pixels"]
     relation_steps: Annotated[int, "steps of relation pretraining (model/training/relation_pretraining.py)"]
     layout_weight: Annotated[float, "weight of the auxiliary layout loss (model/training/layout_loss.py); 0: off"]
+    breadth: Annotated[float, "share of each batch that shows single things of an atlas; 0 for data without them"]
     loaders: Annotated[int, "processes that compose scenes; 0: composed between the steps"]
 
 
@@ -40,6 +41,7 @@ class Recipe:
     start_from: Annotated[str, "folder of a checkpoint with the initial weights; empty: random"]
     out: Annotated[str, "folder for state, sample sheets and checkpoint"]
     minutes: Annotated[float, "time budget in minutes; annealing ends with it. 0: steps alone count"]
+    clock: Annotated[str, "what minutes are of: wall (time of day), or cpu (processor time of the trainer alone)"]
     steps: Annotated[int, "maximum number of steps"]
     batch: Annotated[int, "images per step"]
     noise_draws: Annotated[int, "diffusion losses per masked token"]
@@ -47,6 +49,7 @@ class Recipe:
     weight_decay: Annotated[float, "weight decay, of matrices only"]
     warmup: Annotated[int, "steps of linear warm-up"]
     anneal_from: Annotated[float, "share of the budget after which the learning rate falls linearly"]
+    anneal_minutes: Annotated[float, "length of a final annealing phase, which --anneal-now can begin earlier; 0: none"]
     clip: Annotated[float, "maximum gradient norm"]
     ema: Annotated[float, "decay of the averaged weights, which are the ones that ship"]
     text_drop: Annotated[float, "share of images trained without text, for classifier-free guidance"]
@@ -78,6 +81,8 @@ class Recipe:
             scenes = SceneRecipe(**{**scenes, "styles": tuple(scenes["styles"])})
         if raw["preset"] not in PRESETS:
             raise ConfigError(f"{path}: preset {raw['preset']!r} is not one of {sorted(PRESETS)}")
+        if raw["clock"] not in ("wall", "cpu"):
+            raise ConfigError(f"{path}: clock {raw['clock']!r} is not wall or cpu")
         return cls(**raw, scenes=scenes)
 
 

@@ -20,7 +20,7 @@ from model.training.feeds import Feed, ImageFeed, SceneFeed, open_scenes
 from model.training.layout_loss import LayoutHead
 from model.training.recipe import Recipe
 from model.training.relation_pretraining import pretrain_aligner
-from model.training.trainer import Clock, Ema, Learner, decay_groups
+from model.training.trainer import Clock, Ema, Learner, decay_groups, load_state, save_state
 
 
 @dataclass
@@ -87,7 +87,8 @@ def open_feed(recipe: Recipe, config: FluidConfig, tokenizer: PcaSkipTokenizer, 
     if recipe.scenes is None:
         return ImageFeed(Dataset.load(folder), tokenizer, encoder, folder, recipe.batch, recipe.seed)
     scenes, loaders = open_scenes(recipe, recipe.scenes), recipe.scenes.loaders
-    return SceneFeed(scenes, tokenizer, encoder, folder, recipe.batch, recipe.seed, loaders, device)
+    breadth = recipe.scenes.breadth
+    return SceneFeed(scenes, tokenizer, encoder, folder, recipe.batch, recipe.seed, loaders, device, breadth)
 
 
 def prepare(recipe: Recipe) -> tuple[Run, PcaSkipTokenizer]:
@@ -107,16 +108,27 @@ def prepare(recipe: Recipe) -> tuple[Run, PcaSkipTokenizer]:
         start_from(model, Path(recipe.start_from))
     model.to(device)
     if isinstance(feed, SceneFeed) and recipe.scenes and not recipe.state_file.exists():
-        steps = recipe.scenes.relation_steps
-        accuracy = pretrain_aligner(model.backbone.aligner, feed.scenes.facts, feed.captions, steps, recipe.seed)
-        print(f"relation pretraining: {accuracy:.1%} accuracy on held-back captions")
+        pretrain_relations(model, feed, Path(recipe.out) / "aligner.pt", recipe.scenes.relation_steps, recipe.seed)
+    torch.manual_seed(recipe.seed + 1)
     layout_head = LayoutHead(config.width).to(device) if recipe.scenes and recipe.scenes.layout_weight else None
     groups = decay_groups(model, recipe.weight_decay)
     if layout_head:
         groups += decay_groups(layout_head, recipe.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.95), fused=True)
-    learner = Learner(model, Ema(model, recipe.ema), optimizer, Clock(recipe.steps, recipe.minutes))
+    clock = Clock(recipe.steps, recipe.minutes, recipe.clock == "cpu", recipe.anneal_minutes)
+    learner = Learner(model, Ema(model, recipe.ema), optimizer, clock)
     return Run(recipe, config, model, learner, make_schedule().to(device), feed, device, layout_head), tokenizer
+
+
+def pretrain_relations(model: Fluid, feed: SceneFeed, file: Path, steps: int, seed: int) -> None:
+    """Pretrain the text aligner on relations, or read the result from `file` if a killed run got that far."""
+    aligner, saved = model.backbone.aligner, load_state(file)
+    if saved is not None:
+        aligner.load_state_dict(saved)
+        return
+    accuracy = pretrain_aligner(aligner, feed.scenes.facts, feed.captions, steps, seed)
+    print(f"relation pretraining: {accuracy:.1%} accuracy on held-back captions")
+    save_state(file, **aligner.state_dict())
 
 
 def start_from(model: Fluid, folder: Path) -> None:

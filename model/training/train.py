@@ -4,6 +4,7 @@
     python -m model.training --recipe model/recipes/scenes-128.toml
     python -m model.training --minutes 5 --out runs/short      the default recipe, shorter and elsewhere
     python -m model.training --stop-after-minutes 30   stop there; the same command resumes
+    python -m model.training --anneal-now              resume, anneal for the recipe's anneal_minutes, and end there
 
 Shows loss, images per second and time left, writes sample sheets of fixed prompts and saves the whole state, so that
 the same command resumes after a kill. When the budget is used up, OUT/checkpoint holds the averaged weights, which
@@ -46,6 +47,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--stop-after-minutes", type=float, metavar="MINUTES", default=float("inf"),
                         help="save and stop this process then; default: run until the budget is used up")  # fmt: skip
+    parser.add_argument("--anneal-now", action="store_true",
+                        help="begin the annealing phase now: for recipes with anneal_minutes")  # fmt: skip
     overrides = parser.add_argument_group("keys of the recipe", "each overrides the file's value")
     types, annotated = get_type_hints(Recipe), get_type_hints(Recipe, include_extras=True)
     for key in (field.name for field in fields(Recipe) if field.name != "scenes"):
@@ -56,22 +59,30 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run_recipe(recipe: Recipe, until: float) -> None:
+def run_recipe(recipe: Recipe, until: float, anneal_now: bool = False) -> None:
     """Train from the recipe until its budget is used up or time.monotonic() passes `until`; resume if there is a state.
+
+    Args:
+        anneal_now: begin the annealing phase before the first step.
 
     Raises:
         ConfigError, DataError, CheckpointError: something that the recipe names is missing or does not fit.
     """
+    if anneal_now and not recipe.anneal_minutes:
+        raise ConfigError("--anneal-now needs a recipe with an annealing phase: set --anneal-minutes")
     run, tokenizer = prepare(recipe)
     out = Path(recipe.out)
     out.mkdir(parents=True, exist_ok=True)
     if run.resume():
         print(f"resuming {out} at step {run.clock.step}")
+    if anneal_now:
+        run.clock.anneal()
     first_step, first_seconds = run.clock.step, run.clock.seconds
     for step in train(run, until=until):
         (out / "history.json").write_text(json.dumps(run.history))
         if step % recipe.sheet_every == 0:
             save_sheet(run, tokenizer, out / f"sheet-{step:06d}.png")
+            write_checkpoint(run, tokenizer)  # may be annealed elsewhere, or serve as it is
             run.clock.resync()
     save_sheet(run, tokenizer, out / "sheet-final.png")
     print(f"checkpoint in {write_checkpoint(run, tokenizer)}, sheets and curve in {out}")
@@ -86,7 +97,8 @@ def main(argv: list[str] | None = None) -> None:
     began = time.monotonic()
     overrides = vars(build_parser().parse_args(argv))
     until = began + 60 * overrides.pop("stop_after_minutes")
+    anneal_now = overrides.pop("anneal_now")
     try:
-        run_recipe(Recipe.load(overrides.pop("recipe"), **overrides), until)
+        run_recipe(Recipe.load(overrides.pop("recipe"), **overrides), until, anneal_now)
     except (ConfigError, DataError, CheckpointError) as error:
         sys.exit(str(error))

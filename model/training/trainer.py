@@ -21,36 +21,62 @@ from torch import Tensor, nn
 class Clock:
     """Progress of a run through its budget of steps and minutes, whichever is further along.
 
-    A budget in minutes makes the annealing end on time on any machine; seconds spent before a kill count.
+    A budget in minutes makes the annealing end on time on any machine; seconds spent before a kill count. With
+    `anneal_minutes` the annealing is a phase of that length, the last of the budget or started earlier by `anneal`:
+    then the run ends with the phase, whatever is left of the budget.
 
     Attributes:
         steps, minutes: the budget; 0 minutes means that steps alone count.
-        step, seconds: what has been used of it.
+        cpu: count this process's CPU time, which other work on the machine does not change, instead of the time of day.
+        anneal_minutes: length of the annealing phase; 0: `learning_rate` decides by shares of the budget.
+        step, seconds: what has been used of the budget.
+        annealing: seconds that were used when the phase began, or None before it.
     """
 
     steps: int
     minutes: float
+    cpu: bool = False
+    anneal_minutes: float = 0.0
     step: int = 0
     seconds: float = 0.0
+    annealing: float | None = None
 
     def __post_init__(self) -> None:
-        self._last = time.perf_counter()
+        self._last = self._now()
+
+    def _now(self) -> float:
+        return time.process_time() if self.cpu else time.perf_counter()
 
     def tick(self) -> None:
-        """Count one step and the time since the last."""
-        now = time.perf_counter()
+        """Count one step and the time since the last; begin the annealing phase when it is due."""
+        now = self._now()
         self.seconds += now - self._last
         self._last = now
         self.step += 1
+        if self.anneal_minutes and self.minutes and self.seconds >= 60 * (self.minutes - self.anneal_minutes):
+            self.anneal()
 
     def resync(self) -> None:
         """Do not count the time since the last tick: it was spent on something other than training."""
-        self._last = time.perf_counter()
+        self._last = self._now()
+
+    def anneal(self) -> None:
+        """Begin the annealing phase now, unless it has begun."""
+        if self.annealing is None:
+            self.annealing = self.seconds
+
+    @property
+    def annealed(self) -> float:
+        """Share of the annealing phase that is over, from 0 to 1."""
+        if self.annealing is None:
+            return 0.0
+        return min(1.0, (self.seconds - self.annealing) / (60 * self.anneal_minutes))
 
     @property
     def progress(self) -> float:
         """Share of the budget that is used, from 0 to 1."""
-        by_time = self.seconds / (60 * self.minutes) if self.minutes else 0.0
+        end = 60 * self.minutes if self.annealing is None else self.annealing + 60 * self.anneal_minutes
+        by_time = self.seconds / end if end else 0.0
         return min(1.0, max(self.step / self.steps, by_time))
 
     @property
@@ -65,10 +91,12 @@ def learning_rate(peak: float, clock: Clock, warmup: int, anneal_from: float, fl
     Most of the visible quality comes in the last part, so a run should always know its end in advance.
 
     Args:
-        anneal_from: share of the budget at which the rate begins to fall.
+        anneal_from: share of the budget at which the rate begins to fall, for a clock without an annealing phase.
     """
     factor = min(1.0, (clock.step + 1) / warmup)
-    if clock.progress > anneal_from:
+    if clock.anneal_minutes:
+        factor *= 1 - (1 - floor) * clock.annealed
+    elif clock.progress > anneal_from:
         factor *= 1 - (1 - floor) * (clock.progress - anneal_from) / (1 - anneal_from)
     return peak * factor
 
@@ -142,7 +170,7 @@ class Learner:
         """Write the state, and `more` beside it, to `path`."""
         save_state(
             path, model=self.module.state_dict(), ema=self.ema.state_dict(), optimizer=self.optimizer.state_dict(),
-            step=self.clock.step, seconds=self.clock.seconds, **more,
+            step=self.clock.step, seconds=self.clock.seconds, annealing=self.clock.annealing, **more,
         )  # fmt: skip
 
     def resume(self, path: Path) -> dict[str, Any] | None:
@@ -153,6 +181,7 @@ class Learner:
             self.ema.load_state_dict(state["ema"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.clock.step, self.clock.seconds = state["step"], state["seconds"]
+            self.clock.annealing = state.get("annealing")  # absent from states of earlier versions
         return state
 
 

@@ -3,7 +3,7 @@
 import argparse
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -15,15 +15,18 @@ from server.addresses import without_password
 from server.cli.flags import add_command
 from server.cli.operations import open_service
 from server.errors import ConfigError, UnhealthyService
-from server.queue.job_queue import JobQueue
-from server.queue.redis_client import explain, find_problems, read_config
+from server.queue.job_queue import MIB, JobQueue
+from server.queue.redis_client import explain, find_problems, read_config, read_maxmemory
 from server.queue.registry import HEARTBEAT_S, CrashReport, Registry, WorkerInfo
-from server.queue.statistics import QueueCounts, queue_counts
+from server.queue.statistics import OwnerUsage, QueueCounts, queue_counts, usage_by_owner
 from server.settings import Settings
+from server.worker.engine.loader import memory_report
 
 OLDEST_REDIS = (7, 0)
 LOW_DISK_BYTES = 1 << 30
 LONG_WAIT_S = 60.0
+NEARLY_FULL = 0.9
+MAX_OWNERS = 50  # shown of those who take most
 
 
 class Level(StrEnum):
@@ -48,13 +51,19 @@ def add_parser(commands: Any) -> None:
         "Check a running service and print a remedy for every problem.",
         "Checks Redis, the disk, the job counters, workers, queue and dead letters. The exit status is 0 if nothing\n"
         "FAILs, 1 if something needs action, 2 if no service is running.\n\n"
-        "examples:\n  fluid doctor\n  FLUID_REDIS_URL=redis://db:6379 fluid doctor",
+        "examples:\n  fluid doctor\n  FLUID_REDIS_URL=redis://db:6379 fluid doctor\n  fluid doctor --preset 10.5B",
+    )
+    parser.add_argument(
+        "--preset", metavar="NAME", help="instead, print the memory that a GPU needs for a model of this size"
     )
     parser.set_defaults(run=run)
 
 
 def run(settings: Settings, args: argparse.Namespace) -> None:
-    """Print the report; raise UnhealthyService if anything needs action."""
+    """Print the report; raise UnhealthyService if anything needs action, ConfigError for an unknown preset."""
+    if args.preset:
+        print("\n".join(memory_report(args.preset)))
+        return
     findings = asyncio.run(_diagnose(settings))
     for finding in findings:
         print(f"{finding.level:<5} {finding.text}")
@@ -108,6 +117,9 @@ async def _service(queue: JobQueue, registry: Registry) -> AsyncIterator[Finding
         *_queue(counts, workers),
         *_failures(counts),
     ):
+        yield finding
+    queue.set_maxmemory(await read_maxmemory(queue.redis))
+    for finding in _usage(await usage_by_owner(queue), await registry.streams(), counts, queue.memory_limits):
         yield finding
 
 
@@ -203,6 +215,34 @@ def _queue(counts: QueueCounts, workers: list[WorkerInfo]) -> Iterator[Finding]:
             Level.WARN,
             f"the oldest waiting job has waited {counts.oldest_age_s:.0f} s",
             "Add workers, or lower FLUID_MAX_QUEUE so that callers get 429 sooner.",
+        )
+
+
+def _usage(
+    usages: list[OwnerUsage], streams: Mapping[str, int], counts: QueueCounts, limits: Mapping[str, int]
+) -> Iterator[Finding]:
+    """What each API key takes, and who is near a limit of memory."""
+    total, most = counts.stored_bytes, limits["max_bytes"]
+    of = f" of {most / MIB:.0f} MiB" if most else ""
+    full = bool(most) and total >= NEARLY_FULL * most
+    yield Finding(
+        Level.WARN if full else Level.OK,
+        f"{total / MIB:.1f} MiB{of} stored in jobs, images, files and batches",
+        "Raise FLUID_MAX_MIB or Redis' maxmemory, or lower FLUID_RESULT_TTL_S and FLUID_BATCH_TTL_S." if full else "",
+    )
+    known = {usage.owner for usage in usages}
+    others = [OwnerUsage(owner, 0, 0, 0, 0, 0) for owner in sorted(streams) if owner not in known]
+    for usage in [*usages, *others][:MAX_OWNERS]:
+        most = limits["max_key_bytes"] if usage.owner else 0
+        full = bool(most) and usage.stored_bytes >= NEARLY_FULL * most
+        yield Finding(
+            Level.WARN if full else Level.OK,
+            f"{usage.owner or 'no API key'}: {usage.stored_bytes / MIB:.1f} MiB, {usage.waiting} jobs waiting, "
+            f"{usage.running} running, {usage.batches} batches, {streams.get(usage.owner, 0)} event streams, "
+            f"{usage.webhooks} webhooks to deliver",
+            "Nearly FLUID_MAX_KEY_MIB: then requests get 429 and batches wait until files or images expire."
+            if full
+            else "",
         )
 
 

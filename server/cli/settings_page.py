@@ -3,7 +3,8 @@
 from dataclasses import fields
 from itertools import groupby
 
-from server.settings import Settings, group_of, row_of
+from server.setting_values import group_of, row_of
+from server.settings import Settings
 
 INTRODUCTION = """# Configuration
 

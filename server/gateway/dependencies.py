@@ -11,6 +11,7 @@ from server.gateway.batches.store import BatchStore
 from server.gateway.fleet import Fleet
 from server.gateway.metrics import GatewayMetrics
 from server.gateway.requests.client_mapping import ClientMapping
+from server.gateway.responses.sse import Streams
 from server.gateway.webhooks import Webhooks
 from server.queue.events import Events
 from server.queue.job_queue import JobQueue
@@ -35,6 +36,7 @@ class Services:
     metrics: GatewayMetrics
     supervisor: Supervisor
     mapping: ClientMapping
+    streams: Streams
 
 
 def services_of(request: Request) -> Services:

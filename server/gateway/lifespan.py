@@ -15,6 +15,7 @@ from server.gateway.metrics import GatewayMetrics
 from server.gateway.queue_trouble import watch_redis
 from server.gateway.requests.client_mapping import ClientMapping
 from server.gateway.responses.jobs import job_object
+from server.gateway.responses.sse import Streams
 from server.gateway.webhooks import Webhooks, parse_secret
 from server.queue.events import Events
 from server.queue.job_queue import JobQueue
@@ -44,10 +45,10 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             bugs=metrics.bugs,
         )
         files = FileStore(queue, settings.batch_ttl_s)
-        batches = BatchStore(queue, files, settings.batch_ttl_s)
+        batches = BatchStore(queue, files, settings.batch_ttl_s, settings.max_batches)
         mapping = ClientMapping.from_settings(settings)
         runner = BatchRunner(queue, fleet, files, batches, settings.batch_ttl_s, metrics.bugs, mapping)
-        events = Events(queue, watcher)
+        events, streams = Events(queue, watcher), Streams(settings.max_streams, settings.max_key_streams)
         process = f"gateway {socket.gethostname()}-{os.getpid()}"
 
         async def report(crash: Crash) -> None:
@@ -56,7 +57,19 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
 
         supervisor = Supervisor(report)
         services = Services(
-            settings, queue, registry, fleet, watcher, events, hooks, files, batches, metrics, supervisor, mapping
+            settings,
+            queue,
+            registry,
+            fleet,
+            watcher,
+            events,
+            hooks,
+            files,
+            batches,
+            metrics,
+            supervisor,
+            mapping,
+            streams,
         )
 
         async def job_as_json(job_id: str) -> dict[str, object]:
@@ -66,6 +79,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             "webhooks": lambda: hooks.run_forever(job_as_json),
             "batches": runner.run_forever,
             "redis": lambda: watch_redis(queue),
+            "streams": lambda: streams.report_forever(registry, process),
         }
         metrics.expect_tasks([*watcher.tasks, *tasks])
         async with supervisor.running({**watcher.tasks, **tasks}):

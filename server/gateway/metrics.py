@@ -147,6 +147,9 @@ def _queue(counts: QueueCounts) -> Iterator[Metric]:
     yield GaugeMetricFamily(
         "fluid_dead_letter_depth", "Jobs in the dead-letter stream now.", value=counts.dead_letter_depth
     )
+    yield GaugeMetricFamily(
+        "fluid_stored_bytes", "Bytes of Redis that jobs, images, files and batches take.", value=counts.stored_bytes
+    )
     yield CounterMetricFamily("fluid_jobs_expired", "Ended jobs whose record has been deleted.", value=counts.expired)
     yield CounterMetricFamily(
         "fluid_redeliveries", "Jobs requeued because their worker's lease expired.", value=counts.redeliveries

@@ -1,15 +1,20 @@
-"""Pagination of jobs, newest first, over an index per owner: a page costs the same however long the backlog."""
+"""Pagination of jobs, newest first, over an index per owner and state: a page costs the same however many jobs there
+are in any state."""
 
 from dataclasses import dataclass
 from typing import cast
 
 from server.errors import InvalidRequest
-from server.jobs import JobRecord
+from server.jobs import JobRecord, JobState
 from server.queue.job_queue import JobQueue
 from server.records import readable
 
-#: With a filter, the most records read for one page; the next page continues after them.
-MAX_SCANNED = 1000
+#: Reads of one page: records may expire, and jobs change their state, between index and record.
+MAX_READS = 3
+
+
+#: Jobs in these states share an index, which spares work at each of their steps. They are as few as rows of workers.
+SHARED_INDEX = {JobState.STARTING.value: "running", JobState.PROCESSING.value: "running"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +43,16 @@ async def page(queue: JobQueue, owner: str, *, limit: int, after: str | None, st
     Raises:
         InvalidRequest: `after` is not the id of a job in the list.
     """
-    index, below = queue.keys.jobs_zset(owner), "+inf"
+    every_job, below = queue.keys.jobs_zset(owner), "+inf"
+    index = every_job if status is None else queue.keys.state_jobs_zset(owner, SHARED_INDEX.get(status, status))
     if after is not None:
-        sequence = await queue.redis.zscore(index, after)
+        sequence = await queue.redis.zscore(every_job, after)
         if sequence is None:
             raise InvalidRequest(f"'after' {after[:100]!r} is not the id of a job in this list.", param="after")
         below = f"({sequence:.0f}"
     found: list[JobRecord] = []
     last_id = after
-    for _ in range(MAX_SCANNED // limit):
+    for _ in range(MAX_READS):
         batch = await queue.redis.zrevrangebyscore(index, below, "-inf", 0, limit + 1, withscores=True)
         for (job_id, sequence), raw in zip(
             batch, await _records(queue, [name for name, _ in batch[:limit]]), strict=False

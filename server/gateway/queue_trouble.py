@@ -7,7 +7,7 @@ import shutil
 from redis.exceptions import ConnectionError, RedisError
 
 from server.queue.job_queue import JobQueue
-from server.queue.redis_client import explain, find_problems
+from server.queue.redis_client import explain, find_problems, read_maxmemory
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -44,11 +44,13 @@ def _embedded_reason(settings: Settings) -> str:
 
 
 async def watch_redis(queue: JobQueue) -> None:
-    """Log what is wrong with Redis, at the start and whenever it changes: a 2xx may promise more than Redis keeps."""
+    """Log what is wrong with Redis, at the start and whenever it changes: a 2xx may promise more than Redis keeps. Also
+    learn how much memory it may use, which is what FLUID_MAX_MIB=0 follows."""
     told: set[str] = set()
     while True:
         try:
             problems = await find_problems(queue.redis, queue.keys.probe)
+            queue.set_maxmemory(await read_maxmemory(queue.redis))
         except RedisError as error:
             meaning, remedy = explain(error)
             found, pause_s = {f"the queue {meaning} ({error}). {remedy}"}, SOON_S

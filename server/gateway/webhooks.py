@@ -3,6 +3,9 @@
 A delivery is an entry in Redis with the time of its next attempt, so it survives restarts of every process, and any
 gateway can make it. It may arrive twice, with the same webhook-id. Private addresses are rejected
 (webhook_addresses.py), and redirects are not followed.
+
+Every owner has slots of their own, and within them every endpoint: dead endpoints delay no other owner's webhooks. An
+endpoint that keeps failing is left alone for a while, longer each time.
 """
 
 import asyncio
@@ -13,8 +16,9 @@ import hmac
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import httpx
 from prometheus_client import Counter
@@ -32,7 +36,12 @@ SECRET_PREFIX = "whsec_"
 BACKOFF_S = (5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400)
 ATTEMPT_TIMEOUT_S = 15.0  # from resolving the name to the headers of the response
 VISIBILITY_TIMEOUT_S = 4 * ATTEMPT_TIMEOUT_S  # longer than any attempt, so that no other gateway repeats it meanwhile
-MAX_CONCURRENT = 16
+MAX_CONCURRENT = 128
+OWNER_SLOTS = 8  # deliveries of one owner at a time
+ENDPOINT_SLOTS = 4  # deliveries of one owner to one endpoint at a time
+TOLERATED_FAILURES = 2  # in succession, before an endpoint is left alone
+ENDPOINT_KEPT_S = 86400  # a failing one is remembered for so long after its last failure
+PAUSE_S, MAX_PAUSE_S = 5.0, 300.0  # the first pause of an endpoint, which doubles, and the longest
 GetJob = Callable[[str], Awaitable[dict[str, object]]]
 
 
@@ -72,6 +81,14 @@ class Delivery:
     message: str
 
 
+class Due(NamedTuple):
+    """A claimed webhook; `endpoint` is host and port."""
+
+    job_id: str
+    owner: str
+    endpoint: str
+
+
 class Webhooks:
     """Deliver webhooks beside a gateway's requests."""
 
@@ -97,35 +114,50 @@ class Webhooks:
         """Deliver due webhooks until canceled; `get_job` returns the job object of an id."""
         async with httpx.AsyncClient(timeout=ATTEMPT_TIMEOUT_S, follow_redirects=False, trust_env=False) as http:
 
-            async def deliver(job_id: str) -> None:
-                await self._deliver(http, job_id, get_job)
+            async def deliver(due: Due) -> None:
+                await self._deliver(http, due, get_job)
 
-            await poll_due(
-                self._queue,
-                "webhooks",
-                self._queue.keys.webhooks_zset,
-                deliver,
-                visibility_timeout_s=VISIBILITY_TIMEOUT_S,
-                at_once=MAX_CONCURRENT,
-                bugs=self._bugs,
-            )
+            await poll_due("webhooks", self._claim, deliver, at_once=MAX_CONCURRENT, bugs=self._bugs)
 
-    async def _deliver(self, http: httpx.AsyncClient, job_id: str, get_job: GetJob) -> None:
-        delivery = await self._load(job_id, get_job)
+    async def _claim(self, count: int, running: Collection[Due]) -> list[Due]:
+        args = {
+            "count": count,
+            "visibility_timeout_s": VISIBILITY_TIMEOUT_S,
+            "owner_slots": OWNER_SLOTS,
+            "endpoint_slots": ENDPOINT_SLOTS,
+            "running": [[due.owner, due.endpoint] for due in running],
+        }
+        return [Due(*each) for each in await self._queue.run("claim_webhooks", args)]
+
+    async def _deliver(self, http: httpx.AsyncClient, due: Due, get_job: GetJob) -> None:
+        delivery = await self._load(due.job_id, get_job)
         if delivery is None:
-            await self._finish(job_id, "lost")
+            await self._finish(due, "lost")
             return
         outcome = await self._send(http, delivery)
         if outcome == "delivered":
-            await self._finish(job_id, outcome)
+            await self._finish(due, outcome)
         elif outcome == "gone" or delivery.attempts >= len(BACKOFF_S):
-            log.error("webhook of %s: gave up after %d attempts", job_id, delivery.attempts + 1)
-            await self._finish(job_id, "given_up")
+            log.error("webhook of %s: gave up after %d attempts", due.job_id, delivery.attempts + 1)
+            await self._finish(due, "given_up")
         else:
             self.sent.labels("failed").inc()
-            await self._queue.redis.hincrby(self._queue.keys.webhook_hash(job_id), "attempts", 1)
-            at = await redis_time(self._queue.redis) + BACKOFF_S[delivery.attempts]
-            await self._queue.redis.zadd(self._queue.keys.webhooks_zset, {job_id: at})
+            await self._attempt_later(due, BACKOFF_S[delivery.attempts])
+
+    async def _attempt_later(self, due: Due, backoff_s: float) -> None:
+        """Count a failure of the webhook and of its endpoint, and schedule the next attempt."""
+        redis, keys = self._queue.redis, self._queue.keys
+        endpoint, now = keys.webhook_endpoint_hash(due.owner, due.endpoint), await redis_time(redis)
+        async with redis.pipeline(transaction=True) as pipe:
+            pipe.hincrby(endpoint, "failures", 1)
+            pipe.expire(endpoint, ENDPOINT_KEPT_S)
+            pipe.hincrby(keys.webhook_hash(due.job_id), "attempts", 1)
+            pipe.zadd(keys.webhooks_zset(due.owner), {due.job_id: now + backoff_s})
+            pipe.zadd(keys.webhook_owners_zset, {due.owner: now + backoff_s}, lt=True)
+            failures = (await pipe.execute())[0]
+        if failures > TOLERATED_FAILURES:
+            pause_s = min(PAUSE_S * 2 ** min(failures - TOLERATED_FAILURES - 1, 10), MAX_PAUSE_S)
+            await redis.hset(endpoint, "until", now + pause_s)
 
     async def _load(self, job_id: str, get_job: GetJob) -> Delivery | None:
         key = self._queue.keys.webhook_hash(job_id)
@@ -178,10 +210,13 @@ class Webhooks:
         )
         return "gone" if response.status_code == 410 else "failed"
 
-    async def _finish(self, job_id: str, outcome: str) -> None:
+    async def _finish(self, due: Due, outcome: str) -> None:
         """Count the outcome and remove the delivery."""
         self.sent.labels(outcome).inc()
+        keys = self._queue.keys
         async with self._queue.redis.pipeline(transaction=True) as pipe:
-            pipe.zrem(self._queue.keys.webhooks_zset, job_id)
-            pipe.delete(self._queue.keys.webhook_hash(job_id))
+            pipe.zrem(keys.webhooks_zset(due.owner), due.job_id)
+            pipe.delete(keys.webhook_hash(due.job_id))
+            if outcome == "delivered":
+                pipe.delete(keys.webhook_endpoint_hash(due.owner, due.endpoint))
             await pipe.execute()

@@ -72,9 +72,9 @@ def running_url(data_dir: Path) -> str | None:
 class EmbeddedValkey:
     """A Valkey server as a context manager; its `url` is the FLUID_REDIS_URL of the other processes."""
 
-    def __init__(self, data_dir: Path, *, fsync: str = "always") -> None:
+    def __init__(self, data_dir: Path, *, fsync: str = "always", maxmemory_bytes: int = 0) -> None:
         self.data_dir = data_dir
-        self._fsync = fsync
+        self._fsync, self._maxmemory_bytes = fsync, maxmemory_bytes
         self._short_dir: str | None = None
         self._lock: IO[str] | None = None
         self._last_lines: deque[str] = deque(maxlen=LAST_LINES)
@@ -191,7 +191,8 @@ class EmbeddedValkey:
             "appendonly": "yes",
             "appendfsync": self._fsync,
             "save": "",
-            "maxmemory-policy": "noeviction",
+            "maxmemory": str(self._maxmemory_bytes),
+            "maxmemory-policy": "noeviction",  # an error to the caller; without a limit the kernel would end it
         }
         return [part for name, value in options.items() for part in (f"--{name}", value)]
 

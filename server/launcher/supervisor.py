@@ -14,6 +14,7 @@ from server.client import AsyncFluidClient
 from server.errors import ConfigError
 from server.launcher import subprocesses
 from server.launcher.embedded_valkey import EmbeddedValkey
+from server.launcher.memory import default_maxmemory
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -107,7 +108,11 @@ class Supervisor:
     async def _start(self) -> None:
         env = {k: v for k, v in os.environ.items() if not k.startswith("FLUID_")} | self.settings.to_env()
         if not self.settings.redis_url:
-            self._valkey = EmbeddedValkey(self.settings.data_path, fsync=self.settings.fsync)
+            self._valkey = EmbeddedValkey(
+                self.settings.data_path,
+                fsync=self.settings.fsync,
+                maxmemory_bytes=self.settings.valkey_mib << 20 or default_maxmemory(),
+            )
             await self._start_valkey()
             env["FLUID_REDIS_URL"] = self._valkey.url
         if self._stop.is_set():

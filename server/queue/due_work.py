@@ -2,9 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Hashable
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from prometheus_client import Counter
 from redis.exceptions import RedisError
@@ -14,36 +14,46 @@ from server.queue.scripts import QueueConnection
 
 log = logging.getLogger(__name__)
 POLL_S = 0.5
+E = TypeVar("E", bound=Hashable)
+#: Claims up to so many due entries; the second argument are those that run here.
+Claim = Callable[[int, Collection[E]], Awaitable[list[E]]]
+
+
+def claim_from(queue: QueueConnection, entries: str, visibility_timeout_s: float) -> Claim[str]:
+    """Claim the due entries of the sorted set `entries`, the earliest first."""
+
+    async def claim(count: int, running: Collection[str]) -> list[str]:
+        args = {"entries": entries, "visibility_timeout_s": visibility_timeout_s, "count": count}
+        return list(await queue.run("claim_due", args))
+
+    return claim
 
 
 async def poll_due(
-    queue: QueueConnection,
     name: str,
-    entries: str,
-    work: Callable[[str], Coroutine[Any, Any, None]],
+    claim: Claim[E],
+    work: Callable[[E], Coroutine[Any, Any, None]],
     *,
-    visibility_timeout_s: float,
     at_once: int,
     bugs: Counter,
 ) -> None:
-    """Claim due entries of the sorted set `entries` forever, and run `work` on up to `at_once` of them.
+    """Claim due entries forever, and run `work` on up to `at_once` of them.
 
     `work` reschedules or removes its entry. An entry whose gateway dies, or whose `work` fails, becomes due again after
-    `visibility_timeout_s`; failures are logged, and bugs counted in `bugs` under `name`. A slow entry occupies its own
-    slot and delays no other.
+    the visibility timeout of `claim`; failures are logged, and bugs counted in `bugs` under `name`. A slow entry
+    occupies its own slot and delays no other.
     """
-    claim = {"entries": entries, "visibility_timeout_s": visibility_timeout_s}
-    running: dict[asyncio.Task[None], str] = {}
+    running: dict[asyncio.Task[None], E] = {}
     try:
         while True:
-            due: list[str] = []
+            due: list[E] = []
             try:
                 if len(running) < at_once:
-                    due = await queue.run("claim_due", claim | {"count": at_once - len(running)})
+                    due = await claim(at_once - len(running), running.values())
             except RedisError as error:
                 log.warning("%s: %s", name, error)
             for each in due:
-                if each not in running.values():  # an entry slower than `visibility_timeout_s` is due again
+                if each not in running.values():  # an entry slower than its visibility timeout is due again
                     running[asyncio.create_task(work(each))] = each
             if not running:
                 await asyncio.sleep(POLL_S)
@@ -60,7 +70,7 @@ async def poll_due(
                 await asyncio.shield(ending)
 
 
-def _settle(name: str, each: str, task: asyncio.Task[None], bugs: Counter) -> None:
+def _settle(name: str, each: Hashable, task: asyncio.Task[None], bugs: Counter) -> None:
     outcome = None if task.cancelled() else task.exception()
     if isinstance(outcome, RedisError):
         log.warning("%s: %s: %s", name, each, outcome)

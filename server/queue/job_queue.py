@@ -17,6 +17,11 @@ from server.queue.statistics import QueuePosition
 from server.settings import Settings
 
 RETRY_WHEN_FULL_S = 5  # the gateway replaces it with an estimate where it has one
+RETRY_WHEN_USED_UP_S = 60  # memory is free again when something expires
+RECORD_BYTES = 1600  # of a waiting job beside its input (measured)
+MIB = 1 << 20
+#: Share of Redis' maxmemory that FLUID_MAX_MIB=0 stands for: the rest is for what is not counted.
+COUNTED_SHARE = 0.75
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +55,20 @@ class JobQueue(QueueConnection):
 
     def __init__(self, redis: Client, settings: Settings) -> None:
         super().__init__(redis, settings)
-        self.max_queue = settings.max_queue
+        self.limits = {
+            "max_queue": settings.max_queue,
+            "queue_share": settings.queue_share,
+            "max_batch_lines": settings.max_batch_lines,
+            "max_webhooks": settings.max_webhooks,
+        }
+        #: Limits of the memory that jobs, images, files and batches may take, as the scripts read them; 0 is none.
+        self.memory_limits = {"max_key_bytes": settings.max_key_mib * MIB, "max_bytes": settings.max_mib * MIB}
+        self._follows_maxmemory = not settings.max_mib
+
+    def set_maxmemory(self, maxmemory: int) -> None:
+        """Learn how many bytes Redis may use, 0 for any number: FLUID_MAX_MIB=0 is a share of it."""
+        if self._follows_maxmemory:
+            self.memory_limits["max_bytes"] = int(maxmemory * COUNTED_SHARE)
 
     async def enqueue(self, submission: Submission) -> Accepted:
         """Accept a job, which from then on reaches exactly one terminal state. Safe to repeat.
@@ -75,10 +93,12 @@ class JobQueue(QueueConnection):
         return accepted
 
     async def _enqueue(self, submission: Submission) -> Accepted:
-        job, max_jobs = submission.job, submission.max_jobs
+        job, text = submission.job, submission.job.to_json()
+        source_bytes = len(submission.source or b"")
+        reserved = job.n * job.width * job.height * 3  # what the images take at most
         args = {
             "id": submission.job_id,
-            "input": job.to_json(),
+            "input": text,
             "kind": submission.kind,
             "model": job.model,
             "class": job.priority,
@@ -92,26 +112,55 @@ class JobQueue(QueueConnection):
             "key": submission.key or None,
             "fingerprint": submission.fingerprint,
             "follow_events": submission.follow_events,
-            "max_queue": self.max_queue,
-            "max_jobs": max_jobs,
+            "bytes": RECORD_BYTES + len(text) + source_bytes + reserved,
+            "reserved_bytes": reserved,
+            "source_bytes": source_bytes or None,
+            "limits": {**self.limits, **self.memory_limits, "max_jobs": submission.max_jobs},
         }
         answer, value, created_at = await self.run("enqueue", args)
-        if answer == "full":
-            raise QueueFull(
-                f"{value} jobs are waiting, the limit is {self.max_queue} (FLUID_MAX_QUEUE). Try later.",
-                retry_after_s=RETRY_WHEN_FULL_S,
-            )
-        if answer == "busy":
-            raise RateLimited(
-                f"{value} jobs of {job.owner!r} wait or run, the limit is {max_jobs} (FLUID_MAX_JOBS). Try later.",
-                retry_after_s=1,
-            )
+        if (refusal := self._refusal(answer, value, submission)) is not None:
+            raise refusal
         if answer == "gone":
             raise JobExpired(f"Job {value} has ended and was deleted; choose another id.")
         if answer in ("differs", "taken"):
             name = f"Idempotency-Key {submission.key!r}" if submission.key else f"job id {submission.job_id!r}"
             raise KeyReused(f"The {name} belongs to another request. Use a new one for a new request.")
         return Accepted(value, float(created_at), answer == "new")
+
+    def _refusal(self, outcome: str, used: str, submission: Submission) -> RequestError | None:
+        """The error of a limit that enqueue.lua names, or None."""
+        owner, limits = submission.job.owner, self.limits
+        if outcome == "full":
+            return QueueFull(
+                f"{used} jobs are waiting, the limit is {limits['max_queue']} (FLUID_MAX_QUEUE). Try later.",
+                retry_after_s=RETRY_WHEN_FULL_S,
+            )
+        if outcome in ("key_bytes", "bytes"):
+            return self.memory_refusal(outcome, used, owner, "image" if submission.source else None)
+        text = {
+            "busy": f"{used} jobs of {owner!r} wait or run, the limit is {submission.max_jobs} (FLUID_MAX_JOBS).",
+            "share": f"{used} jobs of {owner!r} wait. Of the {limits['max_queue']} places (FLUID_MAX_QUEUE), less "
+            f"those of other keys, one key may have a share of {limits['queue_share']:g} (FLUID_QUEUE_SHARE).",
+            "lines": f"{used} lines of {owner!r}'s batches wait or run, the limit is {limits['max_batch_lines']} "
+            "(FLUID_MAX_BATCH_LINES).",
+            "webhooks": f"{used} webhooks of {owner!r} are not delivered yet, the limit is {limits['max_webhooks']} "
+            "(FLUID_MAX_WEBHOOKS). Repair their endpoints, or leave 'webhook' out.",
+        }.get(outcome)
+        param = "webhook" if outcome == "webhooks" else None
+        return RateLimited(f"{text} Try later.", param=param, retry_after_s=1) if text else None
+
+    def memory_refusal(self, outcome: str, used: str, owner: str, param: str | None = None) -> RequestError:
+        """The error of a script's outcome key_bytes or bytes: the memory of this owner, or of all, is used up."""
+        of_key = outcome == "key_bytes"
+        limit = self.memory_limits["max_key_bytes" if of_key else "max_bytes"]
+        whose, setting = (repr(owner), "FLUID_MAX_KEY_MIB") if of_key else ("all callers", "FLUID_MAX_MIB")
+        text = (
+            f"Jobs, images, files and batches of {whose} take {int(used) / MIB:.1f} MiB, and this request would take "
+            f"them beyond the limit of {limit / MIB:.1f} MiB ({setting}). Delete files, or wait until images expire "
+            "(FLUID_RESULT_TTL_S)."
+        )
+        error = RateLimited if of_key else QueueFull
+        return error(text, param=param, retry_after_s=RETRY_WHEN_USED_UP_S)
 
     async def get(self, job_id: str, owner: str | None = None) -> JobRecord:
         """Read a job's record. With an `owner`, jobs of other owners are unknown.

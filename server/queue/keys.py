@@ -46,6 +46,7 @@ class Keys:
     counters_hash = FixedKey("counters")  # jobs by state, submissions, waiting work by model, virtual times
     job_hash = KeyTemplate("job:{job_id}")  # the record
     jobs_zset = KeyTemplate("jobs:{owner}")  # every job with a record, by sequence
+    state_jobs_zset = KeyTemplate("state_jobs:{owner}:{state}")  # those in one state, or running, by sequence
     tombstone = KeyTemplate("tombstone:{job_id}")  # "STATE OWNER" of an ended job; outlives its record by a day
     resume_hash = KeyTemplate("resume:{job_id}")  # finished images and snapshots of a running job
     input_bytes = KeyTemplate("input:{job_id}")  # the source image of an edit, until the job ends
@@ -67,8 +68,8 @@ class Keys:
     leases_zset = KeyTemplate("leases:{model}")  # running jobs, by the end of their lease
     last_take_hash = KeyTemplate("last_take:{worker}")  # the token of the last call of take.lua, and the job it got
     deadlines_zset = FixedKey("deadlines")  # waiting jobs, by deadline
-    ended_zset = FixedKey("ended")  # ended jobs, by when their record expires
-    open_jobs_hash = FixedKey("open_jobs")  # number of waiting and running jobs, by owner
+    ended_zset = FixedKey("ended")  # "ID STATE OWNER BYTES" of ended jobs, by when their record expires
+    open_jobs_hash = FixedKey("open_jobs")  # waiting and running jobs, by owner; lines of batches by "OWNER batch"
     rate_limit = KeyTemplate("rate_limit:{caller}")  # when the caller's allowance of requests is full again
 
     # --- channels -----------------------------------------------------------------------------------
@@ -79,16 +80,22 @@ class Keys:
 
     # --- webhooks, batches, files -------------------------------------------------------------------
 
-    webhooks_zset = FixedKey("webhooks")  # by the time of their next attempt
+    webhook_owners_zset = FixedKey("webhook_owners")  # owners with webhooks to deliver, by when the next may be due
+    webhooks_zset = KeyTemplate("webhooks:{owner}")  # by the time of their next attempt
     webhook_hash = KeyTemplate("webhook:{job_id}")
+    webhook_endpoint_hash = KeyTemplate("webhook_endpoint:{owner}:{endpoint}")  # one whose last attempts failed
     batches_zset = FixedKey("batches")  # by the time of their next turn
     batch_hash = KeyTemplate("batch:{batch_id}")
-    batch_lines = KeyTemplate("batch_lines:{batch_id}")
+    batch_index = KeyTemplate("batch_index:{batch_id}")  # where each line begins in the batch's file
     batch_errors = KeyTemplate("batch_errors:{batch_id}")
     batch_list = KeyTemplate("batch_list:{owner}")
+    open_batches_zset = KeyTemplate("open_batches:{owner}")  # unfinished batches, by when they expire
     file_hash = KeyTemplate("file:{file_id}")
     file_bytes = KeyTemplate("file_bytes:{file_id}")
     file_list = KeyTemplate("file_list:{owner}")
+    file_readers_zset = KeyTemplate("file_readers:{file_id}")  # batches that need the content, by when no longer
+    stored_zset = FixedKey("stored")  # "ID OWNER BYTES" of files and batches, by when they expire
+    stored_bytes_hash = FixedKey("stored_bytes")  # bytes that jobs, images, files and batches take, by owner
 
     # --- workers ------------------------------------------------------------------------------------
 
@@ -96,6 +103,8 @@ class Keys:
     models_hash = FixedKey("models")
     reloads_hash = FixedKey("reloads")
     crashes_hash = FixedKey("crashes")  # background tasks that crash, by process and task
+    streams = KeyTemplate("streams:{process}")  # open event streams of a gateway, by owner
+    streams_zset = FixedKey("stream_gateways")  # gateways with open event streams, by when they last counted
     workers_zset = FixedKey("workers")
     last_seen_zset = FixedKey("last_seen")  # workers by their last heartbeat, until they stop or are long gone
     worker = KeyTemplate("worker:{worker_id}")

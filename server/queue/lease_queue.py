@@ -185,6 +185,7 @@ class LeaseQueue(QueueConnection):
             "steps": lease.input.work,
             "result_ttl_s": self._result_ttl_s(lease),
             "stored": [(output.token, output.index) for output in outputs if output.index not in files],
+            "result_bytes": sum(output.size_bytes for output in outputs),
             "indices": list(files),
         }
         answer = await self.run("finish", args, *files.values())

@@ -5,7 +5,7 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from redis.asyncio.sentinel import MasterNotFoundError
 from redis.backoff import ExponentialBackoff
@@ -26,6 +26,7 @@ from redis.exceptions import (
 from server.addresses import SENTINEL_SCHEMES, without_password
 from server.errors import ConfigError, SettingError
 from server.queue.connection.pipeline import ServiceRedis
+from server.queue.connection.pool import WaitingPool
 from server.queue.connection.retry import ReconnectingRetry, causes
 from server.queue.connection.sentinel import connect_by_sentinel
 
@@ -38,9 +39,6 @@ T = TypeVar("T")
 RETRIES = 3
 #: A vanished host neither answers nor closes. Longer than any blocking call (BLPOP blocks for 0.25 s).
 SOCKET_TIMEOUT_S = 5.0
-#: Connections, one per command in flight. redis-py allows 100 by default, and more fail instead of waiting: callers
-#: got 503 from a healthy Redis. Waiting for a connection would add to the wait for a reply: 503 would come too late.
-MAX_CONNECTIONS = 4096
 #: For the gateway: its callers get 503 within a second when Redis does not answer.
 GATEWAY_SOCKET_TIMEOUT_S = 0.9
 #: A connection that was idle this long is pinged before it is used.
@@ -138,6 +136,14 @@ async def read_config(redis: Client) -> dict[str, str]:
         return {}
 
 
+async def read_maxmemory(redis: Client) -> int:
+    """Bytes that Redis may use; 0 if there is no limit, or INFO is forbidden."""
+    try:
+        return int((await redis.info("memory")).get("maxmemory", 0))
+    except ResponseError:
+        return 0
+
+
 def config_problems(config: Mapping[str, str]) -> Iterator[Problem]:
     """Yield what is wrong with the settings of persistence and memory."""
     if not config:
@@ -173,16 +179,14 @@ def connect(url: str, timeout_s: float) -> Client:
     """
     retry = ReconnectingRetry(ExponentialBackoff(cap=0.2, base=0.02), RETRIES, supported_errors=(ConnectionError,))
     try:
-        create = connect_by_sentinel if url.partition("://")[0] in SENTINEL_SCHEMES else ServiceRedis.from_url
+        create = connect_by_sentinel if url.partition("://")[0] in SENTINEL_SCHEMES else _connect_directly
         client = create(
             url,
-            max_connections=MAX_CONNECTIONS,
+            timeout_s=timeout_s,
             decode_responses=True,
             encoding_errors="replace",  # a field of bytes in a newer version's record must not fail the whole reply
             protocol=2,
             retry=retry,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=timeout_s,
             health_check_interval=HEALTH_CHECK_S,
             **({} if url.startswith("unix:") else _keepalive()),
         )
@@ -193,6 +197,11 @@ def connect(url: str, timeout_s: float) -> Client:
             "FLUID_REDIS_URL has an option that Redis' client does not know, or a value that it cannot use: correct "
             "what follows the question mark."
         ) from None
+    return client
+
+
+def _connect_directly(url: str, **options: Any) -> ServiceRedis:
+    client: ServiceRedis = cast(Any, ServiceRedis).from_pool(WaitingPool.from_url(url, **options))
     return client
 
 

@@ -1,6 +1,7 @@
 """The registry of workers in Redis: heartbeats, models, reload requests, and statistics to be scraped."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import cast
@@ -15,6 +16,7 @@ HEARTBEAT_S = 1.0
 DEAD_AFTER_S = 5.0
 LOST_KEPT_S = 600.0  # how long a worker that ended without a word stays visible; alerts need some minutes
 MAX_LAST_SEEN = 1000  # workers that crash in a loop leave one entry each
+STREAMS_KEPT_S = 8.0  # after a gateway counted its open event streams
 CRASH_KEPT_S = 30.0  # longer than the longest pause between two crashes of a task
 
 
@@ -152,6 +154,21 @@ class Registry:
         oldest = await redis_time(self.redis) - CRASH_KEPT_S
         return [report for report in found if report.at > oldest]
 
+    async def report_streams(self, process: str, by_owner: Mapping[str, int]) -> None:
+        """Write how many event streams are open on a gateway, by owner."""
+        now = await redis_time(self.redis)
+        async with self.redis.pipeline(transaction=True) as pipe:
+            pipe.set(self.keys.streams(process), json.dumps(by_owner), px=int(STREAMS_KEPT_S * 1000))
+            pipe.zadd(self.keys.streams_zset, {process: now})
+            pipe.zremrangebyscore(self.keys.streams_zset, "-inf", now - STREAMS_KEPT_S)
+            await pipe.execute()
+
+    async def streams(self) -> Counter[str]:
+        """Open event streams of all gateways, by owner."""
+        processes = await self.redis.zrange(self.keys.streams_zset, 0, -1)
+        texts = await self.redis.mget([self.keys.streams(each) for each in processes]) if processes else []
+        return sum(readable("open streams", filter(None, texts), _counts), Counter())
+
     async def request_reload(self, configured: str, checkpoint: str) -> ReloadRequest:
         number = await self.redis.hincrby(self.keys.reloads_hash, "number", 1)
         newest = max((worker.reloads for worker in await self.workers()), default=0)
@@ -199,3 +216,7 @@ class Registry:
     async def stats(self) -> dict[str, float]:
         raw = cast("dict[str, str]", await self.redis.hgetall(self.keys.stats_hash))
         return dict(readable("a statistic", raw.items(), lambda item: (item[0], float(item[1]))))
+
+
+def _counts(text: str) -> Counter[str]:
+    return Counter({owner: int(number) for owner, number in json.loads(text).items()})

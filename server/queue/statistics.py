@@ -1,4 +1,4 @@
-"""Statistics of the queue: counts of jobs by state, and the position of a waiting one."""
+"""Statistics of the queue: counts of jobs by state, the position of a waiting one, and what each owner takes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -34,6 +34,7 @@ class QueueCounts:
     leases: int = 0  #: counted in the sorted sets
     kept: int = 0  #: ended jobs whose record still exists
     expired: int = 0  #: ended jobs whose record is gone
+    stored_bytes: int = 0  #: that jobs, images, files and batches take
 
     @property
     def running(self) -> int:
@@ -76,7 +77,38 @@ async def queue_counts(queue: QueueConnection) -> QueueCounts:
         waiting_work={model: raw.get(f"work:{model}", 0) for model in models},
         leases=sum(leases),
         kept=kept,
+        stored_bytes=raw.get("stored_bytes", 0),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class OwnerUsage:
+    """What one owner takes of what all share; the owner is the API key's name, or empty."""
+
+    owner: str
+    stored_bytes: int
+    waiting: int
+    running: int
+    batches: int  #: unfinished ones
+    webhooks: int  #: not delivered yet
+
+
+async def usage_by_owner(queue: QueueConnection) -> list[OwnerUsage]:
+    """Read what each owner takes, most bytes first."""
+    keys = queue.keys
+    stored = await queue.redis.hgetall(keys.stored_bytes_hash)
+    owners = {*stored, *await queue.redis.zrange(keys.webhook_owners_zset, 0, -1)}
+    found = []
+    for owner in owners:
+        async with queue.redis.pipeline(transaction=False) as pipe:
+            for state in ("queued", "running"):
+                pipe.zcard(keys.state_jobs_zset(owner, state))
+            pipe.zcard(keys.open_batches_zset(owner))
+            pipe.zcard(keys.webhooks_zset(owner))
+            waiting, running, batches, webhooks = await pipe.execute()
+        used = int(stored.get(owner, 0))
+        found.append(OwnerUsage(owner, used, waiting, running, batches, webhooks))
+    return sorted(found, key=lambda usage: -usage.stored_bytes)
 
 
 def _whole(counter: tuple[str, str]) -> tuple[str, int]:

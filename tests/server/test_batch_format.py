@@ -2,15 +2,21 @@
 
 import json
 import tracemalloc
+from itertools import pairwise
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.batch_format import MAX_LINES, LineError, parse_lines
+from server.batch_format import MAX_LINES, Line, LineError, index_lines, parse_line
 
 URL = "/v1/images/generations"
+
+
+def parse_lines(data: bytes) -> list[Line]:
+    """Read each line of the file as a batch does, by its offset."""
+    return [parse_line(data[start:end].decode()) for start, end in pairwise(index_lines(data))]
 
 
 def jsonl(*bodies: dict[str, Any]) -> bytes:

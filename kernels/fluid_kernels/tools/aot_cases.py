@@ -72,7 +72,8 @@ def _products(backend: str) -> Iterator[Case]:
     """Every tile that the rule may choose, in both dtypes: float32 multiplies the first step of eps chains."""
     for dtype, type_ in ((torch.float32, "fp32"), (torch.bfloat16, "bf16")):
         for c in linear_configs(backend, dtype):
-            yield _gated_residual(backend, c, type_)
+            if c.n <= gated_residual.WIDEST:
+                yield _gated_residual(backend, c, type_)
             linear = {"x_ptr": f"*{type_}", "w_ptr": f"*{type_}", "b_ptr": "*fp32", "y_ptr": f"*{type_}"}
             for activation in linear_triton.ACTIVATIONS if type_ == "bf16" else ("", "silu"):
                 yield Case(

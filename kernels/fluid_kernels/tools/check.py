@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from fluid_kernels.configs import Config, backend_of, linear_config, linear_configs
+from fluid_kernels.ops.add_norm import add_norm, add_norm_ref
 from fluid_kernels.ops.denoise_update import denoise_update, denoise_update_ref
-from fluid_kernels.ops.gated_residual import gated_residual, gated_residual_ref
+from fluid_kernels.ops.gated_residual import WIDEST, gated_residual, gated_residual_ref
 from fluid_kernels.ops.head_out import head_out, head_out_ref
 from fluid_kernels.ops.linear import linear_ref
 from fluid_kernels.ops.linear_triton import linear
@@ -64,9 +65,13 @@ def checks(device: str, quick: bool = False) -> Iterator[Check]:
                     name = f"{about} rows {rows} tile {tile.m}x{tile.n}x{tile.k}"
                     x, weight = draw(rows, width).to(dtype), draw(width, width, scale=width**-0.5).to(dtype)
                     bias, h, mod = draw(width), draw(rows, width), draw(2, rows, 3 * width).to(dtype)
-                    yield Check(f"linear silu {name}", partial(_linear, x, weight, bias, tile), most)
-                    yield Check(f"gated residual {name}", partial(_gated, h, x, weight, bias, mod, tile), most)
+                    for activation in ("silu", "gelu_erf", "gelu_tanh"):
+                        work = partial(_linear, x, weight, bias, tile, activation)
+                        yield Check(f"linear {activation} {name}", work, most)
+                    if tile.n <= WIDEST:
+                        yield Check(f"gated residual {name}", partial(_gated, h, x, weight, bias, mod, tile), most)
             for rows in (5,) if quick else (1, 33, 700):
+                yield Check(f"add norm {about} rows {rows}", partial(_add_norm, draw, rows, width, dtype), most)
                 yield Check(f"ln modulate {about} rows {rows}", partial(_ln, draw, rows, width, dtype), most)
                 yield Check(f"modulation {about} rows {rows}", partial(_mod, draw, rows, width, dtype), most)
                 yield Check(f"head out {about} rows {rows}", partial(_out, draw, rows, width, dtype), 1e-4)
@@ -85,10 +90,18 @@ def _step(device: str, step: int, first: int) -> Tensor:
     return torch.tensor([step, step, first], dtype=torch.int32, device=device)
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor, tile: Config) -> float:
+def _linear(x: Tensor, weight: Tensor, bias: Tensor, tile: Config, activation: str) -> float:
     y = torch.empty(len(x), len(weight), dtype=x.dtype, device=x.device)
-    linear(x, weight, bias, y, "silu", tile)
-    return _apart(y, linear_ref(x, weight, bias, "silu"))
+    linear(x, weight, bias, y, activation, tile)
+    return _apart(y, linear_ref(x, weight, bias, activation))
+
+
+def _add_norm(draw: Draw, rows: int, width: int, dtype: torch.dtype) -> float:
+    x, delta, weight, bias = draw(rows, width) + 3, draw(rows, width).to(dtype), draw(width), draw(width)
+    n = torch.empty(rows, width, dtype=dtype, device=draw.device)
+    stream, exact = add_norm_ref(x, delta, weight, bias)
+    add_norm(x, delta, weight, bias, n)
+    return max(_apart(x, stream), _apart(n, exact))
 
 
 def _gated(h: Tensor, u: Tensor, weight: Tensor, bias: Tensor, mod: Tensor, tile: Config) -> float:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
-from model.data.scenes.compose import Scene, arrange, render
+from model.data.scenes.compose import Scene, arrange, render, render_with_alpha
 from model.data.scenes.facts import Facts, Grammar
 from model.data.scenes.sprites import Sprites
 from model.data.scenes.wording import caption
@@ -20,6 +20,9 @@ class SceneBank:
 
     The captions are a fixed list so that their text states can be computed once. An image is a function of its row and
     the number of the visit.
+
+    Attributes:
+        alpha: images have a fourth channel.
     """
 
     sprites: Sprites
@@ -27,6 +30,7 @@ class SceneBank:
     captions: list[str]
     snap: int
     seed: int
+    alpha: bool = False
 
     def __len__(self) -> int:
         return len(self.facts)
@@ -39,14 +43,17 @@ class SceneBank:
         """The render of `scene(row, visit)`; (SIZE, SIZE, 3) uint8."""
         return render(self.scene(row, visit), self.sprites)
 
+    def _pixels(self, scene: Scene) -> np.ndarray:
+        return render_with_alpha(scene, self.sprites) if self.alpha else render(scene, self.sprites)
+
     def images(self, rows: Sequence[int], visit: int) -> np.ndarray:
-        """The renders of B rows; (B, SIZE, SIZE, 3) uint8."""
+        """The renders of B rows; (B, SIZE, SIZE, 3) uint8, or 4 channels with alpha."""
         return self.scenes_and_images(rows, visit)[1]
 
     def scenes_and_images(self, rows: Sequence[int], visit: int) -> tuple[list[Scene], np.ndarray]:
-        """The scenes of B rows and their renders, (B, SIZE, SIZE, 3) uint8."""
+        """The scenes of B rows and their renders, as `images` gives them."""
         scenes = [self.scene(int(row), visit) for row in rows]
-        return scenes, np.stack([render(scene, self.sprites) for scene in scenes])
+        return scenes, np.stack([self._pixels(scene) for scene in scenes])
 
 
 def build_bank(

@@ -145,10 +145,19 @@ def render_clipart(folder: Path, thing: str, size: int) -> Image.Image:
     Raises:
         DataError: the file is not an SVG.
     """
-    svg = (folder / FILES[thing]).read_text(encoding="utf-8", errors="replace")
+    return render_drawing(folder / FILES[thing], size)
+
+
+def render_drawing(file: Path, size: int) -> Image.Image:
+    """Render a drawing of the library as RGBA of `size` × `size` pixels.
+
+    Raises:
+        DataError: the file is not an SVG.
+    """
+    svg = file.read_text(encoding="utf-8", errors="replace")
     opening = re.search(r"<svg[^>]*>", svg)
     if opening is None:
-        raise DataError(f"{FILES[thing]} is not an SVG; remove {folder} and run `make data` again")
+        raise DataError(f"{file} is not an SVG; remove the package's folder and run `make data` again")
     return render_svg(svg.replace(opening[0], _in_pixels(opening[0])), size)
 
 

@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageChops
 
-from model.data.scenes.facts import PORTRAIT, Facts
+from model.data.scenes.facts import PORTRAIT, SINGLE, Facts
 from model.data.scenes.sprites import Sprites
-from model.data.scenes.things import BACKGROUNDS
+from model.data.scenes.things import BACKGROUNDS, TRANSPARENT
 from model.data.sources import DataError
 
 SIZE = 128  # side of an image, pixels
@@ -73,7 +73,7 @@ def arrange(facts: Facts, rng: np.random.Generator, snap: int) -> Scene:
         DataError: no such layout was found in 1000 attempts.
     """
     things = facts.objects
-    side = PORTRAIT_SIDE if facts.category == PORTRAIT else NAMED_SIDES.get(facts.size) or SIDES[len(things)]
+    side = PORTRAIT_SIDE if facts.category in (PORTRAIT, SINGLE) else NAMED_SIDES.get(facts.size) or SIDES[len(things)]
     grid = np.arange(0, SIZE - side + 1, snap)
     for _ in range(1000):
         corners: list[tuple[int, int]] = []
@@ -95,10 +95,22 @@ def arrange(facts: Facts, rng: np.random.Generator, snap: int) -> Scene:
 
 
 def render(scene: Scene, sprites: Sprites) -> np.ndarray:
-    """The pixels of a scene; (SIZE, SIZE, 3) uint8."""
-    page = Image.new("RGB", (SIZE, SIZE), BACKGROUNDS[scene.facts.background])
+    """The pixels of a scene; (SIZE, SIZE, 3) uint8, on white if its background is transparent."""
+    return render_with_alpha(scene, sprites)[..., :3]
+
+
+def render_with_alpha(scene: Scene, sprites: Sprites) -> np.ndarray:
+    """As `render`, with alpha; (SIZE, SIZE, 4) uint8. The colours are those on the background, not the things' own."""
+    transparent = scene.facts.background == TRANSPARENT
+    page = Image.new("RGB", (SIZE, SIZE), BACKGROUNDS["white" if transparent else scene.facts.background])
+    cover = Image.new("L", (SIZE, SIZE), 0 if transparent else 255)
     for thing in scene.objects:
         border = thing.side // 16
         sprite = sprites.scaled(thing.thing, scene.facts.style, thing.colour, thing.side - 2 * border)
-        page.paste(sprite, (thing.x + border, thing.y + border), sprite)
-    return np.asarray(page)
+        place = (thing.x + border, thing.y + border)
+        page.paste(sprite, place, sprite)
+        if transparent:
+            alpha = Image.new("L", (SIZE, SIZE), 0)
+            alpha.paste(sprite.getchannel("A"), place)
+            cover = ImageChops.lighter(cover, alpha)
+    return np.dstack([np.asarray(page), np.asarray(cover)])

@@ -25,6 +25,7 @@ CATEGORIES = {
     "color_attribution": 0.18, "several": 0.02,
 }  # fmt: skip
 PORTRAIT = "portrait"  # not sampled by share: bank.py decides how many
+SINGLE = "breadth"  # one thing of the atlas, alone: nothing samples it here (model/data/atlas)
 SCORED_CATEGORIES = ("single_object", "two_objects", "counting", "colors", "position", "color_attribution")
 # Kind of combination -> share of its combinations that training never shows.
 HELD_OUT = {"style": 0.05, "pair": 0.10, "count": 0.10, "colour": 0.10}

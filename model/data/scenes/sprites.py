@@ -110,7 +110,7 @@ def main_hue(sprite: np.ndarray) -> float | None:
     hue, saturation, value = hsv(sprite[..., :3])
     opaque = sprite[..., 3] > 128
     strong = opaque & (saturation > 0.35) & (value > 0.3)
-    if strong.sum() < SATURATED_SHARE * opaque.sum():
+    if not strong.any() or strong.sum() < SATURATED_SHARE * opaque.sum():
         return None
     mean = np.exp(1j * np.radians(hue[strong])).mean()
     return float(np.degrees(np.angle(mean)) % 360) if abs(mean) >= ONE_HUE else None

@@ -158,6 +158,9 @@ BACKGROUNDS = {
     "pink": (250, 209, 224),
 }
 
+# A background that is none: it looks white where transparency is not shown.
+TRANSPARENT = "transparent"
+
 COUNTS = {1: "one", 2: "two", 3: "three", 4: "four"}
 
 # Relation of the first thing to the second -> its wordings. Directions: smaller x, larger x, smaller y, larger y.

@@ -1,19 +1,24 @@
 """Uploaded files, the input of batches: kept in Redis with an expiry, listed per owner."""
 
+import builtins
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, cast
 
-from server.errors import InvalidRequest, UnknownFile, UnreadableRecord
+from redis.exceptions import RedisError
+
+from server.errors import BodyTooLarge, InvalidRequest, RateLimited, UnknownFile, UnreadableRecord
 from server.gateway.pagination import ids_after
-from server.queue.job_queue import JobQueue
-from server.queue.redis_client import redis_time
+from server.queue.job_queue import MIB, JobQueue
 from server.records import UNREADABLE, finite, skip
 
 #: 50,000 lines, each with a prompt and a few parameters, take about 12 MiB.
 MAX_FILE_BYTES = 32 << 20
 CHUNK_BYTES = 256 << 10
+MAX_FILES = 10_000  # of one owner; a list of them is read whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +50,7 @@ class FileStore:
     """Every file of every caller; methods with an `owner` see only that caller's files."""
 
     def __init__(self, queue: JobQueue, ttl_s: int) -> None:
-        self._redis, self._keys, self._ttl_s = queue.redis, queue.keys, ttl_s
+        self._queue, self._redis, self._keys, self._ttl_s = queue, queue.redis, queue.keys, ttl_s
 
     async def add(
         self, owner: str, filename: str, purpose: str, data: bytes, expires_after_s: int | None = None
@@ -54,28 +59,37 @@ class FileStore:
 
         Raises:
             InvalidRequest: `expires_after_s` is longer than the default.
+            BodyTooLarge: larger than all that the owner may store. RateLimited, QueueFull: larger than what is left.
         """
         if expires_after_s is not None and expires_after_s > self._ttl_s:
             raise InvalidRequest(
                 f"'expires_after[seconds]' must be at most {self._ttl_s} (FLUID_BATCH_TTL_S), not {expires_after_s}.",
                 param="expires_after[seconds]",
             )
-        now, ttl_s = await redis_time(self._redis), expires_after_s or self._ttl_s
-        stored = StoredFile(f"file-{secrets.token_hex(12)}", filename, purpose, len(data), now, now + ttl_s)
-        fields = {
-            "filename": filename, "purpose": purpose, "size_bytes": len(data), "owner": owner,
-            "created_at": now, "expires_at": stored.expires_at,
+        limits = self._queue.memory_limits
+        if owner and 0 < limits["max_key_bytes"] < len(data):
+            raise BodyTooLarge(
+                f"'file' has {len(data)} bytes, and an API key may store {limits['max_key_bytes'] // MIB} MiB "
+                "(FLUID_MAX_KEY_MIB). Split it.",
+                param="file",
+            )
+        file_id, ttl_s = f"file-{secrets.token_hex(12)}", expires_after_s or self._ttl_s
+        args = {
+            "id": file_id, "owner": owner, "filename": filename, "purpose": purpose, "size_bytes": len(data),
+            "ttl_s": ttl_s, "list_ttl_s": self._ttl_s, "limits": {**limits, "max_files": MAX_FILES},
         }  # fmt: skip
-        index = self._keys.file_list(owner)
-        async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.set(self._keys.file_bytes(stored.id), data, ex=ttl_s)
-            pipe.hset(self._keys.file_hash(stored.id), mapping=fields)
-            pipe.expire(self._keys.file_hash(stored.id), ttl_s)
-            pipe.zremrangebyscore(index, "-inf", now - self._ttl_s)
-            pipe.zadd(index, {stored.id: now})
-            pipe.expire(index, self._ttl_s)
-            await pipe.execute()
-        return stored
+        outcome, used, now = await self._queue.run("file_create", args)
+        if outcome == "files":
+            raise RateLimited(f"{used} files are stored, the limit is {MAX_FILES}. Delete some.", param="file")
+        if outcome != "new":
+            raise self._queue.memory_refusal(outcome, used, owner, "file")
+        try:
+            await self._redis.set(self._keys.file_bytes(file_id), data, ex=ttl_s)
+        except RedisError:
+            with suppress(RedisError):
+                await self._queue.run("file_delete", {"id": file_id, "owner": owner})
+            raise
+        return StoredFile(file_id, filename, purpose, len(data), float(now), float(now) + ttl_s)
 
     async def get(self, owner: str, file_id: str) -> StoredFile:
         """Return the metadata of a file.
@@ -86,9 +100,7 @@ class FileStore:
         """
         found = await self._redis.hgetall(self._keys.file_hash(file_id))
         if not found or found.get("owner") != owner:
-            raise UnknownFile(
-                f"No file has the id {file_id[:100]!r}; files expire after {self._ttl_s} s.", param="file_id"
-            )
+            raise self._unknown(file_id)
         try:
             return StoredFile(
                 file_id, found["filename"], found["purpose"], int(found["size_bytes"]),
@@ -123,10 +135,22 @@ class FileStore:
                 raise UnknownFile(f"File {file.id[:100]!r} has expired or was deleted.", param="file_id")
             yield chunk
 
-    async def list(self, owner: str, limit: int, after: str | None) -> tuple[list[StoredFile], bool]:
+    async def lines(self, file_id: str, offsets: Sequence[int]) -> builtins.list[str]:
+        """Return the lines that begin at all offsets but the last, which is where the last line ends.
+
+        Raises:
+            UnknownFile: the content has expired.
+        """
+        key, first = self._keys.file_bytes(file_id), offsets[0]
+        data = await self._redis.execute_command("GETRANGE", key, first, offsets[-1] - 1, NEVER_DECODE=True)
+        if len(data) < offsets[-1] - first:
+            raise UnknownFile(f"File {file_id[:100]!r} has expired or was deleted.", param="file_id")
+        return [data[start - first : end - first].decode(errors="replace") for start, end in pairwise(offsets)]
+
+    async def list(self, owner: str, limit: int, after: str | None) -> tuple[builtins.list[StoredFile], bool]:
         """Return one page, newest first, and whether more files follow."""
         ids = ids_after(await self._redis.zrevrange(self._keys.file_list(owner), 0, -1), after, "file")
-        found: list[StoredFile] = []
+        found: builtins.list[StoredFile] = []
         for file_id in ids:
             try:
                 found.append(await self.get(owner, file_id))
@@ -139,13 +163,15 @@ class FileStore:
         return found[:limit], len(found) > limit
 
     async def delete(self, owner: str, file_id: str) -> None:
-        """Delete a file; batches that have read it are not affected.
+        """Delete a file; its content stays, and counts, while a batch reads it.
 
         Raises:
             UnknownFile: there is no such file, or it belongs to another owner.
         """
-        await self.get(owner, file_id)
-        async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.delete(self._keys.file_hash(file_id), self._keys.file_bytes(file_id))
-            pipe.zrem(self._keys.file_list(owner), file_id)
-            await pipe.execute()
+        if not await self._queue.run("file_delete", {"id": file_id, "owner": owner}):
+            raise self._unknown(file_id)
+
+    def _unknown(self, file_id: str) -> UnknownFile:
+        return UnknownFile(
+            f"No file has the id {file_id[:100]!r}; files expire after {self._ttl_s} s.", param="file_id"
+        )

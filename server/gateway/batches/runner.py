@@ -2,7 +2,7 @@
 
 Any gateway may claim any batch and advance it by one step. Every step is safe to repeat: a gateway that dies in the
 middle of one loses nothing and generates no image twice. Jobs wait in the low priority class, MAX_UNFINISHED_JOBS of a
-batch at a time, so the queue stays short for all other callers.
+batch and FLUID_MAX_BATCH_LINES of an API key at a time, so the queue stays short for all other callers.
 """
 
 import asyncio
@@ -13,12 +13,13 @@ from dataclasses import replace
 from prometheus_client import Counter
 from redis.exceptions import RedisError
 
-from server.batch_format import OVER, Line, LineError, not_for_lines, parse_lines
+from server.batch_format import OVER, Line, LineError, index_lines, not_for_lines, parse_line
 from server.errors import (
     InvalidRequest,
     JobExpired,
     NoWorkers,
     QueueFull,
+    RateLimited,
     RequestError,
     UnknownFile,
     UnknownJob,
@@ -32,7 +33,7 @@ from server.gateway.requests.client_mapping import NO_MAPPING, ClientMapping
 from server.gateway.requests.resolve import resolve
 from server.gateway.requests.validation import validated
 from server.gateway.schemas.images import ImageRequest
-from server.queue.due_work import poll_due
+from server.queue.due_work import claim_from, poll_due
 from server.queue.job_queue import JobQueue, Submission
 from server.queue.redis_client import redis_time
 from server.records import skip
@@ -41,7 +42,8 @@ log = logging.getLogger(__name__)
 MAX_UNFINISHED_JOBS = 64  # of one batch, waiting or running
 STEP_INTERVAL_S = 0.25  # between two steps of a batch that has no room for more jobs
 VISIBILITY_TIMEOUT_S = 15.0  # after this a gateway counts as dead and another may claim the batch
-CONCURRENT_BATCHES = 4
+CONCURRENT_BATCHES = 16
+LINE_ERROR_BYTES = 400  # what a rejected line's error takes; every line may be rejected
 
 
 class BatchRunner:
@@ -60,18 +62,13 @@ class BatchRunner:
         self._mapping = mapping
         self._queue, self._redis, self._keys = queue, queue.redis, queue.keys
         self._fleet, self._files, self._store, self._ttl_s, self._bugs = fleet, files, store, ttl_s, bugs
+        # Parsing 32 MiB holds the interpreter for seconds: several files at a time would delay every request.
+        self._parsing = asyncio.Lock()
 
     async def run_forever(self) -> None:
         """Claim due batches and advance them, until canceled."""
-        await poll_due(
-            self._queue,
-            "batches",
-            self._keys.batches_zset,
-            self.advance,
-            visibility_timeout_s=VISIBILITY_TIMEOUT_S,
-            at_once=CONCURRENT_BATCHES,
-            bugs=self._bugs,
-        )
+        claim = claim_from(self._queue, self._keys.batches_zset, VISIBILITY_TIMEOUT_S)
+        await poll_due("batches", claim, self.advance, at_once=CONCURRENT_BATCHES, bugs=self._bugs)
 
     async def advance(self, batch_id: str) -> None:
         """Take the next step of a batch, as its status requires, and schedule the step after it."""
@@ -89,8 +86,11 @@ class BatchRunner:
             await self._finalize(batch, "cancelled")
         elif await redis_time(self._redis) > float(fields["expires_at"]):
             await self._finalize(batch, "expired")
+        elif batch.status == "validating" and not self._parsing.locked():
+            async with self._parsing:
+                await self._validate(batch)
         elif batch.status == "validating":
-            await self._validate(batch)
+            pass  # its turn comes with a later step
         elif batch.status != "in_progress":
             skip("a batch", UnreadableRecord(f"unknown status {batch.status!r}"))
             return
@@ -102,32 +102,39 @@ class BatchRunner:
         await self._redis.zadd(self._keys.batches_zset, {batch_id: due_at}, xx=True)
 
     async def _validate(self, batch: Batch) -> None:
-        """Parse the input file into lines; a file that cannot be parsed fails the batch."""
+        """Find the lines of the input file, which stays for them; a file that cannot be parsed fails the batch."""
+        file_id = batch.fields["input_file_id"]
         try:
-            data = await self._files.content(batch.fields["input_file_id"])
-            lines = await asyncio.to_thread(parse_lines, data)
+            offsets = await asyncio.to_thread(index_lines, await self._files.content(file_id))
         except LineError as error:
             await self._fail(batch, str(error), error.code, error.line)
             return
         except UnknownFile as error:  # deleted since the batch was created
             await self._fail(batch, error.message, error.code, None)
             return
-        key = self._keys.batch_lines(batch.id)
-        await self._redis.delete(key)  # lines of an interrupted step
-        for start in range(0, len(lines), 1000):
-            async with self._redis.pipeline(transaction=True) as pipe:
-                pipe.rpush(key, *(line.to_json() for line in lines[start : start + 1000]))
-                # If the batch has ended meanwhile, nothing else would delete this list.
-                pipe.expire(key, COMPLETION_WINDOW_S + self._ttl_s)
-                await pipe.execute()
-        await self._store.transition(batch, "in_progress", expected=("validating",), total=str(len(lines)))
+        lines = len(offsets) - 1
+        args = {
+            "id": batch.id,
+            "lines": lines,
+            "line_bytes": LINE_ERROR_BYTES,
+            "expires_s": COMPLETION_WINDOW_S + self._ttl_s,
+            "limits": self._queue.memory_limits,
+        }
+        outcome, used = await self._queue.run("batch_index", args, offsets.tobytes())
+        if outcome == "ok":
+            await self._store.transition(batch, "in_progress", expected=("validating",), total=str(lines))
+        elif outcome == "gone":
+            await self._fail(batch, f"File {file_id} has expired or was deleted.", UnknownFile.code, None)
+        elif outcome != "moved":
+            refusal = self._queue.memory_refusal(outcome, used, batch.fields["owner"])
+            await self._fail(batch, refusal.message, refusal.code, None)
 
     async def _fail(self, batch: Batch, message: str, code: str, line: int | None) -> None:
         errors = {"object": "list", "data": [{"code": code, "line": line, "message": message, "param": None}]}
-        await self._store.transition(batch, "failed", expected=("validating",), errors=json.dumps(errors))
+        await self._store.transition(batch, "failed", expected=(batch.status,), errors=json.dumps(errors))
 
     async def _submit_lines(self, batch: Batch) -> None:
-        """Queue as many lines as there is room for; wait while the queue is full or no model is known.
+        """Queue as many lines as there is room for; wait while a limit leaves none, or no model is known.
 
         A line that raises an unexpected exception is rejected alone: otherwise every later step would fail on it
         again, and the lines after it would never be generated.
@@ -135,11 +142,15 @@ class BatchRunner:
         room = MAX_UNFINISHED_JOBS - batch.unfinished
         if room <= 0:
             return
-        texts = await self._redis.lrange(self._keys.batch_lines(batch.id), batch.cursor, batch.cursor + room - 1)
+        try:
+            texts = await self._store.lines(batch, batch.cursor, batch.cursor + room)
+        except UnknownFile as error:
+            await self._fail(batch, error.message, error.code, None)
+            return
         for number, text in enumerate(texts, batch.cursor):
             try:
-                await self._submit(batch, number, Line.from_json(text))
-            except (QueueFull, NoWorkers):
+                await self._submit(batch, number, parse_line(text))
+            except (QueueFull, RateLimited, NoWorkers):
                 return
             except RequestError as error:
                 await self._reject(batch, number, error)

@@ -1,17 +1,19 @@
 """Batches as the routes use them: create, look up, list, cancel, read results.
 
-A batch is a hash (its record), a list (its lines) and jobs whose ids follow from the batch's id and the line's number.
+A batch is a hash (its record), an index of the lines in its file, and jobs whose ids follow from the batch's id and the
+line's number.
 """
 
 import builtins
 import hashlib
 import json
 import secrets
+from array import array
 from collections.abc import AsyncIterator, Mapping
 from functools import partial
 
-from server.batch_format import Line
-from server.errors import JobExpired, KeyReused, UnknownBatch, UnknownJob
+from server.batch_format import LineError, parse_line
+from server.errors import JobExpired, KeyReused, RateLimited, UnknownBatch, UnknownFile, UnknownJob
 from server.gateway.batches.files import FileStore
 from server.gateway.batches.record import COMPLETION_WINDOW_S, Batch, LineResult
 from server.gateway.pagination import ids_after
@@ -21,14 +23,16 @@ from server.records import UNREADABLE, readable, skip
 
 #: Lines per read from Redis.
 CHUNK_LINES = 100
+RECORD_BYTES = 2048  # of a batch beside its metadata and lines
+MAX_LISTED = 10_000  # batches of one owner that have not expired; a list of them is read whole
 
 
 class BatchStore:
     """Every batch of every caller; methods with an `owner` see only that caller's batches."""
 
-    def __init__(self, queue: JobQueue, files: FileStore, ttl_s: int) -> None:
+    def __init__(self, queue: JobQueue, files: FileStore, ttl_s: int, max_batches: int = 0) -> None:
         self._queue, self._redis, self._keys = queue, queue.redis, queue.keys
-        self._files, self._ttl_s = files, ttl_s
+        self._files, self._ttl_s, self._max_batches = files, ttl_s, max_batches
 
     async def create(self, owner: str, file_id: str, metadata: Mapping[str, str] | None, key: str) -> Batch:
         """Create a batch, or return the one that the same request with the same Idempotency-Key created before.
@@ -38,6 +42,7 @@ class BatchStore:
         Raises:
             UnknownFile: the owner has no such file.
             KeyReused: the key belongs to a batch with another file or other metadata.
+            RateLimited, QueueFull: the owner, or all owners, have as many batches or bytes as they may.
         """
         name = hashlib.sha256(f"{owner} {key}".encode()).hexdigest()[:24] if key else secrets.token_hex(12)
         batch_id, metadata_json = f"batch_{name}", json.dumps(metadata, sort_keys=True)
@@ -52,9 +57,26 @@ class BatchStore:
             "fingerprint": fingerprint,
             "expires_s": COMPLETION_WINDOW_S,
             "ttl_s": self._ttl_s,
+            "bytes": RECORD_BYTES + len(metadata_json),
+            "limits": {
+                **self._queue.memory_limits,
+                "max_batches": self._max_batches if owner else 0,
+                "max_listed": MAX_LISTED,
+            },
         }
-        if await self._queue.run("batch_create", args) == "differs":
+        outcome, used = await self._queue.run("batch_create", args)
+        if outcome == "differs":
             raise KeyReused(f"Idempotency-Key {key!r} was used for a different batch. Use a new key for a new batch.")
+        if outcome == "batches":
+            raise RateLimited(
+                f"{used} batches of {owner!r} are unfinished, the limit is {self._max_batches} (FLUID_MAX_BATCHES). "
+                "Cancel some, or try later.",
+                retry_after_s=60,
+            )
+        if outcome == "listed":
+            raise RateLimited(f"{used} batches are kept, the limit is {MAX_LISTED}. They expire (FLUID_BATCH_TTL_S).")
+        if outcome not in ("new", "known"):
+            raise self._queue.memory_refusal(outcome, used, owner, "input_file_id")
         return await self.get(owner, batch_id)
 
     async def get(self, owner: str, batch_id: str) -> Batch:
@@ -90,15 +112,33 @@ class BatchStore:
         args = {"id": batch.id, "to": status, "from": expected, "ttl_s": self._ttl_s, "fields": fields}
         await self._queue.run("batch_move", args)
 
+    async def lines(self, batch: Batch, first: int, end: int) -> builtins.list[str]:
+        """Return the texts of the lines from `first` to before `end`, as far as there are any.
+
+        Raises:
+            UnknownFile: the file is gone.
+        """
+        size = array("I").itemsize
+        key = self._keys.batch_index(batch.id)
+        raw = await self._redis.execute_command("GETRANGE", key, first * size, (end + 1) * size - 1, NEVER_DECODE=True)
+        offsets = array("I", raw[: len(raw) // size * size])
+        if len(offsets) < 2:
+            raise UnknownFile(f"The lines of batch {batch.id} are gone.", param="batch_id")
+        return await self._files.lines(batch.fields["input_file_id"], offsets)
+
     async def results(self, batch: Batch, *, errors: bool) -> AsyncIterator[LineResult]:
         """Yield the lines that have ended, in order: those that succeeded, or with `errors` all others."""
         rejections = await self._redis.hgetall(self._keys.batch_errors(batch.id))
         for start in range(0, batch.cursor, CHUNK_LINES):
             end = min(start + CHUNK_LINES, batch.cursor)
-            texts = await self._redis.lrange(self._keys.batch_lines(batch.id), start, end - 1)
+            try:
+                texts = await self.lines(batch, start, end)
+            except UnknownFile as error:
+                skip("the lines of a batch", error)
+                return
             for number, text in enumerate(texts, start):
                 try:
-                    line = Line.from_json(text)
+                    line = parse_line(text)
                     if str(number) in rejections:
                         if errors:
                             yield LineResult(number, line.custom_id, rejection=json.loads(rejections[str(number)]))
@@ -106,7 +146,7 @@ class BatchStore:
                     job = await self._queue.get(batch.job_id(number))
                 except (UnknownJob, JobExpired):
                     continue
-                except UNREADABLE as error:
+                except (*UNREADABLE, LineError) as error:
                     skip("a line of a batch", error)
                     continue
                 if job.state.terminal and errors != (job.state is JobState.SUCCEEDED):

@@ -9,7 +9,7 @@ from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.errors import BodyTooLarge, QueueUnavailable, RequestError, RequestTooSlow, error_body
+from server.errors import BodyTooLarge, QueueUnavailable, RateLimited, RequestError, RequestTooSlow, error_body
 from server.gateway.dependencies import Services, services_of
 from server.gateway.middleware.body_limit import MAX_BODY_BYTES
 from server.gateway.queue_trouble import reason
@@ -95,6 +95,8 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
         too_slow = RequestTooSlow(f"The body did not arrive within {limit_s:g} s (FLUID_BODY_TIMEOUT_S).")
         return error_response(request.scope, too_slow)
     message = str(error.detail)
+    if error.status_code == 429:
+        return error_response(request.scope, RateLimited(message, retry_after_s=1))
     if error.status_code == 404:
         message = f"No such route: {request.method} {request.url.path}. See /docs for all routes."
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)

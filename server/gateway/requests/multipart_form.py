@@ -36,6 +36,7 @@ async def open_form(request: Request) -> AsyncIterator[FormData]:
     check_form(request)
     async with request.form(max_files=4, max_fields=64) as form:
         yield form
+    request.state.body_released()  # the response may take minutes
 
 
 def file_field(form: FormData, name: str) -> BinaryIO | None:

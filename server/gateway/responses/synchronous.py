@@ -47,7 +47,12 @@ async def respond(
     )
     base_url = public_base_url(services, request)
     if body.stream:
-        accepted = await accept(services, submission)
+        slot = services.streams.open(job.owner)
+        try:
+            accepted = await accept(services, submission)
+        except BaseException:
+            slot.close()
+            raise
         events = image_stream.image_events(
             services,
             accepted.job_id,
@@ -57,7 +62,7 @@ async def respond(
             base_url=base_url,
             warnings=warnings,
         )
-        return sse.response(events, warning_headers(accepted.job_id, warnings))
+        return sse.response(events, slot, warning_headers(accepted.job_id, warnings))
     record = await _enqueue_and_wait(request, services, submission)
     headers = timing_headers(record) | warning_headers(record.id, warnings)
     if wants_file:

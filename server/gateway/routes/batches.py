@@ -28,7 +28,10 @@ class BatchRequest(BaseModel):
     ]
     endpoint: Annotated[Literal["/v1/images/generations"], Field(description="The route that every line is sent to.")]
     completion_window: Annotated[Literal["24h"], Field(description="Lines that are not finished by then are canceled.")]
-    metadata: Annotated[dict[str, Annotated[str, Field(max_length=512)]] | None, Field(max_length=16)] = None
+    metadata: Annotated[
+        dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] | None,
+        Field(max_length=16, description="Your own labels: up to 16, keys of 64 and values of 512 characters."),
+    ] = None
 
 
 @router.post(

@@ -164,7 +164,7 @@ async def list_jobs(
     after: Annotated[str | None, Query(description="`last_id` of the previous page.", max_length=200)] = None,
     status: Annotated[JobState | None, Query(description="Only jobs in this state.")] = None,
 ) -> JobList:
-    """List your jobs, newest first. With `status`, a page may hold fewer than `limit` jobs: go by `has_more`."""
+    """List your jobs, newest first. A page may hold fewer than `limit` jobs, because some expire: go by `has_more`."""
     found = await pagination.page(services.queue, caller.name, limit=limit, after=after, status=status)
     views = await asyncio.gather(*(job_object(services, record) for record in found.records))
     return JobList(data=list(views), last_id=found.last_id, has_more=found.has_more)
@@ -191,8 +191,13 @@ async def follow_job(
             f"'Last-Event-ID' must be the id of an event, such as 1700000000000-0; got {last_event_id[:80]!r}.",
             param="Last-Event-ID",
         )
-    record = await services.events.begin(job_id, caller.name)
-    return sse.response(_events(services, record, last_event_id or BEGINNING))
+    slot = services.streams.open(caller.name)
+    try:
+        record = await services.events.begin(job_id, caller.name)
+    except BaseException:
+        slot.close()
+        raise
+    return sse.response(_events(services, record, last_event_id or BEGINNING), slot)
 
 
 def _is_event_id(text: str) -> bool:

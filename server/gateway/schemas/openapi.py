@@ -102,6 +102,7 @@ SUBMIT: Responses = {
     },
     **_errors(_EXPIRED, _KEY_REUSED),
 }
+_STREAMS = errors.RateLimited("'alice' has 100 open event streams, the limit is 100 (FLUID_MAX_KEY_STREAMS).")
 BATCH_ERRORS = _errors(_INVALID_LIMIT, _UNKNOWN_BATCH, _UNKNOWN_FILE, _NO_QUEUE)
 CREATE_BATCH: Responses = {**BATCH_ERRORS, **_errors(_KEY_REUSED)}
 FILE_ERRORS: Responses = {**BATCH_ERRORS, **_errors(_LARGE_FILE)}
@@ -117,7 +118,7 @@ EVENTS: Responses = {
             "status", "progress", "partial_image", "succeeded", "failed", "canceled", "aborted", "error"
         ),
     },
-    **_errors(_INVALID_EVENT),
+    **_errors(_INVALID_EVENT, _STREAMS),
 }
 JOB_IMAGE: Responses = {
     **LOOKUP,

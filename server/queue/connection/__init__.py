@@ -1,1 +1,1 @@
-"""Connections to Redis that find the new primary after a failover, and notice a peer that fell silent."""
+"""Connections to Redis: few, waited for, quick to notice a silent peer, and led to the new primary after a failover."""

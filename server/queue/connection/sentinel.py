@@ -11,6 +11,7 @@ from redis.exceptions import RedisError
 
 from server.addresses import SentinelUrl
 from server.queue.connection.pipeline import ServiceRedis
+from server.queue.connection.pool import WaitingSentinelPool
 
 #: A Sentinel that does not answer is skipped; the gateway has less than a second for all of them.
 TIMEOUT_S = 0.3
@@ -62,8 +63,10 @@ def connect_by_sentinel(url: str, **options: Any) -> SentinelRedis:
     parts = SentinelUrl.parse(url)
     options |= {name: value for name, value in parse_url(parts.redis_url).items() if name not in ("host", "port")}
     options.pop("connection_class", None)  # that of TLS, which `ssl` chooses
-    credentials = {name: options.pop(f"sentinel_{name}", None) for name in ("username", "password")}
-    limits = {name: options[name] for name in ("socket_keepalive", "socket_keepalive_options") if name in options}
+    credentials: dict[str, Any] = {name: options.pop(f"sentinel_{name}", None) for name in ("username", "password")}
+    limits: dict[str, Any] = {
+        name: options[name] for name in ("socket_keepalive", "socket_keepalive_options") if name in options
+    }
     create: Any = Sentinel  # untyped
     sentinel = create(
         parts.hosts,
@@ -76,6 +79,12 @@ def connect_by_sentinel(url: str, **options: Any) -> SentinelRedis:
             "retry": Retry(NoBackoff(), 0),
         },
     )
-    client: SentinelRedis = sentinel.master_for(parts.service, redis_class=SentinelRedis, ssl=parts.tls, **options)
+    client: SentinelRedis = sentinel.master_for(
+        parts.service,
+        redis_class=SentinelRedis,
+        connection_pool_class=WaitingSentinelPool,
+        ssl=parts.tls,
+        **options,
+    )
     client.sentinel = sentinel
     return client

@@ -9,6 +9,9 @@ local DEBTS_KEPT = 1000 -- callers who came once and never return must not fill 
 local DEBTS_KEPT_S = 3600
 local WEBHOOK_KEPT_S = 4 * 86400
 local EVENTS_KEPT = 1000 -- per job; at ten a second a follower may be away for a minute and a half
+local EVENT_BYTES = 64
+local INDEX = {starting = 'running', processing = 'running'} -- states that share an index; also in gateway/pagination.py
+local FILE_RECORD_BYTES = 1024 -- of a file beside its content
 
 local function clock()
   local t = redis.call('TIME')
@@ -46,10 +49,16 @@ end
 
 -- Every transition goes through here, so the counters always add up to the number of submissions.
 local function transition(id, to)
-  local from = redis.call('HGET', keys.job_hash(id), 'state')
+  local f = read(id, 'state', 'owner', 'sequence')
+  local from, owner = f[1], f[2] or ''
   if from == to then return end
   count('state:' .. from, -1)
   count('state:' .. to)
+  local index, next_index = INDEX[from] or from, INDEX[to] or to
+  if index ~= next_index then
+    redis.call('ZREM', keys.state_jobs_zset(owner, index), id)
+    if f[3] then redis.call('ZADD', keys.state_jobs_zset(owner, next_index), f[3], id) end
+  end
   redis.call('HSET', keys.job_hash(id), 'state', to)
   emit(id, 'status', to)
 end
@@ -111,17 +120,79 @@ local function dequeue_waiting(id, served)
   end
 end
 
--- True if a job counts toward its owner's limit of open jobs. A batch's lines do not: the service itself submits them,
--- a few at a time.
-local function counts_as_open(owner, kind) return owner and owner ~= '' and kind ~= 'batch' end
+-- The field that counts open jobs like this one, or nil. A batch's lines have a limit of their own: the service itself
+-- submits them, a few at a time.
+local function open_field(owner, kind)
+  if kind == 'batch' then return (owner or '') .. ' batch' end
+  return owner and owner ~= '' and owner or nil
+end
+
+-- ---- memory ------------------------------------------------------------------------------------------------------
+-- What is kept for an owner is counted in bytes, by owner and in total: of a job in its record's field `bytes` while it
+-- is open and in the set of ended jobs after that, of files and batches in the set of what is stored.
+
+local function charge(owner, bytes)
+  if bytes == 0 then return end
+  if redis.call('HINCRBY', keys.stored_bytes_hash, owner, bytes) <= 0 then
+    redis.call('HDEL', keys.stored_bytes_hash, owner)
+  end
+  count('stored_bytes', bytes) -- the total
+end
+
+-- What refuses `bytes` more of this owner: {outcome, bytes in use}, or nil. `limits`: max_key_bytes and max_bytes, 0 for
+-- none. Without API keys there are no owners to tell apart.
+local function memory_refusal(owner, bytes, limits)
+  local used = owner == '' and 0 or tonumber(redis.call('HGET', keys.stored_bytes_hash, owner) or '0')
+  if owner ~= '' and limits.max_key_bytes > 0 and used + bytes > limits.max_key_bytes then
+    return {'key_bytes', tostring(used)}
+  end
+  if limits.max_bytes == 0 then return nil end
+  local total = tonumber(redis.call('HGET', keys.counters_hash, 'stored_bytes') or '0')
+  if total + bytes > limits.max_bytes then return {'bytes', tostring(total)} end
+end
+
+local function stored_name(id, owner, bytes) return id .. ' ' .. owner .. ' ' .. bytes end
+
+-- Count a file or batch until it expires.
+local function keep(id, owner, bytes, expires_at)
+  redis.call('ZADD', keys.stored_zset, time_text(expires_at), stored_name(id, owner, bytes))
+  charge(owner, bytes)
+end
+
+local function forget(name)
+  local owner, bytes = string.match(name, '^%S+ (%S*) (%d+)$')
+  if redis.call('ZREM', keys.stored_zset, name) == 1 and bytes then charge(owner, -tonumber(bytes)) end
+end
+
+-- Keep a file's content as long as the file or a batch that reads it; return false if nothing needs it any more.
+local function keep_content(file, owner)
+  local now, content, readers = clock(), keys.file_bytes(file), keys.file_readers_zset(file)
+  local name = stored_name(file, owner, redis.call('STRLEN', content) + FILE_RECORD_BYTES)
+  local expires_at = tonumber(redis.call('HGET', keys.file_hash(file), 'expires_at') or '0')
+  local last = redis.call('ZREVRANGE', readers, 0, 0, 'WITHSCORES')
+  if last[2] then expires_at = math.max(expires_at, tonumber(last[2])) end
+  if expires_at <= now then
+    redis.call('DEL', content, readers)
+    forget(name)
+    return false
+  end
+  redis.call('EXPIREAT', content, math.ceil(expires_at))
+  redis.call('EXPIREAT', readers, math.ceil(expires_at))
+  redis.call('ZADD', keys.stored_zset, 'XX', time_text(expires_at), name)
+  return true
+end
 
 -- ---- the end -----------------------------------------------------------------------------------------------------
 
 -- Move a job into a terminal state: the record and its tombstone get their time to live, and waiters are woken.
-local function finish(id, state, ttl_s)
+-- `result_bytes`: size of its images, in place of what was reserved for them.
+local function finish(id, state, ttl_s, result_bytes)
   local job, at = keys.job_hash(id), clock()
-  local f = read(id, 'model', 'state', 'result_ttl_s', 'owner', 'webhook', 'batch', 'kind')
+  local f = read(id, 'model', 'state', 'result_ttl_s', 'owner', 'webhook', 'batch', 'kind', 'bytes', 'reserved_bytes',
+    'source_bytes')
   ttl_s = tonumber(f[3] or ttl_s)
+  local owner, before = f[4] or '', tonumber(f[8] or '0')
+  local bytes = before - tonumber(f[9] or '0') + (result_bytes or 0)
   if f[2] == 'queued' then dequeue_waiting(id, false) end
   redis.call('ZREM', keys.leases_zset(f[1]), id)
   redis.call('ZREM', keys.deadlines_zset, id)
@@ -130,23 +201,31 @@ local function finish(id, state, ttl_s)
     redis.call('EXPIRE', keys.input_bytes(id), ttl_s)
   else
     redis.call('DEL', keys.input_bytes(id))
+    bytes = bytes - tonumber(f[10] or '0')
   end
   redis.call('HSET', job, 'completed_at', time_text(at), 'expires_at', time_text(at + ttl_s))
   transition(id, state) -- after the times: a follower that learns of the end finds them in the record
   redis.call('EXPIRE', job, ttl_s)
-  redis.call('EXPIRE', keys.events_stream(id), ttl_s)
-  redis.call('ZADD', keys.ended_zset, time_text(at + ttl_s), id)
-  redis.call('SET', keys.tombstone(id), state .. ' ' .. (f[4] or ''), 'EX', ttl_s + TOMBSTONE_EXTRA_S)
+  if redis.call('EXPIRE', keys.events_stream(id), ttl_s) == 1 then
+    bytes = bytes + EVENT_BYTES * redis.call('XLEN', keys.events_stream(id))
+  end
+  bytes = math.max(0, bytes)
+  charge(owner, bytes - before)
+  redis.call('ZADD', keys.ended_zset, time_text(at + ttl_s), table.concat({id, state, owner, bytes}, ' '))
+  redis.call('SET', keys.tombstone(id), state .. ' ' .. owner, 'EX', ttl_s + TOMBSTONE_EXTRA_S)
   if f[5] then -- delivery does not need the record, and survives restarts; see server/gateway/webhooks.py
-    redis.call('HSET', keys.webhook_hash(id), 'url', f[5], 'attempts', 0)
+    local endpoint = string.lower(string.match(f[5], '^%a+://([^/?#]+)') or '')
+    redis.call('HSET', keys.webhook_hash(id), 'url', f[5], 'attempts', 0, 'owner', owner, 'endpoint', endpoint)
     redis.call('EXPIRE', keys.webhook_hash(id), WEBHOOK_KEPT_S)
-    redis.call('ZADD', keys.webhooks_zset, time_text(at), id)
+    redis.call('ZADD', keys.webhooks_zset(owner), time_text(at), id)
+    redis.call('ZADD', keys.webhook_owners_zset, 'LT', time_text(at), owner)
   end
   if f[6] and redis.call('EXISTS', keys.batch_hash(f[6])) == 1 then
     redis.call('HINCRBY', keys.batch_hash(f[6]), 'ended:' .. state, 1)
   end
-  if counts_as_open(f[4], f[7]) and redis.call('HINCRBY', keys.open_jobs_hash, f[4], -1) <= 0 then
-    redis.call('HDEL', keys.open_jobs_hash, f[4])
+  local open = open_field(owner, f[7])
+  if open and redis.call('HINCRBY', keys.open_jobs_hash, open, -1) <= 0 then
+    redis.call('HDEL', keys.open_jobs_hash, open)
   end
   redis.call('PUBLISH', keys.ended_channel, id)
 end

@@ -1,8 +1,11 @@
 -- Accept a job. args: id, input (JSON text), kind, model, class, caller, owner, work, fingerprint,
--- follow_events, max_queue, max_jobs (0: any number), and optionally deadline_ms, result_ttl_s, webhook, batch
--- and key, the Idempotency-Key. Returns {outcome, job id, creation time}; outcome is new, known (the same request was
--- accepted before), differs (another request had this id or key), taken (another owner has this id), gone (the job
--- ended and was deleted), full or busy (then the second value is the number of jobs instead of the id).
+-- follow_events, bytes that it takes with its images, reserved_bytes (those of the images), limits, and optionally
+-- source_bytes (of an edit's image), deadline_ms, result_ttl_s, webhook, batch and key, the Idempotency-Key.
+-- limits: max_queue, queue_share, and max_jobs, max_batch_lines, max_webhooks, max_key_bytes, max_bytes (0: any number).
+-- Returns {outcome, job id, creation time}; outcome is new, known (the same request was accepted before), differs
+-- (another request had this id or key), taken (another owner has this id), gone (the job ended and was deleted), or
+-- the limit that refuses it: full, share, busy, lines, webhooks, key_bytes, bytes (then the second value is how much of
+-- it is used instead of the id).
 -- Safe to repeat: a client library that retries after a lost reply does not enqueue twice.
 local IDEMPOTENT_FOR_S = 86400
 local id, owner = args.id, args.owner
@@ -20,17 +23,34 @@ if created_at and known[3] ~= owner then return {'taken', id, ''} end
 if fingerprint and fingerprint ~= args.fingerprint then return {'differs', id, ''} end
 if created_at then return {'known', id, created_at} end
 if redis.call('EXISTS', keys.tombstone(id)) == 1 then return {'gone', id, ''} end
+local limits, is_line = args.limits, args.kind == 'batch'
 local queued = tonumber(redis.call('HGET', keys.counters_hash, 'state:queued') or '0')
-if queued >= args.max_queue then return {'full', tostring(queued), ''} end
-local open = tonumber(redis.call('HGET', keys.open_jobs_hash, owner) or '0')
-if args.max_jobs > 0 and open >= args.max_jobs then return {'busy', tostring(open), ''} end
+if queued >= limits.max_queue then return {'full', tostring(queued), ''} end
+if owner ~= '' or is_line then
+  -- Of the places that others leave, never all: however many callers flood the queue, the next one finds some.
+  local own = redis.call('ZCARD', keys.state_jobs_zset(owner, 'queued'))
+  if own > 0 and own >= limits.queue_share * (limits.max_queue - queued + own) then
+    return {'share', tostring(own), ''}
+  end
+end
+local open_by = open_field(owner, args.kind)
+local open = open_by and tonumber(redis.call('HGET', keys.open_jobs_hash, open_by) or '0') or 0
+local most = is_line and limits.max_batch_lines or limits.max_jobs
+if open_by and most > 0 and open >= most then return {is_line and 'lines' or 'busy', tostring(open), ''} end
+if args.webhook and limits.max_webhooks > 0 then
+  local pending = redis.call('ZCARD', keys.webhooks_zset(owner))
+  if pending >= limits.max_webhooks then return {'webhooks', tostring(pending), ''} end
+end
+local refused = memory_refusal(owner, args.bytes, limits)
+if refused then return {refused[1], refused[2], ''} end
 local at = clock()
 local sequence = redis.call('HINCRBY', keys.counters_hash, 'sequence', 1)
 redis.call('HSET', job, 'id', id, 'state', 'queued', 'input', args.input, 'kind', args.kind, 'created_at', time_text(at),
   'sequence', sequence, 'attempt', 0, 'token', 0, 'model', args.model, 'class', args.class, 'caller', args.caller,
-  'work', args.work, 'fingerprint', args.fingerprint, 'owner', owner)
+  'work', args.work, 'fingerprint', args.fingerprint, 'owner', owner, 'bytes', args.bytes,
+  'reserved_bytes', args.reserved_bytes)
 if args.deadline_ms then redis.call('HSET', job, 'deadline', time_text(at + args.deadline_ms / 1000)) end
-for _, field in ipairs({'webhook', 'batch', 'result_ttl_s'}) do
+for _, field in ipairs({'webhook', 'batch', 'result_ttl_s', 'source_bytes'}) do
   if args[field] then redis.call('HSET', job, field, args[field]) end
 end
 if idempotency then
@@ -40,8 +60,10 @@ end
 if args.follow_events then redis.call('XADD', keys.events_stream(id), '*', 'type', 'status', 'value', 'queued') end
 redis.call('PERSIST', keys.input_bytes(id)) -- the source image of an edit stays until the job ends
 redis.call('ZADD', keys.jobs_zset(owner), sequence, id)
+redis.call('ZADD', keys.state_jobs_zset(owner, 'queued'), sequence, id)
+charge(owner, args.bytes)
 count('submitted:' .. args.kind)
 count('state:queued')
-if counts_as_open(owner, args.kind) then redis.call('HINCRBY', keys.open_jobs_hash, owner, 1) end
+if open_by then redis.call('HINCRBY', keys.open_jobs_hash, open_by, 1) end
 enqueue_waiting(id)
 return {'new', id, time_text(at)}

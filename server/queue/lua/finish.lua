@@ -1,8 +1,9 @@
 -- End a job, once. args: id, token, state, outputs, error and metrics (JSON texts, '' for none), ttl_s, steps,
--- result_ttl_s, stored ({token, index} of each image whose file is stored already), indices of the images whose files are
--- not and follow as ARGV[2] and up. One round trip and one sync less than storing them separately. Only this script makes
--- files visible: the record names their tokens. Returns the state that the job has now, 'fenced', or 'incomplete' if a
--- stored file is gone, as after a failover to a replica that never got it: then nothing has changed.
+-- result_ttl_s, result_bytes (of all images), stored ({token, index} of each image whose file is stored already), indices of
+-- the images whose files are not and follow as ARGV[2] and up. One round trip and one sync less than storing them
+-- separately. Only this script makes files visible: the record names their tokens. Returns the state that the job has
+-- now, 'fenced', or 'incomplete' if a stored file is gone, as after a failover to a replica that never got it: then
+-- nothing has changed.
 local id, state, outputs, error = args.id, args.state, args.outputs, args.error
 local job = keys.job_hash(id)
 local f = read(id, 'state', 'token', 'cancel_requested', 'error')
@@ -28,5 +29,5 @@ if state == 'succeeded' then
   end
 end
 if state == 'failed' then dead_letter(id, error) end
-finish(id, state, args.ttl_s)
+finish(id, state, args.ttl_s, state == 'succeeded' and args.result_bytes or 0)
 return state

@@ -1,4 +1,5 @@
--- End what the clock alone ends: waiting jobs past their deadline, records past their time to live. args: ttl_s.
+-- End what the clock alone ends: waiting jobs past their deadline, records, files and batches past their time to live.
+-- args: ttl_s.
 local now = time_text(clock())
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', keys.deadlines_zset, '-inf', now, 'LIMIT', 0, 1000)) do
   if intact(id) and read(id, 'state')[1] == 'queued' then
@@ -8,10 +9,18 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', keys.deadlines_zset, '-inf', now
   end
 end
 local expired = redis.call('ZRANGEBYSCORE', keys.ended_zset, '-inf', now, 'LIMIT', 0, 1000)
-for _, id in ipairs(expired) do
-  local owner = string.match(redis.call('GET', keys.tombstone(id)) or '', ' (.*)$') or ''
-  redis.call('ZREM', keys.jobs_zset(owner), id)
-  redis.call('ZREM', keys.ended_zset, id)
+for _, name in ipairs(expired) do
+  redis.call('ZREM', keys.ended_zset, name) -- first: a Redis whose memory is used up runs a script that begins like this
+  local id, state, owner, bytes = string.match(name, '^(%S+) (%S+) (%S*) (%d+)$')
+  if id then
+    redis.call('ZREM', keys.jobs_zset(owner), id)
+    redis.call('ZREM', keys.state_jobs_zset(owner, state), id)
+    charge(owner, -tonumber(bytes))
+  else -- an earlier version wrote only the id
+    owner = string.match(redis.call('GET', keys.tombstone(name)) or '', ' (.*)$') or ''
+    redis.call('ZREM', keys.jobs_zset(owner), name)
+  end
 end
 if #expired > 0 then count('expired', #expired) end
+for _, name in ipairs(redis.call('ZRANGEBYSCORE', keys.stored_zset, '-inf', now, 'LIMIT', 0, 1000)) do forget(name) end
 return #expired

@@ -18,17 +18,36 @@ end
 
 -- Ageing: a job that has waited long enough goes up one class, at most a few per call.
 local now = clock()
-for i = 2, #PRIORITIES do
+
+local function move_up(id, class)
+  dequeue_waiting(id, false)
+  redis.call('HSET', keys.job_hash(id), 'class', class, 'aged', 1)
+  enqueue_waiting(id)
+end
+
+for i = 3, #PRIORITIES do
   local since = keys.waiting_since_zset(model, PRIORITIES[i])
   local old = redis.call('ZRANGEBYSCORE', since, '-inf', time_text(now - args.ageing_s), 'LIMIT', 0, 8)
   for _, id in ipairs(old) do
     if waits_in(PRIORITIES[i], id) then
-      dequeue_waiting(id, false)
-      redis.call('HSET', keys.job_hash(id), 'class', PRIORITIES[i - 1])
-      enqueue_waiting(id)
+      move_up(id, PRIORITIES[i - 1])
     else
       redis.call('ZREM', since, id)
     end
+  end
+end
+
+-- Into the first class a job goes only from behind jobs that belong there, and one of each caller at a time: a flood
+-- that has waited long would go before every fresh job of the other callers.
+local CALLERS_READ = 16
+local top, below = PRIORITIES[1], PRIORITIES[2]
+local ahead = redis.call('ZRANGE', keys.callers_zset(model, top), 0, 0)[1]
+local head = ahead and redis.call('ZRANGE', keys.waiting_zset(model, top, ahead), 0, 0)[1]
+if head and not redis.call('HGET', keys.job_hash(head), 'aged') then
+  for _, caller in ipairs(redis.call('ZRANGE', keys.callers_zset(model, below), 0, CALLERS_READ - 1)) do
+    local id = redis.call('ZRANGE', keys.waiting_zset(model, below, caller), 0, 0)[1]
+    local since = id and redis.call('ZSCORE', keys.waiting_since_zset(model, below), id)
+    if since and tonumber(since) <= now - args.ageing_s and waits_in(below, id, caller) then move_up(id, top) end
   end
 end
 

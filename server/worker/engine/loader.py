@@ -23,6 +23,20 @@ def load_engine(settings: Settings) -> Engine:
     return engine
 
 
+def memory_report(preset: str) -> list[str]:
+    """Lines about the memory that a worker on a GPU needs for a preset of the model package; nothing is loaded.
+
+    Raises:
+        ConfigError: there is no such preset.
+    """
+    from model.memory import report
+
+    try:
+        return report(preset)
+    except KeyError as error:
+        raise ConfigError(f"--preset: {error.args[0]}.") from error
+
+
 def load_model(settings: Settings) -> Engine:
     """Load a checkpoint of the model package; the default engine."""
     # Before torch is loaded: threads that spin long while they wait for each other make a worker that shares its

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from model.data.scenes.compose import SIZE, Placed, Scene
-from model.data.scenes.facts import Facts, Group
+from model.data.scenes.facts import SINGLE, Facts, Group
 from model.data.scenes.things import COLOURS, THINGS
 from model.training.layout_loss import COLOUR_NAMES, PORTRAIT_CLASS, THING_CLASSES, LayoutHead, cell_classes
 
@@ -51,3 +51,12 @@ def test_the_loss_can_be_fitted_when_z_identifies_the_token() -> None:
         optimizer.step()
     assert began > np.log(len(THINGS)) and head.loss(z, cells).item() < 0.1
     assert torch.equal(head.thing(z).argmax(-1), cells[:, 0])
+
+
+def test_single_things_of_an_atlas_have_the_classes_of_scenes() -> None:
+    """An apple is an apple wherever it is drawn; black is no colour that a thing of scenes has."""
+    apple = Scene(Facts(SINGLE, "noto", (Group("apple #2"),)), (Placed("apple #2", "black", 0, 0, 128),))
+    anvil = Scene(Facts(SINGLE, "noto", (Group("anvil #1"),)), (Placed("anvil #1", "red", 0, 0, 128),))
+    cells = cell_classes([apple, anvil], grid=8)
+    assert (cells[0, :, 0] == THING_CLASSES["apple"]).all() and (cells[0, :, 1] == 0).all()
+    assert (cells[1, :, 0] == PORTRAIT_CLASS).all() and (cells[1, :, 1] == COLOUR_NAMES.index("red")).all()

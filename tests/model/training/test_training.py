@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from model.config import ConfigError
 from model.data.dataset import DataError, Dataset
@@ -23,6 +24,7 @@ from model.networks.tokenizer import PcaSkipTokenizer, psnr, to_pixels, to_uint8
 from model.presets import PRESETS
 from model.training.recipe import Recipe
 from model.training.train import main
+from model.training.train_tokenizer import train as train_tokenizer
 from model.training.trainer import Clock, Ema, learning_rate, load_state
 from tests.model.image_set import squares
 
@@ -119,6 +121,37 @@ def test_learning_rate_warms_up_holds_and_anneals() -> None:
     assert at(750) == pytest.approx(0.51) and at(1000) == pytest.approx(0.02)
 
 
+def test_the_annealing_phase_ends_the_run_whenever_it_begins() -> None:
+    """The number of hours to come is unknown: the phase comes last by itself, or when it is asked for."""
+
+    def rate(clock: Clock) -> float:
+        return learning_rate(1.0, clock, warmup=1, anneal_from=0.1)
+
+    clock = Clock(steps=10**6, minutes=100, anneal_minutes=10, step=5, seconds=60 * 89)
+    assert rate(clock) == 1.0 and clock.progress == pytest.approx(0.89)
+    clock.seconds = 60 * 90
+    clock.tick()
+    assert clock.annealing == pytest.approx(60 * 90, abs=1)
+    clock.seconds = clock.annealing + 300
+    assert rate(clock) == pytest.approx(0.51) and clock.progress == pytest.approx(0.95)
+
+    early = Clock(steps=10**6, minutes=100, anneal_minutes=10, step=5, seconds=60 * 20)
+    early.anneal()
+    early.seconds += 600
+    assert rate(early) == pytest.approx(0.02) and early.progress == 1.0
+    early.anneal()
+    assert early.annealing == 60 * 20  # asking twice does not begin it again
+
+
+def test_processor_time_does_not_count_waiting() -> None:
+    """On a shared machine the time of day would end the run long before its share of work is done."""
+    clock = Clock(steps=10, minutes=1, cpu=True)
+    began = time.process_time()
+    time.sleep(0.2)
+    clock.tick()
+    assert clock.seconds <= time.process_time() - began + 0.05
+
+
 def test_ema_follows_and_ramps() -> None:
     """With a constant decay of 0.999, ten steps would leave 99 % of the initial weights."""
     layer = torch.nn.Linear(1, 1)
@@ -180,3 +213,15 @@ def test_command_line_reports_errors_without_a_traceback(tmp_path: Path) -> None
         main(["--recipe", str(RECIPE), "--tokenizer", str(tmp_path / "none"), "--out", str(tmp_path)])
     with pytest.raises(SystemExit, match=r"no recipe .*none\.toml"):
         main(["--recipe", str(tmp_path / "none.toml")])
+
+
+def test_training_the_decoder_alone_keeps_the_tokens(workshop: Path, tmp_path: Path) -> None:
+    """A model of hours of training reads these tokens: a better decoder must not move them."""
+    file = workshop / "tokenizer" / "tokenizer.safetensors"
+    before = PcaSkipTokenizer(PRESETS["tiny"].tokenizer)  # type: ignore[arg-type]
+    before.load_state_dict(load_file(file))
+    after = train_tokenizer("tiny", squares(), tmp_path, 0.0, 5, 8, 0, noise_max=0.5, seam_weight=0.1, decoder_of=file,
+                            progress=False)  # fmt: skip
+    pixels = to_pixels(torch.from_numpy(squares().images))
+    assert torch.equal(before.encode(pixels), after.encode(pixels))
+    assert not torch.equal(before.synthesis.weight, after.synthesis.weight)

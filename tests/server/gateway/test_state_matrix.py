@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -112,9 +113,10 @@ def batch(**changes: Any) -> Plant:
 
 def batch_line(text: str | bytes) -> Plant:
     def plant(world: World, odd: str) -> list[str]:
-        paths = batch(status="completed", cursor="1")(world, odd)
-        world.redis.delete(world.keys.batch_lines(odd))
-        world.redis.rpush(world.keys.batch_lines(odd), text)
+        paths = batch(status="completed", cursor="1", input_file_id=odd)(world, odd)
+        data = text if isinstance(text, bytes) else text.encode()
+        world.redis.set(world.keys.file_bytes(odd), data)
+        world.redis.set(world.keys.batch_index(odd), array("I", [0, len(data)]).tobytes())
         world.redis.hset(world.keys.batch_errors(odd), "0", text)
         return paths
 
@@ -135,7 +137,8 @@ def webhook(**changes: Any) -> Plant:
         fields = {"url": "http://127.0.0.1:1/", "attempts": "0", "message": "{}"} | changes
         world.redis.delete(world.keys.webhook_hash(odd))
         world.redis.hset(world.keys.webhook_hash(odd), mapping={k: v for k, v in fields.items() if v is not None})
-        world.redis.zadd(world.keys.webhooks_zset, {odd: 0})
+        world.redis.zadd(world.keys.webhooks_zset(""), {odd: 0})
+        world.redis.zadd(world.keys.webhook_owners_zset, {"": 0})
         return []
 
     return plant

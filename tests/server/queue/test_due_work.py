@@ -8,7 +8,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter
 
 from server import background
-from server.queue.due_work import poll_due
+from server.queue.due_work import claim_from, poll_due
 from server.queue.job_queue import JobQueue
 from tests.server.harness import until_async
 
@@ -31,9 +31,7 @@ async def test_a_bug_in_one_entry_neither_ends_the_poller_nor_blocks_other_entri
         await queue.redis.zrem(entries, name)
 
     await queue.redis.zadd(entries, {"bad": 0, "good": 1})
-    task = asyncio.create_task(
-        poll_due(queue, "batches", entries, work, visibility_timeout_s=0.05, at_once=4, bugs=bugs)
-    )
+    task = asyncio.create_task(poll_due("batches", claim_from(queue, entries, 0.05), work, at_once=4, bugs=bugs))
     try:
         await until_async(lambda: _true(seen.count("bad") >= 2 and "good" in seen))
         await queue.redis.zadd(entries, {"later": time.time() - 1})
@@ -62,9 +60,7 @@ async def test_a_slow_entry_blocks_no_other(queue: JobQueue) -> None:
         await queue.redis.zrem(entries, name)
 
     await queue.redis.zadd(entries, {"slow": 0})
-    task = asyncio.create_task(
-        poll_due(queue, "batches", entries, work, visibility_timeout_s=0.05, at_once=2, bugs=bugs)
-    )
+    task = asyncio.create_task(poll_due("batches", claim_from(queue, entries, 0.05), work, at_once=2, bugs=bugs))
     try:
         await until_async(lambda: _true("slow" in begun))
         for name in ("a", "b", "c"):

@@ -8,8 +8,6 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from redis.backoff import ExponentialBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
 from benchmarks.chaos.redis_pair import RedisPair
@@ -17,14 +15,13 @@ from server.cli.demo import free_port
 from server.jobs import JobState, Lease, Output
 from server.model_info import ModelInfo
 from server.queue.connection import subscription
-from server.queue.connection.retry import ReconnectingRetry
 from server.queue.job_queue import JobQueue
 from server.queue.lease_queue import LeaseQueue
 from server.queue.redis_client import GATEWAY_SOCKET_TIMEOUT_S, SOCKET_TIMEOUT_S, connect
 from server.queue.registry import Registry, WorkerInfo
 from server.settings import Settings
 from server.worker.engine.fake import FAKE_ENGINE, FakeEngine
-from tests.server.harness import MODEL, Service, accept, lapse, take, until
+from tests.server.harness import MODEL, Service, accept, take, until
 from tests.server.queue.test_watcher import watching
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
@@ -219,31 +216,3 @@ def _generated(service: Service) -> bytes | None:
         return service.client.generate("a cat", seed=3)[0].data
     except Exception:
         return None
-
-
-async def test_leases_of_a_clock_that_was_set_back_end(queue: JobQueue, leases: LeaseQueue) -> None:
-    """The lease of a dead worker lay as far in the future as Redis' clock had been."""
-    await accept(queue, "a")
-    lease = await take(leases)
-    await queue.redis.zadd(queue.keys.leases_zset(MODEL), {lease.job_id: time.time() + 3600})
-    assert await leases.reclaim("w2", MODEL, [], count=1) == []
-    assert await queue.redis.zscore(queue.keys.leases_zset(MODEL), "a") < time.time() + 60
-    await lapse(queue, "a")
-    assert len(await leases.reclaim("w2", MODEL, [], count=1)) == 1
-
-
-async def test_a_closed_transport_of_uvloop_is_a_failed_connection() -> None:
-    """A connection that Redis had reset made a request fail with 500: uvloop raises RuntimeError, not OSError."""
-    retry = ReconnectingRetry(ExponentialBackoff(cap=0.01, base=0.01), 3, supported_errors=(RedisConnectionError,))
-    calls = []
-
-    async def command() -> str:
-        calls.append("call")
-        if len(calls) == 1:
-            raise RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed")
-        return "done"
-
-    async def fail(error: Exception) -> None:
-        calls.append("reconnect")
-
-    assert await retry.call_with_retry(command, fail) == "done" and calls == ["call", "reconnect", "call"]

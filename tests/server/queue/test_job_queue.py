@@ -83,7 +83,7 @@ async def test_enqueue_is_idempotent(queue: JobQueue, leases: LeaseQueue) -> Non
 
 async def test_a_full_queue_rejects_jobs(queue: JobQueue, leases: LeaseQueue) -> None:
     """Unbounded queues turn overload into hour-long latencies."""
-    queue.max_queue = 1
+    queue.limits["max_queue"] = 1
     await accept(queue, "a")
     with pytest.raises(QueueFull, match="limit is 1"):
         await accept(queue, "b")

@@ -1,6 +1,7 @@
 """Leases against a real Valkey: taking, fencing, renewal, requeueing, crashes."""
 
 import asyncio
+import time
 
 import pytest
 
@@ -175,3 +176,14 @@ async def test_a_job_that_kills_its_workers_fails_eventually(queue: JobQueue, le
     assert error is not None
     assert error.code == "worker_lost"
     assert (await queue_counts(queue)).dead_letter_depth == 1
+
+
+async def test_leases_of_a_clock_that_was_set_back_end(queue: JobQueue, leases: LeaseQueue) -> None:
+    """The lease of a dead worker lay as far in the future as Redis' clock had been."""
+    await accept(queue, "a")
+    lease = await take(leases)
+    await queue.redis.zadd(queue.keys.leases_zset(MODEL), {lease.job_id: time.time() + 3600})
+    assert await leases.reclaim("w2", MODEL, [], count=1) == []
+    assert await queue.redis.zscore(queue.keys.leases_zset(MODEL), "a") < time.time() + 60
+    await lapse(queue, "a")
+    assert len(await leases.reclaim("w2", MODEL, [], count=1)) == 1

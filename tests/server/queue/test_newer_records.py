@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -15,16 +16,16 @@ import redis
 from server import records
 from server.errors import UnreadableRecord
 from server.gateway import pagination
-from server.jobs import JobError, JobMetrics, JobState, Resume
+from server.jobs import JobError, JobMetrics, JobState, Output, Resume
 from server.model_info import ModelInfo
 from server.queue.dead_letters import DeadLetters
 from server.queue.job_queue import JobQueue
 from server.queue.keys import Keys
-from server.queue.lease_queue import LeaseQueue
+from server.queue.lease_queue import TOKENS, LeaseQueue
 from server.queue.registry import Registry, WorkerInfo
 from server.queue.statistics import queue_counts
 from server.worker.engine.fake import FakeEngine
-from tests.server.harness import MODEL, Service, accept, take
+from tests.server.harness import MODEL, Service, accept, lapse, take
 
 pytestmark = pytest.mark.anyio
 WORKER = {"id": "w", "state": "ready", "model": MODEL, "max_rows": 1, "rows": 0, "started_at": 1.0}
@@ -133,6 +134,36 @@ async def test_a_worker_survives_a_job_that_it_cannot_read(queue: JobQueue, leas
     assert [letter.job_id async for letter in DeadLetters(queue).all()] == []
 
 
+async def test_a_lease_and_an_image_of_an_older_version_are_taken_over(queue: JobQueue, leases: LeaseQueue) -> None:
+    """Tokens were small numbers, counted in Redis. Workers of both versions share a queue during an upgrade."""
+    await accept(queue, "a", n=2)
+    lease = await take(leases, "old")
+    await queue.redis.hset(queue.keys.job_hash("a"), "token", 1)
+    old = replace(lease, token=1)
+    first = Output(0, 7, 32, 32, "png", 3, "00")  # its token is 1 where an older version wrote none
+    await queue.redis.set(queue.keys.result_bytes("a", 1, 0), b"one")
+    await leases.save(old, "sha", snapshots={}, outputs=[first])
+    await lapse(queue, "a")
+    [heir] = await leases.reclaim("new", MODEL, [], count=1)
+    assert (await leases.resume(heir, "sha")).outputs == {0: first}
+    assert not await leases.finish(old, JobState.SUCCEEDED)
+    second = Output(1, 8, 32, 32, "png", 3, "00", heir.token)
+    assert await leases.finish(heir, JobState.SUCCEEDED, outputs=[first, second], files={1: b"two"})
+    record = await queue.get("a")
+    assert [await queue.result(record, output) for output in record.outputs] == [b"one", b"two"]
+
+
+async def test_an_older_worker_can_count_on_from_a_random_token(queue: JobQueue, leases: LeaseQueue) -> None:
+    """Its scripts add one, write the token into a key, and its gateway reads it as a number."""
+    await accept(queue, "a")
+    lease = await take(leases)
+    key = queue.keys.job_hash("a")
+    assert await queue.redis.eval("return redis.call('HINCRBY', KEYS[1], 'token', 1)", 1, key) == lease.token + 1
+    script = "return 'result:' .. cjson.decode(ARGV[1]).token"
+    assert await queue.redis.eval(script, 0, json.dumps({"token": TOKENS})) == f"result:{TOKENS}"
+    assert (await queue.get("a")).token == lease.token + 1
+
+
 @pytest.mark.parametrize("damage", ["delete", "no model"])
 async def test_a_waiting_job_without_a_record_blocks_no_other(queue: JobQueue, leases: LeaseQueue, damage: str) -> None:
     """Each take failed in Lua, and nothing behind that job was ever generated."""
@@ -197,7 +228,8 @@ def test_the_service_answers_beside_records_of_a_newer_version(new_service: Call
             client.zadd(getattr(keys, f"{kind}_list")(""), {f"{kind}-odd": 1e12})
         client.zadd(keys.batches_zset, {"batch-odd": 0})
         client.hset(keys.webhook_hash("odd"), mapping={"message": "{}", "attempts": "x"})
-        client.zadd(keys.webhooks_zset, {"odd": 0})
+        client.zadd(keys.webhooks_zset(""), {"odd": 0})
+        client.zadd(keys.webhook_owners_zset, {"": 0})
     for path in ("/health/ready", "/v1/models", "/metrics", "/v1/jobs", "/v1/batches", "/v1/files"):
         answer = httpx.get(service.settings.base_url + path)
         assert answer.status_code == 200, (path, answer.text)

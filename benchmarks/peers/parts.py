@@ -1,0 +1,181 @@
+"""The parts of the comparison: throughput and latency, added latency, a killed worker, and the shipped model.
+
+Sides alternate: in every round each side is started in turn, in an order that rotates, and figures are medians over the
+rounds. One image is 20 steps of 2 ms unless said otherwise, and up to 16 images share a step.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from benchmarks.peers import crash, wrk
+from benchmarks.peers.processes import memory_mib, used_cpu_s
+from benchmarks.peers.sides import NAMES, Side, fake, fetch, running, shipped
+
+EQUAL, MIXED = (20,), (8, 20, 64)  # autoregressive steps
+SETTINGS = {"equal": EQUAL, "mixed": MIXED}
+STEP_MS = 2.0
+COST_CALLERS = 64  # memory and processor time per image are read at this load
+SHARES = (0.5, 0.8)  # of a side's own capacity
+ADDED_RATE, ADDED_STEPS = 100.0, (8,)  # with steps that cost nothing
+WARM_STEPS = (8,)
+CHECKPOINT, MODEL_STEPS, MODEL_MIXED = "scenes-128", (8,), (4, 8, 16)
+
+Figures = dict[str, float | None]
+Table = dict[str, Figures]  # side -> figure -> median
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how often to measure."""
+
+    rounds: int
+    callers: tuple[int, ...]
+    seconds: int  # of a closed-loop run
+    paced_s: int
+    warm_s: int
+    crash_s: float
+    model_s: int  # of a run with the shipped model; half as long for a single caller
+    model_callers: tuple[int, ...]
+
+
+FULL = Plan(rounds=3, callers=(1, 16, 64, 256), seconds=2, paced_s=4, warm_s=1, crash_s=8.0, model_s=12,
+            model_callers=(1, 16))  # fmt: skip
+QUICK = Plan(rounds=1, callers=(1, 16, 64), seconds=1, paced_s=2, warm_s=1, crash_s=4.0, model_s=4,
+             model_callers=(1, 16))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Who is compared, and how."""
+
+    sides: Sequence[str]
+    python: Path
+    plan: Plan
+
+    def rotated(self, round_: int, among: Sequence[str] | None = None) -> list[str]:
+        """Return the sides in the order of this round."""
+        names = [name for name in self.sides if among is None or name in among]
+        shift = round_ % max(1, len(names))
+        return names[shift:] + names[:shift]
+
+    def repeat(
+        self, about: str, engine: dict[str, str], measure: Callable[[Side], Figures], rounds: int,
+        among: Sequence[str] | None = None,
+    ) -> Table:  # fmt: skip
+        """Start each side in turn, `rounds` times, and return the medians of what `measure` returns."""
+        seen: dict[str, dict[str, list[float | None]]] = defaultdict(lambda: defaultdict(list))
+        order = [name for round_ in range(rounds) for name in self.rotated(round_, among)]
+        bar = tqdm(order, desc=about, leave=False)
+        for name in bar:
+            bar.set_postfix_str(NAMES[name])
+            with running(name, engine, self.python) as side:
+                wrk.closed(side.port, 16, WARM_STEPS, self.plan.warm_s)
+                settle(side)
+                for figure, value in measure(side).items():
+                    seen[name][figure].append(value)
+        return {
+            name: {figure: _median(values) for figure, values in seen[name].items()}
+            for name in self.sides
+            if name in seen
+        }
+
+
+def throughput(setup: Setup) -> Table:
+    """Images/s by callers, equal and mixed settings; processor time and memory at 64 callers; then latency at a rate.
+
+    Rates are shares of the side's own capacity: the most images/s of equal settings that it reached just before.
+    """
+
+    def measure(side: Side) -> Figures:
+        figures: Figures = {}
+        for callers in setup.plan.callers:
+            for kind, steps in SETTINGS.items():
+                figures |= _closed(side, kind, steps, callers, setup.plan.seconds)
+        capacity = max(figures[f"equal_{callers}"] or 0.0 for callers in setup.plan.callers)
+        figures["capacity"] = capacity
+        for share in SHARES:
+            settle(side)
+            load = wrk.paced(side.port, capacity * share, EQUAL, setup.plan.paced_s)
+            figures |= _paced(f"at_{100 * share:.0f}", load)
+        return figures
+
+    return setup.repeat("throughput", fake(STEP_MS), measure, setup.plan.rounds)
+
+
+def added(setup: Setup) -> Table:
+    """p50 and p99 at 100 requests/s with steps that cost nothing: latency that the service adds, ours and by hand."""
+
+    def measure(side: Side) -> Figures:
+        return _paced("added", wrk.paced(side.port, ADDED_RATE, ADDED_STEPS, setup.plan.paced_s))
+
+    return setup.repeat("added latency", fake(0.0), measure, setup.plan.rounds, among=("by_hand", "ours"))
+
+
+def killed(setup: Setup) -> Table:
+    """What is lost when the process that holds the engine is killed under load."""
+    return setup.repeat(
+        "killed worker", fake(STEP_MS), lambda side: crash.kill_under_load(side, EQUAL[0], setup.plan.crash_s), 1
+    )
+
+
+def model(setup: Setup) -> Table:
+    """Images/s of the shipped model."""
+
+    def measure(side: Side) -> Figures:
+        figures: Figures = {}
+        for kind, steps in (("equal", MODEL_STEPS), ("mixed", MODEL_MIXED)):
+            for callers in setup.plan.model_callers:
+                if kind == "equal" or callers > 1:
+                    settle(side)
+                    seconds = setup.plan.model_s if callers > 1 else setup.plan.model_s // 2
+                    load = wrk.closed(side.port, callers, steps, seconds)
+                    figures |= {f"{kind}_{callers}": load.images_per_s, f"failed_{kind}_{callers}": load.failed}
+        return figures
+
+    return setup.repeat("shipped model", shipped(CHECKPOINT), measure, 1)
+
+
+def settle(side: Side) -> None:
+    """Wait until the side has worked off what wrk left behind: it hangs up at the end, and servers do not notice."""
+    fetch(side.port, {"prompt": "a red apple", "seed": 1, "num_inference_steps": 1}, timeout_s=wrk.TIMEOUT_S)
+
+
+def _closed(side: Side, kind: str, steps: Sequence[int], callers: int, seconds: int) -> Figures:
+    settle(side)
+    before = used_cpu_s(side.pids())
+    load = wrk.closed(side.port, callers, steps, seconds)
+    pids = side.pids()
+    after = used_cpu_s(pids)
+    name = f"{kind}_{callers}"
+    figures: Figures = {name: load.images_per_s, f"p50_ms_{name}": load.p50_ms, f"failed_{name}": load.failed}
+    if callers == COST_CALLERS and kind == "equal":
+        used = sum(value - before.get(pid, 0.0) for pid, value in after.items())
+        figures["cpu_ms_per_image"] = 1000 * used / load.images if load.images else None
+        figures["memory_mib"] = memory_mib(pids)
+        figures["processes"] = len(pids)
+    return figures
+
+
+def _paced(name: str, load: wrk.Load) -> Figures:
+    return {
+        f"{name}_p50_ms": load.p50_ms, f"{name}_p99_ms": load.p99_ms, f"{name}_images": load.images,
+        f"{name}_failed": load.failed, f"{name}_late_ms": load.late_ms,
+    }  # fmt: skip
+
+
+def _median(values: Sequence[Any]) -> float | None:
+    known = [value for value in values if value is not None]
+    return round(statistics.median(known), 2) if known else None
+
+
+PARTS: dict[str, Callable[[Setup], Table]] = {
+    "throughput": throughput, "added": added, "killed": killed, "model": model,
+}  # fmt: skip

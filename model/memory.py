@@ -1,0 +1,128 @@
+"""Memory that a worker on a GPU needs for a preset, by count: no weights are loaded and no GPU is asked.
+
+Shapes are those of the classes in networks/, dtypes those of bfloat16 serving: the backbone's products in bfloat16, the
+head's weights in float32 (module, stacked, and the modulation of exact first steps) and again in bfloat16. What
+libraries keep for themselves, about a gigabyte, is in RESERVED.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from model.config import FluidConfig, MarConfig, ModelConfig
+from model.presets import MAR_PRESETS, PRESETS
+
+GB = 10**9
+RESERVED = 2 * GB  # CUDA's context, cuBLAS, compiled kernels, fragmentation
+CONDITION_CACHE = 256 << 20  # inference/prompts.py
+ENCODER_PARAMETERS = {"google/t5-v1_1-xxl": 4_762_310_656}  # of T5's encoder half
+TOKENIZER_BYTES = 4 * 84_000_000  # Stable Diffusion's autoencoder and kl16 have about as many parameters
+HEAD_TOKENS = 8  # that one row decides in a step, at 64 steps of 256 tokens
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of each part, for a number of rows that all have guidance."""
+
+    weights: int
+    text_encoder: int
+    rows: int  # conditions and tokens at fixed addresses, and the cache of conditions
+    graphs: int  # activations of the largest step, which all graphs share, and the head's buffers
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.text_encoder + self.rows + self.graphs + RESERVED
+
+
+def backbone_parameters(config: ModelConfig) -> int:
+    """Number of values in the backbone."""
+    d, n, c, r = config.width, config.tokens, config.channels, config.mlp_ratio
+    block = 4 * d + _attention(d, d) + _mlp(d, r)  # of SelfBlock
+    if isinstance(config, MarConfig):
+        length = config.buffer + n
+        blocks = (config.encoder_depth + config.decoder_depth) * block
+        norms = 3 * 2 * d  # before the encoder, behind it, behind the decoder
+        tables = (config.classes + 1 + 2 * length + n + 1) * d  # classes, none, positions, mask token
+        return blocks + norms + tables + (c * d + d) + (d * d + d)
+    assert isinstance(config, FluidConfig)
+    w, e = config.aligner_width or d, config.text.dim
+    aligner = 2 * e + e * w + w + config.text.max_tokens * w + 2 * w
+    aligner += config.aligner_depth * (4 * w + _attention(w, w) + _mlp(w, r))
+    blocks = config.depth * (6 * d + _attention(d, d) + _attention(d, w) + _mlp(d, r))
+    return aligner + blocks + (c * d + d) + d + 2 * n * d + 2 * d
+
+
+def head_parameters(config: ModelConfig) -> int:
+    """Number of values in the diffusion head."""
+    w, c = config.head_width, config.channels
+    block = 2 * w + 2 * (w * w + w) + _modulation(config) // (3 * config.head_depth + 2) * 3
+    outer = (256 * w + w) + (w * w + w) + (config.width * w + w) + (c * w + w)
+    return outer + config.head_depth * block + 2 * (w * w + w) + (w + 1) * config.head_out
+
+
+def estimate(config: ModelConfig, rows: int) -> Memory:
+    """Memory of a worker with this many rows (FLUID_MAX_ROWS)."""
+    d, n, evaluations = config.width, config.tokens, 2 * rows
+    weights = 2 * backbone_parameters(config) + 10 * head_parameters(config) + 4 * _modulation(config)
+    encoder, condition = 0, 4 * d
+    if isinstance(config, FluidConfig):
+        encoder = 2 * ENCODER_PARAMETERS.get(config.text.name, 0)
+        condition = 2 * 2 * config.depth * config.text.max_tokens * d  # keys and values of every block
+    # Fixed conditions, and the rows' own: theirs and the empty one's are shared.
+    conditions = (evaluations + rows) * condition + CONDITION_CACHE
+    length = n + (config.buffer if isinstance(config, MarConfig) else 0)
+    # Stream in float32; normalised stream, the MLP's hidden values and its result in bfloat16; z at a fixed address.
+    activations = evaluations * length * d * (4 + 2 + 2 * config.mlp_ratio + 2) + evaluations * n * d * 4
+    head = (
+        12 * config.head_width * 3 * evaluations * HEAD_TOKENS
+    )  # buffers of all buckets: 1.5 times the largest, twice
+    hoisted = 2 * 1024 * (3 * config.head_depth + 3) * config.head_width
+    return Memory(weights + TOKENIZER_BYTES, encoder, conditions, activations + head + hoisted)
+
+
+def largest_rows(config: ModelConfig, limit: int) -> int:
+    """The most rows whose memory stays under `limit` bytes; 0 if not even one does."""
+    if estimate(config, 1).total > limit:
+        return 0
+    low, high = 1, 1 << 16
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if estimate(config, middle).total <= limit else (low, middle)
+    return low
+
+
+def report(name: str, rows: int = 64) -> list[str]:
+    """Lines about a preset, by its name in any case.
+
+    Raises:
+        KeyError: there is no such preset; the message lists them.
+    """
+    known = {key.lower(): (key, config) for key, config in {**PRESETS, **MAR_PRESETS}.items()}
+    if name.lower() not in known:
+        raise KeyError(f"no preset {name!r}; there are {', '.join(key for key, _ in known.values())}")
+    key, config = known[name.lower()]
+    found = estimate(config, rows)
+    parameters = backbone_parameters(config) + head_parameters(config)
+    lines = [f"{key}: {parameters / 1e9:.2f} billion parameters; memory by count, never measured on a GPU"]
+    for what, size in (
+        ("weights", found.weights), ("text encoder", found.text_encoder), (f"{rows} guided rows", found.rows),
+        ("graphs", found.graphs), ("reserved", RESERVED), ("in all", found.total),
+    ):  # fmt: skip
+        lines.append(f"  {what:<16}{size / GB:8.2f} GB")
+    for limit in (80, 141):
+        most = largest_rows(config, limit * GB)
+        lines.append(f"  {limit} GB: " + (f"up to {most} rows at once" if most else "does not fit"))
+    return lines
+
+
+def _attention(width: int, source: int) -> int:
+    return (width * width + width) + (source * 2 * width + 2 * width) + (width * width + width)
+
+
+def _mlp(width: int, ratio: int) -> int:
+    return 2 * ratio * width * width + (ratio + 1) * width
+
+
+def _modulation(config: ModelConfig) -> int:
+    w = config.head_width
+    return (3 * config.head_depth + 2) * (w * w + w)

@@ -1,0 +1,13 @@
+-- Delete a file. args: id, owner. Its content stays while a batch reads it. Returns 1, or 0 if this owner has no such
+-- file.
+local id, owner, file = args.id, args.owner, keys.file_hash(args.id)
+local f = redis.call('HMGET', file, 'owner', 'size_bytes')
+if f[1] ~= owner then return 0 end
+redis.call('DEL', file)
+redis.call('ZREM', keys.file_list(owner), id)
+if redis.call('EXISTS', keys.file_bytes(id)) == 1 then
+  keep_content(id, owner)
+else
+  forget(stored_name(id, owner, tonumber(f[2] or '0') + FILE_RECORD_BYTES))
+end
+return 1

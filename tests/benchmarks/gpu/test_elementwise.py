@@ -1,0 +1,29 @@
+"""The count of bytes between products, before and after their fusion."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("triton")
+
+from benchmarks.gpu.elementwise import count_bytes
+from model.presets import MAR_PRESETS, PRESETS
+
+
+@pytest.mark.parametrize("name", ["mar-b", "369M"])
+def test_fusion_halves_the_bytes_between_products(name: str) -> None:
+    """An autoregressive step of MAR-B with 128 evaluations moved 41 GB in 334 kernels, a third of the pass's time."""
+    before, after = (count_bytes(name, 128, 128, fused) for fused in (False, True))
+    assert sum(after.values()) < 0.5 * sum(before.values())
+    assert not after["gelu"] and not after["_to_copy"]
+
+
+def test_the_fused_bytes_are_those_of_the_formula() -> None:
+    """12 bytes a value; 6 for a stack's first norm, 14 where a stack's last norm stays in float32."""
+    config = PRESETS["369M"]
+    values = 128 * config.tokens * config.width
+    assert count_bytes("369M", 128, 0, True)["add_norm"] == values * (6 + 12 * (3 * config.depth - 1) + 14)
+    mar = MAR_PRESETS["mar-b"]
+    encoder, decoder = (128 * (mar.buffer + known) * mar.width for known in (128, mar.tokens))
+    expected = encoder * (6 + 12 * (2 * mar.encoder_depth)) + decoder * (6 + 12 * (2 * mar.decoder_depth - 1) + 14)
+    assert count_bytes("mar-b", 128, 128, True)["add_norm"] == expected

@@ -1,0 +1,236 @@
+"""The comparison with other servers counts what it claims, and each server generates the right image.
+
+Tests of the servers need the peers' environment (`make bench-peers` makes it) and are skipped without it; so are those
+of the load without wrk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from benchmarks.peers import __main__ as command
+from benchmarks.peers import crash, processes, report, sides, wrk
+from benchmarks.peers.crash import Request
+from benchmarks.peers.parts import PARTS, QUICK, Setup
+from benchmarks.peers.servers.work import Images
+from server.gateway.requests.resolve import resolve
+from server.gateway.schemas.images import ImageRequest
+from server.images.codec import read_metadata
+from server.model_info import ModelInfo
+from server.worker.engine.fake import FAKE_ENGINE, FakeEngine, fake_image
+from server.worker.engine.protocol import RowRequest
+
+PYTHON = command.VENV / "bin" / "python"
+needs_wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason=wrk.INSTALL)
+needs_peers = pytest.mark.skipif(not PYTHON.exists(), reason=f"no peers in {command.VENV}: `make bench-peers`")
+PNG = b"\x89PNG\r\n\x1a\n"
+BODY = {"prompt": "a cat", "seed": 5, "num_inference_steps": 8}
+
+
+def expected(body: dict[str, object]) -> bytes:
+    """Return the pixels of the image, by the gateway's own way from a request to a row."""
+    info = ModelInfo.from_mapping(FakeEngine(1, 0.0).info())
+    job, _ = resolve(ImageRequest.model_validate(body), {info.id: info}, info.id)
+    return fake_image(RowRequest.of(job, 0))
+
+
+def pixels(png: bytes) -> bytes:
+    return Image.open(io.BytesIO(png)).tobytes()
+
+
+def test_a_batch_of_the_peers_has_the_images_of_its_requests_whatever_their_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FLUID_ENGINE", FAKE_ENGINE)
+    monkeypatch.setenv("FLUID_FAKE_STEP_MS", "0")
+    images = Images()
+    bodies = [BODY | {"seed": seed, "num_inference_steps": steps} for seed, steps in ((1, 64), (2, 8), (3, 20))]
+    for body, png in zip(bodies, images.generate(bodies), strict=True):
+        recipe = read_metadata(png)
+        assert pixels(png) == expected(body)
+        assert recipe is not None and recipe["num_inference_steps"] == body["num_inference_steps"]
+
+
+def test_requests_in_flight_at_the_kill_are_lost_unless_their_image_comes() -> None:
+    """Killed at 10: two were in flight, of which one hangs; of those sent later the second is served at 13."""
+    requests = [
+        Request(1, 9.5, "image"), Request(9, 12, "image"), Request(9, 29, "hung"), Request(10.5, 11, "failed"),
+        Request(11, 13, "image"), Request(12, 15, "image"),
+    ]  # fmt: skip
+    assert crash.count(requests, 10) == {
+        "in_flight": 2, "lost": 1, "failed_after": 1, "hung": 1, "serves_again_s": 3, "longest_wait_s": 3,
+    }  # fmt: skip
+
+
+def test_a_server_that_never_serves_again_has_no_time() -> None:
+    figures = crash.count([Request(9, 29, "hung"), Request(10.5, 11, "failed")], 10)
+    assert figures["serves_again_s"] is None and figures["longest_wait_s"] is None
+
+
+def test_processes_that_left_the_tree_are_found_by_their_mark(tmp_path: Path) -> None:
+    """Ray's processes outlive their parents; without the mark they would cost nothing and stay."""
+    env = os.environ | {processes.MARK: "test-1"}
+    subprocess.run(["sh", "-c", f"setsid sleep 60 & echo $! > {tmp_path}/pid"], env=env, check=True)
+    pid = int((tmp_path / "pid").read_text())
+    try:
+        assert processes.family([], "test-1") == {pid}
+        assert processes.memory_mib([pid]) > 0 and pid in processes.used_cpu_s([pid])
+    finally:
+        processes.kill_all([pid])
+
+
+def test_missing_tools_are_named_with_their_installation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(SystemExit) as exited:
+        command.main([])
+    assert exited.value.code == 2 and "apt-get install wrk" in capsys.readouterr().err
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
+    with pytest.raises(SystemExit) as exited:
+        command.main(["--venv", str(tmp_path)])
+    assert exited.value.code == 2 and "make bench-peers" in capsys.readouterr().err
+
+
+def test_tables_show_every_side_and_its_failures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"equal_1": 20.0, "equal_16": 200.0, "mixed_1": 10.0, "mixed_16": None, "failed_equal_16": 3.0}
+    report.print_table("throughput", {"by_hand": row, "ours": row})
+    printed = capsys.readouterr().out
+    assert "FastAPI by hand" in printed and "Fluid Serve: 3 requests failed equal 16" in printed
+    drawn = report.plot_throughput({"by_hand": row, "ours": row}, tmp_path / "plot.svg").read_text()
+    assert "Fluid Serve" in drawn and len(drawn) < 100_000
+
+
+Answer = Callable[[dict[str, object]], Awaitable[int]]  # request body -> status
+
+
+async def loaded(answer: Answer, load: Callable[[int], wrk.Load]) -> wrk.Load:
+    """Return what `load` sees of a server that answers with statuses."""
+    connections: set[asyncio.Task[None] | None] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.add(asyncio.current_task())
+        try:
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
+                status = await answer(json.loads(await reader.readexactly(length)))
+                writer.write(b"HTTP/1.1 %d X\r\nContent-Length: 4\r\n\r\n" % status + PNG[:4])
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as listening:
+        seen = await asyncio.to_thread(load, listening.sockets[0].getsockname()[1])
+        await asyncio.gather(*filter(None, connections))  # wrk hangs up while requests are being answered
+    return seen
+
+
+@needs_wrk
+@pytest.mark.anyio
+async def test_closed_loop_load_draws_steps_from_the_list_and_counts_failures() -> None:
+    bodies = []
+
+    async def answer(body: dict[str, object]) -> int:
+        bodies.append(body)
+        first = len(bodies) == 1
+        await asyncio.sleep(0.01)
+        return 503 if first else 200
+
+    load = await loaded(answer, lambda port: wrk.closed(port, 4, (8, 20, 64), 1))
+    assert load.failed == 1 and 0 < load.images <= len(bodies)
+    assert {body["num_inference_steps"] for body in bodies} == {8, 20, 64}
+    assert len({body["seed"] for body in bodies}) == len(bodies)
+
+
+@needs_wrk
+@pytest.mark.anyio
+async def test_images_per_second_of_whole_batches_do_not_depend_on_where_the_run_ends() -> None:
+    """Counted by the duration, a run that ends just before a batch of 8 does was up to a whole batch too slow."""
+    waiting: list[asyncio.Future[int]] = []
+    batches: list[float] = []
+    clock = asyncio.get_running_loop().time
+
+    async def answer(body: dict[str, object]) -> int:
+        waiting.append(asyncio.get_running_loop().create_future())
+        if len(waiting) == 8:
+            whole = waiting.copy()
+            waiting.clear()
+            await asyncio.sleep(0.35)
+            batches.append(clock())
+            for future in whole:
+                future.set_result(200)
+            return 200
+        return await waiting[-1]
+
+    load = await loaded(answer, lambda port: wrk.closed(port, 8, (8,), 2))
+    own = 8 * (len(batches) - 1) / (batches[-1] - batches[0])
+    assert load.images_per_s == pytest.approx(own, rel=0.15)
+
+
+@needs_wrk
+@pytest.mark.anyio
+async def test_requests_at_a_rate_leave_on_schedule_although_none_is_answered_for_a_while() -> None:
+    """A closed loop would send as many requests as it has connections and then wait."""
+    count = 0
+
+    async def answer(body: dict[str, object]) -> int:
+        nonlocal count
+        count += 1
+        await asyncio.sleep(0.5)
+        return 200
+
+    load = await loaded(answer, lambda port: wrk.paced(port, 40.0, (8,), 2))
+    assert count == pytest.approx(80, abs=35) and load.late_ms < 500
+    assert load.failed == 0 and load.p50_ms >= 500
+
+
+@pytest.mark.slow
+@needs_peers
+@pytest.mark.parametrize("name", sides.NAMES)
+def test_each_server_generates_the_right_image(name: str) -> None:
+    with sides.running(name, sides.fake(0.0), PYTHON) as side:
+        png = sides.fetch(side.port, BODY)
+        recipe = read_metadata(png)
+        assert pixels(png) == expected(BODY)
+        assert recipe is not None and (recipe["seed"], recipe["num_inference_steps"]) == (5, 8)
+        assert side.engine_pid() in side.pids()
+    assert processes.family([], side.mark) == set()
+
+
+@pytest.mark.slow
+@needs_peers
+@needs_wrk
+@pytest.mark.parametrize("part", sorted(set(PARTS) - {"model"}))
+def test_the_parts_run_on_the_smallest_scale(part: str) -> None:
+    plan = replace(QUICK, callers=(1, 16), paced_s=1, crash_s=2.0)
+    table = PARTS[part](Setup(("by_hand", "ours"), PYTHON, plan))
+    report.print_table(part, table)
+    assert list(table) == ["by_hand", "ours"]
+    if part == "killed":
+        assert table["ours"]["lost"] == table["ours"]["hung"] == 0 and table["by_hand"]["lost"]
+    else:
+        assert all(value is not None for row in table.values() for value in row.values())
+
+
+@pytest.mark.slow
+@needs_peers
+@needs_wrk
+def test_the_last_line_is_json() -> None:
+    arguments = ["--quick", "--only", "added", "--sides", "by_hand"]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.peers", *arguments], capture_output=True, text=True, check=True
+    )
+    assert set(json.loads(done.stdout.splitlines()[-1])) == {"machine", "peers", "added"}

@@ -1,0 +1,150 @@
+"""The atlas: duplicates and held-out pairs, the packed form, and the bank that training reads."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model.data.atlas.assemble import assemble
+from model.data.atlas.atlas_bank import build_atlas_bank, rows_of
+from model.data.atlas.atlas_dataset import atlas_dataset
+from model.data.atlas.collect import Picture, tinted
+from model.data.atlas.hashes import across_the_line, duplicates, fingerprints
+from model.data.atlas.store import AtlasSprites, is_atlas_folder, open_sprites
+from model.data.scenes.facts import held_out
+from model.data.scenes.sprites import SIDE
+from model.data.scenes.things import STYLES
+from model.data.sources import DataError
+from tests.model.image_set import THINGS_USED, discs
+
+
+def drawing(seed: int) -> np.ndarray:
+    """(SIDE, SIDE, 4) coarse random patches on a transparent ground; neighbouring seeds look nothing alike."""
+    rng = np.random.default_rng(seed)
+    patches = rng.integers(0, 255, (7, 7, 4), np.uint8)
+    patches[..., 3] = np.where(rng.random((7, 7)) < 0.7, 255, 0)
+    return np.kron(patches, np.ones((SIDE // 7, SIDE // 7, 1), np.uint8))
+
+
+def retouched(sprite: np.ndarray) -> np.ndarray:
+    """Nearly the same image: a corner of a few pixels changed."""
+    out = sprite.copy()
+    out[:3, :3] = 255
+    return out
+
+
+NOUNS = [f"gadget {letter}" for letter in "abcdefghijklmnop"]
+
+
+def pictures() -> list[Picture]:
+    """16 nouns in four styles, a one-colour noun and a portrait."""
+    styles = ("3d", "noto", "flat", "clipart")
+    found = [Picture(n, s, drawing(4 * i + j)) for i, n in enumerate(NOUNS) for j, s in enumerate(styles)]
+    found.append(Picture("anvil", "silhouette", drawing(900), one_colour=True))
+    found.append(Picture("person with green hair", "pixel", drawing(901), sentence=True))
+    return found
+
+
+@pytest.fixture(scope="module")
+def atlas() -> AtlasSprites:
+    core = discs(THINGS_USED)
+    core.about["sha256"] = "0"
+    return assemble(core, pictures())
+
+
+@pytest.fixture(scope="module")
+def folder(atlas: AtlasSprites, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("atlas")
+    atlas.save(out)
+    return out
+
+
+def test_a_retouched_drawing_is_a_duplicate_and_another_one_is_not() -> None:
+    prints = fingerprints([drawing(0), drawing(1), retouched(drawing(0)), drawing(2)])
+    assert duplicates(prints, ["a", "a", "a", "a"]) == [2]
+    assert duplicates(prints, ["a", "a", "b", "a"]) == []
+    assert across_the_line(prints, np.array([True, False, False, False])) == [2]
+
+
+def test_held_out_pairs_are_those_of_scenes_and_have_no_twin_in_training(atlas: AtlasSprites) -> None:
+    held = {(e.noun, e.style) for e in atlas.entries if e.split == "heldout"}
+    assert held == {(e.noun, e.style) for e in atlas.entries if not e.sentence and held_out("style", e.noun, e.style)
+                    and e.noun in NOUNS}  # fmt: skip
+    noun, style = sorted(held)[0]
+    twin = next(p for p in pictures() if (p.noun, p.style) == (noun, style))
+    leaky = [*pictures(), Picture("copycat", "sticker", retouched(twin.sprite))]
+    core = discs(THINGS_USED)
+    core.about["sha256"] = "0"
+    again = assemble(core, leaky)
+    assert again.about["across_the_line"] == 1 and "copycat" not in {e.noun for e in again.entries}
+
+
+def test_every_thing_has_one_default_style_that_is_trained(atlas: AtlasSprites) -> None:
+    for noun in NOUNS:
+        trained = [e for e in atlas.entries if e.noun == noun and e.split == "train"]
+        assert sum(e.default for e in trained) == 1
+        assert {e.styles for e in trained} == {len(trained)}
+
+
+def test_a_second_drawing_gets_a_key_of_its_own() -> None:
+    core = discs(THINGS_USED)
+    core.about["sha256"] = "0"
+    found = assemble(core, [Picture("vase", "noto", drawing(1)), Picture("vase", "noto", drawing(2))])
+    assert [entry.key for entry in found.entries] == ["vase #1", "vase #2"]
+
+
+def test_the_same_pictures_give_the_same_digest(atlas: AtlasSprites) -> None:
+    core = discs(THINGS_USED)
+    core.about["sha256"] = "0"
+    assert assemble(core, pictures()).about["sha256"] == atlas.about["sha256"]
+
+
+def test_it_survives_disk_and_pickle_without_loading_the_array(atlas: AtlasSprites, folder: Path) -> None:
+    loaded = AtlasSprites.load(folder)
+    assert loaded.entries == atlas.entries and isinstance(loaded.array, np.memmap)
+    assert is_atlas_folder(folder) and isinstance(open_sprites(folder), AtlasSprites)
+    sent = pickle.loads(pickle.dumps(loaded))
+    assert np.array_equal(sent.array, atlas.array)
+    with pytest.raises(TypeError, match="cannot be sent"):
+        pickle.dumps(atlas)
+    with pytest.raises(DataError, match="make data"):
+        AtlasSprites.load(folder / "elsewhere")
+
+
+def test_a_folder_whose_files_do_not_belong_together_is_rejected(atlas: AtlasSprites, tmp_path: Path) -> None:
+    atlas.save(tmp_path)
+    np.save(tmp_path / "breadth.npy", atlas.array[:3])
+    with pytest.raises(DataError, match="3 cut-outs but"):
+        AtlasSprites.load(tmp_path)
+
+
+def test_the_bank_holds_scenes_then_single_things(atlas: AtlasSprites) -> None:
+    bank = build_atlas_bank(atlas, THINGS_USED, STYLES, 40, snap=16, seed=1)
+    assert bank.scenes == 40 and len(bank) == 40 + sum(rows_of(entry) for entry in atlas.entries)
+    images = bank.images(range(len(bank)), visit=3)
+    assert images.shape == (len(bank), 128, 128, 4)
+    transparent = np.array([facts.background == "transparent" for facts in bank.facts])
+    assert transparent.any()
+    opaque = images[..., 3].min((1, 2)) == 255
+    assert (opaque == ~transparent).all()
+    words = " ".join(bank.captions[40:])
+    assert not any(f"{noun}, {style} style" in words for noun in NOUNS for style in ("3d",)
+                   if held_out("style", noun, style))  # fmt: skip
+
+
+def test_the_sample_for_the_tokenizer_has_both_kinds(atlas: AtlasSprites) -> None:
+    sample = atlas_dataset(atlas, len(THINGS_USED), snap=16, train=20, unseen=6)
+    assert sample.images.shape == (26, 128, 128, 4)
+    assert len(sample.indices("unseen")) == 6
+    concepts = {item.concept for item in sample.items}
+    assert concepts & set(NOUNS) and any(concept in THINGS_USED for concept in concepts)
+
+
+def test_one_colour_things_take_the_colour() -> None:
+    sprite = drawing(3)
+    assert np.array_equal(tinted(sprite, "black"), sprite)
+    red = tinted(sprite, "red")
+    assert (red[..., 0] > 150).all() and (red[..., 1] < 100).all() and np.array_equal(red[..., 3], sprite[..., 3])

@@ -1,0 +1,46 @@
+"""Memory by count: its parameters are those of the modules, and its answers are consistent."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from model.memory import GB, backbone_parameters, estimate, head_parameters, largest_rows, report
+from model.networks.factory import build_model
+from model.networks.transformer import count_parameters
+from model.presets import MAR_PRESETS, PRESETS
+from server.cli.main import main
+
+
+@pytest.mark.parametrize("name", [*PRESETS, *MAR_PRESETS])
+def test_parameters_are_counted_as_the_modules_have_them(name: str) -> None:
+    config = {**PRESETS, **MAR_PRESETS}[name]
+    with torch.device("meta"):
+        model = build_model(config)
+    assert head_parameters(config) == count_parameters(model.head)
+    assert backbone_parameters(config) == count_parameters(model.backbone)
+
+
+@pytest.mark.parametrize("name", ["369M", "10.5B", "mar-h"])
+def test_the_largest_batch_fits_and_the_next_does_not(name: str) -> None:
+    config = {**PRESETS, **MAR_PRESETS}[name]
+    rows = [largest_rows(config, limit * GB) for limit in (80, 141)]
+    assert 0 < rows[0] < rows[1]
+    assert estimate(config, rows[0]).total <= 80 * GB < estimate(config, rows[0] + 1).total
+    assert largest_rows(config, GB) == 0
+
+
+def test_the_report_names_every_part_and_refuses_unknown_presets() -> None:
+    text = "\n".join(report("10.5b"))
+    for word in ("10.5B: 10", "weights", "text encoder", "64 guided rows", "graphs", "80 GB", "141 GB"):
+        assert word in text
+    with pytest.raises(KeyError, match="scenes-128"):
+        report("11B")
+
+
+def test_the_command_prints_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a service, and without loading anything."""
+    assert main(["doctor", "--preset", "10.5b"]) == 0
+    assert "80 GB: up to" in capsys.readouterr().out
+    assert main(["doctor", "--preset", "11B"]) == 2
+    assert "no preset '11B'" in capsys.readouterr().err
