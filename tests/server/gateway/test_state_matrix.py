@@ -242,6 +242,7 @@ MATRIX: dict[str, list[tuple[str, Plant]]] = {
         ("another caller", waiting(caller="somebody")),
         ("wrong numbers", waiting(work="much", sequence="1.5", result_ttl_s="inf")),
         ("wrong deadline", waiting(deadline="soon")),
+        ("wrong bytes", waiting(bytes="many", reserved_bytes="1.5")),
         ("unknown state", lambda world, odd: waiting()(world, odd) and job(state="paused")(world, odd)),
         ("another type", waiting_string),
     ],
