@@ -44,7 +44,7 @@ local CALLERS_READ = 16
 local top, below = PRIORITIES[1], PRIORITIES[2]
 local ahead = redis.call('ZRANGE', keys.callers_zset(model, top), 0, 0)[1]
 local head = ahead and redis.call('ZRANGE', keys.waiting_zset(model, top, ahead), 0, 0)[1]
-if head and not redis.call('HGET', keys.job_hash(head), 'aged') then
+if head and intact(head) and not redis.call('HGET', keys.job_hash(head), 'aged') then
   for _, caller in ipairs(redis.call('ZRANGE', keys.callers_zset(model, below), 0, CALLERS_READ - 1)) do
     local id = redis.call('ZRANGE', keys.waiting_zset(model, below, caller), 0, 0)[1]
     local since = id and redis.call('ZSCORE', keys.waiting_since_zset(model, below), id)
