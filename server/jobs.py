@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from server.errors import UnreadableRecord
-from server.records import UNREADABLE, decode, skip
+from server.records import UNREADABLE, decode, finite, read_json, skip
 from server.sampling import SAMPLING_FIELDS, Sampling
 
 #: Error code of a job that no worker can complete, however many attempts it gets.
@@ -114,7 +114,7 @@ class JobInput:
     @classmethod
     def from_json(cls, text: str) -> "JobInput":
         """Decode the record's field. Raises one of records.UNREADABLE."""
-        flat = json.loads(text)
+        flat = read_json(text)
         values = {name: value for name, value in flat.items() if name not in SAMPLING_FIELDS}
         values["sampling"] = Sampling.from_mapping(flat)
         values["edit"] = decode(Edit, values["edit"]) if values.get("edit") else None
@@ -150,7 +150,7 @@ class Resume:
             kind, _, index = name.partition(b":")
             try:
                 if kind == b"output":
-                    outputs[int(index)] = decode(Output, json.loads(value))
+                    outputs[int(index)] = decode(Output, read_json(value))
                 elif kind == b"snapshot":
                     snapshots[int(index)] = value
             except UNREADABLE as error:
@@ -218,16 +218,16 @@ class JobRecord:
     def _decode(cls, raw: Mapping[str, str]) -> "JobRecord":
 
         def optional(name: str) -> float | None:
-            return float(raw[name]) if raw.get(name) else None
+            return finite(raw[name]) if raw.get(name) else None
 
-        error = json.loads(raw["error"]) if raw.get("error") else None
-        metrics = json.loads(raw["metrics"]) if raw.get("metrics") else None
+        error = read_json(raw["error"]) if raw.get("error") else None
+        metrics = read_json(raw["metrics"]) if raw.get("metrics") else None
         return cls(
             id=raw["id"],
             state=JobState(raw["state"]),
             input=JobInput.from_json(raw["input"]),
             kind=raw["kind"],
-            created_at=float(raw["created_at"]),
+            created_at=finite(raw["created_at"]),
             sequence=int(raw["sequence"]),
             attempt=int(raw["attempt"]),
             token=int(raw["token"]),
@@ -236,7 +236,7 @@ class JobRecord:
             completed_at=optional("completed_at"),
             expires_at=optional("expires_at"),
             cancel_requested=raw.get("cancel_requested") == "1",
-            outputs=tuple(decode(Output, o) for o in json.loads(raw.get("outputs") or "[]")),
+            outputs=tuple(decode(Output, o) for o in read_json(raw.get("outputs") or "[]")),
             error=decode(JobError, error) if error else None,
             metrics=decode(JobMetrics, metrics) if metrics else None,
         )

@@ -4,7 +4,9 @@ Fields that this version does not know are ignored. A record that it cannot read
 a record that was asked for by its id raises UnreadableRecord.
 """
 
+import json
 import logging
+import math
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields
@@ -17,7 +19,26 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 R = TypeVar("R")
 #: What decoding raises when a field is missing, has another type, or is no JSON. RecursionError: JSON nested too deep.
-UNREADABLE = (TypeError, ValueError, KeyError, IndexError, AttributeError, RecursionError, UnreadableRecord)
+UNREADABLE = (
+    TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError, RecursionError, UnreadableRecord,
+)  # fmt: skip
+
+
+def read_json(text: str | bytes) -> Any:
+    """Parse a record's JSON. Raises ValueError also for NaN and Infinity, which no response could hold."""
+    return json.loads(text, parse_constant=_no_number)
+
+
+def finite(text: str) -> float:
+    """Raises ValueError for text that is no finite number."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError("not a finite number")
+    return value
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number")
 
 
 def decode(cls: type[T], raw: Mapping[str, Any]) -> T:
@@ -86,5 +107,6 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin is not None:  # a mapping
         return isinstance(value, Mapping) and all(_fits(v, args[-1]) for v in value.values())
     if hint in (int, float):
-        return isinstance(value, (int, float) if hint is float else int) and not isinstance(value, bool)
+        is_number = isinstance(value, (int, float) if hint is float else int) and not isinstance(value, bool)
+        return is_number and math.isfinite(value)
     return isinstance(value, hint)

@@ -20,6 +20,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -124,8 +125,9 @@ class Chains:
 
     def to(self, device: torch.device | str) -> Chains:
         """Copy the tables to a device, without waiting for it."""
-        tables = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "host"}
-        return replace(self, **{name: send(value, torch.device(device)) for name, value in tables.items()})
+        names = (f.name for f in fields(self) if f.name != "host")
+        tables: dict[str, Any] = {name: send(getattr(self, name), torch.device(device)) for name in names}
+        return replace(self, **tables)
 
 
 # The last dimension of Chains.coefficients; the last one is 1 where noise is added and 0 at index 0.

@@ -1,13 +1,12 @@
 """Dead letters, the jobs that failed for good: list them, replay them as new jobs, or drop them."""
 
-import json
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 
 from server.errors import UnknownDeadLetter
 from server.jobs import JobError, JobInput
 from server.queue.job_queue import JobQueue, Submission
-from server.records import UNREADABLE, decode, describe
+from server.records import UNREADABLE, decode, describe, read_json
 
 PAGE = 500
 
@@ -57,7 +56,7 @@ def _letter(entry: str, fields: Mapping[str, str]) -> DeadLetter:
         job_id=fields["id"],
         kind=fields["kind"],
         attempt=int(fields["attempt"]),
-        error=decode(JobError, json.loads(fields["error"])),
+        error=decode(JobError, read_json(fields["error"])),
         input=JobInput.from_json(fields["input"]),
     )
 

@@ -5,7 +5,7 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from redis.asyncio.sentinel import MasterNotFoundError
 from redis.backoff import ExponentialBackoff
@@ -201,7 +201,8 @@ def connect(url: str, timeout_s: float) -> Client:
 
 
 def _connect_directly(url: str, **options: Any) -> ServiceRedis:
-    return ServiceRedis.from_pool(WaitingPool.from_url(url, **options))
+    client: ServiceRedis = cast(Any, ServiceRedis).from_pool(WaitingPool.from_url(url, **options))
+    return client
 
 
 def _keepalive() -> dict[str, Any]:

@@ -10,7 +10,7 @@ from server.background import KEEPS_CRASHING, Crash
 from server.model_info import ModelInfo
 from server.queue.keys import Keys
 from server.queue.redis_client import Client, redis_time
-from server.records import UNREADABLE, decode, readable, skip
+from server.records import UNREADABLE, decode, read_json, readable, skip
 
 HEARTBEAT_S = 1.0
 DEAD_AFTER_S = 5.0
@@ -105,7 +105,7 @@ class Registry:
         if not ids:
             return []
         texts = await self.redis.mget([self.keys.worker(i) for i in ids])
-        return list(readable("a heartbeat", filter(None, texts), lambda text: decode(WorkerInfo, json.loads(text))))
+        return list(readable("a heartbeat", filter(None, texts), lambda text: decode(WorkerInfo, read_json(text))))
 
     async def last_seen(self) -> dict[str, float]:
         """Time of the last heartbeat of every live worker, and of those lost within LOST_KEPT_S, by Redis' clock."""
@@ -118,7 +118,7 @@ class Registry:
 
     async def published(self, model: str) -> ModelInfo | None:
         text = await self.redis.hget(self.keys.models_hash, model)
-        found = readable("a model", [text] if text else [], lambda each: ModelInfo.from_mapping(json.loads(each)))
+        found = readable("a model", [text] if text else [], lambda each: ModelInfo.from_mapping(read_json(each)))
         return next(found, None)
 
     async def rival(self, worker_id: str, info: ModelInfo) -> WorkerInfo | None:
@@ -137,7 +137,7 @@ class Registry:
 
     async def models(self) -> dict[str, ModelInfo]:
         raw = await self.redis.hgetall(self.keys.models_hash)
-        found = readable("a model", raw.values(), lambda text: ModelInfo.from_mapping(json.loads(text)))
+        found = readable("a model", raw.values(), lambda text: ModelInfo.from_mapping(read_json(text)))
         return {info.id: info for info in found}
 
     async def report_crash(self, process: str, crash: Crash) -> None:
@@ -150,7 +150,7 @@ class Registry:
     async def crashes(self) -> list[CrashReport]:
         """Crashes of the last CRASH_KEPT_S."""
         raw = await self.redis.hvals(self.keys.crashes_hash)
-        found = readable("a crash report", raw, lambda text: decode(CrashReport, json.loads(text)))
+        found = readable("a crash report", raw, lambda text: decode(CrashReport, read_json(text)))
         oldest = await redis_time(self.redis) - CRASH_KEPT_S
         return [report for report in found if report.at > oldest]
 

@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 from server.errors import BodyTooLarge, InvalidRequest, RateLimited, UnknownFile, UnreadableRecord
 from server.gateway.pagination import ids_after
 from server.queue.job_queue import MIB, JobQueue
-from server.records import UNREADABLE, skip
+from server.records import UNREADABLE, finite, skip
 
 #: 50,000 lines, each with a prompt and a few parameters, take about 12 MiB.
 MAX_FILE_BYTES = 32 << 20
@@ -104,7 +104,7 @@ class FileStore:
         try:
             return StoredFile(
                 file_id, found["filename"], found["purpose"], int(found["size_bytes"]),
-                float(found["created_at"]), float(found["expires_at"]),
+                finite(found["created_at"]), finite(found["expires_at"]),
             )  # fmt: skip
         except UNREADABLE as error:
             raise UnreadableRecord(f"File {file_id[:100]!r} was written by another version of this service.") from error

@@ -1,14 +1,14 @@
 """The record of a batch, as its hash in Redis holds it, and OpenAI's batch object made from it."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from server.batch_format import URL, results_file
 from server.errors import UnreadableRecord
+from server.gateway.schemas.batches import BatchObject
 from server.jobs import TERMINAL, JobRecord, JobState
-from server.records import UNREADABLE
+from server.records import UNREADABLE, finite, read_json
 
 COMPLETION_WINDOW_S = 86400  # "24h", the only completion_window that OpenAI offers
 #: Every NAME_at field of OpenAI's batch object.
@@ -33,7 +33,7 @@ class Batch:
         """
         batch = cls(batch_id, fields)
         try:
-            batch.to_openai(), float(fields["expires_at"]), fields["owner"]
+            BatchObject.model_validate(batch.to_openai()), finite(fields["expires_at"]), fields["owner"]
         except UNREADABLE as error:
             raise UnreadableRecord(
                 f"Batch {batch_id} was written by another version of this service and cannot be read here "
@@ -82,13 +82,13 @@ class Batch:
         failed = self.rejected + self.ended() - succeeded
         return {
             "id": self.id, "object": "batch", "endpoint": URL, "status": self.status,
-            "errors": json.loads(self.fields.get("errors", "null")),
+            "errors": read_json(self.fields.get("errors", "null")),
             "input_file_id": self.fields["input_file_id"], "completion_window": "24h",
             "output_file_id": results_file(self.id) if begun else None,
             "error_file_id": results_file(self.id, errors=True) if begun and failed else None,
             **{f"{name}_at": at(f"{name}_at") for name in TIMESTAMPS},
             "request_counts": {"total": self.total, "completed": succeeded, "failed": failed},
-            "metadata": json.loads(self.fields.get("metadata", "null")),
+            "metadata": read_json(self.fields.get("metadata", "null")),
         }  # fmt: skip
 
 

@@ -25,7 +25,7 @@ class _Waiting:
     """
 
     def __init__(self, *names: Any, timeout_s: float, connection_class: type[Any], **options: Any) -> None:
-        super().__init__(
+        super().__init__(  # type: ignore[call-arg]  # of the pool that this is a part of
             *names,
             connection_class=patient(connection_class),
             max_connections=NEVER_REACHED,

@@ -63,8 +63,10 @@ def connect_by_sentinel(url: str, **options: Any) -> SentinelRedis:
     parts = SentinelUrl.parse(url)
     options |= {name: value for name, value in parse_url(parts.redis_url).items() if name not in ("host", "port")}
     options.pop("connection_class", None)  # that of TLS, which `ssl` chooses
-    credentials = {name: options.pop(f"sentinel_{name}", None) for name in ("username", "password")}
-    limits = {name: options[name] for name in ("socket_keepalive", "socket_keepalive_options") if name in options}
+    credentials: dict[str, Any] = {name: options.pop(f"sentinel_{name}", None) for name in ("username", "password")}
+    limits: dict[str, Any] = {
+        name: options[name] for name in ("socket_keepalive", "socket_keepalive_options") if name in options
+    }
     create: Any = Sentinel  # untyped
     sentinel = create(
         parts.hosts,

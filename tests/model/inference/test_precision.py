@@ -17,7 +17,7 @@ from model.inference import precision
 from model.inference.engine import Engine
 from model.inference.load import find_checkpoint, load_engine
 from model.inference.precision import autocast, choose_dtype, pack
-from model.inference.prompts import TextPrompts
+from model.inference.prompts import TextPrompts, encoder_dtype
 from model.inference.requests import Request
 from model.networks.random_order_model import Fluid
 from model.networks.text_encoder import HashEncoder
@@ -112,6 +112,15 @@ def test_float16_is_not_offered() -> None:
     with pytest.raises(CheckpointError, match="'float16' is not one of auto, float32, bfloat16"):
         choose_dtype("float16", torch.device("cpu"))
     assert choose_dtype("auto", torch.device("cpu")) in (torch.float32, torch.bfloat16)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_bfloat16_that_a_gpu_only_emulates_is_not_chosen(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch counts emulation as support unless it is told not to; GPUs before Ampere would be slower than float32."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or native)
+    for dtype in (choose_dtype("auto", torch.device("cuda")), encoder_dtype(torch.device("cuda"))):
+        assert dtype == (torch.bfloat16 if native else torch.float32)
+    assert encoder_dtype(torch.device("cpu")) == torch.float32
 
 
 @pytest.mark.parametrize("native", [True, False])

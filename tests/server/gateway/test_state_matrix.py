@@ -228,7 +228,9 @@ MATRIX: dict[str, list[tuple[str, Plant]]] = {
         ("input with extra keys", job_input(negative_prompt="rain", extra={"a": [1]})),
         ("input of wrong types", job_input(prompt=["a"], n="two")),
         ("numbers out of range", job(created_at="inf", completed_at="nan", attempt="1e9", sequence="x")),
-        ("no id", job(created_at=None)),
+        ("no time", job(created_at=None)),
+        ("infinite times", job(created_at="inf")),
+        ("no number", job(completed_at="nan", metrics='{"queue_time": NaN}')),
     ],
     "waiting job": [
         ("extra fields", waiting(colour="red", packed=BYTES)),
@@ -287,6 +289,7 @@ MATRIX: dict[str, list[tuple[str, Plant]]] = {
         ("extra presets", model(json.dumps(INFO | {"id": "newer", "presets": INFO["presets"] | {"ultra": {"x": 1}}}))),
         ("no presets", model(json.dumps(INFO | {"id": "aaa", "presets": {}}))),
         ("wrong types", model(json.dumps(INFO | {"id": "newer", "limits": {"max_n": "many"}}))),
+        ("no numbers", model(json.dumps(INFO | {"id": "newer", "limits": {"max_n": float("inf")}}))),
         ("extra limits", model(json.dumps(INFO | {"id": "newer", "limits": {"max_colour": 3, "min_prompt": 1}}))),
         ("wrong presets", model(json.dumps(INFO | {"id": "aab", "presets": {"medium": {"num_inference_steps": "x"}}}))),
         ("wrong defaults", model(json.dumps(INFO | {"id": "aac", "defaults": {"temperature": "hot"}}))),
