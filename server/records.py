@@ -108,5 +108,5 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, Mapping) and all(_fits(v, args[-1]) for v in value.values())
     if hint in (int, float):
         is_number = isinstance(value, (int, float) if hint is float else int) and not isinstance(value, bool)
-        return is_number and math.isfinite(value)
+        return is_number and not (isinstance(value, float) and not math.isfinite(value))
     return isinstance(value, hint)

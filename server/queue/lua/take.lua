@@ -1,12 +1,13 @@
 -- Take the next waiting job of a model, as a lease. args: model, worker, lease_ms, max_attempts, ttl_s, token, ageing_s,
--- min_wait_s, the least time that the job must have waited. Returns {} if there is none.
+-- min_wait_s, the least time that the job must have waited. Returns {} if there is none, else {lease, 1 if more jobs
+-- wait}: a worker that knows that none does blocks for the next one without asking again.
 -- Safe to repeat: a repetition after a lost reply has the same token and gets the same job, without a new attempt,
 -- unless another worker has the job by then.
 local model = args.model
 local last_take = keys.last_take_hash(args.worker)
 local known = redis.call('HMGET', last_take, 'token', 'id')
 if known[1] and tonumber(known[1]) == args.token and read_leased(known[2], args.token) then
-  return lease_reply(known[2])
+  return {lease_reply(known[2]), 1}
 end
 
 -- True if the job's record agrees that it waits in this class, and for this caller if one is given.
@@ -43,7 +44,7 @@ local CALLERS_READ = 16
 local top, below = PRIORITIES[1], PRIORITIES[2]
 local ahead = redis.call('ZRANGE', keys.callers_zset(model, top), 0, 0)[1]
 local head = ahead and redis.call('ZRANGE', keys.waiting_zset(model, top, ahead), 0, 0)[1]
-if head and not redis.call('HGET', keys.job_hash(head), 'aged') then
+if head and intact(head) and not redis.call('HGET', keys.job_hash(head), 'aged') then
   for _, caller in ipairs(redis.call('ZRANGE', keys.callers_zset(model, below), 0, CALLERS_READ - 1)) do
     local id = redis.call('ZRANGE', keys.waiting_zset(model, below, caller), 0, 0)[1]
     local since = id and redis.call('ZSCORE', keys.waiting_since_zset(model, below), id)
@@ -71,7 +72,9 @@ for _, class in ipairs(PRIORITIES) do
       if found then
         redis.call('HSET', last_take, 'token', args.token, 'id', id)
         redis.call('EXPIRE', last_take, 60)
-        return found
+        local more = 0
+        for _, each in ipairs(PRIORITIES) do more = more + redis.call('EXISTS', keys.callers_zset(model, each)) end
+        return {found, math.min(more, 1)}
       end
     end
   end

@@ -242,6 +242,7 @@ MATRIX: dict[str, list[tuple[str, Plant]]] = {
         ("another caller", waiting(caller="somebody")),
         ("wrong numbers", waiting(work="much", sequence="1.5", result_ttl_s="inf")),
         ("wrong deadline", waiting(deadline="soon")),
+        ("wrong bytes", waiting(bytes="many", reserved_bytes="1.5")),
         ("unknown state", lambda world, odd: waiting()(world, odd) and job(state="paused")(world, odd)),
         ("another type", waiting_string),
     ],
@@ -389,6 +390,7 @@ def test_gateway_and_worker_start_on_every_damage_at_once(world: World) -> None:
     try:
         fresh.add_worker()
         until(lambda: len([w for w in live(world) if w.state == "ready"]) >= 2, seconds=60, what="a second worker")
+        fresh.client.wait_ready(timeout_s=60)
         assert fresh.client.generate("a cat", quality="low", model=MODEL)
         for words in (["doctor"], ["dlq", "list"]):
             done = fluid(world.service.settings, *words)
