@@ -6,7 +6,7 @@ whole images, ours shares every step. One part serves the shipped model instead.
 object.
 
 `make bench-peers` installs the peers into an environment outside the clone first. It takes about 20 minutes on 2
-otherwise idle cores, and about 5 with --quick. Example:
+otherwise idle cores, and about 7 with --quick. Example:
 
     make bench-peers
     python -m benchmarks.peers --quick --only throughput --sides ours litserve
@@ -18,6 +18,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +52,7 @@ def main(argv: list[str] | None = None) -> None:
         print(missing, file=sys.stderr)
         sys.exit(2)
 
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # stops the servers on the way out
     setup = Setup(args.sides, python, QUICK if args.quick else FULL)
     result: dict[str, Any] = {"machine": describe_machine(), "peers": versions(python)}
     for name, part in PARTS.items():

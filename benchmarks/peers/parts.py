@@ -7,6 +7,7 @@ rounds. One image is 20 steps of 2 ms unless said otherwise, and up to 16 images
 from __future__ import annotations
 
 import statistics
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from tqdm import tqdm
 
 from benchmarks.peers import crash, wrk
 from benchmarks.peers.processes import memory_mib, used_cpu_s
-from benchmarks.peers.sides import NAMES, Side, fake, fetch, running, shipped
+from benchmarks.peers.sides import NAMES, Side, await_image, fake, running, shipped
 
 EQUAL, MIXED = (20,), (8, 20, 64)  # autoregressive steps
 SETTINGS = {"equal": EQUAL, "mixed": MIXED}
@@ -54,7 +55,7 @@ QUICK = Plan(rounds=1, callers=(1, 16, 64), seconds=1, paced_s=2, warm_s=1, cras
 
 @dataclass(frozen=True)
 class Setup:
-    """Who is compared, and how."""
+    """The sides to compare, the interpreter of the peers, and the plan."""
 
     sides: Sequence[str]
     python: Path
@@ -70,17 +71,23 @@ class Setup:
         self, about: str, engine: dict[str, str], measure: Callable[[Side], Figures], rounds: int,
         among: Sequence[str] | None = None,
     ) -> Table:  # fmt: skip
-        """Start each side in turn, `rounds` times, and return the medians of what `measure` returns."""
+        """Start each side in turn, `rounds` times, and return the medians of what `measure` returns.
+
+        A side that does not start or stops serving is reported and left out of that round; the others go on.
+        """
         seen: dict[str, dict[str, list[float | None]]] = defaultdict(lambda: defaultdict(list))
         order = [name for round_ in range(rounds) for name in self.rotated(round_, among)]
         bar = tqdm(order, desc=about, leave=False)
         for name in bar:
             bar.set_postfix_str(NAMES[name])
-            with running(name, engine, self.python) as side:
-                wrk.closed(side.port, 16, WARM_STEPS, self.plan.warm_s)
-                settle(side)
-                for figure, value in measure(side).items():
-                    seen[name][figure].append(value)
+            try:
+                with running(name, engine, self.python) as side:
+                    wrk.closed(side.port, 16, WARM_STEPS, self.plan.warm_s)
+                    settle(side)
+                    for figure, value in measure(side).items():
+                        seen[name][figure].append(value)
+            except RuntimeError as error:
+                bar.write(f"{about}: {error}", file=sys.stderr)
         return {
             name: {figure: _median(values) for figure, values in seen[name].items()}
             for name in self.sides
@@ -144,8 +151,12 @@ def model(setup: Setup) -> Table:
 
 
 def settle(side: Side) -> None:
-    """Wait until the side has worked off what wrk left behind: it hangs up at the end, and servers do not notice."""
-    fetch(side.port, {"prompt": "a red apple", "seed": 1, "num_inference_steps": 1}, timeout_s=wrk.TIMEOUT_S)
+    """Wait until the side has worked off what wrk left behind: it hangs up at the end, and servers do not notice.
+
+    Raises:
+        RuntimeError: no image came within wrk's own timeout.
+    """
+    await_image(side, wrk.TIMEOUT_S)
 
 
 def _closed(side: Side, kind: str, steps: Sequence[int], callers: int, seconds: int) -> Figures:

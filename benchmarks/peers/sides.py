@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
 from subprocess import Popen
 from typing import Any
@@ -30,6 +31,7 @@ SERVERS = "benchmarks.peers.servers"
 START_S = 180.0
 STOP_S = 3.0  # nothing that is still being generated is wanted
 RESTART_S = 0.05  # how soon a process manager notices that a process exited
+MOST_RESTARTS = 3
 NAMES = {
     "by_hand": "FastAPI by hand",
     "litserve": "LitServe",
@@ -130,7 +132,7 @@ def running(name: str, engine: dict[str, str], python: Path, rows: int = ROWS) -
             side.valkey.start()
         try:
             side.start()
-            _await_image(side)
+            await_image(side, START_S)
             yield side
         finally:
             side.stop()
@@ -177,7 +179,7 @@ COMMANDS: dict[str, Callable[[Path, int, Path], list[list[str]]]] = {
 
 
 def fetch(port: int, body: dict[str, Any], timeout_s: float = 60.0) -> bytes:
-    """Generate one image. Raises OSError: no image came."""
+    """Generate one image. Raises OSError or HTTPException: no image came."""
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}{PATH}",
         json.dumps(body).encode(),
@@ -189,14 +191,20 @@ def fetch(port: int, body: dict[str, Any], timeout_s: float = 60.0) -> bytes:
     return data
 
 
-def _await_image(side: Side) -> None:
-    end = time.monotonic() + START_S
+def await_image(side: Side, limit_s: float) -> None:
+    """Ask for the smallest image until it comes.
+
+    Raises:
+        RuntimeError: none came in time, or the request was refused; the message has the end of the side's log.
+    """
+    end = time.monotonic() + limit_s
     while True:
         try:
-            fetch(side.port, {"prompt": "a red apple", "seed": 1, "num_inference_steps": 1})
+            left = max(1.0, end - time.monotonic())
+            fetch(side.port, {"prompt": "a red apple", "seed": 1, "num_inference_steps": 1}, timeout_s=left)
             return
-        except OSError as error:  # urllib's HTTPError is one
+        except (OSError, HTTPException) as error:  # urllib's HTTPError is an OSError
             refused = isinstance(error, urllib.error.HTTPError) and error.code in (400, 422)
-            if refused or time.monotonic() > end or side.restarts > 3:
-                raise RuntimeError(f"{NAMES[side.name]} did not start ({error}):\n{side.log()}") from error
+            if refused or time.monotonic() > end or side.restarts > MOST_RESTARTS:
+                raise RuntimeError(f"{NAMES[side.name]} does not serve ({error}):\n{side.log()}") from error
             time.sleep(0.1)

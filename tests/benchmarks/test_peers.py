@@ -13,15 +13,17 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
 from benchmarks.peers import __main__ as command
-from benchmarks.peers import crash, processes, report, sides, wrk
+from benchmarks.peers import crash, parts, processes, report, sides, wrk
 from benchmarks.peers.crash import Request
 from benchmarks.peers.parts import PARTS, QUICK, Setup
 from benchmarks.peers.servers.work import Images
@@ -34,7 +36,9 @@ from server.worker.engine.protocol import RowRequest
 
 PYTHON = command.VENV / "bin" / "python"
 needs_wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason=wrk.INSTALL)
-needs_peers = pytest.mark.skipif(not PYTHON.exists(), reason=f"no peers in {command.VENV}: `make bench-peers`")
+needs_peers = pytest.mark.skipif(
+    not (command.VENV / ".installed").exists(), reason=f"no peers in {command.VENV}: `make bench-peers`"
+)
 PNG = b"\x89PNG\r\n\x1a\n"
 BODY = {"prompt": "a cat", "seed": 5, "num_inference_steps": 8}
 
@@ -104,6 +108,25 @@ def test_missing_tools_are_named_with_their_installation(
     assert exited.value.code == 2 and "make bench-peers" in capsys.readouterr().err
 
 
+def test_a_side_that_fails_is_reported_and_the_others_are_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One peer that does not start used to end a run of twenty minutes."""
+
+    @contextmanager
+    def running(name: str, engine: dict[str, str], python: Path) -> Iterator[SimpleNamespace]:
+        if name == "ray":
+            raise RuntimeError("Ray Serve does not serve")
+        yield SimpleNamespace(port=0)
+
+    monkeypatch.setattr(parts, "running", running)
+    monkeypatch.setattr(parts, "settle", lambda side: None)
+    monkeypatch.setattr(wrk, "closed", lambda *arguments: None)
+    table = Setup(("ray", "ours"), PYTHON, QUICK).repeat("a part", {}, lambda side: {"figure": 2.0}, rounds=2)
+    assert table == {"ours": {"figure": 2.0}}
+    assert "a part: Ray Serve does not serve" in capsys.readouterr().err
+
+
 def test_tables_show_every_side_and_its_failures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     row = {"equal_1": 20.0, "equal_16": 200.0, "mixed_1": 10.0, "mixed_16": None, "failed_equal_16": 3.0}
     report.print_table("throughput", {"by_hand": row, "ours": row})
@@ -118,23 +141,25 @@ Answer = Callable[[dict[str, object]], Awaitable[int]]  # request body -> status
 
 async def loaded(answer: Answer, load: Callable[[int], wrk.Load]) -> wrk.Load:
     """Return what `load` sees of a server that answers with statuses."""
-    connections: set[asyncio.Task[None] | None] = set()
+    connections: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connections.add(asyncio.current_task())
+        connections.add(asyncio.current_task())  # type: ignore[arg-type]
         try:
             while head := await reader.readuntil(b"\r\n\r\n"):
                 length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
                 status = await answer(json.loads(await reader.readexactly(length)))
                 writer.write(b"HTTP/1.1 %d X\r\nContent-Length: 4\r\n\r\n" % status + PNG[:4])
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            pass  # asyncio's servers report a task that ends as canceled as an error
         finally:
             writer.close()
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as listening:
         seen = await asyncio.to_thread(load, listening.sockets[0].getsockname()[1])
-        await asyncio.gather(*filter(None, connections))  # wrk hangs up while requests are being answered
+        for connection in connections:  # wrk hangs up while requests are being answered
+            connection.cancel()
+        await asyncio.gather(*connections)
     return seen
 
 

@@ -1,5 +1,6 @@
 """The peers' services. Each is a program that generates images with `work` behind POST /v1/images/generations.
 
+body           the request body that FastAPI and LitServe validate
 work           one batch of whole images, from request bodies to PNG files
 batcher        a hand-written collector of batches, for arq, whose documentation has none
 by_hand        FastAPI, a thread pool and a lock: one image at a time

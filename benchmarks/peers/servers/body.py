@@ -1,4 +1,4 @@
-"""The request body that every peer validates."""
+"""The request body, for servers that validate it with pydantic."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ from fluid_kernels.ops import (
 WIDTHS = (256, 768, 1024, 1280, 1536, 2048, 4096)
 BACKBONE_WIDTHS = (224, *WIDTHS)
 PERSISTENT_WIDTHS = (256, 768, 1024, 1280, 1536)  # of its LARGEST_WIDTH at most
-CHANNELS = (16, 32, 64)  # a token of one latent, of scenes-128, and of 2 × 2 latents
+CHANNELS = (16, 32, 48, 64)  # a token of one latent, of scenes-128, of atlas-128, and of 2 × 2 latents
 OTHER_WIDTH = 1024  # where the width is only a loop's trip count
 
 

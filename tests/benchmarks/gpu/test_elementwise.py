@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
-pytest.importorskip("triton")
-
-from benchmarks.gpu.elementwise import count_bytes
 from model.presets import MAR_PRESETS, PRESETS
+
+Count = Callable[[str, int, int, bool], dict[str, int]]
+
+
+@pytest.fixture
+def count_bytes() -> Count:
+    """Imported late: kernels defined while tests are collected would not be interpreted (tests/kernels/conftest.py)."""
+    pytest.importorskip("triton")
+    from benchmarks.gpu import elementwise
+
+    return elementwise.count_bytes
 
 
 @pytest.mark.parametrize("name", ["mar-b", "369M"])
-def test_fusion_halves_the_bytes_between_products(name: str) -> None:
+def test_fusion_halves_the_bytes_between_products(name: str, count_bytes: Count) -> None:
     """An autoregressive step of MAR-B with 128 evaluations moved 41 GB in 334 kernels, a third of the pass's time."""
     before, after = (count_bytes(name, 128, 128, fused) for fused in (False, True))
     assert sum(after.values()) < 0.5 * sum(before.values())
-    assert not after["gelu"] and not after["_to_copy"]
+    assert not after["gelu"] and after["_to_copy"] < 1e-4 * before["_to_copy"]
 
 
-def test_the_fused_bytes_are_those_of_the_formula() -> None:
+def test_the_fused_bytes_are_those_of_the_formula(count_bytes: Count) -> None:
     """12 bytes a value; 6 for a stack's first norm, 14 where a stack's last norm stays in float32."""
     config = PRESETS["369M"]
     values = 128 * config.tokens * config.width
