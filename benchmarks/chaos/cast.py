@@ -24,6 +24,7 @@ from server.worker.engine.fake import FAKE_ENGINE
 from server.worker.watchdog import HUNG_STATUS
 
 GATEWAYS, WORKERS = 2, 4
+EXIT_S = 0.3  # a Valkey that has met a full disk needs a moment to exit
 REPLACE_S = 0.1  # longest time between the end of a process and the start of its replacement
 #: How a worker ends because of a prompt that asks for it: [kill] and [hang].
 BY_PROMPT = (-signal.SIGKILL, HUNG_STATUS)
@@ -168,6 +169,7 @@ class Cast:
             await asyncio.to_thread(self.disk.fill)
             await asyncio.sleep(full_s)
             self.disk.free()
+            await asyncio.sleep(EXIT_S)
             if node.exited:
                 await asyncio.to_thread(self.pair.restart, node)
         finally:

@@ -7,7 +7,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-SIZE_MIB = 256
+SIZE_MIB = 768  # the append-only file of half an hour fits three times
 CHUNK = bytes(1 << 20)
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
 from benchmarks.load.service import cpu_s, rss_mib
 
 MARK = "BENCH_SIDE"  # environment variable of every process of a side; finds those that left the tree
+
+KILL_S = 5.0
 
 
 def family(roots: Iterable[int], mark: str) -> set[int]:
@@ -53,7 +56,17 @@ def memory_mib(pids: Iterable[int]) -> float:
     return total
 
 
-def kill_all(pids: Iterable[int]) -> None:
-    for pid in pids:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+def kill_all(pids: Callable[[], set[int]]) -> None:
+    """Kill the processes that `pids` returns, again and again until none of them runs."""
+    end = time.monotonic() + KILL_S
+    while (left := {pid for pid in pids() if _runs(pid)}) and time.monotonic() < end:
+        for pid in left:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
+
+
+def _runs(pid: int) -> bool:
+    with suppress(OSError, IndexError):
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    return False

@@ -78,7 +78,7 @@ class Side:
         pids = self.pids()
         for root in self.roots:
             subprocesses.stop(root, grace_s=STOP_S)
-        kill_all((pids | self.pids()) - self._valkey_pids())
+        kill_all(lambda: (pids | self.pids()) - self._valkey_pids())
 
     def pids(self) -> set[int]:
         """Return the ids of all processes of this side."""
@@ -148,8 +148,21 @@ def _side(name: str, folder: Path, engine: dict[str, str], python: Path) -> Side
         env["FLUID_LOG_LEVEL"] = "warning"
     else:
         env |= {"PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "PYTHONUNBUFFERED": "1"}
-        env |= {"RAY_USAGE_STATS_ENABLED": "0", "BENTOML_DO_NOT_TRACK": "True", "BENTOML_HOME": str(folder)}
+        env |= {"BENTOML_DO_NOT_TRACK": "True", "BENTOML_HOME": str(folder), **_ray(folder)}
     return Side(name, port, folder, mark, COMMANDS[name](python, port, folder), env)
+
+
+def _ray(folder: Path) -> dict[str, str]:
+    """Return the settings of Ray Serve's documentation for high throughput; HAProxy's files go into the folder."""
+    # Short names: Ray puts an id of 56 characters between, and the path of a socket has at most 107.
+    files = {"CONFIG_FILE_LOC": "cfg", "SOCKET_PATH": "a", "METRICS_SOCKET_PATH": "m", "SERVER_STATE_BASE": "state",
+             "SERVER_STATE_FILE": "state/file"}  # fmt: skip
+    return {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        **{f"RAY_SERVE_HAPROXY_{name}": str(folder / file) for name, file in files.items()},
+    }
 
 
 COMMANDS: dict[str, Callable[[Path, int, Path], list[list[str]]]] = {

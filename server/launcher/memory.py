@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 #: The worker needs most; Valkey needs up to twice its data while it rewrites its append-only file.
 VALKEY_SHARE = 0.25
 LEAST_BYTES = 64 << 20
+ASSUMED_BYTES = 8 << 30
 
 
 def default_maxmemory(root: Path = Path("/")) -> int:
@@ -16,7 +17,10 @@ def default_maxmemory(root: Path = Path("/")) -> int:
 
 def memory_bytes(root: Path = Path("/")) -> int:
     """Bytes of memory that this process may use: the machine's, limited by its control groups."""
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):  # a system that does not tell
+        machine = ASSUMED_BYTES
     return min([machine, *_limits(root)])
 
 

@@ -50,6 +50,7 @@ class LeaseQueue(QueueConnection):
         self.lease_ms = int(settings.lease_s * 1000)
         self.max_attempts = settings.max_attempts
         self.ageing_s = settings.ageing_s
+        self._more_wait = True  #: jobs may wait that this worker has not been woken for
 
     async def take(
         self, worker: str, model: str, *, block_s: float | None = None, min_wait_s: float = 0.0
@@ -58,15 +59,23 @@ class LeaseQueue(QueueConnection):
 
         With `min_wait_s`, take only a job that has waited that long: an idle worker would have taken it by then.
         """
-        found = await self._take(worker, model, min_wait_s)
-        if found is None and block_s is not None and await self.redis.blpop(self.keys.wakeup_list(model), block_s):
+        found = None
+        if block_s is None or self._more_wait:
             found = await self._take(worker, model, min_wait_s)
+        if found is None and block_s is not None:
+            # A job that came meanwhile has left an entry in the list, unless another worker died with it in its hands.
+            if await self.redis.blpop(self.keys.wakeup_list(model), block_s):
+                found = await self._take(worker, model, min_wait_s)
+            else:
+                self._more_wait = True
         return found
 
     async def _take(self, worker: str, model: str, min_wait_s: float) -> Lease | None:
         call = {"token": new_token(), "ageing_s": self.ageing_s, "min_wait_s": min_wait_s}
         answer = await self.run("take", self._limits(worker, model) | call)
-        return await self._lease(answer) if answer else None
+        lease, more = answer or (None, 0)
+        self._more_wait = bool(more) or min_wait_s > 0
+        return await self._lease(lease) if lease else None
 
     async def reclaim(self, worker: str, model: str, held: Iterable[str], *, count: int) -> list[Lease]:
         """Take over up to `count` jobs whose worker fell silent; `held` are the ids that this worker runs."""
@@ -190,6 +199,7 @@ class LeaseQueue(QueueConnection):
         }
         answer = await self.run("finish", args, *files.values())
         if answer == "incomplete":
+            log.warning("Redis has lost a finished image of %s, as a failover may; requeueing it", lease.job_id)
             await self.requeue(lease, error=JobError("result_lost", "Redis lost a finished image of the job."))
             return False
         if answer not in (JobState.SUCCEEDED, "fenced"):

@@ -96,8 +96,9 @@ class OwnerUsage:
 async def usage_by_owner(queue: QueueConnection) -> list[OwnerUsage]:
     """Read what each owner takes, most bytes first."""
     keys = queue.keys
-    stored = await queue.redis.hgetall(keys.stored_bytes_hash)
-    owners = {*stored, *await queue.redis.zrange(keys.webhook_owners_zset, 0, -1)}
+    raw = await queue.redis.hgetall(keys.stored_bytes_hash)
+    stored = dict(readable("a count of bytes", raw.items(), _whole))
+    owners = {*raw, *await queue.redis.zrange(keys.webhook_owners_zset, 0, -1)}
     found = []
     for owner in owners:
         async with queue.redis.pipeline(transaction=False) as pipe:
@@ -106,7 +107,7 @@ async def usage_by_owner(queue: QueueConnection) -> list[OwnerUsage]:
             pipe.zcard(keys.open_batches_zset(owner))
             pipe.zcard(keys.webhooks_zset(owner))
             waiting, running, batches, webhooks = await pipe.execute()
-        used = int(stored.get(owner, 0))
+        used = max(0, stored.get(owner, 0))
         found.append(OwnerUsage(owner, used, waiting, running, batches, webhooks))
     return sorted(found, key=lambda usage: -usage.stored_bytes)
 

@@ -92,7 +92,8 @@ def test_processes_that_left_the_tree_are_found_by_their_mark(tmp_path: Path) ->
         assert processes.family([], "test-1") == {pid}
         assert processes.memory_mib([pid]) > 0 and pid in processes.used_cpu_s([pid])
     finally:
-        processes.kill_all([pid])
+        processes.kill_all(lambda: {pid})
+    assert processes.family([], "test-1") == set()
 
 
 def test_missing_tools_are_named_with_their_installation(

@@ -13,6 +13,7 @@ from server.worker.engine.fake import FAKE_ENGINE
 from tests.end_to_end.browser import (
     DESKTOP,
     PHONE,
+    in_view,
     needs_browser,
     open_browser,
     open_page,
@@ -27,8 +28,8 @@ pytestmark = needs_browser
 LOOKS = [
     pytest.param({**DESKTOP, "color_scheme": "light"}, id="desktop-light"),
     pytest.param({**PHONE, "color_scheme": "dark"}, id="phone-dark"),
-    pytest.param({**DESKTOP, "color_scheme": "dark"}, id="desktop-dark", marks=pytest.mark.slow),
-    pytest.param({**PHONE, "color_scheme": "light"}, id="phone-light", marks=pytest.mark.slow),
+    pytest.param({**DESKTOP, "color_scheme": "dark"}, id="desktop-dark"),
+    pytest.param({**PHONE, "color_scheme": "light"}, id="phone-light"),
 ]
 
 
@@ -83,12 +84,31 @@ def test_the_api_reference_has_no_accessibility_violation(browser: Any, url: str
     """Nothing comes from another host either: FastAPI's own page loads its scripts from a CDN and is blank offline."""
     page = open_page(browser, url, **look)
     page.goto(f"{url}/docs")
+    # One operation and one object of each kind look like all others, and axe-core takes 20 s for the whole page.
+    page.evaluate("for (const each of document.querySelectorAll('section > article:nth-of-type(n+3)')) each.remove()")
     page.evaluate("for (const each of document.querySelectorAll('details')) each.open = true")
     assert violations(page) == [] and page.problems == []
-    assert overflow(page) <= 0
-    assert page.evaluate("document.scripts.length") == 0
+    page.context.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("look", LOOKS)
+def test_the_whole_api_reference_has_no_accessibility_violation(browser: Any, url: str, look: dict[str, Any]) -> None:
+    page = open_page(browser, url, **look)
+    page.goto(f"{url}/docs")
+    page.evaluate("for (const each of document.querySelectorAll('details')) each.open = true")
+    assert violations(page) == [] and overflow(page) <= 0
+    page.context.close()
+
+
+def test_the_api_reference_needs_no_script(browser: Any, url: str) -> None:
+    page = open_page(browser, url, **PHONE)
+    page.goto(f"{url}/docs")
+    page.evaluate("for (const each of document.querySelectorAll('details')) each.open = true")
+    assert overflow(page) <= 0 and page.evaluate("document.scripts.length") == 0
     page.click("nav a[href='#submit_job']")
-    assert page.is_visible("h3#submit_job")
+    assert in_view(page, "h3#submit_job")
+    assert page.problems == []
     page.context.close()
 
 
@@ -171,7 +191,8 @@ def test_motion_stops_where_it_is_not_wanted(browser: Any, url: str, tmp_path: P
 
 UNCOVERED = """() => {
     const canvas = document.querySelector('figure canvas'), cell = canvas.width / 4, pen = canvas.getContext('2d');
-    const clear = (i) => pen.getImageData(i % 4 * cell + 2, Math.floor(i / 4) * cell + 2, 1, 1).data[3] === 0;
+    // The newest tokens are tinted.
+    const clear = (i) => pen.getImageData(i % 4 * cell + 2, Math.floor(i / 4) * cell + 2, 1, 1).data[3] < 255;
     return Array.from({ length: 16 }, (_, i) => i).filter(clear);
 }"""
 

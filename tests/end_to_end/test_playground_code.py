@@ -60,6 +60,7 @@ def test_the_code_generates_the_image_of_the_form(page: Any, tmp_path: Path, lan
     page.fill("#prompt", PROMPT)
     page.fill("#seed", "11")
     page.fill("#guidance_scale", "2.5")
+    page.fill("#negative_prompt", "a dog")
     page.select_option("#order", "halton")
     page.click(f"#tab-{language}")
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
@@ -72,6 +73,7 @@ def test_the_code_generates_the_image_of_the_form(page: Any, tmp_path: Path, lan
     [made] = tmp_path.glob("image*.png")
     recipe = read_metadata(made.read_bytes()) or {}
     assert recipe["prompt"] == PROMPT and recipe["order"] == "halton"
+    assert recipe["negative_prompt"] == "a dog"
     assert recipe == shown
 
 

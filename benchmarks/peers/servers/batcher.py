@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from benchmarks.peers.servers.work import ROWS, Images
@@ -13,6 +14,7 @@ class Batcher:
 
     def __init__(self, images: Images) -> None:
         self._images = images
+        self._engine_thread = ThreadPoolExecutor(1)
         self._waiting: asyncio.Queue[tuple[dict[str, Any], asyncio.Future[bytes]]] = asyncio.Queue()
         self._task = asyncio.create_task(self._run())
 
@@ -23,12 +25,14 @@ class Batcher:
         return await future
 
     async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
             batch = [await self._waiting.get()]
             while len(batch) < ROWS and not self._waiting.empty():
                 batch.append(self._waiting.get_nowait())
+            bodies = [body for body, _ in batch]
             try:
-                files = await asyncio.to_thread(self._images.generate, [body for body, _ in batch])
+                files = await loop.run_in_executor(self._engine_thread, self._images.generate, bodies)
             except Exception as error:
                 for _, future in batch:
                     future.set_exception(error)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray
@@ -26,10 +27,11 @@ class ImageDeployment:
 
     def __init__(self) -> None:
         self.images = Images()
+        self.engine_thread = ThreadPoolExecutor(1)
 
     @serve.batch(max_batch_size=ROWS, batch_wait_timeout_s=BATCH_WAIT_S)
     async def batch(self, bodies: list[dict[str, Any]]) -> list[bytes]:
-        return await asyncio.to_thread(self.images.generate, bodies)
+        return await asyncio.get_running_loop().run_in_executor(self.engine_thread, self.images.generate, bodies)
 
     async def __call__(self, request: Request) -> Response:
         return Response(await self.batch(await request.json()), media_type="image/png")

@@ -20,7 +20,7 @@ _GROUPS = {
     "health": "Health and metrics",
 }
 _LIMITS = {"minimum": "≥ {}", "exclusiveMinimum": "> {}", "maximum": "≤ {}", "exclusiveMaximum": "< {}",
-           "minLength": "{} characters or more", "maxLength": "at most {}"}  # fmt: skip
+           "minLength": "characters ≥ {}", "maxLength": "characters ≤ {}"}  # fmt: skip
 _ROUNDED = 2.0**53  # OpenAPI's limits are floats; a larger one is no longer exact
 
 

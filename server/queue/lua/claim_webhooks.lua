@@ -15,7 +15,7 @@ end
 local function claim(owner, id)
   local endpoint = redis.call('HGET', keys.webhook_hash(id), 'endpoint') or '' -- a lost record is claimed to be removed
   local failing = redis.call('HMGET', keys.webhook_endpoint_hash(owner, endpoint), 'failures', 'until')
-  local paused_until = tonumber(failing[2] or '0')
+  local paused_until = tonumber(failing[2] or '') or 0
   local slots = failing[1] and 1 or args.endpoint_slots -- one that failed gets one attempt at a time
   local due = now + args.visibility_timeout_s
   if paused_until > now then

@@ -133,23 +133,34 @@ end
 -- What is kept for an owner is counted in bytes, by owner and in total: of a job in its record's field `bytes` while it
 -- is open and in the set of ended jobs after that, of files and batches in the set of what is stored.
 
+-- A size or time of a record, without its fraction; 0 if it has none, or one that no version can have written.
+local function read_number(text)
+  local number = tonumber(text or '')
+  return number and number >= 0 and number < 1e14 and math.floor(number) or 0
+end
+
+-- Add to a count; one that is damaged begins again.
+local function add_bytes(key, field, bytes)
+  local sum = redis.pcall('HINCRBY', key, field, bytes)
+  if type(sum) == 'table' then redis.call('HSET', key, field, math.max(0, bytes)) end
+  if type(sum) == 'number' and sum <= 0 then redis.call('HDEL', key, field) end
+end
+
 local function charge(owner, bytes)
   if bytes == 0 then return end
-  if redis.call('HINCRBY', keys.stored_bytes_hash, owner, bytes) <= 0 then
-    redis.call('HDEL', keys.stored_bytes_hash, owner)
-  end
-  count('stored_bytes', bytes) -- the total
+  add_bytes(keys.stored_bytes_hash, owner, bytes)
+  add_bytes(keys.counters_hash, 'stored_bytes', bytes) -- the total
 end
 
 -- What refuses `bytes` more of this owner: {outcome, bytes in use}, or nil. `limits`: max_key_bytes and max_bytes, 0 for
 -- none. Without API keys there are no owners to tell apart.
 local function memory_refusal(owner, bytes, limits)
-  local used = owner == '' and 0 or tonumber(redis.call('HGET', keys.stored_bytes_hash, owner) or '0')
+  local used = owner == '' and 0 or read_number(redis.call('HGET', keys.stored_bytes_hash, owner))
   if owner ~= '' and limits.max_key_bytes > 0 and used + bytes > limits.max_key_bytes then
     return {'key_bytes', tostring(used)}
   end
   if limits.max_bytes == 0 then return nil end
-  local total = tonumber(redis.call('HGET', keys.counters_hash, 'stored_bytes') or '0')
+  local total = read_number(redis.call('HGET', keys.counters_hash, 'stored_bytes'))
   if total + bytes > limits.max_bytes then return {'bytes', tostring(total)} end
 end
 
@@ -170,7 +181,7 @@ end
 local function keep_content(file, owner)
   local now, content, readers = clock(), keys.file_bytes(file), keys.file_readers_zset(file)
   local name = stored_name(file, owner, redis.call('STRLEN', content) + FILE_RECORD_BYTES)
-  local expires_at = tonumber(redis.call('HGET', keys.file_hash(file), 'expires_at') or '0')
+  local expires_at = read_number(redis.call('HGET', keys.file_hash(file), 'expires_at'))
   local last = redis.call('ZREVRANGE', readers, 0, 0, 'WITHSCORES')
   if last[2] then expires_at = math.max(expires_at, tonumber(last[2])) end
   if expires_at <= now then
@@ -193,8 +204,8 @@ local function finish(id, state, ttl_s, result_bytes)
   local f = read(id, 'model', 'state', 'result_ttl_s', 'owner', 'webhook', 'batch', 'kind', 'bytes', 'reserved_bytes',
     'source_bytes')
   ttl_s = tonumber(f[3] or ttl_s)
-  local owner, before = f[4] or '', tonumber(f[8] or '0')
-  local bytes = before - tonumber(f[9] or '0') + (result_bytes or 0)
+  local owner, before = f[4] or '', read_number(f[8])
+  local bytes = before - read_number(f[9]) + (result_bytes or 0)
   if f[2] == 'queued' then dequeue_waiting(id, false) end
   redis.call('ZREM', keys.leases_zset(f[1]), id)
   redis.call('ZREM', keys.deadlines_zset, id)
@@ -203,7 +214,7 @@ local function finish(id, state, ttl_s, result_bytes)
     redis.call('EXPIRE', keys.input_bytes(id), ttl_s)
   else
     redis.call('DEL', keys.input_bytes(id))
-    bytes = bytes - tonumber(f[10] or '0')
+    bytes = bytes - read_number(f[10])
   end
   redis.call('HSET', job, 'completed_at', time_text(at), 'expires_at', time_text(at + ttl_s))
   transition(id, state) -- after the times: a follower that learns of the end finds them in the record

@@ -8,6 +8,6 @@ redis.call('ZREM', keys.file_list(owner), id)
 if redis.call('EXISTS', keys.file_bytes(id)) == 1 then
   keep_content(id, owner)
 else
-  forget(stored_name(id, owner, tonumber(f[2] or '0') + FILE_RECORD_BYTES))
+  forget(stored_name(id, owner, read_number(f[2]) + FILE_RECORD_BYTES))
 end
 return 1

@@ -6,7 +6,7 @@ if not f then return 'fenced' end
 local preview = keys.preview_bytes(id, index, number)
 local more = #ARGV[2] - redis.call('STRLEN', preview) -- an earlier attempt may have stored it
 redis.call('SET', preview, ARGV[2], 'EX', f[3] or args.ttl_s)
-redis.call('HINCRBY', keys.job_hash(id), 'bytes', more)
+add_bytes(keys.job_hash(id), 'bytes', more)
 charge(f[4] or '', more)
 emit(id, 'partial_image', index .. ' ' .. number)
 return 'ok'

@@ -1,12 +1,13 @@
 -- Take the next waiting job of a model, as a lease. args: model, worker, lease_ms, max_attempts, ttl_s, token, ageing_s,
--- min_wait_s, the least time that the job must have waited. Returns {} if there is none.
+-- min_wait_s, the least time that the job must have waited. Returns {} if there is none, else {lease, 1 if more jobs
+-- wait}: a worker that knows that none does blocks for the next one without asking again.
 -- Safe to repeat: a repetition after a lost reply has the same token and gets the same job, without a new attempt,
 -- unless another worker has the job by then.
 local model = args.model
 local last_take = keys.last_take_hash(args.worker)
 local known = redis.call('HMGET', last_take, 'token', 'id')
 if known[1] and tonumber(known[1]) == args.token and read_leased(known[2], args.token) then
-  return lease_reply(known[2])
+  return {lease_reply(known[2]), 1}
 end
 
 -- True if the job's record agrees that it waits in this class, and for this caller if one is given.
@@ -71,7 +72,9 @@ for _, class in ipairs(PRIORITIES) do
       if found then
         redis.call('HSET', last_take, 'token', args.token, 'id', id)
         redis.call('EXPIRE', last_take, 60)
-        return found
+        local more = 0
+        for _, each in ipairs(PRIORITIES) do more = more + redis.call('EXISTS', keys.callers_zset(model, each)) end
+        return {found, math.min(more, 1)}
       end
     end
   end

@@ -26,7 +26,7 @@ async def test_a_repeated_take_counts_one_attempt(queue: JobQueue, leases: Lease
     leases.run = reply_lost_once  # type: ignore[assignment]
     await accept(queue, "a")
     lease = await take(leases)
-    assert (lease.attempt, len(replies)) == (1, 1) and int(replies[0][1]) == lease.token
+    assert (lease.attempt, len(replies)) == (1, 1) and int(replies[0][0][1]) == lease.token
     assert await leases.finish(lease, JobState.SUCCEEDED)
     assert (await queue_counts(queue)).redeliveries == 0
 

@@ -224,3 +224,22 @@ async def test_a_class_below_high_does_not_starve(queue: JobQueue, leases: Lease
     assert "ann0" in soon and {name for name in soon if name.startswith("vip")}
     await grow_old(queue, "normal")
     assert {"ann0", "ann1", "bob0"} <= {*soon, *await served(leases, 6)}
+
+
+@pytest.mark.parametrize("damage", ["x", "", "nan", "inf", "-5", "1.5", "1e300", b"\x80"])
+async def test_damaged_counts_of_bytes_stop_nothing(queue: JobQueue, leases: LeaseQueue, damage: str | bytes) -> None:
+    """Arithmetic with one of them would fail every script that meets it: no job of the owner could start or end."""
+    await submit(queue, "a", "ann")
+    await queue.redis.hset(queue.keys.stored_bytes_hash, "ann", damage)
+    await queue.redis.hset(queue.keys.counters_hash, "stored_bytes", damage)
+    await queue.redis.hset(queue.keys.job_hash("a"), mapping={"bytes": damage, "reserved_bytes": damage})
+    queue.memory_limits |= {"max_key_bytes": 1 << 40, "max_bytes": 1 << 40}
+    await submit(queue, "b", "ann")
+    for _ in range(2):
+        lease = await take(leases)
+        await leases.store_preview(lease, 0, 0, b"p")
+        assert await leases.finish(lease, JobState.SUCCEEDED)
+    assert (await usage_by_owner(queue))[0].stored_bytes >= 0
+    await queue.redis.zadd(queue.keys.stored_zset, {"odd": 0, "odd ann x": 0})
+    await queue.sweep()
+    assert await queue.redis.zcard(queue.keys.stored_zset) == 0

@@ -1,7 +1,7 @@
 // ---- the form: what the model offers, and the request that it describes -----------------------------------
 const NUMBERS = ["guidance_scale", "temperature", "num_inference_steps", "diffusion_steps"];
 const CHOICES = ["guidance_schedule", "order"];
-const SHARED = ["prompt", "seed", "n", "quality", ...CHOICES, ...NUMBERS];
+const SHARED = ["prompt", "negative_prompt", "seed", "n", "quality", ...CHOICES, ...NUMBERS];
 const USUAL = { n: 1, quality: "auto", size: "auto", output_format: "png", partial_images: "3", keep: "0.5", feather: "2" };
 let model = null, style = "";
 
@@ -17,6 +17,7 @@ function offer(found) {
   for (const name of NUMBERS) if (model.limits[`max_${name}`] !== undefined) $(name).max = model.limits[`max_${name}`];
   $("styles").replaceChildren(...model.styles.map((name) => chip(name, () => setStyle(name))));
   $("count").textContent = model.vocabulary.length ? `(${model.vocabulary.length})` : "";
+  $("avoid").hidden = model.labels.length > 0;  // class labels leave no text to lead away from
   $("vocabulary").hidden = $("surprise").hidden = !model.vocabulary.length;
   showWords();
   markStyle();
@@ -73,7 +74,7 @@ function request() {
     output_format: $("output_format").value, partial_images: Number($("partial_images").value) };
   if ($("size").value !== "auto") body.size = $("size").value;
   if ($("seed").value.trim()) body.seed = Number($("seed").value);
-  for (const name of CHOICES) if ($(name).value) body[name] = $(name).value;
+  for (const name of ["negative_prompt", ...CHOICES]) if ($(name).value.trim()) body[name] = $(name).value;
   for (const name of NUMBERS) if ($(name).value !== "") body[name] = Number($(name).value);
   return body;
 }
@@ -110,7 +111,7 @@ function forgive(field) {
 function formChanged() { markStyle(); showPresets(); showCode(); }
 $("form").addEventListener("input", (event) => { forgive(event.target); formChanged(); });
 $("reset").onclick = () => {
-  for (const name of [...CHOICES, ...NUMBERS, "seed"]) $(name).value = "";
+  for (const name of [...CHOICES, ...NUMBERS, "negative_prompt", "seed"]) $(name).value = "";
   for (const [name, value] of Object.entries(USUAL)) $(name).value = value;
   formChanged();
   say("Settings are as they were at first.");

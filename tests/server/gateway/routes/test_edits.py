@@ -177,9 +177,14 @@ def test_a_variation_takes_its_prompt_from_the_image(client: openai.OpenAI, form
     assert [recipe["prompt"] for recipe in recipes] == ["a cat, plain style"] * 2
     assert [recipe["seed"] for recipe in recipes] == [3, 4]
     assert recipes[0]["variation"]["kept_tokens"] == 4
-    with pytest.raises(openai.BadRequestError) as caught:
-        client.images.create_variation(image=png(gradient()))
-    assert caught.value.param == "prompt"
+
+
+@pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")
+def test_a_variation_without_any_prompt_is_guided_by_the_image_alone(client: openai.OpenAI) -> None:
+    """It is the default request of OpenAI's clients, and was a 400."""
+    answer = client.images.create_variation(image=png(gradient()))
+    assert answer.data is not None and answer.data[0].b64_json
+    assert "only the image guides" in str((answer.model_extra or {})["warnings"])
 
 
 def test_an_edit_survives_the_death_of_its_worker(new_service: Callable[..., Service]) -> None:
