@@ -179,6 +179,7 @@ def test_a_variation_takes_its_prompt_from_the_image(client: openai.OpenAI, form
     assert recipes[0]["variation"]["kept_tokens"] == 4
 
 
+@pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")
 def test_a_variation_without_any_prompt_is_guided_by_the_image_alone(client: openai.OpenAI) -> None:
     """It is the default request of OpenAI's clients, and was a 400."""
     answer = client.images.create_variation(image=png(gradient()))
