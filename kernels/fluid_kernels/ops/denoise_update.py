@@ -2,7 +2,7 @@
 
     main  = cond, or uncond + g·(cond − uncond) where a row is guided
     eps:  x0 = (x − b·main)/a      log σ² = share·log β + (1 − share)·log σ²_min     share = (var + 1)/2
-    v:    x0 = a·x − b·main        log σ² = log σ²_min
+    v:    x0 = a·x − b·main        log σ² = log σ²_min                             flow: the same with a = 1, b = t
     x     = mean_x0·clamp(x0) + mean_xt·x + noisy·temperature·exp(log σ²/2)·noise        where the row's chain has begun
 
 with a = √ᾱ and b = √(1 − ᾱ) of the row's own chain at the current step: rows of any schedules share a launch, and rows
@@ -150,7 +150,7 @@ def denoise_update(
             raise ValueError(f"{name} must be ({count},) {dtype}, not {tuple(tensor.shape)} {tensor.dtype}")
     if table.shape != (len(timesteps), len(COEFFICIENTS)) or timesteps.dtype != torch.int32:
         raise ValueError(f"table {tuple(table.shape)} and timesteps {tuple(timesteps.shape)} do not fit")
-    if prediction not in ("eps", "v") or out.shape[1] != channels * (2 if prediction == "eps" else 1):
+    if prediction not in ("eps", "v", "flow") or out.shape[1] != channels * (2 if prediction == "eps" else 1):
         raise ValueError(f"prediction {prediction!r} does not fit {out.shape[1]} outputs of {channels} channels")
     block = 16
     denoise_update_kernel[(triton.cdiv(count, block),)](

@@ -20,8 +20,8 @@ NEVER_REACHED = 4096
 class _Waiting:
     """Part of a pool: at most MAX_CONNECTIONS in use. Further commands wait, first come, first served.
 
-    Once Redis has not answered for `timeout_s` those that wait get the same error as the commands under way: with a
-    timeout of their own each, they would get it late when Redis is silent, and without cause when it is busy.
+    Once Redis has not answered for `timeout_s`, and a command under way has failed, those that wait get an error too:
+    with a timeout of their own each, they would get it late when Redis is silent, and without cause when it is busy.
     """
 
     def __init__(self, *names: Any, timeout_s: float, connection_class: type[Any], **options: Any) -> None:
@@ -37,7 +37,7 @@ class _Waiting:
         self._timeout_s = timeout_s
         self._slots = asyncio.Semaphore(MAX_CONNECTIONS)
         self._holding: set[Any] = set()
-        self._answered_at = 0.0
+        self._answered_at = self._failed_at = 0.0
 
     async def get_connection(self, *args: Any, **options: Any) -> Any:
         """Return a connection to use, which `release` takes back.
@@ -61,6 +61,8 @@ class _Waiting:
         """Take back a connection. One that failed was disconnected by then."""
         if connection.is_connected:
             self._answered_at = asyncio.get_running_loop().time()
+        else:
+            self._failed_at = asyncio.get_running_loop().time()
         held = connection in self._holding  # not if it failed to connect
         self._holding.discard(connection)
         try:
@@ -75,8 +77,9 @@ class _Waiting:
         try:
             while not waiting.done():
                 left_s = max(began, self._answered_at) + self._timeout_s - loop.time()
-                if left_s <= 0:
+                if left_s <= 0 and self._failed_at > self._answered_at:
                     raise RedisTimeoutError("Timeout waiting for a connection, and Redis does not answer")
+                left_s = max(left_s, LATE_S)
                 due = loop.time() + left_s
                 await asyncio.wait((waiting,), timeout=left_s)
                 if loop.time() - due > LATE_S:  # what the others were answered has not been read yet

@@ -29,14 +29,12 @@ local function is_whole(text) return text and is_number(text) and not string.fin
 local function intact(id)
   if redis.call('TYPE', keys.job_hash(id)).ok ~= 'hash' then return false end
   local f = read(id, 'state', 'model', 'class', 'caller', 'work', 'input', 'kind', 'sequence', 'attempt',
-    'result_ttl_s', 'bytes', 'reserved_bytes', 'source_bytes', 'deadline')
+    'result_ttl_s', 'deadline')
   for i = 1, 9 do
     if not f[i] then return false end
   end
-  for i = 10, 13 do
-    if f[i] and not is_whole(f[i]) then return false end
-  end
-  return is_whole(f[5]) and is_whole(f[8]) and is_whole(f[9]) and (not f[14] or is_number(f[14]))
+  return is_whole(f[5]) and is_whole(f[8]) and is_whole(f[9]) and (not f[10] or is_whole(f[10]))
+    and (not f[11] or is_number(f[11]))
 end
 
 local function count(what, by) redis.call('HINCRBY', keys.counters_hash, what, by or 1) end

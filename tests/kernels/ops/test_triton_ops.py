@@ -160,8 +160,8 @@ def test_head_out(rows: int, outputs: int, width: int, dtype: torch.dtype) -> No
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("prediction", "clamp"), [("eps", 0.0), ("eps", 1.5), ("v", 0.0), ("v", 1.5)])
-@pytest.mark.parametrize(("rows", "channels"), [(1, 16), (5, 6), (18, 16), (3, 64)])
+@pytest.mark.parametrize(("prediction", "clamp"), [("eps", 0.0), ("eps", 1.5), ("v", 0.0), ("v", 1.5), ("flow", 1.5)])
+@pytest.mark.parametrize(("rows", "channels"), [(1, 16), (5, 6), (18, 16), (3, 48), (3, 64)])
 def test_denoise_update(rows: int, channels: int, prediction: str, clamp: float) -> None:
     """Rows of two chains, some guided, some not begun; the definition takes the noise of the CPU's Philox."""
     step, generator = 3, torch.Generator().manual_seed(1)

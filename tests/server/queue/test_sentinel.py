@@ -66,6 +66,11 @@ def _primary(port: int) -> int:
     return int(found[1])
 
 
+def _ended(pair: RedisPair) -> int:
+    """Number of jobs that the former replica knows to have ended."""
+    return int(str(pair.replica.command("ZCARD", "{fluid}:ended")))
+
+
 def _generated(service: Service) -> bool:
     try:
         return bool(service.client.generate("a cat"))
@@ -85,10 +90,8 @@ def test_the_service_follows_sentinel(pair: RedisPair, sentinel: int) -> None:
         assert fluid(service.settings, "doctor").returncode in (0, 1)
         _ask(sentinel, "SENTINEL", "FAILOVER", "main")
         until(lambda: _primary(sentinel) == pair.replica.port, seconds=30, what="the failover")
-        assert until(lambda: _generated(service), seconds=30, what="an image from the new primary")
-        before = int(str(pair.replica.command("ZCARD", "{fluid}:ended")))
-        assert until(lambda: _generated(service), seconds=30, what="another image")
-        assert int(str(pair.replica.command("ZCARD", "{fluid}:ended"))) == before + 1
+        before = _ended(pair)  # what is sent within CHECK_S may still go to the former primary, which accepts it
+        until(lambda: _generated(service) and _ended(pair) > before, seconds=30, what="an image on the new primary")
         until(lambda: pair.primary.command("ROLE")[0] == "slave", seconds=60, what="the demotion")  # type: ignore[index]
         until(lambda: _replicas(sentinel) == 1, seconds=30, what="the Sentinel to see the former primary as a replica")
         assert pair.replica.process is not None
