@@ -44,8 +44,9 @@ def test_dead_letters_are_listed_replayed_and_dropped(new_service: Callable[...,
     assert (missing.returncode, "dlq list" in missing.stderr) == (1, True)
 
 
-def test_unreadable_dead_letters_can_be_shown_and_dropped(service: Service) -> None:
+def test_unreadable_dead_letters_can_be_shown_and_dropped(new_service: Callable[..., Service]) -> None:
     """They were counted, and FluidDeadLetters fired for good, but no command could name or drop them."""
+    service = new_service(workers=0)  # of its own: "all" would be those of other tests, too
     settings, stream = service.settings, Keys(service.settings.namespace).dead_letters_stream
     with redis.Redis.from_url(settings.redis_url, decode_responses=True) as client:
         nameless = client.xadd(stream, {"new": "field"})
