@@ -13,7 +13,7 @@ from benchmarks import exact
 from benchmarks.gpu import bench, cases, check
 from benchmarks.gpu.parts import Part, Record
 from fluid_kernels import heads
-from model.inference import engine
+from model.inference import engine, serving
 from tests.model.pretend_cuda import PretendCuda, moved, waits
 
 pytestmark = pytest.mark.slow
@@ -38,7 +38,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     for module in (cases, check, bench):
         monkeypatch.setattr(module, "paths", lambda *_: ["torch"])
-    for module in (heads, engine):
+    for module in (heads, engine, serving, cases, check):
         monkeypatch.setattr(module, "choose_path", lambda *_: "torch")
     monkeypatch.setattr(exact, "DIFFUSION_STEPS", 4)
     monkeypatch.setattr(bench, "packed_attention", lambda *_: lambda: None)
