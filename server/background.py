@@ -31,6 +31,14 @@ async def cancel_and_wait(*tasks: asyncio.Task[Any]) -> None:
         _, alive = await asyncio.wait(alive, timeout=RETRY_S)
 
 
+async def wait_at_most(event: asyncio.Event, seconds: float) -> None:
+    """Wait until the event is set or time is up, and clear it. asyncio.wait_for would make a task for each wait."""
+    timer = asyncio.get_running_loop().call_later(seconds, event.set)
+    await event.wait()
+    timer.cancel()
+    event.clear()
+
+
 @dataclass(frozen=True, slots=True)
 class Crash:
     """The last crash of a task."""

@@ -4,10 +4,12 @@ import asyncio
 import logging
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 from redis.exceptions import RedisError
 
+from server.background import wait_at_most
 from server.errors import EngineBroken
 from server.images.compositing import Source
 from server.jobs import JobState, Lease
@@ -23,6 +25,7 @@ from server.worker.snapshots import SnapshotStore
 
 log = logging.getLogger(__name__)
 Images = Sequence[tuple[HeldJob, int]]
+Admitted = Callable[[list[AdmittedRow]], None]
 IDLE_BLOCK_S = 0.25  # longest wait without noticing SIGTERM or expired leases while there is nothing to do
 MIN_WAIT_S = 0.25  # a job that has waited this long is one that no idle worker wants
 RECLAIM_S = 0.25
@@ -113,9 +116,9 @@ class Intake:
 
     async def _resume(self, job: HeldJob, index: int) -> None:
         """Put an image on a row where its snapshot was taken, unless the snapshot does not fit."""
-        admission = Admission(job.request(index), job.preview_steps, job.snapshots.pop(index))
+        admission, state = _admission(job, index), job.snapshots.pop(index)
         try:
-            await self._give_rows([(job, index)], [admission])
+            await self._give_rows([(job, index)], partial(self._engine.thread.restore, admission, state))
         except ValueError as error:
             log.warning("a snapshot of %s does not fit, the image starts over: %s", job.lease.job_id, error)
         except EngineBroken:
@@ -131,7 +134,8 @@ class Intake:
         jobs = list(dict.fromkeys(job for job, _ in images))
         began = time.monotonic()
         try:
-            await self._give_rows(images, [Admission(job.request(index), job.preview_steps) for job, index in images])
+            admissions = [_admission(job, index) for job, index in images]
+            await self._give_rows(images, partial(self._engine.thread.admit, admissions))
         except ValueError as error:
             if len(jobs) == 1:
                 await self._completion.reject(jobs[0], str(error))
@@ -148,8 +152,8 @@ class Intake:
         else:
             self._tally.observe("fluid_stage_duration_seconds", time.monotonic() - began, "admit")
 
-    async def _give_rows(self, images: Images, admissions: Sequence[Admission]) -> None:
-        """Have the engine admit the images, and free the rows of jobs that ended meanwhile."""
+    async def _give_rows(self, images: Images, enter: Callable[[Admitted], Awaitable[None]]) -> None:
+        """Have the engine take the images in, and free the rows of jobs that ended meanwhile."""
         late: list[int] = []
 
         def admitted(rows: list[AdmittedRow]) -> None:
@@ -161,9 +165,13 @@ class Intake:
                 job.steps_done[index], job.prompt_tokens = given.done, given.prompt_tokens
 
         thread = self._engine.thread
-        await thread.admit(admissions, admitted)
+        await enter(admitted)
         if late:
             await thread.release(late)
+
+
+def _admission(job: HeldJob, index: int) -> Admission:
+    return Admission(job.request(index), job.preview_steps)
 
 
 class Taker:
@@ -195,7 +203,7 @@ class Taker:
         while True:
             try:
                 if not await self.take():
-                    await self._wait_for_room()
+                    await wait_at_most(self.room, MIN_WAIT_S)
                 failure = ""
             except RedisError as error:
                 if str(error) != failure:
@@ -243,9 +251,3 @@ class Taker:
                 self._reclaim_at = time.monotonic() + RECLAIM_S
             for lease in leases:
                 await self._intake.accept_lease(lease)
-
-    async def _wait_for_room(self) -> None:
-        self.room.clear()
-        timer = asyncio.get_running_loop().call_later(MIN_WAIT_S, self.room.set)
-        await self.room.wait()
-        timer.cancel()

@@ -17,7 +17,7 @@ from math import inf
 
 from redis.exceptions import RedisError
 
-from server.background import Crash, Supervisor
+from server.background import Crash, Supervisor, wait_at_most
 from server.errors import EngineBroken
 from server.jobs import JobError
 from server.metrics import Tally
@@ -160,19 +160,12 @@ class Worker:
                 await self.taker.stop()
                 await self.completion.requeue_all(JobError("engine_broken", str(error)))
                 raise
-            await self._wait_for_news()
+            await wait_at_most(self._bell, TICK_S if self.scheduler.busy or self.draining else IDLE_TICK_S)
 
     @property
     def _idle(self) -> bool:
         """No job is held or on its way here."""
         return not (self.scheduler.jobs or self.intake.running or self.publisher.running or self.taker.in_flight)
-
-    async def _wait_for_news(self) -> None:
-        tick = TICK_S if self.scheduler.busy or self.draining else IDLE_TICK_S
-        timer = asyncio.get_running_loop().call_later(tick, self._bell.set)
-        await self._bell.wait()
-        timer.cancel()
-        self._bell.clear()
 
     # --- one pass: publish, admit ---------------------------------------------------------------------
 
@@ -180,38 +173,35 @@ class Worker:
         if self.intake.failures:
             raise self.intake.failures.pop(0)
         await self.publisher.publish_news()
-        self._note_progress()
+        ending = self._note_progress()
         await self.completion.reap()
-        self._admit()
+        self._admit(ending)
         self.taker.room.set()
 
-    def _note_progress(self) -> None:
-        """Copy what the engine's thread has counted: steps done, and the rows that end within a few steps."""
-        table, ending = self.engine.thread.table, 0
+    def _note_progress(self) -> Counter[int]:
+        """Copy what the engine's thread has counted. Returns how many rows end in 1, 2, … steps, as far as their
+        successors are to be made ready now."""
+        table, ending = self.engine.thread.table, Counter[int]()
         for row, job in self.scheduler.rows.items():
             if (state := table.rows.get(row)) is not None:
                 job.steps_done[job.rows[row]] = state.done
-                ending += state.left <= table.notice_steps
-        self.scheduler.rows_ending = ending
+                if (left := state.left) <= table.notice_steps:
+                    ending[left] += 1
+        self.scheduler.rows_ending = ending.total()
         while table.steps:
             seconds, rows = table.steps.popleft()
             self.heartbeat.throughput.record(rows, seconds)
             self.tally.observe("fluid_stage_duration_seconds", seconds, "ar_step")
             self.tally.observe("fluid_batch_size", rows)
+        return ending
 
-    def _admit(self) -> None:
+    def _admit(self, ending: Counter[int]) -> None:
         """Ask for rows: idle ones now, and those that end together when they end."""
         images = deque(self.scheduler.next_images(time.monotonic()))
-        if not images:
-            return
-        table = self.engine.thread.table
-        left = Counter(state.left for row in self.scheduler.rows if (state := table.rows.get(row)) is not None)
-        sizes = [max(0, self.scheduler.idle_rows), *(left[steps] for steps in sorted(left))]
+        sizes = (max(0, self.scheduler.idle_rows), *(ending[left] for left in sorted(ending)), len(images))
         for size in sizes:
             if group := [images.popleft() for _ in range(min(size, len(images)))]:
                 self.intake.admit(group)
-        if images:
-            self.intake.admit(list(images))
 
     # --- helpers --------------------------------------------------------------------------------------
 

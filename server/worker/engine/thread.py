@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
@@ -42,7 +42,6 @@ class Admission:
 
     request: RowRequest
     preview_steps: Collection[int] = ()  #: AR steps after which a preview is due
-    state: bytes | None = field(default=None, repr=False)  #: the snapshot to resume from
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +103,20 @@ class EngineThread:
 
         Raises what the engine raises.
         """
-        await self._call(lambda: self._admit(admissions), rows=len(admissions), then=admitted)
+
+        def admit_all() -> list[AdmittedRow]:
+            slots = self.engine.admit([admission.request for admission in admissions])
+            return [self._enter(*each) for each in zip(slots, admissions, strict=True)]
+
+        await self._call(admit_all, rows=len(admissions), then=admitted)
+
+    async def restore(self, admission: Admission, state: bytes, admitted: Callable[[list[AdmittedRow]], None]) -> None:
+        """Like `admit`, for one request that resumes from a snapshot."""
+
+        def restore_one() -> list[AdmittedRow]:
+            return [self._enter(self.engine.restore(admission.request, state), admission)]
+
+        await self._call(restore_one, rows=1, then=admitted)
 
     async def snapshot(self, rows: Iterable[int]) -> dict[int, bytes]:
         """Snapshots of those rows that have made at least one step."""
@@ -180,20 +192,10 @@ class EngineThread:
         else:
             self._tell(_set_result, call, answer)
 
-    def _admit(self, admissions: Sequence[Admission]) -> list[AdmittedRow]:
-        engine = self.engine
-        if admissions[0].state is None:
-            slots = engine.admit([admission.request for admission in admissions])
-        else:
-            slots = [engine.restore(admission.request, admission.state or b"") for admission in admissions]
-        return [
-            AdmittedRow(
-                self.table.add(state := RowState(slot, *engine.progress(slot), admission.preview_steps)),
-                state.done,
-                engine.prompt_tokens(admission.request.prompt),
-            )
-            for slot, admission in zip(slots, admissions, strict=True)
-        ]
+    def _enter(self, slot: int, admission: Admission) -> AdmittedRow:
+        """Note the row that the engine gave to a request."""
+        state = RowState(slot, *self.engine.progress(slot), admission.preview_steps)
+        return AdmittedRow(self.table.add(state), state.done, self.engine.prompt_tokens(admission.request.prompt))
 
     def _step(self) -> None:
         self._began = time.monotonic()
