@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email import message_from_bytes, policy
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import httpx
+
+from tests.server.harness import http_server
 
 Body = dict[str, Any]
 
@@ -78,13 +79,6 @@ def recording(service_url: str) -> Iterator[Recording]:
         def log_message(self, *args: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
-    kept.url = f"http://127.0.0.1:{server.server_port}"
-    thread = Thread(target=server.serve_forever)
-    thread.start()
-    try:
+    with http_server(Proxy) as server:
+        kept.url = f"http://127.0.0.1:{server.server_port}"
         yield kept
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()

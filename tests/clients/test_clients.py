@@ -22,7 +22,7 @@ from tests.clients.environment import HERE, environment
 from tests.clients.python_clients import png
 from tests.clients.recorder import recording
 from tests.server.conftest import fake_settings
-from tests.server.harness import Service
+from tests.server.harness import Service, running_service
 
 CALLS = [
     *(
@@ -36,13 +36,8 @@ CALLS = [
 @pytest.fixture(scope="module")
 def mapped(valkey: EmbeddedValkey) -> Iterator[Service]:
     """A service whose operator has mapped OpenAI's models and sizes."""
-    running = Service(replace(fake_settings(valkey), **MAPPED))  # type: ignore[arg-type]
-    running.add_worker()
-    try:
-        running.client.wait_ready(timeout_s=60)
+    with running_service(replace(fake_settings(valkey), **MAPPED), ready_s=60) as running:  # type: ignore[arg-type]
         yield running
-    finally:
-        running.close()
 
 
 def test_every_call_has_a_recorded_body() -> None:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,6 +33,15 @@ def serving(data_dir: Path, *flags: str, **settings: str) -> Iterator[str]:
     finally:
         process.terminate()
         assert process.wait(timeout=60) == 0
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A browser of the module's own: while one is open, no test of this process can run an event loop."""
+    from tests.end_to_end.browser import open_browser  # skips the module if playwright is missing
+
+    with open_browser() as browser:
+        yield browser
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,6 @@ from tests.end_to_end.browser import (
     PHONE,
     in_view,
     needs_browser,
-    open_browser,
     open_page,
     overflow,
     wait_for_status,
@@ -37,12 +36,6 @@ LOOKS = [
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with serving(tmp_path_factory.mktemp("fake"), FLUID_ENGINE=FAKE_ENGINE, FLUID_FAKE_STEP_MS="200") as url:
         yield url
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with open_browser() as browser:
-        yield browser
 
 
 def violations(page: Any) -> list[str]:

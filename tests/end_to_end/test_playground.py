@@ -10,17 +10,11 @@ import pytest
 
 from server.gateway.api_keys import hash_key
 from server.worker.engine.fake import FAKE_ENGINE
-from tests.end_to_end.browser import needs_browser, open_browser, open_page, overflow, wait_for_status, wait_until
+from tests.end_to_end.browser import needs_browser, open_page, overflow, wait_for_status, wait_until
 from tests.end_to_end.conftest import serving
 
 pytestmark = needs_browser
 DONE = "Generated in"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with open_browser() as browser:
-        yield browser
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 
 from server.images.codec import read_metadata
 from server.worker.engine.fake import FAKE_ENGINE
-from tests.end_to_end.browser import needs_browser, open_browser, open_page, wait_for_status, wait_until
+from tests.end_to_end.browser import needs_browser, open_page, wait_for_status, wait_until
 from tests.end_to_end.conftest import serving
 from tests.server.harness import job_input
 
@@ -27,12 +27,6 @@ LANGUAGES = {"curl": ["bash"], "python": [sys.executable], "js": ["node", "--inp
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with serving(tmp_path_factory.mktemp("fake"), FLUID_ENGINE=FAKE_ENGINE) as url:
         yield url
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with open_browser() as browser:
-        yield browser
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from PIL import Image
 
 from server.images.codec import read_metadata
 from server.worker.engine.fake import FAKE_ENGINE
-from tests.end_to_end.browser import needs_browser, open_browser, open_page, wait_for_status, wait_until
+from tests.end_to_end.browser import needs_browser, open_page, wait_for_status, wait_until
 from tests.end_to_end.conftest import serving
 
 pytestmark = [pytest.mark.slow, needs_browser]
@@ -23,12 +23,6 @@ SLOW_MS = 300  # a step; the lower half of the fake's images has 8 tokens, so an
 def service_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with serving(tmp_path_factory.mktemp("fake"), FLUID_ENGINE=FAKE_ENGINE, FLUID_FAKE_STEP_MS=str(SLOW_MS)) as url:
         yield url
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with open_browser() as browser:
-        yield browser
 
 
 @pytest.fixture

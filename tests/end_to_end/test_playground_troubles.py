@@ -17,22 +17,15 @@ from tests.end_to_end.browser import (
     PHONE,
     in_view,
     needs_browser,
-    open_browser,
     open_page,
     overflow,
     wait_for_status,
     wait_until,
 )
-from tests.server.harness import Service, start, status_of, until
+from tests.server.harness import Service, running_service, start, status_of, until
 
 pytestmark = needs_browser
 OFFERED = "document.querySelectorAll('#examples button').length > 0"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with open_browser() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +42,8 @@ def fake(valkey: EmbeddedValkey, namespace: str, **changes: object) -> Settings:
 @pytest.fixture(scope="module")
 def service(valkey: EmbeddedValkey) -> Iterator[Service]:
     """A service that no test breaks."""
-    running = Service(fake(valkey, "sound", fake_step_ms=40))
-    running.add_worker()
-    try:
-        running.client.wait_ready(timeout_s=60)
+    with running_service(fake(valkey, "sound", fake_step_ms=40), ready_s=60) as running:
         yield running
-    finally:
-        running.close()
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import httpx
@@ -26,7 +26,7 @@ from server.queue.keys import Keys
 from server.settings import Settings
 from server.worker.engine.fake import FAKE_ENGINE
 from tests.clients.python_clients import png
-from tests.server.harness import until
+from tests.server.harness import http_server, until
 
 pytestmark = pytest.mark.slow
 PROMPT = "a-very-private-prompt"
@@ -109,13 +109,8 @@ def receiver() -> Iterator[str]:
         def log_message(self, *args: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Refuses)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with http_server(Refuses) as server:
+        yield f"http://127.0.0.1:{server.server_port}"
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from server.queue.redis_client import SOCKET_TIMEOUT_S, connect
 from server.queue.registry import Registry
 from server.settings import Settings
 from server.worker.engine.fake import FAKE_ENGINE, FakeEngine
-from tests.server.harness import Service
+from tests.server.harness import Service, running_service
 
 
 @pytest.fixture(scope="session")
@@ -48,13 +48,8 @@ def leases(queue: JobQueue, settings: Settings) -> LeaseQueue:
 @pytest.fixture(scope="session")
 def service(valkey: EmbeddedValkey) -> Iterator[Service]:
     """A service shared by tests that only send requests."""
-    running = Service(fake_settings(valkey))
-    running.add_worker()
-    try:
-        running.client.wait_ready(timeout_s=30)
+    with running_service(fake_settings(valkey)) as running:
         yield running
-    finally:
-        running.close()
 
 
 @pytest.fixture

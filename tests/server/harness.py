@@ -5,8 +5,11 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from subprocess import Popen
+from threading import Thread
 from typing import TypeVar
 
 import httpx
@@ -81,6 +84,32 @@ class Service:
         self.client.close()
         for process in [*self.workers, self.gateway]:
             subprocesses.stop(process, grace_s=10)
+
+
+@contextmanager
+def running_service(settings: Settings, ready_s: float = 30) -> Iterator[Service]:
+    """A service with one worker, which is ready."""
+    running = Service(settings)
+    running.add_worker()
+    try:
+        running.client.wait_ready(timeout_s=ready_s)
+        yield running
+    finally:
+        running.close()
+
+
+@contextmanager
+def http_server(handler: type[BaseHTTPRequestHandler]) -> Iterator[ThreadingHTTPServer]:
+    """An HTTP server in a thread, on a free loopback port."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 SAMPLING: dict[str, object] = {

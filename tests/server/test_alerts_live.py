@@ -11,9 +11,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from threading import Thread
 
 import httpx
 import pytest
@@ -24,7 +23,7 @@ from server.cli.demo import free_port
 from server.launcher import subprocesses
 from server.queue.keys import Keys
 from server.settings import Settings
-from tests.server.harness import MODEL, Service, child_env, until
+from tests.server.harness import MODEL, Service, child_env, http_server, until
 
 pytestmark = [
     pytest.mark.slow,
@@ -114,13 +113,8 @@ def receiver_that_is_gone() -> Iterator[str]:
         def log_message(self, *args: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Gone)
-    Thread(target=server.serve_forever, daemon=True).start()
-    try:
+    with http_server(Gone) as server:
         yield f"http://127.0.0.1:{server.server_port}/"
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from server.client import AsyncFluidClient, FluidClient, GeneratedImage, Preview
 from server.client.line_readers import LineReader
 from server.client.retries import LONGEST_DELAY_S, is_permanent, retry_delay_s
 from server.errors import ServiceError
-from tests.server.harness import Service, start
+from tests.server.harness import Service, http_server, start
 
 pytestmark = pytest.mark.anyio
 
@@ -98,13 +98,8 @@ class ScriptedHandler(BaseHTTPRequestHandler):
 @pytest.fixture
 def scripted() -> Iterator[ThreadingHTTPServer]:
     ScriptedHandler.keys = []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), ScriptedHandler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with http_server(ScriptedHandler) as server:
+        yield server
 
 
 def test_retries_reuse_the_idempotency_key(scripted: ThreadingHTTPServer) -> None:

@@ -19,7 +19,7 @@ from server.worker.engine.fake import FakeEngine
 from tests.clients.bodies import BODIES, MAPPED
 from tests.clients.python_clients import png
 from tests.server.conftest import fake_settings
-from tests.server.harness import Service
+from tests.server.harness import Service, running_service
 
 INFO = ModelInfo.from_mapping(FakeEngine(1, 0).info())
 SETTINGS = Settings(**MAPPED)  # type: ignore[arg-type]
@@ -84,13 +84,8 @@ def test_a_wrong_alias_stops_the_start(text: str) -> None:
 
 @pytest.fixture(scope="module")
 def mapped(valkey: EmbeddedValkey) -> Iterator[Service]:
-    running = Service(replace(fake_settings(valkey), **MAPPED))  # type: ignore[arg-type]
-    running.add_worker()
-    try:
-        running.client.wait_ready(timeout_s=30)
+    with running_service(replace(fake_settings(valkey), **MAPPED)) as running:  # type: ignore[arg-type]
         yield running
-    finally:
-        running.close()
 
 
 def send(service: Service, sent: dict[str, Any]) -> httpx.Response:

@@ -3,11 +3,10 @@
 import asyncio
 import base64
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import httpx
 import pytest
@@ -17,7 +16,7 @@ from server.errors import ConfigError, ServiceError
 from server.gateway import webhooks
 from server.gateway.webhooks import Delivery, parse_secret, sign
 from server.queue.job_queue import JobQueue
-from tests.server.harness import Service, start, until
+from tests.server.harness import Service, http_server, start, until
 
 pytestmark = pytest.mark.anyio
 KEY = bytes(range(32))
@@ -46,13 +45,8 @@ class Receiver(BaseHTTPRequestHandler):
 @pytest.fixture
 def receiver_url() -> Iterator[str]:
     Receiver.received, Receiver.statuses = [], []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://localhost:{server.server_port}/hook"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with http_server(Receiver) as server:
+        yield f"http://localhost:{server.server_port}/hook"
 
 
 def test_the_end_of_a_job_is_delivered_and_signed(new_service: Callable[..., Service], receiver_url: str) -> None:
