@@ -31,6 +31,21 @@ async def cancel_and_wait(*tasks: asyncio.Task[Any]) -> None:
         _, alive = await asyncio.wait(alive, timeout=RETRY_S)
 
 
+class RepeatedFailure:
+    """Logs a failure that is met again and again: once, until its text changes or it is over."""
+
+    def __init__(self, log: logging.Logger) -> None:
+        self._log, self._text = log, ""
+
+    def warn(self, text: str) -> None:
+        if text != self._text:
+            self._log.warning("%s", text)
+        self._text = text
+
+    def over(self) -> None:
+        self._text = ""
+
+
 async def wait_at_most(event: asyncio.Event, seconds: float) -> None:
     """Wait until the event is set or time is up, and clear it. asyncio.wait_for would make a task for each wait."""
     timer = asyncio.get_running_loop().call_later(seconds, event.set)

@@ -24,6 +24,7 @@ from redis.exceptions import (
 )
 
 from server.addresses import SENTINEL_SCHEMES, without_password
+from server.background import RepeatedFailure
 from server.errors import ConfigError, SettingError
 from server.queue.connection.pipeline import ServiceRedis
 from server.queue.connection.pool import WaitingPool
@@ -217,7 +218,7 @@ async def wait_until_up(redis: Client, url: str) -> None:
     Raises:
         ConfigError: Redis refuses the user or password, which no retry can cure.
     """
-    address, logged = without_password(url), ""
+    address, failure = without_password(url), RepeatedFailure(log)
     while True:
         try:
             await redis.ping()
@@ -225,9 +226,7 @@ async def wait_until_up(redis: Client, url: str) -> None:
         except AuthenticationError as error:
             raise ConfigError(f"Redis at {address} refuses the user or password of FLUID_REDIS_URL.") from error
         except RedisError as error:
-            if str(error) != logged:
-                log.warning("waiting for Redis at %s: %s", address, error)
-                logged = str(error)
+            failure.warn(f"waiting for Redis at {address}: {error}")
             await asyncio.sleep(0.5)
 
 

@@ -98,17 +98,18 @@ async def usage_by_owner(queue: QueueConnection) -> list[OwnerUsage]:
     keys = queue.keys
     raw = await queue.redis.hgetall(keys.stored_bytes_hash)
     stored = dict(readable("a count of bytes", raw.items(), _whole))
-    owners = {*raw, *await queue.redis.zrange(keys.webhook_owners_zset, 0, -1)}
-    found = []
-    for owner in owners:
-        async with queue.redis.pipeline(transaction=False) as pipe:
+    owners = list({*raw, *await queue.redis.zrange(keys.webhook_owners_zset, 0, -1)})
+    async with queue.redis.pipeline(transaction=False) as pipe:
+        for owner in owners:
             for state in ("queued", "running"):
                 pipe.zcard(keys.state_jobs_zset(owner, state))
             pipe.zcard(keys.open_batches_zset(owner))
             pipe.zcard(keys.webhooks_zset(owner))
-            waiting, running, batches, webhooks = await pipe.execute()
-        used = max(0, stored.get(owner, 0))
-        found.append(OwnerUsage(owner, used, waiting, running, batches, webhooks))
+        counts = await pipe.execute()
+    of_each = zip(counts[::4], counts[1::4], counts[2::4], counts[3::4], strict=True)
+    found = [
+        OwnerUsage(owner, max(0, stored.get(owner, 0)), *four) for owner, four in zip(owners, of_each, strict=True)
+    ]
     return sorted(found, key=lambda usage: -usage.stored_bytes)
 
 

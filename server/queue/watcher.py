@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from redis.exceptions import RedisError
 
-from server.background import Task
+from server.background import RepeatedFailure, Task
 from server.jobs import JobRecord
 from server.queue.connection.subscription import Subscription
 from server.queue.job_queue import JobQueue
@@ -78,18 +78,16 @@ class JobWatcher:
     async def _sweep(self) -> None:
         """Poll for all waiters at once: deadlines also pass while no worker is there to notice, and messages get
         lost."""
-        failure = ""  # logged when it changes
+        failure = RepeatedFailure(log)
         while True:
             await asyncio.sleep(POLL_S)
             accepted = [job_id for job_id, waiters in self._waiters.items() if any(w.accepted for w in waiters)]
             try:
                 await self._queue.sweep()
                 ended = await self._queue.ended(accepted)
-                failure = ""
+                failure.over()
             except RedisError as error:
-                if str(error) != failure:
-                    log.warning("cannot sweep: %s", error)
-                failure = str(error)
+                failure.warn(f"cannot sweep: {error}")
                 ended = accepted  # each waiter then reads its job and raises the error to its caller
             for job_id in ended:
                 self._notify(job_id)

@@ -9,7 +9,7 @@ from functools import partial
 
 from redis.exceptions import RedisError
 
-from server.background import wait_at_most
+from server.background import RepeatedFailure, wait_at_most
 from server.errors import EngineBroken
 from server.images.compositing import Source
 from server.jobs import JobState, Lease
@@ -199,16 +199,14 @@ class Taker:
 
     async def run(self) -> None:
         """Take jobs until canceled, through every failure of Redis."""
-        failure = ""  # logged when it changes
+        failure = RepeatedFailure(log)
         while True:
             try:
                 if not await self.take():
                     await wait_at_most(self.room, MIN_WAIT_S)
-                failure = ""
+                failure.over()
             except RedisError as error:
-                if str(error) != failure:
-                    log.warning("cannot take jobs: Redis: %s; trying again", error)
-                failure = str(error)
+                failure.warn(f"cannot take jobs: Redis: {error}; trying again")
                 await asyncio.sleep(0.2)
 
     async def stop(self) -> None:

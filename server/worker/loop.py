@@ -17,7 +17,7 @@ from math import inf
 
 from redis.exceptions import RedisError
 
-from server.background import Crash, Supervisor, wait_at_most
+from server.background import Crash, RepeatedFailure, Supervisor, wait_at_most
 from server.errors import EngineBroken
 from server.jobs import JobError
 from server.metrics import Tally
@@ -144,17 +144,15 @@ class Worker:
         await self._outlast(self.heartbeat.claim)
 
     async def _work(self) -> None:
-        failure = ""  # of Redis, logged when it changes
+        failure = RepeatedFailure(log)
         while not (self.draining and self._idle):
             try:
                 await self._drain_if_asked()
                 await self._swap_if_loaded()
                 await self._pass()
-                failure = ""
+                failure.over()
             except RedisError as error:
-                if str(error) != failure:
-                    log.warning("Redis: %s; trying again", error)
-                failure = str(error)
+                failure.warn(f"Redis: {error}; trying again")
                 await asyncio.sleep(0.2)
             except EngineBroken as error:
                 await self.taker.stop()
