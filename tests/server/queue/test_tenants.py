@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 
 from server.errors import QueueFull, RateLimited
-from server.gateway import pagination
 from server.jobs import JobState, Output
 from server.queue.job_queue import MIB, RECORD_BYTES, JobQueue, Submission
 from server.queue.lease_queue import LeaseQueue
@@ -145,31 +144,6 @@ async def test_pending_webhooks_are_limited_per_key(queue: JobQueue) -> None:
     assert caught.value.param == "webhook"
     await submit(queue, "a3", "ann")
     await submit(queue, "b", "bob", webhook="https://dead.example/")
-
-
-async def calls(queue: JobQueue) -> int:
-    stats = await queue.redis.info("commandstats")
-    return sum(each["calls"] for name, each in stats.items() if not name.startswith(("cmdstat_info", "cmdstat_config")))
-
-
-async def test_a_page_of_one_state_costs_the_page(queue: JobQueue, leases: LeaseQueue) -> None:
-    """`?limit=1&status=aborted` cost 2,042 commands, because it looked through a thousand records of other states."""
-    for number in range(300):
-        await submit(queue, f"job{number}", "ann")
-    await queue.cancel("job7")
-    await queue.cancel("job3")
-    before = await calls(queue)
-    found = await pagination.page(queue, "ann", limit=1, after=None, status="canceled")
-    rest = await pagination.page(queue, "ann", limit=1, after=found.last_id, status="canceled")
-    none = await pagination.page(queue, "ann", limit=1, after=None, status="aborted")
-    assert await calls(queue) - before <= 12
-    assert [record.id for record in found.records + rest.records] == ["job7", "job3"]
-    assert (found.has_more, rest.has_more, none.records, none.has_more) == (True, False, [], False)
-    lease = await take(leases)
-    for state in ("starting", "failed"):
-        [record] = (await pagination.page(queue, "ann", limit=5, after=None, status=state)).records
-        assert (record.id, record.state) == (lease.job_id, state)
-        await leases.finish(lease, JobState.FAILED)
 
 
 async def test_usage_names_every_owner(queue: JobQueue, leases: LeaseQueue) -> None:
