@@ -8,15 +8,15 @@ import torch
 from torch import nn
 
 from model.config import KlConfig, MarConfig, ModelConfig, TokenizerConfig
+from model.networks.autoregressive_model import AutoregressiveModel, Fluid
 from model.networks.kl_tokenizer import KlTokenizer
 from model.networks.mar import Mar
-from model.networks.random_order_model import Fluid, RandomOrderModel
 from model.networks.tokenizer import PcaSkipTokenizer
 
 M = TypeVar("M", bound=nn.Module)
 
 
-def build_model(config: ModelConfig) -> RandomOrderModel:
+def build_model(config: ModelConfig) -> AutoregressiveModel:
     """The model with random weights."""
     return Mar(config) if isinstance(config, MarConfig) else Fluid(config)  # type: ignore[arg-type]
 
