@@ -7,57 +7,24 @@ Shape letters used throughout model/ and kernels/:
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from model.tokenizer_config import (
+    AnyTokenizerConfig,
+    ConfigError,
+    KlConfig,
+    TokenizerConfig,
+    VqConfig,
+    VqganConfig,
+    build_section,
+    tokenizer_from_json,
+)
 
-class ConfigError(ValueError):
-    """A configuration that cannot be built; the message names the field, its value and valid ones."""
-
-
-@dataclass(frozen=True)
-class TokenizerConfig:
-    """Our own image tokenizer, networks/tokenizer.py: (3, image_size, image_size) pixels <-> (channels, grid, grid).
-
-    Attributes:
-        image_channels: 3 for RGB, 4 for RGB and alpha.
-        overlap: decode each token into twice its stride, so that neighbours blend across their border.
-    """
-
-    kind: Literal["pca_skip"] = "pca_skip"
-    stride: int = 8
-    channels: int = 16
-    widths: tuple[int, ...] = (32, 64, 96)  # fine to coarse
-    image_channels: Literal[3, 4] = 3
-    overlap: bool = False
-
-    def __post_init__(self) -> None:
-        if self.image_channels not in (3, 4):
-            raise ConfigError(f"image_channels {self.image_channels!r} is not known: 3 (RGB) or 4 (RGB and alpha)")
-
-
-@dataclass(frozen=True)
-class KlConfig:
-    """A KL autoencoder of latent diffusion (model/networks/kl_tokenizer.py); the defaults are MAR's kl16."""
-
-    kind: Literal["kl"] = "kl"
-    widths: tuple[int, ...] = (128, 128, 256, 256, 512)  # fine to coarse; each width except the last halves the image
-    layers: int = 2  # residual blocks per width in the encoder; the decoder has one more
-    groups: int = 32  # in every GroupNorm
-    latent_channels: int = 16
-    attention: bool = True  # self-attention at the encoder's coarsest width (kl16 has it, Stable Diffusion does not)
-    patch: int = 1  # patch × patch neighbouring latents make one token (Fluid: 2, MAR: 1)
-    scale: float = 0.2325  # latents times this have unit variance
-
-    @property
-    def stride(self) -> int:
-        """Pixels on one side of a token."""
-        return self.patch * 2 ** (len(self.widths) - 1)
-
-    @property
-    def channels(self) -> int:
-        """C."""
-        return self.latent_channels * self.patch**2
+__all__ = [
+    "AnyTokenizerConfig", "ConfigError", "FluidConfig", "KlConfig", "MarConfig", "ModelConfig", "TextConfig",
+    "TokenizerConfig", "VqConfig", "VqganConfig",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -92,7 +59,7 @@ class ModelConfig:
     # Limit on |x0| in sampling; 0: none, as in the reference code. With eps the first step divides by √ᾱ_999 = 5e-5, so
     # without a limit a small head's errors explode.
     clamp: float = 0.0
-    tokenizer: TokenizerConfig | KlConfig = field(default_factory=TokenizerConfig)
+    tokenizer: AnyTokenizerConfig = field(default_factory=TokenizerConfig)
     family: str
 
     def __post_init__(self) -> None:
@@ -157,14 +124,10 @@ class ModelConfig:
         if family not in FAMILIES:
             raise ConfigError(f"family {family!r} is not known here; this version serves {' and '.join(FAMILIES)}")
         if "tokenizer" in raw:
-            kind = raw["tokenizer"].get("kind", "pca_skip")
-            if kind not in TOKENIZERS:
-                raise ConfigError(f"tokenizer kind {kind!r} is not known; this version has {' and '.join(TOKENIZERS)}")
-            tokenizer = _build(TOKENIZERS[kind], "tokenizer", raw["tokenizer"])
-            raw["tokenizer"] = replace(tokenizer, widths=tuple(tokenizer.widths))
+            raw["tokenizer"] = tokenizer_from_json(raw["tokenizer"])
         if "text" in raw:
-            raw["text"] = _build(TextConfig, "text", raw["text"])
-        config: FluidConfig | MarConfig = _build(FAMILIES[family], "model", raw)
+            raw["text"] = build_section(TextConfig, "text", raw["text"])
+        config: FluidConfig | MarConfig = build_section(FAMILIES[family], "model", raw)
         return config
 
 
@@ -195,17 +158,8 @@ class MarConfig(ModelConfig):
     decoder_depth: int = 12
     buffer: int = 64  # copies of the class embedding in front of the tokens
     classes: int = 1000
-    tokenizer: TokenizerConfig | KlConfig = field(default_factory=KlConfig)
+    tokenizer: AnyTokenizerConfig = field(default_factory=KlConfig)
     family: Literal["mar"] = "mar"
 
 
-TOKENIZERS: dict[str, type[TokenizerConfig] | type[KlConfig]] = {"pca_skip": TokenizerConfig, "kl": KlConfig}
 FAMILIES: dict[str, type[FluidConfig] | type[MarConfig]] = {"fluid": FluidConfig, "mar": MarConfig}
-
-
-def _build(cls: type, section: str, raw: dict[str, Any]) -> Any:
-    names = [f.name for f in fields(cls)]
-    unknown = sorted(set(raw) - set(names))
-    if unknown:
-        raise ConfigError(f"unknown key {unknown[0]!r} in section {section!r}; known: {', '.join(names)}")
-    return cls(**raw)
