@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from model.tokenizer_config import (
+    TOKENIZERS,
     AnyTokenizerConfig,
     ConfigError,
     KlConfig,
@@ -22,8 +23,8 @@ from model.tokenizer_config import (
 )
 
 __all__ = [
-    "AnyTokenizerConfig", "ConfigError", "FluidConfig", "KlConfig", "MarConfig", "ModelConfig", "TextConfig",
-    "TokenizerConfig", "VqConfig", "VqganConfig",
+    "FAMILIES", "TOKENIZERS", "AnyTokenizerConfig", "ConfigError", "FluidConfig", "KlConfig", "MarConfig",
+    "ModelConfig", "TextConfig", "TokenizerConfig", "VqConfig", "VqganConfig",
 ]  # fmt: skip
 
 
@@ -43,12 +44,20 @@ class TextConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The sizes that all families share: image, backbone and diffusion head."""
+    """The sizes that all families share: image, backbone and token head.
+
+    Attributes:
+        head: how a token is sampled from its z: by a small diffusion model, or from a softmax over a codebook.
+        order: "random": a bidirectional backbone decodes the tokens in any order. "raster": a causal backbone decodes
+            them one by one, row by row.
+    """
 
     image_size: int = 256  # pixels
     width: int = 1024  # D
     heads: int = 16
     mlp_ratio: int = 4
+    head: Literal["diffusion", "categorical"] = "diffusion"
+    order: Literal["random", "raster"] = "random"
     head_width: int = 1024  # W
     head_depth: int = 6
     # What the head predicts. "eps" with learned variance is the paper's and MAR's choice; "v" (Salimans & Ho 2022)
@@ -72,6 +81,7 @@ class ModelConfig:
                 f"width {self.width} over {self.heads} heads gives {self.width / self.heads:g} channels a head; "
                 "rotary positions need a whole multiple of 4"
             )
+        self._check_system()
         if self.prediction not in ("eps", "v", "flow"):
             raise ConfigError(f"prediction {self.prediction!r} is not known: eps, v or flow")
         if self.flow_shift <= 0 or (self.flow_shift != 1 and self.prediction != "flow"):
@@ -79,6 +89,42 @@ class ModelConfig:
                 f"flow_shift {self.flow_shift:g} does not fit prediction {self.prediction!r}: a positive number with "
                 'prediction "flow", else 1'
             )
+
+    def _check_system(self) -> None:
+        if self.head not in ("diffusion", "categorical"):
+            raise ConfigError(f"head {self.head!r} is not known: diffusion or categorical")
+        if self.order not in ("random", "raster"):
+            raise ConfigError(f"order {self.order!r} is not known: random or raster")
+        if self.categorical and not self.tokenizer.discrete:
+            raise ConfigError(
+                f"head 'categorical' needs discrete tokens, and the tokenizer's kind {self.tokenizer.kind!r} makes "
+                "continuous ones: set head to diffusion, or choose a tokenizer of kind vq"
+            )
+        if self.tokenizer.discrete and not self.categorical:
+            raise ConfigError(
+                f"head 'diffusion' needs continuous tokens, and the tokenizer's kind {self.tokenizer.kind!r} makes "
+                "discrete ones: set head to categorical, or choose a tokenizer of kind pca_skip or kl"
+            )
+
+    @property
+    def categorical(self) -> bool:
+        """True if tokens are indices, sampled from a softmax."""
+        return self.head == "categorical"
+
+    @property
+    def causal(self) -> bool:
+        """True if tokens are decoded in raster order by a causal backbone."""
+        return self.order == "raster"
+
+    @property
+    def system(self) -> str:
+        """Which of the Fluid paper's four systems this is, such as "random-continuous"."""
+        return f"{self.order}-{'discrete' if self.categorical else 'continuous'}"
+
+    @property
+    def codebook(self) -> int:
+        """K, the number of values that a discrete token can take; 0 for continuous ones."""
+        return self.tokenizer.codebook if isinstance(self.tokenizer, VqConfig | VqganConfig) else 0
 
     @property
     def grid(self) -> int:
@@ -160,6 +206,14 @@ class MarConfig(ModelConfig):
     classes: int = 1000
     tokenizer: AnyTokenizerConfig = field(default_factory=KlConfig)
     family: Literal["mar"] = "mar"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.system != "random-continuous":
+            raise ConfigError(
+                f"family 'mar' has head diffusion and order random, not {self.head} and {self.order}: set those, or "
+                "choose family fluid"
+            )
 
 
 FAMILIES: dict[str, type[FluidConfig] | type[MarConfig]] = {"fluid": FluidConfig, "mar": MarConfig}

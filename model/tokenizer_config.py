@@ -64,26 +64,26 @@ class VqConfig:
     Attributes:
         channels: dimension of a code vector.
         codebook: K, the number of codes.
-        quantizer: "fsq", finite scalar quantisation, rounds each channel to one of its `levels`; "vq" has a learned
-            codebook, a moving average of the latents that each code stands for.
+        quantizer: "vq" has a learned codebook, a moving average of the latents that each code stands for; "fsq", finite
+            scalar quantisation, rounds each channel to one of its `levels`.
         levels: fsq: values of each channel, whose product is `codebook`. vq: empty.
     """
 
     kind: Literal["vq"] = "vq"
     stride: int = 16
-    channels: int = 5
-    codebook: int = 4375
+    channels: int = 16
+    codebook: int = 8192
     widths: tuple[int, ...] = (32, 64, 96)  # fine to coarse
     image_channels: Literal[3, 4] = 3
     overlap: bool = False  # as in TokenizerConfig
-    quantizer: Literal["fsq", "vq"] = "fsq"
-    levels: tuple[int, ...] = (7, 5, 5, 5, 5)
+    quantizer: Literal["vq", "fsq"] = "vq"
+    levels: tuple[int, ...] = ()
     discrete: ClassVar[bool] = True  # tokens are numbers of codes
 
     def __post_init__(self) -> None:
         _check_image_channels(self.image_channels)
-        if self.quantizer not in ("fsq", "vq"):
-            raise ConfigError(f"quantizer {self.quantizer!r} is not known: fsq or vq")
+        if self.quantizer not in ("vq", "fsq"):
+            raise ConfigError(f"quantizer {self.quantizer!r} is not known: vq or fsq")
         if self.quantizer == "vq" and self.levels:
             raise ConfigError(f"levels {list(self.levels)} belong to quantizer fsq; vq has none: levels = []")
         if self.quantizer == "fsq" and (len(self.levels), prod(self.levels)) != (self.channels, self.codebook):

@@ -24,8 +24,8 @@ from model.inference.orders import make_order
 from model.inference.prompts import ConditionCache
 from model.inference.requests import EngineError, RowRequest, check_request
 from model.inference.step_plan import RowState, RowStep, Snapshot, StepPlan
+from model.networks.autoregressive_model import AutoregressiveModel
 from model.networks.condition import Condition, Conditioner
-from model.networks.random_order_model import RandomOrderModel
 
 WARM_STEPS = 3  # an exact first one, one that compiles, one that is replayed
 
@@ -43,7 +43,7 @@ class Engine:
 
     def __init__(
         self,
-        model: RandomOrderModel,
+        model: AutoregressiveModel,
         conditioner: Conditioner,
         max_rows: int,
         dtype: torch.dtype = torch.float32,

@@ -14,13 +14,13 @@ from model.inference.chains import make_chains
 from model.inference.known_tokens import KnownTokens
 from model.inference.orders import annealed, guidance_at, make_order, masked_after
 from model.inference.requests import Sampling
+from model.networks.autoregressive_model import AutoregressiveModel
 from model.networks.condition import Condition
-from model.networks.random_order_model import RandomOrderModel
 
 
 @torch.inference_mode()
 def generate(
-    model: RandomOrderModel, condition: Condition, null: Condition, seeds: Tensor, sampling: Sampling,
+    model: AutoregressiveModel, condition: Condition, null: Condition, seeds: Tensor, sampling: Sampling,
     start: KnownTokens | None = None,
 ) -> Tensor:  # fmt: skip
     """Generate one image per prompt.

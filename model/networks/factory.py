@@ -10,8 +10,8 @@ from torch import nn
 from model.config import AnyTokenizerConfig, KlConfig, MarConfig, ModelConfig, VqConfig, VqganConfig
 from model.networks.autoencoders.kl_tokenizer import KlTokenizer
 from model.networks.autoencoders.vqgan_tokenizer import VqganTokenizer
+from model.networks.autoregressive_model import AutoregressiveModel, Fluid
 from model.networks.mar import Mar
-from model.networks.random_order_model import Fluid, RandomOrderModel
 from model.networks.tokenizer import PcaSkipTokenizer
 from model.networks.vq_tokenizer import VqTokenizer
 
@@ -19,7 +19,7 @@ AnyTokenizer = PcaSkipTokenizer | KlTokenizer | VqTokenizer | VqganTokenizer
 M = TypeVar("M", bound=nn.Module)
 
 
-def build_model(config: ModelConfig) -> RandomOrderModel:
+def build_model(config: ModelConfig) -> AutoregressiveModel:
     """The model with random weights."""
     return Mar(config) if isinstance(config, MarConfig) else Fluid(config)  # type: ignore[arg-type]
 

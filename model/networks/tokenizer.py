@@ -36,6 +36,22 @@ class ImageTokenizer(Protocol):
         ...
 
 
+class DiscreteTokenizer(Protocol):
+    """Maps pixels to indices of code vectors, and back."""
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """(B, 3 or 4, H, W) in [-1, 1] -> (B, grid, grid) int64, 0 to K - 1"""
+        ...
+
+    def decode(self, ids: Tensor) -> Tensor:
+        """(B, grid, grid) int64 -> (B, 3 or 4, H, W), nominally in [-1, 1], not clipped."""
+        ...
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """(...) int64 -> (..., C), the code vectors."""
+        ...
+
+
 class Residual(nn.Module):
     """x + conv(silu(norm(conv(silu(norm(x)))))), both 3×3."""
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from model.config import FluidConfig
-from model.networks.attention import grid_rotation, rotate, sincos_table
-from model.networks.blocks import LN_EPS, Attention, Mlp, SelfBlock
-from model.networks.residual import Residual, residual
+from model.networks.layers.attention import grid_rotation, rotate, sincos_table
+from model.networks.layers.blocks import LN_EPS, Attention, Mlp, SelfBlock
+from model.networks.layers.residual import Residual, residual
 
 
 @dataclass

@@ -10,7 +10,7 @@ from model.checkpoint import save_checkpoint
 from model.data.contact_sheet import contact_sheet
 from model.inference.generate import generate
 from model.inference.requests import Sampling
-from model.networks.random_order_model import Fluid
+from model.networks.autoregressive_model import Fluid
 from model.networks.tokenizer import PcaSkipTokenizer, to_uint8
 from model.training.run import Run
 

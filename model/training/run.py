@@ -12,7 +12,7 @@ from model.checkpoint import load_checkpoint
 from model.config import ConfigError, FluidConfig
 from model.data.dataset import Dataset
 from model.diffusion import Schedule, make_schedule
-from model.networks.random_order_model import Fluid
+from model.networks.autoregressive_model import Fluid
 from model.networks.text_encoder import build_text_encoder
 from model.networks.tokenizer import PcaSkipTokenizer, new_tokenizer
 from model.presets import PRESETS

@@ -13,7 +13,7 @@ from model.data.scenes.things import STYLES
 from model.inference.engine import Engine
 from model.inference.prompts import TextPrompts
 from model.inference.requests import Request, Sampling
-from model.networks.random_order_model import Fluid
+from model.networks.autoregressive_model import Fluid
 from model.networks.text_encoder import HashEncoder
 from model.networks.transformer import TextContext
 from model.presets import PRESETS

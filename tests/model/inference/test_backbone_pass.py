@@ -13,9 +13,9 @@ from model.inference.backbone_pass import PlainPass, StaticPass, bucket
 from model.inference.engine import Engine
 from model.inference.prompts import LabelPrompts, TextPrompts
 from model.inference.requests import Request
+from model.networks.autoregressive_model import AutoregressiveModel, Fluid
 from model.networks.condition import Conditioner
 from model.networks.mar import ClassContext, Mar
-from model.networks.random_order_model import Fluid, RandomOrderModel
 from model.networks.text_encoder import HashEncoder
 from tests.model.conftest import row_request
 
@@ -61,7 +61,7 @@ def asks_for(prompts: list[str]) -> list[Request]:
 @pytest.mark.parametrize("family", ["fluid", "mar"])
 def test_fixed_shapes_generate_the_same_images(family: str, tiny: Fluid, mar: Mar, encoder: HashEncoder) -> None:
     """Rows at different steps, guided and not, 1 to 10 evaluations: neither padding nor stale inputs may leak."""
-    model: RandomOrderModel = tiny if family == "fluid" else mar
+    model: AutoregressiveModel = tiny if family == "fluid" else mar
     conditioner: Conditioner = TextPrompts(tiny, encoder) if family == "fluid" else LabelPrompts(mar, ["a", "b", "c"])
     asks = asks_for(["a red apple", "a blue car", "x"] if family == "fluid" else ["a", "b", "c"])
     plain, fixed = (decode(Engine(model, conditioner, 5, static=static), asks, 5) for static in (False, True))

@@ -14,7 +14,7 @@ from model.inference.orders import make_order
 from model.inference.prompts import TextPrompts
 from model.inference.requests import EngineError, Request, Sampling
 from model.inference.step_plan import Snapshot
-from model.networks.random_order_model import Fluid
+from model.networks.autoregressive_model import Fluid
 from model.networks.text_encoder import HashEncoder
 from model.networks.tokenizer import new_tokenizer, to_pixels
 from model.presets import PRESETS

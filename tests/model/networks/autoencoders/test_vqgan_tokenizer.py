@@ -33,7 +33,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "movq": {
         "down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3,
-        "norm_type": "spatial",
+        "norm_type": "spatial", "block_out_channels": (32, 32, 32), "norm_num_groups": 32, "vq_embed_dim": 4,
     },
 }  # fmt: skip
 
@@ -43,7 +43,7 @@ def _saved(folder: Path, variant: str) -> Any:
     from diffusers.models.autoencoders.vq_model import VQModel
 
     torch.manual_seed(7)
-    model = VQModel(**SIZES, **VARIANTS[variant]).eval().requires_grad_(False)
+    model = VQModel(**{**SIZES, **VARIANTS[variant]}).eval().requires_grad_(False)
     model.quantize.embedding.weight.normal_(0, 0.5)  # as it starts, a handful of codes would be nearest to everything
     model.save_pretrained(folder)
     return model

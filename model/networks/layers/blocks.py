@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from model.networks.attention import attention
-from model.networks.residual import PlainResidual, Residual
+from model.networks.layers.attention import attention
+from model.networks.layers.residual import PlainResidual, Residual
 
 LN_EPS = 1e-6
 

@@ -12,7 +12,7 @@ from model.networks.diffusion_head import DiffusionHead
 from model.networks.transformer import Backbone, init_weights
 
 
-class RandomOrderModel(nn.Module):
+class AutoregressiveModel(nn.Module):
     """A backbone that computes a conditioning vector z per token, and a diffusion head that samples tokens given z.
 
     Families differ in the backbone: backbone(tokens, known, condition, most_known) -> z (B, N, D); the last argument
@@ -64,7 +64,7 @@ class RandomOrderModel(nn.Module):
         return training_loss(schedule, out, x0, x, index, noise, self.config.prediction).mean()
 
 
-class Fluid(RandomOrderModel):
+class Fluid(AutoregressiveModel):
     """Random-order autoregressive model over continuous tokens, conditioned on text (arXiv 2410.13863)."""
 
     backbone: Backbone
