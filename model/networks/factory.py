@@ -7,7 +7,16 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from model.config import AnyTokenizerConfig, KlConfig, MarConfig, ModelConfig, VqConfig, VqganConfig
+from model.config import (
+    AnyTokenizerConfig,
+    ConfigError,
+    KlConfig,
+    MarConfig,
+    ModelConfig,
+    TokenizerConfig,
+    VqConfig,
+    VqganConfig,
+)
 from model.networks.autoencoders.kl_tokenizer import KlTokenizer
 from model.networks.autoencoders.vqgan_tokenizer import VqganTokenizer
 from model.networks.autoregressive_model import AutoregressiveModel, Fluid
@@ -35,6 +44,19 @@ def build_tokenizer(config: AnyTokenizerConfig) -> AnyTokenizer:
     if isinstance(config, VqConfig):
         return VqTokenizer(config)
     return VqganTokenizer(config) if isinstance(config, VqganConfig) else PcaSkipTokenizer(config)
+
+
+def new_tokenizer(config: ModelConfig) -> PcaSkipTokenizer | VqTokenizer:
+    """The tokenizer of a model to be trained, with random weights.
+
+    Raises:
+        ConfigError: tokenizers of this kind are imported, not trained.
+    """
+    if isinstance(config.tokenizer, VqConfig):
+        return VqTokenizer(config.tokenizer, cluster=True)
+    if not isinstance(config.tokenizer, TokenizerConfig):
+        raise ConfigError(f"tokenizers of kind {config.tokenizer.kind!r} are imported, not trained here")
+    return PcaSkipTokenizer(config.tokenizer)
 
 
 def frozen(module: M, device: torch.device | str) -> M:

@@ -38,7 +38,10 @@ class VqTokenizer(nn.Module):
 
     def quantize(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Latents (B, N, C) -> code vectors that pass gradients on (B, N, C), codes (B, N) and the commitment loss."""
-        latents = latents.float()
+        with torch.autocast(latents.device.type, enabled=False):  # distances in bfloat16 would confuse codes
+            return self._quantize(latents.float())
+
+    def _quantize(self, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if self.config.quantizer == "fsq":
             vectors, codes = self.quantizer(latents)
             return vectors, codes.long(), latents.new_zeros(())

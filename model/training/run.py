@@ -13,8 +13,9 @@ from model.config import ConfigError, FluidConfig
 from model.data.dataset import Dataset
 from model.diffusion import Schedule, make_schedule
 from model.networks.autoregressive_model import Fluid
+from model.networks.factory import new_tokenizer
 from model.networks.text_encoder import build_text_encoder
-from model.networks.tokenizer import PcaSkipTokenizer, new_tokenizer
+from model.networks.tokenizer import PcaSkipTokenizer
 from model.presets import PRESETS
 from model.training.feeds import Feed, ImageFeed, SceneFeed, open_scenes
 from model.training.layout_loss import LayoutHead
