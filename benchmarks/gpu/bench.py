@@ -49,7 +49,7 @@ from benchmarks.gpu.prompt_states import PROMPTS
 from model.inference.backbone_pass import PlainPass, StaticPass
 from model.inference.engine import Engine
 from model.inference.requests import Request, Sampling
-from model.inference.step_plan import Snapshot
+from model.inference.row_state import Snapshot
 from model.networks.mar import Mar
 
 Emit = Callable[[Record], None]

@@ -16,8 +16,8 @@ from fluid_kernels.head_loop import Chains, HeadWeights, Rows
 from fluid_kernels.heads import PATHS, HeadPathError, choose_path, make_head
 from model.checkpoint import load_checkpoint
 from model.config import MarConfig, ModelConfig
-from model.inference.chains import make_chains
 from model.inference.engine import Engine
+from model.inference.heads.chains import make_chains
 from model.inference.load import find_checkpoint
 from model.inference.precision import pack
 from model.inference.prompts import LabelPrompts, TextPrompts

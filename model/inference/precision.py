@@ -58,7 +58,7 @@ def pack(model: AutoregressiveModel, dtype: torch.dtype, fuse: bool | None = Non
     """
     if dtype == torch.float32:
         return
-    if model.head.token_in.weight.device.type != "cpu" if fuse is None else fuse:
+    if next(model.parameters()).device.type != "cpu" if fuse is None else fuse:
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False  # sums stay float32
         for module in list(model.backbone.modules()):
             if isinstance(module, SelfBlock | Block):

@@ -150,6 +150,20 @@ class PcaSkipTokenizer(nn.Module):
         self.scale.copy_((z - z.mean((0, 1))).std())
 
 
+def encode_tokens(tokenizer: ImageTokenizer | DiscreteTokenizer, pixels: Tensor) -> Tensor:
+    """(B, 3 or 4, H, W) in [-1, 1] -> (B, N, C), or (B, N) int64 if discrete."""
+    tokens = tokenizer.encode(pixels)
+    return tokens if tokens.is_floating_point() else tokens.flatten(1)
+
+
+def decode_tokens(tokenizer: ImageTokenizer | DiscreteTokenizer, tokens: Tensor) -> Tensor:
+    """(B, N, C), or (B, N) int64 if discrete -> (B, 3 or 4, H, W), nominally in [-1, 1] (not clipped)."""
+    if not tokens.is_floating_point():
+        grid = round(tokens.shape[1] ** 0.5)
+        tokens = tokens.unflatten(1, (grid, grid))
+    return tokenizer.decode(tokens)
+
+
 @torch.no_grad()
 def reconstruct(
     tokenizer: ImageTokenizer | DiscreteTokenizer, pixels: Tensor, batch: int = 64, noise: Tensor | None = None

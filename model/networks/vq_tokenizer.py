@@ -55,13 +55,13 @@ class VqTokenizer(nn.Module):
         return codes.unflatten(1, (grid, grid))
 
     def embed(self, codes: Tensor) -> Tensor:
-        """(...) numbers of codes -> (..., C) code vectors."""
-        flat = codes.reshape(1, -1)
+        """(...) numbers of codes -> (..., C) code vectors; that of -1, undecided, is zero, the mean of all latents."""
+        flat = codes.clamp_min(0).reshape(1, -1)
         if self.config.quantizer == "fsq":
             vectors: Tensor = self.quantizer.indices_to_codes(flat)
         else:
             vectors = self.quantizer.get_codes_from_indices(flat)
-        return vectors.reshape(*codes.shape, self.config.channels)
+        return vectors.reshape(*codes.shape, self.config.channels) * (codes >= 0)[..., None]
 
     def decode(self, codes: Tensor) -> Tensor:
         """(B, grid, grid) or (B, N) codes -> (B, 3 or 4, H, W), nominally in [-1, 1], not clipped."""

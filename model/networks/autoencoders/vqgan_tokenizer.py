@@ -52,9 +52,9 @@ class VqganTokenizer(nn.Module):
         return codes.view(len(latents), *latents.shape[2:])
 
     def embed(self, codes: Tensor) -> Tensor:
-        """(...) numbers of codes -> (..., C) code vectors."""
-        vectors: Tensor = self.vq.quantize.embedding(codes)
-        return vectors
+        """(...) numbers of codes -> (..., C) code vectors; that of -1, undecided, is the mean of all codes."""
+        table: Tensor = self.vq.quantize.embedding.weight
+        return torch.where((codes >= 0)[..., None], table[codes.clamp_min(0)], table.mean(0))
 
     def decode(self, codes: Tensor) -> Tensor:
         """(B, grid, grid) or (B, N) codes -> (B, 3, H, W), nominally in [-1, 1], not clipped."""

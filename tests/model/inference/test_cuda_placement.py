@@ -18,8 +18,8 @@ from fluid_kernels.transfers import send
 from model.config import KlConfig, MarConfig
 from model.diffusion import make_schedule
 from model.inference import engine as engine_module
-from model.inference.chains import ChainCache
 from model.inference.engine import Engine
+from model.inference.heads.chains import ChainCache
 from model.inference.precision import pack
 from model.inference.prompts import LabelPrompts, TextPrompts
 from model.networks.autoregressive_model import AutoregressiveModel, Fluid

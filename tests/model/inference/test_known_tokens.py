@@ -13,7 +13,7 @@ from model.inference.known_tokens import KnownTokens, encode_pixels, kept_mask
 from model.inference.orders import make_order
 from model.inference.prompts import TextPrompts
 from model.inference.requests import EngineError, Request, Sampling
-from model.inference.step_plan import Snapshot
+from model.inference.row_state import Snapshot
 from model.networks.autoregressive_model import Fluid
 from model.networks.factory import new_tokenizer
 from model.networks.text_encoder import HashEncoder

@@ -51,6 +51,17 @@ def test_a_code_is_the_one_nearest_to_the_latent(config: VqConfig) -> None:
 
 
 @EITHER
+def test_an_undecided_token_is_neutral(config: VqConfig) -> None:
+    """-1 stands for it in previews; it decodes as the mean latent, and leaves the others as they are."""
+    tokenizer = VqTokenizer(config).eval()
+    vectors = tokenizer.embed(torch.tensor([3, -1]))
+    assert torch.equal(vectors[1], torch.zeros(config.channels)) and torch.equal(
+        vectors[0], tokenizer.embed(torch.tensor(3))
+    )
+    assert tokenizer.decode(torch.full((1, 4, 4), -1)).shape == (1, 3, 16, 16)
+
+
+@EITHER
 def test_gradients_pass_the_quantiser(config: VqConfig) -> None:
     torch.manual_seed(0)
     tokenizer = VqTokenizer(config).train()

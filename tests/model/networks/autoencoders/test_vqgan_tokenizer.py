@@ -83,7 +83,10 @@ def _small(folder: Path) -> dict[str, Any]:
 
 def test_loading_is_strict(tmp_path: Path) -> None:
     raw = _small(tmp_path)
-    assert load_vq_model(tmp_path).config.channels == 2
+    tokenizer = load_vq_model(tmp_path)
+    assert tokenizer.config.channels == 2
+    table = tokenizer.vq.quantize.embedding.weight
+    assert torch.equal(tokenizer.embed(torch.tensor([-1, 3])), torch.stack([table.mean(0), table[3]]))  # -1: undecided
     wrong = {
         "out_channels": (4, "out_channels other than 3"),
         "norm_type": ("batch", "norm_type 'batch'"),
