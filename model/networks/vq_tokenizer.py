@@ -15,7 +15,7 @@ from model.config import ConfigError, TokenizerConfig, VqConfig
 from model.networks.tokenizer import PcaSkipTokenizer
 
 # Both of the codebook "vq": of the moving averages, and the average count below which a code takes a new place.
-DECAY, DEAD = 0.99, 0.1
+DECAY, DEAD = 0.99, 0.01
 COMMITMENT = 0.25  # weight of the distance between latents and their codes
 
 

@@ -66,7 +66,7 @@ def test_the_same_codes_and_images_as_diffusers(tmp_path: Path, variant: str) ->
     assert tokenizer_from_json(json.loads(json.dumps(asdict(tokenizer.config)))) == tokenizer.config
 
 
-def _small(folder: Path) -> dict[str, Any]:
+def save_small(folder: Path) -> dict[str, Any]:
     """The smallest VQModel in `folder`, written without diffusers' saving; returns its config.json."""
     config = VqganConfig(widths=(4, 4), layers=1, groups=2, latent_channels=2, channels=2, codebook=4)
     folder.mkdir(exist_ok=True)
@@ -82,7 +82,7 @@ def _small(folder: Path) -> dict[str, Any]:
 
 
 def test_loading_is_strict(tmp_path: Path) -> None:
-    raw = _small(tmp_path)
+    raw = save_small(tmp_path)
     tokenizer = load_vq_model(tmp_path)
     assert tokenizer.config.channels == 2
     table = tokenizer.vq.quantize.embedding.weight
@@ -106,7 +106,7 @@ def test_loading_is_strict(tmp_path: Path) -> None:
 def test_weights_that_are_missing_or_damaged_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no config\.json"):
         load_vq_model(tmp_path)
-    _small(tmp_path)
+    save_small(tmp_path)
     state = load_file(tmp_path / WEIGHTS)
     save_file({**state, "extra": torch.zeros(1)}, tmp_path / WEIGHTS)
     with pytest.raises(ConfigError, match="'extra' is not known"):
