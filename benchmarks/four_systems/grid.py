@@ -20,7 +20,7 @@ PROMPTS = (
     "three apples on a green background, blob style",
     "a cat left of a dog, emojione style",
     "a big car, 3d style",
-    "a pizza above a rocket, noto style",
+    "a hamburger above a rocket, noto style",
 )
 
 
