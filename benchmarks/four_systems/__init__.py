@@ -10,5 +10,6 @@ its last line and saves it under benchmarks/results/.
 
 runs         the stages, and how they resume
 table        what is collected from their reports, and the paper's figures beside it
+figure       the scaling curve
 grid         the grid of images
 """

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import benchmarks.four_systems
+from benchmarks.four_systems.figure import save_figure
 from benchmarks.four_systems.grid import save_grid
 from benchmarks.four_systems.runs import StageError, run_stages
 from benchmarks.four_systems.table import collect, print_tables
@@ -28,6 +29,7 @@ def main(argv: list[str] | None = None) -> None:
                         help="run: time of day to train the discrete tokenizer (%(default)s)")  # fmt: skip
     parser.add_argument("--prompts", type=int, default=25, help="run: prompts in each of six categories (%(default)s)")
     parser.add_argument("--sheet", type=Path, default=Path("out/four-systems.png"), help="grid: file (%(default)s)")
+    parser.add_argument("--figure", type=Path, help="table: write the scaling curve to this file, as SVG")
     parser.add_argument("--no-save", action="store_true", help="table: print only")
     args = parser.parse_args(argv)
     if args.do == "run":
@@ -41,6 +43,11 @@ def main(argv: list[str] | None = None) -> None:
         return
     result = {"machine": describe_machine(), **collect(args.runs)}
     print_tables(result)
+    if args.figure:
+        try:
+            print(f"scaling curve in {save_figure(result, args.figure)}")
+        except ValueError as error:
+            sys.exit(str(error))
     if not args.no_save:
         print(f"saved to {save_result('four-systems', result)}")
     print(json.dumps(result))

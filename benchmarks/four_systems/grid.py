@@ -37,9 +37,10 @@ def save_grid(runs: Path, file: Path, seed: int = 0) -> Path:
             continue
         engine = load_engine(str(runs / name / "checkpoint"), len(PROMPTS))
         order, _, tokens = name.partition("-")
+        diffusion = 1 if tokens == "discrete" else DIFFUSION_STEPS
         settings = replace(
             default_sampling(engine), num_inference_steps=AR_STEPS, order=order,
-            diffusion_steps=1 if tokens == "discrete" else DIFFUSION_STEPS, diffusion_steps_final=None,
+            diffusion_steps=diffusion, diffusion_steps_final=diffusion,
         )  # fmt: skip
         images += list(generate_images(engine, list(PROMPTS), settings, seed))
         labels += [f"{name}: {PROMPTS[0]}", *PROMPTS[1:]]

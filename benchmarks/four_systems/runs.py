@@ -72,8 +72,11 @@ def stages(runs: Path, minutes: float, tokenizer_minutes: float, prompts: int) -
 def sampling(name: str) -> tuple[str, ...]:
     """Flags of the sampling settings of a system."""
     order, _, tokens = name.partition("-")
-    diffusion = 1 if tokens == "discrete" else DIFFUSION_STEPS
-    return ("--num-inference-steps", str(AR_STEPS), "--diffusion-steps", str(diffusion), "--order", order)
+    diffusion = str(1 if tokens == "discrete" else DIFFUSION_STEPS)
+    return (
+        "--num-inference-steps", str(AR_STEPS), "--order", order,
+        "--diffusion-steps", diffusion, "--diffusion-steps-final", diffusion,
+    )  # fmt: skip
 
 
 def steps_of(run: Path) -> int:

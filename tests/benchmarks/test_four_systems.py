@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -92,3 +93,16 @@ def test_the_table_shows_what_is_there_beside_the_paper(tmp_path: Path, capsys: 
     _trained(tmp_path / "random-continuous-small", 900, 0.6, 1_100_000)
     _trained(tmp_path / "random-continuous-large", 900, 0.45, 6_600_000)
     assert -0.3 < collect(tmp_path)["scaling"]["exponent"] < -0.1
+    main(["table", "--runs", str(tmp_path), "--no-save", "--figure", str(tmp_path / "curve.svg")])
+    drawing = ElementTree.parse(tmp_path / "curve.svg").getroot()
+    circles = [
+        (float(c.get("cx", 0)), float(c.get("cy", 0))) for c in drawing.iter("{http://www.w3.org/2000/svg}circle")
+    ]
+    assert [x for x, _ in circles] == sorted(x for x, _ in circles) and len(circles) == 3
+    assert [y for _, y in circles] == sorted(y for _, y in circles)  # down the page: less loss
+
+
+def test_a_curve_with_a_size_missing_is_not_drawn(tmp_path: Path) -> None:
+    _trained(tmp_path / "random-continuous", 900, 0.5, 2_600_000)
+    with pytest.raises(SystemExit, match="needs the losses of all sizes"):
+        main(["table", "--runs", str(tmp_path), "--no-save", "--figure", str(tmp_path / "curve.svg")])
