@@ -19,9 +19,7 @@ from torch import Tensor
 
 from model.config import ConfigError, ModelConfig
 from model.networks.autoregressive_model import AutoregressiveModel
-from model.networks.factory import build_model, build_tokenizer, frozen
-from model.networks.kl_tokenizer import KlTokenizer
-from model.networks.tokenizer import PcaSkipTokenizer
+from model.networks.factory import AnyTokenizer, build_model, build_tokenizer, frozen
 
 SHARD_BYTES = 2 << 30
 FORMAT = 1
@@ -36,7 +34,7 @@ class Checkpoint:
     """Loaded weights with their metadata."""
 
     model: AutoregressiveModel
-    tokenizer: PcaSkipTokenizer | KlTokenizer
+    tokenizer: AnyTokenizer
     about: dict[str, Any]  # name, training, data, licences, vocabulary, metrics
     sha256: str  # of the weight files
 
@@ -46,7 +44,7 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    folder: Path, model: AutoregressiveModel, tokenizer: PcaSkipTokenizer | KlTokenizer, about: dict[str, Any],
+    folder: Path, model: AutoregressiveModel, tokenizer: AnyTokenizer, about: dict[str, Any],
     dtype: torch.dtype = torch.bfloat16,
 ) -> None:  # fmt: skip
     """Write a checkpoint with floats as `dtype`. config.json comes last: if it exists, the weights are complete."""

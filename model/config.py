@@ -7,14 +7,24 @@ Shape letters used throughout model/ and kernels/:
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from model.tokenizer_config import TOKENIZERS, ConfigError, KlConfig, TokenizerConfig, VqConfig
+from model.tokenizer_config import (
+    TOKENIZERS,
+    AnyTokenizerConfig,
+    ConfigError,
+    KlConfig,
+    TokenizerConfig,
+    VqConfig,
+    VqganConfig,
+    build_section,
+    tokenizer_from_json,
+)
 
 __all__ = [
-    "FAMILIES", "TOKENIZERS", "ConfigError", "FluidConfig", "KlConfig", "MarConfig", "ModelConfig", "TextConfig",
-    "TokenizerConfig", "VqConfig",
+    "FAMILIES", "TOKENIZERS", "AnyTokenizerConfig", "ConfigError", "FluidConfig", "KlConfig", "MarConfig",
+    "ModelConfig", "TextConfig", "TokenizerConfig", "VqConfig", "VqganConfig",
 ]  # fmt: skip
 
 
@@ -58,7 +68,7 @@ class ModelConfig:
     # Limit on |x0| in sampling; 0: none, as in the reference code. With eps the first step divides by √ᾱ_999 = 5e-5, so
     # without a limit a small head's errors explode.
     clamp: float = 0.0
-    tokenizer: TokenizerConfig | KlConfig | VqConfig = field(default_factory=TokenizerConfig)
+    tokenizer: AnyTokenizerConfig = field(default_factory=TokenizerConfig)
     family: str
 
     def __post_init__(self) -> None:
@@ -114,7 +124,7 @@ class ModelConfig:
     @property
     def codebook(self) -> int:
         """K, the number of values that a discrete token can take; 0 for continuous ones."""
-        return self.tokenizer.codebook if isinstance(self.tokenizer, VqConfig) else 0
+        return self.tokenizer.codebook if isinstance(self.tokenizer, VqConfig | VqganConfig) else 0
 
     @property
     def grid(self) -> int:
@@ -160,14 +170,10 @@ class ModelConfig:
         if family not in FAMILIES:
             raise ConfigError(f"family {family!r} is not known here; this version serves {' and '.join(FAMILIES)}")
         if "tokenizer" in raw:
-            kind = raw["tokenizer"].get("kind", "pca_skip")
-            if kind not in TOKENIZERS:
-                raise ConfigError(f"tokenizer kind {kind!r} is not known; this version has {' and '.join(TOKENIZERS)}")
-            tokenizer = _build(TOKENIZERS[kind], "tokenizer", raw["tokenizer"])
-            raw["tokenizer"] = replace(tokenizer, widths=tuple(tokenizer.widths))
+            raw["tokenizer"] = tokenizer_from_json(raw["tokenizer"])
         if "text" in raw:
-            raw["text"] = _build(TextConfig, "text", raw["text"])
-        config: FluidConfig | MarConfig = _build(FAMILIES[family], "model", raw)
+            raw["text"] = build_section(TextConfig, "text", raw["text"])
+        config: FluidConfig | MarConfig = build_section(FAMILIES[family], "model", raw)
         return config
 
 
@@ -198,7 +204,7 @@ class MarConfig(ModelConfig):
     decoder_depth: int = 12
     buffer: int = 64  # copies of the class embedding in front of the tokens
     classes: int = 1000
-    tokenizer: TokenizerConfig | KlConfig | VqConfig = field(default_factory=KlConfig)
+    tokenizer: AnyTokenizerConfig = field(default_factory=KlConfig)
     family: Literal["mar"] = "mar"
 
     def __post_init__(self) -> None:
@@ -211,11 +217,3 @@ class MarConfig(ModelConfig):
 
 
 FAMILIES: dict[str, type[FluidConfig] | type[MarConfig]] = {"fluid": FluidConfig, "mar": MarConfig}
-
-
-def _build(cls: type, section: str, raw: dict[str, Any]) -> Any:
-    names = [f.name for f in fields(cls)]
-    unknown = sorted(set(raw) - set(names))
-    if unknown:
-        raise ConfigError(f"unknown key {unknown[0]!r} in section {section!r}; known: {', '.join(names)}")
-    return cls(**raw)

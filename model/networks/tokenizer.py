@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.config import ConfigError, ModelConfig, TokenizerConfig
+from model.config import TokenizerConfig
 
 
 class ImageTokenizer(Protocol):
@@ -150,17 +150,6 @@ class PcaSkipTokenizer(nn.Module):
         self.scale.copy_((z - z.mean((0, 1))).std())
 
 
-def new_tokenizer(config: ModelConfig) -> PcaSkipTokenizer:
-    """The tokenizer of a model to be trained, with random weights.
-
-    Raises:
-        ConfigError: tokenizers of this kind are imported, not trained.
-    """
-    if not isinstance(config.tokenizer, TokenizerConfig):
-        raise ConfigError(f"tokenizers of kind {config.tokenizer.kind!r} are imported, not trained here")
-    return PcaSkipTokenizer(config.tokenizer)
-
-
 def encode_tokens(tokenizer: ImageTokenizer | DiscreteTokenizer, pixels: Tensor) -> Tensor:
     """(B, 3 or 4, H, W) in [-1, 1] -> (B, N, C), or (B, N) int64 if discrete."""
     tokens = tokenizer.encode(pixels)
@@ -177,7 +166,7 @@ def decode_tokens(tokenizer: ImageTokenizer | DiscreteTokenizer, tokens: Tensor)
 
 @torch.no_grad()
 def reconstruct(
-    tokenizer: ImageTokenizer, pixels: Tensor, batch: int = 64, noise: Tensor | None = None
+    tokenizer: ImageTokenizer | DiscreteTokenizer, pixels: Tensor, batch: int = 64, noise: Tensor | None = None
 ) -> Tensor:  # fmt: skip
     """(B, 3 or 4, H, W) pixels through the tokenizer and back; noise (B, N, C) is added to the tokens."""
     out = []

@@ -45,7 +45,7 @@ def test_json_round_trip() -> None:
     [
         ({"image_size": 70}, "image_size 70 is not a multiple"),
         ({"width": 100, "heads": 7}, "width 100 over 7 heads"),
-        ({"tokenizer": {"kind": "vqgan"}}, "tokenizer kind 'vqgan'"),
+        ({"tokenizer": {"kind": "dalle"}}, "tokenizer kind 'dalle'"),
         ({"tokenizer": {"kind": "vq", "stride": 8}}, "head 'diffusion' needs continuous .* set head to categorical"),
         ({"head": "categorical"}, "head 'categorical' needs discrete .* set head to diffusion"),
         ({"head": "softmax"}, "head 'softmax' is not known: diffusion or categorical"),

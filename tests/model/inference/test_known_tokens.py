@@ -15,8 +15,9 @@ from model.inference.prompts import TextPrompts
 from model.inference.requests import EngineError, Request
 from model.inference.row_state import Snapshot
 from model.networks.autoregressive_model import Fluid
+from model.networks.factory import new_tokenizer
 from model.networks.text_encoder import HashEncoder
-from model.networks.tokenizer import new_tokenizer, to_pixels
+from model.networks.tokenizer import to_pixels
 from model.presets import PRESETS
 from tests.model.conftest import context, fitted, random_model, row_request, run_alone, some_tokens, system_config
 
