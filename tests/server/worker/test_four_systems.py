@@ -1,4 +1,4 @@
-"""The paper's four systems served: a seed, an edit, previews, and a resume after a crash, over HTTP with tiny weights."""
+"""The paper's four systems over HTTP with tiny weights: a seed, an edit, previews, and a resume after a crash."""
 
 from __future__ import annotations
 
