@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.jobs import PRIORITIES, Lease
-from server.worker.held_job import HeldJob
-from server.worker.scheduler import DeficitRoundRobin, Scheduler
+from server.worker.scheduling.held_job import HeldJob
+from server.worker.scheduling.scheduler import DeficitRoundRobin, Scheduler
 from tests.server.harness import job_input
 
 AGEING_S = 60.0
