@@ -87,7 +87,7 @@ class Scheduler:
 
     def saturated(self) -> bool:
         """True if jobs of many images have taken all rows and want more: one more job lets callers take turns."""
-        waiting = [job for job in self.jobs.values() if job.waiting]
+        waiting = [job for job in self.jobs.values() if len(job.waiting) > len(job.paused)]
         return bool(waiting) and not self.quarantined and all(job.started for job in waiting)
 
     def add(self, lease: Lease, taken_at: float) -> HeldJob:

@@ -55,7 +55,7 @@ def test_a_small_caller_gets_the_row_that_would_be_held_longest() -> None:
     assert chosen is not None and (chosen.row, flood.rows[chosen.row], chosen.reason) == (1, 1, "share")
     assert preempt(scheduler, policy) == ("small", "flood")
     assert (scheduler.idle_rows, list(flood.waiting), flood.steps_done[1]) == (0, [1], 8)
-    assert policy.choose(0.0) is None
+    assert policy.choose(0.0) is None and not scheduler.saturated()
 
 
 def test_a_preempted_image_resumes_before_other_images_of_its_caller() -> None:
