@@ -31,7 +31,7 @@ class ReadLimit:
         full_at = max(self._full_at.get(name, 0.0), now) + each
         if (wait_s := full_at - now - WINDOW_S) > 1e-6:
             raise RateLimited(
-                f"{whose} may be read {self._per_minute} times a minute (FLUID_READ_RATE_LIMIT). Try later, or wait "
+                f"{whose} is limited to {self._per_minute} reads a minute (FLUID_READ_RATE_LIMIT). Try later, and wait "
                 "with 'Prefer: wait' or an event stream instead of polling.",
                 retry_after_s=max(1, math.ceil(wait_s)),
             )
