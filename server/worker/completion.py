@@ -141,7 +141,7 @@ class Completion:
 
 
 def _metrics(job: HeldJob, kernels: str) -> JobMetrics:
-    queue_s = job.lease.started_at - job.lease.created_at
+    queue_s = job.lease.queue_s
     return JobMetrics(
         queue_time=round(queue_s, 6),
         predict_time=round(job.predict_s, 6),

@@ -173,7 +173,7 @@ class Scheduler:
 
     def priority(self, job: HeldJob, now: float) -> str:
         """The job's class, one higher for every `ageing_s` since it was accepted."""
-        waited_s = job.lease.started_at - job.lease.created_at + now - job.taken_at
+        waited_s = job.lease.queue_s + now - job.taken_at
         risen = int(waited_s / self.ageing_s)
         return PRIORITIES[max(0, PRIORITIES.index(job.lease.input.priority) - risen)]
 

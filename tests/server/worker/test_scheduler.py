@@ -70,6 +70,14 @@ def test_classes_go_first_and_waiting_jobs_go_up() -> None:
     assert scheduler.next_images(2 * AGEING_S)[0][0].lease.job_id == "old"
 
 
+def test_a_clock_that_was_set_back_between_acceptance_and_lease() -> None:
+    """A job of class low had waited for less than no time, and its class was an IndexError that ended the worker."""
+    scheduler = Scheduler(1, AGEING_S)
+    low = scheduler.add(Lease("low", 1, 1, job_input(priority="low"), 2 * AGEING_S, 0.0), 0.0)
+    assert (scheduler.priority(low, 0.0), low.lease.queue_s) == ("low", 0.0)
+    assert admit_next(scheduler) == ["low"]
+
+
 def test_callers_take_turns_within_a_class() -> None:
     """A caller with a job of many images must not keep other callers off the rows until all are generated."""
     scheduler = Scheduler(1, AGEING_S)
