@@ -59,25 +59,29 @@ async def by_size(quick: bool) -> dict[str, Any]:
     """
     sizes = QUICK_SIZES if quick else SIZES
     figures: dict[str, Any] = {}
-    costs: dict[int, dict[str, Cost]] = {}
+    seen: dict[int, dict[str, Cost]] = {}
     async with service(0, max_queue=2 * sizes[-1]) as running:
-        redis = running.queue.redis
-        info = ModelInfo.from_mapping(FakeEngine(1, 0.0).info())
-        await Registry(redis, running.settings.namespace).publish_model(info)
-        await redis.config_set("appendonly", "no")  # the disk is not measured, and a million jobs would fill it
+        await prepare(running)
         empty, count = await _memory(running), 0
         for size in sizes:
             await fill(running.queue, running.settings, range(count, size))
             count = size
             figures[f"bytes_per_waiting_job_at_{size}"] = round((await _memory(running) - empty) / size)
-            costs[size] = await _costs(running, size)
-    for name in costs[sizes[0]]:
+            seen[size] = await costs(running, size)
+    for name in seen[sizes[0]]:
         for size in sizes:
-            figures[f"{name}_us_at_{size}"] = round(costs[size][name].us, 1)
-        figures[f"{name}_commands"] = [round(costs[size][name].commands, 2) for size in sizes]
-        first, last = (costs[size][name].us / costs[size]["reference"].us for size in (sizes[0], sizes[-1]))
+            figures[f"{name}_us_at_{size}"] = round(seen[size][name].us, 1)
+        figures[f"{name}_commands"] = [round(seen[size][name].commands, 2) for size in sizes]
+        first, last = (seen[size][name].us / seen[size]["reference"].us for size in (sizes[0], sizes[-1]))
         figures[f"growth_of_{name}"] = round(last / first, 2)
     return figures
+
+
+async def prepare(running: Service) -> None:
+    """Make the fake model known although no worker runs, and leave the disk out."""
+    info = ModelInfo.from_mapping(FakeEngine(1, 0.0).info())
+    await Registry(running.queue.redis, running.settings.namespace).publish_model(info)
+    await running.queue.redis.config_set("appendonly", "no")  # a million jobs would fill it
 
 
 async def fill(queue: JobQueue, settings: Settings, numbers: range) -> None:
@@ -145,7 +149,7 @@ class _Meter:
         }
 
 
-async def _costs(running: Service, size: int) -> dict[str, Cost]:
+async def costs(running: Service, size: int) -> dict[str, Cost]:
     """Measure every operation at about `size` waiting jobs, which are as many afterwards."""
     queue, leases = running.queue, LeaseQueue(running.queue.redis, running.settings)
     meter, probe = _Meter(queue.redis), _owned(0)
