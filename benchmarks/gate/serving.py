@@ -21,7 +21,7 @@ NOT_COUNTED = ("eval", "evalsha", "info", "config|resetstat", "ping")
 async def measure() -> dict[str, float]:
     """Return cpu_ROLE per image, cpu_step of the worker, and commands_image, each the least of some rounds."""
     seen: dict[str, list[float]] = {}
-    async with service(1, fake_step_ms=0.0, max_rows=AT_ONCE, log_level="error") as running:
+    async with service(1, fake_step_ms=0.0, max_rows=AT_ONCE) as running:
         generator = Generator(running.settings.port)
         await generator.open(AT_ONCE)
         await _images(generator, FEW_STEPS, 2 * AT_ONCE)  # first requests load and connect
