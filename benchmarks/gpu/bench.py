@@ -73,7 +73,7 @@ def bench_loop(args: argparse.Namespace, emit: Emit) -> None:
 def bench_persistent(args: argparse.Namespace, emit: Emit) -> None:
     """Time the persistent kernel; a part of its own, because a kernel that waits for itself could hang."""
     for name, rows in itertools.product(args.models, (2,) if args.quick else LOOP_ROWS):
-        if MODELS[name].head_width <= 1536:
+        if paths(args.device, name, ("persistent",)):
             time_loop(name, rows, "persistent", args, emit)
 
 
@@ -134,7 +134,7 @@ def bench_peers(args: argparse.Namespace, emit: Emit) -> None:
             if batch in ours:
                 record["engine_is_faster"] = record["seconds_per_image"] / ours[batch]
     for rows in (2,) if args.quick else (4, 256):
-        for variant in ("autocast",) if args.device == "cpu" else ("autocast", "compiled"):
+        for variant in ("autocast",) if args.quick else ("autocast", "compiled"):
             time_loop(name, rows, variant, args, emit)
 
 

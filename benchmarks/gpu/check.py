@@ -71,7 +71,7 @@ def check_ops(args: argparse.Namespace, emit: Emit) -> None:
 
 def check_head(args: argparse.Namespace, emit: Emit) -> None:
     """Compare the head's loop on chains of different lengths, half of the rows guided; float32 by Triton only."""
-    for name, rows in itertools.product(args.models, (1, 7) if args.quick else CHECKED_ROWS):
+    for name, rows in itertools.product(args.models, (1, 3) if args.quick else CHECKED_ROWS):
         for path, dtype in itertools.product(paths(args.device, name, args.paths), DTYPES):
             if dtype == torch.bfloat16 or path == "triton" or args.quick:
                 compare_head(name, rows, path, dtype, args, emit)
@@ -79,7 +79,7 @@ def check_head(args: argparse.Namespace, emit: Emit) -> None:
 
 def check_canary(args: argparse.Namespace, emit: Emit) -> None:
     """Try the persistent kernel: a few rows against the definition, then microseconds of a step."""
-    for name, rows in itertools.product(args.models[:1], (1, 7) if args.quick else CHECKED_ROWS):
+    for name, rows in itertools.product(args.models[:1], (1, 3) if args.quick else CHECKED_ROWS):
         compare_head(name, rows, "persistent", torch.bfloat16, args, emit)
     with attempt(emit, {"model": args.models[0], "rows": 4, "path": "persistent"}) as record, torch.inference_mode():
         steps = 4 if args.quick else 100
