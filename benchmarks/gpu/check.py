@@ -34,7 +34,7 @@ from model.inference.backbone_pass import PlainPass, StaticPass
 from model.inference.engine import Engine
 from model.inference.precision import pack
 from model.inference.requests import Request, Sampling
-from model.networks.random_order_model import RandomOrderModel
+from model.networks.autoregressive_model import AutoregressiveModel
 from model.networks.tokenizer import psnr, to_pixels, to_uint8
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -117,7 +117,7 @@ def check_backbone(args: argparse.Namespace, emit: Emit) -> None:
 
 
 def conditioned(
-    model: RandomOrderModel, device: str, dtype: torch.dtype, tokens: Tensor, known: Tensor, static: bool
+    model: AutoregressiveModel, device: str, dtype: torch.dtype, tokens: Tensor, known: Tensor, static: bool
 ) -> Tensor:
     """Return the backbone's output for five rows, computed on `device` and moved to the CPU.
 
