@@ -68,8 +68,12 @@ class Tools:
 
     def template(self, values: str, *options: str, release: str = "demo") -> list[dict[str, Any]]:
         """Render the chart with a file of ci/ and return the manifests."""
-        text = self.helm("template", release, CHART, "--namespace", "images", "--values", CHART / "ci" / values, *options)
-        return [doc for doc in yaml.safe_load_all(text) if doc]
+        return [doc for doc in yaml.safe_load_all(self._rendered(values, options, release)) if doc]
+
+    @lru_cache(maxsize=100)  # noqa: B019 - there is one object, for the whole run
+    def _rendered(self, values: str, options: tuple[str, ...], release: str) -> str:
+        chosen = ("--namespace", "images", "--values", CHART / "ci" / values)
+        return self.helm("template", release, CHART, *chosen, *options)
 
     def faults(self, manifests: list[dict[str, Any]]) -> list[str]:
         """Validate strictly: Kubernetes' own kinds against its schemas, the others against crds.yaml."""
