@@ -158,6 +158,18 @@ def _queue(counts: QueueCounts) -> Iterator[Metric]:
     yield GaugeMetricFamily(
         "fluid_queue_oldest_age_seconds", "Age of the oldest waiting job in seconds.", value=counts.oldest_age_s
     )
+    age = GaugeMetricFamily(
+        "fluid_model_queue_oldest_age_seconds", "Age of the model's oldest waiting job in seconds.", labels=["model"]
+    )
+    work = GaugeMetricFamily(
+        "fluid_model_queue_row_steps",
+        "Waiting work of the model: images times autoregressive steps.",
+        labels=["model"],
+    )
+    for model, seconds in counts.oldest_age_by_model.items():
+        age.add_metric([model], seconds)
+        work.add_metric([model], max(0, counts.waiting_work.get(model, 0)))
+    yield from (age, work)
     yield GaugeMetricFamily("fluid_jobs_inflight", "Jobs leased by workers now.", value=running)
     yield GaugeMetricFamily(
         "fluid_dead_letter_depth", "Jobs in the dead-letter stream now.", value=counts.dead_letter_depth
