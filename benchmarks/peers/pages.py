@@ -77,8 +77,8 @@ def _block(result: Mapping[str, Any], name: str) -> list[str]:
     versions = ", ".join(f"{package} {version}" for package, version in result["peers"].items())
     about = (
         f"{machine['date']}, {machine['cores']} cores of an {machine['cpu']}, `wrk` on the same cores; {versions}; "
-        f"[figures](../benchmarks/results/{name}). One image is 20 steps of a 2 ms sleep, or mixed 8, 20 and 64; up to 16 "
-        "images share a step. Bold is the best of a column."
+        f"[figures](../benchmarks/results/{name}). One image is 20 steps of a 2 ms sleep, or mixed 8, 20 and 64; up to "
+        "16 images share a step. Bold is the best of a column."
     )
     lines = [
         *textwrap.wrap(about, 120, break_long_words=False, break_on_hyphens=False), "",
