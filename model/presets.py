@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from model.config import FluidConfig, KlConfig, MarConfig, TextConfig, TokenizerConfig
+from typing import Literal
+
+from model.config import FluidConfig, KlConfig, MarConfig, TextConfig, TokenizerConfig, VqConfig
 
 # Stable Diffusion's autoencoder has stride 8 and 4 channels; 2×2 positions make a token of 16 channels.
 _SD_VAE_2X2 = KlConfig(widths=(128, 256, 512, 512), latent_channels=4, attention=False, patch=2, scale=0.18215)
@@ -22,6 +24,23 @@ def _paper(width: int, depth: int) -> FluidConfig:
     return FluidConfig(
         image_size=256, width=width, depth=depth, heads=width // 64, aligner_depth=6,
         head_width=width, head_depth=6, tokenizer=_SD_VAE_2X2, text=_T5_XXL,
+    )  # fmt: skip
+
+
+# The comparison of the paper's four systems on scenes (docs/models.md): 64 tokens of 16×16 pixels in all. A token is 32
+# numbers, or one of 4096 codes; the codes' table takes the place of the diffusion head, and both weigh about the same.
+_SCENES_TOKENS = TokenizerConfig(stride=16, channels=32)
+_SCENES_CODES = VqConfig(stride=16, channels=16, codebook=4096)
+
+
+def _compared(
+    order: Literal["random", "raster"], discrete: bool, width: int, depth: int, head_width: int
+) -> FluidConfig:
+    return FluidConfig(
+        image_size=128, width=width, depth=depth, heads=4, aligner_depth=1, aligner_width=128,
+        head_width=head_width, head_depth=3, prediction="v", positions="sincos_rope", clamp=10.0, order=order,
+        head="categorical" if discrete else "diffusion", tokenizer=_SCENES_CODES if discrete else _SCENES_TOKENS,
+        text=TextConfig(max_tokens=28),
     )  # fmt: skip
 
 
@@ -51,6 +70,12 @@ PRESETS: dict[str, FluidConfig] = {
         tokenizer=TokenizerConfig(stride=16, channels=48, widths=(32, 64, 128), image_channels=4, overlap=True),
         text=TextConfig(max_tokens=28),
     ),
+    "compare-random-continuous": _compared("random", False, 160, 4, 192),
+    "compare-random-discrete": _compared("random", True, 160, 4, 192),
+    "compare-raster-continuous": _compared("raster", False, 160, 4, 192),
+    "compare-raster-discrete": _compared("raster", True, 160, 4, 192),
+    "compare-random-continuous-small": _compared("random", False, 96, 3, 128),
+    "compare-random-continuous-large": _compared("random", False, 256, 5, 256),
     "369M": _paper(1024, 15),
     "665M": _paper(1280, 18),
     "1.1B": _paper(1536, 22),

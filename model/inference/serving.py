@@ -18,7 +18,7 @@ from model.inference.orders import make_order, tokens_per_step
 from model.inference.precision import pack
 from model.inference.prompts import build_conditioner, first_name
 from model.inference.requests import RowRequest, ServedRequest
-from model.inference.step_plan import Snapshot
+from model.inference.row_state import Snapshot
 from model.networks.tokenizer import to_uint8
 
 # For checkpoints without their own under about["sampling"].

@@ -32,7 +32,7 @@ async def image_payload(
         JobExpired: the image was deleted.
     """
     if response_format == "url":
-        return {"url": base_url + image_url(record, output.index)}
+        return {"url": base_url + await services.links.sign(image_url(record, output.index))}
     raw = await services.queue.result(record, output)
     if raw is None:
         raise image_expired(record)

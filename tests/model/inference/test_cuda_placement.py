@@ -18,13 +18,13 @@ from fluid_kernels.transfers import send
 from model.config import KlConfig, MarConfig
 from model.diffusion import make_schedule
 from model.inference import engine as engine_module
-from model.inference.chains import ChainCache
 from model.inference.engine import Engine
+from model.inference.heads.chains import ChainCache
 from model.inference.precision import pack
 from model.inference.prompts import LabelPrompts, TextPrompts
+from model.networks.autoregressive_model import AutoregressiveModel, Fluid
 from model.networks.condition import Conditioner
 from model.networks.mar import Mar
-from model.networks.random_order_model import Fluid, RandomOrderModel
 from model.networks.text_encoder import HashEncoder
 from model.presets import PRESETS
 from model.training.caption_cache import CaptionCache
@@ -154,7 +154,7 @@ def test_the_loop_of_kernels_never_waits(prediction: str, monkeypatch: pytest.Mo
                 loop(dataclasses.replace(rows, host=None), chains(lengths), prediction, 3.0)
 
 
-def packed(model: RandomOrderModel, chain: list[int], guided: list[int]) -> Rows:
+def packed(model: AutoregressiveModel, chain: list[int], guided: list[int]) -> Rows:
     """Rows on the device, with the host's lists beside them."""
     count, width = len(chain), model.config.head_width
     numbers, integers = torch.ones(count, device="cuda"), torch.zeros(count, dtype=torch.int64, device="cuda")
@@ -163,7 +163,7 @@ def packed(model: RandomOrderModel, chain: list[int], guided: list[int]) -> Rows
     return Rows(condition, *where, numbers, numbers, integers, integers, (chain, guided))
 
 
-def conditioner(model: RandomOrderModel) -> Conditioner:
+def conditioner(model: AutoregressiveModel) -> Conditioner:
     """The conditioner of the model's family."""
     if isinstance(model, Mar):
         return LabelPrompts(model, ["a", "b", "c"])
