@@ -71,6 +71,7 @@ def load_tokenizer(config: FluidConfig, path: str) -> AnyTokenizer:
         ConfigError: there is none, or the checkpoint's has other sizes than `config`.
     """
     if Path(path).is_dir():
+        found: AnyTokenizer
         found = load_vq_model(Path(path)) if is_vq_model(Path(path)) else load_checkpoint(Path(path)).tokenizer
         if found.config != config.tokenizer:
             raise ConfigError(f"the tokenizer of {path} has other sizes than the preset: {config.tokenizer}")
