@@ -37,7 +37,7 @@ def _compared(
     order: Literal["random", "raster"], discrete: bool, width: int, depth: int, head_width: int
 ) -> FluidConfig:
     return FluidConfig(
-        image_size=128, width=width, depth=depth, heads=4, aligner_depth=1, aligner_width=128,
+        image_size=128, width=width, depth=depth, heads=4, aligner_depth=1,
         head_width=head_width, head_depth=3, prediction="v", positions="sincos_rope", clamp=10.0, order=order,
         head="categorical" if discrete else "diffusion", tokenizer=_SCENES_CODES if discrete else _SCENES_TOKENS,
         text=TextConfig(max_tokens=28),
