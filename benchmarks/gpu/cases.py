@@ -6,6 +6,7 @@ weights are generated on their own device: a CPU would take minutes for billions
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -32,11 +33,11 @@ from model.networks.transformer import count_parameters
 from model.presets import MAR_PRESETS, PRESETS
 
 LABELS = [str(i) for i in range(1000)]
-# The smallest model of each family, for rehearsals on a CPU.
+# The smallest model of each family, for rehearsals on a CPU; 128 is the persistent kernel's narrowest head.
 SMALL: dict[str, ModelConfig] = {
     "fluid-small": PRESETS["tiny"],
     "mar-small": MarConfig(
-        image_size=128, width=64, heads=4, encoder_depth=1, decoder_depth=1, buffer=4, head_width=64, head_depth=2,
+        image_size=128, width=64, heads=4, encoder_depth=1, decoder_depth=1, buffer=4, head_width=128, head_depth=2,
     ),
 }  # fmt: skip
 MODELS: dict[str, ModelConfig] = {
@@ -89,11 +90,11 @@ def head_case(
     )
 
 
-def paths(device: str, name: str) -> list[str]:
-    """Return the variants of the head's loop that can run on `device` with the head of a named model."""
+def paths(device: str, name: str, wanted: Sequence[str] = PATHS[1:]) -> list[str]:
+    """Return those of the wanted paths of the head's loop that can run on `device` with the head of a named model."""
     weights = HeadWeights.from_head(DiffusionHead(MODELS[name]).to(device))
     found = []
-    for path in PATHS[1:]:
+    for path in wanted:
         try:
             make_head(weights, torch.bfloat16, path)
         except HeadPathError as error:

@@ -206,7 +206,8 @@ def exposed() -> dict[str, set[str]]:
         )
     counts = QueueCounts(
         submitted={"job": 1}, states={state.value: 1 for state in JobState}, waiting={("m", "normal"): 1},
-        oldest_age_s=1, dead_letter_depth=1, expired=1, redeliveries=1, fenced=1, dead_lettered=1,
+        oldest_age_s=1, oldest_age_by_model={"m": 1}, waiting_work={"m": 1}, dead_letter_depth=1,
+        expired=1, redeliveries=1, fenced=1, dead_lettered=1,
     )  # fmt: skip
     worker = WorkerInfo(id="w", state="ready", model="m", max_rows=1, rows=1, started_at=0.0)
     text = render(gateway, counts, [worker], {}, tally.drain(), 0.0).decode()
