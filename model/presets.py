@@ -51,7 +51,7 @@ def _compared(
     order: Literal["random", "raster"], discrete: bool, width: int, depth: int, head_width: int
 ) -> FluidConfig:
     return FluidConfig(
-        image_size=128, width=width, depth=depth, heads=4, aligner_depth=1, aligner_width=128,
+        image_size=128, width=width, depth=depth, heads=4, aligner_depth=1,
         head_width=head_width, head_depth=3, prediction="v", positions="sincos_rope", clamp=10.0, order=order,
         head="categorical" if discrete else "diffusion", tokenizer=_SCENES_CODES if discrete else _SCENES_TOKENS,
         text=TextConfig(max_tokens=28),
@@ -84,10 +84,10 @@ PRESETS: dict[str, FluidConfig] = {
         tokenizer=TokenizerConfig(stride=16, channels=48, widths=(32, 64, 128), image_channels=4, overlap=True),
         text=TextConfig(max_tokens=28),
     ),
-    "compare-random-continuous": _compared("random", False, 160, 4, 192),
-    "compare-random-discrete": _compared("random", True, 160, 4, 192),
-    "compare-raster-continuous": _compared("raster", False, 160, 4, 192),
-    "compare-raster-discrete": _compared("raster", True, 160, 4, 192),
+    "compare-random-continuous": _compared("random", False, 160, 4, 176),
+    "compare-random-discrete": _compared("random", True, 160, 4, 176),
+    "compare-raster-continuous": _compared("raster", False, 160, 4, 176),
+    "compare-raster-discrete": _compared("raster", True, 160, 4, 176),
     "compare-random-continuous-small": _compared("random", False, 96, 3, 128),
     "compare-random-continuous-large": _compared("random", False, 256, 5, 256),
 }  # fmt: skip

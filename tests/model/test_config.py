@@ -65,6 +65,7 @@ def test_json_round_trip() -> None:
         ({"head": "softmax"}, "head 'softmax' is not known: diffusion or categorical"),
         ({"order": "spiral"}, "order 'spiral' is not known: random or raster"),
         ({"prediction": "x0"}, "prediction 'x0'"),
+        ({"aligner_width": 200}, "aligner_width 200 is not a multiple of its 3 heads, .* a multiple of 64 fits"),
         ({"family": "dit"}, "family 'dit'"),
         ({"widht": 3}, "unknown key 'widht' in section 'model'"),
         ({"tokenizer": {"strid": 8}}, "unknown key 'strid' in section 'tokenizer'"),
