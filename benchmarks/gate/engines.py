@@ -13,13 +13,13 @@ import torch
 from benchmarks.machine import without_zero_init
 from fluid_kernels.head_loop import HeadWeights, Rows
 from fluid_kernels.loops.torch_loop import TorchHead
-from model.inference.chains import make_chains
 from model.inference.engine import Engine
 from model.inference.generate import generate
+from model.inference.heads.chains import make_chains
 from model.inference.prompts import TextPrompts
 from model.inference.requests import Request, Sampling
+from model.networks.autoregressive_model import Fluid
 from model.networks.diffusion_head import DiffusionHead
-from model.networks.random_order_model import Fluid
 from model.networks.text_encoder import HashEncoder
 from model.presets import MAR_PRESETS, PRESETS
 
