@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,8 @@ FLOORS = {
     "p99_ms": 5.0,
 }  # fmt: skip
 #: Valkey's memory and keys grow by contract, so what is judged is the part that the contract does not explain.
-NOT_JUDGED = ("keys", "used_mib", "valkey_rss_mib", "ended", "succeeded", "redeliveries", "lines",
-              "stored_bytes")  # fmt: skip
-BY_CONTRACT = ("tombstone", "result", "idempotency", "job")
+NOT_JUDGED = ("keys", "used_mib", "valkey_rss_mib", "ended", "succeeded", "redeliveries")
+BY_CONTRACT = ("tombstone", "result", "idempotency")
 PLOTTED = {
     "memory of the processes, MiB": "_rss_mib", "descriptors": "_fds", "keys of Redis": "keys_",
     "latency, ms": "p50_ms p99_ms",
@@ -92,8 +91,7 @@ def _samples(lines: Sequence[Line]) -> list[Line]:
 def _kept_by_contract(lines: Sequence[Line]) -> Iterator[tuple[float, float]]:
     """Yield, for each sample, how many keys Redis must still hold of ended jobs, and the MiB that they take.
 
-    Those are a tombstone for each job, a file for each image of the last hour, the Idempotency-Keys, and the record and
-    file of each line of a batch, because a batch may last a day.
+    Those are a tombstone for each job, a file for each image of the last hour, and the Idempotency-Keys.
     """
     samples = _samples(lines)
     times = [line["at"] for line in samples]
@@ -101,22 +99,15 @@ def _kept_by_contract(lines: Sequence[Line]) -> Iterator[tuple[float, float]]:
     ttl_s = next((line["ttl_s"] for line in lines if line["kind"] == "start"), 0)
     size = dict.fromkeys(BY_CONTRACT, 0.0) | (scans[-1]["bytes"] if scans else {})
 
-    def before(count: Callable[[Line], float], at: float) -> float:
+    def before(name: str, at: float) -> float:
         """Return a count at a time in the past; zero before the first sample."""
         place = bisect_left(times, at)
-        return count(samples[place - 1]) if place else 0.0
-
-    def ended(line: Line) -> float:
-        return float(line["ended"])
-
-    def images(line: Line) -> float:
-        return float(line["succeeded"] - line["lines"])
+        return float(samples[place - 1][name]) if place else 0.0
 
     for line in samples:
         counts = {
-            "tombstone": ended(line) - before(ended, line["at"] - TOMBSTONE_S),
-            "result": images(line) - before(images, line["at"] - ttl_s - IMAGE_EXTRA_S) + line["lines"],
-            "job": line["lines"],
+            "tombstone": line["ended"] - before("ended", line["at"] - TOMBSTONE_S),
+            "result": line["succeeded"] - before("succeeded", line["at"] - ttl_s - IMAGE_EXTRA_S),
             "idempotency": _interpolated(scans, "idempotency", line["at"]),
         }
         yield sum(counts.values()), sum(count * size[kind] for kind, count in counts.items()) / 2**20

@@ -79,7 +79,6 @@ async def sample(running: Service) -> dict[str, float]:
         "channels": info["pubsub_channels"], "queued": counts.states[JobState.QUEUED.value], "running": counts.running,
         "ended": counts.ended, "succeeded": counts.states[JobState.SUCCEEDED.value],
         "redeliveries": counts.redeliveries, "stored_bytes": counts.stored_bytes,
-        "lines": counts.submitted.get("batch", 0),
     }  # fmt: skip
     return figures
 
