@@ -194,6 +194,16 @@ class FluidConfig(ModelConfig):
         super().__post_init__()
         if self.positions not in ("learned", "sincos_rope"):
             raise ConfigError(f"positions {self.positions!r} is not known: learned or sincos_rope")
+        if self.aligner_width % self.aligner_heads:
+            raise ConfigError(
+                f"aligner_width {self.aligner_width} is not a multiple of its {self.aligner_heads} heads, which are as "
+                f"wide as those of the backbone: a multiple of {self.head_dim} fits, or 0 for the backbone's width"
+            )
+
+    @property
+    def aligner_heads(self) -> int:
+        """Heads of the text aligner."""
+        return max(1, (self.aligner_width or self.width) * self.heads // self.width)
 
 
 @dataclass(frozen=True, kw_only=True)

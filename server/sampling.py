@@ -33,6 +33,8 @@ class Sampling:
         """Convert to float: JSON may write 3.0 as 3, on which `repr` and the job object should not depend."""
         for name in ("guidance_scale", "temperature"):
             object.__setattr__(self, name, float(getattr(self, name)))
+        if self.top_p is not None:
+            object.__setattr__(self, "top_p", float(self.top_p))
 
 
 def _typed(value: Any) -> Any:

@@ -13,8 +13,8 @@ from benchmarks.load.generator import Generator, request_bytes
 from benchmarks.load.service import Service, service
 
 IMAGES, AT_ONCE, ROUNDS = 150, 10, 3
-FEW_STEPS, MANY_STEPS = 1, 512
-STEPPED = 6  # images of many steps, one after another
+FEW_STEPS, MANY_STEPS = 1, 4096
+STEPPED = 6  # images of many steps, one after another; processor time is counted in ticks of 10 ms
 NOT_COUNTED = ("eval", "evalsha", "info", "config|resetstat", "ping")
 
 

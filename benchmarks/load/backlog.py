@@ -2,7 +2,7 @@
 
 Time and number of commands come from INFO commandstats, which counts also the commands that scripts run: the time of a
 call is that of the commands sent by the client, and its commands are all of them, also those within. Neither has the
-network, the disk or Python in it. Figures are the least of several rounds. A script whose work never changes runs
+network, the disk or Python in it. Times are the least of many short runs. A script whose work never changes runs
 beside every round, and growth is relative to it: the machine's speed is not part of it. No worker runs, so that the
 jobs keep waiting; they belong to a fixed number of API keys, because the cost of a place in the queue depends on their
 number (200 of them are read at most).
@@ -11,6 +11,7 @@ number (200 of them are read at most).
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,7 +33,8 @@ from server.worker.engine.fake import FakeEngine
 SIZES = (100, 1_000, 10_000, 100_000, 1_000_000)
 QUICK_SIZES = (100, 2_000)
 OWNERS = 16
-CALLS, ROUNDS = 50, 9  # of each operation at each size; the first loads the scripts
+CALLS, ROUNDS = 50, 6  # of each operation at each size
+CALLS_READ = 5  # so few that most are not interrupted: what is interrupted by another process takes longer
 FILL_AT_ONCE = 500
 OWN = ("cmdstat_config", "cmdstat_info")  # commands of the measurement
 SCRIPTS = ("eval", "evalsha")
@@ -130,21 +132,24 @@ class _Meter:
 
     async def measure(self, name: str, calls: Sequence[Callable[[], Awaitable[Any]]]) -> list[Any]:
         """Make the calls one after another; return what they return."""
-        await self._redis.config_resetstat()
-        results = [await call() for call in calls]
-        stats = await self._redis.info("commandstats")
-        used = {key.removeprefix("cmdstat_"): value for key, value in stats.items() if not key.startswith(OWN)}
-        # Commands within a script have their own lines, and their time is also in the script's.
-        scripts = [used[name] for name in SCRIPTS if name in used]
-        us = sum(value["usec"] for value in scripts or used.values())
-        commands = sum(value["calls"] for command, value in used.items() if command not in SCRIPTS)
-        self._seen.setdefault(name, []).append(Cost(us / len(calls), commands / len(calls)))
+        results = []
+        for begin in range(0, len(calls), CALLS_READ):
+            some = calls[begin : begin + CALLS_READ]
+            await self._redis.config_resetstat()
+            results += [await call() for call in some]
+            stats = await self._redis.info("commandstats")
+            used = {key.removeprefix("cmdstat_"): value for key, value in stats.items() if not key.startswith(OWN)}
+            # Commands within a script have their own lines, and their time is also in the script's.
+            scripts = [used[name] for name in SCRIPTS if name in used]
+            us = sum(value["usec"] for value in scripts or used.values())
+            commands = sum(value["calls"] for command, value in used.items() if command not in SCRIPTS)
+            self._seen.setdefault(name, []).append(Cost(us / len(some), commands / len(some)))
         return results
 
     def least(self) -> dict[str, Cost]:
-        """Return the least cost of each operation over the rounds, without the first."""
+        """Return the least time of each operation, and the median of its commands."""
         return {
-            name: Cost(min(cost.us for cost in seen[1:]), min(cost.commands for cost in seen[1:]))
+            name: Cost(min(cost.us for cost in seen), statistics.median(cost.commands for cost in seen))
             for name, seen in self._seen.items()
         }
 

@@ -45,7 +45,8 @@ class RowState:
         if known is None:
             return cls(request, *conditions, order)
         if request.sampling.order == "raster":
-            return cls(request, *conditions, order, known.kept, step=int(known.kept.int().cumprod(0).sum()))
+            kept = known.kept.to(order.device)  # each step reads it on the host
+            return cls(request, *conditions, order, kept, step=int(kept.int().cumprod(0).sum()))
         rest = order[~known.kept.to(order.device)[order]]  # (n,)
         steps = request.sampling.num_inference_steps
         if steps > len(rest):

@@ -62,8 +62,9 @@ class Aligner(nn.Module):
         width = config.aligner_width or config.width
         self.norm_in, self.proj = nn.LayerNorm(config.text.dim, LN_EPS), nn.Linear(config.text.dim, width)
         self.pos = nn.Parameter(0.02 * torch.randn(config.text.max_tokens, width))
-        heads = max(1, width * config.heads // config.width)
-        self.blocks = nn.ModuleList(SelfBlock(width, heads, config.mlp_ratio) for _ in range(config.aligner_depth))
+        self.blocks = nn.ModuleList(
+            SelfBlock(width, config.aligner_heads, config.mlp_ratio) for _ in range(config.aligner_depth)
+        )
         self.norm = nn.LayerNorm(width, LN_EPS)
 
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:

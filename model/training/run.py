@@ -71,6 +71,7 @@ def load_tokenizer(config: FluidConfig, path: str) -> AnyTokenizer:
         ConfigError: there is none, or the checkpoint's has other sizes than `config`.
     """
     if Path(path).is_dir():
+        found: AnyTokenizer
         found = load_vq_model(Path(path)) if is_vq_model(Path(path)) else load_checkpoint(Path(path)).tokenizer
         if found.config != config.tokenizer:
             raise ConfigError(f"the tokenizer of {path} has other sizes than the preset: {config.tokenizer}")
@@ -108,8 +109,9 @@ def prepare(recipe: Recipe) -> tuple[Run, AnyTokenizer]:
     if recipe.start_from:
         start_from(model, Path(recipe.start_from))
     model.to(device)
-    if isinstance(feed, SceneFeed) and recipe.scenes and not recipe.state_file.exists():
-        pretrain_relations(model, feed, Path(recipe.out) / "aligner.pt", recipe.scenes.relation_steps, recipe.seed)
+    relation_steps = recipe.scenes.relation_steps if recipe.scenes else 0
+    if isinstance(feed, SceneFeed) and relation_steps and not recipe.state_file.exists():
+        pretrain_relations(model, feed, Path(recipe.out) / "aligner.pt", relation_steps, recipe.seed)
     torch.manual_seed(recipe.seed + 1)
     layout_head = LayoutHead(config.width).to(device) if recipe.scenes and recipe.scenes.layout_weight else None
     groups = decay_groups(model, recipe.weight_decay)

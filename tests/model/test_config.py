@@ -13,7 +13,7 @@ from model.networks.factory import build_model
 from model.networks.transformer import count_parameters
 from model.presets import MAR_PRESETS, PRESETS
 
-PAPER = {"369M": 369e6, "665M": 665e6, "1.1B": 1.1e9, "3.1B": 3.1e9, "10.5B": 10.5e9}
+PAPER = {"166M": 166e6, "369M": 369e6, "665M": 665e6, "1.1B": 1.1e9, "3.1B": 3.1e9, "10.5B": 10.5e9}
 
 
 def parameter_count(config: ModelConfig) -> int:
@@ -26,6 +26,20 @@ def parameter_count(config: ModelConfig) -> int:
 def test_paper_presets_have_the_parameters_their_names_say(name: str) -> None:
     assert parameter_count(PRESETS[name]) == pytest.approx(PAPER[name], rel=0.03)
     assert PRESETS[name].tokens == 256 and PRESETS[name].channels == 16
+
+
+# The discrete systems of the paper, read off its figure (2 % either way).
+PAPER_DISCRETE = {"166M": 152e6, "369M": 333e6, "665M": 625e6, "1.1B": 1.04e9, "3.1B": 3.0e9}
+
+
+@pytest.mark.parametrize("size", PAPER_DISCRETE)
+def test_the_four_systems_of_a_paper_preset_differ_in_tokens_and_order_only(size: str) -> None:
+    """Raster order has as many parameters; discrete tokens trade the diffusion head for a table of 8192 codes."""
+    counts = {PRESETS[name].system: parameter_count(PRESETS[name]) for name in PRESETS if name.split("-")[0] == size}
+    assert len(counts) == 4
+    assert counts["raster-continuous"] == counts["random-continuous"]
+    assert counts["raster-discrete"] == counts["random-discrete"]
+    assert counts["random-discrete"] == pytest.approx(PAPER_DISCRETE[size], rel=0.05)
 
 
 @pytest.mark.parametrize(("name", "published"), {"mar-b": 208e6, "mar-l": 479e6, "mar-h": 943e6}.items())
@@ -51,6 +65,7 @@ def test_json_round_trip() -> None:
         ({"head": "softmax"}, "head 'softmax' is not known: diffusion or categorical"),
         ({"order": "spiral"}, "order 'spiral' is not known: random or raster"),
         ({"prediction": "x0"}, "prediction 'x0'"),
+        ({"aligner_width": 200}, "aligner_width 200 is not a multiple of its 3 heads, .* a multiple of 64 fits"),
         ({"family": "dit"}, "family 'dit'"),
         ({"widht": 3}, "unknown key 'widht' in section 'model'"),
         ({"tokenizer": {"strid": 8}}, "unknown key 'strid' in section 'tokenizer'"),

@@ -5,7 +5,7 @@ import base64
 from server.errors import DeadlineExceeded, InvalidRequest, JobCanceled, JobExpired, JobFailed
 from server.gateway.dependencies import Services
 from server.gateway.responses.jobs import image_url
-from server.gateway.schemas.images import ImageData, ImagesResponse, InputTokens, Usage
+from server.gateway.schemas.image_responses import ImageData, ImagesResponse, InputTokens, Usage
 from server.gateway.schemas.jobs import Metrics
 from server.jobs import IMPOSSIBLE, JobRecord, JobState, Output
 
