@@ -141,7 +141,8 @@ def test_a_job_that_fails_over_has_a_span_of_each_attempt(
         attempts = [span for span in collector.spans(trace) if span.name.startswith("generate_content")]
         return sorted(span.attributes["fluid.job.outcome"] for span in attempts)
 
-    until(lambda: outcomes() == ["requeued", "succeeded"], seconds=60, what="both attempts")
+    # The draining worker may take the job once more before it ends.
+    until(lambda: set(outcomes()) == {"requeued", "succeeded"}, seconds=60, what="both attempts")
 
 
 def test_a_collector_that_fails_costs_no_request(valkey: EmbeddedValkey, new_service: Callable[..., Service]) -> None:
