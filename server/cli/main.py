@@ -100,7 +100,8 @@ class Secrets:
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         found = {text for name, text in environ.items() if SECRET_NAME.search(name.upper())}
-        found |= url_passwords(environ.get("FLUID_REDIS_URL", ""))
+        for name in ("FLUID_REDIS_URL", "FLUID_TRACES_URL"):
+            found |= url_passwords(environ.get(name, ""))
         self._texts = sorted((text for text in found if len(text) >= SHORTEST_SECRET), key=len, reverse=True)
 
     def hide(self, text: str) -> str:
