@@ -51,6 +51,7 @@ PRESETS: dict[str, FluidConfig] = {
         tokenizer=TokenizerConfig(stride=16, channels=48, widths=(32, 64, 128), image_channels=4, overlap=True),
         text=TextConfig(max_tokens=28),
     ),
+    "166M": _paper(768, 11),
     "369M": _paper(1024, 15),
     "665M": _paper(1280, 18),
     "1.1B": _paper(1536, 22),

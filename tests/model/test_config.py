@@ -12,7 +12,7 @@ from model.networks.factory import build_model
 from model.networks.transformer import count_parameters
 from model.presets import MAR_PRESETS, PRESETS
 
-PAPER = {"369M": 369e6, "665M": 665e6, "1.1B": 1.1e9, "3.1B": 3.1e9, "10.5B": 10.5e9}
+PAPER = {"166M": 166e6, "369M": 369e6, "665M": 665e6, "1.1B": 1.1e9, "3.1B": 3.1e9, "10.5B": 10.5e9}
 
 
 def parameter_count(config: ModelConfig) -> int:
