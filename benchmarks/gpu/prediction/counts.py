@@ -72,7 +72,7 @@ class Traffic(TorchDispatchMode):
 
     @contextmanager
     def fused_kernels(self) -> Iterator[None]:
-        """Count the kernels instead of launching them. The product with GELU moves nothing beside what a product does."""
+        """Count the kernels instead of launching them. GELU in a product moves nothing beside what the product does."""
         from fluid_kernels.ops import add_norm, linear_gelu
 
         def norm(x: Tensor, delta: Tensor | None, weight: Tensor, bias: Tensor, n: Tensor) -> None:
