@@ -69,7 +69,7 @@ def share(kind: str, shape: Shape, wide: bool = False) -> float:
 
 def product_seconds(kind: str, shape: Shape, wide: bool = False) -> float:
     """Seconds of a product's arithmetic: the memory's bandwidth apart."""
-    rows, columns, inner = shape
+    rows, columns, _ = shape
     if kind == "library":
         return min(_tile_seconds(shape, tile, LIBRARY, 2.0, False) for tile in LIBRARY_TILES)
     widest = WIDEST if kind == "gated" else 256
@@ -78,7 +78,7 @@ def product_seconds(kind: str, shape: Shape, wide: bool = False) -> float:
 
 
 def _tile_seconds(shape: Shape, tile: tuple[int, int], best: float, shared: float, wide: bool) -> float:
-    """Waves of tiles, each as long as its arithmetic or its reads; `shared`: programs that share a read, in clusters."""
+    """Waves of tiles, each as long as its arithmetic or its reads, which `shared` programs of a cluster share."""
     (rows, columns, inner), (m, n) = shape, tile
     waves = -(-(-(-rows // m) * -(-columns // n)) // PROCESSORS)
     rate = best * inner / (inner + RAMP) * H200.flops / PROCESSORS
