@@ -103,7 +103,8 @@ def _product(backend: str, c: Config, width: int = OTHER_WIDTH) -> dict[str, Any
 
 def _gated_residual(backend: str, c: Config, dtype: str, width: int = OTHER_WIDTH) -> Case:
     return Case(
-        f"gated residual {dtype} {_tile(c)}{' ragged' if width == RAGGED_WIDTH else ''}", gated_residual.gated_residual_kernel,
+        f"gated residual {dtype} {_tile(c)}{' ragged' if width == RAGGED_WIDTH else ''}",
+        gated_residual.gated_residual_kernel,
         {"u_ptr": f"*{dtype}", "w_ptr": f"*{dtype}", "b_ptr": "*fp32", "h_ptr": "*fp32", "gate_ptr": f"*{dtype}",
          "step_ptr": "*i32", "n_rows": "i32", "gate_stride": "i32"},
         _product(backend, c, width), c.warps, c.stages, dot=dtype == "bf16",

@@ -107,7 +107,7 @@ def test_an_image_adds_up_and_gains_by_company(times: Any) -> None:
 
 
 def test_the_cross_check_by_hand_is_met(times: Any) -> None:
-    """MAR-B on an H200, counted kernel by kernel by hand: 0.5 s alone, of which the loop 0.34 to 0.4; 50 ms among 64."""
+    """MAR-B on an H200, counted by hand: 0.5 s alone, of which the loop 0.34 to 0.4; 50 ms among 64."""
     alone, many = (times.image("mar-b", batch, times.H200) for batch in (1, 64))
     assert 0.34 < alone.loop < 0.4 and 0.42 < alone.total < 0.55
     assert 0.4 < many.backbone / many.total < 0.75 and 0.04 < many.total < 0.06
