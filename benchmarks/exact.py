@@ -35,13 +35,13 @@ from tqdm import tqdm
 from benchmarks.machine import describe_machine, save_result, without_zero_init
 from fluid_kernels.head_loop import Chains, update
 from model.conversion.import_mar import official_name
-from model.inference.chains import make_chains
 from model.inference.engine import Engine
+from model.inference.heads.chains import make_chains
 from model.inference.orders import masked_after, random_order
 from model.inference.precision import choose_dtype, pack
 from model.inference.prompts import LabelPrompts
 from model.inference.requests import Request, Sampling
-from model.inference.step_plan import Snapshot
+from model.inference.row_state import Snapshot
 from model.networks.mar import ClassContext, Mar
 from model.presets import MAR_PRESETS
 

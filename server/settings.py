@@ -224,6 +224,10 @@ class Settings:
         100, "Open event streams of one API key, per gateway; more get 429. 0 is unlimited.", at_least=0
     )
     max_streams: int = _access(1000, "Open event streams of a gateway; more get 429.", at_least=1)
+    read_rate_limit: int = _access(
+        6000, "GET requests of one API key, per gateway; more get 429. 0 is unlimited.", unit="per minute", at_least=0
+    )
+    link_ttl_s: int = _access(3600, "How long links to images open without an API key.", unit="seconds", at_least=1)
     metrics_access: str = _access(
         "open", "Access to /metrics: open to everyone, or with an API key.", choices=("open", "key")
     )

@@ -46,7 +46,7 @@ from benchmarks.machine import describe_machine
 from model.inference.backbone_pass import PlainPass, StaticPass
 from model.inference.engine import Engine
 from model.inference.requests import Request, Sampling
-from model.inference.step_plan import Snapshot
+from model.inference.row_state import Snapshot
 from model.networks.mar import Mar
 
 STEPS, DIFFUSION_STEPS, SAMPLED = 64, 100, (8, 24, 40, 56)

@@ -31,6 +31,7 @@ from benchmarks.gpu.check import (
     check_image,
     check_ops,
     check_philox,
+    check_systems,
 )
 from benchmarks.gpu.parts import Emit, Part
 from benchmarks.gpu.training_leg import bench_training, limit_s
@@ -85,7 +86,8 @@ def second(train_minutes: float) -> Call:
         Part("tiles", 40, bench_tiles, interpreted=True),
         Part("larger", 90, only(bench_images, "369M", "mar-h", "3.1B", batches=(64,))),
         Part("attention", 10, bench_attention), Part("backbones", 25, only(bench_backbones, "mar-b", "369M")),
-        Part("shipped", 15, bench_shipped), Part("peers", 75, only(bench_peers, "mar-b")),
+        Part("systems", 20, check_systems), Part("shipped", 15, bench_shipped),
+        Part("peers", 75, only(bench_peers, "mar-b")),
         Part("training", limit_s(train_minutes), bench_training),
         Part("persistent", 20, only(bench_persistent, "mar-b", "mar-h"), interpreted=True),
     ))  # fmt: skip

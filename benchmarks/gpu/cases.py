@@ -17,16 +17,16 @@ from fluid_kernels.head_loop import Chains, HeadWeights, Rows
 from fluid_kernels.heads import PATHS, HeadPathError, choose_path, make_head
 from model.checkpoint import load_checkpoint
 from model.config import MarConfig, ModelConfig
-from model.inference.chains import make_chains
 from model.inference.engine import Engine
+from model.inference.heads.chains import make_chains
 from model.inference.load import find_checkpoint
 from model.inference.precision import pack
 from model.inference.prompts import LabelPrompts, TextPrompts
 from model.inference.requests import Request
+from model.networks.autoregressive_model import AutoregressiveModel, Fluid
 from model.networks.diffusion_head import DiffusionHead
 from model.networks.factory import build_model
 from model.networks.mar import Mar
-from model.networks.random_order_model import Fluid, RandomOrderModel
 from model.networks.text_encoder import HashEncoder
 from model.networks.tokenizer import PcaSkipTokenizer
 from model.networks.transformer import count_parameters
@@ -118,7 +118,7 @@ def random_engine(name: str, device: str, rows: int, dtype: torch.dtype, kernels
     return engine_over(model, rows, dtype, kernels), size
 
 
-def random_model(name: str, device: str) -> tuple[RandomOrderModel, int]:
+def random_model(name: str, device: str) -> tuple[AutoregressiveModel, int]:
     """Return a named model with random weights, the same at each call, and its number of parameters."""
     torch.manual_seed(0)
     with torch.device(device):
@@ -127,7 +127,7 @@ def random_model(name: str, device: str) -> tuple[RandomOrderModel, int]:
     return model, count_parameters(model)
 
 
-def engine_over(model: RandomOrderModel, rows: int, dtype: torch.dtype, kernels: str = "auto") -> Engine:
+def engine_over(model: AutoregressiveModel, rows: int, dtype: torch.dtype, kernels: str = "auto") -> Engine:
     """Return an engine for a model: with labels, stored encoder states where they fit, else hashed words."""
     if isinstance(model, Mar):
         return Engine(model, LabelPrompts(model, LABELS), rows, dtype, kernels)

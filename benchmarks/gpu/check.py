@@ -3,6 +3,7 @@
     philox     random numbers of the Triton kernel against the definition
     ops        each fused operation against its definition, with every tile size of the table
     head       each path of the head's loop against the float32 definition, from one row to many tiles
+    systems    tokens of the paper's four systems (random weights) against those of a CPU, in float32
     backbone   the backbone on the device against float32 on the CPU
     image      images of the shipped model against those of a CPU in float32, in decibels
     batch      an image generated alone against the same image among rows that join and leave
@@ -30,11 +31,13 @@ from benchmarks.gpu.warm import CHECKED_ROWS
 from fluid_kernels.head_loop import head_loop_ref
 from fluid_kernels.heads import choose_path, make_head
 from fluid_kernels.philox import STEP, normal_ref
+from model.config import ModelConfig
 from model.inference.backbone_pass import PlainPass, StaticPass
 from model.inference.engine import Engine
+from model.inference.orders import orders_of
 from model.inference.precision import pack
 from model.inference.requests import Request, Sampling
-from model.networks.random_order_model import RandomOrderModel
+from model.networks.autoregressive_model import AutoregressiveModel
 from model.networks.tokenizer import psnr, to_pixels, to_uint8
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -44,6 +47,8 @@ HEAD = {torch.float32: 2e-3, torch.bfloat16: 0.02}
 BACKBONE = {torch.float32: 1e-4, torch.bfloat16: 0.02}
 IMAGE_DB = {torch.float32: 50.0, torch.bfloat16: 40.0}
 BATCH_DB = {torch.float32: 50.0, torch.bfloat16: 35.0}
+SAME_CODES = 0.95  # of discrete tokens: rounding may change one, and with it those that are decided later
+SYSTEM_LIMIT = 0.05  # relative error of continuous tokens; in raster order 64 follow one from the other
 SAME_DB = 99.0  # stands for infinity, which JSON cannot express
 
 
@@ -117,7 +122,7 @@ def check_backbone(args: argparse.Namespace, emit: Emit) -> None:
 
 
 def conditioned(
-    model: RandomOrderModel, device: str, dtype: torch.dtype, tokens: Tensor, known: Tensor, static: bool
+    model: AutoregressiveModel, device: str, dtype: torch.dtype, tokens: Tensor, known: Tensor, static: bool
 ) -> Tensor:
     """Return the backbone's output for five rows, computed on `device` and moved to the CPU.
 
@@ -161,6 +166,35 @@ def check_batch(args: argparse.Namespace, emit: Emit) -> None:
                 batched = to_uint8(tokenizer.decode(among_others(engine, request)[None]))
             record["db"] = decibels(batched[0], alone[0])
             record["ok"] = record["db"] >= BATCH_DB[dtype]
+
+
+def check_systems(args: argparse.Namespace, emit: Emit) -> None:
+    """Check that each of the paper's four systems decodes the CPU's tokens: cached keys, sampled codes, confidence."""
+    device = torch.device(args.device)
+    for name in ("random-continuous", "random-discrete", "raster-continuous", "raster-discrete"):
+        with attempt(emit, {"system": name}) as record:
+            model, _ = random_model(f"compare-{name}", "cpu")
+            requests = [system_request(model.config, seed, args.quick) for seed in range(3)]
+            with torch.inference_mode():
+                expected = decode(engine_over(model, 4, torch.float32, "torch"), requests)
+                found = decode(engine_over(copy.deepcopy(model).to(device), 4, torch.float32), requests).cpu()
+            if model.config.categorical:
+                record["share"] = (found == expected).float().mean().item()
+                record["ok"] = record["share"] >= SAME_CODES
+            else:
+                record["relative"] = relative(found, expected)
+                record["ok"] = record["relative"] <= SYSTEM_LIMIT
+
+
+def system_request(config: ModelConfig, seed: int, quick: bool) -> Request:
+    """Return a guided request that this system can decode."""
+    kind = orders_of(config)[-1]  # confidence, where there is one
+    sampling = Sampling(
+        num_inference_steps=config.tokens if config.causal else 4 if quick else 16,
+        diffusion_steps=1 if config.categorical else 2 if quick else 8, guidance_scale=1.0 + seed, order=kind,
+        top_p=0.9 if config.categorical else None,
+    )  # fmt: skip
+    return Request(PROMPTS[seed], seed, sampling)
 
 
 def among_others(engine: Engine, request: Request) -> Tensor:

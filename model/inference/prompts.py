@@ -14,9 +14,9 @@ import torch.nn.functional as F
 
 from fluid_kernels.transfers import send
 from model.config import ConfigError
+from model.networks.autoregressive_model import AutoregressiveModel, Fluid
 from model.networks.condition import Condition, Conditioner, PromptError
 from model.networks.mar import ClassContext, Mar
-from model.networks.random_order_model import Fluid, RandomOrderModel
 from model.networks.text_encoder import TextEncoder, build_text_encoder
 from model.networks.transformer import TextContext
 
@@ -126,7 +126,7 @@ class LabelPrompts:
         return self.backbone.encode_class(self.index[prompt] if prompt else None)
 
 
-def build_conditioner(model: RandomOrderModel, about: dict[str, Any]) -> Conditioner:
+def build_conditioner(model: AutoregressiveModel, about: dict[str, Any]) -> Conditioner:
     """The conditioner of a checkpoint's family.
 
     Args:

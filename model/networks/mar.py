@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from model.config import MarConfig
-from model.networks.blocks import LN_EPS, SelfBlock
-from model.networks.random_order_model import RandomOrderModel
-from model.networks.residual import residual
+from model.networks.autoregressive_model import AutoregressiveModel
+from model.networks.layers.blocks import LN_EPS, SelfBlock
+from model.networks.layers.residual import residual
 
 
 @dataclass
@@ -140,7 +140,7 @@ def _unpack(x: Tensor, place: Tensor, present: Tensor, filling: Tensor) -> Tenso
     return torch.where(present[..., None], spread, filling)  # padding landed on absent positions: overwritten here
 
 
-class Mar(RandomOrderModel):
+class Mar(AutoregressiveModel):
     """Masked autoregressive model of ImageNet classes over continuous tokens."""
 
     backbone: MarBackbone

@@ -22,6 +22,7 @@ from server.gateway.middleware.body_limit import BodyLimit
 from server.gateway.middleware.cors import allow_origins
 from server.gateway.middleware.errors import UnhandledErrors, install_error_handlers
 from server.gateway.middleware.head_requests import HeadRequests
+from server.gateway.middleware.read_limit import ReadLimit
 from server.gateway.middleware.request_context import RequestContext
 from server.gateway.middleware.slow_clients import SlowClientTimeouts
 from server.gateway.middleware.trusted_origins import TrustedOrigins, allowed_hosts
@@ -65,7 +66,12 @@ def create_app(settings: Settings, open_services: OpenServices = open_services) 
     keep_uploads_in_memory()
     # The last one is the outermost: requests that the others reject also get an id and are counted.
     app.add_middleware(BodyLimit, timeout_s=settings.body_timeout_s)
-    app.add_middleware(Authenticate, ring=KeyRing(settings), metrics_access=settings.metrics_access)
+    app.add_middleware(
+        Authenticate,
+        ring=KeyRing(settings),
+        metrics_access=settings.metrics_access,
+        reads=ReadLimit(settings.read_rate_limit),
+    )
     app.add_middleware(TrustedOrigins, settings=settings, hosts=allowed_hosts(settings))
     app.add_middleware(UnhandledErrors)
     allow_origins(app, settings.cors_origins)  # outside Authenticate: preflight requests carry no key

@@ -12,6 +12,7 @@ from server.gateway.fleet import Fleet
 from server.gateway.metrics import GatewayMetrics
 from server.gateway.requests.client_mapping import ClientMapping
 from server.gateway.responses.sse import Streams
+from server.gateway.signed_links import SignedLinks
 from server.gateway.webhooks import Webhooks
 from server.queue.events import Events
 from server.queue.job_queue import JobQueue
@@ -37,6 +38,7 @@ class Services:
     supervisor: Supervisor
     mapping: ClientMapping
     streams: Streams
+    links: SignedLinks
 
 
 def services_of(request: Request) -> Services:

@@ -16,6 +16,7 @@ from server.gateway.queue_trouble import watch_redis
 from server.gateway.requests.client_mapping import ClientMapping
 from server.gateway.responses.jobs import job_object
 from server.gateway.responses.sse import Streams
+from server.gateway.signed_links import SignedLinks
 from server.gateway.webhooks import Webhooks, parse_secret
 from server.queue.events import Events
 from server.queue.job_queue import JobQueue
@@ -70,6 +71,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             supervisor,
             mapping,
             streams,
+            SignedLinks(queue, settings.link_ttl_s, settings.wants_keys),
         )
 
         async def job_as_json(job_id: str) -> dict[str, object]:

@@ -11,7 +11,7 @@ from typing import cast
 from server.errors import JobExpired, KeyReused, QueueFull, RateLimited, RequestError, UnknownJob
 from server.jobs import JobInput, JobRecord, JobState, Output
 from server.queue import source_images
-from server.queue.redis_client import Client
+from server.queue.redis_client import Client, read_hash
 from server.queue.scripts import QueueConnection
 from server.queue.statistics import QueuePosition
 from server.settings import Settings
@@ -168,7 +168,7 @@ class JobQueue(QueueConnection):
         Raises:
             UnknownJob: no such job. JobExpired: it ended and was deleted. UnreadableRecord: see JobRecord.
         """
-        raw = await self.redis.hgetall(self.keys.job_hash(job_id))
+        raw = await read_hash(self.redis, self.keys.job_hash(job_id), f"Job {job_id[:100]!r}")
         if raw and owner in (None, raw.get("owner", "")):
             return JobRecord.from_fields(raw)
         ended = None if raw else await self.redis.get(self.keys.tombstone(job_id))

@@ -12,8 +12,8 @@ from server.jobs import IMPOSSIBLE, JobError, JobMetrics, JobState
 from server.metrics import Tally
 from server.queue.lease_queue import LeaseQueue
 from server.worker.engine.slot import EngineSlot
-from server.worker.held_job import HeldJob
-from server.worker.scheduler import Scheduler
+from server.worker.scheduling.held_job import HeldJob
+from server.worker.scheduling.scheduler import Scheduler
 from server.worker.snapshots import SnapshotStore
 
 log = logging.getLogger(__name__)
@@ -141,7 +141,7 @@ class Completion:
 
 
 def _metrics(job: HeldJob, kernels: str) -> JobMetrics:
-    queue_s = job.lease.started_at - job.lease.created_at
+    queue_s = job.lease.queue_s
     return JobMetrics(
         queue_time=round(queue_s, 6),
         predict_time=round(job.predict_s, 6),

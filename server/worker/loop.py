@@ -1,6 +1,6 @@
 """The worker's loop: admit images to rows, publish what the engine's steps produce; drain on SIGTERM.
 
-The engine steps on its own thread and jobs are taken by a task of their own (intake.py), so that neither waits for
+The engine steps on its own thread and jobs are taken by a task of their own (taker.py), so that neither waits for
 this loop. A pass of the loop follows whenever there is news from either.
 """
 
@@ -32,12 +32,14 @@ from server.worker.engine.protocol import Engine
 from server.worker.engine.slot import EngineSlot
 from server.worker.engine.thread import EngineThread
 from server.worker.heartbeat import Heartbeat
-from server.worker.intake import Intake, Taker
+from server.worker.intake import Intake
 from server.worker.leases import CancelListener, LeaseRenewer
 from server.worker.publisher import Publisher
 from server.worker.reload import Reloader
-from server.worker.scheduler import Scheduler
+from server.worker.scheduling.preemption import PreemptionPolicy
+from server.worker.scheduling.scheduler import Scheduler
 from server.worker.snapshots import SnapshotStore
+from server.worker.taker import Taker
 from server.worker.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -59,6 +61,7 @@ class Worker:
         self._bell = asyncio.Event()  #: there is something for a pass of the loop
         self.engine = EngineSlot(EngineThread(settings.snapshot_steps), self._bell.set)
         self.scheduler = Scheduler(settings.max_rows, settings.ageing_s)
+        self.preemption = PreemptionPolicy(self.scheduler)
         self.tally = Tally()
         self.heartbeat = Heartbeat(self.id, registry, self.engine, self.scheduler, self.tally)
         self.renewer = LeaseRenewer(queue, self.scheduler, settings.lease_s)
@@ -68,7 +71,9 @@ class Worker:
         self.intake = Intake(
             queue, self.engine, self.scheduler, self.completion, self.snapshots, self.tally, self._bell.set
         )
-        self.taker = Taker(self.id, queue, self.engine, self.scheduler, self.intake, lambda: self.taking)
+        self.taker = Taker(
+            self.id, queue, self.engine, self.scheduler, self.intake, self.preemption, lambda: self.taking
+        )
         self.publisher = Publisher(
             queue, self.engine, self.scheduler, self.completion, self.snapshots, self.tally, self._bell.set
         )
@@ -174,6 +179,8 @@ class Worker:
         ending = self._note_progress()
         await self.completion.reap()
         self._admit(ending)
+        if (preemption := self.preemption.choose(time.monotonic())) is not None:
+            self.intake.preempt(preemption)
         self.taker.room.set()
 
     def _note_progress(self) -> Counter[int]:

@@ -19,8 +19,8 @@ from server.queue.lease_queue import LeaseQueue
 from server.worker.completion import Completion
 from server.worker.engine.row_states import StepNews
 from server.worker.engine.slot import EngineSlot
-from server.worker.held_job import HeldJob
-from server.worker.scheduler import Scheduler
+from server.worker.scheduling.held_job import HeldJob
+from server.worker.scheduling.scheduler import Scheduler
 from server.worker.snapshots import SnapshotStore
 
 log = logging.getLogger(__name__)

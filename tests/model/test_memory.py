@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from model.memory import GB, backbone_parameters, estimate, head_parameters, largest_rows, report
+from model.networks.causal import make_cache
 from model.networks.factory import build_model
 from model.networks.transformer import count_parameters
 from model.presets import MAR_PRESETS, PRESETS
@@ -21,7 +22,17 @@ def test_parameters_are_counted_as_the_modules_have_them(name: str) -> None:
     assert backbone_parameters(config) == count_parameters(model.backbone)
 
 
-@pytest.mark.parametrize("name", ["369M", "10.5B", "mar-h"])
+def test_keys_and_values_are_counted_as_the_engine_allocates_them() -> None:
+    """A row's and its unconditional half's; in bfloat16, as on a GPU. Other systems have none."""
+    config = PRESETS["369M-raster-discrete"]
+    cache = make_cache(config, 2 * 64, torch.device("meta"), torch.bfloat16)
+    assert cache is not None
+    assert estimate(config, 64).key_values == cache.keys.nbytes + cache.values.nbytes
+    assert estimate(PRESETS["369M"], 64).key_values == 0
+    assert "keys and values" in "\n".join(report("369M-raster-discrete"))
+
+
+@pytest.mark.parametrize("name", ["369M", "10.5B", "mar-h", "3.1B-raster-continuous", "3.1B-random-discrete"])
 def test_the_largest_batch_fits_and_the_next_does_not(name: str) -> None:
     config = {**PRESETS, **MAR_PRESETS}[name]
     rows = [largest_rows(config, limit * GB) for limit in (80, 141)]

@@ -64,7 +64,7 @@ class Traffic(TorchDispatchMode):
         return out
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Stand in for model.networks.attention.attention."""
+        """Stand in for model.networks.layers.attention.attention."""
         keys = k.shape[2] if k.ndim == 4 else TEXT_TOKENS
         self.attended += 4 * q.numel() * keys
         self.launches += 1
@@ -102,7 +102,7 @@ def count_pass(name: str, evaluations: int, known: int, fused: bool) -> Traffic:
         keys = [torch.zeros(1, device="meta")] * len(model.backbone.blocks)  # type: ignore[arg-type]
         condition = TextContext(keys, keys, mask)
     traffic = Traffic()
-    attention = patch("model.networks.blocks.attention", traffic.attention)
+    attention = patch("model.networks.layers.blocks.attention", traffic.attention)
     with torch.no_grad(), attention, traffic.fused_kernels(), traffic:
         model.backbone(tokens, mask, condition, known)
     return traffic

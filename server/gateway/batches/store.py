@@ -10,16 +10,16 @@ import json
 import secrets
 from array import array
 from collections.abc import AsyncIterator, Mapping
-from functools import partial
 
 from server.batch_format import LineError, parse_line
-from server.errors import JobExpired, KeyReused, RateLimited, UnknownBatch, UnknownFile, UnknownJob
+from server.errors import JobExpired, KeyReused, RateLimited, UnknownBatch, UnknownFile, UnknownJob, UnreadableRecord
 from server.gateway.batches.files import FileStore
 from server.gateway.batches.record import COMPLETION_WINDOW_S, Batch, LineResult
 from server.gateway.pagination import ids_after
 from server.jobs import JobState
 from server.queue.job_queue import JobQueue
-from server.records import UNREADABLE, readable, skip
+from server.queue.redis_client import read_hash
+from server.records import UNREADABLE, skip
 
 #: Lines per read from Redis.
 CHUNK_LINES = 100
@@ -85,7 +85,7 @@ class BatchStore:
         Raises:
             UnknownBatch: there is no such batch, or it belongs to another owner.
         """
-        fields = await self._redis.hgetall(self._keys.batch_hash(batch_id))
+        fields = await read_hash(self._redis, self._keys.batch_hash(batch_id), f"Batch {batch_id[:100]!r}")
         if not fields or fields.get("owner") != owner:
             raise UnknownBatch(f"No batch has the id {batch_id[:100]!r}.", param="batch_id")
         return Batch.from_fields(batch_id, fields)
@@ -95,8 +95,12 @@ class BatchStore:
         ids = ids_after(await self._redis.zrevrange(self._keys.batch_list(owner), 0, -1), after, "batch")
         found: builtins.list[Batch] = []  # the method's name hides the type
         for batch_id in ids:
-            fields = await self._redis.hgetall(self._keys.batch_hash(batch_id))
-            found += readable("a batch", [fields] if fields else [], partial(Batch.from_fields, batch_id))
+            try:
+                found.append(await self.get(owner, batch_id))
+            except UnknownBatch:  # expired between the two reads
+                continue
+            except UnreadableRecord as error:
+                skip("a batch", error)
             if len(found) > limit:
                 break
         return found[:limit], len(found) > limit

@@ -89,14 +89,17 @@ async def ready(services: ServicesDep) -> Response:
 @router.get("/metrics", tags=["health"], response_class=Response, operation_id="metrics")
 async def metrics(services: ServicesDep) -> Response:
     """Metrics of the whole service in Prometheus' text format: this gateway, the queue and all workers."""
+    registry = services.registry
+    workers, last_seen = await registry.workers(), await registry.last_seen()
     text = render(
         services.metrics,
         await queue_counts(services.queue),
-        await services.registry.workers(),
-        await services.registry.models(),
-        await services.registry.stats(),
+        workers,
+        await registry.models(),
+        await registry.stats(),
         await redis_time(services.queue.redis),
-        await services.registry.last_seen(),
+        last_seen,
+        await registry.models_of(set(last_seen) - {worker.id for worker in workers}),
     )
     return Response(text, media_type=CONTENT_TYPE_LATEST)
 

@@ -10,7 +10,7 @@ pytest.importorskip("triton")
 from fluid_kernels.head_loop import HeadWeights, head_loop_ref
 from fluid_kernels.loops import persistent_loop
 from fluid_kernels.loops.persistent_loop import PersistentHead
-from model.inference.chains import make_chains
+from model.inference.heads.chains import make_chains
 from tests.kernels import test_head_loop as small
 
 pytestmark = pytest.mark.slow

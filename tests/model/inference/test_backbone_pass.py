@@ -13,11 +13,9 @@ from model.inference.backbone_pass import PlainPass, StaticPass, bucket
 from model.inference.engine import Engine
 from model.inference.prompts import LabelPrompts, TextPrompts, text_room
 from model.inference.requests import Request
-from model.networks.condition import Conditioner
 from model.networks.mar import ClassContext, Mar
-from model.networks.random_order_model import Fluid, RandomOrderModel
 from model.networks.text_encoder import HashEncoder
-from tests.model.conftest import row_request
+from tests.model.conftest import SYSTEMS, fitted, random_model, row_request, system_config
 
 MAR = MarConfig(
     image_size=16, width=48, heads=4, encoder_depth=2, decoder_depth=1, buffer=4, classes=3, head_width=32,
@@ -58,12 +56,15 @@ def asks_for(prompts: list[str]) -> list[Request]:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("family", ["fluid", "mar"])
-def test_fixed_shapes_generate_the_same_images(family: str, tiny: Fluid, mar: Mar, encoder: HashEncoder) -> None:
+@pytest.mark.parametrize("system", [*SYSTEMS, "mar"])
+def test_fixed_shapes_generate_the_same_images(system: str, mar: Mar, encoder: HashEncoder) -> None:
     """Rows at different steps, guided and not, 1 to 10 evaluations: neither padding nor stale inputs may leak."""
-    model: RandomOrderModel = tiny if family == "fluid" else mar
-    conditioner: Conditioner = TextPrompts(tiny, encoder) if family == "fluid" else LabelPrompts(mar, ["a", "b", "c"])
-    asks = asks_for(["a red apple", "a blue car", "x"] if family == "fluid" else ["a", "b", "c"])
+    model, conditioner = mar, LabelPrompts(mar, ["a", "b", "c"])  # type: AutoregressiveModel, Conditioner
+    asks = asks_for(["a", "b", "c"])
+    if system != "mar":
+        model = random_model(system_config(system))
+        conditioner = TextPrompts(model, encoder)  # type: ignore[arg-type]
+        asks = [fitted(ask, model.config) for ask in asks_for(["a red apple", "a blue car", "x"])]
     plain, fixed = (decode(Engine(model, conditioner, 5, static=static), asks, 5) for static in (False, True))
     for one, other in zip(plain, fixed, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * one.abs().max().item())

@@ -13,8 +13,8 @@ from fluid_kernels.head_loop import Chains, Rows
 from model.inference.backbone_pass import StaticPass, bucket
 from model.inference.engine import Engine
 from model.inference.prompts import LabelPrompts
+from model.networks.autoregressive_model import Fluid
 from model.networks.mar import ClassContext, Mar
-from model.networks.random_order_model import Fluid
 from model.networks.text_encoder import HashEncoder
 from tests.model.conftest import row_request, run_alone
 from tests.model.inference.test_backbone_pass import Recorder, mar  # noqa: F401

@@ -19,7 +19,7 @@ from model.inference.load import find_checkpoint, load_engine
 from model.inference.precision import autocast, choose_dtype, pack
 from model.inference.prompts import TextPrompts, encoder_dtype
 from model.inference.requests import Request
-from model.networks.random_order_model import Fluid
+from model.networks.autoregressive_model import Fluid
 from model.networks.text_encoder import HashEncoder
 from model.networks.tokenizer import psnr, to_pixels
 from model.presets import PRESETS

@@ -23,6 +23,9 @@ class HeldJob:
     rows: dict[int, int] = field(default_factory=dict)  #: row -> image index
     steps_done: dict[int, int] = field(default_factory=dict)  #: image index -> AR steps
     snapshots: dict[int, bytes] = field(default_factory=dict)  #: image index -> state to resume from
+    pausing: set[int] = field(default_factory=set)  #: rows that the engine was asked to pause
+    paused: dict[int, int] = field(default_factory=dict)  #: waiting image that was preempted -> its turn to resume
+    pauses: dict[int, int] = field(default_factory=dict)  #: image index -> how often it was preempted
     outputs: dict[int, Output] = field(default_factory=dict)
     source: Source | None = None  #: the image that an edit or a variation starts from
     encode_s: float = 0.0
