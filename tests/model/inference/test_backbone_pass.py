@@ -13,6 +13,7 @@ from model.inference.backbone_pass import PlainPass, StaticPass, bucket
 from model.inference.engine import Engine
 from model.inference.prompts import LabelPrompts, TextPrompts, text_room
 from model.inference.requests import Request
+from model.networks.autoregressive_model import Fluid
 from model.networks.mar import ClassContext, Mar
 from model.networks.text_encoder import HashEncoder
 from tests.model.conftest import SYSTEMS, fitted, random_model, row_request, system_config
