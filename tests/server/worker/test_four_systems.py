@@ -16,13 +16,14 @@ from PIL import Image, ImageChops
 
 from model.checkpoint import save_checkpoint
 from model.networks.factory import build_tokenizer
+from server.client import FluidClient
 from server.settings import Settings
 from tests.model.conftest import SYSTEMS, random_model, system_config
 from tests.server.harness import Service, until
 from tests.server.worker.test_snapshots import metric
 
 pytestmark = pytest.mark.slow
-SIDE, TOKENS = 64, 256
+SIDE, TOKENS, WAIT_S = 64, 256, 240
 ROUNDING = 3  # of 255; a resumed raster row computes its keys and values in another batch
 
 
@@ -39,7 +40,7 @@ def events(service: Service, body: dict[str, Any]) -> list[tuple[str, dict[str, 
     """The server-sent events of a streamed generation."""
     found: list[tuple[str, dict[str, Any]]] = []
     url = f"{service.settings.base_url}/v1/images/generations"
-    with httpx.stream("POST", url, json={**body, "stream": True}, timeout=120) as response:
+    with httpx.stream("POST", url, json={**body, "stream": True}, timeout=WAIT_S) as response:
         assert response.status_code == 200
         name = ""
         for line in response.iter_lines():
@@ -53,13 +54,15 @@ def events(service: Service, body: dict[str, Any]) -> list[tuple[str, dict[str, 
 
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_a_system_is_served(system: str, tmp_path: Path, new_service: Callable[..., Service]) -> None:
-    config = replace(system_config(system), image_size=SIDE)
+    config = replace(system_config(system), image_size=SIDE, width=64, depth=4)
     save_checkpoint(tmp_path / "tiny", random_model(config), build_tokenizer(config.tokenizer), {"name": system})
     service = new_service(
         engine=Settings().engine, checkpoint=str(tmp_path / "tiny"), threads=1, max_rows=2, snapshot_steps=4, workers=0
     )
     service.add_worker()
-    service.client.wait_ready(timeout_s=180)
+    service.client.wait_ready(timeout_s=WAIT_S)
+    service.client.close()
+    service.client = FluidClient(service.settings.base_url, timeout_s=WAIT_S, max_retries=0)
     (model,) = service.client.models()
     assert model["system"] == system
     raster, discrete = config.causal, config.categorical
@@ -67,7 +70,7 @@ def test_a_system_is_served(system: str, tmp_path: Path, new_service: Callable[.
     assert ("confidence" in model["orders"]) == (system == "random-discrete")
 
     request: dict[str, Any] = {"prompt": "a red apple", "seed": 5, "guidance_scale": 2.0, "num_inference_steps": TOKENS}
-    request |= {"top_k": 20, "top_p": 0.95} if discrete else {"diffusion_steps": 10}
+    request |= {"top_k": 20, "top_p": 0.95} if discrete else {"diffusion_steps": 4}
     if system == "random-discrete":
         request["order"] = "confidence"
     expected = service.client.generate(**request)[0].data
@@ -98,10 +101,10 @@ def test_a_system_is_served(system: str, tmp_path: Path, new_service: Callable[.
     assert difference(edited.crop(kept), whole.crop(kept)) == 0 and difference(edited, whole) > ROUNDING
 
     job = service.client.submit(**request)
-    until(lambda: service.client.job(job["id"])["progress"]["step"] >= 64, seconds=60)
+    until(lambda: service.client.job(job["id"])["progress"]["step"] >= 100, seconds=60)
     service.workers[0].kill()
     service.add_worker()
-    done = service.client.wait(job["id"], timeout_s=180)
+    done = service.client.wait(job["id"], timeout_s=WAIT_S)
     assert (done["status"], done["attempt"]) == ("succeeded", 2)
     resumed = pixels(service.client.image(job["id"]))
     assert difference(resumed, whole) <= (ROUNDING if raster else 0)

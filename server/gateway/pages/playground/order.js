@@ -56,7 +56,7 @@ function planOf(model, input, index, kept) {
   if (!Number.isInteger(grid) || !["fluid", "mar", "fake"].includes(model.family) || !steps) return null;
   if (!Number.isSafeInteger(input.seed) || input.order === "confidence") return null; // which only the model knows
   if (input.order === "raster") { // kept tokens are walked over
-    return { grid, steps, at: Array.from({ length: grid * grid }, (_, i) => kept?.[i] ? 0 : i + 1) };
+    return { grid, steps: grid * grid, at: Array.from({ length: grid * grid }, (_, i) => kept?.[i] ? 0 : i + 1) };
   }
   return { grid, steps, at: stepOfEach(tokenOrder(input.order ?? "random", input.seed + index, grid), steps, kept) };
 }
