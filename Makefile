@@ -11,7 +11,7 @@ PORT   ?= 8000
 export GOMP_SPINCOUNT ?= 10000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-fast test-all check format data train train-detector evaluate bench bench-peers chaos load kernels gpu-first gpu-second chart lock sbom audit clean
+.PHONY: help setup demo serve test test-fast test-all check format data train train-detector evaluate bench bench-peers chaos load soak bench-gate kernels gpu-first gpu-second chart lock sbom audit clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -55,7 +55,7 @@ test-fast: $(VENV)/.dev ## the tests that need no service and no training: two m
 test: $(VENV)/.dev ## the tests, but for the slow proofs: under eight minutes on two cores
 	@$(PYTEST) -m "not slow"
 
-test-all: test kernels ## the tests and the slow proofs: chaos, fuzzing, training to the end, every kernel compiled
+test-all: test kernels ## the tests and the slow proofs: chaos, fuzzing, training to the end, bench-gate, every kernel compiled
 	@$(BIN)/python -m pytest -m slow $(ARGS)
 
 check: $(VENV)/.dev ## lint, format, types
@@ -95,8 +95,14 @@ evaluate: $(VENV)/.dev ## score the shipped checkpoint on the data of `make data
 chaos: $(VENV)/.dev ## kill, freeze and pause every process at random for MINUTES=30, then audit every job (SEED=1)
 	$(BIN)/python -m benchmarks.chaos --minutes $(or $(MINUTES),30) --seed $(or $(SEED),1) $(ARGS)
 
-load: $(VENV)/.dev ## added latency, throughput, cost of a backlog, noisy neighbour; the last line is JSON
+load: $(VENV)/.dev ## added latency, throughput, growth to a million jobs, noisy neighbour; the last line is JSON
 	$(BIN)/python -m benchmarks.load $(ARGS)
+
+soak: $(VENV)/.dev ## the service at 70 % of its capacity for MINUTES=120, and whether memory, descriptors or keys grow
+	$(BIN)/python -m benchmarks.soak --minutes $(or $(MINUTES),120) $(ARGS)
+
+bench-gate: $(VENV)/.dev ## ratios against the last accepted ones, a loss of 15 % fails (ARGS=--accept renews them); a minute
+	$(BIN)/python -m benchmarks.gate $(ARGS)
 
 bench: $(VENV)/.dev ## engine and service against references (ARGS=--quick); the last line is JSON
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -254,6 +254,7 @@ class Lease:
     started_at: float
     suspect: bool = False  #: failed before, or in the second half of its attempts: runs alone, to spare other jobs
     resumable: bool = False  #: an earlier attempt saved progress
+    trace: str = ""  #: traceparent of the request, if it is sampled
 
     @property
     def queue_s(self) -> float:

@@ -59,8 +59,8 @@ class Plan:
         return wrk.Length(self.seconds, BATCHES * min(callers, ROWS), CLOSED_MOST_S)
 
 
-FULL = Plan(rounds=3, callers=(1, 16, 64, 256), seconds=2, paced=wrk.Length(5, 500, 40), warm_s=1, crash_s=8.0,
-            model=wrk.Length(6, 3 * ROWS, 25), model_callers=(1, 16))  # fmt: skip
+FULL = Plan(rounds=3, callers=(1, 16, 64, 256), seconds=2, paced=wrk.Length(5, 500, 30), warm_s=1, crash_s=8.0,
+            model=wrk.Length(6, 2 * ROWS, 25), model_callers=(1, 16))  # fmt: skip
 QUICK = Plan(rounds=1, callers=(1, 16, 64), seconds=1, paced=wrk.Length(2, 100, 10), warm_s=1, crash_s=4.0,
              model=wrk.Length(2, ROWS, 20), model_callers=(1, 16))  # fmt: skip
 

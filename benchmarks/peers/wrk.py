@@ -35,6 +35,7 @@ class Load:
     p50_ms: float
     p99_ms: float
     images: int
+    seconds: float
     failed: int  # status of 400 or more, connections lost or refused, answers later than TIMEOUT_S
     late_ms: float  # at a rate: the longest time that a request left after its schedule, for want of a connection
 
@@ -65,6 +66,7 @@ def _run(port: int, connections: int, steps: Sequence[int], rate: float, length:
         p50_ms=seen["p50_ms"],
         p99_ms=seen["p99_ms"],
         images=images,
+        seconds=seen["seconds"],
         failed=sum(seen[kind] for kind in ("status", "connect", "read", "write", "timeout")),
         late_ms=seen["late_ms"],
     )

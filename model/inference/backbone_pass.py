@@ -83,23 +83,29 @@ class StaticPass:
         self.backbone, self.tokens, self.known, self.cache = backbone, tokens, known, cache
         self.device, self._most = tokens.device, 2 * len(tokens)  # each row, and the unconditional half of each
         self._where = torch.zeros(2, self._most, dtype=torch.int64, device=self.device)
-        self._condition = null.stack([null] * self._most)
-        self._filled: list[Condition] = []
+        self._null = null
+        self._conditions: dict[int, Condition] = {}  # fixed inputs, by the text tokens that they have room for
+        self._filled: dict[int, list[Condition]] = {}  # what they hold
         self._z: Tensor | None = None  # (most, N, D), once D and its dtype are known
-        self._replays: dict[tuple[int, int], Callable[[], object]] = {}  # by shape
+        self._condition(null.length)
+        self._replays: dict[tuple[int, int, int], Callable[[], object]] = {}  # by shape
         self._stream: torch.cuda.Stream | None = None
         self._pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
 
     @property
-    def shapes(self) -> list[tuple[int, int]]:
-        """Every (rows, known tokens) that calls are padded to, the largest first: 24 for 64 rows, 120 if packed."""
+    def shapes(self) -> list[tuple[int, int, int]]:
+        """Every (rows, known tokens, text tokens) that short prompts are padded to, the largest first.
+
+        They are 24 for 64 rows, 120 if known tokens are packed. Longer prompts have as many for each length, captured
+        when they come: their conditions take memory that may never be needed.
+        """
         sizes = sorted({min(bucket(n), self._most) for n in range(1, self._most + 1)}, reverse=True)
         total = self.known.shape[1]
         first = 0 if self.cache is None else 1  # a causal step reads at least its own position
         known = sorted({self._padded_known(n) for n in range(first, total + 1)}, reverse=True)
-        return [(size, count) for size in sizes for count in known]
+        return [(size, count, self._null.length) for size in sizes for count in known]
 
-    def warm_up(self, shape: tuple[int, int]) -> None:
+    def warm_up(self, shape: tuple[int, int, int]) -> None:
         """Capture a shape of `shapes` before it is needed. Begin with the largest: smaller ones reuse its memory."""
         if shape not in self._replays:
             self._replays[shape] = self._record(*shape)
@@ -121,29 +127,39 @@ class StaticPass:
         places = positions or [0] * len(slots)
         where = torch.tensor([[*slots, *[slots[0]] * more], [*places, *[places[0]] * more]])
         self._where[:, :size].copy_(send(where, self.device))
-        if not _same(self._filled, padded):
-            for target, *sources in zip(*(each.tensors() for each in (self._condition, *padded)), strict=True):
+        text = max(condition.length for condition in padded)
+        if not _same(self._filled.get(text, []), padded):
+            roomy = [condition.padded(text) for condition in padded]
+            for target, *sources in zip(*(each.tensors() for each in (self._condition(text), *roomy)), strict=True):
                 torch.cat(sources, out=target[:size])
-            self._filled = padded
-        key = (size, self._padded_known(most_known))
+            self._filled[text] = padded
+        key = (size, self._padded_known(most_known), text)
         self.warm_up(key)
         self._replays[key]()
         assert self._z is not None
         return self._z[: len(slots)]
 
     def forget(self) -> None:
-        """Free the memory that is kept between calls, except the inputs.
+        """Free the memory that is kept between calls, except the inputs of short prompts.
 
         The next graphs get a pool of their own: this one goes with its last graph, and PyTorch refuses its handle then.
         """
         self._replays.clear()
-        self._filled, self._z = [], None
+        self._conditions = {self._null.length: self._condition(self._null.length)}
+        self._filled, self._z = {}, None
         if self._pool is not None:
             self._pool = torch.cuda.graph_pool_handle()
 
-    def _record(self, size: int, longest: int) -> Callable[[], object]:
+    def _condition(self, text: int) -> Condition:
+        """The fixed input for conditions with room for this many text tokens."""
+        if text not in self._conditions:
+            roomy = self._null.padded(text)
+            self._conditions[text] = roomy.stack([roomy] * self._most)
+        return self._conditions[text]
+
+    def _record(self, size: int, longest: int, text: int) -> Callable[[], object]:
         """A function that reads the fixed inputs and writes the fixed output: on CUDA, a graph's replay."""
-        where, condition = self._where[:, :size], self._condition[:size]
+        where, condition = self._where[:, :size], self._condition(text)[:size]
 
         def work() -> None:
             z = run_backbone(self, where, condition, longest)

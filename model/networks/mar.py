@@ -36,6 +36,13 @@ class ClassContext:
     def tokens(self) -> int:
         return len(self)  # one for each label
 
+    @property
+    def length(self) -> int:
+        return 0
+
+    def padded(self, length: int) -> ClassContext:
+        return self
+
     def __getitem__(self, rows: slice) -> ClassContext:
         return ClassContext(self.embedding[rows])
 

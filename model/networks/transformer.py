@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import FluidConfig
@@ -37,6 +38,18 @@ class TextContext:
     def tokens(self) -> int:
         return int(self.mask.sum())
 
+    @property
+    def length(self) -> int:
+        return self.mask.shape[1]
+
+    def padded(self, length: int) -> TextContext:
+        """Room for `length` tokens: keys and values of zero, which the mask excludes."""
+        more = length - self.length
+        if more == 0:
+            return self
+        keys, values = ([F.pad(t, (0, 0, 0, more)) for t in tensors] for tensors in (self.keys, self.values))
+        return TextContext(keys, values, F.pad(self.mask, (0, more)))
+
     def __getitem__(self, rows: slice) -> TextContext:
         return TextContext([k[rows] for k in self.keys], [v[rows] for v in self.values], self.mask[rows])
 
@@ -46,7 +59,9 @@ class TextContext:
 
     @staticmethod
     def stack(parts: Sequence[TextContext]) -> TextContext:
-        """Concatenate contexts along B."""
+        """Concatenate contexts along B, with room for the longest."""
+        longest = max(part.length for part in parts)
+        parts = [part.padded(longest) for part in parts]
         return TextContext(
             [torch.cat(blocks) for blocks in zip(*(p.keys for p in parts), strict=True)],
             [torch.cat(blocks) for blocks in zip(*(p.values for p in parts), strict=True)],

@@ -32,6 +32,7 @@ from server.gateway.routes import batches, edits, files, images, jobs, operation
 from server.gateway.schemas.openapi import ANY_ERROR, install_openapi
 from server.gateway.webhooks import parse_secret
 from server.settings import Settings
+from server.telemetry.tracing import check_installed
 
 log = logging.getLogger(__name__)
 DESCRIPTION = """Text-to-image generation with a random-order, continuous-token autoregressive model.
@@ -102,6 +103,7 @@ def serve(settings: Settings) -> None:
     if not settings.redis_url:
         raise ConfigError("A gateway needs FLUID_REDIS_URL. To start everything, Redis included, run `fluid serve`.")
     parse_secret(settings.webhook_secret)
+    check_installed(settings)
     if not is_loopback(settings.host) and not settings.wants_keys:
         log.warning(
             "LISTENING ON %s WITHOUT API KEYS: anyone who can reach this port can submit, read and cancel all jobs. "
@@ -116,6 +118,7 @@ def serve(settings: Settings) -> None:
         http=SlowClientTimeouts,
         host=settings.host,
         port=settings.port,
+        log_config=None if settings.log_format == "json" else uvicorn.config.LOGGING_CONFIG,
         log_level=settings.log_level,
         access_log=settings.log_level == "debug",
         timeout_graceful_shutdown=max(1, round(settings.drain_s)),

@@ -19,6 +19,7 @@ from server.queue.job_queue import JobQueue
 from server.queue.registry import Registry
 from server.queue.watcher import JobWatcher
 from server.settings import Settings
+from server.telemetry.tracing import Tracing
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class Services:
     mapping: ClientMapping
     streams: Streams
     links: SignedLinks
+    tracing: Tracing
 
 
 def services_of(request: Request) -> Services:

@@ -10,6 +10,7 @@ from prometheus_client.core import (
     HistogramMetricFamily,
     Metric,
 )
+from prometheus_client.openmetrics import exposition as openmetrics
 
 from server.errors import RequestError
 from server.jobs import JobState
@@ -110,8 +111,10 @@ def render(
     now: float,
     last_seen: Mapping[str, float] | None = None,
     lost: Mapping[str, str] | None = None,
+    *,
+    exemplars: bool = False,
 ) -> bytes:
-    """Return the whole page in Prometheus' text format.
+    """Return the whole page in Prometheus' text format, or in OpenMetrics', which has exemplars.
 
     `last_seen` is the time of the last heartbeat of every worker, also of those that fell silent; `now` and it are Unix
     times of Redis' clock. `lost` is the model of each of the silent ones.
@@ -124,7 +127,8 @@ def render(
         *_heartbeats({w.id: w.heartbeat_at for w in workers} | dict(last_seen or {}), now),
         *_worker(stats, models),
     ]
-    return generate_latest(_Scrape(families))
+    write = openmetrics.generate_latest if exemplars else generate_latest
+    return write(_Scrape(families))
 
 
 def _skipped() -> Iterator[Metric]:

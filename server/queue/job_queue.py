@@ -39,6 +39,7 @@ class Submission:
     follow_events: bool = False  #: keep its events from the start
     max_jobs: int = 0  #: how many jobs of its owner may wait or run; 0: any number
     source: bytes | None = None  #: the packed source image of an edit
+    trace: str = ""  #: traceparent, if the request is sampled
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,7 @@ class JobQueue(QueueConnection):
             "webhook": job.webhook or None,
             "batch": job.batch or None,
             "key": submission.key or None,
+            "trace": submission.trace or None,
             "fingerprint": submission.fingerprint,
             "follow_events": submission.follow_events,
             "bytes": RECORD_BYTES + len(text) + source_bytes + reserved,

@@ -125,7 +125,7 @@ class LeaseQueue(QueueConnection):
             return None
 
     def _decode(self, answer: Sequence[Any]) -> Lease:
-        job_id, token, attempt, job, created_at, started_at, error, resumable = answer
+        job_id, token, attempt, job, created_at, started_at, error, resumable, trace = answer
         runs_alone = int(attempt) > shared_attempts(self.max_attempts)
         return Lease(
             job_id=job_id,
@@ -136,6 +136,7 @@ class LeaseQueue(QueueConnection):
             started_at=float(started_at),
             suspect=bool(error) or runs_alone,
             resumable=bool(resumable),
+            trace=trace,
         )
 
     async def renew(self, renewals: Sequence[LeaseRenewal], *, extend: bool) -> list[str]:

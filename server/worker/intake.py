@@ -177,6 +177,8 @@ class Intake:
             await self._completion.isolate_failure("admit", error, jobs, len(images))
         else:
             self._tally.observe("fluid_stage_duration_seconds", time.monotonic() - began, "admit")
+            for job in jobs:
+                job.trace.add("admit", began, **{"fluid.images": len(images)})
 
     async def _give_rows(self, images: Images, enter: Callable[[Admitted], Awaitable[None]]) -> None:
         """Have the engine take the images in, and free the rows of jobs that ended meanwhile."""
@@ -189,6 +191,7 @@ class Intake:
                     continue
                 self._scheduler.assign_row(job, index, given.row)
                 job.steps_done[index], job.prompt_tokens = given.done, given.prompt_tokens
+                job.trace.begin_decoding(index, given.done)
 
         thread = self._engine.thread
         await enter(admitted)

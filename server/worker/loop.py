@@ -26,6 +26,7 @@ from server.queue.lease_queue import LeaseQueue
 from server.queue.redis_client import outlast_outages
 from server.queue.registry import Registry
 from server.settings import Settings
+from server.telemetry.tracing import OFF, Tracing
 from server.worker.completion import Completion
 from server.worker.engine.canary import canary_within
 from server.worker.engine.protocol import Engine
@@ -51,7 +52,12 @@ class Worker:
     """One engine, one event loop. It survives an unreachable Redis; an engine's failure costs only the job at fault."""
 
     def __init__(
-        self, settings: Settings, queue: LeaseQueue, registry: Registry, factory: Callable[[str], Engine]
+        self,
+        settings: Settings,
+        queue: LeaseQueue,
+        registry: Registry,
+        factory: Callable[[str], Engine],
+        tracing: Tracing = OFF,
     ) -> None:
         """`factory` loads the engine for a checkpoint."""
         self.settings = settings
@@ -67,7 +73,9 @@ class Worker:
         self.renewer = LeaseRenewer(queue, self.scheduler, settings.lease_s)
         self.cancel_listener = CancelListener(queue, self.scheduler, self._bell.set)
         self.snapshots = SnapshotStore(queue, self.engine, self.tally)
-        self.completion = Completion(queue, self.engine, self.scheduler, self.snapshots, self.tally, settings.lease_s)
+        self.completion = Completion(
+            queue, self.engine, self.scheduler, self.snapshots, self.tally, settings.lease_s, tracing
+        )
         self.intake = Intake(
             queue, self.engine, self.scheduler, self.completion, self.snapshots, self.tally, self._bell.set
         )
@@ -190,6 +198,8 @@ class Worker:
         for row, job in self.scheduler.rows.items():
             if (state := table.rows.get(row)) is not None:
                 job.steps_done[job.rows[row]] = state.done
+                if job.trace.sampled:
+                    job.trace.step(job.rows[row], state.done)
                 if (left := state.left) <= table.notice_steps:
                     ending[left] += 1
         self.scheduler.rows_ending = ending.total()

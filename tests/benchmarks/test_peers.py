@@ -219,7 +219,7 @@ async def test_requests_at_a_rate_leave_on_schedule_although_none_is_answered_fo
         return 200
 
     load = await loaded(answer, lambda port: wrk.paced(port, 40.0, (8,), wrk.Length(2)))
-    assert count == pytest.approx(80, abs=35) and load.late_ms < 500
+    assert count >= 40 and count == pytest.approx(40 * load.seconds, rel=0.35) and load.late_ms < 500
     assert load.failed == 0 and load.p50_ms >= 500
 
 
@@ -289,7 +289,8 @@ def test_a_saved_run_fills_both_pages_and_may_do_so_again(tmp_path: Path) -> Non
     assert texts[0] == texts[1] and plot.stat().st_size < 40_000
     page, readme_page = texts[0]
     assert "| Fluid Serve | 120 | **300** | **450** | **270** | 9.8 |" in page
-    assert "first at: 16 (1.50x); 64 (1.50x); 64, mixed (1.50x)" in page and "p50 ms (0.33x)" in page
+    text = " ".join(page.split())
+    assert "first at: 16 (1.50x); 64 (1.50x); 64, mixed (1.50x)" in text and "p50 ms (0.33x)" in text
     assert "| **0** |" in page and "## Under failure" in page and max(map(len, page.splitlines())) < 400
     assert (
         "| images/s, 64 callers with equal settings, one fake model, 2 cores | 450 | | 300, -, - | 150 |" in readme_page

@@ -68,7 +68,8 @@ def recorded(file: Path, *, leaks_fds: bool = False) -> list[dict[str, Any]]:
         lines.append({
             "kind": "sample", "at": at, "gateway_rss_mib": 80.0, "gateway_fds": 50 + (at / 60 if leaks_fds else 0),
             "gateway_cpu_s": at / 10, "keys": 700 + 2 * ended, "keys_without_ttl": 20, "queued": 0, "running": 3,
-            "used_mib": 5 + ended * 1090 / 2**20, "ended": ended, "succeeded": ended, "redeliveries": 0,
+            "used_mib": 5 + ended * (1090 + 2 * report.TABLE_BYTES) / 2**20, "ended": ended, "succeeded": ended,
+            "redeliveries": 0,
         })  # fmt: skip
         if at % 150 == 0:
             counts = {"tombstone": ended, "result": ended, "job": 600}

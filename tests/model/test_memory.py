@@ -41,9 +41,30 @@ def test_the_largest_batch_fits_and_the_next_does_not(name: str) -> None:
     assert largest_rows(config, GB) == 0
 
 
+def test_long_prompts_take_memory_of_their_own() -> None:
+    """Prompts of 128 tokens need inputs of 32, 64 and 128; before text was cut, every prompt took 128."""
+    config = PRESETS["10.5B"]
+    token = 2 * 2 * config.depth * config.width
+    short, long = (estimate(config, 64, text).rows for text in (32, 128))
+    assert long - short == token * (128 * (64 + 128) + 64 * (128 - 32))
+    assert estimate(config, 64, 33).rows - short == token * (128 * 64 + 64 * 32)
+    assert 3 * (short - (256 << 20)) < token * 192 * 128 and largest_rows(config, 80 * GB) > largest_rows(
+        config, 80 * GB, 128
+    )
+
+
 def test_the_report_names_every_part_and_refuses_unknown_presets() -> None:
     text = "\n".join(report("10.5b"))
-    for word in ("10.5B: 10", "weights", "text encoder", "64 guided rows", "graphs", "80 GB", "141 GB"):
+    for word in (
+        "10.5B: 10",
+        "weights",
+        "text encoder",
+        "64 guided rows",
+        "graphs",
+        "80 GB",
+        "141 GB",
+        "with prompts of 128 tokens",
+    ):
         assert word in text
     with pytest.raises(KeyError, match="scenes-128"):
         report("11B")

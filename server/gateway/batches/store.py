@@ -18,6 +18,7 @@ from server.gateway.batches.record import COMPLETION_WINDOW_S, Batch, LineResult
 from server.gateway.pagination import ids_after
 from server.jobs import JobState
 from server.queue.job_queue import JobQueue
+from server.queue.lease_queue import RESULT_EXTRA_S
 from server.queue.redis_client import read_hash
 from server.records import UNREADABLE, skip
 
@@ -115,6 +116,18 @@ class BatchStore:
         """Set a new status if the current one is still among `expected`: a cancel may have come in between."""
         args = {"id": batch.id, "to": status, "from": expected, "ttl_s": self._ttl_s, "fields": fields}
         await self._queue.run("batch_move", args)
+
+    async def end(self, batch: Batch, status: str) -> None:
+        """Move a batch whose lines have all ended to a final status; from now on its lines expire when it does.
+
+        The lines first: an end that is interrupted between the two is repeated as a whole.
+        """
+        for first in range(0, batch.cursor + 1, CHUNK_LINES):  # one beyond the cursor, as BatchRunner cancels it
+            args = {"id": batch.id, "first": first, "last": min(first + CHUNK_LINES - 1, batch.cursor)}
+            await self._queue.run(
+                "batch_release", args | {"ttl_s": self._ttl_s, "image_ttl_s": self._ttl_s + RESULT_EXTRA_S}
+            )
+        await self.transition(batch, status, expected=(batch.status,))
 
     async def lines(self, batch: Batch, first: int, end: int) -> builtins.list[str]:
         """Return the texts of the lines from `first` to before `end`, as far as there are any.

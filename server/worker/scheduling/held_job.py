@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from server.images.compositing import Source
 from server.jobs import JobError, Lease, Output
+from server.telemetry.job_trace import JobTrace
 from server.worker.engine.protocol import RowRequest
 
 UNLIMITED = 1 << 30
@@ -38,10 +39,11 @@ class HeldJob:
     lost: bool = False
     failure: JobError | None = None
     closing: bool = False  #: its final state is being written; nothing else may touch it
+    trace: JobTrace = field(init=False)
     preview_steps: tuple[int, ...] = field(init=False)  #: computed once, because every step reads it
 
     def __post_init__(self) -> None:
-        self.preview_steps = self.lease.input.preview_steps
+        self.preview_steps, self.trace = self.lease.input.preview_steps, JobTrace(self.lease)
 
     @property
     def complete(self) -> bool:

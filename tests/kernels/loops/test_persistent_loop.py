@@ -48,6 +48,17 @@ def test_bfloat16_is_close() -> None:
     assert (found - exact).abs().mean() < 0.05 * exact.abs().mean()
 
 
+def test_an_interpreter_that_cannot_loop_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton 3.6 with numpy 2.4 failed inside the kernel with a TypeError about 0-dimensional arrays."""
+    monkeypatch.setattr(persistent_loop.triton, "__version__", "3.6.0")
+    monkeypatch.setattr(persistent_loop.np, "__version__", "2.4.6")
+    weights = HeadWeights.from_head(small.make_head("v", width=128, depth=1))
+    with pytest.raises(ValueError, match=r"install triton 3\.7 or newer"):
+        PersistentHead(weights, torch.float32)
+    monkeypatch.setattr(persistent_loop.np, "__version__", "2.3.5")
+    PersistentHead(weights, torch.float32)
+
+
 @pytest.mark.parametrize("width", [64, 192, 2048])
 def test_unsupported_widths_are_rejected(width: int) -> None:
     head = small.make_head("v", width=width, depth=1)

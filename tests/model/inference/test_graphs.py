@@ -107,13 +107,13 @@ def make_pass(graphs: Graphs, rows: int = 3, tokens: int = 64) -> StaticPass:
 def test_a_forgotten_pool_is_not_captured_into_again(graphs: Graphs) -> None:
     """After an out-of-memory error all graphs go, and with them their pool: PyTorch then refuses its handle."""
     run = make_pass(graphs)
-    run.warm_up((2, 0))
-    run.warm_up((1, 0))
+    run.warm_up((2, 0, 0))
+    run.warm_up((1, 0, 0))
     first = run._pool
     assert graphs.users == {first: 2}
     run.forget()
     assert graphs.dead == {first} and run._pool not in graphs.dead
-    run.warm_up((2, 0))
+    run.warm_up((2, 0, 0))
     assert graphs.users[run._pool] == 1  # type: ignore[index]
 
 
