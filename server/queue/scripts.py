@@ -27,6 +27,10 @@ _ALLOW_OOM = ("renew", "finish", "requeue", "cancel", "sweep", "file_delete")
 FLAGS = {"place": "no-writes", **dict.fromkeys(_ALLOW_OOM, "allow-oom")}
 
 
+#: More than this in one command would delay the others on the shared connection.
+SHARED_BYTES = 256 << 10
+
+
 class QueueConnection:
     """The connection that both sides of the queue share: Redis, the names of its keys, the scripts."""
 
@@ -39,14 +43,14 @@ class QueueConnection:
     async def run(self, name: str, args: Mapping[str, Any], *data: bytes) -> Any:
         """Run a script, which reads `args` as the Lua table `args`, without those that are None, and `data` as
         ARGV[2] and on: JSON cannot hold bytes."""
-        script, named = (
-            self._scripts[name],
-            json.dumps({key: value for key, value in args.items() if value is not None}),
-        )
+        script = self._scripts[name]
+        named = json.dumps({key: value for key, value in args.items() if value is not None})
+        is_small = sum(map(len, data)) <= SHARED_BYTES
+        send = self.redis.call if is_small else self.redis.execute_command
         try:
-            return await self.redis.evalsha(script.sha, 1, self.keys.root, named, *data)
+            return await send("EVALSHA", script.sha, 1, self.keys.root, named, *data)
         except NoScriptError:  # EVAL, because SCRIPT LOAD on another connection may reach another server at a failover
-            return await self.redis.eval(script.script, 1, self.keys.root, named, *data)
+            return await send("EVAL", script.script, 1, self.keys.root, named, *data)
 
 
 def load_script(name: str) -> str:

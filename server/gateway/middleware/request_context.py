@@ -59,5 +59,4 @@ def _record(scope: Scope, status: int, seconds: float) -> None:
     # The route's template, not its path: one label per job id would grow without bound.
     route = getattr(scope.get("route"), "path", "unmatched")
     method = scope["method"] if route != "unmatched" else "any"
-    services.metrics.requests.labels(route, method, str(status)).inc()
-    services.metrics.duration.labels(route, method).observe(seconds)
+    services.metrics.count_request(route, method, status, seconds)
