@@ -50,6 +50,7 @@ class LeaseQueue(QueueConnection):
         self.lease_ms = int(settings.lease_s * 1000)
         self.max_attempts = settings.max_attempts
         self.ageing_s = settings.ageing_s
+        self._wakeups = redis.own_connection()
         self._more_wait = True  #: jobs may wait that this worker has not been woken for
 
     async def take(
@@ -64,7 +65,7 @@ class LeaseQueue(QueueConnection):
             found = await self._take(worker, model, min_wait_s)
         if found is None and block_s is not None:
             # A job that came meanwhile has left an entry in the list, unless another worker died with it in its hands.
-            if await self.redis.blpop(self.keys.wakeup_list(model), block_s):
+            if await self._wakeups.call(("BLPOP", self.keys.wakeup_list(model), block_s)):
                 found = await self._take(worker, model, min_wait_s)
             else:
                 self._more_wait = True

@@ -21,7 +21,8 @@ class ServicePipeline(Pipeline):
 class ServiceRedis(Redis):
     """A client that makes such pipelines, and sends small commands over one shared connection."""
 
-    shared: SharedConnection | None = None
+    _shared: SharedConnection | None = None
+    _connections: tuple[SharedConnection, ...] = ()
 
     async def call(self, *command: str | bytes | int, decode: bool = True) -> Any:
         """Run a command that does not block, is safe to repeat, and neither carries nor returns much: it delays others.
@@ -29,14 +30,17 @@ class ServiceRedis(Redis):
         Raises:
             RedisError: as the methods of redis-py do.
         """
-        if self.shared is None:
-            self.shared = SharedConnection(self.connection_pool, cast(ReconnectingRetry, self.get_retry()))
-        return await self.shared.call(command, decode=decode)
+        if self._shared is None:
+            self._shared = self.own_connection()
+        return await self._shared.call(command, decode=decode)
+
+    def own_connection(self) -> SharedConnection:
+        """Make a connection for the caller's own commands, which may block; it closes with the client."""
+        made = SharedConnection(self.connection_pool, cast(ReconnectingRetry, self.get_retry()))
+        self._connections += (made,)
+        return made
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
-        if self.shared is not None:
-            await self.shared.close()
+        for each in self._connections:
+            await each.close()
         await super().aclose(close_connection_pool)
-
-    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
-        return ServicePipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)

@@ -36,7 +36,7 @@ class SharedConnection:
         self._opening = SingleFlight(self._open)
         self._retry = retry
 
-    async def call(self, command: tuple[Any, ...], *, decode: bool) -> Any:
+    async def call(self, command: tuple[str | bytes | float, ...], *, decode: bool = True) -> Any:
         """Send a command and return its reply, as text or, without `decode`, as bytes.
 
         Raises:
