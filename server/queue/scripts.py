@@ -10,7 +10,7 @@ from redis.exceptions import NoScriptError
 
 from server.batch_format import OVER
 from server.jobs import PRIORITIES, TERMINAL
-from server.queue.keys import FixedKey, Keys, KeyTemplate
+from server.queue.keys import Keys, KeyTemplate
 from server.queue.redis_client import Client
 from server.settings import Settings
 
@@ -54,38 +54,60 @@ class QueueConnection:
 
 
 def load_script(name: str) -> str:
-    """Join the line of flags, the prelude, common.lua and the script into one text."""
+    """Join the line of flags, the prelude, what the script uses of common.lua, and the script into one text.
+
+    Redis runs all of it in every call, so each function or table that a script does not use would cost time.
+    """
     folder = resources.files("server.queue") / "lua"
-    source = (folder / "common.lua").read_text() + "\n" + (folder / f"{name}.lua").read_text()
+    script = (folder / f"{name}.lua").read_text()
+    source = _used_parts(PRELUDE + (folder / "common.lua").read_text(), script) + script
     flags = f" flags={FLAGS[name]}" if name in FLAGS else ""
-    return f"#!lua{flags}\n{prelude(source)}{source}"
+    return f"#!lua{flags}\nlocal args, root = cjson.decode(ARGV[1]), KEYS[1]\n{expand_keys(source)}"
 
 
-def prelude(source: str) -> str:
-    """Build the prelude: the arguments, the names of states and priorities, and the names of the keys in `source`.
+PRELUDE = "".join((
+    "local PRIORITIES = {" + ", ".join(f"'{name}'" for name in PRIORITIES) + "}\n",
+    "local TERMINAL = {" + ", ".join(f"{state} = true" for state in TERMINAL) + "}\n",
+    "local BATCH_OVER = {" + ", ".join(f"{status} = true" for status in OVER) + "}\n",
+))  # fmt: skip
 
-    Only of those keys, because Redis builds the table again in every call.
+
+def _used_parts(source: str, script: str) -> str:
+    """Return those top-level functions and values of `source` that the script uses, directly or through others."""
+    parts = re.split(r"^(?=local )", source, flags=re.MULTILINE)[1:]
+    kept: list[str] = []
+    for part in reversed(parts):  # a part uses only those before it
+        found = re.match(r"local (?:function )?(\w+)", part)
+        if found and any(re.search(rf"\b{found[1]}\b", text) for text in (script, *kept)):
+            kept.append(part)
+    return "".join(reversed(kept))
+
+
+def expand_keys(source: str) -> str:
+    """Replace each `keys.NAME`, with its arguments, by the expression that builds the key.
 
     Raises:
         KeyError: `source` uses a key that Keys does not declare.
     """
-    used = sorted(set(re.findall(r"\bkeys\.(\w+)", source)))
-    declared = {name: key for name, key in vars(Keys).items() if isinstance(key, FixedKey | KeyTemplate)}
-    lines = [f"  {name} = {_lua_key(declared[name])}," for name in used]
-    return "\n".join((
-        "local args, root = cjson.decode(ARGV[1]), KEYS[1]",
-        "local PRIORITIES = {" + ", ".join(f"'{name}'" for name in PRIORITIES) + "}",
-        "local TERMINAL = {" + ", ".join(f"{state} = true" for state in TERMINAL) + "}",
-        "local BATCH_OVER = {" + ", ".join(f"{status} = true" for status in OVER) + "}",
-        "local keys = {",
-        *lines,
-        "}\n",
-    ))  # fmt: skip
+    while found := re.search(r"\bkeys\.(\w+)", source):
+        key, end, arguments = vars(Keys)[found[1]], found.end(), list[str]()
+        if isinstance(key, KeyTemplate):
+            arguments, end = _arguments(source, end)
+            if len(arguments) != len(key.parameters):
+                raise TypeError(f"keys.{found[1]} needs {key.parameters}, not {arguments}")
+        joined = " .. ':' .. ".join((f"root .. ':{key.parts[0]}'", *(f"({each})" for each in arguments)))
+        source = f"{source[: found.start()]}({joined}){source[end:]}"
+    return source
 
 
-def _lua_key(key: FixedKey | KeyTemplate) -> str:
-    start = f"root .. ':{key.parts[0]}"
-    if isinstance(key, FixedKey):
-        return f"{start}'"
-    parameters, joined = ", ".join(key.parameters), " .. ':' .. ".join(key.parameters)
-    return f"function({parameters}) return {start}:' .. {joined} end"
+def _arguments(source: str, at: int) -> tuple[list[str], int]:
+    """Split the arguments of a call whose opening bracket is at `at`; return them and where the call ends."""
+    depth, begin, arguments = 0, at + 1, []
+    for end in range(at, len(source)):
+        depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(source[end], 0)
+        if depth == 0 or (depth == 1 and source[end] == ","):
+            arguments.append(source[begin:end].strip())
+            begin = end + 1
+        if depth == 0:
+            return arguments, begin
+    raise ValueError(f"unclosed bracket: {source[at : at + 40]!r}")
