@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
+from functools import cache
 from importlib import resources
 from typing import Any
 
@@ -53,14 +54,15 @@ class QueueConnection:
             return await send("EVAL", script.script, 1, self.keys.root, named, *data)
 
 
+@cache
 def load_script(name: str) -> str:
     """Join the line of flags, the prelude, what the script uses of common.lua, and the script into one text.
 
     Redis runs all of it in every call, so each function or table that a script does not use would cost time.
     """
     folder = resources.files("server.queue") / "lua"
-    script = (folder / f"{name}.lua").read_text()
-    source = _used_parts(PRELUDE + (folder / "common.lua").read_text(), script) + script
+    common, script = (re.sub(r" *--.*", "", (folder / f"{each}.lua").read_text()) for each in ("common", name))
+    source = _used_parts(PRELUDE + common, script) + script
     flags = f" flags={FLAGS[name]}" if name in FLAGS else ""
     return f"#!lua{flags}\nlocal args, root = cjson.decode(ARGV[1]), KEYS[1]\n{expand_keys(source)}"
 
@@ -75,10 +77,11 @@ PRELUDE = "".join((
 def _used_parts(source: str, script: str) -> str:
     """Return those top-level functions and values of `source` that the script uses, directly or through others."""
     parts = re.split(r"^(?=local )", source, flags=re.MULTILINE)[1:]
-    kept: list[str] = []
+    used, kept = set(re.findall(r"\w+", script)), list[str]()
     for part in reversed(parts):  # a part uses only those before it
-        found = re.match(r"local (?:function )?(\w+)", part)
-        if found and any(re.search(rf"\b{found[1]}\b", text) for text in (script, *kept)):
+        words = re.findall(r"\w+", part)
+        if words[2 if words[1] == "function" else 1] in used:
+            used.update(words)
             kept.append(part)
     return "".join(reversed(kept))
 
@@ -89,15 +92,17 @@ def expand_keys(source: str) -> str:
     Raises:
         KeyError: `source` uses a key that Keys does not declare.
     """
-    while found := re.search(r"\bkeys\.(\w+)", source):
+    done, texts = 0, list[str]()
+    for found in re.finditer(r"\bkeys\.(\w+)", source):
         key, end, arguments = vars(Keys)[found[1]], found.end(), list[str]()
         if isinstance(key, KeyTemplate):
             arguments, end = _arguments(source, end)
-            if len(arguments) != len(key.parameters):
+            if len(arguments) != len(key.parameters) or not all(arguments):
                 raise TypeError(f"keys.{found[1]} needs {key.parameters}, not {arguments}")
         joined = " .. ':' .. ".join((f"root .. ':{key.parts[0]}'", *(f"({each})" for each in arguments)))
-        source = f"{source[: found.start()]}({joined}){source[end:]}"
-    return source
+        texts += (source[done : found.start()], f"({joined})")
+        done = end
+    return "".join((*texts, source[done:]))
 
 
 def _arguments(source: str, at: int) -> tuple[list[str], int]:
