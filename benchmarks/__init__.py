@@ -14,6 +14,7 @@ edits        visibility of the seam of an edit
 chaos/       faults under load, then an audit of every job
 load/        cost of the service around the engine
 peers/       the service against other servers, loaded from outside
+four_systems/ the systems of the paper, trained and compared at a small size
 gpu/         correctness and speed on a GPU
 machine      machine description, saved results, shared command line
 """

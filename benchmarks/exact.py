@@ -35,13 +35,13 @@ from tqdm import tqdm
 from benchmarks.machine import describe_machine, save_result, without_zero_init
 from fluid_kernels.head_loop import Chains, update
 from model.conversion.import_mar import official_name
-from model.inference.chains import make_chains
 from model.inference.engine import Engine
+from model.inference.heads.chains import make_chains
 from model.inference.orders import masked_after, random_order
 from model.inference.precision import choose_dtype, pack
 from model.inference.prompts import LabelPrompts
 from model.inference.requests import Request, Sampling
-from model.inference.step_plan import Snapshot
+from model.inference.row_state import Snapshot
 from model.networks.mar import ClassContext, Mar
 from model.presets import MAR_PRESETS
 
@@ -83,20 +83,25 @@ def _eager_chain(model: Mar, z: Tensor, chains: Chains) -> Tensor:
 
 
 def official_side(repo: Path, model: Mar, batch: int) -> Side:
-    """Return the official side: the released encoder, decoder and sampler, with calls to CUDA disabled."""
+    """Return the official side: the released encoder, decoder and sampler; on a CPU its calls to CUDA are disabled."""
     sys.path.insert(0, str(repo))
-    torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[assignment,method-assign]
+    device = next(model.parameters()).device
+    if device.type == "cpu":
+        torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[assignment,method-assign]
     from models.mar import mar_base  # type: ignore[import-not-found]
 
     official = mar_base(diffloss_d=6, diffloss_w=1024, num_sampling_steps=str(DIFFUSION_STEPS)).eval()
     official.load_state_dict(official_state(model))
-    order = random_order(torch.arange(batch), model.config.tokens)
+    official.to(device)
+    order = random_order(torch.arange(batch, device=device), model.config.tokens)
 
     @torch.no_grad()
     def step(index: int, tokens: Tensor) -> None:
         known, chosen = _state(order, index, model.config.tokens)
         mask = torch.cat([~known, ~known]).float()
-        embedding = torch.cat([official.class_emb(torch.arange(batch)), official.fake_latent.repeat(batch, 1)])
+        embedding = torch.cat(
+            [official.class_emb(torch.arange(batch, device=device)), official.fake_latent.repeat(batch, 1)]
+        )
         x = official.forward_mae_encoder(torch.cat([tokens, tokens]), mask, embedding)
         z = official.forward_mae_decoder(x, mask)
         official.diffloss.sample(z[torch.cat([chosen, chosen])], 1.0, GUIDANCE)

@@ -27,7 +27,7 @@ from model.inference.engine import Engine
 from model.inference.precision import choose_dtype, pack
 from model.inference.prompts import TextPrompts
 from model.inference.requests import Request, Sampling
-from model.networks.random_order_model import Fluid
+from model.networks.autoregressive_model import Fluid
 from model.networks.text_encoder import HashEncoder
 from model.networks.transformer import count_parameters
 from model.presets import PRESETS

@@ -22,7 +22,7 @@ import torch
 from benchmarks.machine import command, without_zero_init
 from fluid_kernels.head_loop import HeadWeights, Rows
 from fluid_kernels.loops.torch_loop import TorchHead
-from model.inference.chains import make_chains
+from model.inference.heads.chains import make_chains
 from model.inference.precision import choose_dtype
 from model.networks.diffusion_head import DiffusionHead
 from model.presets import MAR_PRESETS

@@ -18,10 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model.config import ConfigError, ModelConfig
-from model.networks.factory import build_model, build_tokenizer, frozen
-from model.networks.kl_tokenizer import KlTokenizer
-from model.networks.random_order_model import RandomOrderModel
-from model.networks.tokenizer import PcaSkipTokenizer
+from model.networks.autoregressive_model import AutoregressiveModel
+from model.networks.factory import AnyTokenizer, build_model, build_tokenizer, frozen
 
 SHARD_BYTES = 2 << 30
 FORMAT = 1
@@ -35,8 +33,8 @@ class CheckpointError(RuntimeError):
 class Checkpoint:
     """Loaded weights with their metadata."""
 
-    model: RandomOrderModel
-    tokenizer: PcaSkipTokenizer | KlTokenizer
+    model: AutoregressiveModel
+    tokenizer: AnyTokenizer
     about: dict[str, Any]  # name, training, data, licences, vocabulary, metrics
     sha256: str  # of the weight files
 
@@ -46,7 +44,7 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    folder: Path, model: RandomOrderModel, tokenizer: PcaSkipTokenizer | KlTokenizer, about: dict[str, Any],
+    folder: Path, model: AutoregressiveModel, tokenizer: AnyTokenizer, about: dict[str, Any],
     dtype: torch.dtype = torch.bfloat16,
 ) -> None:  # fmt: skip
     """Write a checkpoint with floats as `dtype`. config.json comes last: if it exists, the weights are complete."""

@@ -7,57 +7,25 @@ Shape letters used throughout model/ and kernels/:
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from model.tokenizer_config import (
+    TOKENIZERS,
+    AnyTokenizerConfig,
+    ConfigError,
+    KlConfig,
+    TokenizerConfig,
+    VqConfig,
+    VqganConfig,
+    build_section,
+    tokenizer_from_json,
+)
 
-class ConfigError(ValueError):
-    """A configuration that cannot be built; the message names the field, its value and valid ones."""
-
-
-@dataclass(frozen=True)
-class TokenizerConfig:
-    """Our own image tokenizer, networks/tokenizer.py: (3, image_size, image_size) pixels <-> (channels, grid, grid).
-
-    Attributes:
-        image_channels: 3 for RGB, 4 for RGB and alpha.
-        overlap: decode each token into twice its stride, so that neighbours blend across their border.
-    """
-
-    kind: Literal["pca_skip"] = "pca_skip"
-    stride: int = 8
-    channels: int = 16
-    widths: tuple[int, ...] = (32, 64, 96)  # fine to coarse
-    image_channels: Literal[3, 4] = 3
-    overlap: bool = False
-
-    def __post_init__(self) -> None:
-        if self.image_channels not in (3, 4):
-            raise ConfigError(f"image_channels {self.image_channels!r} is not known: 3 (RGB) or 4 (RGB and alpha)")
-
-
-@dataclass(frozen=True)
-class KlConfig:
-    """A KL autoencoder of latent diffusion (model/networks/kl_tokenizer.py); the defaults are MAR's kl16."""
-
-    kind: Literal["kl"] = "kl"
-    widths: tuple[int, ...] = (128, 128, 256, 256, 512)  # fine to coarse; each width except the last halves the image
-    layers: int = 2  # residual blocks per width in the encoder; the decoder has one more
-    groups: int = 32  # in every GroupNorm
-    latent_channels: int = 16
-    attention: bool = True  # self-attention at the encoder's coarsest width (kl16 has it, Stable Diffusion does not)
-    patch: int = 1  # patch × patch neighbouring latents make one token (Fluid: 2, MAR: 1)
-    scale: float = 0.2325  # latents times this have unit variance
-
-    @property
-    def stride(self) -> int:
-        """Pixels on one side of a token."""
-        return self.patch * 2 ** (len(self.widths) - 1)
-
-    @property
-    def channels(self) -> int:
-        """C."""
-        return self.latent_channels * self.patch**2
+__all__ = [
+    "FAMILIES", "TOKENIZERS", "AnyTokenizerConfig", "ConfigError", "FluidConfig", "KlConfig", "MarConfig",
+    "ModelConfig", "TextConfig", "TokenizerConfig", "VqConfig", "VqganConfig",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -76,12 +44,20 @@ class TextConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The sizes that all families share: image, backbone and diffusion head."""
+    """The sizes that all families share: image, backbone and token head.
+
+    Attributes:
+        head: how a token is sampled from its z: by a small diffusion model, or from a softmax over a codebook.
+        order: "random": a bidirectional backbone decodes the tokens in any order. "raster": a causal backbone decodes
+            them one by one, row by row.
+    """
 
     image_size: int = 256  # pixels
     width: int = 1024  # D
     heads: int = 16
     mlp_ratio: int = 4
+    head: Literal["diffusion", "categorical"] = "diffusion"
+    order: Literal["random", "raster"] = "random"
     head_width: int = 1024  # W
     head_depth: int = 6
     # What the head predicts. "eps" with learned variance is the paper's and MAR's choice; "v" (Salimans & Ho 2022)
@@ -92,7 +68,7 @@ class ModelConfig:
     # Limit on |x0| in sampling; 0: none, as in the reference code. With eps the first step divides by √ᾱ_999 = 5e-5, so
     # without a limit a small head's errors explode.
     clamp: float = 0.0
-    tokenizer: TokenizerConfig | KlConfig = field(default_factory=TokenizerConfig)
+    tokenizer: AnyTokenizerConfig = field(default_factory=TokenizerConfig)
     family: str
 
     def __post_init__(self) -> None:
@@ -105,6 +81,7 @@ class ModelConfig:
                 f"width {self.width} over {self.heads} heads gives {self.width / self.heads:g} channels a head; "
                 "rotary positions need a whole multiple of 4"
             )
+        self._check_system()
         if self.prediction not in ("eps", "v", "flow"):
             raise ConfigError(f"prediction {self.prediction!r} is not known: eps, v or flow")
         if self.flow_shift <= 0 or (self.flow_shift != 1 and self.prediction != "flow"):
@@ -112,6 +89,42 @@ class ModelConfig:
                 f"flow_shift {self.flow_shift:g} does not fit prediction {self.prediction!r}: a positive number with "
                 'prediction "flow", else 1'
             )
+
+    def _check_system(self) -> None:
+        if self.head not in ("diffusion", "categorical"):
+            raise ConfigError(f"head {self.head!r} is not known: diffusion or categorical")
+        if self.order not in ("random", "raster"):
+            raise ConfigError(f"order {self.order!r} is not known: random or raster")
+        if self.categorical and not self.tokenizer.discrete:
+            raise ConfigError(
+                f"head 'categorical' needs discrete tokens, and the tokenizer's kind {self.tokenizer.kind!r} makes "
+                "continuous ones: set head to diffusion, or choose a tokenizer of kind vq"
+            )
+        if self.tokenizer.discrete and not self.categorical:
+            raise ConfigError(
+                f"head 'diffusion' needs continuous tokens, and the tokenizer's kind {self.tokenizer.kind!r} makes "
+                "discrete ones: set head to categorical, or choose a tokenizer of kind pca_skip or kl"
+            )
+
+    @property
+    def categorical(self) -> bool:
+        """True if tokens are indices, sampled from a softmax."""
+        return self.head == "categorical"
+
+    @property
+    def causal(self) -> bool:
+        """True if tokens are decoded in raster order by a causal backbone."""
+        return self.order == "raster"
+
+    @property
+    def system(self) -> str:
+        """Which of the Fluid paper's four systems this is, such as "random-continuous"."""
+        return f"{self.order}-{'discrete' if self.categorical else 'continuous'}"
+
+    @property
+    def codebook(self) -> int:
+        """K, the number of values that a discrete token can take; 0 for continuous ones."""
+        return self.tokenizer.codebook if isinstance(self.tokenizer, VqConfig | VqganConfig) else 0
 
     @property
     def grid(self) -> int:
@@ -157,14 +170,10 @@ class ModelConfig:
         if family not in FAMILIES:
             raise ConfigError(f"family {family!r} is not known here; this version serves {' and '.join(FAMILIES)}")
         if "tokenizer" in raw:
-            kind = raw["tokenizer"].get("kind", "pca_skip")
-            if kind not in TOKENIZERS:
-                raise ConfigError(f"tokenizer kind {kind!r} is not known; this version has {' and '.join(TOKENIZERS)}")
-            tokenizer = _build(TOKENIZERS[kind], "tokenizer", raw["tokenizer"])
-            raw["tokenizer"] = replace(tokenizer, widths=tuple(tokenizer.widths))
+            raw["tokenizer"] = tokenizer_from_json(raw["tokenizer"])
         if "text" in raw:
-            raw["text"] = _build(TextConfig, "text", raw["text"])
-        config: FluidConfig | MarConfig = _build(FAMILIES[family], "model", raw)
+            raw["text"] = build_section(TextConfig, "text", raw["text"])
+        config: FluidConfig | MarConfig = build_section(FAMILIES[family], "model", raw)
         return config
 
 
@@ -185,6 +194,16 @@ class FluidConfig(ModelConfig):
         super().__post_init__()
         if self.positions not in ("learned", "sincos_rope"):
             raise ConfigError(f"positions {self.positions!r} is not known: learned or sincos_rope")
+        if self.aligner_width % self.aligner_heads:
+            raise ConfigError(
+                f"aligner_width {self.aligner_width} is not a multiple of its {self.aligner_heads} heads, which are as "
+                f"wide as those of the backbone: a multiple of {self.head_dim} fits, or 0 for the backbone's width"
+            )
+
+    @property
+    def aligner_heads(self) -> int:
+        """Heads of the text aligner."""
+        return max(1, (self.aligner_width or self.width) * self.heads // self.width)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,17 +214,16 @@ class MarConfig(ModelConfig):
     decoder_depth: int = 12
     buffer: int = 64  # copies of the class embedding in front of the tokens
     classes: int = 1000
-    tokenizer: TokenizerConfig | KlConfig = field(default_factory=KlConfig)
+    tokenizer: AnyTokenizerConfig = field(default_factory=KlConfig)
     family: Literal["mar"] = "mar"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.system != "random-continuous":
+            raise ConfigError(
+                f"family 'mar' has head diffusion and order random, not {self.head} and {self.order}: set those, or "
+                "choose family fluid"
+            )
 
-TOKENIZERS: dict[str, type[TokenizerConfig] | type[KlConfig]] = {"pca_skip": TokenizerConfig, "kl": KlConfig}
+
 FAMILIES: dict[str, type[FluidConfig] | type[MarConfig]] = {"fluid": FluidConfig, "mar": MarConfig}
-
-
-def _build(cls: type, section: str, raw: dict[str, Any]) -> Any:
-    names = [f.name for f in fields(cls)]
-    unknown = sorted(set(raw) - set(names))
-    if unknown:
-        raise ConfigError(f"unknown key {unknown[0]!r} in section {section!r}; known: {', '.join(names)}")
-    return cls(**raw)

@@ -15,6 +15,7 @@ from model.presets import MAR_PRESETS, PRESETS
 GB = 10**9
 RESERVED = 2 * GB  # CUDA's context, cuBLAS, compiled kernels, fragmentation
 CONDITION_CACHE = 256 << 20  # inference/prompts.py
+TEXT_ROOM = 32  # text tokens of a short prompt's condition, inference/prompts.py; longer ones have 64, 128, …
 ENCODER_PARAMETERS = {"google/t5-v1_1-xxl": 4_762_310_656}  # of T5's encoder half
 TOKENIZER_BYTES = 4 * 84_000_000  # Stable Diffusion's autoencoder and kl16 have about as many parameters
 HEAD_TOKENS = 8  # that one row decides in a step, at 64 steps of 256 tokens
@@ -27,11 +28,12 @@ class Memory:
     weights: int
     text_encoder: int
     rows: int  # conditions and tokens at fixed addresses, and the cache of conditions
+    key_values: int  # of past positions, with a causal backbone
     graphs: int  # activations of the largest step, which all graphs share, and the head's buffers
 
     @property
     def total(self) -> int:
-        return self.weights + self.text_encoder + self.rows + self.graphs + RESERVED
+        return self.weights + self.text_encoder + self.rows + self.key_values + self.graphs + RESERVED
 
 
 def backbone_parameters(config: ModelConfig) -> int:
@@ -49,45 +51,66 @@ def backbone_parameters(config: ModelConfig) -> int:
     aligner = 2 * e + e * w + w + config.text.max_tokens * w + 2 * w
     aligner += config.aligner_depth * (4 * w + _attention(w, w) + _mlp(w, r))
     blocks = config.depth * (6 * d + _attention(d, d) + _attention(d, w) + _mlp(d, r))
-    return aligner + blocks + (c * d + d) + d + 2 * n * d + 2 * d
+    token_in = config.codebook * d if config.categorical else c * d + d
+    return aligner + blocks + token_in + d + 2 * n * d + 2 * d
 
 
 def head_parameters(config: ModelConfig) -> int:
-    """Number of values in the diffusion head."""
+    """Number of values in the token head; the table of a categorical one belongs to the backbone."""
+    if config.categorical:
+        return config.codebook
     w, c = config.head_width, config.channels
     block = 2 * w + 2 * (w * w + w) + _modulation(config) // (3 * config.head_depth + 2) * 3
     outer = (256 * w + w) + (w * w + w) + (config.width * w + w) + (c * w + w)
     return outer + config.head_depth * block + 2 * (w * w + w) + (w + 1) * config.head_out
 
 
-def estimate(config: ModelConfig, rows: int) -> Memory:
-    """Memory of a worker with this many rows (FLUID_MAX_ROWS)."""
+def estimate(config: ModelConfig, rows: int, text: int = TEXT_ROOM) -> Memory:
+    """Memory of a worker with this many rows (FLUID_MAX_ROWS), for prompts of up to `text` tokens."""
     d, n, evaluations = config.width, config.tokens, 2 * rows
-    weights = 2 * backbone_parameters(config) + 10 * head_parameters(config) + 4 * _modulation(config)
-    encoder, condition = 0, 4 * d
+    weights = 2 * backbone_parameters(config) + 10 * head_parameters(config)
+    weights += 2 * config.codebook * d if config.categorical else 4 * _modulation(config)
+    encoder, fixed, own = 0, 4 * d, 4 * d
     if isinstance(config, FluidConfig):
         encoder = 2 * ENCODER_PARAMETERS.get(config.text.name, 0)
-        condition = 2 * 2 * config.depth * config.text.max_tokens * d  # keys and values of every block
+        token = 2 * 2 * config.depth * d  # keys and values of every block
+        fixed, own = (token * count for count in _text_tokens(text, config.text.max_tokens))
     # Fixed conditions, and the rows' own: theirs and the empty one's are shared.
-    conditions = (evaluations + rows) * condition + CONDITION_CACHE
-    length = n + (config.buffer if isinstance(config, MarConfig) else 0)
+    conditions = evaluations * fixed + rows * own + CONDITION_CACHE
+    key_values = 0
+    if isinstance(config, FluidConfig) and config.causal:  # of every row and its unconditional half, in bfloat16
+        key_values = 2 * 2 * evaluations * config.depth * n * d
+    # In raster order a step computes one position, and attention gathers one block's past.
+    length = 1 if config.causal else n + (config.buffer if isinstance(config, MarConfig) else 0)
     # Stream in float32; normalised stream, the MLP's hidden values and its result in bfloat16; z at a fixed address.
-    activations = evaluations * length * d * (4 + 2 + 2 * config.mlp_ratio + 2) + evaluations * n * d * 4
-    head = (
-        12 * config.head_width * 3 * evaluations * HEAD_TOKENS
-    )  # buffers of all buckets: 1.5 times the largest, twice
-    hoisted = 2 * 1024 * (3 * config.head_depth + 3) * config.head_width
-    return Memory(weights + TOKENIZER_BYTES, encoder, conditions, activations + head + hoisted)
+    activations = evaluations * length * d * (4 + 2 + 2 * config.mlp_ratio + 2) + evaluations * length * d * 4
+    if config.causal:
+        activations += 2 * 2 * evaluations * n * d
+    if config.categorical:  # logits, noise and its four 64-bit words, of the most tokens that rows sample in a step
+        sampled = rows * (1 if config.causal else n)
+        head = sampled * config.codebook * (4 + 4 + 4 * 8)
+    else:  # buffers of all buckets: 1.5 times the largest, twice
+        head = 12 * config.head_width * 3 * evaluations * HEAD_TOKENS
+        head += 2 * 1024 * (3 * config.head_depth + 3) * config.head_width  # hoisted modulation
+    return Memory(weights + TOKENIZER_BYTES, encoder, conditions, key_values, activations + head)
 
 
-def largest_rows(config: ModelConfig, limit: int) -> int:
+def _text_tokens(text: int, most: int) -> tuple[int, int]:
+    """Text tokens of the inputs at fixed addresses, one for each length up to that of `text` tokens; and of a row."""
+    rooms = [min(most, TEXT_ROOM)]
+    while rooms[-1] < min(text, most):
+        rooms.append(min(most, 2 * rooms[-1]))
+    return sum(rooms), rooms[-1]
+
+
+def largest_rows(config: ModelConfig, limit: int, text: int = TEXT_ROOM) -> int:
     """The most rows whose memory stays under `limit` bytes; 0 if not even one does."""
-    if estimate(config, 1).total > limit:
+    if estimate(config, 1, text).total > limit:
         return 0
     low, high = 1, 1 << 16
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if estimate(config, middle).total <= limit else (low, middle)
+        low, high = (middle, high) if estimate(config, middle, text).total <= limit else (low, middle)
     return low
 
 
@@ -106,12 +129,15 @@ def report(name: str, rows: int = 64) -> list[str]:
     lines = [f"{key}: {parameters / 1e9:.2f} billion parameters; memory by count, never measured on a GPU"]
     for what, size in (
         ("weights", found.weights), ("text encoder", found.text_encoder), (f"{rows} guided rows", found.rows),
-        ("graphs", found.graphs), ("reserved", RESERVED), ("in all", found.total),
+        ("keys and values", found.key_values), ("graphs", found.graphs), ("reserved", RESERVED),
+        ("in all", found.total),
     ):  # fmt: skip
         lines.append(f"  {what:<16}{size / GB:8.2f} GB")
+    longest = config.text.max_tokens if isinstance(config, FluidConfig) else 0
     for limit in (80, 141):
-        most = largest_rows(config, limit * GB)
-        lines.append(f"  {limit} GB: " + (f"up to {most} rows at once" if most else "does not fit"))
+        most, fewer = (largest_rows(config, limit * GB, text) for text in (TEXT_ROOM, longest))
+        more = f", {fewer} with prompts of {longest} tokens" if longest > TEXT_ROOM else ""
+        lines.append(f"  {limit} GB: " + (f"up to {most} rows at once{more}" if most else "does not fit"))
     return lines
 
 

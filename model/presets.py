@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from model.config import FluidConfig, KlConfig, MarConfig, TextConfig, TokenizerConfig
+from typing import Literal
+
+from model.config import FluidConfig, KlConfig, MarConfig, TextConfig, TokenizerConfig, VqConfig
 
 # Stable Diffusion's autoencoder has stride 8 and 4 channels; 2×2 positions make a token of 16 channels.
 _SD_VAE_2X2 = KlConfig(widths=(128, 256, 512, 512), latent_channels=4, attention=False, patch=2, scale=0.18215)
@@ -18,10 +20,41 @@ def _mar(width: int, depth: int, heads: int, head_width: int, head_depth: int) -
     )  # fmt: skip
 
 
-def _paper(width: int, depth: int) -> FluidConfig:
+# A VQGAN of 8192 codes on a stride of 16, as the paper's; only its sizes matter here.
+_PAPER_CODES = VqConfig(stride=16, channels=16, codebook=8192)
+
+
+def _paper(
+    width: int, depth: int, order: Literal["random", "raster"] = "random", discrete: bool = False
+) -> FluidConfig:
     return FluidConfig(
-        image_size=256, width=width, depth=depth, heads=width // 64, aligner_depth=6,
-        head_width=width, head_depth=6, tokenizer=_SD_VAE_2X2, text=_T5_XXL,
+        image_size=256, width=width, depth=depth, heads=width // 64, aligner_depth=6, head_width=width, head_depth=6,
+        order=order, head="categorical" if discrete else "diffusion",
+        tokenizer=_PAPER_CODES if discrete else _SD_VAE_2X2, text=_T5_XXL,
+    )  # fmt: skip
+
+
+# Width and depth by the name of the random-continuous system; a discrete one has 8 to 5 % less, since its head is a
+# table instead of an MLP (docs/models.md).
+_PAPER_SIZES = {
+    "166M": (768, 11), "369M": (1024, 15), "665M": (1280, 18), "1.1B": (1536, 22), "3.1B": (2048, 40),
+}  # fmt: skip
+
+
+# The comparison of the paper's four systems on scenes (docs/models.md): 64 tokens of 16×16 pixels in all. A token is 32
+# numbers, or one of 4096 codes; the codes' table takes the place of the diffusion head, and both weigh about the same.
+_SCENES_TOKENS = TokenizerConfig(stride=16, channels=32)
+_SCENES_CODES = VqConfig(stride=16, channels=16, codebook=4096)
+
+
+def _compared(
+    order: Literal["random", "raster"], discrete: bool, width: int, depth: int, head_width: int
+) -> FluidConfig:
+    return FluidConfig(
+        image_size=128, width=width, depth=depth, heads=4, aligner_depth=1,
+        head_width=head_width, head_depth=3, prediction="v", positions="sincos_rope", clamp=10.0, order=order,
+        head="categorical" if discrete else "diffusion", tokenizer=_SCENES_CODES if discrete else _SCENES_TOKENS,
+        text=TextConfig(max_tokens=28),
     )  # fmt: skip
 
 
@@ -51,12 +84,23 @@ PRESETS: dict[str, FluidConfig] = {
         tokenizer=TokenizerConfig(stride=16, channels=48, widths=(32, 64, 128), image_channels=4, overlap=True),
         text=TextConfig(max_tokens=28),
     ),
-    "369M": _paper(1024, 15),
-    "665M": _paper(1280, 18),
-    "1.1B": _paper(1536, 22),
-    "3.1B": _paper(2048, 40),
-    "10.5B": _paper(4096, 32),
+    "compare-random-continuous": _compared("random", False, 160, 4, 176),
+    "compare-random-discrete": _compared("random", True, 160, 4, 176),
+    "compare-raster-continuous": _compared("raster", False, 160, 4, 176),
+    "compare-raster-discrete": _compared("raster", True, 160, 4, 176),
+    "compare-random-continuous-small": _compared("random", False, 96, 3, 128),
+    "compare-random-continuous-large": _compared("random", False, 256, 5, 256),
 }  # fmt: skip
+
+# Random order over continuous tokens, which is Fluid, has plain names; the paper's 10.5B exists as such only.
+PAPER_PRESETS: dict[str, FluidConfig] = {
+    **{size: _paper(*shape) for size, shape in _PAPER_SIZES.items()},
+    "10.5B": _paper(4096, 32),
+    **{f"{size}-random-discrete": _paper(*shape, "random", True) for size, shape in _PAPER_SIZES.items()},
+    **{f"{size}-raster-continuous": _paper(*shape, "raster", False) for size, shape in _PAPER_SIZES.items()},
+    **{f"{size}-raster-discrete": _paper(*shape, "raster", True) for size, shape in _PAPER_SIZES.items()},
+}
+PRESETS |= PAPER_PRESETS
 
 
 # The released sizes of MAR (arXiv 2406.11838), with diffusion heads of depth × width 6×1024, 8×1280 and 12×1536 as they

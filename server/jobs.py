@@ -255,6 +255,12 @@ class Lease:
     started_at: float
     suspect: bool = False  #: failed before, or in the second half of its attempts: runs alone, to spare other jobs
     resumable: bool = False  #: an earlier attempt saved progress
+    trace: str = ""  #: traceparent of the request, if it is sampled
+
+    @property
+    def queue_s(self) -> float:
+        """Seconds from acceptance to this attempt; 0 if Redis' clock was set back in between."""
+        return max(0.0, self.started_at - self.created_at)
 
 
 def new_job_id() -> str:

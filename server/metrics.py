@@ -38,6 +38,11 @@ WORKER_SPECS: Mapping[str, Spec] = {
     "fluid_lease_lost_total": Spec("Leases that a worker lost while it still ran the job."),
     "fluid_snapshots_total": Spec("Snapshots of partly decoded rows that were stored."),
     "fluid_resumed_rows_total": Spec("Rows that resumed from a snapshot."),
+    "fluid_preemptions_total": Spec(
+        "Rows that were paused for an image of a caller with fewer rows, or of a higher class than low.",
+        label="reason",
+        values=("share", "class"),
+    ),
     "fluid_reloads_total": Spec("Checkpoints replaced by `fluid reload`."),
     "fluid_engine_failures_total": Spec(
         "Exceptions raised by the engine, by stage.",

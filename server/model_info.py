@@ -24,10 +24,22 @@ class ModelInfo:
     limits: Mapping[str, float]
     vocabulary: tuple[str, ...] = ()
     styles: tuple[str, ...] = ()
+    system: str = ""  #: order and kind of token, such as "random-continuous"; "": unknown
+    orders: tuple[str, ...] = ("random", "halton")  #: that a request may name
     labels: tuple[str, ...] = ()  #: of a class-conditional model: the names of class i, as "first, second, …"
     checkpoint_sha256: str = ""
     license: str = ""
     description: str = ""
+
+    @property
+    def discrete(self) -> bool:
+        """True if tokens are sampled from a codebook."""
+        return self.system.endswith("-discrete")
+
+    def has_fixed(self, parameter: str) -> bool:
+        """True if the model's limits leave this parameter one value."""
+        high = self.limits.get(f"max_{parameter}")
+        return high is not None and high == self.limits.get(f"min_{parameter}")
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), separators=(",", ":"))
@@ -42,8 +54,9 @@ class ModelInfo:
         values = dict(raw)
         width, height = values["image_size"]
         values["image_size"] = (int(width), int(height))
-        for name in ("vocabulary", "styles", "labels"):
-            values[name] = tuple(values.get(name, ()))
+        for name in ("vocabulary", "styles", "labels", "orders"):
+            if name in values:
+                values[name] = tuple(values[name])
         info = decode(cls, values)
         for preset in PRESETS:
             Sampling.from_mapping({**info.defaults, **info.presets[preset]})

@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import types
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields
 from functools import lru_cache
@@ -22,6 +23,9 @@ R = TypeVar("R")
 UNREADABLE = (
     TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError, RecursionError, UnreadableRecord,
 )  # fmt: skip
+
+#: How often records of each kind were skipped in this process; /metrics shows it.
+skipped: Counter[str] = Counter()
 
 
 def read_json(text: str | bytes) -> Any:
@@ -73,7 +77,8 @@ def readable(what: str, raw: Iterable[R], read: Callable[[R], T]) -> Iterator[T]
 
 
 def skip(what: str, error: Exception) -> None:
-    """Log that a record was skipped: once, because lists are read many times a second."""
+    """Count that a record was skipped, and log it: once, because lists are read many times a second."""
+    skipped[what.removeprefix("a ").removeprefix("the ")] += 1
     _log_once(what, describe(error))
 
 

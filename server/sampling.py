@@ -17,9 +17,11 @@ class Sampling:
     guidance_scale: float
     guidance_schedule: str
     temperature: float
-    order: str = "random"  #: "random" or "halton"
+    order: str = "random"  #: "random", "halton" or "confidence"; or "raster", which such models have only
     diffusion_steps_final: int | None = None  #: at the last AR step; None: as many as at the first
     guidance_interval: tuple[float, float] = (0.0, 1.0)  #: share of the AR steps in which guidance acts
+    top_k: int | None = None  #: discrete tokens: sample from the k likeliest; None: from all
+    top_p: float | None = None  #: discrete tokens: sample from the likeliest with this share of the probability
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> "Sampling":
@@ -31,6 +33,8 @@ class Sampling:
         """Convert to float: JSON may write 3.0 as 3, on which `repr` and the job object should not depend."""
         for name in ("guidance_scale", "temperature"):
             object.__setattr__(self, name, float(getattr(self, name)))
+        if self.top_p is not None:
+            object.__setattr__(self, "top_p", float(self.top_p))
 
 
 def _typed(value: Any) -> Any:

@@ -1,8 +1,11 @@
 """How a setting is declared, described and parsed, and how settings are told apart from what Kubernetes injects."""
 
+import difflib
+import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, field
+from pathlib import Path
 from typing import Any
 
 from server.errors import SettingError
@@ -97,3 +100,16 @@ def row_of(setting: "Field[Any]") -> tuple[str, str, str, str]:
     text = f"{default:g}" if isinstance(default, float) else str(default)
     choices = f" One of: {', '.join(meta['choices'])}." if meta["choices"] else ""
     return PREFIX + setting.name.upper(), text, meta["unit"], meta["help"] + choices
+
+
+def unknown(name: str, valid: Sequence[str]) -> str:
+    """The error of a variable that is no setting."""
+    close = difflib.get_close_matches(name, valid, n=1)
+    hint = f" Did you mean {close[0]}?" if close else ""
+    return f"Unknown setting {name}.{hint} `fluid serve --help` lists every setting."
+
+
+def default_data_dir() -> str:
+    """Folder of the embedded Valkey. Raises RuntimeError without a home folder."""
+    base = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
+    return str(Path(base) / "fluid-serve")

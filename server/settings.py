@@ -3,7 +3,6 @@
 `python -m server.cli.settings_page` prints the table as docs/configuration.md.
 """
 
-import difflib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -13,7 +12,7 @@ from typing import Any
 
 from server.addresses import parse_host, parse_redis_url, url_host
 from server.errors import SettingError
-from server.setting_values import PREFIX, group_of, parse, row_of, service_links, setting
+from server.setting_values import PREFIX, default_data_dir, group_of, parse, row_of, service_links, setting, unknown
 
 _gateway = partial(setting, group="Gateway")
 _redis = partial(setting, group="Redis")
@@ -22,11 +21,7 @@ _worker = partial(setting, group="Worker and model")
 _access = partial(setting, group="Access and limits")
 _webhooks = partial(setting, group="Webhooks")
 _logging = partial(setting, group="Logging")
-
-
-def _default_data_dir() -> str:
-    base = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
-    return str(Path(base) / "fluid-serve")
+_traces = partial(setting, group="Traces")
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +219,10 @@ class Settings:
         100, "Open event streams of one API key, per gateway; more get 429. 0 is unlimited.", at_least=0
     )
     max_streams: int = _access(1000, "Open event streams of a gateway; more get 429.", at_least=1)
+    read_rate_limit: int = _access(
+        6000, "GET requests of one API key, per gateway; more get 429. 0 is unlimited.", unit="per minute", at_least=0
+    )
+    link_ttl_s: int = _access(3600, "How long links to images open without an API key.", unit="seconds", at_least=1)
     metrics_access: str = _access(
         "open", "Access to /metrics: open to everyone, or with an API key.", choices=("open", "key")
     )
@@ -242,6 +241,15 @@ class Settings:
 
     log_level: str = _logging("info", "Least severe messages to log.", choices=("debug", "info", "warning", "error"))
     log_prompts: str = _logging("no", "Whether the gateway logs prompts.", choices=("no", "yes"))
+    log_format: str = _logging("text", "Log lines as text, or as JSON with trace and job id.", choices=("text", "json"))
+    traces_url: str = _traces(
+        "",
+        "OTLP/HTTP endpoint of spans: http://collector:4318/v1/traces. If empty, none. Needs the extra otel.",
+        begins=("http://", "https://"),
+    )
+    traces_ratio: float = _traces(
+        0.1, "Share of requests that are traced; a traceparent decides instead.", at_least=0, at_most=1
+    )
     fake_step_ms: float = setting(2.0, "Time of one step of the fake engine.", unit="milliseconds", at_least=0)
 
     @classmethod
@@ -258,7 +266,7 @@ class Settings:
         texts |= {PREFIX + name.upper(): str(value) for name, value in overrides.items() if value not in (None, "")}
         for name in texts:
             if name not in table:
-                raise SettingError(_unknown(name))
+                raise SettingError(unknown(name, [known for known, _, _ in describe()]))
         return cls(**{table[name].name: parse(name, table[name], text) for name, text in texts.items()})
 
     def to_env(self) -> dict[str, str]:
@@ -269,7 +277,7 @@ class Settings:
     def data_path(self) -> Path:
         """Folder of the embedded Valkey. Raises SettingError where there is no home folder to put it in."""
         try:
-            return Path(self.data_dir or _default_data_dir()).expanduser()
+            return Path(self.data_dir or default_data_dir()).expanduser()
         except RuntimeError as error:
             raise SettingError("There is no home folder (HOME): set FLUID_DATA_DIR to a writable folder.") from error
 
@@ -286,10 +294,3 @@ def describe() -> Iterator[tuple[str, str, str]]:
     """Yield (variable, default with its unit, meaning with its choices) of every setting that users may set."""
     for name, default, unit, meaning in map(row_of, filter(group_of, fields(Settings))):
         yield name, f"{default} {unit}".rstrip(), meaning
-
-
-def _unknown(name: str) -> str:
-    valid = [known for known, _, _ in describe()]
-    close = difflib.get_close_matches(name, valid, n=1)
-    hint = f" Did you mean {close[0]}?" if close else ""
-    return f"Unknown setting {name}.{hint} `fluid serve --help` lists every setting."

@@ -28,7 +28,7 @@ ORDER = {
         "cli",
         "gateway, worker, launcher",
         "queue, client",
-        "images",
+        "images, telemetry",
         ".",
     ],
     "model": [

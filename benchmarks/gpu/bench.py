@@ -1,21 +1,16 @@
 """Speed of a GPU against its limits.
 
     ceilings    peak rates of this device: a large bfloat16 product, a large copy
-    head        the head's sampling loop by rows and width: each of our variants and three plain ones, against the
-                FLOP floor
+    loop        the head's sampling loop by rows: each of our paths, from one row to a thousand
     shipped     whole images of the shipped model, default preset
-    images      MAR's and the paper's model sizes, random weights, 64 x 100 steps, guidance on, batch 1 to 256, with
-                peak memory; MAR-B against the method of the released code
-    backbone    the backbone alone, by rows
+    images      models of MAR's and the paper's sizes, random weights, 64 x 100 steps, guidance on, with peak memory
+    backbones   the backbone alone, by rows, eagerly and as a CUDA graph
     attention   padded rows with a mask against packed rows of different lengths, at the shapes of MAR's encoder
+    peers       MAR-B by the method of the released code, eager and under autocast, and torch.compile's loop, beside our
+                engine in the same run; the released code itself if --mar-repo names a clone
 
-`images` runs four of the 64 autoregressive steps, with all their diffusion steps; an image takes 16 times their sum.
-
-It takes under 9 minutes, and results are on disk after each part. It prints a table and, last, one JSON object.
---device cpu --quick rehearses it without a GPU. Example:
-
-    make gpu-bench
-    PYTHONPATH=kernels python -m benchmarks.gpu.bench --only ceilings head
+`images` and `peers` run four of the 64 autoregressive steps, with all their diffusion steps; an image takes 16 times
+their sum. calls.py puts the parts in their order.
 """
 
 from __future__ import annotations
@@ -25,6 +20,7 @@ import functools
 import itertools
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -42,20 +38,18 @@ from benchmarks.gpu.cases import (
     shipped,
     synchronise,
 )
-from benchmarks.gpu.check import describe
-from benchmarks.gpu.head import OTHERS, loop_of, seconds
-from benchmarks.gpu.parts import Part, Record, attempt, command
+from benchmarks.gpu.head import loop_of, seconds
+from benchmarks.gpu.parts import Emit, Record, attempt
 from benchmarks.gpu.prompt_states import PROMPTS
+from benchmarks.gpu.warm import LOOP_ROWS
+from benchmarks.machine import describe_machine
 from model.inference.backbone_pass import PlainPass, StaticPass
 from model.inference.engine import Engine
 from model.inference.requests import Request, Sampling
-from model.inference.step_plan import Snapshot
+from model.inference.row_state import Snapshot
 from model.networks.mar import Mar
 
-Emit = Callable[[Record], None]
-TOTAL_S = 520.0
 STEPS, DIFFUSION_STEPS, SAMPLED = 64, 100, (8, 24, 40, 56)
-BATCHES = (1, 8, 64, 256)
 
 
 def bench_ceilings(args: argparse.Namespace, emit: Emit) -> None:
@@ -69,31 +63,33 @@ def bench_ceilings(args: argparse.Namespace, emit: Emit) -> None:
     emit({"what": "copy, read + written", "bytes": 2 * bytes_, "gb_per_s": 2e-9 * bytes_ / spent})
 
 
-def bench_head(args: argparse.Namespace, emit: Emit) -> None:
-    """Time the head's loop on guided rows of one chain; slow variants run fewer steps.
+def bench_loop(args: argparse.Namespace, emit: Emit) -> None:
+    """Time the head's loop on guided rows of one chain. A row here is a token: two evaluations per step."""
+    for name in args.models:
+        for rows, path in itertools.product((2, 16) if args.quick else LOOP_ROWS, paths(args.device, name, args.paths)):
+            time_loop(name, rows, path, args, emit)
 
-    A row here is a token: two evaluations per step.
-    """
-    names = ("mar-small",) if args.quick else ("mar-b", "emoji-64", "mar-h", "mar-l", "head-768")
-    for name in names:
-        ours = paths(args.device, name)
-        for rows in (2, 16) if args.quick else (1, 4, 16, 64, 256, 1024, 2048):
-            for variant in (*ours, *OTHERS):
-                if variant == "compiled" and (args.device == "cpu" or name != "mar-b" or rows not in (4, 64, 1024)):
-                    continue  # compiling takes longer than everything else combined
-                if variant in ("eager", "autocast") and name != "mar-b" and not args.quick:
-                    continue
-                steps = 10 if args.quick or variant in OTHERS else DIFFUSION_STEPS
-                about = {"model": name, "rows": rows, "variant": variant, "steps": steps}
-                with attempt(emit, about) as record, torch.inference_mode():
-                    case = head_case(MODELS[name], args.device, rows, (steps,))
-                    spent = seconds(loop_of(variant, case), args.device, 1 if args.quick else 3)
-                    record |= {"us_per_step": 1e6 * spent / steps, "tflops": 1e-12 * case.flops / spent}
+
+def bench_persistent(args: argparse.Namespace, emit: Emit) -> None:
+    """Time the persistent kernel; a part of its own, because a kernel that waits for itself could hang."""
+    for name, rows in itertools.product(args.models, (2,) if args.quick else LOOP_ROWS):
+        if paths(args.device, name, ("persistent",)):
+            time_loop(name, rows, "persistent", args, emit)
+
+
+def time_loop(name: str, rows: int, path: str, args: argparse.Namespace, emit: Emit) -> None:
+    """Emit the microseconds of a step of one variant of the loop (head.py)."""
+    steps = 4 if args.quick else 10 if path in ("eager", "autocast", "compiled") else DIFFUSION_STEPS
+    about = {"model": name, "rows": rows, "path": path, "steps": steps}
+    with attempt(emit, about) as record, torch.inference_mode():
+        case = head_case(MODELS[name], args.device, rows, (steps,))
+        spent = seconds(loop_of(path, case), args.device, 1 if args.quick else 3)
+        record |= {"us_per_step": 1e6 * spent / steps, "tflops": 1e-12 * case.flops / spent}
 
 
 def bench_shipped(args: argparse.Namespace, emit: Emit) -> None:
     """Time whole images, pixels included: 8 x 25 steps, guidance 3, Halton order."""
-    engine, tokenizer = shipped(args.device, 2 if args.quick else max(BATCHES), torch.bfloat16)
+    engine, tokenizer = shipped(args.device, max(args.batches), torch.bfloat16)
 
     def generate(count: int) -> Tensor:
         steps = (2, 5) if args.quick else (8, 25)
@@ -101,7 +97,7 @@ def bench_shipped(args: argparse.Namespace, emit: Emit) -> None:
         with torch.inference_mode():
             return tokenizer.decode(decode(engine, requests)).cpu()
 
-    for batch in (1, 2) if args.quick else BATCHES:
+    for batch in args.batches:
         with attempt(emit, {"batch": batch, "kernels": engine.kernels}) as record:
             spent = seconds(functools.partial(generate, batch), args.device, 1 if args.quick else 5)
             record["seconds_per_image"] = spent / batch
@@ -109,23 +105,37 @@ def bench_shipped(args: argparse.Namespace, emit: Emit) -> None:
 
 def bench_images(args: argparse.Namespace, emit: Emit) -> None:
     """Time models from small to large, so that running out of time costs as few rows of the table as possible."""
-    if args.quick:
-        names, batches = ["mar-small", "fluid-small"], [1, 2]
-    else:
-        names, batches = ["mar-b", "369M", "mar-l", "mar-h", "665M", "1.1B", "3.1B"], list(BATCHES)
-    for name in names:
+    for name in args.models:
         with attempt(emit, {"model": name, "side": "engine"}) as record:
-            engine, record["parameters"] = random_engine(name, args.device, max(batches), torch.bfloat16)
+            engine, record["parameters"] = random_engine(name, args.device, max(args.batches), torch.bfloat16)
             record["rows"] = engine.max_rows  # its static inputs take memory for all of them
             record["kernels"] = engine.kernels
-            for batch in batches:
+            for batch in args.batches:
                 with attempt(emit, {"model": name, "batch": batch, "side": "engine"}) as one:
                     one |= image_time(engine, batch, args)
             del engine
-        for batch in batches[:-1] if name in ("mar-b", "mar-small") else ():
-            for side in ("eager", "autocast"):
-                with attempt(emit, {"model": name, "batch": batch, "side": side}) as record:
-                    record |= eager_time(name, batch, side == "autocast", args)
+
+
+def bench_peers(args: argparse.Namespace, emit: Emit) -> None:
+    """Time the released code's method beside our engine: the same weights, batches and steps, in one process."""
+    name = args.models[0]
+    ours: dict[int, float] = {}
+    with attempt(emit, {"model": name, "side": "engine"}) as record:
+        engine, record["parameters"] = random_engine(name, args.device, max(args.batches), torch.bfloat16)
+        for batch in args.batches:
+            with attempt(emit, {"model": name, "batch": batch, "side": "engine"}) as one:
+                one |= image_time(engine, batch, args)
+                ours[batch] = one["seconds_per_image"]
+        del engine
+    sides = ("autocast", "eager", *(["official"] if args.mar_repo else []))
+    for side, batch in itertools.product(sides, args.batches):
+        with attempt(emit, {"model": name, "batch": batch, "side": side}) as record:
+            record |= peer_time(name, batch, side, args)
+            if batch in ours:
+                record["engine_is_faster"] = record["seconds_per_image"] / ours[batch]
+    for rows in (2,) if args.quick else (4, 256):
+        for variant in ("autocast",) if args.quick else ("autocast", "compiled"):
+            time_loop(name, rows, variant, args, emit)
 
 
 def image_time(engine: Engine, batch: int, args: argparse.Namespace) -> Record:
@@ -160,15 +170,17 @@ def one_step(engine: Engine, tokens: Tensor, index: int, steps: int, diffusion_s
     return spent
 
 
-def eager_time(name: str, batch: int, autocast: bool, args: argparse.Namespace) -> Record:
+def peer_time(name: str, batch: int, which: str, args: argparse.Namespace) -> Record:
     """Measure seconds per image with the method of the released code (benchmarks/exact.py); always 64 x 100 steps."""
     model, _ = random_model(name, args.device)
     assert isinstance(model, Mar)
     side = exact.eager_side(model, batch)
+    if which == "official":
+        side = exact.official_side(args.mar_repo, model, batch)
     tokens = torch.randn(batch, model.config.tokens, model.config.channels, device=args.device)
     sampled = SAMPLED[-1:] if args.quick else SAMPLED
     spent = 0.0
-    with torch.autocast(args.device, torch.bfloat16, enabled=autocast):
+    with torch.autocast(args.device, torch.bfloat16, enabled=which != "eager"):
         for round_ in range(2):
             begin = time.perf_counter()
             for index in sampled if round_ else sampled[-1:]:
@@ -188,15 +200,15 @@ def plan(args: argparse.Namespace) -> tuple[int, int, tuple[int, ...]]:
     return (8, 4, (2, 6)) if args.quick else (STEPS, DIFFUSION_STEPS, SAMPLED)
 
 
-def bench_backbone(args: argparse.Namespace, emit: Emit) -> None:
+def bench_backbones(args: argparse.Namespace, emit: Emit) -> None:
     """Time the backbone with half of the tokens known, eagerly and as a CUDA graph.
 
     Rows are evaluations: two per guided image.
     """
-    for name in ("fluid-small", "mar-small") if args.quick else ("mar-b", "369M", "1.1B", "emoji-64"):
+    for name in args.models:
         engine, _ = random_engine(name, args.device, 1, torch.bfloat16)
         config, prompts = engine.config, prompts_of(engine)
-        for rows, static in itertools.product((2, 4) if args.quick else (2, 16, 128, 512), (False, True)):
+        for rows, static in itertools.product((2, 4) if args.quick else (2, 128), (False, True)):
             with attempt(emit, {"model": name, "rows": rows, "static": static}) as record, torch.inference_mode():
                 tokens = torch.randn(rows, config.tokens, config.channels, device=args.device)
                 known = torch.arange(config.tokens, device=args.device).expand(rows, -1) % 2 == 0
@@ -236,12 +248,13 @@ def packed_attention(lengths: Tensor, heads: int, width: int, device: str) -> Ca
     return lambda: varlen_attn(q, k, v, ends, ends, longest, longest)
 
 
-PARTS = (
-    Part("machine", 60, describe), Part("ceilings", 40, bench_ceilings), Part("shipped", 60, bench_shipped),
-    Part("head", 170, bench_head), Part("images", 200, bench_images), Part("backbone", 60, bench_backbone),
-    Part("attention", 40, bench_attention),
-)  # fmt: skip
-
-
-if __name__ == "__main__":
-    command(__doc__, "gpu-bench", PARTS, TOTAL_S)
+def describe(args: argparse.Namespace, emit: Emit) -> None:
+    """Describe the machine; as a part, so that the process which forks never touches the device."""
+    record: dict[str, Any] = describe_machine()
+    if args.device == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        record |= {
+            "capability": f"{properties.major}.{properties.minor}", "multiprocessors": properties.multi_processor_count,
+            "memory_gib": round(properties.total_memory / 2**30, 1), "cuda": torch.version.cuda,
+        }  # fmt: skip
+    emit(record)

@@ -6,6 +6,7 @@ weights are generated on their own device: a CPU would take minutes for billions
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,27 +17,27 @@ from fluid_kernels.head_loop import Chains, HeadWeights, Rows
 from fluid_kernels.heads import PATHS, HeadPathError, choose_path, make_head
 from model.checkpoint import load_checkpoint
 from model.config import MarConfig, ModelConfig
-from model.inference.chains import make_chains
 from model.inference.engine import Engine
+from model.inference.heads.chains import make_chains
 from model.inference.load import find_checkpoint
 from model.inference.precision import pack
 from model.inference.prompts import LabelPrompts, TextPrompts
 from model.inference.requests import Request
+from model.networks.autoregressive_model import AutoregressiveModel, Fluid
 from model.networks.diffusion_head import DiffusionHead
 from model.networks.factory import build_model
 from model.networks.mar import Mar
-from model.networks.random_order_model import Fluid, RandomOrderModel
 from model.networks.text_encoder import HashEncoder
 from model.networks.tokenizer import PcaSkipTokenizer
 from model.networks.transformer import count_parameters
 from model.presets import MAR_PRESETS, PRESETS
 
 LABELS = [str(i) for i in range(1000)]
-# The smallest model of each family, for rehearsals on a CPU.
+# The smallest model of each family, for rehearsals on a CPU; 128 is the persistent kernel's narrowest head.
 SMALL: dict[str, ModelConfig] = {
     "fluid-small": PRESETS["tiny"],
     "mar-small": MarConfig(
-        image_size=128, width=64, heads=4, encoder_depth=1, decoder_depth=1, buffer=4, head_width=64, head_depth=2,
+        image_size=128, width=64, heads=4, encoder_depth=1, decoder_depth=1, buffer=4, head_width=128, head_depth=2,
     ),
 }  # fmt: skip
 MODELS: dict[str, ModelConfig] = {
@@ -89,11 +90,11 @@ def head_case(
     )
 
 
-def paths(device: str, name: str) -> list[str]:
-    """Return the variants of the head's loop that can run on `device` with the head of a named model."""
+def paths(device: str, name: str, wanted: Sequence[str] = PATHS[1:]) -> list[str]:
+    """Return those of the wanted paths of the head's loop that can run on `device` with the head of a named model."""
     weights = HeadWeights.from_head(DiffusionHead(MODELS[name]).to(device))
     found = []
-    for path in PATHS[1:]:
+    for path in wanted:
         try:
             make_head(weights, torch.bfloat16, path)
         except HeadPathError as error:
@@ -117,7 +118,7 @@ def random_engine(name: str, device: str, rows: int, dtype: torch.dtype, kernels
     return engine_over(model, rows, dtype, kernels), size
 
 
-def random_model(name: str, device: str) -> tuple[RandomOrderModel, int]:
+def random_model(name: str, device: str) -> tuple[AutoregressiveModel, int]:
     """Return a named model with random weights, the same at each call, and its number of parameters."""
     torch.manual_seed(0)
     with torch.device(device):
@@ -126,7 +127,7 @@ def random_model(name: str, device: str) -> tuple[RandomOrderModel, int]:
     return model, count_parameters(model)
 
 
-def engine_over(model: RandomOrderModel, rows: int, dtype: torch.dtype, kernels: str = "auto") -> Engine:
+def engine_over(model: AutoregressiveModel, rows: int, dtype: torch.dtype, kernels: str = "auto") -> Engine:
     """Return an engine for a model: with labels, stored encoder states where they fit, else hashed words."""
     if isinstance(model, Mar):
         return Engine(model, LabelPrompts(model, LABELS), rows, dtype, kernels)

@@ -2,17 +2,14 @@
 
     philox     random numbers of the Triton kernel against the definition
     ops        each fused operation against its definition, with every tile size of the table
-    head       each variant of the head's loop against the float32 definition, both predictions, several widths
-    backbone   the backbone on the device against float32 on the CPU, both families
+    head       each path of the head's loop against the float32 definition, from one row to many tiles
+    systems    tokens of the paper's four systems (random weights) against those of a CPU, in float32
+    backbone   the backbone on the device against float32 on the CPU
     image      images of the shipped model against those of a CPU in float32, in decibels
     batch      an image generated alone against the same image among rows that join and leave
+    canary     the persistent kernel: against the definition, and timed; alone, because it could hang
 
-It needs the repository and torch, triton, safetensors, numpy and tqdm; no installation of this project, no network.
-It takes under 9 minutes. It prints a table and, last, one JSON object; the exit status is 1 if a comparison failed.
---device cpu --quick rehearses it without a GPU. Example:
-
-    make gpu-check
-    PYTHONPATH=kernels python -m benchmarks.gpu.check --only ops head
+Needs torch, triton, safetensors, numpy and tqdm; calls.py puts the parts in their order.
 """
 
 from __future__ import annotations
@@ -21,43 +18,42 @@ import argparse
 import copy
 import itertools
 import os
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from benchmarks.gpu.cases import MODELS, decode, engine_over, head_case, paths, random_model, shipped
-from benchmarks.gpu.parts import Part, Record, attempt, command
+from benchmarks.gpu.head import loop_of, seconds
+from benchmarks.gpu.parts import Emit, attempt
 from benchmarks.gpu.prompt_states import PROMPTS
-from benchmarks.machine import describe_machine
+from benchmarks.gpu.warm import CHECKED_ROWS
 from fluid_kernels.head_loop import head_loop_ref
 from fluid_kernels.heads import choose_path, make_head
 from fluid_kernels.philox import STEP, normal_ref
+from model.config import ModelConfig
 from model.inference.backbone_pass import PlainPass, StaticPass
 from model.inference.engine import Engine
+from model.inference.orders import orders_of
 from model.inference.precision import pack
 from model.inference.requests import Request, Sampling
-from model.networks.random_order_model import RandomOrderModel
+from model.networks.autoregressive_model import AutoregressiveModel
 from model.networks.tokenizer import psnr, to_pixels, to_uint8
 
-Emit = Callable[[Record], None]
 DTYPES = (torch.float32, torch.bfloat16)
-TOTAL_S = 520.0
 # Tolerances between device and definition. Relative errors are means over means; decibels are of 8-bit pixels.
 PHILOX = 1e-5
 HEAD = {torch.float32: 2e-3, torch.bfloat16: 0.02}
 BACKBONE = {torch.float32: 1e-4, torch.bfloat16: 0.02}
 IMAGE_DB = {torch.float32: 50.0, torch.bfloat16: 40.0}
 BATCH_DB = {torch.float32: 50.0, torch.bfloat16: 35.0}
+SAME_CODES = 0.95  # of discrete tokens: rounding may change one, and with it those that are decided later
+SYSTEM_LIMIT = 0.05  # relative error of continuous tokens; in raster order 64 follow one from the other
 SAME_DB = 99.0  # stands for infinity, which JSON cannot express
 
 
 def check_philox(args: argparse.Namespace, emit: Emit) -> None:
     """Compare random numbers for every channel count of our tokens, with seeds beyond 32 bits."""
-    if args.device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
-        emit({"skipped": "on a CPU the kernel runs only in Triton's interpreter; tests/kernels does that"})
-        return
     from fluid_kernels.ops.philox_triton import normal
 
     for channels in (4, 16, 17):
@@ -70,9 +66,6 @@ def check_philox(args: argparse.Namespace, emit: Emit) -> None:
 
 def check_ops(args: argparse.Namespace, emit: Emit) -> None:
     """Compare each fused operation at regular and odd shapes, in both dtypes."""
-    if args.device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
-        emit({"skipped": "on a CPU the kernels run only in Triton's interpreter; tests/kernels does that"})
-        return
     from fluid_kernels.tools.check import checks
 
     for check in checks(args.device, args.quick):
@@ -82,28 +75,38 @@ def check_ops(args: argparse.Namespace, emit: Emit) -> None:
 
 
 def check_head(args: argparse.Namespace, emit: Emit) -> None:
-    """Compare the head's loop on chains of different lengths, half of the rows guided, from one row to many tiles."""
-    names = ("mar-small", "fluid-small") if args.quick else ("emoji-64", "mar-b", "mar-l", "mar-h", "head-768", "369M")
-    for name in names:
-        known = paths(args.device, name)
-        for rows in (1, 7) if args.quick else (1, 2, 7, 33, 130, 300):
-            case = head_case(MODELS[name], args.device, rows, (9, 5) if args.quick else (50, 25, 4), guided=0.5)
-            with torch.inference_mode():
-                exact = head_loop_ref(case.weights, case.rows, case.chains, case.prediction, 3.0)
-            for path, dtype in itertools.product(known, DTYPES):
-                about = {"model": name, "rows": rows, "path": path, "dtype": short(dtype)}
-                with attempt(emit, about) as record:
-                    loop = make_head(case.weights, dtype, path)
-                    with torch.inference_mode():
-                        found = loop(case.rows, case.chains, case.prediction, 3.0)
-                    record["apart"] = relative(found, exact)
-                    record["ok"] = record["apart"] <= HEAD[dtype]
+    """Compare the head's loop on chains of different lengths, half of the rows guided; float32 by Triton only."""
+    for name, rows in itertools.product(args.models, (1, 3) if args.quick else CHECKED_ROWS):
+        for path, dtype in itertools.product(paths(args.device, name, args.paths), DTYPES):
+            if dtype == torch.bfloat16 or path == "triton" or args.quick:
+                compare_head(name, rows, path, dtype, args, emit)
+
+
+def check_canary(args: argparse.Namespace, emit: Emit) -> None:
+    """Try the persistent kernel: a few rows against the definition, then microseconds of a step."""
+    for name, rows in itertools.product(args.models[:1], (1, 3) if args.quick else CHECKED_ROWS):
+        compare_head(name, rows, "persistent", torch.bfloat16, args, emit)
+    with attempt(emit, {"model": args.models[0], "rows": 4, "path": "persistent"}) as record, torch.inference_mode():
+        steps = 4 if args.quick else 100
+        case = head_case(MODELS[args.models[0]], args.device, 4, (steps,))
+        spent = seconds(loop_of("persistent", case), args.device, 1 if args.quick else 3)
+        record["us_per_step"] = 1e6 * spent / steps
+
+
+def compare_head(name: str, rows: int, path: str, dtype: torch.dtype, args: argparse.Namespace, emit: Emit) -> None:
+    """Emit how far one path is from the definition."""
+    about = {"model": name, "rows": rows, "path": path, "dtype": short(dtype)}
+    with attempt(emit, about) as record, torch.inference_mode():
+        case = head_case(MODELS[name], args.device, rows, (5, 3) if args.quick else (50, 25, 4), guided=0.5)
+        exact = head_loop_ref(case.weights, case.rows, case.chains, case.prediction, 3.0)
+        found = make_head(case.weights, dtype, path)(case.rows, case.chains, case.prediction, 3.0)
+        record["apart"] = relative(found, exact)
+        record["ok"] = record["apart"] <= HEAD[dtype]
 
 
 def check_backbone(args: argparse.Namespace, emit: Emit) -> None:
     """Compare the backbone on rows at different steps, where padding, masks and buckets can go wrong."""
-    names = ("mar-small", "fluid-small") if args.quick else ("mar-small", "fluid-small", "emoji-64", "mar-b", "369M")
-    for name in names:
+    for name in dict.fromkeys(("mar-small", "fluid-small", *args.models)):
         model, _ = random_model(name, "cpu")
         config = model.config
         generator = torch.Generator().manual_seed(1)
@@ -119,7 +122,7 @@ def check_backbone(args: argparse.Namespace, emit: Emit) -> None:
 
 
 def conditioned(
-    model: RandomOrderModel, device: str, dtype: torch.dtype, tokens: Tensor, known: Tensor, static: bool
+    model: AutoregressiveModel, device: str, dtype: torch.dtype, tokens: Tensor, known: Tensor, static: bool
 ) -> Tensor:
     """Return the backbone's output for five rows, computed on `device` and moved to the CPU.
 
@@ -142,8 +145,10 @@ def conditioned(
 def check_image(args: argparse.Namespace, emit: Emit) -> None:
     """Check that a seed gives the same image on any device, up to rounding."""
     requests = varied_requests(args.quick)
+    if os.environ.get("TRITON_INTERPRET") == "1":  # which takes 50 ms for a program: an image like the others, minutes
+        requests = [Request(PROMPTS[0], 5, Sampling(2, 2, guidance_interval=(0.5, 1.0)))]
     expected = generate("cpu", torch.float32, "auto", requests)
-    for path, dtype in itertools.product(paths(args.device, "emoji-64"), DTYPES):
+    for path, dtype in itertools.product(paths(args.device, "emoji-64", args.paths), DTYPES):
         with attempt(emit, {"path": path, "dtype": short(dtype)}) as record:
             found = generate(args.device, dtype, path, requests)
             values = [decibels(a, b) for a, b in zip(found, expected, strict=True)]
@@ -153,7 +158,7 @@ def check_image(args: argparse.Namespace, emit: Emit) -> None:
 def check_batch(args: argparse.Namespace, emit: Emit) -> None:
     """Compare one request alone with the same among rows of other settings that join and leave at other steps."""
     request = varied_requests(args.quick)[0]
-    for path, dtype in itertools.product(paths(args.device, "emoji-64"), DTYPES):
+    for path, dtype in itertools.product(paths(args.device, "emoji-64", args.paths), DTYPES):
         with attempt(emit, {"path": path, "dtype": short(dtype)}) as record:
             engine, tokenizer = shipped(args.device, 6, dtype, path)
             with torch.inference_mode():
@@ -161,6 +166,35 @@ def check_batch(args: argparse.Namespace, emit: Emit) -> None:
                 batched = to_uint8(tokenizer.decode(among_others(engine, request)[None]))
             record["db"] = decibels(batched[0], alone[0])
             record["ok"] = record["db"] >= BATCH_DB[dtype]
+
+
+def check_systems(args: argparse.Namespace, emit: Emit) -> None:
+    """Check that each of the paper's four systems decodes the CPU's tokens: cached keys, sampled codes, confidence."""
+    device = torch.device(args.device)
+    for name in ("random-continuous", "random-discrete", "raster-continuous", "raster-discrete"):
+        with attempt(emit, {"system": name}) as record:
+            model, _ = random_model(f"compare-{name}", "cpu")
+            requests = [system_request(model.config, seed, args.quick) for seed in range(3)]
+            with torch.inference_mode():
+                expected = decode(engine_over(model, 4, torch.float32, "torch"), requests)
+                found = decode(engine_over(copy.deepcopy(model).to(device), 4, torch.float32), requests).cpu()
+            if model.config.categorical:
+                record["share"] = (found == expected).float().mean().item()
+                record["ok"] = record["share"] >= SAME_CODES
+            else:
+                record["relative"] = relative(found, expected)
+                record["ok"] = record["relative"] <= SYSTEM_LIMIT
+
+
+def system_request(config: ModelConfig, seed: int, quick: bool) -> Request:
+    """Return a guided request that this system can decode."""
+    kind = orders_of(config)[-1]  # confidence, where there is one
+    sampling = Sampling(
+        num_inference_steps=config.tokens if config.causal else 4 if quick else 16,
+        diffusion_steps=1 if config.categorical else 2 if quick else 8, guidance_scale=1.0 + seed, order=kind,
+        top_p=0.9 if config.categorical else None,
+    )  # fmt: skip
+    return Request(PROMPTS[seed], seed, sampling)
 
 
 def among_others(engine: Engine, request: Request) -> Tensor:
@@ -183,7 +217,7 @@ def among_others(engine: Engine, request: Request) -> Tensor:
 
 def varied_requests(quick: bool) -> list[Request]:
     """Return four requests with different settings."""
-    base = Sampling(4, 8) if quick else Sampling(16, 25)
+    base = Sampling(4, 4) if quick else Sampling(16, 25)
     return [
         Request(PROMPTS[0], 5, base),
         Request(PROMPTS[1], 6, replace(base, order="halton", guidance_schedule="linear")),
@@ -215,26 +249,3 @@ def decibels(one: Tensor, other: Tensor) -> float:
 def short(dtype: torch.dtype) -> str:
     """Return a dtype's name as the settings spell it."""
     return str(dtype).removeprefix("torch.")
-
-
-def describe(args: argparse.Namespace, emit: Emit) -> None:
-    """Describe the machine; as a part, so that the process which forks never touches the device."""
-    record = describe_machine()
-    if args.device == "cuda":
-        properties = torch.cuda.get_device_properties(0)
-        record |= {
-            "capability": f"{properties.major}.{properties.minor}", "multiprocessors": properties.multi_processor_count,
-            "memory_gib": round(properties.total_memory / 2**30, 1), "cuda": torch.version.cuda,
-        }  # fmt: skip
-    emit(record)
-
-
-PARTS = (
-    Part("machine", 60, describe), Part("philox", 60, check_philox),
-    Part("ops", 100, check_ops), Part("image", 120, check_image),
-    Part("batch", 90, check_batch), Part("backbone", 120, check_backbone), Part("head", 240, check_head),
-)  # fmt: skip
-
-
-if __name__ == "__main__":
-    command(__doc__, "gpu-check", PARTS, TOTAL_S)

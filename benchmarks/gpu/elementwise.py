@@ -72,7 +72,7 @@ def count_bytes(name: str, evaluations: int, known: int, fused: bool) -> Counter
         keys = [torch.zeros(1, device="meta")] * len(model.backbone.blocks)  # type: ignore[arg-type]
         condition = TextContext(keys, keys, mask)
     traffic = Traffic()
-    attention = patch("model.networks.blocks.attention", lambda q, *_: q.new_empty(q.shape))
+    attention = patch("model.networks.layers.blocks.attention", lambda q, *_: q.new_empty(q.shape))
     with torch.no_grad(), attention, fused_kernels(traffic), traffic:
         model.backbone(tokens, mask, condition, known)
     return traffic.moved

@@ -30,13 +30,15 @@ class StoredStates:
         self.config = config
         self._states = load_file(FILE)
 
-    def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def encode(self, captions: Sequence[str], tight: bool = False) -> tuple[Tensor, Tensor]:
         """Encode B captions to (B, L, E) float32 states and a (B, L) bool mask; PromptError if one is not stored."""
-        states = torch.zeros(len(captions), self.config.max_tokens, self.config.dim)
-        mask = torch.zeros(len(captions), self.config.max_tokens, dtype=torch.bool)
-        for row, caption in enumerate(captions):
+        for caption in captions:
             if caption not in self._states:
                 raise PromptError(f"{caption!r} is not stored; use one of {', '.join(map(repr, PROMPTS))}")
+        length = max(len(self._states[caption]) for caption in captions) if tight else self.config.max_tokens
+        states = torch.zeros(len(captions), length, self.config.dim)
+        mask = torch.zeros(len(captions), length, dtype=torch.bool)
+        for row, caption in enumerate(captions):
             found = self._states[caption]
             states[row, : len(found)], mask[row, : len(found)] = found, True
         return states, mask

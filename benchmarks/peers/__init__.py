@@ -7,4 +7,5 @@ wrk        closed-loop and open-loop load by wrk (load.lua)
 parts      throughput, latency, added latency and the shipped model
 crash      requests lost when a worker process is killed under load
 report     tables and plot
+pages      figures of a saved run in docs/benchmarks.md and README.md
 """

@@ -10,6 +10,7 @@ otherwise idle cores, and about 7 with --quick. Example:
 
     make bench-peers
     python -m benchmarks.peers --quick --only throughput --sides ours litserve
+    python -m benchmarks.peers --report benchmarks/results/peers-2026-11-28.json
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import describe_machine, save_result
-from benchmarks.peers import report, wrk
+from benchmarks.peers import pages, report, wrk
 from benchmarks.peers.parts import FULL, PARTS, QUICK, Setup
 from benchmarks.peers.sides import NAMES, PEERS
 
@@ -46,7 +47,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--sides", choices=NAMES, nargs="+", default=list(NAMES), help="compare only these; nothing is "
                         "saved")  # fmt: skip
     parser.add_argument("--venv", type=Path, default=VENV, help="environment of the peers (default: %(default)s)")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write the figures of a saved run into "
+                        "docs/benchmarks.md and README.md, and run nothing")  # fmt: skip
     args = parser.parse_args(argv)
+    if args.report is not None:
+        print("written:", *pages.write(args.report))
+        return
     python = args.venv / "bin" / "python"
     if missing := missing_tools(python, args.sides):
         print(missing, file=sys.stderr)
@@ -60,7 +66,8 @@ def main(argv: list[str] | None = None) -> None:
             result[name] = part(setup)
             report.print_table(name, result[name])
     if not (args.quick or args.only or len(args.sides) < len(NAMES)):
-        print(f"\nsaved to {save_result('peers', result)} and {report.plot_throughput(result['throughput'])}")
+        saved = save_result("peers", result)
+        print(f"\nsaved to {saved}; `python -m benchmarks.peers --report {saved}` fills the pages")
     print(json.dumps(result))
 
 

@@ -1,12 +1,16 @@
 -- Load on one side: the steps of each request drawn from a list, closed loop or at a rate.
--- wrk ... -s load.lua URL -- STEPS,STEPS,... RATE SEED
+-- wrk ... -s load.lua URL -- STEPS,STEPS,... RATE SEED SECONDS ENOUGH
+-- The run ends once SECONDS have passed and ENOUGH responses have come, or with wrk's own -d, whichever is first: a run
+-- of fixed length sees nothing of a server whose batches take longer.
 -- At a rate, arrivals are a Poisson process laid down in advance: a request that finds no idle connection leaves late,
 -- and the longest lateness is reported, so that a stalled server cannot slow the schedule unnoticed.
 -- The rate of images is the slope of their count over time: whole batches arrive in bursts, and a run that ends between
 -- two would lose up to a batch of few. If all came in a short part of the run, it is their number by its duration.
 
 local ffi = require("ffi")
-ffi.cdef("typedef struct { long s; long us; } peers_time; int gettimeofday(peers_time *now, void *zone);")
+ffi.cdef([[typedef struct { long s; long us; } peers_time; int gettimeofday(peers_time *now, void *zone);
+   int getpid(void); int kill(int pid, int signal);]])
+local SIGINT = 2 -- ends wrk as its duration does, with a summary
 local now_t = ffi.new("peers_time")
 local function clock()
    ffi.C.gettimeofday(now_t, nil)
@@ -28,6 +32,7 @@ function init(args)
    images, began, sum_t, sum_k, sum_tt, sum_kt = 0, clock(), 0, 0, 0, 0
    first, last = 0, 0
    math.randomseed(tonumber(args[3]))
+   shortest, enough, responses = tonumber(args[4]), tonumber(args[5]), 0
    wrk.method = "POST"
    wrk.headers["Content-Type"] = "application/json"
    wrk.headers["Accept"] = "image/png"
@@ -48,11 +53,16 @@ function request()
 end
 
 function response(status)
+   responses = responses + 1
    if status == 200 then
       local t = clock() - began
       images = images + 1
       first, last = images == 1 and t or first, t
       sum_t, sum_k, sum_tt, sum_kt = sum_t + t, sum_k + images, sum_tt + t * t, sum_kt + images * t
+   end
+   if responses >= enough and clock() - began >= shortest and not ended then
+      ended = true
+      ffi.C.kill(ffi.C.getpid(), SIGINT)
    end
 end
 

@@ -1,7 +1,8 @@
-"""The parts of the comparison: throughput and latency, added latency, a killed worker, and the shipped model.
+"""The parts of the comparison: throughput, latency, added latency, a killed worker, and the shipped model.
 
 Sides alternate: in every round each side is started in turn, in an order that rotates, and figures are medians over the
-rounds. One image is 20 steps of 2 ms unless said otherwise, and up to 16 images share a step.
+rounds; latency, the killed worker and the model have one round. One image is 20 steps of 2 ms unless said otherwise,
+and up to 16 images share a step.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,20 @@ from tqdm import tqdm
 
 from benchmarks.peers import crash, wrk
 from benchmarks.peers.processes import memory_mib, used_cpu_s
+from benchmarks.peers.servers.work import ROWS
 from benchmarks.peers.sides import NAMES, Side, await_image, fake, running, shipped
 
 EQUAL, MIXED = (20,), (8, 20, 64)  # autoregressive steps
 SETTINGS = {"equal": EQUAL, "mixed": MIXED}
 STEP_MS = 2.0
 COST_CALLERS = 64  # memory and processor time per image are read at this load
-SHARES = (0.5, 0.8)  # of a side's own capacity
+CAPACITY_CALLERS, SHARES = (16, 64), (0.5, 0.8)  # of a side's own capacity
 ADDED_RATE, ADDED_STEPS = 100.0, (8,)  # with steps that cost nothing
 WARM_STEPS = (8,)
+BATCHES, CLOSED_MOST_S = 4, 20
+FEWEST_FOR_P99 = 300  # requests; of fewer, the p99 is that of a handful
 CHECKPOINT, MODEL_STEPS, MODEL_MIXED = "scenes-128", (8,), (4, 8, 16)
+MODEL_IMAGES = 8  # of a single caller
 
 Figures = dict[str, float | None]
 Table = dict[str, Figures]  # side -> figure -> median
@@ -35,22 +40,29 @@ Table = dict[str, Figures]  # side -> figure -> median
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how often to measure."""
+    """How long and how often to measure.
+
+    Each run goes on until it has seen enough images: whole batches for a rate, and requests for a p99.
+    """
 
     rounds: int
     callers: tuple[int, ...]
-    seconds: int  # of a closed-loop run
-    paced_s: int
+    seconds: int  # of a closed-loop run, at least
+    paced: wrk.Length
     warm_s: int
     crash_s: float
-    model_s: int  # of a run with the shipped model; half as long for a single caller
+    model: wrk.Length
     model_callers: tuple[int, ...]
 
+    def closed(self, callers: int) -> wrk.Length:
+        """Return the length of a closed-loop run: four batches, or as many images of each caller if they are fewer."""
+        return wrk.Length(self.seconds, BATCHES * min(callers, ROWS), CLOSED_MOST_S)
 
-FULL = Plan(rounds=3, callers=(1, 16, 64, 256), seconds=2, paced_s=4, warm_s=1, crash_s=8.0, model_s=12,
-            model_callers=(1, 16))  # fmt: skip
-QUICK = Plan(rounds=1, callers=(1, 16, 64), seconds=1, paced_s=2, warm_s=1, crash_s=4.0, model_s=4,
-             model_callers=(1, 16))  # fmt: skip
+
+FULL = Plan(rounds=3, callers=(1, 16, 64, 256), seconds=2, paced=wrk.Length(5, 500, 30), warm_s=1, crash_s=8.0,
+            model=wrk.Length(6, 2 * ROWS, 25), model_callers=(1, 16))  # fmt: skip
+QUICK = Plan(rounds=1, callers=(1, 16, 64), seconds=1, paced=wrk.Length(2, 100, 10), warm_s=1, crash_s=4.0,
+             model=wrk.Length(2, ROWS, 20), model_callers=(1, 16))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -82,7 +94,7 @@ class Setup:
             bar.set_postfix_str(NAMES[name])
             try:
                 with running(name, engine, self.python) as side:
-                    wrk.closed(side.port, 16, WARM_STEPS, self.plan.warm_s)
+                    wrk.closed(side.port, ROWS, WARM_STEPS, wrk.Length(self.plan.warm_s, ROWS))
                     settle(side)
                     for figure, value in measure(side).items():
                         seen[name][figure].append(value)
@@ -96,32 +108,42 @@ class Setup:
 
 
 def throughput(setup: Setup) -> Table:
-    """Images/s by callers, equal and mixed settings; processor time and memory at 64 callers; then latency at a rate.
-
-    Rates are shares of the side's own capacity: the most images/s of equal settings that it reached just before.
-    """
+    """Images/s by callers, equal and mixed settings; processor time and memory at 64 callers."""
 
     def measure(side: Side) -> Figures:
         figures: Figures = {}
         for callers in setup.plan.callers:
             for kind, steps in SETTINGS.items():
-                figures |= _closed(side, kind, steps, callers, setup.plan.seconds)
-        capacity = max(figures[f"equal_{callers}"] or 0.0 for callers in setup.plan.callers)
-        figures["capacity"] = capacity
-        for share in SHARES:
-            settle(side)
-            load = wrk.paced(side.port, capacity * share, EQUAL, setup.plan.paced_s)
-            figures |= _paced(f"at_{100 * share:.0f}", load)
+                if kind == "equal" or callers > 1:
+                    figures |= _closed(side, kind, steps, callers, setup.plan.closed(callers))
         return figures
 
     return setup.repeat("throughput", fake(STEP_MS), measure, setup.plan.rounds)
+
+
+def latency(setup: Setup) -> Table:
+    """p50 and p99 at shares of the side's own capacity: the most images/s that it reaches just before."""
+
+    def measure(side: Side) -> Figures:
+        capacity = 0.0
+        for callers in CAPACITY_CALLERS:
+            settle(side)
+            capacity = max(capacity, wrk.closed(side.port, callers, EQUAL, setup.plan.closed(callers)).images_per_s)
+        figures: Figures = {"capacity": capacity}
+        for share in SHARES:
+            settle(side)
+            load = wrk.paced(side.port, capacity * share, EQUAL, setup.plan.paced)
+            figures |= _paced(f"at_{100 * share:.0f}", load)
+        return figures
+
+    return setup.repeat("latency", fake(STEP_MS), measure, 1)
 
 
 def added(setup: Setup) -> Table:
     """p50 and p99 at 100 requests/s with steps that cost nothing: latency that the service adds, ours and by hand."""
 
     def measure(side: Side) -> Figures:
-        return _paced("added", wrk.paced(side.port, ADDED_RATE, ADDED_STEPS, setup.plan.paced_s))
+        return _paced("added", wrk.paced(side.port, ADDED_RATE, ADDED_STEPS, setup.plan.paced))
 
     return setup.repeat("added latency", fake(0.0), measure, setup.plan.rounds, among=("by_hand", "ours"))
 
@@ -142,8 +164,8 @@ def model(setup: Setup) -> Table:
             for callers in setup.plan.model_callers:
                 if kind == "equal" or callers > 1:
                     settle(side)
-                    seconds = setup.plan.model_s if callers > 1 else setup.plan.model_s // 2
-                    load = wrk.closed(side.port, callers, steps, seconds)
+                    length = setup.plan.model if callers > 1 else replace(setup.plan.model, responses=MODEL_IMAGES)
+                    load = wrk.closed(side.port, callers, steps, length)
                     figures |= {f"{kind}_{callers}": load.images_per_s, f"failed_{kind}_{callers}": load.failed}
         return figures
 
@@ -159,10 +181,10 @@ def settle(side: Side) -> None:
     await_image(side, wrk.TIMEOUT_S)
 
 
-def _closed(side: Side, kind: str, steps: Sequence[int], callers: int, seconds: int) -> Figures:
+def _closed(side: Side, kind: str, steps: Sequence[int], callers: int, length: wrk.Length) -> Figures:
     settle(side)
     before = used_cpu_s(side.pids())
-    load = wrk.closed(side.port, callers, steps, seconds)
+    load = wrk.closed(side.port, callers, steps, length)
     pids = side.pids()
     after = used_cpu_s(pids)
     name = f"{kind}_{callers}"
@@ -176,8 +198,9 @@ def _closed(side: Side, kind: str, steps: Sequence[int], callers: int, seconds: 
 
 
 def _paced(name: str, load: wrk.Load) -> Figures:
+    p99_ms = load.p99_ms if load.images >= FEWEST_FOR_P99 else None
     return {
-        f"{name}_p50_ms": load.p50_ms, f"{name}_p99_ms": load.p99_ms, f"{name}_images": load.images,
+        f"{name}_p50_ms": load.p50_ms, f"{name}_p99_ms": p99_ms, f"{name}_images": load.images,
         f"{name}_failed": load.failed, f"{name}_late_ms": load.late_ms,
     }  # fmt: skip
 
@@ -188,5 +211,5 @@ def _median(values: Sequence[Any]) -> float | None:
 
 
 PARTS: dict[str, Callable[[Setup], Table]] = {
-    "throughput": throughput, "added": added, "killed": killed, "model": model,
+    "throughput": throughput, "latency": latency, "added": added, "killed": killed, "model": model,
 }  # fmt: skip

@@ -32,6 +32,7 @@ START_S = 180.0
 STOP_S = 3.0  # nothing that is still being generated is wanted
 RESTART_S = 0.05  # how soon a process manager notices that a process exited
 MOST_RESTARTS = 3
+SPINS = "10000"  # as the Makefile has it: torch's threads that spin for longer stop all others on a shared machine
 NAMES = {
     "by_hand": "FastAPI by hand",
     "litserve": "LitServe",
@@ -144,6 +145,7 @@ def _side(name: str, folder: Path, engine: dict[str, str], python: Path) -> Side
     port, mark = free_port(), uuid.uuid4().hex
     env = {k: v for k, v in os.environ.items() if not k.startswith("FLUID_")} | engine
     env |= {MARK: mark, PID_FILE: str(folder / "pid")}
+    env.setdefault("GOMP_SPINCOUNT", SPINS)
     if name == "ours":
         env["FLUID_LOG_LEVEL"] = "warning"
     else:

@@ -19,6 +19,15 @@ FEWEST, MOST = 16, 256  # connections at a rate
 
 
 @dataclass(frozen=True)
+class Length:
+    """A run ends once it has lasted `seconds` and seen as many responses, or after `most_s`."""
+
+    seconds: int
+    responses: int = 0
+    most_s: int = 60
+
+
+@dataclass(frozen=True)
 class Load:
     """What one run of wrk saw."""
 
@@ -26,23 +35,24 @@ class Load:
     p50_ms: float
     p99_ms: float
     images: int
+    seconds: float
     failed: int  # status of 400 or more, connections lost or refused, answers later than TIMEOUT_S
     late_ms: float  # at a rate: the longest time that a request left after its schedule, for want of a connection
 
 
-def closed(port: int, callers: int, steps: Sequence[int], seconds: int, seed: int = 0) -> Load:
+def closed(port: int, callers: int, steps: Sequence[int], length: Length, seed: int = 0) -> Load:
     """Let each of `callers` send its next request as soon as it has its image."""
-    return _run(port, callers, steps, 0.0, seconds, seed)
+    return _run(port, callers, steps, 0.0, length, seed)
 
 
-def paced(port: int, rate: float, steps: Sequence[int], seconds: int, seed: int = 0) -> Load:
+def paced(port: int, rate: float, steps: Sequence[int], length: Length, seed: int = 0) -> Load:
     """Send requests at times of a Poisson process, `rate` a second, whatever the earlier ones do."""
-    return _run(port, min(max(round(rate * IDLE_S), FEWEST), MOST), steps, rate, seconds, seed)
+    return _run(port, min(max(round(rate * IDLE_S), FEWEST), MOST), steps, rate, length, seed)
 
 
-def _run(port: int, connections: int, steps: Sequence[int], rate: float, seconds: int, seed: int) -> Load:
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", f"{TIMEOUT_S}s", "-s", str(SCRIPT)]
-    arguments = [",".join(map(str, steps)), str(rate), str(seed)]
+def _run(port: int, connections: int, steps: Sequence[int], rate: float, length: Length, seed: int) -> Load:
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{length.most_s}s", "--timeout", f"{TIMEOUT_S}s", "-s", str(SCRIPT)]
+    arguments = [",".join(map(str, steps)), str(rate), str(seed), str(length.seconds), str(length.responses)]
     done = subprocess.run(
         [*command, f"http://127.0.0.1:{port}{PATH}", "--", *arguments], capture_output=True, text=True, check=False
     )
@@ -56,6 +66,7 @@ def _run(port: int, connections: int, steps: Sequence[int], rate: float, seconds
         p50_ms=seen["p50_ms"],
         p99_ms=seen["p99_ms"],
         images=images,
+        seconds=seen["seconds"],
         failed=sum(seen[kind] for kind in ("status", "connect", "read", "write", "timeout")),
         late_ms=seen["late_ms"],
     )

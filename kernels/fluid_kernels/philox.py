@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 # Purposes, the last counter word: streams of different purpose never overlap.
-ORDER, INITIAL, STEP = 0, 1, 2
+ORDER, INITIAL, STEP, CATEGORY, CHOICE = 0, 1, 2, 3, 4
 
 _MASK = 0xFFFF_FFFF
 _ROUND_A, _ROUND_B = 0xD251_1F53, 0xCD9E_8D57
@@ -73,6 +73,24 @@ def normal_ref(seed: Tensor, purpose: int, position: Tensor, step: Tensor, chann
         angle = 6.283185307179586 * second
         pairs += [radius * torch.cos(angle), radius * torch.sin(angle)]
     return torch.stack(pairs, dim=-1).flatten(-2)[..., :channels].float()
+
+
+def gumbel_ref(seed: Tensor, purpose: int, position: Tensor, step: Tensor, count: int) -> Tensor:
+    """Standard Gumbel numbers for tokens: the largest of logits plus these is a sample of their softmax.
+
+    Args:
+        seed, position, step: as in `normal_ref`; step is an autoregressive one.
+        count: K; any number, four come from each Philox call.
+    Returns:
+        (..., K) float32, finite.
+    """
+    seed, position, step = torch.broadcast_tensors(seed, position, step)
+    quads = torch.arange(math.ceil(count / 4), device=seed.device)
+    fixed = torch.full((1,), purpose, dtype=torch.int64, device=seed.device)
+    words = philox(seed[..., None], quads, step[..., None], position[..., None], fixed)  # 4 × (..., K/4)
+    # In float64, rounded once, as in `normal_ref`; with the half, never 0 or 1.
+    uniform = (torch.stack(words, dim=-1).flatten(-2)[..., :count].double() + 0.5) / (1 << 32)
+    return -torch.log(-torch.log(uniform)).float()
 
 
 def order_keys(seed: Tensor, positions: int) -> Tensor:

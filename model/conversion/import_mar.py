@@ -25,7 +25,7 @@ from model.config import KlConfig, MarConfig
 from model.conversion.foreign_weights import ForeignWeights, read_foreign_weights
 from model.conversion.ldm_names import ldm_name
 from model.inference.prompts import imagenet_labels
-from model.networks.kl_tokenizer import KlTokenizer
+from model.networks.autoencoders.kl_tokenizer import KlTokenizer
 from model.networks.mar import Mar
 
 # Width -> attention heads, the one size that shapes do not reveal.

@@ -3,6 +3,7 @@
 evaluate            command line; loads the checkpoint and runs one of the two benchmarks
 evaluate_emoji      R-precision of single emoji, and how much of it is memorisation (features: the feature extractor)
 evaluate_scenes     GenEval's questions about composed scenes (scene_questions), answered by detector
+validation_loss     loss of any checkpoint on any data set, reconstruction and use of codes
 train_detector      trains that detector on renders
 generation          one image per prompt from a serving engine
 model_card          publishes a run with its scores; model_card_scenes holds the text for scenes

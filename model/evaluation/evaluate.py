@@ -5,10 +5,11 @@
     python -m model.evaluation --suite scenes                           the shipped scenes-128: GenEval's questions
     python -m model.evaluation --suite scenes --quality low,high        two presets, compared
     python -m model.evaluation --guidance-scale 5 --images 100          other sampling settings, fewer images
+    python -m model.evaluation --loss scenes-128 --data data/scenes     validation loss, of any checkpoint on any data
 
 Suite `emoji` is explained in evaluate_emoji.py, suite `scenes` in evaluate_scenes.py; the latter needs a trained
 detector (`python -m model.evaluation.train_detector`). Both need the data of `make data`, write contact sheets and
-report.json to --out, and print one JSON object as their last line.
+report.json to --out, and print one JSON object as their last line. --loss is explained in validation_loss.py.
 """
 
 from __future__ import annotations
@@ -28,9 +29,11 @@ from model.evaluation.detector import DetectorError
 from model.evaluation.evaluate_emoji import evaluate_emoji, save_failures, save_sheet
 from model.evaluation.evaluate_scenes import run_scenes
 from model.evaluation.generation import default_sampling
+from model.evaluation.validation_loss import run_loss
 from model.inference.load import find_checkpoint, load_engine
 from model.inference.requests import Sampling
 from model.inference.serving import ServingEngine
+from model.networks.condition import PromptError
 
 
 class Defaults(NamedTuple):
@@ -45,6 +48,7 @@ SUITES = {
     "emoji": Defaults("emoji-64", Path("data/emoji-64"), 400),
     "scenes": Defaults("scenes-128", Path("data/scenes"), 4),
 }
+LOSS_IMAGES = 512
 SAMPLING: dict[str, tuple[type, str]] = {
     "num_inference_steps": (int, "autoregressive steps per image"),
     "diffusion_steps": (int, "diffusion steps per autoregressive step"),
@@ -72,10 +76,14 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m model.evaluation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--suite", choices=tuple(SUITES), default="emoji", help="benchmark to run (%(default)s)")
+    parser.add_argument("--loss", metavar="CHECKPOINT",
+                        help="measure the validation loss of this checkpoint, instead of a benchmark")  # fmt: skip
     parser.add_argument("--checkpoint", help="folder, or name of a shipped checkpoint (emoji-64 or scenes-128)")
     parser.add_argument("--data", type=Path, help="folder of `make data` (data/emoji-64 or data/scenes)")
     parser.add_argument(
-        "--images", type=int, help="emoji: trained pairs to generate (400); scenes: images per prompt (4)"
+        "--images",
+        type=int,
+        help="emoji: trained pairs to generate (400); scenes: images per prompt (4); loss: images per split (512)",
     )
     parser.add_argument(
         "--prompts", type=int, default=100, help="scenes: prompts in each of six categories (%(default)s)"
@@ -86,6 +94,10 @@ def build_parser() -> argparse.ArgumentParser:
         "--quality", type=parse_presets, metavar="PRESET[,PRESET]", default=("",),
         help="low, medium or high; default: the checkpoint's. scenes compares several",
     )  # fmt: skip
+    parser.add_argument(
+        "--things", type=int, default=48, help="loss on scenes: first things of the table (%(default)s)"
+    )
+    parser.add_argument("--snap", type=int, default=16, help="loss on scenes: raster of corners, pixels (%(default)s)")
     parser.add_argument("--rows", type=int, default=64, help="images generated together (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first image (%(default)s)")
     parser.add_argument("--sampling", type=Path, help="JSON with presets and defaults that replace the checkpoint's")
@@ -122,6 +134,9 @@ def main(argv: list[str] | None = None) -> None:
     data, images = args.data or defaults.data, args.images or defaults.images
     overrides = {name: value for name in SAMPLING if (value := vars(args)[name]) is not None}
     try:
+        if args.loss:
+            run_loss(args.loss, data, args.images or LOSS_IMAGES, args.things, args.snap, args.seed, args.out)
+            return
         engine = load_engine(str(find_checkpoint(args.checkpoint or defaults.checkpoint)), args.rows, "auto", 0)
         if args.sampling:
             engine.checkpoint.about["sampling"] = json.loads(args.sampling.read_text())
@@ -131,5 +146,5 @@ def main(argv: list[str] | None = None) -> None:
         else:
             [settings] = choices.values()
             run_emoji(engine, data, settings, images, args.seed, args.out)
-    except (CheckpointError, ConfigError, DataError, DetectorError) as error:
+    except (CheckpointError, ConfigError, DataError, DetectorError, PromptError) as error:
         sys.exit(str(error))

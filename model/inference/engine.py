@@ -11,21 +11,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fluid_kernels.head_loop import HeadWeights, Rows
+from fluid_kernels.head_loop import HeadWeights
 from fluid_kernels.heads import choose_path, make_head
-from model.inference.backbone_pass import PlainPass, StaticPass
-from model.inference.chains import ChainCache
-from model.inference.known_tokens import KnownTokens
+from model.inference.backbone_pass import PlainPass, StaticPass, prefill
+from model.inference.heads.categorical import CategoricalSampler
+from model.inference.heads.chains import ChainCache, warm_rows
+from model.inference.known_tokens import KnownTokens, masked_tokens, undecided
 from model.inference.orders import make_order
 from model.inference.prompts import ConditionCache
 from model.inference.requests import EngineError, RowRequest, check_request
-from model.inference.step_plan import RowState, RowStep, Snapshot, StepPlan
+from model.inference.row_state import RowState, RowStep, Snapshot
+from model.inference.step_plan import StepPlan
+from model.networks.autoregressive_model import AutoregressiveModel
+from model.networks.categorical_head import CategoricalHead
+from model.networks.causal import make_cache
 from model.networks.condition import Condition, Conditioner
-from model.networks.random_order_model import RandomOrderModel
 
 WARM_STEPS = 3  # an exact first one, one that compiles, one that is replayed
 
@@ -43,7 +48,7 @@ class Engine:
 
     def __init__(
         self,
-        model: RandomOrderModel,
+        model: AutoregressiveModel,
         conditioner: Conditioner,
         max_rows: int,
         dtype: torch.dtype = torch.float32,
@@ -63,20 +68,24 @@ class Engine:
         self.model, self.conditioner, self.max_rows = model, conditioner, max_rows
         self.config = model.config
         self.device = next(model.parameters()).device
-        shape = (max_rows, self.config.tokens)
-        self._tokens = torch.zeros(*shape, self.config.channels, device=self.device)  # (R, N, C), 0 where undecided
-        self._known = torch.zeros(*shape, dtype=torch.bool, device=self.device)  # (R, N), True where decided
+        self._tokens = undecided(self.config, max_rows, self.device)  # (R, N, C), or (R, N) if discrete
+        self._known = torch.zeros(max_rows, self.config.tokens, dtype=torch.bool, device=self.device)  # (R, N)
         self._rows: dict[int, RowState] = {}  # by slot, 0 to R - 1
         self._conditions = ConditionCache(conditioner)
         self._null = conditioner("")  # the condition of the unconditional halves of rows without a negative prompt
+        cache = make_cache(self.config, 2 * max_rows, self.device, dtype)  # of each row and its unconditional half
         self._backbone: PlainPass | StaticPass
         if self.device.type == "cuda" if static is None else static:
-            self._backbone = StaticPass(model.backbone, self._tokens, self._known, self._null)
+            self._backbone = StaticPass(model.backbone, self._tokens, self._known, self._null, cache)
         else:
-            self._backbone = PlainPass(model.backbone, self._tokens, self._known)
-        self._head = make_head(HeadWeights.from_head(model.head), dtype, kernels)
+            self._backbone = PlainPass(model.backbone, self._tokens, self._known, cache)
+        self._head: Any  # a Head or a CategoricalSampler, called by `_sample`
+        if isinstance(model.head, CategoricalHead):
+            self._head = CategoricalSampler(model.table, model.head.bias, dtype)
+        else:
+            self._head = make_head(HeadWeights.from_head(model.diffusion_head), dtype, kernels)
+            self._chains = ChainCache(model.diffusion_head)
         self.kernels = choose_path(kernels, self.device)
-        self._chains = ChainCache(model.head)
 
     @torch.inference_mode()
     def warm_up(self, tokens: int, report: Callable[[int, int], None] = lambda done, total: None) -> None:
@@ -103,12 +112,7 @@ class Engine:
 
     def _warm_head(self, rows: int, guided: int) -> None:
         """Run the head's loop on random tokens, whose results are dropped."""
-        width, device = self.config.head_width, self.device
-        ones, zeros = torch.ones(rows, device=device), torch.zeros(rows, dtype=torch.int64, device=device)
-        condition = torch.zeros(rows + guided, width, device=device)
-        which = torch.arange(guided, device=device)
-        about = [0] * rows, list(range(guided))
-        batch = Rows(condition, which, zeros, ones, ones, zeros, zeros, about)
+        batch = warm_rows(rows, guided, self.config.head_width, self.device)
         self._head(batch, self._chains((WARM_STEPS,)), self.config.update_rule, self.config.clamp)
 
     # ---- the life of a row -------------------------------------------------------------------------------
@@ -136,10 +140,9 @@ class Engine:
         rows = free[: len(requests)]
         for row, state, start in zip(rows, states, starts, strict=True):
             self._rows[row] = state
-            self._tokens[row], self._known[row] = 0.0, False
-            if start is not None:
-                self._tokens[row] = torch.where(start.kept[:, None], start.tokens, 0.0)
-                self._known[row] = start.kept
+            tokens = undecided(self.config, 1, self.device)[0]
+            self._tokens[row] = tokens if start is None else masked_tokens(start, tokens)
+            self._known[row] = False if start is None else start.kept
         return rows
 
     @torch.inference_mode()
@@ -164,10 +167,10 @@ class Engine:
         return self._rows[row].step, self._rows[row].request.sampling.num_inference_steps
 
     def peek(self, row: int) -> Tensor:
-        """(N, C) tokens so far.
+        """(N, C) tokens so far, or (N,) int64 if discrete.
 
         Undecided ones are zero, the mean of the training images' latents: the decoder turns that neutral filling into
-        a smooth background, never into noise.
+        a smooth background, never into noise. Discrete ones are -1.
         """
         return self._tokens[row].clone()
 
@@ -187,12 +190,15 @@ class Engine:
         Raises:
             EngineError, PromptError: as `admit`.
         """
-        tokens = snapshot.tokens.to(self.device)  # (N, C), the kept ones among them
+        tokens = snapshot.tokens.to(self.device)  # (N, C) or (N,), the kept ones among them
         known = None if snapshot.kept is None else KnownTokens(tokens, snapshot.kept.to(self.device))
         (row,) = self.admit([snapshot.request], [known])
         state = self._rows[row]
         state.step = snapshot.step
-        self._known[row, state.order[state.masked :]] = True
+        if self.config.categorical:
+            self._known[row] = tokens >= 0
+        else:
+            self._known[row, state.order[state.masked :]] = True
         self._tokens[row] = tokens
         return row
 
@@ -206,7 +212,7 @@ class Engine:
         if not rows:
             return
         try:
-            self._decode([self._rows[i].next_step(i, self.config.tokens) for i in rows])
+            self._decode([self._rows[i].next_step(i) for i in rows])
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -217,6 +223,7 @@ class Engine:
         else:
             for i in rows:
                 self._rows[i].step += 1
+                self._rows[i].cached = self._rows[i].step
             return
         # Outside the handler: the exception's frames hold the tensors that filled the memory.
         if self.device.type == "cuda":
@@ -227,20 +234,52 @@ class Engine:
     def _decode(self, steps: list[RowStep]) -> None:
         """Run the backbone, then all rows' tokens through the head together, and write the tokens back."""
         steps = sorted(steps, key=lambda step: -step.diffusion_steps)  # the order that the head's loop expects
-        z = self._condition_tokens(steps)  # (B + U, N, D); launched first, so that a GPU works while the host packs
-        plan = StepPlan.pack(steps).to(self.device)
-        condition = self.model.head.embed_condition(z[plan.z_row, plan.z_position])  # (M + G, W)
+        z = self._condition_tokens(steps)  # (B + U, N or 1, D); first, so that a GPU works while the host packs
+        plan = StepPlan.pack(steps, self.config.tokens)
+        if not len(plan):  # raster order: every row walks over a kept token
+            return
+        plan = plan.to(self.device)
+        decided, chosen = self._sample(plan, z[plan.z_row, plan.z_position])
+        slot, position = plan.slot, plan.position
+        if chosen is None:
+            self._tokens[slot, position] = decided
+            self._known[slot, position] = True
+        else:
+            self._tokens[slot, position] = torch.where(chosen, decided, self._tokens[slot, position])
+            self._known[slot, position] |= chosen
+
+    def _sample(self, plan: StepPlan, z: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Sample the tokens of a plan from their z (M + G, D).
+
+        Returns:
+            (M, C) or (M,) tokens, and (M,) bool, which of them are decided; None: all.
+        """
+        if isinstance(self.model.head, CategoricalHead):
+            tokens, confidence = self._head(plan.categorical_rows(z))
+            return tokens, plan.chosen(confidence, self._known)
+        condition = self.model.diffusion_head.embed_condition(z)  # (M + G, W)
         chains = self._chains(plan.lengths)
-        decided = self._head(plan.head_rows(condition), chains, self.config.update_rule, self.config.clamp)  # (M, C)
-        self._tokens[plan.slot, plan.position] = decided
-        self._known[plan.slot, plan.position] = True
+        return self._head(plan.head_rows(condition), chains, self.config.update_rule, self.config.clamp), None
 
     def _condition_tokens(self, steps: list[RowStep]) -> Tensor:
-        """One backbone pass over B rows and, below them, the unconditional halves of the U guided ones."""
-        guided = [step for step in steps if step.guided]
-        slots = [step.slot for step in (*steps, *guided)]
-        conditions = [step.condition for step in steps] + [step.unconditional for step in guided]
-        return self._backbone(slots, conditions, max(step.known for step in steps))
+        """One backbone pass over B rows and, below them, the unconditional halves of the U paired ones."""
+        paired = [step for step in steps if step.paired]
+        conditions = [step.condition for step in steps] + [step.unconditional for step in paired]
+        if not self.config.causal:
+            slots = [step.slot for step in (*steps, *paired)]
+            return self._backbone(slots, conditions, max(step.known for step in steps))
+        self._prefill(steps)
+        slots = [step.slot for step in steps] + [self.max_rows + step.slot for step in paired]
+        walks = [step.walk or 0 for step in (*steps, *paired)]
+        return self._backbone(slots, conditions, max(walks) + 1, walks)
+
+    def _prefill(self, steps: list[RowStep]) -> None:
+        """Compute the keys and values of rows that begin in the middle, each row by itself."""
+        for step in steps:
+            if step.walk is not None and step.cached < step.walk:
+                halves = [(step.slot, step.condition), (self.max_rows + step.slot, step.unconditional)]
+                slots, conditions = zip(*halves[: 1 + step.paired], strict=True)
+                prefill(self._backbone, slots, conditions, step.walk)
 
     # ---- prompts -----------------------------------------------------------------------------------------
 

@@ -2,7 +2,8 @@
 
 Random order gives both for free: a model trained to continue from any part of an image does not depend on having
 generated that part itself. So these tokens are simply known before the first step, and the order is walked over the
-rest.
+rest. Raster order walks over all positions and forces the given tokens: a token depends on the given ones before it
+only, so edits do not look ahead to what follows.
 """
 
 from __future__ import annotations
@@ -14,20 +15,35 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.inference.requests import EngineError
-from model.networks.tokenizer import ImageTokenizer, to_pixels
+from model.networks.tokenizer import DiscreteTokenizer, ImageTokenizer, encode_tokens, to_pixels
 
 
 @dataclass(frozen=True)
 class KnownTokens:
     """Tokens that are decided from the start. Values where `kept` is false are never read."""
 
-    tokens: Tensor  # (N, C) float32, or (B, N, C) for generate
+    tokens: Tensor  # (N, C) float32, or (N,) int64 if discrete; for generate (B, N, C) or (B, N)
     kept: Tensor  # (N,) bool, or (B, N)
 
 
-def encode_pixels(pixels: bytes, tokenizer: ImageTokenizer, config: ModelConfig, device: torch.device) -> Tensor:
-    """RGB bytes (height · width · 3, row by row) -> (N, C). One image at a time, so that its tokens do not depend on
-    the rest of the batch.
+def undecided(config: ModelConfig, rows: int, device: torch.device) -> Tensor:
+    """Tokens of images of which nothing is decided: zeros (R, N, C), or -1 (R, N) int64 if discrete."""
+    if config.categorical:
+        return torch.full((rows, config.tokens), -1, device=device)
+    return torch.zeros(rows, config.tokens, config.channels, device=device)
+
+
+def masked_tokens(start: KnownTokens, rest: Tensor) -> Tensor:
+    """The kept tokens of `start`, and those of `rest` elsewhere, of the same shape as both."""
+    kept = start.kept if start.tokens.ndim == start.kept.ndim else start.kept[..., None]
+    return torch.where(kept, start.tokens, rest)
+
+
+def encode_pixels(
+    pixels: bytes, tokenizer: ImageTokenizer | DiscreteTokenizer, config: ModelConfig, device: torch.device
+) -> Tensor:
+    """RGB bytes (height · width · 3, row by row) -> (N, C) or (N,). One image at a time, so that its tokens do not
+    depend on the rest of the batch.
 
     Raises:
         EngineError: the bytes are not an image of the model's size.
@@ -36,7 +52,7 @@ def encode_pixels(pixels: bytes, tokenizer: ImageTokenizer, config: ModelConfig,
     if len(pixels) != side * side * 3:
         raise EngineError(f"the image to start from has {len(pixels)} bytes, not {side} x {side} x 3")
     image = torch.frombuffer(bytearray(pixels), dtype=torch.uint8).view(1, side, side, 3)
-    return tokenizer.encode(to_pixels(image).to(device))[0]
+    return encode_tokens(tokenizer, to_pixels(image).to(device))[0]
 
 
 def kept_mask(kept: bytes | int, order: Tensor) -> Tensor:

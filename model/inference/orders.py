@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fluid_kernels.philox import order_keys
+from model.config import ModelConfig
 
 
 def masked_after(step: int, steps: int, tokens: int) -> int:
@@ -77,8 +78,21 @@ def _radical_inverse(index: int, base: int) -> float:
 
 
 def make_order(kind: str, seeds: Tensor, grid: int) -> Tensor:
-    """(B,) int64 seeds -> (B, N) int64. kind: "random" or "halton"."""
+    """(B,) int64 seeds -> (B, N) int64; the end of an order is decided first.
+
+    kind: "random", "halton" or "raster". "confidence" has no order ahead of the first step; this gives a random one,
+    for what needs one all the same, such as the tokens that a variation keeps.
+    """
+    if kind == "raster":
+        return torch.arange(grid * grid - 1, -1, -1, device=seeds.device).expand(len(seeds), -1)
     return halton_order(seeds, grid) if kind == "halton" else random_order(seeds, grid * grid)
+
+
+def orders_of(config: ModelConfig) -> tuple[str, ...]:
+    """The orders that a model can be decoded in, its default first."""
+    if config.causal:
+        return ("raster",)
+    return ("random", "halton", "confidence") if config.categorical else ("random", "halton")
 
 
 def annealed(first: int, last: int, step: int, steps: int) -> int:

@@ -13,8 +13,8 @@ from torch import nn
 
 from fluid_kernels.ops.linear import PackedLinear, native_bfloat16
 from model.checkpoint import CheckpointError
-from model.networks.blocks import Attention, Mlp, SelfBlock
-from model.networks.random_order_model import RandomOrderModel
+from model.networks.autoregressive_model import AutoregressiveModel
+from model.networks.layers.blocks import Attention, Mlp, SelfBlock
 from model.networks.transformer import Block
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -46,7 +46,7 @@ def autocast(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
 
 
-def pack(model: RandomOrderModel, dtype: torch.dtype, fuse: bool | None = None, triton: bool = False) -> None:
+def pack(model: AutoregressiveModel, dtype: torch.dtype, fuse: bool | None = None, triton: bool = False) -> None:
     """Replace the backbone's linear layers by packed ones, in place, for inference only; float32 leaves it as it is.
 
     The head's loop packs its own weights (fluid_kernels/loops/torch_loop.py).
@@ -58,7 +58,7 @@ def pack(model: RandomOrderModel, dtype: torch.dtype, fuse: bool | None = None, 
     """
     if dtype == torch.float32:
         return
-    if model.head.token_in.weight.device.type != "cpu" if fuse is None else fuse:
+    if next(model.parameters()).device.type != "cpu" if fuse is None else fuse:
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False  # sums stay float32
         for module in list(model.backbone.modules()):
             if isinstance(module, SelfBlock | Block):

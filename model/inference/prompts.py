@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from fluid_kernels.transfers import send
 from model.config import ConfigError
+from model.networks.autoregressive_model import AutoregressiveModel, Fluid
 from model.networks.condition import Condition, Conditioner, PromptError
 from model.networks.mar import ClassContext, Mar
-from model.networks.random_order_model import Fluid, RandomOrderModel
 from model.networks.text_encoder import TextEncoder, build_text_encoder
 from model.networks.transformer import TextContext
 
-KEPT_BYTES = 256 << 20  # of conditions: about 1,000 prompts of the shipped models, 4 full ones of the 10.5B preset
+KEPT_BYTES = 256 << 20  # of conditions: about 1,000 prompts of the shipped models, 15 short ones of the 10.5B preset
+TEXT_ROOM = 32  # text tokens of a short prompt's condition
 
 
 class ConditionCache:
@@ -71,15 +73,32 @@ class TextPrompts:
 
     takes_negative_prompts = True
 
-    def __init__(self, model: Fluid, encoder: TextEncoder):
+    def __init__(self, model: Fluid, encoder: TextEncoder, cut: bool | None = None):
+        """cut: give a condition room for its own tokens, rounded up to a few lengths, and not for the longest prompt.
+
+        None: on a GPU only. There, conditions of 128 tokens take more memory than the weights, and a prompt has about
+        20. On a CPU the room stays the same, so that rounding does not depend on the other prompts of a batch.
+        """
         self.backbone, self.encoder = model.backbone, encoder
         self.device = next(model.parameters()).device
+        self.cut = self.device.type == "cuda" if cut is None else cut
 
     @torch.inference_mode()
     def __call__(self, prompt: str) -> TextContext:
         """Encode one prompt at a time: in a batch, rounding would make an image depend on other prompts."""
-        states, mask = self.encoder.encode([prompt])  # (1, L, E), (1, L)
+        states, mask = self.encoder.encode([prompt], tight=self.cut)  # (1, L, E), (1, L)
+        if self.cut:
+            more = text_room(states.shape[1], self.encoder.config.max_tokens) - states.shape[1]
+            states, mask = F.pad(states, (0, 0, 0, more)), F.pad(mask, (0, more))
         return self.backbone.encode_text(send(states, self.device), send(mask, self.device))
+
+
+def text_room(tokens: int, most: int) -> int:
+    """The number of text tokens that a condition of `tokens` has room for: TEXT_ROOM, or that doubled, at most `most`.
+
+    A CUDA graph has fixed shapes, so each of these lengths needs graphs of its own.
+    """
+    return min(most, TEXT_ROOM << (-(-tokens // TEXT_ROOM) - 1).bit_length())
 
 
 class LabelPrompts:
@@ -107,7 +126,7 @@ class LabelPrompts:
         return self.backbone.encode_class(self.index[prompt] if prompt else None)
 
 
-def build_conditioner(model: RandomOrderModel, about: dict[str, Any]) -> Conditioner:
+def build_conditioner(model: AutoregressiveModel, about: dict[str, Any]) -> Conditioner:
     """The conditioner of a checkpoint's family.
 
     Args:

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from fluid_kernels.head_loop import TRAIN_STEPS
 from model.config import ModelConfig
+from model.inference.orders import orders_of
 
 
 @dataclass(frozen=True)
@@ -18,9 +19,11 @@ class SamplingFields(Protocol):
     guidance_scale: float = 3.0  # 1: no guidance
     guidance_schedule: str = "constant"  # or "linear": from 1 up to guidance_scale
     temperature: float = 1.0
-    order: str = "random"  # or "halton"
+    order: str = "random"  # see orders.orders_of
     diffusion_steps_final: int | None = None  # of the last AR step, annealed linearly; None: no change
     guidance_interval: tuple[float, float] = (0.0, 1.0)  # share of the AR steps in which guidance acts
+    top_k: int | None = None  # discrete tokens: sample from the k likeliest; None: from all
+    top_p: float | None = None  # discrete tokens: sample from the likeliest with this share of the probability
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,11 @@ def check_request(request: RowRequest, config: ModelConfig) -> None:
         EngineError: a parameter is outside the model's range; the message names it and the limit.
     """
     sampling = request.sampling
+    if config.causal and sampling.num_inference_steps != config.tokens:
+        raise EngineError(
+            f"num_inference_steps is {sampling.num_inference_steps}; this model decodes its {config.tokens} tokens in "
+            f"raster order, one a step, so it is always {config.tokens}"
+        )
     if not 1 <= sampling.num_inference_steps <= config.tokens:
         raise EngineError(
             f"num_inference_steps is {sampling.num_inference_steps}; this model has {config.tokens} tokens "
@@ -90,9 +98,27 @@ def check_request(request: RowRequest, config: ModelConfig) -> None:
             raise EngineError(f"{name} is {steps}; 1 to {TRAIN_STEPS} are possible")
     if sampling.guidance_schedule not in ("constant", "linear"):
         raise EngineError(f"guidance_schedule {sampling.guidance_schedule!r} is not constant or linear")
-    if sampling.order not in ("random", "halton"):
-        raise EngineError(f"order {sampling.order!r} is not random or halton")
+    if sampling.order not in orders_of(config):
+        raise EngineError(f"order {sampling.order!r} is not {' or '.join(orders_of(config))}")
+    _check_head(sampling, config)
     if not 0 <= sampling.guidance_interval[0] <= sampling.guidance_interval[1] <= 1:
         raise EngineError(f"guidance_interval {sampling.guidance_interval} is not two shares of the steps, 0 to 1")
     if not 0 <= request.seed < 1 << 63:
         raise EngineError(f"seed {request.seed} is outside 0 to 2**63 - 1")
+
+
+def _check_head(sampling: SamplingFields, config: ModelConfig) -> None:
+    """Check the parameters that only one kind of token head has."""
+    if not config.categorical:
+        for name in ("top_k", "top_p"):
+            if getattr(sampling, name) is not None:
+                raise EngineError(f"{name} is for discrete tokens, and this model's are continuous: leave it out")
+        return
+    if sampling.diffusion_steps != 1 or sampling.diffusion_steps_final not in (None, 1):
+        raise EngineError(
+            "this model's tokens are discrete, so there are no diffusion steps: diffusion_steps is always 1"
+        )
+    if sampling.top_k is not None and not 1 <= sampling.top_k <= config.codebook:
+        raise EngineError(f"top_k is {sampling.top_k}; this model has {config.codebook} token values, so 1 to that")
+    if sampling.top_p is not None and not 0 < sampling.top_p <= 1:
+        raise EngineError(f"top_p is {sampling.top_p:g}; it is a share of the probability, above 0 and at most 1")

@@ -13,25 +13,14 @@ from torch import Tensor
 from fluid_kernels.heads import HeadPathError, choose_path
 from model.checkpoint import Checkpoint, CheckpointError
 from model.inference.engine import Engine
-from model.inference.known_tokens import KnownTokens, encode_pixels, kept_mask
-from model.inference.orders import make_order, tokens_per_step
+from model.inference.known_tokens import KnownTokens, encode_pixels, kept_mask, undecided
+from model.inference.orders import make_order, orders_of, tokens_per_step
 from model.inference.precision import pack
 from model.inference.prompts import build_conditioner, first_name
 from model.inference.requests import RowRequest, ServedRequest
-from model.inference.step_plan import Snapshot
-from model.networks.tokenizer import to_uint8
-
-# For checkpoints without their own under about["sampling"].
-DEFAULT_SAMPLING: dict[str, Any] = {
-    "presets": {
-        "low": {"num_inference_steps": 8, "diffusion_steps": 12},
-        "medium": {"num_inference_steps": 16, "diffusion_steps": 25},
-        "high": {"num_inference_steps": 32, "diffusion_steps": 50},
-    },
-    "defaults": {
-        "quality": "medium", "guidance_scale": 3.0, "guidance_schedule": "constant", "temperature": 1.0,
-    },
-}  # fmt: skip
+from model.inference.row_state import Snapshot
+from model.networks.tokenizer import decode_tokens, to_uint8
+from model.sampling_presets import default_sampling, sampling_limits
 
 
 class ServingEngine:
@@ -60,7 +49,7 @@ class ServingEngine:
 
     @property
     def _sampling(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.checkpoint.about.get("sampling", DEFAULT_SAMPLING)
+        found: dict[str, Any] = self.checkpoint.about.get("sampling") or default_sampling(self.checkpoint.config)
         return found
 
     def admit(self, requests: Sequence[ServedRequest]) -> list[int]:
@@ -89,14 +78,23 @@ class ServingEngine:
     @torch.inference_mode()
     def image(self, row: int) -> bytes:
         """RGB bytes, height · width · 3, of the row's image as far as it is decoded."""
-        pixels = self.checkpoint.tokenizer.decode(self.engine.peek(row)[None])  # (1, 3 or 4, H, W)
+        pixels = decode_tokens(self.checkpoint.tokenizer, self.engine.peek(row)[None])  # (1, 3 or 4, H, W)
         return to_uint8(pixels[:, :3])[0].cpu().numpy().tobytes()
 
     def snapshot(self, row: int) -> bytes:
-        """A half-decoded row as bytes: a line of JSON that identifies it, then its (N, C) tokens, float32, C order."""
+        """A half-decoded row as bytes: a line of JSON that identifies it, then its tokens, 4 bytes a number, C order.
+
+        They are (N, C) float32, or (N,) int32 if discrete.
+        """
         state = self.engine.snapshot(row)
         about = {**self._identity(self._requests[row]), "step": state.step}
-        return json.dumps(about).encode() + b"\n" + state.tokens.float().contiguous().numpy().tobytes()
+        tokens = state.tokens.to(self._stored).contiguous()
+        return json.dumps(about).encode() + b"\n" + tokens.numpy().tobytes()
+
+    @property
+    def _stored(self) -> torch.dtype:
+        """Of the tokens in a snapshot's bytes; 4 bytes."""
+        return torch.int32 if self.checkpoint.config.categorical else torch.float32
 
     def restore(self, request: ServedRequest, state: bytes) -> int:
         """Resume the request where the snapshot was taken; returns its row.
@@ -112,11 +110,13 @@ class ServingEngine:
         # "" stands for what older snapshots do not have.
         if any(about.get(name, "") != value for name, value in self._identity(request).items()):
             raise ValueError("the snapshot belongs to another checkpoint or another image")
-        shape, step = (self.checkpoint.config.tokens, self.checkpoint.config.channels), about.get("step", -1)
-        steps = request.sampling.num_inference_steps
-        if not isinstance(step, int) or len(raw) != 4 * shape[0] * shape[1] or not 0 <= step < steps:
+        config, step, steps = self.checkpoint.config, about.get("step", -1), request.sampling.num_inference_steps
+        template = undecided(config, 1, torch.device("cpu"))[0]  # (N, C) or (N,)
+        if not isinstance(step, int) or len(raw) != 4 * template.numel() or not 0 <= step < steps:
             raise ValueError(f"the snapshot has {len(raw)} bytes at step {step} of {steps}")
-        tokens = torch.frombuffer(bytearray(raw), dtype=torch.float32).reshape(shape)  # (N, C)
+        tokens = torch.frombuffer(bytearray(raw), dtype=self._stored).view_as(template).to(template.dtype)
+        if config.categorical and not -1 <= int(tokens.min()) <= int(tokens.max()) < config.codebook:
+            raise ValueError("the snapshot has tokens that this model has not")
         kept = None if request.known is None else kept_mask(request.known.kept, self._order(request))
         row = self.engine.restore(Snapshot(request, step, tokens, kept))
         self._requests[row] = request
@@ -164,11 +164,9 @@ class ServingEngine:
             "tokens": config.tokens,
             "presets": self._sampling["presets"],
             "defaults": self._sampling["defaults"],
-            "limits": {
-                "max_num_inference_steps": config.tokens, "max_diffusion_steps": 250,
-                "max_diffusion_steps_final": 250,
-                "max_guidance_scale": 20.0, "min_guidance_scale": 0.0, "max_temperature": 2.0,
-            },
+            "limits": sampling_limits(config),
+            "system": config.system,
+            "orders": orders_of(config),
             "vocabulary": about.get("vocabulary", [first_name(label) for label in labels]),
             "labels": labels,
             "styles": about.get("styles", []),

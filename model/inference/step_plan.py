@@ -1,4 +1,4 @@
-"""Host-side planning: the state of a row, its part in the next step, and all rows' parts packed for the device.
+"""Host-side planning: all rows' parts in the next step, packed for the device.
 
     RowState -> RowStep        what one row does next: positions, guidance, number of diffusion steps
     RowSteps -> StepPlan       the same for all rows, one entry per token to decide
@@ -13,108 +13,44 @@ among them, U guided rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
 from fluid_kernels.head_loop import Rows
 from fluid_kernels.transfers import send
-from model.inference.known_tokens import KnownTokens
-from model.inference.orders import annealed, guidance_at, masked_after
-from model.inference.requests import EngineError, RowRequest
-from model.networks.condition import Condition
+from model.inference.heads.categorical import CategoricalRows, choose_confident
+from model.inference.row_state import RowStep
 
-
-@dataclass
-class RowState:
-    """One image being decoded."""
-
-    request: RowRequest
-    condition: Condition  # of one row
-    unconditional: Condition  # of one row, for the other half of guidance: a negative prompt's, or the empty prompt's
-    order: Tensor  # (n,) int64 on the CPU, the tokens to decide, last ones first: all N, or those not kept
-    kept: Tensor | None = None  # (N,) bool, tokens that were known from the start
-    step: int = 0  # steps done
-    reported: bool = False  # as finished, by Engine.step
-
-    @classmethod
-    def start(
-        cls, request: RowRequest, conditions: tuple[Condition, Condition], order: Tensor, known: KnownTokens | None
-    ) -> RowState:
-        """Make a row before its first step; known tokens are taken out of its order (N,).
-
-        Args:
-            conditions: the prompt's, and the one that guidance leads away from.
-
-        Raises:
-            EngineError: there are more steps than tokens to decide.
-        """
-        if known is None:
-            return cls(request, *conditions, order)
-        rest = order[~known.kept.to(order.device)[order]]  # (n,)
-        steps = request.sampling.num_inference_steps
-        if steps > len(rest):
-            raise EngineError(
-                f"num_inference_steps is {steps}, but only {len(rest)} tokens are left to "
-                f"generate and each step generates at least one: ask for 1 to {len(rest)}, or for a larger part of "
-                "the image"
-            )
-        return cls(request, *conditions, rest, known.kept)
-
-    @property
-    def finished(self) -> bool:
-        return self.step == self.request.sampling.num_inference_steps
-
-    @property
-    def masked(self) -> int:
-        """Number of tokens that are not decided yet."""
-        return masked_after(self.step - 1, self.request.sampling.num_inference_steps, len(self.order))
-
-    def next_step(self, slot: int, total: int) -> RowStep:
-        """The row's part in its next step.
-
-        Args:
-            slot: the row's place in the engine.
-            total: N, the tokens of an image.
-        """
-        sampling, steps = self.request.sampling, self.request.sampling.num_inference_steps
-        before, after = self.masked, masked_after(self.step, steps, len(self.order))
-        low, high = sampling.guidance_interval
-        inside = low <= self.step / steps < high
-        guidance = guidance_at(sampling.guidance_scale, sampling.guidance_schedule, after, total) if inside else 1.0
-        first, final = sampling.diffusion_steps, sampling.diffusion_steps_final
-        return RowStep(
-            slot=slot,
-            seed=self.request.seed,
-            condition=self.condition,
-            unconditional=self.unconditional,
-            known=total - before,
-            positions=self.order[after:before],
-            guidance=guidance,
-            temperature=sampling.temperature,
-            diffusion_steps=annealed(first, first if final is None else final, self.step, steps),
-        )
+NO_TOP_K = 1 << 31  # more than any codebook has
 
 
 @dataclass(frozen=True)
-class RowStep:
-    """One row's part in one step."""
+class Choices:
+    """The rows of a step with the order "confidence", Rc of them."""
 
-    slot: int  # the row's place in the engine's tensors
-    seed: int
-    condition: Condition  # of one row
-    unconditional: Condition  # of one row
-    known: int  # number of tokens decided before the step
-    positions: Tensor  # (m,) int64, the tokens that it decides
-    guidance: float
-    temperature: float
-    diffusion_steps: int
+    entries: Tensor  # (Rc, N) int64, their tokens among the packed ones
+    slot: Tensor  # (Rc,) int64
+    seed: Tensor  # (Rc,) int64
+    count: Tensor  # (Rc,) int64, tokens to keep
+    step: Tensor  # (Rc,) int64
+    scale: Tensor  # (Rc,) float32
 
-    @property
-    def guided(self) -> bool:
-        """True if the row needs an unconditional z beside its own; a scale of 1 means no guidance."""
-        return self.guidance != 1
+    @classmethod
+    def pack(cls, steps: Sequence[RowStep], starts: Sequence[int], total: int) -> Choices | None:
+        """starts: where each row's tokens begin among the packed ones. total: N."""
+        rows = [(step, start, step.choice) for step, start in zip(steps, starts, strict=True) if step.choice]
+        if not rows:
+            return None
+        integers = torch.tensor([[start, s.slot, s.seed, c.count, c.step] for s, start, c in rows])
+        start, slot, seed, count, step = integers.unbind(1)
+        scale = torch.tensor([choice.scale for _, _, choice in rows])
+        return cls(start[:, None] + torch.arange(total), slot, seed, count, step, scale)
+
+    def to(self, device: torch.device) -> Choices:
+        """Copy to a device, without waiting for it."""
+        return Choices(**{f.name: send(getattr(self, f.name), device) for f in fields(self)})
 
 
 @dataclass(frozen=True)
@@ -126,70 +62,111 @@ class StepPlan:
     seed: Tensor  # (M,) int64, of the token's row
     slot: Tensor  # (M,) int64, the token's row in the engine's tensors
     position: Tensor  # (M,) int64, the token's place in that row, 0 to N - 1
+    top_k: Tensor  # (M,) int64
+    noise_step: Tensor  # (M,) int64, see CategoricalRows.step
     guidance: Tensor  # (M,) float32
     temperature: Tensor  # (M,) float32
+    top_p: Tensor  # (M,) float32
     guided: Tensor  # (G,) int64, ascending: the entries that need an unconditional z too
     z_row: Tensor  # (M + G,) int64, the row of z that each entry reads, then each guided entry's unconditional one
     z_position: Tensor  # (M + G,) int64, the position in that row
     host: tuple[list[int], list[int]]  # `chain` and `guided` again, for the head's loop
+    filtered: bool  # any top_k or top_p has an effect
+    choices: Choices | None  # rows with the order "confidence"
+
+    def __len__(self) -> int:
+        """M."""
+        return len(self.chain)
 
     @classmethod
-    def pack(cls, steps: Sequence[RowStep]) -> StepPlan:
-        """Expand the values of each row to the tokens that the row decides.
+    def pack(cls, steps: Sequence[RowStep], total: int) -> StepPlan:
+        """Expand the values of each row to the tokens that the row samples.
 
         Args:
             steps: B rows, those with the most diffusion steps first, as the head's loop expects. The plan reads z
-                (B + U, N, D): these rows in this order, then the unconditional halves of the guided ones.
+                (B + U, N, D), or (B + U, 1, D) in raster order: these rows in this order, then the unconditional halves
+                of the paired ones.
+            total: N.
         """
         lengths = sorted({step.diffusion_steps for step in steps}, reverse=True)
-        integers = torch.tensor([[lengths.index(s.diffusion_steps), s.seed, s.slot] for s in steps])  # (B, 3)
-        floats = torch.tensor([[s.guidance, s.temperature] for s in steps], dtype=torch.float32)  # (B, 2)
+        integers = torch.tensor(
+            [
+                [lengths.index(s.diffusion_steps), s.seed, s.slot, NO_TOP_K if s.top_k is None else s.top_k,
+                 s.choice.step if s.choice else 0]
+                for s in steps
+            ]
+        )  # fmt: skip  # (B, 5)
+        floats = torch.tensor(
+            [[s.guidance, s.temperature, 1.0 if s.top_p is None else s.top_p] for s in steps], dtype=torch.float32
+        )  # (B, 3)
         row_guided = torch.tensor([s.guided for s in steps])  # (B,) bool
-        null_row = len(steps) - 1 + row_guided.cumsum(0)  # (B,) the unconditional row of z; for guided rows only
+        paired = torch.tensor([s.paired for s in steps])
+        null_row = len(steps) - 1 + paired.cumsum(0)  # (B,) the unconditional row of z; for paired rows only
 
         counts = torch.tensor([len(s.positions) for s in steps])  # (B,)
         owner = torch.arange(len(steps)).repeat_interleave(counts)  # (M,) which of the steps a token belongs to
         position = torch.cat([s.positions for s in steps])  # (M,)
+        place = torch.zeros_like(position) if steps[0].walk is not None else position
         guided = row_guided[owner].nonzero()[:, 0]  # (G,)
-        chain, seed, slot = integers[owner].unbind(1)  # (M,) each
-        guidance, temperature = floats[owner].unbind(1)  # (M,) each
+        chain, seed, slot, top_k, noise_step = integers[owner].unbind(1)  # (M,) each
+        guidance, temperature, top_p = floats[owner].unbind(1)  # (M,) each
         return cls(
             lengths=tuple(lengths),
             chain=chain,
             seed=seed,
             slot=slot,
             position=position,
+            top_k=top_k,
+            noise_step=noise_step,
             guidance=guidance,
             temperature=temperature,
+            top_p=top_p,
             guided=guided,
             z_row=torch.cat([owner, null_row[owner[guided]]]),
-            z_position=torch.cat([position, position[guided]]),
+            z_position=torch.cat([place, place[guided]]),
             host=(chain.tolist(), guided.tolist()),
+            filtered=any(s.top_k is not None or s.top_p is not None for s in steps),
+            choices=Choices.pack(steps, (counts.cumsum(0) - counts).tolist(), total),
         )
 
     def to(self, device: torch.device) -> StepPlan:
-        """Copy the plan to a device, in four transfers without waiting."""
-        chain, seed, slot, position = send(torch.stack([self.chain, self.seed, self.slot, self.position]), device)
-        guidance, temperature = send(torch.stack([self.guidance, self.temperature]), device)
+        """Copy the plan to a device, in four transfers without waiting; a few more with the order "confidence"."""
+        integers = torch.stack([self.chain, self.seed, self.slot, self.position, self.top_k, self.noise_step])
+        chain, seed, slot, position, top_k, noise_step = send(integers, device)
+        guidance, temperature, top_p = send(torch.stack([self.guidance, self.temperature, self.top_p]), device)
         z_row, z_position = send(torch.stack([self.z_row, self.z_position]), device)
         return replace(
-            self, chain=chain, seed=seed, slot=slot, position=position, guidance=guidance, temperature=temperature,
-            guided=send(self.guided, device), z_row=z_row, z_position=z_position,
+            self, chain=chain, seed=seed, slot=slot, position=position, top_k=top_k, noise_step=noise_step,
+            guidance=guidance, temperature=temperature, top_p=top_p, guided=send(self.guided, device), z_row=z_row,
+            z_position=z_position, choices=None if self.choices is None else self.choices.to(device),
         )  # fmt: skip
 
     def head_rows(self, condition: Tensor) -> Rows:
-        """The head loop's input. condition: (M + G, W), the embedded z[z_row, z_position]."""
+        """The diffusion head loop's input. condition: (M + G, W), the embedded z[z_row, z_position]."""
         return Rows(
             condition=condition, guided=self.guided, chain=self.chain, guidance=self.guidance,
             temperature=self.temperature, seed=self.seed, position=self.position, host=self.host,
         )  # fmt: skip
 
+    def categorical_rows(self, z: Tensor) -> CategoricalRows:
+        """The categorical sampler's input. z: (M + G, D), that is z[z_row, z_position]."""
+        return CategoricalRows(
+            z=z, guided=self.guided, guidance=self.guidance, temperature=self.temperature, top_k=self.top_k,
+            top_p=self.top_p, seed=self.seed, position=self.position, step=self.noise_step, filtered=self.filtered,
+        )  # fmt: skip
 
-@dataclass(frozen=True)
-class Snapshot:
-    """A half-decoded image: enough to resume it anywhere that has the same checkpoint."""
+    def chosen(self, confidence: Tensor, known: Tensor) -> Tensor | None:
+        """(M,) bool, which sampled tokens are decided; None: all, as without the order "confidence".
 
-    request: RowRequest
-    step: int  # steps done
-    tokens: Tensor  # (N, C) on the CPU; undecided ones are zero
-    kept: Tensor | None = None  # (N,) bool, tokens that were known from the start
+        Args:
+            confidence: (M,) logarithms of the sampled tokens' probabilities.
+            known: (R, N) bool, tokens decided before the step.
+        """
+        if self.choices is None:
+            return None
+        rows = self.choices
+        picked = choose_confident(
+            confidence[rows.entries], known[rows.slot], rows.seed, rows.step, rows.scale, rows.count
+        )
+        everything = torch.ones_like(confidence, dtype=torch.bool)
+        return everything.index_put((rows.entries,), picked)

@@ -1,1 +1,1 @@
-"""Read attention, blocks, transformer or mar, diffusion_head, random_order_model; then tokenizer and text_encoder."""
+"""Read layers/, transformer, causal or mar, diffusion_head, autoregressive_model; then tokenizer and text_encoder."""

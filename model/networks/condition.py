@@ -20,6 +20,15 @@ class Condition(Protocol):
         """Number of condition tokens that the model reads, over all rows."""
         ...
 
+    @property
+    def length(self) -> int:
+        """Number of condition tokens of each row that the tensors have room for; 0 if none depends on it."""
+        ...
+
+    def padded(self, length: int) -> Condition:
+        """The same condition with room for `length` tokens, at least as many as now."""
+        ...
+
     def __getitem__(self, rows: slice) -> Condition:
         """The condition of some of the rows."""
         ...
@@ -30,7 +39,7 @@ class Condition(Protocol):
 
     @staticmethod
     def stack(parts: Sequence[Any]) -> Condition:
-        """Concatenate conditions of one family along B."""
+        """Concatenate conditions of one family along B, with room for the longest."""
         ...
 
 

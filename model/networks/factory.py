@@ -7,27 +7,56 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from model.config import KlConfig, MarConfig, ModelConfig, TokenizerConfig
-from model.networks.kl_tokenizer import KlTokenizer
+from model.config import (
+    AnyTokenizerConfig,
+    ConfigError,
+    KlConfig,
+    MarConfig,
+    ModelConfig,
+    TokenizerConfig,
+    VqConfig,
+    VqganConfig,
+)
+from model.networks.autoencoders.kl_tokenizer import KlTokenizer
+from model.networks.autoencoders.vqgan_tokenizer import VqganTokenizer
+from model.networks.autoregressive_model import AutoregressiveModel, Fluid
 from model.networks.mar import Mar
-from model.networks.random_order_model import Fluid, RandomOrderModel
 from model.networks.tokenizer import PcaSkipTokenizer
+from model.networks.vq_tokenizer import VqTokenizer
 
+AnyTokenizer = PcaSkipTokenizer | KlTokenizer | VqTokenizer | VqganTokenizer
 M = TypeVar("M", bound=nn.Module)
 
 
-def build_model(config: ModelConfig) -> RandomOrderModel:
+def build_model(config: ModelConfig) -> AutoregressiveModel:
     """The model with random weights."""
     return Mar(config) if isinstance(config, MarConfig) else Fluid(config)  # type: ignore[arg-type]
 
 
-def build_tokenizer(config: TokenizerConfig | KlConfig) -> PcaSkipTokenizer | KlTokenizer:
+def build_tokenizer(config: AnyTokenizerConfig) -> AnyTokenizer:
     """The image tokenizer with random weights.
 
     Raises:
         ConfigError: the tokenizer needs a library that is not installed.
     """
-    return KlTokenizer(config) if isinstance(config, KlConfig) else PcaSkipTokenizer(config)
+    if isinstance(config, KlConfig):
+        return KlTokenizer(config)
+    if isinstance(config, VqConfig):
+        return VqTokenizer(config)
+    return VqganTokenizer(config) if isinstance(config, VqganConfig) else PcaSkipTokenizer(config)
+
+
+def new_tokenizer(config: ModelConfig) -> PcaSkipTokenizer | VqTokenizer:
+    """The tokenizer of a model to be trained, with random weights.
+
+    Raises:
+        ConfigError: tokenizers of this kind are imported, not trained.
+    """
+    if isinstance(config.tokenizer, VqConfig):
+        return VqTokenizer(config.tokenizer, cluster=True)
+    if not isinstance(config.tokenizer, TokenizerConfig):
+        raise ConfigError(f"tokenizers of kind {config.tokenizer.kind!r} are imported, not trained here")
+    return PcaSkipTokenizer(config.tokenizer)
 
 
 def frozen(module: M, device: torch.device | str) -> M:

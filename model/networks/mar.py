@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from model.config import MarConfig
-from model.networks.blocks import LN_EPS, SelfBlock
-from model.networks.random_order_model import RandomOrderModel
-from model.networks.residual import residual
+from model.networks.autoregressive_model import AutoregressiveModel
+from model.networks.layers.blocks import LN_EPS, SelfBlock
+from model.networks.layers.residual import residual
 
 
 @dataclass
@@ -35,6 +35,13 @@ class ClassContext:
     @property
     def tokens(self) -> int:
         return len(self)  # one for each label
+
+    @property
+    def length(self) -> int:
+        return 0
+
+    def padded(self, length: int) -> ClassContext:
+        return self
 
     def __getitem__(self, rows: slice) -> ClassContext:
         return ClassContext(self.embedding[rows])
@@ -133,7 +140,7 @@ def _unpack(x: Tensor, place: Tensor, present: Tensor, filling: Tensor) -> Tenso
     return torch.where(present[..., None], spread, filling)  # padding landed on absent positions: overwritten here
 
 
-class Mar(RandomOrderModel):
+class Mar(AutoregressiveModel):
     """Masked autoregressive model of ImageNet classes over continuous tokens."""
 
     backbone: MarBackbone

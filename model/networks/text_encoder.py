@@ -81,10 +81,12 @@ class HashEncoder(nn.Module):
         self.config = config
 
     def encode(self, captions: Sequence[str], tight: bool = False) -> tuple[Tensor, Tensor]:
-        states = torch.zeros(len(captions), self.config.max_tokens, self.config.dim)
-        mask = torch.zeros(len(captions), self.config.max_tokens, dtype=torch.bool)
+        most = self.config.max_tokens
+        length = min(most, max(map(self.count_tokens, captions))) if tight else most
+        states = torch.zeros(len(captions), length, self.config.dim)
+        mask = torch.zeros(len(captions), length, dtype=torch.bool)
         for row, caption in enumerate(captions):
-            words = ["<s>", *caption.lower().split()][: self.config.max_tokens]
+            words = ["<s>", *caption.lower().split()][:length]
             for place, word in enumerate(words):
                 seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "little") >> 1
                 states[row, place] = torch.randn(self.config.dim, generator=torch.Generator().manual_seed(seed))

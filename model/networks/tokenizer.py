@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.config import ConfigError, ModelConfig, TokenizerConfig
+from model.config import TokenizerConfig
 
 
 class ImageTokenizer(Protocol):
@@ -33,6 +33,22 @@ class ImageTokenizer(Protocol):
 
     def decode(self, tokens: Tensor) -> Tensor:
         """(B, N, C) -> (B, 3 or 4, H, W), nominally in [-1, 1], not clipped."""
+        ...
+
+
+class DiscreteTokenizer(Protocol):
+    """Maps pixels to indices of code vectors, and back."""
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """(B, 3 or 4, H, W) in [-1, 1] -> (B, grid, grid) int64, 0 to K - 1"""
+        ...
+
+    def decode(self, ids: Tensor) -> Tensor:
+        """(B, grid, grid) int64 -> (B, 3 or 4, H, W), nominally in [-1, 1], not clipped."""
+        ...
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """(...) int64 -> (..., C), the code vectors."""
         ...
 
 
@@ -134,20 +150,23 @@ class PcaSkipTokenizer(nn.Module):
         self.scale.copy_((z - z.mean((0, 1))).std())
 
 
-def new_tokenizer(config: ModelConfig) -> PcaSkipTokenizer:
-    """The tokenizer of a model to be trained, with random weights.
+def encode_tokens(tokenizer: ImageTokenizer | DiscreteTokenizer, pixels: Tensor) -> Tensor:
+    """(B, 3 or 4, H, W) in [-1, 1] -> (B, N, C), or (B, N) int64 if discrete."""
+    tokens = tokenizer.encode(pixels)
+    return tokens if tokens.is_floating_point() else tokens.flatten(1)
 
-    Raises:
-        ConfigError: tokenizers of this kind are imported, not trained.
-    """
-    if not isinstance(config.tokenizer, TokenizerConfig):
-        raise ConfigError(f"tokenizers of kind {config.tokenizer.kind!r} are imported, not trained here")
-    return PcaSkipTokenizer(config.tokenizer)
+
+def decode_tokens(tokenizer: ImageTokenizer | DiscreteTokenizer, tokens: Tensor) -> Tensor:
+    """(B, N, C), or (B, N) int64 if discrete -> (B, 3 or 4, H, W), nominally in [-1, 1] (not clipped)."""
+    if not tokens.is_floating_point():
+        grid = round(tokens.shape[1] ** 0.5)
+        tokens = tokens.unflatten(1, (grid, grid))
+    return tokenizer.decode(tokens)
 
 
 @torch.no_grad()
 def reconstruct(
-    tokenizer: ImageTokenizer, pixels: Tensor, batch: int = 64, noise: Tensor | None = None
+    tokenizer: ImageTokenizer | DiscreteTokenizer, pixels: Tensor, batch: int = 64, noise: Tensor | None = None
 ) -> Tensor:  # fmt: skip
     """(B, 3 or 4, H, W) pixels through the tokenizer and back; noise (B, N, C) is added to the tokens."""
     out = []

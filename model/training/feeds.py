@@ -21,8 +21,9 @@ from model.data.scenes.compose import SIZE
 from model.data.scenes.things import THINGS
 from model.data.sources import DataError
 from model.inference.precision import autocast
+from model.networks.factory import AnyTokenizer
 from model.networks.text_encoder import TextEncoder
-from model.networks.tokenizer import PcaSkipTokenizer, to_pixels
+from model.networks.tokenizer import encode_tokens, to_pixels
 from model.training.caption_cache import CaptionCache, build_caption_cache
 from model.training.layout_loss import cell_classes
 from model.training.recipe import Recipe, SceneRecipe
@@ -63,8 +64,8 @@ class Feed(Protocol):
         """The batch of a step; a function of `step` alone.
 
         Returns:
-            Rows (B,), tokens (B, N, C) and, for scenes, the classes of what covers each token, (B, N, 2) as
-            `layout_loss.cell_classes` gives them.
+            Rows (B,), tokens (B, N, C), or (B, N) int64 if discrete, and, for scenes, the classes of what covers each
+            token, (B, N, 2) as `layout_loss.cell_classes` gives them.
         """
         ...
 
@@ -93,19 +94,19 @@ def mixed_order(scenes: int, rows: int, breadth: float, batch: int, step: int, s
 
 
 @torch.no_grad()
-def encode_images(tokenizer: PcaSkipTokenizer, images: Tensor, batch: int = 128) -> Tensor:
-    """(P, H, W, 3) uint8 images -> (P, N, C) tokens."""
-    return torch.cat([tokenizer.encode(to_pixels(part)) for part in images.split(batch)])
+def encode_images(tokenizer: AnyTokenizer, images: Tensor, batch: int = 128) -> Tensor:
+    """(P, H, W, 3) uint8 images -> (P, N, C) tokens, or (P, N) int64 if discrete."""
+    return torch.cat([encode_tokens(tokenizer, to_pixels(part)) for part in images.split(batch)])
 
 
 class ImageFeed:
     """The `train` split of a packed data set. Its images do not change, so they are encoded once."""
 
-    def __init__(self, dataset: Dataset, tokenizer: PcaSkipTokenizer, encoder: TextEncoder, cache: Path,
+    def __init__(self, dataset: Dataset, tokenizer: AnyTokenizer, encoder: TextEncoder, cache: Path,
                  batch: int, seed: int):  # fmt: skip
         self.dataset, self.batch, self.seed = dataset, batch, seed
         self.rows = dataset.indices("train")
-        self.latents = encode_images(tokenizer, torch.from_numpy(dataset.images[self.rows]))  # (P, N, C)
+        self.latents = encode_images(tokenizer, torch.from_numpy(dataset.images[self.rows]))  # (P, N, C) or (P, N)
         self.captions = build_caption_cache(encoder, [dataset.items[row].captions for row in self.rows], cache)
         self.about = {
             "data": dataset.about,
@@ -165,7 +166,7 @@ def breadth_vocabulary(bank: SceneBank) -> dict[str, Any]:
 class SceneFeed:
     """Scenes, composed on the CPU by `loaders` processes (0: by this one, between steps) and encoded on `device`."""
 
-    def __init__(self, scenes: SceneBank, tokenizer: PcaSkipTokenizer, encoder: TextEncoder, cache: Path,
+    def __init__(self, scenes: SceneBank, tokenizer: AnyTokenizer, encoder: TextEncoder, cache: Path,
                  batch: int, seed: int, loaders: int, device: torch.device, breadth: float = 0.0):  # fmt: skip
         self.scenes, self.loaders, self.device = scenes, loaders, device
         self.tokenizer = tokenizer.to(device)
@@ -191,8 +192,8 @@ class SceneFeed:
         self._next_step = step + 1
         rows, images, cells = next(self._batches)
         with torch.no_grad(), autocast(self.device):
-            tokens = self.tokenizer.encode(to_pixels(images.to(self.device, non_blocking=True)))
-        return rows, tokens.float(), cells
+            tokens = encode_tokens(self.tokenizer, to_pixels(images.to(self.device, non_blocking=True)))
+        return rows, tokens.float() if tokens.is_floating_point() else tokens, cells
 
     def _load_from(self, step: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield batches from `step` on without end: the training loop stops by its own clock."""

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from fluid_kernels.head_loop import TRAIN_STEPS
+from model.config import ModelConfig
 from model.flow import sample_times
 from model.inference.orders import training_masks
 from model.inference.precision import autocast
@@ -17,7 +19,7 @@ from model.training.trainer import learning_rate, step_generator
 
 
 def step_loss(run: Run) -> tuple[Tensor, Tensor]:
-    """Losses of the next step: the diffusion loss, and the objective, which adds any auxiliary layout loss.
+    """Losses of the next step: the tokens' loss, and the objective, which adds any auxiliary layout loss.
 
     All randomness is a function of (seed, step).
     """
@@ -27,14 +29,12 @@ def step_loss(run: Run) -> tuple[Tensor, Tensor]:
     rows, tokens, cells = run.feed.tokens(clock.step)
     run.data_wait_s += time.perf_counter() - began
     states, mask = run.feed.captions.sample(rows, recipe.text_drop, rng)
-    masked = training_masks(len(rows), run.config.tokens, rng)
-    shape = (recipe.noise_draws, int(masked.sum()))
-    flow = run.config.prediction == "flow"
-    index = sample_times(shape, rng) if flow else torch.randint(len(run.schedule), shape, generator=rng)
-    noise = torch.randn(*shape, run.config.channels, generator=rng)
-    tokens, states, mask, masked, index, noise = (
-        t.to(run.device) for t in (tokens, states, mask, masked, index, noise)
-    )
+    if run.config.causal:  # every position is predicted, from those before it
+        masked = torch.ones(len(rows), run.config.tokens, dtype=torch.bool)
+    else:
+        masked = training_masks(len(rows), run.config.tokens, rng)
+    index, noise = diffusion_draws(run.config, int(masked.sum()), recipe.noise_draws, rng, run.device)
+    tokens, states, mask, masked = (t.to(run.device) for t in (tokens, states, mask, masked))
     with autocast(run.device):
         text = run.model.backbone.encode_text(states, mask)
         z = run.model.backbone(tokens, ~masked, text)  # (B, N, D)
@@ -45,8 +45,25 @@ def step_loss(run: Run) -> tuple[Tensor, Tensor]:
         return loss, loss + recipe.scenes.layout_weight * layout_loss
 
 
+def diffusion_draws(
+    config: ModelConfig, tokens: int, draws: int, rng: torch.Generator, device: torch.device
+) -> tuple[Tensor | None, Tensor | None]:
+    """Chain indices (R, M) and noise (R, M, C) of a step's diffusion losses; none for discrete tokens.
+
+    Args:
+        tokens: M. draws: R, losses per token.
+    """
+    if config.categorical:
+        return None, None
+    shape = (draws, tokens)
+    flow = config.prediction == "flow"
+    index = sample_times(shape, rng) if flow else torch.randint(TRAIN_STEPS, shape, generator=rng)
+    noise = torch.randn(*shape, config.channels, generator=rng)
+    return index.to(device), noise.to(device)
+
+
 def train_step(run: Run) -> float:
-    """Do one optimiser step and return its diffusion loss."""
+    """Do one optimiser step and return the tokens' loss."""
     recipe, clock = run.recipe, run.clock
     loss, objective = step_loss(run)
     rate = learning_rate(recipe.learning_rate, clock, recipe.warmup, recipe.anneal_from)

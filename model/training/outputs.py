@@ -7,16 +7,28 @@ from pathlib import Path
 import torch
 
 from model.checkpoint import save_checkpoint
+from model.config import ModelConfig
 from model.data.contact_sheet import contact_sheet
 from model.inference.generate import generate
+from model.inference.orders import orders_of
 from model.inference.requests import Sampling
-from model.networks.random_order_model import Fluid
-from model.networks.tokenizer import PcaSkipTokenizer, to_uint8
+from model.networks.autoregressive_model import Fluid
+from model.networks.factory import AnyTokenizer
+from model.networks.tokenizer import decode_tokens, to_uint8
 from model.training.run import Run
 
 
+def sheet_sampling(config: ModelConfig) -> Sampling:
+    """Settings of sample sheets: the defaults, as far as the model's order and head know them."""
+    return Sampling(
+        num_inference_steps=config.tokens if config.causal else min(Sampling.num_inference_steps, config.tokens),
+        diffusion_steps=1 if config.categorical else Sampling.diffusion_steps,
+        order=orders_of(config)[0],
+    )
+
+
 @torch.no_grad()
-def save_sheet(run: Run, tokenizer: PcaSkipTokenizer, file: Path) -> None:
+def save_sheet(run: Run, tokenizer: AnyTokenizer, file: Path) -> None:
     """Write a sheet of 32 fixed training prompts: images of the averaged weights above those of the training data."""
     averaged, captions = Fluid(run.config).to(run.device).eval(), run.feed.captions
     run.learner.ema.copy_to(averaged)
@@ -24,8 +36,9 @@ def save_sheet(run: Run, tokenizer: PcaSkipTokenizer, file: Path) -> None:
     states, mask = captions.states[rows, 0].float().to(run.device), captions.mask[rows, 0].to(run.device)
     text = averaged.backbone.encode_text(states, mask)
     null = averaged.backbone.encode_text(captions.null_states.to(run.device), captions.null_mask.to(run.device))
-    tokens = generate(averaged, text, null, torch.arange(32, device=run.device), Sampling())
-    generated = to_uint8(tokenizer.decode(tokens.to(tokenizer.mean.device))[:, :3]).cpu()
+    tokens = generate(averaged, text, null, torch.arange(32, device=run.device), sheet_sampling(run.config))
+    pixels = decode_tokens(tokenizer, tokens.to(next(tokenizer.parameters()).device))
+    generated = to_uint8(pixels[:, :3]).cpu()
     images, labels = [], []
     for start in range(0, 32, 8):
         real = [run.feed.example(row) for row in rows[start : start + 8].tolist()]
@@ -34,7 +47,7 @@ def save_sheet(run: Run, tokenizer: PcaSkipTokenizer, file: Path) -> None:
     contact_sheet(images, labels, columns=8, scale=max(1, 128 // run.config.image_size)).save(file)
 
 
-def write_checkpoint(run: Run, tokenizer: PcaSkipTokenizer) -> Path:
+def write_checkpoint(run: Run, tokenizer: AnyTokenizer) -> Path:
     """Write the averaged weights and what is known about them to OUT/checkpoint; return that folder."""
     averaged = Fluid(run.config)
     run.learner.ema.copy_to(averaged)

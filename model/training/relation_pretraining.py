@@ -18,7 +18,7 @@ from tqdm import tqdm
 from model.data.scenes.facts import Facts
 from model.data.scenes.things import OPPOSITE, RELATIONS
 from model.inference.precision import autocast
-from model.networks.blocks import Attention
+from model.networks.layers.blocks import Attention
 from model.networks.transformer import Aligner
 from model.training.caption_cache import CaptionCache
 from model.training.layout_loss import PORTRAIT_CLASS, THING_CLASSES

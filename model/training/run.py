@@ -12,9 +12,10 @@ from model.checkpoint import load_checkpoint
 from model.config import ConfigError, FluidConfig
 from model.data.dataset import Dataset
 from model.diffusion import Schedule, make_schedule
-from model.networks.random_order_model import Fluid
+from model.networks.autoencoders.vqgan_tokenizer import is_vq_model, load_vq_model
+from model.networks.autoregressive_model import Fluid
+from model.networks.factory import AnyTokenizer, new_tokenizer
 from model.networks.text_encoder import build_text_encoder
-from model.networks.tokenizer import PcaSkipTokenizer, new_tokenizer
 from model.presets import PRESETS
 from model.training.feeds import Feed, ImageFeed, SceneFeed, open_scenes
 from model.training.layout_loss import LayoutHead
@@ -63,17 +64,18 @@ class Run:
         return state is not None
 
 
-def load_tokenizer(config: FluidConfig, path: str) -> PcaSkipTokenizer:
-    """Load a trained tokenizer, strictly, from a .safetensors file or from the folder of a checkpoint.
+def load_tokenizer(config: FluidConfig, path: str) -> AnyTokenizer:
+    """Load a trained tokenizer, strictly, from a .safetensors file, a checkpoint's folder or that of a VQModel.
 
     Raises:
         ConfigError: there is none, or the checkpoint's has other sizes than `config`.
     """
     if Path(path).is_dir():
-        checkpoint = load_checkpoint(Path(path))
-        if checkpoint.config.tokenizer != config.tokenizer or not isinstance(checkpoint.tokenizer, PcaSkipTokenizer):
+        found: AnyTokenizer
+        found = load_vq_model(Path(path)) if is_vq_model(Path(path)) else load_checkpoint(Path(path)).tokenizer
+        if found.config != config.tokenizer:
             raise ConfigError(f"the tokenizer of {path} has other sizes than the preset: {config.tokenizer}")
-        return checkpoint.tokenizer
+        return found
     if not Path(path).exists():
         raise ConfigError(f"no tokenizer at {path}: run `python -m model.training.train_tokenizer` first")
     tokenizer = new_tokenizer(config)
@@ -81,7 +83,7 @@ def load_tokenizer(config: FluidConfig, path: str) -> PcaSkipTokenizer:
     return tokenizer.eval()
 
 
-def open_feed(recipe: Recipe, config: FluidConfig, tokenizer: PcaSkipTokenizer, device: torch.device) -> Feed:
+def open_feed(recipe: Recipe, config: FluidConfig, tokenizer: AnyTokenizer, device: torch.device) -> Feed:
     """Open the recipe's data and encode its captions; for a fixed image set, encode the images too."""
     folder, encoder = Path(recipe.data), build_text_encoder(config.text, recipe.text_encoder).to(device)
     if recipe.scenes is None:
@@ -91,7 +93,7 @@ def open_feed(recipe: Recipe, config: FluidConfig, tokenizer: PcaSkipTokenizer, 
     return SceneFeed(scenes, tokenizer, encoder, folder, recipe.batch, recipe.seed, loaders, device, breadth)
 
 
-def prepare(recipe: Recipe) -> tuple[Run, PcaSkipTokenizer]:
+def prepare(recipe: Recipe) -> tuple[Run, AnyTokenizer]:
     """Do everything that precedes the first step: load data and tokenizer, make model and optimiser.
 
     Relation pretraining of scenes happens here, unless the run is about to be resumed.
@@ -107,8 +109,9 @@ def prepare(recipe: Recipe) -> tuple[Run, PcaSkipTokenizer]:
     if recipe.start_from:
         start_from(model, Path(recipe.start_from))
     model.to(device)
-    if isinstance(feed, SceneFeed) and recipe.scenes and not recipe.state_file.exists():
-        pretrain_relations(model, feed, Path(recipe.out) / "aligner.pt", recipe.scenes.relation_steps, recipe.seed)
+    relation_steps = recipe.scenes.relation_steps if recipe.scenes else 0
+    if isinstance(feed, SceneFeed) and relation_steps and not recipe.state_file.exists():
+        pretrain_relations(model, feed, Path(recipe.out) / "aligner.pt", relation_steps, recipe.seed)
     torch.manual_seed(recipe.seed + 1)
     layout_head = LayoutHead(config.width).to(device) if recipe.scenes and recipe.scenes.layout_weight else None
     groups = decay_groups(model, recipe.weight_decay)

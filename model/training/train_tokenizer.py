@@ -8,7 +8,8 @@ Training starts from PCA (networks/tokenizer.py). Latents get noise of standard 
 tolerates the small errors of generated tokens. With --noise-max every second image gets more, up to that standard
 deviation, and the decoder learns to denoise (arXiv 2507.15856); --seam-weight counts errors of the gradient across
 token borders again. At the end it writes weights, a sheet of reconstructions and report.json: the PSNR on trained
-images and on concepts (for scenes: combinations) never trained on, and the seam ratio of latents with noise.
+images and on concepts (for scenes: combinations) never trained on, and the seam ratio of latents with noise. Of a
+discrete tokenizer, whose codes have no noise, it tells the share of the codebook in use and the perplexity of that use.
 """
 
 from __future__ import annotations
@@ -18,59 +19,25 @@ import json
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 from tqdm import tqdm
 
-from model.data.atlas.atlas_dataset import atlas_dataset
-from model.data.atlas.store import AtlasSprites, is_atlas_folder
-from model.data.contact_sheet import contact_sheet
 from model.data.dataset import Dataset
-from model.data.scenes.dataset import is_scene_folder, scene_dataset
-from model.data.scenes.sprites import Sprites
+from model.data.fixed_sample import load_images
 from model.data.sources import DataError
 from model.inference.precision import autocast
-from model.networks.tokenizer import PcaSkipTokenizer, new_tokenizer, psnr, reconstruct, seam_ratio, to_pixels, to_uint8
+from model.networks.factory import new_tokenizer
+from model.networks.tokenizer import PcaSkipTokenizer, to_pixels
+from model.networks.vq_tokenizer import VqTokenizer
 from model.presets import PRESETS
+from model.training.reconstruction.loss import code_loss, reconstruction_loss
+from model.training.reconstruction.report import measure, save_sheet
+from model.training.reconstruction.start import freeze_encoder, start_from_pca
 from model.training.trainer import Clock, Ema, Learner, add_budget_arguments, learning_rate, step_generator
 
-LATENT_NOISE = 0.1  # standard deviation; latents have 1
 PEAK_LR = 1.5e-3
 PCA_IMAGES = 4096  # more would cost memory and no longer move the components
-MEASURED = 256  # images of each split in the report, at most
-SEAM_NOISE = (0.0, 0.2)  # standard deviations of the latents' noise at which seams are measured; latents have 1
-
-
-def reconstruction_loss(
-    tokenizer: PcaSkipTokenizer, pixels: Tensor, noise: Tensor, noise_max: float = 0.0, seam_weight: float = 0.0
-) -> Tensor:
-    """L1 + 2·L2 + 0.3·L1 of image gradients + 1e-4·|z|² + seam_weight·L1 of the gradients across token borders.
-
-    Args:
-        pixels: (B, 3 or 4, H, W) in [-1, 1].
-        noise: (B, N, C), standard normal.
-        noise_max: largest standard deviation of the noise of every second image, relative to that of the latents, which
-            therefore cannot grow to outshout it; 0: LATENT_NOISE for all, absolute.
-    """
-    z = tokenizer.encode(pixels)
-    sigma: float | Tensor = LATENT_NOISE
-    if noise_max:
-        spread = torch.arange(1, len(pixels) + 1, 2) / len(pixels)  # even levels: their mean is the same in every batch
-        levels = torch.full((len(pixels),), LATENT_NOISE)
-        levels[1::2] = LATENT_NOISE + (noise_max - LATENT_NOISE) * spread[: len(levels[1::2])]
-        sigma = levels[:, None, None].to(z) * z.detach().std()
-    out = tokenizer.decode(z + sigma * noise).float()
-    error = out - pixels
-    down, right = error.diff(dim=2).abs(), error.diff(dim=3).abs()
-    loss = error.abs().mean() + 2 * error.square().mean() + 0.3 * (down.mean() + right.mean())
-    loss = loss + 1e-4 * z.float().square().mean()
-    if seam_weight:
-        stride = tokenizer.config.stride
-        across = down[:, :, stride - 1 :: stride].mean() + right[:, :, :, stride - 1 :: stride].mean()
-        loss = loss + seam_weight * across
-    return loss
 
 
 def train(
@@ -86,7 +53,7 @@ def train(
     cpu_clock: bool = False,
     decoder_of: Path | None = None,
     progress: bool = True,
-) -> PcaSkipTokenizer:
+) -> PcaSkipTokenizer | VqTokenizer:
     """Train, from `out`/state.pt if it exists; return the averaged tokenizer, its latents normalised.
 
     Args:
@@ -98,11 +65,10 @@ def train(
     torch.manual_seed(seed)
     tokenizer = new_tokenizer(config)
     if decoder_of is None and not (out / "state.pt").exists():
-        tokenizer.start_from_pca(to_pixels(images[known[:PCA_IMAGES]]))
+        start_from_pca(tokenizer, to_pixels(images[known[:PCA_IMAGES]]))
     if decoder_of is not None:
         tokenizer.load_state_dict(load_file(decoder_of))
-        tokenizer.analysis.requires_grad_(False)
-        tokenizer.f.requires_grad_(False)
+        freeze_encoder(tokenizer)
     # Convolutions on a CPU are about twice as fast this way.
     tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     ema = Ema(tokenizer, 0.998)
@@ -116,9 +82,14 @@ def train(
     while clock.progress < 1:
         rng = step_generator(seed, clock.step)
         chosen = known[torch.randint(len(known), (batch,), generator=rng)]
-        noise = torch.randn(batch, config.tokens, config.channels, generator=rng)
+        pixels = to_pixels(images[chosen])
         with autocast(torch.device("cpu")):
-            loss = reconstruction_loss(tokenizer, to_pixels(images[chosen]), noise, noise_max, seam_weight)
+            if isinstance(tokenizer, VqTokenizer):
+                torch.manual_seed(rng.initial_seed())  # codes out of use take the place of latents drawn at random
+                loss = code_loss(tokenizer, pixels, seam_weight)
+            else:
+                noise = torch.randn(batch, config.tokens, config.channels, generator=rng)
+                loss = reconstruction_loss(tokenizer, pixels, noise, noise_max, seam_weight)
         learner.update(loss, learning_rate(PEAK_LR, clock, warmup=50, anneal_from=0.2), clip=1.0)
         bar.update()
         if clock.step % 200 == 0 or clock.progress >= 1:
@@ -127,54 +98,10 @@ def train(
     bar.close()
     ema.copy_to(tokenizer)
     tokenizer.eval()
-    if decoder_of is not None:
+    if decoder_of is not None or isinstance(tokenizer, VqTokenizer):
         return tokenizer
     tokenizer.fit_normalisation(to_pixels(images[torch.from_numpy(dataset.indices("train")[:PCA_IMAGES])]))
     return tokenizer
-
-
-def load_images(data: Path, things: int, snap: int) -> Dataset:
-    """The packed data set in `data`, or a fixed sample of scenes and of the breadth if the folder holds sprites.
-
-    Raises:
-        DataError: the folder holds neither.
-    """
-    if is_atlas_folder(data):
-        return atlas_dataset(AtlasSprites.load(data), things, snap, train=16000, unseen=800)
-    if is_scene_folder(data):
-        return scene_dataset(Sprites.load(data), things, snap, train=8000, unseen=600)
-    return Dataset.load(data)
-
-
-def measure(tokenizer: PcaSkipTokenizer, dataset: Dataset) -> dict[str, float]:
-    """Mean reconstruction PSNR, in dB, and seam ratios with noise on the latents, of the splits that the data has."""
-    report = {}
-    for split in ("train", "unseen"):
-        if len(rows := dataset.indices(split)[:MEASURED]):
-            originals = to_pixels(torch.from_numpy(dataset.images[rows]))
-            report[f"psnr_{split}_db"] = round(psnr(reconstruct(tokenizer, originals), originals).mean().item(), 2)
-            rng = step_generator(0, 0)
-            for level in SEAM_NOISE:
-                noise = level * torch.randn(len(rows), *_latent_shape(tokenizer, originals), generator=rng)
-                copies = reconstruct(tokenizer, originals, noise=noise)
-                ratio = seam_ratio(copies, originals, tokenizer.config.stride)
-                report[f"seam_{split}_noise_{level:g}"] = round(ratio, 3)
-    return report
-
-
-def _latent_shape(tokenizer: PcaSkipTokenizer, pixels: Tensor) -> tuple[int, int]:
-    """(N, C) of one image."""
-    return (pixels.shape[2] // tokenizer.config.stride) ** 2, tokenizer.config.channels
-
-
-def save_sheet(tokenizer: PcaSkipTokenizer, dataset: Dataset, file: Path) -> None:
-    """Write a sheet of up to 16 images, unseen ones if there are any, each before its reconstruction."""
-    rows = dataset.indices("unseen")
-    rows = rows[np.linspace(0, len(rows) - 1, 16).astype(int)] if len(rows) else dataset.indices("train")[:16]
-    originals = torch.from_numpy(dataset.images[rows])
-    copies = to_uint8(reconstruct(tokenizer, to_pixels(originals)))
-    pairs = [image[..., :3].numpy() for pair in zip(originals, copies, strict=True) for image in pair]
-    contact_sheet(pairs, columns=8, scale=2).save(file)
 
 
 def main(argv: list[str] | None = None) -> None:

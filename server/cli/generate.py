@@ -47,7 +47,11 @@ def add_parser(commands: Any) -> None:
         help="diffusion steps at the last autoregressive step, approached linearly",
     )  # fmt: skip
     sampling.add_argument("--temperature", type=float, help="scale of the sampling noise; lower is less varied")
-    sampling.add_argument("--order", choices=("random", "halton"), help="order in which tokens are decoded")
+    sampling.add_argument(
+        "--order", choices=("random", "halton", "confidence", "raster"), help="order in which tokens are decoded"
+    )
+    sampling.add_argument("--top-k", type=int, metavar="K", help="discrete tokens: sample from the k likeliest")
+    sampling.add_argument("--top-p", type=float, metavar="P", help="discrete tokens: share of the probability")
     sampling.add_argument(
         "--schedule", choices=("linear", "constant"), dest="guidance_schedule", help="guidance over the steps"
     )

@@ -14,6 +14,7 @@ from server.addresses import HIDDEN, url_passwords
 from server.errors import EngineBroken, FluidError, OperatorError
 from server.setting_values import service_links
 from server.settings import Settings
+from server.telemetry.log_format import JsonFormatter
 
 log = logging.getLogger(__name__)
 #: Command -> module, in the order of `fluid --help`. The module's `add_parser(commands)` adds its commands and sets a
@@ -36,7 +37,7 @@ Run `fluid COMMAND --help` for a command's flags and examples; `fluid serve --he
 OVERRIDES = ("host", "port", "data_dir", "checkpoint", "device")
 
 #: Environment variables whose values are hidden in logs and messages.
-SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY$|PRIVATE_KEY|CREDENTIAL")
+SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY$|PRIVATE_KEY|CREDENTIAL|_HEADERS$")
 SHORTEST_SECRET = 8  # shorter ones would hide parts of ordinary words
 
 # Exit statuses. On USAGE `fluid serve` stops: a restart would fail in the same way.
@@ -99,7 +100,8 @@ class Secrets:
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         found = {text for name, text in environ.items() if SECRET_NAME.search(name.upper())}
-        found |= url_passwords(environ.get("FLUID_REDIS_URL", ""))
+        for name in ("FLUID_REDIS_URL", "FLUID_TRACES_URL"):
+            found |= url_passwords(environ.get(name, ""))
         self._texts = sorted((text for text in found if len(text) >= SHORTEST_SECRET), key=len, reverse=True)
 
     def hide(self, text: str) -> str:
@@ -119,7 +121,10 @@ class _SafeFormatter(logging.Formatter):
 
 def _configure_logging(settings: Settings, args: argparse.Namespace, secrets: Secrets) -> None:
     handler = logging.StreamHandler()
-    handler.setFormatter(_SafeFormatter(f"%(asctime)s {args.command} %(levelname)s %(message)s", secrets))
+    if settings.log_format == "json":
+        handler.setFormatter(JsonFormatter(args.command, secrets.hide))
+    else:
+        handler.setFormatter(_SafeFormatter(f"%(asctime)s {args.command} %(levelname)s %(message)s", secrets))
     level = "WARNING" if getattr(args, "quiet", False) else settings.log_level.upper()
     logging.basicConfig(level=level, handlers=[handler])
     for chatty in ("httpx", "httpcore"):  # they log URLs, which may hold a token, and headers

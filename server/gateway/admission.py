@@ -3,6 +3,7 @@
 import logging
 import math
 import re
+import time
 from dataclasses import replace
 from typing import Annotated
 
@@ -13,6 +14,8 @@ from server.gateway.api_keys import Caller
 from server.gateway.dependencies import Services
 from server.jobs import PRIORITIES, JobInput, new_job_id
 from server.queue.job_queue import Accepted, Submission
+from server.telemetry.job_trace import request_attributes
+from server.telemetry.tracing import current
 
 log = logging.getLogger(__name__)
 #: OpenAI's clients ignore a longer Retry-After.
@@ -63,13 +66,18 @@ async def accept(services: Services, submission: Submission) -> Accepted:
         QueueFull: too many jobs wait; Retry-After is an estimate of when the queue has room.
         KeyReused, JobExpired, RateLimited: see JobQueue.enqueue.
     """
-    job = submission.job
+    job, span, began = submission.job, current.get(), time.time()
+    if span is not None:
+        submission = replace(submission, trace=str(span.context))
     try:
         accepted = await services.queue.enqueue(submission)
     except QueueFull as error:
         queue_s = await services.fleet.eta_s(job.model, await services.queue.backlog(job.model))
         retry_s = MAX_RETRY_AFTER_S if queue_s is None else math.ceil(queue_s * DRAINED_SHARE)
         raise QueueFull(error.message, retry_after_s=min(max(1, retry_s), MAX_RETRY_AFTER_S)) from error
+    if span is not None:
+        span.child("enqueue", began, time.time(), {})
+        span.set(request_attributes(accepted.job_id, job))
     if services.settings.log_prompts == "yes" and accepted.is_new:
         log.info("%s by %s: prompt %r", submission.job_id, job.owner or "anonymous", job.prompt)
     return accepted

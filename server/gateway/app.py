@@ -22,6 +22,7 @@ from server.gateway.middleware.body_limit import BodyLimit
 from server.gateway.middleware.cors import allow_origins
 from server.gateway.middleware.errors import UnhandledErrors, install_error_handlers
 from server.gateway.middleware.head_requests import HeadRequests
+from server.gateway.middleware.read_limit import ReadLimit
 from server.gateway.middleware.request_context import RequestContext
 from server.gateway.middleware.slow_clients import SlowClientTimeouts
 from server.gateway.middleware.trusted_origins import TrustedOrigins, allowed_hosts
@@ -31,6 +32,7 @@ from server.gateway.routes import batches, edits, files, images, jobs, operation
 from server.gateway.schemas.openapi import ANY_ERROR, install_openapi
 from server.gateway.webhooks import parse_secret
 from server.settings import Settings
+from server.telemetry.tracing import check_installed
 
 log = logging.getLogger(__name__)
 DESCRIPTION = """Text-to-image generation with a random-order, continuous-token autoregressive model.
@@ -65,7 +67,12 @@ def create_app(settings: Settings, open_services: OpenServices = open_services) 
     keep_uploads_in_memory()
     # The last one is the outermost: requests that the others reject also get an id and are counted.
     app.add_middleware(BodyLimit, timeout_s=settings.body_timeout_s)
-    app.add_middleware(Authenticate, ring=KeyRing(settings), metrics_access=settings.metrics_access)
+    app.add_middleware(
+        Authenticate,
+        ring=KeyRing(settings),
+        metrics_access=settings.metrics_access,
+        reads=ReadLimit(settings.read_rate_limit),
+    )
     app.add_middleware(TrustedOrigins, settings=settings, hosts=allowed_hosts(settings))
     app.add_middleware(UnhandledErrors)
     allow_origins(app, settings.cors_origins)  # outside Authenticate: preflight requests carry no key
@@ -96,6 +103,7 @@ def serve(settings: Settings) -> None:
     if not settings.redis_url:
         raise ConfigError("A gateway needs FLUID_REDIS_URL. To start everything, Redis included, run `fluid serve`.")
     parse_secret(settings.webhook_secret)
+    check_installed(settings)
     if not is_loopback(settings.host) and not settings.wants_keys:
         log.warning(
             "LISTENING ON %s WITHOUT API KEYS: anyone who can reach this port can submit, read and cancel all jobs. "
@@ -110,6 +118,7 @@ def serve(settings: Settings) -> None:
         http=SlowClientTimeouts,
         host=settings.host,
         port=settings.port,
+        log_config=None if settings.log_format == "json" else uvicorn.config.LOGGING_CONFIG,
         log_level=settings.log_level,
         access_log=settings.log_level == "debug",
         timeout_graceful_shutdown=max(1, round(settings.drain_s)),

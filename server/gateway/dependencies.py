@@ -12,12 +12,14 @@ from server.gateway.fleet import Fleet
 from server.gateway.metrics import GatewayMetrics
 from server.gateway.requests.client_mapping import ClientMapping
 from server.gateway.responses.sse import Streams
+from server.gateway.signed_links import SignedLinks
 from server.gateway.webhooks import Webhooks
 from server.queue.events import Events
 from server.queue.job_queue import JobQueue
 from server.queue.registry import Registry
 from server.queue.watcher import JobWatcher
 from server.settings import Settings
+from server.telemetry.tracing import Tracing
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,8 @@ class Services:
     supervisor: Supervisor
     mapping: ClientMapping
     streams: Streams
+    links: SignedLinks
+    tracing: Tracing
 
 
 def services_of(request: Request) -> Services:

@@ -1,5 +1,6 @@
 """Open and close what a gateway process shares between requests, and run its background work."""
 
+import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator
@@ -16,6 +17,7 @@ from server.gateway.queue_trouble import watch_redis
 from server.gateway.requests.client_mapping import ClientMapping
 from server.gateway.responses.jobs import job_object
 from server.gateway.responses.sse import Streams
+from server.gateway.signed_links import SignedLinks
 from server.gateway.webhooks import Webhooks, parse_secret
 from server.queue.events import Events
 from server.queue.job_queue import JobQueue
@@ -23,6 +25,7 @@ from server.queue.redis_client import GATEWAY_SOCKET_TIMEOUT_S, connect
 from server.queue.registry import Registry
 from server.queue.watcher import JobWatcher
 from server.settings import Settings
+from server.telemetry.tracing import open_tracing
 
 
 @asynccontextmanager
@@ -48,6 +51,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         batches = BatchStore(queue, files, settings.batch_ttl_s, settings.max_batches)
         mapping = ClientMapping.from_settings(settings)
         runner = BatchRunner(queue, fleet, files, batches, settings.batch_ttl_s, metrics.bugs, mapping)
+        tracing = open_tracing(settings, "gateway")
         events, streams = Events(queue, watcher), Streams(settings.max_streams, settings.max_key_streams)
         process = f"gateway {socket.gethostname()}-{os.getpid()}"
 
@@ -70,6 +74,8 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             supervisor,
             mapping,
             streams,
+            SignedLinks(queue, settings.link_ttl_s, settings.wants_keys),
+            tracing,
         )
 
         async def job_as_json(job_id: str) -> dict[str, object]:
@@ -82,5 +88,8 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             "streams": lambda: streams.report_forever(registry, process),
         }
         metrics.expect_tasks([*watcher.tasks, *tasks])
-        async with supervisor.running({**watcher.tasks, **tasks}):
-            yield services
+        try:
+            async with supervisor.running({**watcher.tasks, **tasks}):
+                yield services
+        finally:
+            await asyncio.to_thread(tracing.close)

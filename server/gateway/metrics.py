@@ -10,6 +10,7 @@ from prometheus_client.core import (
     HistogramMetricFamily,
     Metric,
 )
+from prometheus_client.openmetrics import exposition as openmetrics
 
 from server.errors import RequestError
 from server.jobs import JobState
@@ -17,9 +18,11 @@ from server.metrics import SECONDS, WORKER_SPECS
 from server.model_info import ModelInfo
 from server.queue.registry import WorkerInfo
 from server.queue.statistics import QueueCounts
+from server.records import skipped
 
 KINDS = ("sync", "job", "batch")  #: how a job was submitted
 WEBHOOK_OUTCOMES = ("delivered", "failed", "given_up", "lost")
+RECORDS = ("job", "file", "batch", "heartbeat", "model")  #: that lists are made of
 SERVER_ERRORS = ("500", "503", "504")
 
 
@@ -70,14 +73,16 @@ class GatewayMetrics:
         for code in sorted(_rejection_codes(RequestError)):
             self.rejected.labels(code)
 
-    def count_request(self, route: str, method: str, status: int, seconds: float) -> None:
+    def count_request(
+        self, route: str, method: str, status: int, seconds: float, exemplar: dict[str, str] | None = None
+    ) -> None:
         """Count and time a request."""
         key = (route, method, status)
         if (found := self._children.get(key)) is None:
             found = self.requests.labels(route, method, str(status)), self.duration.labels(route, method)
             self._children[key] = found
         found[0].inc()
-        found[1].observe(seconds)
+        found[1].observe(seconds, exemplar)
 
     def expect_tasks(self, names: Iterable[str]) -> None:
         """Begin the counters of these background tasks at 0."""
@@ -117,20 +122,36 @@ def render(
     stats: Mapping[str, float],
     now: float,
     last_seen: Mapping[str, float] | None = None,
+    lost: Mapping[str, str] | None = None,
+    *,
+    exemplars: bool = False,
 ) -> bytes:
-    """Return the whole page in Prometheus' text format.
+    """Return the whole page in Prometheus' text format, or in OpenMetrics', which has exemplars.
 
     `last_seen` is the time of the last heartbeat of every worker, also of those that fell silent; `now` and it are Unix
-    times of Redis' clock.
+    times of Redis' clock. `lost` is the model of each of the silent ones.
     """
     families = [
         *gateway.registry.collect(),
+        *_skipped(),
         *_queue(counts),
-        *_fleet(workers, models),
+        *_fleet(workers, models, lost or {}),
         *_heartbeats({w.id: w.heartbeat_at for w in workers} | dict(last_seen or {}), now),
         *_worker(stats, models),
     ]
-    return generate_latest(_Scrape(families))
+    write = openmetrics.generate_latest if exemplars else generate_latest
+    return write(_Scrape(families))
+
+
+def _skipped() -> Iterator[Metric]:
+    family = CounterMetricFamily(
+        "fluid_unreadable_records",
+        "Records in Redis that this gateway left out of a list because it cannot read them, by kind.",
+        labels=["record"],
+    )
+    for kind, number in (dict.fromkeys(RECORDS, 0) | dict(skipped)).items():
+        family.add_metric([kind], number)
+    yield family
 
 
 def _queue(counts: QueueCounts) -> Iterator[Metric]:
@@ -153,6 +174,18 @@ def _queue(counts: QueueCounts) -> Iterator[Metric]:
     yield GaugeMetricFamily(
         "fluid_queue_oldest_age_seconds", "Age of the oldest waiting job in seconds.", value=counts.oldest_age_s
     )
+    age = GaugeMetricFamily(
+        "fluid_model_queue_oldest_age_seconds", "Age of the model's oldest waiting job in seconds.", labels=["model"]
+    )
+    work = GaugeMetricFamily(
+        "fluid_model_queue_row_steps",
+        "Waiting work of the model: images times autoregressive steps.",
+        labels=["model"],
+    )
+    for model, seconds in counts.oldest_age_by_model.items():
+        age.add_metric([model], seconds)
+        work.add_metric([model], max(0, counts.waiting_work.get(model, 0)))
+    yield from (age, work)
     yield GaugeMetricFamily("fluid_jobs_inflight", "Jobs leased by workers now.", value=running)
     yield GaugeMetricFamily(
         "fluid_dead_letter_depth", "Jobs in the dead-letter stream now.", value=counts.dead_letter_depth
@@ -184,9 +217,11 @@ def _heartbeats(last_seen: Mapping[str, float], now: float) -> Iterator[Metric]:
     yield age
 
 
-def _fleet(workers: list[WorkerInfo], models: Mapping[str, ModelInfo]) -> Iterator[Metric]:
+def _fleet(workers: list[WorkerInfo], models: Mapping[str, ModelInfo], lost: Mapping[str, str]) -> Iterator[Metric]:
     up = GaugeMetricFamily(
-        "fluid_worker_up", "1 if the worker is ready to generate, else 0.", labels=["worker", "model"]
+        "fluid_worker_up",
+        "1 if the worker is ready to generate, else 0; shown for 10 minutes after a worker is lost.",
+        labels=["worker", "model"],
     )
     rows = GaugeMetricFamily("fluid_worker_rows", "Rows (images) being decoded now.", labels=["worker"])
     runs = GaugeMetricFamily(
@@ -196,6 +231,8 @@ def _fleet(workers: list[WorkerInfo], models: Mapping[str, ModelInfo]) -> Iterat
         runs.add_metric([w.id, w.kernels, w.device], 1)
         up.add_metric([w.id, w.model], float(w.ready))
         rows.add_metric([w.id], w.rows)
+    for worker, model in lost.items():
+        up.add_metric([worker, model], 0)
     info = GaugeMetricFamily(
         "fluid_model_info", "Always 1; the labels describe the model.", labels=["model", "family", "checkpoint"]
     )

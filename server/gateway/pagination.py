@@ -2,12 +2,15 @@
 are in any state."""
 
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
-from server.errors import InvalidRequest
+from redis.exceptions import ResponseError
+
+from server.errors import InvalidRequest, UnreadableRecord
 from server.jobs import JobRecord, JobState
 from server.queue.job_queue import JobQueue
-from server.records import readable
+from server.queue.redis_client import wrong_type
+from server.records import readable, skip
 
 #: Reads of one page: records may expire, and jobs change their state, between index and record.
 MAX_READS = 3
@@ -68,7 +71,20 @@ async def page(queue: JobQueue, owner: str, *, limit: int, after: str | None, st
 
 
 async def _records(queue: JobQueue, job_ids: list[str]) -> list[dict[str, str]]:
+    """The fields of each job; none of one that has expired, or that no version of the service has written."""
     async with queue.redis.pipeline(transaction=False) as pipe:
         for job_id in job_ids:
             pipe.hgetall(queue.keys.job_hash(job_id))
-        return cast("list[dict[str, str]]", await pipe.execute())
+        answers = await pipe.execute(raise_on_error=False)
+    return [_fields(job_id, answer) for job_id, answer in zip(job_ids, answers, strict=True)]
+
+
+def _fields(job_id: str, answer: Any) -> dict[str, str]:
+    if isinstance(answer, ResponseError):
+        answer = wrong_type(answer, f"Job {job_id[:100]!r}")
+    if isinstance(answer, UnreadableRecord):
+        skip("a job", answer)
+        return {}
+    if isinstance(answer, Exception):
+        raise answer
+    return cast("dict[str, str]", answer)

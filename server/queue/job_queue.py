@@ -11,7 +11,7 @@ from typing import cast
 from server.errors import JobExpired, KeyReused, QueueFull, RateLimited, RequestError, UnknownJob
 from server.jobs import JobInput, JobRecord, JobState, Output
 from server.queue import source_images
-from server.queue.redis_client import Client
+from server.queue.redis_client import Client, read_hash
 from server.queue.scripts import SHARED_BYTES, QueueConnection
 from server.queue.statistics import QueuePosition
 from server.settings import Settings
@@ -39,6 +39,7 @@ class Submission:
     follow_events: bool = False  #: keep its events from the start
     max_jobs: int = 0  #: how many jobs of its owner may wait or run; 0: any number
     source: bytes | None = None  #: the packed source image of an edit
+    trace: str = ""  #: traceparent, if the request is sampled
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,7 @@ class JobQueue(QueueConnection):
             "webhook": job.webhook or None,
             "batch": job.batch or None,
             "key": submission.key or None,
+            "trace": submission.trace or None,
             "fingerprint": submission.fingerprint,
             "follow_events": submission.follow_events,
             "bytes": RECORD_BYTES + len(text) + source_bytes + reserved,
@@ -168,8 +170,7 @@ class JobQueue(QueueConnection):
         Raises:
             UnknownJob: no such job. JobExpired: it ended and was deleted. UnreadableRecord: see JobRecord.
         """
-        flat = await self.redis.call("HGETALL", self.keys.job_hash(job_id))
-        raw = dict(zip(flat[::2], flat[1::2], strict=True))
+        raw = await read_hash(self.redis, self.keys.job_hash(job_id), f"Job {job_id[:100]!r}")
         if raw and owner in (None, raw.get("owner", "")):
             return JobRecord.from_fields(raw, known)
         ended = None if raw else await self.redis.get(self.keys.tombstone(job_id))

@@ -70,6 +70,7 @@ class Keys:
     deadlines_zset = FixedKey("deadlines")  # waiting jobs, by deadline
     ended_zset = FixedKey("ended")  # "ID STATE OWNER BYTES" of ended jobs, by when their record expires
     open_jobs_hash = FixedKey("open_jobs")  # waiting and running jobs, by owner; lines of batches by "OWNER batch"
+    link_secret = FixedKey("link_secret")  # signs links to images
     rate_limit = KeyTemplate("rate_limit:{caller}")  # when the caller's allowance of requests is full again
 
     # --- channels -----------------------------------------------------------------------------------
@@ -107,4 +108,5 @@ class Keys:
     streams_zset = FixedKey("stream_gateways")  # gateways with open event streams, by when they last counted
     workers_zset = FixedKey("workers")
     last_seen_zset = FixedKey("last_seen")  # workers by their last heartbeat, until they stop or are long gone
+    worker_model = KeyTemplate("worker_model:{worker_id}")  # outlives a lost worker as long as `last_seen`
     worker = KeyTemplate("worker:{worker_id}")

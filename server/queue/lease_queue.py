@@ -33,6 +33,15 @@ class LeaseRenewal:
     step: int
 
 
+@dataclass(frozen=True, slots=True)
+class Preempting:
+    """The waiting jobs of a class that a worker without a free row takes, because they may preempt one."""
+
+    any_caller: bool  #: all jobs that were submitted with this class
+    others: bool  #: all jobs of callers who are not in `but`
+    but: Sequence[str]
+
+
 def new_token() -> int:
     return 1 + secrets.randbelow(TOKENS)
 
@@ -54,15 +63,22 @@ class LeaseQueue(QueueConnection):
         self._more_wait = True  #: jobs may wait that this worker has not been woken for
 
     async def take(
-        self, worker: str, model: str, *, block_s: float | None = None, min_wait_s: float = 0.0
+        self,
+        worker: str,
+        model: str,
+        *,
+        block_s: float | None = None,
+        min_wait_s: float = 0.0,
+        preempting: Mapping[str, Preempting] | None = None,
     ) -> Lease | None:
         """Take the next waiting job of the model; None if there is none after `block_s`.
 
         With `min_wait_s`, take only a job that has waited that long: an idle worker would have taken it by then.
+        With `preempting`, take only such jobs, by class.
         """
         found = None
         if block_s is None or self._more_wait:
-            found = await self._take(worker, model, min_wait_s)
+            found = await self._take(worker, model, min_wait_s, preempting)
         if found is None and block_s is not None:
             # A job that came meanwhile has left an entry in the list, unless another worker died with it in its hands.
             if await self._wakeups.call(("BLPOP", self.keys.wakeup_list(model), block_s)):
@@ -71,8 +87,11 @@ class LeaseQueue(QueueConnection):
                 self._more_wait = True
         return found
 
-    async def _take(self, worker: str, model: str, min_wait_s: float) -> Lease | None:
-        call = {"token": new_token(), "ageing_s": self.ageing_s, "min_wait_s": min_wait_s}
+    async def _take(
+        self, worker: str, model: str, min_wait_s: float, preempting: Mapping[str, Preempting] | None = None
+    ) -> Lease | None:
+        wanted = None if preempting is None else {name: shallow(jobs) for name, jobs in preempting.items()}
+        call = {"token": new_token(), "ageing_s": self.ageing_s, "min_wait_s": min_wait_s, "preempting": wanted}
         answer = await self.run("take", self._limits(worker, model) | call)
         lease, more = answer or (None, 0)
         self._more_wait = bool(more) or min_wait_s > 0
@@ -107,7 +126,7 @@ class LeaseQueue(QueueConnection):
             return None
 
     def _decode(self, answer: Sequence[Any]) -> Lease:
-        job_id, token, attempt, job, created_at, started_at, error, resumable = answer
+        job_id, token, attempt, job, created_at, started_at, error, resumable, trace = answer
         runs_alone = int(attempt) > shared_attempts(self.max_attempts)
         return Lease(
             job_id=job_id,
@@ -118,6 +137,7 @@ class LeaseQueue(QueueConnection):
             started_at=float(started_at),
             suspect=bool(error) or runs_alone,
             resumable=bool(resumable),
+            trace=trace,
         )
 
     async def renew(self, renewals: Sequence[LeaseRenewal], *, extend: bool) -> list[str]:

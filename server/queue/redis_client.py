@@ -25,7 +25,7 @@ from redis.exceptions import (
 
 from server.addresses import SENTINEL_SCHEMES, without_password
 from server.background import RepeatedFailure
-from server.errors import ConfigError, SettingError
+from server.errors import ConfigError, SettingError, UnreadableRecord
 from server.queue.connection.pipeline import ServiceRedis
 from server.queue.connection.pool import WaitingPool
 from server.queue.connection.retry import ReconnectingRetry, causes
@@ -243,6 +243,26 @@ async def outlast_outages(redis: Client, url: str, call: Callable[[], Awaitable[
         except RedisError as error:
             log.warning("Redis: %s; trying again", error)
             await asyncio.sleep(0.5)
+
+
+async def read_hash(redis: Client, key: str, what: str) -> dict[str, str]:
+    """The fields of a hash, none if there is no such key.
+
+    Raises:
+        UnreadableRecord: the key holds another type. `what` names the record.
+    """
+    try:
+        flat = cast("list[str]", await redis.call("HGETALL", key))
+    except ResponseError as error:
+        raise wrong_type(error, what) from error
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def wrong_type(error: ResponseError, what: str) -> Exception:
+    """UnreadableRecord if the error says that a key has another type, else the error itself."""
+    if "WRONGTYPE" not in str(error):
+        return error
+    return UnreadableRecord(f"{what} is kept in another form than this version of the service reads.", retry_after_s=5)
 
 
 async def redis_time(redis: Client) -> float:

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import cast
 
@@ -82,6 +82,7 @@ class Registry:
         text = json.dumps(shallow(worker) | {"heartbeat_at": now})
         async with self.redis.pipeline(transaction=True) as pipe:
             pipe.set(self.keys.worker(worker.id), text, px=int(DEAD_AFTER_S * 1000))
+            pipe.set(self.keys.worker_model(worker.id), worker.model, ex=int(LOST_KEPT_S + DEAD_AFTER_S))
             pipe.zadd(self.keys.workers_zset, {worker.id: now})
             pipe.zremrangebyscore(self.keys.workers_zset, "-inf", now - DEAD_AFTER_S)
             pipe.zadd(self.keys.last_seen_zset, {worker.id: now})
@@ -94,7 +95,7 @@ class Registry:
 
     async def deregister(self, worker_id: str) -> None:
         async with self.redis.pipeline(transaction=True) as pipe:
-            pipe.delete(self.keys.worker(worker_id))
+            pipe.delete(self.keys.worker(worker_id), self.keys.worker_model(worker_id))
             pipe.zrem(self.keys.workers_zset, worker_id)
             pipe.zrem(self.keys.last_seen_zset, worker_id)
             await pipe.execute()
@@ -112,6 +113,12 @@ class Registry:
         oldest = await redis_time(self.redis) - LOST_KEPT_S
         found = await self.redis.zrange(self.keys.last_seen_zset, oldest, "+inf", byscore=True, withscores=True)
         return dict(found)
+
+    async def models_of(self, worker_ids: Collection[str]) -> dict[str, str]:
+        """The models that these workers served, live or lost; "" for one that never loaded any."""
+        keys = [self.keys.worker_model(each) for each in worker_ids]
+        models = await self.redis.mget(keys) if keys else []
+        return {worker: model or "" for worker, model in zip(worker_ids, models, strict=True)}
 
     async def publish_model(self, info: ModelInfo) -> None:
         await self.redis.hset(self.keys.models_hash, info.id, info.to_json())

@@ -27,6 +27,7 @@ class QueueCounts:
     dead_lettered: int = 0
     dead_letter_depth: int = 0
     oldest_age_s: float = 0.0
+    oldest_age_by_model: Mapping[str, float] = field(default_factory=dict)  #: seconds
     waiting: Mapping[tuple[str, str], int] = field(
         default_factory=dict
     )  #: by model and priority, counted in the sorted sets
@@ -64,6 +65,10 @@ async def queue_counts(queue: QueueConnection) -> QueueCounts:
     sizes, oldest, leases = rest[: 2 * len(lines) : 2], rest[1 : 2 * len(lines) : 2], rest[2 * len(lines) :]
     now = seconds + micros / 1e6
     waiting = [(model, priority) for model in models for priority in PRIORITIES]
+    ages = dict.fromkeys(models, 0.0)
+    for (model, _), first in zip(waiting, oldest, strict=True):
+        if first:
+            ages[model] = max(ages[model], now - first[0][1])
     return QueueCounts(
         submitted={k.removeprefix("submitted:"): v for k, v in raw.items() if k.startswith("submitted:")},
         states={s.value: raw.get(f"state:{s.value}", 0) for s in JobState},
@@ -72,7 +77,8 @@ async def queue_counts(queue: QueueConnection) -> QueueCounts:
         dead_lettered=raw.get("dead_lettered", 0),
         expired=raw.get("expired", 0),
         dead_letter_depth=dead,
-        oldest_age_s=max([0.0, *(now - first[0][1] for first in oldest if first)]),
+        oldest_age_s=max([0.0, *ages.values()]),
+        oldest_age_by_model=ages,
         waiting=dict(zip(waiting, sizes, strict=True)),
         waiting_work={model: raw.get(f"work:{model}", 0) for model in models},
         leases=sum(leases),

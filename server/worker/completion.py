@@ -11,9 +11,10 @@ from redis.exceptions import RedisError
 from server.jobs import IMPOSSIBLE, JobError, JobMetrics, JobState
 from server.metrics import Tally
 from server.queue.lease_queue import LeaseQueue
+from server.telemetry.tracing import Tracing
 from server.worker.engine.slot import EngineSlot
-from server.worker.held_job import HeldJob
-from server.worker.scheduler import Scheduler
+from server.worker.scheduling.held_job import HeldJob
+from server.worker.scheduling.scheduler import Scheduler
 from server.worker.snapshots import SnapshotStore
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ class Completion:
         snapshots: SnapshotStore,
         tally: Tally,
         lease_s: float,
+        tracing: Tracing,
     ) -> None:
         self._queue = queue
         self._engine = engine
@@ -38,12 +40,13 @@ class Completion:
         self._snapshots = snapshots
         self._tally = tally
         self._lease_s = lease_s
+        self._tracing = tracing
 
     async def finish(
         self, job: HeldJob, state: JobState, error: JobError | None = None, files: Mapping[int, bytes] | None = None
     ) -> None:
         """Write the job's terminal state. `files` are images that are not stored yet, by image index."""
-        job.closing = True
+        job.closing, began, done = True, time.monotonic(), False
         lease, metrics = job.lease, _metrics(job, self._engine.thread.kernels)
         outputs = [job.outputs[i] for i in sorted(job.outputs)] if state is JobState.SUCCEEDED else []
         try:
@@ -56,7 +59,8 @@ class Completion:
             if state is JobState.SUCCEEDED and done:
                 self._tally.observe("fluid_job_latency_seconds", metrics.total_time)
             log.info("%s %s in %.3f s%s", lease.job_id, state, metrics.total_time, "" if done else " (fenced)")
-        self._scheduler.remove(job)
+        job.trace.add("finish", began)
+        self._remove(job, state if done else "fenced", error.code if error else "")
 
     async def requeue(self, job: HeldJob, error: JobError | None, *, discard_progress: bool = False) -> None:
         """Return the job to the queue. An error counts the attempt.
@@ -71,7 +75,7 @@ class Completion:
             log.info("requeued %s, now %s", job.lease.job_id, state)
         except RedisError as failure:
             log.error("cannot requeue %s (%s); its lease will expire", job.lease.job_id, failure)
-        self._scheduler.remove(job)
+        self._remove(job, "requeued", error.code if error else "")
 
     async def requeue_all(self, error: JobError | None) -> None:
         """Requeue every held job. With an error the engine can no longer free rows, and only started jobs count the
@@ -115,7 +119,7 @@ class Completion:
             if job.lost:
                 self._tally.count("fluid_lease_lost_total")
                 log.warning("lost the lease of %s (attempt %d)", job.lease.job_id, job.lease.attempt)
-                self._scheduler.remove(job)
+                self._remove(job, "lost")
             elif job.canceled:
                 await self.finish(job, JobState.CANCELED)
             else:
@@ -127,6 +131,12 @@ class Completion:
         for row in rows:
             self._scheduler.free_row(job, row, retry=True)
         await self._engine.thread.release(rows)
+
+    def _remove(self, job: HeldJob, outcome: str, error: str = "") -> None:
+        self._scheduler.remove(job)
+        job.trace.export(
+            self._tracing, outcome, error=error, prompt_tokens=job.prompt_tokens, kernels=self._engine.thread.kernels
+        )
 
     async def persist(self, write: Callable[[], Awaitable[T]]) -> T:
         """Repeat an unanswered write while our lease may be valid. Every write here is idempotent."""
@@ -141,7 +151,7 @@ class Completion:
 
 
 def _metrics(job: HeldJob, kernels: str) -> JobMetrics:
-    queue_s = job.lease.started_at - job.lease.created_at
+    queue_s = job.lease.queue_s
     return JobMetrics(
         queue_time=round(queue_s, 6),
         predict_time=round(job.predict_s, 6),

@@ -10,7 +10,7 @@ from redis.exceptions import RedisError
 from server.metrics import Tally
 from server.queue.registry import HEARTBEAT_S, Registry, WorkerInfo
 from server.worker.engine.slot import EngineSlot
-from server.worker.scheduler import Scheduler
+from server.worker.scheduling.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
 HALF_LIFE_S = 10.0

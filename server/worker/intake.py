@@ -4,12 +4,9 @@ import asyncio
 import logging
 import time
 import zlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 
-from redis.exceptions import RedisError
-
-from server.background import RepeatedFailure, wait_at_most
 from server.errors import EngineBroken
 from server.images.compositing import Source
 from server.jobs import JobState, Lease
@@ -19,17 +16,14 @@ from server.queue.lease_queue import LeaseQueue
 from server.worker.completion import Completion
 from server.worker.engine.slot import EngineSlot
 from server.worker.engine.thread import Admission, AdmittedRow
-from server.worker.held_job import HeldJob
-from server.worker.scheduler import Scheduler
+from server.worker.scheduling.held_job import HeldJob
+from server.worker.scheduling.preemption import MAX_PAUSES, Preemption
+from server.worker.scheduling.scheduler import Scheduler
 from server.worker.snapshots import SnapshotStore
 
 log = logging.getLogger(__name__)
 Images = Sequence[tuple[HeldJob, int]]
 Admitted = Callable[[list[AdmittedRow]], None]
-IDLE_BLOCK_S = 0.25  # longest wait without noticing SIGTERM or expired leases while there is nothing to do
-MIN_WAIT_S = 0.25  # a job that has waited this long is one that no idle worker wants
-RECLAIM_S = 0.25
-STOP_S = 1.0
 
 
 class Intake:
@@ -59,7 +53,7 @@ class Intake:
     async def accept_lease(self, lease: Lease) -> None:
         """Hold the job, with its source image and the progress of an earlier attempt."""
         job = self._scheduler.add(lease, time.monotonic())
-        self._tally.observe("fluid_queue_wait_seconds", lease.started_at - lease.created_at)
+        self._tally.observe("fluid_queue_wait_seconds", lease.queue_s)
         job.preparing = True  # none of its images may start before what was saved of them is known
         try:
             if lease.input.edit is not None and not await self._load_source(job):
@@ -93,7 +87,16 @@ class Intake:
         """
         for job, index in images:
             self._scheduler.start_admission(job, index)
-        task = asyncio.create_task(self._admit(images))
+        self._run(self._admit(images))
+
+    def preempt(self, chosen: Preemption) -> None:
+        """Pause a row for an image. Its admission waits for a free row from now on, so that no other one gets it."""
+        chosen.victim.pausing.add(chosen.row)
+        self.admit([(chosen.job, chosen.index)])
+        self._run(self._pause(chosen, chosen.victim.rows[chosen.row]))
+
+    def _run(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
         self.running.add(task)
         task.add_done_callback(self._ended)
 
@@ -114,6 +117,29 @@ class Intake:
         finally:
             for job, index in reversed(images):
                 self._scheduler.return_image(job, index)
+
+    async def _pause(self, chosen: Preemption, index: int) -> None:
+        job, row = chosen.victim, chosen.row
+
+        def paused(snapshot: bytes | None) -> None:
+            if snapshot is None or row not in job.rows:  # it finished or was released meanwhile
+                return
+            self._scheduler.pause_row(job, row)
+            if snapshot:
+                self._snapshots.keep(job, index, snapshot)
+            else:
+                job.steps_done[index] = 0
+            self._tally.count("fluid_preemptions_total", chosen.reason)
+
+        try:
+            await self._engine.thread.pause(row, paused)
+        except EngineBroken:
+            raise
+        except Exception:  # the row runs on, and the other image waits for one that ends
+            log.exception("no snapshot of a row of %s; it is not preempted again", job.lease.job_id)
+            job.pauses[index] = MAX_PAUSES
+        finally:
+            job.pausing.discard(row)
 
     async def _resume(self, job: HeldJob, index: int) -> None:
         """Put an image on a row where its snapshot was taken, unless the snapshot does not fit."""
@@ -152,6 +178,8 @@ class Intake:
             await self._completion.isolate_failure("admit", error, jobs, len(images))
         else:
             self._tally.observe("fluid_stage_duration_seconds", time.monotonic() - began, "admit")
+            for job in jobs:
+                job.trace.add("admit", began, **{"fluid.images": len(images)})
 
     async def _give_rows(self, images: Images, enter: Callable[[Admitted], Awaitable[None]]) -> None:
         """Have the engine take the images in, and free the rows of jobs that ended meanwhile."""
@@ -164,6 +192,7 @@ class Intake:
                     continue
                 self._scheduler.assign_row(job, index, given.row)
                 job.steps_done[index], job.prompt_tokens = given.done, given.prompt_tokens
+                job.trace.begin_decoding(index, given.done)
 
         thread = self._engine.thread
         await enter(admitted)
@@ -173,80 +202,3 @@ class Intake:
 
 def _admission(job: HeldJob, index: int) -> Admission:
     return Admission(job.request(index), job.preview_steps)
-
-
-class Taker:
-    """Takes jobs from the queue while there is room for them, beside the worker's loop."""
-
-    def __init__(
-        self,
-        worker_id: str,
-        queue: LeaseQueue,
-        engine: EngineSlot,
-        scheduler: Scheduler,
-        intake: Intake,
-        may_take: Callable[[], bool],
-    ) -> None:
-        self.in_flight = False  #: a job may be on its way here
-        self._stopped = False
-        self.room = asyncio.Event()  #: set by the worker's loop when there may be room again
-        self._id = worker_id
-        self._queue = queue
-        self._engine = engine
-        self._scheduler = scheduler
-        self._intake = intake
-        self._may_take = may_take
-        self._reclaim_at = 0.0
-
-    async def run(self) -> None:
-        """Take jobs until canceled, through every failure of Redis."""
-        failure = RepeatedFailure(log)
-        while True:
-            try:
-                if not await self.take():
-                    await wait_at_most(self.room, MIN_WAIT_S)
-                failure.over()
-            except RedisError as error:
-                failure.warn(f"cannot take jobs: Redis: {error}; trying again")
-                await asyncio.sleep(0.2)
-
-    async def stop(self) -> None:
-        """Take no more jobs, and return once none is on its way, or after STOP_S."""
-        self._stopped = True
-        deadline = time.monotonic() + STOP_S
-        while self.in_flight and time.monotonic() < deadline:
-            await asyncio.sleep(0.01)
-
-    async def take(self) -> bool:
-        """Lease a job if there is room for one, and wait IDLE_BLOCK_S for it. False: there is no room."""
-        if self._stopped or not self._may_take():
-            return False
-        self.in_flight = True
-        try:
-            if self._scheduler.room() > 0:
-                await self._reclaim()
-                if self._scheduler.room() > 0:
-                    await self._accept(block_s=IDLE_BLOCK_S, min_wait_s=0.0)
-                return True
-            return self._scheduler.saturated() and await self._accept(block_s=None, min_wait_s=MIN_WAIT_S)
-        except EngineBroken as error:
-            self._intake.failures.append(error)
-            return False
-        finally:
-            self.in_flight = False
-
-    async def _accept(self, block_s: float | None, min_wait_s: float) -> bool:
-        lease = await self._queue.take(self._id, self._engine.info.id, block_s=block_s, min_wait_s=min_wait_s)
-        if lease is not None:
-            await self._intake.accept_lease(lease)
-        return lease is not None
-
-    async def _reclaim(self) -> None:
-        """Take over expired leases, one at a time: a job of many images, or a suspect, may leave no room for more."""
-        while self._scheduler.room() > 0 and time.monotonic() >= self._reclaim_at:
-            held = [job.lease.job_id for job in self._scheduler.jobs.values() if not job.lost]
-            leases = await self._queue.reclaim(self._id, self._engine.info.id, held, count=1)
-            if not leases:
-                self._reclaim_at = time.monotonic() + RECLAIM_S
-            for lease in leases:
-                await self._intake.accept_lease(lease)

@@ -9,7 +9,7 @@ from redis.exceptions import RedisError
 
 from server.queue.connection.subscription import Subscription
 from server.queue.lease_queue import LeaseQueue, LeaseRenewal
-from server.worker.scheduler import Scheduler
+from server.worker.scheduling.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
 REPORT_S = 0.1

@@ -1,6 +1,6 @@
 """The worker's loop: admit images to rows, publish what the engine's steps produce; drain on SIGTERM.
 
-The engine steps on its own thread and jobs are taken by a task of their own (intake.py), so that neither waits for
+The engine steps on its own thread and jobs are taken by a task of their own (taker.py), so that neither waits for
 this loop. A pass of the loop follows whenever there is news from either.
 """
 
@@ -26,18 +26,21 @@ from server.queue.lease_queue import LeaseQueue
 from server.queue.redis_client import outlast_outages
 from server.queue.registry import Registry
 from server.settings import Settings
+from server.telemetry.tracing import OFF, Tracing
 from server.worker.completion import Completion
 from server.worker.engine.canary import canary_within
 from server.worker.engine.protocol import Engine
 from server.worker.engine.slot import EngineSlot
 from server.worker.engine.thread import EngineThread
 from server.worker.heartbeat import Heartbeat
-from server.worker.intake import Intake, Taker
+from server.worker.intake import Intake
 from server.worker.leases import CancelListener, LeaseRenewer
 from server.worker.publisher import Publisher
 from server.worker.reload import Reloader
-from server.worker.scheduler import Scheduler
+from server.worker.scheduling.preemption import PreemptionPolicy
+from server.worker.scheduling.scheduler import Scheduler
 from server.worker.snapshots import SnapshotStore
+from server.worker.taker import Taker
 from server.worker.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -49,7 +52,12 @@ class Worker:
     """One engine, one event loop. It survives an unreachable Redis; an engine's failure costs only the job at fault."""
 
     def __init__(
-        self, settings: Settings, queue: LeaseQueue, registry: Registry, factory: Callable[[str], Engine]
+        self,
+        settings: Settings,
+        queue: LeaseQueue,
+        registry: Registry,
+        factory: Callable[[str], Engine],
+        tracing: Tracing = OFF,
     ) -> None:
         """`factory` loads the engine for a checkpoint."""
         self.settings = settings
@@ -59,18 +67,21 @@ class Worker:
         self._bell = asyncio.Event()  #: there is something for a pass of the loop
         self.engine = EngineSlot(EngineThread(settings.snapshot_steps), self._bell.set)
         self.scheduler = Scheduler(settings.max_rows, settings.ageing_s)
+        self.preemption = PreemptionPolicy(self.scheduler)
         self.tally = Tally()
         self.heartbeat = Heartbeat(self.id, registry, self.engine, self.scheduler, self.tally)
-        self.renewer = LeaseRenewer(
-            queue, self.scheduler, settings.lease_s, self._note_progress, self._bell.set
-        )
+        self.renewer = LeaseRenewer(queue, self.scheduler, settings.lease_s, self._note_progress, self._bell.set)
         self.cancel_listener = CancelListener(queue, self.scheduler, self._bell.set)
         self.snapshots = SnapshotStore(queue, self.engine, self.tally)
-        self.completion = Completion(queue, self.engine, self.scheduler, self.snapshots, self.tally, settings.lease_s)
+        self.completion = Completion(
+            queue, self.engine, self.scheduler, self.snapshots, self.tally, settings.lease_s, tracing
+        )
         self.intake = Intake(
             queue, self.engine, self.scheduler, self.completion, self.snapshots, self.tally, self._bell.set
         )
-        self.taker = Taker(self.id, queue, self.engine, self.scheduler, self.intake, lambda: self.taking)
+        self.taker = Taker(
+            self.id, queue, self.engine, self.scheduler, self.intake, self.preemption, lambda: self.taking
+        )
         self.publisher = Publisher(
             queue, self.engine, self.scheduler, self.completion, self.snapshots, self.tally, self._bell.set
         )
@@ -176,6 +187,8 @@ class Worker:
         ending = self._note_progress()
         await self.completion.reap()
         self._admit(ending)
+        if (preemption := self.preemption.choose(time.monotonic())) is not None:
+            self.intake.preempt(preemption)
         self.taker.room.set()
 
     def _note_progress(self) -> Counter[int]:
@@ -185,6 +198,8 @@ class Worker:
         for row, job in self.scheduler.rows.items():
             if (state := table.rows.get(row)) is not None:
                 job.steps_done[job.rows[row]] = state.done
+                if job.trace.sampled:
+                    job.trace.step(job.rows[row], state.done)
                 if (left := state.left) <= table.notice_steps:
                     ending[left] += 1
         self.scheduler.rows_ending = ending.total()

@@ -15,6 +15,7 @@ from server.queue.lease_queue import LeaseQueue
 from server.queue.redis_client import SOCKET_TIMEOUT_S, connect
 from server.queue.registry import Registry
 from server.settings import Settings
+from server.telemetry.tracing import open_tracing
 from server.worker.engine.loader import load_engine
 from server.worker.engine.protocol import Engine
 from server.worker.loop import Worker
@@ -33,7 +34,9 @@ async def serve(settings: Settings) -> None:
         def factory(checkpoint: str) -> Engine:
             return load_engine(replace(settings, checkpoint=checkpoint))
 
-        worker = Worker(settings, LeaseQueue(redis, settings), Registry(redis, settings.namespace), factory)
+        tracing = open_tracing(settings, "worker")
+        stack.callback(tracing.close)
+        worker = Worker(settings, LeaseQueue(redis, settings), Registry(redis, settings.namespace), factory, tracing)
         loop = asyncio.get_running_loop()
         exits = set[asyncio.Task[None]]()
 

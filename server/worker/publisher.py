@@ -19,8 +19,8 @@ from server.queue.lease_queue import LeaseQueue
 from server.worker.completion import Completion
 from server.worker.engine.row_states import StepNews
 from server.worker.engine.slot import EngineSlot
-from server.worker.held_job import HeldJob
-from server.worker.scheduler import Scheduler
+from server.worker.scheduling.held_job import HeldJob
+from server.worker.scheduling.scheduler import Scheduler
 from server.worker.snapshots import SnapshotStore
 
 log = logging.getLogger(__name__)
@@ -79,6 +79,7 @@ class Publisher:
             index = self._scheduler.free_row(job, row, retry=False)
             job.steps_done[index] = job.lease.input.sampling.num_inference_steps
             job.predict_s = time.monotonic() - job.taken_at
+            job.trace.end_decoding(index, state.batch_peak)
             self.publish(job, index, pixels)
 
     async def _isolate(self, news: StepNews) -> None:
@@ -123,7 +124,8 @@ class Publisher:
 
     async def _publish(self, job: HeldJob, index: int, pixels: bytes) -> None:
         try:
-            output, data = await self._encode(job, index, pixels)
+            with job.trace.piece("encode", **{"fluid.image": index}):
+                output, data = await self._encode(job, index, pixels)
             files = {index: data}
             if len(job.outputs) < job.lease.input.n - 1:
                 await self._store(job, output, data)
@@ -165,6 +167,7 @@ class Publisher:
         began = time.monotonic()
         await self._completion.persist(lambda: self._queue.store_result(job.lease, output.index, data))
         self._tally.observe("fluid_stage_duration_seconds", time.monotonic() - began, "store")
+        job.trace.add("store", began, **{"fluid.image": output.index})
         await self._snapshots.save_output(job, output)
 
 

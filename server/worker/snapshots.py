@@ -10,7 +10,7 @@ from server.jobs import Output
 from server.metrics import Tally
 from server.queue.lease_queue import LeaseQueue
 from server.worker.engine.slot import EngineSlot
-from server.worker.held_job import HeldJob
+from server.worker.scheduling.held_job import HeldJob
 
 log = logging.getLogger(__name__)
 
@@ -49,17 +49,26 @@ class SnapshotStore:
             job.snapshots[job.rows[row]] = state
             fresh.setdefault(job, {})[job.rows[row]] = state
         for job, states in fresh.items():
-            if job.lease.job_id not in self._saving:
-                self._saving[job.lease.job_id] = asyncio.create_task(self._save_in_background(job, states))
+            self._save_soon(job, states)
+
+    def keep(self, job: HeldJob, index: int, state: bytes) -> None:
+        """Keep the snapshot that a preempted image resumes from, here and for another attempt."""
+        job.snapshots[index] = state
+        self._save_soon(job, {index: state})
+
+    def _save_soon(self, job: HeldJob, states: Mapping[int, bytes]) -> None:
+        if job.lease.job_id not in self._saving:
+            self._saving[job.lease.job_id] = asyncio.create_task(self._save_in_background(job, states))
 
     async def flush(self, job: HeldJob) -> None:
         """Take and save snapshots of all rows of a job that is about to be requeued."""
+        rows = dict(job.rows)  # one may be paused meanwhile
         try:
-            states = await self._engine.thread.snapshot(job.rows)
+            states = await self._engine.thread.snapshot(rows)
         except Exception:  # the engine is on its way out; the last snapshots are still there
             log.exception("no last snapshots of %s", job.lease.job_id)
             return
-        job.snapshots |= {job.rows[row]: state for row, state in states.items()}
+        job.snapshots |= {rows[row]: state for row, state in states.items()}
         if job.snapshots:
             await self._write(job, job.snapshots)
 

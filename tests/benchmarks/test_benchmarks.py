@@ -12,12 +12,12 @@ from benchmarks import batching, edits, exact, growth
 from benchmarks.fast import kernel_distance
 from benchmarks.machine import without_zero_init
 from model.config import KlConfig, MarConfig
-from model.inference.chains import make_chains
 from model.inference.engine import Engine
+from model.inference.heads.chains import make_chains
 from model.inference.load import load_engine
 from model.inference.prompts import LabelPrompts
 from model.inference.requests import Request, Sampling
-from model.inference.step_plan import Snapshot
+from model.inference.row_state import Snapshot
 from model.networks.mar import Mar
 
 

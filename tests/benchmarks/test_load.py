@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from benchmarks.load import backlog, latency
+from benchmarks.load import backlog, growth, latency, streams
 from benchmarks.load.generator import Generator, poisson, request_bytes
 
 pytestmark = pytest.mark.anyio
@@ -111,5 +111,28 @@ async def test_the_measurements_run_against_the_real_service() -> None:
     figures = await latency.at_100_per_second(quick=True)
     assert figures["failed_100rps"] == {} and figures["requests_100rps"] > 200
     assert all(figures[name] is not None for name in figures)
-    costs = await backlog.at_100000(quick=True)
-    assert {"enqueue_ms_at_2000", "place_ms_at_2000", "take_ms_at_2000", "counts_ms_at_2000"} < set(costs)
+
+
+@pytest.mark.slow
+async def test_the_cost_of_the_queue_counts_every_command_of_its_scripts() -> None:
+    """No operation sends more commands with 2,000 jobs waiting than with 100."""
+    costs = await backlog.by_size(quick=True)
+    for name in ("enqueue", "place", "take", "progress", "finish", "cancel", "list", "requeue"):
+        few, many = costs[f"{name}_commands"]
+        assert 1 < many <= few * 1.1, name
+        assert costs[f"{name}_us_at_2000"] > 0
+    assert 500 < costs["bytes_per_waiting_job_at_2000"] < 4000
+
+
+@pytest.mark.slow
+async def test_each_open_stream_takes_memory_that_closed_ones_give_back() -> None:
+    figures = await streams.memory_of_each(quick=True)
+    assert figures["streams"] == 50 and 0 < figures["gateway_kib_per_stream"] < 500
+    assert figures["gateway_kib_per_stream_again"] < 2 * figures["gateway_kib_per_stream"]
+
+
+def test_the_rate_of_bursts_does_not_depend_on_where_the_count_begins() -> None:
+    """Four images every second: counted within 1.5 seconds they would be 4 or 8."""
+    times = [second + image / 1000 for second in range(10) for image in range(4)]
+    assert growth.slope(times) == pytest.approx(4, rel=0.02)
+    assert growth.slope(times[2:]) == pytest.approx(4, rel=0.02)

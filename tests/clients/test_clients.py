@@ -16,10 +16,11 @@ from pathlib import Path
 
 import pytest
 
+from server.gateway.api_keys import hash_key
 from server.launcher.embedded_valkey import EmbeddedValkey
 from tests.clients.bodies import BODIES, FILE, MAPPED
 from tests.clients.environment import HERE, environment
-from tests.clients.python_clients import png
+from tests.clients.python_clients import KEY, png
 from tests.clients.recorder import recording
 from tests.server.conftest import fake_settings
 from tests.server.harness import Service, running_service
@@ -35,8 +36,10 @@ CALLS = [
 
 @pytest.fixture(scope="module")
 def mapped(valkey: EmbeddedValkey) -> Iterator[Service]:
-    """A service whose operator has mapped OpenAI's models and sizes."""
-    with running_service(replace(fake_settings(valkey), **MAPPED), ready_s=60) as running:  # type: ignore[arg-type]
+    """A service with API keys whose operator has mapped OpenAI's models and sizes: LangChain opens the `url` without
+    the key."""
+    settings = replace(fake_settings(valkey), api_keys=f"tester {hash_key(KEY)}", **MAPPED)  # type: ignore[arg-type]
+    with running_service(settings, ready_s=60) as running:
         yield running
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import json
 import os
 import subprocess
@@ -30,6 +31,7 @@ from tests.server.harness import http_server, until
 
 pytestmark = pytest.mark.slow
 PROMPT = "a-very-private-prompt"
+HAS_OTEL = importlib.util.find_spec("opentelemetry.exporter") is not None
 #: What must be in no text at all. Each says where it was planted.
 SECRETS = {
     "password of Redis": "plantedRedisPassw0rd/with?marks",
@@ -41,6 +43,8 @@ SECRETS = {
     "token of a hub": "hf_plantedTokenOfTheHub",
     "cloud key": "plantedCloudSecretKey",
     "token in a webhook's URL": "plantedTokenInTheUrl",
+    "password of a collector": "plantedCollectorPassw0rd",
+    "token of a collector": "plantedCollectorToken",
 }
 ALICE, BOB, URL_TOKEN = SECRETS["key of alice"], SECRETS["key of bob"], SECRETS["token in a webhook's URL"]
 
@@ -136,9 +140,17 @@ def environment(valkey: EmbeddedValkey, password: str, **changes: str) -> dict[s
         api_key=ALICE,
         webhook_secret=SECRETS["webhook secret"],
         webhook_private="allow",
+        traces_url=f"http://me:{SECRETS['password of a collector']}@127.0.0.1:9/v1/traces"
+        if HAS_OTEL
+        else "",  # refused
+        traces_ratio=1.0,
     )
     clean = {name: value for name, value in os.environ.items() if not name.startswith("FLUID_")}
-    others = {"HF_TOKEN": SECRETS["token of a hub"], "AWS_SECRET_ACCESS_KEY": SECRETS["cloud key"]}
+    others = {
+        "HF_TOKEN": SECRETS["token of a hub"],
+        "AWS_SECRET_ACCESS_KEY": SECRETS["cloud key"],
+        "OTEL_EXPORTER_OTLP_HEADERS": f"authorization=Bearer%20{SECRETS['token of a collector']}",
+    }
     return clean | others | settings.to_env() | changes
 
 

@@ -14,7 +14,7 @@ from fluid_kernels.ops.linear import PackedLinear, linear_ref
 from fluid_kernels.philox import INITIAL, STEP, normal_ref
 from model.config import FluidConfig, MarConfig, TokenizerConfig
 from model.diffusion import learned_log_variance, make_schedule, predict_x0
-from model.inference.chains import make_chains, stack_chains
+from model.inference.heads.chains import make_chains, stack_chains
 from model.networks.diffusion_head import DiffusionHead
 
 

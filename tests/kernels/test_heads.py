@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fluid_kernels.head_loop import HeadWeights, Rows, head_loop_ref
 from fluid_kernels.heads import HeadPathError, choose_path, make_head
 from model.checkpoint import load_checkpoint
-from model.inference.chains import make_chains
+from model.inference.heads.chains import make_chains
 from model.inference.load import SHIPPED
 from tests.kernels import test_head_loop as small
 

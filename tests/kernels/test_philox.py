@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import sys
 import pytest
 import torch
 
-from fluid_kernels.philox import STEP, normal_ref, philox
+from fluid_kernels.philox import CATEGORY, CHOICE, STEP, gumbel_ref, normal_ref, philox
 
 TRITON_CHECK = """
 import torch
@@ -60,3 +61,14 @@ def test_triton_generates_the_same_numbers() -> None:
         env={**os.environ, "TRITON_INTERPRET": "1"},
     )  # fmt: skip
     assert done.returncode == 0 and "equal" in done.stdout, done.stderr
+
+
+def test_gumbel_numbers_have_the_distribution_and_are_finite() -> None:
+    """Mean γ, variance π²/6; a shorter row is the beginning of a longer one, and purposes do not overlap."""
+    seed, position, step = torch.arange(2000), torch.tensor(3), torch.tensor(0)
+    numbers = gumbel_ref(seed, CATEGORY, position, step, 50)
+    assert numbers.shape == (2000, 50) and numbers.isfinite().all()
+    assert numbers.mean().item() == pytest.approx(0.5772, abs=0.02)
+    assert numbers.var().item() == pytest.approx(math.pi**2 / 6, abs=0.05)
+    assert torch.equal(gumbel_ref(seed, CATEGORY, position, step, 7), numbers[:, :7])
+    assert not torch.equal(gumbel_ref(seed, CHOICE, position, step, 50), numbers)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+from model.config import FluidConfig, ModelConfig, VqConfig
 from model.data.scenes.facts import Grammar
 from model.data.scenes.sprites import Sprites
 from model.data.scenes.things import STYLES
 from model.inference.engine import Engine
 from model.inference.prompts import TextPrompts
 from model.inference.requests import Request, Sampling
-from model.networks.random_order_model import Fluid
+from model.networks.autoregressive_model import Fluid
 from model.networks.text_encoder import HashEncoder
 from model.networks.transformer import TextContext
 from model.presets import PRESETS
@@ -29,15 +31,59 @@ def row_request(
     return Request(prompt, seed, sampling, negative_prompt=negative)
 
 
-@pytest.fixture(scope="session")
-def tiny() -> Fluid:
-    """The tiny preset with random weights everywhere: a zero-initialised head would make every test pass."""
+SYSTEMS = ("random-continuous", "random-discrete", "raster-continuous", "raster-discrete")
+
+
+def system_config(system: str) -> FluidConfig:
+    """The tiny preset as one of the paper's four systems."""
+    order, _, tokens = system.partition("-")
+    config = replace(PRESETS["tiny"], order=order)  # type: ignore[arg-type]
+    tokenizer = VqConfig(stride=4, channels=4, codebook=32, widths=(8, 8, 8))
+    return replace(config, head="categorical", tokenizer=tokenizer) if tokens == "discrete" else config
+
+
+def random_model(config: FluidConfig) -> Fluid:
+    """Random weights everywhere: a zero-initialised head would make every test pass."""
     torch.manual_seed(0)
-    model = Fluid(PRESETS["tiny"]).eval().requires_grad_(False)
+    model = Fluid(config).eval().requires_grad_(False)
     for name, parameter in model.head.named_parameters():
         if "modulation" in name or name.startswith("out."):
-            torch.nn.init.normal_(parameter, std=0.2)
+            # Small in raster order: 16 tokens, each from the one before it, would magnify rounding 1000 times.
+            torch.nn.init.normal_(parameter, std=0.08 if config.causal else 0.2)
+    if config.categorical:  # logits that depend on the input
+        torch.nn.init.normal_(model.table, std=0.3)
     return model
+
+
+def fitted(request: Request, config: ModelConfig) -> Request:
+    """The request with those parameters changed that this model has not."""
+    sampling = request.sampling
+    if config.causal:
+        sampling = replace(sampling, num_inference_steps=config.tokens, order="raster")
+    if config.categorical:
+        sampling = replace(sampling, diffusion_steps=1, diffusion_steps_final=None)
+    else:
+        order = "random" if sampling.order == "confidence" else sampling.order
+        sampling = replace(sampling, top_k=None, top_p=None, order=order)
+    return replace(request, sampling=sampling)
+
+
+def some_tokens(config: ModelConfig, *shape: int) -> torch.Tensor:
+    """Random tokens (..., N, C), or (..., N) if discrete."""
+    if config.categorical:
+        return torch.randint(config.codebook, (*shape, config.tokens))
+    return torch.randn(*shape, config.tokens, config.channels)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Fluid:
+    return random_model(PRESETS["tiny"])
+
+
+@pytest.fixture(scope="session", params=SYSTEMS)
+def model(request: pytest.FixtureRequest) -> Fluid:
+    """Each of the four systems in turn."""
+    return random_model(system_config(request.param))
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from model.checkpoint import CheckpointError, load_checkpoint, save_checkpoint, weights_digest
 from model.inference import serving
 from model.inference.load import find_checkpoint, load_engine
-from model.networks.random_order_model import Fluid
+from model.networks.autoregressive_model import Fluid
 from model.networks.tokenizer import PcaSkipTokenizer
 from tests.model.conftest import row_request
 

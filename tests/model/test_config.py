@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
-from model.config import ConfigError, ModelConfig
+from model.config import ConfigError, ModelConfig, VqConfig
 from model.networks.factory import build_model
 from model.networks.transformer import count_parameters
 from model.presets import MAR_PRESETS, PRESETS
 
-PAPER = {"369M": 369e6, "665M": 665e6, "1.1B": 1.1e9, "3.1B": 3.1e9, "10.5B": 10.5e9}
+PAPER = {"166M": 166e6, "369M": 369e6, "665M": 665e6, "1.1B": 1.1e9, "3.1B": 3.1e9, "10.5B": 10.5e9}
 
 
 def parameter_count(config: ModelConfig) -> int:
@@ -27,6 +28,20 @@ def test_paper_presets_have_the_parameters_their_names_say(name: str) -> None:
     assert PRESETS[name].tokens == 256 and PRESETS[name].channels == 16
 
 
+# The discrete systems of the paper, read off its figure (2 % either way).
+PAPER_DISCRETE = {"166M": 152e6, "369M": 333e6, "665M": 625e6, "1.1B": 1.04e9, "3.1B": 3.0e9}
+
+
+@pytest.mark.parametrize("size", PAPER_DISCRETE)
+def test_the_four_systems_of_a_paper_preset_differ_in_tokens_and_order_only(size: str) -> None:
+    """Raster order has as many parameters; discrete tokens trade the diffusion head for a table of 8192 codes."""
+    counts = {PRESETS[name].system: parameter_count(PRESETS[name]) for name in PRESETS if name.split("-")[0] == size}
+    assert len(counts) == 4
+    assert counts["raster-continuous"] == counts["random-continuous"]
+    assert counts["raster-discrete"] == counts["random-discrete"]
+    assert counts["random-discrete"] == pytest.approx(PAPER_DISCRETE[size], rel=0.05)
+
+
 @pytest.mark.parametrize(("name", "published"), {"mar-b": 208e6, "mar-l": 479e6, "mar-h": 943e6}.items())
 def test_mar_presets_have_the_published_sizes(name: str, published: float) -> None:
     assert parameter_count(MAR_PRESETS[name]) == pytest.approx(published, rel=0.002)
@@ -34,7 +49,8 @@ def test_mar_presets_have_the_published_sizes(name: str, published: float) -> No
 
 
 def test_json_round_trip() -> None:
-    for config in (*PRESETS.values(), *MAR_PRESETS.values()):
+    discrete = replace(PRESETS["tiny"], head="categorical", order="raster", tokenizer=VqConfig(stride=4, codebook=16))
+    for config in (*PRESETS.values(), *MAR_PRESETS.values(), discrete):
         assert ModelConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
 
 
@@ -43,8 +59,13 @@ def test_json_round_trip() -> None:
     [
         ({"image_size": 70}, "image_size 70 is not a multiple"),
         ({"width": 100, "heads": 7}, "width 100 over 7 heads"),
-        ({"tokenizer": {"kind": "vq"}}, "tokenizer kind 'vq'"),
+        ({"tokenizer": {"kind": "dalle"}}, "tokenizer kind 'dalle'"),
+        ({"tokenizer": {"kind": "vq", "stride": 8}}, "head 'diffusion' needs continuous .* set head to categorical"),
+        ({"head": "categorical"}, "head 'categorical' needs discrete .* set head to diffusion"),
+        ({"head": "softmax"}, "head 'softmax' is not known: diffusion or categorical"),
+        ({"order": "spiral"}, "order 'spiral' is not known: random or raster"),
         ({"prediction": "x0"}, "prediction 'x0'"),
+        ({"aligner_width": 200}, "aligner_width 200 is not a multiple of its 3 heads, .* a multiple of 64 fits"),
         ({"family": "dit"}, "family 'dit'"),
         ({"widht": 3}, "unknown key 'widht' in section 'model'"),
         ({"tokenizer": {"strid": 8}}, "unknown key 'strid' in section 'tokenizer'"),
@@ -53,3 +74,18 @@ def test_json_round_trip() -> None:
 def test_a_bad_configuration_names_the_field(change: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
         ModelConfig.from_json({**PRESETS["emoji-64"].to_json(), **change})
+
+
+def test_mar_is_random_order_over_continuous_tokens_only() -> None:
+    with pytest.raises(ConfigError, match=r"family 'mar' has head diffusion and order random, .* choose family fluid"):
+        replace(MAR_PRESETS["mar-b"], order="raster")
+
+
+def test_the_four_systems_have_names() -> None:
+    tiny, tokenizer = PRESETS["tiny"], VqConfig(stride=4, codebook=16)
+    found = {
+        replace(tiny, order=order, **kind).system
+        for order in ("random", "raster")
+        for kind in ({}, {"head": "categorical", "tokenizer": tokenizer})
+    }
+    assert found == {"random-continuous", "random-discrete", "raster-continuous", "raster-discrete"}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fluid_kernels.head_loop import HeadWeights, Rows, head_loop_ref
 from model.config import FluidConfig, TextConfig, TokenizerConfig
 from model.diffusion import add_noise, cosine_alpha_bar, kept_timesteps, make_schedule, training_loss
-from model.inference.chains import make_chains
+from model.inference.heads.chains import make_chains
 from model.networks.diffusion_head import DiffusionHead
 
 

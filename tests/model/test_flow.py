@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from fluid_kernels.head_loop import HeadWeights, Rows, head_loop_ref, initial_noise
 from model.config import ConfigError
 from model.flow import add_flow_noise, flow_loss, flow_schedule, sample_times
-from model.inference.chains import make_chains
+from model.inference.heads.chains import make_chains
+from model.networks.autoregressive_model import Fluid
 from model.networks.diffusion_head import DiffusionHead
-from model.networks.random_order_model import Fluid
 from model.presets import PRESETS
 
 FLOW = replace(PRESETS["tiny"], prediction="flow", flow_shift=2.0, clamp=0.0)

@@ -7,6 +7,7 @@ other, so there each phase is a launch: the same code, with launches in place of
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import triton
 from torch import Tensor
@@ -29,7 +30,7 @@ class PersistentHead(KernelWeights):
         """Lay out the weights.
 
         Raises:
-            ValueError: the head is too wide, or its width is not a multiple of 128.
+            ValueError: the head is too wide, its width is not a multiple of 128, or this interpreter cannot loop.
         """
         super().__init__(weights, dtype)
         if self.width % WIDTH_MULTIPLE or self.width > LARGEST_WIDTH:
@@ -38,6 +39,8 @@ class PersistentHead(KernelWeights):
                 f"not {self.width}; use triton"
             )
         self.backend = backend_of(self.device)
+        if self.backend == "cpu":
+            _check_interpreter()
         self.processors = 1 if self.backend == "cpu" else _processors(self.device)
         self._float32: TritonHead | None = None
 
@@ -109,6 +112,19 @@ class _State:
                 num_warps=c.warps, num_stages=c.stages,
                 **self.options,
             )  # fmt: skip
+
+
+def _check_interpreter() -> None:
+    """Raise ValueError for an interpreter that fails at loops of a length known at run time, as this kernel's are.
+
+    Triton 3.6 turns arrays of one element into integers, which numpy 2.4 refuses; compiled kernels are not affected.
+    """
+    newer, older = np.lib.NumpyVersion(np.__version__) >= "2.4.0", triton.__version__.startswith("3.6.")
+    if newer and older:
+        raise ValueError(
+            f"Triton {triton.__version__} cannot interpret the persistent kernel with numpy {np.__version__}: install "
+            "triton 3.7 or newer, or numpy older than 2.4"
+        )
 
 
 def _processors(device: torch.device) -> int:

@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 from server.errors import BodyTooLarge, InvalidRequest, RateLimited, UnknownFile, UnreadableRecord
 from server.gateway.pagination import ids_after
 from server.queue.job_queue import MIB, JobQueue
+from server.queue.redis_client import read_hash
 from server.records import UNREADABLE, finite, skip
 
 #: 50,000 lines, each with a prompt and a few parameters, take about 12 MiB.
@@ -98,7 +99,7 @@ class FileStore:
             UnknownFile: there is no such file, or it belongs to another owner.
             UnreadableRecord: see server/records.py.
         """
-        found = await self._redis.hgetall(self._keys.file_hash(file_id))
+        found = await read_hash(self._redis, self._keys.file_hash(file_id), f"File {file_id[:100]!r}")
         if not found or found.get("owner") != owner:
             raise self._unknown(file_id)
         try:

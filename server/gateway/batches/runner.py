@@ -97,7 +97,7 @@ class BatchRunner:
         elif batch.cursor < batch.total:
             await self._submit_lines(batch)
         elif batch.unfinished <= 0:
-            await self._store.transition(batch, "completed", expected=("in_progress",))
+            await self._store.end(batch, "completed")
         due_at = await redis_time(self._redis) + STEP_INTERVAL_S
         await self._redis.zadd(self._keys.batches_zset, {batch_id: due_at}, xx=True)
 
@@ -191,7 +191,7 @@ class BatchRunner:
     async def _finalize(self, batch: Batch, status: str) -> None:
         """Cancel the unfinished jobs, and set the final status once there are none; no new lines are submitted."""
         if batch.unfinished <= 0:
-            await self._store.transition(batch, status, expected=(batch.status,))
+            await self._store.end(batch, status)
             return
         # One beyond the cursor: an interrupted step may have queued that line.
         for number in range(max(0, batch.cursor - 4 * MAX_UNFINISHED_JOBS), batch.cursor + 1):

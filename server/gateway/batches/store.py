@@ -10,16 +10,17 @@ import json
 import secrets
 from array import array
 from collections.abc import AsyncIterator, Mapping
-from functools import partial
 
 from server.batch_format import LineError, parse_line
-from server.errors import JobExpired, KeyReused, RateLimited, UnknownBatch, UnknownFile, UnknownJob
+from server.errors import JobExpired, KeyReused, RateLimited, UnknownBatch, UnknownFile, UnknownJob, UnreadableRecord
 from server.gateway.batches.files import FileStore
 from server.gateway.batches.record import COMPLETION_WINDOW_S, Batch, LineResult
 from server.gateway.pagination import ids_after
 from server.jobs import JobState
 from server.queue.job_queue import JobQueue
-from server.records import UNREADABLE, readable, skip
+from server.queue.lease_queue import RESULT_EXTRA_S
+from server.queue.redis_client import read_hash
+from server.records import UNREADABLE, skip
 
 #: Lines per read from Redis.
 CHUNK_LINES = 100
@@ -85,7 +86,7 @@ class BatchStore:
         Raises:
             UnknownBatch: there is no such batch, or it belongs to another owner.
         """
-        fields = await self._redis.hgetall(self._keys.batch_hash(batch_id))
+        fields = await read_hash(self._redis, self._keys.batch_hash(batch_id), f"Batch {batch_id[:100]!r}")
         if not fields or fields.get("owner") != owner:
             raise UnknownBatch(f"No batch has the id {batch_id[:100]!r}.", param="batch_id")
         return Batch.from_fields(batch_id, fields)
@@ -95,8 +96,12 @@ class BatchStore:
         ids = ids_after(await self._redis.zrevrange(self._keys.batch_list(owner), 0, -1), after, "batch")
         found: builtins.list[Batch] = []  # the method's name hides the type
         for batch_id in ids:
-            fields = await self._redis.hgetall(self._keys.batch_hash(batch_id))
-            found += readable("a batch", [fields] if fields else [], partial(Batch.from_fields, batch_id))
+            try:
+                found.append(await self.get(owner, batch_id))
+            except UnknownBatch:  # expired between the two reads
+                continue
+            except UnreadableRecord as error:
+                skip("a batch", error)
             if len(found) > limit:
                 break
         return found[:limit], len(found) > limit
@@ -111,6 +116,18 @@ class BatchStore:
         """Set a new status if the current one is still among `expected`: a cancel may have come in between."""
         args = {"id": batch.id, "to": status, "from": expected, "ttl_s": self._ttl_s, "fields": fields}
         await self._queue.run("batch_move", args)
+
+    async def end(self, batch: Batch, status: str) -> None:
+        """Move a batch whose lines have all ended to a final status; from now on its lines expire when it does.
+
+        The lines first: an end that is interrupted between the two is repeated as a whole.
+        """
+        for first in range(0, batch.cursor + 1, CHUNK_LINES):  # one beyond the cursor, as BatchRunner cancels it
+            args = {"id": batch.id, "first": first, "last": min(first + CHUNK_LINES - 1, batch.cursor)}
+            await self._queue.run(
+                "batch_release", args | {"ttl_s": self._ttl_s, "image_ttl_s": self._ttl_s + RESULT_EXTRA_S}
+            )
+        await self.transition(batch, status, expected=(batch.status,))
 
     async def lines(self, batch: Batch, first: int, end: int) -> builtins.list[str]:
         """Return the texts of the lines from `first` to before `end`, as far as there are any.

@@ -1,4 +1,7 @@
-"""Authenticate: find the caller of a request by its API key, and apply the caller's rate limit."""
+"""Authenticate: find the caller of a request by its API key, and apply the caller's rate limits.
+
+A signed link to an image needs no key.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,15 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Request
 from redis.exceptions import RedisError
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders, QueryParams
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import KeyDisabled, RateLimited, RequestError
 from server.gateway.api_keys import ANONYMOUS, Caller, KeyRing
 from server.gateway.dependencies import Services
 from server.gateway.middleware.errors import error_response
+from server.gateway.middleware.read_limit import ReadLimit
+from server.gateway.signed_links import is_image
 from server.queue.job_queue import JobQueue
 
 
@@ -27,14 +32,20 @@ async def _caller(request: Request) -> Caller:
     return caller_of(request)
 
 
+async def _reader(request: Request) -> str | None:
+    return None if getattr(request.state, "signed_link", False) else cast(Caller, request.state.caller).name
+
+
 CallerDep = Annotated[Caller, Depends(_caller)]
+#: The owner whose jobs may be read, or None: a signed link opens its image, whoever owns it.
+ReaderDep = Annotated[str | None, Depends(_reader)]
 
 
 class Authenticate:
     """Respond with 401, 403 or 429 before a byte of the body is read."""
 
-    def __init__(self, app: ASGIApp, ring: KeyRing, metrics_access: str) -> None:
-        self.app, self._ring = app, ring
+    def __init__(self, app: ASGIApp, ring: KeyRing, metrics_access: str, reads: ReadLimit) -> None:
+        self.app, self._ring, self._reads = app, ring, reads
         self._protected = ("/v1/", "/metrics") if metrics_access == "key" else ("/v1/",)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -42,23 +53,36 @@ class Authenticate:
             await self.app(scope, receive, send)
             return
         caller, rate_headers = ANONYMOUS, {}
+        state = scope.setdefault("state", {})
         try:
-            if scope["path"].startswith(self._protected):
+            if self._ring.required and _is_signed_link(scope):
+                self._reads.take(scope["path"], f"The link to {scope['path']!r}")
+                services: Services = scope["app"].state.services
+                await services.links.check(scope["path"], QueryParams(scope["query_string"]))
+                state["signed_link"] = True
+            elif scope["path"].startswith(self._protected):
                 caller = self._ring.caller(Headers(scope=scope).get("authorization", ""))
                 if caller.disabled:
                     raise KeyDisabled(f"The API key of {caller.name!r} is disabled. Ask the operator.")
-                services: Services = scope["app"].state.services
                 if caller.rate_limit and _is_rate_limited(scope):
-                    rate_headers = await _take_from_rate_limit(services.queue, caller)
+                    rate_headers = await _take_from_rate_limit(scope["app"].state.services.queue, caller)
+                if caller.name and scope["method"] in ("GET", "HEAD"):
+                    self._reads.take(caller.name, repr(caller.name))
         except (RequestError, RedisError) as error:
             await error_response(scope, error)(scope, receive, send)
             return
-        scope.setdefault("state", {})["caller"] = caller
+        state["caller"] = caller
         await self.app(scope, receive, _with_headers(send, rate_headers) if rate_headers else send)
 
 
+def _is_signed_link(scope: Scope) -> bool:
+    """Return whether the request is for an image by a link, and not with a key: a key that is sent must be valid."""
+    by_link = scope["method"] in ("GET", "HEAD") and b"signature=" in scope["query_string"] and is_image(scope["path"])
+    return by_link and "authorization" not in Headers(scope=scope)
+
+
 def _is_rate_limited(scope: Scope) -> bool:
-    """Return whether the request generates or uploads; reading, following and canceling are free."""
+    """Return whether the request generates or uploads; canceling is free, and reading has a limit of its own."""
     return scope["method"] in ("POST", "PUT") and not scope["path"].endswith("/cancel")
 
 

@@ -8,8 +8,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.gateway.dependencies import Services
 from server.gateway.middleware.security_headers import SECURITY_HEADERS
+from server.telemetry.tracing import Span, current
 
 _SECURITY = [(name.lower().encode(), value.encode()) for name, value in SECURITY_HEADERS.items()]
+_UNTRACED = ("/health/", "/metrics")
 _VALID_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -30,6 +32,9 @@ class RequestContext:
         request_id = _request_id(scope)
         scope.setdefault("state", {})["request_id"] = request_id
         status = 500
+        services: Services | None = getattr(scope["app"].state, "services", None)
+        span = _begin_span(services, scope) if services and services.tracing.on else None
+        current.set(span)  # in the context of this request's task alone
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
@@ -41,7 +46,13 @@ class RequestContext:
         try:
             await self.app(scope, receive, send_with_headers)
         finally:
-            _record(scope, status, time.monotonic() - started)
+            route, method = _route(scope)
+            if services is not None:
+                _count(services, route, method, status, time.monotonic() - started, span)
+            if span is not None:
+                span.rename(f"{method} {route}")
+                span.set({"http.route": route, "http.response.status_code": status, "fluid.request_id": request_id})
+                span.end(error=str(status) if status >= 500 else "")
 
 
 def _request_id(scope: Scope) -> str:
@@ -52,11 +63,23 @@ def _request_id(scope: Scope) -> str:
     return f"req_{secrets.token_hex(8)}"
 
 
-def _record(scope: Scope, status: int, seconds: float) -> None:
-    services: Services | None = getattr(scope["app"].state, "services", None)
-    if services is None:
-        return
-    # The route's template, not its path: one label per job id would grow without bound.
+def _begin_span(services: Services, scope: Scope) -> Span | None:
+    """Start the request's span, unless it is a probe or a scrape."""
+    if scope["path"].startswith(_UNTRACED):
+        return None
+    sent = [value for name, value in scope["headers"] if name == b"traceparent"]
+    span = services.tracing.request(sent[0].decode("latin-1") if len(sent) == 1 else "", scope["method"])
+    if span is not None:
+        span.set({"http.request.method": scope["method"]})
+    return span
+
+
+def _route(scope: Scope) -> tuple[str, str]:
+    """The route's template, not its path, and the method: one label per job id would grow without bound."""
     route = getattr(scope.get("route"), "path", "unmatched")
-    method = scope["method"] if route != "unmatched" else "any"
-    services.metrics.count_request(route, method, status, seconds)
+    return route, scope["method"] if route != "unmatched" else "any"
+
+
+def _count(services: Services, route: str, method: str, status: int, seconds: float, span: Span | None) -> None:
+    exemplar = {"trace_id": span.context.trace_id} if span is not None else None
+    services.metrics.count_request(route, method, status, seconds, exemplar)

@@ -54,6 +54,7 @@ def resolve(
             param="output_compression",
         )
     _check_limits(job, info)
+    _check_system(job, info)
     _check_negative_prompt(job, info)
     return job, warnings_about(request, info, job)
 
@@ -116,10 +117,26 @@ def _check_limits(job: JobInput, info: ModelInfo) -> None:
         high, low = info.limits.get(f"max_{name}"), info.limits.get(f"min_{name}")
         if not isinstance(value, int | float):  # a newer version's model may limit more
             continue
+        if info.has_fixed(name) and value != high:
+            raise InvalidRequest(f"'{name}' is always {high:g} for {info.id}, not {value}. Leave it out.", param=name)
         if high is not None and value > high:
             raise InvalidRequest(f"'{name}' must be at most {high:g} for {info.id}, not {value}.", param=name)
         if low is not None and value < low:
             raise InvalidRequest(f"'{name}' must be at least {low:g} for {info.id}, not {value}.", param=name)
+
+
+def _check_system(job: JobInput, info: ModelInfo) -> None:
+    """Refuse an order that the model has not, and the sampling of discrete tokens where they are continuous."""
+    if job.sampling.order not in info.orders:
+        raise InvalidRequest(
+            f"'order' must be {' or '.join(info.orders)} for {info.id}, not {job.sampling.order}.", param="order"
+        )
+    for name in ("top_k", "top_p"):
+        if getattr(job.sampling, name) is not None and not info.discrete:
+            raise InvalidRequest(
+                f"'{name}' is for models of discrete tokens; those of {info.id} are continuous. Leave it out.",
+                param=name,
+            )
 
 
 def _check_negative_prompt(job: JobInput, info: ModelInfo) -> None:

@@ -5,7 +5,7 @@ import base64
 from server.errors import DeadlineExceeded, InvalidRequest, JobCanceled, JobExpired, JobFailed
 from server.gateway.dependencies import Services
 from server.gateway.responses.jobs import image_url
-from server.gateway.schemas.images import ImageData, ImagesResponse, InputTokens, Usage
+from server.gateway.schemas.image_responses import ImageData, ImagesResponse, InputTokens, Usage
 from server.gateway.schemas.jobs import Metrics
 from server.jobs import IMPOSSIBLE, JobRecord, JobState, Output
 
@@ -32,7 +32,7 @@ async def image_payload(
         JobExpired: the image was deleted.
     """
     if response_format == "url":
-        return {"url": base_url + image_url(record, output.index)}
+        return {"url": base_url + await services.links.sign(image_url(record, output.index))}
     raw = await services.queue.result(record, output)
     if raw is None:
         raise image_expired(record)

@@ -22,7 +22,8 @@ from server.gateway.requests.validation import validated
 from server.gateway.responses.synchronous import respond
 from server.gateway.schemas import openapi
 from server.gateway.schemas.edits import DEFAULT_FEATHER, DEFAULT_KEEP, EditRequest, VariationRequest
-from server.gateway.schemas.images import ImageRequest, ImagesResponse
+from server.gateway.schemas.image_responses import ImagesResponse
+from server.gateway.schemas.images import ImageRequest
 from server.images import compositing, uploads
 from server.jobs import Edit, JobInput, new_job_id
 from server.model_info import ModelInfo
@@ -119,7 +120,8 @@ async def _resolve(services: Services, body: ImageRequest, new_tokens: int) -> t
     """Resolve the job, with no more steps than there are tokens to generate."""
     fleet = services.fleet
     job, warnings = resolve(body, await fleet.models(), await fleet.default_model(), services.mapping)
-    if job.sampling.num_inference_steps <= new_tokens:
+    fixed = (await _model(services, body)).has_fixed("num_inference_steps")  # raster order: one for every token
+    if job.sampling.num_inference_steps <= new_tokens or fixed:
         return job, warnings
     if body.num_inference_steps is not None:
         warnings.append(f"'num_inference_steps' was reduced to {new_tokens}, the number of tokens to generate.")

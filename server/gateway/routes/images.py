@@ -11,7 +11,7 @@ from server.gateway.requests import content_negotiation
 from server.gateway.requests.body import JsonRoute
 from server.gateway.requests.resolve import resolve
 from server.gateway.responses.synchronous import respond
-from server.gateway.schemas.images import ImagesResponse
+from server.gateway.schemas.image_responses import ImagesResponse
 from server.gateway.schemas.openapi import GENERATE, RequestBody
 
 router = APIRouter(tags=["images"], route_class=JsonRoute)

@@ -16,7 +16,7 @@ from server.gateway import pagination
 from server.gateway.admission import IdempotencyKey, accept, idempotency_key, submission_of
 from server.gateway.api_keys import Caller
 from server.gateway.dependencies import Services, ServicesDep
-from server.gateway.middleware.auth import CallerDep
+from server.gateway.middleware.auth import CallerDep, ReaderDep
 from server.gateway.queue_trouble import reason
 from server.gateway.requests.body import JsonRoute
 from server.gateway.requests.query_params import reject_unknown_query_params
@@ -238,9 +238,16 @@ async def _event(services: Services, record: JobRecord, event: Event) -> bytes:
     responses=JOB_IMAGE,
     operation_id="get_job_image",
 )
-async def get_job_image(job_id: str, index: int, services: ServicesDep, caller: CallerDep) -> Response:
+async def get_job_image(
+    job_id: str,
+    index: int,
+    services: ServicesDep,
+    reader: ReaderDep,
+    expires: Annotated[str | None, Query(description="Of a signed link: Unix time at which it expires.")] = None,
+    signature: Annotated[str | None, Query(description="Of a signed link, which needs no API key.")] = None,
+) -> Response:
     """Download one image of a job that succeeded."""
-    record = await services.queue.get(job_id, caller.name)
+    record = await services.queue.get(job_id, reader)
     if record.state is not JobState.SUCCEEDED:
         # A retry makes sense only while the job can still succeed.
         retry = None if record.state.terminal else 1

@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
+from prometheus_client.openmetrics import exposition as openmetrics
 from redis.exceptions import RedisError
 
 from server.errors import NoWorkers, UnknownModel
@@ -87,18 +88,26 @@ async def ready(services: ServicesDep) -> Response:
 
 
 @router.get("/metrics", tags=["health"], response_class=Response, operation_id="metrics")
-async def metrics(services: ServicesDep) -> Response:
-    """Metrics of the whole service in Prometheus' text format: this gateway, the queue and all workers."""
+async def metrics(request: Request, services: ServicesDep) -> Response:
+    """Metrics of the whole service in Prometheus' text format: this gateway, the queue and all workers.
+
+    With `Accept: application/openmetrics-text` in OpenMetrics' format, where latencies name traces as exemplars.
+    """
+    exemplars = "application/openmetrics-text" in request.headers.get("accept", "")
+    registry = services.registry
+    workers, last_seen = await registry.workers(), await registry.last_seen()
     text = render(
         services.metrics,
         await queue_counts(services.queue),
-        await services.registry.workers(),
-        await services.registry.models(),
-        await services.registry.stats(),
+        workers,
+        await registry.models(),
+        await registry.stats(),
         await redis_time(services.queue.redis),
-        await services.registry.last_seen(),
+        last_seen,
+        await registry.models_of(set(last_seen) - {worker.id for worker in workers}),
+        exemplars=exemplars,
     )
-    return Response(text, media_type=CONTENT_TYPE_LATEST)
+    return Response(text, media_type=openmetrics.CONTENT_TYPE_LATEST if exemplars else CONTENT_TYPE_LATEST)
 
 
 @router.get("/", include_in_schema=False)

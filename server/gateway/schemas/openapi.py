@@ -16,6 +16,7 @@ from server import errors
 from server.gateway.schemas.errors import ErrorBody
 from server.gateway.schemas.images import EXAMPLES, ImageRequest
 from server.gateway.schemas.jobs import JOB_ID, JobObject
+from server.gateway.signed_links import LinkRefused
 from server.images.codec import MIME
 
 Responses = dict[int | str, dict[str, Any]]
@@ -134,12 +135,16 @@ READY: Responses = {
         "content": {"application/json": {"example": {"status": "not ready", "reason": "no live worker"}}},
     },
 }
-#: From middleware: authentication for every route under /v1/, limits for requests that generate or upload.
-_AUTHENTICATION = _errors(
+#: From middleware: authentication for every route under /v1/, and the limits of requests that read, and of those that
+#: generate or upload.
+_REFUSALS = (
     errors.InvalidApiKey("Unknown API key. Ask the operator of this service for one."),
     errors.KeyDisabled("The API key of 'alice' is disabled. Ask the operator."),
     errors.OriginNotAllowed("This request comes from a page of 'https://evil.example'.", param="Origin"),
 )
+_AUTHENTICATION = _errors(*_REFUSALS)
+_LINKS = _errors(*_REFUSALS, LinkRefused("This link has expired.", param="expires"))
+_READS = _errors(errors.RateLimited("'alice' is limited to 6000 reads a minute (FLUID_READ_RATE_LIMIT). Try later."))
 _LIMITS = _errors(
     errors.RequestTooSlow("The body did not arrive within 30 s (FLUID_BODY_TIMEOUT_S)."),
     errors.QueueFull("10000 jobs are waiting, the limit is 10000 (FLUID_MAX_QUEUE). Try later."),
@@ -180,8 +185,10 @@ def _completed(document: dict[str, Any]) -> dict[str, Any]:
         for method, operation in operations.items() if path.startswith("/v1/") else ():
             operation["security"] = [{}, {"key": []}]
             limited = method in ("post", "put") and not path.endswith("/cancel")
-            added = _AUTHENTICATION | (_LIMITS if limited else {})
+            added = (_LINKS if path.endswith("/images/{index}") else _AUTHENTICATION) | (_LIMITS if limited else {})
             operation["responses"] |= {str(status): response for status, response in added.items()}
+            for status, response in _READS.items() if method == "get" else ():
+                operation["responses"].setdefault(str(status), response)
     return document
 
 

@@ -14,16 +14,32 @@ LATE_S = 0.02  # a timer that fires later than this tells of a busy loop: the ti
 LONGEST_S = 5.0
 
 
+class Patience:
+    """A time limit that begins again while the event loop itself is late, up to LONGEST_S in all."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.began = self._loop.time()
+        self._give_up_at = self.began + max(LONGEST_S, timeout_s)
+
+    def begin_again(self, due: float) -> bool:
+        """Begin again if a timer that was due at `due` has just fired late; return whether it did."""
+        now = self._loop.time()
+        late = now - due > LATE_S and now < self._give_up_at
+        if late:
+            self.began = now
+        return late
+
+
 class AnswerWithin:
-    """Like asyncio.timeout, but extended while the event loop itself is late, up to LONGEST_S in all."""
+    """Like asyncio.timeout, but patient."""
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self._timeout = asyncio.timeout(None)
 
     async def __aenter__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._give_up_at = self._loop.time() + max(LONGEST_S, self._timeout_s)
+        self._loop, self._patience = asyncio.get_running_loop(), Patience(self._timeout_s)
         await self._timeout.__aenter__()
         self._wait(self._timeout_s)
 
@@ -37,11 +53,10 @@ class AnswerWithin:
         self._timer = self._loop.call_later(seconds, self._check)
 
     def _check(self) -> None:
-        now = self._loop.time()
-        if now - self._timer.when() > LATE_S and now < self._give_up_at:
+        if self._patience.begin_again(self._timer.when()):
             self._wait(self._timeout_s)
         else:
-            self._timeout.reschedule(now)
+            self._timeout.reschedule(self._loop.time())
 
 
 class PatientConnection:

@@ -7,7 +7,7 @@ from redis.asyncio import Connection, ConnectionPool
 from redis.asyncio.sentinel import SentinelConnectionPool, SentinelManagedConnection, SentinelManagedSSLConnection
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from server.queue.connection.patience import LATE_S, LONGEST_S, patient
+from server.queue.connection.patience import LATE_S, LONGEST_S, Patience, patient
 
 #: Redis serves its connections one after another, so that more of them make nothing faster, and each costs a handshake
 #: and memory: with one per request in flight, 80 of 3,121 answers were 503 at 512 requests.
@@ -73,17 +73,16 @@ class _Waiting:
 
     async def _wait_for_slot(self) -> None:
         loop = asyncio.get_running_loop()
-        began, waiting = loop.time(), asyncio.create_task(self._slots.acquire())
+        patience, waiting = Patience(self.timeout_s), asyncio.create_task(self._slots.acquire())
         try:
             while not waiting.done():
-                left_s = max(began, self._answered_at) + self.timeout_s - loop.time()
+                left_s = max(patience.began, self._answered_at) + self.timeout_s - loop.time()
                 if left_s <= 0 and self._failed_at > self._answered_at:
                     raise RedisTimeoutError("Timeout waiting for a connection, and Redis does not answer")
                 left_s = max(left_s, LATE_S)
                 due = loop.time() + left_s
                 await asyncio.wait((waiting,), timeout=left_s)
-                if loop.time() - due > LATE_S:  # what the others were answered has not been read yet
-                    began = loop.time()
+                patience.begin_again(due)  # if late: what the others were answered has not been read yet
         except BaseException:
             if not waiting.cancel():
                 self._slots.release()

@@ -276,8 +276,8 @@ end
 
 -- The reply that LeaseQueue._lease decodes.
 local function lease_reply(id)
-  local f = read(id, 'token', 'attempt', 'input', 'created_at', 'started_at', 'error')
-  return {id, f[1], f[2], f[3], f[4], f[5], f[6] or '', redis.call('EXISTS', keys.resume_hash(id))}
+  local f = read(id, 'token', 'attempt', 'input', 'created_at', 'started_at', 'error', 'trace')
+  return {id, f[1], f[2], f[3], f[4], f[5], f[6] or '', redis.call('EXISTS', keys.resume_hash(id)), f[7] or ''}
 end
 
 -- Start an attempt under `limits`: worker, lease_ms, max_attempts, ttl_s. Its worker made the token at random: a counter

@@ -1,6 +1,7 @@
 -- Accept a job. args: id, input (JSON text), kind, model, class, caller, owner, work, fingerprint,
 -- follow_events, bytes that it takes with its images, reserved_bytes (those of the images), limits, and optionally
--- source_bytes (of an edit's image), deadline_ms, result_ttl_s, webhook, batch and key, the Idempotency-Key.
+-- source_bytes (of an edit's image), deadline_ms, result_ttl_s, webhook, batch, trace (a traceparent) and key, the
+-- Idempotency-Key.
 -- limits: max_queue, queue_share, and max_jobs, max_batch_lines, max_webhooks, max_key_bytes, max_bytes (0: any number).
 -- Returns {outcome, job id, creation time}; outcome is new, known (the same request was accepted before), differs
 -- (another request had this id or key), taken (another owner has this id), gone (the job ended and was deleted), or
@@ -50,7 +51,7 @@ redis.call('HSET', job, 'id', id, 'state', 'queued', 'input', args.input, 'kind'
   'work', args.work, 'fingerprint', args.fingerprint, 'owner', owner, 'bytes', args.bytes,
   'reserved_bytes', args.reserved_bytes)
 if args.deadline_ms then redis.call('HSET', job, 'deadline', time_text(at + args.deadline_ms / 1000)) end
-for _, field in ipairs({'webhook', 'batch', 'result_ttl_s', 'source_bytes'}) do
+for _, field in ipairs({'webhook', 'batch', 'result_ttl_s', 'source_bytes', 'trace'}) do
   if args[field] then redis.call('HSET', job, field, args[field]) end
 end
 if idempotency then

@@ -37,24 +37,27 @@ async def canary_within(thread: EngineThread, info: ModelInfo, limit_s: float) -
 def generate_canary(engine: Engine, info: ModelInfo, step_done: Callable[[], None]) -> int:
     """Generate one image on an idle engine; returns its AR steps. Raises CanaryFailed."""
     low = Sampling.from_mapping({**info.defaults, **info.presets["low"]})
+    steps = low.num_inference_steps
+    if not info.has_fixed("num_inference_steps"):
+        steps = min(8, steps)
     request = RowRequest(
         prompt=info.labels[0].split(",", 1)[0] if info.labels else CANARY_PROMPT,
         seed=0,
         # Large models are slow on a CPU, and this image is never shown.
         sampling=replace(
             low,
-            num_inference_steps=min(8, low.num_inference_steps),
+            num_inference_steps=steps,
             diffusion_steps=min(12, low.diffusion_steps),
             diffusion_steps_final=None,
         ),
     )
     [row] = engine.admit([request])
-    steps, asked = 0, request.sampling.num_inference_steps
+    made = 0
     while row not in engine.step():
         step_done()
-        steps += 1
-        if steps > asked:
-            raise CanaryFailed(f"The canary image is not finished after {steps} steps; {asked} were requested.")
+        made += 1
+        if made > steps:
+            raise CanaryFailed(f"The canary image is not finished after {made} steps; {steps} were requested.")
     try:
         pixels = read_pixels(engine, row)
     except ValueError as error:
@@ -62,4 +65,4 @@ def generate_canary(engine: Engine, info: ModelInfo, step_done: Callable[[], Non
     engine.release(row)
     if len(set(pixels)) < 2:
         raise CanaryFailed("The canary image is blank. Check the checkpoint and the device.")
-    return asked
+    return steps

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from itertools import count
 
+from server.errors import EngineBroken
 from server.worker.engine.protocol import Engine
 
 log = logging.getLogger(__name__)
@@ -82,6 +83,18 @@ class RowTable:
         """Snapshots of those rows that still run and have made at least one step."""
         states = ((row, self.rows.get(row)) for row in rows)
         return {row: engine.snapshot(state.slot) for row, state in states if state is not None and state.done}
+
+    def pause(self, engine: Engine, row: int) -> bytes | None:
+        """Free a running row and return its snapshot, which is empty before the first step. None: it does not run."""
+        state = self.rows.get(row)
+        if state is None or row in self._suspects:
+            return None
+        snapshot = engine.snapshot(state.slot) if state.done else b""
+        try:
+            self.release(engine, [row])
+        except Exception as error:
+            raise EngineBroken(f"The engine failed to release a row: {error!r}") from error
+        return snapshot
 
     def step(self, engine: Engine) -> StepNews | None:
         """Run one step for every row. None: there is nothing to tell."""

@@ -123,6 +123,13 @@ class EngineThread:
         wanted = list(rows)
         return await self._call(lambda: self.table.snapshot(self.engine, wanted))
 
+    async def pause(self, row: int, paused: Callable[[bytes | None], None]) -> None:
+        """Free a row and call `paused` with its snapshot, empty before the first step, or None if it does not run.
+
+        Raises what the engine's snapshot raises; the row then runs on.
+        """
+        await self._call(lambda: self.table.pause(self.engine, row), then=paused)
+
     async def release(self, rows: Iterable[int]) -> None:
         """Free the rows that have not finished meanwhile. Raises EngineBroken if the engine fails even at that."""
         doomed = list(rows)

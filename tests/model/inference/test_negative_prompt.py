@@ -13,7 +13,7 @@ from model.inference.engine import Engine
 from model.inference.generate import generate
 from model.inference.prompts import ConditionCache, TextPrompts, size_in_bytes
 from model.inference.requests import Request, Sampling
-from model.networks.random_order_model import Fluid
+from model.networks.autoregressive_model import Fluid
 from model.networks.text_encoder import HashEncoder
 from tests.model.conftest import context, row_request, run_alone
 

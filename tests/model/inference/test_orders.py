@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,6 +14,7 @@ from model.inference.orders import (
     annealed,
     guidance_at,
     halton_order,
+    make_order,
     masked_after,
     random_order,
     tokens_per_step,
@@ -106,3 +108,12 @@ def test_annealing_is_monotone_from_first_to_last(first: int, last: int, steps: 
     counts = [annealed(first, last, step, steps) for step in range(steps)]
     assert counts[0] == first and (steps == 1 or counts[-1] == last)
     assert counts == sorted(counts, reverse=last < first)
+
+
+@pytest.mark.parametrize("grid", [1, 2, 4, 8, 16])
+def test_raster_order_decides_one_token_a_step_from_the_top(grid: int) -> None:
+    """The cosine schedule with as many steps as tokens is one token a step, for every row of any seed."""
+    total = grid * grid
+    assert tokens_per_step(total, total) == [1] * total
+    order = make_order("raster", torch.tensor([3, 2**40]), grid)
+    assert order.flip(1).tolist() == [list(range(total))] * 2

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from model.networks.attention import attention
-from model.networks.random_order_model import Fluid
+from model.networks.autoregressive_model import Fluid
+from model.networks.layers.attention import attention
 from model.networks.text_encoder import HashEncoder
 from tests.model.conftest import context
 

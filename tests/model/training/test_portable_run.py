@@ -18,7 +18,7 @@ from model.config import ConfigError
 from model.data.dataset import Dataset
 from model.data.scenes.things import THINGS
 from model.data.sources import DataError
-from model.networks.random_order_model import Fluid
+from model.networks.autoregressive_model import Fluid
 from model.networks.text_encoder import TransformersEncoder
 from model.presets import PRESETS
 from model.training.portable_run import pack

@@ -18,7 +18,7 @@ from model.config import ConfigError
 from model.data.dataset import DataError, Dataset
 from model.diffusion import make_schedule
 from model.inference.orders import training_masks
-from model.networks.random_order_model import Fluid
+from model.networks.autoregressive_model import Fluid
 from model.networks.text_encoder import HashEncoder
 from model.networks.tokenizer import PcaSkipTokenizer, psnr, to_pixels, to_uint8
 from model.presets import PRESETS

@@ -188,9 +188,12 @@ def test_secrets_of_the_environment_are_hidden() -> None:
             "FLUID_API_KEY": "fs_abcdefgh",
             "FLUID_API_KEYS_FILE": "/etc/fluid/keys.txt",
             "MY_PASSWORD": "short",
+            "FLUID_TRACES_URL": "https://me:collectorPassword@c/v1/traces",
+            "OTEL_EXPORTER_OTLP_HEADERS": "authorization=Bearer%20abcdef",
         }
     )
     text = secrets.hide(
-        "sentinelPassword, p%40ssword1, p@ssword1, hf_0123456789, fs_abcdefgh, /etc/fluid/keys.txt, short"
+        "sentinelPassword, p%40ssword1, p@ssword1, hf_0123456789, fs_abcdefgh, /etc/fluid/keys.txt, short, "
+        "collectorPassword, authorization=Bearer%20abcdef"
     )
-    assert text == "***, ***, ***, ***, ***, /etc/fluid/keys.txt, short"
+    assert text == "***, ***, ***, ***, ***, /etc/fluid/keys.txt, short, ***, ***"

@@ -130,7 +130,11 @@ def test_a_lost_worker_stays_visible(service: Service) -> None:
     with redis.Redis.from_url(service.settings.redis_url) as client:
         now = client.time()[0]
         client.zadd(keys.last_seen_zset, {"gone": now - 30, "long gone": now - 700})
+        client.set(keys.worker_model("gone"), "fake")
         samples = parsed(httpx.get(f"{service.settings.base_url}/metrics").text)
         client.zrem(keys.last_seen_zset, "gone", "long gone")
     assert 30 <= samples[name] < 60
+    assert samples["fluid_worker_up[('gone', 'fake')]"] == 0
+    live = [series for series, value in samples.items() if series.startswith("fluid_worker_up[") and value == 1]
+    assert len(live) == 1
     assert name.replace("gone", "long gone") not in samples

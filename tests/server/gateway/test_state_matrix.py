@@ -96,9 +96,19 @@ def waiting(**changes: Any) -> Plant:
 def waiting_string(world: World, odd: str) -> list[str]:
     """A waiting job whose record is no hash."""
     waiting()(world, odd)
-    world.redis.zrem(world.keys.jobs_zset(""), odd)
     world.redis.set(world.keys.job_hash(odd), "packed")
     return []
+
+
+def another_type(key: str, index: str, path: str) -> Plant:
+    """A record that is no hash, in the list of its kind: the page used to be a 503."""
+
+    def plant(world: World, odd: str) -> list[str]:
+        world.redis.set(getattr(world.keys, key)(odd), "packed")
+        world.redis.zadd(getattr(world.keys, index)(""), {odd: FAR})
+        return [f"{path}/{odd}"]
+
+    return plant
 
 
 def batch(**changes: Any) -> Plant:
@@ -231,6 +241,7 @@ MATRIX: dict[str, list[tuple[str, Plant]]] = {
         ("no time", job(created_at=None)),
         ("infinite times", job(created_at="inf")),
         ("no number", job(completed_at="nan", metrics='{"queue_time": NaN}')),
+        ("another type", another_type("job_hash", "jobs_zset", "/v1/jobs")),
     ],
     "waiting job": [
         ("extra fields", waiting(colour="red", packed=BYTES)),
@@ -259,6 +270,7 @@ MATRIX: dict[str, list[tuple[str, Plant]]] = {
         ("negative cursor", batch(cursor="-5", status="in_progress")),
         ("no file", batch(input_file_id=None)),
         ("infinite", batch(created_at="inf", status="in_progress")),
+        ("another type", another_type("batch_hash", "batch_list", "/v1/batches")),
     ],
     "line": [(f"{text!r:.9}", batch_line(text)) for text in (*NOT_JSON, '{"custom_id": 3, "body": []}')],
     "file": [
@@ -268,6 +280,7 @@ MATRIX: dict[str, list[tuple[str, Plant]]] = {
         ("no name", file(filename=None)),
         ("bytes", file(filename=BYTES, purpose="archive")),
         ("longer than it is", file(size_bytes="999999999")),
+        ("another type", another_type("file_hash", "file_list", "/v1/files")),
     ],
     "webhook": [
         ("extra fields", webhook(colour="red", packed=BYTES)),

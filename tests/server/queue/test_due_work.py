@@ -74,3 +74,12 @@ async def test_a_slow_entry_blocks_no_other(queue: JobQueue) -> None:
 
 async def _true(value: bool) -> bool:
     return value
+
+
+async def test_entries_of_a_clock_that_was_set_back_are_due(queue: JobQueue) -> None:
+    """A batch whose next turn was set while Redis' clock was ahead rested until that clock came round."""
+    entries, claim = queue.keys.batches_zset, claim_from(queue, queue.keys.batches_zset, 15.0)
+    now = (await queue.redis.time())[0]
+    await queue.redis.zadd(entries, {"ahead": now + 3600, "claimed": now + 14, "inf": "+inf"})
+    assert sorted(await claim(10, ())) == ["ahead", "inf"]
+    assert await claim(10, ()) == []  # both are claimed now

@@ -2,13 +2,15 @@
 
 import asyncio
 import time
+from dataclasses import replace
 
 import pytest
 
 from server.jobs import JobError, JobState, Output
 from server.queue.job_queue import JobQueue
-from server.queue.lease_queue import LeaseQueue, LeaseRenewal
+from server.queue.lease_queue import LeaseQueue, LeaseRenewal, Preempting
 from server.queue.statistics import queue_counts
+from server.settings import Settings
 from tests.server.harness import MODEL, accept, empty, lapse, reclaimed, take, until_async
 
 pytestmark = pytest.mark.anyio
@@ -46,6 +48,43 @@ async def test_min_wait_leaves_fresh_jobs_to_idle_workers(queue: JobQueue, lease
     assert await leases.take("busy", MODEL, min_wait_s=60.0) is None
     await queue.redis.zadd(queue.keys.waiting_since_zset(MODEL, "high"), {"a": 0})
     assert await leases.take("busy", MODEL, min_wait_s=60.0) is not None
+
+
+@pytest.mark.parametrize(
+    ("wanted", "taken"),
+    [
+        ({}, []),
+        ({"normal": Preempting(False, True, ["flood"])}, ["small"]),
+        ({"normal": Preempting(False, True, ["flood", "small"])}, []),
+        ({"normal": Preempting(False, False, [])}, []),
+        ({"normal": Preempting(True, False, [])}, ["flood1", "small", "flood2"]),
+        ({"high": Preempting(True, True, [])}, []),
+        ({"low": Preempting(False, True, ["flood"]), "normal": Preempting(False, True, ["flood"])}, ["small", "batch"]),
+    ],
+)
+async def test_a_full_worker_takes_what_may_preempt(
+    queue: JobQueue, leases: LeaseQueue, wanted: dict[str, Preempting], taken: list[str]
+) -> None:
+    """By class and caller; the order among those is the same as ever, and a flood in front of them is passed."""
+    for job_id in ("flood1", "flood2"):
+        await accept(queue, job_id, user="flood")
+    await accept(queue, "small", user="small")
+    await accept(queue, "batch", user="other", priority="low")
+    found = []
+    while (lease := await leases.take("w1", MODEL, preempting=wanted)) is not None:
+        found.append(lease.job_id)
+    assert found == taken
+
+
+async def test_a_job_that_aged_into_its_class_preempts_by_share_alone(queue: JobQueue, settings: Settings) -> None:
+    """Else a flood of class low would in time preempt its own rows."""
+    leases = LeaseQueue(queue.redis, replace(settings, ageing_s=0.0))
+    await accept(queue, "old", user="flood", priority="low")
+    by_class = {each: Preempting(True, False, []) for each in ("high", "normal")}
+    assert await leases.take("w1", MODEL, preempting=by_class) is None
+    assert (await queue.redis.hget(queue.keys.job_hash("old"), "class")) != "low"
+    by_share = {each: Preempting(True, True, []) for each in ("high", "normal")}
+    assert await leases.take("w1", MODEL, preempting=by_share) is not None
 
 
 async def test_an_idle_worker_is_woken_up(queue: JobQueue, leases: LeaseQueue) -> None:

@@ -4,6 +4,7 @@ replies, and counters that add up after every step."""
 import asyncio
 import uuid
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from server.jobs import PRIORITIES, JobError, JobState, Lease, Output
 from server.launcher.embedded_valkey import EmbeddedValkey
 from server.model_info import ModelInfo
 from server.queue.job_queue import JobQueue, Submission
-from server.queue.lease_queue import LeaseQueue, LeaseRenewal
+from server.queue.lease_queue import LeaseQueue, LeaseRenewal, Preempting
 from server.queue.redis_client import SOCKET_TIMEOUT_S, connect
 from server.queue.registry import Registry
 from server.queue.statistics import queue_counts
@@ -57,9 +58,9 @@ class QueueMachine(RuleBasedStateMachine):
     def waiting(self, priority: str) -> set[str]:
         return {job.caller for job in self.jobs.values() if job.state == "queued" and job.priority == priority}
 
-    def expected_order(self) -> Job | None:
+    def expected_order(self, classes: Collection[str] = PRIORITIES, but: Collection[str] = ()) -> Job | None:
         for priority in PRIORITIES:
-            if callers := self.waiting(priority):
+            if priority in classes and (callers := self.waiting(priority) - set(but)):
                 caller = self.lines[priority].first(callers)
                 own = [j for j in self.jobs.values() if (j.state, j.priority, j.caller) == ("queued", priority, caller)]
                 return min(own, key=lambda job: job.sequence)
@@ -127,6 +128,22 @@ class QueueMachine(RuleBasedStateMachine):
             assert self.begin(expected, worker)
             assert lease.attempt == expected.attempt
             assert lease.resumable == expected.saved
+            self.grant(worker, lease)
+
+    @rule(
+        worker=st.sampled_from(WORKERS),
+        classes=st.sets(st.sampled_from(PRIORITIES)),
+        but=st.sets(st.sampled_from(("", "ann", "bob"))),
+        any_caller=st.booleans(),
+    )
+    def take_preempting(self, worker: str, classes: set[str], but: set[str], any_caller: bool) -> None:
+        """Take as a worker does that has no free row."""
+        wanted = {priority: Preempting(any_caller, True, sorted(but)) for priority in classes}
+        lease = self.run(self.leases.take(worker, MODEL, preempting=wanted))
+        expected = self.expected_order(classes, set() if any_caller else but)
+        assert (lease.job_id if lease else None) == (expected.name if expected else None)
+        if lease and expected:
+            assert self.begin(expected, worker)
             self.grant(worker, lease)
 
     @precondition(lambda self: self.given)

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.jobs import PRIORITIES, Lease
-from server.worker.held_job import HeldJob
-from server.worker.scheduler import DeficitRoundRobin, Scheduler
+from server.worker.scheduling.held_job import HeldJob
+from server.worker.scheduling.scheduler import DeficitRoundRobin, Scheduler
 from tests.server.harness import job_input
 
 AGEING_S = 60.0
@@ -68,6 +68,14 @@ def test_classes_go_first_and_waiting_jobs_go_up() -> None:
     hold(scheduler, "new", priority="high", at=2 * AGEING_S)
     assert scheduler.next_images(2 * AGEING_S - 1)[0][0].lease.job_id == "new"
     assert scheduler.next_images(2 * AGEING_S)[0][0].lease.job_id == "old"
+
+
+def test_a_clock_that_was_set_back_between_acceptance_and_lease() -> None:
+    """A job of class low had waited for less than no time, and its class was an IndexError that ended the worker."""
+    scheduler = Scheduler(1, AGEING_S)
+    low = scheduler.add(Lease("low", 1, 1, job_input(priority="low"), 2 * AGEING_S, 0.0), 0.0)
+    assert (scheduler.priority(low, 0.0), low.lease.queue_s) == ("low", 0.0)
+    assert admit_next(scheduler) == ["low"]
 
 
 def test_callers_take_turns_within_a_class() -> None:

@@ -15,6 +15,8 @@ function offer(found) {
   $("size").replaceChildren(...["auto", size].map((name) => make("option", { textContent: name })));
   $("sizeHelp").textContent = `This model has one size, ${model.image_size.join(" × ")} pixels.`;
   for (const name of NUMBERS) if (model.limits[`max_${name}`] !== undefined) $(name).max = model.limits[`max_${name}`];
+  const orders = (model.orders ?? ["random", "halton"]).map((name) => make("option", { textContent: name }));
+  $("order").replaceChildren($("order").options[0], ...orders);
   $("styles").replaceChildren(...model.styles.map((name) => chip(name, () => setStyle(name))));
   $("count").textContent = model.vocabulary.length ? `(${model.vocabulary.length})` : "";
   $("avoid").hidden = model.labels.length > 0;  // class labels leave no text to lead away from

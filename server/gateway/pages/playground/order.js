@@ -32,6 +32,7 @@ function haltonOrder(seed, grid) {
 }
 /** Positions of the grid; the last ones are decided first. */
 function tokenOrder(kind, seed, grid) {
+  if (kind === "raster") return Array.from({ length: grid * grid }, (_, i) => grid * grid - 1 - i);
   if (kind === "halton") return haltonOrder(seed, grid);
   const keys = orderKeys(seed, grid * grid);
   return keys.map((_, position) => position).sort((one, other) => keys[one] - keys[other] || one - other);
@@ -53,6 +54,9 @@ function stepOfEach(order, steps, kept = []) {
 function planOf(model, input, index, kept) {
   const grid = Math.sqrt(model?.tokens ?? 0.5), steps = input.num_inference_steps;
   if (!Number.isInteger(grid) || !["fluid", "mar", "fake"].includes(model.family) || !steps) return null;
-  if (!Number.isSafeInteger(input.seed)) return null;
+  if (!Number.isSafeInteger(input.seed) || input.order === "confidence") return null; // which only the model knows
+  if (input.order === "raster") { // kept tokens are walked over
+    return { grid, steps: grid * grid, at: Array.from({ length: grid * grid }, (_, i) => kept?.[i] ? 0 : i + 1) };
+  }
   return { grid, steps, at: stepOfEach(tokenOrder(input.order ?? "random", input.seed + index, grid), steps, kept) };
 }

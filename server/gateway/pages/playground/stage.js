@@ -121,7 +121,7 @@ function paint(name) {
 /** Behind the welcome: how an image of this model would be decoded, over and over. */
 function glimpse(step = 0) {
   clearTimeout(glimpse.timer);
-  const plan = model && !$("welcome").hidden && planOf(model, { seed: 7, order: model.presets[model.defaults.quality]?.order, num_inference_steps: 24 }, 0);
+  const plan = model && !$("welcome").hidden && planOf(model, { seed: 7, order: model.presets[model.defaults.quality]?.order ?? model.defaults.order, num_inference_steps: 24 }, 0);
   if (!plan) return;
   drawTokens($("glimpse"), plan, calm.matches ? 3 : step, 0);
   if (!calm.matches) glimpse.timer = setTimeout(() => glimpse((step + 1) % 30), document.hidden ? 2000 : 350);

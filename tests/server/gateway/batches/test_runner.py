@@ -19,6 +19,7 @@ from server.gateway.fleet import Fleet
 from server.gateway.metrics import GatewayMetrics
 from server.queue.job_queue import JobQueue
 from server.queue.keys import Keys
+from server.queue.lease_queue import RESULT_EXTRA_S
 from server.queue.registry import Registry
 from tests.server.harness import Service, start, until
 
@@ -67,6 +68,27 @@ def test_a_batch_through_the_official_client(client: openai.OpenAI, service: Ser
     assert bad["line-101"]["body"]["error"]["param"] == "guidance"
     assert batch.id in [each.id for each in client.batches.list()]
     assert service.client.job(f"{batch.id}_0")["input"]["priority"] == "low"
+
+
+def test_the_lines_of_an_ended_batch_expire_when_it_does(new_service: Callable[..., Service]) -> None:
+    """They were kept for a day longer, as for a batch that lasts the whole window, and charged to their API key."""
+    service = new_service(batch_ttl_s=100)
+    with openai.OpenAI(base_url=f"{service.settings.base_url}/v1", api_key="unused", max_retries=0) as client:
+        batch = wait_until_over(client, create(client, jsonl({"prompt": "a cat"}, {"prompt": "[raise]"})).id)
+        assert len(results(client, batch.output_file_id)) == 1
+    keys, found = Keys(service.settings.namespace), redis.Redis.from_url(service.settings.redis_url)
+    names = [f"{batch.id}_{number}" for number in range(2)]
+    for name in names:
+        assert 0 < found.ttl(keys.job_hash(name)) <= 100
+        assert 0 < found.ttl(keys.tombstone(name)) <= 100 + 86400
+        assert found.hget(keys.job_hash(name), "expires_at") is not None
+    for file in found.scan_iter(match=keys.result_bytes(names[0], "*", "*").replace("{", "[{]").replace("}", "[}]")):
+        assert 0 < found.ttl(file) <= 100 + RESULT_EXTRA_S
+    ended = dict(found.zrange(keys.ended_zset, 0, -1, withscores=True))
+    lines = {name.decode().split()[0]: at for name, at in ended.items()}
+    now = found.time()[0]
+    assert all(now < lines[name] <= now + 101 for name in names)
+    found.close()
 
 
 def test_lines_carry_the_warnings_that_a_request_gets(client: openai.OpenAI, service: Service) -> None:

@@ -43,7 +43,10 @@ def rejection(**body: Any) -> InvalidRequest:
         ({"prompt": "x", "size": "64x64"}, "size", "32x32"),
         ({"prompt": "x", "seed": -1}, "seed", "0"),
         ({"prompt": "x", "seed": MAX_SEED, "n": 2}, "seed", str(MAX_SEED)),
-        ({"prompt": "x", "order": "raster"}, "order", "halton"),
+        ({"prompt": "x", "order": "raster"}, "order", "random or halton for fake"),
+        ({"prompt": "x", "top_k": 0}, "top_k", "1"),
+        ({"prompt": "x", "top_p": 1.5}, "top_p", "1"),
+        ({"prompt": "x", "top_p": 0.9}, "top_p", "those of fake are continuous"),
         ({"prompt": "x", "guidance_interval": [0.5]}, "guidance_interval", "at least 2"),
         ({"prompt": "x", "guidance_interval": [0.8, 0.2]}, "guidance_interval", "begin before it ends"),
         ({"prompt": "x", "guidance_interval": [0.0, 1.5]}, "guidance_interval", "1"),
@@ -70,6 +73,32 @@ def test_a_rejection_names_the_parameter_and_its_limit(body: dict[str, Any], par
     assert error.param == param
     assert says in error.message
     assert error.status == 400
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "says"),
+    [
+        ({"num_inference_steps": 8}, "num_inference_steps", "always 16 for fake, not 8"),
+        ({"diffusion_steps": 5}, "diffusion_steps", "always 1 for fake, not 5"),
+        ({"order": "random"}, "order", "must be raster for fake"),
+        ({"top_k": 33}, "top_k", "at most 32"),
+    ],
+)
+def test_a_model_in_raster_order_over_discrete_tokens_has_fixed_parameters(
+    body: dict[str, Any], param: str, says: str
+) -> None:
+    limits = {"max_num_inference_steps": 16, "min_num_inference_steps": 16, "max_top_k": 32}
+    info = dataclasses.replace(
+        INFO, system="raster-discrete", orders=("raster",),
+        presets={name: {"num_inference_steps": 16, "diffusion_steps": 1} for name in ("low", "medium", "high")},
+        defaults={**INFO.defaults, "order": "raster"},
+        limits={**limits, "max_diffusion_steps": 1, "min_diffusion_steps": 1},
+    )  # fmt: skip
+    job, _ = resolve(ImageRequest(prompt="x", top_k=5, top_p=0.9), {INFO.id: info}, INFO.id)
+    assert (job.sampling.order, job.sampling.top_k, job.sampling.top_p) == ("raster", 5, 0.9)
+    with pytest.raises(InvalidRequest) as caught:
+        resolve(ImageRequest.model_validate({"prompt": "x", **body}), {INFO.id: info}, INFO.id)
+    assert caught.value.param == param and says in caught.value.message
 
 
 def test_every_default_is_resolved() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fluid_kernels.head_loop import COEFFICIENTS, ChainFacts, Chains
+from fluid_kernels.head_loop import COEFFICIENTS, ChainFacts, Chains, Rows
 from fluid_kernels.transfers import send
 from model.diffusion import make_schedule
 from model.flow import flow_schedule
@@ -75,3 +75,11 @@ def stack_chains(parts: Sequence[Chains]) -> Chains:
         padded([part.coefficients for part in parts]),
         None if any(part.host is None for part in parts) else tuple(f for part in parts for f in part.host or ()),
     )
+
+
+def warm_rows(rows: int, guided: int, width: int, device: torch.device) -> Rows:
+    """Input of the head's loop whose results are dropped, to prepare a shape."""
+    ones, zeros = torch.ones(rows, device=device), torch.zeros(rows, dtype=torch.int64, device=device)
+    condition = torch.zeros(rows + guided, width, device=device)
+    about = [0] * rows, list(range(guided))
+    return Rows(condition, torch.arange(guided, device=device), zeros, ones, ones, zeros, zeros, about)

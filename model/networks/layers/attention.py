@@ -11,19 +11,22 @@ from torch import Tensor
 _PLAIN_IN_TRAINING_BELOW = 512
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None, causal: bool = False) -> Tensor:
     """softmax(q kᵀ / √d) v.
 
     Args:
         q: (B, H, Nq, d). k, v: (B, H, Nk, d).
         key_mask: (B, Nk) bool, True where a key may be attended to. At least one key of each row must be True.
+        causal: query i sees keys 0 to i only; instead of a mask.
     Returns:
         (B, H, Nq, d)
     """
     mask = None if key_mask is None else key_mask[:, None, None, :]  # (B, 1, 1, Nk)
     if q.device.type != "cpu" or not q.requires_grad or q.shape[2] >= _PLAIN_IN_TRAINING_BELOW:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (B, H, Nq, Nk)
+    if causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
     if mask is not None:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     return scores.softmax(-1) @ v

@@ -9,9 +9,10 @@ fails again it is split in halves, until the job at fault is alone.
 from collections import deque
 from collections.abc import Mapping, Sequence
 from itertools import islice
+from math import inf
 
 from server.jobs import PRIORITIES, Lease
-from server.worker.held_job import HeldJob
+from server.worker.scheduling.held_job import HeldJob
 
 
 class DeficitRoundRobin:
@@ -49,6 +50,7 @@ class Scheduler:
         self.rows_ending = 0  #: rows that become free within a few steps; their successors are made ready now
         self._turns = {priority: DeficitRoundRobin() for priority in PRIORITIES}
         self._cohorts = 0
+        self._pauses = 0
 
     # --- what is held ---------------------------------------------------------------------------------
 
@@ -79,14 +81,14 @@ class Scheduler:
 
     def room(self) -> int:
         """How many more images are worth taking from the queue now. Idle workers need the others."""
-        if self._quarantined():
+        if self.quarantined:
             return 0
         return self.idle_rows + self.rows_ending - sum(len(job.waiting) for job in self.jobs.values())
 
     def saturated(self) -> bool:
         """True if jobs of many images have taken all rows and want more: one more job lets callers take turns."""
-        waiting = [job for job in self.jobs.values() if job.waiting]
-        return bool(waiting) and not self._quarantined() and all(job.started for job in waiting)
+        waiting = [job for job in self.jobs.values() if len(job.waiting) > len(job.paused)]
+        return bool(waiting) and not self.quarantined and all(job.started for job in waiting)
 
     def add(self, lease: Lease, taken_at: float) -> HeldJob:
         stale = self.jobs.get(lease.job_id)
@@ -124,14 +126,16 @@ class Scheduler:
         self._cohorts += 1
         return self._cohorts
 
-    def _quarantined(self) -> list[HeldJob]:
+    @property
+    def quarantined(self) -> list[HeldJob]:
+        """Suspects that are not done: while there are any, no other job is taken."""
         return [
             job for job in self.jobs.values() if job.cohort is not None and (job.waiting or job.admitting or job.rows)
         ]
 
     def _candidates(self) -> list[HeldJob]:
         """Jobs whose images may enter a row now."""
-        suspects = self._quarantined()
+        suspects = self.quarantined
         if not suspects:
             return [job for job in self.jobs.values() if job.admissible]
         cohort = next(
@@ -155,6 +159,7 @@ class Scheduler:
                 for index in islice(job.waiting, max(0, job.row_limit - len(job.rows) - len(job.admitting)))
             ]:
                 waiting[self.priority(job, now)].setdefault(job.lease.input.caller, deque()).extend(images)
+        _preempted_first(waiting)
         chosen: list[tuple[HeldJob, int]] = []
         for priority, callers in waiting.items():
             while callers and len(chosen) < free:
@@ -168,7 +173,7 @@ class Scheduler:
 
     def priority(self, job: HeldJob, now: float) -> str:
         """The job's class, one higher for every `ageing_s` since it was accepted."""
-        waited_s = job.lease.started_at - job.lease.created_at + now - job.taken_at
+        waited_s = job.lease.queue_s + now - job.taken_at
         risen = int(waited_s / self.ageing_s)
         return PRIORITIES[max(0, PRIORITIES.index(job.lease.input.priority) - risen)]
 
@@ -179,6 +184,7 @@ class Scheduler:
     def assign_row(self, job: HeldJob, index: int, row: int) -> None:
         job.admitting.discard(index)
         job.rows[row] = index
+        job.paused.pop(index, None)
         job.started = True
 
     def return_image(self, job: HeldJob, index: int) -> None:
@@ -198,3 +204,20 @@ class Scheduler:
             job.waiting.appendleft(index)
             job.steps_done[index] = 0
         return index
+
+    def pause_row(self, job: HeldJob, row: int) -> int:
+        """Take a preempted image off its row and return its index; it keeps its steps and resumes in its turn."""
+        index = job.rows.pop(row)
+        job.waiting.appendleft(index)
+        self._pauses += 1
+        job.paused[index] = self._pauses
+        job.pauses[index] = job.pauses.get(index, 0) + 1
+        return index
+
+
+def _preempted_first(waiting: Mapping[str, dict[str, deque[tuple[HeldJob, int]]]]) -> None:
+    """Put each caller's preempted images before its others, those that were preempted first in front."""
+    for callers in waiting.values():
+        for caller, images in callers.items():
+            if any(job.paused for job, _ in images):
+                callers[caller] = deque(sorted(images, key=lambda image: image[0].paused.get(image[1], inf)))

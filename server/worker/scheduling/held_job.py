@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from server.images.compositing import Source
 from server.jobs import JobError, Lease, Output
+from server.telemetry.job_trace import JobTrace
 from server.worker.engine.protocol import RowRequest
 
 UNLIMITED = 1 << 30
@@ -23,6 +24,9 @@ class HeldJob:
     rows: dict[int, int] = field(default_factory=dict)  #: row -> image index
     steps_done: dict[int, int] = field(default_factory=dict)  #: image index -> AR steps
     snapshots: dict[int, bytes] = field(default_factory=dict)  #: image index -> state to resume from
+    pausing: set[int] = field(default_factory=set)  #: rows that the engine was asked to pause
+    paused: dict[int, int] = field(default_factory=dict)  #: waiting image that was preempted -> its turn to resume
+    pauses: dict[int, int] = field(default_factory=dict)  #: image index -> how often it was preempted
     outputs: dict[int, Output] = field(default_factory=dict)
     source: Source | None = None  #: the image that an edit or a variation starts from
     encode_s: float = 0.0
@@ -35,10 +39,11 @@ class HeldJob:
     lost: bool = False
     failure: JobError | None = None
     closing: bool = False  #: its final state is being written; nothing else may touch it
+    trace: JobTrace = field(init=False)
     preview_steps: tuple[int, ...] = field(init=False)  #: computed once, because every step reads it
 
     def __post_init__(self) -> None:
-        self.preview_steps = self.lease.input.preview_steps
+        self.preview_steps, self.trace = self.lease.input.preview_steps, JobTrace(self.lease)
 
     @property
     def complete(self) -> bool:

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.networks.attention import attention
-from model.networks.residual import PlainResidual, Residual
+from model.networks.layers.attention import attention
+from model.networks.layers.residual import PlainResidual, Residual
 
 LN_EPS = 1e-6
+
+
+class TokenEmbedding(nn.Module):
+    """A vector for each of K discrete tokens. The categorical head uses the same table.
+
+    Entries start as small as the weights of a layer; times √D they are about as large as positions.
+    """
+
+    def __init__(self, count: int, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(0.02 * torch.randn(count, width))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(...) int64 -> (..., D). Negative ids, which stand for unknown tokens, read entry 0."""
+        return F.embedding(ids.clamp_min(0), self.weight) * self.weight.shape[1] ** 0.5
 
 
 class Attention(nn.Module):
@@ -37,8 +54,8 @@ class Attention(nn.Module):
         k, v = self.kv(source).chunk(2, -1)
         return self.split(k), self.split(v)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
-        h = attention(q, k, v, key_mask)  # (B, H, N, d)
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None, causal: bool = False) -> Tensor:
+        h = attention(q, k, v, key_mask, causal)  # (B, H, N, d)
         return self.out(h.transpose(1, 2).flatten(2))  # (B, N, D)
 
 

@@ -1,0 +1,1 @@
+"""What the token heads need in decoding: schedules of diffusion steps, sampling of discrete tokens."""

@@ -1,0 +1,1 @@
+"""Layers that all backbones share: attention and positions, blocks, the residual stream."""

@@ -1,0 +1,1 @@
+"""Traces over OTLP, off by default, and logs as JSON. Neither holds a prompt."""
