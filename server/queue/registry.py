@@ -76,7 +76,9 @@ class Registry:
         self.redis = redis
         self.keys = Keys(namespace)
 
-    async def heartbeat(self, worker: WorkerInfo, stats: Mapping[str, float]) -> None:
+    async def heartbeat(
+        self, worker: WorkerInfo, stats: Mapping[str, float], exemplars: Mapping[str, str] | None = None
+    ) -> None:
         """Write a heartbeat, and add what the worker counted since the last one."""
         now = await redis_time(self.redis)
         text = json.dumps(shallow(worker) | {"heartbeat_at": now})
@@ -91,6 +93,8 @@ class Registry:
             pipe.expire(self.keys.last_seen_zset, int(LOST_KEPT_S))
             for name, value in stats.items():
                 pipe.hincrbyfloat(self.keys.stats_hash, name, value)
+            if exemplars:
+                pipe.hset(self.keys.exemplars_hash, mapping=dict(exemplars))
             await pipe.execute()
 
     async def deregister(self, worker_id: str) -> None:
@@ -219,6 +223,10 @@ class Registry:
         except UNREADABLE as error:
             skip("a reload request", error)
             return None
+
+    async def exemplars(self) -> dict[str, str]:
+        """ "TRACE VALUE TIME" of a recent traced observation, by bucket of a histogram."""
+        return cast("dict[str, str]", await self.redis.hgetall(self.keys.exemplars_hash))
 
     async def stats(self) -> dict[str, float]:
         raw = cast("dict[str, str]", await self.redis.hgetall(self.keys.stats_hash))
