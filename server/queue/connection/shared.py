@@ -8,7 +8,7 @@ import asyncio
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 import hiredis
 from redis.exceptions import ConnectionError, InvalidResponse, RedisError, TimeoutError
@@ -42,7 +42,7 @@ class SharedConnection:
         Raises:
             RedisError: the reply is an error, or there was none after the retries.
         """
-        packed = hiredis.pack_command(command)
+        packed = hiredis.pack_command(cast(Any, command))
         try:
             return await (await self._usable()).ask(packed, decode=decode)
         except (RedisError, RuntimeError) as error:
