@@ -3,6 +3,7 @@
 generator   an open-loop HTTP client
 service     Valkey, a gateway and workers for one measurement
 latency     latency that the service adds to an image
+processor   processor time per image
 steps       the worker's own time per AR step
 throughput  jobs per second without an engine, by number of workers
 growth      images per second with steps of a fixed time, by number of workers

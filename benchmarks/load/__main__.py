@@ -20,12 +20,13 @@ import asyncio
 import json
 from typing import Any
 
-from benchmarks.load import backlog, growth, latency, neighbour, steps, streams, throughput
+from benchmarks.load import backlog, growth, latency, neighbour, processor, steps, streams, throughput
 from benchmarks.machine import describe_machine, save_result
 
 PARTS = {
     "latency": latency.at_100_per_second,
     "connections": latency.at_512_connections,
+    "processor": processor.per_image,
     "steps": steps.own_time,
     "throughput": throughput.by_workers,
     "workers": growth.by_workers,

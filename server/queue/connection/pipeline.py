@@ -44,3 +44,6 @@ class ServiceRedis(Redis):
         for each in self._connections:
             await each.close()
         await super().aclose(close_connection_pool)
+
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
+        return ServicePipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)

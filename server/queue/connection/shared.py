@@ -8,7 +8,7 @@ import asyncio
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 import hiredis
 from redis.exceptions import ConnectionError, InvalidResponse, RedisError, TimeoutError
@@ -42,21 +42,25 @@ class SharedConnection:
         Raises:
             RedisError: the reply is an error, or there was none after the retries.
         """
-        packed = hiredis.pack_command(command)
-        try:
-            return await (await self._usable()).ask(packed, decode=decode)
-        except (RedisError, RuntimeError) as error:
-            first: list[Exception] = [error]
+        packed, first = hiredis.pack_command(cast(Any, command)), list[Exception]()
+        link: _Link | None = None
 
         async def attempt() -> Any:
+            nonlocal link
             if first:
                 raise first.pop()
-            return await (await self._usable()).ask(packed, decode=decode)
+            link = None  # if none can be opened
+            link = await self._usable()
+            return await link.ask(packed, decode=decode)
 
         async def leave(_: Exception) -> None:
-            if self._link is not None:
-                self._link.lose(ConnectionError("the connection was left after an error"))
+            if link is not None:  # the one that failed: others may have opened the next one by now
+                link.lose(ConnectionError("the connection was left after an error"))
 
+        try:
+            return await attempt()
+        except (RedisError, RuntimeError) as error:
+            first.append(error)
         return await self._retry.call_with_retry(attempt, leave)
 
     async def close(self) -> None:
