@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from contextlib import suppress
 from typing import Any
 
 from benchmarks.load.service import Service, rss_mib, service
@@ -58,13 +59,17 @@ async def _open(running: Service, ids: list[str]) -> list[asyncio.StreamWriter]:
 
     async def follow(job_id: str) -> asyncio.StreamWriter:
         async with limit, asyncio.timeout(WAIT_S):
-            reader, writer = await asyncio.open_connection("127.0.0.1", running.settings.port)
-            writer.write(f"GET /v1/jobs/{job_id}/events HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
-            head = await reader.readuntil(b"\r\n\r\n")
-            if b" 200 " not in head.split(b"\r\n")[0]:
-                raise RuntimeError(f"no stream: {head!r}")
-            await reader.readuntil(b"data: ")
-            return writer
+            while True:
+                reader, writer = await asyncio.open_connection("127.0.0.1", running.settings.port)
+                writer.write(f"GET /v1/jobs/{job_id}/events HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+                status = (await reader.readuntil(b"\r\n\r\n")).split(b" ")[1]
+                if status == b"200":
+                    await reader.readuntil(b"data: ")
+                    return writer
+                await _hang_up(writer)
+                if status != b"503":  # a gateway whose Redis was too slow, on a machine that does other work
+                    raise RuntimeError(f"no stream: {status!r}")
+                await asyncio.sleep(1.0)
 
     return list(await asyncio.gather(*(follow(id_) for id_ in ids)))
 
@@ -72,11 +77,16 @@ async def _open(running: Service, ids: list[str]) -> list[asyncio.StreamWriter]:
 async def _close(running: Service, streams: list[asyncio.StreamWriter]) -> None:
     """Hang up, and wait until the gateway has noticed."""
     before = _descriptors(running)
-    for writer in streams:
-        writer.close()
+    await asyncio.gather(*map(_hang_up, streams))
     async with asyncio.timeout(WAIT_S):
         while _descriptors(running) > before - len(streams):
             await asyncio.sleep(0.05)
+
+
+async def _hang_up(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with suppress(ConnectionError):
+        await writer.wait_closed()
 
 
 def _descriptors(running: Service) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,12 +20,12 @@ IMAGE_EXTRA_S, TOMBSTONE_S = 3600.0, 86400.0
 TABLE_BYTES = 64  # of a key with a time to live, beside what MEMORY USAGE counts (measured over 150,000 keys)
 #: Least rise over a run that counts, by the end of a figure's name. One slow page of an allocator is no leak.
 FLOORS = {
-    "_rss_mib": 1.0, "_fds": 2.0, "_threads": 1.0, "keys_without_ttl": 3.0, "keys_unexplained": 20.0,
+    "_rss_mib": 1.0, "_fds": 2.0, "_threads": 1.0, "keys_without_ttl": 3.0, "keys_unexplained": 100.0,
     "used_unexplained_mib": 5.0, "clients": 2.0, "channels": 1.0, "queued": 2.0, "running": 2.0, "p50_ms": 1.0,
     "p99_ms": 5.0,
 }  # fmt: skip
 #: Valkey's memory and keys grow by contract, so what is judged is the part that the contract does not explain.
-NOT_JUDGED = ("keys", "used_mib", "valkey_rss_mib", "ended", "succeeded", "redeliveries")
+NOT_JUDGED = ("keys", "used_mib", "valkey_rss_mib", "ended", "succeeded", "redeliveries", "keys_kept")
 BY_CONTRACT = ("tombstone", "result", "idempotency")
 PLOTTED = {
     "memory of the processes, MiB": "_rss_mib", "descriptors": "_fds", "keys of Redis": "keys_",
@@ -71,10 +71,13 @@ def all_series(lines: Sequence[Line]) -> dict[str, Series]:
         for name, value in line.items():
             if name not in ("kind", "at"):
                 add(name, line["at"], value)
-        add("keys_unexplained", line["at"], line["keys"] - kept[0])
+        add("keys_kept", line["at"], kept[0])
         add("used_unexplained_mib", line["at"], line["used_mib"] - kept[1])
     for line in lines:
-        if line["kind"] == "keys":
+        if line["kind"] == "keys" and (kept_at := series.get("keys_kept")):
+            # Of a scan, not of DBSIZE: that counts keys that have expired and that Redis has not reclaimed.
+            place = max(0, bisect_right(kept_at[0], line["at"]) - 1)
+            add("keys_unexplained", line["at"], sum(line["counts"].values()) - kept_at[1][place])
             for name, count in line["counts"].items():
                 if name not in BY_CONTRACT:
                     add(f"keys_{name}", line["at"], count)

@@ -17,7 +17,7 @@ from benchmarks.load.service import Service, cpu_s, rss_mib
 from server.jobs import JobState
 from server.queue.statistics import queue_counts
 
-SCAN_EVERY_S = 150.0
+SCAN_EVERY_S = 60.0
 SCAN_COUNT, SCAN_PAUSE_S = 500, 0.02
 SIZES_READ = 20  # keys of one kind whose memory is read
 

@@ -98,7 +98,7 @@ def test_a_script_with_more_commands_is_found_in_the_real_queue(
     load_script = scripts.load_script
 
     def wasteful(name: str) -> str:
-        waste = "for i = 1, 10 do redis.call('HSET', keys.job_hash(args.id), 'x', i) end\n"
+        waste = "for i = 1, 10 do redis.call('HSET', root .. ':waste', 'x', i) end\n"
         text = load_script(name)
         return text.replace("local sequence = ", waste + "local sequence = ") if name == "enqueue" else text
 

@@ -85,7 +85,7 @@ def recorded(file: Path, *, leaks_fds: bool = False) -> list[dict[str, Any]]:
 def test_keys_and_memory_that_the_contract_keeps_are_no_leak(tmp_path: Path) -> None:
     result = report.judge(recorded(tmp_path / "samples.jsonl"))
     assert result["grows"] == [] and result["minutes"] == pytest.approx(60, abs=1)
-    assert result["trends"]["keys_unexplained"]["level"] == pytest.approx(700)
+    assert result["trends"]["keys_unexplained"]["level"] == pytest.approx(600)
     assert result["trends"]["used_unexplained_mib"]["level"] == pytest.approx(5, abs=0.1)
     assert result["cpu_ms_per_image"] == pytest.approx(10)
 
