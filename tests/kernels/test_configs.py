@@ -9,6 +9,7 @@ pytest.importorskip("triton")
 
 from fluid_kernels.configs import (
     CHIPS,
+    RAGGED_WIDEST,
     Config,
     linear_config,
     linear_configs,
@@ -57,6 +58,8 @@ def test_every_tile_that_the_rules_choose_is_compiled_ahead(backend: str, dtype:
             c = linear_config(backend, rows, columns, dtype)
             assert c in linear_configs(backend, dtype)
             assert f"linear silu {short} {c.m}x{c.n}x{c.k}/{c.stages}" in compiled
+            ragged = linear_config(backend, rows, columns, dtype, RAGGED_WIDEST)
+            assert f"linear {short} {ragged.m}x{ragged.n}x{ragged.k}/{ragged.stages} ragged" in compiled
     for rows in (1, 40, 300, 4000):
         c, _ = persistent_config(backend, rows, rows, 1024, 132, dtype)
         assert c in persistent_configs(backend, dtype)

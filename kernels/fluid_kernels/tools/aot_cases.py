@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import triton
 
-from fluid_kernels.configs import MOST_REGISTERS, Config, linear_configs, persistent_configs, precision
+from fluid_kernels.configs import MOST_REGISTERS, RAGGED_WIDEST, Config, linear_configs, persistent_configs, precision
 from fluid_kernels.loops import persistent_kernel  # fmt: skip
 from fluid_kernels.ops import (
     add_norm,
@@ -83,11 +83,12 @@ def _products(backend: str) -> Iterator[Case]:
                     {**linear, "n_rows": "i32"}, {**_product(backend, c), "ACTIVATION": activation},
                     c.warps, c.stages, dot=type_ == "bf16",
                 )  # fmt: skip
-            yield Case(
-                f"linear {type_} {_tile(c)} ragged", linear_triton.linear_kernel, {**linear, "n_rows": "i32"},
-                {**_product(backend, c, RAGGED_WIDTH), "ACTIVATION": "silu" if type_ == "fp32" else "gelu_erf"},
-                c.warps, c.stages, dot=type_ == "bf16",
-            )  # fmt: skip
+            if c.n <= RAGGED_WIDEST:
+                yield Case(
+                    f"linear {type_} {_tile(c)} ragged", linear_triton.linear_kernel, {**linear, "n_rows": "i32"},
+                    {**_product(backend, c, RAGGED_WIDTH), "ACTIVATION": "silu" if type_ == "fp32" else "gelu_erf"},
+                    c.warps, c.stages, dot=type_ == "bf16",
+                )  # fmt: skip
 
 
 def _tile(c: Config) -> str:
