@@ -3,6 +3,7 @@
 server/gateway/metrics.py exports them, together with its own and the queue's, in one scrape.
 """
 
+import time
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Mapping
@@ -61,15 +62,19 @@ class Tally:
 
     def __init__(self) -> None:
         self._values: defaultdict[str, float] = defaultdict(float)
+        self.exemplars: dict[str, str] = {}  #: by bucket, the trace, value and time of the last traced observation
 
     def count(self, name: str, label: str = "", by: float = 1.0) -> None:
         self._values[_field(name, label, "total")] += by
 
-    def observe(self, name: str, value: float, label: str = "") -> None:
-        """Add one observation to the single bucket of the histogram that it falls into."""
+    def observe(self, name: str, value: float, label: str = "", *, trace_id: str = "") -> None:
+        """Add one observation to the single bucket of the histogram that it falls into; its trace is an exemplar."""
         bounds = WORKER_SPECS[name].buckets
         at = bisect_left(bounds, value)
-        self._values[_field(name, label, str(bounds[at]) if at < len(bounds) else "+Inf")] += 1
+        bucket = _field(name, label, str(bounds[at]) if at < len(bounds) else "+Inf")
+        self._values[bucket] += 1
+        if trace_id:
+            self.exemplars[bucket] = f"{trace_id} {value} {time.time():.3f}"
         self._values[_field(name, label, "sum")] += value
 
     def drain(self) -> dict[str, float]:

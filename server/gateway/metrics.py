@@ -11,6 +11,7 @@ from prometheus_client.core import (
     Metric,
 )
 from prometheus_client.openmetrics import exposition as openmetrics
+from prometheus_client.samples import Exemplar
 
 from server.errors import RequestError
 from server.jobs import JobState
@@ -18,7 +19,7 @@ from server.metrics import SECONDS, WORKER_SPECS
 from server.model_info import ModelInfo
 from server.queue.registry import WorkerInfo
 from server.queue.statistics import QueueCounts
-from server.records import skipped
+from server.records import finite, skipped
 
 KINDS = ("sync", "job", "batch")  #: how a job was submitted
 WEBHOOK_OUTCOMES = ("delivered", "failed", "given_up", "lost")
@@ -35,6 +36,7 @@ class GatewayMetrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self.requests = Counter(
             "fluid_http_requests",
             "HTTP requests by route, method and status code.",
@@ -71,6 +73,17 @@ class GatewayMetrics:
             self.webhooks.labels(outcome)
         for code in sorted(_rejection_codes(RequestError)):
             self.rejected.labels(code)
+
+    def count_request(
+        self, route: str, method: str, status: int, seconds: float, exemplar: dict[str, str] | None = None
+    ) -> None:
+        """Count and time a request."""
+        key = (route, method, status)
+        if (found := self._children.get(key)) is None:
+            found = self.requests.labels(route, method, str(status)), self.duration.labels(route, method)
+            self._children[key] = found
+        found[0].inc()
+        found[1].observe(seconds, exemplar)
 
     def expect_tasks(self, names: Iterable[str]) -> None:
         """Begin the counters of these background tasks at 0."""
@@ -111,10 +124,9 @@ def render(
     now: float,
     last_seen: Mapping[str, float] | None = None,
     lost: Mapping[str, str] | None = None,
-    *,
-    exemplars: bool = False,
+    exemplars: Mapping[str, str] | None = None,
 ) -> bytes:
-    """Return the whole page in Prometheus' text format, or in OpenMetrics', which has exemplars.
+    """Return the whole page in Prometheus' text format, or with exemplars in OpenMetrics'.
 
     `last_seen` is the time of the last heartbeat of every worker, also of those that fell silent; `now` and it are Unix
     times of Redis' clock. `lost` is the model of each of the silent ones.
@@ -125,9 +137,9 @@ def render(
         *_queue(counts),
         *_fleet(workers, models, lost or {}),
         *_heartbeats({w.id: w.heartbeat_at for w in workers} | dict(last_seen or {}), now),
-        *_worker(stats, models),
+        *_worker(stats, models, exemplars or {}),
     ]
-    write = openmetrics.generate_latest if exemplars else generate_latest
+    write = generate_latest if exemplars is None else openmetrics.generate_latest
     return write(_Scrape(families))
 
 
@@ -229,7 +241,9 @@ def _fleet(workers: list[WorkerInfo], models: Mapping[str, ModelInfo], lost: Map
     yield from (up, rows, runs, info)
 
 
-def _worker(stats: Mapping[str, float], models: Mapping[str, ModelInfo]) -> Iterator[Metric]:
+def _worker(
+    stats: Mapping[str, float], models: Mapping[str, ModelInfo], exemplars: Mapping[str, str]
+) -> Iterator[Metric]:
     """Yield families from the workers' shared hash; what has not been counted yet is 0 for every known label."""
     parts: defaultdict[str, defaultdict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     for name, value in stats.items():
@@ -248,16 +262,27 @@ def _worker(stats: Mapping[str, float], models: Mapping[str, ModelInfo]) -> Iter
             continue
         histogram = HistogramMetricFamily(name, spec.help, labels=labels)
         for label, found in found_by_label.items():
-            histogram.add_metric(
-                [label] if labels else [], _cumulative(found, spec.buckets), sum_value=found.get("sum", 0.0)
-            )
+            traces = {bucket: exemplars.get(f"{name}|{label}|{bucket}", "") for bucket in found}
+            buckets = _cumulative(found, spec.buckets, traces)
+            histogram.add_metric([label] if labels else [], buckets, sum_value=found.get("sum", 0.0))
         yield histogram
 
 
-def _cumulative(found: Mapping[str, float], bounds: tuple[float, ...]) -> list[tuple[str, float]]:
+def _cumulative(
+    found: Mapping[str, float], bounds: tuple[float, ...], traces: Mapping[str, str]
+) -> list[tuple[str, float, Exemplar | None]]:
     """Turn the single buckets that Redis stores into the running totals that Prometheus expects."""
     total, buckets = 0.0, []
     for bound in (*map(str, bounds), "+Inf"):
         total += found.get(bound, 0)
-        buckets.append((bound, total))
+        buckets.append((bound, total, _exemplar(traces.get(bound, ""))))
     return buckets
+
+
+def _exemplar(text: str) -> Exemplar | None:
+    """Read a worker's exemplar; None if there is none, or none that this version can read."""
+    try:
+        trace_id, value, at = text.split()
+        return Exemplar({"trace_id": trace_id[:32]}, finite(value), finite(at))
+    except ValueError:
+        return None

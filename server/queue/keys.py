@@ -101,6 +101,7 @@ class Keys:
     # --- workers ------------------------------------------------------------------------------------
 
     stats_hash = FixedKey("stats")
+    exemplars_hash = FixedKey("exemplars")  # trace, value and time of a recent observation, by bucket
     models_hash = FixedKey("models")
     reloads_hash = FixedKey("reloads")
     crashes_hash = FixedKey("crashes")  # background tasks that crash, by process and task

@@ -3,14 +3,14 @@
 import json
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import cast
 
 from server.background import KEEPS_CRASHING, Crash
 from server.model_info import ModelInfo
 from server.queue.keys import Keys
 from server.queue.redis_client import Client, redis_time
-from server.records import UNREADABLE, decode, read_json, readable, skip
+from server.records import UNREADABLE, decode, read_json, readable, shallow, skip
 
 HEARTBEAT_S = 1.0
 DEAD_AFTER_S = 5.0
@@ -76,10 +76,12 @@ class Registry:
         self.redis = redis
         self.keys = Keys(namespace)
 
-    async def heartbeat(self, worker: WorkerInfo, stats: Mapping[str, float]) -> None:
+    async def heartbeat(
+        self, worker: WorkerInfo, stats: Mapping[str, float], exemplars: Mapping[str, str] | None = None
+    ) -> None:
         """Write a heartbeat, and add what the worker counted since the last one."""
         now = await redis_time(self.redis)
-        text = json.dumps(asdict(replace(worker, heartbeat_at=now)))
+        text = json.dumps(shallow(worker) | {"heartbeat_at": now})
         async with self.redis.pipeline(transaction=True) as pipe:
             pipe.set(self.keys.worker(worker.id), text, px=int(DEAD_AFTER_S * 1000))
             pipe.set(self.keys.worker_model(worker.id), worker.model, ex=int(LOST_KEPT_S + DEAD_AFTER_S))
@@ -91,6 +93,8 @@ class Registry:
             pipe.expire(self.keys.last_seen_zset, int(LOST_KEPT_S))
             for name, value in stats.items():
                 pipe.hincrbyfloat(self.keys.stats_hash, name, value)
+            if exemplars:
+                pipe.hset(self.keys.exemplars_hash, mapping=dict(exemplars))
             await pipe.execute()
 
     async def deregister(self, worker_id: str) -> None:
@@ -102,10 +106,10 @@ class Registry:
 
     async def workers(self) -> list[WorkerInfo]:
         """The live workers."""
-        ids = await self.redis.zrange(self.keys.workers_zset, 0, -1)
+        ids = await self.redis.call("ZRANGE", self.keys.workers_zset, 0, -1)
         if not ids:
             return []
-        texts = await self.redis.mget([self.keys.worker(i) for i in ids])
+        texts = await self.redis.call("MGET", *(self.keys.worker(i) for i in ids))
         return list(readable("a heartbeat", filter(None, texts), lambda text: decode(WorkerInfo, read_json(text))))
 
     async def last_seen(self) -> dict[str, float]:
@@ -219,6 +223,10 @@ class Registry:
         except UNREADABLE as error:
             skip("a reload request", error)
             return None
+
+    async def exemplars(self) -> dict[str, str]:
+        """ "TRACE VALUE TIME" of a recent traced observation, by bucket of a histogram."""
+        return cast("dict[str, str]", await self.redis.hgetall(self.keys.exemplars_hash))
 
     async def stats(self) -> dict[str, float]:
         raw = cast("dict[str, str]", await self.redis.hgetall(self.keys.stats_hash))

@@ -53,6 +53,11 @@ class JobTrace:
         self._decoding: dict[int, _Piece] = {}
         remember_job(lease.job_id, self._parent.trace_id)
 
+    @property
+    def trace_id(self) -> str:
+        """Id of the trace, or "" if the job is not traced."""
+        return self._parent.trace_id if self.sampled and self._parent else ""
+
     def add(self, name: str, began: float, **attributes: str | int) -> None:
         """Add something that began at this time of the monotonic clock and ends now."""
         if self.sampled:

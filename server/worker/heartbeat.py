@@ -66,7 +66,8 @@ class Heartbeat:
         worker = self._describe()
         stats = self._tally.drain()
         try:
-            await self._registry.heartbeat(worker, stats)
+            await self._registry.heartbeat(worker, stats, self._tally.exemplars)
+            self._tally.exemplars = {}
         except RedisError:
             self._tally.restore(stats)
             raise

@@ -93,8 +93,9 @@ async def metrics(request: Request, services: ServicesDep) -> Response:
 
     With `Accept: application/openmetrics-text` in OpenMetrics' format, where latencies name traces as exemplars.
     """
-    exemplars = "application/openmetrics-text" in request.headers.get("accept", "")
     registry = services.registry
+    wants_exemplars = "application/openmetrics-text" in request.headers.get("accept", "")
+    exemplars = await registry.exemplars() if wants_exemplars else None
     workers, last_seen = await registry.workers(), await registry.last_seen()
     text = render(
         services.metrics,
@@ -105,9 +106,9 @@ async def metrics(request: Request, services: ServicesDep) -> Response:
         await redis_time(services.queue.redis),
         last_seen,
         await registry.models_of(set(last_seen) - {worker.id for worker in workers}),
-        exemplars=exemplars,
+        exemplars,
     )
-    return Response(text, media_type=openmetrics.CONTENT_TYPE_LATEST if exemplars else CONTENT_TYPE_LATEST)
+    return Response(text, media_type=openmetrics.CONTENT_TYPE_LATEST if wants_exemplars else CONTENT_TYPE_LATEST)
 
 
 @router.get("/", include_in_schema=False)

@@ -114,13 +114,18 @@ def test_latencies_name_traces_as_exemplars(traced: Service) -> None:
     trace = "f" * 31 + "1"
     assert post(traced, "/v1/images/generations", f"00-{trace}-{PARENT}-01").status_code == 200
     url = f"{traced.settings.base_url}/metrics"
-    page = httpx.get(url, headers={"Accept": "application/openmetrics-text; version=1.0.0, */*;q=0.1"})
+    openmetrics = {"Accept": "application/openmetrics-text; version=1.0.0, */*;q=0.1"}
+    page = httpx.get(url, headers=openmetrics)
     assert page.headers["content-type"].startswith("application/openmetrics-text")
-    families = {family.name: family for family in text_string_to_metric_families(page.text)}
-    exemplars = [
-        sample.exemplar for sample in families["fluid_http_request_duration_seconds"].samples if sample.exemplar
-    ]
-    assert trace in {exemplar.labels["trace_id"] for exemplar in exemplars}
+
+    def exemplars(name: str) -> set[str]:
+        page = httpx.get(url, headers=openmetrics).text
+        (family,) = [each for each in text_string_to_metric_families(page) if each.name == name]
+        return {sample.exemplar.labels["trace_id"] for sample in family.samples if sample.exemplar}
+
+    assert trace in exemplars("fluid_http_request_duration_seconds")
+    for name in ("fluid_job_latency_seconds", "fluid_queue_wait_seconds"):
+        until(lambda name=name: trace in exemplars(name), what=f"an exemplar of {name}")
     plain = httpx.get(url)
     assert plain.headers["content-type"].startswith("text/plain") and "trace_id" not in plain.text
 
