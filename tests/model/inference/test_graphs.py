@@ -144,7 +144,7 @@ def test_the_count_of_shapes_is_bounded_and_stated(graphs: Graphs, rows: int, pa
         for known in (0, 1, 64, 65, 255, 256):
             run([0] * evaluations, [null] * evaluations, known)
     assert len(graphs.captures) == captured
-    assert {bucket(n) for n in range(1, 2 * rows)} <= {size for size, _ in shapes}
+    assert {bucket(n) for n in range(1, 2 * rows)} <= {size for size, *_ in shapes}
 
 
 class Head:
