@@ -185,7 +185,7 @@ def test_a_shape_that_does_not_fit_is_left_out(mar: Mar) -> None:  # noqa: F811
 
     engine._backbone._record = tight  # type: ignore[union-attr,method-assign,assignment]
     engine.warm_up(1)
-    assert {size for size, _ in engine._backbone._replays} == {1, 2, 3, 4}  # type: ignore[union-attr]
+    assert {size for size, *_ in engine._backbone._replays} == {1, 2, 3, 4}  # type: ignore[union-attr]
 
 
 def test_a_cpu_has_nothing_to_prepare(tiny: Fluid, encoder: HashEncoder, engine: Engine) -> None:
