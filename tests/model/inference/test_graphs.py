@@ -178,10 +178,10 @@ def test_a_shape_that_does_not_fit_is_left_out(mar: Mar) -> None:  # noqa: F811
     engine = Engine(mar, LabelPrompts(mar, ["a", "b", "c"]), 4, static=True)
     record = engine._backbone._record  # type: ignore[union-attr]
 
-    def tight(size: int, known: int) -> object:
+    def tight(size: int, known: int, text: int) -> object:
         if size > 4:
             raise torch.OutOfMemoryError("no")
-        return record(size, known)
+        return record(size, known, text)
 
     engine._backbone._record = tight  # type: ignore[union-attr,method-assign,assignment]
     engine.warm_up(1)
