@@ -64,6 +64,8 @@ class Chip:
 
 # H100 SXM and H200; MI300X, whose last cache is the Infinity Cache.
 CHIPS = {"cuda": Chip(132, 989e12 / 132, 5.5e12 / 132), "hip": Chip(304, 1307e12 / 304, 17.2e12 / 304)}
+# The most columns of a tile whose product masks its last block of the inner dimension: 256 spilled 80 bytes on sm_80.
+RAGGED_WIDEST = 128
 # The interpreter pays per operation on a block, whatever its size: few, large blocks.
 _INTERPRETED = Config(64, 64, 64, 4, 1)
 

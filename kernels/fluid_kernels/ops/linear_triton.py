@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fluid_kernels.configs import Config, backend_of, linear_config, precision
+from fluid_kernels.configs import RAGGED_WIDEST, Config, backend_of, linear_config, precision
 
 ACTIVATIONS = ("", "silu", "gelu_erf", "gelu_tanh")
 GROUP = tl.constexpr(8)  # tiles of rows that walk over W together, so that W's blocks are found in the L2 cache
@@ -118,7 +118,7 @@ def linear(
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation {activation!r} is not one of {ACTIVATIONS}")
     (rows, k), n, backend = x.shape, len(weight), backend_of(x.device)
-    c = config or linear_config(backend, rows, n, weight.dtype)
+    c = config or linear_config(backend, rows, n, weight.dtype, 256 if k % 64 == 0 else RAGGED_WIDEST)
     linear_kernel[(triton.cdiv(rows, c.m) * triton.cdiv(n, c.n),)](
         x, weight, bias, y, rows, N=n, K=k, ACTIVATION=activation,
         BLOCK_M=c.m, BLOCK_N=c.n, BLOCK_K=c.k, PRECISION=precision(backend), UPCAST=backend == "cpu",

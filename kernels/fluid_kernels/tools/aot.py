@@ -127,12 +127,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         (case, target) for target in options.target
         for case in cases("hip" if target.startswith("gfx") else "cuda") if options.only in case.name
     ]  # fmt: skip
-    print(f"{'kernel':<34}{'target':<8}{'registers':>10}{'spilled':>9}{'shared KiB':>12}{'tensor ops':>12}")
+    print(f"{'kernel':<42}{'target':<8}{'registers':>10}{'spilled':>9}{'shared KiB':>12}{'tensor ops':>12}")
     faulty = 0
     with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as pool:
         for r in pool.map(_compile_indexed, [(case.name, target) for case, target in work]):
             faulty += bool(r.faults)
-            row = f"{r.case:<34}{r.target:<8}{r.registers:>10}{r.spilled:>9}{r.shared / 1024:>12.1f}{r.tensor_ops:>12}"
+            row = f"{r.case:<42}{r.target:<8}{r.registers:>10}{r.spilled:>9}{r.shared / 1024:>12.1f}{r.tensor_ops:>12}"
             print(row, *(f"  FAULT: {fault}" for fault in r.faults), flush=True)
     print(f"{len(work)} compiled, {faulty} faulty")
     return 1 if faulty else 0

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import triton
 
-from fluid_kernels.configs import MOST_REGISTERS, Config, linear_configs, persistent_configs, precision
+from fluid_kernels.configs import MOST_REGISTERS, RAGGED_WIDEST, Config, linear_configs, persistent_configs, precision
 from fluid_kernels.loops import persistent_kernel  # fmt: skip
 from fluid_kernels.ops import (
     add_norm,
@@ -29,9 +29,9 @@ from fluid_kernels.ops import (
 
 # Of every head that ships or has a preset, and of the benchmark's; tests/kernels/test_configs.py holds them
 # against the presets. Those of the backbones beside them.
-WIDTHS = (256, 768, 1024, 1280, 1536, 2048, 4096)
-BACKBONE_WIDTHS = (224, *WIDTHS)
-PERSISTENT_WIDTHS = (256, 768, 1024, 1280, 1536)  # of its LARGEST_WIDTH at most
+WIDTHS = (128, 176, 256, 768, 1024, 1280, 1536, 2048, 4096)
+BACKBONE_WIDTHS = (96, 160, 224, *WIDTHS)
+PERSISTENT_WIDTHS = (128, 256, 768, 1024, 1280, 1536)  # multiples of its WIDTH_MULTIPLE, of its LARGEST_WIDTH at most
 CHANNELS = (16, 32, 48, 64)  # a token of one latent, of scenes-128, of atlas-128, and of 2 × 2 latents
 OTHER_WIDTH = 1024  # where the width is only a loop's trip count
 RAGGED_WIDTH = 1000  # no multiple of any k: products mask their last block, as at scenes-128's 224
@@ -83,11 +83,12 @@ def _products(backend: str) -> Iterator[Case]:
                     {**linear, "n_rows": "i32"}, {**_product(backend, c), "ACTIVATION": activation},
                     c.warps, c.stages, dot=type_ == "bf16",
                 )  # fmt: skip
-            yield Case(
-                f"linear {type_} {_tile(c)} ragged", linear_triton.linear_kernel, {**linear, "n_rows": "i32"},
-                {**_product(backend, c, RAGGED_WIDTH), "ACTIVATION": "silu" if type_ == "fp32" else "gelu_erf"},
-                c.warps, c.stages, dot=type_ == "bf16",
-            )  # fmt: skip
+            if c.n <= RAGGED_WIDEST:
+                yield Case(
+                    f"linear {type_} {_tile(c)} ragged", linear_triton.linear_kernel, {**linear, "n_rows": "i32"},
+                    {**_product(backend, c, RAGGED_WIDTH), "ACTIVATION": "silu" if type_ == "fp32" else "gelu_erf"},
+                    c.warps, c.stages, dot=type_ == "bf16",
+                )  # fmt: skip
 
 
 def _tile(c: Config) -> str:

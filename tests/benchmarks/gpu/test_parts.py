@@ -70,13 +70,13 @@ def finds(args: Any, emit: Emit) -> None:
 BROKEN = {
     "raises": (raises, "RuntimeError: an illegal memory access was encountered"),
     "dies": (dies, f"exit status {-signal.SIGKILL}"), "crashes": (crashes, f"exit status {-signal.SIGSEGV}"),
-    "hangs": (hangs, "killed after 1 s"), "floods": (floods, "killed after 1 s"),
-    "closes": (closes, "killed after 1 s"),
+    "hangs": (hangs, "killed after 2 s"), "floods": (floods, "killed after 2 s"),
+    "closes": (closes, "killed after 2 s"),
 }  # fmt: skip
 
 
 def test_a_broken_part_costs_nothing_but_itself(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    alone = [Part(name, 1.4 if "killed" in error else 60, work) for name, (work, error) in BROKEN.items()]
+    alone = [Part(name, 2.4 if "killed" in error else 60, work) for name, (work, error) in BROKEN.items()]
     parts = [*alone, Part("finds", 60, finds), Part("good", 60, good)]
     folder = tmp_path / "kept"
     result = run_parts(parts, 7, folder, "x", 120)

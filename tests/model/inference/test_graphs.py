@@ -144,7 +144,7 @@ def test_the_count_of_shapes_is_bounded_and_stated(graphs: Graphs, rows: int, pa
         for known in (0, 1, 64, 65, 255, 256):
             run([0] * evaluations, [null] * evaluations, known)
     assert len(graphs.captures) == captured
-    assert {bucket(n) for n in range(1, 2 * rows)} <= {size for size, _ in shapes}
+    assert {bucket(n) for n in range(1, 2 * rows)} <= {size for size, *_ in shapes}
 
 
 class Head:
@@ -178,14 +178,14 @@ def test_a_shape_that_does_not_fit_is_left_out(mar: Mar) -> None:  # noqa: F811
     engine = Engine(mar, LabelPrompts(mar, ["a", "b", "c"]), 4, static=True)
     record = engine._backbone._record  # type: ignore[union-attr]
 
-    def tight(size: int, known: int) -> object:
+    def tight(size: int, known: int, text: int) -> object:
         if size > 4:
             raise torch.OutOfMemoryError("no")
-        return record(size, known)
+        return record(size, known, text)
 
     engine._backbone._record = tight  # type: ignore[union-attr,method-assign,assignment]
     engine.warm_up(1)
-    assert {size for size, _ in engine._backbone._replays} == {1, 2, 3, 4}  # type: ignore[union-attr]
+    assert {size for size, *_ in engine._backbone._replays} == {1, 2, 3, 4}  # type: ignore[union-attr]
 
 
 def test_a_cpu_has_nothing_to_prepare(tiny: Fluid, encoder: HashEncoder, engine: Engine) -> None:
