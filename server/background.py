@@ -11,10 +11,11 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 log = logging.getLogger(__name__)
 RETRY_S = 0.1
+T = TypeVar("T")
 Task = Callable[[], Coroutine[Any, Any, None]]
 #: Pauses before a crashed task is started again: the n-th crash in succession takes the n-th, or the last.
 BACKOFF_S = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -29,6 +30,32 @@ async def cancel_and_wait(*tasks: asyncio.Task[Any]) -> None:
         for task in alive:
             task.cancel()
         _, alive = await asyncio.wait(alive, timeout=RETRY_S)
+
+
+class SingleFlight(Generic[T]):
+    """Runs some work once for all that need it at the same time; each gets its result, or its exception."""
+
+    def __init__(self, work: Callable[[], Coroutine[Any, Any, T]]) -> None:
+        self._work = work
+        self._task: asyncio.Task[T] | None = None
+
+    async def run(self) -> T:
+        """Join the work under way, or start it. Canceling one caller does not stop it."""
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._work())
+            self._task.add_done_callback(_retrieve)
+        return await asyncio.shield(self._task)
+
+    async def settle(self) -> None:
+        """Wait until the work under way, if any, has ended."""
+        if self._task is not None:
+            await asyncio.wait((self._task,))
+
+
+def _retrieve(task: asyncio.Task[Any]) -> None:
+    """Note an exception for which every caller may have stopped waiting; asyncio would log it."""
+    if not task.cancelled():
+        task.exception()
 
 
 class RepeatedFailure:

@@ -3,12 +3,12 @@
 import json
 import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
 from server.errors import UnreadableRecord
-from server.records import UNREADABLE, decode, finite, read_json, skip
+from server.records import UNREADABLE, decode, finite, read_json, shallow, skip
 from server.sampling import SAMPLING_FIELDS, Sampling
 
 #: Error code of a job that no worker can complete, however many attempts it gets.
@@ -51,7 +51,7 @@ class Edit:
 
     def recipe(self) -> dict[str, Any]:
         """The fields that a finished file's metadata records."""
-        return {name: value for name, value in asdict(self).items() if name != "source"}
+        return {name: value for name, value in shallow(self).items() if name != "source"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +104,9 @@ class JobInput:
     def parameters(self) -> dict[str, Any]:
         """Every parameter in one flat mapping, as callers write and read them."""
         flat: dict[str, Any] = {}
-        for name, value in asdict(self).items():
-            flat |= value if name == "sampling" else {name: value}
+        for name, value in shallow(self).items():
+            flat |= shallow(value) if name == "sampling" else {name: value}
+        flat["edit"] = shallow(self.edit) if self.edit else None
         return flat
 
     def to_json(self) -> str:
@@ -199,14 +200,14 @@ class JobRecord:
     metrics: JobMetrics | None = None
 
     @classmethod
-    def from_fields(cls, raw: Mapping[str, str]) -> "JobRecord":
-        """Decode the fields of the job's hash.
+    def from_fields(cls, raw: Mapping[str, str], known: JobInput | None = None) -> "JobRecord":
+        """Decode the fields of the job's hash, except the input if it is `known`.
 
         Raises:
             UnreadableRecord: it has a state, or a value, that this version does not know.
         """
         try:
-            return cls._decode(raw)
+            return cls._decode(raw, known)
         except UNREADABLE as error:
             raise UnreadableRecord(
                 f"Job {raw.get('id', '')} was written by another version of this service and cannot be read here "
@@ -215,7 +216,7 @@ class JobRecord:
             ) from error
 
     @classmethod
-    def _decode(cls, raw: Mapping[str, str]) -> "JobRecord":
+    def _decode(cls, raw: Mapping[str, str], known: JobInput | None) -> "JobRecord":
 
         def optional(name: str) -> float | None:
             return finite(raw[name]) if raw.get(name) else None
@@ -225,7 +226,7 @@ class JobRecord:
         return cls(
             id=raw["id"],
             state=JobState(raw["state"]),
-            input=JobInput.from_json(raw["input"]),
+            input=known or JobInput.from_json(raw["input"]),
             kind=raw["kind"],
             created_at=finite(raw["created_at"]),
             sequence=int(raw["sequence"]),

@@ -18,6 +18,15 @@ from server.queue.statistics import queue_counts
 
 FETCHES = 2  # per image: it must not change between them
 CONCURRENT_FETCHES = 16
+PATIENCE_S = 60.0  # with a gateway whose Redis does not answer in time, as on a machine with a load of 20
+
+
+async def get_patiently(http: httpx.AsyncClient, path: str, patience_s: float = PATIENCE_S) -> httpx.Response:
+    """Repeat a request that is answered with 503, as every client does: it says that nothing was lost."""
+    deadline = time.monotonic() + patience_s
+    while (response := await http.get(path)).status_code == 503 and time.monotonic() < deadline:
+        await asyncio.sleep(0.2)
+    return response
 
 
 async def all_jobs(queue: JobQueue) -> list[JobRecord]:
@@ -50,7 +59,7 @@ async def audit(ledger: Ledger, queue: JobQueue, address: Callable[[], str]) -> 
         async def fetch(entry: Submission, record: JobRecord, index: int) -> None:
             async with limit:
                 for _ in range(FETCHES):
-                    response = await http.get(f"/v1/jobs/{record.id}/images/{index}")
+                    response = await get_patiently(http, f"/v1/jobs/{record.id}/images/{index}")
                     if response.is_success:
                         entry.observe_image(index, response.content)
                     else:

@@ -65,6 +65,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.only is None or name in args.only:
             result[name] = part(setup)
             report.print_table(name, result[name])
+    result["problems"] = setup.problems
     if not (args.quick or args.only or len(args.sides) < len(NAMES)):
         saved = save_result("peers", result)
         print(f"\nsaved to {saved}; `python -m benchmarks.peers --report {saved}` fills the pages")

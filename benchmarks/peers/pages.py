@@ -65,7 +65,10 @@ def fill_readme(page: str, result: Mapping[str, Any]) -> str:
     cores = result["machine"]["cores"]
     rows = []
     for title, (part, figure) in README_ROWS.items():
-        cells = [", ".join(_number(result[part].get(side, {}).get(figure)) for side in group) for group in README_SIDES]
+        cells = [
+            ", ".join(_number(result.get(part, {}).get(side, {}).get(figure)) for side in group)
+            for group in README_SIDES
+        ]
         if any(cells):
             about = f", one fake model, {cores} cores" if part == "throughput" else ""
             rows.append(f"| {title}{about} | {' | '.join(cells)} |".replace("|  |", "| |"))
@@ -90,13 +93,17 @@ def _block(result: Mapping[str, Any], name: str) -> list[str]:
         *_table(result.get("latency", {}), LATENCY), "",
     ]  # fmt: skip
     if added := result.get("added"):
-        ours, hand = added["ours"], added["by_hand"]
+        ours, hand = added.get("ours", {}), added.get("by_hand", {})
         lines += [
             "Added latency at 100 requests/s with steps that cost nothing, p50 / p99: Fluid Serve "
-            f"{_number(ours['added_p50_ms'])} / {_number(ours['added_p99_ms'])} ms,",
-            f"FastAPI by hand {_number(hand['added_p50_ms'])} / {_number(hand['added_p99_ms'])} ms.", "",
+            f"{_number(ours.get('added_p50_ms'))} / {_number(ours.get('added_p99_ms'))} ms,",
+            f"FastAPI by hand {_number(hand.get('added_p50_ms'))} / {_number(hand.get('added_p99_ms'))} ms.", "",
         ]  # fmt: skip
-    lines += ["The process of the engine killed under the load of 32 callers:", "", *_table(result["killed"], KILLED)]
+    lines += [
+        "The process of the engine killed under the load of 32 callers:",
+        "",
+        *_table(result.get("killed", {}), KILLED),
+    ]
     if "model" in result:
         lines += ["", "Images/s of the shipped model, `scenes-128`, 8 steps or mixed 4, 8 and 16:", ""]
         lines += _table(result["model"], MODEL)

@@ -11,7 +11,7 @@ import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ MODEL_IMAGES = 8  # of a single caller
 
 Figures = dict[str, float | None]
 Table = dict[str, Figures]  # side -> figure -> median
+Measure = Callable[[Side, Figures], None]  # adds what it measures to the figures
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,12 @@ QUICK = Plan(rounds=1, callers=(1, 16, 64), seconds=1, paced=wrk.Length(2, 100, 
 
 @dataclass(frozen=True)
 class Setup:
-    """The sides to compare, the interpreter of the peers, and the plan."""
+    """The sides to compare, the interpreter of the peers, and the plan; `problems` are what sides failed at."""
 
     sides: Sequence[str]
     python: Path
     plan: Plan
+    problems: list[str] = field(default_factory=list)
 
     def rotated(self, round_: int, among: Sequence[str] | None = None) -> list[str]:
         """Return the sides in the order of this round."""
@@ -80,26 +82,29 @@ class Setup:
         return names[shift:] + names[:shift]
 
     def repeat(
-        self, about: str, engine: dict[str, str], measure: Callable[[Side], Figures], rounds: int,
+        self, about: str, engine: dict[str, str], measure: Measure, rounds: int,
         among: Sequence[str] | None = None,
     ) -> Table:  # fmt: skip
-        """Start each side in turn, `rounds` times, and return the medians of what `measure` returns.
+        """Start each side in turn, `rounds` times, and return the medians of what `measure` adds to the figures.
 
-        A side that does not start or stops serving is reported and left out of that round; the others go on.
+        A side that does not start or stops serving is reported, and what it had shown before counts; the others go on.
         """
         seen: dict[str, dict[str, list[float | None]]] = defaultdict(lambda: defaultdict(list))
         order = [name for round_ in range(rounds) for name in self.rotated(round_, among)]
         bar = tqdm(order, desc=about, leave=False)
         for name in bar:
             bar.set_postfix_str(NAMES[name])
+            figures: Figures = {}
             try:
                 with running(name, engine, self.python) as side:
                     wrk.closed(side.port, ROWS, WARM_STEPS, wrk.Length(self.plan.warm_s, ROWS))
                     settle(side)
-                    for figure, value in measure(side).items():
-                        seen[name][figure].append(value)
+                    measure(side, figures)
             except RuntimeError as error:
-                bar.write(f"{about}: {error}", file=sys.stderr)
+                self.problems.append(f"{about}: {error}")
+                bar.write(self.problems[-1], file=sys.stderr)
+            for figure, value in figures.items():
+                seen[name][figure].append(value)
         return {
             name: {figure: _median(values) for figure, values in seen[name].items()}
             for name in self.sides
@@ -110,13 +115,11 @@ class Setup:
 def throughput(setup: Setup) -> Table:
     """Images/s by callers, equal and mixed settings; processor time and memory at 64 callers."""
 
-    def measure(side: Side) -> Figures:
-        figures: Figures = {}
+    def measure(side: Side, figures: Figures) -> None:
         for callers in setup.plan.callers:
             for kind, steps in SETTINGS.items():
                 if kind == "equal" or callers > 1:
-                    figures |= _closed(side, kind, steps, callers, setup.plan.closed(callers))
-        return figures
+                    figures.update(_closed(side, kind, steps, callers, setup.plan.closed(callers)))
 
     return setup.repeat("throughput", fake(STEP_MS), measure, setup.plan.rounds)
 
@@ -124,17 +127,16 @@ def throughput(setup: Setup) -> Table:
 def latency(setup: Setup) -> Table:
     """p50 and p99 at shares of the side's own capacity: the most images/s that it reaches just before."""
 
-    def measure(side: Side) -> Figures:
+    def measure(side: Side, figures: Figures) -> None:
         capacity = 0.0
         for callers in CAPACITY_CALLERS:
             settle(side)
             capacity = max(capacity, wrk.closed(side.port, callers, EQUAL, setup.plan.closed(callers)).images_per_s)
-        figures: Figures = {"capacity": capacity}
+        figures["capacity"] = capacity
         for share in SHARES:
             settle(side)
             load = wrk.paced(side.port, capacity * share, EQUAL, setup.plan.paced)
-            figures |= _paced(f"at_{100 * share:.0f}", load)
-        return figures
+            figures.update(_paced(f"at_{100 * share:.0f}", load))
 
     return setup.repeat("latency", fake(STEP_MS), measure, 1)
 
@@ -142,32 +144,33 @@ def latency(setup: Setup) -> Table:
 def added(setup: Setup) -> Table:
     """p50 and p99 at 100 requests/s with steps that cost nothing: latency that the service adds, ours and by hand."""
 
-    def measure(side: Side) -> Figures:
-        return _paced("added", wrk.paced(side.port, ADDED_RATE, ADDED_STEPS, setup.plan.paced))
+    def measure(side: Side, figures: Figures) -> None:
+        figures.update(_paced("added", wrk.paced(side.port, ADDED_RATE, ADDED_STEPS, setup.plan.paced)))
 
     return setup.repeat("added latency", fake(0.0), measure, setup.plan.rounds, among=("by_hand", "ours"))
 
 
 def killed(setup: Setup) -> Table:
     """What is lost when the process that holds the engine is killed under load."""
-    return setup.repeat(
-        "killed worker", fake(STEP_MS), lambda side: crash.kill_under_load(side, EQUAL[0], setup.plan.crash_s), 1
-    )
+
+    def measure(side: Side, figures: Figures) -> None:
+        figures.update(crash.kill_under_load(side, EQUAL[0], setup.plan.crash_s))
+
+    return setup.repeat("killed worker", fake(STEP_MS), measure, 1)
 
 
 def model(setup: Setup) -> Table:
     """Images/s of the shipped model."""
 
-    def measure(side: Side) -> Figures:
-        figures: Figures = {}
+    def measure(side: Side, figures: Figures) -> None:
         for kind, steps in (("equal", MODEL_STEPS), ("mixed", MODEL_MIXED)):
             for callers in setup.plan.model_callers:
                 if kind == "equal" or callers > 1:
                     settle(side)
                     length = setup.plan.model if callers > 1 else replace(setup.plan.model, responses=MODEL_IMAGES)
                     load = wrk.closed(side.port, callers, steps, length)
-                    figures |= {f"{kind}_{callers}": load.images_per_s, f"failed_{kind}_{callers}": load.failed}
-        return figures
+                    name = f"{kind}_{callers}"
+                    figures.update({name: load.images_per_s, f"failed_{name}": load.failed})
 
     return setup.repeat("shipped model", shipped(CHECKPOINT), measure, 1)
 

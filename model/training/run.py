@@ -12,6 +12,7 @@ from model.checkpoint import load_checkpoint
 from model.config import ConfigError, FluidConfig
 from model.data.dataset import Dataset
 from model.diffusion import Schedule, make_schedule
+from model.inference.prompts import encoder_dtype
 from model.networks.autoencoders.vqgan_tokenizer import is_vq_model, load_vq_model
 from model.networks.autoregressive_model import Fluid
 from model.networks.factory import AnyTokenizer, new_tokenizer
@@ -85,7 +86,8 @@ def load_tokenizer(config: FluidConfig, path: str) -> AnyTokenizer:
 
 def open_feed(recipe: Recipe, config: FluidConfig, tokenizer: AnyTokenizer, device: torch.device) -> Feed:
     """Open the recipe's data and encode its captions; for a fixed image set, encode the images too."""
-    folder, encoder = Path(recipe.data), build_text_encoder(config.text, recipe.text_encoder).to(device)
+    folder = Path(recipe.data)
+    encoder = build_text_encoder(config.text, recipe.text_encoder, encoder_dtype(device)).to(device)
     if recipe.scenes is None:
         return ImageFeed(Dataset.load(folder), tokenizer, encoder, folder, recipe.batch, recipe.seed)
     scenes, loaders = open_scenes(recipe, recipe.scenes), recipe.scenes.loaders

@@ -5,6 +5,7 @@ Each `run` imports only its own code: a worker without FastAPI starts sooner, an
 
 import argparse
 import asyncio
+import gc
 from textwrap import fill, indent
 from typing import Any
 
@@ -62,6 +63,7 @@ def run(settings: Settings, args: argparse.Namespace) -> None:
 def run_gateway(settings: Settings, args: argparse.Namespace) -> None:
     from server.gateway import app
 
+    _collect_less_often()
     app.serve(settings)
 
 
@@ -69,5 +71,11 @@ def run_worker(settings: Settings, args: argparse.Namespace) -> None:
     from server.background import new_event_loop
     from server.worker import main
 
+    _collect_less_often()
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         runner.run(main.serve(settings))
+
+
+def _collect_less_often() -> None:
+    """Search for reference cycles less often than Python does by itself, which takes 4 % of the time per request."""
+    gc.set_threshold(20_000, 20, 100)

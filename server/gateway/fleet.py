@@ -2,6 +2,7 @@
 
 import time
 
+from server.background import SingleFlight
 from server.errors import NoWorkers
 from server.model_info import ModelInfo
 from server.queue.registry import Registry, WorkerInfo
@@ -15,13 +16,16 @@ class Fleet:
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self._read_at = float("-inf")
+        self._reading = SingleFlight(self._read)
         self._workers: list[WorkerInfo] = []
         self._models: dict[str, ModelInfo] = {}
 
     async def refresh(self) -> None:
         """Read workers and models again if the cache has expired."""
-        if time.monotonic() - self._read_at < CACHE_S:
-            return
+        if time.monotonic() - self._read_at >= CACHE_S:
+            await self._reading.run()  # once for all requests that arrive meanwhile
+
+    async def _read(self) -> None:
         self._workers = await self._registry.workers()
         self._models = await self._registry.models()
         self._read_at = time.monotonic()

@@ -36,6 +36,7 @@ class GatewayMetrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self.requests = Counter(
             "fluid_http_requests",
             "HTTP requests by route, method and status code.",
@@ -72,6 +73,17 @@ class GatewayMetrics:
             self.webhooks.labels(outcome)
         for code in sorted(_rejection_codes(RequestError)):
             self.rejected.labels(code)
+
+    def count_request(
+        self, route: str, method: str, status: int, seconds: float, exemplar: dict[str, str] | None = None
+    ) -> None:
+        """Count and time a request."""
+        key = (route, method, status)
+        if (found := self._children.get(key)) is None:
+            found = self.requests.labels(route, method, str(status)), self.duration.labels(route, method)
+            self._children[key] = found
+        found[0].inc()
+        found[1].observe(seconds, exemplar)
 
     def expect_tasks(self, names: Iterable[str]) -> None:
         """Begin the counters of these background tasks at 0."""

@@ -2,7 +2,6 @@
 the clients' `like`."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from server import __version__
 from server.errors import InvalidRequest
 from server.images.codec import read_metadata
 from server.jobs import JobInput
+from server.records import shallow
 from server.sampling import SAMPLING_FIELDS
 
 #: Parameters that determine the image; `quality` only names the steps, but belongs in the new file as well.
@@ -82,7 +82,7 @@ def make_recipe(job: JobInput, index: int, checkpoint_sha256: str) -> dict[str, 
         "seed": job.seed_of(index),
         "size": f"{job.width}x{job.height}",
         "quality": job.quality,
-        **asdict(job.sampling),
+        **shallow(job.sampling),
         "model": job.model,
         "checkpoint_sha256": checkpoint_sha256,
         "software": f"fluid-serve {__version__}",

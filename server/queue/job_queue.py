@@ -12,7 +12,7 @@ from server.errors import JobExpired, KeyReused, QueueFull, RateLimited, Request
 from server.jobs import JobInput, JobRecord, JobState, Output
 from server.queue import source_images
 from server.queue.redis_client import Client, read_hash
-from server.queue.scripts import QueueConnection
+from server.queue.scripts import SHARED_BYTES, QueueConnection
 from server.queue.statistics import QueuePosition
 from server.settings import Settings
 
@@ -164,15 +164,15 @@ class JobQueue(QueueConnection):
         error = RateLimited if of_key else QueueFull
         return error(text, param=param, retry_after_s=RETRY_WHEN_USED_UP_S)
 
-    async def get(self, job_id: str, owner: str | None = None) -> JobRecord:
-        """Read a job's record. With an `owner`, jobs of other owners are unknown.
+    async def get(self, job_id: str, owner: str | None = None, known: JobInput | None = None) -> JobRecord:
+        """Read a job's record, except its input if that is `known`. With an `owner`, jobs of other owners are unknown.
 
         Raises:
             UnknownJob: no such job. JobExpired: it ended and was deleted. UnreadableRecord: see JobRecord.
         """
         raw = await read_hash(self.redis, self.keys.job_hash(job_id), f"Job {job_id[:100]!r}")
         if raw and owner in (None, raw.get("owner", "")):
-            return JobRecord.from_fields(raw)
+            return JobRecord.from_fields(raw, known)
         ended = None if raw else await self.redis.get(self.keys.tombstone(job_id))
         if ended:
             state, _, ended_of = ended.partition(" ")
@@ -208,8 +208,9 @@ class JobQueue(QueueConnection):
         """Load an image file; None if it expired. Its key names the attempt that generated it."""
         key = self.keys.result_bytes(record.id, output.token, output.index)
         # The client decodes replies as text; images need the raw bytes.
-        raw = await self.redis.execute_command("GET", key, NEVER_DECODE=True)
-        return cast("bytes | None", raw)
+        if output.size_bytes <= SHARED_BYTES:
+            return cast("bytes | None", await self.redis.call("GET", key, decode=False))
+        return cast("bytes | None", await self.redis.execute_command("GET", key, NEVER_DECODE=True))
 
     async def backlog(self, model: str) -> int:
         """Waiting work of a model, in row-steps."""

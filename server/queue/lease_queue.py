@@ -9,13 +9,13 @@ import json
 import logging
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, cast
 
 from server.jobs import JobError, JobInput, JobMetrics, JobState, Lease, Output, Resume
 from server.queue.redis_client import Client
 from server.queue.scripts import QueueConnection
-from server.records import UNREADABLE
+from server.records import UNREADABLE, shallow
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -59,6 +59,7 @@ class LeaseQueue(QueueConnection):
         self.lease_ms = int(settings.lease_s * 1000)
         self.max_attempts = settings.max_attempts
         self.ageing_s = settings.ageing_s
+        self._wakeups = redis.own_connection()
         self._more_wait = True  #: jobs may wait that this worker has not been woken for
 
     async def take(
@@ -80,7 +81,7 @@ class LeaseQueue(QueueConnection):
             found = await self._take(worker, model, min_wait_s, preempting)
         if found is None and block_s is not None:
             # A job that came meanwhile has left an entry in the list, unless another worker died with it in its hands.
-            if await self.redis.blpop(self.keys.wakeup_list(model), block_s):
+            if await self._wakeups.call(("BLPOP", self.keys.wakeup_list(model), block_s)):
                 found = await self._take(worker, model, min_wait_s)
             else:
                 self._more_wait = True
@@ -89,7 +90,7 @@ class LeaseQueue(QueueConnection):
     async def _take(
         self, worker: str, model: str, min_wait_s: float, preempting: Mapping[str, Preempting] | None = None
     ) -> Lease | None:
-        wanted = None if preempting is None else {name: asdict(jobs) for name, jobs in preempting.items()}
+        wanted = None if preempting is None else {name: shallow(jobs) for name, jobs in preempting.items()}
         call = {"token": new_token(), "ageing_s": self.ageing_s, "min_wait_s": min_wait_s, "preempting": wanted}
         answer = await self.run("take", self._limits(worker, model) | call)
         lease, more = answer or (None, 0)
@@ -120,7 +121,7 @@ class LeaseQueue(QueueConnection):
             job_id, token = answer[:2]
             log.error("job %s was written by another version and cannot be read: %r", job_id, error)
             failure = JobError("record_unreadable", f"The worker's version cannot read this job ({error!r}).")
-            args = {"error": json.dumps(asdict(failure)), "max_attempts": self.max_attempts, "ttl_s": self.ttl_s}
+            args = {"error": json.dumps(shallow(failure)), "max_attempts": self.max_attempts, "ttl_s": self.ttl_s}
             await self.run("requeue", {"id": job_id, "token": int(token or 0), "discard_progress": False} | args)
             return None
 
@@ -153,7 +154,7 @@ class LeaseQueue(QueueConnection):
         """Save snapshots of unfinished rows, and finished images, for the job's next attempt."""
         fields = {"checkpoint": checkpoint.encode()}
         fields |= {f"snapshot:{index}": state for index, state in snapshots.items()}
-        fields |= {f"output:{output.index}": json.dumps(asdict(output)).encode() for output in outputs}
+        fields |= {f"output:{output.index}": json.dumps(shallow(output)).encode() for output in outputs}
         args = {"id": lease.job_id, "token": lease.token, "ttl_s": self.ttl_s, "fields": list(fields)}
         await self.run("save", args, *fields.values())
 
@@ -207,9 +208,9 @@ class LeaseQueue(QueueConnection):
             "token": lease.token,
             "state": state,
             # JSON texts, as the record keeps them: Lua would write an empty list as an object.
-            "outputs": json.dumps([asdict(output) for output in outputs]),
-            "error": json.dumps(asdict(error)) if error else "",
-            "metrics": json.dumps(asdict(metrics)) if metrics else "",
+            "outputs": json.dumps([shallow(output) for output in outputs]),
+            "error": json.dumps(shallow(error)) if error else "",
+            "metrics": json.dumps(shallow(metrics)) if metrics else "",
             "ttl_s": self.ttl_s,
             "steps": lease.input.work,
             "result_ttl_s": self._result_ttl_s(lease),
@@ -235,7 +236,7 @@ class LeaseQueue(QueueConnection):
         args = {
             "id": lease.job_id,
             "token": lease.token,
-            "error": json.dumps(asdict(error)) if error else None,
+            "error": json.dumps(shallow(error)) if error else None,
             "max_attempts": self.max_attempts,
             "ttl_s": self.ttl_s,
             "discard_progress": discard_progress,

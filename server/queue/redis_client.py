@@ -252,9 +252,10 @@ async def read_hash(redis: Client, key: str, what: str) -> dict[str, str]:
         UnreadableRecord: the key holds another type. `what` names the record.
     """
     try:
-        return cast("dict[str, str]", await redis.hgetall(key))
+        flat = cast("list[str]", await redis.call("HGETALL", key))
     except ResponseError as error:
         raise wrong_type(error, what) from error
+    return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
 def wrong_type(error: ResponseError, what: str) -> Exception:

@@ -3,14 +3,14 @@
 import json
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import cast
 
 from server.background import KEEPS_CRASHING, Crash
 from server.model_info import ModelInfo
 from server.queue.keys import Keys
 from server.queue.redis_client import Client, redis_time
-from server.records import UNREADABLE, decode, read_json, readable, skip
+from server.records import UNREADABLE, decode, read_json, readable, shallow, skip
 
 HEARTBEAT_S = 1.0
 DEAD_AFTER_S = 5.0
@@ -81,7 +81,7 @@ class Registry:
     ) -> None:
         """Write a heartbeat, and add what the worker counted since the last one."""
         now = await redis_time(self.redis)
-        text = json.dumps(asdict(replace(worker, heartbeat_at=now)))
+        text = json.dumps(shallow(worker) | {"heartbeat_at": now})
         async with self.redis.pipeline(transaction=True) as pipe:
             pipe.set(self.keys.worker(worker.id), text, px=int(DEAD_AFTER_S * 1000))
             pipe.set(self.keys.worker_model(worker.id), worker.model, ex=int(LOST_KEPT_S + DEAD_AFTER_S))
@@ -106,10 +106,10 @@ class Registry:
 
     async def workers(self) -> list[WorkerInfo]:
         """The live workers."""
-        ids = await self.redis.zrange(self.keys.workers_zset, 0, -1)
+        ids = await self.redis.call("ZRANGE", self.keys.workers_zset, 0, -1)
         if not ids:
             return []
-        texts = await self.redis.mget([self.keys.worker(i) for i in ids])
+        texts = await self.redis.call("MGET", *(self.keys.worker(i) for i in ids))
         return list(readable("a heartbeat", filter(None, texts), lambda text: decode(WorkerInfo, read_json(text))))
 
     async def last_seen(self) -> dict[str, float]:

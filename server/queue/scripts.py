@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
+from functools import cache
 from importlib import resources
 from typing import Any
 
@@ -10,7 +11,7 @@ from redis.exceptions import NoScriptError
 
 from server.batch_format import OVER
 from server.jobs import PRIORITIES, TERMINAL
-from server.queue.keys import FixedKey, Keys, KeyTemplate
+from server.queue.keys import Keys, KeyTemplate
 from server.queue.redis_client import Client
 from server.settings import Settings
 
@@ -27,6 +28,10 @@ _ALLOW_OOM = ("renew", "finish", "requeue", "cancel", "sweep", "file_delete", "b
 FLAGS = {"place": "no-writes", **dict.fromkeys(_ALLOW_OOM, "allow-oom")}
 
 
+#: More than this in one command would delay the others on the shared connection.
+SHARED_BYTES = 256 << 10
+
+
 class QueueConnection:
     """The connection that both sides of the queue share: Redis, the names of its keys, the scripts."""
 
@@ -39,49 +44,75 @@ class QueueConnection:
     async def run(self, name: str, args: Mapping[str, Any], *data: bytes) -> Any:
         """Run a script, which reads `args` as the Lua table `args`, without those that are None, and `data` as
         ARGV[2] and on: JSON cannot hold bytes."""
-        script, named = (
-            self._scripts[name],
-            json.dumps({key: value for key, value in args.items() if value is not None}),
-        )
+        script = self._scripts[name]
+        named = json.dumps({key: value for key, value in args.items() if value is not None})
+        is_small = sum(map(len, data)) <= SHARED_BYTES
+        send = self.redis.call if is_small else self.redis.execute_command
         try:
-            return await self.redis.evalsha(script.sha, 1, self.keys.root, named, *data)
+            return await send("EVALSHA", script.sha, 1, self.keys.root, named, *data)
         except NoScriptError:  # EVAL, because SCRIPT LOAD on another connection may reach another server at a failover
-            return await self.redis.eval(script.script, 1, self.keys.root, named, *data)
+            return await send("EVAL", script.script, 1, self.keys.root, named, *data)
 
 
+@cache
 def load_script(name: str) -> str:
-    """Join the line of flags, the prelude, common.lua and the script into one text."""
+    """Join the line of flags, the prelude, what the script uses of common.lua, and the script into one text.
+
+    Redis runs all of it in every call, so each function or table that a script does not use would cost time.
+    """
     folder = resources.files("server.queue") / "lua"
-    source = (folder / "common.lua").read_text() + "\n" + (folder / f"{name}.lua").read_text()
+    common, script = (re.sub(r" *--.*", "", (folder / f"{each}.lua").read_text()) for each in ("common", name))
+    source = _used_parts(PRELUDE + common, script) + script
     flags = f" flags={FLAGS[name]}" if name in FLAGS else ""
-    return f"#!lua{flags}\n{prelude(source)}{source}"
+    return f"#!lua{flags}\nlocal args, root = cjson.decode(ARGV[1]), KEYS[1]\n{expand_keys(source)}"
 
 
-def prelude(source: str) -> str:
-    """Build the prelude: the arguments, the names of states and priorities, and the names of the keys in `source`.
+PRELUDE = "".join((
+    "local PRIORITIES = {" + ", ".join(f"'{name}'" for name in PRIORITIES) + "}\n",
+    "local TERMINAL = {" + ", ".join(f"{state} = true" for state in TERMINAL) + "}\n",
+    "local BATCH_OVER = {" + ", ".join(f"{status} = true" for status in OVER) + "}\n",
+))  # fmt: skip
 
-    Only of those keys, because Redis builds the table again in every call.
+
+def _used_parts(source: str, script: str) -> str:
+    """Return those top-level functions and values of `source` that the script uses, directly or through others."""
+    parts = re.split(r"^(?=local )", source, flags=re.MULTILINE)[1:]
+    used, kept = set(re.findall(r"\w+", script)), list[str]()
+    for part in reversed(parts):  # a part uses only those before it
+        words = re.findall(r"\w+", part)
+        if words[2 if words[1] == "function" else 1] in used:
+            used.update(words)
+            kept.append(part)
+    return "".join(reversed(kept))
+
+
+def expand_keys(source: str) -> str:
+    """Replace each `keys.NAME`, with its arguments, by the expression that builds the key.
 
     Raises:
         KeyError: `source` uses a key that Keys does not declare.
     """
-    used = sorted(set(re.findall(r"\bkeys\.(\w+)", source)))
-    declared = {name: key for name, key in vars(Keys).items() if isinstance(key, FixedKey | KeyTemplate)}
-    lines = [f"  {name} = {_lua_key(declared[name])}," for name in used]
-    return "\n".join((
-        "local args, root = cjson.decode(ARGV[1]), KEYS[1]",
-        "local PRIORITIES = {" + ", ".join(f"'{name}'" for name in PRIORITIES) + "}",
-        "local TERMINAL = {" + ", ".join(f"{state} = true" for state in TERMINAL) + "}",
-        "local BATCH_OVER = {" + ", ".join(f"{status} = true" for status in OVER) + "}",
-        "local keys = {",
-        *lines,
-        "}\n",
-    ))  # fmt: skip
+    done, texts = 0, list[str]()
+    for found in re.finditer(r"\bkeys\.(\w+)", source):
+        key, end, arguments = vars(Keys)[found[1]], found.end(), list[str]()
+        if isinstance(key, KeyTemplate):
+            arguments, end = _arguments(source, end)
+            if len(arguments) != len(key.parameters) or not all(arguments):
+                raise TypeError(f"keys.{found[1]} needs {key.parameters}, not {arguments}")
+        joined = " .. ':' .. ".join((f"root .. ':{key.parts[0]}'", *(f"({each})" for each in arguments)))
+        texts += (source[done : found.start()], f"({joined})")
+        done = end
+    return "".join((*texts, source[done:]))
 
 
-def _lua_key(key: FixedKey | KeyTemplate) -> str:
-    start = f"root .. ':{key.parts[0]}"
-    if isinstance(key, FixedKey):
-        return f"{start}'"
-    parameters, joined = ", ".join(key.parameters), " .. ':' .. ".join(key.parameters)
-    return f"function({parameters}) return {start}:' .. {joined} end"
+def _arguments(source: str, at: int) -> tuple[list[str], int]:
+    """Split the arguments of a call whose opening bracket is at `at`; return them and where the call ends."""
+    depth, begin, arguments = 0, at + 1, []
+    for end in range(at, len(source)):
+        depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(source[end], 0)
+        if depth == 0 or (depth == 1 and source[end] == ","):
+            arguments.append(source[begin:end].strip())
+            begin = end + 1
+        if depth == 0:
+            return arguments, begin
+    raise ValueError(f"unclosed bracket: {source[at : at + 40]!r}")

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from redis.exceptions import RedisError
 
 from server.background import RepeatedFailure, Task
-from server.jobs import JobRecord
+from server.jobs import JobInput, JobRecord
 from server.queue.connection.subscription import Subscription
 from server.queue.job_queue import JobQueue
 from server.queue.keys import Keys
@@ -113,21 +113,36 @@ class Waiter:
     def __init__(self, queue: JobQueue, job_id: str) -> None:
         self.event = asyncio.Event()
         self.accepted = False
+        self.known: JobInput | None = None  #: the job's input, where the waiter need not read it
+        self._abandoned = False
         self._queue = queue
         self._job_id = job_id
 
-    async def end(self, timeout_s: float) -> JobRecord:
-        """Wait until the job, which has been accepted by now, is terminal; return its record.
+    def abandon(self) -> None:
+        """Make `end` return None, unless the job has ended by now."""
+        self._abandoned = True
+        self.event.set()
+
+    async def end(self, timeout_s: float) -> JobRecord | None:
+        """Wait until the job, which has been accepted by now, is terminal; return its record, or None if abandoned.
 
         Raises:
             TimeoutError: the job has not ended after `timeout_s`.
         """
         self.accepted = True
-        deadline = asyncio.get_running_loop().time() + timeout_s
-        while True:
-            async with asyncio.timeout_at(deadline):  # not around calls to Redis, which could swallow it: background.py
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        timer = loop.call_at(deadline, self.event.set)  # asyncio.timeout would cost more than the rest of the wait
+        try:
+            while True:
                 await self.event.wait()
-            self.event.clear()
-            record = await self._queue.get(self._job_id)
-            if record.state.terminal:
-                return record
+                self.event.clear()
+                if self._abandoned:
+                    return None
+                if loop.time() >= deadline:
+                    raise TimeoutError
+                record = await self._queue.get(self._job_id, known=self.known)
+                if record.state.terminal:
+                    return record
+        finally:
+            timer.cancel()

@@ -58,7 +58,8 @@ class Intake:
         try:
             if lease.input.edit is not None and not await self._load_source(job):
                 return
-            await self._completion.persist(lambda: self._snapshots.load(job))
+            if lease.resumable:
+                await self._completion.persist(lambda: self._snapshots.load(job))
         finally:
             job.preparing = False
             self._wake()

@@ -19,10 +19,20 @@ LISTEN_S = 1.0
 class LeaseRenewer:
     """Renews leases and reports progress; the queue's answers become flags that the loop reads."""
 
-    def __init__(self, queue: LeaseQueue, scheduler: Scheduler, lease_s: float) -> None:
+    def __init__(
+        self,
+        queue: LeaseQueue,
+        scheduler: Scheduler,
+        lease_s: float,
+        note_progress: Callable[[], object],
+        wake: Callable[[], None],
+    ) -> None:
+        """`note_progress` brings the jobs' steps up to date; `wake` is called after a job was flagged."""
         self._queue = queue
         self._scheduler = scheduler
         self._renew_every = lease_s / 3
+        self._note_progress = note_progress
+        self._wake = wake
 
     async def run(self) -> None:
         """Report every REPORT_S and renew every third of a lease, until canceled."""
@@ -40,6 +50,7 @@ class LeaseRenewer:
 
     async def report(self, *, renew: bool) -> None:
         """Report every job's progress, renew the leases if asked to, and flag jobs that are lost or canceled."""
+        self._note_progress()
         jobs = [job for job in self._scheduler.jobs.values() if not (job.closing or job.lost)]
         renewals = [LeaseRenewal(job.lease, job.started, sum(job.steps_done.values())) for job in jobs]
         answers = await self._queue.renew(renewals, extend=renew)
@@ -47,6 +58,8 @@ class LeaseRenewer:
             # A job whose final state was written while the renewal was under way is over, not lost.
             job.lost |= answer == "lost" and not job.closing
             job.canceled |= answer == "cancel"
+            if answer != "ok":
+                self._wake()
 
 
 class CancelListener:

@@ -44,7 +44,7 @@ from server.worker.taker import Taker
 from server.worker.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
-TICK_S = 0.02  # longest time between two passes while images are generated: progress and cancellations
+TICK_S = 0.1  # longest time between two passes while images are generated; whatever needs one sooner rings the bell
 IDLE_TICK_S = 0.25
 
 
@@ -70,7 +70,7 @@ class Worker:
         self.preemption = PreemptionPolicy(self.scheduler)
         self.tally = Tally()
         self.heartbeat = Heartbeat(self.id, registry, self.engine, self.scheduler, self.tally)
-        self.renewer = LeaseRenewer(queue, self.scheduler, settings.lease_s)
+        self.renewer = LeaseRenewer(queue, self.scheduler, settings.lease_s, self._note_progress, self._bell.set)
         self.cancel_listener = CancelListener(queue, self.scheduler, self._bell.set)
         self.snapshots = SnapshotStore(queue, self.engine, self.tally)
         self.completion = Completion(

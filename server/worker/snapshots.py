@@ -29,8 +29,6 @@ class SnapshotStore:
 
     async def load(self, job: HeldJob) -> None:
         """Load what an earlier attempt saved, on this worker or another."""
-        if not job.lease.resumable:
-            return
         found = await self._queue.resume(job.lease, self._engine.info.checkpoint_sha256)
         steps = job.lease.input.sampling.num_inference_steps
         for index, output in found.outputs.items():

@@ -123,9 +123,29 @@ def test_a_side_that_fails_is_reported_and_the_others_are_measured(
     monkeypatch.setattr(parts, "running", running)
     monkeypatch.setattr(parts, "settle", lambda side: None)
     monkeypatch.setattr(wrk, "closed", lambda *arguments: None)
-    table = Setup(("ray", "ours"), PYTHON, QUICK).repeat("a part", {}, lambda side: {"figure": 2.0}, rounds=2)
+    setup = Setup(("ray", "ours"), PYTHON, QUICK)
+    table = setup.repeat("a part", {}, lambda side, figures: figures.update({"figure": 2.0}), rounds=2)
     assert table == {"ours": {"figure": 2.0}}
-    assert "a part: Ray Serve does not serve" in capsys.readouterr().err
+    assert "a part: Ray Serve does not serve" in capsys.readouterr().err and len(setup.problems) == 2
+
+
+def test_what_a_side_has_shown_before_it_fails_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All figures of a peer were lost when one request of its last measurement hung."""
+
+    @contextmanager
+    def running(name: str, engine: dict[str, str], python: Path) -> Iterator[SimpleNamespace]:
+        yield SimpleNamespace(port=0)
+
+    def measure(side: sides.Side, figures: parts.Figures) -> None:
+        figures["first"] = 3.0
+        raise RuntimeError("it hangs")
+
+    monkeypatch.setattr(parts, "running", running)
+    monkeypatch.setattr(parts, "settle", lambda side: None)
+    monkeypatch.setattr(wrk, "closed", lambda *arguments: None)
+    setup = Setup(("litserve",), PYTHON, QUICK)
+    assert setup.repeat("a part", {}, measure, rounds=1) == {"litserve": {"first": 3.0}}
+    assert setup.problems == ["a part: it hangs"]
 
 
 def test_tables_show_every_side_and_its_failures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -260,7 +280,7 @@ def test_the_last_line_is_json() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.peers", *arguments], capture_output=True, text=True, check=True
     )
-    assert set(json.loads(done.stdout.splitlines()[-1])) == {"machine", "peers", "added"}
+    assert set(json.loads(done.stdout.splitlines()[-1])) == {"machine", "peers", "added", "problems"}
 
 
 def saved_run() -> dict[str, object]:

@@ -27,13 +27,14 @@ from fluid_kernels.ops import (
     token_in,
 )
 
-# Of every head that ships or has a preset, and of the benchmark's; tests/model/test_presets_compiled.py holds them
+# Of every head that ships or has a preset, and of the benchmark's; tests/kernels/test_configs.py holds them
 # against the presets. Those of the backbones beside them.
 WIDTHS = (256, 768, 1024, 1280, 1536, 2048, 4096)
 BACKBONE_WIDTHS = (224, *WIDTHS)
 PERSISTENT_WIDTHS = (256, 768, 1024, 1280, 1536)  # of its LARGEST_WIDTH at most
 CHANNELS = (16, 32, 48, 64)  # a token of one latent, of scenes-128, of atlas-128, and of 2 × 2 latents
 OTHER_WIDTH = 1024  # where the width is only a loop's trip count
+RAGGED_WIDTH = 1000  # no multiple of any k: products mask their last block, as at scenes-128's 224
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ def _products(backend: str) -> Iterator[Case]:
         for c in linear_configs(backend, dtype):
             if c.n <= gated_residual.WIDEST:
                 yield _gated_residual(backend, c, type_)
+                yield _gated_residual(backend, c, type_, RAGGED_WIDTH)
             linear = {"x_ptr": f"*{type_}", "w_ptr": f"*{type_}", "b_ptr": "*fp32", "y_ptr": f"*{type_}"}
             for activation in linear_triton.ACTIVATIONS if type_ == "bf16" else ("", "silu"):
                 yield Case(
@@ -81,25 +83,31 @@ def _products(backend: str) -> Iterator[Case]:
                     {**linear, "n_rows": "i32"}, {**_product(backend, c), "ACTIVATION": activation},
                     c.warps, c.stages, dot=type_ == "bf16",
                 )  # fmt: skip
+            yield Case(
+                f"linear {type_} {_tile(c)} ragged", linear_triton.linear_kernel, {**linear, "n_rows": "i32"},
+                {**_product(backend, c, RAGGED_WIDTH), "ACTIVATION": "silu" if type_ == "fp32" else "gelu_erf"},
+                c.warps, c.stages, dot=type_ == "bf16",
+            )  # fmt: skip
 
 
 def _tile(c: Config) -> str:
     return f"{c.m}x{c.n}x{c.k}/{c.stages}"
 
 
-def _product(backend: str, c: Config) -> dict[str, Any]:
+def _product(backend: str, c: Config, width: int = OTHER_WIDTH) -> dict[str, Any]:
     return {
-        "N": OTHER_WIDTH, "K": OTHER_WIDTH, "BLOCK_M": c.m, "BLOCK_N": c.n, "BLOCK_K": c.k,
+        "N": width, "K": width, "BLOCK_M": c.m, "BLOCK_N": c.n, "BLOCK_K": c.k,
         "PRECISION": precision(backend), "UPCAST": False,
     }  # fmt: skip
 
 
-def _gated_residual(backend: str, c: Config, dtype: str) -> Case:
+def _gated_residual(backend: str, c: Config, dtype: str, width: int = OTHER_WIDTH) -> Case:
     return Case(
-        f"gated residual {dtype} {_tile(c)}", gated_residual.gated_residual_kernel,
+        f"gated residual {dtype} {_tile(c)}{' ragged' if width == RAGGED_WIDTH else ''}",
+        gated_residual.gated_residual_kernel,
         {"u_ptr": f"*{dtype}", "w_ptr": f"*{dtype}", "b_ptr": "*fp32", "h_ptr": "*fp32", "gate_ptr": f"*{dtype}",
          "step_ptr": "*i32", "n_rows": "i32", "gate_stride": "i32"},
-        _product(backend, c), c.warps, c.stages, dot=dtype == "bf16",
+        _product(backend, c, width), c.warps, c.stages, dot=dtype == "bf16",
     )  # fmt: skip
 
 

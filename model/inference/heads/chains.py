@@ -14,11 +14,11 @@ from model.diffusion import make_schedule
 from model.flow import flow_schedule
 from model.networks.diffusion_head import DiffusionHead
 
-CHAINS_KEPT = 64  # single chains: 0.4 MB each at 100 steps of MAR-B's head, for the embeddings
+KEPT_BYTES = 64 << 20  # of single chains: 150 of 100 steps of MAR-B's head, whose embeddings are 0.4 MB
 
 
 class ChainCache:
-    """The chains that an engine has used recently; not thread-safe."""
+    """The chains that an engine has used recently, as many as fit into KEPT_BYTES; not thread-safe."""
 
     def __init__(self, head: DiffusionHead):
         self.head = head
@@ -31,8 +31,9 @@ class ChainCache:
                 self._chains[length] = make_chains(self.head, (length,))
             self._chains.move_to_end(length)
         found = stack_chains([self._chains[length] for length in lengths])
-        while len(self._chains) > CHAINS_KEPT:
-            self._chains.popitem(last=False)
+        size = sum(chain.times.nbytes for chain in self._chains.values())
+        while size > KEPT_BYTES and len(self._chains) > 1:
+            size -= self._chains.popitem(last=False)[1].times.nbytes
         return found
 
 

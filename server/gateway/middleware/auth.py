@@ -22,8 +22,14 @@ from server.gateway.signed_links import is_image
 from server.queue.job_queue import JobQueue
 
 
-async def _caller(request: Request) -> Caller:
+def caller_of(request: Request) -> Caller:
+    """Return the caller whom Authenticate has found."""
     return cast(Caller, request.state.caller)
+
+
+async def _caller(request: Request) -> Caller:
+    """Return the caller; async for the same reason as `dependencies._services`."""
+    return caller_of(request)
 
 
 async def _reader(request: Request) -> str | None:

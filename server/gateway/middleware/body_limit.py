@@ -70,8 +70,10 @@ class BodyLimit:
             nonlocal arrived, complete
             if too_large:  # before the first byte, and only if the route reads the body
                 raise HTTPException(413)
+            if complete:
+                return await receive()  # waits for the client's disconnect
             try:
-                async with asyncio.timeout_at(None if complete else deadline + arrived / MIN_BYTES_PER_S):
+                async with asyncio.timeout_at(deadline + arrived / MIN_BYTES_PER_S):
                     message = await receive()
             except TimeoutError as error:
                 raise HTTPException(408) from error

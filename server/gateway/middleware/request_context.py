@@ -81,6 +81,5 @@ def _route(scope: Scope) -> tuple[str, str]:
 
 
 def _count(services: Services, route: str, method: str, status: int, seconds: float, span: Span | None) -> None:
-    services.metrics.requests.labels(route, method, str(status)).inc()
     exemplar = {"trace_id": span.context.trace_id} if span is not None else None
-    services.metrics.duration.labels(route, method).observe(seconds, exemplar)
+    services.metrics.count_request(route, method, status, seconds, exemplar)

@@ -1,13 +1,16 @@
 """Check the form of a body before FastAPI reads it, so that the error names the real cause."""
 
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, get_type_hints
 
 from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
 
 from server.errors import InvalidRequest
+from server.gateway.dependencies import ServicesDep, services_of
+from server.gateway.middleware.auth import CallerDep, caller_of
 from server.json_text import JsonError, decode_utf8, parse
 
 
@@ -18,12 +21,36 @@ class JsonRoute(APIRoute):
         handle = super().get_route_handler()
         if self.body_field is None:
             return handle
+        if (call_directly := _direct_call(self)) is not None:
+            return call_directly
 
         async def check_and_handle(request: Request) -> Response:
-            await _check_json(request)
+            await _parse_json(request)
             return await handle(request)
 
         return check_and_handle
+
+
+def _direct_call(route: APIRoute) -> Callable[[Request], Coroutine[Any, Any, Response]] | None:
+    """Return a handler for an endpoint that needs nothing but the request, its body, the services and the caller, and
+    returns a Response; None for others. FastAPI's own, which solves dependencies anew for each request and parses the
+    body again, takes a fifth of the gateway's processor time."""
+    endpoint, field = route.endpoint, route.body_field
+    hints = get_type_hints(endpoint, include_extras=True)
+    sources = {Request: lambda request: request, ServicesDep: services_of, CallerDep: caller_of}
+    given = {name: sources.get(hint) for name, hint in hints.items() if name not in ("return", field.name)}
+    if hints.get("return") is not Response or None in given.values() or field.name not in hints:
+        return None
+
+    async def handle(request: Request) -> Response:
+        value = await _parse_json(request)
+        body, errors = field.validate(value, {}, loc=("body",))
+        if errors:
+            raise RequestValidationError(errors, body=value)
+        arguments = {name: source(request) for name, source in given.items()}
+        return await endpoint(**arguments, **{field.name: body})
+
+    return handle
 
 
 class FormRoute(APIRoute):
@@ -54,8 +81,8 @@ def check_form(request: Request) -> None:
         )
 
 
-async def _check_json(request: Request) -> None:
-    """Check a JSON body; the request keeps its bytes for the next reader.
+async def _parse_json(request: Request) -> dict[str, Any]:
+    """Parse a JSON body; the request keeps its bytes for the next reader.
 
     Raises:
         InvalidRequest: the body is no JSON object; names the cause.
@@ -81,6 +108,7 @@ async def _check_json(request: Request) -> None:
     if not isinstance(value, dict):
         names = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
         raise InvalidRequest(f"The body must be a JSON object, not {names.get(type(value), 'a number')}.")
+    return value
 
 
 def _check_encoding(request: Request) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TypeVar
 
 from fastapi import Request
@@ -11,6 +12,7 @@ from server.gateway.schemas.images import ImageRequest
 from server.images.codec import MIME
 
 R = TypeVar("R", bound=ImageRequest)
+Accepted = tuple[tuple[str, float], ...]
 
 
 def with_format(request: Request, body: R) -> R:
@@ -52,20 +54,25 @@ def wants_image_bytes(request: Request, n: int) -> bool:
     return wanted
 
 
-def _images_only(accepted: list[tuple[str, float]]) -> bool:
+def _images_only(accepted: Accepted) -> bool:
     kinds = [kind for kind, q in accepted if q > 0]
     return bool(kinds) and all(kind.startswith("image/") for kind in kinds)
 
 
-def _accepted(request: Request) -> list[tuple[str, float]]:
+def _accepted(request: Request) -> Accepted:
     """Parse the header into (media type in lower case, q), in its order."""
+    return _parse(",".join(request.headers.getlist("accept")))
+
+
+@lru_cache(maxsize=64)
+def _parse(header: str) -> Accepted:
     found = []
-    for part in ",".join(request.headers.getlist("accept")).split(","):
+    for part in header.split(","):
         kind, *parameters = (each.strip().lower() for each in part.split(";"))
         q = next((each[2:] for each in parameters if each.startswith("q=")), "1")
         if kind:
             found.append((kind, _quality(q)))
-    return found
+    return tuple(found)
 
 
 def _quality(text: str) -> float:
@@ -77,7 +84,7 @@ def _quality(text: str) -> float:
     return min(1.0, q) if q >= 0 else 1.0
 
 
-def _weight(accepted: list[tuple[str, float]], mime: str) -> tuple[float, int]:
+def _weight(accepted: Accepted, mime: str) -> tuple[float, int]:
     """Return (q, rank by position) of the most specific range that matches: RFC 9110 puts a type before image/*."""
     for wanted in (mime, "image/*"):
         for position, (kind, q) in enumerate(accepted):

@@ -3,9 +3,8 @@
 import asyncio
 
 from fastapi import Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
-from server import background
 from server.errors import DeadlineExceeded, InvalidRequest, JobCanceled
 from server.gateway.admission import accept
 from server.gateway.dependencies import Services
@@ -68,13 +67,14 @@ async def respond(
     if wants_file:
         return await _file_response(services, record, headers)
     response = await images_response(services, record, response_format, warnings, base_url)
-    return JSONResponse(response.model_dump(), headers=headers)
+    return Response(response.model_dump_json(), media_type="application/json", headers=headers)
 
 
 async def _enqueue_and_wait(request: Request, services: Services, submission: Submission) -> JobRecord:
     """Queue the job, or find the one that the same request created before, and wait for its success."""
     job_id = submission.job_id
     with services.watcher.expect(job_id) as waiter:
+        waiter.known = submission.job
         accepted = await accept(services, submission)
         if accepted.job_id == job_id:
             record = await _wait(request, services, job_id, waiter, keep=bool(submission.key))
@@ -96,12 +96,10 @@ async def _wait(request: Request, services: Services, job_id: str, waiter: Waite
         JobCanceled: the client disconnected.
     """
     limit_s = services.settings.request_timeout_s
-    ended = asyncio.create_task(waiter.end(limit_s))
-    disconnected = asyncio.create_task(_wait_for_disconnect(request))
+    disconnected = asyncio.create_task(_abandon_on_disconnect(request, waiter))
     try:
-        await asyncio.wait((ended, disconnected), return_when=asyncio.FIRST_COMPLETED)
-        if ended.done():
-            return ended.result()
+        if (record := await waiter.end(limit_s)) is not None:
+            return record
     except TimeoutError as error:
         if keep:
             outcome = f"job {job_id} continues; repeat the request with its Idempotency-Key"
@@ -117,16 +115,17 @@ async def _wait(request: Request, services: Services, job_id: str, waiter: Waite
             await asyncio.shield(services.queue.cancel(job_id))
         raise
     finally:
-        await background.cancel_and_wait(ended, disconnected)
+        disconnected.cancel()
     if not keep:
         await services.queue.cancel(job_id)
     raise JobCanceled(f"The client of job {job_id} disconnected.")  # for the metrics: no client receives it
 
 
-async def _wait_for_disconnect(request: Request) -> None:
-    """Return when the client disconnects. The body has been read, so no other message can arrive."""
+async def _abandon_on_disconnect(request: Request, waiter: Waiter) -> None:
+    """Abandon the wait when the client disconnects. The body has been read, so no other message can arrive."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
+    waiter.abandon()
 
 
 def _check_stream_params(body: ImageRequest, *, wants_file: bool) -> None:

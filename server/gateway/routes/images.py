@@ -41,7 +41,7 @@ async def generate_images(request: Request, body: RequestBody, services: Service
     job, warnings = resolve(body, await fleet.models(), await fleet.default_model(), services.mapping)
     if job.webhook:
         raise InvalidRequest("'webhook' is for POST /v1/jobs; this route waits for the images.", param="webhook")
-    submission = submission_of(
-        caller, job, "sync", body.fingerprint(), key=idempotency_key(request), follow_events=bool(body.stream)
-    )
+    key = idempotency_key(request)
+    fingerprint = body.fingerprint() if key else ""  # a random id is met only by this very request
+    submission = submission_of(caller, job, "sync", fingerprint, key=key, follow_events=bool(body.stream))
     return await respond(request, services, body, submission, warnings)

@@ -124,7 +124,7 @@ async def _job_response(
         with services.watcher.expect(job_id) as waiter:
             waiter.event.set()  # check at once: the job may have ended already
             try:
-                record = await waiter.end(wait_s)
+                record = await waiter.end(wait_s) or record
             except TimeoutError:
                 record = await services.queue.get(job_id)
     view = await job_object(services, record, warnings)

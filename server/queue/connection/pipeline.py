@@ -1,9 +1,13 @@
 """A Redis client whose errors quote no arguments of commands: they are prompts and files, and errors are logged."""
 
 from collections.abc import Iterable
+from typing import Any, cast
 
 from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
+
+from server.queue.connection.retry import ReconnectingRetry
+from server.queue.connection.shared import SharedConnection
 
 
 class ServicePipeline(Pipeline):
@@ -15,7 +19,28 @@ class ServicePipeline(Pipeline):
 
 
 class ServiceRedis(Redis):
-    """A client that makes such pipelines."""
+    """A client that makes such pipelines, and sends small commands over one shared connection."""
 
-    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
-        return ServicePipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
+    _shared: SharedConnection | None = None
+    _connections: tuple[SharedConnection, ...] = ()
+
+    async def call(self, *command: str | bytes | int, decode: bool = True) -> Any:
+        """Run a command that does not block, is safe to repeat, and neither carries nor returns much: it delays others.
+
+        Raises:
+            RedisError: as the methods of redis-py do.
+        """
+        if self._shared is None:
+            self._shared = self.own_connection()
+        return await self._shared.call(command, decode=decode)
+
+    def own_connection(self) -> SharedConnection:
+        """Make a connection for the caller's own commands, which may block; it closes with the client."""
+        made = SharedConnection(self.connection_pool, cast(ReconnectingRetry, self.get_retry()))
+        self._connections += (made,)
+        return made
+
+    async def aclose(self, close_connection_pool: bool | None = None) -> None:
+        for each in self._connections:
+            await each.close()
+        await super().aclose(close_connection_pool)

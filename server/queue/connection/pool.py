@@ -34,7 +34,7 @@ class _Waiting:
             socket_connect_timeout=max(LONGEST_S, timeout_s) + 1,
             **options,
         )
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s  #: how long Redis may be silent while it owes an answer
         self._slots = asyncio.Semaphore(MAX_CONNECTIONS)
         self._holding: set[Any] = set()
         self._answered_at = self._failed_at = 0.0
@@ -73,10 +73,10 @@ class _Waiting:
 
     async def _wait_for_slot(self) -> None:
         loop = asyncio.get_running_loop()
-        patience, waiting = Patience(self._timeout_s), asyncio.create_task(self._slots.acquire())
+        patience, waiting = Patience(self.timeout_s), asyncio.create_task(self._slots.acquire())
         try:
             while not waiting.done():
-                left_s = max(patience.began, self._answered_at) + self._timeout_s - loop.time()
+                left_s = max(patience.began, self._answered_at) + self.timeout_s - loop.time()
                 if left_s <= 0 and self._failed_at > self._answered_at:
                     raise RedisTimeoutError("Timeout waiting for a connection, and Redis does not answer")
                 left_s = max(left_s, LATE_S)

@@ -28,6 +28,7 @@ class ReconnectingRetry(Retry):
     """
 
     pool: Any = None  #: whose connections are dropped
+    drops = 0  #: how often the pool was dropped
     demotions = 0  #: how often the pool was dropped because of a demoted primary
     _dropped_at = 0.0
 
@@ -79,6 +80,7 @@ class ReconnectingRetry(Retry):
         if self.pool is None or time.monotonic() - self._dropped_at < DROP_EVERY_S:
             return False
         self._dropped_at = time.monotonic()
+        self.drops += 1
         with suppress(RedisError, OSError):
             await self.pool.disconnect(inuse_connections=False)
         if mark := getattr(self.pool, "update_active_connections_for_reconnect", None):  # not in old redis-py

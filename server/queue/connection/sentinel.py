@@ -33,6 +33,11 @@ class SentinelRedis(ServiceRedis):
         execute: Any = super().execute_command
         return await execute(*args, **options)
 
+    async def call(self, *command: str | bytes | int, decode: bool = True) -> Any:
+        if time.monotonic() >= self._check_at:
+            await self._follow_primary()
+        return await super().call(*command, decode=decode)
+
     async def _follow_primary(self) -> None:
         """Drop the connections if Sentinel has appointed another primary since they were opened."""
         self._check_at = time.monotonic() + CHECK_S

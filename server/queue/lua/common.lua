@@ -1,5 +1,6 @@
--- Shared by every script: prepended at load, after the prelude that server/queue/scripts.py generates: `args`, `keys`
--- (each key is described in server/queue/keys), PRIORITIES, TERMINAL and BATCH_OVER. Redis 7.0 commands only.
+-- Shared by the scripts. server/queue/scripts.py puts before each what it uses of this file, with `args`, PRIORITIES,
+-- TERMINAL and BATCH_OVER, and puts the text of each key in place of its name (server/queue/keys describes them all).
+-- Each top-level statement begins with `local` and uses earlier ones only. Redis 7.0 commands only.
 -- KEYS[1] is '{namespace}', the first part of every key. Scripts build the rest, because one that picks a job
 -- cannot know its keys in advance; the hash tag keeps all of them on one node of a cluster.
 local TOMBSTONE_EXTRA_S = 86400
@@ -25,33 +26,36 @@ local function read(id, ...) return redis.call('HMGET', keys.job_hash(id), ...) 
 local function is_number(text) return #text <= 17 and string.find(text, '^%-?%d+%.?%d*$') ~= nil end
 local function is_whole(text) return text and is_number(text) and not string.find(text, '.', 1, true) end
 
--- True if the record has what waiting, leasing and ending a job read. One without would fail every script that meets it.
+-- The first fields of the record: state, model, class, caller, work, deadline (or false), if it has what waiting, leasing
+-- and ending a job read; else nil. One without would fail every script that meets it.
 local function intact(id)
-  if redis.call('TYPE', keys.job_hash(id)).ok ~= 'hash' then return false end
-  local f = read(id, 'state', 'model', 'class', 'caller', 'work', 'input', 'kind', 'sequence', 'attempt',
-    'result_ttl_s', 'deadline')
-  for i = 1, 9 do
-    if not f[i] then return false end
+  local f = redis.pcall('HMGET', keys.job_hash(id), 'state', 'model', 'class', 'caller', 'work', 'deadline', 'input',
+    'kind', 'sequence', 'attempt', 'result_ttl_s')
+  if f.err then return nil end -- no hash
+  for i = 1, 10 do
+    if not f[i] and i ~= 6 then return nil end
   end
-  return is_whole(f[5]) and is_whole(f[8]) and is_whole(f[9]) and (not f[10] or is_whole(f[10]))
-    and (not f[11] or is_number(f[11]))
+  return is_whole(f[5]) and is_whole(f[9]) and is_whole(f[10]) and (not f[11] or is_whole(f[11]))
+    and (not f[6] or is_number(f[6])) and f or nil
 end
 
 local function count(what, by) redis.call('HINCRBY', keys.counters_hash, what, by or 1) end
 
--- Append an event of a followed job: `enqueue` or `follow` made its stream. Other jobs cost nothing.
+-- Append an event of a followed job: `enqueue` or `follow` made its stream. Returns false for other jobs.
 local function emit(id, kind, value)
   local events = keys.events_stream(id)
-  if redis.call('EXISTS', events) == 0 then return end
+  if redis.call('EXISTS', events) == 0 then return false end
   redis.call('XADD', events, 'MAXLEN', '~', EVENTS_KEPT, '*', 'type', kind, 'value', value)
   redis.call('PUBLISH', keys.updated_channel, id)
+  return true
 end
 
--- Every transition goes through here, so the counters always add up to the number of submissions.
-local function transition(id, to)
+-- Every transition goes through here, so the counters always add up to the number of submissions. Further arguments are
+-- fields of the record and their values, to write with the state. Returns whether the job's events are kept.
+local function transition(id, to, ...)
   local f = read(id, 'state', 'owner', 'sequence')
   local from, owner = f[1], f[2] or ''
-  if from == to then return end
+  if from == to then return false end
   count('state:' .. from, -1)
   count('state:' .. to)
   local index, next_index = INDEX[from] or from, INDEX[to] or to
@@ -59,8 +63,8 @@ local function transition(id, to)
     redis.call('ZREM', keys.state_jobs_zset(owner, index), id)
     if f[3] then redis.call('ZADD', keys.state_jobs_zset(owner, next_index), f[3], id) end
   end
-  redis.call('HSET', keys.job_hash(id), 'state', to)
-  emit(id, 'status', to)
+  redis.call('HSET', keys.job_hash(id), 'state', to, ...)
+  return emit(id, 'status', to)
 end
 
 -- ---- waiting: first by class, then by caller, then by age ------------------------------------------------------
@@ -92,8 +96,9 @@ local function enqueue_waiting(id)
   end
   count('work:' .. model, f[5])
   if f[6] then redis.call('ZADD', keys.deadlines_zset, f[6], id) end
-  redis.call('RPUSH', keys.wakeup_list(model), 1)
-  redis.call('LTRIM', keys.wakeup_list(model), -WAKEUPS_KEPT, -1)
+  if redis.call('RPUSH', keys.wakeup_list(model), 1) > WAKEUPS_KEPT then
+    redis.call('LTRIM', keys.wakeup_list(model), -WAKEUPS_KEPT, -1)
+  end
 end
 
 -- Remove a job from the waiting jobs, for any reason; `served` charges the caller for the work.
@@ -114,8 +119,9 @@ local function dequeue_waiting(id, served)
   else
     redis.call('ZREM', callers, caller)
     local debts = keys.debts_zset(model, class)
-    redis.call('ZADD', debts, number_text(at), caller)
-    redis.call('ZREMRANGEBYRANK', debts, 0, -DEBTS_KEPT - 1) -- the smallest matter least
+    if redis.call('ZADD', debts, number_text(at), caller) == 1 then
+      redis.call('ZREMRANGEBYRANK', debts, 0, -DEBTS_KEPT - 1) -- the smallest matter least
+    end
     redis.call('EXPIRE', debts, DEBTS_KEPT_S)
   end
 end
@@ -196,30 +202,31 @@ end
 -- ---- the end -----------------------------------------------------------------------------------------------------
 
 -- Move a job into a terminal state: the record and its tombstone get their time to live, and waiters are woken.
--- `result_bytes`: size of its images, in place of what was reserved for them.
-local function finish(id, state, ttl_s, result_bytes)
+-- `result_bytes`: size of its images, in place of what was reserved for them. Further arguments are fields of the record
+-- and their values.
+local function finish(id, state, ttl_s, result_bytes, ...)
   local job, at = keys.job_hash(id), clock()
   local f = read(id, 'model', 'state', 'result_ttl_s', 'owner', 'webhook', 'batch', 'kind', 'bytes', 'reserved_bytes',
-    'source_bytes')
+    'source_bytes', 'deadline')
   ttl_s = tonumber(f[3] or ttl_s)
   local owner, before = f[4] or '', read_number(f[8])
   local bytes = before - read_number(f[9]) + (result_bytes or 0)
   if f[2] == 'queued' then dequeue_waiting(id, false) end
   redis.call('ZREM', keys.leases_zset(f[1]), id)
-  redis.call('ZREM', keys.deadlines_zset, id)
-  redis.call('DEL', keys.resume_hash(id))
-  if state == 'failed' then -- a dead letter that is replayed in time needs it
+  if f[11] then redis.call('ZREM', keys.deadlines_zset, id) end
+  if state == 'failed' then -- a dead letter that is replayed in time needs its input
+    redis.call('DEL', keys.resume_hash(id))
     redis.call('EXPIRE', keys.input_bytes(id), ttl_s)
   else
-    redis.call('DEL', keys.input_bytes(id))
+    redis.call('DEL', keys.resume_hash(id), keys.input_bytes(id))
     bytes = bytes - read_number(f[10])
   end
-  redis.call('HSET', job, 'completed_at', time_text(at), 'expires_at', time_text(at + ttl_s))
-  transition(id, state) -- after the times: a follower that learns of the end finds them in the record
-  redis.call('EXPIRE', job, ttl_s)
-  if redis.call('EXPIRE', keys.events_stream(id), ttl_s) == 1 then
+  -- A follower that learns of the end finds its times in the record.
+  if transition(id, state, 'completed_at', time_text(at), 'expires_at', time_text(at + ttl_s), ...) then
+    redis.call('EXPIRE', keys.events_stream(id), ttl_s)
     bytes = bytes + EVENT_BYTES * redis.call('XLEN', keys.events_stream(id))
   end
+  redis.call('EXPIRE', job, ttl_s)
   bytes = math.max(0, bytes)
   charge(owner, bytes - before)
   redis.call('ZADD', keys.ended_zset, time_text(at + ttl_s), table.concat({id, state, owner, bytes}, ' '))
@@ -263,8 +270,7 @@ local function read_leased(id, token, ...)
   return f
 end
 
-local function set_lease(id, lease_ms)
-  local model = redis.call('HGET', keys.job_hash(id), 'model')
+local function set_lease(id, model, lease_ms)
   redis.call('ZADD', keys.leases_zset(model), time_text(clock() + lease_ms / 1000), id)
 end
 
@@ -279,7 +285,7 @@ end
 -- more attempts, or was canceled: then this call ends it.
 local function start_attempt(id, token, limits)
   local job, max_attempts, ttl_s = keys.job_hash(id), limits.max_attempts, limits.ttl_s
-  local f = read(id, 'cancel_requested', 'error', 'state')
+  local f = read(id, 'cancel_requested', 'error', 'state', 'model', 'deadline')
   redis.call('HSET', job, 'token', token) -- fences out its last worker
   if f[1] == '1' then -- its worker died before it saw the flag
     finish(id, 'canceled', ttl_s)
@@ -300,9 +306,10 @@ local function start_attempt(id, token, limits)
     return nil
   end
   if f[3] == 'queued' then dequeue_waiting(id, true) end
-  redis.call('ZREM', keys.deadlines_zset, id)
-  transition(id, 'starting')
-  redis.call('HSET', job, 'started_at', time_text(clock()), 'step', 0, 'worker', limits.worker)
-  set_lease(id, limits.lease_ms)
+  if f[5] then redis.call('ZREM', keys.deadlines_zset, id) end
+  local attempt_fields = {'started_at', time_text(clock()), 'step', 0, 'worker', limits.worker}
+  if f[3] == 'starting' then redis.call('HSET', job, unpack(attempt_fields)) end -- no transition
+  transition(id, 'starting', unpack(attempt_fields))
+  set_lease(id, f[4], limits.lease_ms)
   return lease_reply(id)
 end

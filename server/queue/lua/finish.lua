@@ -5,8 +5,7 @@
 -- now, 'fenced', or 'incomplete' if a stored file is gone, as after a failover to a replica that never got it: then
 -- nothing has changed.
 local id, state, outputs, error = args.id, args.state, args.outputs, args.error
-local job = keys.job_hash(id)
-local f = read(id, 'state', 'token', 'cancel_requested', 'error')
+local f = read(id, 'state', 'token', 'cancel_requested', 'error', 'step')
 if not f[1] or tonumber(f[2]) ~= args.token then
   count('fenced')
   return 'fenced'
@@ -21,13 +20,13 @@ if state == 'succeeded' then
     if redis.call('EXISTS', keys.result_bytes(id, file[1], file[2])) == 0 then return 'incomplete' end
   end
 end
-redis.call('HSET', job, 'outputs', outputs, 'error', error, 'metrics', args.metrics)
 if state == 'succeeded' then
-  redis.call('HSET', job, 'step', args.steps)
   for i, index in ipairs(args.indices) do
     redis.call('SET', keys.result_bytes(id, args.token, index), ARGV[i + 1], 'EX', args.result_ttl_s)
   end
 end
 if state == 'failed' then dead_letter(id, error) end
-finish(id, state, args.ttl_s, state == 'succeeded' and args.result_bytes or 0)
+local succeeded = state == 'succeeded'
+finish(id, state, args.ttl_s, succeeded and args.result_bytes or 0, 'outputs', outputs, 'error', error,
+  'metrics', args.metrics, 'step', succeeded and args.steps or f[5] or 0)
 return state

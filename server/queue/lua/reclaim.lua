@@ -10,10 +10,11 @@ end
 local lapsed = redis.call('ZRANGEBYSCORE', leases, '-inf', time_text(clock()), 'LIMIT', 0, 100)
 for _, id in ipairs(lapsed) do
   if #found >= #args.tokens then break end
-  if not intact(id) then -- its record is gone or damaged
+  local f = intact(id)
+  if not f then -- its record is gone or damaged
     redis.call('ZREM', leases, id)
   elseif held[id] and redis.call('HGET', keys.job_hash(id), 'worker') == args.worker then
-    set_lease(id, args.lease_ms)
+    set_lease(id, f[2], args.lease_ms)
   else
     found[#found + 1] = start_attempt(id, args.tokens[#found + 1], args)
   end

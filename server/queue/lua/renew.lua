@@ -5,12 +5,12 @@ local answers = {}
 for i, renewal in ipairs(args.jobs) do
   local id, step = renewal.id, tostring(renewal.step)
   local job = keys.job_hash(id)
-  local f = read_leased(id, renewal.token, 'step', 'cancel_requested', 'deadline')
+  local f = read_leased(id, renewal.token, 'step', 'cancel_requested', 'deadline', 'state', 'model')
   if not f then
     answers[i] = 'lost' -- never renew for a zombie
   else
-    if args.lease_ms then set_lease(id, args.lease_ms) end
-    if renewal.running then transition(id, 'processing') end
+    if args.lease_ms then set_lease(id, f[7], args.lease_ms) end
+    if renewal.running and f[6] ~= 'processing' then transition(id, 'processing') end
     if f[3] ~= step then
       redis.call('HSET', job, 'step', step)
       emit(id, 'progress', step)

@@ -11,11 +11,10 @@ if known[1] and tonumber(known[1]) == args.token and read_leased(known[2], args.
   return {lease_reply(known[2]), 1}
 end
 
--- True if the job's record agrees that it waits in this class, and for this caller if one is given.
+-- The job's first fields if its record agrees that it waits in this class, and for this caller if one is given.
 local function waits_in(class, id, caller)
-  if not intact(id) then return false end
-  local f = read(id, 'state', 'model', 'class', 'caller')
-  return f[1] == 'queued' and f[2] == model and f[3] == class and (not caller or f[4] == caller)
+  local f = intact(id)
+  return f and f[1] == 'queued' and f[2] == model and f[3] == class and (not caller or f[4] == caller) and f or nil
 end
 
 -- Ageing: a job that has waited long enough goes up one class, at most a few per call.
@@ -72,24 +71,26 @@ for _, class in ipairs(PRIORITIES) do
     local caller = next_caller(class)
     if not caller then break end
     local id = redis.call('ZRANGE', keys.waiting_zset(model, class, caller), 0, 0)[1]
+    local f = id and waits_in(class, id, caller)
     if not id then
       redis.call('ZREM', keys.callers_zset(model, class), caller)
-    elseif not waits_in(class, id, caller) then
+    elseif not f then
       -- Its record is gone, damaged or says otherwise: without this, the loop would meet it again without end.
       redis.call('ZREM', keys.waiting_zset(model, class, caller), id)
       redis.call('ZREM', keys.waiting_since_zset(model, class), id)
-    elseif tonumber(redis.call('HGET', keys.job_hash(id), 'deadline') or now + 1) <= now then
+    elseif tonumber(f[6] or now + 1) <= now then
       abort(id, args.ttl_s)
-    elseif tonumber(redis.call('ZSCORE', keys.waiting_since_zset(model, class), id) or '0') > now - args.min_wait_s then
+    elseif args.min_wait_s > 0
+      and tonumber(redis.call('ZSCORE', keys.waiting_since_zset(model, class), id) or '0') > now - args.min_wait_s then
       return {}
     else
       local found = start_attempt(id, args.token, args)
       if found then
         redis.call('HSET', last_take, 'token', args.token, 'id', id)
         redis.call('EXPIRE', last_take, 60)
-        local more = 0
-        for _, each in ipairs(PRIORITIES) do more = more + redis.call('EXISTS', keys.callers_zset(model, each)) end
-        return {found, math.min(more, 1)}
+        local lines = {}
+        for i, each in ipairs(PRIORITIES) do lines[i] = keys.callers_zset(model, each) end
+        return {found, math.min(redis.call('EXISTS', unpack(lines)), 1)}
       end
     end
   end

@@ -150,7 +150,7 @@ class Scheduler:
     def next_images(self, now: float) -> list[tuple[HeldJob, int]]:
         """Images to admit now, in order, to idle rows first and then to those that end soon."""
         free = self.idle_rows + self.rows_ending
-        if free <= 0:
+        if free <= 0 or not any(job.waiting for job in self.jobs.values()):
             return []
         waiting: dict[str, dict[str, deque[tuple[HeldJob, int]]]] = {priority: {} for priority in PRIORITIES}
         for job in self._candidates():

@@ -15,9 +15,9 @@ Count = Callable[[str, int, int, bool], dict[str, int]]
 def count_bytes() -> Count:
     """Imported late: kernels defined while tests are collected would not be interpreted (tests/kernels/conftest.py)."""
     pytest.importorskip("triton")
-    from benchmarks.gpu import elementwise
+    from benchmarks.gpu.prediction import counts
 
-    return elementwise.count_bytes
+    return counts.count_bytes
 
 
 @pytest.mark.parametrize("name", ["mar-b", "369M"])

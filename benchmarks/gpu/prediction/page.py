@@ -1,0 +1,200 @@
+"""The tables and the plot of docs/roofline.md.
+
+    python -m benchmarks.gpu.prediction.page
+
+takes seconds. If benchmarks/results/ has results of `make gpu-first` or `make gpu-second`, their measurements appear
+beside the predictions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections import Counter
+from pathlib import Path
+
+from benchmarks.gpu.cases import MODELS
+from benchmarks.gpu.prediction import times
+from benchmarks.gpu.prediction.times import DEVICES, H100, H200, MEMORY, Device, Head, share
+from model.presets import MAR_PRESETS
+
+ROOT = Path(__file__).parents[3]
+PAGE, PLOT = ROOT / "docs" / "roofline.md", ROOT / "docs" / "images" / "roofline.png"
+RESULTS = ROOT / "benchmarks" / "results"
+NAMES = ("mar-b", "mar-l", "mar-h", "166M", "369M", "665M", "1.1B", "3.1B", "10.5B")
+BATCHES = (1, 8, 64, 256)
+EVALUATIONS = (2, 8, 32, 128, 512, 2048, 4096)
+LOOPS = {"autocast": times.eager_seconds, "triton": times.loop_seconds, "persistent": times.persistent_seconds}
+
+
+def measured(device: Device) -> dict[tuple[str, str, int], float]:
+    """Read (what, model, evaluations or images) -> seconds from the results of this kind of GPU; newer ones win.
+
+    `what` is a path of the loop, for the seconds of a step, or "engine", for those of an image.
+    """
+    found: dict[tuple[str, str, int], float] = {}
+    for file in sorted(RESULTS.rglob("gpu-*.json")):
+        parts = json.loads(file.read_text())["parts"]
+        machine = parts.get("machine", {"records": []})["records"]
+        if not machine or device.name not in machine[0]["device"]:
+            continue
+        for record in (record for part in parts.values() for record in part["records"]):
+            if "us_per_step" in record:
+                found[record["path"], record["model"], 2 * record["rows"]] = record["us_per_step"] * 1e-6
+            if record.get("side") == "engine" and "seconds_per_image" in record:
+                found["engine", record["model"], record["batch"]] = record["seconds_per_image"]
+    return found
+
+
+def counted() -> list[str]:
+    """What an image of each model costs, without its text and its decoding."""
+    rows = []
+    for name in NAMES:
+        config, passes = MODELS[name], times.padded_known(MODELS[name])
+        per_pass = Counter({known: times._counted(name, known, True).launches for known in passes})
+        moved = sum(n * sum(times._counted(name, known, True).moved.values()) for known, n in passes.items())
+        torch_moved = sum(n * sum(times._counted(name, known, False).moved.values()) for known, n in passes.items())
+        head = Head.of(config)
+        backbone = sum(n * times.pass_flops(name, 2, known) for known, n in passes.items())
+        loop = times.DIFFUSION_STEPS * times.head_flops(head, 2 * config.tokens)
+        rows.append([
+            name, f"{config.width}", f"{head.width} x {head.depth}", _short(backbone / 1e12), _short(loop / 1e12),
+            _short(moved / 1e9), _short(torch_moved / 1e9), f"{max(per_pass.values())}", f"{3 * head.depth + 3}",
+        ])  # fmt: skip
+    return _table(
+        ["model", "width", "head", "backbone, TFLOP", "head, TFLOP", "GB between products", "by torch",
+         "launches of a pass", "of a diffusion step"], rows,
+    )  # fmt: skip
+
+
+def shares() -> list[str]:
+    """The share of the peak that is assumed for each kind of product of MAR-B, and its time."""
+    rows = []
+    for what, kind, shape, wide in (
+        *[(f"queries, keys and values; {m} evaluations", "library", (m * 320, 2304, 768), False) for m in (2, 128)],
+        *[(f"MLP up and GELU; {m} evaluations", "ours", (m * 320, 3072, 768), False) for m in (2, 128)],
+        ("the same, cuBLAS, then GELU", "library and GELU", (128 * 320, 3072, 768), False),
+        *[(f"MLP down; {m} evaluations", "library", (m * 320, 768, 3072), False) for m in (2, 128)],
+        *[(f"head, up or down; {m} evaluations", "gated", (m, 1024, 1024), False) for m in (2, 32, 128, 512, 2048)],
+        ("head, hoisted modulation", "library", (1024, 20480, 1024), False),
+        *[(f"head, exact first step; {m} evaluations", "gated", (m, 1024, 1024), True) for m in (2, 512)],
+    ):
+        reached = share(kind.split()[0], shape, wide)
+        arithmetic = times.product_seconds(kind.split()[0], shape, wide)
+        if kind.endswith("GELU"):
+            arithmetic += 4 * shape[0] * shape[1] / (MEMORY * H100.bytes_per_s)
+            reached = 2 * math.prod(shape) / (arithmetic * H100.flops)
+        rows.append([what, " x ".join(map(str, shape)), f"{100 * reached:.1f} %", _short(1e6 * arithmetic)])
+    return _table(["product of MAR-B", "rows x columns x inner", "share of the peak", "us"], rows)
+
+
+def images() -> list[str]:
+    """Seconds of an image, predicted and measured."""
+    rows = []
+    for device in DEVICES:
+        known = measured(device)
+        for name in NAMES:
+            for batch in BATCHES:
+                found = times.image(name, batch, device)
+                cells = [found.floor, found.backbone, found.loop, found.exact, found.rest, found.total]
+                seconds = known.get(("engine", name, batch))
+                rows.append([
+                    device.name, name, str(batch), *(_short(1e3 * cell) for cell in cells),
+                    f"{found.total / found.floor:.1f}", "" if seconds is None else _short(1e3 * seconds),
+                ])  # fmt: skip
+    return _table(
+        ["device", "model", "together", "FLOP floor", "backbone", "loop", "exact step", "rest", "image", "x floor",
+         "measured"], rows,
+    )  # fmt: skip
+
+
+def peers() -> list[str]:
+    """The method of the released code beside ours."""
+    rows = []
+    for name in MAR_PRESETS:
+        for batch in (1, 64):
+            cells = []
+            for device in DEVICES:
+                ours, theirs = times.image(name, batch, device).total, times.eager_image_seconds(name, batch, device)
+                cells += [_short(1e3 * theirs), _short(1e3 * ours), f"{theirs / ours:.1f}"]
+            rows.append([name, str(batch), *cells])
+    each = [f"{device.name}: {what}" for device in DEVICES for what in ("released code's method", "ours", "ratio")]
+    return _table(["model", "together", *each], rows)
+
+
+def steps() -> list[str]:
+    """Microseconds of a diffusion step by path, predicted and measured."""
+    rows = []
+    for device in DEVICES:
+        known = measured(device)
+        for name in MAR_PRESETS:
+            head = Head.of(MODELS[name])
+            for m in EVALUATIONS:
+                cells = [device.name, f"{head.width} x {head.depth}", str(m)]
+                cells.append(_short(1e6 * times.roof_seconds(head, m, device)))
+                for path, predicted in LOOPS.items():
+                    seconds = known.get((path, name, m))
+                    cells.append(_short(1e6 * predicted(head, m, device)))
+                    cells.append("" if seconds is None else _short(1e6 * seconds))
+                rows.append(cells)
+    return _table(
+        ["device", "W x blocks", "M", "roof", *(cell for path in LOOPS for cell in (path, "measured"))], rows
+    )  # fmt: skip
+
+
+def page(text: str) -> str:
+    """Return docs/roofline.md with its tables regenerated, each between <!-- name --> and <!-- end -->."""
+    for name, make in {
+        "counted": counted, "shares": shares, "images": images, "peers": peers, "steps": steps
+    }.items():  # fmt: skip
+        begin, end = text.index(f"<!-- {name} -->"), text.index("<!-- end -->", text.index(f"<!-- {name} -->"))
+        text = text[:begin] + f"<!-- {name} -->\n\n" + "\n".join(make()) + "\n\n" + text[end:]
+    return text
+
+
+def plot(file: Path) -> None:
+    """Plot milliseconds of an image of MAR-B by images together, in parts, beside the FLOP floor."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    names = ("mar-b", "mar-h", "3.1B")
+    figure, panels = pyplot.subplots(1, len(names), figsize=(11, 3.4), layout="constrained", sharey=True)
+    for panel, name in zip(panels, names, strict=True):
+        found = [times.image(name, batch, H200) for batch in BATCHES]
+        below = [0.0] * len(BATCHES)
+        for part in ("backbone", "loop", "exact", "rest"):
+            heights = [1e3 * getattr(each, part) for each in found]
+            panel.bar(range(len(BATCHES)), heights, bottom=below, label=part)
+            below = [a + b for a, b in zip(below, heights, strict=True)]
+        panel.axhline(1e3 * found[0].floor, color="black", label="FLOP floor")
+        panel.set(title=name, xlabel="images together", yscale="log", xticks=range(len(BATCHES)))
+        panel.set_xticklabels(BATCHES)
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("ms of an image, H200, predicted")
+    panels[0].legend(fontsize=8)
+    figure.savefig(file, dpi=110)
+    pyplot.close(figure)
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
+
+
+def _short(value: float) -> str:
+    """Format with three digits, never in scientific notation."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args()
+    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    plot(PLOT)
+    print(f"{PAGE}\n{PLOT}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,207 @@
+"""A connection that many commands share: each is sent at once, and the replies come in the same order.
+
+redis-py takes a connection for each command and gives it back after the reply, with locks, tasks and timeouts of
+its own.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import hiredis
+from redis.exceptions import ConnectionError, InvalidResponse, RedisError, TimeoutError
+
+from server.background import SingleFlight
+from server.queue.connection.patience import LATE_S, LONGEST_S
+from server.queue.connection.retry import ReconnectingRetry
+
+READ_BYTES = 1 << 16
+#: A connection that was idle this long may be dead without a sign, because firewalls forget it: the next command takes
+#: another one, which the pool checks. Shorter than the pool's own health checks.
+IDLE_S = 10.0
+_NOTHING = object()
+
+
+class SharedConnection:
+    """Sends commands that do not block and are safe to repeat over one connection of a pool.
+
+    It is opened by the first command, and again after it was lost or the pool was dropped.
+    """
+
+    def __init__(self, pool: Any, retry: ReconnectingRetry) -> None:
+        self._pool = pool
+        self._link: _Link | None = None
+        self._opening = SingleFlight(self._open)
+        self._retry = retry
+
+    async def call(self, command: tuple[str | bytes | float, ...], *, decode: bool = True) -> Any:
+        """Send a command and return its reply, as text or, without `decode`, as bytes.
+
+        Raises:
+            RedisError: the reply is an error, or there was none after the retries.
+        """
+        packed = hiredis.pack_command(command)
+        try:
+            return await (await self._usable()).ask(packed, decode=decode)
+        except (RedisError, RuntimeError) as error:
+            first: list[Exception] = [error]
+
+        async def attempt() -> Any:
+            if first:
+                raise first.pop()
+            return await (await self._usable()).ask(packed, decode=decode)
+
+        async def leave(_: Exception) -> None:
+            if self._link is not None:
+                self._link.lose(ConnectionError("the connection was left after an error"))
+
+        return await self._retry.call_with_retry(attempt, leave)
+
+    async def close(self) -> None:
+        """Close the connection; commands under way fail."""
+        await self._opening.settle()
+        if self._link is not None:
+            self._link.lose(ConnectionError("the client was closed"))
+            await self._link.closed()
+            self._link = None
+
+    async def _usable(self) -> "_Link":
+        if self._link is not None and self._link.usable(self._retry.drops):
+            return self._link
+        return await self._opening.run()
+
+    async def _open(self) -> "_Link":
+        drops = self._retry.drops
+        connection = await self._pool.get_connection()
+        try:
+            await connection.check_health()
+            link = _Link(self._pool, connection, drops)
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            await self._pool.release(connection)
+            raise
+        if self._link is not None:
+            self._link.retire()
+        self._link = link
+        return link
+
+
+class _Link:
+    """One connection in use, with the replies that it owes."""
+
+    def __init__(self, pool: Any, connection: Any, drops: int) -> None:
+        self._pool, self._connection, self._drops = pool, connection, drops
+        self._stream, self._writer = connection._reader, connection._writer
+        self._replies = hiredis.Reader(
+            protocolError=InvalidResponse,
+            replyError=connection._parser.parse_error,
+            encoding="utf-8",
+            errors="replace",
+            notEnoughData=_NOTHING,
+        )
+        self._owed: deque[tuple[asyncio.Future[Any], bool]] = deque()
+        self._loop = asyncio.get_running_loop()
+        self._heard_at = self._loop.time()  #: when Redis last owed nothing, or sent something
+        self._timer: asyncio.TimerHandle | None = None
+        self._lost: Exception | None = None
+        self._retired = False
+        self._reading = asyncio.create_task(self._read())
+
+    def usable(self, drops: int) -> bool:
+        """Return whether the next command may go here."""
+        if self._lost is not None or self._retired or self._drops != drops:
+            return False
+        return bool(self._owed) or self._loop.time() - self._heard_at < IDLE_S
+
+    async def ask(self, packed: bytes, *, decode: bool) -> Any:
+        if self._lost is not None or self._writer.transport.is_closing():
+            raise ConnectionError("the connection was closed")
+        if not self._owed:
+            self._heard_at = self._loop.time()
+            if self._timer is None:
+                self._wait(self._pool.timeout_s)
+        reply: asyncio.Future[Any] = self._loop.create_future()
+        self._owed.append((reply, decode))
+        self._writer.write(packed)
+        return await reply
+
+    def retire(self) -> None:
+        """Close the connection once it owes no reply."""
+        self._retired = True
+        if not self._owed:
+            self.lose(ConnectionError("the connection was replaced"))
+
+    def lose(self, error: Exception) -> None:
+        """Close the connection; the commands under way fail."""
+        if self._lost is None:
+            self._lost = error
+            self._reading.cancel()
+
+    async def closed(self) -> None:
+        """Wait until the connection is closed."""
+        await asyncio.wait((self._reading,))
+
+    async def _read(self) -> None:
+        try:
+            while not (self._retired and not self._owed):
+                data = await self._stream.read(READ_BYTES)
+                if not data:
+                    raise ConnectionError("Connection closed by server.")
+                self._heard_at = self._loop.time()
+                self._replies.feed(data)
+                for reply, value in self._complete():
+                    if reply.done():  # canceled meanwhile
+                        continue
+                    if isinstance(value, RedisError):
+                        reply.set_exception(value)
+                    else:
+                        reply.set_result(value)
+        except (OSError, RedisError, RuntimeError) as error:
+            self._lost = self._lost or error
+        except asyncio.CancelledError:  # by `lose`, or by the end of the event loop
+            self._lost = self._lost or ConnectionError("the connection was closed")
+        finally:
+            await self._end()
+
+    def _complete(self) -> Iterator[tuple["asyncio.Future[Any]", Any]]:
+        """Yield what has arrived completely, with the command that it answers."""
+        while self._owed:
+            reply, decode = self._owed[0]
+            value = self._replies.gets(decode)
+            if value is _NOTHING:
+                return
+            self._owed.popleft()
+            yield reply, value
+
+    async def _end(self) -> None:
+        self._lost = self._lost or ConnectionError("the connection was replaced")
+        if self._timer is not None:
+            self._timer.cancel()
+        kind = TimeoutError if isinstance(self._lost, TimeoutError) else ConnectionError
+        for reply, _ in self._owed:
+            if not reply.done():
+                reply.set_exception(kind(str(self._lost)))
+        self._owed.clear()
+        with suppress(RedisError, OSError):
+            await self._connection.disconnect(nowait=True)
+        await self._pool.release(self._connection)
+
+    def _wait(self, seconds: float) -> None:
+        self._timer = self._loop.call_later(seconds, self._check)
+
+    def _check(self) -> None:
+        """Give up a Redis that is silent although it owes a reply, unless the event loop itself was late."""
+        assert self._timer is not None
+        now, was_late = self._loop.time(), self._loop.time() - self._timer.when() > LATE_S
+        self._timer = None
+        if not self._owed:
+            return
+        left_s = self._heard_at + self._pool.timeout_s - now
+        if left_s > 0:
+            self._wait(left_s)
+        elif was_late and now < self._heard_at + max(LONGEST_S, self._pool.timeout_s):
+            self._wait(self._pool.timeout_s)
+        else:
+            self.lose(TimeoutError("Timeout reading from Redis"))

@@ -1,0 +1,94 @@
+"""One connection that many commands share: replies stay with their commands, and a lost connection is replaced."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from redis.exceptions import ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from server.launcher.embedded_valkey import EmbeddedValkey
+from server.queue.connection import shared
+from server.queue.redis_client import connect
+from server.settings import Settings
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def own_valkey(tmp_path: Path) -> Iterator[EmbeddedValkey]:
+    with EmbeddedValkey(tmp_path) as server:
+        yield server
+
+
+async def test_many_commands_share_one_connection(settings: Settings) -> None:
+    async with connect(settings.redis_url, 5.0) as redis, connect(settings.redis_url, 5.0) as other:
+        before = len(await other.client_list())
+        echoes = await asyncio.gather(*(redis.call("ECHO", str(number)) for number in range(500)))
+        assert echoes == [str(number) for number in range(500)]
+        assert len(await other.client_list()) == before + 1
+    async with connect(settings.redis_url, 5.0) as other:
+        assert len(await other.client_list()) <= before, "the connection closes with its client"
+
+
+async def test_replies_are_text_or_bytes_as_asked(settings: Settings) -> None:
+    async with connect(settings.redis_url, 5.0) as redis:
+        text, raw = await asyncio.gather(redis.call("ECHO", b"\xff"), redis.call("ECHO", b"\xff", decode=False))
+        assert text == "\ufffd" and raw == b"\xff"
+
+
+async def test_a_canceled_command_takes_no_other_reply(settings: Settings) -> None:
+    """Its reply still comes: it must go to nobody, not to the next command."""
+    async with connect(settings.redis_url, 5.0) as redis:
+        await redis.call("PING")
+        commands = [asyncio.create_task(redis.call("ECHO", str(number))) for number in range(100)]
+        await asyncio.sleep(0)
+        for command in commands[::2]:
+            command.cancel()
+        found = await asyncio.gather(*commands, return_exceptions=True)
+        assert found[1::2] == [str(number) for number in range(1, 100, 2)]
+        assert all(isinstance(each, asyncio.CancelledError) for each in found[::2])
+        assert await redis.call("ECHO", "next") == "next"
+
+
+async def test_an_error_is_that_of_its_own_command(settings: Settings) -> None:
+    async with connect(settings.redis_url, 5.0) as redis:
+        found = await asyncio.gather(
+            redis.call("ECHO", "a"), redis.call("NONE"), redis.call("ECHO", "b"), return_exceptions=True
+        )
+        assert isinstance(found[1], ResponseError) and found[::2] == ["a", "b"]
+
+
+async def test_a_lost_connection_is_replaced_within_the_call(own_valkey: EmbeddedValkey) -> None:
+    """Commands are safe to repeat, so that their callers need not learn of it."""
+    async with connect(own_valkey.url, 5.0) as redis, connect(own_valkey.url, 5.0) as other:
+        for _ in range(3):
+            first = await redis.call("CLIENT", "ID")
+            await other.client_kill_filter(_id=first)
+            assert all(await asyncio.gather(*(redis.call("ECHO", "a") for _ in range(50))))
+            assert await redis.call("CLIENT", "ID") != first
+
+
+async def test_a_silent_redis_fails_all_commands_and_is_used_again(own_valkey: EmbeddedValkey) -> None:
+    assert own_valkey.process is not None
+    async with connect(own_valkey.url, 0.5) as redis:
+        await redis.call("PING")
+        os.kill(own_valkey.process.pid, signal.SIGSTOP)
+        try:
+            found = await asyncio.gather(*(redis.call("PING") for _ in range(100)), return_exceptions=True)
+        finally:
+            os.kill(own_valkey.process.pid, signal.SIGCONT)
+        assert {type(each) for each in found} == {RedisTimeoutError}
+        assert await redis.call("PING") == "PONG"
+
+
+async def test_an_idle_connection_is_replaced(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A firewall may have forgotten it, and the first request after a pause would wait for the timeout."""
+    async with connect(settings.redis_url, 5.0) as redis:
+        first = await redis.call("CLIENT", "ID")
+        assert await redis.call("CLIENT", "ID") == first
+        monkeypatch.setattr(shared, "IDLE_S", 0.0)
+        assert await redis.call("CLIENT", "ID") != first
