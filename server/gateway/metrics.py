@@ -270,12 +270,14 @@ def _worker(
 
 def _cumulative(
     found: Mapping[str, float], bounds: tuple[float, ...], traces: Mapping[str, str]
-) -> list[tuple[str, float, Exemplar | None]]:
+) -> list[tuple[str, float] | tuple[str, float, Exemplar]]:
     """Turn the single buckets that Redis stores into the running totals that Prometheus expects."""
-    total, buckets = 0.0, []
+    total = 0.0
+    buckets: list[tuple[str, float] | tuple[str, float, Exemplar]] = []
     for bound in (*map(str, bounds), "+Inf"):
         total += found.get(bound, 0)
-        buckets.append((bound, total, _exemplar(traces.get(bound, ""))))
+        exemplar = _exemplar(traces.get(bound, ""))
+        buckets.append((bound, total, exemplar) if exemplar else (bound, total))
     return buckets
 
 
