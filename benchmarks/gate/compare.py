@@ -61,7 +61,11 @@ def read_accepted(kind: str) -> dict[str, float]:
         return dict(json.loads(own.read_text())["ratios"])
     others = sorted(RESULTS.glob("gate-*.json"), key=lambda file: json.loads(file.read_text())["machine"]["date"])
     found = json.loads(others[-1].read_text())["ratios"] if others else {}
-    return {name: value for name, value in found.items() if COUNTS.fullmatch(name)}
+    return only_counts(found)
+
+
+def only_counts(ratios: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in ratios.items() if COUNTS.fullmatch(name)}
 
 
 def compare(now: Mapping[str, float], accepted: Mapping[str, float]) -> list[Finding]:
