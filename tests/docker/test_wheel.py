@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -101,7 +100,7 @@ def test_the_worker_generates_a_shipped_models_image(
     """The wheel holds the checkpoint."""
     settings = replace(fake_settings(valkey), engine=Settings().engine, checkpoint="emoji-64", threads=1, lease_s=10.0)
     code = "import server, model, fluid_kernels as k; print(server.__file__, model.__file__, k.__file__)"
-    paths = {"PYTHONPATH": sysconfig.get_path("purelib")}
+    paths = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path.endswith("site-packages"))}
     python = [worker / "bin" / "python", "-c", code]
     files = subprocess.run(
         python, cwd=tmp_path, env=os.environ | paths, capture_output=True, text=True, check=True
