@@ -7,7 +7,7 @@ counts; what is accepted is the median of three. Accepted ratios are in benchmar
 each kind of machine; on a kind that has none, only the counts are compared. --accept writes the file: after an
 improvement, or a loss that is meant.
 
-It takes about a minute. The last line of output is one JSON object. Example:
+The last line of output is one JSON object. Example:
 
     make bench-gate
     make bench-gate ARGS="--only queue"
