@@ -59,7 +59,7 @@ if idempotency then
   redis.call('EXPIRE', idempotency, IDEMPOTENT_FOR_S)
 end
 if args.follow_events then redis.call('XADD', keys.events_stream(id), '*', 'type', 'status', 'value', 'queued') end
-if args.source_bytes then redis.call('PERSIST', keys.input_bytes(id)) end -- the source image of an edit stays until the job ends
+redis.call('PERSIST', keys.input_bytes(id)) -- the source image of an edit stays until the job ends
 redis.call('ZADD', keys.jobs_zset(owner), sequence, id)
 redis.call('ZADD', keys.state_jobs_zset(owner, 'queued'), sequence, id)
 charge(owner, args.bytes)

@@ -158,7 +158,7 @@ async def test_a_reload_rolls_through_two_workers(leases: LeaseQueue, settings: 
         request = await registry.request_reload(settings.checkpoint, "better")
         await until(lambda: min(first.heartbeat.reloads, second.heartbeat.reloads) == request.number)
         assert {w.engine.info.checkpoint_sha256 for w in (first, second)} == {sha256("better")}
-        assert first.taking and second.taking
+        await until(lambda: first.taking and second.taking)
         request = await registry.request_reload(settings.checkpoint, "worse")
         await until(lambda: min(first.heartbeat.reloads, second.heartbeat.reloads) == request.number)
         await until(lambda: not second.taking)
