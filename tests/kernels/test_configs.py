@@ -17,7 +17,7 @@ from fluid_kernels.configs import (
     persistent_configs,
     product_seconds,
 )  # fmt: skip
-from fluid_kernels.loops.persistent_loop import LARGEST_WIDTH, WIDTH_MULTIPLE
+from fluid_kernels.loops.persistent_loop import LARGEST_WIDTH, SMALLEST_WIDTH, WIDTH_MULTIPLE
 from fluid_kernels.ops.modulation import LIBRARY_ROWS, by_library, product
 from fluid_kernels.tools.aot_cases import BACKBONE_WIDTHS, CHANNELS, PERSISTENT_WIDTHS, WIDTHS, cases
 from model.presets import MAR_PRESETS, PRESETS
@@ -76,7 +76,7 @@ def test_every_width_of_a_preset_is_compiled_ahead() -> None:
         if name != "tiny" and not config.categorical:  # whose head is one product
             assert config.head_width in WIDTHS, name
             assert config.channels in CHANNELS, name
-            takes = config.head_width <= LARGEST_WIDTH and config.head_width % WIDTH_MULTIPLE == 0
+            takes = SMALLEST_WIDTH <= config.head_width <= LARGEST_WIDTH and config.head_width % WIDTH_MULTIPLE == 0
             assert (config.head_width in PERSISTENT_WIDTHS) == takes, name
 
 

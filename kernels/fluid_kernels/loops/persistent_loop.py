@@ -21,6 +21,7 @@ from fluid_kernels.ops.modulation import modulation
 
 WIDTH_MULTIPLE = 128  # a multiple of every tile's n and k
 LARGEST_WIDTH = 1536  # the ahead-of-time compile checks none above
+SMALLEST_WIDTH = 256  # on a GPU: at 128 a tile spills on sm_80, another one on sm_90
 
 
 class PersistentHead(KernelWeights):
@@ -30,15 +31,17 @@ class PersistentHead(KernelWeights):
         """Lay out the weights.
 
         Raises:
-            ValueError: the head is too wide, its width is not a multiple of 128, or this interpreter cannot loop.
+            ValueError: the head is too wide or narrow, its width is not a multiple of 128, or this interpreter cannot
+                loop.
         """
         super().__init__(weights, dtype)
-        if self.width % WIDTH_MULTIPLE or self.width > LARGEST_WIDTH:
-            raise ValueError(
-                f"the persistent kernel takes widths that are multiples of {WIDTH_MULTIPLE} up to {LARGEST_WIDTH}, "
-                f"not {self.width}; use triton"
-            )
         self.backend = backend_of(self.device)
+        smallest = WIDTH_MULTIPLE if self.backend == "cpu" else SMALLEST_WIDTH
+        if self.width % WIDTH_MULTIPLE or not smallest <= self.width <= LARGEST_WIDTH:
+            raise ValueError(
+                f"the persistent kernel takes widths that are multiples of {WIDTH_MULTIPLE} from {smallest} to "
+                f"{LARGEST_WIDTH}, not {self.width}; use triton"
+            )
         if self.backend == "cpu":
             _check_interpreter()
         self.processors = 1 if self.backend == "cpu" else _processors(self.device)

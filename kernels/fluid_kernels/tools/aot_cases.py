@@ -31,7 +31,7 @@ from fluid_kernels.ops import (
 # against the presets. Those of the backbones beside them.
 WIDTHS = (128, 176, 256, 768, 1024, 1280, 1536, 2048, 4096)
 BACKBONE_WIDTHS = (96, 160, 224, *WIDTHS)
-PERSISTENT_WIDTHS = (128, 256, 768, 1024, 1280, 1536)  # multiples of its WIDTH_MULTIPLE, of its LARGEST_WIDTH at most
+PERSISTENT_WIDTHS = (256, 768, 1024, 1280, 1536)  # multiples of its WIDTH_MULTIPLE, up to its LARGEST_WIDTH
 CHANNELS = (16, 32, 48, 64)  # a token of one latent, of scenes-128, of atlas-128, and of 2 × 2 latents
 OTHER_WIDTH = 1024  # where the width is only a loop's trip count
 RAGGED_WIDTH = 1000  # no multiple of any k: products mask their last block, as at scenes-128's 224
