@@ -103,8 +103,11 @@ def test_edits_run_one_at_a_time_and_can_be_canceled(page: Any) -> None:
     assert page.get_attribute("#generate", "aria-disabled") == "true"
     jobs = page.evaluate("window.runs = run.key")
     page.press("#prompt", "Enter")  # submits the form although a request is running
+    page.evaluate("""() => { window.told = []; const line = document.getElementById("status");
+        new MutationObserver(() => told.push(line.textContent)).observe(line, { childList: true, subtree: true }); }""")
     page.click("#recent button")
-    assert page.evaluate("run.key") == jobs and "cancel it" in page.inner_text("#status")
+    wait_until(page, "told.some((text) => text.includes('cancel it'))")  # until the next step is told
+    assert page.evaluate("run.key") == jobs
     page.click("#cancel")
     wait_for_status(page, "Canceled.")
     assert page.get_attribute("#generate", "aria-disabled") is None
