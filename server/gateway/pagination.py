@@ -1,8 +1,9 @@
 """Pagination of jobs, newest first, over an index per owner and state: a page costs the same however many jobs there
 are in any state."""
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from redis.exceptions import ResponseError
 
@@ -12,9 +13,9 @@ from server.queue.job_queue import JobQueue
 from server.queue.redis_client import wrong_type
 from server.records import readable, skip
 
+T = TypeVar("T")
 #: Reads of one page: records may expire, and jobs change their state, between index and record.
 MAX_READS = 3
-
 
 #: Jobs in these states share an index, which spares work at each of their steps. They are as few as rows of workers.
 SHARED_INDEX = {JobState.STARTING.value: "running", JobState.PROCESSING.value: "running"}
@@ -38,6 +39,27 @@ def ids_after(ids: list[str], after: str | None, what: str) -> list[str]:
     if after not in ids:
         raise InvalidRequest(f"'after' {after[:100]!r} is not the id of a {what} in this list.", param="after")
     return ids[ids.index(after) + 1 :]
+
+
+async def read_listed(
+    ids: list[str], read: Callable[[str], Awaitable[T]], *, limit: int, what: str, unknown: type[Exception]
+) -> tuple[list[T], bool]:
+    """Return the first `limit` records of a list, and whether more follow.
+
+    Left out are those that expired between the reads of the list and of the record, where `read` raises `unknown`, and
+    unreadable ones.
+    """
+    found: list[T] = []
+    for each in ids:
+        try:
+            found.append(await read(each))
+        except unknown:
+            continue
+        except UnreadableRecord as error:
+            skip(f"a {what}", error)
+        if len(found) > limit:
+            break
+    return found[:limit], len(found) > limit
 
 
 async def page(queue: JobQueue, owner: str, *, limit: int, after: str | None, status: str | None) -> Page:

@@ -5,16 +5,17 @@ import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any, cast
 
 from redis.exceptions import RedisError
 
 from server.errors import BodyTooLarge, InvalidRequest, RateLimited, UnknownFile, UnreadableRecord
-from server.gateway.pagination import ids_after
+from server.gateway.pagination import ids_after, read_listed
 from server.queue.job_queue import MIB, JobQueue
 from server.queue.redis_client import read_hash
-from server.records import UNREADABLE, finite, skip
+from server.records import UNREADABLE, finite
 
 #: 50,000 lines, each with a prompt and a few parameters, take about 12 MiB.
 MAX_FILE_BYTES = 32 << 20
@@ -151,17 +152,7 @@ class FileStore:
     async def list(self, owner: str, limit: int, after: str | None) -> tuple[builtins.list[StoredFile], bool]:
         """Return one page, newest first, and whether more files follow."""
         ids = ids_after(await self._redis.zrevrange(self._keys.file_list(owner), 0, -1), after, "file")
-        found: builtins.list[StoredFile] = []
-        for file_id in ids:
-            try:
-                found.append(await self.get(owner, file_id))
-            except UnknownFile:  # expired between the two reads
-                continue
-            except UnreadableRecord as error:
-                skip("a file", error)
-            if len(found) > limit:
-                break
-        return found[:limit], len(found) > limit
+        return await read_listed(ids, partial(self.get, owner), limit=limit, what="file", unknown=UnknownFile)
 
     async def delete(self, owner: str, file_id: str) -> None:
         """Delete a file; its content stays, and counts, while a batch reads it.

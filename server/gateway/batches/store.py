@@ -10,12 +10,13 @@ import json
 import secrets
 from array import array
 from collections.abc import AsyncIterator, Mapping
+from functools import partial
 
 from server.batch_format import LineError, parse_line
-from server.errors import JobExpired, KeyReused, RateLimited, UnknownBatch, UnknownFile, UnknownJob, UnreadableRecord
+from server.errors import JobExpired, KeyReused, RateLimited, UnknownBatch, UnknownFile, UnknownJob
 from server.gateway.batches.files import FileStore
 from server.gateway.batches.record import COMPLETION_WINDOW_S, Batch, LineResult
-from server.gateway.pagination import ids_after
+from server.gateway.pagination import ids_after, read_listed
 from server.jobs import JobState
 from server.queue.job_queue import JobQueue
 from server.queue.lease_queue import RESULT_EXTRA_S
@@ -94,17 +95,7 @@ class BatchStore:
     async def list(self, owner: str, limit: int, after: str | None) -> tuple[list[Batch], bool]:
         """Return one page, newest first, and whether more batches follow."""
         ids = ids_after(await self._redis.zrevrange(self._keys.batch_list(owner), 0, -1), after, "batch")
-        found: builtins.list[Batch] = []  # the method's name hides the type
-        for batch_id in ids:
-            try:
-                found.append(await self.get(owner, batch_id))
-            except UnknownBatch:  # expired between the two reads
-                continue
-            except UnreadableRecord as error:
-                skip("a batch", error)
-            if len(found) > limit:
-                break
-        return found[:limit], len(found) > limit
+        return await read_listed(ids, partial(self.get, owner), limit=limit, what="batch", unknown=UnknownBatch)
 
     async def cancel(self, owner: str, batch_id: str) -> Batch:
         """Mark a batch as cancelling; the runner then cancels its unfinished jobs. Safe to repeat."""
