@@ -14,7 +14,7 @@ import hiredis
 from redis.exceptions import ConnectionError, InvalidResponse, RedisError, TimeoutError
 
 from server.background import SingleFlight
-from server.queue.connection.patience import LATE_S, LONGEST_S
+from server.queue.connection.patience import Patience
 from server.queue.connection.retry import ReconnectingRetry
 
 READ_BYTES = 1 << 16
@@ -107,7 +107,7 @@ class _Link:
         )
         self._owed: deque[tuple[asyncio.Future[Any], bool]] = deque()
         self._loop = asyncio.get_running_loop()
-        self._heard_at = self._loop.time()  #: when Redis last owed nothing, or sent something
+        self._patience = Patience(pool.timeout_s)  #: begins when Redis owed nothing, and whenever it sends something
         self._timer: asyncio.TimerHandle | None = None
         self._lost: Exception | None = None
         self._retired = False
@@ -117,13 +117,13 @@ class _Link:
         """Return whether the next command may go here."""
         if self._lost is not None or self._retired or self._drops != drops:
             return False
-        return bool(self._owed) or self._loop.time() - self._heard_at < IDLE_S
+        return bool(self._owed) or self._loop.time() - self._patience.began < IDLE_S
 
     async def ask(self, packed: bytes, *, decode: bool) -> Any:
         if self._lost is not None or self._writer.transport.is_closing():
             raise ConnectionError("the connection was closed")
         if not self._owed:
-            self._heard_at = self._loop.time()
+            self._patience = Patience(self._pool.timeout_s)
             if self._timer is None:
                 self._wait(self._pool.timeout_s)
         reply: asyncio.Future[Any] = self._loop.create_future()
@@ -153,7 +153,7 @@ class _Link:
                 data = await self._stream.read(READ_BYTES)
                 if not data:
                     raise ConnectionError("Connection closed by server.")
-                self._heard_at = self._loop.time()
+                self._patience = Patience(self._pool.timeout_s)
                 self._replies.feed(data)
                 for reply, value in self._complete():
                     if reply.done():  # canceled meanwhile
@@ -198,14 +198,13 @@ class _Link:
     def _check(self) -> None:
         """Give up a Redis that is silent although it owes a reply, unless the event loop itself was late."""
         assert self._timer is not None
-        now, was_late = self._loop.time(), self._loop.time() - self._timer.when() > LATE_S
-        self._timer = None
+        due, self._timer = self._timer.when(), None
         if not self._owed:
             return
-        left_s = self._heard_at + self._pool.timeout_s - now
+        left_s = self._patience.began + self._pool.timeout_s - self._loop.time()
         if left_s > 0:
             self._wait(left_s)
-        elif was_late and now < self._heard_at + max(LONGEST_S, self._pool.timeout_s):
+        elif self._patience.begin_again(due):
             self._wait(self._pool.timeout_s)
         else:
             self.lose(TimeoutError("Timeout reading from Redis"))
