@@ -4,8 +4,6 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from redis.backoff import ExponentialBackoff
@@ -21,12 +19,6 @@ from server.queue.redis_client import Client, connect, outlast_outages
 from server.settings import Settings
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def own_valkey(tmp_path: Path) -> Iterator[EmbeddedValkey]:
-    with EmbeddedValkey(tmp_path) as server:
-        yield server
 
 
 async def clients(redis: Client) -> int:

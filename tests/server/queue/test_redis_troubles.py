@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,12 +27,6 @@ from tests.server.harness import Service, child_env, fluid, until
 pytestmark = pytest.mark.anyio
 DEPLOY = Path(__file__).parents[3] / "docs" / "deploy.md"
 PASSWORD = "s3cret-of-redis"
-
-
-@pytest.fixture
-def own_valkey(tmp_path: Path) -> Iterator[EmbeddedValkey]:
-    with EmbeddedValkey(tmp_path / "valkey") as server:
-        yield server
 
 
 def own_settings(valkey: EmbeddedValkey, user: str = "") -> Settings:

@@ -3,8 +3,6 @@
 import asyncio
 import os
 import signal
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from redis.exceptions import ResponseError
@@ -16,12 +14,6 @@ from server.queue.redis_client import connect
 from server.settings import Settings
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def own_valkey(tmp_path: Path) -> Iterator[EmbeddedValkey]:
-    with EmbeddedValkey(tmp_path) as server:
-        yield server
 
 
 async def test_many_commands_share_one_connection(settings: Settings) -> None:
