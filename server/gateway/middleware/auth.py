@@ -33,7 +33,7 @@ async def _caller(request: Request) -> Caller:
 
 
 async def _reader(request: Request) -> str | None:
-    return None if getattr(request.state, "signed_link", False) else cast(Caller, request.state.caller).name
+    return None if getattr(request.state, "signed_link", False) else caller_of(request).name
 
 
 CallerDep = Annotated[Caller, Depends(_caller)]
