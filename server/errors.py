@@ -259,10 +259,6 @@ class BatchRefused(OperatorError):
     """`fluid batch` cannot start, or its file was rejected."""
 
 
-class EvaluationRefused(OperatorError):
-    """`fluid eval` cannot use a file, a flag or its folder."""
-
-
 class EditRefused(OperatorError):
     """`fluid edit` or `fluid vary` cannot use a file or a box."""
 

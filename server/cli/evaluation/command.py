@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from server.cli.evaluation.drawing import STATE, Plan, begin, draw
-from server.cli.evaluation.suites import SUITES
+from server.cli.evaluation.suites import SUITES, EvaluationRefused
 from server.cli.flags import add_command, add_service_flags, given
 from server.client.aio import AsyncFluidClient
-from server.errors import EvaluationRefused
 from server.settings import Settings
 
 MOST_AT_ONCE = 256

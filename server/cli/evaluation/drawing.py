@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from server.cli.evaluation.suites import Prompt
+from server.cli.evaluation.suites import EvaluationRefused, Prompt
 from server.cli.progress import progress_bar
 from server.client.aio import AsyncFluidClient
-from server.errors import EvaluationRefused, ServiceError
+from server.errors import ServiceError
 
 STATE = "evaluation.json"
 SEED_STRIDE = 1 << 16  # between the seeds of two prompts, whose images have consecutive ones

@@ -7,7 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from server.errors import EvaluationRefused
+from server.errors import OperatorError
+
+
+class EvaluationRefused(OperatorError):
+    """`fluid eval` cannot use a file, a flag or its folder."""
 
 
 @dataclass(frozen=True, slots=True)

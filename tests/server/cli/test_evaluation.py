@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from server.cli.evaluation.suites import read_coco, read_geneval, read_prompts
-from server.errors import EvaluationRefused
+from server.cli.evaluation.suites import EvaluationRefused, read_coco, read_geneval, read_prompts
 from server.images.recipe import load_recipe
 from tests.server.harness import Service, fluid
 
