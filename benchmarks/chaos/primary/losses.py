@@ -69,6 +69,8 @@ async def run(times: int, seed: int, lease_s: float, data_dir: Path) -> Outcome:
                     stop.set()
                     await clients
                     await wait_ready(cast)
+                    while ledger.in_rollback():  # what the audit sees must count
+                        await asyncio.sleep(ASK_EVERY_S)
                     settled_s = await settle(queue, SETTLE_S)
                     verdict, inconsistent = await audit(ledger, queue, cast.address)
                     scraped = await scrape(cast)
