@@ -51,7 +51,7 @@ class _Worker:
     running: set[int] = field(default_factory=set)
 
 
-class _Server:
+class Server:
     """One thread that serves in the order of arrival."""
 
     def __init__(self) -> None:
@@ -70,7 +70,7 @@ class Simulation:
         self._costs, self._fleet, self._per_s, self._seconds = costs, fleet, per_s, seconds
         self._random = Random(seed)
         self._slower = 1e-6 / max(SLOWEST, 1 - background(costs, fleet))
-        self._redis, self._gateways = _Server(), [_Server() for _ in range(fleet.gateways)]
+        self._redis, self._gateways = Server(), [Server() for _ in range(fleet.gateways)]
         self._workers = [_Worker(fleet.rows) for _ in range(fleet.workers)]
         self._idle = list(range(fleet.workers))  # workers with a free row, with some that have none any more
         self._waiting: deque[int] = deque()

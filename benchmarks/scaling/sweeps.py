@@ -12,14 +12,14 @@ ARRIVALS = (10.0, 30.0, 100.0, 200.0, 300.0, 400.0, 500.0, 600.0, 700.0, 800.0, 
 WORKERS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 5000, 10_000)
 BUSY_WORKERS = 0.8
 LOSSES = (0.0, 1.0, 10.0, 60.0)  # per hour of each worker
-JOBS, MOST_JOBS = 20_000, 60_000  # simulated per point
-SECONDS, QUICK_SECONDS = 40.0, 6.0
+JOBS, QUICK_JOBS = 60_000, 2_000  # simulated per point, in 3 to SECONDS seconds
+SECONDS = 120.0
 
 
 def by_arrivals(costs: Costs, quick: bool) -> list[dict[str, Any]]:
     """Return a row per rate of arrivals, with workers that are 80 % busy and gateways that are half busy."""
     rows = []
-    for per_s in ARRIVALS[::4] if quick else ARRIVALS:
+    for per_s in ARRIVALS[:8:4] if quick else ARRIVALS:
         rows.append(_point(costs, fleet_for(costs, per_s, BUSY_WORKERS), per_s, quick))
     return rows
 
@@ -27,7 +27,7 @@ def by_arrivals(costs: Costs, quick: bool) -> list[dict[str, Any]]:
 def by_workers(costs: Costs, quick: bool) -> list[dict[str, Any]]:
     """Return a row per number of workers, with more jobs than they can do: what leaves is the most that can."""
     rows = []
-    for workers in WORKERS[::5] if quick else WORKERS:
+    for workers in WORKERS[:11:5] if quick else WORKERS:
         offered = 1.2 * Fleet(1, workers).jobs_per_s
         fleet = Fleet(fleet_for(costs, offered).gateways, workers)
         rows.append(_point(costs, fleet, offered, quick))
@@ -44,7 +44,7 @@ def by_losses(costs: Costs, quick: bool) -> list[dict[str, Any]]:
 
 
 def _point(costs: Costs, fleet: Fleet, per_s: float, quick: bool, longer: float = 1.0) -> dict[str, Any]:
-    seconds = min(QUICK_SECONDS if quick else SECONDS * longer, max(4.0, MOST_JOBS / per_s))
+    seconds = max(3.0, min(SECONDS * longer, (QUICK_JOBS if quick else JOBS) / per_s))
     outcome = Simulation(costs, fleet, per_s, seconds).run()
     return {
         "arrivals_per_s": round(per_s, 1), "workers": fleet.workers, "gateways": fleet.gateways,

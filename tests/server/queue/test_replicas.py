@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks.chaos.redis_pair import RedisPair
 from server.cli.demo import free_port
+from server.cli.doctor import examine
 from server.errors import NotReplicated
 from server.jobs import JobState
 from server.launcher.embedded_valkey import EmbeddedValkey
@@ -120,6 +121,8 @@ def _accepted(http: httpx.Client, body: dict[str, str], headers: dict[str, str])
 async def test_a_redis_that_cannot_promise_it_is_told(pair: RedisPair, queue: JobQueue) -> None:
     """Without an append-only file WAITAOF is an error; a replica that keeps none never confirms."""
     assert [each for each in await find_problems(queue.redis, "probe", queue.replicated) if each.severe] == []
+    found = [each async for each in examine(settings_of(pair.url), queue, Registry(queue.redis, "fluid"))]
+    assert any("on the disk of a replica" in each.text for each in found)
     pair.primary.command("CONFIG", "SET", "appendonly", "no")
     with pytest.raises(NotReplicated, match="append-only"):
         await accept(queue, "a")
