@@ -55,7 +55,7 @@ class CausalBackbone(TextBackbone):
         stream = residual(x, self.fused)
         for i, (block, k, v) in enumerate(zip(self.blocks, text.keys, text.values, strict=True)):
             past = None if filled is None else filled[0].prefix(i, filled[1])
-            block(stream, k, v, text.mask, rotation, True, past)
+            stream = block(stream, k, v, text.mask, rotation, True, past)
         return stream.normed(self.norm, last=True) + self.pos_out[:count]
 
     def step(
@@ -80,7 +80,7 @@ class CausalBackbone(TextBackbone):
             rotation = (cos, sin)
         stream = residual(x, self.fused)
         for i, (block, k, v) in enumerate(zip(self.blocks, text.keys, text.values, strict=True)):
-            block(stream, k, v, text.mask, rotation, False, cache.next(i, rows, positions, longest))
+            stream = block(stream, k, v, text.mask, rotation, False, cache.next(i, rows, positions, longest))
         return stream.normed(self.norm, last=True) + self.pos_out[positions][:, None]
 
 
