@@ -132,6 +132,7 @@ class TextBackbone(nn.Module):
     """What both backbones of `fluid` share: text aligner, token input, positions and blocks."""
 
     packs_known = False  # no shape depends on the number of known tokens
+    shards = 1  # devices that it is split over: model/inference/devices
     fused: torch.dtype | None = None  # of products, where sums and norms are one kernel: model/inference/precision.py
 
     def __init__(self, config: FluidConfig):

