@@ -64,7 +64,11 @@ class RowState:
     @property
     def masked(self) -> int:
         """Number of tokens that are not decided yet."""
-        return masked_after(self.step - 1, self.request.sampling.num_inference_steps, len(self.order))
+        return self._masked_after(self.step - 1)
+
+    def _masked_after(self, step: int) -> int:
+        sampling = self.request.sampling
+        return masked_after(step, sampling.num_inference_steps, len(self.order), sampling.order)
 
     @property
     def total(self) -> int:
@@ -75,7 +79,7 @@ class RowState:
         """The row's part in its next step. slot: the row's place in the engine."""
         total = self.total
         sampling, steps = self.request.sampling, self.request.sampling.num_inference_steps
-        before, after = self.masked, masked_after(self.step, steps, len(self.order))
+        before, after = self.masked, self._masked_after(self.step)
         first, final = sampling.diffusion_steps, sampling.diffusion_steps_final
         raster, confident = sampling.order == "raster", sampling.order == "confidence"
         positions = torch.arange(total) if confident else self.order[after:before]
@@ -117,8 +121,7 @@ class RowState:
         low, high = sampling.guidance_interval
         if not low <= step / steps < high:
             return 1.0
-        masked = masked_after(step, steps, len(self.order))
-        return guidance_at(sampling.guidance_scale, sampling.guidance_schedule, masked, self.total)
+        return guidance_at(sampling.guidance_scale, sampling.guidance_schedule, self._masked_after(step), self.total)
 
 
 @dataclass(frozen=True)
