@@ -10,10 +10,11 @@ from contextlib import suppress
 
 from server.background import stop_signals
 from server.client import AsyncFluidClient
+from server.errors import ConfigError
 from server.launcher.children import Child, Restarts
 from server.launcher.embedded_valkey import EmbeddedValkey
 from server.launcher.memory import default_maxmemory
-from server.launcher.workers import PlannedWorker, Plan
+from server.launcher.workers import Plan, PlannedWorker
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ class Supervisor:
             await self._shut_down()
 
     async def _start(self) -> None:
-        env = {k: v for k, v in os.environ.items() if not k.startswith("FLUID_")} | self.settings.to_env()
+        env = self._environment()
         if not self.settings.redis_url:
             self._valkey = EmbeddedValkey(
                 self.settings.data_path,
@@ -56,18 +57,23 @@ class Supervisor:
             env["FLUID_REDIS_URL"] = self._valkey.url
         if self._stop.is_set():
             return
-        grace_s = self.settings.drain_s + 5
-        workers = self._plan.workers if self._plan else [PlannedWorker()]
+        self._start_children(env, [Child("gateway", env)])
+        if self.banner:
+            self._say("starting; the model is being loaded ...")
+
+    def _environment(self) -> dict[str, str]:
+        return {k: v for k, v in os.environ.items() if not k.startswith("FLUID_")} | self.settings.to_env()
+
+    def _start_children(self, env: dict[str, str], first: list[Child]) -> None:
+        """Start `first`, then the workers of the plan."""
+        workers, grace_s = self._plan.workers if self._plan else [PlannedWorker()], self.settings.drain_s + 5
         self._children = [
-            Child("gateway", env),
-            *(Child("worker", env | worker.env, ranks=worker.ranks, grace_s=grace_s) for worker in workers),
-        ]
+            *first, *(Child("worker", env | {**each.env}, ranks=each.ranks, grace_s=grace_s) for each in workers)
+        ]  # fmt: skip
         if self._plan:
             self._tell(self._plan.text)
         for child in self._children:
             child.start()
-        if self.banner:
-            self._say("starting; the model is being loaded ...")
 
     async def _start_valkey(self) -> None:
         """Start the embedded Valkey and give it a moment. Without it the gateway answers 503 and the worker waits."""
@@ -128,8 +134,9 @@ class Supervisor:
         """Stop the gateway first, so that requests in flight still find a worker, and Valkey last: it has the data."""
         if self.banner:
             self._say("stopping ...")
-        for child in self._children:
-            await child.stop(self.settings.drain_s + 5)
+        for role in ("gateway", "worker"):
+            stopping = (child.stop(self.settings.drain_s + 5) for child in self._children if child.role == role)
+            await asyncio.gather(*stopping)
         if self._valkey is not None:
             await asyncio.to_thread(self._valkey.close)
         if self.banner:
@@ -144,6 +151,15 @@ class Supervisor:
     def _say(self, text: str) -> None:
         with suppress(OSError):  # the terminal or `| tee` has gone; the processes are to be stopped all the same
             print(text, file=sys.stderr, flush=True)
+
+
+class WorkerSupervisor(Supervisor):
+    """Runs a worker alone, for `fluid worker --tensor-parallel`: the processes that share its model."""
+
+    async def _start(self) -> None:
+        if not self.settings.redis_url:
+            raise ConfigError("A worker needs FLUID_REDIS_URL. `fluid serve` starts everything, including Redis.")
+        self._start_children(self._environment(), [])
 
 
 def _banner(settings: Settings, seconds: float) -> str:

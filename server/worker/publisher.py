@@ -10,10 +10,10 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
+from server.errors import EngineBroken
 from server.images import codec
 from server.images.compositing import Source, blend
 from server.images.recipe import make_recipe
-from server.errors import EngineBroken
 from server.jobs import JobError, JobInput, JobState, Output
 from server.metrics import Tally
 from server.queue.lease_queue import LeaseQueue

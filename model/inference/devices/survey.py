@@ -1,6 +1,6 @@
 """What this host has and what a worker needs, as one JSON object, for `fluid serve --workers`.
 
-    python -m model.inference.devices.survey CHECKPOINT DEVICE ROWS RANKS DTYPE
+python -m model.inference.devices.survey CHECKPOINT DEVICE ROWS RANKS
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 import torch
 
 from model.checkpoint import CheckpointError, read_config
-from model.config import ConfigError
+from model.config import ConfigError, ModelConfig
 from model.cpus import usable_cpus
 from model.inference.load import find_checkpoint
 from model.memory import estimate, estimate_on_cpu
@@ -24,7 +24,11 @@ def survey(checkpoint: str, device: str, rows: int, ranks: int) -> dict[str, obj
     Raises:
         CheckpointError, ConfigError: the checkpoint cannot be used, or not with so many ranks.
     """
-    config = read_config(find_checkpoint(checkpoint))
+    folder = find_checkpoint(checkpoint)
+    try:
+        config = ModelConfig.from_json(read_config(folder)["model"])
+    except (TypeError, KeyError) as error:
+        raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
     cuda = device != "cpu" and torch.cuda.is_available()
     if ranks > 1:
         from model.inference.devices.sharding import check_heads
@@ -45,7 +49,7 @@ def survey(checkpoint: str, device: str, rows: int, ranks: int) -> dict[str, obj
 
 
 def main() -> None:
-    checkpoint, device, rows, ranks, _ = sys.argv[1:]
+    checkpoint, device, rows, ranks = sys.argv[1:]
     try:
         found = survey(checkpoint, device, int(rows), int(ranks))
     except (CheckpointError, ConfigError) as error:

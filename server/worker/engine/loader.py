@@ -101,7 +101,7 @@ def survey_host(settings: Settings) -> dict[str, Any]:
         ConfigError: the model's packages or its checkpoint are missing.
     """
     command = [sys.executable, "-m", "model.inference.devices.survey", settings.checkpoint, settings.device,
-               str(settings.max_rows), str(settings.tensor_parallel), settings.dtype]  # fmt: skip
+               str(settings.max_rows), str(settings.tensor_parallel)]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise ConfigError(f"{done.stderr.strip().rpartition(chr(10))[2]} (FLUID_CHECKPOINT={settings.checkpoint!r})")

@@ -1,4 +1,4 @@
-"""A rank of a tensor-parallel group, for test_tensor_parallel.py: `python -m tests.model.inference.ranks CHECKPOINT...`.
+"""A rank of a tensor-parallel group, for test_tensor_parallel.py; arguments are checkpoints.
 
 Rank 0 decodes the same rows alone and with the group, and prints a line of JSON for each checkpoint.
 """

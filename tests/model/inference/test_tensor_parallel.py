@@ -24,8 +24,8 @@ from tests.model.conftest import SYSTEMS, random_model, system_config
 # Tokens of float32 models; sums over ranks add up in another order, and the steps carry the difference on.
 TOLERANCE = 2e-3
 MAR = MarConfig(
-    image_size=16, classes=3, width=32, encoder_depth=1, decoder_depth=1, heads=2, buffer=4, head_width=32, head_depth=2,
-    prediction="v", clamp=6.0,
+    image_size=16, classes=3, width=32, encoder_depth=1, decoder_depth=1, heads=2, buffer=4, head_width=32,
+    head_depth=2, prediction="v", clamp=6.0,
     tokenizer=TokenizerConfig(kind="pca_skip", stride=4, channels=4, widths=(8, 8, 8)),
 )  # fmt: skip
 
@@ -67,6 +67,6 @@ def test_two_ranks_decode_what_one_does(tmp_path: Path) -> None:
 
 def test_heads_that_cannot_be_divided_are_refused() -> None:
     check_heads(PRESETS["emoji-64"], 4)
-    with pytest.raises(ConfigError, match="4 attention heads .* among 3 devices: set FLUID_TENSOR_PARALLEL to 2 or 4"):
+    with pytest.raises(ConfigError, match=r"4 attention heads .* among 3 devices: set FLUID_TENSOR_PARALLEL to 2 or 4"):
         check_heads(PRESETS["emoji-64"], 3)
     check_heads(replace(PRESETS["tiny"], heads=8), 8)
