@@ -61,7 +61,7 @@ class Engine:
             max_rows: R, the maximum number of images at once.
             dtype: of the head's matrix products; for the backbone's see model/inference/precision.py.
             kernels: path of the head's loop, see fluid_kernels/heads.py.
-            static: run the backbone in fixed shapes (backbone_pass.py); None: on CUDA only.
+            static: run the backbone in fixed shapes (backbone_pass.py); None: on CUDA, unless it is sharded.
         Raises:
             HeadPathError: these kernels cannot run here.
         """
@@ -73,9 +73,10 @@ class Engine:
         self._rows: dict[int, RowState] = {}  # by slot, 0 to R - 1
         self._conditions = ConditionCache(conditioner)
         self._null = conditioner("")  # the condition of the unconditional halves of rows without a negative prompt
-        cache = make_cache(self.config, 2 * max_rows, self.device, dtype)  # of each row and its unconditional half
+        shards = getattr(model.backbone, "shards", 1)
+        cache = make_cache(self.config, 2 * max_rows, self.device, dtype, shards)  # of each row and its other half
         self._backbone: PlainPass | StaticPass
-        if self.device.type == "cuda" if static is None else static:
+        if self.device.type == "cuda" and shards == 1 if static is None else static:
             self._backbone = StaticPass(model.backbone, self._tokens, self._known, self._null, cache)
         else:
             self._backbone = PlainPass(model.backbone, self._tokens, self._known, cache)

@@ -33,11 +33,13 @@ class ServingEngine:
         conditioner = build_conditioner(checkpoint.model, checkpoint.about)
         try:
             device = next(checkpoint.model.parameters()).device
-            pack(checkpoint.model, dtype, triton=choose_path(kernels, device) != "torch")
+            shards = getattr(checkpoint.model.backbone, "shards", 1)
+            if shards == 1:  # sharded layers are packed already
+                pack(checkpoint.model, dtype, triton=choose_path(kernels, device) != "torch")
             self.engine = Engine(checkpoint.model, conditioner, max_rows, dtype, kernels)
         except HeadPathError as error:
             raise CheckpointError(f"{error}: FLUID_KERNELS is {kernels!r}") from error
-        self.kernels, self.device = self.engine.kernels, describe_device(self.engine.device, dtype)
+        self.kernels, self.device = self.engine.kernels, describe_device(self.engine.device, dtype, shards)
         self._requests: dict[int, ServedRequest] = {}  # by row
         self.image_size = (checkpoint.config.image_size, checkpoint.config.image_size)  # width, height
 
@@ -189,7 +191,9 @@ def _digest(request: ServedRequest) -> str:
     return hashlib.sha256(known.pixels + b"|" + kept).hexdigest()
 
 
-def describe_device(device: torch.device, dtype: torch.dtype) -> str:
+def describe_device(device: torch.device, dtype: torch.dtype, shards: int = 1) -> str:
     """Device and dtype in words, such as "cpu, bfloat16"."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    if shards > 1:
+        name = f"{shards} x {name} (backbone sharded by tensor parallelism; head and text encoder on the first)"
     return f"{name}, {str(dtype).removeprefix('torch.')}"

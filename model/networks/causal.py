@@ -55,7 +55,7 @@ class CausalBackbone(TextBackbone):
         stream = residual(x, self.fused)
         for i, (block, k, v) in enumerate(zip(self.blocks, text.keys, text.values, strict=True)):
             past = None if filled is None else filled[0].prefix(i, filled[1])
-            block(stream, k, v, text.mask, rotation, True, past)
+            stream = block(stream, k, v, text.mask, rotation, True, past)
         return stream.normed(self.norm, last=True) + self.pos_out[:count]
 
     def step(
@@ -72,6 +72,12 @@ class CausalBackbone(TextBackbone):
             z: (B, 1, D)
         """
         previous = tokens[rows % len(tokens), (positions - 1).clamp_min(0)]  # (B, C) or (B,)
+        return self.advance(previous, rows, positions, text, cache, longest)
+
+    def advance(
+        self, previous: Tensor, rows: Tensor, positions: Tensor, text: TextContext, cache: KeyValues, longest: int
+    ) -> Tensor:
+        """The same, given the tokens before the positions, (B, C) or (B,)."""
         x = torch.where((positions == 0)[:, None], self.start_token, self.token_in(previous))  # (B, D)
         x = (x + self.pos[positions])[:, None]  # (B, 1, D)
         rotation = None
@@ -80,12 +86,14 @@ class CausalBackbone(TextBackbone):
             rotation = (cos, sin)
         stream = residual(x, self.fused)
         for i, (block, k, v) in enumerate(zip(self.blocks, text.keys, text.values, strict=True)):
-            block(stream, k, v, text.mask, rotation, False, cache.next(i, rows, positions, longest))
+            stream = block(stream, k, v, text.mask, rotation, False, cache.next(i, rows, positions, longest))
         return stream.normed(self.norm, last=True) + self.pos_out[positions][:, None]
 
 
-def make_cache(config: ModelConfig, rows: int, device: torch.device, dtype: torch.dtype) -> KeyValues | None:
-    """Keys and values of this many rows, for a causal backbone; None: it needs none."""
+def make_cache(
+    config: ModelConfig, rows: int, device: torch.device, dtype: torch.dtype, shards: int = 1
+) -> KeyValues | None:
+    """Keys and values of this many rows, for a causal backbone or one of its shards; None: it needs none."""
     if not isinstance(config, FluidConfig) or not config.causal:
         return None
-    return KeyValues(config.depth, rows, config.heads, config.tokens, config.head_dim, device, dtype)
+    return KeyValues(config.depth, rows, config.heads // shards, config.tokens, config.head_dim, device, dtype)
