@@ -28,6 +28,10 @@ class ForeignWeights:
     def __contains__(self, key: str) -> bool:
         return key in self._state
 
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by name."""
+        return dict(self._state)
+
     def names(self) -> list[str]:
         """Names of all tensors, sorted."""
         return sorted(self._state)

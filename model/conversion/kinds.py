@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model.checkpoint import CheckpointError
-from model.conversion import import_mar
+from model.conversion import import_mar, import_nova
 from model.conversion.options import Options
 
 
@@ -36,6 +36,7 @@ class Kind:
 
 KINDS = (
     Kind("mar", import_mar.LOOKS_FOR, import_mar.recognises, import_mar.convert),
+    Kind("nova", import_nova.LOOKS_FOR, import_nova.recognises, import_nova.convert),
 )  # fmt: skip
 
 
