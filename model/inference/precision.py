@@ -14,7 +14,7 @@ from torch import nn
 from fluid_kernels.ops.linear import PackedLinear, native_bfloat16
 from model.checkpoint import CheckpointError
 from model.networks.autoregressive_model import AutoregressiveModel
-from model.networks.layers.blocks import Attention, Mlp, SelfBlock
+from model.networks.layers.blocks import Attention, Mlp, PostNormBlock, SelfBlock
 from model.networks.transformer import Block
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -61,8 +61,8 @@ def pack(model: AutoregressiveModel, dtype: torch.dtype, fuse: bool | None = Non
     if next(model.parameters()).device.type != "cpu" if fuse is None else fuse:
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False  # sums stay float32
         for module in list(model.backbone.modules()):
-            if isinstance(module, SelfBlock | Block):
-                _fuse(module.attn if isinstance(module, SelfBlock) else module.self_attn, dtype)
+            if isinstance(module, SelfBlock | PostNormBlock | Block):
+                _fuse(module.self_attn if isinstance(module, Block) else module.attn, dtype)
     for module in list(model.backbone.modules()):
         if isinstance(module, Mlp) and isinstance(module[0], nn.Linear) and isinstance(module[1], nn.GELU):
             activation = "gelu_tanh" if module[1].approximate == "tanh" else "gelu_erf"

@@ -16,6 +16,7 @@ from fluid_kernels.transfers import send
 from model.config import ConfigError
 from model.networks.autoregressive_model import AutoregressiveModel, Fluid
 from model.networks.condition import Condition, Conditioner, PromptError
+from model.networks.imported.nova import Nova, NovaContext
 from model.networks.mar import ClassContext, Mar
 from model.networks.text_encoder import TextEncoder, build_text_encoder
 from model.networks.transformer import TextContext
@@ -101,6 +102,25 @@ def text_room(tokens: int, most: int) -> int:
     return min(most, TEXT_ROOM << (-(-tokens // TEXT_ROOM) - 1).bit_length())
 
 
+class NovaPrompts:
+    """Conditioner of `nova`: a causal text encoder, then the context blocks. The empty prompt has no tokens."""
+
+    takes_negative_prompts = True
+
+    def __init__(self, model: Nova, encoder: TextEncoder):
+        self.backbone, self.encoder = model.backbone, encoder
+        self.device = next(model.parameters()).device
+
+    @torch.inference_mode()
+    def __call__(self, prompt: str) -> NovaContext:
+        """Encode one prompt without padding: no token depends on those behind it, and the encoder is large."""
+        if prompt and self.encoder.count_tokens(prompt):
+            states, _ = self.encoder.encode([prompt], tight=True)  # (1, L, E)
+        else:
+            states = torch.zeros(1, 0, self.encoder.config.dim)
+        return self.backbone.encode_text(send(states, self.device))
+
+
 class LabelPrompts:
     """Conditioner of `mar`: the prompt is the first name of a class."""
 
@@ -136,13 +156,13 @@ def build_conditioner(model: AutoregressiveModel, about: dict[str, Any]) -> Cond
     """
     if isinstance(model, Mar):
         return LabelPrompts(model, about.get("labels", ()))
-    if not isinstance(model, Fluid):
+    if not isinstance(model, Fluid | Nova):
         raise ConfigError(f"family {model.config.family!r} has no conditioner")
     device = next(model.parameters()).device
     encoder = build_text_encoder(model.config.text, dtype=encoder_dtype(device))
     if isinstance(encoder, torch.nn.Module):
         encoder.to(device)
-    return TextPrompts(model, encoder)
+    return NovaPrompts(model, encoder) if isinstance(model, Nova) else TextPrompts(model, encoder)
 
 
 def encoder_dtype(device: torch.device) -> torch.dtype:

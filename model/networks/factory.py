@@ -13,6 +13,7 @@ from model.config import (
     KlConfig,
     MarConfig,
     ModelConfig,
+    NovaConfig,
     TokenizerConfig,
     VqConfig,
     VqganConfig,
@@ -20,6 +21,7 @@ from model.config import (
 from model.networks.autoencoders.kl_tokenizer import KlTokenizer
 from model.networks.autoencoders.vqgan_tokenizer import VqganTokenizer
 from model.networks.autoregressive_model import AutoregressiveModel, Fluid
+from model.networks.imported.nova import Nova
 from model.networks.mar import Mar
 from model.networks.tokenizer import PcaSkipTokenizer
 from model.networks.vq_tokenizer import VqTokenizer
@@ -30,6 +32,8 @@ M = TypeVar("M", bound=nn.Module)
 
 def build_model(config: ModelConfig) -> AutoregressiveModel:
     """The model with random weights."""
+    if isinstance(config, NovaConfig):
+        return Nova(config)
     return Mar(config) if isinstance(config, MarConfig) else Fluid(config)  # type: ignore[arg-type]
 
 

@@ -1,0 +1,4 @@
+"""Families whose weights are imported, not trained here.
+
+nova                  text to image, random order over continuous tokens (BAAI)
+"""
