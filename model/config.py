@@ -33,9 +33,8 @@ class TextConfig:
     """The frozen text encoder.
 
     kind: `package`, weights inside an installed Python package; `transformers`, a folder or a name on the hub; `clip`,
-    the same for CLIP's text half, with its pooled embedding; `tokenizer`, a folder or a name of a tokenizer whose tokens
-    the model itself reads; `hash`, hashed word vectors without weights, for tests. A folder inside the checkpoint's is
-    named without its path.
+    the same for CLIP's text half, with its pooled embedding; `tokenizer`, a tokenizer whose tokens the model itself
+    reads; `hash`, hashed word vectors without weights, for tests. A folder in the checkpoint's is named without a path.
     """
 
     kind: Literal["package", "transformers", "clip", "tokenizer", "hash"] = "package"

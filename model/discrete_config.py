@@ -71,7 +71,7 @@ class AmusedConfig(MaskedConfig):
     block_width: int = 768
     block_heads: int = 12
     block_layers: int = 3
-    text: TextConfig = TextConfig("clip", "text_encoder", 768, 77)
+    text: TextConfig = field(default_factory=lambda: TextConfig("clip", "text_encoder", 768, 77))
     family: Literal["amused"] = "amused"
 
 
@@ -91,7 +91,7 @@ class MeissonicConfig(MaskedConfig):
     double_depth: int = 14
     single_depth: int = 28
     axes: tuple[int, int, int] = (16, 56, 56)
-    text: TextConfig = TextConfig("clip", "text_encoder", 1024, 77)
+    text: TextConfig = field(default_factory=lambda: TextConfig("clip", "text_encoder", 1024, 77))
     family: Literal["meissonic"] = "meissonic"
 
     def __post_init__(self) -> None:
@@ -144,7 +144,7 @@ class JanusConfig(PrefixConfig):
     image_head: int = 2048
     rope_base: float = 10000.0
     # No encoder: the language model reads the prompt's tokens, with the tokenizer of this folder.
-    text: TextConfig = TextConfig("tokenizer", "tokenizer", 2048, 512)
+    text: TextConfig = field(default_factory=lambda: TextConfig("tokenizer", "tokenizer", 2048, 512))
     family: Literal["janus"] = "janus"
 
 

@@ -27,6 +27,14 @@ class ForeignWeights:
     def __contains__(self, key: str) -> bool:
         return key in self._state
 
+    def names(self) -> list[str]:
+        """Names of all tensors, sorted."""
+        return sorted(self._state)
+
+    def peek(self, key: str) -> Tensor:
+        """A tensor as it is, not taken."""
+        return self._find(key)
+
     def shape(self, key: str, dims: int) -> tuple[int, ...]:
         """The shape of a tensor.
 
