@@ -25,7 +25,7 @@ class ModelInfo:
     vocabulary: tuple[str, ...] = ()
     styles: tuple[str, ...] = ()
     system: str = ""  #: order and kind of token, such as "random-continuous"; "": unknown
-    orders: tuple[str, ...] = ("random", "halton")  #: that a request may name
+    orders: tuple[str, ...] = ("random", "halton", "gtr")  #: that a request may name
     labels: tuple[str, ...] = ()  #: of a class-conditional model: the names of class i, as "first, second, …"
     checkpoint_sha256: str = ""
     license: str = ""

@@ -53,7 +53,7 @@ def generate(
     left = order.shape[1]
     unconditional = null.stack([null] * batch) if len(null) == 1 else null
     for step in range(steps):
-        before, after = (masked_after(i, steps, left, config.unmasking) for i in (step - 1, step))
+        before, after = (masked_after(i, steps, left, sampling.order, config.unmasking) for i in (step - 1, step))
         chosen = order[:, after:before]  # (B, m): the order is walked from its end
         if sampling.order == "confidence":
             chosen = torch.arange(total, device=device).expand(batch, -1)  # all, to choose from

@@ -69,7 +69,9 @@ class RowState:
         return self._masked_after(self.step - 1)
 
     def _masked_after(self, step: int) -> int:
-        return masked_after(step, self.request.sampling.num_inference_steps, len(self.order), self.unmasking)
+        sampling = self.request.sampling
+        steps = sampling.num_inference_steps
+        return masked_after(step, steps, len(self.order), sampling.order, self.unmasking)
 
     @property
     def total(self) -> int:

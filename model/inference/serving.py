@@ -44,8 +44,12 @@ class ServingEngine:
     def warm_up(self, report: Callable[[int, int], None] = lambda done, total: None) -> None:
         """Prepare every shape of a step of the presets; report gets (shapes done, shapes in total)."""
         presets, total = self._sampling["presets"], self.checkpoint.config.tokens
-        steps = [min(preset["num_inference_steps"], total) for preset in presets.values()]
-        self.engine.warm_up(max(max(tokens_per_step(count, total)) for count in steps), report)
+        order = self._sampling["defaults"].get("order", "random")
+        counts = [
+            max(tokens_per_step(min(preset["num_inference_steps"], total), total, preset.get("order", order)))
+            for preset in presets.values()
+        ]
+        self.engine.warm_up(max(counts), report)
 
     @property
     def _sampling(self) -> dict[str, Any]:

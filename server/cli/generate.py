@@ -48,7 +48,7 @@ def add_parser(commands: Any) -> None:
     )  # fmt: skip
     sampling.add_argument("--temperature", type=float, help="scale of the sampling noise; lower is less varied")
     sampling.add_argument(
-        "--order", choices=("random", "halton", "confidence", "raster"), help="order in which tokens are decoded"
+        "--order", choices=("random", "halton", "gtr", "confidence", "raster"), help="order in which tokens are decoded"
     )
     sampling.add_argument("--top-k", type=int, metavar="K", help="discrete tokens: sample from the k likeliest")
     sampling.add_argument("--top-p", type=float, metavar="P", help="discrete tokens: share of the probability")

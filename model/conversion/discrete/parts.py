@@ -19,7 +19,8 @@ from model.networks.autoregressive_model import AutoregressiveModel
 #: Files of a tokenizer that transformers reads.
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt", "spiece.model", "tokenizer.model", "chat_template.json", "chat_template.jinja", "processor_config.json",
+    "merges.txt", "spiece.model", "tokenizer.model", "chat_template.json", "chat_template.jinja",
+    "processor_config.json",
 )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 CLIP_WIDTH, CLIP_POOLED, CODES = 16, 24, 60
@@ -89,3 +90,73 @@ def save_amused(folder: Path, halved: bool = False, grid: int = 4) -> Any:
         "transformer": ["diffusers", "UVit2DModel"], "vqvae": ["diffusers", "VQModel"],
     }))  # fmt: skip
     return model
+
+
+def save_meissonic(folder: Path, halved: bool) -> dict[str, torch.Tensor]:
+    """A pipeline folder of Meissonic or Monetico; returns the transformer's weights."""
+    width, heads = 32, 2
+    shapes = meissonic_shapes(width, heads, halved)
+    state = {}
+    generator = torch.Generator().manual_seed(1)
+    for name, shape in shapes.items():
+        fan = 1 if len(shape) == 1 or "embeddings" in name else torch.Size(shape[1:]).numel()
+        size = 0.1 if len(shape) == 1 else 0.2 if "mlm_layer.conv2" in name else 1.0
+        state[name] = size * torch.randn(shape, generator=generator) * fan**-0.5
+        if len(shape) == 1 and "norm" in name and name.endswith("weight"):
+            state[name] += 1
+    (folder / "transformer").mkdir(parents=True)
+    save_file(state, folder / "transformer" / "diffusion_pytorch_model.safetensors")
+    (folder / "transformer" / "config.json").write_text(json.dumps({
+        "_class_name": "Transformer2DModel", "num_layers": 1, "num_single_layers": 2, "attention_head_dim": 16,
+        "num_attention_heads": heads, "joint_attention_dim": CLIP_WIDTH, "pooled_projection_dim": width,
+        "axes_dims_rope": [4, 8, 4], "vocab_size": 64, "codebook_size": CODES, "downsample": halved, "upsample": halved,
+        "patch_size": 1, "in_channels": 64, "guidance_embeds": False,
+    }))  # fmt: skip
+    save_vq(folder)
+    save_clip(folder, pooled=width)
+    save_scheduler(folder)
+    return state
+
+
+def meissonic_shapes(width: int, heads: int, halved: bool) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the released transformer with one double and two single blocks."""
+    d, head = width, width // heads
+    shapes: dict[str, tuple[int, ...]] = {
+        "embed.embeddings.weight": (64, d), "embed.layer_norm.weight": (d,), "embed.conv.weight": (d, d, 1, 1),
+        "project_to_hidden_norm.weight": (d,), "project_to_hidden.weight": (d, d),
+        "project_from_hidden_norm.weight": (d,), "project_from_hidden.weight": (d, d),
+        "encoder_proj_layer_norm.weight": (d,), "cond_embed.linear_1.weight": (d, 5 * 256 + d),
+        "cond_embed.linear_2.weight": (d, d), "mlm_layer.conv1.weight": (d, d, 1, 1),
+        "mlm_layer.layer_norm.weight": (d,), "mlm_layer.conv2.weight": (CODES, d, 1, 1),
+    }  # fmt: skip
+    if halved:
+        for part in ("down_block.downsample", "up_block.upsample"):
+            shapes |= {f"{part}.norm.weight": (d,), f"{part}.conv.weight": (d, d, 2, 2)}
+
+    def linear(name: str, out: int, into: int) -> None:
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (out, into), (out,)
+
+    linear("context_embedder", d, CLIP_WIDTH)
+    for part, into in (("timestep_embedder", 256), ("text_embedder", d)):
+        linear(f"time_text_embed.{part}.linear_1", d, into)
+        linear(f"time_text_embed.{part}.linear_2", d, d)
+    block = "transformer_blocks.0"
+    linear(f"{block}.norm1.linear", 6 * d, d)
+    linear(f"{block}.norm1_context.linear", 6 * d, d)
+    for layer in ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj", "to_out.0", "to_add_out"):
+        linear(f"{block}.attn.{layer}", d, d)
+    for norm in ("norm_q", "norm_k", "norm_added_q", "norm_added_k"):
+        shapes[f"{block}.attn.{norm}.weight"] = (head,)
+    for part in ("ff", "ff_context"):
+        linear(f"{block}.{part}.net.0.proj", 4 * d, d)
+        linear(f"{block}.{part}.net.2", d, 4 * d)
+    for i in range(2):
+        block = f"single_transformer_blocks.{i}"
+        linear(f"{block}.norm.linear", 3 * d, d)
+        linear(f"{block}.proj_mlp", 4 * d, d)
+        linear(f"{block}.proj_out", d, 5 * d)
+        for layer in ("to_q", "to_k", "to_v"):
+            linear(f"{block}.attn.{layer}", d, d)
+        for norm in ("norm_q", "norm_k"):
+            shapes[f"{block}.attn.{norm}.weight"] = (head,)
+    return shapes
