@@ -135,6 +135,8 @@ class JanusConfig(PrefixConfig):
         image_head: width of the hidden layer between the language model and the logits.
         aligner_layers: linear layers between a code's vector and the language model.
         rope_base: of the rotary positions.
+        template: what the language model reads between the first and the last token of the prompt.
+        bos_token, pad_token, boi_token: that first token, the one that stands for no prompt, and "begin of image".
     """
 
     image_size: int = 384
@@ -143,6 +145,10 @@ class JanusConfig(PrefixConfig):
     aligner_layers: int = 2
     image_head: int = 2048
     rope_base: float = 10000.0
+    template: str = "<|User|>: {prompt}\n\n<|Assistant|>:"
+    bos_token: int = 100000
+    pad_token: int = 100015
+    boi_token: int = 100003
     # No encoder: the language model reads the prompt's tokens, with the tokenizer of this folder.
     text: TextConfig = field(default_factory=lambda: TextConfig("tokenizer", "tokenizer", 2048, 512))
     family: Literal["janus"] = "janus"

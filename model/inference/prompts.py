@@ -16,9 +16,11 @@ from fluid_kernels.transfers import send
 from model.config import ConfigError
 from model.discrete_config import MaskedConfig
 from model.inference.conditioners.encoded import clip_prompts
+from model.inference.conditioners.prefix import LlamagenPrompts, janus_prompts
 from model.inference.requests import RowRequest
 from model.networks.autoregressive_model import AutoregressiveModel, Fluid
 from model.networks.condition import Condition, Conditioner, PromptError
+from model.networks.imported.prefix_causal import Janus, Llamagen
 from model.networks.mar import ClassContext, Mar
 from model.networks.text_encoder import TextEncoder, build_text_encoder
 from model.networks.transformer import TextContext
@@ -109,7 +111,7 @@ def text_room(tokens: int, most: int) -> int:
 
     A CUDA graph has fixed shapes, so each of these lengths needs graphs of its own.
     """
-    return min(most, TEXT_ROOM << (-(-tokens // TEXT_ROOM) - 1).bit_length())
+    return min(most, TEXT_ROOM << (max(-(-tokens // TEXT_ROOM), 1) - 1).bit_length())
 
 
 class LabelPrompts(Conditioner):
@@ -151,11 +153,15 @@ def build_conditioner(model: AutoregressiveModel, about: dict[str, Any], folder:
     device, config = next(model.parameters()).device, model.config
     if isinstance(config, MaskedConfig):
         return clip_prompts(config, folder, device, encoder_dtype(device))
-    if not isinstance(model, Fluid):
+    if isinstance(model, Janus):
+        return janus_prompts(model, folder, text_room)
+    if not isinstance(model, Fluid | Llamagen):
         raise ConfigError(f"family {config.family!r} has no conditioner")
     encoder = build_text_encoder(model.config.text, dtype=encoder_dtype(device))
     if isinstance(encoder, torch.nn.Module):
         encoder.to(device)
+    if isinstance(model, Llamagen):
+        return LlamagenPrompts(model, encoder, text_room)
     return TextPrompts(model, encoder)
 
 
