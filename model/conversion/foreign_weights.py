@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import pickle
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -70,8 +71,8 @@ class ForeignWeights:
         self._taken.add(key)
         return found.reshape(tuple(shape))
 
-    def finish(self, ignore: str = "\0") -> None:
-        """Check that every tensor was taken, except those whose key begins with `ignore`.
+    def finish(self, ignore: str | tuple[str, ...] = "\0") -> None:
+        """Check that every tensor was taken, except those whose key begins with `ignore`, or one of them.
 
         Raises:
             CheckpointError: names the first that was not.
@@ -118,6 +119,32 @@ def read_foreign_weights(file: Path, *sections: str) -> ForeignWeights:
         found = ", ".join(map(repr, list(raw)[:5])) if isinstance(raw, dict) else type(raw).__name__
         raise CheckpointError(f"{file}: neither {' nor '.join(map(repr, sections))} in it, but {found}")
     return ForeignWeights(file, state)
+
+
+def tensor_names(file: Path, *sections: str) -> frozenset[str]:
+    """Names of the tensors in a file, without reading their values; of a torch file, those of the first section.
+
+    Raises:
+        CheckpointError: the file is damaged, or not one of tensors.
+    """
+    if file.suffix == ".safetensors":
+        with opened(file) as stored:
+            return frozenset(stored.keys())
+    return frozenset(read_foreign_weights(file, *sections).names())
+
+
+@contextmanager
+def opened(file: Path) -> Iterator[Any]:
+    """A safetensors file, open for reading single tensors.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    try:
+        with safe_open(file, "pt") as stored:
+            yield stored
+    except SafetensorError as error:
+        raise CheckpointError(f"{file} is damaged ({error}); download it again") from error
 
 
 def _stripped(shape: Sequence[int]) -> tuple[int, ...]:

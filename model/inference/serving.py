@@ -176,6 +176,8 @@ class ServingEngine:
             "styles": about.get("styles", []),
             "checkpoint_sha256": self.checkpoint.sha256,
             "license": about.get("license", "Apache-2.0"),
+            "conditions": about.get("conditions", ""),
+            "source": about.get("source", ""),
             "description": about.get("description", ""),
         }  # fmt: skip
 

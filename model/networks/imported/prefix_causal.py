@@ -3,8 +3,8 @@
     x += attention(RMS x);  x += down(SiLU(gate(RMS x)) · up(RMS x))          no biases, rotary positions
 
 The prompt's keys and values are computed once and are the condition, shared by all rows with that prompt. The input of
-image position 0 is the prompt's last position (`start`), that of position i is token i - 1; so z_i depends on the prompt
-and on tokens 0 to i - 1, as in networks/causal.py, and every row has a cache of N positions.
+image position 0 is the prompt's last position (`start`), that of position i is token i - 1; so z_i depends on the
+prompt and on tokens 0 to i - 1, as in networks/causal.py, and every row has a cache of N positions.
 """
 
 from __future__ import annotations

@@ -160,3 +160,34 @@ def meissonic_shapes(width: int, heads: int, halved: bool) -> dict[str, tuple[in
         for norm in ("norm_q", "norm_k"):
             shapes[f"{block}.attn.{norm}.weight"] = (head,)
     return shapes
+
+
+def save_janus(folder: Path) -> Any:
+    """A folder of Janus-Pro in transformers' layout: 4 x 4 tokens, 8 px; returns its model."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import JanusConfig, JanusForConditionalGeneration, PreTrainedTokenizerFast
+
+    words = ["<bos>", "<pad>", "<begin_of_image>", "<unk>", "<|User|>", "<|Assistant|>", ":", "a", "red", "cat", "blue"]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, "<unk>"))
+    tokenizer.add_special_tokens([word for word in words if word.startswith("<")])
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    folder.mkdir(parents=True)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", pad_token="<pad>").save_pretrained(folder)
+    vq = {
+        "embed_dim": 4, "num_embeddings": CODES, "latent_channels": 8, "num_patches": 4, "base_channels": 32,
+        "channel_multiplier": [1, 1], "num_res_blocks": 1, "projection_dim": 32, "image_token_embed_dim": 32,
+        "num_hidden_layers": 2,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16, "patch_size": 4,
+        "num_image_tokens": 16, "projection_dim": 32, "depth": 2,
+    }  # fmt: skip
+    text = {
+        "model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": len(words), "bos_token_id": 0,
+        "pad_token_id": 1, "eos_token_id": 1,
+    }  # fmt: skip
+    model = JanusForConditionalGeneration(JanusConfig(text_config=text, vision_config=vision, vq_config=vq))
+    model.generation_config.update(bos_token_id=0, pad_token_id=1, generation_kwargs={"boi_token_id": 2})
+    lively(model).save_pretrained(folder)
+    return model
