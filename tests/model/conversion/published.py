@@ -10,6 +10,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from model.config import VqganConfig
+from model.conversion.discrete.vq_names import official_name
+from model.networks.autoencoders.vqgan_tokenizer import VqganTokenizer
+
 CLIP_WIDTH, CLIP_POOLED, CODES = 16, 24, 60
 
 
@@ -188,6 +192,32 @@ def save_janus(folder: Path) -> Any:
         "pad_token_id": 1, "eos_token_id": 1,
     }  # fmt: skip
     model = JanusForConditionalGeneration(JanusConfig(text_config=text, vision_config=vision, vq_config=vq))
-    model.generation_config.update(bos_token_id=0, pad_token_id=1, generation_kwargs={"boi_token_id": 2})
+    model.generation_config.generation_kwargs = {"boi_token_id": 2}
     lively(model).save_pretrained(folder)
     return model
+
+
+def save_llamagen(folder: Path, state: dict[str, torch.Tensor]) -> Path:
+    """The two files of LlamaGen, and a text encoder in `t5`; returns the model's file."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+
+    words = ["<pad>", "</s>", "<unk>", "a", "red", "cat", "blue"]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, "<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>")
+    fast.save_pretrained(folder / "t5")
+    config = T5Config(vocab_size=len(words), d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    lively(T5EncoderModel(config)).save_pretrained(folder / "t5")
+    vq = VqganConfig(
+        widths=(32, 32), layers=1, latent_channels=8, channels=4, codebook=CODES, encoder_attention=(1,),
+        decoder_attention=(0,),
+    )  # fmt: skip
+    tokens = {}
+    for key, value in lively(VqganTokenizer(vq)).vq.state_dict().items():
+        projection = ".attentions." in key and value.ndim == 2
+        tokens[official_name(key, 2, llamagen=True)] = value[..., None, None] if projection else value
+    torch.save({"model": {**tokens, "quantize.codebook_used": torch.zeros(9)}}, folder / "vq_ds16_t2i.pt")
+    torch.save({"model": state, "steps": 1}, folder / "t2i_XL_stage1_256.pt")
+    return folder / "t2i_XL_stage1_256.pt"
