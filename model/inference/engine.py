@@ -183,7 +183,7 @@ class Engine:
         """The state that `restore` needs; order and decided positions follow from seed, step and kept tokens."""
         state = self._rows[row]
         kept = None if state.kept is None else state.kept.cpu()
-        return Snapshot(state.request, state.step, self._tokens[row].cpu(), kept)
+        return Snapshot(state.request, state.step, self._tokens[row].clone().cpu(), kept)
 
     def restore(self, snapshot: Snapshot) -> int:
         """Resume an image where its snapshot was taken; returns its row.

@@ -25,9 +25,9 @@ def random_state(width: int = 32, hidden: int = 48, layers: int = 2, text: int =
     for i in range(layers):
         shapes |= {
             f"layers.{i}.attention.wqkv.weight": (3 * width, width), f"layers.{i}.attention.wo.weight": (width, width),
-            f"layers.{i}.feed_forward.w1.weight": (hidden, width), f"layers.{i}.feed_forward.w2.weight": (width, hidden),
-            f"layers.{i}.feed_forward.w3.weight": (hidden, width), f"layers.{i}.attention_norm.weight": (width,),
-            f"layers.{i}.ffn_norm.weight": (width,),
+            f"layers.{i}.feed_forward.w1.weight": (hidden, width), f"layers.{i}.ffn_norm.weight": (width,),
+            f"layers.{i}.feed_forward.w2.weight": (width, hidden), f"layers.{i}.attention_norm.weight": (width,),
+            f"layers.{i}.feed_forward.w3.weight": (hidden, width),
         }  # fmt: skip
     state = {}
     for name, shape in shapes.items():
