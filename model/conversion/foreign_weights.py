@@ -36,6 +36,10 @@ class ForeignWeights:
         """Names of all tensors, sorted."""
         return sorted(self._state)
 
+    def peek(self, key: str) -> Tensor:
+        """A tensor as it is, not taken."""
+        return self._find(key)
+
     def shape(self, key: str, dims: int) -> tuple[int, ...]:
         """The shape of a tensor.
 
@@ -71,8 +75,8 @@ class ForeignWeights:
         self._taken.add(key)
         return found.reshape(tuple(shape))
 
-    def finish(self, ignore: str = "\0") -> None:
-        """Check that every tensor was taken, except those whose key begins with `ignore`.
+    def finish(self, ignore: str | tuple[str, ...] = "\0") -> None:
+        """Check that every tensor was taken, except those whose key begins with `ignore`, or one of them.
 
         Raises:
             CheckpointError: names the first that was not.
