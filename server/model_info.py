@@ -27,6 +27,7 @@ class ModelInfo:
     system: str = ""  #: order and kind of token, such as "random-continuous"; "": unknown
     orders: tuple[str, ...] = ("random", "halton", "gtr")  #: that a request may name
     labels: tuple[str, ...] = ()  #: of a class-conditional model: the names of class i, as "first, second, …"
+    negative_prompts: bool = True  #: False if guidance leads away from a learned branch that no prompt can replace
     checkpoint_sha256: str = ""
     license: str = ""
     conditions: str = ""  #: that its users must observe, beyond the licence's notice

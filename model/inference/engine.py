@@ -66,6 +66,7 @@ class Engine:
             HeadPathError: these kernels cannot run here.
         """
         self.model, self.conditioner, self.max_rows = model, conditioner, max_rows
+        self.takes_negative_prompts = conditioner.takes_negative_prompts
         self.config = model.config
         self.device = next(model.parameters()).device
         self._tokens = undecided(self.config, max_rows, self.device)  # (R, N, C), or (R, N) if discrete

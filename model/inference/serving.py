@@ -175,6 +175,7 @@ class ServingEngine:
             "orders": orders_of(config),
             "vocabulary": about.get("vocabulary", [first_name(label) for label in labels]),
             "labels": labels,
+            "negative_prompts": self.engine.takes_negative_prompts,
             "styles": about.get("styles", []),
             "checkpoint_sha256": self.checkpoint.sha256,
             "license": about.get("license", "Apache-2.0"),

@@ -149,6 +149,12 @@ def _check_negative_prompt(job: JobInput, info: ModelInfo) -> None:
             "leads away from a learned 'no class', not from a text. Leave it out.",
             param="negative_prompt",
         )
+    if not info.negative_prompts:
+        raise InvalidRequest(
+            f"'negative_prompt' is not possible with {info.id}: its guidance leads away from a learned branch for no "
+            "prompt, not from a text. Leave it out.",
+            param="negative_prompt",
+        )
     if job.sampling.guidance_scale < 1:
         raise InvalidRequest(
             f"'negative_prompt' with a 'guidance_scale' of {job.sampling.guidance_scale:g} would lead towards it "

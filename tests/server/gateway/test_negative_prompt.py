@@ -56,6 +56,13 @@ def test_a_class_conditional_model_refuses_it_and_says_why() -> None:
     assert caught.value.param == "negative_prompt" and caught.value.status == 400
 
 
+def test_a_model_with_a_learned_branch_refuses_it_and_says_why() -> None:
+    """Janus-Pro and LlamaGen; the worker would refuse it too, but after the queue."""
+    with pytest.raises(InvalidRequest, match="learned branch for no prompt") as caught:
+        resolved(dataclasses.replace(INFO, negative_prompts=False), negative_prompt="apple")
+    assert caught.value.param == "negative_prompt" and caught.value.status == 400
+
+
 @pytest.mark.parametrize("guidance", [0.0, 0.5, 0.99])
 def test_guidance_that_would_lead_towards_it_is_refused(guidance: float) -> None:
     """At 0 the image would be one of the negative prompt."""
