@@ -1,4 +1,4 @@
-"""aMUSEd, Meissonic, Janus-Pro and LlamaGen over HTTP: `fluid import` of folders in their official layouts, then serve."""
+"""aMUSEd, Meissonic, Janus-Pro and LlamaGen over HTTP: import of folders in their official layouts, then serving."""
 
 from __future__ import annotations
 
