@@ -61,8 +61,10 @@ def _point(
 
 def check(costs: Costs, measured: dict[str, Any]) -> dict[str, float]:
     """Simulate what was measured with two gateways and eight workers, and return both with their ratio."""
-    fleet = Fleet(measured["gateways"], measured["workers"], measured["rows"], measured["steps"], measured["step_ms"])
-    found = Simulation(costs, fleet, measured["per_s"], max(60.0, measured["seconds"])).run()
+    fleet = Fleet(
+        measured["gateways"], measured["workers"], measured["rows"], measured["steps"], measured["measured_step_ms"]
+    )
+    found = Simulation(costs, fleet, measured["per_s"], max(600.0, measured["seconds"])).run()
     result: dict[str, float] = {}
     for name in ("jobs_per_s", "latency_p50_ms", "latency_p99_ms"):
         simulated = getattr(found, name)
