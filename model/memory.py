@@ -18,6 +18,7 @@ CONDITION_CACHE = 256 << 20  # inference/prompts.py
 TEXT_ROOM = 32  # text tokens of a short prompt's condition, inference/prompts.py; longer ones have 64, 128, …
 ENCODER_PARAMETERS = {"google/t5-v1_1-xxl": 4_762_310_656}  # of T5's encoder half
 TOKENIZER_BYTES = 4 * 84_000_000  # Stable Diffusion's autoencoder and kl16 have about as many parameters
+CPU_RESERVED = 500_000_000  # of a process on a CPU: Python, torch, a small text encoder
 HEAD_TOKENS = 8  # that one row decides in a step, at 64 steps of 256 tokens
 
 
@@ -55,6 +56,36 @@ def backbone_parameters(config: ModelConfig) -> int:
     return aligner + blocks + token_in + d + 2 * n * d + 2 * d
 
 
+def sharded_parameters(config: ModelConfig) -> int:
+    """Number of values in those layers of the backbone that devices share: projections of attention, and MLPs."""
+    d, r = config.width, config.mlp_ratio
+    if isinstance(config, MarConfig):
+        return (config.encoder_depth + config.decoder_depth) * (_attention(d, d) + _mlp(d, r))
+    assert isinstance(config, FluidConfig)
+    w = config.aligner_width or d
+    blocks = config.depth * (_attention(d, d) + _attention(d, w) + _mlp(d, r))
+    return blocks + config.aligner_depth * (_attention(w, w) + _mlp(w, r))
+
+
+def parameters_of_rank(config: ModelConfig, shards: int) -> int:
+    """Number of values of the backbone on each of `shards` devices."""
+    shared = sharded_parameters(config)
+    return backbone_parameters(config) - shared + shared // shards
+
+
+def estimate_on_cpu(config: ModelConfig, rows: int, shards: int = 1, leads: bool = True) -> int:
+    """Bytes of a process on a CPU, products in bfloat16 included, whose weights lie beside those in float32."""
+    weights = 6 * parameters_of_rank(config, shards)
+    keys = 2 * 4 * 2 * rows * config.tokens * config.width // shards
+    if isinstance(config, FluidConfig):
+        keys *= config.depth if config.causal else 0
+        encoder = 4 * ENCODER_PARAMETERS.get(config.text.name, 0)
+    else:
+        keys, encoder = 0, 0
+    own = 6 * head_parameters(config) + encoder + CONDITION_CACHE // 4 if leads else 0
+    return CPU_RESERVED + weights + keys + own
+
+
 def head_parameters(config: ModelConfig) -> int:
     """Number of values in the token head; the table of a categorical one belongs to the backbone."""
     if config.categorical:
@@ -65,21 +96,28 @@ def head_parameters(config: ModelConfig) -> int:
     return outer + config.head_depth * block + 2 * (w * w + w) + (w + 1) * config.head_out
 
 
-def estimate(config: ModelConfig, rows: int, text: int = TEXT_ROOM) -> Memory:
-    """Memory of a worker with this many rows (FLUID_MAX_ROWS), for prompts of up to `text` tokens."""
+def estimate(config: ModelConfig, rows: int, text: int = TEXT_ROOM, shards: int = 1, leads: bool = True) -> Memory:
+    """Memory of a worker with this many rows (FLUID_MAX_ROWS), for prompts of up to `text` tokens.
+
+    Args:
+        shards: devices that share the backbone; the memory is that of one of them.
+        leads: of the one that has head, text encoder and tokenizer as well.
+    """
     d, n, evaluations = config.width, config.tokens, 2 * rows
-    weights = 2 * backbone_parameters(config) + 10 * head_parameters(config)
-    weights += 2 * config.codebook * d if config.categorical else 4 * _modulation(config)
+    weights = 2 * parameters_of_rank(config, shards)
+    if leads:
+        weights += 10 * head_parameters(config)
+        weights += 2 * config.codebook * d if config.categorical else 4 * _modulation(config)
     encoder, fixed, own = 0, 4 * d, 4 * d
     if isinstance(config, FluidConfig):
-        encoder = 2 * ENCODER_PARAMETERS.get(config.text.name, 0)
-        token = 2 * 2 * config.depth * d  # keys and values of every block
+        encoder = 2 * ENCODER_PARAMETERS.get(config.text.name, 0) if leads else 0
+        token = 2 * 2 * config.depth * d // shards  # keys and values of every block
         fixed, own = (token * count for count in _text_tokens(text, config.text.max_tokens))
     # Fixed conditions, and the rows' own: theirs and the empty one's are shared.
     conditions = evaluations * fixed + rows * own + CONDITION_CACHE
     key_values = 0
     if isinstance(config, FluidConfig) and config.causal:  # of every row and its unconditional half, in bfloat16
-        key_values = 2 * 2 * evaluations * config.depth * n * d
+        key_values = 2 * 2 * evaluations * config.depth * n * d // shards
     # In raster order a step computes one position, and attention gathers one block's past.
     length = 1 if config.causal else n + (config.buffer if isinstance(config, MarConfig) else 0)
     # Stream in float32; normalised stream, the MLP's hidden values and its result in bfloat16; z at a fixed address.
@@ -92,6 +130,8 @@ def estimate(config: ModelConfig, rows: int, text: int = TEXT_ROOM) -> Memory:
     else:  # buffers of all buckets: 1.5 times the largest, twice
         head = 12 * config.head_width * 3 * evaluations * HEAD_TOKENS
         head += 2 * 1024 * (3 * config.head_depth + 3) * config.head_width  # hoisted modulation
+    if not leads:
+        return Memory(weights, 0, conditions, key_values, activations)
     return Memory(weights + TOKENIZER_BYTES, encoder, conditions, key_values, activations + head)
 
 
@@ -138,6 +178,12 @@ def report(name: str, rows: int = 64) -> list[str]:
         most, fewer = (largest_rows(config, limit * GB, text) for text in (TEXT_ROOM, longest))
         more = f", {fewer} with prompts of {longest} tokens" if longest > TEXT_ROOM else ""
         lines.append(f"  {limit} GB: " + (f"up to {most} rows at once{more}" if most else "does not fit"))
+    for shards in (2, 4, 8):
+        if config.heads % shards == 0:
+            first, other = (estimate(config, rows, shards=shards, leads=leads).total / GB for leads in (True, False))
+            lines.append(
+                f"  FLUID_TENSOR_PARALLEL={shards}: {first:.2f} GB on the first device, {other:.2f} GB on others"
+            )
     return lines
 
 

@@ -284,7 +284,7 @@ class CanaryFailed(WorkerError):
 
 
 class EngineBroken(WorkerError):
-    """The engine cannot even release its rows."""
+    """The engine cannot even release its rows, or a device that shares its model has gone."""
 
 
 class ServiceError(FluidError):

@@ -17,7 +17,7 @@ class Sampling:
     guidance_scale: float
     guidance_schedule: str
     temperature: float
-    order: str = "random"  #: "random", "halton" or "confidence"; or "raster", which such models have only
+    order: str = "random"  #: "random", "halton", "gtr" or "confidence"; or "raster", which such models have only
     diffusion_steps_final: int | None = None  #: at the last AR step; None: as many as at the first
     guidance_interval: tuple[float, float] = (0.0, 1.0)  #: share of the AR steps in which guidance acts
     top_k: int | None = None  #: discrete tokens: sample from the k likeliest; None: from all

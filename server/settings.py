@@ -172,6 +172,7 @@ class Settings:
     threads: int = _worker(
         0, "CPU threads of a worker; 0 is every CPU that the process may use.", unit="threads", at_least=0
     )
+    tensor_parallel: int = _worker(1, "Devices that share one model, by tensor parallelism.", at_least=1, at_most=64)
     max_rows: int = _worker(
         16,
         "Batch size: images that a worker decodes together. More rows raise throughput, memory use and latency.",

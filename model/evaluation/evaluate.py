@@ -56,7 +56,7 @@ SAMPLING: dict[str, tuple[type, str]] = {
         int,
         "diffusion steps in the last autoregressive step; interpolated in between",
     ),
-    "order": (str, "order in which tokens are generated: random or halton"),
+    "order": (str, "order in which tokens are generated: random, halton or gtr"),
     "guidance_scale": (float, "scale of classifier-free guidance; 1: none"),
     "guidance_schedule": (str, "constant, or linear: from 1 up to the scale"),
     "temperature": (float, "scale of the noise of the diffusion steps"),

@@ -37,6 +37,7 @@ def load_engine(
     threads: int = 0,
     dtype: str = "auto",
     kernels: str = "auto",
+    ranks: int = 1,
 ) -> ServingEngine:
     """Load a checkpoint and make it ready to generate.
 
@@ -44,20 +45,27 @@ def load_engine(
         checkpoint_dir: a folder, or a shipped checkpoint's name.
         max_rows: the maximum number of images decoded at once.
         device: "auto" (CUDA where there is one), "cpu" or "cuda".
-        threads: number of torch threads on a CPU; 0: as many as this process may use.
+        threads: number of torch threads on a CPU; 0: as many as this process may use, shared by its ranks.
         dtype: of matrix products, see precision.py.
         kernels: path of the head's loop: "auto", "torch", "triton" or "persistent".
+        ranks: number of devices that share the backbone; this process is the first of them.
     Raises:
         CheckpointError, ConfigError: the checkpoint cannot be used; the message says why and what to do.
     """
-    torch.set_num_threads(threads or usable_cpus())
+    torch.set_num_threads(threads or max(1, usable_cpus() // ranks))
     if device == "cuda" and not torch.cuda.is_available():
         raise CheckpointError("device is cuda, but torch sees no CUDA device: set FLUID_DEVICE=cpu or auto")
     chosen = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
     folder = find_checkpoint(checkpoint_dir)
     try:
-        checkpoint = load_checkpoint(folder, chosen)
-        return ServingEngine(checkpoint, max_rows, choose_dtype(dtype, torch.device(chosen)), kernels)
+        products = choose_dtype(dtype, torch.device(chosen))
+        if ranks > 1:
+            from model.inference.devices.leader import load_leading, open_channel  # takes a second to import
+
+            checkpoint = load_leading(folder, open_channel(chosen, ranks), max_rows, products)
+        else:
+            checkpoint = load_checkpoint(folder, chosen)
+        return ServingEngine(checkpoint, max_rows, products, kernels)
     except torch.OutOfMemoryError as error:
         raise CheckpointError(
             f"{folder.name} with {max_rows} rows does not fit into the device's memory: lower FLUID_MAX_ROWS, "

@@ -17,23 +17,43 @@ from torch import Tensor
 from fluid_kernels.philox import order_keys
 from model.config import ModelConfig
 
+DETAIL_STEPS = 4  # most steps of an order "gtr" for the second half of the tokens, unless there are too many steps
 
-def masked_after(step: int, steps: int, tokens: int) -> int:
+
+def masked_after(step: int, steps: int, tokens: int, order: str = "random", unmasking: str = "maskgit") -> int:
     """Number of tokens still masked after AR step `step` (0-based) of `steps`; all of them at step -1.
 
     The clamp "at least one fewer than before" makes early steps of a long schedule decode one token each.
+
+    order: "gtr" has a schedule of its own (arXiv 2510.17171): the first half of the tokens, a checkerboard, is decided
+        slowly, and the rest, each of which has known neighbours on all sides by then, in a few steps. All other kinds
+        share the cosine.
+    unmasking: of the model's config. "amused" rounds as diffusers' scheduler, which computes the cosine in float32:
+        cos π/3, the only rational value inside, falls just below 1/2, so that half of an even number is one fewer.
     """
+    if order == "gtr" and tokens > 1 < steps and step >= 0:
+        rest = tokens // 2
+        slow, quick = steps - detail_steps(steps, tokens), detail_steps(steps, tokens)
+        if step < slow:
+            return rest + masked_after(step, slow, tokens - rest, unmasking=unmasking)
+        return rest - rest * (step - slow + 1) // quick
     if step < 0:
         return tokens
     if step >= steps - 1:
         return 0
-    wanted = math.floor(tokens * math.cos(math.pi / 2 * (step + 1) / steps))
+    wanted = math.floor(tokens * math.cos(math.pi / 2 * (step + 1) / steps) - (1e-4 if unmasking == "amused" else 0))
     return min(wanted, tokens - 1 - step)
 
 
-def tokens_per_step(steps: int, tokens: int) -> list[int]:
+def detail_steps(steps: int, tokens: int) -> int:
+    """Number of the last steps of an order "gtr", which decide tokens // 2; every step decides at least one."""
+    few = max(1, min(DETAIL_STEPS, steps // 8))
+    return max(few, steps - (tokens - tokens // 2))
+
+
+def tokens_per_step(steps: int, tokens: int, order: str = "random") -> list[int]:
     """Number of tokens that each of the `steps` decides: all positive, with sum `tokens`."""
-    left = [masked_after(i, steps, tokens) for i in range(-1, steps)]
+    left = [masked_after(i, steps, tokens, order) for i in range(-1, steps)]
     return [before - after for before, after in pairwise(left)]
 
 
@@ -54,6 +74,18 @@ def halton_order(seeds: Tensor, grid: int) -> Tensor:
     down, right = (cells[None] + shift[:, None, :2]).remainder(grid).unbind(-1)  # (B, N)
     swapped = (shift[:, 2:] & 1).bool()
     return torch.where(swapped, right * grid + down, down * grid + right).flip(1)
+
+
+def checkerboard_order(seeds: Tensor, grid: int) -> Tensor:
+    """(B,) seeds -> (B, N): one colour of a checkerboard in Halton order, then the other; the seed chooses which.
+
+    The order of Generation then Reconstruction (arXiv 2510.17171), which takes random cells of each colour; Halton's
+    sequence keeps the first ones apart as well. Reversed, as all orders are.
+    """
+    order = halton_order(seeds, grid)  # (B, N)
+    first = order_keys(seeds, 4)[:, 3:] & 1  # (B, 1)
+    colour = (order // grid + order % grid) & 1  # (B, N)
+    return order.gather(1, (colour == first).to(torch.int8).argsort(dim=1, stable=True))
 
 
 @lru_cache(maxsize=8)
@@ -80,11 +112,13 @@ def _radical_inverse(index: int, base: int) -> float:
 def make_order(kind: str, seeds: Tensor, grid: int) -> Tensor:
     """(B,) int64 seeds -> (B, N) int64; the end of an order is decided first.
 
-    kind: "random", "halton" or "raster". "confidence" has no order ahead of the first step; this gives a random one,
-    for what needs one all the same, such as the tokens that a variation keeps.
+    kind: "random", "halton", "gtr" or "raster". "confidence" has no order ahead of the first step; this gives a
+    random one, for what needs one all the same, such as the tokens that a variation keeps.
     """
     if kind == "raster":
         return torch.arange(grid * grid - 1, -1, -1, device=seeds.device).expand(len(seeds), -1)
+    if kind == "gtr":
+        return checkerboard_order(seeds, grid)
     return halton_order(seeds, grid) if kind == "halton" else random_order(seeds, grid * grid)
 
 
@@ -92,7 +126,7 @@ def orders_of(config: ModelConfig) -> tuple[str, ...]:
     """The orders that a model can be decoded in, its default first."""
     if config.causal:
         return ("raster",)
-    return ("random", "halton", "confidence") if config.categorical else ("random", "halton")
+    return ("random", "halton", "gtr", "confidence") if config.categorical else ("random", "halton", "gtr")
 
 
 def annealed(first: int, last: int, step: int, steps: int) -> int:

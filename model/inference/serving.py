@@ -30,22 +30,28 @@ class ServingEngine:
         self, checkpoint: Checkpoint, max_rows: int, dtype: torch.dtype = torch.float32, kernels: str = "auto"
     ):
         self.checkpoint, self.max_rows, self.dtype = checkpoint, max_rows, dtype
-        conditioner = build_conditioner(checkpoint.model, checkpoint.about)
+        conditioner = build_conditioner(checkpoint.model, checkpoint.about, checkpoint.folder)
         try:
             device = next(checkpoint.model.parameters()).device
-            pack(checkpoint.model, dtype, triton=choose_path(kernels, device) != "torch")
+            shards = getattr(checkpoint.model.backbone, "shards", 1)
+            if shards == 1:  # sharded layers are packed already
+                pack(checkpoint.model, dtype, triton=choose_path(kernels, device) != "torch")
             self.engine = Engine(checkpoint.model, conditioner, max_rows, dtype, kernels)
         except HeadPathError as error:
             raise CheckpointError(f"{error}: FLUID_KERNELS is {kernels!r}") from error
-        self.kernels, self.device = self.engine.kernels, describe_device(self.engine.device, dtype)
+        self.kernels, self.device = self.engine.kernels, describe_device(self.engine.device, dtype, shards)
         self._requests: dict[int, ServedRequest] = {}  # by row
         self.image_size = (checkpoint.config.image_size, checkpoint.config.image_size)  # width, height
 
     def warm_up(self, report: Callable[[int, int], None] = lambda done, total: None) -> None:
         """Prepare every shape of a step of the presets; report gets (shapes done, shapes in total)."""
         presets, total = self._sampling["presets"], self.checkpoint.config.tokens
-        steps = [min(preset["num_inference_steps"], total) for preset in presets.values()]
-        self.engine.warm_up(max(max(tokens_per_step(count, total)) for count in steps), report)
+        order = self._sampling["defaults"].get("order", "random")
+        counts = [
+            max(tokens_per_step(min(preset["num_inference_steps"], total), total, preset.get("order", order)))
+            for preset in presets.values()
+        ]
+        self.engine.warm_up(max(counts), report)
 
     @property
     def _sampling(self) -> dict[str, Any]:
@@ -172,6 +178,8 @@ class ServingEngine:
             "styles": about.get("styles", []),
             "checkpoint_sha256": self.checkpoint.sha256,
             "license": about.get("license", "Apache-2.0"),
+            "conditions": about.get("conditions", ""),
+            "source": about.get("source", ""),
             "description": about.get("description", ""),
         }  # fmt: skip
 
@@ -185,7 +193,9 @@ def _digest(request: ServedRequest) -> str:
     return hashlib.sha256(known.pixels + b"|" + kept).hexdigest()
 
 
-def describe_device(device: torch.device, dtype: torch.dtype) -> str:
+def describe_device(device: torch.device, dtype: torch.dtype, shards: int = 1) -> str:
     """Device and dtype in words, such as "cpu, bfloat16"."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    if shards > 1:
+        name = f"{shards} x {name} (backbone sharded by tensor parallelism; head and text encoder on the first)"
     return f"{name}, {str(dtype).removeprefix('torch.')}"

@@ -7,13 +7,26 @@ Decoding keeps the keys and values of past positions: a step is one position of 
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
 import torch
 from torch import Tensor, nn
 
 from model.config import FluidConfig, ModelConfig
+from model.discrete_config import PrefixConfig
 from model.networks.layers.key_values import KeyValues
 from model.networks.layers.residual import residual
 from model.networks.transformer import TextBackbone, TextContext
+
+
+class Stepwise(Protocol):
+    """What decoding needs of a causal backbone; `text` is the condition of its family."""
+
+    def prefill(self, tokens: Tensor, rows: Tensor, text: Any, cache: KeyValues) -> None: ...
+
+    def step(
+        self, tokens: Tensor, rows: Tensor, positions: Tensor, text: Any, cache: KeyValues, longest: int
+    ) -> Tensor: ...
 
 
 class CausalBackbone(TextBackbone):
@@ -55,7 +68,7 @@ class CausalBackbone(TextBackbone):
         stream = residual(x, self.fused)
         for i, (block, k, v) in enumerate(zip(self.blocks, text.keys, text.values, strict=True)):
             past = None if filled is None else filled[0].prefix(i, filled[1])
-            block(stream, k, v, text.mask, rotation, True, past)
+            stream = block(stream, k, v, text.mask, rotation, True, past)
         return stream.normed(self.norm, last=True) + self.pos_out[:count]
 
     def step(
@@ -72,6 +85,12 @@ class CausalBackbone(TextBackbone):
             z: (B, 1, D)
         """
         previous = tokens[rows % len(tokens), (positions - 1).clamp_min(0)]  # (B, C) or (B,)
+        return self.advance(previous, rows, positions, text, cache, longest)
+
+    def advance(
+        self, previous: Tensor, rows: Tensor, positions: Tensor, text: TextContext, cache: KeyValues, longest: int
+    ) -> Tensor:
+        """The same, given the tokens before the positions, (B, C) or (B,)."""
         x = torch.where((positions == 0)[:, None], self.start_token, self.token_in(previous))  # (B, D)
         x = (x + self.pos[positions])[:, None]  # (B, 1, D)
         rotation = None
@@ -80,12 +99,14 @@ class CausalBackbone(TextBackbone):
             rotation = (cos, sin)
         stream = residual(x, self.fused)
         for i, (block, k, v) in enumerate(zip(self.blocks, text.keys, text.values, strict=True)):
-            block(stream, k, v, text.mask, rotation, False, cache.next(i, rows, positions, longest))
+            stream = block(stream, k, v, text.mask, rotation, False, cache.next(i, rows, positions, longest))
         return stream.normed(self.norm, last=True) + self.pos_out[positions][:, None]
 
 
-def make_cache(config: ModelConfig, rows: int, device: torch.device, dtype: torch.dtype) -> KeyValues | None:
-    """Keys and values of this many rows, for a causal backbone; None: it needs none."""
-    if not isinstance(config, FluidConfig) or not config.causal:
+def make_cache(
+    config: ModelConfig, rows: int, device: torch.device, dtype: torch.dtype, shards: int = 1
+) -> KeyValues | None:
+    """Keys and values of this many rows, for a causal backbone or one of its shards; None: it needs none."""
+    if not isinstance(config, FluidConfig | PrefixConfig) or not config.causal:
         return None
-    return KeyValues(config.depth, rows, config.heads, config.tokens, config.head_dim, device, dtype)
+    return KeyValues(config.depth, rows, config.heads // shards, config.tokens, config.head_dim, device, dtype)

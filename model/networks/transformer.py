@@ -109,8 +109,12 @@ class Block(nn.Module):
         rotation: tuple[Tensor, Tensor] | None,
         causal: bool = False,
         past: BlockKeyValues | None = None,
-    ) -> None:
-        """causal: position i attends to positions 0 to i. past: keep keys and values there, and attend to those."""
+    ) -> Residual:
+        """Add to the stream and return it.
+
+        Args:
+            causal: position i attends to positions 0 to i. past: keep keys and values there, and attend to those.
+        """
         q, k, v = self.self_attn.project(stream.normed(self.norm1))  # (B, H, N, d)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
@@ -121,12 +125,14 @@ class Block(nn.Module):
         q = self.cross_attn.split(self.cross_attn.q(stream.normed(self.norm2)))
         stream.add(self.cross_attn.attend(q, text_k, text_v, text_mask))
         stream.add(self.mlp(stream.normed(self.norm3)))
+        return stream
 
 
 class TextBackbone(nn.Module):
     """What both backbones of `fluid` share: text aligner, token input, positions and blocks."""
 
     packs_known = False  # no shape depends on the number of known tokens
+    shards = 1  # devices that it is split over: model/inference/devices
     fused: torch.dtype | None = None  # of products, where sums and norms are one kernel: model/inference/precision.py
 
     def __init__(self, config: FluidConfig):
@@ -184,7 +190,7 @@ class Backbone(TextBackbone):
         x = x + self.pos
         stream = residual(x, self.fused)
         for block, k, v in zip(self.blocks, text.keys, text.values, strict=True):
-            block(stream, k, v, text.mask, self.rotation)
+            stream = block(stream, k, v, text.mask, self.rotation)
         return stream.normed(self.norm, last=True) + self.pos_out
 
 

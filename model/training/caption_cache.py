@@ -28,19 +28,22 @@ class CaptionCache:
         """A copy on `device`, so that no step has to transfer its states."""
         return CaptionCache(*(t.to(device) for t in (self.states, self.mask, self.null_states, self.null_mask)))
 
-    def sample(self, rows: Tensor, drop: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def sample(
+        self, rows: Tensor, drop: float, generator: torch.Generator, part: slice = slice(None)
+    ) -> tuple[Tensor, Tensor]:
         """Choose a random wording of each image, or with probability `drop` the empty caption.
 
         Args:
             rows: (B,) positions of the images.
+            part: of the B images, those whose states are wanted; choices do not depend on it.
 
         Returns:
-            (B, L, E) float32 states and (B, L) mask, on the cache's device.
+            (B', L, E) float32 states and (B', L) mask of the part, on the cache's device.
         """
         weights = torch.tensor(WORDING_WEIGHTS[: self.states.shape[1]])
         wording = torch.multinomial(weights, len(rows), replacement=True, generator=generator)
         dropped = torch.rand(len(rows), generator=generator) < drop
-        rows, wording, dropped = (t.to(self.states.device) for t in (rows, wording, dropped))
+        rows, wording, dropped = (t[part].to(self.states.device) for t in (rows, wording, dropped))
         states = torch.where(dropped[:, None, None], self.null_states, self.states[rows, wording].float())
         return states, torch.where(dropped[:, None], self.null_mask, self.mask[rows, wording])
 

@@ -24,10 +24,13 @@ from model.inference.precision import autocast
 from model.networks.factory import AnyTokenizer
 from model.networks.text_encoder import TextEncoder
 from model.networks.tokenizer import encode_tokens, to_pixels
+from model.process_group import Share
 from model.training.caption_cache import CaptionCache, build_caption_cache
 from model.training.layout_loss import cell_classes
 from model.training.recipe import Recipe, SceneRecipe
 from model.training.trainer import step_generator
+
+WHOLE = Share()
 
 
 def open_scenes(recipe: Recipe, s: SceneRecipe) -> SceneBank:
@@ -61,11 +64,11 @@ class Feed(Protocol):
         ...
 
     def tokens(self, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The batch of a step; a function of `step` alone.
+        """The batch of a step, of which a rank gets its share of B'; a function of `step` alone.
 
         Returns:
-            Rows (B,), tokens (B, N, C), or (B, N) int64 if discrete, and, for scenes, the classes of what covers each
-            token, (B, N, 2) as `layout_loss.cell_classes` gives them.
+            Rows (B,) of all ranks, tokens (B', N, C), or (B', N) int64 if discrete, and, for scenes, the classes of
+            what covers each token, (B', N, 2) as `layout_loss.cell_classes` gives them.
         """
         ...
 
@@ -103,8 +106,8 @@ class ImageFeed:
     """The `train` split of a packed data set. Its images do not change, so they are encoded once."""
 
     def __init__(self, dataset: Dataset, tokenizer: AnyTokenizer, encoder: TextEncoder, cache: Path,
-                 batch: int, seed: int):  # fmt: skip
-        self.dataset, self.batch, self.seed = dataset, batch, seed
+                 batch: int, seed: int, share: Share = WHOLE):  # fmt: skip
+        self.dataset, self.batch, self.seed, self.share = dataset, batch, seed, share
         self.rows = dataset.indices("train")
         self.latents = encode_images(tokenizer, torch.from_numpy(dataset.images[self.rows]))  # (P, N, C) or (P, N)
         self.captions = build_caption_cache(encoder, [dataset.items[row].captions for row in self.rows], cache)
@@ -119,7 +122,7 @@ class ImageFeed:
 
     def tokens(self, step: int) -> tuple[Tensor, Tensor, None]:
         rows = epoch_order(len(self), self.batch, step, self.seed)
-        return rows, self.latents[rows], None
+        return rows, self.latents[rows[self.share.part(len(rows))]], None
 
     def example(self, row: int) -> tuple[np.ndarray, str]:
         item = self.dataset.items[self.rows[row]]
@@ -130,10 +133,12 @@ class ImageFeed:
 class SceneBatches(TorchDataset):
     """Training batches as a map-style torch dataset; loader processes compose them ahead of time.
 
-    Element `step` is the rows (B,), images (B, SIZE, SIZE, 3 or 4) uint8 and cell classes (B, N, 2) of that step.
+    Element `step` is the rows (B,), and of a share of them the images (B', SIZE, SIZE, 3 or 4) uint8 and cell classes
+    (B', N, 2) of that step.
 
     Attributes:
         breadth: share of single things, for an AtlasBank.
+        share: of the rows, those that are composed.
     """
 
     bank: SceneBank
@@ -141,6 +146,7 @@ class SceneBatches(TorchDataset):
     seed: int
     grid: int
     breadth: float = 0.0
+    share: Share = WHOLE
 
     def rows(self, step: int) -> Tensor:
         """The (batch,) rows of a step."""
@@ -150,7 +156,7 @@ class SceneBatches(TorchDataset):
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         rows = self.rows(step)
-        scenes, images = self.bank.scenes_and_images(rows.tolist(), visit=step)
+        scenes, images = self.bank.scenes_and_images(rows[self.share.part(len(rows))].tolist(), visit=step)
         return rows, torch.from_numpy(images), torch.from_numpy(cell_classes(scenes, self.grid))
 
 
@@ -167,10 +173,11 @@ class SceneFeed:
     """Scenes, composed on the CPU by `loaders` processes (0: by this one, between steps) and encoded on `device`."""
 
     def __init__(self, scenes: SceneBank, tokenizer: AnyTokenizer, encoder: TextEncoder, cache: Path,
-                 batch: int, seed: int, loaders: int, device: torch.device, breadth: float = 0.0):  # fmt: skip
+                 batch: int, seed: int, loaders: int, device: torch.device, breadth: float = 0.0,
+                 share: Share = WHOLE):  # fmt: skip
         self.scenes, self.loaders, self.device = scenes, loaders, device
         self.tokenizer = tokenizer.to(device)
-        self.batches = SceneBatches(scenes, batch, seed, SIZE // tokenizer.config.stride, breadth)
+        self.batches = SceneBatches(scenes, batch, seed, SIZE // tokenizer.config.stride, breadth, share)
         self.captions = build_caption_cache(encoder, [(caption,) for caption in scenes.captions], cache).to(device)
         self.about = {
             "data": {key: value for key, value in scenes.sprites.about.items() if key not in ("portraits", "tags")},

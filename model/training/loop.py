@@ -21,28 +21,31 @@ from model.training.trainer import learning_rate, step_generator
 def step_loss(run: Run) -> tuple[Tensor, Tensor]:
     """Losses of the next step: the tokens' loss, and the objective, which adds any auxiliary layout loss.
 
-    All randomness is a function of (seed, step).
+    All randomness is a function of (seed, step): every rank makes all choices of the batch and computes its share. A
+    rank's losses are weighted so that their mean over the ranks is the loss of the whole batch.
     """
     recipe, clock = run.recipe, run.clock
     rng = step_generator(recipe.seed, clock.step)
     began = time.perf_counter()
     rows, tokens, cells = run.feed.tokens(clock.step)
     run.data_wait_s += time.perf_counter() - began
-    states, mask = run.feed.captions.sample(rows, recipe.text_drop, rng)
+    part = run.share.part(len(rows))
+    states, mask = run.feed.captions.sample(rows, recipe.text_drop, rng, part)
     if run.config.causal:  # every position is predicted, from those before it
         masked = torch.ones(len(rows), run.config.tokens, dtype=torch.bool)
     else:
         masked = training_masks(len(rows), run.config.tokens, rng)
-    index, noise = diffusion_draws(run.config, int(masked.sum()), recipe.noise_draws, rng, run.device)
-    tokens, states, mask, masked = (t.to(run.device) for t in (tokens, states, mask, masked))
+    total, before, count = (int(each.sum()) for each in (masked, masked[: part.start], masked[part]))
+    index, noise = (
+        draws if draws is None else draws[:, before : before + count]
+        for draws in diffusion_draws(run.config, total, recipe.noise_draws, rng, run.device)
+    )
+    tokens, states, mask, masked = (t.to(run.device) for t in (tokens, states, mask, masked[part]))
+    cells = None if cells is None else cells.to(run.device)
     with autocast(run.device):
-        text = run.model.backbone.encode_text(states, mask)
-        z = run.model.backbone(tokens, ~masked, text)  # (B, N, D)
-        loss = run.model.token_loss(run.schedule, z, tokens, masked, index, noise)
-        if run.layout_head is None or recipe.scenes is None or cells is None:
-            return loss, loss
-        layout_loss = run.layout_head.loss(z[masked], cells.to(run.device)[masked])
-        return loss, loss + recipe.scenes.layout_weight * layout_loss
+        loss, objective = run.losses(run.schedule, tokens, masked, states, mask, index, noise, cells)
+    weight = count * run.share.size / total
+    return (loss, objective) if weight == 1 else (weight * loss, weight * objective)
 
 
 def diffusion_draws(
@@ -68,7 +71,7 @@ def train_step(run: Run) -> float:
     loss, objective = step_loss(run)
     rate = learning_rate(recipe.learning_rate, clock, recipe.warmup, recipe.anneal_from)
     run.learner.update(objective, rate, recipe.clip)
-    return loss.item()
+    return run.learner.mean(loss)
 
 
 def train(run: Run, progress: bool = True, until: float = float("inf")) -> Iterator[int]:
@@ -77,17 +80,17 @@ def train(run: Run, progress: bool = True, until: float = float("inf")) -> Itera
     The state is saved every `save_every` steps and after the last one.
     """
     recipe, clock = run.recipe, run.clock
-    if recipe.compile:
+    if recipe.compile and run.group is None:  # sharded parameters are gathered between the parts of a pass
         # Bound methods, so that parameter names in the state dict stay as they are.
         run.model.backbone.forward = torch.compile(run.model.backbone.forward)  # type: ignore[method-assign]
         run.model.head.forward = torch.compile(run.model.head.forward, dynamic=True)  # type: ignore[method-assign]
-    bar = tqdm(initial=clock.step, desc="train", unit="step", disable=not progress, mininterval=1.0)
+    bar = tqdm(initial=clock.step, desc="train", unit="step", disable=not (progress and run.leads), mininterval=1.0)
     recent: list[float] = []
     over = clock.progress >= 1
     while not over:
         recent.append(train_step(run))
         bar.update()
-        over = clock.progress >= 1 or time.monotonic() >= until
+        over = run.learner.agree(clock.progress >= 1 or time.monotonic() >= until)
         if clock.step % recipe.save_every == 0 or over:
             mean, recent = sum(recent) / len(recent), []
             run.history.append([clock.step, clock.seconds, mean])

@@ -31,7 +31,9 @@ def sheet_sampling(config: ModelConfig) -> Sampling:
 def save_sheet(run: Run, tokenizer: AnyTokenizer, file: Path) -> None:
     """Write a sheet of 32 fixed training prompts: images of the averaged weights above those of the training data."""
     averaged, captions = Fluid(run.config).to(run.device).eval(), run.feed.captions
-    run.learner.ema.copy_to(averaged)
+    run.learner.ema.copy_to(averaged)  # on every rank: each has a part
+    if not run.leads:
+        return
     rows = torch.linspace(0, len(run.feed) - 1, 32).long()
     states, mask = captions.states[rows, 0].float().to(run.device), captions.mask[rows, 0].to(run.device)
     text = averaged.backbone.encode_text(states, mask)
@@ -51,6 +53,9 @@ def write_checkpoint(run: Run, tokenizer: AnyTokenizer) -> Path:
     """Write the averaged weights and what is known about them to OUT/checkpoint; return that folder."""
     averaged = Fluid(run.config)
     run.learner.ema.copy_to(averaged)
+    folder = Path(run.recipe.out) / "checkpoint"
+    if not run.leads:
+        return folder
     about = {
         "name": run.recipe.preset,
         "training": {
@@ -60,6 +65,5 @@ def write_checkpoint(run: Run, tokenizer: AnyTokenizer) -> Path:
         },
         **run.feed.about,
     }  # fmt: skip
-    folder = Path(run.recipe.out) / "checkpoint"
     save_checkpoint(folder, averaged, tokenizer, about)
     return folder

@@ -18,7 +18,10 @@ from model.networks.autoregressive_model import Fluid
 from model.networks.factory import AnyTokenizer, new_tokenizer
 from model.networks.text_encoder import build_text_encoder
 from model.presets import PRESETS
-from model.training.feeds import Feed, ImageFeed, SceneFeed, open_scenes
+from model.process_group import Group, Share
+from model.training.distributed.folders import newest
+from model.training.distributed.losses import StepLosses
+from model.training.feeds import WHOLE, Feed, ImageFeed, SceneFeed, open_scenes
 from model.training.layout_loss import LayoutHead
 from model.training.recipe import Recipe
 from model.training.relation_pretraining import pretrain_aligner
@@ -31,6 +34,8 @@ class Run:
 
     Attributes:
         layout_head: layer of the auxiliary layout loss, for recipes that have one.
+        losses: model and layout head, as one module.
+        group: the ranks that share the run; None: this process trains alone.
         history: [step, seconds of training, mean loss since the last entry], one entry per save.
         data_wait_s: seconds that this process has waited for batches.
     """
@@ -42,9 +47,21 @@ class Run:
     schedule: Schedule
     feed: Feed
     device: torch.device
+    losses: StepLosses
     layout_head: LayoutHead | None = None
     history: list[list[float]] = field(default_factory=list)
     data_wait_s: float = 0.0
+    group: Group | None = None
+
+    @property
+    def leads(self) -> bool:
+        """True for the process that writes and reports."""
+        return self.group is None or self.group.leads
+
+    @property
+    def share(self) -> Share:
+        """The part of each batch that this process computes."""
+        return WHOLE if self.group is None else self.group.share
 
     @property
     def clock(self) -> Clock:
@@ -84,45 +101,62 @@ def load_tokenizer(config: FluidConfig, path: str) -> AnyTokenizer:
     return tokenizer.eval()
 
 
-def open_feed(recipe: Recipe, config: FluidConfig, tokenizer: AnyTokenizer, device: torch.device) -> Feed:
+def open_feed(
+    recipe: Recipe, config: FluidConfig, tokenizer: AnyTokenizer, device: torch.device, share: Share = WHOLE
+) -> Feed:
     """Open the recipe's data and encode its captions; for a fixed image set, encode the images too."""
     folder = Path(recipe.data)
     encoder = build_text_encoder(config.text, recipe.text_encoder, encoder_dtype(device)).to(device)
     if recipe.scenes is None:
-        return ImageFeed(Dataset.load(folder), tokenizer, encoder, folder, recipe.batch, recipe.seed)
+        return ImageFeed(Dataset.load(folder), tokenizer, encoder, folder, recipe.batch, recipe.seed, share)
     scenes, loaders = open_scenes(recipe, recipe.scenes), recipe.scenes.loaders
     breadth = recipe.scenes.breadth
-    return SceneFeed(scenes, tokenizer, encoder, folder, recipe.batch, recipe.seed, loaders, device, breadth)
+    return SceneFeed(scenes, tokenizer, encoder, folder, recipe.batch, recipe.seed, loaders, device, breadth, share)
 
 
-def prepare(recipe: Recipe) -> tuple[Run, AnyTokenizer]:
+def prepare(recipe: Recipe, group: Group | None = None) -> tuple[Run, AnyTokenizer]:
     """Do everything that precedes the first step: load data and tokenizer, make model and optimiser.
 
     Relation pretraining of scenes happens here, unless the run is about to be resumed.
 
+    Args:
+        group: the ranks that train together.
     Raises:
         ConfigError, DataError, CheckpointError: something that the recipe names is missing or does not fit.
     """
-    config, device = PRESETS[recipe.preset], torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    config = PRESETS[recipe.preset]
+    device = group.device if group else torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load_tokenizer(config, recipe.tokenizer)
-    feed = open_feed(recipe, config, tokenizer, device)
+    feed = open_feed(recipe, config, tokenizer, device, group.share if group else WHOLE)
+    if group and min(recipe.batch, len(feed)) < group.size:
+        raise ConfigError(f"a batch of {min(recipe.batch, len(feed))} images for {group.size} ranks: each needs one")
     torch.manual_seed(recipe.seed)
     model = Fluid(config)
     if recipe.start_from:
         start_from(model, Path(recipe.start_from))
     model.to(device)
     relation_steps = recipe.scenes.relation_steps if recipe.scenes else 0
-    if isinstance(feed, SceneFeed) and relation_steps and not recipe.state_file.exists():
+    begun = recipe.state_file.exists() or newest(recipe.state_file) is not None
+    if isinstance(feed, SceneFeed) and relation_steps and not begun:
         pretrain_relations(model, feed, Path(recipe.out) / "aligner.pt", relation_steps, recipe.seed)
     torch.manual_seed(recipe.seed + 1)
     layout_head = LayoutHead(config.width).to(device) if recipe.scenes and recipe.scenes.layout_weight else None
+    losses = StepLosses(model, layout_head, recipe.scenes.layout_weight if recipe.scenes else 0.0)
+    if group:  # the import takes a second that a single process spares
+        from model.training.distributed.learner import ShardedEma, ShardedLearner, shard
+
+        shard(losses, group.mesh)
     groups = decay_groups(model, recipe.weight_decay)
     if layout_head:
         groups += decay_groups(layout_head, recipe.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.95), fused=True)
     clock = Clock(recipe.steps, recipe.minutes, recipe.clock == "cpu", recipe.anneal_minutes)
-    learner = Learner(model, Ema(model, recipe.ema), optimizer, clock)
-    return Run(recipe, config, model, learner, make_schedule().to(device), feed, device, layout_head), tokenizer
+    if group:
+        learner: Learner = ShardedLearner(model, ShardedEma(model, recipe.ema), optimizer, clock, losses)
+    else:
+        learner = Learner(model, Ema(model, recipe.ema), optimizer, clock)
+    schedule = make_schedule().to(device)
+    return Run(recipe, config, model, learner, schedule, feed, device, losses, layout_head, group=group), tokenizer
 
 
 def pretrain_relations(model: Fluid, feed: SceneFeed, file: Path, steps: int, seed: int) -> None:

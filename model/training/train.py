@@ -1,10 +1,11 @@
-"""Train a model from a recipe, on a CPU or on one GPU.
+"""Train a model from a recipe, on a CPU, on one GPU, or on several.
 
     make train                                         the shipped recipe, with its tokenizer
     python -m model.training --recipe model/recipes/scenes-128.toml
     python -m model.training --minutes 5 --out runs/short      the default recipe, shorter and elsewhere
     python -m model.training --stop-after-minutes 30   stop there; the same command resumes
     python -m model.training --anneal-now              resume, anneal for the recipe's anneal_minutes, and end there
+    torchrun --nproc-per-node 2 -m model.training      the same run on two devices; any number of ranks resumes it
 
 Shows loss, images per second and time left, writes sample sheets of fixed prompts and saves the whole state, so that
 the same command resumes after a kill. When the budget is used up, OUT/checkpoint holds the averaged weights, which
@@ -18,17 +19,23 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import get_type_hints
 
+import torch.distributed
+
 from model.checkpoint import CheckpointError
 from model.config import ConfigError
 from model.data.sources import DataError
+from model.networks.factory import AnyTokenizer
+from model.process_group import Group, join_group, leave_group, started_in_group
+from model.training.distributed.folders import newest
 from model.training.loop import train
 from model.training.outputs import save_sheet, write_checkpoint
 from model.training.recipe import Recipe
-from model.training.run import prepare
+from model.training.run import Run, prepare
 
 
 def parse_bool(text: str) -> bool:
@@ -59,38 +66,59 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run_recipe(recipe: Recipe, until: float, anneal_now: bool = False) -> None:
+def run_recipe(recipe: Recipe, until: float, anneal_now: bool = False, group: Group | None = None) -> None:
     """Train from the recipe until its budget is used up or time.monotonic() passes `until`; resume if there is a state.
 
     Args:
         anneal_now: begin the annealing phase before the first step.
+        group: the ranks that train together.
 
     Raises:
         ConfigError, DataError, CheckpointError: something that the recipe names is missing or does not fit.
     """
     if anneal_now and not recipe.anneal_minutes:
         raise ConfigError("--anneal-now needs a recipe with an annealing phase: set --anneal-minutes")
-    run, tokenizer = prepare(recipe)
+    run, tokenizer = _prepare_in_turn(recipe, group)
     out = Path(recipe.out)
     out.mkdir(parents=True, exist_ok=True)
+    report: Callable[[str], None] = print if run.leads else lambda text: None
     if run.resume():
-        print(f"resuming {out} at step {run.clock.step}")
+        report(f"resuming {out} at step {run.clock.step}")
     if anneal_now:
         run.clock.anneal()
     first_step, first_seconds = run.clock.step, run.clock.seconds
     for step in train(run, until=until):
-        (out / "history.json").write_text(json.dumps(run.history))
+        if run.leads:
+            (out / "history.json").write_text(json.dumps(run.history))
         if step % recipe.sheet_every == 0:
             save_sheet(run, tokenizer, out / f"sheet-{step:06d}.png")
             write_checkpoint(run, tokenizer)  # may be annealed elsewhere, or serve as it is
             run.clock.resync()
     save_sheet(run, tokenizer, out / "sheet-final.png")
-    print(f"checkpoint in {write_checkpoint(run, tokenizer)}, sheets and curve in {out}")
+    report(f"checkpoint in {write_checkpoint(run, tokenizer)}, sheets and curve in {out}")
     steps, seconds = run.clock.step - first_step, max(run.clock.seconds - first_seconds, 1e-9)
     pace, waiting = steps * recipe.batch / seconds, run.data_wait_s / seconds
-    print(f"{steps} steps, {pace:.0f} images/s, {waiting:.0%} of the time spent waiting for data")
+    report(f"{steps} steps, {pace:.0f} images/s, {waiting:.0%} of the time spent waiting for data")
     if run.clock.progress < 1:
-        print(f"{run.clock.progress:.0%} of the budget is used up: the same command resumes from here")
+        report(f"{run.clock.progress:.0%} of the budget is used up: the same command resumes from here")
+
+
+def _prepare_in_turn(recipe: Recipe, group: Group | None) -> tuple[Run, AnyTokenizer]:
+    """Prepare on rank 0 first: the files that it leaves (captions, pretraining) spare the others the work."""
+    if group is None:
+        if newest(recipe.state_file) is not None and not recipe.state_file.exists():
+            raise ConfigError(
+                f"{recipe.out} holds the state of a run on several devices: resume it by "
+                "`torchrun --nproc-per-node 1 -m model.training` with the same flags, or choose another --out"
+            )
+        return prepare(recipe)
+    if not group.leads:
+        torch.distributed.barrier()
+    try:
+        return prepare(recipe, group)
+    finally:
+        if group.leads:
+            torch.distributed.barrier()
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -99,6 +127,9 @@ def main(argv: list[str] | None = None) -> None:
     until = began + 60 * overrides.pop("stop_after_minutes")
     anneal_now = overrides.pop("anneal_now")
     try:
-        run_recipe(Recipe.load(overrides.pop("recipe"), **overrides), until, anneal_now)
+        recipe = Recipe.load(overrides.pop("recipe"), **overrides)
+        run_recipe(recipe, until, anneal_now, join_group() if started_in_group() else None)
     except (ConfigError, DataError, CheckpointError) as error:
         sys.exit(str(error))
+    finally:
+        leave_group()

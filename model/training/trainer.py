@@ -166,6 +166,14 @@ class Learner:
         self.ema.update(self.module)
         self.clock.tick()
 
+    def mean(self, loss: Tensor) -> float:
+        """The loss of a step, over all ranks that share it."""
+        return loss.item()
+
+    def agree(self, flag: bool) -> bool:
+        """The flag that counts on all ranks."""
+        return flag
+
     def save(self, path: Path, **more: Any) -> None:
         """Write the state, and `more` beside it, to `path`."""
         save_state(

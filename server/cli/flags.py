@@ -19,6 +19,9 @@ def add_command(commands: Any, name: str, summary: str, epilog: str) -> argparse
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", help="checkpoint name or folder (default: FLUID_CHECKPOINT)")
     parser.add_argument("--device", help="auto, cpu or cuda (default: FLUID_DEVICE)")
+    parser.add_argument(
+        "--tensor-parallel", metavar="N", help="devices that share one model (default: FLUID_TENSOR_PARALLEL)"
+    )
 
 
 def add_address_flags(parser: argparse.ArgumentParser) -> None:

@@ -48,7 +48,7 @@ def add_parser(commands: Any) -> None:
     )  # fmt: skip
     sampling.add_argument("--temperature", type=float, help="scale of the sampling noise; lower is less varied")
     sampling.add_argument(
-        "--order", choices=("random", "halton", "confidence", "raster"), help="order in which tokens are decoded"
+        "--order", choices=("random", "halton", "gtr", "confidence", "raster"), help="order in which tokens are decoded"
     )
     sampling.add_argument("--top-k", type=int, metavar="K", help="discrete tokens: sample from the k likeliest")
     sampling.add_argument("--top-p", type=float, metavar="P", help="discrete tokens: share of the probability")
@@ -105,7 +105,7 @@ def _generate(settings: Settings, request: ImageRequest, out: Path, like: Mappin
 def _save(pixels: bytes, job: JobInput, index: int, info: ModelInfo, out: Path) -> Path:
     path = numbered(out, index, job.n)
     path.parent.mkdir(parents=True, exist_ok=True)
-    metadata = make_recipe(job, index, info.checkpoint_sha256)
+    metadata = make_recipe(job, index, info.checkpoint_sha256, info.terms)
     size = (job.width, job.height)
     path.write_bytes(encode(pixels, size, job.output_format, job.output_compression, metadata))
     return path

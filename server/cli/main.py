@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 #: `run(settings, args)` for each.
 COMMANDS = {
     "demo": "demo", "generate": "generate", "serve": "serve", "gateway": "serve", "worker": "serve",
-    "batch": "batch", "edit": "edit", "vary": "edit", "import": "import_mar",
+    "batch": "batch", "eval": "evaluation.command", "edit": "edit", "vary": "edit", "import": "import_weights",
     "doctor": "doctor", "dlq": "operations", "keys": "operations", "reload": "operations",
 }  # fmt: skip
 
@@ -34,7 +34,7 @@ EXAMPLES = """examples:
 Run `fluid COMMAND --help` for a command's flags and examples; `fluid serve --help` lists every setting."""
 
 #: Flags that override the setting of the same name.
-OVERRIDES = ("host", "port", "data_dir", "checkpoint", "device")
+OVERRIDES = ("host", "port", "data_dir", "checkpoint", "device", "tensor_parallel")
 
 #: Environment variables whose values are hidden in logs and messages.
 SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY$|PRIVATE_KEY|CREDENTIAL|_HEADERS$")

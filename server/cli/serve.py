@@ -6,6 +6,7 @@ Each `run` imports only its own code: a worker without FastAPI starts sooner, an
 import argparse
 import asyncio
 import gc
+import os
 from textwrap import fill, indent
 from typing import Any
 
@@ -19,12 +20,15 @@ def add_parser(commands: Any) -> None:
         "serve",
         "Start a whole service: Redis, gateway and worker. Ctrl-C stops all of them.",
         "Without FLUID_REDIS_URL an embedded Valkey is started, which keeps its data in FLUID_DATA_DIR.\n\n"
-        "examples:\n  fluid serve\n  fluid serve --port 9000 --device cuda\n"
+        "examples:\n  fluid serve\n  fluid serve --port 9000 --device cuda --workers auto\n"
         "  FLUID_LOG_LEVEL=debug fluid serve --data-dir /srv/fluid\n\n" + _settings_table(),
     )
     add_address_flags(serve)
     serve.add_argument("--data-dir", help="folder of the embedded Valkey (default: FLUID_DATA_DIR)")
     add_model_flags(serve)
+    serve.add_argument(
+        "--workers", metavar="N|auto", help="number of workers; auto: one per GPU, or per 4 (FLUID_THREADS) CPU cores"
+    )
     serve.add_argument("--quiet", action="store_true", help="log warnings and errors only, and print no banner")
     serve.set_defaults(run=run)
     gateway = add_command(
@@ -40,8 +44,10 @@ def add_parser(commands: Any) -> None:
         commands,
         "worker",
         "Start only a worker, with the Redis at FLUID_REDIS_URL.",
-        "Start one worker per device.\n\n"
-        "example:\n  FLUID_REDIS_URL=redis://db:6379 CUDA_VISIBLE_DEVICES=1 fluid worker",
+        "Start one worker per device, or one for N devices that share the model (--tensor-parallel N): then this\n"
+        "command starts and watches N processes, unless torchrun started it as one of them.\n\n"
+        "examples:\n  FLUID_REDIS_URL=redis://db:6379 CUDA_VISIBLE_DEVICES=1 fluid worker\n"
+        "  FLUID_REDIS_URL=redis://db:6379 fluid worker --tensor-parallel 2",
     )
     add_model_flags(worker)
     worker.set_defaults(run=run_worker)
@@ -57,7 +63,13 @@ def _settings_table() -> str:
 def run(settings: Settings, args: argparse.Namespace) -> None:
     from server.launcher.supervisor import Supervisor
 
-    asyncio.run(Supervisor(settings, banner=not args.quiet).run())
+    plan = None
+    if args.workers or settings.tensor_parallel > 1:
+        from server.launcher.workers import plan_workers
+        from server.worker.engine.loader import survey_host
+
+        plan = plan_workers(settings, args.workers or "1", survey_host(settings))
+    asyncio.run(Supervisor(settings, banner=not args.quiet, plan=plan).run())
 
 
 def run_gateway(settings: Settings, args: argparse.Namespace) -> None:
@@ -68,12 +80,30 @@ def run_gateway(settings: Settings, args: argparse.Namespace) -> None:
 
 
 def run_worker(settings: Settings, args: argparse.Namespace) -> None:
+    rank = os.environ.get("RANK", "") if settings.tensor_parallel > 1 else "0"
+    if not rank:
+        _run_group(settings)
+        return
+    if rank != "0":
+        from server.worker.engine.loader import follow_model
+
+        follow_model(settings)
+        return
     from server.background import new_event_loop
     from server.worker import main
 
     _collect_less_often()
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         runner.run(main.serve(settings))
+
+
+def _run_group(settings: Settings) -> None:
+    """Start and watch the processes that share a worker's model."""
+    from server.launcher.supervisor import WorkerSupervisor
+    from server.launcher.workers import plan_workers
+    from server.worker.engine.loader import survey_host
+
+    asyncio.run(WorkerSupervisor(settings, banner=False, plan=plan_workers(settings, "1", survey_host(settings))).run())
 
 
 def _collect_less_often() -> None:

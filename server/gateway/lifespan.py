@@ -50,8 +50,8 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         files = FileStore(queue, settings.batch_ttl_s)
         batches = BatchStore(queue, files, settings.batch_ttl_s, settings.max_batches)
         mapping = ClientMapping.from_settings(settings)
-        runner = BatchRunner(queue, fleet, files, batches, settings.batch_ttl_s, metrics.bugs, mapping)
         tracing = open_tracing(settings, "gateway")
+        runner = BatchRunner(queue, fleet, files, batches, settings.batch_ttl_s, metrics.bugs, mapping, tracing)
         events, streams = Events(queue, watcher), Streams(settings.max_streams, settings.max_key_streams)
         process = f"gateway {socket.gethostname()}-{os.getpid()}"
 

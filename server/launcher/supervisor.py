@@ -7,92 +7,32 @@ import signal
 import sys
 import time
 from contextlib import suppress
-from subprocess import Popen
 
 from server.background import stop_signals
 from server.client import AsyncFluidClient
 from server.errors import ConfigError
-from server.launcher import subprocesses
+from server.launcher.children import Child, Restarts
 from server.launcher.embedded_valkey import EmbeddedValkey
 from server.launcher.memory import default_maxmemory
+from server.launcher.workers import Plan, PlannedWorker
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
 WATCH_S = 0.2
-BACKOFF_S = (0.5, 1, 2, 5, 10, 30)
-#: Exit statuses that a restart cannot fix: ours for a ConfigError, uvicorn's for a port in use.
-CANNOT_START = (2, 3)
 VALKEY_START_S = 5.0  # then the other processes start without it
-STABLE_S = 60.0  # a child that ran this long restarts with the shortest backoff
-
-
-class Restarts:
-    """When a process that has exited is started again: later each time, until it has run for STABLE_S."""
-
-    def __init__(self) -> None:
-        self._crashes = 0
-        self._started_at = 0.0
-        self._restart_at: float | None = None
-
-    def started(self) -> None:
-        self._started_at = time.monotonic()
-        self._restart_at = None
-
-    def exited(self) -> float | None:
-        """Return the pause before the next start; None if it was returned before."""
-        if self._restart_at is not None:
-            return None
-        now = time.monotonic()
-        if now - self._started_at > STABLE_S:
-            self._crashes = 0
-        pause = BACKOFF_S[min(self._crashes, len(BACKOFF_S) - 1)]
-        self._crashes += 1
-        self._restart_at = now + pause
-        return pause
-
-    @property
-    def due(self) -> bool:
-        return self._restart_at is not None and time.monotonic() >= self._restart_at
-
-
-class Child:
-    """One restartable process: `python -m server.cli <role>`."""
-
-    def __init__(self, role: str, env: dict[str, str]) -> None:
-        self.role = role
-        self._env = env
-        self._restarts = Restarts()
-        self.process: Popen[bytes] | None = None
-
-    def start(self) -> None:
-        self.process = subprocesses.spawn([sys.executable, "-m", "server.cli", self.role], env=self._env)
-        self._restarts.started()
-
-    def watch(self) -> None:
-        """Restart after a crash, with a longer backoff each time. Raises ConfigError if a restart cannot help."""
-        if self.process is None or self.process.poll() is None:
-            return
-        if self.process.returncode in CANNOT_START:
-            raise ConfigError(f"The {self.role} cannot start; its message above says why.")
-        if (pause := self._restarts.exited()) is not None:
-            log.error("%s exited with %s; restarting in %g s", self.role, self.process.returncode, pause)
-        elif self._restarts.due:
-            self.start()
-
-    async def stop(self, grace_s: float) -> None:
-        if self.process is not None:
-            await subprocesses.stop_async(self.process, grace_s=grace_s)
 
 
 class Supervisor:
     """Runs a whole service. The first signal stops it gracefully, the second at once."""
 
-    def __init__(self, settings: Settings, *, banner: bool = True) -> None:
+    def __init__(self, settings: Settings, *, banner: bool = True, plan: Plan | None = None) -> None:
+        """`plan` has the workers; None: one, as the settings say."""
         self.settings = settings
         self.banner = banner
         self._stop = asyncio.Event()
         self._valkey: EmbeddedValkey | None = None
         self._valkey_restarts = Restarts()
+        self._plan = plan
         self._children: list[Child] = []
 
     async def run(self) -> None:
@@ -106,7 +46,7 @@ class Supervisor:
             await self._shut_down()
 
     async def _start(self) -> None:
-        env = {k: v for k, v in os.environ.items() if not k.startswith("FLUID_")} | self.settings.to_env()
+        env = self._environment()
         if not self.settings.redis_url:
             self._valkey = EmbeddedValkey(
                 self.settings.data_path,
@@ -117,11 +57,23 @@ class Supervisor:
             env["FLUID_REDIS_URL"] = self._valkey.url
         if self._stop.is_set():
             return
-        self._children = [Child("gateway", env), Child("worker", env)]
+        self._start_children(env, [Child("gateway", env)])
+        if self.banner:
+            self._say("starting; the model is being loaded ...")
+
+    def _environment(self) -> dict[str, str]:
+        return {k: v for k, v in os.environ.items() if not k.startswith("FLUID_")} | self.settings.to_env()
+
+    def _start_children(self, env: dict[str, str], first: list[Child]) -> None:
+        """Start `first`, then the workers of the plan."""
+        workers, grace_s = self._plan.workers if self._plan else [PlannedWorker()], self.settings.drain_s + 5
+        self._children = [
+            *first, *(Child("worker", env | {**each.env}, ranks=each.ranks, grace_s=grace_s) for each in workers)
+        ]  # fmt: skip
+        if self._plan:
+            self._tell(self._plan.text)
         for child in self._children:
             child.start()
-        if self.banner:
-            self._say("starting; the worker is loading the model ...")
 
     async def _start_valkey(self) -> None:
         """Start the embedded Valkey and give it a moment. Without it the gateway answers 503 and the worker waits."""
@@ -175,24 +127,39 @@ class Supervisor:
         if self._stop.is_set() and name != signal.SIGHUP:
             log.warning("stopping now; unfinished jobs stay in the queue")
             for child in self._children:
-                if child.process is not None and child.process.poll() is None:
-                    child.process.kill()
+                child.kill()
         self._stop.set()
 
     async def _shut_down(self) -> None:
         """Stop the gateway first, so that requests in flight still find a worker, and Valkey last: it has the data."""
         if self.banner:
             self._say("stopping ...")
-        for child in self._children:
-            await child.stop(self.settings.drain_s + 5)
+        for role in ("gateway", "worker"):
+            stopping = (child.stop(self.settings.drain_s + 5) for child in self._children if child.role == role)
+            await asyncio.gather(*stopping)
         if self._valkey is not None:
             await asyncio.to_thread(self._valkey.close)
         if self.banner:
             self._say("stopped; waiting jobs are kept for the next start")
 
+    def _tell(self, text: str) -> None:
+        if self.banner:
+            self._say(text)
+        else:
+            log.info("%s", text)
+
     def _say(self, text: str) -> None:
         with suppress(OSError):  # the terminal or `| tee` has gone; the processes are to be stopped all the same
             print(text, file=sys.stderr, flush=True)
+
+
+class WorkerSupervisor(Supervisor):
+    """Runs a worker alone, for `fluid worker --tensor-parallel`: the processes that share its model."""
+
+    async def _start(self) -> None:
+        if not self.settings.redis_url:
+            raise ConfigError("A worker needs FLUID_REDIS_URL. `fluid serve` starts everything, including Redis.")
+        self._start_children(self._environment(), [])
 
 
 def _banner(settings: Settings, seconds: float) -> str:

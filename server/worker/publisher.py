@@ -10,6 +10,7 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
+from server.errors import EngineBroken
 from server.images import codec
 from server.images.compositing import Source, blend
 from server.images.recipe import make_recipe
@@ -91,6 +92,8 @@ class Publisher:
                 self._scheduler.free_row(rows[row], row, retry=True)
         for job, error in unreadable.items():
             await self._completion.isolate_failure("image", error, [job], 1)
+        if isinstance(news.failed, EngineBroken):  # no image is to blame
+            raise news.failed
         if news.failed is not None:
             jobs = list(dict.fromkeys(rows[row] for row in news.failed_rows if row in rows))
             if jobs:
@@ -141,7 +144,7 @@ class Publisher:
 
     async def _encode(self, job: HeldJob, index: int, pixels: bytes) -> tuple[Output, bytes]:
         lease, given, source, info = job.lease, job.lease.input, job.source, self._engine.info
-        metadata = make_recipe(given, index, info.checkpoint_sha256)
+        metadata = make_recipe(given, index, info.checkpoint_sha256, info.terms)
         if len(pixels) <= INLINE_BYTES and source is None:
             data, encode_s = _encode(pixels, given, source, metadata)
         else:

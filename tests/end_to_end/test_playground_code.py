@@ -112,7 +112,7 @@ def test_the_code_follows_every_change(page: Any) -> None:
     assert page.evaluate("document.activeElement.id") == "tab-python"
 
 
-@pytest.mark.parametrize("kind", ["random", "halton"])
+@pytest.mark.parametrize("kind", ["random", "halton", "gtr"])
 @pytest.mark.parametrize("grid", [4, 8, 16])
 def test_the_order_of_tokens_is_the_engines(page: Any, kind: str, grid: int) -> None:
     """The page derives it from the seed, as the engine does; a large seed needs both words of the key."""
@@ -123,8 +123,8 @@ def test_the_order_of_tokens_is_the_engines(page: Any, kind: str, grid: int) -> 
         expected = make_order(kind, torch.tensor([seed]), grid)[0].tolist()
         assert page.evaluate(f"tokenOrder('{kind}', {seed}, {grid})") == expected
     for steps in (1, 5, grid * grid):
-        at = page.evaluate(f"stepOfEach(tokenOrder('{kind}', 7, {grid}), {steps})")
-        assert [at.count(step + 1) for step in range(steps)] == tokens_per_step(steps, grid * grid)
+        at = page.evaluate(f"stepOfEach(tokenOrder('{kind}', 7, {grid}), {steps}, [], '{kind}')")
+        assert [at.count(step + 1) for step in range(steps)] == tokens_per_step(steps, grid * grid, kind)
         first = [position for position, step in enumerate(at) if step == 1]
         assert set(first) == set(make_order(kind, torch.tensor([7]), grid)[0].tolist()[-len(first) :])
 

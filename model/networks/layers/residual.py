@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -18,11 +19,11 @@ class Residual(Protocol):
     def add(self, delta: Tensor) -> None: ...
 
 
+@dataclass(eq=False)
 class PlainResidual:
-    """As blocks are written on paper; for training, and for CPUs."""
+    """As blocks are written on paper; for training, and for CPUs. FSDP looks for tensors in dataclasses."""
 
-    def __init__(self, x: Tensor):
-        self.x = x
+    x: Tensor
 
     def normed(self, norm: nn.LayerNorm, last: bool = False) -> Tensor:
         normed: Tensor = norm(self.x)

@@ -38,6 +38,8 @@ from server.queue.due_work import claim_from, poll_due
 from server.queue.job_queue import JobQueue, Submission
 from server.queue.redis_client import redis_time
 from server.records import skip
+from server.telemetry.job_trace import request_attributes
+from server.telemetry.tracing import OFF, Tracing
 
 log = logging.getLogger(__name__)
 MAX_UNFINISHED_JOBS = 64  # of one batch, waiting or running
@@ -59,8 +61,9 @@ class BatchRunner:
         ttl_s: int,
         bugs: Counter,
         mapping: ClientMapping = NO_MAPPING,
+        tracing: Tracing = OFF,
     ) -> None:
-        self._mapping = mapping
+        self._mapping, self._tracing = mapping, tracing
         self._queue, self._redis, self._keys = queue, queue.redis, queue.keys
         self._fleet, self._files, self._store, self._ttl_s, self._bugs = fleet, files, store, ttl_s, bugs
         # Parsing 32 MiB holds the interpreter for seconds: several files at a time would delay every request.
@@ -181,7 +184,16 @@ class BatchRunner:
             batch=batch.id,
             result_ttl_s=COMPLETION_WINDOW_S + self._ttl_s,
         )
-        await self._queue.enqueue(Submission(batch.job_id(number), job, "batch", fingerprint=request.fingerprint()))
+        submission = Submission(batch.job_id(number), job, "batch", fingerprint=request.fingerprint())
+        span = self._tracing.batch_line(batch.id, number + 1, batch.fields.get("trace", ""))
+        if span is not None:
+            span.set(request_attributes(submission.job_id, job))
+            submission = replace(submission, trace=str(span.context))
+        try:
+            await self._queue.enqueue(submission)
+        finally:
+            if span is not None:
+                span.end()
 
     async def _reject(self, batch: Batch, number: int, error: RequestError) -> None:
         """Record a line's error; it counts once, however often this step is repeated."""

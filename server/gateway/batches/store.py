@@ -22,6 +22,7 @@ from server.queue.job_queue import JobQueue
 from server.queue.lease_queue import RESULT_EXTRA_S
 from server.queue.redis_client import read_hash
 from server.records import UNREADABLE, skip
+from server.telemetry.tracing import current
 
 #: Lines per read from Redis.
 CHUNK_LINES = 100
@@ -52,6 +53,7 @@ class BatchStore:
         fingerprint = hashlib.sha256(f"{file_id} {metadata_json}".encode()).hexdigest()
         if not (key and await self._redis.exists(self._keys.batch_hash(batch_id))):
             await self._files.get(owner, file_id)
+        span = current.get()
         args = {
             "id": batch_id,
             "owner": owner,
@@ -60,6 +62,7 @@ class BatchStore:
             "fingerprint": fingerprint,
             "expires_s": COMPLETION_WINDOW_S,
             "ttl_s": self._ttl_s,
+            "trace": str(span.context) if span else None,
             "bytes": RECORD_BYTES + len(metadata_json),
             "limits": {
                 **self._queue.memory_limits,

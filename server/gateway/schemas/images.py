@@ -120,7 +120,7 @@ class ImageRequest(BaseModel):
         ),
     ] = None
     order: Annotated[
-        Literal["random", "halton", "confidence", "raster"] | None,
+        Literal["random", "halton", "gtr", "confidence", "raster"] | None,
         Field(
             description="Order in which tokens are generated: uniformly random, spread out (Halton sequence), the most "
             "confident first (models of discrete tokens), or row by row, which models of that order have only. "

@@ -1,8 +1,8 @@
 -- Create a batch. args: id, owner, input_file_id, metadata (JSON text), fingerprint of the request, expires_s until
--- it expires, ttl_s of an ended one, bytes that it takes without its lines, limits: max_batches, max_listed, and
--- max_key_bytes, max_bytes (0: any number). Returns {outcome, amount}: new, known (the same request made it), differs
--- (another did), or the limit that refuses it, batches, listed, key_bytes or bytes, and how much of it is used. Safe to
--- repeat.
+-- it expires, ttl_s of an ended one, bytes that it takes without its lines, trace (a traceparent, or nothing), limits:
+-- max_batches, max_listed, and max_key_bytes, max_bytes (0: any number). Returns {outcome, amount}: new, known (the same
+-- request made it), differs (another did), or the limit that refuses it, batches, listed, key_bytes or bytes, and how
+-- much of it is used. Safe to repeat.
 local id, owner, batch, now, limits = args.id, args.owner, keys.batch_hash(args.id), clock(), args.limits
 if redis.call('EXISTS', batch) == 1 then
   return {redis.call('HGET', batch, 'fingerprint') == args.fingerprint and 'known' or 'differs', ''}
@@ -18,6 +18,7 @@ if refused then return refused end
 redis.call('HSET', batch, 'status', 'validating', 'owner', owner, 'input_file_id', args.input_file_id,
   'metadata', args.metadata, 'fingerprint', args.fingerprint, 'created_at', time_text(now),
   'expires_at', time_text(now + args.expires_s), 'bytes', args.bytes)
+if args.trace then redis.call('HSET', batch, 'trace', args.trace) end
 redis.call('ZADD', keys.batches_zset, time_text(now), id)
 redis.call('ZADD', listed, time_text(now), id)
 redis.call('ZADD', open, time_text(now + args.expires_s), id)

@@ -1,11 +1,16 @@
 """Load the engine: the only file that joins the service to the model."""
 
 import importlib
+import json
 import os
+import subprocess
+import sys
+from typing import Any
 
 from server.errors import ConfigError
 from server.settings import Settings
 from server.worker.engine.protocol import Engine
+from server.worker.engine.sharded import ShardedEngine
 
 
 def load_engine(settings: Settings) -> Engine:
@@ -54,15 +59,51 @@ def load_model(settings: Settings) -> Engine:
         ) from error
 
     try:
-        return load(
+        engine: Engine = load(
             checkpoint_dir=settings.checkpoint,
             max_rows=settings.max_rows,
             device=settings.device,
             dtype=settings.dtype,
             kernels=settings.kernels,
             threads=settings.threads,
+            ranks=settings.tensor_parallel,
         )
     except ImportError as error:  # of a package that only this checkpoint needs
         raise ConfigError(f"{error}. Install it, or choose another FLUID_CHECKPOINT.") from error
     except (CheckpointError, ModelConfigError) as error:
         raise ConfigError(f"{error} (FLUID_CHECKPOINT={settings.checkpoint!r})") from error
+    if settings.tensor_parallel == 1:
+        return engine
+    from model.inference.devices.channel import GroupBroken
+
+    return ShardedEngine(engine, GroupBroken)  # type: ignore[return-value]  # it passes the rest of the protocol on
+
+
+def follow_model(settings: Settings) -> None:
+    """Run a rank other than the first of a worker that shares its model among devices, until the first ends.
+
+    Raises:
+        ConfigError: the group cannot be joined; a restart would not help.
+    """
+    from model.config import ConfigError as ModelConfigError
+    from model.inference.devices.follower import follow
+
+    try:
+        follow(settings.device, settings.tensor_parallel, settings.threads)
+    except ModelConfigError as error:
+        raise ConfigError(f"{error}.") from error
+
+
+def survey_host(settings: Settings) -> dict[str, Any]:
+    """Devices of this host, and what a worker needs of them; a process of its own looks, so that this one stays small.
+
+    Raises:
+        ConfigError: the model's packages or its checkpoint are missing.
+    """
+    command = [sys.executable, "-m", "model.inference.devices.survey", settings.checkpoint, settings.device,
+               str(settings.max_rows), str(settings.tensor_parallel)]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise ConfigError(f"{done.stderr.strip().rpartition(chr(10))[2]} (FLUID_CHECKPOINT={settings.checkpoint!r})")
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found

@@ -107,6 +107,11 @@ class RowTable:
             for slot in finished:
                 self._collect(engine, self._by_slot[slot], size, news)
             self._look_at_the_others(engine, size, now, news)
+        except EngineBroken as error:
+            log.error("%s", error)
+            self._suspects = frozenset(self.rows)
+            news.failed, news.failed_rows = error, self._suspects
+            return news
         except Exception as error:
             log.exception("the engine failed in a step of %d rows", size)
             self._suspects = frozenset(self.rows)

@@ -28,6 +28,7 @@ from model.networks.mar import Mar
 from model.networks.text_encoder import HashEncoder
 from model.presets import PRESETS
 from model.training.caption_cache import CaptionCache
+from model.training.distributed.losses import StepLosses
 from model.training.layout_loss import LayoutHead
 from model.training.loop import step_loss
 from model.training.recipe import Recipe
@@ -216,7 +217,8 @@ def test_a_training_step_keeps_its_tensors_on_the_device() -> None:
                 lesson = moved(layout) if device == "cuda" else layout
                 with waits():
                     schedule = make_schedule().to(torch.device(device))
-                run = Run(recipe, PRESETS["tiny"], there, learner, schedule, feed, torch.device(device), lesson)  # type: ignore[arg-type]
+                both = StepLosses(there, lesson, recipe.scenes.layout_weight)
+                run = Run(recipe, PRESETS["tiny"], there, learner, schedule, feed, torch.device(device), both)  # type: ignore[arg-type]
                 with waits():
                     losses.append(torch.stack(step_loss(run)).to("cpu").tolist())
     assert losses[0] == pytest.approx(losses[1], rel=0.02)  # the CPU's half has bfloat16 products

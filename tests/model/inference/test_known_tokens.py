@@ -42,7 +42,7 @@ def finished_tokens(engine: Engine, ask: Request, start: KnownTokens) -> torch.T
     return tokens
 
 
-@pytest.mark.parametrize("order", ["random", "halton", "confidence"])
+@pytest.mark.parametrize("order", ["random", "halton", "gtr", "confidence"])
 @pytest.mark.parametrize("guidance", [("constant", 1.0), ("linear", 4.0)])
 def test_engine_equals_generate(model: Fluid, encoder: HashEncoder, order: str, guidance: tuple[str, float]) -> None:
     schedule, scale = guidance

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -24,10 +25,10 @@ from model.inference.orders import (
 SIZES = st.integers(1, 300).flatmap(lambda n: st.tuples(st.integers(1, n), st.just(n)))
 
 
-@given(SIZES)
-def test_every_step_decides_at_least_one_token_and_all_are_decided(sizes: tuple[int, int]) -> None:
+@given(SIZES, st.sampled_from(["random", "gtr"]))
+def test_every_step_decides_at_least_one_token_and_all_are_decided(sizes: tuple[int, int], order: str) -> None:
     steps, tokens = sizes
-    counts = tokens_per_step(steps, tokens)
+    counts = tokens_per_step(steps, tokens, order)
     assert len(counts) == steps and min(counts) >= 1 and sum(counts) == tokens
 
 
@@ -86,6 +87,24 @@ def test_halton_orders_are_permutations_that_depend_on_their_own_seed_only(seeds
     for seed, order in zip(seeds, orders, strict=True):
         assert sorted(order.tolist()) == list(range(grid * grid))
         assert torch.equal(order, halton_order(torch.tensor([seed]), grid)[0])
+
+
+@given(st.integers(0, 2**63 - 1), st.integers(1, 16))
+@settings(max_examples=40)
+def test_gtr_decides_one_colour_of_a_checkerboard_first(seed: int, grid: int) -> None:
+    seeds = torch.tensor([seed, 7])
+    order = make_order("gtr", seeds, grid)
+    assert order.sort(1).values.tolist() == [list(range(grid * grid))] * 2
+    assert torch.equal(order[:1], make_order("gtr", seeds[:1], grid))
+    colours = [(cell // grid + cell % grid) % 2 for cell in reversed(order[0].tolist())]
+    assert sum(one != other for one, other in pairwise(colours)) == (grid > 1)
+
+
+def test_gtr_decides_the_second_half_in_few_steps() -> None:
+    """Half of the tokens slowly, the rest in an eighth of the steps, at most four."""
+    assert tokens_per_step(32, 64, "gtr")[-5:] == [1, 8, 8, 8, 8]
+    assert tokens_per_step(8, 64, "gtr")[-1] == 32
+    assert tokens_per_step(64, 256, "gtr")[-4:] == [32] * 4 and max(tokens_per_step(64, 256, "gtr")[:-4]) < 6
 
 
 def test_halton_spreads_the_first_tokens() -> None:

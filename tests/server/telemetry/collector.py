@@ -26,6 +26,7 @@ class ReceivedSpan:
     attributes: dict[str, Any]
     events: list[tuple[int, str, dict[str, Any]]]
     failed: bool
+    links: list[str]  #: trace ids
 
 
 @dataclass
@@ -64,6 +65,7 @@ class Collector:
                             _attributes(span.attributes),
                             events,
                             span.status.code == 2,
+                            [link.trace_id.hex() for link in span.links],
                         )
                     )
         with self._lock:

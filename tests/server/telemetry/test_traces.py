@@ -16,7 +16,7 @@ from server.launcher.embedded_valkey import EmbeddedValkey
 from server.settings import Settings
 from tests.server.conftest import fake_settings
 from tests.server.harness import Service, fluid, running_service, until
-from tests.server.telemetry.collector import Collector, collecting
+from tests.server.telemetry.collector import Collector, ReceivedSpan, collecting
 
 pytest.importorskip("opentelemetry.sdk.trace", reason="the extra otel is not installed")
 pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
@@ -148,6 +148,35 @@ def test_a_job_that_fails_over_has_a_span_of_each_attempt(
 
     # The draining worker may take the job once more before it ends.
     until(lambda: set(outcomes()) == {"requeued", "succeeded"}, seconds=60, what="both attempts")
+
+
+def test_each_line_of_a_batch_is_a_trace_linked_to_the_request(
+    valkey: EmbeddedValkey, collector: Collector, new_service: Callable[..., Service]
+) -> None:
+    """Lines of batches used to have no trace at all."""
+    trace = "7" * 32
+    service = new_service(traces_url=collector.url, traces_ratio=1.0)
+    lines = [
+        {"custom_id": f"{i}", "method": "POST", "url": "/v1/images/generations", "body": {"prompt": PROMPT, "seed": i}}
+        for i in range(3)
+    ]
+    url = f"{service.settings.base_url}/v1"
+    upload = {"file": ("in.jsonl", "\n".join(map(json.dumps, lines)))}
+    file = httpx.post(f"{url}/files", files=upload, data={"purpose": "batch"}).json()
+    body = {"input_file_id": file["id"], "endpoint": "/v1/images/generations", "completion_window": "24h"}
+    batch = httpx.post(f"{url}/batches", json=body, headers={"traceparent": f"00-{trace}-{PARENT}-01"}).json()
+
+    def of_lines() -> list[ReceivedSpan]:
+        found = [span for span in collector.spans() if span.attributes.get("fluid.batch") == batch["id"]]
+        return sorted(found, key=lambda span: span.attributes["fluid.batch.line"])
+
+    until(lambda: len(of_lines()) == 3, seconds=60, what="a span of each line")
+    assert [span.attributes["fluid.batch.line"] for span in of_lines()] == [1, 2, 3]
+    for span in of_lines():
+        assert (span.name, span.parent_id, span.links) == ("batch line", "", [trace])
+        worker = collector.trace(span.trace_id, *WORKER_SPANS)
+        assert worker["generate_content fake"].parent_id == span.span_id
+        assert worker["generate_content fake"].attributes["gen_ai.response.id"] == span.attributes["gen_ai.response.id"]
 
 
 def test_a_collector_that_fails_costs_no_request(valkey: EmbeddedValkey, new_service: Callable[..., Service]) -> None:

@@ -30,23 +30,37 @@ function haltonOrder(seed, grid) {
     return swap & 1 ? r * grid + d : d * grid + r;
   }).reverse();
 }
+/** One colour of a checkerboard after the other, each in Halton order. */
+function checkerboardOrder(seed, grid) {
+  const order = haltonOrder(seed, grid), first = orderKeys(seed, 4)[3] & 1;
+  const isFirst = (position) => (Math.floor(position / grid) + position % grid) % 2 === first;
+  return [...order.filter((position) => !isFirst(position)), ...order.filter(isFirst)];
+}
 /** Positions of the grid; the last ones are decided first. */
 function tokenOrder(kind, seed, grid) {
   if (kind === "raster") return Array.from({ length: grid * grid }, (_, i) => grid * grid - 1 - i);
   if (kind === "halton") return haltonOrder(seed, grid);
+  if (kind === "gtr") return checkerboardOrder(seed, grid);
   const keys = orderKeys(seed, grid * grid);
   return keys.map((_, position) => position).sort((one, other) => keys[one] - keys[other] || one - other);
 }
-function maskedAfter(step, steps, tokens) {
+function maskedAfter(step, steps, tokens, kind) {
   if (step < 0) return tokens;
+  if (kind === "gtr" && tokens > 1 && steps > 1) { // half of the tokens slowly, the rest in a few steps
+    const rest = Math.floor(tokens / 2);
+    const quick = Math.max(1, Math.min(4, Math.floor(steps / 8)), steps - (tokens - rest)), slow = steps - quick;
+    if (step < slow) return rest + maskedAfter(step, slow, tokens - rest);
+    return rest - Math.floor(rest * (step - slow + 1) / quick);
+  }
   if (step >= steps - 1) return 0;
   return Math.min(Math.floor(tokens * Math.cos(Math.PI / 2 * (step + 1) / steps)), tokens - 1 - step);
 }
 /** The step, from 1, in which each position of the grid is decided; 0 for those that are `kept` from a source image. */
-function stepOfEach(order, steps, kept = []) {
+function stepOfEach(order, steps, kept = [], kind = "random") {
   const left = order.filter((position) => !kept[position]), at = new Array(order.length).fill(0);
   for (let step = 0; step < steps; step++) {
-    for (let i = maskedAfter(step, steps, left.length); i < maskedAfter(step - 1, steps, left.length); i++) at[left[i]] = step + 1;
+    const [after, before] = [maskedAfter(step, steps, left.length, kind), maskedAfter(step - 1, steps, left.length, kind)];
+    for (let i = after; i < before; i++) at[left[i]] = step + 1;
   }
   return at;
 }
@@ -58,5 +72,6 @@ function planOf(model, input, index, kept) {
   if (input.order === "raster") { // kept tokens are walked over
     return { grid, steps: grid * grid, at: Array.from({ length: grid * grid }, (_, i) => kept?.[i] ? 0 : i + 1) };
   }
-  return { grid, steps, at: stepOfEach(tokenOrder(input.order ?? "random", input.seed + index, grid), steps, kept) };
+  const kind = input.order ?? "random";
+  return { grid, steps, at: stepOfEach(tokenOrder(kind, input.seed + index, grid), steps, kept, kind) };
 }
