@@ -70,7 +70,7 @@ def save_figures(result: dict[str, Any], measured: dict[str, Any], costs: Costs,
         "one Redis: from the request to the first step, workers 80 % busy",
         ("jobs a second", "milliseconds"),
         (8, 2000),
-        (1, 10_000),
+        (1, 100_000),
         [
             Line("p50, simulated", _points(arrivals, "arrivals_per_s", "waited_p50_ms"), "#06c"),
             Line("p99, simulated", _points(arrivals, "arrivals_per_s", "waited_p99_ms"), "#06c", True),
@@ -94,7 +94,7 @@ def save_figures(result: dict[str, Any], measured: dict[str, Any], costs: Costs,
         (1, 10_000),
         (1, 40_000),
         [
-            Line("cells as needed, each with a Redis of its own", ideal, "#888", True),
+            Line("as many cells as needed", ideal, "#888", True),
             Line("one Redis, simulated", _points(workers, "workers", "jobs_per_s"), "#06c"),
             Line(
                 "measured (make load)",
