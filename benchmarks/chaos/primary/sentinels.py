@@ -79,8 +79,7 @@ class Trio:
             f"port {port}", "bind 127.0.0.1", f"dir {self._folder}", f"logfile {self._folder}/sentinel{port}.log",
             f"sentinel monitor {SERVICE} 127.0.0.1 {primary.port} 2",
             f"sentinel down-after-milliseconds {SERVICE} {self._down_after_ms}",
-            f"sentinel failover-timeout {SERVICE} 9000",
-            f"sentinel parallel-syncs {SERVICE} 2",
+            f"sentinel failover-timeout {SERVICE} 9000", f"sentinel parallel-syncs {SERVICE} 2",
         )  # fmt: skip
         file.write_text("\n".join(lines) + "\n")
         return subprocesses.spawn([find_binary(), str(file), "--sentinel"], quiet=True)

@@ -128,7 +128,8 @@ def janus_config(
         norm_eps=text.get("rms_norm_eps", 1e-6), rope_base=float(text.get("rope_theta") or rope.get("rope_theta", 1e4)),
         vocabulary=vocabulary, aligner_layers=aligner_layers,
         image_head=weights.shape(f"{names['head_in']}.weight", 2)[0], tokenizer=tokenizer.config,
-        text=TextConfig("tokenizer", "tokenizer", width, MOST_TEXT), **special,
+        text=TextConfig("tokenizer", "tokenizer", width, MOST_TEXT), bos_token=special["bos_token"],
+        pad_token=special["pad_token"], boi_token=special["boi_token"],
     )  # fmt: skip
 
 
