@@ -11,7 +11,7 @@ PORT   ?= 8000
 export GOMP_SPINCOUNT ?= 10000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test test-fast test-all check format data train train-detector evaluate bench bench-peers chaos load soak bench-gate kernels gpu-first gpu-second chart lock sbom audit clean
+.PHONY: help setup demo serve test test-fast test-all check format data train train-detector evaluate bench bench-peers chaos load scaling soak bench-gate kernels gpu-first gpu-second chart lock sbom audit clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -70,11 +70,15 @@ format: $(VENV)/.dev ## generate what is generated, and rewrite the code in the 
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-data: $(VENV)/.dev ## fetch the image packages (needs npm, and apt for clip art) and render them into data/
+data: $(VENV)/.dev ## fetch the image packages (needs npm, apt) into data/; or encode yours: SOURCE=photos TOKENIZER=sd-vae DATA=data/photos
+ifdef SOURCE
+	$(BIN)/python -m model.training.latents.build $(SOURCE) --tokenizer $(TOKENIZER) --out $(or $(DATA),data/$(notdir $(basename $(SOURCE)))) $(ARGS)
+else
 	$(BIN)/python -m model.data.build
 	$(BIN)/python -m model.data.build_scenes
 	$(BIN)/python -m model.data.build_scenes --more --out data/scenes-more
 	$(BIN)/python -m model.data.build_atlas
+endif
 
 RECIPE ?= emoji-64
 TOKENIZER_DATA = data/$(if $(filter scenes%,$(RECIPE)),scenes,$(if $(filter atlas%,$(RECIPE)),atlas,$(RECIPE)))
@@ -97,6 +101,9 @@ chaos: $(VENV)/.dev ## kill, freeze and pause every process at random for MINUTE
 
 load: $(VENV)/.dev ## added latency, throughput, growth to a million jobs, noisy neighbour; the last line is JSON
 	$(BIN)/python -m benchmarks.load $(ARGS)
+
+scaling: $(VENV)/.dev ## how far one Redis goes, simulated from measured service times (ARGS=--measure); writes docs/images
+	$(BIN)/python -m benchmarks.scaling $(ARGS)
 
 soak: $(VENV)/.dev ## the service at 70 % of its capacity for MINUTES=120, and whether memory, descriptors or keys grow
 	$(BIN)/python -m benchmarks.soak --minutes $(or $(MINUTES),120) $(ARGS)

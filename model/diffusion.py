@@ -56,12 +56,15 @@ class Schedule:
     mean_xt: Tensor
     log_variance: Tensor  # of the posterior q(x_{t−1} | x_t, x_0); the first is clipped to the second
     log_beta: Tensor
+    times: Tensor | None = None  # float, what the network reads instead of `timesteps`
+    noisy: Tensor | None = None  # 1 where sampling adds noise; None: everywhere but at the last step
 
     def __len__(self) -> int:
         return len(self.timesteps)
 
     def to(self, device: torch.device | str) -> Schedule:
-        return Schedule(**{name: getattr(self, name).to(device) for name in self.__dataclass_fields__})
+        tables = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return Schedule(**{name: table.to(device) for name, table in tables.items() if table is not None})
 
 
 def make_schedule(count: int = TRAIN_STEPS) -> Schedule:

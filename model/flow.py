@@ -41,6 +41,7 @@ def flow_schedule(count: int, shift: float = 1.0) -> Schedule:
         mean_xt=ratio.float(),
         log_variance=zeros,
         log_beta=zeros,
+        noisy=zeros,
     )
 
 

@@ -44,6 +44,7 @@ class KlConfig:
     attention: bool = True  # self-attention at the encoder's coarsest width (kl16 has it, Stable Diffusion does not)
     patch: int = 1  # patch × patch neighbouring latents make one token (Fluid: 2, MAR: 1)
     scale: float = 0.2325  # latents times this have unit variance
+    tile: int = 0  # larger images are decoded in tiles of tile × tile latents, which bounds the memory; 0: whole
     discrete: ClassVar[bool] = False
 
     @property
@@ -102,6 +103,7 @@ class VqganConfig:
         channels, codebook: dimension and number of the code vectors.
         encoder_attention, decoder_attention: levels with self-attention, counted from the finest (encoder) and from
             the coarsest (decoder), as in VQModel's lists of block types.
+        unit_pixels: the network's pixels are in [0, 1], not in [-1, 1].
     """
 
     kind: Literal["vqgan"] = "vqgan"
@@ -115,6 +117,7 @@ class VqganConfig:
     decoder_attention: tuple[int, ...] = ()
     middle_attention: bool = True
     spatial_norm: bool = False  # the decoder's norms read the code vectors
+    unit_pixels: bool = False
     discrete: ClassVar[bool] = True
 
     @property

@@ -9,23 +9,19 @@ FluidError
 │   ├── InvalidRequest          400  a parameter is invalid; names it and the limit
 │   ├── JobCanceled             400  the job that this request waited for was canceled
 │   ├── InvalidApiKey           401  no key, or an unknown one
-│   ├── KeyDisabled             403
-│   ├── OriginNotAllowed        403  another site's page, or an unknown Host
+│   ├── KeyDisabled, OriginNotAllowed  403  disabled; another site's page, or an unknown Host
 │   ├── NotAcceptable           406  an unsupported image type
 │   ├── RequestTooSlow          408  the body did not arrive in time
 │   ├── BodyTooLarge            413  larger than any valid request
-│   ├── UnknownJob, UnknownModel, UnknownFile, UnknownBatch  404
-│   ├── UnknownImage            404  no such image, or not yet
+│   ├── UnknownJob, UnknownModel, UnknownFile, UnknownBatch, UnknownImage  404
 │   ├── JobExpired              410
 │   ├── KeyReused               422  the Idempotency-Key or job id of another request
 │   ├── RateLimited, QueueFull  429  too much from one key; too much from all
 │   ├── JobFailed               500
-│   ├── NoWorkers, QueueUnavailable  503  no worker is up; Redis does not respond
-│   ├── UnreadableRecord        503  another version of the service wrote it
+│   ├── NoWorkers, QueueUnavailable, NotReplicated, UnreadableRecord  503
 │   └── DeadlineExceeded        504
 ├── OperatorError               ends an operator's command
-│   ├── KeyNameRefused          `fluid keys new` with a name that the key file cannot hold
-│   ├── UnknownDeadLetter       no dead letter of this id
+│   ├── KeyNameRefused, UnknownDeadLetter
 │   ├── BatchRefused, EditRefused  a file of `fluid batch`, `edit` or `vary` cannot be used
 │   ├── ReloadRefused           a worker keeps its current checkpoint
 │   └── UnhealthyService        `fluid doctor` found something to act on
@@ -89,11 +85,8 @@ class RequestError(FluidError):
         return error_body(self.message, type=self.type, param=self.param, code=self.code)
 
     def headers(self) -> dict[str, str]:
-        return {
-            **self.always,
-            **self.extra,
-            **({} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}),
-        }
+        retry = {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
+        return {**self.always, **self.extra, **retry}
 
 
 class InvalidRequest(RequestError):
@@ -232,6 +225,13 @@ class QueueUnavailable(RequestError):
 
     def __init__(self, reason: str = "does not answer") -> None:
         super().__init__(f"The queue {reason}. Nothing was lost; try again.", retry_after_s=1)
+
+
+class NotReplicated(RequestError):
+    """Too few replicas of Redis have the request (FLUID_REPLICAS): it was not accepted. Obey `Retry-After`."""
+
+    status, type, code = 503, "server_error", "not_replicated"
+    rejection = True
 
 
 class UnreadableRecord(RequestError):

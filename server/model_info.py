@@ -29,7 +29,15 @@ class ModelInfo:
     labels: tuple[str, ...] = ()  #: of a class-conditional model: the names of class i, as "first, second, …"
     checkpoint_sha256: str = ""
     license: str = ""
+    conditions: str = ""  #: that its users must observe, beyond the licence's notice
+    source: str = ""  #: address of the publisher of imported weights
     description: str = ""
+
+    @property
+    def terms(self) -> dict[str, str]:
+        """Licence, conditions and source for an image's metadata, as far as they are known."""
+        named = {"model_license": self.license, "model_conditions": self.conditions, "model_source": self.source}
+        return {name: value for name, value in named.items() if value}
 
     @property
     def discrete(self) -> bool:

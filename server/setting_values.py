@@ -3,7 +3,7 @@
 import difflib
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import Field, field
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,21 @@ def parse(name: str, setting: "Field[Any]", text: str) -> Any:
         limits = f"at least {low}" if high is None else f"from {low} to {high}"
         raise SettingError(f"{shown} must be {limits}.")
     return value
+
+
+def read(table: Iterable["Field[Any]"], environ: Mapping[str, str], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of those settings that the environment or an override sets.
+
+    Raises:
+        SettingError: an unknown name or an invalid value.
+    """
+    known, injected = {PREFIX + each.name.upper(): each for each in table}, service_links(environ)
+    texts = {name: text for name, text in environ.items() if name.startswith(PREFIX) and name not in injected}
+    texts |= {PREFIX + name.upper(): str(value) for name, value in overrides.items() if value not in (None, "")}
+    for name in texts:
+        if name not in known:
+            raise SettingError(unknown(name, [name for name, each in known.items() if group_of(each)]))
+    return {known[name].name: parse(name, known[name], text) for name, text in texts.items()}
 
 
 def group_of(setting: "Field[Any]") -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from server.addresses import parse_host, parse_redis_url, url_host
 from server.errors import SettingError
-from server.setting_values import PREFIX, default_data_dir, group_of, parse, row_of, service_links, setting, unknown
+from server.setting_values import PREFIX, default_data_dir, group_of, read, row_of, setting
 
 _gateway = partial(setting, group="Gateway")
 _redis = partial(setting, group="Redis")
@@ -106,6 +106,16 @@ class Settings:
         "How often the embedded Valkey syncs to disk. everysec is faster, and loses up to a second of accepted jobs "
         "if the machine crashes.",
         choices=("always", "everysec"),
+    )
+    replicas: int = _redis(
+        0,
+        "Replicas of Redis that must have an accepted job on disk before its 2xx; else it gets 503 not_replicated. "
+        "Redis before 7.2 has no WAITAOF, and WAIT waits for their memory only. 0 waits for none.",
+        unit="replicas",
+        at_least=0,
+    )
+    replica_timeout_s: float = _redis(
+        2.0, "Longest wait of a request for FLUID_REPLICAS.", unit="seconds", at_least=0.05
     )
 
     max_queue: int = _jobs(
@@ -260,15 +270,7 @@ class Settings:
         Raises:
             SettingError: an unknown name or an invalid value.
         """
-        env = os.environ if environ is None else environ
-        table = {PREFIX + f.name.upper(): f for f in fields(cls)}
-        injected = service_links(env)
-        texts = {name: text for name, text in env.items() if name.startswith(PREFIX) and name not in injected}
-        texts |= {PREFIX + name.upper(): str(value) for name, value in overrides.items() if value not in (None, "")}
-        for name in texts:
-            if name not in table:
-                raise SettingError(unknown(name, [known for known, _, _ in describe()]))
-        return cls(**{table[name].name: parse(name, table[name], text) for name, text in texts.items()})
+        return cls(**read(fields(cls), os.environ if environ is None else environ, overrides))
 
     def to_env(self) -> dict[str, str]:
         """The environment variables that give a child process exactly these settings."""

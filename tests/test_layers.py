@@ -18,9 +18,9 @@ FORBIDDEN = {
     "model": {"server", "fastapi", "redis", "uvicorn", "prometheus_client"},
     "server": {"fluid_kernels", "torch", "transformers", "triton"},
 }
-#: The files of server/ that import the model: one for everything that serves, and `fluid import mar`, which converts
+#: The files of server/ that import the model: one for everything that serves, and `fluid import`, which converts
 #: weights and uses nothing of the service.
-JOINTS = {"server/worker/engine/loader.py", "server/cli/import_mar.py"}
+JOINTS = {"server/worker/engine/loader.py", "server/cli/import_weights.py"}
 #: The order of the folders, from the top down: a file imports from its own folder, and from folders on lines below it.
 #: Folders on one line do not import each other. "." stands for the files directly in the package's folder.
 ORDER = {

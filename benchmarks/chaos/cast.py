@@ -12,6 +12,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from random import Random
 from subprocess import Popen
+from typing import Any
 
 from benchmarks.chaos.clock import Clocks, find_library
 from benchmarks.chaos.disk import SmallDisk
@@ -57,11 +58,11 @@ class Cast:
         with ExitStack() as stack:
             self._start_valkey(stack)
             self.settings = Settings(
-                redis_url=self.pair.url if self.pair else self.valkey.url,
+                redis_url=self.url,
                 engine=FAKE_ENGINE, fake_step_ms=5.0, max_rows=8, lease_s=self.lease_s,
                 # Every crash costs each job on that worker an attempt, and here workers crash every few seconds.
                 max_attempts=6, snapshot_steps=8, step_timeout_s=2 * self.lease_s, drain_s=2.0,
-                result_ttl_s=86400, log_level="error",
+                result_ttl_s=86400, log_level="error", **self._further_settings(),
             )  # fmt: skip
             stack.callback(self._kill_all)
             self.gateways = {port: self._gateway(port) for port in (free_port() for _ in range(GATEWAYS))}
@@ -82,6 +83,13 @@ class Cast:
             self.pair = stack.enter_context(RedisPair(self._data_dir, env))
         else:
             self._alone = stack.enter_context(EmbeddedValkey(self._data_dir / "valkey"))
+
+    def _further_settings(self) -> dict[str, Any]:
+        return {}
+
+    @property
+    def url(self) -> str:
+        return self.pair.url if self.pair else self.valkey.url
 
     @property
     def valkey(self) -> EmbeddedValkey:

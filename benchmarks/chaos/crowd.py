@@ -28,6 +28,7 @@ class Crowd:
         self._cast, self._ledger, self._random, self._per_second = cast, ledger, random, per_second
         self._http = httpx.AsyncClient(trust_env=False, timeout=WAIT_S, limits=httpx.Limits(max_connections=None))
         self.errors = 0  # failed connections and 5xx
+        self.not_replicated = 0  # those of them that are 503 not_replicated
         self.bugs: list[str] = []  # 5xx that no fault explains
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -136,6 +137,9 @@ class Crowd:
             return None
         if response.status_code >= 500:
             self.errors += 1
+        if entry is not None and "not_replicated" in response.text:
+            self.not_replicated += 1
+            entry.allowed.add("canceled")  # by the gateway
         if response.status_code >= 500 and "internal_error" in response.text:
             self.bugs.append(f"{method} {path}: {response.status_code} {response.text[:200]}")
         return None if response.status_code >= 500 else response

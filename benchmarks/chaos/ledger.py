@@ -5,7 +5,8 @@ if a job with that label exists, the request was accepted and its job must keep 
 
 A failover to a replica that lags undoes what clients were told in the last second, by design. So what they observe in a
 `rollback` is provisional: a job that was accepted in it may disappear, and a state that was reported in it may be left.
-Images that were shown in it must still be the right ones, and everything else must hold.
+Images that were shown in it must still be the right ones, and everything else must hold. With FLUID_REPLICAS a job that
+was accepted in it may not disappear either: `Ledger(replicated=True)`.
 """
 
 from __future__ import annotations
@@ -49,9 +50,10 @@ class Submission:
     provisional: set[str] = field(default_factory=set)  # job ids that came with a 2xx in a rollback
     shown: dict[int, set[str]] = field(default_factory=lambda: defaultdict(set))  # hashes of pixels seen in a rollback
     in_rollback: Callable[[], bool] = lambda: False
+    replicated: bool = False
 
     def observe_acceptance(self, job_id: str) -> None:
-        (self.provisional if self.in_rollback() else self.accepted).add(job_id)
+        (self.provisional if self.in_rollback() and not self.replicated else self.accepted).add(job_id)
 
     def observe_missing(self, index: int) -> None:
         """Record an image that could not be fetched, if its job is known to have succeeded for good."""
@@ -87,14 +89,15 @@ class Verdict:
 class Ledger:
     """All submissions by label."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, replicated: bool = False) -> None:
         self.entries: dict[str, Submission] = {}
+        self._replicated = replicated
         self._rollbacks = 0
         self._provisional_until = 0.0
 
     def add(self, submission: Submission) -> Submission:
         submission.body["user"] = submission.label
-        submission.in_rollback = self.in_rollback
+        submission.in_rollback, submission.replicated = self.in_rollback, self._replicated
         self.entries[submission.label] = submission
         return submission
 

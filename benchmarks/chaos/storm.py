@@ -51,15 +51,15 @@ async def run(minutes: float, seed: int, lease_s: float, data_dir: Path, modes: 
             async with asyncio.TaskGroup() as group:  # a failing task ends the run
                 background_tasks = [group.create_task(each) for each in (cast.keep_alive(), redeliveries.run())]
                 try:
-                    await _wait_ready(cast)
+                    await wait_ready(cast)
                     storm = [group.create_task(each) for each in (crowd.run(stop), faults.run(stop))]
                     await _sleep_with_progress(minutes * 60)
                     stop.set()
                     await asyncio.wait(storm)
-                    await _wait_ready(cast)
+                    await wait_ready(cast)
                     settled_s = await settle(queue, SETTLE_S)
                     verdict, inconsistent = await audit(ledger, queue, cast.address)
-                    scraped = await _scrape(cast)
+                    scraped = await scrape(cast)
                 finally:
                     await background.cancel_and_wait(*background_tasks)
     result: dict[str, object] = {"minutes": minutes, "seed": seed, "lease_s": lease_s, "modes": sorted(modes)}
@@ -77,7 +77,7 @@ async def run(minutes: float, seed: int, lease_s: float, data_dir: Path, modes: 
     )
 
 
-async def _wait_ready(cast: Cast) -> None:
+async def wait_ready(cast: Cast) -> None:
     """Wait until every gateway reports that a worker is ready."""
     async with asyncio.timeout(60), httpx.AsyncClient(trust_env=False) as http:
         for port in cast.gateways:
@@ -101,7 +101,7 @@ async def _sleep_with_progress(seconds: float) -> None:
             bar.update(round(seconds - max(0.0, end - time.monotonic())) - bar.n)
 
 
-async def _scrape(cast: Cast) -> str:
+async def scrape(cast: Cast) -> str:
     """Fetch /metrics, after the workers' last figures have arrived with their heartbeats."""
     await asyncio.sleep(2 * HEARTBEAT_S)
     async with httpx.AsyncClient(trust_env=False) as http:

@@ -1,4 +1,4 @@
-"""The service under load: Valkey, one gateway and workers with the fake engine, each a real process."""
+"""The service under load: Valkey, gateways and workers with the fake engine, each a real process."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import os
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,22 +30,28 @@ class Service:
     """The running processes by role, with a client of the queue."""
 
     settings: Settings
-    gateway: Popen[bytes]
+    gateways: list[Popen[bytes]]
+    ports: list[int]  #: of the gateways
     workers: list[Popen[bytes]]
     valkey: Popen[bytes]
     queue: JobQueue
 
+    @property
+    def gateway(self) -> Popen[bytes]:
+        """The first gateway, on the port of the settings."""
+        return self.gateways[0]
+
     def cpu_s(self) -> dict[str, float]:
-        """Return the processor time used so far in seconds, by role; workers are summed."""
+        """Return the processor time used so far in seconds, by role; gateways and workers are summed."""
         return {
-            "gateway": cpu_s(self.gateway.pid),
+            "gateway": sum(cpu_s(gateway.pid) for gateway in self.gateways),
             "worker": sum(cpu_s(worker.pid) for worker in self.workers),
             "valkey": cpu_s(self.valkey.pid),
         }
 
 
 @asynccontextmanager
-async def service(workers: int, **settings: Any) -> AsyncIterator[Service]:
+async def service(workers: int, gateways: int = 1, **settings: Any) -> AsyncIterator[Service]:
     """Start the service, yield it once every worker is ready, and stop it at the end."""
     with tempfile.TemporaryDirectory(prefix="fluid-load-") as folder, EmbeddedValkey(Path(folder)) as valkey:
         chosen = Settings(
@@ -56,23 +62,28 @@ async def service(workers: int, **settings: Any) -> AsyncIterator[Service]:
             **{"max_queue": 1_000_000, **settings},
         )
         env = {k: v for k, v in os.environ.items() if not k.startswith("FLUID_")} | chosen.to_env()
-        roles = ["gateway"] + ["worker"] * workers
-        running = [subprocesses.spawn([sys.executable, "-m", "server.cli", role], env=env) for role in roles]
+        ports = [chosen.port, *(free_port() for _ in range(gateways - 1))]
+        roles = [*(("gateway", "--port", str(port)) for port in ports), *[("worker",)] * workers]
+        running = [subprocesses.spawn([sys.executable, "-m", "server.cli", *role], env=env) for role in roles]
         try:
             async with connect(valkey.url, SOCKET_TIMEOUT_S) as redis:
-                await _ready(Registry(redis, chosen.namespace), chosen.port, workers)
+                await _ready(Registry(redis, chosen.namespace), ports, workers)
                 if valkey.process is None:
                     raise RuntimeError("Valkey exited unexpectedly; see the log in its data folder.")
-                yield Service(chosen, running[0], running[1:], valkey.process, JobQueue(redis, chosen))
+                queue = JobQueue(redis, chosen)
+                yield Service(chosen, running[:gateways], ports, running[gateways:], valkey.process, queue)
         finally:
             for process in running:
                 await subprocesses.stop_async(process, grace_s=10)
 
 
-async def _ready(registry: Registry, port: int, workers: int) -> None:
+async def _ready(registry: Registry, ports: Sequence[int], workers: int) -> None:
     async with asyncio.timeout(START_S):
-        while sum(worker.ready for worker in await registry.workers()) < workers or not await _listens(port):
+        while sum(worker.ready for worker in await registry.workers()) < workers:
             await asyncio.sleep(0.05)
+        for port in ports:
+            while not await _listens(port):
+                await asyncio.sleep(0.05)
 
 
 async def _listens(port: int) -> bool:

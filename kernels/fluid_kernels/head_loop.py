@@ -31,6 +31,7 @@ from fluid_kernels.transfers import send
 
 TRAIN_STEPS = 1000  # T, the chain that was trained; the noise that sampling starts from is that of "timestep" T
 LN_EPS = 1e-6
+POST_LN_EPS = 1e-5  # of the norm behind a block's MLP, in heads that have one (NOVA)
 # x0 = (x − √(1 − ᾱ)·eps)/√ᾱ divides by 5e-5 at the first step of a chain, which magnifies bfloat16's rounding of eps
 # there 316 times. Steps that would magnify an error more than this are computed in float32.
 MAGNIFIED = 8.0
@@ -54,6 +55,8 @@ class HeadWeights:
     final_modulation_bias: Tensor  # (2W,)
     out: Tensor  # (O, W)
     out_bias: Tensor  # (O,)
+    post_weight: Tensor | None = None  # (L, W) of the norm behind the MLP; None: there is none
+    post_bias: Tensor | None = None  # (L, W)
 
     @classmethod
     def from_head(cls, head: nn.Module, dtype: torch.dtype = torch.float32) -> HeadWeights:
@@ -64,6 +67,11 @@ class HeadWeights:
         def stacked(name: str) -> Tensor:
             return torch.stack([state[f"blocks.{i}.{name}"] for i in range(depth)])
 
+        post = "blocks.0.post_norm.weight" in state
+        if post:  # the norm in front of the MLP has no weights then
+            for i in range(depth):
+                state[f"blocks.{i}.norm.weight"] = torch.ones_like(state["token_in.bias"])
+                state[f"blocks.{i}.norm.bias"] = torch.zeros_like(state["token_in.bias"])
         return cls(
             token_in=state["token_in.weight"], token_in_bias=state["token_in.bias"],
             norm_weight=stacked("norm.weight"), norm_bias=stacked("norm.bias"),
@@ -72,6 +80,8 @@ class HeadWeights:
             modulation=stacked("modulation.weight"), modulation_bias=stacked("modulation.bias"),
             final_modulation=state["final_modulation.weight"], final_modulation_bias=state["final_modulation.bias"],
             out=state["out.weight"], out_bias=state["out.bias"],
+            post_weight=stacked("post_norm.weight") if post else None,
+            post_bias=stacked("post_norm.bias") if post else None,
         )  # fmt: skip
 
     @property
@@ -96,12 +106,13 @@ class ChainFacts:
 
     steps: int
     magnifies: bool  # its first step magnifies errors of an eps prediction more than MAGNIFIED times
+    eps_as_v: bool = False  # an eps prediction whose division is in the tables of the rule for "v", so a > 1
 
     @classmethod
     def of(cls, steps: int, coefficients: Tensor) -> ChainFacts:
         """coefficients: (K, 7) of the chain, on the host."""
         a, b, mean_x0 = coefficients[steps - 1, :3].tolist()
-        return cls(steps, mean_x0 * b / a >= MAGNIFIED)
+        return cls(steps, mean_x0 * b / min(a, 1.0) >= MAGNIFIED, a > 1)
 
 
 @dataclass(frozen=True)
@@ -110,6 +121,7 @@ class RowFacts:
 
     steps: list[int]  # of each row's chain, descending
     magnifies: list[bool]
+    eps_as_v: bool
     guided: list[int]  # Rows.guided
 
 
@@ -173,7 +185,7 @@ def facts(rows: Rows, chains: Chains) -> RowFacts:
     if known is None:
         tables = chains.coefficients.cpu()
         known = tuple(ChainFacts.of(*each) for each in zip(chains.steps.tolist(), tables, strict=True))
-    found = RowFacts([known[i].steps for i in chain], [known[i].magnifies for i in chain], guided)
+    found = RowFacts([known[i].steps for i in chain], [known[i].magnifies for i in chain], known[0].eps_as_v, guided)
     if any(a < b for a, b in pairwise(found.steps)) or any(a >= b for a, b in pairwise(guided)):
         raise ValueError("rows must come with the most steps first, and guided rows ascending")
     return found
@@ -221,7 +233,10 @@ def evaluate_ref(w: HeadWeights, x: Tensor, y: Tensor) -> Tensor:
     for i in range(w.depth):
         shift, scale, gate = F.linear(y, w.modulation[i], w.modulation_bias[i]).chunk(3, -1)
         n = F.layer_norm(h, (w.width,), w.norm_weight[i], w.norm_bias[i], LN_EPS) * (1 + scale) + shift
-        h = h + gate * F.linear(F.silu(F.linear(n, w.up[i], w.up_bias[i])), w.down[i], w.down_bias[i])
+        n = F.linear(F.silu(F.linear(n, w.up[i], w.up_bias[i])), w.down[i], w.down_bias[i])
+        if w.post_weight is not None and w.post_bias is not None:
+            n = F.layer_norm(n, (w.width,), w.post_weight[i], w.post_bias[i], POST_LN_EPS)
+        h = h + gate * n
     shift, scale = F.linear(y, w.final_modulation, w.final_modulation_bias).chunk(2, -1)
     return F.linear(F.layer_norm(h, (w.width,), eps=LN_EPS) * (1 + scale) + shift, w.out, w.out_bias)
 

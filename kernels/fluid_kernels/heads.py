@@ -53,6 +53,12 @@ def make_head(weights: HeadWeights, dtype: torch.dtype, path: str = "auto") -> H
         HeadPathError: the path is unknown or cannot run on this device.
     """
     chosen = choose_path(path, weights.up.device)
+    if weights.post_weight is not None and chosen != "torch":
+        if path != "auto":
+            raise HeadPathError(
+                f"kernels {path!r} have no norm behind a block's MLP, as NOVA's head has; use auto or torch"
+            )
+        chosen = "torch"
     if chosen == "torch":
         return TorchHead(weights, dtype)
     if chosen == "triton":

@@ -1,29 +1,24 @@
 """Convert official MAR weights (a torch .pth, or the safetensors mirror) to a checkpoint folder.
 
-    fluid import mar checkpoint-last.pth mar-b            with the autoencoder kl16.ckpt beside it
-    fluid import mar mar-large.safetensors mar-l --vae kl16.safetensors
+    fluid import checkpoint-last.pth mar-b            with the autoencoder kl16.ckpt beside it
+    fluid import mar-large.safetensors mar-l --vae kl16.safetensors
 
 Sizes are read from the shapes of the tensors. Every tensor must fit and none may be left over, so a truncated file, or
-one of another model, is an error that names the first key that does not fit. The folder appears only
-once it is complete.
+one of another model, is an error that names the first key that does not fit.
 """
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from model.checkpoint import CheckpointError, save_checkpoint
 from model.config import KlConfig, MarConfig
-from model.conversion.foreign_weights import ForeignWeights, read_foreign_weights
+from model.conversion.foreign_weights import ForeignWeights, read_foreign_weights, tensor_names
 from model.conversion.ldm_names import ldm_name
+from model.conversion.options import Licence, Options
 from model.inference.prompts import imagenet_labels
 from model.networks.autoencoders.kl_tokenizer import KlTokenizer
 from model.networks.mar import Mar
@@ -33,6 +28,8 @@ HEADS = {768: 12, 1024: 16, 1280: 16}
 NAMES = {768: "mar-b", 1024: "mar-l", 1280: "mar-h"}
 # Width -> guidance scale of the paper's evaluations, with the linear schedule (Appendix B of arXiv 2406.11838).
 GUIDANCE = {768: 2.9, 1024: 3.0, 1280: 3.2}
+LOOKS_FOR = "an official .pth or .safetensors file of MAR, with the tensor diffloss.net.input_proj.weight"
+LICENCE = Licence("MIT", "https://github.com/LTH14/mar")
 VAE_NAMES = ("kl16.ckpt", "kl16.safetensors")
 
 BLOCK = {
@@ -150,7 +147,11 @@ def read_kl(file: Path) -> KlTokenizer:
     Raises:
         CheckpointError: the file is not an autoencoder; the message names the first key or shape that does not fit.
     """
-    source = read_foreign_weights(file, "model", "state_dict")
+    return kl_from(read_foreign_weights(file, "model", "state_dict"))
+
+
+def kl_from(source: ForeignWeights) -> KlTokenizer:
+    """The same, of weights that are read."""
     tokenizer = KlTokenizer(kl_config(source))
     levels = len(tokenizer.config.widths)
     for key, own in tokenizer.vae.state_dict().items():
@@ -184,8 +185,7 @@ def about(model: Mar) -> dict[str, Any]:
     return {
         "name": NAMES.get(width, f"mar-{width}"),
         "description": "MAR, class-conditional on ImageNet at 256 px (Li et al. 2024, arXiv 2406.11838)",
-        "license": "MIT",
-        "source": "https://github.com/LTH14/mar",
+        **LICENCE.about(),
         "data": {"name": "ImageNet-1k", "url": "https://image-net.org"},
         "labels": imagenet_labels() if classes == 1000 else [f"class {i}" for i in range(classes)],
         "sampling": {
@@ -201,43 +201,23 @@ def about(model: Mar) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def import_mar(
-    source: Path, target: Path, vae: Path | None = None, heads: int | None = None, dtype: torch.dtype = torch.float32,
-    report: Callable[[str], None] = print,
-) -> Path:  # fmt: skip
-    """Convert `source` to the checkpoint folder `target`, which must not exist; return `target`.
+def recognises(source: Path) -> bool:
+    """True for a file with the parameters of MAR's diffusion head."""
+    return source.is_file() and "diffloss.net.input_proj.weight" in tensor_names(source, "model_ema")
 
-    Args:
-        vae: file of the autoencoder; default: the one found beside `source`.
-        heads: attention heads; default: those of the released model of this width.
-        dtype: type in which the weights are stored.
-        report: called with one line per stage.
+
+def convert(source: Path, folder: Path, options: Options) -> str:
+    """Write the checkpoint of an official file into `folder`; return a prompt to try it with.
 
     Raises:
-        CheckpointError, ConfigError: something does not fit; `target` is not created.
+        CheckpointError, ConfigError: something does not fit.
     """
-    if target.exists():
-        raise CheckpointError(f"{target} exists already; choose another name or remove it first")
-    with _all_or_nothing(target) as folder:
-        vae = vae or find_vae(source)
-        report(f"reading the autoencoder {vae}")
-        tokenizer = read_kl(vae)
-        report(f"reading the model {source}")
-        model = read_mar(source, tokenizer.config, heads)
-        size = sum(p.numel() for p in (*model.parameters(), *tokenizer.parameters()))
-        report(f"writing {target}: {about(model)['name']}, {size / 1e6:.1f}M parameters with the autoencoder")
-        save_checkpoint(folder, model, tokenizer, about(model), dtype)
-    return target
-
-
-@contextmanager
-def _all_or_nothing(target: Path) -> Iterator[Path]:
-    """Yield a folder beside `target`; rename it to `target` at the end, or delete it if there was an exception."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        yield folder
-        folder.chmod(0o755)  # mkdtemp makes it private to the user
-        folder.rename(target)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    vae = options.vae or find_vae(source)
+    options.report(f"reading the autoencoder {vae}")
+    tokenizer = read_kl(vae)
+    options.report(f"reading the model {source}")
+    model = read_mar(source, tokenizer.config, options.heads)
+    size = sum(p.numel() for p in (*model.parameters(), *tokenizer.parameters()))
+    options.report(f"writing {about(model)['name']}, {size / 1e6:.1f}M parameters with the autoencoder")
+    save_checkpoint(folder, model, tokenizer, about(model), options.dtype)
+    return "golden retriever"

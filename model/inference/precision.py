@@ -14,7 +14,7 @@ from torch import nn
 from fluid_kernels.ops.linear import PackedLinear, native_bfloat16
 from model.checkpoint import CheckpointError
 from model.networks.autoregressive_model import AutoregressiveModel
-from model.networks.layers.blocks import Attention, Mlp, SelfBlock
+from model.networks.layers.blocks import Attention, Mlp, PostNormBlock, SelfBlock
 from model.networks.transformer import Block
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -49,6 +49,8 @@ def autocast(device: torch.device) -> torch.autocast:
 def pack(model: AutoregressiveModel, dtype: torch.dtype, fuse: bool | None = None, triton: bool = False) -> None:
     """Replace the backbone's linear layers by packed ones, in place, for inference only; float32 leaves it as it is.
 
+    A layer with an attribute `unpacked` stays as it is: convolutions, or the residual stream, follow it.
+
     The head's loop packs its own weights (fluid_kernels/loops/torch_loop.py).
 
     Args:
@@ -61,8 +63,8 @@ def pack(model: AutoregressiveModel, dtype: torch.dtype, fuse: bool | None = Non
     if next(model.parameters()).device.type != "cpu" if fuse is None else fuse:
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False  # sums stay float32
         for module in list(model.backbone.modules()):
-            if isinstance(module, SelfBlock | Block):
-                _fuse(module.attn if isinstance(module, SelfBlock) else module.self_attn, dtype)
+            if isinstance(module, SelfBlock | PostNormBlock | Block):
+                _fuse(module.self_attn if isinstance(module, Block) else module.attn, dtype)
     for module in list(model.backbone.modules()):
         if isinstance(module, Mlp) and isinstance(module[0], nn.Linear) and isinstance(module[1], nn.GELU):
             activation = "gelu_tanh" if module[1].approximate == "tanh" else "gelu_erf"
@@ -70,7 +72,7 @@ def pack(model: AutoregressiveModel, dtype: torch.dtype, fuse: bool | None = Non
             module[1] = nn.Identity()  # the activation runs inside the product before it
     for module in list(model.backbone.modules()):
         for name, child in module.named_children():
-            if isinstance(child, nn.Linear) and child.in_features >= PACKED_FROM:
+            if isinstance(child, nn.Linear) and child.in_features >= PACKED_FROM and not hasattr(child, "unpacked"):
                 setattr(module, name, PackedLinear(child.weight, child.bias, dtype))
     if triton:
         model.backbone.fused = dtype  # type: ignore[assignment]

@@ -30,7 +30,7 @@ class ServingEngine:
         self, checkpoint: Checkpoint, max_rows: int, dtype: torch.dtype = torch.float32, kernels: str = "auto"
     ):
         self.checkpoint, self.max_rows, self.dtype = checkpoint, max_rows, dtype
-        conditioner = build_conditioner(checkpoint.model, checkpoint.about)
+        conditioner = build_conditioner(checkpoint.model, checkpoint.about, checkpoint.folder)
         try:
             device = next(checkpoint.model.parameters()).device
             shards = getattr(checkpoint.model.backbone, "shards", 1)
@@ -178,6 +178,8 @@ class ServingEngine:
             "styles": about.get("styles", []),
             "checkpoint_sha256": self.checkpoint.sha256,
             "license": about.get("license", "Apache-2.0"),
+            "conditions": about.get("conditions", ""),
+            "source": about.get("source", ""),
             "description": about.get("description", ""),
         }  # fmt: skip
 

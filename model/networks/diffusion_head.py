@@ -3,7 +3,7 @@
 MAR (arXiv 2406.11838) section 3.2 and SimpleMLPAdaLN of its code; Fluid keeps it with 6 blocks. Per residual block
 
     shift, scale, gate = Linear(silu(y))           y = time_embed(t) + cond_embed(z)
-    x = x + gate · Linear(silu(Linear(LN(x)·(1 + scale) + shift)))
+    x = x + gate · Linear(silu(Linear(LN(x)·(1 + scale) + shift)))       NOVA: LN(Linear(…)), and z through an MLP
 
 Whatever depends on t and z but not on x can be computed ahead of the sampling loop: hence the split into `embed_time`,
 `embed_condition` and `denoise`.
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fluid_kernels.head_loop import POST_LN_EPS
 from model.config import ModelConfig
 
 FREQUENCIES = 256  # channels of the sinusoidal time embedding
@@ -34,16 +35,18 @@ def timestep_features(t: Tensor) -> Tensor:
 class HeadBlock(nn.Module):
     """One AdaLN residual block; see the module's formula."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, post_norm: bool = False):
+        """post_norm: the norm with weights is behind the MLP (NOVA), not in front of it."""
         super().__init__()
-        self.norm = nn.LayerNorm(width, 1e-6)
+        self.norm = nn.LayerNorm(width, 1e-6, elementwise_affine=not post_norm)
+        self.post_norm = nn.LayerNorm(width, POST_LN_EPS) if post_norm else nn.Identity()
         self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.modulation = nn.Linear(width, 3 * width)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """x (M, W), y = silu(time + condition) (M, W) -> (M, W)."""
         shift, scale, gate = self.modulation(y).chunk(3, -1)  # (M, W) each
-        return x + gate * self.mlp(self.norm(x) * (1 + scale) + shift)
+        return x + gate * self.post_norm(self.mlp(self.norm(x) * (1 + scale) + shift))
 
 
 class DiffusionHead(nn.Module):
@@ -51,12 +54,13 @@ class DiffusionHead(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        width = config.head_width
-        self.flow_shift = config.flow_shift if config.prediction == "flow" else None  # None: not a flow
+        width, self.config = config.head_width, config
         self.time = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
-        self.condition = nn.Linear(config.width, width)
+        self.condition: nn.Module = nn.Linear(config.width, width)
+        if config.post_norm_head:
+            self.condition = nn.Sequential(nn.Linear(config.width, width), nn.SiLU(), nn.Linear(width, width))
         self.token_in = nn.Linear(config.channels, width)
-        self.blocks = nn.ModuleList(HeadBlock(width) for _ in range(config.head_depth))
+        self.blocks = nn.ModuleList(HeadBlock(width, config.post_norm_head) for _ in range(config.head_depth))
         self.final_norm = nn.LayerNorm(width, 1e-6, elementwise_affine=False)
         self.final_modulation = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, config.head_out)
@@ -77,7 +81,8 @@ class DiffusionHead(nn.Module):
 
     def embed_condition(self, z: Tensor) -> Tensor:
         """(M, D) z -> (M, W). Once per token, for all its diffusion steps."""
-        return self.condition(z)
+        embedded: Tensor = self.condition(z)
+        return embedded
 
     def denoise(self, x: Tensor, y: Tensor) -> Tensor:
         """(M, C) noisy tokens and y = time + condition (M, W) -> (M, C or 2C)."""

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from model.config import MarConfig
 from model.networks.autoregressive_model import AutoregressiveModel
 from model.networks.layers.blocks import LN_EPS, SelfBlock
+from model.networks.layers.packing import pack_known, unpack_known
 from model.networks.layers.residual import residual
 
 
@@ -105,39 +106,15 @@ class MarBackbone(nn.Module):
         # Normalised after the position has been added, buffer included.
         x = self.norm_in(x + self.encoder_pos)
         present = torch.cat([known.new_ones(len(known), self.config.buffer), known], 1)  # (B, P)
-        x, place, real = _pack(x, present, None if most_known is None else self.config.buffer + most_known)
+        x, place, real = pack_known(x, present, None if most_known is None else self.config.buffer + most_known)
         stream = residual(x, self.fused)
         for block in self.encoder:
             block.advance(stream, real)  # type: ignore[operator]  # ModuleList does not know its modules' type
         x = self.decoder_in(stream.normed(self.encoder_norm))  # (B, K, D)
-        stream = residual(_unpack(x, place, present, self.mask_token) + self.decoder_pos, self.fused)
+        stream = residual(unpack_known(x, place, present, self.mask_token) + self.decoder_pos, self.fused)
         for block in self.decoder:
             block.advance(stream, None)  # type: ignore[operator]
         return stream.normed(self.decoder_norm, last=True)[:, self.config.buffer :] + self.pos_out  # (B, N, D)
-
-
-def _pack(x: Tensor, present: Tensor, longest: int | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Move present positions to the front of each row, and cut at `longest` or at the fullest row.
-
-    Rows of one batch are at different steps, so they have different numbers of known tokens; shorter rows are padded,
-    and attention must not see the padding.
-
-    Returns:
-        (B, K, D) packed; (B, K) the position each entry came from; (B, K) bool, False on padding, or None without any.
-    """
-    count = present.sum(1)  # (B,)
-    counted = longest is None
-    longest = int(count.max()) if longest is None else longest
-    place = present.byte().argsort(dim=1, descending=True, stable=True)[:, :longest]  # (B, K)
-    packed = x.gather(1, place[..., None].expand(-1, -1, x.shape[-1]))
-    real = torch.arange(longest, device=x.device) < count[:, None]
-    return packed, place, None if counted and bool(real.all()) else real
-
-
-def _unpack(x: Tensor, place: Tensor, present: Tensor, filling: Tensor) -> Tensor:
-    """Inverse of `_pack`: (B, K, D) back to (B, P, D), with `filling` (D,) where nothing is present."""
-    spread = x.new_zeros(*present.shape, x.shape[-1]).scatter(1, place[..., None].expand_as(x), x)
-    return torch.where(present[..., None], spread, filling)  # padding landed on absent positions: overwritten here
 
 
 class Mar(AutoregressiveModel):

@@ -10,7 +10,7 @@ import hashlib
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -47,12 +47,22 @@ class TransformersEncoder(nn.Module):
         from transformers import AutoConfig, AutoModel, AutoTokenizer, T5EncoderModel
         from transformers.utils import logging
 
+        logging.set_verbosity_error()  # a language model's output layer is left out, which is no fault
         logging.disable_progress_bar()  # loading takes 0.01 s, and the bar would land in a worker's log
         self.config = config
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        pipeline, words = Path(folder), folder
+        if (pipeline / "text_encoder").is_dir():  # a folder of diffusers
+            folder, words = str(pipeline / "text_encoder"), str(pipeline / "tokenizer")
+        self.tokenizer = AutoTokenizer.from_pretrained(words)
+        if self.tokenizer.pad_token is None:  # of a causal encoder, which never attends to padding
+            self.tokenizer.pad_token = self.tokenizer.eos_token
         is_t5 = AutoConfig.from_pretrained(folder).model_type in ("t5", "umt5")
         loader = T5EncoderModel if is_t5 else AutoModel
-        self.encoder = loader.from_pretrained(folder, dtype=dtype).eval().requires_grad_(False)
+        loaded: Any = loader.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+        encoder, found = loaded
+        if missing := sorted(found["missing_keys"]):
+            raise ConfigError(f"text encoder {config.name!r} lacks {missing[0]!r}; download its folder again")
+        self.encoder = encoder.eval().requires_grad_(False)
         width = self.encoder.config.hidden_size
         if width != config.dim:
             raise ConfigError(f"text encoder {config.name!r} is {width} wide, the checkpoint expects {config.dim}")

@@ -91,8 +91,12 @@ async def examine(settings: Settings, queue: JobQueue, registry: Registry) -> As
     try:
         for finding in _redis(await queue.redis.info()):
             yield finding
-        for problem in await find_problems(queue.redis, queue.keys.probe):
+        problems = await find_problems(queue.redis, queue.keys.probe, queue.replicated)
+        for problem in problems:
             yield Finding(Level.FAIL if problem.severe else Level.WARN, problem.text, problem.remedy)
+        if (wanted := queue.replicated.replicas) and not any("FLUID_REPLICAS" in each.text for each in problems):
+            replicas = "a replica" if wanted == 1 else f"{wanted} replicas"
+            yield Finding(Level.OK, f"every accepted job is on the disk of {replicas} before its 2xx (WAITAOF)")
         if (await read_config(queue.redis)).get("appendfsync") == "always":
             yield Finding(Level.OK, "every accepted job is on disk before its 2xx (appendfsync always)")
         async for finding in _service(queue, registry):

@@ -105,7 +105,7 @@ def _generate(settings: Settings, request: ImageRequest, out: Path, like: Mappin
 def _save(pixels: bytes, job: JobInput, index: int, info: ModelInfo, out: Path) -> Path:
     path = numbered(out, index, job.n)
     path.parent.mkdir(parents=True, exist_ok=True)
-    metadata = make_recipe(job, index, info.checkpoint_sha256)
+    metadata = make_recipe(job, index, info.checkpoint_sha256, info.terms)
     size = (job.width, job.height)
     path.write_bytes(encode(pixels, size, job.output_format, job.output_compression, metadata))
     return path

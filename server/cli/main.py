@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 #: `run(settings, args)` for each.
 COMMANDS = {
     "demo": "demo", "generate": "generate", "serve": "serve", "gateway": "serve", "worker": "serve",
-    "batch": "batch", "edit": "edit", "vary": "edit", "import": "import_mar",
+    "batch": "batch", "eval": "evaluation.command", "edit": "edit", "vary": "edit", "import": "import_weights",
     "doctor": "doctor", "dlq": "operations", "keys": "operations", "reload": "operations",
 }  # fmt: skip
 

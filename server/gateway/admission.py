@@ -4,12 +4,14 @@ import logging
 import math
 import re
 import time
+from contextlib import suppress
 from dataclasses import replace
 from typing import Annotated
 
 from fastapi import Header, Request
+from redis.exceptions import RedisError
 
-from server.errors import InvalidRequest, QueueFull
+from server.errors import InvalidRequest, JobExpired, NotReplicated, QueueFull, UnknownJob
 from server.gateway.api_keys import Caller
 from server.gateway.dependencies import Services
 from server.jobs import PRIORITIES, JobInput, new_job_id
@@ -59,11 +61,13 @@ def submission_of(
     return Submission(job_id or new_job_id(), job, kind, key, fingerprint, follow_events, caller.max_jobs, source)
 
 
-async def accept(services: Services, submission: Submission) -> Accepted:
-    """Queue the job, or find the one that the same request created before.
+async def accept(services: Services, submission: Submission, *, named: bool = False) -> Accepted:
+    """Queue the job, or find the one that the same request created before. `named`: the caller chose the job's id.
 
     Raises:
         QueueFull: too many jobs wait; Retry-After is an estimate of when the queue has room.
+        NotReplicated: too few replicas of Redis have the job (FLUID_REPLICAS); it was canceled, unless the caller can
+            repeat the request with its id or Idempotency-Key.
         KeyReused, JobExpired, RateLimited: see JobQueue.enqueue.
     """
     job, span, began = submission.job, current.get(), time.time()
@@ -75,6 +79,15 @@ async def accept(services: Services, submission: Submission) -> Accepted:
         queue_s = await services.fleet.eta_s(job.model, await services.queue.backlog(job.model))
         retry_s = MAX_RETRY_AFTER_S if queue_s is None else math.ceil(queue_s * DRAINED_SHARE)
         raise QueueFull(error.message, retry_after_s=min(max(1, retry_s), MAX_RETRY_AFTER_S)) from error
+    except NotReplicated as error:
+        if submission.key or named:
+            name = "id" if named else "Idempotency-Key"
+            outcome = f"Repeat the request with its {name}, which finds its job if there is one."
+        else:
+            with suppress(RedisError, UnknownJob, JobExpired):
+                await services.queue.cancel(submission.job_id)
+            outcome = "Its job was canceled; try again."
+        raise NotReplicated(f"{error.message} {outcome}", retry_after_s=error.retry_after_s) from error
     if span is not None:
         span.child("enqueue", began, time.time(), {})
         span.set(request_attributes(accepted.job_id, job))

@@ -49,7 +49,7 @@ async def watch_redis(queue: JobQueue) -> None:
     told: set[str] = set()
     while True:
         try:
-            problems = await find_problems(queue.redis, queue.keys.probe)
+            problems = await find_problems(queue.redis, queue.keys.probe, queue.replicated)
             queue.set_maxmemory(await read_maxmemory(queue.redis))
         except RedisError as error:
             meaning, remedy = explain(error)

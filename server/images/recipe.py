@@ -72,8 +72,14 @@ def served_checkpoint_warnings(recipe: Mapping[str, Any], models: list[dict[str,
     return []
 
 
-def make_recipe(job: JobInput, index: int, checkpoint_sha256: str) -> dict[str, Any]:
-    """Everything needed to generate image `index` of a job again, for its file. An edit also needs its source image."""
+def make_recipe(
+    job: JobInput, index: int, checkpoint_sha256: str, terms: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Everything needed to generate image `index` of a job again, for its file. An edit also needs its source image.
+
+    Args:
+        terms: the model's licence, see ModelInfo.terms.
+    """
     started_from = {} if job.edit is None else {job.edit.kind: job.edit.recipe()}
     return {
         **started_from,
@@ -85,5 +91,6 @@ def make_recipe(job: JobInput, index: int, checkpoint_sha256: str) -> dict[str, 
         **shallow(job.sampling),
         "model": job.model,
         "checkpoint_sha256": checkpoint_sha256,
+        **(terms or {}),
         "software": f"fluid-serve {__version__}",
     }

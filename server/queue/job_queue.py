@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from server.errors import JobExpired, KeyReused, QueueFull, RateLimited, RequestError, UnknownJob
+from server.errors import JobExpired, KeyReused, NotReplicated, QueueFull, RateLimited, RequestError, UnknownJob
 from server.jobs import JobInput, JobRecord, JobState, Output
 from server.queue import source_images
 from server.queue.redis_client import Client, read_hash
@@ -80,12 +80,15 @@ class JobQueue(QueueConnection):
         Raises:
             QueueFull, RateLimited: too many jobs wait. KeyReused: the id or key is that of another request.
             JobExpired: the job of this id ended and was deleted.
+            NotReplicated: too few replicas of Redis have it; the job may exist, and the same call finds it.
         """
         if submission.source is None:
             return await self._enqueue(submission)
         await source_images.store(self, submission.job_id, submission.source)
         try:
             accepted = await self._enqueue(submission)
+        except NotReplicated:  # the job may exist
+            raise
         except RequestError:
             await source_images.delete(self, submission.job_id)
             raise
@@ -119,9 +122,11 @@ class JobQueue(QueueConnection):
             "source_bytes": source_bytes or None,
             "limits": {**self.limits, **self.memory_limits, "max_jobs": submission.max_jobs},
         }
-        answer, value, created_at = await self.run("enqueue", args)
+        answer, value, created_at = await self.run("enqueue", args, replicated=True)
         if (refusal := self._refusal(answer, value, submission)) is not None:
             raise refusal
+        if answer == "no_source":
+            raise NotReplicated("A failover of Redis lost the request's image.", retry_after_s=1)
         if answer == "gone":
             raise JobExpired(f"Job {value} has ended and was deleted; choose another id.")
         if answer in ("differs", "taken"):

@@ -28,6 +28,7 @@ from server.background import RepeatedFailure
 from server.errors import ConfigError, SettingError, UnreadableRecord
 from server.queue.connection.pipeline import ServiceRedis
 from server.queue.connection.pool import WaitingPool
+from server.queue.connection.replication import Confirmation, ReplicatedWrites
 from server.queue.connection.retry import ReconnectingRetry, causes
 from server.queue.connection.sentinel import connect_by_sentinel
 
@@ -114,8 +115,8 @@ class Problem:
     severe: bool = True
 
 
-async def find_problems(redis: Client, probe_key: str) -> list[Problem]:
-    """Write a key, and read the settings of persistence and memory.
+async def find_problems(redis: Client, probe_key: str, replicated: ReplicatedWrites | None = None) -> list[Problem]:
+    """Write a key, wait for the replicas that should have it, and read the settings of persistence and memory.
 
     Raises:
         RedisError: Redis does not answer at all.
@@ -126,7 +127,27 @@ async def find_problems(redis: Client, probe_key: str) -> list[Problem]:
     except ResponseError as error:
         meaning, remedy = explain(error)
         found.append(Problem(f"writes fail: the queue {meaning} ({error})", remedy))
+    else:
+        if replicated is not None and replicated.replicas:
+            found += replication_problems(replicated.replicas, await replicated.probe())
     return [*found, *config_problems(await read_config(redis))]
+
+
+def replication_problems(wanted: int, confirmed: Confirmation) -> Iterator[Problem]:
+    """Yield why no request is accepted with FLUID_REPLICAS, or why it promises less than it could."""
+    if confirmed.trouble:
+        yield Problem(f"no request is accepted (FLUID_REPLICAS): {confirmed.trouble}", "CONFIG SET appendonly yes.")
+    elif confirmed.replicas < wanted:
+        yield Problem(
+            f"no request is accepted: {confirmed.replicas} of {wanted} replicas confirm writes (FLUID_REPLICAS)",
+            "Start replicas, each with appendonly yes and appendfsync always.",
+        )
+    if not confirmed.on_disk:
+        yield Problem(
+            "Redis has no WAITAOF: FLUID_REPLICAS waits until replicas have a request in memory, not on disk",
+            "Use Valkey, or Redis 7.2 or later.",
+            severe=False,
+        )
 
 
 async def read_config(redis: Client) -> dict[str, str]:

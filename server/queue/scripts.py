@@ -11,6 +11,7 @@ from redis.exceptions import NoScriptError
 
 from server.batch_format import OVER
 from server.jobs import PRIORITIES, TERMINAL
+from server.queue.connection.replication import ReplicatedWrites
 from server.queue.keys import Keys, KeyTemplate
 from server.queue.redis_client import Client
 from server.settings import Settings
@@ -40,14 +41,23 @@ class QueueConnection:
         self.keys = Keys(settings.namespace)
         self.ttl_s = settings.result_ttl_s
         self._scripts = {name: redis.register_script(load_script(name)) for name in SCRIPTS}
+        self.replicated = ReplicatedWrites(
+            redis, self.keys.probe, settings.replicas, settings.replica_timeout_s
+        )  #: what a 2xx promises
 
-    async def run(self, name: str, args: Mapping[str, Any], *data: bytes) -> Any:
+    async def run(self, name: str, args: Mapping[str, Any], *data: bytes, replicated: bool = False) -> Any:
         """Run a script, which reads `args` as the Lua table `args`, without those that are None, and `data` as
-        ARGV[2] and on: JSON cannot hold bytes."""
+        ARGV[2] and on: JSON cannot hold bytes.
+
+        Raises:
+            NotReplicated: with `replicated`, too few replicas have what it wrote (FLUID_REPLICAS).
+        """
         script = self._scripts[name]
         named = json.dumps({key: value for key, value in args.items() if value is not None})
         is_small = sum(map(len, data)) <= SHARED_BYTES
         send = self.redis.call if is_small else self.redis.execute_command
+        if replicated and self.replicated.replicas:
+            send = self.replicated.call
         try:
             return await send("EVALSHA", script.sha, 1, self.keys.root, named, *data)
         except NoScriptError:  # EVAL, because SCRIPT LOAD on another connection may reach another server at a failover

@@ -144,7 +144,7 @@ class Publisher:
 
     async def _encode(self, job: HeldJob, index: int, pixels: bytes) -> tuple[Output, bytes]:
         lease, given, source, info = job.lease, job.lease.input, job.source, self._engine.info
-        metadata = make_recipe(given, index, info.checkpoint_sha256)
+        metadata = make_recipe(given, index, info.checkpoint_sha256, info.terms)
         if len(pixels) <= INLINE_BYTES and source is None:
             data, encode_s = _encode(pixels, given, source, metadata)
         else:

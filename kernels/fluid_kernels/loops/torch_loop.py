@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fluid_kernels.head_loop import (
     LN_EPS,
+    POST_LN_EPS,
     Chains,
     HeadWeights,
     Rows,
@@ -47,6 +48,9 @@ class TorchHead:
         self.width, self.depth, self.channels, self.dtype = width, weights.depth, weights.channels, dtype
         self.token_in = weights.token_in.float(), weights.token_in_bias.float()
         self.norm = list(zip(weights.norm_weight.float(), weights.norm_bias.float(), strict=True))
+        self.post: list[tuple[Tensor, Tensor]] | None = None
+        if weights.post_weight is not None and weights.post_bias is not None:
+            self.post = list(zip(weights.post_weight.float(), weights.post_bias.float(), strict=True))
         self.out = weights.out.float(), weights.out_bias.float()
         self.up = [
             PackedLinear(w, b, dtype, "silu") for w, b in zip(weights.up, weights.up_bias, strict=True)
@@ -71,6 +75,7 @@ class TorchHead:
         plan = active(known)
         x = initial_noise(rows, self.channels)
         coefficients = chains.coefficients[rows.chain]  # (M, K, 7)
+        sharp = self.dtype != torch.float32 and (prediction == "eps" or known.eps_as_v)
         noise = _Noise(rows, chains, plan, self.channels)
         stop = len(plan)
         while stop:
@@ -80,7 +85,7 @@ class TorchHead:
                 count, guided = plan[j]
                 both = torch.cat([x[:count], x[rows.guided[:guided]]]) if guided else x[:count]
                 out = self._evaluate(both, modulation(j))
-                if prediction == "eps" and self.dtype != torch.float32:
+                if sharp:
                     self._sharpen(out, both, rows, chains, j, plan, known.magnifies)
                 out = guide(out, rows, count, guided, self.channels)
                 x[:count] = update(
@@ -148,7 +153,10 @@ class TorchHead:
             # Each operation would cast mixed dtypes again: one cast here, and bfloat16 from it to the sum.
             n = F.layer_norm(h, (width,), *self.norm[i], LN_EPS).to(self.dtype)
             torch.addcmul(shift, n, scale, out=n)
-            h.add_(self.down[i](self.up[i](n)).mul_(gate))
+            n = self.down[i](self.up[i](n))
+            if self.post is not None:
+                n = F.layer_norm(n.float(), (width,), *self.post[i], POST_LN_EPS)
+            h.add_(n.mul_(gate))
         shift, scale = modulation(self.depth).split(width, 1)
         return F.linear(torch.addcmul(shift, F.layer_norm(h, (width,), eps=LN_EPS), scale), *self.out)
 

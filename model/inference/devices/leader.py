@@ -129,7 +129,8 @@ class LeadingMarBackbone(_Leading, MarBackbone):
 
 
 def _encode_text(backbone: LeadingBackbone | LeadingCausalBackbone, hidden: Tensor, mask: Tensor) -> TextContext:
-    number, plain = backbone.channel.number(), super(type(backbone), backbone).encode_text
+    number = backbone.channel.number()
+    plain = super(type(backbone), backbone).encode_text  # type: ignore[arg-type]  # of a union of classes
     own = backbone.lead("encode_text", [hidden, mask], lambda: plain(hidden, mask), number=number)
     return LedContext.of(own, backbone.channel, number)
 

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from fluid_kernels.head_loop import COEFFICIENTS, ChainFacts, Chains, Rows
 from fluid_kernels.transfers import send
-from model.diffusion import make_schedule
-from model.flow import flow_schedule
 from model.networks.diffusion_head import DiffusionHead
+from model.schedules import sampling_schedule
 
 KEPT_BYTES = 64 << 20  # of single chains: 150 of 100 steps of MAR-B's head, whose embeddings are 0.4 MB
 
@@ -41,15 +40,17 @@ def make_chains(head: DiffusionHead, lengths: Sequence[int]) -> Chains:
     """S chains of these numbers of diffusion steps on the head's device; K is the longest."""
     longest, device = max(lengths), head.token_in.weight.device
     timesteps = torch.zeros(len(lengths), longest, dtype=torch.int64)  # (S, K)
+    network_times = torch.zeros(len(lengths), longest)  # (S, K)
     coefficients = torch.zeros(len(lengths), longest, len(COEFFICIENTS))  # (S, K, 7)
     for row, length in enumerate(lengths):
-        schedule = make_schedule(length) if head.flow_shift is None else flow_schedule(length, head.flow_shift)
+        schedule = sampling_schedule(head.config, length)
         timesteps[row, :length] = schedule.timesteps
-        noisy = (torch.arange(length) > 0).float() * (head.flow_shift is None)
+        network_times[row, :length] = schedule.timesteps if schedule.times is None else schedule.times
+        noisy = (torch.arange(length) > 0).float() if schedule.noisy is None else schedule.noisy
         columns = [*(getattr(schedule, name) for name in COEFFICIENTS[:-1]), noisy]
         coefficients[row, :length] = torch.stack(columns, 1)
     with torch.inference_mode():
-        times = head.embed_time(send(timesteps.flatten(), device)).unflatten(0, timesteps.shape)  # (S, K, W)
+        times = head.embed_time(send(network_times.flatten(), device)).unflatten(0, timesteps.shape)  # (S, K, W)
     facts = tuple(ChainFacts.of(*each) for each in zip(lengths, coefficients, strict=True))
     tables = (torch.tensor(list(lengths)), timesteps, coefficients)
     steps, timesteps, coefficients = (send(table, device) for table in tables)

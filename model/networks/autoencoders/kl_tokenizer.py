@@ -33,6 +33,9 @@ class KlTokenizer(nn.Module):
             down_block_types=("DownEncoderBlock2D",) * (levels - 1) + (coarsest,),
             up_block_types=("UpDecoderBlock2D",) * levels,
         )  # fmt: skip
+        # Tiles overlap by a quarter and are blended; the sizes of both sides of the decoder belong together.
+        self.vae.tile_latent_min_size = config.tile
+        self.vae.tile_sample_min_size = config.tile * 2 ** (levels - 1)
 
     def encode(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> (B, N, C), the mean of the posterior."""
@@ -43,5 +46,7 @@ class KlTokenizer(nn.Module):
         """(B, N, C) -> (B, 3, H, W), nominally in [-1, 1] (not clipped)."""
         grid = round(tokens.shape[1] ** 0.5)
         z = tokens.transpose(1, 2).unflatten(2, (grid, grid))  # (B, C, g, g)
-        decoded: Tensor = self.vae.decode(F.pixel_shuffle(z, self.config.patch) / self.config.scale).sample
+        latents = F.pixel_shuffle(z, self.config.patch) / self.config.scale
+        tiled = 0 < self.config.tile < latents.shape[-1]
+        decoded: Tensor = (self.vae.tiled_decode(latents) if tiled else self.vae.decode(latents)).sample
         return decoded

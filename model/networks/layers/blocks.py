@@ -70,6 +70,21 @@ class Mlp(nn.Sequential):
         super().__init__(nn.Linear(width, ratio * width), nn.GELU(approximate=gelu), nn.Linear(ratio * width, width))
 
 
+class PostNormBlock(nn.Module):
+    """x += LN attention(x);  x += LN mlp(x).  Layer of NOVA's encoders."""
+
+    def __init__(self, width: int, heads: int, ratio: int):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attn, self.mlp = Attention(width, heads, width), Mlp(width, ratio, "none")
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """(B, N, D), and (B, N) bool, True where a position may be attended to -> (B, N, D), float32."""
+        x = x + self.norm1(self.attn.attend(*self.attn.project(x), mask).float())
+        normed: Tensor = self.norm2(self.mlp(x).float())
+        return x + normed
+
+
 class SelfBlock(nn.Module):
     """x += attention(LN x);  x += mlp(LN x).  Layer of the text aligner and of MAR's encoder and decoder."""
 

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from redis.exceptions import RedisError
 
-from server.errors import BodyTooLarge, InvalidRequest, RateLimited, UnknownFile, UnreadableRecord
+from server.errors import BodyTooLarge, InvalidRequest, NotReplicated, RateLimited, UnknownFile, UnreadableRecord
 from server.gateway.pagination import ids_after, read_listed
 from server.queue.job_queue import MIB, JobQueue
 from server.queue.redis_client import read_hash
@@ -62,6 +62,7 @@ class FileStore:
         Raises:
             InvalidRequest: `expires_after_s` is longer than the default.
             BodyTooLarge: larger than all that the owner may store. RateLimited, QueueFull: larger than what is left.
+            NotReplicated: too few replicas of Redis have it.
         """
         if expires_after_s is not None and expires_after_s > self._ttl_s:
             raise InvalidRequest(
@@ -87,7 +88,8 @@ class FileStore:
             raise self._queue.memory_refusal(outcome, used, owner, "file")
         try:
             await self._redis.set(self._keys.file_bytes(file_id), data, ex=ttl_s)
-        except RedisError:
+            await self._queue.replicated.confirm(self._keys.file_bytes(file_id))
+        except (RedisError, NotReplicated):
             with suppress(RedisError):
                 await self._queue.run("file_delete", {"id": file_id, "owner": owner})
             raise

@@ -17,6 +17,7 @@ from server.batch_format import OVER, Line, LineError, index_lines, not_for_line
 from server.errors import (
     InvalidRequest,
     JobExpired,
+    NotReplicated,
     NoWorkers,
     QueueFull,
     RateLimited,
@@ -153,8 +154,8 @@ class BatchRunner:
         for number, text in enumerate(texts, batch.cursor):
             try:
                 await self._submit(batch, number, parse_line(text))
-            except (QueueFull, RateLimited, NoWorkers):
-                return
+            except (QueueFull, RateLimited, NoWorkers, NotReplicated):
+                return  # the next step continues here
             except RequestError as error:
                 await self._reject(batch, number, error)
             except RedisError:  # not the line's fault; the next step continues here

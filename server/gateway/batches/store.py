@@ -46,6 +46,7 @@ class BatchStore:
             UnknownFile: the owner has no such file.
             KeyReused: the key belongs to a batch with another file or other metadata.
             RateLimited, QueueFull: the owner, or all owners, have as many batches or bytes as they may.
+            NotReplicated: too few replicas of Redis have it.
         """
         name = hashlib.sha256(f"{owner} {key}".encode()).hexdigest()[:24] if key else secrets.token_hex(12)
         batch_id, metadata_json = f"batch_{name}", json.dumps(metadata, sort_keys=True)
@@ -69,7 +70,7 @@ class BatchStore:
                 "max_listed": MAX_LISTED,
             },
         }
-        outcome, used = await self._queue.run("batch_create", args)
+        outcome, used = await self._queue.run("batch_create", args, replicated=True)
         if outcome == "differs":
             raise KeyReused(f"Idempotency-Key {key!r} was used for a different batch. Use a new key for a new batch.")
         if outcome == "batches":

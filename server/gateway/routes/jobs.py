@@ -100,7 +100,7 @@ async def _submit(
         key="" if job_id else idempotency_key(request),  # the id itself makes it idempotent
         follow_events=job.partial_images > 0,  # keep early previews for a caller that follows later
     )
-    accepted = await accept(services, submission)
+    accepted = await accept(services, submission, named=job_id is not None)
     return await _job_response(request, services, caller, accepted.job_id, warnings, is_new=accepted.is_new)
 
 

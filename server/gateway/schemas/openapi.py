@@ -67,12 +67,13 @@ _KEY_REUSED = errors.KeyReused("The Idempotency-Key 'k1' belongs to another requ
 _FAILED = errors.JobFailed(f"Job {JOB_ID} failed after 3 attempts: its worker died each time.")
 _NO_WORKERS = errors.NoWorkers("No live worker serves scenes-128 right now. POST /v1/jobs queues it until one is back.")
 _NO_QUEUE = errors.QueueUnavailable()
+_NOT_REPLICATED = errors.NotReplicated("0 of 1 replicas of Redis (FLUID_REPLICAS) had the request within 2 s.")
 _UNREADABLE = errors.UnreadableRecord(f"Job {JOB_ID} was written by another version of this service.", retry_after_s=5)
 _TIMEOUT = errors.DeadlineExceeded("Not ready after 300 s (FLUID_REQUEST_TIMEOUT_S); the job was canceled.")
 
 #: For the whole app. It also keeps FastAPI from listing its own 422, which never leaves this service.
 ANY_ERROR: Responses = {"default": {"model": ErrorBody, "description": "Every other error has this shape too."}}
-SUBMIT_ERRORS = _errors(_INVALID, _LARGE_BODY, _NO_WORKERS, _NO_QUEUE)
+SUBMIT_ERRORS = _errors(_INVALID, _LARGE_BODY, _NO_WORKERS, _NO_QUEUE, _NOT_REPLICATED)
 GENERATE: Responses = {
     **SUBMIT_ERRORS,
     200: {
@@ -105,8 +106,8 @@ SUBMIT: Responses = {
 }
 _STREAMS = errors.RateLimited("'alice' has 100 open event streams, the limit is 100 (FLUID_MAX_KEY_STREAMS).")
 BATCH_ERRORS = _errors(_INVALID_LIMIT, _UNKNOWN_BATCH, _UNKNOWN_FILE, _NO_QUEUE)
-CREATE_BATCH: Responses = {**BATCH_ERRORS, **_errors(_KEY_REUSED)}
-FILE_ERRORS: Responses = {**BATCH_ERRORS, **_errors(_LARGE_FILE)}
+CREATE_BATCH: Responses = {**BATCH_ERRORS, **_errors(_KEY_REUSED, _NOT_REPLICATED)}
+FILE_ERRORS: Responses = {**BATCH_ERRORS, **_errors(_LARGE_FILE, _NOT_REPLICATED)}
 _LINE = '{"id": "…_0", "custom_id": "a", "error": null, "response": {"status_code": 200, "body": {}}}\n'
 _LINES = {"application/jsonl": {"schema": {"type": "string"}, "example": _LINE}}
 FILE_CONTENT: Responses = {**BATCH_ERRORS, 200: {"description": "JSON lines.", "content": _LINES}}

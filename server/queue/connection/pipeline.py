@@ -34,9 +34,13 @@ class ServiceRedis(Redis):
             self._shared = self.own_connection()
         return await self._shared.call(command, decode=decode)
 
-    def own_connection(self) -> SharedConnection:
-        """Make a connection for the caller's own commands, which may block; it closes with the client."""
-        made = SharedConnection(self.connection_pool, cast(ReconnectingRetry, self.get_retry()))
+    async def follow_primary(self) -> None:
+        """Drop the connections if they lead to a former primary, where anything but their errors can tell."""
+
+    def own_connection(self, block_s: float = 0.0) -> SharedConnection:
+        """Make a connection for the caller's own commands; it closes with the client. Each may block for `block_s`, and
+        beside that for less than the client waits for an answer."""
+        made = SharedConnection(self.connection_pool, cast(ReconnectingRetry, self.get_retry()), block_s)
         self._connections += (made,)
         return made
 

@@ -89,8 +89,14 @@ class ReconnectingRetry(Retry):
 
 
 def is_read_only(error: BaseException) -> bool:
-    """Return whether a replica refused a write; inside a script redis-py may have no class for it."""
-    return isinstance(error, ReadOnlyError) or str(error).startswith("READONLY ")
+    """Return whether a replica refused a write, or a demoted primary ended a wait for replicas; inside a script
+    redis-py may have no class for it."""
+    return isinstance(error, ReadOnlyError) or str(error).startswith(("READONLY ", "UNBLOCKED "))
+
+
+def needs_another_connection(error: BaseException) -> bool:
+    """Return whether the error is about the connection or its server, and not about the command."""
+    return isinstance(error, ConnectionError | TimeoutError) or is_read_only(error)
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -28,18 +28,18 @@ class SentinelRedis(ServiceRedis):
     _check_at = 0.0
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
-        if time.monotonic() >= self._check_at:
-            await self._follow_primary()
+        await self.follow_primary()
         execute: Any = super().execute_command
         return await execute(*args, **options)
 
     async def call(self, *command: str | bytes | int, decode: bool = True) -> Any:
-        if time.monotonic() >= self._check_at:
-            await self._follow_primary()
+        await self.follow_primary()
         return await super().call(*command, decode=decode)
 
-    async def _follow_primary(self) -> None:
+    async def follow_primary(self) -> None:
         """Drop the connections if Sentinel has appointed another primary since they were opened."""
+        if time.monotonic() < self._check_at:
+            return
         self._check_at = time.monotonic() + CHECK_S
         known = self.connection_pool.master_address
         try:

@@ -6,7 +6,7 @@ its own.
 
 import asyncio
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, cast
 
@@ -15,7 +15,7 @@ from redis.exceptions import ConnectionError, InvalidResponse, RedisError, Timeo
 
 from server.background import SingleFlight
 from server.queue.connection.patience import Patience
-from server.queue.connection.retry import ReconnectingRetry
+from server.queue.connection.retry import ReconnectingRetry, needs_another_connection
 
 READ_BYTES = 1 << 16
 #: A connection that was idle this long may be dead without a sign, because firewalls forget it: the next command takes
@@ -27,11 +27,12 @@ _NOTHING = object()
 class SharedConnection:
     """Sends commands that do not block and are safe to repeat over one connection of a pool.
 
-    It is opened by the first command, and again after it was lost or the pool was dropped.
+    It is opened by the first command, and again after it was lost or the pool was dropped. `block_s` is how long its
+    commands may block.
     """
 
-    def __init__(self, pool: Any, retry: ReconnectingRetry) -> None:
-        self._pool = pool
+    def __init__(self, pool: Any, retry: ReconnectingRetry, block_s: float = 0.0) -> None:
+        self._pool, self._block_s = pool, block_s
         self._link: _Link | None = None
         self._opening = SingleFlight(self._open)
         self._retry = retry
@@ -42,8 +43,28 @@ class SharedConnection:
         Raises:
             RedisError: the reply is an error, or there was none after the retries.
         """
-        packed, first = hiredis.pack_command(cast(Any, command)), list[Exception]()
-        link: _Link | None = None
+        packed = hiredis.pack_command(cast(Any, command))
+        return await self._run(lambda link: link.send(packed, decode=decode))
+
+    async def call_together(self, commands: Sequence[tuple[str | bytes | float, ...]]) -> list[Any]:
+        """Send commands one after the other over one connection; return their replies, errors among them.
+
+        Raises:
+            RedisError: the connection failed, or its server is no primary any more, even after the retries.
+        """
+        packed = [hiredis.pack_command(cast(Any, command)) for command in commands]
+
+        async def send(link: "_Link") -> list[Any]:
+            replies = await asyncio.gather(*[link.send(each, decode=True) for each in packed], return_exceptions=True)
+            for reply in replies:
+                if isinstance(reply, BaseException) and needs_another_connection(reply):
+                    raise reply
+            return replies
+
+        return cast("list[Any]", await self._run(send))
+
+    async def _run(self, send: Callable[["_Link"], Awaitable[Any]]) -> Any:
+        first, link = list[Exception](), cast("_Link | None", None)
 
         async def attempt() -> Any:
             nonlocal link
@@ -51,7 +72,7 @@ class SharedConnection:
                 raise first.pop()
             link = None  # if none can be opened
             link = await self._usable()
-            return await link.ask(packed, decode=decode)
+            return await send(link)
 
         async def leave(_: Exception) -> None:
             if link is not None:  # the one that failed: others may have opened the next one by now
@@ -81,7 +102,7 @@ class SharedConnection:
         connection = await self._pool.get_connection()
         try:
             await connection.check_health()
-            link = _Link(self._pool, connection, drops)
+            link = _Link(self._pool, connection, drops, self._pool.timeout_s + self._block_s)
         except BaseException:
             await connection.disconnect(nowait=True)
             await self._pool.release(connection)
@@ -95,8 +116,8 @@ class SharedConnection:
 class _Link:
     """One connection in use, with the replies that it owes."""
 
-    def __init__(self, pool: Any, connection: Any, drops: int) -> None:
-        self._pool, self._connection, self._drops = pool, connection, drops
+    def __init__(self, pool: Any, connection: Any, drops: int, timeout_s: float) -> None:
+        self._pool, self._connection, self._drops, self._timeout_s = pool, connection, drops, timeout_s
         self._stream, self._writer = connection._reader, connection._writer
         self._replies = hiredis.Reader(
             protocolError=InvalidResponse,
@@ -107,7 +128,7 @@ class _Link:
         )
         self._owed: deque[tuple[asyncio.Future[Any], bool]] = deque()
         self._loop = asyncio.get_running_loop()
-        self._patience = Patience(pool.timeout_s)  #: begins when Redis owed nothing, and whenever it sends something
+        self._patience = Patience(timeout_s)  #: begins when Redis owed nothing, and whenever it sends something
         self._timer: asyncio.TimerHandle | None = None
         self._lost: Exception | None = None
         self._retired = False
@@ -119,17 +140,19 @@ class _Link:
             return False
         return bool(self._owed) or self._loop.time() - self._patience.began < IDLE_S
 
-    async def ask(self, packed: bytes, *, decode: bool) -> Any:
-        if self._lost is not None or self._writer.transport.is_closing():
-            raise ConnectionError("the connection was closed")
-        if not self._owed:
-            self._patience = Patience(self._pool.timeout_s)
-            if self._timer is None:
-                self._wait(self._pool.timeout_s)
+    def send(self, packed: bytes, *, decode: bool) -> "asyncio.Future[Any]":
+        """Send a command, and return the future of its reply."""
         reply: asyncio.Future[Any] = self._loop.create_future()
+        if self._lost is not None or self._writer.transport.is_closing():
+            reply.set_exception(ConnectionError("the connection was closed"))
+            return reply
+        if not self._owed:
+            self._patience = Patience(self._timeout_s)
+            if self._timer is None:
+                self._wait(self._timeout_s)
         self._owed.append((reply, decode))
         self._writer.write(packed)
-        return await reply
+        return reply
 
     def retire(self) -> None:
         """Close the connection once it owes no reply."""
@@ -153,7 +176,7 @@ class _Link:
                 data = await self._stream.read(READ_BYTES)
                 if not data:
                     raise ConnectionError("Connection closed by server.")
-                self._patience = Patience(self._pool.timeout_s)
+                self._patience = Patience(self._timeout_s)
                 self._replies.feed(data)
                 for reply, value in self._complete():
                     if reply.done():  # canceled meanwhile
@@ -201,10 +224,10 @@ class _Link:
         due, self._timer = self._timer.when(), None
         if not self._owed:
             return
-        left_s = self._patience.began + self._pool.timeout_s - self._loop.time()
+        left_s = self._patience.began + self._timeout_s - self._loop.time()
         if left_s > 0:
             self._wait(left_s)
         elif self._patience.begin_again(due):
-            self._wait(self._pool.timeout_s)
+            self._wait(self._timeout_s)
         else:
             self.lose(TimeoutError("Timeout reading from Redis"))

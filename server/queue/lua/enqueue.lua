@@ -4,7 +4,8 @@
 -- Idempotency-Key.
 -- limits: max_queue, queue_share, and max_jobs, max_batch_lines, max_webhooks, max_key_bytes, max_bytes (0: any number).
 -- Returns {outcome, job id, creation time}; outcome is new, known (the same request was accepted before), differs
--- (another request had this id or key), taken (another owner has this id), gone (the job ended and was deleted), or
+-- (another request had this id or key), taken (another owner has this id), gone (the job ended and was deleted),
+-- no_source (there is no image of source_bytes), or
 -- the limit that refuses it: full, share, busy, lines, webhooks, key_bytes, bytes (then the second value is how much of
 -- it is used instead of the id).
 -- Safe to repeat: a client library that retries after a lost reply does not enqueue twice.
@@ -42,6 +43,8 @@ if args.webhook and limits.max_webhooks > 0 then
   local pending = redis.call('ZCARD', keys.webhooks_zset(owner))
   if pending >= limits.max_webhooks then return {'webhooks', tostring(pending), ''} end
 end
+-- A failover since the image was stored may have lost it.
+if args.source_bytes and redis.call('EXISTS', keys.input_bytes(id)) == 0 then return {'no_source', id, ''} end
 local refused = memory_refusal(owner, args.bytes, limits)
 if refused then return {refused[1], refused[2], ''} end
 local at = clock()

@@ -1,4 +1,4 @@
-"""`fluid import mar`: both kinds of file, both layouts, and an error for every kind of wrong file."""
+"""`fluid import` of MAR: both kinds of file, both layouts, and an error for every kind of wrong file."""
 
 from __future__ import annotations
 
@@ -12,11 +12,18 @@ import torch
 from safetensors.torch import save_file
 
 from model.checkpoint import CheckpointError, load_checkpoint
-from model.conversion.import_mar import import_mar, read_kl
+from model.conversion.import_mar import read_kl
+from model.conversion.kinds import import_weights
+from model.conversion.options import Options
 from model.inference.load import load_engine
 from server.cli.main import main
 from tests.model import kl_restated, mar_restated
 from tests.model.conftest import row_request
+
+
+def import_mar(source: Path, target: Path, heads: int | None = None, dtype: torch.dtype = torch.float32) -> Path:
+    import_weights(source, target, "mar", Options(heads=heads, dtype=dtype))
+    return target
 
 
 @pytest.fixture

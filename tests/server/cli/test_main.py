@@ -29,7 +29,7 @@ def fluid(*args: str, **env: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
-ACTIONS = ["import mar", "dlq list", "dlq show", "dlq replay", "dlq drop", "keys new"]
+ACTIONS = ["dlq list", "dlq show", "dlq replay", "dlq drop", "keys new"]
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, *ACTIONS])

@@ -194,7 +194,17 @@ def test_models_describe_themselves(http: httpx.Client) -> None:
     """The playground builds its form from this."""
     [model] = http.get("/v1/models").json()["data"]
     assert (model["id"], model["object"], model["ready"]) == ("fake", "model", True)
-    for name in ("image_size", "presets", "limits", "styles", "vocabulary", "license", "checkpoint_sha256"):
+    for name in (
+        "image_size",
+        "presets",
+        "limits",
+        "styles",
+        "vocabulary",
+        "license",
+        "conditions",
+        "source",
+        "checkpoint_sha256",
+    ):
         assert name in model
 
 

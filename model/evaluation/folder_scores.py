@@ -1,0 +1,109 @@
+"""Scores of a folder of `fluid eval` that others can compare with: FID by torch-fidelity, CLIP score by transformers.
+
+    python -m model.evaluation.folder_scores out/coco/evaluation.json --fid val2014/ --inception inception.pth < prompts
+
+Both need weights that this project does not have: torch-fidelity's conversion of the original Inception v3 (its release
+page has the file), and a CLIP model in transformers' layout. The prompts come by standard input, a line for each image.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+BATCH = 32
+EXTRA = "pip install 'fluid-serve[eval]'"
+
+
+class ScoreError(ValueError):
+    """The images cannot be scored; the message names the remedy."""
+
+
+def frechet_distance(images: Path, real: Path, weights: Path) -> float:
+    """FID between two folders of images, by torch-fidelity with the weights of this file.
+
+    Raises:
+        ScoreError: torch-fidelity is not installed, or a folder or the file is missing.
+    """
+    try:
+        from torch_fidelity import calculate_metrics  # type: ignore[import-not-found,unused-ignore]
+    except ImportError as error:
+        raise ScoreError(f"FID needs torch-fidelity ({error}): {EXTRA}") from error
+    for path in (real, weights):
+        if not path.exists():
+            raise ScoreError(f"{path} does not exist: --fid is a folder of real images, --inception a file of weights")
+    try:  # torch-fidelity unpickles anything, so nothing but tensors may be in the file
+        torch.load(weights, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ScoreError(f"{weights} is not a file of weights alone ({type(error).__name__})") from error
+    found = calculate_metrics(
+        input1=str(images), input2=str(real), fid=True, samples_find_deep=True, batch_size=BATCH,
+        feature_extractor_weights_path=str(weights), cuda=torch.cuda.is_available(), cache=False, verbose=False,
+    )  # fmt: skip
+    return float(found["frechet_inception_distance"])
+
+
+@torch.inference_mode()
+def clip_score(files: list[Path], prompts: list[str], folder: Path) -> float:
+    """Mean of 100 · cosine between each image and its prompt, at least 0, by a CLIP model of transformers.
+
+    CLIPScore as torchmetrics defines it (Hessel et al. 2021, arXiv 2104.08718, without its factor 2.5).
+
+    Raises:
+        ScoreError: the folder has no CLIP model.
+    """
+    if not (folder / "config.json").exists():
+        raise ScoreError(f"{folder} has no config.json: --clip is the folder of a CLIP model in transformers' layout")
+    from transformers import CLIPModel, CLIPProcessor
+
+    model, processor = CLIPModel.from_pretrained(folder).eval(), CLIPProcessor.from_pretrained(folder)
+    total = 0.0
+    for start in tqdm(range(0, len(files), BATCH), desc="CLIP score", unit="batch"):
+        images = [Image.open(file).convert("RGB") for file in files[start : start + BATCH]]
+        given = processor(
+            text=prompts[start : start + BATCH], images=images, return_tensors="pt", padding=True, truncation=True
+        )
+        out = model(**given)
+        cosine = torch.nn.functional.cosine_similarity(out.image_embeds, out.text_embeds)  # (B,)
+        total += float((100 * cosine).clamp_min(0).sum())
+    return total / len(files)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m model.evaluation.folder_scores", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("record", type=Path, help="evaluation.json of a folder of `fluid eval`")
+    parser.add_argument("--fid", type=Path, metavar="FOLDER", help="real images")
+    parser.add_argument("--inception", type=Path, metavar="FILE", help="weights of torch-fidelity's Inception v3")
+    parser.add_argument("--clip", type=Path, metavar="FOLDER", help="CLIP model")
+    args = parser.parse_args(argv)
+    prompts = sys.stdin.read().split("\n")
+    images = args.record.parent / "images"
+    files = sorted(images.glob("*.png"))
+    scores: dict[str, Any] = {}
+    try:
+        if len(files) != len(prompts):
+            raise ScoreError(f"{images} has {len(files)} images for {len(prompts)} prompts: remove other files")
+        if args.fid:
+            scores["fid"] = round(frechet_distance(images, args.fid, args.inception), 4)
+        if args.clip:
+            scores["clip_score"] = round(clip_score(files, prompts, args.clip), 4)
+    except (ScoreError, OSError, RuntimeError) as error:
+        sys.exit(f"{error}")
+    record = json.loads(args.record.read_text())
+    record["scores"] = record.get("scores", {}) | scores | {"scored_images": len(files)}
+    args.record.write_text(json.dumps(record, indent=1) + "\n")
+    print(json.dumps(scores))
+
+
+if __name__ == "__main__":
+    main()

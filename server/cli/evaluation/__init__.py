@@ -1,0 +1,1 @@
+"""`fluid eval`: images of published prompt lists, in the folders that their scoring tools read."""
