@@ -167,6 +167,11 @@ def load_leading(folder: Path, channel: Channel, max_rows: int, dtype: torch.dty
         loaded = None
         try:
             loaded = load_checkpoint(folder)
+            if type(loaded.model.backbone) not in LEADING:
+                raise ConfigError(
+                    f"models of family {loaded.config.family!r} cannot be shared among devices: set "
+                    "FLUID_TENSOR_PARALLEL=1"
+                )
             shard_backbone(loaded.model.backbone, loaded.config, channel.group.mesh, dtype)
         except (CheckpointError, ConfigError, OSError) as error:
             failure.append(error)
