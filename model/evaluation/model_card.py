@@ -22,7 +22,7 @@ from model.config import ConfigError, FluidConfig
 from model.evaluation import model_card_scenes
 from model.networks.transformer import count_parameters
 
-SHEET_SCALE, SHEET_QUALITY = 0.75, 45  # of WebP: small for a repository, and good enough to see what was generated
+SHEET_SCALE, SHEET_QUALITY = 0.75, 25  # of WebP: small for a repository, and good enough to see what was generated
 
 CARD = """# {name}
 
