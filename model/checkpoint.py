@@ -37,6 +37,7 @@ class Checkpoint:
     tokenizer: AnyTokenizer
     about: dict[str, Any]  # name, training, data, licences, vocabulary, metrics
     sha256: str  # of the weight files
+    folder: Path = Path()
 
     @property
     def config(self) -> ModelConfig:
@@ -131,7 +132,7 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> Checkpo
     _load_strict(tokenizer, state, "tokenizer.", folder)
     if state:
         raise CheckpointError(f"{folder}: unknown key {min(state)!r}; this version would ignore it")
-    return Checkpoint(frozen(model, device), frozen(tokenizer, device), raw["about"], digest)
+    return Checkpoint(frozen(model, device), frozen(tokenizer, device), raw["about"], digest, folder)
 
 
 def _load_strict(module: torch.nn.Module, state: dict[str, Tensor], prefix: str, folder: Path) -> None:

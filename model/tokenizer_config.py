@@ -103,6 +103,7 @@ class VqganConfig:
         channels, codebook: dimension and number of the code vectors.
         encoder_attention, decoder_attention: levels with self-attention, counted from the finest (encoder) and from
             the coarsest (decoder), as in VQModel's lists of block types.
+        unit_pixels: the network's pixels are in [0, 1], not in [-1, 1].
     """
 
     kind: Literal["vqgan"] = "vqgan"
@@ -116,6 +117,7 @@ class VqganConfig:
     decoder_attention: tuple[int, ...] = ()
     middle_attention: bool = True
     spatial_norm: bool = False  # the decoder's norms read the code vectors
+    unit_pixels: bool = False
     discrete: ClassVar[bool] = True
 
     @property

@@ -40,7 +40,8 @@ class Line:
 def index_lines(data: bytes, url: str = URL) -> "array[int]":
     """Check every line of a batch for `url`, and return the offset of each, with that of the end.
 
-    Lines are read from the file when their turn comes. An invalid body is not an error here: later it fails its own request only.
+    Lines are read from the file when their turn comes. An invalid body is not an error here: later it fails its own
+    request only.
 
     Raises:
         LineError: the file is not a batch file.

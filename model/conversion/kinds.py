@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model.checkpoint import CheckpointError
-from model.conversion import import_mar, import_nova
+from model.conversion import import_autoencoder, import_mar, import_nova
+from model.conversion.discrete import import_amused, import_janus, import_llamagen, import_meissonic
 from model.conversion.options import Options
 
 
@@ -37,6 +38,11 @@ class Kind:
 KINDS = (
     Kind("mar", import_mar.LOOKS_FOR, import_mar.recognises, import_mar.convert),
     Kind("nova", import_nova.LOOKS_FOR, import_nova.recognises, import_nova.convert),
+    Kind("amused", import_amused.LOOKS_FOR, import_amused.recognises, import_amused.convert),
+    Kind("meissonic", import_meissonic.LOOKS_FOR, import_meissonic.recognises, import_meissonic.convert),
+    Kind("janus", import_janus.LOOKS_FOR, import_janus.recognises, import_janus.convert),
+    Kind("autoencoder", import_autoencoder.LOOKS_FOR, import_autoencoder.recognises, import_autoencoder.convert),
+    Kind("llamagen", import_llamagen.LOOKS_FOR, import_llamagen.recognises, import_llamagen.convert),
 )  # fmt: skip
 
 

@@ -9,12 +9,13 @@ image with `warm_up`, because a capture stops the device, or at the first use.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from fluid_kernels.transfers import send
-from model.networks.causal import CausalBackbone
+from model.networks.causal import Stepwise
 from model.networks.condition import Condition
 from model.networks.layers.key_values import KeyValues
 from model.networks.transformer import TextContext
@@ -45,7 +46,7 @@ class PlainPass:
         Args:
             slots: with a causal backbone, places in the cache: slot R + r is the unconditional half of row r.
             most_known: no slot has more decided tokens; with a causal backbone, no position is that far.
-            positions: with a causal backbone, the one that each slot computes.
+            positions: with a causal backbone, the one that each slot computes; with a timed one, the steps to follow.
         """
         if self._stacked is None or not _same(self._stacked[0], conditions):
             self._stacked = (list(conditions), conditions[0].stack(conditions))
@@ -62,10 +63,11 @@ def run_backbone(run: PlainPass | StaticPass, where: Tensor, condition: Conditio
     """The backbone over the rows and positions in `where` (2, B)."""
     slots, positions = where
     if run.cache is None:
-        z: Tensor = run.backbone(run.tokens[slots], run.known[slots], condition, longest)
+        time = {"following": positions} if getattr(run.backbone, "timed", False) else {}
+        z: Tensor = run.backbone(run.tokens[slots], run.known[slots], condition, longest, **time)
     else:
-        assert isinstance(run.backbone, CausalBackbone) and isinstance(condition, TextContext) and longest is not None
-        z = run.backbone.step(run.tokens, slots, positions, condition, run.cache, longest)
+        assert isinstance(condition, TextContext) and longest is not None
+        z = cast(Stepwise, run.backbone).step(run.tokens, slots, positions, condition, run.cache, longest)
     return z
 
 
@@ -188,12 +190,12 @@ class StaticPass:
 
 def prefill(run: PlainPass | StaticPass, slots: Sequence[int], conditions: Sequence[Condition], positions: int) -> None:
     """Fill the cache of slots of one image up to `positions`: it begins there, after a restore or with kept tokens."""
-    assert isinstance(run.backbone, CausalBackbone) and run.cache is not None
+    assert run.cache is not None
     rows = send(torch.tensor(slots), run.tokens.device)
     tokens = run.tokens[rows % len(run.tokens), :positions]  # (B, n, …)
     condition = conditions[0].stack(conditions)
     assert isinstance(condition, TextContext)
-    run.backbone.prefill(tokens, rows, condition, run.cache)
+    cast(Stepwise, run.backbone).prefill(tokens, rows, condition, run.cache)
 
 
 def bucket(rows: int) -> int:

@@ -30,7 +30,7 @@ from model.inference.step_plan import StepPlan
 from model.networks.autoregressive_model import AutoregressiveModel
 from model.networks.categorical_head import CategoricalHead
 from model.networks.causal import make_cache
-from model.networks.condition import Condition, Conditioner
+from model.networks.condition import Conditioner
 
 WARM_STEPS = 3  # an exact first one, one that compiles, one that is replayed
 
@@ -131,13 +131,14 @@ class Engine:
         free = [row for row in range(self.max_rows) if row not in self._rows]
         if len(requests) > len(free):
             raise EngineError(f"{len(requests)} rows requested, {len(free)} of {self.max_rows} are free")
-        conditions = [(self._conditions(r.prompt), self._unconditional(r.negative_prompt)) for r in requests]
+        conditions = [(self._conditions(r.prompt), self._conditions.unconditional(r, self._null)) for r in requests]
         orders = [
             make_order(request.sampling.order, torch.tensor([request.seed]), self.config.grid)[0]
             for request in requests
         ]  # (N,) each
         starts = [None] * len(requests) if known is None else known
-        states = [RowState.start(*parts) for parts in zip(requests, conditions, orders, starts, strict=True)]
+        each = zip(requests, conditions, orders, starts, strict=True)
+        states = [RowState.start(*parts, self.config.unmasking) for parts in each]
         rows = free[: len(requests)]
         for row, state, start in zip(rows, states, starts, strict=True):
             self._rows[row] = state
@@ -268,7 +269,8 @@ class Engine:
         conditions = [step.condition for step in steps] + [step.unconditional for step in paired]
         if not self.config.causal:
             slots = [step.slot for step in (*steps, *paired)]
-            return self._backbone(slots, conditions, max(step.known for step in steps))
+            following = [step.following for step in (*steps, *paired)]
+            return self._backbone(slots, conditions, max(step.known for step in steps), following)
         self._prefill(steps)
         slots = [step.slot for step in steps] + [self.max_rows + step.slot for step in paired]
         walks = [step.walk or 0 for step in (*steps, *paired)]
@@ -283,9 +285,6 @@ class Engine:
                 prefill(self._backbone, slots, conditions, step.walk)
 
     # ---- prompts -----------------------------------------------------------------------------------------
-
-    def _unconditional(self, negative_prompt: str) -> Condition:
-        return self._conditions.negative(negative_prompt) if negative_prompt else self._null
 
     def prompt_tokens(self, prompt: str) -> int:
         """Number of tokens of the prompt that the model reads; an admitted one is not encoded again."""

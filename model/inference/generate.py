@@ -53,19 +53,22 @@ def generate(
     left = order.shape[1]
     unconditional = null.stack([null] * batch) if len(null) == 1 else null
     for step in range(steps):
-        before, after = (masked_after(i, steps, left, sampling.order) for i in (step - 1, step))
+        before, after = (masked_after(i, steps, left, sampling.order, config.unmasking) for i in (step - 1, step))
         chosen = order[:, after:before]  # (B, m): the order is walked from its end
         if sampling.order == "confidence":
             chosen = torch.arange(total, device=device).expand(batch, -1)  # all, to choose from
         low, high = sampling.guidance_interval
         inside = low <= step / steps < high
         scale = guidance_at(sampling.guidance_scale, sampling.guidance_schedule, after, total) if inside else 1.0
-        z = _gather(model.backbone(tokens, known, condition), chosen)  # (B·m, D)
-        z_uncond = _gather(model.backbone(tokens, known, unconditional), chosen) if scale != 1 else z[:0]  # or (0, D)
+        time = {"following": steps - 1 - step} if getattr(model.backbone, "timed", False) else {}
+        z = _gather(model.backbone(tokens, known, condition, **time), chosen)  # (B·m, D)
+        z_uncond = z[:0]  # (0, D), or (B·m, D)
+        if scale != 1:
+            z_uncond = _gather(model.backbone(tokens, known, unconditional, **time), chosen)
         if isinstance(model.head, CategoricalHead):
             decided, confidence = _sample_ids(model, z, z_uncond, scale, step, seeds, chosen, sampling)
             if sampling.order == "confidence":
-                picked = _most_confident(confidence, known, step, before - after, seeds, sampling)  # (B, m)
+                picked = _most_confident(model, confidence, known, step, before - after, seeds, sampling)  # (B, m)
                 chosen, decided = picked, decided.gather(1, picked)
         else:
             decided = _sample_vectors(model, z, z_uncond, scale, step, seeds, chosen, sampling)
@@ -122,11 +125,13 @@ def _sample_ids(
 
 
 def _most_confident(
-    confidence: Tensor, known: Tensor, step: int, count: int, seeds: Tensor, sampling: Sampling
-) -> Tensor:
+    model: AutoregressiveModel, confidence: Tensor, known: Tensor, step: int, count: int, seeds: Tensor,
+    sampling: Sampling,
+) -> Tensor:  # fmt: skip
     """(B, m) positions of the m tokens to keep out of all N, by `choose_confident`."""
     whole = torch.ones_like(seeds)
-    scale = choice_temperature(sampling.temperature, step, sampling.num_inference_steps)
+    steps = sampling.num_inference_steps
+    scale = choice_temperature(sampling.temperature, step, steps, model.config.unmasking)
     picked = choose_confident(confidence, known, seeds, step * whole, scale * whole.float(), count * whole)
     return picked.nonzero()[:, 1].view(len(seeds), count)
 

@@ -20,7 +20,7 @@ from model.config import ModelConfig
 DETAIL_STEPS = 4  # most steps of an order "gtr" for the second half of the tokens, unless there are too many steps
 
 
-def masked_after(step: int, steps: int, tokens: int, order: str = "random") -> int:
+def masked_after(step: int, steps: int, tokens: int, order: str = "random", unmasking: str = "maskgit") -> int:
     """Number of tokens still masked after AR step `step` (0-based) of `steps`; all of them at step -1.
 
     The clamp "at least one fewer than before" makes early steps of a long schedule decode one token each.
@@ -28,18 +28,20 @@ def masked_after(step: int, steps: int, tokens: int, order: str = "random") -> i
     order: "gtr" has a schedule of its own (arXiv 2510.17171): the first half of the tokens, a checkerboard, is decided
         slowly, and the rest, each of which has known neighbours on all sides by then, in a few steps. All other kinds
         share the cosine.
+    unmasking: of the model's config. "amused" rounds as diffusers' scheduler, which computes the cosine in float32:
+        cos π/3, the only rational value inside, falls just below 1/2, so that half of an even number is one fewer.
     """
     if order == "gtr" and tokens > 1 < steps and step >= 0:
         rest = tokens // 2
         slow, quick = steps - detail_steps(steps, tokens), detail_steps(steps, tokens)
         if step < slow:
-            return rest + masked_after(step, slow, tokens - rest)
+            return rest + masked_after(step, slow, tokens - rest, unmasking=unmasking)
         return rest - rest * (step - slow + 1) // quick
     if step < 0:
         return tokens
     if step >= steps - 1:
         return 0
-    wanted = math.floor(tokens * math.cos(math.pi / 2 * (step + 1) / steps))
+    wanted = math.floor(tokens * math.cos(math.pi / 2 * (step + 1) / steps) - (1e-4 if unmasking == "amused" else 0))
     return min(wanted, tokens - 1 - step)
 
 

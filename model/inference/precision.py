@@ -49,6 +49,8 @@ def autocast(device: torch.device) -> torch.autocast:
 def pack(model: AutoregressiveModel, dtype: torch.dtype, fuse: bool | None = None, triton: bool = False) -> None:
     """Replace the backbone's linear layers by packed ones, in place, for inference only; float32 leaves it as it is.
 
+    A layer with an attribute `unpacked` stays as it is: convolutions, or the residual stream, follow it.
+
     The head's loop packs its own weights (fluid_kernels/loops/torch_loop.py).
 
     Args:
@@ -70,7 +72,7 @@ def pack(model: AutoregressiveModel, dtype: torch.dtype, fuse: bool | None = Non
             module[1] = nn.Identity()  # the activation runs inside the product before it
     for module in list(model.backbone.modules()):
         for name, child in module.named_children():
-            if isinstance(child, nn.Linear) and child.in_features >= PACKED_FROM:
+            if isinstance(child, nn.Linear) and child.in_features >= PACKED_FROM and not hasattr(child, "unpacked"):
                 setattr(module, name, PackedLinear(child.weight, child.bias, dtype))
     if triton:
         model.backbone.fused = dtype  # type: ignore[assignment]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections import OrderedDict
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,14 @@ import torch.nn.functional as F
 
 from fluid_kernels.transfers import send
 from model.config import ConfigError
+from model.discrete_config import MaskedConfig
+from model.inference.conditioners.encoded import clip_prompts
+from model.inference.conditioners.prefix import LlamagenPrompts, janus_prompts
+from model.inference.requests import RowRequest
 from model.networks.autoregressive_model import AutoregressiveModel, Fluid
 from model.networks.condition import Condition, Conditioner, PromptError
 from model.networks.imported.nova import Nova, NovaContext
+from model.networks.imported.prefix_causal import Janus, Llamagen
 from model.networks.mar import ClassContext, Mar
 from model.networks.text_encoder import TextEncoder, build_text_encoder
 from model.networks.transformer import TextContext
@@ -30,7 +35,7 @@ class ConditionCache:
 
     def __init__(self, conditioner: Conditioner, kept_bytes: int = KEPT_BYTES):
         self.conditioner, self.kept_bytes = conditioner, kept_bytes
-        self._found: OrderedDict[str, Condition] = OrderedDict()  # by prompt, least recently used first
+        self._found: OrderedDict[str | int, Condition] = OrderedDict()  # least recently used first
         self._bytes = 0  # of all conditions in it
 
     def __call__(self, prompt: str) -> Condition:
@@ -39,29 +44,37 @@ class ConditionCache:
         Raises:
             PromptError: the model cannot be conditioned on this prompt.
         """
-        if prompt in self._found:
-            self._found.move_to_end(prompt)
-            return self._found[prompt]
-        made = self.conditioner(prompt)
-        self._found[prompt] = made
+        return self._kept(prompt, partial(self.conditioner, prompt))
+
+    def _kept(self, key: str | int, make: Callable[[], Condition]) -> Condition:
+        """The condition under a key: a prompt, or the length of an unconditional one; made if it is not there."""
+        if key in self._found:
+            self._found.move_to_end(key)
+            return self._found[key]
+        made = make()
+        self._found[key] = made
         self._bytes += size_in_bytes(made)
         while self._bytes > self.kept_bytes:
             _, oldest = self._found.popitem(last=False)
             self._bytes -= size_in_bytes(oldest)
         return made
 
-    def negative(self, prompt: str) -> Condition:
-        """The condition of a negative prompt, which replaces the unconditional one.
+    def unconditional(self, request: RowRequest, null: Condition) -> Condition:
+        """What guidance leads away from: the negative prompt's condition if there is one, else `null`, or what stands
+        for it beside this prompt.
 
         Raises:
             PromptError: this model's unconditional branch belongs to no prompt.
         """
+        if not request.negative_prompt:
+            length = self.conditioner.unconditional_length(request.prompt)
+            return null if length is None else self._kept(length, partial(self.conditioner.unconditional, length))
         if not self.conditioner.takes_negative_prompts:
             raise PromptError(
-                "this model is conditioned on class labels: its guidance leads away from a learned 'no class', so a "
-                "negative prompt has no meaning for it"
+                "this model's guidance leads away from a learned unconditional branch (of class labels: 'no class'), "
+                "so a negative prompt has no meaning for it"
             )
-        return self(prompt)
+        return self(request.negative_prompt)
 
 
 def size_in_bytes(condition: Condition) -> int:
@@ -69,7 +82,7 @@ def size_in_bytes(condition: Condition) -> int:
     return sum(tensor.nbytes for tensor in condition.tensors())
 
 
-class TextPrompts:
+class TextPrompts(Conditioner):
     """Conditioner of `fluid`: text encoder, then aligner, then every block's keys and values."""
 
     takes_negative_prompts = True
@@ -99,10 +112,10 @@ def text_room(tokens: int, most: int) -> int:
 
     A CUDA graph has fixed shapes, so each of these lengths needs graphs of its own.
     """
-    return min(most, TEXT_ROOM << (-(-tokens // TEXT_ROOM) - 1).bit_length())
+    return min(most, TEXT_ROOM << (max(-(-tokens // TEXT_ROOM), 1) - 1).bit_length())
 
 
-class NovaPrompts:
+class NovaPrompts(Conditioner):
     """Conditioner of `nova`: a causal text encoder, then the context blocks. The empty prompt has no tokens."""
 
     takes_negative_prompts = True
@@ -121,7 +134,7 @@ class NovaPrompts:
         return self.backbone.encode_text(send(states, self.device))
 
 
-class LabelPrompts:
+class LabelPrompts(Conditioner):
     """Conditioner of `mar`: the prompt is the first name of a class."""
 
     takes_negative_prompts = False
@@ -146,22 +159,29 @@ class LabelPrompts:
         return self.backbone.encode_class(self.index[prompt] if prompt else None)
 
 
-def build_conditioner(model: AutoregressiveModel, about: dict[str, Any]) -> Conditioner:
+def build_conditioner(model: AutoregressiveModel, about: dict[str, Any], folder: Path = Path()) -> Conditioner:
     """The conditioner of a checkpoint's family.
 
     Args:
         about: the checkpoint's metadata; `mar` reads "labels".
+        folder: the checkpoint's; imported ones may hold their text encoder or tokenizer.
     Raises:
         ConfigError: the text encoder's weights, or the labels, are missing.
     """
     if isinstance(model, Mar):
         return LabelPrompts(model, about.get("labels", ()))
-    if not isinstance(model, Fluid | Nova):
-        raise ConfigError(f"family {model.config.family!r} has no conditioner")
-    device = next(model.parameters()).device
+    device, config = next(model.parameters()).device, model.config
+    if isinstance(config, MaskedConfig):
+        return clip_prompts(config, folder, device, encoder_dtype(device))
+    if isinstance(model, Janus):
+        return janus_prompts(model, folder, text_room)
+    if not isinstance(model, Fluid | Nova | Llamagen):
+        raise ConfigError(f"family {config.family!r} has no conditioner")
     encoder = build_text_encoder(model.config.text, dtype=encoder_dtype(device))
     if isinstance(encoder, torch.nn.Module):
         encoder.to(device)
+    if isinstance(model, Llamagen):
+        return LlamagenPrompts(model, encoder, text_room)
     return NovaPrompts(model, encoder) if isinstance(model, Nova) else TextPrompts(model, encoder)
 
 

@@ -23,6 +23,7 @@ class RowState:
     condition: Condition  # of one row
     unconditional: Condition  # of one row, for the other half of guidance: a negative prompt's, or the empty prompt's
     order: Tensor  # (n,) int64 on the CPU, the tokens to decide, last ones first: all N, or those not kept
+    unmasking: str  # of the model's config
     kept: Tensor | None = None  # (N,) bool, tokens that were known from the start
     step: int = 0  # steps done
     reported: bool = False  # as finished, by Engine.step
@@ -30,8 +31,9 @@ class RowState:
 
     @classmethod
     def start(
-        cls, request: RowRequest, conditions: tuple[Condition, Condition], order: Tensor, known: KnownTokens | None
-    ) -> RowState:
+        cls, request: RowRequest, conditions: tuple[Condition, Condition], order: Tensor, known: KnownTokens | None,
+        unmasking: str = "maskgit",
+    ) -> RowState:  # fmt: skip
         """Make a row before its first step; known tokens are taken out of its order (N,).
 
         In raster order they stay in it: each is walked over in its own step, and those at the start need none.
@@ -43,10 +45,10 @@ class RowState:
             EngineError: there are more steps than tokens to decide.
         """
         if known is None:
-            return cls(request, *conditions, order)
+            return cls(request, *conditions, order, unmasking)
         if request.sampling.order == "raster":
             kept = known.kept.to(order.device)  # each step reads it on the host
-            return cls(request, *conditions, order, kept, step=int(kept.int().cumprod(0).sum()))
+            return cls(request, *conditions, order, unmasking, kept, step=int(kept.int().cumprod(0).sum()))
         rest = order[~known.kept.to(order.device)[order]]  # (n,)
         steps = request.sampling.num_inference_steps
         if steps > len(rest):
@@ -55,7 +57,7 @@ class RowState:
                 f"generate and each step generates at least one: ask for 1 to {len(rest)}, or for a larger part of "
                 "the image"
             )
-        return cls(request, *conditions, rest, known.kept)
+        return cls(request, *conditions, rest, unmasking, known.kept)
 
     @property
     def finished(self) -> bool:
@@ -68,7 +70,8 @@ class RowState:
 
     def _masked_after(self, step: int) -> int:
         sampling = self.request.sampling
-        return masked_after(step, sampling.num_inference_steps, len(self.order), sampling.order)
+        steps = sampling.num_inference_steps
+        return masked_after(step, steps, len(self.order), sampling.order, self.unmasking)
 
     @property
     def total(self) -> int:
@@ -101,12 +104,14 @@ class RowState:
             cached=self.cached,
             past_guided=raster and self.step <= self._last_guided,
             choice=self._choice(before - after) if confident else None,
+            following=steps - 1 - self.step,
         )
 
     def _choice(self, count: int) -> Choice:
         """How `count` of the sampled tokens are chosen in the next step."""
         sampling = self.request.sampling
-        scale = choice_temperature(sampling.temperature, self.step, sampling.num_inference_steps)
+        steps = sampling.num_inference_steps
+        scale = choice_temperature(sampling.temperature, self.step, steps, self.unmasking)
         return Choice(count, self.step, scale)
 
     @cached_property
@@ -121,7 +126,8 @@ class RowState:
         low, high = sampling.guidance_interval
         if not low <= step / steps < high:
             return 1.0
-        return guidance_at(sampling.guidance_scale, sampling.guidance_schedule, self._masked_after(step), self.total)
+        masked = self._masked_after(step)
+        return guidance_at(sampling.guidance_scale, sampling.guidance_schedule, masked, self.total)
 
 
 @dataclass(frozen=True)
@@ -152,6 +158,7 @@ class RowStep:
     cached: int = 0  # raster order: positions before it whose keys and values are there
     past_guided: bool = False  # raster order: this step or a later one is guided
     choice: Choice | None = None  # with the order "confidence"
+    following: int = 0  # steps after this one
 
     @property
     def guided(self) -> bool:

@@ -30,7 +30,7 @@ class ServingEngine:
         self, checkpoint: Checkpoint, max_rows: int, dtype: torch.dtype = torch.float32, kernels: str = "auto"
     ):
         self.checkpoint, self.max_rows, self.dtype = checkpoint, max_rows, dtype
-        conditioner = build_conditioner(checkpoint.model, checkpoint.about)
+        conditioner = build_conditioner(checkpoint.model, checkpoint.about, checkpoint.folder)
         try:
             device = next(checkpoint.model.parameters()).device
             shards = getattr(checkpoint.model.backbone, "shards", 1)

@@ -22,13 +22,16 @@ class AutoregressiveModel(nn.Module):
     is optional. A causal one looks at the tokens before a position only.
     """
 
-    def __init__(self, config: ModelConfig, backbone: nn.Module):
+    def __init__(self, config: ModelConfig, backbone: nn.Module, own_table: int = 0):
+        """own_table: the categorical head has its own table, of this width, and the weights are imported."""
         super().__init__()
         self.config = config
         self.backbone = backbone
         self.head: DiffusionHead | CategoricalHead = (
-            CategoricalHead(config) if config.categorical else DiffusionHead(config)
+            CategoricalHead(config, own_table) if config.categorical else DiffusionHead(config)
         )
+        if own_table:  # nothing to start from: a checkpoint's weights follow
+            return
         init_weights(self)
         if isinstance(self.head, DiffusionHead):
             self.head.zero_init()
@@ -41,7 +44,9 @@ class AutoregressiveModel(nn.Module):
 
     @property
     def table(self) -> Tensor:
-        """(K, D) embeddings of discrete tokens."""
+        """(K, D) the categorical head's table."""
+        if isinstance(self.head, CategoricalHead) and self.head.weight is not None:
+            return self.head.weight
         table: Tensor = self.backbone.token_in.weight  # type: ignore[union-attr,assignment]
         return table
 

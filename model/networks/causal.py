@@ -7,13 +7,26 @@ Decoding keeps the keys and values of past positions: a step is one position of 
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
 import torch
 from torch import Tensor, nn
 
 from model.config import FluidConfig, ModelConfig
+from model.discrete_config import PrefixConfig
 from model.networks.layers.key_values import KeyValues
 from model.networks.layers.residual import residual
 from model.networks.transformer import TextBackbone, TextContext
+
+
+class Stepwise(Protocol):
+    """What decoding needs of a causal backbone; `text` is the condition of its family."""
+
+    def prefill(self, tokens: Tensor, rows: Tensor, text: Any, cache: KeyValues) -> None: ...
+
+    def step(
+        self, tokens: Tensor, rows: Tensor, positions: Tensor, text: Any, cache: KeyValues, longest: int
+    ) -> Tensor: ...
 
 
 class CausalBackbone(TextBackbone):
@@ -94,6 +107,6 @@ def make_cache(
     config: ModelConfig, rows: int, device: torch.device, dtype: torch.dtype, shards: int = 1
 ) -> KeyValues | None:
     """Keys and values of this many rows, for a causal backbone or one of its shards; None: it needs none."""
-    if not isinstance(config, FluidConfig) or not config.causal:
+    if not isinstance(config, FluidConfig | PrefixConfig) or not config.causal:
         return None
     return KeyValues(config.depth, rows, config.heads // shards, config.tokens, config.head_dim, device, dtype)

@@ -47,7 +47,7 @@ class Conditioner(Protocol):
     """Turns a prompt into the condition of one row."""
 
     #: False if the unconditional branch is learned apart from all prompts, so that no prompt can take its place.
-    takes_negative_prompts: bool
+    takes_negative_prompts: bool = True
 
     def __call__(self, prompt: str) -> Condition:
         """The condition of a prompt; the empty prompt's is the unconditional one.
@@ -56,6 +56,14 @@ class Conditioner(Protocol):
             PromptError: the model cannot be conditioned on this prompt.
         """
         ...
+
+    def unconditional_length(self, prompt: str) -> int | None:
+        """Size of the unconditional branch beside a prompt; None: it is the empty prompt's, whatever the prompt."""
+        return None
+
+    def unconditional(self, length: int) -> Condition:
+        """The unconditional branch of a size, for models in which it depends on the prompt's."""
+        raise PromptError("this model's unconditional branch is the empty prompt's, whatever the prompt")
 
 
 class PromptError(ValueError):

@@ -18,10 +18,14 @@ from model.config import (
     VqConfig,
     VqganConfig,
 )
+from model.discrete_config import AmusedConfig, JanusConfig, LlamagenConfig, MeissonicConfig
 from model.networks.autoencoders.kl_tokenizer import KlTokenizer
 from model.networks.autoencoders.vqgan_tokenizer import VqganTokenizer
 from model.networks.autoregressive_model import AutoregressiveModel, Fluid
+from model.networks.imported.amused import Amused
+from model.networks.imported.meissonic import Meissonic
 from model.networks.imported.nova import Nova
+from model.networks.imported.prefix_causal import Janus, Llamagen
 from model.networks.mar import Mar
 from model.networks.tokenizer import PcaSkipTokenizer
 from model.networks.vq_tokenizer import VqTokenizer
@@ -31,7 +35,19 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def build_model(config: ModelConfig) -> AutoregressiveModel:
-    """The model with random weights."""
+    """The model with random weights.
+
+    Raises:
+        ConfigError: the family needs a library that is not installed.
+    """
+    if isinstance(config, AmusedConfig):
+        return Amused(config)
+    if isinstance(config, MeissonicConfig):
+        return Meissonic(config)
+    if isinstance(config, JanusConfig):
+        return Janus(config)
+    if isinstance(config, LlamagenConfig):
+        return Llamagen(config)
     if isinstance(config, NovaConfig):
         return Nova(config)
     return Mar(config) if isinstance(config, MarConfig) else Fluid(config)  # type: ignore[arg-type]

@@ -20,6 +20,7 @@ from fluid_kernels.ops.linear import PackedLinear
 from fluid_kernels.philox import CATEGORY, CHOICE, gumbel_ref
 
 CHOICE_TEMPERATURE = 4.5  # of the noise on confidence at the first step; it falls linearly to 0 at the last (MaskGIT)
+AMUSED_TEMPERATURE = 2.0  # the same in diffusers' scheduler of aMUSEd
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,15 @@ def _filter(logits: Tensor, rows: CategoricalRows) -> Tensor:
     return logits.scatter(1, index, values.masked_fill(outside, -torch.inf))
 
 
-def choice_temperature(temperature: float, step: int, steps: int) -> float:
-    """Scale of the noise on confidence in AR step `step` of `steps`; temperature: the request's."""
+def choice_temperature(temperature: float, step: int, steps: int, unmasking: str = "maskgit") -> float:
+    """Scale of the noise on confidence in AR step `step` of `steps`.
+
+    Args:
+        temperature: the request's.
+        unmasking: of the model's config. "amused" falls from AMUSED_TEMPERATURE at the first step to 0 at the last.
+    """
+    if unmasking == "amused":
+        return AMUSED_TEMPERATURE * temperature * (1 - step / max(steps - 1, 1))
     return CHOICE_TEMPERATURE * temperature * (1 - (step + 1) / steps)
 
 

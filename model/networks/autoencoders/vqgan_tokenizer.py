@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ class VqganTokenizer(nn.Module):
 
     def encode(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> (B, grid, grid) int64, the codes nearest to the latents."""
-        latents = self.vq.encode(pixels).latents  # (B, C, g, g)
+        latents = self.vq.encode(pixels / 2 + 0.5 if self.config.unit_pixels else pixels).latents  # (B, C, g, g)
         codes: Tensor = self.vq.quantize(latents)[2][2]
         return codes.view(len(latents), *latents.shape[2:])
 
@@ -61,11 +62,11 @@ class VqganTokenizer(nn.Module):
         vectors = self.embed(codes.flatten(1)).transpose(1, 2)  # (B, C, N)
         grid = round(vectors.shape[2] ** 0.5)
         decoded: Tensor = self.vq.decode(vectors.unflatten(2, (grid, grid)), force_not_quantize=True).sample
-        return decoded
+        return 2 * decoded - 1 if self.config.unit_pixels else decoded
 
 
-def load_vq_model(folder: Path) -> VqganTokenizer:
-    """Read a VQModel that diffusers saved; strict by name and shape.
+def load_vq_model(folder: Path, unit_pixels: bool = False) -> VqganTokenizer:
+    """Read a VQModel that diffusers saved; strict by name and shape. unit_pixels: see VqganConfig.
 
     Raises:
         ConfigError: the folder holds no VQModel, one with parts that are not supported, or weights that do not fit.
@@ -73,7 +74,8 @@ def load_vq_model(folder: Path) -> VqganTokenizer:
     file = folder / "config.json"
     if not file.is_file():
         raise ConfigError(f"{folder} holds no VQModel: it has no config.json")
-    tokenizer = VqganTokenizer(vq_model_config(json.loads(file.read_text(encoding="utf-8"))))
+    config = vq_model_config(json.loads(file.read_text(encoding="utf-8")))
+    tokenizer = VqganTokenizer(replace(config, unit_pixels=unit_pixels))
     if not (folder / WEIGHTS).is_file():
         raise ConfigError(f"{folder} has no {WEIGHTS}: save the VQModel with safe_serialization, in one file")
     try:
