@@ -27,8 +27,8 @@ async def edit_line(
     job_id: str,
     owner: str,
     files: FileStore,
-    models: Mapping[str, ModelInfo],
-    default: str | None,
+    models: dict[str, ModelInfo],
+    default: str,
     mapping: ClientMapping,
 ) -> tuple[EditRequest, JobInput, bytes]:
     """Return the request of a line, its job and the packed source image.
