@@ -70,11 +70,15 @@ format: $(VENV)/.dev ## generate what is generated, and rewrite the code in the 
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-data: $(VENV)/.dev ## fetch the image packages (needs npm, and apt for clip art) and render them into data/
+data: $(VENV)/.dev ## fetch the image packages (needs npm, apt) into data/; or encode yours: SOURCE=photos TOKENIZER=sd-vae DATA=data/photos
+ifdef SOURCE
+	$(BIN)/python -m model.training.latents.build $(SOURCE) --tokenizer $(TOKENIZER) --out $(or $(DATA),data/$(notdir $(basename $(SOURCE)))) $(ARGS)
+else
 	$(BIN)/python -m model.data.build
 	$(BIN)/python -m model.data.build_scenes
 	$(BIN)/python -m model.data.build_scenes --more --out data/scenes-more
 	$(BIN)/python -m model.data.build_atlas
+endif
 
 RECIPE ?= emoji-64
 TOKENIZER_DATA = data/$(if $(filter scenes%,$(RECIPE)),scenes,$(if $(filter atlas%,$(RECIPE)),atlas,$(RECIPE)))

@@ -78,6 +78,7 @@ def _check(count: int) -> None:
 
 
 def _timesteps(count: int, config: DdpmConfig) -> Tensor:
+    places: np.ndarray
     if config.timestep_spacing == "linspace":
         places = np.linspace(0, TRAIN_STEPS - 1, count).round()
     elif config.timestep_spacing == "leading":

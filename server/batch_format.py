@@ -11,6 +11,7 @@ from server import json_text
 
 MAX_LINES = 50_000
 URL = "/v1/images/generations"
+EDITS_URL = "/v1/images/edits"
 #: Terminal states of a batch.
 OVER = ("completed", "failed", "expired", "cancelled")
 RESULTS, FAILURES = "file-out-", "file-err-"
@@ -36,9 +37,11 @@ class Line:
     error: str = ""  #: why this line fails alone, if nothing can hold its body
 
 
-def index_lines(data: bytes) -> "array[int]":
-    """Check every line, and return the offset of each, with that of the end: lines are read from the file when their
-    turn comes. An invalid body is not an error here: later it fails its own request only.
+def index_lines(data: bytes, url: str = URL) -> "array[int]":
+    """Check every line of a batch for `url`, and return the offset of each, with that of the end.
+
+    Lines are read from the file when their turn comes. An invalid body is not an error here: later it fails its own
+    request only.
 
     Raises:
         LineError: the file is not a batch file.
@@ -58,7 +61,7 @@ def index_lines(data: bytes) -> "array[int]":
             text = json_text.decode_utf8(raw)
         except json_text.JsonError as error:
             raise LineError(f"Line {number} {error}.", "invalid_encoding", number) from error
-        line = _parse(text, number)
+        line = _parse(text, number, url)
         if line.custom_id in seen:
             raise LineError(
                 f"Line {number}: custom_id {line.custom_id!r} was used before.", "duplicate_custom_id", number
@@ -75,7 +78,7 @@ def parse_line(text: str) -> Line:
     Raises:
         LineError: it is not a line of a batch file.
     """
-    return _parse(text.strip(), 1)
+    return _parse(text.strip(), 1, None)
 
 
 def _each(data: bytes) -> io.BytesIO:
@@ -83,7 +86,8 @@ def _each(data: bytes) -> io.BytesIO:
     return io.BytesIO(data.removeprefix(b"\xef\xbb\xbf"))
 
 
-def _parse(text: str, number: int) -> Line:
+def _parse(text: str, number: int, url: str | None) -> Line:
+    """Parse one line; `url` is the only one allowed, None for a line that was checked before."""
     error = ""
     try:
         raw = json_text.parse(text)
@@ -101,8 +105,8 @@ def _parse(text: str, number: int) -> Line:
     custom_id = raw.get("custom_id")
     if not isinstance(custom_id, str) or not 1 <= len(custom_id) <= 256:
         raise LineError(f"Line {number} needs a 'custom_id' of 1 to 256 characters.", "invalid_custom_id", number)
-    if raw.get("method", "POST") != "POST" or raw.get("url", URL) != URL:
-        raise LineError(f"Line {number}: only POST {URL} can be batched.", "invalid_url", number)
+    if url is not None and (raw.get("method", "POST") != "POST" or raw.get("url", url) != url):
+        raise LineError(f"Line {number}: only POST {url} can be in this batch.", "invalid_url", number)
     return Line(custom_id, {} if error else raw["body"], error)
 
 

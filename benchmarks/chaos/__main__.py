@@ -56,6 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     modes_help = f"further faults, separated by commas: {', '.join(MODES)}; or all (default none); or {PRIMARY} alone"
     parser.add_argument("--modes", type=_modes, default=[], metavar="LIST", help=modes_help)
     parser.add_argument("--losses", type=int, default=20, help=f"primaries to lose in the mode {PRIMARY} (default 20)")
+    parser.add_argument("--replicas", type=int, choices=(1, 2), default=1, help=f"FLUID_REPLICAS in the mode {PRIMARY}")
     parser.add_argument("--untimed", action="store_true", help="report the redelivery gate, but do not fail because "
                         "of it: for machines that are busy with other work")  # fmt: skip
     parser.add_argument("--log", type=Path, metavar="FILE", help="save the log of gateways and workers")
@@ -66,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"skipped: {reason}", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="fluid-chaos-") as folder:
         if PRIMARY in modes:
-            outcome = asyncio.run(losses.run(args.losses, args.seed, args.lease, Path(folder)))
+            outcome = asyncio.run(losses.run(args.losses, args.seed, args.lease, Path(folder), args.replicas))
         else:
             outcome = asyncio.run(run(args.minutes, args.seed, args.lease, Path(folder), modes))
         if args.log:

@@ -7,12 +7,12 @@ import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from random import Random
 from subprocess import Popen
-from typing import Any, ClassVar
+from typing import Any
 
 from benchmarks.chaos.clock import Clocks, find_library
 from benchmarks.chaos.disk import SmallDisk
@@ -36,8 +36,6 @@ class Cast:
 
     Without modes there is one Valkey on a unix socket; with any of them a pair behind a proxy.
     """
-
-    further_settings: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, data_dir: Path, lease_s: float, random: Random, modes: Collection[str] = ()) -> None:
         self.lease_s = lease_s
@@ -64,7 +62,7 @@ class Cast:
                 engine=FAKE_ENGINE, fake_step_ms=5.0, max_rows=8, lease_s=self.lease_s,
                 # Every crash costs each job on that worker an attempt, and here workers crash every few seconds.
                 max_attempts=6, snapshot_steps=8, step_timeout_s=2 * self.lease_s, drain_s=2.0,
-                result_ttl_s=86400, log_level="error", **self.further_settings,
+                result_ttl_s=86400, log_level="error", **self._further_settings(),
             )  # fmt: skip
             stack.callback(self._kill_all)
             self.gateways = {port: self._gateway(port) for port in (free_port() for _ in range(GATEWAYS))}
@@ -85,6 +83,9 @@ class Cast:
             self.pair = stack.enter_context(RedisPair(self._data_dir, env))
         else:
             self._alone = stack.enter_context(EmbeddedValkey(self._data_dir / "valkey"))
+
+    def _further_settings(self) -> dict[str, Any]:
+        return {}
 
     @property
     def url(self) -> str:

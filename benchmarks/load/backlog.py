@@ -109,7 +109,7 @@ class _Written(JobQueue):
         super().__init__(redis, settings)
         self.calls: list[tuple[Any, ...]] = []
 
-    async def run(self, name: str, args: Mapping[str, Any], *data: bytes) -> Any:
+    async def run(self, name: str, args: Mapping[str, Any], *data: bytes, replicated: bool = False) -> Any:
         given = {key: value for key, value in args.items() if value is not None}
         self.calls.append(("EVALSHA", self._scripts[name].sha, 1, self.keys.root, json.dumps(given), *data))
         return ["new", args["id"], "0"]

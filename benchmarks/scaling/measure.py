@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 from benchmarks.load.generator import Generator, Sample, poisson, request_bytes
-from benchmarks.load.service import Service, service
+from benchmarks.load.service import Service, machine_s, service
 from benchmarks.scaling.simulation import percentile
 
 GATEWAYS, WORKERS, ROWS, STEPS, STEP_MS = 2, 8, 4, 20, 20.0
@@ -29,12 +29,14 @@ async def measure(quick: bool) -> dict[str, Any]:
     seconds = 5.0 if quick else SECONDS
     async with service(WORKERS, GATEWAYS, fake_step_ms=STEP_MS, max_rows=ROWS) as running:
         await _load(running, WARM_UP_S, 0)
+        machine = machine_s()
         before, redis = running.cpu_s(), await _redis_s(running)
         began = time.perf_counter()
         samples, elapsed = await _load(running, seconds, 1)
         used = {role: spent - before[role] for role, spent in running.cpu_s().items()}
         redis_us = (await _redis_s(running) - redis) * 1e6
         wall = time.perf_counter() - began
+        busy, whole = (now - then for now, then in zip(machine_s(), machine, strict=True))
     count = max(1, len(samples))
     job_us = (redis_us - idle[WORKERS] * wall) / count
     gateway_ms = used["gateway"] * 1000 / count
@@ -52,18 +54,28 @@ async def measure(quick: bool) -> dict[str, Any]:
         "seconds": seconds, "requests": len(samples), "jobs_per_s": round(len(samples) / elapsed, 2),
         "latency_p50_ms": round(percentile(latencies, 50), 1), "latency_p99_ms": round(percentile(latencies, 99), 1),
         "added_p50_ms": round(percentile(waits, 50), 1), "added_p99_ms": round(percentile(waits, 99), 1),
+        "measured_step_ms": round(percentile([each.inference for each in samples], 50) / STEPS, 2),
         "worker_cpu_ms": round(used["worker"] * 1000 / count, 2),
+        "busy_with_others": round((busy - sum(used.values())) / whole, 2),
     }  # fmt: skip
     return {"costs": costs, "check": check}
 
 
 async def _idle(workers: int, seconds: float) -> float:
-    """Return Redis' microseconds per second without jobs."""
+    """Return Redis' microseconds per second without jobs; print what is called how often."""
     async with service(workers, GATEWAYS, fake_step_ms=STEP_MS, max_rows=ROWS) as running:
         await asyncio.sleep(2.0)  # what follows a start
+        calls = await running.queue.redis.info("commandstats")
         before, began = await _redis_s(running), time.perf_counter()
         await asyncio.sleep(seconds)
-        return (await _redis_s(running) - before) / (time.perf_counter() - began) * 1e6
+        used = (await _redis_s(running) - before) / (time.perf_counter() - began) * 1e6
+        for name, now in (await running.queue.redis.info("commandstats")).items():
+            per_s = (now["calls"] - calls.get(name, {"calls": 0})["calls"]) / seconds
+            if per_s > 1:
+                print(
+                    f"idle, {workers} workers: {name[8:]:12s}{per_s:8.1f} calls/s, {now['usec_per_call']:8.1f} us each"
+                )
+        return used
 
 
 async def _redis_s(running: Service) -> float:

@@ -16,7 +16,6 @@ from random import Random
 from benchmarks.scaling.model import Costs, Fleet, background, utilisation
 
 WARM_UP = 0.25  # share of the simulated time that is not counted
-SLOWEST = 0.001  # share of Redis that is left at least, so that a hopeless cell is simulated too
 
 
 @dataclass(frozen=True)
@@ -64,12 +63,21 @@ class Server:
 
 
 class Simulation:
-    """One run: `per_s` Poisson arrivals for `seconds`."""
+    """One run of `seconds`, with `per_s` Poisson arrivals, or with `callers` who each send a job when theirs has ended.
 
-    def __init__(self, costs: Costs, fleet: Fleet, per_s: float, seconds: float, seed: int = 1) -> None:
+    Raises:
+        ValueError: gateways and workers leave nothing of Redis for jobs.
+    """
+
+    def __init__(
+        self, costs: Costs, fleet: Fleet, per_s: float, seconds: float, *, callers: int = 0, seed: int = 1
+    ) -> None:
+        if background(costs, fleet) >= 1:
+            raise ValueError(f"{fleet.workers} workers and {fleet.gateways} gateways keep Redis busy without any job")
+        self._callers = callers
         self._costs, self._fleet, self._per_s, self._seconds = costs, fleet, per_s, seconds
         self._random = Random(seed)
-        self._slower = 1e-6 / max(SLOWEST, 1 - background(costs, fleet))
+        self._slower = 1e-6 / (1 - background(costs, fleet))
         self._redis, self._gateways = Server(), [Server() for _ in range(fleet.gateways)]
         self._workers = [_Worker(fleet.rows) for _ in range(fleet.workers)]
         self._idle = list(range(fleet.workers))  # workers with a free row, with some that have none any more
@@ -81,7 +89,8 @@ class Simulation:
         self._latencies: list[float] = []
 
     def run(self) -> Outcome:
-        self._at(self._random.expovariate(self._per_s), "arrive")
+        for _ in range(self._callers or 1):
+            self._at(self._random.expovariate(self._per_s), "arrive")
         if self._fleet.losses_per_hour:
             self._at(self._next_loss(), "lose")
         handlers = {
@@ -97,7 +106,7 @@ class Simulation:
             len(self._latencies) / counted,
             percentile(self._waits, 50), percentile(self._waits, 99),
             percentile(self._latencies, 50), percentile(self._latencies, 99),
-            utilisation(self._costs, self._fleet, self._per_s),
+            utilisation(self._costs, self._fleet, len(self._latencies) / counted if self._callers else self._per_s),
             self._redelivered, len(self._latencies), len(self._waiting),
         )  # fmt: skip
 
@@ -109,7 +118,8 @@ class Simulation:
         job, gateway = len(self._jobs), self._random.randrange(self._fleet.gateways)
         self._jobs.append(_Job(at, gateway=gateway))
         self._at(self._gateways[gateway].serve(at, self._costs.accept_ms / 1000), "enqueue", job)
-        self._at(at + self._random.expovariate(self._per_s), "arrive")
+        if not self._callers:
+            self._at(at + self._random.expovariate(self._per_s), "arrive")
 
     def _enqueue(self, at: float, job: int, _: int) -> None:
         self._at(self._redis.serve(at, self._costs.enqueue_us * self._slower), "queued", job)
@@ -181,6 +191,8 @@ class Simulation:
         done = self._gateways[self._jobs[job].gateway].serve(at, self._costs.respond_ms / 1000)
         if done > self._seconds * WARM_UP:
             self._latencies.append((done - self._jobs[job].arrived) * 1000)
+        if self._callers:
+            self._at(done, "arrive")
 
     def _next_loss(self) -> float:
         return self._random.expovariate(self._fleet.losses_per_hour / 3600 * self._fleet.workers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from benchmarks.scaling.model import Costs, Fleet, cells_for, end_of_one_redis, fleet_for, utilisation
+from benchmarks.scaling.model import Costs, Fleet, background, cells_for, end_of_one_redis, fleet_for, utilisation
 from benchmarks.scaling.simulation import Simulation
 
 ARRIVALS = (10.0, 30.0, 100.0, 200.0, 300.0, 400.0, 500.0, 600.0, 700.0, 800.0, 1000.0, 3000.0, 10_000.0)
@@ -25,12 +25,15 @@ def by_arrivals(costs: Costs, quick: bool) -> list[dict[str, Any]]:
 
 
 def by_workers(costs: Costs, quick: bool) -> list[dict[str, Any]]:
-    """Return a row per number of workers, with more jobs than they can do: what leaves is the most that can."""
-    rows = []
-    for workers in WORKERS[:11:5] if quick else WORKERS:
-        offered = 1.2 * Fleet(1, workers).jobs_per_s
-        fleet = Fleet(fleet_for(costs, offered).gateways, workers)
-        rows.append(_point(costs, fleet, offered, quick))
+    """Return a row per number of workers, with a backlog that never runs empty: what leaves is the most that can.
+
+    The gateways are enough for what Redis leaves; where it leaves nothing for jobs, the row has no jobs.
+    """
+    rows, most = [], 1e6 / costs.job_us
+    for workers in WORKERS[:8:5] if quick else WORKERS:
+        ideal = Fleet(1, workers).jobs_per_s
+        fleet = Fleet(fleet_for(costs, min(ideal, most)).gateways, workers)
+        rows.append(_point(costs, fleet, ideal, quick, callers=2 * fleet.rows * workers))
     return rows
 
 
@@ -43,19 +46,25 @@ def by_losses(costs: Costs, quick: bool) -> list[dict[str, Any]]:
     return rows
 
 
-def _point(costs: Costs, fleet: Fleet, per_s: float, quick: bool, longer: float = 1.0) -> dict[str, Any]:
+def _point(
+    costs: Costs, fleet: Fleet, per_s: float, quick: bool, longer: float = 1.0, callers: int = 0
+) -> dict[str, Any]:
     seconds = max(3.0, min(SECONDS * longer, (QUICK_JOBS if quick else JOBS) / per_s))
-    outcome = Simulation(costs, fleet, per_s, seconds).run()
-    return {
-        "arrivals_per_s": round(per_s, 1), "workers": fleet.workers, "gateways": fleet.gateways,
-        "seconds": round(seconds, 1), **{name: round(value, 3) for name, value in asdict(outcome).items()},
-    }  # fmt: skip
+    if callers:
+        seconds = max(seconds, 8 * fleet.job_s)
+    row = {"arrivals_per_s": round(per_s, 1), "workers": fleet.workers, "gateways": fleet.gateways}
+    if background(costs, fleet) >= 1:
+        return row | {"jobs_per_s": 0.0, "redis": round(background(costs, fleet), 3)}
+    outcome = Simulation(costs, fleet, per_s, seconds, callers=callers).run()
+    return {**row, "seconds": round(seconds, 1), **{name: round(value, 3) for name, value in asdict(outcome).items()}}
 
 
 def check(costs: Costs, measured: dict[str, Any]) -> dict[str, float]:
     """Simulate what was measured with two gateways and eight workers, and return both with their ratio."""
-    fleet = Fleet(measured["gateways"], measured["workers"], measured["rows"], measured["steps"], measured["step_ms"])
-    found = Simulation(costs, fleet, measured["per_s"], max(60.0, measured["seconds"])).run()
+    fleet = Fleet(
+        measured["gateways"], measured["workers"], measured["rows"], measured["steps"], measured["measured_step_ms"]
+    )
+    found = Simulation(costs, fleet, measured["per_s"], max(600.0, measured["seconds"])).run()
     result: dict[str, float] = {}
     for name in ("jobs_per_s", "latency_p50_ms", "latency_p99_ms"):
         simulated = getattr(found, name)

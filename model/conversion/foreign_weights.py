@@ -111,22 +111,33 @@ def read_foreign_weights(file: Path, *sections: str) -> ForeignWeights:
             return ForeignWeights(file, load_file(file))
         except SafetensorError as error:
             raise CheckpointError(f"{file} is damaged ({error}); download it again") from error
-    try:
-        # Some files hold the training arguments beside the weights; a Namespace is as harmless as a dictionary.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            raw: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{file} is damaged or not a torch.save file ({reason}); download it again") from error
-    state = next((raw[name] for name in sections if isinstance(raw, dict) and name in raw), raw)
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    raw = _load_torch(file)
+    state = _section(raw, sections)
+    if state is None:
         found = ", ".join(map(repr, list(raw)[:5])) if isinstance(raw, dict) else type(raw).__name__
         raise CheckpointError(f"{file}: neither {' nor '.join(map(repr, sections))} in it, but {found}")
     return ForeignWeights(file, state)
 
 
+def _load_torch(file: Path) -> Any:
+    try:
+        # Some files hold the training arguments beside the weights; a Namespace is as harmless as a dictionary.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{file} is damaged or not a torch.save file ({reason}); download it again") from error
+
+
+def _section(raw: Any, sections: Sequence[str]) -> dict[str, Tensor] | None:
+    """The first of `sections` that there is, else all of it; None if that is not tensors by name."""
+    state = next((raw[name] for name in sections if isinstance(raw, dict) and name in raw), raw)
+    return state if isinstance(state, dict) and all(isinstance(value, Tensor) for value in state.values()) else None
+
+
 def tensor_names(file: Path, *sections: str) -> frozenset[str]:
-    """Names of the tensors in a file, without reading their values; of a torch file, those of the first section.
+    """Names of the tensors in a file, without reading their values; of a torch file, those of the first section that
+    it has. Empty if it holds something else.
 
     Raises:
         CheckpointError: the file is damaged, or not one of tensors.
@@ -134,7 +145,7 @@ def tensor_names(file: Path, *sections: str) -> frozenset[str]:
     if file.suffix == ".safetensors":
         with opened(file) as stored:
             return frozenset(stored.keys())
-    return frozenset(read_foreign_weights(file, *sections).names())
+    return frozenset(_section(_load_torch(file), sections) or ())
 
 
 @contextmanager

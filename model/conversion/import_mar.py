@@ -147,7 +147,11 @@ def read_kl(file: Path) -> KlTokenizer:
     Raises:
         CheckpointError: the file is not an autoencoder; the message names the first key or shape that does not fit.
     """
-    source = read_foreign_weights(file, "model", "state_dict")
+    return kl_from(read_foreign_weights(file, "model", "state_dict"))
+
+
+def kl_from(source: ForeignWeights) -> KlTokenizer:
+    """The same, of weights that are read."""
     tokenizer = KlTokenizer(kl_config(source))
     levels = len(tokenizer.config.widths)
     for key, own in tokenizer.vae.state_dict().items():

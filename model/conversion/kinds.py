@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model.checkpoint import CheckpointError
-from model.conversion import import_mar, import_nova
+from model.conversion import import_autoencoder, import_mar, import_nova
 from model.conversion.discrete import import_amused, import_janus, import_llamagen, import_meissonic
 from model.conversion.options import Options
 
@@ -41,6 +41,7 @@ KINDS = (
     Kind("amused", import_amused.LOOKS_FOR, import_amused.recognises, import_amused.convert),
     Kind("meissonic", import_meissonic.LOOKS_FOR, import_meissonic.recognises, import_meissonic.convert),
     Kind("janus", import_janus.LOOKS_FOR, import_janus.recognises, import_janus.convert),
+    Kind("autoencoder", import_autoencoder.LOOKS_FOR, import_autoencoder.recognises, import_autoencoder.convert),
     Kind("llamagen", import_llamagen.LOOKS_FOR, import_llamagen.recognises, import_llamagen.convert),
 )  # fmt: skip
 

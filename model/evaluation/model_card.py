@@ -15,16 +15,20 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from PIL import Image, ImageOps
+
 from model.checkpoint import load_checkpoint, read_config
 from model.config import ConfigError, FluidConfig
 from model.evaluation import model_card_scenes
 from model.networks.transformer import count_parameters
 
+SHEET_SCALE, SHEET_QUALITY = 0.75, 25  # of WebP: small for a repository, and good enough to see what was generated
+
 CARD = """# {name}
 
 {description}
 
-![Generated images above the real ones](sheet.png)
+![Generated images above the real ones](sheet.webp)
 
 *Rows of generated images, each above its row of real ones: trained pairs, then held-out pairs, then concepts never trained.
 Evenly spaced over the data, not picked; the seed is the position in the list.*
@@ -113,7 +117,7 @@ def common_facts(checkpoint: Path, run: Path, report: dict[str, Any]) -> dict[st
         ),
         "steps": training["steps"], "batch": training["batch"], "epochs": training["epochs"],
         "minutes": training["minutes"], "psnr_train": psnr["psnr_train_db"], "psnr_unseen": psnr["psnr_unseen_db"],
-        "failures": "![Incorrect images](failures.png)\n\n" if (checkpoint / "failures.png").exists() else "",
+        "failures": "![Incorrect images](failures.webp)\n\n" if (checkpoint / "failures.webp").exists() else "",
     }  # fmt: skip
 
 
@@ -144,6 +148,13 @@ def plot_curve(run: Path, file: Path) -> None:
     pyplot.close(figure)
 
 
+def _compress(sheet: Path, file: Path) -> None:
+    """Save a sheet as a WebP file of a tenth of its bytes, for the card in the repository."""
+    with Image.open(sheet) as image:
+        smaller = ImageOps.scale(image.convert("RGB"), SHEET_SCALE, Image.Resampling.LANCZOS)
+        smaller.save(file, quality=SHEET_QUALITY, method=6)
+
+
 def publish(run: Path, evaluation: Path, out: Path, sampling: dict[str, Any], description: str) -> None:
     """Copy the run's checkpoint to `out`, add its sampling presets and scores, and write the card beside it.
 
@@ -157,10 +168,10 @@ def publish(run: Path, evaluation: Path, out: Path, sampling: dict[str, Any], de
     raw, report = read_config(out), json.loads((evaluation / "report.json").read_text())
     raw["about"] |= {"description": description, "license": "Apache-2.0", "sampling": sampling, "metrics": report}
     (out / "config.json").write_text(json.dumps(raw, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    for name in ("sheet.png", "failures.png"):
-        (out / name).unlink(missing_ok=True)
-        if (evaluation / name).exists():  # an evaluation without failures leaves no sheet of them
-            shutil.copyfile(evaluation / name, out / name)
+    for name in ("sheet", "failures"):
+        (out / f"{name}.webp").unlink(missing_ok=True)
+        if (evaluation / f"{name}.png").exists():  # an evaluation without failures leaves no sheet of them
+            _compress(evaluation / f"{name}.png", out / f"{name}.webp")
     plot_curve(run, out / "curve.png")
     text = model_card_scenes.card_text if "score_seen" in report else card_text
     (out / "README.md").write_text(text(common_facts(out, run, report), raw["about"]), encoding="utf-8")

@@ -11,7 +11,7 @@ CARD = """# {name}
 
 {description}
 
-![64 fixed prompts](sheet.png)
+![64 fixed prompts](sheet.webp)
 
 *64 of the evaluation's prompts, evenly spaced, not picked. UNSEEN: a combination that training never showed, also of style.
 [wrong]: the detector did not find what the prompt states.*

@@ -63,7 +63,7 @@ class Conditioner(Protocol):
 
     def unconditional(self, length: int) -> Condition:
         """The unconditional branch of a size, for models in which it depends on the prompt's."""
-        return self("")
+        raise PromptError("this model's unconditional branch is the empty prompt's, whatever the prompt")
 
 
 class PromptError(ValueError):

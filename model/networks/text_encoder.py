@@ -10,7 +10,7 @@ import hashlib
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +58,8 @@ class TransformersEncoder(nn.Module):
             self.tokenizer.pad_token = self.tokenizer.eos_token
         is_t5 = AutoConfig.from_pretrained(folder).model_type in ("t5", "umt5")
         loader = T5EncoderModel if is_t5 else AutoModel
-        encoder, found = loader.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+        loaded: Any = loader.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+        encoder, found = loaded
         if missing := sorted(found["missing_keys"]):
             raise ConfigError(f"text encoder {config.name!r} lacks {missing[0]!r}; download its folder again")
         self.encoder = encoder.eval().requires_grad_(False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,11 +18,14 @@ from model.networks.autoencoders.vqgan_tokenizer import is_vq_model, load_vq_mod
 from model.networks.autoregressive_model import Fluid
 from model.networks.factory import AnyTokenizer, new_tokenizer
 from model.networks.text_encoder import build_text_encoder
+from model.networks.tokenizer_folder import is_tokenizer_folder, load_tokenizer_folder
 from model.presets import PRESETS
 from model.process_group import Group, Share
 from model.training.distributed.folders import newest
 from model.training.distributed.losses import StepLosses
 from model.training.feeds import WHOLE, Feed, ImageFeed, SceneFeed, open_scenes
+from model.training.latents.feed import LatentFeed
+from model.training.latents.store import LatentCache, is_latent_cache
 from model.training.layout_loss import LayoutHead
 from model.training.recipe import Recipe
 from model.training.relation_pretraining import pretrain_aligner
@@ -83,16 +87,19 @@ class Run:
 
 
 def load_tokenizer(config: FluidConfig, path: str) -> AnyTokenizer:
-    """Load a trained tokenizer, strictly, from a .safetensors file, a checkpoint's folder or that of a VQModel.
+    """Load a trained tokenizer, strictly: a .safetensors file, or the folder of a checkpoint, of a VQModel, or of an
+    imported autoencoder (`fluid import`).
 
     Raises:
-        ConfigError: there is none, or the checkpoint's has other sizes than `config`.
+        ConfigError: there is none, or it has other sizes than `config`.
     """
     if Path(path).is_dir():
-        found: AnyTokenizer
-        found = load_vq_model(Path(path)) if is_vq_model(Path(path)) else load_checkpoint(Path(path)).tokenizer
+        found = find_tokenizer(Path(path))
         if found.config != config.tokenizer:
-            raise ConfigError(f"the tokenizer of {path} has other sizes than the preset: {config.tokenizer}")
+            raise ConfigError(
+                f"the tokenizer of {path} does not fit the preset: it is {found.config}, the preset has "
+                f"{config.tokenizer}"
+            )
         return found
     if not Path(path).exists():
         raise ConfigError(f"no tokenizer at {path}: run `python -m model.training.train_tokenizer` first")
@@ -101,12 +108,34 @@ def load_tokenizer(config: FluidConfig, path: str) -> AnyTokenizer:
     return tokenizer.eval()
 
 
+def find_tokenizer(folder: Path) -> AnyTokenizer:
+    """The tokenizer in a folder: one that `fluid import` wrote, a VQModel, or a checkpoint's.
+
+    Raises:
+        ConfigError, CheckpointError: there is none, or it is damaged.
+    """
+    if is_tokenizer_folder(folder):
+        return load_tokenizer_folder(folder)
+    if is_vq_model(folder):
+        return load_vq_model(folder)
+    raw = folder / "config.json"
+    if raw.is_file() and json.loads(raw.read_text(encoding="utf-8")).get("_class_name"):
+        raise ConfigError(f"{folder} is a model of diffusers: import it with `fluid import {folder} FOLDER` first")
+    return load_checkpoint(folder).tokenizer
+
+
 def open_feed(
     recipe: Recipe, config: FluidConfig, tokenizer: AnyTokenizer, device: torch.device, share: Share = WHOLE
 ) -> Feed:
-    """Open the recipe's data and encode its captions; for a fixed image set, encode the images too."""
+    """Open the recipe's data and encode its captions; for a fixed image set, encode the images too.
+
+    Raises:
+        DataError, ConfigError: the data are missing, or do not fit the tokenizer.
+    """
     folder = Path(recipe.data)
     encoder = build_text_encoder(config.text, recipe.text_encoder, encoder_dtype(device)).to(device)
+    if recipe.scenes is None and is_latent_cache(folder):
+        return LatentFeed(LatentCache(folder), tokenizer, encoder, recipe.batch, recipe.seed, share)
     if recipe.scenes is None:
         return ImageFeed(Dataset.load(folder), tokenizer, encoder, folder, recipe.batch, recipe.seed, share)
     scenes, loaders = open_scenes(recipe, recipe.scenes), recipe.scenes.loaders

@@ -60,4 +60,7 @@ def run(settings: Settings, args: argparse.Namespace) -> None:
         prompt = import_weights(source, target, kind, options)
     except (CheckpointError, ModelConfigError, OSError) as error:
         raise ConfigError(str(error)) from error
-    print(f'Try it: fluid generate --checkpoint {target} "{prompt}"')
+    if prompt:
+        print(f'Try it: fluid generate --checkpoint {target} "{prompt}"')
+    else:
+        print(f"Train with it: python -m model.training --tokenizer {target} (docs/training.md)")

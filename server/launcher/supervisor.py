@@ -48,6 +48,8 @@ class Supervisor:
     async def _start(self) -> None:
         env = self._environment()
         if not self.settings.redis_url:
+            if self.settings.replicas:
+                raise ConfigError("FLUID_REPLICAS needs FLUID_REDIS_URL: the embedded Valkey has no replicas.")
             self._valkey = EmbeddedValkey(
                 self.settings.data_path,
                 fsync=self.settings.fsync,

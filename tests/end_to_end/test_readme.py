@@ -50,7 +50,7 @@ def test_the_first_image_comes_from_the_command_below_it(tmp_path: Path) -> None
     command = next(block for block in _blocks("sh", "fluid generate") if "a rocket above a castle" in block)
     words = shlex.split(command.replace("out/rocket.png", str(tmp_path / "rocket.png")))[1:]
     subprocess.run([sys.executable, "-m", "server.cli", *words], cwd=ROOT, check=True, timeout=300)
-    with Image.open(ROOT / "docs/images/scenes.png") as strip, Image.open(tmp_path / "rocket.png") as image:
+    with Image.open(ROOT / "docs/images/scenes.webp") as strip, Image.open(tmp_path / "rocket.png") as image:
         shown = np.asarray(strip.convert("RGB").crop((6, 6, 134, 134)), np.float64)
         error = np.square(shown - np.asarray(image.convert("RGB"), np.float64)).mean()
     assert error < 255**2 / 10**3, "less than 30 dB: a different image"

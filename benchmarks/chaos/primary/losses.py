@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from random import Random
-from typing import Any, ClassVar
+from typing import Any
 
 import httpx
 from tqdm import trange
@@ -18,7 +17,7 @@ from benchmarks.chaos.audit import audit, settle
 from benchmarks.chaos.cast import Cast
 from benchmarks.chaos.crowd import Crowd
 from benchmarks.chaos.ledger import Ledger, Submission
-from benchmarks.chaos.primary.sentinels import Trio
+from benchmarks.chaos.primary.sentinels import DOWN_AFTER_MS, ReplicatedNode, Trio
 from benchmarks.chaos.report import failures, figures, percentile
 from benchmarks.chaos.storm import REQUESTS_PER_S, SETTLE_S, Outcome, scrape, wait_ready
 from server import background
@@ -35,10 +34,15 @@ ASK_EVERY_S = 0.1
 class SentinelCast(Cast):
     """The processes with a primary behind Sentinel, and FLUID_REPLICAS."""
 
-    further_settings: ClassVar[Mapping[str, Any]] = {"replicas": 1}
+    def __init__(self, data_dir: Path, lease_s: float, random: Random, replicas: int, down_after_ms: int) -> None:
+        super().__init__(data_dir, lease_s, random)
+        self.replicas, self._down_after_ms = replicas, down_after_ms
+
+    def _further_settings(self) -> dict[str, Any]:
+        return {"replicas": self.replicas}
 
     def _start_valkey(self, stack: ExitStack) -> None:
-        self.trio = stack.enter_context(Trio(self._data_dir))
+        self.trio = stack.enter_context(Trio(self._data_dir, self._down_after_ms))
 
     @property
     def url(self) -> str:
@@ -49,11 +53,18 @@ class SentinelCast(Cast):
         return self.trio.primary()
 
 
-async def run(times: int, seed: int, lease_s: float, data_dir: Path) -> Outcome:
-    """Lose the primary `times` times under load, then audit."""
+async def run(
+    times: int, seed: int, lease_s: float, data_dir: Path, replicas: int = 1, down_after_ms: int = DOWN_AFTER_MS
+) -> Outcome:
+    """Lose the primary `times` times under load, then audit.
+
+    Args:
+        replicas: FLUID_REPLICAS, 1 or 2. With 2 nothing is accepted until the lost node is back.
+        down_after_ms: after which silence Sentinel takes a primary for dead.
+    """
     ledger, random = Ledger(replicated=True), Random(seed)
     accepted_s, image_s = list[float](), list[float]()
-    with SentinelCast(data_dir, lease_s, random) as cast:
+    with SentinelCast(data_dir, lease_s, random, replicas, down_after_ms) as cast:
         async with connect(cast.settings.redis_url, SOCKET_TIMEOUT_S) as redis:
             queue = JobQueue(redis, cast.settings)
             crowd, stop = Crowd(cast, ledger, Random(seed + 1), REQUESTS_PER_S), asyncio.Event()
@@ -77,7 +88,7 @@ async def run(times: int, seed: int, lease_s: float, data_dir: Path) -> Outcome:
                 finally:
                     await background.cancel_and_wait(keeping)
             unasked = cast.unasked + [node.failure() for node in cast.trio.nodes if node.exited]
-    result: dict[str, object] = {"losses": len(accepted_s), "seed": seed, "lease_s": lease_s}
+    result: dict[str, object] = {"losses": len(accepted_s), "replicas": replicas, "seed": seed, "lease_s": lease_s}
     result |= figures(verdict, inconsistent, [], [], scraped)
     result |= {
         "minutes": round((time.monotonic() - began) / 60, 1),
@@ -102,13 +113,20 @@ async def _lose(
         cast.kills["primary"] += 1
         lost = await asyncio.to_thread(cast.trio.lose_primary)
         began = time.monotonic()
+        if cast.replicas > 1:
+            await _replace(cast, lost)
         job_id = await _insist(cast, ledger, random)
         accepted_s.append(time.monotonic() - began)
-        await asyncio.to_thread(cast.trio.wait_for_failover, lost)
-    await _wait_for_image(cast, job_id)
-    image_s.append(time.monotonic() - began)
+        await _wait_for_image(cast, job_id)
+        image_s.append(time.monotonic() - began)
+        if cast.replicas == 1:
+            await _replace(cast, lost)
+        await asyncio.to_thread(cast.trio.wait_until_whole)
+
+
+async def _replace(cast: SentinelCast, lost: ReplicatedNode) -> None:
+    await asyncio.to_thread(cast.trio.wait_for_failover, lost)
     await asyncio.to_thread(cast.trio.replace, lost)
-    await asyncio.to_thread(cast.trio.wait_until_whole)
 
 
 async def _insist(cast: SentinelCast, ledger: Ledger, random: Random) -> str:

@@ -45,8 +45,8 @@ class ReplicatedNode(Node):
 class Trio:
     """Context manager. `url` leads to the primary, whichever that is."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, down_after_ms: int = DOWN_AFTER_MS) -> None:
+        self._folder, self._down_after_ms = folder, down_after_ms
         self.nodes = [ReplicatedNode(folder / f"node{number}") for number in range(3)]
         for node in self.nodes[1:]:
             node.primary_port = self.nodes[0].port
@@ -78,8 +78,8 @@ class Trio:
         lines = (
             f"port {port}", "bind 127.0.0.1", f"dir {self._folder}", f"logfile {self._folder}/sentinel{port}.log",
             f"sentinel monitor {SERVICE} 127.0.0.1 {primary.port} 2",
-            f"sentinel down-after-milliseconds {SERVICE} {DOWN_AFTER_MS}", f"sentinel failover-timeout {SERVICE} 9000",
-            f"sentinel parallel-syncs {SERVICE} 2",
+            f"sentinel down-after-milliseconds {SERVICE} {self._down_after_ms}",
+            f"sentinel failover-timeout {SERVICE} 9000", f"sentinel parallel-syncs {SERVICE} 2",
         )  # fmt: skip
         file.write_text("\n".join(lines) + "\n")
         return subprocesses.spawn([find_binary(), str(file), "--sentinel"], quiet=True)

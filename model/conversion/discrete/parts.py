@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from model.checkpoint import CheckpointError, save_checkpoint
+from model.conversion.diffusers_folders import read_json
 from model.conversion.foreign_weights import ForeignWeights, read_foreign_weights
 from model.conversion.options import Licence, Options
 from model.networks.autoregressive_model import AutoregressiveModel
@@ -22,23 +22,6 @@ TOKENIZER_FILES = (
     "merges.txt", "spiece.model", "tokenizer.model", "chat_template.json", "chat_template.jinja",
     "processor_config.json",
 )  # fmt: skip
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The content of a JSON file.
-
-    Raises:
-        CheckpointError: it is missing or no JSON object.
-    """
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{file} is missing; give the whole folder as it was published") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{file} is damaged ({error}); download it again") from error
-    if not isinstance(raw, dict):
-        raise CheckpointError(f"{file} is not a JSON object; download it again")
-    return raw
 
 
 def class_name(folder: Path, file: str = "config.json") -> str:

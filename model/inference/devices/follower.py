@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,3 +108,5 @@ def follow(device: str, ranks: int, threads: int) -> None:
     for name in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(name, signal.SIG_IGN)
     Follower(channel).run()
+    logging.shutdown()
+    os._exit(0)  # gloo's threads, whose connections are closed, would abort an orderly end of the interpreter

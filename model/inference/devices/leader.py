@@ -129,7 +129,8 @@ class LeadingMarBackbone(_Leading, MarBackbone):
 
 
 def _encode_text(backbone: LeadingBackbone | LeadingCausalBackbone, hidden: Tensor, mask: Tensor) -> TextContext:
-    number, plain = backbone.channel.number(), super(type(backbone), backbone).encode_text
+    number = backbone.channel.number()
+    plain = super(type(backbone), backbone).encode_text  # type: ignore[arg-type]  # of a union of classes
     own = backbone.lead("encode_text", [hidden, mask], lambda: plain(hidden, mask), number=number)
     return LedContext.of(own, backbone.channel, number)
 
@@ -166,6 +167,11 @@ def load_leading(folder: Path, channel: Channel, max_rows: int, dtype: torch.dty
         loaded = None
         try:
             loaded = load_checkpoint(folder)
+            if type(loaded.model.backbone) not in LEADING:
+                raise ConfigError(
+                    f"models of family {loaded.config.family!r} cannot be shared among devices: set "
+                    "FLUID_TENSOR_PARALLEL=1"
+                )
             shard_backbone(loaded.model.backbone, loaded.config, channel.group.mesh, dtype)
         except (CheckpointError, ConfigError, OSError) as error:
             failure.append(error)

@@ -11,10 +11,10 @@ import sys
 import torch
 
 from model.checkpoint import CheckpointError, read_config
-from model.config import ConfigError, ModelConfig
+from model.config import ConfigError, FluidConfig, MarConfig, ModelConfig
 from model.cpus import usable_cpus
 from model.inference.load import find_checkpoint
-from model.memory import estimate, estimate_on_cpu
+from model.memory import RESERVED, estimate, estimate_on_cpu
 from model.process_group import check_backends
 
 
@@ -30,12 +30,17 @@ def survey(checkpoint: str, device: str, rows: int, ranks: int) -> dict[str, obj
     except (TypeError, KeyError) as error:
         raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
     cuda = device != "cpu" and torch.cuda.is_available()
+    counted = isinstance(config, FluidConfig | MarConfig)
+    if ranks > 1 and not counted:
+        raise ConfigError(f"models of family {config.family!r} cannot be shared among devices")
     if ranks > 1:
         from model.inference.devices.sharding import check_heads
 
         check_heads(config, ranks)
         check_backends(cuda)
-    if cuda:
+    if not counted:  # as files of bfloat16, in float32 and in the dtype of products
+        needs = [3 * sum(file.stat().st_size for file in folder.rglob("*.safetensors")) + RESERVED]
+    elif cuda:
         needs = [estimate(config, rows, shards=ranks, leads=rank == 0).total for rank in range(ranks)]
     else:
         needs = [estimate_on_cpu(config, rows, ranks, rank == 0) for rank in range(ranks)]

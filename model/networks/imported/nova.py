@@ -66,6 +66,9 @@ class NovaBackbone(nn.Module):
     # NOVA's blocks have no fused form; inference/precision.py sets the dtype for those that do.
     fused: torch.dtype | None = None
 
+    context_positions: Tensor
+    positions: Tensor
+
     def __init__(self, config: NovaConfig):
         super().__init__()
         self.config = config

@@ -47,6 +47,10 @@ class Batch:
         return self.fields["status"]
 
     @property
+    def endpoint(self) -> str:
+        return self.fields.get("endpoint", URL)
+
+    @property
     def total(self) -> int:
         return int(self.fields.get("total", 0))
 
@@ -81,7 +85,7 @@ class Batch:
         succeeded, begun = self.ended(JobState.SUCCEEDED), self.status not in ("validating", "failed")
         failed = self.rejected + self.ended() - succeeded
         return {
-            "id": self.id, "object": "batch", "endpoint": URL, "status": self.status,
+            "id": self.id, "object": "batch", "endpoint": self.endpoint, "status": self.status,
             "errors": read_json(self.fields.get("errors", "null")),
             "input_file_id": self.fields["input_file_id"], "completion_window": "24h",
             "output_file_id": results_file(self.id) if begun else None,

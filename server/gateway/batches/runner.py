@@ -13,7 +13,7 @@ from dataclasses import replace
 from prometheus_client import Counter
 from redis.exceptions import RedisError
 
-from server.batch_format import OVER, Line, LineError, index_lines, not_for_lines, parse_line
+from server.batch_format import EDITS_URL, OVER, Line, LineError, index_lines, not_for_lines, parse_line
 from server.errors import (
     InvalidRequest,
     JobExpired,
@@ -26,6 +26,7 @@ from server.errors import (
     UnknownJob,
     UnreadableRecord,
 )
+from server.gateway.batches.edit_lines import edit_line
 from server.gateway.batches.files import FileStore
 from server.gateway.batches.record import COMPLETION_WINDOW_S, Batch
 from server.gateway.batches.store import BatchStore
@@ -109,7 +110,7 @@ class BatchRunner:
         """Find the lines of the input file, which stays for them; a file that cannot be parsed fails the batch."""
         file_id = batch.fields["input_file_id"]
         try:
-            offsets = await asyncio.to_thread(index_lines, await self._files.content(file_id))
+            offsets = await asyncio.to_thread(index_lines, await self._files.content(file_id), batch.endpoint)
         except LineError as error:
             await self._fail(batch, str(error), error.code, error.line)
             return
@@ -173,10 +174,23 @@ class BatchRunner:
     async def _submit(self, batch: Batch, number: int, line: Line) -> None:
         if line.error:
             raise InvalidRequest(line.error)
-        request = validated(ImageRequest, line.body)
         if wrong := not_for_lines(line.body):
             raise InvalidRequest(wrong[1], param=wrong[0])
-        job, _ = resolve(request, await self._fleet.models(), await self._fleet.default_model(), self._mapping)
+        models, default = await self._fleet.models(), await self._fleet.default_model()
+        request: ImageRequest
+        source = None
+        if batch.endpoint == EDITS_URL:
+            # Storing the image again would let that of the accepted job expire: see queue/source_images.py.
+            accepted = self._keys.job_hash(batch.job_id(number))
+            if await self._redis.exists(accepted):
+                await self._queue.replicated.confirm(accepted)
+                return
+            owner = batch.fields["owner"]
+            made = await edit_line(line.body, batch.job_id(number), owner, self._files, models, default, self._mapping)
+            request, job, source = made
+        else:
+            request = validated(ImageRequest, line.body)
+            job, _ = resolve(request, models, default, self._mapping)
         job = replace(
             job,
             priority="low",
@@ -184,7 +198,7 @@ class BatchRunner:
             batch=batch.id,
             result_ttl_s=COMPLETION_WINDOW_S + self._ttl_s,
         )
-        submission = Submission(batch.job_id(number), job, "batch", fingerprint=request.fingerprint())
+        submission = Submission(batch.job_id(number), job, "batch", fingerprint=request.fingerprint(), source=source)
         span = self._tracing.batch_line(batch.id, number + 1, batch.fields.get("trace", ""))
         if span is not None:
             span.set(request_attributes(submission.job_id, job))

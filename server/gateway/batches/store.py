@@ -12,7 +12,7 @@ from array import array
 from collections.abc import AsyncIterator, Mapping
 from functools import partial
 
-from server.batch_format import LineError, parse_line
+from server.batch_format import URL, LineError, parse_line
 from server.errors import JobExpired, KeyReused, RateLimited, UnknownBatch, UnknownFile, UnknownJob
 from server.gateway.batches.files import FileStore
 from server.gateway.batches.record import COMPLETION_WINDOW_S, Batch, LineResult
@@ -37,7 +37,9 @@ class BatchStore:
         self._queue, self._redis, self._keys = queue, queue.redis, queue.keys
         self._files, self._ttl_s, self._max_batches = files, ttl_s, max_batches
 
-    async def create(self, owner: str, file_id: str, metadata: Mapping[str, str] | None, key: str) -> Batch:
+    async def create(
+        self, owner: str, file_id: str, metadata: Mapping[str, str] | None, key: str, endpoint: str = URL
+    ) -> Batch:
         """Create a batch, or return the one that the same request with the same Idempotency-Key created before.
 
         The id is derived from the key, so a retry finds its batch even after the input file has been deleted.
@@ -50,7 +52,8 @@ class BatchStore:
         """
         name = hashlib.sha256(f"{owner} {key}".encode()).hexdigest()[:24] if key else secrets.token_hex(12)
         batch_id, metadata_json = f"batch_{name}", json.dumps(metadata, sort_keys=True)
-        fingerprint = hashlib.sha256(f"{file_id} {metadata_json}".encode()).hexdigest()
+        request = f"{file_id} {metadata_json}" + (f" {endpoint}" if endpoint != URL else "")
+        fingerprint = hashlib.sha256(request.encode()).hexdigest()
         if not (key and await self._redis.exists(self._keys.batch_hash(batch_id))):
             await self._files.get(owner, file_id)
         span = current.get()
@@ -59,6 +62,7 @@ class BatchStore:
             "owner": owner,
             "input_file_id": file_id,
             "metadata": metadata_json,
+            "endpoint": endpoint,
             "fingerprint": fingerprint,
             "expires_s": COMPLETION_WINDOW_S,
             "ttl_s": self._ttl_s,

@@ -17,7 +17,7 @@ router = APIRouter(route_class=JsonRoute)
 
 
 class BatchRequest(BaseModel):
-    """The file to process; `endpoint` and `completion_window` have one valid value each."""
+    """The file to process; `completion_window` has one valid value."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [
         {"input_file_id": "file-0123", "endpoint": URL, "completion_window": "24h"}
@@ -26,7 +26,10 @@ class BatchRequest(BaseModel):
     input_file_id: Annotated[
         str, Field(min_length=1, max_length=100, description="Id of a file uploaded with POST /v1/files.")
     ]
-    endpoint: Annotated[Literal["/v1/images/generations"], Field(description="The route that every line is sent to.")]
+    endpoint: Annotated[
+        Literal["/v1/images/generations", "/v1/images/edits"],
+        Field(description="The route that every line is sent to."),
+    ]
     completion_window: Annotated[Literal["24h"], Field(description="Lines that are not finished by then are canceled.")]
     metadata: Annotated[
         dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] | None,
@@ -45,7 +48,9 @@ async def create_batch(
     Batches survive restarts of the gateway, the workers and Redis. Repeating the request with the same
     `Idempotency-Key` returns the same batch.
     """
-    batch = await services.batches.create(caller.name, body.input_file_id, body.metadata, idempotency_key(request))
+    batch = await services.batches.create(
+        caller.name, body.input_file_id, body.metadata, idempotency_key(request), body.endpoint
+    )
     return batch.to_openai()
 
 

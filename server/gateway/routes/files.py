@@ -36,8 +36,10 @@ async def upload_file(
     request: Request,
     services: ServicesDep,
     caller: CallerDep,
-    file: Annotated[UploadFile, Field(description="JSON lines, at most 32 MiB.")],
-    purpose: Annotated[Literal["batch"], Form(description="Only `batch` is supported.")],
+    file: Annotated[UploadFile, Field(description="JSON lines or an image, at most 32 MiB.")],
+    purpose: Annotated[
+        Literal["batch", "vision"], Form(description="`batch`, or `vision` for a source image of edits.")
+    ],
     anchor: Annotated[Literal["created_at"] | None, Form(alias=ANCHOR, description="Start of the period.")] = None,
     seconds: Annotated[
         int | None, Form(alias=SECONDS, ge=1, description="Lifetime in seconds; at most FLUID_BATCH_TTL_S.")
@@ -115,8 +117,9 @@ async def get_file_content(file_id: str, services: ServicesDep, caller: CallerDe
         return StreamingResponse(_result_lines(services, batch, errors), media_type="application/jsonl")
     file = await services.files.get(caller.name, file_id)
     # With a Content-Length, a reader notices when the file is deleted during the download.
+    media_type = "application/jsonl" if file.purpose == "batch" else "application/octet-stream"
     length = {"Content-Length": str(file.size_bytes)}
-    return StreamingResponse(services.files.chunks(file), media_type="application/jsonl", headers=length)
+    return StreamingResponse(services.files.chunks(file), media_type=media_type, headers=length)
 
 
 async def _result_file(services: Services, caller: Caller, file_id: str) -> tuple[Batch, bool] | None:

@@ -35,7 +35,7 @@ class FileObject(BaseModel):
     created_at: int = Field(description="Unix seconds.")
     expires_at: int | None = Field(default=None, description="When the file will be deleted, in Unix seconds.")
     filename: str = Field(description="The name it was uploaded under.")
-    purpose: str = Field(description="batch or batch_output.")
+    purpose: str = Field(description="batch, vision or batch_output.")
     status: str = Field(default="processed", description="Always processed; present for OpenAI clients.")
 
 

@@ -1,5 +1,5 @@
 -- Create a batch. args: id, owner, input_file_id, metadata (JSON text), fingerprint of the request, expires_s until
--- it expires, ttl_s of an ended one, bytes that it takes without its lines, trace (a traceparent, or nothing), limits:
+-- it expires, ttl_s of an ended one, bytes that it takes without its lines, trace (a traceparent, or nothing), endpoint, limits:
 -- max_batches, max_listed, and max_key_bytes, max_bytes (0: any number). Returns {outcome, amount}: new, known (the same
 -- request made it), differs (another did), or the limit that refuses it, batches, listed, key_bytes or bytes, and how
 -- much of it is used. Safe to repeat.
@@ -17,7 +17,7 @@ local refused = memory_refusal(owner, args.bytes, limits)
 if refused then return refused end
 redis.call('HSET', batch, 'status', 'validating', 'owner', owner, 'input_file_id', args.input_file_id,
   'metadata', args.metadata, 'fingerprint', args.fingerprint, 'created_at', time_text(now),
-  'expires_at', time_text(now + args.expires_s), 'bytes', args.bytes)
+  'expires_at', time_text(now + args.expires_s), 'bytes', args.bytes, 'endpoint', args.endpoint)
 if args.trace then redis.call('HSET', batch, 'trace', args.trace) end
 redis.call('ZADD', keys.batches_zset, time_text(now), id)
 redis.call('ZADD', listed, time_text(now), id)

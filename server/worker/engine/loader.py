@@ -76,7 +76,7 @@ def load_model(settings: Settings) -> Engine:
         return engine
     from model.inference.devices.channel import GroupBroken
 
-    return ShardedEngine(engine, GroupBroken)  # type: ignore[return-value]  # it passes the rest of the protocol on
+    return ShardedEngine(engine, GroupBroken)  # it passes the rest of the protocol on
 
 
 def follow_model(settings: Settings) -> None:

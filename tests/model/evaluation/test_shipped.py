@@ -24,7 +24,7 @@ def test_scores_of_emoji_64_belong_to_its_weights() -> None:
     assert raw["about"]["metrics"]["r_precision_ceiling"] >= 0.95
 
 
-@pytest.mark.parametrize("name", ["sheet.png", "failures.png", "curve.png"])
+@pytest.mark.parametrize("name", ["sheet.webp", "failures.webp", "curve.png"])
 def test_the_card_of_emoji_64_shows_its_sheets_and_figures(name: str) -> None:
     card, metrics = (FOLDER / "README.md").read_text(), read_config(FOLDER)["about"]["metrics"]
     assert f"({name})" in card and (FOLDER / name).stat().st_size > 1000

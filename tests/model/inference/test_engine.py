@@ -189,7 +189,7 @@ def test_peek_shows_decided_tokens_and_zeros(model: Fluid, encoder: HashEncoder)
         ({"diffusion_steps": 0}, "diffusion_steps is 0; 1 to 1000"),
         ({"guidance_schedule": "cosine"}, "'cosine' is not constant or linear"),
         ({"diffusion_steps_final": 1001}, "diffusion_steps_final is 1001; 1 to 1000"),
-        ({"order": "raster"}, "'raster' is not random, halton or gtr"),
+        ({"order": "raster"}, "'raster' is not random or halton or gtr"),
         ({"top_k": 3}, "top_k is for discrete tokens"),
         ({"guidance_interval": (0.5, 0.2)}, "not two shares of the steps"),
         ({"seed": -1}, "seed -1 is outside"),

@@ -97,7 +97,7 @@ def test_a_vqgan_of_diffusers_serves_as_tokenizer(tmp_path: Path) -> None:
     found = load_tokenizer(replace(system_config("random-discrete"), tokenizer=_vqgan(tmp_path)), str(tmp_path))
     codes = found.encode(to_pixels(torch.from_numpy(np.zeros((1, 16, 16, 3), np.uint8))))
     assert codes.shape == (1, 8, 8)
-    with pytest.raises(ConfigError, match="other sizes than the preset"):
+    with pytest.raises(ConfigError, match="does not fit the preset"):
         load_tokenizer(system_config("random-discrete"), str(tmp_path))
     with pytest.raises(ConfigError, match="imported, not trained"):
         new_tokenizer(replace(system_config("random-discrete"), tokenizer=_vqgan(tmp_path)))

@@ -1,5 +1,6 @@
 """`fluid serve` where something around it fails: its terminal, its disk, its Valkey."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -16,8 +17,10 @@ import pytest
 from server.background import stop_signals
 from server.cli.demo import free_port
 from server.client import FluidClient
+from server.errors import ConfigError
 from server.launcher import subprocesses
 from server.launcher.embedded_valkey import find_binary
+from server.launcher.supervisor import Supervisor
 from server.settings import Settings
 from server.worker.engine.fake import FAKE_ENGINE
 from tests.server.harness import Service, child_env, fluid, until
@@ -214,3 +217,9 @@ def test_nohup_keeps_its_meaning(monkeypatch: pytest.MonkeyPatch) -> None:
     assert signal.SIGHUP in stop_signals()
     monkeypatch.setattr(signal, "getsignal", lambda _: signal.SIG_IGN)
     assert stop_signals() == [signal.SIGTERM, signal.SIGINT]
+
+
+def test_the_embedded_valkey_has_no_replicas_to_wait_for(tmp_path: Path) -> None:
+    """Every request would get 503 not_replicated."""
+    with pytest.raises(ConfigError, match="FLUID_REDIS_URL"):
+        asyncio.run(Supervisor(Settings(data_dir=str(tmp_path), replicas=1)).run())

@@ -43,7 +43,7 @@ def rejection(**body: Any) -> InvalidRequest:
         ({"prompt": "x", "size": "64x64"}, "size", "32x32"),
         ({"prompt": "x", "seed": -1}, "seed", "0"),
         ({"prompt": "x", "seed": MAX_SEED, "n": 2}, "seed", str(MAX_SEED)),
-        ({"prompt": "x", "order": "raster"}, "order", "random, halton or gtr for fake"),
+        ({"prompt": "x", "order": "raster"}, "order", "random or halton or gtr for fake"),
         ({"prompt": "x", "top_k": 0}, "top_k", "1"),
         ({"prompt": "x", "top_p": 1.5}, "top_p", "1"),
         ({"prompt": "x", "top_p": 0.9}, "top_p", "those of fake are continuous"),

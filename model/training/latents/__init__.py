@@ -1,0 +1,1 @@
+"""Your own images with captions: encoded once by an image tokenizer, then trained on."""

@@ -1,0 +1,130 @@
+"""Captioned images of a folder, or of webdataset's tar files, in a fixed order.
+
+A folder has a caption of the same name beside each image (photo.jpg, photo.txt), or a metadata.jsonl whose lines have
+`file_name` and `text`, as the datasets library reads it. A tar file has KEY.jpg and KEY.txt, or KEY.json with a
+`caption`, one after the other.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from model.data.sources import DataError
+
+IMAGES = (".jpg", ".jpeg", ".png", ".webp")
+METADATA = "metadata.jsonl"
+
+
+class Captioned(NamedTuple):
+    """An image file, which `read` reads at once or never, and its caption; `name` is for people."""
+
+    name: str
+    read: Callable[[], bytes]
+    caption: str
+
+
+def captioned_images(source: Path) -> Iterator[Captioned]:
+    """Yield every image that has a caption: of a folder, of a tar file, or of all tar files in a folder.
+
+    Raises:
+        DataError: the source does not exist, or a file cannot be read.
+    """
+    if source.is_file() and source.suffix == ".tar":
+        yield from _of_tar(source)
+    elif not source.is_dir():
+        raise DataError(f"{source} is neither a folder of images nor a .tar of webdataset")
+    elif tars := sorted(source.glob("*.tar")):
+        for tar in tars:
+            yield from _of_tar(tar)
+    elif (source / METADATA).is_file():
+        yield from _of_metadata(source)
+    else:
+        yield from _of_folder(source)
+
+
+def _of_folder(source: Path) -> Iterator[Captioned]:
+    for path in sorted(source.rglob("*")):
+        if path.suffix.lower() in IMAGES and path.with_suffix(".txt").is_file():
+            caption = path.with_suffix(".txt").read_text(encoding="utf-8")
+            yield Captioned(str(path.relative_to(source)), path.read_bytes, _line(caption))
+
+
+def _of_metadata(source: Path) -> Iterator[Captioned]:
+    lines = (source / METADATA).read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            entry = json.loads(line)
+            path, caption = source / entry["file_name"], str(entry["text"])
+        except (ValueError, KeyError, TypeError) as error:
+            message = f"{source / METADATA}, line {number} needs `file_name` and `text` ({type(error).__name__})"
+            raise DataError(message) from error
+        if not path.resolve().is_relative_to(source.resolve()):
+            raise DataError(f"{source / METADATA}, line {number} names a file elsewhere: {entry['file_name']}")
+        if not path.is_file():
+            raise DataError(f"{source / METADATA}, line {number}: there is no {path}")
+        yield Captioned(entry["file_name"], path.read_bytes, _line(caption))
+
+
+def _of_tar(tar: Path) -> Iterator[Captioned]:
+    """Members of one key are next to each other, as webdataset demands."""
+    try:
+        with tarfile.open(tar) as opened:
+            for key, members in groupby(filter(tarfile.TarInfo.isfile, opened), lambda member: _key(member.name)[0]):
+                found = {_key(member.name)[1]: member for member in members}
+                image = next((found[suffix] for suffix in found if f".{suffix}" in IMAGES), None)
+                caption = _caption(opened, found)
+                if image and caption:
+                    yield Captioned(f"{tar.name}/{key}", partial(_read, opened, image), _line(caption))
+    except (tarfile.TarError, OSError, ValueError) as error:
+        raise DataError(f"{tar} cannot be read ({error}); copy it again") from error
+
+
+def _caption(opened: tarfile.TarFile, found: dict[str, tarfile.TarInfo]) -> str:
+    if "txt" in found:
+        return _read(opened, found["txt"]).decode("utf-8", "replace")
+    metadata = json.loads(_read(opened, found["json"])) if "json" in found else {}
+    return str(metadata.get("caption", "")) if isinstance(metadata, dict) else ""
+
+
+def _read(opened: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    stored = opened.extractfile(member)
+    return stored.read() if stored else b""
+
+
+def _key(name: str) -> tuple[str, str]:
+    """Key and suffix as webdataset has them: the name up to the first dot of its last part, and what follows."""
+    folder, slash, base = name.rpartition("/")
+    stem, _, suffix = base.partition(".")
+    return f"{folder}{slash}{stem}", suffix.lower()
+
+
+def _line(caption: str) -> str:
+    return " ".join(caption.split())
+
+
+def square(file: bytes, size: int) -> Image.Image:
+    """The centre square of an image, size × size RGB; transparency becomes white.
+
+    Raises:
+        ValueError: it is no image, or a damaged one.
+    """
+    try:
+        with Image.open(io.BytesIO(file)) as opened:
+            upright = ImageOps.exif_transpose(opened)
+            image = upright.convert("RGBA") if upright.has_transparency_data else upright.convert("RGB")
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"no image that can be read ({error})") from error
+    if image.mode == "RGBA":
+        white = Image.new("RGBA", image.size, "white")
+        white.alpha_composite(image)
+        image = white.convert("RGB")
+    return ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
