@@ -30,6 +30,7 @@ NAMES = {768: "mar-b", 1024: "mar-l", 1280: "mar-h"}
 GUIDANCE = {768: 2.9, 1024: 3.0, 1280: 3.2}
 LOOKS_FOR = "an official .pth or .safetensors file of MAR, with the tensor diffloss.net.input_proj.weight"
 LICENCE = Licence("MIT", "https://github.com/LTH14/mar")
+SECTIONS = ("model_ema", "model", "module", "state_dict")  # of torch files, other kinds' among them
 VAE_NAMES = ("kl16.ckpt", "kl16.safetensors")
 
 BLOCK = {
@@ -203,7 +204,7 @@ def about(model: Mar) -> dict[str, Any]:
 
 def recognises(source: Path) -> bool:
     """True for a file with the parameters of MAR's diffusion head."""
-    return source.is_file() and "diffloss.net.input_proj.weight" in tensor_names(source, "model_ema")
+    return source.is_file() and "diffloss.net.input_proj.weight" in tensor_names(source, *SECTIONS)
 
 
 def convert(source: Path, folder: Path, options: Options) -> str:
