@@ -20,6 +20,9 @@ from fluid_kernels.ops.linear import PackedLinear
 from fluid_kernels.philox import CATEGORY, CHOICE, gumbel_ref
 
 CHOICE_TEMPERATURE = 4.5  # of the noise on confidence at the first step; it falls linearly to 0 at the last (MaskGIT)
+# Logits whose noise is computed at once: 64-bit words and doubles take about 50 bytes each. With the order "confidence"
+# a row of Meissonic samples 4096 tokens from 8192 values in each step, whose noise at once would be 1.7 GB.
+NOISE_AT_ONCE = 1 << 22
 AMUSED_TEMPERATURE = 2.0  # the same in diffusers' scheduler of aMUSEd
 
 
@@ -66,22 +69,33 @@ def sample_categories(logits: Tensor, rows: CategoricalRows) -> tuple[Tensor, Te
         unconditional = logits[count:]
         moved = unconditional + rows.guidance[rows.guided, None] * (conditional[rows.guided] - unconditional)
         conditional = conditional.index_copy(0, rows.guided, moved)
-    noise = gumbel_ref(rows.seed, CATEGORY, rows.position, rows.step, conditional.shape[1])  # (M, K)
-    kept = _filter(conditional, rows) if rows.filtered else conditional
-    tokens = (kept + rows.temperature[:, None] * noise).argmax(-1)
-    return tokens, F.log_softmax(conditional, -1).gather(1, tokens[:, None])[:, 0]
+    at_once = max(1, NOISE_AT_ONCE // conditional.shape[1])
+    parts = [_sample(conditional[i : i + at_once], rows, i) for i in range(0, count, at_once)]
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat([tokens for tokens, _ in parts]), torch.cat([confidence for _, confidence in parts])
 
 
-def _filter(logits: Tensor, rows: CategoricalRows) -> Tensor:
+def _sample(logits: Tensor, rows: CategoricalRows, first: int) -> tuple[Tensor, Tensor]:
+    """`sample_categories` of the tokens from `first` on, from their guided logits (m, K)."""
+    part = slice(first, first + len(logits))
+    seed, position, step, temperature = (each[part] for each in (rows.seed, rows.position, rows.step, rows.temperature))
+    noise = gumbel_ref(seed, CATEGORY, position, step, logits.shape[1])  # (m, K)
+    kept = _filter(logits, rows.top_k[part], rows.top_p[part], temperature) if rows.filtered else logits
+    tokens = (kept + temperature[:, None] * noise).argmax(-1)
+    return tokens, F.log_softmax(logits, -1).gather(1, tokens[:, None])[:, 0]
+
+
+def _filter(logits: Tensor, top_k: Tensor, top_p: Tensor, temperature: Tensor) -> Tensor:
     """Set unlikely tokens to minus infinity: all but the top_k, and of those all behind the first top_p of the
     probability at the row's temperature. The most likely one always stays.
     """
     values, index = logits.sort(dim=-1, descending=True, stable=True)
     rank = torch.arange(logits.shape[1], device=logits.device)
-    outside = rank >= rows.top_k[:, None].clamp_min(1)
-    scaled = (values / rows.temperature[:, None].clamp_min(1e-4)).masked_fill(outside, -torch.inf)
+    outside = rank >= top_k[:, None].clamp_min(1)
+    scaled = (values / temperature[:, None].clamp_min(1e-4)).masked_fill(outside, -torch.inf)
     share = scaled.softmax(-1)
-    outside |= (share.cumsum(-1) - share >= rows.top_p[:, None]) & (rank > 0)
+    outside |= (share.cumsum(-1) - share >= top_p[:, None]) & (rank > 0)
     return logits.scatter(1, index, values.masked_fill(outside, -torch.inf))
 
 

@@ -58,6 +58,17 @@ def test_filters_that_keep_all_change_nothing() -> None:
     assert torch.equal(plain, kept)
 
 
+def test_parts_give_the_bits_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Noise is computed for a few tokens at a time; also with filters and guidance."""
+    some = torch.arange(500)
+    logits = torch.randn(700, 4, generator=torch.Generator().manual_seed(0))
+    ask = rows(500, filtered=True, top_k=some % 4 + 1, guided=some[:200], guidance=torch.full((500,), 3.0))
+    whole = sample_categories(logits, ask)
+    monkeypatch.setattr("model.inference.heads.categorical.NOISE_AT_ONCE", 4 * 33)
+    for found, wanted in zip(sample_categories(logits, ask), whole, strict=True):
+        assert torch.equal(found, wanted)
+
+
 def test_guidance_moves_away_from_the_unconditional_logits() -> None:
     """Guided tokens only; the scale of the others is not read."""
     logits = torch.cat([LOGITS.expand(3, -1), torch.tensor([[9.0, 0.0, 0.0, 0.0]])])
