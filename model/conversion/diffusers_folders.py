@@ -25,12 +25,11 @@ OLD_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "p
 
 
 def component_class(folder: Path) -> str:
-    """`_class_name` in the folder's config.json; "" without one."""
+    """`_class_name` in the folder's config.json; "" without one. For recognising, so nothing is an error."""
     try:
-        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return str(read_json(folder / "config.json").get("_class_name", ""))
+    except CheckpointError:
         return ""
-    return str(found.get("_class_name", "")) if isinstance(found, dict) else ""
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -50,6 +49,20 @@ def read_json(file: Path) -> dict[str, Any]:
     return found
 
 
+def read_shards(index: Path) -> ForeignWeights:
+    """The weights of all files that an index names; they lie beside it.
+
+    Raises:
+        CheckpointError: a file is missing, damaged or elsewhere.
+    """
+    state: dict[str, Tensor] = {}
+    for name in sorted(set(read_json(index).get("weight_map", {}).values())):
+        if Path(name).name != name:
+            raise CheckpointError(f"{index} names a file elsewhere: {name!r}")
+        state |= read_foreign_weights(index.parent / name).tensors()
+    return ForeignWeights(index, state)
+
+
 def read_component(folder: Path) -> ForeignWeights:
     """The weights of one component: one safetensors file, shards with an index, or a torch file.
 
@@ -58,13 +71,7 @@ def read_component(folder: Path) -> ForeignWeights:
     """
     index = folder / f"{STEM}.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(read_json(index).get("weight_map", {}).values()))
-        state: dict[str, Tensor] = {}
-        for name in names:
-            if Path(name).name != name:
-                raise CheckpointError(f"{index} names a file elsewhere: {name!r}")
-            state |= read_foreign_weights(folder / name).tensors()
-        return ForeignWeights(index, state)
+        return read_shards(index)
     for name in (f"{STEM}.safetensors", f"{STEM}.bin"):
         if (folder / name).is_file():
             return read_foreign_weights(folder / name)

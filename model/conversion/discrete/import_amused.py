@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from model.config import TextConfig
-from model.conversion.discrete.parts import about, class_name, copy_clip, read_folder, read_json, sized, write
+from model.conversion.diffusers_folders import component_class, read_json
+from model.conversion.discrete.parts import about, copy_clip, read_mask_token, read_masked, sized, write
 from model.conversion.options import Licence, Options
 from model.discrete_config import AmusedConfig
-from model.networks.autoencoders.vqgan_tokenizer import VqganTokenizer, load_vq_model
+from model.networks.autoencoders.vqgan_tokenizer import VqganTokenizer
 from model.networks.imported.amused import Amused
 
 #: Keys of UVit2DModel's config.json, with diffusers' defaults.
@@ -28,7 +29,7 @@ CONDITIONS = "The use restrictions of attachment A of the Open RAIL++-M licence 
 
 def recognises(source: Path) -> bool:
     """True for a folder whose transformer is diffusers' UVit2DModel."""
-    return class_name(source / "transformer") == "UVit2DModel"
+    return component_class(source / "transformer") == "UVit2DModel"
 
 
 def amused_config(source: Path, tokenizer: VqganTokenizer) -> AmusedConfig:
@@ -40,34 +41,14 @@ def amused_config(source: Path, tokenizer: VqganTokenizer) -> AmusedConfig:
     """
     file = source / "transformer" / "config.json"
     raw = sized(read_json(file), SIZES, FIXED, file)
-    scheduler = source / "scheduler" / "scheduler_config.json"
-    mask = sized(read_json(scheduler), {"mask_token_id": 8255}, {"masking_schedule": "cosine"}, scheduler)
     return AmusedConfig(
         image_size=raw["sample_size"] * tokenizer.config.stride, width=raw["hidden_size"],
         heads=raw["num_attention_heads"], depth=raw["num_hidden_layers"], feed_forward=raw["intermediate_size"],
         embedding=raw["in_channels"], block_width=raw["block_out_channels"], block_heads=raw["block_num_heads"],
         block_layers=raw["num_res_blocks"], halved=raw["downsample"], vocabulary=raw["vocab_size"],
-        mask_token=mask["mask_token_id"], pooled=raw["cond_embed_dim"], tokenizer=tokenizer.config,
+        mask_token=read_mask_token(source), pooled=raw["cond_embed_dim"], tokenizer=tokenizer.config,
         text=TextConfig("clip", "text_encoder", raw["encoder_hidden_size"], 77),
     )  # fmt: skip
-
-
-def read_amused(source: Path) -> tuple[Amused, VqganTokenizer]:
-    """Read model and image tokenizer of a pipeline folder.
-
-    Raises:
-        CheckpointError, ConfigError: the message names the first key, shape or size that does not fit.
-    """
-    tokenizer = load_vq_model(source / "vqvae", unit_pixels=True)
-    weights = read_folder(source / "transformer")
-    model = Amused(amused_config(source, tokenizer))
-    for key, own in model.state_dict().items():
-        if key == "head.weight":
-            own.copy_(weights.take("mlm_layer.conv2.weight", (*own.shape, 1, 1))[..., 0, 0])
-        elif key != "head.bias":  # the released layer has none; it starts as zero
-            own.copy_(weights.take(key.removeprefix("backbone.net."), own.shape))
-    weights.finish()
-    return model, tokenizer
 
 
 def convert(source: Path, folder: Path, options: Options) -> str:
@@ -77,7 +58,7 @@ def convert(source: Path, folder: Path, options: Options) -> str:
         CheckpointError, ConfigError: something does not fit.
     """
     options.report(f"reading {source}")
-    model, tokenizer = read_amused(source)
+    model, tokenizer = read_masked(source, amused_config, Amused, "backbone.net.")
     config = model.config
     copy_clip(source, folder, (config.text.dim, config.pooled), options.dtype)
     name = f"amused-{config.image_size}"

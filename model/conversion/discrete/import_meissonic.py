@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from model.config import TextConfig
-from model.conversion.discrete.parts import about, class_name, copy_clip, read_folder, read_json, sized, write
+from model.conversion.diffusers_folders import component_class, read_json
+from model.conversion.discrete.parts import about, copy_clip, read_mask_token, read_masked, sized, write
 from model.conversion.options import Licence, Options
 from model.discrete_config import MeissonicConfig
-from model.networks.autoencoders.vqgan_tokenizer import VqganTokenizer, load_vq_model
+from model.networks.autoencoders.vqgan_tokenizer import VqganTokenizer
 from model.networks.imported.meissonic import Meissonic
 
 #: Keys of the transformer's config.json, with the defaults of the released class.
@@ -26,7 +27,7 @@ GRIDS = {True: 64, False: 32}  # tokens on a side, by `downsample`; the config d
 def recognises(source: Path) -> bool:
     """True for a folder whose transformer is Meissonic's Transformer2DModel, which has a codebook unlike diffusers'."""
     file = source / "transformer" / "config.json"
-    return class_name(source / "transformer") == "Transformer2DModel" and "codebook_size" in read_json(file)
+    return component_class(source / "transformer") == "Transformer2DModel" and "codebook_size" in read_json(file)
 
 
 def meissonic_config(source: Path, tokenizer: VqganTokenizer) -> MeissonicConfig:
@@ -38,34 +39,14 @@ def meissonic_config(source: Path, tokenizer: VqganTokenizer) -> MeissonicConfig
     """
     file = source / "transformer" / "config.json"
     raw = sized(read_json(file), SIZES, FIXED, file)
-    scheduler = source / "scheduler" / "scheduler_config.json"
-    mask = sized(read_json(scheduler), {"mask_token_id": 8255}, {"masking_schedule": "cosine"}, scheduler)
     return MeissonicConfig(
         image_size=GRIDS[raw["downsample"]] * tokenizer.config.stride,
         width=raw["num_attention_heads"] * raw["attention_head_dim"], heads=raw["num_attention_heads"],
         double_depth=raw["num_layers"], single_depth=raw["num_single_layers"], axes=tuple(raw["axes_dims_rope"]),
-        halved=raw["downsample"], vocabulary=raw["vocab_size"], mask_token=mask["mask_token_id"],
+        halved=raw["downsample"], vocabulary=raw["vocab_size"], mask_token=read_mask_token(source),
         pooled=raw["pooled_projection_dim"], tokenizer=tokenizer.config,
         text=TextConfig("clip", "text_encoder", raw["joint_attention_dim"], 77),
     )  # fmt: skip
-
-
-def read_meissonic(source: Path) -> tuple[Meissonic, VqganTokenizer]:
-    """Read model and image tokenizer of a pipeline folder.
-
-    Raises:
-        CheckpointError, ConfigError: the message names the first key, shape or size that does not fit.
-    """
-    tokenizer = load_vq_model(source / "vqvae", unit_pixels=True)
-    weights = read_folder(source / "transformer")
-    model = Meissonic(meissonic_config(source, tokenizer))
-    for key, own in model.state_dict().items():
-        if key == "head.weight":
-            own.copy_(weights.take("mlm_layer.conv2.weight", (*own.shape, 1, 1))[..., 0, 0])
-        elif key != "head.bias":  # the released layer has none; it starts as zero
-            own.copy_(weights.take(key.removeprefix("backbone."), own.shape))
-    weights.finish()
-    return model, tokenizer
 
 
 def convert(source: Path, folder: Path, options: Options) -> str:
@@ -75,7 +56,7 @@ def convert(source: Path, folder: Path, options: Options) -> str:
         CheckpointError, ConfigError: something does not fit.
     """
     options.report(f"reading {source}")
-    model, tokenizer = read_meissonic(source)
+    model, tokenizer = read_masked(source, meissonic_config, Meissonic, "backbone.")
     config = model.config
     copy_clip(source, folder, (config.text.dim, config.pooled), options.dtype)
     name, publisher = ("meissonic", "MeissonFlow/Meissonic") if config.halved else ("monetico", "Collov-Labs/Monetico")

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
 from model.checkpoint import CheckpointError, save_checkpoint
-from model.conversion.diffusers_folders import read_json
+from model.conversion.diffusers_folders import read_json, read_shards
 from model.conversion.foreign_weights import ForeignWeights, read_foreign_weights
 from model.conversion.options import Licence, Options
+from model.discrete_config import MaskedConfig
+from model.networks.autoencoders.vqgan_tokenizer import VqganTokenizer, load_vq_model
 from model.networks.autoregressive_model import AutoregressiveModel
+
+C = TypeVar("C", bound=MaskedConfig)
+M = TypeVar("M", bound=AutoregressiveModel)
 
 #: Files of a tokenizer that transformers reads.
 TOKENIZER_FILES = (
@@ -22,14 +28,6 @@ TOKENIZER_FILES = (
     "merges.txt", "spiece.model", "tokenizer.model", "chat_template.json", "chat_template.jinja",
     "processor_config.json",
 )  # fmt: skip
-
-
-def class_name(folder: Path, file: str = "config.json") -> str:
-    """`_class_name` in a folder's JSON file; "" if there is none. For recognising, so nothing is an error."""
-    try:
-        return str(read_json(folder / file).get("_class_name", ""))
-    except CheckpointError:
-        return ""
 
 
 def read_folder(folder: Path) -> ForeignWeights:
@@ -41,9 +39,7 @@ def read_folder(folder: Path) -> ForeignWeights:
     for suffix in (".safetensors", ".bin", ".pth"):
         indices = sorted(folder.glob(f"*{suffix}.index.json"))
         if indices:
-            shards = sorted(set(read_json(indices[0]).get("weight_map", {}).values()))
-            parts = [read_foreign_weights(folder / shard) for shard in shards]
-            return ForeignWeights(folder, {key: part.peek(key) for part in parts for key in part.names()})
+            return read_shards(indices[0])
         plain = [file for file in sorted(folder.glob(f"*{suffix}")) if ".fp16." not in file.name]
         files = plain or sorted(folder.glob(f"*{suffix}"))
         if len(files) > 1:
@@ -83,6 +79,40 @@ def sized(raw: dict[str, Any], known: dict[str, Any], fixed: dict[str, Any], whe
         else:
             found[key] = value
     return found
+
+
+def read_masked(
+    source: Path, config_of: Callable[[Path, VqganTokenizer], C], build: Callable[[C], M], prefix: str
+) -> tuple[M, VqganTokenizer]:
+    """Read model and image tokenizer of a pipeline folder of aMUSEd's layout, which Meissonic shares.
+
+    Args:
+        config_of: the sizes, from the folder and its tokenizer.
+        prefix: of our names in front of the released ones.
+    Raises:
+        CheckpointError, ConfigError: the message names the first key, shape or size that does not fit.
+    """
+    tokenizer = load_vq_model(source / "vqvae", unit_pixels=True)
+    weights = read_folder(source / "transformer")
+    model = build(config_of(source, tokenizer))
+    for key, own in model.state_dict().items():
+        if key == "head.weight":
+            own.copy_(weights.take("mlm_layer.conv2.weight", (*own.shape, 1, 1))[..., 0, 0])
+        elif key != "head.bias":  # the released layer has none; it starts as zero
+            own.copy_(weights.take(key.removeprefix(prefix), own.shape))
+    weights.finish()
+    return model, tokenizer
+
+
+def read_mask_token(source: Path) -> int:
+    """The mask token that a pipeline folder's scheduler names.
+
+    Raises:
+        CheckpointError: the file is missing, or describes another schedule.
+    """
+    file = source / "scheduler" / "scheduler_config.json"
+    token: int = sized(read_json(file), {"mask_token_id": 8255}, {"masking_schedule": "cosine"}, file)["mask_token_id"]
+    return token
 
 
 def copy_clip(source: Path, target: Path, widths: tuple[int, int], dtype: torch.dtype) -> None:
