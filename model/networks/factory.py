@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -10,6 +11,7 @@ from torch import nn
 from model.config import (
     AnyTokenizerConfig,
     ConfigError,
+    FluidConfig,
     KlConfig,
     MarConfig,
     ModelConfig,
@@ -34,23 +36,20 @@ AnyTokenizer = PcaSkipTokenizer | KlTokenizer | VqTokenizer | VqganTokenizer
 M = TypeVar("M", bound=nn.Module)
 
 
+#: The model class of each family's config.
+MODELS: dict[type[ModelConfig], Callable[[Any], AutoregressiveModel]] = {
+    FluidConfig: Fluid, MarConfig: Mar, NovaConfig: Nova, AmusedConfig: Amused, MeissonicConfig: Meissonic,
+    JanusConfig: Janus, LlamagenConfig: Llamagen,
+}  # fmt: skip
+
+
 def build_model(config: ModelConfig) -> AutoregressiveModel:
     """The model with random weights.
 
     Raises:
         ConfigError: the family needs a library that is not installed.
     """
-    if isinstance(config, AmusedConfig):
-        return Amused(config)
-    if isinstance(config, MeissonicConfig):
-        return Meissonic(config)
-    if isinstance(config, JanusConfig):
-        return Janus(config)
-    if isinstance(config, LlamagenConfig):
-        return Llamagen(config)
-    if isinstance(config, NovaConfig):
-        return Nova(config)
-    return Mar(config) if isinstance(config, MarConfig) else Fluid(config)  # type: ignore[arg-type]
+    return MODELS[type(config)](config)
 
 
 def build_tokenizer(config: AnyTokenizerConfig) -> AnyTokenizer:
