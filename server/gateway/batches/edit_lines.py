@@ -5,21 +5,20 @@ import base64
 import binascii
 import io
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from server.errors import BodyTooLarge, InvalidRequest
 from server.gateway.batches.files import FileStore
 from server.gateway.requests.client_mapping import ClientMapping
-from server.gateway.requests.resolve import model_of, resolve
+from server.gateway.requests.edits import resolve_edit
 from server.gateway.requests.validation import validated
-from server.gateway.schemas.edits import DEFAULT_FEATHER, EditRequest
-from server.images import compositing, uploads
-from server.jobs import Edit, JobInput
+from server.gateway.schemas.edits import EditRequest
+from server.images import uploads
+from server.jobs import JobInput
 from server.model_info import ModelInfo
 
-#: Decodes one image at a time beside those of the routes, which bounds the memory.
-_DECODING = asyncio.Semaphore(1)
+#: Batches leave a decoder to the routes.
+_ONE_AT_A_TIME = asyncio.Semaphore(1)
 
 
 async def edit_line(
@@ -44,18 +43,11 @@ async def edit_line(
             raise InvalidRequest("'images' must be a list of one image, without 'image' beside it.", param="images")
         image = images[0]
     request = validated(EditRequest, values)
-    info = model_of(request, models, default, mapping)
     original = await _read(image, "image", owner, files)
     hole = await _read(mask, "mask", owner, files)
-    async with _DECODING:
-        source, area, _ = await asyncio.to_thread(uploads.read_with_mask, original, hole, info.image_size)
-    job, _ = resolve(request, models, default, mapping)
-    new_tokens = info.tokens - sum(compositing.kept_cells(area, info.image_size, info.tokens))
-    if job.sampling.num_inference_steps > new_tokens and not info.has_fixed("num_inference_steps"):
-        job = replace(job, sampling=replace(job.sampling, num_inference_steps=new_tokens))
-    data, sha256 = compositing.pack(source, area)
-    feather = DEFAULT_FEATHER if request.feather is None else request.feather
-    return request, replace(job, edit=Edit(job_id, sha256, feather=feather)), data
+    async with _ONE_AT_A_TIME:
+        job, source, _ = await resolve_edit(request, original, hole, job_id, models, default, mapping)
+    return request, job, source
 
 
 async def _read(reference: Any, name: str, owner: str, files: FileStore) -> io.BytesIO | None:

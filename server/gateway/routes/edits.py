@@ -1,11 +1,7 @@
 """POST /v1/images/edits and /v1/images/variations: OpenAI's image routes that start from an uploaded image."""
 
-import asyncio
 import json
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TypeVar
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
@@ -16,22 +12,19 @@ from server.gateway.api_keys import Caller
 from server.gateway.dependencies import Services, ServicesDep
 from server.gateway.middleware.auth import CallerDep
 from server.gateway.requests import content_negotiation
+from server.gateway.requests.edits import decode, resolve_edit, resolve_part
 from server.gateway.requests.multipart_form import file_field, open_form, validated_form
-from server.gateway.requests.resolve import model_of, resolve
+from server.gateway.requests.resolve import model_of
 from server.gateway.requests.validation import validated
 from server.gateway.responses.synchronous import respond
 from server.gateway.schemas import openapi
-from server.gateway.schemas.edits import DEFAULT_FEATHER, DEFAULT_KEEP, EditRequest, VariationRequest
+from server.gateway.schemas.edits import DEFAULT_KEEP, EditRequest, VariationRequest
 from server.gateway.schemas.image_responses import ImagesResponse
 from server.gateway.schemas.images import ImageRequest
 from server.images import compositing, uploads
 from server.jobs import Edit, JobInput, new_job_id
-from server.model_info import ModelInfo
 
 router = APIRouter(tags=["images"])
-T = TypeVar("T")
-#: A decoded image takes 16 MiB and is copied during conversion, so a small pool bounds the memory.
-_DECODERS = ThreadPoolExecutor(max_workers=2, thread_name_prefix="decode")
 
 
 @router.post(
@@ -54,17 +47,10 @@ async def edit_image(request: Request, services: ServicesDep, caller: CallerDep)
     async with open_form(request) as form:
         body = validated_form(EditRequest, form, files=("image", "mask"))
         body = content_negotiation.with_format(request, body)
-        info = await _model(services, body)
         image, mask = file_field(form, "image"), file_field(form, "mask")
-        source, area, warnings = await _decode(lambda: uploads.read_with_mask(image, mask, info.image_size))
-    kept = compositing.kept_cells(area, info.image_size, info.tokens)
-    feather = DEFAULT_FEATHER if body.feather is None else body.feather
-    if body.input_fidelity:
-        warnings.append("'input_fidelity' has no effect here.")
-    job, more_warnings = await _resolve(services, body, info.tokens - sum(kept))
-    data, sha256 = compositing.pack(source, area)
-    edit = Edit(new_job_id(), sha256, feather=feather)
-    return await _respond_with_edit(request, services, caller, body, job, edit, data, [*warnings, *more_warnings])
+        known = await services.fleet.models(), await services.fleet.default_model(), services.mapping
+        job, source, warnings = await resolve_edit(body, image, mask, new_job_id(), *known)
+    return await _respond_with_edit(request, services, caller, body, job, source, warnings)
 
 
 @router.post(
@@ -83,9 +69,10 @@ async def vary_image(request: Request, services: ServicesDep, caller: CallerDep)
     async with open_form(request) as form:
         body = validated_form(VariationRequest, form, files=("image",))
         body = content_negotiation.with_format(request, body)
-        info = await _model(services, body)
+        known = await services.fleet.models(), await services.fleet.default_model(), services.mapping
+        info = model_of(body, *known)
         image = file_field(form, "image")
-        source, recipe, warnings = await _decode(lambda: uploads.read_with_recipe(image, info.image_size))
+        source, recipe, warnings = await decode(lambda: uploads.read_with_recipe(image, info.image_size))
     if not body.prompt:
         prompt = (recipe or {}).get("prompt")
         if isinstance(prompt, str) and prompt:
@@ -96,36 +83,15 @@ async def vary_image(request: Request, services: ServicesDep, caller: CallerDep)
         else:  # the default of OpenAI's clients, whose variations have no prompt
             warnings.append("'prompt' is missing, and the metadata of 'image' has none; only the image guides.")
     kept = min(round((DEFAULT_KEEP if body.keep is None else body.keep) * info.tokens), info.tokens - 1)
-    job, more_warnings = await _resolve(services, body, info.tokens - kept)
+    job, more_warnings = resolve_part(body, info.tokens - kept, *known)
     data, sha256 = compositing.pack(source, None)
-    edit = Edit(new_job_id(), sha256, kept_tokens=kept)
-    return await _respond_with_edit(request, services, caller, body, job, edit, data, [*warnings, *more_warnings])
-
-
-async def _decode(work: Callable[[], T]) -> T:
-    """Run image decoding off the event loop, a few at a time."""
-    return await asyncio.get_running_loop().run_in_executor(_DECODERS, work)
+    job = replace(job, edit=Edit(new_job_id(), sha256, kept_tokens=kept))
+    return await _respond_with_edit(request, services, caller, body, job, data, [*warnings, *more_warnings])
 
 
 def _with_prompt(body: VariationRequest, prompt: str) -> VariationRequest:
     """Set the prompt and validate again: one from a file has to pass the same checks as one from a form."""
     return validated(VariationRequest, body.model_dump(exclude_unset=True) | {"prompt": prompt}, strict=False)
-
-
-async def _model(services: Services, body: ImageRequest) -> ModelInfo:
-    return model_of(body, await services.fleet.models(), await services.fleet.default_model(), services.mapping)
-
-
-async def _resolve(services: Services, body: ImageRequest, new_tokens: int) -> tuple[JobInput, list[str]]:
-    """Resolve the job, with no more steps than there are tokens to generate."""
-    fleet = services.fleet
-    job, warnings = resolve(body, await fleet.models(), await fleet.default_model(), services.mapping)
-    fixed = (await _model(services, body)).has_fixed("num_inference_steps")  # raster order: one for every token
-    if job.sampling.num_inference_steps <= new_tokens or fixed:
-        return job, warnings
-    if body.num_inference_steps is not None:
-        warnings.append(f"'num_inference_steps' was reduced to {new_tokens}, the number of tokens to generate.")
-    return replace(job, sampling=replace(job.sampling, num_inference_steps=new_tokens)), warnings
 
 
 async def _respond_with_edit(
@@ -134,14 +100,16 @@ async def _respond_with_edit(
     caller: Caller,
     body: ImageRequest,
     job: JobInput,
-    edit: Edit,
     source: bytes,
     warnings: list[str],
 ) -> Response:
     """Submit the job with its source image; both are part of the request's fingerprint."""
+    edit = job.edit
+    if edit is None:
+        raise ValueError("the job has no source image")
     submission = submission_of(
         caller,
-        replace(job, edit=edit),
+        job,
         "sync",
         f"{body.fingerprint()} {json.dumps(edit.recipe())}",
         job_id=edit.source,

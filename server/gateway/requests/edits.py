@@ -1,0 +1,67 @@
+"""Edits and variations, resolved: the same for the routes and for the lines of batches."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import BinaryIO, TypeVar
+
+from server.gateway.requests.client_mapping import ClientMapping
+from server.gateway.requests.resolve import model_of, resolve
+from server.gateway.schemas.edits import DEFAULT_FEATHER, EditRequest
+from server.gateway.schemas.images import ImageRequest
+from server.images import compositing, uploads
+from server.jobs import Edit, JobInput
+from server.model_info import ModelInfo
+
+T = TypeVar("T")
+#: A decoded image takes 16 MiB and is copied during conversion, so a small pool bounds the memory.
+_DECODERS = ThreadPoolExecutor(max_workers=2, thread_name_prefix="decode")
+
+
+async def decode(work: Callable[[], T]) -> T:
+    """Run image decoding off the event loop, a few at a time."""
+    return await asyncio.get_running_loop().run_in_executor(_DECODERS, work)
+
+
+async def resolve_edit(
+    request: EditRequest,
+    image: BinaryIO | None,
+    mask: BinaryIO | None,
+    job_id: str,
+    models: dict[str, ModelInfo],
+    default: str,
+    mapping: ClientMapping,
+) -> tuple[JobInput, bytes, list[str]]:
+    """Return the job of this id, its packed source image, and warnings.
+
+    Raises:
+        RequestError: the request is invalid, or its images cannot be used.
+    """
+    info = model_of(request, models, default, mapping)
+    pixels, area, warnings = await decode(lambda: uploads.read_with_mask(image, mask, info.image_size))
+    if request.input_fidelity:
+        warnings.append("'input_fidelity' has no effect here.")
+    new_tokens = info.tokens - sum(compositing.kept_cells(area, info.image_size, info.tokens))
+    job, more_warnings = resolve_part(request, new_tokens, models, default, mapping)
+    data, sha256 = compositing.pack(pixels, area)
+    feather = DEFAULT_FEATHER if request.feather is None else request.feather
+    return replace(job, edit=Edit(job_id, sha256, feather=feather)), data, [*warnings, *more_warnings]
+
+
+def resolve_part(
+    request: ImageRequest, new_tokens: int, models: dict[str, ModelInfo], default: str, mapping: ClientMapping
+) -> tuple[JobInput, list[str]]:
+    """Resolve the job, with no more steps than there are tokens to generate.
+
+    Raises:
+        InvalidRequest: as `resolve`.
+    """
+    job, warnings = resolve(request, models, default, mapping)
+    # Raster order has one step for every token.
+    fixed = model_of(request, models, default, mapping).has_fixed("num_inference_steps")
+    if job.sampling.num_inference_steps <= new_tokens or fixed:
+        return job, warnings
+    if request.num_inference_steps is not None:
+        warnings.append(f"'num_inference_steps' was reduced to {new_tokens}, the number of tokens to generate.")
+    return replace(job, sampling=replace(job.sampling, num_inference_steps=new_tokens)), warnings
