@@ -33,7 +33,8 @@ def masked_after(step: int, steps: int, tokens: int, order: str = "random", unma
     """
     if order == "gtr" and tokens > 1 < steps and step >= 0:
         rest = tokens // 2
-        slow, quick = steps - detail_steps(steps, tokens), detail_steps(steps, tokens)
+        quick = detail_steps(steps, tokens)
+        slow = steps - quick
         if step < slow:
             return rest + masked_after(step, slow, tokens - rest, unmasking=unmasking)
         return rest - rest * (step - slow + 1) // quick

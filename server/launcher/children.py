@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from subprocess import Popen
+from subprocess import Popen, TimeoutExpired
 
 from server.errors import ConfigError
 from server.launcher import subprocesses
@@ -133,9 +133,8 @@ class Child:
 
 def _wait(process: "Popen[bytes]", seconds: float) -> None:
     """Wait for a process, and kill it if it does not end."""
-    deadline = time.monotonic() + seconds
-    while process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    if process.poll() is None:
+    try:
+        process.wait(timeout=seconds)
+    except TimeoutExpired:
         process.kill()
         process.wait()

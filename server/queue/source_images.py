@@ -10,8 +10,8 @@ UNCLAIMED_S = 60
 
 
 async def store(queue: QueueConnection, job_id: str, data: bytes) -> None:
-    """Store the image of a job that is about to be accepted."""
-    await queue.redis.set(queue.keys.input_bytes(job_id), data, ex=UNCLAIMED_S)
+    """Store the image of a job that is about to be accepted; that of an accepted job stays as it is."""
+    await queue.run("store_source", {"id": job_id, "ttl_s": UNCLAIMED_S}, data)
 
 
 async def delete(queue: QueueConnection, job_id: str) -> None:

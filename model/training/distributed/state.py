@@ -1,8 +1,6 @@
 """State of a sharded run on disk (torch.distributed.checkpoint): any number of ranks reads what another has written.
 
-OUT/state/00000120/.metadata       written last: without it the state is not complete
-OUT/state/00000120/*.distcp        the ranks' parts
-OUT/state/00000120/progress.json   step, seconds, history
+folders.py has the layout.
 """
 
 from __future__ import annotations

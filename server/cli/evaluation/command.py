@@ -103,12 +103,13 @@ def _check(args: argparse.Namespace) -> None:
 
 
 async def _model(client: AsyncFluidClient, wanted: str | None) -> dict[str, Any]:
+    """The model of this id; else the one that the service would choose, the first by name that a worker serves."""
     models = await client.models()
     found = [model for model in models if wanted is None or model["id"] == wanted]
     if not found:
         served = ", ".join(model["id"] for model in models) or "none"
         raise EvaluationRefused(f"--model {wanted} is not served. Served: {served}.")
-    return found[0]
+    return min(found, key=lambda model: (not model["ready"], model["id"]))
 
 
 def _score(args: argparse.Namespace, texts: list[str]) -> None:

@@ -36,8 +36,8 @@ class Plan:
         }  # fmt: skip
 
 
-def begin(out: Path, plan: Plan) -> dict[str, Any]:
-    """Return the record of the output folder; write it first in a new one.
+def begin(out: Path, plan: Plan) -> None:
+    """Write the record of a new output folder, or check that of an old one.
 
     Raises:
         EvaluationRefused: the folder belongs to another evaluation; the first difference is named.
@@ -45,21 +45,17 @@ def begin(out: Path, plan: Plan) -> dict[str, Any]:
     state = out / STATE
     if not state.exists():
         out.mkdir(parents=True, exist_ok=True)
-        write_record(out, plan.as_json())
-    record: dict[str, Any] = json.loads(state.read_text())
+        part = state.with_suffix(".part")
+        part.write_text(json.dumps(plan.as_json(), indent=1) + "\n")
+        part.rename(state)
+        return
+    record = json.loads(state.read_text())
     for name, value in plan.as_json().items():
         if record.get(name) != value:
             raise EvaluationRefused(
                 f"{out} belongs to an evaluation with {name} {record.get(name)!r}, not {value!r}. Choose another "
                 "folder with -o, or repeat that command."
             )
-    return record
-
-
-def write_record(out: Path, record: Mapping[str, Any]) -> None:
-    part = out / f"{STATE}.part"
-    part.write_text(json.dumps(record, indent=1) + "\n")
-    part.rename(out / STATE)
 
 
 async def draw(client: AsyncFluidClient, prompts: Sequence[Prompt], out: Path, plan: Plan, at_once: int) -> int:
@@ -74,8 +70,10 @@ async def draw(client: AsyncFluidClient, prompts: Sequence[Prompt], out: Path, p
         if not all((out / file).exists() for file in prompt.files)
     ]
     waiting = iter(missing)
-    with progress_bar(f"eval {plan.suite}", sum(len(prompt.files) for prompt in prompts), "image") as bar:
-        bar.update(sum(len(prompt.files) for prompt in prompts) - sum(len(prompt.files) for _, prompt in missing))
+    total = sum(len(prompt.files) for prompt in prompts)
+    to_generate = sum(len(prompt.files) for _, prompt in missing)
+    with progress_bar(f"eval {plan.suite}", total, "image") as bar:
+        bar.update(total - to_generate)
 
         async def work() -> None:
             for number, prompt in waiting:  # shared by all, so each takes the next one
@@ -90,7 +88,7 @@ async def draw(client: AsyncFluidClient, prompts: Sequence[Prompt], out: Path, p
     for failure in results:
         if isinstance(failure, BaseException):
             raise failure
-    return sum(len(prompt.files) for _, prompt in missing)
+    return to_generate
 
 
 async def _one(client: AsyncFluidClient, number: int, prompt: Prompt, out: Path, plan: Plan) -> None:

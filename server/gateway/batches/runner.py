@@ -180,7 +180,7 @@ class BatchRunner:
         request: ImageRequest
         source = None
         if batch.endpoint == EDITS_URL:
-            # Storing the image again would let that of the accepted job expire: see queue/source_images.py.
+            # A repeated step needs the images no more, which may be gone, nor a decoder.
             accepted = self._keys.job_hash(batch.job_id(number))
             if await self._redis.exists(accepted):
                 await self._queue.replicated.confirm(accepted)

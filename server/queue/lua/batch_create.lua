@@ -1,8 +1,8 @@
--- Create a batch. args: id, owner, input_file_id, metadata (JSON text), fingerprint of the request, expires_s until
--- it expires, ttl_s of an ended one, bytes that it takes without its lines, trace (a traceparent, or nothing), endpoint, limits:
--- max_batches, max_listed, and max_key_bytes, max_bytes (0: any number). Returns {outcome, amount}: new, known (the same
--- request made it), differs (another did), or the limit that refuses it, batches, listed, key_bytes or bytes, and how
--- much of it is used. Safe to repeat.
+-- Create a batch. args: id, owner, input_file_id, metadata (JSON text), endpoint, fingerprint of the request, expires_s
+-- until it expires, ttl_s of an ended one, bytes that it takes without its lines, trace (a traceparent, or nothing),
+-- limits: max_batches, max_listed, and max_key_bytes, max_bytes (0: any number). Returns {outcome, amount}: new, known
+-- (the same request made it), differs (another did), or the limit that refuses it, batches, listed, key_bytes or bytes,
+-- and how much of it is used. Safe to repeat.
 local id, owner, batch, now, limits = args.id, args.owner, keys.batch_hash(args.id), clock(), args.limits
 if redis.call('EXISTS', batch) == 1 then
   return {redis.call('HGET', batch, 'fingerprint') == args.fingerprint and 'known' or 'differs', ''}

@@ -5,9 +5,8 @@
 -- limits: max_queue, queue_share, and max_jobs, max_batch_lines, max_webhooks, max_key_bytes, max_bytes (0: any number).
 -- Returns {outcome, job id, creation time}; outcome is new, known (the same request was accepted before), differs
 -- (another request had this id or key), taken (another owner has this id), gone (the job ended and was deleted),
--- no_source (there is no image of source_bytes), or
--- the limit that refuses it: full, share, busy, lines, webhooks, key_bytes, bytes (then the second value is how much of
--- it is used instead of the id).
+-- no_source (there is no image of source_bytes), or the limit that refuses it: full, share, busy, lines, webhooks,
+-- key_bytes, bytes (then the second value is how much of it is used instead of the id).
 -- Safe to repeat: a client library that retries after a lost reply does not enqueue twice.
 local IDEMPOTENT_FOR_S = 86400
 local id, owner = args.id, args.owner

@@ -32,6 +32,17 @@ async def accepted(queue: JobQueue, job_id: str) -> None:
     assert await queue.redis.ttl(queue.keys.input_bytes(job_id)) == -1
 
 
+async def test_a_repeated_submission_leaves_the_accepted_image(queue: JobQueue, leases: LeaseQueue) -> None:
+    """A gateway that stalled while it repeated a batch's step gave the image of a waiting job 60 seconds to live."""
+    await accepted(queue, "job_1")
+    for _ in range(2):
+        await queue.enqueue(Submission("job_1", edit_of("job_1"), "job", source=IMAGE))
+        assert await queue.redis.ttl(queue.keys.input_bytes("job_1")) == -1
+    await leases.finish(await take(leases), JobState.SUCCEEDED)
+    await queue.enqueue(Submission("job_1", edit_of("job_1"), "job", source=IMAGE))
+    assert await queue.redis.exists(queue.keys.input_bytes("job_1")) == 0
+
+
 @pytest.mark.parametrize("end", ["canceled waiting", "succeeded", "failed"])
 async def test_the_image_is_deleted_with_the_job(queue: JobQueue, leases: LeaseQueue, end: str) -> None:
     """Leaked images would fill Redis; one deleted too early fails a job that waited long."""
