@@ -56,7 +56,7 @@ test: $(VENV)/.dev ## the tests, but for the slow proofs: under eight minutes on
 	@$(PYTEST) -m "not slow"
 
 test-all: test kernels ## the tests and the slow proofs: chaos, fuzzing, training to the end, bench-gate, every kernel compiled
-	@$(BIN)/python -m pytest -m slow $(ARGS)
+	@$(PYTEST) -m slow
 
 check: $(VENV)/.dev ## lint, format, types
 	$(BIN)/ruff check .

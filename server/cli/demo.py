@@ -2,13 +2,14 @@
 
 import argparse
 import os
+import secrets
 import shutil
 import socket
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from subprocess import Popen
@@ -61,9 +62,17 @@ def _temporary_folder() -> "tempfile.TemporaryDirectory[str]":
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Choose a port of 127.0.0.1 that nobody listens on.
+
+    It lies below the range from which the kernel takes the ports of outgoing connections (Linux: 32768 and up). One of
+    that range may be given to another process's connection, or to its next server, while the service restarts.
+    """
+    for _ in range(100):
+        port = 20_000 + secrets.randbelow(12_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise ConfigError("No free port of 127.0.0.1 was found between 20000 and 32000: is this machine's network up?")
 
 
 @contextmanager
