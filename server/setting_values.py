@@ -3,7 +3,7 @@
 import difflib
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import Field, field
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,8 @@ def parse(name: str, setting: "Field[Any]", text: str) -> Any:
         SettingError: the value is invalid. The message shows it, unless it may hold a secret.
     """
     meta = setting.metadata
-    shown = name if meta["secret"] else f"{name}={text!r}"
+    holds_password = meta["secret"] or "@" in text
+    shown = name if holds_password else f"{name}={text!r}"
     if not text.strip():
         return setting.default
     if meta["choices"] and text not in meta["choices"]:
@@ -117,6 +118,12 @@ def row_of(setting: "Field[Any]") -> tuple[str, str, str, str]:
     return PREFIX + setting.name.upper(), text, meta["unit"], meta["help"] + choices
 
 
+def rows_of(table: Iterable["Field[Any]"]) -> Iterator[tuple[str, str, str]]:
+    """Yield (variable, default with its unit, meaning with its choices) of those that users may set."""
+    for name, default, unit, meaning in map(row_of, filter(group_of, table)):
+        yield name, f"{default} {unit}".rstrip(), meaning
+
+
 def unknown(name: str, valid: Sequence[str]) -> str:
     """The error of a variable that is no setting."""
     close = difflib.get_close_matches(name, valid, n=1)
@@ -124,7 +131,11 @@ def unknown(name: str, valid: Sequence[str]) -> str:
     return f"Unknown setting {name}.{hint} `fluid serve --help` lists every setting."
 
 
-def default_data_dir() -> str:
-    """Folder of the embedded Valkey. Raises RuntimeError without a home folder."""
-    base = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
-    return str(Path(base) / "fluid-serve")
+def data_folder(text: str) -> Path:
+    """The folder that FLUID_DATA_DIR names. Raises SettingError where there is no home folder to put it in."""
+    try:
+        if not text:
+            text = str(Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "fluid-serve")
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise SettingError("There is no home folder (HOME): set FLUID_DATA_DIR to a writable folder.") from error

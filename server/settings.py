@@ -10,9 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from server.addresses import parse_host, parse_redis_url, url_host
-from server.errors import SettingError
-from server.setting_values import PREFIX, default_data_dir, group_of, read, row_of, setting
+from server.addresses import parse_host, parse_redis_url, parse_results, url_host
+from server.setting_values import PREFIX, data_folder, read, rows_of, setting
 
 _gateway = partial(setting, group="Gateway")
 _redis = partial(setting, group="Redis")
@@ -144,6 +143,12 @@ class Settings:
         3, "Attempts before a job fails for good and becomes a dead letter.", unit="attempts", at_least=1
     )
     result_ttl_s: int = _jobs(3600, "How long a finished job and its images are kept.", unit="seconds", at_least=1)
+    results: str = _jobs(
+        "redis",
+        "Where finished images lie: redis, s3://bucket/prefix (credentials from AWS_* variables) or file:///folder "
+        "(shared by all hosts). The last two need the extra storage.",
+        check=parse_results,
+    )
     batch_ttl_s: int = _jobs(
         86400, "How long uploaded files, batches and the images of batches are kept.", unit="seconds", at_least=1
     )
@@ -279,10 +284,7 @@ class Settings:
     @property
     def data_path(self) -> Path:
         """Folder of the embedded Valkey. Raises SettingError where there is no home folder to put it in."""
-        try:
-            return Path(self.data_dir or default_data_dir()).expanduser()
-        except RuntimeError as error:
-            raise SettingError("There is no home folder (HOME): set FLUID_DATA_DIR to a writable folder.") from error
+        return data_folder(self.data_dir)
 
     @property
     def wants_keys(self) -> bool:
@@ -295,5 +297,4 @@ class Settings:
 
 def describe() -> Iterator[tuple[str, str, str]]:
     """Yield (variable, default with its unit, meaning with its choices) of every setting that users may set."""
-    for name, default, unit, meaning in map(row_of, filter(group_of, fields(Settings))):
-        yield name, f"{default} {unit}".rstrip(), meaning
+    return rows_of(fields(Settings))
