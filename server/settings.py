@@ -160,8 +160,8 @@ class Settings:
     )
     dtype: str = _worker(
         "auto",
-        "Precision of matrix products; auto picks bfloat16 where the hardware supports it.",
-        choices=("auto", "float32", "bfloat16"),
+        "Precision of matrix products; auto is bfloat16 if the hardware has it; int8 halves the weights.",
+        choices=("auto", "float32", "bfloat16", "int8"),
     )
     kernels: str = _worker(
         "auto",
