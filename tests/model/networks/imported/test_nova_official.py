@@ -49,6 +49,16 @@ SCHEDULERS = {
 }  # fmt: skip
 
 
+def state() -> plain.State:
+    """Random weights whose head predicts a quarter as much.
+
+    With all of it the cosine chain of eps magnifies rounding so much that the released code in float32 is 3e-3 from
+    itself in float64 (and this one 2.5e-3).
+    """
+    found = plain.random_state()
+    return found | {name: value / 4 for name, value in found.items() if name.startswith("image_decoder.head.")}
+
+
 @pytest.fixture(scope="module")
 def repo(request: pytest.FixtureRequest) -> Iterator[SimpleNamespace]:
     """The released modules, with encoders of small sizes in their registry."""
@@ -78,7 +88,7 @@ def repo(request: pytest.FixtureRequest) -> Iterator[SimpleNamespace]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return plain.random_folder(tmp_path_factory.mktemp("nova") / "official", plain.FLOW, grid=GRID)
+    return plain.random_folder(tmp_path_factory.mktemp("nova") / "official", plain.FLOW, state(), GRID)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +99,7 @@ def official(repo: SimpleNamespace) -> Any:
         text_token_len=plain.TEXT_LENGTH, image_base_size=[GRID] * 2, video_base_size=[1, GRID // 2, GRID // 2],
         arch=["vit_small", "vit_small", "mlp_small"],
     )  # fmt: skip
-    model.load_state_dict(plain.random_state())
+    model.load_state_dict(state())
     return model.eval().requires_grad_(False)
 
 
@@ -231,7 +241,7 @@ def test_the_whole_pipeline(
     from transformers import AutoTokenizer
 
     scheduler = SCHEDULERS[name]
-    source = plain.random_folder(tmp_path / "official", scheduler, grid=GRID)
+    source = plain.random_folder(tmp_path / "official", scheduler, state(), GRID)
     import_weights(source, tmp_path / "ours", options=Options(heads=plain.HEADS, report=lambda line: None))
     checkpoint = load_checkpoint(tmp_path / "ours")
     module = repo.flow if name == "flow" else repo.ddpm
@@ -254,15 +264,15 @@ def test_the_whole_pipeline(
     conditioner = build_conditioner(checkpoint.model, checkpoint.about)
     condition = NovaContext.stack([conditioner(prompt) for prompt in PROMPTS])
     drawn = generate(checkpoint.model, condition, conditioner("blue"), SEEDS, Sampling(steps, 25, 5.0))
-    _report(f"{name}: latents by the definition", apart(drawn, tokens_of(latents)), 1e-2)
+    _report(f"{name}: latents by the definition", apart(drawn, tokens_of(latents)), 1e-4)
     engine = Engine(checkpoint.model, conditioner, 2)
     asks = [
         row_request(prompt, int(seed), steps, 25, 5.0, negative_prompt="blue")
         for prompt, seed in zip(PROMPTS, SEEDS, strict=True)
     ]
     decoded = torch.stack([run_alone(engine, ask) for ask in asks])
-    _report(f"{name}: latents by the engine", apart(decoded, tokens_of(latents)), 1e-2)
+    _report(f"{name}: latents by the engine", apart(decoded, tokens_of(latents)), 1e-4)
     with torch.no_grad():
         pixels = pipeline.image_processor.decode_latents(vae, latents.clone())
         found = checkpoint.tokenizer.decode(decoded)
-    _report(f"{name}: pixels", apart(found, pixels), 1e-2)
+    _report(f"{name}: pixels", apart(found, pixels), 1e-4)
