@@ -1,4 +1,4 @@
-"""Sizes of the imported families of discrete tokens: aMUSEd and Meissonic (random order), Janus and LlamaGen (raster)."""
+"""Sizes of the imported families of discrete tokens: aMUSEd, Meissonic (random order), Janus, LlamaGen (raster order)."""
 
 from __future__ import annotations
 

@@ -32,7 +32,9 @@ def test_keys_and_values_are_counted_as_the_engine_allocates_them() -> None:
     assert "keys and values" in "\n".join(report("369M-raster-discrete"))
 
 
-@pytest.mark.parametrize("name", ["369M", "10.5B", "mar-h", "3.1B-raster-continuous", "3.1B-random-discrete", "nova-d48w1536-sdxl1024"])
+@pytest.mark.parametrize(
+    "name", ["369M", "10.5B", "mar-h", "3.1B-raster-continuous", "3.1B-random-discrete", "nova-d48w1536-sdxl1024"]
+)
 def test_the_largest_batch_fits_and_the_next_does_not(name: str) -> None:
     config = {**PRESETS, **IMPORTED_PRESETS}[name]
     rows = [largest_rows(config, limit * GB) for limit in (80, 141)]

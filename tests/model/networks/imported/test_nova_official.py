@@ -237,7 +237,7 @@ def _fed_with_our_noise(
 def test_the_whole_pipeline(
     repo: SimpleNamespace, official: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Two prompts to pixels: NOVA's pipeline with its own Phi and autoencoder; ours by the definition and the engine."""
+    """Two prompts to pixels: the pipeline with its own Phi and autoencoder; ours by the definition and the engine."""
     from transformers import AutoTokenizer
 
     scheduler = SCHEDULERS[name]
