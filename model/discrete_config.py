@@ -1,4 +1,4 @@
-"""Sizes of the imported families of discrete tokens: aMUSEd, Meissonic (random order), Janus, LlamaGen (raster order)."""
+"""Sizes of the imported families of discrete tokens: aMUSEd, Meissonic (random order); Janus, LlamaGen (raster)."""
 
 from __future__ import annotations
 
