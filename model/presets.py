@@ -127,7 +127,8 @@ def _nova(width: int, heads: int, image_size: int) -> NovaConfig:
     sd = image_size == 512  # Stable Diffusion's autoencoder and DDPM; SDXL's and flow matching above
     return NovaConfig(
         image_size=image_size, width=width, heads=heads, head_width=width, prediction="eps" if sd else "flow",
-        ddpm=DdpmConfig() if sd else None, tokenizer=_SD_VAE_2X2 if sd else replace(_SD_VAE_2X2, scale=0.13025, strip=8),
+        ddpm=DdpmConfig() if sd else None,
+        tokenizer=_SD_VAE_2X2 if sd else replace(_SD_VAE_2X2, scale=0.13025, strip=8),
         text=TextConfig(kind="transformers", name="microsoft/phi-2", dim=2560, max_tokens=256),
     )  # fmt: skip
 

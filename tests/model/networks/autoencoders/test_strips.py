@@ -41,4 +41,4 @@ def test_strips_make_the_whole_image(strip: int, monkeypatch: pytest.MonkeyPatch
     found = striped.decode(tokens)
     assert max(apart(found[i], expected[i]) for i in range(2)) < 1e-5
     assert max(rows) <= 4 * strip + 2 or strip > 8
-    assert torch.equal(striped.decode(tokens[1:]), found[1:])
+    assert apart(striped.decode(tokens[1:]), found[1:]) < 1e-5
