@@ -23,6 +23,8 @@ from fluid_kernels.head_loop import TRAIN_STEPS
 from fluid_kernels.philox import INITIAL, STEP, normal_ref
 from model.checkpoint import Checkpoint, load_checkpoint
 from model.config import DdpmConfig
+from model.conversion.foreign_weights import ForeignWeights
+from model.conversion.import_nova import HEADS, copy_weights
 from model.conversion.kinds import import_weights
 from model.conversion.options import Options
 from model.inference.engine import Engine
@@ -30,7 +32,9 @@ from model.inference.generate import generate
 from model.inference.orders import random_order, tokens_per_step
 from model.inference.prompts import build_conditioner
 from model.inference.requests import Sampling
-from model.networks.imported.nova import NovaBackbone, NovaContext
+from model.networks.factory import build_model
+from model.networks.imported.nova import Nova, NovaBackbone, NovaContext, grid_sines
+from model.presets import NOVA_PRESETS
 from model.schedules import ddpm_schedule, linear_flow_schedule
 from tests.model import nova_restated as plain
 from tests.model.conftest import row_request, run_alone
@@ -153,6 +157,43 @@ def test_one_forward(official: Any, ours: Checkpoint) -> None:
         out = tokens_of(official.image_encoder.patch_embed.unpatchify(out))
         found = ours.model.diffusion_head(x.flatten(0, 1), torch.full((3 * TOKENS,), time), z.flatten(0, 1))
         _report(f"head at {time:g}", apart(found, out.flatten(0, 1)), 1e-5)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_one_forward_at_the_published_size(repo: SimpleNamespace) -> None:
+    """d48w1024 at 512 px in the released class's own random weights: every name, 16 heads, 100 of 1024 tokens known."""
+    torch.manual_seed(0)
+    config = NOVA_PRESETS["nova-d48w1024-sd512"]
+    official = repo.Transformer(
+        image_dim=4, image_size=[512, 512], image_stride=8, text_token_dim=2560, text_token_len=256,
+        image_base_size=[32, 32], video_base_size=[1, 16, 16], arch=["vit_d16w1024", "vit_d32w1024", "mlp_d6w1024"],
+    ).eval()  # fmt: skip
+    assert HEADS[config.width] == official.image_encoder.blocks[0].attn.num_heads == config.heads
+    with torch.device("meta"):
+        ours = build_model(config)
+    assert isinstance(ours, Nova)
+    ours.to_empty(device="cpu")
+    for name, grid in (("context_positions", 16), ("positions", 32)):
+        setattr(ours.backbone, name, grid_sines(grid, config.width))
+    copy_weights(ours, ForeignWeights(Path("official"), official.state_dict()))
+    time = official.video_pos_embed.get_time_embed(1)
+    start = official.video_pos_embed(official.mask_embed.bos_token.expand(1, 256, -1) + time[0])
+    states = torch.randn(30, 2560)
+    context = official.video_encoder(start, official.text_embed([states]))
+    found = ours.backbone.encode_text(states[None])
+    _report("context of d48w1024", apart(found.context, context), 1e-5)
+    tokens, order = torch.randn(1, 1024, 16), random_order(torch.tensor([3]), 1024)
+    known = torch.zeros(1, 1024).scatter(1, order[:, :100], 1.0)
+    official.mask_embed.mask = 1 - known[..., None]
+    latents = F.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (32, 32)), 2)
+    embedded = official.mask_embed(official.image_encoder.patch_embed(latents))
+    z = official.image_encoder(embedded, context, order[:, :100, None])
+    _report("z of d48w1024", apart(ours.backbone(tokens, known.bool(), found), z), 1e-5)
+    out = official.image_decoder(latents, torch.tensor([500.0]), z)
+    out = F.pixel_unshuffle(official.image_encoder.patch_embed.unpatchify(out), 2).flatten(2).transpose(1, 2)
+    head = ours.diffusion_head(tokens[0], torch.full((1024,), 500.0), z[0])
+    _report("head of d48w1024", apart(head, out[0]), 1e-5)
 
 
 def test_flow_schedule(repo: SimpleNamespace) -> None:
