@@ -1,4 +1,4 @@
-"""Decode with diffusers' AutoencoderKL in horizontal strips: the same image, with about half of the memory.
+"""Decode with diffusers' AutoencoderKL in horizontal strips: the same image, with half of the memory.
 
 Every convolution runs over a few rows at a time, with one row of the neighbours on each side; group norms take their
 mean and variance from the whole image, as the module does. Independent tiles, diffusers' own way, need less memory
