@@ -7,7 +7,7 @@ the tokens per step, whose rounding differs by at most one token.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fluid_kernels.head_loop import TRAIN_STEPS
 from fluid_kernels.philox import INITIAL, STEP, normal_ref
-from model.checkpoint import Checkpoint, load_checkpoint
+from model.checkpoint import load_checkpoint
 from model.config import DdpmConfig
 from model.conversion.foreign_weights import ForeignWeights
 from model.conversion.import_nova import HEADS, copy_weights
@@ -32,8 +32,7 @@ from model.inference.generate import generate
 from model.inference.orders import random_order, tokens_per_step
 from model.inference.prompts import build_conditioner
 from model.inference.requests import Sampling
-from model.networks.factory import build_model
-from model.networks.imported.nova import Nova, NovaBackbone, NovaContext, grid_sines
+from model.networks.imported.nova import Nova, NovaContext
 from model.presets import NOVA_PRESETS
 from model.schedules import ddpm_schedule, linear_flow_schedule
 from tests.model import nova_restated as plain
@@ -47,8 +46,7 @@ SCHEDULERS = {
     "ddpm": plain.DDPM,
     "ddpm-v": {
         "_class_name": "DDPMScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012,
-        "prediction_type": "v_prediction", "variance_type": "fixed_large", "timestep_spacing": "leading",
-        "steps_offset": 1,
+        "prediction_type": "v_prediction", "variance_type": "fixed_large", "steps_offset": 1,
     },
 }  # fmt: skip
 
@@ -78,10 +76,10 @@ def repo(request: pytest.FixtureRequest) -> Iterator[SimpleNamespace]:
         from diffnext.schedulers import scheduling_cfm, scheduling_ddpm
 
         sizes = {"embed_dim": plain.WIDTH, "num_heads": plain.HEADS}
-        nova.VIDEO_ENCODERS.register("vit_small", nova.video_encoder, depth=plain.CONTEXT_DEPTH, **sizes)
-        nova.IMAGE_ENCODERS.register("vit_small", nova.image_encoder, depth=plain.DEPTH, **sizes)
+        nova.VIDEO_ENCODERS.register("small", nova.video_encoder, depth=plain.CONTEXT_DEPTH, **sizes)
+        nova.IMAGE_ENCODERS.register("small", nova.image_encoder, depth=plain.DEPTH, **sizes)
         head = {"depth": plain.HEAD_DEPTH, "embed_dim": plain.HEAD_WIDTH}
-        nova.IMAGE_DECODERS.register("mlp_small", nova.image_decoder, **head)
+        nova.IMAGE_DECODERS.register("small", nova.image_decoder, **head)
         yield SimpleNamespace(
             Transformer=nova.NOVATransformer3DModel, Pipeline=NOVAPipeline, Autoencoder=AutoencoderKL,
             Phi=PhiEncoderModel, flow=scheduling_cfm, ddpm=scheduling_ddpm,
@@ -90,32 +88,34 @@ def repo(request: pytest.FixtureRequest) -> Iterator[SimpleNamespace]:
             del sys.modules[name]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return plain.random_folder(tmp_path_factory.mktemp("nova") / "official", plain.FLOW, state(), GRID)
-
-
-@pytest.fixture(scope="module")
-def official(repo: SimpleNamespace) -> Any:
-    """A small released model that takes the random weights under its own names, all of them."""
+def transformer(repo: SimpleNamespace, grid: int, text: tuple[int, int], arch: list[str]) -> Any:
+    """A released model with its own random weights."""
     model = repo.Transformer(
-        image_dim=4, image_size=[16 * GRID] * 2, image_stride=8, text_token_dim=plain.TEXT,
-        text_token_len=plain.TEXT_LENGTH, image_base_size=[GRID] * 2, video_base_size=[1, GRID // 2, GRID // 2],
-        arch=["vit_small", "vit_small", "mlp_small"],
+        image_dim=4, image_size=[16 * grid] * 2, image_stride=8, text_token_dim=text[0], text_token_len=text[1],
+        image_base_size=[grid] * 2, video_base_size=[1, grid // 2, grid // 2], arch=arch,
     )  # fmt: skip
-    model.load_state_dict(state())
     return model.eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
-def ours(folder: Path) -> Checkpoint:
-    import_weights(folder, folder.parent / "ours", options=Options(heads=plain.HEADS, report=lambda line: None))
-    return load_checkpoint(folder.parent / "ours")
+def small(repo: SimpleNamespace) -> Any:
+    """A small released model that takes the random weights under its own names, all of them."""
+    model = transformer(repo, GRID, (plain.TEXT, plain.TEXT_LENGTH), ["small"] * 3)
+    model.load_state_dict(state())
+    return model
+
+
+def imported(folder: Path, scheduler: dict[str, Any] = plain.FLOW) -> tuple[Path, Path]:
+    """A published folder and the checkpoint made of it."""
+    source = plain.random_folder(folder / "official", scheduler, state(), GRID)
+    import_weights(source, folder / "ours", options=Options(heads=plain.HEADS, report=lambda line: None))
+    return source, folder / "ours"
 
 
 def latents_of(tokens: Tensor) -> Tensor:
     """(B, N, 16) in our layout -> (B, 4, 2g, 2g), which both codes agree on."""
-    return F.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (GRID, GRID)), 2)
+    grid = round(tokens.shape[1] ** 0.5)
+    return F.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (grid, grid)), 2)
 
 
 def tokens_of(latents: Tensor) -> Tensor:
@@ -127,73 +127,46 @@ def _report(what: str, error: float, limit: float) -> None:
     assert error < limit
 
 
-def _context(official: Any, states: list[Tensor]) -> Tensor:
-    """What generate_video computes ahead of the first step, for images."""
-    text = official.text_embed(states)
-    time = official.video_pos_embed.get_time_embed(1)
-    start = official.mask_embed.bos_token.expand(len(states), (GRID // 2) ** 2, -1)
-    return official.video_encoder(official.video_pos_embed(start + time[0]), text)
-
-
 @torch.no_grad()
-def test_one_forward(official: Any, ours: Checkpoint) -> None:
-    """The context of three prompts, z from 0 to 63 known tokens, and the head at fractional times."""
-    backbone = ours.model.backbone
-    assert isinstance(backbone, NovaBackbone)
-    states = [torch.randn(count, plain.TEXT) for count in (0, 3, 8)]
-    expected = _context(official, states)
-    context = NovaContext.stack([backbone.encode_text(each[None]) for each in states])
+def _compare(official: Any, ours: Nova, counts: tuple[int, ...]) -> None:
+    """The context of three prompts, z with these numbers of known tokens, and the head at fractional times."""
+    config, states = ours.config, [torch.randn(count, ours.config.text.dim) for count in (0, 3, 8)]
+    # What generate_video computes ahead of the first step, for images.
+    start = official.mask_embed.bos_token.expand(3, config.tokens // 4, -1) + official.video_pos_embed.get_time_embed(1)
+    expected = official.video_encoder(official.video_pos_embed(start), official.text_embed(states))
+    context = NovaContext.stack([ours.backbone.encode_text(each[None]) for each in states])
     _report("context", apart(context.context, expected), 1e-5)
-    tokens, order = torch.randn(3, TOKENS, 16), random_order(torch.arange(3), TOKENS)
-    for count in (0, 1, 20, 63):
-        known = torch.zeros(3, TOKENS).scatter(1, order[:, :count], 1.0)
+    tokens, order = torch.randn(3, config.tokens, 16), random_order(torch.arange(3), config.tokens)
+    for count in counts:
+        known = torch.zeros(3, config.tokens).scatter(1, order[:, :count], 1.0)
         official.mask_embed.mask = 1 - known[..., None]
         embedded = official.mask_embed(official.image_encoder.patch_embed(latents_of(tokens)))
         z = official.image_encoder(embedded, expected, order[:, :count, None])
-        _report(f"z with {count} known", apart(backbone(tokens, known.bool(), context), z), 1e-5)
-    x, z = torch.randn(3, TOKENS, 16), torch.randn(3, TOKENS, plain.WIDTH)
+        _report(f"z with {count} known", apart(ours.backbone(tokens, known.bool(), context), z), 1e-5)
+    official.mask_embed.mask = None
     for time in (0.0, 41.625, 999.0):
-        out = official.image_decoder(latents_of(x), torch.full((3,), time), z)
+        out = official.image_decoder(latents_of(tokens), torch.full((3,), time), z)
         out = tokens_of(official.image_encoder.patch_embed.unpatchify(out))
-        found = ours.model.diffusion_head(x.flatten(0, 1), torch.full((3 * TOKENS,), time), z.flatten(0, 1))
+        times = torch.full((3 * config.tokens,), time)
+        found = ours.diffusion_head(tokens.flatten(0, 1), times, z.flatten(0, 1))
         _report(f"head at {time:g}", apart(found, out.flatten(0, 1)), 1e-5)
 
 
+def test_one_forward(small: Any, tmp_path: Path) -> None:
+    model = load_checkpoint(imported(tmp_path)[1]).model
+    assert isinstance(model, Nova)
+    _compare(small, model, (0, 1, 20, 63))
+
+
 @pytest.mark.slow
-@torch.no_grad()
-def test_one_forward_at_the_published_size(repo: SimpleNamespace) -> None:
-    """d48w1024 at 512 px in the released class's own random weights: every name, 16 heads, 100 of 1024 tokens known."""
-    torch.manual_seed(0)
+def test_one_forward_at_a_published_size(repo: SimpleNamespace) -> None:
+    """645.7 M parameters under the names and with the attention heads of the released class."""
     config = NOVA_PRESETS["nova-d48w1024-sd512"]
-    official = repo.Transformer(
-        image_dim=4, image_size=[512, 512], image_stride=8, text_token_dim=2560, text_token_len=256,
-        image_base_size=[32, 32], video_base_size=[1, 16, 16], arch=["vit_d16w1024", "vit_d32w1024", "mlp_d6w1024"],
-    ).eval()  # fmt: skip
+    official = transformer(repo, 32, (2560, 256), ["vit_d16w1024", "vit_d32w1024", "mlp_d6w1024"])
     assert HEADS[config.width] == official.image_encoder.blocks[0].attn.num_heads == config.heads
-    with torch.device("meta"):
-        ours = build_model(config)
-    assert isinstance(ours, Nova)
-    ours.to_empty(device="cpu")
-    for name, grid in (("context_positions", 16), ("positions", 32)):
-        setattr(ours.backbone, name, grid_sines(grid, config.width))
+    ours = Nova(config).eval().requires_grad_(False)
     copy_weights(ours, ForeignWeights(Path("official"), official.state_dict()))
-    time = official.video_pos_embed.get_time_embed(1)
-    start = official.video_pos_embed(official.mask_embed.bos_token.expand(1, 256, -1) + time[0])
-    states = torch.randn(30, 2560)
-    context = official.video_encoder(start, official.text_embed([states]))
-    found = ours.backbone.encode_text(states[None])
-    _report("context of d48w1024", apart(found.context, context), 1e-5)
-    tokens, order = torch.randn(1, 1024, 16), random_order(torch.tensor([3]), 1024)
-    known = torch.zeros(1, 1024).scatter(1, order[:, :100], 1.0)
-    official.mask_embed.mask = 1 - known[..., None]
-    latents = F.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (32, 32)), 2)
-    embedded = official.mask_embed(official.image_encoder.patch_embed(latents))
-    z = official.image_encoder(embedded, context, order[:, :100, None])
-    _report("z of d48w1024", apart(ours.backbone(tokens, known.bool(), found), z), 1e-5)
-    out = official.image_decoder(latents, torch.tensor([500.0]), z)
-    out = F.pixel_unshuffle(official.image_encoder.patch_embed.unpatchify(out), 2).flatten(2).transpose(1, 2)
-    head = ours.diffusion_head(tokens[0], torch.full((1024,), 500.0), z[0])
-    _report("head of d48w1024", apart(head, out[0]), 1e-5)
+    _compare(official, ours, (100,))
 
 
 def test_flow_schedule(repo: SimpleNamespace) -> None:
@@ -211,53 +184,46 @@ def test_flow_schedule(repo: SimpleNamespace) -> None:
     _report("flow schedule", worst, 1e-6)
 
 
-@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
 @pytest.mark.parametrize("eps", [True, False])
-def test_ddpm_schedule(repo: SimpleNamespace, variance: Any, eps: bool) -> None:
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
+def test_ddpm_schedule(repo: SimpleNamespace, variance: Any, eps: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The step of every chain as the linear function that it is, of noisy token, prediction and noise."""
-    worst = 0.0
-    choices = product(("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"), ("leading", "trailing", "linspace"))
-    for betas, spacing in choices:
-        config: Any = {"beta_schedule": betas, "timestep_spacing": spacing, "variance_type": variance}
-        prediction = "epsilon" if eps else "v_prediction"
-        scheduler = repo.ddpm.DDPMScheduler(prediction_type=prediction, clip_sample=False, **config)
+    worst, noise = 0.0, torch.zeros(1)
+    monkeypatch.setattr(repo.ddpm, "randn_tensor", lambda shape, **_: noise.clone())
+    betas, spacings = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"), ("leading", "trailing", "linspace")
+    for schedule, spacing in product(betas, spacings):
+        config: Any = {"beta_schedule": schedule, "timestep_spacing": spacing, "variance_type": variance}
+        scheduler = repo.ddpm.DDPMScheduler(prediction_type="epsilon" if eps else "v_prediction", **config)
         for count in (1, 2, 25, 100, 250):
             scheduler.set_timesteps(count)
             ours = ddpm_schedule(count, DdpmConfig(**config), eps)
             assert ours.timesteps.flip(0).tolist() == scheduler.timesteps.tolist()
+            a, b = ours.mean_x0 * ours.sqrt_alpha_bar + ours.mean_xt, -ours.mean_x0 * ours.sqrt_one_minus
+            found = torch.stack([a, b, (0.5 * ours.log_variance).exp() * ours.noisy], 1)  # (K, 3)
             for i, t in enumerate(ours.timesteps.tolist()):
-                x0 = torch.stack([ours.sqrt_alpha_bar[i], -ours.sqrt_one_minus[i]])
-                found = ours.mean_x0[i] * x0 + torch.stack([ours.mean_xt[i], torch.tensor(0.0)])
-                noise = (0.5 * ours.log_variance[i]).exp() * ours.noisy[i]
-                with pytest.MonkeyPatch.context() as patch:
-                    patch.setattr(repo.ddpm, "randn_tensor", lambda shape, **_: torch.zeros(shape))
-                    zero, one = torch.zeros(1), torch.ones(1)
-                    parts = [scheduler.step(out, t, x).prev_sample for x, out in ((one, zero), (zero, one))]
-                    patch.setattr(repo.ddpm, "randn_tensor", lambda shape, **_: torch.ones(shape))
-                    parts.append(scheduler.step(zero, t, zero).prev_sample)
-                expected = torch.cat(parts)
-                worst = max(worst, apart(torch.stack([*found, noise]), expected))
-    _report(f"DDPM schedule, {prediction}, {variance}", worst, 1e-4)
+                parts = []
+                for unit in torch.eye(3):
+                    x, out, noise = unit[:, None]
+                    parts.append(scheduler.step(out, t, x).prev_sample)
+                worst = max(worst, apart(found[i], torch.cat(parts)))
+    _report(f"DDPM schedule, {'eps' if eps else 'v'}, {variance}", worst, 1e-4)
 
 
-def _fed_with_our_noise(
-    repo: SimpleNamespace, pipeline: Any, order: Tensor, patch: pytest.MonkeyPatch, steps: int
-) -> None:
+def _feed_our_noise(repo: SimpleNamespace, pipeline: Any, steps: int, patch: pytest.MonkeyPatch) -> None:
     """Make the pipeline decode in our order, with our counts of tokens and our noise."""
-    everywhere = torch.arange(TOKENS).repeat(len(SEEDS))
-    seeds = SEEDS.repeat_interleave(TOKENS)
-    transformer, scheduler, now = pipeline.transformer, pipeline.scheduler, [0]
+    everywhere, seeds = torch.arange(TOKENS).repeat(2), SEEDS.repeat_interleave(TOKENS)
+    model, scheduler, now = pipeline.transformer, pipeline.scheduler, [0]
+    original_step, original_mask = scheduler.step, model.mask_embed.get_pred_mask
 
     def noise(purpose: int, t: int) -> Tensor:
-        drawn = normal_ref(seeds, purpose, everywhere, torch.full_like(seeds, t), 16)
-        return latents_of(drawn.view(len(SEEDS), TOKENS, 16))
+        return latents_of(normal_ref(seeds, purpose, everywhere, torch.full_like(seeds, t), 16).view(2, TOKENS, 16))
 
     def step(model_output: Tensor, t: Any, x: Tensor, generator: Any = None) -> Any:
         now[0] = int(t)
         return original_step(model_output, t, x, generator=generator)
 
     def pred_mask(count: int) -> Any:
-        transformer.mask_embed.pred_ids = order.flip(1)[..., None]  # theirs walks from the beginning
+        model.mask_embed.pred_ids = random_order(SEEDS, TOKENS).flip(1)[..., None]  # theirs walks from the beginning
         return original_mask(count)
 
     def counts(inputs: dict[str, Any]) -> None:
@@ -265,55 +231,47 @@ def _fed_with_our_noise(
         assert np.abs(np.cumsum(ours) - np.cumsum(inputs["num_preds"])).max() <= 1
         inputs["num_preds"] = ours
 
-    original_step, original_mask = scheduler.step, transformer.mask_embed.get_pred_mask
-    fill: Callable[..., Tensor] = lambda self, generator=None: self.copy_(noise(INITIAL, TRAIN_STEPS))  # noqa: E731
-    patch.setattr(torch.Tensor, "normal_", fill)
+    patch.setattr(torch.Tensor, "normal_", lambda self, generator: self.copy_(noise(INITIAL, TRAIN_STEPS)))
     patch.setattr(repo.ddpm, "randn_tensor", lambda shape, **_: noise(STEP, now[0]))
     patch.setattr(scheduler, "step", step)
-    patch.setattr(transformer.mask_embed, "get_pred_mask", pred_mask)
-    patch.setattr(transformer, "pipeline_preprocess", counts)
+    patch.setattr(model.mask_embed, "get_pred_mask", pred_mask)
+    patch.setattr(model, "pipeline_preprocess", counts)
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_the_whole_pipeline(
-    repo: SimpleNamespace, official: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    repo: SimpleNamespace, small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """Two prompts to pixels: the pipeline with its own Phi and autoencoder; ours by the definition and the engine."""
     from transformers import AutoTokenizer
 
-    scheduler = SCHEDULERS[name]
-    source = plain.random_folder(tmp_path / "official", scheduler, state(), GRID)
-    import_weights(source, tmp_path / "ours", options=Options(heads=plain.HEADS, report=lambda line: None))
-    checkpoint = load_checkpoint(tmp_path / "ours")
-    module = repo.flow if name == "flow" else repo.ddpm
-    words = AutoTokenizer.from_pretrained(source / "tokenizer")
-    words.pad_token = words.eos_token
+    scheduler, steps, settings = SCHEDULERS[name], 9, (9, 25, 5.0)
+    source, target = imported(tmp_path, scheduler)
+    checkpoint = load_checkpoint(target)
+    words = AutoTokenizer.from_pretrained(source / "tokenizer", pad_token="<|endoftext|>")
     phi, vae = repo.Phi.from_pretrained(source / "text_encoder"), repo.Autoencoder.from_pretrained(source / "vae")
     for key, value in phi.config.rope_parameters.items():  # attributes of their own before transformers 5
         setattr(phi.config, key, value)
+    module = repo.flow if name == "flow" else repo.ddpm
     pipeline = repo.Pipeline(
-        transformer=official, text_encoder=phi.eval(), tokenizer=words, vae=vae.eval(),
+        transformer=small, text_encoder=phi.eval(), tokenizer=words, vae=vae.eval(),
         scheduler=getattr(module, scheduler["_class_name"]).from_config(scheduler),
     )  # fmt: skip
-    steps, order = 9, random_order(SEEDS, TOKENS)
     with monkeypatch.context() as patch:
-        _fed_with_our_noise(repo, pipeline, order, patch, steps)
+        _feed_our_noise(repo, pipeline, steps, patch)
         latents = pipeline(
             PROMPTS, negative_prompt="blue", num_inference_steps=steps, num_diffusion_steps=25, guidance_scale=5,
             disable_progress_bar=True, output_type="latent",
         ).frames[:, :, 0]  # fmt: skip
     conditioner = build_conditioner(checkpoint.model, checkpoint.about)
     condition = NovaContext.stack([conditioner(prompt) for prompt in PROMPTS])
-    drawn = generate(checkpoint.model, condition, conditioner("blue"), SEEDS, Sampling(steps, 25, 5.0))
-    _report(f"{name}: latents by the definition", apart(drawn, tokens_of(latents)), 1e-4)
-    engine = Engine(checkpoint.model, conditioner, 2)
-    asks = [
-        row_request(prompt, int(seed), steps, 25, 5.0, negative_prompt="blue")
-        for prompt, seed in zip(PROMPTS, SEEDS, strict=True)
-    ]
-    decoded = torch.stack([run_alone(engine, ask) for ask in asks])
+    defined = generate(checkpoint.model, condition, conditioner("blue"), SEEDS, Sampling(*settings))
+    _report(f"{name}: latents by the definition", apart(defined, tokens_of(latents)), 1e-4)
+    engine, asks = Engine(checkpoint.model, conditioner, 2), zip(PROMPTS, SEEDS.tolist(), strict=True)
+    decoded = torch.stack(
+        [run_alone(engine, row_request(prompt, seed, *settings, negative_prompt="blue")) for prompt, seed in asks]
+    )
     _report(f"{name}: latents by the engine", apart(decoded, tokens_of(latents)), 1e-4)
     with torch.no_grad():
         pixels = pipeline.image_processor.decode_latents(vae, latents.clone())
-        found = checkpoint.tokenizer.decode(decoded)
-    _report(f"{name}: pixels", apart(found, pixels), 1e-4)
+        _report(f"{name}: pixels", apart(checkpoint.tokenizer.decode(decoded), pixels), 1e-4)
