@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -54,25 +55,32 @@ def engine_side(batch: int, sampling: Sampling, dtype: torch.dtype) -> Side:
     return side
 
 
+def released_transformer(config: NovaConfig) -> Any:
+    """The released class in these sizes, with random weights of its own; its clone is in sys.path."""
+    from diffnext.models.transformers import transformer_nova as nova  # type: ignore[import-not-found]
+
+    sizes = {"embed_dim": config.width, "num_heads": config.heads}
+    nova.VIDEO_ENCODERS.register("ours", nova.video_encoder, depth=config.context_depth, **sizes)
+    nova.IMAGE_ENCODERS.register("ours", nova.image_encoder, depth=config.depth, **sizes)
+    head = {"depth": config.head_depth, "embed_dim": config.head_width}
+    nova.IMAGE_DECODERS.register("ours", nova.image_decoder, **head)
+    model = nova.NOVATransformer3DModel(
+        image_dim=4, image_size=[config.image_size] * 2, image_stride=8, text_token_dim=config.text.dim,
+        text_token_len=config.text.max_tokens, image_base_size=[config.grid] * 2,
+        video_base_size=[1, config.grid // 2, config.grid // 2], arch=["ours"] * 3,
+    )  # fmt: skip
+    return model.eval().requires_grad_(False)
+
+
 def official_side(repo: Path, batch: int, sampling: Sampling, dtype: torch.dtype) -> Side:
     """The released pipeline up to its latents, with text states in place of its text encoder."""
     sys.path.insert(0, str(repo))
-    from diffnext.models.transformers import transformer_nova as nova  # type: ignore[import-not-found]
     from diffnext.pipelines import NOVAPipeline  # type: ignore[import-not-found]
     from diffnext.schedulers.scheduling_cfm import FlowMatchEulerDiscreteScheduler  # type: ignore[import-not-found]
 
-    sizes = {"embed_dim": CONFIG.width, "num_heads": CONFIG.heads}
-    nova.VIDEO_ENCODERS.register("small", nova.video_encoder, depth=CONFIG.context_depth, **sizes)
-    nova.IMAGE_ENCODERS.register("small", nova.image_encoder, depth=CONFIG.depth, **sizes)
-    head = {"depth": CONFIG.head_depth, "embed_dim": CONFIG.head_width}
-    nova.IMAGE_DECODERS.register("small", nova.image_decoder, **head)
-    transformer = nova.NOVATransformer3DModel(
-        image_dim=4, image_size=[512, 512], image_stride=8, text_token_dim=CONFIG.text.dim,
-        text_token_len=CONFIG.text.max_tokens, image_base_size=[CONFIG.grid] * 2,
-        video_base_size=[1, CONFIG.grid // 2, CONFIG.grid // 2], arch=["small"] * 3,
-    )  # fmt: skip
-    transformer.eval().requires_grad_(False).to(dtype)
-    pipeline = NOVAPipeline(transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler())
+    pipeline = NOVAPipeline(
+        transformer=released_transformer(CONFIG).to(dtype), scheduler=FlowMatchEulerDiscreteScheduler()
+    )
     states = [torch.randn(WORDS, CONFIG.text.dim) for _ in range(batch)]
 
     def side(turn: int) -> None:

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.nova import released_transformer
 from fluid_kernels.head_loop import TRAIN_STEPS
 from fluid_kernels.philox import INITIAL, STEP, normal_ref
 from model.checkpoint import load_checkpoint
@@ -63,7 +64,7 @@ def state() -> plain.State:
 
 @pytest.fixture(scope="module")
 def repo(request: pytest.FixtureRequest) -> Iterator[SimpleNamespace]:
-    """The released modules, with encoders of small sizes in their registry."""
+    """The released modules."""
     path: Path | None = request.config.getoption("--nova-repo")
     if path is None:
         pytest.skip("give a clone of baaivision/NOVA: --nova-repo PATH")
@@ -75,34 +76,12 @@ def repo(request: pytest.FixtureRequest) -> Iterator[SimpleNamespace]:
         from diffnext.pipelines import NOVAPipeline
         from diffnext.schedulers import scheduling_cfm, scheduling_ddpm
 
-        sizes = {"embed_dim": plain.WIDTH, "num_heads": plain.HEADS}
-        nova.VIDEO_ENCODERS.register("small", nova.video_encoder, depth=plain.CONTEXT_DEPTH, **sizes)
-        nova.IMAGE_ENCODERS.register("small", nova.image_encoder, depth=plain.DEPTH, **sizes)
-        head = {"depth": plain.HEAD_DEPTH, "embed_dim": plain.HEAD_WIDTH}
-        nova.IMAGE_DECODERS.register("small", nova.image_decoder, **head)
         yield SimpleNamespace(
-            Transformer=nova.NOVATransformer3DModel, Pipeline=NOVAPipeline, Autoencoder=AutoencoderKL,
-            Phi=PhiEncoderModel, flow=scheduling_cfm, ddpm=scheduling_ddpm,
+            nova=nova, Pipeline=NOVAPipeline, Autoencoder=AutoencoderKL, Phi=PhiEncoderModel, flow=scheduling_cfm,
+            ddpm=scheduling_ddpm,
         )  # fmt: skip
         for name in [name for name in sys.modules if name.split(".")[0] == "diffnext"]:
             del sys.modules[name]
-
-
-def transformer(repo: SimpleNamespace, grid: int, text: tuple[int, int], arch: list[str]) -> Any:
-    """A released model with its own random weights."""
-    model = repo.Transformer(
-        image_dim=4, image_size=[16 * grid] * 2, image_stride=8, text_token_dim=text[0], text_token_len=text[1],
-        image_base_size=[grid] * 2, video_base_size=[1, grid // 2, grid // 2], arch=arch,
-    )  # fmt: skip
-    return model.eval().requires_grad_(False)
-
-
-@pytest.fixture(scope="module")
-def small(repo: SimpleNamespace) -> Any:
-    """A small released model that takes the random weights under its own names, all of them."""
-    model = transformer(repo, GRID, (plain.TEXT, plain.TEXT_LENGTH), ["small"] * 3)
-    model.load_state_dict(state())
-    return model
 
 
 def imported(folder: Path, scheduler: dict[str, Any] = plain.FLOW) -> tuple[Path, Path]:
@@ -110,6 +89,16 @@ def imported(folder: Path, scheduler: dict[str, Any] = plain.FLOW) -> tuple[Path
     source = plain.random_folder(folder / "official", scheduler, state(), GRID)
     import_weights(source, folder / "ours", options=Options(heads=plain.HEADS, report=lambda line: None))
     return source, folder / "ours"
+
+
+@pytest.fixture(scope="module")
+def pair(repo: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Nova]:
+    """A small released model that takes the random weights under its own names, all of them; and ours."""
+    ours = load_checkpoint(imported(tmp_path_factory.mktemp("nova"))[1]).model
+    assert isinstance(ours, Nova)
+    official = released_transformer(ours.config)
+    official.load_state_dict(state())
+    return official, ours
 
 
 def latents_of(tokens: Tensor) -> Tensor:
@@ -152,19 +141,17 @@ def _compare(official: Any, ours: Nova, counts: tuple[int, ...]) -> None:
         _report(f"head at {time:g}", apart(found, out.flatten(0, 1)), 1e-5)
 
 
-def test_one_forward(small: Any, tmp_path: Path) -> None:
-    model = load_checkpoint(imported(tmp_path)[1]).model
-    assert isinstance(model, Nova)
-    _compare(small, model, (0, 1, 20, 63))
+def test_one_forward(pair: tuple[Any, Nova]) -> None:
+    _compare(*pair, (0, 1, 20, 63))
 
 
 @pytest.mark.slow
 def test_one_forward_at_a_published_size(repo: SimpleNamespace) -> None:
-    """645.7 M parameters under the names and with the attention heads of the released class."""
+    """645.7 M parameters; and the attention heads of all three published widths."""
     config = NOVA_PRESETS["nova-d48w1024-sd512"]
-    official = transformer(repo, 32, (2560, 256), ["vit_d16w1024", "vit_d32w1024", "mlp_d6w1024"])
-    assert HEADS[config.width] == official.image_encoder.blocks[0].attn.num_heads == config.heads
-    ours = Nova(config).eval().requires_grad_(False)
+    for width, heads in HEADS.items():
+        assert repo.nova.IMAGE_ENCODERS.get(f"vit_d32w{width}").keywords["num_heads"] == heads
+    official, ours = released_transformer(config), Nova(config).eval().requires_grad_(False)
     copy_weights(ours, ForeignWeights(Path("official"), official.state_dict()))
     _compare(official, ours, (100,))
 
@@ -240,7 +227,7 @@ def _feed_our_noise(repo: SimpleNamespace, pipeline: Any, steps: int, patch: pyt
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_the_whole_pipeline(
-    repo: SimpleNamespace, small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    repo: SimpleNamespace, pair: tuple[Any, Nova], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """Two prompts to pixels: the pipeline with its own Phi and autoencoder; ours by the definition and the engine."""
     from transformers import AutoTokenizer
@@ -254,7 +241,7 @@ def test_the_whole_pipeline(
         setattr(phi.config, key, value)
     module = repo.flow if name == "flow" else repo.ddpm
     pipeline = repo.Pipeline(
-        transformer=small, text_encoder=phi.eval(), tokenizer=words, vae=vae.eval(),
+        transformer=pair[0], text_encoder=phi.eval(), tokenizer=words, vae=vae.eval(),
         scheduler=getattr(module, scheduler["_class_name"]).from_config(scheduler),
     )  # fmt: skip
     with monkeypatch.context() as patch:
