@@ -11,10 +11,11 @@ import sys
 import torch
 
 from model.checkpoint import CheckpointError, read_config
-from model.config import ConfigError, FluidConfig, MarConfig, ModelConfig
+from model.config import ConfigError, FluidConfig, MarConfig, NovaConfig
 from model.cpus import usable_cpus
 from model.inference.load import find_checkpoint
 from model.memory import RESERVED, estimate, estimate_on_cpu
+from model.networks.factory import config_from_json
 from model.process_group import check_backends
 
 
@@ -26,12 +27,12 @@ def survey(checkpoint: str, device: str, rows: int, ranks: int) -> dict[str, obj
     """
     folder = find_checkpoint(checkpoint)
     try:
-        config = ModelConfig.from_json(read_config(folder)["model"])
+        config = config_from_json(read_config(folder)["model"])
     except (TypeError, KeyError) as error:
         raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
     cuda = device != "cpu" and torch.cuda.is_available()
-    counted = isinstance(config, FluidConfig | MarConfig)
-    if ranks > 1 and not counted:
+    counted = isinstance(config, FluidConfig | MarConfig | NovaConfig)
+    if ranks > 1 and not isinstance(config, FluidConfig | MarConfig):
         raise ConfigError(f"models of family {config.family!r} cannot be shared among devices")
     if ranks > 1:
         from model.inference.devices.sharding import check_heads
