@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from server.addresses import parse_host, parse_redis_url, url_host
-from server.errors import SettingError
-from server.setting_values import PREFIX, default_data_dir, group_of, read, row_of, setting
+from server.setting_values import DEFAULT_ENGINE, PREFIX, data_folder, group_of, read, row_of, setting
 
 _gateway = partial(setting, group="Gateway")
 _redis = partial(setting, group="Redis")
@@ -62,6 +61,9 @@ class Settings:
         "other origins can change nothing.",
     )
 
+    default_model: str = _gateway(
+        "", "Model of requests that name none. If empty, the first of `fluid serve`, else the first by name that is up."
+    )
     model_aliases: str = _gateway(
         "", "Further names of models, for clients that send a fixed one: dall-e-3=scenes-128,gpt-image-1=scenes-128."
     )
@@ -152,9 +154,10 @@ class Settings:
     )
 
     checkpoint: str = _worker(
-        "scenes-128", "Name of a shipped checkpoint (scenes-128, emoji-64), or the path of a checkpoint folder."
+        "scenes-128",
+        "Name of a shipped checkpoint (scenes-128, emoji-64), or a checkpoint folder; of `fluid serve`, several: a,b.",
     )
-    engine: str = setting("server.worker.engine.loader:load_model", "Function that loads the engine, module:function.")
+    engine: str = setting(DEFAULT_ENGINE, "Function that loads the engine, module:function.")
     device: str = _worker(
         "auto", "Device the model runs on; auto is cuda if there is a CUDA device.", choices=("auto", "cpu", "cuda")
     )
@@ -279,10 +282,7 @@ class Settings:
     @property
     def data_path(self) -> Path:
         """Folder of the embedded Valkey. Raises SettingError where there is no home folder to put it in."""
-        try:
-            return Path(self.data_dir or default_data_dir()).expanduser()
-        except RuntimeError as error:
-            raise SettingError("There is no home folder (HOME): set FLUID_DATA_DIR to a writable folder.") from error
+        return data_folder(self.data_dir)
 
     @property
     def wants_keys(self) -> bool:

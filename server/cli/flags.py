@@ -16,8 +16,14 @@ def add_command(commands: Any, name: str, summary: str, epilog: str) -> argparse
     return parser
 
 
-def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", help="checkpoint name or folder (default: FLUID_CHECKPOINT)")
+def add_model_flags(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    if several:
+        parser.add_argument(
+            "--checkpoint", action="append", metavar="CHECKPOINT",
+            help="checkpoint name or folder, once for each model (default: FLUID_CHECKPOINT)",
+        )  # fmt: skip
+    else:
+        parser.add_argument("--checkpoint", help="checkpoint name or folder (default: FLUID_CHECKPOINT)")
     parser.add_argument("--device", help="auto, cpu or cuda (default: FLUID_DEVICE)")
     parser.add_argument(
         "--tensor-parallel", metavar="N", help="devices that share one model (default: FLUID_TENSOR_PARALLEL)"
