@@ -1,8 +1,9 @@
-"""Object detector for composed scenes: which things an image shows, where, and in which colour.
+"""Object detector for composed scenes: which things an image shows, where, in which colour and style.
 
 A small CenterNet (arXiv 1904.07850): it predicts a heat map of object centres on a grid of 8 pixels and, at each
-centre, the thing and its colour. It is trained on composed renders only (train_detector.py), never on generated images,
-so it cannot learn to overlook generator flaws. Its own error rate is measured with every score (evaluate_scenes.py).
+centre, the thing, its colour and its style. It is trained on composed renders only (train_detector.py), never on
+generated images, so it cannot learn to overlook generator flaws. Its own error rate is measured with every score
+(evaluate_scenes.py).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -32,19 +34,29 @@ class DetectorError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """One detected thing: its name, its most likely colour name, its centre (x, y) in pixels."""
+    """One detected thing: its name, the names of its most likely colour and style, its centre (x, y) in pixels."""
 
     thing: str
     colour: str
+    style: str
     centre: tuple[float, float]
 
 
-class Detector(nn.Module):
-    """(B, 3, H, W) in [-1, 1] -> centre logits (B, G, G), thing logits (B, T, G, G), colour logits (B, 7, G, G)."""
+class Logits(NamedTuple):
+    """Outputs of the detector on a grid of (G, G) cells, for T things, 7 colours and S styles."""
 
-    def __init__(self, things: tuple[str, ...]):
+    centre: Tensor  # (B, G, G)
+    thing: Tensor  # (B, T, G, G)
+    colour: Tensor  # (B, 7, G, G)
+    style: Tensor  # (B, S, G, G)
+
+
+class Detector(nn.Module):
+    """(B, 3, H, W) in [-1, 1] -> Logits."""
+
+    def __init__(self, things: tuple[str, ...], styles: tuple[str, ...]):
         super().__init__()
-        self.things = things
+        self.things, self.styles = things, styles
         a, b, c, d = WIDTHS
         self.fine = nn.Sequential(
             nn.Conv2d(3, a, 3, 2, 1), nn.SiLU(), nn.Conv2d(a, b, 3, 2, 1), nn.SiLU(), nn.Conv2d(b, c, 3, 2, 1),
@@ -54,17 +66,18 @@ class Detector(nn.Module):
         self.down2 = nn.Sequential(nn.Conv2d(d, d, 3, 2, 1), Residual(d))  # stride 32: sees a thing of 128 px whole
         self.lift2, self.lift1 = nn.Conv2d(d, d, 1), nn.Conv2d(d, c, 1)
         self.out = nn.Sequential(Residual(c), nn.GroupNorm(8, c), nn.SiLU())
-        self.heads = nn.Conv2d(c, 1 + len(things) + len(COLOURS), 1)
+        self.heads = nn.Conv2d(c, 1 + len(things) + len(COLOURS) + len(styles), 1)
         nn.init.constant_(self.heads.bias[0], -4.0)  # type: ignore[index]  # centres are rare
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, pixels: Tensor) -> Logits:
         fine = self.fine(pixels)  # (B, c, G, G)
         middle = self.down1(fine)
         coarse = self.down2(middle)
         middle = middle + F.interpolate(self.lift2(coarse), scale_factor=2.0)
         joined = fine + F.interpolate(self.lift1(middle), scale_factor=2.0)
         out = self.heads(self.out(joined)).float()
-        return out[:, 0], out[:, 1 : 1 + len(self.things)], out[:, 1 + len(self.things) :]
+        centre, thing, colour, style = out.split([1, len(self.things), len(COLOURS), len(self.styles)], dim=1)
+        return Logits(centre[:, 0], thing, colour, style)
 
     @torch.inference_mode()
     def detect(self, pixels: Tensor, batch: int = 64) -> list[list[Detection]]:
@@ -72,37 +85,44 @@ class Detector(nn.Module):
         return [detections for part in pixels.split(batch) for detections in self._detect(part)]
 
     def _detect(self, pixels: Tensor) -> list[list[Detection]]:
-        centre, thing, colour = self(pixels)
+        centre, thing, colour, style = self(pixels)
         window = 2 * PEAK_RADIUS + 1
         peak = centre == F.max_pool2d(centre[:, None], window, 1, PEAK_RADIUS)[:, 0]
         peak &= centre.sigmoid() > THRESHOLD
-        names, colours = list(self.things), list(COLOURS)
+        colours = tuple(COLOURS)
         out: list[list[Detection]] = [[] for _ in pixels]
         for b, y, x in peak.nonzero().tolist():
             position = ((x + 0.5) * STRIDE, (y + 0.5) * STRIDE)
-            name = names[int(thing[b, :, y, x].argmax())]
-            out[b].append(Detection(name, colours[int(colour[b, :, y, x].argmax())], position))
+            thing_name, colour_name, style_name = (
+                table[int(logits[b, :, y, x].argmax())]
+                for table, logits in ((self.things, thing), (colours, colour), (self.styles, style))
+            )
+            out[b].append(Detection(thing_name, colour_name, style_name, position))
         return out
 
 
 def save_detector(detector: Detector, folder: Path, about: dict[str, object]) -> None:
-    """Write weights and things to `folder`, with `about` beside the things."""
+    """Write weights, things and styles to `folder`, with `about` beside them."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file({k: v.contiguous() for k, v in detector.state_dict().items()}, folder / WEIGHTS)
-    (folder / ABOUT).write_text(json.dumps({"things": detector.things, **about}) + "\n", encoding="utf-8")
+    (folder / ABOUT).write_text(
+        json.dumps({"things": detector.things, "styles": detector.styles, **about}) + "\n", encoding="utf-8"
+    )
 
 
 def load_detector(folder: Path) -> Detector:
     """Read what `save_detector` wrote.
 
     Raises:
-        DetectorError: `folder` holds no detector.
+        DetectorError: `folder` holds no detector, or one that does not tell styles.
     """
     if not (folder / ABOUT).exists():
         raise DetectorError(
             f"no detector in {folder}: run `python -m model.evaluation.train_detector --out {folder}` first"
         )
     about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-    detector = Detector(tuple(about["things"]))
+    if "styles" not in about:
+        raise DetectorError(f"the detector in {folder} does not tell styles: remove the folder and train another")
+    detector = Detector(tuple(about["things"]), tuple(about["styles"]))
     detector.load_state_dict(load_file(folder / WEIGHTS))
     return detector.eval()

@@ -2,8 +2,8 @@
 
 Prints a table of GenEval's categories (scene_questions.py), then one JSON object. It also scores the detector
 itself: the share of real renders that it accepts (`checker_ceiling`, also after JPEG compression) and the share of
-renders with one false fact that it rejects (`checker_reject`). Two scores do not use it: R-precision and a feature
-distance to real renders.
+renders with one false fact that it rejects (`checker_reject`). `style` is the share of images whose things, whatever
+they are, are mostly in the stated style. R-precision and a feature distance to real renders do not use the detector.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,14 @@ from model.data.contact_sheet import contact_sheet
 from model.data.scenes.facts import SCORED_CATEGORIES, Facts, Grammar
 from model.data.scenes.sprites import Sprites
 from model.data.scenes.things import STYLES
-from model.evaluation.detector import WEIGHTS, Detector, load_detector
+from model.evaluation.detector import WEIGHTS, Detector, DetectorError, load_detector
 from model.evaluation.features import CANDIDATES, FEATURES_NAME, Features
 from model.evaluation.generation import generate_images
 from model.evaluation.scene_questions import (
     Question,
     falsified,
     is_correct,
+    is_in_style,
     percent,
     questions,
     renders,
@@ -57,21 +59,35 @@ class SceneBenchmark:
     asked: list[Question]
 
     @classmethod
-    def load(cls, data: Path, detector_folder: Path, per_category: int) -> SceneBenchmark:
+    def load(
+        cls, data: Path, detector_folder: Path, per_category: int, vocabulary: Sequence[str] = ()
+    ) -> SceneBenchmark:
         """Load sprites and detector, and choose the questions.
 
+        Args:
+            vocabulary: names of the things that the checkpoint knows: no question is of any other; (): of all things.
+
         Raises:
-            DataError, DetectorError: `data` holds no sprites, or `detector_folder` no detector.
+            DataError, DetectorError: `data` holds no sprites, or `detector_folder` no detector of these things.
         """
         sprites, detector = Sprites.load(data), load_detector(detector_folder)
         digest = hashlib.sha256((detector_folder / WEIGHTS).read_bytes()).hexdigest()
-        grammar = Grammar(sprites, detector.things, STYLES)
+        things = tuple(t for t in detector.things if not vocabulary or t in vocabulary)
+        if not things:
+            raise DetectorError(f"the detector in {detector_folder} knows nothing that the checkpoint draws")
+        grammar = Grammar(sprites, things, STYLES)
         return cls(sprites, detector, digest, grammar, questions(grammar, per_category))
 
-    def score(self, facts: list[Facts], images: np.ndarray) -> np.ndarray:
-        """Return, for each of (P, H, W, 3) images, whether it shows the facts at the same position; (P,) bool."""
-        detections = self.detector.detect(to_pixels(torch.from_numpy(images)))
-        return np.array([is_correct(f, found, i) for f, found, i in zip(facts, detections, images, strict=True)])
+    def score(self, facts: list[Facts], images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return, for each of (P, H, W, 3) images, whether it shows the facts at the same position, and their style.
+
+        Returns:
+            Two (P,) bool.
+        """
+        found = self.detector.detect(to_pixels(torch.from_numpy(images)))
+        correct = [is_correct(f, detections, image) for f, detections, image in zip(facts, found, images, strict=True)]
+        style = [is_in_style(f, detections) for f, detections in zip(facts, found, strict=True)]
+        return np.array(correct), np.array(style)
 
     def detector_scores(self) -> dict[str, float]:
         """Scores of the detector itself, on renders whose answer is known."""
@@ -79,11 +95,12 @@ class SceneBenchmark:
         rng = np.random.default_rng(RENDER_SEED)
         false_facts = [falsified(f, self.grammar, rng) for f in facts]
         true, false = renders(facts, self.sprites, RENDER_SEED), renders(false_facts, self.sprites, RENDER_SEED + 1)
-        accepted = self.score(facts, true)
+        accepted, style = self.score(facts, true)
         report = {  # names as in the metrics of shipped checkpoints
             "checker_ceiling": float(accepted.mean()),
-            "checker_ceiling_jpeg": float(self.score(facts, np.stack([_jpeg(image) for image in true])).mean()),
-            "checker_reject": float(1 - self.score(facts, false).mean()),
+            "checker_ceiling_jpeg": float(self.score(facts, np.stack([_jpeg(image) for image in true]))[0].mean()),
+            "checker_reject": float(1 - self.score(facts, false)[0].mean()),
+            "style_ceiling": float(style.mean()),
         }
         for category in SCORED_CATEGORIES:
             mine = np.array([f.category == category for f in facts])
@@ -141,13 +158,15 @@ def evaluate_scenes(
     start = time.perf_counter()
     generated = generate_images(engine, prompts, settings, seed)
     seconds = (time.perf_counter() - start) / len(prompts)
-    correct = benchmark.score([q.facts for q in asked for _ in range(images)], generated).reshape(len(asked), images)
+    correct, style = benchmark.score([q.facts for q in asked for _ in range(images)], generated)
+    correct = correct.reshape(len(asked), images)
     generated = generated.reshape(len(asked), images, *generated.shape[1:])
 
     extractor, facts = Features(), [q.facts for q in asked]
     real = [extractor(to_pixels(torch.from_numpy(renders(facts, benchmark.sprites, RENDER_SEED + n)))) for n in (2, 3)]
     first = extractor(to_pixels(torch.from_numpy(np.ascontiguousarray(generated[:, 0]))))
     report: dict[str, Any] = {**scores_by_category(asked, correct.mean(1)), **detector_scores}
+    report["style"] = float(style.mean())
     report["r_precision"], report["r_precision_ceiling"] = r_precision(first, real[0]), r_precision(real[1], real[0])
     report["feature_distance"] = feature_distance(first, real[0])
     report["feature_distance_floor"] = feature_distance(real[1], real[0])
@@ -183,6 +202,7 @@ def print_report(report: dict[str, Any]) -> None:
         print(f"{name:20s} " + " ".join(f"{percent(value):>7s}" for value in values))
     print(f"{'overall':20s} {'':7s} {percent(report['score_seen']):>7s} {percent(report['score_unseen']):>7s}", end=" ")
     print(f"{report['checker_ceiling']:7.1%}  (false renders rejected: {report['checker_reject']:.1%})")
+    print(f"{'style':20s} {percent(report['style']):>7s} {'':7s} {'':7s} {percent(report['style_ceiling']):>8s}")
     print(json.dumps(report))
 
 
@@ -207,7 +227,8 @@ def run_scenes(
         images: images per prompt.
         out: folder to write to; with several choices, one subfolder for each.
     """
-    benchmark, reports = SceneBenchmark.load(data, detector, prompts), {}
+    known = engine.checkpoint.about.get("vocabulary", ())
+    benchmark, reports = SceneBenchmark.load(data, detector, prompts, known), {}
     detector_scores = benchmark.detector_scores()
     for name, settings in choices.items():
         folder = out / name if len(choices) > 1 else out

@@ -1,8 +1,9 @@
 """GenEval's six categories of question (arXiv 2310.11513), asked of composed scenes.
 
 An image is correct when its detections (detector.py) are exactly the things that the prompt states, in the stated
-colours and relation, on the stated background. Style and size are not scored. `falsified` and `renders` make images
-whose answer is known, to measure the detector itself: real renders must pass, renders of a false fact must fail.
+colours and relation, on the stated background. Style is scored by itself, size not at all. `falsified` and `renders`
+make images whose answer is known, to measure the detector itself: real renders must pass, renders of a false fact must
+fail.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Question:
 
     @property
     def new_style_only(self) -> bool:
-        """True if the only unseen combination is a thing in a style: not scored, so neither seen nor unseen."""
+        """True if the only unseen combination is a thing in a style: not scored here, so neither seen nor unseen."""
         return self.unseen and not unseen_content(self.facts)
 
     @property
@@ -72,6 +73,11 @@ def is_correct(facts: Facts, detections: Sequence[Detection], image: np.ndarray)
         return False
     orders = permutations(detections) if len(detections) <= 4 else ()
     return any(_matches(facts, stated, order) for order in orders)
+
+
+def is_in_style(facts: Facts, detections: Sequence[Detection]) -> bool:
+    """Return True if more than half of the detections are in the stated style; False if nothing is detected."""
+    return 2 * sum(d.style == facts.style for d in detections) > len(detections)
 
 
 def _matches(facts: Facts, stated: Sequence[Group], detections: Sequence[Detection]) -> bool:
@@ -122,8 +128,8 @@ def renders(facts: Sequence[Facts], sprites: Sprites, seed: int, snap: int = 4) 
 def scores_by_category(asked: Sequence[Question], correct: np.ndarray) -> dict[str, float | None]:
     """Mean score of each category: over all its questions, and over those with seen and with unseen combinations.
 
-    Style is not scored, so a question whose only unseen combination is a thing in a style enters its category's mean
-    and no other. A category without further unseen questions (single_object) has None there and is left out of
+    Style is not scored here, so a question whose only unseen combination is a thing in a style enters its category's
+    mean and no other. A category without further unseen questions (single_object) has None there and is left out of
     `score_unseen`. `score_seen` and `score_unseen` are means of the categories, as GenEval's overall score is.
 
     Args:

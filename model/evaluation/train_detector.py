@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -62,18 +63,24 @@ def augment(pixels: Tensor, rng: torch.Generator) -> Tensor:
     return blurred * (0.9 + 0.2 * amount[:, 2]) + 0.2 * (amount[:, 3] - 0.5) + noise
 
 
-def targets(scenes: list[Scene], things: tuple[str, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Training targets of a batch.
+class Targets(NamedTuple):
+    """Training targets of a batch: the heat map and, for each of M cells near a centre, what is there."""
 
-    Returns:
-        The heat map of centres (B, G, G) in [0, 1] and, for each of M cells near a centre: its index (b, y, x), its
-        thing and its colour (-1: not recoloured).
-    """
+    centre: Tensor  # (B, G, G) in [0, 1]
+    cells: Tensor  # (M, 3) int64: index (b, y, x)
+    thing: Tensor  # (M,) int64
+    colour: Tensor  # (M,) int64; -1: not recoloured
+    style: Tensor  # (M,) int64
+
+
+def targets(scenes: list[Scene], things: tuple[str, ...], styles: tuple[str, ...]) -> Targets:
+    """Training targets of a batch of scenes."""
     grid, colours = SIZE // STRIDE, list(COLOURS)
     centre = torch.zeros(len(scenes), grid, grid)
     cells: list[tuple[int, int, int]] = []
     which: list[int] = []
     tint: list[int] = []
+    style: list[int] = []
     axis = torch.arange(grid) + 0.5
     for b, scene in enumerate(scenes):
         for thing in scene.objects:
@@ -83,7 +90,8 @@ def targets(scenes: list[Scene], things: tuple[str, ...]) -> tuple[Tensor, Tenso
             cells += [(b, yy, xx) for yy in _near(y, grid) for xx in _near(x, grid)]
             which += [things.index(thing.thing)] * (len(cells) - len(which))
             tint += [colours.index(thing.colour) if thing.colour else -1] * (len(cells) - len(tint))
-    return centre, torch.tensor(cells), torch.tensor(which), torch.tensor(tint)
+        style += [styles.index(scene.facts.style)] * (len(cells) - len(style))
+    return Targets(centre, torch.tensor(cells), torch.tensor(which), torch.tensor(tint), torch.tensor(style))
 
 
 def _near(position: float, grid: int) -> list[int]:
@@ -92,9 +100,9 @@ def _near(position: float, grid: int) -> list[int]:
 
 
 def detection_loss(detector: Detector, pixels: Tensor, scenes: list[Scene]) -> Tensor:
-    """CenterNet's focal loss of the heat map, plus cross-entropy of thing and colour at the true centres."""
-    centre, cells, which, tint = targets(scenes, detector.things)
-    logits, thing, colour = detector(pixels)
+    """CenterNet's focal loss of the heat map, plus cross-entropy of thing, colour and style at the true centres."""
+    centre, cells, which, tint, drawn_as = targets(scenes, detector.things, detector.styles)
+    logits, thing, colour, style = detector(pixels)
     p = logits.sigmoid().clamp(1e-4, 1 - 1e-4)
     near = centre > 0.8
     focal = torch.where(near, -((1 - p) ** 2) * p.log(), -((1 - centre) ** 4) * p**2 * (1 - p).log())
@@ -102,20 +110,25 @@ def detection_loss(detector: Detector, pixels: Tensor, scenes: list[Scene]) -> T
     names = F.cross_entropy(thing[b, :, y, x], which)
     tinted = tint >= 0
     tints = F.cross_entropy(colour[b, :, y, x][tinted], tint[tinted]) if tinted.any() else logits.new_zeros(())
-    return focal.sum() / near.sum() + names + 0.5 * tints
+    styles = F.cross_entropy(style[b, :, y, x], drawn_as)
+    return focal.sum() / near.sum() + names + 0.5 * tints + 0.5 * styles
 
 
 def train(
     sprites: Sprites, things: tuple[str, ...], out: Path, minutes: float, steps: int, batch: int, seed: int,
-    progress: bool = True,
+    progress: bool = True, cpu: bool = False,
 ) -> Detector:  # fmt: skip
-    """Train, from `out`/state.pt if it exists, and save to `out`; return the averaged detector."""
+    """Train, from `out`/state.pt if it exists, and save to `out`; return the averaged detector.
+
+    Args:
+        cpu: `minutes` are of the trainer's processor time, which other work on the machine does not change.
+    """
     grammar = Grammar(sprites, things, STYLES)
     torch.manual_seed(seed)
-    detector = Detector(things).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    detector = Detector(things, STYLES).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     ema = Ema(detector, 0.998)
     optimizer = torch.optim.AdamW(detector.parameters(), lr=PEAK_LR, weight_decay=0.02)
-    learner = Learner(detector, ema, optimizer, Clock(steps, minutes))
+    learner = Learner(detector, ema, optimizer, Clock(steps, minutes, cpu=cpu))
     clock = learner.clock
     learner.resume(out / "state.pt")
     bar = tqdm(initial=clock.step, desc="detector", unit="step", disable=not progress, mininterval=1.0)
@@ -150,6 +163,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--things", type=int, default=48, help="first things of model/data/scenes/things.py (%(default)s)"
     )
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall",
+                        help="--minutes are time of day, or the trainer's processor time (%(default)s)")  # fmt: skip
     add_budget_arguments(parser, minutes=10.0, steps=20_000, batch=32)
     args = parser.parse_args(argv)
     things = tuple(THINGS)[: args.things]
@@ -157,7 +172,7 @@ def main(argv: list[str] | None = None) -> None:
         sprites = Sprites.load(args.data)
     except DataError as error:
         sys.exit(str(error))
-    train(sprites, things, args.out, args.minutes, args.steps, args.batch, args.seed)
+    train(sprites, things, args.out, args.minutes, args.steps, args.batch, args.seed, cpu=args.clock == "cpu")
     print(f"detector in {args.out}; `python -m model.evaluation --suite scenes` reports its error rates")
 
 

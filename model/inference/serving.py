@@ -173,7 +173,7 @@ class ServingEngine:
             "limits": sampling_limits(config),
             "system": config.system,
             "orders": orders_of(config),
-            "vocabulary": about.get("vocabulary", [first_name(label) for label in labels]),
+            "vocabulary": _vocabulary(about),
             "labels": labels,
             "negative_prompts": self.engine.takes_negative_prompts,
             "styles": about.get("styles", []),
@@ -183,6 +183,12 @@ class ServingEngine:
             "source": about.get("source", ""),
             "description": about.get("description", ""),
         }  # fmt: skip
+
+
+def _vocabulary(about: dict[str, Any]) -> list[str]:
+    """Names that a prompt may use: things of scenes, then those that the model draws alone, in two styles or more."""
+    labels = [first_name(label) for label in about.get("labels", [])]
+    return list(dict.fromkeys([*about.get("vocabulary", labels), *about.get("breadth", [])]))
 
 
 def _digest(request: ServedRequest) -> str:

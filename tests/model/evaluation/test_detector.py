@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from model.data.scenes.compose import SIZE
-from model.data.scenes.things import THINGS
+from model.data.scenes.things import STYLES, THINGS
 from model.evaluation.detector import DetectorError, load_detector
 from model.evaluation.train_detector import train
 from model.training.trainer import load_state
@@ -24,5 +24,9 @@ def test_a_detector_trains_resumes_and_loads_from_disk(tmp_path: Path) -> None:
     assert state is not None and state["step"] == 3
     detector = load_detector(tmp_path)
     assert detector.things == things and len(detector.detect(torch.zeros(2, 3, SIZE, SIZE))) == 2
+    assert detector.styles == STYLES
+    (tmp_path / "detector.json").write_text('{"things": []}')
+    with pytest.raises(DetectorError, match="does not tell styles"):
+        load_detector(tmp_path)
     with pytest.raises(DetectorError, match="train_detector"):
         load_detector(tmp_path / "elsewhere")

@@ -42,7 +42,16 @@ def test_the_command_line_scores_a_checkpoint_and_compares_presets(tmp_path: Pat
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     report = json.loads(done.stdout.splitlines()[-1])
-    shares = ["score_seen", "score_unseen", "checker_ceiling", "checker_reject", "r_precision", *SCORED_CATEGORIES]
+    shares = [
+        "score_seen",
+        "score_unseen",
+        "checker_ceiling",
+        "checker_reject",
+        "style",
+        "style_ceiling",
+        "r_precision",
+        *SCORED_CATEGORIES,
+    ]
     assert all(0 <= report[name] <= 1 for name in shares)
     assert (report["images"], report["prompts"]) == (12, 12) and report["seconds_per_image"] > 0
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {"sheet.png", "failures.png", "report.json"}

@@ -11,13 +11,20 @@ from model.data.scenes.compose import SIZE, arrange, render
 from model.data.scenes.facts import CATEGORIES, SCORED_CATEGORIES, Facts, Grammar, unseen
 from model.data.scenes.sprites import Sprites
 from model.evaluation.detector import Detection
-from model.evaluation.scene_questions import background, falsified, is_correct, questions, scores_by_category
+from model.evaluation.scene_questions import (
+    background,
+    falsified,
+    is_correct,
+    is_in_style,
+    questions,
+    scores_by_category,
+)
 
 
 def detections_of(facts: Facts, seed: int, snap: int = 4) -> list[Detection]:
     """The detections of a perfect detector on a render of the facts."""
     scene = arrange(facts, np.random.default_rng(seed), snap)
-    return [Detection(t.thing, t.colour or "red", t.centre) for t in scene.objects]
+    return [Detection(t.thing, t.colour or "red", scene.facts.style, t.centre) for t in scene.objects]
 
 
 @settings(max_examples=120, deadline=None)
@@ -40,6 +47,12 @@ def test_one_false_fact_makes_an_image_incorrect(grammar: Grammar, sprites: Spri
     assert false != facts
     image = render(arrange(facts, rng, 4), sprites)
     assert not is_correct(facts, detections_of(false, seed), image)
+
+
+def test_style_is_that_of_most_things(grammar: Grammar) -> None:
+    facts = grammar.sample(np.random.default_rng(0), "counting")
+    found = [Detection("star", "red", style, (64.0, 64.0)) for style in (facts.style, facts.style, "another")]
+    assert is_in_style(facts, found) and not is_in_style(facts, found[1:]) and not is_in_style(facts, [])
 
 
 def test_background_is_read_from_the_rim() -> None:
