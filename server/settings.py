@@ -121,11 +121,11 @@ class Settings:
     )
 
     max_queue: int = _jobs(
-        10000, "Jobs that may wait in the queue; further requests get 429 queue_full.", unit="jobs", at_least=1
+        10000, "Jobs that may wait for one model; further requests for it get 429 queue_full.", unit="jobs", at_least=1
     )
     queue_share: float = _jobs(
         0.5,
-        "Largest share of the queue's places, without those that other API keys hold, that one key may hold: beyond it "
+        "Largest share of a model's places, without those that other API keys hold, that one key may hold: beyond it "
         "requests get 429, and lines of batches wait. 1 is no limit.",
         at_least=0.001,
         at_most=1,
@@ -218,7 +218,7 @@ class Settings:
         100, "Unfinished batches of one API key; more get 429. 0 is unlimited.", unit="batches", at_least=0
     )
     max_batch_lines: int = _access(
-        256, "Lines of one key's batches that wait or run at a time; the others wait.", unit="lines", at_least=1
+        256, "Lines of a key's batches for one model that wait or run; the others wait.", unit="lines", at_least=1
     )
     max_key_mib: int = _access(
         1024,

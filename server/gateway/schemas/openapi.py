@@ -148,7 +148,7 @@ _LINKS = _errors(*_REFUSALS, LinkRefused("This link has expired.", param="expire
 _READS = _errors(errors.RateLimited("'alice' is limited to 6000 reads a minute (FLUID_READ_RATE_LIMIT). Try later."))
 _LIMITS = _errors(
     errors.RequestTooSlow("The body did not arrive within 30 s (FLUID_BODY_TIMEOUT_S)."),
-    errors.QueueFull("10000 jobs are waiting, the limit is 10000 (FLUID_MAX_QUEUE). Try later."),
+    errors.QueueFull("10000 jobs are waiting for scenes-128, the limit is 10000 (FLUID_MAX_QUEUE). Try later."),
     errors.RateLimited("'alice' may make 60 requests a minute (FLUID_RATE_LIMIT). Try later."),
 )
 
