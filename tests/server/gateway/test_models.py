@@ -7,12 +7,13 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import httpx
 import pytest
 
 from server.errors import ServiceError
-from server.images.recipe import read_recipe
+from server.images.codec import read_metadata
 from server.launcher.embedded_valkey import EmbeddedValkey
 from tests.server.conftest import fake_settings
 from tests.server.harness import Service, fluid, until
@@ -35,7 +36,7 @@ def two(valkey: EmbeddedValkey) -> Iterator[Service]:
 
 
 def model_of(file: bytes) -> str:
-    return str(read_recipe(file)["model"])
+    return str((read_metadata(file) or {})["model"])
 
 
 def figure(service: Service, name: str, model: str) -> float:
@@ -69,6 +70,22 @@ def test_a_batch_has_lines_of_both(two: Service) -> None:
     assert {n: model_of(base64.b64decode(image["b64_json"])) for n, image in done.items()} == {"0": A, "1": B}
     [failed] = two.client.batch_results(batch, errors=True)
     assert (failed["custom_id"], failed["response"]["status_code"]) == ("2", 404)
+
+
+def test_commands_choose_a_model(two: Service, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "a cat"}')
+    [image] = two.client.generate("a cat", model=B)
+    image.save(tmp_path / "b.png")
+    for words, model in (
+        (["batch", str(prompts), "-o", str(tmp_path / "batch"), "--model", A], A),
+        (["vary", str(tmp_path / "b.png"), "-o", str(tmp_path / "vary" / "a.png"), "--model", A], A),
+        (["eval", "prompts", str(prompts), "-o", str(tmp_path / "eval")], B),
+    ):
+        done = fluid(two.settings, *words)
+        assert done.returncode == 0, done.stderr
+        [made] = (tmp_path / words[0]).rglob("*.png")
+        assert model_of(made.read_bytes()) == model
 
 
 def test_a_killed_worker_costs_the_other_model_nothing(two: Service) -> None:
