@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from server.addresses import parse_host, parse_redis_url, url_host
-from server.errors import SettingError
-from server.setting_values import PREFIX, default_data_dir, group_of, read, row_of, setting
+from server.setting_values import DEFAULT_ENGINE, PREFIX, data_folder, group_of, read, row_of, setting
 
 _gateway = partial(setting, group="Gateway")
 _redis = partial(setting, group="Redis")
@@ -62,6 +61,9 @@ class Settings:
         "other origins can change nothing.",
     )
 
+    default_model: str = _gateway(
+        "", "Model of requests that name none. If empty, the first of `fluid serve`, else the first by name that is up."
+    )
     model_aliases: str = _gateway(
         "", "Further names of models, for clients that send a fixed one: dall-e-3=scenes-128,gpt-image-1=scenes-128."
     )
@@ -119,11 +121,11 @@ class Settings:
     )
 
     max_queue: int = _jobs(
-        10000, "Jobs that may wait in the queue; further requests get 429 queue_full.", unit="jobs", at_least=1
+        10000, "Jobs that may wait for one model; further requests for it get 429 queue_full.", unit="jobs", at_least=1
     )
     queue_share: float = _jobs(
         0.5,
-        "Largest share of the queue's places, without those that other API keys hold, that one key may hold: beyond it "
+        "Largest share of a model's places, without those that other API keys hold, that one key may hold: beyond it "
         "requests get 429, and lines of batches wait. 1 is no limit.",
         at_least=0.001,
         at_most=1,
@@ -152,9 +154,10 @@ class Settings:
     )
 
     checkpoint: str = _worker(
-        "scenes-128", "Name of a shipped checkpoint (scenes-128, emoji-64), or the path of a checkpoint folder."
+        "scenes-128",
+        "Name of a shipped checkpoint (scenes-128, emoji-64), or a checkpoint folder; of `fluid serve`, several: a,b.",
     )
-    engine: str = setting("server.worker.engine.loader:load_model", "Function that loads the engine, module:function.")
+    engine: str = setting(DEFAULT_ENGINE, "Function that loads the engine, module:function.")
     device: str = _worker(
         "auto", "Device the model runs on; auto is cuda if there is a CUDA device.", choices=("auto", "cpu", "cuda")
     )
@@ -215,7 +218,7 @@ class Settings:
         100, "Unfinished batches of one API key; more get 429. 0 is unlimited.", unit="batches", at_least=0
     )
     max_batch_lines: int = _access(
-        256, "Lines of one key's batches that wait or run at a time; the others wait.", unit="lines", at_least=1
+        256, "Lines of a key's batches for one model that wait or run; the others wait.", unit="lines", at_least=1
     )
     max_key_mib: int = _access(
         1024,
@@ -279,10 +282,7 @@ class Settings:
     @property
     def data_path(self) -> Path:
         """Folder of the embedded Valkey. Raises SettingError where there is no home folder to put it in."""
-        try:
-            return Path(self.data_dir or default_data_dir()).expanduser()
-        except RuntimeError as error:
-            raise SettingError("There is no home folder (HOME): set FLUID_DATA_DIR to a writable folder.") from error
+        return data_folder(self.data_dir)
 
     @property
     def wants_keys(self) -> bool:

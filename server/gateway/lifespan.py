@@ -38,7 +38,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         queue = JobQueue(redis, settings)
         registry = Registry(redis, settings.namespace)
         watcher = JobWatcher(redis, queue, settings.namespace)
-        metrics, fleet = GatewayMetrics(), Fleet(registry)
+        metrics, fleet = GatewayMetrics(), Fleet(registry, settings.default_model)
         metrics.followers.set_function(lambda: watcher.followers)
         hooks = Webhooks(
             queue,

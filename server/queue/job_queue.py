@@ -136,20 +136,22 @@ class JobQueue(QueueConnection):
 
     def _refusal(self, outcome: str, used: str, submission: Submission) -> RequestError | None:
         """The error of a limit that enqueue.lua names, or None."""
-        owner, limits = submission.job.owner, self.limits
+        owner, model, limits = submission.job.owner, submission.job.model, self.limits
         if outcome == "full":
             return QueueFull(
-                f"{used} jobs are waiting, the limit is {limits['max_queue']} (FLUID_MAX_QUEUE). Try later.",
+                f"{used} jobs are waiting for {model}, the limit is {limits['max_queue']} (FLUID_MAX_QUEUE). "
+                "Try later.",
                 retry_after_s=RETRY_WHEN_FULL_S,
             )
         if outcome in ("key_bytes", "bytes"):
             return self.memory_refusal(outcome, used, owner, "image" if submission.source else None)
         text = {
             "busy": f"{used} jobs of {owner!r} wait or run, the limit is {submission.max_jobs} (FLUID_MAX_JOBS).",
-            "share": f"{used} jobs of {owner!r} wait. Of the {limits['max_queue']} places (FLUID_MAX_QUEUE), less "
-            f"those of other keys, one key may have a share of {limits['queue_share']:g} (FLUID_QUEUE_SHARE).",
-            "lines": f"{used} lines of {owner!r}'s batches wait or run, the limit is {limits['max_batch_lines']} "
-            "(FLUID_MAX_BATCH_LINES).",
+            "share": f"{used} jobs of {owner!r} wait. Of the {limits['max_queue']} places for {model} "
+            "(FLUID_MAX_QUEUE), less those of other keys, one key may have a share of "
+            f"{limits['queue_share']:g} (FLUID_QUEUE_SHARE).",
+            "lines": f"{used} lines of {owner!r}'s batches for {model} wait or run, the limit is "
+            f"{limits['max_batch_lines']} (FLUID_MAX_BATCH_LINES).",
             "webhooks": f"{used} webhooks of {owner!r} are not delivered yet, the limit is {limits['max_webhooks']} "
             "(FLUID_MAX_WEBHOOKS). Repair their endpoints, or leave 'webhook' out.",
         }.get(outcome)

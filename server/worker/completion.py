@@ -57,7 +57,8 @@ class Completion:
             log.error("cannot finish %s (%s); another worker will attempt it", lease.job_id, failure)
         else:
             if state is JobState.SUCCEEDED and done:
-                self._tally.observe("fluid_job_latency_seconds", metrics.total_time, trace_id=job.trace.trace_id)
+                seconds, trace_id = metrics.total_time, job.trace.trace_id
+                self._tally.observe("fluid_job_latency_seconds", seconds, lease.input.model, trace_id=trace_id)
             log.info("%s %s in %.3f s%s", lease.job_id, state, metrics.total_time, "" if done else " (fenced)")
         job.trace.add("finish", began)
         self._remove(job, state if done else "fenced", error.code if error else "")
