@@ -124,7 +124,10 @@ def unknown(name: str, valid: Sequence[str]) -> str:
     return f"Unknown setting {name}.{hint} `fluid serve --help` lists every setting."
 
 
-def default_data_dir() -> str:
-    """Folder of the embedded Valkey. Raises RuntimeError without a home folder."""
-    base = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
-    return str(Path(base) / "fluid-serve")
+def data_folder(data_dir: str) -> Path:
+    """Folder of the embedded Valkey. Raises SettingError where there is no home folder to put it in."""
+    try:
+        base = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
+        return Path(data_dir or Path(base) / "fluid-serve").expanduser()
+    except RuntimeError as error:
+        raise SettingError("There is no home folder (HOME): set FLUID_DATA_DIR to a writable folder.") from error

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from server.addresses import parse_host, parse_redis_url, url_host
-from server.errors import SettingError
-from server.setting_values import PREFIX, default_data_dir, group_of, read, row_of, setting
+from server.setting_values import PREFIX, data_folder, group_of, read, row_of, setting
 
 _gateway = partial(setting, group="Gateway")
 _redis = partial(setting, group="Redis")
@@ -144,6 +143,9 @@ class Settings:
         3, "Attempts before a job fails for good and becomes a dead letter.", unit="attempts", at_least=1
     )
     result_ttl_s: int = _jobs(3600, "How long a finished job and its images are kept.", unit="seconds", at_least=1)
+    result_cache_s: int = _jobs(
+        0, "How long a request with a seed gets the images of an equal one; 0 is off.", unit="seconds", at_least=0
+    )
     batch_ttl_s: int = _jobs(
         86400, "How long uploaded files, batches and the images of batches are kept.", unit="seconds", at_least=1
     )
@@ -279,10 +281,7 @@ class Settings:
     @property
     def data_path(self) -> Path:
         """Folder of the embedded Valkey. Raises SettingError where there is no home folder to put it in."""
-        try:
-            return Path(self.data_dir or default_data_dir()).expanduser()
-        except RuntimeError as error:
-            raise SettingError("There is no home folder (HOME): set FLUID_DATA_DIR to a writable folder.") from error
+        return data_folder(self.data_dir)
 
     @property
     def wants_keys(self) -> bool:

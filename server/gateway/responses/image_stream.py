@@ -26,6 +26,7 @@ async def image_events(
     response_format: str,
     *,
     keep: bool,
+    cached: bool,
     event_prefix: str,
     base_url: str,
     warnings: list[str],
@@ -33,15 +34,17 @@ async def image_events(
     """Yield previews as they arrive, then one `completed` event per image.
 
     Args:
+        cached: the job is that of an earlier request, whose previews are not sent again.
         keep: let the job continue when the client disconnects; otherwise it is canceled.
         event_prefix: first part of the event names, which differs between OpenAI's routes.
         base_url: start of the links to images.
     """
     ended = False
     try:
-        async with aclosing(_previews(services, job_id, event_prefix)) as previews:
-            async for text in previews:
-                yield text
+        if not cached:
+            async with aclosing(_previews(services, job_id, event_prefix)) as previews:
+                async for text in previews:
+                    yield text
         ended = True
         record = await services.queue.get(job_id)
         require_success(record)
