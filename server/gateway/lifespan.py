@@ -15,8 +15,8 @@ from server.gateway.fleet import Fleet
 from server.gateway.metrics import GatewayMetrics
 from server.gateway.queue_trouble import watch_redis
 from server.gateway.requests.client_mapping import ClientMapping
-from server.gateway.requests.result_cache import ResultCache
 from server.gateway.responses.jobs import job_object
+from server.gateway.responses.result_cache import ResultCache
 from server.gateway.responses.sse import Streams
 from server.gateway.signed_links import SignedLinks
 from server.gateway.webhooks import Webhooks, parse_secret

@@ -39,18 +39,13 @@ async def respond(
     """
     job = submission.job
     wants_file = content_negotiation.wants_image_bytes(request, job.n)
-    _check_stream_params(body, wants_file=wants_file)
+    check_stream_params(body, wants_file=wants_file)
     response_format = body.response_format or services.mapping.default_response_format(
         body.model, stream=bool(body.stream)
     )
     base_url = public_base_url(services, request)
     if body.stream:
-        slot = services.streams.open(job.owner)
-        try:
-            accepted = await accept(services, submission, needs_worker=True)
-        except BaseException:
-            slot.close()
-            raise
+        slot, accepted = await open_stream(services, submission)
         events = image_stream.image_events(
             services,
             accepted.job_id,
@@ -64,13 +59,29 @@ async def respond(
         headers = services.result_cache.headers(submission, accepted)
         return sse.response(events, slot, headers | warning_headers(accepted.job_id, warnings))
     record, accepted = await enqueue_and_wait(request, services, submission)
-    # The times of a cached job are not those of this request.
-    headers = {} if accepted.cached else timing_headers(record)
-    headers |= warning_headers(record.id, warnings) | services.result_cache.headers(submission, accepted)
+    headers = result_headers(services, submission, record, accepted, warnings)
     if wants_file:
         return await _file_response(services, record, headers)
     response = await images_response(services, record, response_format, warnings, base_url)
     return Response(response.model_dump_json(), media_type="application/json", headers=headers)
+
+
+async def open_stream(services: Services, submission: Submission) -> tuple[sse.StreamSlot, Accepted]:
+    """Take a slot for an event stream and queue the job that it will show."""
+    slot = services.streams.open(submission.job.owner)
+    try:
+        return slot, await accept(services, submission, needs_worker=True)
+    except BaseException:
+        slot.close()
+        raise
+
+
+def result_headers(
+    services: Services, submission: Submission, record: JobRecord, accepted: Accepted, warnings: list[str]
+) -> dict[str, str]:
+    """The headers of a response with images; the times of a cached job are not those of this request."""
+    headers = {} if accepted.cached else timing_headers(record)
+    return headers | warning_headers(record.id, warnings) | services.result_cache.headers(submission, accepted)
 
 
 async def enqueue_and_wait(request: Request, services: Services, submission: Submission) -> tuple[JobRecord, Accepted]:
@@ -132,7 +143,7 @@ async def _abandon_on_disconnect(request: Request, waiter: Waiter) -> None:
     waiter.abandon()
 
 
-def _check_stream_params(body: ImageRequest, *, wants_file: bool) -> None:
+def check_stream_params(body: ImageRequest, *, wants_file: bool) -> None:
     """Check the combination of `stream`, `partial_images` and Accept.
 
     Raises:

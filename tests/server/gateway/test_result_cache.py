@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from server.gateway.api_keys import hash_key
-from server.gateway.requests.result_cache import request_hash
+from server.gateway.responses.result_cache import request_hash
 from server.jobs import Edit
 from tests.server.harness import Service, job_input, until
 
