@@ -146,6 +146,9 @@ class Settings:
         3, "Attempts before a job fails for good and becomes a dead letter.", unit="attempts", at_least=1
     )
     result_ttl_s: int = _jobs(3600, "How long a finished job and its images are kept.", unit="seconds", at_least=1)
+    result_cache_s: int = _jobs(
+        0, "How long a request with a seed gets the images of an equal one; 0 is off.", unit="seconds", at_least=0
+    )
     batch_ttl_s: int = _jobs(
         86400, "How long uploaded files, batches and the images of batches are kept.", unit="seconds", at_least=1
     )

@@ -16,6 +16,7 @@ from server.gateway.metrics import GatewayMetrics
 from server.gateway.queue_trouble import watch_redis
 from server.gateway.requests.client_mapping import ClientMapping
 from server.gateway.responses.jobs import job_object
+from server.gateway.responses.result_cache import ResultCache
 from server.gateway.responses.sse import Streams
 from server.gateway.signed_links import SignedLinks
 from server.gateway.webhooks import Webhooks, parse_secret
@@ -76,6 +77,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             streams,
             SignedLinks(queue, settings.link_ttl_s, settings.wants_keys),
             tracing,
+            ResultCache(settings.result_cache_s, metrics.registry),
         )
 
         async def job_as_json(job_id: str) -> dict[str, object]:

@@ -196,8 +196,10 @@ class LeaseQueue(QueueConnection):
         error: JobError | None = None,
         metrics: JobMetrics | None = None,
         files: Mapping[int, bytes] | None = None,
+        checkpoint: str = "",
     ) -> bool:
-        """Write the terminal state, once, with the files that are not stored yet, by image index.
+        """Write the terminal state, once, with the files that are not stored yet, by image index. `checkpoint` is the
+        hash of the weights that generated the images; equal requests may get them from then on (FLUID_RESULT_CACHE_S).
 
         Returns False, and makes nothing visible, if the lease was lost; also if Redis has lost a file that was stored
         before: then the job is requeued.
@@ -217,6 +219,7 @@ class LeaseQueue(QueueConnection):
             "stored": [(output.token, output.index) for output in outputs if output.index not in files],
             "result_bytes": sum(output.size_bytes for output in outputs),
             "indices": list(files),
+            "checkpoint": checkpoint,
         }
         answer = await self.run("finish", args, *files.values())
         if answer == "incomplete":

@@ -90,6 +90,19 @@ EDIT: Responses = {
     },
     **_errors(_LARGE_IMAGE),
 }
+RESPONSES: Responses = {
+    **SUBMIT_ERRORS,
+    200: {
+        "description": "The Response with its image_generation_call; events with `stream`.",
+        "content": _events(
+            "response.created",
+            "response.image_generation_call.partial_image",
+            "response.completed",
+            "response.failed",
+        ),
+    },
+    **_errors(_EXPIRED, _KEY_REUSED, _FAILED, _TIMEOUT, _LARGE_IMAGE, _UNKNOWN_FILE),
+}
 LOOKUP = _errors(_UNKNOWN_JOB, _EXPIRED, _NO_QUEUE, _UNREADABLE)
 JOB: Responses = {
     **LOOKUP,
