@@ -8,7 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from server.errors import JobExpired, KeyReused, NotReplicated, QueueFull, RateLimited, RequestError, UnknownJob
+from server.errors import (
+    JobExpired,
+    KeyReused,
+    NotReplicated,
+    QueueFull,
+    RateLimited,
+    RequestError,
+    StorageUnavailable,
+    UnknownJob,
+)
 from server.jobs import JobInput, JobRecord, JobState, Output
 from server.queue import source_images
 from server.queue.redis_client import Client, read_hash
@@ -113,7 +122,7 @@ class JobQueue(QueueConnection):
     async def _enqueue(self, submission: Submission, *, only_cached: bool = False) -> Accepted:
         job, text = submission.job, submission.job.to_json()
         source_bytes = len(submission.source or b"")
-        reserved = job.n * job.width * job.height * 3  # what the images take at most
+        reserved = 0 if self.store else job.n * job.width * job.height * 3  # what the images take of Redis at most
         args = {
             "id": submission.job_id,
             "input": text,
@@ -230,7 +239,15 @@ class JobQueue(QueueConnection):
         return await self.get(job_id)
 
     async def result(self, record: JobRecord, output: Output) -> bytes | None:
-        """Load an image file; None if it expired. Its key names the attempt that generated it."""
+        """Load an image file from where its record says that it lies; None if it expired.
+
+        Raises:
+            StorageUnavailable: the store of FLUID_RESULTS does not respond, or this gateway has none.
+        """
+        if output.location:
+            if self.store is None:
+                raise StorageUnavailable("is not known to this gateway, whose FLUID_RESULTS is redis")
+            return await self.store.get(output.location)
         key = self.keys.result_bytes(record.id, output.token, output.index)
         # The client decodes replies as text; images need the raw bytes.
         if output.size_bytes <= SHARED_BYTES:
