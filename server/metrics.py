@@ -26,8 +26,10 @@ class Spec:
 
 
 WORKER_SPECS: Mapping[str, Spec] = {
-    "fluid_queue_wait_seconds": Spec("Seconds from acceptance until a worker took the job.", buckets=SECONDS),
-    "fluid_job_latency_seconds": Spec("Seconds from acceptance to success.", buckets=SECONDS),
+    "fluid_queue_wait_seconds": Spec(
+        "Seconds from acceptance until a worker took the job.", label="model", buckets=SECONDS
+    ),
+    "fluid_job_latency_seconds": Spec("Seconds from acceptance to success.", label="model", buckets=SECONDS),
     "fluid_stage_duration_seconds": Spec(
         "Seconds spent in each stage of a job.",
         label="stage",

@@ -11,6 +11,7 @@ from typing import Any
 from server.errors import SettingError
 
 PREFIX = "FLUID_"
+DEFAULT_ENGINE = "server.worker.engine.loader:load_model"
 _URL = r"(tcp|udp|sctp)://\S+:\d+"
 #: Name and value of each variable that Kubernetes injects for a Service named fluid or fluid-*, and Docker for a link.
 _SERVICE_LINKS = (
@@ -131,11 +132,16 @@ def unknown(name: str, valid: Sequence[str]) -> str:
     return f"Unknown setting {name}.{hint} `fluid serve --help` lists every setting."
 
 
-def data_folder(text: str) -> Path:
-    """The folder that FLUID_DATA_DIR names. Raises SettingError where there is no home folder to put it in."""
+def data_folder(data_dir: str) -> Path:
+    """Folder of the embedded Valkey. Raises SettingError where there is no home folder to put it in."""
     try:
-        if not text:
-            text = str(Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "fluid-serve")
-        return Path(text).expanduser()
+        base = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
+        return Path(data_dir or Path(base) / "fluid-serve").expanduser()
     except RuntimeError as error:
         raise SettingError("There is no home folder (HOME): set FLUID_DATA_DIR to a writable folder.") from error
+
+
+def split_checkpoints(text: str) -> list[str]:
+    """The checkpoints that FLUID_CHECKPOINT names, separated by commas; a folder with a comma in its name is one."""
+    names = [name for name in map(str.strip, text.split(",")) if name]
+    return [text] if not names or Path(text).is_dir() else names

@@ -16,6 +16,7 @@ from server.gateway.metrics import GatewayMetrics
 from server.gateway.queue_trouble import watch_redis, watch_store
 from server.gateway.requests.client_mapping import ClientMapping
 from server.gateway.responses.jobs import job_object
+from server.gateway.responses.result_cache import ResultCache
 from server.gateway.responses.sse import Streams
 from server.gateway.signed_links import SignedLinks
 from server.gateway.webhooks import Webhooks, parse_secret
@@ -38,7 +39,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         queue = JobQueue(redis, settings)
         registry = Registry(redis, settings.namespace)
         watcher = JobWatcher(redis, queue, settings.namespace)
-        metrics, fleet = GatewayMetrics(), Fleet(registry)
+        metrics, fleet = GatewayMetrics(), Fleet(registry, settings.default_model)
         metrics.followers.set_function(lambda: watcher.followers)
         hooks = Webhooks(
             queue,
@@ -76,6 +77,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             streams,
             SignedLinks(queue, settings.link_ttl_s, settings.wants_keys),
             tracing,
+            ResultCache(settings.result_cache_s, metrics.registry),
         )
 
         async def job_as_json(job_id: str) -> dict[str, object]:

@@ -210,8 +210,10 @@ class LeaseQueue(QueueConnection):
         error: JobError | None = None,
         metrics: JobMetrics | None = None,
         files: Mapping[int, bytes] | None = None,
+        checkpoint: str = "",
     ) -> bool:
-        """Write the terminal state, once, with the files that are not stored yet, by image index.
+        """Write the terminal state, once, with the files that are not stored yet, by image index. `checkpoint` is the
+        hash of the weights that generated the images; equal requests may get them from then on (FLUID_RESULT_CACHE_S).
 
         Returns False, and makes nothing visible, if the lease was lost; also if Redis has lost a file that was stored
         before: then the job is requeued.
@@ -231,6 +233,7 @@ class LeaseQueue(QueueConnection):
             "stored": [(each.token, each.index) for each in outputs if each.index not in files and not each.location],
             "result_bytes": sum(output.size_bytes for output in outputs if not output.location),  # of Redis
             "indices": list(files),
+            "checkpoint": checkpoint,
         }
         answer = await self.run("finish", args, *files.values())
         if answer == "incomplete":

@@ -51,16 +51,20 @@ class Completion:
         """Write the job's terminal state. `files` are images that are not stored yet, by image index."""
         job.closing, began, done = True, time.monotonic(), False
         lease, metrics = job.lease, _metrics(job, self._engine.thread.kernels)
+        checkpoint = self._engine.info.checkpoint_sha256
         outputs = [job.outputs[i] for i in sorted(job.outputs)] if state is JobState.SUCCEEDED else []
         try:
             done = await self.persist(
-                lambda: self._queue.finish(lease, state, outputs=outputs, error=error, metrics=metrics, files=files)
+                lambda: self._queue.finish(
+                    lease, state, outputs=outputs, error=error, metrics=metrics, files=files, checkpoint=checkpoint
+                )
             )
         except RedisError as failure:
             log.error("cannot finish %s (%s); another worker will attempt it", lease.job_id, failure)
         else:
             if state is JobState.SUCCEEDED and done:
-                self._tally.observe("fluid_job_latency_seconds", metrics.total_time, trace_id=job.trace.trace_id)
+                seconds, trace_id = metrics.total_time, job.trace.trace_id
+                self._tally.observe("fluid_job_latency_seconds", seconds, lease.input.model, trace_id=trace_id)
             if state is not JobState.SUCCEEDED and done:
                 self._results.discard(job)
             log.info("%s %s in %.3f s%s", lease.job_id, state, metrics.total_time, "" if done else " (fenced)")

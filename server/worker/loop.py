@@ -71,6 +71,7 @@ class Worker:
         self.preemption = PreemptionPolicy(self.scheduler)
         self.tally = Tally()
         self.heartbeat = Heartbeat(self.id, registry, self.engine, self.scheduler, self.tally)
+        self.heartbeat.configured = settings.checkpoint
         self.renewer = LeaseRenewer(queue, self.scheduler, settings.lease_s, self._note_progress, self._bell.set)
         self.cancel_listener = CancelListener(queue, self.scheduler, self._bell.set)
         self.snapshots = SnapshotStore(queue, self.engine, self.tally)

@@ -74,7 +74,7 @@ _TIMEOUT = errors.DeadlineExceeded("Not ready after 300 s (FLUID_REQUEST_TIMEOUT
 
 #: For the whole app. It also keeps FastAPI from listing its own 422, which never leaves this service.
 ANY_ERROR: Responses = {"default": {"model": ErrorBody, "description": "Every other error has this shape too."}}
-SUBMIT_ERRORS = _errors(_INVALID, _LARGE_BODY, _NO_WORKERS, _NO_QUEUE, _NOT_REPLICATED)
+SUBMIT_ERRORS = _errors(_INVALID, _UNKNOWN_MODEL, _LARGE_BODY, _NO_WORKERS, _NO_QUEUE, _NOT_REPLICATED)
 GENERATE: Responses = {
     **SUBMIT_ERRORS,
     200: {
@@ -91,6 +91,19 @@ EDIT: Responses = {
         "content": _FILES | _events("image_edit.partial_image", "image_edit.completed", "error"),
     },
     **_errors(_LARGE_IMAGE),
+}
+RESPONSES: Responses = {
+    **SUBMIT_ERRORS,
+    200: {
+        "description": "The Response with its image_generation_call; events with `stream`.",
+        "content": _events(
+            "response.created",
+            "response.image_generation_call.partial_image",
+            "response.completed",
+            "response.failed",
+        ),
+    },
+    **_errors(_EXPIRED, _KEY_REUSED, _FAILED, _TIMEOUT, _LARGE_IMAGE, _UNKNOWN_FILE),
 }
 LOOKUP = _errors(_UNKNOWN_JOB, _EXPIRED, _NO_QUEUE, _UNREADABLE)
 JOB: Responses = {
@@ -132,7 +145,7 @@ JOB_IMAGE: Responses = {
 PREVIEW = JOB_IMAGE
 MODEL = _errors(_UNKNOWN_MODEL, _NO_QUEUE)
 READY: Responses = {
-    200: {"content": {"application/json": {"example": {"status": "ready"}}}},
+    200: {"content": {"application/json": {"example": {"status": "ready", "models": {"scenes-128": True}}}}},
     503: {
         "description": "No worker can generate; `reason` says why.",
         "content": {"application/json": {"example": {"status": "not ready", "reason": "no live worker"}}},
@@ -150,7 +163,7 @@ _LINKS = _errors(*_REFUSALS, LinkRefused("This link has expired.", param="expire
 _READS = _errors(errors.RateLimited("'alice' is limited to 6000 reads a minute (FLUID_READ_RATE_LIMIT). Try later."))
 _LIMITS = _errors(
     errors.RequestTooSlow("The body did not arrive within 30 s (FLUID_BODY_TIMEOUT_S)."),
-    errors.QueueFull("10000 jobs are waiting, the limit is 10000 (FLUID_MAX_QUEUE). Try later."),
+    errors.QueueFull("10000 jobs are waiting for scenes-128, the limit is 10000 (FLUID_MAX_QUEUE). Try later."),
     errors.RateLimited("'alice' may make 60 requests a minute (FLUID_RATE_LIMIT). Try later."),
 )
 
