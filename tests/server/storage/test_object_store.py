@@ -90,7 +90,9 @@ async def test_an_unreachable_bucket_quotes_no_credentials(monkeypatch: pytest.M
     assert "planted" not in f"{caught.value!r} {store.trouble}".lower()
 
 
-@pytest.mark.parametrize("value", ["s3://", "s3://AK:SECRET@bucket/x", "s3://b/?key=1", "file://host/x", "file:///", "x"])
+@pytest.mark.parametrize(
+    "value", ["s3://", "s3://AK:SECRET@bucket/x", "s3://b/?key=1", "file://host/x", "file:///", "x"]
+)
 def test_a_wrong_place_is_refused_with_the_remedy(value: str) -> None:
     with pytest.raises(SettingError, match="must be redis, s3://bucket/prefix or file:///folder") as caught:
         Settings.from_env({"FLUID_RESULTS": value})
