@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any, TypeVar
 
 import torch
@@ -52,7 +53,7 @@ def config_from_json(raw: dict[str, Any]) -> ModelConfig:
     Raises:
         ConfigError: the family or a key is unknown, or the sizes do not fit together.
     """
-    families = {config.family: config for config in MODELS}
+    families = {str(field.default): config for config in MODELS for field in fields(config) if field.name == "family"}
     raw = dict(raw)
     family = raw.get("family", "fluid")
     if family not in families:
