@@ -45,13 +45,13 @@ def _convolve(conv: nn.Conv2d, x: Tensor, height: int, norm: nn.GroupNorm | None
     """3 × 3 convolution of x (B, C, H, W), behind a group norm and SiLU or behind an upsampling if they are given."""
     rows = x.shape[2] * scale
     out = x.new_empty(len(x), conv.out_channels, rows, x.shape[3] * scale)
-    weight, bias = (None, None) if norm is None else _affine(norm, x)
+    affine = None if norm is None else _affine(norm, x)
     for top in range(0, rows, height):
         bottom = min(top + height, rows)
         first, last = max(top - 1, 0), min(bottom + 1, rows)  # rows that are read, after upsampling
         part = x[:, :, first // scale : -(-last // scale)]
-        if weight is not None:
-            part = F.silu(torch.addcmul(bias, part, weight), inplace=True)
+        if affine is not None:
+            part = F.silu(torch.addcmul(affine[1], part, affine[0]), inplace=True)
         if scale > 1:
             skip = first % scale
             part = F.interpolate(part, scale_factor=float(scale))[:, :, skip : skip + last - first]
