@@ -19,7 +19,7 @@ from torch import Tensor
 
 from model.config import ConfigError, ModelConfig
 from model.networks.autoregressive_model import AutoregressiveModel
-from model.networks.factory import AnyTokenizer, build_model, build_tokenizer, frozen
+from model.networks.factory import AnyTokenizer, build_model, build_tokenizer, config_from_json, frozen
 
 SHARD_BYTES = 2 << 30
 FORMAT = 1
@@ -109,7 +109,7 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> Checkpo
     """
     raw = read_config(folder)
     try:
-        config = ModelConfig.from_json(raw["model"])
+        config = config_from_json(raw["model"])
     except (ConfigError, TypeError, KeyError) as error:
         raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
     digest = weights_digest(folder)

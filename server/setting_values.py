@@ -3,7 +3,7 @@
 import difflib
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import Field, field
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,8 @@ def parse(name: str, setting: "Field[Any]", text: str) -> Any:
         SettingError: the value is invalid. The message shows it, unless it may hold a secret.
     """
     meta = setting.metadata
-    shown = name if meta["secret"] else f"{name}={text!r}"
+    holds_password = meta["secret"] or "@" in text
+    shown = name if holds_password else f"{name}={text!r}"
     if not text.strip():
         return setting.default
     if meta["choices"] and text not in meta["choices"]:
@@ -116,6 +117,12 @@ def row_of(setting: "Field[Any]") -> tuple[str, str, str, str]:
     text = f"{default:g}" if isinstance(default, float) else str(default)
     choices = f" One of: {', '.join(meta['choices'])}." if meta["choices"] else ""
     return PREFIX + setting.name.upper(), text, meta["unit"], meta["help"] + choices
+
+
+def rows_of(table: Iterable["Field[Any]"]) -> Iterator[tuple[str, str, str]]:
+    """Yield (variable, default with its unit, meaning with its choices) of those that users may set."""
+    for name, default, unit, meaning in map(row_of, filter(group_of, table)):
+        yield name, f"{default} {unit}".rstrip(), meaning
 
 
 def unknown(name: str, valid: Sequence[str]) -> str:

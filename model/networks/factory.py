@@ -11,11 +11,13 @@ from torch import nn
 from model.config import (
     AnyTokenizerConfig,
     ConfigError,
+    DdpmConfig,
     FluidConfig,
     KlConfig,
     MarConfig,
     ModelConfig,
     NovaConfig,
+    TextConfig,
     TokenizerConfig,
     VqConfig,
     VqganConfig,
@@ -31,6 +33,7 @@ from model.networks.imported.prefix_causal import Janus, Llamagen
 from model.networks.mar import Mar
 from model.networks.tokenizer import PcaSkipTokenizer
 from model.networks.vq_tokenizer import VqTokenizer
+from model.tokenizer_config import build_section, tokenizer_from_json
 
 AnyTokenizer = PcaSkipTokenizer | KlTokenizer | VqTokenizer | VqganTokenizer
 M = TypeVar("M", bound=nn.Module)
@@ -41,6 +44,26 @@ MODELS: dict[type[ModelConfig], Callable[[Any], AutoregressiveModel]] = {
     FluidConfig: Fluid, MarConfig: Mar, NovaConfig: Nova, AmusedConfig: Amused, MeissonicConfig: Meissonic,
     JanusConfig: Janus, LlamagenConfig: Llamagen,
 }  # fmt: skip
+
+
+def config_from_json(raw: dict[str, Any]) -> ModelConfig:
+    """Inverse of `ModelConfig.to_json`.
+
+    Raises:
+        ConfigError: the family or a key is unknown, or the sizes do not fit together.
+    """
+    families = {config.family: config for config in MODELS}
+    raw = dict(raw)
+    family = raw.get("family", "fluid")
+    if family not in families:
+        raise ConfigError(f"family {family!r} is not known here; this version serves {', '.join(families)}")
+    if "tokenizer" in raw:
+        raw["tokenizer"] = tokenizer_from_json(raw["tokenizer"])
+    for section, cls in (("text", TextConfig), ("ddpm", DdpmConfig)):
+        if raw.get(section) is not None:
+            raw[section] = build_section(cls, section, raw[section])
+    config: ModelConfig = build_section(families[family], "model", raw)
+    return config
 
 
 def build_model(config: ModelConfig) -> AutoregressiveModel:

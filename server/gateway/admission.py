@@ -11,7 +11,7 @@ from typing import Annotated
 from fastapi import Header, Request
 from redis.exceptions import RedisError
 
-from server.errors import InvalidRequest, JobExpired, NotReplicated, QueueFull, UnknownJob
+from server.errors import InvalidRequest, JobExpired, NotReplicated, NoWorkers, QueueFull, UnknownJob
 from server.gateway.api_keys import Caller
 from server.gateway.dependencies import Services
 from server.jobs import PRIORITIES, JobInput, new_job_id
@@ -61,16 +61,30 @@ def submission_of(
     return Submission(job_id or new_job_id(), job, kind, key, fingerprint, follow_events, caller.max_jobs, source)
 
 
-async def accept(services: Services, submission: Submission, *, named: bool = False) -> Accepted:
-    """Queue the job, or find the one that the same request created before. `named`: the caller chose the job's id.
+async def accept(
+    services: Services, submission: Submission, *, named: bool = False, needs_worker: bool = False
+) -> Accepted:
+    """Queue the job, or find the one that the same request created before, or that has its images.
+
+    Args:
+        named: the caller chose the job's id.
+        needs_worker: a new job is accepted only while a worker is ready for it.
 
     Raises:
+        NoWorkers: with `needs_worker`, none is ready.
         QueueFull: too many jobs wait; Retry-After is an estimate of when the queue has room.
         NotReplicated: too few replicas of Redis have the job (FLUID_REPLICAS); it was canceled, unless the caller can
             repeat the request with its id or Idempotency-Key.
         KeyReused, JobExpired, RateLimited: see JobQueue.enqueue.
     """
     job, span, began = submission.job, current.get(), time.time()
+    if needs_worker:
+        try:
+            await services.fleet.require_worker(job.model)
+        except NoWorkers:
+            if (found := await services.queue.cached(submission)) is not None:
+                return found
+            raise
     if span is not None:
         submission = replace(submission, trace=str(span.context))
     try:

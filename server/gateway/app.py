@@ -28,7 +28,7 @@ from server.gateway.middleware.slow_clients import SlowClientTimeouts
 from server.gateway.middleware.trusted_origins import TrustedOrigins, allowed_hosts
 from server.gateway.requests.client_mapping import ClientMapping
 from server.gateway.requests.multipart_form import keep_uploads_in_memory
-from server.gateway.routes import batches, edits, files, images, jobs, operations
+from server.gateway.routes import batches, edits, files, images, job_events, jobs, openai_responses, operations
 from server.gateway.schemas.openapi import ANY_ERROR, install_openapi
 from server.gateway.webhooks import parse_secret
 from server.settings import Settings
@@ -40,7 +40,7 @@ DESCRIPTION = """Text-to-image generation with a random-order, continuous-token 
 `POST /v1/images/generations` is compatible with OpenAI's image API and waits for the images. `POST /v1/jobs` takes the
 same request and returns at once. The same seed and parameters give the same image. The playground is at [/](/).
 """
-ROUTERS = (images, edits, jobs, files, batches, operations)
+ROUTERS = (images, edits, openai_responses, jobs, job_events, files, batches, operations)
 OpenServices = Callable[[Settings], AbstractAsyncContextManager[Services]]
 
 

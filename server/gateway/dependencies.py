@@ -11,6 +11,7 @@ from server.gateway.batches.store import BatchStore
 from server.gateway.fleet import Fleet
 from server.gateway.metrics import GatewayMetrics
 from server.gateway.requests.client_mapping import ClientMapping
+from server.gateway.responses.result_cache import ResultCache
 from server.gateway.responses.sse import Streams
 from server.gateway.signed_links import SignedLinks
 from server.gateway.webhooks import Webhooks
@@ -41,6 +42,7 @@ class Services:
     streams: Streams
     links: SignedLinks
     tracing: Tracing
+    result_cache: ResultCache
 
 
 def services_of(request: Request) -> Services:

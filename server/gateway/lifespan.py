@@ -13,9 +13,10 @@ from server.gateway.batches.store import BatchStore
 from server.gateway.dependencies import Services
 from server.gateway.fleet import Fleet
 from server.gateway.metrics import GatewayMetrics
-from server.gateway.queue_trouble import watch_redis
+from server.gateway.queue_trouble import watch_redis, watch_store
 from server.gateway.requests.client_mapping import ClientMapping
 from server.gateway.responses.jobs import job_object
+from server.gateway.responses.result_cache import ResultCache
 from server.gateway.responses.sse import Streams
 from server.gateway.signed_links import SignedLinks
 from server.gateway.webhooks import Webhooks, parse_secret
@@ -76,6 +77,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             streams,
             SignedLinks(queue, settings.link_ttl_s, settings.wants_keys),
             tracing,
+            ResultCache(settings.result_cache_s, metrics.registry),
         )
 
         async def job_as_json(job_id: str) -> dict[str, object]:
@@ -85,6 +87,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             "webhooks": lambda: hooks.run_forever(job_as_json),
             "batches": runner.run_forever,
             "redis": lambda: watch_redis(queue),
+            "result store": lambda: watch_store(queue),
             "streams": lambda: streams.report_forever(registry, process),
         }
         metrics.expect_tasks([*watcher.tasks, *tasks])

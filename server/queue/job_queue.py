@@ -8,7 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from server.errors import JobExpired, KeyReused, NotReplicated, QueueFull, RateLimited, RequestError, UnknownJob
+from server.errors import (
+    JobExpired,
+    KeyReused,
+    NotReplicated,
+    QueueFull,
+    RateLimited,
+    RequestError,
+    StorageUnavailable,
+    UnknownJob,
+)
 from server.jobs import JobInput, JobRecord, JobState, Output
 from server.queue import source_images
 from server.queue.redis_client import Client, read_hash
@@ -18,6 +27,7 @@ from server.settings import Settings
 
 RETRY_WHEN_FULL_S = 5  # the gateway replaces it with an estimate where it has one
 RETRY_WHEN_USED_UP_S = 60  # memory is free again when something expires
+CACHE_BYTES = 400  # of an entry of the result cache, and its fields in the record
 RECORD_BYTES = 1600  # of a waiting job beside its input (measured)
 MIB = 1 << 20
 #: Share of Redis' maxmemory that FLUID_MAX_MIB=0 stands for: the rest is for what is not counted.
@@ -40,6 +50,8 @@ class Submission:
     max_jobs: int = 0  #: how many jobs of its owner may wait or run; 0: any number
     source: bytes | None = None  #: the packed source image of an edit
     trace: str = ""  #: traceparent, if the request is sampled
+    cache_key: str = ""  #: hash of a request whose images equal requests may get; "": it takes no part in that
+    checkpoint: str = ""  #: hash of the weights whose images are wanted, for `cache_key`
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +61,7 @@ class Accepted:
     job_id: str
     created_at: float
     is_new: bool  #: False if the same request was accepted before
+    cached: bool = False  #: it is the job of an equal request, which has succeeded
 
 
 class JobQueue(QueueConnection):
@@ -65,6 +78,7 @@ class JobQueue(QueueConnection):
         #: Limits of the memory that jobs, images, files and batches may take, as the scripts read them; 0 is none.
         self.memory_limits = {"max_key_bytes": settings.max_key_mib * MIB, "max_bytes": settings.max_mib * MIB}
         self._follows_maxmemory = not settings.max_mib
+        self._cache_s = settings.result_cache_s
 
     def set_maxmemory(self, maxmemory: int) -> None:
         """Learn how many bytes Redis may use, 0 for any number: FLUID_MAX_MIB=0 is a share of it."""
@@ -96,10 +110,19 @@ class JobQueue(QueueConnection):
             await source_images.delete(self, submission.job_id)
         return accepted
 
-    async def _enqueue(self, submission: Submission) -> Accepted:
+    async def cached(self, submission: Submission) -> Accepted | None:
+        """Find the succeeded job of an equal request without queueing anything; None if there is none.
+
+        Raises:
+            KeyReused, JobExpired: as `enqueue`.
+        """
+        found = await self._enqueue(submission, only_cached=True) if submission.cache_key else None
+        return found if found and found.cached else None
+
+    async def _enqueue(self, submission: Submission, *, only_cached: bool = False) -> Accepted:
         job, text = submission.job, submission.job.to_json()
         source_bytes = len(submission.source or b"")
-        reserved = job.n * job.width * job.height * 3  # what the images take at most
+        reserved = 0 if self.store else job.n * job.width * job.height * 3  # what the images take of Redis at most
         args = {
             "id": submission.job_id,
             "input": text,
@@ -117,9 +140,13 @@ class JobQueue(QueueConnection):
             "trace": submission.trace or None,
             "fingerprint": submission.fingerprint,
             "follow_events": submission.follow_events,
-            "bytes": RECORD_BYTES + len(text) + source_bytes + reserved,
+            "bytes": RECORD_BYTES + len(text) + source_bytes + reserved + CACHE_BYTES * bool(submission.cache_key),
             "reserved_bytes": reserved,
             "source_bytes": source_bytes or None,
+            "cache_key": submission.cache_key or None,
+            "cache_s": self._cache_s if submission.cache_key else None,
+            "checkpoint": submission.checkpoint or None,
+            "only_cached": only_cached or None,
             "limits": {**self.limits, **self.memory_limits, "max_jobs": submission.max_jobs},
         }
         answer, value, created_at = await self.run("enqueue", args, replicated=True)
@@ -132,7 +159,7 @@ class JobQueue(QueueConnection):
         if answer in ("differs", "taken"):
             name = f"Idempotency-Key {submission.key!r}" if submission.key else f"job id {submission.job_id!r}"
             raise KeyReused(f"The {name} belongs to another request. Use a new one for a new request.")
-        return Accepted(value, float(created_at), answer == "new")
+        return Accepted(value, float(created_at or 0), answer == "new", answer == "cached")
 
     def _refusal(self, outcome: str, used: str, submission: Submission) -> RequestError | None:
         """The error of a limit that enqueue.lua names, or None."""
@@ -212,7 +239,15 @@ class JobQueue(QueueConnection):
         return await self.get(job_id)
 
     async def result(self, record: JobRecord, output: Output) -> bytes | None:
-        """Load an image file; None if it expired. Its key names the attempt that generated it."""
+        """Load an image file from where its record says that it lies; None if it expired.
+
+        Raises:
+            StorageUnavailable: the store of FLUID_RESULTS does not respond, or this gateway has none.
+        """
+        if output.location:
+            if self.store is None:
+                raise StorageUnavailable("is not known to this gateway, whose FLUID_RESULTS is redis")
+            return await self.store.get(output.location)
         key = self.keys.result_bytes(record.id, output.token, output.index)
         # The client decodes replies as text; images need the raw bytes.
         if output.size_bytes <= SHARED_BYTES:

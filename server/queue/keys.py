@@ -56,6 +56,7 @@ class Keys:
     preview_bytes = KeyTemplate("preview:{job_id}:{index}:{number}")
     events_stream = KeyTemplate("events:{job_id}")  # only of a job that is followed
     idempotency_hash = KeyTemplate("idempotency:{owner}:{key}")  # the job of an Idempotency-Key
+    result_cache = KeyTemplate("result_cache:{owner}:{request}:{checkpoint}")  # a job that succeeded with these
     dead_letters_stream = FixedKey("dead_letters")
 
     # --- waiting and leases -------------------------------------------------------------------------

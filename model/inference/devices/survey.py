@@ -12,10 +12,11 @@ from collections.abc import Sequence
 import torch
 
 from model.checkpoint import CheckpointError, read_config
-from model.config import ConfigError, FluidConfig, MarConfig, ModelConfig
+from model.config import ConfigError, FluidConfig, MarConfig, NovaConfig
 from model.cpus import usable_cpus
 from model.inference.load import find_checkpoint
 from model.memory import RESERVED, estimate, estimate_on_cpu
+from model.networks.factory import config_from_json
 from model.process_group import check_backends
 
 
@@ -42,11 +43,11 @@ def _model(checkpoint: str, cuda: bool, rows: int, ranks: int) -> dict[str, obje
     folder = find_checkpoint(checkpoint)
     try:
         raw = read_config(folder)
-        config, name = ModelConfig.from_json(raw["model"]), str(raw["about"]["name"])
+        config, name = config_from_json(raw["model"]), str(raw["about"]["name"])
     except (TypeError, KeyError) as error:
         raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
-    counted = isinstance(config, FluidConfig | MarConfig)
-    if ranks > 1 and not counted:
+    counted = isinstance(config, FluidConfig | MarConfig | NovaConfig)
+    if ranks > 1 and not isinstance(config, FluidConfig | MarConfig):
         raise ConfigError(f"{name}: models of family {config.family!r} cannot be shared among devices")
     if ranks > 1:
         from model.inference.devices.sharding import check_heads

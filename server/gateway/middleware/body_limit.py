@@ -13,11 +13,12 @@ MIN_BYTES_PER_S = 128 << 10  # a megabit a second: a poor mobile connection
 MAX_BODY_BYTES = 1 << 20  # the longest valid request takes a few kilobytes
 #: Of all bodies that a gateway holds at a time, those of one API key and those of all callers.
 MAX_KEY_HELD_BYTES, MAX_HELD_BYTES = 128 << 20, 512 << 20
-#: Routes that take files. The extra 64 KiB are for the form around them.
+#: Routes that take files. The extra 64 KiB are for the form or the JSON around them.
 UPLOAD_LIMITS = {
     "/v1/files": MAX_FILE_BYTES + 65536,
     "/v1/images/edits": 2 * MAX_IMAGE_BYTES + 65536,
     "/v1/images/variations": MAX_IMAGE_BYTES + 65536,
+    "/v1/responses": 2 * (MAX_IMAGE_BYTES * 4 // 3) + 65536,  # image and mask in base64
 }
 
 

@@ -8,7 +8,7 @@ from starlette.middleware.cors import CORSMiddleware
 _EXPOSED_HEADERS = (
     "x-request-id", "x-job-id", "seed", "finish-reason", "location", "retry-after", "server-timing", "x-batch-size",
     "retry-after-ms", "x-queue-time-ms", "x-inference-time-ms", "x-encode-time-ms", "x-overhead-time-ms", "x-kernels",
-    "x-warnings",
+    "x-warnings", "x-cache",
     "x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests",
 )  # fmt: skip
 

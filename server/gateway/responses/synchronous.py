@@ -16,7 +16,7 @@ from server.gateway.responses.jobs import public_base_url
 from server.gateway.schemas.images import ImageRequest
 from server.images.codec import MIME
 from server.jobs import JobRecord
-from server.queue.job_queue import Submission
+from server.queue.job_queue import Accepted, Submission
 from server.queue.watcher import Waiter
 
 
@@ -39,43 +39,58 @@ async def respond(
     """
     job = submission.job
     wants_file = content_negotiation.wants_image_bytes(request, job.n)
-    _check_stream_params(body, wants_file=wants_file)
-    await services.fleet.require_worker(job.model)
+    check_stream_params(body, wants_file=wants_file)
     response_format = body.response_format or services.mapping.default_response_format(
         body.model, stream=bool(body.stream)
     )
     base_url = public_base_url(services, request)
     if body.stream:
-        slot = services.streams.open(job.owner)
-        try:
-            accepted = await accept(services, submission)
-        except BaseException:
-            slot.close()
-            raise
+        slot, accepted = await open_stream(services, submission)
         events = image_stream.image_events(
             services,
             accepted.job_id,
             response_format,
             keep=bool(submission.key),
+            cached=accepted.cached,
             event_prefix=event_prefix,
             base_url=base_url,
             warnings=warnings,
         )
-        return sse.response(events, slot, warning_headers(accepted.job_id, warnings))
-    record = await _enqueue_and_wait(request, services, submission)
-    headers = timing_headers(record) | warning_headers(record.id, warnings)
+        headers = services.result_cache.headers(submission, accepted)
+        return sse.response(events, slot, headers | warning_headers(accepted.job_id, warnings))
+    record, accepted = await enqueue_and_wait(request, services, submission)
+    headers = result_headers(services, submission, record, accepted, warnings)
     if wants_file:
         return await _file_response(services, record, headers)
     response = await images_response(services, record, response_format, warnings, base_url)
     return Response(response.model_dump_json(), media_type="application/json", headers=headers)
 
 
-async def _enqueue_and_wait(request: Request, services: Services, submission: Submission) -> JobRecord:
-    """Queue the job, or find the one that the same request created before, and wait for its success."""
+async def open_stream(services: Services, submission: Submission) -> tuple[sse.StreamSlot, Accepted]:
+    """Take a slot for an event stream and queue the job that it will show."""
+    slot = services.streams.open(submission.job.owner)
+    try:
+        return slot, await accept(services, submission, needs_worker=True)
+    except BaseException:
+        slot.close()
+        raise
+
+
+def result_headers(
+    services: Services, submission: Submission, record: JobRecord, accepted: Accepted, warnings: list[str]
+) -> dict[str, str]:
+    """The headers of a response with images; the times of a cached job are not those of this request."""
+    headers = {} if accepted.cached else timing_headers(record)
+    return headers | warning_headers(record.id, warnings) | services.result_cache.headers(submission, accepted)
+
+
+async def enqueue_and_wait(request: Request, services: Services, submission: Submission) -> tuple[JobRecord, Accepted]:
+    """Queue the job, or find the one that the same request created before or that has its images, and wait for its
+    success."""
     job_id = submission.job_id
     with services.watcher.expect(job_id) as waiter:
         waiter.known = submission.job
-        accepted = await accept(services, submission)
+        accepted = await accept(services, submission, needs_worker=True)
         if accepted.job_id == job_id:
             record = await _wait(request, services, job_id, waiter, keep=bool(submission.key))
     if accepted.job_id != job_id:
@@ -83,7 +98,7 @@ async def _enqueue_and_wait(request: Request, services: Services, submission: Su
             waiter.event.set()  # check at once: the job may have ended already
             record = await _wait(request, services, accepted.job_id, waiter, keep=True)
     require_success(record)
-    return record
+    return record, accepted
 
 
 async def _wait(request: Request, services: Services, job_id: str, waiter: Waiter, *, keep: bool) -> JobRecord:
@@ -128,7 +143,7 @@ async def _abandon_on_disconnect(request: Request, waiter: Waiter) -> None:
     waiter.abandon()
 
 
-def _check_stream_params(body: ImageRequest, *, wants_file: bool) -> None:
+def check_stream_params(body: ImageRequest, *, wants_file: bool) -> None:
     """Check the combination of `stream`, `partial_images` and Accept.
 
     Raises:

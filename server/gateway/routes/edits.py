@@ -117,4 +117,6 @@ async def _respond_with_edit(
         follow_events=bool(body.stream),
         source=source,
     )
+    models = await services.fleet.models()
+    submission = services.result_cache.mark(submission, request, models, seeded=body.seed is not None)
     return await respond(request, services, body, submission, warnings, event_prefix="image_edit")

@@ -38,10 +38,12 @@ async def generate_images(request: Request, body: RequestBody, services: Service
     """
     fleet = services.fleet
     body = content_negotiation.with_format(request, body)
-    job, warnings = resolve(body, await fleet.models(), await fleet.default_model(), services.mapping)
+    models = await fleet.models()
+    job, warnings = resolve(body, models, await fleet.default_model(), services.mapping)
     if job.webhook:
         raise InvalidRequest("'webhook' is for POST /v1/jobs; this route waits for the images.", param="webhook")
     key = idempotency_key(request)
     fingerprint = body.fingerprint() if key else ""  # a random id is met only by this very request
     submission = submission_of(caller, job, "sync", fingerprint, key=key, follow_events=bool(body.stream))
+    submission = services.result_cache.mark(submission, request, models, seeded=body.seed is not None)
     return await respond(request, services, body, submission, warnings)

@@ -1,44 +1,34 @@
 """/v1/jobs: submit without waiting, then poll, list, follow, download or cancel."""
 
 import asyncio
-import logging
 import re
-from collections.abc import AsyncIterator
-from contextlib import aclosing
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request
 from fastapi.responses import JSONResponse, Response
-from redis.exceptions import RedisError
 
-from server.errors import InvalidRequest, QueueUnavailable, RequestError, UnknownImage
+from server.errors import InvalidRequest, UnknownImage
 from server.gateway import pagination
 from server.gateway.admission import IdempotencyKey, accept, idempotency_key, submission_of
 from server.gateway.api_keys import Caller
 from server.gateway.dependencies import Services, ServicesDep
 from server.gateway.middleware.auth import CallerDep, ReaderDep
-from server.gateway.queue_trouble import reason
 from server.gateway.requests.body import JsonRoute
 from server.gateway.requests.query_params import reject_unknown_query_params
 from server.gateway.requests.resolve import resolve
-from server.gateway.responses import sse
 from server.gateway.responses.images import image_expired
-from server.gateway.responses.jobs import job_object, preview_url
+from server.gateway.responses.jobs import job_object
 from server.gateway.schemas.jobs import JobList, JobObject
-from server.gateway.schemas.openapi import EVENTS, JOB, JOB_IMAGE, LISTING, PREVIEW, SUBMIT, RequestBody
+from server.gateway.schemas.openapi import JOB, JOB_IMAGE, LISTING, SUBMIT, RequestBody
 from server.images.codec import MIME
-from server.jobs import JobRecord, JobState
-from server.queue.events import BEGINNING, Event
+from server.jobs import JobState
 
-log = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=JsonRoute)
 CALLER_CHOSEN_ID = "^[A-Za-z0-9_-]{8,64}$"
 #: First parts of the ids that the service gives: lines of batches, other jobs, replays of dead letters.
 RESERVED_PREFIXES = ("batch_", "job_", "replay_")
 _WAIT = re.compile(r"(?:^|[,\s])wait(?:\s*=\s*\"?([^\",;\s]*)\"?)?(?:$|[,;\s])")
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
-_EVENT_ID = re.compile(r"([0-9]{1,20})-([0-9]{1,20})")
-MAX_EVENT_ID_PART = 2**64 - 2  # Redis reads from the id after this one, so there must be one
 Prefer = Annotated[
     str | None, Header(description="`wait=10` delays the response until the job ends, for at most 10 s.")
 ]
@@ -88,7 +78,8 @@ async def _submit(
         )
     _prefer_wait_s(request)  # reject a malformed header before the job is accepted
     fleet = services.fleet
-    job, warnings = resolve(body, await fleet.models(), await fleet.default_model(), services.mapping)
+    models = await fleet.models()
+    job, warnings = resolve(body, models, await fleet.default_model(), services.mapping)
     if job.webhook:
         services.webhooks.check(job.webhook)
     submission = submission_of(
@@ -100,8 +91,12 @@ async def _submit(
         key="" if job_id else idempotency_key(request),  # the id itself makes it idempotent
         follow_events=job.partial_images > 0,  # keep early previews for a caller that follows later
     )
+    if job_id is None:  # else the job of this id is wanted
+        submission = services.result_cache.mark(submission, request, models, seeded=body.seed is not None)
     accepted = await accept(services, submission, named=job_id is not None)
-    return await _job_response(request, services, caller, accepted.job_id, warnings, is_new=accepted.is_new)
+    response = await _job_response(request, services, caller, accepted.job_id, warnings, is_new=accepted.is_new)
+    response.headers.update(services.result_cache.headers(submission, accepted))
+    return response
 
 
 async def _job_response(
@@ -178,60 +173,6 @@ async def get_job(
     return await _job_response(request, services, caller, job_id)
 
 
-@router.get("/{job_id}/events", response_class=Response, responses=EVENTS, operation_id="follow_job")
-async def follow_job(
-    job_id: str,
-    services: ServicesDep,
-    caller: CallerDep,
-    last_event_id: Annotated[str | None, Header(description="Resume after this event.")] = None,
-) -> Response:
-    """Follow a job with server-sent events until it ends; the last event holds the whole job object."""
-    if last_event_id is not None and not _is_event_id(last_event_id):
-        raise InvalidRequest(
-            f"'Last-Event-ID' must be the id of an event, such as 1700000000000-0; got {last_event_id[:80]!r}.",
-            param="Last-Event-ID",
-        )
-    slot = services.streams.open(caller.name)
-    try:
-        record = await services.events.begin(job_id, caller.name)
-    except BaseException:
-        slot.close()
-        raise
-    return sse.response(_events(services, record, last_event_id or BEGINNING), slot)
-
-
-def _is_event_id(text: str) -> bool:
-    found = _EVENT_ID.fullmatch(text)
-    return found is not None and all(int(half) <= MAX_EVENT_ID_PART for half in found.groups())
-
-
-async def _events(services: Services, record: JobRecord, after: str) -> AsyncIterator[bytes]:
-    try:
-        async with aclosing(services.events.follow(record.id, after)) as found:
-            async for event in found:
-                yield sse.PING if event is None else await _event(services, record, event)
-    except RequestError as error:  # the job expired in the meantime
-        yield sse.message(error.body(), event="error")
-    except RedisError as error:
-        log.error("Redis failed while events of %s were being sent: %s", record.id, error)
-        yield sse.message(QueueUnavailable(reason(services.settings, error)).body(), event="error")
-
-
-async def _event(services: Services, record: JobRecord, event: Event) -> bytes:
-    if event.ends:
-        view = await job_object(services, await services.queue.get(record.id))
-        return sse.message(view.model_dump(), event=event.value, id=event.id)
-    if event.type == "partial_image":
-        index, number = event.preview
-        data = {"image_index": index, "partial_image_index": number, "url": preview_url(record.id, index, number)}
-        return sse.message(data, event="partial_image", id=event.id)
-    if event.type == "progress":
-        step, steps = int(event.value), record.input.work
-        data = {"step": step, "steps": steps, "fraction": round(step / steps, 4)}
-        return sse.message(data, event="progress", id=event.id)
-    return sse.message({"status": event.value}, event="status", id=event.id)
-
-
 @router.get(
     "/{job_id}/images/{index}",
     response_class=Response,
@@ -264,22 +205,6 @@ async def get_job_image(
         raise image_expired(record)
     headers = {"seed": str(output.seed), "ETag": f'"{output.sha256}"', "Cache-Control": "private, immutable"}
     return Response(data, media_type=MIME[output.format], headers=headers)
-
-
-@router.get(
-    "/{job_id}/images/{index}/previews/{number}",
-    response_class=Response,
-    responses=PREVIEW,
-    operation_id="get_job_preview",
-)
-async def get_job_preview(job_id: str, index: int, number: int, services: ServicesDep, caller: CallerDep) -> Response:
-    """Download a preview of an unfinished image, as announced by a `partial_image` event."""
-    record = await services.queue.get(job_id, caller.name)
-    data = await services.events.preview(job_id, index, number)
-    if data is None:
-        raise UnknownImage(f"Job {job_id} has no preview {number} of image {index}.", param="number")
-    headers = {"Cache-Control": "private, immutable"}
-    return Response(data, media_type=MIME[record.input.output_format], headers=headers)
 
 
 @router.post("/{job_id}/cancel", status_code=202, response_model=JobObject, responses=JOB, operation_id="cancel_job")

@@ -76,12 +76,17 @@ async def live() -> dict[str, str]:
 @router.get("/health/ready", tags=["health"], response_model=Health, responses=READY, operation_id="ready")
 async def ready(services: ServicesDep) -> Response:
     """Readiness: 200 when a live worker has generated its canary image and no background task of this gateway keeps
-    crashing, or else 503 with the reason. `models` tells which models are ready, for one is enough."""
+    crashing, and the store of finished images works, or else 503 with the reason. `models` tells which models are
+    ready, for one is enough."""
     try:
         why_not = await services.fleet.unready_reason()
     except RedisError as error:
         log.warning("not ready: %s", error)  # holds the address of Redis, so it stays out of the response
         why_not = f"the queue {reason(services.settings, error)}"
+    store = services.queue.store
+    if store is not None and store.trouble and store.trouble not in (why_not or ""):
+        trouble = f"the store of finished images {store.trouble}"
+        why_not = f"{why_not}; {trouble}" if why_not else trouble
     failing = "; ".join(map(str, services.supervisor.failing))
     if failing:
         why_not = f"{why_not}; {failing}" if why_not else failing

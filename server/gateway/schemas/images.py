@@ -1,13 +1,14 @@
 """The image request with its limits, descriptions and examples."""
 
-import difflib
 import hashlib
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi.openapi.models import Example
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
+
+from server.gateway.schemas.strict import StrictRequest
 
 MAX_PROMPT_CHARS = 2000
 MAX_IMAGES = 10
@@ -36,12 +37,10 @@ EXAMPLES: dict[str, Example] = {
 }  # fmt: skip
 
 
-class ImageRequest(BaseModel):
+class ImageRequest(StrictRequest):
     """A request for images: OpenAI's fields, and this service's own (seed, steps, guidance, temperature, ...)."""
 
-    model_config = ConfigDict(
-        strict=True, extra="forbid", json_schema_extra={"examples": [each["value"] for each in EXAMPLES.values()]}
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [each["value"] for each in EXAMPLES.values()]})
 
     prompt: Annotated[str, Field(min_length=1, max_length=MAX_PROMPT_CHARS, description="What to generate.")]
     negative_prompt: Annotated[
@@ -191,33 +190,6 @@ class ImageRequest(BaseModel):
         """
         text = self.model_dump_json(exclude_none=True, exclude={"stream", "response_format"})
         return hashlib.sha256(text.encode()).hexdigest()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known_names_only(cls, data: Any) -> Any:
-        """Reject unknown parameters by name and suggest the nearest valid one; ignoring them would hide typos."""
-        if not isinstance(data, dict):
-            return data
-        for name in data:
-            if name not in cls.model_fields:
-                close = difflib.get_close_matches(name, cls.model_fields, n=1)
-                hint = f" Did you mean '{close[0]}'?" if close else ""
-                valid = ", ".join(cls.model_fields)
-                raise PydanticCustomError(
-                    "unknown_parameter",
-                    "Unknown parameter '{param}'.{hint} Valid parameters: {valid}.",
-                    # A response cannot carry an unpaired surrogate.
-                    {"param": ascii(name[:100])[1:-1], "hint": hint, "valid": valid},
-                )
-        return data
-
-    @field_validator("*")
-    @classmethod
-    def _text_is_unicode(cls, value: Any) -> Any:
-        """Reject unpaired surrogates: JSON can spell them, but no file, hash or response can hold them."""
-        if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
-            raise PydanticCustomError("bad_unicode", "contains an unpaired surrogate; send valid Unicode")
-        return value
 
     @field_validator("prompt")
     @classmethod

@@ -67,6 +67,7 @@ _KEY_REUSED = errors.KeyReused("The Idempotency-Key 'k1' belongs to another requ
 _FAILED = errors.JobFailed(f"Job {JOB_ID} failed after 3 attempts: its worker died each time.")
 _NO_WORKERS = errors.NoWorkers("No live worker serves scenes-128 right now. POST /v1/jobs queues it until one is back.")
 _NO_QUEUE = errors.QueueUnavailable()
+_NO_STORE = errors.StorageUnavailable("does not answer")
 _NOT_REPLICATED = errors.NotReplicated("0 of 1 replicas of Redis (FLUID_REPLICAS) had the request within 2 s.")
 _UNREADABLE = errors.UnreadableRecord(f"Job {JOB_ID} was written by another version of this service.", retry_after_s=5)
 _TIMEOUT = errors.DeadlineExceeded("Not ready after 300 s (FLUID_REQUEST_TIMEOUT_S); the job was canceled.")
@@ -81,6 +82,7 @@ GENERATE: Responses = {
         "content": _FILES | _events("image_generation.partial_image", "image_generation.completed", "error"),
     },
     **_errors(_NOT_ACCEPTABLE, _EXPIRED, _KEY_REUSED, _FAILED, _TIMEOUT),
+    **_errors(_NO_WORKERS, _NO_QUEUE, _NOT_REPLICATED, _NO_STORE),
 }
 EDIT: Responses = {
     **GENERATE,
@@ -89,6 +91,19 @@ EDIT: Responses = {
         "content": _FILES | _events("image_edit.partial_image", "image_edit.completed", "error"),
     },
     **_errors(_LARGE_IMAGE),
+}
+RESPONSES: Responses = {
+    **SUBMIT_ERRORS,
+    200: {
+        "description": "The Response with its image_generation_call; events with `stream`.",
+        "content": _events(
+            "response.created",
+            "response.image_generation_call.partial_image",
+            "response.completed",
+            "response.failed",
+        ),
+    },
+    **_errors(_EXPIRED, _KEY_REUSED, _FAILED, _TIMEOUT, _LARGE_IMAGE, _UNKNOWN_FILE),
 }
 LOOKUP = _errors(_UNKNOWN_JOB, _EXPIRED, _NO_QUEUE, _UNREADABLE)
 JOB: Responses = {
@@ -125,7 +140,7 @@ EVENTS: Responses = {
 JOB_IMAGE: Responses = {
     **LOOKUP,
     200: {"description": "The image file.", "content": _FILES},
-    **_errors(_INVALID_INDEX, _UNKNOWN_JOB, _UNKNOWN_IMAGE),
+    **_errors(_INVALID_INDEX, _UNKNOWN_JOB, _UNKNOWN_IMAGE, _NO_QUEUE, _UNREADABLE, _NO_STORE),
 }
 PREVIEW = JOB_IMAGE
 MODEL = _errors(_UNKNOWN_MODEL, _NO_QUEUE)

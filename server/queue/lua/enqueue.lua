@@ -1,14 +1,17 @@
 -- Accept a job. args: id, input (JSON text), kind, model, class, caller, owner, work, fingerprint,
 -- follow_events, bytes that it takes with its images, reserved_bytes (those of the images), limits, and optionally
--- source_bytes (of an edit's image), deadline_ms, result_ttl_s, webhook, batch, trace (a traceparent) and key, the
--- Idempotency-Key.
+-- source_bytes (of an edit's image), deadline_ms, result_ttl_s, webhook, batch, trace (a traceparent), key, the
+-- Idempotency-Key, and cache_key with cache_s and checkpoint: hash of a request whose images may be kept for equal ones, for
+-- how long, and the weights that the caller expects; with only_cached nothing is queued.
 -- limits: max_queue, queue_share, and max_jobs, max_batch_lines, max_webhooks, max_key_bytes, max_bytes (0: any number).
 -- Returns {outcome, job id, creation time}; outcome is new, known (the same request was accepted before), differs
--- (another request had this id or key), taken (another owner has this id), gone (the job ended and was deleted),
+-- (another request had this id or key), taken (another owner has this id), gone (the job ended and was deleted), cached
+-- (an equal request of this owner has the images), uncached (none has, and only_cached was set),
 -- no_source (there is no image of source_bytes), or the limit that refuses it: full, share, busy, lines, webhooks,
 -- key_bytes, bytes (then the second value is how much of it is used instead of the id).
 -- Safe to repeat: a client library that retries after a lost reply does not enqueue twice.
 local IDEMPOTENT_FOR_S = 86400
+local CACHED_LEFT_S = 60 -- a cached job stays at least this long, for the response and its retries
 local id, owner = args.id, args.owner
 local idempotency = args.key and keys.idempotency_hash(owner, args.key)
 local fingerprint
@@ -19,11 +22,27 @@ end
 local job = keys.job_hash(id)
 local known = read(id, 'fingerprint', 'created_at', 'owner')
 local created_at = known[2]
-if created_at then fingerprint = known[1] end
+fingerprint = fingerprint or known[1]
 if created_at and known[3] ~= owner then return {'taken', id, ''} end
 if fingerprint and fingerprint ~= args.fingerprint then return {'differs', id, ''} end
 if created_at then return {'known', id, created_at} end
 if redis.call('EXISTS', keys.tombstone(id)) == 1 then return {'gone', id, ''} end
+
+local function remember(job_id)
+  if not idempotency then return end
+  redis.call('HSET', idempotency, 'id', job_id, 'fingerprint', args.fingerprint)
+  redis.call('EXPIRE', idempotency, IDEMPOTENT_FOR_S)
+end
+
+if args.cache_key then -- before the limits: it takes neither a place nor memory
+  local found = redis.call('GET', keys.result_cache(owner, args.cache_key, args.checkpoint))
+  local f = found and read(found, 'state', 'owner', 'expires_at', 'created_at')
+  if f and f[1] == 'succeeded' and f[2] == owner and read_number(f[3]) > clock() + CACHED_LEFT_S then
+    remember(found)
+    return {'cached', found, f[4]}
+  end
+  if args.only_cached then return {'uncached', id, ''} end
+end
 local limits, is_line = args.limits, args.kind == 'batch'
 -- Each model has a line of its own: one that has no worker must not take the others' places.
 local queued, own = 0, 0
@@ -60,13 +79,10 @@ redis.call('HSET', job, 'id', id, 'state', 'queued', 'input', args.input, 'kind'
   'work', args.work, 'fingerprint', args.fingerprint, 'owner', owner, 'bytes', args.bytes,
   'reserved_bytes', args.reserved_bytes)
 if args.deadline_ms then redis.call('HSET', job, 'deadline', time_text(at + args.deadline_ms / 1000)) end
-for _, field in ipairs({'webhook', 'batch', 'result_ttl_s', 'source_bytes', 'trace'}) do
+for _, field in ipairs({'webhook', 'batch', 'result_ttl_s', 'source_bytes', 'trace', 'cache_key', 'cache_s'}) do
   if args[field] then redis.call('HSET', job, field, args[field]) end
 end
-if idempotency then
-  redis.call('HSET', idempotency, 'id', id, 'fingerprint', args.fingerprint)
-  redis.call('EXPIRE', idempotency, IDEMPOTENT_FOR_S)
-end
+remember(id)
 if args.follow_events then redis.call('XADD', keys.events_stream(id), '*', 'type', 'status', 'value', 'queued') end
 redis.call('PERSIST', keys.input_bytes(id)) -- the source image of an edit stays until the job ends
 redis.call('ZADD', keys.jobs_zset(owner), sequence, id)

@@ -1,5 +1,5 @@
 -- End a job, once. args: id, token, state, outputs, error and metrics (JSON texts, '' for none), ttl_s, steps,
--- result_ttl_s, result_bytes (of all images), stored ({token, index} of each image whose file is stored already), indices of
+-- result_ttl_s, result_bytes (of all images), checkpoint (hash of the weights), stored ({token, index} of each image whose file is stored already), indices of
 -- the images whose files are not and follow as ARGV[2] and up. One round trip and one sync less than storing them
 -- separately. Only this script makes files visible: the record names their tokens. Returns the state that the job has
 -- now, 'fenced', or 'incomplete' if a stored file is gone, as after a failover to a replica that never got it: then
@@ -29,4 +29,11 @@ if state == 'failed' then dead_letter(id, error) end
 local succeeded = state == 'succeeded'
 finish(id, state, args.ttl_s, succeeded and args.result_bytes or 0, 'outputs', outputs, 'error', error,
   'metrics', args.metrics, 'step', succeeded and args.steps or f[5] or 0)
+if succeeded and args.checkpoint ~= '' then -- the weights that generated it, not those that its caller expected
+  local c = read(id, 'cache_key', 'cache_s', 'owner', 'expires_at')
+  local seconds = math.floor(math.min(tonumber(c[2] or '0'), tonumber(c[4]) - clock()))
+  if c[1] and seconds > 0 then
+    redis.call('SET', keys.result_cache(c[3] or '', c[1], args.checkpoint), id, 'EX', seconds)
+  end
+end
 return state

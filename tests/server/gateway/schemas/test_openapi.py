@@ -17,7 +17,7 @@ DOCUMENT = create_app(Settings()).openapi()
 OPERATIONS = """
     generate edit_image vary_image submit_job list_jobs put_job get_job follow_job get_job_image get_job_preview
     cancel_job list_files upload_file get_file delete_file get_file_content create_batch list_batches get_batch
-    cancel_batch list_models get_model live ready metrics
+    cancel_batch create_response list_models get_model live ready metrics
 """.split()
 
 

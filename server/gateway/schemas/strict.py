@@ -1,0 +1,40 @@
+"""The base of request bodies: exact types, known names only, valid Unicode."""
+
+import difflib
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+
+class StrictRequest(BaseModel):
+    """A request body that ignores nothing silently."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_names_only(cls, data: Any) -> Any:
+        """Reject unknown parameters by name and suggest the nearest valid one; ignoring them would hide typos."""
+        if not isinstance(data, dict):
+            return data
+        for name in data:
+            if name not in cls.model_fields:
+                close = difflib.get_close_matches(name, cls.model_fields, n=1)
+                hint = f" Did you mean '{close[0]}'?" if close else ""
+                valid = ", ".join(cls.model_fields)
+                raise PydanticCustomError(
+                    "unknown_parameter",
+                    "Unknown parameter '{param}'.{hint} Valid parameters: {valid}.",
+                    # A response cannot carry an unpaired surrogate.
+                    {"param": ascii(name[:100])[1:-1], "hint": hint, "valid": valid},
+                )
+        return data
+
+    @field_validator("*")
+    @classmethod
+    def _text_is_unicode(cls, value: Any) -> Any:
+        """Reject unpaired surrogates: JSON can spell them, but no file, hash or response can hold them."""
+        if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
+            raise PydanticCustomError("bad_unicode", "contains an unpaired surrogate; send valid Unicode")
+        return value
