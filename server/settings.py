@@ -61,6 +61,12 @@ class Settings(ConnectionSettings):
         "(shared by all hosts). The last two need the extra storage.",
         check=parse_results,
     )
+    result_links: str = _jobs(
+        "proxy",
+        "Links to images in s3:// in responses with response_format url: to the gateway, or presigned ones to the "
+        "bucket, which callers must reach. Both expire after FLUID_LINK_TTL_S.",
+        choices=("proxy", "presigned"),
+    )
     batch_ttl_s: int = _jobs(
         86400, "How long uploaded files, batches and the images of batches are kept.", unit="seconds", at_least=1
     )

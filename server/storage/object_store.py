@@ -66,6 +66,12 @@ def open_store(url: str, namespace: str) -> ObjectStore | None:
     return ObjectStore(url, namespace)
 
 
+def check_links(url: str, links: str) -> None:
+    """Raise ConfigError if FLUID_RESULT_LINKS asks for links that FLUID_RESULTS cannot give."""
+    if links == "presigned" and not url.startswith("s3://"):
+        raise ConfigError("FLUID_RESULT_LINKS=presigned needs FLUID_RESULTS=s3://bucket/prefix; or set it to proxy.")
+
+
 class ObjectStore:
     """The objects of one service. Credentials come from AWS_* variables only."""
 
@@ -90,8 +96,11 @@ class ObjectStore:
     async def _put(self, name: str, data: bytes) -> None:
         import obstore
 
-        await obstore.put_async(self._store(), name, data)
-        if self._folder is not None:
+        if self._folder is None:
+            kind = f"image/{name.rpartition('.')[2]}" if "." in name else "application/octet-stream"
+            await obstore.put_async(self._store(), name, data, attributes={"Content-Type": kind}, use_multipart=False)
+        else:
+            await obstore.put_async(self._store(), name, data)
             await asyncio.to_thread(_sync, self._folder, name)
 
     async def get(self, name: str) -> bytes | None:
@@ -107,6 +116,18 @@ class ObjectStore:
         except FileNotFoundError as error:
             self._require_place(error)
             return None
+
+    async def link(self, name: str, seconds: float) -> str:
+        """A link by which anyone can read the object of a bucket for a while: at most a week, as S3 allows."""
+        return await self._call(self._link(name, timedelta(seconds=min(seconds, 7 * 86400))))
+
+    async def _link(self, name: str, duration: timedelta) -> str:
+        import obstore
+        from obstore.store import S3Store
+
+        store = self._store()
+        assert isinstance(store, S3Store)
+        return await obstore.sign_async(store, "GET", name, duration)
 
     async def exists(self, name: str) -> bool:
         return await self._call(self._exists(name))

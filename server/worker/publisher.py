@@ -138,7 +138,8 @@ class Publisher:
                 await self._store(job, output, data)
                 files = {}
         except StorageUnavailable as error:  # no job is to blame; no attempt of it is used up
-            log.warning("%s is requeued: %s", job.lease.job_id, error.message)
+            if not job.interrupted:
+                log.warning("%s is requeued: %s", job.lease.job_id, error.message)
             job.interrupted = True
             return
         except Exception as error:

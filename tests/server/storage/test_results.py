@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 import redis
 
 from server.queue.keys import Keys
-from server.storage.object_names import expires_at
+from server.storage.object_names import object_name
 from tests.server.harness import Service, fluid, until
 
 BODY = {"prompt": "an apple", "seed": 7, "n": 2, "num_inference_steps": 4}
@@ -81,7 +83,7 @@ def test_an_outage_under_load_loses_no_job_and_costs_no_attempt(
 
     def red() -> bool:
         ready = httpx.get(f"{base}/health/ready")
-        return ready.status_code == 503 and ready.json()["reason"].count(cause) == 1
+        return ready.status_code == 503 and cause in ready.json()["reason"]
 
     until(red, what="readiness")
     answer = image_of(service, before)
@@ -112,15 +114,15 @@ def test_an_outage_under_load_loses_no_job_and_costs_no_attempt(
 
 @pytest.mark.slow
 def test_canceled_and_expired_images_are_deleted(new_service: Callable[..., Service], folder: Path) -> None:
-    service = new_service(results=folder.as_uri(), fake_step_ms=150.0, max_rows=1)
+    """A gateway sweeps when it starts, and every half minute."""
+    namespace = uuid.uuid4().hex
+    old = folder / object_name(namespace, "job_1", 1, 0, "png", time.time() - 7200)
+    old.parent.mkdir(parents=True)
+    old.write_bytes(b"of a worker that died")
+    service = new_service(results=folder.as_uri(), namespace=namespace, fake_step_ms=50.0, max_rows=1)
+    until(lambda: not old.parent.parent.exists(), what="the sweep")
     job = str(service.client.submit("an apple", n=3, num_inference_steps=8)["id"])
     until(lambda: files(folder), what="its first image")
     httpx.post(f"{service.settings.base_url}/v1/jobs/{job}/cancel")
     until(lambda: not files(folder), what="deletion")
-    assert job_of(service, job)["status"] in ("canceled", "processing")
-    old = folder / service.settings.namespace / "2026-01-01T00" / "job_1" / "1-0.png"
-    old.parent.mkdir(parents=True)
-    old.write_bytes(b"of a worker that died")
-    assert expires_at(str(old.relative_to(folder))) is not None
-    Service.add_gateway(service) if hasattr(Service, "add_gateway") else None
-    until(lambda: not old.exists(), seconds=50, what="the sweep")
+    assert job_of(service, job)["status"] == "canceled"
