@@ -113,7 +113,7 @@ class JobQueue(QueueConnection):
     async def _enqueue(self, submission: Submission, *, only_cached: bool = False) -> Accepted:
         job, text = submission.job, submission.job.to_json()
         source_bytes = len(submission.source or b"")
-        reserved = job.n * job.width * job.height * 3  # what the images take at most
+        reserved = job.n * job.width * job.height * job.channels  # what the images take at most
         args = {
             "id": submission.job_id,
             "input": text,

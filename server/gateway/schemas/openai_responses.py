@@ -128,12 +128,12 @@ class ResponseUsage(BaseModel):
     total_tokens: int = Field(description="Input and output tokens together.")
 
 
-_CALL = {
+_CALL: dict[str, Any] = {
     "type": "image_generation_call", "id": "ig_3f2a", "status": "completed", "result": "iVBORw0KGgo…",
     "action": "generate", "background": "opaque", "output_format": "png", "quality": "high", "size": "128x128",
     "revised_prompt": None, "seed": 7,
 }  # fmt: skip
-_USAGE = {
+_USAGE: dict[str, Any] = {
     "input_tokens": 9, "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0}, "output_tokens": 64,
     "output_tokens_details": {"reasoning_tokens": 0}, "total_tokens": 73,
 }  # fmt: skip
