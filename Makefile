@@ -153,8 +153,8 @@ LOCK = $(TOOLS)/bin/uv pip compile --quiet --universal --python-version 3.12 --g
 
 # worker.txt has what the worker's image installs on top of gateway.txt.
 lock: $(TOOLS)/.installed ## write locks/*.txt, what the images install, with hashes, from pyproject.toml and constraints.txt
-	$(LOCK) pyproject.toml --extra otel -o locks/gateway.txt $(ARGS)
-	$(LOCK) pyproject.toml --extra otel --extra worker -o locks/worker.txt $(ARGS) $$(sed -n 's/^\([a-z0-9._-]*\)==.*/--no-emit-package \1/p' locks/gateway.txt)
+	$(LOCK) pyproject.toml --extra otel --extra storage -o locks/gateway.txt $(ARGS)
+	$(LOCK) pyproject.toml --extra otel --extra storage --extra worker -o locks/worker.txt $(ARGS) $$(sed -n 's/^\([a-z0-9._-]*\)==.*/--no-emit-package \1/p' locks/gateway.txt)
 	$(LOCK) locks/build.in -o locks/build.txt $(ARGS)
 
 SBOM = PYTHONWARNINGS=ignore $(TOOLS)/bin/cyclonedx-py requirements --pyproject pyproject.toml --mc-type application --output-reproducible --output-format JSON

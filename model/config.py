@@ -18,12 +18,10 @@ from model.tokenizer_config import (
     TokenizerConfig,
     VqConfig,
     VqganConfig,
-    build_section,
-    tokenizer_from_json,
 )
 
 __all__ = [
-    "FAMILIES", "TOKENIZERS", "AnyTokenizerConfig", "ConfigError", "DdpmConfig", "FluidConfig", "KlConfig", "MarConfig",
+    "TOKENIZERS", "AnyTokenizerConfig", "ConfigError", "DdpmConfig", "FluidConfig", "KlConfig", "MarConfig",
     "ModelConfig", "NovaConfig", "TextConfig", "TokenizerConfig", "VqConfig", "VqganConfig",
 ]  # fmt: skip
 
@@ -165,26 +163,6 @@ class ModelConfig:
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
-    @staticmethod
-    def from_json(raw: dict[str, Any]) -> ModelConfig:
-        """Inverse of `to_json`.
-
-        Raises:
-            ConfigError: the family or a key is unknown, or the sizes do not fit together.
-        """
-        raw = dict(raw)
-        family = raw.get("family", "fluid")
-        if family not in FAMILIES:
-            raise ConfigError(f"family {family!r} is not known here; this version serves {', '.join(FAMILIES)}")
-        if "tokenizer" in raw:
-            raw["tokenizer"] = tokenizer_from_json(raw["tokenizer"])
-        if "text" in raw:
-            raw["text"] = build_section(TextConfig, "text", raw["text"])
-        if raw.get("ddpm") is not None:
-            raw["ddpm"] = build_section(DdpmConfig, "ddpm", raw["ddpm"])
-        config: ModelConfig = build_section(FAMILIES[family], "model", raw)
-        return config
-
 
 @dataclass(frozen=True, kw_only=True)
 class FluidConfig(ModelConfig):
@@ -288,11 +266,3 @@ class NovaConfig(ModelConfig):
     @property
     def update_rule(self) -> Literal["eps", "v"]:
         return "v"  # every chain's tables make it a case of "v" (model/schedules.py)
-
-
-FAMILIES: dict[str, type[ModelConfig]] = {"fluid": FluidConfig, "mar": MarConfig, "nova": NovaConfig}
-
-
-def register_families(**families: type[ModelConfig]) -> None:
-    """Make families of other modules known to `from_json`; networks/factory.py imports those modules."""
-    FAMILIES.update(families)

@@ -1,14 +1,11 @@
-"""Sizes of the imported families of discrete tokens: aMUSEd and Meissonic (random order), Janus and LlamaGen (raster).
-
-Importing this module makes the families known to `ModelConfig.from_json`.
-"""
+"""Sizes of the imported families of discrete tokens: aMUSEd, Meissonic (random order); Janus, LlamaGen (raster)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Literal
 
-from model.config import AnyTokenizerConfig, ConfigError, ModelConfig, TextConfig, VqganConfig, register_families
+from model.config import AnyTokenizerConfig, ConfigError, ModelConfig, TextConfig, VqganConfig
 
 VQ_F16 = VqganConfig(
     widths=(128, 256, 256, 512, 768), latent_channels=64, channels=64, codebook=8192, middle_attention=False,
@@ -165,6 +162,3 @@ class LlamagenConfig(PrefixConfig):
     norm_eps: float = 1e-5
     text: TextConfig = field(default_factory=lambda: TextConfig("transformers", "google/flan-t5-xl", 2048, 120))
     family: Literal["llamagen"] = "llamagen"
-
-
-register_families(amused=AmusedConfig, meissonic=MeissonicConfig, janus=JanusConfig, llamagen=LlamagenConfig)

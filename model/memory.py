@@ -9,17 +9,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from model.config import FluidConfig, MarConfig, ModelConfig
-from model.presets import MAR_PRESETS, PRESETS
+from model.config import FluidConfig, KlConfig, MarConfig, ModelConfig, NovaConfig
+from model.presets import IMPORTED_PRESETS, PRESETS
 
 GB = 10**9
 RESERVED = 2 * GB  # CUDA's context, cuBLAS, compiled kernels, fragmentation
 CONDITION_CACHE = 256 << 20  # inference/prompts.py
 TEXT_ROOM = 32  # text tokens of a short prompt's condition, inference/prompts.py; longer ones have 64, 128, …
-ENCODER_PARAMETERS = {"google/t5-v1_1-xxl": 4_762_310_656}  # of T5's encoder half
+# Of T5's encoder half; of Phi-2 without the layer that predicts words.
+ENCODER_PARAMETERS = {"google/t5-v1_1-xxl": 4_762_310_656, "microsoft/phi-2": 2_648_560_640}
+PHI_2_WIDTH = 2560  # an imported NOVA names the folder of its encoder, which is Phi-2 if it is as wide
 TOKENIZER_BYTES = 4 * 84_000_000  # Stable Diffusion's autoencoder and kl16 have about as many parameters
 CPU_RESERVED = 500_000_000  # of a process on a CPU: Python, torch, a small text encoder
 HEAD_TOKENS = 8  # that one row decides in a step, at 64 steps of 256 tokens
+# Activations of an autoencoder's decoder at once, in those of the finest level's input: whole images and strips
+# (measured: 3.9 at 512 pixels, 2.1 at 1024).
+DECODED, DECODED_IN_STRIPS = 4.0, 2.2
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,11 @@ def backbone_parameters(config: ModelConfig) -> int:
         norms = 3 * 2 * d  # before the encoder, behind it, behind the decoder
         tables = (config.classes + 1 + 2 * length + n + 1) * d  # classes, none, positions, mask token
         return blocks + norms + tables + (c * d + d) + (d * d + d)
+    if isinstance(config, NovaConfig):
+        blocks = (config.context_depth + config.depth) * block
+        text = config.text.max_tokens * config.text.dim + (config.text.dim * d + d)
+        time = (256 * d + d) + (d * d + d)
+        return blocks + text + time + (c * d + d) + 2 * d + 4 * 2 * d  # start and mask token; four norms
     assert isinstance(config, FluidConfig)
     w, e = config.aligner_width or d, config.text.dim
     aligner = 2 * e + e * w + w + config.text.max_tokens * w + 2 * w
@@ -61,6 +71,8 @@ def sharded_parameters(config: ModelConfig) -> int:
     d, r = config.width, config.mlp_ratio
     if isinstance(config, MarConfig):
         return (config.encoder_depth + config.decoder_depth) * (_attention(d, d) + _mlp(d, r))
+    if isinstance(config, NovaConfig):
+        return 0  # its backbone is never shared
     assert isinstance(config, FluidConfig)
     w = config.aligner_width or d
     blocks = config.depth * (_attention(d, d) + _attention(d, w) + _mlp(d, r))
@@ -79,11 +91,26 @@ def estimate_on_cpu(config: ModelConfig, rows: int, shards: int = 1, leads: bool
     keys = 2 * 4 * 2 * rows * config.tokens * config.width // shards
     if isinstance(config, FluidConfig):
         keys *= config.depth if config.causal else 0
-        encoder = 4 * ENCODER_PARAMETERS.get(config.text.name, 0)
     else:
-        keys, encoder = 0, 0
+        keys = 0
+    encoder = 4 * encoder_parameters(config) + _decoding(config)
     own = 6 * head_parameters(config) + encoder + CONDITION_CACHE // 4 if leads else 0
     return CPU_RESERVED + weights + keys + own
+
+
+def encoder_parameters(config: ModelConfig) -> int:
+    """Number of values in the text encoder; 0 for those that are small, or not known."""
+    if isinstance(config, NovaConfig) and config.text.dim == PHI_2_WIDTH:
+        return ENCODER_PARAMETERS["microsoft/phi-2"]
+    return ENCODER_PARAMETERS.get(config.text.name, 0) if isinstance(config, FluidConfig) else 0
+
+
+def _decoding(config: ModelConfig) -> int:
+    """Bytes of the activations while NOVA's autoencoder decodes one image; of smaller images they are in RESERVED."""
+    if not isinstance(config, NovaConfig) or not isinstance(config.tokenizer, KlConfig):
+        return 0
+    kept = DECODED_IN_STRIPS if config.tokenizer.strip else DECODED
+    return int(kept * 4 * config.image_size**2 * config.tokenizer.widths[1])
 
 
 def head_parameters(config: ModelConfig) -> int:
@@ -93,6 +120,7 @@ def head_parameters(config: ModelConfig) -> int:
     w, c = config.head_width, config.channels
     block = 2 * w + 2 * (w * w + w) + _modulation(config) // (3 * config.head_depth + 2) * 3
     outer = (256 * w + w) + (w * w + w) + (config.width * w + w) + (c * w + w)
+    outer += (w * w + w) * config.post_norm_head  # z goes through two layers
     return outer + config.head_depth * block + 2 * (w * w + w) + (w + 1) * config.head_out
 
 
@@ -108,9 +136,10 @@ def estimate(config: ModelConfig, rows: int, text: int = TEXT_ROOM, shards: int 
     if leads:
         weights += 10 * head_parameters(config)
         weights += 2 * config.codebook * d if config.categorical else 4 * _modulation(config)
-    encoder, fixed, own = 0, 4 * d, 4 * d
+    encoder, fixed, own = 2 * encoder_parameters(config) * leads, 4 * d, 4 * d
+    if isinstance(config, NovaConfig):
+        fixed = own = 4 * d * (n // 4)  # context tokens
     if isinstance(config, FluidConfig):
-        encoder = 2 * ENCODER_PARAMETERS.get(config.text.name, 0) if leads else 0
         token = 2 * 2 * config.depth * d // shards  # keys and values of every block
         fixed, own = (token * count for count in _text_tokens(text, config.text.max_tokens))
     # Fixed conditions, and the rows' own: theirs and the empty one's are shared.
@@ -119,7 +148,8 @@ def estimate(config: ModelConfig, rows: int, text: int = TEXT_ROOM, shards: int 
     if isinstance(config, FluidConfig) and config.causal:  # of every row and its unconditional half, in bfloat16
         key_values = 2 * 2 * evaluations * config.depth * n * d // shards
     # In raster order a step computes one position, and attention gathers one block's past.
-    length = 1 if config.causal else n + (config.buffer if isinstance(config, MarConfig) else 0)
+    beside = config.buffer if isinstance(config, MarConfig) else n // 4 if isinstance(config, NovaConfig) else 0
+    length = 1 if config.causal else n + beside
     # Stream in float32; normalised stream, the MLP's hidden values and its result in bfloat16; z at a fixed address.
     activations = evaluations * length * d * (4 + 2 + 2 * config.mlp_ratio + 2) + evaluations * length * d * 4
     if config.causal:
@@ -128,11 +158,12 @@ def estimate(config: ModelConfig, rows: int, text: int = TEXT_ROOM, shards: int 
         sampled = rows * (1 if config.causal else n)
         head = sampled * config.codebook * (4 + 4 + 4 * 8)
     else:  # buffers of all buckets: 1.5 times the largest, twice
-        head = 12 * config.head_width * 3 * evaluations * HEAD_TOKENS
+        tokens = HEAD_TOKENS * (n // 256 if isinstance(config, NovaConfig) else 1)
+        head = 12 * config.head_width * 3 * evaluations * tokens
         head += 2 * 1024 * (3 * config.head_depth + 3) * config.head_width  # hoisted modulation
     if not leads:
         return Memory(weights, 0, conditions, key_values, activations)
-    return Memory(weights + TOKENIZER_BYTES, encoder, conditions, key_values, activations + head)
+    return Memory(weights + TOKENIZER_BYTES, encoder, conditions, key_values, activations + head + _decoding(config))
 
 
 def _text_tokens(text: int, most: int) -> tuple[int, int]:
@@ -160,7 +191,7 @@ def report(name: str, rows: int = 64) -> list[str]:
     Raises:
         KeyError: there is no such preset; the message lists them.
     """
-    known = {key.lower(): (key, config) for key, config in {**PRESETS, **MAR_PRESETS}.items()}
+    known = {key.lower(): (key, config) for key, config in {**PRESETS, **IMPORTED_PRESETS}.items()}
     if name.lower() not in known:
         raise KeyError(f"no preset {name!r}; there are {', '.join(key for key, _ in known.values())}")
     key, config = known[name.lower()]
@@ -178,7 +209,7 @@ def report(name: str, rows: int = 64) -> list[str]:
         most, fewer = (largest_rows(config, limit * GB, text) for text in (TEXT_ROOM, longest))
         more = f", {fewer} with prompts of {longest} tokens" if longest > TEXT_ROOM else ""
         lines.append(f"  {limit} GB: " + (f"up to {most} rows at once{more}" if most else "does not fit"))
-    for shards in (2, 4, 8):
+    for shards in () if isinstance(config, NovaConfig) else (2, 4, 8):
         if config.heads % shards == 0:
             first, other = (estimate(config, rows, shards=shards, leads=leads).total / GB for leads in (True, False))
             lines.append(

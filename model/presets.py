@@ -1,10 +1,21 @@
-"""Named model sizes: the shipped models, the paper's, and MAR's."""
+"""Named model sizes: the shipped models, the paper's, MAR's and NOVA's."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
-from model.config import FluidConfig, KlConfig, MarConfig, TextConfig, TokenizerConfig, VqConfig
+from model.config import (
+    DdpmConfig,
+    FluidConfig,
+    KlConfig,
+    MarConfig,
+    ModelConfig,
+    NovaConfig,
+    TextConfig,
+    TokenizerConfig,
+    VqConfig,
+)
 
 # Stable Diffusion's autoencoder has stride 8 and 4 channels; 2×2 positions make a token of 16 channels.
 _SD_VAE_2X2 = KlConfig(widths=(128, 256, 512, 512), latent_channels=4, attention=False, patch=2, scale=0.18215)
@@ -110,3 +121,25 @@ MAR_PRESETS: dict[str, MarConfig] = {
     "mar-l": _mar(1024, 16, 16, 1280, 8),
     "mar-h": _mar(1280, 20, 16, 1536, 12),
 }
+
+
+def _nova(width: int, heads: int, image_size: int) -> NovaConfig:
+    sd = image_size == 512  # Stable Diffusion's autoencoder and DDPM; SDXL's and flow matching above
+    return NovaConfig(
+        image_size=image_size, width=width, heads=heads, head_width=width, prediction="eps" if sd else "flow",
+        ddpm=DdpmConfig() if sd else None,
+        tokenizer=_SD_VAE_2X2 if sd else replace(_SD_VAE_2X2, scale=0.13025, strip=8),
+        text=TextConfig(kind="transformers", name="microsoft/phi-2", dim=2560, max_tokens=256),
+    )  # fmt: skip
+
+
+# The released sizes of NOVA (arXiv 2412.14169), named as their folders. `fluid import` reads the sizes and the chain
+# from the folder; these serve to plan with.
+NOVA_PRESETS: dict[str, NovaConfig] = {
+    "nova-d48w1024-sd512": _nova(1024, 16, 512),
+    "nova-d48w768-sdxl1024": _nova(768, 12, 1024),
+    "nova-d48w1024-sdxl1024": _nova(1024, 16, 1024),
+    "nova-d48w1536-sdxl1024": _nova(1536, 16, 1024),
+}
+
+IMPORTED_PRESETS: dict[str, ModelConfig] = {**MAR_PRESETS, **NOVA_PRESETS}

@@ -44,7 +44,7 @@ class KlConfig:
     attention: bool = True  # self-attention at the encoder's coarsest width (kl16 has it, Stable Diffusion does not)
     patch: int = 1  # patch × patch neighbouring latents make one token (Fluid: 2, MAR: 1)
     scale: float = 0.2325  # latents times this have unit variance
-    tile: int = 0  # larger images are decoded in tiles of tile × tile latents, which bounds the memory; 0: whole
+    strip: int = 0  # images are decoded in strips of this many rows of latents, which saves memory; 0: whole
     discrete: ClassVar[bool] = False
 
     @property

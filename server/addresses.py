@@ -2,6 +2,7 @@
 
 import ipaddress
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 #: Listening on one of these is reached through the loopback address of the same family.
@@ -143,3 +144,28 @@ def url_passwords(url: str) -> set[str]:
     except ValueError:
         return set()
     return written | {unquote(text) for text in written} | {v for name, v in options.items() if "password" in name}
+
+
+def parse_results(text: str) -> str:
+    """Return FLUID_RESULTS if it names a place for images.
+
+    Raises:
+        ValueError: it does not; the message has the remedy.
+    """
+    text = text.strip()
+    url = urlsplit(text)
+    if text == "redis" or results_folder(text) is not None:
+        return text
+    if url.scheme == "s3" and url.hostname and not (url.username or url.password or url.query or url.fragment):
+        return text.rstrip("/")
+    raise ValueError(
+        "must be redis, s3://bucket/prefix or file:///folder; credentials belong into AWS_ACCESS_KEY_ID and "
+        "AWS_SECRET_ACCESS_KEY"
+    )
+
+
+def results_folder(text: str) -> Path | None:
+    """Return the folder of a FLUID_RESULTS that begins with file://; None of any other."""
+    url = urlsplit(text)
+    is_folder = url.scheme == "file" and not url.netloc and len(url.path) > 1 and not (url.query or url.fragment)
+    return Path(unquote(url.path)) if is_folder else None

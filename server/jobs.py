@@ -140,6 +140,7 @@ class Output:
     size_bytes: int
     sha256: str
     token: int = 1  #: of the attempt that generated it; part of its file's key
+    location: str = ""  #: name of its object in the store of FLUID_RESULTS; "" if its file is in Redis
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 SECONDS = tuple(round(0.001 * 1.8**i, 6) for i in range(21))  # 1 ms to 127 s
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
-WORKER_TASKS = ("heartbeat", "lease renewal", "cancel listener", "watchdog", "reloader", "job intake")
+WORKER_TASKS = ("heartbeat", "lease renewal", "cancel listener", "watchdog", "reloader", "job intake", "result store")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +26,10 @@ class Spec:
 
 
 WORKER_SPECS: Mapping[str, Spec] = {
-    "fluid_queue_wait_seconds": Spec("Seconds from acceptance until a worker took the job.", buckets=SECONDS),
-    "fluid_job_latency_seconds": Spec("Seconds from acceptance to success.", buckets=SECONDS),
+    "fluid_queue_wait_seconds": Spec(
+        "Seconds from acceptance until a worker took the job.", label="model", buckets=SECONDS
+    ),
+    "fluid_job_latency_seconds": Spec("Seconds from acceptance to success.", label="model", buckets=SECONDS),
     "fluid_stage_duration_seconds": Spec(
         "Seconds spent in each stage of a job.",
         label="stage",
@@ -53,6 +55,7 @@ WORKER_SPECS: Mapping[str, Spec] = {
     "fluid_worker_task_crashes_total": Spec(
         "Crashes of background tasks of workers; each is restarted.", label="task", values=WORKER_TASKS
     ),
+    "fluid_result_store_failures_total": Spec("Failed writes of finished images into the store of FLUID_RESULTS."),
     "fluid_worker_starts_total": Spec("Worker processes that became ready."),
 }
 

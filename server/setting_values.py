@@ -3,7 +3,7 @@
 import difflib
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import Field, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from server.errors import SettingError
 
 PREFIX = "FLUID_"
+DEFAULT_ENGINE = "server.worker.engine.loader:load_model"
 _URL = r"(tcp|udp|sctp)://\S+:\d+"
 #: Name and value of each variable that Kubernetes injects for a Service named fluid or fluid-*, and Docker for a link.
 _SERVICE_LINKS = (
@@ -64,7 +65,8 @@ def parse(name: str, setting: "Field[Any]", text: str) -> Any:
         SettingError: the value is invalid. The message shows it, unless it may hold a secret.
     """
     meta = setting.metadata
-    shown = name if meta["secret"] else f"{name}={text!r}"
+    holds_password = meta["secret"] or "@" in text
+    shown = name if holds_password else f"{name}={text!r}"
     if not text.strip():
         return setting.default
     if meta["choices"] and text not in meta["choices"]:
@@ -117,6 +119,12 @@ def row_of(setting: "Field[Any]") -> tuple[str, str, str, str]:
     return PREFIX + setting.name.upper(), text, meta["unit"], meta["help"] + choices
 
 
+def rows_of(table: Iterable["Field[Any]"]) -> Iterator[tuple[str, str, str]]:
+    """Yield (variable, default with its unit, meaning with its choices) of those that users may set."""
+    for name, default, unit, meaning in map(row_of, filter(group_of, table)):
+        yield name, f"{default} {unit}".rstrip(), meaning
+
+
 def unknown(name: str, valid: Sequence[str]) -> str:
     """The error of a variable that is no setting."""
     close = difflib.get_close_matches(name, valid, n=1)
@@ -131,3 +139,9 @@ def data_folder(data_dir: str) -> Path:
         return Path(data_dir or Path(base) / "fluid-serve").expanduser()
     except RuntimeError as error:
         raise SettingError("There is no home folder (HOME): set FLUID_DATA_DIR to a writable folder.") from error
+
+
+def split_checkpoints(text: str) -> list[str]:
+    """The checkpoints that FLUID_CHECKPOINT names, separated by commas; a folder with a comma in its name is one."""
+    names = [name for name in map(str.strip, text.split(",")) if name]
+    return [text] if not names or Path(text).is_dir() else names

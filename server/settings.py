@@ -10,11 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from server.addresses import parse_host, parse_redis_url, url_host
-from server.setting_values import PREFIX, data_folder, group_of, read, row_of, setting
+from server.addresses import parse_results
+from server.connection_settings import ConnectionSettings
+from server.setting_values import DEFAULT_ENGINE, PREFIX, data_folder, read, rows_of, setting
 
-_gateway = partial(setting, group="Gateway")
-_redis = partial(setting, group="Redis")
 _jobs = partial(setting, group="Jobs")
 _worker = partial(setting, group="Worker and model")
 _access = partial(setting, group="Access and limits")
@@ -24,105 +23,15 @@ _traces = partial(setting, group="Traces")
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(ConnectionSettings):
     """One field per setting; its environment variable is FLUID_ and the field's name in capitals."""
 
-    host: str = _gateway(
-        "127.0.0.1",
-        "Address the gateway listens on, IPv4 or IPv6; 0.0.0.0 or :: accepts connections from the network.",
-        check=parse_host,
-    )
-    port: int = _gateway(8000, "Port the gateway listens on.", at_least=1, at_most=65535)
-    public_url: str = _gateway(
-        "",
-        "Base URL of the links to images in responses. If empty, the URL that each request was sent to.",
-        begins=("http://", "https://"),
-    )
-    request_timeout_s: float = _gateway(
-        300.0,
-        "Longest wait of a request that generates synchronously; then its job is canceled and it gets 504.",
-        unit="seconds",
-        at_least=1,
-    )
-    body_timeout_s: float = _gateway(
-        30.0,
-        "Time for a request's body to arrive, then 408. A large body may take longer if it sends 128 KiB per second.",
-        unit="seconds",
-        at_least=0.5,
-    )
-    allowed_hosts: str = _gateway(
-        "",
-        "Host names, beside loopback ones and FLUID_PUBLIC_URL's, that a service without API keys answers to, "
-        "separated by commas: images.example, *.example; * is every name. With API keys every name is answered.",
-    )
-    cors_origins: str = _gateway(
-        "",
-        "Origins whose web pages may call the API from a browser, separated by commas: https://app.example. Pages of "
-        "other origins can change nothing.",
-    )
-
-    model_aliases: str = _gateway(
-        "", "Further names of models, for clients that send a fixed one: dall-e-3=scenes-128,gpt-image-1=scenes-128."
-    )
-    size_policy: str = _gateway(
-        "refuse",
-        "A size that the model does not have: refuse it with 400, or generate the nearest one with a warning.",
-        choices=("refuse", "nearest"),
-    )
-    response_format: str = _gateway(
-        "b64_json",
-        "Form of images in responses whose request does not choose one. Streams, and requests for a model named "
-        "gpt-image..., get b64_json in any case, as from OpenAI.",
-        choices=("b64_json", "url"),
-    )
-
-    redis_url: str = _redis(
-        "",
-        "A redis://, rediss:// or unix:// URL. If empty, `fluid serve` starts an embedded Valkey.",
-        check=parse_redis_url,
-        secret=True,
-    )
-    namespace: str = _redis("fluid", "Prefix of every Redis key, so that several services can share one Redis.")
-    data_dir: str = _redis(
-        "", "Folder of the embedded Valkey's data. If empty, fluid-serve in $XDG_DATA_HOME or ~/.local/share."
-    )
-    max_mib: int = _redis(
-        0,
-        "Memory of Redis that jobs, images, files and batches may take; more get 429. 0 is three quarters of Redis' "
-        "maxmemory, or unlimited without one.",
-        unit="MiB",
-        at_least=0,
-    )
-    valkey_mib: int = _redis(
-        0,
-        "Memory (maxmemory) of the embedded Valkey, which refuses writes beyond it. 0 is a quarter of the memory that "
-        "the machine or container has.",
-        unit="MiB",
-        at_least=0,
-    )
-    fsync: str = _redis(
-        "always",
-        "How often the embedded Valkey syncs to disk. everysec is faster, and loses up to a second of accepted jobs "
-        "if the machine crashes.",
-        choices=("always", "everysec"),
-    )
-    replicas: int = _redis(
-        0,
-        "Replicas of Redis that must have an accepted job on disk before its 2xx; else it gets 503 not_replicated. "
-        "Redis before 7.2 has no WAITAOF, and WAIT waits for their memory only. 0 waits for none.",
-        unit="replicas",
-        at_least=0,
-    )
-    replica_timeout_s: float = _redis(
-        2.0, "Longest wait of a request for FLUID_REPLICAS.", unit="seconds", at_least=0.05
-    )
-
     max_queue: int = _jobs(
-        10000, "Jobs that may wait in the queue; further requests get 429 queue_full.", unit="jobs", at_least=1
+        10000, "Jobs that may wait for one model; further requests for it get 429 queue_full.", unit="jobs", at_least=1
     )
     queue_share: float = _jobs(
         0.5,
-        "Largest share of the queue's places, without those that other API keys hold, that one key may hold: beyond it "
+        "Largest share of a model's places, without those that other API keys hold, that one key may hold: beyond it "
         "requests get 429, and lines of batches wait. 1 is no limit.",
         at_least=0.001,
         at_most=1,
@@ -146,6 +55,18 @@ class Settings:
     result_cache_s: int = _jobs(
         0, "How long a request with a seed gets the images of an equal one; 0 is off.", unit="seconds", at_least=0
     )
+    results: str = _jobs(
+        "redis",
+        "Where finished images lie: redis, s3://bucket/prefix (credentials from AWS_* variables) or file:///folder "
+        "(shared by all hosts). The last two need the extra storage.",
+        check=parse_results,
+    )
+    result_links: str = _jobs(
+        "proxy",
+        "Links to images in s3:// in responses with response_format url: to the gateway, or presigned ones to the "
+        "bucket, which callers must reach. Both expire after FLUID_LINK_TTL_S.",
+        choices=("proxy", "presigned"),
+    )
     batch_ttl_s: int = _jobs(
         86400, "How long uploaded files, batches and the images of batches are kept.", unit="seconds", at_least=1
     )
@@ -154,16 +75,17 @@ class Settings:
     )
 
     checkpoint: str = _worker(
-        "scenes-128", "Name of a shipped checkpoint (scenes-128, emoji-64), or the path of a checkpoint folder."
+        "scenes-128",
+        "Name of a shipped checkpoint (scenes-128, emoji-64), or a checkpoint folder; of `fluid serve`, several: a,b.",
     )
-    engine: str = setting("server.worker.engine.loader:load_model", "Function that loads the engine, module:function.")
+    engine: str = setting(DEFAULT_ENGINE, "Function that loads the engine, module:function.")
     device: str = _worker(
         "auto", "Device the model runs on; auto is cuda if there is a CUDA device.", choices=("auto", "cpu", "cuda")
     )
     dtype: str = _worker(
         "auto",
-        "Precision of matrix products; auto picks bfloat16 where the hardware supports it.",
-        choices=("auto", "float32", "bfloat16"),
+        "Precision of matrix products; auto is bfloat16 if the hardware has it; int8 halves the weights.",
+        choices=("auto", "float32", "bfloat16", "int8"),
     )
     kernels: str = _worker(
         "auto",
@@ -217,7 +139,7 @@ class Settings:
         100, "Unfinished batches of one API key; more get 429. 0 is unlimited.", unit="batches", at_least=0
     )
     max_batch_lines: int = _access(
-        256, "Lines of one key's batches that wait or run at a time; the others wait.", unit="lines", at_least=1
+        256, "Lines of a key's batches for one model that wait or run; the others wait.", unit="lines", at_least=1
     )
     max_key_mib: int = _access(
         1024,
@@ -287,12 +209,7 @@ class Settings:
     def wants_keys(self) -> bool:
         return bool(self.api_keys or self.api_keys_file)
 
-    @property
-    def base_url(self) -> str:
-        return f"http://{url_host(self.host)}:{self.port}"
-
 
 def describe() -> Iterator[tuple[str, str, str]]:
     """Yield (variable, default with its unit, meaning with its choices) of every setting that users may set."""
-    for name, default, unit, meaning in map(row_of, filter(group_of, fields(Settings))):
-        yield name, f"{default} {unit}".rstrip(), meaning
+    return rows_of(fields(Settings))

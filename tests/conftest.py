@@ -13,6 +13,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--mar-repo", type=Path, help="a clone of github.com/LTH14/mar to compare with (needs timm and scipy)"
     )
+    parser.addoption(
+        "--nova-repo", type=Path, help="a clone of github.com/baaivision/NOVA to compare with (needs scipy and einops)"
+    )
 
 
 SERVICE_FIXTURES = {"service", "new_service", "live"}

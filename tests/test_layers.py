@@ -28,8 +28,9 @@ ORDER = {
         "cli",
         "gateway, worker, launcher",
         "queue, client",
-        "images, telemetry",
+        "images, telemetry, storage",
         ".",
+        "errors",
     ],
     "model": [
         "evaluation",

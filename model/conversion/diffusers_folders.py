@@ -78,12 +78,12 @@ def read_component(folder: Path) -> ForeignWeights:
     raise CheckpointError(f"{folder} has no {STEM}.safetensors; download the whole folder")
 
 
-def read_autoencoder(folder: Path, patch: int, tile: int = 0) -> KlTokenizer:
+def read_autoencoder(folder: Path, patch: int, strip: int = 0) -> KlTokenizer:
     """Read an AutoencoderKL, as Stable Diffusion and SDXL have it.
 
     Args:
         patch: patch × patch latents make one token.
-        tile: latents on a side of the tiles that large images are decoded in; 0: whole images.
+        strip: rows of latents in the strips that images are decoded in; 0: whole images.
 
     Raises:
         CheckpointError: it is another model, has unsupported parts, or weights that do not fit.
@@ -97,7 +97,7 @@ def read_autoencoder(folder: Path, patch: int, tile: int = 0) -> KlTokenizer:
     if raw.get("shift_factor"):
         raise CheckpointError(f"{file}: shift_factor is {raw['shift_factor']!r}; only 0 is supported")
     try:
-        tokenizer = KlTokenizer(_kl_config(raw, patch, tile))
+        tokenizer = KlTokenizer(_kl_config(raw, patch, strip))
     except KeyError as error:
         raise CheckpointError(f"{file} has no {error}") from error
     source = read_component(folder)
@@ -108,7 +108,7 @@ def read_autoencoder(folder: Path, patch: int, tile: int = 0) -> KlTokenizer:
     return tokenizer
 
 
-def _kl_config(raw: dict[str, Any], patch: int, tile: int) -> KlConfig:
+def _kl_config(raw: dict[str, Any], patch: int, strip: int) -> KlConfig:
     kinds = {*raw.get("down_block_types", ()), *raw.get("up_block_types", ())}
     if not kinds <= {"DownEncoderBlock2D", "UpDecoderBlock2D"}:
         odd = sorted(kinds - {"DownEncoderBlock2D", "UpDecoderBlock2D"})[0]
@@ -116,7 +116,7 @@ def _kl_config(raw: dict[str, Any], patch: int, tile: int) -> KlConfig:
     return KlConfig(
         widths=tuple(raw["block_out_channels"]), layers=raw.get("layers_per_block", 1),
         groups=raw.get("norm_num_groups", 32), latent_channels=raw["latent_channels"], attention=False, patch=patch,
-        scale=raw.get("scaling_factor", 0.18215), tile=tile,
+        scale=raw.get("scaling_factor", 0.18215), strip=strip,
     )  # fmt: skip
 
 

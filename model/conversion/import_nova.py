@@ -28,8 +28,8 @@ LOOKS_FOR = f"a folder with transformer/config.json of class {CLASS}"
 LICENCE = Licence("Apache-2.0", "https://github.com/baaivision/NOVA")
 TEXT_ENCODER = "microsoft/phi-2"  # Phi-2, as NOVA was trained with
 PATCH = 2  # latents on a side of a token
-TILE = 64  # latents on a side of a decoded tile: 512 pixels, the largest image of Stable Diffusion's autoencoder
-TILED_FROM = 1024  # pixels
+STRIP = 8  # rows of latents that are decoded at once in images of LARGE pixels a side and more
+LARGE = 1024
 # Width -> attention heads, which neither shapes nor the configuration tell.
 HEADS = {768: 12, 1024: 16, 1536: 16}
 
@@ -73,7 +73,7 @@ def convert(source: Path, folder: Path, options: Options) -> str:
     size = _side(raw, "image_size", source)
     vae = options.vae or source / "vae"
     options.report(f"reading the autoencoder {vae}")
-    tokenizer = read_autoencoder(vae, PATCH, TILE if size >= TILED_FROM else 0)
+    tokenizer = read_autoencoder(vae, PATCH, STRIP if size >= LARGE else 0)
     options.report(f"reading the model {source / 'transformer'}")
     weights = read_component(source / "transformer")
     model = Nova(nova_config(source, raw, weights, tokenizer.config, options))

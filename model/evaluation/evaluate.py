@@ -4,11 +4,12 @@
     python -m model.evaluation --checkpoint runs/emoji-64/checkpoint    R-precision of a training run
     python -m model.evaluation --suite scenes                           the shipped scenes-128: GenEval's questions
     python -m model.evaluation --suite scenes --quality low,high        two presets, compared
+    python -m model.evaluation --suite breadth --checkpoint PATH        a thousand named things, one at a time
     python -m model.evaluation --guidance-scale 5 --images 100          other sampling settings, fewer images
     python -m model.evaluation --loss scenes-128 --data data/scenes     validation loss, of any checkpoint on any data
 
-Suite `emoji` is explained in evaluate_emoji.py, suite `scenes` in evaluate_scenes.py; the latter needs a trained
-detector (`python -m model.evaluation.train_detector`). Both need the data of `make data`, write contact sheets and
+Suites are explained in evaluate_emoji.py, evaluate_scenes.py and breadth/evaluate_breadth.py; scenes needs a trained
+detector (`python -m model.evaluation.train_detector`). All need the data of `make data`, write contact sheets and
 report.json to --out, and print one JSON object as their last line. --loss is explained in validation_loss.py.
 """
 
@@ -25,6 +26,7 @@ from model.checkpoint import CheckpointError
 from model.config import ConfigError
 from model.data.dataset import Dataset
 from model.data.sources import DataError
+from model.evaluation.breadth.evaluate_breadth import run_breadth
 from model.evaluation.detector import DetectorError
 from model.evaluation.evaluate_emoji import evaluate_emoji, save_failures, save_sheet
 from model.evaluation.evaluate_scenes import run_scenes
@@ -47,6 +49,7 @@ class Defaults(NamedTuple):
 SUITES = {
     "emoji": Defaults("emoji-64", Path("data/emoji-64"), 400),
     "scenes": Defaults("scenes-128", Path("data/scenes"), 4),
+    "breadth": Defaults("scenes-128", Path("data/atlas"), 1000),
 }
 LOSS_IMAGES = 512
 SAMPLING: dict[str, tuple[type, str]] = {
@@ -79,11 +82,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--loss", metavar="CHECKPOINT",
                         help="measure the validation loss of this checkpoint, instead of a benchmark")  # fmt: skip
     parser.add_argument("--checkpoint", help="folder, or name of a shipped checkpoint (emoji-64 or scenes-128)")
-    parser.add_argument("--data", type=Path, help="folder of `make data` (data/emoji-64 or data/scenes)")
+    parser.add_argument("--data", type=Path, help="folder of `make data` (data/emoji-64, data/scenes or data/atlas)")
     parser.add_argument(
         "--images",
         type=int,
-        help="emoji: trained pairs to generate (400); scenes: images per prompt (4); loss: images per split (512)",
+        help="emoji: trained pairs (400); scenes: images per prompt (4); breadth: things (1000); "
+        "loss: images per split (512)",
     )
     parser.add_argument(
         "--prompts", type=int, default=100, help="scenes: prompts in each of six categories (%(default)s)"
@@ -128,7 +132,7 @@ def run_emoji(engine: ServingEngine, data: Path, settings: Sampling, images: int
 def main(argv: list[str] | None = None) -> None:
     parser = build_parser()
     args = parser.parse_args(argv)
-    if args.suite == "emoji" and len(args.quality) > 1:
+    if args.suite != "scenes" and len(args.quality) > 1:
         parser.error("--quality: only --suite scenes compares several presets")
     defaults = SUITES[args.suite]
     data, images = args.data or defaults.data, args.images or defaults.images
@@ -143,8 +147,11 @@ def main(argv: list[str] | None = None) -> None:
         choices = {name: replace(default_sampling(engine, name or None), **overrides) for name in args.quality}
         if args.suite == "scenes":
             run_scenes(engine, data, args.detector, args.prompts, choices, images, args.seed, args.out)
+            return
+        [settings] = choices.values()
+        if args.suite == "breadth":
+            run_breadth(engine, data, settings, images, args.seed, args.out)
         else:
-            [settings] = choices.values()
             run_emoji(engine, data, settings, images, args.seed, args.out)
     except (CheckpointError, ConfigError, DataError, DetectorError, PromptError) as error:
         sys.exit(str(error))

@@ -46,7 +46,7 @@ def load_engine(
         max_rows: the maximum number of images decoded at once.
         device: "auto" (CUDA where there is one), "cpu" or "cuda".
         threads: number of torch threads on a CPU; 0: as many as this process may use, shared by its ranks.
-        dtype: of matrix products, see precision.py.
+        dtype: of the backbone's weights in products, see precision.py.
         kernels: path of the head's loop: "auto", "torch", "triton" or "persistent".
         ranks: number of devices that share the backbone; this process is the first of them.
     Raises:
@@ -59,6 +59,10 @@ def load_engine(
     folder = find_checkpoint(checkpoint_dir)
     try:
         products = choose_dtype(dtype, torch.device(chosen))
+        if ranks > 1 and products == torch.int8:
+            raise CheckpointError(
+                "int8 weights cannot be shared among devices: set FLUID_DTYPE to auto, or use one device"
+            )
         if ranks > 1:
             from model.inference.devices.leader import load_leading, open_channel  # takes a second to import
 

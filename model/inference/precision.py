@@ -3,7 +3,8 @@
 Matrix products run in bfloat16 where the hardware multiplies it. The residual stream, normalisation statistics, softmax
 sums, the head's update and everything small stay float32: bfloat16's 8 bits round each product once, and rounding does
 not accumulate.
-float16 is never chosen: on CPUs it is slower than float32.
+float16 is never chosen: on CPUs it is slower than float32. int8, if asked for, is for the backbone's weights alone, and
+everything around them is as with bfloat16.
 """
 
 from __future__ import annotations
@@ -11,19 +12,20 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from fluid_kernels.ops.int8_linear import Int8Linear
 from fluid_kernels.ops.linear import PackedLinear, native_bfloat16
 from model.checkpoint import CheckpointError
 from model.networks.autoregressive_model import AutoregressiveModel
 from model.networks.layers.blocks import Attention, Mlp, PostNormBlock, SelfBlock
 from model.networks.transformer import Block
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 # Layers narrower than this read so few weights that packing gains nothing, and rounding their inputs would cost.
 PACKED_FROM = 64
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of matrix products by name; "auto" is bfloat16 where the hardware multiplies it, else float32.
+    """The dtype of weights in products, by name; "auto" is bfloat16 where the hardware multiplies it, else float32.
 
     Raises:
         CheckpointError: the name is unknown.
@@ -35,6 +37,11 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     if name not in DTYPES:
         raise CheckpointError(f"dtype {name!r} is not one of auto, {', '.join(DTYPES)}")
     return DTYPES[name]
+
+
+def product_dtype(weights: torch.dtype) -> torch.dtype:
+    """The dtype of products, and of keys and values, for weights of this dtype."""
+    return torch.bfloat16 if weights == torch.int8 else weights
 
 
 def autocast(device: torch.device) -> torch.autocast:
@@ -49,6 +56,8 @@ def autocast(device: torch.device) -> torch.autocast:
 def pack(model: AutoregressiveModel, dtype: torch.dtype, fuse: bool | None = None, triton: bool = False) -> None:
     """Replace the backbone's linear layers by packed ones, in place, for inference only; float32 leaves it as it is.
 
+    With int8 they are quantised; nothing is fused.
+
     A layer with an attribute `unpacked` stays as it is: convolutions, or the residual stream, follow it.
 
     The head's loop packs its own weights (fluid_kernels/loops/torch_loop.py).
@@ -59,6 +68,9 @@ def pack(model: AutoregressiveModel, dtype: torch.dtype, fuse: bool | None = Non
         triton: run each sum with the norm behind it, and each GELU with the product before it, as one Triton kernel.
     """
     if dtype == torch.float32:
+        return
+    if dtype == torch.int8:
+        _quantize(model.backbone)
         return
     if next(model.parameters()).device.type != "cpu" if fuse is None else fuse:
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False  # sums stay float32
@@ -76,6 +88,13 @@ def pack(model: AutoregressiveModel, dtype: torch.dtype, fuse: bool | None = Non
                 setattr(module, name, PackedLinear(child.weight, child.bias, dtype))
     if triton:
         model.backbone.fused = dtype  # type: ignore[assignment]
+
+
+def _quantize(backbone: nn.Module) -> None:
+    for module in list(backbone.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.Linear) and child.in_features >= PACKED_FROM and not hasattr(child, "unpacked"):
+                setattr(module, name, Int8Linear(child.weight, child.bias))
 
 
 def _mlp_layer(triton: bool) -> type[nn.Module]:

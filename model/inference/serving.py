@@ -15,7 +15,7 @@ from model.checkpoint import Checkpoint, CheckpointError
 from model.inference.engine import Engine
 from model.inference.known_tokens import KnownTokens, encode_pixels, kept_mask, undecided
 from model.inference.orders import make_order, orders_of, tokens_per_step
-from model.inference.precision import pack
+from model.inference.precision import pack, product_dtype
 from model.inference.prompts import build_conditioner, first_name
 from model.inference.requests import RowRequest, ServedRequest
 from model.inference.row_state import Snapshot
@@ -36,7 +36,7 @@ class ServingEngine:
             shards = getattr(checkpoint.model.backbone, "shards", 1)
             if shards == 1:  # sharded layers are packed already
                 pack(checkpoint.model, dtype, triton=choose_path(kernels, device) != "torch")
-            self.engine = Engine(checkpoint.model, conditioner, max_rows, dtype, kernels)
+            self.engine = Engine(checkpoint.model, conditioner, max_rows, product_dtype(dtype), kernels)
         except HeadPathError as error:
             raise CheckpointError(f"{error}: FLUID_KERNELS is {kernels!r}") from error
         self.kernels, self.device = self.engine.kernels, describe_device(self.engine.device, dtype, shards)
@@ -175,7 +175,7 @@ class ServingEngine:
             "system": config.system,
             "transparent": getattr(config.tokenizer, "image_channels", 3) == 4,
             "orders": orders_of(config),
-            "vocabulary": about.get("vocabulary", [first_name(label) for label in labels]),
+            "vocabulary": _vocabulary(about),
             "labels": labels,
             "negative_prompts": self.engine.takes_negative_prompts,
             "styles": about.get("styles", []),
@@ -185,6 +185,12 @@ class ServingEngine:
             "source": about.get("source", ""),
             "description": about.get("description", ""),
         }  # fmt: skip
+
+
+def _vocabulary(about: dict[str, Any]) -> list[str]:
+    """Names that a prompt may use: things of scenes, then those that the model draws alone, in two styles or more."""
+    labels = [first_name(label) for label in about.get("labels", [])]
+    return list(dict.fromkeys([*about.get("vocabulary", labels), *about.get("breadth", [])]))
 
 
 def _digest(request: ServedRequest) -> str:

@@ -11,11 +11,13 @@ from torch import nn
 from model.config import (
     AnyTokenizerConfig,
     ConfigError,
+    DdpmConfig,
     FluidConfig,
     KlConfig,
     MarConfig,
     ModelConfig,
     NovaConfig,
+    TextConfig,
     TokenizerConfig,
     VqConfig,
     VqganConfig,
@@ -31,16 +33,37 @@ from model.networks.imported.prefix_causal import Janus, Llamagen
 from model.networks.mar import Mar
 from model.networks.tokenizer import PcaSkipTokenizer
 from model.networks.vq_tokenizer import VqTokenizer
+from model.tokenizer_config import build_section, tokenizer_from_json
 
 AnyTokenizer = PcaSkipTokenizer | KlTokenizer | VqTokenizer | VqganTokenizer
 M = TypeVar("M", bound=nn.Module)
 
 
-#: The model class of each family's config.
-MODELS: dict[type[ModelConfig], Callable[[Any], AutoregressiveModel]] = {
-    FluidConfig: Fluid, MarConfig: Mar, NovaConfig: Nova, AmusedConfig: Amused, MeissonicConfig: Meissonic,
-    JanusConfig: Janus, LlamagenConfig: Llamagen,
+#: The classes of each family's sizes and model.
+FAMILIES: dict[str, tuple[type[ModelConfig], Callable[[Any], AutoregressiveModel]]] = {
+    "fluid": (FluidConfig, Fluid), "mar": (MarConfig, Mar), "nova": (NovaConfig, Nova),
+    "amused": (AmusedConfig, Amused), "meissonic": (MeissonicConfig, Meissonic), "janus": (JanusConfig, Janus),
+    "llamagen": (LlamagenConfig, Llamagen),
 }  # fmt: skip
+
+
+def config_from_json(raw: dict[str, Any]) -> ModelConfig:
+    """Inverse of `ModelConfig.to_json`.
+
+    Raises:
+        ConfigError: the family or a key is unknown, or the sizes do not fit together.
+    """
+    raw = dict(raw)
+    family = raw.get("family", "fluid")
+    if family not in FAMILIES:
+        raise ConfigError(f"family {family!r} is not known here; this version serves {', '.join(FAMILIES)}")
+    if "tokenizer" in raw:
+        raw["tokenizer"] = tokenizer_from_json(raw["tokenizer"])
+    for section, cls in (("text", TextConfig), ("ddpm", DdpmConfig)):
+        if raw.get(section) is not None:
+            raw[section] = build_section(cls, section, raw[section])
+    config: ModelConfig = build_section(FAMILIES[family][0], "model", raw)
+    return config
 
 
 def build_model(config: ModelConfig) -> AutoregressiveModel:
@@ -49,7 +72,7 @@ def build_model(config: ModelConfig) -> AutoregressiveModel:
     Raises:
         ConfigError: the family needs a library that is not installed.
     """
-    return MODELS[type(config)](config)
+    return FAMILIES[config.family][1](config)
 
 
 def build_tokenizer(config: AnyTokenizerConfig) -> AnyTokenizer:

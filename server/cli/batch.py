@@ -31,7 +31,7 @@ def add_parser(commands: Any) -> None:
         "Lines run at low priority, behind single requests. Interrupt the command and run it again: it resumes, and\n"
         "the service keeps generating in the meantime.\n\n"
         "examples:\n  fluid batch prompts.txt -o out/\n"
-        "  fluid batch prompts.jsonl -o out/ --quality high --output-format webp\n"
+        "  fluid batch prompts.jsonl -o out/ --quality high --output-format webp --model emoji-64\n"
         "  fluid batch prompts.txt -o out/ --cancel",
     )
     parser.add_argument("prompts", type=Path, metavar="PROMPTS", help=".txt or .jsonl")
@@ -52,7 +52,7 @@ def run(settings: Settings, args: argparse.Namespace) -> None:
     """
     lines: list[bytes] = []
     names = set()
-    for number, line in read_prompts(args.prompts, given(args, "quality", "output_format")):
+    for number, line in read_prompts(args.prompts, given(args, "model", "quality", "output_format")):
         # Blank lines are sent too, so that the service's errors name the line numbers of the file.
         lines += [b""] * (number - 1 - len(lines)) + [json.dumps(line).encode()]
         names.add(_file_name(str(line.get("custom_id"))))

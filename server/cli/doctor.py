@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import os
 import shutil
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import suppress
@@ -14,12 +15,13 @@ from redis.exceptions import RedisError
 from server.addresses import without_password
 from server.cli.flags import add_command
 from server.cli.operations import open_service
-from server.errors import ConfigError, UnhealthyService
+from server.errors import ConfigError, StorageUnavailable, UnhealthyService
 from server.queue.job_queue import MIB, JobQueue
 from server.queue.redis_client import explain, find_problems, read_config, read_maxmemory
 from server.queue.registry import HEARTBEAT_S, CrashReport, Registry, WorkerInfo
 from server.queue.statistics import OwnerUsage, QueueCounts, queue_counts, usage_by_owner
 from server.settings import Settings
+from server.storage.object_store import ObjectStore, remedy
 from server.worker.engine.loader import memory_report
 
 OLDEST_REDIS = (7, 0)
@@ -101,6 +103,8 @@ async def examine(settings: Settings, queue: JobQueue, registry: Registry) -> As
             yield Finding(Level.OK, "every accepted job is on disk before its 2xx (appendfsync always)")
         async for finding in _service(queue, registry):
             yield finding
+        if queue.store is not None:
+            yield await _store(queue.store)
     except RedisError as error:
         meaning, remedy = explain(error)
         yield Finding(Level.FAIL, f"Redis at {address}: the queue {meaning}: {error}", remedy)
@@ -134,6 +138,15 @@ def _redis(info: dict[str, Any]) -> Iterator[Finding]:
         yield Finding(Level.FAIL, f"{name} is too old", "Use Valkey, or Redis 7.0 or later.")
     else:
         yield Finding(Level.OK, f"{name} responds")
+
+
+async def _store(store: ObjectStore) -> Finding:
+    """Write and delete an object, as workers do; the settings are those of this command's environment."""
+    try:
+        await store.probe(f"doctor-{os.getpid()}")
+    except StorageUnavailable as error:
+        return Finding(Level.FAIL, f"the store of finished images {error.reason}: {store.url}", remedy(error.reason))
+    return Finding(Level.OK, f"finished images are written to {store.url}")
 
 
 def _disk(settings: Settings) -> Finding:

@@ -16,8 +16,15 @@ def add_command(commands: Any, name: str, summary: str, epilog: str) -> argparse
     return parser
 
 
-def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", help="checkpoint name or folder (default: FLUID_CHECKPOINT)")
+def add_model_flags(parser: argparse.ArgumentParser, *alias: str, several: bool = False) -> None:
+    """`alias`: further names of --checkpoint; `several`: it may be repeated."""
+    if several:
+        parser.add_argument(
+            "--checkpoint", action="append", metavar="CHECKPOINT",
+            help="checkpoint name or folder, once for each model (default: FLUID_CHECKPOINT)",
+        )  # fmt: skip
+    else:
+        parser.add_argument("--checkpoint", *alias, help="checkpoint name or folder (default: FLUID_CHECKPOINT)")
     parser.add_argument("--device", help="auto, cpu or cuda (default: FLUID_DEVICE)")
     parser.add_argument(
         "--tensor-parallel", metavar="N", help="devices that share one model (default: FLUID_TENSOR_PARALLEL)"
@@ -30,6 +37,7 @@ def add_address_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_service_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", help="model of the service (default: its default model)")
     parser.add_argument("--url", help="base URL of the service (default: from FLUID_HOST and FLUID_PORT)")
     parser.add_argument("--api-key", help="API key, if the service requires one (default: FLUID_API_KEY)")
 

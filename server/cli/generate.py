@@ -38,7 +38,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("out.png"), help=".png, .webp or .jpg; several are numbered (default: out.png)"
     )
-    add_model_flags(parser)
+    add_model_flags(parser, "--model")
     add_image_flags(parser)
     sampling = parser.add_argument_group("sampling", "Defaults come from the checkpoint and --quality.")
     sampling.add_argument("--diffusion-steps", type=int, metavar="N", help="diffusion steps per token")

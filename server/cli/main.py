@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 from server import __version__
 from server.addresses import HIDDEN, url_passwords
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser(words).parse_args(words)
     secrets = Secrets(os.environ)
     try:
-        settings = Settings.from_env(**{name: getattr(args, name, None) for name in OVERRIDES})
+        settings = Settings.from_env(**{name: _one(getattr(args, name, None)) for name in OVERRIDES})
         _configure_logging(settings, args, secrets)
         args.run(settings, args)
     except FluidError as error:
@@ -64,6 +65,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         _flush()
     return 0
+
+
+def _one(value: Any) -> Any:
+    """A flag that was repeated, as its setting writes several values."""
+    return ",".join(value) if isinstance(value, list) else value
 
 
 def _flush() -> None:

@@ -17,7 +17,7 @@ from server.launcher import embedded_valkey
 from server.queue.dead_letters import DeadLetter, DeadLetters, UnreadableLetter
 from server.queue.job_queue import JobQueue
 from server.queue.redis_client import SOCKET_TIMEOUT_S, connect
-from server.queue.registry import Registry
+from server.queue.registry import Registry, WorkerInfo
 from server.settings import Settings
 
 RELOAD_POLL_S = 0.2
@@ -76,12 +76,15 @@ def _add_reload(commands: Any) -> None:
     parser = add_command(
         commands,
         "reload",
-        "Load another checkpoint into all running workers without dropping a request.",
+        "Load another checkpoint into all running workers of a model without dropping a request.",
         "Each worker loads the new checkpoint beside the old one, so its memory must hold both. If loading fails, the\n"
-        "worker keeps the old one.\n\n"
-        "example:\n  fluid reload --to runs/scenes-128/checkpoint",
+        "worker keeps the old one. Workers of other models are left alone.\n\n"
+        "examples:\n  fluid reload --to runs/scenes-128/checkpoint\n"
+        "  fluid reload --checkpoint emoji-64 --to runs/emoji-64/checkpoint",
     )
-    parser.add_argument("--checkpoint", help="checkpoint the workers were started with (default: FLUID_CHECKPOINT)")
+    parser.add_argument(
+        "--checkpoint", help="checkpoint the workers were started with, or their model (default: FLUID_CHECKPOINT)"
+    )
     parser.add_argument(
         "--to", metavar="CHECKPOINT", help="checkpoint name or folder to load (default: the same one again)"
     )
@@ -100,7 +103,7 @@ def run_keys(settings: Settings, args: argparse.Namespace) -> None:
 
 
 def run_reload(settings: Settings, args: argparse.Namespace) -> None:
-    asyncio.run(_reload(settings, args.to or settings.checkpoint, args.timeout))
+    asyncio.run(_reload(settings, args.to, args.timeout))
 
 
 @asynccontextmanager
@@ -152,13 +155,27 @@ def _line(letter: DeadLetter | UnreadableLetter) -> str:
     return f"{letter.job_id}  {when}  {letter.attempt} attempts  {reason[:80]}  {letter.input.prompt[:40]!r}"
 
 
-async def _reload(settings: Settings, checkpoint: str, timeout_s: float) -> None:
+def _configured(wanted: str, live: list[WorkerInfo]) -> str:
+    """The checkpoint with which the workers of `wanted`, a checkpoint or a model, were started."""
+    if not live:
+        raise ConfigError("No live worker. Start one with the new weights: `fluid serve --checkpoint ...`.")
+    if any(w.configured in ("", wanted) for w in live):
+        return wanted
+    of_model = sorted({w.configured for w in live if w.model == wanted})
+    if len(of_model) == 1:
+        return of_model[0]
+    known = ", ".join(sorted({w.configured for w in live}))
+    raise ConfigError(f"No live worker was started with {wanted!r}. Choose by --checkpoint: {known}.")
+
+
+async def _reload(settings: Settings, to: str | None, timeout_s: float) -> None:
     """Request a reload of every worker that was started for FLUID_CHECKPOINT, and wait for all of them."""
     async with open_service(settings) as (own, _, registry):
-        requested = {w.id for w in await registry.workers()}
-        if not requested:
-            raise ConfigError("No live worker. Start one with the new weights: `fluid serve --checkpoint ...`.")
-        request = await registry.request_reload(own.checkpoint, checkpoint)
+        live = await registry.workers()
+        configured = _configured(own.checkpoint, live)
+        checkpoint = to or configured
+        requested = {w.id for w in live if w.configured in ("", configured)}
+        request = await registry.request_reload(configured, checkpoint)
         deadline = time.monotonic() + timeout_s
         shown: dict[str, str] = {}
         while True:

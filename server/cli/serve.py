@@ -11,6 +11,7 @@ from textwrap import fill, indent
 from typing import Any
 
 from server.cli.flags import add_address_flags, add_command, add_model_flags
+from server.setting_values import split_checkpoints
 from server.settings import Settings, describe
 
 
@@ -20,14 +21,18 @@ def add_parser(commands: Any) -> None:
         "serve",
         "Start a whole service: Redis, gateway and worker. Ctrl-C stops all of them.",
         "Without FLUID_REDIS_URL an embedded Valkey is started, which keeps its data in FLUID_DATA_DIR.\n\n"
+        "Several models: --checkpoint once for each; requests choose by `model`, and get the first one without.\n\n"
         "examples:\n  fluid serve\n  fluid serve --port 9000 --device cuda --workers auto\n"
+        "  fluid serve --checkpoint scenes-128 --checkpoint emoji-64\n"
         "  FLUID_LOG_LEVEL=debug fluid serve --data-dir /srv/fluid\n\n" + _settings_table(),
     )
     add_address_flags(serve)
     serve.add_argument("--data-dir", help="folder of the embedded Valkey (default: FLUID_DATA_DIR)")
-    add_model_flags(serve)
+    add_model_flags(serve, several=True)
     serve.add_argument(
-        "--workers", metavar="N|auto", help="number of workers; auto: one per GPU, or per 4 (FLUID_THREADS) CPU cores"
+        "--workers",
+        metavar="N|auto",
+        help="workers of each model; auto: one per GPU, or per 4 (FLUID_THREADS) CPU cores, shared by the models",
     )
     serve.add_argument("--quiet", action="store_true", help="log warnings and errors only, and print no banner")
     serve.set_defaults(run=run)
@@ -64,7 +69,7 @@ def run(settings: Settings, args: argparse.Namespace) -> None:
     from server.launcher.supervisor import Supervisor
 
     plan = None
-    if args.workers or settings.tensor_parallel > 1:
+    if args.workers or settings.tensor_parallel > 1 or len(split_checkpoints(settings.checkpoint)) > 1:
         from server.launcher.workers import plan_workers
         from server.worker.engine.loader import survey_host
 
@@ -101,8 +106,9 @@ def _run_group(settings: Settings) -> None:
     """Start and watch the processes that share a worker's model."""
     from server.launcher.supervisor import WorkerSupervisor
     from server.launcher.workers import plan_workers
-    from server.worker.engine.loader import survey_host
+    from server.worker.engine.loader import check_checkpoint, survey_host
 
+    check_checkpoint(settings)
     asyncio.run(WorkerSupervisor(settings, banner=False, plan=plan_workers(settings, "1", survey_host(settings))).run())
 
 

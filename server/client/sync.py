@@ -182,11 +182,19 @@ class FluidClient:
 
     def ready(self) -> tuple[bool, str]:
         """Return (True, "") once a worker can generate, else (False, reason); never raises."""
+        health = self.health()
+        return health["status"] == "ready", str(health.get("reason", ""))
+
+    def health(self) -> dict[str, Any]:
+        """Return `status` ("ready" or "not ready"), `reason`, and `models` with those that are ready; never raises."""
         try:
             response = self._http.get("/health/ready", timeout=2)
         except httpx.TransportError as error:
-            return False, f"no gateway yet ({type(error).__name__})"
-        return response.is_success, "" if response.is_success else str(response.json().get("reason", response.text))
+            return {"status": "not ready", "reason": f"no gateway yet ({type(error).__name__})"}
+        try:
+            return {"status": "not ready", "reason": response.text, **response.json()}
+        except (ValueError, TypeError):  # a proxy in between may send its own error page
+            return {"status": "not ready", "reason": response.text}
 
     def wait_ready(self, *, timeout_s: float = 300.0, poll_s: float = 0.2) -> None:
         """Poll until a worker can generate; raise ServiceError after `timeout_s`."""

@@ -32,6 +32,7 @@ from server.gateway.routes import batches, edits, files, images, job_events, job
 from server.gateway.schemas.openapi import ANY_ERROR, install_openapi
 from server.gateway.webhooks import parse_secret
 from server.settings import Settings
+from server.storage.object_store import check_links
 from server.telemetry.tracing import check_installed
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ def create_app(settings: Settings, open_services: OpenServices = open_services) 
             yield
 
     ClientMapping.from_settings(settings)  # a wrong alias stops the start
+    check_links(settings.results, settings.result_links)
     app = FastAPI(
         title="Fluid Serve",
         version=__version__,

@@ -13,8 +13,10 @@ CACHE_S = 0.5  # spares Redis under load; a dead worker is noticed only after DE
 class Fleet:
     """The live workers and known models, cached for CACHE_S."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, default: str = "") -> None:
+        """`default` is the model of requests that name none; "": one that is up."""
         self._registry = registry
+        self._default = default
         self._read_at = float("-inf")
         self._reading = SingleFlight(self._read)
         self._workers: list[WorkerInfo] = []
@@ -50,8 +52,11 @@ class Fleet:
         return self._models
 
     async def default_model(self) -> str:
-        """Return a model that a live worker serves, or else any known one; the first by name."""
+        """Return FLUID_DEFAULT_MODEL, known or not; without it the first by name that a live worker serves, or else the
+        first that is known."""
         models = await self.models()
+        if self._default:
+            return self._default
         served = [w.model for w in self._workers if w.model in models]
         return min(served) if served else min(models)
 
@@ -61,11 +66,19 @@ class Fleet:
         Raises:
             NoWorkers: no live worker serves the model.
         """
-        if not any(w.ready and w.model == model for w in await self.workers()):
+        ready = {w.model for w in await self.workers() if w.ready}
+        if model not in ready:
+            others = f" ({', '.join(sorted(ready))} can be generated with)" if ready else ""
             raise NoWorkers(
-                f"No live worker serves {model} right now. POST /v1/jobs queues it until one is back.",
+                f"No live worker serves {model} right now{others}. POST /v1/jobs queues it until one is back.",
                 retry_after_s=5,
             )
+
+    async def readiness(self) -> dict[str, bool]:
+        """Return, for every known model, whether a live worker can generate with it now."""
+        await self.refresh()
+        ready = {w.model for w in self._workers if w.ready}
+        return {model: model in ready for model in sorted(self._models)}
 
     async def serves(self, model: str) -> bool:
         """Return true if a live worker serves the model or is loading it."""

@@ -13,7 +13,7 @@ from server.gateway.batches.store import BatchStore
 from server.gateway.dependencies import Services
 from server.gateway.fleet import Fleet
 from server.gateway.metrics import GatewayMetrics
-from server.gateway.queue_trouble import watch_redis
+from server.gateway.queue_trouble import watch_redis, watch_store
 from server.gateway.requests.client_mapping import ClientMapping
 from server.gateway.responses.jobs import job_object
 from server.gateway.responses.result_cache import ResultCache
@@ -39,7 +39,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         queue = JobQueue(redis, settings)
         registry = Registry(redis, settings.namespace)
         watcher = JobWatcher(redis, queue, settings.namespace)
-        metrics, fleet = GatewayMetrics(), Fleet(registry)
+        metrics, fleet = GatewayMetrics(), Fleet(registry, settings.default_model)
         metrics.followers.set_function(lambda: watcher.followers)
         hooks = Webhooks(
             queue,
@@ -87,6 +87,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             "webhooks": lambda: hooks.run_forever(job_as_json),
             "batches": runner.run_forever,
             "redis": lambda: watch_redis(queue),
+            "result store": lambda: watch_store(queue),
             "streams": lambda: streams.report_forever(registry, process),
         }
         metrics.expect_tasks([*watcher.tasks, *tasks])

@@ -2,15 +2,21 @@
 
 import asyncio
 import logging
+import random
 import shutil
+import time
 
 from redis.exceptions import ConnectionError, RedisError
 
+from server.background import RepeatedFailure
+from server.errors import StorageUnavailable
 from server.queue.job_queue import JobQueue
-from server.queue.redis_client import explain, find_problems, read_maxmemory
+from server.queue.redis_client import explain, find_problems, read_maxmemory, redis_time
 from server.settings import Settings
+from server.storage.object_store import ObjectStore, remedy
 
 log = logging.getLogger(__name__)
+STORE_CHECK_S = 30.0  #: between two listings of a store that works
 CHECK_S = 60.0  #: between two checks of a Redis that answers
 SOON_S = 2.0  #: between two checks of one that does not
 FULL_DISK_BYTES = 8 << 20  #: less is left where Valkey cannot open its files any more
@@ -60,3 +66,28 @@ async def watch_redis(queue: JobQueue) -> None:
             log.warning("Redis: %s", text)
         told = found
         await asyncio.sleep(pause_s)
+
+
+async def watch_store(queue: JobQueue) -> None:
+    """List the store of finished images: that shows whether it answers, and which hours of objects have expired. Any
+    number of gateways may do it."""
+    failure = RepeatedFailure(log)
+    due_at = 0.0
+    while True:
+        if queue.store is not None and (queue.store.trouble or time.monotonic() >= due_at):
+            due_at = time.monotonic() + STORE_CHECK_S
+            try:
+                await _sweep(queue.store, await redis_time(queue.redis))
+                queue.store.trouble = ""
+                failure.over()
+            except StorageUnavailable as error:
+                failure.warn(f"{error.message} {remedy(error.reason)}")
+            except RedisError as error:
+                failure.warn(f"finished images are not swept: {error}")
+        await asyncio.sleep(SOON_S * random.uniform(0.75, 1.25))  # so that gateways do not delete the same objects
+
+
+async def _sweep(store: ObjectStore, now: float) -> None:
+    for hour in await store.expired(now):
+        if deleted := await store.delete_hour(hour):
+            log.info("deleted %d expired images of %s", deleted, hour)

@@ -56,9 +56,12 @@ class Child:
     its jobs and all start anew.
     """
 
-    def __init__(self, role: str, env: Mapping[str, str], *, ranks: int = 1, grace_s: float = 35.0) -> None:
-        """`grace_s` is how long rank 0 may take to end after another rank has."""
+    def __init__(
+        self, role: str, env: Mapping[str, str], *, model: str = "", ranks: int = 1, grace_s: float = 35.0
+    ) -> None:
+        """`grace_s` is how long rank 0 may take to end after another rank has; `model` tells workers apart."""
         self.role = role
+        self.name = f"{role} of {model}" if model else role
         self._env = env
         self._ranks = ranks
         self._grace_s = grace_s
@@ -95,7 +98,7 @@ class Child:
         if not ended:
             return
         if any(process.returncode in CANNOT_START for process in ended):
-            raise ConfigError(f"The {self.role} cannot start; its message above says why.")
+            raise ConfigError(f"The {self.name} cannot start; its message above says why.")
         if self._ending_at is None:
             self._status, self._ending_at = ended[0].returncode, time.monotonic()
             self._end_group()
@@ -104,7 +107,7 @@ class Child:
                 self.kill()
             return
         if (pause := self._restarts.exited()) is not None:
-            log.error("%s exited with %s; restarting in %g s", self.role, self._status, pause)
+            log.error("%s exited with %s; restarting in %g s", self.name, self._status, pause)
         elif self._restarts.due:
             self.start()
 
@@ -112,7 +115,7 @@ class Child:
         """One rank has ended: let rank 0 hand its jobs back, and end the others, which can do nothing without it."""
         for rank, process in enumerate(self.processes):
             if process.poll() is None:
-                log.error("a rank of the %s has ended; ending rank %d", self.role, rank)
+                log.error("a rank of the %s has ended; ending rank %d", self.name, rank)
                 process.terminate() if rank == 0 else process.kill()
 
     def kill(self) -> None:

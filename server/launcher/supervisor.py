@@ -59,9 +59,12 @@ class Supervisor:
             env["FLUID_REDIS_URL"] = self._valkey.url
         if self._stop.is_set():
             return
+        models = self._plan.models if self._plan else ()
+        if models[1:] and not self.settings.default_model:
+            env["FLUID_DEFAULT_MODEL"] = models[0]
         self._start_children(env, [Child("gateway", env)])
         if self.banner:
-            self._say("starting; the model is being loaded ...")
+            self._say(f"starting; the {'models are' if models[1:] else 'model is'} being loaded ...")
 
     def _environment(self) -> dict[str, str]:
         return {k: v for k, v in os.environ.items() if not k.startswith("FLUID_")} | self.settings.to_env()
@@ -70,8 +73,12 @@ class Supervisor:
         """Start `first`, then the workers of the plan."""
         workers, grace_s = self._plan.workers if self._plan else [PlannedWorker()], self.settings.drain_s + 5
         self._children = [
-            *first, *(Child("worker", env | {**each.env}, ranks=each.ranks, grace_s=grace_s) for each in workers)
-        ]  # fmt: skip
+            *first,
+            *(
+                Child("worker", env | {**each.env}, model=each.model, ranks=each.ranks, grace_s=grace_s)
+                for each in workers
+            ),
+        ]
         if self._plan:
             self._tell(self._plan.text)
         for child in self._children:
@@ -105,12 +112,13 @@ class Supervisor:
             announcing.cancel()
 
     async def _announce(self) -> None:
-        """Print the banner once the service is ready."""
+        """Print the banner once every model of the plan is ready."""
         began = time.monotonic()
         if not self.banner:
             return
         async with AsyncFluidClient(self.settings.base_url, use_proxy=False) as client:
-            while not (await client.ready())[0]:
+            wanted = len(self._plan.models) if self._plan else 1
+            while sum((await client.health()).get("models", {}).values()) < wanted:
                 await asyncio.sleep(WATCH_S)
         self._say(_banner(self.settings, time.monotonic() - began))
 

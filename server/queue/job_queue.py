@@ -8,7 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from server.errors import JobExpired, KeyReused, NotReplicated, QueueFull, RateLimited, RequestError, UnknownJob
+from server.errors import (
+    JobExpired,
+    KeyReused,
+    NotReplicated,
+    QueueFull,
+    RateLimited,
+    RequestError,
+    StorageUnavailable,
+    UnknownJob,
+)
 from server.jobs import JobInput, JobRecord, JobState, Output
 from server.queue import source_images
 from server.queue.redis_client import Client, read_hash
@@ -113,7 +122,8 @@ class JobQueue(QueueConnection):
     async def _enqueue(self, submission: Submission, *, only_cached: bool = False) -> Accepted:
         job, text = submission.job, submission.job.to_json()
         source_bytes = len(submission.source or b"")
-        reserved = job.n * job.width * job.height * job.channels  # what the images take at most
+        # What the images take of Redis at most.
+        reserved = 0 if self.store else job.n * job.width * job.height * job.channels
         args = {
             "id": submission.job_id,
             "input": text,
@@ -154,20 +164,22 @@ class JobQueue(QueueConnection):
 
     def _refusal(self, outcome: str, used: str, submission: Submission) -> RequestError | None:
         """The error of a limit that enqueue.lua names, or None."""
-        owner, limits = submission.job.owner, self.limits
+        owner, model, limits = submission.job.owner, submission.job.model, self.limits
         if outcome == "full":
             return QueueFull(
-                f"{used} jobs are waiting, the limit is {limits['max_queue']} (FLUID_MAX_QUEUE). Try later.",
+                f"{used} jobs are waiting for {model}, the limit is {limits['max_queue']} (FLUID_MAX_QUEUE). "
+                "Try later.",
                 retry_after_s=RETRY_WHEN_FULL_S,
             )
         if outcome in ("key_bytes", "bytes"):
             return self.memory_refusal(outcome, used, owner, "image" if submission.source else None)
         text = {
             "busy": f"{used} jobs of {owner!r} wait or run, the limit is {submission.max_jobs} (FLUID_MAX_JOBS).",
-            "share": f"{used} jobs of {owner!r} wait. Of the {limits['max_queue']} places (FLUID_MAX_QUEUE), less "
-            f"those of other keys, one key may have a share of {limits['queue_share']:g} (FLUID_QUEUE_SHARE).",
-            "lines": f"{used} lines of {owner!r}'s batches wait or run, the limit is {limits['max_batch_lines']} "
-            "(FLUID_MAX_BATCH_LINES).",
+            "share": f"{used} jobs of {owner!r} wait. Of the {limits['max_queue']} places for {model} "
+            "(FLUID_MAX_QUEUE), less those of other keys, one key may have a share of "
+            f"{limits['queue_share']:g} (FLUID_QUEUE_SHARE).",
+            "lines": f"{used} lines of {owner!r}'s batches for {model} wait or run, the limit is "
+            f"{limits['max_batch_lines']} (FLUID_MAX_BATCH_LINES).",
             "webhooks": f"{used} webhooks of {owner!r} are not delivered yet, the limit is {limits['max_webhooks']} "
             "(FLUID_MAX_WEBHOOKS). Repair their endpoints, or leave 'webhook' out.",
         }.get(outcome)
@@ -228,7 +240,15 @@ class JobQueue(QueueConnection):
         return await self.get(job_id)
 
     async def result(self, record: JobRecord, output: Output) -> bytes | None:
-        """Load an image file; None if it expired. Its key names the attempt that generated it."""
+        """Load an image file from where its record says that it lies; None if it expired.
+
+        Raises:
+            StorageUnavailable: the store of FLUID_RESULTS does not respond, or this gateway has none.
+        """
+        if output.location:
+            if self.store is None:
+                raise StorageUnavailable("is not known to this gateway, whose FLUID_RESULTS is redis")
+            return await self.store.get(output.location)
         key = self.keys.result_bytes(record.id, output.token, output.index)
         # The client decodes replies as text; images need the raw bytes.
         if output.size_bytes <= SHARED_BYTES:

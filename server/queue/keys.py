@@ -70,7 +70,9 @@ class Keys:
     last_take_hash = KeyTemplate("last_take:{worker}")  # the token of the last call of take.lua, and the job it got
     deadlines_zset = FixedKey("deadlines")  # waiting jobs, by deadline
     ended_zset = FixedKey("ended")  # "ID STATE OWNER BYTES" of ended jobs, by when their record expires
-    open_jobs_hash = FixedKey("open_jobs")  # waiting and running jobs, by owner; lines of batches by "OWNER batch"
+    open_jobs_hash = FixedKey(
+        "open_jobs"
+    )  # waiting and running jobs, by owner; lines of batches by "OWNER batch MODEL"
     link_secret = FixedKey("link_secret")  # signs links to images
     rate_limit = KeyTemplate("rate_limit:{caller}")  # when the caller's allowance of requests is full again
 

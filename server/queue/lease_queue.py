@@ -12,13 +12,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+from server.errors import StorageUnavailable
 from server.jobs import JobError, JobInput, JobMetrics, JobState, Lease, Output, Resume
-from server.queue.redis_client import Client
+from server.queue.redis_client import Client, redis_time
 from server.queue.scripts import QueueConnection
 from server.records import UNREADABLE, shallow
 from server.settings import Settings
+from server.storage.object_names import expires_at
 
 log = logging.getLogger(__name__)
+RESUME_S = 600  # a stored file of an earlier attempt is used again if it outlives the record by as much
 RESULT_EXTRA_S = 3600  # image files outlive the job's record, so a visible record never points at a deleted file
 #: Lua writes a number into a key with 14 digits. That two of a job's attempts share a token is as likely as 1 in 9e13.
 TOKENS = 9 * 10**13
@@ -170,16 +173,27 @@ class LeaseQueue(QueueConnection):
 
     async def _extend_result(self, lease: Lease, output: Output) -> bool:
         """Restart the time to live of an earlier attempt's file; False if it is gone."""
+        if output.location:  # its name says when it expires; the record must not outlive it
+            ends = expires_at(output.location) or 0
+            needed = await redis_time(self.redis) + self.result_ttl_s(lease) - RESULT_EXTRA_S + RESUME_S
+            return ends >= needed and await self._is_stored(output.location)
         key = self.keys.result_bytes(lease.job_id, output.token, output.index)
-        return bool(await self.redis.expire(key, self._result_ttl_s(lease)))
+        return bool(await self.redis.expire(key, self.result_ttl_s(lease)))
 
-    def _result_ttl_s(self, lease: Lease) -> int:
+    async def _is_stored(self, name: str) -> bool:
+        try:
+            return self.store is not None and await self.store.exists(name)
+        except StorageUnavailable:
+            return False
+
+    def result_ttl_s(self, lease: Lease) -> int:
+        """How long the files of a job are kept that ends now, in seconds."""
         return (lease.input.result_ttl_s or self.ttl_s) + RESULT_EXTRA_S
 
     async def store_result(self, lease: Lease, index: int, data: bytes) -> None:
         """Store an image file before the finish, under a key that only this lease writes; does nothing if the lease was
         lost. A job's last file is stored by its finish."""
-        args = {"id": lease.job_id, "token": lease.token, "index": index, "ttl_s": self._result_ttl_s(lease)}
+        args = {"id": lease.job_id, "token": lease.token, "index": index, "ttl_s": self.result_ttl_s(lease)}
         await self.run("store", args, data)
 
     async def store_preview(self, lease: Lease, index: int, number: int, data: bytes) -> None:
@@ -215,9 +229,9 @@ class LeaseQueue(QueueConnection):
             "metrics": json.dumps(shallow(metrics)) if metrics else "",
             "ttl_s": self.ttl_s,
             "steps": lease.input.work,
-            "result_ttl_s": self._result_ttl_s(lease),
-            "stored": [(output.token, output.index) for output in outputs if output.index not in files],
-            "result_bytes": sum(output.size_bytes for output in outputs),
+            "result_ttl_s": self.result_ttl_s(lease),
+            "stored": [(each.token, each.index) for each in outputs if each.index not in files and not each.location],
+            "result_bytes": sum(output.size_bytes for output in outputs if not output.location),  # of Redis
             "indices": list(files),
             "checkpoint": checkpoint,
         }

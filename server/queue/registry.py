@@ -38,6 +38,7 @@ class WorkerInfo:
     kernels: str = ""  #: implementation of the model's innermost loop: torch, triton or persistent
     device: str = ""  #: device and precision
     reloads: int = 0  #: number of the last `fluid reload` that it handled
+    configured: str = ""  #: FLUID_CHECKPOINT, by which `fluid reload` finds it; "": of an older version
 
     @property
     def ready(self) -> bool:

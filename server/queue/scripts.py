@@ -15,6 +15,7 @@ from server.queue.connection.replication import ReplicatedWrites
 from server.queue.keys import Keys, KeyTemplate
 from server.queue.redis_client import Client
 from server.settings import Settings
+from server.storage.object_store import open_store
 
 SCRIPTS = (
     "enqueue", "take", "reclaim", "renew", "save", "store", "preview", "finish", "requeue", "cancel", "place", "sweep",
@@ -40,6 +41,7 @@ class QueueConnection:
         self.redis = redis
         self.keys = Keys(settings.namespace)
         self.ttl_s = settings.result_ttl_s
+        self.store = open_store(settings.results, settings.namespace)  #: of finished images; None: they lie in Redis
         self._scripts = {name: redis.register_script(load_script(name)) for name in SCRIPTS}
         self.replicated = ReplicatedWrites(
             redis, self.keys.probe, settings.replicas, settings.replica_timeout_s

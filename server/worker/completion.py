@@ -13,6 +13,7 @@ from server.metrics import Tally
 from server.queue.lease_queue import LeaseQueue
 from server.telemetry.tracing import Tracing
 from server.worker.engine.slot import EngineSlot
+from server.worker.results import ResultWriter
 from server.worker.scheduling.held_job import HeldJob
 from server.worker.scheduling.scheduler import Scheduler
 from server.worker.snapshots import SnapshotStore
@@ -30,6 +31,7 @@ class Completion:
         engine: EngineSlot,
         scheduler: Scheduler,
         snapshots: SnapshotStore,
+        results: ResultWriter,
         tally: Tally,
         lease_s: float,
         tracing: Tracing,
@@ -38,6 +40,7 @@ class Completion:
         self._engine = engine
         self._scheduler = scheduler
         self._snapshots = snapshots
+        self._results = results
         self._tally = tally
         self._lease_s = lease_s
         self._tracing = tracing
@@ -60,7 +63,10 @@ class Completion:
             log.error("cannot finish %s (%s); another worker will attempt it", lease.job_id, failure)
         else:
             if state is JobState.SUCCEEDED and done:
-                self._tally.observe("fluid_job_latency_seconds", metrics.total_time, trace_id=job.trace.trace_id)
+                seconds, trace_id = metrics.total_time, job.trace.trace_id
+                self._tally.observe("fluid_job_latency_seconds", seconds, lease.input.model, trace_id=trace_id)
+            if state is not JobState.SUCCEEDED and done:
+                self._results.discard(job)
             log.info("%s %s in %.3f s%s", lease.job_id, state, metrics.total_time, "" if done else " (fenced)")
         job.trace.add("finish", began)
         self._remove(job, state if done else "fenced", error.code if error else "")
@@ -75,6 +81,8 @@ class Completion:
             state = await self.persist(
                 lambda: self._queue.requeue(job.lease, error=error, discard_progress=discard_progress)
             )
+            if state in (JobState.FAILED, JobState.CANCELED) or (discard_progress and state != "fenced"):
+                self._results.discard(job)
             log.info("requeued %s, now %s", job.lease.job_id, state)
         except RedisError as failure:
             log.error("cannot requeue %s (%s); its lease will expire", job.lease.job_id, failure)
@@ -114,10 +122,12 @@ class Completion:
         await self.finish(job, JobState.FAILED, JobError(IMPOSSIBLE, reason))
 
     async def reap(self) -> None:
-        """Remove jobs that ended while a step ran: lost, canceled, or with a file that could not be written."""
+        """Remove jobs that ended while a step ran: lost, canceled, or whose file could not be written."""
         for job in list(self._scheduler.jobs.values()):
-            if job.closing or not (job.lost or job.canceled or job.failure):
+            if job.closing or not (job.lost or job.canceled or job.failure or job.interrupted):
                 continue
+            if job.interrupted and not (job.lost or job.canceled):
+                await self._snapshots.flush(job)
             await self.release_rows(job)
             if job.lost:
                 self._tally.count("fluid_lease_lost_total")

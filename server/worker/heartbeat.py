@@ -48,7 +48,7 @@ class Heartbeat:
         self.reload_pending: Callable[[], Awaitable[bool]] = _no
         self.conflict = ""  #: why this worker's checkpoint may not serve its model's id; "" if it may
         self.throughput = Throughput()
-        self.reloads = 0
+        self.reloads, self.configured = 0, ""
         self._id = worker_id
         self._registry = registry
         self._engine = engine
@@ -110,6 +110,7 @@ class Heartbeat:
             kernels=self._engine.thread.kernels if info else "",
             device=self._engine.thread.device if info else "",
             reloads=self.reloads,
+            configured=self.configured,
         )
 
     async def run(self) -> None:

@@ -53,7 +53,8 @@ class Intake:
     async def accept_lease(self, lease: Lease) -> None:
         """Hold the job, with its source image and the progress of an earlier attempt."""
         job = self._scheduler.add(lease, time.monotonic())
-        self._tally.observe("fluid_queue_wait_seconds", lease.queue_s, trace_id=job.trace.trace_id)
+        trace_id = job.trace.trace_id
+        self._tally.observe("fluid_queue_wait_seconds", lease.queue_s, lease.input.model, trace_id=trace_id)
         job.preparing = True  # none of its images may start before what was saved of them is known
         try:
             if lease.input.edit is not None and not await self._load_source(job):

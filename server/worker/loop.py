@@ -37,6 +37,7 @@ from server.worker.intake import Intake
 from server.worker.leases import CancelListener, LeaseRenewer
 from server.worker.publisher import Publisher
 from server.worker.reload import Reloader
+from server.worker.results import ResultWriter
 from server.worker.scheduling.preemption import PreemptionPolicy
 from server.worker.scheduling.scheduler import Scheduler
 from server.worker.snapshots import SnapshotStore
@@ -70,11 +71,13 @@ class Worker:
         self.preemption = PreemptionPolicy(self.scheduler)
         self.tally = Tally()
         self.heartbeat = Heartbeat(self.id, registry, self.engine, self.scheduler, self.tally)
+        self.heartbeat.configured = settings.checkpoint
         self.renewer = LeaseRenewer(queue, self.scheduler, settings.lease_s, self._note_progress, self._bell.set)
         self.cancel_listener = CancelListener(queue, self.scheduler, self._bell.set)
         self.snapshots = SnapshotStore(queue, self.engine, self.tally)
+        self.results = ResultWriter(queue, self.tally, self.id, settings.lease_s)
         self.completion = Completion(
-            queue, self.engine, self.scheduler, self.snapshots, self.tally, settings.lease_s, tracing
+            queue, self.engine, self.scheduler, self.snapshots, self.results, self.tally, settings.lease_s, tracing
         )
         self.intake = Intake(
             queue, self.engine, self.scheduler, self.completion, self.snapshots, self.tally, self._bell.set
@@ -83,7 +86,14 @@ class Worker:
             self.id, queue, self.engine, self.scheduler, self.intake, self.preemption, lambda: self.taking
         )
         self.publisher = Publisher(
-            queue, self.engine, self.scheduler, self.completion, self.snapshots, self.tally, self._bell.set
+            queue,
+            self.engine,
+            self.scheduler,
+            self.completion,
+            self.snapshots,
+            self.results,
+            self.tally,
+            self._bell.set,
         )
         self.watchdog = Watchdog(self.engine, self.completion, settings.step_timeout_s, self.taker.stop)
         self.reloader = Reloader(settings.checkpoint, registry, queue, self.engine, self.heartbeat, self._load)
@@ -105,6 +115,7 @@ class Worker:
                 "lease renewal": self.renewer.run,
                 "cancel listener": self.cancel_listener.run,
                 "watchdog": self.watchdog.run,
+                "result store": self.results.run,
             }
             async with self.supervisor.running(helpers):
                 await self._prepare()
@@ -228,7 +239,8 @@ class Worker:
         """The state in which this worker takes no jobs, and why; None if it is sound."""
         if failing := self.supervisor.failing:
             return "failing", "; ".join(map(str, failing))
-        return ("waiting", self.heartbeat.conflict) if self.heartbeat.conflict else None
+        reason = self.heartbeat.conflict or self.results.trouble
+        return ("waiting", reason) if reason else None
 
     async def _report_crash(self, crash: Crash) -> None:
         self.tally.count("fluid_worker_task_crashes_total", crash.task)

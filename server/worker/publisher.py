@@ -10,7 +10,7 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
-from server.errors import EngineBroken
+from server.errors import EngineBroken, StorageUnavailable
 from server.images import codec
 from server.images.compositing import Source, blend
 from server.images.recipe import make_recipe
@@ -20,6 +20,7 @@ from server.queue.lease_queue import LeaseQueue
 from server.worker.completion import Completion
 from server.worker.engine.row_states import StepNews
 from server.worker.engine.slot import EngineSlot
+from server.worker.results import ResultWriter
 from server.worker.scheduling.held_job import HeldJob
 from server.worker.scheduling.scheduler import Scheduler
 from server.worker.snapshots import SnapshotStore
@@ -40,6 +41,7 @@ class Publisher:
         scheduler: Scheduler,
         completion: Completion,
         snapshots: SnapshotStore,
+        results: ResultWriter,
         tally: Tally,
         wake: Callable[[], None],
     ) -> None:
@@ -51,6 +53,7 @@ class Publisher:
         self._scheduler = scheduler
         self._completion = completion
         self._snapshots = snapshots
+        self._results = results
         self._tally = tally
         self._wake = wake
         self._pool = ThreadPoolExecutor(max_workers=ENCODERS, thread_name_prefix="encode")
@@ -129,17 +132,23 @@ class Publisher:
         try:
             with job.trace.piece("encode", **{"fluid.image": index}):
                 output, data = await self._encode(job, index, pixels)
-            files = {index: data}
+            output = await self._results.write(job, output, data)
+            files = {} if output.location else {index: data}
             if len(job.outputs) < job.lease.input.n - 1:
                 await self._store(job, output, data)
                 files = {}
+        except StorageUnavailable as error:  # no job is to blame; no attempt of it is used up
+            if not job.interrupted:
+                log.warning("%s is requeued: %s", job.lease.job_id, error.message)
+            job.interrupted = True
+            return
         except Exception as error:
             log.exception("cannot encode or store image %d of %s", index, job.lease.job_id)
             # The worker's loop frees its rows between steps; here a step may be running.
             job.failure = JobError("publish_failed", repr(error))
             return
         job.outputs[index] = output
-        if job.complete and not (job.closing or job.lost or job.canceled):
+        if job.complete and not job.leaving:
             await self._completion.finish(job, JobState.SUCCEEDED, files=files)
 
     async def _encode(self, job: HeldJob, index: int, pixels: bytes) -> tuple[Output, bytes]:
@@ -167,10 +176,11 @@ class Publisher:
 
     async def _store(self, job: HeldJob, output: Output, data: bytes) -> None:
         """Store an image of a job that has others to generate. The last one is stored with the terminal state."""
-        began = time.monotonic()
-        await self._completion.persist(lambda: self._queue.store_result(job.lease, output.index, data))
-        self._tally.observe("fluid_stage_duration_seconds", time.monotonic() - began, "store")
-        job.trace.add("store", began, **{"fluid.image": output.index})
+        if not output.location:
+            began = time.monotonic()
+            await self._completion.persist(lambda: self._queue.store_result(job.lease, output.index, data))
+            self._tally.observe("fluid_stage_duration_seconds", time.monotonic() - began, "store")
+            job.trace.add("store", began, **{"fluid.image": output.index})
         await self._snapshots.save_output(job, output)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from model.data.atlas.collect import Picture
 from model.data.dataset import Dataset, Item
 from model.data.scenes.sprites import SIDE, Sprites
 from model.data.scenes.things import STYLES, THINGS
@@ -37,3 +38,23 @@ def discs(things: Sequence[str]) -> Sprites:
         colour = np.array([40 + 8 * place, 200 - 6 * place, 30], np.uint8)
         rgba |= {(thing, s): np.dstack([np.broadcast_to(colour, (SIDE, SIDE, 3)), disc]) for s in STYLES}
     return Sprites(rgba, {"name": "discs"})
+
+
+def drawing(seed: int) -> np.ndarray:
+    """(SIDE, SIDE, 4) coarse random patches on a transparent ground; neighbouring seeds look nothing alike."""
+    rng = np.random.default_rng(seed)
+    patches = rng.integers(0, 255, (7, 7, 4), np.uint8)
+    patches[..., 3] = np.where(rng.random((7, 7)) < 0.7, 255, 0)
+    return np.kron(patches, np.ones((SIDE // 7, SIDE // 7, 1), np.uint8))
+
+
+NOUNS = [f"gadget {letter}" for letter in "abcdefghijklmnop"]
+
+
+def pictures() -> list[Picture]:
+    """16 nouns in four styles, a one-colour noun and a portrait."""
+    styles = ("3d", "noto", "flat", "clipart")
+    found = [Picture(n, s, drawing(4 * i + j)) for i, n in enumerate(NOUNS) for j, s in enumerate(styles)]
+    found.append(Picture("anvil", "silhouette", drawing(900), one_colour=True))
+    found.append(Picture("person with green hair", "pixel", drawing(901), sentence=True))
+    return found

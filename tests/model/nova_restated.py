@@ -78,8 +78,8 @@ def random_state(seed: int = 0) -> State:
     return state
 
 
-def random_folder(folder: Path, scheduler: dict[str, Any], state: State | None = None) -> Path:
-    """A published folder with small random weights: an image of 64 pixels, 16 tokens, a Phi of one layer."""
+def random_folder(folder: Path, scheduler: dict[str, Any], state: State | None = None, grid: int = GRID) -> Path:
+    """A published folder with small random weights: an image of grid² tokens of 16 × 16 pixels, a Phi of one layer."""
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PhiConfig, PhiForCausalLM, PreTrainedTokenizerFast
@@ -92,9 +92,9 @@ def random_folder(folder: Path, scheduler: dict[str, Any], state: State | None =
     write("model_index.json", {"_class_name": "NOVAPipeline"})
     write("scheduler/scheduler_config.json", scheduler)
     write("transformer/config.json", {
-        "_class_name": "NOVATransformer3DModel", "image_dim": 4, "image_size": [16 * GRID] * 2, "image_stride": 8,
-        "text_token_dim": TEXT, "text_token_len": TEXT_LENGTH, "image_base_size": [GRID] * 2,
-        "video_base_size": [1, GRID // 2, GRID // 2], "video_mixer_rank": None, "rotary_pos_embed": False,
+        "_class_name": "NOVATransformer3DModel", "image_dim": 4, "image_size": [16 * grid] * 2, "image_stride": 8,
+        "text_token_dim": TEXT, "text_token_len": TEXT_LENGTH, "image_base_size": [grid] * 2,
+        "video_base_size": [1, grid // 2, grid // 2], "video_mixer_rank": None, "rotary_pos_embed": False,
         "arch": ["vit_d16w1024", "vit_d32w1024", "mlp_d6w1024"],
     })  # fmt: skip
     save_file(state or random_state(), folder / "transformer" / "diffusion_pytorch_model.safetensors")

@@ -9,13 +9,13 @@ from model.memory import GB, backbone_parameters, estimate, head_parameters, lar
 from model.networks.causal import make_cache
 from model.networks.factory import build_model
 from model.networks.transformer import count_parameters
-from model.presets import MAR_PRESETS, PRESETS
+from model.presets import IMPORTED_PRESETS, PRESETS
 from server.cli.main import main
 
 
-@pytest.mark.parametrize("name", [*PRESETS, *MAR_PRESETS])
+@pytest.mark.parametrize("name", [*PRESETS, *IMPORTED_PRESETS])
 def test_parameters_are_counted_as_the_modules_have_them(name: str) -> None:
-    config = {**PRESETS, **MAR_PRESETS}[name]
+    config = {**PRESETS, **IMPORTED_PRESETS}[name]
     with torch.device("meta"):
         model = build_model(config)
     assert head_parameters(config) == count_parameters(model.head)
@@ -32,9 +32,11 @@ def test_keys_and_values_are_counted_as_the_engine_allocates_them() -> None:
     assert "keys and values" in "\n".join(report("369M-raster-discrete"))
 
 
-@pytest.mark.parametrize("name", ["369M", "10.5B", "mar-h", "3.1B-raster-continuous", "3.1B-random-discrete"])
+@pytest.mark.parametrize(
+    "name", ["369M", "10.5B", "mar-h", "3.1B-raster-continuous", "3.1B-random-discrete", "nova-d48w1536-sdxl1024"]
+)
 def test_the_largest_batch_fits_and_the_next_does_not(name: str) -> None:
-    config = {**PRESETS, **MAR_PRESETS}[name]
+    config = {**PRESETS, **IMPORTED_PRESETS}[name]
     rows = [largest_rows(config, limit * GB) for limit in (80, 141)]
     assert 0 < rows[0] < rows[1]
     assert estimate(config, rows[0]).total <= 80 * GB < estimate(config, rows[0] + 1).total

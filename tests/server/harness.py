@@ -7,10 +7,11 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from subprocess import Popen
 from threading import Thread
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import httpx
 
@@ -76,8 +77,8 @@ class Service:
         self.workers: list[Popen[bytes]] = []
         self.client = FluidClient(settings.base_url, timeout_s=30, max_retries=0)
 
-    def add_worker(self) -> "Popen[bytes]":
-        self.workers.append(start("worker", self.settings))
+    def add_worker(self, **changes: Any) -> "Popen[bytes]":
+        self.workers.append(start("worker", replace(self.settings, **changes)))
         return self.workers[-1]
 
     def close(self) -> None:

@@ -6,10 +6,12 @@ MAR uses kl16 (16 channels, stride 16); Stable Diffusion's has 4 channels at str
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import ConfigError, KlConfig
+from model.networks.autoencoders.strips import decode_in_strips
 
 
 class KlTokenizer(nn.Module):
@@ -33,9 +35,6 @@ class KlTokenizer(nn.Module):
             down_block_types=("DownEncoderBlock2D",) * (levels - 1) + (coarsest,),
             up_block_types=("UpDecoderBlock2D",) * levels,
         )  # fmt: skip
-        # Tiles overlap by a quarter and are blended; the sizes of both sides of the decoder belong together.
-        self.vae.tile_latent_min_size = config.tile
-        self.vae.tile_sample_min_size = config.tile * 2 ** (levels - 1)
 
     def encode(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> (B, N, C), the mean of the posterior."""
@@ -47,6 +46,7 @@ class KlTokenizer(nn.Module):
         grid = round(tokens.shape[1] ** 0.5)
         z = tokens.transpose(1, 2).unflatten(2, (grid, grid))  # (B, C, g, g)
         latents = F.pixel_shuffle(z, self.config.patch) / self.config.scale
-        tiled = 0 < self.config.tile < latents.shape[-1]
-        decoded: Tensor = (self.vae.tiled_decode(latents) if tiled else self.vae.decode(latents)).sample
+        if strip := self.config.strip:  # one image at a time: the memory does not grow with the batch
+            return torch.cat([decode_in_strips(self.vae, each, strip) for each in latents.split(1)])
+        decoded: Tensor = self.vae.decode(latents).sample
         return decoded

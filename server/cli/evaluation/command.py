@@ -36,7 +36,6 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("suite", choices=tuple(SUITES), metavar="SUITE", help="geneval, coco or prompts")
     parser.add_argument("source", type=Path, metavar="SOURCE", help="the suite's file of prompts")
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder for the images")
-    parser.add_argument("--model", help="model of the service (default: its default model)")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N prompts")
     parser.add_argument("--images", type=int, metavar="N", help="images of each prompt (default: the suite's)")
     parser.add_argument("--seed", type=int, default=0, help="of the first image (default: %(default)s)")
@@ -103,13 +102,14 @@ def _check(args: argparse.Namespace) -> None:
 
 
 async def _model(client: AsyncFluidClient, wanted: str | None) -> dict[str, Any]:
-    """The model of this id; else the one that the service would choose, the first by name that a worker serves."""
+    """The model of this id; else the service's default."""
     models = await client.models()
-    found = [model for model in models if wanted is None or model["id"] == wanted]
+    found = [model for model in models if (model["default"] if wanted is None else model["id"] == wanted)]
     if not found:
         served = ", ".join(model["id"] for model in models) or "none"
-        raise EvaluationRefused(f"--model {wanted} is not served. Served: {served}.")
-    return min(found, key=lambda model: (not model["ready"], model["id"]))
+        which = f"--model {wanted}" if wanted else "The service's default model"
+        raise EvaluationRefused(f"{which} is not served. Served: {served}.")
+    return found[0]
 
 
 def _score(args: argparse.Namespace, texts: list[str]) -> None:

@@ -3,7 +3,7 @@
 import secrets
 from typing import Any
 
-from server.errors import InvalidRequest
+from server.errors import InvalidRequest, NoWorkers, UnknownModel
 from server.gateway.requests.class_labels import match_label
 from server.gateway.requests.client_mapping import NO_MAPPING, QUALITY_ALIASES, ClientMapping
 from server.gateway.requests.vocabulary import vocabulary_warnings
@@ -19,7 +19,7 @@ def resolve(
     """Return the fully specified job, and warnings about parameters that were mapped or have no effect.
 
     Raises:
-        InvalidRequest: the model does not exist, or cannot generate what the request asks for.
+        UnknownModel, NoWorkers: see `model_of`. InvalidRequest: the model cannot generate what the request asks for.
     """
     info = model_of(request, models, default, mapping)
     width, height = _size(request, info, mapping)
@@ -87,15 +87,21 @@ def model_of(
     """Return the model that the request names by its id or by an alias, or the default.
 
     Raises:
-        InvalidRequest: no such model is known.
+        UnknownModel: no worker has ever published it. NoWorkers: the same of the default.
     """
     name = request.model or default
     target = name if name in models else mapping.aliases.get(name, name)
     if target not in models:
-        alias = f", an alias of {target}," if target != name else ""
-        raise InvalidRequest(
-            f"'model' {name[:100]!r}{alias} is not served here. Served: {', '.join(sorted(models))}. The operator can "
-            f"map names with FLUID_MODEL_ALIASES=NAME={default}.",
+        alias, served = f", an alias of {target}," if target != name else "", ", ".join(sorted(models))
+        if not request.model:
+            raise NoWorkers(
+                f"No worker has loaded {name!r}{alias} yet, the model of requests that name none "
+                f"(FLUID_DEFAULT_MODEL). Wait for it, or set 'model' to one of: {served}.",
+                retry_after_s=5,
+            )
+        raise UnknownModel(
+            f"'model' {name[:100]!r}{alias} is not served here. Served: {served}. The operator can map names with "
+            f"FLUID_MODEL_ALIASES=NAME={default}.",
             param="model",
         )
     return models[target]

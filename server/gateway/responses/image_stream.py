@@ -92,7 +92,7 @@ async def follow_images(
             await asyncio.shield(services.queue.cancel(job_id))
 
 
-def request_error(services: Services, job_id: str, error: Exception) -> RequestError:
+def request_error(services: Services, job_id: str, error: RequestError | TimeoutError | RedisError) -> RequestError:
     """The error to report for one of FAILURES."""
     if isinstance(error, RequestError):
         return error

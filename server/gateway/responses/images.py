@@ -26,12 +26,15 @@ async def usage(services: Services, record: JobRecord) -> Usage:
 async def image_payload(
     services: Services, record: JobRecord, output: Output, response_format: str, base_url: str
 ) -> dict[str, str]:
-    """Return one image as `{"url": ...}`, which starts with `base_url`, or as `{"b64_json": ...}`.
+    """Return one image as `{"url": ...}`, under `base_url` unless it is presigned, or as `{"b64_json": ...}`.
 
     Raises:
         JobExpired: the image was deleted.
     """
     if response_format == "url":
+        settings, store = services.settings, services.queue.store
+        if settings.result_links == "presigned" and output.location and store is not None:
+            return {"url": await store.link(output.location, settings.link_ttl_s)}
         return {"url": base_url + await services.links.sign(image_url(record, output.index))}
     raw = await services.queue.result(record, output)
     if raw is None:

@@ -30,7 +30,8 @@ router = APIRouter()
 
 @router.get("/v1/models", tags=["models"], response_model=ModelList, operation_id="list_models")
 async def list_models(services: ServicesDep) -> dict[str, Any]:
-    """List the models, each with its image size, presets, limits, styles and vocabulary."""
+    """List the models, each with its image size, presets, limits, styles, vocabulary and licence; the one of requests
+    that name none comes first."""
     return {"object": "list", "data": await _models(services)}
 
 
@@ -50,15 +51,17 @@ async def get_model(model_id: str, services: ServicesDep) -> dict[str, Any]:
 
 
 async def _models(services: Services) -> list[dict[str, Any]]:
+    fleet = services.fleet
     try:
-        known = await services.fleet.models()
+        known, default = await fleet.models(), await fleet.default_model()
     except NoWorkers:
-        known = {}
-    ready = {w.model for w in await services.fleet.workers() if w.ready}
+        known, default = {}, ""
+    default, ready = services.mapping.aliases.get(default, default), await fleet.readiness()
     return [
-        {"id": m.id, "object": "model", "created": 0, "owned_by": "fluid-serve", "ready": m.id in ready}
+        {"id": m.id, "object": "model", "created": 0, "owned_by": "fluid-serve"}
+        | {"ready": ready.get(m.id, False), "default": m.id == default}
         | {key: value for key, value in asdict(m).items() if key != "id"}
-        for m in known.values()
+        for m in sorted(known.values(), key=lambda m: (m.id != default, m.id))
     ]
 
 
@@ -73,17 +76,22 @@ async def live() -> dict[str, str]:
 @router.get("/health/ready", tags=["health"], response_model=Health, responses=READY, operation_id="ready")
 async def ready(services: ServicesDep) -> Response:
     """Readiness: 200 when a live worker has generated its canary image and no background task of this gateway keeps
-    crashing, or else 503 with the reason."""
+    crashing, and the store of finished images works, or else 503 with the reason. `models` tells which models are
+    ready, for one is enough."""
     try:
         why_not = await services.fleet.unready_reason()
     except RedisError as error:
         log.warning("not ready: %s", error)  # holds the address of Redis, so it stays out of the response
         why_not = f"the queue {reason(services.settings, error)}"
+    store = services.queue.store
+    if store is not None and store.trouble and store.trouble not in (why_not or ""):
+        trouble = f"the store of finished images {store.trouble}"
+        why_not = f"{why_not}; {trouble}" if why_not else trouble
     failing = "; ".join(map(str, services.supervisor.failing))
     if failing:
         why_not = f"{why_not}; {failing}" if why_not else failing
     if why_not is None:
-        return JSONResponse({"status": "ready"})
+        return JSONResponse({"status": "ready", "models": await services.fleet.readiness()})
     return JSONResponse({"status": "not ready", "reason": why_not}, status_code=503, headers={"Retry-After": "1"})
 
 

@@ -69,13 +69,14 @@ _KEY_REUSED = errors.KeyReused("The Idempotency-Key 'k1' belongs to another requ
 _FAILED = errors.JobFailed(f"Job {JOB_ID} failed after 3 attempts: its worker died each time.")
 _NO_WORKERS = errors.NoWorkers("No live worker serves scenes-128 right now. POST /v1/jobs queues it until one is back.")
 _NO_QUEUE = errors.QueueUnavailable()
+_NO_STORE = errors.StorageUnavailable("does not answer")
 _NOT_REPLICATED = errors.NotReplicated("0 of 1 replicas of Redis (FLUID_REPLICAS) had the request within 2 s.")
 _UNREADABLE = errors.UnreadableRecord(f"Job {JOB_ID} was written by another version of this service.", retry_after_s=5)
 _TIMEOUT = errors.DeadlineExceeded("Not ready after 300 s (FLUID_REQUEST_TIMEOUT_S); the job was canceled.")
 
 #: For the whole app. It also keeps FastAPI from listing its own 422, which never leaves this service.
 ANY_ERROR: Responses = {"default": {"model": ErrorBody, "description": "Every other error has this shape too."}}
-SUBMIT_ERRORS = _errors(_INVALID, _LARGE_BODY, _NO_WORKERS, _NO_QUEUE, _NOT_REPLICATED)
+SUBMIT_ERRORS = _errors(_INVALID, _UNKNOWN_MODEL, _LARGE_BODY, _NO_WORKERS, _NO_QUEUE, _NOT_REPLICATED)
 GENERATE: Responses = {
     **SUBMIT_ERRORS,
     200: {
@@ -83,6 +84,7 @@ GENERATE: Responses = {
         "content": _FILES | _events("image_generation.partial_image", "image_generation.completed", "error"),
     },
     **_errors(_NOT_ACCEPTABLE, _EXPIRED, _KEY_REUSED, _FAILED, _TIMEOUT),
+    **_errors(_NO_WORKERS, _NO_QUEUE, _NOT_REPLICATED, _NO_STORE),
 }
 EDIT: Responses = {
     **GENERATE,
@@ -143,12 +145,12 @@ EVENTS: Responses = {
 JOB_IMAGE: Responses = {
     **LOOKUP,
     200: {"description": "The image file.", "content": _FILES},
-    **_errors(_INVALID_INDEX, _UNKNOWN_JOB, _UNKNOWN_IMAGE),
+    **_errors(_INVALID_INDEX, _UNKNOWN_JOB, _UNKNOWN_IMAGE, _NO_QUEUE, _UNREADABLE, _NO_STORE),
 }
 PREVIEW = JOB_IMAGE
 MODEL = _errors(_UNKNOWN_MODEL, _NO_QUEUE)
 READY: Responses = {
-    200: {"content": {"application/json": {"example": {"status": "ready"}}}},
+    200: {"content": {"application/json": {"example": {"status": "ready", "models": {"scenes-128": True}}}}},
     503: {
         "description": "No worker can generate; `reason` says why.",
         "content": {"application/json": {"example": {"status": "not ready", "reason": "no live worker"}}},
@@ -166,7 +168,7 @@ _LINKS = _errors(*_REFUSALS, LinkRefused("This link has expired.", param="expire
 _READS = _errors(errors.RateLimited("'alice' is limited to 6000 reads a minute (FLUID_READ_RATE_LIMIT). Try later."))
 _LIMITS = _errors(
     errors.RequestTooSlow("The body did not arrive within 30 s (FLUID_BODY_TIMEOUT_S)."),
-    errors.QueueFull("10000 jobs are waiting, the limit is 10000 (FLUID_MAX_QUEUE). Try later."),
+    errors.QueueFull("10000 jobs are waiting for scenes-128, the limit is 10000 (FLUID_MAX_QUEUE). Try later."),
     errors.RateLimited("'alice' may make 60 requests a minute (FLUID_RATE_LIMIT). Try later."),
 )
 

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 _MODEL: dict[str, Any] = {
-    "id": "scenes-128", "object": "model", "created": 0, "owned_by": "fluid-serve", "ready": True,
+    "id": "scenes-128", "object": "model", "created": 0, "owned_by": "fluid-serve", "ready": True, "default": True,
     "family": "fluid", "image_size": [128, 128], "tokens": 64, "styles": ["3d", "flat"], "vocabulary": ["apple"],
     "limits": {"max_n": 10, "max_num_inference_steps": 64}, "defaults": {"quality": "medium", "guidance_scale": 3.0},
 }  # fmt: skip
@@ -21,6 +21,7 @@ class ModelObject(BaseModel):
     created: int = Field(default=0, description="Always 0; present for OpenAI clients.")
     owned_by: str
     ready: bool = Field(description="Whether a live worker can generate with this model now.")
+    default: bool = Field(default=False, description="Whether requests without `model` get this one.")
 
 
 class ModelList(BaseModel):
@@ -39,3 +40,4 @@ class Health(BaseModel):
 
     status: str = Field(description="live, ready or not ready.")
     reason: str | None = Field(default=None, description="Why the service is not ready.")
+    models: dict[str, bool] | None = Field(default=None, description="Which models are ready, if any is.")

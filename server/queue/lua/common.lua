@@ -127,9 +127,9 @@ local function dequeue_waiting(id, served)
 end
 
 -- The field that counts open jobs like this one, or nil. A batch's lines have a limit of their own: the service itself
--- submits them, a few at a time.
-local function open_field(owner, kind)
-  if kind == 'batch' then return (owner or '') .. ' batch' end
+-- submits them, a few at a time of each model, since one without a worker must not hold up the others.
+local function open_field(owner, kind, model)
+  if kind == 'batch' then return (owner or '') .. ' batch ' .. model end
   return owner and owner ~= '' and owner or nil
 end
 
@@ -241,7 +241,7 @@ local function finish(id, state, ttl_s, result_bytes, ...)
   if f[6] and redis.call('EXISTS', keys.batch_hash(f[6])) == 1 then
     redis.call('HINCRBY', keys.batch_hash(f[6]), 'ended:' .. state, 1)
   end
-  local open = open_field(owner, f[7])
+  local open = open_field(owner, f[7], f[1])
   if open and redis.call('HINCRBY', keys.open_jobs_hash, open, -1) <= 0 then
     redis.call('HDEL', keys.open_jobs_hash, open)
   end

@@ -44,16 +44,23 @@ if args.cache_key then -- before the limits: it takes neither a place nor memory
   if args.only_cached then return {'uncached', id, ''} end
 end
 local limits, is_line = args.limits, args.kind == 'batch'
-local queued = tonumber(redis.call('HGET', keys.counters_hash, 'state:queued') or '0')
+-- Each model has a line of its own: one that has no worker must not take the others' places.
+local queued, own = 0, 0
+for _, class in ipairs(PRIORITIES) do
+  queued = queued + redis.call('ZCARD', keys.waiting_since_zset(args.model, class))
+end
 if queued >= limits.max_queue then return {'full', tostring(queued), ''} end
 if owner ~= '' or is_line then
   -- Of the places that others leave, never all: however many callers flood the queue, the next one finds some.
-  local own = redis.call('ZCARD', keys.state_jobs_zset(owner, 'queued'))
+  for _, class in ipairs(owner ~= '' and PRIORITIES or {}) do
+    own = own + redis.call('ZCARD', keys.waiting_zset(args.model, class, args.caller))
+  end
+  if owner == '' then own = queued end
   if own > 0 and own >= limits.queue_share * (limits.max_queue - queued + own) then
     return {'share', tostring(own), ''}
   end
 end
-local open_by = open_field(owner, args.kind)
+local open_by = open_field(owner, args.kind, args.model)
 local open = open_by and tonumber(redis.call('HGET', keys.open_jobs_hash, open_by) or '0') or 0
 local most = is_line and limits.max_batch_lines or limits.max_jobs
 if open_by and most > 0 and open >= most then return {is_line and 'lines' or 'busy', tostring(open), ''} end

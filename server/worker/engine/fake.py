@@ -44,9 +44,11 @@ class FakeEngine:
     device = "cpu"
 
     def __init__(self, max_rows: int, step_s: float, checkpoint: str = "") -> None:
-        """`checkpoint` stands for weights; "missing..." cannot be loaded, and "hanging..." never finishes a step."""
+        """`checkpoint` stands for weights; "missing..." cannot be loaded, and "hanging..." never finishes a step;
+        "fake-MODEL" and "fake-MODEL-VERSION" are of another model than fake."""
         if checkpoint.startswith("missing"):
             raise ConfigError(f"The fake engine was told that there is no checkpoint {checkpoint!r}.")
+        self.id = "-".join(checkpoint.split("-")[:2]) if checkpoint.startswith("fake-") else "fake"
         self.sha256 = hashlib.sha256(checkpoint.encode()).hexdigest()
         self.max_rows = max_rows
         self.step_s = HANG_S if checkpoint.startswith("hanging") else step_s
@@ -118,7 +120,7 @@ class FakeEngine:
 
     def info(self) -> Mapping[str, object]:
         return {
-            "id": "fake",
+            "id": self.id,
             "family": "fake",
             "image_size": SIZE,
             "tokens": GRID * GRID,

@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from server.errors import ConfigError
+from server.setting_values import DEFAULT_ENGINE, split_checkpoints
 from server.settings import Settings
 from server.worker.engine.protocol import Engine
 from server.worker.engine.sharded import ShardedEngine
@@ -19,6 +20,7 @@ def load_engine(settings: Settings) -> Engine:
     Raises:
         ConfigError: there is no such function, or the checkpoint cannot be loaded; a restart would not help.
     """
+    check_checkpoint(settings)
     module, _, name = settings.engine.partition(":")
     try:
         load = getattr(importlib.import_module(module), name)
@@ -26,6 +28,15 @@ def load_engine(settings: Settings) -> Engine:
         raise ConfigError(f"FLUID_ENGINE={settings.engine!r} is not a module:function to import: {error}.") from error
     engine: Engine = load(settings)
     return engine
+
+
+def check_checkpoint(settings: Settings) -> None:
+    """Raise ConfigError if FLUID_CHECKPOINT names several."""
+    if len(names := split_checkpoints(settings.checkpoint)) > 1:
+        raise ConfigError(
+            f"FLUID_CHECKPOINT names {len(names)} checkpoints ({', '.join(names)}), of which one process loads one: "
+            "choose it by --checkpoint. `fluid serve` serves all, each with workers of its own."
+        )
 
 
 def memory_report(preset: str) -> list[str]:
@@ -95,13 +106,18 @@ def follow_model(settings: Settings) -> None:
 
 
 def survey_host(settings: Settings) -> dict[str, Any]:
-    """Devices of this host, and what a worker needs of them; a process of its own looks, so that this one stays small.
+    """Devices of this host, and the id and needs of each checkpoint; a process of its own looks, so that this one stays
+    small. Another engine than the default one has the checkpoints' names as ids, and unknown needs.
 
     Raises:
-        ConfigError: the model's packages or its checkpoint are missing.
+        ConfigError: the model's packages or a checkpoint are missing.
     """
-    command = [sys.executable, "-m", "model.inference.devices.survey", settings.checkpoint, settings.device,
-               str(settings.max_rows), str(settings.tensor_parallel)]  # fmt: skip
+    checkpoints = split_checkpoints(settings.checkpoint)
+    if settings.engine != DEFAULT_ENGINE:
+        models = [{"checkpoint": each, "id": each, "needs": [0] * settings.tensor_parallel} for each in checkpoints]
+        return {"devices": [], "cpus": os.cpu_count() or 1, "rows": settings.max_rows, "models": models}
+    command = [sys.executable, "-m", "model.inference.devices.survey", settings.device, str(settings.max_rows),
+               str(settings.tensor_parallel), *checkpoints]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise ConfigError(f"{done.stderr.strip().rpartition(chr(10))[2]} (FLUID_CHECKPOINT={settings.checkpoint!r})")

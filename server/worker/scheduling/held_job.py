@@ -38,6 +38,7 @@ class HeldJob:
     canceled: bool = False
     lost: bool = False
     failure: JobError | None = None
+    interrupted: bool = False  #: something else than the job fails: it is requeued, and the attempt does not count
     closing: bool = False  #: its final state is being written; nothing else may touch it
     trace: JobTrace = field(init=False)
     preview_steps: tuple[int, ...] = field(init=False)  #: computed once, because every step reads it
@@ -49,6 +50,11 @@ class HeldJob:
     def complete(self) -> bool:
         """Every image has left its row and its file is stored."""
         return len(self.outputs) == self.lease.input.n
+
+    @property
+    def leaving(self) -> bool:
+        """It has ended, or ends elsewhere: what is still stored for it would be of no use."""
+        return self.closing or self.lost or self.canceled
 
     @property
     def active(self) -> bool:

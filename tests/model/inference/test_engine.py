@@ -6,6 +6,7 @@ Tolerance: float32 matrix products of different batch sizes differ in the last b
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -112,6 +113,16 @@ def test_an_image_depends_on_its_seed_and_not_on_the_batch(
     assert torch.allclose(engine.peek(row), alone, atol=TOLERANCE)
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Products on one thread: several divide the rows of a float32 product, and its sums' order with them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_bit_identical_within_one_batch_size(model: Fluid, encoder: HashEncoder) -> None:
     """The same number of rows and tokens, with other rows and in another slot: not one bit may differ."""
     engine = Engine(model, TextPrompts(model, encoder), 6)

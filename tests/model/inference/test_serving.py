@@ -100,3 +100,14 @@ def test_an_edit_resumes_elsewhere_but_only_with_its_own_image(engines: tuple[Se
     one.step()
     state = one.snapshot(row)
     assert _finish(one, row) == _finish(other, other.restore(variation, state))
+
+
+def test_the_breadth_of_a_checkpoint_is_part_of_its_vocabulary(engines: tuple[ServingEngine, ServingEngine]) -> None:
+    """Things that are drawn alone, in two styles or more, are no words to warn of."""
+    engine = engines[0]
+    before = engine.info()["vocabulary"]
+    engine.checkpoint.about["breadth"] = [before[0], "harpsichord"]
+    try:
+        assert engine.info()["vocabulary"] == [*before, "harpsichord"]
+    finally:
+        del engine.checkpoint.about["breadth"]

@@ -211,7 +211,7 @@ def test_models_describe_themselves(http: httpx.Client) -> None:
 def test_health_docs_and_playground(http: httpx.Client) -> None:
     """Probes and people open these first; the playground must not load anything from the internet."""
     assert http.get("/health/live").json() == {"status": "live"}
-    assert http.get("/health/ready").json() == {"status": "ready"}
+    assert http.get("/health/ready").json() == {"status": "ready", "models": {"fake": True}}
     for probe in ("live", "ready"):  # some send HEAD, which used to be a 405
         head = http.head(f"/health/{probe}")
         assert (head.status_code, head.content) == (200, b"")

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from server.errors import InvalidRequest, SettingError
+from server.errors import InvalidRequest, SettingError, UnknownModel
 from server.gateway.requests.client_mapping import ClientMapping
 from server.gateway.requests.resolve import resolve
 from server.gateway.schemas.images import ImageRequest
@@ -58,7 +58,7 @@ def test_default_requests_are_mapped_with_a_warning(client: str) -> None:
     [({"model": "dall-e-3"}, "FLUID_MODEL_ALIASES"), ({"size": "1024x1024"}, "FLUID_SIZE_POLICY=nearest")],
 )
 def test_a_refusal_says_how_to_allow_it(body: dict[str, str], setting: str) -> None:
-    with pytest.raises(InvalidRequest, match=setting):
+    with pytest.raises((InvalidRequest, UnknownModel), match=setting):
         resolved({"prompt": "a cat"} | body, ClientMapping())
 
 
@@ -72,7 +72,7 @@ def test_openais_qualities_need_no_setting() -> None:
 
 def test_a_model_wins_over_an_alias_of_the_same_name() -> None:
     assert resolved({"prompt": "a cat", "model": "fake"}, ClientMapping({"fake": "other"})) == ("medium", [])
-    with pytest.raises(InvalidRequest, match="an alias of other, is not served"):
+    with pytest.raises(UnknownModel, match="an alias of other, is not served"):
         resolved({"prompt": "a cat", "model": "x"}, ClientMapping({"x": "other"}))
 
 

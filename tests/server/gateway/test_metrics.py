@@ -41,12 +41,12 @@ def test_a_histogram_is_cumulative_and_ends_at_infinity() -> None:
     """Redis stores single buckets; Prometheus needs running totals, or quantiles are wrong."""
     tally = Tally()
     for value in (0.0005, 0.001, 0.0011, 1e9):
-        tally.observe("fluid_queue_wait_seconds", value)
+        tally.observe("fluid_queue_wait_seconds", value, "fake")
     samples = scrape(tally.drain())
-    bucket = "fluid_queue_wait_seconds_bucket[('le', '{}')]"
+    bucket = "fluid_queue_wait_seconds_bucket[('le', '{}'), ('model', 'fake')]"
     assert samples[bucket.format(SECONDS[0])] == 2
     assert samples[bucket.format(SECONDS[1])] == 3
-    assert samples[bucket.format("+Inf")] == samples["fluid_queue_wait_seconds_count[]"] == 4
+    assert samples[bucket.format("+Inf")] == samples["fluid_queue_wait_seconds_count[('model', 'fake')]"] == 4
 
 
 def test_labels_and_counters() -> None:
@@ -94,7 +94,7 @@ def test_known_label_sets_begin_at_zero() -> None:
         "fluid_worker_starts_total[]",
         "fluid_engine_failures_total[('stage', 'canary')]",
         "fluid_worker_task_crashes_total[('task', 'lease renewal')]",
-        "fluid_job_latency_seconds_bucket[('le', '+Inf')]",
+        "fluid_job_latency_seconds_bucket[('le', '+Inf'), ('model', 'fake')]",
         "fluid_stage_duration_seconds_count[('stage', 'encode')]",
     ):
         assert samples[name] == 0, name

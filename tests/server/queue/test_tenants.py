@@ -23,12 +23,14 @@ async def submit(queue: JobQueue, name: str, owner: str, kind: str = "job", **ch
     await queue.enqueue(Submission(name, job_input(owner=owner, **changes), kind))
 
 
-async def flood(queue: JobQueue, owner: str, count: int, kind: str = "job", prefix: str = "") -> Counter[str]:
+async def flood(
+    queue: JobQueue, owner: str, count: int, kind: str = "job", prefix: str = "", **changes: object
+) -> Counter[str]:
     """Submit at once; count what became of it."""
 
     async def one(number: int) -> str:
         try:
-            await submit(queue, f"{prefix}{owner}_{kind}_{number}", owner, kind)
+            await submit(queue, f"{prefix}{owner}_{kind}_{number}", owner, kind, **changes)
         except (RateLimited, QueueFull) as error:
             return error.code
         return "accepted"
@@ -86,7 +88,7 @@ async def test_lines_in_progress_are_limited_per_key(queue: JobQueue, leases: Le
     assert (await flood(queue, owner, 3, "batch", prefix="more"))["accepted"] == (1 if owner == "ann" else 3)
     for name in await queue.redis.zrange(queue.keys.jobs_zset("ann"), 0, -1):
         await queue.cancel(name)
-    assert await queue.redis.hget(queue.keys.open_jobs_hash, "ann batch") is None
+    assert await queue.redis.hget(queue.keys.open_jobs_hash, "ann batch fake") is None
 
 
 async def test_bytes_are_counted_until_they_are_gone(queue: JobQueue, leases: LeaseQueue) -> None:
@@ -217,3 +219,17 @@ async def test_damaged_counts_of_bytes_stop_nothing(queue: JobQueue, leases: Lea
     await queue.redis.zadd(queue.keys.stored_zset, {"odd": 0, "odd ann x": 0})
     await queue.sweep()
     assert await queue.redis.zcard(queue.keys.stored_zset) == 0
+
+
+async def test_a_model_without_a_worker_takes_no_places_of_another(queue: JobQueue) -> None:
+    """10,000 jobs that waited for one model refused all others, and 256 lines of a key held up its other batches."""
+    queue.limits |= {"max_queue": 10, "max_batch_lines": 3}
+    assert await flood(queue, "ann", 5, "batch", prefix="o", model="other") == {"accepted": 3, "rate_limit_exceeded": 2}
+    assert await flood(queue, "ann", 5, "batch") == {"accepted": 3, "rate_limit_exceeded": 2}
+    assert (await flood(queue, "ann", 9, prefix="o", model="other"))["accepted"] == 2, "her share of its 10 places"
+    assert await flood(queue, "", 9, model="other") == {"accepted": 5, "queue_full": 4}
+    assert (await flood(queue, "bob", 9))["accepted"] == 4
+    with pytest.raises(QueueFull, match="10 jobs are waiting for other, the limit is 10"):
+        await submit(queue, "x", "bob", model="other")
+    with pytest.raises(RateLimited, match=r"4 jobs of 'bob' wait\. Of the 10 places for fake"):
+        await submit(queue, "x", "bob")

@@ -15,18 +15,9 @@ from model.data.atlas.collect import Picture, tinted
 from model.data.atlas.hashes import across_the_line, duplicates, fingerprints
 from model.data.atlas.store import NUMBER, AtlasSprites, is_atlas_folder, open_sprites
 from model.data.scenes.facts import held_out
-from model.data.scenes.sprites import SIDE
 from model.data.scenes.things import STYLES
 from model.data.sources import DataError
-from tests.model.image_set import THINGS_USED, discs
-
-
-def drawing(seed: int) -> np.ndarray:
-    """(SIDE, SIDE, 4) coarse random patches on a transparent ground; neighbouring seeds look nothing alike."""
-    rng = np.random.default_rng(seed)
-    patches = rng.integers(0, 255, (7, 7, 4), np.uint8)
-    patches[..., 3] = np.where(rng.random((7, 7)) < 0.7, 255, 0)
-    return np.kron(patches, np.ones((SIDE // 7, SIDE // 7, 1), np.uint8))
+from tests.model.image_set import NOUNS, THINGS_USED, discs, drawing, pictures
 
 
 def retouched(sprite: np.ndarray) -> np.ndarray:
@@ -34,18 +25,6 @@ def retouched(sprite: np.ndarray) -> np.ndarray:
     out = sprite.copy()
     out[:3, :3] = 255
     return out
-
-
-NOUNS = [f"gadget {letter}" for letter in "abcdefghijklmnop"]
-
-
-def pictures() -> list[Picture]:
-    """16 nouns in four styles, a one-colour noun and a portrait."""
-    styles = ("3d", "noto", "flat", "clipart")
-    found = [Picture(n, s, drawing(4 * i + j)) for i, n in enumerate(NOUNS) for j, s in enumerate(styles)]
-    found.append(Picture("anvil", "silhouette", drawing(900), one_colour=True))
-    found.append(Picture("person with green hair", "pixel", drawing(901), sentence=True))
-    return found
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,12 @@
 """A prompt with words that the model does not know gets a warning that names them."""
 
 import dataclasses
+import difflib
 
 import pytest
 
 from server.gateway.requests.resolve import resolve
-from server.gateway.requests.vocabulary import vocabulary_warnings
+from server.gateway.requests.vocabulary import NearestWords, vocabulary_warnings
 from server.gateway.schemas.images import ImageRequest
 from server.model_info import ModelInfo
 from server.worker.engine.fake import FakeEngine
@@ -52,3 +53,17 @@ def test_only_models_that_publish_a_vocabulary_warn() -> None:
     assert vocabulary_warnings("a dragon", dataclasses.replace(INFO, labels=("apple",))) == []
     _, warnings = resolve(ImageRequest(prompt="a dragon"), {INFO.id: INFO}, INFO.id)
     assert "dragon" in warnings[0]
+
+
+def test_the_nearest_word_is_that_of_a_full_comparison() -> None:
+    """Only the names with the most letter pairs in common are compared: the nearest must be among them."""
+    syllables = ("ba", "cor", "dun", "fel", "gri", "ho", "mas", "nel", "pi", "ras", "sto", "tul")
+    vocabulary = tuple(f"{a}{b}{c}" for a in syllables for b in syllables for c in syllables)
+    nearest = NearestWords(vocabulary)
+    for name in vocabulary[::97]:
+        for slip in (name[:2] + name[3:], name[:-2] + name[-1] + name[-2], "x" + name):
+            best = difflib.get_close_matches(slip, vocabulary, n=1)[0]
+            found = nearest.find(slip)[0]
+            assert (
+                difflib.SequenceMatcher(None, slip, found).ratio() >= difflib.SequenceMatcher(None, slip, best).ratio()
+            )

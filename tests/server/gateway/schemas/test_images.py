@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from server.errors import InvalidRequest
+from server.errors import InvalidRequest, NoWorkers, UnknownModel
 from server.gateway.requests.resolve import resolve
 from server.gateway.requests.validation import from_validation
 from server.gateway.schemas.images import MAX_SEED, ImageRequest
@@ -54,7 +54,6 @@ def rejection(**body: Any) -> InvalidRequest:
         ({"prompt": "x", "temperature": 9.0}, "temperature", "at most 2"),
         ({"prompt": "x", "guidance_scale": float("nan")}, "guidance_scale", "finite"),
         ({"prompt": "x", "num_inference_steps": 99999}, "num_inference_steps", "at most 20000"),
-        ({"prompt": "x", "model": "gpt"}, "model", "fake"),
         ({"prompt": "x", "stream": 1}, "stream", "boolean"),
         ({"prompt": "x", "partial_images": 4}, "partial_images", "3"),
         ({"prompt": "x", "negative_prompt": "y" * 2001}, "negative_prompt", "2000"),
@@ -73,6 +72,17 @@ def test_a_rejection_names_the_parameter_and_its_limit(body: dict[str, Any], par
     assert error.param == param
     assert says in error.message
     assert error.status == 400
+
+
+def test_an_unknown_model_is_a_404_that_names_what_is_served() -> None:
+    models = {"fake": INFO, "other": dataclasses.replace(INFO, id="other")}
+    with pytest.raises(UnknownModel, match=r"'model' 'gpt' is not served here\. Served: fake, other") as unknown:
+        resolve(ImageRequest(prompt="x", model="gpt"), models, "fake")
+    assert (unknown.value.status, unknown.value.code, unknown.value.param) == (404, "model_not_found", "model")
+    with pytest.raises(NoWorkers, match=r"loaded 'later' yet.*set 'model' to one of: fake, other"):
+        resolve(ImageRequest(prompt="x"), models, "later")
+    job, _ = resolve(ImageRequest(prompt="x", model="other"), models, "later")
+    assert job.model == "other"
 
 
 @pytest.mark.parametrize(

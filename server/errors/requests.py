@@ -1,60 +1,12 @@
-"""Every error of the service, and the single map from an error to an HTTP status and an OpenAI-shaped body.
-
-FluidError
-├── ConfigError                 the service cannot start with this configuration
-│   ├── SettingError            a FLUID_* name or value is wrong
-│   ├── DataDirInUse            another instance holds the data folder
-│   └── ValkeyStartError        the embedded Valkey is missing or did not start
-├── RequestError                sent to the HTTP caller as an error response
-│   ├── InvalidRequest          400  a parameter is invalid; names it and the limit
-│   ├── JobCanceled             400  the job that this request waited for was canceled
-│   ├── InvalidApiKey           401  no key, or an unknown one
-│   ├── KeyDisabled, OriginNotAllowed  403  disabled; another site's page, or an unknown Host
-│   ├── NotAcceptable           406  an unsupported image type
-│   ├── RequestTooSlow          408  the body did not arrive in time
-│   ├── BodyTooLarge            413  larger than any valid request
-│   ├── UnknownJob, UnknownModel, UnknownFile, UnknownBatch, UnknownImage  404
-│   ├── JobExpired              410
-│   ├── KeyReused               422  the Idempotency-Key or job id of another request
-│   ├── RateLimited, QueueFull  429  too much from one key; too much from all
-│   ├── JobFailed               500
-│   ├── NoWorkers, QueueUnavailable, NotReplicated, UnreadableRecord  503
-│   └── DeadlineExceeded        504
-├── OperatorError               ends an operator's command
-│   ├── KeyNameRefused, UnknownDeadLetter
-│   ├── BatchRefused, EditRefused  a file of `fluid batch`, `edit` or `vary` cannot be used
-│   ├── ReloadRefused           a worker keeps its current checkpoint
-│   └── UnhealthyService        `fluid doctor` found something to act on
-├── WorkerError                 ends the worker process
-│   └── CanaryFailed, EngineBroken  the first image is invalid; rows cannot even be released
-└── ServiceError                raised by the client: the service answered with an error
-"""
+"""The errors that HTTP callers get, each with its status, and the body that all of them share."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from server.errors.base import FluidError
+
 #: OpenAI's clients retry 5xx unless told otherwise: jobs that used up their attempts would get three times as many.
 NO_RETRY: Mapping[str, str] = {"x-should-retry": "false"}
-
-
-class FluidError(Exception):
-    """Base of everything this service raises on purpose."""
-
-
-class ConfigError(FluidError):
-    """The service cannot start with this configuration."""
-
-
-class SettingError(ConfigError):
-    """A FLUID_* name or value is wrong."""
-
-
-class DataDirInUse(ConfigError):
-    """Another instance holds the data folder."""
-
-
-class ValkeyStartError(ConfigError):
-    """The embedded Valkey is missing or did not start."""
 
 
 class RequestError(FluidError):
@@ -234,6 +186,16 @@ class NotReplicated(RequestError):
     rejection = True
 
 
+class StorageUnavailable(RequestError):
+    """The store of finished images (FLUID_RESULTS) does not respond; the message says why. Obey `Retry-After`."""
+
+    status, type, code = 503, "server_error", "storage_unavailable"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"The store of finished images {reason}. Nothing was lost; try again.", retry_after_s=1)
+        self.reason = reason  #: how a sentence that begins with "The store of finished images" ends
+
+
 class UnreadableRecord(RequestError):
     """A record in Redis that another version of the service wrote; a gateway of that version can read it."""
 
@@ -245,54 +207,6 @@ class DeadlineExceeded(RequestError):
 
     status, type, code = 504, "server_error", "deadline_exceeded"
     always = NO_RETRY
-
-
-class OperatorError(FluidError):
-    """Ends an operator's command."""
-
-
-class UnknownDeadLetter(OperatorError):
-    """No dead letter has this job id."""
-
-
-class BatchRefused(OperatorError):
-    """`fluid batch` cannot start, or its file was rejected."""
-
-
-class EditRefused(OperatorError):
-    """`fluid edit` or `fluid vary` cannot use a file or a box."""
-
-
-class ReloadRefused(OperatorError):
-    """A worker keeps its current checkpoint."""
-
-
-class UnhealthyService(OperatorError):
-    """`fluid doctor` found something to act on."""
-
-
-class KeyNameRefused(OperatorError):
-    """The file of API keys cannot hold this name."""
-
-
-class WorkerError(FluidError):
-    """Ends the worker process; other workers take its jobs."""
-
-
-class CanaryFailed(WorkerError):
-    """The first image after loading is not a valid image."""
-
-
-class EngineBroken(WorkerError):
-    """The engine cannot even release its rows, or a device that shares its model has gone."""
-
-
-class ServiceError(FluidError):
-    """Raised by the client: the service answered with an error."""
-
-    def __init__(self, message: str, *, status: int = 0, code: str | None = None, param: str | None = None) -> None:
-        super().__init__(message)
-        self.status, self.code, self.param = status, code, param
 
 
 def error_body(message: str, *, type: str, param: str | None, code: str | None) -> dict[str, Any]:

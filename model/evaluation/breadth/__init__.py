@@ -1,0 +1,1 @@
+"""Scores of single named things, of which a model may know thousands."""

@@ -1,0 +1,286 @@
+"""`ObjectStore`: writes, reads and deletes the files of finished images in a bucket or a folder, by obstore.
+
+A failure is `StorageUnavailable` with a reason that may be shown to callers: no address, no credentials. The text of
+the library's error may hold an access key, and is in no message and no log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from collections.abc import Awaitable
+from datetime import timedelta
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from server.addresses import results_folder
+from server.errors import ConfigError, StorageUnavailable
+from server.storage import object_names
+
+if TYPE_CHECKING:
+    from obstore.store import LocalStore, S3Store
+
+T = TypeVar("T")
+IN_REDIS = "redis"  #: the value of FLUID_RESULTS without a store
+TIMEOUT_S = 10.0  #: of one call; a mount that hangs never returns
+RETRIES = 2  #: inside one call; workers repeat the call itself
+PROBE_BYTES = 4096  #: a nearly full disk still has room for less
+DELETED_AT_ONCE = 1000  #: as many as one request of S3 deletes
+_S3_CODE = re.compile(r"<Code>(\w{1,60})</Code>")
+_STATUS = re.compile(r"\bstatus:? (?:code:? )?([45]\d\d)\b", re.IGNORECASE)
+#: Code of an error of S3, and how a sentence that begins with "The store of finished images" ends.
+_S3_REASONS = {
+    "NoSuchBucket": "has no such bucket",
+    "InvalidAccessKeyId": "refuses the credentials",
+    "SignatureDoesNotMatch": "refuses the credentials",
+    "ExpiredToken": "refuses the credentials, which have expired",
+    "AccessDenied": "denies access",
+}
+REMEDIES = {
+    "has no such bucket": "Create the bucket, or correct FLUID_RESULTS.",
+    "refuses the credentials": "Correct AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.",
+    "refuses the credentials, which have expired": "Renew the AWS_* credentials and restart.",
+    "denies access": "Allow reading, writing, listing and deleting in the folder or bucket of FLUID_RESULTS.",
+    "has lost its folder": "Create or mount the folder of FLUID_RESULTS.",
+    "is full": "Free some space on the disk of FLUID_RESULTS.",
+}
+
+
+def remedy(reason: str) -> str:
+    """Return what the operator can do about the `reason` of a StorageUnavailable."""
+    return REMEDIES.get(reason, "Start it, or correct FLUID_RESULTS and AWS_ENDPOINT_URL.")
+
+
+def open_store(url: str, namespace: str) -> ObjectStore | None:
+    """The store of FLUID_RESULTS; None where images lie in Redis.
+
+    Raises:
+        ConfigError: it needs the extra `storage`.
+    """
+    if url == IN_REDIS:
+        return None
+    if find_spec("obstore") is None:
+        raise ConfigError("FLUID_RESULTS needs obstore: pip install 'fluid-serve[storage]', or set it to redis.")
+    return ObjectStore(url, namespace)
+
+
+def check_links(url: str, links: str) -> None:
+    """Raise ConfigError if FLUID_RESULT_LINKS asks for links that FLUID_RESULTS cannot give."""
+    if links == "presigned" and not url.startswith("s3://"):
+        raise ConfigError("FLUID_RESULT_LINKS=presigned needs FLUID_RESULTS=s3://bucket/prefix; or set it to proxy.")
+
+
+class ObjectStore:
+    """The objects of one service. Credentials come from AWS_* variables only."""
+
+    def __init__(self, url: str, namespace: str) -> None:
+        """`url`: s3://bucket/prefix or file:///folder. Nothing is reached yet."""
+        self.url = url
+        self.namespace = namespace
+        self.trouble = ""  #: how a sentence that begins with "The store of finished images" ends; "" if it works
+        self._root = object_names.root_of(namespace)
+        self._folder = results_folder(url)
+        self._opened: LocalStore | S3Store | None = None
+
+    async def put(self, name: str, data: bytes) -> None:
+        """Store an object whole or not at all; when this returns, it is on disk.
+
+        Raises:
+            StorageUnavailable: it is not known to be stored. Safe to repeat.
+        """
+        await self._call(self._put(name, data))
+        self.trouble = ""
+
+    async def _put(self, name: str, data: bytes) -> None:
+        import obstore
+
+        if self._folder is None:
+            kind = f"image/{name.rpartition('.')[2]}" if "." in name else "application/octet-stream"
+            await obstore.put_async(self._store(), name, data, attributes={"Content-Type": kind}, use_multipart=False)
+        else:
+            await obstore.put_async(self._store(), name, data)
+            await asyncio.to_thread(_sync, self._folder, name)
+
+    async def get(self, name: str) -> bytes | None:
+        """Read an object; None if there is none."""
+        return await self._call(self._get(name))
+
+    async def _get(self, name: str) -> bytes | None:
+        import obstore
+
+        try:
+            found = await obstore.get_async(self._store(), name)
+            return bytes(await found.bytes_async())
+        except FileNotFoundError as error:
+            self._require_place(error)
+            return None
+
+    async def link(self, name: str, seconds: float) -> str:
+        """A link by which anyone can read the object of a bucket for a while: at most a week, as S3 allows."""
+        return await self._call(self._link(name, timedelta(seconds=min(seconds, 7 * 86400))))
+
+    async def _link(self, name: str, duration: timedelta) -> str:
+        import obstore
+        from obstore.store import S3Store
+
+        store = self._store()
+        assert isinstance(store, S3Store)
+        return await obstore.sign_async(store, "GET", name, duration)
+
+    async def exists(self, name: str) -> bool:
+        return await self._call(self._exists(name))
+
+    async def _exists(self, name: str) -> bool:
+        import obstore
+
+        try:
+            await obstore.head_async(self._store(), name)
+        except FileNotFoundError as error:
+            self._require_place(error)
+            return False
+        return True
+
+    async def delete(self, *names: str) -> None:
+        """Delete objects; those that are gone already do not matter."""
+        await self._call(self._delete(names))
+
+    async def _delete(self, names: tuple[str, ...]) -> None:
+        import obstore
+
+        for name in names:
+            try:
+                await obstore.delete_async(self._store(), name)
+            except FileNotFoundError as error:
+                self._require_place(error)
+
+    async def expired(self, now: float) -> list[str]:
+        """The hours of objects, as prefixes of their names, that have passed. One listing, which also shows whether the
+        store answers."""
+        return await self._call(self._expired(now))
+
+    async def _expired(self, now: float) -> list[str]:
+        import obstore
+
+        try:
+            found = await obstore.list_with_delimiter_async(self._store(), self._root)
+        except FileNotFoundError as error:
+            self._require_place(error)
+            return []
+        hours = found["common_prefixes"]
+        return sorted(hour for hour in hours if (ends := object_names.expires_at(hour)) is not None and ends <= now)
+
+    async def delete_hour(self, hour: str) -> int:
+        """Delete every object of an hour that `expired` returned, and return how many. Several processes may do it."""
+        deleted = 0
+        while batch := await self._call(self._first_of(hour)):
+            await self._call(self._delete_many(batch))
+            deleted += len(batch)
+        if self._folder is not None:
+            await asyncio.to_thread(_remove_empty, self._folder / hour)
+        return deleted
+
+    async def _first_of(self, hour: str) -> list[str]:
+        import obstore
+
+        async for page in obstore.list(self._store(), hour, chunk_size=DELETED_AT_ONCE):
+            return [each["path"] for each in page]
+        return []
+
+    async def _delete_many(self, names: list[str]) -> None:
+        import obstore
+
+        try:
+            await obstore.delete_async(self._store(), names)
+        except FileNotFoundError:  # another process deleted some of them
+            await self._delete(tuple(names))
+
+    async def probe(self, who: str) -> None:
+        """Write and delete an object, as a worker does; note the trouble, or that there is none."""
+        name = f"{self._root}/probe/{who}"
+        await self.put(name, bytes(PROBE_BYTES))
+        await self.delete(name)
+
+    # --- failures -------------------------------------------------------------------------------------
+
+    def _store(self) -> LocalStore | S3Store:
+        """The library's store, opened when it is first needed: a folder may be mounted late, or be gone for a while."""
+        if self._folder is not None and not self._folder.is_dir():
+            raise StorageUnavailable("has lost its folder")  # the library would make a folder of its name
+        if self._opened is None:
+            from obstore import store
+
+            if self._folder is not None:
+                self._opened = store.LocalStore(self._folder)
+            else:
+                self._opened = store.S3Store.from_url(
+                    self.url,
+                    client_options={"timeout": f"{TIMEOUT_S:g}s", "connect_timeout": "3s", "allow_http": True},
+                    retry_config={
+                        "max_retries": RETRIES,
+                        "retry_timeout": timedelta(seconds=TIMEOUT_S),
+                        "backoff": {
+                            "init_backoff": timedelta(milliseconds=50),
+                            "max_backoff": timedelta(milliseconds=500),
+                            "base": 2,
+                        },
+                    },
+                )
+        return self._opened
+
+    def _require_place(self, error: FileNotFoundError) -> None:
+        """Tell a missing object from a missing bucket or folder."""
+        if (self._folder is not None and not self._folder.is_dir()) or "NoSuchBucket" in str(error):
+            raise error
+
+    async def _call(self, work: Awaitable[T]) -> T:
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                return await work
+        except StorageUnavailable as error:
+            self.trouble = error.reason
+            raise
+        except Exception as error:  # the library's errors have builtin classes too
+            self.trouble = self._reason(error)
+            raise StorageUnavailable(self.trouble) from None  # the cause may quote an access key
+
+    def _reason(self, error: Exception) -> str:
+        if isinstance(error, TimeoutError):
+            return f"does not answer within {TIMEOUT_S:g} s"
+        text = str(error)
+        if self._folder is not None:
+            if not self._folder.is_dir():
+                return "has lost its folder"
+            if "os error 28" in text or "os error 122" in text:  # no space left; quota used up
+                return "is full"
+            denied = isinstance(error, PermissionError) or "os error 13" in text or "os error 30" in text
+            return "denies access" if denied else "fails"
+        if code := _S3_CODE.search(text):
+            return _S3_REASONS.get(code[1], f"answers {code[1]}")
+        if isinstance(error, PermissionError):
+            return "denies access"
+        if status := _STATUS.search(text):
+            return f"answers with status {status[1]}"
+        return "does not answer"
+
+
+def _sync(folder: Path, name: str) -> None:
+    """Have the kernel write a file and the folders above it to disk: the library renames it into place, no more."""
+    path = folder / name
+    for each in (path, *path.parents):
+        handle = os.open(each, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        if each == folder:
+            return
+
+
+def _remove_empty(folder: Path) -> None:
+    for path, _, _ in os.walk(folder, topdown=False):
+        try:
+            os.rmdir(path)
+        except OSError:  # not empty: another process is deleting, too
+            return

@@ -1,0 +1,103 @@
+"""Writes finished images into the store of FLUID_RESULTS, and keeps the worker from taking jobs while that fails."""
+
+import asyncio
+import logging
+import time
+from dataclasses import replace
+
+from redis.exceptions import RedisError
+
+from server.background import RepeatedFailure, wait_at_most
+from server.errors import StorageUnavailable
+from server.jobs import Output
+from server.metrics import Tally
+from server.queue.lease_queue import LeaseQueue
+from server.queue.redis_client import redis_time
+from server.storage.object_names import object_name
+from server.storage.object_store import remedy
+from server.worker.scheduling.held_job import HeldJob
+
+log = logging.getLogger(__name__)
+RETRY_S = 0.5  #: between two calls of a store that fails
+CHECK_S = 15.0  #: between two probes of one that works
+
+
+class ResultWriter:
+    """The worker's side of the store. Without one, every method does nothing: images lie in Redis."""
+
+    def __init__(self, queue: LeaseQueue, tally: Tally, worker_id: str, lease_s: float) -> None:
+        self._queue = queue
+        self._store = queue.store
+        self._tally = tally
+        self._worker_id = worker_id
+        self._patience_s = lease_s
+        self._deleting = set[asyncio.Task[None]]()
+        self._failed = asyncio.Event()  #: a write has failed
+
+    @property
+    def trouble(self) -> str:
+        """Why no image can be stored now; "" if one can."""
+        if self._store is None or not self._store.trouble:
+            return ""
+        return f"the store of finished images {self._store.trouble}"
+
+    async def write(self, job: HeldJob, output: Output, data: bytes) -> Output:
+        """Store an image's file and return its output with the location, repeating what fails while the job is ours.
+
+        Raises:
+            StorageUnavailable: the store has failed for the length of a lease.
+        """
+        if self._store is None:
+            return output
+        lease, began = job.lease, time.monotonic()
+        while True:
+            try:
+                expires_at = await redis_time(self._queue.redis) + self._queue.result_ttl_s(lease)
+                name = object_name(
+                    self._store.namespace, lease.job_id, lease.token, output.index, output.format, expires_at
+                )
+                await self._store.put(name, data)
+                break
+            except (StorageUnavailable, RedisError) as error:
+                if isinstance(error, StorageUnavailable):
+                    self._tally.count("fluid_result_store_failures_total")
+                    self._failed.set()
+                if time.monotonic() - began > self._patience_s or job.leaving:
+                    raise
+                await asyncio.sleep(RETRY_S)
+        self._tally.observe("fluid_stage_duration_seconds", time.monotonic() - began, "store")
+        job.trace.add("store", began, **{"fluid.image": output.index})
+        output = replace(output, location=name)
+        if job.leaving:
+            self._delete(name)
+        return output
+
+    def discard(self, job: HeldJob) -> None:
+        """Delete in the background what this attempt stored; the sweep deletes what that misses."""
+        self._delete(*(each.location for each in job.outputs.values() if each.token == job.lease.token))
+
+    def _delete(self, *names: str) -> None:
+        if self._store is not None and any(names):
+            task = asyncio.create_task(self._delete_quietly(tuple(filter(None, names))))
+            self._deleting.add(task)
+            task.add_done_callback(self._deleting.discard)
+
+    async def _delete_quietly(self, names: tuple[str, ...]) -> None:
+        assert self._store is not None
+        try:
+            await self._store.delete(*names)
+        except StorageUnavailable as error:
+            log.info("not deleted yet: %s", error.message)
+
+    async def run(self) -> None:
+        """Probe the store, often while it fails, until canceled."""
+        failure = RepeatedFailure(log)
+        while True:
+            if self._store is not None:
+                try:
+                    await self._store.probe(self._worker_id)
+                    failure.over()
+                except StorageUnavailable as error:
+                    failure.warn(f"{self.trouble}; no jobs are taken until it works. {remedy(error.reason)}")
+            # A write that fails shows within one short pause, so that the next probe can end what it began.
+            await wait_at_most(self._failed, RETRY_S if self.trouble else CHECK_S)

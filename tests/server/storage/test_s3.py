@@ -1,0 +1,81 @@
+"""Finished images in a bucket of moto's server: an outage under load, presigned links, and credentials in no text."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import httpx
+import pytest
+import redis
+
+from server.queue.keys import Keys
+from tests.server.harness import Service, fluid, until
+from tests.server.storage.s3_server import s3_server
+
+pytestmark = pytest.mark.slow
+SECRET = "plantedSecretOfTheBucket"
+ACCESS_KEY = "PLANTEDACCESSKEYID"
+CAUSE = "the store of finished images does not answer"
+
+
+def test_a_bucket_that_is_away_under_load(
+    new_service: Callable[..., Service], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    texts: list[str] = []
+    with s3_server("pictures") as relay:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{relay.port}")
+        monkeypatch.setenv("AWS_REGION", "us-east-1")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+        place = {"results": "s3://pictures/some/prefix", "result_links": "presigned"}
+        service = new_service(workers=2, fake_step_ms=20.0, max_attempts=2, **place)
+        base = service.settings.base_url
+
+        def read(path: str) -> httpx.Response:
+            answer = httpx.get(base + path)
+            texts.append(answer.text)
+            return answer
+
+        def submit() -> str:
+            return str(service.client.submit("an apple", num_inference_steps=8)["id"])
+
+        body = {"prompt": "an apple", "num_inference_steps": 8, "response_format": "url"}
+        [image] = httpx.post(f"{base}/v1/images/generations", json=body, timeout=30).json()["data"]
+        assert (
+            image["url"].startswith(f"http://127.0.0.1:{relay.port}/pictures/some/prefix/")
+            and SECRET not in image["url"]
+        )
+        found = httpx.get(image["url"])
+        assert found.headers["content-type"] == "image/png" and found.content.startswith(b"\x89PNG")
+
+        jobs = [submit() for _ in range(40)]
+        until(lambda: "succeeded" in {service.client.job(id)["status"] for id in jobs}, what="the first job")
+        relay.stop()
+        jobs += [submit() for _ in range(5)]
+        until(lambda: CAUSE in read("/health/ready").text, seconds=30, what="readiness")
+        done = next(id for id in jobs if service.client.job(id)["status"] == "succeeded")
+        assert read(f"/v1/jobs/{done}/images/0").json()["error"]["code"] == "storage_unavailable"
+        report = fluid(service.settings, "doctor")
+        assert report.returncode == 1 and "does not answer: s3://pictures/some/prefix" in report.stdout, report.stdout
+        until(
+            lambda: not [i for i in jobs if service.client.job(i)["status"] in ("starting", "processing")], seconds=30
+        )
+        assert "queued" in {service.client.job(id)["status"] for id in jobs}
+        relay.start()
+        until(lambda: {service.client.job(id)["status"] for id in jobs} == {"succeeded"}, seconds=60, what="all jobs")
+        assert {httpx.get(f"{base}/v1/jobs/{id}/images/0").status_code for id in jobs} == {200}
+        with redis.Redis.from_url(service.settings.redis_url, decode_responses=True) as client:
+            keys = Keys(service.settings.namespace)
+            assert {client.hget(keys.job_hash(id), "attempt") for id in jobs} == {"1"}
+        until(lambda: read("/health/ready").status_code == 200, what="readiness again")
+        read("/metrics")
+        well = fluid(service.settings, "doctor")
+        assert well.returncode == 0 and "finished images are written to s3://pictures/some/prefix" in well.stdout
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKWRONG" + ACCESS_KEY)
+        texts += [report.stdout, report.stderr, well.stdout, well.stderr, fluid(service.settings, "doctor").stdout]
+        service.close()
+    texts += list(capfd.readouterr())
+    assert not [text for text in texts if SECRET in text or ACCESS_KEY in text]
