@@ -20,9 +20,11 @@ from torch import Tensor
 from model.config import ConfigError, ModelConfig
 from model.networks.autoregressive_model import AutoregressiveModel
 from model.networks.factory import AnyTokenizer, build_model, build_tokenizer, config_from_json, frozen
+from model.networks.layers.eight_bits import lacks_scales, narrowed, widened
 
 SHARD_BYTES = 2 << 30
-FORMAT = 1
+# Format 2 has matrices in 8 bits (eight_bits.py), which earlier versions would refuse by their shape.
+FORMAT, FORMAT_8_BITS = 1, 2
 
 
 class CheckpointError(RuntimeError):
@@ -48,9 +50,16 @@ def save_checkpoint(
     folder: Path, model: AutoregressiveModel, tokenizer: AnyTokenizer, about: dict[str, Any],
     dtype: torch.dtype = torch.bfloat16,
 ) -> None:  # fmt: skip
-    """Write a checkpoint with floats as `dtype`. config.json comes last: if it exists, the weights are complete."""
+    """Write a checkpoint with floats as `dtype`. config.json comes last: if it exists, the weights are complete.
+
+    Args:
+        dtype: int8 means the model's matrices in 8 bits and all else in bfloat16.
+    """
+    eight_bits = dtype == torch.int8
+    dtype = torch.bfloat16 if eight_bits else dtype
     folder.mkdir(parents=True, exist_ok=True)
-    state = {f"model.{k}": v for k, v in model.state_dict().items()}
+    state = {f"model.{k}": v.detach() for k, v in model.state_dict().items()}
+    state = narrowed(state) if eight_bits else state
     state |= {f"tokenizer.{k}": v for k, v in tokenizer.state_dict().items()}
     state = {k: v.detach().cpu().to(dtype if v.is_floating_point() else v.dtype).contiguous() for k, v in state.items()}
     shards: list[dict[str, Tensor]] = [{}]
@@ -65,7 +74,7 @@ def save_checkpoint(
         save_file(shard, file)
         file.chmod(0o644)  # safetensors writes 0600; a worker may run as another user
     raw = {
-        "format": FORMAT,
+        "format": FORMAT_8_BITS if eight_bits else FORMAT,
         "sha256": weights_digest(folder),
         "model": model.config.to_json(),
         "about": about,
@@ -86,8 +95,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         raw = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{file} is not JSON ({error}); copy the checkpoint again") from error
-    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
-        raise CheckpointError(f"{file} is not in the format that this version reads ({FORMAT})")
+    if not isinstance(raw, dict) or raw.get("format") not in (FORMAT, FORMAT_8_BITS):
+        raise CheckpointError(f"{file} is not in a format that this version reads ({FORMAT}, {FORMAT_8_BITS})")
     return raw
 
 
@@ -124,6 +133,9 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> Checkpo
             state |= load_file(file)
         except SafetensorError as error:
             raise CheckpointError(f"{file} is damaged ({error}); copy the checkpoint again") from error
+    if narrow := lacks_scales(state):
+        raise CheckpointError(f"{folder}: matrix {narrow!r} is in 8 bits without its scales; copy the checkpoint again")
+    state = widened(state)
     try:
         model, tokenizer = build_model(config), build_tokenizer(config.tokenizer)
     except ConfigError as error:

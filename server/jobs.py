@@ -78,11 +78,17 @@ class JobInput:
     batch: str = ""  #: id of the batch that the job is a line of, if any
     edit: Edit | None = None
     negative_prompt: str = ""  #: what guidance leads away from
+    background: str = "opaque"  #: or transparent: images with alpha
 
     @property
     def caller(self) -> str:
         """The caller whose fair share the job uses: the API key's name, or without keys the `user` of the request."""
         return self.owner or self.user or ""
+
+    @property
+    def channels(self) -> int:
+        """Bytes per pixel, of its source image too."""
+        return 4 if self.background == "transparent" else 3
 
     @property
     def work(self) -> int:

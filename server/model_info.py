@@ -28,6 +28,7 @@ class ModelInfo:
     orders: tuple[str, ...] = ("random", "halton", "gtr")  #: that a request may name
     labels: tuple[str, ...] = ()  #: of a class-conditional model: the names of class i, as "first, second, …"
     negative_prompts: bool = True  #: False if guidance leads away from a learned branch that no prompt can replace
+    transparent: bool = False  #: it generates alpha, for a transparent background
     checkpoint_sha256: str = ""
     license: str = ""
     conditions: str = ""  #: that its users must observe, beyond the licence's notice

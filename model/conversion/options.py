@@ -18,7 +18,7 @@ class Options:
         text: folder or hub name of the text encoder; "": the one in the source, or the one that the model was trained
             with.
         heads: attention heads, where shapes do not reveal them; None: those of the released model of this width.
-        dtype: type in which the weights are stored.
+        dtype: type in which the weights are stored; int8 is that of the model's matrices, with all else in bfloat16.
         report: called with one line per stage.
     """
 
@@ -27,6 +27,11 @@ class Options:
     heads: int | None = None
     dtype: torch.dtype = torch.float32
     report: Callable[[str], None] = print
+
+    @property
+    def encoder_dtype(self) -> torch.dtype:
+        """Type of a text encoder's stored weights."""
+        return torch.bfloat16 if self.dtype == torch.int8 else self.dtype
 
 
 @dataclass(frozen=True)

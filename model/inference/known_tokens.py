@@ -15,7 +15,7 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.inference.requests import EngineError
-from model.networks.tokenizer import DiscreteTokenizer, ImageTokenizer, encode_tokens, to_pixels
+from model.networks.tokenizer import DiscreteTokenizer, ImageTokenizer, encode_tokens, on_white, to_pixels
 
 
 @dataclass(frozen=True)
@@ -42,17 +42,18 @@ def masked_tokens(start: KnownTokens, rest: Tensor) -> Tensor:
 def encode_pixels(
     pixels: bytes, tokenizer: ImageTokenizer | DiscreteTokenizer, config: ModelConfig, device: torch.device
 ) -> Tensor:
-    """RGB bytes (height · width · 3, row by row) -> (N, C) or (N,). One image at a time, so that its tokens do not
-    depend on the rest of the batch.
+    """RGB or RGBA bytes (height · width · 3 or 4, row by row) -> (N, C) or (N,). One image at a time, so that its
+    tokens do not depend on the rest of the batch.
 
     Raises:
         EngineError: the bytes are not an image of the model's size.
     """
     side = config.image_size
-    if len(pixels) != side * side * 3:
+    colours = len(pixels) // (side * side)
+    if len(pixels) != side * side * colours or colours not in (3, getattr(config.tokenizer, "image_channels", 3)):
         raise EngineError(f"the image to start from has {len(pixels)} bytes, not {side} x {side} x 3")
-    image = torch.frombuffer(bytearray(pixels), dtype=torch.uint8).view(1, side, side, 3)
-    return encode_tokens(tokenizer, to_pixels(image).to(device))[0]
+    image = to_pixels(torch.frombuffer(bytearray(pixels), dtype=torch.uint8).view(1, side, side, colours))
+    return encode_tokens(tokenizer, (on_white(image) if colours == 4 else image).to(device))[0]
 
 
 def kept_mask(kept: bytes | int, order: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ class KnownImage(Protocol):
     """An image that is kept in part; any object with these attributes will do."""
 
     @property
-    def pixels(self) -> bytes: ...  # RGB, height · width · 3
+    def pixels(self) -> bytes: ...  # RGB or RGBA, height · width · 3 or 4
     @property
     def kept(self) -> bytes | int: ...  # N bytes, 1 where a token is kept; or a number of tokens: those decided first
 
@@ -58,6 +58,8 @@ class ServedRequest(RowRequest, Protocol):
 
     @property
     def known(self) -> KnownImage | None: ...
+    @property
+    def transparent(self) -> bool: ...  # RGBA instead of RGB; for models with alpha
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,7 @@ class Request:
     sampling: Sampling
     known: KnownImage | None = None
     negative_prompt: str = ""
+    transparent: bool = False
 
 
 class EngineError(ValueError):

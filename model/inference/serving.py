@@ -19,7 +19,7 @@ from model.inference.precision import pack, product_dtype
 from model.inference.prompts import build_conditioner, first_name
 from model.inference.requests import RowRequest, ServedRequest
 from model.inference.row_state import Snapshot
-from model.networks.tokenizer import decode_tokens, to_uint8
+from model.networks.tokenizer import decode_tokens, off_white, to_uint8
 from model.sampling_presets import default_sampling, sampling_limits
 
 
@@ -83,9 +83,10 @@ class ServingEngine:
 
     @torch.inference_mode()
     def image(self, row: int) -> bytes:
-        """RGB bytes, height · width · 3, of the row's image as far as it is decoded."""
+        """The row's image as far as it is decoded: height · width · 3 bytes RGB, or · 4 RGBA if transparent."""
         pixels = decode_tokens(self.checkpoint.tokenizer, self.engine.peek(row)[None])  # (1, 3 or 4, H, W)
-        return to_uint8(pixels[:, :3])[0].cpu().numpy().tobytes()
+        shown = off_white(pixels) if self._requests[row].transparent else pixels[:, :3]
+        return to_uint8(shown)[0].cpu().numpy().tobytes()
 
     def snapshot(self, row: int) -> bytes:
         """A half-decoded row as bytes: a line of JSON that identifies it, then its tokens, 4 bytes a number, C order.
@@ -172,6 +173,7 @@ class ServingEngine:
             "defaults": self._sampling["defaults"],
             "limits": sampling_limits(config),
             "system": config.system,
+            "transparent": getattr(config.tokenizer, "image_channels", 3) == 4,
             "orders": orders_of(config),
             "vocabulary": _vocabulary(about),
             "labels": labels,

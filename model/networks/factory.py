@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
 from typing import Any, TypeVar
 
 import torch
@@ -40,10 +39,11 @@ AnyTokenizer = PcaSkipTokenizer | KlTokenizer | VqTokenizer | VqganTokenizer
 M = TypeVar("M", bound=nn.Module)
 
 
-#: The model class of each family's config.
-MODELS: dict[type[ModelConfig], Callable[[Any], AutoregressiveModel]] = {
-    FluidConfig: Fluid, MarConfig: Mar, NovaConfig: Nova, AmusedConfig: Amused, MeissonicConfig: Meissonic,
-    JanusConfig: Janus, LlamagenConfig: Llamagen,
+#: The classes of each family's sizes and model.
+FAMILIES: dict[str, tuple[type[ModelConfig], Callable[[Any], AutoregressiveModel]]] = {
+    "fluid": (FluidConfig, Fluid), "mar": (MarConfig, Mar), "nova": (NovaConfig, Nova),
+    "amused": (AmusedConfig, Amused), "meissonic": (MeissonicConfig, Meissonic), "janus": (JanusConfig, Janus),
+    "llamagen": (LlamagenConfig, Llamagen),
 }  # fmt: skip
 
 
@@ -53,17 +53,16 @@ def config_from_json(raw: dict[str, Any]) -> ModelConfig:
     Raises:
         ConfigError: the family or a key is unknown, or the sizes do not fit together.
     """
-    families = {str(field.default): config for config in MODELS for field in fields(config) if field.name == "family"}
     raw = dict(raw)
     family = raw.get("family", "fluid")
-    if family not in families:
-        raise ConfigError(f"family {family!r} is not known here; this version serves {', '.join(families)}")
+    if family not in FAMILIES:
+        raise ConfigError(f"family {family!r} is not known here; this version serves {', '.join(FAMILIES)}")
     if "tokenizer" in raw:
         raw["tokenizer"] = tokenizer_from_json(raw["tokenizer"])
     for section, cls in (("text", TextConfig), ("ddpm", DdpmConfig)):
         if raw.get(section) is not None:
             raw[section] = build_section(cls, section, raw[section])
-    config: ModelConfig = build_section(families[family], "model", raw)
+    config: ModelConfig = build_section(FAMILIES[family][0], "model", raw)
     return config
 
 
@@ -73,7 +72,7 @@ def build_model(config: ModelConfig) -> AutoregressiveModel:
     Raises:
         ConfigError: the family needs a library that is not installed.
     """
-    return MODELS[type(config)](config)
+    return FAMILIES[config.family][1](config)
 
 
 def build_tokenizer(config: AnyTokenizerConfig) -> AnyTokenizer:

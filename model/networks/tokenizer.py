@@ -181,6 +181,19 @@ def to_pixels(images: Tensor) -> Tensor:
     return images.permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
+def on_white(pixels: Tensor) -> Tensor:
+    """(B, 4, H, W) own colours and alpha, in [-1, 1] -> colours on white, as tokenizers of four channels have them."""
+    share = (pixels[:, 3:] + 1) / 2
+    return torch.cat([1 + (pixels[:, :3] - 1) * share, pixels[:, 3:]], 1)
+
+
+def off_white(pixels: Tensor) -> Tensor:
+    """The inverse of `on_white`, clipped; where alpha is below one level of 255, colours stay as they are on white."""
+    share = ((pixels[:, 3:] + 1) / 2).clamp(0, 1)
+    own = 1 + (pixels[:, :3] - 1) / share.clamp_min(1 / 255)
+    return torch.cat([torch.where(share < 1 / 255, pixels[:, :3], own.clamp(-1, 1)), pixels[:, 3:]], 1)
+
+
 def to_uint8(pixels: Tensor) -> Tensor:
     """(B, 3 or 4, H, W) nominally in [-1, 1] -> (B, H, W, 3 or 4) uint8, clipped and rounded to nearest."""
     return ((pixels.float().clamp(-1, 1) + 1.0) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)

@@ -34,8 +34,8 @@ def add_parser(commands: Any) -> None:
     )  # fmt: skip
     parser.add_argument("--heads", type=int, help="attention heads; needed only for widths that were never released")
     parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), default="float32",
-        help="precision of the stored weights; bfloat16 halves the size and rounds them (default: float32)",
+        "--dtype", choices=("float32", "bfloat16", "int8"), default="float32",
+        help="precision of the stored weights: bfloat16 halves their size, int8 halves it again (default: float32)",
     )  # fmt: skip
     parser.set_defaults(run=run)
 

@@ -17,16 +17,18 @@ PNG_LEVEL = 1
 _UNICODE = b"UNICODE\x00"
 
 
-def encode(rgb: bytes, size: tuple[int, int], format: str, compression: int, metadata: Mapping[str, Any]) -> bytes:
-    """Encode height * width * 3 RGB bytes as a file. `size` is (width, height); `metadata` must be JSON-serialisable.
+def encode(pixels: bytes, size: tuple[int, int], format: str, compression: int, metadata: Mapping[str, Any]) -> bytes:
+    """Encode height * width * 3 RGB bytes, or * 4 RGBA bytes, as a file. `size` is (width, height); `metadata` must be
+    JSON-serialisable.
 
     Raises:
-        ValueError: the number of bytes does not fit the size, or the format is unknown.
+        ValueError: the number of bytes does not fit the size, or the format is unknown or has no alpha.
     """
     width, height = size
-    if len(rgb) != width * height * 3:
-        raise ValueError(f"{width}x{height} RGB needs {width * height * 3} bytes, got {len(rgb)}.")
-    image = Image.frombytes("RGB", size, rgb)
+    mode = "RGBA" if len(pixels) == width * height * 4 and format != "jpeg" else "RGB"
+    if len(pixels) != width * height * len(mode):
+        raise ValueError(f"{width}x{height} RGB needs {width * height * 3} bytes, got {len(pixels)}.")
+    image = Image.frombytes(mode, size, pixels)
     buffer = io.BytesIO()
     if format == "png":
         image.save(buffer, "PNG", compress_level=PNG_LEVEL, pnginfo=_png_chunks(metadata))

@@ -16,7 +16,7 @@ GENERATED, KEPT = 255, 0  #: values of a mask's pixels
 class KnownPixels:
     """An image of which a part is kept; the rest is decoded around it."""
 
-    pixels: bytes  #: RGB, height * width * 3
+    pixels: bytes  #: RGB, height * width * 3, or RGBA of a transparent job
     kept: bytes | int  #: one byte per token, 1 if it is kept; or a number of tokens, those that the order decides first
 
 
@@ -25,7 +25,7 @@ class Source:
     """Pixels at the model's size, and the mask of those to generate; a variation has none."""
 
     size: tuple[int, int]  #: width, height
-    pixels: bytes  #: RGB
+    pixels: bytes  #: RGB or RGBA
     mask: bytes | None  #: one byte per pixel, GENERATED or KEPT
     known: KnownPixels
 
@@ -38,14 +38,15 @@ class Source:
         """
         size = (job.width, job.height)
         area = job.width * job.height
+        image_bytes = job.channels * area
         edit = job.edit
         if edit is None:
             raise ValueError("the job has no source image")
         unpacker = zlib.decompressobj()
-        raw = unpacker.decompress(data, 4 * area + 1)
-        if hashlib.sha256(raw).hexdigest() != edit.sha256 or len(raw) not in (3 * area, 4 * area):
+        raw = unpacker.decompress(data, image_bytes + area + 1)
+        if hashlib.sha256(raw).hexdigest() != edit.sha256 or len(raw) not in (image_bytes, image_bytes + area):
             raise ValueError("the source image is damaged")
-        pixels, mask = raw[: 3 * area], raw[3 * area :] or None
+        pixels, mask = raw[:image_bytes], raw[image_bytes:] or None
         if edit.kept_tokens is not None:
             return cls(size, pixels, mask, KnownPixels(pixels, edit.kept_tokens))
         if mask is None:
@@ -77,7 +78,8 @@ def blend(generated: bytes, source: Source, feather: int) -> bytes:
     """New pixels inside the mask, old ones unchanged outside it, and a transition of `feather` pixels inside."""
     if source.mask is None:
         return generated
-    old, new = (Image.frombytes("RGB", source.size, pixels) for pixels in (source.pixels, generated))
+    mode = "RGB" if len(generated) == 3 * source.size[0] * source.size[1] else "RGBA"
+    old, new = (Image.frombytes(mode, source.size, pixels) for pixels in (source.pixels, generated))
     mask = Image.frombytes("L", source.size, source.mask)
     return Image.composite(new, old, feathered(mask, feather)).tobytes()
 

@@ -14,7 +14,7 @@ from server.sampling import SAMPLING_FIELDS
 
 #: Parameters that determine the image; `quality` only names the steps, but belongs in the new file as well.
 REQUEST_FIELDS = (
-    "prompt", "negative_prompt", "model", "size", "quality", "seed", *SAMPLING_FIELDS,
+    "prompt", "negative_prompt", "model", "size", "quality", "background", "seed", *SAMPLING_FIELDS,
 )  # fmt: skip
 
 
@@ -85,6 +85,7 @@ def make_recipe(
         **started_from,
         "prompt": job.prompt,
         **({"negative_prompt": job.negative_prompt} if job.negative_prompt else {}),
+        **({"background": job.background} if job.background != "opaque" else {}),
         "seed": job.seed_of(index),
         "size": f"{job.width}x{job.height}",
         "quality": job.quality,

@@ -32,14 +32,15 @@ class UploadedImage:
 
 
 def read_with_mask(
-    image: BinaryIO | None, mask: BinaryIO | None, size: tuple[int, int]
+    image: BinaryIO | None, mask: BinaryIO | None, size: tuple[int, int], *, alpha: bool = False
 ) -> tuple[bytes, bytes, list[str]]:
-    """Read an edit's files as (RGB, mask, warnings) at the model's size. Raises like `decode`, `fit_to`, `edit_mask`.
+    """Read an edit's files as (RGB, with `alpha` RGBA; mask; warnings) at the model's size. Raises like `decode`,
+    `fit_to`, `edit_mask`.
 
     Without a mask, an opaque image is generated again as a whole, as OpenAI does.
     """
     whole = decode(image, "image")
-    pixels, notes = fit_to(whole.image, size)
+    pixels, notes = fit_to(whole.image, size, alpha=alpha)
     notes = [*whole.notes, *notes]
     if mask is None and min(whole.image.getchannel("A").tobytes()) >= _OPAQUE:
         notes.append("Neither 'mask' nor a transparent part of 'image' was sent: the whole image was generated again.")
@@ -47,10 +48,13 @@ def read_with_mask(
     return pixels, edit_mask(whole.image, None if mask is None else decode(mask, "mask").image, size), notes
 
 
-def read_with_recipe(image: BinaryIO | None, size: tuple[int, int]) -> tuple[bytes, dict[str, Any] | None, list[str]]:
-    """Read a variation's file as (RGB at the model's size, recipe if it was generated here, warnings)."""
+def read_with_recipe(
+    image: BinaryIO | None, size: tuple[int, int], *, alpha: bool = False
+) -> tuple[bytes, dict[str, Any] | None, list[str]]:
+    """Read a variation's file as (RGB, with `alpha` RGBA, at the model's size; recipe if it was generated here;
+    warnings)."""
     whole = decode(image, "image")
-    pixels, notes = fit_to(whole.image, size)
+    pixels, notes = fit_to(whole.image, size, alpha=alpha)
     return pixels, whole.recipe, [*whole.notes, *notes]
 
 
@@ -121,8 +125,8 @@ def _recipe(image: Image.Image) -> dict[str, Any] | None:
         return None
 
 
-def fit_to(image: Image.Image, size: tuple[int, int]) -> tuple[bytes, list[str]]:
-    """Scale an image to the model's size, on white; returns (RGB, warnings).
+def fit_to(image: Image.Image, size: tuple[int, int], *, alpha: bool = False) -> tuple[bytes, list[str]]:
+    """Scale an image to the model's size, on white; returns (RGB, warnings). With `alpha` RGBA, as it is.
 
     Raises:
         InvalidRequest: it has another aspect ratio; cropping is left to the caller.
@@ -136,11 +140,11 @@ def fit_to(image: Image.Image, size: tuple[int, int]) -> tuple[bytes, list[str]]
         )
     page = Image.new("RGBA", image.size, "white")
     page.alpha_composite(image)
-    rgb = page.convert("RGB")
+    shown = image if alpha else page.convert("RGB")
     if image.size == size:
-        return rgb.tobytes(), []
+        return shown.tobytes(), []
     note = f"'image' was scaled from {width}x{height} to {size[0]}x{size[1]}, the size that this model generates."
-    return rgb.resize(size, Image.Resampling.LANCZOS).tobytes(), [note]
+    return shown.resize(size, Image.Resampling.LANCZOS).tobytes(), [note]
 
 
 def edit_mask(image: Image.Image, mask: Image.Image | None, size: tuple[int, int]) -> bytes:

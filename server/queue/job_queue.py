@@ -122,7 +122,8 @@ class JobQueue(QueueConnection):
     async def _enqueue(self, submission: Submission, *, only_cached: bool = False) -> Accepted:
         job, text = submission.job, submission.job.to_json()
         source_bytes = len(submission.source or b"")
-        reserved = 0 if self.store else job.n * job.width * job.height * 3  # what the images take of Redis at most
+        # What the images take of Redis at most.
+        reserved = 0 if self.store else job.n * job.width * job.height * job.channels
         args = {
             "id": submission.job_id,
             "input": text,

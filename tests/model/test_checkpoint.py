@@ -13,6 +13,7 @@ from model.checkpoint import CheckpointError, load_checkpoint, save_checkpoint, 
 from model.inference import serving
 from model.inference.load import find_checkpoint, load_engine
 from model.networks.autoregressive_model import Fluid
+from model.networks.layers.eight_bits import SCALE, SMALLEST
 from model.networks.tokenizer import PcaSkipTokenizer
 from tests.model.conftest import row_request
 
@@ -72,7 +73,7 @@ def test_damaged_files_are_named(folder: Path) -> None:
     with pytest.raises(CheckpointError, match="is not JSON"):
         load_checkpoint(folder)
     (folder / "config.json").write_text('{"format": 99}')
-    with pytest.raises(CheckpointError, match="not in the format"):
+    with pytest.raises(CheckpointError, match="not in a format"):
         load_checkpoint(folder)
     (folder / "config.json").unlink()
     with pytest.raises(CheckpointError, match=r"no config\.json"):
@@ -128,3 +129,34 @@ def test_out_of_memory_at_the_start_says_which_setting_to_lower(folder: Path, mo
 def test_a_missing_device_says_which_setting_to_change(folder: Path) -> None:
     with pytest.raises(CheckpointError, match="FLUID_DEVICE=cpu"):
         load_engine(str(folder), 2, "cuda", 0)
+
+
+def test_matrices_in_8_bits_come_back_within_half_a_step(tiny: Fluid, tmp_path: Path) -> None:
+    """A byte a weight and two a row, in place of two a weight; vectors and the tokenizer are not touched."""
+    tokenizer = PcaSkipTokenizer(tiny.config.tokenizer)
+    for name, dtype in (("wide", torch.bfloat16), ("narrow", torch.int8)):
+        save_checkpoint(tmp_path / name, tiny, tokenizer, {"name": "tiny"}, dtype)
+    loaded = load_checkpoint(tmp_path / "narrow")
+    for key, value in tiny.state_dict().items():
+        found = loaded.model.state_dict()[key]
+        if value.ndim == 2 and value.numel() >= SMALLEST:
+            assert ((found - value).abs() <= 0.502 * value.abs().amax(1, keepdim=True) / 127).all()
+            assert not torch.equal(found, value)
+        else:
+            assert torch.equal(found, value.bfloat16().float())
+    for key, own in tokenizer.state_dict().items():
+        assert torch.equal(loaded.tokenizer.state_dict()[key], own.bfloat16().float())
+    sizes = [sum(f.stat().st_size for f in (tmp_path / n).glob("*.safetensors")) for n in ("narrow", "wide")]
+    matrices = [v for v in tiny.state_dict().values() if v.ndim == 2 and v.numel() >= SMALLEST]
+    assert sizes[1] - sizes[0] == pytest.approx(
+        sum(v.numel() - 2 * len(v) for v in matrices), abs=4096
+    )  # headers differ
+
+
+def test_a_missing_scale_is_named(tiny: Fluid, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, tiny, PcaSkipTokenizer(tiny.config.tokenizer), {"name": "tiny"}, torch.int8)
+    (file,) = tmp_path.glob("*.safetensors")
+    key = next(key for key in load_file(file) if key.endswith(SCALE))
+    _rewrite(tmp_path, {key: None})
+    with pytest.raises(CheckpointError, match=r"matrix '.+' is in 8 bits without its scales"):
+        load_checkpoint(tmp_path)

@@ -60,7 +60,7 @@ def convert(source: Path, folder: Path, options: Options) -> str:
     options.report(f"reading {source}")
     model, tokenizer = read_masked(source, amused_config, Amused, "backbone.net.")
     config = model.config
-    copy_clip(source, folder, (config.text.dim, config.pooled), options.dtype)
+    copy_clip(source, folder, (config.text.dim, config.pooled), options.encoder_dtype)
     name = f"amused-{config.image_size}"
     facts = about(
         name, "aMUSEd, text to image by masked tokens (arXiv 2401.01808)",

@@ -58,7 +58,7 @@ def convert(source: Path, folder: Path, options: Options) -> str:
     options.report(f"reading {source}")
     model, tokenizer = read_masked(source, meissonic_config, Meissonic, "backbone.")
     config = model.config
-    copy_clip(source, folder, (config.text.dim, config.pooled), options.dtype)
+    copy_clip(source, folder, (config.text.dim, config.pooled), options.encoder_dtype)
     name, publisher = ("meissonic", "MeissonFlow/Meissonic") if config.halved else ("monetico", "Collov-Labs/Monetico")
     facts = about(
         f"{name}-{config.image_size}", "Masked image model of Flux blocks, text to image (arXiv 2410.08261)",

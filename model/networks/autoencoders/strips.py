@@ -51,8 +51,7 @@ def _convolve(conv: nn.Conv2d, x: Tensor, height: int, norm: nn.GroupNorm | None
         first, last = max(top - 1, 0), min(bottom + 1, rows)  # rows that are read, after upsampling
         part = x[:, :, first // scale : -(-last // scale)]
         if affine is not None:
-            weight, bias = affine
-            part = F.silu(torch.addcmul(bias, part, weight), inplace=True)
+            part = F.silu(torch.addcmul(affine[1], part, affine[0]), inplace=True)
         if scale > 1:
             skip = first % scale
             part = F.interpolate(part, scale_factor=float(scale))[:, :, skip : skip + last - first]

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import BinaryIO, TypeVar
 
 from server.gateway.requests.client_mapping import ClientMapping
-from server.gateway.requests.resolve import model_of, resolve
+from server.gateway.requests.resolve import model_of, resolve, wants_alpha
 from server.gateway.schemas.edits import DEFAULT_FEATHER, EditRequest
 from server.gateway.schemas.images import ImageRequest
 from server.images import compositing, uploads
@@ -39,7 +39,8 @@ async def resolve_edit(
         RequestError: the request is invalid, or its images cannot be used.
     """
     info = model_of(request, models, default, mapping)
-    pixels, area, warnings = await decode(lambda: uploads.read_with_mask(image, mask, info.image_size))
+    alpha = wants_alpha(request, info)
+    pixels, area, warnings = await decode(lambda: uploads.read_with_mask(image, mask, info.image_size, alpha=alpha))
     if request.input_fidelity:
         warnings.append("'input_fidelity' has no effect here.")
     new_tokens = info.tokens - sum(compositing.kept_cells(area, info.image_size, info.tokens))

@@ -46,7 +46,13 @@ def resolve(
         partial_images=request.partial_images or 0,
         webhook=request.webhook or "",
         negative_prompt=request.negative_prompt or "",
+        background="transparent" if wants_alpha(request, info) else "opaque",
     )
+    if job.background == "transparent" and job.output_format == "jpeg":
+        raise InvalidRequest(
+            "'background' transparent needs the 'output_format' png or webp; jpeg has no transparency.",
+            param="output_format",
+        )
     if job.output_format == "png" and job.output_compression < 100:  # OpenAI rejects it too
         raise InvalidRequest(
             f"'output_compression' {job.output_compression} is for webp and jpeg; png is lossless. Leave it out, or "
@@ -57,6 +63,11 @@ def resolve(
     _check_system(job, info)
     _check_negative_prompt(job, info)
     return job, warnings_about(request, info, job)
+
+
+def wants_alpha(request: ImageRequest, info: ModelInfo) -> bool:
+    """True if the request asks for a transparent background and the model has one."""
+    return request.background == "transparent" and info.transparent
 
 
 def _given_sampling(request: ImageRequest) -> dict[str, Any]:
@@ -185,6 +196,8 @@ def warnings_about(request: ImageRequest, info: ModelInfo, job: JobInput) -> lis
     if request.quality in QUALITY_ALIASES:
         warnings.append(f"'quality' {request.quality} is {job.quality} here.")
     given = [name for name in IGNORED if getattr(request, name) not in (None, "auto")]
+    if request.background and request.background in ("opaque", job.background):
+        given.remove("background")
     warnings += [f"'{name}' has no effect here." for name in given]
     if job.negative_prompt and not _is_guided(job.sampling):
         warnings.append(

@@ -152,7 +152,7 @@ def _image_fields(record: JobRecord, index: int) -> dict[str, Any]:
         "created_at": int(time.time()),
         "size": f"{job.width}x{job.height}",
         "quality": job.quality,
-        "background": "opaque",
+        "background": job.background,
         "output_format": job.output_format,
         "image_index": index,
         "seed": job.seed_of(index),

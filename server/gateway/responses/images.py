@@ -61,6 +61,7 @@ async def images_response(
         output_format=job.output_format,
         size=f"{job.width}x{job.height}",
         quality=job.quality,
+        background=job.background,
         job_id=record.id,
         usage=await usage(services, record),
         metrics=Metrics.model_validate(record.metrics, from_attributes=True),

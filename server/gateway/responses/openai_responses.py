@@ -44,6 +44,7 @@ class ResponseView:
             status=status,
             result=result,
             action=self.action,
+            background=job.background,
             output_format=job.output_format,
             quality=job.quality,
             size=f"{job.width}x{job.height}",

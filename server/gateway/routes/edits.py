@@ -14,7 +14,7 @@ from server.gateway.middleware.auth import CallerDep
 from server.gateway.requests import content_negotiation
 from server.gateway.requests.edits import decode, resolve_edit, resolve_part
 from server.gateway.requests.multipart_form import file_field, open_form, validated_form
-from server.gateway.requests.resolve import model_of
+from server.gateway.requests.resolve import model_of, wants_alpha
 from server.gateway.requests.validation import validated
 from server.gateway.responses.synchronous import respond
 from server.gateway.schemas import openapi
@@ -72,7 +72,8 @@ async def vary_image(request: Request, services: ServicesDep, caller: CallerDep)
         known = await services.fleet.models(), await services.fleet.default_model(), services.mapping
         info = model_of(body, *known)
         image = file_field(form, "image")
-        source, recipe, warnings = await decode(lambda: uploads.read_with_recipe(image, info.image_size))
+        alpha = wants_alpha(body, info)
+        source, recipe, warnings = await decode(lambda: uploads.read_with_recipe(image, info.image_size, alpha=alpha))
     if not body.prompt:
         prompt = (recipe or {}).get("prompt")
         if isinstance(prompt, str) and prompt:

@@ -55,7 +55,7 @@ class ImagesResponse(BaseModel):
     output_format: str = Field(description="png, webp or jpeg.")
     size: str = Field(description='Size of the images as "WIDTHxHEIGHT".')
     quality: str = Field(description="The preset that was used.")
-    background: str = Field(default="opaque", description="Always opaque; present for OpenAI clients.")
+    background: str = Field(default="opaque", description="opaque, or transparent if the image has alpha.")
     job_id: str = Field(description="The job behind this response, for GET /v1/jobs/{job_id}.")
     usage: Usage | None = None
     metrics: Metrics | None = Field(default=None, description="Where the time went.")

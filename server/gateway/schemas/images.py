@@ -177,7 +177,13 @@ class ImageRequest(StrictRequest):
         str | None,
         Field(max_length=2000, description="An http(s) URL that gets a signed POST when the job ends. Jobs only."),
     ] = None
-    background: Annotated[str | None, Field(description="Accepted for OpenAI clients; no effect.")] = None
+    background: Annotated[
+        str | None,
+        Field(
+            description="opaque, or transparent for an image with alpha: png or webp of a model whose `transparent` is "
+            "true in GET /v1/models; other models generate an opaque one, with a warning."
+        ),
+    ] = None
     moderation: Annotated[str | None, Field(description="Accepted for OpenAI clients; no effect.")] = None
     style: Annotated[
         str | None, Field(description="Accepted for OpenAI clients; no effect. Put the style into the prompt.")

@@ -21,6 +21,8 @@ from server.images.codec import MIME
 
 Responses = dict[int | str, dict[str, Any]]
 RequestBody = Annotated[ImageRequest, Body(openapi_examples=EXAMPLES)]
+#: Events of the call of the image_generation tool.
+CALL_EVENTS = ("in_progress", "generating", "partial_image", "completed")
 _FILES: dict[str, Any] = {mime: {"schema": {"type": "string", "format": "binary"}} for mime in MIME.values()}
 
 
@@ -98,9 +100,12 @@ RESPONSES: Responses = {
         "description": "The Response with its image_generation_call; events with `stream`.",
         "content": _events(
             "response.created",
-            "response.image_generation_call.partial_image",
+            "response.in_progress",
             "response.completed",
             "response.failed",
+            "response.output_item.added",
+            "response.output_item.done",
+            *(f"response.image_generation_call.{name}" for name in CALL_EVENTS),
         ),
     },
     **_errors(_EXPIRED, _KEY_REUSED, _FAILED, _TIMEOUT, _LARGE_IMAGE, _UNKNOWN_FILE),

@@ -1,7 +1,7 @@
 """The interface between worker and engine; no torch here, so that gateway and tests can import it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from server.images.compositing import KnownPixels
@@ -18,11 +18,12 @@ class RowRequest:
     sampling: Sampling
     known: KnownPixels | None = None  #: the part that an edit or a variation keeps; the AR steps are for the rest
     negative_prompt: str = ""  #: what guidance leads away from
+    transparent: bool = field(default=False, repr=False)  #: an image with alpha; of models that have it
 
     @classmethod
     def of(cls, job: JobInput, index: int, known: KnownPixels | None = None) -> "RowRequest":
         """The request for image `index` of a job."""
-        return cls(job.prompt, job.seed_of(index), job.sampling, known, job.negative_prompt)
+        return cls(job.prompt, job.seed_of(index), job.sampling, known, job.negative_prompt, job.channels == 4)
 
 
 class Engine(Protocol):
@@ -55,7 +56,7 @@ class Engine(Protocol):
         ...
 
     def image(self, row: int) -> bytes:
-        """RGB bytes of a row as far as it is decoded: height * width * 3."""
+        """Bytes of a row as far as it is decoded: height * width * 3 RGB, or * 4 RGBA of a transparent request."""
         ...
 
     def snapshot(self, row: int) -> bytes:

@@ -27,6 +27,7 @@ class RowState:
     done: int  #: AR steps
     total: int
     preview_steps: Collection[int]
+    channels: int = 3  #: bytes per pixel
     batch_peak: int = 0  #: most rows that shared one of its steps
     saved_at: float = 0.0
 
@@ -131,7 +132,7 @@ class RowTable:
         state.done = state.total
         state.batch_peak = max(state.batch_peak, size)
         try:
-            news.images[row] = (state, read_pixels(engine, state.slot))
+            news.images[row] = (state, read_pixels(engine, state.slot, state.channels))
         except Exception as error:  # one broken image must not fail its neighbours
             log.exception("a row finished, but its pixels cannot be read")
             news.unreadable[row] = error
@@ -153,7 +154,7 @@ class RowTable:
 
     def _preview(self, engine: Engine, row: int, state: RowState, news: StepNews) -> None:
         try:
-            news.previews[row] = (state.done, read_pixels(engine, state.slot))
+            news.previews[row] = (state.done, read_pixels(engine, state.slot, state.channels))
         except Exception:  # a failed preview must not cost the image
             log.exception("no preview of a row")
 
@@ -165,9 +166,9 @@ class RowTable:
             log.exception("no snapshot of a row")
 
 
-def read_pixels(engine: Engine, slot: int) -> bytes:
+def read_pixels(engine: Engine, slot: int, channels: int = 3) -> bytes:
     """Return the image on a row so far. Raises ValueError if it has the wrong number of bytes."""
     pixels, (width, height) = engine.image(slot), engine.image_size
-    if len(pixels) != width * height * 3:
-        raise ValueError(f"the image has {len(pixels)} bytes, not {width} x {height} x 3")
+    if len(pixels) != width * height * channels:
+        raise ValueError(f"the image has {len(pixels)} bytes, not {width} x {height} x {channels}")
     return pixels

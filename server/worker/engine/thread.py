@@ -201,8 +201,10 @@ class EngineThread:
 
     def _enter(self, slot: int, admission: Admission) -> AdmittedRow:
         """Note the row that the engine gave to a request."""
-        state = RowState(slot, *self.engine.progress(slot), admission.preview_steps)
-        return AdmittedRow(self.table.add(state), state.done, self.engine.prompt_tokens(admission.request.prompt))
+        request = admission.request
+        channels = 4 if request.transparent else 3
+        state = RowState(slot, *self.engine.progress(slot), admission.preview_steps, channels)
+        return AdmittedRow(self.table.add(state), state.done, self.engine.prompt_tokens(request.prompt))
 
     def _step(self) -> None:
         self._began = time.monotonic()

@@ -22,7 +22,8 @@ def test_what_decides_the_image_is_in_the_key() -> None:
     edits = [Edit("job_1", "a"), Edit("job_1", "b"), Edit("job_1", "a", feather=2), Edit("job_1", "a", kept_tokens=3)]
     others = [
         {"seed": 8}, {"n": 2}, {"prompt": "x"}, {"output_format": "webp"}, {"quality": "high"}, {"user": "u"},
-        {"negative_prompt": "x"}, {"temperature": 0.5}, {"model": "other"}, *({"edit": edit} for edit in edits),
+        {"negative_prompt": "x"}, {"background": "transparent"},
+        {"temperature": 0.5}, {"model": "other"}, *({"edit": edit} for edit in edits),
     ]  # fmt: skip
     hashes = [request_hash(job_input(**changes)) for changes in others]  # type: ignore[arg-type]
     assert len(same) == 1 and len(same | set(hashes)) == 1 + len(others)

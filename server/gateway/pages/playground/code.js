@@ -10,7 +10,7 @@ function lean() {
 }
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 const python = (value) => typeof value === "string" ? JSON.stringify(value) : String(value);
-const OPENAI = ["prompt", "n", "size", "quality", "output_format"];
+const OPENAI = ["model", "prompt", "n", "size", "quality", "output_format"];
 
 function snippet() {
   const body = lean(), base = location.origin, form = editing(), keyed = $("key").value !== "";

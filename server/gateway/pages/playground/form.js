@@ -3,23 +3,53 @@ const NUMBERS = ["guidance_scale", "temperature", "num_inference_steps", "diffus
 const CHOICES = ["guidance_schedule", "order"];
 const SHARED = ["prompt", "negative_prompt", "seed", "n", "quality", ...CHOICES, ...NUMBERS];
 const USUAL = { n: 1, quality: "auto", size: "auto", output_format: "png", partial_images: "3", keep: "0.5", feather: "2" };
-let model = null, style = "";
+const LINKED = ["model", ...SHARED];
+const LEAST = Object.fromEntries(NUMBERS.map((name) => [name, $(name).min]));
+let models = [], model = null, style = "";
+let wanted = "";  // the model that was chosen here, or by a link
+
+/** Offer what the service has; a choice only if there are several models. */
+function offerModels(list) {
+  models = list;
+  const options = list.map((each) => make("option", { value: each.id, textContent: each.ready ? each.id : `${each.id} (no worker)` }));
+  const text = (all) => [...all].map((each) => each.textContent).join();
+  if (text(options) !== text($("choice").options)) $("choice").replaceChildren(...options);
+  $("choiceField").hidden = list.length < 2;
+  const named = (id) => list.find((each) => each.id === id), up = list.filter((each) => each.ready);
+  const found = named(wanted) ?? named(model?.id) ?? up.find((each) => each.default) ?? up[0] ?? list[0];
+  if (!found) return;
+  if (wanted && !named(wanted)) say(`The model ${wanted} of the link is not served here; this is ${found.id}.`, { bad: true });
+  wanted = named(wanted) ? wanted : "";
+  offer(found);
+}
+/** Use another model, if the service has it, or when it has. */
+function useModel(id) {
+  wanted = id;
+  const found = models.find((each) => each.id === id);
+  if (!found) return;
+  offer(found);
+  showModel(found.ready);
+}
+$("choice").onchange = () => { useModel($("choice").value); formChanged(); describe(); };
 
 /** Fit the form to a model: limits, size, styles, words, examples. */
 function offer(found) {
-  const same = model?.id === found.id;
+  const same = model?.id === found.id, order = $("order").value || $("order").dataset.linked;
   model = found;
+  $("choice").value = model.id;
   showPresets();
   if (same) return;
   const size = model.image_size.join("x");
   $("size").replaceChildren(...["auto", size].map((name) => make("option", { textContent: name })));
   $("sizeHelp").textContent = `This model has one size, ${model.image_size.join(" × ")} pixels.`;
-  for (const name of NUMBERS) if (model.limits[`max_${name}`] !== undefined) $(name).max = model.limits[`max_${name}`];
+  $("choiceHelp").textContent = [`${model.image_size.join(" × ")} pixels.`, model.description, model.license && `Licence: ${model.license}.`, model.conditions].filter(Boolean).join(" ");
+  for (const name of NUMBERS) Object.assign($(name), { max: model.limits[`max_${name}`] ?? "", min: model.limits[`min_${name}`] ?? LEAST[name] });
   const orders = (model.orders ?? ["random", "halton"]).map((name) => make("option", { textContent: name }));
   $("order").replaceChildren($("order").options[0], ...orders);
+  $("order").value = orders.some((each) => each.textContent === order) ? order : "";
   $("styles").replaceChildren(...model.styles.map((name) => chip(name, () => setStyle(name))));
   $("count").textContent = model.vocabulary.length ? `(${model.vocabulary.length})` : "";
-  $("avoid").hidden = model.labels.length > 0;  // class labels leave no text to lead away from
+  $("avoid").hidden = model.labels.length > 0 || model.negative_prompts === false;  // no text to lead away from
   $("vocabulary").hidden = $("surprise").hidden = !model.vocabulary.length;
   showWords();
   markStyle();
@@ -74,9 +104,10 @@ $("surprise").onclick = () => {
 function request() {
   const body = { prompt: $("prompt").value, n: Number($("n").value || 1), quality: $("quality").value,
     output_format: $("output_format").value, partial_images: Number($("partial_images").value) };
+  if (models.length > 1) body.model = model.id;
   if ($("size").value !== "auto") body.size = $("size").value;
   if ($("seed").value.trim()) body.seed = Number($("seed").value);
-  for (const name of ["negative_prompt", ...CHOICES]) if ($(name).value.trim()) body[name] = $(name).value;
+  for (const name of ["negative_prompt", ...CHOICES]) if ($(name).value.trim() && !$(name).closest("[hidden]")) body[name] = $(name).value;
   for (const name of NUMBERS) if ($(name).value !== "") body[name] = Number($(name).value);
   return body;
 }
@@ -111,7 +142,11 @@ function forgive(field) {
   $(`${field.id}Error`)?.remove();
 }
 function formChanged() { markStyle(); showPresets(); showCode(); }
-$("form").addEventListener("input", (event) => { forgive(event.target); formChanged(); });
+$("form").addEventListener("input", (event) => {
+  if (event.target === $("order")) $("order").dataset.linked = "";
+  forgive(event.target);
+  formChanged();
+});
 $("reset").onclick = () => {
   for (const name of [...CHOICES, ...NUMBERS, "negative_prompt", "seed"]) $(name).value = "";
   for (const [name, value] of Object.entries(USUAL)) $(name).value = value;
@@ -124,17 +159,19 @@ $("prompt").onkeydown = (event) => {
 
 // ---- the URL holds prompt, seed and settings: a link to it generates the same image -----------------------
 function fragment(settings) {
-  return new URLSearchParams(SHARED.filter((name) => settings[name] !== undefined && settings[name] !== "").map((name) => [name, settings[name]]));
+  return new URLSearchParams(LINKED.filter((name) => settings[name] !== undefined && settings[name] !== "").map((name) => [name, settings[name]]));
 }
 function fromAddress() {
   const given = new URLSearchParams(location.hash.slice(1));
-  if (!SHARED.some((name) => given.get(name))) return false;
+  if (!LINKED.some((name) => given.get(name))) return false;
   restore(Object.fromEntries(given));
-  if ([...given.keys()].some((name) => !["prompt", "seed", "n", "quality"].includes(name))) $("options").open = true;
+  if ([...given.keys()].some((name) => !["model", "prompt", "seed", "n", "quality"].includes(name))) $("options").open = true;
   return true;
 }
 /** Set the form to these settings; what they leave out goes back to its default. */
 function restore(settings) {
+  $("order").dataset.linked = settings.order ?? "";  // whose option comes with the model
+  if (settings.model) useModel(settings.model);
   for (const name of SHARED) $(name).value = settings[name] ?? (name === "prompt" ? $("prompt").value : USUAL[name] ?? "");
   if (settings.output_format) $("output_format").value = settings.output_format;
   formChanged();

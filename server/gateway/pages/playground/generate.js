@@ -23,6 +23,7 @@ async function alone(verb, work) {
   run = new Run(verb);
   document.documentElement.dataset.busy = "";
   $("generate").setAttribute("aria-disabled", "true");
+  $("choice").disabled = true;
   $("cancel").hidden = false;
   $("progress").hidden = false;
   $("progress").value = 0;
@@ -40,6 +41,7 @@ async function alone(verb, work) {
     if (document.activeElement === $("cancel")) $("generate").focus();
     delete document.documentElement.dataset.busy;
     $("generate").removeAttribute("aria-disabled");
+    $("choice").disabled = false;
     $("cancel").hidden = true;
     $("progress").hidden = true;
     await watching;

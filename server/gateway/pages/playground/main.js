@@ -2,7 +2,7 @@
 const HEALTH_MS = 5000;
 let describing = 0;
 
-/** Read the models until one is ready; a service that is away or starting is waited for. */
+/** Read the models until the one in use is ready; a service that is away or starting is waited for. */
 async function describe() {
   const mine = ++describing;
   while (mine === describing) {
@@ -13,10 +13,11 @@ async function describe() {
       if (error.status === 401 || error.status === 403) askForKey(error.message); else say(error.message, { bad: true });
       return;
     }
-    const found = list.find((each) => each.ready) || list[0];
-    if (found) offer(found);
-    showModel(Boolean(found?.ready));
-    if (found?.ready) return;
+    if (mine !== describing) return;
+    offerModels(list);
+    const isReady = Boolean(models.find((each) => each.id === model?.id)?.ready);
+    showModel(isReady);
+    if (isReady) return;
     await pause(1000);
   }
 }
@@ -24,11 +25,11 @@ function showModel(isReady) {
   $("model").dataset.ready = isReady;
   $("model").textContent = model ? `${model.id} · ${model.image_size.join("×")}${isReady ? "" : " · waiting for a worker"}` : "waiting for a worker to load a model…";
 }
-/** Readiness of the service, or null if it does not answer. */
+/** Readiness of the service, for the model in use, or null if it does not answer. */
 async function ready() {
   try {
     const answer = await fetch("/health/ready"), body = await answer.json();
-    return { ready: answer.ok, reason: body.reason };
+    return { ready: answer.ok && (body.models?.[model?.id] ?? true), reason: body.reason, models: body.models ?? {} };
   } catch { return null; }
 }
 // Looks now and then, so that an outage shows before a button is pressed.
@@ -40,7 +41,9 @@ async function watchHealth() {
     if (!health) disconnected(explain(new Unreachable()));
     else if (!health.ready && /queue/.test(health.reason ?? "")) disconnected(`The service cannot work at the moment: ${health.reason}. Trying again…`);
     else connected();
-    if (health && health.ready !== ($("model").dataset.ready === "true")) health.ready ? describe() : showModel(false);
+    if (!health) continue;
+    const changed = Object.entries(health.models).some(([id, up]) => models.find((each) => each.id === id)?.ready !== up);
+    if (changed || health.ready !== ($("model").dataset.ready === "true")) health.ready || changed ? describe() : showModel(false);
   }
 }
 // The key stays in this page: it is neither stored nor put into the URL.

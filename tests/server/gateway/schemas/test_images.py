@@ -119,6 +119,23 @@ def test_every_default_is_resolved() -> None:
     assert warnings == ["'style' has no effect here."]
 
 
+def test_a_transparent_background_needs_a_model_with_alpha() -> None:
+    """Elsewhere it has no effect, with a warning; jpeg has no alpha."""
+    able = dataclasses.replace(INFO, transparent=True)
+
+    def background(info: ModelInfo, text: str, **others: Any) -> tuple[str, int, list[str]]:
+        request = ImageRequest(prompt="an apple", background=text, **others)
+        job, warnings = resolve(request, {info.id: info}, info.id)
+        return job.background, job.channels, warnings
+
+    assert background(able, "transparent", output_format="webp") == ("transparent", 4, [])
+    assert background(able, "opaque", output_format="jpeg") == ("opaque", 3, [])
+    assert background(able, "auto") == background(INFO, "opaque") == ("opaque", 3, [])
+    assert background(INFO, "transparent") == ("opaque", 3, ["'background' has no effect here."])
+    with pytest.raises(InvalidRequest, match="png or webp"):
+        background(able, "transparent", output_format="jpeg")
+
+
 def test_every_sampling_parameter_can_be_requested() -> None:
     assert set(SAMPLING_FIELDS) <= set(ImageRequest.model_fields)
 
