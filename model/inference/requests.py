@@ -71,6 +71,7 @@ class Request:
     sampling: Sampling
     known: KnownImage | None = None
     negative_prompt: str = ""
+    transparent: bool = False
 
 
 class EngineError(ValueError):

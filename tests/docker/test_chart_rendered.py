@@ -252,3 +252,16 @@ def test_triggers_ask_for_workers_while_there_is_work(tmp_path: Path) -> None:
         for name, more, value in (("fluid_worker_rows", "", 40), ("fluid_worker_up", ', model="scenes-128"', 1))
     }
     assert workers_wanted(tmp_path, busy) == {"row-steps": 0, "oldest-age": 0, "rows": 2}
+
+
+def test_gateways_and_workers_reach_the_store_of_finished_images() -> None:
+    """By the credentials of a bucket, or by a folder that all of them mount."""
+    buckets = [pod for _, pod in pods(tools().template(PRODUCTION)) if "FLUID_RESULTS" in environment(pod)]
+    assert len(buckets) == 3  # gateways, and the workers of two models
+    for pod in buckets:
+        assert pod["containers"][0]["envFrom"] == [{"secretRef": {"name": "fluid-bucket"}}]
+    folders = [pod for _, pod in pods(tools().template("gpu-values.yaml")) if "FLUID_RESULTS" in environment(pod)]
+    assert len(folders) == 3
+    for pod in folders:
+        assert {"name": "results", "mountPath": "/results"} in pod["containers"][0]["volumeMounts"]
+        assert {"name": "results", "persistentVolumeClaim": {"claimName": "images"}} in pod["volumes"]

@@ -85,3 +85,12 @@ capabilities: {drop: [ALL]}
 {{- $_ := set $model "fullname" (printf "worker-%s-%s" (include "fluid.fullname" .root) .name | trunc 63 | trimSuffix "-") -}}
 {{- toJson $model -}}
 {{- end -}}
+
+{{- /* The credentials of FLUID_RESULTS, all variables of a Secret; and its folder. */ -}}
+{{- define "fluid.resultsEnv" -}}
+{{- with .Values.results.existingSecret }}envFrom: [{secretRef: {name: {{ . }}}}]{{- end }}
+{{- end -}}
+
+{{- define "fluid.resultsVolume" -}}
+{{- with .Values.results.existingClaim }}- {name: results, persistentVolumeClaim: {claimName: {{ . }}}}{{- end }}
+{{- end -}}
