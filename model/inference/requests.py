@@ -72,6 +72,7 @@ class Request:
     known: KnownImage | None = None
     negative_prompt: str = ""
     transparent: bool = False
+    transparent: bool = False
 
 
 class EngineError(ValueError):
@@ -125,4 +126,3 @@ def _check_head(sampling: SamplingFields, config: ModelConfig) -> None:
         raise EngineError(f"top_k is {sampling.top_k}; this model has {config.codebook} token values, so 1 to that")
     if sampling.top_p is not None and not 0 < sampling.top_p <= 1:
         raise EngineError(f"top_p is {sampling.top_p:g}; it is a share of the probability, above 0 and at most 1")
-    transparent: bool = False
