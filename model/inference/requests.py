@@ -72,7 +72,6 @@ class Request:
     known: KnownImage | None = None
     negative_prompt: str = ""
     transparent: bool = False
-    transparent: bool = False
 
 
 class EngineError(ValueError):
