@@ -11,6 +11,7 @@ from textwrap import fill, indent
 from typing import Any
 
 from server.cli.flags import add_address_flags, add_command, add_model_flags
+from server.errors import ConfigError
 from server.setting_values import split_checkpoints
 from server.settings import Settings, describe
 
@@ -34,6 +35,15 @@ def add_parser(commands: Any) -> None:
         metavar="N|auto",
         help="workers of each model; auto: one per GPU, or per 4 (FLUID_THREADS) CPU cores, shared by the models",
     )
+    serve.add_argument("--on", choices=("host", "ray"), default="host",
+                       help="where workers run: here, or on the Ray cluster at RAY_ADDRESS (%(default)s)")  # fmt: skip
+    ray = serve.add_argument_group("on Ray", "the number of workers follows the waiting work")
+    ray.add_argument("--min-workers", type=int, metavar="N", default=1, help="fewest of each model (%(default)s)")
+    ray.add_argument("--max-workers", type=int, metavar="N", default=4, help="most of each model (%(default)s)")
+    ray.add_argument("--row-steps", type=int, metavar="N", default=2048,
+                     help="a worker for each so many waiting images times their steps (%(default)s)")  # fmt: skip
+    ray.add_argument("--cooldown", type=float, metavar="SECONDS", default=300.0,
+                     help="how long fewer workers must be enough before one is drained (%(default)g)")  # fmt: skip
     serve.add_argument("--quiet", action="store_true", help="log warnings and errors only, and print no banner")
     serve.set_defaults(run=run)
     gateway = add_command(
@@ -68,6 +78,9 @@ def _settings_table() -> str:
 def run(settings: Settings, args: argparse.Namespace) -> None:
     from server.launcher.supervisor import Supervisor
 
+    if args.on == "ray":
+        _run_on_ray(settings, args)
+        return
     plan = None
     if args.workers or settings.tensor_parallel > 1 or len(split_checkpoints(settings.checkpoint)) > 1:
         from server.launcher.workers import plan_workers
@@ -75,6 +88,23 @@ def run(settings: Settings, args: argparse.Namespace) -> None:
 
         plan = plan_workers(settings, args.workers or "1", survey_host(settings))
     asyncio.run(Supervisor(settings, banner=not args.quiet, plan=plan).run())
+
+
+def _run_on_ray(settings: Settings, args: argparse.Namespace) -> None:
+    from server.launcher.on_ray import RaySupervisor, Scale
+    from server.worker.engine.loader import survey_host
+
+    if args.workers:
+        raise ConfigError("--workers is for --on host: on Ray give --min-workers and --max-workers.")
+    scale = Scale(args.min_workers, args.max_workers, args.row_steps, args.cooldown)
+    checkpoints = split_checkpoints(settings.checkpoint)
+    found = (
+        survey_host(settings)["models"]
+        if checkpoints[1:]
+        else [{"id": settings.checkpoint, "checkpoint": checkpoints[0]}]
+    )
+    models = {model["id"]: model["checkpoint"] for model in found}
+    asyncio.run(RaySupervisor(settings, scale, banner=not args.quiet, models=models).run())
 
 
 def run_gateway(settings: Settings, args: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from subprocess import Popen, TimeoutExpired
+from typing import Protocol
 
 from server.errors import ConfigError
 from server.launcher import subprocesses
@@ -47,6 +48,17 @@ class Restarts:
     @property
     def due(self) -> bool:
         return self._restart_at is not None and time.monotonic() >= self._restart_at
+
+
+class Supervised(Protocol):
+    """A process that the supervisor starts, watches and stops."""
+
+    role: str
+
+    def start(self) -> None: ...
+    def watch(self) -> None: ...
+    def kill(self) -> None: ...
+    async def stop(self, grace_s: float) -> None: ...
 
 
 class Child:

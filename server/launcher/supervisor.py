@@ -11,7 +11,7 @@ from contextlib import suppress
 from server.background import stop_signals
 from server.client import AsyncFluidClient
 from server.errors import ConfigError
-from server.launcher.children import Child, Restarts
+from server.launcher.children import Child, Restarts, Supervised
 from server.launcher.embedded_valkey import EmbeddedValkey
 from server.launcher.memory import default_maxmemory
 from server.launcher.workers import Plan, PlannedWorker
@@ -33,7 +33,7 @@ class Supervisor:
         self._valkey: EmbeddedValkey | None = None
         self._valkey_restarts = Restarts()
         self._plan = plan
-        self._children: list[Child] = []
+        self._children: list[Supervised] = []
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()

@@ -1,0 +1,96 @@
+"""Workers on a Ray cluster: how many there are, and what a node that dies costs."""
+
+import re
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import pytest
+
+from server.client import FluidClient
+from server.errors import ConfigError
+from server.launcher import on_ray, subprocesses
+from server.launcher.on_ray import Scale
+from server.settings import Settings
+from tests.server.harness import child_env, fluid, until
+
+STORE_BYTES = 80 << 20  # the least that a node's object store takes
+
+
+@pytest.mark.parametrize(
+    ("waiting", "running", "workers"),
+    [(0, 0, 1), (1, 0, 1), (2048, 0, 1), (2049, 0, 2), (10**9, 0, 4), (0, 17, 2), (0, 16, 1), (5000, 40, 3)],
+)
+def test_there_are_as_many_workers_as_the_work_asks_for(waiting: int, running: int, workers: int) -> None:
+    """Jobs in progress keep their workers: an empty queue alone does not end them."""
+    assert Scale(1, 4, row_steps=2048).wanted(waiting, running, rows=16) == workers
+
+
+@pytest.mark.parametrize(("least", "most"), [(0, 4), (3, 2), (-1, -1)])
+def test_limits_that_contradict_each_other_are_named(least: int, most: int) -> None:
+    with pytest.raises(ConfigError, match=f"--min-workers is {least} and --max-workers {most}"):
+        Scale(least, most)
+
+
+def test_without_ray_the_package_is_named(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match=r"pip install 'fluid-serve\[ray\]'"):
+        on_ray._connect(settings)
+
+
+def test_the_embedded_valkey_is_refused(settings: Settings) -> None:
+    done = fluid(replace(settings, redis_url=""), "serve", "--on", "ray", "--quiet")
+    assert done.returncode == 2 and "--on ray needs FLUID_REDIS_URL" in done.stderr
+    done = fluid(settings, "serve", "--on", "ray", "--workers", "2")
+    assert done.returncode == 2 and "give --min-workers and --max-workers" in done.stderr
+
+
+@pytest.fixture
+def cluster() -> Iterator[Any]:
+    """A head without processors for workers, and two nodes with one each."""
+    cluster_utils = pytest.importorskip("ray.cluster_utils")
+    head = {"num_cpus": 0, "object_store_memory": STORE_BYTES, "include_dashboard": False}
+    found = cluster_utils.Cluster(initialize_head=True, head_node_args=head)
+    yield found
+    found.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning")
+def test_a_lost_node_costs_no_job(settings: Settings, cluster: Any) -> None:
+    """120 images on one node, then on two; the first is killed with all that runs on it. At last one worker is left."""
+    nodes = [cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES)]
+    settings = replace(settings, fake_step_ms=20.0, max_rows=2, drain_s=5.0)
+    command = [sys.executable, "-m", "server.cli", "serve", "--on", "ray", "--max-workers", "2", "--row-steps", "40",
+               "--cooldown", "3"]  # fmt: skip
+    service = subprocesses.spawn(command, env={**child_env(settings), "RAY_ADDRESS": cluster.address})
+    try:
+        with FluidClient(settings.base_url, timeout_s=120, max_retries=20) as client:
+            _until_workers(settings, 1)
+            jobs = [client.submit(f"a red apple {n}", num_inference_steps=16)["id"] for n in range(120)]
+            nodes.append(cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES))
+            _until_workers(settings, 2)
+            assert client.job(jobs[-1])["status"] == "queued"
+            cluster.remove_node(nodes[0], allow_graceful=False)
+            ends = [client.wait(job, timeout_s=90) for job in jobs]
+            assert [end["status"] for end in ends] == ["succeeded"] * 120
+            _until_workers(settings, 1)
+    finally:
+        service.send_signal(signal.SIGTERM)
+        assert service.wait(30) == 0
+
+
+def _until_workers(settings: Settings, count: int) -> None:
+    """Wait until so many workers are up."""
+
+    def up() -> bool:
+        try:
+            page = httpx.get(f"{settings.base_url}/metrics").text
+        except httpx.TransportError:
+            return False
+        return len(re.findall(r"^fluid_worker_up{.*} 1.0$", page, re.MULTILINE)) == count
+
+    until(up, seconds=90, what=f"{count} workers")
