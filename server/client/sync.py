@@ -192,7 +192,7 @@ class FluidClient:
         except httpx.TransportError as error:
             return {"status": "not ready", "reason": f"no gateway yet ({type(error).__name__})"}
         try:
-            return {"status": "not ready", "reason": response.text, **response.json()}
+            return {"status": "not ready", "reason": "" if response.is_success else response.text, **response.json()}
         except (ValueError, TypeError):  # a proxy in between may send its own error page
             return {"status": "not ready", "reason": response.text}
 

@@ -27,6 +27,9 @@ def test_scores_of_emoji_64_belong_to_its_weights() -> None:
 @pytest.mark.parametrize("name", ["sheet.webp", "failures.webp", "curve.png"])
 def test_the_card_of_emoji_64_shows_its_sheets_and_figures(name: str) -> None:
     card, metrics = (FOLDER / "README.md").read_text(), read_config(FOLDER)["about"]["metrics"]
+    if name == "failures.webp" and metrics["r_precision_trained"] == 1:  # there is nothing to show
+        assert name not in card and not (FOLDER / name).exists()
+        return
     assert f"({name})" in card and (FOLDER / name).stat().st_size > 1000
     assert f"{metrics['r_precision_trained']:.1%}" in card and read_config(FOLDER)["sha256"] in card
 
