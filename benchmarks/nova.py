@@ -99,7 +99,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--steps", type=int, default=8, help="autoregressive steps (default: 8)")
     parser.add_argument("--rounds", type=int, default=3, help="after one that warms up (default: 3)")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     rest = (args.batch, Sampling(args.steps, 25, 5.0), DTYPES[args.dtype])

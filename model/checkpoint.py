@@ -20,7 +20,7 @@ from torch import Tensor
 from model.config import ConfigError, ModelConfig
 from model.networks.autoregressive_model import AutoregressiveModel
 from model.networks.factory import AnyTokenizer, build_model, build_tokenizer, config_from_json, frozen
-from model.networks.layers.eight_bits import lacks_scales, narrowed, widened
+from model.networks.layers.eight_bits import lacks_scales, narrowed, take
 
 SHARD_BYTES = 2 << 30
 # Format 2 has matrices in 8 bits (eight_bits.py), which earlier versions would refuse by their shape.
@@ -135,7 +135,6 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> Checkpo
             raise CheckpointError(f"{file} is damaged ({error}); copy the checkpoint again") from error
     if narrow := lacks_scales(state):
         raise CheckpointError(f"{folder}: matrix {narrow!r} is in 8 bits without its scales; copy the checkpoint again")
-    state = widened(state)
     try:
         model, tokenizer = build_model(config), build_tokenizer(config.tokenizer)
     except ConfigError as error:
@@ -150,7 +149,7 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> Checkpo
 def _load_strict(module: torch.nn.Module, state: dict[str, Tensor], prefix: str, folder: Path) -> None:
     """Move the entries under `prefix` from `state` into the module; every key and shape must match."""
     for key, own in module.state_dict().items():
-        found = state.pop(prefix + key, None)
+        found = take(state, prefix + key)
         if found is None:
             raise CheckpointError(f"{folder}: key {prefix + key!r} is missing from the weights")
         if found.shape != own.shape:

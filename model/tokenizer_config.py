@@ -142,6 +142,8 @@ def tokenizer_from_json(raw: dict[str, Any]) -> AnyTokenizerConfig:
     if kind not in TOKENIZERS:
         raise ConfigError(f"tokenizer kind {kind!r} is not known; this version has {', '.join(TOKENIZERS)}")
     sizes = {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}
+    if kind == "kl" and sizes.pop("tile", 0):  # of earlier checkpoints: overlapping tiles, which strips replace
+        sizes["strip"] = 8
     config: AnyTokenizerConfig = build_section(TOKENIZERS[kind], "tokenizer", sizes)
     return config
 

@@ -103,7 +103,7 @@ def evaluate_emoji(
                 report[f"r_precision_trained_{style}"] = round(float(correct[mine].mean()), 4)
             report["nearest_training_is_prompted"] = round(nearest_is_prompted(generated, rows, dataset), 4)
             originals = to_pixels(torch.from_numpy(dataset.images[rows]))
-            copies = reconstruct(engine.checkpoint.tokenizer, originals.to(engine.engine.device)).cpu()
+            copies = reconstruct(engine.checkpoint.tokenizer, originals.to(engine.engine.device))[:, :3].cpu()
             ceiling = hits(extractor(to_pixels(to_uint8(copies))), rows, dataset, real, pool)
             report["r_precision_ceiling"] = round(float(ceiling.mean()), 4)
     report["seconds_per_image"], report["images"] = round(seconds / total, 4), total

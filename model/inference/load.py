@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from model.checkpoint import CheckpointError, load_checkpoint
+from model.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from model.cpus import usable_cpus
-from model.inference.precision import choose_dtype
+from model.inference.precision import choose_dtype, pack
 from model.inference.serving import ServingEngine
 
 SHIPPED = Path(__file__).parents[1] / "checkpoints"
@@ -28,6 +28,17 @@ def find_checkpoint(name: str) -> Path:
         f"no checkpoint {name!r}: neither a folder with a config.json nor one of the shipped ones "
         f"({', '.join(shipped) or 'none here'}). Give a folder, or train one with `make train`"
     )
+
+
+def _load(folder: Path, device: str, dtype: torch.dtype) -> Checkpoint:
+    """Load onto the device; weights in 8 bits are made on the CPU, for the float32 ones may not fit."""
+    if dtype != torch.int8:
+        return load_checkpoint(folder, device)
+    checkpoint = load_checkpoint(folder)
+    pack(checkpoint.model, dtype)
+    checkpoint.model.to(device)
+    checkpoint.tokenizer.to(device)
+    return checkpoint
 
 
 def load_engine(
@@ -68,7 +79,7 @@ def load_engine(
 
             checkpoint = load_leading(folder, open_channel(chosen, ranks), max_rows, products)
         else:
-            checkpoint = load_checkpoint(folder, chosen)
+            checkpoint = _load(folder, chosen, products)
         return ServingEngine(checkpoint, max_rows, products, kernels)
     except torch.OutOfMemoryError as error:
         raise CheckpointError(

@@ -69,11 +69,11 @@ def pack(model: AutoregressiveModel, dtype: torch.dtype, fuse: bool | None = Non
     """
     if dtype == torch.float32:
         return
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False  # sums stay float32
     if dtype == torch.int8:
         _quantize(model.backbone)
         return
     if next(model.parameters()).device.type != "cpu" if fuse is None else fuse:
-        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False  # sums stay float32
         for module in list(model.backbone.modules()):
             if isinstance(module, SelfBlock | PostNormBlock | Block):
                 _fuse(module.self_attn if isinstance(module, Block) else module.attn, dtype)

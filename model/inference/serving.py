@@ -17,7 +17,7 @@ from model.inference.known_tokens import KnownTokens, encode_pixels, kept_mask, 
 from model.inference.orders import make_order, orders_of, tokens_per_step
 from model.inference.precision import pack, product_dtype
 from model.inference.prompts import build_conditioner, first_name
-from model.inference.requests import RowRequest, ServedRequest
+from model.inference.requests import EngineError, RowRequest, ServedRequest
 from model.inference.row_state import Snapshot
 from model.networks.tokenizer import decode_tokens, off_white, to_uint8
 from model.sampling_presets import default_sampling, sampling_limits
@@ -64,10 +64,21 @@ class ServingEngine:
         Raises:
             EngineError, PromptError: as `Engine.admit`.
         """
+        for request in requests:
+            self._check_alpha(request)
         encoded: dict[bytes, Tensor] = {}  # images of one job start from the same image
         rows = self.engine.admit(requests, [self._start(request, encoded) for request in requests])
         self._requests.update(zip(rows, requests, strict=True))
         return rows
+
+    def _check_alpha(self, request: ServedRequest) -> None:
+        """The gateway checks it too, but perhaps against the model that a reload has replaced."""
+        if request.transparent and not self._has_alpha:
+            raise EngineError("a transparent background was asked for, and this model has no alpha")
+
+    @property
+    def _has_alpha(self) -> bool:
+        return getattr(self.checkpoint.config.tokenizer, "image_channels", 3) == 4
 
     def step(self) -> list[int]:
         """Run one autoregressive step for every row; return the rows that have finished.
@@ -173,7 +184,7 @@ class ServingEngine:
             "defaults": self._sampling["defaults"],
             "limits": sampling_limits(config),
             "system": config.system,
-            "transparent": getattr(config.tokenizer, "image_channels", 3) == 4,
+            "transparent": self._has_alpha,
             "orders": orders_of(config),
             "vocabulary": _vocabulary(about),
             "labels": labels,

@@ -21,7 +21,8 @@ from server.queue.redis_client import explain, find_problems, read_config, read_
 from server.queue.registry import HEARTBEAT_S, CrashReport, Registry, WorkerInfo
 from server.queue.statistics import OwnerUsage, QueueCounts, queue_counts, usage_by_owner
 from server.settings import Settings
-from server.storage.object_store import ObjectStore, remedy
+from server.storage.object_store import ObjectStore
+from server.storage.reasons import remedy
 from server.worker.engine.loader import memory_report
 
 OLDEST_REDIS = (7, 0)

@@ -82,13 +82,17 @@ async def accept(
         try:
             await services.fleet.require_worker(job.model)
         except NoWorkers:
-            if (found := await services.queue.cached(submission)) is not None:
-                return found
-            raise
+            found = await services.queue.cached(submission)
+            if found is None or (found.cached and not await services.queue.has_images(found.job_id)):
+                raise
+            return found
     if span is not None:
         submission = replace(submission, trace=str(span.context))
     try:
         accepted = await services.queue.enqueue(submission)
+        if accepted.cached and not await services.queue.has_images(accepted.job_id):
+            # Deleted, or in another store than today's: generated anew, as a request of its own.
+            accepted = await services.queue.enqueue(replace(submission, cache_key="", key=""))
     except QueueFull as error:
         queue_s = await services.fleet.eta_s(job.model, await services.queue.backlog(job.model))
         retry_s = MAX_RETRY_AFTER_S if queue_s is None else math.ceil(queue_s * DRAINED_SHARE)

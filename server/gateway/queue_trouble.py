@@ -13,7 +13,8 @@ from server.errors import StorageUnavailable
 from server.queue.job_queue import JobQueue
 from server.queue.redis_client import explain, find_problems, read_maxmemory, redis_time
 from server.settings import Settings
-from server.storage.object_store import ObjectStore, remedy
+from server.storage.object_store import ObjectStore
+from server.storage.reasons import remedy
 
 log = logging.getLogger(__name__)
 STORE_CHECK_S = 30.0  #: between two listings of a store that works

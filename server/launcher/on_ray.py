@@ -23,10 +23,12 @@ from server.launcher.workers import Plan
 from server.queue.redis_client import connect
 from server.queue.scripts import QueueConnection
 from server.queue.statistics import QueueCounts, queue_counts
+from server.setting_values import PREFIX
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
 SOCKET_TIMEOUT_S = 5.0
+GATEWAYS_ALONE = ("FLUID_API_KEYS", "FLUID_API_KEYS_FILE", "FLUID_API_KEY", "FLUID_WEBHOOK_SECRET")
 POLL_S = 1.0  # between two looks at an actor, and at the queue
 
 
@@ -45,6 +47,10 @@ class Scale:
                 f"--min-workers is {self.minimum} and --max-workers {self.maximum}: the first must be at least 1, and "
                 "at most the second."
             )
+        if self.row_steps < 1 or not 0 <= self.cooldown_s < math.inf:
+            raise ConfigError(
+                f"--row-steps is {self.row_steps} and --cooldown {self.cooldown_s:g}: give at least 1 and 0."
+            )
 
     def wanted(self, waiting: int, running: int, rows: int) -> int:
         """Number of workers for so many waiting row-steps and running jobs, with `rows` rows each."""
@@ -56,7 +62,8 @@ class _WorkerProcess:
     """The actor: a worker as a child process of Ray's."""
 
     def __init__(self, env: Mapping[str, str]) -> None:
-        self._child = Child("worker", {**os.environ, **env})
+        own = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+        self._child = Child("worker", {**own, **env})
         self._child.start()
 
     def watch(self) -> str:
@@ -76,8 +83,11 @@ class RayWorker:
 
     role = "worker"
 
-    def __init__(self, ray: Any, env: Mapping[str, str], resources: Mapping[str, float], model: str = "") -> None:
-        self.model = model
+    def __init__(
+        self, ray: Any, env: Mapping[str, str], resources: Mapping[str, float], model: str = "", *, proven: bool = False
+    ) -> None:
+        """`proven`: another worker with these settings has run, so that one that cannot start has a bad node."""
+        self.model, self.proven = model, proven
         self._ray, self._env, self._resources = ray, env, resources
         self._restarts = Restarts()
         self._actor: Any = None
@@ -110,9 +120,17 @@ class RayWorker:
                 "a worker on Ray has died (%s); restarting in %g s", type(error).__name__, self._restarts.exited()
             )
             return
-        if why_not:
+        if not why_not:
+            self.proven = True
+            self._ask()
+            return
+        if not self.proven:
             raise ConfigError(why_not)
-        self._ask()
+        self.kill()
+        self._actor = None
+        log.error(
+            "a worker on Ray cannot start on its node (%s); trying again in %g s", why_not, self._restarts.exited()
+        )
 
     def kill(self) -> None:
         if self._actor is not None:
@@ -155,14 +173,20 @@ class RaySupervisor(Supervisor):
 
     def _start_children(self, env: dict[str, str], first: list[Child]) -> None:
         super()._start_children(env, first)
-        self._env = {name: value for name, value in env.items() if name.startswith("FLUID_")}
+        # With the credentials of FLUID_RESULTS, but not with what is the gateway's alone.
+        self._env = {
+            name: value
+            for name, value in env.items()
+            if name.startswith((PREFIX, "AWS_")) and name not in GATEWAYS_ALONE
+        }
         for model in self._checkpoints:
             for _ in range(self._scale.minimum):
                 self._add(model)
 
     def _add(self, model: str) -> None:
         env = self._env | {"FLUID_CHECKPOINT": self._checkpoints[model]}
-        worker = RayWorker(self._ray, env, self._resources, model)
+        proven = any(isinstance(child, RayWorker) and child.proven for child in self._children)
+        worker = RayWorker(self._ray, env, self._resources, model, proven=proven)
         self._children.append(worker)
         worker.start()
 
@@ -181,15 +205,19 @@ class RaySupervisor(Supervisor):
             except (RedisError, OSError) as error:
                 log.warning("the queue cannot be read (%s); the number of workers stays", type(error).__name__)
                 continue
-            for model in self._checkpoints:
-                self._adjust(model, counts)
+            try:
+                for model in self._checkpoints:
+                    self._adjust(model, counts)
+            except self._ray.exceptions.RayError as error:
+                log.error("the number of workers cannot be changed (%s); trying again", type(error).__name__)
 
     def _adjust(self, model: str, counts: QueueCounts) -> None:
         """Add the workers that are missing; drain one if fewer have been enough for the cooldown."""
         mine = [child for child in self._children if isinstance(child, RayWorker) and child.model == model]
         alone = len(self._checkpoints) == 1  # a service of one model need not know its id
         waiting = sum(counts.waiting_work.values()) if alone else counts.waiting_work.get(model, 0)
-        wanted = self._scale.wanted(max(0, waiting), counts.running, self.settings.max_rows)
+        running = counts.running if alone else counts.leases_by_model.get(model, 0)
+        wanted = self._scale.wanted(max(0, waiting), running, self.settings.max_rows)
         now = time.monotonic()
         for _ in range(wanted - len(mine)):
             log.info("%d row-steps of %s wait: adding worker %d", waiting, model, len(mine) + 1)

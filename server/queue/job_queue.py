@@ -5,6 +5,7 @@ execution is at-least-once.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import cast
 
@@ -62,6 +63,7 @@ class Accepted:
     created_at: float
     is_new: bool  #: False if the same request was accepted before
     cached: bool = False  #: it is the job of an equal request, which has succeeded
+    known: bool = False  #: the same request was accepted before
 
 
 class JobQueue(QueueConnection):
@@ -111,13 +113,13 @@ class JobQueue(QueueConnection):
         return accepted
 
     async def cached(self, submission: Submission) -> Accepted | None:
-        """Find the succeeded job of an equal request without queueing anything; None if there is none.
+        """Find the job of the same request, or the succeeded one of an equal request, without queueing anything.
 
         Raises:
             KeyReused, JobExpired: as `enqueue`.
         """
         found = await self._enqueue(submission, only_cached=True) if submission.cache_key else None
-        return found if found and found.cached else None
+        return found if found and (found.cached or found.known) else None
 
     async def _enqueue(self, submission: Submission, *, only_cached: bool = False) -> Accepted:
         job, text = submission.job, submission.job.to_json()
@@ -160,7 +162,7 @@ class JobQueue(QueueConnection):
         if answer in ("differs", "taken"):
             name = f"Idempotency-Key {submission.key!r}" if submission.key else f"job id {submission.job_id!r}"
             raise KeyReused(f"The {name} belongs to another request. Use a new one for a new request.")
-        return Accepted(value, float(created_at or 0), answer == "new", answer == "cached")
+        return Accepted(value, float(created_at or 0), answer == "new", answer == "cached", answer == "known")
 
     def _refusal(self, outcome: str, used: str, submission: Submission) -> RequestError | None:
         """The error of a limit that enqueue.lua names, or None."""
@@ -254,6 +256,22 @@ class JobQueue(QueueConnection):
         if output.size_bytes <= SHARED_BYTES:
             return cast("bytes | None", await self.redis.call("GET", key, decode=False))
         return cast("bytes | None", await self.redis.execute_command("GET", key, NEVER_DECODE=True))
+
+    async def has_images(self, job_id: str) -> bool:
+        """True if every image of an ended job can still be loaded. A store that does not respond counts as yes: the
+        caller is told so when the image is read."""
+        try:
+            record = await self.get(job_id)
+        except (UnknownJob, JobExpired):
+            return False
+        for output in record.outputs:
+            if output.location:
+                with suppress(StorageUnavailable):
+                    if self.store is None or not await self.store.exists(output.location):
+                        return False
+            elif not await self.redis.exists(self.keys.result_bytes(job_id, output.token, output.index)):
+                return False
+        return True
 
     async def backlog(self, model: str) -> int:
         """Waiting work of a model, in row-steps."""

@@ -211,12 +211,12 @@ class LeaseQueue(QueueConnection):
         metrics: JobMetrics | None = None,
         files: Mapping[int, bytes] | None = None,
         checkpoint: str = "",
-    ) -> bool:
+    ) -> JobState | None:
         """Write the terminal state, once, with the files that are not stored yet, by image index. `checkpoint` is the
         hash of the weights that generated the images; equal requests may get them from then on (FLUID_RESULT_CACHE_S).
 
-        Returns False, and makes nothing visible, if the lease was lost; also if Redis has lost a file that was stored
-        before: then the job is requeued.
+        Returns the state that the job has: CANCELED if its caller was told so before. None, with nothing visible, if
+        the lease was lost, or if Redis has lost a file that was stored before: then the job is requeued.
         """
         files = files or {}
         args = {
@@ -239,10 +239,12 @@ class LeaseQueue(QueueConnection):
         if answer == "incomplete":
             log.warning("Redis has lost a finished image of %s, as a failover may; requeueing it", lease.job_id)
             await self.requeue(lease, error=JobError("result_lost", "Redis lost a finished image of the job."))
-            return False
-        if answer not in (JobState.SUCCEEDED, "fenced"):
+            return None
+        if answer == "fenced":
+            return None
+        if answer != JobState.SUCCEEDED:
             await self._delete_results(lease)
-        return bool(answer != "fenced")
+        return JobState(answer)
 
     async def requeue(self, lease: Lease, *, error: JobError | None = None, discard_progress: bool = False) -> str:
         """Return a job to the queue; the result is its new state, or "fenced".

@@ -33,6 +33,7 @@ class QueueCounts:
     )  #: by model and priority, counted in the sorted sets
     waiting_work: Mapping[str, int] = field(default_factory=dict)  #: row-steps, by model
     leases: int = 0  #: counted in the sorted sets
+    leases_by_model: Mapping[str, int] = field(default_factory=dict)
     kept: int = 0  #: ended jobs whose record still exists
     expired: int = 0  #: ended jobs whose record is gone
     stored_bytes: int = 0  #: that jobs, images, files and batches take
@@ -82,6 +83,7 @@ async def queue_counts(queue: QueueConnection) -> QueueCounts:
         waiting=dict(zip(waiting, sizes, strict=True)),
         waiting_work={model: raw.get(f"work:{model}", 0) for model in models},
         leases=sum(leases),
+        leases_by_model=dict(zip(models, leases, strict=True)),
         kept=kept,
         stored_bytes=raw.get("stored_bytes", 0),
     )

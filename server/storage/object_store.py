@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from server.addresses import results_folder
 from server.errors import ConfigError, StorageUnavailable
 from server.storage import object_names
+from server.storage.reasons import LOST_FOLDER, reason_of
 
 if TYPE_CHECKING:
     from obstore.store import LocalStore, S3Store
@@ -28,29 +29,6 @@ TIMEOUT_S = 10.0  #: of one call; a mount that hangs never returns
 RETRIES = 2  #: inside one call; workers repeat the call itself
 PROBE_BYTES = 4096  #: a nearly full disk still has room for less
 DELETED_AT_ONCE = 1000  #: as many as one request of S3 deletes
-_S3_CODE = re.compile(r"<Code>(\w{1,60})</Code>")
-_STATUS = re.compile(r"\bstatus:? (?:code:? )?([45]\d\d)\b", re.IGNORECASE)
-#: Code of an error of S3, and how a sentence that begins with "The store of finished images" ends.
-_S3_REASONS = {
-    "NoSuchBucket": "has no such bucket",
-    "InvalidAccessKeyId": "refuses the credentials",
-    "SignatureDoesNotMatch": "refuses the credentials",
-    "ExpiredToken": "refuses the credentials, which have expired",
-    "AccessDenied": "denies access",
-}
-REMEDIES = {
-    "has no such bucket": "Create the bucket, or correct FLUID_RESULTS.",
-    "refuses the credentials": "Correct AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.",
-    "refuses the credentials, which have expired": "Renew the AWS_* credentials and restart.",
-    "denies access": "Allow reading, writing, listing and deleting in the folder or bucket of FLUID_RESULTS.",
-    "has lost its folder": "Create or mount the folder of FLUID_RESULTS.",
-    "is full": "Free some space on the disk of FLUID_RESULTS.",
-}
-
-
-def remedy(reason: str) -> str:
-    """Return what the operator can do about the `reason` of a StorageUnavailable."""
-    return REMEDIES.get(reason, "Start it, or correct FLUID_RESULTS and AWS_ENDPOINT_URL.")
 
 
 def open_store(url: str, namespace: str) -> ObjectStore | None:
@@ -83,6 +61,8 @@ class ObjectStore:
         self._root = object_names.root_of(namespace)
         self._folder = results_folder(url)
         self._opened: LocalStore | S3Store | None = None
+        self._threads = ThreadPoolExecutor(4, thread_name_prefix="results")
+        self._probe_bytes = PROBE_BYTES
 
     async def put(self, name: str, data: bytes) -> None:
         """Store an object whole or not at all; when this returns, it is on disk.
@@ -90,18 +70,25 @@ class ObjectStore:
         Raises:
             StorageUnavailable: it is not known to be stored. Safe to repeat.
         """
-        await self._call(self._put(name, data))
+        try:
+            await self._call(self._put(name, data))
+        except StorageUnavailable:
+            self._probe_bytes = max(self._probe_bytes, len(data))
+            raise
         self.trouble = ""
+        if len(data) >= self._probe_bytes:
+            self._probe_bytes = PROBE_BYTES
 
     async def _put(self, name: str, data: bytes) -> None:
         import obstore
 
         if self._folder is None:
             kind = f"image/{name.rpartition('.')[2]}" if "." in name else "application/octet-stream"
-            await obstore.put_async(self._store(), name, data, attributes={"Content-Type": kind}, use_multipart=False)
+            about = {"Content-Type": kind}
+            await obstore.put_async(await self._store(), name, data, attributes=about, use_multipart=False)
         else:
-            await obstore.put_async(self._store(), name, data)
-            await asyncio.to_thread(_sync, self._folder, name)
+            await obstore.put_async(await self._store(), name, data)
+            await self._in_thread(_sync, self._folder, name)
 
     async def get(self, name: str) -> bytes | None:
         """Read an object; None if there is none."""
@@ -111,10 +98,10 @@ class ObjectStore:
         import obstore
 
         try:
-            found = await obstore.get_async(self._store(), name)
+            found = await obstore.get_async(await self._store(), name)
             return bytes(await found.bytes_async())
         except FileNotFoundError as error:
-            self._require_place(error)
+            await self._require_place(error)
             return None
 
     async def link(self, name: str, seconds: float) -> str:
@@ -125,7 +112,7 @@ class ObjectStore:
         import obstore
         from obstore.store import S3Store
 
-        store = self._store()
+        store = await self._store()
         assert isinstance(store, S3Store)
         return await obstore.sign_async(store, "GET", name, duration)
 
@@ -136,9 +123,9 @@ class ObjectStore:
         import obstore
 
         try:
-            await obstore.head_async(self._store(), name)
+            await obstore.head_async(await self._store(), name)
         except FileNotFoundError as error:
-            self._require_place(error)
+            await self._require_place(error)
             return False
         return True
 
@@ -151,9 +138,9 @@ class ObjectStore:
 
         for name in names:
             try:
-                await obstore.delete_async(self._store(), name)
+                await obstore.delete_async(await self._store(), name)
             except FileNotFoundError as error:
-                self._require_place(error)
+                await self._require_place(error)
 
     async def expired(self, now: float) -> list[str]:
         """The hours of objects, as prefixes of their names, that have passed. One listing, which also shows whether the
@@ -164,9 +151,9 @@ class ObjectStore:
         import obstore
 
         try:
-            found = await obstore.list_with_delimiter_async(self._store(), self._root)
+            found = await obstore.list_with_delimiter_async(await self._store(), self._root)
         except FileNotFoundError as error:
-            self._require_place(error)
+            await self._require_place(error)
             return []
         hours = found["common_prefixes"]
         return sorted(hour for hour in hours if (ends := object_names.expires_at(hour)) is not None and ends <= now)
@@ -178,13 +165,13 @@ class ObjectStore:
             await self._call(self._delete_many(batch))
             deleted += len(batch)
         if self._folder is not None:
-            await asyncio.to_thread(_remove_empty, self._folder / hour)
+            await self._call(self._in_thread(_remove_empty, self._folder / hour))
         return deleted
 
     async def _first_of(self, hour: str) -> list[str]:
         import obstore
 
-        async for page in obstore.list(self._store(), hour, chunk_size=DELETED_AT_ONCE):
+        async for page in obstore.list(await self._store(), hour, chunk_size=DELETED_AT_ONCE):
             return [each["path"] for each in page]
         return []
 
@@ -192,22 +179,22 @@ class ObjectStore:
         import obstore
 
         try:
-            await obstore.delete_async(self._store(), names)
+            await obstore.delete_async(await self._store(), names)
         except FileNotFoundError:  # another process deleted some of them
             await self._delete(tuple(names))
 
     async def probe(self, who: str) -> None:
-        """Write and delete an object, as a worker does; note the trouble, or that there is none."""
+        """Write and delete an object, as large as the one that failed; note the trouble, or that there is none."""
         name = f"{self._root}/probe/{who}"
-        await self.put(name, bytes(PROBE_BYTES))
+        await self.put(name, bytes(self._probe_bytes))
         await self.delete(name)
 
     # --- failures -------------------------------------------------------------------------------------
 
-    def _store(self) -> LocalStore | S3Store:
+    async def _store(self) -> LocalStore | S3Store:
         """The library's store, opened when it is first needed: a folder may be mounted late, or be gone for a while."""
-        if self._folder is not None and not self._folder.is_dir():
-            raise StorageUnavailable("has lost its folder")  # the library would make a folder of its name
+        if not await self._place_is_there():
+            raise StorageUnavailable(LOST_FOLDER)  # the library would make a folder of its name
         if self._opened is None:
             from obstore import store
 
@@ -229,10 +216,19 @@ class ObjectStore:
                 )
         return self._opened
 
-    def _require_place(self, error: FileNotFoundError) -> None:
+    async def _place_is_there(self) -> bool:
+        return self._folder is None or await self._in_thread(self._folder.is_dir)
+
+    async def _in_thread(self, call: Callable[..., T], *args: Any) -> T:
+        """Run a call of the file system, which may hang for ever on a dead mount, where it holds up nothing else."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call, *args)
+
+    async def _require_place(self, error: FileNotFoundError) -> None:
         """Tell a missing object from a missing bucket or folder."""
-        if (self._folder is not None and not self._folder.is_dir()) or "NoSuchBucket" in str(error):
+        if "NoSuchBucket" in str(error):
             raise error
+        if not await self._place_is_there():
+            raise StorageUnavailable(LOST_FOLDER) from error
 
     async def _call(self, work: Awaitable[T]) -> T:
         try:
@@ -242,27 +238,8 @@ class ObjectStore:
             self.trouble = error.reason
             raise
         except Exception as error:  # the library's errors have builtin classes too
-            self.trouble = self._reason(error)
+            self.trouble = reason_of(error, in_folder=self._folder is not None, timeout_s=TIMEOUT_S)
             raise StorageUnavailable(self.trouble) from None  # the cause may quote an access key
-
-    def _reason(self, error: Exception) -> str:
-        if isinstance(error, TimeoutError):
-            return f"does not answer within {TIMEOUT_S:g} s"
-        text = str(error)
-        if self._folder is not None:
-            if not self._folder.is_dir():
-                return "has lost its folder"
-            if "os error 28" in text or "os error 122" in text:  # no space left; quota used up
-                return "is full"
-            denied = isinstance(error, PermissionError) or "os error 13" in text or "os error 30" in text
-            return "denies access" if denied else "fails"
-        if code := _S3_CODE.search(text):
-            return _S3_REASONS.get(code[1], f"answers {code[1]}")
-        if isinstance(error, PermissionError):
-            return "denies access"
-        if status := _STATUS.search(text):
-            return f"answers with status {status[1]}"
-        return "does not answer"
 
 
 def _sync(folder: Path, name: str) -> None:

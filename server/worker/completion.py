@@ -49,12 +49,13 @@ class Completion:
         self, job: HeldJob, state: JobState, error: JobError | None = None, files: Mapping[int, bytes] | None = None
     ) -> None:
         """Write the job's terminal state. `files` are images that are not stored yet, by image index."""
-        job.closing, began, done = True, time.monotonic(), False
+        job.closing, began = True, time.monotonic()
+        ended: JobState | None = None
         lease, metrics = job.lease, _metrics(job, self._engine.thread.kernels)
         checkpoint = self._engine.info.checkpoint_sha256
         outputs = [job.outputs[i] for i in sorted(job.outputs)] if state is JobState.SUCCEEDED else []
         try:
-            done = await self.persist(
+            ended = await self.persist(
                 lambda: self._queue.finish(
                     lease, state, outputs=outputs, error=error, metrics=metrics, files=files, checkpoint=checkpoint
                 )
@@ -62,14 +63,16 @@ class Completion:
         except RedisError as failure:
             log.error("cannot finish %s (%s); another worker will attempt it", lease.job_id, failure)
         else:
-            if state is JobState.SUCCEEDED and done:
+            if ended is JobState.SUCCEEDED:
                 seconds, trace_id = metrics.total_time, job.trace.trace_id
                 self._tally.observe("fluid_job_latency_seconds", seconds, lease.input.model, trace_id=trace_id)
-            if state is not JobState.SUCCEEDED and done:
+            elif ended is not None:
                 self._results.discard(job)
-            log.info("%s %s in %.3f s%s", lease.job_id, state, metrics.total_time, "" if done else " (fenced)")
+            log.info(
+                "%s %s in %.3f s%s", lease.job_id, ended or state, metrics.total_time, "" if ended else " (fenced)"
+            )
         job.trace.add("finish", began)
-        self._remove(job, state if done else "fenced", error.code if error else "")
+        self._remove(job, ended or "fenced", error.code if error else "")
 
     async def requeue(self, job: HeldJob, error: JobError | None, *, discard_progress: bool = False) -> None:
         """Return the job to the queue. An error counts the attempt.

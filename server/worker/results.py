@@ -14,7 +14,7 @@ from server.metrics import Tally
 from server.queue.lease_queue import LeaseQueue
 from server.queue.redis_client import redis_time
 from server.storage.object_names import object_name
-from server.storage.object_store import remedy
+from server.storage.reasons import remedy
 from server.worker.scheduling.held_job import HeldJob
 
 log = logging.getLogger(__name__)

@@ -12,6 +12,7 @@ from model.config import ConfigError, ModelConfig, VqConfig
 from model.networks.factory import build_model, config_from_json
 from model.networks.transformer import count_parameters
 from model.presets import IMPORTED_PRESETS, MAR_PRESETS, PRESETS
+from model.tokenizer_config import KlConfig, tokenizer_from_json
 
 PAPER = {"166M": 166e6, "369M": 369e6, "665M": 665e6, "1.1B": 1.1e9, "3.1B": 3.1e9, "10.5B": 10.5e9}
 
@@ -89,3 +90,10 @@ def test_the_four_systems_have_names() -> None:
         for kind in ({}, {"head": "categorical", "tokenizer": tokenizer})
     }
     assert found == {"random-continuous", "random-discrete", "raster-continuous", "raster-discrete"}
+
+
+def test_a_tokenizer_with_tiles_is_read_as_one_with_strips() -> None:
+    """Folders that `fluid import` wrote before strips replaced tiles did not load any more."""
+    for tile, strip in ((0, 0), (64, 8)):
+        read = tokenizer_from_json({"kind": "kl", "tile": tile})
+        assert isinstance(read, KlConfig) and read.strip == strip

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from fluid_kernels.ops.linear import activate
 
 LEVELS = 127
+GROUP = 16  # inputs
 FEW_ROWS = 8  # up to which torch's CPU operator is faster than widening
 
 
@@ -45,12 +46,13 @@ class Int8Linear(nn.Module):
         self.register_buffer("weight", quantized)
         self.register_buffer("scale", scale)
         self.register_buffer("bias", None if bias is None else bias.detach().bfloat16())
-        self.streams = weight.device.type == "cpu" and hasattr(torch, "_weight_int8pack_mm")
+        # The operator reads whole groups of inputs: with others it returns garbage or crashes (torch 2.13).
+        self.streams = self.in_features % GROUP == 0 and hasattr(torch, "_weight_int8pack_mm")
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in) -> (…, out) in bfloat16."""
         rows = x.reshape(-1, self.in_features).bfloat16()
-        if self.streams and len(rows) <= FEW_ROWS:
+        if self.streams and len(rows) <= FEW_ROWS and rows.device.type == "cpu":
             y = torch._weight_int8pack_mm(rows.contiguous(), self.weight, self.scale)
         else:  # integers up to 256 are exact in bfloat16
             y = F.linear(rows, self.weight.bfloat16()) * self.scale

@@ -164,7 +164,7 @@ def evaluate_breadth(
         report |= {f"breadth_{split}": mean(correct), f"breadth_{split}_images": len(positions)}
         if split == "trained":
             real = to_pixels(torch.from_numpy(benchmark.images(positions)))
-            copies = reconstruct(engine.checkpoint.tokenizer, real.to(engine.engine.device)).cpu()
+            copies = reconstruct(engine.checkpoint.tokenizer, real.to(engine.engine.device))[:, :3].cpu()
             ceiling = benchmark.hits(extractor(to_pixels(to_uint8(copies))), positions)
             stride = engine.checkpoint.config.tokenizer.stride
             report |= {"breadth_ceiling": mean(ceiling), "seam_ratio": round(seam_ratio(pixels, real, stride), 3)}

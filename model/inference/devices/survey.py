@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from model.checkpoint import CheckpointError, read_config
+from model.checkpoint import FORMAT_8_BITS, CheckpointError, read_config
 from model.config import ConfigError, FluidConfig, MarConfig, NovaConfig
 from model.cpus import usable_cpus
 from model.inference.load import find_checkpoint
@@ -53,8 +53,10 @@ def _model(checkpoint: str, cuda: bool, rows: int, ranks: int) -> dict[str, obje
         from model.inference.devices.sharding import check_heads
 
         check_heads(config, ranks)
-    if not counted:  # as files of bfloat16, in float32 and in the dtype of products
-        needs = [3 * sum(file.stat().st_size for file in folder.rglob("*.safetensors")) + RESERVED]
+    if not counted:  # as files of bfloat16 or 8 bits, in float32 and in the dtype of products
+        own = sum(file.stat().st_size for file in folder.glob("weights-*.safetensors"))
+        parts = sum(file.stat().st_size for file in folder.rglob("*.safetensors")) - own
+        needs = [(6 if raw["format"] == FORMAT_8_BITS else 3) * own + 3 * parts + RESERVED]
     elif cuda:
         needs = [estimate(config, rows, shards=ranks, leads=rank == 0).total for rank in range(ranks)]
     else:

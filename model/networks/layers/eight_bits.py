@@ -36,9 +36,9 @@ def lacks_scales(state: dict[str, Tensor]) -> str:
     return ""
 
 
-def widened(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Inverse of `narrowed`, up to rounding: float32 matrices. A state without 8-bit matrices is returned as it is."""
-    narrow = [key for key, value in state.items() if value.dtype == torch.int8]
-    wide = {key: state[key].float() * state[key + SCALE].float()[:, None] for key in narrow}
-    scales = {key + SCALE for key in narrow}
-    return {key: value for key, value in state.items() if key not in scales} | wide
+def take(state: dict[str, Tensor], key: str) -> Tensor | None:
+    """Remove a tensor from a stored state, widened to float32 if it is in 8 bits: one at a time, to save memory."""
+    found = state.pop(key, None)
+    if found is None or found.dtype != torch.int8:
+        return found
+    return found.float() * state.pop(key + SCALE).float()[:, None]

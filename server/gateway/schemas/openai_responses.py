@@ -2,9 +2,10 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
-from server.gateway.schemas.strict import StrictRequest
+from server.gateway.schemas.strict import StrictRequest, valid_unicode
 
 _IGNORED = Field(description="Steers a text model, which takes no part here: accepted without effect.")
 _REFUSED = Field(description="Refused unless it is null, false or empty.")
@@ -25,6 +26,16 @@ EXAMPLE: dict[str, Any] = {
     "input": "a red apple, 3d style",
     "tools": [{"type": "image_generation", "quality": "high", "seed": 7}],
 }
+
+
+def _check_metadata(metadata: dict[str, str] | None) -> dict[str, str] | None:
+    """Bound what is returned, and reject what no response can hold, before an image is generated."""
+    for name, value in (metadata or {}).items():
+        valid_unicode(name)
+        valid_unicode(value)
+        if len(name) > 64 or len(value) > 512:
+            raise PydanticCustomError("too_long", "has a name of more than 64 characters, or a value of more than 512")
+    return metadata
 
 
 class ResponsesRequest(StrictRequest):
@@ -62,7 +73,13 @@ class ResponsesRequest(StrictRequest):
         Literal["auto", "required"] | dict[str, Any] | None,
         Field(description='The tool is called in any case: auto, required or {"type": "image_generation"}.'),
     ] = None
-    metadata: Annotated[dict[str, str] | None, Field(description="Returned as it is; not kept.")] = None
+    metadata: Annotated[
+        dict[str, str] | None,
+        Field(
+            max_length=16, description="Returned as it is, not kept: names of 64 and values of 512 characters at most."
+        ),
+        AfterValidator(_check_metadata),
+    ] = None
     user: Annotated[
         str | None,
         Field(max_length=256, description="Your own label for an end user, as for images."),

@@ -9,6 +9,7 @@ import pytest
 
 from model.inference import requests
 from model.inference.load import load_engine
+from model.inference.requests import EngineError
 from model.inference.serving import ServingEngine
 from server.images.compositing import KnownPixels
 from server.sampling import Sampling
@@ -100,6 +101,12 @@ def test_an_edit_resumes_elsewhere_but_only_with_its_own_image(engines: tuple[Se
     one.step()
     state = one.snapshot(row)
     assert _finish(one, row) == _finish(other, other.restore(variation, state))
+
+
+def test_a_model_without_alpha_refuses_a_transparent_background(engines: tuple[ServingEngine, ServingEngine]) -> None:
+    """After a reload to such a model the request ran to its end, and failed in every attempt."""
+    with pytest.raises(EngineError, match="no alpha"):
+        engines[0].admit([replace(REQUEST, transparent=True)])
 
 
 def test_the_breadth_of_a_checkpoint_is_part_of_its_vocabulary(engines: tuple[ServingEngine, ServingEngine]) -> None:

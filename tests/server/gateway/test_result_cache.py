@@ -5,10 +5,12 @@ from collections.abc import Callable
 
 import httpx
 import pytest
+import redis
 
 from server.gateway.api_keys import hash_key
 from server.gateway.responses.result_cache import request_hash
 from server.jobs import Edit
+from server.launcher.embedded_valkey import EmbeddedValkey
 from tests.server.harness import Service, job_input, until
 
 ANN, BOB = "fl-ann-key", "fl-bob-key"
@@ -38,6 +40,30 @@ def service(new_service: Callable[..., Service]) -> Service:
 def post(service: Service, body: dict[str, object], key: str = ANN, route: str = "images/generations", **headers: str):  # type: ignore[no-untyped-def]
     sent = {"Authorization": f"Bearer {key}"} | {name.replace("_", "-"): text for name, text in headers.items()}
     return httpx.post(f"{service.settings.base_url}/v1/{route}", json=body, headers=sent)
+
+
+def test_an_image_that_is_gone_is_generated_again(service: Service, valkey: EmbeddedValkey) -> None:
+    """The cache answered with a job whose image was gone, a 410 for each equal request, while workers were idle."""
+    first = post(service, BODY, Idempotency_Key="a")
+    assert post(service, BODY).headers["x-cache"] == "hit"
+    with redis.Redis.from_url(valkey.url) as client:
+        for name in client.scan_iter(f"*{first.json()['job_id']}*"):
+            if client.type(name) == b"string" and client.strlen(name) > 100:
+                client.delete(name)
+    again = post(service, BODY)
+    assert (again.status_code, again.headers["x-cache"]) == (200, "miss")
+    assert [image["b64_json"] for image in again.json()["data"]] == [i["b64_json"] for i in first.json()["data"]]
+
+
+def test_a_repeated_request_finds_its_job_without_a_worker(service: Service) -> None:
+    """The retry of a cached answer, by its Idempotency-Key, was a 503."""
+    job_id = post(service, BODY).json()["job_id"]
+    for worker in service.workers:
+        worker.terminate()
+        worker.wait()
+    until(lambda: post(service, BODY | {"seed": 5}).status_code == 503, what="a service without workers")
+    answers = [post(service, BODY, Idempotency_Key="b") for _ in range(2)]
+    assert [(each.status_code, each.json()["job_id"]) for each in answers] == [(200, job_id)] * 2
 
 
 def test_an_equal_request_needs_no_worker(service: Service) -> None:

@@ -3,8 +3,9 @@
 import re
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -13,7 +14,7 @@ import pytest
 from server.client import FluidClient
 from server.errors import ConfigError
 from server.launcher import on_ray, subprocesses
-from server.launcher.on_ray import Scale
+from server.launcher.on_ray import RayWorker, Scale
 from server.settings import Settings
 from tests.server.harness import child_env, fluid, until
 
@@ -33,6 +34,56 @@ def test_there_are_as_many_workers_as_the_work_asks_for(waiting: int, running: i
 def test_limits_that_contradict_each_other_are_named(least: int, most: int) -> None:
     with pytest.raises(ConfigError, match=f"--min-workers is {least} and --max-workers {most}"):
         Scale(least, most)
+
+
+@pytest.mark.parametrize(("row_steps", "cooldown"), [(0, 1), (-5, 1), (1, -1), (1, float("nan"))])
+def test_a_step_that_cannot_be_taken_is_refused(row_steps: int, cooldown: float) -> None:
+    """--row-steps 0 ended the scaling by a division, without a word."""
+    with pytest.raises(ConfigError, match="--row-steps is"):
+        Scale(1, 4, row_steps, cooldown)
+
+
+class FakeRay:
+    """A cluster of one actor, whose answers are given."""
+
+    class exceptions:  # Ray's own name
+        RayError = OSError
+
+    def __init__(self, *answers: str) -> None:
+        self.answers, self.started, self.killed = list(answers), 0, 0
+
+    def remote(self, **_: float) -> Callable[[type], Any]:
+        call = SimpleNamespace(remote=lambda: None)
+        return lambda _: SimpleNamespace(remote=lambda env: self._begin() or SimpleNamespace(watch=call))
+
+    def _begin(self) -> None:
+        self.started += 1
+
+    def wait(self, refs: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
+        return refs, []
+
+    def get(self, ref: object) -> str:
+        return self.answers.pop(0)
+
+    def kill(self, actor: object) -> None:
+        self.killed += 1
+
+
+def test_a_bad_node_does_not_end_a_service_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One new actor on a node without the checkpoint used to drain every worker and the gateway."""
+    monkeypatch.setattr(on_ray, "POLL_S", 0.0)
+    with pytest.raises(ConfigError, match="no checkpoint"):
+        worker = RayWorker(FakeRay("no checkpoint"), {}, {})
+        worker.start()
+        worker.watch()
+    ray = FakeRay("", "no checkpoint", "no checkpoint")
+    for proven in (False, True):
+        worker = RayWorker(ray, {}, {}, proven=proven)
+        worker.start()
+        worker.watch()
+        if not proven:
+            worker.watch()
+    assert (ray.started, ray.killed, ray.answers) == (2, 2, [])
 
 
 def test_without_ray_the_package_is_named(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

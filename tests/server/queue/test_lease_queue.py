@@ -25,7 +25,7 @@ async def test_finish_stores_the_last_image(queue: JobQueue, leases: LeaseQueue)
     [heir] = await reclaimed(leases, "w2")
     for lease, data, done in ((zombie, b"late", False), (heir, b"\x89PNG\xff", True)):
         output = Output(0, 7, 32, 32, "png", 5, "00", token=lease.token)
-        assert await leases.finish(lease, JobState.SUCCEEDED, outputs=[output], files={0: data}) is done
+        assert bool(await leases.finish(lease, JobState.SUCCEEDED, outputs=[output], files={0: data})) is done
     record = await queue.get("a")
     assert await queue.result(record, record.outputs[0]) == b"\x89PNG\xff"
     assert await queue.redis.exists(queue.keys.result_bytes("a", zombie.token, 0)) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ import pytest
 from server.errors import SettingError, StorageUnavailable
 from server.settings import Settings
 from server.storage.object_names import expires_at, object_name
-from server.storage.object_store import ObjectStore, remedy
+from server.storage.object_store import ObjectStore
+from server.storage.reasons import remedy
 
 pytestmark = pytest.mark.anyio
 HOUR = 3600.0
@@ -77,6 +79,44 @@ async def test_a_lost_folder_is_no_missing_image_and_is_not_made_again(store: Ob
     assert await store.get("n/a") == b"x"
     await store.probe("w")
     assert store.trouble == ""
+
+
+async def test_a_mount_that_hangs_holds_up_nothing_else(
+    store: ObjectStore, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder was looked at on the event loop, where no timeout ends a call of the kernel's."""
+    await store.put("n/a", b"x")
+    monkeypatch.setattr("server.storage.object_store.TIMEOUT_S", 0.2)
+    mounted = threading.Event()
+    monkeypatch.setattr(Path, "is_dir", lambda self: mounted.wait(20))
+    reading = asyncio.create_task(store.get("n/a"))
+    with pytest.raises(StorageUnavailable, match=r"does not answer within 0\.2 s"):
+        await reading
+    mounted.set()
+    assert await store.get("n/a") == b"x"
+
+
+async def test_the_probe_is_as_large_as_what_failed(
+    store: ObjectStore, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With room for a probe and not for an image, a worker generated one image again and again without end."""
+    sizes: list[int] = []
+
+    def sync(folder: Path, name: str) -> None:
+        sizes.append((folder / name).stat().st_size)
+        if sizes[-1] > 5000:
+            raise OSError("No space left on device (os error 28)")
+
+    monkeypatch.setattr("server.storage.object_store._sync", sync)
+    with pytest.raises(StorageUnavailable, match="is full"):
+        await store.put("n/a", bytes(9000))
+    with pytest.raises(StorageUnavailable, match="is full"):
+        await store.probe("w")
+    monkeypatch.setattr("server.storage.object_store._sync", lambda folder, name: sizes.append(0))
+    await store.probe("w")
+    monkeypatch.setattr("server.storage.object_store._sync", sync)
+    await store.probe("w")
+    assert sizes == [9000, 9000, 0, 4096] and store.trouble == ""
 
 
 async def test_an_unreachable_bucket_quotes_no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:

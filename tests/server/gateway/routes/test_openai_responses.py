@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -119,6 +120,8 @@ def test_edit(client: openai.OpenAI) -> None:
         ({"tools": [TOOL | {"input_image_mask": {"file_id": "file-1"}}]}, "input_image_mask"),
         ({"tools": [TOOL | {"partial_images": 2}]}, "partial_images"),
         ({"tool_choice": "none"}, "tool_choice"),
+        ({"metadata": {"a": "\ud800"}}, "metadata"),  # it ended as a 500, after the image
+        ({"metadata": {"a": "x" * 513}}, "metadata"),
         ({"tool_choice": {"type": "web_search"}}, "tool_choice"),
         ({"previous_response_id": "resp_1"}, "previous_response_id"),
         ({"conversation": "conv_1"}, "conversation"),
@@ -135,7 +138,9 @@ def test_edit(client: openai.OpenAI) -> None:
     ],
 )  # fmt: skip
 def test_what_is_not_served_is_refused_by_name(service: Service, changes: dict[str, Any], param: str) -> None:
-    answer = httpx.post(f"{service.settings.base_url}/v1/responses", json={"input": "a cat", "tools": [TOOL]} | changes)
+    body = json.dumps({"input": "a cat", "tools": [TOOL]} | changes)
+    url, headers = f"{service.settings.base_url}/v1/responses", {"Content-Type": "application/json"}
+    answer = httpx.post(url, content=body, headers=headers)
     status = 404 if param == "model" else 400
     assert (answer.status_code, answer.json()["error"]["param"]) == (status, param)
 
