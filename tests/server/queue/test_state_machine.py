@@ -176,12 +176,13 @@ class QueueMachine(RuleBasedStateMachine):
         files, outputs = ({}, []) if error else ({0: b"x"}, [output])
         wrote = self.run(self.leases.finish(lease, ending, error=error, outputs=outputs, files=files))
         job = self.current(lease)
-        assert wrote == (job is not None)
+        assert (wrote is None) == (job is None)
         if job is None:
             self.fenced += 1
         elif job.state in ("starting", "processing"):
             job.state = "canceled" if job.cancel else ending.value
             self.dead += job.state == "failed"
+        assert job is None or wrote == job.state
         record = self.run(self.queue.get(lease.job_id))
         if record.state is JobState.SUCCEEDED:  # the one visible result is that of the attempt that was current
             assert [o.token for o in record.outputs] == [record.token]
