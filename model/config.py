@@ -132,6 +132,11 @@ class ModelConfig:
         return self.tokenizer.codebook if isinstance(self.tokenizer, VqConfig | VqganConfig) else 0
 
     @property
+    def image_channels(self) -> int:
+        """Channels of the images that the tokenizer reads: 3, or 4 with alpha, which only some kinds can have."""
+        return int(getattr(self.tokenizer, "image_channels", 3))
+
+    @property
     def grid(self) -> int:
         """Number of tokens along one side of the image."""
         return self.image_size // self.tokenizer.stride

@@ -98,7 +98,7 @@ class LossMeter:
 
     def _fitted(self, pixels: Tensor) -> Tensor:
         """The images at the model's size, with as many channels as its tokenizer reads."""
-        channels = getattr(self.config.tokenizer, "image_channels", 3)
+        channels = self.config.image_channels
         size = self.config.image_size
         if pixels.shape[2:] != (size, size):
             pixels = F.interpolate(pixels, size=(size, size), mode="bilinear", antialias=True)

@@ -50,7 +50,7 @@ def encode_pixels(
     """
     side = config.image_size
     colours = len(pixels) // (side * side)
-    if len(pixels) != side * side * colours or colours not in (3, getattr(config.tokenizer, "image_channels", 3)):
+    if len(pixels) != side * side * colours or colours not in (3, config.image_channels):
         raise EngineError(f"the image to start from has {len(pixels)} bytes, not {side} x {side} x 3")
     image = to_pixels(torch.frombuffer(bytearray(pixels), dtype=torch.uint8).view(1, side, side, colours))
     return encode_tokens(tokenizer, (on_white(image) if colours == 4 else image).to(device))[0]

@@ -78,7 +78,7 @@ class ServingEngine:
 
     @property
     def _has_alpha(self) -> bool:
-        return getattr(self.checkpoint.config.tokenizer, "image_channels", 3) == 4
+        return self.checkpoint.config.image_channels == 4
 
     def step(self) -> list[int]:
         """Run one autoregressive step for every row; return the rows that have finished.

@@ -115,10 +115,7 @@ class RayWorker:
         try:
             why_not = self._ray.get(self._answer)
         except self._ray.exceptions.RayError as error:
-            self._actor = None
-            log.error(
-                "a worker on Ray has died (%s); restarting in %g s", type(error).__name__, self._restarts.exited()
-            )
+            self._give_up(f"has died ({type(error).__name__})")
             return
         if not why_not:
             self.proven = True
@@ -127,10 +124,11 @@ class RayWorker:
         if not self.proven:
             raise ConfigError(why_not)
         self.kill()
+        self._give_up(f"cannot start on its node ({why_not})")
+
+    def _give_up(self, why: str) -> None:
         self._actor = None
-        log.error(
-            "a worker on Ray cannot start on its node (%s); trying again in %g s", why_not, self._restarts.exited()
-        )
+        log.error("a worker on Ray %s; starting another in %g s", why, self._restarts.exited())
 
     def kill(self) -> None:
         if self._actor is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +21,20 @@ from model.networks.text_encoder import HashEncoder
 from model.networks.transformer import TextContext
 from model.presets import PRESETS
 from tests.model.image_set import THINGS_USED, discs
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Limit torch to one thread, in this process and in those that a test starts.
+
+    Several divide a float32 product by its rows, so that the row decides the order of the sums.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+    torch.set_num_threads(threads)
 
 
 def row_request(

@@ -6,7 +6,6 @@ Tolerance: float32 matrix products of different batch sizes differ in the last b
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -111,15 +110,6 @@ def test_an_image_depends_on_its_seed_and_not_on_the_batch(
         if row in finished:
             break
     assert torch.allclose(engine.peek(row), alone, atol=TOLERANCE)
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Products on one thread: several divide the rows of a float32 product, and its sums' order with them."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.usefixtures("one_thread")
