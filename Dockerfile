@@ -4,10 +4,10 @@
 #   docker build --target worker  -t fluid-serve-worker .    torch with CUDA, Triton, the shipped checkpoints
 #
 # Both install the versions that the Makefile installs, from locks/ and with hashes (`make lock`; tests/docker/ compares them).
-# docker/compose.yaml puts them together with Redis, Prometheus and Grafana. To pin the base image by its digest:
-#   docker build --build-arg PYTHON_IMAGE=python@sha256:... (`docker buildx imagetools inspect python:3.12-slim` shows it)
+# docker/compose.yaml puts them together with Redis, Prometheus and Grafana. Another base image, or a newer patch of this one:
+#   docker build --build-arg PYTHON_IMAGE=python:3.12-slim ... (`docker buildx imagetools inspect python:3.12-slim`: its digest)
 
-ARG PYTHON_IMAGE=python:3.12-slim
+ARG PYTHON_IMAGE=python:3.12.14-slim-trixie@sha256:78387bc3881b8273120a12ebe6c1ab22b018ccc2c9adf565ae1ac9b536e184ea
 FROM ${PYTHON_IMAGE} AS base
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PATH=/opt/venv/bin:$PATH
 # Nobody in particular, with a number that Kubernetes' runAsNonRoot can check.

@@ -58,7 +58,7 @@ def compose(name: str = "compose.yaml") -> dict[str, Any]:
 def test_stages_build_on_existing_stages() -> None:
     (image,) = arguments("ARG")
     name, default = image.split("=")
-    assert default.startswith("python:3.12-")
+    assert default.startswith("python:3.12.")
     known = {f"${{{name}}}"}
     for argument in arguments("FROM"):
         base, name = argument.split(" AS ")
@@ -70,10 +70,22 @@ def test_stages_build_on_existing_stages() -> None:
     assert {"gateway", "worker"} <= known
 
 
+def test_images_and_actions_of_others_are_pinned_by_digest() -> None:
+    """A tag is whatever its owner last pushed: the same commit gave other images on another day."""
+    images = [argument.split("=")[1] for argument in arguments("ARG")]
+    images += [each["image"] for each in compose()["services"].values() if "build" not in each]
+    images.append(yaml.safe_load((DOCKER / "helm/fluid-serve/values.yaml").read_text())["redis"]["bundled"]["image"])
+    assert len(images) == 5, images
+    assert [image for image in images if not re.fullmatch(r"[\w./-]+:[\w.-]+@sha256:[0-9a-f]{64}", image)] == []
+    workflow = (ROOT / ".github/workflows/ci.yml").read_text()
+    actions = re.findall(r"uses: (.*)", workflow)
+    assert actions and all(re.fullmatch(r"\S+@[0-9a-f]{40} # v[\d.]+", action) for action in actions), actions
+
+
 def test_the_images_use_a_supported_python() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert "Programming Language :: Python :: 3.12" in project["classifiers"]
-    assert arguments("ARG") == ["PYTHON_IMAGE=python:3.12-slim"]
+    assert [argument.split(".")[:2] for argument in arguments("ARG")] == [["PYTHON_IMAGE=python:3", "12"]]
     assert all(base.split()[0] in ("${PYTHON_IMAGE}", "base", "source") for base in arguments("FROM"))
     assert "--python-version 3.12" in (ROOT / "Makefile").read_text(), "the locks are for another Python"
 
