@@ -102,7 +102,8 @@ class Engine:
         work: list[Callable[[], object]] = []
         if isinstance(self._backbone, StaticPass):
             work += [partial(self._backbone.warm_up, shape) for shape in self._backbone.shapes]
-        work += [partial(self._warm_head, *bucket) for bucket in self._head.buckets(self.max_rows * tokens)]
+        buckets = self._head.buckets(self.max_rows * tokens)
+        work += [partial(self._warm_head, *each) for each in buckets if not (self.config.mean_flow and each[1])]
         for done, one in enumerate(work):
             report(done, len(work))
             try:
@@ -260,9 +261,8 @@ class Engine:
         if isinstance(self.model.head, CategoricalHead):
             tokens, confidence = self._head(plan.categorical_rows(z))
             return tokens, plan.chosen(confidence, self._known)
-        condition = self.model.diffusion_head.embed_condition(z)  # (M + G, W)
-        chains = self._chains(plan.lengths)
-        return self._head(plan.head_rows(condition), chains, self.config.update_rule, self.config.clamp), None
+        rows, chains = plan.head_rows(self.model.diffusion_head, z), self._chains(plan.lengths)
+        return self._head(rows, chains, self.config.update_rule, self.config.clamp), None
 
     def _condition_tokens(self, steps: list[RowStep]) -> Tensor:
         """One backbone pass over B rows and, below them, the unconditional halves of the U paired ones."""

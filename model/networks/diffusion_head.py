@@ -22,6 +22,7 @@ from model.config import ModelConfig
 
 FREQUENCIES = 256  # channels of the sinusoidal time embedding
 MAX_PERIOD = 10000.0
+GUIDANCE_TIME = 50.0  # a guidance scale is embedded like a timestep this many times as large
 
 
 def timestep_features(t: Tensor) -> Tensor:
@@ -58,6 +59,7 @@ class DiffusionHead(nn.Module):
         self.time = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
         if config.mean_flow:
             self.length = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+            self.guidance = nn.Sequential(nn.Linear(2 * width + FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
         self.condition: nn.Module = nn.Linear(config.width, width)
         if config.post_norm_head:
             self.condition = nn.Sequential(nn.Linear(config.width, width), nn.SiLU(), nn.Linear(width, width))
@@ -77,8 +79,9 @@ class DiffusionHead(nn.Module):
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=0.02)
         if self.config.mean_flow:
-            nn.init.zeros_(self.length[2].weight)
-            nn.init.zeros_(self.length[2].bias)
+            for linear in (self.length[2], self.guidance[2]):
+                nn.init.zeros_(linear.weight)
+                nn.init.zeros_(linear.bias)
 
     def embed_time(self, t: Tensor, length: Tensor | None = None) -> Tensor:
         """(M,) timesteps -> (M, W). All tokens of a step may share one row.
@@ -94,6 +97,22 @@ class DiffusionHead(nn.Module):
     def embed_condition(self, z: Tensor) -> Tensor:
         """(M, D) z -> (M, W). Once per token, for all its diffusion steps."""
         embedded: Tensor = self.condition(z)
+        return embedded
+
+    def embed_guided(self, z: Tensor, null: Tensor, guidance: Tensor) -> Tensor:
+        """Condition of a mean flow's guided token: one evaluation does what guidance does with two.
+
+        The mean of a guided velocity is no combination of two means, so such a head learned it for each scale.
+
+        Args:
+            z, null: (M, D) with the prompt and without. guidance: (M,) scales; 1 does not read `null`.
+        Returns:
+            (M, W).
+        """
+        with_prompt, without = self.condition(z), self.condition(null)
+        scale = timestep_features(GUIDANCE_TIME * guidance)
+        change = self.guidance(torch.cat([with_prompt, without, scale.to(without.dtype)], -1))
+        embedded: Tensor = with_prompt + torch.where(guidance[:, None] == 1, 0.0, change)
         return embedded
 
     def denoise(self, x: Tensor, y: Tensor) -> Tensor:

@@ -5,7 +5,7 @@
 
 Reads the recipe's data and the checkpoint that the recipe's training wrote, trains a copy of its head for --minutes of
 processor time, and writes OUT/checkpoint, OUT/errors.json and OUT/errors.svg: how far K steps of either head are from
-200 of the first. The same command resumes after a kill.
+100 of the first. The same command resumes after a kill.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="folder for state, checkpoint and errors")
     parser.add_argument("--ema", type=float, default=0.998, help="decay of the averaged weights (%(default)s)")
     parser.add_argument("--eight-bits", action="store_true", help="store matrices in 8 bits")
-    add_budget_arguments(parser, minutes=20.0, steps=100_000, batch=64)
+    add_budget_arguments(parser, minutes=20.0, steps=100_000, batch=16)
     return parser
 
 

@@ -17,14 +17,16 @@ from model.inference.precision import autocast
 from model.networks.autoregressive_model import Fluid
 from model.networks.diffusion_head import DiffusionHead
 from model.training.feeds import Feed
-from model.training.few_steps.mean_velocity import mean_flow_loss, sample_steps, step_tables
+from model.training.few_steps.paths import guided_paths, mean_flow_loss, node_times, sample_scales, sample_steps
 from model.training.trainer import Clock, Ema, Learner, decay_groups, learning_rate, step_generator
 
 PEAK_LR = 5e-4
 ANNEAL_FROM = 0.4  # share of the budget
-TEXT_DROP = 0.3  # a guided token asks the head twice, once without text
+TEXT_DROP = 0.05
+NEGATIVES = 0.1  # share of images that are guided away from another caption, as by a negative prompt
 SAVE_EVERY = 50  # steps
-DRAWS = 2  # steps learned per token of a batch
+TOKENS = 512  # paths per step, of the masked tokens of its batch
+DRAWS = 8  # steps learned of each path
 
 
 @dataclass
@@ -75,33 +77,43 @@ def prepare(checkpoint: Checkpoint, feed: Feed, clock: Clock, ema: float, seed: 
     return Distillation(checkpoint, feed, Learner(student, Ema(student, ema), optimizer, clock), seed)
 
 
-def step_loss(run: Distillation, tables: tuple[Tensor, Tensor]) -> Tensor:
+def step_loss(run: Distillation, times: Tensor) -> Tensor:
     """The loss of the next step; all randomness is a function of (seed, step)."""
-    model, config = run.checkpoint.model, run.checkpoint.config
     rng = step_generator(run.seed, run.learner.clock.step)
-    rows, tokens, _ = run.feed.tokens(run.learner.clock.step)
-    states, mask = run.feed.captions.sample(rows, TEXT_DROP, rng)
-    masked = training_masks(len(rows), config.tokens, rng)  # (B, N)
-    count = DRAWS * int(masked.sum())
-    t, length = sample_steps(tables, count, rng)
-    noise = torch.randn(count, config.channels, generator=rng)
-    with autocast(tokens.device):
-        with torch.no_grad():
-            text = model.backbone.encode_text(states, mask)  # type: ignore[operator]
-            z = model.backbone(tokens, ~masked, text)[masked]  # (M, D)
-        clean, z = tokens[masked].repeat(DRAWS, 1), z.repeat(DRAWS, 1)
-        return mean_flow_loss(run.student, run.teacher, clean, noise, t, length, z)
+    z, null = conditions(run, run.learner.clock.step, rng)
+    chosen = torch.randperm(len(z), generator=rng)[:TOKENS]
+    z, null = z[chosen], null[chosen]
+    scales = sample_scales(len(z), rng)
+    noise = torch.randn(len(z), run.checkpoint.config.channels, generator=rng)
+    first, last = sample_steps((DRAWS, len(z)), rng)
+    with autocast(z.device):
+        path = guided_paths(run.teacher, z, null, scales, noise, times)
+        return mean_flow_loss(run.student, path, times, first, last, z, null, scales)
+
+
+@torch.no_grad()
+def conditions(run: Distillation, step: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """(M, D) z of the masked tokens of a batch with their captions, and with none or, rarely, with another caption."""
+    model, captions = run.checkpoint.model, run.feed.captions
+    rows, tokens, _ = run.feed.tokens(step)
+    masked = training_masks(len(rows), run.checkpoint.config.tokens, rng)  # (B, N)
+    found = []
+    for drop, each in ((TEXT_DROP, rows), (1 - NEGATIVES, rows.roll(1))):
+        with autocast(tokens.device):
+            text = model.backbone.encode_text(*captions.sample(each, drop, rng))  # type: ignore[operator]
+            found.append(model.backbone(tokens, ~masked, text)[masked].float())
+    return found[0], found[1]
 
 
 def distill(run: Distillation, state: Path, progress: bool = True) -> list[float]:
     """Train until the budget is used up, and return the losses, means of SAVE_EVERY steps; resumes from `state`."""
     assert isinstance(run.checkpoint.config, FluidConfig)
-    tables, clock, losses = step_tables(run.checkpoint.config.flow_shift), run.learner.clock, []
+    times, clock, losses = node_times(run.checkpoint.config.flow_shift), run.learner.clock, []
     run.learner.resume(state)
     bar = tqdm(initial=clock.step, desc="few steps", unit="step", disable=not progress, mininterval=1.0)
     recent: list[float] = []
     while clock.progress < 1:
-        loss = step_loss(run, tables)
+        loss = step_loss(run, times)
         run.learner.update(loss, learning_rate(PEAK_LR, clock, warmup=50, anneal_from=ANNEAL_FROM), clip=1.0)
         recent.append(loss.item())
         bar.update()

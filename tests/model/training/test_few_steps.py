@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,11 @@ from fluid_kernels.head_loop import HeadWeights, Rows, head_loop_ref, initial_no
 from model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from model.config import ConfigError
 from model.flow import flow_schedule
-from model.inference.heads.chains import make_chains
+from model.inference.engine import Engine
+from model.inference.generate import generate
+from model.inference.heads.chains import embed_conditions, make_chains
+from model.inference.prompts import TextPrompts
+from model.inference.requests import Request, Sampling
 from model.networks.autoregressive_model import Fluid
 from model.networks.diffusion_head import DiffusionHead
 from model.networks.factory import new_tokenizer
@@ -24,8 +27,9 @@ from model.training.feeds import ImageFeed
 from model.training.few_steps import __main__ as command
 from model.training.few_steps.distill import distill, distilled_model, mean_flow_head, prepare
 from model.training.few_steps.errors import compare, sample
-from model.training.few_steps.mean_velocity import CHAINS, mean_velocity, sample_steps, step_tables
+from model.training.few_steps.paths import CHAINS, NODES, guided_paths, node_times, sample_scales, sample_steps
 from model.training.trainer import Clock
+from tests.model.conftest import context
 from tests.model.image_set import squares
 
 FLOW = replace(PRESETS["tiny"], prediction="flow", clamp=0.0, width=32, head_width=64)
@@ -41,48 +45,78 @@ def flow_head() -> DiffusionHead:
     return head.requires_grad_(False).eval()
 
 
-def test_the_mean_velocity_is_that_of_many_small_steps() -> None:
+def test_a_path_is_that_of_many_small_guided_steps() -> None:
     head, rng = flow_head(), torch.Generator().manual_seed(1)
-    z, x = torch.randn(6, 32, generator=rng), torch.randn(6, 4, generator=rng)
-    t, length = torch.tensor([1000, 1000, 900, 500, 60, 40]), torch.tensor([1000, 500, 250, 125, 60, 20])
-    found = mean_velocity(head, x, t, length, z)
-    end = x.clone()
-    for part in range(400):
-        now = t - length * part / 400
-        end = end - (length / 400 / 1000)[:, None] * head(end, now, z)
-    expected = (x - end) / (length / 1000)[:, None]
-    assert (expected - head(x, t.float(), z)).abs().max() > 0.1, "the paths do not bend: this test shows nothing"
-    torch.testing.assert_close(found, expected, atol=0.05, rtol=0.05)
+    z, null, noise = (torch.randn(4, size, generator=rng) for size in (32, 32, 4))
+    scales, times = torch.tensor([1.0, 0.5, 3.0, 6.0]), node_times(2.0)
+    path = guided_paths(head, z, null, scales, noise, times)
+    assert path.shape == (NODES + 1, 4, 4) and torch.equal(path[-1], noise)
+    x, expected = noise, {int(times[-1]): noise}
+    for now in range(1000, 0, -1):
+        both = head(x.repeat(2, 1), torch.full((8,), now), torch.cat([z, null]))
+        x = x - (both[4:] + scales[:, None] * (both[:4] - both[4:])) / 1000
+        expected[now - 1] = x
+    torch.testing.assert_close(path, torch.stack([expected[int(t)] for t in times]), atol=0.05, rtol=0.05)
+    straight = noise - (noise - path[0]) * 0.5
+    assert (path[NODES // 3] - straight).abs().max() > 0.3, "the paths do not bend: this test shows nothing"
 
 
-def test_every_step_of_every_chain_is_trained() -> None:
-    t, length = sample_steps(step_tables(1.0), 20_000, torch.Generator().manual_seed(0))
-    seen = set(zip(t.tolist(), length.tolist(), strict=True))
-    for count in CHAINS:
-        timesteps = [0, *flow_schedule(count).timesteps.tolist()]
-        assert {(end, end - start) for start, end in pairwise(timesteps)} <= seen
+def test_steps_and_scales_cover_what_sampling_asks_for() -> None:
+    rng = torch.Generator().manual_seed(0)
+    seen = set(zip(*(part.flatten().tolist() for part in sample_steps((4, 5000), rng)), strict=True))
+    assert seen == {(k * NODES // count, (k + 1) * NODES // count) for count in CHAINS for k in range(count)}
+    times = node_times(1.0)
+    for count in CHAINS:  # a chain's times are nodes
+        assert torch.equal(times[:: NODES // count][1:], flow_schedule(count).timesteps), count
+    scales = sample_scales(10_000, rng)
+    assert scales.min() >= 0 and scales.max() <= 8 and abs((scales == 1).float().mean() - 0.2) < 0.02
 
 
-def test_a_mean_flow_head_starts_as_the_flow_head_and_is_sampled_with_its_step_lengths() -> None:
+def test_a_mean_flow_head_starts_as_the_flow_head_and_is_sampled_with_lengths_and_scales() -> None:
+    """The loop, which knows neither, gives what asking the head step by step gives, guided rows and others mixed."""
     teacher = flow_head()
     student = mean_flow_head(teacher).requires_grad_(False)
-    x, t, z = torch.randn(5, 4), torch.tensor([3, 100, 500, 900, 1000]), torch.randn(5, 32)
-    assert torch.equal(student(x, t, z, torch.tensor([1, 50, 20, 900, 1000])), teacher(x, t, z))
+    z, null, noise = torch.randn(5, 32), torch.randn(5, 32), torch.randn(5, 4)
+    assert torch.equal(sample(student, z, null, noise, 6, 1.0), sample(teacher, z, null, noise, 6, 1.0))
 
-    torch.nn.init.normal_(student.length[2].weight, std=0.3)
+    for last in (student.length[2], student.guidance[2]):
+        torch.nn.init.normal_(last.weight, std=0.3)
+    guidance, guided = torch.tensor([1.0, 3.0, 3.0, 1.0, 3.0]), torch.tensor([1, 2, 4])
+    condition, left = embed_conditions(student, torch.cat([z, null[guided]]), guided, guidance)
+    assert len(condition) == 5 and len(left) == 0, "the loop would guide once more"
     rows = Rows(
-        condition=student.embed_condition(z), guided=torch.zeros(0, dtype=torch.int64),
-        chain=torch.tensor([0, 0, 0, 1, 1]), guidance=torch.ones(5), temperature=torch.ones(5),
-        seed=torch.arange(5), position=torch.arange(5),
+        condition=condition, guided=left, chain=torch.tensor([0, 0, 0, 1, 1]), guidance=guidance,
+        temperature=torch.ones(5), seed=torch.arange(5), position=torch.arange(5),
     )  # fmt: skip
     chains = make_chains(student, (6, 3))
     found = head_loop_ref(HeadWeights.from_head(student), rows, chains, student.config.update_rule, 0.0)
     noise = initial_noise(rows, 4)
-    expected = torch.cat(
-        [sample(student, z[:3], z[:3], noise[:3], 6, 1.0), sample(student, z[3:], z[3:], noise[3:], 3, 1.0)]
-    )
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
-    assert not torch.allclose(found[:3], sample(teacher, z[:3], z[:3], noise[:3], 6, 1.0), atol=0.01)
+    for row, (count, scale) in enumerate(zip((6, 6, 6, 3, 3), guidance.tolist(), strict=True)):
+        one = slice(row, row + 1)
+        expected = sample(student, z[one], null[one], noise[one], count, scale)
+        torch.testing.assert_close(found[one], expected, atol=1e-4, rtol=1e-4)
+        plain = sample(teacher, z[one], null[one], noise[one], count, scale)
+        assert not torch.allclose(found[one], plain, atol=0.01), "lengths and scales have no effect"
+
+
+def test_the_engine_agrees_with_the_definition(checkpoint: Checkpoint) -> None:
+    """Rows with and without guidance, and with other numbers of diffusion steps, share a step."""
+    torch.manual_seed(2)
+    model = Fluid(replace(FLOW, mean_flow=True))
+    for parameter in model.head.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    model.eval().requires_grad_(False)
+    encoder = HashEncoder(FLOW.text)
+    settings = [Sampling(4, 3, 3.0), Sampling(4, 2, 1.0), Sampling(8, 4, 5.0, "linear")]
+    engine = Engine(model, TextPrompts(model, encoder), max_rows=3)
+    slots = engine.admit([Request("red", seed, each) for seed, each in enumerate(settings)])
+    finished: list[int] = []
+    while len(finished) < len(slots):
+        finished += engine.step()
+    text, null = context(model, encoder, "red"), context(model, encoder, "")
+    for seed, (slot, each) in enumerate(zip(slots, settings, strict=True)):
+        expected = generate(model, text, null, torch.tensor([seed]), each)
+        torch.testing.assert_close(engine.peek(slot), expected[0], atol=1e-4, rtol=1e-4)
 
 
 @pytest.fixture
@@ -105,10 +139,10 @@ def test_distillation_makes_few_steps_exact_and_resumes(checkpoint: Checkpoint, 
     feed = feed_of(checkpoint, tmp_path)
     run = prepare(checkpoint, feed, Clock(steps=120, minutes=0), ema=0.98, seed=0)
     losses = distill(run, tmp_path / "whole.pt", progress=False)
-    assert losses[-1] < 0.25 * losses[0]
-    errors = compare(run, distilled_model(run).diffusion_head, images=8)
-    for scale in ("guidance 1", "guidance 3"):
-        euler, mean_flow = errors[scale]["flow"], errors[scale]["mean flow"]
+    assert losses[-1] < 0.5 * losses[0]
+    errors = compare(run, distilled_model(run).diffusion_head, tokens=64)
+    for heads in errors.values():
+        euler, mean_flow = heads["flow"], heads["mean flow"]
         assert all(after < 0.5 * before for before, after in zip(euler[:4], mean_flow[:4], strict=True)), errors
 
     first = prepare(checkpoint, feed, Clock(steps=50, minutes=0), ema=0.98, seed=0)
@@ -159,7 +193,7 @@ def test_the_command_writes_a_checkpoint_that_says_where_it_comes_from(
     written = load_checkpoint(out / "checkpoint")
     assert written.config == replace(FLOW, mean_flow=True)
     assert written.about["name"] == "bent" and written.about["few_steps"]["of"] == checkpoint.sha256
-    assert set(json.loads((out / "errors.json").read_text())["errors"]) == {"guidance 1", "guidance 3"}
+    assert set(json.loads((out / "errors.json").read_text())["errors"]) == {f"guidance {scale}" for scale in (1, 3, 6)}
     assert (out / "errors.svg").exists() and "mean flow" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="no recipe"):
         command.main(["--recipe", "nowhere.toml", "--out", str(out)])
