@@ -102,8 +102,7 @@ class Engine:
         work: list[Callable[[], object]] = []
         if isinstance(self._backbone, StaticPass):
             work += [partial(self._backbone.warm_up, shape) for shape in self._backbone.shapes]
-        buckets = self._head.buckets(self.max_rows * tokens)
-        work += [partial(self._warm_head, *each) for each in buckets if not (self.config.mean_flow and each[1])]
+        work += [partial(self._warm_head, *bucket) for bucket in self._head.buckets(self.max_rows * tokens)]
         for done, one in enumerate(work):
             report(done, len(work))
             try:

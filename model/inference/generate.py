@@ -88,10 +88,9 @@ def _sample_vectors(
     last = sampling.diffusion_steps if sampling.diffusion_steps_final is None else sampling.diffusion_steps_final
     length = annealed(sampling.diffusion_steps, last, step, sampling.num_inference_steps)
     ones = torch.ones(len(z), device=device)
-    everything = torch.arange(len(z_uncond), device=device)  # all or none
-    condition, guided = embed_conditions(head, torch.cat([z, z_uncond]), everything, scale * ones)
+    guided = torch.arange(len(z_uncond), device=device)  # all or none
     rows = Rows(
-        condition=condition,
+        condition=embed_conditions(head, torch.cat([z, z_uncond]), guided, scale * ones),
         guided=guided,
         chain=torch.zeros(len(z), dtype=torch.int64, device=device),
         guidance=scale * ones,

@@ -145,11 +145,10 @@ class StepPlan:
 
     def head_rows(self, head: DiffusionHead, z: Tensor) -> Rows:
         """The diffusion head loop's input. z: (M + G, D), that is z[z_row, z_position]."""
-        condition, guided = embed_conditions(head, z, self.guided, self.guidance)
+        condition = embed_conditions(head, z, self.guided, self.guidance)
         return Rows(
-            condition=condition, guided=guided, chain=self.chain, guidance=self.guidance,
-            temperature=self.temperature, seed=self.seed, position=self.position,
-            host=(self.host[0], self.host[1] if len(guided) else []),
+            condition=condition, guided=self.guided, chain=self.chain, guidance=self.guidance,
+            temperature=self.temperature, seed=self.seed, position=self.position, host=self.host,
         )  # fmt: skip
 
     def categorical_rows(self, z: Tensor) -> CategoricalRows:

@@ -59,7 +59,7 @@ class DiffusionHead(nn.Module):
         self.time = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
         if config.mean_flow:
             self.length = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
-            self.guidance = nn.Sequential(nn.Linear(2 * width + FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+            self.guidance = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, 2 * width))
         self.condition: nn.Module = nn.Linear(config.width, width)
         if config.post_norm_head:
             self.condition = nn.Sequential(nn.Linear(config.width, width), nn.SiLU(), nn.Linear(width, width))
@@ -99,21 +99,15 @@ class DiffusionHead(nn.Module):
         embedded: Tensor = self.condition(z)
         return embedded
 
-    def embed_guided(self, z: Tensor, null: Tensor, guidance: Tensor) -> Tensor:
-        """Condition of a mean flow's guided token: one evaluation does what guidance does with two.
+    def embed_scale(self, guidance: Tensor) -> tuple[Tensor, Tensor]:
+        """What a mean flow's guided token adds to its two conditions, with the prompt and without: (M,) -> (M, W) each.
 
-        The mean of a guided velocity is no combination of two means, so such a head learned it for each scale.
-
-        Args:
-            z, null: (M, D) with the prompt and without. guidance: (M,) scales; 1 does not read `null`.
-        Returns:
-            (M, W).
+        The mean of a guided velocity is no combination of the means of its two parts, so both evaluations have to know
+        the scale under which they will be combined.
         """
-        with_prompt, without = self.condition(z), self.condition(null)
-        scale = timestep_features(GUIDANCE_TIME * guidance)
-        change = self.guidance(torch.cat([with_prompt, without, scale.to(without.dtype)], -1))
-        embedded: Tensor = with_prompt + torch.where(guidance[:, None] == 1, 0.0, change)
-        return embedded
+        embedded = self.guidance(timestep_features(GUIDANCE_TIME * guidance))
+        with_prompt, without = embedded.chunk(2, -1)
+        return with_prompt, without
 
     def denoise(self, x: Tensor, y: Tensor) -> Tensor:
         """(M, C) noisy tokens and y = time + condition (M, W) -> (M, C or 2C)."""

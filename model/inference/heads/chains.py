@@ -81,21 +81,20 @@ def stack_chains(parts: Sequence[Chains]) -> Chains:
     )
 
 
-def embed_conditions(head: DiffusionHead, z: Tensor, guided: Tensor, guidance: Tensor) -> tuple[Tensor, Tensor]:
-    """Conditions of the loop's rows, and which of them the loop shall guide: none if the head does that itself.
+def embed_conditions(head: DiffusionHead, z: Tensor, guided: Tensor, guidance: Tensor) -> Tensor:
+    """Conditions of the loop's rows (M + G, W).
 
     Args:
         z: (M + G, D) of each token, then the unconditional ones of the guided tokens.
         guided: (G,) int64, ascending. guidance: (M,) scales, read for guided tokens only.
     """
-    if not head.config.mean_flow:
-        return head.embed_condition(z), guided  # (M + G, W)
-    with_prompt, without = z[: len(guidance)], z[len(guidance) :]  # (M, D), (G, D)
-    if not len(guided):
-        return head.embed_condition(with_prompt), guided
-    null = with_prompt.index_copy(0, guided, without)
-    scale = torch.ones_like(guidance).index_copy(0, guided, guidance[guided])
-    return head.embed_guided(with_prompt, null, scale), guided[:0]  # (M, W)
+    condition = head.embed_condition(z)
+    if not head.config.mean_flow or not len(guided):
+        return condition
+    with_prompt, without = head.embed_scale(guidance[guided])
+    condition = condition.index_add(0, guided, with_prompt.to(condition.dtype))
+    condition[len(guidance) :] += without
+    return condition
 
 
 def warm_rows(rows: int, guided: int, width: int, device: torch.device) -> Rows:

@@ -26,7 +26,7 @@ TEXT_DROP = 0.05
 NEGATIVES = 0.1  # share of images that are guided away from another caption, as by a negative prompt
 SAVE_EVERY = 50  # steps
 TOKENS = 512  # paths per step, of the masked tokens of its batch
-DRAWS = 8  # steps learned of each path
+DRAWS = 4  # steps learned of each path
 
 
 @dataclass

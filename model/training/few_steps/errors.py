@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from fluid_kernels.head_loop import TRAIN_STEPS
 from model.flow import flow_schedule
+from model.inference.heads.chains import embed_conditions
 from model.networks.diffusion_head import DiffusionHead
 from model.training.few_steps.distill import Distillation, conditions
 from model.training.trainer import step_generator
@@ -23,11 +24,9 @@ def sample(head: DiffusionHead, z: Tensor, null: Tensor, noise: Tensor, count: i
     """(M, C) tokens by `count` steps from (M, C) noise; z and null (M, D) with the prompt and without."""
     timesteps = flow_schedule(count, head.config.flow_shift).timesteps
     falls = timesteps.diff(prepend=torch.zeros(1, dtype=torch.int64))
-    scales, x = torch.full((len(z),), guidance), noise
-    if head.config.mean_flow:
-        conditions = head.embed_guided(z, null, scales)
-    else:
-        conditions = head.embed_condition(z if guidance == 1 else torch.cat([z, null]))
+    guided = torch.arange(0 if guidance == 1 else len(z))
+    both = torch.cat([z, null[: len(guided)]])
+    x, conditions = noise, embed_conditions(head, both, guided, torch.full((len(z),), guidance))
     for t, fall in zip(timesteps.flip(0).split(1), falls.flip(0).split(1), strict=True):
         u = head.denoise(x.repeat(len(conditions) // len(z), 1), head.embed_time(t, fall) + conditions)
         if len(u) > len(z):

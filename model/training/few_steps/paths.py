@@ -69,7 +69,7 @@ def mean_flow_loss(
     student: DiffusionHead, path: Tensor, times: Tensor, first: Tensor, last: Tensor, z: Tensor, null: Tensor,
     guidance: Tensor,
 ) -> Tensor:  # fmt: skip
-    """Mean squared error of the student's mean velocity.
+    """Mean squared error of the student's guided mean velocity, over the square of the scale where that is above 1.
 
     Args:
         path: (NODES + 1, M, C) of `guided_paths`, with the z, null and guidance that it was given.
@@ -79,7 +79,15 @@ def mean_flow_loss(
     start, end = path[last, token], path[first, token]  # (R, M, C)
     t, length = times[last], times[last] - times[first]  # (R, M)
     target = (start - end) * (TRAIN_STEPS / length[..., None])
-    condition = student.embed_guided(z, null, guidance).repeat(draws, 1)  # (R·M, W)
+    guided = guidance != 1  # as the loop has it: other tokens know no scale
+    conditions = [
+        student.embed_condition(half) + torch.where(guided[:, None], scale, 0.0)
+        for half, scale in zip((z, null), student.embed_scale(guidance), strict=True)
+    ]
     time = student.embed_time(t.flatten().float(), length.flatten().float())
-    out = student.denoise(start.flatten(0, 1), time + condition)
-    return (out.float() - target.flatten(0, 1)).square().mean()
+    with_prompt, without = (
+        student.denoise(start.flatten(0, 1), time + half.repeat(draws, 1)).float().view_as(target)
+        for half in conditions
+    )
+    error = without + guidance[:, None] * (with_prompt - without) - target
+    return (error / guidance.clamp_min(1)[:, None]).square().mean()
