@@ -85,7 +85,8 @@ def test_a_mean_flow_head_starts_as_the_flow_head_and_is_sampled_with_lengths_an
     guidance, guided = torch.tensor([1.0, 3.0, 3.0, 1.0, 3.0]), torch.tensor([1, 2, 4])
     rows = Rows(
         condition=embed_conditions(student, torch.cat([z, null[guided]]), guided, guidance), guided=guided,
-        chain=torch.tensor([0, 0, 0, 1, 1]), guidance=guidance, temperature=torch.ones(5), seed=torch.arange(5), position=torch.arange(5),
+        chain=torch.tensor([0, 0, 0, 1, 1]), guidance=guidance, temperature=torch.ones(5),
+        seed=torch.arange(5), position=torch.arange(5),
     )  # fmt: skip
     chains = make_chains(student, (6, 3))
     found = head_loop_ref(HeadWeights.from_head(student), rows, chains, student.config.update_rule, 0.0)
