@@ -63,17 +63,16 @@ class JobWatcher:
     async def _listen(self) -> None:
         while True:
             try:
-                async with Subscription(self._redis, self._ended, self._updated) as subscription:
+                async with Subscription(self._redis, self._on_message, self._ended, self._updated) as subscription:
                     for job_id in list(self._followers):  # messages may have been missed in between
                         self._notify_followers(job_id)
-                    while True:
-                        message = await subscription.get(POLL_S)
-                        if message is not None:
-                            channel, job_id = message
-                            (self._notify_followers if channel == self._updated else self._notify)(job_id)
+                    await subscription.watch()
             except RedisError as error:
                 log.warning("lost the subscription to ended jobs (%s); polling until it is back", error)
                 await asyncio.sleep(POLL_S)
+
+    def _on_message(self, channel: str, job_id: str) -> None:
+        (self._notify_followers if channel == self._updated else self._notify)(job_id)
 
     async def _sweep(self) -> None:
         """Poll for all waiters at once: deadlines also pass while no worker is there to notice, and messages get
