@@ -67,7 +67,7 @@ class Keys:
     debts_zset = KeyTemplate("debts:{model}:{priority}")  # virtual times of callers with none, while ahead of the class
     wakeup_list = KeyTemplate("wakeup:{model}")  # idle workers block on it
     leases_zset = KeyTemplate("leases:{model}")  # running jobs, by the end of their lease
-    last_take_hash = KeyTemplate("last_take:{worker}")  # the token of the last call of take.lua, and the job it got
+    last_take = KeyTemplate("last_take:{worker}")  # the token of the last call of take.lua, and the job it got
     deadlines_zset = FixedKey("deadlines")  # waiting jobs, by deadline
     ended_zset = FixedKey("ended")  # "ID STATE OWNER BYTES" of ended jobs, by when their record expires
     open_jobs_hash = FixedKey(

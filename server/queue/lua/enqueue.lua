@@ -78,18 +78,19 @@ redis.call('HSET', job, 'id', id, 'state', 'queued', 'input', args.input, 'kind'
   'sequence', sequence, 'attempt', 0, 'token', 0, 'model', args.model, 'class', args.class, 'caller', args.caller,
   'work', args.work, 'fingerprint', args.fingerprint, 'owner', owner, 'bytes', args.bytes,
   'reserved_bytes', args.reserved_bytes)
-if args.deadline_ms then redis.call('HSET', job, 'deadline', time_text(at + args.deadline_ms / 1000)) end
+local deadline = args.deadline_ms and time_text(at + args.deadline_ms / 1000)
+if deadline then redis.call('HSET', job, 'deadline', deadline) end
 for _, field in ipairs({'webhook', 'batch', 'result_ttl_s', 'source_bytes', 'trace', 'cache_key', 'cache_s'}) do
   if args[field] then redis.call('HSET', job, field, args[field]) end
 end
 remember(id)
 if args.follow_events then redis.call('XADD', keys.events_stream(id), '*', 'type', 'status', 'value', 'queued') end
-redis.call('PERSIST', keys.input_bytes(id)) -- the source image of an edit stays until the job ends
+if args.source_bytes then redis.call('PERSIST', keys.input_bytes(id)) end -- an edit's image stays until the job ends
 redis.call('ZADD', keys.jobs_zset(owner), sequence, id)
 redis.call('ZADD', keys.state_jobs_zset(owner, 'queued'), sequence, id)
 charge(owner, args.bytes)
 count('submitted:' .. args.kind)
 count('state:queued')
 if open_by then redis.call('HINCRBY', keys.open_jobs_hash, open_by, 1) end
-enqueue_waiting(id)
+enqueue_waiting(id, args.model, args.class, args.caller, args.work, sequence, deadline)
 return {'new', id, time_text(at)}
