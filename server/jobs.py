@@ -205,6 +205,7 @@ class JobRecord:
     outputs: tuple[Output, ...] = ()
     error: JobError | None = None
     metrics: JobMetrics | None = None
+    image: bytes | None = None  #: its only image, where that came with the record
 
     @classmethod
     def from_fields(cls, raw: Mapping[str, str], known: JobInput | None = None) -> "JobRecord":

@@ -53,6 +53,7 @@ class Submission:
     trace: str = ""  #: traceparent, if the request is sampled
     cache_key: str = ""  #: hash of a request whose images equal requests may get; "": it takes no part in that
     checkpoint: str = ""  #: hash of the weights whose images are wanted, for `cache_key`
+    waiter: str = ""  #: name of the gateway that waits for the end, if one does
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +151,7 @@ class JobQueue(QueueConnection):
             "cache_s": self._cache_s if submission.cache_key else None,
             "checkpoint": submission.checkpoint or None,
             "only_cached": only_cached or None,
+            "waiter": submission.waiter or None,
             "limits": {**self.limits, **self.memory_limits, "max_jobs": submission.max_jobs},
         }
         answer, value, created_at = await self.run("enqueue", args, replicated=True)
@@ -247,6 +249,8 @@ class JobQueue(QueueConnection):
         Raises:
             StorageUnavailable: the store of FLUID_RESULTS does not respond, or this gateway has none.
         """
+        if record.image is not None:
+            return record.image
         if output.location:
             if self.store is None:
                 raise StorageUnavailable("is not known to this gateway, whose FLUID_RESULTS is redis")

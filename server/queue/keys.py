@@ -79,6 +79,7 @@ class Keys:
     # --- channels -----------------------------------------------------------------------------------
 
     ended_channel = FixedKey("job_ended")
+    answers_channel = KeyTemplate("answers:{gateway}")  # ends of the jobs that a gateway waits for, with their records
     updated_channel = FixedKey("job_updated")  # a followed job has a new event
     canceled_channel = FixedKey("job_canceled")  # to the worker that runs it
 

@@ -83,7 +83,7 @@ class CancelListener:
                 log.warning("lost the subscription to cancellations (%s); lease renewals read them", error)
                 await asyncio.sleep(RETRY_S)
 
-    def _on_message(self, _: str, job_id: str) -> None:
-        if (job := self._scheduler.jobs.get(job_id)) is not None:
+    def _on_message(self, _: str, message: bytes) -> None:
+        if (job := self._scheduler.jobs.get(message.decode(errors="replace"))) is not None:
             job.canceled = True
             self._wake()

@@ -19,7 +19,7 @@ from server.queue.connection.raw_connection import NOTHING, RawConnection
 PING_AFTER_S = 3.0
 ECHO_S = 2.0
 CHECK_S = 1.0
-OnMessage = Callable[[str, str], None]  # channel, text
+OnMessage = Callable[[str, bytes], None]  # channel, message
 
 
 class Subscription:
@@ -73,9 +73,9 @@ class Subscription:
             await wait_at_most(receiver.bell, CHECK_S)
         raise RedisConnectionError(str(receiver.lost))
 
-    def _pass_on(self, channel: str, text: str) -> None:
+    def _pass_on(self, channel: str, message: bytes) -> None:
         if channel != self._echo:
-            self._on_message(channel, text)
+            self._on_message(channel, message)
 
 
 class _Receiver(RawConnection):
@@ -92,14 +92,14 @@ class _Receiver(RawConnection):
             self.write(hiredis.pack_command(("SUBSCRIBE", *channels)))
 
     def replies_arrived(self) -> None:
-        while (value := self._replies.gets()) is not NOTHING:
+        while (value := self._replies.gets(False)) is not NOTHING:
             if isinstance(value, RedisError):
                 raise value
-            kind, channel, text = value
-            if kind == "message":
+            kind, channel, message = value
+            if kind == b"message":
                 self.heard_at = self._loop.time()
-                self._on_message(channel, text)
-            elif kind == "subscribe":
+                self._on_message(channel.decode(), message)
+            elif kind == b"subscribe":
                 self._missing -= 1
                 if not self._missing and not self.subscribed.done():
                     self.subscribed.set_result(None)

@@ -203,16 +203,26 @@ end
 
 -- ---- the end -----------------------------------------------------------------------------------------------------
 
+local RECORD = {'state', 'kind', 'created_at', 'sequence', 'attempt', 'token', 'step', 'started_at', 'completed_at',
+  'expires_at', 'cancel_requested', 'outputs', 'error', 'metrics'}
+
+-- Send the record without its input, and its image, to the gateway that waits for the job: it need not ask for them.
+local function answer(id, gateway, file)
+  local record = {id = id}
+  for i, value in ipairs(read(id, unpack(RECORD))) do record[RECORD[i]] = value or nil end
+  redis.call('PUBLISH', keys.answers_channel(gateway), cjson.encode(record) .. '\n' .. (file or ''))
+end
+
 -- Move a job into a terminal state: the record and its tombstone get their time to live, and waiters are woken.
--- `result_bytes`: size of its images, in place of what was reserved for them. Further arguments are fields of the record
--- and their values. Returns when the record expires.
-local function finish(id, state, ttl_s, result_bytes, ...)
+-- `result` is nil, or bytes: the size of its images, in place of what was reserved for them, and file: its only image, if
+-- that is small. Further arguments are fields of the record and their values. Returns when the record expires.
+local function finish(id, state, ttl_s, result, ...)
   local job, at = keys.job_hash(id), clock()
   local f = read(id, 'model', 'state', 'result_ttl_s', 'owner', 'webhook', 'batch', 'kind', 'bytes', 'reserved_bytes',
-    'source_bytes', 'deadline', 'class', 'caller', 'work', 'sequence')
+    'source_bytes', 'deadline', 'class', 'caller', 'work', 'sequence', 'waiter')
   ttl_s = tonumber(f[3] or ttl_s)
   local owner, before = f[4] or '', read_number(f[8])
-  local bytes = before - read_number(f[9]) + (result_bytes or 0)
+  local bytes = before - read_number(f[9]) + (result and result.bytes or 0)
   if f[2] == 'queued' then dequeue_waiting(id, false, f[1], f[12], f[13], f[14]) end
   redis.call('ZREM', keys.leases_zset(f[1]), id)
   if f[11] then redis.call('ZREM', keys.deadlines_zset, id) end
@@ -248,6 +258,7 @@ local function finish(id, state, ttl_s, result_bytes, ...)
   if open and redis.call('HINCRBY', keys.open_jobs_hash, open, -1) <= 0 then
     redis.call('HDEL', keys.open_jobs_hash, open)
   end
+  if f[16] then answer(id, f[16], result and result.file) end
   redis.call('PUBLISH', keys.ended_channel, id)
   return at + ttl_s
 end

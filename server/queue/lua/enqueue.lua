@@ -1,6 +1,7 @@
 -- Accept a job. args: id, input (JSON text), kind, model, class, caller, owner, work, fingerprint,
 -- follow_events, bytes that it takes with its images, reserved_bytes (those of the images), limits, and optionally
--- source_bytes (of an edit's image), deadline_ms, result_ttl_s, webhook, batch, trace (a traceparent), key, the
+-- source_bytes (of an edit's image), deadline_ms, result_ttl_s, webhook, batch, trace (a traceparent), waiter (the gateway
+-- that waits for the end), key, the
 -- Idempotency-Key, and cache_key with cache_s and checkpoint: hash of a request whose images may be kept for equal ones, for
 -- how long, and the weights that the caller expects; with only_cached nothing is queued.
 -- limits: max_queue, queue_share, and max_jobs, max_batch_lines, max_webhooks, max_key_bytes, max_bytes (0: any number).
@@ -80,7 +81,7 @@ redis.call('HSET', job, 'id', id, 'state', 'queued', 'input', args.input, 'kind'
   'reserved_bytes', args.reserved_bytes)
 local deadline = args.deadline_ms and time_text(at + args.deadline_ms / 1000)
 if deadline then redis.call('HSET', job, 'deadline', deadline) end
-for _, field in ipairs({'webhook', 'batch', 'result_ttl_s', 'source_bytes', 'trace', 'cache_key', 'cache_s'}) do
+for _, field in ipairs({'webhook', 'batch', 'result_ttl_s', 'source_bytes', 'trace', 'cache_key', 'cache_s', 'waiter'}) do
   if args[field] then redis.call('HSET', job, field, args[field]) end
 end
 remember(id)
