@@ -7,7 +7,7 @@ to a replica that lacks the last writes would repeat those of a counter in Redis
 
 import json
 import logging
-import secrets
+import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -28,6 +28,7 @@ RESULT_EXTRA_S = 3600  # image files outlive the job's record, so a visible reco
 MESSAGE_BYTES = 32 << 10
 #: Lua writes a number into a key with 14 digits. That two of a job's attempts share a token is as likely as 1 in 9e13.
 TOKENS = 9 * 10**13
+_random = random.Random()  # seeded by the system; a token is no secret
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class Preempting:
 
 
 def new_token() -> int:
-    return 1 + secrets.randbelow(TOKENS)
+    return 1 + _random.randrange(TOKENS)
 
 
 def shared_attempts(max_attempts: int) -> int:

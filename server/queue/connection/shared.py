@@ -41,8 +41,13 @@ class SharedConnection:
         Raises:
             RedisError: the reply is an error, or there was none after the retries.
         """
-        packed = hiredis.pack_command(cast(Any, command))
-        return await self._run(lambda link: link.send(packed, decode=decode))
+        packed, link = hiredis.pack_command(cast(Any, command)), self._link
+        if link is None or not link.serves(self._retry.drops):
+            return await self._run(lambda link: link.send(packed, decode=decode))
+        try:
+            return await link.send(packed, decode=decode)
+        except (RedisError, RuntimeError) as error:
+            return await self._repeat(lambda link: link.send(packed, decode=decode), error, link)
 
     async def call_together(self, commands: Sequence[tuple[str | bytes | float, ...]]) -> list[Any]:
         """Send commands one after the other over one connection; return their replies, errors among them.
@@ -62,7 +67,16 @@ class SharedConnection:
         return cast("list[Any]", await self._run(send))
 
     async def _run(self, send: Callable[["_Link"], Awaitable[Any]]) -> Any:
-        first, link = list[Exception](), cast("_Link | None", None)
+        link: _Link | None = None
+        try:
+            link = await self._usable()
+            return await send(link)
+        except (RedisError, RuntimeError) as error:
+            return await self._repeat(send, error, link)
+
+    async def _repeat(self, send: Callable[["_Link"], Awaitable[Any]], error: Exception, failed: "_Link | None") -> Any:
+        """Handle an error of the first attempt, over the link `failed` if one could be opened, as one of the retries'."""
+        first, link = [error], failed
 
         async def attempt() -> Any:
             nonlocal link
@@ -76,10 +90,6 @@ class SharedConnection:
             if link is not None:  # the one that failed: others may have opened the next one by now
                 link.lose(ConnectionError("the connection was left after an error"))
 
-        try:
-            return await attempt()
-        except (RedisError, RuntimeError) as error:
-            first.append(error)
         return await self._retry.call_with_retry(attempt, leave)
 
     async def close(self) -> None:
@@ -135,7 +145,7 @@ class _Link(RawConnection):
             reply.set_exception(ConnectionError("the connection was closed"))
             return reply
         if not self._owed:
-            self._patience = Patience(self._timeout_s)
+            self._patience.restart()
             if self._timer is None:
                 self._wait(self._timeout_s)
         self._owed.append((reply, decode))
@@ -149,7 +159,7 @@ class _Link(RawConnection):
             self.lose(ConnectionError("the connection was replaced"))
 
     def replies_arrived(self) -> None:
-        self._patience = Patience(self._timeout_s)
+        self._patience.restart()
         while self._owed:
             reply, decode = self._owed[0]
             value = self._replies.gets(decode)
