@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import cast
 
 from server.background import KEEPS_CRASHING, Crash
@@ -129,8 +130,8 @@ class Registry:
         await self.redis.hset(self.keys.models_hash, info.id, info.to_json())
 
     async def published(self, model: str) -> ModelInfo | None:
-        text = await self.redis.hget(self.keys.models_hash, model)
-        found = readable("a model", [text] if text else [], lambda each: ModelInfo.from_mapping(read_json(each)))
+        text = await self.redis.call("HGET", self.keys.models_hash, model)
+        found = readable("a model", [text] if text else [], _model)
         return next(found, None)
 
     async def rival(self, worker_id: str, info: ModelInfo) -> WorkerInfo | None:
@@ -148,8 +149,8 @@ class Registry:
         return None
 
     async def models(self) -> dict[str, ModelInfo]:
-        raw = await self.redis.hgetall(self.keys.models_hash)
-        found = readable("a model", raw.values(), lambda text: ModelInfo.from_mapping(read_json(text)))
+        texts = await self.redis.call("HVALS", self.keys.models_hash)
+        found = readable("a model", texts, _model)
         return {info.id: info for info in found}
 
     async def report_crash(self, process: str, crash: Crash) -> None:
@@ -215,7 +216,7 @@ class Registry:
             await self.redis.hset(self.keys.reloads_hash, f"done:{request.configured}", text)
 
     async def _reload(self, field: str, configured: str) -> ReloadRequest | None:
-        text = await self.redis.hget(self.keys.reloads_hash, f"{field}:{configured}")
+        text = await self.redis.call("HGET", self.keys.reloads_hash, f"{field}:{configured}")
         if not text:
             return None
         number, _, checkpoint = text.partition(" ")
@@ -232,6 +233,11 @@ class Registry:
     async def stats(self) -> dict[str, float]:
         raw = cast("dict[str, str]", await self.redis.hgetall(self.keys.stats_hash))
         return dict(readable("a statistic", raw.items(), lambda item: (item[0], float(item[1]))))
+
+
+@lru_cache(maxsize=64)  # read twice a second by gateways, and seldom changed
+def _model(text: str) -> ModelInfo:
+    return ModelInfo.from_mapping(read_json(text))
 
 
 def _counts(text: str) -> Counter[str]:
