@@ -1,8 +1,8 @@
 """Writes PNG files: rows behind the filter "up" (PNG specification, 9.2), deflated by zlib.
 
-Pillow's own encoder tries every filter on each row and holds the interpreter's lock meanwhile, so that the engine's thread
-waits: 664 us for 128 x 128 pixels and 3.0 ms for 256 x 256. This takes 251 us and 1.9 ms, nearly all of it outside the
-lock, for files that are 1 % larger.
+Pillow's own encoder tries every filter on each row and holds the interpreter's lock meanwhile, so that the engine's
+thread waits: 664 us for 128 x 128 pixels and 3.0 ms for 256 x 256. This takes 251 us and 1.9 ms, nearly all of it
+outside the lock, for files that are 1 % larger.
 """
 
 import struct

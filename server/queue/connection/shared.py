@@ -75,7 +75,7 @@ class SharedConnection:
             return await self._repeat(send, error, link)
 
     async def _repeat(self, send: Callable[["_Link"], Awaitable[Any]], error: Exception, failed: "_Link | None") -> Any:
-        """Handle an error of the first attempt, over the link `failed` if one could be opened, as one of the retries'."""
+        """Treat an error of the first attempt, over the link `failed` if one could be opened, as that of a retry."""
         first, link = [error], failed
 
         async def attempt() -> Any:
