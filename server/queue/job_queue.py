@@ -31,6 +31,7 @@ RETRY_WHEN_USED_UP_S = 60  # memory is free again when something expires
 CACHE_BYTES = 400  # of an entry of the result cache, and its fields in the record
 RECORD_BYTES = 1600  # of a waiting job beside its input (measured)
 MIB = 1 << 20
+_FOUND = ("new", "known", "cached", "uncached")  #: outcomes of enqueue.lua that refuse nothing
 #: Share of Redis' maxmemory that FLUID_MAX_MIB=0 stands for: the rest is for what is not counted.
 COUNTED_SHARE = 0.75
 
@@ -155,7 +156,7 @@ class JobQueue(QueueConnection):
             "limits": {**self.limits, **self.memory_limits, "max_jobs": submission.max_jobs},
         }
         answer, value, created_at = await self.run("enqueue", args, replicated=True)
-        if (refusal := self._refusal(answer, value, submission)) is not None:
+        if answer not in _FOUND and (refusal := self._refusal(answer, value, submission)) is not None:
             raise refusal
         if answer == "no_source":
             raise NotReplicated("A failover of Redis lost the request's image.", retry_after_s=1)

@@ -50,6 +50,8 @@ class LeaseRenewer:
 
     async def report(self, *, renew: bool) -> None:
         """Report every job's progress, renew the leases if asked to, and flag jobs that are lost or canceled."""
+        if not self._scheduler.jobs:
+            return
         self._note_progress()
         jobs = [job for job in self._scheduler.jobs.values() if not (job.closing or job.lost)]
         renewals = [LeaseRenewal(job.lease, job.started, sum(job.steps_done.values())) for job in jobs]

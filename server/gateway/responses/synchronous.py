@@ -44,7 +44,7 @@ async def respond(
     response_format = body.response_format or services.mapping.default_response_format(
         body.model, stream=bool(body.stream)
     )
-    base_url = public_base_url(services, request)
+    base_url = public_base_url(services, request) if response_format == "url" else ""
     if body.stream:
         slot, accepted = await open_stream(services, submission)
         events = image_stream.image_events(

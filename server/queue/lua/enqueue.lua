@@ -75,15 +75,21 @@ local refused = memory_refusal(owner, args.bytes, limits)
 if refused then return {refused[1], refused[2], ''} end
 local at = clock()
 local sequence = redis.call('HINCRBY', keys.counters_hash, 'sequence', 1)
-redis.call('HSET', job, 'id', id, 'state', 'queued', 'input', args.input, 'kind', args.kind, 'created_at', time_text(at),
+local deadline = args.deadline_ms and time_text(at + args.deadline_ms / 1000)
+local record = {'id', id, 'state', 'queued', 'input', args.input, 'kind', args.kind, 'created_at', time_text(at),
   'sequence', sequence, 'attempt', 0, 'token', 0, 'model', args.model, 'class', args.class, 'caller', args.caller,
   'work', args.work, 'fingerprint', args.fingerprint, 'owner', owner, 'bytes', args.bytes,
-  'reserved_bytes', args.reserved_bytes)
-local deadline = args.deadline_ms and time_text(at + args.deadline_ms / 1000)
-if deadline then redis.call('HSET', job, 'deadline', deadline) end
-for _, field in ipairs({'webhook', 'batch', 'result_ttl_s', 'source_bytes', 'trace', 'cache_key', 'cache_s', 'waiter'}) do
-  if args[field] then redis.call('HSET', job, field, args[field]) end
+  'reserved_bytes', args.reserved_bytes}
+
+local function write(field, value)
+  if value then record[#record + 1], record[#record + 2] = field, value end
 end
+
+write('deadline', deadline)
+for _, field in ipairs({'webhook', 'batch', 'result_ttl_s', 'source_bytes', 'trace', 'cache_key', 'cache_s', 'waiter'}) do
+  write(field, args[field])
+end
+redis.call('HSET', job, unpack(record))
 remember(id)
 if args.follow_events then redis.call('XADD', keys.events_stream(id), '*', 'type', 'status', 'value', 'queued') end
 if args.source_bytes then redis.call('PERSIST', keys.input_bytes(id)) end -- an edit's image stays until the job ends
