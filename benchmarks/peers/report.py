@@ -56,7 +56,7 @@ def plot_throughput(table: Table, file: Path = PLOT) -> Path:
     from matplotlib import pyplot
 
     pyplot.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "peers", "font.size": 9})
-    figure, axes = pyplot.subplots(1, len(SETTINGS), figsize=(9, 3.4), sharey=True)
+    figure, axes = pyplot.subplots(1, len(SETTINGS), figsize=(9, 3.4), sharey=True, layout="constrained")
     for axis, kind in zip(axes, SETTINGS, strict=True):
         for name, row in table.items():
             points = {int(key.rpartition("_")[2]): v for key, v in row.items() if key.rpartition("_")[0] == kind and v}
@@ -66,8 +66,7 @@ def plot_throughput(table: Table, file: Path = PLOT) -> Path:
         axis.set_xticks(sorted(points), [str(callers) for callers in sorted(points)], minor=False)
         axis.minorticks_off()
     axes[0].set_ylabel("images/s")
-    axes[1].legend(frameon=False, fontsize=8)
-    figure.tight_layout()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
     figure.savefig(file, metadata={"Date": None})
     pyplot.close(figure)
     return file
