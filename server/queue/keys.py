@@ -107,6 +107,7 @@ class Keys:
     stats_hash = FixedKey("stats")
     exemplars_hash = FixedKey("exemplars")  # trace, value and time of a recent observation, by bucket
     models_hash = FixedKey("models")
+    replaced_hash = FixedKey("replaced")  # the model that a reload put in the place of another, by the other's id
     reloads_hash = FixedKey("reloads")
     crashes_hash = FixedKey("crashes")  # background tasks that crash, by process and task
     streams = KeyTemplate("streams:{process}")  # open event streams of a gateway, by owner
