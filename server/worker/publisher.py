@@ -137,6 +137,9 @@ class Publisher:
             if len(job.outputs) < job.lease.input.n - 1:
                 await self._store(job, output, data)
                 files = {}
+            job.outputs[index] = output
+            if job.complete and not job.leaving:
+                await self._results.extend(job)
         except StorageUnavailable as error:  # no job is to blame; no attempt of it is used up
             if not job.interrupted:
                 log.warning("%s is requeued: %s", job.lease.job_id, error.message)
@@ -147,7 +150,6 @@ class Publisher:
             # The worker's loop frees its rows between steps; here a step may be running.
             job.failure = JobError("publish_failed", repr(error))
             return
-        job.outputs[index] = output
         if job.complete and not job.leaving:
             await self._completion.finish(job, JobState.SUCCEEDED, files=files)
 

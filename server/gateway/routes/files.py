@@ -9,7 +9,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import Field
 
 from server.batch_format import FAILURES, RESULTS
-from server.errors import BodyTooLarge, InvalidRequest, JobCanceled, RequestError, UnknownFile
+from server.errors import BodyTooLarge, InvalidRequest, JobCanceled, RequestError, StorageUnavailable, UnknownFile
 from server.gateway.api_keys import Caller
 from server.gateway.batches.files import MAX_FILE_BYTES
 from server.gateway.batches.record import Batch
@@ -114,7 +114,9 @@ async def get_file_content(file_id: str, services: ServicesDep, caller: CallerDe
     """
     if (found := await _result_file(services, caller, file_id)) is not None:
         batch, errors = found
-        return StreamingResponse(_result_lines(services, batch, errors), media_type="application/jsonl")
+        lines = _result_lines(services, batch, errors)
+        first = await anext(lines, "")  # a store that does not respond is a 503, where nothing has been sent
+        return StreamingResponse(_continued(first, lines), media_type="application/jsonl")
     file = await services.files.get(caller.name, file_id)
     # With a Content-Length, a reader notices when the file is deleted during the download.
     media_type = "application/jsonl" if file.purpose == "batch" else "application/octet-stream"
@@ -137,6 +139,12 @@ async def _result_file(services: Services, caller: Caller, file_id: str) -> tupl
     return None
 
 
+async def _continued(first: str, lines: AsyncIterator[str]) -> AsyncIterator[str]:
+    yield first
+    async for line in lines:
+        yield line
+
+
 async def _result_lines(services: Services, batch: Batch, errors: bool) -> AsyncIterator[str]:
     async for result in services.batches.results(batch, errors=errors):
         line: dict[str, Any] = {"id": batch.job_id(result.number), "custom_id": result.custom_id, "error": None}
@@ -157,6 +165,8 @@ async def _response(services: Services, record: JobRecord, body: Mapping[str, An
     except JobCanceled:
         canceled = JobCanceled("The batch was canceled or expired before this line was generated.")
         return {"status_code": canceled.status, "request_id": record.id, "body": canceled.body()}
+    except StorageUnavailable:  # no result of this line: the download fails, and can be repeated
+        raise
     except RequestError as error:
         return {"status_code": error.status, "request_id": record.id, "body": error.body()}
     return {"status_code": 200, "request_id": record.id, "body": answer.model_dump()}
