@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Form, Query, Request, UploadFile
 from fastapi.responses import StreamingResponse
@@ -24,6 +24,7 @@ from server.gateway.schemas.images import ImageRequest
 from server.gateway.schemas.openapi import BATCH_ERRORS, FILE_CONTENT, FILE_ERRORS
 from server.jobs import JobRecord
 
+T = TypeVar("T")
 router = APIRouter(route_class=FormRoute)
 ANCHOR, SECONDS = "expires_after[anchor]", "expires_after[seconds]"
 UPLOAD_FIELDS = ("file", "purpose", ANCHOR, SECONDS)
@@ -115,13 +116,13 @@ async def get_file_content(file_id: str, services: ServicesDep, caller: CallerDe
     if (found := await _result_file(services, caller, file_id)) is not None:
         batch, errors = found
         lines = _result_lines(services, batch, errors)
-        first = await anext(lines, "")  # a store that does not respond is a 503, where nothing has been sent
-        return StreamingResponse(_continued(first, lines), media_type="application/jsonl")
+        return StreamingResponse(await _begun(lines), media_type="application/jsonl")
     file = await services.files.get(caller.name, file_id)
     # With a Content-Length, a reader notices when the file is deleted during the download.
     media_type = "application/jsonl" if file.purpose == "batch" else "application/octet-stream"
     length = {"Content-Length": str(file.size_bytes)}
-    return StreamingResponse(services.files.chunks(file), media_type=media_type, headers=length)
+    chunks = await _begun(services.files.chunks(file))
+    return StreamingResponse(chunks, media_type=media_type, headers=length)
 
 
 async def _result_file(services: Services, caller: Caller, file_id: str) -> tuple[Batch, bool] | None:
@@ -139,10 +140,19 @@ async def _result_file(services: Services, caller: Caller, file_id: str) -> tupl
     return None
 
 
-async def _continued(first: str, lines: AsyncIterator[str]) -> AsyncIterator[str]:
-    yield first
-    async for line in lines:
-        yield line
+async def _begun(parts: AsyncIterator[T]) -> AsyncIterator[T]:
+    """The same parts, of which the first is here already: until it is sent, an error still has a status of its own."""
+    try:
+        first = await anext(parts)
+    except StopAsyncIteration:
+        return parts
+
+    async def all_parts() -> AsyncIterator[T]:
+        yield first
+        async for part in parts:
+            yield part
+
+    return all_parts()
 
 
 async def _result_lines(services: Services, batch: Batch, errors: bool) -> AsyncIterator[str]:
