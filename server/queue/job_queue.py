@@ -32,7 +32,6 @@ RETRY_WHEN_USED_UP_S = 60  # memory is free again when something expires
 CACHE_BYTES = 400  # of an entry of the result cache, and its fields in the record
 RECORD_BYTES = 1600  # of a waiting job beside its input (measured)
 MIB = 1 << 20
-_FOUND = ("new", "known", "cached", "uncached")  #: outcomes of enqueue.lua that refuse nothing
 #: Share of Redis' maxmemory that FLUID_MAX_MIB=0 stands for: the rest is for what is not counted.
 COUNTED_SHARE = 0.75
 
@@ -167,7 +166,7 @@ class JobQueue(QueueConnection):
             "limits": {**self.limits, **self.memory_limits, "max_jobs": submission.max_jobs},
         }
         answer, value, created_at = await self.run("enqueue", args, replicated=True)
-        if answer not in _FOUND and (refusal := self._refusal(answer, value, submission)) is not None:
+        if answer not in frozenset(Outcome) and (refusal := self._refusal(answer, value, submission)) is not None:
             raise refusal
         if answer == "no_source":
             raise NotReplicated("A failover of Redis lost the request's image.", retry_after_s=1)
@@ -274,14 +273,12 @@ class JobQueue(QueueConnection):
         return cast("bytes | None", await self.redis.execute_command("GET", key, NEVER_DECODE=True))
 
     async def with_images(self, accepted: Accepted) -> Accepted | None:
-        """The cached job with its record; None if an image of it cannot be loaded any more. A store that does not
-        respond counts as one that has them: the caller is told so when the image is read. Others are returned as they
-        are."""
-        job_id = accepted.job_id
+        """A cached job with its record, or None if one of its images is gone; others as they are. A store that does not
+        respond counts as one that has them: the caller is told so when the image is read."""
         if accepted.outcome is not Outcome.CACHED:
             return accepted
         try:
-            record = await self.get(job_id)
+            record = await self.get(accepted.job_id)
         except (UnknownJob, JobExpired):
             return None
         for output in record.outputs:
@@ -289,7 +286,7 @@ class JobQueue(QueueConnection):
                 with suppress(StorageUnavailable):
                     if self.store is None or not await self.store.exists(output.location):
                         return None
-            elif not await self.redis.exists(self.keys.result_bytes(job_id, output.token, output.index)):
+            elif not await self.redis.exists(self.keys.result_bytes(record.id, output.token, output.index)):
                 return None
         return replace(accepted, record=record)
 
