@@ -79,9 +79,8 @@ class DiffusionHead(nn.Module):
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=0.02)
         if self.config.mean_flow:
-            for linear in (self.length[2], self.guidance[2]):
-                nn.init.zeros_(linear.weight)
-                nn.init.zeros_(linear.bias)
+            for parameter in (*self.length[2].parameters(), *self.guidance[2].parameters()):
+                nn.init.zeros_(parameter)
 
     def embed_time(self, t: Tensor, length: Tensor | None = None) -> Tensor:
         """(M,) timesteps -> (M, W). All tokens of a step may share one row.
