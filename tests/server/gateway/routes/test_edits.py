@@ -223,17 +223,18 @@ def test_an_idempotency_key_covers_the_uploaded_image(http: httpx.Client) -> Non
     assert http.post("/v1/images/edits", data=data, files=other, headers=headers).status_code == 422
 
 
-def test_an_edit_streams_to_the_official_client(client: openai.OpenAI) -> None:
+def test_an_edit_streams_to_the_official_client(client: openai.OpenAI, hold: Hold) -> None:
     """The unmodified client reads image_edit.* events; previews keep the original outside the hole."""
-    events = list(
-        client.images.edit(
-            image=("a.png", png(gradient())), mask=("m.png", png(mask())), prompt="a cat", stream=True,
-            partial_images=2, extra_body={"feather": 0, "num_inference_steps": 6},
-        )
+    stream = client.images.edit(
+        image=("a.png", png(gradient())), mask=("m.png", png(mask())), prompt=hold.prompt(step=5), stream=True,
+        partial_images=2, extra_body={"feather": 0, "num_inference_steps": 6},
     )  # fmt: skip
-    kinds = [event.type for event in events]
-    assert kinds == ["image_edit.partial_image"] * (len(events) - 1) + ["image_edit.completed"]
-    assert 1 <= len(events) - 1 <= 2
+    events = []
+    for event in stream:
+        events.append(event)
+        if len(events) == 2:
+            hold.release()
+    assert [event.type for event in events] == ["image_edit.partial_image"] * 2 + ["image_edit.completed"]
     for event in events:
         image = Image.open(io.BytesIO(base64.b64decode(event.b64_json))).convert("RGB")
         assert all(inside(x, y) for x, y in changed_pixels(image, gradient()))
