@@ -58,7 +58,7 @@ def test_a_final_failure_is_not_retried(service: Service, prompt: str, extra: di
 
 def test_a_timeout_with_a_key_is_retried(new_service: Callable[..., Service], hold: Hold) -> None:
     """After a 504 the job continues, and the client's retry with the same key gets its image."""
-    service = new_service(request_timeout_s=0.5)
+    service = new_service(request_timeout_s=1.0)
     seen: list[int] = []
 
     def receive(response: httpx.Response) -> None:
