@@ -3,7 +3,7 @@
 import io
 import json
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,8 +37,9 @@ class Line:
     error: str = ""  #: why this line fails alone, if nothing can hold its body
 
 
-def index_lines(data: bytes, url: str = URL) -> "array[int]":
-    """Check every line of a batch for `url`, and return the offset of each, with that of the end.
+def index_lines(data: bytes, url: str = URL, named: set[str] | None = None) -> "array[int]":
+    """Check every line of a batch for `url`, and return the offset of each, with that of the end. Ids of files that a
+    line for edits names as images are added to `named`.
 
     Lines are read from the file when their turn comes. An invalid body is not an error here: later it fails its own
     request only.
@@ -67,9 +68,19 @@ def index_lines(data: bytes, url: str = URL) -> "array[int]":
                 f"Line {number}: custom_id {line.custom_id!r} was used before.", "duplicate_custom_id", number
             )
         seen.add(line.custom_id)
+        if named is not None and url == EDITS_URL:
+            named.update(_files_in(line.body))
         offsets.append(begin)
     offsets.append(end)
     return offsets
+
+
+def _files_in(body: Mapping[str, Any]) -> Iterator[str]:
+    images = body.get("images")
+    for each in (body.get("image"), body.get("mask"), *(images if isinstance(images, list) else ())):
+        for text in each.values() if isinstance(each, dict) else (each,):
+            if isinstance(text, str) and text.startswith("file-") and len(text) <= 100:
+                yield text
 
 
 def parse_line(text: str) -> Line:

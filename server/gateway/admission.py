@@ -15,7 +15,7 @@ from server.errors import InvalidRequest, JobExpired, NotReplicated, NoWorkers, 
 from server.gateway.api_keys import Caller
 from server.gateway.dependencies import Services
 from server.jobs import PRIORITIES, JobInput, new_job_id
-from server.queue.job_queue import Accepted, Submission
+from server.queue.job_queue import Accepted, Outcome, Submission
 from server.telemetry.job_trace import request_attributes
 from server.telemetry.tracing import current
 
@@ -83,15 +83,14 @@ async def accept(
             await services.fleet.require_worker(job.model)
         except NoWorkers:
             found = await services.queue.cached(submission)
-            if found is None or (found.cached and not await services.queue.has_images(found.job_id)):
+            if found is None or (found := await services.queue.with_images(found)) is None:
                 raise
             return found
     if span is not None:
         submission = replace(submission, trace=str(span.context))
     try:
-        accepted = await services.queue.enqueue(submission)
-        if accepted.cached and not await services.queue.has_images(accepted.job_id):
-            # Deleted, or in another store than today's: generated anew, as a request of its own.
+        accepted = await services.queue.with_images(await services.queue.enqueue(submission))
+        if accepted is None:  # deleted, or in another store than today's: generated as a request of its own
             accepted = await services.queue.enqueue(replace(submission, cache_key="", key=""))
     except QueueFull as error:
         queue_s = await services.fleet.eta_s(job.model, await services.queue.backlog(job.model))
@@ -109,7 +108,7 @@ async def accept(
     if span is not None:
         span.child("enqueue", began, time.time(), {})
         span.set(request_attributes(accepted.job_id, job))
-    if services.settings.log_prompts == "yes" and accepted.is_new:
+    if services.settings.log_prompts == "yes" and accepted.outcome is Outcome.NEW:
         log.info("%s by %s: prompt %r", submission.job_id, job.owner or "anonymous", job.prompt)
     return accepted
 

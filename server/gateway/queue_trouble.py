@@ -13,7 +13,7 @@ from server.errors import StorageUnavailable
 from server.queue.job_queue import JobQueue
 from server.queue.redis_client import explain, find_problems, read_maxmemory, redis_time
 from server.settings import Settings
-from server.storage.object_store import ObjectStore
+from server.storage.object_store import DELETED_AT_ONCE, ObjectStore
 from server.storage.reasons import remedy
 
 log = logging.getLogger(__name__)
@@ -70,15 +70,15 @@ async def watch_redis(queue: JobQueue) -> None:
 
 
 async def watch_store(queue: JobQueue) -> None:
-    """List the store of finished images: that shows whether it answers, and which hours of objects have expired. Any
-    number of gateways may do it."""
+    """List the store of finished images: that shows whether it answers, and which hours of objects have expired. Delete
+    those, and uploads that nothing needs any more. Any number of gateways may do it."""
     failure = RepeatedFailure(log)
     due_at = 0.0
     while True:
         if queue.store is not None and (queue.store.trouble or time.monotonic() >= due_at):
             due_at = time.monotonic() + STORE_CHECK_S
             try:
-                await _sweep(queue.store, await redis_time(queue.redis))
+                await _sweep(queue, queue.store, await redis_time(queue.redis))
                 queue.store.trouble = ""
                 failure.over()
             except StorageUnavailable as error:
@@ -88,7 +88,16 @@ async def watch_store(queue: JobQueue) -> None:
         await asyncio.sleep(SOON_S * random.uniform(0.75, 1.25))  # so that gateways do not delete the same objects
 
 
-async def _sweep(store: ObjectStore, now: float) -> None:
+async def _sweep(queue: JobQueue, store: ObjectStore, now: float) -> None:
+    await _delete_uploads(queue, store, now)
     for hour in await store.expired(now):
         if deleted := await store.delete_hour(hour):
             log.info("deleted %d expired images of %s", deleted, hour)
+
+
+async def _delete_uploads(queue: JobQueue, store: ObjectStore, now: float) -> None:
+    """Delete uploads whose time is over. A name leaves the list after its object, which no other upload ever has."""
+    listed = queue.keys.discarded_zset
+    while names := await queue.redis.zrangebyscore(listed, "-inf", now, start=0, num=DELETED_AT_ONCE):
+        await store.delete_many(names)
+        await queue.redis.zrem(listed, *names)

@@ -6,7 +6,8 @@ execution is at-least-once.
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from typing import cast
 
 from server.errors import (
@@ -31,7 +32,6 @@ RETRY_WHEN_USED_UP_S = 60  # memory is free again when something expires
 CACHE_BYTES = 400  # of an entry of the result cache, and its fields in the record
 RECORD_BYTES = 1600  # of a waiting job beside its input (measured)
 MIB = 1 << 20
-_FOUND = ("new", "known", "cached", "uncached")  #: outcomes of enqueue.lua that refuse nothing
 #: Share of Redis' maxmemory that FLUID_MAX_MIB=0 stands for: the rest is for what is not counted.
 COUNTED_SHARE = 0.75
 
@@ -57,15 +57,23 @@ class Submission:
     waiter: str = ""  #: name of the gateway that waits for the end, if one does
 
 
+class Outcome(StrEnum):
+    """Whose job it is that a submission became."""
+
+    NEW = "new"  #: its own
+    KNOWN = "known"  #: that of the same request, which was accepted before
+    CACHED = "cached"  #: that of an equal request, which has succeeded
+    UNCACHED = "uncached"  #: none, where only these two were wanted
+
+
 @dataclass(frozen=True, slots=True)
 class Accepted:
     """The job that a submission became."""
 
     job_id: str
     created_at: float
-    is_new: bool  #: False if the same request was accepted before
-    cached: bool = False  #: it is the job of an equal request, which has succeeded
-    known: bool = False  #: the same request was accepted before
+    outcome: Outcome
+    record: JobRecord | None = None  #: of a cached job, once its images were found
 
 
 class JobQueue(QueueConnection):
@@ -99,19 +107,20 @@ class JobQueue(QueueConnection):
             QueueFull, RateLimited: too many jobs wait. KeyReused: the id or key is that of another request.
             JobExpired: the job of this id ended and was deleted.
             NotReplicated: too few replicas of Redis have it; the job may exist, and the same call finds it.
+            StorageUnavailable: the store of FLUID_RESULTS does not take the source image.
         """
         if submission.source is None:
             return await self._enqueue(submission)
-        await source_images.store(self, submission.job_id, submission.source)
+        name = await source_images.store(self, submission.job_id, submission.source)
         try:
-            accepted = await self._enqueue(submission)
+            accepted = await self._enqueue(submission, source_object=name)
         except NotReplicated:  # the job may exist
             raise
         except RequestError:
-            await source_images.delete(self, submission.job_id)
+            await source_images.delete(self, submission.job_id, name)
             raise
         if accepted.job_id != submission.job_id:
-            await source_images.delete(self, submission.job_id)
+            await source_images.delete(self, submission.job_id, name)
         return accepted
 
     async def cached(self, submission: Submission) -> Accepted | None:
@@ -121,11 +130,11 @@ class JobQueue(QueueConnection):
             KeyReused, JobExpired: as `enqueue`.
         """
         found = await self._enqueue(submission, only_cached=True) if submission.cache_key else None
-        return found if found and (found.cached or found.known) else None
+        return None if found is None or found.outcome is Outcome.UNCACHED else found
 
-    async def _enqueue(self, submission: Submission, *, only_cached: bool = False) -> Accepted:
+    async def _enqueue(self, submission: Submission, *, only_cached: bool = False, source_object: str = "") -> Accepted:
         job, text = submission.job, submission.job.to_json()
-        source_bytes = len(submission.source or b"")
+        source_bytes = 0 if source_object else len(submission.source or b"")
         # What the images take of Redis at most.
         reserved = 0 if self.store else job.n * job.width * job.height * job.channels
         args = {
@@ -148,6 +157,7 @@ class JobQueue(QueueConnection):
             "bytes": RECORD_BYTES + len(text) + source_bytes + reserved + CACHE_BYTES * bool(submission.cache_key),
             "reserved_bytes": reserved,
             "source_bytes": source_bytes or None,
+            "source_object": source_object or None,
             "cache_key": submission.cache_key or None,
             "cache_s": self._cache_s if submission.cache_key else None,
             "checkpoint": submission.checkpoint or None,
@@ -156,7 +166,7 @@ class JobQueue(QueueConnection):
             "limits": {**self.limits, **self.memory_limits, "max_jobs": submission.max_jobs},
         }
         answer, value, created_at = await self.run("enqueue", args, replicated=True)
-        if answer not in _FOUND and (refusal := self._refusal(answer, value, submission)) is not None:
+        if answer not in frozenset(Outcome) and (refusal := self._refusal(answer, value, submission)) is not None:
             raise refusal
         if answer == "no_source":
             raise NotReplicated("A failover of Redis lost the request's image.", retry_after_s=1)
@@ -165,7 +175,7 @@ class JobQueue(QueueConnection):
         if answer in ("differs", "taken"):
             name = f"Idempotency-Key {submission.key!r}" if submission.key else f"job id {submission.job_id!r}"
             raise KeyReused(f"The {name} belongs to another request. Use a new one for a new request.")
-        return Accepted(value, float(created_at or 0), answer == "new", answer == "cached", answer == "known")
+        return Accepted(value, float(created_at or 0), Outcome(answer))
 
     def _refusal(self, outcome: str, used: str, submission: Submission) -> RequestError | None:
         """The error of a limit that enqueue.lua names, or None."""
@@ -262,21 +272,23 @@ class JobQueue(QueueConnection):
             return cast("bytes | None", await self.redis.call("GET", key, decode=False))
         return cast("bytes | None", await self.redis.execute_command("GET", key, NEVER_DECODE=True))
 
-    async def has_images(self, job_id: str) -> bool:
-        """True if every image of an ended job can still be loaded. A store that does not respond counts as yes: the
-        caller is told so when the image is read."""
+    async def with_images(self, accepted: Accepted) -> Accepted | None:
+        """A cached job with its record, or None if one of its images is gone; others as they are. A store that does not
+        respond counts as one that has them: the caller is told so when the image is read."""
+        if accepted.outcome is not Outcome.CACHED:
+            return accepted
         try:
-            record = await self.get(job_id)
+            record = await self.get(accepted.job_id)
         except (UnknownJob, JobExpired):
-            return False
+            return None
         for output in record.outputs:
             if output.location:
                 with suppress(StorageUnavailable):
                     if self.store is None or not await self.store.exists(output.location):
-                        return False
-            elif not await self.redis.exists(self.keys.result_bytes(job_id, output.token, output.index)):
-                return False
-        return True
+                        return None
+            elif not await self.redis.exists(self.keys.result_bytes(record.id, output.token, output.index)):
+                return None
+        return replace(accepted, record=record)
 
     async def backlog(self, model: str) -> int:
         """Waiting work of a model, in row-steps."""

@@ -93,13 +93,17 @@ class Keys:
     batch_hash = KeyTemplate("batch:{batch_id}")
     batch_index = KeyTemplate("batch_index:{batch_id}")  # where each line begins in the batch's file
     batch_errors = KeyTemplate("batch_errors:{batch_id}")
+    batch_files_zset = KeyTemplate("batch_files:{batch_id}")  # files that its lines name
     batch_list = KeyTemplate("batch_list:{owner}")
     open_batches_zset = KeyTemplate("open_batches:{owner}")  # unfinished batches, by when they expire
     file_hash = KeyTemplate("file:{file_id}")
     file_bytes = KeyTemplate("file_bytes:{file_id}")
     file_list = KeyTemplate("file_list:{owner}")
+    file_object_hash = KeyTemplate("file_object:{file_id}")  # name and size_bytes of content that lies in FLUID_RESULTS
     file_readers_zset = KeyTemplate("file_readers:{file_id}")  # batches that need the content, by when no longer
-    stored_zset = FixedKey("stored")  # "ID OWNER BYTES" of files and batches, by when they expire
+    #: "ID OWNER BYTES" of files and batches, by when they expire; a fourth part is what of it lies in Redis.
+    stored_zset = FixedKey("stored")
+    discarded_zset = FixedKey("discarded")  # names of uploads in FLUID_RESULTS, by when they are deleted
     stored_bytes_hash = FixedKey("stored_bytes")  # bytes that jobs, images, files and batches take, by owner
 
     # --- workers ------------------------------------------------------------------------------------
@@ -107,6 +111,7 @@ class Keys:
     stats_hash = FixedKey("stats")
     exemplars_hash = FixedKey("exemplars")  # trace, value and time of a recent observation, by bucket
     models_hash = FixedKey("models")
+    replaced_hash = FixedKey("replaced")  # the model that a reload put in the place of another, by the other's id
     reloads_hash = FixedKey("reloads")
     crashes_hash = FixedKey("crashes")  # background tasks that crash, by process and task
     streams = KeyTemplate("streams:{process}")  # open event streams of a gateway, by owner

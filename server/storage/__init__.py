@@ -1,1 +1,1 @@
-"""Finished images outside Redis (FLUID_RESULTS): in a bucket of S3's kind, or in a folder that all hosts share."""
+"""Finished images and uploads outside Redis (FLUID_RESULTS): in a bucket of S3's kind, or in a shared folder."""

@@ -3,8 +3,12 @@
 The name says when an object may go, so no list of objects is kept: a sweep reads the names of the hours that have
 passed. That also finds the objects of attempts that were lost. Each attempt has a token of its own, as in Redis: a
 worker that lost its lease overwrites nothing.
+
+Uploads, which are source images of edits and files, have no such end, because a job may wait for any time: they are
+NAMESPACE=uploads/ID-NUMBER, and Redis holds when each is deleted. No namespace has "=" in its part of a name.
 """
 
+import secrets
 from datetime import UTC, datetime, timedelta
 from urllib.parse import quote
 
@@ -20,6 +24,11 @@ def object_name(namespace: str, job_id: str, token: int, index: int, suffix: str
     """Name of an image's object. `expires_at`: seconds since the epoch, rounded up to a full hour."""
     hour = datetime.fromtimestamp(expires_at, UTC) + timedelta(hours=1)
     return f"{root_of(namespace)}/{hour:{_HOUR}}/{job_id}/{token}-{index}.{suffix}"
+
+
+def upload_name(namespace: str, owner_id: str) -> str:
+    """A new name of the object of a job's source image or of a file; no other upload ever has it."""
+    return f"{root_of(namespace)}=uploads/{owner_id}-{secrets.token_hex(8)}"
 
 
 def expires_at(name: str) -> float | None:

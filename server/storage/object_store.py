@@ -1,4 +1,4 @@
-"""`ObjectStore`: writes, reads and deletes the files of finished images in a bucket or a folder, by obstore.
+"""`ObjectStore`: writes, reads and deletes files in a bucket or a folder, by obstore.
 
 A failure is `StorageUnavailable` with a reason that may be shown to callers: no address, no credentials. The text of
 the library's error may hold an access key, and is in no message and no log.
@@ -7,17 +7,16 @@ the library's error may hold an access key, and is in no message and no log.
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from server.addresses import results_folder
 from server.errors import ConfigError, StorageUnavailable
 from server.storage import object_names
+from server.storage.backends import open_backend, remove_empty, sync_file
 from server.storage.reasons import LOST_FOLDER, reason_of
 
 if TYPE_CHECKING:
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 IN_REDIS = "redis"  #: the value of FLUID_RESULTS without a store
 TIMEOUT_S = 10.0  #: of one call; a mount that hangs never returns
-RETRIES = 2  #: inside one call; workers repeat the call itself
 PROBE_BYTES = 4096  #: a nearly full disk still has room for less
 DELETED_AT_ONCE = 1000  #: as many as one request of S3 deletes
 
@@ -83,12 +81,13 @@ class ObjectStore:
         import obstore
 
         if self._folder is None:
-            kind = f"image/{name.rpartition('.')[2]}" if "." in name else "application/octet-stream"
+            _, dot, suffix = name.rpartition("/")[2].rpartition(".")
+            kind = f"image/{suffix}" if dot else "application/octet-stream"
             about = {"Content-Type": kind}
             await obstore.put_async(await self._store(), name, data, attributes=about, use_multipart=False)
         else:
             await obstore.put_async(await self._store(), name, data)
-            await self._in_thread(_sync, self._folder, name)
+            await self._in_thread(sync_file, self._folder, name)
 
     async def get(self, name: str) -> bytes | None:
         """Read an object; None if there is none."""
@@ -103,6 +102,35 @@ class ObjectStore:
         except FileNotFoundError as error:
             await self._require_place(error)
             return None
+
+    async def get_range(self, name: str, start: int, end: int) -> bytes | None:
+        """Read the bytes from `start` to before `end`, of which there must be some; None if there is no such object."""
+        return await self._call(self._get_range(name, start, end))
+
+    async def _get_range(self, name: str, start: int, end: int) -> bytes | None:
+        import obstore
+
+        try:
+            return bytes(await obstore.get_range_async(await self._store(), name, start=start, end=end))
+        except FileNotFoundError as error:
+            await self._require_place(error)
+            return None
+
+    async def copy(self, name: str, new_name: str) -> bool:
+        """Store an object under a second name; False if there is none of the first."""
+        return await self._call(self._copy(name, new_name))
+
+    async def _copy(self, name: str, new_name: str) -> bool:
+        import obstore
+
+        try:
+            await obstore.copy_async(await self._store(), name, new_name)
+        except FileNotFoundError as error:
+            await self._require_place(error)
+            return False
+        if self._folder is not None:
+            await self._in_thread(sync_file, self._folder, new_name)
+        return True
 
     async def link(self, name: str, seconds: float) -> str:
         """A link by which anyone can read the object of a bucket for a while: at most a week, as S3 allows."""
@@ -142,6 +170,10 @@ class ObjectStore:
             except FileNotFoundError as error:
                 await self._require_place(error)
 
+    async def delete_many(self, names: Sequence[str]) -> None:
+        """Delete up to DELETED_AT_ONCE objects by one request."""
+        await self._call(self._delete_many(names))
+
     async def expired(self, now: float) -> list[str]:
         """The hours of objects, as prefixes of their names, that have passed. One listing, which also shows whether the
         store answers."""
@@ -165,7 +197,7 @@ class ObjectStore:
             await self._call(self._delete_many(batch))
             deleted += len(batch)
         if self._folder is not None:
-            await self._call(self._in_thread(_remove_empty, self._folder / hour))
+            await self._call(self._in_thread(remove_empty, self._folder / hour))
         return deleted
 
     async def _first_of(self, hour: str) -> list[str]:
@@ -175,11 +207,11 @@ class ObjectStore:
             return [each["path"] for each in page]
         return []
 
-    async def _delete_many(self, names: list[str]) -> None:
+    async def _delete_many(self, names: Sequence[str]) -> None:
         import obstore
 
         try:
-            await obstore.delete_async(await self._store(), names)
+            await obstore.delete_async(await self._store(), list(names))
         except FileNotFoundError:  # another process deleted some of them
             await self._delete(tuple(names))
 
@@ -196,24 +228,7 @@ class ObjectStore:
         if not await self._place_is_there():
             raise StorageUnavailable(LOST_FOLDER)  # the library would make a folder of its name
         if self._opened is None:
-            from obstore import store
-
-            if self._folder is not None:
-                self._opened = store.LocalStore(self._folder)
-            else:
-                self._opened = store.S3Store.from_url(
-                    self.url,
-                    client_options={"timeout": f"{TIMEOUT_S:g}s", "connect_timeout": "3s", "allow_http": True},
-                    retry_config={
-                        "max_retries": RETRIES,
-                        "retry_timeout": timedelta(seconds=TIMEOUT_S),
-                        "backoff": {
-                            "init_backoff": timedelta(milliseconds=50),
-                            "max_backoff": timedelta(milliseconds=500),
-                            "base": 2,
-                        },
-                    },
-                )
+            self._opened = open_backend(self.url, self._folder, TIMEOUT_S)
         return self._opened
 
     async def _place_is_there(self) -> bool:
@@ -240,24 +255,3 @@ class ObjectStore:
         except Exception as error:  # the library's errors have builtin classes too
             self.trouble = reason_of(error, in_folder=self._folder is not None, timeout_s=TIMEOUT_S)
             raise StorageUnavailable(self.trouble) from None  # the cause may quote an access key
-
-
-def _sync(folder: Path, name: str) -> None:
-    """Have the kernel write a file and the folders above it to disk: the library renames it into place, no more."""
-    path = folder / name
-    for each in (path, *path.parents):
-        handle = os.open(each, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-        if each == folder:
-            return
-
-
-def _remove_empty(folder: Path) -> None:
-    for path, _, _ in os.walk(folder, topdown=False):
-        try:
-            os.rmdir(path)
-        except OSError:  # not empty: another process is deleting, too
-            return

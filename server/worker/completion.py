@@ -13,7 +13,7 @@ from server.metrics import Tally
 from server.queue.lease_queue import LeaseQueue
 from server.telemetry.tracing import Tracing
 from server.worker.engine.slot import EngineSlot
-from server.worker.results import ResultWriter
+from server.worker.results import RETRY_S, ResultWriter
 from server.worker.scheduling.held_job import HeldJob
 from server.worker.scheduling.scheduler import Scheduler
 from server.worker.snapshots import SnapshotStore
@@ -90,6 +90,13 @@ class Completion:
         except RedisError as failure:
             log.error("cannot requeue %s (%s); its lease will expire", job.lease.job_id, failure)
         self._remove(job, "requeued", error.code if error else "")
+
+    async def requeue_after_outage(self, job: HeldJob) -> None:
+        """Requeue a job whose source image the store did not give, after a pause; no attempt counts."""
+        self._results.probe_soon()
+        await asyncio.sleep(RETRY_S)
+        if not job.leaving:
+            await self.requeue(job, None)
 
     async def requeue_all(self, error: JobError | None) -> None:
         """Requeue every held job. With an error the engine can no longer free rows, and only started jobs count the

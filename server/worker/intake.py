@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 
-from server.errors import EngineBroken
+from server.errors import EngineBroken, StorageUnavailable
 from server.images.compositing import Source
 from server.jobs import JobState, Lease
 from server.metrics import Tally
@@ -70,8 +70,14 @@ class Intake:
             await self._completion.finish(job, JobState.SUCCEEDED)
 
     async def _load_source(self, job: HeldJob) -> bool:
-        """Load the image that an edit starts from. False: the job was rejected, because no attempt would find one."""
-        data = await self._completion.persist(lambda: source_images.load(self._queue, job.lease.input))
+        """Load the image that an edit starts from. False: the job was rejected, because no attempt would find one, or
+        requeued, because the store does not respond: no attempt counts, and no job is taken before a probe succeeds."""
+        try:
+            data = await self._completion.persist(lambda: source_images.load(self._queue, job.lease.input))
+        except StorageUnavailable as error:
+            log.warning("%s is requeued: %s", job.lease.job_id, error.message)
+            await self._completion.requeue_after_outage(job)
+            return False
         try:
             if data is None:
                 raise ValueError("the source image is gone; send the request again")

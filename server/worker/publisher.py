@@ -133,6 +133,9 @@ class Publisher:
             if len(job.outputs) < job.lease.input.n - 1:
                 await self._store(job, output, data)
                 files = {}
+            job.outputs[index] = output
+            if job.complete and not job.leaving:
+                await self._results.extend(job)
         except StorageUnavailable as error:  # no job is to blame; no attempt of it is used up
             if not job.interrupted:
                 log.warning("%s is requeued: %s", job.lease.job_id, error.message)
@@ -145,7 +148,6 @@ class Publisher:
             job.failure = JobError("publish_failed", repr(error))
             self._wake()
             return
-        job.outputs[index] = output
         if job.complete and not job.leaving:
             await self._completion.finish(job, JobState.SUCCEEDED, files=files)
 

@@ -9,11 +9,11 @@ from redis.exceptions import RedisError
 
 from server.background import RepeatedFailure, wait_at_most
 from server.errors import StorageUnavailable
-from server.jobs import Output
+from server.jobs import Lease, Output
 from server.metrics import Tally
-from server.queue.lease_queue import LeaseQueue
+from server.queue.lease_queue import RESULT_EXTRA_S, RESUME_S, LeaseQueue
 from server.queue.redis_client import redis_time
-from server.storage.object_names import object_name
+from server.storage.object_names import expires_at, object_name
 from server.storage.reasons import remedy
 from server.worker.scheduling.held_job import HeldJob
 
@@ -52,10 +52,8 @@ class ResultWriter:
         lease, began = job.lease, time.monotonic()
         while True:
             try:
-                expires_at = await redis_time(self._queue.redis) + self._queue.result_ttl_s(lease)
-                name = object_name(
-                    self._store.namespace, lease.job_id, lease.token, output.index, output.format, expires_at
-                )
+                now = await redis_time(self._queue.redis)
+                name = self._name(lease, output, now)
                 await self._store.put(name, data)
                 break
             except (StorageUnavailable, RedisError) as error:
@@ -71,6 +69,33 @@ class ResultWriter:
         if job.leaving:
             self._delete(name)
         return output
+
+    def _name(self, lease: Lease, output: Output, now: float) -> str:
+        assert self._store is not None
+        ends = now + self._queue.result_ttl_s(lease)
+        return object_name(self._store.namespace, lease.job_id, lease.token, output.index, output.format, ends)
+
+    async def extend(self, job: HeldJob) -> None:
+        """Give the earlier images of a long job that ends now names that expire later, as its record does; the sweep
+        deletes those under the names that they had.
+
+        Raises:
+            StorageUnavailable: the store fails. OSError: an image is gone.
+        """
+        if self._store is None or len(job.outputs) == 1:
+            return
+        now = await redis_time(self._queue.redis)
+        needed = now + self._queue.result_ttl_s(job.lease) - RESULT_EXTRA_S + RESUME_S
+        for output in list(job.outputs.values()):
+            if output.location and (expires_at(output.location) or 0) < needed:
+                name = self._name(job.lease, output, now)
+                if not await self._store.copy(output.location, name):
+                    raise OSError(f"image {output.index} is gone from the store of FLUID_RESULTS")
+                job.outputs[output.index] = replace(output, location=name)
+
+    def probe_soon(self) -> None:
+        """Probe the store at once: another call of it has failed."""
+        self._failed.set()
 
     def discard(self, job: HeldJob) -> None:
         """Delete in the background what this attempt stored; the sweep deletes what that misses."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from server.errors import InvalidRequest
 from server.gateway.batches.files import FileStore
+from server.gateway.batches.record import Batch
 from server.gateway.requests.client_mapping import ClientMapping
 from server.gateway.requests.edits import resolve_edit
 from server.gateway.requests.image_references import read_image
@@ -21,7 +22,7 @@ _ONE_AT_A_TIME = asyncio.Semaphore(1)
 async def edit_line(
     body: Mapping[str, Any],
     job_id: str,
-    owner: str,
+    batch: Batch,
     files: FileStore,
     models: dict[str, ModelInfo],
     default: str,
@@ -40,8 +41,9 @@ async def edit_line(
             raise InvalidRequest("'images' must be a list of one image, without 'image' beside it.", param="images")
         image = images[0]
     request = validated(EditRequest, values)
-    original = await read_image(image, "image", owner, files)
-    hole = await read_image(mask, "mask", owner, files)
+    owner = batch.fields["owner"]
+    original = await read_image(image, "image", owner, files, batch.id)
+    hole = await read_image(mask, "mask", owner, files, batch.id)
     async with _ONE_AT_A_TIME:
         job, source, _ = await resolve_edit(request, original, hole, job_id, models, default, mapping)
     return request, job, source

@@ -1,4 +1,5 @@
-"""Uploaded files, the input of batches: kept in Redis with an expiry, listed per owner."""
+"""Uploaded files, the input of batches and edits: records in Redis with an expiry, listed per owner; the content lies
+beside them, or in the store of FLUID_RESULTS."""
 
 import builtins
 import secrets
@@ -11,11 +12,21 @@ from typing import Any, cast
 
 from redis.exceptions import RedisError
 
-from server.errors import BodyTooLarge, InvalidRequest, NotReplicated, RateLimited, UnknownFile, UnreadableRecord
+from server.errors import (
+    BodyTooLarge,
+    InvalidRequest,
+    NotReplicated,
+    RateLimited,
+    StorageUnavailable,
+    UnknownFile,
+    UnreadableRecord,
+)
 from server.gateway.pagination import ids_after, read_listed
 from server.queue.job_queue import MIB, JobQueue
 from server.queue.redis_client import read_hash
 from server.records import UNREADABLE, finite
+from server.storage.object_names import upload_name
+from server.storage.object_store import ObjectStore
 
 #: 50,000 lines, each with a prompt and a few parameters, take about 12 MiB.
 MAX_FILE_BYTES = 32 << 20
@@ -63,6 +74,7 @@ class FileStore:
             InvalidRequest: `expires_after_s` is longer than the default.
             BodyTooLarge: larger than all that the owner may store. RateLimited, QueueFull: larger than what is left.
             NotReplicated: too few replicas of Redis have it.
+            StorageUnavailable: the store of FLUID_RESULTS does not take the content.
         """
         if expires_after_s is not None and expires_after_s > self._ttl_s:
             raise InvalidRequest(
@@ -76,10 +88,12 @@ class FileStore:
                 "(FLUID_MAX_KEY_MIB). Split it.",
                 param="file",
             )
-        file_id, ttl_s = f"file-{secrets.token_hex(12)}", expires_after_s or self._ttl_s
+        file_id, ttl_s, store = f"file-{secrets.token_hex(12)}", expires_after_s or self._ttl_s, self._queue.store
+        name = upload_name(store.namespace, file_id) if store else None
         args = {
-            "id": file_id, "owner": owner, "filename": filename, "purpose": purpose, "size_bytes": len(data),
-            "ttl_s": ttl_s, "list_ttl_s": self._ttl_s, "limits": {**limits, "max_files": MAX_FILES},
+            "id": file_id, "object": name, "owner": owner, "filename": filename, "purpose": purpose,
+            "size_bytes": len(data), "ttl_s": ttl_s, "list_ttl_s": self._ttl_s,
+            "limits": {**limits, "max_files": MAX_FILES},
         }  # fmt: skip
         outcome, used, now = await self._queue.run("file_create", args)
         if outcome == "files":
@@ -87,9 +101,14 @@ class FileStore:
         if outcome != "new":
             raise self._queue.memory_refusal(outcome, used, owner, "file")
         try:
-            await self._redis.set(self._keys.file_bytes(file_id), data, ex=ttl_s)
-            await self._queue.replicated.confirm(self._keys.file_bytes(file_id))
-        except (RedisError, NotReplicated):
+            if store and name:
+                await store.put(name, data)
+            else:
+                await self._redis.set(self._keys.file_bytes(file_id), data, ex=ttl_s)
+            await self._queue.replicated.confirm(
+                (self._keys.file_object_hash if name else self._keys.file_bytes)(file_id)
+            )
+        except (RedisError, NotReplicated, StorageUnavailable):
             with suppress(RedisError):
                 await self._queue.run("file_delete", {"id": file_id, "owner": owner})
             raise
@@ -113,42 +132,75 @@ class FileStore:
         except UNREADABLE as error:
             raise UnreadableRecord(f"File {file_id[:100]!r} was written by another version of this service.") from error
 
+    async def size_of(self, owner: str, file_id: str, batch_id: str = "") -> int:
+        """Size of the content, in bytes. A batch may read a file that its lines name even if its owner has deleted it.
+
+        Raises:
+            UnknownFile: there is no such file, or it belongs to another owner.
+        """
+        try:
+            return (await self.get(owner, file_id)).size_bytes
+        except UnknownFile:
+            readers = self._keys.file_readers_zset(file_id)
+            if not batch_id or await self._redis.zscore(readers, batch_id) is None:
+                raise
+        outside = await self._redis.hget(self._keys.file_object_hash(file_id), "size_bytes")
+        return int(outside or await self._redis.strlen(self._keys.file_bytes(file_id)))
+
     async def content(self, file_id: str) -> bytes:
         """Return the whole content.
 
         Raises:
-            UnknownFile: the file has expired or was deleted.
+            UnknownFile: the file has expired or was deleted. StorageUnavailable: see `_object`.
         """
-        data = await self._redis.execute_command("GET", self._keys.file_bytes(file_id), NEVER_DECODE=True)
+        if (found := await self._object(file_id)) is not None:
+            data = await found[0].get(found[1])
+        else:
+            data = await self._redis.execute_command("GET", self._keys.file_bytes(file_id), NEVER_DECODE=True)
         if data is None:
-            raise UnknownFile(f"File {file_id[:100]!r} has expired or was deleted.", param="file_id")
+            raise self._gone(file_id)
         return cast(bytes, data)
+
+    async def _object(self, file_id: str) -> tuple[ObjectStore, str] | None:
+        """Where the content lies, if not in Redis.
+
+        Raises:
+            StorageUnavailable: in a store that this gateway does not have.
+        """
+        name = await self._redis.hget(self._keys.file_object_hash(file_id), "name")
+        if name is not None and self._queue.store is None:
+            raise StorageUnavailable("is not known to this gateway, whose FLUID_RESULTS is redis")
+        return (self._queue.store, name) if name is not None and self._queue.store is not None else None
+
+    async def _range(self, file_id: str, start: int, end: int) -> bytes:
+        """The content from `start` to before `end`, or less where it is gone."""
+        if (found := await self._object(file_id)) is not None:
+            return await found[0].get_range(found[1], start, end) or b""
+        key = self._keys.file_bytes(file_id)
+        return cast(bytes, await self._redis.execute_command("GETRANGE", key, start, end - 1, NEVER_DECODE=True))
 
     async def chunks(self, file: StoredFile) -> AsyncIterator[bytes]:
         """Yield the content in chunks: a stalled reader holds one chunk in memory instead of the whole file.
 
         Raises:
-            UnknownFile: the file has expired or was deleted meanwhile.
+            UnknownFile: the file has expired or was deleted meanwhile. StorageUnavailable: see `_object`.
         """
         for start in range(0, file.size_bytes, CHUNK_BYTES):
-            end = start + CHUNK_BYTES - 1
-            chunk = await self._redis.execute_command(
-                "GETRANGE", self._keys.file_bytes(file.id), start, end, NEVER_DECODE=True
-            )
+            chunk = await self._range(file.id, start, min(start + CHUNK_BYTES, file.size_bytes))
             if not chunk:
-                raise UnknownFile(f"File {file.id[:100]!r} has expired or was deleted.", param="file_id")
+                raise self._gone(file.id)
             yield chunk
 
     async def lines(self, file_id: str, offsets: Sequence[int]) -> builtins.list[str]:
         """Return the lines that begin at all offsets but the last, which is where the last line ends.
 
         Raises:
-            UnknownFile: the content has expired.
+            UnknownFile: the content has expired. StorageUnavailable: see `_object`.
         """
-        key, first = self._keys.file_bytes(file_id), offsets[0]
-        data = await self._redis.execute_command("GETRANGE", key, first, offsets[-1] - 1, NEVER_DECODE=True)
+        first = offsets[0]
+        data = await self._range(file_id, first, offsets[-1])
         if len(data) < offsets[-1] - first:
-            raise UnknownFile(f"File {file_id[:100]!r} has expired or was deleted.", param="file_id")
+            raise self._gone(file_id)
         return [data[start - first : end - first].decode(errors="replace") for start, end in pairwise(offsets)]
 
     async def list(self, owner: str, limit: int, after: str | None) -> tuple[builtins.list[StoredFile], bool]:
@@ -164,6 +216,9 @@ class FileStore:
         """
         if not await self._queue.run("file_delete", {"id": file_id, "owner": owner}):
             raise self._unknown(file_id)
+
+    def _gone(self, file_id: str) -> UnknownFile:
+        return UnknownFile(f"File {file_id[:100]!r} has expired or was deleted.", param="file_id")
 
     def _unknown(self, file_id: str) -> UnknownFile:
         return UnknownFile(

@@ -22,6 +22,7 @@ from server.errors import (
     QueueFull,
     RateLimited,
     RequestError,
+    StorageUnavailable,
     UnknownFile,
     UnknownJob,
     UnreadableRecord,
@@ -108,9 +109,11 @@ class BatchRunner:
 
     async def _validate(self, batch: Batch) -> None:
         """Find the lines of the input file, which stays for them; a file that cannot be parsed fails the batch."""
-        file_id = batch.fields["input_file_id"]
+        file_id, named = batch.fields["input_file_id"], set[str]()
         try:
-            offsets = await asyncio.to_thread(index_lines, await self._files.content(file_id), batch.endpoint)
+            offsets = await asyncio.to_thread(index_lines, await self._files.content(file_id), batch.endpoint, named)
+        except StorageUnavailable:  # the next step repeats this one
+            return
         except LineError as error:
             await self._fail(batch, str(error), error.code, error.line)
             return
@@ -127,6 +130,7 @@ class BatchRunner:
         }
         outcome, used = await self._queue.run("batch_index", args, offsets.tobytes())
         if outcome == "ok":
+            await self._store.keep_files(batch, sorted(named))
             await self._store.transition(batch, "in_progress", expected=("validating",), total=str(lines))
         elif outcome == "gone":
             await self._fail(batch, f"File {file_id} has expired or was deleted.", UnknownFile.code, None)
@@ -149,13 +153,15 @@ class BatchRunner:
             return
         try:
             texts = await self._store.lines(batch, batch.cursor, batch.cursor + room)
+        except StorageUnavailable:  # the next step repeats this one
+            return
         except UnknownFile as error:
             await self._fail(batch, error.message, error.code, None)
             return
         for number, text in enumerate(texts, batch.cursor):
             try:
                 await self._submit(batch, number, parse_line(text))
-            except (QueueFull, RateLimited, NoWorkers, NotReplicated):
+            except (QueueFull, RateLimited, NoWorkers, NotReplicated, StorageUnavailable):
                 return  # the next step continues here
             except RequestError as error:
                 await self._reject(batch, number, error)
@@ -185,8 +191,7 @@ class BatchRunner:
             if await self._redis.exists(accepted):
                 await self._queue.replicated.confirm(accepted)
                 return
-            owner = batch.fields["owner"]
-            made = await edit_line(line.body, batch.job_id(number), owner, self._files, models, default, self._mapping)
+            made = await edit_line(line.body, batch.job_id(number), batch, self._files, models, default, self._mapping)
             request, job, source = made
         else:
             request = validated(ImageRequest, line.body)

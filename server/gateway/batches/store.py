@@ -9,10 +9,10 @@ import hashlib
 import json
 import secrets
 from array import array
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import partial
 
-from server.batch_format import URL, LineError, parse_line
+from server.batch_format import OVER, URL, LineError, parse_line
 from server.errors import JobExpired, KeyReused, RateLimited, UnknownBatch, UnknownFile, UnknownJob
 from server.gateway.batches.files import FileStore
 from server.gateway.batches.record import COMPLETION_WINDOW_S, Batch, LineResult
@@ -113,8 +113,17 @@ class BatchStore:
 
     async def transition(self, batch: Batch, status: str, *, expected: tuple[str, ...], **fields: str) -> None:
         """Set a new status if the current one is still among `expected`: a cancel may have come in between."""
+        kept = self._keys.batch_files_zset(batch.id)
+        while status in OVER and (named := await self._redis.zrange(kept, 0, CHUNK_LINES - 1)):
+            await self._queue.run("batch_files", {"id": batch.id, "files": named})
         args = {"id": batch.id, "to": status, "from": expected, "ttl_s": self._ttl_s, "fields": fields}
         await self._queue.run("batch_move", args)
+
+    async def keep_files(self, batch: Batch, named: Sequence[str]) -> None:
+        """Keep the files that lines name as images until the batch ends, even if they expire or are deleted."""
+        for first in range(0, len(named), CHUNK_LINES):
+            args = {"files": named[first : first + CHUNK_LINES], "expires_s": COMPLETION_WINDOW_S + self._ttl_s}
+            await self._queue.run("batch_files", {"id": batch.id, **args})
 
     async def end(self, batch: Batch, status: str) -> None:
         """Move a batch whose lines have all ended to a final status; from now on its lines expire when it does.

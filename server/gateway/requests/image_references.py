@@ -10,8 +10,12 @@ from server.gateway.batches.files import FileStore
 from server.images import uploads
 
 
-async def read_image(reference: Any, name: str, owner: str, files: FileStore) -> io.BytesIO | None:
-    """Return the bytes of {"file_id": ...}, {"image_url": "data:..."} or a string with one of them, or base64."""
+async def read_image(reference: Any, name: str, owner: str, files: FileStore, batch_id: str = "") -> io.BytesIO | None:
+    """Return the bytes of {"file_id": ...}, {"image_url": "data:..."} or a string with one of them, or base64.
+
+    Args:
+        batch_id: the batch whose line refers to the image; it keeps files that its lines name.
+    """
     if reference is None:
         return None
     if isinstance(reference, dict):
@@ -21,7 +25,7 @@ async def read_image(reference: Any, name: str, owner: str, files: FileStore) ->
     if not isinstance(reference, str):
         raise InvalidRequest(f"'{name}' must be a file id, a data URL or base64.", param=name)
     if reference.startswith("file-"):
-        if (await files.get(owner, reference)).size_bytes > uploads.MAX_IMAGE_BYTES:
+        if await files.size_of(owner, reference, batch_id) > uploads.MAX_IMAGE_BYTES:
             raise BodyTooLarge(f"'{name}' has more than {uploads.MAX_IMAGE_BYTES} bytes; scale it down.", param=name)
         return io.BytesIO(await files.content(reference))
     if reference.startswith(("http:", "https:")):

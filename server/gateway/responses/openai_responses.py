@@ -20,6 +20,7 @@ from server.gateway.schemas.openai_responses import (
     ResponseUsage,
 )
 from server.jobs import JobInput, JobRecord, JobState
+from server.queue.job_queue import Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +90,13 @@ class ResponseView:
 
 
 async def response_events(
-    services: Services, view: ResponseView, *, is_new: bool, keep: bool, cached: bool
+    services: Services, view: ResponseView, outcome: Outcome, *, keep: bool
 ) -> AsyncIterator[bytes]:
     """Yield the events of a response: created, the call and its previews, completed or failed.
 
     Args:
-        is_new: false if the job is that of an earlier request, whose resolved parameters are shown then.
-        keep, cached: as `image_stream.image_events`.
+        outcome: not NEW if the job is that of an earlier request, whose resolved parameters are shown then.
+        keep: as `image_stream.image_events`.
     """
     numbers = itertools.count()
 
@@ -107,10 +108,11 @@ async def response_events(
 
     is_open = is_generating = False
     try:
-        if not is_new:
+        if outcome is not Outcome.NEW:
             record = await services.queue.get(view.job_id)
             view = replace(view, job=record.input, created_at=record.created_at)
         call = view.call("in_progress")
+        cached = outcome is Outcome.CACHED
         async with aclosing(image_stream.follow_images(services, view.job_id, keep=keep, cached=cached)) as followed:
             async for news in followed:
                 # Not before the job is followed: a client that disconnects from then on cancels it.

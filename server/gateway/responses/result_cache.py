@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, Counter
 from server import __version__
 from server.jobs import JobInput
 from server.model_info import ModelInfo
-from server.queue.job_queue import Accepted, Submission
+from server.queue.job_queue import Accepted, Outcome, Submission
 
 #: What neither changes the images nor belongs to one request alone. `user` stays: it is a caller's own caller.
 _WITHOUT_EFFECT = ("owner", "priority", "deadline_ms", "partial_images", "result_ttl_s", "webhook", "batch", "edit")
@@ -50,9 +50,9 @@ class ResultCache:
 
     def headers(self, submission: Submission, accepted: Accepted) -> dict[str, str]:
         """Count the outcome and return the header that names it; neither for a repetition, which finds its own job."""
-        if not submission.cache_key or not (accepted.cached or accepted.is_new):
+        if not submission.cache_key or accepted.outcome is Outcome.KNOWN:
             return {}
-        outcome = "hit" if accepted.cached else "miss"
+        outcome = "hit" if accepted.outcome is Outcome.CACHED else "miss"
         self._requests.labels(outcome).inc()
         return {"x-cache": outcome}
 

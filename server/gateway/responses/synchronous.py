@@ -17,7 +17,7 @@ from server.gateway.responses.jobs import public_base_url
 from server.gateway.schemas.images import ImageRequest
 from server.images.codec import MIME
 from server.jobs import JobRecord
-from server.queue.job_queue import Accepted, Submission
+from server.queue.job_queue import Accepted, Outcome, Submission
 from server.queue.watcher import Waiter
 
 
@@ -52,7 +52,7 @@ async def respond(
             accepted.job_id,
             response_format,
             keep=bool(submission.key),
-            cached=accepted.cached,
+            cached=accepted.outcome is Outcome.CACHED,
             event_prefix=event_prefix,
             base_url=base_url,
             warnings=warnings,
@@ -81,7 +81,7 @@ def result_headers(
     services: Services, submission: Submission, record: JobRecord, accepted: Accepted, warnings: list[str]
 ) -> dict[str, str]:
     """The headers of a response with images; the times of a cached job are not those of this request."""
-    headers = {} if accepted.cached else timing_headers(record)
+    headers = {} if accepted.outcome is Outcome.CACHED else timing_headers(record)
     return headers | warning_headers(record.id, warnings) | services.result_cache.headers(submission, accepted)
 
 
@@ -94,7 +94,9 @@ async def enqueue_and_wait(request: Request, services: Services, submission: Sub
         accepted = await accept(services, submission, needs_worker=True)
         if accepted.job_id == job_id:
             record = await _wait(request, services, job_id, waiter, keep=bool(submission.key))
-    if accepted.job_id != job_id:
+    if accepted.record is not None:
+        record = accepted.record
+    elif accepted.job_id != job_id:
         with services.watcher.expect(accepted.job_id) as waiter:
             waiter.event.set()  # check at once: the job may have ended already
             record = await _wait(request, services, accepted.job_id, waiter, keep=True)

@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import AsyncIterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Form, Query, Request, UploadFile
 from fastapi.responses import StreamingResponse
 from pydantic import Field
 
 from server.batch_format import FAILURES, RESULTS
-from server.errors import BodyTooLarge, InvalidRequest, JobCanceled, RequestError, UnknownFile
+from server.errors import BodyTooLarge, InvalidRequest, JobCanceled, RequestError, StorageUnavailable, UnknownFile
 from server.gateway.api_keys import Caller
 from server.gateway.batches.files import MAX_FILE_BYTES
 from server.gateway.batches.record import Batch
@@ -24,6 +24,7 @@ from server.gateway.schemas.images import ImageRequest
 from server.gateway.schemas.openapi import BATCH_ERRORS, FILE_CONTENT, FILE_ERRORS
 from server.jobs import JobRecord
 
+T = TypeVar("T")
 router = APIRouter(route_class=FormRoute)
 ANCHOR, SECONDS = "expires_after[anchor]", "expires_after[seconds]"
 UPLOAD_FIELDS = ("file", "purpose", ANCHOR, SECONDS)
@@ -114,12 +115,14 @@ async def get_file_content(file_id: str, services: ServicesDep, caller: CallerDe
     """
     if (found := await _result_file(services, caller, file_id)) is not None:
         batch, errors = found
-        return StreamingResponse(_result_lines(services, batch, errors), media_type="application/jsonl")
+        lines = _result_lines(services, batch, errors)
+        return StreamingResponse(await _begun(lines), media_type="application/jsonl")
     file = await services.files.get(caller.name, file_id)
     # With a Content-Length, a reader notices when the file is deleted during the download.
     media_type = "application/jsonl" if file.purpose == "batch" else "application/octet-stream"
     length = {"Content-Length": str(file.size_bytes)}
-    return StreamingResponse(services.files.chunks(file), media_type=media_type, headers=length)
+    chunks = await _begun(services.files.chunks(file))
+    return StreamingResponse(chunks, media_type=media_type, headers=length)
 
 
 async def _result_file(services: Services, caller: Caller, file_id: str) -> tuple[Batch, bool] | None:
@@ -135,6 +138,21 @@ async def _result_file(services: Services, caller: Caller, file_id: str) -> tupl
             except RequestError as error:
                 raise UnknownFile(f"No file has the id {file_id[:100]!r}.", param="file_id") from error
     return None
+
+
+async def _begun(parts: AsyncIterator[T]) -> AsyncIterator[T]:
+    """The same parts, of which the first is here already: until it is sent, an error still has a status of its own."""
+    try:
+        first = await anext(parts)
+    except StopAsyncIteration:
+        return parts
+
+    async def all_parts() -> AsyncIterator[T]:
+        yield first
+        async for part in parts:
+            yield part
+
+    return all_parts()
 
 
 async def _result_lines(services: Services, batch: Batch, errors: bool) -> AsyncIterator[str]:
@@ -157,6 +175,8 @@ async def _response(services: Services, record: JobRecord, body: Mapping[str, An
     except JobCanceled:
         canceled = JobCanceled("The batch was canceled or expired before this line was generated.")
         return {"status_code": canceled.status, "request_id": record.id, "body": canceled.body()}
+    except StorageUnavailable:  # no result of this line: the download fails, and can be repeated
+        raise
     except RequestError as error:
         return {"status_code": error.status, "request_id": record.id, "body": error.body()}
     return {"status_code": 200, "request_id": record.id, "body": answer.model_dump()}

@@ -22,6 +22,7 @@ from server.gateway.schemas.jobs import JobList, JobObject
 from server.gateway.schemas.openapi import JOB, JOB_IMAGE, LISTING, SUBMIT, RequestBody
 from server.images.codec import MIME
 from server.jobs import JobState
+from server.queue.job_queue import Accepted, Outcome
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=JsonRoute)
 CALLER_CHOSEN_ID = "^[A-Za-z0-9_-]{8,64}$"
@@ -94,7 +95,7 @@ async def _submit(
     if job_id is None:  # else the job of this id is wanted
         submission = services.result_cache.mark(submission, request, models, seeded=body.seed is not None)
     accepted = await accept(services, submission, named=job_id is not None)
-    response = await _job_response(request, services, caller, accepted.job_id, warnings, is_new=accepted.is_new)
+    response = await _job_response(request, services, caller, accepted.job_id, warnings, accepted)
     response.headers.update(services.result_cache.headers(submission, accepted))
     return response
 
@@ -105,15 +106,16 @@ async def _job_response(
     caller: Caller,
     job_id: str,
     warnings: list[str] | None = None,
-    *,
-    is_new: bool = False,
+    accepted: Accepted | None = None,
 ) -> Response:
     """Respond with the job after the preferred wait: 202 while it waits or runs, 200 once it has ended.
 
     A new job is a 202 without a preferred wait, even if it ends before its record is read: the status of a submission
     must not depend on a race.
     """
-    record = await services.queue.get(job_id, caller.name)
+    record = accepted.record if accepted else None
+    record = record or await services.queue.get(job_id, caller.name)
+    is_new = accepted is not None and accepted.outcome is Outcome.NEW
     wait_s = min(_prefer_wait_s(request), services.settings.request_timeout_s)
     if wait_s and not record.state.terminal:
         with services.watcher.expect(job_id) as waiter:

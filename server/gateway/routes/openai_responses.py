@@ -53,7 +53,7 @@ async def create_response(
     if body.stream:
         slot, accepted = await open_stream(services, submission)
         view = ResponseView(body, job, accepted.job_id, call.action, warnings, accepted.created_at)
-        events = response_events(services, view, is_new=accepted.is_new, keep=bool(key), cached=accepted.cached)
+        events = response_events(services, view, accepted.outcome, keep=bool(key))
         headers = services.result_cache.headers(submission, accepted) | warning_headers(accepted.job_id, warnings)
         return sse.response(events, slot, headers)
     record, accepted = await enqueue_and_wait(request, services, submission)

@@ -5,7 +5,7 @@ local id, batch, now = args.id, keys.batch_hash(args.id), clock()
 local f = redis.call('HMGET', batch, 'status', 'owner', 'input_file_id', 'bytes')
 if f[1] ~= 'validating' then return {'moved', ''} end
 local owner, file, before = f[2], f[3], read_number(f[4])
-if redis.call('EXISTS', keys.file_bytes(file)) == 0 then return {'gone', ''} end
+if redis.call('EXISTS', keys.file_bytes(file), keys.file_object_hash(file)) == 0 then return {'gone', ''} end
 if redis.call('EXISTS', keys.batch_index(id)) == 0 then
   local more = #ARGV[2] + args.lines * args.line_bytes
   local refused = memory_refusal(owner, more, args.limits)

@@ -10,7 +10,8 @@ local DEBTS_KEPT = 1000 -- callers who came once and never return must not fill 
 local DEBTS_KEPT_S = 3600
 local WEBHOOK_KEPT_S = 4 * 86400
 local EVENTS_KEPT = 1000 -- per job; at ten a second a follower may be away for a minute and a half
-local EVENT_BYTES = 64
+local STREAM_BYTES = 4400 -- of a job's events, whose first block Redis reserves whole (measured)
+local EVENT_BYTES = 24 -- of each of them (measured)
 local INDEX = {starting = 'running', processing = 'running'} -- states that share an index; also in gateway/pagination.py
 local FILE_RECORD_BYTES = 1024 -- of a file beside its content
 
@@ -152,51 +153,62 @@ local function add_bytes(key, field, bytes)
   if type(sum) == 'number' and sum <= 0 then redis.call('HDEL', key, field) end
 end
 
-local function charge(owner, bytes)
+-- `in_redis`: what of the bytes takes Redis' memory, if not all; an owner's limit counts what lies in FLUID_RESULTS, too.
+local function charge(owner, bytes, in_redis)
   if bytes == 0 then return end
   add_bytes(keys.stored_bytes_hash, owner, bytes)
-  add_bytes(keys.counters_hash, 'stored_bytes', bytes) -- the total
+  add_bytes(keys.counters_hash, 'stored_bytes', in_redis or bytes) -- the total
 end
 
 -- What refuses `bytes` more of this owner: {outcome, bytes in use}, or nil. `limits`: max_key_bytes and max_bytes, 0 for
 -- none. Without API keys there are no owners to tell apart.
-local function memory_refusal(owner, bytes, limits)
+local function memory_refusal(owner, bytes, limits, in_redis)
   local used = owner == '' and 0 or read_number(redis.call('HGET', keys.stored_bytes_hash, owner))
   if owner ~= '' and limits.max_key_bytes > 0 and used + bytes > limits.max_key_bytes then
     return {'key_bytes', tostring(used)}
   end
   if limits.max_bytes == 0 then return nil end
   local total = read_number(redis.call('HGET', keys.counters_hash, 'stored_bytes'))
-  if total + bytes > limits.max_bytes then return {'bytes', tostring(total)} end
+  if total + (in_redis or bytes) > limits.max_bytes then return {'bytes', tostring(total)} end
 end
 
-local function stored_name(id, owner, bytes) return id .. ' ' .. owner .. ' ' .. bytes end
+local function stored_name(id, owner, bytes, in_redis)
+  return id .. ' ' .. owner .. ' ' .. bytes .. (in_redis and ' ' .. in_redis or '')
+end
 
 -- Count a file or batch until it expires.
-local function keep(id, owner, bytes, expires_at)
-  redis.call('ZADD', keys.stored_zset, time_text(expires_at), stored_name(id, owner, bytes))
-  charge(owner, bytes)
+local function keep(id, owner, bytes, expires_at, in_redis)
+  redis.call('ZADD', keys.stored_zset, time_text(expires_at), stored_name(id, owner, bytes, in_redis))
+  charge(owner, bytes, in_redis)
 end
 
 local function forget(name)
-  local owner, bytes = string.match(name, '^%S+ (%S*) (%d+)$')
-  if redis.call('ZREM', keys.stored_zset, name) == 1 and bytes then charge(owner, -tonumber(bytes)) end
+  local owner, bytes, in_redis = string.match(name, '^%S+ (%S*) (%d+) ?(%d*)$')
+  if redis.call('ZREM', keys.stored_zset, name) == 1 and bytes then
+    charge(owner, -tonumber(bytes), -tonumber(in_redis ~= '' and in_redis or bytes))
+  end
 end
+
+-- Have a gateway delete an object of FLUID_RESULTS at a time; a second call sets another time.
+local function discard(object, at) redis.call('ZADD', keys.discarded_zset, time_text(at), object) end
 
 -- Keep a file's content as long as the file or a batch that reads it; return false if nothing needs it any more.
 local function keep_content(file, owner)
   local now, content, readers = clock(), keys.file_bytes(file), keys.file_readers_zset(file)
-  local name = stored_name(file, owner, redis.call('STRLEN', content) + FILE_RECORD_BYTES)
+  local outside = keys.file_object_hash(file)
+  local object = redis.call('HMGET', outside, 'name', 'size_bytes')
+  local bytes = object[1] and read_number(object[2]) or redis.call('STRLEN', content)
+  local name = stored_name(file, owner, bytes + FILE_RECORD_BYTES, object[1] and FILE_RECORD_BYTES)
   local expires_at = read_number(redis.call('HGET', keys.file_hash(file), 'expires_at'))
   local last = redis.call('ZREVRANGE', readers, 0, 0, 'WITHSCORES')
   if last[2] then expires_at = math.max(expires_at, tonumber(last[2])) end
+  if object[1] then discard(object[1], expires_at) end
   if expires_at <= now then
-    redis.call('DEL', content, readers)
+    redis.call('DEL', content, outside, readers)
     forget(name)
     return false
   end
-  redis.call('EXPIREAT', content, math.ceil(expires_at))
-  redis.call('EXPIREAT', readers, math.ceil(expires_at))
+  for _, each in ipairs({content, outside, readers}) do redis.call('EXPIREAT', each, math.ceil(expires_at)) end
   redis.call('ZADD', keys.stored_zset, 'XX', time_text(expires_at), name)
   return true
 end
@@ -219,7 +231,7 @@ end
 local function finish(id, state, ttl_s, result, ...)
   local job, at = keys.job_hash(id), clock()
   local f = read(id, 'model', 'state', 'result_ttl_s', 'owner', 'webhook', 'batch', 'kind', 'bytes', 'reserved_bytes',
-    'source_bytes', 'deadline', 'class', 'caller', 'work', 'sequence', 'waiter')
+    'source_bytes', 'deadline', 'class', 'caller', 'work', 'sequence', 'waiter', 'source_object')
   ttl_s = tonumber(f[3] or ttl_s)
   local owner, before = f[4] or '', read_number(f[8])
   local bytes = before - read_number(f[9]) + (result and result.bytes or 0)
@@ -233,11 +245,12 @@ local function finish(id, state, ttl_s, result, ...)
     redis.call('DEL', keys.resume_hash(id), keys.input_bytes(id))
     bytes = bytes - read_number(f[10])
   end
+  if f[17] then discard(f[17], state == 'failed' and at + ttl_s or at) end
   -- A follower that learns of the end finds its times in the record.
   if transition(id, f[2], state, owner, f[15], 'completed_at', time_text(at), 'expires_at', time_text(at + ttl_s), ...)
   then
     redis.call('EXPIRE', keys.events_stream(id), ttl_s)
-    bytes = bytes + EVENT_BYTES * redis.call('XLEN', keys.events_stream(id))
+    bytes = bytes + STREAM_BYTES + EVENT_BYTES * redis.call('XLEN', keys.events_stream(id))
   end
   redis.call('EXPIRE', job, ttl_s)
   bytes = math.max(0, bytes)

@@ -1,7 +1,7 @@
 -- Accept a job. args: id, input (JSON text), kind, model, class, caller, owner, work, fingerprint,
 -- follow_events, bytes that it takes with its images, reserved_bytes (those of the images), limits, and optionally
--- source_bytes (of an edit's image), deadline_ms, result_ttl_s, webhook, batch, trace (a traceparent), waiter (the gateway
--- that waits for the end), key, the
+-- source_bytes (of an edit's image), source_object (its name, if it lies in FLUID_RESULTS), deadline_ms, result_ttl_s,
+-- webhook, batch, trace (a traceparent), waiter (the gateway that waits for the end), key, the
 -- Idempotency-Key, and cache_key with cache_s and checkpoint: hash of a request whose images may be kept for equal ones, for
 -- how long, and the weights that the caller expects; with only_cached nothing is queued.
 -- limits: max_queue, queue_share, and max_jobs, max_batch_lines, max_webhooks, max_key_bytes, max_bytes (0: any number).
@@ -70,7 +70,12 @@ if args.webhook and limits.max_webhooks > 0 then
   if pending >= limits.max_webhooks then return {'webhooks', tostring(pending), ''} end
 end
 -- A failover since the image was stored may have lost it.
-if args.source_bytes and redis.call('EXISTS', keys.input_bytes(id)) == 0 then return {'no_source', id, ''} end
+if args.source_object then -- about to be deleted, it may be gone already
+  local until_s = tonumber(redis.call('ZSCORE', keys.discarded_zset, args.source_object) or '0')
+  if until_s <= clock() then return {'no_source', id, ''} end
+elseif args.source_bytes and redis.call('EXISTS', keys.input_bytes(id)) == 0 then
+  return {'no_source', id, ''}
+end
 local refused = memory_refusal(owner, args.bytes, limits)
 if refused then return {refused[1], refused[2], ''} end
 local at = clock()
@@ -86,13 +91,16 @@ local function write(field, value)
 end
 
 write('deadline', deadline)
-for _, field in ipairs({'webhook', 'batch', 'result_ttl_s', 'source_bytes', 'trace', 'cache_key', 'cache_s', 'waiter'}) do
+for _, field in ipairs({'webhook', 'batch', 'result_ttl_s', 'source_bytes', 'source_object', 'trace', 'cache_key',
+  'cache_s', 'waiter'}) do
   write(field, args[field])
 end
 redis.call('HSET', job, unpack(record))
 remember(id)
 if args.follow_events then redis.call('XADD', keys.events_stream(id), '*', 'type', 'status', 'value', 'queued') end
-if args.source_bytes then redis.call('PERSIST', keys.input_bytes(id)) end -- an edit's image stays until the job ends
+-- The source image of an edit stays until the job ends.
+if args.source_object then redis.call('ZREM', keys.discarded_zset, args.source_object) end
+if args.source_bytes then redis.call('PERSIST', keys.input_bytes(id)) end
 redis.call('ZADD', keys.jobs_zset(owner), sequence, id)
 redis.call('ZADD', keys.state_jobs_zset(owner, 'queued'), sequence, id)
 charge(owner, args.bytes)

@@ -5,7 +5,7 @@ local f = redis.call('HMGET', file, 'owner', 'size_bytes')
 if f[1] ~= owner then return 0 end
 redis.call('DEL', file)
 redis.call('ZREM', keys.file_list(owner), id)
-if redis.call('EXISTS', keys.file_bytes(id)) == 1 then
+if redis.call('EXISTS', keys.file_bytes(id), keys.file_object_hash(id)) > 0 then
   keep_content(id, owner)
 else
   forget(stored_name(id, owner, read_number(f[2]) + FILE_RECORD_BYTES))

@@ -18,7 +18,9 @@ if f[3] == '1' then
 end
 if state == 'succeeded' then
   for _, file in ipairs(args.stored) do
-    if redis.call('EXISTS', keys.result_bytes(id, file[1], file[2])) == 0 then return 'incomplete' end
+    -- From the end of the job on: the first image of a long one would expire before its record.
+    local image = keys.result_bytes(id, file[1], file[2])
+    if redis.call('EXPIRE', image, args.result_ttl_s) == 0 then return 'incomplete' end
   end
 end
 if state == 'succeeded' then

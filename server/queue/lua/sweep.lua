@@ -22,5 +22,9 @@ for _, name in ipairs(expired) do
   end
 end
 if #expired > 0 then count('expired', #expired) end
-for _, name in ipairs(redis.call('ZRANGEBYSCORE', keys.stored_zset, '-inf', now, 'LIMIT', 0, 1000)) do forget(name) end
+for _, name in ipairs(redis.call('ZRANGEBYSCORE', keys.stored_zset, '-inf', now, 'LIMIT', 0, 1000)) do
+  forget(name)
+  local id, owner = string.match(name, '^(%S+) (%S*) ')
+  if id then redis.call('ZREM', keys.batch_list(owner), id) end -- or it would count as kept for a day more
+end
 return #expired

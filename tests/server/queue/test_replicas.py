@@ -17,7 +17,7 @@ from server.errors import NotReplicated
 from server.jobs import JobState
 from server.launcher.embedded_valkey import EmbeddedValkey
 from server.model_info import ModelInfo
-from server.queue.job_queue import JobQueue, Submission
+from server.queue.job_queue import JobQueue, Outcome, Submission
 from server.queue.redis_client import SOCKET_TIMEOUT_S, connect, find_problems
 from server.queue.registry import Registry
 from server.settings import Settings
@@ -149,4 +149,4 @@ async def test_an_edit_whose_image_a_failover_lost_is_not_accepted(pair: RedisPa
     submission = Submission("a", job_input(), "sync", source=b"packed")
     with pytest.raises(NotReplicated, match="lost the request's image"):
         await queue._enqueue(submission)
-    assert (await queue.enqueue(submission)).is_new
+    assert (await queue.enqueue(submission)).outcome is Outcome.NEW

@@ -6,7 +6,7 @@ import pytest
 
 from server.errors import KeyReused
 from server.jobs import JobState, Output
-from server.queue.job_queue import JobQueue, Submission
+from server.queue.job_queue import JobQueue, Outcome, Submission
 from server.queue.lease_queue import LeaseQueue
 from server.settings import Settings
 from tests.server.harness import job_input, take
@@ -34,15 +34,15 @@ async def end(leases: LeaseQueue, state: JobState = JobState.SUCCEEDED, checkpoi
 
 async def test_only_an_ended_success_of_the_same_owner_is_found(queue: JobQueue, leases: LeaseQueue) -> None:
     first = await queue.enqueue(submission("job_1"))
-    assert first.is_new and not first.cached
+    assert first.outcome is Outcome.NEW
     assert await queue.cached(submission("job_2")) is None, "the original is unfinished"
     await end(leases)
     found = await queue.cached(submission("job_2"))
-    assert found and (found.job_id, found.cached, found.is_new) == ("job_1", True, False)
+    assert found and (found.job_id, found.outcome) == ("job_1", Outcome.CACHED)
     assert await queue.cached(submission("job_2", owner="bob")) is None
     assert await queue.cached(submission("job_2", owner="")) is None
     queue.limits["max_queue"] = 0
-    assert (await queue.enqueue(submission("job_3"))).cached, "a hit takes no place in the queue"
+    assert (await queue.enqueue(submission("job_3"))).outcome is Outcome.CACHED, "a hit takes no place in the queue"
     assert await queue.cached(replace(submission("job_4"), cache_key="other")) is None
     await queue.redis.delete(queue.keys.job_hash("job_1"))
     assert await queue.cached(submission("job_2")) is None, "the original's retention is over"
@@ -83,6 +83,6 @@ async def test_an_idempotency_key_keeps_its_meaning(queue: JobQueue, leases: Lea
     await end(leases)
     assert (await queue.enqueue(submission("job_2", key="k", body="two"))).job_id == "job_1"
     again = await queue.enqueue(submission("job_3", key="k", body="two"))
-    assert (again.job_id, again.cached, again.is_new) == ("job_1", False, False)
+    assert (again.job_id, again.outcome) == ("job_1", Outcome.KNOWN)
     with pytest.raises(KeyReused):
         await queue.enqueue(submission("job_4", key="k", body="three"))

@@ -107,14 +107,14 @@ async def test_the_probe_is_as_large_as_what_failed(
         if sizes[-1] > 5000:
             raise OSError("No space left on device (os error 28)")
 
-    monkeypatch.setattr("server.storage.object_store._sync", sync)
+    monkeypatch.setattr("server.storage.object_store.sync_file", sync)
     with pytest.raises(StorageUnavailable, match="is full"):
         await store.put("n/a", bytes(9000))
     with pytest.raises(StorageUnavailable, match="is full"):
         await store.probe("w")
-    monkeypatch.setattr("server.storage.object_store._sync", lambda folder, name: sizes.append(0))
+    monkeypatch.setattr("server.storage.object_store.sync_file", lambda folder, name: sizes.append(0))
     await store.probe("w")
-    monkeypatch.setattr("server.storage.object_store._sync", sync)
+    monkeypatch.setattr("server.storage.object_store.sync_file", sync)
     await store.probe("w")
     assert sizes == [9000, 9000, 0, 4096] and store.trouble == ""
 
