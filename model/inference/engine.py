@@ -238,10 +238,10 @@ class Engine:
         """Run the backbone, then all rows' tokens through the head together, and write the tokens back."""
         steps = sorted(steps, key=lambda step: -step.diffusion_steps)  # the order that the head's loop expects
         z = self._condition_tokens(steps)  # (B + U, N or 1, D); first, so that a GPU works while the host packs
-        plan = StepPlan.pack(steps, self.config.tokens)
+        plan = StepPlan.pack(steps)
         if not len(plan):  # raster order: every row walks over a kept token
             return
-        plan = plan.to(self.device)
+        plan = plan.to(self.device).placed(self._known)
         decided, chosen = self._sample(plan, z[plan.z_row, plan.z_position])
         slot, position = plan.slot, plan.position
         if chosen is None:

@@ -85,7 +85,7 @@ class RowState:
         before, after = self.masked, self._masked_after(self.step)
         first, final = sampling.diffusion_steps, sampling.diffusion_steps_final
         raster, confident = sampling.order == "raster", sampling.order == "confidence"
-        positions = torch.arange(total) if confident else self.order[after:before]
+        positions = torch.arange(before) if confident else self.order[after:before]
         if raster and self.kept is not None and self.kept[self.step]:
             positions = positions[:0]
         return RowStep(
@@ -148,7 +148,7 @@ class RowStep:
     condition: Condition  # of one row
     unconditional: Condition  # of one row
     known: int  # number of tokens decided before the step
-    positions: Tensor  # (m,) int64, the tokens that it samples: those it decides, or all N to choose from
+    positions: Tensor  # (m,) int64, the tokens that it samples; with a choice, ranks among the undecided ones
     guidance: float
     temperature: float
     diffusion_steps: int

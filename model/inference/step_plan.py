@@ -32,7 +32,8 @@ NO_TOP_K = 1 << 31  # more than any codebook has
 class Choices:
     """The rows of a step with the order "confidence", Rc of them."""
 
-    entries: Tensor  # (Rc, N) int64, their tokens among the packed ones
+    entry: Tensor  # (E,) int64, their undecided tokens among the packed ones, rows one after the other
+    owner: Tensor  # (E,) int64, the row of each, 0 to Rc - 1
     slot: Tensor  # (Rc,) int64
     seed: Tensor  # (Rc,) int64
     count: Tensor  # (Rc,) int64, tokens to keep
@@ -40,15 +41,17 @@ class Choices:
     scale: Tensor  # (Rc,) float32
 
     @classmethod
-    def pack(cls, steps: Sequence[RowStep], starts: Sequence[int], total: int) -> Choices | None:
-        """starts: where each row's tokens begin among the packed ones. total: N."""
+    def pack(cls, steps: Sequence[RowStep], starts: Sequence[int]) -> Choices | None:
+        """starts: where each row's tokens begin among the packed ones."""
         rows = [(step, start, step.choice) for step, start in zip(steps, starts, strict=True) if step.choice]
         if not rows:
             return None
-        integers = torch.tensor([[start, s.slot, s.seed, c.count, c.step] for s, start, c in rows])
-        start, slot, seed, count, step = integers.unbind(1)
+        integers = torch.tensor([[s.slot, s.seed, c.count, c.step] for s, _, c in rows])
+        slot, seed, count, step = integers.unbind(1)
         scale = torch.tensor([choice.scale for _, _, choice in rows])
-        return cls(start[:, None] + torch.arange(total), slot, seed, count, step, scale)
+        entry = torch.cat([start + torch.arange(len(s.positions)) for s, start, _ in rows])
+        owner = torch.arange(len(rows)).repeat_interleave(torch.tensor([len(s.positions) for s, _, _ in rows]))
+        return cls(entry, owner, slot, seed, count, step, scale)
 
     def to(self, device: torch.device) -> Choices:
         """Copy to a device, without waiting for it."""
@@ -81,14 +84,13 @@ class StepPlan:
         return len(self.chain)
 
     @classmethod
-    def pack(cls, steps: Sequence[RowStep], total: int) -> StepPlan:
+    def pack(cls, steps: Sequence[RowStep]) -> StepPlan:
         """Expand the values of each row to the tokens that the row samples.
 
         Args:
             steps: B rows, those with the most diffusion steps first, as the head's loop expects. The plan reads z
                 (B + U, N, D), or (B + U, 1, D) in raster order: these rows in this order, then the unconditional halves
                 of the paired ones.
-            total: N.
         """
         lengths = sorted({step.diffusion_steps for step in steps}, reverse=True)
         integers = torch.tensor(
@@ -128,7 +130,7 @@ class StepPlan:
             z_position=torch.cat([place, place[guided]]),
             host=(chain.tolist(), guided.tolist()),
             filtered=any(s.top_k is not None or s.top_p is not None for s in steps),
-            choices=Choices.pack(steps, (counts.cumsum(0) - counts).tolist(), total),
+            choices=Choices.pack(steps, (counts.cumsum(0) - counts).tolist()),
         )
 
     def to(self, device: torch.device) -> StepPlan:
@@ -142,6 +144,20 @@ class StepPlan:
             guidance=guidance, temperature=temperature, top_p=top_p, guided=send(self.guided, device), z_row=z_row,
             z_position=z_position, choices=None if self.choices is None else self.choices.to(device),
         )  # fmt: skip
+
+    def placed(self, known: Tensor) -> StepPlan:
+        """The plan with positions of the tokens in rows with the order "confidence", which the host does not know:
+        they are packed as ranks among the row's undecided ones.
+
+        Args:
+            known: (R, N) bool, tokens decided before the step.
+        """
+        if self.choices is None:
+            return self
+        rows, position = self.choices, self.position.clone()
+        undecided_first = known[rows.slot].int().argsort(dim=1, stable=True)  # (Rc, N)
+        position[rows.entry] = undecided_first[rows.owner, position[rows.entry]]
+        return replace(self, position=position, z_position=torch.cat([position, position[self.guided]]))
 
     def head_rows(self, head: DiffusionHead, z: Tensor) -> Rows:
         """The diffusion head loop's input. z: (M + G, D), that is z[z_row, z_position]."""
@@ -168,8 +184,9 @@ class StepPlan:
         if self.choices is None:
             return None
         rows = self.choices
-        picked = choose_confident(
-            confidence[rows.entries], known[rows.slot], rows.seed, rows.step, rows.scale, rows.count
-        )
+        place = rows.owner, self.position[rows.entry]
+        table = confidence.new_full((len(rows.slot), known.shape[1]), -torch.inf)  # of those known it is not read
+        table = table.index_put(place, confidence[rows.entry])
+        picked = choose_confident(table, known[rows.slot], rows.seed, rows.step, rows.scale, rows.count)
         everything = torch.ones_like(confidence, dtype=torch.bool)
-        return everything.index_put((rows.entries,), picked)
+        return everything.index_put((rows.entry,), picked[place])
