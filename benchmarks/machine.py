@@ -8,6 +8,8 @@ import json
 import os
 import platform
 import re
+import statistics
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+Side = Callable[[int], None]  # generates a batch; the number tells one round's prompts from another's
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -40,6 +43,17 @@ def save_result(name: str, result: dict[str, object]) -> Path:
     file = RESULTS / f"{name}-{datetime.date.today().isoformat()}.json"
     file.write_text(json.dumps(result, indent=1) + "\n")
     return file
+
+
+def alternate(sides: dict[str, Side], batch: int, rounds: int) -> dict[str, float]:
+    """Processor seconds of an image on each side: medians of the rounds after one that warms up, sides in turn."""
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(rounds + 1):
+        for name, side in sides.items():
+            begin = time.process_time()
+            side(turn)
+            times[name].append((time.process_time() - begin) / batch)
+    return {name: statistics.median(each[1:]) for name, each in times.items()}
 
 
 def command(

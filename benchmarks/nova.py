@@ -11,16 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.machine import describe_machine
+from benchmarks.machine import Side, alternate, describe_machine
 from model.config import KlConfig, NovaConfig, TextConfig
 from model.inference.engine import Engine
 from model.inference.precision import DTYPES, pack
@@ -35,7 +32,6 @@ CONFIG = NovaConfig(
     tokenizer=KlConfig(widths=(128, 256, 512, 512), latent_channels=4, attention=False, patch=2),
     text=TextConfig(kind="hash", name="words", dim=256, max_tokens=256),
 )  # fmt: skip
-Side = Callable[[int], None]  # generates a batch; the number tells one round's prompts from another's
 
 
 def engine_side(batch: int, sampling: Sampling, dtype: torch.dtype) -> Side:
@@ -104,13 +100,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     rest = (args.batch, Sampling(args.steps, 25, 5.0), DTYPES[args.dtype])
     sides = {"engine": engine_side(*rest), "official": official_side(args.repo, *rest)}
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(args.rounds + 1):
-        for name, side in sides.items():
-            begin = time.process_time()
-            side(turn)
-            times[name].append((time.process_time() - begin) / args.batch)
-    found = {name: statistics.median(each[1:]) for name, each in times.items()}
+    found = alternate(sides, args.batch, args.rounds)
     result = {"batch": args.batch, "steps": args.steps, "dtype": args.dtype, "seconds_per_image": found}
     print(json.dumps({"machine": describe_machine(), **result, "ratio": found["official"] / found["engine"]}))
 

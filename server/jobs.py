@@ -13,6 +13,7 @@ from server.sampling import SAMPLING_FIELDS, Sampling
 
 #: Error code of a job that no worker can complete, however many attempts it gets.
 IMPOSSIBLE = "impossible_request"
+_SAMPLING = frozenset(SAMPLING_FIELDS)
 #: Priority classes, first to last. A class is served while those before it are empty; see lua/take.lua.
 PRIORITIES = ("high", "normal", "low")
 
@@ -122,7 +123,7 @@ class JobInput:
     def from_json(cls, text: str) -> "JobInput":
         """Decode the record's field. Raises one of records.UNREADABLE."""
         flat = read_json(text)
-        values = {name: value for name, value in flat.items() if name not in SAMPLING_FIELDS}
+        values = {name: value for name, value in flat.items() if name not in _SAMPLING}
         values["sampling"] = Sampling.from_mapping(flat)
         values["edit"] = decode(Edit, values["edit"]) if values.get("edit") else None
         return decode(cls, values)
@@ -205,6 +206,7 @@ class JobRecord:
     outputs: tuple[Output, ...] = ()
     error: JobError | None = None
     metrics: JobMetrics | None = None
+    image: bytes | None = None  #: its only image, where that came with the record
 
     @classmethod
     def from_fields(cls, raw: Mapping[str, str], known: JobInput | None = None) -> "JobRecord":

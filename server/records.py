@@ -30,7 +30,7 @@ skipped: Counter[str] = Counter()
 
 def read_json(text: str | bytes) -> Any:
     """Parse a record's JSON. Raises ValueError also for NaN and Infinity, which no response could hold."""
-    return json.loads(text, parse_constant=_no_number)
+    return _DECODER.decode(text if isinstance(text, str) else text.decode())
 
 
 def finite(text: str) -> float:
@@ -45,6 +45,9 @@ def _no_number(name: str) -> None:
     raise ValueError(f"{name} is no number")
 
 
+_DECODER = json.JSONDecoder(parse_constant=_no_number)  # json.loads would make one for each text
+
+
 def decode(cls: type[T], raw: Mapping[str, Any]) -> T:
     """Build a dataclass from a mapping, without the keys that it does not have.
 
@@ -57,7 +60,8 @@ def decode(cls: type[T], raw: Mapping[str, Any]) -> T:
     values = {name: raw[name] for name in hints if name in raw}
     for name, value in values.items():
         hint, exact = hints[name]
-        if type(value) not in exact and not _fits(value, hint):
+        fits = type(value) in exact and (type(value) is not float or math.isfinite(value))
+        if not fits and not _fits(value, hint):
             raise TypeError(f"{cls.__name__}.{name} cannot be {type(value).__name__}")
     return cls(**values)
 
@@ -97,7 +101,7 @@ def _log_once(what: str, reason: str) -> None:
 
 @lru_cache(maxsize=64)
 def _hints(cls: Any) -> dict[str, tuple[Any, frozenset[type]]]:
-    """The annotation of each field, and the types of which every value fits it."""
+    """The annotation of each field, and the types of which every value fits it, if it is finite."""
     known = get_type_hints(cls)
     return {field.name: (known[field.name], _exact(known[field.name])) for field in fields(cls)}
 
@@ -105,8 +109,7 @@ def _hints(cls: Any) -> dict[str, tuple[Any, frozenset[type]]]:
 def _exact(hint: Any) -> frozenset[type]:
     if get_origin(hint) in (Union, types.UnionType):
         return frozenset[type]().union(*map(_exact, get_args(hint)))
-    # A float may be infinite, which does not fit.
-    return frozenset({int} if hint is float else {hint} if hint in (int, str, bool, type(None)) else ())
+    return frozenset({int, float} if hint is float else {hint} if hint in (int, str, bool, type(None)) else ())
 
 
 def _fits(value: Any, hint: Any) -> bool:

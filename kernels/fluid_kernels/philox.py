@@ -34,12 +34,12 @@ def philox(seed: Tensor, c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor) -> tupl
         Four int64 tensors with values in [0, 2³²).
     """
     k0, k1 = seed & _MASK, (seed >> 32) & _MASK
-    c0, c1, c2, c3 = torch.broadcast_tensors(c0 + 0 * seed, c1, c2, c3)
     for _ in range(10):
         a, b = c0 * _ROUND_A, c2 * _ROUND_B  # 64 bits; int64 wraps to the same bits as unsigned
         c0, c1, c2, c3 = (b >> 32 & _MASK) ^ c1 ^ k0, b & _MASK, (a >> 32 & _MASK) ^ c3 ^ k1, a & _MASK
         k0, k1 = (k0 + _KEY_A) & _MASK, (k1 + _KEY_B) & _MASK
-    return c0, c1, c2, c3
+    # Only here: the first rounds depend on some of the words each, and are cheaper on small tensors.
+    return torch.broadcast_tensors(c0, c1, c2, c3)
 
 
 def to_uniform(bits: Tensor) -> Tensor:

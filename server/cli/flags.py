@@ -43,7 +43,7 @@ def add_service_flags(parser: argparse.ArgumentParser) -> None:
 
 
 #: Names of the API parameters that `add_image_flags` sets.
-IMAGE_PARAMETERS = ("negative_prompt", "n", "seed", "quality", "num_inference_steps", "guidance_scale")
+IMAGE_PARAMETERS = ("negative_prompt", "n", "seed", "quality", "background", "num_inference_steps", "guidance_scale")
 
 
 def add_image_flags(parser: argparse.ArgumentParser) -> None:
@@ -51,6 +51,10 @@ def add_image_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--n", type=int, help="number of images (default: 1); image i uses seed + i")
     parser.add_argument("--seed", type=int, help="the same seed gives the same image (default: random)")
     parser.add_argument("--quality", choices=("low", "medium", "high"), help="preset for the step counts")
+    parser.add_argument(
+        "--background", choices=("auto", "opaque", "transparent"),
+        help="transparent: an image with alpha, of a model that has it; opaque by default",
+    )  # fmt: skip
     parser.add_argument("--steps", type=int, dest="num_inference_steps", metavar="N", help="autoregressive steps")
     parser.add_argument(
         "--guidance", type=float, dest="guidance_scale", metavar="SCALE", help="classifier-free guidance; 1 disables it"

@@ -24,6 +24,7 @@ COMMANDS = {
     "demo": "demo", "generate": "generate", "serve": "serve", "gateway": "serve", "worker": "serve",
     "batch": "batch", "eval": "evaluation.command", "edit": "edit", "vary": "edit", "import": "import_weights",
     "doctor": "doctor", "dlq": "operations", "keys": "operations", "reload": "operations",
+    "forget": "operations",
 }  # fmt: skip
 
 EXAMPLES = """examples:

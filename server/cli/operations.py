@@ -1,4 +1,4 @@
-"""`fluid dlq`, `fluid keys`, `fluid reload`: commands for operators."""
+"""`fluid dlq`, `fluid keys`, `fluid reload`, `fluid forget`: commands for operators."""
 
 import argparse
 import asyncio
@@ -18,6 +18,7 @@ from server.queue.dead_letters import DeadLetter, DeadLetters, UnreadableLetter
 from server.queue.job_queue import JobQueue
 from server.queue.redis_client import SOCKET_TIMEOUT_S, connect
 from server.queue.registry import Registry, WorkerInfo
+from server.queue.statistics import unserved_models
 from server.settings import Settings
 
 RELOAD_POLL_S = 0.2
@@ -27,6 +28,16 @@ def add_parser(commands: Any) -> None:
     _add_dlq(commands)
     _add_keys(commands)
     _add_reload(commands)
+    forget = add_command(
+        commands,
+        "forget",
+        "Take models off the list of GET /v1/models that no worker serves any more.",
+        "Requests for them get 404 from then on. A model comes back when a worker serves it again. One that a live\n"
+        "worker serves, or that jobs wait for, is refused.\n\n"
+        "example:\n  fluid forget emoji-64",
+    )
+    forget.add_argument("models", metavar="MODEL", nargs="+", help="id of the model, as GET /v1/models tells it")
+    forget.set_defaults(run=run_forget)
 
 
 def _add_dlq(commands: Any) -> None:
@@ -106,6 +117,11 @@ def run_reload(settings: Settings, args: argparse.Namespace) -> None:
     asyncio.run(_reload(settings, args.to, args.timeout))
 
 
+def run_forget(settings: Settings, args: argparse.Namespace) -> None:
+    """Raise ConfigError for a model that is unknown, served or waited for."""
+    asyncio.run(_forget(settings, args.models))
+
+
 @asynccontextmanager
 async def open_service(settings: Settings) -> AsyncIterator[tuple[Settings, JobQueue, Registry]]:
     """Connect to a running service: the Redis at FLUID_REDIS_URL, or else the embedded Valkey of FLUID_DATA_DIR.
@@ -145,6 +161,17 @@ async def _dead_letters(settings: Settings, action: str, job_ids: list[str]) -> 
                 print(f"{letter.job_id} -> {await letters.replay(letter)}")
             else:
                 print(f"{letter.job_id} cannot be replayed: {letter.reason}", file=sys.stderr)
+
+
+async def _forget(settings: Settings, models: list[str]) -> None:
+    async with open_service(settings) as (_, queue, registry):
+        known, unserved = await registry.models(), await unserved_models(queue, registry)
+        for model in models:
+            if model not in known:
+                raise ConfigError(f"No model has the id {model!r}. Known: {', '.join(sorted(known)) or 'none'}.")
+            if model not in unserved:
+                raise ConfigError(f"A live worker serves {model}, or jobs wait for it: stop it, or cancel them.")
+        await registry.forget_models(models)
 
 
 def _line(letter: DeadLetter | UnreadableLetter) -> str:

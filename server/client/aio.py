@@ -11,12 +11,14 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any, Self
+from urllib.parse import quote
 
 import httpx
 
 from server.batch_format import results_file
 from server.client import protocol
 from server.client.line_readers import EventReader, LineReader
+from server.client.protocol import Background
 from server.client.results import GeneratedImage, JobEvent, Preview
 from server.client.retries import is_permanent, retry_delay_s
 from server.errors import ServiceError
@@ -57,28 +59,45 @@ class AsyncFluidClient:
 
     # --- images ---------------------------------------------------------------------------------------
 
-    async def generate(self, prompt: str, **options: Any) -> list[GeneratedImage]:
-        """Generate `n` images (1 unless given) and wait for all of them."""
+    async def generate(
+        self, prompt: str, *, background: Background | None = None, **options: Any
+    ) -> list[GeneratedImage]:
+        """Generate `n` images (1 unless given) and wait for all of them.
+
+        `background="transparent"`, here and below, is an error for a model that generates no alpha.
+        """
+        options = await self._with_background(background, options)
         body = {"prompt": prompt, **options, "response_format": "b64_json"}
         headers = protocol.idempotency_key()
         return protocol.images(await self._object("POST", "/v1/images/generations", json=body, headers=headers))
 
     async def stream(
-        self, prompt: str, *, partial_images: int = 3, **options: Any
+        self, prompt: str, *, partial_images: int = 3, background: Background | None = None, **options: Any
     ) -> AsyncGenerator[Preview | GeneratedImage, None]:
         """Yield previews while each image is decoded, then the image. Leaving the loop early cancels the job."""
+        options = await self._with_background(background, options)
         body = {"prompt": prompt, **options, "stream": True, "partial_images": partial_images}
         async with aclosing(self._events("POST", "/v1/images/generations", json=body)) as events:
             async for event in events:
                 yield protocol.stream_item(event.data)
 
-    async def edit(self, prompt: str, image: bytes, mask: bytes | None = None, **options: Any) -> list[GeneratedImage]:
+    async def edit(
+        self,
+        prompt: str,
+        image: bytes,
+        mask: bytes | None = None,
+        *,
+        background: Background | None = None,
+        **options: Any,
+    ) -> list[GeneratedImage]:
         """Regenerate what is transparent in `mask`, or in `image` when there is no mask; both are image files."""
+        options = await self._with_background(background, options)
         form = protocol.multipart(image, mask, {"prompt": prompt, **options})
         return protocol.images(await self._object("POST", "/v1/images/edits", **form))
 
-    async def vary(self, image: bytes, **options: Any) -> list[GeneratedImage]:
+    async def vary(self, image: bytes, *, background: Background | None = None, **options: Any) -> list[GeneratedImage]:
         """Generate variations of an image file; `keep` is the share of the image that stays, 0 to below 1."""
+        options = await self._with_background(background, options)
         form = protocol.multipart(image, None, options)
         return protocol.images(await self._object("POST", "/v1/images/variations", **form))
 
@@ -88,10 +107,20 @@ class AsyncFluidClient:
         warnings = served_checkpoint_warnings(recipe, await self.models())
         return protocol.with_warnings(await self.generate(**to_request(recipe) | changes), warnings)
 
+    async def _with_background(self, background: Background | None, options: dict[str, Any]) -> dict[str, Any]:
+        """The options with `background`. Raises ServiceError if it is transparent, and the model has no alpha."""
+        if background == "transparent":
+            name = options.get("model")
+            models = [await self._object("GET", f"/v1/models/{quote(name, safe='')}")] if name else await self.models()
+            if models and not models[0].get("transparent"):
+                raise protocol.no_alpha(models[0]["id"])
+        return options if background is None else {**options, "background": background}
+
     # --- jobs -----------------------------------------------------------------------------------------
 
-    async def submit(self, prompt: str, **options: Any) -> dict[str, Any]:
+    async def submit(self, prompt: str, *, background: Background | None = None, **options: Any) -> dict[str, Any]:
         """Queue a job and return its job object at once."""
+        options = await self._with_background(background, options)
         body, headers = {"prompt": prompt, **options}, protocol.idempotency_key()
         return await self._object("POST", "/v1/jobs", json=body, headers=headers)
 

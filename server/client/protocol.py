@@ -5,7 +5,7 @@ import os
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import httpx
 
@@ -15,6 +15,7 @@ from server.client.results import GeneratedImage, Preview
 from server.errors import ServiceError
 
 C = TypeVar("C")
+Background = Literal["auto", "opaque", "transparent"]
 
 
 def http_options(base_url: str, api_key: str | None, timeout_s: float, use_proxy: bool) -> dict[str, Any]:
@@ -122,6 +123,15 @@ def service_error(error: Mapping[str, Any], status: int) -> ServiceError:
     return ServiceError(
         f"{status}: {error['message']}", status=status, code=error.get("code"), param=error.get("param")
     )
+
+
+def no_alpha(model: str) -> ServiceError:
+    """The exception for a transparent background that the model cannot have; nothing was generated."""
+    return ServiceError(
+        f"{model} generates no alpha: 'background' transparent is for models whose 'transparent' is true in "
+        "GET /v1/models. Leave it out for an opaque image.",
+        status=400, code="invalid_value", param="background",
+    )  # fmt: skip
 
 
 def unreachable(base_url: object, error: Exception) -> ServiceError:

@@ -1,22 +1,28 @@
 """The gateway's view of workers and models, read from Redis at most a few times per second."""
 
+import logging
 import time
+from collections.abc import Mapping
 
 from server.background import SingleFlight
 from server.errors import NoWorkers
 from server.model_info import ModelInfo
 from server.queue.registry import Registry, WorkerInfo
 
+log = logging.getLogger(__name__)
 CACHE_S = 0.5  # spares Redis under load; a dead worker is noticed only after DEAD_AFTER_S anyway
 
 
 class Fleet:
     """The live workers and known models, cached for CACHE_S."""
 
-    def __init__(self, registry: Registry, default: str = "") -> None:
-        """`default` is the model of requests that name none; "": one that is up."""
+    def __init__(self, registry: Registry, default: str = "", aliases: Mapping[str, str] | None = None) -> None:
+        """`default` is the model of requests that name none, or an alias of it; "": one that is up."""
         self._registry = registry
         self._default = default
+        self._aliases = aliases or {}
+        self._replaced: dict[str, str] = {}
+        self._warned = ""
         self._read_at = float("-inf")
         self._reading = SingleFlight(self._read)
         self._workers: list[WorkerInfo] = []
@@ -29,7 +35,8 @@ class Fleet:
 
     async def _read(self) -> None:
         self._workers = await self._registry.workers()
-        self._models = await self._registry.models()
+        self._models = await self._registry.models(self._workers)
+        self._replaced = await self._registry.replaced()
         self._read_at = time.monotonic()
 
     async def workers(self) -> list[WorkerInfo]:
@@ -38,7 +45,8 @@ class Fleet:
         return self._workers
 
     async def models(self) -> dict[str, ModelInfo]:
-        """Return every model that a worker ever registered; jobs for them are accepted even while no worker is up.
+        """Return every model that a worker has registered, but those that a reload has replaced everywhere; jobs for
+        them are accepted even while no worker is up.
 
         Raises:
             NoWorkers: no worker has registered a model yet.
@@ -52,13 +60,35 @@ class Fleet:
         return self._models
 
     async def default_model(self) -> str:
-        """Return FLUID_DEFAULT_MODEL, known or not; without it the first by name that a live worker serves, or else the
-        first that is known."""
+        """Return FLUID_DEFAULT_MODEL, known or not, or what a reload has put in its place; without it the first by name
+        that a live worker serves, or else the first that is known."""
         models = await self.models()
         if self._default:
-            return self._default
+            await self.default_trouble()
+            return self._in_place_of(self._default)
         served = [w.model for w in self._workers if w.model in models]
         return min(served) if served else min(models)
+
+    def _in_place_of(self, name: str) -> str:
+        """The id of the model that reloads have put in the place of this one, if it is gone, else the name itself."""
+        target, seen = name if name in self._models else self._aliases.get(name, name), set[str]()
+        while target not in self._models and target in self._replaced and target not in seen:
+            seen.add(target)
+            target = self._replaced[target]
+        return target if seen and target in self._models else name
+
+    async def default_trouble(self) -> str:
+        """Return what is wrong with FLUID_DEFAULT_MODEL, or "" if it names a known model; log what is new."""
+        await self.refresh()
+        name, trouble = self._default, ""
+        if name and (found := self._in_place_of(name)) != name:
+            trouble = f"a reload has replaced {name}, the FLUID_DEFAULT_MODEL: requests without 'model' get {found}"
+        elif name and self._models and self._models.keys().isdisjoint({name, self._aliases.get(name, name)}):
+            trouble = f"no worker has loaded {name}, the FLUID_DEFAULT_MODEL: requests without 'model' get 503"
+        if trouble and trouble != self._warned:
+            log.warning("%s", trouble)
+        self._warned = trouble
+        return trouble
 
     async def require_worker(self, model: str) -> None:
         """Reject a synchronous request at once when no ready worker could answer it.

@@ -39,7 +39,8 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         queue = JobQueue(redis, settings)
         registry = Registry(redis, settings.namespace)
         watcher = JobWatcher(redis, queue, settings.namespace)
-        metrics, fleet = GatewayMetrics(), Fleet(registry, settings.default_model)
+        mapping = ClientMapping.from_settings(settings)
+        metrics, fleet = GatewayMetrics(), Fleet(registry, settings.default_model, mapping.aliases)
         metrics.followers.set_function(lambda: watcher.followers)
         hooks = Webhooks(
             queue,
@@ -50,7 +51,6 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         )
         files = FileStore(queue, settings.batch_ttl_s)
         batches = BatchStore(queue, files, settings.batch_ttl_s, settings.max_batches)
-        mapping = ClientMapping.from_settings(settings)
         tracing = open_tracing(settings, "gateway")
         runner = BatchRunner(queue, fleet, files, batches, settings.batch_ttl_s, metrics.bugs, mapping, tracing)
         events, streams = Events(queue, watcher), Streams(settings.max_streams, settings.max_key_streams)

@@ -8,6 +8,8 @@ import sys
 import time
 from contextlib import suppress
 
+from redis.exceptions import RedisError
+
 from server.background import stop_signals
 from server.client import AsyncFluidClient
 from server.errors import ConfigError
@@ -15,6 +17,10 @@ from server.launcher.children import Child, Restarts, Supervised
 from server.launcher.embedded_valkey import EmbeddedValkey
 from server.launcher.memory import default_maxmemory
 from server.launcher.workers import Plan, PlannedWorker
+from server.queue.job_queue import JobQueue
+from server.queue.redis_client import SOCKET_TIMEOUT_S, connect
+from server.queue.registry import Registry
+from server.queue.statistics import unserved_models
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -112,15 +118,29 @@ class Supervisor:
             announcing.cancel()
 
     async def _announce(self) -> None:
-        """Print the banner once every model of the plan is ready."""
+        """Once every model of the plan is ready, print the banner, and forget what only earlier starts have served."""
         began = time.monotonic()
-        if not self.banner:
-            return
         async with AsyncFluidClient(self.settings.base_url, use_proxy=False) as client:
             wanted = len(self._plan.models) if self._plan else 1
             while sum((await client.health()).get("models", {}).values()) < wanted:
                 await asyncio.sleep(WATCH_S)
-        self._say(_banner(self.settings, time.monotonic() - began))
+        if self.banner:
+            self._say(_banner(self.settings, time.monotonic() - began))
+        if self._valkey is not None:
+            try:
+                await self._forget_models(self._valkey.url)
+            except RedisError as error:
+                log.warning("models of earlier starts stay on the list: %s", error)
+
+    async def _forget_models(self, url: str) -> None:
+        """Take models off the list that no worker serves and no job waits for: this is the embedded Valkey's only
+        service, and it has just started all of its workers."""
+        async with connect(url, SOCKET_TIMEOUT_S) as redis:
+            registry, queue = Registry(redis, self.settings.namespace), JobQueue(redis, self.settings)
+            gone = await unserved_models(queue, registry)
+            await registry.forget_models(gone)
+        if gone:
+            log.info("no longer listed, for no worker serves them: %s", ", ".join(gone))
 
     async def _watch_valkey(self) -> None:
         """Restart it on its data after it exited, with a longer backoff each time: its disk may be full."""

@@ -54,6 +54,7 @@ class Submission:
     trace: str = ""  #: traceparent, if the request is sampled
     cache_key: str = ""  #: hash of a request whose images equal requests may get; "": it takes no part in that
     checkpoint: str = ""  #: hash of the weights whose images are wanted, for `cache_key`
+    waiter: str = ""  #: name of the gateway that waits for the end, if one does
 
 
 class Outcome(StrEnum):
@@ -161,10 +162,11 @@ class JobQueue(QueueConnection):
             "cache_s": self._cache_s if submission.cache_key else None,
             "checkpoint": submission.checkpoint or None,
             "only_cached": only_cached or None,
+            "waiter": submission.waiter or None,
             "limits": {**self.limits, **self.memory_limits, "max_jobs": submission.max_jobs},
         }
         answer, value, created_at = await self.run("enqueue", args, replicated=True)
-        if (refusal := self._refusal(answer, value, submission)) is not None:
+        if answer not in frozenset(Outcome) and (refusal := self._refusal(answer, value, submission)) is not None:
             raise refusal
         if answer == "no_source":
             raise NotReplicated("A failover of Redis lost the request's image.", retry_after_s=1)
@@ -258,6 +260,8 @@ class JobQueue(QueueConnection):
         Raises:
             StorageUnavailable: the store of FLUID_RESULTS does not respond, or this gateway has none.
         """
+        if record.image is not None:
+            return record.image
         if output.location:
             if self.store is None:
                 raise StorageUnavailable("is not known to this gateway, whose FLUID_RESULTS is redis")
@@ -269,14 +273,12 @@ class JobQueue(QueueConnection):
         return cast("bytes | None", await self.redis.execute_command("GET", key, NEVER_DECODE=True))
 
     async def with_images(self, accepted: Accepted) -> Accepted | None:
-        """The cached job with its record; None if an image of it cannot be loaded any more. A store that does not
-        respond counts as one that has them: the caller is told so when the image is read. Others are returned as they
-        are."""
-        job_id = accepted.job_id
+        """A cached job with its record, or None if one of its images is gone; others as they are. A store that does not
+        respond counts as one that has them: the caller is told so when the image is read."""
         if accepted.outcome is not Outcome.CACHED:
             return accepted
         try:
-            record = await self.get(job_id)
+            record = await self.get(accepted.job_id)
         except (UnknownJob, JobExpired):
             return None
         for output in record.outputs:
@@ -284,7 +286,7 @@ class JobQueue(QueueConnection):
                 with suppress(StorageUnavailable):
                     if self.store is None or not await self.store.exists(output.location):
                         return None
-            elif not await self.redis.exists(self.keys.result_bytes(job_id, output.token, output.index)):
+            elif not await self.redis.exists(self.keys.result_bytes(record.id, output.token, output.index)):
                 return None
         return replace(accepted, record=record)
 

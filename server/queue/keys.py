@@ -67,7 +67,7 @@ class Keys:
     debts_zset = KeyTemplate("debts:{model}:{priority}")  # virtual times of callers with none, while ahead of the class
     wakeup_list = KeyTemplate("wakeup:{model}")  # idle workers block on it
     leases_zset = KeyTemplate("leases:{model}")  # running jobs, by the end of their lease
-    last_take_hash = KeyTemplate("last_take:{worker}")  # the token of the last call of take.lua, and the job it got
+    last_take = KeyTemplate("last_take:{worker}")  # the token of the last call of take.lua, and the job it got
     deadlines_zset = FixedKey("deadlines")  # waiting jobs, by deadline
     ended_zset = FixedKey("ended")  # "ID STATE OWNER BYTES" of ended jobs, by when their record expires
     open_jobs_hash = FixedKey(
@@ -79,6 +79,7 @@ class Keys:
     # --- channels -----------------------------------------------------------------------------------
 
     ended_channel = FixedKey("job_ended")
+    answers_channel = KeyTemplate("answers:{gateway}")  # ends of the jobs that a gateway waits for, with their records
     updated_channel = FixedKey("job_updated")  # a followed job has a new event
     canceled_channel = FixedKey("job_canceled")  # to the worker that runs it
 
@@ -110,6 +111,7 @@ class Keys:
     stats_hash = FixedKey("stats")
     exemplars_hash = FixedKey("exemplars")  # trace, value and time of a recent observation, by bucket
     models_hash = FixedKey("models")
+    replaced_hash = FixedKey("replaced")  # the model that a reload put in the place of another, by the other's id
     reloads_hash = FixedKey("reloads")
     crashes_hash = FixedKey("crashes")  # background tasks that crash, by process and task
     streams = KeyTemplate("streams:{process}")  # open event streams of a gateway, by owner

@@ -289,5 +289,5 @@ def wrong_type(error: ResponseError, what: str) -> Exception:
 async def redis_time(redis: Client) -> float:
     """Return seconds since the epoch by Redis' clock: every time that is stored is compared with others of that clock,
     and the clocks of gateways and workers may be wrong."""
-    seconds, microseconds = await redis.time()
+    seconds, microseconds = await redis.call("TIME")
     return float(seconds) + float(microseconds) / 1e6

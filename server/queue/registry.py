@@ -2,8 +2,9 @@
 
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import cast
 
 from server.background import KEEPS_CRASHING, Crash
@@ -125,12 +126,27 @@ class Registry:
         models = await self.redis.mget(keys) if keys else []
         return {worker: model or "" for worker, model in zip(worker_ids, models, strict=True)}
 
-    async def publish_model(self, info: ModelInfo) -> None:
-        await self.redis.hset(self.keys.models_hash, info.id, info.to_json())
+    async def publish_model(self, info: ModelInfo, replaces: str = "") -> None:
+        """Publish a model; `replaces` is the id that a reload gave up for it, if it is another one."""
+        async with self.redis.pipeline(transaction=True) as pipe:
+            pipe.hset(self.keys.models_hash, info.id, info.to_json())
+            pipe.hdel(self.keys.replaced_hash, info.id)
+            if replaces not in ("", info.id):
+                pipe.hset(self.keys.replaced_hash, replaces, info.id)
+            await pipe.execute()
+
+    async def forget_models(self, ids: Collection[str]) -> None:
+        """Take models off the list until a worker publishes them again; what has replaced them is still known."""
+        if ids:
+            await self.redis.hdel(self.keys.models_hash, *ids)
+
+    async def replaced(self) -> dict[str, str]:
+        """The model that a reload put in the place of another, by the other's id."""
+        return cast("dict[str, str]", await self.redis.hgetall(self.keys.replaced_hash))
 
     async def published(self, model: str) -> ModelInfo | None:
-        text = await self.redis.hget(self.keys.models_hash, model)
-        found = readable("a model", [text] if text else [], lambda each: ModelInfo.from_mapping(read_json(each)))
+        text = await self.redis.call("HGET", self.keys.models_hash, model)
+        found = readable("a model", [text] if text else [], _model)
         return next(found, None)
 
     async def rival(self, worker_id: str, info: ModelInfo) -> WorkerInfo | None:
@@ -147,10 +163,12 @@ class Registry:
                 return worker
         return None
 
-    async def models(self) -> dict[str, ModelInfo]:
-        raw = await self.redis.hgetall(self.keys.models_hash)
-        found = readable("a model", raw.values(), lambda text: ModelInfo.from_mapping(read_json(text)))
-        return {info.id: info for info in found}
+    async def models(self, workers: Iterable[WorkerInfo] | None = None) -> dict[str, ModelInfo]:
+        """Every published model; without those that a reload has replaced and none of `workers` serves, if given."""
+        found = readable("a model", await self.redis.call("HVALS", self.keys.models_hash), _model)
+        served = None if workers is None else {worker.model for worker in workers}
+        gone = () if served is None else (await self.replaced()).keys() - served
+        return {info.id: info for info in found if info.id not in gone}
 
     async def report_crash(self, process: str, crash: Crash) -> None:
         report = CrashReport(process, crash.task, crash.error, crash.in_succession, await redis_time(self.redis))
@@ -206,16 +224,19 @@ class Registry:
         text = await self.redis.hget(self.keys.reloads_hash, f"begun:{configured}")
         return int(text) if text and text.isdecimal() else 0
 
-    async def finish_reload(self, request: ReloadRequest, info: ModelInfo) -> None:
-        """Publish what a request has loaded, and note that it was carried out; an older one changes no later start."""
-        await self.publish_model(info)
+    async def finish_reload(self, request: ReloadRequest, info: ModelInfo, replaces: str = "") -> None:
+        """Publish what a request has loaded, and note that it was carried out; an older one changes no later start.
+
+        `replaces` is the id of the model that the worker served before.
+        """
+        await self.publish_model(info, replaces)
         last = await self.last_reload(request.configured)
         if last is None or last.number < request.number:
             text = f"{request.number} {request.checkpoint}"
             await self.redis.hset(self.keys.reloads_hash, f"done:{request.configured}", text)
 
     async def _reload(self, field: str, configured: str) -> ReloadRequest | None:
-        text = await self.redis.hget(self.keys.reloads_hash, f"{field}:{configured}")
+        text = await self.redis.call("HGET", self.keys.reloads_hash, f"{field}:{configured}")
         if not text:
             return None
         number, _, checkpoint = text.partition(" ")
@@ -232,6 +253,11 @@ class Registry:
     async def stats(self) -> dict[str, float]:
         raw = cast("dict[str, str]", await self.redis.hgetall(self.keys.stats_hash))
         return dict(readable("a statistic", raw.items(), lambda item: (item[0], float(item[1]))))
+
+
+@lru_cache(maxsize=64)  # read twice a second by gateways, and seldom changed
+def _model(text: str) -> ModelInfo:
+    return ModelInfo.from_mapping(read_json(text))
 
 
 def _counts(text: str) -> Counter[str]:

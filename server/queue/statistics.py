@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from server.jobs import PRIORITIES, TERMINAL, JobState
+from server.queue.registry import Registry
 from server.queue.scripts import QueueConnection
 from server.records import readable
 
@@ -125,3 +126,9 @@ def _whole(counter: tuple[str, str]) -> tuple[str, int]:
     """A counter's name and value. Virtual times, which lie in the same hash, are fractions."""
     name, value = counter
     return name, 0 if name.startswith("virtual:") else int(value)
+
+
+async def unserved_models(queue: QueueConnection, registry: Registry) -> list[str]:
+    """The published models that no live worker serves and no job waits for."""
+    served, waiting = {worker.model for worker in await registry.workers()}, (await queue_counts(queue)).waiting_work
+    return [each for each in await registry.models() if each not in served and not waiting.get(each)]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 
 from redis.exceptions import RedisError
 
@@ -16,6 +18,7 @@ from server.queue.connection.subscription import Subscription
 from server.queue.job_queue import JobQueue
 from server.queue.keys import Keys
 from server.queue.redis_client import Client
+from server.records import UNREADABLE, read_json, skip
 
 log = logging.getLogger(__name__)
 POLL_S = 1.0  # pub/sub may drop a message, so the state in Redis is polled as well
@@ -27,7 +30,10 @@ class JobWatcher:
     def __init__(self, redis: Client, queue: JobQueue, namespace: str) -> None:
         self._redis = redis
         self._queue = queue
-        self._ended, self._updated = Keys(namespace).ended_channel, Keys(namespace).updated_channel
+        self.name = secrets.token_hex(8)  #: of this gateway as the waiter for a job
+        keys = Keys(namespace)
+        self._ended, self._updated = keys.ended_channel, keys.updated_channel
+        self._answers = keys.answers_channel(self.name)
         self._waiters: defaultdict[str, set[Waiter]] = defaultdict(set)
         self._followers: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
 
@@ -63,17 +69,32 @@ class JobWatcher:
     async def _listen(self) -> None:
         while True:
             try:
-                async with Subscription(self._redis, self._ended, self._updated) as subscription:
+                channels = (self._ended, self._updated, self._answers)
+                async with Subscription(self._redis, self._on_message, *channels) as subscription:
                     for job_id in list(self._followers):  # messages may have been missed in between
                         self._notify_followers(job_id)
-                    while True:
-                        message = await subscription.get(POLL_S)
-                        if message is not None:
-                            channel, job_id = message
-                            (self._notify_followers if channel == self._updated else self._notify)(job_id)
+                    await subscription.watch()
             except RedisError as error:
                 log.warning("lost the subscription to ended jobs (%s); polling until it is back", error)
                 await asyncio.sleep(POLL_S)
+
+    def _on_message(self, channel: str, message: bytes) -> None:
+        if channel == self._answers:
+            self._answer(message)
+        else:
+            (self._notify_followers if channel == self._updated else self._notify)(message.decode(errors="replace"))
+
+    def _answer(self, message: bytes) -> None:
+        """Pass on the record, as JSON in the first line, and the only image, if it follows, of a job that has ended."""
+        text, _, image = message.partition(b"\n")
+        try:
+            fields = read_json(text)
+            waiters = self._waiters.get(fields["id"], ())
+        except UNREADABLE as error:  # the waiters then read the record themselves
+            skip("the end of a job", error)
+            return
+        for waiter in waiters:
+            waiter.answer(fields, image or None)
 
     async def _sweep(self) -> None:
         """Poll for all waiters at once: deadlines also pass while no worker is there to notice, and messages get
@@ -114,9 +135,15 @@ class Waiter:
         self.event = asyncio.Event()
         self.accepted = False
         self.known: JobInput | None = None  #: the job's input, where the waiter need not read it
+        self._answer: tuple[Mapping[str, str], bytes | None] | None = None
         self._abandoned = False
         self._queue = queue
         self._job_id = job_id
+
+    def answer(self, fields: Mapping[str, str], image: bytes | None) -> None:
+        """Tell how the job ended: the record's fields but the input, and its only image if that is known."""
+        self._answer = fields, image
+        self.event.set()
 
     def abandon(self) -> None:
         """Make `end` return None, unless the job has ended by now."""
@@ -141,8 +168,14 @@ class Waiter:
                     return None
                 if loop.time() >= deadline:
                     raise TimeoutError
-                record = await self._queue.get(self._job_id, known=self.known)
+                record = self._answered() or await self._queue.get(self._job_id, known=self.known)
                 if record.state.terminal:
                     return record
         finally:
             timer.cancel()
+
+    def _answered(self) -> JobRecord | None:
+        answer, self._answer = self._answer, None
+        if answer is None or self.known is None:
+            return None
+        return replace(JobRecord.from_fields(answer[0], self.known), image=answer[1])

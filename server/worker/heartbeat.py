@@ -47,6 +47,7 @@ class Heartbeat:
         self.impaired: Callable[[], tuple[str, str] | None] = lambda: None
         self.reload_pending: Callable[[], Awaitable[bool]] = _no
         self.conflict = ""  #: why this worker's checkpoint may not serve its model's id; "" if it may
+        self._claimed = ""  # id that this process has published last
         self.throughput = Throughput()
         self.reloads, self.configured = 0, ""
         self._id = worker_id
@@ -78,8 +79,10 @@ class Heartbeat:
         rival = await self._registry.rival(self._id, info)
         if rival is None:
             published = await self._registry.published(info.id)
-            if published is None or published.checkpoint_sha256 != info.checkpoint_sha256:
+            same = published is not None and published.checkpoint_sha256 == info.checkpoint_sha256
+            if not same or self._claimed != info.id:
                 await self._registry.publish_model(info)  # also after Redis has restarted without its data
+                self._claimed = info.id
         conflict = ""
         if rival is not None and not await self.reload_pending():
             conflict = (

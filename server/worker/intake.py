@@ -111,7 +111,8 @@ class Intake:
         self.running.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self.failures.append(error)
-        self._wake()
+        if self.failures or any(job.waiting for job in self._scheduler.jobs.values()):
+            self._wake()
 
     async def _admit(self, images: Images) -> None:
         try:

@@ -13,7 +13,7 @@ from server.worker.scheduling.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
 REPORT_S = 0.1
-LISTEN_S = 1.0
+RETRY_S = 1.0
 
 
 class LeaseRenewer:
@@ -50,6 +50,8 @@ class LeaseRenewer:
 
     async def report(self, *, renew: bool) -> None:
         """Report every job's progress, renew the leases if asked to, and flag jobs that are lost or canceled."""
+        if not self._scheduler.jobs:
+            return
         self._note_progress()
         jobs = [job for job in self._scheduler.jobs.values() if not (job.closing or job.lost)]
         renewals = [LeaseRenewal(job.lease, job.started, sum(job.steps_done.values())) for job in jobs]
@@ -76,13 +78,14 @@ class CancelListener:
         """Listen until canceled; subscribe again after a lost connection."""
         while True:
             try:
-                async with Subscription(self._queue.redis, self._queue.keys.canceled_channel) as subscription:
-                    while True:
-                        message = await subscription.get(LISTEN_S)
-                        job = self._scheduler.jobs.get(message[1]) if message else None
-                        if job is not None:
-                            job.canceled = True
-                            self._wake()
+                channel = self._queue.keys.canceled_channel
+                async with Subscription(self._queue.redis, self._on_message, channel) as subscription:
+                    await subscription.watch()
             except RedisError as error:
                 log.warning("lost the subscription to cancellations (%s); lease renewals read them", error)
-                await asyncio.sleep(LISTEN_S)
+                await asyncio.sleep(RETRY_S)
+
+    def _on_message(self, _: str, message: bytes) -> None:
+        if (job := self._scheduler.jobs.get(message.decode(errors="replace"))) is not None:
+            job.canceled = True
+            self._wake()

@@ -258,7 +258,7 @@ class Worker:
         if not self._idle:
             return
         self.engine.install(loaded.thread, loaded.info)
-        await self.completion.persist(lambda: self.registry.finish_reload(loaded.request, loaded.info))
+        await self.completion.persist(lambda: self.registry.finish_reload(loaded.request, loaded.info, loaded.replaces))
         self.heartbeat.note, self.heartbeat.reloads = "", loaded.request.number
         self.reloader.ready = None
         self.tally.count("fluid_reloads_total")

@@ -45,7 +45,7 @@ class Publisher:
         tally: Tally,
         wake: Callable[[], None],
     ) -> None:
-        """`wake` is called when an image has been published, or could not be."""
+        """`wake` is called when an image could not be published."""
         self.running: set[asyncio.Task[None]] = set()  #: images on their way into Redis
         self._previews: set[asyncio.Task[None]] = set()
         self._queue = queue
@@ -107,11 +107,7 @@ class Publisher:
         """Encode and store a finished image in the background."""
         task = asyncio.create_task(self._publish(job, index, pixels))
         self.running.add(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self.running.discard(task)
-        self._wake()
+        task.add_done_callback(self.running.discard)
 
     def preview(self, job: HeldJob, index: int, step: int, pixels: bytes) -> None:
         """Publish an unfinished image. Best effort: the worker may exit without having done it."""
@@ -144,11 +140,13 @@ class Publisher:
             if not job.interrupted:
                 log.warning("%s is requeued: %s", job.lease.job_id, error.message)
             job.interrupted = True
+            self._wake()
             return
         except Exception as error:
             log.exception("cannot encode or store image %d of %s", index, job.lease.job_id)
             # The worker's loop frees its rows between steps; here a step may be running.
             job.failure = JobError("publish_failed", repr(error))
+            self._wake()
             return
         if job.complete and not job.leaving:
             await self._completion.finish(job, JobState.SUCCEEDED, files=files)

@@ -31,6 +31,7 @@ class LoadedEngine:
     thread: EngineThread
     info: ModelInfo
     request: ReloadRequest
+    replaces: str  #: id of the model that is served until then
 
 
 class Reloader:
@@ -126,7 +127,7 @@ class Reloader:
             self._heartbeat.note = f"reload {request.number} failed: {error or type(error).__name__}"
             self._heartbeat.reloads = max(self._heartbeat.reloads, request.number)
             return
-        self.ready = LoadedEngine(thread, info, request)
+        self.ready = LoadedEngine(thread, info, request, self._engine.info.id)
 
     async def _check_waiting_jobs(self, info: ModelInfo) -> None:
         """Jobs name their model; those that wait for the old one still need a worker that serves it."""

@@ -112,6 +112,16 @@ def test_the_code_follows_every_change(page: Any) -> None:
     assert page.evaluate("document.activeElement.id") == "tab-python"
 
 
+def test_a_background_is_offered_by_models_with_alpha(page: Any) -> None:
+    shown = "document.querySelector('#snippet').textContent"
+    assert page.evaluate("$('ground').hidden")
+    page.evaluate("offer({ ...model, id: 'other', transparent: true })")
+    page.select_option("#background", "transparent")
+    assert '"background":"transparent"' in page.evaluate(shown)
+    page.evaluate("offer({ ...model, id: 'fake', transparent: false })")
+    assert page.evaluate("$('ground').hidden && request().background === undefined")
+
+
 @pytest.mark.parametrize("kind", ["random", "halton", "gtr"])
 @pytest.mark.parametrize("grid", [4, 8, 16])
 def test_the_order_of_tokens_is_the_engines(page: Any, kind: str, grid: int) -> None:

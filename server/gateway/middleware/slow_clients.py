@@ -44,11 +44,13 @@ class SlowClientTimeouts(HttpToolsProtocol):
         super().data_received(data)
         if self._in_headers and self._header_bytes == before:  # in the middle of one long header
             self._count_header_bytes(len(data))
+        if self._in_headers and self._read_timer is None:  # most headers arrive at once and need no timer
+            self._arm_read_timer(HEADER_TIMEOUT_S)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._header_bytes, self._in_headers = 0, True
-        self._arm_read_timer(HEADER_TIMEOUT_S)
+        self._disarm_read_timer()
 
     def on_url(self, url: bytes) -> None:
         self._count_header_bytes(len(url))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -120,6 +121,7 @@ def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
         return None
 
 
+@lru_cache(maxsize=64)  # clients send the same few names; ipaddress takes longer than the rest of this file
 def _is_loopback(name: str) -> bool:
     address = _address(name)
     if address is None:

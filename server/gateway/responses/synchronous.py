@@ -1,6 +1,7 @@
 """Queue a job, wait for it, and respond in the requested form: JSON, the image file, or events."""
 
 import asyncio
+from dataclasses import replace
 
 from fastapi import Request
 from fastapi.responses import Response
@@ -43,7 +44,7 @@ async def respond(
     response_format = body.response_format or services.mapping.default_response_format(
         body.model, stream=bool(body.stream)
     )
-    base_url = public_base_url(services, request)
+    base_url = public_base_url(services, request) if response_format == "url" else ""
     if body.stream:
         slot, accepted = await open_stream(services, submission)
         events = image_stream.image_events(
@@ -89,7 +90,7 @@ async def enqueue_and_wait(request: Request, services: Services, submission: Sub
     success."""
     job_id = submission.job_id
     with services.watcher.expect(job_id) as waiter:
-        waiter.known = submission.job
+        waiter.known, submission = submission.job, replace(submission, waiter=services.watcher.name)
         accepted = await accept(services, submission, needs_worker=True)
         if accepted.job_id == job_id:
             record = await _wait(request, services, job_id, waiter, keep=bool(submission.key))

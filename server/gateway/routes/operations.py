@@ -77,7 +77,7 @@ async def live() -> dict[str, str]:
 async def ready(services: ServicesDep) -> Response:
     """Readiness: 200 when a live worker has generated its canary image and no background task of this gateway keeps
     crashing, and the store of finished images works, or else 503 with the reason. `models` tells which models are
-    ready, for one is enough."""
+    ready, for one is enough; `warnings` what an operator should mend."""
     try:
         why_not = await services.fleet.unready_reason()
     except RedisError as error:
@@ -91,7 +91,9 @@ async def ready(services: ServicesDep) -> Response:
     if failing:
         why_not = f"{why_not}; {failing}" if why_not else failing
     if why_not is None:
-        return JSONResponse({"status": "ready", "models": await services.fleet.readiness()})
+        warnings = [trouble] if (trouble := await services.fleet.default_trouble()) else []
+        models = {"models": await services.fleet.readiness()}
+        return JSONResponse({"status": "ready", **models} | ({"warnings": warnings} if warnings else {}))
     return JSONResponse({"status": "not ready", "reason": why_not}, status_code=503, headers={"Retry-After": "1"})
 
 
@@ -109,7 +111,7 @@ async def metrics(request: Request, services: ServicesDep) -> Response:
         services.metrics,
         await queue_counts(services.queue),
         workers,
-        await registry.models(),
+        await registry.models(workers),
         await registry.stats(),
         await redis_time(services.queue.redis),
         last_seen,

@@ -25,7 +25,7 @@ class ModelObject(BaseModel):
 
 
 class ModelList(BaseModel):
-    """Every model that a worker has published."""
+    """Every model that a worker has published, but those that a reload has replaced everywhere."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"object": "list", "data": [_MODEL]}]})
 
@@ -40,4 +40,5 @@ class Health(BaseModel):
 
     status: str = Field(description="live, ready or not ready.")
     reason: str | None = Field(default=None, description="Why the service is not ready.")
+    warnings: list[str] | None = Field(default=None, description="What an operator should mend although it is ready.")
     models: dict[str, bool] | None = Field(default=None, description="Which models are ready, if any is.")

@@ -19,13 +19,17 @@ class Patience:
 
     def __init__(self, timeout_s: float) -> None:
         self._loop = asyncio.get_running_loop()
-        self.began = self._loop.time()
-        self._give_up_at = self.began + max(LONGEST_S, timeout_s)
+        self._longest_s = max(LONGEST_S, timeout_s)
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget that the time has begun again before."""
+        self.began = self._first = self._loop.time()
 
     def begin_again(self, due: float) -> bool:
         """Begin again if a timer that was due at `due` has just fired late; return whether it did."""
         now = self._loop.time()
-        late = now - due > LATE_S and now < self._give_up_at
+        late = now - due > LATE_S and now < self._first + self._longest_s
         if late:
             self.began = now
         return late

@@ -6,22 +6,20 @@ its own.
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, cast
 
 import hiredis
-from redis.exceptions import ConnectionError, InvalidResponse, RedisError, TimeoutError
+from redis.exceptions import ConnectionError, RedisError, TimeoutError
 
 from server.background import SingleFlight
 from server.queue.connection.patience import Patience
+from server.queue.connection.raw_connection import NOTHING, RawConnection
 from server.queue.connection.retry import ReconnectingRetry, needs_another_connection
 
-READ_BYTES = 1 << 16
 #: A connection that was idle this long may be dead without a sign, because firewalls forget it: the next command takes
 #: another one, which the pool checks. Shorter than the pool's own health checks.
 IDLE_S = 10.0
-_NOTHING = object()
 
 
 class SharedConnection:
@@ -43,8 +41,13 @@ class SharedConnection:
         Raises:
             RedisError: the reply is an error, or there was none after the retries.
         """
-        packed = hiredis.pack_command(cast(Any, command))
-        return await self._run(lambda link: link.send(packed, decode=decode))
+        packed, link = hiredis.pack_command(cast(Any, command)), self._link
+        if link is None or not link.serves(self._retry.drops):
+            return await self._run(lambda link: link.send(packed, decode=decode))
+        try:
+            return await link.send(packed, decode=decode)
+        except (RedisError, RuntimeError) as error:
+            return await self._repeat(lambda link: link.send(packed, decode=decode), error, link)
 
     async def call_together(self, commands: Sequence[tuple[str | bytes | float, ...]]) -> list[Any]:
         """Send commands one after the other over one connection; return their replies, errors among them.
@@ -64,7 +67,16 @@ class SharedConnection:
         return cast("list[Any]", await self._run(send))
 
     async def _run(self, send: Callable[["_Link"], Awaitable[Any]]) -> Any:
-        first, link = list[Exception](), cast("_Link | None", None)
+        link: _Link | None = None
+        try:
+            link = await self._usable()
+            return await send(link)
+        except (RedisError, RuntimeError) as error:
+            return await self._repeat(send, error, link)
+
+    async def _repeat(self, send: Callable[["_Link"], Awaitable[Any]], error: Exception, failed: "_Link | None") -> Any:
+        """Treat an error of the first attempt, over the link `failed` if one could be opened, as that of a retry."""
+        first, link = [error], failed
 
         async def attempt() -> Any:
             nonlocal link
@@ -78,10 +90,6 @@ class SharedConnection:
             if link is not None:  # the one that failed: others may have opened the next one by now
                 link.lose(ConnectionError("the connection was left after an error"))
 
-        try:
-            return await attempt()
-        except (RedisError, RuntimeError) as error:
-            first.append(error)
         return await self._retry.call_with_retry(attempt, leave)
 
     async def close(self) -> None:
@@ -93,7 +101,7 @@ class SharedConnection:
             self._link = None
 
     async def _usable(self) -> "_Link":
-        if self._link is not None and self._link.usable(self._retry.drops):
+        if self._link is not None and self._link.serves(self._retry.drops):
             return self._link
         return await self._opening.run()
 
@@ -113,45 +121,35 @@ class SharedConnection:
         return link
 
 
-class _Link:
+class _Link(RawConnection):
     """One connection in use, with the replies that it owes."""
 
     def __init__(self, pool: Any, connection: Any, drops: int, timeout_s: float) -> None:
-        self._pool, self._connection, self._drops, self._timeout_s = pool, connection, drops, timeout_s
-        self._stream, self._writer = connection._reader, connection._writer
-        self._replies = hiredis.Reader(
-            protocolError=InvalidResponse,
-            replyError=connection._parser.parse_error,
-            encoding="utf-8",
-            errors="replace",
-            notEnoughData=_NOTHING,
-        )
+        self._drops, self._timeout_s = drops, timeout_s
         self._owed: deque[tuple[asyncio.Future[Any], bool]] = deque()
-        self._loop = asyncio.get_running_loop()
         self._patience = Patience(timeout_s)  #: begins when Redis owed nothing, and whenever it sends something
         self._timer: asyncio.TimerHandle | None = None
-        self._lost: Exception | None = None
         self._retired = False
-        self._reading = asyncio.create_task(self._read())
+        super().__init__(pool, connection)
 
-    def usable(self, drops: int) -> bool:
+    def serves(self, drops: int) -> bool:
         """Return whether the next command may go here."""
-        if self._lost is not None or self._retired or self._drops != drops:
+        if self.lost is not None or self._retired or self._drops != drops:
             return False
         return bool(self._owed) or self._loop.time() - self._patience.began < IDLE_S
 
     def send(self, packed: bytes, *, decode: bool) -> "asyncio.Future[Any]":
         """Send a command, and return the future of its reply."""
         reply: asyncio.Future[Any] = self._loop.create_future()
-        if self._lost is not None or self._writer.transport.is_closing():
+        if not self.usable:
             reply.set_exception(ConnectionError("the connection was closed"))
             return reply
         if not self._owed:
-            self._patience = Patience(self._timeout_s)
+            self._patience.restart()
             if self._timer is None:
                 self._wait(self._timeout_s)
         self._owed.append((reply, decode))
-        self._writer.write(packed)
+        self.write(packed)
         return reply
 
     def retire(self) -> None:
@@ -160,60 +158,31 @@ class _Link:
         if not self._owed:
             self.lose(ConnectionError("the connection was replaced"))
 
-    def lose(self, error: Exception) -> None:
-        """Close the connection; the commands under way fail."""
-        if self._lost is None:
-            self._lost = error
-            self._reading.cancel()
-
-    async def closed(self) -> None:
-        """Wait until the connection is closed."""
-        await asyncio.wait((self._reading,))
-
-    async def _read(self) -> None:
-        try:
-            while not (self._retired and not self._owed):
-                data = await self._stream.read(READ_BYTES)
-                if not data:
-                    raise ConnectionError("Connection closed by server.")
-                self._patience = Patience(self._timeout_s)
-                self._replies.feed(data)
-                for reply, value in self._complete():
-                    if reply.done():  # canceled meanwhile
-                        continue
-                    if isinstance(value, RedisError):
-                        reply.set_exception(value)
-                    else:
-                        reply.set_result(value)
-        except (OSError, RedisError, RuntimeError) as error:
-            self._lost = self._lost or error
-        except asyncio.CancelledError:  # by `lose`, or by the end of the event loop
-            self._lost = self._lost or ConnectionError("the connection was closed")
-        finally:
-            await self._end()
-
-    def _complete(self) -> Iterator[tuple["asyncio.Future[Any]", Any]]:
-        """Yield what has arrived completely, with the command that it answers."""
+    def replies_arrived(self) -> None:
+        self._patience.restart()
         while self._owed:
             reply, decode = self._owed[0]
             value = self._replies.gets(decode)
-            if value is _NOTHING:
+            if value is NOTHING:
                 return
             self._owed.popleft()
-            yield reply, value
+            if reply.done():  # canceled meanwhile
+                continue
+            if isinstance(value, RedisError):
+                reply.set_exception(value)
+            else:
+                reply.set_result(value)
+        if self._retired:
+            self.lose(ConnectionError("the connection was replaced"))
 
-    async def _end(self) -> None:
-        self._lost = self._lost or ConnectionError("the connection was replaced")
+    def ended(self, error: Exception) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        kind = TimeoutError if isinstance(self._lost, TimeoutError) else ConnectionError
+        kind = TimeoutError if isinstance(error, TimeoutError) else ConnectionError
         for reply, _ in self._owed:
             if not reply.done():
-                reply.set_exception(kind(str(self._lost)))
+                reply.set_exception(kind(str(error)))
         self._owed.clear()
-        with suppress(RedisError, OSError):
-            await self._connection.disconnect(nowait=True)
-        await self._pool.release(self._connection)
 
     def _wait(self, seconds: float) -> None:
         self._timer = self._loop.call_later(seconds, self._check)

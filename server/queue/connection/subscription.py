@@ -2,61 +2,109 @@
 
 import asyncio
 import secrets
+from collections.abc import Callable
 from typing import Any
 
+import hiredis
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from server.background import wait_at_most
+from server.queue.connection.patience import AnswerWithin
+from server.queue.connection.raw_connection import NOTHING, RawConnection
 
 #: After this much silence a message is published to the subscription itself; if it does not arrive within ECHO_S, the
 #: connection is given up. A PING would only show that some server answers: perhaps one that was the primary once.
 PING_AFTER_S = 3.0
 ECHO_S = 2.0
+CHECK_S = 1.0
+OnMessage = Callable[[str, bytes], None]  # channel, message
 
 
 class Subscription:
-    """Messages of some channels, as an async context manager. After an error the caller opens another one."""
+    """Calls a function with each message of some channels, in the block of an async context manager. After an error
+    the caller opens another one."""
 
-    def __init__(self, redis: Any, *channels: str) -> None:
-        self._redis = redis
+    def __init__(self, redis: Any, on_message: OnMessage, *channels: str) -> None:
+        self._redis, self._on_message = redis, on_message
         self._echo = f"{channels[0]}:echo:{secrets.token_hex(8)}"
         self._channels = (*channels, self._echo)
         self._retry = redis.get_retry()
         self._demotions = self._retry.demotions
-        self._pubsub: Any = None
-        self._heard_at = 0.0
-        self._pinged_at: float | None = None
+        self._receiver: _Receiver | None = None
 
     async def __aenter__(self) -> "Subscription":
-        self._pubsub = self._redis.pubsub()
+        pool = self._redis.connection_pool
+        connection = await pool.get_connection()
+        self._receiver = _Receiver(pool, connection, self._channels, self._pass_on)
         try:
-            await self._pubsub.subscribe(*self._channels)
-        except BaseException:
-            await self._pubsub.aclose()
+            async with AnswerWithin(pool.timeout_s):
+                await self._receiver.subscribed
+        except BaseException as error:
+            await self.__aexit__()
+            if isinstance(error, TimeoutError):
+                raise RedisTimeoutError("Timeout subscribing to Redis") from error
             raise
-        self._heard_at = _now()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._pubsub.aclose()
+        assert self._receiver is not None
+        self._receiver.lose(RedisConnectionError("the subscription ended"))
+        await self._receiver.closed()
 
-    async def get(self, timeout_s: float) -> tuple[str, str] | None:
-        """Wait for the next message: (channel, text); None after `timeout_s` or something that is no message.
+    async def watch(self) -> None:
+        """Wait until the subscription fails.
 
         Raises:
             RedisError: the connection failed, fell silent, or leads to a primary that was demoted.
         """
-        if self._retry.demotions != self._demotions:
-            raise RedisConnectionError("the primary was demoted")
-        if self._pinged_at is None and _now() - self._heard_at > PING_AFTER_S:
-            self._pinged_at = _now()
-            await self._redis.publish(self._echo, "")
-        if self._pinged_at is not None and _now() - self._pinged_at > ECHO_S:
-            raise RedisConnectionError(f"a message did not arrive within {ECHO_S:g} s")
-        message = await self._pubsub.get_message(timeout=timeout_s)
-        if message is None or message["type"] != "message":
-            return None
-        self._heard_at, self._pinged_at = _now(), None
-        return None if message["channel"] == self._echo else (message["channel"], message["data"])
+        receiver, pinged_at = self._receiver, float("-inf")
+        assert receiver is not None
+        while receiver.lost is None:
+            now = asyncio.get_running_loop().time()
+            if self._retry.demotions != self._demotions:
+                raise RedisConnectionError("the primary was demoted")
+            if receiver.heard_at < pinged_at < now - ECHO_S:
+                raise RedisConnectionError(f"a message did not arrive within {ECHO_S:g} s")
+            if receiver.heard_at >= pinged_at and now - receiver.heard_at > PING_AFTER_S:
+                pinged_at = now
+                await self._redis.publish(self._echo, "")
+            await wait_at_most(receiver.bell, CHECK_S)
+        raise RedisConnectionError(str(receiver.lost))
+
+    def _pass_on(self, channel: str, message: bytes) -> None:
+        if channel != self._echo:
+            self._on_message(channel, message)
 
 
-def _now() -> float:
-    return asyncio.get_running_loop().time()
+class _Receiver(RawConnection):
+    """The connection of a subscription."""
+
+    def __init__(self, pool: Any, connection: Any, channels: tuple[str, ...], on_message: OnMessage) -> None:
+        loop = asyncio.get_running_loop()
+        self.bell = asyncio.Event()  #: set when the connection is lost
+        self.heard_at = loop.time()  #: time of the last message
+        self.subscribed: asyncio.Future[None] = loop.create_future()
+        self._missing, self._on_message = len(channels), on_message
+        super().__init__(pool, connection)
+        if self.usable:
+            self.write(hiredis.pack_command(("SUBSCRIBE", *channels)))
+
+    def replies_arrived(self) -> None:
+        while (value := self._replies.gets(False)) is not NOTHING:
+            if isinstance(value, RedisError):
+                raise value
+            kind, channel, message = value
+            if kind == b"message":
+                self.heard_at = self._loop.time()
+                self._on_message(channel.decode(), message)
+            elif kind == b"subscribe":
+                self._missing -= 1
+                if not self._missing and not self.subscribed.done():
+                    self.subscribed.set_result(None)
+
+    def ended(self, error: Exception) -> None:
+        self.bell.set()
+        if not self.subscribed.done():
+            self.subscribed.set_exception(error if isinstance(error, RedisError) else RedisConnectionError(str(error)))

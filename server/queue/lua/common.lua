@@ -15,9 +15,15 @@ local EVENT_BYTES = 24 -- of each of them (measured)
 local INDEX = {starting = 'running', processing = 'running'} -- states that share an index; also in gateway/pagination.py
 local FILE_RECORD_BYTES = 1024 -- of a file beside its content
 
+local at_call = {}
+
+-- Redis' clock, read once in a call.
 local function clock()
-  local t = redis.call('TIME')
-  return tonumber(t[1]) + tonumber(t[2]) / 1e6
+  if not at_call.now then
+    local t = redis.call('TIME')
+    at_call.now = tonumber(t[1]) + tonumber(t[2]) / 1e6
+  end
+  return at_call.now
 end
 
 local function time_text(seconds) return string.format('%.6f', seconds) end
@@ -51,18 +57,18 @@ local function emit(id, kind, value)
   return true
 end
 
--- Every transition goes through here, so the counters always add up to the number of submissions. Further arguments are
--- fields of the record and their values, to write with the state. Returns whether the job's events are kept.
-local function transition(id, to, ...)
-  local f = read(id, 'state', 'owner', 'sequence')
-  local from, owner = f[1], f[2] or ''
+-- Every transition goes through here, so the counters always add up to the number of submissions. `from`, `owner` and
+-- `sequence` are the record's. Further arguments are fields of the record and their values, to write with the state.
+-- Returns whether the job's events are kept.
+local function transition(id, from, to, owner, sequence, ...)
   if from == to then return false end
+  owner = owner or ''
   count('state:' .. from, -1)
   count('state:' .. to)
   local index, next_index = INDEX[from] or from, INDEX[to] or to
   if index ~= next_index then
     redis.call('ZREM', keys.state_jobs_zset(owner, index), id)
-    if f[3] then redis.call('ZADD', keys.state_jobs_zset(owner, next_index), f[3], id) end
+    if sequence then redis.call('ZADD', keys.state_jobs_zset(owner, next_index), sequence, id) end
   end
   redis.call('HSET', keys.job_hash(id), 'state', to, ...)
   return emit(id, 'status', to)
@@ -82,12 +88,10 @@ local function virtual_time(model, class, work)
   return now
 end
 
--- Add a job to the waiting jobs of its class and wake a worker.
-local function enqueue_waiting(id)
-  local f = read(id, 'model', 'class', 'caller', 'sequence', 'work', 'deadline')
-  local model, class, caller = f[1], f[2], f[3]
+-- Add a job to the waiting jobs of its class and wake a worker. What follows the id is the record's; deadline may be nil.
+local function enqueue_waiting(id, model, class, caller, work, sequence, deadline)
   redis.call('ZADD', keys.waiting_since_zset(model, class), time_text(clock()), id)
-  redis.call('ZADD', keys.waiting_zset(model, class, caller), f[4], id)
+  redis.call('ZADD', keys.waiting_zset(model, class, caller), sequence, id)
   local debts, callers = keys.debts_zset(model, class), keys.callers_zset(model, class)
   if not redis.call('ZSCORE', callers, caller) then
     local now = virtual_time(model, class)
@@ -95,17 +99,15 @@ local function enqueue_waiting(id)
     redis.call('ZREMRANGEBYSCORE', debts, '-inf', number_text(now))
     redis.call('ZADD', callers, redis.call('ZSCORE', debts, caller) or number_text(now), caller)
   end
-  count('work:' .. model, f[5])
-  if f[6] then redis.call('ZADD', keys.deadlines_zset, f[6], id) end
+  count('work:' .. model, work)
+  if deadline then redis.call('ZADD', keys.deadlines_zset, deadline, id) end
   if redis.call('RPUSH', keys.wakeup_list(model), 1) > WAKEUPS_KEPT then
     redis.call('LTRIM', keys.wakeup_list(model), -WAKEUPS_KEPT, -1)
   end
 end
 
--- Remove a job from the waiting jobs, for any reason; `served` charges the caller for the work.
-local function dequeue_waiting(id, served)
-  local f = read(id, 'model', 'class', 'caller', 'work')
-  local model, class, caller, work = f[1], f[2], f[3], tonumber(f[4])
+-- Remove a job from the waiting jobs, for any reason; `served` charges the caller for the work. The rest is the record's.
+local function dequeue_waiting(id, served, model, class, caller, work)
   local waiting, callers = keys.waiting_zset(model, class, caller), keys.callers_zset(model, class)
   redis.call('ZREM', keys.waiting_since_zset(model, class), id)
   redis.call('ZREM', waiting, id)
@@ -113,7 +115,7 @@ local function dequeue_waiting(id, served)
   local at = tonumber(redis.call('ZSCORE', callers, caller) or '0')
   if served then
     virtual_time(model, class, at)
-    at = at + work
+    at = at + tonumber(work)
   end
   if redis.call('EXISTS', waiting) == 1 then
     redis.call('ZADD', callers, number_text(at), caller)
@@ -213,17 +215,27 @@ end
 
 -- ---- the end -----------------------------------------------------------------------------------------------------
 
+local RECORD = {'state', 'kind', 'created_at', 'sequence', 'attempt', 'token', 'step', 'started_at', 'completed_at',
+  'expires_at', 'cancel_requested', 'outputs', 'error', 'metrics'}
+
+-- Send the record without its input, and its image, to the gateway that waits for the job: it need not ask for them.
+local function answer(id, gateway, file)
+  local record = {id = id}
+  for i, value in ipairs(read(id, unpack(RECORD))) do record[RECORD[i]] = value or nil end
+  redis.call('PUBLISH', keys.answers_channel(gateway), cjson.encode(record) .. '\n' .. (file or ''))
+end
+
 -- Move a job into a terminal state: the record and its tombstone get their time to live, and waiters are woken.
--- `result_bytes`: size of its images, in place of what was reserved for them. Further arguments are fields of the record
--- and their values.
-local function finish(id, state, ttl_s, result_bytes, ...)
+-- `result` is nil, or bytes: the size of its images, in place of what was reserved for them, and file: its only image, if
+-- that is small. Further arguments are fields of the record and their values. Returns when the record expires.
+local function finish(id, state, ttl_s, result, ...)
   local job, at = keys.job_hash(id), clock()
   local f = read(id, 'model', 'state', 'result_ttl_s', 'owner', 'webhook', 'batch', 'kind', 'bytes', 'reserved_bytes',
-    'source_bytes', 'deadline', 'source_object')
+    'source_bytes', 'deadline', 'class', 'caller', 'work', 'sequence', 'waiter', 'source_object')
   ttl_s = tonumber(f[3] or ttl_s)
   local owner, before = f[4] or '', read_number(f[8])
-  local bytes = before - read_number(f[9]) + (result_bytes or 0)
-  if f[2] == 'queued' then dequeue_waiting(id, false) end
+  local bytes = before - read_number(f[9]) + (result and result.bytes or 0)
+  if f[2] == 'queued' then dequeue_waiting(id, false, f[1], f[12], f[13], f[14]) end
   redis.call('ZREM', keys.leases_zset(f[1]), id)
   if f[11] then redis.call('ZREM', keys.deadlines_zset, id) end
   if state == 'failed' then -- a dead letter that is replayed in time needs its input
@@ -233,9 +245,10 @@ local function finish(id, state, ttl_s, result_bytes, ...)
     redis.call('DEL', keys.resume_hash(id), keys.input_bytes(id))
     bytes = bytes - read_number(f[10])
   end
-  if f[12] then discard(f[12], state == 'failed' and at + ttl_s or at) end
+  if f[17] then discard(f[17], state == 'failed' and at + ttl_s or at) end
   -- A follower that learns of the end finds its times in the record.
-  if transition(id, state, 'completed_at', time_text(at), 'expires_at', time_text(at + ttl_s), ...) then
+  if transition(id, f[2], state, owner, f[15], 'completed_at', time_text(at), 'expires_at', time_text(at + ttl_s), ...)
+  then
     redis.call('EXPIRE', keys.events_stream(id), ttl_s)
     bytes = bytes + STREAM_BYTES + EVENT_BYTES * redis.call('XLEN', keys.events_stream(id))
   end
@@ -258,7 +271,9 @@ local function finish(id, state, ttl_s, result_bytes, ...)
   if open and redis.call('HINCRBY', keys.open_jobs_hash, open, -1) <= 0 then
     redis.call('HDEL', keys.open_jobs_hash, open)
   end
+  if f[16] then answer(id, f[16], result and result.file) end
   redis.call('PUBLISH', keys.ended_channel, id)
+  return at + ttl_s
 end
 
 local function abort(id, ttl_s)
@@ -287,9 +302,8 @@ local function set_lease(id, model, lease_ms)
   redis.call('ZADD', keys.leases_zset(model), time_text(clock() + lease_ms / 1000), id)
 end
 
--- The reply that LeaseQueue._lease decodes.
-local function lease_reply(id)
-  local f = read(id, 'token', 'attempt', 'input', 'created_at', 'started_at', 'error', 'trace')
+-- The reply that LeaseQueue._lease decodes. `f` is token, attempt, input, created_at, started_at, error, trace.
+local function lease_reply(id, f)
   return {id, f[1], f[2], f[3], f[4], f[5], f[6] or '', redis.call('EXISTS', keys.resume_hash(id)), f[7] or ''}
 end
 
@@ -298,31 +312,31 @@ end
 -- more attempts, or was canceled: then this call ends it.
 local function start_attempt(id, token, limits)
   local job, max_attempts, ttl_s = keys.job_hash(id), limits.max_attempts, limits.ttl_s
-  local f = read(id, 'cancel_requested', 'error', 'state', 'model', 'deadline')
-  redis.call('HSET', job, 'token', token) -- fences out its last worker
-  if f[1] == '1' then -- its worker died before it saw the flag
+  local f = read(id, 'state', 'model', 'class', 'caller', 'work', 'owner', 'sequence', 'deadline', 'attempt',
+    'cancel_requested', 'error', 'input', 'created_at', 'trace')
+  local state, model, attempt, error = f[1], f[2], f[9] + 1, f[11] or ''
+  if f[10] == '1' then -- its worker died before it saw the flag
+    redis.call('HSET', job, 'token', token)
     finish(id, 'canceled', ttl_s)
     return nil
   end
-  local error = f[2] or ''
-  local attempt = redis.call('HINCRBY', job, 'attempt', 1)
-  if f[3] ~= 'queued' then count('redeliveries') end
+  if state ~= 'queued' then count('redeliveries') end
   if attempt > max_attempts then
     if error == '' then
       error = cjson.encode({code = 'worker_lost', message = 'The job was started ' .. max_attempts ..
         ' times and its worker died or fell silent each time.'})
-      redis.call('HSET', job, 'error', error)
     end
-    redis.call('HSET', job, 'attempt', max_attempts)
+    redis.call('HSET', job, 'token', token, 'attempt', max_attempts, 'error', error)
     dead_letter(id, error)
     finish(id, 'failed', ttl_s)
     return nil
   end
-  if f[3] == 'queued' then dequeue_waiting(id, true) end
-  if f[5] then redis.call('ZREM', keys.deadlines_zset, id) end
-  local attempt_fields = {'started_at', time_text(clock()), 'step', 0, 'worker', limits.worker}
-  if f[3] == 'starting' then redis.call('HSET', job, unpack(attempt_fields)) end -- no transition
-  transition(id, 'starting', unpack(attempt_fields))
-  set_lease(id, f[4], limits.lease_ms)
-  return lease_reply(id)
+  if state == 'queued' then dequeue_waiting(id, true, model, f[3], f[4], f[5]) end
+  if f[8] then redis.call('ZREM', keys.deadlines_zset, id) end
+  local started_at = time_text(clock())
+  local fields = {'token', token, 'attempt', attempt, 'started_at', started_at, 'step', 0, 'worker', limits.worker}
+  if state == 'starting' then redis.call('HSET', job, unpack(fields)) end -- no transition
+  transition(id, state, 'starting', f[6], f[7], unpack(fields))
+  set_lease(id, model, limits.lease_ms)
+  return lease_reply(id, {token, attempt, f[12], f[13], started_at, error, f[14]})
 end

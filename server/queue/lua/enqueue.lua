@@ -1,6 +1,7 @@
 -- Accept a job. args: id, input (JSON text), kind, model, class, caller, owner, work, fingerprint,
 -- follow_events, bytes that it takes with its images, reserved_bytes (those of the images), limits, and optionally
--- source_bytes (of an edit's image), source_object (its name, if it lies in FLUID_RESULTS), deadline_ms, result_ttl_s, webhook, batch, trace (a traceparent), key, the
+-- source_bytes (of an edit's image), source_object (its name, if it lies in FLUID_RESULTS), deadline_ms, result_ttl_s,
+-- webhook, batch, trace (a traceparent), waiter (the gateway that waits for the end), key, the
 -- Idempotency-Key, and cache_key with cache_s and checkpoint: hash of a request whose images may be kept for equal ones, for
 -- how long, and the weights that the caller expects; with only_cached nothing is queued.
 -- limits: max_queue, queue_share, and max_jobs, max_batch_lines, max_webhooks, max_key_bytes, max_bytes (0: any number).
@@ -79,25 +80,32 @@ local refused = memory_refusal(owner, args.bytes, limits)
 if refused then return {refused[1], refused[2], ''} end
 local at = clock()
 local sequence = redis.call('HINCRBY', keys.counters_hash, 'sequence', 1)
-redis.call('HSET', job, 'id', id, 'state', 'queued', 'input', args.input, 'kind', args.kind, 'created_at', time_text(at),
+local deadline = args.deadline_ms and time_text(at + args.deadline_ms / 1000)
+local record = {'id', id, 'state', 'queued', 'input', args.input, 'kind', args.kind, 'created_at', time_text(at),
   'sequence', sequence, 'attempt', 0, 'token', 0, 'model', args.model, 'class', args.class, 'caller', args.caller,
   'work', args.work, 'fingerprint', args.fingerprint, 'owner', owner, 'bytes', args.bytes,
-  'reserved_bytes', args.reserved_bytes)
-if args.deadline_ms then redis.call('HSET', job, 'deadline', time_text(at + args.deadline_ms / 1000)) end
-for _, field in ipairs({'webhook', 'batch', 'result_ttl_s', 'source_bytes', 'source_object', 'trace', 'cache_key',
-  'cache_s'}) do
-  if args[field] then redis.call('HSET', job, field, args[field]) end
+  'reserved_bytes', args.reserved_bytes}
+
+local function write(field, value)
+  if value then record[#record + 1], record[#record + 2] = field, value end
 end
+
+write('deadline', deadline)
+for _, field in ipairs({'webhook', 'batch', 'result_ttl_s', 'source_bytes', 'source_object', 'trace', 'cache_key',
+  'cache_s', 'waiter'}) do
+  write(field, args[field])
+end
+redis.call('HSET', job, unpack(record))
 remember(id)
 if args.follow_events then redis.call('XADD', keys.events_stream(id), '*', 'type', 'status', 'value', 'queued') end
 -- The source image of an edit stays until the job ends.
 if args.source_object then redis.call('ZREM', keys.discarded_zset, args.source_object) end
-redis.call('PERSIST', keys.input_bytes(id))
+if args.source_bytes then redis.call('PERSIST', keys.input_bytes(id)) end
 redis.call('ZADD', keys.jobs_zset(owner), sequence, id)
 redis.call('ZADD', keys.state_jobs_zset(owner, 'queued'), sequence, id)
 charge(owner, args.bytes)
 count('submitted:' .. args.kind)
 count('state:queued')
 if open_by then redis.call('HINCRBY', keys.open_jobs_hash, open_by, 1) end
-enqueue_waiting(id)
+enqueue_waiting(id, args.model, args.class, args.caller, args.work, sequence, deadline)
 return {'new', id, time_text(at)}

@@ -1,11 +1,12 @@
 -- End a job, once. args: id, token, state, outputs, error and metrics (JSON texts, '' for none), ttl_s, steps,
--- result_ttl_s, result_bytes (of all images), checkpoint (hash of the weights), stored ({token, index} of each image whose file is stored already), indices of
--- the images whose files are not and follow as ARGV[2] and up. One round trip and one sync less than storing them
+-- result_ttl_s, result_bytes (of all images), checkpoint (hash of the weights), stored ({token, index} of each image whose
+-- file is stored already), indices of the images whose files are not and follow as ARGV[2] and up, alone (the only one is
+-- small enough for a message). One round trip and one sync less than storing them
 -- separately. Only this script makes files visible: the record names their tokens. Returns the state that the job has
 -- now, 'fenced', or 'incomplete' if a stored file is gone, as after a failover to a replica that never got it: then
 -- nothing has changed.
 local id, state, outputs, error = args.id, args.state, args.outputs, args.error
-local f = read(id, 'state', 'token', 'cancel_requested', 'error', 'step')
+local f = read(id, 'state', 'token', 'cancel_requested', 'error', 'step', 'cache_key', 'cache_s', 'owner')
 if not f[1] or tonumber(f[2]) ~= args.token then
   count('fenced')
   return 'fenced'
@@ -29,13 +30,11 @@ if state == 'succeeded' then
 end
 if state == 'failed' then dead_letter(id, error) end
 local succeeded = state == 'succeeded'
-finish(id, state, args.ttl_s, succeeded and args.result_bytes or 0, 'outputs', outputs, 'error', error,
+local result = succeeded and {bytes = args.result_bytes, file = args.alone and ARGV[2]}
+local expires_at = finish(id, state, args.ttl_s, result or nil, 'outputs', outputs, 'error', error,
   'metrics', args.metrics, 'step', succeeded and args.steps or f[5] or 0)
-if succeeded and args.checkpoint ~= '' then -- the weights that generated it, not those that its caller expected
-  local c = read(id, 'cache_key', 'cache_s', 'owner', 'expires_at')
-  local seconds = math.floor(math.min(tonumber(c[2] or '0'), tonumber(c[4]) - clock()))
-  if c[1] and seconds > 0 then
-    redis.call('SET', keys.result_cache(c[3] or '', c[1], args.checkpoint), id, 'EX', seconds)
-  end
+if succeeded and f[6] and args.checkpoint ~= '' then -- the weights that generated it, not those that its caller expected
+  local seconds = math.floor(math.min(tonumber(f[7] or '0'), expires_at - clock()))
+  if seconds > 0 then redis.call('SET', keys.result_cache(f[8] or '', f[6], args.checkpoint), id, 'EX', seconds) end
 end
 return state

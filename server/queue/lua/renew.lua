@@ -5,12 +5,12 @@ local answers = {}
 for i, renewal in ipairs(args.jobs) do
   local id, step = renewal.id, tostring(renewal.step)
   local job = keys.job_hash(id)
-  local f = read_leased(id, renewal.token, 'step', 'cancel_requested', 'deadline', 'state', 'model')
+  local f = read_leased(id, renewal.token, 'step', 'cancel_requested', 'deadline', 'owner', 'model', 'sequence')
   if not f then
     answers[i] = 'lost' -- never renew for a zombie
   else
     if args.lease_ms then set_lease(id, f[7], args.lease_ms) end
-    if renewal.running and f[6] ~= 'processing' then transition(id, 'processing') end
+    if renewal.running then transition(id, f[1], 'processing', f[6], f[8]) end
     if f[3] ~= step then
       redis.call('HSET', job, 'step', step)
       emit(id, 'progress', step)

@@ -2,7 +2,8 @@
 -- absent if the job is not at fault), max_attempts, ttl_s, discard_progress. Returns the new state, or 'fenced'.
 local id, error = args.id, args.error
 local job = keys.job_hash(id)
-local f = read_leased(id, args.token, 'cancel_requested', 'attempt', 'model')
+local f = read_leased(id, args.token, 'cancel_requested', 'attempt', 'model', 'class', 'caller', 'work', 'sequence',
+  'deadline', 'owner')
 if not f then return 'fenced' end
 redis.call('HINCRBY', job, 'token', 1) -- from here on this lease is fenced out
 if f[3] == '1' then
@@ -21,11 +22,9 @@ else
   end
 end
 redis.call('ZREM', keys.leases_zset(f[5]), id)
-transition(id, 'queued')
-redis.call('HSET', job, 'step', 0)
-enqueue_waiting(id)
+transition(id, f[1], 'queued', f[11], f[9], 'step', 0)
+enqueue_waiting(id, f[5], f[6], f[7], f[8], f[9], f[10])
 if not error then -- the next attempt charges its caller again
-  local g = read(id, 'class', 'caller', 'work')
-  redis.call('ZINCRBY', keys.callers_zset(f[5], g[1]), -g[3], g[2])
+  redis.call('ZINCRBY', keys.callers_zset(f[5], f[6]), -f[8], f[7])
 end
 return 'queued'

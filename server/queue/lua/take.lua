@@ -5,10 +5,10 @@
 -- Safe to repeat: a repetition after a lost reply has the same token and gets the same job, without a new attempt,
 -- unless another worker has the job by then.
 local model = args.model
-local last_take = keys.last_take_hash(args.worker)
-local known = redis.call('HMGET', last_take, 'token', 'id')
-if known[1] and tonumber(known[1]) == args.token and read_leased(known[2], args.token) then
-  return {lease_reply(known[2]), 1}
+local last_take = keys.last_take(args.worker) -- "TOKEN ID"
+local token, known = string.match(redis.call('GET', last_take) or '', '^(%d+) (.*)$')
+if tonumber(token) == args.token and read_leased(known, args.token) then
+  return {lease_reply(known, read(known, 'token', 'attempt', 'input', 'created_at', 'started_at', 'error', 'trace')), 1}
 end
 
 -- The job's first fields if its record agrees that it waits in this class, and for this caller if one is given.
@@ -20,18 +20,19 @@ end
 -- Ageing: a job that has waited long enough goes up one class, at most a few per call.
 local now = clock()
 
-local function move_up(id, class)
-  dequeue_waiting(id, false)
+local function move_up(id, f, class)
+  dequeue_waiting(id, false, model, f[3], f[4], f[5])
   redis.call('HSET', keys.job_hash(id), 'class', class, 'aged', 1)
-  enqueue_waiting(id)
+  enqueue_waiting(id, model, class, f[4], f[5], f[9], f[6])
 end
 
 for i = 3, #PRIORITIES do
   local since = keys.waiting_since_zset(model, PRIORITIES[i])
   local old = redis.call('ZRANGEBYSCORE', since, '-inf', time_text(now - args.ageing_s), 'LIMIT', 0, 8)
   for _, id in ipairs(old) do
-    if waits_in(PRIORITIES[i], id) then
-      move_up(id, PRIORITIES[i - 1])
+    local f = waits_in(PRIORITIES[i], id)
+    if f then
+      move_up(id, f, PRIORITIES[i - 1])
     else
       redis.call('ZREM', since, id)
     end
@@ -48,7 +49,8 @@ if head and intact(head) and not redis.call('HGET', keys.job_hash(head), 'aged')
   for _, caller in ipairs(redis.call('ZRANGE', keys.callers_zset(model, below), 0, CALLERS_READ - 1)) do
     local id = redis.call('ZRANGE', keys.waiting_zset(model, below, caller), 0, 0)[1]
     local since = id and redis.call('ZSCORE', keys.waiting_since_zset(model, below), id)
-    if since and tonumber(since) <= now - args.ageing_s and waits_in(below, id, caller) then move_up(id, top) end
+    local f = since and tonumber(since) <= now - args.ageing_s and waits_in(below, id, caller)
+    if f then move_up(id, f, top) end
   end
 end
 
@@ -86,8 +88,7 @@ for _, class in ipairs(PRIORITIES) do
     else
       local found = start_attempt(id, args.token, args)
       if found then
-        redis.call('HSET', last_take, 'token', args.token, 'id', id)
-        redis.call('EXPIRE', last_take, 60)
+        redis.call('SET', last_take, string.format('%d %s', args.token, id), 'EX', 60)
         local lines = {}
         for i, each in ipairs(PRIORITIES) do lines[i] = keys.callers_zset(model, each) end
         return {found, math.min(redis.call('EXISTS', unpack(lines)), 1)}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.inference.heads.categorical import CategoricalRows, choose_confident, sample_categories
+from model.inference.heads.categorical import NOISE_AT_ONCE, CategoricalRows, choose_confident, sample_categories
 
 LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0])
 MANY = 20000
@@ -64,7 +64,7 @@ def test_parts_give_the_bits_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> No
     logits = torch.randn(700, 4, generator=torch.Generator().manual_seed(0))
     ask = rows(500, filtered=True, top_k=some % 4 + 1, guided=some[:200], guidance=torch.full((500,), 3.0))
     whole = sample_categories(logits, ask)
-    monkeypatch.setattr("model.inference.heads.categorical.NOISE_AT_ONCE", 4 * 33)
+    monkeypatch.setitem(NOISE_AT_ONCE, "cpu", 4 * 33)
     for found, wanted in zip(sample_categories(logits, ask), whole, strict=True):
         assert torch.equal(found, wanted)
 

@@ -40,11 +40,52 @@ async def test_every_method_works_with_asyncio(service: Service) -> None:
         file = await fluid.image(job["id"])
         with pytest.raises(ServiceError, match="400"):
             await fluid.generate("")
+        with pytest.raises(ServiceError, match=r"'model' 'c' is not served here\. Served: fake") as unknown:
+            await fluid.generate("a cat", model="c")
+        assert (unknown.value.status, unknown.value.code, unknown.value.param) == (404, "model_not_found", "model")
         assert (await fluid.cancel(job["id"]))["status"] == done["status"] == "succeeded"
         assert [m["id"] for m in await fluid.models()] == ["fake"]
     same = await asyncio.to_thread(service.client.generate, "a cat", seed=5)
     assert image.data == seen[0].data == file == same[0].data
     assert events[-1].type == "succeeded" and job["id"] in listed
+
+
+@pytest.mark.parametrize("named", ["", "one"])
+async def test_a_transparent_background_is_refused_without_alpha(named: str) -> None:
+    """The service would send an opaque image with a warning. Nothing is sent for generation; auto asks nothing."""
+    able = False
+    asked: list[str] = []
+
+    def respond(request: httpx.Request) -> httpx.Response:
+        asked.append(f"{request.method} {request.url.raw_path.decode()} {request.content.decode()}")
+        model = {"id": "one", "transparent": able}
+        return httpx.Response(
+            200, json={"data": [model], **model, "output_format": "png", "metrics": {}, "warnings": []}
+        )
+
+    options = {"model": named} if named else {}
+    url = "http://service"
+    transport = httpx.MockTransport(respond)
+    with FluidClient(url) as plain:
+        plain._http.close()
+        plain._http = httpx.Client(transport=transport, base_url=url)
+        for call in (plain.generate, plain.submit, lambda prompt, **more: list(plain.stream(prompt, **more))):
+            with pytest.raises(ServiceError, match="one generates no alpha") as refused:
+                call("an apple", background="transparent", **options)  # type: ignore[operator]
+            assert (refused.value.status, refused.value.param) == (400, "background")
+        assert asked == [f"GET /v1/models{'/one' if named else ''} "] * 3
+        plain.submit("an apple", background="auto", **options)
+        able = True
+        plain.submit("an apple", background="transparent", **options)
+    assert ["POST" in each for each in asked[3:]] == [True, False, True]
+    assert '"background":"transparent"' in asked[-1]
+    able = False
+    async with AsyncFluidClient(url) as fluid:
+        await fluid._http.aclose()
+        fluid._http = httpx.AsyncClient(transport=transport, base_url=url)
+        for edit in (fluid.vary(b"", background="transparent"), fluid.edit("x", b"", background="transparent")):
+            with pytest.raises(ServiceError, match="no alpha"):
+                await edit
 
 
 def test_follow_resumes_after_a_gateway_restart(new_service: Callable[..., Service]) -> None:

@@ -116,3 +116,29 @@ def test_a_reload_of_one_model_leaves_the_other_alone(two: Service) -> None:
     done = fluid(two.settings, "reload")
     assert done.returncode == 2
     assert f"No live worker was started with 'scenes-128'. Choose by --checkpoint: {A}, {B}." in done.stderr
+
+
+def test_a_reload_to_another_model_replaces_it(two: Service) -> None:
+    """The old id stayed listed for good, and requests without a model got 503 for it."""
+    other = "fake-c"
+    try:
+        done = fluid(two.settings, "reload", "--checkpoint", B, "--to", other)
+        assert done.returncode == 0, done.stderr
+        until(lambda: two.client.health()["models"] == {A: True, other: True}, what="the other model")
+        assert [(m["id"], m["default"]) for m in two.client.models()] == [(other, True), (A, False)]
+        [image] = two.client.generate("a cat", seed=1)
+        assert model_of(image.data) == other
+        assert two.client.health()["warnings"] == [
+            f"a reload has replaced {B}, the FLUID_DEFAULT_MODEL: requests without 'model' get {other}"
+        ]
+        with pytest.raises(ServiceError, match=f"'{B}' is not served here. Served: {A}, {other}"):
+            two.client.generate("a cat", model=B)
+        stays = fluid(two.settings, "forget", A)
+        assert (stays.returncode, f"A live worker serves {A}" in stays.stderr) == (2, True)
+        assert fluid(two.settings, "forget", B).returncode == 0
+        assert f'model="{B}"' not in httpx.get(f"{two.settings.base_url}/metrics").text.split("fluid_model_info")[-1]
+    finally:
+        fluid(two.settings, "reload", "--checkpoint", B, "--to", B)
+    until(lambda: two.client.health().get("models") == {A: True, B: True}, what="the model from before")
+    assert "warnings" not in two.client.health()
+    assert [(m["id"], m["default"]) for m in two.client.models()] == [(B, True), (A, False)]

@@ -338,7 +338,7 @@ MATRIX: dict[str, list[tuple[str, Plant]]] = {
         ("tombstone", request_of("tombstone", "paused ")),
         ("odd tombstone", request_of("tombstone", BYTES)),
         ("idempotency", request_of("idempotency_hash", {"new": "x"})),
-        ("last take", request_of("last_take_hash", {"new": "x"})),
+        ("last take", request_of("last_take", BYTES)),
     ],
 }  # fmt: skip
 CASES = [

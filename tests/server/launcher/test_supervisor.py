@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from subprocess import Popen
 
@@ -223,3 +224,21 @@ def test_the_embedded_valkey_has_no_replicas_to_wait_for(tmp_path: Path) -> None
     """Every request would get 503 not_replicated."""
     with pytest.raises(ConfigError, match="FLUID_REDIS_URL"):
         asyncio.run(Supervisor(Settings(data_dir=str(tmp_path), replicas=1)).run())
+
+
+@pytest.mark.slow
+def test_a_start_with_another_checkpoint_forgets_the_model_of_the_last(tmp_path: Path) -> None:
+    """It stayed in the list of models for good. One that a job waits for stays."""
+    settings = Settings(data_dir=str(tmp_path), port=free_port(), engine=FAKE_ENGINE, drain_s=0.5)
+    for checkpoint, listed in (("fake-a", "fake-a"), ("fake-b", "fake-b"), ("fake-c", "fake-b fake-c")):
+        own = replace(settings, checkpoint=checkpoint)
+        process = subprocess.Popen([sys.executable, "-m", "server.cli", "serve", "--quiet"], env=child_env(own))
+        try:
+            with FluidClient(settings.base_url) as client:
+                until(lambda c=client, m=checkpoint: c.health().get("models", {}).get(m), seconds=60, what=checkpoint)
+                until(lambda c=client, w=listed: " ".join(sorted(m["id"] for m in c.models())) == w, what=listed)
+                if checkpoint == "fake-b":
+                    client.submit("a cat", num_inference_steps=20000)  # 40 s
+        finally:
+            process.terminate()
+            process.wait(timeout=30)

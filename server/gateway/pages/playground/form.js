@@ -1,6 +1,6 @@
 // ---- the form: what the model offers, and the request that it describes -----------------------------------
 const NUMBERS = ["guidance_scale", "temperature", "num_inference_steps", "diffusion_steps"];
-const CHOICES = ["guidance_schedule", "order"];
+const CHOICES = ["guidance_schedule", "order", "background"];
 const SHARED = ["prompt", "negative_prompt", "seed", "n", "quality", ...CHOICES, ...NUMBERS];
 const USUAL = { n: 1, quality: "auto", size: "auto", output_format: "png", partial_images: "3", keep: "0.5", feather: "2" };
 const LINKED = ["model", ...SHARED];
@@ -50,6 +50,7 @@ function offer(found) {
   $("styles").replaceChildren(...model.styles.map((name) => chip(name, () => setStyle(name))));
   $("count").textContent = model.vocabulary.length ? `(${model.vocabulary.length})` : "";
   $("avoid").hidden = model.labels.length > 0 || model.negative_prompts === false;  // no text to lead away from
+  $("ground").hidden = !model.transparent;
   $("vocabulary").hidden = $("surprise").hidden = !model.vocabulary.length;
   showWords();
   markStyle();
