@@ -32,7 +32,7 @@ _FLAGS, _FLAGS_OF_PARENT = 0x100, 0x300  #: of OTLP: it is known whether the par
 
 @dataclass(slots=True)
 class SpanData:
-    """What a span has recorded; times are Unix times."""
+    """The recorded fields of a span; times are Unix times."""
 
     name: str
     context: TraceContext
