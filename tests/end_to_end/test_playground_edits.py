@@ -14,6 +14,7 @@ from server.images.codec import read_metadata
 from server.worker.engine.fake import FAKE_ENGINE
 from tests.end_to_end.browser import needs_browser, open_page, wait_for_status, wait_until
 from tests.end_to_end.conftest import serving
+from tests.server.harness import Hold
 
 pytestmark = [pytest.mark.slow, needs_browser]
 SLOW_MS = 300  # a step; the lower half of the fake's images has 8 tokens, so an edit takes up to 2.4 s
@@ -95,9 +96,11 @@ def test_a_restored_edit_does_not_promise_the_same_image(page: Any) -> None:
     assert "the same image again" in page.inner_text("#status")
 
 
-def test_edits_run_one_at_a_time_and_can_be_canceled(page: Any) -> None:
+def test_edits_run_one_at_a_time_and_can_be_canceled(page: Any, tmp_path: Path) -> None:
     """A second request used to be possible, and there was no Cancel. The mask outlives a cancellation."""
+    hold = Hold(tmp_path)
     page.fill("#num_inference_steps", "8")
+    page.fill("#prompt", hold.prompt())
     page.click("#generate")
     page.wait_for_selector("#cancel:visible")
     assert page.get_attribute("#generate", "aria-disabled") == "true"
@@ -110,6 +113,7 @@ def test_edits_run_one_at_a_time_and_can_be_canceled(page: Any) -> None:
     assert page.evaluate("run.key") == jobs
     page.click("#cancel")
     wait_for_status(page, "Canceled.")
+    hold.release()
     assert page.get_attribute("#generate", "aria-disabled") is None
     assert not page.is_visible("#cancel") and page.is_visible("#canvas") and painted(page) >= 50
 

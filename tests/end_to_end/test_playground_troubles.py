@@ -22,7 +22,7 @@ from tests.end_to_end.browser import (
     wait_for_status,
     wait_until,
 )
-from tests.server.harness import Service, running_service, start, status_of, until
+from tests.server.harness import Hold, Service, running_service, start, status_of, until
 
 pytestmark = needs_browser
 OFFERED = "document.querySelectorAll('#examples button').length > 0"
@@ -129,21 +129,25 @@ def test_a_page_opened_while_redis_is_away_recovers(browser: Any, tmp_path: Path
         valkey.close()
 
 
-def test_a_lost_gateway_is_told_in_plain_words_and_retried(browser: Any, valkey: EmbeddedValkey) -> None:
+def test_a_lost_gateway_is_told_in_plain_words_and_retried(
+    browser: Any, valkey: EmbeddedValkey, tmp_path: Path
+) -> None:
     """It used to be "Failed to fetch". Here it is killed in the middle of an image, and comes back."""
-    service = Service(fake(valkey, "restarted", fake_step_ms=250))
+    service, hold = Service(fake(valkey, "restarted")), Hold(tmp_path)
     service.add_worker()
     try:
         service.client.wait_ready(timeout_s=60)
         page = open_page(browser, service.settings.base_url)
         wait_until(page, OFFERED)
+        page.fill("#prompt", hold.prompt())
         page.click("#generate")
-        wait_for_status(page, "step")
+        wait_for_status(page, "step 4 of 8")
         service.gateway.kill()
         service.gateway.wait()
         wait_for_status(page, "Waiting for the service")
         told = page.inner_text("#connection")
         assert "does not answer" in told and "Trying again" in told and "fetch" not in page.inner_text("body")
+        hold.release()
         service.gateway = start("gateway", service.settings)
         wait_for_status(page, "Generated in")
         assert page.inner_text("#connection") == "" and page.problems == []
@@ -152,9 +156,9 @@ def test_a_lost_gateway_is_told_in_plain_words_and_retried(browser: Any, valkey:
         service.close()
 
 
-def test_a_killed_worker_is_waited_for(browser: Any, valkey: EmbeddedValkey) -> None:
+def test_a_killed_worker_is_waited_for(browser: Any, valkey: EmbeddedValkey, tmp_path: Path) -> None:
     """The page used to show the last step, as if it were still being decoded."""
-    service = Service(fake(valkey, "killed", fake_step_ms=250))
+    service, hold = Service(fake(valkey, "killed")), Hold(tmp_path)
     worker = service.add_worker()
     try:
         service.client.wait_ready(timeout_s=60)
@@ -162,10 +166,12 @@ def test_a_killed_worker_is_waited_for(browser: Any, valkey: EmbeddedValkey) -> 
         wait_until(page, OFFERED)
         page.click("#options summary")
         page.fill("#num_inference_steps", "12")
+        page.fill("#prompt", hold.prompt())
         page.click("#generate")
-        wait_for_status(page, "step 2 of 12")
+        wait_for_status(page, "step 6 of 12")
         worker.kill()
         worker.wait()
+        hold.release()
         wait_for_status(page, "Waiting for a worker")
         assert "of 12" in page.inner_text("#status")
         service.add_worker()

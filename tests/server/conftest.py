@@ -3,6 +3,7 @@
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -15,7 +16,7 @@ from server.queue.redis_client import SOCKET_TIMEOUT_S, connect
 from server.queue.registry import Registry
 from server.settings import Settings
 from server.worker.engine.fake import FAKE_ENGINE, FakeEngine
-from tests.server.harness import Service, running_service
+from tests.server.harness import Hold, Service, running_service
 
 
 @pytest.fixture(scope="session")
@@ -69,3 +70,11 @@ def new_service(valkey: EmbeddedValkey) -> Iterator[Callable[..., Service]]:
     yield make
     for service in made:
         service.close()
+
+
+@pytest.fixture
+def hold(tmp_path: Path) -> Iterator[Hold]:
+    """Jobs of `hold.prompt()` stop at half of their steps until `hold.release()`. Name it after `new_service`."""
+    made = Hold(tmp_path)
+    yield made
+    made.release()

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from subprocess import Popen
 from threading import Thread
 from typing import Any, TypeVar
@@ -66,6 +67,32 @@ def status_of(url: str, key: str | None = None) -> int:
         return httpx.get(url, headers={"Authorization": f"Bearer {key}"} if key else {}).status_code
     except httpx.TransportError:
         return 0
+
+
+class Hold:
+    """Keeps rows of the fake engine in the middle of their steps until `release`, however the test is stalled."""
+
+    def __init__(self, folder: Path, seed: int | None = None) -> None:
+        """`seed` holds that image of a job alone."""
+        self._pattern = folder / ("held" if seed is None else "held-{seed}")
+        self._file = Path(str(self._pattern).replace("{seed}", str(seed)))
+        self._file.touch()
+
+    def prompt(self, step: int | None = None) -> str:
+        """A prompt that is held after `step`, or at half of the steps."""
+        return f"a cat [hold {self._pattern}{'' if step is None else f' {step}'}]"
+
+    def reached(self, client: FluidClient, job_id: str) -> None:
+        """Wait until every image of the job stands at half of its steps, an even number."""
+
+        def at_half() -> bool:
+            progress = client.job(job_id)["progress"]
+            return bool(2 * progress["step"] >= progress["steps"])
+
+        until(at_half, seconds=30, what="half of the steps")
+
+    def release(self) -> None:
+        self._file.unlink(missing_ok=True)
 
 
 class Service:

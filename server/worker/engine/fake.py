@@ -4,12 +4,17 @@ Prompts with faults, each in its row's steps unless said otherwise:
 [raise] fails; [raise-admit] fails at admission; [impossible] is rejected as the request's own fault;
 [oom] runs out of memory while it shares the step; [hang] never returns; [kill] ends the process as a crash would;
 [wrong-shape] generates an image that is too small.
+
+[hold PATH] keeps its row at half of its steps, [hold PATH STEP] after that step, while the file PATH exists; {seed} in
+PATH is the row's seed. Other rows go on, and so do snapshots, cancellation and draining: a test acts in the middle of a
+job without a race. A held row repeats the preview of its step, if that has one.
 """
 
 import hashlib
 import json
 import os
 import random
+import re
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +29,7 @@ FAKE_ENGINE = "server.worker.engine.fake:create_fake"  #: as a value of FLUID_EN
 SIZE = (32, 32)
 HANG_S = 3600.0
 GRID = 4  # tokens in a line of the image
+_HOLD = re.compile(r"\[hold ([^\] ]+)(?: (\d+))?\]")
 
 
 def create_fake(settings: Settings) -> "FakeEngine":
@@ -34,6 +40,13 @@ def create_fake(settings: Settings) -> "FakeEngine":
 class _Row:
     request: RowRequest
     done: int = 0
+
+    def is_held(self) -> bool:
+        """True at the step at which the prompt holds the row, while the file that it names exists."""
+        if (found := _HOLD.search(self.request.prompt)) is None:
+            return False
+        step = int(found[2] or self.request.sampling.num_inference_steps // 2)
+        return self.done == step and os.path.exists(found[1].replace("{seed}", str(self.request.seed)))
 
 
 class FakeEngine:
@@ -85,7 +98,7 @@ class FakeEngine:
             if "[hang]" in row.request.prompt:
                 time.sleep(HANG_S)
         for row in self._rows.values():
-            row.done += 1
+            row.done += not row.is_held()
         return [i for i, row in self._rows.items() if row.done == row.request.sampling.num_inference_steps]
 
     def progress(self, row: int) -> tuple[int, int]:

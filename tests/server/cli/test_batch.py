@@ -14,7 +14,7 @@ from PIL import Image
 
 from server.cli.batch import _file_name, read_prompts
 from server.errors import BatchRefused
-from tests.server.harness import Service, child_env, fluid, until
+from tests.server.harness import Hold, Service, child_env, fluid, until
 
 
 def test_a_text_file_becomes_images(service: Service, tmp_path: Path) -> None:
@@ -41,11 +41,12 @@ def interruptible() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("interruptible")
-def test_an_interrupted_batch_resumes(new_service: Callable[..., Service], tmp_path: Path) -> None:
+def test_an_interrupted_batch_resumes(new_service: Callable[..., Service], hold: Hold, tmp_path: Path) -> None:
     """Ctrl-C and the same command again: the same batch, every image once."""
-    service = new_service(fake_step_ms=10.0, max_rows=2)
+    service = new_service(max_rows=4)
     prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out"
     lines = [{"prompt": "a cat", "seed": i, "num_inference_steps": 10, "n": 2} for i in range(0, 60, 2)]
+    lines[-1]["prompt"] = hold.prompt()  # it cannot end before the interruption
     prompts.write_text("\n".join(map(json.dumps, lines)))
     command = [sys.executable, "-m", "server.cli", "batch", str(prompts), "-o", str(out)]
     first = subprocess.Popen(command, env=child_env(service.settings), stderr=subprocess.DEVNULL)
@@ -55,6 +56,7 @@ def test_an_interrupted_batch_resumes(new_service: Callable[..., Service], tmp_p
     until(lambda: service.client.batch(batch_id)["request_counts"]["completed"] >= 2)
     first.send_signal(signal.SIGINT)
     assert first.wait(timeout=20) == 130
+    hold.release()
     again = fluid(service.settings, "batch", str(prompts), "-o", str(out))
     assert again.returncode == 0 and "60 images" in again.stdout, again.stderr
     images = {path.name: path.read_bytes() for path in out.glob("*.png")}

@@ -13,16 +13,20 @@ from server.client import AsyncFluidClient, FluidClient, GeneratedImage, Preview
 from server.client.line_readers import LineReader
 from server.client.retries import LONGEST_DELAY_S, is_permanent, retry_delay_s
 from server.errors import ServiceError
-from tests.server.harness import Service, http_server, start
+from tests.server.harness import Hold, Service, http_server, start
 
 pytestmark = pytest.mark.anyio
 
 
-def test_stream_yields_previews_then_the_image(service: Service) -> None:
+def test_stream_yields_previews_then_the_image(service: Service, hold: Hold) -> None:
     """The streamed image is the same as the one that `generate` returns."""
-    seen = list(service.client.stream("a cat", seed=4, num_inference_steps=16, partial_images=2))
+    prompt, seen = hold.prompt(step=12), list[Preview | GeneratedImage]()  # the second preview is of step 11
+    for each in service.client.stream(prompt, seed=4, num_inference_steps=16, partial_images=2):
+        seen.append(each)
+        if len(seen) == 2:
+            hold.release()
     assert [type(each) for each in seen] == [Preview, Preview, GeneratedImage]
-    assert seen[-1].data == service.client.generate("a cat", seed=4, num_inference_steps=16)[0].data
+    assert seen[-1].data == service.client.generate(prompt, seed=4, num_inference_steps=16)[0].data
     with pytest.raises(ServiceError, match="3 attempts"):
         list(service.client.stream("[raise]"))
 

@@ -16,7 +16,7 @@ from server.errors import ConfigError, InvalidApiKey, ServiceError
 from server.gateway import api_keys
 from server.gateway.api_keys import KEY_PREFIX, Caller, KeyRing, hash_key, new_key, parse_keys
 from server.settings import Settings
-from tests.server.harness import Service, client_of, fluid, start, status_of, until
+from tests.server.harness import Hold, Service, client_of, fluid, start, status_of, until
 
 pytestmark = pytest.mark.anyio
 ALICE, BOB, OFF = "fl-alice", "fl-bob", "fl-off"
@@ -127,9 +127,12 @@ def test_the_highest_priority_is_granted_key_by_key(new_service: Callable[..., S
 # --- ownership -----------------------------------------------------------------------------------------
 
 
-def test_jobs_of_other_callers_are_unknown(service: Service, alice: FluidClient, bob: FluidClient) -> None:
-    job = alice.wait(alice.submit("a cat", partial_images=1)["id"])
+def test_jobs_of_other_callers_are_unknown(service: Service, alice: FluidClient, bob: FluidClient, hold: Hold) -> None:
+    job = alice.submit(hold.prompt(), partial_images=1)  # a preview that is not stored before the job's end is dropped
     home = f"/v1/jobs/{job['id']}"
+    until(lambda: status_of(f"{service.settings.base_url}{home}/images/0/previews/0", ALICE) == 200, what="a preview")
+    hold.release()
+    alice.wait(job["id"])
     paths = (home, f"{home}/events", f"{home}/images/0", f"{home}/images/0/previews/0")
     with httpx.Client(base_url=service.settings.base_url) as http:
         for key, expected in ((ALICE, 200), (BOB, 404)):

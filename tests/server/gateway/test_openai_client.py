@@ -7,7 +7,7 @@ import httpx
 import openai
 import pytest
 
-from tests.server.harness import Service
+from tests.server.harness import Hold, Service
 
 
 @pytest.fixture
@@ -56,13 +56,20 @@ def test_a_final_failure_is_not_retried(service: Service, prompt: str, extra: di
     assert len([job for job in jobs if job["input"]["user"] == extra["user"]]) == 1
 
 
-def test_a_timeout_with_a_key_is_retried(new_service: Callable[..., Service]) -> None:
+def test_a_timeout_with_a_key_is_retried(new_service: Callable[..., Service], hold: Hold) -> None:
     """After a 504 the job continues, and the client's retry with the same key gets its image."""
-    service = new_service(fake_step_ms=100.0, request_timeout_s=1.0)
-    with openai.OpenAI(base_url=f"{service.settings.base_url}/v1", api_key="unused") as client:
-        answer = client.images.generate(
-            prompt="a cat", extra_body={"num_inference_steps": 18}, extra_headers={"Idempotency-Key": "order-1"}
-        )
+    service = new_service(request_timeout_s=1.0)
+    seen: list[int] = []
+
+    def receive(response: httpx.Response) -> None:
+        seen.append(response.status_code)
+        hold.release()
+
+    http = httpx.Client(event_hooks={"response": [receive]})
+    base_url = f"{service.settings.base_url}/v1"
+    with openai.OpenAI(base_url=base_url, api_key="unused", http_client=http, max_retries=5) as client:
+        answer = client.images.generate(prompt=hold.prompt(), extra_headers={"Idempotency-Key": "order-1"})
+    assert (seen[0], seen[-1]) == (504, 200)
     assert answer.data is not None and answer.data[0].b64_json
     assert len(httpx.get(f"{service.settings.base_url}/v1/jobs").json()["data"]) == 1
 

@@ -24,7 +24,7 @@ from server.launcher.embedded_valkey import find_binary
 from server.launcher.supervisor import Supervisor
 from server.settings import Settings
 from server.worker.engine.fake import FAKE_ENGINE
-from tests.server.harness import Service, child_env, fluid, until
+from tests.server.harness import Hold, Service, child_env, fluid, until
 
 pytestmark = pytest.mark.service
 #: `fluid serve` with a script in place of the Valkey binary.
@@ -101,17 +101,17 @@ def hangups() -> Iterator[None]:
 
 @pytest.mark.usefixtures("hangups")
 @pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGHUP])
-def test_it_drains_after_its_terminal_has_gone(tmp_path: Path, name: signal.Signals) -> None:
+def test_it_drains_after_its_terminal_has_gone(tmp_path: Path, hold: Hold, name: signal.Signals) -> None:
     """`fluid serve 2>&1 | tee log`: Ctrl-C ends tee too, and the supervisor died of BrokenPipe before it had stopped
     its children; SIGHUP stopped Valkey and worker at the same time. A request in flight must get its image."""
-    settings = Settings(data_dir=str(tmp_path), port=free_port(), engine=FAKE_ENGINE, fake_step_ms=50.0, lease_s=1.0)
+    settings = Settings(data_dir=str(tmp_path), port=free_port(), engine=FAKE_ENGINE, lease_s=1.0)
     read_end, write_end = os.pipe()
     words = [sys.executable, "-m", "server.cli", "serve"]
     process = subprocess.Popen(words, env=child_env(settings), stdout=write_end, stderr=write_end)
     os.close(write_end)
     images: list[object] = []
     client = FluidClient(settings.base_url, max_retries=0)
-    request = threading.Thread(target=lambda: images.extend(client.generate("a cat", num_inference_steps=40)))
+    request = threading.Thread(target=lambda: images.extend(client.generate(hold.prompt())))
     try:
         client.wait_ready(timeout_s=60)
         request.start()
@@ -120,6 +120,7 @@ def test_it_drains_after_its_terminal_has_gone(tmp_path: Path, name: signal.Sign
         process.send_signal(name)
         if name == signal.SIGHUP:  # a shell sends it too
             process.send_signal(name)
+        hold.release()
         request.join(timeout=60)
         assert process.wait(timeout=60) == 0
         assert len(images) == 1
@@ -197,16 +198,17 @@ def test_serve_without_torch_ends_with_the_remedy(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("hangups")
-def test_gateway_and_worker_finish_their_work_at_sighup(new_service: Callable[..., Service]) -> None:
+def test_gateway_and_worker_finish_their_work_at_sighup(new_service: Callable[..., Service], hold: Hold) -> None:
     """Started by hand in a terminal that is closed, both were killed in the middle of an image."""
-    service = new_service(fake_step_ms=50.0)
+    service = new_service()
     images: list[object] = []
-    request = threading.Thread(target=lambda: images.extend(service.client.generate("a cat", num_inference_steps=40)))
+    request = threading.Thread(target=lambda: images.extend(service.client.generate(hold.prompt())))
     request.start()
     until(lambda: list(service.client.jobs(status="processing")), what="the job")
     for process in (service.workers[0], service.gateway):
         process.send_signal(signal.SIGHUP)
         process.send_signal(signal.SIGHUP)
+    hold.release()
     request.join(timeout=60)
     assert len(images) == 1
     assert service.workers[0].wait(timeout=30) == 0

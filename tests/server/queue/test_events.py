@@ -21,11 +21,11 @@ from server.launcher import subprocesses
 from server.queue.job_queue import JobQueue
 from server.queue.keys import Keys
 from server.queue.lease_queue import LeaseQueue, LeaseRenewal
-from tests.server.harness import Service, accept, job_input, start, take, until
+from tests.server.harness import Hold, Service, accept, job_input, start, take, until
 
 pytestmark = pytest.mark.anyio
 GENERATE = "/v1/images/generations"
-SLOW = {"prompt": "a cat", "seed": 3, "num_inference_steps": 40}
+STEPS = {"seed": 3, "num_inference_steps": 40}
 
 
 def sse(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
@@ -46,14 +46,17 @@ def pixels(encoded: str) -> bytes:
     return Image.open(io.BytesIO(base64.b64decode(encoded))).tobytes()
 
 
-def test_the_official_client_receives_previews(new_service: Callable[..., Service]) -> None:
+def test_the_official_client_receives_previews(service: Service, hold: Hold) -> None:
     """Without partial images, a client that asks for them gets a single event at the end."""
-    service = new_service(fake_step_ms=5.0)
     with openai.OpenAI(base_url=f"{service.settings.base_url}/v1", api_key="unused", max_retries=0) as client:
         stream = client.images.generate(
-            prompt="a cat", n=2, stream=True, partial_images=3, extra_body={"seed": 3, "num_inference_steps": 40}
-        )
-        events = [event.model_dump() for event in stream]
+            prompt=hold.prompt(step=35), n=2, stream=True, partial_images=3, extra_body=STEPS
+        )  # held after the third preview, at step 30: one that is not stored before the image is dropped
+        events = []
+        for event in stream:
+            events.append(event.model_dump())
+            if len(events) == 6:
+                hold.release()
     partial = [event for event in events if event["type"] == "image_generation.partial_image"]
     done = [event for event in events if event["type"] == "image_generation.completed"]
     assert [(e["image_index"], e["partial_image_index"]) for e in sorted(partial, key=lambda e: e["image_index"])] == [
@@ -61,11 +64,11 @@ def test_the_official_client_receives_previews(new_service: Callable[..., Servic
     ]
     assert events[-2:] == done
     assert done[0]["usage"] == {
-        "input_tokens": 2, "output_tokens": 32, "total_tokens": 34,
-        "input_tokens_details": {"text_tokens": 2, "image_tokens": 0},
+        "input_tokens": 5, "output_tokens": 32, "total_tokens": 37,
+        "input_tokens_details": {"text_tokens": 5, "image_tokens": 0},
     }  # fmt: skip
     for event in done:
-        same = service.client.generate("a cat", seed=event["seed"], num_inference_steps=40)[0].data
+        same = service.client.generate(hold.prompt(step=35), seed=event["seed"], num_inference_steps=40)[0].data
         assert base64.b64decode(event["b64_json"]) == same
     looks = [pixels(event["b64_json"]) for event in (*partial, *done) if event["image_index"] == 0]
     assert len(set(looks)) == 4  # no two of them are the same
@@ -101,24 +104,27 @@ def test_invalid_combinations_are_rejected(service: Service) -> None:
 def test_disconnecting_from_a_stream_cancels_its_job(new_service: Callable[..., Service]) -> None:
     """Images that no client would read used to take rows from other jobs."""
     service = new_service(fake_step_ms=20.0)
-    body = SLOW | {"stream": True, "partial_images": 1, "num_inference_steps": 1000}
+    body = {"prompt": "a cat", "stream": True, "partial_images": 1, "num_inference_steps": 20000}
     with httpx.stream("POST", service.settings.base_url + GENERATE, json=body) as answer:
         job_id = answer.headers["x-job-id"]
         until(lambda: service.client.job(job_id)["progress"]["step"] > 2)
     until(lambda: service.client.job(job_id)["status"] == "canceled")
 
 
-def test_events_are_replayed_on_another_gateway(new_service: Callable[..., Service]) -> None:
+def test_events_are_replayed_on_another_gateway(new_service: Callable[..., Service], hold: Hold) -> None:
     """After a broken connection the load balancer picks another gateway: no event is missed or repeated."""
     service = new_service(fake_step_ms=10.0)
     other = replace(service.settings, port=free_port())
     gateway = start("gateway", other)
     try:
-        job = service.client.submit(**SLOW, partial_images=2)
+        job = service.client.submit(hold.prompt(step=30), **STEPS, partial_images=2)
         events = f"/v1/jobs/{job['id']}/events"
         with httpx.stream("GET", service.settings.base_url + events) as answer:
             following = sse(answer.iter_lines())
-            heard = [next(following) for _ in range(4)]
+            heard = []
+            while [each["event"] for each in heard].count("partial_image") < 2:
+                heard.append(next(following))
+        hold.release()
         until(lambda: _answers(other.base_url))
         with httpx.stream("GET", other.base_url + events, headers={"Last-Event-ID": heard[-1]["id"]}) as answer:
             rest = list(sse(answer.iter_lines()))

@@ -23,7 +23,7 @@ from server.queue.redis_client import connect
 from server.queue.watcher import JobWatcher
 from server.settings import Settings
 from server.worker.engine.fake import FakeEngine
-from tests.server.harness import Service, accept, until
+from tests.server.harness import Hold, Service, accept, until
 from tests.server.inprocess import served
 
 pytestmark = pytest.mark.anyio
@@ -84,18 +84,21 @@ def test_a_silent_stream_has_pings_on_the_wire(settings: Settings, monkeypatch: 
     assert "event: status" in text
 
 
-def test_a_stream_that_joins_a_running_job_ends_with_it(new_service: Callable[..., Service]) -> None:
+def test_a_stream_that_joins_a_running_job_ends_with_it(new_service: Callable[..., Service], hold: Hold) -> None:
     """Once, only a job followed from its start notified its followers: others learned of its end with the next ping,
     up to 15 s late."""
-    service = new_service(fake_step_ms=20.0)
+    service = new_service()
     headers = {"Idempotency-Key": "same"}
-    body = {"prompt": "a cat", "num_inference_steps": 100}
+    body = {"prompt": hold.prompt()}
     url = service.settings.base_url + GENERATE
     ends: dict[bool, float] = {}
 
     def generate(stream: bool) -> None:
-        answer = httpx.post(url, json=body | {"stream": stream}, headers=headers, timeout=40)
-        assert answer.status_code == 200 and (not stream or "image_generation.completed" in answer.text)
+        with httpx.stream("POST", url, json=body | {"stream": stream}, headers=headers, timeout=40) as answer:
+            if stream:  # it has joined
+                hold.release()
+            text = answer.read().decode()
+        assert answer.status_code == 200 and (not stream or "image_generation.completed" in text)
         ends[stream] = time.monotonic()
 
     first = threading.Thread(target=generate, args=(False,))

@@ -183,7 +183,7 @@ async def test_a_subscription_does_not_stay_with_a_former_primary(
 
 async def test_one_silent_connection_costs_one_timeout(pair: RedisPair) -> None:
     """After a firewall had forgotten them, each connection of the pool cost a caller its timeout."""
-    async with connect(pair.url, 0.5) as redis:
+    async with connect(pair.url, 2.0) as redis:
         await asyncio.gather(*(redis.ping() for _ in range(8)))
         pair.address.silence()
         failed = 0

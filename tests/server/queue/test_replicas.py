@@ -70,7 +70,7 @@ async def test_what_was_accepted_survives_its_primary(pair: RedisPair, queue: Jo
 @pytest.mark.slow
 def test_without_a_replica_nothing_is_accepted(pair: RedisPair) -> None:
     """503 not_replicated; the job is canceled, or found by a retry that can name it, once the replica has it."""
-    service = Service(settings_of(pair.url, timeout_s=0.3))
+    service = Service(settings_of(pair.url, timeout_s=1.0))
     try:
         asyncio.run(_publish_model(pair.url))
         pair.replica.command("REPLICAOF", "NO", "ONE")

@@ -14,7 +14,7 @@ import redis
 
 from server.queue.keys import Keys
 from server.storage.object_names import object_name
-from tests.server.harness import Service, fluid, until
+from tests.server.harness import Hold, Service, fluid, until
 
 BODY = {"prompt": "an apple", "seed": 7, "n": 2, "num_inference_steps": 4}
 
@@ -62,22 +62,23 @@ def test_images_lie_in_the_folder_and_only_there(new_service: Callable[..., Serv
 
 @pytest.mark.slow
 def test_an_outage_under_load_loses_no_job_and_costs_no_attempt(
-    new_service: Callable[..., Service], folder: Path
+    new_service: Callable[..., Service], folder: Path, hold: Hold
 ) -> None:
     """The folder becomes a file while jobs run: attempts end without counting, workers take nothing, readiness and
     doctor say why, finished images are a 503; all of it is over once the folder is back."""
-    service = new_service(workers=2, results=folder.as_uri(), fake_step_ms=20.0, max_attempts=2)
+    service = new_service(workers=2, results=folder.as_uri(), max_attempts=2)
     base = service.settings.base_url
 
-    def submit() -> str:
-        return str(service.client.submit("an apple", n=2, num_inference_steps=8)["id"])
+    def submit(prompt: str = "an apple") -> str:
+        return str(service.client.submit(prompt, n=2, num_inference_steps=8)["id"])
 
     before = submit()
     until(lambda: job_of(service, before)["status"] == "succeeded", what="the first job")
-    jobs = [submit() for _ in range(40)]
+    jobs = [submit() for _ in range(20)] + [submit(hold.prompt()) for _ in range(20)]
     until(lambda: len(files(folder)) > 6, what="some images")
     moved = folder.rename(folder.with_name("moved"))
     folder.write_text("not a folder")
+    hold.release()
     jobs += [submit() for _ in range(5)]
     cause = "the store of finished images has lost its folder"
 
@@ -113,15 +114,18 @@ def test_an_outage_under_load_loses_no_job_and_costs_no_attempt(
 
 
 @pytest.mark.slow
-def test_canceled_and_expired_images_are_deleted(new_service: Callable[..., Service], folder: Path) -> None:
+def test_canceled_and_expired_images_are_deleted(
+    new_service: Callable[..., Service], folder: Path, tmp_path: Path
+) -> None:
     """A gateway sweeps when it starts, and every half minute."""
     namespace = uuid.uuid4().hex
     old = folder / object_name(namespace, "job_1", 1, 0, "png", time.time() - 7200)
     old.parent.mkdir(parents=True)
     old.write_bytes(b"of a worker that died")
-    service = new_service(results=folder.as_uri(), namespace=namespace, fake_step_ms=50.0, max_rows=1)
+    service = new_service(results=folder.as_uri(), namespace=namespace, max_rows=1)
     until(lambda: not old.parent.parent.exists(), what="the sweep")
-    job = str(service.client.submit("an apple", n=3, num_inference_steps=8)["id"])
+    prompt = Hold(tmp_path, seed=7).prompt()
+    job = str(service.client.submit(prompt, n=3, seed=5, num_inference_steps=8)["id"])
     until(lambda: files(folder), what="its first image")
     httpx.post(f"{service.settings.base_url}/v1/jobs/{job}/cancel")
     until(lambda: not files(folder), what="deletion")

@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from server.queue.keys import Keys
-from tests.server.harness import Service, fluid, until
+from tests.server.harness import Hold, Service, fluid, until
 from tests.server.storage.s3_server import s3_server
 
 pytestmark = pytest.mark.slow
@@ -48,7 +48,10 @@ def lifecycle_of_the_docs(bucket: str, root: str) -> None:
 
 
 def test_a_bucket_that_is_away_under_load(
-    new_service: Callable[..., Service], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    new_service: Callable[..., Service],
+    hold: Hold,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     texts: list[str] = []
     with s3_server("pictures") as relay:
@@ -59,7 +62,7 @@ def test_a_bucket_that_is_away_under_load(
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
         place = {"results": "s3://pictures/some/prefix", "result_links": "presigned"}
-        service = new_service(workers=2, fake_step_ms=20.0, max_attempts=2, **place)
+        service = new_service(workers=2, max_attempts=2, **place)
         base = service.settings.base_url
 
         def read(path: str) -> httpx.Response:
@@ -67,8 +70,8 @@ def test_a_bucket_that_is_away_under_load(
             texts.append(answer.text)
             return answer
 
-        def submit() -> str:
-            return str(service.client.submit("an apple", num_inference_steps=8)["id"])
+        def submit(prompt: str = "an apple") -> str:
+            return str(service.client.submit(prompt, num_inference_steps=8)["id"])
 
         body = {"prompt": "an apple", "num_inference_steps": 8, "response_format": "url"}
         [image] = httpx.post(f"{base}/v1/images/generations", json=body, timeout=30).json()["data"]
@@ -79,9 +82,10 @@ def test_a_bucket_that_is_away_under_load(
         found = httpx.get(image["url"])
         assert found.headers["content-type"] == "image/png" and found.content.startswith(b"\x89PNG")
 
-        jobs = [submit() for _ in range(40)]
+        jobs = [submit() for _ in range(10)] + [submit(hold.prompt()) for _ in range(30)]
         until(lambda: "succeeded" in {service.client.job(id)["status"] for id in jobs}, what="the first job")
         relay.stop()
+        hold.release()
         jobs += [submit() for _ in range(5)]
         until(lambda: CAUSE in read("/health/ready").text, seconds=30, what="readiness")
         done = next(id for id in jobs if service.client.job(id)["status"] == "succeeded")

@@ -36,7 +36,7 @@ from server.storage.object_names import expires_at, object_name
 from server.worker.results import ResultWriter
 from server.worker.scheduling.held_job import HeldJob
 from tests.server.gateway.routes.test_edits import gradient, mask, png
-from tests.server.harness import Service, job_input, take, until
+from tests.server.harness import Hold, Service, job_input, take, until
 
 TTL_S = 3600
 IMAGE, SHA256 = pack(bytes(32 * 32 * 3), bytes([255]) * 512 + bytes(512))
@@ -205,8 +205,10 @@ async def test_images_of_a_long_job_expire_by_its_end(leases: LeaseQueue, stored
 
 
 @pytest.mark.slow
-def test_an_outage_under_load_loses_no_edit_and_no_batch(new_service: Callable[..., Service], folder: Path) -> None:
-    service = new_service(workers=2, results=folder.as_uri(), fake_step_ms=20.0, max_attempts=2)
+def test_an_outage_under_load_loses_no_edit_and_no_batch(
+    new_service: Callable[..., Service], folder: Path, hold: Hold
+) -> None:
+    service = new_service(workers=2, results=folder.as_uri(), max_attempts=2)
     with httpx.Client(base_url=service.settings.base_url, timeout=30) as http:
 
         def edit() -> httpx.Response:
@@ -216,10 +218,12 @@ def test_an_outage_under_load_loses_no_edit_and_no_batch(new_service: Callable[.
             return http.post("/v1/files", files={"file": (name, data)}, data={"purpose": purpose})
 
         form = {"prompt": "a cat", "seed": "4"}
-        expected = edit().json()["data"][0]["b64_json"]
+        first = edit().json()["data"][0]["b64_json"]
         names = [upload(name, "vision", png(made)).json()["id"] for name, made in (("a", gradient()), ("b", mask()))]
         body = {"prompt": "a cat", "seed": 4, "image": names[0], "mask": names[1]}
-        lines = [json.dumps({"custom_id": str(i), "url": EDITS_URL, "body": body}) for i in range(40)]
+        lines = [json.dumps({"custom_id": str(i), "url": EDITS_URL, "body": body}) for i in range(10)]
+        held = body | {"prompt": hold.prompt()}
+        lines += [json.dumps({"custom_id": str(i), "url": EDITS_URL, "body": held}) for i in range(10, 40)]
         file = upload("in", "batch", "\n".join(lines).encode()).json()["id"]
         made = {"input_file_id": file, "endpoint": EDITS_URL, "completion_window": "24h"}
         batch = http.post("/v1/batches", json=made).json()["id"]
@@ -229,6 +233,7 @@ def test_an_outage_under_load_loses_no_edit_and_no_batch(new_service: Callable[.
 
         until(lambda: status()["request_counts"]["completed"] > 2, what="some lines")
         moved = folder.rename(folder.with_name("moved"))
+        hold.release()
         until(lambda: http.get("/health/ready").status_code == 503, what="readiness")
         for answer in (upload("c", "vision", b"x"), http.get(f"/v1/files/{file}/content")):
             assert (answer.status_code, answer.json()["error"]["code"]) == (503, "storage_unavailable"), answer.text
@@ -240,6 +245,8 @@ def test_an_outage_under_load_loses_no_edit_and_no_batch(new_service: Callable[.
         assert status()["request_counts"] == {"total": 40, "completed": 40, "failed": 0}
         output = [json.loads(line) for line in http.get(f"/v1/files/file-out-{batch}/content").text.splitlines()]
         assert len(output) == 40
-        assert {line["response"]["body"]["data"][0]["b64_json"] for line in output} == {expected}
+        form["prompt"] = hold.prompt()
+        expected = {first, edit().json()["data"][0]["b64_json"]}
+        assert {line["response"]["body"]["data"][0]["b64_json"] for line in output} == expected
         jobs = http.get("/v1/jobs?limit=100").json()["data"]
         assert {job["attempt"] for job in jobs} == {1}

@@ -15,7 +15,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from server.launcher.embedded_valkey import EmbeddedValkey
 from server.settings import Settings
 from tests.server.conftest import fake_settings
-from tests.server.harness import Service, fluid, running_service, until
+from tests.server.harness import Hold, Service, fluid, running_service, until
 from tests.server.telemetry.collector import Collector, ReceivedSpan, collecting
 
 pytest.importorskip("opentelemetry.sdk.trace", reason="the extra otel is not installed")
@@ -131,15 +131,16 @@ def test_latencies_name_traces_as_exemplars(traced: Service) -> None:
 
 
 def test_a_job_that_fails_over_has_a_span_of_each_attempt(
-    valkey: EmbeddedValkey, collector: Collector, new_service: Callable[..., Service]
+    valkey: EmbeddedValkey, collector: Collector, new_service: Callable[..., Service], hold: Hold
 ) -> None:
     """A worker that drains hands its job back; the trace follows the job to the next one."""
     trace = "9" * 32
-    service = new_service(traces_url=collector.url, fake_step_ms=50, drain_s=0.0)
-    assert post(service, "/v1/jobs", f"00-{trace}-{PARENT}-01", num_inference_steps=60).status_code == 202
+    service = new_service(traces_url=collector.url, drain_s=0.0)
+    assert post(service, "/v1/jobs", f"00-{trace}-{PARENT}-01", prompt=hold.prompt()).status_code == 202
     until(lambda: "fluid_jobs_inflight 1.0" in httpx.get(f"{service.settings.base_url}/metrics").text, what="the lease")
     service.workers[0].terminate()
     assert service.workers[0].wait(timeout=30) == 0
+    hold.release()
     service.add_worker()
 
     def outcomes() -> list[str]:

@@ -38,7 +38,7 @@ def new_worker(leases: LeaseQueue, settings: Settings) -> Worker:
 @pytest.fixture
 async def worker(leases: LeaseQueue, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Worker]:
     monkeypatch.setattr(background, "BACKOFF_S", (0.01,))
-    made = new_worker(leases, replace(settings, step_timeout_s=0.5))
+    made = new_worker(leases, replace(settings, step_timeout_s=2.0))
     running = asyncio.create_task(made.run())
     await until_async(lambda: _true(made.heartbeat.state == "ready"))
     yield made
@@ -109,7 +109,7 @@ async def test_a_reload_that_fails_in_any_way_leaves_the_worker_as_it_was(
     worker._factory = factory
     if checkpoint == "hanging":
         monkey = pytest.MonkeyPatch()
-        monkey.setattr("server.worker.engine.fake.HANG_S", 3.0)  # the test's process waits for the thread at its end
+        monkey.setattr("server.worker.engine.fake.HANG_S", 4.0)  # the test's process waits for the thread at its end
     try:
         request = await worker.registry.request_reload(settings.checkpoint, checkpoint)
         await until_async(lambda: _true(worker.heartbeat.reloads == request.number))

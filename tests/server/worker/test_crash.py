@@ -16,29 +16,31 @@ from server.launcher.embedded_valkey import EmbeddedValkey
 from server.queue.keys import Keys
 from server.settings import Settings
 from server.worker.engine.fake import FAKE_ENGINE
-from tests.server.harness import Service, start, until
+from tests.server.harness import Hold, Service, start, until
 
 
-def test_a_killed_workers_job_is_redelivered(new_service: Callable[..., Service]) -> None:
+def test_a_killed_workers_job_is_redelivered(new_service: Callable[..., Service], hold: Hold) -> None:
     """SIGKILL in the middle of an image: redelivered after the lease expires, with the same seed and the same image."""
-    service = new_service(fake_step_ms=10.0)
-    expected = service.client.generate("a cat", seed=3, num_inference_steps=150)[0].data
-    job = service.client.submit("a cat", seed=3, num_inference_steps=150)
-    until(lambda: service.client.job(job["id"])["progress"]["step"] > 5)
+    service = new_service()
+    job = service.client.submit(hold.prompt(), seed=3, num_inference_steps=40)
+    hold.reached(service.client, job["id"])
     service.workers[0].kill()
+    hold.release()
     service.add_worker()
     done = service.client.wait(job["id"], timeout_s=30)
     assert (done["status"], done["attempt"]) == ("succeeded", 2)
+    expected = service.client.generate(hold.prompt(), seed=3, num_inference_steps=40)[0].data
     assert service.client.image(job["id"]) == expected
 
 
-def test_a_suspect_that_runs_alone_is_published(new_service: Callable[..., Service]) -> None:
+def test_a_suspect_that_runs_alone_is_published(new_service: Callable[..., Service], hold: Hold) -> None:
     """A job on its last attempt runs alone, and a batch with a suspect has no room. With its last row done the worker
     had nothing to wait for, looped without yielding, and starved the task that was to publish the image."""
-    service = new_service(max_attempts=2, lease_s=0.5, fake_step_ms=10.0)
-    job = service.client.submit("a cat", num_inference_steps=60)
-    until(lambda: service.client.job(job["id"])["progress"]["step"] > 5)
+    service = new_service(max_attempts=2, lease_s=0.5)
+    job = service.client.submit(hold.prompt(), num_inference_steps=60)
+    hold.reached(service.client, job["id"])
     service.workers[0].kill()
+    hold.release()
     service.add_worker()
     done = service.client.wait(job["id"], timeout_s=20)
     assert (done["status"], done["attempt"]) == ("succeeded", 2)
@@ -56,12 +58,14 @@ def test_a_job_that_kills_workers_fails_and_the_service_survives(new_service: Ca
     assert service.workers[-1].poll() is None
 
 
-def test_sigterm_finishes_running_jobs_and_requeues_the_rest(new_service: Callable[..., Service]) -> None:
+def test_sigterm_finishes_running_jobs_and_requeues_the_rest(new_service: Callable[..., Service], hold: Hold) -> None:
     """A rolling restart must not cost any job an image or an attempt."""
-    service = new_service(fake_step_ms=10.0, max_rows=1, lease_s=10.0)
-    first, second = (service.client.submit("a cat", num_inference_steps=60) for _ in range(2))
-    until(lambda: service.client.job(first["id"])["progress"]["step"] > 3)
+    service = new_service(max_rows=1, lease_s=10.0)
+    first, second = (service.client.submit(hold.prompt(), num_inference_steps=60) for _ in range(2))
+    hold.reached(service.client, first["id"])
     service.workers[0].terminate()
+    until(lambda: not service.client.ready()[0], what="the drain")
+    hold.release()
     assert service.workers[0].wait(timeout=20) == 0
     assert service.client.job(first["id"])["status"] == "succeeded"
     assert service.client.job(second["id"])["status"] == "queued"
@@ -70,15 +74,14 @@ def test_sigterm_finishes_running_jobs_and_requeues_the_rest(new_service: Callab
     assert (done["status"], done["attempt"]) == ("succeeded", 1)
 
 
-def test_a_job_that_outlasts_the_drain_is_requeued_at_once(
-    new_service: Callable[..., Service],
-) -> None:
+def test_a_job_that_outlasts_the_drain_is_requeued_at_once(new_service: Callable[..., Service], hold: Hold) -> None:
     """Past FLUID_DRAIN_S the job must be requeued, not abandoned until its lease expires."""
-    service = new_service(fake_step_ms=10.0, drain_s=0.0, lease_s=30.0)
-    job = service.client.submit("a cat", num_inference_steps=150)
-    until(lambda: service.client.job(job["id"])["progress"]["step"] > 3)
+    service = new_service(drain_s=0.0, lease_s=30.0)
+    job = service.client.submit(hold.prompt(), num_inference_steps=150)
+    hold.reached(service.client, job["id"])
     service.workers[0].terminate()
     service.workers[0].wait(timeout=20)
+    hold.release()
     service.add_worker()
     done = service.client.wait(job["id"], timeout_s=20)
     assert (done["status"], done["attempt"]) == ("succeeded", 1)

@@ -11,7 +11,7 @@ import redis
 from server.errors import ServiceError
 from server.queue.keys import Keys
 from server.worker.watchdog import HUNG_STATUS
-from tests.server.harness import Service, fluid, until
+from tests.server.harness import Hold, Service, fluid, until
 
 GENERATE = "/v1/images/generations"
 
@@ -65,14 +65,15 @@ def test_a_worker_that_hangs_in_its_canary_image_is_ended(new_service: Callable[
     assert service.add_worker().wait(timeout=20) == HUNG_STATUS
 
 
-def test_a_worker_whose_engine_hangs_is_ended(new_service: Callable[..., Service]) -> None:
+def test_a_worker_whose_engine_hangs_is_ended(new_service: Callable[..., Service], hold: Hold) -> None:
     """Its event loop is alive and would renew the leases of stuck jobs indefinitely."""
-    service = new_service(step_timeout_s=0.5, lease_s=30.0, fake_step_ms=10.0, max_attempts=2)
-    neighbour = service.client.submit("fine", num_inference_steps=80)
-    until(lambda: service.client.job(neighbour["id"])["progress"]["step"] > 20)
+    service = new_service(step_timeout_s=2.5, lease_s=30.0, max_attempts=2)  # longer than a stall of the machine
+    neighbour = service.client.submit(hold.prompt(), num_inference_steps=80)
+    hold.reached(service.client, neighbour["id"])
     hanging = service.client.submit("[hang]")
     for _ in range(2):
-        assert service.workers[-1].wait(timeout=20) == HUNG_STATUS
+        assert service.workers[-1].wait(timeout=30) == HUNG_STATUS
+        hold.release()
         service.add_worker()
     assert end_of(service, neighbour)[0] == "succeeded"
     assert end_of(service, hanging) == ("failed", 2, "engine_hung")
@@ -93,13 +94,15 @@ def test_a_row_is_free_one_step_after_the_cancel(new_service: Callable[..., Serv
 def test_a_deadline_aborts_waiting_jobs_and_cancels_running_ones(new_service: Callable[..., Service]) -> None:
     """A late image is worthless, and takes rows from other callers."""
     service = new_service(max_rows=1, fake_step_ms=10.0)
-    running = service.client.submit("slow", num_inference_steps=20000, deadline_ms=2500)
-    until(lambda: service.client.job(running["id"])["status"] == "processing")
+    ahead = service.client.submit("slow", num_inference_steps=20000)
+    until(lambda: service.client.job(ahead["id"])["status"] == "processing")
     waiting = service.client.submit("late", deadline_ms=300)
     assert end_of(service, waiting) == ("aborted", 0, "deadline_exceeded")
     with pytest.raises(ServiceError, match="deadline passed before") as caught:
         service.client.generate("late as well", deadline_ms=200)
     assert (caught.value.status, caught.value.code) == (504, "deadline_exceeded")
+    service.client.cancel(ahead["id"])
+    running = service.client.submit("slow", num_inference_steps=20000, deadline_ms=4000)
     assert end_of(service, running) == ("canceled", 1, "deadline_exceeded")
     in_time = service.client.submit("in time", quality="low", deadline_ms=20_000)
     assert end_of(service, in_time) == ("succeeded", 1, None)
@@ -114,10 +117,10 @@ def test_deadlines_pass_without_a_worker(new_service: Callable[..., Service]) ->
     assert end_of(service, service.client.submit("late", deadline_ms=100))[0] == "aborted"
 
 
-def test_classes_and_callers_take_turns(new_service: Callable[..., Service]) -> None:
+def test_classes_and_callers_take_turns(new_service: Callable[..., Service], hold: Hold) -> None:
     """One row, one worker: high before normal before low, and one caller's flood does not delay another's job."""
     service = new_service(max_rows=1, fake_step_ms=10.0)
-    first = service.client.submit("running", num_inference_steps=100)
+    first = service.client.submit(hold.prompt())
     until(lambda: service.client.job(first["id"])["status"] == "processing")
     names = {}
     for name, options in (
@@ -132,6 +135,7 @@ def test_classes_and_callers_take_turns(new_service: Callable[..., Service]) -> 
     places = {name: service.client.job(job_id)["queue"] for name, job_id in names.items()}
     assert [places[name]["position"] for name in ("high", "flood1", "low")] == [0, 1, 5]
     assert all(place["is_possible"] and place["eta_seconds"] >= 0 for place in places.values())
+    hold.release()
     ended = {name: service.client.wait(job_id, timeout_s=20)["started_at"] for name, job_id in names.items()}
     order = sorted(ended, key=lambda name: ended[name])
     assert order[0] == "high" and order[-1] == "low"

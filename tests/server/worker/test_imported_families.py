@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,17 @@ import httpx
 import pytest
 
 from server.cli.main import main
-from server.client import FluidClient
-from server.settings import Settings
 from tests.model.conversion.published import save_amused, save_janus, save_llamagen, save_meissonic
 from tests.model.llamagen_restated import random_state
 from tests.server.harness import Service
-from tests.server.worker.test_four_systems import WAIT_S, difference, events, pixels
+from tests.server.worker.real_models import (
+    WAIT_S,
+    assert_edited,
+    difference,
+    pixels,
+    previews_of,
+    serve_checkpoint,
+)
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("diffusers")
@@ -44,14 +48,8 @@ def test_published_weights_are_imported_and_served(
     source, *options = published(family, tmp_path / "download")
     assert main(["import", source, str(tmp_path / "served"), *options]) == 0
     assert "fluid generate" in capsys.readouterr().out
-    service = new_service(
-        engine=Settings().engine, checkpoint=str(tmp_path / "served"), threads=1, max_rows=2, workers=0,
-        dtype="float32",  # layers this narrow are not packed for bfloat16
-    )  # fmt: skip
-    service.add_worker()
-    service.client.wait_ready(timeout_s=WAIT_S)
-    service.client.close()
-    service.client = FluidClient(service.settings.base_url, timeout_s=WAIT_S, max_retries=0)
+    # Layers this narrow are not packed for bfloat16.
+    service = serve_checkpoint(new_service, tmp_path / "served", max_rows=2, dtype="float32")
     (model,) = service.client.models()
     assert model["license"] and model["source"].startswith("https://huggingface.co/")
     raster = family in ("janus", "llamagen")
@@ -76,15 +74,6 @@ def test_published_weights_are_imported_and_served(
     else:
         assert difference(pixels(base64.b64decode(answer.json()["data"][0]["b64_json"])), whole) > 0
 
-    names = [name for name, _ in events(service, {**request, "partial_images": 2})]
-    assert any(name.endswith("partial_image") for name in names) and names[-1].endswith("completed")
-
-    side = whole.size[0]
-    hole = whole.convert("RGBA")
-    hole.paste((0, 0, 0, 0), (side // 2, side // 2, side, side))
-    file = io.BytesIO()
-    hole.save(file, "PNG")
-    steps = {} if raster else {"num_inference_steps": 4}
-    edited = pixels(service.client.edit("blue", file.getvalue(), seed=1, feather=0, **steps)[0].data)
-    kept = (0, 0, side, side // 2)
-    assert difference(edited.crop(kept), whole.crop(kept)) == 0 and difference(edited, whole) > 0
+    previews_of(service, request, whole)
+    side, steps = whole.width, {} if raster else {"num_inference_steps": 4}
+    assert_edited(service, whole, (side // 2, side // 2, side, side), "blue", **steps)

@@ -2,19 +2,22 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from hypothesis import given
 from hypothesis import strategies as st
 
 from server.jobs import JobError, JobState, Output
 from server.queue.job_queue import JobQueue
+from server.queue.keys import Keys
 from server.queue.lease_queue import LeaseQueue
 from server.settings import Settings
 from server.worker.engine.fake import FakeEngine
 from server.worker.engine.protocol import RowRequest
-from tests.server.harness import Service, accept, fluid, job_input, lapse, take, until
+from tests.server.harness import Hold, Service, accept, fluid, job_input, lapse, take, until
 
 pytestmark = pytest.mark.anyio
 
@@ -25,19 +28,29 @@ def metric(service: Service, name: str) -> float:
     return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
 
 
-def test_a_killed_workers_rows_resume_where_they_were(new_service: Callable[..., Service]) -> None:
+def test_a_killed_workers_rows_resume_where_they_were(new_service: Callable[..., Service], hold: Hold) -> None:
     """Without resuming, long images would never finish where workers die often."""
-    service = new_service(fake_step_ms=10.0, snapshot_steps=4)
-    expected = service.client.generate("a cat", seed=3, num_inference_steps=300)[0].data
-    job = service.client.submit("a cat", seed=3, num_inference_steps=300)
-    until(lambda: service.client.job(job["id"])["progress"]["step"] > 100)
+    service = new_service(snapshot_steps=4)
+    job = service.client.submit(hold.prompt(), seed=3, num_inference_steps=200)
+    until(
+        lambda: b'"done": 100' in saved(service, job).get(b"snapshot:0", b""), what="the snapshot of half of the steps"
+    )
     service.workers[0].kill()
     service.add_worker()
     first = until(lambda: service.client.job(job["id"])["progress"]["step"] if _attempt(service, job) == 2 else 0)
-    assert first >= 80
+    assert first == 100
+    hold.release()
     done = service.client.wait(job["id"], timeout_s=30)
+    expected = service.client.generate(hold.prompt(), seed=3, num_inference_steps=200)[0].data
     assert (done["status"], service.client.image(job["id"])) == ("succeeded", expected)
     until(lambda: metric(service, "fluid_resumed_rows_total") == 1, what="the count of resumed rows")
+
+
+def saved(service: Service, job: dict[str, Any]) -> dict[bytes, bytes]:
+    """What the next attempt of the job would resume from."""
+    with redis.Redis.from_url(service.settings.redis_url) as client:
+        found: dict[bytes, bytes] = client.hgetall(Keys(service.settings.namespace).resume_hash(job["id"]))  # type: ignore[assignment]
+    return found
 
 
 def _attempt(service: Service, job: dict[str, object]) -> int:
@@ -63,13 +76,15 @@ def test_the_shipped_model_resumes_to_the_same_bytes(new_service: Callable[..., 
     until(lambda: metric(service, "fluid_resumed_rows_total") == 1, what="the count of resumed rows")
 
 
-def test_finished_images_of_a_killed_attempt_are_kept(new_service: Callable[..., Service]) -> None:
+def test_finished_images_of_a_killed_attempt_are_kept(new_service: Callable[..., Service], tmp_path: Path) -> None:
     """A worker's death used to repeat all ten images, though nine of them were finished."""
-    service = new_service(fake_step_ms=10.0, max_rows=1)
-    job = service.client.submit("a cat", n=3, seed=5, num_inference_steps=40)
-    until(lambda: service.client.job(job["id"])["progress"]["step"] > 85)
+    service = new_service(max_rows=1)
+    hold = Hold(tmp_path, seed=7)
+    job = service.client.submit(hold.prompt(), n=3, seed=5, num_inference_steps=40)
+    until(lambda: {b"output:0", b"output:1"} <= saved(service, job).keys(), what="two images")
     service.workers[0].kill()
     service.workers[0].wait(timeout=10)
+    hold.release()
     told = metric(service, 'fluid_images_total{model="fake"}')  # those of the two that its last heartbeat reported
     service.add_worker()
     done = service.client.wait(job["id"], timeout_s=30)
@@ -78,27 +93,29 @@ def test_finished_images_of_a_killed_attempt_are_kept(new_service: Callable[...,
     until(lambda: metric(service, 'fluid_images_total{model="fake"}') > told, what="the new worker's images")
     assert metric(service, 'fluid_images_total{model="fake"}') == told + 1
     for i, image in enumerate(images):
-        assert image == service.client.generate("a cat", seed=5 + i, num_inference_steps=40)[0].data
+        assert image == service.client.generate(hold.prompt(), seed=5 + i, num_inference_steps=40)[0].data
 
 
-def test_a_drain_requeues_with_a_snapshot(new_service: Callable[..., Service]) -> None:
+def test_a_drain_requeues_with_a_snapshot(new_service: Callable[..., Service], hold: Hold) -> None:
     """A rolling restart that cannot wait used to requeue jobs at step 0."""
-    service = new_service(fake_step_ms=10.0, snapshot_steps=0, drain_s=0.0, lease_s=30.0)
-    job = service.client.submit("a cat", num_inference_steps=200)
-    until(lambda: service.client.job(job["id"])["progress"]["step"] > 50)
+    service = new_service(snapshot_steps=0, drain_s=0.0, lease_s=30.0)
+    job = service.client.submit(hold.prompt(), num_inference_steps=200)
+    hold.reached(service.client, job["id"])
     service.workers[0].terminate()
     assert service.workers[0].wait(timeout=20) == 0
     service.add_worker()
-    assert until(lambda: service.client.job(job["id"])["progress"]["step"]) >= 50
+    assert until(lambda: service.client.job(job["id"])["progress"]["step"]) == 100
+    hold.release()
     assert service.client.wait(job["id"], timeout_s=20)["attempt"] == 1
 
 
-def test_other_weights_do_not_resume_from_a_snapshot(new_service: Callable[..., Service]) -> None:
+def test_other_weights_do_not_resume_from_a_snapshot(new_service: Callable[..., Service], hold: Hold) -> None:
     """An image must not mix two checkpoints."""
-    service = new_service(fake_step_ms=10.0, lease_s=0.5)
-    job = service.client.submit("a cat", num_inference_steps=150)
-    until(lambda: service.client.job(job["id"])["progress"]["step"] > 50)
+    service = new_service(lease_s=0.5, snapshot_steps=2)
+    job = service.client.submit(hold.prompt(), num_inference_steps=20)
+    until(lambda: saved(service, job), what="a snapshot")
     service.workers[0].kill()
+    hold.release()
     service.settings = replace(service.settings, checkpoint="other")
     service.add_worker()
     assert service.client.wait(job["id"], timeout_s=20)["status"] == "succeeded"

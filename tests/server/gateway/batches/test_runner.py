@@ -21,7 +21,7 @@ from server.queue.job_queue import JobQueue
 from server.queue.keys import Keys
 from server.queue.lease_queue import RESULT_EXTRA_S
 from server.queue.registry import Registry
-from tests.server.harness import Service, start, until
+from tests.server.harness import Hold, Service, start, until
 
 URL = "/v1/images/generations"
 
@@ -125,12 +125,13 @@ def test_a_malformed_file_fails_the_whole_batch(client: openai.OpenAI) -> None:
     assert (error.line, error.code) == (2, "invalid_json_line")
 
 
-def test_a_batch_survives_its_gateway_and_lets_others_pass(new_service: Callable[..., Service]) -> None:
+def test_a_batch_survives_its_gateway_and_lets_others_pass(new_service: Callable[..., Service], hold: Hold) -> None:
     """After a SIGKILL another gateway continues the batch, every line is generated once, and other callers do not wait
     behind it."""
     service = new_service(fake_step_ms=10.0, max_rows=4, max_queue=MAX_UNFINISHED_JOBS + 10)
     with openai.OpenAI(base_url=f"{service.settings.base_url}/v1", api_key="unused", max_retries=5) as client:
-        batch = create(client, jsonl(*({"prompt": "a cat", "seed": i, "num_inference_steps": 8} for i in range(300))))
+        lines = [{"prompt": "a cat", "seed": i, "num_inference_steps": 8} for i in range(299)]
+        batch = create(client, jsonl(*lines, {"prompt": hold.prompt()}))  # the last one ends when it may
         until(lambda: client.batches.retrieve(batch.id).request_counts.completed > 20, seconds=30)
         service.gateway.kill()
         service.gateway.wait(timeout=10)
@@ -139,6 +140,7 @@ def test_a_batch_survives_its_gateway_and_lets_others_pass(new_service: Callable
         metrics = service.client.generate("in between", quality="low")[0].metrics
         counts = client.batches.retrieve(batch.id).request_counts
         assert metrics["queue_time"] < 5 and counts.completed < 300  # it overtook the remaining lines
+        hold.release()
         done = wait_until_over(client, batch.id)
         assert (done.request_counts.completed, len(results(client, done.output_file_id))) == (300, 300)
     text = service.client._call("GET", "/metrics").text

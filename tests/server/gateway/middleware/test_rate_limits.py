@@ -62,12 +62,13 @@ def _generate(url: str, key: str) -> httpx.Response:
 def test_the_openai_client_retries_after_a_rate_limit(new_service: Callable[..., Service]) -> None:
     """At two requests per second, the official client retries some of five in a row as Retry-After says, and none
     fails. Without retries it raises its RateLimitError."""
-    service = new_service(api_keys=f"alice {hash_key(ALICE)} rate_limit=120", fake_step_ms=0)
+    keys = f"alice {hash_key(ALICE)} rate_limit=120; bob {hash_key(BOB)} rate_limit=2"
+    service = new_service(api_keys=keys, fake_step_ms=0)
     base = f"{service.settings.base_url}/v1"
     with httpx.Client(base_url=service.settings.base_url, headers={"Authorization": f"Bearer {ALICE}"}) as http:
         while http.post("/v1/jobs", json={"prompt": "x"}).status_code != 429:  # use up this minute's requests
             pass
-    with openai.OpenAI(base_url=base, api_key=ALICE, max_retries=0) as client, pytest.raises(openai.RateLimitError):
+    with openai.OpenAI(base_url=base, api_key=BOB, max_retries=0) as client, pytest.raises(openai.RateLimitError):
         for _ in range(3):
             client.images.generate(prompt="a cat")
     with openai.OpenAI(base_url=base, api_key=ALICE, max_retries=5) as client:

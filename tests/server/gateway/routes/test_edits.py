@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from server.client import FluidClient
 from server.gateway.app import create_app
 from server.images.codec import encode, read_metadata
-from tests.server.harness import Service, until
+from tests.server.harness import Hold, Service, until
 from tests.server.inprocess import served
 
 SIZE = (32, 32)
@@ -187,15 +187,15 @@ def test_a_variation_without_any_prompt_is_guided_by_the_image_alone(client: ope
     assert "only the image guides" in str((answer.model_extra or {})["warnings"])
 
 
-def test_an_edit_survives_the_death_of_its_worker(new_service: Callable[..., Service]) -> None:
+def test_an_edit_survives_the_death_of_its_worker(new_service: Callable[..., Service], hold: Hold) -> None:
     """The source image stays in Redis until the job ends, so the next worker finds it; then it is deleted."""
-    service = new_service(workers=1, fake_step_ms=60, snapshot_steps=2)
+    service = new_service(workers=1, snapshot_steps=2)
     files = {"image": png(gradient()), "mask": png(mask(hole=(0, 0, 32, 16)))}
     responses: list[httpx.Response] = []
 
     def ask() -> None:
         url = f"{service.settings.base_url}/v1/images/edits"
-        responses.append(httpx.post(url, data={"prompt": "a cat", "seed": "5"}, files=files, timeout=30))
+        responses.append(httpx.post(url, data={"prompt": hold.prompt(), "seed": "5"}, files=files, timeout=30))
 
     with redis.Redis.from_url(service.settings.redis_url) as store:
         thread = threading.Thread(target=ask)
@@ -204,6 +204,7 @@ def test_an_edit_survives_the_death_of_its_worker(new_service: Callable[..., Ser
         [key] = store.scan_iter(f"{{{service.settings.namespace}}}:input:*")
         assert store.ttl(key) == -1  # as long as the job lives
         service.workers[0].kill()
+        hold.release()
         service.add_worker()
         thread.join(30)
         assert responses[0].status_code == 200, responses[0].text
@@ -222,17 +223,18 @@ def test_an_idempotency_key_covers_the_uploaded_image(http: httpx.Client) -> Non
     assert http.post("/v1/images/edits", data=data, files=other, headers=headers).status_code == 422
 
 
-def test_an_edit_streams_to_the_official_client(client: openai.OpenAI) -> None:
+def test_an_edit_streams_to_the_official_client(client: openai.OpenAI, hold: Hold) -> None:
     """The unmodified client reads image_edit.* events; previews keep the original outside the hole."""
-    events = list(
-        client.images.edit(
-            image=("a.png", png(gradient())), mask=("m.png", png(mask())), prompt="a cat", stream=True,
-            partial_images=2, extra_body={"feather": 0, "num_inference_steps": 6},
-        )
+    stream = client.images.edit(
+        image=("a.png", png(gradient())), mask=("m.png", png(mask())), prompt=hold.prompt(step=5), stream=True,
+        partial_images=2, extra_body={"feather": 0, "num_inference_steps": 6},
     )  # fmt: skip
-    kinds = [event.type for event in events]
-    assert kinds == ["image_edit.partial_image"] * (len(events) - 1) + ["image_edit.completed"]
-    assert 1 <= len(events) - 1 <= 2
+    events = []
+    for event in stream:
+        events.append(event)
+        if len(events) == 2:
+            hold.release()
+    assert [event.type for event in events] == ["image_edit.partial_image"] * 2 + ["image_edit.completed"]
     for event in events:
         image = Image.open(io.BytesIO(base64.b64decode(event.b64_json))).convert("RGB")
         assert all(inside(x, y) for x, y in changed_pixels(image, gradient()))

@@ -13,7 +13,7 @@ from openai.types.responses import Response
 from openai.types.responses.response_output_item import ImageGenerationCall
 from PIL import Image
 
-from tests.server.harness import Service
+from tests.server.harness import Hold, Service
 
 TOOL: dict[str, Any] = {"type": "image_generation", "seed": 4, "num_inference_steps": 6}
 
@@ -62,9 +62,9 @@ def test_generate(client: openai.OpenAI) -> None:
     assert again.data and again.data[0].b64_json == call.result
 
 
-def test_stream(client: openai.OpenAI) -> None:
+def test_stream(client: openai.OpenAI, hold: Hold) -> None:
     """Every event has OpenAI's type and the next number; the last holds the image."""
-    message = [{"role": "user", "content": [{"type": "input_text", "text": "a cat"}]}]
+    message = [{"role": "user", "content": [{"type": "input_text", "text": hold.prompt(step=7)}]}]
     stream = client.responses.create(
         model="fake",
         input=message,
@@ -72,7 +72,11 @@ def test_stream(client: openai.OpenAI) -> None:
         stream=True,
         tool_choice={"type": TOOL["type"]},
     )  # type: ignore[call-overload]
-    events = list(stream)
+    events = []
+    for event in stream:
+        events.append(event)
+        if len(events) == 7:  # with both previews, of steps 3 and 5
+            hold.release()
     kinds = [event.type.removeprefix("response.").replace("image_generation_call", "call") for event in events]
     assert kinds == [
         "created", "in_progress", "output_item.added", "call.in_progress", "call.generating", "call.partial_image",
