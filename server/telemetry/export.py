@@ -135,9 +135,8 @@ def encode(spans: Iterable[SpanData], resource: Attributes) -> bytes:
     scope = InstrumentationScope(name="fluid-serve", version=__version__)
     found = ScopeSpans(scope=scope, spans=[one(span) for span in spans])
     about = Resource(attributes=pairs(resource))
-    return ExportTraceServiceRequest(
-        resource_spans=[ResourceSpans(resource=about, scope_spans=[found])]
-    ).SerializeToString()
+    request = ExportTraceServiceRequest(resource_spans=[ResourceSpans(resource=about, scope_spans=[found])])
+    return bytes(request.SerializeToString())
 
 
 def _nanoseconds(at: float) -> int:
