@@ -199,25 +199,29 @@ UNCOVERED = """() => {
 }"""
 
 
-def test_tokens_uncover_the_image_in_their_order(browser: Any, url: str) -> None:
+def test_tokens_uncover_the_image_in_their_order(browser: Any, url: str, tmp_path: Path) -> None:
     """Before the first preview everything is covered; then exactly the tokens that the preview holds are not."""
     page = open_page(browser, url, **DESKTOP, reduced_motion="reduce")
     wait_until(page, "document.querySelectorAll('#examples button').length > 0")
     page.click("#options summary")
     page.fill("#seed", "7")
+    early, late = Hold(tmp_path), Hold(tmp_path, seed=7)
+    page.fill("#prompt", f"{early.prompt(step=1)} {late.prompt(step=7)}")
     page.click("#generate")
     wait_until(page, "document.querySelector('figure canvas') && !document.querySelector('figure canvas').hidden")
     assert page.evaluate(UNCOVERED) == []
+    early.release()
     at = page.evaluate("stepOfEach(tokenOrder('random', 7, 4), 8)")
     held = [{i for i, step in enumerate(at) if step <= shown} for shown in (0, 2, 4, 6)]
-    seen = []
-    while not seen or len(seen[-1]) < len(held[-1]):
+    seen: list[set[int]] = [set()]
+    while len(seen[-1]) < len(held[-1]):
         if (now := set(page.evaluate(UNCOVERED))) not in seen:
             seen.append(now)
     assert all(each in held for each in seen) and len(seen) >= 2, seen
     page.uncheck("#showOrder")
     assert not page.is_visible("figure canvas")
     page.check("#showOrder")
+    late.release()
     wait_for_status(page, "Generated in")
     wait_until(page, "getComputedStyle(document.querySelector('figure canvas')).opacity === '0'")
     assert page.problems == []

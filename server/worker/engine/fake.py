@@ -42,11 +42,11 @@ class _Row:
     done: int = 0
 
     def is_held(self) -> bool:
-        """True at the step at which the prompt holds the row, while the file that it names exists."""
-        if (found := _HOLD.search(self.request.prompt)) is None:
-            return False
-        step = int(found[2] or self.request.sampling.num_inference_steps // 2)
-        return self.done == step and os.path.exists(found[1].replace("{seed}", str(self.request.seed)))
+        """True at a step at which the prompt holds the row, while the file that it names there exists."""
+        for path, step in _HOLD.findall(self.request.prompt):
+            if self.done == int(step or self.request.sampling.num_inference_steps // 2):
+                return os.path.exists(path.replace("{seed}", str(self.request.seed)))
+        return False
 
 
 class FakeEngine:

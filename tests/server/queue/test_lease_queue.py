@@ -148,7 +148,9 @@ async def test_renewal_keeps_a_lease_beyond_its_length(queue: JobQueue, settings
     lease = await take(leases, "w1")
     for _ in range(4):
         assert await leases.renew([LeaseRenewal(lease, True, 2)], extend=True) == ["ok"]
-        await queue.redis.zincrby(queue.keys.leases_zset(MODEL), -0.7 * leases.lease_ms, "a")  # as if time had passed
+        await queue.redis.zincrby(
+            queue.keys.leases_zset(MODEL), -0.7 * leases.lease_ms / 1000, "a"
+        )  # as if time had passed
         assert await leases.reclaim("w2", MODEL, [], count=10) == []
     record = await queue.get("a")
     assert (record.state, record.step) == (JobState.PROCESSING, 2)

@@ -186,3 +186,15 @@ def test_the_fake_engine_obeys_the_contract(steps: int, data: st.DataObject) -> 
     assert one.image(row) == other.image(resumed)
     with pytest.raises(ValueError):
         other.restore(replace(request, seed=5), one.snapshot(row))
+
+
+def test_the_fake_engine_holds_a_row_alone_and_only_while_the_file_exists(tmp_path: Path) -> None:
+    """Tests that act in the middle of a job rely on it."""
+    engine, hold = FakeEngine(2, 0.0), Hold(tmp_path, seed=7)
+    requests = [RowRequest.of(job_input(hold.prompt(), seed=seed, num_inference_steps=4), 0) for seed in (7, 8)]
+    held, free = engine.admit(requests)
+    assert [engine.step() for _ in range(4)] == [[], [], [], [free]]
+    engine.release(free)
+    assert engine.progress(held) == (2, 4) and engine.step() == []
+    hold.release()
+    assert [engine.step() for _ in range(2)] == [[], [held]]
