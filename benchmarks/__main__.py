@@ -14,11 +14,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks import batching, exact, growth, head, sampling, served
+from benchmarks import amused, batching, exact, growth, head, sampling, served
 from benchmarks.machine import describe_machine, save_result
 
 TARGETS = {
     "exact_speedup_b1": ">= 3", "exact_speedup_b8": ">= 3", "head_share_of_peak_256": ">= 0.85",
+    "amused_over_pipeline": ">= 2",
     "served_share_of_bare": ">= 0.95", "continuous_over_static_throughput": "> 1.3", "fast_over_exact": ">= 2",
 }  # fmt: skip
 
@@ -36,6 +37,8 @@ def main(argv: list[str] | None = None) -> None:
     result |= exact.run(args.quick, args.mar_repo)
     print("\n# continuous against static batching")
     result |= batching.run(args.quick)
+    print("\n# aMUSEd-256 scaled down against diffusers' pipeline, one thread")
+    result |= amused.run(args.quick)
     print("\n# service against bare engine")
     result |= served.run(args.quick)
     print("\n# growth of cost")

@@ -64,6 +64,9 @@ class ModelConfig:
     # of model/flow.py.
     prediction: Literal["eps", "v", "flow"] = "eps"
     flow_shift: float = 1.0  # of the sampling times of "flow": above 1, more of the steps are spent on noisy tokens
+    # The head also reads the length of its step and predicts the mean velocity over it, so that a few steps suffice
+    # (model/training/few_steps/ turns a trained "flow" into this).
+    mean_flow: bool = False
     # Limit on |x0| in sampling; 0: none, as in the reference code. With eps the first step divides by √ᾱ_999 = 5e-5, so
     # without a limit a small head's errors explode.
     clamp: float = 0.0
@@ -94,6 +97,8 @@ class ModelConfig:
                 f"flow_shift {self.flow_shift:g} does not fit prediction {self.prediction!r}: a positive number with "
                 'prediction "flow", else 1'
             )
+        if self.mean_flow and (self.prediction != "flow" or self.categorical):
+            raise ConfigError(f"mean_flow needs prediction 'flow' and a diffusion head, not {self.prediction!r}")
 
     def _check_system(self) -> None:
         if self.head not in ("diffusion", "categorical"):

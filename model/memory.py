@@ -1,8 +1,8 @@
 """Memory that a worker on a GPU needs for a preset, by count: no weights are loaded and no GPU is asked.
 
 Shapes are those of the classes in networks/, dtypes those of bfloat16 serving: the backbone's products in bfloat16, the
-head's weights in float32 (module, stacked, and the modulation of exact first steps) and again in bfloat16. What
-libraries keep for themselves, about a gigabyte, is in RESERVED.
+head's weights in float32 (module, stacked, and the modulation of exact first steps) and again in bfloat16. With int8
+the backbone's linear layers take a byte a value. What libraries keep for themselves, about a gigabyte, is in RESERVED.
 """
 
 from __future__ import annotations
@@ -21,6 +21,10 @@ ENCODER_PARAMETERS = {"google/t5-v1_1-xxl": 4_762_310_656, "microsoft/phi-2": 2_
 PHI_2_WIDTH = 2560  # an imported NOVA names the folder of its encoder, which is Phi-2 if it is as wide
 TOKENIZER_BYTES = 4 * 84_000_000  # Stable Diffusion's autoencoder and kl16 have about as many parameters
 CPU_RESERVED = 500_000_000  # of a process on a CPU: Python, torch, a small text encoder
+VALUE_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}  # of the backbone's linear layers, by the dtype of products
+# On a CPU the float32 weights that are loaded go layer by layer, and what they leave is not reused at once. Measured
+# with a model of 332 M, peak while it loads and then, bytes a value with all else: bfloat16 6.0, 3.3; int8 5.9, 1.9.
+CPU_VALUE_BYTES = {"float32": 4, "bfloat16": 6, "int8": 5}
 HEAD_TOKENS = 8  # that one row decides in a step, at 64 steps of 256 tokens
 # Activations of an autoencoder's decoder at once, in those of the finest level's input: whole images and strips
 # (measured: 3.9 at 512 pixels, 2.1 at 1024).
@@ -66,13 +70,13 @@ def backbone_parameters(config: ModelConfig) -> int:
     return aligner + blocks + token_in + d + 2 * n * d + 2 * d
 
 
-def sharded_parameters(config: ModelConfig) -> int:
-    """Number of values in those layers of the backbone that devices share: projections of attention, and MLPs."""
+def block_parameters(config: ModelConfig) -> int:
+    """Number of values in the projections of attention and the MLPs of all blocks, which int8 quantises."""
     d, r = config.width, config.mlp_ratio
     if isinstance(config, MarConfig):
         return (config.encoder_depth + config.decoder_depth) * (_attention(d, d) + _mlp(d, r))
     if isinstance(config, NovaConfig):
-        return 0  # its backbone is never shared
+        return (config.context_depth + config.depth) * (_attention(d, d) + _mlp(d, r))
     assert isinstance(config, FluidConfig)
     w = config.aligner_width or d
     blocks = config.depth * (_attention(d, d) + _attention(d, w) + _mlp(d, r))
@@ -81,13 +85,15 @@ def sharded_parameters(config: ModelConfig) -> int:
 
 def parameters_of_rank(config: ModelConfig, shards: int) -> int:
     """Number of values of the backbone on each of `shards` devices."""
-    shared = sharded_parameters(config)
+    shared = 0 if isinstance(config, NovaConfig) else block_parameters(config)  # NOVA's is never shared
     return backbone_parameters(config) - shared + shared // shards
 
 
-def estimate_on_cpu(config: ModelConfig, rows: int, shards: int = 1, leads: bool = True) -> int:
-    """Bytes of a process on a CPU, products in bfloat16 included, whose weights lie beside those in float32."""
-    weights = 6 * parameters_of_rank(config, shards)
+def estimate_on_cpu(
+    config: ModelConfig, rows: int, shards: int = 1, leads: bool = True, dtype: str = "bfloat16"
+) -> int:
+    """Bytes of a process on a CPU at its peak, while it loads: weights for products beside some in float32."""
+    weights = CPU_VALUE_BYTES[dtype] * parameters_of_rank(config, shards)
     keys = 2 * 4 * 2 * rows * config.tokens * config.width // shards
     if isinstance(config, FluidConfig):
         keys *= config.depth if config.causal else 0
@@ -124,15 +130,25 @@ def head_parameters(config: ModelConfig) -> int:
     return outer + config.head_depth * block + 2 * (w * w + w) + (w + 1) * config.head_out
 
 
-def estimate(config: ModelConfig, rows: int, text: int = TEXT_ROOM, shards: int = 1, leads: bool = True) -> Memory:
+def estimate(
+    config: ModelConfig,
+    rows: int,
+    text: int = TEXT_ROOM,
+    shards: int = 1,
+    leads: bool = True,
+    dtype: str = "bfloat16",
+) -> Memory:
     """Memory of a worker with this many rows (FLUID_MAX_ROWS), for prompts of up to `text` tokens.
 
     Args:
         shards: devices that share the backbone; the memory is that of one of them.
         leads: of the one that has head, text encoder and tokenizer as well.
+        dtype: of the backbone's weights in products, a key of VALUE_BYTES.
     """
     d, n, evaluations = config.width, config.tokens, 2 * rows
-    weights = 2 * parameters_of_rank(config, shards)
+    weights = VALUE_BYTES[dtype] * parameters_of_rank(config, shards)
+    if dtype == "int8":  # all but the blocks stays float32
+        weights += (4 - VALUE_BYTES[dtype]) * (backbone_parameters(config) - block_parameters(config))
     if leads:
         weights += 10 * head_parameters(config)
         weights += 2 * config.codebook * d if config.categorical else 4 * _modulation(config)
@@ -174,19 +190,19 @@ def _text_tokens(text: int, most: int) -> tuple[int, int]:
     return sum(rooms), rooms[-1]
 
 
-def largest_rows(config: ModelConfig, limit: int, text: int = TEXT_ROOM) -> int:
+def largest_rows(config: ModelConfig, limit: int, text: int = TEXT_ROOM, dtype: str = "bfloat16") -> int:
     """The most rows whose memory stays under `limit` bytes; 0 if not even one does."""
-    if estimate(config, 1, text).total > limit:
+    if estimate(config, 1, text, dtype=dtype).total > limit:
         return 0
     low, high = 1, 1 << 16
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if estimate(config, middle, text).total <= limit else (low, middle)
+        low, high = (middle, high) if estimate(config, middle, text, dtype=dtype).total <= limit else (low, middle)
     return low
 
 
-def report(name: str, rows: int = 64) -> list[str]:
-    """Lines about a preset, by its name in any case.
+def report(name: str, rows: int = 64, dtype: str = "auto") -> list[str]:
+    """Lines about a preset, by its name in any case, with weights of this dtype; "auto" is bfloat16.
 
     Raises:
         KeyError: there is no such preset; the message lists them.
@@ -195,9 +211,10 @@ def report(name: str, rows: int = 64) -> list[str]:
     if name.lower() not in known:
         raise KeyError(f"no preset {name!r}; there are {', '.join(key for key, _ in known.values())}")
     key, config = known[name.lower()]
-    found = estimate(config, rows)
+    dtype = "bfloat16" if dtype == "auto" else dtype
+    found = estimate(config, rows, dtype=dtype)
     parameters = backbone_parameters(config) + head_parameters(config)
-    lines = [f"{key}: {parameters / 1e9:.2f} billion parameters; memory by count, never measured on a GPU"]
+    lines = [f"{key}: {parameters / 1e9:.2f} billion parameters in {dtype}; memory by count, never measured on a GPU"]
     for what, size in (
         ("weights", found.weights), ("text encoder", found.text_encoder), (f"{rows} guided rows", found.rows),
         ("keys and values", found.key_values), ("graphs", found.graphs), ("reserved", RESERVED),
@@ -206,12 +223,13 @@ def report(name: str, rows: int = 64) -> list[str]:
         lines.append(f"  {what:<16}{size / GB:8.2f} GB")
     longest = config.text.max_tokens if isinstance(config, FluidConfig) else 0
     for limit in (80, 141):
-        most, fewer = (largest_rows(config, limit * GB, text) for text in (TEXT_ROOM, longest))
+        most, fewer = (largest_rows(config, limit * GB, text, dtype) for text in (TEXT_ROOM, longest))
         more = f", {fewer} with prompts of {longest} tokens" if longest > TEXT_ROOM else ""
         lines.append(f"  {limit} GB: " + (f"up to {most} rows at once{more}" if most else "does not fit"))
-    for shards in () if isinstance(config, NovaConfig) else (2, 4, 8):
+    for shards in () if isinstance(config, NovaConfig) or dtype == "int8" else (2, 4, 8):
         if config.heads % shards == 0:
-            first, other = (estimate(config, rows, shards=shards, leads=leads).total / GB for leads in (True, False))
+            both = (estimate(config, rows, shards=shards, leads=leads, dtype=dtype) for leads in (True, False))
+            first, other = (each.total / GB for each in both)
             lines.append(
                 f"  FLUID_TENSOR_PARALLEL={shards}: {first:.2f} GB on the first device, {other:.2f} GB on others"
             )

@@ -260,9 +260,8 @@ class Engine:
         if isinstance(self.model.head, CategoricalHead):
             tokens, confidence = self._head(plan.categorical_rows(z))
             return tokens, plan.chosen(confidence, self._known)
-        condition = self.model.diffusion_head.embed_condition(z)  # (M + G, W)
-        chains = self._chains(plan.lengths)
-        return self._head(plan.head_rows(condition), chains, self.config.update_rule, self.config.clamp), None
+        rows, chains = plan.head_rows(self.model.diffusion_head, z), self._chains(plan.lengths)
+        return self._head(rows, chains, self.config.update_rule, self.config.clamp), None
 
     def _condition_tokens(self, steps: list[RowStep]) -> Tensor:
         """One backbone pass over B rows and, below them, the unconditional halves of the U paired ones."""

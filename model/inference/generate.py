@@ -16,7 +16,7 @@ from model.inference.heads.categorical import (
     choose_confident,
     sample_categories,
 )
-from model.inference.heads.chains import make_chains
+from model.inference.heads.chains import embed_conditions, make_chains
 from model.inference.known_tokens import KnownTokens, masked_tokens, undecided
 from model.inference.orders import annealed, guidance_at, make_order, masked_after
 from model.inference.requests import Sampling
@@ -88,9 +88,10 @@ def _sample_vectors(
     last = sampling.diffusion_steps if sampling.diffusion_steps_final is None else sampling.diffusion_steps_final
     length = annealed(sampling.diffusion_steps, last, step, sampling.num_inference_steps)
     ones = torch.ones(len(z), device=device)
+    guided = torch.arange(len(z_uncond), device=device)  # all or none
     rows = Rows(
-        condition=head.embed_condition(torch.cat([z, z_uncond])),
-        guided=torch.arange(len(z_uncond), device=device),  # all or none
+        condition=embed_conditions(head, torch.cat([z, z_uncond]), guided, scale * ones),
+        guided=guided,
         chain=torch.zeros(len(z), dtype=torch.int64, device=device),
         guidance=scale * ones,
         temperature=sampling.temperature * ones,

@@ -11,6 +11,7 @@ from model.cpus import usable_cpus
 from model.inference.precision import choose_dtype, pack
 from model.inference.serving import ServingEngine
 
+UNSHARED = "int8 weights cannot be shared among devices: set FLUID_DTYPE to auto, or use one device"
 SHIPPED = Path(__file__).parents[1] / "checkpoints"
 
 
@@ -71,9 +72,7 @@ def load_engine(
     try:
         products = choose_dtype(dtype, torch.device(chosen))
         if ranks > 1 and products == torch.int8:
-            raise CheckpointError(
-                "int8 weights cannot be shared among devices: set FLUID_DTYPE to auto, or use one device"
-            )
+            raise CheckpointError(UNSHARED)
         if ranks > 1:
             from model.inference.devices.leader import load_leading, open_channel  # takes a second to import
 

@@ -72,6 +72,7 @@ def pack(model: AutoregressiveModel, dtype: torch.dtype, fuse: bool | None = Non
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False  # sums stay float32
     if dtype == torch.int8:
         _quantize(model.backbone)
+        _accept_any_input(model.backbone)
         return
     if next(model.parameters()).device.type != "cpu" if fuse is None else fuse:
         for module in list(model.backbone.modules()):
@@ -86,6 +87,7 @@ def pack(model: AutoregressiveModel, dtype: torch.dtype, fuse: bool | None = Non
         for name, child in module.named_children():
             if isinstance(child, nn.Linear) and child.in_features >= PACKED_FROM and not hasattr(child, "unpacked"):
                 setattr(module, name, PackedLinear(child.weight, child.bias, dtype))
+    _accept_any_input(model.backbone)
     if triton:
         model.backbone.fused = dtype  # type: ignore[assignment]
 
@@ -95,6 +97,13 @@ def _quantize(backbone: nn.Module) -> None:
         for name, child in module.named_children():
             if isinstance(child, nn.Linear) and child.in_features >= PACKED_FROM and not hasattr(child, "unpacked"):
                 setattr(module, name, Int8Linear(child.weight, child.bias))
+
+
+def _accept_any_input(backbone: nn.Module) -> None:
+    """Let the layers that stay as they are follow packed ones, whose output is in bfloat16."""
+    for module in backbone.modules():
+        if isinstance(module, nn.Linear):
+            module.register_forward_pre_hook(lambda layer, inputs: (inputs[0].to(layer.weight.dtype),))
 
 
 def _mlp_layer(triton: bool) -> type[nn.Module]:

@@ -21,7 +21,9 @@ from torch import Tensor
 from fluid_kernels.head_loop import Rows
 from fluid_kernels.transfers import send
 from model.inference.heads.categorical import CategoricalRows, choose_confident
+from model.inference.heads.chains import embed_conditions
 from model.inference.row_state import RowStep
+from model.networks.diffusion_head import DiffusionHead
 
 NO_TOP_K = 1 << 31  # more than any codebook has
 
@@ -141,8 +143,9 @@ class StepPlan:
             z_position=z_position, choices=None if self.choices is None else self.choices.to(device),
         )  # fmt: skip
 
-    def head_rows(self, condition: Tensor) -> Rows:
-        """The diffusion head loop's input. condition: (M + G, W), the embedded z[z_row, z_position]."""
+    def head_rows(self, head: DiffusionHead, z: Tensor) -> Rows:
+        """The diffusion head loop's input. z: (M + G, D), that is z[z_row, z_position]."""
+        condition = embed_conditions(head, z, self.guided, self.guidance)
         return Rows(
             condition=condition, guided=self.guided, chain=self.chain, guidance=self.guidance,
             temperature=self.temperature, seed=self.seed, position=self.position, host=self.host,

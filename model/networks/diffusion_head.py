@@ -22,6 +22,7 @@ from model.config import ModelConfig
 
 FREQUENCIES = 256  # channels of the sinusoidal time embedding
 MAX_PERIOD = 10000.0
+GUIDANCE_TIME = 50.0  # a guidance scale is embedded like a timestep this many times as large
 
 
 def timestep_features(t: Tensor) -> Tensor:
@@ -56,6 +57,9 @@ class DiffusionHead(nn.Module):
         super().__init__()
         width, self.config = config.head_width, config
         self.time = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+        if config.mean_flow:
+            self.length = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+            self.guidance = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, 2 * width))
         self.condition: nn.Module = nn.Linear(config.width, width)
         if config.post_norm_head:
             self.condition = nn.Sequential(nn.Linear(config.width, width), nn.SiLU(), nn.Linear(width, width))
@@ -74,15 +78,35 @@ class DiffusionHead(nn.Module):
         for layer in self.time:
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=0.02)
+        if self.config.mean_flow:
+            for parameter in (*self.length[2].parameters(), *self.guidance[2].parameters()):
+                nn.init.zeros_(parameter)
 
-    def embed_time(self, t: Tensor) -> Tensor:
-        """(M,) timesteps -> (M, W). All tokens of a step may share one row."""
-        return self.time(timestep_features(t))
+    def embed_time(self, t: Tensor, length: Tensor | None = None) -> Tensor:
+        """(M,) timesteps -> (M, W). All tokens of a step may share one row.
+
+        Args:
+            length: (M,) timesteps that the step goes down; read by a head of a mean flow, 0 if not given.
+        """
+        embedded: Tensor = self.time(timestep_features(t))
+        if self.config.mean_flow:
+            embedded = embedded + self.length(timestep_features(torch.zeros_like(t) if length is None else length))
+        return embedded
 
     def embed_condition(self, z: Tensor) -> Tensor:
         """(M, D) z -> (M, W). Once per token, for all its diffusion steps."""
         embedded: Tensor = self.condition(z)
         return embedded
+
+    def embed_scale(self, guidance: Tensor) -> tuple[Tensor, Tensor]:
+        """What a mean flow's guided token adds to its two conditions, with the prompt and without: (M,) -> (M, W) each.
+
+        The mean of a guided velocity is no combination of the means of its two parts, so both evaluations have to know
+        the scale under which they will be combined.
+        """
+        embedded = self.guidance(timestep_features(GUIDANCE_TIME * guidance))
+        with_prompt, without = embedded.chunk(2, -1)
+        return with_prompt, without
 
     def denoise(self, x: Tensor, y: Tensor) -> Tensor:
         """(M, C) noisy tokens and y = time + condition (M, W) -> (M, C or 2C)."""
@@ -93,6 +117,6 @@ class DiffusionHead(nn.Module):
         shift, scale = self.final_modulation(y).chunk(2, -1)
         return self.out(self.final_norm(x) * (1 + scale) + shift)
 
-    def forward(self, x: Tensor, t: Tensor, z: Tensor) -> Tensor:
-        """x (M, C), t (M,), z (M, D) -> (M, C or 2C)."""
-        return self.denoise(x, self.embed_time(t) + self.embed_condition(z))
+    def forward(self, x: Tensor, t: Tensor, z: Tensor, length: Tensor | None = None) -> Tensor:
+        """x (M, C), t (M,), z (M, D), length (M,) as `embed_time` has it -> (M, C or 2C)."""
+        return self.denoise(x, self.embed_time(t, length) + self.embed_condition(z))

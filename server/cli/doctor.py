@@ -65,7 +65,7 @@ def add_parser(commands: Any) -> None:
 def run(settings: Settings, args: argparse.Namespace) -> None:
     """Print the report; raise UnhealthyService if anything needs action, ConfigError for an unknown preset."""
     if args.preset:
-        print("\n".join(memory_report(args.preset)))
+        print("\n".join(memory_report(args.preset, settings.dtype)))
         return
     findings = asyncio.run(_diagnose(settings))
     for finding in findings:

@@ -166,7 +166,7 @@ class JobQueue(QueueConnection):
             "limits": {**self.limits, **self.memory_limits, "max_jobs": submission.max_jobs},
         }
         answer, value, created_at = await self.run("enqueue", args, replicated=True)
-        if answer not in frozenset(Outcome) and (refusal := self._refusal(answer, value, submission)) is not None:
+        if answer != Outcome.NEW and (refusal := self._refusal(answer, value, submission)) is not None:
             raise refusal
         if answer == "no_source":
             raise NotReplicated("A failover of Redis lost the request's image.", retry_after_s=1)

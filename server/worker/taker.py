@@ -18,7 +18,9 @@ from server.worker.scheduling.scheduler import Scheduler
 log = logging.getLogger(__name__)
 IDLE_BLOCK_S = 0.25  # longest wait without noticing SIGTERM or expired leases while there is nothing to do
 MIN_WAIT_S = 0.25  # a job that has waited this long is one that no idle worker wants
-PREEMPT_S = 0.03  # an idle worker takes a job within less, and nothing need be preempted for it
+#: An idle worker takes a job within less, and nothing need be preempted for it. A row becomes free between two steps
+#: only, so that a worker whose steps are longer asks twice in each.
+PREEMPT_S = 0.03
 RECLAIM_S = 0.25
 STOP_S = 1.0
 
@@ -94,7 +96,7 @@ class Taker:
             return False
         if await self._accept(None, PREEMPT_S, preempting):
             return True
-        self._preempt_at = now + PREEMPT_S
+        self._preempt_at = now + max(PREEMPT_S, self._engine.thread.table.step_s / 2)
         return False
 
     async def _accept(

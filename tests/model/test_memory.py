@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from model.memory import GB, backbone_parameters, estimate, head_parameters, largest_rows, report
+from model.checkpoint import CheckpointError, save_checkpoint
+from model.inference.devices.survey import survey
+from model.inference.load import find_checkpoint
+from model.inference.precision import PACKED_FROM
+from model.memory import GB, backbone_parameters, block_parameters, estimate, head_parameters, largest_rows, report
 from model.networks.causal import make_cache
-from model.networks.factory import build_model
+from model.networks.factory import build_model, build_tokenizer
 from model.networks.transformer import count_parameters
 from model.presets import IMPORTED_PRESETS, PRESETS
 from server.cli.main import main
+from tests.model.imported_models import imported_model
 
 
 @pytest.mark.parametrize("name", [*PRESETS, *IMPORTED_PRESETS])
@@ -43,6 +50,45 @@ def test_the_largest_batch_fits_and_the_next_does_not(name: str) -> None:
     assert largest_rows(config, GB) == 0
 
 
+@pytest.mark.parametrize("name", ["369M", "3.1B-raster-discrete", "mar-h", "nova-d48w1536-sdxl1024"])
+def test_int8_halves_what_is_quantised(name: str) -> None:
+    """`fluid serve --workers` and `fluid doctor --preset` planned with bfloat16's bytes."""
+    config = {**PRESETS, **IMPORTED_PRESETS}[name]
+    with torch.device("meta"):
+        backbone = build_model(config).backbone
+    linear = [m for m in backbone.modules() if isinstance(m, torch.nn.Linear) and m.in_features >= PACKED_FROM]
+    quantised = sum(each.weight.numel() for each in linear)
+    assert 0.97 * quantised < block_parameters(config) < 1.01 * quantised
+    other = backbone_parameters(config) - block_parameters(config)
+    saved = estimate(config, 8).total - estimate(config, 8, dtype="int8").total
+    assert saved == block_parameters(config) - 2 * other
+    assert largest_rows(config, 80 * GB, dtype="int8") > largest_rows(config, 80 * GB)
+    assert "FLUID_TENSOR_PARALLEL" not in "\n".join(report(name, dtype="int8"))
+
+
+@pytest.mark.parametrize("family", ["fluid", "llamagen"])
+def test_the_plan_follows_the_dtype_and_not_the_files(family: str, tmp_path: Path) -> None:
+    """Imported models are stored in float32 unless asked otherwise, and were planned with twice their bytes."""
+    if family == "fluid":
+        folder = find_checkpoint("emoji-64")
+    else:
+        model, folder = imported_model(family), tmp_path / "float32"
+        tokenizer = build_tokenizer(model.config.tokenizer)
+        for name in ("float32", "bfloat16", "int8"):
+            save_checkpoint(tmp_path / name, model, tokenizer, {"name": "a"}, getattr(torch, name))
+
+    def needs(dtype: str, where: Path) -> int:
+        models = survey("cpu", 4, 1, dtype, [str(where)])["models"]
+        return int(models[0]["needs"][0])  # type: ignore[index]
+
+    assert needs("float32", folder) < needs("int8", folder) < needs("bfloat16", folder)
+    if family == "llamagen":
+        assert needs("int8", folder) == needs("int8", tmp_path / "bfloat16") <= needs("int8", tmp_path / "int8")
+        assert needs("int8", tmp_path / "int8") < 1.01 * needs("int8", folder)
+    with pytest.raises(CheckpointError, match="int8 weights cannot be shared"):
+        survey("cpu", 4, 2, "int8", [str(folder)])
+
+
 def test_long_prompts_take_memory_of_their_own() -> None:
     """Prompts of 128 tokens need inputs of 32, 64 and 128; before text was cut, every prompt took 128."""
     config = PRESETS["10.5B"]
@@ -72,9 +118,12 @@ def test_the_report_names_every_part_and_refuses_unknown_presets() -> None:
         report("11B")
 
 
-def test_the_command_prints_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_it(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a service, and without loading anything."""
     assert main(["doctor", "--preset", "10.5b"]) == 0
     assert "80 GB: up to" in capsys.readouterr().out
+    monkeypatch.setenv("FLUID_DTYPE", "int8")
+    assert main(["doctor", "--preset", "10.5b"]) == 0
+    assert "billion parameters in int8" in capsys.readouterr().out
     assert main(["doctor", "--preset", "11B"]) == 2
     assert "no preset '11B'" in capsys.readouterr().err

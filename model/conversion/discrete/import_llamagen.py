@@ -47,6 +47,8 @@ def read_llamagen(source: Path, tokenizer: VqganTokenizer, options: Options) -> 
     length, text = weights.shape("cls_embedding.uncond_embedding", 2)
     if codes != tokenizer.config.codebook:
         raise CheckpointError(f"{source} has {codes} codes, its image tokenizer {tokenizer.config.codebook}")
+    if width < HEAD_DIM and not options.heads:
+        raise CheckpointError(f"{source}: width {width} was never released; give the number of heads with --heads")
     size = next((size for part, size in IMAGE_SIZES.items() if part in source.stem), 256)
     model = Llamagen(LlamagenConfig(
         image_size=size * tokenizer.config.stride // 16, width=width, heads=options.heads or width // HEAD_DIM,

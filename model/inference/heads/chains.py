@@ -40,17 +40,19 @@ def make_chains(head: DiffusionHead, lengths: Sequence[int]) -> Chains:
     """S chains of these numbers of diffusion steps on the head's device; K is the longest."""
     longest, device = max(lengths), head.token_in.weight.device
     timesteps = torch.zeros(len(lengths), longest, dtype=torch.int64)  # (S, K)
-    network_times = torch.zeros(len(lengths), longest)  # (S, K)
+    network_times, falls = torch.zeros(2, len(lengths), longest)  # (S, K) each: read by the head; down to the next
     coefficients = torch.zeros(len(lengths), longest, len(COEFFICIENTS))  # (S, K, 7)
     for row, length in enumerate(lengths):
         schedule = sampling_schedule(head.config, length)
         timesteps[row, :length] = schedule.timesteps
         network_times[row, :length] = schedule.timesteps if schedule.times is None else schedule.times
+        falls[row, :length] = schedule.timesteps.diff(prepend=torch.zeros(1, dtype=torch.int64))
         noisy = (torch.arange(length) > 0).float() if schedule.noisy is None else schedule.noisy
         columns = [*(getattr(schedule, name) for name in COEFFICIENTS[:-1]), noisy]
         coefficients[row, :length] = torch.stack(columns, 1)
     with torch.inference_mode():
-        times = head.embed_time(send(network_times.flatten(), device)).unflatten(0, timesteps.shape)  # (S, K, W)
+        flat = (send(table.flatten(), device) for table in (network_times, falls))
+        times = head.embed_time(*flat).unflatten(0, timesteps.shape)  # (S, K, W)
     facts = tuple(ChainFacts.of(*each) for each in zip(lengths, coefficients, strict=True))
     tables = (torch.tensor(list(lengths)), timesteps, coefficients)
     steps, timesteps, coefficients = (send(table, device) for table in tables)
@@ -77,6 +79,22 @@ def stack_chains(parts: Sequence[Chains]) -> Chains:
         padded([part.coefficients for part in parts]),
         None if any(part.host is None for part in parts) else tuple(f for part in parts for f in part.host or ()),
     )
+
+
+def embed_conditions(head: DiffusionHead, z: Tensor, guided: Tensor, guidance: Tensor) -> Tensor:
+    """Conditions of the loop's rows (M + G, W).
+
+    Args:
+        z: (M + G, D) of each token, then the unconditional ones of the guided tokens.
+        guided: (G,) int64, ascending. guidance: (M,) scales, read for guided tokens only.
+    """
+    condition = head.embed_condition(z)
+    if not head.config.mean_flow or not len(guided):
+        return condition
+    with_prompt, without = head.embed_scale(guidance[guided])
+    condition = condition.index_add(0, guided, with_prompt.to(condition.dtype))
+    condition[len(guidance) :] += without
+    return condition
 
 
 def warm_rows(rows: int, guided: int, width: int, device: torch.device) -> Rows:

@@ -1,6 +1,6 @@
 """A Redis client whose errors quote no arguments of commands: they are prompts and files, and errors are logged."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 from redis.asyncio import Redis
@@ -33,6 +33,20 @@ class ServiceRedis(Redis):
         if self._shared is None:
             self._shared = self.own_connection()
         return await self._shared.call(command, decode=decode)
+
+    async def transaction_of(self, commands: Sequence[tuple[str | bytes | float, ...]]) -> None:
+        """Run small commands as one transaction over the shared connection; their replies are dropped.
+
+        Raises:
+            RedisError: as `call`, or the first error of a command.
+        """
+        if self._shared is None:
+            self._shared = self.own_connection()
+        replies = await self._shared.call_together([("MULTI",), *commands, ("EXEC",)])
+        results = replies[-1] if isinstance(replies[-1], list) else []
+        for reply in (*replies, *results):
+            if isinstance(reply, Exception):
+                raise reply
 
     async def follow_primary(self) -> None:
         """Drop the connections if they lead to a former primary, where anything but their errors can tell."""

@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import hiredis
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -89,7 +89,7 @@ class _Receiver(RawConnection):
         self._missing, self._on_message = len(channels), on_message
         super().__init__(pool, connection)
         if self.usable:
-            self.write(hiredis.pack_command(("SUBSCRIBE", *channels)))
+            self.write(hiredis.pack_command(cast(Any, ("SUBSCRIBE", *channels))))
 
     def replies_arrived(self) -> None:
         while (value := self._replies.gets(False)) is not NOTHING:

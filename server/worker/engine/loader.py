@@ -39,7 +39,7 @@ def check_checkpoint(settings: Settings) -> None:
         )
 
 
-def memory_report(preset: str) -> list[str]:
+def memory_report(preset: str, dtype: str) -> list[str]:
     """Lines about the memory that a worker on a GPU needs for a preset of the model package; nothing is loaded.
 
     Raises:
@@ -48,7 +48,7 @@ def memory_report(preset: str) -> list[str]:
     from model.memory import report
 
     try:
-        return report(preset)
+        return report(preset, dtype=dtype)
     except KeyError as error:
         raise ConfigError(f"--preset: {error.args[0]}.") from error
 
@@ -117,7 +117,7 @@ def survey_host(settings: Settings) -> dict[str, Any]:
         models = [{"checkpoint": each, "id": each, "needs": [0] * settings.tensor_parallel} for each in checkpoints]
         return {"devices": [], "cpus": os.cpu_count() or 1, "rows": settings.max_rows, "models": models}
     command = [sys.executable, "-m", "model.inference.devices.survey", settings.device, str(settings.max_rows),
-               str(settings.tensor_parallel), *checkpoints]  # fmt: skip
+               str(settings.tensor_parallel), settings.dtype, *checkpoints]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise ConfigError(f"{done.stderr.strip().rpartition(chr(10))[2]} (FLUID_CHECKPOINT={settings.checkpoint!r})")

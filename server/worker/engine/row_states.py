@@ -60,7 +60,7 @@ class RowTable:
         self._numbers = count(1)
         self._by_slot: dict[int, int] = {}
         self._suspects: frozenset[int] = frozenset()  #: rows of a failed step that are not released yet
-        self._step_s = 0.0
+        self.step_s = 0.0  #: seconds of a step, averaged
 
     @property
     def can_step(self) -> bool:
@@ -123,8 +123,8 @@ class RowTable:
 
     def _measure(self, seconds: float, size: int) -> None:
         self.steps.append((seconds, size))
-        self._step_s += 0.1 * (seconds - self._step_s)
-        self.notice_steps = min(MOST_NOTICE_STEPS, 1 + int(NOTICE_S / max(self._step_s, 1e-6)))
+        self.step_s += 0.1 * (seconds - self.step_s)
+        self.notice_steps = min(MOST_NOTICE_STEPS, 1 + int(NOTICE_S / max(self.step_s, 1e-6)))
 
     def _collect(self, engine: Engine, row: int, size: int, news: StepNews) -> None:
         """Take a finished image off its row."""

@@ -87,6 +87,8 @@ def test_what_is_missing_is_named(state: State, tmp_path: Path) -> None:
     source = save_llamagen(tmp_path, {k: v for k, v in state.items() if k != "layers.1.attention.wo.weight"})
     with pytest.raises(CheckpointError, match=r"'layers\.1\.attention\.wo\.weight' is missing"):
         import_llamagen.convert(source, tmp_path, Options(report=lambda line: None, heads=2))
+    with pytest.raises(CheckpointError, match="width 32 was never released; give the number of heads with --heads"):
+        import_llamagen.convert(source, tmp_path, Options(report=lambda line: None))
     (tmp_path / "vq_ds16_t2i.pt").unlink()
     with pytest.raises(CheckpointError, match=r"vq_ds16_t2i\.pt .* or name it with --vae"):
         import_llamagen.convert(source, tmp_path, Options(report=lambda line: None))

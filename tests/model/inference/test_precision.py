@@ -185,3 +185,14 @@ def test_an_image_in_bfloat16_without_avx512(tmp_path: Path) -> None:
 
 def test_at_least_one_cpu_is_usable() -> None:
     assert usable_cpus() >= 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
+def test_a_narrow_layer_may_follow_a_packed_one(dtype: torch.dtype) -> None:
+    """aMUSEd of small widths imported well and then failed in its first step, on every CPU with bfloat16."""
+    model = torch.nn.Module()
+    model.backbone = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.Linear(32, 64), torch.nn.Linear(64, 8))
+    exact = model.backbone(torch.ones(2, 64))
+    pack(model, dtype)  # type: ignore[arg-type]
+    with torch.no_grad():
+        assert (model.backbone(torch.ones(2, 64)).float() - exact).norm() < 0.05 * exact.norm()

@@ -1,4 +1,4 @@
-"""Records of every kind in Redis, damaged in one way each, planted beside sound ones."""
+"""Damaged records beside the sound ones of a service, for test_state_matrix to plant."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from tests.server.harness import MODEL, Service, until
 LINE = {"custom_id": "a", "method": "POST", "url": "/v1/images/generations", "body": {"prompt": "a cat"}}
 FAR = 1e12  # a time in the far future
 BYTES = b"\x80\xff\x00packed"
-NOT_JSON = ("", "{", "null", "[]", "7", '"text"', "[" * 2000, BYTES)
 
 
 class World:

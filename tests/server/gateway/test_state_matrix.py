@@ -21,7 +21,6 @@ from tests.server.conftest import fake_settings
 from tests.server.gateway.damaged_records import (
     BYTES,
     INFO,
-    NOT_JSON,
     WORKER,
     Plant,
     World,
@@ -46,8 +45,7 @@ from tests.server.harness import MODEL, Service, fluid, until
 
 pytestmark = pytest.mark.slow
 LISTS = ("/health/ready", "/v1/models", "/metrics", "/v1/jobs", "/v1/jobs?status=succeeded", "/v1/batches", "/v1/files")
-
-
+NOT_JSON = ("", "{", "null", "[]", "7", '"text"', "[" * 2000, BYTES)
 MATRIX: dict[str, list[tuple[str, Plant]]] = {
     "job": [
         ("extra fields", job(colour="red", packed=BYTES)),

@@ -84,3 +84,16 @@ async def test_an_idle_connection_is_replaced(settings: Settings, monkeypatch: p
         assert await redis.call("CLIENT", "ID") == first
         monkeypatch.setattr(shared, "IDLE_S", 0.0)
         assert await redis.call("CLIENT", "ID") != first
+
+
+async def test_a_transaction_raises_the_error_of_its_command(settings: Settings) -> None:
+    """Commands of others on the same connection stay outside of it."""
+    async with connect(settings.redis_url, 5.0) as redis:
+        await redis.call("SET", "{t}text", "x")
+        transaction = redis.transaction_of([("INCR", "{t}count"), ("HSET", "{t}text", "a", 1)])
+        others = [redis.call("ECHO", "a"), redis.call("INCR", "{t}other")]
+        found = await asyncio.gather(transaction, *others, return_exceptions=True)
+        assert isinstance(found[0], ResponseError) and found[1:] == ["a", 1]
+        await redis.transaction_of([("INCR", "{t}count")])
+        assert await redis.call("GET", "{t}count") == "2"
+        await redis.call("DEL", "{t}text", "{t}count", "{t}other")

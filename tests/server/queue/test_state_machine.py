@@ -4,7 +4,6 @@ replies, and counters that add up after every step."""
 import asyncio
 import uuid
 from collections import Counter
-from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +24,7 @@ from server.queue.statistics import queue_counts
 from server.settings import Settings
 from server.worker.engine.fake import FakeEngine
 from tests.server.harness import MODEL, empty, job_input, lapse
-from tests.server.queue.queue_model import Job, Line
+from tests.server.queue.queue_model import Job, QueueModel
 
 WORKERS = ("w0", "w1", "w2")
 MAX_QUEUE, MAX_ATTEMPTS = 12, 3
@@ -45,51 +44,19 @@ class QueueMachine(RuleBasedStateMachine):
         self.queue, self.leases = JobQueue(self.redis, limits), LeaseQueue(self.redis, limits)
         info = ModelInfo.from_mapping(FakeEngine(1, 0).info())
         self.run(Registry(self.redis, own.namespace).publish_model(info))
-        self.jobs: dict[str, Job] = {}
-        self.lines = {priority: Line() for priority in PRIORITIES}
+        self.model = QueueModel(MAX_ATTEMPTS)
         self.given: list[tuple[str, Lease]] = []  # every lease ever granted, with its worker: lost ones included
-        self.fenced = self.redeliveries = self.dead = 0
 
     def run(self, awaitable: Any) -> Any:
         return self.loop.run(awaitable)
 
-    # ---- the model --------------------------------------------------------------------------------------
-
-    def waiting(self, priority: str) -> set[str]:
-        return {job.caller for job in self.jobs.values() if job.state == "queued" and job.priority == priority}
-
-    def expected_order(self, classes: Collection[str] = PRIORITIES, but: Collection[str] = ()) -> Job | None:
-        for priority in PRIORITIES:
-            if priority in classes and (callers := self.waiting(priority) - set(but)):
-                caller = self.lines[priority].first(callers)
-                own = [j for j in self.jobs.values() if (j.state, j.priority, j.caller) == ("queued", priority, caller)]
-                return min(own, key=lambda job: job.sequence)
-        return None
-
-    def begin(self, job: Job, worker: str) -> bool:
-        """Start an attempt in the model; False if the job ended instead."""
-        job.token = 0  # until the lease tells it
-        if job.cancel:
-            job.state = "canceled"
-            return False
-        self.redeliveries += job.state != "queued"
-        job.attempt += 1
-        if job.attempt > MAX_ATTEMPTS:
-            job.attempt, job.state = MAX_ATTEMPTS, "failed"
-            self.dead += 1
-            return False
-        if job.state == "queued":
-            self.lines[job.priority].serve(job.caller, job.work)
-        job.state, job.holder, job.lapsed = "starting", worker, False
-        return True
-
     def current(self, lease: Lease) -> Job | None:
-        job = self.jobs[lease.job_id]
+        job = self.model.jobs[lease.job_id]
         return job if job.token == lease.token else None
 
     def grant(self, worker: str, lease: Lease) -> None:
         assert lease.token not in {known.token for _, known in self.given}, "two leases share a token"
-        self.jobs[lease.job_id].token = lease.token
+        self.model.jobs[lease.job_id].token = lease.token
         self.given.append((worker, lease))
 
     def pick(self, data: st.DataObject) -> tuple[str, Lease]:
@@ -99,17 +66,17 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(priority=st.sampled_from(PRIORITIES), caller=st.sampled_from(("", "ann", "bob")), n=st.integers(1, 3))
     def enqueue(self, priority: str, caller: str, n: int) -> None:
-        name = f"job{len(self.jobs)}"
+        name = f"job{len(self.model.jobs)}"
         job = job_input(n=n, priority=priority, user=caller or None)
-        full = sum(j.state == "queued" for j in self.jobs.values()) >= MAX_QUEUE
+        full = sum(j.state == "queued" for j in self.model.jobs.values()) >= MAX_QUEUE
         if full:
             with pytest.raises(QueueFull):
                 self.run(self.queue.enqueue(Submission(name, job, "job")))
             return
         for _ in range(2):  # repeated, as after a lost reply
             self.run(self.queue.enqueue(Submission(name, job, "job")))
-        self.lines[priority].join(caller, self.waiting(priority))
-        self.jobs[name] = Job(name, priority, caller, len(self.jobs), job.work)
+        self.model.lines[priority].join(caller, self.model.waiting(priority))
+        self.model.jobs[name] = Job(name, priority, caller, len(self.model.jobs), job.work)
 
     @rule(callers=st.lists(st.sampled_from(("", "ann", "bob")), min_size=2, max_size=6), takes=st.integers(1, 6))
     def rush(self, callers: list[str], takes: int) -> None:
@@ -122,10 +89,10 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(worker=st.sampled_from(WORKERS))
     def take(self, worker: str) -> None:
         lease = self.run(self.leases.take(worker, MODEL))
-        expected = self.expected_order()
+        expected = self.model.expected_order()
         assert (lease.job_id if lease else None) == (expected.name if expected else None)
         if lease and expected:
-            assert self.begin(expected, worker)
+            assert self.model.begin(expected, worker)
             assert lease.attempt == expected.attempt
             assert lease.resumable == expected.saved
             self.grant(worker, lease)
@@ -140,10 +107,10 @@ class QueueMachine(RuleBasedStateMachine):
         """Take as a worker does that has no free row."""
         wanted = {priority: Preempting(any_caller, True, sorted(but)) for priority in classes}
         lease = self.run(self.leases.take(worker, MODEL, preempting=wanted))
-        expected = self.expected_order(classes, set() if any_caller else but)
+        expected = self.model.expected_order(classes, set() if any_caller else but)
         assert (lease.job_id if lease else None) == (expected.name if expected else None)
         if lease and expected:
-            assert self.begin(expected, worker)
+            assert self.model.begin(expected, worker)
             self.grant(worker, lease)
 
     @precondition(lambda self: self.given)
@@ -152,14 +119,14 @@ class QueueMachine(RuleBasedStateMachine):
         """Let a lease lapse and any worker reclaim it, also its holder, which may know of the job or not."""
         heard = data.draw(st.booleans())
         _, lease = self.pick(data)
-        job = self.jobs[lease.job_id]
+        job = self.model.jobs[lease.job_id]
         if job.state not in ("starting", "processing"):
             return
         self.run(lapse(self.queue, job.name))
         found = self.run(self.leases.reclaim(worker, MODEL, [job.name] if heard else [], count=5))
         if heard and job.holder == worker:  # no other worker was quicker: the holder keeps it
             assert found == []
-        elif self.begin(job, worker):
+        elif self.model.begin(job, worker):
             [again] = found
             assert (again.job_id, again.attempt) == (job.name, job.attempt)
             self.grant(worker, again)
@@ -178,10 +145,10 @@ class QueueMachine(RuleBasedStateMachine):
         job = self.current(lease)
         assert (wrote is None) == (job is None)
         if job is None:
-            self.fenced += 1
+            self.model.fenced += 1
         elif job.state in ("starting", "processing"):
             job.state = "canceled" if job.cancel else ending.value
-            self.dead += job.state == "failed"
+            self.model.dead += job.state == "failed"
         assert job is None or wrote == job.state
         record = self.run(self.queue.get(lease.job_id))
         if record.state is JobState.SUCCEEDED:  # the one visible result is that of the attempt that was current
@@ -202,21 +169,21 @@ class QueueMachine(RuleBasedStateMachine):
             job.state = "canceled"
         elif guilty and job.attempt >= MAX_ATTEMPTS:
             job.state = "failed"
-            self.dead += 1
+            self.model.dead += 1
         else:
             job.attempt -= not guilty
             job.saved &= not discard
-            line = self.lines[job.priority]
-            line.join(job.caller, self.waiting(job.priority))
+            line = self.model.lines[job.priority]
+            line.join(job.caller, self.model.waiting(job.priority))
             job.state = "queued"
             if not guilty:
                 line.served[job.caller] -= job.work
         assert answer == job.state
 
-    @precondition(lambda self: self.jobs)
+    @precondition(lambda self: self.model.jobs)
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
-        job = self.jobs[data.draw(st.sampled_from(sorted(self.jobs)))]
+        job = self.model.jobs[data.draw(st.sampled_from(sorted(self.model.jobs)))]
         record = self.run(self.queue.cancel(job.name))
         if job.state == "queued":
             job.state = "canceled"
@@ -253,34 +220,36 @@ class QueueMachine(RuleBasedStateMachine):
     @invariant()
     def counters_add_up(self) -> None:
         counts = self.run(queue_counts(self.queue))
-        states = Counter(job.state for job in self.jobs.values())
+        states = Counter(job.state for job in self.model.jobs.values())
         assert {state: n for state, n in counts.states.items() if n} == dict(states)
-        assert sum(counts.submitted.values()) == len(self.jobs) == states["queued"] + counts.running + counts.ended
+        assert (
+            sum(counts.submitted.values()) == len(self.model.jobs) == states["queued"] + counts.running + counts.ended
+        )
         assert sum(counts.waiting.values()) == states["queued"]
-        assert counts.waiting_work.get(MODEL, 0) == sum(j.work for j in self.jobs.values() if j.state == "queued")
+        assert counts.waiting_work.get(MODEL, 0) == sum(j.work for j in self.model.jobs.values() if j.state == "queued")
         assert counts.leases == counts.running
         assert counts.kept == counts.ended
         assert (counts.fenced, counts.redeliveries, counts.dead_letter_depth) == (
-            self.fenced,
-            self.redeliveries,
-            self.dead,
+            self.model.fenced,
+            self.model.redeliveries,
+            self.model.dead,
         )
 
     @invariant()
     def positions_are_in_order(self) -> None:
         """The next job has position 0, and no position exceeds the number of waiting jobs."""
-        first = self.expected_order()
+        first = self.model.expected_order()
         if first:
             place = self.run(self.queue.place(self.run(self.queue.get(first.name))))
             assert place.position == 0
-            waiting = [job for job in self.jobs.values() if job.state == "queued"]
+            waiting = [job for job in self.model.jobs.values() if job.state == "queued"]
             last = self.run(self.queue.place(self.run(self.queue.get(waiting[-1].name))))
             assert 0 <= last.position < len(waiting)
 
     def teardown(self) -> None:
         """One healthy worker finishes all remaining jobs; nothing stays behind."""
         try:
-            for job in self.jobs.values():
+            for job in self.model.jobs.values():
                 if job.state in ("starting", "processing"):
                     self.run(lapse(self.queue, job.name))
             while left := self.run(self.leases.reclaim("last", MODEL, [], count=100)):
@@ -288,7 +257,7 @@ class QueueMachine(RuleBasedStateMachine):
                     assert self.run(self.leases.finish(lease, JobState.SUCCEEDED))
             while lease := self.run(self.leases.take("last", MODEL)):
                 assert self.run(self.leases.finish(lease, JobState.SUCCEEDED))
-            records = [self.run(self.queue.get(name)) for name in self.jobs]
+            records = [self.run(self.queue.get(name)) for name in self.model.jobs]
             assert all(record.state.terminal for record in records)
             assert self.run(empty(self.queue))
         finally:
