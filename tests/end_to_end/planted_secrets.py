@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""Secrets planted in a service, and a witness of every text in which one could be found."""
-=======
 """Planted secrets and a witness that looks for them in every text of a service, for test_secrets."""
->>>>>>> main
 
 from __future__ import annotations
 
@@ -12,10 +8,7 @@ import json
 import os
 import subprocess
 import sys
-<<<<<<< HEAD
 import tempfile
-=======
->>>>>>> main
 import threading
 import uuid
 from collections.abc import Callable
@@ -25,17 +18,11 @@ import httpx
 
 from server.cli.demo import free_port
 from server.gateway.api_keys import hash_key
-<<<<<<< HEAD
 from server.launcher import subprocesses
 from server.launcher.embedded_valkey import EmbeddedValkey
 from server.settings import Settings
 from server.worker.engine.fake import FAKE_ENGINE
 from tests.server.harness import until
-=======
-from server.launcher.embedded_valkey import EmbeddedValkey
-from server.settings import Settings
-from server.worker.engine.fake import FAKE_ENGINE
->>>>>>> main
 
 PROMPT = "a-very-private-prompt"
 HAS_OTEL = importlib.util.find_spec("opentelemetry.exporter") is not None
@@ -126,17 +113,10 @@ def environment(valkey: EmbeddedValkey, password: str, **changes: str) -> dict[s
     return clean | others | settings.to_env() | changes
 
 
-<<<<<<< HEAD
 def run(witness: Witness, env: dict[str, str], *words: str) -> str:
     command = [sys.executable, "-m", "server.cli", *words]
     try:
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
-=======
-def run(witness: Witness, env: dict[str, str], *words: str, limit_s: float = 60) -> str:
-    command = [sys.executable, "-m", "server.cli", *words]
-    try:
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=limit_s)
->>>>>>> main
         output = done.stdout + done.stderr
     except subprocess.TimeoutExpired as late:
         output = "".join((each or b"").decode() for each in (late.stdout, late.stderr))
@@ -144,7 +124,6 @@ def run(witness: Witness, env: dict[str, str], *words: str, limit_s: float = 60)
     return output
 
 
-<<<<<<< HEAD
 def run_until(witness: Witness, env: dict[str, str], told: str, role: str) -> None:
     """Run what does not end by itself until it has told something."""
     with tempfile.TemporaryFile() as log:
@@ -160,12 +139,6 @@ def run_until(witness: Witness, env: dict[str, str], told: str, role: str) -> No
             witness.texts.append((f"fluid {role}", output()))
 
 
-def line(body: dict[str, object], number: int = 0) -> str:
-    return json.dumps({"custom_id": f"l{number}", "method": "POST", "url": "/v1/images/generations", "body": body})
-
-
-=======
->>>>>>> main
 class Caller:
     """Sends requests and keeps every answer."""
 

@@ -18,7 +18,6 @@ from server.launcher import subprocesses
 from server.launcher.embedded_valkey import EmbeddedValkey
 from server.queue.keys import Keys
 from tests.clients.python_clients import png
-<<<<<<< HEAD
 from tests.end_to_end.planted_secrets import (
     ALICE,
     BOB,
@@ -28,13 +27,9 @@ from tests.end_to_end.planted_secrets import (
     Caller,
     Witness,
     environment,
-    line,
     run,
     run_until,
 )
-=======
-from tests.end_to_end.planted_secrets import ALICE, BOB, PROMPT, SECRETS, URL_TOKEN, Caller, Witness, environment, run
->>>>>>> main
 from tests.server.harness import http_server, until
 
 pytestmark = pytest.mark.slow
@@ -75,13 +70,10 @@ def valkey(tmp_path: Path) -> Iterator[EmbeddedValkey]:
         yield server
 
 
-<<<<<<< HEAD
-=======
 def line(body: dict[str, object], number: int = 0) -> str:
     return json.dumps({"custom_id": f"l{number}", "method": "POST", "url": "/v1/images/generations", "body": body})
 
 
->>>>>>> main
 def succeed_and_fail(caller: Caller, receiver: str) -> None:
     """Requests that succeed, that are refused, and that fail in the worker."""
     generations = "/v1/images/generations"
