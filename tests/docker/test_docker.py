@@ -143,16 +143,25 @@ def routes() -> set[str]:
 # --- compose -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("file", ["compose.yaml", "compose.gpu.yaml"])
+@pytest.mark.parametrize("file", ["compose.yaml", "compose.gpu.yaml", "compose.results.yaml"])
 def test_compose_settings_exist(file: str) -> None:
     for name, service in compose(file)["services"].items():
-        given = {k: re.sub(r"\$\{\w+:-(.*)\}", r"\1", v) for k, v in service.get("environment", {}).items()}
+        given = {k: re.sub(r"\$\{\w+:[-?](.*)\}", r"\1", v) for k, v in service.get("environment", {}).items()}
         settings = Settings.from_env(given)
         if file == "compose.yaml" and name in ("gateway", "worker"):
             host, port = settings.redis_url.removeprefix("redis://").split(":")
             assert host in compose()["services"] and port == "6379"
             checkpoint = ROOT / "model" / "checkpoints" / settings.checkpoint
             assert (checkpoint / "config.json").exists(), "not a shipped checkpoint"
+
+
+def test_gateways_and_workers_have_the_same_bucket() -> None:
+    """A gateway that has none answers 503 for images; a worker that has none cannot read what edits start from."""
+    gateway, worker = (each["environment"] for each in compose("compose.results.yaml")["services"].values())
+    assert gateway == worker
+    about = (DOCKER / "helm/fluid-serve/values.yaml").read_text().partition("\nresults:")[2].partition("\nwebhooks:")[0]
+    assert set(gateway) == {"FLUID_RESULTS", *re.findall(r"AWS_[A-Z_]+\w", about)}
+    assert Settings.from_env({"FLUID_RESULTS": gateway["FLUID_RESULTS"].split("?")[1].rstrip("}")}).results
 
 
 def test_the_stop_grace_period_is_longer_than_the_drain() -> None:
@@ -184,6 +193,7 @@ def test_compose_services_refer_to_existing_stages_volumes_and_services() -> Non
             assert port.startswith("127.0.0.1:"), f"{name} is open to the network without API keys"
     assert {"gateway", "worker", "redis", "prometheus", "grafana"} == set(services)
     assert set(compose("compose.gpu.yaml")["services"]) <= set(services)
+    assert set(compose("compose.results.yaml")["services"]) == {"gateway", "worker"}
     assert f"127.0.0.1:{Settings().port}:{Settings().port}" in services["gateway"]["ports"]
 
 
