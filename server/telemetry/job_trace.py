@@ -6,9 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from server.jobs import JobInput, Lease
-from server.telemetry.export import Attributes
 from server.telemetry.trace_context import forget_job, parse_traceparent, remember_job
-from server.telemetry.tracing import Tracing
+from server.telemetry.tracing import Attributes, Tracing
 
 STEP_EVENTS = 16  # most events of steps on the span of an image
 PROVIDER = "fluid-serve"

@@ -1,54 +1,58 @@
-"""Spans in OpenTelemetry's terms, sent as OTLP over HTTP; without FLUID_TRACES_URL nothing of it is imported.
+"""Spans by OpenTelemetry's SDK, sent as OTLP over HTTP; without FLUID_TRACES_URL nothing of it is imported.
 
-A request that is not sampled costs a random number.
+The decision to sample is made here, before the SDK sees anything: a request that is not sampled costs a random number.
 """
 
-import os
 import random
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from importlib.util import find_spec
+from typing import Any
 from urllib.parse import urlsplit
 
 from server import __version__
 from server.addresses import is_loopback
 from server.errors import ConfigError
 from server.settings import Settings
-from server.telemetry.export import Attributes, Event, SpanData, SpanExporter
 from server.telemetry.trace_context import TraceContext, parse_traceparent
+
+EXPORT_TIMEOUT_S = 3.0
+SHUTDOWN_TIMEOUT_MS = 3000
+Attributes = Mapping[str, str | int | float | bool]
+Event = tuple[float, str, Attributes]  # Unix time, name, attributes
 
 
 class Span:
     """A sampled span. What is not sampled is None."""
 
-    def __init__(self, data: SpanData, tracing: "Tracing") -> None:
-        self._data, self._tracing = data, tracing
-
-    @property
-    def context(self) -> TraceContext:
-        return self._data.context
+    def __init__(self, span: Any, tracing: "Tracing") -> None:
+        self._span, self._tracing = span, tracing
+        context = span.get_span_context()
+        self.context = TraceContext(f"{context.trace_id:032x}", f"{context.span_id:016x}", True)
 
     def set(self, attributes: Attributes) -> None:
-        self._data.attributes.update(attributes)
+        self._span.set_attributes(dict(attributes))
 
     def rename(self, name: str) -> None:
-        self._data.name = name
+        self._span.update_name(name)
 
     def child(
         self, name: str, began: float, ended: float, attributes: Attributes, events: Sequence[Event] = ()
     ) -> None:
         """Add a span that has ended, with its events, by Unix times."""
         child = self._tracing.span(name, self.context, began=began, attributes=attributes)
-        child._data.events.extend(events)
+        for at, event, details in events:
+            child._span.add_event(event, dict(details), timestamp=_nanoseconds(at))
         child.end(at=ended)
 
     def end(self, *, error: str = "", at: float | None = None) -> None:
         """End the span. `error` is a code, never a message, which could quote a prompt."""
         if error:
-            self._data.attributes["error.type"], self._data.failed = error, True
-        self._data.ended = time.time() if at is None else at
-        self._tracing.send(self._data)
+            from opentelemetry.trace import StatusCode
+
+            self._span.set_attribute("error.type", error)
+            self._span.set_status(StatusCode.ERROR)
+        self._span.end(None if at is None else _nanoseconds(at))
 
 
 #: Span of the request that is handled now, for the code that it calls and its log lines.
@@ -58,21 +62,18 @@ current: ContextVar[Span | None] = ContextVar("current span", default=None)
 class Tracing:
     """Starts spans; `OFF` starts none."""
 
-    def __init__(self, exporter: SpanExporter | None = None, ratio: float = 0.0) -> None:
-        self._exporter, self._ratio = exporter, ratio
+    def __init__(self, provider: Any = None, ratio: float = 0.0) -> None:
+        """`provider` is a TracerProvider of the SDK."""
+        self._provider, self._ratio = provider, ratio
+        self._tracer = provider.get_tracer("fluid-serve", __version__) if provider else None
 
     @property
     def on(self) -> bool:
-        return self._exporter is not None
-
-    def send(self, span: SpanData) -> None:
-        """Hand over a span that has ended."""
-        if self._exporter is not None:
-            self._exporter.add(span)
+        return self._tracer is not None
 
     def request(self, traceparent: str, name: str) -> Span | None:
         """Start the span of a request; None if it is not sampled. A caller's traceparent decides, else the ratio."""
-        if self._exporter is None:
+        if self._tracer is None:
             return None
         parent = parse_traceparent(traceparent) if traceparent else None
         if not (parent.sampled if parent else random.random() < self._ratio):
@@ -85,7 +86,7 @@ class Tracing:
         It begins a trace of its own, since one trace of 50,000 lines could not be read, and has a link to the request
         that created the batch if that was traced.
         """
-        if self._exporter is None or not random.random() < self._ratio:
+        if self._tracer is None or not random.random() < self._ratio:
             return None
         attributes: Attributes = {"fluid.batch": batch_id, "fluid.batch.line": line}
         return self.span(
@@ -103,15 +104,29 @@ class Tracing:
         link: TraceContext | None = None,
     ) -> Span:
         """Start a sampled span; `began` is a Unix time, now if it is None."""
-        trace_id = parent.trace_id if parent else f"{random.getrandbits(128) or 1:032x}"
-        context = TraceContext(trace_id, f"{random.getrandbits(64) or 1:016x}", True)
-        at = time.time() if began is None else began
-        return Span(SpanData(name, context, parent, kind, at, dict(attributes or {}), link), self)
+        assert self._tracer is not None
+        from opentelemetry import trace
+
+        def remote(at: TraceContext) -> trace.SpanContext:
+            flags = trace.TraceFlags(1)
+            return trace.SpanContext(int(at.trace_id, 16), int(at.span_id, 16), is_remote=True, trace_flags=flags)
+
+        context = trace.set_span_in_context(trace.NonRecordingSpan(remote(parent))) if parent else None
+        made = self._tracer.start_span(
+            name,
+            context,
+            trace.SpanKind[kind],
+            dict(attributes or {}),
+            [trace.Link(remote(link))] if link else None,
+            start_time=None if began is None else _nanoseconds(began),
+        )
+        return Span(made, self)
 
     def close(self) -> None:
         """Send what has not been sent, for a few seconds at most."""
-        if self._exporter is not None:
-            self._exporter.close()
+        if self._provider is not None:
+            self._provider.force_flush(SHUTDOWN_TIMEOUT_MS)
+            self._provider.shutdown()
 
 
 OFF = Tracing()
@@ -140,14 +155,14 @@ def open_tracing(settings: Settings, component: str) -> Tracing:
         return OFF
     check_installed(settings)
     import requests
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import Resource
-    from opentelemetry.util.re import parse_env_headers
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
     session = requests.Session()
     # As everywhere else, no proxy for this machine's own addresses.
     session.trust_env = not is_loopback(urlsplit(settings.traces_url).hostname or "")
-    headers = ",".join(os.environ.get(f"OTEL_EXPORTER_OTLP_{name}", "") for name in ("HEADERS", "TRACES_HEADERS"))
-    session.headers.update({**parse_env_headers(headers, liberal=True), "Content-Type": "application/x-protobuf"})
     resource = Resource.create(
         {
             "service.name": f"fluid-serve-{component}",
@@ -155,5 +170,11 @@ def open_tracing(settings: Settings, component: str) -> Tracing:
             "service.version": __version__,
         }
     )
-    known = {key: value for key, value in resource.attributes.items() if isinstance(value, (str, int, float))}
-    return Tracing(SpanExporter(settings.traces_url, session, known), settings.traces_ratio)
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+    exporter = OTLPSpanExporter(settings.traces_url, timeout=EXPORT_TIMEOUT_S, session=session)
+    provider.add_span_processor(BatchSpanProcessor(exporter))
+    return Tracing(provider, settings.traces_ratio)
+
+
+def _nanoseconds(at: float) -> int:
+    return int(at * 1e9)
