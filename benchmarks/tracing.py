@@ -1,7 +1,8 @@
 """What traces cost: processor time of gateway and worker per image without them, with a tenth and with all traced.
 
-`python -m benchmarks.tracing` loads three services of the fake engine in turns, round by round, so that a busy machine
-slows all alike. Spans go to a collector on this machine. The last line is JSON.
+`python -m benchmarks.tracing` loads one service of the fake engine, whose callers ask for the traces: equal processes
+differ by some percent for as long as they live, which is more than a tenth costs. The shares take turns, so that a busy
+machine slows all alike. Spans go to a collector on this machine. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -9,18 +10,22 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import secrets
 import statistics
 import threading
 from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import httpx
 
 from benchmarks.load.service import Service, service
 
-RATIOS = {"none": 0.0, "tenth": 0.1, "all": 1.0}
+EVERY = {"none": 0, "tenth": 10, "all": 1}  #: the requests that are traced: none, or each of so many
 CONNECTIONS = 8
+EXPORT_EVERY_S = 5.0  #: the default of the SDK's batch processor
+ROLES = ("gateway", "worker")
 
 
 class Sink(BaseHTTPRequestHandler):
@@ -45,43 +50,50 @@ def sink() -> Iterator[str]:
         server.shutdown()
 
 
-async def load(running: Service, images: int) -> dict[str, float]:
+def run_s(pid: int) -> float:
+    """Processor time of a process so far, which the kernel counts in nanoseconds, by thread."""
+    return sum(int(task.read_text().split()[0]) for task in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9
+
+
+def used(running: Service) -> dict[str, float]:
+    return {"gateway": run_s(running.gateway.pid), "worker": run_s(running.workers[0].pid)}
+
+
+async def load(running: Service, images: int, every: int) -> dict[str, float]:
     """Generate images over a few connections; milliseconds of processor time per image, by role."""
-    before = running.cpu_s()
+    before, each = used(running), images // CONNECTIONS
 
     async def one_connection(client: httpx.AsyncClient) -> None:
-        for _ in range(images // CONNECTIONS):
-            while (await client.post("/v1/images/generations", json={"prompt": "a red apple"})).status_code == 503:
+        for number in range(each):
+            sampled = every and number % every == 0
+            trace = {"traceparent": f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-{int(bool(sampled)):02x}"}
+            body = {"prompt": "a red apple"}
+            while (await client.post("/v1/images/generations", json=body, headers=trace)).status_code == 503:
                 await asyncio.sleep(0.1)  # a machine too busy for heartbeats
 
     async with httpx.AsyncClient(base_url=running.settings.base_url, timeout=60) as client:
         await asyncio.gather(*(one_connection(client) for _ in range(CONNECTIONS)))
-    done = images // CONNECTIONS * CONNECTIONS
-    return {role: (used - before[role]) / done * 1000 for role, used in running.cpu_s().items()}
+    await asyncio.sleep(EXPORT_EVERY_S + 0.5)  # until the last spans are sent
+    return {role: (now - before[role]) / (each * CONNECTIONS) * 1000 for role, now in used(running).items()}
 
 
 async def measure(rounds: int, images: int) -> dict[str, dict[str, float]]:
     """Median over the rounds, by share of traced requests and role; and each round's ratio to the one without."""
     with sink() as url:
-        async with AsyncExitStack() as stack:
-            services = {
-                name: await stack.enter_async_context(
-                    service(1, fake_step_ms=0.0, max_rows=64, traces_url=url if ratio else "", traces_ratio=ratio)
-                )
-                for name, ratio in RATIOS.items()
-            }
-            for running in services.values():
-                await load(running, images)
-            found = [{name: await load(running, images) for name, running in services.items()} for _ in range(rounds)]
+        async with service(1, fake_step_ms=0.0, max_rows=64, traces_url=url, traces_ratio=0.0) as running:
+            await load(running, images, 1)
+            found = []
+            for number in range(rounds):
+                order = list(EVERY) if number % 2 else list(reversed(EVERY))
+                row = {name: await load(running, images, EVERY[name]) for name in order}
+                found.append(row)
     result: dict[str, dict[str, float]] = {}
-    for name in RATIOS:
+    for name in EVERY:
         result[name] = {
-            **{
-                f"{role}_ms": round(statistics.median(each[name][role] for each in found), 3) for role in found[0][name]
-            },
+            **{f"{role}_ms": round(statistics.median(each[name][role] for each in found), 3) for role in ROLES},
             **{
                 f"{role}_ratio": round(statistics.median(each[name][role] / each["none"][role] for each in found), 4)
-                for role in ("gateway", "worker")
+                for role in ROLES
             },
         }
     return result

@@ -57,7 +57,7 @@ class Settings(ConnectionSettings):
     )
     results: str = _jobs(
         "redis",
-        "Where finished images lie: redis, s3://bucket/prefix (credentials from AWS_* variables) or file:///folder "
+        "Where images and uploads lie: redis, s3://bucket/prefix (credentials from AWS_* variables) or file:///folder "
         "(shared by all hosts). The last two need the extra storage.",
         check=parse_results,
     )

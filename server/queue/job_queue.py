@@ -58,7 +58,7 @@ class Submission:
 
 
 class Outcome(StrEnum):
-    """Whose job it is that a submission became."""
+    """The origin of the job that a submission became."""
 
     NEW = "new"  #: its own
     KNOWN = "known"  #: that of the same request, which was accepted before

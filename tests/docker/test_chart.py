@@ -14,7 +14,8 @@ import yaml
 import server
 from server.settings import Settings, describe
 from tests.docker.chart_tools import CHART
-from tests.docker.test_docker import exposed, routes
+from tests.docker.test_docker import routes
+from tests.docker.test_monitoring import exposed
 
 TEMPLATES = sorted((CHART / "templates").rglob("*.yaml"))
 EXAMPLES = sorted(file.name for file in (CHART / "ci").glob("*.yaml"))

@@ -1,4 +1,4 @@
-"""Dockerfile, compose, Prometheus and Grafana files: every name in them must exist in this project.
+"""Dockerfile and compose files: every name in them must exist in this project.
 
 No image is built, which would need a Docker daemon; the files are compared with the code instead.
 """
@@ -16,13 +16,7 @@ import pytest
 import yaml
 
 from server.cli import main
-from server.errors import RequestError
 from server.gateway.app import create_app
-from server.gateway.metrics import GatewayMetrics, render
-from server.jobs import JobState
-from server.metrics import WORKER_SPECS, Tally
-from server.queue.registry import WorkerInfo
-from server.queue.statistics import QueueCounts
 from server.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -149,16 +143,25 @@ def routes() -> set[str]:
 # --- compose -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("file", ["compose.yaml", "compose.gpu.yaml"])
+@pytest.mark.parametrize("file", ["compose.yaml", "compose.gpu.yaml", "compose.results.yaml"])
 def test_compose_settings_exist(file: str) -> None:
     for name, service in compose(file)["services"].items():
-        given = {k: re.sub(r"\$\{\w+:-(.*)\}", r"\1", v) for k, v in service.get("environment", {}).items()}
+        given = {k: re.sub(r"\$\{\w+:[-?](.*)\}", r"\1", v) for k, v in service.get("environment", {}).items()}
         settings = Settings.from_env(given)
         if file == "compose.yaml" and name in ("gateway", "worker"):
             host, port = settings.redis_url.removeprefix("redis://").split(":")
             assert host in compose()["services"] and port == "6379"
             checkpoint = ROOT / "model" / "checkpoints" / settings.checkpoint
             assert (checkpoint / "config.json").exists(), "not a shipped checkpoint"
+
+
+def test_gateways_and_workers_have_the_same_bucket() -> None:
+    """A gateway that has none answers 503 for images; a worker that has none cannot read what edits start from."""
+    gateway, worker = (each["environment"] for each in compose("compose.results.yaml")["services"].values())
+    assert gateway == worker
+    about = (DOCKER / "helm/fluid-serve/values.yaml").read_text().partition("\nresults:")[2].partition("\nwebhooks:")[0]
+    assert set(gateway) == {"FLUID_RESULTS", *re.findall(r"AWS_[A-Z_]+\w", about)}
+    assert Settings.from_env({"FLUID_RESULTS": gateway["FLUID_RESULTS"].split("?")[1].rstrip("}")}).results
 
 
 def test_the_stop_grace_period_is_longer_than_the_drain() -> None:
@@ -190,6 +193,7 @@ def test_compose_services_refer_to_existing_stages_volumes_and_services() -> Non
             assert port.startswith("127.0.0.1:"), f"{name} is open to the network without API keys"
     assert {"gateway", "worker", "redis", "prometheus", "grafana"} == set(services)
     assert set(compose("compose.gpu.yaml")["services"]) <= set(services)
+    assert set(compose("compose.results.yaml")["services"]) == {"gateway", "worker"}
     assert f"127.0.0.1:{Settings().port}:{Settings().port}" in services["gateway"]["ports"]
 
 
@@ -199,105 +203,3 @@ def test_redis_persists_before_it_answers_and_evicts_nothing() -> None:
     assert given["--appendonly"] == "yes" and given["--appendfsync"] == "always"
     assert given["--maxmemory-policy"] == "noeviction"
     assert "redis:/data" in compose()["services"]["redis"]["volumes"]
-
-
-# --- Prometheus and Grafana --------------------------------------------------------------------------------
-
-
-def exposed() -> dict[str, set[str]]:
-    """Return {sample: its labels} for every metric that /metrics can show."""
-    gateway = GatewayMetrics()
-    gateway.requests.labels("/", "GET", "200").inc()
-    gateway.duration.labels("/", "GET").observe(1)
-    gateway.webhooks.labels("delivered").inc()
-    gateway.rejected.labels("queue_full").inc()
-    gateway.bugs.labels("batches").inc()
-    tally = Tally()
-    for name, spec in WORKER_SPECS.items():
-        (tally.observe(name, 1.0, "x") if spec.buckets else tally.count(name, "x")) if spec.label else (
-            tally.observe(name, 1.0) if spec.buckets else tally.count(name)
-        )
-    counts = QueueCounts(
-        submitted={"job": 1}, states={state.value: 1 for state in JobState}, waiting={("m", "normal"): 1},
-        oldest_age_s=1, oldest_age_by_model={"m": 1}, waiting_work={"m": 1}, dead_letter_depth=1,
-        expired=1, redeliveries=1, fenced=1, dead_lettered=1,
-    )  # fmt: skip
-    worker = WorkerInfo(id="w", state="ready", model="m", max_rows=1, rows=1, started_at=0.0)
-    text = render(gateway, counts, [worker], {}, tally.drain(), 0.0).decode()
-    found: dict[str, set[str]] = {"up": {"job", "instance"}}
-    for name, labels in re.findall(r"^(fluid_\w+)(?:\{(.*)\})? ", text, flags=re.M):
-        found.setdefault(name, {"instance", "job"}).update(re.findall(r'(\w+)="', labels))
-    return found
-
-
-def expressions() -> list[str]:
-    """Return every PromQL expression of the alerts and the dashboard."""
-    alerts = yaml.safe_load((DOCKER / "alerts.yml").read_text())
-    dashboard = json.loads((DOCKER / "grafana/dashboards/fluid-serve.json").read_text())
-    return [rule["expr"] for group in alerts["groups"] for rule in group["rules"]] + [
-        target["expr"] for panel in dashboard["panels"] for target in panel["targets"]
-    ]
-
-
-def test_every_metric_and_label_in_an_expression_exists() -> None:
-    known = exposed()
-    assert len(expressions()) > 30
-    for expression in expressions():
-        assert expression.count("(") == expression.count(")"), expression
-        names = set(re.findall(r"\bfluid_\w+|\bup\b", expression))
-        assert names, expression
-        labels = {each for name in names if name in known for each in known[name]}
-        for name in names:
-            assert name in known, f"{name} is not exposed: {expression}"
-        used = {word.strip() for group in re.findall(r"\bby \(([^)]*)\)", expression) for word in group.split(",")}
-        used |= set(re.findall(r"[{,]\s*(\w+)=~?\"", expression))
-        assert used <= labels, f"{used - labels}: {expression}"
-
-
-def test_label_values_in_expressions_exist(request_errors: set[type[RequestError]]) -> None:
-    codes = {each.code for each in request_errors}
-    for expression in expressions():
-        for reason in re.findall(r'reason="(\w+)"', expression):
-            assert reason in codes
-        for outcome in re.findall(r'outcome="(\w+)"', expression):
-            assert f'"{outcome}"' in (ROOT / "server/gateway/webhooks.py").read_text()
-        for job in re.findall(r'job="(\w+)"', expression):
-            assert job in {config["job_name"] for config in prometheus()["scrape_configs"]}
-
-
-def prometheus() -> dict[str, Any]:
-    return dict(yaml.safe_load((DOCKER / "prometheus.yml").read_text()))
-
-
-def test_prometheus_scrapes_a_compose_service_and_reads_mounted_rules() -> None:
-    (config,) = prometheus()["scrape_configs"]
-    (found,) = config["dns_sd_configs"]
-    assert set(found["names"]) <= set(compose()["services"]) and found["port"] == Settings().port
-    assert config["metrics_path"] in routes()
-    mounted = {volume.split(":")[1] for volume in compose()["services"]["prometheus"]["volumes"]}
-    assert set(prometheus()["rule_files"]) <= mounted
-
-
-def test_every_alert_has_a_summary_and_an_action() -> None:
-    for group in yaml.safe_load((DOCKER / "alerts.yml").read_text())["groups"]:
-        names = [rule["alert"] for rule in group["rules"]]
-        assert len(set(names)) == len(names)
-        for rule in group["rules"]:
-            assert rule["labels"]["severity"] in ("page", "ticket")
-            assert set(rule["annotations"]) == {"summary", "action"}
-            for command in re.findall(r"`fluid ([^`]+)`", rule["annotations"]["action"]):
-                main._parser().parse_args(command.split())
-            for name in re.findall(r"FLUID_\w+", json.dumps(rule)):
-                assert name in Settings().to_env()
-
-
-def test_grafana_finds_its_data_source_and_its_dashboard() -> None:
-    source = yaml.safe_load((DOCKER / "grafana/provisioning/datasources/prometheus.yml").read_text())["datasources"][0]
-    host, port = re.findall(r"http://(\w+):(\d+)", source["url"])[0]
-    assert any(p.endswith(f":{port}") for p in compose()["services"][host]["ports"])
-    dashboard = json.loads((DOCKER / "grafana/dashboards/fluid-serve.json").read_text())
-    assert {panel["datasource"]["uid"] for panel in dashboard["panels"]} == {source["uid"]}
-    provider = yaml.safe_load((DOCKER / "grafana/provisioning/dashboards/fluid.yml").read_text())["providers"][0]
-    mounted = {v.split(":")[1]: v.split(":")[0] for v in compose()["services"]["grafana"]["volumes"]}
-    assert (DOCKER / mounted[provider["options"]["path"]] / "fluid-serve.json").exists()
-    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])

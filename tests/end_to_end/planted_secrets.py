@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import uuid
 from collections.abc import Callable
@@ -17,9 +18,11 @@ import httpx
 
 from server.cli.demo import free_port
 from server.gateway.api_keys import hash_key
+from server.launcher import subprocesses
 from server.launcher.embedded_valkey import EmbeddedValkey
 from server.settings import Settings
 from server.worker.engine.fake import FAKE_ENGINE
+from tests.server.harness import until
 
 PROMPT = "a-very-private-prompt"
 HAS_OTEL = importlib.util.find_spec("opentelemetry.exporter") is not None
@@ -110,15 +113,30 @@ def environment(valkey: EmbeddedValkey, password: str, **changes: str) -> dict[s
     return clean | others | settings.to_env() | changes
 
 
-def run(witness: Witness, env: dict[str, str], *words: str, limit_s: float = 60) -> str:
+def run(witness: Witness, env: dict[str, str], *words: str) -> str:
     command = [sys.executable, "-m", "server.cli", *words]
     try:
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=limit_s)
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
         output = done.stdout + done.stderr
     except subprocess.TimeoutExpired as late:
         output = "".join((each or b"").decode() for each in (late.stdout, late.stderr))
     witness.texts.append((f"fluid {' '.join(words)}", output))
     return output
+
+
+def run_until(witness: Witness, env: dict[str, str], told: str, role: str) -> None:
+    """Run what does not end by itself until it has told something."""
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen([sys.executable, "-m", "server.cli", role], env=env, stdout=log, stderr=log)
+
+        def output() -> str:
+            return os.pread(log.fileno(), 1 << 20, 0).decode()
+
+        try:
+            until(lambda: told in output(), seconds=60, what=f"{told!r} in the output of {role}")
+        finally:
+            subprocesses.stop(process, grace_s=10)
+            witness.texts.append((f"fluid {role}", output()))
 
 
 class Caller:

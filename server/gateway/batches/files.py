@@ -162,7 +162,7 @@ class FileStore:
         return cast(bytes, data)
 
     async def _object(self, file_id: str) -> tuple[ObjectStore, str] | None:
-        """Where the content lies, if not in Redis.
+        """Return the store of the content and its name there; None if it lies in Redis.
 
         Raises:
             StorageUnavailable: in a store that this gateway does not have.

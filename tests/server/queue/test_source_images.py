@@ -28,7 +28,7 @@ def edit_of(job_id: str) -> JobInput:
 async def accepted(queue: JobQueue, job_id: str) -> None:
     await source_images.store(queue, job_id, IMAGE)
     assert 0 < await queue.redis.ttl(queue.keys.input_bytes(job_id)) <= source_images.UNCLAIMED_S
-    await queue.enqueue(Submission(job_id, edit_of(job_id), "job"))
+    await queue.enqueue(Submission(job_id, edit_of(job_id), "job", source=IMAGE))
     assert await queue.redis.ttl(queue.keys.input_bytes(job_id)) == -1
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import httpx
 import pytest
@@ -17,6 +20,31 @@ pytestmark = pytest.mark.slow
 SECRET = "plantedSecretOfTheBucket"
 ACCESS_KEY = "PLANTEDACCESSKEYID"
 CAUSE = "the store of finished images does not answer"
+
+
+def lifecycle_of_the_docs(bucket: str, root: str) -> None:
+    """The server takes the rules of docs/deploy.md and returns them, and each object is under one of them."""
+    text = (Path(__file__).parents[3] / "docs/deploy.md").read_text()
+    found = re.search(r"```json\s+(\{\"Rules\": .*?)```", text, re.DOTALL)
+    assert found is not None
+    rules = [{**each, "Prefix": each["Filter"]["Prefix"]} for each in json.loads(found[1])["Rules"]]
+    for rule in rules:
+        rule["Prefix"] = re.sub("^prefix/fluid", root, rule["Prefix"])
+    text = "".join(
+        f"<Rule><ID>{rule['ID']}</ID><Filter><Prefix>{rule['Prefix']}</Prefix></Filter><Status>{rule['Status']}</Status>"
+        f"<Expiration><Days>{rule['Expiration']['Days']}</Days></Expiration></Rule>"
+        for rule in rules
+    )
+    xml = f"<LifecycleConfiguration>{text}</LifecycleConfiguration>"
+    httpx.put(f"{bucket}?lifecycle", content=xml).raise_for_status()
+    returned = httpx.get(f"{bucket}?lifecycle").text
+    assert re.findall(r"<Prefix>(.*?)</Prefix>", returned) == [rule["Prefix"] for rule in rules]
+    assert re.findall(r"<Days>(.*?)</Days>", returned) == [str(rule["Expiration"]["Days"]) for rule in rules]
+    keys = re.findall(r"<Key>(.*?)</Key>", httpx.get(f"{bucket}?list-type=2").text)
+    assert {next(rule["ID"] for rule in rules if key.startswith(rule["Prefix"])) for key in keys} == {
+        "fluid-images",
+        "fluid-uploads",
+    }
 
 
 def test_a_bucket_that_is_away_under_load(
@@ -75,6 +103,10 @@ def test_a_bucket_that_is_away_under_load(
             keys = Keys(service.settings.namespace)
             assert {client.hget(keys.job_hash(id), "attempt") for id in jobs} == {"1"}
         until(lambda: read("/health/ready").status_code == 200, what="readiness again")
+        upload = {"file": ("a", b"x"), "purpose": (None, "vision")}
+        file = httpx.post(f"{base}/v1/files", files=upload).json()["id"]
+        assert httpx.get(f"{base}/v1/files/{file}/content").content == b"x"
+        lifecycle_of_the_docs(f"http://127.0.0.1:{relay.port}/pictures", f"some/prefix/{service.settings.namespace}")
         read("/metrics")
         well = fluid(service.settings, "doctor")
         assert well.returncode == 0 and "finished images are written to s3://pictures/some/prefix" in well.stdout

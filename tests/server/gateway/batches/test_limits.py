@@ -226,3 +226,18 @@ def test_redis_fills_up_no_further_than_workers_can_still_write(tmp_path: Path) 
             assert service.client.generate("a cat", quality="low")
         finally:
             service.close()
+
+
+@pytest.mark.anyio
+async def test_an_expired_batch_leaves_the_list_with_its_record(
+    queue: JobQueue, files: FileStore, store: BatchStore
+) -> None:
+    """It counted towards MAX_LISTED for up to a day after its record was gone."""
+    file = await files.add("ann", "in", "batch", lines(1))
+    for _ in range(2):
+        batch = await store.create("ann", file.id, None, "")
+    for name in await queue.redis.zrange(queue.keys.stored_zset, 0, -1):
+        if name.startswith(batch.id):
+            await queue.redis.zadd(queue.keys.stored_zset, {name: 1})
+    await queue.sweep()
+    assert await queue.redis.zcard(queue.keys.batch_list("ann")) == 1
