@@ -32,6 +32,7 @@ class SharedConnection:
     def __init__(self, pool: Any, retry: ReconnectingRetry, block_s: float = 0.0) -> None:
         self._pool, self._block_s = pool, block_s
         self._link: _Link | None = None
+        self._replaced: set[_Link] = set()  # until they owe no reply
         self._opening = SingleFlight(self._open)
         self._retry = retry
 
@@ -95,10 +96,10 @@ class SharedConnection:
     async def close(self) -> None:
         """Close the connection; commands under way fail."""
         await self._opening.settle()
-        if self._link is not None:
-            self._link.lose(ConnectionError("the client was closed"))
-            await self._link.closed()
-            self._link = None
+        for link in (*self._replaced, *([] if self._link is None else [self._link])):
+            link.lose(ConnectionError("the client was closed"))
+            await link.closed()
+        self._link = None
 
     async def _usable(self) -> "_Link":
         if self._link is not None and self._link.serves(self._retry.drops):
@@ -115,8 +116,10 @@ class SharedConnection:
             await connection.disconnect(nowait=True)
             await self._pool.release(connection)
             raise
+        self._replaced = {other for other in self._replaced if other.lost is None}
         if self._link is not None:
             self._link.retire()
+            self._replaced.add(self._link)
         self._link = link
         return link
 
@@ -172,6 +175,8 @@ class _Link(RawConnection):
                 reply.set_exception(value)
             else:
                 reply.set_result(value)
+        if self._replies.gets(False) is not NOTHING:  # or the next command would take it for its own
+            raise ConnectionError("Redis sent a reply to no command")
         if self._retired:
             self.lose(ConnectionError("the connection was replaced"))
 

@@ -59,17 +59,18 @@ class Subscription:
         Raises:
             RedisError: the connection failed, fell silent, or leads to a primary that was demoted.
         """
-        receiver, pinged_at = self._receiver, float("-inf")
+        receiver, pinged_at, sent_at = self._receiver, float("-inf"), float("-inf")
         assert receiver is not None
         while receiver.lost is None:
             now = asyncio.get_running_loop().time()
             if self._retry.demotions != self._demotions:
                 raise RedisConnectionError("the primary was demoted")
-            if receiver.heard_at < pinged_at < now - ECHO_S:
+            if receiver.heard_at < pinged_at and sent_at < now - ECHO_S:
                 raise RedisConnectionError(f"a message did not arrive within {ECHO_S:g} s")
             if receiver.heard_at >= pinged_at and now - receiver.heard_at > PING_AFTER_S:
                 pinged_at = now
                 await self._redis.publish(self._echo, "")
+                sent_at = asyncio.get_running_loop().time()  # publishing may have had to reconnect
             await wait_at_most(receiver.bell, CHECK_S)
         raise RedisConnectionError(str(receiver.lost))
 

@@ -97,3 +97,13 @@ async def test_a_transaction_raises_the_error_of_its_command(settings: Settings)
         await redis.transaction_of([("INCR", "{t}count")])
         assert await redis.call("GET", "{t}count") == "2"
         await redis.call("DEL", "{t}text", "{t}count", "{t}other")
+
+
+async def test_a_reply_to_no_command_is_not_taken_for_the_next_ones(settings: Settings) -> None:
+    """A reply that arrived while none was owed stayed in the parser, and every later one went to the wrong command."""
+    async with connect(settings.redis_url, 5.0) as redis:
+        connection = redis.own_connection()
+        assert await connection.call(("ECHO", "before")) == "before"
+        assert connection._link is not None
+        connection._link.data_received(b"+surprise\r\n")
+        assert [await connection.call(("ECHO", str(number))) for number in range(3)] == ["0", "1", "2"]
