@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 import httpx
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from benchmarks.chaos.ledger import Ledger, Submission, Verdict
 from server.cli.doctor import Level, check_counters
@@ -29,8 +30,21 @@ async def get_patiently(http: httpx.AsyncClient, path: str, patience_s: float = 
     return response
 
 
-async def all_jobs(queue: JobQueue) -> list[JobRecord]:
-    """Read all jobs from their keys, not through the API, so that jobs which the API forgot count too."""
+async def all_jobs(queue: JobQueue, patience_s: float = 30.0) -> list[JobRecord]:
+    """Read all jobs from their keys, not through the API, so that jobs which the API forgot count too.
+
+    A read that times out is repeated: a busy disk keeps Redis waiting for seconds, and what is lost shows all the same.
+    """
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            return await _read_jobs(queue)
+        except RedisTimeoutError:
+            if time.monotonic() > deadline:
+                raise
+
+
+async def _read_jobs(queue: JobQueue) -> list[JobRecord]:
     found = []
     async for key in queue.redis.scan_iter(queue.keys.job_hash("*"), count=1000):
         try:

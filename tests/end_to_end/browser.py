@@ -49,7 +49,7 @@ def open_page(browser: Any, url: str, **context: Any) -> Any:
     return page
 
 
-def wait_until(page: Any, condition: str, seconds: float = 60.0) -> None:
+def wait_until(page: Any, condition: str, seconds: float = 180.0) -> None:
     """Poll from outside: Playwright's own waiting evaluates strings in the page, which the page's policy forbids."""
     deadline = time.monotonic() + seconds
     while not page.evaluate(condition):
@@ -58,7 +58,7 @@ def wait_until(page: Any, condition: str, seconds: float = 60.0) -> None:
         page.wait_for_timeout(30)
 
 
-def wait_for_status(page: Any, text: str, seconds: float = 60.0) -> None:
+def wait_for_status(page: Any, text: str, seconds: float = 180.0) -> None:
     """Wait until the line under the image contains the text."""
     wait_until(page, f"document.getElementById('status').textContent.includes({text!r})", seconds)
 
