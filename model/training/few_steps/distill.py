@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -137,8 +136,11 @@ def distilled_model(run: Distillation) -> Fluid:
 
 
 def write(run: Distillation, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Save the distilled model as a checkpoint, with the original's metadata and what was done."""
-    about = copy.deepcopy(run.checkpoint.about)
+    """Save the distilled model as a checkpoint, with the original's metadata and what was done.
+
+    Presets and scores of the original are left out: they are those of a head that needs more steps.
+    """
+    about = {key: value for key, value in run.checkpoint.about.items() if key not in ("sampling", "metrics")}
     about["few_steps"] = {
         "of": run.checkpoint.sha256, "steps": run.learner.clock.step,
         "minutes": round(run.learner.clock.seconds / 60, 1),

@@ -23,6 +23,7 @@ from model.networks.diffusion_head import DiffusionHead
 from model.networks.factory import new_tokenizer
 from model.networks.text_encoder import HashEncoder
 from model.presets import PRESETS
+from model.sampling_presets import default_sampling, sampling_limits
 from model.training.feeds import ImageFeed
 from model.training.few_steps import __main__ as command
 from model.training.few_steps.distill import distill, distilled_model, mean_flow_head, prepare
@@ -125,7 +126,13 @@ def checkpoint(tmp_path: Path) -> Checkpoint:
     torch.manual_seed(0)
     model = Fluid(FLOW)
     model.head.load_state_dict(flow_head().state_dict())
-    save_checkpoint(tmp_path / "flow", model, new_tokenizer(FLOW), {"name": "bent"}, torch.float32)
+    save_checkpoint(
+        tmp_path / "flow",
+        model,
+        new_tokenizer(FLOW),
+        {"name": "bent", "sampling": {"presets": "of 25 steps"}},
+        torch.float32,
+    )
     return load_checkpoint(tmp_path / "flow")
 
 
@@ -193,6 +200,9 @@ def test_the_command_writes_a_checkpoint_that_says_where_it_comes_from(
     written = load_checkpoint(out / "checkpoint")
     assert written.config == replace(FLOW, mean_flow=True)
     assert written.about["name"] == "bent" and written.about["few_steps"]["of"] == checkpoint.sha256
+    assert "sampling" not in written.about
+    assert default_sampling(written.config)["presets"]["medium"]["diffusion_steps"] == 4
+    assert sampling_limits(written.config)["max_guidance_scale"] == 8
     assert set(json.loads((out / "errors.json").read_text())["errors"]) == {f"guidance {scale}" for scale in (1, 3, 6)}
     assert (out / "errors.svg").exists() and "mean flow" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="no recipe"):
