@@ -76,11 +76,13 @@ def index_lines(data: bytes, url: str = URL, named: set[str] | None = None) -> "
 
 
 def _files_in(body: Mapping[str, Any]) -> Iterator[str]:
+    """The file ids of a line: two at most, as a valid line has one image and one mask, however long its lists are."""
     images = body.get("images")
-    for each in (body.get("image"), body.get("mask"), *(images if isinstance(images, list) else ())):
-        for text in each.values() if isinstance(each, dict) else (each,):
-            if isinstance(text, str) and text.startswith("file-") and len(text) <= 100:
-                yield text
+    one = images[0] if isinstance(images, list) and len(images) == 1 else None
+    for each in (body.get("image") or one, body.get("mask")):
+        text = (each.get("file_id") or each.get("image_url")) if isinstance(each, dict) else each
+        if isinstance(text, str) and text.startswith("file-") and len(text) <= 100:
+            yield text
 
 
 def parse_line(text: str) -> Line:

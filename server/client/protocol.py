@@ -129,7 +129,7 @@ def no_alpha(model: str) -> ServiceError:
     """The exception for a transparent background that the model cannot have; nothing was generated."""
     return ServiceError(
         f"{model} generates no alpha: 'background' transparent is for models whose 'transparent' is true in "
-        "GET /v1/models. Leave it out for an opaque image.",
+        "GET /v1/models. Ask for opaque instead.",
         status=400, code="invalid_value", param="background",
     )  # fmt: skip
 

@@ -93,7 +93,7 @@ def test_demo_runs_the_whole_service(tmp_path: Path) -> None:
     [
         (["generate", "x", "--temperature", "0"], {}, "temperature"),
         (["generate", "x", "--out", "x.gif"], {}, ".png, .webp or .jpg"),
-        (["generate", "x", "--background", "transparent"], {}, "fake generates no alpha: leave --background out"),
+        (["generate", "x", "--background", "transparent"], {}, "fake generates no alpha: ask for --background opaque"),
         (["gateway"], {}, "FLUID_REDIS_URL"),
         (["worker"], {"FLUID_LEESE_S": "3"}, "Did you mean FLUID_LEASE_S"),
     ],

@@ -86,13 +86,13 @@ async def test_files_lie_in_the_folder_as_long_as_they_are_needed(stored: JobQue
     stored.memory_limits |= {"max_key_bytes": MIB, "max_bytes": 4096}
     with pytest.raises(RateLimited):
         await files.add("ann", "in", "batch", data)
-    other = await files.add("bob", "in", "batch", data, 60)
+    other = await files.add("bob", "in", "batch", data, 600)
     await files.delete("ann", file.id)
     await sweep(stored)
     assert len(uploads(folder)) == 1 and await files.content(other.id) == data
-    await sweep(stored, 59)
+    await sweep(stored, 500)
     assert len(uploads(folder)) == 1
-    await sweep(stored, 61)
+    await sweep(stored, 601)
     assert uploads(folder) == [] and not await stored.redis.exists(stored.keys.discarded_zset)
     assert await stored.redis.hget(stored.keys.stored_bytes_hash, "ann") is None
 
