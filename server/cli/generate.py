@@ -80,7 +80,7 @@ def _generate(settings: Settings, request: ImageRequest, out: Path, like: Mappin
         engine = load_engine(replace(settings, max_rows=request.n or 1))
     info = ModelInfo.from_mapping(engine.info())
     if request.background == "transparent" and not info.transparent:
-        raise InvalidRequest(f"{info.id} generates no alpha: ask for --background opaque, or choose another --checkpoint.")
+        raise InvalidRequest(f"{info.id} generates no alpha: ask for --background opaque or another --checkpoint.")
     job, warnings = resolve(request, {info.id: info}, info.id)
     for warning in [*warnings, *(checkpoint_warnings(like, info.checkpoint_sha256) if like else [])]:
         print(warning, file=sys.stderr)
