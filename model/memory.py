@@ -127,6 +127,7 @@ def head_parameters(config: ModelConfig) -> int:
     block = 2 * w + 2 * (w * w + w) + _modulation(config) // (3 * config.head_depth + 2) * 3
     outer = (256 * w + w) + (w * w + w) + (config.width * w + w) + (c * w + w)
     outer += (w * w + w) * config.post_norm_head  # z goes through two layers
+    outer += (2 * (256 * w + w) + 3 * (w * w + w)) * config.mean_flow  # length of a step, guidance scale
     return outer + config.head_depth * block + 2 * (w * w + w) + (w + 1) * config.head_out
 
 
@@ -146,6 +147,7 @@ def estimate(
         dtype: of the backbone's weights in products, a key of VALUE_BYTES.
     """
     d, n, evaluations = config.width, config.tokens, 2 * rows
+    product = 4 if dtype == "float32" else 2  # bytes of a value in products, and of keys and values
     weights = VALUE_BYTES[dtype] * parameters_of_rank(config, shards)
     if dtype == "int8":  # all but the blocks stays float32
         weights += (4 - VALUE_BYTES[dtype]) * (backbone_parameters(config) - block_parameters(config))
@@ -156,20 +158,20 @@ def estimate(
     if isinstance(config, NovaConfig):
         fixed = own = 4 * d * (n // 4)  # context tokens
     if isinstance(config, FluidConfig):
-        token = 2 * 2 * config.depth * d // shards  # keys and values of every block
+        token = 2 * product * config.depth * d // shards  # keys and values of every block
         fixed, own = (token * count for count in _text_tokens(text, config.text.max_tokens))
     # Fixed conditions, and the rows' own: theirs and the empty one's are shared.
     conditions = evaluations * fixed + rows * own + CONDITION_CACHE
     key_values = 0
-    if isinstance(config, FluidConfig) and config.causal:  # of every row and its unconditional half, in bfloat16
-        key_values = 2 * 2 * evaluations * config.depth * n * d // shards
+    if isinstance(config, FluidConfig) and config.causal:  # of every row and its unconditional half
+        key_values = 2 * product * evaluations * config.depth * n * d // shards
     # In raster order a step computes one position, and attention gathers one block's past.
     beside = config.buffer if isinstance(config, MarConfig) else n // 4 if isinstance(config, NovaConfig) else 0
     length = 1 if config.causal else n + beside
-    # Stream in float32; normalised stream, the MLP's hidden values and its result in bfloat16; z at a fixed address.
-    activations = evaluations * length * d * (4 + 2 + 2 * config.mlp_ratio + 2) + evaluations * length * d * 4
+    # Stream in float32; normalised stream, the MLP's hidden values and its result as products; z at a fixed address.
+    activations = evaluations * length * d * (4 + product * (config.mlp_ratio + 2)) + evaluations * length * d * 4
     if config.causal:
-        activations += 2 * 2 * evaluations * n * d
+        activations += 2 * product * evaluations * n * d
     if config.categorical:  # logits, noise and its four 64-bit words, of the most tokens that rows sample in a step
         sampled = rows * (1 if config.causal else n)
         head = sampled * config.codebook * (4 + 4 + 4 * 8)

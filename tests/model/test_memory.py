@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,12 +30,21 @@ def test_parameters_are_counted_as_the_modules_have_them(name: str) -> None:
     assert backbone_parameters(config) == count_parameters(model.backbone)
 
 
-def test_keys_and_values_are_counted_as_the_engine_allocates_them() -> None:
-    """A row's and its unconditional half's; in bfloat16, as on a GPU. Other systems have none."""
+def test_the_layers_of_a_mean_flow_are_counted() -> None:
+    config = replace(PRESETS["atlas-128"], mean_flow=True)
+    with torch.device("meta"):
+        assert head_parameters(config) == count_parameters(build_model(config).head)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_keys_and_values_are_counted_as_the_engine_allocates_them(dtype: torch.dtype) -> None:
+    """A row's and its unconditional half's, in the dtype of products: float32 was planned at half its size. Other
+    systems have none."""
     config = PRESETS["369M-raster-discrete"]
-    cache = make_cache(config, 2 * 64, torch.device("meta"), torch.bfloat16)
+    cache = make_cache(config, 2 * 64, torch.device("meta"), dtype)
     assert cache is not None
-    assert estimate(config, 64).key_values == cache.keys.nbytes + cache.values.nbytes
+    planned = estimate(config, 64, dtype=str(dtype).removeprefix("torch.")).key_values
+    assert planned == cache.keys.nbytes + cache.values.nbytes
     assert estimate(PRESETS["369M"], 64).key_values == 0
     assert "keys and values" in "\n".join(report("369M-raster-discrete"))
 
