@@ -14,6 +14,7 @@ local STREAM_BYTES = 4400 -- of a job's events, whose first block Redis reserves
 local EVENT_BYTES = 24 -- of each of them (measured)
 local INDEX = {starting = 'running', processing = 'running'} -- states that share an index; also in gateway/pagination.py
 local FILE_RECORD_BYTES = 1024 -- of a file beside its content
+local FAILOVER_S = 60 -- what an end that a failover may lose has deleted stays for so long
 
 local at_call = {}
 
@@ -245,7 +246,8 @@ local function finish(id, state, ttl_s, result, ...)
     redis.call('DEL', keys.resume_hash(id), keys.input_bytes(id))
     bytes = bytes - read_number(f[10])
   end
-  if f[17] then discard(f[17], state == 'failed' and at + ttl_s or at) end
+  -- A failover that loses this end runs the job again, and needs its image.
+  if f[17] then discard(f[17], at + (state == 'failed' and ttl_s or FAILOVER_S)) end
   -- A follower that learns of the end finds its times in the record.
   if transition(id, f[2], state, owner, f[15], 'completed_at', time_text(at), 'expires_at', time_text(at + ttl_s), ...)
   then
