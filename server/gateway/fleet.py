@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from server.background import SingleFlight
 from server.errors import NoWorkers
 from server.model_info import ModelInfo
-from server.queue.registry import Registry, WorkerInfo
+from server.queue.registry import Registry, WorkerInfo, current_models
 
 log = logging.getLogger(__name__)
 CACHE_S = 0.5  # spares Redis under load; a dead worker is noticed only after DEAD_AFTER_S anyway
@@ -35,8 +35,8 @@ class Fleet:
 
     async def _read(self) -> None:
         self._workers = await self._registry.workers()
-        self._models = await self._registry.models(self._workers)
         self._replaced = await self._registry.replaced()
+        self._models = current_models(await self._registry.models(), self._workers, self._replaced)
         self._read_at = time.monotonic()
 
     async def workers(self) -> list[WorkerInfo]:

@@ -164,12 +164,10 @@ class Registry:
                 return worker
         return None
 
-    async def models(self, workers: Iterable[WorkerInfo] | None = None) -> dict[str, ModelInfo]:
-        """Every published model; without those that a reload has replaced and none of `workers` serves, if given."""
+    async def models(self) -> dict[str, ModelInfo]:
+        """Every published model."""
         found = readable("a model", await self.redis.call("HVALS", self.keys.models_hash), _model)
-        served = None if workers is None else {worker.model for worker in workers}
-        gone = () if served is None else (await self.replaced()).keys() - served
-        return {info.id: info for info in found if info.id not in gone}
+        return {info.id: info for info in found}
 
     async def report_crash(self, process: str, crash: Crash) -> None:
         report = CrashReport(process, crash.task, crash.error, crash.in_succession, await redis_time(self.redis))
@@ -254,6 +252,14 @@ class Registry:
     async def stats(self) -> dict[str, float]:
         raw = cast("dict[str, str]", await self.redis.hgetall(self.keys.stats_hash))
         return dict(readable("a statistic", raw.items(), lambda item: (item[0], float(item[1]))))
+
+
+def current_models(
+    models: Mapping[str, ModelInfo], workers: Iterable[WorkerInfo], replaced: Mapping[str, str]
+) -> dict[str, ModelInfo]:
+    """The models without those that a reload has replaced and none of `workers` serves."""
+    gone = replaced.keys() - {worker.model for worker in workers}
+    return {name: info for name, info in models.items() if name not in gone}
 
 
 @lru_cache(maxsize=64)  # read twice a second by gateways, and seldom changed

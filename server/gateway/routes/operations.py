@@ -22,6 +22,7 @@ from server.gateway.queue_trouble import reason
 from server.gateway.schemas.openapi import MODEL, READY
 from server.gateway.schemas.operations import Health, ModelList, ModelObject
 from server.queue.redis_client import redis_time
+from server.queue.registry import current_models
 from server.queue.statistics import queue_counts
 
 log = logging.getLogger(__name__)
@@ -111,7 +112,7 @@ async def metrics(request: Request, services: ServicesDep) -> Response:
         services.metrics,
         await queue_counts(services.queue),
         workers,
-        await registry.models(workers),
+        current_models(await registry.models(), workers, await registry.replaced()),
         await registry.stats(),
         await redis_time(services.queue.redis),
         last_seen,
