@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.gpu.cases import decode
 from benchmarks.machine import Side, alternate, describe_machine
 from fluid_kernels.ops.linear import native_bfloat16
 from model.config import TextConfig
@@ -53,12 +54,7 @@ def engine_side(config: AmusedConfig, batch: int, sampling: Sampling, dtype: tor
     engine = Engine(model, conditioner, batch, dtype)
 
     def side(turn: int) -> None:
-        rows = engine.admit([Request(f"{turn} {i}", i, sampling) for i in range(batch)])
-        done = 0
-        while done < batch:
-            done += len(engine.step())
-        for row in rows:
-            engine.release(row)
+        decode(engine, [Request(f"{turn} {i}", i, sampling) for i in range(batch)])
 
     return side
 

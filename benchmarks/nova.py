@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.gpu.cases import decode
 from benchmarks.machine import Side, alternate, describe_machine
 from model.config import KlConfig, NovaConfig, TextConfig
 from model.inference.engine import Engine
@@ -41,12 +42,7 @@ def engine_side(batch: int, sampling: Sampling, dtype: torch.dtype) -> Side:
     engine = Engine(model, NovaPrompts(model, HashEncoder(CONFIG.text)), batch, dtype)
 
     def side(turn: int) -> None:
-        rows = engine.admit([Request(f"{turn} {i}" + " word" * (WORDS - 3), i, sampling) for i in range(batch)])
-        done = 0
-        while done < batch:
-            done += len(engine.step())
-        for row in rows:
-            engine.release(row)
+        decode(engine, [Request(f"{turn} {i}" + " word" * (WORDS - 3), i, sampling) for i in range(batch)])
 
     return side
 
