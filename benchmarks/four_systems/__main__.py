@@ -30,6 +30,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--prompts", type=int, default=25, help="run: prompts in each of six categories (%(default)s)")
     parser.add_argument("--sheet", type=Path, default=Path("out/four-systems.png"), help="grid: file (%(default)s)")
     parser.add_argument("--figure", type=Path, help="table: write the scaling curve to this file, as SVG")
+    parser.add_argument("--curve", type=Path, metavar="RUNS", help="table: folder of the runs of the scaling curve, if "
+                        "they are others (default: that of --runs)")  # fmt: skip
     parser.add_argument("--no-save", action="store_true", help="table: print only")
     args = parser.parse_args(argv)
     if args.do == "run":
@@ -41,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.do == "grid":
         print(f"look at {save_grid(args.runs, args.sheet)}")
         return
-    result = {"machine": describe_machine(), **collect(args.runs)}
+    result = {"machine": describe_machine(), **collect(args.runs, args.curve)}
     print_tables(result)
     if args.figure:
         try:

@@ -21,7 +21,7 @@ def save_figure(result: dict[str, Any], file: Path) -> Path:
     """
     if "scaling" not in result:
         raise ValueError(f"the scaling curve needs the losses of all sizes: {', '.join(SIZES)}")
-    points = [(result["runs"][name]["parameters"], result["runs"][name]["loss"]) for name in SIZES]
+    points = [(result["sizes"][name]["parameters"], result["sizes"][name]["loss"]) for name in SIZES]
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(scaling_svg(points, result["scaling"]), encoding="utf-8")
     return file

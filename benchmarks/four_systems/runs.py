@@ -53,10 +53,6 @@ def stages(runs: Path, minutes: float, tokenizer_minutes: float, prompts: int) -
     for name in ("random-discrete", "raster-discrete"):
         yield _train(runs, name, str(codes / "tokenizer.safetensors"), minutes)
         yield _loss(runs, name)
-    for name in SIZES:
-        if name != SCALED:
-            yield _train(runs, name, CONTINUOUS_TOKENIZER, 0, steps_of(runs / SCALED))
-            yield _loss(runs, name)
     detector = runs.parent / "detector"
     yield Stage("detector", detector / "detector.safetensors",
                 ("model.evaluation.train_detector", "--data", DATA, "--out", str(detector)))  # fmt: skip
@@ -67,6 +63,10 @@ def stages(runs: Path, minutes: float, tokenizer_minutes: float, prompts: int) -
              "--detector", str(detector), "--prompts", str(prompts), "--images", "1",
              "--out", str(runs / name / "scenes"), *sampling(name)),
         )  # fmt: skip
+    for name in SIZES:
+        if name != SCALED:
+            yield _train(runs, name, CONTINUOUS_TOKENIZER, 0, steps_of(runs / SCALED))
+            yield _loss(runs, name)
 
 
 def sampling(name: str) -> tuple[str, ...]:

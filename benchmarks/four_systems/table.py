@@ -23,17 +23,27 @@ PAPER: dict[str, tuple[tuple[float, float], tuple[float, float]]] = {
 SCORES = ("score_seen", "score_unseen", "r_precision", "feature_distance", "seconds_per_image")
 
 
-def collect(runs: Path) -> dict[str, Any]:
-    """The reports of all runs that have one, by run, and the fit of the scaling curve if all its sizes are there."""
-    found = {name: _report(runs / name) for name in dict.fromkeys((*SYSTEMS, *SIZES))}
-    present = {name: report for name, report in found.items() if report}
-    result: dict[str, Any] = {"runs": present}
+def collect(runs: Path, curve: Path | None = None) -> dict[str, Any]:
+    """The reports of all runs that have one, and the fit of the scaling curve if all its sizes are there.
+
+    Args:
+        curve: folder of the runs of the scaling curve, if they are others than the system's; as they need equal steps
+            and no suite, a curve of shorter runs is worth something too.
+    Returns:
+        "runs" by system and "sizes" by size of the curve, "tokenizer-vq", and "scaling", the fit.
+    """
+    sizes = _reports(curve or runs, SIZES)
+    result: dict[str, Any] = {"runs": _reports(runs, SYSTEMS), "sizes": sizes}
     if file := _read(runs / "tokenizer-vq" / "report.json"):
         result["tokenizer-vq"] = file
-    points = [(present[name]["parameters"], present[name]["loss"]) for name in SIZES if name in present]
+    points = [(report["parameters"], report["loss"]) for report in sizes.values()]
     if len(points) >= 3:
         result["scaling"] = power_law(*zip(*points, strict=True))
     return result
+
+
+def _reports(runs: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    return {name: report for name in names if (report := _report(runs / name))}
 
 
 def _report(run: Path) -> dict[str, Any]:
@@ -89,7 +99,7 @@ def print_tables(result: dict[str, Any]) -> None:
         print(f"| {' | '.join([name, *ours, *theirs])} |")
     print("\n| random order, continuous tokens | M parameters | steps | loss seen / unseen |\n|---|---|---|---|")
     for name in SIZES:
-        if r := result["runs"].get(name):
+        if r := result["sizes"].get(name):
             losses = f"{_cell(r, 'loss_seen', '.4f')} / {_cell(r, 'loss_unseen', '.4f')}"
             print(f"| {name} | {r['parameters'] / 1e6:.2f} | {_cell(r, 'trained_steps', 'd')} | {losses} |")
     if fit := result.get("scaling"):

@@ -93,6 +93,8 @@ def test_the_table_shows_what_is_there_beside_the_paper(tmp_path: Path, capsys: 
     _trained(tmp_path / "random-continuous-small", 900, 0.6, 1_100_000)
     _trained(tmp_path / "random-continuous-large", 900, 0.45, 6_600_000)
     assert -0.3 < collect(tmp_path)["scaling"]["exponent"] < -0.1
+    apart = collect(tmp_path / "longer", curve=tmp_path)
+    assert apart["runs"] == {} and apart["scaling"] == collect(tmp_path)["scaling"]
     main(["table", "--runs", str(tmp_path), "--no-save", "--figure", str(tmp_path / "curve.svg")])
     drawing = ElementTree.parse(tmp_path / "curve.svg").getroot()
     circles = [
