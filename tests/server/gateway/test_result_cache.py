@@ -42,6 +42,16 @@ def post(service: Service, body: dict[str, object], key: str = ANN, route: str =
     return httpx.post(f"{service.settings.base_url}/v1/{route}", json=body, headers=sent)
 
 
+def stop_workers(service: Service) -> None:
+    """Stop the workers, and wait until the gateway's cached view has none: a request before that would wait for one."""
+    for worker in service.workers:
+        worker.terminate()
+        worker.wait()
+    ready = f"{service.settings.base_url}/health/ready"
+    until(lambda: httpx.get(ready).status_code == 503, what="a service without workers")
+    assert post(service, BODY | {"seed": 5}).status_code == 503
+
+
 def test_an_image_that_is_gone_is_generated_again(service: Service, valkey: EmbeddedValkey) -> None:
     """The cache answered with a job whose image was gone, a 410 for each equal request, while workers were idle."""
     first = post(service, BODY, Idempotency_Key="a")
@@ -58,10 +68,7 @@ def test_an_image_that_is_gone_is_generated_again(service: Service, valkey: Embe
 def test_a_repeated_request_finds_its_job_without_a_worker(service: Service) -> None:
     """The retry of a cached answer, by its Idempotency-Key, was a 503."""
     job_id = post(service, BODY).json()["job_id"]
-    for worker in service.workers:
-        worker.terminate()
-        worker.wait()
-    until(lambda: post(service, BODY | {"seed": 5}).status_code == 503, what="a service without workers")
+    stop_workers(service)
     answers = [post(service, BODY, Idempotency_Key="b") for _ in range(2)]
     assert [(each.status_code, each.json()["job_id"]) for each in answers] == [(200, job_id)] * 2
 
@@ -74,10 +81,7 @@ def test_an_equal_request_needs_no_worker(service: Service) -> None:
     other = post(service, BODY, Cache_Control="no-cache")
     assert other.headers.get("x-cache") is None and other.json()["job_id"] != job_id
     assert post(service, BODY, key=BOB).headers["x-cache"] == "miss"
-    for worker in service.workers:
-        worker.terminate()
-        worker.wait()
-    until(lambda: post(service, BODY | {"seed": 5}).status_code == 503, what="a service without workers")
+    stop_workers(service)
     found = post(service, BODY | {"quality": "medium", "deadline_ms": 9000})
     assert (found.status_code, found.headers["x-cache"], found.json()["job_id"]) == (200, "hit", job_id)
     assert [image["b64_json"] for image in found.json()["data"]] == images
