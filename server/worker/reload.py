@@ -145,7 +145,7 @@ class Reloader:
     async def _check_waiting_jobs(self, info: ModelInfo, *, idle: bool = False) -> None:
         """Jobs name their model; those that wait for the old one still need a worker that serves it.
 
-        Workers with the same FLUID_CHECKPOINT reload as well. With `idle` this one runs no jobs: where it is the last of
+        Workers with the same FLUID_CHECKPOINT reload as well. With `idle` this one runs no jobs: if it is the last of
         the old model, a lease is a dead worker's, and its job will wait.
         """
         old = self._engine.info

@@ -1,4 +1,4 @@
-"""What a gateway lists and gives to requests once reloads have replaced models, workers are away, and time has passed."""
+"""What a gateway lists, and gives to requests, once reloads have replaced models and workers are away."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def beat(registry: Registry, worker: str, model: str, configured: str) -> 
 
 
 async def replace_a(registry: Registry, *configured: str) -> None:
-    """A worker of each FLUID_CHECKPOINT serves A; the first one's is reloaded to B, and the others stop for a moment."""
+    """A worker of each FLUID_CHECKPOINT serves A; the first one is reloaded to B, and the others stop for a moment."""
     await registry.publish_model(info(A))
     for each in configured:
         await beat(registry, each, A, each)
@@ -137,7 +137,7 @@ async def test_models_and_replaced_ids_are_bounded(
 
 
 async def test_a_model_whose_job_runs_is_needed(registry: Registry, queue: JobQueue, leases: LeaseQueue) -> None:
-    """`fluid forget`, and a start of `fluid serve`, took it away: a dead worker's lease lapsed into a line without end."""
+    """`fluid forget`, and a start of `fluid serve`, took it away; when a dead worker's lease ends, its job waits."""
     await accept(queue, "job")
     assert await unserved_models(queue, registry) == []
     assert await leases.take("w1", "fake") is not None
