@@ -255,7 +255,7 @@ class Worker:
         if loaded is None:
             return
         await self._requeue_unstarted()
-        if not self._idle:
+        if not self._idle or not await self.reloader.confirm(loaded):
             return
         self.engine.install(loaded.thread, loaded.info)
         await self.completion.persist(lambda: self.registry.finish_reload(loaded.request, loaded.info, loaded.replaces))
