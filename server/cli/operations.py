@@ -170,7 +170,7 @@ async def _forget(settings: Settings, models: list[str]) -> None:
             if model not in known:
                 raise ConfigError(f"No model has the id {model!r}. Known: {', '.join(sorted(known)) or 'none'}.")
             if model not in unserved:
-                raise ConfigError(f"A live worker serves {model}, or jobs wait for it: stop it, or cancel them.")
+                raise ConfigError(f"A live worker serves {model}, or jobs need it: stop it, or cancel them.")
         await registry.forget_models(models)
 
 
