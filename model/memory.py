@@ -23,9 +23,10 @@ PHI_2_WIDTH = 2560  # an imported NOVA names the folder of its encoder, which is
 TOKENIZER_BYTES = 4 * 84_000_000  # Stable Diffusion's autoencoder and kl16 have about as many parameters
 CPU_RESERVED = 500_000_000  # of a process on a CPU: Python, torch, a small text encoder
 VALUE_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}  # of the backbone's linear layers, by the dtype of products
-# On a CPU the float32 weights that are loaded go layer by layer, and what they leave is not reused at once. Measured
-# with a model of 332 M, peak while it loads and then, bytes a value with all else: bfloat16 6.0, 3.3; int8 5.9, 1.9.
-CPU_VALUE_BYTES = {"float32": 4, "bfloat16": 6, "int8": 5}
+# On a CPU, of the process' own at the peak: weights are float32 first, and go layer by layer. Measured with 331 M
+# values, bytes a value at the peak and then, without all else: float32 3.9, 4.0; bfloat16 4.9, 2.1; int8 4.9, 1.0.
+# Beside them lies the mapped file (2 in bfloat16), whose pages the kernel can drop.
+CPU_VALUE_BYTES = {"float32": 4, "bfloat16": 5, "int8": 5}
 HEAD_TOKENS = 8  # that one row decides in a step, at 64 steps of 256 tokens
 # Activations of an autoencoder's decoder at once, in those of the finest level's input: whole images and strips
 # (measured: 3.9 at 512 pixels, 2.1 at 1024).

@@ -102,7 +102,7 @@ def test_the_plan_follows_the_dtype_and_not_the_files(family: str, tmp_path: Pat
         models = survey("cpu", 4, 1, dtype, [str(where)])["models"]
         return int(models[0]["needs"][0])  # type: ignore[index]
 
-    assert needs("float32", folder) < needs("int8", folder) < needs("bfloat16", folder)
+    assert needs("float32", folder) < needs("int8", folder) == needs("bfloat16", folder), "float32 first, both times"
     if family == "llamagen":
         assert needs("int8", folder) == needs("int8", tmp_path / "bfloat16") <= needs("int8", tmp_path / "int8")
         assert needs("int8", tmp_path / "int8") < 1.01 * needs("int8", folder)
