@@ -51,7 +51,7 @@ def sink() -> Iterator[str]:
 
 
 def run_s(pid: int) -> float:
-    """Processor time of a process so far, which the kernel counts in nanoseconds, by thread; ended ones do not count."""
+    """Processor time of a process so far, counted by the kernel in nanoseconds for each thread that lives."""
     return sum(map(_task_ns, Path(f"/proc/{pid}/task").iterdir())) / 1e9
 
 
