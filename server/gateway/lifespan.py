@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 from server.background import Crash, Supervisor
 from server.gateway.batches.files import FileStore
+from server.gateway.batches.record import COMPLETION_WINDOW_S
 from server.gateway.batches.runner import BatchRunner
 from server.gateway.batches.store import BatchStore
 from server.gateway.dependencies import Services
@@ -87,9 +88,11 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             "webhooks": lambda: hooks.run_forever(job_as_json),
             "batches": runner.run_forever,
             "redis": lambda: watch_redis(queue),
-            "result store": lambda: watch_store(queue),
+            "result store": lambda: watch_store(queue, longest_s),
             "streams": lambda: streams.report_forever(registry, process),
         }
+        # A file for its time, then a batch that reads it for its own.
+        longest_s = max(settings.result_ttl_s, COMPLETION_WINDOW_S + 2 * settings.batch_ttl_s)
         metrics.expect_tasks([*watcher.tasks, *tasks])
         try:
             async with supervisor.running({**watcher.tasks, **tasks}):

@@ -27,7 +27,7 @@ from server.errors import (
     UnknownJob,
     UnreadableRecord,
 )
-from server.gateway.batches.edit_lines import edit_line
+from server.gateway.batches.edit_lines import EditLine
 from server.gateway.batches.files import FileStore
 from server.gateway.batches.record import COMPLETION_WINDOW_S, Batch
 from server.gateway.batches.store import BatchStore
@@ -36,8 +36,9 @@ from server.gateway.requests.client_mapping import NO_MAPPING, ClientMapping
 from server.gateway.requests.resolve import resolve
 from server.gateway.requests.validation import validated
 from server.gateway.schemas.images import ImageRequest
+from server.jobs import JobInput
 from server.queue.due_work import claim_from, poll_due
-from server.queue.job_queue import JobQueue, Submission
+from server.queue.job_queue import JobQueue, Outcome, Submission
 from server.queue.redis_client import redis_time
 from server.records import skip
 from server.telemetry.job_trace import request_attributes
@@ -80,7 +81,7 @@ class BatchRunner:
         """Take the next step of a batch, as its status requires, and schedule the step after it."""
         fields = await self._redis.hgetall(self._keys.batch_hash(batch_id))
         if not fields or fields.get("status") in OVER:
-            await self._redis.zrem(self._keys.batches_zset, batch_id)
+            await self._store.forget(batch_id)
             return
         try:
             batch = Batch.from_fields(batch_id, fields)
@@ -183,19 +184,33 @@ class BatchRunner:
         if wrong := not_for_lines(line.body):
             raise InvalidRequest(wrong[1], param=wrong[0])
         models, default = await self._fleet.models(), await self._fleet.default_model()
-        request: ImageRequest
-        source = None
         if batch.endpoint == EDITS_URL:
-            # A repeated step needs the images no more, which may be gone, nor a decoder.
-            accepted = self._keys.job_hash(batch.job_id(number))
-            if await self._redis.exists(accepted):
-                await self._queue.replicated.confirm(accepted)
+            edit = EditLine.of(line.body)
+            job, _ = resolve(edit.request, models, default, self._mapping)
+            submission = self._submission(batch, number, edit.request, job)
+            # Ahead of the images: a line that waits for room reads and decodes none, and a repeated step needs none,
+            # which may be gone.
+            if (await self._queue.ask(submission)).outcome is not Outcome.ROOM:
                 return
-            made = await edit_line(line.body, batch.job_id(number), batch, self._files, models, default, self._mapping)
-            request, job, source = made
+            job, source = await edit.load(submission.job_id, batch, self._files, models, default, self._mapping)
+            submission = self._submission(batch, number, edit.request, job, source)
         else:
             request = validated(ImageRequest, line.body)
             job, _ = resolve(request, models, default, self._mapping)
+            submission = self._submission(batch, number, request, job)
+        span = self._tracing.batch_line(batch.id, number + 1, batch.fields.get("trace", ""))
+        if span is not None:
+            span.set(request_attributes(submission.job_id, submission.job))
+            submission = replace(submission, trace=str(span.context))
+        try:
+            await self._queue.enqueue(submission)
+        finally:
+            if span is not None:
+                span.end()
+
+    def _submission(
+        self, batch: Batch, number: int, request: ImageRequest, job: JobInput, source: bytes | None = None
+    ) -> Submission:
         job = replace(
             job,
             priority="low",
@@ -203,16 +218,7 @@ class BatchRunner:
             batch=batch.id,
             result_ttl_s=COMPLETION_WINDOW_S + self._ttl_s,
         )
-        submission = Submission(batch.job_id(number), job, "batch", fingerprint=request.fingerprint(), source=source)
-        span = self._tracing.batch_line(batch.id, number + 1, batch.fields.get("trace", ""))
-        if span is not None:
-            span.set(request_attributes(submission.job_id, job))
-            submission = replace(submission, trace=str(span.context))
-        try:
-            await self._queue.enqueue(submission)
-        finally:
-            if span is not None:
-                span.end()
+        return Submission(batch.job_id(number), job, "batch", fingerprint=request.fingerprint(), source=source)
 
     async def _reject(self, batch: Batch, number: int, error: RequestError) -> None:
         """Record a line's error; it counts once, however often this step is repeated."""
