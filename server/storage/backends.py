@@ -70,18 +70,16 @@ def remove_files(folder: Path, names: list[str]) -> None:
 
 
 def entries_of(folder: Path) -> Iterator[os.DirEntry[str]]:
-    """The files of a folder, in any order; none if there is no such folder."""
-    try:
-        return os.scandir(folder)
-    except FileNotFoundError:
-        return iter(())
+    """The entries of a folder, in any order; none if there is no such folder."""
+    with suppress(FileNotFoundError), os.scandir(folder) as found:
+        yield from found
 
 
 def older(entries: Iterator[os.DirEntry[str]], before: float, at_once: int) -> list[str] | None:
-    """Take the next entries, and return the names of those that were last written before a time; None at the end."""
+    """Take the next entries, and return the names of files that were last written before a time; None at the end."""
     taken, names = list(islice(entries, at_once)), list[str]()
     for entry in taken:
         with suppress(FileNotFoundError):  # deleted meanwhile
-            if entry.stat().st_mtime < before:
+            if entry.is_file() and entry.stat().st_mtime < before:
                 names.append(entry.name)
     return names if taken else None

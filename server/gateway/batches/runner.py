@@ -27,6 +27,7 @@ from server.errors import (
     UnknownJob,
     UnreadableRecord,
 )
+from server.errors.limits import RETRY_WHEN_USED_UP_S
 from server.gateway.batches.edit_lines import EditLine
 from server.gateway.batches.files import FileStore
 from server.gateway.batches.record import COMPLETION_WINDOW_S, Batch
@@ -47,6 +48,7 @@ from server.telemetry.tracing import OFF, Tracing
 log = logging.getLogger(__name__)
 MAX_UNFINISHED_JOBS = 64  # of one batch, waiting or running
 STEP_INTERVAL_S = 0.25  # between two steps of a batch that has no room for more jobs
+PAUSE_S = 5.0  # before the next step of one whose next line memory has no room for
 VISIBILITY_TIMEOUT_S = 15.0  # after this a gateway counts as dead and another may claim the batch
 CONCURRENT_BATCHES = 16
 LINE_ERROR_BYTES = 400  # what a rejected line's error takes; every line may be rejected
@@ -88,6 +90,7 @@ class BatchRunner:
         except UnreadableRecord as error:  # due again after the visibility timeout, for a gateway that can read it
             skip("a batch", error)
             return
+        pause_s = STEP_INTERVAL_S
         # Cancellation and expiry come first, so that a step that keeps failing cannot keep a batch alive.
         if batch.status == "cancelling":
             await self._finalize(batch, "cancelled")
@@ -102,10 +105,10 @@ class BatchRunner:
             skip("a batch", UnreadableRecord(f"unknown status {batch.status!r}"))
             return
         elif batch.cursor < batch.total:
-            await self._submit_lines(batch)
+            pause_s = await self._submit_lines(batch)
         elif batch.unfinished <= 0:
             await self._store.end(batch, "completed")
-        due_at = await redis_time(self._redis) + STEP_INTERVAL_S
+        due_at = await redis_time(self._redis) + pause_s
         await self._redis.zadd(self._keys.batches_zset, {batch_id: due_at}, xx=True)
 
     async def _validate(self, batch: Batch) -> None:
@@ -143,27 +146,30 @@ class BatchRunner:
         errors = {"object": "list", "data": [{"code": code, "line": line, "message": message, "param": None}]}
         await self._store.transition(batch, "failed", expected=(batch.status,), errors=json.dumps(errors))
 
-    async def _submit_lines(self, batch: Batch) -> None:
-        """Queue as many lines as there is room for; wait while a limit leaves none, or no model is known.
+    async def _submit_lines(self, batch: Batch) -> float:
+        """Queue as many lines as there is room for; wait while a limit leaves none, or no model is known. Returns the
+        seconds until the next step.
 
         A line that raises an unexpected exception is rejected alone: otherwise every later step would fail on it
         again, and the lines after it would never be generated.
         """
         room = MAX_UNFINISHED_JOBS - batch.unfinished
         if room <= 0:
-            return
+            return STEP_INTERVAL_S
         try:
             texts = await self._store.lines(batch, batch.cursor, batch.cursor + room)
         except StorageUnavailable:  # the next step repeats this one
-            return
+            return STEP_INTERVAL_S
         except UnknownFile as error:
             await self._fail(batch, error.message, error.code, None)
-            return
+            return STEP_INTERVAL_S
         for number, text in enumerate(texts, batch.cursor):
             try:
                 await self._submit(batch, number, parse_line(text))
-            except (QueueFull, RateLimited, NoWorkers, NotReplicated, StorageUnavailable):
-                return  # the next step continues here
+            except (QueueFull, RateLimited, NoWorkers, NotReplicated, StorageUnavailable) as error:
+                # The next step continues here. Memory is free when something expires, and only an edit that has been
+                # decoded has its size: without a pause that would be four times a second.
+                return PAUSE_S if error.retry_after_s == RETRY_WHEN_USED_UP_S else STEP_INTERVAL_S
             except RequestError as error:
                 await self._reject(batch, number, error)
             except RedisError:  # not the line's fault; the next step continues here
@@ -177,6 +183,7 @@ class BatchRunner:
                 )
                 await self._reject(batch, number, RequestError(message))
             await self._redis.hset(self._keys.batch_hash(batch.id), "cursor", number + 1)
+        return STEP_INTERVAL_S
 
     async def _submit(self, batch: Batch, number: int, line: Line) -> None:
         if line.error:

@@ -111,6 +111,12 @@ async def test_edits_of_a_batch_that_wait_for_room_touch_no_store(
     await stored.cancel(f"{batch.id}_0")
     await runner.advance(batch.id)
     assert calls == ["get", "put"] * 2 and (await store.get("ann", batch.id)).cursor == 2
+    # The size of an image is known once it is decoded: where memory is used up, the next step is seconds away.
+    stored.limits["max_batch_lines"] = 9
+    stored.memory_limits["max_key_bytes"] = 1
+    await runner.advance(batch.id)
+    due_at = await stored.redis.zscore(stored.keys.batches_zset, batch.id)
+    assert len(calls) == 4 and due_at and due_at > await redis_time(stored.redis) + 3
 
 
 async def test_uploads_that_no_record_names_are_deleted_once_they_are_old(stored: JobQueue, folder: Path) -> None:
