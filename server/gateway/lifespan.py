@@ -84,6 +84,8 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         async def job_as_json(job_id: str) -> dict[str, object]:
             return (await job_object(services, await queue.get(job_id))).model_dump()
 
+        # A file for its time, then a batch that reads it for its own.
+        longest_s = max(settings.result_ttl_s, COMPLETION_WINDOW_S + 2 * settings.batch_ttl_s)
         tasks = {
             "webhooks": lambda: hooks.run_forever(job_as_json),
             "batches": runner.run_forever,
@@ -91,8 +93,6 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             "result store": lambda: watch_store(queue, longest_s),
             "streams": lambda: streams.report_forever(registry, process),
         }
-        # A file for its time, then a batch that reads it for its own.
-        longest_s = max(settings.result_ttl_s, COMPLETION_WINDOW_S + 2 * settings.batch_ttl_s)
         metrics.expect_tasks([*watcher.tasks, *tasks])
         try:
             async with supervisor.running({**watcher.tasks, **tasks}):
