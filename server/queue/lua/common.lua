@@ -159,7 +159,7 @@ local function charge(owner, bytes, in_redis)
   if bytes == 0 then return end
   add_bytes(keys.stored_bytes_hash, owner, bytes)
   local total = in_redis or bytes
-  if total ~= 0 then add_bytes(keys.counters_hash, 'stored_bytes', total) end
+  if total ~= 0 then add_bytes(keys.counters_hash, 'stored_bytes', total) end -- Redis 7.0 takes Lua's -0 for no integer
 end
 
 -- What refuses `bytes` more of this owner: {outcome, bytes in use}, or nil. `limits`: max_key_bytes and max_bytes, 0 for
