@@ -46,6 +46,8 @@ def main(argv: list[str] | None = None) -> None:
                         "nothing is saved")  # fmt: skip
     parser.add_argument("--sides", choices=NAMES, nargs="+", default=list(NAMES), help="compare only these; nothing is "
                         "saved")  # fmt: skip
+    parser.add_argument("--fsync", choices=("always", "everysec"), default="always", help="when our queue writes "
+                        "accepted jobs to disk; nothing is saved unless always (default: %(default)s)")  # fmt: skip
     parser.add_argument("--venv", type=Path, default=VENV, help="environment of the peers (default: %(default)s)")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write the figures of a saved run into "
                         "docs/benchmarks.md and README.md, and run nothing")  # fmt: skip
@@ -59,14 +61,14 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(2)
 
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # stops the servers on the way out
-    setup = Setup(args.sides, python, QUICK if args.quick else FULL)
+    setup = Setup(args.sides, python, QUICK if args.quick else FULL, args.fsync)
     result: dict[str, Any] = {"machine": describe_machine(), "peers": versions(python)}
     for name, part in PARTS.items():
         if args.only is None or name in args.only:
             result[name] = part(setup)
             report.print_table(name, result[name])
     result["problems"] = setup.problems
-    if not (args.quick or args.only or len(args.sides) < len(NAMES)):
+    if not (args.quick or args.only or len(args.sides) < len(NAMES) or args.fsync != "always"):
         saved = save_result("peers", result)
         print(f"\nsaved to {saved}; `python -m benchmarks.peers --report {saved}` fills the pages")
     print(json.dumps(result))

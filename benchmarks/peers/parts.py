@@ -73,6 +73,7 @@ class Setup:
     sides: Sequence[str]
     python: Path
     plan: Plan
+    fsync: str = "always"  # FLUID_FSYNC of ours
     problems: list[str] = field(default_factory=list)
 
     def rotated(self, round_: int, among: Sequence[str] | None = None) -> list[str]:
@@ -96,7 +97,7 @@ class Setup:
             bar.set_postfix_str(NAMES[name])
             figures: Figures = {}
             try:
-                with running(name, engine, self.python) as side:
+                with running(name, engine | {"FLUID_FSYNC": self.fsync}, self.python) as side:
                     wrk.closed(side.port, ROWS, WARM_STEPS, wrk.Length(self.plan.warm_s, ROWS))
                     settle(side)
                     measure(side, figures)

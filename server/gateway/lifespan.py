@@ -40,8 +40,8 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         queue = JobQueue(redis, settings)
         registry = Registry(redis, settings.namespace)
         watcher = JobWatcher(redis, queue, settings.namespace)
-        mapping = ClientMapping.from_settings(settings)
-        metrics, fleet = GatewayMetrics(), Fleet(registry, settings.default_model, mapping.aliases)
+        fleet = Fleet(registry, settings.default_model, ClientMapping.from_settings(settings))
+        metrics = GatewayMetrics()
         metrics.followers.set_function(lambda: watcher.followers)
         hooks = Webhooks(
             queue,
@@ -53,7 +53,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         files = FileStore(queue, settings.batch_ttl_s)
         batches = BatchStore(queue, files, settings.batch_ttl_s, settings.max_batches)
         tracing = open_tracing(settings, "gateway")
-        runner = BatchRunner(queue, fleet, files, batches, settings.batch_ttl_s, metrics.bugs, mapping, tracing)
+        runner = BatchRunner(queue, fleet, files, batches, settings.batch_ttl_s, metrics.bugs, tracing)
         events, streams = Events(queue, watcher), Streams(settings.max_streams, settings.max_key_streams)
         process = f"gateway {socket.gethostname()}-{os.getpid()}"
 
@@ -74,7 +74,6 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             batches,
             metrics,
             supervisor,
-            mapping,
             streams,
             SignedLinks(queue, settings.link_ttl_s, settings.wants_keys),
             tracing,

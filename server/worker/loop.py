@@ -254,7 +254,7 @@ class Worker:
         if loaded is None:
             return
         await self._requeue_unstarted()
-        if not self._idle:
+        if not self._idle or not await self.reloader.confirm(loaded):
             return
         self._use(loaded.thread, loaded.info)
         await self.completion.persist(lambda: self.registry.finish_reload(loaded.request, loaded.info, loaded.replaces))

@@ -73,8 +73,9 @@ def main(argv: list[str] | None = None) -> None:
     except (ConfigError, DataError, CheckpointError) as error:
         sys.exit(str(error))
     losses = distill(run, args.out / "state.pt")
-    write(run, args.out / "checkpoint", torch.int8 if args.eight_bits else torch.bfloat16)
-    errors = compare(run, distilled_model(run).diffusion_head)
+    model = distilled_model(run)
+    write(run, model, args.out / "checkpoint", torch.int8 if args.eight_bits else torch.bfloat16)
+    errors = compare(run, model.diffusion_head)
     (args.out / "errors.json").write_text(json.dumps({"steps": COUNTS, "errors": errors, "losses": losses}) + "\n")
     plot(errors, args.out / "errors.svg")
     for guidance, heads in errors.items():

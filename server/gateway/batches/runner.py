@@ -33,7 +33,6 @@ from server.gateway.batches.files import FileStore
 from server.gateway.batches.record import COMPLETION_WINDOW_S, Batch
 from server.gateway.batches.store import BatchStore
 from server.gateway.fleet import Fleet
-from server.gateway.requests.client_mapping import NO_MAPPING, ClientMapping
 from server.gateway.requests.resolve import resolve
 from server.gateway.requests.validation import validated
 from server.gateway.schemas.images import ImageRequest
@@ -65,10 +64,9 @@ class BatchRunner:
         store: BatchStore,
         ttl_s: int,
         bugs: Counter,
-        mapping: ClientMapping = NO_MAPPING,
         tracing: Tracing = OFF,
     ) -> None:
-        self._mapping, self._tracing = mapping, tracing
+        self._tracing = tracing
         self._queue, self._redis, self._keys = queue, queue.redis, queue.keys
         self._fleet, self._files, self._store, self._ttl_s, self._bugs = fleet, files, store, ttl_s, bugs
         # Parsing 32 MiB holds the interpreter for seconds: several files at a time would delay every request.
@@ -191,6 +189,12 @@ class BatchRunner:
         if wrong := not_for_lines(line.body):
             raise InvalidRequest(wrong[1], param=wrong[0])
         models, default = await self._fleet.models(), await self._fleet.default_model()
+<<<<<<< HEAD
+=======
+        mapping = await self._fleet.mapping_since(float(batch.fields["created_at"]), line.body.get("model"))
+        request: ImageRequest
+        source = None
+>>>>>>> main
         if batch.endpoint == EDITS_URL:
             edit = EditLine.of(line.body)
             job, _ = resolve(edit.request, models, default, self._mapping)
@@ -199,6 +203,7 @@ class BatchRunner:
             # which may be gone.
             if (await self._queue.ask(submission)).outcome is not Outcome.ROOM:
                 return
+<<<<<<< HEAD
             job, source = await edit.load(submission.job_id, batch, self._files, models, default, self._mapping)
             submission = self._submission(batch, number, edit.request, job, source)
         else:
@@ -218,6 +223,13 @@ class BatchRunner:
     def _submission(
         self, batch: Batch, number: int, request: ImageRequest, job: JobInput, source: bytes | None = None
     ) -> Submission:
+=======
+            made = await edit_line(line.body, batch.job_id(number), batch, self._files, models, default, mapping)
+            request, job, source = made
+        else:
+            request = validated(ImageRequest, line.body)
+            job, _ = resolve(request, models, default, mapping)
+>>>>>>> main
         job = replace(
             job,
             priority="low",

@@ -2,9 +2,9 @@
 -- follow_events, bytes that it takes with its images, reserved_bytes (those of the images), limits, and optionally
 -- source_bytes (of an edit's image), source_object and outside_bytes (its name and size, if it lies in FLUID_RESULTS),
 -- deadline_ms, result_ttl_s, webhook, batch, trace (a traceparent), waiter (the gateway that waits for the end), key, the
--- Idempotency-Key, and cache_key with cache_s and checkpoint: hash of a request whose images may be kept for equal ones, for
--- how long, and the weights that the caller expects. With only, nothing is queued: 'cached' looks for images, 'asked' for
--- the job and then for a limit that refuses it.
+-- Idempotency-Key, and cache_key with cache_s and checkpoint: hash of a request whose images may be kept for equal ones,
+-- for how long, and the weights that the caller expects. With only, nothing is queued: 'cached' looks for images, 'asked'
+-- for the job and then for a limit that refuses it.
 -- limits: max_queue, queue_share, and max_jobs, max_batch_lines, max_webhooks, max_key_bytes, max_bytes (0: any number).
 -- Returns {outcome, job id, creation time}; outcome is new, known (the same request was accepted before), differs
 -- (another request had this id or key), taken (another owner has this id), gone (the job ended and was deleted), cached
@@ -96,8 +96,8 @@ local function write(field, value)
 end
 
 write('deadline', deadline)
-for _, field in ipairs({'webhook', 'batch', 'result_ttl_s', 'source_bytes', 'source_object', 'outside_bytes', 'trace', 'cache_key',
-  'cache_s', 'waiter'}) do
+for _, field in ipairs({'webhook', 'batch', 'result_ttl_s', 'source_bytes', 'source_object', 'outside_bytes', 'trace',
+  'cache_key', 'cache_s', 'waiter'}) do
   write(field, args[field])
 end
 redis.call('HSET', job, unpack(record))

@@ -1,8 +1,8 @@
 """What traces cost: processor time of gateway and worker per image without them, with a tenth and with all traced.
 
-`python -m benchmarks.tracing` loads one service of the fake engine, whose callers ask for the traces: equal processes
-differ by some percent for as long as they live, which is more than a tenth costs. The shares take turns, so that a busy
-machine slows all alike. Spans go to a collector on this machine. The last line is JSON.
+`python -m benchmarks.options.tracing` loads one service of the fake engine, whose callers ask for the traces: equal
+processes differ by some percent for as long as they live, which is more than a tenth costs. The shares take turns, so
+that a busy machine slows all alike. Spans go to a collector on this machine. The last line is JSON.
 """
 
 from __future__ import annotations
