@@ -189,26 +189,20 @@ class BatchRunner:
         if wrong := not_for_lines(line.body):
             raise InvalidRequest(wrong[1], param=wrong[0])
         models, default = await self._fleet.models(), await self._fleet.default_model()
-<<<<<<< HEAD
-=======
         mapping = await self._fleet.mapping_since(float(batch.fields["created_at"]), line.body.get("model"))
-        request: ImageRequest
-        source = None
->>>>>>> main
         if batch.endpoint == EDITS_URL:
             edit = EditLine.of(line.body)
-            job, _ = resolve(edit.request, models, default, self._mapping)
+            job, _ = resolve(edit.request, models, default, mapping)
             submission = self._submission(batch, number, edit.request, job)
             # Ahead of the images: a line that waits for room reads and decodes none, and a repeated step needs none,
             # which may be gone.
             if (await self._queue.ask(submission)).outcome is not Outcome.ROOM:
                 return
-<<<<<<< HEAD
-            job, source = await edit.load(submission.job_id, batch, self._files, models, default, self._mapping)
+            job, source = await edit.load(submission.job_id, batch, self._files, models, default, mapping)
             submission = self._submission(batch, number, edit.request, job, source)
         else:
             request = validated(ImageRequest, line.body)
-            job, _ = resolve(request, models, default, self._mapping)
+            job, _ = resolve(request, models, default, mapping)
             submission = self._submission(batch, number, request, job)
         span = self._tracing.batch_line(batch.id, number + 1, batch.fields.get("trace", ""))
         if span is not None:
@@ -223,13 +217,6 @@ class BatchRunner:
     def _submission(
         self, batch: Batch, number: int, request: ImageRequest, job: JobInput, source: bytes | None = None
     ) -> Submission:
-=======
-            made = await edit_line(line.body, batch.job_id(number), batch, self._files, models, default, mapping)
-            request, job, source = made
-        else:
-            request = validated(ImageRequest, line.body)
-            job, _ = resolve(request, models, default, mapping)
->>>>>>> main
         job = replace(
             job,
             priority="low",
