@@ -3,7 +3,7 @@
     python -m model.evaluation --suite scenes --checkpoint runs/atlas-128/checkpoint --out out/scenes
     python -m model.evaluation --suite breadth --checkpoint runs/atlas-128/checkpoint --out out/breadth
     python -m model.evaluation.cards --run runs/atlas-128 --evaluation out/scenes --evaluation out/breadth \\
-        --sampling model/recipes/atlas-128-sampling.json --description "A model of ..." --out model/checkpoints/atlas-128
+        --sampling SAMPLING.json --description "A model of ..." --out model/checkpoints/atlas-128
 
 Every figure of a card is read from the files of the run and of the evaluations; only the words are fixed. Weights and
 scores must belong together.

@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--run", type=Path, required=True, help="folder of the training run")
     parser.add_argument("--checkpoint", type=Path, help="weights to publish (default: RUN/checkpoint)")
     parser.add_argument("--evaluation", type=Path, required=True, action="append", help="folder of an evaluation of "
-                        "these weights; may be repeated, the suite of the card's first sheet first")  # fmt: skip
+                        "these weights; may be repeated, for suites scenes and breadth")  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, help="folder to publish to")
     parser.add_argument("--sampling", type=Path, required=True, help="JSON with presets and defaults for the service")
     parser.add_argument("--description", required=True, help="one sentence, for the card and GET /v1/models")

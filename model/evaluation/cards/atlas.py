@@ -71,9 +71,9 @@ Feature distance to renders: {feature_distance:.2f} (render to render: {feature_
 
 | what | score |
 |---|---|
-| trained pairs of thing and style ({breadth_trained_images}) | **{breadth_trained:.1%}** |
-| held-out pairs ({breadth_heldout_images}): the thing trained in other styles only | {breadth_heldout:.1%} |
-| ceiling: the tokenizer's reconstructions of the real images | {breadth_ceiling:.1%} |
+| trained pairs of thing and style ({breadth_trained_images}) | **{breadth_trained}** |
+| held-out pairs ({breadth_heldout_images}): the thing trained in other styles only | {breadth_heldout} |
+| ceiling: the tokenizer's reconstructions of the real images | {breadth_ceiling} |
 
 Seam ratio of generated images (gradient across token borders over that inside, real images 1.0): {seam_ratio}.
 
@@ -99,7 +99,7 @@ def card_text(facts: dict[str, Any], about: dict[str, Any]) -> str:
     cells = ("", "_seen", "_unseen", "_ceiling")
     distilled = about.get("few_steps")
     return CARD.format(
-        **facts,
+        **facts | {name: percent(facts[name]) for name in ("breadth_trained", "breadth_heldout", "breadth_ceiling")},
         vocabulary=", ".join(about["vocabulary"]),
         core_styles=", ".join(STYLES),
         breadth=len(about["breadth"]),

@@ -11,14 +11,18 @@ from model.config import ConfigError, FluidConfig
 from model.networks.transformer import count_parameters
 
 
-def common_facts(checkpoint: Path, run: Path, report: dict[str, Any]) -> dict[str, Any]:
+def common_facts(checkpoint: Path, run: Path, about: dict[str, Any], has_failures: bool) -> dict[str, Any]:
     """Values for the template of any card: sizes, training, settings, credits, and each score under its own name.
+
+    Args:
+        about: metadata of the checkpoint with the scores, "metrics".
+        has_failures: there is a sheet failures.webp.
 
     Raises:
         ConfigError: the checkpoint is of another family, or the tokenizer's report.json is missing.
     """
     raw, loaded = read_config(checkpoint), load_checkpoint(checkpoint)
-    config, about = loaded.config, raw["about"]
+    config, report = loaded.config, about["metrics"]
     if not isinstance(config, FluidConfig):
         raise ConfigError(f"model cards are written for family 'fluid', not {config.family!r}")
     data, training = about["data"], about["training"]
@@ -43,5 +47,5 @@ def common_facts(checkpoint: Path, run: Path, report: dict[str, Any]) -> dict[st
         ),
         "steps": training["steps"], "batch": training["batch"], "epochs": training["epochs"],
         "minutes": training["minutes"], "psnr_train": psnr["psnr_train_db"], "psnr_unseen": psnr["psnr_unseen_db"],
-        "failures": "![Incorrect images](failures.webp)\n\n" if (checkpoint / "failures.webp").exists() else "",
+        "failures": "![Incorrect images](failures.webp)\n\n" if has_failures else "",
     }  # fmt: skip

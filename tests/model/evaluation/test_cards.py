@@ -64,23 +64,37 @@ def test_an_atlas_is_published_with_the_scores_of_both_suites(run: Path, tmp_pat
     breadth = evaluated(tmp_path / "breadth", BREADTH, sha256, ("sheet",))
     out, sampling = tmp_path / "out", tmp_path / "sampling.json"
     sampling.write_text('{"presets": {}, "defaults": {"quality": "medium"}}')
-    main(["--run", str(run), "--evaluation", str(scenes), "--evaluation", str(breadth), "--out", str(out),
+    main(["--run", str(run), "--evaluation", str(breadth), "--evaluation", str(scenes), "--out", str(out),
           "--sampling", str(sampling), "--description", "A model."])  # fmt: skip
     card, about = (out / "README.md").read_text(), load_checkpoint(out).about
     for figure in ("95.1%", "92.3%", "96.8%", "90.4%", "71.2%", "43.1%", "95.7%", "1.043", "600 prompts, 2400 images"):
         assert figure in card, figure
     for file in ("sheet.webp", "breadth-sheet.webp", "failures.webp", "curve.png"):
         assert f"({file})" in card and (out / file).exists()
-    assert "num_inference_steps 32" in card, "the first suite's settings are those of the core"
+    assert "num_inference_steps 32" in card, "the settings are those of the core, whatever came first"
     assert about["metrics"]["breadth_trained"] == 0.712 and about["sampling"]["defaults"] == {"quality": "medium"}
 
 
-def test_scores_of_other_weights_are_refused(run: Path, tmp_path: Path) -> None:
-    """A card could state what an earlier checkpoint scored: nothing compared the two."""
-    scenes = evaluated(tmp_path / "scenes", SCENES, "0" * 64, ("sheet",))
-    sampling = tmp_path / "sampling.json"
-    sampling.write_text("{}")
-    with pytest.raises(SystemExit, match="has the scores of weights 0000"):
-        main(["--run", str(run), "--evaluation", str(scenes), "--out", str(tmp_path / "out"),
-              "--sampling", str(sampling), "--description", "A model."])  # fmt: skip
-    assert not (tmp_path / "out").exists(), "nothing half-published"
+@pytest.mark.parametrize(
+    ("report", "sha256", "sampling", "message"),
+    [
+        (SCENES, "0" * 64, {}, "has the scores of weights 0000"),
+        (BREADTH, "", {}, "no card is for the suites breadth: give evaluations of emoji; scenes; scenes and breadth"),
+        (
+            SCENES,
+            "",
+            {"defaults": {"guidance_scale": 21.0}},
+            "defaults: guidance_scale is 21.0, .* takes 0 to 20",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_written(
+    run: Path, tmp_path: Path, report: dict[str, Any], sha256: str, sampling: dict[str, Any], message: str
+) -> None:
+    """A card could state what an earlier checkpoint scored, and every failure left weights without a card."""
+    folder = evaluated(tmp_path / "scored", report, sha256 or read_config(run / "checkpoint")["sha256"], ("sheet",))
+    (tmp_path / "sampling.json").write_text(json.dumps(sampling))
+    with pytest.raises(SystemExit, match=message):
+        main(["--run", str(run), "--evaluation", str(folder), "--out", str(tmp_path / "out"),
+              "--sampling", str(tmp_path / "sampling.json"), "--description", "A model."])  # fmt: skip
+    assert not (tmp_path / "out").exists()
