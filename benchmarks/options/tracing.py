@@ -51,8 +51,15 @@ def sink() -> Iterator[str]:
 
 
 def run_s(pid: int) -> float:
-    """Processor time of a process so far, which the kernel counts in nanoseconds, by thread."""
-    return sum(int(task.read_text().split()[0]) for task in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9
+    """Processor time of a process so far, counted by the kernel in nanoseconds for each thread that lives."""
+    return sum(map(_task_ns, Path(f"/proc/{pid}/task").iterdir())) / 1e9
+
+
+def _task_ns(task: Path) -> int:
+    try:
+        return int((task / "schedstat").read_text().split()[0])
+    except (FileNotFoundError, ProcessLookupError):  # ended since it was listed
+        return 0
 
 
 def used(running: Service) -> dict[str, float]:

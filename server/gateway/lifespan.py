@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 from server.background import Crash, Supervisor
 from server.gateway.batches.files import FileStore
+from server.gateway.batches.record import COMPLETION_WINDOW_S
 from server.gateway.batches.runner import BatchRunner
 from server.gateway.batches.store import BatchStore
 from server.gateway.dependencies import Services
@@ -82,11 +83,13 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         async def job_as_json(job_id: str) -> dict[str, object]:
             return (await job_object(services, await queue.get(job_id))).model_dump()
 
+        # A file for its time, then a batch that reads it for its own.
+        longest_s = max(settings.result_ttl_s, COMPLETION_WINDOW_S + 2 * settings.batch_ttl_s)
         tasks = {
             "webhooks": lambda: hooks.run_forever(job_as_json),
             "batches": runner.run_forever,
             "redis": lambda: watch_redis(queue),
-            "result store": lambda: watch_store(queue),
+            "result store": lambda: watch_store(queue, longest_s),
             "streams": lambda: streams.report_forever(registry, process),
         }
         metrics.expect_tasks([*watcher.tasks, *tasks])

@@ -12,6 +12,7 @@ from server.model_info import ModelInfo
 MAX_WORDS = 5  # named in one warning
 MAX_CHARS = 40  # of one word
 COMPARED = 60  # known words that are compared with an unknown one, letter by letter
+SIMILAR = 0.66  # difflib's ratio; at its default of 0.6 "asdfgh" is near "wash" where thousands of names are known
 _WORDS = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 #: Words of a caption beside its things and styles: grammar, counts, colours, sizes, positions and the image itself.
 _CAPTION_WORDS = frozenset(
@@ -93,7 +94,8 @@ class NearestWords:
     def find(self, word: str) -> list[str]:
         """Up to three names, most similar first."""
         shared = Counter(known for pair in _pairs(word) for known in self._by_pair.get(pair, ()))
-        close = difflib.get_close_matches(word, [known for known, _ in shared.most_common(COMPARED)], n=3)
+        likely = [known for known, _ in shared.most_common(COMPARED)]
+        close = difflib.get_close_matches(word, likely, n=3, cutoff=SIMILAR)
         return list(dict.fromkeys(self.names[each] for each in close))
 
 
