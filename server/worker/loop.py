@@ -232,7 +232,7 @@ class Worker:
 
     @property
     def taking(self) -> bool:
-        return not self.draining and self.reloader.ready is None and self._impaired() is None
+        return not self.draining and not self.reloader.holds_back and self._impaired() is None
 
     def _impaired(self) -> tuple[str, str] | None:
         """The state in which this worker takes no jobs, and why; None if it is sound."""
@@ -251,7 +251,7 @@ class Worker:
         """Install the engine of a reload once the old one is idle. No job mixes two checkpoints: started ones finish
         on the old engine, the others are requeued."""
         loaded = self.reloader.ready
-        if loaded is None:
+        if loaded is None or not self.reloader.holds_back:
             return
         await self._requeue_unstarted()
         if not self._idle or not await self.reloader.confirm(loaded):

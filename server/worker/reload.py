@@ -6,6 +6,7 @@ one have finished; meanwhile jobs wait in the queue.
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -22,6 +23,8 @@ from server.worker.heartbeat import Heartbeat
 
 log = logging.getLogger(__name__)
 POLL_S = 0.5
+PATIENCE_S = 60.0  # a loaded engine waits so long for jobs of the model that it replaces
+RETRY_S = 2.0  # the old engine serves these jobs, before the worker lets its rows run empty again
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,7 @@ class LoadedEngine:
     info: ModelInfo
     request: ReloadRequest
     replaces: str  #: id of the model that is served until then
+    give_up_at: float  #: by time.monotonic()
 
 
 class Reloader:
@@ -47,6 +51,7 @@ class Reloader:
         load: Callable[[str], Awaitable[tuple[EngineThread, ModelInfo]]],
     ) -> None:
         self.ready: LoadedEngine | None = None
+        self._retry_at = 0.0  #: by time.monotonic()
         self._tried = 0  #: number of the last request that this process has tried or started with
         self._configured = configured
         self._registry = registry
@@ -54,6 +59,11 @@ class Reloader:
         self._engine = engine
         self._heartbeat = heartbeat
         self._load = load
+
+    @property
+    def holds_back(self) -> bool:
+        """True while the worker takes no jobs for the old engine, so that the loaded one can take over."""
+        return self.ready is not None and time.monotonic() >= self._retry_at
 
     async def checkpoint(self) -> str:
         """The checkpoint to start with: a worker that restarts after a crash must not undo a reload.
@@ -114,27 +124,30 @@ class Reloader:
         log.info("reload %d: loading %s", request.number, request.checkpoint)
         self._heartbeat.note = ""  # an earlier reload's
         self._tried = request.number
-        thread: EngineThread | None = None
         try:
             await self._registry.begin_reload(request)
             thread, info = await self._load(request.checkpoint)
-            await self._check_waiting_jobs(info)
         except Exception as error:
-            if thread is not None:
-                thread.close()
             # Whatever failed, the current engine still works, so it stays.
             log.exception("reload %d failed", request.number)
             self._heartbeat.note = f"reload {request.number} failed: {error or type(error).__name__}"
             self._heartbeat.reloads = max(self._heartbeat.reloads, request.number)
             return
-        self.ready = LoadedEngine(thread, info, request, self._engine.info.id)
+        self.ready = LoadedEngine(thread, info, request, self._engine.info.id, time.monotonic() + PATIENCE_S)
 
     async def confirm(self, loaded: LoadedEngine) -> bool:
-        """Return true if the idle worker may install what it has loaded; else give the reload up. Since that was
-        loaded, jobs of this worker may have been requeued, and new ones have come."""
+        """Return true if the idle worker may install what it has loaded.
+
+        Jobs may wait that need the old engine: this worker has requeued them, or they have come. Then it serves on for
+        RETRY_S at a time, and gives the reload up after PATIENCE_S.
+        """
         try:
-            await self._check_waiting_jobs(loaded.info, idle=True)
+            await self._check_waiting_jobs(loaded.info)
         except ReloadRefused as error:
+            if (now := time.monotonic()) < loaded.give_up_at:
+                self._retry_at = now + RETRY_S
+                self._heartbeat.note = f"reload {loaded.request.number} waits: {error}"
+                return False
             loaded.thread.close()
             log.error("reload %d failed: %s", loaded.request.number, error)
             self._heartbeat.note = f"reload {loaded.request.number} failed: {error}"
@@ -142,11 +155,14 @@ class Reloader:
             self.ready = None
         return self.ready is not None
 
-    async def _check_waiting_jobs(self, info: ModelInfo, *, idle: bool = False) -> None:
+    async def _check_waiting_jobs(self, info: ModelInfo) -> None:
         """Jobs name their model; those that wait for the old one still need a worker that serves it.
 
-        Workers with the same FLUID_CHECKPOINT reload as well. With `idle` this one runs no jobs: if it is the last of
-        the old model, a lease is a dead worker's, and its job will wait.
+        Workers with the same FLUID_CHECKPOINT reload as well. This one runs no jobs: if it is the last of the old
+        model, a lease is a dead worker's, and its job will wait.
+
+        Raises:
+            ReloadRefused: such jobs wait.
         """
         old = self._engine.info
         if old.id == info.id:
@@ -155,9 +171,9 @@ class Reloader:
         if any(w.configured != self._configured for w in serving):
             return
         counts = await queue_counts(self._queue)
-        lost = idle and len(serving) < 2 and counts.leases_by_model.get(old.id)
+        lost = len(serving) < 2 and counts.leases_by_model.get(old.id)
         if counts.waiting_work.get(old.id) or lost:
             raise ReloadRefused(
                 f"Jobs wait for {old.id}, and no live worker of another FLUID_CHECKPOINT serves it. Start one, or try "
-                "again later."
+                "again when fewer requests come."
             )

@@ -13,12 +13,14 @@ import pytest
 
 from server.cli import doctor
 from server.errors import ConfigError, ReloadRefused
+from server.jobs import JobState
 from server.model_info import ModelInfo
 from server.queue.job_queue import JobQueue
 from server.queue.lease_queue import LeaseQueue
 from server.queue.redis_client import redis_time
 from server.queue.registry import Registry, WorkerInfo
 from server.settings import Settings
+from server.worker import reload
 from server.worker.engine.fake import FakeEngine
 from server.worker.engine.protocol import Engine
 from server.worker.loop import Worker
@@ -180,6 +182,7 @@ async def test_a_failed_reload_ends_its_thread(
 
     if failure == "refused":
         monkeypatch.setattr(Reloader, "_check_waiting_jobs", refuse)
+        monkeypatch.setattr(reload, "PATIENCE_S", 0.0)
     registry = Registry(leases.redis, settings.namespace)
     async with running(leases, settings, "worse") as worker:
         before = engine_threads()
@@ -205,11 +208,25 @@ async def test_a_reload_leaves_no_job_behind(
         await accept(queue, "job")
         hold.release()
         await until(lambda: worker.heartbeat.reloads == request.number)
+        assert (await queue.get("job")).state is JobState.SUCCEEDED
+        assert worker.engine.info.id == "fake-other" and await registry.replaced() == {"fake": "fake-other"}
+
+
+async def test_a_reload_that_jobs_never_let_through_is_given_up(
+    queue: JobQueue, leases: LeaseQueue, settings: Settings, hold: Hold, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reload, "PATIENCE_S", 0.0)
+    registry = Registry(leases.redis, settings.namespace)
+    async with running(leases, settings) as worker:
+        await accept(queue, "held", prompt=hold.prompt())
+        await until(lambda: bool(worker.scheduler.rows))
+        request = await registry.request_reload(settings.checkpoint, "fake-other")
+        await until(lambda: worker.reloader.ready is not None)
+        await accept(queue, "job")
+        hold.release()
+        await until(lambda: worker.heartbeat.reloads == request.number)
         assert "Jobs wait for fake, and no live worker of another FLUID_CHECKPOINT" in worker.heartbeat.note
         await until_async(lambda: _ended(queue))
-        await registry.request_reload(settings.checkpoint, "fake-other")
-        await until(lambda: worker.engine.info.id == "fake-other")
-        assert await registry.replaced() == {"fake": "fake-other"}
 
 
 async def test_a_worker_that_stops_is_not_lost_and_one_that_vanishes_is(leases: LeaseQueue, settings: Settings) -> None:
