@@ -143,7 +143,7 @@ class Caller:
     """Sends requests and keeps every answer."""
 
     def __init__(self, base_url: str, witness: Witness) -> None:
-        self.http = httpx.Client(base_url=base_url, headers={"Authorization": f"Bearer {ALICE}"}, timeout=60)
+        self.http = httpx.Client(base_url=base_url, headers={"Authorization": f"Bearer {ALICE}"})
         self._witness = witness
 
     def send(self, method: str, path: str, **options: object) -> httpx.Response:

@@ -102,7 +102,7 @@ class Service:
         self.settings = settings
         self.gateway = start("gateway", settings)
         self.workers: list[Popen[bytes]] = []
-        self.client = FluidClient(settings.base_url, timeout_s=30, max_retries=0)
+        self.client = FluidClient(settings.base_url, timeout_s=60, max_retries=0)
 
     def add_worker(self, **changes: Any) -> "Popen[bytes]":
         self.workers.append(start("worker", replace(self.settings, **changes)))

@@ -72,7 +72,7 @@ class Prometheus:
 
     def query(self, text: str) -> list[dict[str, dict[str, str]]]:
         try:
-            answer = httpx.get(f"http://127.0.0.1:{self.port}/api/v1/query", params={"query": text}, timeout=10)
+            answer = httpx.get(f"http://127.0.0.1:{self.port}/api/v1/query", params={"query": text})
         except httpx.TransportError:
             return []
         return list(answer.json()["data"]["result"]) if answer.is_success else []

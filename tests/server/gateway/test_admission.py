@@ -14,7 +14,7 @@ GENERATE = "/v1/images/generations"
 
 @pytest.fixture
 def http(service: Service) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=service.settings.base_url, timeout=30) as made:
+    with httpx.Client(base_url=service.settings.base_url) as made:
         yield made
 
 
@@ -46,7 +46,7 @@ def test_a_request_with_a_key_survives_its_client(new_service: Callable[..., Ser
     answers: list[dict[str, Any]] = []
 
     def retry() -> None:
-        answers.append(httpx.post(service.settings.base_url + GENERATE, json=body, headers=headers, timeout=30).json())
+        answers.append(httpx.post(service.settings.base_url + GENERATE, json=body, headers=headers).json())
 
     both = [threading.Thread(target=retry) for _ in range(2)]
     for thread in both:

@@ -22,7 +22,7 @@ GENERATE = "/v1/images/generations"
 
 @pytest.fixture
 def http(service: Service) -> Any:
-    with httpx.Client(base_url=service.settings.base_url, timeout=30) as client:
+    with httpx.Client(base_url=service.settings.base_url) as client:
         yield client
 
 
@@ -104,7 +104,7 @@ def test_a_waiting_request_ends_when_its_job_is_canceled(http: httpx.Client, ser
     answers: list[httpx.Response] = []
     url = service.settings.base_url + GENERATE
     body = {"prompt": "slow", "num_inference_steps": 20000, "user": "hanging"}
-    thread = threading.Thread(target=lambda: answers.append(httpx.post(url, json=body, timeout=30)))
+    thread = threading.Thread(target=lambda: answers.append(httpx.post(url, json=body)))
     thread.start()
     with redis.Redis.from_url(service.settings.redis_url, decode_responses=True) as client:
         pattern = f"{{{service.settings.namespace}}}:job:*"

@@ -15,7 +15,7 @@ from tests.server.inprocess import served
 
 @pytest.fixture
 def http(service: Service) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=service.settings.base_url, timeout=30) as client:
+    with httpx.Client(base_url=service.settings.base_url) as client:
         yield client
 
 
@@ -33,7 +33,7 @@ async def test_a_new_job_is_a_202_even_if_it_has_ended(
 
     monkeypatch.setattr(JobQueue, "enqueue", enqueue_and_end)
     with served(create_app(settings)) as port:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as http:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http:
             body = {"prompt": "x"}
             assert (await http.post("/v1/jobs", json=body)).status_code == 202
             assert (await http.put("/v1/jobs/my-own-id", json=body)).status_code == 202

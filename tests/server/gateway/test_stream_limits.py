@@ -47,7 +47,7 @@ async def test_streams_of_one_key_are_refused_beyond_its_limit(new_service: Any)
     service = new_service(api_keys=API_KEYS, max_key_streams=3, max_streams=4, fake_step_ms=50.0)
     with client_of(service, KEYS["ann"]) as client:
         job = client.submit("a cat", num_inference_steps=2000)["id"]
-    async with httpx.AsyncClient(base_url=service.settings.base_url, timeout=30) as http:
+    async with httpx.AsyncClient(base_url=service.settings.base_url) as http:
         ann, bob = ({"Authorization": f"Bearer {KEYS[name]}"} for name in ("ann", "bob"))
 
         def follow() -> httpx.Request:

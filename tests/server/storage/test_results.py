@@ -43,12 +43,12 @@ def image_of(service: Service, job_id: str, index: int = 0) -> httpx.Response:
 def test_images_lie_in_the_folder_and_only_there(new_service: Callable[..., Service], folder: Path) -> None:
     service = new_service(results=folder.as_uri())
     url = f"{service.settings.base_url}/v1/images/generations"
-    answer = httpx.post(url, json=BODY, headers={"Idempotency-Key": "k1"}, timeout=30).json()
+    answer = httpx.post(url, json=BODY, headers={"Idempotency-Key": "k1"}).json()
     stored = [base64.b64decode(each["b64_json"]) for each in answer["data"]]
     assert sorted(path.read_bytes() for path in files(folder)) == sorted(stored)
-    links = httpx.post(url, json={**BODY, "response_format": "url"}, timeout=30).json()["data"]
+    links = httpx.post(url, json={**BODY, "response_format": "url"}).json()["data"]
     assert [httpx.get(each["url"]).content for each in links] == stored
-    one = httpx.post(url, json={**BODY, "n": 1}, headers={"Accept": "image/png"}, timeout=30)
+    one = httpx.post(url, json={**BODY, "n": 1}, headers={"Accept": "image/png"})
     assert one.content == stored[0]
     keys = Keys(service.settings.namespace)
     with redis.Redis.from_url(service.settings.redis_url) as client:

@@ -211,7 +211,7 @@ def test_an_outage_under_load_loses_no_edit_and_no_batch(
     new_service: Callable[..., Service], folder: Path, hold: Hold
 ) -> None:
     service = new_service(workers=2, results=folder.as_uri(), max_attempts=2)
-    with httpx.Client(base_url=service.settings.base_url, timeout=30) as http:
+    with httpx.Client(base_url=service.settings.base_url) as http:
 
         def edit() -> httpx.Response:
             return http.post("/v1/images/edits", data=form, files={"image": png(gradient()), "mask": png(mask())})

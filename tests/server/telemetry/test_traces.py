@@ -43,7 +43,7 @@ def traced(valkey: EmbeddedValkey, collector: Collector) -> Iterator[Service]:
 def post(service: Service, path: str, traceparent: str = "", **body: object) -> httpx.Response:
     headers = {"traceparent": traceparent} if traceparent else {}
     body = {"prompt": PROMPT, **body}
-    return httpx.post(service.settings.base_url + path, json=body, headers=headers, timeout=60)
+    return httpx.post(service.settings.base_url + path, json=body, headers=headers)
 
 
 def test_one_trace_leads_from_the_caller_to_the_last_byte(traced: Service, collector: Collector) -> None:

@@ -164,7 +164,7 @@ def test_a_redis_that_hangs_is_a_503_within_a_second(new_service: Callable[..., 
     with redis.Redis.from_url(service.settings.redis_url) as client:
         client.execute_command("CLIENT", "PAUSE", 8000, "ALL")
     began = time.monotonic()
-    answer = httpx.get(service.settings.base_url + "/v1/jobs/job_x", timeout=10)
+    answer = httpx.get(service.settings.base_url + "/v1/jobs/job_x")
     took_s = time.monotonic() - began
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "queue_unavailable")
     assert int(answer.headers["retry-after"]) >= 1

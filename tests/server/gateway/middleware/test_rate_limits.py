@@ -56,7 +56,7 @@ def _on_another_port(settings: Settings) -> Settings:
 def _generate(url: str, key: str) -> httpx.Response:
     body = {"prompt": "a cat", "quality": "low"}
     headers = {"Authorization": f"Bearer {key}"}
-    return httpx.post(f"{url}/v1/images/generations", json=body, headers=headers, timeout=30)
+    return httpx.post(f"{url}/v1/images/generations", json=body, headers=headers)
 
 
 def test_the_openai_client_retries_after_a_rate_limit(new_service: Callable[..., Service]) -> None:

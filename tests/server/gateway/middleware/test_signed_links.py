@@ -30,7 +30,7 @@ def keyed(valkey: EmbeddedValkey) -> Iterator[Service]:
 def generate(service: Service, **changes: object) -> httpx.Response:
     body = {"prompt": "a cat", "quality": "low", "response_format": "url"} | changes
     headers = {"Authorization": f"Bearer {KEY}"}
-    return httpx.post(f"{service.settings.base_url}/v1/images/generations", json=body, headers=headers, timeout=30)
+    return httpx.post(f"{service.settings.base_url}/v1/images/generations", json=body, headers=headers)
 
 
 def path_of(url: str) -> str:
@@ -96,7 +96,7 @@ def test_streams_send_links_too(keyed: Service) -> None:
 
 def test_without_keys_links_are_plain(service: Service) -> None:
     body = {"prompt": "a cat", "quality": "low", "response_format": "url"}
-    answer = httpx.post(f"{service.settings.base_url}/v1/images/generations", json=body, timeout=30)
+    answer = httpx.post(f"{service.settings.base_url}/v1/images/generations", json=body)
     assert "?" not in answer.json()["data"][0]["url"]
 
 

@@ -24,7 +24,7 @@ KEY = "fl-alice"
 def gateway(settings: Settings, **changes: object) -> Iterator[httpx.Client]:
     with (
         served(create_app(replace(settings, **changes))) as port,  # type: ignore[arg-type]
-        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}") as client,
     ):
         yield client
 

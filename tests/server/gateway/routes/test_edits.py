@@ -62,7 +62,7 @@ def client(service: Service) -> Iterator[openai.OpenAI]:
 
 @pytest.fixture
 def http(service: Service) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=service.settings.base_url, timeout=30) as made:
+    with httpx.Client(base_url=service.settings.base_url) as made:
         yield made
 
 
@@ -195,7 +195,7 @@ def test_an_edit_survives_the_death_of_its_worker(new_service: Callable[..., Ser
 
     def ask() -> None:
         url = f"{service.settings.base_url}/v1/images/edits"
-        responses.append(httpx.post(url, data={"prompt": hold.prompt(), "seed": "5"}, files=files, timeout=30))
+        responses.append(httpx.post(url, data={"prompt": hold.prompt(), "seed": "5"}, files=files))
 
     with redis.Redis.from_url(service.settings.redis_url) as store:
         thread = threading.Thread(target=ask)
