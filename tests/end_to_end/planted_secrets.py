@@ -133,7 +133,7 @@ def run_until(witness: Witness, env: dict[str, str], told: str, role: str) -> No
             return os.pread(log.fileno(), 1 << 20, 0).decode()
 
         try:
-            until(lambda: told in output(), seconds=60, what=f"{told!r} in the output of {role}")
+            until(lambda: told in output(), what=f"{told!r} in the output of {role}")
         finally:
             subprocesses.stop(process, grace_s=10)
             witness.texts.append((f"fluid {role}", output()))

@@ -100,7 +100,7 @@ def test_follow_resumes_after_a_gateway_restart(new_service: Callable[..., Servi
         events = client.follow(job["id"])
         received = [next(events) for _ in range(3)]
         service.gateway.kill()
-        service.gateway.wait(timeout=10)
+        service.gateway.wait(timeout=60)
         restart = threading.Thread(target=lambda: setattr(service, "gateway", start("gateway", service.settings)))
         restart.start()
         received += list(events)

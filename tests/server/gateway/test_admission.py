@@ -109,4 +109,4 @@ def test_listing_jobs_is_paginated(new_service: Callable[..., Service]) -> None:
     for params, param in [({"limit": 0}, "limit"), ({"after": "x"}, "after"), ({"status": "dead"}, "status")]:
         answer = http.get("/v1/jobs", params=params)
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), params
-    until(lambda: http.get("/v1/jobs").json()["data"] == [], seconds=40, what="the jobs to expire from the list")
+    until(lambda: http.get("/v1/jobs").json()["data"] == [], what="the jobs to expire from the list")

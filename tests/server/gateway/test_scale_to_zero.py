@@ -23,18 +23,18 @@ def figures(service: Service) -> dict[str, float]:
 def test_work_for_no_worker_is_counted_until_one_has_done_it(new_service: Callable[..., Service]) -> None:
     """Without a series, an autoscaler could not tell an idle model from one that nobody has served."""
     service = new_service(workers=0)
-    until(lambda: "no live worker" in service.client.ready()[1], seconds=30, what="the gateway")
+    until(lambda: "no live worker" in service.client.ready()[1], what="the gateway")
     assert figures(service) == {}
     worker = service.add_worker()
     service.client.wait_ready(timeout_s=60)
     assert figures(service) == {"row_steps": 0, "oldest_age_seconds": 0}
     worker.terminate()
-    assert worker.wait(timeout=30) == 0
+    assert worker.wait(timeout=60) == 0
     body = {"prompt": "x", "n": 2, "num_inference_steps": 5}
     job = httpx.post(f"{service.settings.base_url}/v1/jobs", json=body).json()["id"]
     assert figures(service)["row_steps"] == 10
     until(lambda: figures(service)["oldest_age_seconds"] > 0, what="the job's age")
     service.add_worker()
     url = f"{service.settings.base_url}/v1/jobs/{job}"
-    until(lambda: httpx.get(url).json()["status"] == "succeeded", seconds=60, what="the job's end")
+    until(lambda: httpx.get(url).json()["status"] == "succeeded", what="the job's end")
     assert figures(service) == {"row_steps": 0, "oldest_age_seconds": 0}

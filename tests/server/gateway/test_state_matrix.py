@@ -173,7 +173,7 @@ def world(valkey: EmbeddedValkey) -> Iterator[World]:
     service = Service(settings)
     service.add_worker()
     try:
-        service.client.wait_ready(timeout_s=30)
+        service.client.wait_ready(timeout_s=60)
         yield World(service)
     finally:
         service.close()
@@ -221,7 +221,7 @@ def test_gateway_and_worker_start_on_every_damage_at_once(world: World) -> None:
     fresh = Service(replace(world.service.settings, port=free_port()))
     try:
         fresh.add_worker()
-        until(lambda: len([w for w in live(world) if w.state == "ready"]) >= 2, seconds=60, what="a second worker")
+        until(lambda: len([w for w in live(world) if w.state == "ready"]) >= 2, what="a second worker")
         fresh.client.wait_ready(timeout_s=60)
         assert fresh.client.generate("a cat", quality="low", model=MODEL)
         for words in (["doctor"], ["dlq", "list"]):

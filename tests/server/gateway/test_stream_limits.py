@@ -89,7 +89,7 @@ async def test_streams_of_one_key_are_refused_beyond_its_limit(new_service: Any)
 
 def _doctor_line(service: Service) -> str:
     return until(lambda: next((line for line in fluid(service.settings, "doctor").stdout.splitlines()
-                               if "ann: " in line and "3 event streams" in line), ""), seconds=30)  # fmt: skip
+                               if "ann: " in line and "3 event streams" in line), ""))  # fmt: skip
 
 
 @pytest.mark.anyio
@@ -116,7 +116,7 @@ async def test_one_event_for_a_thousand_followers_lets_others_in(queue: JobQueue
             return [event.value async for event in services.events.follow(job) if event is not None]
 
         following = [asyncio.create_task(follow()) for _ in range(1000)]
-        await until_async(_followers(services, 1000), seconds=30)
+        await until_async(_followers(services, 1000))
         await queue.cancel(job)
         found = await asyncio.gather(*following)
         assert all(values[-1] == "canceled" for values in found)

@@ -53,7 +53,7 @@ def test_the_end_of_a_job_is_delivered_and_signed(new_service: Callable[..., Ser
     """A receiver that verifies signatures as the standard says must accept ours."""
     service = new_service(webhook_secret=SECRET, webhook_private="allow")
     jobs = [service.client.submit(prompt, webhook=receiver_url) for prompt in ("a cat", "[raise]")]
-    until(lambda: len(Receiver.received) == 2, seconds=30)
+    until(lambda: len(Receiver.received) == 2)
     messages = {json.loads(body)["data"]["id"]: (headers, body) for headers, body in Receiver.received}
     for job, kind in zip(jobs, ("job.succeeded", "job.failed"), strict=True):
         headers, body = messages[job["id"]]
@@ -75,7 +75,7 @@ def test_a_failed_delivery_is_attempted_again_after_a_restart(
     service.client.submit("a cat", webhook=receiver_url)
     until(lambda: len(Receiver.received) == 1)
     service.gateway.kill()
-    service.gateway.wait(timeout=10)
+    service.gateway.wait(timeout=60)
     service.gateway = start("gateway", service.settings)
     until(
         lambda: len(Receiver.received) == 2, seconds=75, what="the second attempt"

@@ -131,7 +131,7 @@ def test_a_lost_node_costs_no_job(settings: Settings, cluster: Any) -> None:
             _until_workers(settings, 1)
     finally:
         service.send_signal(signal.SIGTERM)
-        assert service.wait(30) == 0
+        assert service.wait(60) == 0
 
 
 def _until_workers(settings: Settings, count: int) -> None:

@@ -90,7 +90,7 @@ def s3_server(bucket: str) -> Iterator[Relay]:
     process = subprocess.Popen([moto_server(), "-H", "127.0.0.1", "-p", str(port)], **quiet)
     relay = Relay(port)
     try:
-        until(lambda: _answers(port), seconds=60, what="moto")
+        until(lambda: _answers(port), what="moto")
         httpx.put(f"http://127.0.0.1:{port}/{bucket}").raise_for_status()
         relay.start()
         yield relay

@@ -100,7 +100,7 @@ def test_an_outage_under_load_loses_no_job_and_costs_no_attempt(
 
     folder.unlink()
     moved.rename(folder)
-    until(lambda: all(job_of(service, id)["status"] == "succeeded" for id in jobs), seconds=60, what="all jobs")
+    until(lambda: all(job_of(service, id)["status"] == "succeeded" for id in jobs), what="all jobs")
     with redis.Redis.from_url(service.settings.redis_url, decode_responses=True) as client:
         keys = Keys(service.settings.namespace)
         assert {client.hget(keys.job_hash(id), "attempt") for id in jobs} == {"1"}

@@ -243,7 +243,7 @@ def test_an_outage_under_load_loses_no_edit_and_no_batch(
         assert edit().status_code == 503
         assert not http.get("/v1/jobs?status=failed").json()["data"]
         moved.rename(folder)
-        until(lambda: status()["status"] == "completed", seconds=60, what="the batch")
+        until(lambda: status()["status"] == "completed", what="the batch")
         assert status()["request_counts"] == {"total": 40, "completed": 40, "failed": 0}
         output = [json.loads(line) for line in http.get(f"/v1/files/file-out-{batch}/content").text.splitlines()]
         assert len(output) == 40

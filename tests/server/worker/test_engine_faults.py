@@ -17,7 +17,7 @@ GENERATE = "/v1/images/generations"
 
 
 def end_of(service: Service, job: dict[str, Any]) -> tuple[str, int, str | None]:
-    done = service.client.wait(job["id"], timeout_s=40)
+    done = service.client.wait(job["id"], timeout_s=60)
     return done["status"], done["attempt"], (done["error"] or {}).get("code")
 
 
@@ -62,7 +62,7 @@ def test_one_job_too_large_for_the_memory_is_split(new_service: Callable[..., Se
 def test_a_worker_that_hangs_in_its_canary_image_is_ended(new_service: Callable[..., Service]) -> None:
     """The watchdog used to start after the canary, so such a worker stayed "loading" indefinitely."""
     service = new_service(checkpoint="hanging", step_timeout_s=0.5, workers=0)
-    assert service.add_worker().wait(timeout=20) == HUNG_STATUS
+    assert service.add_worker().wait(timeout=60) == HUNG_STATUS
 
 
 def test_a_worker_whose_engine_hangs_is_ended(new_service: Callable[..., Service], hold: Hold) -> None:
@@ -72,7 +72,7 @@ def test_a_worker_whose_engine_hangs_is_ended(new_service: Callable[..., Service
     hold.reached(service.client, neighbour["id"])
     hanging = service.client.submit("[hang]")
     for _ in range(2):
-        assert service.workers[-1].wait(timeout=30) == HUNG_STATUS
+        assert service.workers[-1].wait(timeout=60) == HUNG_STATUS
         hold.release()
         service.add_worker()
     assert end_of(service, neighbour)[0] == "succeeded"
@@ -113,7 +113,7 @@ def test_deadlines_pass_without_a_worker(new_service: Callable[..., Service]) ->
     """Without a worker to take the job, the gateway has to enforce its deadline."""
     service = new_service()
     service.workers[0].terminate()
-    service.workers[0].wait(timeout=20)
+    service.workers[0].wait(timeout=60)
     assert end_of(service, service.client.submit("late", deadline_ms=100))[0] == "aborted"
 
 
@@ -136,7 +136,7 @@ def test_classes_and_callers_take_turns(new_service: Callable[..., Service], hol
     assert [places[name]["position"] for name in ("high", "flood1", "low")] == [0, 1, 5]
     assert all(place["is_possible"] and place["eta_seconds"] >= 0 for place in places.values())
     hold.release()
-    ended = {name: service.client.wait(job_id, timeout_s=20)["started_at"] for name, job_id in names.items()}
+    ended = {name: service.client.wait(job_id, timeout_s=60)["started_at"] for name, job_id in names.items()}
     order = sorted(ended, key=lambda name: ended[name])
     assert order[0] == "high" and order[-1] == "low"
     assert order.index("other") < order.index("flood2")

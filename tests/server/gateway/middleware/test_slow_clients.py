@@ -20,7 +20,7 @@ HEAD = b"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/
 
 @contextmanager
 def connect(service: Service) -> Iterator[socket.socket]:
-    with socket.create_connection(("127.0.0.1", service.settings.port), timeout=20) as connection:
+    with socket.create_connection(("127.0.0.1", service.settings.port), timeout=60) as connection:
         yield connection
 
 
@@ -55,7 +55,7 @@ def test_a_body_that_never_ends_is_a_408(quick: Service) -> None:
                 break
             except TimeoutError:
                 continue
-        slow.settimeout(20)
+        slow.settimeout(60)
         received += read_to_end(slow)
     assert (
         received.startswith(b"HTTP/1.1 408 ")
@@ -107,7 +107,7 @@ def test_headers_are_limited_in_size(service: Service, many: bool) -> None:
 
 def test_a_keep_alive_connection_is_not_closed(service: Service) -> None:
     """Timeouts are for requests in progress; an answered request leaves no timer behind."""
-    connection = http.client.HTTPConnection("127.0.0.1", service.settings.port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", service.settings.port, timeout=60)
     connection.connect()
     own = connection.sock.getsockname()
     until_after = time.monotonic() + slow_clients.HEADER_TIMEOUT_S + 1

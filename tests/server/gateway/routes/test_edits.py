@@ -206,7 +206,7 @@ def test_an_edit_survives_the_death_of_its_worker(new_service: Callable[..., Ser
         service.workers[0].kill()
         hold.release()
         service.add_worker()
-        thread.join(30)
+        thread.join(60)
         assert responses[0].status_code == 200, responses[0].text
         ask()
         assert responses[1].json()["data"] == responses[0].json()["data"]
