@@ -112,7 +112,7 @@ def test_a_reload_of_one_model_leaves_the_other_alone(two: Service) -> None:
     until(lambda: {m["id"]: m["checkpoint_sha256"] for m in two.client.models()}[A] != before[A], what="the new A")
     after = {model["id"]: model["checkpoint_sha256"] for model in two.client.models()}
     assert after[B] == before[B]
-    assert two.client.health()["models"] == {A: True, B: True}
+    until(lambda: two.client.health().get("models") == {A: True, B: True}, what="both models")
     done = fluid(two.settings, "reload")
     assert done.returncode == 2
     assert f"No live worker was started with 'scenes-128'. Choose by --checkpoint: {A}, {B}." in done.stderr

@@ -66,7 +66,7 @@ def test_an_outage_under_load_loses_no_job_and_costs_no_attempt(
 ) -> None:
     """The folder becomes a file while jobs run: attempts end without counting, workers take nothing, readiness and
     doctor say why, finished images are a 503; all of it is over once the folder is back."""
-    service = new_service(workers=2, results=folder.as_uri(), max_attempts=2)
+    service = new_service(workers=2, results=folder.as_uri(), max_attempts=2, lease_s=3.0)
     base = service.settings.base_url
 
     def submit(prompt: str = "an apple") -> str:
@@ -96,7 +96,8 @@ def test_an_outage_under_load_loses_no_job_and_costs_no_attempt(
     assert waiting and not [id for id in waiting if job_of(service, id).get("error")]
     report = fluid(service.settings, "doctor")
     assert report.returncode == 1 and f"lost its folder: {folder.as_uri()}" in report.stdout, report.stdout
-    assert f"waiting, fake, 0 of 16 rows; {cause}" in report.stdout
+    waits = f"waiting, fake, 0 of 16 rows; {cause}"
+    until(lambda: waits in fluid(service.settings, "doctor").stdout, what="the next heartbeat of a worker")
 
     folder.unlink()
     moved.rename(folder)
@@ -107,7 +108,7 @@ def test_an_outage_under_load_loses_no_job_and_costs_no_attempt(
         assert client.hget(keys.counters_hash, "fenced") in (None, "0")
     assert {image_of(service, id, index).status_code for id in jobs for index in range(2)} == {200}
     until(lambda: httpx.get(f"{base}/health/ready").status_code == 200, what="readiness again")
-    assert fluid(service.settings, "doctor").returncode == 0
+    until(lambda: fluid(service.settings, "doctor").returncode == 0, what="the next heartbeats of both workers")
     metrics = httpx.get(f"{base}/metrics").text
     [failures] = [line for line in metrics.splitlines() if line.startswith("fluid_result_store_failures_total ")]
     assert float(failures.split()[1]) > 0

@@ -29,6 +29,7 @@ def test_a_killed_workers_job_is_redelivered(new_service: Callable[..., Service]
     service.add_worker()
     done = service.client.wait(job["id"], timeout_s=60)
     assert (done["status"], done["attempt"]) == ("succeeded", 2)
+    service.client.wait_ready(timeout_s=60)  # the gateway's view may be older than the new worker
     expected = service.client.generate(hold.prompt(), seed=3, num_inference_steps=40)[0].data
     assert service.client.image(job["id"]) == expected
 

@@ -41,6 +41,7 @@ def test_a_killed_workers_rows_resume_where_they_were(new_service: Callable[...,
     assert first == 100
     hold.release()
     done = service.client.wait(job["id"], timeout_s=60)
+    service.client.wait_ready(timeout_s=60)  # the gateway's view may be older than the new worker
     expected = service.client.generate(hold.prompt(), seed=3, num_inference_steps=200)[0].data
     assert (done["status"], service.client.image(job["id"])) == ("succeeded", expected)
     until(lambda: metric(service, "fluid_resumed_rows_total") == 1, what="the count of resumed rows")
@@ -92,6 +93,7 @@ def test_finished_images_of_a_killed_attempt_are_kept(new_service: Callable[...,
     assert (done["status"], done["attempt"]) == ("succeeded", 2)
     until(lambda: metric(service, 'fluid_images_total{model="fake"}') > told, what="the new worker's images")
     assert metric(service, 'fluid_images_total{model="fake"}') == told + 1
+    service.client.wait_ready(timeout_s=60)  # the gateway's view may be older than the new worker
     for i, image in enumerate(images):
         assert image == service.client.generate(hold.prompt(), seed=5 + i, num_inference_steps=40)[0].data
 

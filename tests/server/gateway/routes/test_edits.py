@@ -208,6 +208,7 @@ def test_an_edit_survives_the_death_of_its_worker(new_service: Callable[..., Ser
         service.add_worker()
         thread.join(60)
         assert responses[0].status_code == 200, responses[0].text
+        service.client.wait_ready(timeout_s=60)  # the gateway's view may be older than the new worker
         ask()
         assert responses[1].json()["data"] == responses[0].json()["data"]
         assert not list(store.scan_iter(f"{{{service.settings.namespace}}}:input:*"))
