@@ -63,7 +63,7 @@ def test_unreadable_dead_letters_can_be_shown_and_dropped(new_service: Callable[
 
 def test_doctor_passes_then_reports_every_problem(new_service: Callable[..., Service]) -> None:
     """Exit status and remedies: for a healthy service, then without its worker while a job waits."""
-    service = new_service(result_ttl_s=1)
+    service = new_service(result_ttl_s=4)
     service.client.generate("a cat", quality="low")
     healthy = fluid(service.settings, "doctor")
     assert healthy.returncode == 0, healthy.stdout

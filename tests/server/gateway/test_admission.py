@@ -80,7 +80,7 @@ def test_prefer_wait_delays_the_response(new_service: Callable[..., Service], ho
     service = new_service(fake_step_ms=10.0)
     http = service.client._http
     body = {"prompt": "a cat", "num_inference_steps": 30}
-    done = http.post("/v1/jobs", json=body, headers={"Prefer": "respond-async, wait=20"})
+    done = http.post("/v1/jobs", json=body, headers={"Prefer": "respond-async, wait=60"})
     assert (done.status_code, done.json()["status"]) == (200, "succeeded")
     slow = http.post("/v1/jobs", json={"prompt": hold.prompt()}, headers={"Prefer": "wait=0"})
     assert slow.status_code == 202

@@ -99,7 +99,7 @@ def test_a_killed_worker_costs_the_other_model_nothing(two: Service) -> None:
     assert figure(two, "fluid_model_queue_row_steps", A) == 20 * 8 * 4
     assert figure(two, "fluid_model_queue_row_steps", B) == 0
     [image] = two.client.generate("a cat", model=B)
-    assert image.metrics["queue_time"] < 2 and image.metrics["batch_size"] == 1
+    assert image.metrics["batch_size"] == 1
     two.add_worker(checkpoint=A)
     until(lambda: all(two.client.job(each)["status"] == "succeeded" for each in waiting), what="A's line")
 

@@ -1,6 +1,5 @@
 """Status codes that depend on nothing but the request: 202 for a new job, and HEAD wherever there is GET."""
 
-import time
 from collections.abc import Iterator
 
 import httpx
@@ -43,16 +42,15 @@ async def test_a_new_job_is_a_202_even_if_it_has_ended(
 
 
 def test_head_is_answered_on_every_get_route(http: httpx.Client, service: Service) -> None:
-    """It was a 405 on /, /metrics and /v1/models. A stream of events must not run on without a reader."""
+    """It was a 405 on /, /metrics and /v1/models. A stream of events must not run on without a reader: its
+    job outlasts the client's timeout."""
     job = service.client.submit("slow", num_inference_steps=20000)["id"]
     contract = http.get("/openapi.json").json()
     assert not [path for path, methods in contract["paths"].items() if "head" in methods]
     for path in ["/", "/docs", "/openapi.json", *(path for path, m in contract["paths"].items() if "get" in m)]:
         url = path.replace("{job_id}", job).replace("{model_id}", "fake").replace("{index}", "0")
-        started = time.monotonic()
         head = http.head(url)
         assert (head.content, head.status_code != 405) == (b"", True), url
-        assert time.monotonic() - started < 10
         if not path.endswith(("/events", "/metrics")):
             got = http.get(url)
             assert head.status_code == got.status_code, url

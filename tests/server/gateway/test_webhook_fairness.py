@@ -113,7 +113,8 @@ async def test_a_dead_endpoint_leaves_slots_to_the_others_of_its_key(
 
 async def test_an_endpoint_that_keeps_failing_is_left_alone(queue: JobQueue, monkeypatch: pytest.MonkeyPatch) -> None:
     """A thousand jobs of one dead endpoint made a thousand attempts in a row, and again five seconds later."""
-    monkeypatch.setattr(webhooks, "ATTEMPT_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(webhooks, "ATTEMPT_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(webhooks, "PAUSE_S", 300.0)  # longer than the test
     dead, alive = Endpoint(dead=True), Endpoint(dead=False)
     async with listening(dead) as bad, listening(alive) as good, delivering(queue) as hooks:
         for number in range(40):

@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -86,27 +85,25 @@ def test_a_silent_stream_has_pings_on_the_wire(settings: Settings, monkeypatch: 
 
 def test_a_stream_that_joins_a_running_job_ends_with_it(new_service: Callable[..., Service], hold: Hold) -> None:
     """Once, only a job followed from its start notified its followers: others learned of its end with the next ping,
-    up to 15 s late."""
+    up to 15 s late. Here there is no ping before it."""
     service = new_service()
     headers = {"Idempotency-Key": "same"}
     body = {"prompt": hold.prompt()}
     url = service.settings.base_url + GENERATE
-    ends: dict[bool, float] = {}
 
     def generate(stream: bool) -> None:
         with httpx.stream("POST", url, json=body | {"stream": stream}, headers=headers) as answer:
             if stream:  # it has joined
                 hold.release()
             text = answer.read().decode()
-        assert answer.status_code == 200 and (not stream or "image_generation.completed" in text)
-        ends[stream] = time.monotonic()
+        assert answer.status_code == 200
+        assert not stream or ("image_generation.completed" in text and sse.PING.decode() not in text)
 
     first = threading.Thread(target=generate, args=(False,))
     first.start()
     until(lambda: any(job["status"] == "processing" for job in _jobs(service)), what="the first one's job")
     generate(True)
     first.join()
-    assert abs(ends[True] - ends[False]) < 5
 
 
 def _jobs(service: Service) -> list[dict[str, str]]:
@@ -120,7 +117,7 @@ def test_an_event_is_one_line_to_every_parser() -> None:
     assert len(text.splitlines()) == 2 and json.loads(text.removeprefix("data: "))["prompt"][1] == "\u2028"
 
 
-@pytest.mark.parametrize(("wait", "status"), [("wait=20.5", 200), ('wait="20"', 200), ("wait=0.01", 202)])
+@pytest.mark.parametrize(("wait", "status"), [("wait=50.5", 200), ('wait="50"', 200), ("wait=0.01", 202)])
 def test_prefer_wait_accepts_fractions_of_a_second(service: Service, wait: str, status: int) -> None:
     """`wait=2.5` used to be silently ignored, as was `wait=soon`."""
     steps = 20_000 if status == 202 else 4  # 1,000 have ended within a stall of the gateway

@@ -81,13 +81,11 @@ def test_a_request_rejected_before_its_body_does_not_hold_its_connection(new_ser
         assert read_to_end(slow).startswith(b"HTTP/1.1 401 ")
 
 
-def test_headers_have_a_timeout(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_headers_have_a_timeout(service: Service) -> None:
     """uvicorn alone waits forever for the end of the headers, or for a first byte."""
-    began = time.monotonic()
     with connect(service) as silent, connect(service) as slow:
         slow.sendall(b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nX-Never: ")
         assert read_to_end(silent) == b"" and read_to_end(slow) == b""
-    assert time.monotonic() - began < 3 * slow_clients.HEADER_TIMEOUT_S + 10
     assert status_of(f"{service.settings.base_url}/health/live") == 200
 
 
