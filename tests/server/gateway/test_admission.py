@@ -6,7 +6,9 @@ from typing import Any
 
 import httpx
 import pytest
+import redis
 
+from server.queue.keys import Keys
 from tests.server.harness import Hold, Service, until
 
 GENERATE = "/v1/images/generations"
@@ -91,7 +93,7 @@ def test_prefer_wait_delays_the_response(new_service: Callable[..., Service], ho
 
 def test_listing_jobs_is_paginated(new_service: Callable[..., Service]) -> None:
     """The list finds jobs whose id was lost; filters and cursors are checked, and expired jobs leave it."""
-    service = new_service(result_ttl_s=10)
+    service = new_service()
     http = service.client._http
     ids = [service.client.submit("[raise]" if i == 2 else "a cat", quality="low")["id"] for i in range(5)]
     for job_id in ids:
@@ -109,4 +111,8 @@ def test_listing_jobs_is_paginated(new_service: Callable[..., Service]) -> None:
     for params, param in [({"limit": 0}, "limit"), ({"after": "x"}, "after"), ({"status": "dead"}, "status")]:
         answer = http.get("/v1/jobs", params=params)
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), params
+    keys = Keys(service.settings.namespace)
+    with redis.Redis.from_url(service.settings.redis_url) as valkey:
+        for job_id in ids:
+            valkey.pexpire(keys.job_hash(job_id), 1)
     until(lambda: http.get("/v1/jobs").json()["data"] == [], what="the jobs to expire from the list")
