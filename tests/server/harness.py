@@ -62,7 +62,7 @@ def start(role: str, settings: Settings, *flags: str) -> "Popen[bytes]":
 def fluid(settings: Settings, *words: str) -> "subprocess.CompletedProcess[str]":
     """Run an operator's command against a running service."""
     command = [sys.executable, "-m", "server.cli", *words]
-    return subprocess.run(command, env=child_env(settings), capture_output=True, text=True, timeout=PATIENCE_S)
+    return subprocess.run(command, env=child_env(settings), capture_output=True, text=True, timeout=2 * PATIENCE_S)
 
 
 def status_of(url: str, key: str | None = None) -> int:
