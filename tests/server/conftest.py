@@ -43,7 +43,8 @@ async def queue(settings: Settings) -> AsyncIterator[JobQueue]:
 
 @pytest.fixture
 def leases(queue: JobQueue, settings: Settings) -> LeaseQueue:
-    return LeaseQueue(queue.redis, settings)
+    """Leases that end when a test says so (`lapse`): not while its process stalls."""
+    return LeaseQueue(queue.redis, replace(settings, lease_s=30.0))
 
 
 @pytest.fixture(scope="session")
