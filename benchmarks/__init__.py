@@ -15,6 +15,8 @@ chaos/       faults under load, then an audit of every job
 load/        cost of the service around the engine
 peers/       the service against other servers, loaded from outside
 four_systems/ the systems of the paper, trained and compared at a small size
+imported/    imported families against the code that they come from
+options/     what settings of the service cost
 gpu/         correctness and speed on a GPU
 machine      machine description, saved results, shared command line
 """

@@ -14,7 +14,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks import amused, batching, exact, growth, head, sampling, served
+from benchmarks import batching, exact, growth, head, sampling, served
+from benchmarks.imported import amused
 from benchmarks.machine import describe_machine, save_result
 
 TARGETS = {

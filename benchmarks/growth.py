@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from benchmarks.gpu.cases import decode
 from benchmarks.machine import command, without_zero_init
 from model.config import FluidConfig, TextConfig
 from model.inference.engine import Engine
@@ -45,15 +46,10 @@ def engine_of(config: FluidConfig, rows: int) -> tuple[Engine, int]:
     return Engine(model, TextPrompts(model, HashEncoder(config.text)), rows, dtype), size
 
 
-def decode(engine: Engine, rows: int) -> float:
+def decoding_s(engine: Engine, rows: int) -> float:
     """Decode `rows` images together; return the seconds."""
     begin = time.perf_counter()
-    admitted = engine.admit([Request("a red apple", i, Sampling()) for i in range(rows)])
-    running = set(admitted)
-    while running:
-        running -= set(engine.step())
-    for row in admitted:
-        engine.release(row)
+    decode(engine, [Request("a red apple", i, Sampling()) for i in range(rows)])
     return time.perf_counter() - begin
 
 
@@ -74,17 +70,17 @@ def run(quick: bool, plot: Path | None = PLOT) -> dict[str, Any]:
     result: dict[str, Any] = {}
     base, _ = engine_of(BASE, 32)
     rows = (1, 4) if quick else (1, 2, 4, 8, 16, 32)
-    result["rows"] = sweep("rows", {n: lambda n=n: decode(base, n) for n in rows}, rounds)  # type: ignore[misc]
+    result["rows"] = sweep("rows", {n: lambda n=n: decoding_s(base, n) for n in rows}, rounds)  # type: ignore[misc]
     sides = (4, 8) if quick else (4, 8, 12, 16)
     grids = {side**2: engine_of(replace(BASE, image_size=8 * side), 4)[0] for side in sides}
-    result["tokens"] = sweep("tokens", {n: lambda e=e: decode(e, 4) for n, e in grids.items()}, rounds)  # type: ignore[misc]
+    result["tokens"] = sweep("tokens", {n: lambda e=e: decoding_s(e, 4) for n, e in grids.items()}, rounds)  # type: ignore[misc]
     widths = (128, 256) if quick else (128, 256, 384, 512, 768)
     sizes = {}
     for width in widths:
         config = replace(BASE, width=width, heads=width // 64, head_width=width, aligner_width=width)
         engine, size = engine_of(config, 4)
         sizes[size] = engine
-    result["parameters"] = sweep("parameters", {n: lambda e=e: decode(e, 4) for n, e in sizes.items()}, rounds)  # type: ignore[misc]
+    result["parameters"] = sweep("parameters", {n: lambda e=e: decoding_s(e, 4) for n, e in sizes.items()}, rounds)  # type: ignore[misc]
     images = {"rows": None, "tokens": 4, "parameters": 4}  # decoded together; of "rows", as many as the case says
     for name, count in images.items():
         print(f"{name:>12s}{'s/image':>12s}")

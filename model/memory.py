@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from model.config import FluidConfig, KlConfig, MarConfig, ModelConfig, NovaConfig
+from model.discrete_config import PrefixConfig
 from model.presets import IMPORTED_PRESETS, PRESETS
 
 GB = 10**9
@@ -22,9 +23,10 @@ PHI_2_WIDTH = 2560  # an imported NOVA names the folder of its encoder, which is
 TOKENIZER_BYTES = 4 * 84_000_000  # Stable Diffusion's autoencoder and kl16 have about as many parameters
 CPU_RESERVED = 500_000_000  # of a process on a CPU: Python, torch, a small text encoder
 VALUE_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}  # of the backbone's linear layers, by the dtype of products
-# On a CPU the float32 weights that are loaded go layer by layer, and what they leave is not reused at once. Measured
-# with a model of 332 M, peak while it loads and then, bytes a value with all else: bfloat16 6.0, 3.3; int8 5.9, 1.9.
-CPU_VALUE_BYTES = {"float32": 4, "bfloat16": 6, "int8": 5}
+# On a CPU, of the process' own at the peak: weights are float32 first, and go layer by layer. Measured with 331 M
+# values, bytes a value at the peak and then, without all else: float32 3.9, 4.0; bfloat16 4.9, 2.1; int8 4.9, 1.0.
+# Beside them lies the mapped file (2 in bfloat16), whose pages the kernel can drop.
+CPU_VALUE_BYTES = {"float32": 4, "bfloat16": 5, "int8": 5}
 HEAD_TOKENS = 8  # that one row decides in a step, at 64 steps of 256 tokens
 # Activations of an autoencoder's decoder at once, in those of the finest level's input: whole images and strips
 # (measured: 3.9 at 512 pixels, 2.1 at 1024).
@@ -94,14 +96,19 @@ def estimate_on_cpu(
 ) -> int:
     """Bytes of a process on a CPU at its peak, while it loads: weights for products beside some in float32."""
     weights = CPU_VALUE_BYTES[dtype] * parameters_of_rank(config, shards)
-    keys = 2 * 4 * 2 * rows * config.tokens * config.width // shards
-    if isinstance(config, FluidConfig):
-        keys *= config.depth if config.causal else 0
-    else:
-        keys = 0
+    keys = key_value_bytes(config, rows, dtype, shards)
     encoder = 4 * encoder_parameters(config) + _decoding(config)
-    own = 6 * head_parameters(config) + encoder + CONDITION_CACHE // 4 if leads else 0
+    stacked = 8 if dtype == "float32" else 10  # the head's module, its stacked weights, and those for products
+    own = stacked * head_parameters(config) + encoder + CONDITION_CACHE // 4 if leads else 0
     return CPU_RESERVED + weights + keys + own
+
+
+def key_value_bytes(config: ModelConfig, rows: int, dtype: str, shards: int = 1) -> int:
+    """Bytes of the cache of a causal backbone for this many rows and their unconditional halves; 0 for others."""
+    if not isinstance(config, FluidConfig | PrefixConfig) or not config.causal:
+        return 0
+    product = 4 if dtype == "float32" else 2
+    return 2 * product * 2 * rows * config.depth * config.tokens * config.heads * config.head_dim // shards
 
 
 def encoder_parameters(config: ModelConfig) -> int:
@@ -162,9 +169,7 @@ def estimate(
         fixed, own = (token * count for count in _text_tokens(text, config.text.max_tokens))
     # Fixed conditions, and the rows' own: theirs and the empty one's are shared.
     conditions = evaluations * fixed + rows * own + CONDITION_CACHE
-    key_values = 0
-    if isinstance(config, FluidConfig) and config.causal:  # of every row and its unconditional half
-        key_values = 2 * product * evaluations * config.depth * n * d // shards
+    key_values = key_value_bytes(config, rows, dtype, shards)
     # In raster order a step computes one position, and attention gathers one block's past.
     beside = config.buffer if isinstance(config, MarConfig) else n // 4 if isinstance(config, NovaConfig) else 0
     length = 1 if config.causal else n + beside

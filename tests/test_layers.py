@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -143,6 +144,14 @@ def test_a_folder_fits_on_a_screen(package: str) -> None:
 def test_no_file_is_too_long_to_read(package: str) -> None:
     long = {name: n for name, f in _modules(package).items() if (n := len(f.read_text().splitlines())) > MOST_LINES}
     assert not long, f"over {MOST_LINES} lines: {long}"
+
+
+def test_benchmarks_import_no_tests_and_fit_on_a_screen() -> None:
+    """The benchmark of storage took its S3 server from the tests; the folder had 15 files."""
+    files = sorted((ROOT / "benchmarks").rglob("*.py"))
+    assert not [str(file) for file in files if "tests" in {full.split(".")[0] for full in _imported(file)}]
+    counts = Counter(file.parent for file in files if file.name not in ("__init__.py", "__main__.py"))
+    assert not {str(folder): count for folder, count in counts.items() if count > MOST_FILES}
 
 
 def test_only_two_server_files_import_the_model() -> None:

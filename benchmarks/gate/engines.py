@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 
+from benchmarks.gpu.cases import decode
 from benchmarks.machine import without_zero_init
 from fluid_kernels.head_loop import HeadWeights, Rows
 from fluid_kernels.loops.torch_loop import TorchHead
@@ -62,11 +63,7 @@ def _engine() -> float:
     seeds = torch.arange(BATCH)
 
     def run_engine() -> None:
-        waiting = set(engine.admit([Request(PROMPT, seed, SAMPLING) for seed in range(BATCH)]))
-        while waiting:
-            for row in engine.step():
-                engine.release(row)
-                waiting.remove(row)
+        decode(engine, [Request(PROMPT, seed, SAMPLING) for seed in range(BATCH)])
 
     return ratio(run_engine, lambda: generate(model, text, null, seeds, SAMPLING))
 

@@ -7,5 +7,5 @@ breadth             R-precision of single things among a thousand
 validation_loss     loss of any checkpoint on any data set, reconstruction and use of codes
 train_detector      trains that detector on renders
 generation          one image per prompt from a serving engine
-model_card          publishes a run with its scores; model_card_scenes holds the text for scenes
+cards               publish a run with its scores and a model card
 """

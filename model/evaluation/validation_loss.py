@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from model.checkpoint import Checkpoint, load_checkpoint
+from model.config import ConfigError
 from model.data.dataset import SPLITS, Dataset
 from model.data.fixed_sample import load_images
 from model.data.scenes.dataset import is_scene_folder
@@ -114,8 +115,14 @@ def validation_loss(
     "loss".
 
     Raises:
+        ConfigError: the head is a mean flow, which never trains steps of no length, those of the other heads' loss.
         PromptError: the model cannot be conditioned on a caption of the data.
     """
+    if checkpoint.config.mean_flow:
+        raise ConfigError(
+            f"{checkpoint.folder} has a mean-flow head, whose loss does not compare with that of other heads: measure "
+            "the checkpoint that it was distilled from, and its own error by `python -m model.training.few_steps`"
+        )
     meter, config = LossMeter(checkpoint, device, seed), checkpoint.config
     report: dict[str, Any] = {
         "system": config.system,

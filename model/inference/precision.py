@@ -102,7 +102,7 @@ def _quantize(backbone: nn.Module) -> None:
 def _accept_any_input(backbone: nn.Module) -> None:
     """Let the layers that stay as they are follow packed ones, whose output is in bfloat16."""
     for module in backbone.modules():
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear) and not module._forward_pre_hooks:  # a packed model may be packed again
             module.register_forward_pre_hook(lambda layer, inputs: (inputs[0].to(layer.weight.dtype),))
 
 

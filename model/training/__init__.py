@@ -8,5 +8,6 @@ feeds                 batches of tokens and captions; caption_cache: text states
 layout_loss           auxiliary loss of scenes; relation_pretraining: pretraining of the text aligner on them
 trainer               clock, learning rate, moving average, resumable state: shared by all trainers
 train_tokenizer       trains the image tokenizer, which must exist before a model is trained
+few_steps             distils a flow head into one that needs few diffusion steps
 portable_run          packs a run, to train on another machine
 """

@@ -16,7 +16,8 @@ from server.addresses import without_password
 from server.cli.flags import add_command
 from server.cli.operations import open_service
 from server.errors import ConfigError, StorageUnavailable, UnhealthyService
-from server.queue.job_queue import MIB, JobQueue
+from server.errors.limits import MIB
+from server.queue.job_queue import JobQueue
 from server.queue.redis_client import explain, find_problems, read_config, read_maxmemory
 from server.queue.registry import HEARTBEAT_S, CrashReport, Registry, WorkerInfo
 from server.queue.statistics import OwnerUsage, QueueCounts, queue_counts, usage_by_owner

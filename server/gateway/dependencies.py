@@ -38,11 +38,15 @@ class Services:
     batches: BatchStore
     metrics: GatewayMetrics
     supervisor: Supervisor
-    mapping: ClientMapping
     streams: Streams
     links: SignedLinks
     tracing: Tracing
     result_cache: ResultCache
+
+    @property
+    def mapping(self) -> ClientMapping:
+        """What names, sizes and formats of clients stand for, as of the fleet's last view of the models."""
+        return self.fleet.mapping
 
 
 def services_of(request: Request) -> Services:

@@ -2,12 +2,14 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 from server.background import SingleFlight
 from server.errors import NoWorkers
+from server.gateway.requests.client_mapping import NO_MAPPING, ClientMapping
 from server.model_info import ModelInfo
-from server.queue.registry import Registry, WorkerInfo, current_models
+from server.queue.registry import Registry, WorkerInfo
 
 log = logging.getLogger(__name__)
 CACHE_S = 0.5  # spares Redis under load; a dead worker is noticed only after DEAD_AFTER_S anyway
@@ -16,13 +18,14 @@ CACHE_S = 0.5  # spares Redis under load; a dead worker is noticed only after DE
 class Fleet:
     """The live workers and known models, cached for CACHE_S."""
 
-    def __init__(self, registry: Registry, default: str = "", aliases: Mapping[str, str] | None = None) -> None:
+    def __init__(self, registry: Registry, default: str = "", mapping: ClientMapping = NO_MAPPING) -> None:
         """`default` is the model of requests that name none, or an alias of it; "": one that is up."""
+        self.mapping = mapping  #: with what reloads have put in the place of models that its aliases name
+        self.warnings: list[str] = []  #: what is wrong with FLUID_DEFAULT_MODEL and FLUID_MODEL_ALIASES
         self._registry = registry
         self._default = default
-        self._aliases = aliases or {}
+        self._aliases = mapping.aliases
         self._replaced: dict[str, str] = {}
-        self._warned = ""
         self._read_at = float("-inf")
         self._reading = SingleFlight(self._read)
         self._workers: list[WorkerInfo] = []
@@ -36,7 +39,13 @@ class Fleet:
     async def _read(self) -> None:
         self._workers = await self._registry.workers()
         self._replaced = await self._registry.replaced()
-        self._models = current_models(await self._registry.models(), self._workers, self._replaced)
+        self._models = await self._registry.current_models(self._workers, self._replaced)
+        followed = {name: self._in_place_of(model) for name, model in self._aliases.items()}
+        self.mapping = replace(self.mapping, aliases=followed)
+        warnings = list(self._trouble(followed))
+        for each in set(warnings) - set(self.warnings):
+            log.warning("%s", each)
+        self.warnings = warnings
         self._read_at = time.monotonic()
 
     async def workers(self) -> list[WorkerInfo]:
@@ -64,31 +73,43 @@ class Fleet:
         that a live worker serves, or else the first that is known."""
         models = await self.models()
         if self._default:
-            await self.default_trouble()
-            return self._in_place_of(self._default)
+            target = self._target(self._default)
+            return heir if (heir := self._in_place_of(target)) != target else self._default
         served = [w.model for w in self._workers if w.model in models]
         return min(served) if served else min(models)
 
-    def _in_place_of(self, name: str) -> str:
-        """The id of the model that reloads have put in the place of this one, if it is gone, else the name itself."""
-        target, seen = name if name in self._models else self._aliases.get(name, name), set[str]()
+    async def mapping_since(self, began: float, model: object) -> ClientMapping:
+        """The mapping for a request that was accepted at `began`, by Redis' clock, and waited unresolved since: if it
+        names a model that was served after that, and replaced by a reload, it gets the one in its place."""
+        await self.refresh()
+        if not isinstance(model, str) or (heir := self._in_place_of(model)) == model:
+            return self.mapping
+        if (await self._registry.last_served()).get(model, 0.0) < began:
+            return self.mapping
+        return replace(self.mapping, aliases={**self.mapping.aliases, model: heir})
+
+    def _target(self, name: str) -> str:
+        """The id of the model that a name in a request stands for, known or not."""
+        return name if name in self._models else self._aliases.get(name, name)
+
+    def _in_place_of(self, model: str) -> str:
+        """The id of the model that reloads have put in the place of this one, if it is gone, else the same id."""
+        target, seen = model, set[str]()
         while target not in self._models and target in self._replaced and target not in seen:
             seen.add(target)
             target = self._replaced[target]
-        return target if seen and target in self._models else name
+        return target if target in self._models else model
 
-    async def default_trouble(self) -> str:
-        """Return what is wrong with FLUID_DEFAULT_MODEL, or "" if it names a known model; log what is new."""
-        await self.refresh()
-        name, trouble = self._default, ""
-        if name and (found := self._in_place_of(name)) != name:
-            trouble = f"a reload has replaced {name}, the FLUID_DEFAULT_MODEL: requests without 'model' get {found}"
-        elif name and self._models and self._models.keys().isdisjoint({name, self._aliases.get(name, name)}):
-            trouble = f"no worker has loaded {name}, the FLUID_DEFAULT_MODEL: requests without 'model' get 503"
-        if trouble and trouble != self._warned:
-            log.warning("%s", trouble)
-        self._warned = trouble
-        return trouble
+    def _trouble(self, followed: Mapping[str, str]) -> Iterator[str]:
+        """What an operator should mend in FLUID_DEFAULT_MODEL and FLUID_MODEL_ALIASES."""
+        name, target = self._default, self._target(self._default)
+        if name and (heir := self._in_place_of(target)) != target:
+            yield f"a reload has replaced {name}, the FLUID_DEFAULT_MODEL: requests without 'model' get {heir}"
+        elif name and self._models and target not in self._models:
+            yield f"no worker has loaded {name}, the FLUID_DEFAULT_MODEL: requests without 'model' get 503"
+        for alias, model in self._aliases.items():
+            if (heir := followed[alias]) != model:
+                yield f"a reload has replaced {model}, the {alias} of FLUID_MODEL_ALIASES: it stands for {heir}"
 
     async def require_worker(self, model: str) -> None:
         """Reject a synchronous request at once when no ready worker could answer it.

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 from server.background import Crash, Supervisor
 from server.gateway.batches.files import FileStore
+from server.gateway.batches.record import COMPLETION_WINDOW_S
 from server.gateway.batches.runner import BatchRunner
 from server.gateway.batches.store import BatchStore
 from server.gateway.dependencies import Services
@@ -39,8 +40,8 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         queue = JobQueue(redis, settings)
         registry = Registry(redis, settings.namespace)
         watcher = JobWatcher(redis, queue, settings.namespace)
-        mapping = ClientMapping.from_settings(settings)
-        metrics, fleet = GatewayMetrics(), Fleet(registry, settings.default_model, mapping.aliases)
+        fleet = Fleet(registry, settings.default_model, ClientMapping.from_settings(settings))
+        metrics = GatewayMetrics()
         metrics.followers.set_function(lambda: watcher.followers)
         hooks = Webhooks(
             queue,
@@ -52,7 +53,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         files = FileStore(queue, settings.batch_ttl_s)
         batches = BatchStore(queue, files, settings.batch_ttl_s, settings.max_batches)
         tracing = open_tracing(settings, "gateway")
-        runner = BatchRunner(queue, fleet, files, batches, settings.batch_ttl_s, metrics.bugs, mapping, tracing)
+        runner = BatchRunner(queue, fleet, files, batches, settings.batch_ttl_s, metrics.bugs, tracing)
         events, streams = Events(queue, watcher), Streams(settings.max_streams, settings.max_key_streams)
         process = f"gateway {socket.gethostname()}-{os.getpid()}"
 
@@ -73,7 +74,6 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             batches,
             metrics,
             supervisor,
-            mapping,
             streams,
             SignedLinks(queue, settings.link_ttl_s, settings.wants_keys),
             tracing,
@@ -83,11 +83,13 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         async def job_as_json(job_id: str) -> dict[str, object]:
             return (await job_object(services, await queue.get(job_id))).model_dump()
 
+        # A file for its time, then a batch that reads it for its own.
+        longest_s = max(settings.result_ttl_s, COMPLETION_WINDOW_S + 2 * settings.batch_ttl_s)
         tasks = {
             "webhooks": lambda: hooks.run_forever(job_as_json),
             "batches": runner.run_forever,
             "redis": lambda: watch_redis(queue),
-            "result store": lambda: watch_store(queue),
+            "result store": lambda: watch_store(queue, longest_s),
             "streams": lambda: streams.report_forever(registry, process),
         }
         metrics.expect_tasks([*watcher.tasks, *tasks])

@@ -5,6 +5,7 @@ import logging
 import random
 import shutil
 import time
+from functools import partial
 
 from redis.exceptions import ConnectionError, RedisError
 
@@ -13,11 +14,14 @@ from server.errors import StorageUnavailable
 from server.queue.job_queue import JobQueue
 from server.queue.redis_client import explain, find_problems, read_maxmemory, redis_time
 from server.settings import Settings
-from server.storage.object_store import DELETED_AT_ONCE, ObjectStore
+from server.storage.object_names import owner_of
+from server.storage.object_store import ObjectStore
 from server.storage.reasons import remedy
 
 log = logging.getLogger(__name__)
 STORE_CHECK_S = 30.0  #: between two listings of a store that works
+SWEEP_S = 60.0  #: at most of one sweep of a store; the next one goes on
+UNNAMED_S = 3600.0  #: between two searches for uploads that no record names
 CHECK_S = 60.0  #: between two checks of a Redis that answers
 SOON_S = 2.0  #: between two checks of one that does not
 FULL_DISK_BYTES = 8 << 20  #: less is left where Valkey cannot open its files any more
@@ -69,16 +73,24 @@ async def watch_redis(queue: JobQueue) -> None:
         await asyncio.sleep(pause_s)
 
 
-async def watch_store(queue: JobQueue) -> None:
+async def watch_store(queue: JobQueue, longest_s: float) -> None:
     """List the store of finished images: that shows whether it answers, and which hours of objects have expired. Delete
-    those, and uploads that nothing needs any more. Any number of gateways may do it."""
+    those, and uploads that nothing needs any more. Any number of gateways may do it.
+
+    Args:
+        longest_s: how long a file may be needed; an older upload that no record names is a lost one.
+    """
     failure = RepeatedFailure(log)
-    due_at = 0.0
+    due_at, unnamed_at = 0.0, time.monotonic() + random.uniform(0, UNNAMED_S)
     while True:
         if queue.store is not None and (queue.store.trouble or time.monotonic() >= due_at):
             due_at = time.monotonic() + STORE_CHECK_S
             try:
-                await _sweep(queue, queue.store, await redis_time(queue.redis))
+                now = await redis_time(queue.redis)
+                await _sweep(queue, queue.store, now)
+                if time.monotonic() >= unnamed_at:
+                    unnamed_at = time.monotonic() + UNNAMED_S
+                    await _delete_unnamed(queue, queue.store, now - longest_s)
                 queue.store.trouble = ""
                 failure.over()
             except StorageUnavailable as error:
@@ -89,15 +101,50 @@ async def watch_store(queue: JobQueue) -> None:
 
 
 async def _sweep(queue: JobQueue, store: ObjectStore, now: float) -> None:
-    await _delete_uploads(queue, store, now)
+    """Delete images and uploads side by side: a share that is slow with, or fails at, one of them must not keep the
+    other ones for longer than SWEEP_S."""
+    until = time.monotonic() + SWEEP_S
+    sweeps = _delete_images(store, now, until), _delete_uploads(queue, store, now, until)
+    for ended in await asyncio.gather(*sweeps, return_exceptions=True):
+        if ended is not None:
+            raise ended
+
+
+async def _delete_images(store: ObjectStore, now: float, until: float) -> None:
     for hour in await store.expired(now):
-        if deleted := await store.delete_hour(hour):
+        if deleted := await store.delete_hour(hour, until):
             log.info("deleted %d expired images of %s", deleted, hour)
 
 
-async def _delete_uploads(queue: JobQueue, store: ObjectStore, now: float) -> None:
+async def _delete_uploads(queue: JobQueue, store: ObjectStore, now: float, until: float) -> None:
     """Delete uploads whose time is over. A name leaves the list after its object, which no other upload ever has."""
     listed = queue.keys.discarded_zset
-    while names := await queue.redis.zrangebyscore(listed, "-inf", now, start=0, num=DELETED_AT_ONCE):
+    while names := await queue.redis.zrangebyscore(listed, "-inf", now, start=0, num=store.at_once):
         await store.delete_many(names)
         await queue.redis.zrem(listed, *names)
+        if time.monotonic() >= until:
+            return
+
+
+async def _delete_unnamed(queue: JobQueue, store: ObjectStore, before: float) -> None:
+    """Delete uploads that were written before a time and that no record names. Such are those of writes that timed out
+    and went on, after their deletion; and all of a Redis that lost its data."""
+    keys, deleted = queue.keys, 0
+    async for names in store.old_uploads(before):
+        async with queue.redis.pipeline(transaction=False) as pipe:
+            for name in names:
+                pipe.hget(keys.job_hash(owner_of(name)), "source_object")
+                pipe.hget(keys.file_object_hash(owner_of(name)), "name")
+                pipe.zscore(keys.discarded_zset, name)
+            found = await pipe.execute(raise_on_error=False)
+        of_each = zip(names, found[::3], found[1::3], found[2::3], strict=True)
+        unnamed = [name for name, *named in of_each if not any(map(partial(_may_name, name), named))]
+        await store.remove_uploads(unnamed)
+        deleted += len(unnamed)
+    if deleted:
+        log.info("deleted %d uploads that no record names", deleted)
+
+
+def _may_name(name: str, found: object) -> bool:
+    """True of a record's field with the name, a time at which it is deleted, and an error in place of either."""
+    return found is not None and (not isinstance(found, str) or found == name)

@@ -10,16 +10,8 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import cast
 
-from server.errors import (
-    JobExpired,
-    KeyReused,
-    NotReplicated,
-    QueueFull,
-    RateLimited,
-    RequestError,
-    StorageUnavailable,
-    UnknownJob,
-)
+from server.errors import JobExpired, KeyReused, NotReplicated, RequestError, StorageUnavailable, UnknownJob
+from server.errors.limits import MIB, job_refusal, memory_refusal
 from server.jobs import JobInput, JobRecord, JobState, Output
 from server.queue import source_images
 from server.queue.redis_client import Client, read_hash
@@ -27,11 +19,8 @@ from server.queue.scripts import SHARED_BYTES, QueueConnection
 from server.queue.statistics import QueuePosition
 from server.settings import Settings
 
-RETRY_WHEN_FULL_S = 5  # the gateway replaces it with an estimate where it has one
-RETRY_WHEN_USED_UP_S = 60  # memory is free again when something expires
 CACHE_BYTES = 400  # of an entry of the result cache, and its fields in the record
 RECORD_BYTES = 1600  # of a waiting job beside its input (measured)
-MIB = 1 << 20
 #: Share of Redis' maxmemory that FLUID_MAX_MIB=0 stands for: the rest is for what is not counted.
 COUNTED_SHARE = 0.75
 
@@ -64,6 +53,7 @@ class Outcome(StrEnum):
     KNOWN = "known"  #: that of the same request, which was accepted before
     CACHED = "cached"  #: that of an equal request, which has succeeded
     UNCACHED = "uncached"  #: none, where only these two were wanted
+    ROOM = "room"  #: none, where the limits were asked alone: they leave room for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +90,8 @@ class JobQueue(QueueConnection):
     async def enqueue(self, submission: Submission) -> Accepted:
         """Accept a job, which from then on reaches exactly one terminal state. Safe to repeat.
 
-        The source image is stored first, because no worker may find the job without it, and deleted again if the job
-        was not accepted, or had been accepted before.
+        The source image is stored before, because no worker may find the job without it, and deleted again if the job
+        was not accepted after all. The limits are asked before that: a refused or repeated request stores nothing.
 
         Raises:
             QueueFull, RateLimited: too many jobs wait. KeyReused: the id or key is that of another request.
@@ -111,6 +101,9 @@ class JobQueue(QueueConnection):
         """
         if submission.source is None:
             return await self._enqueue(submission)
+        asked = await self.ask(submission)
+        if asked.outcome is not Outcome.ROOM:
+            return asked
         name = await source_images.store(self, submission.job_id, submission.source)
         try:
             accepted = await self._enqueue(submission, source_object=name)
@@ -123,18 +116,33 @@ class JobQueue(QueueConnection):
             await source_images.delete(self, submission.job_id, name)
         return accepted
 
+    async def ask(self, submission: Submission) -> Accepted:
+        """Find the job that this submission became before, or learn that it would be accepted now (ROOM). Nothing is
+        queued.
+
+        Raises:
+            QueueFull, RateLimited, KeyReused, JobExpired, NotReplicated: as `enqueue`.
+        """
+        asked = await self._enqueue(submission, only="asked")
+        if asked.outcome is not Outcome.ROOM:
+            await self.replicated.confirm(self.keys.job_hash(asked.job_id))
+        return asked
+
     async def cached(self, submission: Submission) -> Accepted | None:
         """Find the job of the same request, or the succeeded one of an equal request, without queueing anything.
 
         Raises:
             KeyReused, JobExpired: as `enqueue`.
         """
-        found = await self._enqueue(submission, only_cached=True) if submission.cache_key else None
+        found = await self._enqueue(submission, only="cached") if submission.cache_key else None
         return None if found is None or found.outcome is Outcome.UNCACHED else found
 
-    async def _enqueue(self, submission: Submission, *, only_cached: bool = False, source_object: str = "") -> Accepted:
+    async def _enqueue(self, submission: Submission, *, only: str = "", source_object: str = "") -> Accepted:
+        """`only`: "cached" or "asked", to queue nothing."""
         job, text = submission.job, submission.job.to_json()
-        source_bytes = 0 if source_object else len(submission.source or b"")
+        source_bytes = len(submission.source or b"")
+        outside_bytes = source_bytes if self.store else 0
+        source_bytes -= outside_bytes
         # What the images take of Redis at most.
         reserved = 0 if self.store else job.n * job.width * job.height * job.channels
         args = {
@@ -158,18 +166,25 @@ class JobQueue(QueueConnection):
             "reserved_bytes": reserved,
             "source_bytes": source_bytes or None,
             "source_object": source_object or None,
+            "outside_bytes": outside_bytes or None,
             "cache_key": submission.cache_key or None,
             "cache_s": self._cache_s if submission.cache_key else None,
             "checkpoint": submission.checkpoint or None,
-            "only_cached": only_cached or None,
+            "only": only or None,
             "waiter": submission.waiter or None,
             "limits": {**self.limits, **self.memory_limits, "max_jobs": submission.max_jobs},
         }
-        answer, value, created_at = await self.run("enqueue", args, replicated=True)
-        if answer != Outcome.NEW and (refusal := self._refusal(answer, value, submission)) is not None:
-            raise refusal
+        answer, value, created_at = await self.run("enqueue", args, replicated=only != "asked")
+        if answer in ("key_bytes", "bytes"):
+            raise self.memory_refusal(answer, value, job.owner, "image" if submission.source else None)
+        if answer != Outcome.NEW:
+            refusal = job_refusal(answer, value, job.owner, job.model, self.limits, submission.max_jobs)
+            if refusal is not None:
+                raise refusal
         if answer == "no_source":
             raise NotReplicated("A failover of Redis lost the request's image.", retry_after_s=1)
+        if answer == "late_source":
+            raise StorageUnavailable(f"took longer than {source_images.UNCLAIMED_S} s to store the request's image")
         if answer == "gone":
             raise JobExpired(f"Job {value} has ended and was deleted; choose another id.")
         if answer in ("differs", "taken"):
@@ -177,42 +192,9 @@ class JobQueue(QueueConnection):
             raise KeyReused(f"The {name} belongs to another request. Use a new one for a new request.")
         return Accepted(value, float(created_at or 0), Outcome(answer))
 
-    def _refusal(self, outcome: str, used: str, submission: Submission) -> RequestError | None:
-        """The error of a limit that enqueue.lua names, or None."""
-        owner, model, limits = submission.job.owner, submission.job.model, self.limits
-        if outcome == "full":
-            return QueueFull(
-                f"{used} jobs are waiting for {model}, the limit is {limits['max_queue']} (FLUID_MAX_QUEUE). "
-                "Try later.",
-                retry_after_s=RETRY_WHEN_FULL_S,
-            )
-        if outcome in ("key_bytes", "bytes"):
-            return self.memory_refusal(outcome, used, owner, "image" if submission.source else None)
-        text = {
-            "busy": f"{used} jobs of {owner!r} wait or run, the limit is {submission.max_jobs} (FLUID_MAX_JOBS).",
-            "share": f"{used} jobs of {owner!r} wait. Of the {limits['max_queue']} places for {model} "
-            "(FLUID_MAX_QUEUE), less those of other keys, one key may have a share of "
-            f"{limits['queue_share']:g} (FLUID_QUEUE_SHARE).",
-            "lines": f"{used} lines of {owner!r}'s batches for {model} wait or run, the limit is "
-            f"{limits['max_batch_lines']} (FLUID_MAX_BATCH_LINES).",
-            "webhooks": f"{used} webhooks of {owner!r} are not delivered yet, the limit is {limits['max_webhooks']} "
-            "(FLUID_MAX_WEBHOOKS). Repair their endpoints, or leave 'webhook' out.",
-        }.get(outcome)
-        param = "webhook" if outcome == "webhooks" else None
-        return RateLimited(f"{text} Try later.", param=param, retry_after_s=1) if text else None
-
     def memory_refusal(self, outcome: str, used: str, owner: str, param: str | None = None) -> RequestError:
         """The error of a script's outcome key_bytes or bytes: the memory of this owner, or of all, is used up."""
-        of_key = outcome == "key_bytes"
-        limit = self.memory_limits["max_key_bytes" if of_key else "max_bytes"]
-        whose, setting = (repr(owner), "FLUID_MAX_KEY_MIB") if of_key else ("all callers", "FLUID_MAX_MIB")
-        text = (
-            f"Jobs, images, files and batches of {whose} take {int(used) / MIB:.1f} MiB, and this request would take "
-            f"them beyond the limit of {limit / MIB:.1f} MiB ({setting}). Delete files, or wait until images expire "
-            "(FLUID_RESULT_TTL_S)."
-        )
-        error = RateLimited if of_key else QueueFull
-        return error(text, param=param, retry_after_s=RETRY_WHEN_USED_UP_S)
+        return memory_refusal(outcome, used, owner, self.memory_limits, param)
 
     async def get(self, job_id: str, owner: str | None = None, known: JobInput | None = None) -> JobRecord:
         """Read a job's record, except its input if that is `known`. With an `owner`, jobs of other owners are unknown.

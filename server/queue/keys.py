@@ -112,6 +112,7 @@ class Keys:
     exemplars_hash = FixedKey("exemplars")  # trace, value and time of a recent observation, by bucket
     models_hash = FixedKey("models")
     replaced_hash = FixedKey("replaced")  # the model that a reload put in the place of another, by the other's id
+    served_zset = FixedKey("served")  # FLUID_CHECKPOINT, line feed, id of a model that it meant, by the last heartbeat
     reloads_hash = FixedKey("reloads")
     crashes_hash = FixedKey("crashes")  # background tasks that crash, by process and task
     streams = KeyTemplate("streams:{process}")  # open event streams of a gateway, by owner

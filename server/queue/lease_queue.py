@@ -67,6 +67,7 @@ class LeaseQueue(QueueConnection):
         self.max_attempts = settings.max_attempts
         self.ageing_s = settings.ageing_s
         self._wakeups = redis.own_connection()
+        self.leaves_stored = False  #: edits whose image lies in FLUID_RESULTS are left to workers that have it
         self._more_wait = True  #: jobs may wait that this worker has not been woken for
 
     async def take(
@@ -99,6 +100,7 @@ class LeaseQueue(QueueConnection):
     ) -> Lease | None:
         wanted = None if preempting is None else {name: shallow(jobs) for name, jobs in preempting.items()}
         call = {"token": new_token(), "ageing_s": self.ageing_s, "min_wait_s": min_wait_s, "preempting": wanted}
+        call["but_stored"] = self.leaves_stored or None
         answer = await self.run("take", self._limits(worker, model) | call)
         lease, more = answer or (None, 0)
         self._more_wait = bool(more) or min_wait_s > 0

@@ -11,12 +11,18 @@ from server.background import KEEPS_CRASHING, Crash
 from server.model_info import ModelInfo
 from server.queue.keys import Keys
 from server.queue.redis_client import Client, redis_time
+from server.queue.scripts import load_script
 from server.records import UNREADABLE, decode, read_json, readable, shallow, skip
 
 HEARTBEAT_S = 1.0
 DEAD_AFTER_S = 5.0
 LOST_KEPT_S = 600.0  # how long a worker that ended without a word stays visible; alerts need some minutes
 MAX_LAST_SEEN = 1000  # workers that crash in a loop leave one entry each
+MAX_SERVED = 1000  # pairs of FLUID_CHECKPOINT and model, those of the last heartbeats
+#: Models that no worker serves and no job waits for are kept for a worker that is started on demand; past this many,
+#: those that were served last. Gateways read all of them twice a second.
+MAX_MODELS = 256
+MAX_REPLACED = 1000  # ids that reloads have replaced, of which defaults and aliases may name some
 STREAMS_KEPT_S = 8.0  # after a gateway counted its open event streams
 CRASH_KEPT_S = 30.0  # longer than the longest pause between two crashes of a task
 
@@ -84,6 +90,8 @@ class Registry:
         """Write a heartbeat, and add what the worker counted since the last one."""
         now = await redis_time(self.redis)
         text = json.dumps(shallow(worker) | {"heartbeat_at": now})
+        pair = f"{worker.configured}\n{worker.model}"
+        served = [("ZADD", self.keys.served_zset, now, pair)] if worker.model else []
         workers, last_seen = self.keys.workers_zset, self.keys.last_seen_zset
         commands: list[tuple[str | float, ...]] = [
             ("SET", self.keys.worker(worker.id), text, "PX", int(DEAD_AFTER_S * 1000)),
@@ -94,6 +102,7 @@ class Registry:
             ("ZREMRANGEBYSCORE", last_seen, "-inf", now - LOST_KEPT_S),
             ("ZREMRANGEBYRANK", last_seen, 0, -MAX_LAST_SEEN - 1),
             ("EXPIRE", last_seen, int(LOST_KEPT_S)),
+            *served,
             *(("HINCRBYFLOAT", self.keys.stats_hash, name, value) for name, value in stats.items()),
         ]
         if exemplars:
@@ -128,13 +137,16 @@ class Registry:
         return {worker: model or "" for worker, model in zip(worker_ids, models, strict=True)}
 
     async def publish_model(self, info: ModelInfo, replaces: str = "") -> None:
-        """Publish a model; `replaces` is the id that a reload gave up for it, if it is another one."""
-        async with self.redis.pipeline(transaction=True) as pipe:
-            pipe.hset(self.keys.models_hash, info.id, info.to_json())
-            pipe.hdel(self.keys.replaced_hash, info.id)
-            if replaces not in ("", info.id):
-                pipe.hset(self.keys.replaced_hash, replaces, info.id)
-            await pipe.execute()
+        """Publish a model; `replaces` is the id that a reload gave up for it, if it is another one.
+
+        Models and replaced ids beyond MAX_MODELS and MAX_REPLACED are forgotten, but no model that a worker serves or a
+        job waits for, or runs with.
+        """
+        args = {"id": info.id, "info": info.to_json(), "live_s": 2 * DEAD_AFTER_S, "away_s": LOST_KEPT_S}
+        args |= {"max_models": MAX_MODELS, "max_replaced": MAX_REPLACED, "max_served": MAX_SERVED}
+        if replaces not in ("", info.id):
+            args["replaces"] = replaces
+        await self.redis.call("EVAL", load_script("publish_model"), 1, self.keys.root, json.dumps(args))
 
     async def forget_models(self, ids: Collection[str]) -> None:
         """Take models off the list until a worker publishes them again; what has replaced them is still known."""
@@ -144,6 +156,26 @@ class Registry:
     async def replaced(self) -> dict[str, str]:
         """The model that a reload put in the place of another, by the other's id."""
         return cast("dict[str, str]", await self.redis.hgetall(self.keys.replaced_hash))
+
+    async def last_served(self) -> dict[str, float]:
+        """When each model had its last heartbeat, by Redis' clock, as far as that is known."""
+        found = await self.redis.zrange(self.keys.served_zset, 0, -1, withscores=True)
+        return {pair.rpartition("\n")[2]: at for pair, at in found}
+
+    async def _expected_back(self) -> set[str]:
+        """The models that the workers of each FLUID_CHECKPOINT served last, within LOST_KEPT_S."""
+        oldest = await redis_time(self.redis) - LOST_KEPT_S
+        found = await self.redis.zrange(self.keys.served_zset, oldest, "+inf", byscore=True)
+        return set(dict(pair.rpartition("\n")[::2] for pair in found).values())
+
+    async def current_models(self, workers: Iterable[WorkerInfo], replaced: Mapping[str, str]) -> dict[str, ModelInfo]:
+        """The published models without those that a reload has replaced everywhere: none of `workers` serves them, nor
+        is a worker with another FLUID_CHECKPOINT expected back that did."""
+        models = await self.models()
+        gone = (replaced.keys() & models.keys()) - {worker.model for worker in workers}
+        if gone:
+            gone -= await self._expected_back()
+        return {name: info for name, info in models.items() if name not in gone}
 
     async def published(self, model: str) -> ModelInfo | None:
         text = await self.redis.call("HGET", self.keys.models_hash, model)
@@ -254,15 +286,7 @@ class Registry:
         return dict(readable("a statistic", raw.items(), lambda item: (item[0], float(item[1]))))
 
 
-def current_models(
-    models: Mapping[str, ModelInfo], workers: Iterable[WorkerInfo], replaced: Mapping[str, str]
-) -> dict[str, ModelInfo]:
-    """The models without those that a reload has replaced and none of `workers` serves."""
-    gone = replaced.keys() - {worker.model for worker in workers}
-    return {name: info for name, info in models.items() if name not in gone}
-
-
-@lru_cache(maxsize=64)  # read twice a second by gateways, and seldom changed
+@lru_cache(maxsize=MAX_MODELS)  # read twice a second by gateways, and seldom changed
 def _model(text: str) -> ModelInfo:
     return ModelInfo.from_mapping(read_json(text))
 

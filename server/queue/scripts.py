@@ -20,7 +20,7 @@ from server.storage.object_store import open_store
 SCRIPTS = (
     "enqueue", "take", "reclaim", "renew", "save", "store", "preview", "finish", "requeue", "cancel", "place", "sweep",
     "follow", "claim_due", "claim_webhooks", "rate_limit", "batch_create", "batch_index", "batch_move", "batch_release",
-    "batch_files", "file_create", "file_delete", "store_source",
+    "batch_files", "file_create", "file_ready", "file_delete", "store_source", "publish_model",
 )  # fmt: skip
 
 #: Flags of scripts, which a `#!lua` line states. A script with such a line is refused as a whole where it could not

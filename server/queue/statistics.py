@@ -39,6 +39,11 @@ class QueueCounts:
     expired: int = 0  #: ended jobs whose record is gone
     stored_bytes: int = 0  #: that jobs, images, files and batches take
 
+    def needs(self, model: str) -> bool:
+        """True if a job waits for the model or runs with it; the lease of a worker that has died ends later, and its
+        job then waits."""
+        return bool(self.waiting_work.get(model) or self.leases_by_model.get(model))
+
     @property
     def running(self) -> int:
         return sum(self.states.get(s.value, 0) for s in (JobState.STARTING, JobState.PROCESSING))
@@ -129,6 +134,6 @@ def _whole(counter: tuple[str, str]) -> tuple[str, int]:
 
 
 async def unserved_models(queue: QueueConnection, registry: Registry) -> list[str]:
-    """The published models that no live worker serves and no job waits for."""
-    served, waiting = {worker.model for worker in await registry.workers()}, (await queue_counts(queue)).waiting_work
-    return [each for each in await registry.models() if each not in served and not waiting.get(each)]
+    """The published models that no live worker serves and no job needs."""
+    served, counts = {worker.model for worker in await registry.workers()}, await queue_counts(queue)
+    return [each for each in await registry.models() if each not in served and not counts.needs(each)]

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterator
+from contextlib import suppress
 from datetime import timedelta
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from obstore.store import LocalStore, S3Store
 
+#: A name that the library writes under before it renames; it neither lists nor deletes what a killed writer left there.
+_PARTIAL = re.compile(r"#\d+$")
 RETRIES = 2  #: inside one call; workers repeat the call itself
 
 
@@ -47,9 +53,33 @@ def sync_file(folder: Path, name: str) -> None:
             return
 
 
-def remove_empty(folder: Path) -> None:
-    for path, _, _ in os.walk(folder, topdown=False):
+def remove_emptied(folder: Path) -> None:
+    """Remove a folder whose objects have been deleted, and what killed writers left in it."""
+    for path, _, names in os.walk(folder, topdown=False):
+        remove_files(Path(path), [name for name in names if _PARTIAL.search(name)])
         try:
             os.rmdir(path)
         except OSError:  # not empty: another process is deleting, too
             return
+
+
+def remove_files(folder: Path, names: list[str]) -> None:
+    for name in names:
+        with suppress(FileNotFoundError):
+            (folder / name).unlink()
+
+
+def entries_of(folder: Path) -> Iterator[os.DirEntry[str]]:
+    """The entries of a folder, in any order; none if there is no such folder."""
+    with suppress(FileNotFoundError), os.scandir(folder) as found:
+        yield from found
+
+
+def older(entries: Iterator[os.DirEntry[str]], before: float, at_once: int) -> list[str] | None:
+    """Take the next entries, and return the names of files that were last written before a time; None at the end."""
+    taken, names = list(islice(entries, at_once)), list[str]()
+    for entry in taken:
+        with suppress(FileNotFoundError):  # deleted meanwhile
+            if entry.is_file() and entry.stat().st_mtime < before:
+                names.append(entry.name)
+    return names if taken else None

@@ -26,9 +26,19 @@ def object_name(namespace: str, job_id: str, token: int, index: int, suffix: str
     return f"{root_of(namespace)}/{hour:{_HOUR}}/{job_id}/{token}-{index}.{suffix}"
 
 
+def uploads_of(namespace: str) -> str:
+    """What the names of a service's uploads have before the last "/"."""
+    return f"{root_of(namespace)}=uploads"
+
+
 def upload_name(namespace: str, owner_id: str) -> str:
     """A new name of the object of a job's source image or of a file; no other upload ever has it."""
-    return f"{root_of(namespace)}=uploads/{owner_id}-{secrets.token_hex(8)}"
+    return f"{uploads_of(namespace)}/{owner_id}-{secrets.token_hex(8)}"
+
+
+def owner_of(name: str) -> str:
+    """The id of the job or file that an upload belongs to."""
+    return name.rpartition("/")[2].rpartition("-")[0]
 
 
 def expires_at(name: str) -> float | None:

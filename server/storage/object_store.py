@@ -7,16 +7,18 @@ the library's error may hold an access key, and is in no message and no log.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from importlib.util import find_spec
+from math import inf
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from server.addresses import results_folder
 from server.errors import ConfigError, StorageUnavailable
 from server.storage import object_names
-from server.storage.backends import open_backend, remove_empty, sync_file
+from server.storage.backends import entries_of, older, open_backend, remove_emptied, remove_files, sync_file
 from server.storage.reasons import LOST_FOLDER, reason_of
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ IN_REDIS = "redis"  #: the value of FLUID_RESULTS without a store
 TIMEOUT_S = 10.0  #: of one call; a mount that hangs never returns
 PROBE_BYTES = 4096  #: a nearly full disk still has room for less
 DELETED_AT_ONCE = 1000  #: as many as one request of S3 deletes
+IN_FOLDER_AT_ONCE = 50  #: as many as a share that is slow deletes, or tells the age of, within TIMEOUT_S
 
 
 def open_store(url: str, namespace: str) -> ObjectStore | None:
@@ -58,6 +61,7 @@ class ObjectStore:
         self.trouble = ""  #: how a sentence that begins with "The store of finished images" ends; "" if it works
         self._root = object_names.root_of(namespace)
         self._folder = results_folder(url)
+        self.at_once = DELETED_AT_ONCE if self._folder is None else IN_FOLDER_AT_ONCE  #: objects that one call deletes
         self._opened: LocalStore | S3Store | None = None
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="results")
         self._probe_bytes = PROBE_BYTES
@@ -171,7 +175,7 @@ class ObjectStore:
                 await self._require_place(error)
 
     async def delete_many(self, names: Sequence[str]) -> None:
-        """Delete up to DELETED_AT_ONCE objects by one request."""
+        """Delete up to `at_once` objects by one call."""
         await self._call(self._delete_many(names))
 
     async def expired(self, now: float) -> list[str]:
@@ -190,20 +194,38 @@ class ObjectStore:
         hours = found["common_prefixes"]
         return sorted(hour for hour in hours if (ends := object_names.expires_at(hour)) is not None and ends <= now)
 
-    async def delete_hour(self, hour: str) -> int:
-        """Delete every object of an hour that `expired` returned, and return how many. Several processes may do it."""
+    async def delete_hour(self, hour: str, until: float = inf) -> int:
+        """Delete the objects of an hour that `expired` returned, all or as many as before `until` on the monotonic
+        clock, and return how many. Several processes may do it."""
         deleted = 0
         while batch := await self._call(self._first_of(hour)):
+            if time.monotonic() >= until:
+                return deleted
             await self._call(self._delete_many(batch))
             deleted += len(batch)
         if self._folder is not None:
-            await self._call(self._in_thread(remove_empty, self._folder / hour))
+            await self._call(self._in_thread(remove_emptied, self._folder / hour))
         return deleted
+
+    async def old_uploads(self, before: float) -> AsyncIterator[list[str]]:
+        """Yield the names of a folder's uploads that were last written before a time; none of a bucket, which has its
+        own rule for them. With what killed writers left."""
+        if self._folder is None or not await self._call(self._place_is_there()):
+            return
+        uploads = object_names.uploads_of(self.namespace)
+        entries = await self._call(self._in_thread(entries_of, self._folder / uploads))
+        while (page := await self._call(self._in_thread(older, entries, before, self.at_once))) is not None:
+            yield [f"{uploads}/{name}" for name in page]
+
+    async def remove_uploads(self, names: list[str]) -> None:
+        """Delete some of what `old_uploads` yielded."""
+        if self._folder is not None:
+            await self._call(self._in_thread(remove_files, self._folder, names))
 
     async def _first_of(self, hour: str) -> list[str]:
         import obstore
 
-        async for page in obstore.list(await self._store(), hour, chunk_size=DELETED_AT_ONCE):
+        async for page in obstore.list(await self._store(), hour, chunk_size=self.at_once):
             return [each["path"] for each in page]
         return []
 

@@ -45,6 +45,7 @@ class Heartbeat:
         self.state, self.note = "loading", ""
         #: A state to report instead of "ready", and why.
         self.impaired: Callable[[], tuple[str, str] | None] = lambda: None
+        self.advice: Callable[[], str] = lambda: ""  #: what to report of a sound worker where there is no note
         self.reload_pending: Callable[[], Awaitable[bool]] = _no
         self.conflict = ""  #: why this worker's checkpoint may not serve its model's id; "" if it may
         self._claimed = ""  # id that this process has published last
@@ -99,6 +100,7 @@ class Heartbeat:
         state, note = self.state, self.note
         if state == "ready" and (impaired := self.impaired()) is not None:
             state, note = impaired
+        note = note or self.advice()
         return WorkerInfo(
             id=self._id,
             state=state,

@@ -22,6 +22,11 @@ from server.worker.scheduling.scheduler import Scheduler
 from server.worker.snapshots import SnapshotStore
 
 log = logging.getLogger(__name__)
+#: How a sentence about a worker ends.
+NO_STORE = (
+    "has no FLUID_RESULTS, and leaves edits whose source image lies there to workers that have it: set it as the "
+    "gateways have it, and restart"
+)
 Images = Sequence[tuple[HeldJob, int]]
 Admitted = Callable[[list[AdmittedRow]], None]
 
@@ -41,6 +46,7 @@ class Intake:
     ) -> None:
         """`wake` is called when there is something for the worker's loop to do."""
         self.running: set[asyncio.Task[None]] = set()  #: admissions under way
+        self.note = ""  #: what an operator should know of this worker
         self.failures: list[BaseException] = []  #: of admissions: what the worker's loop has to raise
         self._queue = queue
         self._engine = engine
@@ -75,7 +81,10 @@ class Intake:
         try:
             data = await self._completion.persist(lambda: source_images.load(self._queue, job.lease.input))
         except StorageUnavailable as error:
-            log.warning("%s is requeued: %s", job.lease.job_id, error.message)
+            if self._queue.store is None:
+                self._leave_stored(job)
+            else:
+                log.warning("%s is requeued: %s", job.lease.job_id, error.message)
             await self._completion.requeue_after_outage(job)
             return False
         try:
@@ -86,6 +95,12 @@ class Intake:
             await self._completion.reject(job, str(error))
             return False
         return True
+
+    def _leave_stored(self, job: HeldJob) -> None:
+        """Take no more edits like this job, and say so once: each would be taken and requeued without end."""
+        if not self._queue.leaves_stored:
+            self._queue.leaves_stored, self.note = True, NO_STORE
+            log.error("%s is requeued: this worker %s", job.lease.job_id, NO_STORE)
 
     def admit(self, images: Images) -> None:
         """Ask the engine for a row for each image: resumed from its snapshot if there is one, else from its first step.

@@ -66,39 +66,32 @@ class Worker:
         self.registry = registry
         self.id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
         self._bell = asyncio.Event()  #: there is something for a pass of the loop
-        self.engine = EngineSlot(EngineThread(settings.snapshot_steps), self._bell.set)
+        ring = self._bell.set
+        self.engine = EngineSlot(EngineThread(settings.snapshot_steps), ring)
         self.scheduler = Scheduler(settings.max_rows, settings.ageing_s)
         self.preemption = PreemptionPolicy(self.scheduler)
         self.tally = Tally()
         self.heartbeat = Heartbeat(self.id, registry, self.engine, self.scheduler, self.tally)
         self.heartbeat.configured = settings.checkpoint
-        self.renewer = LeaseRenewer(queue, self.scheduler, settings.lease_s, self._note_progress, self._bell.set)
-        self.cancel_listener = CancelListener(queue, self.scheduler, self._bell.set)
+        self.renewer = LeaseRenewer(queue, self.scheduler, settings.lease_s, self._note_progress, ring)
+        self.cancel_listener = CancelListener(queue, self.scheduler, ring)
         self.snapshots = SnapshotStore(queue, self.engine, self.tally)
         self.results = ResultWriter(queue, self.tally, self.id, settings.lease_s)
         self.completion = Completion(
             queue, self.engine, self.scheduler, self.snapshots, self.results, self.tally, settings.lease_s, tracing
         )
-        self.intake = Intake(
-            queue, self.engine, self.scheduler, self.completion, self.snapshots, self.tally, self._bell.set
-        )
+        self.intake = Intake(queue, self.engine, self.scheduler, self.completion, self.snapshots, self.tally, ring)
         self.taker = Taker(
             self.id, queue, self.engine, self.scheduler, self.intake, self.preemption, lambda: self.taking
         )
         self.publisher = Publisher(
-            queue,
-            self.engine,
-            self.scheduler,
-            self.completion,
-            self.snapshots,
-            self.results,
-            self.tally,
-            self._bell.set,
+            queue, self.engine, self.scheduler, self.completion, self.snapshots, self.results, self.tally, ring
         )
         self.watchdog = Watchdog(self.engine, self.completion, settings.step_timeout_s, self.taker.stop)
         self.reloader = Reloader(settings.checkpoint, registry, queue, self.engine, self.heartbeat, self._load)
         self.supervisor = Supervisor(self._report_crash)
         self.heartbeat.impaired, self.heartbeat.reload_pending = self._impaired, self.reloader.pending
+        self.heartbeat.advice = lambda: self.intake.note
         self._factory = factory
         self._outlast = partial(outlast_outages, queue.redis, settings.redis_url)
         self.hung_thread = False  #: a reload's engine hangs on a thread that cannot be ended
@@ -163,8 +156,14 @@ class Worker:
         self.heartbeat.throughput.record(steps, time.monotonic() - began)  # a first guess, until there is real work
         return thread, info
 
-    async def _install(self, thread: EngineThread, info: ModelInfo) -> None:
+    def _use(self, thread: EngineThread, info: ModelInfo) -> None:
+        """Serve with this engine from now on. It may have fewer rows than FLUID_MAX_ROWS: images would wait without end
+        for more of them than there are."""
         self.engine.install(thread, info)
+        self.scheduler.max_rows = min(self.settings.max_rows, thread.engine.max_rows)
+
+    async def _install(self, thread: EngineThread, info: ModelInfo) -> None:
+        self._use(thread, info)
         await self._outlast(self.heartbeat.claim)
 
     async def _work(self) -> None:
@@ -255,9 +254,9 @@ class Worker:
         if loaded is None:
             return
         await self._requeue_unstarted()
-        if not self._idle:
+        if not self._idle or not await self.reloader.confirm(loaded):
             return
-        self.engine.install(loaded.thread, loaded.info)
+        self._use(loaded.thread, loaded.info)
         await self.completion.persist(lambda: self.registry.finish_reload(loaded.request, loaded.info, loaded.replaces))
         self.heartbeat.note, self.heartbeat.reloads = "", loaded.request.number
         self.reloader.ready = None

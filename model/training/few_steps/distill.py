@@ -135,14 +135,16 @@ def distilled_model(run: Distillation) -> Fluid:
     return model.eval()
 
 
-def write(run: Distillation, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Save the distilled model as a checkpoint, with the original's metadata and what was done.
+def write(run: Distillation, model: Fluid, name: str, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Save the run's distilled model as a checkpoint, with the original's metadata and what was done.
 
-    Presets and scores of the original are left out: they are those of a head that needs more steps.
+    Presets and scores of the original are left out: they are those of a head that needs more steps. So is its name: by
+    it workers serve both beside each other.
     """
     about = {key: value for key, value in run.checkpoint.about.items() if key not in ("sampling", "metrics")}
+    about["name"] = name
     about["few_steps"] = {
         "of": run.checkpoint.sha256, "steps": run.learner.clock.step,
         "minutes": round(run.learner.clock.seconds / 60, 1),
     }  # fmt: skip
-    save_checkpoint(folder, distilled_model(run), run.checkpoint.tokenizer, about, dtype)
+    save_checkpoint(folder, model, run.checkpoint.tokenizer, about, dtype)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from server.errors import InvalidRequest
@@ -19,31 +20,47 @@ from server.model_info import ModelInfo
 _ONE_AT_A_TIME = asyncio.Semaphore(1)
 
 
-async def edit_line(
-    body: Mapping[str, Any],
-    job_id: str,
-    batch: Batch,
-    files: FileStore,
-    models: dict[str, ModelInfo],
-    default: str,
-    mapping: ClientMapping,
-) -> tuple[EditRequest, JobInput, bytes]:
-    """Return the request of a line, its job and the packed source image.
+@dataclass(frozen=True, slots=True)
+class EditLine:
+    """The request of a line, with the references to its images, which are not read yet."""
 
-    Raises:
-        RequestError: the line is invalid, or its images cannot be used.
-    """
-    values = dict(body)
-    image, mask = values.pop("image", None), values.pop("mask", None)
-    images = values.pop("images", None)
-    if images is not None:
-        if image is not None or not isinstance(images, list) or len(images) != 1:
-            raise InvalidRequest("'images' must be a list of one image, without 'image' beside it.", param="images")
-        image = images[0]
-    request = validated(EditRequest, values)
-    owner = batch.fields["owner"]
-    original = await read_image(image, "image", owner, files, batch.id)
-    hole = await read_image(mask, "mask", owner, files, batch.id)
-    async with _ONE_AT_A_TIME:
-        job, source, _ = await resolve_edit(request, original, hole, job_id, models, default, mapping)
-    return request, job, source
+    request: EditRequest
+    image: Any
+    mask: Any
+
+    @classmethod
+    def of(cls, body: Mapping[str, Any]) -> "EditLine":
+        """Parse the body of a line.
+
+        Raises:
+            RequestError: it is invalid.
+        """
+        values = dict(body)
+        image, mask = values.pop("image", None), values.pop("mask", None)
+        images = values.pop("images", None)
+        if images is not None:
+            if image is not None or not isinstance(images, list) or len(images) != 1:
+                raise InvalidRequest("'images' must be a list of one image, without 'image' beside it.", param="images")
+            image = images[0]
+        return cls(validated(EditRequest, values), image, mask)
+
+    async def load(
+        self,
+        job_id: str,
+        batch: Batch,
+        files: FileStore,
+        models: dict[str, ModelInfo],
+        default: str,
+        mapping: ClientMapping,
+    ) -> tuple[JobInput, bytes]:
+        """Read the images, and return the job and the packed source image.
+
+        Raises:
+            RequestError: the images cannot be used, or the request is invalid.
+        """
+        owner = batch.fields["owner"]
+        original = await read_image(self.image, "image", owner, files, batch.id)
+        hole = await read_image(self.mask, "mask", owner, files, batch.id)
+        async with _ONE_AT_A_TIME:
+            job, source, _ = await resolve_edit(self.request, original, hole, job_id, models, default, mapping)
+        return job, source

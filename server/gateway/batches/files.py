@@ -21,8 +21,9 @@ from server.errors import (
     UnknownFile,
     UnreadableRecord,
 )
+from server.errors.limits import MIB
 from server.gateway.pagination import ids_after, read_listed
-from server.queue.job_queue import MIB, JobQueue
+from server.queue.job_queue import JobQueue
 from server.queue.redis_client import read_hash
 from server.records import UNREADABLE, finite
 from server.storage.object_names import upload_name
@@ -31,6 +32,7 @@ from server.storage.object_store import ObjectStore
 #: 50,000 lines, each with a prompt and a few parameters, take about 12 MiB.
 MAX_FILE_BYTES = 32 << 20
 CHUNK_BYTES = 256 << 10
+UNREADY_S = 60  #: of a file whose content was not stored, because its gateway died
 MAX_FILES = 10_000  # of one owner; a list of them is read whole
 
 
@@ -92,7 +94,7 @@ class FileStore:
         name = upload_name(store.namespace, file_id) if store else None
         args = {
             "id": file_id, "object": name, "owner": owner, "filename": filename, "purpose": purpose,
-            "size_bytes": len(data), "ttl_s": ttl_s, "list_ttl_s": self._ttl_s,
+            "size_bytes": len(data), "unready_s": UNREADY_S, "ttl_s": ttl_s, "list_ttl_s": self._ttl_s,
             "limits": {**limits, "max_files": MAX_FILES},
         }  # fmt: skip
         outcome, used, now = await self._queue.run("file_create", args)
@@ -104,10 +106,10 @@ class FileStore:
             if store and name:
                 await store.put(name, data)
             else:
-                await self._redis.set(self._keys.file_bytes(file_id), data, ex=ttl_s)
-            await self._queue.replicated.confirm(
-                (self._keys.file_object_hash if name else self._keys.file_bytes)(file_id)
-            )
+                await self._redis.set(self._keys.file_bytes(file_id), data, ex=UNREADY_S)
+            if not await self._queue.run("file_ready", {"id": file_id, "owner": owner}, replicated=True):
+                lost = f"A failover of Redis lost the file, or storing it took more than {UNREADY_S} s."
+                raise NotReplicated(lost, retry_after_s=1)
         except (RedisError, NotReplicated, StorageUnavailable):
             with suppress(RedisError):
                 await self._queue.run("file_delete", {"id": file_id, "owner": owner})
@@ -122,7 +124,7 @@ class FileStore:
             UnreadableRecord: see server/records.py.
         """
         found = await read_hash(self._redis, self._keys.file_hash(file_id), f"File {file_id[:100]!r}")
-        if not found or found.get("owner") != owner:
+        if not found or found.get("owner") != owner or "unready" in found:
             raise self._unknown(file_id)
         try:
             return StoredFile(

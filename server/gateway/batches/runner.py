@@ -27,17 +27,18 @@ from server.errors import (
     UnknownJob,
     UnreadableRecord,
 )
-from server.gateway.batches.edit_lines import edit_line
+from server.errors.limits import RETRY_WHEN_USED_UP_S
+from server.gateway.batches.edit_lines import EditLine
 from server.gateway.batches.files import FileStore
 from server.gateway.batches.record import COMPLETION_WINDOW_S, Batch
 from server.gateway.batches.store import BatchStore
 from server.gateway.fleet import Fleet
-from server.gateway.requests.client_mapping import NO_MAPPING, ClientMapping
 from server.gateway.requests.resolve import resolve
 from server.gateway.requests.validation import validated
 from server.gateway.schemas.images import ImageRequest
+from server.jobs import JobInput
 from server.queue.due_work import claim_from, poll_due
-from server.queue.job_queue import JobQueue, Submission
+from server.queue.job_queue import JobQueue, Outcome, Submission
 from server.queue.redis_client import redis_time
 from server.records import skip
 from server.telemetry.job_trace import request_attributes
@@ -46,6 +47,7 @@ from server.telemetry.tracing import OFF, Tracing
 log = logging.getLogger(__name__)
 MAX_UNFINISHED_JOBS = 64  # of one batch, waiting or running
 STEP_INTERVAL_S = 0.25  # between two steps of a batch that has no room for more jobs
+PAUSE_S = 5.0  # before the next step of one whose next line memory has no room for
 VISIBILITY_TIMEOUT_S = 15.0  # after this a gateway counts as dead and another may claim the batch
 CONCURRENT_BATCHES = 16
 LINE_ERROR_BYTES = 400  # what a rejected line's error takes; every line may be rejected
@@ -62,10 +64,9 @@ class BatchRunner:
         store: BatchStore,
         ttl_s: int,
         bugs: Counter,
-        mapping: ClientMapping = NO_MAPPING,
         tracing: Tracing = OFF,
     ) -> None:
-        self._mapping, self._tracing = mapping, tracing
+        self._tracing = tracing
         self._queue, self._redis, self._keys = queue, queue.redis, queue.keys
         self._fleet, self._files, self._store, self._ttl_s, self._bugs = fleet, files, store, ttl_s, bugs
         # Parsing 32 MiB holds the interpreter for seconds: several files at a time would delay every request.
@@ -80,13 +81,14 @@ class BatchRunner:
         """Take the next step of a batch, as its status requires, and schedule the step after it."""
         fields = await self._redis.hgetall(self._keys.batch_hash(batch_id))
         if not fields or fields.get("status") in OVER:
-            await self._redis.zrem(self._keys.batches_zset, batch_id)
+            await self._store.forget(batch_id)
             return
         try:
             batch = Batch.from_fields(batch_id, fields)
         except UnreadableRecord as error:  # due again after the visibility timeout, for a gateway that can read it
             skip("a batch", error)
             return
+        pause_s = STEP_INTERVAL_S
         # Cancellation and expiry come first, so that a step that keeps failing cannot keep a batch alive.
         if batch.status == "cancelling":
             await self._finalize(batch, "cancelled")
@@ -101,10 +103,10 @@ class BatchRunner:
             skip("a batch", UnreadableRecord(f"unknown status {batch.status!r}"))
             return
         elif batch.cursor < batch.total:
-            await self._submit_lines(batch)
+            pause_s = await self._submit_lines(batch)
         elif batch.unfinished <= 0:
             await self._store.end(batch, "completed")
-        due_at = await redis_time(self._redis) + STEP_INTERVAL_S
+        due_at = await redis_time(self._redis) + pause_s
         await self._redis.zadd(self._keys.batches_zset, {batch_id: due_at}, xx=True)
 
     async def _validate(self, batch: Batch) -> None:
@@ -142,27 +144,30 @@ class BatchRunner:
         errors = {"object": "list", "data": [{"code": code, "line": line, "message": message, "param": None}]}
         await self._store.transition(batch, "failed", expected=(batch.status,), errors=json.dumps(errors))
 
-    async def _submit_lines(self, batch: Batch) -> None:
-        """Queue as many lines as there is room for; wait while a limit leaves none, or no model is known.
+    async def _submit_lines(self, batch: Batch) -> float:
+        """Queue as many lines as there is room for; wait while a limit leaves none, or no model is known. Returns the
+        seconds until the next step.
 
         A line that raises an unexpected exception is rejected alone: otherwise every later step would fail on it
         again, and the lines after it would never be generated.
         """
         room = MAX_UNFINISHED_JOBS - batch.unfinished
         if room <= 0:
-            return
+            return STEP_INTERVAL_S
         try:
             texts = await self._store.lines(batch, batch.cursor, batch.cursor + room)
         except StorageUnavailable:  # the next step repeats this one
-            return
+            return STEP_INTERVAL_S
         except UnknownFile as error:
             await self._fail(batch, error.message, error.code, None)
-            return
+            return STEP_INTERVAL_S
         for number, text in enumerate(texts, batch.cursor):
             try:
                 await self._submit(batch, number, parse_line(text))
-            except (QueueFull, RateLimited, NoWorkers, NotReplicated, StorageUnavailable):
-                return  # the next step continues here
+            except (QueueFull, RateLimited, NoWorkers, NotReplicated, StorageUnavailable) as error:
+                # The next step continues here. Memory is free when something expires, and only an edit that has been
+                # decoded has its size: without a pause that would be four times a second.
+                return PAUSE_S if error.retry_after_s == RETRY_WHEN_USED_UP_S else STEP_INTERVAL_S
             except RequestError as error:
                 await self._reject(batch, number, error)
             except RedisError:  # not the line's fault; the next step continues here
@@ -176,6 +181,7 @@ class BatchRunner:
                 )
                 await self._reject(batch, number, RequestError(message))
             await self._redis.hset(self._keys.batch_hash(batch.id), "cursor", number + 1)
+        return STEP_INTERVAL_S
 
     async def _submit(self, batch: Batch, number: int, line: Line) -> None:
         if line.error:
@@ -183,19 +189,34 @@ class BatchRunner:
         if wrong := not_for_lines(line.body):
             raise InvalidRequest(wrong[1], param=wrong[0])
         models, default = await self._fleet.models(), await self._fleet.default_model()
-        request: ImageRequest
-        source = None
+        mapping = await self._fleet.mapping_since(float(batch.fields["created_at"]), line.body.get("model"))
         if batch.endpoint == EDITS_URL:
-            # A repeated step needs the images no more, which may be gone, nor a decoder.
-            accepted = self._keys.job_hash(batch.job_id(number))
-            if await self._redis.exists(accepted):
-                await self._queue.replicated.confirm(accepted)
+            edit = EditLine.of(line.body)
+            job, _ = resolve(edit.request, models, default, mapping)
+            submission = self._submission(batch, number, edit.request, job)
+            # Ahead of the images: a line that waits for room reads and decodes none, and a repeated step needs none,
+            # which may be gone.
+            if (await self._queue.ask(submission)).outcome is not Outcome.ROOM:
                 return
-            made = await edit_line(line.body, batch.job_id(number), batch, self._files, models, default, self._mapping)
-            request, job, source = made
+            job, source = await edit.load(submission.job_id, batch, self._files, models, default, mapping)
+            submission = self._submission(batch, number, edit.request, job, source)
         else:
             request = validated(ImageRequest, line.body)
-            job, _ = resolve(request, models, default, self._mapping)
+            job, _ = resolve(request, models, default, mapping)
+            submission = self._submission(batch, number, request, job)
+        span = self._tracing.batch_line(batch.id, number + 1, batch.fields.get("trace", ""))
+        if span is not None:
+            span.set(request_attributes(submission.job_id, submission.job))
+            submission = replace(submission, trace=str(span.context))
+        try:
+            await self._queue.enqueue(submission)
+        finally:
+            if span is not None:
+                span.end()
+
+    def _submission(
+        self, batch: Batch, number: int, request: ImageRequest, job: JobInput, source: bytes | None = None
+    ) -> Submission:
         job = replace(
             job,
             priority="low",
@@ -203,16 +224,7 @@ class BatchRunner:
             batch=batch.id,
             result_ttl_s=COMPLETION_WINDOW_S + self._ttl_s,
         )
-        submission = Submission(batch.job_id(number), job, "batch", fingerprint=request.fingerprint(), source=source)
-        span = self._tracing.batch_line(batch.id, number + 1, batch.fields.get("trace", ""))
-        if span is not None:
-            span.set(request_attributes(submission.job_id, job))
-            submission = replace(submission, trace=str(span.context))
-        try:
-            await self._queue.enqueue(submission)
-        finally:
-            if span is not None:
-                span.end()
+        return Submission(batch.job_id(number), job, "batch", fingerprint=request.fingerprint(), source=source)
 
     async def _reject(self, batch: Batch, number: int, error: RequestError) -> None:
         """Record a line's error; it counts once, however often this step is repeated."""

@@ -113,11 +113,16 @@ class BatchStore:
 
     async def transition(self, batch: Batch, status: str, *, expected: tuple[str, ...], **fields: str) -> None:
         """Set a new status if the current one is still among `expected`: a cancel may have come in between."""
-        kept = self._keys.batch_files_zset(batch.id)
-        while status in OVER and (named := await self._redis.zrange(kept, 0, CHUNK_LINES - 1)):
-            await self._queue.run("batch_files", {"id": batch.id, "files": named})
         args = {"id": batch.id, "to": status, "from": expected, "ttl_s": self._ttl_s, "fields": fields}
-        await self._queue.run("batch_move", args)
+        if await self._queue.run("batch_move", args) and status in OVER:
+            await self.forget(batch.id)
+
+    async def forget(self, batch_id: str) -> None:
+        """Release the files that the lines of an ended batch name, and have no gateway work on the batch any more."""
+        kept = self._keys.batch_files_zset(batch_id)
+        while named := await self._redis.zrange(kept, 0, CHUNK_LINES - 1):
+            await self._queue.run("batch_files", {"id": batch_id, "files": named})
+        await self._redis.zrem(self._keys.batches_zset, batch_id)
 
     async def keep_files(self, batch: Batch, named: Sequence[str]) -> None:
         """Keep the files that lines name as images until the batch ends, even if they expire or are deleted."""

@@ -22,7 +22,6 @@ from server.gateway.queue_trouble import reason
 from server.gateway.schemas.openapi import MODEL, READY
 from server.gateway.schemas.operations import Health, ModelList, ModelObject
 from server.queue.redis_client import redis_time
-from server.queue.registry import current_models
 from server.queue.statistics import queue_counts
 
 log = logging.getLogger(__name__)
@@ -92,8 +91,8 @@ async def ready(services: ServicesDep) -> Response:
     if failing:
         why_not = f"{why_not}; {failing}" if why_not else failing
     if why_not is None:
-        warnings = [trouble] if (trouble := await services.fleet.default_trouble()) else []
         models = {"models": await services.fleet.readiness()}
+        warnings = services.fleet.warnings
         return JSONResponse({"status": "ready", **models} | ({"warnings": warnings} if warnings else {}))
     return JSONResponse({"status": "not ready", "reason": why_not}, status_code=503, headers={"Retry-After": "1"})
 
@@ -112,7 +111,7 @@ async def metrics(request: Request, services: ServicesDep) -> Response:
         services.metrics,
         await queue_counts(services.queue),
         workers,
-        current_models(await registry.models(), workers, await registry.replaced()),
+        await registry.current_models(workers, await registry.replaced()),
         await registry.stats(),
         await redis_time(services.queue.redis),
         last_seen,

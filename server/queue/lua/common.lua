@@ -158,7 +158,8 @@ end
 local function charge(owner, bytes, in_redis)
   if bytes == 0 then return end
   add_bytes(keys.stored_bytes_hash, owner, bytes)
-  add_bytes(keys.counters_hash, 'stored_bytes', in_redis or bytes) -- the total
+  local total = in_redis or bytes
+  if total ~= 0 then add_bytes(keys.counters_hash, 'stored_bytes', total) end -- Redis 7.0 takes Lua's -0 for no integer
 end
 
 -- What refuses `bytes` more of this owner: {outcome, bytes in use}, or nil. `limits`: max_key_bytes and max_bytes, 0 for
@@ -232,7 +233,7 @@ end
 local function finish(id, state, ttl_s, result, ...)
   local job, at = keys.job_hash(id), clock()
   local f = read(id, 'model', 'state', 'result_ttl_s', 'owner', 'webhook', 'batch', 'kind', 'bytes', 'reserved_bytes',
-    'source_bytes', 'deadline', 'class', 'caller', 'work', 'sequence', 'waiter', 'source_object')
+    'source_bytes', 'deadline', 'class', 'caller', 'work', 'sequence', 'waiter', 'source_object', 'outside_bytes')
   ttl_s = tonumber(f[3] or ttl_s)
   local owner, before = f[4] or '', read_number(f[8])
   local bytes = before - read_number(f[9]) + (result and result.bytes or 0)
@@ -246,8 +247,14 @@ local function finish(id, state, ttl_s, result, ...)
     redis.call('DEL', keys.resume_hash(id), keys.input_bytes(id))
     bytes = bytes - read_number(f[10])
   end
-  -- A failover that loses this end runs the job again, and needs its image.
-  if f[17] then discard(f[17], at + (state == 'failed' and ttl_s or FAILOVER_S)) end
+  local outside = read_number(f[18]) -- what the image takes of FLUID_RESULTS
+  if f[17] and state == 'failed' then
+    discard(f[17], at + ttl_s)
+    if outside > 0 then redis.call('ZADD', keys.stored_zset, time_text(at + ttl_s), stored_name(id, owner, outside, 0)) end
+  elseif f[17] then
+    discard(f[17], at + FAILOVER_S) -- a failover that loses this end runs the job again, and needs its image
+    charge(owner, -outside, 0)
+  end
   -- A follower that learns of the end finds its times in the record.
   if transition(id, f[2], state, owner, f[15], 'completed_at', time_text(at), 'expires_at', time_text(at + ttl_s), ...)
   then

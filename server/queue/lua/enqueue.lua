@@ -1,15 +1,17 @@
 -- Accept a job. args: id, input (JSON text), kind, model, class, caller, owner, work, fingerprint,
 -- follow_events, bytes that it takes with its images, reserved_bytes (those of the images), limits, and optionally
--- source_bytes (of an edit's image), source_object (its name, if it lies in FLUID_RESULTS), deadline_ms, result_ttl_s,
--- webhook, batch, trace (a traceparent), waiter (the gateway that waits for the end), key, the
--- Idempotency-Key, and cache_key with cache_s and checkpoint: hash of a request whose images may be kept for equal ones, for
--- how long, and the weights that the caller expects; with only_cached nothing is queued.
+-- source_bytes (of an edit's image), source_object and outside_bytes (its name and size, if it lies in FLUID_RESULTS),
+-- deadline_ms, result_ttl_s, webhook, batch, trace (a traceparent), waiter (the gateway that waits for the end), key, the
+-- Idempotency-Key, and cache_key with cache_s and checkpoint: hash of a request whose images may be kept for equal ones,
+-- for how long, and the weights that the caller expects. With only, nothing is queued: 'cached' looks for images, 'asked'
+-- for the job and then for a limit that refuses it.
 -- limits: max_queue, queue_share, and max_jobs, max_batch_lines, max_webhooks, max_key_bytes, max_bytes (0: any number).
 -- Returns {outcome, job id, creation time}; outcome is new, known (the same request was accepted before), differs
 -- (another request had this id or key), taken (another owner has this id), gone (the job ended and was deleted), cached
--- (an equal request of this owner has the images), uncached (none has, and only_cached was set),
--- no_source (there is no image of source_bytes), or the limit that refuses it: full, share, busy, lines, webhooks,
--- key_bytes, bytes (then the second value is how much of it is used instead of the id).
+-- (an equal request of this owner has the images), uncached (none has, only = 'cached'), room (no limit refuses it,
+-- only = 'asked'), no_source (there is no image of source_bytes), late_source (its object is about to be deleted), or the
+-- limit that refuses it: full, share, busy, lines, webhooks, key_bytes, bytes (then the second value is how much of it is
+-- used instead of the id).
 -- Safe to repeat: a client library that retries after a lost reply does not enqueue twice.
 local IDEMPOTENT_FOR_S = 86400
 local CACHED_LEFT_S = 60 -- a cached job stays at least this long, for the response and its retries
@@ -42,7 +44,7 @@ if args.cache_key then -- before the limits: it takes neither a place nor memory
     remember(found)
     return {'cached', found, f[4]}
   end
-  if args.only_cached then return {'uncached', id, ''} end
+  if args.only == 'cached' then return {'uncached', id, ''} end
 end
 local limits, is_line = args.limits, args.kind == 'batch'
 -- Each model has a line of its own: one that has no worker must not take the others' places.
@@ -69,15 +71,18 @@ if args.webhook and limits.max_webhooks > 0 then
   local pending = redis.call('ZCARD', keys.webhooks_zset(owner))
   if pending >= limits.max_webhooks then return {'webhooks', tostring(pending), ''} end
 end
+local outside = args.outside_bytes or 0
+local refused = memory_refusal(owner, args.bytes + outside, limits, args.bytes)
+if refused then return {refused[1], refused[2], ''} end
+if args.only == 'asked' then return {'room', id, ''} end
 -- A failover since the image was stored may have lost it.
-if args.source_object then -- about to be deleted, it may be gone already
-  local until_s = tonumber(redis.call('ZSCORE', keys.discarded_zset, args.source_object) or '0')
-  if until_s <= clock() then return {'no_source', id, ''} end
+if args.source_object then
+  local until_s = redis.call('ZSCORE', keys.discarded_zset, args.source_object)
+  if not until_s then return {'no_source', id, ''} end
+  if tonumber(until_s) <= clock() then return {'late_source', id, ''} end
 elseif args.source_bytes and redis.call('EXISTS', keys.input_bytes(id)) == 0 then
   return {'no_source', id, ''}
 end
-local refused = memory_refusal(owner, args.bytes, limits)
-if refused then return {refused[1], refused[2], ''} end
 local at = clock()
 local sequence = redis.call('HINCRBY', keys.counters_hash, 'sequence', 1)
 local deadline = args.deadline_ms and time_text(at + args.deadline_ms / 1000)
@@ -91,8 +96,8 @@ local function write(field, value)
 end
 
 write('deadline', deadline)
-for _, field in ipairs({'webhook', 'batch', 'result_ttl_s', 'source_bytes', 'source_object', 'trace', 'cache_key',
-  'cache_s', 'waiter'}) do
+for _, field in ipairs({'webhook', 'batch', 'result_ttl_s', 'source_bytes', 'source_object', 'outside_bytes', 'trace',
+  'cache_key', 'cache_s', 'waiter'}) do
   write(field, args[field])
 end
 redis.call('HSET', job, unpack(record))
@@ -103,7 +108,7 @@ if args.source_object then redis.call('ZREM', keys.discarded_zset, args.source_o
 if args.source_bytes then redis.call('PERSIST', keys.input_bytes(id)) end
 redis.call('ZADD', keys.jobs_zset(owner), sequence, id)
 redis.call('ZADD', keys.state_jobs_zset(owner, 'queued'), sequence, id)
-charge(owner, args.bytes)
+charge(owner, args.bytes + outside, args.bytes)
 count('submitted:' .. args.kind)
 count('state:queued')
 if open_by then redis.call('HINCRBY', keys.open_jobs_hash, open_by, 1) end

@@ -25,6 +25,9 @@ if #expired > 0 then count('expired', #expired) end
 for _, name in ipairs(redis.call('ZRANGEBYSCORE', keys.stored_zset, '-inf', now, 'LIMIT', 0, 1000)) do
   forget(name)
   local id, owner = string.match(name, '^(%S+) (%S*) ')
-  if id then redis.call('ZREM', keys.batch_list(owner), id) end -- or it would count as kept for a day more
+  if id then -- or it would count as kept for a day more
+    redis.call('ZREM', keys.batch_list(owner), id)
+    redis.call('ZREM', keys.file_list(owner), id)
+  end
 end
 return #expired

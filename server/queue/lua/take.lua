@@ -1,7 +1,8 @@
 -- Take the next waiting job of a model, as a lease. args: model, worker, lease_ms, max_attempts, ttl_s, token, ageing_s,
 -- min_wait_s, the least time that the job must have waited, and preempting, absent to take any job, else by class
--- {any_caller, others, but}: see lease_queue.Preempting. Returns {} if there is none, else {lease, 1 if more jobs wait}: a
--- worker that knows that none does blocks for the next one without asking again.
+-- {any_caller, others, but}: see lease_queue.Preempting. With but_stored, edits whose image lies in FLUID_RESULTS are left
+-- to workers that have it. Returns {} if there is none, else {lease, 1 if more jobs wait}: a worker that knows that none
+-- does blocks for the next one without asking again.
 -- Safe to repeat: a repetition after a lost reply has the same token and gets the same job, without a new attempt,
 -- unless another worker has the job by then.
 local model = args.model
@@ -54,25 +55,38 @@ if head and intact(head) and not redis.call('HGET', keys.job_hash(head), 'aged')
   end
 end
 
--- The caller whose turn it is in a class; of those only whose next job may preempt, if only such jobs are wanted.
-local function next_caller(class)
+-- A caller's next job, of the first few if some of them are left to other workers.
+local function next_job(class, caller)
+  local waiting = keys.waiting_zset(model, class, caller)
+  if not args.but_stored then return redis.call('ZRANGE', waiting, 0, 0)[1] end
+  for _, id in ipairs(redis.call('ZRANGE', waiting, 0, CALLERS_READ - 1)) do
+    if type(redis.pcall('HGET', keys.job_hash(id), 'source_object')) ~= 'string' then return id end
+  end
+end
+
+-- The caller whose turn it is in a class, and its job; of those only whose next job may preempt, if only such jobs are
+-- wanted.
+local function next_of(class)
   local callers = keys.callers_zset(model, class)
-  if not args.preempting then return redis.call('ZRANGE', callers, 0, 0)[1] end
-  local wanted, held = args.preempting[class], {}
-  if not wanted then return nil end
-  for _, caller in ipairs(wanted.but) do held[caller] = true end
-  for _, caller in ipairs(redis.call('ZRANGE', callers, 0, #wanted.but + CALLERS_READ - 1)) do
-    if wanted.others and not held[caller] then return caller end
-    local id = wanted.any_caller and redis.call('ZRANGE', keys.waiting_zset(model, class, caller), 0, 0)[1]
-    if id and not redis.call('HGET', keys.job_hash(id), 'aged') then return caller end
+  if not args.preempting and not args.but_stored then
+    local caller = redis.call('ZRANGE', callers, 0, 0)[1]
+    return caller, caller and next_job(class, caller)
+  end
+  local wanted, held = args.preempting and args.preempting[class], {}
+  if args.preempting and not wanted then return nil end
+  for _, caller in ipairs(wanted and wanted.but or {}) do held[caller] = true end
+  for _, caller in ipairs(redis.call('ZRANGE', callers, 0, (wanted and #wanted.but or 0) + CALLERS_READ - 1)) do
+    local id = next_job(class, caller)
+    local suits = not wanted or (wanted.others and not held[caller])
+      or (wanted.any_caller and id and not redis.call('HGET', keys.job_hash(id), 'aged'))
+    if suits and (id or not args.but_stored) then return caller, id end
   end
 end
 
 for _, class in ipairs(PRIORITIES) do
   while true do
-    local caller = next_caller(class)
+    local caller, id = next_of(class)
     if not caller then break end
-    local id = redis.call('ZRANGE', keys.waiting_zset(model, class, caller), 0, 0)[1]
     local f = id and waits_in(class, id, caller)
     if not id then
       redis.call('ZREM', keys.callers_zset(model, class), caller)

@@ -12,6 +12,7 @@ import torch
 from fluid_kernels.head_loop import HeadWeights, Rows, head_loop_ref, initial_noise
 from model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from model.config import ConfigError
+from model.evaluation.validation_loss import validation_loss
 from model.flow import flow_schedule
 from model.inference.engine import Engine
 from model.inference.generate import generate
@@ -199,8 +200,10 @@ def test_the_command_writes_a_checkpoint_that_says_where_it_comes_from(
     command.main([*words, "--minutes", "0", "--steps", "4"])
     written = load_checkpoint(out / "checkpoint")
     assert written.config == replace(FLOW, mean_flow=True)
-    assert written.about["name"] == "bent" and written.about["few_steps"]["of"] == checkpoint.sha256
+    assert written.about["name"] == "bent-few-steps" and written.about["few_steps"]["of"] == checkpoint.sha256
     assert "sampling" not in written.about
+    with pytest.raises(ConfigError, match="a mean-flow head, whose loss does not compare"):
+        validation_loss(written, {}, 8, torch.device("cpu"))
     assert default_sampling(written.config)["presets"]["medium"]["diffusion_steps"] == 4
     assert sampling_limits(written.config)["max_guidance_scale"] == 8
     assert set(json.loads((out / "errors.json").read_text())["errors"]) == {f"guidance {scale}" for scale in (1, 3, 6)}

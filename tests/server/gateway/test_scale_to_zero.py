@@ -38,3 +38,16 @@ def test_work_for_no_worker_is_counted_until_one_has_done_it(new_service: Callab
     url = f"{service.settings.base_url}/v1/jobs/{job}"
     until(lambda: httpx.get(url).json()["status"] == "succeeded", what="the job's end")
     assert figures(service) == {"row_steps": 0, "oldest_age_seconds": 0}
+
+
+def test_a_request_after_the_last_worker_ends_in_time(new_service: Callable[..., Service]) -> None:
+    """A gateway believes in a killed worker for 5 s: nothing answers the requests that it accepts meanwhile."""
+    service = new_service(request_timeout_s=1.0)
+    service.workers[0].kill()
+    url = f"{service.settings.base_url}/v1/images/generations"
+    late = httpx.post(url, json={"prompt": "a cat"}, timeout=30.0)
+    assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
+    assert "Not ready after 1 s (FLUID_REQUEST_TIMEOUT_S); the job was canceled" in late.json()["error"]["message"]
+    [job] = service.client._http.get("/v1/jobs").json()["data"]
+    assert job["status"] == "canceled"
+    until(lambda: httpx.post(url, json={"prompt": "a cat"}, timeout=30.0).status_code == 503, what="the loss")

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 
 from server.errors import QueueFull, RateLimited
+from server.errors.limits import MIB
 from server.jobs import JobState, Output
-from server.queue.job_queue import MIB, RECORD_BYTES, JobQueue, Submission
+from server.queue.job_queue import RECORD_BYTES, JobQueue, Submission
 from server.queue.lease_queue import LeaseQueue, LeaseRenewal
 from server.queue.registry import Registry
 from server.queue.statistics import queue_counts, usage_by_owner

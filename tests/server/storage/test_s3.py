@@ -12,9 +12,9 @@ import httpx
 import pytest
 import redis
 
+from benchmarks.options.s3_server import NoServer, moto_server, s3_server
 from server.queue.keys import Keys
 from tests.server.harness import Hold, Service, fluid, until
-from tests.server.storage.s3_server import s3_server
 
 pytestmark = pytest.mark.slow
 SECRET = "plantedSecretOfTheBucket"
@@ -45,6 +45,14 @@ def lifecycle_of_the_docs(bucket: str, root: str) -> None:
         "fluid-images",
         "fluid-uploads",
     }
+
+
+@pytest.fixture(autouse=True)
+def _moto_can_be_installed() -> None:
+    try:
+        moto_server()
+    except NoServer as error:
+        pytest.skip(str(error))
 
 
 def test_a_bucket_that_is_away_under_load(

@@ -13,8 +13,9 @@ import httpx
 import pytest
 
 from server.batch_format import EDITS_URL
-from server.errors import NotReplicated, RateLimited, StorageUnavailable, UnknownFile
-from server.gateway.batches.edit_lines import edit_line
+from server.errors import RateLimited, StorageUnavailable, UnknownFile
+from server.errors.limits import MIB
+from server.gateway.batches.edit_lines import EditLine
 from server.gateway.batches.files import FileStore
 from server.gateway.batches.runner import BatchRunner
 from server.gateway.batches.store import BatchStore
@@ -26,12 +27,11 @@ from server.images.compositing import pack
 from server.jobs import Edit, JobError, JobState, Output
 from server.metrics import Tally
 from server.queue import source_images
-from server.queue.job_queue import MIB, JobQueue, Submission
+from server.queue.job_queue import JobQueue, Submission
 from server.queue.lease_queue import LeaseQueue
 from server.queue.redis_client import redis_time
 from server.queue.registry import Registry
 from server.queue.statistics import usage_by_owner
-from server.settings import Settings
 from server.storage.object_names import expires_at, object_name
 from server.worker.results import ResultWriter
 from server.worker.scheduling.held_job import HeldJob
@@ -41,23 +41,6 @@ from tests.server.harness import Hold, Service, job_input, take, until
 TTL_S = 3600
 IMAGE, SHA256 = pack(bytes(32 * 32 * 3), bytes([255]) * 512 + bytes(512))
 anyio = pytest.mark.anyio
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    path = tmp_path / "results"
-    path.mkdir()
-    return path
-
-
-@pytest.fixture
-def stored(queue: JobQueue, settings: Settings, folder: Path) -> JobQueue:
-    return JobQueue(queue.redis, replace(settings, results=folder.as_uri()))
-
-
-@pytest.fixture
-def leases(queue: JobQueue, settings: Settings, folder: Path) -> LeaseQueue:
-    return LeaseQueue(queue.redis, replace(settings, results=folder.as_uri()))
 
 
 def uploads(folder: Path) -> list[bytes]:
@@ -99,7 +82,7 @@ async def test_files_lie_in_the_folder_as_long_as_they_are_needed(stored: JobQue
 
 @anyio
 async def test_a_source_image_in_the_folder_ends_with_its_job(
-    stored: JobQueue, leases: LeaseQueue, folder: Path
+    stored: JobQueue, stored_leases: LeaseQueue, folder: Path
 ) -> None:
     def edit_of(job_id: str) -> Submission:
         return Submission(job_id, job_input(edit=Edit(job_id, SHA256, feather=1)), "job", source=IMAGE)
@@ -108,17 +91,17 @@ async def test_a_source_image_in_the_folder_ends_with_its_job(
         await stored.enqueue(edit_of("job_1"))
     await sweep(stored, source_images.UNCLAIMED_S + 1)
     assert uploads(folder) == [IMAGE] and not await stored.redis.exists(stored.keys.input_bytes("job_1"))
-    lease = await take(leases)
-    assert await source_images.load(leases, lease.input) == IMAGE
-    await leases.requeue(lease)
+    lease = await take(stored_leases)
+    assert await source_images.load(stored_leases, lease.input) == IMAGE
+    await stored_leases.requeue(lease)
     await sweep(stored, 10 * TTL_S)  # a job may wait for any time
-    await leases.finish(await take(leases), JobState.FAILED, error=JobError("x", "y"))
+    await stored_leases.finish(await take(stored_leases), JobState.FAILED, error=JobError("x", "y"))
     await sweep(stored)
-    assert await source_images.load(leases, lease.input) == IMAGE, "a replay needs it"
+    assert await source_images.load(stored_leases, lease.input) == IMAGE, "a replay needs it"
     await sweep(stored, stored.ttl_s + 1)
     assert uploads(folder) == []
     await stored.enqueue(edit_of("job_2"))
-    await leases.finish(await take(leases), JobState.SUCCEEDED)
+    await stored_leases.finish(await take(stored_leases), JobState.SUCCEEDED)
     await sweep(stored, 50)
     assert uploads(folder) == [IMAGE], "a failover that loses the end runs the job again"
     await sweep(stored, 61)
@@ -126,7 +109,7 @@ async def test_a_source_image_in_the_folder_ends_with_its_job(
     # One that was to be deleted before its job was accepted is not relied on.
     name = await source_images.store(stored, "job_3", IMAGE)
     await stored.redis.zadd(stored.keys.discarded_zset, {name: 1})
-    with pytest.raises(NotReplicated):
+    with pytest.raises(StorageUnavailable):
         await stored._enqueue(edit_of("job_3"), source_object=name)
     unstored = folder.rename(folder.with_name("moved"))
     with pytest.raises(StorageUnavailable):
@@ -167,8 +150,9 @@ async def test_a_batch_keeps_its_files_and_waits_for_the_folder(
     await runner.advance(batch.id)
     found = await store.get("ann", batch.id)
     assert (found.status, found.cursor, found.rejected) == ("in_progress", 2, 1), "bob's image is not ann's"
+    edit, other, models = EditLine.of(bodies[0]), replace(found, id="batch_2"), await fleet.models()
     with pytest.raises(UnknownFile):
-        await edit_line(bodies[0], "j", replace(found, id="batch_2"), files, await fleet.models(), "fake", NO_MAPPING)
+        await edit.load("j", other, files, models, "fake", NO_MAPPING)
     await queue.cancel(f"{batch.id}_0")
     await runner.advance(batch.id)
     assert (await store.get("ann", batch.id)).status == "completed"
@@ -180,30 +164,32 @@ async def test_a_batch_keeps_its_files_and_waits_for_the_folder(
 
 
 @anyio
-async def test_images_of_a_long_job_expire_by_its_end(leases: LeaseQueue, stored: JobQueue, folder: Path) -> None:
+async def test_images_of_a_long_job_expire_by_its_end(
+    stored_leases: LeaseQueue, stored: JobQueue, folder: Path
+) -> None:
     """Their time began when they were stored: those of a job of hours were swept while its record named them."""
     await stored.enqueue(Submission("job_1", job_input(n=2), "job"))
-    lease = await take(leases)
-    job, writer = HeldJob(lease, 0.0, deque()), ResultWriter(leases, Tally(), "w1", 1.0)
-    now, assured = await redis_time(leases.redis), leases.store
+    lease = await take(stored_leases)
+    job, writer = HeldJob(lease, 0.0, deque()), ResultWriter(stored_leases, Tally(), "w1", 1.0)
+    now, assured = await redis_time(stored_leases.redis), stored_leases.store
     assert assured is not None
     for index, stored_at in ((0, now - 2 * TTL_S), (1, now)):
-        ends = stored_at + leases.result_ttl_s(lease)
+        ends = stored_at + stored_leases.result_ttl_s(lease)
         name = object_name(assured.namespace, lease.job_id, lease.token, index, "png", ends)
         await assured.put(name, b"x")
         job.outputs[index] = Output(index, 7, 32, 32, "png", 1, "sha", lease.token, name)
     before = dict(job.outputs)
     await writer.extend(job)
     assert job.outputs[1] == before[1] and job.outputs[0].location != before[0].location
-    assert (expires_at(job.outputs[0].location) or 0) > now + leases.result_ttl_s(lease)
+    assert (expires_at(job.outputs[0].location) or 0) > now + stored_leases.result_ttl_s(lease)
     await sweep(stored, TTL_S)
     assert await assured.get(job.outputs[0].location) == b"x" and await assured.get(before[0].location) is None
     # In Redis the finish itself does it.
     lease = replace(lease, input=replace(lease.input, n=1))
-    key = leases.keys.result_bytes("job_1", lease.token, 0)
-    await leases.redis.set(key, b"x", ex=60)
-    await leases.finish(lease, JobState.SUCCEEDED, outputs=[Output(0, 7, 32, 32, "png", 1, "sha", lease.token)])
-    assert await leases.redis.ttl(key) > leases.ttl_s
+    key = stored_leases.keys.result_bytes("job_1", lease.token, 0)
+    await stored_leases.redis.set(key, b"x", ex=60)
+    await stored_leases.finish(lease, JobState.SUCCEEDED, outputs=[Output(0, 7, 32, 32, "png", 1, "sha", lease.token)])
+    assert await stored_leases.redis.ttl(key) > stored_leases.ttl_s
 
 
 @pytest.mark.slow

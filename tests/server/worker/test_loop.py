@@ -70,3 +70,20 @@ async def test_a_format_that_cannot_be_encoded_fails_its_jobs_alone(
     assert await until_async(ends) == [("failed", 3), ("succeeded", 1), ("failed", 3)]
     worker.stop()
     await running
+
+
+async def test_a_job_of_more_images_than_the_engine_has_rows_ends(
+    queue: JobQueue, leases: LeaseQueue, settings: Settings
+) -> None:
+    """With fewer rows than FLUID_MAX_ROWS the images waited without end, together, for more rows than there are."""
+    worker = Worker(settings, leases, Registry(queue.redis, settings.namespace), lambda name: FakeEngine(4, 0.0, name))
+    running = asyncio.create_task(worker.run())
+    await accept(queue, "a", n=6)
+
+    async def ended() -> bool:
+        return (await queue.get("a")).state.terminal
+
+    await until_async(ended)
+    assert len((await queue.get("a")).outputs) == 6 and worker.heartbeat._describe().max_rows == 4
+    worker.stop()
+    await running

@@ -23,7 +23,7 @@ from server.worker.engine.fake import FakeEngine
 from server.worker.engine.protocol import Engine
 from server.worker.loop import Worker
 from server.worker.reload import Reloader
-from tests.server.harness import accept, until_async
+from tests.server.harness import Hold, accept, until_async
 
 pytestmark = pytest.mark.anyio
 
@@ -190,6 +190,26 @@ async def test_a_failed_reload_ends_its_thread(
     stats = await registry.stats()
     counted = {name.split("|")[1]: n for name, n in stats.items() if name.startswith("fluid_engine_failures_total")}
     assert counted == ({stage: 1.0} if stage else {})
+
+
+async def test_a_reload_leaves_no_job_behind(
+    queue: JobQueue, leases: LeaseQueue, settings: Settings, hold: Hold
+) -> None:
+    """Jobs that came while the old engine finished, or were requeued for it, waited for a model without a worker."""
+    registry = Registry(leases.redis, settings.namespace)
+    async with running(leases, settings) as worker:
+        await accept(queue, "held", prompt=hold.prompt())
+        await until(lambda: bool(worker.scheduler.rows))
+        request = await registry.request_reload(settings.checkpoint, "fake-other")
+        await until(lambda: worker.reloader.ready is not None)
+        await accept(queue, "job")
+        hold.release()
+        await until(lambda: worker.heartbeat.reloads == request.number)
+        assert "Jobs wait for fake, and no live worker of another FLUID_CHECKPOINT" in worker.heartbeat.note
+        await until_async(lambda: _ended(queue))
+        await registry.request_reload(settings.checkpoint, "fake-other")
+        await until(lambda: worker.engine.info.id == "fake-other")
+        assert await registry.replaced() == {"fake": "fake-other"}
 
 
 async def test_a_worker_that_stops_is_not_lost_and_one_that_vanishes_is(leases: LeaseQueue, settings: Settings) -> None:

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.nova import released_transformer
+from benchmarks.imported.nova import released_transformer
 from fluid_kernels.head_loop import TRAIN_STEPS
 from fluid_kernels.philox import INITIAL, STEP, normal_ref
 from model.checkpoint import load_checkpoint

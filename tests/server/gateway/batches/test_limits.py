@@ -10,6 +10,7 @@ import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from server.errors import BodyTooLarge, QueueFull, RateLimited, UnknownFile
+from server.errors.limits import MIB
 from server.gateway.batches.files import FileStore
 from server.gateway.batches.runner import BatchRunner
 from server.gateway.batches.store import BatchStore
@@ -17,7 +18,7 @@ from server.gateway.fleet import Fleet
 from server.gateway.metrics import GatewayMetrics
 from server.jobs import JobState
 from server.launcher.embedded_valkey import EmbeddedValkey
-from server.queue.job_queue import MIB, JobQueue
+from server.queue.job_queue import JobQueue
 from server.queue.lease_queue import LeaseQueue
 from server.queue.registry import Registry
 from server.queue.statistics import queue_counts, usage_by_owner

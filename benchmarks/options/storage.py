@@ -1,7 +1,8 @@
 """What FLUID_RESULTS costs: latency, processor time and memory of Redis per image and upload.
 
-`python -m benchmarks.storage` loads three services of the fake engine in turns, one caller after another, so that a
-busy machine slows all alike: with images in Redis, in a folder, in a bucket of moto's server. The last line is JSON.
+`python -m benchmarks.options.storage` loads three services of the fake engine in turns, one caller after another, so
+that a busy machine slows all alike: with images in Redis, in a folder, in a bucket of moto's server. The last line is
+JSON.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 import httpx
 
 from benchmarks.load.service import Service, service
-from tests.server.storage.s3_server import REGION, s3_server
+from benchmarks.options.s3_server import REGION, s3_server
 
 UPLOADS, UPLOAD_BYTES = 20, 256 << 10
 BODY = {"prompt": "a red apple", "num_inference_steps": 4}

@@ -10,22 +10,25 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
-import pytest
 
 from server.cli.demo import free_port
-from tests.server.harness import until
 
 REQUIREMENTS = ("moto[s3]==5.2.5", "flask==3.1.3", "flask-cors==6.0.5")
-INSTALL_S = 600
+INSTALL_S, START_S = 600, 60
 REGION = {"AWS_REGION": "us-east-1"}
 
 
+class NoServer(RuntimeError):
+    """moto cannot be installed, or does not start."""
+
+
 def moto_server() -> Path:
-    """The program; the environment is made once, in the user's cache folder. Skips the test where it cannot be."""
+    """The program; the environment is made once, in the user's cache folder. Raises NoServer where it cannot be."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     pins = " ".join(REQUIREMENTS) + sys.version
     folder = base / "fluid-serve" / f"test-s3-{hashlib.sha256(pins.encode()).hexdigest()[:16]}"
@@ -37,7 +40,7 @@ def moto_server() -> Path:
             subprocess.run(install, check=True, capture_output=True, timeout=INSTALL_S)
             (folder / "complete").touch()
         except (OSError, subprocess.SubprocessError) as error:
-            pytest.skip(f"moto cannot be installed into {folder}: {error}")
+            raise NoServer(f"moto cannot be installed into {folder}: {error}") from error
     return folder / "bin" / "moto_server"
 
 
@@ -84,13 +87,17 @@ class Relay:
 
 @contextlib.contextmanager
 def s3_server(bucket: str) -> Iterator[Relay]:
-    """A server with one bucket, behind a relay."""
+    """A server with one bucket, behind a relay. Raises NoServer."""
     port = free_port()
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen([moto_server(), "-H", "127.0.0.1", "-p", str(port)], **quiet)
     relay = Relay(port)
     try:
-        until(lambda: _answers(port), what="moto")
+        deadline = time.monotonic() + START_S
+        while not _answers(port):
+            if time.monotonic() > deadline:
+                raise NoServer(f"moto's server does not respond after {START_S} s")
+            time.sleep(0.05)
         httpx.put(f"http://127.0.0.1:{port}/{bucket}").raise_for_status()
         relay.start()
         yield relay

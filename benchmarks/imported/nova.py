@@ -4,7 +4,7 @@
 blocks, no autoencoder and no text encoder. One thread; the sides alternate, and figures are medians of processor time,
 which other load on the machine changes little. NOVA is a clone of baaivision/NOVA; it needs scipy and einops. Example:
 
-    python -m benchmarks.nova NOVA --batch 8 --dtype bfloat16
+    python -m benchmarks.imported.nova NOVA --batch 8 --dtype bfloat16
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ Weights and generated images may resemble these works: keep their credits (NOTIC
 
 
 def card_text(facts: dict[str, Any], about: dict[str, Any]) -> str:
-    """Fill the scenes template with the common facts of model_card.py and those that only scenes have."""
+    """Fill the scenes template with the common facts and those that only scenes have."""
     cells = ("", "_seen", "_unseen", "_ceiling")
     return CARD.format(
         **facts,

@@ -1,8 +1,8 @@
 """What traces cost: processor time of gateway and worker per image without them, with a tenth and with all traced.
 
-`python -m benchmarks.tracing` loads one service of the fake engine, whose callers ask for the traces: equal processes
-differ by some percent for as long as they live, which is more than a tenth costs. The shares take turns, so that a busy
-machine slows all alike. Spans go to a collector on this machine. The last line is JSON.
+`python -m benchmarks.options.tracing` loads one service of the fake engine, whose callers ask for the traces: equal
+processes differ by some percent for as long as they live, which is more than a tenth costs. The shares take turns, so
+that a busy machine slows all alike. Spans go to a collector on this machine. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -51,8 +51,15 @@ def sink() -> Iterator[str]:
 
 
 def run_s(pid: int) -> float:
-    """Processor time of a process so far, which the kernel counts in nanoseconds, by thread."""
-    return sum(int(task.read_text().split()[0]) for task in Path(f"/proc/{pid}/task").glob("*/schedstat")) / 1e9
+    """Processor time of a process so far, counted by the kernel in nanoseconds for each thread that lives."""
+    return sum(map(_task_ns, Path(f"/proc/{pid}/task").iterdir())) / 1e9
+
+
+def _task_ns(task: Path) -> int:
+    try:
+        return int((task / "schedstat").read_text().split()[0])
+    except (FileNotFoundError, ProcessLookupError):  # ended since it was listed
+        return 0
 
 
 def used(running: Service) -> dict[str, float]:

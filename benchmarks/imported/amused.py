@@ -4,7 +4,7 @@
 wide as the published model's), text states in place of CLIP's and no autoencoder. One thread; the sides alternate, and
 figures are medians of processor time, which other load on the machine changes little. Example:
 
-    python -m benchmarks.amused --batch 8 --dtype bfloat16
+    python -m benchmarks.imported.amused --batch 8 --dtype bfloat16
 """
 
 from __future__ import annotations

@@ -1,0 +1,114 @@
+"""Model card of an atlas checkpoint: composed scenes of a core of things, and a breadth of single things."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from model.data.scenes.facts import SCORED_CATEGORIES
+from model.data.scenes.things import STYLES
+from model.evaluation.scene_questions import percent
+
+CARD = """# {name}
+
+{description}
+
+![64 fixed prompts](sheet.webp)
+
+*64 of the evaluation's prompts, evenly spaced, not picked. UNSEEN: a combination that training never showed, also of style.
+[wrong]: the detector did not find what the prompt states.*
+
+![Single things above the real ones](breadth-sheet.webp)
+
+*Single things, each row above its real images: first trained pairs of thing and style, then held-out ones. [wrong]: among {breadth_candidates}
+things, another one is nearer.*
+
+## What it is for
+
+The quick start, tests, benchmarks and playground of Fluid Serve. Two circles of words ({pixels} × {pixels} pixels, also on a transparent
+background):
+
+- A **core** of {concepts} things that it composes, one to four at a time, with counts, colours, positions, sizes and backgrounds, in
+  {core_styles}: {vocabulary}.
+- A **breadth** of {breadth} more things in two or more of {style_count} styles, and {breadth_in_one_style} in one, one thing at a time.
+
+`GET /v1/models` lists all of them, and a response's `warnings` name words that it does not know, with the nearest known ones. Prompts read like "a blue apple, twemoji
+style", "three cats, 3d style on a blue background", "a rocket above a castle" or "an accordion, noto style"; without a style it picks one.
+
+## Model
+
+{parameters:,} parameters in backbone and head, {tokenizer_parameters:,} in the image tokenizer; {mib:.1f} MiB. {tokens} tokens of
+{channels} channels; {depth} blocks of width {width}; head of {head_depth} blocks of width {head_width}; {prediction} prediction{few_steps};
+text encoder `{text}` (frozen, installed apart). Weights' SHA-256: `{sha256}`.
+
+## Training
+
+`make train RECIPE={name}`: {steps:,} steps of {batch} ({epochs:g} epochs) in {minutes:g} minutes of processor time, after relation pretraining
+(model/training/relation_pretraining.py). Scenes are composed during training from {pictures:,} captioned facts; tokenizer {psnr_train} dB PSNR,
+{psnr_unseen} dB on held-out combinations.
+
+![Loss over steps](curve.png)
+
+## Scores: the core
+
+`python -m model.evaluation --suite scenes`, {date}: {prompts} prompts, {images} images, settings {settings}.
+
+| category | score | seen | unseen combinations | ceiling: real renders |
+|---|---|---|---|---|
+{table}
+| mean | | **{score_seen:.1%}** | **{score_unseen:.1%}** | {checker_ceiling:.1%} |
+| style | {style:.1%} | | | {style_ceiling:.1%} |
+
+Unseen: a pair of things, a count or a colour of a thing that training never showed.
+
+Images are scored by a detector of our own, trained on renders only. It accepts {checker_ceiling:.1%} of real renders
+({checker_ceiling_jpeg:.1%} after JPEG at quality 40, which it never trained with) and rejects {checker_reject:.1%} of renders with one fact made false.
+R-precision@1 of {candidates}: {r_precision:.1%} (real renders: {r_precision_ceiling:.1%}).
+Feature distance to renders: {feature_distance:.2f} (render to render: {feature_distance_floor:.2f}).
+
+## Scores: the breadth
+
+`python -m model.evaluation --suite breadth`: R-precision@1 among {breadth_candidates} named things in features of {features}; chance is {chance:.1%}.
+
+| what | score |
+|---|---|
+| trained pairs of thing and style ({breadth_trained_images}) | **{breadth_trained}** |
+| held-out pairs ({breadth_heldout_images}): the thing trained in other styles only | {breadth_heldout} |
+| ceiling: the tokenizer's reconstructions of the real images | {breadth_ceiling} |
+
+Seam ratio of generated images (gradient across token borders over that inside, real images 1.0): {seam_ratio}.
+
+## Known failures
+
+{failures}- Counts: the commonest mistake is one thing too many, or a piece of one.
+- Things of the breadth do not compose: one at a time. More than four things, several styles in one image and letters are not followed.
+- Fine structure (thin lines, small marks) is smeared.
+
+## Data and licences
+
+Images are composed from cut-outs of
+
+{sources}
+- names and tags: {captions}, {captions_licence}
+
+Weights and generated images may resemble these works: keep their credits (NOTICE) with either. The weights are Apache-2.0.
+"""
+
+
+def card_text(facts: dict[str, Any], about: dict[str, Any]) -> str:
+    """Fill the atlas template with the common facts and those that only an atlas has."""
+    cells = ("", "_seen", "_unseen", "_ceiling")
+    distilled = about.get("few_steps")
+    return CARD.format(
+        **facts | {name: percent(facts[name]) for name in ("breadth_trained", "breadth_heldout", "breadth_ceiling")},
+        vocabulary=", ".join(about["vocabulary"]),
+        core_styles=", ".join(STYLES),
+        breadth=len(about["breadth"]),
+        breadth_in_one_style=len(about["breadth_in_one_style"]),
+        style_count=len(about["styles"]),
+        chance=1 / facts["breadth_candidates"],
+        few_steps=f", distilled into a mean flow in {distilled['minutes']:g} minutes" if distilled else "",
+        pictures=about["training"]["pictures"],
+        table="\n".join(
+            f"| {name} | " + " | ".join(percent(facts[name + c]) for c in cells) + " |" for name in SCORED_CATEGORIES
+        ),
+    )

@@ -1,0 +1,100 @@
+"""Model cards: figures of the reports, weights and scores that belong together."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from model.checkpoint import load_checkpoint, read_config, save_checkpoint
+from model.data.scenes.facts import SCORED_CATEGORIES
+from model.evaluation.cards.__main__ import main
+from model.networks.factory import build_model, new_tokenizer
+from model.presets import PRESETS
+
+SHEET = Image.fromarray(np.zeros((32, 32, 3), np.uint8))
+SCENES = {
+    "score_seen": 0.951, "score_unseen": 0.923, "style": 0.968, "style_ceiling": 0.998, "checker_ceiling": 0.991,
+    "checker_ceiling_jpeg": 0.99, "checker_reject": 0.999, "r_precision": 0.904, "r_precision_ceiling": 0.985,
+    "candidates": 100, "feature_distance": 321.5, "feature_distance_floor": -0.05, "prompts": 600, "images": 2400,
+    "features": "classifier", "date": "2026-11-28", "settings": {"num_inference_steps": 32},
+    **{f"{name}{cell}": 0.9 for name in SCORED_CATEGORIES for cell in ("", "_seen", "_unseen", "_ceiling")},
+}  # fmt: skip
+BREADTH = {
+    "breadth_candidates": 1000, "breadth_trained": 0.712, "breadth_heldout": 0.431, "breadth_ceiling": 0.957,
+    "breadth_trained_images": 1000, "breadth_heldout_images": 514, "seam_ratio": 1.043, "images": 1514,
+    "features": "classifier", "date": "2026-11-28", "settings": {"num_inference_steps": 16},
+}  # fmt: skip
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A finished run of the tiny preset that claims to be an atlas."""
+    run, source = tmp_path / "run", {"style": "3d", "package": "p@1", "title": "T", "author": "A", "licence": "MIT"}
+    about = {
+        "name": "atlas-128", "vocabulary": ["apple", "cat"], "styles": ["3d", "outline", "noto"],
+        "breadth": ["accordion", "acorn"], "breadth_in_one_style": ["abbot"],
+        "training": {"steps": 12, "minutes": 3.5, "batch": 4, "pictures": 4800, "epochs": 1.5, "final_loss": 0.4},
+        "data": {"sha256": "d" * 64, "captions": {"package": "c@1", "licence": "MIT"},
+                 "sources": [source | {"url": "https://example.org"}]},
+    }  # fmt: skip
+    config = PRESETS["tiny"]
+    save_checkpoint(run / "checkpoint", build_model(config), new_tokenizer(config), about)
+    (run / "history.json").write_text(json.dumps([[1, 0.1, 1.0], [2, 0.2, 0.5]]))
+    (run / "tokenizer").mkdir()
+    (run / "tokenizer" / "report.json").write_text('{"psnr_train_db": 29.04, "psnr_unseen_db": 30.55}')
+    return run
+
+
+def evaluated(folder: Path, report: dict[str, Any], sha256: str, sheets: tuple[str, ...]) -> Path:
+    folder.mkdir()
+    (folder / "report.json").write_text(json.dumps(report | {"checkpoint_sha256": sha256}))
+    for name in sheets:
+        SHEET.save(folder / f"{name}.png")
+    return folder
+
+
+def test_an_atlas_is_published_with_the_scores_of_both_suites(run: Path, tmp_path: Path) -> None:
+    sha256 = read_config(run / "checkpoint")["sha256"]
+    scenes = evaluated(tmp_path / "scenes", SCENES, sha256, ("sheet", "failures"))
+    breadth = evaluated(tmp_path / "breadth", BREADTH, sha256, ("sheet",))
+    out, sampling = tmp_path / "out", tmp_path / "sampling.json"
+    sampling.write_text('{"presets": {}, "defaults": {"quality": "medium"}}')
+    main(["--run", str(run), "--evaluation", str(breadth), "--evaluation", str(scenes), "--out", str(out),
+          "--sampling", str(sampling), "--description", "A model."])  # fmt: skip
+    card, about = (out / "README.md").read_text(), load_checkpoint(out).about
+    for figure in ("95.1%", "92.3%", "96.8%", "90.4%", "71.2%", "43.1%", "95.7%", "1.043", "600 prompts, 2400 images"):
+        assert figure in card, figure
+    for file in ("sheet.webp", "breadth-sheet.webp", "failures.webp", "curve.png"):
+        assert f"({file})" in card and (out / file).exists()
+    assert "num_inference_steps 32" in card, "the settings are those of the core, whatever came first"
+    assert about["metrics"]["breadth_trained"] == 0.712 and about["sampling"]["defaults"] == {"quality": "medium"}
+
+
+@pytest.mark.parametrize(
+    ("report", "sha256", "sampling", "message"),
+    [
+        (SCENES, "0" * 64, {}, "has the scores of weights 0000"),
+        (BREADTH, "", {}, "no card is for the suites breadth: give evaluations of emoji; scenes; scenes and breadth"),
+        (
+            SCENES,
+            "",
+            {"defaults": {"guidance_scale": 21.0}},
+            "defaults: guidance_scale is 21.0, .* takes 0 to 20",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_written(
+    run: Path, tmp_path: Path, report: dict[str, Any], sha256: str, sampling: dict[str, Any], message: str
+) -> None:
+    """A card could state what an earlier checkpoint scored, and every failure left weights without a card."""
+    folder = evaluated(tmp_path / "scored", report, sha256 or read_config(run / "checkpoint")["sha256"], ("sheet",))
+    (tmp_path / "sampling.json").write_text(json.dumps(sampling))
+    with pytest.raises(SystemExit, match=message):
+        main(["--run", str(run), "--evaluation", str(folder), "--out", str(tmp_path / "out"),
+              "--sampling", str(tmp_path / "sampling.json"), "--description", "A model."])  # fmt: skip
+    assert not (tmp_path / "out").exists()
