@@ -42,14 +42,13 @@ async def test_a_new_job_is_a_202_even_if_it_has_ended(
 
 
 def test_head_is_answered_on_every_get_route(http: httpx.Client, service: Service) -> None:
-    """It was a 405 on /, /metrics and /v1/models. A stream of events must not run on without a reader: its
-    job outlasts the client's timeout."""
+    """It was a 405 on /, /metrics and /v1/models. A stream of events must not run on without a reader."""
     job = service.client.submit("slow", num_inference_steps=20000)["id"]
     contract = http.get("/openapi.json").json()
     assert not [path for path, methods in contract["paths"].items() if "head" in methods]
     for path in ["/", "/docs", "/openapi.json", *(path for path, m in contract["paths"].items() if "get" in m)]:
         url = path.replace("{job_id}", job).replace("{model_id}", "fake").replace("{index}", "0")
-        head = http.head(url)
+        head = http.head(url, timeout=20)  # shorter than the job's 40 s
         assert (head.content, head.status_code != 405) == (b"", True), url
         if not path.endswith(("/events", "/metrics")):
             got = http.get(url)
