@@ -1,8 +1,10 @@
 """Fixtures of all tests: a clean environment and reproducible hypothesis runs."""
 
+import inspect
 import os
 from pathlib import Path
 
+import httpx
 import pytest
 from hypothesis import settings
 
@@ -47,6 +49,20 @@ def _no_settings_from_environment() -> None:
     """Remove the developer's own FLUID_* variables, which would change the settings under test."""
     for name in [name for name in os.environ if name.startswith("FLUID_")]:
         del os.environ[name]
+
+
+HTTP_TIMEOUT_S = 60.0
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _patient_http() -> None:
+    """Give each httpx call without `timeout=` a minute: a stall of a busy machine outlasts the 5 s of httpx.
+
+    All functions and clients of httpx share the one object that this changes.
+    """
+    shared = inspect.signature(httpx.get).parameters["timeout"].default
+    shared.connect = shared.read = shared.write = shared.pool = HTTP_TIMEOUT_S
+    assert httpx.Client().timeout == httpx.AsyncClient().timeout == httpx.Timeout(HTTP_TIMEOUT_S)
 
 
 @pytest.fixture(scope="session")

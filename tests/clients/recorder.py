@@ -68,7 +68,7 @@ def recording(service_url: str) -> Iterator[Recording]:
         def _forward(self, body: bytes) -> None:
             passed = {"content-type", "authorization", "accept", "user-agent", "host"}
             headers = {name: value for name, value in self.headers.items() if name.lower() in passed}
-            answer = httpx.request(self.command, service_url + self.path, content=body, headers=headers, timeout=60)
+            answer = httpx.request(self.command, service_url + self.path, content=body, headers=headers)
             kept.answers.append(f"{answer.status_code} {answer.text[:300]}")
             self.send_response(answer.status_code)
             self.send_header("content-type", answer.headers.get("content-type", ""))

@@ -39,7 +39,7 @@ def mapped(valkey: EmbeddedValkey) -> Iterator[Service]:
     """A service with API keys whose operator has mapped OpenAI's models and sizes: LangChain opens the `url` without
     the key."""
     settings = replace(fake_settings(valkey), api_keys=f"tester {hash_key(KEY)}", **MAPPED)  # type: ignore[arg-type]
-    with running_service(settings, ready_s=60) as running:
+    with running_service(settings) as running:
         yield running
 
 

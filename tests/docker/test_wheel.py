@@ -88,7 +88,7 @@ def test_the_gateway_serves_without_torch(gateway: Path, valkey: EmbeddedValkey,
     assert file.startswith(str(gateway)) and absent == "None None"
     settings = replace(fake_settings(valkey), engine=Settings().engine)
     with running(gateway, "gateway", settings, tmp_path), FluidClient(settings.base_url) as client:
-        until(lambda: "no live worker" in client.ready()[1], seconds=60, what="the gateway")
+        until(lambda: "no live worker" in client.ready()[1], what="the gateway")
         with pytest.raises(ServiceError, match="No worker has registered a model"):
             client.generate("a red apple")
     assert not list(tmp_path.iterdir()), "a gateway writes nothing"

@@ -23,6 +23,8 @@ PHONE: dict[str, Any] = {
     "viewport": {"width": 390, "height": 664}, "device_scale_factor": 3, "is_mobile": True, "has_touch": True,
 }  # fmt: skip
 
+PATIENCE_MS = 120_000  #: of the browser's start and of each action; a busy machine takes longer than Playwright's 30 s
+
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine: apt-get install chromium")
 
@@ -30,7 +32,7 @@ needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this
 @contextmanager
 def open_browser() -> Iterator[Any]:
     with playwright.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS, timeout=PATIENCE_MS)
         try:
             yield browser
         finally:
@@ -40,6 +42,7 @@ def open_browser() -> Iterator[Any]:
 def open_page(browser: Any, url: str, **context: Any) -> Any:
     """Open a page in a context of its own; `page.problems` collects script errors and requests to other hosts."""
     page = browser.new_context(**({} if context else DESKTOP) | context).new_page()
+    page.set_default_timeout(PATIENCE_MS)
     page.problems = []
     page.on("pageerror", lambda error: page.problems.append(str(error)))
     page.on("console", lambda message: "Content Security Policy" in message.text and page.problems.append(message.text))

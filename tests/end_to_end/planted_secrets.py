@@ -133,7 +133,7 @@ def run_until(witness: Witness, env: dict[str, str], told: str, role: str) -> No
             return os.pread(log.fileno(), 1 << 20, 0).decode()
 
         try:
-            until(lambda: told in output(), seconds=60, what=f"{told!r} in the output of {role}")
+            until(lambda: told in output(), what=f"{told!r} in the output of {role}")
         finally:
             subprocesses.stop(process, grace_s=10)
             witness.texts.append((f"fluid {role}", output()))
@@ -143,7 +143,7 @@ class Caller:
     """Sends requests and keeps every answer."""
 
     def __init__(self, base_url: str, witness: Witness) -> None:
-        self.http = httpx.Client(base_url=base_url, headers={"Authorization": f"Bearer {ALICE}"}, timeout=60)
+        self.http = httpx.Client(base_url=base_url, headers={"Authorization": f"Bearer {ALICE}"})
         self._witness = witness
 
     def send(self, method: str, path: str, **options: object) -> httpx.Response:

@@ -42,7 +42,7 @@ def fake(valkey: EmbeddedValkey, namespace: str, **changes: object) -> Settings:
 @pytest.fixture(scope="module")
 def service(valkey: EmbeddedValkey) -> Iterator[Service]:
     """A service that no test breaks."""
-    with running_service(fake(valkey, "sound", fake_step_ms=40), ready_s=60) as running:
+    with running_service(fake(valkey, "sound", fake_step_ms=40)) as running:
         yield running
 
 
@@ -112,7 +112,7 @@ def test_a_page_opened_while_redis_is_away_recovers(browser: Any, tmp_path: Path
     settings = fake(valkey, "late")
     service = Service(settings)
     try:
-        until(lambda: status_of(f"{settings.base_url}/health/live") == 200, seconds=60, what="the gateway")
+        until(lambda: status_of(f"{settings.base_url}/health/live") == 200, what="the gateway")
         page = open_page(browser, settings.base_url)
         wait_until(page, "document.querySelector('#connection').textContent.includes('queue')")
         assert "Trying again" in page.inner_text("#connection")

@@ -115,7 +115,7 @@ def run_batches(caller: Caller) -> None:
     )
     batches = [caller.batch(text) for text in (good, mixed, f'{{"prompt": "{PROMPT}"', f"{line({})}\n{PROMPT}")]
     for batch in batches:
-        until(caller.over(batch), seconds=60, what="the batch")
+        until(caller.over(batch), what="the batch")
         for kind in ("file-out-", "file-err-"):
             caller.send("GET", f"/v1/files/{kind}{batch}/content")
 
@@ -137,7 +137,7 @@ def damage(valkey: EmbeddedValkey, namespace: str, caller: Caller, witness: Witn
         admin.xadd(keys.dead_letters_stream, {"id": "odd", "kind": "job", "attempt": PROMPT})
         batch = caller.batch(line({"prompt": PROMPT}))
         until(lambda: admin.exists(keys.batch_index(batch)), what="the lines")
-        until(caller.over(batch), seconds=60, what="the batch")
+        until(caller.over(batch), what="the batch")
         content = keys.file_bytes(admin.hget(keys.batch_hash(batch), "input_file_id") or "")
         damaged = json.dumps({"custom_id": [PROMPT], "body": PROMPT})
         admin.set(content, damaged.ljust(admin.strlen(content)))

@@ -16,7 +16,7 @@ from server.queue.redis_client import SOCKET_TIMEOUT_S, connect
 from server.queue.registry import Registry
 from server.settings import Settings
 from server.worker.engine.fake import FAKE_ENGINE, FakeEngine
-from tests.server.harness import Hold, Service, running_service
+from tests.server.harness import PATIENCE_S, Hold, Service, running_service
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +43,8 @@ async def queue(settings: Settings) -> AsyncIterator[JobQueue]:
 
 @pytest.fixture
 def leases(queue: JobQueue, settings: Settings) -> LeaseQueue:
-    return LeaseQueue(queue.redis, settings)
+    """Leases that end when a test says so (`lapse`): not while its process stalls."""
+    return LeaseQueue(queue.redis, replace(settings, lease_s=30.0))
 
 
 @pytest.fixture(scope="session")
@@ -64,7 +65,7 @@ def new_service(valkey: EmbeddedValkey) -> Iterator[Callable[..., Service]]:
         for _ in range(workers):
             service.add_worker()
         if workers:
-            service.client.wait_ready(timeout_s=30)
+            service.client.wait_ready(timeout_s=PATIENCE_S)
         return service
 
     yield make

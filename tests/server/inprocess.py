@@ -26,4 +26,4 @@ def served(app: FastAPI) -> Iterator[int]:
         yield port
     finally:
         server.should_exit = True
-        thread.join(timeout=20)
+        thread.join(timeout=60)

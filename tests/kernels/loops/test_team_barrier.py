@@ -18,7 +18,7 @@ import triton.language as tl  # noqa: E402
 
 from fluid_kernels.loops.persistent_kernel import team_barrier  # noqa: E402
 
-TEAM, ROUNDS, DEADLINE_S = 3, 25, 60
+TEAM, ROUNDS, DEADLINE_S = 3, 25, 300
 
 
 def _rounds(board_ptr, late_ptr, counter_ptr, rank, rounds, team):

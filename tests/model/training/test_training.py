@@ -131,7 +131,7 @@ def test_the_annealing_phase_ends_the_run_whenever_it_begins() -> None:
     assert rate(clock) == 1.0 and clock.progress == pytest.approx(0.89)
     clock.seconds = 60 * 90
     clock.tick()
-    assert clock.annealing == pytest.approx(60 * 90, abs=1)
+    assert 60 * 90 <= clock.annealing < 60 * 91
     clock.seconds = clock.annealing + 300
     assert rate(clock) == pytest.approx(0.51) and clock.progress == pytest.approx(0.95)
 
@@ -145,11 +145,11 @@ def test_the_annealing_phase_ends_the_run_whenever_it_begins() -> None:
 
 def test_processor_time_does_not_count_waiting() -> None:
     """On a shared machine the time of day would end the run long before its share of work is done."""
-    clock = Clock(steps=10, minutes=1, cpu=True)
     began = time.process_time()
+    clock = Clock(steps=10, minutes=1, cpu=True)
     time.sleep(0.2)
     clock.tick()
-    assert clock.seconds <= time.process_time() - began + 0.05
+    assert clock.seconds <= time.process_time() - began
 
 
 def test_ema_follows_and_ramps() -> None:

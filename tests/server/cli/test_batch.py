@@ -55,7 +55,7 @@ def test_an_interrupted_batch_resumes(new_service: Callable[..., Service], hold:
     batch_id = json.loads(state.read_text())["batch_id"]
     until(lambda: service.client.batch(batch_id)["request_counts"]["completed"] >= 2)
     first.send_signal(signal.SIGINT)
-    assert first.wait(timeout=20) == 130
+    assert first.wait(timeout=60) == 130
     hold.release()
     again = fluid(service.settings, "batch", str(prompts), "-o", str(out))
     assert again.returncode == 0 and "60 images" in again.stdout, again.stderr

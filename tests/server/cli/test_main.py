@@ -24,7 +24,7 @@ def fluid(*args: str, **env: str) -> "subprocess.CompletedProcess[str]":
         [sys.executable, "-m", "server.cli", *args],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         env=os.environ | {"COLUMNS": "200"} | env,
     )
 

@@ -95,12 +95,12 @@ async def test_a_transparent_background_is_refused_without_alpha(named: str) -> 
 def test_follow_resumes_after_a_gateway_restart(new_service: Callable[..., Service]) -> None:
     """A deployment of the gateway must not end a wait, nor deliver an event twice."""
     service = new_service(fake_step_ms=20.0, lease_s=10.0)
-    with FluidClient(service.settings.base_url, max_retries=6) as client:
+    with FluidClient(service.settings.base_url, max_retries=10) as client:
         job = client.submit("a cat", num_inference_steps=150)
         events = client.follow(job["id"])
         received = [next(events) for _ in range(3)]
         service.gateway.kill()
-        service.gateway.wait(timeout=10)
+        service.gateway.wait(timeout=60)
         restart = threading.Thread(target=lambda: setattr(service, "gateway", start("gateway", service.settings)))
         restart.start()
         received += list(events)

@@ -26,7 +26,7 @@ class World:
         self.service, self.url = service, service.settings.base_url
         self.keys = Keys(service.settings.namespace)
         self.redis = redis.Redis.from_url(service.settings.redis_url)
-        self.job = service.client.wait(service.client.submit("a cat")["id"], timeout_s=20)["id"]
+        self.job = service.client.wait(service.client.submit("a cat")["id"], timeout_s=60)["id"]
         self.batch = service.client.submit_batch(json.dumps(LINE).encode())["id"]
         until(lambda: service.client.batch(self.batch)["status"] == "completed", what="the batch")
         self.file = service.client.batch(self.batch)["input_file_id"]

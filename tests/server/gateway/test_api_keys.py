@@ -28,7 +28,7 @@ def key_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def service(new_service: Callable[..., Service], key_file: Path) -> Service:
     made = new_service(workers=0, api_keys_file=str(key_file))
     made.add_worker()
-    made.client.wait_ready(timeout_s=30)  # by routes that need no key
+    made.client.wait_ready(timeout_s=60)  # by routes that need no key
     return made
 
 
@@ -155,7 +155,7 @@ def test_a_cancel_by_another_caller_changes_nothing(new_service: Callable[..., S
     until(lambda: status_of(f"{service.settings.base_url}/health/live") == 200)
     with client_of(service, ALICE) as alice, client_of(service, BOB) as bob:
         service.add_worker()
-        service.client.wait_ready(timeout_s=30)
+        service.client.wait_ready(timeout_s=60)
         job = alice.submit("a cat", num_inference_steps=64, n=10)
         with pytest.raises(ServiceError, match="404"):
             bob.cancel(job["id"])
@@ -185,7 +185,7 @@ def test_batches_and_their_results_belong_to_one_caller(service: Service) -> Non
         with pytest.raises(openai.NotFoundError):
             bob.batches.create(input_file_id=file.id, endpoint="/v1/images/generations", completion_window="24h")  # type: ignore[arg-type]
         batch = alice.batches.create(input_file_id=file.id, endpoint="/v1/images/generations", completion_window="24h")  # type: ignore[arg-type]
-        done = until(lambda: (b := alice.batches.retrieve(batch.id)).status == "completed" and b, seconds=30)
+        done = until(lambda: (b := alice.batches.retrieve(batch.id)).status == "completed" and b)
         assert done.output_file_id and b'"custom_id":"a"' in alice.files.content(done.output_file_id).content
         assert not bob.batches.list().data and not bob.files.list().data
         for read in (

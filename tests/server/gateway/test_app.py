@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import re
+import socket
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +23,7 @@ GENERATE = "/v1/images/generations"
 
 @pytest.fixture
 def http(service: Service) -> Any:
-    with httpx.Client(base_url=service.settings.base_url, timeout=30) as client:
+    with httpx.Client(base_url=service.settings.base_url) as client:
         yield client
 
 
@@ -64,7 +65,7 @@ def test_a_job_is_submitted_polled_and_fetched(http: httpx.Client, service: Serv
     job = accepted.json()
     assert accepted.headers["location"] == f"/v1/jobs/{job['id']}" == job["urls"]["get"]
     assert job["warnings"] == ["'style' has no effect here."]
-    done = service.client.wait(job["id"], timeout_s=15, poll_s=0.02)
+    done = service.client.wait(job["id"], timeout_s=60, poll_s=0.02)
     assert http.get(f"/v1/jobs/{job['id']}").status_code == 200
     assert (done["status"], done["progress"]["fraction"], len(done["output"])) == ("succeeded", 1.0, 2)
     assert done["created_at"] <= done["started_at"] <= done["completed_at"] < done["expires_at"]
@@ -89,14 +90,18 @@ def test_cancel_a_running_job(http: httpx.Client, service: Service) -> None:
 def test_a_client_that_disconnects_cancels_its_job(http: httpx.Client) -> None:
     """Otherwise impatient users keep workers busy with images without a receiver."""
 
-    def canceled() -> float:
-        line = next(x for x in http.get("/metrics").text.splitlines() if 'outcome="canceled"' in x)
+    def count(series: str) -> float:
+        line = next(x for x in http.get("/metrics").text.splitlines() if series in x)
         return float(line.split()[-1])
 
-    before = canceled()
-    with pytest.raises(httpx.ReadTimeout):
-        http.post(GENERATE, json={"prompt": "slow", "num_inference_steps": 20000}, timeout=0.5)
-    until(lambda: canceled() == before + 1, what="the cancellation")
+    accepted, canceled = 'fluid_jobs_submitted_total{kind="sync"}', 'outcome="canceled"'
+    before = count(accepted), count(canceled)
+    with socket.create_connection((http.base_url.host, http.base_url.port or 0)) as connection:
+        body = b'{"prompt": "slow", "num_inference_steps": 20000}'
+        head = f"POST {GENERATE} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: "
+        connection.sendall(f"{head}{len(body)}\r\n\r\n".encode() + body)
+        until(lambda: count(accepted) == before[0] + 1, what="the job")
+    until(lambda: count(canceled) == before[1] + 1, what="the cancellation")
 
 
 def test_a_waiting_request_ends_when_its_job_is_canceled(http: httpx.Client, service: Service) -> None:
@@ -104,7 +109,7 @@ def test_a_waiting_request_ends_when_its_job_is_canceled(http: httpx.Client, ser
     answers: list[httpx.Response] = []
     url = service.settings.base_url + GENERATE
     body = {"prompt": "slow", "num_inference_steps": 20000, "user": "hanging"}
-    thread = threading.Thread(target=lambda: answers.append(httpx.post(url, json=body, timeout=30)))
+    thread = threading.Thread(target=lambda: answers.append(httpx.post(url, json=body)))
     thread.start()
     with redis.Redis.from_url(service.settings.redis_url, decode_responses=True) as client:
         pattern = f"{{{service.settings.namespace}}}:job:*"
@@ -117,7 +122,7 @@ def test_a_waiting_request_ends_when_its_job_is_canceled(http: httpx.Client, ser
 
         job_id = until(find)
     http.post(f"/v1/jobs/{job_id}/cancel")
-    thread.join(timeout=15)
+    thread.join(timeout=60)
     assert answers[0].json()["error"]["code"] == "job_canceled"
 
 
@@ -167,9 +172,9 @@ def test_a_poison_prompt_fails_alone(service: Service) -> None:
     poison = service.client.submit("[raise]")
     admission = service.client.submit("[raise-admit]")
     for job in neighbours:
-        assert service.client.wait(job["id"], timeout_s=20)["status"] == "succeeded"
+        assert service.client.wait(job["id"], timeout_s=60)["status"] == "succeeded"
     for job in (poison, admission):
-        ended = service.client.wait(job["id"], timeout_s=20)
+        ended = service.client.wait(job["id"], timeout_s=60)
         assert (ended["status"], ended["attempt"], ended["error"]["code"]) == ("failed", 3, "engine_error")
     with pytest.raises(ServiceError, match="failed after 3") as caught:
         service.client.generate("[raise]")
@@ -180,11 +185,11 @@ def test_an_impossible_request_fails_at_once_and_alone(service: Service) -> None
     """A request that the engine rejects gets one attempt: more waste time, and a 5xx would make clients retry it."""
     neighbours = [service.client.submit("fine", quality="low") for _ in range(3)]
     rejected = service.client.submit("[impossible]", n=2)
-    ended = service.client.wait(rejected["id"], timeout_s=20)
+    ended = service.client.wait(rejected["id"], timeout_s=60)
     assert (ended["status"], ended["attempt"], ended["error"]["code"]) == ("failed", 1, "impossible_request")
     assert "told that this is impossible" in ended["error"]["message"]
     for job in neighbours:
-        assert service.client.wait(job["id"], timeout_s=20)["status"] == "succeeded"
+        assert service.client.wait(job["id"], timeout_s=60)["status"] == "succeeded"
     with pytest.raises(ServiceError, match="told that this is impossible") as caught:
         service.client.generate("[impossible]")
     assert (caught.value.status, caught.value.code) == (400, "invalid_value")

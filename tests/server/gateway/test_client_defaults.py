@@ -91,9 +91,9 @@ def mapped(valkey: EmbeddedValkey) -> Iterator[Service]:
 def send(service: Service, sent: dict[str, Any]) -> httpx.Response:
     url = service.settings.base_url + sent["path"]
     if "json" in sent:
-        return httpx.post(url, json=sent["json"], timeout=30)
+        return httpx.post(url, json=sent["json"])
     files = [(name, ("square.png", png(), "image/png")) for name in sent["files"]]
-    return httpx.post(url, data=sent["form"], files=files, timeout=30)
+    return httpx.post(url, data=sent["form"], files=files)
 
 
 @pytest.mark.parametrize(("name", "sent"), REQUESTS)
@@ -118,7 +118,7 @@ def test_every_default_request_generates_an_image(name: str, sent: dict[str, Any
 
 
 def test_aliases_are_known_to_jobs_and_models(mapped: Service) -> None:
-    with httpx.Client(base_url=mapped.settings.base_url, timeout=30) as http:
+    with httpx.Client(base_url=mapped.settings.base_url) as http:
         job = http.post("/v1/jobs", json=JSON_BODIES["python litellm_generate"]).json()
         assert job["warnings"] == ["'model' dall-e-3 is fake here."]
         assert http.get("/v1/models/dall-e-3").json()["id"] == "fake"

@@ -19,7 +19,7 @@ GENERATE = "/v1/images/generations"
 
 @pytest.fixture
 def http(service: Service) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=service.settings.base_url, timeout=30) as client:
+    with httpx.Client(base_url=service.settings.base_url) as client:
         yield client
 
 

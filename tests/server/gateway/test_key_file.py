@@ -111,7 +111,7 @@ def test_an_invalid_line_stops_the_start_and_is_not_shown(lines: str, message: s
 def test_a_gateway_without_its_key_file_does_not_start(settings: Settings, tmp_path: Path) -> None:
     missing = replace(settings, api_keys_file=str(tmp_path / "none"))
     gateway = start("gateway", missing)
-    assert gateway.wait(timeout=30) == 2
+    assert gateway.wait(timeout=60) == 2
     with pytest.raises(ConfigError, match="FLUID_RATE_LIMIT"):
         KeyRing(Settings(rate_limit=5))
 

@@ -116,7 +116,7 @@ def test_every_route_takes_it(service: Service) -> None:
         lines = results(client, batch.output_file_id) | results(client, batch.error_file_id)
         assert base64.b64decode(lines["line-0"]["body"]["data"][0]["b64_json"]) == file
         assert lines["line-1"]["body"]["error"]["param"] == "negative_prompt"
-    with httpx.Client(base_url=service.settings.base_url, timeout=30) as http:
+    with httpx.Client(base_url=service.settings.base_url) as http:
         job = http.post("/v1/jobs", json=body, headers={"Prefer": "wait"}).json()
         assert job["input"]["negative_prompt"] == "a dog"
         assert http.get(job["output"][0]["url"]).content == file

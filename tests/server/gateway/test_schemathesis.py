@@ -57,4 +57,4 @@ schema = schemathesis.openapi.from_dict(create_app(Settings()).openapi(), config
 def test_every_operation_responds_as_documented(case: schemathesis.Case, service: Service) -> None:
     # All values of a form are text, so a value that is invalid as JSON may be valid there.
     strict = [] if case.media_type == "multipart/form-data" else [negative_data_rejection]
-    case.call_and_validate(base_url=service.settings.base_url, checks=[*CHECKS, *strict], timeout=30)
+    case.call_and_validate(base_url=service.settings.base_url, checks=[*CHECKS, *strict], timeout=60)

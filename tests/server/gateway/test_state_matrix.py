@@ -173,7 +173,7 @@ def world(valkey: EmbeddedValkey) -> Iterator[World]:
     service = Service(settings)
     service.add_worker()
     try:
-        service.client.wait_ready(timeout_s=30)
+        service.client.wait_ready(timeout_s=60)
         yield World(service)
     finally:
         service.close()
@@ -181,7 +181,7 @@ def world(valkey: EmbeddedValkey) -> Iterator[World]:
 
 def check(world: World, paths: list[str]) -> None:
     """The service answers every list, and the damaged record with an error of its own at worst."""
-    with httpx.Client(base_url=world.url, timeout=30) as http:
+    with httpx.Client(base_url=world.url) as http:
         for path in (*LISTS, f"/v1/jobs/{world.job}", f"/v1/batches/{world.batch}", f"/v1/files/{world.file}"):
             answer = http.get(path)
             assert answer.status_code == 200, (path, answer.text)
@@ -205,7 +205,7 @@ def test_the_service_answers_beside_a_damaged_record(kind: str, name: str, plant
     odd = re.sub(r"\W+", "-", f"odd {kind} {name}")
     paths = plant(world, odd)
     check(world, paths)
-    with httpx.Client(base_url=world.url, timeout=30) as http:
+    with httpx.Client(base_url=world.url) as http:
         for published in ("newer", "aaa", "aab", "aac", "aad"):
             answer = http.post("/v1/jobs", json={"prompt": "a cat", "model": published})
             assert answer.status_code in (202, 400, 404), answer.text
@@ -221,7 +221,7 @@ def test_gateway_and_worker_start_on_every_damage_at_once(world: World) -> None:
     fresh = Service(replace(world.service.settings, port=free_port()))
     try:
         fresh.add_worker()
-        until(lambda: len([w for w in live(world) if w.state == "ready"]) >= 2, seconds=60, what="a second worker")
+        until(lambda: len([w for w in live(world) if w.state == "ready"]) >= 2, what="a second worker")
         fresh.client.wait_ready(timeout_s=60)
         assert fresh.client.generate("a cat", quality="low", model=MODEL)
         for words in (["doctor"], ["dlq", "list"]):

@@ -1,6 +1,5 @@
 """Status codes that depend on nothing but the request: 202 for a new job, and HEAD wherever there is GET."""
 
-import time
 from collections.abc import Iterator
 
 import httpx
@@ -15,7 +14,7 @@ from tests.server.inprocess import served
 
 @pytest.fixture
 def http(service: Service) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=service.settings.base_url, timeout=30) as client:
+    with httpx.Client(base_url=service.settings.base_url) as client:
         yield client
 
 
@@ -33,7 +32,7 @@ async def test_a_new_job_is_a_202_even_if_it_has_ended(
 
     monkeypatch.setattr(JobQueue, "enqueue", enqueue_and_end)
     with served(create_app(settings)) as port:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as http:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as http:
             body = {"prompt": "x"}
             assert (await http.post("/v1/jobs", json=body)).status_code == 202
             assert (await http.put("/v1/jobs/my-own-id", json=body)).status_code == 202
@@ -49,10 +48,8 @@ def test_head_is_answered_on_every_get_route(http: httpx.Client, service: Servic
     assert not [path for path, methods in contract["paths"].items() if "head" in methods]
     for path in ["/", "/docs", "/openapi.json", *(path for path, m in contract["paths"].items() if "get" in m)]:
         url = path.replace("{job_id}", job).replace("{model_id}", "fake").replace("{index}", "0")
-        started = time.monotonic()
-        head = http.head(url)
+        head = http.head(url, timeout=20)  # shorter than the job's 40 s
         assert (head.content, head.status_code != 405) == (b"", True), url
-        assert time.monotonic() - started < 10
         if not path.endswith(("/events", "/metrics")):
             got = http.get(url)
             assert head.status_code == got.status_code, url

@@ -47,7 +47,7 @@ async def test_streams_of_one_key_are_refused_beyond_its_limit(new_service: Any)
     service = new_service(api_keys=API_KEYS, max_key_streams=3, max_streams=4, fake_step_ms=50.0)
     with client_of(service, KEYS["ann"]) as client:
         job = client.submit("a cat", num_inference_steps=2000)["id"]
-    async with httpx.AsyncClient(base_url=service.settings.base_url, timeout=30) as http:
+    async with httpx.AsyncClient(base_url=service.settings.base_url) as http:
         ann, bob = ({"Authorization": f"Bearer {KEYS[name]}"} for name in ("ann", "bob"))
 
         def follow() -> httpx.Request:
@@ -89,7 +89,7 @@ async def test_streams_of_one_key_are_refused_beyond_its_limit(new_service: Any)
 
 def _doctor_line(service: Service) -> str:
     return until(lambda: next((line for line in fluid(service.settings, "doctor").stdout.splitlines()
-                               if "ann: " in line and "3 event streams" in line), ""), seconds=30)  # fmt: skip
+                               if "ann: " in line and "3 event streams" in line), ""))  # fmt: skip
 
 
 @pytest.mark.anyio
@@ -116,7 +116,7 @@ async def test_one_event_for_a_thousand_followers_lets_others_in(queue: JobQueue
             return [event.value async for event in services.events.follow(job) if event is not None]
 
         following = [asyncio.create_task(follow()) for _ in range(1000)]
-        await until_async(_followers(services, 1000), seconds=30)
+        await until_async(_followers(services, 1000))
         await queue.cancel(job)
         found = await asyncio.gather(*following)
         assert all(values[-1] == "canceled" for values in found)

@@ -207,7 +207,7 @@ def test_the_ramp_is_even_and_the_border_is_not_an_edge() -> None:
 
 @pytest.fixture
 def http(service: Service) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=service.settings.base_url, timeout=30) as made:
+    with httpx.Client(base_url=service.settings.base_url) as made:
         yield made
 
 

@@ -16,7 +16,7 @@ from server.errors import ConfigError
 from server.launcher import on_ray, subprocesses
 from server.launcher.on_ray import RayWorker, Scale
 from server.settings import Settings
-from tests.server.harness import child_env, fluid, until
+from tests.server.harness import Hold, child_env, fluid, until
 
 STORE_BYTES = 80 << 20  # the least that a node's object store takes
 
@@ -111,8 +111,9 @@ def cluster() -> Iterator[Any]:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning")
-def test_a_lost_node_costs_no_job(settings: Settings, cluster: Any) -> None:
-    """120 images on one node, then on two; the first is killed with all that runs on it. At last one worker is left."""
+def test_a_lost_node_costs_no_job(settings: Settings, cluster: Any, hold: Hold) -> None:
+    """120 images on one node, then on two; the first is killed with all that runs on it. At last one worker is left.
+    Twenty are held until then: however long a node takes to start, they call for the second worker."""
     nodes = [cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES)]
     settings = replace(settings, fake_step_ms=20.0, max_rows=2, drain_s=5.0)
     command = [sys.executable, "-m", "server.cli", "serve", "--on", "ray", "--max-workers", "2", "--row-steps", "40",
@@ -121,17 +122,19 @@ def test_a_lost_node_costs_no_job(settings: Settings, cluster: Any) -> None:
     try:
         with FluidClient(settings.base_url, timeout_s=120, max_retries=20) as client:
             _until_workers(settings, 1)
-            jobs = [client.submit(f"a red apple {n}", num_inference_steps=16)["id"] for n in range(120)]
+            prompts = [f"a red apple {n}" for n in range(100)] + [hold.prompt()] * 20
+            jobs = [client.submit(prompt, num_inference_steps=16)["id"] for prompt in prompts]
             nodes.append(cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES))
             _until_workers(settings, 2)
             assert client.job(jobs[-1])["status"] == "queued"
             cluster.remove_node(nodes[0], allow_graceful=False)
+            hold.release()
             ends = [client.wait(job, timeout_s=90) for job in jobs]
             assert [end["status"] for end in ends] == ["succeeded"] * 120
             _until_workers(settings, 1)
     finally:
         service.send_signal(signal.SIGTERM)
-        assert service.wait(30) == 0
+        assert service.wait(60) == 0
 
 
 def _until_workers(settings: Settings, count: int) -> None:

@@ -20,7 +20,7 @@ from server.cli.demo import free_port
 from server.client import FluidClient
 from server.errors import ConfigError
 from server.launcher import subprocesses
-from server.launcher.embedded_valkey import find_binary
+from server.launcher.embedded_valkey import START_TIMEOUT_S, find_binary
 from server.launcher.supervisor import Supervisor
 from server.settings import Settings
 from server.worker.engine.fake import FAKE_ENGINE
@@ -68,7 +68,7 @@ class Serve:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
-        self._reader.join(timeout=5)
+        self._reader.join(timeout=60)
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ def test_a_valkey_that_cannot_start_leaves_a_gateway_that_says_so(tmp_path: Path
     message = "Can't open the append-only file: No space left on device"
     script = f'if [ -e "{full}" ]; then echo "{message}"; exit 1; fi\nexec "{find_binary()}" "$@"'
     service = serve(binary=stub(tmp_path, script))
-    until(lambda: "embedded Valkey" in service.client.ready()[1], seconds=60, what="the gateway's reason")
+    until(lambda: "embedded Valkey" in service.client.ready()[1], what="the gateway's reason")
     response = httpx.post(f"{service.settings.base_url}/v1/jobs", json={"prompt": "a cat"})
     assert response.status_code == 503
     assert response.json()["error"]["code"] == "queue_unavailable"
@@ -152,13 +152,11 @@ def test_a_valkey_that_cannot_start_leaves_a_gateway_that_says_so(tmp_path: Path
 def test_signals_are_heard_while_valkey_loads_its_data(tmp_path: Path, serve: Callable[..., Serve]) -> None:
     """A long append-only file held up SIGTERM for 41 s, and ended the service after 30 s."""
     service = serve(binary=stub(tmp_path, "exec sleep 600"))
-    until((tmp_path / "data" / "address").exists, seconds=60, what="the start of Valkey")
+    until((tmp_path / "data" / "address").exists, what="the start of Valkey")
     time.sleep(0.5)
     assert service.process.poll() is None
-    began = time.monotonic()
     service.process.terminate()
-    assert service.process.wait(timeout=60) == 0
-    assert time.monotonic() - began < 10
+    assert service.process.wait(timeout=START_TIMEOUT_S - 5) == 0
 
 
 def test_a_folder_that_cannot_be_written_is_told_with_the_remedy(tmp_path: Path) -> None:
@@ -211,7 +209,7 @@ def test_gateway_and_worker_finish_their_work_at_sighup(new_service: Callable[..
     hold.release()
     request.join(timeout=60)
     assert len(images) == 1
-    assert service.workers[0].wait(timeout=30) == 0
+    assert service.workers[0].wait(timeout=60) == 0
 
 
 @pytest.mark.usefixtures("hangups")
@@ -237,10 +235,10 @@ def test_a_start_with_another_checkpoint_forgets_the_model_of_the_last(tmp_path:
         process = subprocess.Popen([sys.executable, "-m", "server.cli", "serve", "--quiet"], env=child_env(own))
         try:
             with FluidClient(settings.base_url) as client:
-                until(lambda c=client, m=checkpoint: c.health().get("models", {}).get(m), seconds=60, what=checkpoint)
+                until(lambda c=client, m=checkpoint: c.health().get("models", {}).get(m), what=checkpoint)
                 until(lambda c=client, w=listed: " ".join(sorted(m["id"] for m in c.models())) == w, what=listed)
                 if checkpoint == "fake-b":
                     client.submit("a cat", num_inference_steps=20000)  # 40 s
         finally:
             process.terminate()
-            process.wait(timeout=30)
+            process.wait(timeout=60)

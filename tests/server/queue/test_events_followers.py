@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -35,9 +34,9 @@ def test_an_event_id_beyond_64_bits_is_rejected(service: Service, late: str) -> 
     """Redis rejected it, which used to be taken for an outage: the follower of an ended job waited forever."""
     job = service.client.submit("a cat")
     url = f"{service.settings.base_url}/v1/jobs/{job['id']}/events"
-    answer = httpx.get(url, headers={"Last-Event-ID": late}, timeout=10)
+    answer = httpx.get(url, headers={"Last-Event-ID": late})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "Last-Event-ID")
-    most = httpx.get(url, headers={"Last-Event-ID": "18446744073709551614-18446744073709551614"}, timeout=20)
+    most = httpx.get(url, headers={"Last-Event-ID": "18446744073709551614-18446744073709551614"})
     assert "event: succeeded" in most.text
 
 
@@ -86,27 +85,25 @@ def test_a_silent_stream_has_pings_on_the_wire(settings: Settings, monkeypatch: 
 
 def test_a_stream_that_joins_a_running_job_ends_with_it(new_service: Callable[..., Service], hold: Hold) -> None:
     """Once, only a job followed from its start notified its followers: others learned of its end with the next ping,
-    up to 15 s late."""
+    up to 15 s late. Here there is no ping before it."""
     service = new_service()
     headers = {"Idempotency-Key": "same"}
     body = {"prompt": hold.prompt()}
     url = service.settings.base_url + GENERATE
-    ends: dict[bool, float] = {}
 
     def generate(stream: bool) -> None:
-        with httpx.stream("POST", url, json=body | {"stream": stream}, headers=headers, timeout=40) as answer:
+        with httpx.stream("POST", url, json=body | {"stream": stream}, headers=headers) as answer:
             if stream:  # it has joined
                 hold.release()
             text = answer.read().decode()
-        assert answer.status_code == 200 and (not stream or "image_generation.completed" in text)
-        ends[stream] = time.monotonic()
+        assert answer.status_code == 200
+        assert not stream or ("image_generation.completed" in text and sse.PING.decode() not in text)
 
     first = threading.Thread(target=generate, args=(False,))
     first.start()
     until(lambda: any(job["status"] == "processing" for job in _jobs(service)), what="the first one's job")
     generate(True)
     first.join()
-    assert abs(ends[True] - ends[False]) < 5
 
 
 def _jobs(service: Service) -> list[dict[str, str]]:
@@ -120,14 +117,12 @@ def test_an_event_is_one_line_to_every_parser() -> None:
     assert len(text.splitlines()) == 2 and json.loads(text.removeprefix("data: "))["prompt"][1] == "\u2028"
 
 
-@pytest.mark.parametrize(("wait", "status"), [("wait=20.5", 200), ('wait="20"', 200), ("wait=0.01", 202)])
+@pytest.mark.parametrize(("wait", "status"), [("wait=50.5", 200), ('wait="50"', 200), ("wait=0.01", 202)])
 def test_prefer_wait_accepts_fractions_of_a_second(service: Service, wait: str, status: int) -> None:
     """`wait=2.5` used to be silently ignored, as was `wait=soon`."""
     steps = 20_000 if status == 202 else 4  # 1,000 have ended within a stall of the gateway
     body = {"prompt": "a cat", "num_inference_steps": steps}
-    answer = httpx.post(
-        f"{service.settings.base_url}/v1/jobs", json=body, headers={"Prefer": f"respond-async, {wait}"}, timeout=30
-    )
+    answer = httpx.post(f"{service.settings.base_url}/v1/jobs", json=body, headers={"Prefer": f"respond-async, {wait}"})
     assert answer.status_code == status
 
 
@@ -144,7 +139,7 @@ def test_readiness_does_not_reveal_the_address_of_redis(settings: Settings, capl
     """The probe needs no key, and its response used to name the host and port that the gateway could not reach."""
     port = free_port()
     with served(create_app(replace(settings, redis_url=f"redis://127.0.0.1:{port}/0"))) as gateway:
-        answer = httpx.get(f"http://127.0.0.1:{gateway}/health/ready", timeout=10)
+        answer = httpx.get(f"http://127.0.0.1:{gateway}/health/ready")
     assert answer.status_code == 503 and str(port) not in answer.text and "queue does not answer" in answer.text
     assert str(port) in caplog.text
 

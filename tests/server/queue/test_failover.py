@@ -115,7 +115,7 @@ async def test_a_demoted_primary_is_left_at_once(pair: RedisPair, ours: JobQueue
         with watcher.expect("a") as expected:
             await asyncio.to_thread(pair.promote)
             await accept(ours, "a")  # the very first write
-            waiting = asyncio.create_task(expected.end(10))
+            waiting = asyncio.create_task(expected.end(60))
             assert await ours.redis.get("none") is None
             assert pair.primary.command("EXISTS", ours.keys.job_hash("a")) == 1
             await ours.cancel("a")
@@ -139,7 +139,7 @@ async def test_an_idle_gateway_leaves_a_demoted_primary(pair: RedisPair, ours: J
     async with watching(ours, "fluid"):
         before = ours.redis.get_retry().demotions
         await asyncio.to_thread(pair.promote)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while ours.redis.get_retry().demotions == before:
                 await asyncio.sleep(0.05)
 
@@ -154,7 +154,7 @@ async def test_a_silent_subscription_is_noticed(
         await asyncio.to_thread(lambda: until(lambda: _subscribers(pair), what="the subscription"))
         pair.address.silence()
         with watcher.follow("a") as changed:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while not changed.is_set():
                     await other.publish("{elsewhere}:job_updated", "a")
                     await asyncio.sleep(0.05)
@@ -175,7 +175,7 @@ async def test_a_subscription_does_not_stay_with_a_former_primary(
         await asyncio.to_thread(pair.promote)
         pair.replica.command("REPLICAOF", "NO", "ONE")  # what the new primary publishes does not come here
         with watcher.follow("a") as changed:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while not changed.is_set():
                     await other.publish("{elsewhere}:job_updated", "a")
                     await asyncio.sleep(0.05)
@@ -200,11 +200,11 @@ def test_the_service_survives_a_failover(pair: RedisPair) -> None:
     service = Service(pair_settings(pair))
     try:
         service.add_worker()
-        service.client.wait_ready(timeout_s=30)
+        service.client.wait_ready(timeout_s=60)
         before = service.client.generate("a cat", seed=3)[0]
         pair.wait_until_synced()
         pair.promote()
-        after = until(lambda: _generated(service), seconds=20, what="an image after the failover")
+        after = until(lambda: _generated(service), what="an image after the failover")
         assert after == before.data
         assert pair.primary.command("ZCARD", "{fluid}:ended") == 2
     finally:

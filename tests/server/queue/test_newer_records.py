@@ -188,7 +188,7 @@ async def test_a_record_that_says_otherwise_keeps_no_script_in_a_loop(
         await accept(queue, job_id)
     await queue.redis.hset(queue.keys.job_hash("odd"), mapping=change)
     await queue.redis.zadd(queue.keys.waiting_since_zset(MODEL, "normal"), {"odd": 0})
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         assert (await take(leases)).job_id == "fine"
         for _ in range(5):
             assert await leases.take("w", MODEL) is None
@@ -213,7 +213,7 @@ def test_the_service_answers_beside_records_of_a_newer_version(new_service: Call
     service = new_service()
     keys = Keys(service.settings.namespace)
     job = service.client.submit("an apple")["id"]
-    service.client.wait(job, timeout_s=20)
+    service.client.wait(job, timeout_s=60)
     odd: dict[str, Any] = {"status": "paused", "owner": "", "x": "y"}
     with redis.Redis.from_url(service.settings.redis_url, decode_responses=True) as client:
         client.hset(keys.models_hash, "odd", "{")

@@ -142,7 +142,7 @@ def test_a_redis_that_refuses_writes_is_told_by_its_reason(
     service = Service(own_settings(own_valkey))
     try:
         service.add_worker()
-        service.client.wait_ready(timeout_s=30)
+        service.client.wait_ready(timeout_s=60)
         command(own_valkey, *words)
         with pytest.raises(ServiceError, match=reason) as refused:
             service.client.submit("a cat")
@@ -173,13 +173,13 @@ async def test_the_gateway_warns_at_its_start_of_what_breaks_its_promise(
     )
     try:
         assert process.stderr is not None
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while warning not in (line := process.stderr.readline()):
             assert line and time.monotonic() < deadline
         assert "WARNING" in line
     finally:
         process.terminate()
-        process.communicate(timeout=30)
+        process.communicate(timeout=60)
 
 
 @pytest.mark.parametrize(

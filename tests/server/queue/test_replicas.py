@@ -74,7 +74,7 @@ def test_without_a_replica_nothing_is_accepted(pair: RedisPair) -> None:
     try:
         asyncio.run(_publish_model(pair.url))
         pair.replica.command("REPLICAOF", "NO", "ONE")
-        with httpx.Client(base_url=service.settings.base_url, timeout=30, trust_env=False) as http:
+        with httpx.Client(base_url=service.settings.base_url, trust_env=False) as http:
             until(lambda: _status(http) == 200, what="the gateway")
             body, named = {"prompt": "a cat"}, {"Idempotency-Key": "k"}
             unnamed = http.post("/v1/jobs", json=body)

@@ -40,7 +40,7 @@ def sentinel(pair: RedisPair, tmp_path: Path) -> Iterator[int]:
     config.write_text("\n".join(lines) + "\n")
     process = subprocesses.spawn([find_binary(), str(config), "--sentinel"], quiet=True)
     try:
-        until(lambda: _replicas(port) == 1, seconds=30, what="the Sentinel")
+        until(lambda: _replicas(port) == 1, what="the Sentinel")
         yield port
     finally:
         subprocesses.stop(process, grace_s=10)
@@ -85,18 +85,18 @@ def test_the_service_follows_sentinel(pair: RedisPair, sentinel: int) -> None:
     service = Service(Settings(redis_url=url, engine=FAKE_ENGINE, lease_s=1.0, port=free_port()))
     try:
         service.add_worker()
-        service.client.wait_ready(timeout_s=30)
+        service.client.wait_ready(timeout_s=60)
         assert service.client.generate("a cat")
         assert fluid(service.settings, "doctor").returncode in (0, 1)
         _ask(sentinel, "SENTINEL", "FAILOVER", "main")
-        until(lambda: _primary(sentinel) == pair.replica.port, seconds=30, what="the failover")
+        until(lambda: _primary(sentinel) == pair.replica.port, what="the failover")
         before = _ended(pair)  # what is sent within CHECK_S may still go to the former primary, which accepts it
-        until(lambda: _generated(service) and _ended(pair) > before, seconds=30, what="an image on the new primary")
-        until(lambda: pair.primary.command("ROLE")[0] == "slave", seconds=60, what="the demotion")  # type: ignore[index]
-        until(lambda: _replicas(sentinel) == 1, seconds=30, what="the Sentinel to see the former primary as a replica")
+        until(lambda: _generated(service) and _ended(pair) > before, what="an image on the new primary")
+        until(lambda: pair.primary.command("ROLE")[0] == "slave", what="the demotion")  # type: ignore[index]
+        until(lambda: _replicas(sentinel) == 1, what="the Sentinel to see the former primary as a replica")
         assert pair.replica.process is not None
         pair.replica.process.kill()
-        until(lambda: _generated(service), seconds=60, what="an image after the loss of the new primary")
+        until(lambda: _generated(service), what="an image after the loss of the new primary")
     finally:
         service.close()
 

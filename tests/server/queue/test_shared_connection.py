@@ -66,7 +66,7 @@ async def test_a_lost_connection_is_replaced_within_the_call(own_valkey: Embedde
 
 async def test_a_silent_redis_fails_all_commands_and_is_used_again(own_valkey: EmbeddedValkey) -> None:
     assert own_valkey.process is not None
-    async with connect(own_valkey.url, 0.5) as redis:
+    async with connect(own_valkey.url, 2.0) as redis:
         await redis.call("PING")
         os.kill(own_valkey.process.pid, signal.SIGSTOP)
         try:

@@ -47,7 +47,7 @@ async def test_an_end_before_the_wait_is_not_missed(queue: JobQueue) -> None:
         with watcher.expect("a") as expected:
             await accept(queue, "a")
             await queue.cancel("a")
-            assert (await expected.end(10)).state is JobState.CANCELED
+            assert (await expected.end(60)).state is JobState.CANCELED
 
 
 async def test_a_lost_message_is_made_up_by_polling(queue: JobQueue, leases: LeaseQueue) -> None:
@@ -57,7 +57,7 @@ async def test_a_lost_message_is_made_up_by_polling(queue: JobQueue, leases: Lea
             await accept(queue, "a")
             await accept(queue, "b")
             await leases.finish(await take(leases), JobState.SUCCEEDED)
-            assert (await expected.end(10)).state is JobState.SUCCEEDED
+            assert (await expected.end(60)).state is JobState.SUCCEEDED
             with pytest.raises(TimeoutError):
                 await other.end(0.01)
 
@@ -67,7 +67,7 @@ async def test_a_job_that_redis_lost_is_not_waited_for(queue: JobQueue) -> None:
     async with watching(queue, queue.keys.namespace) as watcher:
         with watcher.expect("a") as expected:
             await accept(queue, "a")
-            waiting = asyncio.create_task(expected.end(10))
+            waiting = asyncio.create_task(expected.end(60))
             await queue.redis.delete(queue.keys.job_hash("a"))
             with pytest.raises(UnknownJob):
                 await waiting
@@ -101,7 +101,7 @@ async def test_the_end_comes_with_the_record_and_a_small_image(queue: JobQueue, 
             stored = await queue.get("a")
             if size <= MESSAGE_BYTES:  # so that neither can be read again
                 await queue.redis.delete(queue.keys.job_hash("a"), queue.keys.result_bytes("a", lease.token, 0))
-            record = await expected.end(10)
+            record = await expected.end(60)
     assert record is not None and (record.image is None) == (size > MESSAGE_BYTES)
     assert replace(record, image=None) == stored
     assert await queue.result(record, record.outputs[0]) == image
@@ -116,7 +116,7 @@ async def test_a_canceled_job_ends_its_wait_the_same_way(queue: JobQueue) -> Non
             await queue.enqueue(Submission("a", expected.known, "sync", waiter=watcher.name))
             await queue.cancel("a")
             await queue.redis.delete(queue.keys.job_hash("a"))
-            record = await expected.end(10)
+            record = await expected.end(60)
     assert record is not None and record.state is JobState.CANCELED and record.image is None
 
 

@@ -88,7 +88,7 @@ async def test_a_mount_that_hangs_holds_up_nothing_else(
     await store.put("n/a", b"x")
     monkeypatch.setattr("server.storage.object_store.TIMEOUT_S", 0.2)
     mounted = threading.Event()
-    monkeypatch.setattr(Path, "is_dir", lambda self: mounted.wait(20))
+    monkeypatch.setattr(Path, "is_dir", lambda self: mounted.wait(60))
     reading = asyncio.create_task(store.get("n/a"))
     with pytest.raises(StorageUnavailable, match=r"does not answer within 0\.2 s"):
         await reading

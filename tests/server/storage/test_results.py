@@ -43,12 +43,12 @@ def image_of(service: Service, job_id: str, index: int = 0) -> httpx.Response:
 def test_images_lie_in_the_folder_and_only_there(new_service: Callable[..., Service], folder: Path) -> None:
     service = new_service(results=folder.as_uri())
     url = f"{service.settings.base_url}/v1/images/generations"
-    answer = httpx.post(url, json=BODY, headers={"Idempotency-Key": "k1"}, timeout=30).json()
+    answer = httpx.post(url, json=BODY, headers={"Idempotency-Key": "k1"}).json()
     stored = [base64.b64decode(each["b64_json"]) for each in answer["data"]]
     assert sorted(path.read_bytes() for path in files(folder)) == sorted(stored)
-    links = httpx.post(url, json={**BODY, "response_format": "url"}, timeout=30).json()["data"]
+    links = httpx.post(url, json={**BODY, "response_format": "url"}).json()["data"]
     assert [httpx.get(each["url"]).content for each in links] == stored
-    one = httpx.post(url, json={**BODY, "n": 1}, headers={"Accept": "image/png"}, timeout=30)
+    one = httpx.post(url, json={**BODY, "n": 1}, headers={"Accept": "image/png"})
     assert one.content == stored[0]
     keys = Keys(service.settings.namespace)
     with redis.Redis.from_url(service.settings.redis_url) as client:
@@ -66,7 +66,7 @@ def test_an_outage_under_load_loses_no_job_and_costs_no_attempt(
 ) -> None:
     """The folder becomes a file while jobs run: attempts end without counting, workers take nothing, readiness and
     doctor say why, finished images are a 503; all of it is over once the folder is back."""
-    service = new_service(workers=2, results=folder.as_uri(), max_attempts=2)
+    service = new_service(workers=2, results=folder.as_uri(), max_attempts=2, lease_s=3.0)
     base = service.settings.base_url
 
     def submit(prompt: str = "an apple") -> str:
@@ -96,18 +96,19 @@ def test_an_outage_under_load_loses_no_job_and_costs_no_attempt(
     assert waiting and not [id for id in waiting if job_of(service, id).get("error")]
     report = fluid(service.settings, "doctor")
     assert report.returncode == 1 and f"lost its folder: {folder.as_uri()}" in report.stdout, report.stdout
-    assert f"waiting, fake, 0 of 16 rows; {cause}" in report.stdout
+    waits = f"waiting, fake, 0 of 16 rows; {cause}"
+    until(lambda: waits in fluid(service.settings, "doctor").stdout, what="the next heartbeat of a worker")
 
     folder.unlink()
     moved.rename(folder)
-    until(lambda: all(job_of(service, id)["status"] == "succeeded" for id in jobs), seconds=60, what="all jobs")
+    until(lambda: all(job_of(service, id)["status"] == "succeeded" for id in jobs), what="all jobs")
     with redis.Redis.from_url(service.settings.redis_url, decode_responses=True) as client:
         keys = Keys(service.settings.namespace)
         assert {client.hget(keys.job_hash(id), "attempt") for id in jobs} == {"1"}
         assert client.hget(keys.counters_hash, "fenced") in (None, "0")
     assert {image_of(service, id, index).status_code for id in jobs for index in range(2)} == {200}
     until(lambda: httpx.get(f"{base}/health/ready").status_code == 200, what="readiness again")
-    assert fluid(service.settings, "doctor").returncode == 0
+    until(lambda: fluid(service.settings, "doctor").returncode == 0, what="the next heartbeats of both workers")
     metrics = httpx.get(f"{base}/metrics").text
     [failures] = [line for line in metrics.splitlines() if line.startswith("fluid_result_store_failures_total ")]
     assert float(failures.split()[1]) > 0

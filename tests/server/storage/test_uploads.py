@@ -196,8 +196,8 @@ async def test_images_of_a_long_job_expire_by_its_end(
 def test_an_outage_under_load_loses_no_edit_and_no_batch(
     new_service: Callable[..., Service], folder: Path, hold: Hold
 ) -> None:
-    service = new_service(workers=2, results=folder.as_uri(), max_attempts=2)
-    with httpx.Client(base_url=service.settings.base_url, timeout=30) as http:
+    service = new_service(workers=2, results=folder.as_uri(), max_attempts=2, lease_s=3.0)
+    with httpx.Client(base_url=service.settings.base_url) as http:
 
         def edit() -> httpx.Response:
             return http.post("/v1/images/edits", data=form, files={"image": png(gradient()), "mask": png(mask())})
@@ -229,7 +229,7 @@ def test_an_outage_under_load_loses_no_edit_and_no_batch(
         assert edit().status_code == 503
         assert not http.get("/v1/jobs?status=failed").json()["data"]
         moved.rename(folder)
-        until(lambda: status()["status"] == "completed", seconds=60, what="the batch")
+        until(lambda: status()["status"] == "completed", what="the batch")
         assert status()["request_counts"] == {"total": 40, "completed": 40, "failed": 0}
         output = [json.loads(line) for line in http.get(f"/v1/files/file-out-{batch}/content").text.splitlines()]
         assert len(output) == 40

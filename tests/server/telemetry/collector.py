@@ -83,7 +83,7 @@ class Collector:
             found = {span.name: span for span in self.spans(trace_id)}
             return found if set(names) <= set(found) else None
 
-        return until(complete, seconds=60, what=f"spans {names} of the trace")  # type: ignore[return-value]
+        return until(complete, what=f"spans {names} of the trace")  # type: ignore[return-value]
 
 
 def _attributes(pairs: Any) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def traced(valkey: EmbeddedValkey, collector: Collector) -> Iterator[Service]:
 def post(service: Service, path: str, traceparent: str = "", **body: object) -> httpx.Response:
     headers = {"traceparent": traceparent} if traceparent else {}
     body = {"prompt": PROMPT, **body}
-    return httpx.post(service.settings.base_url + path, json=body, headers=headers, timeout=60)
+    return httpx.post(service.settings.base_url + path, json=body, headers=headers)
 
 
 def test_one_trace_leads_from_the_caller_to_the_last_byte(traced: Service, collector: Collector) -> None:
@@ -139,7 +139,7 @@ def test_a_job_that_fails_over_has_a_span_of_each_attempt(
     assert post(service, "/v1/jobs", f"00-{trace}-{PARENT}-01", prompt=hold.prompt()).status_code == 202
     until(lambda: "fluid_jobs_inflight 1.0" in httpx.get(f"{service.settings.base_url}/metrics").text, what="the lease")
     service.workers[0].terminate()
-    assert service.workers[0].wait(timeout=30) == 0
+    assert service.workers[0].wait(timeout=60) == 0
     hold.release()
     service.add_worker()
 
@@ -148,7 +148,7 @@ def test_a_job_that_fails_over_has_a_span_of_each_attempt(
         return sorted(span.attributes["fluid.job.outcome"] for span in attempts)
 
     # The draining worker may take the job once more before it ends.
-    until(lambda: set(outcomes()) == {"requeued", "succeeded"}, seconds=60, what="both attempts")
+    until(lambda: set(outcomes()) == {"requeued", "succeeded"}, what="both attempts")
 
 
 def test_each_line_of_a_batch_is_a_trace_linked_to_the_request(
@@ -171,7 +171,7 @@ def test_each_line_of_a_batch_is_a_trace_linked_to_the_request(
         found = [span for span in collector.spans() if span.attributes.get("fluid.batch") == batch["id"]]
         return sorted(found, key=lambda span: span.attributes["fluid.batch.line"])
 
-    until(lambda: len(of_lines()) == 3, seconds=60, what="a span of each line")
+    until(lambda: len(of_lines()) == 3, what="a span of each line")
     assert [span.attributes["fluid.batch.line"] for span in of_lines()] == [1, 2, 3]
     for span in of_lines():
         assert (span.name, span.parent_id, span.links) == ("batch line", "", [trace])
@@ -185,7 +185,7 @@ def test_a_collector_that_fails_costs_no_request(valkey: EmbeddedValkey, new_ser
         broken.status = 503
         service = new_service(traces_url=broken.url, traces_ratio=1.0)
         assert all(post(service, "/v1/images/generations").status_code == 200 for _ in range(5))
-        until(lambda: broken.requests > 0, seconds=30, what="an attempt to export")
+        until(lambda: broken.requests > 0, what="an attempt to export")
         assert post(service, "/v1/images/generations").status_code == 200
 
 
@@ -221,7 +221,7 @@ def _logged(settings: Settings, trace: str) -> list[dict[str, str]]:
             except httpx.TransportError:
                 return False
 
-        until(ready, seconds=60, what="the service")
+        until(ready, what="the service")
         body = {"prompt": PROMPT}
         httpx.post(f"{url}/v1/images/generations", json=body, headers={"traceparent": f"00-{trace}-{PARENT}-01"})
     finally:

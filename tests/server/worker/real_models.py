@@ -82,7 +82,7 @@ def assert_edited(
 def image_after_a_crash(service: Service, request: dict[str, Any], step: int) -> Image.Image:
     """The image of a job whose worker is killed after `step`, and that another one resumes."""
     job = service.client.submit(**request)
-    until(lambda: service.client.job(job["id"])["progress"]["step"] >= step, seconds=60)
+    until(lambda: service.client.job(job["id"])["progress"]["step"] >= step)
     service.workers[0].kill()
     service.add_worker()
     done = service.client.wait(job["id"], timeout_s=WAIT_S)

@@ -43,7 +43,7 @@ async def worker(leases: LeaseQueue, settings: Settings, monkeypatch: pytest.Mon
     await until_async(lambda: _true(made.heartbeat.state == "ready"))
     yield made
     made.stop()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await running
 
 

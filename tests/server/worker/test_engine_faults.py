@@ -1,6 +1,6 @@
 """Engines that fail, hang, run out of memory or return the wrong shape; a Redis that hangs; deadlines."""
 
-import time
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +9,9 @@ import pytest
 import redis
 
 from server.errors import ServiceError
+from server.launcher.embedded_valkey import EmbeddedValkey
 from server.queue.keys import Keys
+from server.queue.redis_client import SOCKET_TIMEOUT_S
 from server.worker.watchdog import HUNG_STATUS
 from tests.server.harness import Hold, Service, fluid, until
 
@@ -17,7 +19,7 @@ GENERATE = "/v1/images/generations"
 
 
 def end_of(service: Service, job: dict[str, Any]) -> tuple[str, int, str | None]:
-    done = service.client.wait(job["id"], timeout_s=40)
+    done = service.client.wait(job["id"], timeout_s=60)
     return done["status"], done["attempt"], (done["error"] or {}).get("code")
 
 
@@ -62,7 +64,7 @@ def test_one_job_too_large_for_the_memory_is_split(new_service: Callable[..., Se
 def test_a_worker_that_hangs_in_its_canary_image_is_ended(new_service: Callable[..., Service]) -> None:
     """The watchdog used to start after the canary, so such a worker stayed "loading" indefinitely."""
     service = new_service(checkpoint="hanging", step_timeout_s=0.5, workers=0)
-    assert service.add_worker().wait(timeout=20) == HUNG_STATUS
+    assert service.add_worker().wait(timeout=60) == HUNG_STATUS
 
 
 def test_a_worker_whose_engine_hangs_is_ended(new_service: Callable[..., Service], hold: Hold) -> None:
@@ -72,7 +74,7 @@ def test_a_worker_whose_engine_hangs_is_ended(new_service: Callable[..., Service
     hold.reached(service.client, neighbour["id"])
     hanging = service.client.submit("[hang]")
     for _ in range(2):
-        assert service.workers[-1].wait(timeout=30) == HUNG_STATUS
+        assert service.workers[-1].wait(timeout=60) == HUNG_STATUS
         hold.release()
         service.add_worker()
     assert end_of(service, neighbour)[0] == "succeeded"
@@ -104,7 +106,7 @@ def test_a_deadline_aborts_waiting_jobs_and_cancels_running_ones(new_service: Ca
     service.client.cancel(ahead["id"])
     running = service.client.submit("slow", num_inference_steps=20000, deadline_ms=4000)
     assert end_of(service, running) == ("canceled", 1, "deadline_exceeded")
-    in_time = service.client.submit("in time", quality="low", deadline_ms=20_000)
+    in_time = service.client.submit("in time", quality="low", deadline_ms=60_000)
     assert end_of(service, in_time) == ("succeeded", 1, None)
     assert fluid(service.settings, "doctor").returncode == 0
 
@@ -113,7 +115,7 @@ def test_deadlines_pass_without_a_worker(new_service: Callable[..., Service]) ->
     """Without a worker to take the job, the gateway has to enforce its deadline."""
     service = new_service()
     service.workers[0].terminate()
-    service.workers[0].wait(timeout=20)
+    service.workers[0].wait(timeout=60)
     assert end_of(service, service.client.submit("late", deadline_ms=100))[0] == "aborted"
 
 
@@ -136,7 +138,7 @@ def test_classes_and_callers_take_turns(new_service: Callable[..., Service], hol
     assert [places[name]["position"] for name in ("high", "flood1", "low")] == [0, 1, 5]
     assert all(place["is_possible"] and place["eta_seconds"] >= 0 for place in places.values())
     hold.release()
-    ended = {name: service.client.wait(job_id, timeout_s=20)["started_at"] for name, job_id in names.items()}
+    ended = {name: service.client.wait(job_id, timeout_s=60)["started_at"] for name, job_id in names.items()}
     order = sorted(ended, key=lambda name: ended[name])
     assert order[0] == "high" and order[-1] == "low"
     assert order.index("other") < order.index("flood2")
@@ -158,17 +160,20 @@ def test_a_full_queue_says_when_to_retry(new_service: Callable[..., Service]) ->
     assert 8 <= int(answer.headers["retry-after"]) <= 30
 
 
-def test_a_redis_that_hangs_is_a_503_within_a_second(new_service: Callable[..., Service]) -> None:
+def test_a_redis_that_hangs_is_a_503_within_a_second(
+    new_service: Callable[..., Service], valkey: EmbeddedValkey
+) -> None:
     """A Redis that neither answers nor closes used to cost each caller three waits of five seconds."""
     service = new_service()
-    with redis.Redis.from_url(service.settings.redis_url) as client:
-        client.execute_command("CLIENT", "PAUSE", 8000, "ALL")
-    began = time.monotonic()
-    answer = httpx.get(service.settings.base_url + "/v1/jobs/job_x", timeout=10)
-    took_s = time.monotonic() - began
+    assert valkey.process is not None
+    valkey.process.send_signal(signal.SIGSTOP)
+    try:
+        shorter_than_three_waits_s = 3 * SOCKET_TIMEOUT_S - 1
+        answer = httpx.get(service.settings.base_url + "/v1/jobs/job_x", timeout=shorter_than_three_waits_s)
+    finally:
+        valkey.process.send_signal(signal.SIGCONT)
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "queue_unavailable")
     assert int(answer.headers["retry-after"]) >= 1
-    assert took_s < 6.0, "it waited for Redis"  # not a measurement: Redis is silent for longer than this
     until(lambda: service.client.ready()[0])
     assert service.client.generate("a cat", quality="low")
 

@@ -65,7 +65,7 @@ async def _true(value: bool) -> bool:
 
 
 async def next_news(thread: EngineThread) -> StepNews:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not thread.news:
             told = asyncio.Event()
             thread.on_news = told.set
@@ -78,7 +78,7 @@ async def test_steps_follow_each_other_without_the_event_loop(engine: GatedEngin
     """Every step used to wait for the event loop, which asked Redis for jobs in between: 0.8 ms a step."""
     [row] = await admit(thread, admission(50))
     engine.gate.release(50)
-    assert engine.fiftieth.wait(timeout=20)  # which blocks the event loop
+    assert engine.fiftieth.wait(timeout=60)  # which blocks the event loop
     news = await next_news(thread)
     while not news.images:
         news = await next_news(thread)

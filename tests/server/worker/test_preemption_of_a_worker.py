@@ -22,11 +22,11 @@ def test_a_small_caller_is_served_while_long_images_run(flooded: tuple[Service, 
     """And the image that was paused for it ends as if nothing had happened, in the same attempt."""
     service, job = flooded
     small = service.client.submit("an apple", num_inference_steps=5, user="small")
-    assert service.client.wait(small["id"], timeout_s=20)["status"] == "succeeded"
+    assert service.client.wait(small["id"], timeout_s=60)["status"] == "succeeded"
     before = service.client.job(str(job["id"]))
     assert (before["status"], before["progress"]["step"]) == ("processing", 80)
     hold.release()
-    done = service.client.wait(str(job["id"]), timeout_s=40)
+    done = service.client.wait(str(job["id"]), timeout_s=60)
     assert (done["status"], done["attempt"]) == ("succeeded", 1)
     images = [service.client.image(str(job["id"]), index) for index in range(2)]
     for index, image in enumerate(images):
@@ -43,7 +43,7 @@ def test_a_job_with_a_paused_image_can_be_canceled(flooded: tuple[Service, dict[
     service.client.cancel(str(job["id"]))
     until(lambda: service.client.job(str(job["id"]))["status"] == "canceled")
     hold.release()
-    assert service.client.wait(small["id"], timeout_s=20)["status"] == "succeeded"
+    assert service.client.wait(small["id"], timeout_s=60)["status"] == "succeeded"
 
 
 @pytest.mark.parametrize("how", ["drained", "killed"])
@@ -58,7 +58,7 @@ def test_a_paused_image_survives_its_worker(flooded: tuple[Service, dict[str, ob
         service.workers[0].terminate()
     else:
         service.workers[0].kill()
-    service.workers[0].wait(timeout=20)
+    service.workers[0].wait(timeout=60)
     hold.release()
     service.add_worker()
     done = service.client.wait(str(job["id"]), timeout_s=60)

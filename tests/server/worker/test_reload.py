@@ -58,7 +58,7 @@ async def running(leases: LeaseQueue, settings: Settings, *broken: str) -> Async
     finally:
         if not task.done():
             worker.stop()
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             await task
 
 

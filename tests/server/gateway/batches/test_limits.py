@@ -215,7 +215,7 @@ def test_redis_fills_up_no_further_than_workers_can_still_write(tmp_path: Path) 
         try:
             service.add_worker()
             service.client.wait_ready(timeout_s=60)
-            with httpx.Client(base_url=service.settings.base_url, timeout=60) as http:
+            with httpx.Client(base_url=service.settings.base_url) as http:
                 answers = []
                 for _ in range(12):  # of 7 MiB: Redis' own buffers of one must fit into the last quarter
                     form = {"files": {"file": ("in.jsonl", b"x" * (7 * MIB))}, "data": {"purpose": "batch"}}

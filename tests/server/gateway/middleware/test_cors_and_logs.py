@@ -56,7 +56,7 @@ def test_no_log_has_keys_and_prompts_only_on_request(settings: Settings, tmp_pat
         ]
         try:
             with FluidClient(settings.base_url, api_key=ALICE, max_retries=0) as client:
-                until(lambda: status_of(f"{settings.base_url}/health/ready") == 200, seconds=30)
+                until(lambda: status_of(f"{settings.base_url}/health/ready") == 200)
                 _use_everything(client)
         finally:
             for role in roles:
@@ -91,7 +91,7 @@ def test_a_gateway_on_the_network_without_keys_logs_a_warning(settings: Settings
             [sys.executable, "-m", "server.cli", "gateway"], env=child_env(open_to_all), stdout=log, stderr=log
         )
         try:
-            until(lambda: status_of(f"{open_to_all.base_url}/health/live") == 200, seconds=30)
+            until(lambda: status_of(f"{open_to_all.base_url}/health/live") == 200)
         finally:
             subprocesses.stop(gateway, grace_s=10)
     assert ("WITHOUT API KEYS" in (tmp_path / "log").read_text()) == (not keys)

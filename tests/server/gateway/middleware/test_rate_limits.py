@@ -56,7 +56,7 @@ def _on_another_port(settings: Settings) -> Settings:
 def _generate(url: str, key: str) -> httpx.Response:
     body = {"prompt": "a cat", "quality": "low"}
     headers = {"Authorization": f"Bearer {key}"}
-    return httpx.post(f"{url}/v1/images/generations", json=body, headers=headers, timeout=30)
+    return httpx.post(f"{url}/v1/images/generations", json=body, headers=headers)
 
 
 def test_the_openai_client_retries_after_a_rate_limit(new_service: Callable[..., Service]) -> None:
@@ -99,7 +99,7 @@ def test_jobs_at_the_same_time_are_limited_until_one_ends(new_service: Callable[
     until(lambda: status_of(f"{service.settings.base_url}/health/live") == 200)
     with client_of(service, ALICE) as alice, client_of(service, BOB) as bob:
         worker = service.add_worker()
-        service.client.wait_ready(timeout_s=30)
+        service.client.wait_ready(timeout_s=60)
         subprocesses.stop(worker, grace_s=10)  # no worker is live, but the model is known
         jobs = [alice.submit("a cat") for _ in range(2)]
         with pytest.raises(ServiceError, match="2 jobs of 'alice' wait or run, the limit is 2") as caught:

@@ -24,7 +24,7 @@ KEY = "fl-alice"
 def gateway(settings: Settings, **changes: object) -> Iterator[httpx.Client]:
     with (
         served(create_app(replace(settings, **changes))) as port,  # type: ignore[arg-type]
-        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}") as client,
     ):
         yield client
 
@@ -73,7 +73,7 @@ def test_requests_without_or_with_two_hosts_or_in_absolute_form(http: httpx.Clie
     """The host of an absolute URL wins over the header, and two headers are none."""
 
     def ask(head: str) -> int:
-        with socket.create_connection((http.base_url.host, http.base_url.port or 0), timeout=10) as connection:
+        with socket.create_connection((http.base_url.host, http.base_url.port or 0), timeout=60) as connection:
             connection.sendall(f"{head}\r\nConnection: close\r\n\r\n".encode())
             return int(connection.recv(65536).split()[1])
 

@@ -17,7 +17,7 @@ GENERATE = "/v1/images/generations"
 
 @pytest.fixture
 def http(service: Service) -> Any:
-    with httpx.Client(base_url=service.settings.base_url, timeout=30) as client:
+    with httpx.Client(base_url=service.settings.base_url) as client:
         yield client
 
 
@@ -149,6 +149,6 @@ def test_urls_start_with_the_public_address(http: httpx.Client, new_service: Cal
     by_host = http.post(GENERATE, json=body, headers={"Host": "images.localhost:81"}).json()
     assert by_host["data"][0]["url"] == f"http://images.localhost:81/v1/jobs/{by_host['job_id']}/images/0"
     url = new_service(public_url="https://example.com/draw/").settings.base_url + GENERATE
-    link = httpx.post(url, json=body, timeout=30).json()["data"][0]["url"]
+    link = httpx.post(url, json=body).json()["data"][0]["url"]
     assert link.startswith("https://example.com/draw/v1/jobs/")
-    assert f'"url":"{link.split("job_")[0]}' in httpx.post(url, json=body | {"stream": True}, timeout=30).text
+    assert f'"url":"{link.split("job_")[0]}' in httpx.post(url, json=body | {"stream": True}).text
