@@ -116,6 +116,7 @@ async def test_finish_of_a_lost_lease_is_rejected(queue: JobQueue, leases: Lease
     """A worker that hung past its lease must not overwrite the result of the one that took over."""
     await accept(queue, "a")
     zombie = await take(leases, "w1")
+    await lapse(queue, "a")
     [heir] = await reclaimed(leases, "w2")
     assert heir.attempt == 2 and heir.token != zombie.token
     await leases.store_result(zombie, 0, b"late")
@@ -134,6 +135,7 @@ async def test_renewal_of_a_lost_lease_extends_nothing(queue: JobQueue, leases: 
     """An unfenced renewal would keep the lease of a job alive whose new worker has died as well."""
     await accept(queue, "a")
     zombie = await take(leases, "w1")
+    await lapse(queue, "a")
     await reclaimed(leases, "w2")
     await leases.renew([LeaseRenewal(zombie, True, 1)], extend=True)
     await lapse(queue, "a")
