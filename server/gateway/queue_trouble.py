@@ -5,6 +5,7 @@ import logging
 import random
 import shutil
 import time
+from collections.abc import AsyncIterator
 from functools import partial
 
 from redis.exceptions import ConnectionError, RedisError
@@ -82,20 +83,24 @@ async def watch_store(queue: JobQueue, longest_s: float) -> None:
     """
     failure = RepeatedFailure(log)
     due_at, unnamed_at = 0.0, time.monotonic() + random.uniform(0, UNNAMED_S)
+    search: AsyncIterator[list[str]] | None = None  # goes on after a round that ended it
     while True:
         if queue.store is not None and (queue.store.trouble or time.monotonic() >= due_at):
             due_at = time.monotonic() + STORE_CHECK_S
             try:
                 now = await redis_time(queue.redis)
                 await _sweep(queue, queue.store, now)
-                if time.monotonic() >= unnamed_at:
-                    unnamed_at = time.monotonic() + UNNAMED_S
-                    await _delete_unnamed(queue, queue.store, now - longest_s)
+                if search is None and time.monotonic() >= unnamed_at:
+                    search = queue.store.old_uploads(now - longest_s)
+                if search is not None and await _delete_unnamed(queue, queue.store, search):
+                    search, unnamed_at = None, time.monotonic() + UNNAMED_S
                 queue.store.trouble = ""
                 failure.over()
             except StorageUnavailable as error:
+                search = None
                 failure.warn(f"{error.message} {remedy(error.reason)}")
             except RedisError as error:
+                search = None
                 failure.warn(f"finished images are not swept: {error}")
         await asyncio.sleep(SOON_S * random.uniform(0.75, 1.25))  # so that gateways do not delete the same objects
 
@@ -126,11 +131,13 @@ async def _delete_uploads(queue: JobQueue, store: ObjectStore, now: float, until
             return
 
 
-async def _delete_unnamed(queue: JobQueue, store: ObjectStore, before: float) -> None:
-    """Delete uploads that were written before a time and that no record names. Such are those of writes that timed out
-    and went on, after their deletion; and all of a Redis that lost its data."""
-    keys, deleted = queue.keys, 0
-    async for names in store.old_uploads(before):
+async def _delete_unnamed(queue: JobQueue, store: ObjectStore, old: AsyncIterator[list[str]]) -> bool:
+    """Delete those of some old uploads that no record names, for SWEEP_S at most; return true at the end of them.
+
+    Such are those of writes that timed out and went on, after their deletion; and all of a Redis that lost its data.
+    """
+    keys, deleted, at_end, until = queue.keys, 0, True, time.monotonic() + SWEEP_S
+    async for names in old:
         async with queue.redis.pipeline(transaction=False) as pipe:
             for name in names:
                 pipe.hget(keys.job_hash(owner_of(name)), "source_object")
@@ -141,8 +148,12 @@ async def _delete_unnamed(queue: JobQueue, store: ObjectStore, before: float) ->
         unnamed = [name for name, *named in of_each if not any(map(partial(_may_name, name), named))]
         await store.remove_uploads(unnamed)
         deleted += len(unnamed)
+        if time.monotonic() >= until:
+            at_end = False
+            break
     if deleted:
         log.info("deleted %d uploads that no record names", deleted)
+    return at_end
 
 
 def _may_name(name: str, found: object) -> bool:

@@ -91,7 +91,8 @@ class JobQueue(QueueConnection):
         """Accept a job, which from then on reaches exactly one terminal state. Safe to repeat.
 
         The source image is stored before, because no worker may find the job without it, and deleted again if the job
-        was not accepted after all. The limits are asked before that: a refused or repeated request stores nothing.
+        was not accepted after all. The limits are asked before that, so a repeated request stores nothing, and a
+        refused one neither, unless others took the last room in between.
 
         Raises:
             QueueFull, RateLimited: too many jobs wait. KeyReused: the id or key is that of another request.

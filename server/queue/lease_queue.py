@@ -100,7 +100,6 @@ class LeaseQueue(QueueConnection):
     ) -> Lease | None:
         wanted = None if preempting is None else {name: shallow(jobs) for name, jobs in preempting.items()}
         call = {"token": new_token(), "ageing_s": self.ageing_s, "min_wait_s": min_wait_s, "preempting": wanted}
-        call["but_stored"] = self.leaves_stored or None
         answer = await self.run("take", self._limits(worker, model) | call)
         lease, more = answer or (None, 0)
         self._more_wait = bool(more) or min_wait_s > 0
@@ -119,6 +118,7 @@ class LeaseQueue(QueueConnection):
             "lease_ms": self.lease_ms,
             "max_attempts": self.max_attempts,
             "ttl_s": self.ttl_s,
+            "but_stored": self.leaves_stored or None,
         }
 
     async def _lease(self, answer: Sequence[Any]) -> Lease | None:

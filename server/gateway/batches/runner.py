@@ -107,7 +107,8 @@ class BatchRunner:
         elif batch.unfinished <= 0:
             await self._store.end(batch, "completed")
         due_at = await redis_time(self._redis) + pause_s
-        await self._redis.zadd(self._keys.batches_zset, {batch_id: due_at}, xx=True)
+        # Never later than it is due already: a cancel that came meanwhile makes it due at once.
+        await self._redis.zadd(self._keys.batches_zset, {batch_id: due_at}, xx=True, lt=True)
 
     async def _validate(self, batch: Batch) -> None:
         """Find the lines of the input file, which stays for them; a file that cannot be parsed fails the batch."""

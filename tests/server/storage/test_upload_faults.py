@@ -31,7 +31,7 @@ from server.storage.object_store import IN_FOLDER_AT_ONCE, ObjectStore
 from server.worker.engine.fake import FakeEngine
 from server.worker.loop import Worker
 from tests.server.gateway.routes.test_edits import gradient, png
-from tests.server.harness import accept, job_input, take, until_async
+from tests.server.harness import MODEL, accept, job_input, lapse, take, until_async
 from tests.server.storage.test_uploads import IMAGE, SHA256, sweep, uploads
 
 pytestmark = pytest.mark.anyio
@@ -114,9 +114,15 @@ async def test_edits_of_a_batch_that_wait_for_room_touch_no_store(
     # The size of an image is known once it is decoded: where memory is used up, the next step is seconds away.
     stored.limits["max_batch_lines"] = 9
     stored.memory_limits["max_key_bytes"] = 1
+    due = stored.keys.batches_zset
+    await stored.redis.zadd(due, {batch.id: await redis_time(stored.redis) + 15})  # claimed
     await runner.advance(batch.id)
-    due_at = await stored.redis.zscore(stored.keys.batches_zset, batch.id)
-    assert len(calls) == 4 and due_at and due_at > await redis_time(stored.redis) + 3
+    due_at = await stored.redis.zscore(due, batch.id)
+    assert len(calls) == 4 and due_at and 3 < due_at - await redis_time(stored.redis) < 6
+    # A cancel makes it due at once, also while it is in the middle of a step.
+    await stored.redis.zadd(due, {batch.id: 1})
+    await runner.advance(batch.id)
+    assert await stored.redis.zscore(due, batch.id) == 1
 
 
 async def test_uploads_that_no_record_names_are_deleted_once_they_are_old(stored: JobQueue, folder: Path) -> None:
@@ -140,7 +146,7 @@ async def test_uploads_that_no_record_names_are_deleted_once_they_are_old(stored
     damaged = here / "odd-00"
     damaged.write_bytes(b"x")
     os.utime(damaged, (1e9, 1e9))
-    await _delete_unnamed(stored, stored.store, time.time() - 60)
+    assert await _delete_unnamed(stored, stored.store, stored.store.old_uploads(time.time() - 60))
     assert sorted(here.iterdir()) == sorted([*named, young, damaged])
     # The same in an hour of images that has passed: it was listed again and again.
     image = folder / object_name(stored.store.namespace, "job_1", 1, 0, "png", 1e9)
@@ -292,6 +298,20 @@ async def test_source_images_count_towards_their_key_wherever_they_lie(
     await accept(stored, "job_5", owner="ann", edit=Edit("job_x", SHA256, feather=1))
     await stored.sweep()
     assert await used() == (record, record)
+
+
+async def test_a_worker_without_the_store_takes_no_edit_over(
+    stored: JobQueue, leases: LeaseQueue, stored_leases: LeaseQueue
+) -> None:
+    """It left waiting ones to others, and requeued those of a worker that died."""
+    await stored.enqueue(edit_of("edit"))
+    await accept(stored, "plain")
+    for _ in range(2):
+        assert await stored_leases.take("w1", MODEL)
+    await lapse(stored, "edit", "plain")
+    leases.leaves_stored = True
+    assert [lease.job_id for lease in await leases.reclaim("w2", MODEL, [], count=2)] == ["plain"]
+    assert [lease.job_id for lease in await stored_leases.reclaim("w3", MODEL, [], count=2)] == ["edit"]
 
 
 async def test_a_worker_without_the_store_leaves_edits_to_others(
