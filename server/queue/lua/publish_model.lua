@@ -19,8 +19,13 @@ local function longest_unserved_first(hash)
   return ids
 end
 
+local alive = {} -- models of workers, also of a version that does not note when it served them
+for _, worker in ipairs(redis.call('ZRANGE', keys.workers_zset, 0, -1)) do
+  alive[redis.call('GET', keys.worker_model(worker)) or ''] = true
+end
+
 local function is_needed(id)
-  if id == args.id or (served[id] or 0) > clock() - args.live_s then return true end
+  if id == args.id or alive[id] or (served[id] or 0) > clock() - args.live_s then return true end
   if redis.call('ZCARD', keys.leases_zset(id)) > 0 then return true end
   for _, class in ipairs(PRIORITIES) do
     if redis.call('ZCARD', keys.waiting_since_zset(id, class)) > 0 then return true end

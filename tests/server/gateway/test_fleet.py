@@ -129,6 +129,7 @@ async def test_models_and_replaced_ids_are_bounded(
     await accept(queue, "runs", model="fake-1")
     assert await leases.take("w1", "fake-1") is not None
     await beat(registry, "w2", "fake-2", "d")
+    assert await queue.redis.zrem(keys.served_zset, "d\nfake-2") == 1  # as a worker of an earlier version
     for each in (*names[:6], "fake-new"):
         await registry.publish_model(info(each))
     needed = {"fake-0", "fake-1", "fake-2"}
