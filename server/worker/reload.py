@@ -130,8 +130,7 @@ class Reloader:
         except Exception as error:
             # Whatever failed, the current engine still works, so it stays.
             log.exception("reload %d failed", request.number)
-            self._heartbeat.note = f"reload {request.number} failed: {error or type(error).__name__}"
-            self._heartbeat.reloads = max(self._heartbeat.reloads, request.number)
+            self._give_up(request, error)
             return
         self.ready = LoadedEngine(thread, info, request, self._engine.info.id, time.monotonic() + PATIENCE_S)
 
@@ -150,10 +149,13 @@ class Reloader:
                 return False
             loaded.thread.close()
             log.error("reload %d failed: %s", loaded.request.number, error)
-            self._heartbeat.note = f"reload {loaded.request.number} failed: {error}"
-            self._heartbeat.reloads = max(self._heartbeat.reloads, loaded.request.number)
+            self._give_up(loaded.request, error)
             self.ready = None
         return self.ready is not None
+
+    def _give_up(self, request: ReloadRequest, error: Exception) -> None:
+        self._heartbeat.note = f"reload {request.number} failed: {error or type(error).__name__}"
+        self._heartbeat.reloads = max(self._heartbeat.reloads, request.number)
 
     async def _check_waiting_jobs(self, info: ModelInfo) -> None:
         """Jobs name their model; those that wait for the old one still need a worker that serves it.

@@ -195,19 +195,24 @@ async def test_a_failed_reload_ends_its_thread(
     assert counted == ({stage: 1.0} if stage else {})
 
 
+async def reload_beside_jobs(worker: Worker, queue: JobQueue, registry: Registry, hold: Hold) -> None:
+    """Have the worker reload to another model while it runs a job, let another one come meanwhile, and wait."""
+    await accept(queue, "held", prompt=hold.prompt())
+    await until(lambda: bool(worker.scheduler.rows))
+    request = await registry.request_reload(worker.settings.checkpoint, "fake-other")
+    await until(lambda: worker.reloader.ready is not None)
+    await accept(queue, "job")
+    hold.release()
+    await until(lambda: worker.heartbeat.reloads == request.number)
+
+
 async def test_a_reload_leaves_no_job_behind(
     queue: JobQueue, leases: LeaseQueue, settings: Settings, hold: Hold
 ) -> None:
     """Jobs that came while the old engine finished, or were requeued for it, waited for a model without a worker."""
     registry = Registry(leases.redis, settings.namespace)
     async with running(leases, settings) as worker:
-        await accept(queue, "held", prompt=hold.prompt())
-        await until(lambda: bool(worker.scheduler.rows))
-        request = await registry.request_reload(settings.checkpoint, "fake-other")
-        await until(lambda: worker.reloader.ready is not None)
-        await accept(queue, "job")
-        hold.release()
-        await until(lambda: worker.heartbeat.reloads == request.number)
+        await reload_beside_jobs(worker, queue, registry, hold)
         assert (await queue.get("job")).state is JobState.SUCCEEDED
         assert worker.engine.info.id == "fake-other" and await registry.replaced() == {"fake": "fake-other"}
 
@@ -218,13 +223,7 @@ async def test_a_reload_that_jobs_never_let_through_is_given_up(
     monkeypatch.setattr(reload, "PATIENCE_S", 0.0)
     registry = Registry(leases.redis, settings.namespace)
     async with running(leases, settings) as worker:
-        await accept(queue, "held", prompt=hold.prompt())
-        await until(lambda: bool(worker.scheduler.rows))
-        request = await registry.request_reload(settings.checkpoint, "fake-other")
-        await until(lambda: worker.reloader.ready is not None)
-        await accept(queue, "job")
-        hold.release()
-        await until(lambda: worker.heartbeat.reloads == request.number)
+        await reload_beside_jobs(worker, queue, registry, hold)
         assert "Jobs wait for fake, and no live worker of another FLUID_CHECKPOINT" in worker.heartbeat.note
         await until_async(lambda: _ended(queue))
 
