@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,9 @@ from model.networks.layers.eight_bits import lacks_scales, narrowed, take
 SHARD_BYTES = 2 << 30
 # Format 2 has matrices in 8 bits (eight_bits.py), which earlier versions would refuse by their shape.
 FORMAT, FORMAT_8_BITS = 1, 2
+# What config.json's `about` may hold that is shown, or looked up.
+TEXTS = {"name", "license", "conditions", "source", "description"}
+LISTS = {"labels", "styles", "vocabulary", "breadth", "breadth_styles", "examples"}
 
 
 class CheckpointError(RuntimeError):
@@ -69,24 +75,34 @@ def save_checkpoint(
             shards, size = [*shards, {}], 0
         shards[-1][key] = state[key]
         size += state[key].nbytes
+    # Beside those of an earlier save, which stay complete until the new ones are.
+    partial = folder / ".partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
     for number, shard in enumerate(shards):
-        file = folder / f"weights-{number:05d}-of-{len(shards):05d}.safetensors"
+        file = partial / f"weights-{number:05d}-of-{len(shards):05d}.safetensors"
         save_file(shard, file)
         file.chmod(0o644)  # safetensors writes 0600; a worker may run as another user
     raw = {
         "format": FORMAT_8_BITS if eight_bits else FORMAT,
-        "sha256": weights_digest(folder),
+        "sha256": weights_digest(partial),
         "model": model.config.to_json(),
         "about": about,
     }
-    (folder / "config.json").write_text(json.dumps(raw, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (partial / "config.json").write_text(json.dumps(raw, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "config.json").unlink(missing_ok=True)
+    for old in folder.glob("weights-*.safetensors"):
+        old.unlink()
+    for file in sorted(partial.iterdir(), key=lambda file: file.name == "config.json"):
+        file.replace(folder / file.name)
+    partial.rmdir()
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The content of config.json; only its format number is checked.
+    """The content of config.json, with the folder's name where about.name is missing. Sizes are not checked.
 
     Raises:
-        CheckpointError: config.json is missing, damaged or in another format.
+        CheckpointError: config.json is missing, damaged, in another format, or without one of its parts.
     """
     file = folder / "config.json"
     if not file.exists():
@@ -97,7 +113,36 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{file} is not JSON ({error}); copy the checkpoint again") from error
     if not isinstance(raw, dict) or raw.get("format") not in (FORMAT, FORMAT_8_BITS):
         raise CheckpointError(f"{file} is not in a format that this version reads ({FORMAT}, {FORMAT_8_BITS})")
+    for part, kind, words in (("model", dict, "an object"), ("about", dict, "an object"), ("sha256", str, "text")):
+        if not isinstance(raw.get(part), kind):
+            raise CheckpointError(f"{file}: {part} is {raw.get(part)!r}, not {words}; copy the checkpoint again")
+    about = raw["about"]
+    about.setdefault("name", folder.resolve().name)
+    for part in TEXTS & about.keys():
+        if not isinstance(about[part], str):
+            raise CheckpointError(f"{file}: about.{part} is {about[part]!r}, not text; copy the checkpoint again")
+    for part in LISTS & about.keys():
+        if not isinstance(about[part], list) or not all(isinstance(each, str) for each in about[part]):
+            raise CheckpointError(f"{file}: about.{part} is not a list of texts; copy the checkpoint again")
     return raw
+
+
+@contextmanager
+def checked_sizes(folder: Path) -> Iterator[None]:
+    """Turn what sizes of config.json raise that cannot be built into one error.
+
+    Raises:
+        CheckpointError: names the file and the fault.
+    """
+    file = folder / "config.json"
+    try:
+        yield
+    except ConfigError as error:
+        raise CheckpointError(f"{file}: {error}") from error
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        raise CheckpointError(
+            f"{file}: its sizes cannot be built ({type(error).__name__}: {error}); copy the checkpoint again"
+        ) from error
 
 
 def weights_digest(folder: Path) -> str:
@@ -117,14 +162,12 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> Checkpo
         CheckpointError: the folder cannot be used; see its message.
     """
     raw = read_config(folder)
-    try:
+    with checked_sizes(folder):
         config = config_from_json(raw["model"])
-    except (ConfigError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
     digest = weights_digest(folder)
     if digest != raw["sha256"]:
         raise CheckpointError(
-            f"{folder}: the weights' SHA-256 is {digest[:12]}…, config.json says {str(raw['sha256'])[:12]}…; "
+            f"{folder}: the weights' SHA-256 is {digest[:12]}…, config.json says {raw['sha256'][:12]}…; "
             "a file is damaged or missing: copy the checkpoint again"
         )
     state: dict[str, Tensor] = {}
@@ -135,10 +178,8 @@ def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> Checkpo
             raise CheckpointError(f"{file} is damaged ({error}); copy the checkpoint again") from error
     if narrow := lacks_scales(state):
         raise CheckpointError(f"{folder}: matrix {narrow!r} is in 8 bits without its scales; copy the checkpoint again")
-    try:
+    with checked_sizes(folder):
         model, tokenizer = build_model(config), build_tokenizer(config.tokenizer)
-    except ConfigError as error:
-        raise CheckpointError(f"{folder}: {error}") from error
     _load_strict(model, state, "model.", folder)
     _load_strict(tokenizer, state, "tokenizer.", folder)
     if state:

@@ -18,6 +18,7 @@ from model.tokenizer_config import (
     TokenizerConfig,
     VqConfig,
     VqganConfig,
+    check_positive,
 )
 
 __all__ = [
@@ -78,6 +79,7 @@ class ModelConfig:
     post_norm_head: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        check_positive(self, "image_size", "width", "heads", "mlp_ratio", "head_width")
         if self.image_size % self.tokenizer.stride:
             raise ConfigError(
                 f"image_size {self.image_size} is not a multiple of the tokenizer's stride {self.tokenizer.stride}"

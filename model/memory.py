@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from model.config import FluidConfig, KlConfig, MarConfig, ModelConfig, NovaConfig
-from model.discrete_config import PrefixConfig
+from model.discrete_config import LlamagenConfig, PrefixConfig
 from model.presets import IMPORTED_PRESETS, PRESETS
 
 GB = 10**9
@@ -18,8 +18,11 @@ RESERVED = 2 * GB  # CUDA's context, cuBLAS, compiled kernels, fragmentation
 CONDITION_CACHE = 256 << 20  # inference/prompts.py
 TEXT_ROOM = 32  # text tokens of a short prompt's condition, inference/prompts.py; longer ones have 64, 128, …
 # Of T5's encoder half; of Phi-2 without the layer that predicts words.
-ENCODER_PARAMETERS = {"google/t5-v1_1-xxl": 4_762_310_656, "microsoft/phi-2": 2_648_560_640}
-PHI_2_WIDTH = 2560  # an imported NOVA names the folder of its encoder, which is Phi-2 if it is as wide
+ENCODER_PARAMETERS = {
+    "google/t5-v1_1-xxl": 4_762_310_656, "google/flan-t5-xl": 1_223_527_424, "microsoft/phi-2": 2_648_560_640,
+}  # fmt: skip
+# A checkpoint may name a folder: the width of its encoder's states tells which it is.
+T5, PHI_2 = {4096: "google/t5-v1_1-xxl", 2048: "google/flan-t5-xl"}, {2560: "microsoft/phi-2"}
 TOKENIZER_BYTES = 4 * 84_000_000  # Stable Diffusion's autoencoder and kl16 have about as many parameters
 CPU_RESERVED = 500_000_000  # of a process on a CPU: Python, torch, a small text encoder
 VALUE_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}  # of the backbone's linear layers, by the dtype of products
@@ -113,9 +116,10 @@ def key_value_bytes(config: ModelConfig, rows: int, dtype: str, shards: int = 1)
 
 def encoder_parameters(config: ModelConfig) -> int:
     """Number of values in the text encoder; 0 for those that are small, or not known."""
-    if isinstance(config, NovaConfig) and config.text.dim == PHI_2_WIDTH:
-        return ENCODER_PARAMETERS["microsoft/phi-2"]
-    return ENCODER_PARAMETERS.get(config.text.name, 0) if isinstance(config, FluidConfig) else 0
+    if not isinstance(config, FluidConfig | NovaConfig | LlamagenConfig) or config.text.kind != "transformers":
+        return 0
+    widths = PHI_2 if isinstance(config, NovaConfig) else T5
+    return ENCODER_PARAMETERS.get(widths.get(config.text.dim, ""), 0)
 
 
 def _decoding(config: ModelConfig) -> int:

@@ -88,9 +88,10 @@ PRESETS: dict[str, FluidConfig] = {
         head_width=256, head_depth=3, prediction="v", positions="sincos_rope", clamp=10.0,
         tokenizer=TokenizerConfig(stride=16, channels=32), text=TextConfig(max_tokens=28),
     ),
-    # Scenes and a breadth of single things, with alpha; see model/recipes/atlas-128.toml.
+    # Scenes and a breadth of single things, with alpha; see model/recipes/atlas-128.toml. Two blocks more than
+    # scenes-128 and its width, so that its training need not be repeated.
     "atlas-128": FluidConfig(
-        image_size=128, width=256, depth=6, heads=4, aligner_depth=1, aligner_width=192,
+        image_size=128, width=224, depth=7, heads=4, aligner_depth=1, aligner_width=192,
         head_width=256, head_depth=3, prediction="flow", flow_shift=1.0, positions="sincos_rope", clamp=10.0,
         tokenizer=TokenizerConfig(stride=16, channels=48, widths=(32, 64, 128), image_channels=4, overlap=True),
         text=TextConfig(max_tokens=28),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from model.config import ModelConfig
+from model.config import FluidConfig, ModelConfig
 from model.presets import PAPER_PRESETS
 
 _STEPS = {"low": 8, "medium": 16, "high": 32}
@@ -18,7 +19,10 @@ _PAPER_DIFFUSION = {"low": 50, "medium": 100, "high": 200}
 
 def default_sampling(config: ModelConfig) -> dict[str, Any]:
     """{"presets": parameters by quality, "defaults": all others}, as far as the model's order and head know them."""
-    paper = config in PAPER_PRESETS.values()
+    # With any text encoder: training keeps the place of its own.
+    paper = isinstance(config, FluidConfig) and any(
+        replace(preset, text=config.text) == config for preset in PAPER_PRESETS.values()
+    )
     steps, diffusion = (_PAPER_STEPS, _PAPER_DIFFUSION) if paper else (_STEPS, _DIFFUSION)
     diffusion = _MEAN_FLOW_DIFFUSION if config.mean_flow else diffusion
     defaults = {"quality": "medium", "guidance_scale": 3.0, "guidance_schedule": "constant", "temperature": 1.0}

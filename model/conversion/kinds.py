@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model.checkpoint import CheckpointError
+from model.config import ConfigError
 from model.conversion import import_autoencoder, import_mar, import_nova
 from model.conversion.discrete import import_amused, import_janus, import_llamagen, import_meissonic
 from model.conversion.options import Options
+from model.inference.engine import is_out_of_memory
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class Kind:
         looks_for: what `recognises` looks for, in words.
         recognises: True if the source, a file or a folder that exists, is of this kind. It reads names, not weights.
         convert: convert(source, folder, options) writes a checkpoint into the empty `folder` and returns a prompt to
-            try it with. It raises CheckpointError or ConfigError, naming the first thing that does not fit.
+            try it with. It raises CheckpointError or ConfigError, naming the first thing that does not fit; other
+            errors are those of odd files, which `import_weights` names.
     """
 
     name: str
@@ -83,8 +86,28 @@ def import_weights(source: Path, target: Path, kind: str | None = None, options:
     if target.exists():
         raise CheckpointError(f"{target} exists already; choose another name or remove it first")
     chosen = find_kind(source, kind)
-    with _all_or_nothing(target) as folder:
+    with _all_or_nothing(target) as folder, _named(source):
         return chosen.convert(source, folder, options or Options())
+
+
+@contextmanager
+def _named(source: Path) -> Iterator[None]:
+    """Name the source of what a conversion raises on files that can be read and yet are not as published.
+
+    Raises:
+        CheckpointError: that one. Errors that name their fault, and those of disks and missing packages, pass.
+    """
+    try:
+        yield
+    except (CheckpointError, ConfigError, OSError, ImportError):
+        raise
+    except Exception as error:  # of any library that reads the files
+        reason = str(error).partition("\n")[0]
+        if is_out_of_memory(error):
+            raise CheckpointError(f"{source} does not fit into memory ({reason}); use a machine with more") from error
+        raise CheckpointError(
+            f"{source} does not fit: {type(error).__name__}: {reason}; download it again, or choose another --kind"
+        ) from error
 
 
 @contextmanager

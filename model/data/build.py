@@ -11,6 +11,7 @@ vocabulary are `tokenizer`, except 50 that nothing ever trains on: `unseen`.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from tqdm import tqdm
 from model.data.captions import STYLES, Concept, all_concepts, captions, in_vocabulary, normalise_hexcode
 from model.data.contact_sheet import contact_sheet
 from model.data.dataset import Dataset, Item
-from model.data.sources import CAPTIONS_PACKAGE, SOURCES, load_emojibase, open_source
+from model.data.sources import CAPTIONS_PACKAGE, MARGIN, SOURCES, DataError, load_emojibase, open_source
 
 HELDOUT_SHARE = 0.05
 UNSEEN_CONCEPTS = 50
@@ -111,8 +112,12 @@ def main(argv: list[str] | None = None) -> None:
         "--cache", type=Path, default=Path("data/npm"), help="folder for downloaded packages (%(default)s)"
     )
     args = parser.parse_args(argv)
-
-    dataset = build(args.size, args.cache)
+    if args.size <= 2 * MARGIN:
+        parser.error(f"--size {args.size} leaves no pixel between margins of {MARGIN}: choose {2 * MARGIN + 1} or more")
+    try:
+        dataset = build(args.size, args.cache)
+    except DataError as error:
+        sys.exit(f"nothing was written to {args.out}: {error}")
     dataset.save(args.out)
     sample_sheet(dataset).save(args.out / "sheet.png")
     print(f"{dataset.about['pictures']} images of {args.size} px in {args.out}")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from model.data.folders import read_lines, reading, require
 from model.data.sources import DataError
 
 # "heldout": the concept is trained in other styles. "tokenizer": trains the image tokenizer only. "unseen": nothing.
@@ -66,13 +67,13 @@ class Dataset:
         """Read what `save` wrote.
 
         Raises:
-            DataError: the folder is missing, or its files do not belong together.
+            DataError: the folder is missing or of another kind, or its files are damaged or do not belong together.
         """
-        if not (folder / "about.json").exists():
-            raise DataError(f"no data set in {folder}: run `make data` first")
-        images = np.load(folder / "images.npy")
-        rows = [json.loads(line) for line in (folder / "items.jsonl").read_text(encoding="utf-8").splitlines()]
-        if len(rows) != len(images):
-            raise DataError(f"{folder}: {len(images)} images but {len(rows)} descriptions; run `make data` again")
-        items = [Item(row["concept"], row["style"], tuple(row["captions"]), row["split"]) for row in rows]
-        return cls(images, items, json.loads((folder / "about.json").read_text(encoding="utf-8")))
+        require(folder, "images.npy")
+        with reading(folder):
+            images = np.load(folder / "images.npy")
+            rows = read_lines(folder / "items.jsonl")
+            if len(rows) != len(images):
+                raise DataError(f"{folder}: {len(images)} images but {len(rows)} descriptions; run `make data` again")
+            items = [Item(row["concept"], row["style"], tuple(row["captions"]), row["split"]) for row in rows]
+            return cls(images, items, dict(json.loads((folder / "about.json").read_text(encoding="utf-8"))))

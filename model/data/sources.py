@@ -65,7 +65,7 @@ def fetch_package(spec: str, cache: Path) -> Path:
     """Download and unpack one npm package ("name@version") once; return its folder.
 
     Raises:
-        DataError: npm is missing or failed; the message ends with its error output.
+        DataError: npm is missing, slow or failed; the message ends with its error output.
     """
     folder = cache / spec.replace("/", "+")
     if (folder / "package.json").exists():
@@ -80,6 +80,8 @@ def fetch_package(spec: str, cache: Path) -> Path:
         raise DataError("npm is not installed: install Node.js, then run `make data` again") from error
     except subprocess.CalledProcessError as error:
         raise DataError(f"npm could not fetch {spec}: {error.stderr.strip() or error.stdout.strip()}") from error
+    except subprocess.TimeoutExpired as error:
+        raise DataError(f"npm took more than {error.timeout:g} s for {spec}: run it again") from error
     listing = json.loads(done.stdout)
     # npm 10 prints a list, npm 11 may print a mapping from name to entry
     entry = listing[0] if isinstance(listing, list) else next(iter(listing.values()))

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -114,15 +115,20 @@ def load_detector(folder: Path) -> Detector:
     """Read what `save_detector` wrote.
 
     Raises:
-        DetectorError: `folder` holds no detector, or one that does not tell styles.
+        DetectorError: `folder` holds no detector, a damaged one, or one that does not tell styles.
     """
     if not (folder / ABOUT).exists():
         raise DetectorError(
             f"no detector in {folder}: run `python -m model.evaluation.train_detector --out {folder}` first"
         )
-    about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-    if "styles" not in about:
-        raise DetectorError(f"the detector in {folder} does not tell styles: remove the folder and train another")
-    detector = Detector(tuple(about["things"]), tuple(about["styles"]))
-    detector.load_state_dict(load_file(folder / WEIGHTS))
-    return detector.eval()
+    remedy = "remove the folder and train another"
+    try:
+        about = dict(json.loads((folder / ABOUT).read_text(encoding="utf-8")))
+        if "styles" in about:
+            detector = Detector(tuple(about["things"]), tuple(about["styles"]))
+            detector.load_state_dict(load_file(folder / WEIGHTS))
+            return detector.eval()
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise DetectorError(f"the detector in {folder} is damaged ({reason}): {remedy}") from error
+    raise DetectorError(f"the detector in {folder} does not tell styles: {remedy}")

@@ -1,12 +1,11 @@
 """Score a checkpoint: `python -m model.evaluation`.
 
-    python -m model.evaluation                                          the shipped emoji-64: R-precision
-    python -m model.evaluation --checkpoint runs/emoji-64/checkpoint    R-precision of a training run
-    python -m model.evaluation --suite scenes                           the shipped scenes-128: GenEval's questions
-    python -m model.evaluation --suite scenes --quality low,high        two presets, compared
-    python -m model.evaluation --suite breadth --checkpoint PATH        a thousand named things, one at a time
+    python -m model.evaluation                                          composed scenes: GenEval's questions
+    python -m model.evaluation --quality low,high                       two presets, compared
+    python -m model.evaluation --suite breadth                          a thousand named things, one at a time
+    python -m model.evaluation --suite emoji                            emoji-64: R-precision
     python -m model.evaluation --guidance-scale 5 --images 100          other sampling settings, fewer images
-    python -m model.evaluation --loss scenes-128 --data data/scenes     validation loss, of any checkpoint on any data
+    python -m model.evaluation --loss PATH --data data/scenes           validation loss, of any checkpoint on any data
 
 Suites are explained in evaluate_emoji.py, evaluate_scenes.py and breadth/evaluate_breadth.py; scenes needs a trained
 detector (`python -m model.evaluation.train_detector`). All need the data of `make data`, write contact sheets and
@@ -18,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -30,10 +30,10 @@ from model.evaluation.breadth.evaluate_breadth import run_breadth
 from model.evaluation.detector import DetectorError
 from model.evaluation.evaluate_emoji import evaluate_emoji, save_failures, save_sheet
 from model.evaluation.evaluate_scenes import run_scenes
-from model.evaluation.generation import default_sampling
+from model.evaluation.generation import check_size, default_sampling
 from model.evaluation.validation_loss import run_loss
 from model.inference.load import find_checkpoint, load_engine
-from model.inference.requests import Sampling
+from model.inference.requests import EngineError, Request, Sampling, check_request
 from model.inference.serving import ServingEngine
 from model.networks.condition import PromptError
 
@@ -47,9 +47,9 @@ class Defaults(NamedTuple):
 
 
 SUITES = {
+    "scenes": Defaults("atlas-128", Path("data/atlas"), 4),
+    "breadth": Defaults("atlas-128", Path("data/atlas"), 1000),
     "emoji": Defaults("emoji-64", Path("data/emoji-64"), 400),
-    "scenes": Defaults("scenes-128", Path("data/scenes"), 4),
-    "breadth": Defaults("scenes-128", Path("data/atlas"), 1000),
 }
 LOSS_IMAGES = 512
 SAMPLING: dict[str, tuple[type, str]] = {
@@ -64,6 +64,8 @@ SAMPLING: dict[str, tuple[type, str]] = {
     "guidance_schedule": (str, "constant, or linear: from 1 up to the scale"),
     "temperature": (float, "scale of the noise of the diffusion steps"),
 }
+NOT_OF_LOSS = ("checkpoint", "prompts", "detector", "quality", "rows", "sampling", *SAMPLING)
+EXAMPLE = "give a file like model/recipes/atlas-128-sampling.json"
 
 
 def parse_presets(text: str) -> tuple[str, ...]:
@@ -74,23 +76,38 @@ def parse_presets(text: str) -> tuple[str, ...]:
     return names
 
 
+def at_least(least: int) -> Callable[[str], int]:
+    """The type of a flag that takes a whole number from `least` on."""
+
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        if number < least:
+            raise argparse.ArgumentTypeError(f"{number} is below {least}")
+        return number
+
+    return parse
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m model.evaluation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--suite", choices=tuple(SUITES), default="emoji", help="benchmark to run (%(default)s)")
+    parser.add_argument("--suite", choices=tuple(SUITES), default="scenes", help="benchmark to run (%(default)s)")
     parser.add_argument("--loss", metavar="CHECKPOINT",
                         help="measure the validation loss of this checkpoint, instead of a benchmark")  # fmt: skip
-    parser.add_argument("--checkpoint", help="folder, or name of a shipped checkpoint (emoji-64 or scenes-128)")
+    parser.add_argument("--checkpoint", help="folder, or name of a shipped checkpoint (atlas-128 or emoji-64)")
     parser.add_argument("--data", type=Path, help="folder of `make data` (data/emoji-64, data/scenes or data/atlas)")
     parser.add_argument(
         "--images",
-        type=int,
+        type=at_least(1),
         help="emoji: trained pairs (400); scenes: images per prompt (4); breadth: things (1000); "
         "loss: images per split (512)",
     )
     parser.add_argument(
-        "--prompts", type=int, default=100, help="scenes: prompts in each of six categories (%(default)s)"
+        "--prompts", type=at_least(2), default=100, help="scenes: prompts in each of six categories (%(default)s)"
     )
     parser.add_argument("--detector", type=Path, default=Path("runs/detector"),
                         help="scenes: folder of the trained detector (%(default)s)")  # fmt: skip
@@ -99,11 +116,13 @@ def build_parser() -> argparse.ArgumentParser:
         help="low, medium or high; default: the checkpoint's. scenes compares several",
     )  # fmt: skip
     parser.add_argument(
-        "--things", type=int, default=48, help="loss on scenes: first things of the table (%(default)s)"
+        "--things", type=at_least(1), default=48, help="loss on scenes: first things of the table (%(default)s)"
     )
-    parser.add_argument("--snap", type=int, default=16, help="loss on scenes: raster of corners, pixels (%(default)s)")
-    parser.add_argument("--rows", type=int, default=64, help="images generated together (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the first image (%(default)s)")
+    parser.add_argument(
+        "--snap", type=at_least(1), default=16, help="loss on scenes: raster of corners, pixels (%(default)s)"
+    )
+    parser.add_argument("--rows", type=at_least(1), default=64, help="images generated together (%(default)s)")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="seed of the first image (%(default)s)")
     parser.add_argument("--sampling", type=Path, help="JSON with presets and defaults that replace the checkpoint's")
     parser.add_argument(
         "--out", type=Path, default=Path("out/evaluate"), help="folder for sheets and report.json (%(default)s)"
@@ -116,8 +135,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run_emoji(engine: ServingEngine, data: Path, settings: Sampling, images: int, seed: int, out: Path) -> None:
-    """Score the checkpoint, write sheets and report.json to `out`, and print the report."""
+    """Score the checkpoint, write sheets and report.json to `out`, and print the report.
+
+    Raises:
+        ConfigError: the checkpoint's images are of another size. DataError: `data` holds no images.
+    """
     dataset = Dataset.load(data)
+    check_size(engine, dataset.images.shape[1], f"{data}")
     report, kept = evaluate_emoji(engine, dataset, images, settings, seed)
     out.mkdir(parents=True, exist_ok=True)
     save_sheet(dataset, kept, out / "sheet.png")
@@ -129,22 +153,45 @@ def run_emoji(engine: ServingEngine, data: Path, settings: Sampling, images: int
     print(json.dumps(report))
 
 
+def use_sampling(engine: ServingEngine, file: Path) -> None:
+    """Replace the checkpoint's presets and defaults by those of a file.
+
+    Raises:
+        ConfigError: the file cannot be read, or its settings do not fit the model.
+    """
+    try:
+        engine.use_sampling(json.loads(file.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise ConfigError(
+            f"--sampling: {file} cannot be read ({error.strerror}); give a file like {EXAMPLE}"
+        ) from error
+    except ConfigError as error:
+        raise ConfigError(f"--sampling: {file}: {error}") from error
+    except ValueError as error:
+        raise ConfigError(f"--sampling: {file} is not JSON ({error}); {EXAMPLE}") from error
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = build_parser()
     args = parser.parse_args(argv)
     if args.suite != "scenes" and len(args.quality) > 1:
         parser.error("--quality: only --suite scenes compares several presets")
+    for name in NOT_OF_LOSS if args.loss else ():
+        if vars(args)[name] != parser.get_default(name):
+            parser.error(f"--{name.replace('_', '-')} is not for --loss, which generates no images: leave it out")
     defaults = SUITES[args.suite]
-    data, images = args.data or defaults.data, args.images or defaults.images
+    data, images = args.data or defaults.data, args.images or (LOSS_IMAGES if args.loss else defaults.images)
     overrides = {name: value for name in SAMPLING if (value := vars(args)[name]) is not None}
     try:
         if args.loss:
-            run_loss(args.loss, data, args.images or LOSS_IMAGES, args.things, args.snap, args.seed, args.out)
+            run_loss(args.loss, data, images, args.things, args.snap, args.seed, args.out)
             return
         engine = load_engine(str(find_checkpoint(args.checkpoint or defaults.checkpoint)), args.rows, "auto", 0)
         if args.sampling:
-            engine.checkpoint.about["sampling"] = json.loads(args.sampling.read_text())
+            use_sampling(engine, args.sampling)
         choices = {name: replace(default_sampling(engine, name or None), **overrides) for name in args.quality}
+        for each in choices.values():
+            check_request(Request("", args.seed, each), engine.checkpoint.config)
         if args.suite == "scenes":
             run_scenes(engine, data, args.detector, args.prompts, choices, images, args.seed, args.out)
             return
@@ -153,5 +200,5 @@ def main(argv: list[str] | None = None) -> None:
             run_breadth(engine, data, settings, images, args.seed, args.out)
         else:
             run_emoji(engine, data, settings, images, args.seed, args.out)
-    except (CheckpointError, ConfigError, DataError, DetectorError, PromptError) as error:
+    except (CheckpointError, ConfigError, DataError, DetectorError, EngineError, PromptError) as error:
         sys.exit(str(error))

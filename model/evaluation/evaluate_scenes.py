@@ -24,12 +24,13 @@ from PIL import Image
 from torch import Tensor
 
 from model.data.contact_sheet import contact_sheet
+from model.data.scenes.compose import SIZE
 from model.data.scenes.facts import SCORED_CATEGORIES, Facts, Grammar
 from model.data.scenes.sprites import Sprites
 from model.data.scenes.things import STYLES
 from model.evaluation.detector import WEIGHTS, Detector, DetectorError, load_detector
 from model.evaluation.features import CANDIDATES, FEATURES_NAME, Features
-from model.evaluation.generation import generate_images
+from model.evaluation.generation import check_size, generate_images
 from model.evaluation.scene_questions import (
     Question,
     falsified,
@@ -68,7 +69,8 @@ class SceneBenchmark:
             vocabulary: names of the things that the checkpoint knows: no question is of any other; (): of all things.
 
         Raises:
-            DataError, DetectorError: `data` holds no sprites, or `detector_folder` no detector of these things.
+            DataError, DetectorError: `data` holds no sprites or makes fewer prompts, or `detector_folder` holds no
+                detector of these things.
         """
         sprites, detector = Sprites.load(data), load_detector(detector_folder)
         digest = hashlib.sha256((detector_folder / WEIGHTS).read_bytes()).hexdigest()
@@ -226,7 +228,11 @@ def run_scenes(
         prompts: prompts in each of the six categories.
         images: images per prompt.
         out: folder to write to; with several choices, one subfolder for each.
+
+    Raises:
+        ConfigError: the checkpoint's images are of another size. DataError, DetectorError: see SceneBenchmark.load.
     """
+    check_size(engine, SIZE, "the suite scenes")
     known = engine.checkpoint.about.get("vocabulary", ())
     benchmark, reports = SceneBenchmark.load(data, detector, prompts, known), {}
     detector_scores = benchmark.detector_scores()

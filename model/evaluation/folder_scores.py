@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from tqdm import tqdm
 
 BATCH = 32
-EXTRA = "pip install 'fluid-serve[eval]'"
+EXTRA = "pip install '.[eval]' in a clone"
 
 
 class ScoreError(ValueError):
@@ -57,13 +58,16 @@ def clip_score(files: list[Path], prompts: list[str], folder: Path) -> float:
     CLIPScore as torchmetrics defines it (Hessel et al. 2021, arXiv 2104.08718, without its factor 2.5).
 
     Raises:
-        ScoreError: the folder has no CLIP model.
+        ScoreError: the folder has no CLIP model, or a damaged one.
     """
     if not (folder / "config.json").exists():
         raise ScoreError(f"{folder} has no config.json: --clip is the folder of a CLIP model in transformers' layout")
     from transformers import CLIPModel, CLIPProcessor
 
-    model, processor = CLIPModel.from_pretrained(folder).eval(), CLIPProcessor.from_pretrained(folder)
+    try:
+        model, processor = CLIPModel.from_pretrained(folder).eval(), CLIPProcessor.from_pretrained(folder)
+    except SafetensorError as error:
+        raise ScoreError(f"the CLIP model in {folder} is damaged ({error}); download the folder again") from error
     total = 0.0
     for start in tqdm(range(0, len(files), BATCH), desc="CLIP score", unit="batch"):
         images = [Image.open(file).convert("RGB") for file in files[start : start + BATCH]]

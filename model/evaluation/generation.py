@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from tqdm import tqdm
 
+from model.config import ConfigError
 from model.inference.requests import Request, Sampling
 from model.inference.serving import ServingEngine
 
@@ -14,10 +15,21 @@ def default_sampling(engine: ServingEngine, quality: str | None = None) -> Sampl
 
     quality: a preset of the checkpoint ("low", "medium", "high"); None means the checkpoint's default.
     """
-    info = engine.info()
-    defaults = dict(info["defaults"])
-    default_quality = defaults.pop("quality")
-    return Sampling(**info["presets"][quality or default_quality], **defaults)
+    return engine.presets[quality or engine.info()["defaults"]["quality"]]
+
+
+def check_size(engine: ServingEngine, pixels: int, what: str) -> None:
+    """Raise ConfigError if the engine's images are not of the side that a suite compares them with, before any is made.
+
+    Args:
+        what: whose side it is, such as "the suite breadth".
+    """
+    if engine.image_size != (pixels, pixels):
+        checkpoint = engine.checkpoint
+        raise ConfigError(
+            f"{checkpoint.about.get('name', checkpoint.folder)} generates images of {engine.image_size[0]} px, {what} "
+            f"compares them with images of {pixels} px: give another --checkpoint, --suite or --data"
+        )
 
 
 def generate_images(engine: ServingEngine, prompts: list[str], sampling: Sampling, first_seed: int = 0) -> np.ndarray:

@@ -20,9 +20,11 @@ from model.data.scenes.facts import SCORED_CATEGORIES, Facts, Grammar, Group, un
 from model.data.scenes.sprites import Sprites
 from model.data.scenes.things import BACKGROUNDS, COLOURS, OPPOSITE
 from model.data.scenes.wording import prompt
+from model.data.sources import DataError
 from model.evaluation.detector import Detection
 
 QUESTION_SEED = 20241021
+REPEATS = 500  # samples without a new one, after which a category has no more
 BACKGROUND_TOLERANCE = 40.0  # Euclidean distance in RGB, levels of 255; named backgrounds are 30 or more apart
 RELATION_MARGIN = 8.0  # smallest distance in pixels at which a centre is left of, right of, above, below another
 
@@ -49,18 +51,32 @@ class Question:
 
 
 def questions(grammar: Grammar, per_category: int) -> list[Question]:
-    """The fixed prompts, all different: in each category half seen and half unseen combinations."""
-    out = []
+    """The fixed prompts, all different: in each category half seen and half unseen combinations.
+
+    Raises:
+        DataError: a category of these things has fewer.
+    """
+    out, fewest = [], per_category // 2
     for index, category in enumerate(SCORED_CATEGORIES):
         rng = np.random.default_rng((QUESTION_SEED, index))
         for unseen in (False, True):
-            known: set[Facts] = set()
-            while len(known) < per_category // 2:
-                facts = replace(grammar.sample(rng, category, unseen), size="")
-                if facts not in known:
-                    known.add(facts)
-                    out.append(Question(facts, unseen))
+            found = _distinct(grammar, rng, category, unseen, fewest)
+            out += [Question(facts, unseen) for facts in found]
+            fewest = len(found)
+    if fewest < per_category // 2:
+        raise DataError(f"{per_category} prompts in each category: these things make at most {2 * fewest} prompts")
     return out
+
+
+def _distinct(grammar: Grammar, rng: np.random.Generator, category: str, unseen: bool, count: int) -> list[Facts]:
+    """`count` different facts; fewer if REPEATS of them in a row are known."""
+    found: dict[Facts, None] = {}
+    repeats = 0
+    while len(found) < count and repeats < REPEATS:
+        facts = replace(grammar.sample(rng, category, unseen), size="")
+        repeats = repeats + 1 if facts in found else 0
+        found[facts] = None
+    return list(found)
 
 
 def is_correct(facts: Facts, detections: Sequence[Detection], image: np.ndarray) -> bool:

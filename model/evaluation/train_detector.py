@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from model.config import ConfigError
 from model.data.scenes.compose import SIZE, Scene, arrange, render
 from model.data.scenes.facts import Grammar
 from model.data.scenes.sprites import Sprites
@@ -30,7 +31,16 @@ from model.data.sources import DataError
 from model.evaluation.detector import STRIDE, Detector, save_detector
 from model.inference.precision import autocast
 from model.networks.tokenizer import to_pixels
-from model.training.trainer import Clock, Ema, Learner, add_budget_arguments, learning_rate, step_generator
+from model.training.trainer import (
+    Clock,
+    Ema,
+    Learner,
+    add_budget_arguments,
+    learning_rate,
+    own_state,
+    step_generator,
+    whole_number,
+)
 
 PEAK_LR = 2e-3
 UNSEEN_SHARE = 0.15  # share of the training images that contain a held-out combination
@@ -122,6 +132,9 @@ def train(
 
     Args:
         cpu: `minutes` are of the trainer's processor time, which other work on the machine does not change.
+
+    Raises:
+        ConfigError: the state is damaged, or that of another detector.
     """
     grammar = Grammar(sprites, things, STYLES)
     torch.manual_seed(seed)
@@ -130,7 +143,8 @@ def train(
     optimizer = torch.optim.AdamW(detector.parameters(), lr=PEAK_LR, weight_decay=0.02)
     learner = Learner(detector, ema, optimizer, Clock(steps, minutes, cpu=cpu))
     clock = learner.clock
-    learner.resume(out / "state.pt")
+    with own_state(out, f", or remove {out}/state.pt to start over"):
+        learner.resume(out / "state.pt")
     bar = tqdm(initial=clock.step, desc="detector", unit="step", disable=not progress, mininterval=1.0)
     while clock.progress < 1:
         scenes, pixels = sample_scenes(grammar, sprites, batch, seed, clock.step)
@@ -155,13 +169,13 @@ def main(argv: list[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--data", type=Path, default=Path("data/scenes"), help="folder of sprites that `make data` packed (%(default)s)"
+        "--data", type=Path, default=Path("data/atlas"), help="folder of sprites that `make data` packed (%(default)s)"
     )
     parser.add_argument(
         "--out", type=Path, default=Path("runs/detector"), help="folder for state and weights (%(default)s)"
     )
     parser.add_argument(
-        "--things", type=int, default=48, help="first things of model/data/scenes/things.py (%(default)s)"
+        "--things", type=whole_number(1), default=95, help="first things of model/data/scenes/things.py (%(default)s)"
     )
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall",
                         help="--minutes are time of day, or the trainer's processor time (%(default)s)")  # fmt: skip
@@ -169,10 +183,10 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     things = tuple(THINGS)[: args.things]
     try:
-        sprites = Sprites.load(args.data)
-    except DataError as error:
+        sprites, cpu = Sprites.load(args.data), args.clock == "cpu"
+        train(sprites, things, args.out, args.minutes, args.steps, args.batch, args.seed, cpu=cpu)
+    except (DataError, ConfigError) as error:
         sys.exit(str(error))
-    train(sprites, things, args.out, args.minutes, args.steps, args.batch, args.seed, cpu=args.clock == "cpu")
     print(f"detector in {args.out}; `python -m model.evaluation --suite scenes` reports its error rates")
 
 

@@ -20,11 +20,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from model.checkpoint import Checkpoint, load_checkpoint
-from model.config import ConfigError
+from model.config import ConfigError, NovaConfig
 from model.data.dataset import SPLITS, Dataset
 from model.data.fixed_sample import load_images
 from model.data.scenes.dataset import is_scene_folder
 from model.diffusion import Schedule, make_schedule
+from model.discrete_config import MeissonicConfig
 from model.inference.load import find_checkpoint
 from model.inference.orders import training_masks
 from model.inference.prompts import build_conditioner
@@ -55,7 +56,7 @@ class LossMeter:
     def __init__(self, checkpoint: Checkpoint, device: torch.device, seed: int):
         self.checkpoint, self.device, self.seed = checkpoint, device, seed
         self.model, self.config = checkpoint.model, checkpoint.config
-        self.conditioner = build_conditioner(self.model, checkpoint.about)
+        self.conditioner = build_conditioner(self.model, checkpoint.about, checkpoint.folder)
         self.schedule: Schedule = make_schedule().to(device)
         self.codes: list[Tensor] = []  # of all images so far, if tokens are discrete
 
@@ -76,9 +77,9 @@ class LossMeter:
         totals.psnr += float(psnr(copies, pixels[:, : copies.shape[1]]).sum())
         if config.categorical:
             self.codes.append(tokens.cpu())
-        condition = type(one := self.conditioner(captions[0])).stack(
-            [one, *(self.conditioner(caption) for caption in captions[1:])]
-        )
+        conditions = [self.conditioner(caption) for caption in captions]
+        longest = max(condition.length for condition in conditions)
+        condition = type(conditions[0]).stack([condition.padded(longest) for condition in conditions])
         masked = self._predicted(len(tokens), rng)
         index, noise = diffusion_draws(config, int(masked.sum()), DRAWS, rng, self.device)
         loss = self._loss(tokens, masked.to(self.device), condition, index, noise)
@@ -115,13 +116,20 @@ def validation_loss(
     "loss".
 
     Raises:
-        ConfigError: the head is a mean flow, which never trains steps of no length, those of the other heads' loss.
+        ConfigError: the head is a mean flow, which never trains steps of no length, those of the other heads' loss; or
+            the family's loss is not the one that is computed here.
         PromptError: the model cannot be conditioned on a caption of the data.
     """
     if checkpoint.config.mean_flow:
         raise ConfigError(
             f"{checkpoint.folder} has a mean-flow head, whose loss does not compare with that of other heads: measure "
             "the checkpoint that it was distilled from, and its own error by `python -m model.training.few_steps`"
+        )
+    if isinstance(checkpoint.config, NovaConfig | MeissonicConfig):
+        raise ConfigError(
+            f"{checkpoint.folder} is of family {checkpoint.config.family!r}, whose training loss is not restated here: "
+            "its chain of noise, or its time that follows from the masks, is another. Measure a checkpoint of family "
+            "fluid, mar, amused, janus or llamagen"
         )
     meter, config = LossMeter(checkpoint, device, seed), checkpoint.config
     report: dict[str, Any] = {

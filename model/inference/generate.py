@@ -34,7 +34,7 @@ def generate(
 
     Args:
         condition: that of B prompts.
-        null: the condition that guidance leads away from: that of the empty prompt, one row, or those of B negative
+        null: the condition that guidance steers away from: that of the empty prompt, one row, or those of B negative
             prompts.
         seeds: (B,) int64; a row's image depends on its own seed and prompt only.
         start: tokens known from the start, the same number in every row; steps and schedule apply to the others.

@@ -60,7 +60,7 @@ class ConditionCache:
         return made
 
     def unconditional(self, request: RowRequest, null: Condition) -> Condition:
-        """What guidance leads away from: the negative prompt's condition if there is one, else `null`, or what stands
+        """What guidance steers away from: the negative prompt's condition if there is one, else `null`, or what stands
         for it beside this prompt.
 
         Raises:
@@ -71,7 +71,7 @@ class ConditionCache:
             return null if length is None else self._kept(length, partial(self.conditioner.unconditional, length))
         if not self.conditioner.takes_negative_prompts:
             raise PromptError(
-                "this model's guidance leads away from a learned unconditional branch (of class labels: 'no class'), "
+                "this model's guidance steers away from a learned unconditional branch (of class labels: 'no class'), "
                 "so a negative prompt has no meaning for it"
             )
         return self(request.negative_prompt)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, get_type_hints
 
 from fluid_kernels.head_loop import TRAIN_STEPS
-from model.config import ModelConfig
+from model.config import ConfigError, ModelConfig
 from model.inference.orders import orders_of
+from model.sampling_presets import sampling_limits
+from model.tokenizer_config import fits, type_name
+
+QUALITIES = ("low", "medium", "high")  # the presets that requests choose from
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class RowRequest(Protocol):
     @property
     def prompt(self) -> str: ...
     @property
-    def negative_prompt(self) -> str: ...  # what guidance leads away from; "": the unconditional branch
+    def negative_prompt(self) -> str: ...  # what guidance steers away from; "": the unconditional branch
     @property
     def seed(self) -> int: ...
     @property
@@ -125,3 +129,42 @@ def _check_head(sampling: SamplingFields, config: ModelConfig) -> None:
         raise EngineError(f"top_k is {sampling.top_k}; this model has {config.codebook} token values, so 1 to that")
     if sampling.top_p is not None and not 0 < sampling.top_p <= 1:
         raise EngineError(f"top_p is {sampling.top_p:g}; it is a share of the probability, above 0 and at most 1")
+
+
+def read_sampling(raw: Any, config: ModelConfig) -> dict[str, Sampling]:
+    """The settings of each preset, from presets and defaults as about.sampling of config.json holds them.
+
+    Raises:
+        ConfigError: a part is missing, of another type or beyond its limit, so that requests with defaults would fail.
+    """
+    presets, defaults = (raw.get(part) if isinstance(raw, dict) else None for part in ("presets", "defaults"))
+    if not isinstance(presets, dict) or not isinstance(defaults, dict):
+        raise ConfigError(f"sampling settings: {raw!r} is not an object with the objects 'presets' and 'defaults'")
+    if missing := [name for name in QUALITIES if not isinstance(presets.get(name), dict)]:
+        raise ConfigError(f"sampling settings: presets has no object {missing[0]!r}; there are {', '.join(QUALITIES)}")
+    if defaults.get("quality") not in list(presets):
+        raise ConfigError(f"sampling settings, defaults: quality {defaults.get('quality')!r} is none of the presets")
+    defaults = {key: value for key, value in defaults.items() if key != "quality"}
+    for name, settings in {"defaults": defaults, **presets}.items():
+        _check_values(name, settings, sampling_limits(config))
+    found = {name: Sampling(**{**defaults, **settings}) for name, settings in presets.items()}
+    for name, sampling in found.items():
+        try:
+            check_request(Request("", 0, sampling), config)
+        except EngineError as error:
+            raise ConfigError(f"sampling settings, {name}: {error}") from error
+    return found
+
+
+def _check_values(name: str, settings: dict[str, Any], limits: dict[str, float]) -> None:
+    """Check names, types and ranges; a number of steps or tokens is at least 1."""
+    hints = get_type_hints(Sampling)
+    for key, value in settings.items():
+        if key not in hints:
+            raise ConfigError(f"sampling settings, {name}: {key!r} is not known; there are {', '.join(hints)}")
+        if not fits(value, hints[key]):
+            raise ConfigError(f"sampling settings, {name}: {key} is {value!r}; {type_name(hints[key])} is expected")
+        least = limits.get(f"min_{key}", 1 if "steps" in key or key == "top_k" else 0)
+        most = limits.get(f"max_{key}")
+        if value is not None and most is not None and not least <= value <= most:
+            raise ConfigError(f"sampling settings, {name}: {key} is {value}, and the model takes {least:g} to {most:g}")

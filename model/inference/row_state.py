@@ -39,7 +39,7 @@ class RowState:
         In raster order they stay in it: each is walked over in its own step, and those at the start need none.
 
         Args:
-            conditions: the prompt's, and the one that guidance leads away from.
+            conditions: the prompt's, and the one that guidance steers away from.
 
         Raises:
             EngineError: there are more steps than tokens to decide.

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from fluid_kernels.heads import HeadPathError, choose_path
 from model.checkpoint import Checkpoint, CheckpointError
+from model.config import ConfigError
 from model.inference.engine import Engine
 from model.inference.known_tokens import KnownTokens, encode_pixels, kept_mask, undecided
 from model.inference.orders import make_order, orders_of, tokens_per_step
 from model.inference.precision import pack, product_dtype
 from model.inference.prompts import build_conditioner, first_name
-from model.inference.requests import EngineError, RowRequest, ServedRequest
+from model.inference.requests import EngineError, RowRequest, ServedRequest, read_sampling
 from model.inference.row_state import Snapshot
 from model.networks.tokenizer import decode_tokens, off_white, to_uint8
 from model.sampling_presets import default_sampling, sampling_limits
@@ -30,6 +31,11 @@ class ServingEngine:
         self, checkpoint: Checkpoint, max_rows: int, dtype: torch.dtype = torch.float32, kernels: str = "auto"
     ):
         self.checkpoint, self.max_rows, self.dtype = checkpoint, max_rows, dtype
+        sampling = checkpoint.about.get("sampling")
+        try:
+            self.use_sampling(default_sampling(checkpoint.config) if sampling is None else sampling)
+        except ConfigError as error:
+            raise CheckpointError(f"{checkpoint.folder / 'config.json'}: {error}; change about.sampling") from error
         conditioner = build_conditioner(checkpoint.model, checkpoint.about, checkpoint.folder)
         try:
             device = next(checkpoint.model.parameters()).device
@@ -45,18 +51,18 @@ class ServingEngine:
 
     def warm_up(self, report: Callable[[int, int], None] = lambda done, total: None) -> None:
         """Prepare every shape of a step of the presets; report gets (shapes done, shapes in total)."""
-        presets, total = self._sampling["presets"], self.checkpoint.config.tokens
-        order = self._sampling["defaults"].get("order", "random")
-        counts = [
-            max(tokens_per_step(min(preset["num_inference_steps"], total), total, preset.get("order", order)))
-            for preset in presets.values()
-        ]
+        total = self.checkpoint.config.tokens
+        counts = [max(tokens_per_step(each.num_inference_steps, total, each.order)) for each in self.presets.values()]
         self.engine.warm_up(max(counts), report)
 
-    @property
-    def _sampling(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.checkpoint.about.get("sampling") or default_sampling(self.checkpoint.config)
-        return found
+    def use_sampling(self, raw: dict[str, Any]) -> None:
+        """Take these presets and defaults, in the form of about.sampling in config.json.
+
+        Raises:
+            ConfigError: a part is missing, of another type or beyond its limit.
+        """
+        self.presets = read_sampling(raw, self.checkpoint.config)
+        self._sampling = raw
 
     def admit(self, requests: Sequence[ServedRequest]) -> list[int]:
         """Give each request a row; all or none.
@@ -195,6 +201,7 @@ class ServingEngine:
             "conditions": about.get("conditions", ""),
             "source": about.get("source", ""),
             "description": about.get("description", ""),
+            "examples": about.get("examples", []),
         }  # fmt: skip
 
 

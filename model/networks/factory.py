@@ -51,11 +51,13 @@ def config_from_json(raw: dict[str, Any]) -> ModelConfig:
     """Inverse of `ModelConfig.to_json`.
 
     Raises:
-        ConfigError: the family or a key is unknown, or the sizes do not fit together.
+        ConfigError: the family or a key is unknown, a value is of another type, or the sizes do not fit together.
     """
+    if not isinstance(raw, dict):
+        raise ConfigError(f"section 'model' is {raw!r}; it is an object with keys")
     raw = dict(raw)
     family = raw.get("family", "fluid")
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise ConfigError(f"family {family!r} is not known here; this version serves {', '.join(FAMILIES)}")
     if "tokenizer" in raw:
         raw["tokenizer"] = tokenizer_from_json(raw["tokenizer"])
@@ -97,7 +99,9 @@ def new_tokenizer(config: ModelConfig) -> PcaSkipTokenizer | VqTokenizer:
     if isinstance(config.tokenizer, VqConfig):
         return VqTokenizer(config.tokenizer, cluster=True)
     if not isinstance(config.tokenizer, TokenizerConfig):
-        raise ConfigError(f"tokenizers of kind {config.tokenizer.kind!r} are imported, not trained here")
+        raise ConfigError(
+            f"tokenizers of kind {config.tokenizer.kind!r} are imported (`fluid import`), not trained here"
+        )
     return PcaSkipTokenizer(config.tokenizer)
 
 

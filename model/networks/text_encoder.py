@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +18,25 @@ from torch import Tensor, nn
 
 from fluid_kernels.transfers import send
 from model.config import ConfigError, TextConfig
+
+
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Name what transformers cannot read inside; it raises errors of many classes, from three packages.
+
+    Raises:
+        ConfigError: it is missing, of another model, or damaged. An ImportError passes: it says what to install.
+    """
+    try:
+        yield
+    except (ImportError, MemoryError):
+        raise
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(
+            f"{what} cannot be loaded ({reason}): download its folder, and name it where the model is imported or "
+            "trained"
+        ) from error
 
 
 class TextEncoder(Protocol):
@@ -53,12 +73,13 @@ class TransformersEncoder(nn.Module):
         pipeline, words = Path(folder), folder
         if (pipeline / "text_encoder").is_dir():  # a folder of diffusers
             folder, words = str(pipeline / "text_encoder"), str(pipeline / "tokenizer")
-        self.tokenizer = AutoTokenizer.from_pretrained(words)
+        with reading(f"text encoder {folder!r}"):
+            self.tokenizer = AutoTokenizer.from_pretrained(words)
+            is_t5 = AutoConfig.from_pretrained(folder).model_type in ("t5", "umt5")
+            loader = T5EncoderModel if is_t5 else AutoModel
+            loaded: Any = loader.from_pretrained(folder, dtype=dtype, output_loading_info=True)
         if self.tokenizer.pad_token is None:  # of a causal encoder, which never attends to padding
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        is_t5 = AutoConfig.from_pretrained(folder).model_type in ("t5", "umt5")
-        loader = T5EncoderModel if is_t5 else AutoModel
-        loaded: Any = loader.from_pretrained(folder, dtype=dtype, output_loading_info=True)
         encoder, found = loaded
         if missing := sorted(found["missing_keys"]):
             raise ConfigError(f"text encoder {config.name!r} lacks {missing[0]!r}; download its folder again")
@@ -138,7 +159,7 @@ def build_text_encoder(
     if config.kind == "hash":
         return HashEncoder(config)
     if folder:
-        return TransformersEncoder(config, folder)
+        return TransformersEncoder(config, folder, dtype if config.kind == "transformers" else torch.float32)
     if config.kind == "package":
         return TransformersEncoder(config, str(package_folder(config.name)))
     if config.kind == "transformers":

@@ -66,7 +66,11 @@ class Residual(nn.Module):
 
 
 class PcaSkipTokenizer(nn.Module):
-    """Pixels in [-1, 1] <-> normalised latents; see the module's formula."""
+    """Pixels in [-1, 1] <-> normalised latents; see the module's formula.
+
+    P and Pᵀ are float32 under autocast too, a hundredth of the work: oneDNN 3.12's bfloat16 convolution of 4 channels
+    with 16 × 16 kernels returns noise on a CPU with AMX, and so does the gradient of the transposed one (docs/log.md).
+    """
 
     def __init__(self, config: TokenizerConfig):
         super().__init__()
@@ -103,7 +107,9 @@ class PcaSkipTokenizer(nn.Module):
         """(B, 3 or 4, H, W) in [-1, 1] -> (B, N, C): each channel centred, unit variance over all channels."""
         if pixels.shape[1] < self.config.image_channels:  # RGB: opaque everywhere
             pixels = torch.cat([pixels, torch.ones_like(pixels[:, :1])], 1)
-        z = self.analysis(pixels) + self.f(pixels)  # (B, C, H/s, W/s)
+        fine = self.f(pixels)  # (B, C, H/s, W/s)
+        with torch.autocast(pixels.device.type, enabled=False):
+            z = self.analysis(pixels.float()) + fine
         z = (z - self.mean[:, None, None]) / self.scale
         return z.flatten(2).transpose(1, 2)
 
@@ -112,7 +118,10 @@ class PcaSkipTokenizer(nn.Module):
         grid = round(tokens.shape[1] ** 0.5)
         z = tokens.transpose(1, 2).unflatten(2, (grid, grid))  # (B, C, g, g)
         z = z * self.scale + self.mean[:, None, None]
-        return self.synthesis(z) + self.g(z)
+        fine = self.g(z)  # (B, 3 or 4, H, W)
+        with torch.autocast(z.device.type, enabled=False):
+            image: Tensor = self.synthesis(z.float()) + fine
+        return image
 
     @torch.no_grad()
     def start_from_pca(self, pixels: Tensor) -> None:

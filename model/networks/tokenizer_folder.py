@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from model.config import ConfigError
 from model.networks.factory import AnyTokenizer, build_tokenizer
-from model.tokenizer_config import tokenizer_from_json
+from model.tokenizer_config import read_json, tokenizer_from_json
 
 CONFIG, WEIGHTS = "tokenizer.json", "tokenizer.safetensors"
 
@@ -39,13 +39,14 @@ def load_tokenizer_folder(folder: Path) -> AnyTokenizer:
         ConfigError: a file is missing or damaged, or sizes and weights do not belong together.
     """
     try:
-        config = tokenizer_from_json(json.loads((folder / CONFIG).read_text(encoding="utf-8"))["tokenizer"])
+        config = tokenizer_from_json(read_json(folder / CONFIG)["tokenizer"])
         tokenizer = build_tokenizer(config)
         tokenizer.load_state_dict(load_file(folder / WEIGHTS))
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ArithmeticError, RuntimeError, SafetensorError) as error:
         if isinstance(error, ConfigError):
             raise
-        raise ConfigError(f"{folder} holds no usable tokenizer ({error}); import or train it again") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{folder} holds no usable tokenizer ({reason}); import or train it again") from error
     return tokenizer.eval()
 
 

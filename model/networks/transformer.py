@@ -22,6 +22,9 @@ from model.networks.layers.blocks import LN_EPS, Attention, Mlp, SelfBlock, Toke
 from model.networks.layers.key_values import BlockKeyValues
 from model.networks.layers.residual import Residual, residual
 
+# The last layer of each branch of a block, whose output is added to the residual stream
+RESIDUAL_OUTPUTS = ("self_attn.out", "cross_attn.out", "mlp.2")
+
 
 @dataclass
 class TextContext:
@@ -206,5 +209,5 @@ def init_weights(module: nn.Module) -> None:
             nn.init.xavier_uniform_(part.weight)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
-            if name.endswith(("self_attn.out", "cross_attn.out", "mlp.2")):
+            if name.endswith(RESIDUAL_OUTPUTS):
                 part.weight.data.mul_(0.5)

@@ -75,7 +75,7 @@ def _quantizer(config: VqConfig, cluster: bool) -> Any:
     except ImportError as error:
         raise ConfigError(
             "this checkpoint's image tokenizer is discrete, which needs the package vector-quantize-pytorch: "
-            "pip install 'fluid-serve[worker]'"
+            "pip install '.[worker]' in a clone"
         ) from error
     if config.quantizer == "fsq":
         return FSQ(list(config.levels))

@@ -5,7 +5,8 @@ run                   a run's state: model, optimiser, clock, data; made, saved,
 loop                  the training loop: loss, step, budget
 outputs               sample sheets, the averaged checkpoint
 feeds                 batches of tokens and captions; caption_cache: text states, encoded once
-layout_loss           auxiliary loss of scenes; relation_pretraining: pretraining of the text aligner on them
+auxiliary             layout loss and relation pretraining, which a model of scenes can learn from besides
+optimizer             the optimisers that a recipe can name
 trainer               clock, learning rate, moving average, resumable state: shared by all trainers
 train_tokenizer       trains the image tokenizer, which must exist before a model is trained
 few_steps             distils a flow head into one that needs few diffusion steps

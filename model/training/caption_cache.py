@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from model.networks.text_encoder import TextEncoder
@@ -48,6 +49,17 @@ class CaptionCache:
         return states, torch.where(dropped[:, None], self.null_mask, self.mask[rows, wording])
 
 
+def _identity(encoder: TextEncoder) -> str:
+    """What decides an encoder's states: its settings, and the beginning of each of its tensors."""
+    weighted = isinstance(encoder, nn.Module)  # then its weights count, not where they lie
+    config = replace(encoder.config, name="") if weighted else encoder.config
+    digest = hashlib.sha256(repr(config).encode())
+    if isinstance(encoder, nn.Module):
+        for name, value in encoder.state_dict().items():
+            digest.update(f"{name} {tuple(value.shape)} {value.flatten()[:64].float().tolist()}".encode())
+    return digest.hexdigest()
+
+
 def build_caption_cache(encoder: TextEncoder, wordings: Sequence[Sequence[str]], folder: Path) -> CaptionCache:
     """Encode all wordings of all images (the same number for each), or read them from `folder` if that was done before.
 
@@ -55,7 +67,7 @@ def build_caption_cache(encoder: TextEncoder, wordings: Sequence[Sequence[str]],
     caption's number of tokens, not the encoder's maximum.
     """
     captions = [caption for image in wordings for caption in image]
-    key = hashlib.sha256("\n".join([encoder.config.name, *captions]).encode()).hexdigest()[:16]
+    key = hashlib.sha256("\n".join([_identity(encoder), *captions]).encode()).hexdigest()[:16]
     file = folder / f"text-{key}.safetensors"
     if not file.exists():
         null_states, null_mask = (t.cpu() for t in encoder.encode([""]))

@@ -25,8 +25,8 @@ from model.networks.factory import AnyTokenizer
 from model.networks.text_encoder import TextEncoder
 from model.networks.tokenizer import encode_tokens, to_pixels
 from model.process_group import Share
+from model.training.auxiliary.layout_loss import cell_classes
 from model.training.caption_cache import CaptionCache, build_caption_cache
-from model.training.layout_loss import cell_classes
 from model.training.recipe import Recipe, SceneRecipe
 from model.training.trainer import step_generator
 
@@ -41,8 +41,9 @@ def open_scenes(recipe: Recipe, s: SceneRecipe) -> SceneBank:
     """
     sprites = open_sprites(Path(recipe.data))
     things = tuple(THINGS)[: s.things]
-    if isinstance(sprites, AtlasSprites) and s.breadth:
-        return build_atlas_bank(sprites, things, s.styles, s.captions, s.snap, recipe.seed)
+    if isinstance(sprites, AtlasSprites):
+        styles, breadth = s.breadth_styles, s.breadth > 0
+        return build_atlas_bank(sprites, things, s.styles, s.captions, s.snap, recipe.seed, styles, breadth)
     if s.breadth:
         raise DataError(f"{recipe.data} has no single things for breadth = {s.breadth:g}; run `make data`")
     return build_bank(sprites, things, s.styles, s.captions, s.snap, recipe.seed, s.portraits, s.tags)
@@ -79,6 +80,8 @@ class Feed(Protocol):
 
 def epoch_order(rows: int, batch: int, step: int, seed: int) -> Tensor:
     """The (batch,) rows that step `step` trains on: every row once per epoch, in a new order each epoch."""
+    if batch == 0:  # of a kind that has no share of so small a batch
+        return torch.empty(0, dtype=torch.int64)
     per_epoch = max(1, rows // batch)
     epoch, position = divmod(step, per_epoch)
     order = torch.randperm(rows, generator=step_generator(seed + 1, epoch))
@@ -162,11 +165,13 @@ class SceneBatches(TorchDataset):
 
 def breadth_vocabulary(bank: SceneBank) -> dict[str, Any]:
     """The nouns that an atlas trains alone, for a checkpoint's config.json: in two styles or more, and in one."""
-    if not isinstance(bank.sprites, AtlasSprites):
+    if not isinstance(bank, AtlasBank):
         return {}
-    entries = [entry for entry in bank.sprites.entries if entry.split == "train" and not entry.sentence]
+    entries = [entry for entry in bank.entries if entry.split == "train" and not entry.sentence]
     known = sorted({entry.noun for entry in entries if entry.styles > 1})
-    return {"breadth": known, "breadth_in_one_style": sorted({entry.noun for entry in entries if entry.styles == 1})}
+    single = sorted({entry.noun for entry in entries if entry.styles == 1})
+    chosen = {"breadth_styles": list(bank.breadth_styles)} if bank.breadth_styles else {}
+    return {"breadth": known, "breadth_in_one_style": single, **chosen}
 
 
 class SceneFeed:

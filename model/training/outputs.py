@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from model.checkpoint import save_checkpoint
+from model.checkpoint import read_config, save_checkpoint
 from model.config import ModelConfig
 from model.data.contact_sheet import contact_sheet
 from model.inference.generate import generate
@@ -15,6 +16,7 @@ from model.inference.requests import Sampling
 from model.networks.autoregressive_model import Fluid
 from model.networks.factory import AnyTokenizer
 from model.networks.tokenizer import decode_tokens, to_uint8
+from model.training.recipe import Recipe
 from model.training.run import Run
 
 
@@ -49,6 +51,15 @@ def save_sheet(run: Run, tokenizer: AnyTokenizer, file: Path) -> None:
     contact_sheet(images, labels, columns=8, scale=max(1, 128 // run.config.image_size)).save(file)
 
 
+def started_from(recipe: Recipe) -> dict[str, Any]:
+    """Name, weights and training of the checkpoint that a run started from, and of those before it."""
+    if not recipe.start_from:
+        return {}
+    raw = read_config(Path(recipe.start_from))
+    about = raw["about"]
+    return {"started_from": {"name": about["name"], "sha256": raw["sha256"], "training": about.get("training", {})}}
+
+
 def write_checkpoint(run: Run, tokenizer: AnyTokenizer) -> Path:
     """Write the averaged weights and what is known about them to OUT/checkpoint; return that folder."""
     averaged = Fluid(run.config)
@@ -57,11 +68,12 @@ def write_checkpoint(run: Run, tokenizer: AnyTokenizer) -> Path:
     if not run.leads:
         return folder
     about = {
-        "name": run.recipe.preset,
+        "name": run.recipe.name or run.recipe.preset,
         "training": {
             "steps": run.clock.step, "minutes": round(run.clock.seconds / 60, 1), "batch": run.recipe.batch,
             "pictures": len(run.feed), "epochs": round(run.clock.step * run.recipe.batch / len(run.feed), 1),
             "final_loss": round(run.history[-1][2], 4) if run.history else None,
+            "clock": run.recipe.clock, **started_from(run.recipe),
         },
         **run.feed.about,
     }  # fmt: skip

@@ -1,6 +1,6 @@
 """Pack a training run into one folder, to train on another machine.
 
-    python -m model.training.portable_run --recipe model/recipes/scenes-128-gpu.toml --out runs/portable
+    python -m model.training.portable_run --recipe model/recipes/atlas-128-gpu.toml --out runs/portable
 
 copies the recipe and everything it names (data, tokenizer, initial weights, text encoder) to runs/portable. Copy
 the repository with that folder in it to the other machine, and train there:
@@ -21,13 +21,15 @@ import shutil
 import sys
 from pathlib import Path
 
-from model.checkpoint import CheckpointError
+from model.checkpoint import CheckpointError, load_checkpoint
 from model.config import ConfigError
 from model.data.atlas.store import open_sprites
 from model.data.dataset import Dataset
+from model.data.scenes.sprites import Sprites
 from model.data.sources import DataError
 from model.networks.text_encoder import package_folder
 from model.presets import PRESETS
+from model.training.latents.store import LatentCache, is_latent_cache
 from model.training.recipe import Recipe
 from model.training.run import load_tokenizer
 
@@ -36,32 +38,60 @@ def pack(recipe_file: Path, out: Path) -> int:
     """Fill `out` with everything but the code that training from the recipe needs; return its size in bytes.
 
     Captions are encoded on the other machine: their states are often larger than the text encoder (4 GB for the
-    200,000 captions of scenes-128-gpu, 91 MB for MiniLM).
+    200,000 captions of atlas-128-gpu, 91 MB for MiniLM).
 
     Raises:
-        ConfigError: the recipe is not valid, or its tokenizer is missing.
+        ConfigError: the recipe is not valid, or its tokenizer or text encoder is missing.
         DataError: the data set or the sprites are missing.
         CheckpointError: a checkpoint that the recipe names is missing or damaged.
     """
     recipe = Recipe.load(recipe_file)
     config = PRESETS[recipe.preset]
-    data = open_sprites(Path(recipe.data)) if recipe.scenes else Dataset.load(Path(recipe.data))
+    folder = Path(recipe.data)
+    data: Sprites | LatentCache | Dataset
+    if recipe.scenes:
+        data = open_sprites(folder)
+    else:
+        data = LatentCache(folder) if is_latent_cache(folder) else Dataset.load(folder)
     load_tokenizer(config, recipe.tokenizer)  # rejects what would fail on the other machine
-    shutil.rmtree(out, ignore_errors=True)
-    data.save(out / "data")
+    if recipe.start_from:
+        load_checkpoint(Path(recipe.start_from))
     sources = {"tokenizer": recipe.tokenizer, "start_from": recipe.start_from, "text_encoder": recipe.text_encoder}
     if config.text.kind == "package" and not recipe.text_encoder:
         sources["text_encoder"] = str(package_folder(config.text.name))
-    packed = {"data": out / "data"}
+    if _is_hub_name(recipe.text_encoder):
+        del sources["text_encoder"]
+    partial = out.with_name(f"{out.name}.partial")  # `out` may hold the recipe, and what it names
+    shutil.rmtree(partial, ignore_errors=True)
+    if isinstance(data, LatentCache):
+        shutil.copytree(recipe.data, partial / "data")
+    else:
+        data.save(partial / "data")
+    packed = {"data": partial / "data"}
     for key, source in sources.items():
         if source:
-            packed[key] = _copy(Path(source), out / key)
+            packed[key] = _copy(Path(source), partial / key)
     text = recipe_file.read_text(encoding="utf-8")
     for key, path in packed.items():
-        line = f"{key} = {json.dumps(str(path))}"
+        line = f"{key} = {json.dumps(str(out / path.relative_to(partial)))}"
         text = re.sub(rf"(?m)^{key}\s*=.*$", line.replace("\\", r"\\"), text)  # no escapes in a replacement
-    (out / "recipe.toml").write_text(text, encoding="utf-8")
+    (partial / "recipe.toml").write_text(text, encoding="utf-8")
+    shutil.rmtree(out, ignore_errors=True)
+    partial.replace(out)
     return sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+
+
+def _is_hub_name(encoder: str) -> bool:
+    """Return True for a name of the hub, which means the same on every machine, False for a folder and for "".
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if not encoder or Path(encoder).exists():
+        return False
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", encoder):
+        raise ConfigError(f"text_encoder = {encoder!r}: there is no such folder; correct its path in the recipe")
+    return True
 
 
 def _copy(source: Path, target: Path) -> Path:

@@ -1,4 +1,4 @@
-"""The recipe of a training run: a TOML file (model/recipes/*.toml) with every setting, none of them optional.
+"""The recipe of a training run: a TOML file (model/recipes/*.toml) with every setting; only `name` may be missing.
 
 The annotation of each key is its help text on the command line, where every top-level key can be overridden.
 """
@@ -6,12 +6,23 @@ The annotation of each key is its help text on the command line, where every top
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 from model.config import ConfigError
 from model.presets import PRESETS
+from model.training.optimizer import OPTIMIZERS
+
+POSITIVE = {
+    "steps", "batch", "noise_draws", "learning_rate", "warmup", "clip", "sheet_every", "save_every", "things",
+    "captions", "snap",
+}  # fmt: skip
+SHARES = {"anneal_from", "ema", "text_drop", "portraits", "tags", "breadth"}
+_KINDS: dict[Any, tuple[str, tuple[type, ...]]] = {
+    str: ("a text", (str,)), int: ("a whole number", (int,)), float: ("a number", (int, float)),
+    bool: ("true or false", (bool,)),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -24,9 +35,12 @@ class SceneRecipe:
     portraits: Annotated[float, "share of the captions that describe a portrait"]
     tags: Annotated[float, "share of the captions that end in a keyword of a thing"]
     snap: Annotated[int, "corners of things are multiples of this, pixels"]
-    relation_steps: Annotated[int, "steps of relation pretraining (model/training/relation_pretraining.py)"]
-    layout_weight: Annotated[float, "weight of the auxiliary layout loss (model/training/layout_loss.py); 0: off"]
+    relation_steps: Annotated[int, "steps of relation pretraining (model/training/auxiliary/relation_pretraining.py)"]
+    layout_weight: Annotated[float, "weight of the layout loss (model/training/auxiliary/layout_loss.py); 0: off"]
     breadth: Annotated[float, "share of each batch that shows single things of an atlas; 0 for data without them"]
+    breadth_styles: Annotated[
+        tuple[str, ...], "styles of single things, which are those that two of them draw; none: all"
+    ]
     loaders: Annotated[int, "processes that compose scenes; 0: composed between the steps"]
 
 
@@ -34,6 +48,7 @@ class SceneRecipe:
 class Recipe:
     """Every setting of a training run."""
 
+    name: Annotated[str, "id of the model where it is served; empty: the preset's name"]
     preset: Annotated[str, "sizes of the model, a name in model/presets.py"]
     data: Annotated[str, "folder that `make data` packed"]
     tokenizer: Annotated[str, "trained image tokenizer: a .safetensors file, or the folder of a checkpoint"]
@@ -45,7 +60,8 @@ class Recipe:
     steps: Annotated[int, "maximum number of steps"]
     batch: Annotated[int, "images per step"]
     noise_draws: Annotated[int, "diffusion losses per masked token"]
-    learning_rate: Annotated[float, "peak learning rate of AdamW (betas 0.9, 0.95)"]
+    optimizer: Annotated[str, "adamw, or muon (Muon for the matrices of the blocks, AdamW for the rest)"]
+    learning_rate: Annotated[float, "peak learning rate"]
     weight_decay: Annotated[float, "weight decay, of matrices only"]
     warmup: Annotated[int, "steps of linear warm-up"]
     anneal_from: Annotated[float, "share of the budget after which the learning rate falls linearly"]
@@ -66,27 +82,52 @@ class Recipe:
 
     @classmethod
     def load(cls, path: Path, **overrides: object) -> Recipe:
-        """Read a TOML recipe in which every key is present and known; overrides that are None are ignored.
+        """Read a TOML recipe in which every key but `name` is present, and none is unknown.
+
+        Overrides that are None are ignored.
 
         Raises:
-            ConfigError: the file is missing, or a key is unknown or missing; the message names it.
+            ConfigError: the file is missing or no TOML, or a key is unknown, missing or has a value that cannot be; the
+                message names it.
         """
         if not path.is_file():
             raise ConfigError(f"no recipe {path}; the shipped ones are in model/recipes")
-        raw = {**tomllib.loads(path.read_text()), **{k: v for k, v in overrides.items() if v is not None}}
+        try:
+            written = tomllib.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ConfigError(f"{path} is no TOML: {error}") from error
+        raw = {"name": "", **written, **{k: v for k, v in overrides.items() if v is not None}}
         scenes = raw.pop("scenes", None)
-        _check_keys(path, raw, {f.name for f in fields(cls)} - {"scenes"})
+        _check_values(path, raw, {name: kind for name, kind in get_type_hints(cls).items() if name != "scenes"})
         if scenes is not None:
-            _check_keys(path, scenes, {f.name for f in fields(SceneRecipe)})
-            scenes = SceneRecipe(**{**scenes, "styles": tuple(scenes["styles"])})
+            _check_values(path, scenes, get_type_hints(SceneRecipe))
+            lists = {key: tuple(value) for key, value in scenes.items() if isinstance(value, list)}
+            scenes = SceneRecipe(**{**scenes, **lists})
         if raw["preset"] not in PRESETS:
             raise ConfigError(f"{path}: preset {raw['preset']!r} is not one of {sorted(PRESETS)}")
         if raw["clock"] not in ("wall", "cpu"):
             raise ConfigError(f"{path}: clock {raw['clock']!r} is not wall or cpu")
+        if raw["optimizer"] not in OPTIMIZERS:
+            raise ConfigError(f"{path}: optimizer {raw['optimizer']!r} is not {' or '.join(OPTIMIZERS)}")
+        if 0 < raw["minutes"] <= raw["anneal_minutes"]:
+            raise ConfigError(
+                f"{path}: minutes = {raw['minutes']:g} leaves nothing before anneal_minutes = "
+                f"{raw['anneal_minutes']:g}; give fewer --anneal-minutes (0: anneal_from decides) or more --minutes"
+            )
         return cls(**raw, scenes=scenes)
 
 
-def _check_keys(path: Path, raw: dict[str, Any], names: set[str]) -> None:
+def _check_values(path: Path, raw: dict[str, Any], kinds: dict[str, Any]) -> None:
+    names = set(kinds)
     for problem, keys in (("unknown", set(raw) - names), ("missing", names - set(raw))):
         if keys:
             raise ConfigError(f"{path}: {problem} key {sorted(keys)[0]!r}; a recipe has {sorted(names)} here")
+    for name, value in raw.items():
+        number: Any = value
+        wanted, classes = _KINDS.get(kinds[name], ("a list of texts", (list, tuple)))
+        if not isinstance(value, classes) or (isinstance(value, bool) and kinds[name] is not bool):
+            raise ConfigError(f"{path}: {name} = {value!r} must be {wanted}")
+        if name in POSITIVE and not number > 0:
+            raise ConfigError(f"{path}: {name} = {value!r} must be more than 0")
+        if name in SHARES and not 0 <= number <= 1:
+            raise ConfigError(f"{path}: {name} = {value!r} must be from 0 to 1")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
 from model.checkpoint import load_checkpoint
 from model.config import ConfigError, FluidConfig
+from model.data.atlas.atlas_bank import AtlasBank
 from model.data.dataset import Dataset
+from model.data.scenes.compose import SIZE
 from model.diffusion import Schedule, make_schedule
 from model.inference.prompts import encoder_dtype
 from model.networks.autoencoders.vqgan_tokenizer import is_vq_model, load_vq_model
@@ -19,17 +22,20 @@ from model.networks.autoregressive_model import Fluid
 from model.networks.factory import AnyTokenizer, new_tokenizer
 from model.networks.text_encoder import build_text_encoder
 from model.networks.tokenizer_folder import is_tokenizer_folder, load_tokenizer_folder
+from model.networks.transformer import RESIDUAL_OUTPUTS
 from model.presets import PRESETS
 from model.process_group import Group, Share
+from model.tokenizer_config import read_json
+from model.training.auxiliary.layout_loss import LayoutHead
+from model.training.auxiliary.relation_pretraining import pretrain_aligner
 from model.training.distributed.folders import newest
 from model.training.distributed.losses import StepLosses
 from model.training.feeds import WHOLE, Feed, ImageFeed, SceneFeed, open_scenes
 from model.training.latents.feed import LatentFeed
 from model.training.latents.store import LatentCache, is_latent_cache
-from model.training.layout_loss import LayoutHead
+from model.training.optimizer import make_optimizer
 from model.training.recipe import Recipe
-from model.training.relation_pretraining import pretrain_aligner
-from model.training.trainer import Clock, Ema, Learner, decay_groups, load_state, save_state
+from model.training.trainer import Clock, Ema, Learner, load_state, own_state, save_state
 
 
 @dataclass
@@ -77,12 +83,18 @@ class Run:
         self.learner.save(self.recipe.state_file, history=self.history, **layout)
 
     def resume(self) -> bool:
-        """Load the state file and return True, or return False if there is none."""
-        state = self.learner.resume(self.recipe.state_file)
+        """Load the state file and return True, or return False if there is none.
+
+        Raises:
+            ConfigError: it is damaged, or that of another preset, optimizer or set of losses.
+        """
+        out = Path(self.recipe.out)
+        with own_state(out, f", and --start-from {out}/checkpoint to go on from its weights"):
+            state = self.learner.resume(self.recipe.state_file)
+            if state is not None and self.layout_head:
+                self.layout_head.load_state_dict(state["layout"])
         if state is not None:
             self.history = state["history"]
-            if self.layout_head:
-                self.layout_head.load_state_dict(state["layout"])
         return state is not None
 
 
@@ -104,7 +116,14 @@ def load_tokenizer(config: FluidConfig, path: str) -> AnyTokenizer:
     if not Path(path).exists():
         raise ConfigError(f"no tokenizer at {path}: run `python -m model.training.train_tokenizer` first")
     tokenizer = new_tokenizer(config)
-    tokenizer.load_state_dict(load_file(path))
+    try:
+        tokenizer.load_state_dict(load_file(path))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise ConfigError(
+            f"the tokenizer {path} is damaged, or does not fit the preset ({reason}): train one with "
+            "`python -m model.training.train_tokenizer --preset` and the preset's name"
+        ) from error
     return tokenizer.eval()
 
 
@@ -119,7 +138,7 @@ def find_tokenizer(folder: Path) -> AnyTokenizer:
     if is_vq_model(folder):
         return load_vq_model(folder)
     raw = folder / "config.json"
-    if raw.is_file() and json.loads(raw.read_text(encoding="utf-8")).get("_class_name"):
+    if raw.is_file() and read_json(raw).get("_class_name"):
         raise ConfigError(f"{folder} is a model of diffusers: import it with `fluid import {folder} FOLDER` first")
     return load_checkpoint(folder).tokenizer
 
@@ -133,27 +152,57 @@ def open_feed(
         DataError, ConfigError: the data are missing, or do not fit the tokenizer.
     """
     folder = Path(recipe.data)
+    latents = recipe.scenes is None and is_latent_cache(folder)
+    images = None if recipe.scenes else LatentCache(folder) if latents else Dataset.load(folder)
+    if isinstance(images, LatentCache):
+        _check_size(recipe, images.latents.shape[1], config.tokens, "tokens")
+    else:
+        _check_size(recipe, SIZE if images is None else images.images.shape[1], config.image_size, "pixels")
     encoder = build_text_encoder(config.text, recipe.text_encoder, encoder_dtype(device)).to(device)
-    if recipe.scenes is None and is_latent_cache(folder):
-        return LatentFeed(LatentCache(folder), tokenizer, encoder, recipe.batch, recipe.seed, share)
-    if recipe.scenes is None:
-        return ImageFeed(Dataset.load(folder), tokenizer, encoder, folder, recipe.batch, recipe.seed, share)
+    if isinstance(images, LatentCache):
+        return LatentFeed(images, tokenizer, encoder, recipe.batch, recipe.seed, share)
+    if images is not None:
+        return ImageFeed(images, tokenizer, encoder, folder, recipe.batch, recipe.seed, share)
+    assert recipe.scenes is not None
     scenes, loaders = open_scenes(recipe, recipe.scenes), recipe.scenes.loaders
+    if isinstance(scenes, AtlasBank) and config.image_channels == 3:
+        raise ConfigError(
+            f"images of {recipe.data} have alpha, preset {recipe.preset} has none: choose another preset, or other data"
+        )
     breadth = recipe.scenes.breadth
     return SceneFeed(scenes, tokenizer, encoder, folder, recipe.batch, recipe.seed, loaders, device, breadth, share)
+
+
+def _check_size(recipe: Recipe, size: int, wanted: int, unit: str) -> None:
+    """Raise ConfigError if images of the data have another size than the preset's: before captions are encoded."""
+    if size != wanted:
+        raise ConfigError(
+            f"images of {recipe.data} have {size} {unit}, preset {recipe.preset} generates {wanted}: choose another "
+            "preset, or other data"
+        )
+
+
+def config_of(recipe: Recipe) -> FluidConfig:
+    """The preset's config, with the recipe's text encoder: the checkpoint is served with it."""
+    config = PRESETS[recipe.preset]
+    if not recipe.text_encoder or config.text.kind != "transformers":
+        return config
+    folder = Path(recipe.text_encoder)  # the service may be started elsewhere
+    name = str(folder.resolve()) if folder.is_dir() else recipe.text_encoder
+    return replace(config, text=replace(config.text, name=name))
 
 
 def prepare(recipe: Recipe, group: Group | None = None) -> tuple[Run, AnyTokenizer]:
     """Do everything that precedes the first step: load data and tokenizer, make model and optimiser.
 
-    Relation pretraining of scenes happens here, unless the run is about to be resumed.
+    Relation pretraining of scenes happens here, unless the run resumes or starts from a checkpoint, which has had it.
 
     Args:
         group: the ranks that train together.
     Raises:
         ConfigError, DataError, CheckpointError: something that the recipe names is missing or does not fit.
     """
-    config = PRESETS[recipe.preset]
+    config = config_of(recipe)
     device = group.device if group else torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load_tokenizer(config, recipe.tokenizer)
     feed = open_feed(recipe, config, tokenizer, device, group.share if group else WHOLE)
@@ -161,10 +210,10 @@ def prepare(recipe: Recipe, group: Group | None = None) -> tuple[Run, AnyTokeniz
         raise ConfigError(f"a batch of {min(recipe.batch, len(feed))} images for {group.size} ranks: each needs one")
     torch.manual_seed(recipe.seed)
     model = Fluid(config)
-    if recipe.start_from:
-        start_from(model, Path(recipe.start_from))
+    if recipe.start_from and (share := start_from(model, Path(recipe.start_from))) < 1:
+        print(f"{share:.0%} of the model's values are those of {recipe.start_from}, which has other sizes")
     model.to(device)
-    relation_steps = recipe.scenes.relation_steps if recipe.scenes else 0
+    relation_steps = recipe.scenes.relation_steps if recipe.scenes and not recipe.start_from else 0
     begun = recipe.state_file.exists() or newest(recipe.state_file) is not None
     if isinstance(feed, SceneFeed) and relation_steps and not begun:
         pretrain_relations(model, feed, Path(recipe.out) / "aligner.pt", relation_steps, recipe.seed)
@@ -175,13 +224,11 @@ def prepare(recipe: Recipe, group: Group | None = None) -> tuple[Run, AnyTokeniz
         from model.training.distributed.learner import ShardedEma, ShardedLearner, shard
 
         shard(losses, group.mesh)
-    groups = decay_groups(model, recipe.weight_decay)
-    if layout_head:
-        groups += decay_groups(layout_head, recipe.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.95), fused=True)
+    more = [layout_head] if layout_head else []
+    optimizer = make_optimizer(recipe.optimizer, model, more, recipe.learning_rate, recipe.weight_decay)
     clock = Clock(recipe.steps, recipe.minutes, recipe.clock == "cpu", recipe.anneal_minutes)
     if group:
-        learner: Learner = ShardedLearner(model, ShardedEma(model, recipe.ema), optimizer, clock, losses)
+        learner: Learner = ShardedLearner(model, ShardedEma(model, recipe.ema), optimizer, clock, losses=losses)
     else:
         learner = Learner(model, Ema(model, recipe.ema), optimizer, clock)
     schedule = make_schedule().to(device)
@@ -192,22 +239,38 @@ def pretrain_relations(model: Fluid, feed: SceneFeed, file: Path, steps: int, se
     """Pretrain the text aligner on relations, or read the result from `file` if a killed run got that far."""
     aligner, saved = model.backbone.aligner, load_state(file)
     if saved is not None:
-        aligner.load_state_dict(saved)
+        with own_state(file.parent):
+            aligner.load_state_dict(saved)
         return
     accuracy = pretrain_aligner(aligner, feed.scenes.facts, feed.captions, steps, seed)
     print(f"relation pretraining: {accuracy:.1%} accuracy on held-back captions")
     save_state(file, **aligner.state_dict())
 
 
-def start_from(model: Fluid, folder: Path) -> None:
+def start_from(model: Fluid, folder: Path) -> float:
     """Copy the weights of a checkpoint into `model`; optimiser and clock are not part of a checkpoint.
 
+    A checkpoint of other sizes gives the tensors whose names and shapes `model` has too, so that a model of another
+    tokenizer, or of more blocks, need not learn to read and compose once more. Blocks that the checkpoint lacks start
+    as identities: their output projections are 0.
+
+    Returns:
+        Share of the model's values that were copied, from 0 to 1.
+
     Raises:
-        ConfigError: the checkpoint has other sizes than `model`.
+        ConfigError: less than half of the values fit.
     """
-    checkpoint = load_checkpoint(folder)
-    if checkpoint.config != model.config:
+    given, own = load_checkpoint(folder).model.state_dict(), model.state_dict()
+    fitting = {name: value for name, value in given.items() if name in own and own[name].shape == value.shape}
+    share = sum(map(Tensor.numel, fitting.values())) / sum(map(Tensor.numel, own.values()))
+    if share < 0.5:
         raise ConfigError(
-            f"start_from: {folder} has other sizes than the recipe's preset; choose the preset of {folder}"
+            f"start_from: {folder} has other sizes than the recipe's preset, {share:.0%} of the values would fit; "
+            f"choose the preset of {folder}, or one of its width"
         )
-    model.load_state_dict(checkpoint.model.state_dict())
+    model.load_state_dict(fitting, strict=False)
+    for name, value in own.items():
+        layer = name.rpartition(".")[0]
+        if name not in given and layer.startswith("backbone.blocks.") and layer.endswith(RESIDUAL_OUTPUTS):
+            value.zero_()
+    return share

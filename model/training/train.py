@@ -87,10 +87,12 @@ def run_recipe(recipe: Recipe, until: float, anneal_now: bool = False, group: Gr
     if anneal_now:
         run.clock.anneal()
     first_step, first_seconds = run.clock.step, run.clock.seconds
+    shown = first_step // recipe.sheet_every
     for step in train(run, until=until):
         if run.leads:
             (out / "history.json").write_text(json.dumps(run.history))
-        if step % recipe.sheet_every == 0:
+        if step // recipe.sheet_every > shown:  # states need not be saved at just these steps
+            shown = step // recipe.sheet_every
             save_sheet(run, tokenizer, out / f"sheet-{step:06d}.png")
             write_checkpoint(run, tokenizer)  # may be annealed elsewhere, or serve as it is
             run.clock.resync()

@@ -20,9 +20,11 @@ import sys
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
+from torch import Tensor
 from tqdm import tqdm
 
+from model.config import ConfigError
 from model.data.dataset import Dataset
 from model.data.fixed_sample import load_images
 from model.data.sources import DataError
@@ -34,7 +36,17 @@ from model.presets import PRESETS
 from model.training.reconstruction.loss import code_loss, reconstruction_loss
 from model.training.reconstruction.report import measure, save_sheet
 from model.training.reconstruction.start import freeze_encoder, start_from_pca
-from model.training.trainer import Clock, Ema, Learner, add_budget_arguments, learning_rate, step_generator
+from model.training.run import load_tokenizer
+from model.training.trainer import (
+    Clock,
+    Ema,
+    Learner,
+    add_budget_arguments,
+    learning_rate,
+    own_state,
+    step_generator,
+    whole_number,
+)
 
 PEAK_LR = 1.5e-3
 PCA_IMAGES = 4096  # more would cost memory and no longer move the components
@@ -58,16 +70,20 @@ def train(
 
     Args:
         decoder_of: file of a trained tokenizer: only its decoder is trained on, so that its tokens stay what they were.
+
+    Raises:
+        ConfigError: preset, images, state and the tokenizer of `decoder_of` do not fit together.
     """
     config = PRESETS[preset]
     images = torch.from_numpy(dataset.images)  # (all, H, W, 3) uint8
     known = torch.from_numpy(dataset.indices(("train", "heldout", "tokenizer")))
     torch.manual_seed(seed)
     tokenizer = new_tokenizer(config)
+    _check_images(images, preset)
     if decoder_of is None and not (out / "state.pt").exists():
         start_from_pca(tokenizer, to_pixels(images[known[:PCA_IMAGES]]))
     if decoder_of is not None:
-        tokenizer.load_state_dict(load_file(decoder_of))
+        tokenizer.load_state_dict(load_tokenizer(config, str(decoder_of)).state_dict())
         freeze_encoder(tokenizer)
     # Convolutions on a CPU are about twice as fast this way.
     tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -76,7 +92,8 @@ def train(
     optimizer = torch.optim.AdamW(trained, lr=PEAK_LR, betas=(0.9, 0.95), weight_decay=0.01)
     learner = Learner(tokenizer, ema, optimizer, Clock(steps, minutes, cpu_clock))
     clock = learner.clock
-    learner.resume(out / "state.pt")
+    with own_state(out, f", or remove {out}/state.pt to start over"):
+        learner.resume(out / "state.pt")
 
     bar = tqdm(initial=clock.step, desc="tokenizer", unit="step", disable=not progress)
     while clock.progress < 1:
@@ -104,6 +121,15 @@ def train(
     return tokenizer
 
 
+def _check_images(images: Tensor, preset: str) -> None:
+    config, (_, size, _, channels) = PRESETS[preset], images.shape
+    if (size, channels) != (config.image_size, config.image_channels):
+        raise ConfigError(
+            f"the images have {size} pixels and {channels} channels, preset {preset} has {config.image_size} and "
+            f"{config.image_channels}: choose another --preset, or other --data"
+        )
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m model.training.train_tokenizer",
@@ -118,9 +144,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/emoji-64/tokenizer"),
                         help="folder for state, weights, sheet and report (%(default)s)")  # fmt: skip
     add_budget_arguments(parser, minutes=5.0, steps=20_000, batch=16)
-    parser.add_argument("--things", type=int, default=48,
+    parser.add_argument("--things", type=whole_number(1), default=48,
                         help="scenes: first things of model/data/scenes/things.py (%(default)s)")  # fmt: skip
-    parser.add_argument("--snap", type=int, default=16,
+    parser.add_argument("--snap", type=whole_number(1), default=16,
                         help="scenes: corners of things are multiples of this, pixels (%(default)s)")  # fmt: skip
     parser.add_argument("--noise-max", type=float, default=0.0,
                         help="largest noise of the latents, in standard deviations; 0: 0.1 (%(default)s)")  # fmt: skip
@@ -133,12 +159,12 @@ def main(argv: list[str] | None = None) -> None:
 
     try:
         dataset = load_images(args.data, args.things, args.snap)
-    except DataError as error:
+        tokenizer = train(
+            args.preset, dataset, args.out, args.minutes, args.steps, args.batch, args.seed, args.noise_max,
+            args.seam_weight, args.cpu_clock, args.decoder_of,
+        )  # fmt: skip
+    except (DataError, ConfigError) as error:
         sys.exit(str(error))
-    tokenizer = train(
-        args.preset, dataset, args.out, args.minutes, args.steps, args.batch, args.seed, args.noise_max,
-        args.seam_weight, args.cpu_clock, args.decoder_of,
-    )  # fmt: skip
     save_file({k: v.contiguous() for k, v in tokenizer.state_dict().items()}, args.out / "tokenizer.safetensors")
     report = measure(tokenizer, dataset)
     save_sheet(tokenizer, dataset, args.out / "sheet.png")

@@ -7,14 +7,22 @@ batches as one that was not.
 from __future__ import annotations
 
 import argparse
+import math
 import os
+import pickle
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from model.config import ConfigError
+
+MAX_SKIPPED = 20  # steps in a row
 
 
 @dataclass
@@ -142,8 +150,31 @@ def save_state(path: Path, **state: Any) -> None:
 
 
 def load_state(path: Path) -> dict[str, Any] | None:
-    """Read what `save_state` wrote, or return None if there is no file. Unpickles tensors and plain values only."""
-    return torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
+    """Read what `save_state` wrote, or return None if there is no file. Unpickles tensors and plain values only.
+
+    Raises:
+        ConfigError: the file is damaged.
+    """
+    if not path.exists():
+        return None
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, LookupError, EOFError, pickle.UnpicklingError) as error:
+        raise ConfigError(f"{path} is damaged ({type(error).__name__}): remove it to start over") from error
+    return state
+
+
+@contextmanager
+def own_state(out: Path, remedy: str = "") -> Iterator[None]:
+    """Turn the error of loading a state that does not fit into a ConfigError, which names the folder of the run."""
+    try:
+        yield
+    except ConfigError:  # a damaged one
+        raise
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{out} holds a run with another preset, optimizer or set of losses: choose another --out{remedy}"
+        ) from error
 
 
 @dataclass
@@ -154,17 +185,36 @@ class Learner:
     ema: Ema
     optimizer: torch.optim.Optimizer
     clock: Clock
+    skipped: int = field(default=0, init=False)  #: steps in a row, until now, whose gradients were not finite
 
     def update(self, loss: Tensor, rate: float, clip: float) -> None:
-        """Do one optimiser step on `loss`, with learning rate `rate` and the gradient norm clipped to `clip`."""
+        """Do one optimiser step on `loss`, with learning rate `rate` and the gradient norm clipped to `clip`.
+
+        A step whose gradients are not finite is left out: it would spoil the weights, their average and the next state.
+
+        Raises:
+            ConfigError: the gradients of MAX_SKIPPED steps in a row were not finite.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.module.parameters(), clip)
-        self.optimizer.step()
-        self.ema.update(self.module)
+        if math.isfinite(self.clip_gradients(clip)):
+            self.optimizer.step()
+            self.ema.update(self.module)
+            self.skipped = 0
+        else:
+            self.skipped += 1
+            if self.skipped == MAX_SKIPPED:
+                raise ConfigError(
+                    f"the gradients of {MAX_SKIPPED} steps in a row are not finite; the state was last saved before. "
+                    "Lower --learning-rate, or look for damaged images or tokens"
+                )
         self.clock.tick()
+
+    def clip_gradients(self, clip: float) -> float:
+        """Clip the gradient norm to `clip`, and return what it was."""
+        return float(torch.nn.utils.clip_grad_norm_(self.module.parameters(), clip))
 
     def mean(self, loss: Tensor) -> float:
         """The loss of a step, over all ranks that share it."""
@@ -198,16 +248,20 @@ def step_generator(seed: int, step: int, device: torch.device | str = "cpu") -> 
     return torch.Generator(device).manual_seed((seed * 0x9E3779B1 + step) & 0x7FFF_FFFF_FFFF_FFFF)
 
 
-def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups for AdamW: weight decay for matrices, none for vectors (biases, norms, tables of one row)."""
-    matrices = [p for p in module.parameters() if p.ndim >= 2]
-    vectors: list[Tensor] = [p for p in module.parameters() if p.ndim < 2]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+def whole_number(least: int) -> Callable[[str], int]:
+    """The type of a flag for whole numbers from `least` up."""
+
+    def parse(text: str) -> int:
+        if not text.strip().removeprefix("-").isdecimal() or (number := int(text)) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, {least} or more")
+        return number
+
+    return parse
 
 
 def add_budget_arguments(parser: argparse.ArgumentParser, minutes: float, steps: int, batch: int) -> None:
     """Add --minutes, --steps, --batch and --seed, with these defaults, to a trainer's command line."""
     parser.add_argument("--minutes", type=float, default=minutes, help="time budget; 0: by --steps alone (%(default)s)")
-    parser.add_argument("--steps", type=int, default=steps, help="maximum number of steps (%(default)s)")
-    parser.add_argument("--batch", type=int, default=batch, help="images per step (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers (%(default)s)")
+    parser.add_argument("--steps", type=whole_number(1), default=steps, help="maximum number of steps (%(default)s)")
+    parser.add_argument("--batch", type=whole_number(1), default=batch, help="images per step (%(default)s)")
+    parser.add_argument("--seed", type=whole_number(0), default=0, help="seed of all random numbers (%(default)s)")

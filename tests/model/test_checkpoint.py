@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model.checkpoint import CheckpointError, load_checkpoint, save_checkpoint, weights_digest
+from model.evaluation.generation import default_sampling
 from model.inference import serving
 from model.inference.load import find_checkpoint, load_engine
 from model.networks.autoregressive_model import Fluid
@@ -45,6 +46,23 @@ def test_shards_are_read_back_completely(tiny: Fluid, tmp_path: Path, monkeypatc
     monkeypatch.setattr("model.checkpoint.SHARD_BYTES", 50_000)
     save_checkpoint(tmp_path, tiny, PcaSkipTokenizer(tiny.config.tokenizer), {"name": "tiny"})
     assert len(list(tmp_path.glob("weights-*.safetensors"))) > 2
+    load_checkpoint(tmp_path)
+
+
+def test_a_save_over_another_leaves_none_of_its_files(
+    tiny: Fluid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shards of an earlier save stayed, and were loaded too."""
+    tokenizer = PcaSkipTokenizer(tiny.config.tokenizer)  # type: ignore[arg-type]
+    with monkeypatch.context() as patch:
+        patch.setattr("model.checkpoint.SHARD_BYTES", 50_000)
+        save_checkpoint(tmp_path, tiny, tokenizer, {})
+    assert len(list(tmp_path.glob("weights-*"))) > 1
+    (tmp_path / "README.md").write_text("a card")
+    save_checkpoint(tmp_path, tiny, tokenizer, {})
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "README.md", "config.json", "weights-00000-of-00001.safetensors",
+    ]  # fmt: skip
     load_checkpoint(tmp_path)
 
 
@@ -89,7 +107,7 @@ def test_a_wrong_configuration_names_file_and_key(folder: Path) -> None:
 
 
 def test_an_unknown_name_lists_the_shipped_checkpoints() -> None:
-    with pytest.raises(CheckpointError, match=r"no checkpoint 'nope'.*emoji-64"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint 'nope'.*atlas-128"):
         find_checkpoint("nope")
 
 
@@ -160,3 +178,87 @@ def test_a_missing_scale_is_named(tiny: Fluid, tmp_path: Path) -> None:
     _rewrite(tmp_path, {key: None})
     with pytest.raises(CheckpointError, match=r"matrix '.+' is in 8 bits without its scales"):
         load_checkpoint(tmp_path)
+
+
+def _edited(folder: Path, section: str | None, change: dict[str, object]) -> None:
+    """Change entries of config.json, or of one of its sections."""
+    raw = json.loads((folder / "config.json").read_text())
+    (raw[section] if section else raw).update(change)
+    (folder / "config.json").write_text(json.dumps(raw))
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "message"),
+    [
+        (None, {"sha256": None}, "sha256 is None, not text; copy the checkpoint again"),
+        (None, {"about": []}, "about is .*, not an object; copy"),
+        (None, {"model": "x"}, "model is 'x', not an object; copy"),
+        ("about", {"name": 3}, "about.name is 3, not text; copy"),
+        ("about", {"labels": "cat"}, "about.labels is not a list of texts; copy"),
+        ("model", {"tokenizer": None}, "section 'tokenizer' is None"),
+        ("model", {"text": None}, "text is None in section 'model'; a section is expected"),
+        ("model", {"text": {"kind": "bert"}}, "kind 'bert' is not known: package or transformers"),
+        ("model", {"heads": 0}, "heads is 0; it is at least 1"),
+        ("model", {"heads": -12}, "heads is -12 in section 'model'; it cannot be negative"),
+        ("model", {"family": ["fluid"]}, "family .'fluid'. is not known"),
+        ("model", {"depth": "7"}, "depth is '7' in section 'model'; a whole number is expected"),
+        ("model", {"depth": True}, "depth is True"),
+        ("model", {"tokenizer": {"stride": 0}}, "stride is 0; it is at least 1"),
+        ("model", {"tokenizer": {"widths": [8, 8]}}, r"widths \[8, 8\] are not three"),
+        ("model", {"tokenizer": {"kind": "kl", "widths": [48, 48, 48, 48]}}, "width 48 is not a multiple of the 32"),
+    ],
+)
+def test_an_odd_configuration_is_named(
+    folder: Path, section: str | None, change: dict[str, object], message: str
+) -> None:
+    """Values of other types, zeros and missing parts were tracebacks of a KeyError or a ZeroDivisionError."""
+    _edited(folder, section, change)
+    with pytest.raises(CheckpointError, match=rf"config\.json: {message}"):
+        load_checkpoint(folder)
+
+
+def test_a_checkpoint_without_a_name_has_that_of_its_folder(folder: Path) -> None:
+    """Workers, `fluid serve --workers` and distillation ended in a KeyError, each by itself."""
+    raw = json.loads((folder / "config.json").read_text())
+    del raw["about"]["name"]
+    (folder / "config.json").write_text(json.dumps(raw))
+    assert load_engine(str(folder), 1, "cpu", 1).info()["id"] == "tiny"
+
+
+FEW: dict[str, object] = {"num_inference_steps": 4, "diffusion_steps": 4}
+LOW = {"quality": "low"}
+
+
+def presets(**low: object) -> dict[str, object]:
+    """Presets of few steps, the first with these settings beside."""
+    return {"low": FEW | low, "medium": FEW, "high": FEW}
+
+
+@pytest.mark.parametrize(
+    ("presets", "defaults", "message"),
+    [
+        (presets(), None, "is not an object with the objects 'presets' and 'defaults'"),
+        ({"low": FEW}, LOW, "presets has no object 'medium'"),
+        (presets(), {"quality": "best"}, "quality 'best' is none of the presets"),
+        (presets(num_inference_steps=0), LOW, "low: num_inference_steps is 0, and .* takes 1 to 16"),
+        (presets(diffusion_steps="8"), LOW, "low: diffusion_steps is '8'; a whole number is expected"),
+        (presets(steps=8), LOW, "low: 'steps' is not known; there are num_inference_steps, "),
+        (presets(), LOW | {"order": "confidence"}, "low: order 'confidence' is not random or"),
+    ],
+)
+def test_sampling_settings_that_do_not_fit_are_named(
+    folder: Path, presets: dict[str, object], defaults: dict[str, object] | None, message: str
+) -> None:
+    """docs/training.md tells users to edit them: a KeyError in the worker, or every request with defaults failed."""
+    _edited(folder, "about", {"sampling": {"presets": presets, "defaults": defaults}})
+    with pytest.raises(CheckpointError, match=rf"config\.json: sampling settings.*{message}.*; change about\.sampling"):
+        load_engine(str(folder), 1, "cpu", 1)
+
+
+def test_a_setting_of_presets_and_defaults_is_the_presets(folder: Path) -> None:
+    """An evaluation ended in a TypeError about an argument that was given twice."""
+    sampling = {"presets": presets(order="halton"), "defaults": LOW | {"order": "gtr"}}
+    _edited(folder, "about", {"sampling": sampling})
+    engine = load_engine(str(folder), 1, "cpu", 1)
+    assert [default_sampling(engine, name).order for name in (None, "high")] == ["halton", "gtr"]
+    engine.warm_up()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from model.checkpoint import CheckpointError, save_checkpoint
-from model.discrete_config import JanusConfig
+from model.discrete_config import JanusConfig, LlamagenConfig
 from model.inference.devices.survey import survey
 from model.inference.load import find_checkpoint
 from model.inference.precision import PACKED_FROM
@@ -17,6 +17,7 @@ from model.memory import (
     GB,
     backbone_parameters,
     block_parameters,
+    encoder_parameters,
     estimate,
     head_parameters,
     key_value_bytes,
@@ -91,7 +92,7 @@ def test_int8_halves_what_is_quantised(name: str) -> None:
 def test_the_plan_follows_the_dtype_and_not_the_files(family: str, tmp_path: Path) -> None:
     """Imported models are stored in float32 unless asked otherwise, and were planned with twice their bytes."""
     if family == "fluid":
-        folder = find_checkpoint("emoji-64")
+        folder = find_checkpoint("atlas-128")
     else:
         model, folder = imported_model(family), tmp_path / "float32"
         tokenizer = build_tokenizer(model.config.tokenizer)
@@ -148,3 +149,11 @@ def test_the_command_prints_it(capsys: pytest.CaptureFixture[str], monkeypatch: 
     assert "billion parameters in int8" in capsys.readouterr().out
     assert main(["doctor", "--preset", "11B"]) == 2
     assert "no preset '11B'" in capsys.readouterr().err
+
+
+def test_a_text_encoder_is_counted_wherever_it_lies() -> None:
+    """Training and imports name a folder, which was taken for an unknown, small encoder: 9.5 GB were not planned."""
+    for config in (PRESETS["166M"], IMPORTED_PRESETS["nova-d48w1024-sd512"], LlamagenConfig()):
+        elsewhere = replace(config, text=replace(config.text, name="/srv/encoder"))
+        assert encoder_parameters(elsewhere) == encoder_parameters(config) > 10**9
+    assert encoder_parameters(PRESETS["atlas-128"]) == 0

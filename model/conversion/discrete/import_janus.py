@@ -19,6 +19,7 @@ from model.conversion.options import Licence, Options
 from model.discrete_config import JanusConfig
 from model.networks.autoencoders.vqgan_tokenizer import VqganTokenizer
 from model.networks.imported.prefix_causal import Janus
+from model.networks.text_encoder import reading
 
 LOOKS_FOR = "a folder with config.json of model_type janus (deepseek-community) or multi_modality (deepseek-ai)"
 CONDITIONS = "The use restrictions of attachment A of the DeepSeek Model License apply, and must be passed on to users."
@@ -138,7 +139,7 @@ def special_tokens(source: Path) -> dict[str, int]:
     else from the tokenizer.
 
     Raises:
-        CheckpointError: the tokenizer lacks one.
+        CheckpointError: the tokenizer lacks one. ConfigError: it cannot be loaded.
     """
     from transformers import AutoTokenizer
 
@@ -149,9 +150,10 @@ def special_tokens(source: Path) -> dict[str, int]:
             "bos_token": int(found["bos_token_id"]), "pad_token": int(found["pad_token_id"]),
             "boi_token": int(extra["boi_token_id"]),
         }  # fmt: skip
-    except (CheckpointError, KeyError):
-        pass
-    words = AutoTokenizer.from_pretrained(str(source)).get_vocab()
+    except (CheckpointError, KeyError, TypeError, ValueError):
+        pass  # the tokenizer knows them
+    with reading(f"tokenizer {str(source)!r}"):
+        words = AutoTokenizer.from_pretrained(str(source)).get_vocab()
     tokens = {
         "bos_token": "<｜begin▁of▁sentence｜>", "pad_token": "<｜▁pad▁｜>", "boi_token": "<begin_of_image>",
     }  # fmt: skip

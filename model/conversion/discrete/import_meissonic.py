@@ -62,7 +62,8 @@ def convert(source: Path, folder: Path, options: Options) -> str:
     name, publisher = ("meissonic", "MeissonFlow/Meissonic") if config.halved else ("monetico", "Collov-Labs/Monetico")
     facts = about(
         f"{name}-{config.image_size}", "Masked image model of Flux blocks, text to image (arXiv 2410.08261)",
-        Licence("Apache-2.0", f"https://huggingface.co/{publisher}"), {"low": 32, "medium": 48, "high": 64},
+        Licence("Apache-2.0", f"https://huggingface.co/{publisher}"),
+        {quality: min(steps, config.tokens) for quality, steps in {"low": 32, "medium": 48, "high": 64}.items()},
         {"guidance_scale": 9.0, "order": "confidence"},
     )  # fmt: skip
     write(folder, model, tokenizer, facts, options)

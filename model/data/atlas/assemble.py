@@ -47,6 +47,7 @@ def assemble(core: Sprites, pictures: Sequence[Picture]) -> AtlasSprites:
     about = _about(core, entries, pictures, dropped={"repeated": len(repeated), "across_the_line": len(leaked)})
     array = np.stack([pictures[place].sprite for place in kept])
     about["sha256"] = _digest(str(core.about["sha256"]), entries, array)
+    about["digests"] = _digests_by_style(entries, array)
     return AtlasSprites(Sprites(core.rgba, about), entries, array)
 
 
@@ -114,3 +115,11 @@ def _digest(core: str, entries: list[Entry], array: np.ndarray) -> str:
     for entry, sprite in zip(entries, array, strict=True):
         digest.update(repr(entry).encode() + np.ascontiguousarray(sprite).tobytes())
     return digest.hexdigest()
+
+
+def _digests_by_style(entries: list[Entry], array: np.ndarray) -> dict[str, str]:
+    """The first digits of each style's digest: where two builds differ, these name the source that differs."""
+    places = defaultdict(list)
+    for place, entry in enumerate(entries):
+        places[entry.style].append(place)
+    return {style: _digest("", [entries[i] for i in at], array[at])[:12] for style, at in places.items()}

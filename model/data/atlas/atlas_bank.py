@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from tqdm import tqdm
 
-from model.data.atlas.store import AtlasSprites, Entry
+from model.data.atlas.store import AtlasSprites, Entry, in_styles
 from model.data.atlas.wording import entry_caption, entry_facts, settle_style, varied
 from model.data.scenes.bank import SceneBank
 from model.data.scenes.facts import Facts, Grammar
-from model.data.scenes.things import BACKGROUNDS, TRANSPARENT
+from model.data.scenes.things import BACKGROUNDS, THINGS, TRANSPARENT
 from model.data.scenes.wording import caption
+from model.data.sources import DataError
 
 WHITE, TRANSPARENT_SHARE = 0.5, 0.15  # of the backgrounds of the breadth; the rest are coloured
 SCENES_TRANSPARENT = 0.2  # of the white backgrounds of scenes
@@ -27,20 +28,33 @@ class AtlasBank(SceneBank):
 
     Attributes:
         scenes: number of rows, from the start, that are composed scenes.
+        entries: of the breadth, as far as rows show them or may be asked for.
+        breadth_styles: as in `build_atlas_bank`.
     """
 
     scenes: int = 0
     alpha: bool = True
+    entries: tuple[Entry, ...] = ()
+    breadth_styles: tuple[str, ...] = ()
 
 
 def build_atlas_bank(
-    sprites: AtlasSprites, things: Sequence[str], styles: Sequence[str], size: int, snap: int, seed: int
-) -> AtlasBank:
+    sprites: AtlasSprites, things: Sequence[str], styles: Sequence[str], size: int, snap: int, seed: int,
+    breadth_styles: Sequence[str] = (), breadth: bool = True,
+) -> AtlasBank:  # fmt: skip
     """`size` captioned scenes without held-out combinations, then the breadth's training entries.
+
+    The breadth leaves the scenes' own things to the scenes: its cut-outs fill the image, those of scenes do not, and
+    under one caption the model would learn the mean of both (docs/log.md, 2026-11-29).
 
     Args:
         things, styles: names of those that scenes may show.
         snap: corners of a scene's things are multiples of this, pixels.
+        breadth_styles: of single things, which are then those that two of these styles draw; (): all.
+        breadth: False: scenes alone.
+
+    Raises:
+        DataError: there is nothing in the breadth.
     """
     grammar = Grammar(sprites, things, styles)
     facts, captions = [], []
@@ -51,12 +65,28 @@ def build_atlas_bank(
             sampled = replace(sampled, background=TRANSPARENT)
         facts.append(sampled)
         captions.append(varied(settle_style(caption(sampled, rng), sampled, rng), rng))
-    for place, entry in enumerate(sprites.entries):
-        for visit in range(rows_of(entry)):
+    entries = in_styles(sprites.entries, breadth_styles) if breadth else []
+    of_scenes = names_of(things)
+    for place, entry in enumerate(entries):
+        for visit in range(0 if entry.noun in of_scenes else rows_of(entry)):
             rng = np.random.default_rng((seed, 2, place, visit))
             facts.append(entry_facts(entry, rng, random_background(rng)))
             captions.append(varied(entry_caption(entry, facts[-1], rng), rng))
-    return AtlasBank(sprites, facts, captions, snap, seed, scenes=size)
+    if breadth and len(facts) == size:
+        known = ", ".join(sorted({entry.style for entry in sprites.entries}))
+        raise DataError(
+            f"breadth_styles {', '.join(breadth_styles)}: no two of them draw one thing; the atlas has {known}"
+            if breadth_styles else "the atlas has no single things but those of scenes: set breadth = 0"
+        )  # fmt: skip
+    return AtlasBank(
+        sprites, facts, captions, snap, seed, scenes=size, entries=tuple(entries), breadth_styles=tuple(breadth_styles),
+    )  # fmt: skip
+
+
+def names_of(things: Sequence[str]) -> set[str]:
+    """All names of things of scenes: captions' and emojibase's."""
+    known = [THINGS[thing] for thing in things]
+    return {name for thing in known for name in (thing.name, thing.plural, thing.label, *thing.synonyms)}
 
 
 def rows_of(entry: Entry) -> int:

@@ -7,8 +7,9 @@ A folder of the atlas is a folder of scene sprites (model/data/scenes/sprites.py
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ import numpy as np
 from PIL import Image
 
 from model.data.atlas.collect import tinted
-from model.data.scenes.sprites import ABOUT_FILE, Sprites, recoloured
+from model.data.folders import read_lines, reading, require
+from model.data.scenes.sprites import Sprites, recoloured
 from model.data.sources import DataError
 
 ARRAY_FILE, LINES_FILE = "breadth.npy", "breadth.jsonl"
@@ -48,6 +50,25 @@ class Entry:
     sentence: bool = False
     one_colour: bool = False
     colourable: bool = False
+
+
+def in_styles(entries: Sequence[Entry], styles: Sequence[str]) -> list[Entry]:
+    """The entries of things that at least two of `styles` train, in these styles alone; all entries, if there are none.
+
+    The first of `styles` that draws a thing is the one that a prompt without a style gets.
+    """
+    if not styles:
+        return list(entries)
+    trained = defaultdict(set)
+    for entry in entries:
+        if entry.split == "train" and entry.style in styles and not entry.sentence:
+            trained[entry.noun].add(entry.style)
+    first = {noun: min(drawn, key=styles.index) for noun, drawn in trained.items() if len(drawn) > 1}
+    return [
+        replace(entry, styles=len(trained[entry.noun]), default=entry.style == first[entry.noun])
+        for entry in entries
+        if entry.noun in first and entry.style in styles and not entry.sentence
+    ]
 
 
 class AtlasSprites(Sprites):
@@ -92,13 +113,13 @@ class AtlasSprites(Sprites):
         """Read what `save` wrote; the array stays on disk.
 
         Raises:
-            DataError: `folder` holds no atlas, or its files do not belong together.
+            DataError: `folder` holds no atlas, or its files are damaged or do not belong together.
         """
-        if not (folder / ABOUT_FILE).exists() or not is_atlas_folder(folder):
-            raise DataError(f"no atlas in {folder}: run `make data` first")
-        raw = [json.loads(line) for line in (folder / LINES_FILE).read_text(encoding="utf-8").splitlines()]
-        entries = [Entry(**{**row, "also": tuple(row["also"]), "tags": tuple(row["tags"])}) for row in raw]
-        array = np.load(folder / ARRAY_FILE, mmap_mode="r")
+        require(folder, LINES_FILE)
+        with reading(folder):
+            raw = read_lines(folder / LINES_FILE)
+            entries = [Entry(**{**row, "also": tuple(row["also"]), "tags": tuple(row["tags"])}) for row in raw]
+            array = np.load(folder / ARRAY_FILE, mmap_mode="r")
         if len(array) != len(entries):
             raise DataError(f"{folder}: {len(array)} cut-outs but {len(entries)} lines; run `make data` again")
         return cls(Sprites.load(folder), entries, array, folder)

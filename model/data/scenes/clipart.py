@@ -120,6 +120,8 @@ def fetch_clipart(cache: Path) -> Path:
             raise MissingToolError("clip art comes as a Debian package, and this machine has no apt or dpkg") from error
         except subprocess.CalledProcessError as error:
             raise DataError(f"apt could not fetch openclipart-svg: {error.stderr.strip()[-300:]}") from error
+        except subprocess.TimeoutExpired as error:
+            raise DataError(f"apt took more than {error.timeout:g} s for openclipart-svg: run it again") from error
     if wrong := differences(folder / SVG_FOLDER):
         raise DataError(
             f"{len(wrong)} of {len(FILES)} drawings in {folder} differ from the chosen ones; remove it and run "

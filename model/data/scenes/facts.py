@@ -21,7 +21,7 @@ from model.data.sources import DataError
 
 # Category -> share of the training images, larger for what is learned slowly (docs/log.md).
 CATEGORIES = {
-    "single_object": 0.14, "two_objects": 0.12, "counting": 0.2, "colors": 0.1, "position": 0.24,
+    "single_object": 0.16, "two_objects": 0.14, "counting": 0.24, "colors": 0.1, "position": 0.16,
     "color_attribution": 0.18, "several": 0.02,
 }  # fmt: skip
 PORTRAIT = "portrait"  # not sampled by share: bank.py decides how many

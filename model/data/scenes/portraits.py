@@ -138,7 +138,7 @@ def render_portraits(style: str, chosen: list[Look], cache: Path, side: int) -> 
     """Render looks as RGBA images of `side` pixels.
 
     Raises:
-        DataError: Node.js is missing or failed; the message ends with its error output.
+        DataError: Node.js is missing, slow or failed; the message ends with its error output.
     """
     core, drawer = (_installed(package, cache) for package in (CORE_PACKAGE, PORTRAITS[style][0].package))
     asked = [{"seed": str(number), **look.options} for number, look in enumerate(chosen)]
@@ -149,6 +149,8 @@ def render_portraits(style: str, chosen: list[Look], cache: Path, side: int) -> 
         raise DataError("Node.js is not installed: install it, then run `make data` again") from error
     except subprocess.CalledProcessError as error:
         raise DataError(f"node could not render {style} portraits: {error.stderr.strip()[-500:]}") from error
+    except subprocess.TimeoutExpired as error:
+        raise DataError(f"node took more than {error.timeout:g} s for {style} portraits: run it again") from error
     return [render_svg(json.loads(line)["svg"], side) for line in done.stdout.splitlines()]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from model.data.folders import reading, require
 from model.data.scenes.things import COLOURS, STYLES, THINGS, Thing
 from model.data.sources import DataError
 
@@ -69,16 +70,15 @@ class Sprites:
         """Read what `save` wrote.
 
         Raises:
-            DataError: `folder` holds no sprites.
+            DataError: `folder` holds no sprites, or damaged ones.
         """
-        if not (folder / ABOUT_FILE).exists():
-            raise DataError(f"no sprites in {folder}: run `make data` first")
-        with np.load(folder / SPRITES_FILE, allow_pickle=False) as packed:
+        require(folder, SPRITES_FILE)
+        with reading(folder), (folder / SPRITES_FILE).open("rb") as file, np.load(file, allow_pickle=False) as packed:
             rgba = {}
             for key in packed.files:
                 thing, style = key.split("|")
                 rgba[thing, style] = np.asarray(Image.open(io.BytesIO(packed[key].tobytes())).convert("RGBA"))
-        return cls(rgba, json.loads((folder / ABOUT_FILE).read_text(encoding="utf-8")))
+            return cls(rgba, dict(json.loads((folder / ABOUT_FILE).read_text(encoding="utf-8"))))
 
 
 def _webp(sprite: np.ndarray) -> bytes:

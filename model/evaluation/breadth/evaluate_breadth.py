@@ -23,13 +23,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from model.data.atlas.store import AtlasSprites, Entry
+from model.data.atlas.store import AtlasSprites, Entry, in_styles
 from model.data.atlas.wording import entry_prompt
 from model.data.contact_sheet import contact_sheet
 from model.data.scenes.compose import SIZE, arrange, render
 from model.data.scenes.facts import SINGLE, Facts, Group
 from model.evaluation.features import FEATURES_NAME, Features
-from model.evaluation.generation import generate_images
+from model.evaluation.generation import check_size, generate_images
 from model.inference.requests import Sampling
 from model.inference.serving import ServingEngine
 from model.networks.tokenizer import reconstruct, seam_ratio, to_pixels, to_uint8
@@ -56,14 +56,18 @@ class BreadthBenchmark:
     heldout: list[int]
 
     @classmethod
-    def load(cls, data: Path, things: int) -> BreadthBenchmark:
+    def load(cls, data: Path, things: int, styles: Sequence[str] = ()) -> BreadthBenchmark:
         """Read the atlas, choose at most `things` trained things, and extract the features of all candidates.
+
+        Args:
+            styles: `breadth_styles` of the training; (): all.
 
         Raises:
             DataError: `data` holds no atlas.
         """
         atlas = AtlasSprites.load(data)
-        entries = distinct([entry for entry in atlas.entries if entry.styles > 1 and not entry.sentence])
+        known = in_styles(atlas.entries, styles)
+        entries = distinct([entry for entry in known if entry.styles > 1 and not entry.sentence])
         trained, heldout = choose(entries, things)
         return cls(atlas, entries, render_features(entries, atlas), trained, heldout)
 
@@ -203,8 +207,13 @@ def save_sheets(benchmark: BreadthBenchmark, kept: dict[str, tuple[np.ndarray, n
 
 
 def run_breadth(engine: ServingEngine, data: Path, settings: Sampling, things: int, seed: int, out: Path) -> None:
-    """Score the checkpoint, write sheet.png and report.json to `out`, and print the report; JSON comes last."""
-    benchmark = BreadthBenchmark.load(data, things)
+    """Score the checkpoint, write sheet.png and report.json to `out`, and print the report; JSON comes last.
+
+    Raises:
+        ConfigError: the checkpoint's images are of another size. DataError: `data` holds no atlas.
+    """
+    check_size(engine, SIZE, "the suite breadth")
+    benchmark = BreadthBenchmark.load(data, things, engine.checkpoint.about.get("breadth_styles", ()))
     report, kept = evaluate_breadth(engine, benchmark, settings, seed)
     out.mkdir(parents=True, exist_ok=True)
     save_sheets(benchmark, kept, out)

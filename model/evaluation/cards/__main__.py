@@ -26,10 +26,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to publish to")
     parser.add_argument("--sampling", type=Path, required=True, help="JSON with presets and defaults for the service")
     parser.add_argument("--description", required=True, help="one sentence, for the card and GET /v1/models")
+    parser.add_argument("--examples", type=Path, help="text file with a prompt a line, for GET /v1/models and the "
+                        "playground")  # fmt: skip
     args = parser.parse_args(argv)
     try:
         sampling = json.loads(args.sampling.read_text())
-        publish(args.run, args.evaluation, args.out, sampling, args.description, args.checkpoint)
+        examples = args.examples.read_text(encoding="utf-8").splitlines() if args.examples else ()
+        publish(args.run, args.evaluation, args.out, sampling, args.description, args.checkpoint, examples)
     except (ConfigError, CheckpointError, OSError, json.JSONDecodeError) as error:
         sys.exit(str(error))
     print(f"published {args.out}; look at {args.out / 'README.md'}")

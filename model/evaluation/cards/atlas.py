@@ -42,8 +42,7 @@ text encoder `{text}` (frozen, installed apart). Weights' SHA-256: `{sha256}`.
 
 ## Training
 
-`make train RECIPE={name}`: {steps:,} steps of {batch} ({epochs:g} epochs) in {minutes:g} minutes of processor time, after relation pretraining
-(model/training/relation_pretraining.py). Scenes are composed during training from {pictures:,} captioned facts; tokenizer {psnr_train} dB PSNR,
+`make train RECIPE={name}`: {steps:,} steps of {batch} ({epochs:g} epochs) in {minutes:g} minutes{clock}, {beginning}. Scenes are composed during training from {pictures:,} captioned facts; tokenizer {psnr_train} dB PSNR,
 {psnr_unseen} dB on held-out combinations.
 
 ![Loss over steps](curve.png)
@@ -97,7 +96,7 @@ Weights and generated images may resemble these works: keep their credits (NOTIC
 def card_text(facts: dict[str, Any], about: dict[str, Any]) -> str:
     """Fill the atlas template with the common facts and those that only an atlas has."""
     cells = ("", "_seen", "_unseen", "_ceiling")
-    distilled = about.get("few_steps")
+    distilled, training = about.get("few_steps"), about["training"]
     return CARD.format(
         **facts | {name: percent(facts[name]) for name in ("breadth_trained", "breadth_heldout", "breadth_ceiling")},
         vocabulary=", ".join(about["vocabulary"]),
@@ -107,7 +106,7 @@ def card_text(facts: dict[str, Any], about: dict[str, Any]) -> str:
         style_count=len(about["styles"]),
         chance=1 / facts["breadth_candidates"],
         few_steps=f", distilled into a mean flow in {distilled['minutes']:g} minutes" if distilled else "",
-        pictures=about["training"]["pictures"],
+        pictures=training["pictures"],
         table="\n".join(
             f"| {name} | " + " | ".join(percent(facts[name + c]) for c in cells) + " |" for name in SCORED_CATEGORIES
         ),

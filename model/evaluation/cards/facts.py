@@ -46,6 +46,19 @@ def common_facts(checkpoint: Path, run: Path, about: dict[str, Any], has_failure
             for s in data["sources"]
         ),
         "steps": training["steps"], "batch": training["batch"], "epochs": training["epochs"],
-        "minutes": training["minutes"], "psnr_train": psnr["psnr_train_db"], "psnr_unseen": psnr["psnr_unseen_db"],
+        "clock": " of processor time" if training.get("clock") == "cpu" else " on two CPU cores",
+        "beginning": beginning(training), "minutes": training["minutes"],
+        "psnr_train": psnr["psnr_train_db"], "psnr_unseen": psnr["psnr_unseen_db"],
         "failures": "![Incorrect images](failures.webp)\n\n" if has_failures else "",
     }  # fmt: skip
+
+
+def beginning(training: dict[str, Any]) -> str:
+    """What a training run began with: legs before it, or relation pretraining."""
+    legs = []
+    while start := training.get("started_from"):
+        training = start["training"]
+        legs.append(f"{start['name']} ({training['steps']:,} steps in {training['minutes']:g} minutes)")
+    if legs:
+        return f"from the weights of {', which began with those of '.join(legs)}"
+    return "after relation pretraining (model/training/auxiliary/relation_pretraining.py)"

@@ -10,12 +10,12 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
-from model.checkpoint import read_config
+from model.checkpoint import checked_sizes, read_config
 from model.config import ConfigError
 from model.evaluation.cards import atlas, emoji, scenes
 from model.evaluation.cards.facts import common_facts
+from model.inference.requests import read_sampling
 from model.networks.factory import config_from_json
-from model.sampling_presets import sampling_limits
 
 SHEET_SCALE, SHEET_QUALITY = 0.75, 25  # of WebP: small for a repository, and good enough to see what was generated
 SHEETS = ("sheet", "failures")
@@ -28,7 +28,7 @@ CARDS: dict[tuple[str, ...], CardText] = {
 
 def publish(
     run: Path, evaluations: Sequence[Path], out: Path, sampling: dict[str, Any], description: str,
-    checkpoint: Path | None = None,
+    checkpoint: Path | None = None, examples: Sequence[str] = (),
 ) -> None:  # fmt: skip
     """Copy the run's checkpoint to `out`, add its sampling presets and scores, and write the card beside it.
 
@@ -39,6 +39,7 @@ def publish(
             scenes and breadth, whose sheets are called breadth-*.
         sampling: presets and defaults that the service will use (model/recipes/*-sampling.json).
         checkpoint: weights to publish, if they are not RUN/checkpoint, such as those of few_steps.
+        examples: prompts that GET /v1/models and the playground offer.
 
     Raises:
         ConfigError: an evaluation or a report is missing or of other weights, no card is for these suites, or the
@@ -51,9 +52,12 @@ def publish(
     if suites not in CARDS:
         known = "; ".join(" and ".join(names) for names in CARDS)
         raise ConfigError(f"no card is for the suites {' and '.join(suites)}: give evaluations of {known}")
-    check_sampling(sampling, sampling_limits(config_from_json(raw["model"])))
+    with checked_sizes(source):
+        config = config_from_json(raw["model"])
+    read_sampling(sampling, config)
     metrics = {key: value for suite in reversed(suites) for key, value in scored[suite][1].items()}
     raw["about"] |= {"description": description, "license": "Apache-2.0", "sampling": sampling, "metrics": metrics}
+    raw["about"] |= {"examples": list(examples)} if examples else {}
     has_failures = (scored[suites[0]][0] / "failures.png").exists()  # an evaluation without any leaves no sheet of them
     text = CARDS[suites](common_facts(source, run, raw["about"], has_failures), raw["about"])
     history = json.loads((run / "history.json").read_text())
@@ -92,21 +96,6 @@ def read_reports(evaluations: Sequence[Path], sha256: str) -> list[tuple[Path, d
 def suite_of(report: dict[str, Any]) -> str:
     """The suite that a report is of."""
     return "breadth" if "breadth_trained" in report else "scenes" if "score_seen" in report else "emoji"
-
-
-def check_sampling(sampling: dict[str, Any], limits: dict[str, float]) -> None:
-    """Compare presets and defaults with the limits of the model, which every request is checked against.
-
-    Raises:
-        ConfigError: a value is beyond its limit, so that requests with defaults alone would be rejected.
-    """
-    for name, settings in {**sampling.get("presets", {}), "defaults": sampling.get("defaults", {})}.items():
-        for key, value in settings.items():
-            least, most = limits.get(f"min_{key}", 0), limits.get(f"max_{key}")
-            if most is not None and not least <= value <= most:
-                raise ConfigError(
-                    f"sampling settings, {name}: {key} is {value}, and the model takes {least:g} to {most:g}"
-                )
 
 
 def save_sheets(evaluation: Path, out: Path, prefix: str) -> None:

@@ -18,20 +18,20 @@ CARD = """# {name}
 
 ## What it is for
 
-Showing that a small model follows prompts about composed scenes: things, counts, colours, positions, backgrounds.
-It knows {concepts} things in {styles} ({pixels} × {pixels} pixels): {vocabulary}.
+The quick start, tests, benchmarks and playground of Fluid Serve: it composes scenes of one to four things with counts, colours,
+positions and backgrounds. It knows {concepts} things in {styles} ({pixels} × {pixels} pixels): {vocabulary}.
 Prompts read like "a blue apple, twemoji style", "three cats, 3d style on a blue background" or "a rocket above a
-castle, noto style"; other words give guesses.
+castle, noto style". A response's `warnings` name words that it does not know, with the nearest known ones.
 
 ## Model
 
-{parameters:,} parameters in backbone and head, {tokenizer_parameters:,} in the image tokenizer; bfloat16,
-{mib:.1f} MiB. {tokens} tokens of {channels} channels. Weights' SHA-256: `{sha256}`.
+{parameters:,} parameters in backbone and head, {tokenizer_parameters:,} in the image tokenizer; {mib:.1f} MiB. {tokens} tokens of
+{channels} channels; {depth} blocks of width {width}; head of {head_depth} blocks of width {head_width}; {prediction} prediction;
+text encoder `{text}` (frozen, installed apart). Weights' SHA-256: `{sha256}`.
 
 ## Training
 
-{steps:,} steps of {batch} in {minutes:g} minutes on two CPU cores, from the weights of an earlier run (26,463 steps in 175 minutes) and after
-relation pretraining (model/training/relation_pretraining.py); `make train RECIPE=scenes-128` does both in one run, from scratch (docs/log.md).
+`make train RECIPE={name}`: {steps:,} steps of {batch} in {minutes:g} minutes{clock}, {beginning}.
 Every image is composed during training from {pictures:,} captioned facts; tokenizer {psnr_train} dB PSNR, {psnr_unseen} dB on held-out combinations.
 
 ![Loss over steps](curve.png)
@@ -44,19 +44,20 @@ Every image is composed during training from {pictures:,} captioned facts; token
 |---|---|---|---|---|
 {table}
 | mean | | **{score_seen:.1%}** | **{score_unseen:.1%}** | {checker_ceiling:.1%} |
+| style | {style:.1%} | | | {style_ceiling:.1%} |
 
-Unseen: a pair of things, a count or a colour of a thing that training never showed. A thing in a style that it never showed
-counts in the first column alone, because style is not scored; single objects have no other unseen combination.
+Unseen: a pair of things, a count or a colour of a thing that training never showed. Style is scored by itself: a thing in a
+style that training never showed counts in the first column alone.
 
 Images are scored by a detector of our own, trained on renders only. It accepts {checker_ceiling:.1%} of real renders
 ({checker_ceiling_jpeg:.1%} after JPEG at quality 40, which it never trained with) and rejects {checker_reject:.1%} of renders with one fact made false.
 R-precision@1 of {candidates}: {r_precision:.1%} (real renders: {r_precision_ceiling:.1%}).
-Feature distance to renders: {feature_distance:.2f} (render to render: {feature_distance_floor:.2f}). Style and size are not scored. Targets were 80 % seen, 60 % unseen, R-precision 90 %.
+Feature distance to renders: {feature_distance:.2f} (render to render: {feature_distance_floor:.2f}).
 
 ## Known failures
 
 {failures}- Counts: the commonest mistake is one thing too many, or a piece of one.
-- Edges are ragged and flat areas blotchy: training was short.
+- Fine structure is smeared, most of all in one thing that fills the image: training was short.
 - Things outside the vocabulary, several styles in one image, more than four things are not followed.
 
 ## Data and licences

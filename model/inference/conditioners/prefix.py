@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from fluid_kernels.transfers import send
-from model.config import ConfigError
 from model.inference.conditioners.captions import clean_caption
 from model.inference.conditioners.encoded import part_of
 from model.networks.condition import Conditioner
 from model.networks.imported.prefix_causal import Janus, Llamagen, PrefixContext
-from model.networks.text_encoder import TextEncoder
+from model.networks.text_encoder import TextEncoder, reading
 
 Room = Callable[[int, int], int]  # (tokens, most) -> tokens that a condition has room for
 
@@ -101,8 +100,6 @@ def janus_prompts(model: Janus, folder: Path, room: Room) -> JanusPrompts:
     from transformers import AutoTokenizer
 
     name = part_of(folder, model.config.text.name)
-    try:
+    with reading(f"tokenizer {name!r}"):
         tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"tokenizer {name!r} cannot be loaded: {str(error).splitlines()[0]}") from error
     return JanusPrompts(model, tokenizer, room)

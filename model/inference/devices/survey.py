@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from model.checkpoint import CheckpointError, read_config
+from model.checkpoint import CheckpointError, checked_sizes, read_config
 from model.config import ConfigError, FluidConfig, MarConfig, NovaConfig
 from model.cpus import usable_cpus
 from model.inference.load import UNSHARED, find_checkpoint
 from model.inference.precision import choose_dtype
-from model.memory import CPU_VALUE_BYTES, RESERVED, estimate, estimate_on_cpu, key_value_bytes
+from model.memory import CPU_VALUE_BYTES, RESERVED, encoder_parameters, estimate, estimate_on_cpu, key_value_bytes
 from model.networks.factory import config_from_json
 from model.process_group import check_backends
 
@@ -50,11 +50,9 @@ def survey(device: str, rows: int, ranks: int, dtype: str, checkpoints: Sequence
 def _model(checkpoint: str, cuda: bool, rows: int, ranks: int, dtype: str) -> dict[str, object]:
     """A checkpoint's model id, and the bytes that the ranks of a worker need for it, the first one's first."""
     folder = find_checkpoint(checkpoint)
-    try:
-        raw = read_config(folder)
-        config, name = config_from_json(raw["model"]), str(raw["about"]["name"])
-    except (TypeError, KeyError) as error:
-        raise CheckpointError(f"{folder / 'config.json'}: {error}") from error
+    raw = read_config(folder)
+    with checked_sizes(folder):
+        config, name = config_from_json(raw["model"]), raw["about"]["name"]
     counted = isinstance(config, FluidConfig | MarConfig | NovaConfig)
     if ranks > 1 and not isinstance(config, FluidConfig | MarConfig):
         raise ConfigError(f"{name}: models of family {config.family!r} cannot be shared among devices")
@@ -65,6 +63,7 @@ def _model(checkpoint: str, cuda: bool, rows: int, ranks: int, dtype: str) -> di
     if not counted:  # by the values in its files, whatever they are stored in; text encoders as with bfloat16
         own = sum(_values(file) for file in folder.glob("weights-*.safetensors"))
         parts = sum(_values(file) for file in folder.rglob("*.safetensors")) - own
+        parts += encoder_parameters(config)  # LlamaGen's, which is never in the folder
         weights = CPU_VALUE_BYTES[dtype] * own + CPU_VALUE_BYTES["bfloat16"] * parts
         needs = [weights + key_value_bytes(config, rows, dtype) + RESERVED]
     elif cuda:

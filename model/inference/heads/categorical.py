@@ -89,14 +89,15 @@ def _sample(logits: Tensor, rows: CategoricalRows, first: int) -> tuple[Tensor, 
 
 def _filter(logits: Tensor, top_k: Tensor, top_p: Tensor, temperature: Tensor) -> Tensor:
     """Set unlikely tokens to minus infinity: all but the top_k, and of those all behind the first top_p of the
-    probability at the row's temperature. The most likely one always stays.
+    probability at the row's temperature. The most likely one always stays, and a top_p of 1 keeps all: the rounded sum
+    reaches 1 before the tail ends.
     """
     values, index = logits.sort(dim=-1, descending=True, stable=True)
     rank = torch.arange(logits.shape[1], device=logits.device)
     outside = rank >= top_k[:, None].clamp_min(1)
     scaled = (values / temperature[:, None].clamp_min(1e-4)).masked_fill(outside, -torch.inf)
     share = scaled.softmax(-1)
-    outside |= (share.cumsum(-1) - share >= top_p[:, None]) & (rank > 0)
+    outside |= (share.cumsum(-1) - share >= top_p[:, None]) & (top_p[:, None] < 1) & (rank > 0)
     return logits.scatter(1, index, values.masked_fill(outside, -torch.inf))
 
 

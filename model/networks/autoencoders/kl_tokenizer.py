@@ -24,7 +24,7 @@ class KlTokenizer(nn.Module):
         except ImportError as error:
             raise ConfigError(
                 "this checkpoint's image tokenizer is a KL autoencoder, which needs the package diffusers: "
-                "pip install 'fluid-serve[mar]'"
+                "pip install '.[mar]' in a clone"
             ) from error
         self.config = config
         levels = len(config.widths)

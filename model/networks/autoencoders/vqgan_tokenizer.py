@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from model.config import ConfigError, VqganConfig
+from model.tokenizer_config import read_json
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 CLASS = "VQModel"  # `_class_name` in config.json
@@ -34,7 +34,7 @@ class VqganTokenizer(nn.Module):
         except ImportError as error:
             raise ConfigError(
                 "this checkpoint's image tokenizer is a VQGAN, which needs the package diffusers: "
-                "pip install 'fluid-serve[mar]'"
+                "pip install '.[mar]' in a clone"
             ) from error
         self.config = config
         levels = range(len(config.widths))
@@ -74,13 +74,18 @@ def load_vq_model(folder: Path, unit_pixels: bool = False) -> VqganTokenizer:
     file = folder / "config.json"
     if not file.is_file():
         raise ConfigError(f"{folder} holds no VQModel: it has no config.json")
-    config = vq_model_config(json.loads(file.read_text(encoding="utf-8")))
-    tokenizer = VqganTokenizer(replace(config, unit_pixels=unit_pixels))
+    raw = read_json(file)
+    try:
+        tokenizer = VqganTokenizer(replace(vq_model_config(raw), unit_pixels=unit_pixels))
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from error
+    except (TypeError, AttributeError, ArithmeticError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"{file} has sizes that cannot be built ({error}): copy it again") from error
     if not (folder / WEIGHTS).is_file():
         raise ConfigError(f"{folder} has no {WEIGHTS}: save the VQModel with safe_serialization, in one file")
     try:
         state = load_file(folder / WEIGHTS)
-    except SafetensorError as error:
+    except (OSError, SafetensorError) as error:
         raise ConfigError(f"{folder / WEIGHTS} is damaged ({error}); copy it again") from error
     own = tokenizer.vq.state_dict()
     if odd := sorted(own.keys() ^ state.keys()):
@@ -95,9 +100,13 @@ def load_vq_model(folder: Path, unit_pixels: bool = False) -> VqganTokenizer:
 
 
 def is_vq_model(folder: Path) -> bool:
-    """Return True if the folder's config.json is that of a VQModel."""
+    """Return True if the folder's config.json is that of a VQModel.
+
+    Raises:
+        ConfigError: config.json is damaged.
+    """
     file = folder / "config.json"
-    return file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("_class_name") == CLASS
+    return file.is_file() and read_json(file).get("_class_name") == CLASS
 
 
 def vq_model_config(raw: dict[str, Any]) -> VqganConfig:

@@ -15,7 +15,7 @@ from model.discrete_config import AmusedConfig, MaskedConfig
 from model.networks.autoregressive_model import AutoregressiveModel
 from model.networks.imported.encoded_text import EncodedText
 
-MISSING_DIFFUSERS = "a checkpoint of this family needs the package diffusers: pip install 'fluid-serve[mar]'"
+MISSING_DIFFUSERS = "a checkpoint of this family needs the package diffusers: pip install '.[mar]' in a clone"
 
 
 def token_ids(tokens: Tensor, known: Tensor, config: MaskedConfig) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fluid_kernels.transfers import send
 from model.config import ConfigError, TextConfig
+from model.networks.text_encoder import reading
 
 
 @dataclass
@@ -61,11 +62,9 @@ class ClipEncoder(nn.Module):
 
         logging.disable_progress_bar()
         self.config = config
-        try:
+        with reading(f"text encoder {encoder!r}"):
             self.tokenizer = CLIPTokenizer.from_pretrained(tokenizer)
             loaded = CLIPTextModelWithProjection.from_pretrained(encoder, dtype=dtype)
-        except OSError as error:
-            raise ConfigError(f"text encoder {encoder!r} cannot be loaded: {str(error).splitlines()[0]}") from error
         self.encoder = loaded.eval().requires_grad_(False)
         widths = self.encoder.config.hidden_size, self.encoder.config.projection_dim
         if widths != (config.dim, pooled):

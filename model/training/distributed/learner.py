@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,12 @@ class ShardedEma(Ema):
 class ShardedLearner(Learner):
     """A learner whose module is part of `losses`, which is sharded. Every rank calls every method."""
 
-    losses: StepLosses
+    losses: StepLosses = field(kw_only=True)
+
+    def clip_gradients(self, clip: float) -> float:
+        """As Learner.clip_gradients, of the norm over all ranks."""
+        norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), clip)
+        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
     def update(self, loss: Tensor, rate: float, clip: float) -> None:
         """Do one optimiser step; then rank 0's clock counts on every rank, since learning rates follow it."""
@@ -83,6 +88,8 @@ class ShardedLearner(Learner):
             "updates": self.ema.updates, "history": more["history"],
         }  # fmt: skip
         save_sharded(path, self.losses, self.optimizer, self.ema.shadow, progress)
+        if dist.get_rank() == 0:
+            path.unlink(missing_ok=True)  # that of a single process, which this run has left behind
 
     def resume(self, path: Path) -> dict[str, Any] | None:
         """Load what any number of ranks saved, or else what a single process did; None if there is neither."""

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from model.diffusion import Schedule
 from model.networks.autoregressive_model import Fluid
-from model.training.layout_loss import LayoutHead
+from model.training.auxiliary.layout_loss import LayoutHead
 
 
 class StepLosses(nn.Module):

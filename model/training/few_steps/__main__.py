@@ -72,9 +72,9 @@ def main(argv: list[str] | None = None) -> None:
             raise ConfigError(f"{checkpoint.folder} is of family {checkpoint.config.family!r}, not fluid")
         feed = open_feed(recipe, checkpoint.config, checkpoint.tokenizer, torch.device("cpu"))
         run = prepare(checkpoint, feed, Clock(args.steps, args.minutes, cpu=True), args.ema, args.seed)
+        losses = distill(run, args.out / "state.pt")
     except (ConfigError, DataError, CheckpointError) as error:
         sys.exit(str(error))
-    losses = distill(run, args.out / "state.pt")
     model = distilled_model(run)
     name = args.name or f"{checkpoint.about['name']}-few-steps"
     write(run, model, name, args.out / "checkpoint", torch.int8 if args.eight_bits else torch.bfloat16)

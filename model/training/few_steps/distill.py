@@ -17,7 +17,8 @@ from model.networks.autoregressive_model import Fluid
 from model.networks.diffusion_head import DiffusionHead
 from model.training.feeds import Feed
 from model.training.few_steps.paths import guided_paths, mean_flow_loss, node_times, sample_scales, sample_steps
-from model.training.trainer import Clock, Ema, Learner, decay_groups, learning_rate, step_generator
+from model.training.optimizer import decay_groups
+from model.training.trainer import Clock, Ema, Learner, learning_rate, own_state, step_generator
 
 PEAK_LR = 5e-4
 ANNEAL_FROM = 0.4  # share of the budget
@@ -105,10 +106,15 @@ def conditions(run: Distillation, step: int, rng: torch.Generator) -> tuple[Tens
 
 
 def distill(run: Distillation, state: Path, progress: bool = True) -> list[float]:
-    """Train until the budget is used up, and return the losses, means of SAVE_EVERY steps; resumes from `state`."""
+    """Train until the budget is used up, and return the losses, means of SAVE_EVERY steps; resumes from `state`.
+
+    Raises:
+        ConfigError: the state is damaged, or that of another head.
+    """
     assert isinstance(run.checkpoint.config, FluidConfig)
-    times, clock, losses = node_times(run.checkpoint.config.flow_shift), run.learner.clock, []
-    run.learner.resume(state)
+    times, clock = node_times(run.checkpoint.config.flow_shift), run.learner.clock
+    with own_state(state.parent, f", or remove {state} to start over"):
+        losses: list[float] = (run.learner.resume(state) or {}).get("losses", [])
     bar = tqdm(initial=clock.step, desc="few steps", unit="step", disable=not progress, mininterval=1.0)
     recent: list[float] = []
     while clock.progress < 1:
@@ -120,7 +126,7 @@ def distill(run: Distillation, state: Path, progress: bool = True) -> list[float
             losses.append(sum(recent) / len(recent))
             recent = []
             bar.set_postfix_str(f"loss {losses[-1]:.4f}, {clock.seconds_left / 60:.0f} min left")
-            run.learner.save(state)
+            run.learner.save(state, losses=losses)
     bar.close()
     return losses
 

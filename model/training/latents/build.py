@@ -33,6 +33,7 @@ from model.networks.tokenizer_folder import digest
 from model.training.latents.sources import Captioned, captioned_images, square
 from model.training.latents.store import ABOUT, CAPTIONS, FORMAT, LATENTS
 from model.training.run import find_tokenizer
+from model.training.trainer import whole_number
 
 BATCH = 16
 SKIPPED = "skipped.txt"
@@ -104,7 +105,7 @@ def _squares(images: Iterator[Captioned], size: int, skipped: list[str]) -> Iter
     for image in images:
         try:
             yield np.asarray(square(image.read(), size)), image.caption
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             skipped.append(f"{image.name}: {error}")
 
 
@@ -123,9 +124,10 @@ def main(argv: list[str] | None = None) -> None:
     )  # fmt: skip
     parser.add_argument("source", type=Path, help="folder of images with captions, .tar, or folder of .tar files")
     parser.add_argument("--tokenizer", required=True, help="folder of a tokenizer (`fluid import`) or of a checkpoint")
-    parser.add_argument("--size", type=int, default=256, help="side of the square images, pixels (%(default)s)")
+    parser.add_argument("--size", type=whole_number(1), default=256,
+                        help="side of the square images, pixels (%(default)s)")  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, help="folder to create")
-    parser.add_argument("--limit", type=int, help="encode only the first so many")
+    parser.add_argument("--limit", type=whole_number(1), help="encode only the first so many")
     args = parser.parse_args(argv)
     try:
         tokenizer = find_tokenizer(Path(args.tokenizer))

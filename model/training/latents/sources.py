@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 import tarfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -16,16 +17,25 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from model.data.sources import DataError
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp")
 METADATA = "metadata.jsonl"
+#: What Pillow raises for damaged files, and for EXIF data that do not follow the standard.
+DAMAGE = (
+    OSError, ValueError, SyntaxError, TypeError, LookupError, ArithmeticError, AttributeError, EOFError, struct.error,
+    Image.DecompressionBombError,
+)  # fmt: skip
 
 
 class Captioned(NamedTuple):
-    """An image file, which `read` reads at once or never, and its caption; `name` is for people."""
+    """An image file and its caption; `name` is for people.
+
+    Attributes:
+        read: reads the file, at once or never; raises OSError or ValueError if that, or its caption, cannot be read.
+    """
 
     name: str
     read: Callable[[], bytes]
@@ -53,23 +63,35 @@ def captioned_images(source: Path) -> Iterator[Captioned]:
 
 def _of_folder(source: Path) -> Iterator[Captioned]:
     for path in sorted(source.rglob("*")):
-        if path.suffix.lower() in IMAGES and path.with_suffix(".txt").is_file():
-            caption = path.with_suffix(".txt").read_text(encoding="utf-8")
-            yield Captioned(str(path.relative_to(source)), path.read_bytes, _line(caption))
+        beside = path.with_suffix(".txt")
+        if path.suffix.lower() in IMAGES and beside.is_file():
+            name = str(path.relative_to(source))
+            try:
+                caption = beside.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                yield _unreadable(name, f"no caption in UTF-8 in {beside.name} ({error})")
+            else:
+                yield Captioned(name, path.read_bytes, _line(caption))
 
 
 def _of_metadata(source: Path) -> Iterator[Captioned]:
-    lines = (source / METADATA).read_text(encoding="utf-8").splitlines()
+    try:
+        lines = (source / METADATA).read_text(encoding="utf-8").split("\n")  # not splitlines, which cuts at U+2028
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{source / METADATA} cannot be read ({error}); save it as UTF-8") from error
     for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
             entry = json.loads(line)
             path, caption = source / entry["file_name"], str(entry["text"])
-        except (ValueError, KeyError, TypeError) as error:
+            inside, found = path.resolve().is_relative_to(source.resolve()), path.is_file()
+        except (OSError, ValueError, KeyError, TypeError) as error:
             message = f"{source / METADATA}, line {number} needs `file_name` and `text` ({type(error).__name__})"
             raise DataError(message) from error
-        if not path.resolve().is_relative_to(source.resolve()):
+        if not inside:
             raise DataError(f"{source / METADATA}, line {number} names a file elsewhere: {entry['file_name']}")
-        if not path.is_file():
+        if not found:
             raise DataError(f"{source / METADATA}, line {number}: there is no {path}")
         yield Captioned(entry["file_name"], path.read_bytes, _line(caption))
 
@@ -81,10 +103,17 @@ def _of_tar(tar: Path) -> Iterator[Captioned]:
             for key, members in groupby(filter(tarfile.TarInfo.isfile, opened), lambda member: _key(member.name)[0]):
                 found = {_key(member.name)[1]: member for member in members}
                 image = next((found[suffix] for suffix in found if f".{suffix}" in IMAGES), None)
-                caption = _caption(opened, found)
-                if image and caption:
-                    yield Captioned(f"{tar.name}/{key}", partial(_read, opened, image), _line(caption))
-    except (tarfile.TarError, OSError, ValueError) as error:
+                if image is None:
+                    continue
+                name = f"{tar.name}/{key}"
+                try:
+                    caption = _caption(opened, found)
+                except ValueError as error:
+                    yield _unreadable(name, f"no caption in its JSON ({error})")
+                    continue
+                if caption:
+                    yield Captioned(name, partial(_read, opened, image), _line(caption))
+    except (tarfile.TarError, OSError, ValueError, EOFError) as error:
         raise DataError(f"{tar} cannot be read ({error}); copy it again") from error
 
 
@@ -98,6 +127,15 @@ def _caption(opened: tarfile.TarFile, found: dict[str, tarfile.TarInfo]) -> str:
 def _read(opened: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     stored = opened.extractfile(member)
     return stored.read() if stored else b""
+
+
+def _unreadable(name: str, reason: str) -> Captioned:
+    """An image that is skipped, and listed with the reason."""
+
+    def read() -> bytes:
+        raise ValueError(reason)
+
+    return Captioned(name, read, "")
 
 
 def _key(name: str) -> tuple[str, str]:
@@ -121,8 +159,8 @@ def square(file: bytes, size: int) -> Image.Image:
         with Image.open(io.BytesIO(file)) as opened:
             upright = ImageOps.exif_transpose(opened)
             image = upright.convert("RGBA") if upright.has_transparency_data else upright.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"no image that can be read ({error})") from error
+    except DAMAGE as error:
+        raise ValueError(f"no image that can be read ({type(error).__name__}: {error})") from error
     if image.mode == "RGBA":
         white = Image.new("RGBA", image.size, "white")
         white.alpha_composite(image)

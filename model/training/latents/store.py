@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from model.data.folders import read_lines, reading, require
 from model.data.sources import DataError
 
 ABOUT, LATENTS, CAPTIONS = "about.json", "latents.npy", "captions.jsonl"
@@ -16,8 +17,7 @@ FORMAT = "latents"
 
 def is_latent_cache(folder: Path) -> bool:
     """Return True if the folder was written by `python -m model.training.latents.build`."""
-    file = folder / ABOUT
-    return file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("format") == FORMAT
+    return (folder / LATENTS).is_file()
 
 
 class LatentCache:
@@ -33,17 +33,16 @@ class LatentCache:
         """Open a finished folder.
 
         Raises:
-            DataError: it is missing, unfinished, or its files do not belong together.
+            DataError: it is missing or of another kind, or its files are damaged or do not belong together.
         """
-        if not is_latent_cache(folder):
-            raise DataError(f"{folder} holds no encoded images: python -m model.training.latents.build makes them")
+        require(folder, LATENTS)
         self.folder = folder
-        self.about: dict[str, Any] = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-        self.latents = np.load(folder / LATENTS, mmap_mode="r")
-        lines = (folder / CAPTIONS).read_text(encoding="utf-8").splitlines()
-        self.captions: list[str] = [json.loads(line)["caption"] for line in lines]
-        if not len(self.latents) == len(self.captions) == self.about["images"]:
-            raise DataError(
-                f"{folder}: {len(self.latents)} images and {len(self.captions)} captions of {self.about['images']}; "
-                "build it again"
-            )
+        with reading(folder, "build it again"):
+            self.about: dict[str, Any] = dict(json.loads((folder / ABOUT).read_text(encoding="utf-8")))
+            self.latents = np.load(folder / LATENTS, mmap_mode="r")
+            self.captions: list[str] = [line["caption"] for line in read_lines(folder / CAPTIONS)]
+            if not len(self.latents) == len(self.captions) == self.about["images"]:
+                raise DataError(
+                    f"{folder}: {len(self.latents)} images and {len(self.captions)} captions of "
+                    f"{self.about['images']}; build it again"
+                )

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fluid_kernels.philox import CATEGORY, gumbel_ref
 from model.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from model.config import ConfigError
 from model.conversion.discrete import import_janus
 from model.conversion.options import Options
 from model.inference.generate import generate
@@ -175,3 +176,19 @@ def test_a_tensor_that_does_not_fit_is_named(theirs: Any, folder: Path, tmp_path
         save_file(change, source / "model.safetensors")
         with pytest.raises(CheckpointError, match=message):
             converted(source, tmp_path / str(number))
+
+
+def test_special_tokens_are_sought_in_the_tokenizer_where_the_generation_config_has_none(
+    theirs: Any, folder: Path, tmp_path: Path
+) -> None:
+    """A null in place of an id was a TypeError, and a damaged tokenizer a traceback of transformers."""
+    source = tmp_path / "source"
+    shutil.copytree(folder / "source", source)
+    for odd in ({"pad_token_id": None}, {"generation_kwargs": None}):
+        raw = json.loads((folder / "source" / "generation_config.json").read_text())
+        (source / "generation_config.json").write_text(json.dumps(raw | odd))
+        with pytest.raises(CheckpointError, match="the tokenizer has no token '<｜begin▁of▁sentence｜>'"):
+            import_janus.special_tokens(source)
+    (source / "tokenizer.json").write_text('{"version": "1.0"}')
+    with pytest.raises(ConfigError, match=r"tokenizer '.*source' cannot be loaded \("):
+        import_janus.special_tokens(source)

@@ -51,3 +51,26 @@ def test_a_source_of_no_kind_lists_them_and_an_ambiguous_one_asks(mar: Path, mon
     with pytest.raises(CheckpointError, match="could be mar and twin; choose one with --kind"):
         kinds.import_weights(mar, mar.parent / "out")
     assert not (mar.parent / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (KeyError("text_token_len"), "mar.safetensors does not fit: KeyError: 'text_token_len'; download it again"),
+        (AttributeError("'list' object has no attribute 'values'"), "does not fit: AttributeError: 'list' object"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "does not fit into memory .*; use a machine"),
+        (CheckpointError("key 'x' is missing"), "^key 'x' is missing$"),
+    ],
+)
+def test_files_that_are_read_and_yet_odd_are_named(
+    mar: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
+) -> None:
+    """A null or another type in a JSON file, where the released ones have a number, was a traceback."""
+
+    def convert(*_: object) -> str:
+        raise error
+
+    monkeypatch.setattr(kinds, "KINDS", (replace(kinds.KINDS[0], convert=convert),))
+    with pytest.raises(CheckpointError, match=message):
+        kinds.import_weights(mar, mar.parent / "out")
+    assert not (mar.parent / "out").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections import Counter
 from pathlib import Path
 
@@ -10,9 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.data.build import assign_splits, build, sample_sheet
+from model.data.build import assign_splits, build, main, sample_sheet
 from model.data.captions import STYLES, Concept, captions, in_vocabulary, normalise_hexcode, with_article
 from model.data.dataset import Dataset
+from model.data.scenes import portraits
+from model.data.scenes.clipart import fetch_clipart
 from model.data.sources import CAPTIONS_PACKAGE, SOURCES, DataError, fetch_package
 
 SVG = '<rect width="16" height="16" fill="{}"/>'
@@ -77,6 +80,35 @@ def test_errors_name_a_missing_npm_or_carry_its_message(tmp_path: Path, monkeypa
     (fake / "npm").chmod(0o755)
     with pytest.raises(DataError, match=r"could not fetch nothing@1\.0\.0: E404"):
         fetch_package("nothing@1.0.0", tmp_path / "cache")
+
+
+def test_the_build_ends_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """It had no `except`, unlike its siblings; --size 4 left images of 0 pixels between the margins."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    flags = ["--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]
+    with pytest.raises(SystemExit, match=r"nothing was written to .*out: npm is not installed"):
+        main(flags)
+    with pytest.raises(SystemExit) as ended:
+        main([*flags, "--size", "4"])
+    assert ended.value.code == 2 and "--size 4 leaves no pixel" in capsys.readouterr().err
+
+
+def test_a_program_that_hangs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TimeoutExpired came through."""
+
+    def hang(command: list[str], **_: object) -> None:
+        raise subprocess.TimeoutExpired(command, 600.0)
+
+    monkeypatch.setattr(subprocess, "run", hang)
+    with pytest.raises(DataError, match=r"npm took more than 600 s for nothing@1\.0\.0"):
+        fetch_package("nothing@1.0.0", tmp_path)
+    with pytest.raises(DataError, match="apt took more than 600 s"):
+        fetch_clipart(tmp_path)
+    monkeypatch.setattr(portraits, "_installed", lambda package, cache: cache)
+    with pytest.raises(DataError, match="node took more than 600 s for lorelei"):
+        portraits.render_portraits("lorelei", [], tmp_path, 8)
 
 
 def test_splits_hold_out_five_percent_of_pairs_and_never_a_whole_concept() -> None:

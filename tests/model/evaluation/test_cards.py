@@ -13,6 +13,7 @@ from PIL import Image
 from model.checkpoint import load_checkpoint, read_config, save_checkpoint
 from model.data.scenes.facts import SCORED_CATEGORIES
 from model.evaluation.cards.__main__ import main
+from model.evaluation.cards.facts import beginning
 from model.networks.factory import build_model, new_tokenizer
 from model.presets import PRESETS
 
@@ -28,6 +29,10 @@ BREADTH = {
     "breadth_candidates": 1000, "breadth_trained": 0.712, "breadth_heldout": 0.431, "breadth_ceiling": 0.957,
     "breadth_trained_images": 1000, "breadth_heldout_images": 514, "seam_ratio": 1.043, "images": 1514,
     "features": "classifier", "date": "2026-11-28", "settings": {"num_inference_steps": 16},
+}  # fmt: skip
+STEPS = {"num_inference_steps": 4, "diffusion_steps": 4}
+SAMPLING: dict[str, Any] = {
+    "presets": {"low": STEPS, "medium": STEPS, "high": STEPS}, "defaults": {"quality": "medium"},
 }  # fmt: skip
 
 
@@ -63,16 +68,42 @@ def test_an_atlas_is_published_with_the_scores_of_both_suites(run: Path, tmp_pat
     scenes = evaluated(tmp_path / "scenes", SCENES, sha256, ("sheet", "failures"))
     breadth = evaluated(tmp_path / "breadth", BREADTH, sha256, ("sheet",))
     out, sampling = tmp_path / "out", tmp_path / "sampling.json"
-    sampling.write_text('{"presets": {}, "defaults": {"quality": "medium"}}')
+    sampling.write_text(json.dumps(SAMPLING))
+    examples = tmp_path / "examples.txt"
+    examples.write_text("a cat\nan apple, 3d style\n")
     main(["--run", str(run), "--evaluation", str(breadth), "--evaluation", str(scenes), "--out", str(out),
-          "--sampling", str(sampling), "--description", "A model."])  # fmt: skip
+          "--sampling", str(sampling), "--description", "A model.", "--examples", str(examples)])  # fmt: skip
     card, about = (out / "README.md").read_text(), load_checkpoint(out).about
     for figure in ("95.1%", "92.3%", "96.8%", "90.4%", "71.2%", "43.1%", "95.7%", "1.043", "600 prompts, 2400 images"):
         assert figure in card, figure
     for file in ("sheet.webp", "breadth-sheet.webp", "failures.webp", "curve.png"):
         assert f"({file})" in card and (out / file).exists()
     assert "num_inference_steps 32" in card, "the settings are those of the core, whatever came first"
+    assert about["examples"] == ["a cat", "an apple, 3d style"]
     assert about["metrics"]["breadth_trained"] == 0.712 and about["sampling"]["defaults"] == {"quality": "medium"}
+
+
+def test_a_model_of_scenes_alone_is_published(run: Path, tmp_path: Path) -> None:
+    """Its card told how one checkpoint had been trained, whichever it was of."""
+    sha256 = read_config(run / "checkpoint")["sha256"]
+    scenes = evaluated(tmp_path / "scenes", SCENES, sha256, ("sheet",))
+    (tmp_path / "sampling.json").write_text(json.dumps(SAMPLING))
+    main(["--run", str(run), "--evaluation", str(scenes), "--out", str(tmp_path / "out"), "--sampling",
+          str(tmp_path / "sampling.json"), "--description", "A model."])  # fmt: skip
+    card = (tmp_path / "out" / "README.md").read_text()
+    for said in ("95.1%", "92.3%", "| style | 96.8% |", "12 steps of 4 in 3.5 minutes", "after relation pretraining"):
+        assert said in card, said
+
+
+def test_a_card_names_the_legs_of_a_training() -> None:
+    """It said that training had begun with relation pretraining, whatever weights it began with."""
+    first = {"steps": 26463, "minutes": 175.0}
+    second = {"steps": 7174, "minutes": 72.0, "started_from": {"name": "small", "sha256": "0", "training": first}}
+    assert beginning(first).startswith("after relation pretraining")
+    assert beginning({"started_from": {"name": "scenes-128", "sha256": "1", "training": second}}) == (
+        "from the weights of scenes-128 (7,174 steps in 72 minutes), which began with those of small (26,463 steps in "
+        "175 minutes)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -83,8 +114,14 @@ def test_an_atlas_is_published_with_the_scores_of_both_suites(run: Path, tmp_pat
         (
             SCENES,
             "",
-            {"defaults": {"guidance_scale": 21.0}},
+            SAMPLING | {"defaults": {"quality": "low", "guidance_scale": 21.0}},
             "defaults: guidance_scale is 21.0, .* takes 0 to 20",
+        ),
+        (
+            SCENES,
+            "",
+            SAMPLING | {"defaults": {"quality": "low", "num_inference_steps": 0}},
+            "defaults: num_inference_steps is 0, .* takes 1 to 16",
         ),
     ],
 )

@@ -9,10 +9,10 @@ import torch
 
 from model.data.scenes.compose import SIZE
 from model.data.scenes.things import STYLES, THINGS
-from model.evaluation.detector import DetectorError, load_detector
-from model.evaluation.train_detector import train
-from model.training.trainer import load_state
-from tests.model.image_set import discs
+from model.evaluation.detector import Detector, DetectorError, load_detector, save_detector
+from model.evaluation.train_detector import main, train
+from model.training.trainer import load_state, save_state
+from tests.model.image_set import discs, squares
 
 
 def test_a_detector_trains_resumes_and_loads_from_disk(tmp_path: Path) -> None:
@@ -30,3 +30,32 @@ def test_a_detector_trains_resumes_and_loads_from_disk(tmp_path: Path) -> None:
         load_detector(tmp_path)
     with pytest.raises(DetectorError, match="train_detector"):
         load_detector(tmp_path / "elsewhere")
+
+
+def test_a_damaged_detector_says_to_train_another(tmp_path: Path) -> None:
+    """Truncated JSON and weights were tracebacks."""
+    whole = Detector(tuple(THINGS)[:2], STYLES)
+    for file, content in (
+        ("detector.json", b""), ("detector.json", b"[3]"), ("detector.json", b'{"styles": null}'),
+        ("detector.json", b'{"styles": [], "things": []}'), ("detector.safetensors", b"cut"),
+    ):  # fmt: skip
+        save_detector(whole, tmp_path, {})
+        load_detector(tmp_path)
+        (tmp_path / file).write_bytes(content)
+        with pytest.raises(DetectorError, match=r"is damaged .*: remove the folder and train another"):
+            load_detector(tmp_path)
+
+
+def test_training_refuses_other_data_and_the_state_of_another_detector(tmp_path: Path) -> None:
+    """All of these were tracebacks."""
+    squares().save(tmp_path / "squares")
+    discs(tuple(THINGS)[:4]).save(tmp_path / "discs")
+    save_state(tmp_path / "out" / "state.pt", model=Detector(tuple(THINGS)[:3], STYLES).state_dict())
+    flags = ["--out", str(tmp_path / "out"), "--things", "4", "--data", str(tmp_path / "discs")]
+    with pytest.raises(SystemExit, match=r"squares holds packed images, .*choose a folder with sprites of scenes"):
+        main([*flags, "--data", str(tmp_path / "squares")])
+    with pytest.raises(SystemExit, match=r"out holds a run with another preset.*remove .*state\.pt"):
+        main(flags)
+    with pytest.raises(SystemExit) as ended:
+        main([*flags, "--steps", "0"])
+    assert ended.value.code == 2

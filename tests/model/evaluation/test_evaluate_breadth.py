@@ -56,9 +56,9 @@ def test_candidates_of_the_prompted_style_come_first(
 
 @pytest.mark.slow
 def test_the_command_line_scores_a_checkpoint(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """scenes-128 knows none of these gadgets: each score is only present and in its range."""
+    """atlas-128 knows none of these gadgets: each score is only present and in its range."""
     evaluate.main([
-        "--suite", "breadth", "--checkpoint", "scenes-128", "--data", str(folder), "--images", "8", "--rows", "8",
+        "--suite", "breadth", "--checkpoint", "atlas-128", "--data", str(folder), "--images", "8", "--rows", "8",
         "--num-inference-steps", "2", "--diffusion-steps", "2", "--out", str(tmp_path),
     ])  # fmt: skip
     report = json.loads(capsys.readouterr().out.splitlines()[-1])

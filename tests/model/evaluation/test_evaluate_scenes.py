@@ -35,7 +35,7 @@ def test_the_command_line_scores_a_checkpoint_and_compares_presets(tmp_path: Pat
     sprites.save(tmp_path / "data")
     train(sprites, things, tmp_path / "detector", minutes=0, steps=1, batch=2, seed=0, progress=False)
     command = [
-        sys.executable, "-m", "model.evaluation", "--suite", "scenes", "--checkpoint", "scenes-128", "--prompts", "2",
+        sys.executable, "-m", "model.evaluation", "--suite", "scenes", "--checkpoint", "atlas-128", "--prompts", "2",
         "--images", "1", "--num-inference-steps", "2", "--diffusion-steps", "2", "--rows", "12",
         "--data", str(tmp_path / "data"), "--detector", str(tmp_path / "detector"), "--out", str(tmp_path / "out"),
     ]  # fmt: skip

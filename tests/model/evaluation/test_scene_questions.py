@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from model.data.scenes.compose import SIZE, arrange, render
 from model.data.scenes.facts import CATEGORIES, SCORED_CATEGORIES, Facts, Grammar, unseen
 from model.data.scenes.sprites import Sprites
+from model.data.sources import DataError
 from model.evaluation.detector import Detection
 from model.evaluation.scene_questions import (
     background,
@@ -83,3 +84,9 @@ def test_scores_are_means_of_categories(grammar: Grammar) -> None:
     scores = scores_by_category(asked, correct)
     assert scores["score_seen"] == 1.0 and scores["score_unseen"] == 0.5 and scores["counting"] == 0.75
     assert len({q.prompt for q in asked}) > 20
+
+
+def test_more_prompts_than_there_are_is_an_error(grammar: Grammar) -> None:
+    """The search for another prompt never ended."""
+    with pytest.raises(DataError, match=r"100000 prompts in each category: these things make at most \d+ prompts"):
+        questions(grammar, per_category=100_000)

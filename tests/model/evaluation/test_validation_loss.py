@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from model.checkpoint import load_checkpoint, save_checkpoint
-from model.config import MarConfig, TokenizerConfig
+from model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from model.config import ConfigError, MarConfig, TokenizerConfig
 from model.data.dataset import Dataset
 from model.evaluation.evaluate import main
 from model.evaluation.validation_loss import open_splits, validation_loss
@@ -20,6 +20,7 @@ from model.networks.factory import build_tokenizer
 from model.networks.mar import Mar
 from tests.model.conftest import SYSTEMS, random_model, system_config
 from tests.model.image_set import squares
+from tests.model.imported_models import conditioner_of, imported_model
 
 CPU = torch.device("cpu")
 
@@ -96,3 +97,31 @@ def test_a_model_of_classes_takes_captions_that_are_its_labels(folders: Path, tm
     save_checkpoint(tmp_path / "mar", Mar(config), build_tokenizer(config.tokenizer), {"labels": [*labels[:7], "cat"]})
     with pytest.raises(SystemExit, match="'black square right' is not one of this model's 8 labels"):
         main(["--loss", str(tmp_path / "mar"), "--data", str(folders / "data"), "--out", str(tmp_path)])
+
+
+def imported(family: str) -> Checkpoint:
+    pytest.importorskip("diffusers")
+    model = imported_model(family)
+    return Checkpoint(model, build_tokenizer(model.config.tokenizer).eval(), {}, "0" * 64, Path("here"))
+
+
+@pytest.mark.parametrize("family", ["amused", "janus"])
+def test_imported_families_read_the_text_encoder_in_their_folder(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was sought in the working directory, and prompts of two lengths did not fit into one batch."""
+    seen = []
+
+    def conditioner(model: object, about: object, folder: Path) -> object:
+        seen.append(folder)
+        return conditioner_of(model)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("model.evaluation.validation_loss.build_conditioner", conditioner)
+    data = squares()
+    data.items[0] = replace(data.items[0], captions=("word " * 60,))
+    report = validation_loss(imported(family), {"train": data}, 4, CPU)
+    assert seen == [Path("here")] and math.isfinite(report["loss"])
+
+
+def test_a_family_whose_loss_is_another_is_refused() -> None:
+    """Meissonic was measured at one time for all masks, NOVA on a chain that is not its own."""
+    with pytest.raises(ConfigError, match=r"family 'meissonic', whose .* Measure a checkpoint of family fluid"):
+        validation_loss(imported("meissonic"), {"train": squares()}, 4, CPU)

@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.inference.heads.categorical import NOISE_AT_ONCE, CategoricalRows, choose_confident, sample_categories
+from model.inference.heads.categorical import (
+    NOISE_AT_ONCE,
+    CategoricalRows,
+    _filter,
+    choose_confident,
+    sample_categories,
+)
+from model.inference.step_plan import NO_TOP_K
 
 LOGITS = torch.tensor([2.0, 1.0, 0.0, -1.0])
 MANY = 20000
@@ -56,6 +63,13 @@ def test_filters_that_keep_all_change_nothing() -> None:
     plain, _ = sample_categories(LOGITS.expand(500, -1), rows(500))
     kept, _ = sample_categories(LOGITS.expand(500, -1), rows(500, filtered=True))
     assert torch.equal(plain, kept)
+
+
+def test_a_row_without_filters_keeps_its_tail_beside_a_row_with_one() -> None:
+    """A top_p of 1 cut the values behind those whose rounded probabilities sum to 1: company changed an image."""
+    logits = 6 * torch.randn(2, 4096, generator=torch.Generator().manual_seed(0))
+    kept = _filter(logits, torch.full((2,), NO_TOP_K), torch.tensor([1.0, 0.5]), torch.ones(2))
+    assert torch.equal(kept[0], logits[0]) and (kept[1] == -torch.inf).any()
 
 
 def test_parts_give_the_bits_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,9 +27,9 @@ from model.networks.condition import Conditioner
 from model.networks.mar import Mar
 from model.networks.text_encoder import HashEncoder
 from model.presets import PRESETS
+from model.training.auxiliary.layout_loss import LayoutHead
 from model.training.caption_cache import CaptionCache
 from model.training.distributed.losses import StepLosses
-from model.training.layout_loss import LayoutHead
 from model.training.loop import step_loss
 from model.training.recipe import Recipe
 from model.training.run import Run
@@ -199,7 +199,7 @@ class FourImages:
 def test_a_training_step_keeps_its_tensors_on_the_device() -> None:
     """Forward only: the simulated device has no gradients. The step draws the same numbers on both devices."""
     torch.manual_seed(0)
-    recipe = dataclasses.replace(Recipe.load(Path("model/recipes/scenes-128.toml")), batch=4, noise_draws=2)
+    recipe = dataclasses.replace(Recipe.load(Path("model/recipes/atlas-128.toml")), batch=4, noise_draws=2)
     model, encoder = Fluid(PRESETS["tiny"]), HashEncoder(PRESETS["tiny"].text)
     layout = LayoutHead(PRESETS["tiny"].width)
     nn.init.normal_(model.head.out.weight)  # zero at the start of training

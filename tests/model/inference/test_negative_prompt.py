@@ -39,7 +39,7 @@ def images(engine: Engine, asks: list[Request]) -> list[Tensor]:
 
 @pytest.mark.parametrize("schedule", ["constant", "linear"])
 def test_engine_equals_generate(tiny: Fluid, encoder: HashEncoder, engine: Engine, schedule: str) -> None:
-    """Each row leads away from its own text: the oracle gets one condition per row, or one for all."""
+    """Each row steers away from its own text: the oracle gets one condition per row, or one for all."""
     prompts, negatives, seeds = ["a red apple", "sun", "a cat"], ["rain", "", "a blue cat"], [3, 4, 5]
     sampling = Sampling(5, 6, 3.0, schedule, 0.9)
     text, null = context(tiny, encoder, *prompts), context(tiny, encoder, *negatives)

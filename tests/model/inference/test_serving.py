@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 
+from model.checkpoint import save_checkpoint
 from model.inference import requests
 from model.inference.load import load_engine
 from model.inference.requests import EngineError
 from model.inference.serving import ServingEngine
+from model.networks.autoregressive_model import Fluid
+from model.networks.factory import new_tokenizer
+from model.presets import PRESETS
 from server.images.compositing import KnownPixels
 from server.sampling import Sampling
 from server.worker.engine.protocol import RowRequest
@@ -33,7 +38,7 @@ def test_service_and_model_have_the_same_sampling_parameters() -> None:
 @pytest.fixture(scope="module")
 def engines() -> tuple[ServingEngine, ServingEngine]:
     """Two workers with the same checkpoint."""
-    one, other = (load_engine("emoji-64", max_rows=2, device="cpu", threads=1) for _ in range(2))
+    one, other = (load_engine("atlas-128", max_rows=2, device="cpu", threads=1) for _ in range(2))
     return one, other
 
 
@@ -103,18 +108,20 @@ def test_an_edit_resumes_elsewhere_but_only_with_its_own_image(engines: tuple[Se
     assert _finish(one, row) == _finish(other, other.restore(variation, state))
 
 
-def test_a_model_without_alpha_refuses_a_transparent_background(engines: tuple[ServingEngine, ServingEngine]) -> None:
+def test_a_model_without_alpha_refuses_a_transparent_background(tmp_path: Path) -> None:
     """After a reload to such a model the request ran to its end, and failed in every attempt."""
+    config = PRESETS["tiny"]
+    save_checkpoint(tmp_path / "opaque", Fluid(config), new_tokenizer(config), {"name": "opaque"})
+    engine = load_engine(str(tmp_path / "opaque"), max_rows=1, device="cpu", threads=1)
     with pytest.raises(EngineError, match="no alpha"):
-        engines[0].admit([replace(REQUEST, transparent=True)])
+        engine.admit([replace(REQUEST, transparent=True)])
 
 
 def test_the_breadth_of_a_checkpoint_is_part_of_its_vocabulary(engines: tuple[ServingEngine, ServingEngine]) -> None:
     """Things that are drawn alone, in two styles or more, are no words to warn of."""
-    engine = engines[0]
-    before = engine.info()["vocabulary"]
-    engine.checkpoint.about["breadth"] = [before[0], "harpsichord"]
+    about = engines[0].checkpoint.about
+    about["breadth"] = [about["vocabulary"][0], "harpsichord"]
     try:
-        assert engine.info()["vocabulary"] == [*before, "harpsichord"]
+        assert engines[0].info()["vocabulary"] == [*about["vocabulary"], "harpsichord"]
     finally:
-        del engine.checkpoint.about["breadth"]
+        del about["breadth"]

@@ -66,7 +66,7 @@ def test_two_ranks_decode_what_one_does(tmp_path: Path) -> None:
 
 
 def test_heads_that_cannot_be_divided_are_refused() -> None:
-    check_heads(PRESETS["emoji-64"], 4)
+    check_heads(PRESETS["atlas-128"], 4)
     with pytest.raises(ConfigError, match=r"4 attention heads .* among 3 devices: set FLUID_TENSOR_PARALLEL to 2 or 4"):
-        check_heads(PRESETS["emoji-64"], 3)
+        check_heads(PRESETS["atlas-128"], 3)
     check_heads(replace(PRESETS["tiny"], heads=8), 8)

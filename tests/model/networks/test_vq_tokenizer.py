@@ -115,7 +115,7 @@ def test_utilisation_counts_codes_and_evens_their_use() -> None:
 
 def test_import_without_the_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "vector_quantize_pytorch", None)
-    with pytest.raises(ConfigError, match=r"pip install 'fluid-serve\[worker\]'"):
+    with pytest.raises(ConfigError, match=r"pip install '\.\[worker\]' in a clone"):
         VqTokenizer(FSQ)
 
 

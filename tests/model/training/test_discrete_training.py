@@ -78,8 +78,9 @@ def test_every_system_trains_from_a_recipe_to_a_checkpoint(
     torch.manual_seed(0)
     save_file(build_tokenizer(config.tokenizer).state_dict(), tmp_path / "tokenizer.safetensors")
     flags = {
-        "preset": "tiny-system", "data": tmp_path / "data", "tokenizer": tmp_path / "tokenizer.safetensors",
-        "out": tmp_path / "run", "minutes": 0, "steps": 40, "batch": 8, "save-every": 10, "sheet-every": 1000,
+        "preset": "tiny-system", "name": "squares", "data": tmp_path / "data", "out": tmp_path / "run",
+        "tokenizer": tmp_path / "tokenizer.safetensors",
+        "minutes": 0, "steps": 40, "batch": 8, "save-every": 10, "sheet-every": 1000,
         "compile": "false", "noise-draws": 2, "learning-rate": 4e-3, "warmup": 5,
     }  # fmt: skip
     main(["--recipe", "model/recipes/emoji-64.toml", *(str(x) for k, v in flags.items() for x in (f"--{k}", v))])
@@ -88,7 +89,8 @@ def test_every_system_trains_from_a_recipe_to_a_checkpoint(
     if config.categorical:  # cross-entropy in nats, which starts near that of chance
         assert losses[0] < math.log(32) * 1.2
     assert (tmp_path / "run" / "sheet-final.png").stat().st_size > 1000
-    assert load_checkpoint(tmp_path / "run" / "checkpoint").config == config
+    checkpoint = load_checkpoint(tmp_path / "run" / "checkpoint")
+    assert checkpoint.config == config and checkpoint.about["name"] == "squares"
 
 
 def test_a_vqgan_of_diffusers_serves_as_tokenizer(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from model.presets import PRESETS
 from model.process_group import Share
 from model.training.distributed.folders import newest
 from model.training.feeds import ImageFeed
+from model.training.optimizer import OPTIMIZERS
 from tests.model.image_set import squares
 
 STEPS, EVERY = 24, 2
@@ -94,9 +95,13 @@ def _kill_after(step: int, processes: list[subprocess.Popen[str]], out: Path) ->
 
 
 @pytest.mark.slow
-def test_any_number_of_ranks_resumes_to_the_curve_of_one_process(flags: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_any_number_of_ranks_resumes_to_the_curve_of_one_process(
+    flags: list[str], tmp_path: Path, optimizer: str
+) -> None:
     """2 ranks, killed; 1 rank, killed; 2 ranks by torchrun: losses and weights are those of one plain process."""
     whole, out = tmp_path / "whole", tmp_path / "ranks"
+    flags = [*flags, "--optimizer", optimizer]
     command = [*flags, "--out", str(out)]
     subprocess.run([sys.executable, "-m", "model.training", *flags, "--out", whole], check=True, capture_output=True)
     first = _kill_after(4, _ranks(2, command, tmp_path / "a"), out)
@@ -140,6 +145,7 @@ def test_ranks_resume_the_state_of_a_single_process(flags: list[str], tmp_path: 
     assert all(process.returncode == 0 for process in processes), told
     resumed = re.search(r"at step (\d+)", told[0])
     assert resumed and EVERY <= int(resumed[1]) < STEPS and told[1].strip() == ""
+    assert not (out / "state.pt").exists(), "a single process would resume it, and lose all steps since"
     curves = [json.loads((folder / "history.json").read_text()) for folder in (whole, out)]
     assert [entry[0] for entry in curves[1]] == list(range(EVERY, STEPS + 1, EVERY))
     assert max(abs(one[2] - other[2]) for one, other in zip(*curves, strict=True)) < CURVE

@@ -25,7 +25,7 @@ from model.presets import PRESETS
 from model.training.recipe import Recipe
 from model.training.train import main
 from model.training.train_tokenizer import train as train_tokenizer
-from model.training.trainer import Clock, Ema, learning_rate, load_state
+from model.training.trainer import Clock, Ema, Learner, learning_rate, load_state
 from tests.model.image_set import squares
 
 RECIPE = Path("model/recipes/emoji-64.toml")
@@ -111,6 +111,9 @@ def test_a_run_leaves_sheet_curve_and_a_loadable_checkpoint(workshop: Path) -> N
     assert [entry[0] for entry in history] == list(range(5, 61, 5))
     checkpoint = load_checkpoint(workshop / "whole" / "checkpoint")
     assert checkpoint.about["vocabulary"][0] == "red left" and checkpoint.config == PRESETS["tiny"]
+    other = subprocess.run([*_command(workshop, "whole"), "--optimizer", "muon"], capture_output=True, text=True)
+    assert other.returncode == 1 and "holds a run with another preset, optimizer" in other.stderr
+    assert "Traceback" not in other.stderr
 
 
 def test_learning_rate_warms_up_holds_and_anneals() -> None:
@@ -141,6 +144,33 @@ def test_the_annealing_phase_ends_the_run_whenever_it_begins() -> None:
     assert rate(early) == pytest.approx(0.02) and early.progress == 1.0
     early.anneal()
     assert early.annealing == 60 * 20  # asking twice does not begin it again
+
+
+def test_a_budget_without_time_before_the_annealing_is_refused() -> None:
+    """`--minutes 10` with a phase of 150 minutes annealed from the first step on, for 150 minutes."""
+    recipe = Path("model/recipes/atlas-128.toml")
+    with pytest.raises(ConfigError, match="minutes = 10 leaves nothing before anneal_minutes = 150"):
+        Recipe.load(recipe, minutes=10.0)
+    assert Recipe.load(recipe, minutes=10.0, anneal_minutes=0.0).minutes == 10
+
+
+def test_a_recipe_without_a_name_is_an_older_one(tmp_path: Path) -> None:
+    (tmp_path / "old.toml").write_text(RECIPE.read_text().replace("name = ", "# ", 1))
+    assert Recipe.load(tmp_path / "old.toml").name == ""
+
+
+def test_steps_that_are_not_finite_change_nothing() -> None:
+    """One such loss made all weights and their average NaN, and the next save replaced the last good state by them."""
+    module = torch.nn.Linear(2, 1)
+    learner = Learner(module, Ema(module, 0.9), torch.optim.SGD(module.parameters(), lr=0.1), Clock(100, 0.0))
+    before = module.weight.detach().clone()
+    learner.update(module(torch.full((1, 2), float("nan"))).sum(), 0.1, clip=1.0)
+    assert torch.equal(module.weight, before) and learner.clock.step == 1
+    learner.update(module(torch.ones(1, 2)).sum(), 0.1, clip=1.0)
+    assert not torch.equal(module.weight, before) and module.weight.isfinite().all()
+    with pytest.raises(ConfigError, match="20 steps in a row are not finite"):
+        for _ in range(20):
+            learner.update(module(torch.full((1, 2), float("inf"))).sum() * 0, 0.1, clip=1.0)
 
 
 def test_processor_time_does_not_count_waiting() -> None:
@@ -187,6 +217,10 @@ def test_recipe_errors_name_the_key(tmp_path: Path) -> None:
         (text.replace("batch = 64", "batchsize = 64"), "unknown key 'batchsize'"),
         (text.replace("warmup = 150", ""), "missing key 'warmup'"),
         (text.replace('preset = "emoji-64"', 'preset = "huge"'), "preset 'huge' is not one of"),
+        (text.replace("batch = 64", 'batch = "64"'), "batch = '64' must be a whole number"),
+        (text.replace("warmup = 150", "warmup = 0"), "warmup = 0 must be more than 0"),
+        (text.replace("text_drop = 0.1", "text_drop = 1.5"), "text_drop = 1.5 must be from 0 to 1"),
+        (text.replace("batch = 64", "batch = = 64"), "is no TOML"),
     ):
         (tmp_path / "r.toml").write_text(bad)
         with pytest.raises(ConfigError, match=message):

@@ -79,6 +79,12 @@ def test_the_same_pictures_give_the_same_digest(atlas: AtlasSprites) -> None:
     core = discs(THINGS_USED)
     core.about["sha256"] = "0"
     assert assemble(core, pictures()).about["sha256"] == atlas.about["sha256"]
+    first, *rest = pictures()
+    other = assemble(core, [Picture(first.noun, first.style, retouched(first.sprite)), *rest]).about
+    assert other["sha256"] != atlas.about["sha256"]
+    assert {s for s in STYLES if s in other["digests"] and other["digests"][s] != atlas.about["digests"][s]} == {
+        first.style
+    }
 
 
 def test_it_survives_disk_and_pickle_without_loading_the_array(atlas: AtlasSprites, folder: Path) -> None:

@@ -234,6 +234,12 @@ def test_a_wrong_folder_is_named_and_leaves_nothing_behind(tmp_path: Path) -> No
             "'EulerDiscreteScheduler' is not",
         ),
         ("vae/config.json", {"shift_factor": 0.1}, "shift_factor is 0.1"),
+        (
+            "transformer/config.json",
+            {"text_token_len": None},
+            "official does not fit: TypeError",
+        ),
+        ("scheduler/scheduler_config.json", {"shift": None}, "official does not fit: TypeError"),
     ):
         before = (folder / name).read_text()
         (folder / name).write_text(json.dumps(json.loads(before) | change))

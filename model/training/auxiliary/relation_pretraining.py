@@ -20,8 +20,8 @@ from model.data.scenes.things import OPPOSITE, RELATIONS
 from model.inference.precision import autocast
 from model.networks.layers.blocks import Attention
 from model.networks.transformer import Aligner
+from model.training.auxiliary.layout_loss import PORTRAIT_CLASS, THING_CLASSES
 from model.training.caption_cache import CaptionCache
-from model.training.layout_loss import PORTRAIT_CLASS, THING_CLASSES
 from model.training.trainer import Clock, learning_rate, step_generator
 
 SIDES = tuple(RELATIONS)

@@ -9,7 +9,7 @@ import torch
 from model.data.scenes.compose import SIZE, Placed, Scene
 from model.data.scenes.facts import SINGLE, Facts, Group
 from model.data.scenes.things import COLOURS, THINGS
-from model.training.layout_loss import COLOUR_NAMES, PORTRAIT_CLASS, THING_CLASSES, LayoutHead, cell_classes
+from model.training.auxiliary.layout_loss import COLOUR_NAMES, PORTRAIT_CLASS, THING_CLASSES, LayoutHead, cell_classes
 
 GRID = 8
 APPLE_LEFT = Scene(
