@@ -1,7 +1,6 @@
 """Batch files in OpenAI's format: one {"custom_id": ..., "method": "POST", "url": ..., "body": {...}} per line."""
 
 import io
-import json
 from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -109,7 +108,7 @@ def _parse(text: str, number: int, url: str | None) -> Line:
         raw = json_text.parse(text, long_numbers=True)
     except json_text.JsonError as other:
         raise LineError(f"Line {number} {other}.", "invalid_json_line", number) from other
-    if "\\ud" in text.lower() and _halved(raw):
+    if json_text.may_be_halved(text) and json_text.is_halved(raw):
         raise LineError(
             f"Line {number} contains an unpaired surrogate; send valid Unicode.", "invalid_encoding", number
         )
@@ -121,15 +120,6 @@ def _parse(text: str, number: int, url: str | None) -> Line:
     if url is not None and (raw.get("method", "POST") != "POST" or raw.get("url", url) != url):
         raise LineError(f"Line {number}: only POST {url} can be in this batch.", "invalid_url", number)
     return Line(custom_id, {} if error else raw["body"], error)
-
-
-def _halved(raw: Any) -> bool:
-    """True if any string contains an unpaired surrogate, which Python can parse but not encode."""
-    try:
-        json.dumps(raw, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return True
-    return False
 
 
 def not_for_lines(body: Mapping[str, Any]) -> tuple[str, str] | None:

@@ -52,7 +52,7 @@ class ConnectionSettings:
         "", "Model of requests that name none. If empty, the first of `fluid serve`, else the first by name that is up."
     )
     model_aliases: str = _gateway(
-        "", "Further names of models, for clients that send a fixed one: dall-e-3=scenes-128,gpt-image-1=scenes-128."
+        "", "Further names of models, for clients that send a fixed one: dall-e-3=atlas-128,gpt-image-1=atlas-128."
     )
     size_policy: str = _gateway(
         "refuse",
@@ -68,7 +68,8 @@ class ConnectionSettings:
 
     redis_url: str = _redis(
         "",
-        "A redis://, rediss:// or unix:// URL. If empty, `fluid serve` starts an embedded Valkey.",
+        "A redis://, rediss:// or unix:// URL, or redis+sentinel:// or rediss+sentinel://. If empty, `fluid serve` "
+        "starts an embedded Valkey.",
         check=parse_redis_url,
         secret=True,
     )

@@ -78,7 +78,7 @@ class JobInput:
     webhook: str = ""  #: URL to notify of the end, if any
     batch: str = ""  #: id of the batch that the job is a line of, if any
     edit: Edit | None = None
-    negative_prompt: str = ""  #: what guidance leads away from
+    negative_prompt: str = ""  #: what guidance steers away from
     background: str = "opaque"  #: or transparent: images with alpha
 
     @property

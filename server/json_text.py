@@ -64,6 +64,20 @@ def parse(text: str, *, long_numbers: bool = False) -> Any:
     return value
 
 
+def may_be_halved(text: str) -> bool:
+    """False if nothing in this JSON text can be halved: a cheap test ahead of `is_halved`."""
+    return "\\ud" in text or "\\uD" in text
+
+
+def is_halved(value: Any) -> bool:
+    """True if a string or a name in a parsed value has an unpaired surrogate, which Python parses but cannot encode."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
 def is_deep(value: Any, left: int) -> bool:
     """Return true if a value nests more than `left` levels deep."""
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()

@@ -61,11 +61,11 @@ WORKER_SPECS: Mapping[str, Spec] = {
 
 
 class Tally:
-    """A worker's counts since its last heartbeat; `drain` returns increments for HINCRBYFLOAT."""
+    """A worker's counts and exemplars since its last heartbeat; `drain` returns increments for HINCRBYFLOAT."""
 
     def __init__(self) -> None:
         self._values: defaultdict[str, float] = defaultdict(float)
-        self.exemplars: dict[str, str] = {}  #: by bucket, the trace, value and time of the last traced observation
+        self._exemplars: dict[str, str] = {}  # by bucket, the trace, value and time of the last traced observation
 
     def count(self, name: str, label: str = "", by: float = 1.0) -> None:
         self._values[_field(name, label, "total")] += by
@@ -77,17 +77,22 @@ class Tally:
         bucket = _field(name, label, str(bounds[at]) if at < len(bounds) else "+Inf")
         self._values[bucket] += 1
         if trace_id:
-            self.exemplars[bucket] = f"{trace_id} {value} {time.time():.3f}"
+            self._exemplars[bucket] = f"{trace_id} {value} {time.time():.3f}"
         self._values[_field(name, label, "sum")] += value
 
     def drain(self) -> dict[str, float]:
         values, self._values = dict(self._values), defaultdict(float)
         return values
 
-    def restore(self, values: Mapping[str, float]) -> None:
-        """Put drained counts back after a heartbeat that did not reach Redis."""
+    def drain_exemplars(self) -> dict[str, str]:
+        exemplars, self._exemplars = self._exemplars, {}
+        return exemplars
+
+    def restore(self, values: Mapping[str, float], exemplars: Mapping[str, str]) -> None:
+        """Put back what was drained for a heartbeat that did not reach Redis; newer exemplars replace these."""
         for name, value in values.items():
             self._values[name] += value
+        self._exemplars = {**exemplars, **self._exemplars}
 
 
 def _field(name: str, label: str, part: str) -> str:

@@ -27,13 +27,14 @@ class ModelInfo:
     system: str = ""  #: order and kind of token, such as "random-continuous"; "": unknown
     orders: tuple[str, ...] = ("random", "halton", "gtr")  #: that a request may name
     labels: tuple[str, ...] = ()  #: of a class-conditional model: the names of class i, as "first, second, …"
-    negative_prompts: bool = True  #: False if guidance leads away from a learned branch that no prompt can replace
+    negative_prompts: bool = True  #: False if guidance steers away from a learned branch that no prompt can replace
     transparent: bool = False  #: it generates alpha, for a transparent background
     checkpoint_sha256: str = ""
     license: str = ""
     conditions: str = ""  #: that its users must observe, beyond the licence's notice
     source: str = ""  #: address of the publisher of imported weights
     description: str = ""
+    examples: tuple[str, ...] = ()  #: prompts that show what it can do
 
     @property
     def terms(self) -> dict[str, str]:
@@ -64,7 +65,7 @@ class ModelInfo:
         values = dict(raw)
         width, height = values["image_size"]
         values["image_size"] = (int(width), int(height))
-        for name in ("vocabulary", "styles", "labels", "orders"):
+        for name in ("vocabulary", "styles", "labels", "orders", "examples"):
             if name in values:
                 values[name] = tuple(values[name])
         info = decode(cls, values)

@@ -1,6 +1,7 @@
 """How a setting is declared, described and parsed, and how settings are told apart from what Kubernetes injects."""
 
 import difflib
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -84,6 +85,8 @@ def parse(name: str, setting: "Field[Any]", text: str) -> Any:
     except ValueError as error:
         wanted = "a whole number" if kind is int else "a number"
         raise SettingError(f"{shown} must be {wanted}, for example {setting.default}.") from error
+    if value == math.inf:
+        raise SettingError(f"{shown} must be finite, for example {setting.default}.")
     low, high = meta["at_least"], meta["at_most"]
     # Written so that NaN fails too.
     if (low is not None and not value >= low) or (high is not None and not value <= high):
@@ -136,7 +139,8 @@ def data_folder(data_dir: str) -> Path:
     """Folder of the embedded Valkey. Raises SettingError where there is no home folder to put it in."""
     try:
         base = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
-        return Path(data_dir or Path(base) / "fluid-serve").expanduser()
+        # Absolute: Valkey changes its own folder, and a relative path would name a host in its URL.
+        return Path(data_dir or Path(base) / "fluid-serve").expanduser().absolute()
     except RuntimeError as error:
         raise SettingError("There is no home folder (HOME): set FLUID_DATA_DIR to a writable folder.") from error
 

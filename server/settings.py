@@ -75,8 +75,8 @@ class Settings(ConnectionSettings):
     )
 
     checkpoint: str = _worker(
-        "scenes-128",
-        "Name of a shipped checkpoint (scenes-128, emoji-64), or a checkpoint folder; of `fluid serve`, several: a,b.",
+        "atlas-128",
+        "Name of a shipped checkpoint (atlas-128, emoji-64), or a checkpoint folder; of `fluid serve`, several: a,b.",
     )
     engine: str = setting(DEFAULT_ENGINE, "Function that loads the engine, module:function.")
     device: str = _worker(
@@ -162,7 +162,7 @@ class Settings(ConnectionSettings):
         "open", "Access to /metrics: open to everyone, or with an API key.", choices=("open", "key")
     )
     api_key: str = _access(
-        "", "API key that `fluid batch`, `fluid edit` and `fluid vary` send to the service.", secret=True
+        "", "API key that `fluid batch`, `fluid edit`, `fluid vary` and `fluid eval` send to the service.", secret=True
     )
 
     webhook_secret: str = _webhooks(

@@ -8,6 +8,7 @@ import httpx
 import pytest
 from hypothesis import settings
 
+from server.cli import demo
 from server.errors import RequestError
 
 
@@ -49,6 +50,14 @@ def _no_settings_from_environment() -> None:
     """Remove the developer's own FLUID_* variables, which would change the settings under test."""
     for name in [name for name in os.environ if name.startswith("FLUID_")]:
         del os.environ[name]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ports_of_its_own() -> None:
+    """Share the ports out among xdist's processes: two could choose one before either listens on it."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    demo.PORTS //= int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    demo.FIRST_PORT += worker * demo.PORTS
 
 
 HTTP_TIMEOUT_S = 60.0

@@ -2,10 +2,12 @@
 
 import argparse
 import base64
+import glob
 import hashlib
 import json
 import re
 import time
+import uuid
 from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,12 @@ from server.batch_format import MAX_LINES, OVER
 from server.cli.flags import add_command, add_service_flags, given
 from server.cli.progress import progress_bar
 from server.client import FluidClient
-from server.errors import BatchRefused
+from server.client.results import write_whole
+from server.errors import BatchRefused, ServiceError
 from server.settings import Settings
 
 STATE = "batch.json"
+STATE_FIELDS = ("batch_id", "file_id", "key")  # those that there are so far; see _start
 POLL_S = 1.0
 DOWNLOAD_EVERY_S = 20.0  # finished images are saved while the rest is generated
 
@@ -31,7 +35,7 @@ def add_parser(commands: Any) -> None:
         "Lines run at low priority, behind single requests. Interrupt the command and run it again: it resumes, and\n"
         "the service keeps generating in the meantime.\n\n"
         "examples:\n  fluid batch prompts.txt -o out/\n"
-        "  fluid batch prompts.jsonl -o out/ --quality high --output-format webp --model emoji-64\n"
+        "  fluid batch prompts.jsonl -o out/ --quality high --output-format webp --model atlas-128\n"
         "  fluid batch prompts.txt -o out/ --cancel",
     )
     parser.add_argument("prompts", type=Path, metavar="PROMPTS", help=".txt or .jsonl")
@@ -72,14 +76,14 @@ def _run(client: FluidClient, lines: bytes, prompts: Path, out: Path, names: Set
     if batch["errors"]:
         (out / STATE).unlink()
         raise BatchRefused(f"{prompts}: {batch['errors']['data'][0]['message']}")
-    saved = _download(client, batch_id, out, names)
-    failed = _download_errors(client, batch_id, out)
+    saved, gone = _download(client, batch_id, out, names)
+    failed = _save_errors(client, batch_id, out, gone)
     failures = f", {failed} lines failed: {out / 'errors.jsonl'}" if failed else ""
     print(f"{batch['status']}: {saved} images in {out}{failures}")
     if cancel and batch["status"] == "cancelled":
         return
     if failed or batch["status"] != "completed":
-        missing = len(names) - batch["request_counts"]["completed"]
+        missing = len(names) - batch["request_counts"]["completed"] + len(gone)
         raise BatchRefused(
             f"the batch is {batch['status']}; {missing} of {len(names)} lines produced no image. "
             "To start over, choose another folder with -o."
@@ -137,40 +141,77 @@ def _start_or_resume(client: FluidClient, lines: bytes, prompts: Path, out: Path
     """Return the id of the folder's batch, and submit it first if there is none."""
     digest = hashlib.sha256(lines).hexdigest()
     state = out / STATE
-    if state.exists():
-        known = json.loads(state.read_text())
-        if known["sha256"] != digest:
-            raise BatchRefused(f"{out} belongs to another batch ({known['batch_id']}); choose another folder with -o.")
-        return str(known["batch_id"])
-    out.mkdir(parents=True, exist_ok=True)
-    part = state.with_suffix(".part")
-    part.touch()  # an unwritable folder must fail before the batch is submitted
-    batch = client.submit_batch(lines, prompts.name)
-    part.write_text(json.dumps({"batch_id": batch["id"], "sha256": digest}))
-    part.rename(state)
-    return str(batch["id"])
+    known = _read(state) if state.exists() else {"sha256": digest}
+    if known["sha256"] != digest:
+        raise BatchRefused(f"{out} belongs to another batch ({known.get('batch_id')}); choose another folder with -o.")
+    if "batch_id" not in known:
+        out.mkdir(parents=True, exist_ok=True)
+        state.with_name(f"{STATE}.part").touch()  # an unwritable folder must fail before the batch is submitted
+        batch = _start_again(client, known) or _start(client, lines, prompts, state, known)
+        known = {"batch_id": batch["id"], "sha256": digest}
+        _write(state, known)
+    return str(known["batch_id"])
 
 
-def _download(client: FluidClient, batch_id: str, out: Path, names: Set[str]) -> int:
-    """Save finished images that are not on disk yet; return how many there are. `names`: the files of all lines."""
-    count = 0
+def _start(client: FluidClient, lines: bytes, prompts: Path, state: Path, known: dict[str, str]) -> dict[str, Any]:
+    """Upload the lines and start their batch. The state says with which key, in case this process is killed here."""
+    file_id, key = client.upload_batch(lines, prompts.name), str(uuid.uuid4())
+    _write(state, known | {"file_id": file_id, "key": key})
+    try:
+        return client.start_batch(file_id, key)
+    except ServiceError as error:
+        if error.status:  # it was refused, so that other prompts may have the folder
+            state.unlink()
+        raise
+
+
+def _start_again(client: FluidClient, known: dict[str, str]) -> dict[str, Any] | None:
+    """The batch that a killed process has started or was about to start; None if its file has expired."""
+    if "file_id" not in known:
+        return None
+    try:
+        return client.start_batch(known["file_id"], known["key"])
+    except ServiceError as error:
+        if error.status != 404:
+            raise
+    return None
+
+
+def _read(state: Path) -> dict[str, str]:
+    try:
+        known = json.loads(state.read_bytes())
+        return {"sha256": known["sha256"]} | {name: str(known[name]) for name in STATE_FIELDS if name in known}
+    except (ValueError, KeyError, TypeError) as error:
+        raise BatchRefused(f"{state} is not a state of this command; choose another folder with -o.") from error
+
+
+def _write(state: Path, known: dict[str, str]) -> None:
+    write_whole(state, json.dumps(known).encode())
+
+
+def _download(client: FluidClient, batch_id: str, out: Path, names: Set[str]) -> tuple[int, list[dict[str, Any]]]:
+    """Save finished images that are not on disk yet; return how many there are, and the lines whose images are gone.
+
+    `names`: the files of all lines.
+    """
+    count, gone = 0, []
     for line in client.batch_results(batch_id):
-        body = line["response"]["body"]
+        name, body = _file_name(line["custom_id"]), line["response"]["body"]
+        if line["response"]["status_code"] != 200:
+            saved = [each for each in (name, _numbered(name, 0, names)) if any(out.glob(f"{glob.escape(each)}.*"))]
+            gone += [] if saved else [line]
+            continue
         for i, image in enumerate(body["data"]):
             count += 1
-            name = _file_name(line["custom_id"])
-            if len(body["data"]) > 1:
-                name = _numbered(name, i, names)
-            target = out / f"{name}.{body['output_format']}"
+            stem = name if len(body["data"]) == 1 else _numbered(name, i, names)
+            target = out / f"{stem}.{body['output_format']}"
             if not target.exists():
-                part = target.with_suffix(".part")
-                part.write_bytes(base64.b64decode(image["b64_json"]))
-                part.rename(target)  # so that no file is ever half written
-    return count
+                write_whole(target, base64.b64decode(image["b64_json"]))
+    return count, gone
 
 
-def _download_errors(client: FluidClient, batch_id: str, out: Path) -> int:
-    failed = list(client.batch_results(batch_id, errors=True))
+def _save_errors(client: FluidClient, batch_id: str, out: Path, gone: list[dict[str, Any]]) -> int:
+    failed = [*client.batch_results(batch_id, errors=True), *gone]
     if failed:
         (out / "errors.jsonl").write_text("".join(json.dumps(line) + "\n" for line in failed))
     return len(failed)

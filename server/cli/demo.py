@@ -19,10 +19,16 @@ from server.cli.flags import add_command, add_model_flags
 from server.cli.progress import Status
 from server.client import FluidClient, GeneratedImage
 from server.errors import ConfigError, ServiceError
+from server.images.codec import check_output
 from server.launcher import subprocesses
 from server.settings import Settings
 
 START_TIMEOUT_S = 300.0
+FIRST_PORT, PORTS = 20_000, 12_000
+#: The demonstration has a queue of its own, whatever the environment says: its worker would take other callers' jobs.
+ALONE: dict[str, Any] = {
+    "redis_url": "", "replicas": 0, "api_keys": "", "api_keys_file": "", "api_key": "", "rate_limit": 0, "max_jobs": 0,
+}  # fmt: skip
 
 
 def add_parser(commands: Any) -> None:
@@ -42,8 +48,9 @@ def add_parser(commands: Any) -> None:
 
 def run(settings: Settings, args: argparse.Namespace) -> None:
     began = time.monotonic()
+    check_output(args.out)
     with _temporary_folder() as folder:
-        own = replace(settings, port=free_port(), host="127.0.0.1", data_dir=folder, log_level="warning")
+        own = replace(settings, port=free_port(), host="127.0.0.1", data_dir=folder, log_level="warning", **ALONE)
         with _running_service(own, began) as client:
             started_s = time.monotonic() - began
             sent = time.monotonic()
@@ -68,11 +75,14 @@ def free_port() -> int:
     that range may be given to another process's connection, or to its next server, while the service restarts.
     """
     for _ in range(100):
-        port = 20_000 + secrets.randbelow(12_000)
+        port = FIRST_PORT + secrets.randbelow(PORTS)
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
-    raise ConfigError("No free port of 127.0.0.1 was found between 20000 and 32000: is this machine's network up?")
+    raise ConfigError(
+        f"No free port of 127.0.0.1 was found from {FIRST_PORT} to {FIRST_PORT + PORTS - 1}: is this machine's network "
+        "up?"
+    )
 
 
 @contextmanager

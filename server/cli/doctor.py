@@ -110,7 +110,7 @@ async def examine(settings: Settings, queue: JobQueue, registry: Registry) -> As
     except RedisError as error:
         meaning, remedy = explain(error)
         yield Finding(Level.FAIL, f"Redis at {address}: the queue {meaning}: {error}", remedy)
-    with suppress(ConfigError):  # no home folder, hence no embedded Valkey either
+    with suppress(ConfigError, OSError):  # no home folder that may be read, hence no embedded Valkey either
         if settings.data_path.exists():
             yield _disk(settings)
 

@@ -12,7 +12,7 @@ from server.cli.flags import IMAGE_PARAMETERS, add_command, add_image_flags, add
 from server.cli.progress import Status
 from server.client import FluidClient, GeneratedImage
 from server.errors import EditRefused
-from server.images.codec import format_from_name, numbered
+from server.images.codec import check_output, format_from_name, numbered
 from server.settings import Settings
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom; pixels
@@ -63,6 +63,7 @@ def _add_output_flags(parser: argparse.ArgumentParser) -> None:
 def run(settings: Settings, args: argparse.Namespace) -> None:
     """Raise EditRefused for an unusable file or box, ServiceError for what the service refuses."""
     options = given(args, "model", *IMAGE_PARAMETERS, "feather") | {"output_format": format_from_name(args.out)}
+    check_output(args.out)
     image = _read(args.image)
     mask = _read(args.mask) if args.mask else _box_mask(tuple(args.box), image, args.image) if args.box else None
     with _client(settings, args) as client, Status(f"editing {args.image.name}") as status:
@@ -74,6 +75,7 @@ def run(settings: Settings, args: argparse.Namespace) -> None:
 def run_vary(settings: Settings, args: argparse.Namespace) -> None:
     """Raise EditRefused for an unusable file, ServiceError for what the service refuses."""
     options = given(args, "model", *IMAGE_PARAMETERS, "prompt", "keep") | {"output_format": format_from_name(args.out)}
+    check_output(args.out)
     image = _read(args.image)
     with _client(settings, args) as client, Status(f"varying {args.image.name}") as status:
         status.update("waiting for the service")
@@ -99,6 +101,8 @@ def _box_mask(box: Box, image: bytes, path: Path) -> bytes:
             width, height = opened.size
     except UnidentifiedImageError as error:
         raise EditRefused(f"{path} is not a PNG, WebP or JPEG file.") from error
+    except Image.DecompressionBombError as error:
+        raise EditRefused(f"{path} has too many pixels: {error} Scale it down.") from error
     left, top, right, bottom = box
     if not (0 <= left < right <= width and 0 <= top < bottom <= height):
         raise EditRefused(

@@ -47,7 +47,7 @@ IMAGE_PARAMETERS = ("negative_prompt", "n", "seed", "quality", "background", "nu
 
 
 def add_image_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--negative-prompt", metavar="TEXT", help="what guidance leads away from")
+    parser.add_argument("--negative-prompt", metavar="TEXT", help="what guidance steers away from")
     parser.add_argument("--n", type=int, help="number of images (default: 1); image i uses seed + i")
     parser.add_argument("--seed", type=int, help="the same seed gives the same image (default: random)")
     parser.add_argument("--quality", choices=("low", "medium", "high"), help="preset for the step counts")

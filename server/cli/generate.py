@@ -10,11 +10,12 @@ from typing import Any
 
 from server.cli.flags import add_command, add_image_flags, add_model_flags
 from server.cli.progress import Status, progress_bar
+from server.client.results import write_whole
 from server.errors import InvalidRequest
 from server.gateway.requests.resolve import resolve
 from server.gateway.requests.validation import validated
 from server.gateway.schemas.images import ImageRequest
-from server.images.codec import encode, format_from_name, numbered
+from server.images.codec import check_output, encode, format_from_name, numbered
 from server.images.recipe import checkpoint_warnings, load_recipe, make_recipe, to_request
 from server.jobs import JobInput
 from server.model_info import ModelInfo
@@ -69,6 +70,7 @@ def run(settings: Settings, args: argparse.Namespace) -> None:
     defaults = {name: value for name, value in to_request(like or {}).items() if name != "model"}
     flags = {name: getattr(args, name, None) for name in ImageRequest.model_fields}
     flags["output_format"] = format_from_name(args.out)
+    check_output(args.out)
     request = validated(ImageRequest, defaults | {name: value for name, value in flags.items() if value is not None})
     _generate(settings, request, args.out, like)
 
@@ -105,9 +107,7 @@ def _generate(settings: Settings, request: ImageRequest, out: Path, like: Mappin
 
 
 def _save(pixels: bytes, job: JobInput, index: int, info: ModelInfo, out: Path) -> Path:
-    path = numbered(out, index, job.n)
-    path.parent.mkdir(parents=True, exist_ok=True)
     metadata = make_recipe(job, index, info.checkpoint_sha256, info.terms)
     size = (job.width, job.height)
-    path.write_bytes(encode(pixels, size, job.output_format, job.output_compression, metadata))
-    return path
+    data = encode(pixels, size, job.output_format, job.output_compression, metadata)
+    return write_whole(numbered(out, index, job.n), data)

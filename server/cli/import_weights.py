@@ -50,7 +50,7 @@ def run(settings: Settings, args: argparse.Namespace) -> None:
         from model.conversion.options import Options
         from model.inference.precision import DTYPES
     except ImportError as error:
-        raise ConfigError(f"{error}. Install what converts: pip install 'fluid-serve[worker,mar]'.") from error
+        raise ConfigError(f"{error}. Install what converts: pip install '.[worker,mar]' in a clone.") from error
 
     source, target, kind = args.source, args.target, args.kind
     if args.shifted is not None:

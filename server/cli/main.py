@@ -55,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = Settings.from_env(**{name: _one(getattr(args, name, None)) for name in OVERRIDES})
         _configure_logging(settings, args, secrets)
         args.run(settings, args)
+        sys.stdout.flush()  # a key or a backup that does not reach its file is a failure
     except FluidError as error:
         with suppress(OSError):
             print(secrets.hide(f"fluid {args.command}: {error}"), file=sys.stderr)
@@ -62,6 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # `fluid ... | head`: what reads the output has ended
+        return FAILED
+    except OSError as error:
+        where = error.filename or "the output"
+        with suppress(OSError):
+            print(secrets.hide(f"fluid {args.command}: {where}: {error.strerror or error}"), file=sys.stderr)
         return FAILED
     finally:
         _flush()

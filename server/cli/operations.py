@@ -5,23 +5,28 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, TypeVar
 
+from redis.exceptions import RedisError
+
+from server.addresses import without_password
 from server.cli.flags import add_command
-from server.errors import ConfigError, ReloadRefused
+from server.errors import ConfigError, OperatorError, ReloadRefused
 from server.gateway import api_keys
 from server.launcher import embedded_valkey
 from server.queue.dead_letters import DeadLetter, DeadLetters, UnreadableLetter
 from server.queue.job_queue import JobQueue
-from server.queue.redis_client import SOCKET_TIMEOUT_S, connect
+from server.queue.redis_client import SOCKET_TIMEOUT_S, connect, explain
 from server.queue.registry import Registry, WorkerInfo
 from server.queue.statistics import unserved_models
 from server.settings import Settings
 
 RELOAD_POLL_S = 0.2
+RELOAD_FAILED = ("reload ", "serving the configured ")  # how notes of server/worker/reload.py begin that tell of one
+T = TypeVar("T")
 
 
 def add_parser(commands: Any) -> None:
@@ -34,7 +39,7 @@ def add_parser(commands: Any) -> None:
         "Take models off the list of GET /v1/models that no worker serves any more.",
         "Requests for them get 404 from then on. A model comes back when a worker serves it again. One that a live\n"
         "worker serves, or that jobs wait for, is refused.\n\n"
-        "example:\n  fluid forget emoji-64",
+        "example:\n  fluid forget portraits-256",
     )
     forget.add_argument("models", metavar="MODEL", nargs="+", help="id of the model, as GET /v1/models tells it")
     forget.set_defaults(run=run_forget)
@@ -90,8 +95,8 @@ def _add_reload(commands: Any) -> None:
         "Load another checkpoint into all running workers of a model without dropping a request.",
         "Each worker loads the new checkpoint beside the old one, so its memory must hold both. If loading fails, the\n"
         "worker keeps the old one. Workers of other models are left alone.\n\n"
-        "examples:\n  fluid reload --to runs/scenes-128/checkpoint\n"
-        "  fluid reload --checkpoint emoji-64 --to runs/emoji-64/checkpoint",
+        "examples:\n  fluid reload --to runs/atlas-128/checkpoint\n"
+        "  fluid reload --checkpoint runs/portraits --to runs/portraits-2",
     )
     parser.add_argument(
         "--checkpoint", help="checkpoint the workers were started with, or their model (default: FLUID_CHECKPOINT)"
@@ -128,6 +133,7 @@ async def open_service(settings: Settings) -> AsyncIterator[tuple[Settings, JobQ
 
     Raises:
         ConfigError: neither is available.
+        OperatorError: Redis fails.
     """
     url = settings.redis_url or embedded_valkey.running_url(settings.data_path)
     if url is None:
@@ -136,8 +142,12 @@ async def open_service(settings: Settings) -> AsyncIterator[tuple[Settings, JobQ
             "FLUID_REDIS_URL (or FLUID_DATA_DIR) to that of a running service."
         )
     own = replace(settings, redis_url=url)
-    async with connect(url, SOCKET_TIMEOUT_S) as redis:
-        yield own, JobQueue(redis, own), Registry(redis, own.namespace)
+    try:
+        async with connect(url, SOCKET_TIMEOUT_S) as redis:
+            yield own, JobQueue(redis, own), Registry(redis, own.namespace)
+    except RedisError as error:
+        meaning, remedy = explain(error)
+        raise OperatorError(f"the queue at {without_password(url)} {meaning}. {remedy}") from error
 
 
 async def _dead_letters(settings: Settings, action: str, job_ids: list[str]) -> None:
@@ -159,8 +169,10 @@ async def _dead_letters(settings: Settings, action: str, job_ids: list[str]) -> 
                 print(f"{letter.job_id} dropped")
             elif isinstance(letter, DeadLetter):
                 print(f"{letter.job_id} -> {await letters.replay(letter)}")
-            else:
+            elif job_ids == ["all"]:
                 print(f"{letter.job_id} cannot be replayed: {letter.reason}", file=sys.stderr)
+            else:
+                raise OperatorError(f"{letter.job_id} cannot be replayed: {letter.reason}")
 
 
 async def _forget(settings: Settings, models: list[str]) -> None:
@@ -195,6 +207,17 @@ def _configured(wanted: str, live: list[WorkerInfo]) -> str:
     raise ConfigError(f"No live worker was started with {wanted!r}. Choose by --checkpoint: {known}.")
 
 
+async def _through_outages(read: Callable[[], Awaitable[T]], deadline: float) -> T:
+    """Repeat a read until Redis answers, or raise its error after the deadline: workers reload without us meanwhile."""
+    while True:
+        try:
+            return await read()
+        except RedisError:
+            if time.monotonic() > deadline:
+                raise
+        await asyncio.sleep(RELOAD_POLL_S)
+
+
 async def _reload(settings: Settings, to: str | None, timeout_s: float) -> None:
     """Request a reload of every worker that was started for FLUID_CHECKPOINT, and wait for all of them."""
     async with open_service(settings) as (own, _, registry):
@@ -206,7 +229,7 @@ async def _reload(settings: Settings, to: str | None, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
         shown: dict[str, str] = {}
         while True:
-            workers = [w for w in await registry.workers() if w.id in requested]
+            workers = [w for w in await _through_outages(registry.workers, deadline) if w.id in requested]
             for w in workers:
                 done = w.reloads >= request.number
                 state = w.note or (f"serving {w.checkpoint[:12]}" if done else "loading, and still serving the old one")
@@ -220,6 +243,13 @@ async def _reload(settings: Settings, to: str | None, timeout_s: float) -> None:
                     f"Some workers have not loaded {checkpoint} after {timeout_s:g} s; they keep trying."
                 )
             await asyncio.sleep(RELOAD_POLL_S)
-    failed = [w.note for w in workers if w.note]
+        carried_out = await _through_outages(lambda: registry.last_reload(configured), deadline)
+    gone = requested - {w.id for w in workers}
+    if gone and (carried_out is None or carried_out.number < request.number):
+        raise ReloadRefused(
+            f"{len(gone)} of {len(requested)} workers ended while they loaded {checkpoint}, and start again with the "
+            "old one. Was their memory too small for both? Their log tells."
+        )
+    failed = [w.note for w in workers if w.note.startswith(RELOAD_FAILED)]  # other notes are about its store or queue
     if failed:
         raise ReloadRefused(f"{len(failed)} of {len(workers)} workers keep the old checkpoint: {failed[0]}")

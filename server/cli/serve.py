@@ -10,10 +10,13 @@ import os
 from textwrap import fill, indent
 from typing import Any
 
-from server.cli.flags import add_address_flags, add_command, add_model_flags
+from server.cli.flags import add_address_flags, add_command, add_model_flags, given
 from server.errors import ConfigError
 from server.setting_values import split_checkpoints
 from server.settings import Settings, describe
+
+# Flag of `serve --on ray` -> its field of on_ray.Scale, which has the defaults.
+OF_RAY = {"min_workers": "minimum", "max_workers": "maximum", "row_steps": "row_steps", "cooldown": "cooldown_s"}
 
 
 def add_parser(commands: Any) -> None:
@@ -24,7 +27,7 @@ def add_parser(commands: Any) -> None:
         "Without FLUID_REDIS_URL an embedded Valkey is started, which keeps its data in FLUID_DATA_DIR.\n\n"
         "Several models: --checkpoint once for each; requests choose by `model`, and get the first one without.\n\n"
         "examples:\n  fluid serve\n  fluid serve --port 9000 --device cuda --workers auto\n"
-        "  fluid serve --checkpoint scenes-128 --checkpoint emoji-64\n"
+        "  fluid serve --checkpoint atlas-128 --checkpoint runs/scenes-128/checkpoint\n"
         "  FLUID_LOG_LEVEL=debug fluid serve --data-dir /srv/fluid\n\n" + _settings_table(),
     )
     add_address_flags(serve)
@@ -38,12 +41,12 @@ def add_parser(commands: Any) -> None:
     serve.add_argument("--on", choices=("host", "ray"), default="host",
                        help="where workers run: here, or on the Ray cluster at RAY_ADDRESS (%(default)s)")  # fmt: skip
     ray = serve.add_argument_group("on Ray", "the number of workers follows the waiting work")
-    ray.add_argument("--min-workers", type=int, metavar="N", default=1, help="fewest of each model (%(default)s)")
-    ray.add_argument("--max-workers", type=int, metavar="N", default=4, help="most of each model (%(default)s)")
-    ray.add_argument("--row-steps", type=int, metavar="N", default=2048,
-                     help="a worker for each so many waiting images times their steps (%(default)s)")  # fmt: skip
-    ray.add_argument("--cooldown", type=float, metavar="SECONDS", default=300.0,
-                     help="how long fewer workers must be enough before one is drained (%(default)g)")  # fmt: skip
+    ray.add_argument("--min-workers", type=int, metavar="N", help="fewest of each model (1)")
+    ray.add_argument("--max-workers", type=int, metavar="N", help="most of each model (4)")
+    ray.add_argument("--row-steps", type=int, metavar="N",
+                     help="a worker for each so many waiting images times their steps (2048)")  # fmt: skip
+    ray.add_argument("--cooldown", type=float, metavar="SECONDS",
+                     help="how long fewer workers must be enough before one is drained (300)")  # fmt: skip
     serve.add_argument("--quiet", action="store_true", help="log warnings and errors only, and print no banner")
     serve.set_defaults(run=run)
     gateway = add_command(
@@ -81,6 +84,9 @@ def run(settings: Settings, args: argparse.Namespace) -> None:
     if args.on == "ray":
         _run_on_ray(settings, args)
         return
+    if unused := given(args, *OF_RAY):
+        flag = next(iter(unused)).replace("_", "-")
+        raise ConfigError(f"--{flag} is for --on ray: here the number of workers is --workers.")
     plan = None
     if args.workers or settings.tensor_parallel > 1 or len(split_checkpoints(settings.checkpoint)) > 1:
         from server.launcher.workers import plan_workers
@@ -96,7 +102,7 @@ def _run_on_ray(settings: Settings, args: argparse.Namespace) -> None:
 
     if args.workers:
         raise ConfigError("--workers is for --on host: on Ray give --min-workers and --max-workers.")
-    scale = Scale(args.min_workers, args.max_workers, args.row_steps, args.cooldown)
+    scale = Scale(**{OF_RAY[name]: value for name, value in given(args, *OF_RAY).items()})
     checkpoints = split_checkpoints(settings.checkpoint)
     found = (
         survey_host(settings)["models"]

@@ -77,6 +77,7 @@ class AsyncFluidClient:
         """Yield previews while each image is decoded, then the image. Leaving the loop early cancels the job."""
         options = await self._with_background(background, options)
         body = {"prompt": prompt, **options, "stream": True, "partial_images": partial_images}
+        # Without an Idempotency-Key, which would let the job go on: a request that is repeated has been canceled.
         async with aclosing(self._events("POST", "/v1/images/generations", json=body)) as events:
             async for event in events:
                 yield protocol.stream_item(event.data)
@@ -187,9 +188,15 @@ class AsyncFluidClient:
 
     async def submit_batch(self, lines: bytes, filename: str = "batch.jsonl") -> dict[str, Any]:
         """Upload JSON Lines of {"custom_id", "body"}, start the batch and return its object."""
+        return await self.start_batch(await self.upload_batch(lines, filename))
+
+    async def upload_batch(self, lines: bytes, filename: str = "batch.jsonl") -> str:
         file = await self._object("POST", "/v1/files", **protocol.batch_upload(lines, filename))
-        body, headers = protocol.batch_request(file["id"]), protocol.idempotency_key()
-        return await self._object("POST", "/v1/batches", json=body, headers=headers)
+        return str(file["id"])
+
+    async def start_batch(self, file_id: str, key: str = "") -> dict[str, Any]:
+        """Start the batch of an uploaded file; with the same key again, return the same batch."""
+        return await self._object("POST", "/v1/batches", **protocol.batch_request(file_id, key))
 
     async def batch(self, batch_id: str) -> dict[str, Any]:
         return await self._object("GET", f"/v1/batches/{batch_id}")
@@ -207,8 +214,7 @@ class AsyncFluidClient:
     # --- the service ----------------------------------------------------------------------------------
 
     async def models(self) -> list[dict[str, Any]]:
-        body = await self._object("GET", "/v1/models")
-        return list(body["data"])
+        return list((await self._object("GET", "/v1/models"))["data"])
 
     async def ready(self) -> tuple[bool, str]:
         """Return (True, "") once a worker can generate, else (False, reason); never raises."""
@@ -240,43 +246,55 @@ class AsyncFluidClient:
     # --- transport ------------------------------------------------------------------------------------
 
     async def _object(self, method: str, path: str, **options: Any) -> dict[str, Any]:
-        response = await self._call(method, path, **options)
-        return dict(response.json())
+        return protocol.json_object(await self._call(method, path, **options))
 
-    async def _call(self, method: str, path: str, **options: Any) -> httpx.Response:
+    async def _call(self, method: str, path: str, *, stream: bool = False, **options: Any) -> httpx.Response:
+        """Return the response of a request that succeeds. With `stream` the caller reads its body, and closes it."""
         for attempt in range(self._max_retries + 1):
             response, failure = None, None
             try:
-                response = await self._http.request(method, path, **options)
+                response = await self._http.send(self._http.build_request(method, path, **options), stream=stream)
             except httpx.TransportError as error:
                 failure = error
             delay_s = retry_delay_s(attempt, response)
             if is_permanent(failure) or delay_s is None or attempt == self._max_retries:
                 break
+            if response is not None:
+                await response.aclose()
             await asyncio.sleep(delay_s)
         if response is None:
             raise protocol.unreachable(self._http.base_url, failure or TimeoutError()) from failure
+        if stream and not response.is_success:
+            await self._read_all(response)
         return protocol.checked(response)
+
+    async def _read_all(self, response: httpx.Response) -> None:
+        try:
+            await response.aread()
+        except httpx.TransportError as error:
+            raise protocol.unreachable(self._http.base_url, error) from error
+        finally:
+            await response.aclose()
 
     async def _events(
         self, method: str, path: str, *, after: str = "", **options: Any
     ) -> AsyncGenerator[JobEvent, None]:
         reader = EventReader()
-        headers = {"Last-Event-ID": after} if after else {}
-        async with aclosing(self._lines(method, path, headers=headers, **options)) as lines:
+        if after:
+            options["headers"] = {"Last-Event-ID": after}
+        async with aclosing(self._lines(method, path, **options)) as lines:
             async for line in lines:
                 if (event := reader.feed(line)) is not None:
                     yield event
 
     async def _lines(self, method: str, path: str, **options: Any) -> AsyncGenerator[str, None]:
         reader = LineReader()
+        response = await self._call(method, path, stream=True, **options)
         try:
-            async with self._http.stream(method, path, **options) as response:
-                if not response.is_success:
-                    await response.aread()
-                    protocol.checked(response)
-                async for chunk in response.aiter_bytes():
-                    for line in reader.feed(chunk):
-                        yield line
+            async for chunk in response.aiter_bytes():
+                for line in reader.feed(chunk):
+                    yield line
         except httpx.TransportError as error:
             raise protocol.unreachable(self._http.base_url, error) from error
+        finally:
+            await response.aclose()

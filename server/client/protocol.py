@@ -76,8 +76,10 @@ def batch_upload(lines: bytes, filename: str) -> dict[str, Any]:
     return {"files": {"file": (filename, lines)}, "data": {"purpose": "batch"}}
 
 
-def batch_request(file_id: str) -> dict[str, str]:
-    return {"input_file_id": file_id, "endpoint": URL, "completion_window": "24h"}
+def batch_request(file_id: str, key: str) -> dict[str, Any]:
+    """httpx arguments for the start of a batch; an empty key means a new one."""
+    body = {"input_file_id": file_id, "endpoint": URL, "completion_window": "24h"}
+    return {"json": body, "headers": {"Idempotency-Key": key} if key else idempotency_key()}
 
 
 # --- responses --------------------------------------------------------------------------------------------
@@ -116,6 +118,18 @@ def checked(response: httpx.Response) -> httpx.Response:
     except (ValueError, KeyError, TypeError):  # a proxy in between may send its own error page
         error = {"message": response.text[:500]}
     raise service_error(error, response.status_code)
+
+
+def json_object(response: httpx.Response) -> dict[str, Any]:
+    """The JSON object of a successful response; ServiceError if something else than the service sent it."""
+    try:
+        return dict(response.json())
+    except (ValueError, TypeError) as error:
+        raise ServiceError(
+            f"{response.url.copy_with(username=None, password=None)} answered {response.status_code} without a JSON "
+            "object: is it the address of a Fluid Serve?",
+            status=response.status_code,
+        ) from error
 
 
 def service_error(error: Mapping[str, Any], status: int) -> ServiceError:

@@ -5,6 +5,19 @@ from pathlib import Path
 from typing import Any
 
 
+def write_whole(path: Path, data: bytes) -> Path:
+    """Write a file at once, and its folder if that is missing: a full disk or a kill leaves none, or the one before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    return path
+
+
 @dataclass(frozen=True, slots=True)
 class GeneratedImage:
     """A finished image file, its seed, and the seconds that each stage took."""
@@ -17,10 +30,7 @@ class GeneratedImage:
 
     def save(self, path: str | Path) -> Path:
         """Write the file; create its folder if it is missing."""
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(self.data)
-        return target
+        return write_whole(Path(path), self.data)
 
 
 @dataclass(frozen=True, slots=True)

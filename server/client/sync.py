@@ -75,6 +75,7 @@ class FluidClient:
         """Yield previews while each image is decoded, then the image. Leaving the loop early cancels the job."""
         options = self._with_background(background, options)
         body = {"prompt": prompt, **options, "stream": True, "partial_images": partial_images}
+        # Without an Idempotency-Key, which would let the job go on: a request that is repeated has been canceled.
         with closing(self._events("POST", "/v1/images/generations", json=body)) as events:
             for event in events:
                 yield protocol.stream_item(event.data)
@@ -184,9 +185,15 @@ class FluidClient:
 
     def submit_batch(self, lines: bytes, filename: str = "batch.jsonl") -> dict[str, Any]:
         """Upload JSON Lines of {"custom_id", "body"}, start the batch and return its object."""
+        return self.start_batch(self.upload_batch(lines, filename))
+
+    def upload_batch(self, lines: bytes, filename: str = "batch.jsonl") -> str:
         file = self._object("POST", "/v1/files", **protocol.batch_upload(lines, filename))
-        body, headers = protocol.batch_request(file["id"]), protocol.idempotency_key()
-        return self._object("POST", "/v1/batches", json=body, headers=headers)
+        return str(file["id"])
+
+    def start_batch(self, file_id: str, key: str = "") -> dict[str, Any]:
+        """Start the batch of an uploaded file; with the same key again, return the same batch."""
+        return self._object("POST", "/v1/batches", **protocol.batch_request(file_id, key))
 
     def batch(self, batch_id: str) -> dict[str, Any]:
         return self._object("GET", f"/v1/batches/{batch_id}")
@@ -204,8 +211,7 @@ class FluidClient:
     # --- the service ----------------------------------------------------------------------------------
 
     def models(self) -> list[dict[str, Any]]:
-        body = self._object("GET", "/v1/models")
-        return list(body["data"])
+        return list((self._object("GET", "/v1/models"))["data"])
 
     def ready(self) -> tuple[bool, str]:
         """Return (True, "") once a worker can generate, else (False, reason); never raises."""
@@ -237,40 +243,52 @@ class FluidClient:
     # --- transport ------------------------------------------------------------------------------------
 
     def _object(self, method: str, path: str, **options: Any) -> dict[str, Any]:
-        response = self._call(method, path, **options)
-        return dict(response.json())
+        return protocol.json_object(self._call(method, path, **options))
 
-    def _call(self, method: str, path: str, **options: Any) -> httpx.Response:
+    def _call(self, method: str, path: str, *, stream: bool = False, **options: Any) -> httpx.Response:
+        """Return the response of a request that succeeds. With `stream` the caller reads its body, and closes it."""
         for attempt in range(self._max_retries + 1):
             response, failure = None, None
             try:
-                response = self._http.request(method, path, **options)
+                response = self._http.send(self._http.build_request(method, path, **options), stream=stream)
             except httpx.TransportError as error:
                 failure = error
             delay_s = retry_delay_s(attempt, response)
             if is_permanent(failure) or delay_s is None or attempt == self._max_retries:
                 break
+            if response is not None:
+                response.close()
             time.sleep(delay_s)
         if response is None:
             raise protocol.unreachable(self._http.base_url, failure or TimeoutError()) from failure
+        if stream and not response.is_success:
+            self._read_all(response)
         return protocol.checked(response)
+
+    def _read_all(self, response: httpx.Response) -> None:
+        try:
+            response.read()
+        except httpx.TransportError as error:
+            raise protocol.unreachable(self._http.base_url, error) from error
+        finally:
+            response.close()
 
     def _events(self, method: str, path: str, *, after: str = "", **options: Any) -> Generator[JobEvent, None]:
         reader = EventReader()
-        headers = {"Last-Event-ID": after} if after else {}
-        with closing(self._lines(method, path, headers=headers, **options)) as lines:
+        if after:
+            options["headers"] = {"Last-Event-ID": after}
+        with closing(self._lines(method, path, **options)) as lines:
             for line in lines:
                 if (event := reader.feed(line)) is not None:
                     yield event
 
     def _lines(self, method: str, path: str, **options: Any) -> Generator[str, None]:
         reader = LineReader()
+        response = self._call(method, path, stream=True, **options)
         try:
-            with self._http.stream(method, path, **options) as response:
-                if not response.is_success:
-                    response.read()
-                    protocol.checked(response)
-                for chunk in response.iter_bytes():
-                    yield from reader.feed(chunk)
+            for chunk in response.iter_bytes():
+                yield from reader.feed(chunk)
         except httpx.TransportError as error:
             raise protocol.unreachable(self._http.base_url, error) from error
+        finally:
+            response.close()

@@ -11,11 +11,12 @@ from typing import Annotated
 from fastapi import Header, Request
 from redis.exceptions import RedisError
 
-from server.errors import InvalidRequest, JobExpired, NotReplicated, NoWorkers, QueueFull, UnknownJob
+from server.errors import InvalidRequest, JobExpired, NotReplicated, NoWorkers, QueueFull, RateLimited, UnknownJob
+from server.errors.limits import RETRY_WHEN_USED_UP_S
 from server.gateway.api_keys import Caller
 from server.gateway.dependencies import Services
 from server.jobs import PRIORITIES, JobInput, new_job_id
-from server.queue.job_queue import Accepted, Outcome, Submission
+from server.queue.job_queue import Accepted, JobQueue, Outcome, Submission
 from server.telemetry.job_trace import request_attributes
 from server.telemetry.tracing import current
 
@@ -82,17 +83,19 @@ async def accept(
         try:
             await services.fleet.require_worker(job.model)
         except NoWorkers:
-            found = await services.queue.cached(submission)
-            if found is None or (found := await services.queue.with_images(found)) is None:
+            found = await _found_before(services.queue, submission)
+            if found is None or (found := await services.queue.with_images(found, submission)) is None:
                 raise
             return found
     if span is not None:
         submission = replace(submission, trace=str(span.context))
     try:
-        accepted = await services.queue.with_images(await services.queue.enqueue(submission))
+        accepted = await services.queue.with_images(await services.queue.enqueue(submission), submission)
         if accepted is None:  # deleted, or in another store than today's: generated as a request of its own
-            accepted = await services.queue.enqueue(replace(submission, cache_key="", key=""))
+            accepted = await services.queue.enqueue(replace(submission, cache_key=""))
     except QueueFull as error:
+        if error.retry_after_s == RETRY_WHEN_USED_UP_S:  # memory, which does not follow from the queue
+            raise
         queue_s = await services.fleet.eta_s(job.model, await services.queue.backlog(job.model))
         retry_s = MAX_RETRY_AFTER_S if queue_s is None else math.ceil(queue_s * DRAINED_SHARE)
         raise QueueFull(error.message, retry_after_s=min(max(1, retry_s), MAX_RETRY_AFTER_S)) from error
@@ -111,6 +114,16 @@ async def accept(
     if services.settings.log_prompts == "yes" and accepted.outcome is Outcome.NEW:
         log.info("%s by %s: prompt %r", submission.job_id, job.owner or "anonymous", job.prompt)
     return accepted
+
+
+async def _found_before(queue: JobQueue, submission: Submission) -> Accepted | None:
+    """The job that this request became before, or a succeeded one with equal images; None if it needs a worker."""
+    found = await queue.cached(submission)
+    if found is None and submission.key:
+        with suppress(QueueFull, RateLimited):  # it would be a new one
+            asked = await queue.ask(submission)
+            found = None if asked.outcome is Outcome.ROOM else asked
+    return found
 
 
 def idempotency_key(request: Request) -> str:

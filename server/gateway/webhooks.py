@@ -27,7 +27,7 @@ from server.errors import ConfigError, InvalidRequest, JobExpired, UnknownJob
 from server.gateway.webhook_addresses import PrivateAddress, check_url, resolve_address
 from server.queue.due_work import poll_due
 from server.queue.job_queue import JobQueue
-from server.queue.redis_client import redis_time
+from server.queue.redis_client import read_hash, redis_time
 from server.records import UNREADABLE, skip
 
 log = logging.getLogger(__name__)
@@ -161,7 +161,7 @@ class Webhooks:
 
     async def _load(self, job_id: str, get_job: GetJob) -> Delivery | None:
         key = self._queue.keys.webhook_hash(job_id)
-        stored = await self._queue.redis.hgetall(key)
+        stored = await read_hash(self._queue.redis, key, f"The webhook of {job_id}")
         if not stored:
             return None
         message = stored.get("message")

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,15 @@ def format_from_name(out: Path) -> str:
     if format not in MIME:
         raise InvalidRequest(f"--out {out}: use a name that ends in .png, .webp or .jpg.", param="out")
     return format
+
+
+def check_output(out: Path) -> None:
+    """Raise InvalidRequest unless a file of that name can be written: before an image is generated for it."""
+    if out.is_dir():
+        raise InvalidRequest(f"--out {out} is a folder: name a file in it, such as {out / 'image.png'}.", param="out")
+    folder = next(each for each in out.absolute().parents if each.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise InvalidRequest(f"--out {out}: no file can be written to {folder}. Choose another folder.", param="out")
 
 
 def numbered(out: Path, index: int, count: int) -> Path:

@@ -43,7 +43,10 @@ class Source:
         if edit is None:
             raise ValueError("the job has no source image")
         unpacker = zlib.decompressobj()
-        raw = unpacker.decompress(data, image_bytes + area + 1)
+        try:
+            raw = unpacker.decompress(data, image_bytes + area + 1)
+        except zlib.error as error:
+            raise ValueError("the source image is damaged") from error
         if hashlib.sha256(raw).hexdigest() != edit.sha256 or len(raw) not in (image_bytes, image_bytes + area):
             raise ValueError("the source image is damaged")
         pixels, mask = raw[:image_bytes], raw[image_bytes:] or None

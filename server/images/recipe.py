@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from server import __version__
 from server.errors import InvalidRequest
 from server.images.codec import read_metadata
@@ -34,7 +36,7 @@ def read_recipe(file: bytes) -> dict[str, Any]:
     """
     try:
         recipe = read_metadata(file)
-    except (OSError, ValueError, SyntaxError) as error:  # raised by Pillow, and by JSON
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # raised by Pillow, and by JSON
         raise InvalidRequest(f"The image cannot be read: {error}.", param="like") from error
     if recipe is None or "seed" not in recipe:
         raise InvalidRequest(

@@ -19,8 +19,9 @@ from pathlib import Path
 from subprocess import Popen
 from types import TracebackType
 from typing import IO
+from urllib.parse import quote
 
-from server.errors import DataDirInUse, ValkeyStartError
+from server.errors import ConfigError, DataDirInUse, ValkeyStartError
 from server.launcher import subprocesses
 
 log = logging.getLogger(__name__)
@@ -59,8 +60,13 @@ def running_url(data_dir: Path) -> str | None:
     try:
         lock = (data_dir / "lock").open()
         address = (data_dir / "address").read_text().strip()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise ConfigError(
+            f"{data_dir} cannot be read ({error.strerror}): run this as the user of `fluid serve`, or set "
+            "FLUID_DATA_DIR to another folder."
+        ) from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -84,7 +90,7 @@ class EmbeddedValkey:
 
     @property
     def url(self) -> str:
-        return f"unix://{self.socket}"
+        return f"unix://{quote(str(self.socket))}"
 
     @property
     def log_path(self) -> Path:

@@ -242,7 +242,7 @@ def _connect(settings: Settings) -> tuple[Any, dict[str, float]]:
     try:
         import ray
     except ImportError as error:
-        raise ConfigError("--on ray needs Ray: pip install 'fluid-serve[ray]', on every node.") from error
+        raise ConfigError("--on ray needs Ray: pip install '.[ray]' in a clone, on every node.") from error
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster that starts here reports nothing to its makers
     try:
         ray.init(logging_level=logging.WARNING, log_to_driver=True)

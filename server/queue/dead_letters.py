@@ -1,7 +1,7 @@
 """Dead letters, the jobs that failed for good: list them, replay them as new jobs, or drop them."""
 
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from server.errors import UnknownDeadLetter
 from server.jobs import JobError, JobInput
@@ -101,7 +101,9 @@ class DeadLetters:
         before the letter is dropped, and repeated, still generates once.
         """
         job_id = f"replay_{letter.job_id}_{letter.entry.replace('-', '')}"
-        await self._queue.enqueue(Submission(job_id, letter.input, letter.kind))
+        # A line of a batch becomes a job of its own: the batch has counted its end already.
+        kind = "job" if letter.input.batch else letter.kind
+        await self._queue.enqueue(Submission(job_id, replace(letter.input, batch=""), kind))
         await self.drop(letter)
         return job_id
 

@@ -252,26 +252,33 @@ class JobQueue(QueueConnection):
         key = self.keys.result_bytes(record.id, output.token, output.index)
         # The client decodes replies as text; images need the raw bytes.
         if output.size_bytes <= SHARED_BYTES:
-            return cast("bytes | None", await self.redis.call("GET", key, decode=False))
-        return cast("bytes | None", await self.redis.execute_command("GET", key, NEVER_DECODE=True))
+            found = await self.redis.call("GET", key, decode=False)
+        else:
+            found = await self.redis.execute_command("GET", key, NEVER_DECODE=True)
+        return cast("bytes | None", found or await self.redis.confirm("GET", key, decode=False))
 
-    async def with_images(self, accepted: Accepted) -> Accepted | None:
+    async def with_images(self, accepted: Accepted, submission: Submission) -> Accepted | None:
         """A cached job with its record, or None if one of its images is gone; others as they are. A store that does not
         respond counts as one that has them: the caller is told so when the image is read."""
         if accepted.outcome is not Outcome.CACHED:
             return accepted
         try:
             record = await self.get(accepted.job_id)
+            if all([await self._is_there(record, output) for output in record.outputs]):
+                return replace(accepted, record=record)
         except (UnknownJob, JobExpired):
-            return None
-        for output in record.outputs:
-            if output.location:
-                with suppress(StorageUnavailable):
-                    if self.store is None or not await self.store.exists(output.location):
-                        return None
-            elif not await self.redis.exists(self.keys.result_bytes(record.id, output.token, output.index)):
-                return None
-        return replace(accepted, record=record)
+            pass
+        key = self.keys.idempotency_hash(submission.job.owner, submission.key)
+        if submission.key and await self.redis.hget(key, "id") == accepted.job_id:
+            await self.redis.delete(key)  # it would lead every repetition to the images that are gone
+        return None
+
+    async def _is_there(self, record: JobRecord, output: Output) -> bool:
+        if not output.location:
+            return bool(await self.redis.exists(self.keys.result_bytes(record.id, output.token, output.index)))
+        with suppress(StorageUnavailable):
+            return self.store is not None and await self.store.exists(output.location)
+        return True
 
     async def backlog(self, model: str) -> int:
         """Waiting work of a model, in row-steps."""

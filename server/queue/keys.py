@@ -68,7 +68,7 @@ class Keys:
     wakeup_list = KeyTemplate("wakeup:{model}")  # idle workers block on it
     leases_zset = KeyTemplate("leases:{model}")  # running jobs, by the end of their lease
     last_take = KeyTemplate("last_take:{worker}")  # the token of the last call of take.lua, and the job it got
-    deadlines_zset = FixedKey("deadlines")  # waiting jobs, by deadline
+    deadlines_zset = FixedKey("deadlines")  # unfinished jobs, by deadline, or by the next look at a running one
     ended_zset = FixedKey("ended")  # "ID STATE OWNER BYTES" of ended jobs, by when their record expires
     open_jobs_hash = FixedKey(
         "open_jobs"

@@ -153,7 +153,7 @@ def replication_problems(wanted: int, confirmed: Confirmation) -> Iterator[Probl
 async def read_config(redis: Client) -> dict[str, str]:
     """Redis' persistence and memory settings; empty where CONFIG is forbidden, as managed services often do."""
     try:
-        return dict(await redis.config_get("append*", "maxmemory-policy"))
+        return dict(await redis.config_get("append*", "maxmemory*"))
     except ResponseError:
         return {}
 
@@ -190,6 +190,12 @@ def config_problems(config: Mapping[str, str]) -> Iterator[Problem]:
         yield Problem(
             f"maxmemory-policy {config['maxmemory-policy']} lets Redis evict jobs",
             "CONFIG SET maxmemory-policy noeviction.",
+        )
+    if config.get("maxmemory") == "0":
+        yield Problem(
+            "Redis has no maxmemory: where memory ends it is killed, instead of refusing jobs",
+            "CONFIG SET maxmemory, to half of the memory that Redis may use.",
+            severe=False,
         )
 
 
@@ -267,13 +273,13 @@ async def outlast_outages(redis: Client, url: str, call: Callable[[], Awaitable[
 
 
 async def read_hash(redis: Client, key: str, what: str) -> dict[str, str]:
-    """The fields of a hash, none if there is no such key.
+    """The fields of a hash, none if a primary has no such key.
 
     Raises:
         UnreadableRecord: the key holds another type. `what` names the record.
     """
     try:
-        flat = cast("list[str]", await redis.call("HGETALL", key))
+        flat = cast("list[str]", await redis.call("HGETALL", key) or await redis.confirm("HGETALL", key))
     except ResponseError as error:
         raise wrong_type(error, what) from error
     return dict(zip(flat[::2], flat[1::2], strict=True))

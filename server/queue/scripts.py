@@ -19,14 +19,17 @@ from server.storage.object_store import open_store
 
 SCRIPTS = (
     "enqueue", "take", "reclaim", "renew", "save", "store", "preview", "finish", "requeue", "cancel", "place", "sweep",
-    "follow", "claim_due", "claim_webhooks", "rate_limit", "batch_create", "batch_index", "batch_move", "batch_release",
-    "batch_files", "file_create", "file_ready", "file_delete", "store_source", "publish_model",
+    "follow", "claim_due", "claim_webhooks", "rate_limit", "batch_create", "batch_index", "batch_move", "batch_line",
+    "batch_cancel", "batch_release", "batch_files", "file_create", "file_ready", "file_delete", "store_source",
+    "publish_model",
 )  # fmt: skip
 
 #: Flags of scripts, which a `#!lua` line states. A script with such a line is refused as a whole where it could not
 #: write: by a replica, which would otherwise run it until its first write, and find a stale queue empty; with a full
 #: memory or disk, which would leave it half done. What ends or keeps an accepted job still runs in a full memory.
-_ALLOW_OOM = ("renew", "finish", "requeue", "cancel", "sweep", "file_delete", "batch_release", "batch_files")
+_ALLOW_OOM = (
+    "renew", "finish", "requeue", "cancel", "sweep", "file_delete", "batch_cancel", "batch_release", "batch_files",
+)  # fmt: skip
 FLAGS = {"place": "no-writes", **dict.fromkeys(_ALLOW_OOM, "allow-oom")}
 
 

@@ -4,6 +4,7 @@ from typing import cast
 
 from server.errors import StorageUnavailable
 from server.jobs import JobInput
+from server.queue.redis_client import read_hash
 from server.queue.scripts import QueueConnection
 from server.storage.object_names import upload_name
 
@@ -45,10 +46,15 @@ async def load(queue: QueueConnection, job: JobInput) -> bytes | None:
     """
     if job.edit is None:
         return None
-    name = await queue.redis.hget(queue.keys.job_hash(job.edit.source), "source_object")
+    record, key = queue.keys.job_hash(job.edit.source), queue.keys.input_bytes(job.edit.source)
+    name = await queue.redis.hget(record, "source_object")
     if name is None:
-        key = queue.keys.input_bytes(job.edit.source)
-        return cast("bytes | None", await queue.redis.execute_command("GET", key, NEVER_DECODE=True))
+        if data := await queue.redis.execute_command("GET", key, NEVER_DECODE=True):
+            return cast("bytes", data)
+        # Neither: the job would fail, so the primary has to say so.
+        name = (await read_hash(queue.redis, record, f"Job {job.edit.source[:100]!r}")).get("source_object")
+    if name is None:
+        return cast("bytes | None", await queue.redis.confirm("GET", key, decode=False))
     if queue.store is None:
         raise StorageUnavailable("is not known to this process, whose FLUID_RESULTS is redis")
     return await queue.store.get(name)

@@ -136,7 +136,7 @@ class Waiter:
         self.accepted = False
         self.known: JobInput | None = None  #: the job's input, where the waiter need not read it
         self._answer: tuple[Mapping[str, str], bytes | None] | None = None
-        self._abandoned = False
+        self._abandoned = self._over = False
         self._queue = queue
         self._job_id = job_id
 
@@ -157,22 +157,26 @@ class Waiter:
             TimeoutError: the job has not ended after `timeout_s`.
         """
         self.accepted = True
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout_s
-        timer = loop.call_at(deadline, self.event.set)  # asyncio.timeout would cost more than the rest of the wait
+        # asyncio.timeout would cost more than the rest of the wait. Timers of uvloop have whole milliseconds: when one
+        # fires, the clock can be short of its time.
+        timer = asyncio.get_running_loop().call_later(timeout_s, self._give_up)
         try:
             while True:
                 await self.event.wait()
                 self.event.clear()
                 if self._abandoned:
                     return None
-                if loop.time() >= deadline:
+                if self._over:
                     raise TimeoutError
                 record = self._answered() or await self._queue.get(self._job_id, known=self.known)
                 if record.state.terminal:
                     return record
         finally:
             timer.cancel()
+
+    def _give_up(self) -> None:
+        self._over = True
+        self.event.set()
 
     def _answered(self) -> JobRecord | None:
         answer, self._answer = self._answer, None

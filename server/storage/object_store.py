@@ -41,7 +41,7 @@ def open_store(url: str, namespace: str) -> ObjectStore | None:
     if url == IN_REDIS:
         return None
     if find_spec("obstore") is None:
-        raise ConfigError("FLUID_RESULTS needs obstore: pip install 'fluid-serve[storage]', or set it to redis.")
+        raise ConfigError("FLUID_RESULTS needs obstore: pip install '.[storage]' in a clone, or set it to redis.")
     return ObjectStore(url, namespace)
 
 
@@ -59,6 +59,7 @@ class ObjectStore:
         self.url = url
         self.namespace = namespace
         self.trouble = ""  #: how a sentence that begins with "The store of finished images" ends; "" if it works
+        self.on_trouble: Callable[[], None] = lambda: None  #: called by the first call that fails after one that worked
         self._root = object_names.root_of(namespace)
         self._folder = results_folder(url)
         self.at_once = DELETED_AT_ONCE if self._folder is None else IN_FOLDER_AT_ONCE  #: objects that one call deletes
@@ -272,8 +273,13 @@ class ObjectStore:
             async with asyncio.timeout(TIMEOUT_S):
                 return await work
         except StorageUnavailable as error:
-            self.trouble = error.reason
+            self._note(error.reason)
             raise
         except Exception as error:  # the library's errors have builtin classes too
-            self.trouble = reason_of(error, in_folder=self._folder is not None, timeout_s=TIMEOUT_S)
+            self._note(reason_of(error, in_folder=self._folder is not None, timeout_s=TIMEOUT_S))
             raise StorageUnavailable(self.trouble) from None  # the cause may quote an access key
+
+    def _note(self, trouble: str) -> None:
+        worked, self.trouble = not self.trouble, trouble
+        if worked:
+            self.on_trouble()

@@ -140,7 +140,7 @@ def check_installed(settings: Settings) -> None:
     except ModuleNotFoundError:  # of a parent package
         missing = True
     if missing:
-        raise ConfigError("FLUID_TRACES_URL needs OpenTelemetry: pip install 'fluid-serve[otel]', or leave it empty.")
+        raise ConfigError("FLUID_TRACES_URL needs OpenTelemetry: pip install '.[otel]' in a clone, or leave it empty.")
 
 
 def open_tracing(settings: Settings, component: str) -> Tracing:

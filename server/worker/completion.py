@@ -93,7 +93,6 @@ class Completion:
 
     async def requeue_after_outage(self, job: HeldJob) -> None:
         """Requeue a job whose source image the store did not give, after a pause; no attempt counts."""
-        self._results.probe_soon()
         await asyncio.sleep(RETRY_S)
         if not job.leaving:
             await self.requeue(job, None)

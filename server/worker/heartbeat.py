@@ -66,12 +66,11 @@ class Heartbeat:
     async def beat(self) -> None:
         """Report once. Raises RedisError; the counters are then reported by the next heartbeat."""
         worker = self._describe()
-        stats = self._tally.drain()
+        stats, exemplars = self._tally.drain(), self._tally.drain_exemplars()
         try:
-            await self._registry.heartbeat(worker, stats, self._tally.exemplars)
-            self._tally.exemplars = {}
+            await self._registry.heartbeat(worker, stats, exemplars)
         except RedisError:
-            self._tally.restore(stats)
+            self._tally.restore(stats, exemplars)
             raise
 
     async def claim(self) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import time
-import zlib
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 
@@ -67,8 +66,11 @@ class Intake:
                 return
             if lease.resumable:
                 await self._completion.persist(lambda: self._snapshots.load(job))
-        finally:
             job.preparing = False
+        except BaseException:  # what it starts from is not known, so none of its images may: it is requeued
+            job.interrupted = True
+            raise
+        finally:
             self._wake()
         if (
             job.complete and not job.closing
@@ -91,7 +93,7 @@ class Intake:
             if data is None:
                 raise ValueError("the source image is gone; send the request again")
             job.source = Source.unpack(data, job.lease.input, self._engine.info)
-        except (ValueError, zlib.error) as error:
+        except ValueError as error:
             await self._completion.reject(job, str(error))
             return False
         return True

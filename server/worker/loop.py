@@ -135,10 +135,8 @@ class Worker:
         )
 
     async def _load(self, checkpoint: str) -> tuple[EngineThread, ModelInfo]:
-        """Load an engine on a thread of its own and let it generate its canary image.
-
-        The first one uses the thread that is in the slot already, where the watchdog sees it.
-        """
+        """Load an engine and let it generate its canary image, on a thread of its own; the first one on the thread in
+        the slot, where the watchdog sees it."""
         thread = EngineThread(self.settings.snapshot_steps) if self.engine.installed else self.engine.thread
         limit_s = inf if thread is self.engine.thread else self.settings.step_timeout_s
         try:
@@ -147,9 +145,10 @@ class Worker:
                 self.heartbeat.note = "generating its canary image"
             began = time.monotonic()
             steps = await canary_within(thread, info, limit_s)
-        except Exception:
-            self.tally.count("fluid_engine_failures_total", "canary" if thread.loaded else "load")
-            self.hung_thread |= thread.hung
+        except BaseException as error:  # also a stop: the thread goes on to load weights, which cannot be interrupted
+            if isinstance(error, Exception):
+                self.tally.count("fluid_engine_failures_total", "canary" if thread.loaded else "load")
+            self.hung_thread |= thread.hung or isinstance(error, asyncio.CancelledError)
             if self.engine.installed:
                 thread.close()
             raise
@@ -257,6 +256,8 @@ class Worker:
         if not self._idle or not await self.reloader.confirm(loaded):
             return
         self._use(loaded.thread, loaded.info)
+        # First of all: a worker that finds these weights published, but no heartbeat with them, would publish its own.
+        await self.completion.persist(self.heartbeat.beat)
         await self.completion.persist(lambda: self.registry.finish_reload(loaded.request, loaded.info, loaded.replaces))
         self.heartbeat.note, self.heartbeat.reloads = "", loaded.request.number
         self.reloader.ready = None
@@ -292,6 +293,7 @@ class Worker:
 
     async def _deregister(self) -> None:
         self.engine.thread.close()
+        self.reloader.close()
         try:
             await self.heartbeat.beat()  # the last counters
             await self.registry.deregister(self.id)

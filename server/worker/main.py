@@ -6,11 +6,12 @@ import logging
 import os
 import signal
 from dataclasses import replace
+from typing import NoReturn
 
 from redis.exceptions import RedisError
 
 from server.background import stop_signals
-from server.errors import ConfigError
+from server.errors import ConfigError, EngineBroken
 from server.queue.lease_queue import LeaseQueue
 from server.queue.redis_client import SOCKET_TIMEOUT_S, connect
 from server.queue.registry import Registry
@@ -52,10 +53,15 @@ async def serve(settings: Settings) -> None:
 
         for name in stop_signals():
             loop.add_signal_handler(name, hang_up if name == signal.SIGHUP else stop)
-        await worker.run()
+        try:
+            await worker.run()
+        except EngineBroken as error:
+            if worker.hung_thread:
+                log.error("%s", error)
+                _exit_now(1)
+            raise
         if worker.hung_thread:  # the interpreter would wait for it
-            logging.shutdown()
-            os._exit(0)
+            _exit_now(0)
 
 
 async def _exit_while_loading(worker: Worker) -> None:
@@ -66,5 +72,9 @@ async def _exit_while_loading(worker: Worker) -> None:
     except (TimeoutError, RedisError) as error:
         log.warning("cannot deregister: %s", error)
     finally:
-        logging.shutdown()
-        os._exit(0)
+        _exit_now(0)
+
+
+def _exit_now(status: int) -> NoReturn:
+    logging.shutdown()
+    os._exit(status)

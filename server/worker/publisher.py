@@ -112,14 +112,19 @@ class Publisher:
     def preview(self, job: HeldJob, index: int, step: int, pixels: bytes) -> None:
         """Publish an unfinished image. Best effort: the worker may exit without having done it."""
         number = job.preview_steps.index(step)
-        task = asyncio.create_task(self._preview(job, index, number, pixels))
+        task = asyncio.create_task(self._preview(job, index, number, pixels, job.last_preview.get(index)))
+        job.last_preview[index] = task
         self._previews.add(task)
         task.add_done_callback(self._previews.discard)
 
-    async def _preview(self, job: HeldJob, index: int, number: int, pixels: bytes) -> None:
+    async def _preview(
+        self, job: HeldJob, index: int, number: int, pixels: bytes, earlier: asyncio.Task[None] | None
+    ) -> None:
         loop = asyncio.get_running_loop()
         try:
             data, _ = await loop.run_in_executor(self._pool, _encode, pixels, job.lease.input, job.source, {})
+            if earlier is not None:  # which another thread may still encode
+                await asyncio.wait([earlier])
             await self._queue.store_preview(job.lease, index, number, data)
         except (OSError, ValueError, RedisError) as error:
             log.warning("no preview %d of image %d of %s: %s", number, index, job.lease.job_id, error)

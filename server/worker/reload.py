@@ -134,6 +134,11 @@ class Reloader:
             return
         self.ready = LoadedEngine(thread, info, request, self._engine.info.id, time.monotonic() + PATIENCE_S)
 
+    def close(self) -> None:
+        """End the thread of an engine that has not taken over; the interpreter would wait for it at exit."""
+        if self.ready is not None:
+            self.ready.thread.close()
+
     async def confirm(self, loaded: LoadedEngine) -> bool:
         """Return true if the idle worker may install what it has loaded.
 

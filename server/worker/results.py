@@ -32,7 +32,9 @@ class ResultWriter:
         self._worker_id = worker_id
         self._patience_s = lease_s
         self._deleting = set[asyncio.Task[None]]()
-        self._failed = asyncio.Event()  #: a write has failed
+        self._failed = asyncio.Event()  #: a call of the store has failed
+        if self._store is not None:
+            self._store.on_trouble = self._failed.set
 
     @property
     def trouble(self) -> str:
@@ -59,7 +61,6 @@ class ResultWriter:
             except (StorageUnavailable, RedisError) as error:
                 if isinstance(error, StorageUnavailable):
                     self._tally.count("fluid_result_store_failures_total")
-                    self._failed.set()
                 if time.monotonic() - began > self._patience_s or job.leaving:
                     raise
                 await asyncio.sleep(RETRY_S)
@@ -93,10 +94,6 @@ class ResultWriter:
                     raise OSError(f"image {output.index} is gone from the store of FLUID_RESULTS")
                 job.outputs[output.index] = replace(output, location=name)
 
-    def probe_soon(self) -> None:
-        """Probe the store at once: another call of it has failed."""
-        self._failed.set()
-
     def discard(self, job: HeldJob) -> None:
         """Delete in the background what this attempt stored; the sweep deletes what that misses."""
         self._delete(*(each.location for each in job.outputs.values() if each.token == job.lease.token))
@@ -124,5 +121,6 @@ class ResultWriter:
                     failure.over()
                 except StorageUnavailable as error:
                     failure.warn(f"{self.trouble}; no jobs are taken until it works. {remedy(error.reason)}")
-            # A write that fails shows within one short pause, so that the next probe can end what it began.
+                self._failed.clear()
+            # Any call that fails sets the trouble, which only a probe or a write ends: so the next probe is soon.
             await wait_at_most(self._failed, RETRY_S if self.trouble else CHECK_S)

@@ -1,4 +1,4 @@
-"""Both shipped checkpoints in one `fluid serve`: through the API, and in the playground."""
+"""The shipped checkpoint and one of other sizes in one `fluid serve`: through the API, and in the playground."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ import httpx
 import pytest
 from PIL import Image
 
+from model.checkpoint import save_checkpoint
+from model.networks.autoregressive_model import Fluid
+from model.networks.factory import new_tokenizer
+from model.presets import PRESETS
 from server.client import FluidClient
 from server.errors import ServiceError
 from tests.end_to_end.browser import needs_browser, open_page, wait_for_status, wait_until
@@ -20,12 +24,16 @@ from tests.end_to_end.conftest import serving
 from tests.server.harness import until
 
 pytestmark = pytest.mark.slow
-FIRST, SECOND = "scenes-128", "emoji-64"
+FIRST, SECOND = "atlas-128", "squares-64"
 
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    flags = ["--checkpoint", FIRST, "--checkpoint", SECOND]
+    other = tmp_path_factory.mktemp("checkpoints") / SECOND
+    config = PRESETS["emoji-64"]
+    about = {"name": SECOND, "licence": "Apache-2.0", "vocabulary": ["red square"], "styles": ["outline"]}
+    save_checkpoint(other, Fluid(config), new_tokenizer(config), about)  # which generates noise
+    flags = ["--checkpoint", FIRST, "--checkpoint", str(other)]
     with serving(tmp_path_factory.mktemp("models"), *flags) as url, FluidClient(url) as client:
         until(lambda: client.health()["models"] == {FIRST: True, SECOND: True}, seconds=120, what="both models")
         yield url

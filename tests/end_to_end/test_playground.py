@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from server.gateway.api_keys import hash_key
@@ -40,6 +41,13 @@ def set_fields(page: Any, **settings: object) -> None:
         page.click("#options summary")
     for name, value in settings.items():
         page.fill(f"#{name}", str(value))
+
+
+def test_the_examples_are_those_that_the_model_publishes(page: Any, live: str) -> None:
+    """They show counts, positions and colours, which a thing and a style alone did not."""
+    (model,) = httpx.get(f"{live}/v1/models").json()["data"]
+    shown = page.eval_on_selector_all("#examples button", "all => all.map((each) => each.textContent)")
+    assert shown == model["examples"] and len(shown) > 3
 
 
 def test_a_prompt_becomes_an_image(page: Any) -> None:

@@ -184,6 +184,23 @@ def test_the_mask_can_be_painted_and_erased_by_keyboard(page: Any) -> None:
     assert not page.is_visible("#editor")
 
 
+def test_an_edit_that_ends_without_an_image_leaves_the_images_there_were(page: Any, tmp_path: Path) -> None:
+    """After a canceled edit, closing the editor showed the first page: the images were only in the history."""
+    hold = Hold(tmp_path)
+    page.fill("#prompt", hold.prompt(step=3))
+    shown = page.eval_on_selector_all("#images img", "all => all.map((each) => each.src)")
+    page.fill("#num_inference_steps", "8")
+    page.click("#generate")
+    wait_for_status(page, "step")
+    page.click("#cancel")
+    wait_for_status(page, "Canceled")
+    hold.release()
+    assert page.is_visible("#editor")
+    page.click("#close")
+    assert page.is_visible("#images img") and page.is_visible("#editPart")
+    assert page.eval_on_selector_all("#images img", "all => all.map((each) => each.src)") == shown
+
+
 DROP = """([data, kind]) => {
     const bytes = Uint8Array.from(atob(data), (char) => char.charCodeAt(0)), transfer = new DataTransfer();
     transfer.items.add(new File([bytes], "own.png", { type: "image/png" }));

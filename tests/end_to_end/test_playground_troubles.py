@@ -156,6 +156,30 @@ def test_a_lost_gateway_is_told_in_plain_words_and_retried(
         service.close()
 
 
+# Lets the first answer under each of the paths begin, and break off within its body.
+BREAK_OFF = """(paths) => {
+  const real = window.fetch, left = new Set(paths);
+  window.fetch = async (path, options) => {
+    const answer = await real(path, options), found = [...left].find((each) => String(path).match(each));
+    if (!found || !answer.ok) return answer;
+    left.delete(found);
+    document.documentElement.dataset.broken = (document.documentElement.dataset.broken ?? "") + found;
+    const body = new ReadableStream({ pull: (stream) => stream.error(new TypeError("Failed to fetch")) });
+    return new Response(body, { status: answer.status, headers: answer.headers });
+  };
+}"""
+
+
+def test_an_answer_that_breaks_off_is_asked_for_again(page: Any) -> None:
+    """A preview or an image whose body broke off ended the run as "Failed to fetch"."""
+    paths = ["/previews/", "/images/[0-9]+$"]
+    page.evaluate(BREAK_OFF, paths)
+    page.click("#generate")
+    wait_for_status(page, "Generated in")
+    assert page.evaluate("document.documentElement.dataset.broken") == "".join(paths)
+    assert page.is_visible("#images img") and page.inner_text("#connection") == ""
+
+
 def test_a_killed_worker_is_waited_for(browser: Any, valkey: EmbeddedValkey, tmp_path: Path) -> None:
     """The page used to show the last step, as if it were still being decoded."""
     service, hold = Service(fake(valkey, "killed")), Hold(tmp_path)

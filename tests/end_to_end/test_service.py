@@ -90,8 +90,8 @@ def test_the_file_contains_the_recipe(live: str) -> None:
 
 def test_models_lists_the_vocabulary(live: str) -> None:
     (model,) = httpx.get(f"{live}/v1/models").json()["data"]
-    assert model["id"] == "scenes-128" and model["ready"] is True and model["image_size"] == [128, 128]
-    assert len(model["vocabulary"]) == 48 and "cactus" in model["vocabulary"]
+    assert model["id"] == "atlas-128" and model["ready"] is True and model["image_size"] == [128, 128]
+    assert len(model["vocabulary"]) == 95 and {"cactus", "trumpet"} <= set(model["vocabulary"])
     assert set(model["styles"]) == {"3d", "noto", "twemoji", "flat", "blob", "emojione"}
 
 
@@ -104,7 +104,7 @@ def test_errors_name_the_limits_of_the_model(live: str) -> None:
 def test_the_official_openai_client_works_unchanged(live: str) -> None:
     with openai.OpenAI(base_url=f"{live}/v1", api_key="unused") as client:
         response = client.images.generate(
-            model="scenes-128", prompt="a rocket, flat style", size="128x128", quality="low"
+            model="atlas-128", prompt="a rocket, flat style", size="128x128", quality="low"
         )
     assert response.data is not None and response.data[0].b64_json is not None
     assert _pixels(base64.b64decode(response.data[0].b64_json)).size == (128, 128)
@@ -117,4 +117,4 @@ def test_a_job_runs_from_submission_to_image_files(live: str) -> None:
         assert done["status"] == "succeeded" and len(done["output"]) == 2
         assert _pixels(client.image(job["id"], 1)).size == (128, 128)
     scraped = httpx.get(f"{live}/metrics").text
-    assert 'fluid_images_total{model="scenes-128"}' in scraped
+    assert 'fluid_images_total{model="atlas-128"}' in scraped

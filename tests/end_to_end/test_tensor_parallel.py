@@ -28,7 +28,7 @@ def _ranks(port: str) -> list[int]:
 
 def test_a_killed_rank_costs_no_job(tmp_path: Path) -> None:
     place = {"FLUID_THREADS": "1", "FLUID_LEASE_S": "3", "FLUID_DEVICE": "cpu", "FLUID_DTYPE": "float32"}
-    flags = ("--checkpoint", "emoji-64", "--tensor-parallel", "2")
+    flags = ("--checkpoint", "atlas-128", "--tensor-parallel", "2")
     images: dict[int, bytes] = {}
     with serving(tmp_path, *flags, **place) as url, FluidClient(url, timeout_s=240) as client:
         before = _ranks(url.rpartition(":")[2])

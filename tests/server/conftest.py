@@ -4,6 +4,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,15 +25,18 @@ MEMORY = Path("/dev/shm")
 MEMORY_BYTES = 1 << 30  # at least free there; containers often have 64 MB
 
 
+@contextmanager
+def quick_folder(otherwise: Path) -> Iterator[Path]:
+    """A folder in memory where there is room: on a busy disk a single fsync outlasts what gateways wait."""
+    roomy = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > MEMORY_BYTES
+    with tempfile.TemporaryDirectory(prefix="fluid-test-", dir=MEMORY if roomy else otherwise) as folder:
+        yield Path(folder)
+
+
 @pytest.fixture(scope="session")
 def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedValkey]:
-    """One for the session, in memory where there is room: on a busy disk a single fsync outlasts what gateways wait."""
-    roomy = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > MEMORY_BYTES
-    parent = MEMORY if roomy else tmp_path_factory.getbasetemp()
-    with (
-        tempfile.TemporaryDirectory(prefix="fluid-test-", dir=parent) as folder,
-        EmbeddedValkey(Path(folder)) as server,
-    ):
+    """One for the session."""
+    with quick_folder(tmp_path_factory.getbasetemp()) as folder, EmbeddedValkey(folder) as server:
         yield server
 
 

@@ -130,6 +130,14 @@ def running_service(settings: Settings) -> Iterator[Service]:
         running.close()
 
 
+def alive(pid: int) -> bool:
+    """True for a running process; a zombie, which its parent has yet to reap, counts as dead."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 @contextmanager
 def http_server(handler: type[BaseHTTPRequestHandler]) -> Iterator[ThreadingHTTPServer]:
     """An HTTP server in a thread, on a free loopback port."""

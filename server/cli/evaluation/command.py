@@ -28,7 +28,7 @@ def add_parser(commands: Any) -> None:
         'prompts  lines such as {"prompt": "a red apple"}    1              images/LINE-IMAGE.png\n\n'
         "Interrupt the command and run it again: it generates what is missing. evaluation.json in the folder has the\n"
         "model, the checkpoint's hash, seeds, settings and scores. GenEval's own evaluate_images.py scores the first\n"
-        "suite; --fid and --clip score the others, with weights that you have (pip install 'fluid-serve[eval]').\n\n"
+        "suite; --fid and --clip score the others, with weights that you have (pip install '.[eval]' in a clone).\n\n"
         "examples:\n  fluid eval geneval evaluation_metadata.jsonl -o out/geneval\n"
         "  fluid eval coco captions_val2014.json -o out/coco --limit 30000 --fid val2014/ --inception inception.pth\n"
         "  fluid eval prompts mine.jsonl -o out/mine --images 4 --quality high --clip clip-vit-large-patch14/",

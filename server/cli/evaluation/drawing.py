@@ -49,7 +49,10 @@ def begin(out: Path, plan: Plan) -> None:
         part.write_text(json.dumps(plan.as_json(), indent=1) + "\n")
         part.rename(state)
         return
-    record = json.loads(state.read_text())
+    try:
+        record = dict(json.loads(state.read_bytes()))
+    except (ValueError, TypeError) as error:
+        raise EvaluationRefused(f"{state} is not a state of this command. Choose another folder with -o.") from error
     for name, value in plan.as_json().items():
         if record.get(name) != value:
             raise EvaluationRefused(
@@ -79,7 +82,7 @@ async def draw(client: AsyncFluidClient, prompts: Sequence[Prompt], out: Path, p
             for number, prompt in waiting:  # shared by all, so each takes the next one
                 try:
                     await _one(client, number, prompt, out, plan)
-                except ServiceError:
+                except Exception:
                     list(waiting)  # the others end with what they have begun
                     raise
                 bar.update(len(prompt.files))
@@ -106,6 +109,4 @@ async def _one(client: AsyncFluidClient, number: int, prompt: Prompt, out: Path,
     if prompt.metadata:
         (folder.parent / "metadata.jsonl").write_text(prompt.metadata + "\n")
     for file, image in zip(prompt.files, images, strict=True):
-        part = (out / file).with_suffix(".part")
-        part.write_bytes(image.data)
-        part.rename(out / file)  # so that no file is ever half written
+        image.save(out / file)

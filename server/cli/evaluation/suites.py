@@ -14,6 +14,10 @@ class EvaluationRefused(OperatorError):
     """`fluid eval` cannot use a file, a flag or its folder."""
 
 
+#: What a line of `fluid eval prompts` cannot set, because the command does.
+REFUSED = {"n", "model", "stream", "response_format", "output_format"}
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """A prompt and the files of its images, relative to the output folder; `options` are parameters of the API."""
@@ -79,10 +83,10 @@ def read_prompts(source: Path, images: int) -> list[Prompt]:
     found = []
     for index, (number, line) in enumerate(_lines(source)):
         prompt = _prompt_of(source, number, line)
-        if refused := {"n", "stream", "response_format", "output_format"} & line.keys():
+        if refused := REFUSED & line.keys():
             raise EvaluationRefused(
                 f"{source}, line {number}: {sorted(refused)[0]!r} cannot be set by a line. --images sets the number of "
-                "images; the files are PNG."
+                "images, --model the model; the files are PNG."
             )
         files = tuple(f"images/{index:06d}-{image}.png" for image in range(images))
         found.append(Prompt(prompt, files, {name: value for name, value in line.items() if name != "prompt"}))

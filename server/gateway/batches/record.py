@@ -64,6 +64,11 @@ class Batch:
         """Number of lines that never became a job."""
         return int(self.fields.get("rejected", 0))
 
+    @property
+    def settled(self) -> int:
+        """Number of lines from the first that are known to have ended, of a batch that is being canceled."""
+        return int(self.fields.get("settled", 0))
+
     def ended(self, *states: JobState) -> int:
         """Number of jobs in these terminal states; without arguments, in any."""
         return sum(int(self.fields.get(f"ended:{state}", 0)) for state in states or TERMINAL)

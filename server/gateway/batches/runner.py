@@ -16,7 +16,6 @@ from redis.exceptions import RedisError
 from server.batch_format import EDITS_URL, OVER, Line, LineError, index_lines, not_for_lines, parse_line
 from server.errors import (
     InvalidRequest,
-    JobExpired,
     NotReplicated,
     NoWorkers,
     QueueFull,
@@ -24,7 +23,6 @@ from server.errors import (
     RequestError,
     StorageUnavailable,
     UnknownFile,
-    UnknownJob,
     UnreadableRecord,
 )
 from server.errors.limits import RETRY_WHEN_USED_UP_S
@@ -39,7 +37,7 @@ from server.gateway.schemas.images import ImageRequest
 from server.jobs import JobInput
 from server.queue.due_work import claim_from, poll_due
 from server.queue.job_queue import JobQueue, Outcome, Submission
-from server.queue.redis_client import redis_time
+from server.queue.redis_client import read_hash, redis_time
 from server.records import skip
 from server.telemetry.job_trace import request_attributes
 from server.telemetry.tracing import OFF, Tracing
@@ -79,11 +77,11 @@ class BatchRunner:
 
     async def advance(self, batch_id: str) -> None:
         """Take the next step of a batch, as its status requires, and schedule the step after it."""
-        fields = await self._redis.hgetall(self._keys.batch_hash(batch_id))
-        if not fields or fields.get("status") in OVER:
-            await self._store.forget(batch_id)
-            return
         try:
+            fields = await read_hash(self._redis, self._keys.batch_hash(batch_id), f"Batch {batch_id}")
+            if not fields or fields.get("status") in OVER:
+                await self._store.forget(batch_id)
+                return
             batch = Batch.from_fields(batch_id, fields)
         except UnreadableRecord as error:  # due again after the visibility timeout, for a gateway that can read it
             skip("a batch", error)
@@ -142,8 +140,7 @@ class BatchRunner:
             await self._fail(batch, refusal.message, refusal.code, None)
 
     async def _fail(self, batch: Batch, message: str, code: str, line: int | None) -> None:
-        errors = {"object": "list", "data": [{"code": code, "line": line, "message": message, "param": None}]}
-        await self._store.transition(batch, "failed", expected=(batch.status,), errors=json.dumps(errors))
+        await self._store.transition(batch, "failed", expected=(batch.status,), errors=_errors(message, code, line))
 
     async def _submit_lines(self, batch: Batch) -> float:
         """Queue as many lines as there is room for; wait while a limit leaves none, or no model is known. Returns the
@@ -160,17 +157,19 @@ class BatchRunner:
         except StorageUnavailable:  # the next step repeats this one
             return STEP_INTERVAL_S
         except UnknownFile as error:
-            await self._fail(batch, error.message, error.code, None)
+            # Each step comes here, until the lines that were queued before have ended.
+            await self._finalize(batch, "failed", errors=_errors(error.message, error.code, None))
             return STEP_INTERVAL_S
         for number, text in enumerate(texts, batch.cursor):
+            refused: RequestError | None = None
             try:
                 await self._submit(batch, number, parse_line(text))
-            except (QueueFull, RateLimited, NoWorkers, NotReplicated, StorageUnavailable) as error:
+            except (QueueFull, RateLimited, NoWorkers, NotReplicated, StorageUnavailable, UnreadableRecord) as error:
                 # The next step continues here. Memory is free when something expires, and only an edit that has been
                 # decoded has its size: without a pause that would be four times a second.
                 return PAUSE_S if error.retry_after_s == RETRY_WHEN_USED_UP_S else STEP_INTERVAL_S
             except RequestError as error:
-                await self._reject(batch, number, error)
+                refused = error
             except RedisError:  # not the line's fault; the next step continues here
                 raise
             except Exception as error:
@@ -180,8 +179,9 @@ class BatchRunner:
                     f"The service failed on this line ({type(error).__name__}); its log has the details. "
                     "Simplify the line."
                 )
-                await self._reject(batch, number, RequestError(message))
-            await self._redis.hset(self._keys.batch_hash(batch.id), "cursor", number + 1)
+                refused = RequestError(message)
+            if not await self._store.pass_line(batch, number, refused):
+                break  # canceled, or ended by another gateway
         return STEP_INTERVAL_S
 
     async def _submit(self, batch: Batch, number: int, line: Line) -> None:
@@ -227,20 +227,12 @@ class BatchRunner:
         )
         return Submission(batch.job_id(number), job, "batch", fingerprint=request.fingerprint(), source=source)
 
-    async def _reject(self, batch: Batch, number: int, error: RequestError) -> None:
-        """Record a line's error; it counts once, however often this step is repeated."""
-        key = self._keys.batch_errors(batch.id)
-        if await self._redis.hset(key, str(number), json.dumps({"status": error.status, "body": error.body()})):
-            await self._redis.hincrby(self._keys.batch_hash(batch.id), "rejected", 1)
-
-    async def _finalize(self, batch: Batch, status: str) -> None:
+    async def _finalize(self, batch: Batch, status: str, **fields: str) -> None:
         """Cancel the unfinished jobs, and set the final status once there are none; no new lines are submitted."""
-        if batch.unfinished <= 0:
-            await self._store.end(batch, status)
-            return
-        # One beyond the cursor: an interrupted step may have queued that line.
-        for number in range(max(0, batch.cursor - 4 * MAX_UNFINISHED_JOBS), batch.cursor + 1):
-            try:
-                await self._queue.cancel(batch.job_id(number))
-            except (UnknownJob, JobExpired):  # rejected, or ended long ago
-                continue
+        if await self._store.cancel_lines(batch):
+            await self._store.end(batch, status, **fields)
+
+
+def _errors(message: str, code: str, line: int | None) -> str:
+    """The field `errors` of a batch that failed as a whole."""
+    return json.dumps({"object": "list", "data": [{"code": code, "line": line, "message": message, "param": None}]})

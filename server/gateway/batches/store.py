@@ -10,10 +10,23 @@ import json
 import secrets
 from array import array
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
+from typing import Any
+
+from redis.exceptions import RedisError
 
 from server.batch_format import OVER, URL, LineError, parse_line
-from server.errors import JobExpired, KeyReused, RateLimited, UnknownBatch, UnknownFile, UnknownJob
+from server.errors import (
+    JobExpired,
+    KeyReused,
+    NotReplicated,
+    RateLimited,
+    RequestError,
+    UnknownBatch,
+    UnknownFile,
+    UnknownJob,
+)
 from server.gateway.batches.files import FileStore
 from server.gateway.batches.record import COMPLETION_WINDOW_S, Batch, LineResult
 from server.gateway.pagination import ids_after, read_listed
@@ -48,7 +61,7 @@ class BatchStore:
             UnknownFile: the owner has no such file.
             KeyReused: the key belongs to a batch with another file or other metadata.
             RateLimited, QueueFull: the owner, or all owners, have as many batches or bytes as they may.
-            NotReplicated: too few replicas of Redis have it.
+            NotReplicated: too few replicas of Redis have it; without a key, its cancellation has begun.
         """
         name = hashlib.sha256(f"{owner} {key}".encode()).hexdigest()[:24] if key else secrets.token_hex(12)
         batch_id, metadata_json = f"batch_{name}", json.dumps(metadata, sort_keys=True)
@@ -74,7 +87,10 @@ class BatchStore:
                 "max_listed": MAX_LISTED,
             },
         }
-        outcome, used = await self._queue.run("batch_create", args, replicated=True)
+        try:
+            outcome, used = await self._queue.run("batch_create", args, replicated=True)
+        except NotReplicated as error:
+            raise await self._not_replicated(error, batch_id, key) from error
         if outcome == "differs":
             raise KeyReused(f"Idempotency-Key {key!r} was used for a different batch. Use a new key for a new batch.")
         if outcome == "batches":
@@ -88,6 +104,16 @@ class BatchStore:
         if outcome not in ("new", "known"):
             raise self._queue.memory_refusal(outcome, used, owner, "input_file_id")
         return await self.get(owner, batch_id)
+
+    async def _not_replicated(self, error: NotReplicated, batch_id: str, key: str) -> NotReplicated:
+        """The error of a batch that the primary has, unless it is lost; nobody could cancel one without a key."""
+        outcome = "Repeat the request with its Idempotency-Key, which finds its batch if there is one."
+        if not key:
+            args = {"id": batch_id, "to": "cancelling", "from": ["validating", "in_progress"], "ttl_s": self._ttl_s}
+            with suppress(RedisError):
+                await self._queue.run("batch_move", args | {"fields": {}})
+            outcome = "Its batch was canceled; try again."
+        return NotReplicated(f"{error.message} {outcome}", retry_after_s=error.retry_after_s)
 
     async def get(self, owner: str, batch_id: str) -> Batch:
         """Return one batch.
@@ -130,7 +156,7 @@ class BatchStore:
             args = {"files": named[first : first + CHUNK_LINES], "expires_s": COMPLETION_WINDOW_S + self._ttl_s}
             await self._queue.run("batch_files", {"id": batch.id, **args})
 
-    async def end(self, batch: Batch, status: str) -> None:
+    async def end(self, batch: Batch, status: str, **fields: str) -> None:
         """Move a batch whose lines have all ended to a final status; from now on its lines expire when it does.
 
         The lines first: an end that is interrupted between the two is repeated as a whole.
@@ -140,7 +166,25 @@ class BatchStore:
             await self._queue.run(
                 "batch_release", args | {"ttl_s": self._ttl_s, "image_ttl_s": self._ttl_s + RESULT_EXTRA_S}
             )
-        await self.transition(batch, status, expected=(batch.status,))
+        await self.transition(batch, status, expected=(batch.status,), **fields)
+
+    async def pass_line(self, batch: Batch, number: int, error: RequestError | None = None) -> bool:
+        """Record that a line became a job, or was rejected with an error; return whether the next line may follow."""
+        text = json.dumps({"status": error.status, "body": error.body()}) if error else None
+        return bool(await self._queue.run("batch_line", {"id": batch.id, "line": number, "error": text}))
+
+    async def cancel_lines(self, batch: Batch) -> bool:
+        """Cancel every line that has not ended, and return whether all have; those that run end within a step.
+
+        One beyond the cursor too: an interrupted step may have queued that line. Safe to repeat, and then cheaper: a
+        call begins at the first line that the one before it left running.
+        """
+        args: dict[str, Any] = {"id": batch.id, "ttl_s": self._queue.ttl_s, "settles": True}
+        for first in range(batch.settled, batch.cursor + 1, CHUNK_LINES):
+            args |= {"first": first, "last": min(first + CHUNK_LINES - 1, batch.cursor)}
+            if await self._queue.run("batch_cancel", args):
+                args["settles"] = False
+        return bool(args["settles"])
 
     async def lines(self, batch: Batch, first: int, end: int) -> builtins.list[str]:
         """Return the texts of the lines from `first` to before `end`, as far as there are any.

@@ -70,7 +70,7 @@ class BodyLimit:
         async def receive_limited() -> Message:
             nonlocal arrived, complete
             if too_large:  # before the first byte, and only if the route reads the body
-                raise HTTPException(413)
+                raise HTTPException(413, _too_large(limit))
             if complete:
                 return await receive()  # waits for the client's disconnect
             try:
@@ -81,7 +81,9 @@ class BodyLimit:
             arrived += len(message.get("body", b""))
             complete = not message.get("more_body", False)
             if arrived > limit:
-                raise HTTPException(413)  # the only exception that FastAPI passes on while it reads a body
+                raise HTTPException(
+                    413, _too_large(limit)
+                )  # the only exception that FastAPI passes on while it reads a body
             hold(len(message.get("body", b"")))
             return message
 
@@ -89,6 +91,11 @@ class BodyLimit:
             await self.app(scope, receive_limited, send)
         finally:
             release()
+
+
+def _too_large(limit: int) -> str:
+    remedy = "no request needs that" if limit == MAX_BODY_BYTES else "split the file, or scale its images down"
+    return f"The body is larger than {limit} bytes; {remedy}."
 
 
 def _too_many(whose: str, limit: int) -> str:

@@ -11,7 +11,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import BodyTooLarge, QueueUnavailable, RateLimited, RequestError, RequestTooSlow, error_body
 from server.gateway.dependencies import Services, services_of
-from server.gateway.middleware.body_limit import MAX_BODY_BYTES
 from server.gateway.queue_trouble import reason
 from server.gateway.requests.validation import from_validation
 
@@ -65,7 +64,7 @@ def error_response(scope: Scope, error: RequestError | RedisError) -> JSONRespon
         services: Services = scope["app"].state.services
         log.error("Redis: %s", error)
         error = QueueUnavailable(reason(services.settings, error))
-    if scope["method"] == "POST" and error.rejection:
+    if scope["method"] in ("POST", "PUT") and error.rejection:
         services = scope["app"].state.services
         services.metrics.rejected.labels(error.code).inc()
     return JSONResponse(error.body(), status_code=error.status, headers=error.headers())
@@ -87,9 +86,7 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
     if not isinstance(error, HTTPException):
         raise error
     if error.status_code == 413:
-        return error_response(
-            request.scope, BodyTooLarge(f"The body is larger than {MAX_BODY_BYTES} bytes; no request needs that.")
-        )
+        return error_response(request.scope, BodyTooLarge(str(error.detail)))
     if error.status_code == 408:
         limit_s = services_of(request).settings.body_timeout_s
         too_slow = RequestTooSlow(f"The body did not arrive within {limit_s:g} s (FLUID_BODY_TIMEOUT_S).")

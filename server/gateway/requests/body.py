@@ -1,17 +1,19 @@
 """Check the form of a body before FastAPI reads it, so that the error names the real cause."""
 
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any, get_type_hints
 
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect
 
 from server.errors import InvalidRequest
 from server.gateway.dependencies import ServicesDep, services_of
 from server.gateway.middleware.auth import CallerDep, caller_of
-from server.json_text import JsonError, decode_utf8, parse
+from server.json_text import JsonError, decode_utf8, is_halved, may_be_halved, parse
 
 
 class JsonRoute(APIRoute):
@@ -76,13 +78,30 @@ def check_form(request: Request) -> None:
     """Check the headers of a multipart form.
 
     Raises:
-        InvalidRequest: the body is compressed, or not multipart/form-data.
+        InvalidRequest: the body is compressed, not multipart/form-data, or not in UTF-8.
     """
     _check_encoding(request)
     if (sent := _content_type(request)) != "multipart/form-data":
         raise InvalidRequest(
             f"The body must be multipart/form-data, not {ascii(sent)[1:-1] or 'without a content type'}."
         )
+    # Starlette decodes names by it, and some codecs of Python's make text that is in no JSON.
+    charset = parse_options_header(request.headers["content-type"])[1].get(b"charset", b"utf-8").decode("latin-1")
+    if charset.lower() not in ("utf-8", "utf8", "us-ascii"):
+        raise InvalidRequest(f"A form must be in UTF-8, not charset {charset[:40]!a}.")
+
+
+@contextmanager
+def told_of_disconnects() -> Iterator[None]:
+    """Tell a client that hung up within its body from a fault of the service.
+
+    Raises:
+        InvalidRequest: it did.
+    """
+    try:
+        yield
+    except ClientDisconnect as error:
+        raise InvalidRequest("The client disconnected before its body was complete.") from error
 
 
 async def _parse_json(request: Request) -> dict[str, Any]:
@@ -92,10 +111,8 @@ async def _parse_json(request: Request) -> dict[str, Any]:
         InvalidRequest: the body is no JSON object; names the cause.
     """
     _check_encoding(request)
-    try:
+    with told_of_disconnects():
         data = await request.body()
-    except ClientDisconnect as error:
-        raise InvalidRequest("The client disconnected before its body was complete.") from error
     if not data:
         raise InvalidRequest("The body is empty; send a JSON object.")
     sent = _content_type(request)
@@ -106,12 +123,17 @@ async def _parse_json(request: Request) -> dict[str, Any]:
             f"The Content-Type {found}; send the JSON object as application/json.", param="Content-Type"
         )
     try:
-        value = parse(decode_utf8(data))
+        text = decode_utf8(data)
+        value = parse(text)
     except JsonError as error:
         raise InvalidRequest(f"The body {error}.") from error
     if not isinstance(value, dict):
         names = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
         raise InvalidRequest(f"The body must be a JSON object, not {names.get(type(value), 'a number')}.")
+    halved = next((name for name, item in value.items() if is_halved(item)), None) if may_be_halved(text) else None
+    if halved is not None:
+        name = ascii(halved[:100])[1:-1]
+        raise InvalidRequest(f"'{name}' contains an unpaired surrogate; send valid Unicode.", param=name)
     return value
 
 

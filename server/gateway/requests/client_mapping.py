@@ -31,7 +31,7 @@ class ClientMapping:
             if not (name and equals and model) or name in aliases:
                 raise SettingError(
                     f"FLUID_MODEL_ALIASES: {text!r} must be NAME=MODEL, with every name once; for example "
-                    "dall-e-3=scenes-128,gpt-image-1=scenes-128."
+                    "dall-e-3=atlas-128,gpt-image-1=atlas-128."
                 )
             aliases[name] = model
         return cls(aliases, settings.size_policy == "nearest", settings.response_format)

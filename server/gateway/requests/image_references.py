@@ -5,9 +5,11 @@ import binascii
 import io
 from typing import Any
 
-from server.errors import BodyTooLarge, InvalidRequest
+from server.errors import BodyTooLarge, InvalidRequest, UnknownFile
 from server.gateway.batches.files import FileStore
 from server.images import uploads
+
+MAX_ID = 100  # characters of a file id; ours have fewer
 
 
 async def read_image(reference: Any, name: str, owner: str, files: FileStore, batch_id: str = "") -> io.BytesIO | None:
@@ -25,6 +27,8 @@ async def read_image(reference: Any, name: str, owner: str, files: FileStore, ba
     if not isinstance(reference, str):
         raise InvalidRequest(f"'{name}' must be a file id, a data URL or base64.", param=name)
     if reference.startswith("file-"):
+        if len(reference) > MAX_ID:  # a key of megabytes would hold up the commands of others
+            raise UnknownFile(f"No file has the id {reference[:MAX_ID]!r}….", param=name)
         if await files.size_of(owner, reference, batch_id) > uploads.MAX_IMAGE_BYTES:
             raise BodyTooLarge(f"'{name}' has more than {uploads.MAX_IMAGE_BYTES} bytes; scale it down.", param=name)
         return io.BytesIO(await files.content(reference))

@@ -10,7 +10,7 @@ from starlette.formparsers import MultiPartParser
 
 from server.errors import InvalidRequest
 from server.gateway.middleware.body_limit import UPLOAD_LIMITS
-from server.gateway.requests.body import check_form
+from server.gateway.requests.body import check_form, told_of_disconnects
 from server.gateway.requests.validation import validated
 from server.gateway.schemas.edits import SourceImageRequest
 
@@ -31,11 +31,15 @@ async def open_form(request: Request) -> AsyncIterator[FormData]:
     """Read the form; its files are in memory until the context ends.
 
     Raises:
-        InvalidRequest: the body is compressed, or not multipart/form-data.
+        InvalidRequest: the body is compressed, not multipart/form-data, or breaks off.
     """
     check_form(request)
-    async with request.form(max_files=4, max_fields=64) as form:
+    with told_of_disconnects():
+        form = await request.form(max_files=4, max_fields=64)
+    try:
         yield form
+    finally:
+        await form.close()
     request.state.body_released()  # the response may take minutes
 
 

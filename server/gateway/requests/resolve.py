@@ -163,12 +163,12 @@ def _check_negative_prompt(job: JobInput, info: ModelInfo) -> None:
     if info.labels:
         raise InvalidRequest(
             f"'negative_prompt' is not possible with {info.id}: it is conditioned on class labels, and its guidance "
-            "leads away from a learned 'no class', not from a text. Leave it out.",
+            "steers away from a learned 'no class', not from a text. Leave it out.",
             param="negative_prompt",
         )
     if not info.negative_prompts:
         raise InvalidRequest(
-            f"'negative_prompt' is not possible with {info.id}: its guidance leads away from a learned branch for no "
+            f"'negative_prompt' is not possible with {info.id}: its guidance steers away from a learned branch for no "
             "prompt, not from a text. Leave it out.",
             param="negative_prompt",
         )

@@ -2,7 +2,7 @@
 
 import base64
 
-from server.errors import DeadlineExceeded, InvalidRequest, JobCanceled, JobExpired, JobFailed
+from server.errors import DeadlineExceeded, InvalidRequest, JobCanceled, JobExpired, JobFailed, NoWorkers
 from server.gateway.dependencies import Services
 from server.gateway.responses.jobs import image_url
 from server.gateway.schemas.image_responses import ImageData, ImagesResponse, InputTokens, Usage
@@ -12,9 +12,12 @@ from server.jobs import IMPOSSIBLE, JobRecord, JobState, Output
 
 async def usage(services: Services, record: JobRecord) -> Usage:
     """Count tokens as OpenAI does: the prompt once, whatever the number of images."""
-    models = await services.fleet.models()
+    try:
+        info = (await services.fleet.models()).get(record.input.model)
+    except NoWorkers:  # the last model was taken away, and the image is there
+        info = None
     text = record.metrics.prompt_tokens if record.metrics else 0
-    image = record.input.n * (models[record.input.model].tokens if record.input.model in models else 0)
+    image = record.input.n * (info.tokens if info else 0)
     return Usage(
         input_tokens=text,
         output_tokens=image,

@@ -9,7 +9,15 @@ from fastapi.responses import StreamingResponse
 from pydantic import Field
 
 from server.batch_format import FAILURES, RESULTS
-from server.errors import BodyTooLarge, InvalidRequest, JobCanceled, RequestError, StorageUnavailable, UnknownFile
+from server.errors import (
+    BodyTooLarge,
+    InvalidRequest,
+    JobCanceled,
+    RequestError,
+    StorageUnavailable,
+    UnknownBatch,
+    UnknownFile,
+)
 from server.gateway.api_keys import Caller
 from server.gateway.batches.files import MAX_FILE_BYTES
 from server.gateway.batches.record import Batch
@@ -135,7 +143,7 @@ async def _result_file(services: Services, caller: Caller, file_id: str) -> tupl
         if file_id.startswith(prefix):
             try:
                 return await services.batches.get(caller.name, file_id.removeprefix(prefix)), errors
-            except RequestError as error:
+            except UnknownBatch as error:
                 raise UnknownFile(f"No file has the id {file_id[:100]!r}.", param="file_id") from error
     return None
 

@@ -14,7 +14,7 @@ QUEUED: dict[str, Any] = {
     "completed_at": None, "expires_at": None,
     "queue": {"position": 2, "eta_seconds": 1.3, "is_possible": True},
     "progress": {"step": 0, "steps": 32, "fraction": 0.0}, "attempt": 0,
-    "input": {"prompt": "a red apple, 3d style", "model": "scenes-128", "n": 1, "seed": 7, "quality": "medium"},
+    "input": {"prompt": "a red apple, 3d style", "model": "atlas-128", "n": 1, "seed": 7, "quality": "medium"},
     "output": [], "error": None, "metrics": None,
     "urls": {
         "get": f"/v1/jobs/{JOB_ID}", "cancel": f"/v1/jobs/{JOB_ID}/cancel", "events": f"/v1/jobs/{JOB_ID}/events",

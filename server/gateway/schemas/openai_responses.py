@@ -164,7 +164,7 @@ class ResponseObject(BaseModel):
             "examples": [
                 {
                     "id": "resp_3f2a", "object": "response", "created_at": 1767225600, "completed_at": 1767225601,
-                    "status": "completed", "model": "scenes-128", "output": [_CALL], "usage": _USAGE, "error": None,
+                    "status": "completed", "model": "atlas-128", "output": [_CALL], "usage": _USAGE, "error": None,
                     "incomplete_details": None, "instructions": None, "metadata": {}, "parallel_tool_calls": True,
                     "previous_response_id": None, "temperature": None, "top_p": None, "tool_choice": "auto",
                     "tools": EXAMPLE["tools"], "store": False, "background": False, "user": None,

@@ -59,7 +59,7 @@ _UNKNOWN_JOB = errors.UnknownJob("No job has the id 'job_1'. Ids come from POST 
 _UNKNOWN_IMAGE = errors.UnknownImage(f"Job {JOB_ID} has images 0 to 0, not 3.", param="index")
 _UNKNOWN_FILE = errors.UnknownFile("No file has the id 'file-1'; files are kept for 86400 s.", param="file_id")
 _UNKNOWN_BATCH = errors.UnknownBatch("No batch has the id 'batch_1'.", param="batch_id")
-_UNKNOWN_MODEL = errors.UnknownModel("No model has the id 'dall-e-3'. Served: scenes-128.", param="model")
+_UNKNOWN_MODEL = errors.UnknownModel("No model has the id 'dall-e-3'. Served: atlas-128.", param="model")
 _NOT_ACCEPTABLE = errors.NotAcceptable("Accept: image/gif is not supported. Accept image/png, image/webp or image/*.")
 _EXPIRED = errors.JobExpired(f"Job {JOB_ID} succeeded; its record and images have since been deleted.")
 _LARGE_BODY = errors.BodyTooLarge("The body is larger than 1048576 bytes; no request needs that.")
@@ -67,7 +67,7 @@ _LARGE_IMAGE = errors.BodyTooLarge("'image' has more than 8388608 bytes.", param
 _LARGE_FILE = errors.BodyTooLarge("'file' has more than 33554432 bytes; split it.", param="file")
 _KEY_REUSED = errors.KeyReused("The Idempotency-Key 'k1' belongs to another request. Use a new one.")
 _FAILED = errors.JobFailed(f"Job {JOB_ID} failed after 3 attempts: its worker died each time.")
-_NO_WORKERS = errors.NoWorkers("No live worker serves scenes-128 right now. POST /v1/jobs queues it until one is back.")
+_NO_WORKERS = errors.NoWorkers("No live worker serves atlas-128 right now. POST /v1/jobs queues it until one is back.")
 _NO_QUEUE = errors.QueueUnavailable()
 _NO_STORE = errors.StorageUnavailable("does not answer")
 _NOT_REPLICATED = errors.NotReplicated("0 of 1 replicas of Redis (FLUID_REPLICAS) had the request within 2 s.")
@@ -150,7 +150,7 @@ JOB_IMAGE: Responses = {
 PREVIEW = JOB_IMAGE
 MODEL = _errors(_UNKNOWN_MODEL, _NO_QUEUE)
 READY: Responses = {
-    200: {"content": {"application/json": {"example": {"status": "ready", "models": {"scenes-128": True}}}}},
+    200: {"content": {"application/json": {"example": {"status": "ready", "models": {"atlas-128": True}}}}},
     503: {
         "description": "No worker can generate; `reason` says why.",
         "content": {"application/json": {"example": {"status": "not ready", "reason": "no live worker"}}},
@@ -168,7 +168,7 @@ _LINKS = _errors(*_REFUSALS, LinkRefused("This link has expired.", param="expire
 _READS = _errors(errors.RateLimited("'alice' is limited to 6000 reads a minute (FLUID_READ_RATE_LIMIT). Try later."))
 _LIMITS = _errors(
     errors.RequestTooSlow("The body did not arrive within 30 s (FLUID_BODY_TIMEOUT_S)."),
-    errors.QueueFull("10000 jobs are waiting for scenes-128, the limit is 10000 (FLUID_MAX_QUEUE). Try later."),
+    errors.QueueFull("10000 jobs are waiting for atlas-128, the limit is 10000 (FLUID_MAX_QUEUE). Try later."),
     errors.RateLimited("'alice' may make 60 requests a minute (FLUID_RATE_LIMIT). Try later."),
 )
 

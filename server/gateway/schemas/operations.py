@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 _MODEL: dict[str, Any] = {
-    "id": "scenes-128", "object": "model", "created": 0, "owned_by": "fluid-serve", "ready": True, "default": True,
+    "id": "atlas-128", "object": "model", "created": 0, "owned_by": "fluid-serve", "ready": True, "default": True,
     "family": "fluid", "image_size": [128, 128], "tokens": 64, "styles": ["3d", "flat"], "vocabulary": ["apple"],
     "limits": {"max_n": 10, "max_num_inference_steps": 64}, "defaults": {"quality": "medium", "guidance_scale": 3.0},
 }  # fmt: skip

@@ -54,10 +54,11 @@ class AnswerWithin:
         await self._timeout.__aexit__(kind, error, trace)
 
     def _wait(self, seconds: float) -> None:
+        self._due = self._loop.time() + seconds  # the timer has no time of its own if it is due at once (uvloop)
         self._timer = self._loop.call_later(seconds, self._check)
 
     def _check(self) -> None:
-        if self._patience.begin_again(self._timer.when()):
+        if self._patience.begin_again(self._due):
             self._wait(self._timeout_s)
         else:
             self._timeout.reschedule(self._loop.time())

@@ -18,6 +18,10 @@ class ServicePipeline(Pipeline):
         exception.args = (f"{name!s}, command {number} of a pipeline: {exception}", *exception.args[1:])
 
 
+#: Runs one read. A script with a `#!lua` line that may write is refused by replicas.
+_BY_A_PRIMARY = "#!lua flags=allow-oom\nreturn redis.call(ARGV[1], KEYS[1])"
+
+
 class ServiceRedis(Redis):
     """A client that makes such pipelines, and sends small commands over one shared connection."""
 
@@ -33,6 +37,12 @@ class ServiceRedis(Redis):
         if self._shared is None:
             self._shared = self.own_connection()
         return await self._shared.call(command, decode=decode)
+
+    async def confirm(self, command: str, key: str, *, decode: bool = True) -> Any:
+        """Repeat a read that found nothing where only a primary answers. A connection that outlived a failover leads to
+        a replica, which may lag: its word that there is no such job would reach the client as a 404."""
+        options = {} if decode else {"NEVER_DECODE": True}
+        return await self.execute_command("EVAL", _BY_A_PRIMARY, 1, key, command, **options)  # type: ignore[no-untyped-call]
 
     async def transaction_of(self, commands: Sequence[tuple[str | bytes | float, ...]]) -> None:
         """Run small commands as one transaction over the shared connection; their replies are dropped.

@@ -131,7 +131,8 @@ class _Link(RawConnection):
         self._drops, self._timeout_s = drops, timeout_s
         self._owed: deque[tuple[asyncio.Future[Any], bool]] = deque()
         self._patience = Patience(timeout_s)  #: begins when Redis owed nothing, and whenever it sends something
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._due = 0.0  # time of the loop; not the timer's: uvloop gives one of less than half a millisecond none
         self._retired = False
         super().__init__(pool, connection)
 
@@ -190,18 +191,18 @@ class _Link(RawConnection):
         self._owed.clear()
 
     def _wait(self, seconds: float) -> None:
+        self._due = self._loop.time() + seconds
         self._timer = self._loop.call_later(seconds, self._check)
 
     def _check(self) -> None:
         """Give up a Redis that is silent although it owes a reply, unless the event loop itself was late."""
-        assert self._timer is not None
-        due, self._timer = self._timer.when(), None
+        self._timer = None
         if not self._owed:
             return
         left_s = self._patience.began + self._timeout_s - self._loop.time()
         if left_s > 0:
             self._wait(left_s)
-        elif self._patience.begin_again(due):
+        elif self._patience.begin_again(self._due):
             self._wait(self._timeout_s)
         else:
             self.lose(TimeoutError("Timeout reading from Redis"))

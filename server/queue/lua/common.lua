@@ -285,10 +285,30 @@ local function finish(id, state, ttl_s, result, ...)
   return at + ttl_s
 end
 
+-- The error of a job whose deadline passes while it runs.
+local LATE = {code = 'deadline_exceeded', message = 'Its deadline passed while it was being generated.'}
+
 local function abort(id, ttl_s)
   local error = cjson.encode({code = 'deadline_exceeded', message = 'Its deadline passed before a worker was free.'})
   redis.call('HSET', keys.job_hash(id), 'error', error)
   finish(id, 'aborted', ttl_s)
+end
+
+-- End a waiting job, or flag a running one. Returns the state after the call, or nil if there is no such job.
+local function cancel(id, ttl_s)
+  local f = read(id, 'state', 'model')
+  if not f[1] then return nil end
+  if TERMINAL[f[1]] or not intact(id) then return f[1] end
+  local lease_end = redis.call('ZSCORE', keys.leases_zset(f[2]), id)
+  -- Once the lease has expired, no worker is left to see the flag.
+  if f[1] == 'queued' or (lease_end and tonumber(lease_end) <= clock()) then
+    redis.call('HINCRBY', keys.job_hash(id), 'token', 1)
+    finish(id, 'canceled', ttl_s)
+    return 'canceled'
+  end
+  redis.call('HSET', keys.job_hash(id), 'cancel_requested', 1)
+  redis.call('PUBLISH', keys.canceled_channel, id) -- its worker need not wait for the next renewal
+  return f[1]
 end
 
 local function dead_letter(id, error)
@@ -341,7 +361,6 @@ local function start_attempt(id, token, limits)
     return nil
   end
   if state == 'queued' then dequeue_waiting(id, true, model, f[3], f[4], f[5]) end
-  if f[8] then redis.call('ZREM', keys.deadlines_zset, id) end
   local started_at = time_text(clock())
   local fields = {'token', token, 'attempt', attempt, 'started_at', started_at, 'step', 0, 'worker', limits.worker}
   if state == 'starting' then redis.call('HSET', job, unpack(fields)) end -- no transition

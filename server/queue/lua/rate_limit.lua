@@ -12,5 +12,5 @@ if allowed then
   redis.call('SET', name, time_text(whole), 'PX', math.ceil((whole - now) * 1000))
 end
 -- A hundredth of a request for rounding: times are kept to a microsecond.
-local left = math.max(0, math.floor((WINDOW_S - (whole - now)) / each + 0.01))
+local left = allowed and math.max(0, math.floor((WINDOW_S - (whole - now)) / each + 0.01)) or 0
 return {allowed and 1 or 0, left, time_text(whole - now), time_text(math.max(0, whole + each - now - WINDOW_S))}

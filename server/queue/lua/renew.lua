@@ -18,8 +18,7 @@ for i, renewal in ipairs(args.jobs) do
     local cancel = f[4] == '1'
     if not cancel and f[5] and tonumber(f[5]) <= now then
       cancel = true
-      redis.call('HSET', job, 'cancel_requested', 1, 'error',
-        cjson.encode({code = 'deadline_exceeded', message = 'Its deadline passed while it was being generated.'}))
+      redis.call('HSET', job, 'cancel_requested', 1, 'error', cjson.encode(LATE))
     end
     answers[i] = cancel and 'cancel' or 'ok'
   end

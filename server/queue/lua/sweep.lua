@@ -1,11 +1,19 @@
--- End what the clock alone ends: waiting jobs past their deadline, records, files and batches past their time to live.
--- args: ttl_s.
+-- End what the clock alone ends: jobs past their deadline, records, files and batches past their time to live. args:
+-- ttl_s. A running job is told of its deadline by the renewal of its lease, as long as it has a worker.
 local now = time_text(clock())
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', keys.deadlines_zset, '-inf', now, 'LIMIT', 0, 1000)) do
-  if intact(id) and read(id, 'state')[1] == 'queued' then
-    abort(id, args.ttl_s)
-  else
+  local f = intact(id) and read(id, 'state', 'model')
+  local lease_end = f and tonumber(redis.call('ZSCORE', keys.leases_zset(f[2]), id) or '0')
+  if not f or TERMINAL[f[1]] then
     redis.call('ZREM', keys.deadlines_zset, id)
+  elseif f[1] == 'queued' then
+    abort(id, args.ttl_s)
+  elseif lease_end > clock() then
+    redis.call('ZADD', keys.deadlines_zset, time_text(lease_end), id) -- the next look
+  else
+    redis.call('HINCRBY', keys.job_hash(id), 'token', 1)
+    redis.call('HSET', keys.job_hash(id), 'error', cjson.encode(LATE))
+    finish(id, 'canceled', args.ttl_s)
   end
 end
 local expired = redis.call('ZRANGEBYSCORE', keys.ended_zset, '-inf', now, 'LIMIT', 0, 1000)

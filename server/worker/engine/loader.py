@@ -45,8 +45,10 @@ def memory_report(preset: str, dtype: str) -> list[str]:
     Raises:
         ConfigError: there is no such preset.
     """
-    from model.memory import report
-
+    try:
+        from model.memory import report
+    except ImportError as error:
+        raise ConfigError(f"--preset needs the worker's packages, which are not installed here ({error}).") from error
     try:
         return report(preset, dtype=dtype)
     except KeyError as error:
@@ -66,7 +68,7 @@ def load_model(settings: Settings) -> Engine:
     except (ImportError, OSError) as error:  # OSError: a library of torch's is missing
         raise ConfigError(
             f"The model cannot be loaded without its packages ({error}). "
-            "Install them: pip install 'fluid-serve[worker]', or `make setup` in a clone."
+            "Install them in a clone: pip install '.[worker]', or `make setup`."
         ) from error
 
     try:

@@ -17,7 +17,7 @@ class RowRequest:
     seed: int
     sampling: Sampling
     known: KnownPixels | None = None  #: the part that an edit or a variation keeps; the AR steps are for the rest
-    negative_prompt: str = ""  #: what guidance leads away from
+    negative_prompt: str = ""  #: what guidance steers away from
     transparent: bool = field(default=False, repr=False)  #: an image with alpha; of models that have it
 
     @classmethod

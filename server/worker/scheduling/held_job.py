@@ -1,5 +1,6 @@
 """A job that this worker holds: which of its images wait, are being admitted, run on a row, or are complete."""
 
+from asyncio import Task
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -28,6 +29,7 @@ class HeldJob:
     paused: dict[int, int] = field(default_factory=dict)  #: waiting image that was preempted -> its turn to resume
     pauses: dict[int, int] = field(default_factory=dict)  #: image index -> how often it was preempted
     outputs: dict[int, Output] = field(default_factory=dict)
+    last_preview: dict[int, Task[None]] = field(default_factory=dict)  #: image index -> its latest preview on its way
     source: Source | None = None  #: the image that an edit or a variation starts from
     encode_s: float = 0.0
     predict_s: float = 0.0

@@ -1,5 +1,6 @@
 """`fluid batch`: input files, output files, resuming and canceling."""
 
+import hashlib
 import io
 import json
 import signal
@@ -7,12 +8,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from PIL import Image
 
-from server.cli.batch import _file_name, read_prompts
+from server.cli.batch import _download, _file_name, _save_errors, _start_or_resume, read_prompts
+from server.client import FluidClient
 from server.errors import BatchRefused
 from tests.server.harness import Hold, Service, child_env, fluid, until
 
@@ -51,7 +54,7 @@ def test_an_interrupted_batch_resumes(new_service: Callable[..., Service], hold:
     command = [sys.executable, "-m", "server.cli", "batch", str(prompts), "-o", str(out)]
     first = subprocess.Popen(command, env=child_env(service.settings), stderr=subprocess.DEVNULL)
     state = out / "batch.json"
-    until(lambda: state.exists() and state.read_text().endswith("}"))
+    until(lambda: state.exists() and "batch_id" in state.read_text())
     batch_id = json.loads(state.read_text())["batch_id"]
     until(lambda: service.client.batch(batch_id)["request_counts"]["completed"] >= 2)
     first.send_signal(signal.SIGINT)
@@ -64,6 +67,45 @@ def test_an_interrupted_batch_resumes(new_service: Callable[..., Service], hold:
     assert images["00003-1.png"] == service.client.generate("a cat", seed=5, num_inference_steps=10)[0].data
     metrics = httpx.get(f"{service.settings.base_url}/metrics").text
     assert 'fluid_jobs_submitted_total{kind="batch"} 30.0' in metrics
+
+
+class KilledAtStart(FluidClient):
+    """A client whose process ends while a batch starts: before the request is sent, or once it was answered."""
+
+    before = True
+
+    def start_batch(self, file_id: str, key: str = "") -> dict[str, Any]:
+        if self.before:
+            raise KeyboardInterrupt
+        super().start_batch(file_id, key)
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_batch_that_was_killed_while_starting_starts_once(
+    new_service: Callable[..., Service], tmp_path: Path, before: bool
+) -> None:
+    """The state was written after the start: killed in between, the same command generated everything twice."""
+    service = new_service(workers=0)
+    until(lambda: service.client.ready()[1].startswith("no live"), what="the gateway")
+    lines, prompts, out = b'{"custom_id": "1", "body": {"prompt": "a cat"}}', tmp_path / "prompts.txt", tmp_path / "out"
+    with KilledAtStart(service.settings.base_url) as client:
+        client.before = before
+        with pytest.raises(KeyboardInterrupt):
+            _start_or_resume(client, lines, prompts, out)
+    with FluidClient(service.settings.base_url) as client:
+        first = _start_or_resume(client, lines, prompts, out)
+        assert _start_or_resume(client, lines, prompts, out) == first
+    listed = httpx.get(f"{service.settings.base_url}/v1/batches").json()["data"]
+    assert [batch["id"] for batch in listed] == [first]
+
+
+def test_a_batch_whose_file_expired_before_its_start_is_uploaded_again(service: Service, tmp_path: Path) -> None:
+    lines, out = b'{"custom_id": "1", "body": {"prompt": "a cat"}}', tmp_path / "out"
+    state = {"sha256": hashlib.sha256(lines).hexdigest(), "file_id": "file-0123456789abcdef01234567", "key": "k"}
+    out.mkdir()
+    (out / "batch.json").write_text(json.dumps(state))
+    assert service.client.batch(_start_or_resume(service.client, lines, tmp_path / "prompts.txt", out))["id"]
 
 
 @pytest.mark.parametrize(("name", "text", "message"), [
@@ -132,3 +174,28 @@ def test_a_canceled_batch_fails_unless_canceled_here(new_service: Callable[..., 
     assert asked.returncode == 0 and "cancelled: 0 images" in asked.stdout, asked.stderr
     done = fluid(service.settings, "batch", str(prompts), "-o", str(out))
     assert done.returncode == 1 and "the batch is cancelled; 1 of 1 lines produced no image" in done.stderr
+
+
+def test_lines_whose_images_are_gone_are_failures(tmp_path: Path) -> None:
+    """They are in the output file without images: a KeyError. One that was saved in time is not lost."""
+    expired = {"error": {"message": "The image has expired.", "code": "job_expired"}}
+
+    class Gone(FluidClient):
+        def batch_results(self, batch_id: str, *, errors: bool = False) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+            for name in () if errors else ("a", "b"):
+                yield {"custom_id": name, "response": {"status_code": 410, "body": expired}}
+
+    (tmp_path / "a.png").write_bytes(b"x")
+    with Gone("http://127.0.0.1:9") as client:
+        count, gone = _download(client, "batch_1", tmp_path, {"a", "b"})
+        assert (count, [line["custom_id"] for line in gone]) == (0, ["b"])
+        assert _save_errors(client, "batch_1", tmp_path, gone) == 1
+    assert "The image has expired." in (tmp_path / "errors.jsonl").read_text()
+
+
+@pytest.mark.parametrize("content", [b"[1]", b"\xff", b"{}", b"3", b'{"batch_id": "x"'])
+def test_a_foreign_state_file_is_refused(service: Service, tmp_path: Path, content: bytes) -> None:
+    """An unrelated batch.json in the folder was a traceback."""
+    (tmp_path / "batch.json").write_bytes(content)
+    with pytest.raises(BatchRefused, match=r"batch\.json is not a state of this command; choose another folder"):
+        _start_or_resume(service.client, b"{}", tmp_path / "prompts.txt", tmp_path)

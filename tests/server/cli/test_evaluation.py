@@ -80,6 +80,7 @@ def test_coco_is_one_caption_of_each_image_in_a_fixed_order(tmp_path: Path) -> N
         (read_geneval, "", "has no lines"),
         (read_prompts, '{"prompt": "x"}\n\n{"prompt": 5}', "line 3 must be an object with a text 'prompt'"),
         (read_prompts, '{"prompt": "x", "n": 2}', "'n' cannot be set"),
+        (read_prompts, '{"prompt": "x", "model": "fake"}', "'model' cannot be set"),
         (read_prompts, "{", "line 1 is not JSON"),
         (read_coco, '{"annotations": [{"id": 1}]}', "not a file of COCO's captions"),
         (read_coco, "[]", "not a file of COCO's captions"),

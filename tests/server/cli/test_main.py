@@ -94,7 +94,11 @@ def test_demo_runs_the_whole_service(tmp_path: Path) -> None:
         (["generate", "x", "--temperature", "0"], {}, "temperature"),
         (["generate", "x", "--out", "x.gif"], {}, ".png, .webp or .jpg"),
         (["generate", "x", "--background", "transparent"], {}, "fake generates no alpha: ask for --background opaque"),
+        (["generate", "x", "--out", "tests"], {}, "--out tests is a folder: name a file in it"),
+        (["generate", "x", "--out", "README.md/x.png"], {}, "no file can be written"),
+        (["serve", "--max-workers", "8"], {}, "--max-workers is for --on ray: here the number of workers is --workers"),
         (["gateway"], {}, "FLUID_REDIS_URL"),
+        (["worker"], {"FLUID_LEASE_S": "inf"}, "FLUID_LEASE_S='inf' must be finite"),
         (["worker"], {"FLUID_LEESE_S": "3"}, "Did you mean FLUID_LEASE_S"),
     ],
 )
@@ -104,6 +108,22 @@ def test_user_errors_name_the_remedy_without_a_traceback(args: list[str], env: d
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["dlq list", "reload", "forget fake"])
+def test_a_queue_that_does_not_answer_is_named_without_a_traceback(command: str) -> None:
+    """Only `doctor` told what was wrong, and what to do."""
+    done = fluid(*command.split(), FLUID_REDIS_URL="redis://:hidden@127.0.0.1:1")
+    assert done.returncode == 1 and "the queue at redis://" in done.stderr and "does not answer" in done.stderr
+    assert "Traceback" not in done.stderr and "hidden" not in done.stderr
+
+
+def test_output_that_is_lost_is_a_failure() -> None:
+    """A new key whose line did not fit on the disk was lost, with exit status 0."""
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "server.cli", "keys", "new", "alice"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert done.returncode == 1 and "No space left" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("fault", ["checkpoint", "config"])
@@ -161,9 +181,11 @@ def test_service_links_are_logged_once_and_ignored() -> None:
 
 
 def test_demo_works_behind_a_proxy_and_with_empty_settings(tmp_path: Path) -> None:
-    """The requests to one's own service went to the proxy, and it never became ready."""
+    """The requests to one's own service went to the proxy, and it never became ready. And with FLUID_REDIS_URL set, its
+    worker took the jobs of the service there."""
     proxy = dict.fromkeys(("HTTP_PROXY", "http_proxy", "ALL_PROXY"), "http://127.0.0.1:9")
-    empty = dict.fromkeys(("FLUID_HOST", "FLUID_PORT", "FLUID_REDIS_URL", "FLUID_MAX_ROWS", "FLUID_LOG_LEVEL"), "")
+    empty = dict.fromkeys(("FLUID_HOST", "FLUID_PORT", "FLUID_MAX_ROWS", "FLUID_LOG_LEVEL"), "")
+    empty |= {"FLUID_REDIS_URL": "redis://127.0.0.1:1", "FLUID_API_KEYS_FILE": "/nowhere", "FLUID_MAX_JOBS": "1"}
     out = tmp_path / "demo.png"
     done = fluid("demo", "a cat", "--out", str(out), FLUID_ENGINE=FAKE_ENGINE, **proxy, **empty)
     assert done.returncode == 0, done.stderr

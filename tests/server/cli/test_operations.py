@@ -10,11 +10,14 @@ from pathlib import Path
 import pytest
 import redis
 
-from server.cli import doctor
+from server.cli import doctor, operations
 from server.cli.demo import free_port
 from server.client import FluidClient
+from server.errors import ReloadRefused
 from server.jobs import JobState
+from server.queue.job_queue import JobQueue
 from server.queue.keys import Keys
+from server.queue.registry import Registry, WorkerInfo
 from server.queue.statistics import QueueCounts
 from server.settings import Settings
 from server.worker.engine.fake import FAKE_ENGINE
@@ -154,6 +157,15 @@ def test_reload_drops_no_request(new_service: Callable[..., Service]) -> None:
     service.workers[0].wait()
     service.add_worker()
     until(lambda: sha256[:12] in fluid(service.settings, "reload", "--to", "better-weights").stderr)
+
+
+@pytest.mark.anyio
+async def test_a_reload_whose_worker_is_gone_has_failed(queue: JobQueue, settings: Settings) -> None:
+    """A worker that ran out of memory while it loaded both was not counted: exit status 0, and the old weights."""
+    registry = Registry(queue.redis, settings.namespace)
+    await registry.heartbeat(WorkerInfo(id="w1", state="ready", model="fake", max_rows=4, rows=0, started_at=0), {})
+    with pytest.raises(ReloadRefused, match="1 of 1 workers ended while they loaded better"):
+        await operations._reload(replace(settings, checkpoint="fake"), "better", 60.0)
 
 
 def test_a_failed_reload_keeps_the_old_checkpoint(new_service: Callable[..., Service]) -> None:

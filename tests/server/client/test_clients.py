@@ -2,7 +2,6 @@
 
 import asyncio
 import ssl
-import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -101,10 +100,9 @@ def test_follow_resumes_after_a_gateway_restart(new_service: Callable[..., Servi
         received = [next(events) for _ in range(3)]
         service.gateway.kill()
         service.gateway.wait(timeout=60)
-        restart = threading.Thread(target=lambda: setattr(service, "gateway", start("gateway", service.settings)))
-        restart.start()
+        # Not in a thread: the end of the one that started a process ends the process.
+        service.gateway = start("gateway", service.settings)
         received += list(events)
-        restart.join()
     assert received[-1].type == "succeeded"
     ids = [event.id for event in received]
     assert ids == sorted(set(ids), key=ids.index)
@@ -115,6 +113,7 @@ class ScriptedHandler(BaseHTTPRequestHandler):
 
     responses: list[tuple[int, dict[str, str]]]
     keys: list[str | None]
+    refusals: list[int]  #: statuses of the next downloads, before one succeeds
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["content-length"]))
@@ -131,7 +130,8 @@ class ScriptedHandler(BaseHTTPRequestHandler):
         """JSON that is not ASCII-escaped, as a proxy might re-encode it."""
         line = 'data: {"a": "1\u20282\x853"}\n\n' if "events" in self.path else '{"a": "1\u20282\x853"}\n'
         body = line.replace("data:", "id: 1\nevent: succeeded\ndata:").encode()
-        self.send_response(200)
+        self.send_response(self.refusals.pop(0) if self.refusals else 200)
+        self.send_header("retry-after", "0")
         self.send_header("content-length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -142,7 +142,7 @@ class ScriptedHandler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def scripted() -> Iterator[ThreadingHTTPServer]:
-    ScriptedHandler.keys = []
+    ScriptedHandler.keys, ScriptedHandler.refusals = [], []
     with http_server(ScriptedHandler) as server:
         yield server
 
@@ -163,6 +163,20 @@ def test_retries_reuse_the_idempotency_key(scripted: ThreadingHTTPServer) -> Non
             with pytest.raises(ServiceError, match=str(status)):
                 client.submit("a cat")
     assert len(ScriptedHandler.keys) == 5
+
+
+def test_what_arrives_line_by_line_is_retried_as_well(scripted: ThreadingHTTPServer) -> None:
+    """A gateway that restarted behind a proxy ended the wait for a job, or a batch's download, by its first 503."""
+    with FluidClient(f"http://127.0.0.1:{scripted.server_port}") as client:
+        for received in (client.follow("job_1"), client.batch_results("batch_1")):
+            ScriptedHandler.refusals = [503, 502]
+            assert len(list(received)) == 1 and ScriptedHandler.refusals == []
+        ScriptedHandler.refusals = [503] * 3
+        with pytest.raises(ServiceError, match="503"):
+            list(client.batch_results("batch_1"))
+        ScriptedHandler.refusals = [500]
+        with pytest.raises(ServiceError, match="500"):
+            list(client.follow("job_1"))
 
 
 def test_retry_delay_backs_off_and_honours_retry_after() -> None:

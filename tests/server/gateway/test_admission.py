@@ -116,3 +116,28 @@ def test_listing_jobs_is_paginated(new_service: Callable[..., Service]) -> None:
         for job_id in ids:
             valkey.pexpire(keys.job_hash(job_id), 1)
     until(lambda: http.get("/v1/jobs").json()["data"] == [], what="the jobs to expire from the list")
+
+
+def test_a_key_finds_its_images_without_a_worker(new_service: Callable[..., Service]) -> None:
+    """It was a 503 no_workers, although record and images were there, and the 504 had advised to repeat the key."""
+    service = new_service()
+    url, body, headers = service.settings.base_url + GENERATE, {"prompt": "a cat"}, {"Idempotency-Key": "k"}
+    first = httpx.post(url, json=body, headers=headers)
+    service.workers[0].terminate()
+    service.workers[0].wait(timeout=60)
+    until(lambda: not service.client.ready()[0], what="the gateway to miss the worker")
+    again = httpx.post(url, json=body, headers=headers)
+    assert again.status_code == 200, again.text
+    assert again.json()["data"] == first.json()["data"]
+    new = httpx.post(url, json=body, headers={"Idempotency-Key": "other"})
+    assert status_and_code(new) == (503, "no_workers")
+
+
+def test_used_up_memory_keeps_its_own_pause(new_service: Callable[..., Service]) -> None:
+    """Retry-After followed from the queue, which was empty: clients came back each second for memory of an hour."""
+    service = new_service(max_mib=1)
+    url, body = service.settings.base_url + "/v1/jobs", {"prompt": "a cat", "n": 10}
+    while (answer := httpx.post(url, json=body)).is_success:
+        pass
+    assert answer.status_code == 429 and "FLUID_MAX_MIB" in answer.text, answer.text
+    assert answer.headers["retry-after"] == "60"

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from server.gateway.middleware.body_limit import MAX_BODY_BYTES
+from server.gateway.middleware.body_limit import MAX_BODY_BYTES, UPLOAD_LIMITS
 from server.gateway.middleware.security_headers import SECURITY_HEADERS
 from server.gateway.schemas.images import ImageRequest
 from tests.server.harness import Service
@@ -83,6 +83,28 @@ def test_a_body_that_is_too_large_is_a_413(http: httpx.Client, path: str, stream
     assert (error["code"], error["type"]) == ("body_too_large", "invalid_request_error")
     assert str(MAX_BODY_BYTES) in error["message"]
     assert answer.headers["x-request-id"]
+
+
+@pytest.mark.parametrize("path", UPLOAD_LIMITS)
+def test_an_upload_that_is_too_large_names_its_own_limit(http: httpx.Client, path: str) -> None:
+    """It named that of requests without files, a thirtieth of what the route takes."""
+    size = UPLOAD_LIMITS[path] + 1
+    kind = "application/json" if path == "/v1/responses" else "multipart/form-data; boundary=x"
+    answer = http.post(path, content=_chunks(size), headers={"content-type": kind, "content-length": str(size)})
+    assert answer.status_code == 413, answer.text
+    assert f"larger than {size - 1} bytes" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("charset", ["utf-7", "unicode_escape", "UTF-8", "none"])
+@pytest.mark.parametrize("path", ["/v1/files", "/v1/images/edits"])
+def test_a_form_in_another_charset_is_refused(http: httpx.Client, path: str, charset: str) -> None:
+    """Names decoded as UTF-7 can hold half a surrogate pair, and the error that named one could not be sent: a 500."""
+    part = b'--x\r\nContent-Disposition: form-data; name="a+2AE-b"\r\n\r\n1\r\n'
+    content = part + part + b"--x--\r\n"
+    headers = {"content-type": f"multipart/form-data; boundary=x; charset={charset}"}
+    answer = http.post(path, content=content, headers=headers)
+    assert answer.status_code == 400, answer.text
+    assert ("must be in UTF-8" in answer.json()["error"]["message"]) is (charset != "UTF-8")
 
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["content-length", "chunked"])

@@ -1,7 +1,10 @@
 """Figures of the workers, through Redis, as Prometheus' text format."""
 
+import asyncio
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import redis
@@ -16,6 +19,7 @@ from server.model_info import ModelInfo
 from server.queue.keys import Keys
 from server.queue.statistics import QueueCounts
 from server.worker.engine.fake import FakeEngine
+from server.worker.heartbeat import Heartbeat
 from tests.server.harness import Service
 
 INFO = ModelInfo.from_mapping(FakeEngine(1, 0).info())
@@ -75,8 +79,39 @@ def test_a_failed_heartbeat_loses_no_figures() -> None:
     lost = tally.drain()
     assert tally.drain() == {}
     tally.count("fluid_images_total", "m")
-    tally.restore(lost)
+    tally.restore(lost, {})
     assert tally.drain() == {"fluid_images_total|m|total": 2}
+
+
+def test_a_failed_heartbeat_loses_no_exemplar() -> None:
+    """They are restored as figures are, but do not replace those of the meantime."""
+    tally, wait = Tally(), "fluid_queue_wait_seconds"
+    tally.observe(wait, 0.001, "normal", trace_id="a" * 32)
+    tally.observe(wait, 7.0, "normal", trace_id="b" * 32)
+    lost = tally.drain(), tally.drain_exemplars()
+    tally.observe(wait, 7.0, "normal", trace_id="c" * 32)
+    tally.restore(*lost)
+    found = tally.drain_exemplars()
+    assert sorted(text.split()[0][0] for text in found.values()) == ["a", "c"] and tally.drain_exemplars() == {}
+
+
+def test_what_is_observed_during_a_heartbeat_is_reported_by_the_next() -> None:
+    """The exemplars of that time were dropped: they were cleared when the heartbeat's answer came."""
+    tally, wait, sent = Tally(), "fluid_queue_wait_seconds", []
+
+    class SlowRegistry:
+        async def heartbeat(self, worker: object, stats: Mapping[str, float], exemplars: Mapping[str, str]) -> None:
+            sent.append((stats, exemplars))
+            if len(sent) == 1:
+                tally.observe(wait, 0.001, "normal", trace_id="a" * 32)
+
+    engine, scheduler = SimpleNamespace(installed=False), SimpleNamespace(max_rows=1, rows=(), work_left=0)
+    heartbeat = Heartbeat("w", SlowRegistry(), engine, scheduler, tally)  # type: ignore[arg-type]
+    asyncio.run(heartbeat.beat())
+    asyncio.run(heartbeat.beat())
+    (first, first_exemplars), (second, second_exemplars) = sent
+    assert not first and not first_exemplars
+    assert second and [text.split()[0] for text in second_exemplars.values()] == ["a" * 32]
 
 
 def test_known_label_sets_begin_at_zero() -> None:

@@ -115,7 +115,7 @@ def test_a_reload_of_one_model_leaves_the_other_alone(two: Service) -> None:
     until(lambda: two.client.health().get("models") == {A: True, B: True}, what="both models")
     done = fluid(two.settings, "reload")
     assert done.returncode == 2
-    assert f"No live worker was started with 'scenes-128'. Choose by --checkpoint: {A}, {B}." in done.stderr
+    assert f"No live worker was started with 'atlas-128'. Choose by --checkpoint: {A}, {B}." in done.stderr
 
 
 def test_a_reload_to_another_model_replaces_it(two: Service) -> None:

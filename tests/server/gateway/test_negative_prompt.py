@@ -82,7 +82,7 @@ def test_without_guidance_a_warning_says_that_it_has_no_effect(unguided: dict[st
 
 
 def test_its_unknown_words_are_named() -> None:
-    """A model that does not know the word cannot lead away from it."""
+    """A model that does not know the word cannot steer away from it."""
     _, warnings = resolved(prompt="a dragon", negative_prompt="a zeppelin and an appel")
     assert "'prompt'" in warnings[0] and "dragon" in warnings[0]
     assert "'negative_prompt'" in warnings[1] and "zeppelin, appel (nearest: apple)" in warnings[1]

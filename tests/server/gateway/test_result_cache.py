@@ -60,8 +60,9 @@ def test_an_image_that_is_gone_is_generated_again(service: Service, valkey: Embe
         for name in client.scan_iter(f"*{first.json()['job_id']}*"):
             if client.type(name) == b"string" and client.strlen(name) > 100:
                 client.delete(name)
-    again = post(service, BODY)
+    again, repeated = [post(service, BODY, Idempotency_Key="c") for _ in range(2)]  # the second was a 410 for a day
     assert (again.status_code, again.headers["x-cache"]) == (200, "miss")
+    assert (repeated.status_code, repeated.json()["job_id"]) == (200, again.json()["job_id"])
     assert [image["b64_json"] for image in again.json()["data"]] == [i["b64_json"] for i in first.json()["data"]]
 
 

@@ -130,8 +130,8 @@ MATRIX: dict[str, list[tuple[str, Plant]]] = {
     ],
     "reload": [
         ("odd", fields_of("reloads_hash", **{"checkpoint:": "soon x", "done:": "x", "begun:": "x", "plan:": BYTES})),
-        ("odd numbers", fields_of("reloads_hash", **{"checkpoint:scenes-128": "1e9 other", "done:scenes-128": ""})),
-        ("bytes", fields_of("reloads_hash", **{"checkpoint:scenes-128": BYTES, "begun:scenes-128": BYTES})),
+        ("odd numbers", fields_of("reloads_hash", **{"checkpoint:atlas-128": "1e9 other", "done:atlas-128": ""})),
+        ("bytes", fields_of("reloads_hash", **{"checkpoint:atlas-128": BYTES, "begun:atlas-128": BYTES})),
     ],
     "dead letter": [
         ("extra fields", dead_letter(new="x", packed=BYTES)),

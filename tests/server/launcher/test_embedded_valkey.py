@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import redis
 
-from server.errors import DataDirInUse
-from server.launcher.embedded_valkey import MAX_SOCKET_PATH, EmbeddedValkey
-from tests.server.harness import until
+from server.addresses import parse_redis_url
+from server.errors import ConfigError, DataDirInUse
+from server.launcher.embedded_valkey import MAX_SOCKET_PATH, EmbeddedValkey, running_url
+from server.setting_values import data_folder
+from tests.server.harness import alive, until
 
 
 def write(url: str, value: str) -> None:
@@ -27,14 +29,6 @@ def read(url: str) -> bytes | None:
         return value
 
 
-def alive(pid: int) -> bool:
-    """True for a running process; a zombie, which its parent has yet to reap, counts as dead."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 def test_data_survives_a_kill_and_a_restart(tmp_path: Path) -> None:
     """appendfsync always: an acknowledged write must be there after SIGKILL."""
     server = EmbeddedValkey(tmp_path)
@@ -47,6 +41,30 @@ def test_data_survives_a_kill_and_a_restart(tmp_path: Path) -> None:
         assert read(server.url) == b"kept"
     with EmbeddedValkey(tmp_path) as second:
         assert read(second.url) == b"kept"
+
+
+@pytest.mark.parametrize("name", ["data", "./a #b?c%20d"])
+def test_any_folder_will_do(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relative one was looked for twice over, in itself and on a host of its name; so was one with odd characters."""
+    monkeypatch.chdir(tmp_path)
+    with EmbeddedValkey(data_folder(name)) as server:
+        write(parse_redis_url(server.url), "kept")
+        assert running_url(data_folder(name)) == server.url
+    assert (tmp_path / name / "valkey.log").exists()
+
+
+def test_a_folder_of_another_user_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`fluid doctor` as another user than that of `fluid serve` ended with a traceback."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(ConfigError, match="run this as the user of `fluid serve`"):
+        running_url(tmp_path)
+    monkeypatch.undo()
+    (tmp_path / "file").touch()
+    assert running_url(tmp_path / "file") is None
 
 
 def test_a_second_instance_is_rejected_with_the_remedy(tmp_path: Path) -> None:

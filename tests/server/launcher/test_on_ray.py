@@ -88,7 +88,7 @@ def test_a_bad_node_does_not_end_a_service_that_works(monkeypatch: pytest.Monkey
 
 def test_without_ray_the_package_is_named(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ConfigError, match=r"pip install 'fluid-serve\[ray\]'"):
+    with pytest.raises(ConfigError, match=r"pip install '\.\[ray\]' in a clone"):
         on_ray._connect(settings)
 
 

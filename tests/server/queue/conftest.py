@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from server.launcher.embedded_valkey import EmbeddedValkey
+from tests.server.conftest import quick_folder
 
 
 @pytest.fixture
 def own_valkey(tmp_path: Path) -> Iterator[EmbeddedValkey]:
-    with EmbeddedValkey(tmp_path / "valkey") as server:
+    with quick_folder(tmp_path) as folder, EmbeddedValkey(folder / "valkey") as server:
         yield server

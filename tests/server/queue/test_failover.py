@@ -144,6 +144,28 @@ async def test_an_idle_gateway_leaves_a_demoted_primary(pair: RedisPair, ours: J
                 await asyncio.sleep(0.05)
 
 
+async def test_a_replica_is_not_believed_that_there_is_no_such_job(
+    pair: RedisPair, ours: JobQueue, zombie_leases: LeaseQueue
+) -> None:
+    """A gateway that had only read since a failover answered 404 for a job, and for an image, that its replica had not
+    received yet: on a starved machine chaos counted four as lost."""
+    async with connect(pair.url, SOCKET_TIMEOUT_S) as redis, connect(pair.url, SOCKET_TIMEOUT_S) as other:
+        late = JobQueue(other, pair_settings(pair))
+        await asyncio.gather(ours.redis.call("PING"), other.call("PING"))  # both have a connection to it
+        await asyncio.to_thread(pair.promote)
+        await asyncio.to_thread(pair.wait_until_synced)
+        pair.lag()
+        current = JobQueue(redis, pair_settings(pair))
+        await accept(current, "a", n=2)
+        lease = await take(zombie_leases)
+        await zombie_leases.store_result(lease, 0, b"first")
+        outputs = [output_of(lease), output_of(lease, 1)]
+        assert await zombie_leases.finish(lease, JobState.SUCCEEDED, outputs=outputs, files={1: b"second"})
+        record = await ours.get("a")
+        assert record.state is JobState.SUCCEEDED
+        assert [await late.result(record, output) for output in record.outputs] == [b"first", b"second"]
+
+
 async def test_a_silent_subscription_is_noticed(
     pair: RedisPair, ours: JobQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -229,3 +229,24 @@ async def test_leases_of_a_clock_that_was_set_back_end(queue: JobQueue, leases: 
     assert await queue.redis.zscore(queue.keys.leases_zset(MODEL), "a") < time.time() + 60
     await lapse(queue, "a")
     assert len(await leases.reclaim("w2", MODEL, [], count=1)) == 1
+
+
+async def test_a_deadline_ends_a_job_whose_last_worker_died(queue: JobQueue, leases: LeaseQueue) -> None:
+    """Only a worker's renewal looked at it: without another worker the job stayed "processing" for good."""
+    for name in ("late", "patient"):
+        await accept(queue, name, deadline_ms=600_000)
+        await take(leases)
+    deadlines, held = queue.keys.deadlines_zset, queue.keys.leases_zset(MODEL)
+    await queue.redis.zadd(deadlines, {"late": 0})
+    await queue.sweep()
+    assert (await queue.get("late")).state is JobState.STARTING, "its worker sees the deadline itself"
+    assert await queue.redis.zscore(deadlines, "late") == await queue.redis.zscore(held, "late")
+    await lapse(queue, "late", "patient")
+    await queue.redis.zadd(deadlines, {"late": 0})
+    await queue.sweep()
+    record = await queue.get("late")
+    assert (record.state, record.error and record.error.code) == (JobState.CANCELED, "deadline_exceeded")
+    assert (await queue.get("patient")).state is JobState.STARTING
+    assert await queue.redis.zscore(deadlines, "late") is None
+    [heir] = await reclaimed(leases, "w2")
+    assert heir.job_id == "patient"

@@ -19,7 +19,7 @@ from server.client import FluidClient
 from server.errors import ServiceError
 from server.launcher import subprocesses
 from server.launcher.embedded_valkey import EmbeddedValkey
-from server.queue.redis_client import GATEWAY_SOCKET_TIMEOUT_S, connect, explain
+from server.queue.redis_client import GATEWAY_SOCKET_TIMEOUT_S, config_problems, connect, explain
 from server.settings import Settings
 from server.worker.engine.fake import FAKE_ENGINE
 from tests.server.harness import Service, child_env, fluid, until
@@ -160,6 +160,7 @@ def test_a_redis_that_refuses_writes_is_told_by_its_reason(
         ("maxmemory-policy", "allkeys-lru", "lets Redis evict jobs"),
         ("appendonly", "no", "does not persist"),
         ("maxmemory", "1", "is full"),
+        ("maxmemory", "0", "no maxmemory"),
     ],
 )
 async def test_the_gateway_warns_at_its_start_of_what_breaks_its_promise(
@@ -180,6 +181,14 @@ async def test_the_gateway_warns_at_its_start_of_what_breaks_its_promise(
     finally:
         process.terminate()
         process.communicate(timeout=60)
+
+
+def test_a_redis_without_maxmemory_gets_advice() -> None:
+    """It grew until the system killed it. That is no failure yet: doctor's exit status stays 0."""
+    good = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction", "maxmemory": "1073741824"}
+    assert list(config_problems(good)) == []
+    (problem,) = config_problems(good | {"maxmemory": "0"})
+    assert not problem.severe and "maxmemory" in problem.remedy
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,8 @@ def test_without_a_replica_nothing_is_accepted(pair: RedisPair) -> None:
             assert http.put("/v1/jobs/mine-0001", json=body).status_code == 503
             uploaded = http.post("/v1/files", files={"file": LINE}, data={"purpose": "batch"})
             assert uploaded.status_code == 503 and http.get("/v1/files").json()["data"] == []
-            assert 'fluid_jobs_rejected_total{reason="not_replicated"} 3.0' in http.get("/metrics").text
+            rejected = 'fluid_jobs_rejected_total{reason="not_replicated"} 4.0'
+            assert rejected in http.get("/metrics").text, "with PUT, which was not counted"
             again = http.post("/v1/jobs", json=body, headers=named)
             assert again.status_code == 503, "found again, but no replica has it yet"
             pair._follow()
@@ -97,6 +98,12 @@ def test_without_a_replica_nothing_is_accepted(pair: RedisPair) -> None:
             file = http.post("/v1/files", files={"file": LINE}, data={"purpose": "batch"}).json()
             batch = {"input_file_id": file["id"], "endpoint": "/v1/images/generations", "completion_window": "24h"}
             assert http.post("/v1/batches", json=batch).is_success
+            pair.replica.command("REPLICAOF", "NO", "ONE")
+            lost = until(lambda: _refused(http, batch), what="a batch without a replica")
+            assert lost["code"] == "not_replicated" and "batch was canceled" in lost["message"]
+            pair._follow()
+            states = {"cancelled", "in_progress"}
+            until(lambda: {each["status"] for each in http.get("/v1/batches").json()["data"]} == states)
     finally:
         service.close()
 
@@ -111,6 +118,11 @@ def _status(http: httpx.Client) -> int:
         return http.get("/health/live").status_code
     except httpx.TransportError:
         return 0
+
+
+def _refused(http: httpx.Client, batch: dict[str, str]) -> dict[str, str] | None:
+    response = http.post("/v1/batches", json=batch)
+    return None if response.is_success else dict(response.json()["error"])
 
 
 def _accepted(http: httpx.Client, body: dict[str, str], headers: dict[str, str]) -> str | None:

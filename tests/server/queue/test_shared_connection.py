@@ -5,6 +5,7 @@ import os
 import signal
 
 import pytest
+import uvloop
 from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
@@ -75,6 +76,31 @@ async def test_a_silent_redis_fails_all_commands_and_is_used_again(own_valkey: E
             os.kill(own_valkey.process.pid, signal.SIGCONT)
         assert {type(each) for each in found} == {RedisTimeoutError}
         assert await redis.call("PING") == "PONG"
+
+
+def test_a_silence_that_is_looked_at_a_moment_early_ends_on_uvloop(own_valkey: EmbeddedValkey) -> None:
+    """uvloop's timers may fire a fraction of a millisecond early, and one for so short a rest has no time of its own:
+    the check raised AttributeError, nothing looked again, and every request to this gateway hung with the Redis."""
+
+    async def ask_the_silent() -> None:
+        assert own_valkey.process is not None
+        async with connect(own_valkey.url, 0.5) as redis:
+            connection = redis.own_connection()
+            await connection.call(("PING",))
+            os.kill(own_valkey.process.pid, signal.SIGSTOP)
+            try:
+                command = asyncio.create_task(connection.call(("PING",)))
+                while connection._link is None or connection._link._timer is None:
+                    await asyncio.sleep(0)
+                connection._link._timer.cancel()
+                connection._link._wait(0.0003)
+                async with asyncio.timeout(10):
+                    with pytest.raises(RedisTimeoutError):
+                        await command
+            finally:
+                os.kill(own_valkey.process.pid, signal.SIGCONT)
+
+    uvloop.run(ask_the_silent())
 
 
 async def test_an_idle_connection_is_replaced(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,10 @@ import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import cast
 
 import pytest
+import uvloop
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from server.background import Crash, Supervisor
@@ -15,8 +17,8 @@ from server.jobs import JobMetrics, JobState, Output
 from server.queue.connection.subscription import Subscription
 from server.queue.job_queue import JobQueue, Submission
 from server.queue.lease_queue import MESSAGE_BYTES, LeaseQueue
-from server.queue.watcher import JobWatcher
-from tests.server.harness import accept, job_input, take, until_async
+from server.queue.watcher import JobWatcher, Waiter
+from tests.server.harness import PATIENCE_S, accept, job_input, take, until_async
 
 pytestmark = pytest.mark.anyio
 
@@ -39,6 +41,19 @@ async def subscribed(queue: JobQueue, watcher: JobWatcher) -> None:
         return int((await queue.redis.pubsub_numsub(channel))[0][1])
 
     await until_async(count)
+
+
+def test_a_wait_ends_on_time_on_uvloop() -> None:
+    """Its timers have whole milliseconds: one could fire before the deadline by its clock, and then none was left. With
+    `Prefer: wait=0.3` a request could wait for ever for a model without a worker."""
+
+    async def wait_all() -> None:
+        waits = [Waiter(cast(JobQueue, None), "job").end(0.0004 * each) for each in range(1, 250)]
+        async with asyncio.timeout(PATIENCE_S):
+            ends = await asyncio.gather(*waits, return_exceptions=True)
+        assert all(isinstance(end, TimeoutError) for end in ends)
+
+    uvloop.run(wait_all())
 
 
 async def test_an_end_before_the_wait_is_not_missed(queue: JobQueue) -> None:

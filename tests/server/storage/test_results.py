@@ -66,7 +66,7 @@ def test_an_outage_under_load_loses_no_job_and_costs_no_attempt(
 ) -> None:
     """The folder becomes a file while jobs run: attempts end without counting, workers take nothing, readiness and
     doctor say why, finished images are a 503; all of it is over once the folder is back."""
-    service = new_service(workers=2, results=folder.as_uri(), max_attempts=2, lease_s=3.0)
+    service = new_service(workers=2, results=folder.as_uri(), max_attempts=2, lease_s=8.0)
     base = service.settings.base_url
 
     def submit(prompt: str = "an apple") -> str:

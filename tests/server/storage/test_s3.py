@@ -70,7 +70,7 @@ def test_a_bucket_that_is_away_under_load(
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
         place = {"results": "s3://pictures/some/prefix", "result_links": "presigned"}
-        service = new_service(workers=2, max_attempts=2, lease_s=3.0, **place)
+        service = new_service(workers=2, max_attempts=2, lease_s=8.0, **place)
         base = service.settings.base_url
 
         def read(path: str) -> httpx.Response:

@@ -2,14 +2,20 @@
 
 import asyncio
 import logging
+from dataclasses import replace
 
 import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from server.errors import StorageUnavailable
+from server.jobs import JobState
+from server.metrics import Tally
+from server.queue import source_images
 from server.queue.job_queue import JobQueue
 from server.queue.lease_queue import LeaseQueue, Preempting
 from server.queue.registry import Registry
 from server.settings import Settings
+from server.worker import results
 from server.worker.engine.fake import FakeEngine
 from server.worker.loop import Worker
 from tests.server.harness import MODEL, accept, lapse, take, until_async
@@ -73,6 +79,68 @@ async def test_a_worker_without_the_store_leaves_edits_to_others(
     found = await leases.take("w1", "fake", preempting={"normal": Preempting(True, True, [])})
     assert found is not None and found.job_id == "d" and await leases.take("w1", "fake") is None
     assert [(await take(stored_leases)).job_id for _ in range(2)] == ["edit_1", "edit_2"]
+
+
+async def test_an_edit_whose_image_could_not_be_read_is_not_generated_without_it(
+    queue: JobQueue,
+    leases: LeaseQueue,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Redis was away for longer than a lease between the take and the read: the job began without its image, and
+    succeeded with an unrelated one. (This source is damaged: the next attempt, which reads it, rejects it.)"""
+    await queue.enqueue(replace(edit_of("edit"), source=b"damaged"))
+    load = source_images.load
+
+    async def failing(*args: object) -> bytes | None:
+        if "cannot take jobs" not in caplog.text:
+            raise RedisConnectionError("away")
+        return await load(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(source_images, "load", failing)
+    worker = Worker(settings, leases, Registry(leases.redis, settings.namespace), lambda path: FakeEngine(4, 0.0, path))
+    running = asyncio.create_task(worker.run())
+
+    async def ended() -> bool:
+        return (await queue.get("edit")).state.terminal
+
+    await until_async(ended)
+    job = await queue.get("edit")
+    assert (job.state, job.attempt) == (JobState.FAILED, 1) and job.error and "image" in job.error.message
+    worker.stop()
+    await running
+
+
+async def test_a_call_of_the_store_that_fails_is_followed_by_a_probe(
+    stored_leases: LeaseQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a deletion that failed once, a worker took no jobs until the next regular probe, a quarter of a minute."""
+    monkeypatch.setattr(results, "CHECK_S", 3600.0)
+    store, writer = stored_leases.store, results.ResultWriter(stored_leases, Tally(), "w1", 1.0)
+    assert store is not None
+    probed, probe = asyncio.Event(), store.probe
+
+    async def counted(who: str) -> None:
+        await probe(who)
+        probed.set()
+
+    async def failing(names: tuple[str, ...]) -> None:
+        raise OSError("once")
+
+    monkeypatch.setattr(store, "probe", counted)
+    running = asyncio.create_task(writer.run())
+    await probed.wait()
+    with monkeypatch.context() as patch, pytest.raises(StorageUnavailable):
+        patch.setattr(store, "_delete", failing)
+        await store.delete("n=uploads/job_1-0")
+
+    async def works() -> bool:
+        return not writer.trouble
+
+    assert not await works()
+    await until_async(works)
+    running.cancel()
 
 
 async def test_an_image_that_was_stored_too_late_is_told_from_a_failover(stored: JobQueue) -> None:

@@ -196,7 +196,7 @@ async def test_images_of_a_long_job_expire_by_its_end(
 def test_an_outage_under_load_loses_no_edit_and_no_batch(
     new_service: Callable[..., Service], folder: Path, hold: Hold
 ) -> None:
-    service = new_service(workers=2, results=folder.as_uri(), max_attempts=2, lease_s=3.0)
+    service = new_service(workers=2, results=folder.as_uri(), max_attempts=2, lease_s=8.0)
     with httpx.Client(base_url=service.settings.base_url) as http:
 
         def edit() -> httpx.Response:

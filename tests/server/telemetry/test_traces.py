@@ -239,4 +239,4 @@ def test_without_the_extra_the_start_says_what_to_install(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     for role in ("gateway", "worker"):
         done = fluid(replace(settings, traces_url="http://127.0.0.1:9/v1/traces"), role)
-        assert done.returncode == 2 and re.search(r"pip install 'fluid-serve\[otel\]'", done.stderr), done.stderr
+        assert done.returncode == 2 and re.search(r"pip install '\.\[otel\]' in a clone", done.stderr), done.stderr

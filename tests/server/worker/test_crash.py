@@ -16,7 +16,7 @@ from server.launcher.embedded_valkey import EmbeddedValkey
 from server.queue.keys import Keys
 from server.settings import Settings
 from server.worker.engine.fake import FAKE_ENGINE
-from tests.server.harness import Hold, Service, start, until
+from tests.server.harness import Hold, Service, alive, start, until
 
 
 def test_a_killed_workers_job_is_redelivered(new_service: Callable[..., Service], hold: Hold) -> None:
@@ -113,7 +113,7 @@ def test_serve_leaves_no_process_and_no_lost_job(tmp_path: Path, how: signal.Sig
         job = client.submit("a cat", num_inference_steps=400)
         service.send_signal(how)
         service.wait(timeout=60)
-        until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), what="their end")
+        until(lambda: not any(map(alive, children)), what="their end")
         again = start("serve", settings, "--quiet")
         try:
             client.wait_ready(timeout_s=60)

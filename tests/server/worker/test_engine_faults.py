@@ -9,6 +9,7 @@ import pytest
 import redis
 
 from server.errors import ServiceError
+from server.gateway.admission import MAX_RETRY_AFTER_S
 from server.launcher.embedded_valkey import EmbeddedValkey
 from server.queue.keys import Keys
 from server.queue.redis_client import SOCKET_TIMEOUT_S
@@ -156,8 +157,8 @@ def test_a_full_queue_says_when_to_retry(new_service: Callable[..., Service]) ->
     answer = httpx.post(url, json={"prompt": "x"})
     assert answer.status_code == 429
     assert answer.json()["error"]["code"] == "queue_full"
-    # 4,000 row-steps wait, of 20 ms each: the queue is at least 80 s long, and a tenth of it is 8 s.
-    assert 8 <= int(answer.headers["retry-after"]) <= 30
+    # 4,000 row-steps wait, of 20 ms each or more: the queue is at least 80 s long, and a tenth of it is 8 s.
+    assert 8 <= int(answer.headers["retry-after"]) <= MAX_RETRY_AFTER_S
 
 
 def test_a_redis_that_hangs_is_a_503_within_a_second(

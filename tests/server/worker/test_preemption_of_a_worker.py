@@ -33,7 +33,7 @@ def test_a_small_caller_is_served_while_long_images_run(flooded: tuple[Service, 
         again = service.client.generate(hold.prompt(), seed=5 + index, num_inference_steps=80)[0].data
         assert image == again
     until(lambda: metric(service, 'fluid_preemptions_total{reason="share"}') == 1, what="the count of preemptions")
-    assert metric(service, "fluid_resumed_rows_total") == 1
+    until(lambda: metric(service, "fluid_resumed_rows_total") == 1, what="the count of resumed rows, a beat later")
 
 
 def test_a_job_with_a_paused_image_can_be_canceled(flooded: tuple[Service, dict[str, object]], hold: Hold) -> None:

@@ -195,6 +195,39 @@ async def test_a_failed_reload_ends_its_thread(
     assert counted == ({stage: 1.0} if stage else {})
 
 
+@pytest.mark.parametrize("when", ["loading", "loaded"])
+async def test_a_worker_that_stops_during_a_reload_ends(
+    when: str, queue: JobQueue, leases: LeaseQueue, settings: Settings, hold: Hold
+) -> None:
+    """The other engine's thread waited for calls for ever, and the interpreter for the thread: a worker that had been
+    stopped hung until it was killed, and one whose engine broke was never replaced."""
+    registry, loads, before = Registry(leases.redis, settings.namespace), threading.Event(), engine_threads()
+
+    def factory(checkpoint: str) -> Engine:
+        if checkpoint == "slow":
+            loads.wait()
+        return FakeEngine(4, 0.0, checkpoint)
+
+    worker = Worker(settings, leases, registry, factory)
+    task = asyncio.create_task(worker.run())
+    await until(lambda: worker.heartbeat.state == "ready")
+    await accept(queue, "held", prompt=hold.prompt())  # the other engine does not take over before it ends
+    await until(lambda: bool(worker.scheduler.rows))
+    await registry.request_reload(settings.checkpoint, "slow")
+    if when == "loaded":
+        loads.set()
+        await until(lambda: worker.reloader.ready is not None)
+    else:
+        await until(lambda: engine_threads() == before + 2)
+    worker.stop()
+    hold.release()
+    async with asyncio.timeout(60):
+        await task
+    assert worker.hung_thread is (when == "loading"), "then the process exits without waiting for it"
+    loads.set()
+    await until(lambda: engine_threads() == before)
+
+
 async def reload_beside_jobs(worker: Worker, queue: JobQueue, registry: Registry, hold: Hold) -> None:
     """Have the worker reload to another model while it runs a job, let another one come meanwhile, and wait."""
     await accept(queue, "held", prompt=hold.prompt())

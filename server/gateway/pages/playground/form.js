@@ -49,7 +49,7 @@ function offer(found) {
   $("order").value = orders.some((each) => each.textContent === order) ? order : "";
   $("styles").replaceChildren(...model.styles.map((name) => chip(name, () => setStyle(name))));
   $("count").textContent = model.vocabulary.length ? `(${model.vocabulary.length})` : "";
-  $("avoid").hidden = model.labels.length > 0 || model.negative_prompts === false;  // no text to lead away from
+  $("avoid").hidden = model.labels.length > 0 || model.negative_prompts === false;  // no text to steer away from
   $("ground").hidden = !model.transparent;
   $("vocabulary").hidden = $("surprise").hidden = !model.vocabulary.length;
   showWords();
@@ -84,11 +84,13 @@ function showWords() {
     chip(word, () => { $("prompt").value = withStyle(article(word)); formChanged(); $("prompt").focus(); })));
 }
 function showExamples() {
+  const example = (text) => chip(text, () => { $("prompt").value = text; formChanged(); $("form").requestSubmit(); });
+  if (model.examples?.length) return void $("examples").replaceChildren(...model.examples.map(example));
   const words = model.vocabulary.length ? model.vocabulary : model.labels.map((label) => label.split(",")[0]);
   const some = [8, 9, 39, 1].map((place) => words[place % words.length]).filter((word, place, all) => word && all.indexOf(word) === place);
   $("examples").replaceChildren(...some.map((word, place) => {
     const name = model.styles[place % model.styles.length], text = article(word) + (name ? `, ${name} style` : "");
-    return chip(text, () => { $("prompt").value = text; formChanged(); $("form").requestSubmit(); });
+    return example(text);
   }));
 }
 $("filter").oninput = () => model && showWords();

@@ -32,7 +32,8 @@ async function alone(verb, work) {
   try {
     await work(run);
   } catch (error) {
-    if (wasEditing) showOnly("editor"); else if (earlier.shots.length) showShots(earlier.shots, earlier.chosen); else { shots = []; showOnly("welcome"); }
+    if (earlier.shots.length) showShots(earlier.shots, earlier.chosen); else { shots = []; showOnly("welcome"); }
+    if (wasEditing) showOnly("editor");
     fail(error);
   } finally {
     run.over = true;
@@ -87,8 +88,8 @@ async function follow(run, job, body, figures, { kept, extra = {}, warnings = jo
     if (event === "status") tellStatus(run, data.status);
     if (event === "progress") { Object.assign(run, { step: data.step, steps: data.steps, status: "processing" }); tellStep(run, data.fraction); draw(); }
     if (event === "partial_image") {
-      const url = await dataUrl(data.url).catch((error) => { if (explain(error)) return null; throw error; });
-      if (!url) return;  // a preview is not worth a retry
+      const url = await dataUrl(data.url).catch((error) => console.warn("no preview:", error));
+      if (!url) return;  // a preview is worth neither a retry nor the run
       setImage(figures[data.image_index], url, `${body.prompt}, preview`);
       shown[data.image_index] = previewSteps(input)[data.partial_image_index] ?? 0;
       draw();

@@ -22,7 +22,9 @@ async function call(path, options = {}) {
   if (!answer.ok) throw new ServiceError(answer.status, (await answer.json().catch(() => ({}))).error, Number(answer.headers.get("Retry-After")));
   return answer;
 }
-const json = async (path, options) => (await call(path, options)).json().catch(() => { throw new Unreachable("The connection was lost."); });
+/** An answer can begin and yet never end: a body that breaks off is a lost connection, too. */
+const broken = () => { throw new Unreachable("The connection was lost."); };
+const json = async (path, options) => (await call(path, options)).json().catch(broken);
 
 /** What a person should know of a trouble that passes; "" for any other error. */
 function explain(error) {
@@ -69,7 +71,7 @@ function connected() {
 async function* events(answer) {
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   for (let text = "", part; ;) {
-    try { part = await reader.read(); } catch { throw new Unreachable("The connection was lost."); }
+    try { part = await reader.read(); } catch { broken(); }
     if (part.done) return;
     const blocks = (text + part.value).split("\n\n");
     text = blocks.pop();
@@ -86,8 +88,7 @@ function blobOf(url) {  // of a data: URL, which the page's policy does not let 
 }
 /** A file as a data: URL, which outlives the job and needs no key. */
 async function dataUrl(path) {
-  const blob = await (await call(path)).blob();
-  return readAsUrl(blob);
+  return readAsUrl(await (await call(path)).blob().catch(broken));
 }
 const readAsUrl = (blob) => new Promise((done, fail) => {
   const reader = new FileReader();

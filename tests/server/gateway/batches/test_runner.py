@@ -15,13 +15,10 @@ from server.gateway.batches.files import FileStore
 from server.gateway.batches.record import Batch
 from server.gateway.batches.runner import MAX_UNFINISHED_JOBS, BatchRunner
 from server.gateway.batches.store import BatchStore
-from server.gateway.fleet import Fleet
-from server.gateway.metrics import GatewayMetrics
 from server.queue.job_queue import JobQueue
 from server.queue.keys import Keys
 from server.queue.lease_queue import RESULT_EXTRA_S
-from server.queue.registry import Registry
-from tests.server.harness import Hold, Service, start, until
+from tests.server.harness import Hold, Service, fluid, start, until
 
 URL = "/v1/images/generations"
 
@@ -186,17 +183,6 @@ def test_a_canceled_batch_keeps_its_finished_images(new_service: Callable[..., S
     until(lambda: "fluid_jobs_inflight 0.0" in service.client._call("GET", "/metrics").text)
 
 
-@pytest.fixture
-def store(queue: JobQueue) -> BatchStore:
-    return BatchStore(queue, FileStore(queue, 3600), 3600)
-
-
-@pytest.fixture
-def runner(queue: JobQueue, store: BatchStore) -> BatchRunner:
-    fleet = Fleet(Registry(queue.redis, queue.keys.namespace))
-    return BatchRunner(queue, fleet, FileStore(queue, 3600), store, 3600, GatewayMetrics().bugs)
-
-
 async def uploaded(queue: JobQueue, data: bytes) -> str:
     return (await FileStore(queue, 3600).add("", "in.jsonl", "batch", data)).id
 
@@ -276,3 +262,33 @@ async def test_parameters_that_lines_do_not_support_are_rejected_by_name(
     assert (line.custom_id, line.rejection["status"]) == ("line-0", 400)
     assert [line.rejection["body"]["error"]["param"]] == list(field)
     assert (await queue.get(batch.job_id(1))).input.priority == "low"
+
+
+def test_a_replayed_line_counts_once(new_service: Callable[..., Service]) -> None:
+    """Its second end was counted in the batch too, which was complete while a line of it still ran."""
+    service = new_service()
+    with openai.OpenAI(base_url=f"{service.settings.base_url}/v1", api_key="unused", max_retries=0) as client:
+        batch = wait_until_over(client, create(client, jsonl({"prompt": "[raise]"}, {"prompt": "a cat"})).id)
+        replayed = fluid(service.settings, "dlq", "replay", f"{batch.id}_0")
+        assert replayed.returncode == 0, replayed.stderr
+        job = service.client.wait(replayed.stdout.split()[-1], timeout_s=60)
+        assert job["status"] == "failed"
+        counts = client.batches.retrieve(batch.id).request_counts
+        assert counts and (counts.total, counts.completed, counts.failed) == (2, 1, 1)
+
+
+def test_a_batch_whose_lines_are_lost_ends_those_that_run(new_service: Callable[..., Service]) -> None:
+    """It was "failed" at once: up to 64 of its jobs went on, and were kept for a day longer than the batch."""
+    service = new_service()
+    service.workers[0].terminate()
+    service.workers[0].wait(timeout=60)
+    keys, store = Keys(service.settings.namespace), redis.Redis.from_url(service.settings.redis_url)
+    with openai.OpenAI(base_url=f"{service.settings.base_url}/v1", api_key="unused", max_retries=0) as client:
+        made = create(client, jsonl(*({"prompt": "a cat", "seed": i} for i in range(MAX_UNFINISHED_JOBS + 10))))
+        until(lambda: store.exists(keys.job_hash(f"{made.id}_{MAX_UNFINISHED_JOBS - 1}")), what="its first lines")
+        store.delete(keys.batch_index(made.id))
+        service.client.cancel(f"{made.id}_0")  # there is room for the next line
+        batch = wait_until_over(client, made.id)
+        assert batch.status == "failed" and "are gone" in batch.errors.data[0].message
+        states = {service.client.job(f"{made.id}_{number}")["status"] for number in range(MAX_UNFINISHED_JOBS)}
+        assert states == {"canceled"}

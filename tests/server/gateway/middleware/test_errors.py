@@ -1,5 +1,8 @@
 """Errors of the service itself: a response like all others, and a line in the log under the request id."""
 
+import json
+import re
+import socket
 from dataclasses import replace
 
 import httpx
@@ -8,7 +11,7 @@ import pytest
 from server.gateway.app import create_app
 from server.gateway.middleware.security_headers import SECURITY_HEADERS
 from server.settings import Settings
-from tests.server.harness import Service
+from tests.server.harness import Service, until
 from tests.server.inprocess import served
 
 LONE = "\\ud800"
@@ -31,6 +34,45 @@ def test_half_a_surrogate_pair_is_rejected_as_a_parameter_name(service: Service)
         headers={"Content-Type": "application/json"},
     )
     assert answer.status_code == 400 and "'\\ud800'" in answer.json()["error"]["message"]
+
+
+HALF = "\ud800"  # as json.dumps spells it: LONE
+
+
+@pytest.mark.parametrize(("image", "tool", "param"), [
+    ([{"type": "input_image", "file_id": f"file-{HALF}"}], {}, "input"),
+    ([], {HALF: None}, "tools"),
+    ([], {"input_fidelity": HALF}, "tools"),
+])  # fmt: skip
+def test_half_a_surrogate_pair_is_rejected_at_any_depth(
+    service: Service, image: list[dict[str, str]], tool: dict[str, str], param: str
+) -> None:
+    """Within a list or an object it came as far as a key of Redis, or the response: a 500."""
+    said = {"role": "user", "content": [{"type": "input_text", "text": "x"}, *image]}
+    answer = httpx.post(
+        f"{service.settings.base_url}/v1/responses",
+        content=json.dumps({"input": [said], "tools": [{"type": "image_generation", **tool}]}),
+        headers={"Content-Type": "application/json"},
+    )
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text
+
+
+@pytest.mark.parametrize("path", ["/v1/images/edits", "/v1/images/variations", "/v1/files"])
+def test_a_client_that_hangs_up_within_its_form_is_no_fault_of_the_service(service: Service, path: str) -> None:
+    """It was logged with a traceback and counted as a 500, which an alert watches; a JSON body was not."""
+
+    def count(code: str) -> float:
+        page = httpx.get(f"{service.settings.base_url}/metrics").text
+        found = re.findall(rf'fluid_http_requests_total{{code="{code}",method="POST",route="{path}"}} (\S+)', page)
+        return sum(map(float, found))
+
+    refused, failed = count("400"), count("500")
+    with socket.create_connection(("127.0.0.1", service.settings.port)) as connection:
+        head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9999\r\n"
+        head += "Content-Type: multipart/form-data; boundary=b\r\n\r\n--b\r\nContent-Disposition: form-data; "
+        connection.sendall(head.encode())
+    until(lambda: count("400") + count("500") > refused + failed, what="the request's end")
+    assert count("500") == failed
 
 
 def test_an_unexpected_exception_is_a_500_and_logged_under_its_id(

@@ -200,7 +200,7 @@ def test_an_edit_survives_the_death_of_its_worker(new_service: Callable[..., Ser
     with redis.Redis.from_url(service.settings.redis_url) as store:
         thread = threading.Thread(target=ask)
         thread.start()
-        until(lambda: list(store.scan_iter("*:resume:*")), what="a snapshot")
+        until(lambda: list(store.scan_iter(f"{{{service.settings.namespace}}}:resume:*")), what="a snapshot")
         [key] = store.scan_iter(f"{{{service.settings.namespace}}}:input:*")
         assert store.ttl(key) == -1  # as long as the job lives
         service.workers[0].kill()

@@ -64,7 +64,7 @@ def test_generate(client: openai.OpenAI) -> None:
 
 def test_stream(client: openai.OpenAI, hold: Hold) -> None:
     """Every event has OpenAI's type and the next number; the last holds the image."""
-    message = [{"role": "user", "content": [{"type": "input_text", "text": hold.prompt(step=7)}]}]
+    message = [{"role": "user", "content": [{"type": "input_text", "text": hold.prompt(step=5)}]}]
     stream = client.responses.create(
         model="fake",
         input=message,
@@ -75,7 +75,7 @@ def test_stream(client: openai.OpenAI, hold: Hold) -> None:
     events = []
     for event in stream:
         events.append(event)
-        if len(events) == 7:  # with both previews, of steps 3 and 5
+        if len(events) == 7:  # with both previews, of steps 2 and 4
             hold.release()
     kinds = [event.type.removeprefix("response.").replace("image_generation_call", "call") for event in events]
     assert kinds == [
@@ -166,3 +166,11 @@ def test_an_idempotency_key_returns_the_same_image(client: openai.OpenAI) -> Non
     assert (first.id, call_of(first).result) == (again.id, call_of(again).result)
     last = list(client.responses.create(input="a cat", tools=[tool], extra_headers=header, stream=True))[-1]  # type: ignore[list-item]
     assert last.type == "response.completed" and call_of(last.response).result == call_of(first).result
+
+
+def test_a_file_id_of_megabytes_is_unknown(service: Service) -> None:
+    """It became a key of Redis, on the connection that all requests share."""
+    image = {"type": "input_image", "file_id": "file-" + "a" * (4 << 20)}
+    body = {"model": "fake", "input": [{"role": "user", "content": [{"type": "input_text", "text": "a cat"}, image]}]}
+    answer = httpx.post(f"{service.settings.base_url}/v1/responses", json=body | {"tools": [TOOL]}, timeout=60)
+    assert answer.status_code == 404 and len(answer.text) < 1000, answer.text[:1000]
