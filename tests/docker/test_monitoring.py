@@ -10,7 +10,8 @@ import yaml
 
 from server.cli import main
 from server.errors import RequestError
-from server.gateway.metrics import GatewayMetrics, render
+from server.gateway.metrics import GatewayMetrics, _skipped, render
+from server.gateway.responses.result_cache import ResultCache
 from server.jobs import JobState
 from server.metrics import WORKER_SPECS, Tally
 from server.queue.registry import WorkerInfo
@@ -82,6 +83,20 @@ def test_label_values_in_expressions_exist(request_errors: set[type[RequestError
 
 def prometheus() -> dict[str, Any]:
     return dict(yaml.safe_load((DOCKER / "prometheus.yml").read_text()))
+
+
+def test_what_is_each_gateways_own_is_named() -> None:
+    """max() of a gateway's own counter hides all others; background failures were missing from the list to sum."""
+    gateway = GatewayMetrics()
+    ResultCache(60, gateway.registry)
+    families = [*gateway.registry.collect(), *_skipped()]
+    own = {family.name + ("_total" if family.type == "counter" else "") for family in families}
+    own = {"fluid_http_*" if name.startswith("fluid_http_") else name for name in own}
+    assert len(own) == 7
+    page = (ROOT / "docs/deploy.md").read_text().partition("`max()` them.")[2].partition("`sum()` them")[0]
+    comment = (DOCKER / "prometheus.yml").read_text().partition("sum() only of")[2].partition("dns_sd_configs")[0]
+    for text in (page, comment):
+        assert set(re.findall(r"fluid_[a-z_]+\*?", text)) == own
 
 
 def test_prometheus_scrapes_a_compose_service_and_reads_mounted_rules() -> None:

@@ -98,7 +98,7 @@ def test_the_worker_generates_a_shipped_models_image(
     gateway: Path, worker: Path, valkey: EmbeddedValkey, tmp_path: Path
 ) -> None:
     """The wheel holds the checkpoint."""
-    settings = replace(fake_settings(valkey), engine=Settings().engine, checkpoint="emoji-64", threads=1, lease_s=10.0)
+    settings = replace(fake_settings(valkey), engine=Settings().engine, checkpoint="atlas-128", threads=1, lease_s=10.0)
     code = "import server, model, fluid_kernels as k; print(server.__file__, model.__file__, k.__file__)"
     paths = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path.endswith("site-packages"))}
     python = [worker / "bin" / "python", "-c", code]

@@ -44,9 +44,9 @@ readOnlyRootFilesystem: true
 capabilities: {drop: [ALL]}
 {{- end -}}
 
-{{- /* The settings of a component as a list of variables: {root, settings: [maps, the last one wins]}. */ -}}
+{{- /* The settings of a component as a list of variables: {root, drain, settings: [maps, the last one wins]}. */ -}}
 {{- define "fluid.env" -}}
-{{- $all := dict "FLUID_DRAIN_S" (toString .root.Values.drainSeconds) -}}
+{{- $all := dict "FLUID_DRAIN_S" (toString .drain) -}}
 {{- range .settings }}{{- $all = mergeOverwrite $all (deepCopy .) }}{{- end -}}
 {{- range $name, $value := $all }}
 - {name: {{ $name }}, value: {{ $value | quote }}}
@@ -65,7 +65,7 @@ capabilities: {drop: [ALL]}
 {{- end -}}
 
 {{- /* Grace period: the drain, what passes before it, and ten seconds to end. */ -}}
-{{- define "fluid.gracePeriod" -}}{{ add .root.Values.drainSeconds .before 10 }}{{- end -}}
+{{- define "fluid.gracePeriod" -}}{{ add .drain .before 10 }}{{- end -}}
 
 {{- define "fluid.spread" -}}
 {{- range $topology := list "kubernetes.io/hostname" "topology.kubernetes.io/zone" }}
@@ -86,11 +86,26 @@ capabilities: {drop: [ALL]}
 {{- toJson $model -}}
 {{- end -}}
 
-{{- /* The credentials of FLUID_RESULTS, all variables of a Secret; and its folder. */ -}}
-{{- define "fluid.resultsEnv" -}}
-{{- with .Values.results.existingSecret }}envFrom: [{secretRef: {name: {{ . }}}}]{{- end }}
+{{- /* Variables of the operator's own; the chart's are not among them: {extra, at}. */ -}}
+{{- define "fluid.extraEnv" -}}
+{{- range .extra }}
+{{- if hasPrefix "FLUID_" .name }}
+{{- fail (printf "%s has %s: FLUID_* belong into settings, or into the values that stand for them." $.at .name) }}
+{{- else if has .name (list "HOME" "TRITON_CACHE_DIR") }}
+{{- fail (printf "%s has %s, which the chart sets itself." $.at .name) }}
+{{- end }}
+{{- end }}
+{{- with .extra }}{{ toYaml . }}{{ end }}
 {{- end -}}
 
+{{- /* Whole Secrets and ConfigMaps: the credentials of FLUID_RESULTS, and the operator's own: {root, extra}. */ -}}
+{{- define "fluid.envFrom" -}}
+{{- $all := list -}}
+{{- with .root.Values.results.existingSecret }}{{- $all = append $all (dict "secretRef" (dict "name" .)) }}{{- end -}}
+{{- with concat $all .extra }}envFrom: {{- toYaml . | nindent 2 }}{{- end -}}
+{{- end -}}
+
+{{- /* The folder of FLUID_RESULTS. */ -}}
 {{- define "fluid.resultsVolume" -}}
 {{- with .Values.results.existingClaim }}- {name: results, persistentVolumeClaim: {claimName: {{ . }}}}{{- end }}
 {{- end -}}
