@@ -118,7 +118,7 @@ def static(engine: ServingEngine, trace: list[Arrival], pad: bool = False) -> li
 
 def run(quick: bool) -> dict[str, Any]:
     """Print the table; return the figures."""
-    engine = load_engine("emoji-64", ROWS, "cpu")
+    engine = load_engine("atlas-128", ROWS, "cpu")
     count, rounds = (16, 1) if quick else (40, 2)
     sides = {"continuous": continuous, "static": static_padded, "static_free": static}
     continuous(engine, make_trace(ROWS, float("inf"), 99))  # first use of each shape is slower

@@ -1,7 +1,7 @@
 """Seconds per image of the shipped model, by quality preset and batch size, against batch 1.
 
 Expected cost. One image of the shipped model at 16 autoregressive steps, 25 diffusion steps and guidance costs about
-    backbone   16 steps × 2 halves × 64 positions × 5.3 M weights × 2 = 22 GFLOP
+    backbone   16 steps × 2 halves × 64 positions × 5.8 M weights × 2 = 24 GFLOP
     head       64 tokens × 25 steps × 2 halves × 1.3 M weights × 2    =  8 GFLOP
 so a CPU with 300 GFLOP/s needs 0.1 s. A single image takes longer because of the launch overhead of 400 head steps and
 16 backbone passes, which rows decoded together share: seconds per image fall with the batch until arithmetic is the
@@ -52,7 +52,7 @@ def fast_over_exact(quick: bool) -> dict[str, float]:
 
     The two are equal in quality by the figures of benchmarks.fast (docs/log.md).
     """
-    engine = load_engine("emoji-64", 8, "cpu")
+    engine = load_engine("atlas-128", 8, "cpu")
     default = default_sampling(engine)
     exact = replace(default, num_inference_steps=32, diffusion_steps=50, diffusion_steps_final=None, order="random")
     for settings in (default, exact):
@@ -68,8 +68,8 @@ def fast_over_exact(quick: bool) -> dict[str, float]:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", default="emoji-64", help="folder or name of a shipped checkpoint "
-                        "(default emoji-64)")  # fmt: skip
+    parser.add_argument("--checkpoint", default="atlas-128", help="folder or name of a shipped checkpoint "
+                        "(default atlas-128)")  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="one round instead of five; nothing is saved")
     args = parser.parse_args(argv)
 

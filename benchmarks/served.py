@@ -35,7 +35,7 @@ from model.inference.serving import ServingEngine
 from server.cli.demo import free_port
 from server.client import FluidClient
 
-CHECKPOINT = "scenes-128"  # on both sides
+CHECKPOINT = "atlas-128"  # on both sides
 ROWS, PROMPT = 16, "a red apple, 3d style"
 
 

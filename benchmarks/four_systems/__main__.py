@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=20.0,
                         help="run: processor time to train each system (%(default)s)")  # fmt: skip
     parser.add_argument("--tokenizer-minutes", type=float, default=40.0,
-                        help="run: time of day to train the discrete tokenizer (%(default)s)")  # fmt: skip
+                        help="run: time of day to train each tokenizer (%(default)s)")  # fmt: skip
     parser.add_argument("--prompts", type=int, default=25, help="run: prompts in each of six categories (%(default)s)")
     parser.add_argument("--sheet", type=Path, default=Path("out/four-systems.png"), help="grid: file (%(default)s)")
     parser.add_argument("--figure", type=Path, help="table: write the scaling curve to this file, as SVG")

@@ -17,7 +17,6 @@ DATA = "data/scenes"
 SYSTEMS = ("random-continuous", "random-discrete", "raster-continuous", "raster-discrete")
 SCALED = "random-continuous"  # the system of the scaling curve
 SIZES = ("random-continuous-small", "random-continuous", "random-continuous-large")
-CONTINUOUS_TOKENIZER = "model/checkpoints/scenes-128"
 AR_STEPS = 64  # of every system: raster order has no choice, and random order gains from every step
 DIFFUSION_STEPS = 25
 
@@ -41,21 +40,21 @@ class Stage:
 
 def stages(runs: Path, minutes: float, tokenizer_minutes: float, prompts: int) -> Iterator[Stage]:
     """All stages in order. The arguments of the two scaled sizes depend on a run before them: ask for one at a time."""
-    codes = runs / "tokenizer-vq"
-    for name in ("random-continuous", "raster-continuous"):
-        yield _train(runs, name, CONTINUOUS_TOKENIZER, minutes)
-        yield _loss(runs, name)
-    yield Stage(
-        "tokenizer", codes / "report.json",
-        ("model.training.train_tokenizer", "--preset", "compare-random-discrete", "--data", DATA,
-         "--out", str(codes), "--minutes", f"{tokenizer_minutes:g}"),
-    )  # fmt: skip
-    for name in ("random-discrete", "raster-discrete"):
-        yield _train(runs, name, str(codes / "tokenizer.safetensors"), minutes)
-        yield _loss(runs, name)
+    continuous = str(runs / "tokenizer" / "tokenizer.safetensors")
+    for kind in ("continuous", "discrete"):
+        folder = runs / ("tokenizer" if kind == "continuous" else "tokenizer-vq")
+        yield Stage(
+            f"{kind} tokenizer", folder / "report.json",
+            ("model.training.train_tokenizer", "--preset", f"compare-random-{kind}", "--data", DATA,
+             "--out", str(folder), "--minutes", f"{tokenizer_minutes:g}"),
+        )  # fmt: skip
+        for name in (f"random-{kind}", f"raster-{kind}"):
+            yield _train(runs, name, str(folder / "tokenizer.safetensors"), minutes)
+            yield _loss(runs, name)
     detector = runs.parent / "detector"
     yield Stage("detector", detector / "detector.safetensors",
-                ("model.evaluation.train_detector", "--data", DATA, "--out", str(detector)))  # fmt: skip
+                ("model.evaluation.train_detector", "--data", DATA, "--things", "48",
+                 "--out", str(detector)))  # fmt: skip
     for name in SYSTEMS:
         yield Stage(
             f"{name}: suite", runs / name / "scenes" / "report.json",
@@ -65,7 +64,7 @@ def stages(runs: Path, minutes: float, tokenizer_minutes: float, prompts: int) -
         )  # fmt: skip
     for name in SIZES:
         if name != SCALED:
-            yield _train(runs, name, CONTINUOUS_TOKENIZER, 0, steps_of(runs / SCALED))
+            yield _train(runs, name, continuous, 0, steps_of(runs / SCALED))
             yield _loss(runs, name)
 
 

@@ -58,8 +58,8 @@ def main(argv: list[str] | None = None) -> None:
     print_table(findings)
     losses = [finding.name for finding in findings if finding.is_loss]
     if args.accept:
-        file = accepted_file(kind)
-        file.write_text(json.dumps({"machine": machine, "ratios": {**accepted, **_rounded(ratios)}}, indent=1) + "\n")
+        file, all_ratios = accepted_file(kind), {**read_accepted(kind), **_rounded(ratios)}
+        file.write_text(json.dumps({"machine": machine, "ratios": all_ratios}, indent=1) + "\n")
         print(f"accepted: {file}")
     elif losses:
         print(f"{', '.join(losses)}: more than {LOSS:.0%} worse than accepted. If that is meant, run with --accept.")

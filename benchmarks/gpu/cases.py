@@ -133,7 +133,7 @@ def engine_over(model: AutoregressiveModel, rows: int, dtype: torch.dtype, kerne
         return Engine(model, LabelPrompts(model, LABELS), rows, dtype, kernels)
     assert isinstance(model, Fluid)
     text = model.config.text
-    encoder = StoredStates(text) if text == PRESETS["emoji-64"].text else HashEncoder(text)
+    encoder = StoredStates(text) if text == PRESETS["atlas-128"].text else HashEncoder(text)
     return Engine(model, TextPrompts(model, encoder), rows, dtype, kernels)
 
 
@@ -141,7 +141,7 @@ def shipped(
     device: str, rows: int, dtype: torch.dtype, kernels: str = "auto"
 ) -> tuple[Engine, PcaSkipTokenizer]:  # fmt: skip
     """Return an engine for the shipped model, which knows the stored prompts only, and its image tokenizer."""
-    checkpoint = load_checkpoint(find_checkpoint("emoji-64"), device)
+    checkpoint = load_checkpoint(find_checkpoint("atlas-128"), device)
     assert isinstance(checkpoint.tokenizer, PcaSkipTokenizer)
     pack(checkpoint.model, dtype, triton=choose_path(kernels, torch.device(device)) != "torch")
     return engine_over(checkpoint.model, rows, dtype, kernels), checkpoint.tokenizer

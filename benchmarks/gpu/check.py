@@ -45,7 +45,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 PHILOX = 1e-5
 HEAD = {torch.float32: 2e-3, torch.bfloat16: 0.02}
 BACKBONE = {torch.float32: 1e-4, torch.bfloat16: 0.02}
-IMAGE_DB = {torch.float32: 50.0, torch.bfloat16: 40.0}
+IMAGE_DB = {torch.float32: 50.0, torch.bfloat16: 33.0}  # of atlas-128 on a CPU: 99, and 37 to 56
 BATCH_DB = {torch.float32: 50.0, torch.bfloat16: 35.0}
 SAME_CODES = 0.95  # of discrete tokens: rounding may change one, and with it those that are decided later
 SYSTEM_LIMIT = 0.05  # relative error of continuous tokens; in raster order 64 follow one from the other
@@ -148,7 +148,7 @@ def check_image(args: argparse.Namespace, emit: Emit) -> None:
     if os.environ.get("TRITON_INTERPRET") == "1":  # which takes 50 ms for a program: an image like the others, minutes
         requests = [Request(PROMPTS[0], 5, Sampling(2, 2, guidance_interval=(0.5, 1.0)))]
     expected = generate("cpu", torch.float32, "auto", requests)
-    for path, dtype in itertools.product(paths(args.device, "emoji-64", args.paths), DTYPES):
+    for path, dtype in itertools.product(paths(args.device, "atlas-128", args.paths), DTYPES):
         with attempt(emit, {"path": path, "dtype": short(dtype)}) as record:
             found = generate(args.device, dtype, path, requests)
             values = [decibels(a, b) for a, b in zip(found, expected, strict=True)]
@@ -158,7 +158,7 @@ def check_image(args: argparse.Namespace, emit: Emit) -> None:
 def check_batch(args: argparse.Namespace, emit: Emit) -> None:
     """Compare one request alone with the same among rows of other settings that join and leave at other steps."""
     request = varied_requests(args.quick)[0]
-    for path, dtype in itertools.product(paths(args.device, "emoji-64", args.paths), DTYPES):
+    for path, dtype in itertools.product(paths(args.device, "atlas-128", args.paths), DTYPES):
         with attempt(emit, {"path": path, "dtype": short(dtype)}) as record:
             engine, tokenizer = shipped(args.device, 6, dtype, path)
             with torch.inference_mode():

@@ -58,5 +58,5 @@ def write(encoder: TextEncoder, file: Path = FILE) -> None:
 
 
 if __name__ == "__main__":
-    write(build_text_encoder(PRESETS["emoji-64"].text))
+    write(build_text_encoder(PRESETS["atlas-128"].text))
     print(f"{FILE}: {FILE.stat().st_size} bytes")

@@ -1,7 +1,7 @@
 """A leg of training through the real trainer: images a second, share of the time spent waiting for data, the loss.
 
 Without --recipe the images are coloured squares and the text encoder has random weights, because a borrowed machine
-has neither data nor downloads: everything else is the recipe of the shipped model, so the speed is right and the
+has neither data nor downloads: everything else is a recipe as it stands, so the speed is right and the
 checkpoint is of no use. `python -m model.training.portable_run` packs a real recipe for --recipe.
 """
 
@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.torch import save_file
 
 from benchmarks.gpu.parts import Emit, attempt
 from model.config import TextConfig
 from model.data.dataset import Dataset, Item
+from model.networks.factory import new_tokenizer
 from model.presets import PRESETS
 from model.training.recipe import Recipe
 from model.training.train import run_recipe
@@ -56,10 +58,11 @@ def overrides(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     config = PRESETS["emoji-64"]
     squares(config.image_size, 64 if args.quick else 2048).save(scratch / "data")
     random_encoder(config.text, scratch / "encoder")
+    save_file(new_tokenizer(config).state_dict(), scratch / "tokenizer.safetensors")
     small = {"batch": 4, "steps": 4, "save_every": 1, "compile": False} if args.quick else {"save_every": 50}
     return {
         "data": str(scratch / "data"), "text_encoder": str(scratch / "encoder"), "out": str(scratch / "out"),
-        "tokenizer": str(Path(__file__).parents[2] / "model" / "checkpoints" / "emoji-64"),
+        "tokenizer": str(scratch / "tokenizer.safetensors"),
         "minutes": args.train_minutes, "sheet_every": 1_000_000, **small,
     }  # fmt: skip
 

@@ -65,7 +65,7 @@ def warm_first(args: argparse.Namespace, emit: Emit) -> None:
     from fluid_kernels.tools.check import checks
 
     tasks: list[Task] = [(check.name, check.apart) for check in checks(args.device, args.quick)]
-    for name in ("mar-small",) if args.quick else (*args.models, "emoji-64"):
+    for name in ("mar-small",) if args.quick else (*args.models, "atlas-128"):
         rows = {1} if args.quick else {*CHECKED_ROWS, *LOOP_ROWS, *image_rows(name, (1, 64))}
         tasks += head_tasks(name, sorted(rows), args, (torch.bfloat16, torch.float32))
         tasks += backbone_tasks(name, (2,) if args.quick else (2, 5, 128), args)

@@ -105,7 +105,7 @@ def _block(result: Mapping[str, Any], name: str) -> list[str]:
         *_table(result.get("killed", {}), KILLED),
     ]
     if "model" in result:
-        lines += ["", "Images/s of the shipped model, `scenes-128`, 8 steps or mixed 4, 8 and 16:", ""]
+        lines += ["", "Images/s of the shipped model, `atlas-128`, 8 steps or mixed 4, 8 and 16:", ""]
         lines += _table(result["model"], MODEL)
     return lines
 

@@ -31,7 +31,7 @@ ADDED_RATE, ADDED_STEPS = 100.0, (8,)  # with steps that cost nothing
 WARM_STEPS = (8,)
 BATCHES, CLOSED_MOST_S = 4, 20
 FEWEST_FOR_P99 = 300  # requests; of fewer, the p99 is that of a handful
-CHECKPOINT, MODEL_STEPS, MODEL_MIXED = "scenes-128", (8,), (4, 8, 16)
+CHECKPOINT, MODEL_STEPS, MODEL_MIXED = "atlas-128", (8,), (4, 8, 16)
 MODEL_IMAGES = 8  # of a single caller
 
 Figures = dict[str, float | None]

@@ -29,7 +29,7 @@ def test_traces_are_the_same_for_both_sides() -> None:
 
 @pytest.mark.slow
 def test_every_side_of_batching_completes_each_request_after_its_arrival() -> None:
-    engine = load_engine("emoji-64", batching.ROWS, "cpu")
+    engine = load_engine("atlas-128", batching.ROWS, "cpu")
     trace = batching.make_trace(10, 50.0, 3)
     for side in (batching.continuous, batching.static, batching.static_padded):
         done = side(engine, trace)

@@ -66,15 +66,15 @@ def test_a_stage_that_is_done_is_not_done_again(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(KeyboardInterrupt):
         run_stages(tmp_path / "compare", 20, 40, 25)
     run_stages(tmp_path / "compare", 20, 40, 25)
-    assert called[:2] == ["random-continuous: train", "random-continuous: loss"] and called[2] == called[3]
-    assert len(called) == len(set(called)) + 1 == 19
+    assert called[:2] == ["continuous tokenizer", "random-continuous: train"] and called[2] == called[3]
+    assert len(called) == len(set(called)) + 1 == 20
     large = next(s for s in stages(tmp_path / "compare", 20, 40, 25) if s.name == "random-continuous-large: train")
     assert large.arguments[-4:] == ("--minutes", "0", "--steps", "77")  # as many as the middle size
 
 
 def test_a_stage_that_fails_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "sys", type("Python", (), {"executable": "false"}))
-    with pytest.raises(StageError, match="random-continuous: train: exit status 1"):
+    with pytest.raises(StageError, match="continuous tokenizer: exit status 1"):
         run_stages(tmp_path, 20, 40, 25)
 
 

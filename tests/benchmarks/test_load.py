@@ -59,17 +59,19 @@ async def test_requests_are_sent_while_earlier_ones_wait_and_the_wait_counts() -
     async with server(stalled) as port:
         generator = Generator(port)
         await generator.open(2)
-        run = await generator.run(REQUEST, [i / 100 for i in range(10)])
+        run = await generator.run(REQUEST, [i / 20 for i in range(10)])
         generator.close()
     assert (len(run.samples), run.peak_in_flight, generator.opened) == (10, 10, 10)
     # Answered together, so those that were sent earlier waited longer: their latency counts from the schedule.
     waits = [sample.latency for sample in run.samples]
-    assert max(waits) - min(waits) > 80
+    assert max(waits) - min(waits) > 100  # of 450 ms
 
 
 async def test_the_parts_of_the_latency_add_up() -> None:
     async with server(lambda number: asyncio.sleep(0, OK)) as port:
-        run = await Generator(port).run(REQUEST, [0.0])
+        generator = Generator(port)
+        run = await generator.run(REQUEST, [0.0])
+        generator.close()  # or from Python 3.12.1 on the server waits for it
     [sample] = run.samples
     assert sample.added == pytest.approx(sample.latency - 2)
     assert sample.gateway == pytest.approx(sample.latency - 4)

