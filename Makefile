@@ -87,7 +87,7 @@ TOKENIZER_ARGS = $(if $(filter atlas%,$(RECIPE)),--things 95 --minutes 30 --nois
 runs/$(RECIPE)/tokenizer/tokenizer.safetensors: | $(VENV)/.dev
 	$(BIN)/python -m model.training.train_tokenizer --preset $(RECIPE) --data $(TOKENIZER_DATA) --out runs/$(RECIPE)/tokenizer $(TOKENIZER_ARGS)
 
-train: $(VENV)/.dev runs/$(RECIPE)/tokenizer/tokenizer.safetensors ## train RECIPE=emoji-64, scenes-128 or atlas-128 (resumable; ARGS="--minutes 10")
+train: $(VENV)/.dev runs/$(RECIPE)/tokenizer/tokenizer.safetensors ## train RECIPE=emoji-64, scenes-128 or atlas-128 (resumable; ARGS="--minutes 10 --anneal-minutes 0")
 	$(BIN)/python -m model.training --recipe model/recipes/$(RECIPE).toml $(ARGS)
 
 train-detector: $(VENV)/.dev ## train the detector that scores composed scenes (`make evaluate ARGS="--suite scenes ..."`)

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fluid_kernels.allocation import is_out_of_memory
 from model.config import ConfigError, ModelConfig
 from model.networks.autoregressive_model import AutoregressiveModel
 from model.networks.factory import AnyTokenizer, build_model, build_tokenizer, config_from_json, frozen
@@ -139,7 +140,9 @@ def checked_sizes(folder: Path) -> Iterator[None]:
         yield
     except ConfigError as error:
         raise CheckpointError(f"{file}: {error}") from error
-    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
         raise CheckpointError(
             f"{file}: its sizes cannot be built ({type(error).__name__}: {error}); copy the checkpoint again"
         ) from error

@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from fluid_kernels.allocation import is_out_of_memory
 from model.checkpoint import CheckpointError
 from model.config import ConfigError
 from model.conversion import import_autoencoder, import_mar, import_nova
 from model.conversion.discrete import import_amused, import_janus, import_llamagen, import_meissonic
 from model.conversion.options import Options
-from model.inference.engine import is_out_of_memory
 
 
 @dataclass(frozen=True)

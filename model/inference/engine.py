@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fluid_kernels.allocation import is_out_of_memory
 from fluid_kernels.head_loop import HeadWeights
 from fluid_kernels.heads import choose_path, make_head
 from model.inference.backbone_pass import PlainPass, StaticPass, prefill
@@ -292,8 +293,3 @@ class Engine:
             if state.request.prompt == prompt:
                 return state.condition.tokens
         return self._conditions(prompt).tokens
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """True for the out-of-memory errors of GPU and CPU; only its message identifies a CPU's RuntimeError."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)

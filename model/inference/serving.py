@@ -31,9 +31,8 @@ class ServingEngine:
         self, checkpoint: Checkpoint, max_rows: int, dtype: torch.dtype = torch.float32, kernels: str = "auto"
     ):
         self.checkpoint, self.max_rows, self.dtype = checkpoint, max_rows, dtype
-        sampling = checkpoint.about.get("sampling")
         try:
-            self.use_sampling(default_sampling(checkpoint.config) if sampling is None else sampling)
+            self.use_sampling(checkpoint.about.get("sampling") or default_sampling(checkpoint.config))
         except ConfigError as error:
             raise CheckpointError(f"{checkpoint.folder / 'config.json'}: {error}; change about.sampling") from error
         conditioner = build_conditioner(checkpoint.model, checkpoint.about, checkpoint.folder)

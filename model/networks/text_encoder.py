@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from fluid_kernels.allocation import is_out_of_memory
 from fluid_kernels.transfers import send
 from model.config import ConfigError, TextConfig
 
@@ -25,13 +26,16 @@ def reading(what: str) -> Iterator[None]:
     """Name what transformers cannot read inside; it raises errors of many classes, from three packages.
 
     Raises:
-        ConfigError: it is missing, of another model, or damaged. An ImportError passes: it says what to install.
+        ConfigError: it is missing, of another model, or damaged. An ImportError passes, because it says what to
+            install, and so does a lack of memory.
     """
     try:
         yield
-    except (ImportError, MemoryError):
+    except ImportError:
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(
             f"{what} cannot be loaded ({reason}): download its folder, and name it where the model is imported or "

@@ -2,7 +2,6 @@
 
 import argparse
 import base64
-import glob
 import hashlib
 import json
 import re
@@ -21,6 +20,7 @@ from server.errors import BatchRefused, ServiceError
 from server.settings import Settings
 
 STATE = "batch.json"
+OUTPUT_FORMATS = ("png", "webp", "jpeg")
 STATE_FIELDS = ("batch_id", "file_id", "key")  # those that there are so far; see _start
 POLL_S = 1.0
 DOWNLOAD_EVERY_S = 20.0  # finished images are saved while the rest is generated
@@ -41,7 +41,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("prompts", type=Path, metavar="PROMPTS", help=".txt or .jsonl")
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder for the images and the batch's state")
     parser.add_argument("--quality", choices=("low", "medium", "high"), help="for lines that set none")
-    parser.add_argument("--output-format", choices=("png", "webp", "jpeg"), help="for lines that set none")
+    parser.add_argument("--output-format", choices=OUTPUT_FORMATS, help="for lines that set none")
     parser.add_argument("--cancel", action="store_true", help="cancel the folder's batch and save what is finished")
     add_service_flags(parser)
     parser.set_defaults(run=run)
@@ -160,14 +160,14 @@ def _start(client: FluidClient, lines: bytes, prompts: Path, state: Path, known:
     try:
         return client.start_batch(file_id, key)
     except ServiceError as error:
-        if error.status:  # it was refused, so that other prompts may have the folder
-            state.unlink()
+        if 400 <= error.status < 500:  # it was refused, so that other prompts may have the folder
+            state.unlink()  # any other failure leaves open whether it has started, which the key will tell
         raise
 
 
 def _start_again(client: FluidClient, known: dict[str, str]) -> dict[str, Any] | None:
     """The batch that a killed process has started or was about to start; None if its file has expired."""
-    if "file_id" not in known:
+    if not {"file_id", "key"} <= known.keys():
         return None
     try:
         return client.start_batch(known["file_id"], known["key"])
@@ -198,7 +198,8 @@ def _download(client: FluidClient, batch_id: str, out: Path, names: Set[str]) ->
     for line in client.batch_results(batch_id):
         name, body = _file_name(line["custom_id"]), line["response"]["body"]
         if line["response"]["status_code"] != 200:
-            saved = [each for each in (name, _numbered(name, 0, names)) if any(out.glob(f"{glob.escape(each)}.*"))]
+            stems = (name, _numbered(name, 0, names))
+            saved = any((out / f"{stem}.{form}").exists() for stem in stems for form in OUTPUT_FORMATS)
             gone += [] if saved else [line]
             continue
         for i, image in enumerate(body["data"]):

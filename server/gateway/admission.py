@@ -117,12 +117,13 @@ async def accept(
 
 
 async def _found_before(queue: JobQueue, submission: Submission) -> Accepted | None:
-    """The job that this request became before, or a succeeded one with equal images; None if it needs a worker."""
+    """The ended job that this request became before, or one with equal images; None if it needs a worker."""
     found = await queue.cached(submission)
     if found is None and submission.key:
         with suppress(QueueFull, RateLimited):  # it would be a new one
             asked = await queue.ask(submission)
-            found = None if asked.outcome is Outcome.ROOM else asked
+            if asked.outcome is not Outcome.ROOM and (await queue.get(asked.job_id)).state.terminal:
+                found = asked
     return found
 
 

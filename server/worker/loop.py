@@ -256,8 +256,7 @@ class Worker:
         if not self._idle or not await self.reloader.confirm(loaded):
             return
         self._use(loaded.thread, loaded.info)
-        # First of all: a worker that finds these weights published, but no heartbeat with them, would publish its own.
-        await self.completion.persist(self.heartbeat.beat)
+        await self.completion.persist(self.heartbeat.beat)  # or other workers would take the new model for unserved
         await self.completion.persist(lambda: self.registry.finish_reload(loaded.request, loaded.info, loaded.replaces))
         self.heartbeat.note, self.heartbeat.reloads = "", loaded.request.number
         self.reloader.ready = None

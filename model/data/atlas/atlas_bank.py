@@ -28,7 +28,7 @@ class AtlasBank(SceneBank):
 
     Attributes:
         scenes: number of rows, from the start, that are composed scenes.
-        entries: of the breadth, as far as rows show them or may be asked for.
+        entries: of the breadth, as far as rows show them or may be asked for; none of a scene's own things.
         breadth_styles: as in `build_atlas_bank`.
     """
 
@@ -65,10 +65,10 @@ def build_atlas_bank(
             sampled = replace(sampled, background=TRANSPARENT)
         facts.append(sampled)
         captions.append(varied(settle_style(caption(sampled, rng), sampled, rng), rng))
-    entries = in_styles(sprites.entries, breadth_styles) if breadth else []
     of_scenes = names_of(things)
+    entries = [each for each in in_styles(sprites.entries, breadth_styles) if breadth and each.noun not in of_scenes]
     for place, entry in enumerate(entries):
-        for visit in range(0 if entry.noun in of_scenes else rows_of(entry)):
+        for visit in range(rows_of(entry)):
             rng = np.random.default_rng((seed, 2, place, visit))
             facts.append(entry_facts(entry, rng, random_background(rng)))
             captions.append(varied(entry_caption(entry, facts[-1], rng), rng))

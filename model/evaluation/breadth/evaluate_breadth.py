@@ -2,8 +2,9 @@
 
 R-precision@1: an image is correct when, among the real cut-outs of CANDIDATES things, the nearest in feature space
 (model/evaluation/features.py) is the prompted one. The others are drawn in the prompted style as far as it has them, so
-style does not give the thing away. Things are asked that training shows in two styles or more; held-out pairs are
-things in a style that training never shows. The report also gives
+style does not give the thing away. Things are asked that training shows alone, in two styles or more; held-out pairs
+are things in a style that training never shows. The things of scenes, which the breadth leaves to the scenes, are among
+the candidates only. The report also gives
   - the score of the tokenizer's reconstructions of the real images: the ceiling that tokenizer and features allow;
   - the seam ratio of the generated images (model/networks/tokenizer.py): 1 where token borders do not show.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 import datetime
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from model.data.atlas.atlas_bank import names_of
 from model.data.atlas.store import AtlasSprites, Entry, in_styles
 from model.data.atlas.wording import entry_prompt
 from model.data.contact_sheet import contact_sheet
 from model.data.scenes.compose import SIZE, arrange, render
 from model.data.scenes.facts import SINGLE, Facts, Group
+from model.data.scenes.things import THINGS
 from model.evaluation.features import FEATURES_NAME, Features
 from model.evaluation.generation import check_size, generate_images
 from model.inference.requests import Sampling
@@ -56,11 +59,14 @@ class BreadthBenchmark:
     heldout: list[int]
 
     @classmethod
-    def load(cls, data: Path, things: int, styles: Sequence[str] = ()) -> BreadthBenchmark:
+    def load(
+        cls, data: Path, things: int, styles: Sequence[str] = (), composed: Sequence[str] = ()
+    ) -> BreadthBenchmark:
         """Read the atlas, choose at most `things` trained things, and extract the features of all candidates.
 
         Args:
             styles: `breadth_styles` of the training; (): all.
+            composed: things of scenes, which are not asked for.
 
         Raises:
             DataError: `data` holds no atlas.
@@ -68,7 +74,7 @@ class BreadthBenchmark:
         atlas = AtlasSprites.load(data)
         known = in_styles(atlas.entries, styles)
         entries = distinct([entry for entry in known if entry.styles > 1 and not entry.sentence])
-        trained, heldout = choose(entries, things)
+        trained, heldout = choose(entries, things, names_of(composed))
         return cls(atlas, entries, render_features(entries, atlas), trained, heldout)
 
     def images(self, positions: Sequence[int]) -> np.ndarray:
@@ -93,17 +99,18 @@ def distinct(entries: Sequence[Entry]) -> list[Entry]:
     return list({(entry.noun, entry.style): entry for entry in reversed(entries)}.values())[::-1]
 
 
-def choose(entries: Sequence[Entry], things: int) -> tuple[list[int], list[int]]:
+def choose(entries: Sequence[Entry], things: int, unasked: Set[str] = frozenset()) -> tuple[list[int], list[int]]:
     """Positions of the prompts: one trained style of each of at most `things` nouns, and every held-out pair."""
     rng = np.random.default_rng(SEED)
     by_noun: dict[str, list[int]] = {}
     for position, entry in enumerate(entries):
-        if entry.split == "train":
+        if entry.split == "train" and entry.noun not in unasked:
             by_noun.setdefault(entry.noun, []).append(position)
     nouns = sorted(by_noun)
     asked = sorted(rng.choice(len(nouns), min(things, len(nouns)), replace=False).tolist())
     trained = [int(rng.choice(by_noun[nouns[i]])) for i in asked]
-    return trained, [position for position, entry in enumerate(entries) if entry.split == "heldout"]
+    heldout = [i for i, entry in enumerate(entries) if entry.split == "heldout" and entry.noun not in unasked]
+    return trained, heldout
 
 
 def candidates(entries: Sequence[Entry], own: int) -> list[int]:
@@ -213,7 +220,9 @@ def run_breadth(engine: ServingEngine, data: Path, settings: Sampling, things: i
         ConfigError: the checkpoint's images are of another size. DataError: `data` holds no atlas.
     """
     check_size(engine, SIZE, "the suite breadth")
-    benchmark = BreadthBenchmark.load(data, things, engine.checkpoint.about.get("breadth_styles", ()))
+    about = engine.checkpoint.about
+    composed = [thing for thing in about.get("vocabulary", ()) if thing in THINGS]
+    benchmark = BreadthBenchmark.load(data, things, about.get("breadth_styles", ()), composed)
     report, kept = evaluate_breadth(engine, benchmark, settings, seed)
     out.mkdir(parents=True, exist_ok=True)
     save_sheets(benchmark, kept, out)

@@ -45,7 +45,7 @@ from server.telemetry.tracing import OFF, Tracing
 log = logging.getLogger(__name__)
 MAX_UNFINISHED_JOBS = 64  # of one batch, waiting or running
 STEP_INTERVAL_S = 0.25  # between two steps of a batch that has no room for more jobs
-PAUSE_S = 5.0  # before the next step of one whose next line memory has no room for
+PAUSE_S = 5.0  # before the next step of one whose next line memory has no room for, or whose records are unreadable
 VISIBILITY_TIMEOUT_S = 15.0  # after this a gateway counts as dead and another may claim the batch
 CONCURRENT_BATCHES = 16
 LINE_ERROR_BYTES = 400  # what a rejected line's error takes; every line may be rejected
@@ -164,7 +164,10 @@ class BatchRunner:
             refused: RequestError | None = None
             try:
                 await self._submit(batch, number, parse_line(text))
-            except (QueueFull, RateLimited, NoWorkers, NotReplicated, StorageUnavailable, UnreadableRecord) as error:
+            except UnreadableRecord as error:  # for a gateway that can read it
+                skip("a batch", error)
+                return PAUSE_S
+            except (QueueFull, RateLimited, NoWorkers, NotReplicated, StorageUnavailable) as error:
                 # The next step continues here. Memory is free when something expires, and only an edit that has been
                 # decoded has its size: without a pause that would be four times a second.
                 return PAUSE_S if error.retry_after_s == RETRY_WHEN_USED_UP_S else STEP_INTERVAL_S

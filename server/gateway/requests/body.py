@@ -87,7 +87,7 @@ def check_form(request: Request) -> None:
         )
     # Starlette decodes names by it, and some codecs of Python's make text that is in no JSON.
     charset = parse_options_header(request.headers["content-type"])[1].get(b"charset", b"utf-8").decode("latin-1")
-    if charset.lower() not in ("utf-8", "utf8", "us-ascii"):
+    if charset.lower() not in ("utf-8", "utf8", "utf_8", "us-ascii", "ascii", "iso-8859-1", "latin-1"):
         raise InvalidRequest(f"A form must be in UTF-8, not charset {charset[:40]!a}.")
 
 

@@ -12,7 +12,9 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', keys.deadlines_zset, '-inf', now
     redis.call('ZADD', keys.deadlines_zset, time_text(lease_end), id) -- the next look
   else
     redis.call('HINCRBY', keys.job_hash(id), 'token', 1)
-    redis.call('HSET', keys.job_hash(id), 'error', cjson.encode(LATE))
+    if read(id, 'cancel_requested')[1] ~= '1' then
+      redis.call('HSET', keys.job_hash(id), 'error', cjson.encode(LATE))
+    end
     finish(id, 'canceled', args.ttl_s)
   end
 end

@@ -9,7 +9,7 @@ import pytest
 
 from model.data.atlas.assemble import assemble
 from model.evaluation import evaluate
-from model.evaluation.breadth.evaluate_breadth import BreadthBenchmark, candidates, prompt_of, render_features
+from model.evaluation.breadth.evaluate_breadth import BreadthBenchmark, candidates, choose, prompt_of, render_features
 from tests.model.image_set import NOUNS, THINGS_USED, discs, pictures
 
 
@@ -41,6 +41,15 @@ def test_prompts_are_of_trained_pairs_or_of_held_out_ones(benchmark: BreadthBenc
     assert all(e.split == "train" and e.noun in NOUNS for e in trained) and len({e.noun for e in trained}) == 12
     assert all(e.split == "heldout" for e in heldout)
     assert len({prompt_of(e) for e in benchmark.entries}) == len(benchmark.entries)
+
+
+def test_things_of_scenes_are_not_asked_for(benchmark: BreadthBenchmark) -> None:
+    """The breadth leaves them to the scenes, which draw them smaller: they counted as failures of the breadth."""
+    asked = {benchmark.entries[i].noun for i in choose(benchmark.entries, 1000)[0]}
+    left_out = min(asked)
+    trained, heldout = choose(benchmark.entries, 1000, {left_out})
+    assert {benchmark.entries[i].noun for i in trained} == asked - {left_out}
+    assert all(benchmark.entries[i].noun != left_out for i in heldout)
 
 
 def test_candidates_of_the_prompted_style_come_first(

@@ -109,6 +109,7 @@ def test_the_breadth_leaves_the_things_of_scenes_to_the_scenes() -> None:
     atlas = assemble(core, [Picture(noun, "noto", drawing(n)) for n, noun in enumerate(nouns)])
     bank = build_atlas_bank(atlas, things, STYLES, 5, 16, seed=1)
     assert {facts.groups[0].thing for facts in bank.facts[5:]} == {"anvil #1"}
+    assert breadth_vocabulary(bank) == {"breadth": [], "breadth_in_one_style": ["anvil"]}
 
 
 def test_an_atlas_without_breadth_trains_scenes_with_alpha(tmp_path: Path) -> None:

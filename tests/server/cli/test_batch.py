@@ -16,7 +16,7 @@ from PIL import Image
 
 from server.cli.batch import _download, _file_name, _save_errors, _start_or_resume, read_prompts
 from server.client import FluidClient
-from server.errors import BatchRefused
+from server.errors import BatchRefused, ServiceError
 from tests.server.harness import Hold, Service, child_env, fluid, until
 
 
@@ -106,6 +106,21 @@ def test_a_batch_whose_file_expired_before_its_start_is_uploaded_again(service: 
     out.mkdir()
     (out / "batch.json").write_text(json.dumps(state))
     assert service.client.batch(_start_or_resume(service.client, lines, tmp_path / "prompts.txt", out))["id"]
+
+
+@pytest.mark.parametrize(("status", "kept"), [(400, False), (413, False), (502, True), (503, True), (0, True)])
+def test_only_a_refusal_frees_the_folder(service: Service, tmp_path: Path, status: int, kept: bool) -> None:
+    """A 502 or a 503 not_replicated forgot the key, although the batch may have started: the next run began another."""
+
+    class Troubled(FluidClient):
+        def start_batch(self, file_id: str, key: str = "") -> dict[str, Any]:
+            super().start_batch(file_id, key)
+            raise ServiceError("trouble on the way back", status=status)
+
+    lines, prompts, out = b'{"custom_id": "1", "body": {"prompt": "a cat"}}', tmp_path / "prompts.txt", tmp_path / "out"
+    with Troubled(service.settings.base_url) as client, pytest.raises(ServiceError):
+        _start_or_resume(client, lines, prompts, out)
+    assert (out / "batch.json").exists() is kept
 
 
 @pytest.mark.parametrize(("name", "text", "message"), [
