@@ -1,9 +1,9 @@
 """Object detector for composed scenes: which things an image shows, where, in which colour and style.
 
 A small CenterNet (arXiv 1904.07850): it predicts a heat map of object centres on a grid of 8 pixels and, at each
-centre, the thing, its colour and its style. It is trained on composed renders only (train_detector.py), never on
-generated images, so it cannot learn to overlook generator flaws. Its own error rate is measured with every score
-(evaluate_scenes.py).
+centre, the thing in its style and its colour. Thing and style are predicted jointly, because a style is a way to draw a
+thing. It is trained on composed renders only (train_detector.py), never on generated images, so it cannot learn to
+overlook generator flaws. Its own error rate is measured with every score (evaluate_scenes.py).
 """
 
 from __future__ import annotations
@@ -47,9 +47,13 @@ class Logits(NamedTuple):
     """Outputs of the detector on a grid of (G, G) cells, for T things, 7 colours and S styles."""
 
     centre: Tensor  # (B, G, G)
-    thing: Tensor  # (B, T, G, G)
+    drawing: Tensor  # (B, T, S, G, G): the thing in the style
     colour: Tensor  # (B, 7, G, G)
-    style: Tensor  # (B, S, G, G)
+
+    @property
+    def thing(self) -> Tensor:
+        """(B, T, G, G): the thing in any style."""
+        return self.drawing.logsumexp(2)
 
 
 class Detector(nn.Module):
@@ -67,7 +71,7 @@ class Detector(nn.Module):
         self.down2 = nn.Sequential(nn.Conv2d(d, d, 3, 2, 1), Residual(d))  # stride 32: sees a thing of 128 px whole
         self.lift2, self.lift1 = nn.Conv2d(d, d, 1), nn.Conv2d(d, c, 1)
         self.out = nn.Sequential(Residual(c), nn.GroupNorm(8, c), nn.SiLU())
-        self.heads = nn.Conv2d(c, 1 + len(things) + len(COLOURS) + len(styles), 1)
+        self.heads = nn.Conv2d(c, 1 + len(COLOURS) + len(things) * len(styles), 1)
         nn.init.constant_(self.heads.bias[0], -4.0)  # type: ignore[index]  # centres are rare
 
     def forward(self, pixels: Tensor) -> Logits:
@@ -77,8 +81,8 @@ class Detector(nn.Module):
         middle = middle + F.interpolate(self.lift2(coarse), scale_factor=2.0)
         joined = fine + F.interpolate(self.lift1(middle), scale_factor=2.0)
         out = self.heads(self.out(joined)).float()
-        centre, thing, colour, style = out.split([1, len(self.things), len(COLOURS), len(self.styles)], dim=1)
-        return Logits(centre[:, 0], thing, colour, style)
+        centre, colour, drawing = out.split([1, len(COLOURS), len(self.things) * len(self.styles)], dim=1)
+        return Logits(centre[:, 0], drawing.unflatten(1, (len(self.things), len(self.styles))), colour)
 
     @torch.inference_mode()
     def detect(self, pixels: Tensor, batch: int = 64) -> list[list[Detection]]:
@@ -86,19 +90,18 @@ class Detector(nn.Module):
         return [detections for part in pixels.split(batch) for detections in self._detect(part)]
 
     def _detect(self, pixels: Tensor) -> list[list[Detection]]:
-        centre, thing, colour, style = self(pixels)
+        logits = self(pixels)
+        centre, things = logits.centre, logits.thing
         window = 2 * PEAK_RADIUS + 1
         peak = centre == F.max_pool2d(centre[:, None], window, 1, PEAK_RADIUS)[:, 0]
         peak &= centre.sigmoid() > THRESHOLD
         colours = tuple(COLOURS)
         out: list[list[Detection]] = [[] for _ in pixels]
         for b, y, x in peak.nonzero().tolist():
+            thing, colour = int(things[b, :, y, x].argmax()), int(logits.colour[b, :, y, x].argmax())
+            style = int(logits.drawing[b, thing, :, y, x].argmax())
             position = ((x + 0.5) * STRIDE, (y + 0.5) * STRIDE)
-            thing_name, colour_name, style_name = (
-                table[int(logits[b, :, y, x].argmax())]
-                for table, logits in ((self.things, thing), (colours, colour), (self.styles, style))
-            )
-            out[b].append(Detection(thing_name, colour_name, style_name, position))
+            out[b].append(Detection(self.things[thing], colours[colour], self.styles[style], position))
         return out
 
 

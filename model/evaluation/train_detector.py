@@ -110,18 +110,17 @@ def _near(position: float, grid: int) -> list[int]:
 
 
 def detection_loss(detector: Detector, pixels: Tensor, scenes: list[Scene]) -> Tensor:
-    """CenterNet's focal loss of the heat map, plus cross-entropy of thing, colour and style at the true centres."""
+    """CenterNet's focal loss of the heat map, plus cross-entropy of drawing and colour at the true centres."""
     centre, cells, which, tint, drawn_as = targets(scenes, detector.things, detector.styles)
-    logits, thing, colour, style = detector(pixels)
+    logits, drawing, colour = detector(pixels)
     p = logits.sigmoid().clamp(1e-4, 1 - 1e-4)
     near = centre > 0.8
     focal = torch.where(near, -((1 - p) ** 2) * p.log(), -((1 - centre) ** 4) * p**2 * (1 - p).log())
     b, y, x = cells.T
-    names = F.cross_entropy(thing[b, :, y, x], which)
+    names = F.cross_entropy(drawing[b, :, :, y, x].flatten(1), which * len(detector.styles) + drawn_as)
     tinted = tint >= 0
     tints = F.cross_entropy(colour[b, :, y, x][tinted], tint[tinted]) if tinted.any() else logits.new_zeros(())
-    styles = F.cross_entropy(style[b, :, y, x], drawn_as)
-    return focal.sum() / near.sum() + names + 0.5 * tints + 0.5 * styles
+    return focal.sum() / near.sum() + names + 0.5 * tints
 
 
 def train(
