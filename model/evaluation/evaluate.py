@@ -32,6 +32,7 @@ from model.evaluation.evaluate_emoji import evaluate_emoji, save_failures, save_
 from model.evaluation.evaluate_scenes import run_scenes
 from model.evaluation.generation import check_size, default_sampling
 from model.evaluation.validation_loss import run_loss
+from model.inference.engine import OutOfMemory
 from model.inference.load import find_checkpoint, load_engine
 from model.inference.requests import EngineError, Request, Sampling, check_request
 from model.inference.serving import ServingEngine
@@ -200,5 +201,5 @@ def main(argv: list[str] | None = None) -> None:
             run_breadth(engine, data, settings, images, args.seed, args.out)
         else:
             run_emoji(engine, data, settings, images, args.seed, args.out)
-    except (CheckpointError, ConfigError, DataError, DetectorError, EngineError, PromptError) as error:
+    except (CheckpointError, ConfigError, DataError, DetectorError, EngineError, OutOfMemory, PromptError) as error:
         sys.exit(str(error))

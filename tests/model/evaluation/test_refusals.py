@@ -10,6 +10,7 @@ import pytest
 from model.checkpoint import save_checkpoint
 from model.data.dataset import Dataset
 from model.evaluation.evaluate import main
+from model.inference.engine import Engine
 from model.networks.autoregressive_model import Fluid
 from model.networks.factory import build_tokenizer
 from tests.model.image_set import squares
@@ -85,3 +86,15 @@ def test_flags_that_mean_nothing_are_refused(
     with pytest.raises(SystemExit) as ended:
         main(flags)
     assert ended.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_a_model_too_large_for_memory_is_one_line(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was a traceback, although the engine says what helps."""
+
+    def allocate(engine: Engine, rows: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Engine, "_decode", allocate)
+    squares().save(checkpoint.with_name("data"))
+    with pytest.raises(SystemExit, match=r"out of memory for rows .* use a device with more memory"):
+        main(["--suite", "emoji", "--checkpoint", str(checkpoint), "--data", str(checkpoint.with_name("data"))])
