@@ -19,8 +19,7 @@ CARD = """# {name}
 
 ![Single things above the real ones](breadth-sheet.webp)
 
-*Single things, each row above its real images: first trained pairs of thing and style, then held-out ones. [wrong]: among {breadth_candidates}
-things, another one is nearer.*
+*Single things, each row above its real images{heldout_rows}. [wrong]: among {breadth_candidates} things, another one is nearer.*
 
 ## What it is for
 
@@ -29,7 +28,7 @@ background):
 
 - A **core** of {concepts} things that it composes, one to four at a time, with counts, colours, positions, sizes and backgrounds, in
   {core_styles}: {vocabulary}.
-- A **breadth** of {breadth} more things in two or more of {style_count} styles, and {breadth_in_one_style} in one, one thing at a time.
+- A **breadth** of {breadth:,} more things {breadth_styles}, one thing at a time.
 
 `GET /v1/models` lists all of them, and a response's `warnings` name words that it does not know, with the nearest known ones. Prompts read like "a blue apple, twemoji
 style", "three cats, 3d style on a blue background", "a rocket above a castle" or "an accordion, noto style"; without a style it picks one.
@@ -71,8 +70,7 @@ Feature distance to renders: {feature_distance:.2f} (render to render: {feature_
 | what | score |
 |---|---|
 | trained pairs of thing and style ({breadth_trained_images}) | **{breadth_trained}** |
-| held-out pairs ({breadth_heldout_images}): the thing trained in other styles only | {breadth_heldout} |
-| ceiling: the tokenizer's reconstructions of the real images | {breadth_ceiling} |
+{heldout}| ceiling: the tokenizer's reconstructions of the real images | {breadth_ceiling} |
 
 Seam ratio of generated images (gradient across token borders over that inside, real images 1.0): {seam_ratio}.
 
@@ -93,17 +91,23 @@ Weights and generated images may resemble these works: keep their credits (NOTIC
 """
 
 
+HELDOUT = "| held-out pairs ({breadth_heldout_images}): the thing trained in other styles only | {breadth_heldout} |\n"
+
+
 def card_text(facts: dict[str, Any], about: dict[str, Any]) -> str:
     """Fill the atlas template with the common facts and those that only an atlas has."""
     cells = ("", "_seen", "_unseen", "_ceiling")
     distilled, training = about.get("few_steps"), about["training"]
+    facts = facts | {name: percent(facts[name]) for name in ("breadth_trained", "breadth_heldout", "breadth_ceiling")}
+    heldout = facts["breadth_heldout_images"] > 0  # chosen styles may draw none of the held-out pairs
     return CARD.format(
-        **facts | {name: percent(facts[name]) for name in ("breadth_trained", "breadth_heldout", "breadth_ceiling")},
+        **facts,
         vocabulary=", ".join(about["vocabulary"]),
         core_styles=", ".join(STYLES),
         breadth=len(about["breadth"]),
-        breadth_in_one_style=len(about["breadth_in_one_style"]),
-        style_count=len(about["styles"]),
+        breadth_styles=breadth_styles(about),
+        heldout=HELDOUT.format(**facts) if heldout else "",
+        heldout_rows=": first trained pairs of thing and style, then held-out ones" if heldout else "",
         chance=1 / facts["breadth_candidates"],
         few_steps=f", distilled into a mean flow in {distilled['minutes']:g} minutes" if distilled else "",
         pictures=training["pictures"],
@@ -111,3 +115,10 @@ def card_text(facts: dict[str, Any], about: dict[str, Any]) -> str:
             f"| {name} | " + " | ".join(percent(facts[name + c]) for c in cells) + " |" for name in SCORED_CATEGORIES
         ),
     )
+
+
+def breadth_styles(about: dict[str, Any]) -> str:
+    """The styles in which a checkpoint draws single things, in words."""
+    if chosen := about.get("breadth_styles"):
+        return f"in {' and '.join(chosen)} style"
+    return f"in two or more styles, and {len(about['breadth_in_one_style']):,} in one"

@@ -13,6 +13,7 @@ from PIL import Image
 from model.checkpoint import load_checkpoint, read_config, save_checkpoint
 from model.data.scenes.facts import SCORED_CATEGORIES
 from model.evaluation.cards.__main__ import main
+from model.evaluation.cards.atlas import breadth_styles
 from model.evaluation.cards.facts import beginning
 from model.networks.factory import build_model, new_tokenizer
 from model.presets import PRESETS
@@ -81,6 +82,19 @@ def test_an_atlas_is_published_with_the_scores_of_both_suites(run: Path, tmp_pat
     assert "num_inference_steps 32" in card, "the settings are those of the core, whatever came first"
     assert about["examples"] == ["a cat", "an apple, 3d style"]
     assert about["metrics"]["breadth_trained"] == 0.712 and about["sampling"]["defaults"] == {"quality": "medium"}
+
+
+def test_a_breadth_without_held_out_pairs_shows_none(run: Path, tmp_path: Path) -> None:
+    """Two styles that draw the same things leave none: the card gave "–" of 0 images, and a row that its sheet lacked."""
+    sha256, none = read_config(run / "checkpoint")["sha256"], {"breadth_heldout": None, "breadth_heldout_images": 0}
+    scenes = evaluated(tmp_path / "scenes", SCENES, sha256, ("sheet",))
+    breadth = evaluated(tmp_path / "breadth", BREADTH | none, sha256, ("sheet",))
+    (tmp_path / "sampling.json").write_text(json.dumps(SAMPLING))
+    main(["--run", str(run), "--evaluation", str(breadth), "--evaluation", str(scenes), "--out", str(tmp_path / "out"),
+          "--sampling", str(tmp_path / "sampling.json"), "--description", "A model."])  # fmt: skip
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "71.2%" in card and "held-out pairs" not in card and "held-out ones" not in card
+    assert breadth_styles({"breadth_styles": ["twemoji", "noto"]}) == "in twemoji and noto style"
 
 
 def test_a_model_of_scenes_alone_is_published(run: Path, tmp_path: Path) -> None:
