@@ -85,7 +85,7 @@ def test_an_atlas_is_published_with_the_scores_of_both_suites(run: Path, tmp_pat
 
 
 def test_a_breadth_without_held_out_pairs_shows_none(run: Path, tmp_path: Path) -> None:
-    """Two styles that draw the same things leave none: the card gave "–" of 0 images, and a row that its sheet lacked."""
+    """Two styles that draw the same leave none: the card gave "–" of 0 images, and rows that its sheet lacked."""
     sha256, none = read_config(run / "checkpoint")["sha256"], {"breadth_heldout": None, "breadth_heldout_images": 0}
     scenes = evaluated(tmp_path / "scenes", SCENES, sha256, ("sheet",))
     breadth = evaluated(tmp_path / "breadth", BREADTH | none, sha256, ("sheet",))
