@@ -9,7 +9,7 @@ import torch
 
 from model.config import ConfigError, TextConfig
 from model.networks.imported.encoded_text import ClipEncoder
-from model.networks.text_encoder import build_text_encoder
+from model.networks.text_encoder import build_text_encoder, reading
 from tests.model.conversion.published import CLIP_POOLED, CLIP_WIDTH, save_clip
 
 
@@ -28,3 +28,12 @@ def test_a_damaged_text_encoder_is_named(tmp_path: Path, fault: str) -> None:
         ClipEncoder(clip, CLIP_POOLED, str(folder), str(tmp_path / "tokenizer"), torch.float32)
     with pytest.raises(ConfigError, match=r"text encoder '.*text_encoder' cannot be loaded \(.+\): download"):
         build_text_encoder(TextConfig("transformers", str(tmp_path), CLIP_WIDTH, 7))
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory"), ImportError()]
+)
+def test_a_lack_of_memory_is_not_a_damaged_file(error: Exception) -> None:
+    """It was, and the message advised to download 19 GB again."""
+    with pytest.raises(type(error)), reading("text encoder 't5'"):
+        raise error

@@ -118,12 +118,16 @@ def test_listing_jobs_is_paginated(new_service: Callable[..., Service]) -> None:
     until(lambda: http.get("/v1/jobs").json()["data"] == [], what="the jobs to expire from the list")
 
 
-def test_a_key_finds_its_images_without_a_worker(new_service: Callable[..., Service]) -> None:
-    """It was a 503 no_workers, although record and images were there, and the 504 had advised to repeat the key."""
+def test_a_key_finds_its_images_without_a_worker(new_service: Callable[..., Service], hold: Hold) -> None:
+    """It was a 503 no_workers, although record and images were there, and the 504 had advised to repeat the key. A job
+    that has not ended was waited for, as if somebody worked on it."""
     service = new_service()
     url, body, headers = service.settings.base_url + GENERATE, {"prompt": "a cat"}, {"Idempotency-Key": "k"}
     first = httpx.post(url, json=body, headers=headers)
-    service.workers[0].terminate()
+    held, held_key = {"prompt": hold.prompt()}, {"Idempotency-Key": "held"}
+    job = httpx.post(service.settings.base_url + "/v1/jobs", json=held, headers=held_key).json()
+    hold.reached(service.client, job["id"])
+    service.workers[0].kill()
     service.workers[0].wait(timeout=60)
     until(lambda: not service.client.ready()[0], what="the gateway to miss the worker")
     again = httpx.post(url, json=body, headers=headers)
@@ -131,6 +135,7 @@ def test_a_key_finds_its_images_without_a_worker(new_service: Callable[..., Serv
     assert again.json()["data"] == first.json()["data"]
     new = httpx.post(url, json=body, headers={"Idempotency-Key": "other"})
     assert status_and_code(new) == (503, "no_workers")
+    assert status_and_code(httpx.post(url, json=held, headers=held_key)) == (503, "no_workers")
 
 
 def test_used_up_memory_keeps_its_own_pause(new_service: Callable[..., Service]) -> None:

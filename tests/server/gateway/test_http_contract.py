@@ -95,7 +95,7 @@ def test_an_upload_that_is_too_large_names_its_own_limit(http: httpx.Client, pat
     assert f"larger than {size - 1} bytes" in answer.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("charset", ["utf-7", "unicode_escape", "UTF-8", "none"])
+@pytest.mark.parametrize("charset", ["utf-7", "unicode_escape", "none", "UTF-8", "iso-8859-1"])
 @pytest.mark.parametrize("path", ["/v1/files", "/v1/images/edits"])
 def test_a_form_in_another_charset_is_refused(http: httpx.Client, path: str, charset: str) -> None:
     """Names decoded as UTF-7 can hold half a surrogate pair, and the error that named one could not be sent: a 500."""
@@ -104,7 +104,7 @@ def test_a_form_in_another_charset_is_refused(http: httpx.Client, path: str, cha
     headers = {"content-type": f"multipart/form-data; boundary=x; charset={charset}"}
     answer = http.post(path, content=content, headers=headers)
     assert answer.status_code == 400, answer.text
-    assert ("must be in UTF-8" in answer.json()["error"]["message"]) is (charset != "UTF-8")
+    assert ("must be in UTF-8" in answer.json()["error"]["message"]) is (charset in ("utf-7", "unicode_escape", "none"))
 
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["content-length", "chunked"])

@@ -250,3 +250,15 @@ async def test_a_deadline_ends_a_job_whose_last_worker_died(queue: JobQueue, lea
     assert await queue.redis.zscore(deadlines, "late") is None
     [heir] = await reclaimed(leases, "w2")
     assert heir.job_id == "patient"
+
+
+async def test_a_cancel_before_the_deadline_is_not_a_missed_deadline(queue: JobQueue, leases: LeaseQueue) -> None:
+    """A job that its caller had canceled ended with the error deadline_exceeded if its worker died before it heard."""
+    await accept(queue, "a", deadline_ms=600_000)
+    await take(leases)
+    await queue.cancel("a")
+    await lapse(queue, "a")
+    await queue.redis.zadd(queue.keys.deadlines_zset, {"a": 0})
+    await queue.sweep()
+    record = await queue.get("a")
+    assert (record.state, record.error) == (JobState.CANCELED, None)
