@@ -1,7 +1,7 @@
 # Two images from one file:
 #
 #   docker build --target gateway -t fluid-serve-gateway .   HTTP and queue: no torch, no weights
-#   docker build --target worker  -t fluid-serve-worker .    torch with CUDA, Triton, diffusers, the shipped checkpoints
+#   docker build --target worker  -t fluid-serve-worker .    torch with CUDA, Triton, diffusers, the shipped checkpoint
 #
 # Both install the versions that the Makefile installs, from locks/ and with hashes (`make lock`; tests/docker/ compares them).
 # docker/compose.yaml puts them together with Redis, Prometheus and Grafana. Another base image, or a newer patch of this one:

@@ -1,4 +1,4 @@
-"""Visibility of the seam of an edit, by feather, against images pasted into the same hole. Needs `make data`.
+"""Visibility of the seam of an edit, by feather, against images pasted into the same hole. Needs `make data train`.
 
 A box that cuts token cells is regenerated in real images; everything else is kept. *repair* uses the image's own
 prompt, *blind* none, *change* that of another concept in the same style. *pasted* is the control of each: an image
@@ -88,6 +88,9 @@ def gradients(images: np.ndarray, mask: Image.Image) -> dict[str, float]:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--checkpoint", default="runs/emoji-64/checkpoint", help="folder (%(default)s, of `make train`)"
+    )
     parser.add_argument("--data", type=Path, default=Path("data/emoji-64"), help="packed data set from `make data`")
     parser.add_argument("--images", type=int, default=240, help="images per kind, at most (default 240)")
     parser.add_argument("--split", default="train", help="train, or heldout: trained concepts in a style never seen")
@@ -95,7 +98,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--sheet", type=Path, help="write a contact sheet to this file")
     args = parser.parse_args(argv)
 
-    engine = load_engine("emoji-64", 16, "cpu")
+    engine = load_engine(args.checkpoint, 16, "cpu")
     dataset = Dataset.load(args.data)
     rows = spread(dataset.indices(args.split), args.images)
     originals, size = dataset.images[rows], engine.image_size

@@ -1,4 +1,4 @@
-"""Quality and time of faster decoding settings, against 32 x 50 steps. Needs `make data`.
+"""Quality and time of faster decoding settings, against 32 x 50 steps. Needs `make data train`.
 
 Every setting generates the same prompts with the same seeds. Per setting:
 
@@ -84,13 +84,16 @@ def kernel_distance(a: Tensor, b: Tensor) -> float:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--checkpoint", default="runs/emoji-64/checkpoint", help="folder (%(default)s, of `make train`)"
+    )
     parser.add_argument("--data", type=Path, default=Path("data/emoji-64"), help="packed data set from `make data`")
     parser.add_argument("--images", type=int, default=240, help="images per setting (default 240)")
     parser.add_argument("--only", nargs="*", default=list(CHOICES), metavar="SETTING", help="run only these settings, "
                         "by name")  # fmt: skip
     args = parser.parse_args(argv)
 
-    engine = load_engine("emoji-64", 16, "cpu", 1)
+    engine = load_engine(args.checkpoint, 16, "cpu", 1)
     dataset, extractor = Dataset.load(args.data), Features()
     real = extractor(to_pixels(torch.from_numpy(dataset.images)))
     rows = spread(dataset.indices("train"), args.images)

@@ -76,7 +76,7 @@ class Settings(ConnectionSettings):
 
     checkpoint: str = _worker(
         "atlas-128",
-        "Name of a shipped checkpoint (atlas-128, emoji-64), or a checkpoint folder; of `fluid serve`, several: a,b.",
+        "The shipped checkpoint (atlas-128), or a checkpoint folder; of `fluid serve`, several: a,b.",
     )
     engine: str = setting(DEFAULT_ENGINE, "Function that loads the engine, module:function.")
     device: str = _worker(

@@ -3,7 +3,7 @@
     python -m model.evaluation                                          composed scenes: GenEval's questions
     python -m model.evaluation --quality low,high                       two presets, compared
     python -m model.evaluation --suite breadth                          a thousand named things, one at a time
-    python -m model.evaluation --suite emoji                            emoji-64: R-precision
+    python -m model.evaluation --suite emoji                            emoji-64 of `make train`: R-precision
     python -m model.evaluation --guidance-scale 5 --images 100          other sampling settings, fewer images
     python -m model.evaluation --loss PATH --data data/scenes           validation loss, of any checkpoint on any data
 
@@ -50,7 +50,7 @@ class Defaults(NamedTuple):
 SUITES = {
     "scenes": Defaults("atlas-128", Path("data/atlas"), 4),
     "breadth": Defaults("atlas-128", Path("data/atlas"), 1000),
-    "emoji": Defaults("emoji-64", Path("data/emoji-64"), 400),
+    "emoji": Defaults("runs/emoji-64/checkpoint", Path("data/emoji-64"), 400),
 }
 LOSS_IMAGES = 512
 SAMPLING: dict[str, tuple[type, str]] = {
@@ -99,7 +99,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--suite", choices=tuple(SUITES), default="scenes", help="benchmark to run (%(default)s)")
     parser.add_argument("--loss", metavar="CHECKPOINT",
                         help="measure the validation loss of this checkpoint, instead of a benchmark")  # fmt: skip
-    parser.add_argument("--checkpoint", help="folder, or name of a shipped checkpoint (atlas-128 or emoji-64)")
+    parser.add_argument(
+        "--checkpoint", help="folder, or the shipped checkpoint (atlas-128); for emoji runs/emoji-64/checkpoint"
+    )
     parser.add_argument("--data", type=Path, help="folder of `make data` (data/emoji-64, data/scenes or data/atlas)")
     parser.add_argument(
         "--images",

@@ -27,7 +27,7 @@ def test_gateways_may_have_a_drain_of_their_own(given: str, gateway: int) -> Non
 
 def test_a_rollout_waits_for_models_to_load() -> None:
     """A worker without a probe counts as available at once: all were replaced before any had loaded its model."""
-    options = ("--set", "models.slow.minReadySeconds=900", "--set", "models.slow.checkpoint=emoji-64")
+    options = ("--set", "models.slow.minReadySeconds=900", "--set", "models.slow.checkpoint=/checkpoints/photos")
     deployments = of(tools().template("trial-values.yaml", *options), "Deployment")
     found = {name: each["spec"].get("minReadySeconds") for name, each in deployments.items()}
     assert found == {GATEWAY: None, WORKER: 30, "worker-demo-fluid-serve-slow": 900}

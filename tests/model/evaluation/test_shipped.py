@@ -1,4 +1,4 @@
-"""The shipped checkpoints: size, words, and model cards that agree with their files."""
+"""The shipped checkpoint: size, words, and a model card that agrees with its files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from model.checkpoint import load_checkpoint, read_config
 from model.data.scenes.things import STYLES, THINGS
 from model.inference.load import SHIPPED, find_checkpoint
 
-FOLDER, EMOJI = SHIPPED / "atlas-128", SHIPPED / "emoji-64"
+FOLDER = SHIPPED / "atlas-128"
 
 
 def test_atlas_128_loads_strictly_and_is_small() -> None:
@@ -30,27 +30,3 @@ def test_scores_and_card_of_atlas_128_belong_to_its_weights() -> None:
 @pytest.mark.parametrize("name", ["sheet.webp", "failures.webp", "curve.png"])
 def test_the_card_of_atlas_128_shows_its_sheets(name: str) -> None:
     assert f"({name})" in (FOLDER / "README.md").read_text() and (FOLDER / name).stat().st_size > 1000
-
-
-def test_emoji_64_loads_strictly_and_is_small() -> None:
-    checkpoint = load_checkpoint(find_checkpoint("emoji-64"))
-    assert sum(file.stat().st_size for file in EMOJI.glob("*.safetensors")) < 16 * 2**20
-    assert len(checkpoint.about["vocabulary"]) >= 400 and len(checkpoint.about["styles"]) == 4
-
-
-def test_scores_of_emoji_64_belong_to_its_weights() -> None:
-    """Weights and metrics must not drift apart: the evaluation names the hash of the weights that it scored."""
-    raw = read_config(EMOJI)
-    assert raw["about"]["metrics"]["checkpoint_sha256"] == raw["sha256"]
-    assert raw["about"]["metrics"]["r_precision_trained"] >= 0.7
-    assert raw["about"]["metrics"]["r_precision_ceiling"] >= 0.95
-
-
-@pytest.mark.parametrize("name", ["sheet.webp", "failures.webp", "curve.png"])
-def test_the_card_of_emoji_64_shows_its_sheets_and_figures(name: str) -> None:
-    card, metrics = (EMOJI / "README.md").read_text(), read_config(EMOJI)["about"]["metrics"]
-    if name == "failures.webp" and metrics["r_precision_trained"] == 1:  # there is nothing to show
-        assert name not in card and not (EMOJI / name).exists()
-        return
-    assert f"({name})" in card and (EMOJI / name).stat().st_size > 1000
-    assert f"{metrics['r_precision_trained']:.1%}" in card and read_config(EMOJI)["sha256"] in card
