@@ -34,9 +34,9 @@ def _difference(a: Image.Image, b: Image.Image) -> int:
 
 
 def _same(a: Image.Image, b: Image.Image) -> bool:
-    """Equal but for rounding: within 12 of 255, and all but one value in 500 within 3."""
-    differences = [abs(x - y) for x, y in zip(a.tobytes(), b.tobytes(), strict=True)]
-    return max(differences) <= 12 and sum(each > 3 for each in differences) <= len(differences) / 500
+    """Equal but for rounding, which differs between CPUs: a PSNR of 40 dB. Other images of the prompt have 15."""
+    squares = [(x - y) ** 2 for x, y in zip(a.tobytes(), b.tobytes(), strict=True)]
+    return sum(squares) / len(squares) < 255**2 / 10**4
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ hundred rows at full speed. The rest of the loop reads 2·L·W² weights a step 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +28,7 @@ from fluid_kernels.head_loop import (
     step_noise,
     update,
 )  # fmt: skip
-from fluid_kernels.ops.linear import PackedLinear
+from fluid_kernels.ops.linear import PackedLinear, in_one_order
 
 # Rows of a hoisted product: enough for full speed, few enough that its result (rows · (3L + 2)·W · 2 bytes, 10 MiB at
 # MAR-B's head) is still in a cache when the steps read it. A step with that many rows of its own computes each block's
@@ -46,12 +47,12 @@ class TorchHead:
     def __init__(self, weights: HeadWeights, dtype: torch.dtype):
         width, self.weights = weights.width, weights
         self.width, self.depth, self.channels, self.dtype = width, weights.depth, weights.channels, dtype
-        self.token_in = weights.token_in.float(), weights.token_in_bias.float()
+        self.token_in = partial(F.linear, weight=weights.token_in.float(), bias=weights.token_in_bias.float())
         self.norm = list(zip(weights.norm_weight.float(), weights.norm_bias.float(), strict=True))
         self.post: list[tuple[Tensor, Tensor]] | None = None
         if weights.post_weight is not None and weights.post_bias is not None:
             self.post = list(zip(weights.post_weight.float(), weights.post_bias.float(), strict=True))
-        self.out = weights.out.float(), weights.out_bias.float()
+        self.out = partial(F.linear, weight=weights.out.float(), bias=weights.out_bias.float())
         self.up = [
             PackedLinear(w, b, dtype, "silu") for w, b in zip(weights.up, weights.up_bias, strict=True)
         ]  # fmt: skip
@@ -142,12 +143,15 @@ class TorchHead:
         chain = rows.chain[torch.cat([own, rows.guided[half]])]
         y = F.silu(chains.times[chain, j] + rows.condition[torch.cat([own, len(rows) + half])])
         place = torch.cat([own, count + half])
-        out[place] = evaluate_ref(self.weights, x[place], y)
+        inputs = torch.cat([x[place], y], 1)
+        out[place] = in_one_order(
+            lambda both: evaluate_ref(self.weights, *both.split([x.shape[1], self.width], 1)), inputs
+        )
 
     def _evaluate(self, x: Tensor, modulation: Callable[[int], Tensor]) -> Tensor:
         """(m + g, C) noisy tokens -> (m + g, O)."""
         width = self.width
-        h = F.linear(x, *self.token_in)  # (m + g, W), float32 from here to the end
+        h = in_one_order(self.token_in, x)  # (m + g, W), float32 from here to the end
         for i in range(self.depth):
             shift, scale, gate = modulation(i).split(width, 1)
             # Each operation would cast mixed dtypes again: one cast here, and bfloat16 from it to the sum.
@@ -158,7 +162,7 @@ class TorchHead:
                 n = F.layer_norm(n.float(), (width,), *self.post[i], POST_LN_EPS)
             h.add_(n.mul_(gate))
         shift, scale = modulation(self.depth).split(width, 1)
-        return F.linear(torch.addcmul(shift, F.layer_norm(h, (width,), eps=LN_EPS), scale), *self.out)
+        return in_one_order(self.out, torch.addcmul(shift, F.layer_norm(h, (width,), eps=LN_EPS), scale))
 
 
 class _Noise:

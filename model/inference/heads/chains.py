@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fluid_kernels.head_loop import COEFFICIENTS, ChainFacts, Chains, Rows
+from fluid_kernels.ops.linear import in_one_order
 from fluid_kernels.transfers import send
 from model.networks.diffusion_head import DiffusionHead
 from model.schedules import sampling_schedule
@@ -88,7 +89,7 @@ def embed_conditions(head: DiffusionHead, z: Tensor, guided: Tensor, guidance: T
         z: (M + G, D) of each token, then the unconditional ones of the guided tokens.
         guided: (G,) int64, ascending. guidance: (M,) scales, read for guided tokens only.
     """
-    condition = head.embed_condition(z)
+    condition = in_one_order(head.embed_condition, z)
     if not head.config.mean_flow or not len(guided):
         return condition
     with_prompt, without = head.embed_scale(guidance[guided])

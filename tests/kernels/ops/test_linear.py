@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 from fluid_kernels.ops import linear
-from fluid_kernels.ops.linear import PackedLinear, linear_ref, native_bfloat16
+from fluid_kernels.ops.linear import ROWS_OF_ONE_ORDER, PackedLinear, in_one_order, linear_ref, native_bfloat16
 from tests.other_cpus import python_without_avx512
 
 PRODUCTS = """
@@ -49,3 +50,19 @@ def test_packed_and_plain_layers_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not plain.packed
     torch.testing.assert_close(plain(x), here(x), rtol=0.01, atol=0.01)
     torch.testing.assert_close(plain(x).float(), linear_ref(x, weight, None), rtol=0.02, atol=0.03)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4, 13, 64])
+def test_a_product_has_rows_for_every_thread(rows: int) -> None:
+    """A seed gave another image alone than in a batch, with bfloat16 (13 dB between them): BLAS sums products of fewer
+    rows in another order, and the head samples one or two tokens of an image in a step."""
+    seen = []
+
+    def product(x: Tensor) -> Tensor:
+        seen.append(len(x))
+        return 2 * x
+
+    x = torch.randn(rows, 5, generator=torch.Generator().manual_seed(rows))
+    assert torch.equal(in_one_order(product, x), 2 * x)
+    assert seen[0] % (ROWS_OF_ONE_ORDER * torch.get_num_threads()) == 0
+    assert in_one_order(product, x.double()).dtype == torch.float64 and seen[1] == rows, "for float32 alone"

@@ -101,7 +101,7 @@ def test_a_vqgan_of_diffusers_serves_as_tokenizer(tmp_path: Path) -> None:
     assert codes.shape == (1, 8, 8)
     with pytest.raises(ConfigError, match="does not fit the preset"):
         load_tokenizer(system_config("random-discrete"), str(tmp_path))
-    with pytest.raises(ConfigError, match="imported, not trained"):
+    with pytest.raises(ConfigError, match=r"are imported \(`fluid import`\), not trained here"):
         new_tokenizer(replace(system_config("random-discrete"), tokenizer=_vqgan(tmp_path)))
 
 
