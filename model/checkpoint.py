@@ -31,7 +31,7 @@ SHARD_BYTES = 2 << 30
 FORMAT, FORMAT_8_BITS = 1, 2
 # What config.json's `about` may hold that is shown, or looked up.
 TEXTS = {"name", "license", "conditions", "source", "description"}
-LISTS = {"labels", "styles", "vocabulary", "breadth", "breadth_styles", "examples"}
+LISTS = {"labels", "styles", "vocabulary", "synonyms", "breadth", "breadth_styles", "examples"}
 
 
 class CheckpointError(RuntimeError):

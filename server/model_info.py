@@ -23,6 +23,7 @@ class ModelInfo:
     defaults: Mapping[str, Any]
     limits: Mapping[str, float]
     vocabulary: tuple[str, ...] = ()
+    synonyms: tuple[str, ...] = ()  #: other names of things in the vocabulary, which a prompt may use as well
     styles: tuple[str, ...] = ()
     system: str = ""  #: order and kind of token, such as "random-continuous"; "": unknown
     orders: tuple[str, ...] = ("random", "halton", "gtr")  #: that a request may name
@@ -65,7 +66,7 @@ class ModelInfo:
         values = dict(raw)
         width, height = values["image_size"]
         values["image_size"] = (int(width), int(height))
-        for name in ("vocabulary", "styles", "labels", "orders", "examples"):
+        for name in ("vocabulary", "synonyms", "styles", "labels", "orders", "examples"):
             if name in values:
                 values[name] = tuple(values[name])
         info = decode(cls, values)

@@ -192,6 +192,7 @@ class ServingEngine:
             "transparent": self._has_alpha,
             "orders": orders_of(config),
             "vocabulary": _vocabulary(about),
+            "synonyms": about.get("synonyms", []),
             "labels": labels,
             "negative_prompts": self.engine.takes_negative_prompts,
             "styles": about.get("styles", []),

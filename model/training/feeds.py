@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -174,6 +174,12 @@ def breadth_vocabulary(bank: SceneBank) -> dict[str, Any]:
     return {"breadth": known, "breadth_in_one_style": single, **chosen}
 
 
+def other_names(things: Sequence[str]) -> list[str]:
+    """The other names of things that captions of scenes use, plurals included."""
+    names = {name for thing in things for name in (THINGS[thing].plural, *THINGS[thing].synonyms)}
+    return sorted(names - set(things))
+
+
 class SceneFeed:
     """Scenes, composed on the CPU by `loaders` processes (0: by this one, between steps) and encoded on `device`."""
 
@@ -184,11 +190,11 @@ class SceneFeed:
         self.tokenizer = tokenizer.to(device)
         self.batches = SceneBatches(scenes, batch, seed, SIZE // tokenizer.config.stride, breadth, share)
         self.captions = build_caption_cache(encoder, [(caption,) for caption in scenes.captions], cache).to(device)
+        things = list(dict.fromkeys(g.thing for facts in scenes.facts for g in facts.groups if g.thing in THINGS))
         self.about = {
             "data": {key: value for key, value in scenes.sprites.about.items() if key not in ("portraits", "tags")},
-            "vocabulary": list(
-                dict.fromkeys(g.thing for facts in scenes.facts for g in facts.groups if g.thing in THINGS)
-            ),
+            "vocabulary": things,
+            "synonyms": other_names(things),
             "styles": list(dict.fromkeys(facts.style for facts in scenes.facts)),
             **breadth_vocabulary(scenes),
         }

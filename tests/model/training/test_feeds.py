@@ -22,7 +22,15 @@ from model.networks.text_encoder import HashEncoder
 from model.networks.tokenizer import PcaSkipTokenizer
 from model.presets import PRESETS
 from model.training.caption_cache import build_caption_cache
-from model.training.feeds import SceneBatches, SceneFeed, breadth_vocabulary, epoch_order, mixed_order, open_scenes
+from model.training.feeds import (
+    SceneBatches,
+    SceneFeed,
+    breadth_vocabulary,
+    epoch_order,
+    mixed_order,
+    open_scenes,
+    other_names,
+)
 from model.training.recipe import Recipe
 from tests.model.image_set import discs, drawing
 
@@ -78,6 +86,8 @@ def test_a_feed_of_the_atlas_encodes_alpha_and_names_its_words(tmp_path: Path) -
     assert int((rows >= 30).sum()) == 2 and tokens.shape == (8, 64, 4) and cells.shape == (8, 64, 2)
     assert feed.about["breadth"] == ["anvil"] and feed.about["breadth_in_one_style"] == ["hook", "vase"]
     assert {"3d", "clipart", "silhouette"} <= set(feed.about["styles"])
+    assert feed.about["synonyms"] == other_names(feed.about["vocabulary"])
+    assert {"kitty", "mice"} <= set(other_names(("cat", "mouse"))) and "cat" not in other_names(("cat",))
     image, caption = feed.example(len(bank) - 1)
     assert image.shape == (128, 128, 3) and "hook" in caption
 

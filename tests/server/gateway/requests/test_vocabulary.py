@@ -47,6 +47,13 @@ def test_unknown_words_are_named_with_the_nearest_known_ones(prompt: str, says: 
     assert says in warning and "GET /v1/models" in warning
 
 
+def test_other_names_of_known_things_give_no_warning() -> None:
+    """Training calls a cat a kitty now and then, and has irregular plurals: both were told to be unknown."""
+    info = dataclasses.replace(INFO, synonyms=("kitty", "mice"))
+    assert vocabulary_warnings("a kitty and two mice", info) == []
+    assert "kitti (nearest: kitty)" in vocabulary_warnings("a kitti", info)[0]
+
+
 def test_only_models_that_publish_a_vocabulary_warn() -> None:
     """A text-to-image model without one may know any word; a class-conditional one refuses what it does not know."""
     assert vocabulary_warnings("a dragon", dataclasses.replace(INFO, vocabulary=())) == []
