@@ -133,5 +133,7 @@ def load_detector(folder: Path) -> Detector:
             return detector.eval()
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise DetectorError(f"the detector in {folder} is damaged ({reason}): {remedy}") from error
+        raise DetectorError(
+            f"the detector in {folder} is damaged, or of an earlier version ({reason}): {remedy}"
+        ) from error
     raise DetectorError(f"the detector in {folder} does not tell styles: {remedy}")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from fluid_kernels.allocation import is_out_of_memory
 from model.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from model.cpus import usable_cpus
 from model.inference.precision import choose_dtype, pack
@@ -80,8 +81,11 @@ def load_engine(
         else:
             checkpoint = _load(folder, chosen, products)
         return ServingEngine(checkpoint, max_rows, products, kernels)
-    except torch.OutOfMemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        other = "or set FLUID_DEVICE=cpu" if chosen == "cuda" else "or use a machine with more"
         raise CheckpointError(
-            f"{folder.name} with {max_rows} rows does not fit into the device's memory: lower FLUID_MAX_ROWS, "
-            f"or set FLUID_DEVICE=cpu ({error})"
+            f"{folder.name} with {max_rows} rows does not fit into the memory of the {chosen}: lower FLUID_MAX_ROWS, "
+            f"{other} ({error})"
         ) from error

@@ -22,6 +22,7 @@ from server.settings import Settings
 STATE = "batch.json"
 OUTPUT_FORMATS = ("png", "webp", "jpeg")
 STATE_FIELDS = ("batch_id", "file_id", "key")  # those that there are so far; see _start
+REFUSED = (400, 404, 409, 413, 422)  # a start that will be refused again
 POLL_S = 1.0
 DOWNLOAD_EVERY_S = 20.0  # finished images are saved while the rest is generated
 
@@ -147,7 +148,7 @@ def _start_or_resume(client: FluidClient, lines: bytes, prompts: Path, out: Path
     if "batch_id" not in known:
         out.mkdir(parents=True, exist_ok=True)
         state.with_name(f"{STATE}.part").touch()  # an unwritable folder must fail before the batch is submitted
-        batch = _start_again(client, known) or _start(client, lines, prompts, state, known)
+        batch = _start_again(client, state, known) or _start(client, lines, prompts, state, known)
         known = {"batch_id": batch["id"], "sha256": digest}
         _write(state, known)
     return str(known["batch_id"])
@@ -157,20 +158,24 @@ def _start(client: FluidClient, lines: bytes, prompts: Path, state: Path, known:
     """Upload the lines and start their batch. The state says with which key, in case this process is killed here."""
     file_id, key = client.upload_batch(lines, prompts.name), str(uuid.uuid4())
     _write(state, known | {"file_id": file_id, "key": key})
+    return _start_once(client, state, file_id, key)
+
+
+def _start_once(client: FluidClient, state: Path, file_id: str, key: str) -> dict[str, Any]:
     try:
         return client.start_batch(file_id, key)
     except ServiceError as error:
-        if 400 <= error.status < 500:  # it was refused, so that other prompts may have the folder
-            state.unlink()  # any other failure leaves open whether it has started, which the key will tell
-        raise
+        if error.status in REFUSED:  # other prompts may have the folder
+            state.unlink()
+        raise  # any other failure leaves open whether it has started, which the key will tell
 
 
-def _start_again(client: FluidClient, known: dict[str, str]) -> dict[str, Any] | None:
+def _start_again(client: FluidClient, state: Path, known: dict[str, str]) -> dict[str, Any] | None:
     """The batch that a killed process has started or was about to start; None if its file has expired."""
     if not {"file_id", "key"} <= known.keys():
         return None
     try:
-        return client.start_batch(known["file_id"], known["key"])
+        return _start_once(client, state, known["file_id"], known["key"])
     except ServiceError as error:
         if error.status != 404:
             raise

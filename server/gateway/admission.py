@@ -121,10 +121,10 @@ async def _found_before(queue: JobQueue, submission: Submission) -> Accepted | N
     found = await queue.cached(submission)
     if found is None and submission.key:
         with suppress(QueueFull, RateLimited):  # it would be a new one
-            asked = await queue.ask(submission)
-            if asked.outcome is not Outcome.ROOM and (await queue.get(asked.job_id)).state.terminal:
-                found = asked
-    return found
+            found = await queue.ask(submission)
+    if found is None or found.outcome is Outcome.ROOM:
+        return None
+    return found if (await queue.get(found.job_id)).state.terminal else None
 
 
 def idempotency_key(request: Request) -> str:

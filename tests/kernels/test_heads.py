@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from fluid_kernels.head_loop import HeadWeights, Rows, head_loop_ref
 from fluid_kernels.heads import HeadPathError, choose_path, make_head
+from fluid_kernels.ops.linear import ROWS_OF_ONE_ORDER
 from model.checkpoint import load_checkpoint
-from model.inference.heads.chains import make_chains
+from model.inference.heads.chains import embed_conditions, make_chains
 from model.inference.load import SHIPPED
 from tests.kernels import test_head_loop as small
 
@@ -26,6 +29,27 @@ def test_all_paths_sample_the_same_tokens(path: str) -> None:
     assert choose_path(path, CPU) == ("torch" if path == "auto" else path)
     found = make_head(weights, torch.float32, path)(rows, chains, "v", 3.0)
     torch.testing.assert_close(found, head_loop_ref(weights, rows, chains, "v", 3.0), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+def test_every_float32_product_of_the_head_has_rows_for_one_order(
+    prediction: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of one to three rows made another image of a seed in a batch than alone, with bfloat16."""
+    plain, seen = F.linear, list[int]()
+
+    def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        seen.extend([len(x)] if x.dtype == torch.float32 else [])
+        return plain(x, weight, bias)
+
+    head = small.make_head(prediction)
+    chains, (rows, _, _) = make_chains(head, (5,)), small.make_rows(head, 2, [1], [0, 0])
+    monkeypatch.setattr(F, "linear", linear)
+    make_head(HeadWeights.from_head(head), dtype, "torch")(rows, chains, prediction, 3.0)
+    z = torch.randn(3, head.config.width, generator=torch.Generator().manual_seed(0))
+    embed_conditions(head, z, rows.guided, rows.guidance)
+    assert len(seen) > 10 and all(count % ROWS_OF_ONE_ORDER == 0 for count in seen)
 
 
 def test_an_unknown_path_is_rejected_with_the_known_ones() -> None:

@@ -26,6 +26,7 @@ PACKED_FOR_ROWS = 128
 # BLAS sums a float32 product of fewer rows than this, for each thread, in another order. Its last bits would depend on
 # what else is decoded, and rounding to bfloat16 behind it can make another image of that (docs/log.md).
 ROWS_OF_ONE_ORDER = 4
+MOST_ADDED = 63  # more threads than 16 get fewer rows: a product of one row must not become one of hundreds
 
 _FUSED = {"": ("none", ""), "silu": ("swish", ""), "gelu_tanh": ("gelu", "tanh"), "gelu_erf": ("gelu", "none")}
 
@@ -45,8 +46,11 @@ def linear_ref(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str =
 
 
 def in_one_order(product: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """product(x) of (M, in) rows, each of which is the same for any M, on a CPU by adding rows and dropping theirs."""
-    missing = -len(x) % (ROWS_OF_ONE_ORDER * torch.get_num_threads())
+    """product(x) of (M, in) rows, with rows added and dropped again on a CPU, so that M does not change the others.
+
+    That holds for the libraries it was measured with (docs/log.md); none of them promises it.
+    """
+    missing = -len(x) % min(ROWS_OF_ONE_ORDER * torch.get_num_threads(), MOST_ADDED + 1)
     if x.device.type != "cpu" or x.dtype != torch.float32 or not missing:
         return product(x)
     return product(F.pad(x, (0, 0, 0, missing)))[: len(x)]

@@ -92,7 +92,9 @@ def embed_conditions(head: DiffusionHead, z: Tensor, guided: Tensor, guidance: T
     condition = in_one_order(head.embed_condition, z)
     if not head.config.mean_flow or not len(guided):
         return condition
-    with_prompt, without = head.embed_scale(guidance[guided])
+    scales = guidance[guided, None]  # (G, 1)
+    both = in_one_order(lambda scale: torch.cat(head.embed_scale(scale[:, 0]), 1), scales)
+    with_prompt, without = both.chunk(2, 1)
     condition = condition.index_add(0, guided, with_prompt.to(condition.dtype))
     condition[len(guidance) :] += without
     return condition

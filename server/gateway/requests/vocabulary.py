@@ -37,12 +37,11 @@ def vocabulary_warnings(prompt: str, info: ModelInfo, param: str = "prompt") -> 
     """
     if not info.vocabulary or info.labels:
         return []
-    names = info.vocabulary + info.synonyms
-    known = _known_words(names, info.styles)
+    known = _known_words(info.vocabulary + info.synonyms, info.styles)
     unknown = list(dict.fromkeys(word for word in _words(prompt) if not _is_known(word, known)))
     if not unknown:
         return []
-    shown = [_with_nearest(word, names) for word in unknown[:MAX_WORDS]]
+    shown = [_with_nearest(word, info.vocabulary) for word in unknown[:MAX_WORDS]]
     more = f" and {len(unknown) - MAX_WORDS} more" if len(unknown) > MAX_WORDS else ""
     return [
         f"'{param}' has words that are not in the vocabulary of {info.id}: {', '.join(shown)}{more}. GET /v1/models "

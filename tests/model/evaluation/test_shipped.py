@@ -7,6 +7,7 @@ import pytest
 from model.checkpoint import load_checkpoint, read_config
 from model.data.scenes.things import STYLES, THINGS
 from model.inference.load import SHIPPED, find_checkpoint
+from model.training.feeds import other_names
 
 FOLDER = SHIPPED / "atlas-128"
 
@@ -16,6 +17,7 @@ def test_atlas_128_loads_strictly_and_is_small() -> None:
     assert sum(file.stat().st_size for file in FOLDER.iterdir()) <= 24 * 2**20
     about = checkpoint.about
     assert set(about["vocabulary"]) == set(list(THINGS)[:95]) and set(about["styles"]) == set(STYLES)
+    assert about["synonyms"] == other_names(about["vocabulary"])
 
 
 def test_scores_and_card_of_atlas_128_belong_to_its_weights() -> None:

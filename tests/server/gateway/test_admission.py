@@ -118,13 +118,15 @@ def test_listing_jobs_is_paginated(new_service: Callable[..., Service]) -> None:
     until(lambda: http.get("/v1/jobs").json()["data"] == [], what="the jobs to expire from the list")
 
 
-def test_a_key_finds_its_images_without_a_worker(new_service: Callable[..., Service], hold: Hold) -> None:
+@pytest.mark.parametrize("cache_s", [0, 60])
+def test_a_key_finds_its_images_without_a_worker(new_service: Callable[..., Service], hold: Hold, cache_s: int) -> None:
     """It was a 503 no_workers, although record and images were there, and the 504 had advised to repeat the key. A job
     that has not ended was waited for, as if somebody worked on it."""
-    service = new_service()
-    url, body, headers = service.settings.base_url + GENERATE, {"prompt": "a cat"}, {"Idempotency-Key": "k"}
+    service = new_service(result_cache_s=cache_s)
+    url, body = service.settings.base_url + GENERATE, {"prompt": "a cat", "seed": 1}
+    headers = {"Idempotency-Key": "k"}
     first = httpx.post(url, json=body, headers=headers)
-    held, held_key = {"prompt": hold.prompt()}, {"Idempotency-Key": "held"}
+    held, held_key = {"prompt": hold.prompt(), "seed": 1}, {"Idempotency-Key": "held"}
     job = httpx.post(service.settings.base_url + "/v1/jobs", json=held, headers=held_key).json()
     hold.reached(service.client, job["id"])
     service.workers[0].kill()
@@ -133,7 +135,7 @@ def test_a_key_finds_its_images_without_a_worker(new_service: Callable[..., Serv
     again = httpx.post(url, json=body, headers=headers)
     assert again.status_code == 200, again.text
     assert again.json()["data"] == first.json()["data"]
-    new = httpx.post(url, json=body, headers={"Idempotency-Key": "other"})
+    new = httpx.post(url, json=body | {"seed": 2}, headers={"Idempotency-Key": "other"})
     assert status_and_code(new) == (503, "no_workers")
     assert status_and_code(httpx.post(url, json=held, headers=held_key)) == (503, "no_workers")
 
