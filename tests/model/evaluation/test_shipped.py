@@ -18,6 +18,7 @@ def test_atlas_128_loads_strictly_and_is_small() -> None:
     about = checkpoint.about
     assert set(about["vocabulary"]) == set(list(THINGS)[:95]) and set(about["styles"]) == set(STYLES)
     assert about["synonyms"] == other_names(about["vocabulary"])
+    assert len(about["breadth"]) > 900 and about["breadth_styles"] == ["twemoji", "noto"]
 
 
 def test_scores_and_card_of_atlas_128_belong_to_its_weights() -> None:
@@ -29,6 +30,6 @@ def test_scores_and_card_of_atlas_128_belong_to_its_weights() -> None:
     assert f"{metrics['score_seen']:.1%}" in card and f"{metrics['score_unseen']:.1%}" in card
 
 
-@pytest.mark.parametrize("name", ["sheet.webp", "failures.webp", "curve.png"])
+@pytest.mark.parametrize("name", ["sheet.webp", "breadth-sheet.webp", "failures.webp", "curve.png"])
 def test_the_card_of_atlas_128_shows_its_sheets(name: str) -> None:
     assert f"({name})" in (FOLDER / "README.md").read_text() and (FOLDER / name).stat().st_size > 1000

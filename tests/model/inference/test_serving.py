@@ -117,11 +117,10 @@ def test_a_model_without_alpha_refuses_a_transparent_background(tmp_path: Path) 
         engine.admit([replace(REQUEST, transparent=True)])
 
 
-def test_the_breadth_of_a_checkpoint_is_part_of_its_vocabulary(engines: tuple[ServingEngine, ServingEngine]) -> None:
+def test_the_breadth_of_a_checkpoint_is_part_of_its_vocabulary(
+    engines: tuple[ServingEngine, ServingEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Things that are drawn alone, in two styles or more, are no words to warn of."""
     about = engines[0].checkpoint.about
-    about["breadth"] = [about["vocabulary"][0], "harpsichord"]
-    try:
-        assert engines[0].info()["vocabulary"] == [*about["vocabulary"], "harpsichord"]
-    finally:
-        del about["breadth"]
+    monkeypatch.setitem(about, "breadth", [about["vocabulary"][0], "harpsichord"])
+    assert engines[0].info()["vocabulary"] == [*about["vocabulary"], "harpsichord"]
