@@ -31,6 +31,7 @@ from model.data.contact_sheet import contact_sheet
 from model.data.scenes.compose import SIZE, arrange, render
 from model.data.scenes.facts import SINGLE, Facts, Group
 from model.data.scenes.things import THINGS
+from model.data.sources import DataError
 from model.evaluation.features import FEATURES_NAME, Features
 from model.evaluation.generation import check_size, generate_images
 from model.inference.requests import Sampling
@@ -69,11 +70,14 @@ class BreadthBenchmark:
             composed: things of scenes, which are not asked for.
 
         Raises:
-            DataError: `data` holds no atlas.
+            DataError: `data` holds no atlas, or no things in these styles.
         """
         atlas = AtlasSprites.load(data)
         known = in_styles(atlas.entries, styles)
         entries = distinct([entry for entry in known if entry.styles > 1 and not entry.sentence])
+        if not entries:
+            wanted = f"the styles {', '.join(styles)}" if styles else "styles"
+            raise DataError(f"{data} has no single things that two of {wanted} draw: give the --data of the training")
         trained, heldout = choose(entries, things, names_of(composed))
         return cls(atlas, entries, render_features(entries, atlas), trained, heldout)
 

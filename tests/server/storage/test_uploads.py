@@ -219,7 +219,9 @@ def test_an_outage_under_load_loses_no_edit_and_no_batch(
         def status() -> dict[str, Any]:
             return dict(http.get(f"/v1/batches/{batch}").json())
 
-        until(lambda: status()["request_counts"]["completed"] > 2, what="some lines")
+        # The others are held, and their sources are written: a write in this moment would make the folder anew.
+        until(lambda: status()["request_counts"]["completed"] == 10, what="the lines that are not held")
+        until(lambda: len(http.get("/v1/jobs?limit=100").json()["data"]) == 41, what="all lines to be queued")
         moved = folder.rename(folder.with_name("moved"))
         hold.release()
         until(lambda: http.get("/health/ready").status_code == 503, what="readiness")
