@@ -48,12 +48,13 @@ def linear_ref(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str =
 def in_one_order(product: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """product(x) of (M, in) rows, with rows added and dropped again on a CPU, so that M does not change the others.
 
-    That holds for the libraries it was measured with (docs/log.md); none of them promises it.
+    That holds for the libraries it was measured with (docs/log.md); none of them promises it. Other shapes of x, whole
+    images, have rows enough.
     """
-    missing = -len(x) % min(ROWS_OF_ONE_ORDER * torch.get_num_threads(), MOST_ADDED + 1)
-    if x.device.type != "cpu" or x.dtype != torch.float32 or not missing:
+    if x.dim() != 2 or x.device.type != "cpu" or x.dtype != torch.float32:
         return product(x)
-    return product(F.pad(x, (0, 0, 0, missing)))[: len(x)]
+    missing = -len(x) % min(ROWS_OF_ONE_ORDER * torch.get_num_threads(), MOST_ADDED + 1)
+    return product(F.pad(x, (0, 0, 0, missing)))[: len(x)] if missing else product(x)
 
 
 class PackedLinear(nn.Module):
@@ -74,8 +75,7 @@ class PackedLinear(nn.Module):
         """(…, in) -> (…, out) in the layer's dtype."""
         x = x.to(self.dtype)
         if not self.packed:
-            product = partial(F.linear, weight=self.weight, bias=self.bias)
-            return activate(in_one_order(product, x) if x.dim() == 2 else product(x), self.activation)
+            return activate(in_one_order(partial(F.linear, weight=self.weight, bias=self.bias), x), self.activation)
         attribute, algorithm = _FUSED[self.activation]
         y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, attribute, [], algorithm)
         return y
