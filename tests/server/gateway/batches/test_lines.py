@@ -7,11 +7,11 @@ import time
 
 import pytest
 
-from server.batch_format import parse_line
-from server.errors import InvalidRequest
+from server.batch_format import Line, parse_line
+from server.errors import InvalidRequest, UnreadableRecord
 from server.gateway.batches.files import FileStore
 from server.gateway.batches.record import Batch
-from server.gateway.batches.runner import BatchRunner
+from server.gateway.batches.runner import PAUSE_S, BatchRunner
 from server.gateway.batches.store import BatchStore
 from server.jobs import JobState
 from server.queue.job_queue import JobQueue
@@ -119,3 +119,21 @@ async def test_no_line_follows_a_cancel(queue: JobQueue, store: BatchStore, runn
     assert (batch.cursor, batch.unfinished) == (2, 2)
     await runner.advance(batch.id)
     assert (await store.get("", batch.id)).status == "cancelled"
+
+
+@pytest.mark.anyio
+async def test_an_unreadable_record_pauses_a_batch(
+    queue: JobQueue, store: BatchStore, runner: BatchRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gateway of an earlier version tried such a line again four times a second, for as long as the upgrade took."""
+    batch = await started(queue, store, runner)
+    cursor = (await store.get("", batch.id)).cursor
+
+    async def unreadable(batch: Batch, number: int, line: Line) -> None:
+        raise UnreadableRecord("of a later version")
+
+    monkeypatch.setattr(runner, "_submit", unreadable)
+    await queue.redis.zadd(queue.keys.batches_zset, {batch.id: time.time() + 3600})
+    await runner.advance(batch.id)
+    assert (await store.get("", batch.id)).cursor == cursor
+    assert await queue.redis.zscore(queue.keys.batches_zset, batch.id) > time.time() + PAUSE_S / 2

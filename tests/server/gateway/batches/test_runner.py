@@ -11,10 +11,9 @@ import pytest
 import redis
 
 from server.batch_format import Line
-from server.errors import UnreadableRecord
 from server.gateway.batches.files import FileStore
 from server.gateway.batches.record import Batch
-from server.gateway.batches.runner import MAX_UNFINISHED_JOBS, PAUSE_S, BatchRunner
+from server.gateway.batches.runner import MAX_UNFINISHED_JOBS, BatchRunner
 from server.gateway.batches.store import BatchStore
 from server.queue.job_queue import JobQueue
 from server.queue.keys import Keys
@@ -210,24 +209,6 @@ async def test_a_line_that_raises_unexpectedly_fails_alone(
     assert (line.number, line.custom_id, line.job) == (0, "line-0", None)
     assert line.rejection and line.rejection["status"] == 500
     assert (await queue.get(batch.job_id(1))).input.prompt == "a cat"
-
-
-@pytest.mark.anyio
-async def test_an_unreadable_record_pauses_a_batch(
-    queue: JobQueue, store: BatchStore, runner: BatchRunner, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A gateway of an earlier version tried such a line again four times a second, for as long as the upgrade took."""
-
-    async def unreadable(batch: Batch, number: int, line: Line) -> None:
-        raise UnreadableRecord("of a later version")
-
-    monkeypatch.setattr(runner, "_submit", unreadable)
-    batch = await store.create("", await uploaded(queue, jsonl({"prompt": "a cat"})), None, "")
-    await runner.advance(batch.id)
-    await queue.redis.zadd(queue.keys.batches_zset, {batch.id: time.time() + 3600})
-    await runner.advance(batch.id)
-    assert (await store.get("", batch.id)).cursor == 0
-    assert await queue.redis.zscore(queue.keys.batches_zset, batch.id) > time.time() + PAUSE_S / 2
 
 
 @pytest.mark.anyio
