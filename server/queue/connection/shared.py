@@ -89,7 +89,7 @@ class SharedConnection:
 
         async def leave(_: Exception) -> None:
             if link is not None:  # the one that failed: others may have opened the next one by now
-                link.lose(ConnectionError("the connection was left after an error"))
+                link.retire()  # not lost: the other commands under way learn their own reasons
 
         return await self._retry.call_with_retry(attempt, leave)
 

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 import uvloop
-from redis.exceptions import ResponseError
+from redis.exceptions import ReadOnlyError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from server.launcher.embedded_valkey import EmbeddedValkey
@@ -123,6 +123,20 @@ async def test_a_transaction_raises_the_error_of_its_command(settings: Settings)
         await redis.transaction_of([("INCR", "{t}count")])
         assert await redis.call("GET", "{t}count") == "2"
         await redis.call("DEL", "{t}text", "{t}count", "{t}other")
+
+
+async def test_a_replica_refuses_each_of_many_writes_by_its_reason(own_valkey: EmbeddedValkey) -> None:
+    """A refused command closed the connection under the others; once that had happened to each of its tries, a command
+    was told that Redis does not answer."""
+    async with connect(own_valkey.url, 5.0) as redis:
+        await redis.call("REPLICAOF", "127.0.0.1", "1")
+
+        async def write_again_and_again() -> list[object]:
+            found = [await asyncio.gather(redis.call("SET", "a", 1), return_exceptions=True) for _ in range(20)]
+            return [error for [error] in found]
+
+        found = await asyncio.gather(*(write_again_and_again() for _ in range(20)))
+        assert {type(error) for errors in found for error in errors} == {ReadOnlyError}
 
 
 async def test_a_reply_to_no_command_is_not_taken_for_the_next_ones(settings: Settings) -> None:
