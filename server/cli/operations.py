@@ -5,10 +5,10 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from redis.exceptions import RedisError
 
@@ -17,6 +17,7 @@ from server.cli.flags import add_command
 from server.errors import ConfigError, OperatorError, ReloadRefused
 from server.gateway import api_keys
 from server.launcher import embedded_valkey
+from server.queue.connection.retry import through_outages
 from server.queue.dead_letters import DeadLetter, DeadLetters, UnreadableLetter
 from server.queue.job_queue import JobQueue
 from server.queue.redis_client import SOCKET_TIMEOUT_S, connect, explain
@@ -26,7 +27,6 @@ from server.settings import Settings
 
 RELOAD_POLL_S = 0.2
 RELOAD_FAILED = ("reload ", "serving the configured ")  # how notes of server/worker/reload.py begin that tell of one
-T = TypeVar("T")
 
 
 def add_parser(commands: Any) -> None:
@@ -207,17 +207,6 @@ def _configured(wanted: str, live: list[WorkerInfo]) -> str:
     raise ConfigError(f"No live worker was started with {wanted!r}. Choose by --checkpoint: {known}.")
 
 
-async def _through_outages(read: Callable[[], Awaitable[T]], deadline: float) -> T:
-    """Repeat a read until Redis answers, or raise its error after the deadline: workers reload without us meanwhile."""
-    while True:
-        try:
-            return await read()
-        except RedisError:
-            if time.monotonic() > deadline:
-                raise
-        await asyncio.sleep(RELOAD_POLL_S)
-
-
 async def _reload(settings: Settings, to: str | None, timeout_s: float) -> None:
     """Request a reload of every worker that was started for FLUID_CHECKPOINT, and wait for all of them."""
     async with open_service(settings) as (own, _, registry):
@@ -229,7 +218,7 @@ async def _reload(settings: Settings, to: str | None, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
         shown: dict[str, str] = {}
         while True:
-            workers = [w for w in await _through_outages(registry.workers, deadline) if w.id in requested]
+            workers = [w for w in await through_outages(registry.workers, deadline, RELOAD_POLL_S) if w.id in requested]
             for w in workers:
                 done = w.reloads >= request.number
                 state = w.note or (f"serving {w.checkpoint[:12]}" if done else "loading, and still serving the old one")
@@ -243,7 +232,7 @@ async def _reload(settings: Settings, to: str | None, timeout_s: float) -> None:
                     f"Some workers have not loaded {checkpoint} after {timeout_s:g} s; they keep trying."
                 )
             await asyncio.sleep(RELOAD_POLL_S)
-        carried_out = await _through_outages(lambda: registry.last_reload(configured), deadline)
+        carried_out = await through_outages(lambda: registry.last_reload(configured), deadline, RELOAD_POLL_S)
     gone = requested - {w.id for w in workers}
     if gone and (carried_out is None or carried_out.number < request.number):
         raise ReloadRefused(

@@ -10,6 +10,7 @@ from redis.exceptions import RedisError
 
 from server.jobs import IMPOSSIBLE, JobError, JobMetrics, JobState
 from server.metrics import Tally
+from server.queue.connection.retry import through_outages
 from server.queue.lease_queue import LeaseQueue
 from server.telemetry.tracing import Tracing
 from server.worker.engine.slot import EngineSlot
@@ -162,14 +163,7 @@ class Completion:
 
     async def persist(self, write: Callable[[], Awaitable[T]]) -> T:
         """Repeat an unanswered write while our lease may be valid. Every write here is idempotent."""
-        deadline = time.monotonic() + self._lease_s
-        while True:
-            try:
-                return await write()
-            except RedisError:
-                if time.monotonic() > deadline:
-                    raise
-                await asyncio.sleep(0.2)
+        return await through_outages(write, time.monotonic() + self._lease_s, 0.2)
 
 
 def _metrics(job: HeldJob, kernels: str) -> JobMetrics:

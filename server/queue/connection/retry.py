@@ -1,9 +1,10 @@
 """What a failed command does: it is repeated at once where that may help, and stale connections are dropped."""
 
+import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from redis.asyncio.retry import Retry
 from redis.exceptions import (
@@ -15,6 +16,7 @@ from redis.exceptions import (
     TimeoutError,
 )
 
+T = TypeVar("T")
 #: Between two drops of the pool: commands that fail together would drop each other's new connections.
 DROP_EVERY_S = 0.5
 
@@ -86,6 +88,23 @@ class ReconnectingRetry(Retry):
         if mark := getattr(self.pool, "update_active_connections_for_reconnect", None):  # not in old redis-py
             await mark()
         return True
+
+
+async def through_outages(call: Callable[[], Awaitable[T]], deadline: float, every_s: float) -> T:
+    """Repeat a call of the queue, which must be safe to repeat, until Redis answers.
+
+    Args:
+        deadline: on the monotonic clock; the first attempt is made even after it.
+    Raises:
+        RedisError: that of an attempt that ended after the deadline.
+    """
+    while True:
+        try:
+            return await call()
+        except RedisError:
+            if time.monotonic() > deadline:
+                raise
+        await asyncio.sleep(every_s)
 
 
 def is_read_only(error: BaseException) -> bool:
