@@ -31,7 +31,8 @@ SHARD_BYTES = 2 << 30
 FORMAT, FORMAT_8_BITS = 1, 2
 # What config.json's `about` may hold that is shown, or looked up.
 TEXTS = {"name", "license", "conditions", "source", "description"}
-LISTS = {"labels", "styles", "vocabulary", "synonyms", "breadth", "breadth_styles", "examples"}
+GRAMMAR = ("caption_words", "backgrounds")  # words of captions beside the names of things
+LISTS = {"labels", "styles", "vocabulary", "synonyms", "breadth", "breadth_styles", "examples", *GRAMMAR}
 
 
 class CheckpointError(RuntimeError):
@@ -122,6 +123,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     for part in TEXTS & about.keys():
         if not isinstance(about[part], str):
             raise CheckpointError(f"{file}: about.{part} is {about[part]!r}, not text; copy the checkpoint again")
+    if not isinstance(hints := about.get("hints", {}), dict) or not all(
+        isinstance(each, str) for each in hints.values()
+    ):
+        raise CheckpointError(f"{file}: about.hints does not map words to names; copy the checkpoint again")
     for part in LISTS & about.keys():
         if not isinstance(about[part], list) or not all(isinstance(each, str) for each in about[part]):
             raise CheckpointError(f"{file}: about.{part} is not a list of texts; copy the checkpoint again")

@@ -2,13 +2,17 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from server.records import decode
 from server.sampling import Sampling
 
 PRESETS = ("low", "medium", "high")  #: what a request may name; a model has others at most in addition
+_LISTS = {
+    "vocabulary", "synonyms", "breadth", "breadth_styles", "caption_words", "backgrounds", "styles", "labels", "orders",
+    "examples",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +28,13 @@ class ModelInfo:
     limits: Mapping[str, float]
     vocabulary: tuple[str, ...] = ()
     synonyms: tuple[str, ...] = ()  #: other names of things in the vocabulary, which a prompt may use as well
+    breadth: tuple[str, ...] = ()  #: the part of the vocabulary that was learned one thing at a time
+    breadth_styles: tuple[str, ...] = ()  #: the only styles of the breadth; none: all
+    caption_words: tuple[str, ...] = ()  #: all other words of its captions: counts, colours, positions; none: unknown
+    backgrounds: tuple[str, ...] = ()  #: words before "background"; none: unknown
+    hints: Mapping[str, str] = field(default_factory=dict)  #: words outside the vocabulary that mean one of its names
     styles: tuple[str, ...] = ()
+    max_prompt_tokens: int = 0  #: that it reads of a prompt; 0: unknown
     system: str = ""  #: order and kind of token, such as "random-continuous"; "": unknown
     orders: tuple[str, ...] = ("random", "halton", "gtr")  #: that a request may name
     labels: tuple[str, ...] = ()  #: of a class-conditional model: the names of class i, as "first, second, …"
@@ -66,9 +76,8 @@ class ModelInfo:
         values = dict(raw)
         width, height = values["image_size"]
         values["image_size"] = (int(width), int(height))
-        for name in ("vocabulary", "synonyms", "styles", "labels", "orders", "examples"):
-            if name in values:
-                values[name] = tuple(values[name])
+        for name in _LISTS & values.keys():
+            values[name] = tuple(values[name])
         info = decode(cls, values)
         for preset in PRESETS:
             Sampling.from_mapping({**info.defaults, **info.presets[preset]})

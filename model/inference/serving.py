@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fluid_kernels.heads import HeadPathError, choose_path
-from model.checkpoint import Checkpoint, CheckpointError
+from model.checkpoint import GRAMMAR, Checkpoint, CheckpointError
 from model.config import ConfigError
 from model.inference.engine import Engine
 from model.inference.known_tokens import KnownTokens, encode_pixels, kept_mask, undecided
@@ -192,7 +192,9 @@ class ServingEngine:
             "transparent": self._has_alpha,
             "orders": orders_of(config),
             "vocabulary": _vocabulary(about),
-            "synonyms": about.get("synonyms", []),
+            **{name: about.get(name, []) for name in ("synonyms", "breadth", "breadth_styles", *GRAMMAR)},
+            "hints": about.get("hints", {}),
+            "max_prompt_tokens": config.text.max_tokens if hasattr(config, "text") else 0,
             "labels": labels,
             "negative_prompts": self.engine.takes_negative_prompts,
             "styles": about.get("styles", []),
@@ -206,7 +208,7 @@ class ServingEngine:
 
 
 def _vocabulary(about: dict[str, Any]) -> list[str]:
-    """Names that a prompt may use: things of scenes, then those that the model draws alone, in two styles or more."""
+    """Names that a prompt may use: things of scenes, then those of the breadth, which the model draws alone."""
     labels = [first_name(label) for label in about.get("labels", [])]
     return list(dict.fromkeys([*about.get("vocabulary", labels), *about.get("breadth", [])]))
 

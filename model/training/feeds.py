@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from model.data.atlas.atlas_bank import AtlasBank, build_atlas_bank
+from model.data.atlas.known_words import known_words
 from model.data.atlas.store import AtlasSprites, open_sprites
 from model.data.dataset import Dataset
 from model.data.scenes.bank import SceneBank, build_bank
@@ -163,23 +164,6 @@ class SceneBatches(TorchDataset):
         return rows, torch.from_numpy(images), torch.from_numpy(cell_classes(scenes, self.grid))
 
 
-def breadth_vocabulary(bank: SceneBank) -> dict[str, Any]:
-    """The nouns that an atlas trains alone, for a checkpoint's config.json: in two styles or more, and in one."""
-    if not isinstance(bank, AtlasBank):
-        return {}
-    entries = [entry for entry in bank.entries if entry.split == "train" and not entry.sentence]
-    known = sorted({entry.noun for entry in entries if entry.styles > 1})
-    single = sorted({entry.noun for entry in entries if entry.styles == 1})
-    chosen = {"breadth_styles": list(bank.breadth_styles)} if bank.breadth_styles else {}
-    return {"breadth": known, "breadth_in_one_style": single, **chosen}
-
-
-def other_names(things: Sequence[str]) -> list[str]:
-    """The other names of things that captions of scenes use, plurals included."""
-    names = {name for thing in things for name in (THINGS[thing].plural, *THINGS[thing].synonyms)}
-    return sorted(names - set(things))
-
-
 class SceneFeed:
     """Scenes, composed on the CPU by `loaders` processes (0: by this one, between steps) and encoded on `device`."""
 
@@ -190,13 +174,9 @@ class SceneFeed:
         self.tokenizer = tokenizer.to(device)
         self.batches = SceneBatches(scenes, batch, seed, SIZE // tokenizer.config.stride, breadth, share)
         self.captions = build_caption_cache(encoder, [(caption,) for caption in scenes.captions], cache).to(device)
-        things = list(dict.fromkeys(g.thing for facts in scenes.facts for g in facts.groups if g.thing in THINGS))
         self.about = {
             "data": {key: value for key, value in scenes.sprites.about.items() if key not in ("portraits", "tags")},
-            "vocabulary": things,
-            "synonyms": other_names(things),
-            "styles": list(dict.fromkeys(facts.style for facts in scenes.facts)),
-            **breadth_vocabulary(scenes),
+            **known_words(scenes),
         }
         self._next_step = -1
         self._batches: Iterator[tuple[Tensor, Tensor, Tensor]] = iter(())

@@ -5,9 +5,11 @@ import base64
 import hashlib
 import json
 import re
+import sys
 import time
 import uuid
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Set
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -77,14 +79,15 @@ def _run(client: FluidClient, lines: bytes, prompts: Path, out: Path, names: Set
     if batch["errors"]:
         (out / STATE).unlink()
         raise BatchRefused(f"{prompts}: {batch['errors']['data'][0]['message']}")
-    saved, gone = _download(client, batch_id, out, names)
-    failed = _save_errors(client, batch_id, out, gone)
+    saved = _download(client, batch_id, out, names)
+    failed = _save_errors(client, batch_id, out, saved.gone)
     failures = f", {failed} lines failed: {out / 'errors.jsonl'}" if failed else ""
-    print(f"{batch['status']}: {saved} images in {out}{failures}")
+    _save_warnings(saved.warnings, out)
+    print(f"{batch['status']}: {saved.images} images in {out}{failures}")
     if cancel and batch["status"] == "cancelled":
         return
     if failed or batch["status"] != "completed":
-        missing = len(names) - batch["request_counts"]["completed"] + len(gone)
+        missing = len(names) - batch["request_counts"]["completed"] + len(saved.gone)
         raise BatchRefused(
             f"the batch is {batch['status']}; {missing} of {len(names)} lines produced no image. "
             "To start over, choose another folder with -o."
@@ -194,26 +197,52 @@ def _write(state: Path, known: dict[str, str]) -> None:
     write_whole(state, json.dumps(known).encode())
 
 
-def _download(client: FluidClient, batch_id: str, out: Path, names: Set[str]) -> tuple[int, list[dict[str, Any]]]:
-    """Save finished images that are not on disk yet; return how many there are, and the lines whose images are gone.
+@dataclass
+class Saved:
+    """What the results of a batch have come to.
 
-    `names`: the files of all lines.
+    Attributes:
+        images: number of them on disk.
+        gone: lines whose images are not kept any more, and are not on disk.
+        warnings: of lines that have some, by custom_id.
     """
-    count, gone = 0, []
+
+    images: int = 0
+    gone: list[dict[str, Any]] = field(default_factory=list)
+    warnings: dict[str, list[str]] = field(default_factory=dict)
+
+
+def _download(client: FluidClient, batch_id: str, out: Path, names: Set[str]) -> Saved:
+    """Save finished images that are not on disk yet. `names`: the files of all lines."""
+    found = Saved()
     for line in client.batch_results(batch_id):
         name, body = _file_name(line["custom_id"]), line["response"]["body"]
         if line["response"]["status_code"] != 200:
             stems = (name, _numbered(name, 0, names))
             saved = any((out / f"{stem}.{form}").exists() for stem in stems for form in OUTPUT_FORMATS)
-            gone += [] if saved else [line]
+            found.gone += [] if saved else [line]
             continue
+        if body.get("warnings"):
+            found.warnings[line["custom_id"]] = body["warnings"]
         for i, image in enumerate(body["data"]):
-            count += 1
+            found.images += 1
             stem = name if len(body["data"]) == 1 else _numbered(name, i, names)
             target = out / f"{stem}.{body['output_format']}"
             if not target.exists():
                 write_whole(target, base64.b64decode(image["b64_json"]))
-    return count, gone
+    return found
+
+
+def _save_warnings(warnings: Mapping[str, list[str]], out: Path) -> None:
+    """Write the warnings of all lines to a file, and tell of it with the first one."""
+    if not warnings:
+        return
+    file = out / "warnings.jsonl"
+    lines = [{"custom_id": custom_id, "warnings": told} for custom_id, told in warnings.items()]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    first = next(iter(warnings))
+    count = f"{len(warnings)} line{'s have' if len(warnings) > 1 else ' has'} warnings: {file}"
+    print(f"{count}. {first}: {warnings[first][0]}", file=sys.stderr)
 
 
 def _save_errors(client: FluidClient, batch_id: str, out: Path, gone: list[dict[str, Any]]) -> int:

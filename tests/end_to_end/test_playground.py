@@ -131,6 +131,24 @@ def test_words_and_styles_fill_in_the_prompt(page: Any) -> None:
 
 
 @pytest.mark.slow
+def test_a_style_takes_the_place_of_the_one_that_the_prompt_names(page: Any) -> None:
+    """Only a style at the end was replaced: the others stayed, and the prompt had two."""
+    for before, pressed, after in (
+        ("three cats, 3d style on a blue background", "blob", "three cats, blob style on a blue background"),
+        ("flat style, a cat", "noto", "noto style, a cat"),
+        ("a cat in flat style", "flat", "a cat"),
+    ):
+        page.fill("#prompt", before)
+        page.click(f"#styles button:text-is('{pressed}')")
+        assert page.input_value("#prompt") == after
+    page.click("#vocabulary summary")
+    page.fill("#filter", "accordion")
+    page.fill("#prompt", "a cat, 3d style")
+    page.click("#words button:has-text('accordion')")
+    assert page.input_value("#prompt") == "an accordion", "the model has not seen it in that style"
+
+
+@pytest.mark.slow
 def test_an_error_is_shown_beside_its_field(page: Any) -> None:
     page.click("#options summary")
     page.eval_on_selector("#num_inference_steps", "e => { e.max = 9999; e.value = 9000 }")

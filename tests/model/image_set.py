@@ -35,7 +35,7 @@ def discs(things: Sequence[str]) -> Sprites:
     disc = (yy**2 + xx**2 < (SIDE / 2) ** 2).astype(np.uint8) * 255
     rgba = {}
     for place, thing in enumerate(things):
-        colour = np.array([40 + 8 * place, 200 - 6 * place, 30], np.uint8)
+        colour = np.array([(40 + 8 * place) % 256, (200 - 6 * place) % 256, 30], np.uint8)
         rgba |= {(thing, s): np.dstack([np.broadcast_to(colour, (SIDE, SIDE, 3)), disc]) for s in STYLES}
     return Sprites(rgba, {"name": "discs"})
 

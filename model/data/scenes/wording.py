@@ -7,10 +7,12 @@ from collections.abc import Mapping
 import numpy as np
 
 from model.data.scenes.facts import PORTRAIT, Facts, Group
-from model.data.scenes.things import COUNTS, RELATIONS, THINGS, Thing
+from model.data.scenes.things import COLOURS, COUNTS, RELATIONS, THINGS, Thing
 
 SYNONYM_SHARE = 0.15
 PLURAL_NAMES = ("grapes", "cherries")
+JOINERS = ("and", "and", "next to", "with")
+FRAMES = ("{}", "{}", "{}", "{}", "a picture of {}", "an icon of {}")
 PORTRAIT_SYNONYM_SHARE = 0.75  # a portrait has up to three synonyms: all its wordings are about equally likely
 
 
@@ -53,8 +55,8 @@ def caption(facts: Facts, rng: np.random.Generator, words: Mapping[str, Thing] =
     relation = str(rng.choice(RELATIONS[facts.relation])) if facts.relation else ""
     if not facts.relation:
         phrases = [phrases[i] for i in rng.permutation(len(phrases))]
-    subject = _join(phrases, facts, relation, joiner=str(rng.choice(("and", "and", "next to", "with"))))
-    frame = str(rng.choice(("{}", "{}", "{}", "{}", "a picture of {}", "an icon of {}")))
+    subject = _join(phrases, facts, relation, joiner=str(rng.choice(JOINERS)))
+    frame = str(rng.choice(FRAMES))
     if facts.category != PORTRAIT:  # portraits have their own frames
         subject = frame.format(subject)
     form = rng.random()
@@ -65,6 +67,14 @@ def caption(facts: Facts, rng: np.random.Generator, words: Mapping[str, Thing] =
     if form < 0.5:
         return f"{_background(subject, facts, rng)}, {facts.style} style"
     return _finish(subject, facts)
+
+
+def caption_words() -> list[str]:
+    """The words that captions of scenes may have beside names of things and styles; without those of portraits."""
+    relations = {word for wordings in RELATIONS.values() for text in wordings for word in text.split()}
+    frames = {word for text in (*JOINERS, *FRAMES) for word in text.format("").split()}
+    grammar = {"a", "an", "some", "on", "in", "background", "style", "big", "small"} | relations | frames
+    return [*COUNTS.values(), *COLOURS, *sorted(grammar)]
 
 
 def _join(phrases: list[str], facts: Facts, relation: str, joiner: str = "and") -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from model.data.atlas.wording import DEFAULT_STYLE
 from model.data.scenes.facts import SCORED_CATEGORIES
 from model.data.scenes.things import STYLES
 from model.evaluation.scene_questions import percent
@@ -31,7 +32,7 @@ background):
 - A **breadth** of {breadth:,} more things {breadth_styles}, one thing at a time.
 
 `GET /v1/models` lists all of them, and a response's `warnings` name words that it does not know, with the nearest known ones. Prompts read like "a blue apple, twemoji
-style", "three cats, 3d style on a blue background", "a rocket above a castle" or "an accordion, noto style"; without a style it picks one.
+style", "three cats, 3d style on a blue background", "a rocket above a castle" or "an accordion, noto style"; without a style it draws {default_style}.
 
 ## Model
 
@@ -106,6 +107,7 @@ def card_text(facts: dict[str, Any], about: dict[str, Any]) -> str:
         core_styles=", ".join(STYLES),
         breadth=len(about["breadth"]),
         breadth_styles=breadth_styles(about),
+        default_style=default_style(about),
         heldout=HELDOUT.format(**facts) if heldout else "",
         heldout_rows=": first trained pairs of thing and style, then held-out ones" if heldout else "",
         chance=1 / facts["breadth_candidates"],
@@ -115,6 +117,12 @@ def card_text(facts: dict[str, Any], about: dict[str, Any]) -> str:
             f"| {name} | " + " | ".join(percent(facts[name + c]) for c in cells) + " |" for name in SCORED_CATEGORIES
         ),
     )
+
+
+def default_style(about: dict[str, Any]) -> str:
+    """What a prompt without a style gets, in words."""
+    chosen = about.get("breadth_styles") or [DEFAULT_STYLE]
+    return DEFAULT_STYLE + (f", and a thing of the breadth in {chosen[0]}" if chosen[0] != DEFAULT_STYLE else "")
 
 
 def breadth_styles(about: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 from server.errors import InvalidRequest, NoWorkers, UnknownModel
 from server.gateway.requests.class_labels import match_label
 from server.gateway.requests.client_mapping import NO_MAPPING, QUALITY_ALIASES, ClientMapping
-from server.gateway.requests.vocabulary import vocabulary_warnings
+from server.gateway.requests.vocabulary.warnings import prompt_warnings
 from server.gateway.schemas.images import IGNORED, MAX_SEED, ImageRequest
 from server.jobs import JobInput
 from server.model_info import ModelInfo
@@ -204,5 +204,5 @@ def warnings_about(request: ImageRequest, info: ModelInfo, job: JobInput) -> lis
             "'negative_prompt' has no effect without guidance: 'guidance_scale' is 1, or no step is in "
             "'guidance_interval'."
         )
-    warnings += vocabulary_warnings(request.prompt, info)
-    return warnings + vocabulary_warnings(job.negative_prompt, info, "negative_prompt")
+    warnings += prompt_warnings(request.prompt, info)
+    return warnings + prompt_warnings(job.negative_prompt, info, "negative_prompt")

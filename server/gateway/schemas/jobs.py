@@ -105,7 +105,10 @@ class JobObject(BaseModel):
     error: JobFault | None = Field(default=None, description="Why the job failed or was aborted.")
     metrics: Metrics | None = Field(default=None, description="Timings, once the job has succeeded.")
     urls: dict[str, str] = Field(description="Paths to get, cancel and follow this job.")
-    warnings: list[str] = Field(default_factory=list, description="Parameters that had no effect, and why.")
+    warnings: list[str] = Field(
+        default_factory=list,
+        description="What was mapped or had no effect, and what the model does not know of the prompts.",
+    )
 
 
 class JobList(BaseModel):

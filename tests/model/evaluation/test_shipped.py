@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from model.checkpoint import load_checkpoint, read_config
-from model.data.scenes.things import STYLES, THINGS
+from model.data.atlas.known_words import other_names
+from model.data.scenes.things import BACKGROUNDS, STYLES, THINGS, TRANSPARENT
+from model.data.scenes.wording import caption_words
 from model.inference.load import SHIPPED, find_checkpoint
-from model.training.feeds import other_names
 
 FOLDER = SHIPPED / "atlas-128"
 
@@ -18,6 +19,8 @@ def test_atlas_128_loads_strictly_and_is_small() -> None:
     about = checkpoint.about
     assert set(about["vocabulary"]) == set(list(THINGS)[:95]) and set(about["styles"]) == set(STYLES)
     assert about["synonyms"] == other_names(about["vocabulary"])
+    assert about["caption_words"] == caption_words() and about["backgrounds"] == [*BACKGROUNDS, TRANSPARENT]
+    assert set(about["hints"].values()) <= set(about["breadth"]) and about["hints"]["aubergine"] == "eggplant"
     assert len(about["breadth"]) > 900 and about["breadth_styles"] == ["twemoji", "noto"]
 
 

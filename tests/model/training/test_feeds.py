@@ -14,6 +14,7 @@ from model.config import TokenizerConfig
 from model.data.atlas.assemble import assemble
 from model.data.atlas.atlas_bank import AtlasBank, build_atlas_bank
 from model.data.atlas.collect import Picture
+from model.data.atlas.known_words import breadth_vocabulary, other_names
 from model.data.scenes.bank import build_bank
 from model.data.scenes.sprites import SIDE
 from model.data.scenes.things import STYLES, THINGS
@@ -25,11 +26,9 @@ from model.training.caption_cache import build_caption_cache
 from model.training.feeds import (
     SceneBatches,
     SceneFeed,
-    breadth_vocabulary,
     epoch_order,
     mixed_order,
     open_scenes,
-    other_names,
 )
 from model.training.recipe import Recipe
 from tests.model.image_set import discs, drawing
@@ -106,7 +105,7 @@ def test_a_breadth_in_chosen_styles_has_the_things_that_two_of_them_draw() -> No
     ]  # fmt: skip
     assert {facts.groups[0].thing for facts in bank.facts[5:]} == {"anvil #1", "hook #1"}
     assert breadth_vocabulary(bank) == {
-        "breadth": ["anvil", "hook"], "breadth_in_one_style": [], "breadth_styles": ["noto", "3d"],
+        "breadth": ["anvil", "hook"], "breadth_in_one_style": [], "breadth_styles": ["noto", "3d"], "hints": {},
     }  # fmt: skip
 
 
@@ -119,7 +118,7 @@ def test_the_breadth_leaves_the_things_of_scenes_to_the_scenes() -> None:
     atlas = assemble(core, [Picture(noun, "noto", drawing(n)) for n, noun in enumerate(nouns)])
     bank = build_atlas_bank(atlas, things, STYLES, 5, 16, seed=1)
     assert {facts.groups[0].thing for facts in bank.facts[5:]} == {"anvil #1"}
-    assert breadth_vocabulary(bank) == {"breadth": [], "breadth_in_one_style": ["anvil"]}
+    assert breadth_vocabulary(bank) == {"breadth": [], "breadth_in_one_style": ["anvil"], "hints": {}}
 
 
 def test_an_atlas_without_breadth_trains_scenes_with_alpha(tmp_path: Path) -> None:

@@ -27,12 +27,25 @@ def test_a_text_file_becomes_images(service: Service, tmp_path: Path) -> None:
     done = fluid(service.settings, "batch", str(prompts), "-o", str(out), "--quality", "low", "--output-format", "webp")
     assert done.returncode == 1 and "1 of 3 lines produced no image" in done.stderr
     assert "completed: 2 images" in done.stdout and "1 lines failed" in done.stdout
-    assert sorted(path.name for path in out.iterdir()) == ["00001.webp", "00002.webp", "batch.json", "errors.jsonl"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "00001.webp", "00002.webp", "batch.json", "errors.jsonl", "warnings.jsonl",
+    ]  # fmt: skip
     assert Image.open(io.BytesIO((out / "00002.webp").read_bytes())).size == (32, 32)
     assert json.loads((out / "errors.jsonl").read_text())["custom_id"] == "00003"
     prompts.write_text("another\n")
     refused = fluid(service.settings, "batch", str(prompts), "-o", str(out))
     assert refused.returncode == 1 and "belongs to another batch" in refused.stderr
+
+
+def test_warnings_of_lines_are_told(service: Service, tmp_path: Path) -> None:
+    """Only the results had them: a file of words that the model does not know was a plain success."""
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out"
+    prompts.write_text('{"prompt": "a cat"}\n{"prompt": "a cat", "quality": "hd"}\n')
+    done = fluid(service.settings, "batch", str(prompts), "-o", str(out))
+    assert done.returncode == 0 and "completed: 2 images" in done.stdout
+    assert "1 line has warnings" in done.stderr and "00002: 'quality' hd is high here." in done.stderr
+    [line] = (out / "warnings.jsonl").read_text().splitlines()
+    assert json.loads(line) == {"custom_id": "00002", "warnings": ["'quality' hd is high here."]}
 
 
 @pytest.fixture
@@ -206,9 +219,9 @@ def test_lines_whose_images_are_gone_are_failures(tmp_path: Path) -> None:
 
     (tmp_path / "a.png").write_bytes(b"x")
     with Gone("http://127.0.0.1:9") as client:
-        count, gone = _download(client, "batch_1", tmp_path, {"a", "b"})
-        assert (count, [line["custom_id"] for line in gone]) == (0, ["b"])
-        assert _save_errors(client, "batch_1", tmp_path, gone) == 1
+        found = _download(client, "batch_1", tmp_path, {"a", "b"})
+        assert (found.images, [line["custom_id"] for line in found.gone]) == (0, ["b"])
+        assert _save_errors(client, "batch_1", tmp_path, found.gone) == 1
     assert "The image has expired." in (tmp_path / "errors.jsonl").read_text()
 
 

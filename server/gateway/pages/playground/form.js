@@ -68,20 +68,36 @@ function showPresets() {
   const steps = preset.num_inference_steps ? `: ${preset.num_inference_steps} steps for ${model.tokens} tokens, ${preset.diffusion_steps} diffusion steps` : "";
   $("qualityHelp").textContent = `${$("quality").value === "auto" ? `auto is ${quality}` : quality}${steps}. More steps take longer.`;
 }
+/** Where a text names a style: one of the model's anywhere, or any at its end. */
+function namedStyle() { return `\\b(?:${model.styles.map((name) => name.replace(/[^\w ]/g, "\\$&")).join("|")}) style\\b|\\S+ style\\s*$`; }
+/** The text with the chosen style in place of the one that it names. */
 function withStyle(text) {
-  const bare = text.replace(/,?\s*\S+ style\s*$/i, "").trim();
+  if (!model?.styles.length) return text;
+  if (style && new RegExp(namedStyle(), "i").test(text)) return text.replace(new RegExp(namedStyle(), "i"), `${style} style`).trim();
+  const bare = text.replace(new RegExp(`^(?:${namedStyle()})[,\\s]*|,?\\s*(?:\\bin\\s+)?(?:${namedStyle()})`, "i"), "").trim();
   return style ? `${bare}, ${style} style` : bare;
 }
 function setStyle(name) { style = style === name ? "" : name; $("prompt").value = withStyle($("prompt").value); formChanged(); }
 function markStyle() {
-  style = (model?.styles || []).find((name) => $("prompt").value.toLowerCase().includes(`${name} style`)) || "";
+  const text = $("prompt").value.toLowerCase(), place = (name) => text.indexOf(`${name.toLowerCase()} style`);
+  style = (model?.styles || []).filter((name) => place(name) >= 0).sort((one, other) => place(one) - place(other))[0] || "";
   for (const each of $("styles").children) each.setAttribute("aria-pressed", each.textContent === style);
 }
-function article(word) { return /[^su]s$/.test(word) ? word : (/^[aeiou]/i.test(word) ? "an " : "a ") + word; }
+function article(word) {
+  if (/[^su]s$/.test(word)) return word;
+  return (/^(?:[aeiou]|x-)/i.test(word) && !/^(?:uni|one\b|eu|ewe)/i.test(word) ? "an " : "a ") + word;
+}
+/** The styles in which the model has seen a word. */
+function stylesOf(word) { return model.breadth?.includes(word) && model.breadth_styles?.length ? model.breadth_styles : model.styles; }
+function promptOf(word) {
+  if (!stylesOf(word).includes(style)) style = "";
+  return withStyle(article(word));
+}
 function showWords() {
   const wanted = $("filter").value.toLowerCase();
   $("words").replaceChildren(...model.vocabulary.filter((word) => word.toLowerCase().includes(wanted)).map((word) =>
-    chip(word, () => { $("prompt").value = withStyle(article(word)); formChanged(); $("prompt").focus(); })));
+    Object.assign(chip(word, () => { $("prompt").value = promptOf(word); formChanged(); $("prompt").focus(); }),
+      { title: stylesOf(word) === model.styles ? "" : `one at a time, in ${stylesOf(word).join(" or ")} style` })));
 }
 function showExamples() {
   const example = (text) => chip(text, () => { $("prompt").value = text; formChanged(); $("form").requestSubmit(); });
@@ -97,8 +113,9 @@ $("filter").oninput = () => model && showWords();
 $("surprise").onclick = () => {
   const any = (list) => list[Math.floor(Math.random() * list.length)];
   if (!model?.vocabulary.length || run) return;
-  style = any(model.styles) || "";
-  $("prompt").value = withStyle(article(any(model.vocabulary)));
+  const word = any(model.vocabulary);
+  style = any(stylesOf(word)) || "";
+  $("prompt").value = promptOf(word);
   $("seed").value = "";
   formChanged();
   $("form").requestSubmit();
