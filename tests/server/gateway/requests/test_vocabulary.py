@@ -85,7 +85,8 @@ ATLAS = dataclasses.replace(
     [
         "four cats, 3d style on a transparent background", "a small red apple to the left of a cat", "3 kitties",
         "an eggplant, noto style", "robot", "two pine trees in twemoji style on a blue background", "a 3d cat",
-        "a green apple to the left of a cat, 3d style", "please draw me a picture of a green apple", "weary cats", "dragon faces, noto",
+        "a green apple to the left of a cat, 3d style", "please draw me a picture of a green apple", "weary cats",
+        "dragon faces, noto",
     ],
 )  # fmt: skip
 def test_what_a_model_was_trained_on_gives_no_warning(prompt: str) -> None:
