@@ -39,14 +39,15 @@ async def resolve_edit(
         RequestError: the request is invalid, or its images cannot be used.
     """
     info = model_of(request, models, default, mapping)
-    alpha = wants_alpha(request, info)
-    pixels, area, warnings = await decode(lambda: uploads.read_with_mask(image, mask, info.image_size, alpha=alpha))
+    alpha, feather = wants_alpha(request, info), DEFAULT_FEATHER if request.feather is None else request.feather
+    pixels, area, warnings = await decode(
+        lambda: uploads.read_with_mask(image, mask, info.image_size, alpha=alpha, feather=feather)
+    )
     if request.input_fidelity:
         warnings.append("'input_fidelity' has no effect here.")
     new_tokens = info.tokens - sum(compositing.kept_cells(area, info.image_size, info.tokens))
     job, more_warnings = resolve_part(request, new_tokens, models, default, mapping)
     data, sha256 = compositing.pack(pixels, area)
-    feather = DEFAULT_FEATHER if request.feather is None else request.feather
     return replace(job, edit=Edit(job_id, sha256, feather=feather)), data, [*warnings, *more_warnings]
 
 

@@ -114,7 +114,7 @@ def test_a_transparent_palette_colour_is_a_mask() -> None:
     image.putpalette([0, 0, 0, 255, 0, 0])
     image.paste(1, (0, 0, 16, 32))
     decoded = uploads.decode(io.BytesIO(saved(image, transparency=1)), "mask").image
-    mask = uploads.edit_mask(decoded, None, SIZE)
+    mask = uploads.edit_mask(decoded, None, SIZE)[1].tobytes()
     assert [mask[x] for x in (0, 15, 16, 31)] == [GENERATED, GENERATED, 0, 0]
 
 
