@@ -25,7 +25,8 @@ def add_parser(commands: Any) -> None:
         "Regenerate part of an image, through a running service.",
         "The part is the transparent area of --mask, the area inside --box, or the transparent area of IMAGE itself.\n"
         "Without any of them the whole image is generated again. "
-        "If the output is a PNG, every pixel outside the part stays exactly as it was.\n\n"
+        "If the output is a PNG, every pixel outside the part stays exactly as it was; transparent ones become white\n"
+        "without --background transparent.\n\n"
         "examples:\n  fluid edit face.png 'a grinning face, noto style' --box 0 32 64 64 -o grin.png\n"
         "  fluid edit face.png 'a hat, flat style' --mask hole.png --n 4 -o hat.png",
     )

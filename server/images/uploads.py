@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO, TypeVar
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageChops, ImageOps
 
 from server.errors import BodyTooLarge, InvalidRequest
 from server.images import erased
@@ -20,6 +20,11 @@ FORMATS = ("PNG", "WEBP", "JPEG")
 _MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
 _PNG_DEPTH = 24  # offset of the bit depth in a PNG, whose first chunk is always IHDR
 _OPAQUE = 128  # alpha from here on counts as opaque; soft brushes leave values in between
+#: Warning about pixels of the image that come back, but opaque.
+WHITENED = (
+    "'image' is transparent{}; it was put on white. To keep that, set 'background' to transparent, with a model whose "
+    "'transparent' is true in GET /v1/models."
+)
 T = TypeVar("T")
 
 
@@ -53,6 +58,9 @@ def read_with_mask(
         shown = whole.image if hole.size == size else erased.scaled(whole.image, hole, small_hole)
         shown = erased.continued(shown, small_hole, feather)
         pixels = (shown if alpha else on_white(shown)).tobytes()
+        outside = ImageChops.lighter(whole.image.getchannel("A"), hole)
+        if not alpha and min(outside.tobytes()) < 255:
+            notes.append(WHITENED.format(" outside the mask"))
     return pixels, small_hole.tobytes(), notes
 
 
@@ -63,6 +71,8 @@ def read_with_recipe(
     warnings)."""
     whole = decode(image, "image")
     pixels, notes = fit_to(whole.image, size, alpha=alpha)
+    if not alpha and min(whole.image.getchannel("A").tobytes()) < 255:
+        notes.append(WHITENED.format(""))
     return pixels, whole.recipe, [*whole.notes, *notes]
 
 

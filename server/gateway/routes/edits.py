@@ -39,8 +39,9 @@ async def edit_image(request: Request, services: ServicesDep, caller: CallerDep)
 
     The transparent area of `mask` (without a mask, of `image` itself) is regenerated; without either, the whole image
     is, and nothing of it is kept. The image is scaled to the
-    model's size; with PNG output, every pixel outside the mask is returned unchanged. `num_inference_steps` applies to
-    the regenerated part, and `feather` blends its edge, inside the mask.
+    model's size; with PNG output, every pixel outside the mask is returned unchanged, except that transparent ones are
+    put on white unless `background` is transparent. `num_inference_steps` applies to the regenerated part, and
+    `feather` blends its edge, inside the mask.
 
     With `stream: true` the response is server-sent events: up to `partial_images` previews, then the images.
     """
