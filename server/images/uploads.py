@@ -25,6 +25,7 @@ WHITENED = (
     "'image' is transparent{}; it was put on white. To keep that, set 'background' to transparent, with a model whose "
     "'transparent' is true in GET /v1/models."
 )
+Recipe = dict[str, Any]
 T = TypeVar("T")
 
 
@@ -33,7 +34,7 @@ class UploadedImage:
     """A decoded upload."""
 
     image: Image.Image  #: RGBA
-    recipe: dict[str, Any] | None  #: its parameters, if it was generated here
+    recipe: Recipe | None  #: its parameters, if it was generated here
     notes: list[str]  #: warnings about colors that were converted
 
 
@@ -65,11 +66,12 @@ def read_with_mask(
 
 
 def read_with_recipe(
-    image: BinaryIO | None, size: tuple[int, int], *, alpha: bool = False
-) -> tuple[bytes, dict[str, Any] | None, list[str]]:
-    """Read a variation's file as (RGB, with `alpha` RGBA, at the model's size; recipe if it was generated here;
-    warnings)."""
+    image: BinaryIO | None, size: tuple[int, int], wants_alpha: Callable[[Recipe | None], bool] = lambda recipe: False
+) -> tuple[bytes, Recipe | None, list[str]]:
+    """Read a variation's file as (RGB at the model's size, or RGBA if its recipe makes `wants_alpha` true; recipe if it
+    was generated here; warnings)."""
     whole = decode(image, "image")
+    alpha = wants_alpha(whole.recipe)
     pixels, notes = fit_to(whole.image, size, alpha=alpha)
     if not alpha and min(whole.image.getchannel("A").tobytes()) < 255:
         notes.append(WHITENED.format(""))
@@ -135,7 +137,7 @@ def _readable(read: Callable[[], T], param: str) -> T:
         raise InvalidRequest(f"'{param}' is damaged: {error}. Save it again.", param=param) from error
 
 
-def _recipe(image: Image.Image) -> dict[str, Any] | None:
+def _recipe(image: Image.Image) -> Recipe | None:
     """The recipe, or None: malformed metadata from another program is no reason to reject an image."""
     try:
         return recipe_in(image)
