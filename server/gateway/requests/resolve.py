@@ -48,7 +48,7 @@ def resolve(
         negative_prompt=request.negative_prompt or "",
         background="transparent" if wants_alpha(request, info) else "opaque",
     )
-    if job.background == "transparent" and job.output_format == "jpeg":
+    if request.background == "transparent" and job.output_format == "jpeg":  # even if the model has no alpha
         raise InvalidRequest(
             "'background' transparent needs the 'output_format' png or webp; jpeg has no transparency.",
             param="output_format",
@@ -196,8 +196,8 @@ def warnings_about(request: ImageRequest, info: ModelInfo, job: JobInput) -> lis
     if request.quality in QUALITY_ALIASES:
         warnings.append(f"'quality' {request.quality} is {job.quality} here.")
     given = [name for name in IGNORED if getattr(request, name) not in (None, "auto")]
-    if request.background and request.background in ("opaque", job.background):
-        given.remove("background")
+    if request.background == "transparent" and job.background != "transparent":
+        warnings.append(f"'background' transparent became {job.background}: {info.id} generates no alpha.")
     warnings += [f"'{name}' has no effect here." for name in given]
     if job.negative_prompt and not _is_guided(job.sampling):
         warnings.append(
