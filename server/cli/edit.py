@@ -64,7 +64,7 @@ def _add_output_flags(parser: argparse.ArgumentParser) -> None:
 def run(settings: Settings, args: argparse.Namespace) -> None:
     """Raise EditRefused for an unusable file or box, ServiceError for what the service refuses."""
     options = given(args, "model", *IMAGE_PARAMETERS, "feather") | {"output_format": format_from_name(args.out)}
-    check_output(args.out)
+    check_output(args.out, args.background)
     image = _read(args.image)
     mask = _read(args.mask) if args.mask else _box_mask(tuple(args.box), image, args.image) if args.box else None
     with _client(settings, args) as client, Status(f"editing {args.image.name}") as status:
@@ -76,7 +76,7 @@ def run(settings: Settings, args: argparse.Namespace) -> None:
 def run_vary(settings: Settings, args: argparse.Namespace) -> None:
     """Raise EditRefused for an unusable file, ServiceError for what the service refuses."""
     options = given(args, "model", *IMAGE_PARAMETERS, "prompt", "keep") | {"output_format": format_from_name(args.out)}
-    check_output(args.out)
+    check_output(args.out, args.background)
     image = _read(args.image)
     with _client(settings, args) as client, Status(f"varying {args.image.name}") as status:
         status.update("waiting for the service")
