@@ -8,7 +8,7 @@ from typing import BinaryIO, TypeVar
 
 from server.errors import InvalidRequest
 from server.gateway.requests.client_mapping import ClientMapping
-from server.gateway.requests.resolve import model_of, resolve, wants_alpha
+from server.gateway.requests.resolve import model_of, resolve, wants_alpha, warnings_about
 from server.gateway.requests.validation import validated
 from server.gateway.schemas.edits import DEFAULT_FEATHER, DEFAULT_KEEP, EditRequest, VariationRequest
 from server.gateway.schemas.images import ImageRequest
@@ -45,8 +45,6 @@ async def resolve_edit(
     pixels, area, warnings = await decode(
         lambda: uploads.read_with_mask(image, mask, info.image_size, alpha=alpha, feather=feather)
     )
-    if request.input_fidelity:
-        warnings.append("'input_fidelity' has no effect here.")
     new_tokens = info.tokens - sum(compositing.kept_cells(area, info.image_size, info.tokens))
     job, more_warnings = resolve_part(request, new_tokens, models, default, mapping)
     data, sha256 = compositing.pack(pixels, area)
@@ -113,10 +111,9 @@ def resolve_part(
         InvalidRequest: as `resolve`.
     """
     job, warnings = resolve(request, models, default, mapping)
+    info = model_of(request, models, default, mapping)
     # Raster order has one step for every token.
-    fixed = model_of(request, models, default, mapping).has_fixed("num_inference_steps")
-    if job.sampling.num_inference_steps <= new_tokens or fixed:
+    if job.sampling.num_inference_steps <= new_tokens or info.has_fixed("num_inference_steps"):
         return job, warnings
-    if request.num_inference_steps is not None:
-        warnings.append(f"'num_inference_steps' was reduced to {new_tokens}, the number of tokens to generate.")
-    return replace(job, sampling=replace(job.sampling, num_inference_steps=new_tokens)), warnings
+    job = replace(job, sampling=replace(job.sampling, num_inference_steps=new_tokens))
+    return job, warnings_about(request, info, job)

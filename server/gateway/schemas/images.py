@@ -16,7 +16,7 @@ MAX_SEED = 2**63 - 1
 MAX_DEADLINE_MS = 7 * 86_400_000
 MAX_PARTIAL_IMAGES = 3
 #: Parameters of OpenAI's models that mean nothing here: accepted, with a note in `warnings`.
-IGNORED = ("moderation", "style")
+IGNORED = ("moderation", "style", "input_fidelity")  # the last one of edits only
 
 OutputFormat = Literal["png", "webp", "jpeg"]
 Quality = Literal["low", "medium", "high", "auto", "standard", "hd"]
