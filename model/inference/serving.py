@@ -20,7 +20,7 @@ from model.inference.precision import pack, product_dtype
 from model.inference.prompts import build_conditioner, first_name
 from model.inference.requests import EngineError, RowRequest, ServedRequest, read_sampling
 from model.inference.row_state import Snapshot
-from model.networks.tokenizer import decode_tokens, off_white, to_uint8
+from model.networks.tokenizer import decode_tokens, off_white, to_uint8, with_firm_alpha
 from model.sampling_presets import default_sampling, sampling_limits
 
 
@@ -101,7 +101,8 @@ class ServingEngine:
     def image(self, row: int) -> bytes:
         """The row's image as far as it is decoded: height · width · 3 bytes RGB, or · 4 RGBA if transparent."""
         pixels = decode_tokens(self.checkpoint.tokenizer, self.engine.peek(row)[None])  # (1, 3 or 4, H, W)
-        shown = off_white(pixels) if self._requests[row].transparent else pixels[:, :3]
+        # Alpha before colours, so that on white the image looks as an opaque one.
+        shown = off_white(with_firm_alpha(pixels)) if self._requests[row].transparent else pixels[:, :3]
         return to_uint8(shown)[0].cpu().numpy().tobytes()
 
     def snapshot(self, row: int) -> bytes:

@@ -23,6 +23,8 @@ from torch import Tensor, nn
 
 from model.config import TokenizerConfig
 
+FIRM = 1 - 16 / 127.5  #: distance of alpha from one half at which `with_firm_alpha` calls it an end; 1 is 0 or 255
+
 
 class ImageTokenizer(Protocol):
     """Maps pixels to tokens of unit variance, and back."""
@@ -201,6 +203,15 @@ def off_white(pixels: Tensor) -> Tensor:
     share = ((pixels[:, 3:] + 1) / 2).clamp(0, 1)
     own = 1 + (pixels[:, :3] - 1) / share.clamp_min(1 / 255)
     return torch.cat([torch.where(share < 1 / 255, pixels[:, :3], own.clamp(-1, 1)), pixels[:, 3:]], 1)
+
+
+def with_firm_alpha(pixels: Tensor) -> Tensor:
+    """(B, 4, H, W) with alpha stretched, so that 16 of 255 and less is 0, and 239 and more is 255.
+
+    Decoders come near the ends without reaching them: nearly opaque things let the page through, and empty ground is
+    not quite empty.
+    """
+    return torch.cat([pixels[:, :3], (pixels[:, 3:] / FIRM).clamp(-1, 1)], 1)
 
 
 def to_uint8(pixels: Tensor) -> Tensor:

@@ -25,7 +25,8 @@ def add_parser(commands: Any) -> None:
         "Regenerate part of an image, through a running service.",
         "The part is the transparent area of --mask, the area inside --box, or the transparent area of IMAGE itself.\n"
         "Without any of them the whole image is generated again. "
-        "If the output is a PNG, every pixel outside the part stays exactly as it was.\n\n"
+        "If the output is a PNG, every pixel outside the part stays exactly as it was; transparent ones become white\n"
+        "without --background transparent.\n\n"
         "examples:\n  fluid edit face.png 'a grinning face, noto style' --box 0 32 64 64 -o grin.png\n"
         "  fluid edit face.png 'a hat, flat style' --mask hole.png --n 4 -o hat.png",
     )
@@ -63,7 +64,7 @@ def _add_output_flags(parser: argparse.ArgumentParser) -> None:
 def run(settings: Settings, args: argparse.Namespace) -> None:
     """Raise EditRefused for an unusable file or box, ServiceError for what the service refuses."""
     options = given(args, "model", *IMAGE_PARAMETERS, "feather") | {"output_format": format_from_name(args.out)}
-    check_output(args.out)
+    check_output(args.out, args.background)
     image = _read(args.image)
     mask = _read(args.mask) if args.mask else _box_mask(tuple(args.box), image, args.image) if args.box else None
     with _client(settings, args) as client, Status(f"editing {args.image.name}") as status:
@@ -75,7 +76,7 @@ def run(settings: Settings, args: argparse.Namespace) -> None:
 def run_vary(settings: Settings, args: argparse.Namespace) -> None:
     """Raise EditRefused for an unusable file, ServiceError for what the service refuses."""
     options = given(args, "model", *IMAGE_PARAMETERS, "prompt", "keep") | {"output_format": format_from_name(args.out)}
-    check_output(args.out)
+    check_output(args.out, args.background)
     image = _read(args.image)
     with _client(settings, args) as client, Status(f"varying {args.image.name}") as status:
         status.update("waiting for the service")

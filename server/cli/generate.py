@@ -70,8 +70,8 @@ def run(settings: Settings, args: argparse.Namespace) -> None:
     defaults = {name: value for name, value in to_request(like or {}).items() if name != "model"}
     flags = {name: getattr(args, name, None) for name in ImageRequest.model_fields}
     flags["output_format"] = format_from_name(args.out)
-    check_output(args.out)
     request = validated(ImageRequest, defaults | {name: value for name, value in flags.items() if value is not None})
+    check_output(args.out, request.background)
     _generate(settings, request, args.out, like)
 
 

@@ -88,12 +88,12 @@ def create_app(settings: Settings, open_services: OpenServices = open_services) 
 
 
 def requests_counted() -> Iterator[tuple[str, str, int]]:
-    """Yield (path, method, status of success) of every route."""
+    """Yield (template of the path, method, status of success) of every route."""
     for module in ROUTERS:
         for route in module.router.routes:
             if isinstance(route, APIRoute):
                 for method in route.methods or ():
-                    yield route.path, method, route.status_code or 200
+                    yield route.path_format, method, route.status_code or 200
 
 
 def serve(settings: Settings) -> None:

@@ -109,8 +109,14 @@ def format_from_name(out: Path) -> str:
     return format
 
 
-def check_output(out: Path) -> None:
-    """Raise InvalidRequest unless a file of that name can be written: before an image is generated for it."""
+def check_output(out: Path, background: str | None = None) -> None:
+    """Raise InvalidRequest unless a file of that name can be written, and can have that background: before an image is
+    generated for it."""
+    if background == "transparent" and format_from_name(out) == "jpeg":
+        raise InvalidRequest(
+            f"--out {out}: jpeg has no transparency. Use a name that ends in .png or .webp, or --background opaque.",
+            param="out",
+        )
     if out.is_dir():
         raise InvalidRequest(f"--out {out} is a folder: name a file in it, such as {out / 'image.png'}.", param="out")
     folder = next(each for each in out.absolute().parents if each.exists())

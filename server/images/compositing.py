@@ -83,8 +83,15 @@ def blend(generated: bytes, source: Source, feather: int) -> bytes:
         return generated
     mode = "RGB" if len(generated) == 3 * source.size[0] * source.size[1] else "RGBA"
     old, new = (Image.frombytes(mode, source.size, pixels) for pixels in (source.pixels, generated))
-    mask = Image.frombytes("L", source.size, source.mask)
-    return Image.composite(new, old, feathered(mask, feather)).tobytes()
+    share = feathered(Image.frombytes("L", source.size, source.mask), feather)
+    mixed = Image.composite(new, old, share)
+    if mode == "RGBA":
+        # Colours count by their alpha: an invisible pixel would lend its colour, often black, to the transition.
+        weighed = Image.composite(new.convert("RGBa"), old.convert("RGBa"), share).convert("RGBA")
+        between = share.point([0, *[255] * 254, 0])  # all others are exactly new or old ones already
+        seen = mixed.getchannel("A").point([0, *[255] * 255])
+        mixed.paste(weighed, mask=ImageChops.darker(between, seen))
+    return mixed.tobytes()
 
 
 def feathered(mask: Image.Image, feather: int) -> Image.Image:

@@ -5,9 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO, TypeVar
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageChops, ImageOps
 
 from server.errors import BodyTooLarge, InvalidRequest
+from server.images import erased
 from server.images.codec import recipe_in
 from server.images.color_profiles import to_srgb
 from server.images.compositing import GENERATED, KEPT
@@ -19,6 +20,12 @@ FORMATS = ("PNG", "WEBP", "JPEG")
 _MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
 _PNG_DEPTH = 24  # offset of the bit depth in a PNG, whose first chunk is always IHDR
 _OPAQUE = 128  # alpha from here on counts as opaque; soft brushes leave values in between
+#: Warning about pixels of the image that come back, but opaque.
+WHITENED = (
+    "'image' is transparent{}; it was put on white. To keep that, set 'background' to transparent, with a model whose "
+    "'transparent' is true in GET /v1/models."
+)
+Recipe = dict[str, Any]
 T = TypeVar("T")
 
 
@@ -27,35 +34,53 @@ class UploadedImage:
     """A decoded upload."""
 
     image: Image.Image  #: RGBA
-    recipe: dict[str, Any] | None  #: its parameters, if it was generated here
+    recipe: Recipe | None  #: its parameters, if it was generated here
     notes: list[str]  #: warnings about colors that were converted
 
 
 def read_with_mask(
-    image: BinaryIO | None, mask: BinaryIO | None, size: tuple[int, int], *, alpha: bool = False
+    image: BinaryIO | None, mask: BinaryIO | None, size: tuple[int, int], *, alpha: bool = False, feather: int = 0
 ) -> tuple[bytes, bytes, list[str]]:
     """Read an edit's files as (RGB, with `alpha` RGBA; mask; warnings) at the model's size. Raises like `decode`,
     `fit_to`, `edit_mask`.
 
-    Without a mask, an opaque image is generated again as a whole, as OpenAI does.
+    Without a mask, an opaque image is generated again as a whole, as OpenAI does. Where the image is transparent, the
+    `feather` pixels inside the mask's edge continue what is kept.
     """
     whole = decode(image, "image")
     pixels, notes = fit_to(whole.image, size, alpha=alpha)
     notes = [*whole.notes, *notes]
-    if mask is None and min(whole.image.getchannel("A").tobytes()) >= _OPAQUE:
+    least = _least(whole.image.getchannel("A"))
+    if mask is None and least >= _OPAQUE:
         notes.append("Neither 'mask' nor a transparent part of 'image' was sent: the whole image was generated again.")
         return pixels, bytes([GENERATED]) * (size[0] * size[1]), notes
-    return pixels, edit_mask(whole.image, None if mask is None else decode(mask, "mask").image, size), notes
+    hole, small_hole = edit_mask(whole.image, None if mask is None else decode(mask, "mask").image, size)
+    if least < 255:
+        shown = whole.image if hole.size == size else erased.scaled(whole.image, hole, small_hole)
+        shown = erased.continued(shown, small_hole, feather)
+        pixels = (shown if alpha else on_white(shown)).tobytes()
+        outside = ImageChops.lighter(whole.image.getchannel("A"), hole)
+        if not alpha and _least(outside) < 255:
+            notes.append(WHITENED.format(" outside the mask"))
+    return pixels, small_hole.tobytes(), notes
 
 
 def read_with_recipe(
-    image: BinaryIO | None, size: tuple[int, int], *, alpha: bool = False
-) -> tuple[bytes, dict[str, Any] | None, list[str]]:
-    """Read a variation's file as (RGB, with `alpha` RGBA, at the model's size; recipe if it was generated here;
-    warnings)."""
+    image: BinaryIO | None, size: tuple[int, int], wants_alpha: Callable[[Recipe | None], bool] = lambda recipe: False
+) -> tuple[bytes, Recipe | None, list[str]]:
+    """Read a variation's file as (RGB at the model's size, or RGBA if its recipe makes `wants_alpha` true; recipe if it
+    was generated here; warnings)."""
     whole = decode(image, "image")
+    alpha = wants_alpha(whole.recipe)
     pixels, notes = fit_to(whole.image, size, alpha=alpha)
+    if not alpha and _least(whole.image.getchannel("A")) < 255:
+        notes.append(WHITENED.format(""))
     return pixels, whole.recipe, [*whole.notes, *notes]
+
+
+def _least(channel: Image.Image) -> int:
+    """The smallest value. The minimum of the bytes of a large image takes many times as long."""
+    return next(value for value, count in enumerate(channel.histogram()) if count)
 
 
 def decode(file: BinaryIO | None, param: str) -> UploadedImage:
@@ -117,7 +142,7 @@ def _readable(read: Callable[[], T], param: str) -> T:
         raise InvalidRequest(f"'{param}' is damaged: {error}. Save it again.", param=param) from error
 
 
-def _recipe(image: Image.Image) -> dict[str, Any] | None:
+def _recipe(image: Image.Image) -> Recipe | None:
     """The recipe, or None: malformed metadata from another program is no reason to reject an image."""
     try:
         return recipe_in(image)
@@ -138,18 +163,23 @@ def fit_to(image: Image.Image, size: tuple[int, int], *, alpha: bool = False) ->
             "same shape are scaled. Crop or pad it.",
             param="image",
         )
-    page = Image.new("RGBA", image.size, "white")
-    page.alpha_composite(image)
-    shown = image if alpha else page.convert("RGB")
+    shown = image if alpha else on_white(image)
     if image.size == size:
         return shown.tobytes(), []
     note = f"'image' was scaled from {width}x{height} to {size[0]}x{size[1]}, the size that this model generates."
     return shown.resize(size, Image.Resampling.LANCZOS).tobytes(), [note]
 
 
-def edit_mask(image: Image.Image, mask: Image.Image | None, size: tuple[int, int]) -> bytes:
-    """The mask at the model's size, one byte per pixel: GENERATED where the mask, or without one the image, is
-    transparent.
+def on_white(image: Image.Image) -> Image.Image:
+    """RGBA -> RGB."""
+    page = Image.new("RGBA", image.size, "white")
+    page.alpha_composite(image)
+    return page.convert("RGB")
+
+
+def edit_mask(image: Image.Image, mask: Image.Image | None, size: tuple[int, int]) -> tuple[Image.Image, Image.Image]:
+    """The mask at the image's size and at the model's: GENERATED where the mask, or without one the image, is
+    transparent, elsewhere KEPT.
 
     Raises:
         InvalidRequest: no pixel is transparent, or the mask has another size than the image.
@@ -162,11 +192,12 @@ def edit_mask(image: Image.Image, mask: Image.Image | None, size: tuple[int, int
         )
     alpha = source.getchannel("A")
     area = alpha.point([GENERATED] * _OPAQUE + [KEPT] * (256 - _OPAQUE))
+    fitted = area
     if area.size != size:  # at least half of a pixel's area
         small = area.resize(size, Image.Resampling.BOX)
-        area = small.point([KEPT] * 128 + [GENERATED] * 128)
-    if area.getbbox() is None:
+        fitted = small.point([KEPT] * 128 + [GENERATED] * 128)
+    if fitted.getbbox() is None:
         raise InvalidRequest(
             f"'mask' has no transparency; transparent pixels (alpha below {_OPAQUE}) are regenerated.", param="mask"
         )
-    return area.tobytes()
+    return area, fitted

@@ -156,7 +156,7 @@ def test_an_image_is_generated_and_edited_by_keyboard_alone(browser: Any, url: s
     assert "% painted" in page.inner_text("#painted")
     reach(page, "generate")
     page.keyboard.press("Enter")
-    wait_for_status(page, "Only the painted part is new.")
+    wait_for_status(page, "Only the painted part was generated.")
     assert page.evaluate("document.activeElement.id") == "generate"
     assert page.problems == []
     page.context.close()

@@ -204,7 +204,7 @@ def test_a_painted_part_is_regenerated(page: Any) -> None:
     share = int(page.inner_text("#painted").split(" %")[0])
     assert 3 <= share <= 25
     page.click("#generate")
-    wait_for_status(page, "Only the painted part is new.")
+    wait_for_status(page, "Only the painted part was generated.")
     after = page.evaluate(PIXELS, "#images img")
     size = int(len(after) ** 0.5)
     changed = [(i % size, i // size) for i, (one, other) in enumerate(zip(before, after, strict=True)) if one != other]

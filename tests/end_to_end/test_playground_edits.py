@@ -65,7 +65,7 @@ def test_an_edit_uses_every_option(page: Any) -> None:
     for name, choice in {"guidance_schedule": "constant", "order": "halton", "output_format": "webp"}.items():
         page.select_option(f"#{name}", choice)
     page.click("#generate")
-    wait_for_status(page, "Only the painted part is new.")
+    wait_for_status(page, "Only the painted part was generated.")
     links = page.eval_on_selector_all("#images img", "all => all.map((each) => each.src)")
     recipes = [read_metadata(base64.b64decode(link.split("base64,")[1])) or {} for link in links]
     assert [recipe["seed"] for recipe in recipes] == [41, 42]
@@ -88,7 +88,7 @@ def test_an_edit_without_paint_asks_for_it(page: Any) -> None:
 def test_a_restored_edit_does_not_promise_the_same_image(page: Any) -> None:
     """The page used to promise the same image, although Generate does not know the source image of the edit."""
     page.click("#generate")
-    wait_for_status(page, "Only the painted part is new.")
+    wait_for_status(page, "Only the painted part was generated.")
     page.click("#recent button")
     assert page.input_value("#prompt") == "a dog" and page.input_value("#num_inference_steps") == "2"
     assert "whole new image" in page.inner_text("#status")
@@ -226,7 +226,7 @@ def test_an_image_of_ones_own_is_opened(first: Any, tmp_path: Path, way: str) ->
     first.click("#lower")
     first.fill("#prompt", "a cat")
     first.click("#generate")
-    wait_for_status(first, "Only the painted part is new.")
+    wait_for_status(first, "Only the painted part was generated.")
 
 
 def test_the_oldest_image_is_dropped_when_storage_is_full(page: Any) -> None:
@@ -239,6 +239,6 @@ def test_the_oldest_image_is_dropped_when_storage_is_full(page: Any) -> None:
         }
     }""")
     page.click("#generate")
-    wait_for_status(page, "Only the painted part is new.")
+    wait_for_status(page, "Only the painted part was generated.")
     kept = page.evaluate("JSON.parse(localStorage.getItem('fluid-recent')).map((shot) => shot.settings.prompt)")
     assert kept == ["a dog", "a cat", "a cat", "a cat"]

@@ -76,7 +76,7 @@ def _begin_span(services: Services, scope: Scope) -> Span | None:
 
 def _route(scope: Scope) -> tuple[str, str]:
     """The route's template, not its path, and the method: one label per job id would grow without bound."""
-    route = getattr(scope.get("route"), "path", "unmatched")
+    route = getattr(scope.get("route"), "path_format", "unmatched")
     return route, scope["method"] if route != "unmatched" else "any"
 
 

@@ -16,7 +16,8 @@ Accepted = tuple[tuple[str, float], ...]
 
 
 def with_format(request: Request, body: R) -> R:
-    """Set `output_format` to the one the Accept header prefers, unless the request names one itself.
+    """Set `output_format` to the one the Accept header prefers, of those that have alpha if the background is to be
+    transparent, unless the request names one itself.
 
     Raises:
         NotAcceptable: the header allows no format that this service can write, or not the requested one.
@@ -30,7 +31,14 @@ def with_format(request: Request, body: R) -> R:
     if not allowed:
         raise NotAcceptable(f"{asked} cannot be served. Accept {', '.join(MIME.values())} or image/*.")
     if body.output_format is None:
-        best = max(allowed, key=weights.__getitem__)
+        fitting = [name for name in allowed if name != "jpeg" or body.background != "transparent"]
+        if not fitting:
+            raise NotAcceptable(
+                f"'background' transparent cannot be served with {asked}; jpeg has no transparency. "
+                f"Accept {MIME['png']} or {MIME['webp']}.",
+                param="background",
+            )
+        best = max(fitting, key=weights.__getitem__)
         # PNG is the default: leaving it unset keeps the fingerprint the same for an Idempotency-Key.
         return body if best == "png" else body.model_copy(update={"output_format": best})
     if body.output_format not in allowed:

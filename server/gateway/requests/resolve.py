@@ -48,7 +48,7 @@ def resolve(
         negative_prompt=request.negative_prompt or "",
         background="transparent" if wants_alpha(request, info) else "opaque",
     )
-    if job.background == "transparent" and job.output_format == "jpeg":
+    if request.background == "transparent" and job.output_format == "jpeg":  # even if the model has no alpha
         raise InvalidRequest(
             "'background' transparent needs the 'output_format' png or webp; jpeg has no transparency.",
             param="output_format",
@@ -195,10 +195,13 @@ def warnings_about(request: ImageRequest, info: ModelInfo, job: JobInput) -> lis
         warnings.append(f"'size' {request.size} became {job.width}x{job.height}, the nearest size of {info.id}.")
     if request.quality in QUALITY_ALIASES:
         warnings.append(f"'quality' {request.quality} is {job.quality} here.")
-    given = [name for name in IGNORED if getattr(request, name) not in (None, "auto")]
-    if request.background and request.background in ("opaque", job.background):
-        given.remove("background")
+    given = [name for name in IGNORED if getattr(request, name, None) not in (None, "auto")]
+    if request.background == "transparent" and job.background != "transparent":
+        warnings.append(f"'background' transparent became {job.background}: {info.id} generates no alpha.")
     warnings += [f"'{name}' has no effect here." for name in given]
+    steps = job.sampling.num_inference_steps
+    if request.num_inference_steps not in (None, steps):  # of an edit or a variation
+        warnings.append(f"'num_inference_steps' was reduced to {steps}, the number of tokens to generate.")
     if job.negative_prompt and not _is_guided(job.sampling):
         warnings.append(
             "'negative_prompt' has no effect without guidance: 'guidance_scale' is 1, or no step is in "

@@ -1,28 +1,23 @@
 """POST /v1/images/edits and /v1/images/variations: OpenAI's image routes that start from an uploaded image."""
 
 import json
-from dataclasses import replace
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from server.errors import InvalidRequest
 from server.gateway.admission import idempotency_key, submission_of
 from server.gateway.api_keys import Caller
 from server.gateway.dependencies import Services, ServicesDep
 from server.gateway.middleware.auth import CallerDep
 from server.gateway.requests import content_negotiation
-from server.gateway.requests.edits import decode, resolve_edit, resolve_part
+from server.gateway.requests.edits import resolve_edit, resolve_variation
 from server.gateway.requests.multipart_form import file_field, open_form, validated_form
-from server.gateway.requests.resolve import model_of, wants_alpha
-from server.gateway.requests.validation import validated
 from server.gateway.responses.synchronous import respond
 from server.gateway.schemas import openapi
-from server.gateway.schemas.edits import DEFAULT_KEEP, EditRequest, VariationRequest
+from server.gateway.schemas.edits import EditRequest, VariationRequest
 from server.gateway.schemas.image_responses import ImagesResponse
 from server.gateway.schemas.images import ImageRequest
-from server.images import compositing, uploads
-from server.jobs import Edit, JobInput, new_job_id
+from server.jobs import JobInput, new_job_id
 
 router = APIRouter(tags=["images"])
 
@@ -39,8 +34,9 @@ async def edit_image(request: Request, services: ServicesDep, caller: CallerDep)
 
     The transparent area of `mask` (without a mask, of `image` itself) is regenerated; without either, the whole image
     is, and nothing of it is kept. The image is scaled to the
-    model's size; with PNG output, every pixel outside the mask is returned unchanged. `num_inference_steps` applies to
-    the regenerated part, and `feather` blends its edge, inside the mask.
+    model's size; with PNG output, every pixel outside the mask is returned unchanged, except that transparent ones are
+    put on white unless `background` is transparent. `num_inference_steps` applies to the regenerated part, and
+    `feather` blends its edge, inside the mask.
 
     With `stream: true` the response is server-sent events: up to `partial_images` previews, then the images.
     """
@@ -64,35 +60,16 @@ async def vary_image(request: Request, services: ServicesDep, caller: CallerDep)
     """Generate variations of an image around a random part of it.
 
     `keep` is the share of the image's tokens that stays; each seed keeps different ones. Without `prompt`, the prompt
-    is taken from the metadata of an image that was generated here; another image guides alone.
+    is taken from the metadata of an image that was generated here; another image guides alone. So is `background`, if
+    the model and the format of the output have alpha.
     """
     async with open_form(request) as form:
         body = validated_form(VariationRequest, form, files=("image",))
         body = content_negotiation.with_format(request, body)
-        known = await services.fleet.models(), await services.fleet.default_model(), services.mapping
-        info = model_of(body, *known)
         image = file_field(form, "image")
-        alpha = wants_alpha(body, info)
-        source, recipe, warnings = await decode(lambda: uploads.read_with_recipe(image, info.image_size, alpha=alpha))
-    if not body.prompt:
-        prompt = (recipe or {}).get("prompt")
-        if isinstance(prompt, str) and prompt:
-            body = _with_prompt(body, prompt)
-            warnings.append(f"The prompt was taken from the image: {prompt!r}.")
-        elif info.labels:  # a class-conditional model
-            raise InvalidRequest("'prompt' is missing, and the metadata of 'image' has none. Add one.", param="prompt")
-        else:  # the default of OpenAI's clients, whose variations have no prompt
-            warnings.append("'prompt' is missing, and the metadata of 'image' has none; only the image guides.")
-    kept = min(round((DEFAULT_KEEP if body.keep is None else body.keep) * info.tokens), info.tokens - 1)
-    job, more_warnings = resolve_part(body, info.tokens - kept, *known)
-    data, sha256 = compositing.pack(source, None)
-    job = replace(job, edit=Edit(new_job_id(), sha256, kept_tokens=kept))
-    return await _respond_with_edit(request, services, caller, body, job, data, [*warnings, *more_warnings])
-
-
-def _with_prompt(body: VariationRequest, prompt: str) -> VariationRequest:
-    """Set the prompt and validate again: one from a file has to pass the same checks as one from a form."""
-    return validated(VariationRequest, body.model_dump(exclude_unset=True) | {"prompt": prompt}, strict=False)
+        known = await services.fleet.models(), await services.fleet.default_model(), services.mapping
+        body, job, source, warnings = await resolve_variation(body, image, new_job_id(), *known)
+    return await _respond_with_edit(request, services, caller, body, job, source, warnings)
 
 
 async def _respond_with_edit(

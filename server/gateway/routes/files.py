@@ -8,7 +8,7 @@ from fastapi import APIRouter, Form, Query, Request, UploadFile
 from fastapi.responses import StreamingResponse
 from pydantic import Field
 
-from server.batch_format import FAILURES, RESULTS
+from server.batch_format import EDITS_URL, FAILURES, RESULTS
 from server.errors import (
     BodyTooLarge,
     InvalidRequest,
@@ -19,6 +19,7 @@ from server.errors import (
     UnknownFile,
 )
 from server.gateway.api_keys import Caller
+from server.gateway.batches.edit_lines import EditLine
 from server.gateway.batches.files import MAX_FILE_BYTES
 from server.gateway.batches.record import Batch
 from server.gateway.dependencies import Services, ServicesDep
@@ -167,7 +168,7 @@ async def _result_lines(services: Services, batch: Batch, errors: bool) -> Async
     async for result in services.batches.results(batch, errors=errors):
         line: dict[str, Any] = {"id": batch.job_id(result.number), "custom_id": result.custom_id, "error": None}
         if result.job is not None:
-            line["response"] = await _response(services, result.job, result.body)
+            line["response"] = await _response(services, batch, result.job, result.body)
         elif result.rejection is not None:
             status, body = result.rejection["status"], result.rejection["body"]
             line["response"] = {"status_code": status, "request_id": None, "body": body}
@@ -175,11 +176,12 @@ async def _result_lines(services: Services, batch: Batch, errors: bool) -> Async
         yield json.dumps(line, separators=(",", ":")) + "\n"
 
 
-async def _response(services: Services, record: JobRecord, body: Mapping[str, Any]) -> dict[str, Any]:
+async def _response(services: Services, batch: Batch, record: JobRecord, body: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the synchronous route would have answered to this body and job."""
     try:
         require_success(record)
-        answer = await images_response(services, record, "b64_json", await _warnings(services, record, body))
+        warnings = await _warnings(services, batch, record, body)
+        answer = await images_response(services, record, "b64_json", warnings)
     except JobCanceled:
         canceled = JobCanceled("The batch was canceled or expired before this line was generated.")
         return {"status_code": canceled.status, "request_id": record.id, "body": canceled.body()}
@@ -190,10 +192,12 @@ async def _response(services: Services, record: JobRecord, body: Mapping[str, An
     return {"status_code": 200, "request_id": record.id, "body": answer.model_dump()}
 
 
-async def _warnings(services: Services, record: JobRecord, body: Mapping[str, Any]) -> list[str]:
-    """The warnings about a line's request, made again instead of stored; none once its model is unknown."""
+async def _warnings(services: Services, batch: Batch, record: JobRecord, body: Mapping[str, Any]) -> list[str]:
+    """The warnings about a line's request, made again instead of stored; none once its model is unknown, and none about
+    the images of an edit, which may be gone."""
     try:
         info = (await services.fleet.models()).get(record.input.model)
-        return warnings_about(validated(ImageRequest, body), info, record.input) if info else []
+        request = EditLine.of(body).request if batch.endpoint == EDITS_URL else validated(ImageRequest, body)
+        return warnings_about(request, info, record.input) if info else []
     except RequestError:
         return []

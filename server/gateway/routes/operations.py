@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from prometheus_client.openmetrics import exposition as openmetrics
 from redis.exceptions import RedisError
@@ -36,10 +36,12 @@ async def list_models(services: ServicesDep) -> dict[str, Any]:
 
 
 @router.get(
-    "/v1/models/{model_id}", tags=["models"], response_model=ModelObject, responses=MODEL, operation_id="get_model"
+    "/v1/models/{model_id:path}", tags=["models"], response_model=ModelObject, responses=MODEL, operation_id="get_model"
 )
-async def get_model(model_id: str, services: ServicesDep) -> dict[str, Any]:
-    """Get one model."""
+async def get_model(model_id: str, request: Request, services: ServicesDep) -> dict[str, Any] | RedirectResponse:
+    """Get one model, by its id or an alias, which may have slashes."""
+    if not model_id or model_id.endswith("/"):  # as other routes answer, whose parameters have no slashes
+        return RedirectResponse(request.url.replace(path=request.url.path.rstrip("/")))
     known = await _models(services)
     ids = [each["id"] for each in known]
     wanted = model_id if model_id in ids else services.mapping.aliases.get(model_id, model_id)

@@ -16,7 +16,7 @@ MAX_SEED = 2**63 - 1
 MAX_DEADLINE_MS = 7 * 86_400_000
 MAX_PARTIAL_IMAGES = 3
 #: Parameters of OpenAI's models that mean nothing here: accepted, with a note in `warnings`.
-IGNORED = ("background", "moderation", "style")
+IGNORED = ("moderation", "style", "input_fidelity")  # the last one of edits only
 
 OutputFormat = Literal["png", "webp", "jpeg"]
 Quality = Literal["low", "medium", "high", "auto", "standard", "hd"]
@@ -178,10 +178,10 @@ class ImageRequest(StrictRequest):
         Field(max_length=2000, description="An http(s) URL that gets a signed POST when the job ends. Jobs only."),
     ] = None
     background: Annotated[
-        str | None,
+        Literal["auto", "opaque", "transparent"] | None,
         Field(
-            description="opaque, or transparent for an image with alpha: png or webp of a model whose `transparent` is "
-            "true in GET /v1/models; other models generate an opaque one, with a warning."
+            description="transparent for an image with alpha: png or webp of a model whose `transparent` is true in "
+            "GET /v1/models; other models generate an opaque one, with a warning. auto is opaque."
         ),
     ] = None
     moderation: Annotated[str | None, Field(description="Accepted for OpenAI clients; no effect.")] = None

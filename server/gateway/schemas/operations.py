@@ -6,7 +6,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 _MODEL: dict[str, Any] = {
     "id": "atlas-128", "object": "model", "created": 0, "owned_by": "fluid-serve", "ready": True, "default": True,
-    "family": "fluid", "image_size": [128, 128], "tokens": 64, "styles": ["3d", "flat"], "vocabulary": ["apple"],
+    "family": "fluid", "image_size": [128, 128], "tokens": 64, "transparent": True,
+    "styles": ["3d", "flat"], "vocabulary": ["apple"],
     "limits": {"max_n": 10, "max_num_inference_steps": 64}, "defaults": {"quality": "medium", "guidance_scale": 3.0},
 }  # fmt: skip
 
@@ -22,6 +23,7 @@ class ModelObject(BaseModel):
     owned_by: str
     ready: bool = Field(description="Whether a live worker can generate with this model now.")
     default: bool = Field(default=False, description="Whether requests without `model` get this one.")
+    transparent: bool = Field(default=False, description="Whether `background` can be transparent.")
 
 
 class ModelList(BaseModel):

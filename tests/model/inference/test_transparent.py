@@ -17,7 +17,7 @@ from model.checkpoint import save_checkpoint
 from model.inference.load import load_engine
 from model.inference.serving import ServingEngine
 from model.networks.factory import build_tokenizer
-from model.networks.tokenizer import off_white, on_white
+from model.networks.tokenizer import off_white, on_white, to_pixels, to_uint8, with_firm_alpha
 from model.presets import PRESETS
 from server.images.compositing import KnownPixels
 from server.sampling import Sampling
@@ -82,6 +82,18 @@ def test_colours_are_those_of_the_thing_not_of_the_page() -> None:
     torch.testing.assert_close(off_white(on_white(red)), red)
     clear = torch.tensor([0.9, 1.0, 1.0, -1.0]).view(1, 4, 1, 1)
     torch.testing.assert_close(off_white(clear), clear)
+
+
+def test_nearly_opaque_is_opaque_and_nearly_empty_is_empty() -> None:
+    """A quarter of an opaque picture had an alpha of 243 to 254, and a page shone through; empty ground was not empty.
+    Alpha still rises with what the decoder says, and colours stay as they are."""
+    levels = torch.arange(256, dtype=torch.uint8).view(1, 1, 256, 1).expand(1, 1, 256, 4)
+    firm = with_firm_alpha(to_pixels(levels))
+    alpha = to_uint8(firm)[0, 0, :, 3].long()
+    assert (alpha[:17] == 0).all() and (alpha[239:] == 255).all() and (alpha.diff() >= 0).all()
+    assert (alpha[17:239] - torch.arange(17, 239)).abs().max() <= 16 and alpha[18] > 0 and alpha[237] < 255
+    torch.testing.assert_close(firm[:, :3], to_pixels(levels)[:, :3])
+    assert with_firm_alpha(torch.tensor([0.0, 0.0, 0.0, -1.4]).view(1, 4, 1, 1))[0, 3] == -1
 
 
 @pytest.mark.slow

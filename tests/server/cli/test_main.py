@@ -94,6 +94,13 @@ def test_demo_runs_the_whole_service(tmp_path: Path) -> None:
         (["generate", "x", "--temperature", "0"], {}, "temperature"),
         (["generate", "x", "--out", "x.gif"], {}, ".png, .webp or .jpg"),
         (["generate", "x", "--background", "transparent"], {}, "fake generates no alpha: ask for --background opaque"),
+        (
+            ["generate", "x", "--background", "transparent", "--out", "x.jpg"],
+            {},
+            "--out x.jpg: jpeg has no transparency",
+        ),
+        (["edit", "x.png", "x", "--background", "transparent", "-o", "x.jpeg"], {}, "ends in .png or .webp"),
+        (["vary", "x.png", "--background", "transparent", "-o", "x.jpg"], {}, "or --background opaque"),
         (["generate", "x", "--out", "tests"], {}, "--out tests is a folder: name a file in it"),
         (["generate", "x", "--out", "README.md/x.png"], {}, "no file can be written"),
         (["serve", "--max-workers", "8"], {}, "--max-workers is for --on ray: here the number of workers is --workers"),

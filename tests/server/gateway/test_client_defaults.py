@@ -21,6 +21,7 @@ from tests.clients.python_clients import png
 from tests.server.conftest import fake_settings
 from tests.server.harness import Service, running_service
 
+SLASHED = {"model_aliases": f"{MAPPED['model_aliases']},org/fake=fake"}
 INFO = ModelInfo.from_mapping(FakeEngine(1, 0).info())
 SETTINGS = Settings(**MAPPED)  # type: ignore[arg-type]
 MAPPING = ClientMapping.from_settings(SETTINGS)
@@ -84,7 +85,7 @@ def test_a_wrong_alias_stops_the_start(text: str) -> None:
 
 @pytest.fixture(scope="module")
 def mapped(valkey: EmbeddedValkey) -> Iterator[Service]:
-    with running_service(replace(fake_settings(valkey), **MAPPED)) as running:  # type: ignore[arg-type]
+    with running_service(replace(fake_settings(valkey), **MAPPED | SLASHED)) as running:  # type: ignore[arg-type]
         yield running
 
 
@@ -115,6 +116,20 @@ def test_every_default_request_generates_an_image(name: str, sent: dict[str, Any
     mapped_names = [name for name in ("model", "size") if body.get(name, "auto") not in ("auto", "")]
     no_mask = ["Neither"] if sent["path"] == "/v1/images/edits" else []  # has transparency: all is generated again
     assert told == (no_mask + mapped_names if "prompt" in body else ["prompt"])
+
+
+@pytest.mark.parametrize("alias", ["org/fake", "org%2Ffake"])
+def test_a_model_is_found_by_a_name_with_slashes(alias: str, mapped: Service) -> None:
+    """It was no route, so that clients, which ask for the model before a transparent image, could not use the name."""
+    with httpx.Client(base_url=mapped.settings.base_url) as http:
+        assert http.get(f"/v1/models/{alias}").json()["id"] == "fake"
+        unknown = http.get(f"/v1/models/{alias}s")
+        assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "model_not_found")
+        for slashed, path in (("/v1/models/", "/v1/models"), (f"/v1/models/{alias}/", "/v1/models/org/fake")):
+            answer = http.get(slashed)
+            assert (answer.status_code, answer.headers["location"]) == (307, f"{mapped.settings.base_url}{path}")
+        counted = http.get("/metrics").text
+        assert 'route="/v1/models/{model_id}"' in counted and ":path" not in counted
 
 
 def test_aliases_are_known_to_jobs_and_models(mapped: Service) -> None:

@@ -114,7 +114,7 @@ def test_a_transparent_palette_colour_is_a_mask() -> None:
     image.putpalette([0, 0, 0, 255, 0, 0])
     image.paste(1, (0, 0, 16, 32))
     decoded = uploads.decode(io.BytesIO(saved(image, transparency=1)), "mask").image
-    mask = uploads.edit_mask(decoded, None, SIZE)
+    mask = uploads.edit_mask(decoded, None, SIZE)[1].tobytes()
     assert [mask[x] for x in (0, 15, 16, 31)] == [GENERATED, GENERATED, 0, 0]
 
 
@@ -149,6 +149,24 @@ def test_an_edit_without_a_mask_regenerates_the_whole_image() -> None:
     _, mask, notes = uploads.read_with_mask(io.BytesIO(GOOD), None, SIZE)
     assert mask == bytes([GENERATED]) * (SIZE[0] * SIZE[1])
     assert "the whole image was generated again" in notes[0]
+
+
+def test_kept_transparency_becomes_white_with_a_warning() -> None:
+    """It was flattened silently, though the documentation calls pixels outside the mask unchanged."""
+    shape = Image.new("RGBA", SIZE, (200, 30, 10, 255))
+    shape.paste((0, 0, 0, 0), (0, 0, 8, 8))
+    hole = Image.new("RGBA", SIZE, "black")
+    hole.paste((0, 0, 0, 0), (16, 0, 32, 32))
+
+    def notes(image: Image.Image, mask: Image.Image | None, *, alpha: bool = False) -> list[str]:
+        files = (io.BytesIO(saved(each)) if each else None for each in (image, mask))
+        return uploads.read_with_mask(*files, SIZE, alpha=alpha)[2]
+
+    [warning] = notes(shape, hole)
+    assert "'image' is transparent outside the mask" in warning and "'background' to transparent" in warning
+    assert notes(shape, hole, alpha=True) == notes(shape, None) == notes(shape.convert("RGB"), hole) == []
+    [varied] = uploads.read_with_recipe(io.BytesIO(saved(shape)), SIZE)[2]
+    assert varied.startswith("'image' is transparent; it was put on white.")
 
 
 @settings(max_examples=300, deadline=None)

@@ -203,6 +203,6 @@ function startEdit() {
     }, { run });
     await follow(run, job, body, figures, { kept, extra: { edited: true, before: source } });
     closeEditor();
-    say(`${$("status").textContent} Only the painted part is new.`);
+    say(`${$("status").textContent} Only the painted part was generated.`);
   });
 }

@@ -193,7 +193,8 @@ function startVariations(shot) {
       return json("/v1/images/variations", { method: "POST", body: form, signal: run.hangUp.signal });
     }, { run });
     const found = answer.data.map((each) => ({ url: `data:image/${answer.output_format};base64,${each.b64_json}`, format: answer.output_format,
-      settings: { ...body, n: 1, seed: each.seed }, edited: true, before: shot.url }));
+      settings: { ...body, n: 1, seed: each.seed, ...(answer.background === "transparent" && { background: answer.background }) },
+      edited: true, before: shot.url }));
     finish(figures, found);
     remember(found);
     say([`${found.length} variations: each keeps ${Math.round(100 * body.keep)} % of the image's tokens, others by its seed.`, ...answer.warnings].join(" "));

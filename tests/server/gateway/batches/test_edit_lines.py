@@ -3,6 +3,7 @@
 import base64
 import json
 
+import httpx
 import openai
 
 from server.batch_format import EDITS_URL
@@ -34,3 +35,21 @@ def test_a_batch_of_edits_through_the_official_client(service: Service) -> None:
         alone = client.images.edit(image=image, mask=hole, prompt="a cat", extra_body={"seed": 4})
     assert alone.data is not None and good["0"]["body"]["data"][0]["b64_json"] == alone.data[0].b64_json
     assert [bad[i]["status_code"] for i in "1234"] == [404, 400, 400, 400]
+
+
+def test_edit_lines_carry_the_warnings_that_a_request_gets(service: Service) -> None:
+    """They were checked as requests without an image, which refuse the image, and the refusal was taken for no
+    warning: a transparent background that became opaque was not told."""
+    asked = {"prompt": "a catt", "background": "transparent", "input_fidelity": "high", "num_inference_steps": 12}
+    files = {"image": png(gradient()), "mask": png(mask())}
+    url = f"{service.settings.base_url}{EDITS_URL}"
+    alone = httpx.post(url, data={name: str(value) for name, value in asked.items()}, files=files).json()["warnings"]
+    images = {name: base64.b64encode(data).decode() for name, data in files.items()}
+    line = {"custom_id": "a", "method": "POST", "url": EDITS_URL, "body": asked | images}
+    with openai.OpenAI(base_url=f"{service.settings.base_url}/v1", api_key="unused", max_retries=0) as client:
+        file = client.files.create(file=("in.jsonl", json.dumps(line).encode()), purpose="batch")
+        made = client.batches.create(input_file_id=file.id, endpoint=EDITS_URL, completion_window="24h")  # type: ignore[arg-type]
+        [answer] = results(client, wait_until_over(client, made.id).output_file_id).values()
+    named = {text.split()[0].strip("'") for text in alone}
+    assert named == {"background", "input_fidelity", "num_inference_steps", "prompt"}
+    assert answer["body"]["warnings"] == alone

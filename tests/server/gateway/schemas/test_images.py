@@ -61,6 +61,8 @@ def rejection(**body: Any) -> InvalidRequest:
         ({"prompt": "x", "negative_prompt": 3}, "negative_prompt", "string"),
         ({"prompt": "x", "negative_prompt": "y", "guidance_scale": 0.5}, "negative_prompt", "above 1"),
         ({"prompt": "x", "priority": "urgent"}, "priority", "'high', 'normal' or 'low'"),
+        ({"prompt": "x", "background": "transparant"}, "background", "'auto', 'opaque' or 'transparent'"),
+        ({"prompt": "x", "background": ""}, "background", "'auto', 'opaque' or 'transparent'"),
         ({"prompt": "x", "deadline_ms": 0}, "deadline_ms", "1"),
         ({"prompt": "x", "deadline_ms": 1.5}, "deadline_ms", "integer"),
         ({"prompt": "x", "sead": 3}, "sead", "Did you mean 'seed'"),
@@ -120,20 +122,26 @@ def test_every_default_is_resolved() -> None:
 
 
 def test_a_transparent_background_needs_a_model_with_alpha() -> None:
-    """Elsewhere it has no effect, with a warning; jpeg has no alpha."""
+    """Elsewhere it is opaque, with a warning, which used to say that it had no effect, as misspelt ones did;
+    jpeg has no alpha, and was accepted from models without it."""
     able = dataclasses.replace(INFO, transparent=True)
 
     def background(info: ModelInfo, text: str, **others: Any) -> tuple[str, int, list[str]]:
-        request = ImageRequest(prompt="an apple", background=text, **others)
+        request = ImageRequest.model_validate({"prompt": "an apple", "background": text, **others})
         job, warnings = resolve(request, {info.id: info}, info.id)
         return job.background, job.channels, warnings
 
     assert background(able, "transparent", output_format="webp") == ("transparent", 4, [])
     assert background(able, "opaque", output_format="jpeg") == ("opaque", 3, [])
     assert background(able, "auto") == background(INFO, "opaque") == ("opaque", 3, [])
-    assert background(INFO, "transparent") == ("opaque", 3, ["'background' has no effect here."])
-    with pytest.raises(InvalidRequest, match="png or webp"):
-        background(able, "transparent", output_format="jpeg")
+    assert background(INFO, "transparent") == (
+        "opaque",
+        3,
+        ["'background' transparent became opaque: fake generates no alpha."],
+    )
+    for info in (able, INFO):
+        with pytest.raises(InvalidRequest, match="png or webp"):
+            background(info, "transparent", output_format="jpeg")
 
 
 def test_every_sampling_parameter_can_be_requested() -> None:

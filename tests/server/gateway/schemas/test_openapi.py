@@ -110,3 +110,10 @@ def test_every_field_of_a_schema_is_described() -> None:
         for field, described in schema.get("properties", {}).items():
             if "ValidationError" not in name and field not in obvious and "$ref" not in described:
                 assert described.get("description"), f"{name}.{field}"
+
+
+def test_a_model_tells_whether_it_has_alpha() -> None:
+    """Clients ask a model for it before they ask for a transparent image, and the contract did not have it."""
+    schema = DOCUMENT["components"]["schemas"]["ModelObject"]
+    assert schema["properties"]["transparent"]["type"] == "boolean"
+    assert all(isinstance(example["transparent"], bool) for example in schema["examples"])
