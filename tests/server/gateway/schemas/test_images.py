@@ -115,7 +115,7 @@ def test_a_model_in_raster_order_over_discrete_tokens_has_fixed_parameters(
 
 def test_every_default_is_resolved() -> None:
     """A job must not depend on defaults that a later release may change."""
-    job, warnings = resolve(ImageRequest(prompt="x", style="vivid"), {INFO.id: INFO}, INFO.id)
+    job, warnings = resolve(ImageRequest(prompt="cat", style="vivid"), {INFO.id: INFO}, INFO.id)
     assert (job.sampling.num_inference_steps, job.sampling.diffusion_steps, job.quality) == (8, 8, "medium")
     assert 0 <= job.seed < 2**32
     assert warnings == ["'style' has no effect here."]
