@@ -31,15 +31,15 @@ from model.data.sources import DataError
 from model.evaluation.detector import STRIDE, Detector, save_detector
 from model.inference.precision import autocast
 from model.networks.tokenizer import to_pixels
+from model.training.command.flags import add_budget_arguments, whole_number
+from model.training.command.machine import within_memory
 from model.training.trainer import (
     Clock,
     Ema,
     Learner,
-    add_budget_arguments,
     learning_rate,
     own_state,
     step_generator,
-    whole_number,
 )
 
 PEAK_LR = 2e-3
@@ -183,7 +183,8 @@ def main(argv: list[str] | None = None) -> None:
     things = tuple(THINGS)[: args.things]
     try:
         sprites, cpu = Sprites.load(args.data), args.clock == "cpu"
-        train(sprites, things, args.out, args.minutes, args.steps, args.batch, args.seed, cpu=cpu)
+        with within_memory("lower --batch"):
+            train(sprites, things, args.out, args.minutes, args.steps, args.batch, args.seed, cpu=cpu)
     except (DataError, ConfigError) as error:
         sys.exit(str(error))
     print(f"detector in {args.out}; `python -m model.evaluation --suite scenes` reports its error rates")

@@ -31,6 +31,8 @@ from model.config import ConfigError
 from model.data.sources import DataError
 from model.networks.factory import AnyTokenizer
 from model.process_group import Group, join_group, leave_group, started_in_group
+from model.training.command.flags import amount
+from model.training.command.machine import within_memory
 from model.training.distributed.folders import newest
 from model.training.loop import train
 from model.training.outputs import save_sheet, write_checkpoint
@@ -52,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--recipe", type=Path, default=Path("model/recipes/emoji-64.toml"), help="TOML file (%(default)s)"
     )
-    parser.add_argument("--stop-after-minutes", type=float, metavar="MINUTES", default=float("inf"),
+    parser.add_argument("--stop-after-minutes", type=amount, metavar="MINUTES", default=float("inf"),
                         help="save and stop this process then; default: run until the budget is used up")  # fmt: skip
     parser.add_argument("--anneal-now", action="store_true",
                         help="begin the annealing phase now: for recipes with anneal_minutes")  # fmt: skip
@@ -130,7 +132,8 @@ def main(argv: list[str] | None = None) -> None:
     anneal_now = overrides.pop("anneal_now")
     try:
         recipe = Recipe.load(overrides.pop("recipe"), **overrides)
-        run_recipe(recipe, until, anneal_now, join_group() if started_in_group() else None)
+        with within_memory("lower --batch or noise_draws; the same command resumes"):
+            run_recipe(recipe, until, anneal_now, join_group() if started_in_group() else None)
     except (ConfigError, DataError, CheckpointError) as error:
         sys.exit(str(error))
     finally:

@@ -33,6 +33,8 @@ from model.networks.factory import new_tokenizer
 from model.networks.tokenizer import PcaSkipTokenizer, to_pixels
 from model.networks.vq_tokenizer import VqTokenizer
 from model.presets import PRESETS
+from model.training.command.flags import add_budget_arguments, amount, whole_number
+from model.training.command.machine import within_memory
 from model.training.reconstruction.loss import code_loss, reconstruction_loss
 from model.training.reconstruction.report import measure, save_sheet
 from model.training.reconstruction.start import freeze_encoder, start_from_pca
@@ -41,11 +43,9 @@ from model.training.trainer import (
     Clock,
     Ema,
     Learner,
-    add_budget_arguments,
     learning_rate,
     own_state,
     step_generator,
-    whole_number,
 )
 
 PEAK_LR = 1.5e-3
@@ -148,9 +148,9 @@ def main(argv: list[str] | None = None) -> None:
                         help="scenes: first things of model/data/scenes/things.py (%(default)s)")  # fmt: skip
     parser.add_argument("--snap", type=whole_number(1), default=16,
                         help="scenes: corners of things are multiples of this, pixels (%(default)s)")  # fmt: skip
-    parser.add_argument("--noise-max", type=float, default=0.0,
+    parser.add_argument("--noise-max", type=amount, default=0.0,
                         help="largest noise of the latents, in standard deviations; 0: 0.1 (%(default)s)")  # fmt: skip
-    parser.add_argument("--seam-weight", type=float, default=0.0,
+    parser.add_argument("--seam-weight", type=amount, default=0.0,
                         help="weight of gradient errors across token borders (%(default)s)")  # fmt: skip
     parser.add_argument("--cpu-clock", action="store_true", help="count minutes of processor time")
     parser.add_argument("--decoder-of", type=Path, metavar="FILE",
@@ -159,11 +159,12 @@ def main(argv: list[str] | None = None) -> None:
 
     try:
         dataset = load_images(args.data, args.things, args.snap)
-        tokenizer = train(
-            args.preset, dataset, args.out, args.minutes, args.steps, args.batch, args.seed, args.noise_max,
-            args.seam_weight, args.cpu_clock, args.decoder_of,
-        )  # fmt: skip
-    except (DataError, ConfigError) as error:
+        with within_memory("lower --batch"):
+            tokenizer = train(
+                args.preset, dataset, args.out, args.minutes, args.steps, args.batch, args.seed, args.noise_max,
+                args.seam_weight, args.cpu_clock, args.decoder_of,
+            )  # fmt: skip
+    except (DataError, ConfigError, CheckpointError) as error:
         sys.exit(str(error))
     save_file({k: v.contiguous() for k, v in tokenizer.state_dict().items()}, args.out / "tokenizer.safetensors")
     report = measure(tokenizer, dataset)

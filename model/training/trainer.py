@@ -6,12 +6,11 @@ batches as one that was not.
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 import pickle
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -246,22 +245,3 @@ class Learner:
 def step_generator(seed: int, step: int, device: torch.device | str = "cpu") -> torch.Generator:
     """The random generator of one step. The multiplier is large and odd, so that neighbouring seeds share no steps."""
     return torch.Generator(device).manual_seed((seed * 0x9E3779B1 + step) & 0x7FFF_FFFF_FFFF_FFFF)
-
-
-def whole_number(least: int) -> Callable[[str], int]:
-    """The type of a flag for whole numbers from `least` up."""
-
-    def parse(text: str) -> int:
-        if not text.strip().removeprefix("-").isdecimal() or (number := int(text)) < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, {least} or more")
-        return number
-
-    return parse
-
-
-def add_budget_arguments(parser: argparse.ArgumentParser, minutes: float, steps: int, batch: int) -> None:
-    """Add --minutes, --steps, --batch and --seed, with these defaults, to a trainer's command line."""
-    parser.add_argument("--minutes", type=float, default=minutes, help="time budget; 0: by --steps alone (%(default)s)")
-    parser.add_argument("--steps", type=whole_number(1), default=steps, help="maximum number of steps (%(default)s)")
-    parser.add_argument("--batch", type=whole_number(1), default=batch, help="images per step (%(default)s)")
-    parser.add_argument("--seed", type=whole_number(0), default=0, help="seed of all random numbers (%(default)s)")

@@ -30,10 +30,10 @@ from model.data.sources import DataError
 from model.networks.factory import AnyTokenizer
 from model.networks.tokenizer import encode_tokens, to_pixels
 from model.networks.tokenizer_folder import digest
+from model.training.command.flags import whole_number
 from model.training.latents.sources import Captioned, captioned_images, square
 from model.training.latents.store import ABOUT, CAPTIONS, FORMAT, LATENTS
 from model.training.run import find_tokenizer
-from model.training.trainer import whole_number
 
 BATCH = 16
 SKIPPED = "skipped.txt"
