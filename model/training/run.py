@@ -27,7 +27,8 @@ from model.presets import PRESETS
 from model.process_group import Group, Share
 from model.tokenizer_config import read_json
 from model.training.auxiliary.layout_loss import LayoutHead
-from model.training.auxiliary.relation_pretraining import pretrain_aligner
+from model.training.auxiliary.relation_pretraining import pretrain_or_read
+from model.training.command.machine import can_compile
 from model.training.distributed.folders import newest
 from model.training.distributed.losses import StepLosses
 from model.training.feeds import WHOLE, Feed, ImageFeed, SceneFeed, open_scenes
@@ -205,6 +206,8 @@ def prepare(recipe: Recipe, group: Group | None = None) -> tuple[Run, AnyTokeniz
     config = config_of(recipe)
     device = group.device if group else torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load_tokenizer(config, recipe.tokenizer)
+    if recipe.compile and group is None and not can_compile(device):  # before captions are encoded
+        recipe = replace(recipe, compile=False)
     feed = open_feed(recipe, config, tokenizer, device, group.share if group else WHOLE)
     if group and min(recipe.batch, len(feed)) < group.size:
         raise ConfigError(f"a batch of {min(recipe.batch, len(feed))} images for {group.size} ranks: each needs one")
