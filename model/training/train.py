@@ -86,6 +86,8 @@ def run_recipe(recipe: Recipe, until: float, anneal_now: bool = False, group: Gr
     report: Callable[[str], None] = print if run.leads else lambda text: None
     if run.resume():
         report(f"resuming {out} at step {run.clock.step}")
+        if run.clock.progress >= 1:
+            report("its budget is used up: give more --minutes or --steps to train on")
     if anneal_now:
         run.clock.anneal()
     first_step, first_seconds = run.clock.step, run.clock.seconds
