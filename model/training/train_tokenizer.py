@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from model.checkpoint import CheckpointError
 from model.config import ConfigError
 from model.data.dataset import Dataset
 from model.data.fixed_sample import load_images
@@ -73,6 +74,7 @@ def train(
 
     Raises:
         ConfigError: preset, images, state and the tokenizer of `decoder_of` do not fit together.
+        CheckpointError: `decoder_of` is a folder without a tokenizer.
     """
     config = PRESETS[preset]
     images = torch.from_numpy(dataset.images)  # (all, H, W, 3) uint8
@@ -85,6 +87,7 @@ def train(
     if decoder_of is not None:
         tokenizer.load_state_dict(load_tokenizer(config, str(decoder_of)).state_dict())
         freeze_encoder(tokenizer)
+    fixed = {name: value.clone() for name, value in tokenizer.named_parameters() if not value.requires_grad}
     # Convolutions on a CPU are about twice as fast this way.
     tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     ema = Ema(tokenizer, 0.998)
@@ -94,6 +97,10 @@ def train(
     clock = learner.clock
     with own_state(out, f", or remove {out}/state.pt to start over"):
         learner.resume(out / "state.pt")
+    if not all(torch.equal(value, fixed[name]) for name, value in tokenizer.named_parameters() if name in fixed):
+        raise ConfigError(
+            f"{out}/state.pt holds another encoder than {decoder_of}: choose another --out, or remove it to start over"
+        )
 
     bar = tqdm(initial=clock.step, desc="tokenizer", unit="step", disable=not progress)
     while clock.progress < 1:
