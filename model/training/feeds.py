@@ -88,9 +88,14 @@ def epoch_order(rows: int, batch: int, step: int, seed: int) -> Tensor:
     return order[position * batch : (position + 1) * batch]
 
 
+def singles_of(batch: int, breadth: float) -> int:
+    """Number of single things in a batch that has a share of them."""
+    return round(breadth * batch)
+
+
 def mixed_order(scenes: int, rows: int, breadth: float, batch: int, step: int, seed: int) -> Tensor:
     """The (batch,) rows of a step: scenes, then a share of rows from `scenes` on; each kind has epochs of its own."""
-    singles = round(breadth * batch)
+    singles = singles_of(batch, breadth)
     return torch.cat(
         [
             epoch_order(scenes, batch - singles, step, seed),
