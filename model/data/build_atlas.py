@@ -2,8 +2,10 @@
 
     python -m model.data.build_atlas                   data/atlas, which atlas-128 was trained on
 
-Needs npm, Node.js and apt. The result is the same every time, and its SHA-256 is in about.json. A source that cannot be
-fetched, or whose files have changed, ends the build with exit status 1 and nothing written.
+Needs npm, Node.js and apt. Packages of npm are pinned by version, clip art by a digest of its drawings. A source that
+cannot be fetched, or clip art that has changed, ends the build with exit status 1 and nothing written. about.json has
+the SHA-256 of the result, and one of each style in "digests": where one differs from that of another build, such as the
+one in a checkpoint's config.json, its source has changed, or is rendered otherwise.
 """
 
 from __future__ import annotations
