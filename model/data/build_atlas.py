@@ -21,6 +21,7 @@ from model.data.atlas.atlas_bank import AtlasBank, build_atlas_bank
 from model.data.atlas.collect import collect
 from model.data.atlas.store import AtlasSprites
 from model.data.contact_sheet import contact_sheet
+from model.data.interrupts import interruptible
 from model.data.scenes.build_sprites import build_sprites
 from model.data.scenes.things import STYLES, THINGS
 from model.data.sources import DataError
@@ -36,6 +37,7 @@ def sample_sheet(atlas: AtlasSprites, file: Path, columns: int = 12, rows: int =
     return bank
 
 
+@interruptible("the same command starts over, with the packages that have been fetched")
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m model.data.build_atlas",

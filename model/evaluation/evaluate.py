@@ -25,6 +25,7 @@ from typing import NamedTuple
 from model.checkpoint import CheckpointError
 from model.config import ConfigError
 from model.data.dataset import Dataset
+from model.data.interrupts import interruptible
 from model.data.sources import DataError
 from model.evaluation.breadth.evaluate_breadth import run_breadth
 from model.evaluation.detector import DetectorError
@@ -177,6 +178,7 @@ def use_sampling(engine: ServingEngine, file: Path) -> None:
         raise ConfigError(f"--sampling: {file} is not JSON ({error}); {EXAMPLE}") from error
 
 
+@interruptible("the same command starts over")
 def main(argv: list[str] | None = None) -> None:
     parser = build_parser()
     args = parser.parse_args(argv)

@@ -23,6 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from model.config import ConfigError
+from model.data.interrupts import interruptible
 from model.data.scenes.compose import SIZE, Scene, arrange, render
 from model.data.scenes.facts import Grammar
 from model.data.scenes.sprites import Sprites
@@ -161,6 +162,7 @@ def train(
     return detector
 
 
+@interruptible("the same command resumes from the last saved state")
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m model.evaluation.train_detector",

@@ -28,6 +28,7 @@ import torch.distributed
 
 from model.checkpoint import CheckpointError
 from model.config import ConfigError
+from model.data.interrupts import interruptible
 from model.data.sources import DataError
 from model.networks.factory import AnyTokenizer
 from model.process_group import Group, join_group, leave_group, started_in_group
@@ -127,6 +128,7 @@ def _prepare_in_turn(recipe: Recipe, group: Group | None) -> tuple[Run, AnyToken
             torch.distributed.barrier()
 
 
+@interruptible("the same command resumes from the last saved state")
 def main(argv: list[str] | None = None) -> None:
     began = time.monotonic()
     overrides = vars(build_parser().parse_args(argv))

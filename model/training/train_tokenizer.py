@@ -28,6 +28,7 @@ from model.checkpoint import CheckpointError
 from model.config import ConfigError
 from model.data.dataset import Dataset
 from model.data.fixed_sample import load_images
+from model.data.interrupts import interruptible
 from model.data.sources import DataError
 from model.inference.precision import autocast
 from model.networks.factory import new_tokenizer
@@ -137,6 +138,7 @@ def _check_images(images: Tensor, preset: str) -> None:
         )
 
 
+@interruptible("the same command resumes from the last saved state")
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m model.training.train_tokenizer",

@@ -14,6 +14,7 @@ from model.evaluation.cards.facts import read_json
 from model.evaluation.cards.publish import publish
 
 
+@interruptible("the same command starts over")
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m model.evaluation.cards",

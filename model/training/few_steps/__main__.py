@@ -19,6 +19,7 @@ import torch
 
 from model.checkpoint import CheckpointError, load_checkpoint
 from model.config import ConfigError, FluidConfig
+from model.data.interrupts import interruptible
 from model.data.sources import DataError
 from model.training.command.flags import add_budget_arguments, share
 from model.training.command.machine import within_memory
@@ -65,6 +66,7 @@ def plot(errors: dict[str, dict[str, list[float]]], file: Path) -> None:
     pyplot.close(figure)
 
 
+@interruptible("the same command resumes from the last saved state")
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     try:

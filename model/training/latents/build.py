@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from model.checkpoint import CheckpointError
 from model.config import ConfigError
+from model.data.interrupts import interruptible
 from model.data.sources import DataError
 from model.networks.factory import AnyTokenizer
 from model.networks.tokenizer import encode_tokens, to_pixels
@@ -117,6 +118,7 @@ def _tokens(tokenizer: AnyTokenizer, pixels: np.ndarray) -> np.ndarray:
     return (tokens.half() if tokens.is_floating_point() else tokens.int()).numpy()
 
 
+@interruptible("the same command starts over")
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m model.training.latents.build", description=__doc__,
