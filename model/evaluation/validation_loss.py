@@ -194,6 +194,8 @@ def run_loss(
     Raises:
         CheckpointError, ConfigError, DataError, PromptError: checkpoint or data cannot be used, or not together.
     """
+    if things and not is_scene_folder(data):
+        raise ConfigError(f"--things {things} is only for data of scenes, which {data} does not hold: leave it out")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     checkpoint = load_checkpoint(find_checkpoint(name), device)
     splits = open_splits(data, images, things, snap, checkpoint.about)
