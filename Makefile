@@ -81,13 +81,15 @@ else
 endif
 
 RECIPE ?= emoji-64
-TOKENIZER_DATA = data/$(if $(filter scenes%,$(RECIPE)),scenes,$(if $(filter atlas%,$(RECIPE)),atlas,$(RECIPE)))
+# A text key of the recipe, which decides what its tokenizer is trained for, and whether one is: others are there already.
+recipe-key = $(shell sed -n 's/^$(1) *= *"\([^"]*\)".*/\1/p' model/recipes/$(RECIPE).toml)
+OWN_TOKENIZER = runs/$(RECIPE)/tokenizer/tokenizer.safetensors
 TOKENIZER_ARGS = $(if $(filter atlas%,$(RECIPE)),--things 95 --minutes 30 --noise-max 0.5 --seam-weight 0.15)
 
-runs/$(RECIPE)/tokenizer/tokenizer.safetensors: | $(VENV)/.dev
-	$(BIN)/python -m model.training.train_tokenizer --preset $(RECIPE) --data $(TOKENIZER_DATA) --out runs/$(RECIPE)/tokenizer $(TOKENIZER_ARGS)
+$(OWN_TOKENIZER): | $(VENV)/.dev
+	$(BIN)/python -m model.training.train_tokenizer --preset $(call recipe-key,preset) --data $(call recipe-key,data) --out $(@D) $(TOKENIZER_ARGS)
 
-train: $(VENV)/.dev runs/$(RECIPE)/tokenizer/tokenizer.safetensors ## train RECIPE=emoji-64, scenes-128 or atlas-128 (resumable; ARGS="--minutes 10 --anneal-minutes 0")
+train: $(VENV)/.dev $(filter $(OWN_TOKENIZER),$(call recipe-key,tokenizer)) ## train RECIPE=emoji-64, a name in model/recipes (resumable; ARGS="--minutes 10 --anneal-minutes 0")
 	$(BIN)/python -m model.training --recipe model/recipes/$(RECIPE).toml $(ARGS)
 
 train-detector: $(VENV)/.dev ## train the detector that scores composed scenes (`make evaluate ARGS="--suite scenes ..."`)

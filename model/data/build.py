@@ -22,6 +22,7 @@ from tqdm import tqdm
 from model.data.captions import STYLES, Concept, all_concepts, captions, in_vocabulary, normalise_hexcode
 from model.data.contact_sheet import contact_sheet
 from model.data.dataset import Dataset, Item
+from model.data.interrupts import interruptible
 from model.data.sources import CAPTIONS_PACKAGE, MARGIN, SOURCES, DataError, load_emojibase, open_source
 
 HELDOUT_SHARE = 0.05
@@ -100,6 +101,7 @@ def sample_sheet(dataset: Dataset, columns: int = 16, rows: int = 8) -> Image.Im
     )
 
 
+@interruptible("the same command starts over, with the packages that have been fetched")
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m model.data.build", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

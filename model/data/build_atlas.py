@@ -2,8 +2,10 @@
 
     python -m model.data.build_atlas                   data/atlas, which atlas-128 was trained on
 
-Needs npm, Node.js and apt. The result is the same every time, and its SHA-256 is in about.json. A source that cannot be
-fetched, or whose files have changed, ends the build with exit status 1 and nothing written.
+Needs npm, Node.js and apt. Packages of npm are pinned by version, clip art by a digest of its drawings. A source that
+cannot be fetched, or clip art that has changed, ends the build with exit status 1 and nothing written. about.json has
+the SHA-256 of the result, and one of each style in "digests": where one differs from that of another build, such as the
+one in a checkpoint's config.json, its source has changed, or is rendered otherwise.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from model.data.atlas.atlas_bank import AtlasBank, build_atlas_bank
 from model.data.atlas.collect import collect
 from model.data.atlas.store import AtlasSprites
 from model.data.contact_sheet import contact_sheet
+from model.data.interrupts import interruptible
 from model.data.scenes.build_sprites import build_sprites
 from model.data.scenes.things import STYLES, THINGS
 from model.data.sources import DataError
@@ -34,6 +37,7 @@ def sample_sheet(atlas: AtlasSprites, file: Path, columns: int = 12, rows: int =
     return bank
 
 
+@interruptible("the same command starts over, with the packages that have been fetched")
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m model.data.build_atlas",

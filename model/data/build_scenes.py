@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from model.data.contact_sheet import contact_sheet
+from model.data.interrupts import interruptible
 from model.data.scenes.bank import build_bank
 from model.data.scenes.build_sprites import add_optional_sprites, build_sprites
 from model.data.scenes.sprites import Sprites
@@ -31,6 +32,7 @@ def sample_sheet(sprites: Sprites, out: Path, columns: int = 8, rows: int = 6) -
     (out / "sheet.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
+@interruptible("the same command starts over, with the packages that have been fetched")
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m model.data.build_scenes",

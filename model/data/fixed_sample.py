@@ -2,28 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from model.data.atlas.atlas_bank import names_of
 from model.data.atlas.atlas_dataset import atlas_dataset
-from model.data.atlas.store import AtlasSprites, is_atlas_folder
+from model.data.atlas.store import AtlasSprites, Entry, in_styles, is_atlas_folder
 from model.data.dataset import Dataset
 from model.data.scenes.dataset import is_scene_folder, scene_dataset
 from model.data.scenes.sprites import Sprites
+from model.data.scenes.things import COMMON, THINGS
 
 
-def load_images(data: Path, things: int, snap: int, train: int = 0, unseen: int = 0) -> Dataset:
+def load_images(
+    data: Path, things: int | None, snap: int, train: int = 0, unseen: int = 0, about: Mapping[str, Any] | None = None
+) -> Dataset:
     """The packed data set in `data`, or a sample of scenes (and of the breadth) if the folder holds sprites.
 
     Args:
         things, snap: of scenes: the first things that may appear, and the raster of their corners, pixels.
         train, unseen: scenes without and with a combination that is held out of training; 0: 8000 and 600, of an atlas
             16000 and 800. Training composes others, of its own seed.
+        about: metadata of a checkpoint: the sample shows what it was trained on, `things` of it if they are given.
 
     Raises:
         DataError: the folder holds neither.
     """
-    if is_atlas_folder(data):
-        return atlas_dataset(AtlasSprites.load(data), things, snap, train=train or 16000, unseen=unseen or 800)
-    if is_scene_folder(data):
-        return scene_dataset(Sprites.load(data), things, snap, train=train or 8000, unseen=unseen or 600)
+    if is_scene_folder(data) or is_atlas_folder(data):
+        chosen = tuple(THINGS)[:things] if things else known_things(about or {})
+        if not is_atlas_folder(data):
+            sprites, portraits = Sprites.load(data), about is None  # no portrait is held out
+            return scene_dataset(sprites, chosen, snap, train or 8000, unseen or 600, portraits)
+        atlas = AtlasSprites.load(data)
+        known = None if about is None else known_entries(atlas, about)
+        return atlas_dataset(atlas, chosen, snap, train or 16000, unseen or 800, known)
     return Dataset.load(data)
+
+
+def known_things(about: Mapping[str, Any]) -> tuple[str, ...]:
+    """The things of scenes in a checkpoint's vocabulary; COMMON for a checkpoint that names none."""
+    vocabulary = set(about.get("vocabulary", ()))
+    return tuple(thing for thing in THINGS if thing in vocabulary) or COMMON
+
+
+def known_entries(atlas: AtlasSprites, about: Mapping[str, Any]) -> list[Entry]:
+    """The single things that a checkpoint was trained on, with their held-out styles; none without a breadth."""
+    if not about.get("breadth") and not about.get("breadth_in_one_style"):
+        return []
+    of_scenes = names_of(known_things(about))
+    return [each for each in in_styles(atlas.entries, about.get("breadth_styles", ())) if each.noun not in of_scenes]

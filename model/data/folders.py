@@ -39,6 +39,8 @@ def require(folder: Path, file: str) -> None:
     """
     if (folder / file).is_file():
         return
+    if file == "sprites.npz" and (folder / "breadth.jsonl").is_file():  # written after the breadth
+        raise DataError(f"{folder} holds an atlas that is not complete: {file} is missing; run `make data` again")
     wanted = KINDS[file]
     held = next((kind for known, kind in KINDS.items() if (folder / known).is_file()), None)
     if held is None:

@@ -25,6 +25,7 @@ from typing import NamedTuple
 from model.checkpoint import CheckpointError
 from model.config import ConfigError
 from model.data.dataset import Dataset
+from model.data.interrupts import interruptible
 from model.data.sources import DataError
 from model.evaluation.breadth.evaluate_breadth import run_breadth
 from model.evaluation.detector import DetectorError
@@ -66,6 +67,7 @@ SAMPLING: dict[str, tuple[type, str]] = {
     "temperature": (float, "scale of the noise of the diffusion steps"),
 }
 NOT_OF_LOSS = ("checkpoint", "prompts", "detector", "quality", "rows", "sampling", *SAMPLING)
+ONLY_OF = {"things": "--loss", "snap": "--loss", "prompts": "--suite scenes", "detector": "--suite scenes"}
 EXAMPLE = "give a file like model/recipes/atlas-128-sampling.json"
 
 
@@ -119,7 +121,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="low, medium or high; default: the checkpoint's. scenes compares several",
     )  # fmt: skip
     parser.add_argument(
-        "--things", type=at_least(1), default=48, help="loss on scenes: first things of the table (%(default)s)"
+        "--things",
+        type=at_least(1),
+        help="loss on scenes: first things of model/data/scenes/things.py (default: those that the checkpoint knows)",
     )
     parser.add_argument(
         "--snap", type=at_least(1), default=16, help="loss on scenes: raster of corners, pixels (%(default)s)"
@@ -174,11 +178,15 @@ def use_sampling(engine: ServingEngine, file: Path) -> None:
         raise ConfigError(f"--sampling: {file} is not JSON ({error}); {EXAMPLE}") from error
 
 
+@interruptible("the same command starts over")
 def main(argv: list[str] | None = None) -> None:
     parser = build_parser()
     args = parser.parse_args(argv)
     if args.suite != "scenes" and len(args.quality) > 1:
         parser.error("--quality: only --suite scenes compares several presets")
+    for name, use in () if args.loss else ONLY_OF.items():
+        if vars(args)[name] != parser.get_default(name) and use != f"--suite {args.suite}":
+            parser.error(f"--{name} is only for {use}: leave it out")
     for name in NOT_OF_LOSS if args.loss else ():
         if vars(args)[name] != parser.get_default(name):
             parser.error(f"--{name.replace('_', '-')} is not for --loss, which generates no images: leave it out")

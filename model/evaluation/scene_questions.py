@@ -141,8 +141,10 @@ def renders(facts: Sequence[Facts], sprites: Sprites, seed: int, snap: int = 4) 
     return out
 
 
-def scores_by_category(asked: Sequence[Question], correct: np.ndarray) -> dict[str, float | None]:
+def scores_by_category(asked: Sequence[Question], correct: np.ndarray) -> dict[str, float | int | None]:
     """Mean score of each category: over all its questions, and over those with seen and with unseen combinations.
+
+    Beside each mean, under its name with "_questions" behind it, is the number of its questions.
 
     Style is not scored here, so a question whose only unseen combination is a thing in a style enters its category's
     mean and no other. A category without further unseen questions (single_object) has None there and is left out of
@@ -151,10 +153,10 @@ def scores_by_category(asked: Sequence[Question], correct: np.ndarray) -> dict[s
     Args:
         correct: (questions,) share of each question's images that are correct.
     """
-    out: dict[str, float | None] = {}
+    out: dict[str, float | int | None] = {}
     for category in SCORED_CATEGORIES:
         mine = np.array([q.facts.category == category for q in asked])
-        out[category] = float(correct[mine].mean())
+        out |= {category: float(correct[mine].mean()), f"{category}_questions": int(mine.sum())}
     for name, unseen in (("score_seen", False), ("score_unseen", True)):
         means = []
         for category in SCORED_CATEGORIES:
@@ -163,7 +165,8 @@ def scores_by_category(asked: Sequence[Question], correct: np.ndarray) -> dict[s
             )
             mean = float(correct[mine].mean()) if mine.any() else None
             means += [mean] if mean is not None else []
-            out[f"{category}_{name.removeprefix('score_')}"] = mean
+            cell = f"{category}_{name.removeprefix('score_')}"
+            out |= {cell: mean, f"{cell}_questions": int(mine.sum())}
         out[name] = float(np.mean(means)) if means else None
     return out
 

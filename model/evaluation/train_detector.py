@@ -23,6 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from model.config import ConfigError
+from model.data.interrupts import interruptible
 from model.data.scenes.compose import SIZE, Scene, arrange, render
 from model.data.scenes.facts import Grammar
 from model.data.scenes.sprites import Sprites
@@ -31,15 +32,15 @@ from model.data.sources import DataError
 from model.evaluation.detector import STRIDE, Detector, save_detector
 from model.inference.precision import autocast
 from model.networks.tokenizer import to_pixels
+from model.training.command.flags import add_budget_arguments, whole_number
+from model.training.command.machine import within_memory
 from model.training.trainer import (
     Clock,
     Ema,
     Learner,
-    add_budget_arguments,
     learning_rate,
     own_state,
     step_generator,
-    whole_number,
 )
 
 PEAK_LR = 2e-3
@@ -161,6 +162,7 @@ def train(
     return detector
 
 
+@interruptible("the same command resumes from the last saved state")
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m model.evaluation.train_detector",
@@ -183,7 +185,8 @@ def main(argv: list[str] | None = None) -> None:
     things = tuple(THINGS)[: args.things]
     try:
         sprites, cpu = Sprites.load(args.data), args.clock == "cpu"
-        train(sprites, things, args.out, args.minutes, args.steps, args.batch, args.seed, cpu=cpu)
+        with within_memory("lower --batch"):
+            train(sprites, things, args.out, args.minutes, args.steps, args.batch, args.seed, cpu=cpu)
     except (DataError, ConfigError) as error:
         sys.exit(str(error))
     print(f"detector in {args.out}; `python -m model.evaluation --suite scenes` reports its error rates")

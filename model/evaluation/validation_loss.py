@@ -9,6 +9,7 @@ machine agree to the bit. The reconstruction of the same images is measured too,
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -156,16 +157,23 @@ def validation_loss(
     return {"loss": report[f"loss_{next(iter(splits))}"], **report, "seed": seed}
 
 
-def open_splits(data: Path, images: int, things: int, snap: int) -> dict[str, Dataset]:
+def open_splits(
+    data: Path, images: int, things: int | None, snap: int, about: Mapping[str, Any] | None = None
+) -> dict[str, Dataset]:
     """The data set by splits, those that tell most about generalisation first.
 
-    Scenes have "seen", new scenes of trained combinations, and "unseen", held-out combinations. Packed images have
-    their own splits, held-out ones first.
+    Scenes have "seen", new scenes of trained combinations, and "unseen", held-out combinations, in one mix of
+    categories; single things of an atlas only where some of them are held out. Packed images have their own splits,
+    held-out ones first.
+
+    Args:
+        things: the first things of scenes that may appear; None: those that the checkpoint knows.
+        about: the checkpoint's metadata, which names its words and styles.
 
     Raises:
         DataError: the folder holds no data.
     """
-    dataset = load_images(data, things, snap, train=images, unseen=images)
+    dataset = load_images(data, things, snap, train=images, unseen=images, about=about or {})
     if is_scene_folder(data):
         return {name: _only(dataset, split) for name, split in (("seen", "train"), ("unseen", "unseen"))}
     order = ("heldout", "unseen", "train", "tokenizer")
@@ -178,15 +186,20 @@ def _only(dataset: Dataset, split: str) -> Dataset:
     return Dataset(dataset.images[rows], [dataset.items[row] for row in rows], dataset.about)
 
 
-def run_loss(name: str, data: Path, images: int, things: int, snap: int, seed: int, out: Path) -> dict[str, Any]:
+def run_loss(
+    name: str, data: Path, images: int, things: int | None, snap: int, seed: int, out: Path
+) -> dict[str, Any]:  # fmt: skip
     """Measure, write loss.json to `out`, and print the report; its last line is JSON.
 
     Raises:
         CheckpointError, ConfigError, DataError, PromptError: checkpoint or data cannot be used, or not together.
     """
+    if things and not is_scene_folder(data):
+        raise ConfigError(f"--things {things} is only for data of scenes, which {data} does not hold: leave it out")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     checkpoint = load_checkpoint(find_checkpoint(name), device)
-    report = validation_loss(checkpoint, open_splits(data, images, things, snap), images, device, seed)
+    splits = open_splits(data, images, things, snap, checkpoint.about)
+    report = validation_loss(checkpoint, splits, images, device, seed)
     report |= {"checkpoint": Path(name).name, "checkpoint_sha256": checkpoint.sha256, "data": str(data)}
     out.mkdir(parents=True, exist_ok=True)
     (out / "loss.json").write_text(json.dumps(report, indent=1) + "\n")

@@ -8,6 +8,7 @@ feeds                 batches of tokens and captions; caption_cache: text states
 auxiliary             layout loss and relation pretraining, which a model of scenes can learn from besides
 optimizer             the optimisers that a recipe can name
 trainer               clock, learning rate, moving average, resumable state: shared by all trainers
+command               flags that trainers share, and what they say where a machine lacks something
 train_tokenizer       trains the image tokenizer, which must exist before a model is trained
 few_steps             distils a flow head into one that needs few diffusion steps
 portable_run          packs a run, to train on another machine

@@ -8,10 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from model.config import ConfigError
 from model.networks.text_encoder import TextEncoder
 
 # Probability of each wording of model/data/captions.py: name and style first, no style last.
@@ -65,6 +67,9 @@ def build_caption_cache(encoder: TextEncoder, wordings: Sequence[Sequence[str]],
 
     Captions of about the same length are encoded together, so that little time goes into padding. L is the longest
     caption's number of tokens, not the encoder's maximum.
+
+    Raises:
+        ConfigError: the file that was written before is damaged.
     """
     captions = [caption for image in wordings for caption in image]
     key = hashlib.sha256("\n".join([_identity(encoder), *captions]).encode()).hexdigest()[:16]
@@ -86,8 +91,13 @@ def build_caption_cache(encoder: TextEncoder, wordings: Sequence[Sequence[str]],
             "null_mask": null_mask[:, :length].contiguous(),
         }
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, file)
-    t = load_file(file)
+        partial = file.with_suffix(".partial")  # a kill in the middle leaves no file that looks complete
+        save_file(tensors, partial)
+        partial.replace(file)
     shape = (len(wordings), -1)
-    states, mask = t["states"].unflatten(0, shape), t["mask"].unflatten(0, shape)
+    try:
+        t = load_file(file)
+        states, mask = t["states"].unflatten(0, shape), t["mask"].unflatten(0, shape)
+    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+        raise ConfigError(f"{file} is damaged ({error}): remove it, and its captions are encoded again") from error
     return CaptionCache(states, mask, t["null_states"], t["null_mask"])

@@ -19,6 +19,7 @@ from model.data.atlas.store import AtlasSprites, open_sprites
 from model.data.dataset import Dataset
 from model.data.scenes.bank import SceneBank, build_bank
 from model.data.scenes.compose import SIZE
+from model.data.scenes.sprites import Sprites
 from model.data.scenes.things import THINGS
 from model.data.sources import DataError
 from model.inference.precision import autocast
@@ -38,16 +39,34 @@ def open_scenes(recipe: Recipe, s: SceneRecipe) -> SceneBank:
     """The captioned facts of a recipe with a [scenes] table.
 
     Raises:
-        DataError: the sprites are missing, or they have no breadth and the recipe wants one.
+        DataError: the sprites are missing, or lack a style, a breadth, portraits or tags that the recipe wants.
     """
     sprites = open_sprites(Path(recipe.data))
+    _check_wishes(recipe.data, s, sprites)
     things = tuple(THINGS)[: s.things]
     if isinstance(sprites, AtlasSprites):
         styles, breadth = s.breadth_styles, s.breadth > 0
         return build_atlas_bank(sprites, things, s.styles, s.captions, s.snap, recipe.seed, styles, breadth)
-    if s.breadth:
-        raise DataError(f"{recipe.data} has no single things for breadth = {s.breadth:g}; run `make data`")
     return build_bank(sprites, things, s.styles, s.captions, s.snap, recipe.seed, s.portraits, s.tags)
+
+
+def _check_wishes(data: str, s: SceneRecipe, sprites: Sprites) -> None:
+    """Raise DataError if the recipe wants what these sprites have not: it would be left out without a word."""
+    entries = sprites.entries if isinstance(sprites, AtlasSprites) else None
+    known = {"styles": list(sprites.styles), "breadth_styles": sorted({entry.style for entry in entries or ()})}
+    for key, styles in (("styles", s.styles), ("breadth_styles", s.breadth_styles if entries and s.breadth else ())):
+        if missing := [style for style in styles if style not in known[key]]:
+            raise DataError(f"{key}: {data} has no style {missing[0]!r}; it has {', '.join(known[key])}")
+    if s.breadth and entries is None:
+        raise DataError(f"{data} has no single things for breadth = {s.breadth:g}; run `make data`")
+    for key, share, some in (
+        ("portraits", s.portraits, sprites.about.get("portraits")),
+        ("tags", s.tags, sprites.tags),
+    ):
+        if share and entries is not None:
+            raise DataError(f"{key} = {share:g}: an atlas shows {key} with its single things alone; set {key} = 0")
+        if share and not some:
+            raise DataError(f"{key} = {share:g}: {data} has no {key}; set {key} = 0, or train on data/scenes-more")
 
 
 class Feed(Protocol):
@@ -89,9 +108,14 @@ def epoch_order(rows: int, batch: int, step: int, seed: int) -> Tensor:
     return order[position * batch : (position + 1) * batch]
 
 
+def singles_of(batch: int, breadth: float) -> int:
+    """Number of single things in a batch that has a share of them."""
+    return round(breadth * batch)
+
+
 def mixed_order(scenes: int, rows: int, breadth: float, batch: int, step: int, seed: int) -> Tensor:
     """The (batch,) rows of a step: scenes, then a share of rows from `scenes` on; each kind has epochs of its own."""
-    singles = round(breadth * batch)
+    singles = singles_of(batch, breadth)
     return torch.cat(
         [
             epoch_order(scenes, batch - singles, step, seed),

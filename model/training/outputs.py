@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from model.checkpoint import read_config, save_checkpoint
+from model.checkpoint import save_checkpoint
 from model.config import ModelConfig
+from model.data.atlas.atlas_bank import AtlasBank
 from model.data.contact_sheet import contact_sheet
 from model.inference.generate import generate
 from model.inference.orders import orders_of
@@ -16,6 +17,7 @@ from model.inference.requests import Sampling
 from model.networks.autoregressive_model import Fluid
 from model.networks.factory import AnyTokenizer
 from model.networks.tokenizer import decode_tokens, to_uint8
+from model.training.feeds import Feed, SceneFeed, singles_of
 from model.training.recipe import Recipe
 from model.training.run import Run
 
@@ -51,13 +53,32 @@ def save_sheet(run: Run, tokenizer: AnyTokenizer, file: Path) -> None:
     contact_sheet(images, labels, columns=8, scale=max(1, 128 // run.config.image_size)).save(file)
 
 
-def started_from(recipe: Recipe) -> dict[str, Any]:
-    """Name, weights and training of the checkpoint that a run started from, and of those before it."""
-    if not recipe.start_from:
+def exposure(feed: Feed, batch: int, steps: int) -> dict[str, float]:
+    """How many rows a feed has and how often each was trained on; of an atlas, scenes and single things apart."""
+    if not isinstance(feed, SceneFeed) or not isinstance(feed.scenes, AtlasBank):
+        return {"pictures": len(feed), "epochs": round(steps * batch / len(feed), 1)}
+    scenes = feed.scenes.scenes
+    of_singles = singles_of(batch, feed.batches.breadth)
+    known = {"pictures": scenes, "epochs": round(steps * (batch - of_singles) / scenes, 1)}
+    if singles := len(feed) - scenes:
+        known |= {"singles": singles, "singles_epochs": round(steps * of_singles / singles, 1)}
+    return known
+
+
+def device_name(run: Run) -> str:
+    """What a run computes on: "2 CPU threads", or the number and the name of its GPUs."""
+    ranks = run.group.size if run.group else 1
+    if run.device.type == "cuda":
+        return f"{ranks} × {torch.cuda.get_device_name(run.device)}"
+    return f"{ranks * torch.get_num_threads()} CPU thread{'s' if ranks * torch.get_num_threads() > 1 else ''}"
+
+
+def scenes_facts(recipe: Recipe) -> dict[str, Any]:
+    """The styles of composed scenes, and the steps of relation pretraining: 0 for a run from other weights."""
+    if recipe.scenes is None:
         return {}
-    raw = read_config(Path(recipe.start_from))
-    about = raw["about"]
-    return {"started_from": {"name": about["name"], "sha256": raw["sha256"], "training": about.get("training", {})}}
+    steps = 0 if recipe.start_from else recipe.scenes.relation_steps
+    return {"scene_styles": list(recipe.scenes.styles), "relation_steps": steps}
 
 
 def write_checkpoint(run: Run, tokenizer: AnyTokenizer) -> Path:
@@ -71,9 +92,9 @@ def write_checkpoint(run: Run, tokenizer: AnyTokenizer) -> Path:
         "name": run.recipe.name or run.recipe.preset,
         "training": {
             "steps": run.clock.step, "minutes": round(run.clock.seconds / 60, 1), "batch": run.recipe.batch,
-            "pictures": len(run.feed), "epochs": round(run.clock.step * run.recipe.batch / len(run.feed), 1),
-            "final_loss": round(run.history[-1][2], 4) if run.history else None,
-            "clock": run.recipe.clock, **started_from(run.recipe),
+            **exposure(run.feed, run.recipe.batch, run.clock.step), "device": device_name(run),
+            **scenes_facts(run.recipe), "final_loss": round(run.history[-1][2], 4) if run.history else None,
+            "clock": run.recipe.clock, **({"started_from": run.started_from} if run.started_from else {}),
         },
         **run.feed.about,
     }  # fmt: skip

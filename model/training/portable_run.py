@@ -25,6 +25,7 @@ from model.checkpoint import CheckpointError, load_checkpoint
 from model.config import ConfigError
 from model.data.atlas.store import open_sprites
 from model.data.dataset import Dataset
+from model.data.interrupts import interruptible
 from model.data.scenes.sprites import Sprites
 from model.data.sources import DataError
 from model.networks.text_encoder import package_folder
@@ -101,6 +102,7 @@ def _copy(source: Path, target: Path) -> Path:
     return Path(shutil.copyfile(source, target.with_suffix(source.suffix)))
 
 
+@interruptible("the same command starts over")
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m model.training.portable_run",

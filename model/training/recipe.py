@@ -5,12 +5,14 @@ The annotation of each key is its help text on the command line, where every top
 
 from __future__ import annotations
 
+import math
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 from model.config import ConfigError
+from model.data.scenes.things import THINGS
 from model.presets import PRESETS
 from model.training.optimizer import OPTIMIZERS
 
@@ -19,6 +21,7 @@ POSITIVE = {
     "captions", "snap",
 }  # fmt: skip
 SHARES = {"anneal_from", "ema", "text_drop", "portraits", "tags", "breadth"}
+NOT_NEGATIVE = {"minutes", "anneal_minutes", "weight_decay", "seed", "relation_steps", "layout_weight", "loaders"}
 _KINDS: dict[Any, tuple[str, tuple[type, ...]]] = {
     str: ("a text", (str,)), int: ("a whole number", (int,)), float: ("a number", (int, float)),
     bool: ("true or false", (bool,)),
@@ -64,7 +67,9 @@ class Recipe:
     learning_rate: Annotated[float, "peak learning rate"]
     weight_decay: Annotated[float, "weight decay, of matrices only"]
     warmup: Annotated[int, "steps of linear warm-up"]
-    anneal_from: Annotated[float, "share of the budget after which the learning rate falls linearly"]
+    anneal_from: Annotated[
+        float, "share of the budget after which the learning rate falls linearly; of its steps, with anneal_minutes"
+    ]
     anneal_minutes: Annotated[float, "length of a final annealing phase, which --anneal-now can begin earlier; 0: none"]
     clip: Annotated[float, "maximum gradient norm"]
     ema: Annotated[float, "decay of the averaged weights, which are the ones that ship"]
@@ -100,7 +105,11 @@ class Recipe:
         scenes = raw.pop("scenes", None)
         _check_values(path, raw, {name: kind for name, kind in get_type_hints(cls).items() if name != "scenes"})
         if scenes is not None:
+            if not isinstance(scenes, dict):
+                raise ConfigError(f"{path}: scenes must be one table, [scenes], not a {type(scenes).__name__}")
             _check_values(path, scenes, get_type_hints(SceneRecipe))
+            if scenes["things"] > len(THINGS):
+                raise ConfigError(f"{path}: things = {scenes['things']} must be at most {len(THINGS)}, which there are")
             lists = {key: tuple(value) for key, value in scenes.items() if isinstance(value, list)}
             scenes = SceneRecipe(**{**scenes, **lists})
         if raw["preset"] not in PRESETS:
@@ -127,6 +136,12 @@ def _check_values(path: Path, raw: dict[str, Any], kinds: dict[str, Any]) -> Non
         wanted, classes = _KINDS.get(kinds[name], ("a list of texts", (list, tuple)))
         if not isinstance(value, classes) or (isinstance(value, bool) and kinds[name] is not bool):
             raise ConfigError(f"{path}: {name} = {value!r} must be {wanted}")
+        if isinstance(value, list | tuple) and not all(isinstance(each, str) for each in value):
+            raise ConfigError(f"{path}: {name} = {value!r} must be {wanted}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{path}: {name} = {value!r} must be finite")
+        if name in NOT_NEGATIVE and number < 0:
+            raise ConfigError(f"{path}: {name} = {value!r} must be 0 or more")
         if name in POSITIVE and not number > 0:
             raise ConfigError(f"{path}: {name} = {value!r} must be more than 0")
         if name in SHARES and not 0 <= number <= 1:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from model.checkpoint import load_checkpoint
+from model.checkpoint import load_checkpoint, read_config
 from model.config import ConfigError, FluidConfig
 from model.data.atlas.atlas_bank import AtlasBank
 from model.data.dataset import Dataset
@@ -27,7 +28,8 @@ from model.presets import PRESETS
 from model.process_group import Group, Share
 from model.tokenizer_config import read_json
 from model.training.auxiliary.layout_loss import LayoutHead
-from model.training.auxiliary.relation_pretraining import pretrain_aligner
+from model.training.auxiliary.relation_pretraining import pretrain_or_read
+from model.training.command.machine import can_compile
 from model.training.distributed.folders import newest
 from model.training.distributed.losses import StepLosses
 from model.training.feeds import WHOLE, Feed, ImageFeed, SceneFeed, open_scenes
@@ -35,7 +37,7 @@ from model.training.latents.feed import LatentFeed
 from model.training.latents.store import LatentCache, is_latent_cache
 from model.training.optimizer import make_optimizer
 from model.training.recipe import Recipe
-from model.training.trainer import Clock, Ema, Learner, load_state, own_state, save_state
+from model.training.trainer import Clock, Ema, Learner, own_state
 
 
 @dataclass
@@ -46,6 +48,7 @@ class Run:
         layout_head: layer of the auxiliary layout loss, for recipes that have one.
         losses: model and layout head, as one module.
         group: the ranks that share the run; None: this process trains alone.
+        started_from: as `started_from` gives it; a resumed run keeps its own.
         history: [step, seconds of training, mean loss since the last entry], one entry per save.
         data_wait_s: seconds that this process has waited for batches.
     """
@@ -62,6 +65,7 @@ class Run:
     history: list[list[float]] = field(default_factory=list)
     data_wait_s: float = 0.0
     group: Group | None = None
+    started_from: dict[str, Any] = field(default_factory=dict)
 
     @property
     def leads(self) -> bool:
@@ -80,22 +84,38 @@ class Run:
     def save(self) -> None:
         """Write the whole state to the recipe's state file."""
         layout = {"layout": self.layout_head.state_dict()} if self.layout_head else {}
-        self.learner.save(self.recipe.state_file, history=self.history, **layout)
+        start = self.started_from
+        self.learner.save(self.recipe.state_file, history=self.history, started_from=start, **layout)
 
     def resume(self) -> bool:
         """Load the state file and return True, or return False if there is none.
 
         Raises:
-            ConfigError: it is damaged, or that of another preset, optimizer or set of losses.
+            ConfigError: it is damaged, or that of another preset, optimizer, set of losses or start, or its annealing
+                phase has begun and the recipe has none.
         """
         out = Path(self.recipe.out)
         with own_state(out, f", and --start-from {out}/checkpoint to go on from its weights"):
             state = self.learner.resume(self.recipe.state_file)
             if state is not None and self.layout_head:
                 self.layout_head.load_state_dict(state["layout"])
-        if state is not None:
-            self.history = state["history"]
-        return state is not None
+        if state is None:
+            return False
+        self.history = state["history"]
+        kept = state.get("started_from")  # absent from states of earlier versions
+        if kept is not None and self.started_from and self.started_from["sha256"] != kept.get("sha256"):
+            raise ConfigError(
+                f"start_from = {self.recipe.start_from!r}: {out} holds a run that began with "
+                f"{kept['name'] + ', weights ' + kept['sha256'] if kept else 'random weights'}; resume it with "
+                "--start-from '', or choose another --out"
+            )
+        self.started_from = self.started_from if kept is None else kept
+        if self.clock.annealing is not None and not self.recipe.anneal_minutes:
+            raise ConfigError(
+                f"anneal_minutes = 0, but the annealing phase of {out} has begun, and would end at once: give its "
+                "length by --anneal-minutes"
+            )
+        return True
 
 
 def load_tokenizer(config: FluidConfig, path: str) -> AnyTokenizer:
@@ -205,6 +225,8 @@ def prepare(recipe: Recipe, group: Group | None = None) -> tuple[Run, AnyTokeniz
     config = config_of(recipe)
     device = group.device if group else torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load_tokenizer(config, recipe.tokenizer)
+    if recipe.compile and group is None and not can_compile(device):  # before captions are encoded
+        recipe = replace(recipe, compile=False)
     feed = open_feed(recipe, config, tokenizer, device, group.share if group else WHOLE)
     if group and min(recipe.batch, len(feed)) < group.size:
         raise ConfigError(f"a batch of {min(recipe.batch, len(feed))} images for {group.size} ranks: each needs one")
@@ -216,7 +238,8 @@ def prepare(recipe: Recipe, group: Group | None = None) -> tuple[Run, AnyTokeniz
     relation_steps = recipe.scenes.relation_steps if recipe.scenes and not recipe.start_from else 0
     begun = recipe.state_file.exists() or newest(recipe.state_file) is not None
     if isinstance(feed, SceneFeed) and relation_steps and not begun:
-        pretrain_relations(model, feed, Path(recipe.out) / "aligner.pt", relation_steps, recipe.seed)
+        file, facts = Path(recipe.out) / "aligner.pt", feed.scenes.facts
+        pretrain_or_read(model.backbone.aligner, facts, feed.captions, file, relation_steps, recipe.seed)
     torch.manual_seed(recipe.seed + 1)
     layout_head = LayoutHead(config.width).to(device) if recipe.scenes and recipe.scenes.layout_weight else None
     losses = StepLosses(model, layout_head, recipe.scenes.layout_weight if recipe.scenes else 0.0)
@@ -232,19 +255,18 @@ def prepare(recipe: Recipe, group: Group | None = None) -> tuple[Run, AnyTokeniz
     else:
         learner = Learner(model, Ema(model, recipe.ema), optimizer, clock)
     schedule = make_schedule().to(device)
-    return Run(recipe, config, model, learner, schedule, feed, device, losses, layout_head, group=group), tokenizer
+    run = Run(recipe, config, model, learner, schedule, feed, device, losses, layout_head, group=group)
+    run.started_from = started_from(recipe)
+    return run, tokenizer
 
 
-def pretrain_relations(model: Fluid, feed: SceneFeed, file: Path, steps: int, seed: int) -> None:
-    """Pretrain the text aligner on relations, or read the result from `file` if a killed run got that far."""
-    aligner, saved = model.backbone.aligner, load_state(file)
-    if saved is not None:
-        with own_state(file.parent):
-            aligner.load_state_dict(saved)
-        return
-    accuracy = pretrain_aligner(aligner, feed.scenes.facts, feed.captions, steps, seed)
-    print(f"relation pretraining: {accuracy:.1%} accuracy on held-back captions")
-    save_state(file, **aligner.state_dict())
+def started_from(recipe: Recipe) -> dict[str, Any]:
+    """Name, weights and training of the checkpoint that a run starts from, and of those before it; {} for none."""
+    if not recipe.start_from:
+        return {}
+    raw = read_config(Path(recipe.start_from))
+    about = raw["about"]
+    return {"name": about["name"], "sha256": raw["sha256"], "training": about.get("training", {})}
 
 
 def start_from(model: Fluid, folder: Path) -> float:

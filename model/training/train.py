@@ -28,9 +28,12 @@ import torch.distributed
 
 from model.checkpoint import CheckpointError
 from model.config import ConfigError
+from model.data.interrupts import interruptible
 from model.data.sources import DataError
 from model.networks.factory import AnyTokenizer
 from model.process_group import Group, join_group, leave_group, started_in_group
+from model.training.command.flags import amount
+from model.training.command.machine import within_memory
 from model.training.distributed.folders import newest
 from model.training.loop import train
 from model.training.outputs import save_sheet, write_checkpoint
@@ -52,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--recipe", type=Path, default=Path("model/recipes/emoji-64.toml"), help="TOML file (%(default)s)"
     )
-    parser.add_argument("--stop-after-minutes", type=float, metavar="MINUTES", default=float("inf"),
+    parser.add_argument("--stop-after-minutes", type=amount, metavar="MINUTES", default=float("inf"),
                         help="save and stop this process then; default: run until the budget is used up")  # fmt: skip
     parser.add_argument("--anneal-now", action="store_true",
                         help="begin the annealing phase now: for recipes with anneal_minutes")  # fmt: skip
@@ -84,6 +87,8 @@ def run_recipe(recipe: Recipe, until: float, anneal_now: bool = False, group: Gr
     report: Callable[[str], None] = print if run.leads else lambda text: None
     if run.resume():
         report(f"resuming {out} at step {run.clock.step}")
+        if run.clock.progress >= 1:
+            report("its budget is used up: give more --minutes or --steps to train on")
     if anneal_now:
         run.clock.anneal()
     first_step, first_seconds = run.clock.step, run.clock.seconds
@@ -123,6 +128,7 @@ def _prepare_in_turn(recipe: Recipe, group: Group | None) -> tuple[Run, AnyToken
             torch.distributed.barrier()
 
 
+@interruptible("the same command resumes from the last saved state")
 def main(argv: list[str] | None = None) -> None:
     began = time.monotonic()
     overrides = vars(build_parser().parse_args(argv))
@@ -130,7 +136,8 @@ def main(argv: list[str] | None = None) -> None:
     anneal_now = overrides.pop("anneal_now")
     try:
         recipe = Recipe.load(overrides.pop("recipe"), **overrides)
-        run_recipe(recipe, until, anneal_now, join_group() if started_in_group() else None)
+        with within_memory("lower --batch or noise_draws; the same command resumes"):
+            run_recipe(recipe, until, anneal_now, join_group() if started_in_group() else None)
     except (ConfigError, DataError, CheckpointError) as error:
         sys.exit(str(error))
     finally:

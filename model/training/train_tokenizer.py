@@ -24,15 +24,19 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from model.checkpoint import CheckpointError
 from model.config import ConfigError
 from model.data.dataset import Dataset
 from model.data.fixed_sample import load_images
+from model.data.interrupts import interruptible
 from model.data.sources import DataError
 from model.inference.precision import autocast
 from model.networks.factory import new_tokenizer
 from model.networks.tokenizer import PcaSkipTokenizer, to_pixels
 from model.networks.vq_tokenizer import VqTokenizer
 from model.presets import PRESETS
+from model.training.command.flags import add_budget_arguments, amount, whole_number
+from model.training.command.machine import within_memory
 from model.training.reconstruction.loss import code_loss, reconstruction_loss
 from model.training.reconstruction.report import measure, save_sheet
 from model.training.reconstruction.start import freeze_encoder, start_from_pca
@@ -41,11 +45,9 @@ from model.training.trainer import (
     Clock,
     Ema,
     Learner,
-    add_budget_arguments,
     learning_rate,
     own_state,
     step_generator,
-    whole_number,
 )
 
 PEAK_LR = 1.5e-3
@@ -73,6 +75,7 @@ def train(
 
     Raises:
         ConfigError: preset, images, state and the tokenizer of `decoder_of` do not fit together.
+        CheckpointError: `decoder_of` is a folder without a tokenizer.
     """
     config = PRESETS[preset]
     images = torch.from_numpy(dataset.images)  # (all, H, W, 3) uint8
@@ -85,6 +88,7 @@ def train(
     if decoder_of is not None:
         tokenizer.load_state_dict(load_tokenizer(config, str(decoder_of)).state_dict())
         freeze_encoder(tokenizer)
+    fixed = {name: value.clone() for name, value in tokenizer.named_parameters() if not value.requires_grad}
     # Convolutions on a CPU are about twice as fast this way.
     tokenizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     ema = Ema(tokenizer, 0.998)
@@ -94,6 +98,10 @@ def train(
     clock = learner.clock
     with own_state(out, f", or remove {out}/state.pt to start over"):
         learner.resume(out / "state.pt")
+    if not all(torch.equal(value, fixed[name]) for name, value in tokenizer.named_parameters() if name in fixed):
+        raise ConfigError(
+            f"{out}/state.pt holds another encoder than {decoder_of}: choose another --out, or remove it to start over"
+        )
 
     bar = tqdm(initial=clock.step, desc="tokenizer", unit="step", disable=not progress)
     while clock.progress < 1:
@@ -130,6 +138,7 @@ def _check_images(images: Tensor, preset: str) -> None:
         )
 
 
+@interruptible("the same command resumes from the last saved state")
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m model.training.train_tokenizer",
@@ -148,9 +157,9 @@ def main(argv: list[str] | None = None) -> None:
                         help="scenes: first things of model/data/scenes/things.py (%(default)s)")  # fmt: skip
     parser.add_argument("--snap", type=whole_number(1), default=16,
                         help="scenes: corners of things are multiples of this, pixels (%(default)s)")  # fmt: skip
-    parser.add_argument("--noise-max", type=float, default=0.0,
+    parser.add_argument("--noise-max", type=amount, default=0.0,
                         help="largest noise of the latents, in standard deviations; 0: 0.1 (%(default)s)")  # fmt: skip
-    parser.add_argument("--seam-weight", type=float, default=0.0,
+    parser.add_argument("--seam-weight", type=amount, default=0.0,
                         help="weight of gradient errors across token borders (%(default)s)")  # fmt: skip
     parser.add_argument("--cpu-clock", action="store_true", help="count minutes of processor time")
     parser.add_argument("--decoder-of", type=Path, metavar="FILE",
@@ -159,11 +168,12 @@ def main(argv: list[str] | None = None) -> None:
 
     try:
         dataset = load_images(args.data, args.things, args.snap)
-        tokenizer = train(
-            args.preset, dataset, args.out, args.minutes, args.steps, args.batch, args.seed, args.noise_max,
-            args.seam_weight, args.cpu_clock, args.decoder_of,
-        )  # fmt: skip
-    except (DataError, ConfigError) as error:
+        with within_memory("lower --batch"):
+            tokenizer = train(
+                args.preset, dataset, args.out, args.minutes, args.steps, args.batch, args.seed, args.noise_max,
+                args.seam_weight, args.cpu_clock, args.decoder_of,
+            )  # fmt: skip
+    except (DataError, ConfigError, CheckpointError) as error:
         sys.exit(str(error))
     save_file({k: v.contiguous() for k, v in tokenizer.state_dict().items()}, args.out / "tokenizer.safetensors")
     report = measure(tokenizer, dataset)

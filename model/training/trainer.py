@@ -6,12 +6,11 @@ batches as one that was not.
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 import pickle
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +30,7 @@ class Clock:
 
     A budget in minutes makes the annealing end on time on any machine; seconds spent before a kill count. With
     `anneal_minutes` the annealing is a phase of that length, the last of the budget or started earlier by `anneal`:
-    then the run ends with the phase, whatever is left of the budget.
+    then the run ends with the phase, whatever is left of the budget. A run that its steps end anneals by steps.
 
     Attributes:
         steps, minutes: the budget; 0 minutes means that steps alone count.
@@ -76,7 +75,7 @@ class Clock:
     @property
     def annealed(self) -> float:
         """Share of the annealing phase that is over, from 0 to 1."""
-        if self.annealing is None:
+        if self.annealing is None or not self.anneal_minutes:
             return 0.0
         return min(1.0, (self.seconds - self.annealing) / (60 * self.anneal_minutes))
 
@@ -99,13 +98,12 @@ def learning_rate(peak: float, clock: Clock, warmup: int, anneal_from: float, fl
     Most of the visible quality comes in the last part, so a run should always know its end in advance.
 
     Args:
-        anneal_from: share of the budget at which the rate begins to fall, for a clock without an annealing phase.
+        anneal_from: share of the budget at which the rate begins to fall; of its steps alone, for a clock with an
+            annealing phase.
     """
-    factor = min(1.0, (clock.step + 1) / warmup)
-    if clock.anneal_minutes:
-        factor *= 1 - (1 - floor) * clock.annealed
-    elif clock.progress > anneal_from:
-        factor *= 1 - (1 - floor) * (clock.progress - anneal_from) / (1 - anneal_from)
+    used = clock.step / clock.steps if clock.anneal_minutes else clock.progress
+    fallen = (used - anneal_from) / (1 - anneal_from) if used > anneal_from else 0.0
+    factor = min(1.0, (clock.step + 1) / warmup) * (1 - (1 - floor) * max(clock.annealed, min(1.0, fallen)))
     return peak * factor
 
 
@@ -246,22 +244,3 @@ class Learner:
 def step_generator(seed: int, step: int, device: torch.device | str = "cpu") -> torch.Generator:
     """The random generator of one step. The multiplier is large and odd, so that neighbouring seeds share no steps."""
     return torch.Generator(device).manual_seed((seed * 0x9E3779B1 + step) & 0x7FFF_FFFF_FFFF_FFFF)
-
-
-def whole_number(least: int) -> Callable[[str], int]:
-    """The type of a flag for whole numbers from `least` up."""
-
-    def parse(text: str) -> int:
-        if not text.strip().removeprefix("-").isdecimal() or (number := int(text)) < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, {least} or more")
-        return number
-
-    return parse
-
-
-def add_budget_arguments(parser: argparse.ArgumentParser, minutes: float, steps: int, batch: int) -> None:
-    """Add --minutes, --steps, --batch and --seed, with these defaults, to a trainer's command line."""
-    parser.add_argument("--minutes", type=float, default=minutes, help="time budget; 0: by --steps alone (%(default)s)")
-    parser.add_argument("--steps", type=whole_number(1), default=steps, help="maximum number of steps (%(default)s)")
-    parser.add_argument("--batch", type=whole_number(1), default=batch, help="images per step (%(default)s)")
-    parser.add_argument("--seed", type=whole_number(0), default=0, help="seed of all random numbers (%(default)s)")

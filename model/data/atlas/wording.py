@@ -35,9 +35,10 @@ def entry_caption(entry: Entry, facts: Facts, rng: np.random.Generator) -> str:
     return _on(phrase, facts, rng)
 
 
-def entry_prompt(entry: Entry, colour: str = "") -> str:
-    """The plainest wording, used in evaluation: "a fire engine, noto style"."""
-    return f"{indefinite(f'{colour} {entry.noun}' if colour else entry.noun)}, {entry.style} style"
+def entry_prompt(entry: Entry, colour: str = "", background: str = "white") -> str:
+    """The plainest wording, used in evaluation: "a fire engine, noto style"; a background other than white is named."""
+    ground = "" if background == "white" else f" on a {background} background"
+    return f"{indefinite(f'{colour} {entry.noun}' if colour else entry.noun)}, {entry.style} style{ground}"
 
 
 def entry_facts(entry: Entry, rng: np.random.Generator, background: str) -> Facts:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from model.data.dataset import Dataset, Item
 from model.data.scenes.compose import arrange, render
-from model.data.scenes.facts import SCORED_CATEGORIES, Grammar
+from model.data.scenes.facts import Grammar
 from model.data.scenes.sprites import SPRITES_FILE, Sprites
-from model.data.scenes.things import THINGS
 from model.data.scenes.wording import prompt
 
 TOKENIZER_SEED = 20241019
@@ -22,19 +22,22 @@ def is_scene_folder(folder: Path) -> bool:
     return (folder / SPRITES_FILE).exists()
 
 
-def scene_dataset(sprites: Sprites, things: int, snap: int, train: int, unseen: int) -> Dataset:
-    """Compose `train` images without a held-out combination and `unseen` with one, of the first `things` things."""
-    grammar = Grammar(sprites, tuple(THINGS)[:things], sprites.styles)
+def scene_dataset(
+    sprites: Sprites, things: Sequence[str], snap: int, train: int, unseen: int, portraits: bool = True
+) -> Dataset:
+    """Compose `train` images of these things without a held-out combination and `unseen` with one.
+
+    Both have the categories in the shares of training. With `portraits` the first shows those that there are, too.
+    """
+    grammar = Grammar(sprites, things, sprites.styles)
     images, items = [], []
     for index in range(train + unseen):
         rng = np.random.default_rng((TOKENIZER_SEED, index))
         held = index >= train
-        if grammar.portraits and not held and index % PORTRAIT_EVERY == 0:
+        if portraits and grammar.portraits and not held and index % PORTRAIT_EVERY == 0:
             facts = grammar.sample_portrait(rng)
         else:
-            facts = grammar.sample(
-                rng, SCORED_CATEGORIES[index % len(SCORED_CATEGORIES)] if held else None, want_unseen=held
-            )
+            facts = grammar.sample(rng, want_unseen=held)
         images.append(render(arrange(facts, rng, snap), sprites))
         concept = " and ".join(group.thing for group in facts.groups)
         items.append(Item(concept, facts.style, (prompt(facts, sprites.words),), "unseen" if held else "train"))

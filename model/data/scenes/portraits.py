@@ -159,5 +159,8 @@ def _installed(spec: str, cache: Path) -> Path:
     name = spec.rpartition("@")[0]
     folder = cache.resolve() / "avatars" / "node_modules" / name
     if not folder.exists():
-        shutil.copytree(fetch_package(spec, cache), folder)
+        partial = folder.with_name(f"{folder.name}.partial")  # a kill in the middle leaves no half of a package
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(fetch_package(spec, cache), partial)
+        partial.rename(folder)
     return folder

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from model.config import ConfigError
 from model.data.atlas.atlas_bank import names_of
 from model.data.atlas.store import AtlasSprites, Entry, in_styles
 from model.data.atlas.wording import entry_prompt
@@ -221,10 +222,16 @@ def run_breadth(engine: ServingEngine, data: Path, settings: Sampling, things: i
     """Score the checkpoint, write sheet.png and report.json to `out`, and print the report; JSON comes last.
 
     Raises:
-        ConfigError: the checkpoint's images are of another size. DataError: `data` holds no atlas.
+        ConfigError: the checkpoint's images are of another size, or it lists no single things.
+        DataError: `data` holds no atlas.
     """
     check_size(engine, SIZE, "the suite breadth")
     about = engine.checkpoint.about
+    if not about.get("breadth"):
+        raise ConfigError(
+            f"{engine.checkpoint.folder} lists no single things (about.breadth in its config.json), so that none would "
+            "count as trained: score it with --suite scenes or emoji"
+        )
     composed = [thing for thing in about.get("vocabulary", ()) if thing in THINGS]
     benchmark = BreadthBenchmark.load(data, things, about.get("breadth_styles", ()), composed)
     report, kept = evaluate_breadth(engine, benchmark, settings, seed)

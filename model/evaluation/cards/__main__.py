@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 import model.evaluation.cards
 from model.checkpoint import CheckpointError
 from model.config import ConfigError
+from model.data.interrupts import interruptible
+from model.evaluation.cards.facts import read_json
 from model.evaluation.cards.publish import publish
 
 
+@interruptible("the same command starts over")
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m model.evaluation.cards",
@@ -30,10 +32,10 @@ def main(argv: list[str] | None = None) -> None:
                         "playground")  # fmt: skip
     args = parser.parse_args(argv)
     try:
-        sampling = json.loads(args.sampling.read_text())
+        sampling = read_json(args.sampling)
         examples = args.examples.read_text(encoding="utf-8").splitlines() if args.examples else ()
         publish(args.run, args.evaluation, args.out, sampling, args.description, args.checkpoint, examples)
-    except (ConfigError, CheckpointError, OSError, json.JSONDecodeError) as error:
+    except (ConfigError, CheckpointError, OSError) as error:
         sys.exit(str(error))
     print(f"published {args.out}; look at {args.out / 'README.md'}")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from model.data.atlas.wording import DEFAULT_STYLE
-from model.data.scenes.facts import SCORED_CATEGORIES
 from model.data.scenes.things import STYLES
+from model.evaluation.cards.facts import listed, score_table
 from model.evaluation.scene_questions import percent
 
 CARD = """# {name}
@@ -42,7 +42,7 @@ text encoder `{text}` (frozen, installed apart). Weights' SHA-256: `{sha256}`.
 
 ## Training
 
-`make train RECIPE={name}`: {steps:,} steps of {batch} ({epochs:g} epochs) in {minutes:g} minutes{clock}, {beginning}. Scenes are composed during training from {pictures:,} captioned facts; tokenizer {psnr_train} dB PSNR,
+`{command}`: {steps:,} steps of {batch} in {minutes:g} minutes{clock}{beginning}. {exposure}; tokenizer {psnr_train} dB PSNR,
 {psnr_unseen} dB on held-out combinations.
 
 ![Loss over steps](curve.png)
@@ -57,7 +57,8 @@ text encoder `{text}` (frozen, installed apart). Weights' SHA-256: `{sha256}`.
 | mean | | **{score_seen:.1%}** | **{score_unseen:.1%}** | {checker_ceiling:.1%} |
 | style | {style:.1%} | | | {style_ceiling:.1%} |
 
-Unseen: a pair of things, a count or a colour of a thing that training never showed.
+Unseen: a pair of things, a count or a colour of a thing that training never showed. Style is scored by itself: a thing in a
+style that training never showed counts in the first column alone.{brackets}
 
 Images are scored by a detector of our own, trained on renders only. It accepts {checker_ceiling:.1%} of real renders
 ({checker_ceiling_jpeg:.1%} after JPEG at quality 40, which it never trained with) and rejects {checker_reject:.1%} of renders with one fact made false.
@@ -66,7 +67,7 @@ Feature distance to renders: {feature_distance:.2f} (render to render: {feature_
 
 ## Scores: the breadth
 
-`python -m model.evaluation --suite breadth`: R-precision@1 among {breadth_candidates} named things in features of {features}; chance is {chance:.1%}.
+`python -m model.evaluation --suite breadth`, {breadth_date}, settings {breadth_settings}: R-precision@1 among {breadth_candidates} named things in features of {features}; chance is {chance:.1%}.
 
 | what | score |
 |---|---|
@@ -97,14 +98,14 @@ HELDOUT = "| held-out pairs ({breadth_heldout_images}): the thing trained in oth
 
 def card_text(facts: dict[str, Any], about: dict[str, Any]) -> str:
     """Fill the atlas template with the common facts and those that only an atlas has."""
-    cells = ("", "_seen", "_unseen", "_ceiling")
     distilled, training = about.get("few_steps"), about["training"]
     facts = facts | {name: percent(facts[name]) for name in ("breadth_trained", "breadth_heldout", "breadth_ceiling")}
+    facts |= {"breadth_settings": listed(facts["breadth_settings"])}
     heldout = facts["breadth_heldout_images"] > 0  # chosen styles may draw none of the held-out pairs
     return CARD.format(
         **facts,
         vocabulary=", ".join(about["vocabulary"]),
-        core_styles=", ".join(STYLES),
+        core_styles=", ".join(core_styles(about)),
         breadth=len(about["breadth"]),
         breadth_styles=breadth_styles(about),
         default_style=default_style(about),
@@ -112,10 +113,8 @@ def card_text(facts: dict[str, Any], about: dict[str, Any]) -> str:
         heldout_rows=": first trained pairs of thing and style, then held-out ones" if heldout else "",
         chance=1 / facts["breadth_candidates"],
         few_steps=f", distilled into a mean flow in {distilled['minutes']:g} minutes" if distilled else "",
-        pictures=training["pictures"],
-        table="\n".join(
-            f"| {name} | " + " | ".join(percent(facts[name + c]) for c in cells) + " |" for name in SCORED_CATEGORIES
-        ),
+        exposure=exposure(training),
+        table=score_table(facts),
     )
 
 
@@ -123,6 +122,21 @@ def default_style(about: dict[str, Any]) -> str:
     """What a prompt without a style gets, in words."""
     chosen = about.get("breadth_styles") or [DEFAULT_STYLE]
     return DEFAULT_STYLE + (f", and a thing of the breadth in {chosen[0]}" if chosen[0] != DEFAULT_STYLE else "")
+
+
+def core_styles(about: dict[str, Any]) -> list[str]:
+    """The styles of composed scenes; trainings of earlier versions did not note which of the six they were."""
+    noted: list[str] = about["training"].get("scene_styles", [])
+    return noted or [style for style in STYLES if style in about["styles"]]
+
+
+def exposure(training: dict[str, Any]) -> str:
+    """What a training showed, and how often."""
+    composed = f"Scenes are composed during training from {training['pictures']:,} captioned facts"
+    if "singles" not in training:  # earlier versions counted both kinds as one number
+        return f"{composed}, those of single things included"
+    singles = f"single things have {training['singles']:,} captions ({training['singles_epochs']:g} epochs)"
+    return f"{composed} ({training['epochs']:g} epochs); {singles}"
 
 
 def breadth_styles(about: dict[str, Any]) -> str:

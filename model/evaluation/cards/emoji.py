@@ -36,15 +36,15 @@ Weights and generated images may resemble these works: keep their credits (NOTIC
 
 ## Training
 
-`make train` with [model/recipes/{name}.toml](../../recipes/{name}.toml): {steps:,} steps of {batch} ({epochs:g} epochs) in {minutes:g} minutes,
+`{command}`: {steps:,} steps of {batch} ({epochs:g} epochs) in {minutes:g} minutes{clock},
 after the tokenizer ({psnr_train} dB PSNR on trained images, {psnr_unseen} dB on concepts it never saw).
 
 ![Loss over steps](curve.png)
 
 ## Scores
 
-`python -m model.evaluation`, {date}, {images} images, settings {settings}.
-R-precision@1 among {candidates} concepts of the prompted style, in features of {features}. Chance is 1 %.
+`python -m model.evaluation --suite emoji`, {date}, {images} images, settings {settings}.
+R-precision@1 among {candidates} concepts of the prompted style, in features of {features}. Chance is {chance:.1%}.
 
 | what | score |
 |---|---|
@@ -70,6 +70,7 @@ def card_text(facts: dict[str, Any], about: dict[str, Any]) -> str:
     data = about["data"]
     return CARD.format(
         **facts,
+        chance=1 / facts["candidates"],
         pictures=data["pictures"],
         splits=", ".join(f"{n} {split}" for split, n in data["splits"].items()),
         by_style=", ".join(f"{style} {facts[f'r_precision_trained_{style}']:.0%}" for style in about["styles"]),

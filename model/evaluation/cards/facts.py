@@ -8,7 +8,11 @@ from typing import Any
 
 from model.checkpoint import load_checkpoint, read_config
 from model.config import ConfigError, FluidConfig
+from model.data.scenes.facts import SCORED_CATEGORIES
+from model.evaluation.scene_questions import percent
 from model.networks.transformer import count_parameters
+
+RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 def common_facts(checkpoint: Path, run: Path, about: dict[str, Any], has_failures: bool) -> dict[str, Any]:
@@ -19,7 +23,7 @@ def common_facts(checkpoint: Path, run: Path, about: dict[str, Any], has_failure
         has_failures: there is a sheet failures.webp.
 
     Raises:
-        ConfigError: the checkpoint is of another family, or the tokenizer's report.json is missing.
+        ConfigError: the checkpoint is of another family, or the tokenizer's report.json is missing or damaged.
     """
     raw, loaded = read_config(checkpoint), load_checkpoint(checkpoint)
     config, report = loaded.config, about["metrics"]
@@ -29,10 +33,11 @@ def common_facts(checkpoint: Path, run: Path, about: dict[str, Any], has_failure
     measured = run / "tokenizer" / "report.json"
     if not measured.exists():
         raise ConfigError(f"{measured} is missing: copy report.json of the tokenizer that the run used there")
-    psnr = json.loads(measured.read_text())
+    psnr = read_json(measured)
     return {
         **{k: v for k, v in report.items() if k != "checkpoint_sha256"},
-        "settings": ", ".join(f"{k} {v}" for k, v in report["settings"].items()),
+        "brackets": " In brackets: the number of questions." if any(k.endswith("_questions") for k in report) else "",
+        "settings": listed(report["settings"]),
         "name": about["name"], "description": about["description"], "styles": ", ".join(about["styles"]),
         "concepts": len(about["vocabulary"]), "pixels": config.image_size, "tokens": config.tokens,
         "channels": config.channels, "depth": config.depth, "width": config.width, "head_depth": config.head_depth,
@@ -45,20 +50,62 @@ def common_facts(checkpoint: Path, run: Path, about: dict[str, Any], has_failure
             f"- {s['style']}: [{s['title']}]({s['url']}) by {s['author']}, {s['licence']} ({s['package']})"
             for s in data["sources"]
         ),
-        "steps": training["steps"], "batch": training["batch"], "epochs": training["epochs"],
-        "clock": " of processor time" if training.get("clock") == "cpu" else " on two CPU cores",
-        "beginning": beginning(training), "minutes": training["minutes"],
+        "command": command(about["name"]), "steps": training["steps"], "batch": training["batch"],
+        "epochs": training["epochs"], "clock": clock(training), "beginning": beginning(training),
+        "minutes": training["minutes"],
         "psnr_train": psnr["psnr_train_db"], "psnr_unseen": psnr["psnr_unseen_db"],
         "failures": "![Incorrect images](failures.webp)\n\n" if has_failures else "",
     }  # fmt: skip
 
 
+def read_json(file: Path) -> Any:
+    """The JSON value in a file.
+
+    Raises:
+        ConfigError: it is missing or no JSON.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file} cannot be read ({error}): correct it, or write it again") from error
+
+
+def listed(settings: dict[str, Any]) -> str:
+    """Sampling settings in words."""
+    return ", ".join(f"{key} {value}" for key, value in settings.items())
+
+
+def command(name: str) -> str:
+    """The command that trains a model of this name: by its recipe, if this version has one."""
+    return f"make train RECIPE={name}" if (RECIPES / f"{name}.toml").is_file() else "python -m model.training"
+
+
+def clock(training: dict[str, Any]) -> str:
+    """What the minutes of a training run are of, as far as it was noted."""
+    if training.get("clock") == "cpu":
+        return " of processor time"
+    return f" on {training['device']}" if "device" in training else ""
+
+
+def score_table(facts: dict[str, Any]) -> str:
+    """The rows of the table of scenes' scores; each cell has the number of its questions, where the report has it."""
+
+    def cell(name: str) -> str:
+        asked = facts.get(f"{name}_questions")
+        return percent(facts[name]) + (f" ({asked})" if asked else "")
+
+    cells = ("", "_seen", "_unseen", "_ceiling")
+    return "\n".join(f"| {name} | " + " | ".join(cell(name + c) for c in cells) + " |" for name in SCORED_CATEGORIES)
+
+
 def beginning(training: dict[str, Any]) -> str:
-    """What a training run began with: legs before it, or relation pretraining."""
+    """What a training run began with, as a clause with its comma: legs before it, relation pretraining, or nothing."""
     legs = []
     while start := training.get("started_from"):
         training = start["training"]
         legs.append(f"{start['name']} ({training['steps']:,} steps in {training['minutes']:g} minutes)")
     if legs:
-        return f"from the weights of {', which began with those of '.join(legs)}"
-    return "after relation pretraining (model/training/auxiliary/relation_pretraining.py)"
+        return f", from the weights of {', which began with those of '.join(legs)}"
+    if training.get("relation_steps"):
+        return ", after relation pretraining (model/training/auxiliary/relation_pretraining.py)"
+    return ""

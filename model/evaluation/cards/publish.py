@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from model.checkpoint import checked_sizes, read_config
 from model.config import ConfigError
 from model.evaluation.cards import atlas, emoji, scenes
-from model.evaluation.cards.facts import common_facts
+from model.evaluation.cards.facts import common_facts, read_json
 from model.inference.requests import read_sampling
 from model.networks.factory import config_from_json
 
@@ -55,12 +55,12 @@ def publish(
     with checked_sizes(source):
         config = config_from_json(raw["model"])
     read_sampling(sampling, config)
-    metrics = {key: value for suite in reversed(suites) for key, value in scored[suite][1].items()}
+    metrics = merged({suite: scored[suite][1] for suite in suites})
     raw["about"] |= {"description": description, "license": "Apache-2.0", "sampling": sampling, "metrics": metrics}
     raw["about"] |= {"examples": list(examples)} if examples else {}
     has_failures = (scored[suites[0]][0] / "failures.png").exists()  # an evaluation without any leaves no sheet of them
     text = CARDS[suites](common_facts(source, run, raw["about"], has_failures), raw["about"])
-    history = json.loads((run / "history.json").read_text())
+    history = read_json(run / "history.json")
 
     out.mkdir(parents=True, exist_ok=True)
     for suite, (folder, _) in scored.items():
@@ -76,20 +76,30 @@ def read_reports(evaluations: Sequence[Path], sha256: str) -> list[tuple[Path, d
     """The scores of each evaluation.
 
     Raises:
-        ConfigError: one has no report, or of other weights than these.
+        ConfigError: one has no report, a damaged one, or one of other weights than these.
     """
     found = []
     for folder in evaluations:
         file = folder / "report.json"
         if not file.exists():
             raise ConfigError(f"{file} is missing: score the weights with `python -m model.evaluation --out {folder}`")
-        report: dict[str, Any] = json.loads(file.read_text())
+        report: dict[str, Any] = read_json(file)
         if report.get("checkpoint_sha256") != sha256:
             raise ConfigError(
                 f"{file} has the scores of weights {report.get('checkpoint_sha256')}, not of {sha256}: score the "
                 "weights that are published"
             )
         found.append((folder, report))
+    return found
+
+
+def merged(reports: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The scores of several suites as one; what two have by one name, such as settings, is later ones' "SUITE_name"."""
+    found: dict[str, Any] = {}
+    for suite, report in reports.items():
+        for key, value in report.items():
+            twice = key in found and key != "checkpoint_sha256"
+            found[f"{suite}_{key}" if twice else key] = value
     return found
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from model.data.scenes.facts import SCORED_CATEGORIES
-from model.evaluation.scene_questions import percent
+from model.evaluation.cards.facts import score_table
 
 CARD = """# {name}
 
@@ -31,7 +30,7 @@ text encoder `{text}` (frozen, installed apart). Weights' SHA-256: `{sha256}`.
 
 ## Training
 
-`make train RECIPE={name}`: {steps:,} steps of {batch} in {minutes:g} minutes{clock}, {beginning}.
+`{command}`: {steps:,} steps of {batch} in {minutes:g} minutes{clock}{beginning}.
 Every image is composed during training from {pictures:,} captioned facts; tokenizer {psnr_train} dB PSNR, {psnr_unseen} dB on held-out combinations.
 
 ![Loss over steps](curve.png)
@@ -47,7 +46,7 @@ Every image is composed during training from {pictures:,} captioned facts; token
 | style | {style:.1%} | | | {style_ceiling:.1%} |
 
 Unseen: a pair of things, a count or a colour of a thing that training never showed. Style is scored by itself: a thing in a
-style that training never showed counts in the first column alone.
+style that training never showed counts in the first column alone.{brackets}
 
 Images are scored by a detector of our own, trained on renders only. It accepts {checker_ceiling:.1%} of real renders
 ({checker_ceiling_jpeg:.1%} after JPEG at quality 40, which it never trained with) and rejects {checker_reject:.1%} of renders with one fact made false.
@@ -73,12 +72,9 @@ Weights and generated images may resemble these works: keep their credits (NOTIC
 
 def card_text(facts: dict[str, Any], about: dict[str, Any]) -> str:
     """Fill the scenes template with the common facts and those that only scenes have."""
-    cells = ("", "_seen", "_unseen", "_ceiling")
     return CARD.format(
         **facts,
         vocabulary=", ".join(about["vocabulary"]),
         pictures=about["training"]["pictures"],
-        table="\n".join(
-            f"| {name} | " + " | ".join(percent(facts[name + c]) for c in cells) + " |" for name in SCORED_CATEGORIES
-        ),
+        table=score_table(facts),
     )

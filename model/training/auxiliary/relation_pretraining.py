@@ -9,6 +9,7 @@ images then uses what it finds in the aligned states (docs/log.md). The probe th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ from model.networks.layers.blocks import Attention
 from model.networks.transformer import Aligner
 from model.training.auxiliary.layout_loss import PORTRAIT_CLASS, THING_CLASSES
 from model.training.caption_cache import CaptionCache
-from model.training.trainer import Clock, learning_rate, step_generator
+from model.training.trainer import Clock, learning_rate, load_state, own_state, save_state, step_generator
 
 SIDES = tuple(RELATIONS)
 PEAK_LR, WARMUP, ANNEAL_FROM = 1e-3, 100, 0.6
@@ -100,3 +101,21 @@ def pretrain_aligner(
     with torch.no_grad():
         predicted = predict(torch.arange(held_back)).argmax(-1).cpu()
     return float((predicted == targets[:held_back]).all(-1).float().mean())
+
+
+def pretrain_or_read(
+    aligner: Aligner, facts: Sequence[Facts], captions: CaptionCache, file: Path, steps: int, seed: int
+) -> None:  # fmt: skip
+    """Pretrain the aligner and write it to `file`, or read it from there if a killed run got that far.
+
+    Raises:
+        ConfigError: the file is damaged, or that of another preset.
+    """
+    saved = load_state(file)
+    if saved is not None:
+        with own_state(file.parent):
+            aligner.load_state_dict(saved)
+        return
+    accuracy = pretrain_aligner(aligner, facts, captions, steps, seed)
+    print(f"relation pretraining: {accuracy:.1%} accuracy on held-back captions")
+    save_state(file, **aligner.state_dict())

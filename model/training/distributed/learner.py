@@ -86,6 +86,7 @@ class ShardedLearner(Learner):
         progress = {
             "step": self.clock.step, "seconds": self.clock.seconds, "annealing": self.clock.annealing,
             "updates": self.ema.updates, "history": more["history"],
+            "started_from": more["started_from"],
         }  # fmt: skip
         save_sharded(path, self.losses, self.optimizer, self.ema.shadow, progress)
         if dist.get_rank() == 0:
@@ -103,4 +104,5 @@ class ShardedLearner(Learner):
         self.clock.step, self.clock.seconds = progress["step"], progress["seconds"]
         self.clock.annealing, self.ema.updates = progress.get("annealing"), progress["updates"]
         head = self.losses.layout_head
-        return {"history": progress["history"], "layout": None if head is None else head.state_dict()}
+        layout = None if head is None else head.state_dict()
+        return {"history": progress["history"], "started_from": progress.get("started_from"), "layout": layout}

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from model.config import ConfigError
 from model.training.distributed.folders import newest, state_folder
 from model.training.distributed.losses import StepLosses
 
@@ -43,15 +44,32 @@ def save_sharded(
 def load_sharded(
     state_file: Path, losses: StepLosses, optimizer: torch.optim.Optimizer, average: dict[str, Tensor]
 ) -> dict[str, Any] | None:
-    """Load the newest complete state in place and return its progress, or return None if there is none."""
+    """Load the newest complete state in place and return its progress, or return None if there is none.
+
+    Raises:
+        ConfigError: it is damaged, or that of other sizes.
+    """
     folder = newest(state_file)
     if folder is None:
         return None
     module, states = get_state_dict(losses, optimizer)
-    dcp.load({"losses": module, "optimizer": states, "average": average}, checkpoint_id=folder)
+    try:
+        dcp.load({"losses": module, "optimizer": states, "average": average}, checkpoint_id=folder)
+        progress: dict[str, Any] = json.loads((folder / "progress.json").read_text())
+    except (dcp.CheckpointException, OSError, ValueError) as error:  # the first is no Exception: `except` must name it
+        raise ConfigError(
+            f"{folder} is damaged, or holds a run with another preset, optimizer or set of losses "
+            f"({_reason(error)}): choose another --out, or remove the folder to start over"
+        ) from error
     set_state_dict(losses, optimizer, model_state_dict=module, optim_state_dict=states)
-    progress: dict[str, Any] = json.loads((folder / "progress.json").read_text())
     return progress
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of an error, or of that of the first rank that failed."""
+    if isinstance(error, dcp.CheckpointException):
+        error = next(iter(error.failures.values()))[0]
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def load_single(

@@ -19,12 +19,15 @@ import torch
 
 from model.checkpoint import CheckpointError, load_checkpoint
 from model.config import ConfigError, FluidConfig
+from model.data.interrupts import interruptible
 from model.data.sources import DataError
+from model.training.command.flags import add_budget_arguments, share
+from model.training.command.machine import within_memory
 from model.training.few_steps.distill import distill, distilled_model, prepare, write
 from model.training.few_steps.errors import COUNTS, compare
 from model.training.recipe import Recipe
 from model.training.run import open_feed
-from model.training.trainer import Clock, add_budget_arguments
+from model.training.trainer import Clock
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -37,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="folder for state, checkpoint and errors")
     parser.add_argument("--name", help="of the new model, under which it is served (default: the checkpoint's, with "
                         "-few-steps behind it)")  # fmt: skip
-    parser.add_argument("--ema", type=float, default=0.998, help="decay of the averaged weights (%(default)s)")
+    parser.add_argument("--ema", type=share, default=0.998, help="decay of the averaged weights (%(default)s)")
     parser.add_argument("--eight-bits", action="store_true", help="store matrices in 8 bits")
     add_budget_arguments(parser, minutes=20.0, steps=100_000, batch=16)
     return parser
@@ -63,6 +66,7 @@ def plot(errors: dict[str, dict[str, list[float]]], file: Path) -> None:
     pyplot.close(figure)
 
 
+@interruptible("the same command resumes from the last saved state")
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     try:
@@ -72,7 +76,8 @@ def main(argv: list[str] | None = None) -> None:
             raise ConfigError(f"{checkpoint.folder} is of family {checkpoint.config.family!r}, not fluid")
         feed = open_feed(recipe, checkpoint.config, checkpoint.tokenizer, torch.device("cpu"))
         run = prepare(checkpoint, feed, Clock(args.steps, args.minutes, cpu=True), args.ema, args.seed)
-        losses = distill(run, args.out / "state.pt")
+        with within_memory("lower --batch"):
+            losses = distill(run, args.out / "state.pt")
     except (ConfigError, DataError, CheckpointError) as error:
         sys.exit(str(error))
     model = distilled_model(run)

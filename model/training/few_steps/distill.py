@@ -109,12 +109,18 @@ def distill(run: Distillation, state: Path, progress: bool = True) -> list[float
     """Train until the budget is used up, and return the losses, means of SAVE_EVERY steps; resumes from `state`.
 
     Raises:
-        ConfigError: the state is damaged, or that of another head.
+        ConfigError: the state is damaged, or that of another head or of other weights.
     """
     assert isinstance(run.checkpoint.config, FluidConfig)
     times, clock = node_times(run.checkpoint.config.flow_shift), run.learner.clock
     with own_state(state.parent, f", or remove {state} to start over"):
-        losses: list[float] = (run.learner.resume(state) or {}).get("losses", [])
+        saved = run.learner.resume(state)
+    if saved is not None and saved.get("of") != run.checkpoint.sha256:
+        raise ConfigError(
+            f"{state} holds a head of the weights {saved.get('of', 'of an earlier version')}, not of "
+            f"{run.checkpoint.sha256} in {run.checkpoint.folder}: choose another --out, or remove {state} to start over"
+        )
+    losses: list[float] = saved["losses"] if saved else []
     bar = tqdm(initial=clock.step, desc="few steps", unit="step", disable=not progress, mininterval=1.0)
     recent: list[float] = []
     while clock.progress < 1:
@@ -126,7 +132,7 @@ def distill(run: Distillation, state: Path, progress: bool = True) -> list[float
             losses.append(sum(recent) / len(recent))
             recent = []
             bar.set_postfix_str(f"loss {losses[-1]:.4f}, {clock.seconds_left / 60:.0f} min left")
-            run.learner.save(state, losses=losses)
+            run.learner.save(state, losses=losses, of=run.checkpoint.sha256)
     bar.close()
     return losses
 

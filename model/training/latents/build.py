@@ -26,17 +26,20 @@ from tqdm import tqdm
 
 from model.checkpoint import CheckpointError
 from model.config import ConfigError
+from model.data.contact_sheet import contact_sheet
+from model.data.interrupts import interruptible
 from model.data.sources import DataError
 from model.networks.factory import AnyTokenizer
-from model.networks.tokenizer import encode_tokens, to_pixels
+from model.networks.tokenizer import decode_tokens, encode_tokens, to_pixels, to_uint8
 from model.networks.tokenizer_folder import digest
+from model.training.command.flags import whole_number
 from model.training.latents.sources import Captioned, captioned_images, square
-from model.training.latents.store import ABOUT, CAPTIONS, FORMAT, LATENTS
+from model.training.latents.store import ABOUT, CAPTIONS, FORMAT, LATENTS, LatentCache
 from model.training.run import find_tokenizer
-from model.training.trainer import whole_number
 
 BATCH = 16
-SKIPPED = "skipped.txt"
+SKIPPED, SHEET = "skipped.txt", "sheet.png"
+SHOWN = 16  # images on the sheet
 
 
 def build(source: Path, tokenizer: AnyTokenizer, size: int, out: Path, limit: int | None = None) -> dict[str, object]:
@@ -57,6 +60,7 @@ def build(source: Path, tokenizer: AnyTokenizer, size: int, out: Path, limit: in
     part = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
         about = _encode(source, tokenizer, size, part, limit)
+        _save_sheet(tokenizer, part)
         part.chmod(0o755)
         part.rename(out)
     finally:
@@ -117,6 +121,20 @@ def _tokens(tokenizer: AnyTokenizer, pixels: np.ndarray) -> np.ndarray:
     return (tokens.half() if tokens.is_floating_point() else tokens.int()).numpy()
 
 
+@torch.no_grad()
+def _save_sheet(tokenizer: AnyTokenizer, part: Path) -> None:
+    """Write a sheet to check captions and tokenizer by eye: evenly spaced images, decoded from their tokens."""
+    cache, device = LatentCache(part), next(tokenizer.parameters()).device
+    rows = np.unique(np.linspace(0, len(cache.captions) - 1, min(SHOWN, len(cache.captions))).astype(int))
+    images = []
+    for row in rows:  # one by one: an image may have a thousand pixels a side
+        tokens = torch.from_numpy(cache.latents[[row]]).to(device)
+        pixels = decode_tokens(tokenizer, tokens.float() if tokens.is_floating_point() else tokens.long())
+        images.append(to_uint8(pixels[:, :3])[0].cpu().numpy())
+    contact_sheet(images, [" ".join(cache.captions[row].split()) for row in rows], columns=4).save(part / SHEET)
+
+
+@interruptible("the same command starts over")
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m model.training.latents.build", description=__doc__,
@@ -136,7 +154,7 @@ def main(argv: list[str] | None = None) -> None:
     except (DataError, ConfigError, CheckpointError) as error:
         sys.exit(str(error))
     skipped = f", {about['skipped']} skipped ({args.out / SKIPPED})" if about["skipped"] else ""
-    print(f"{about['images']} images in {args.out}{skipped}")
+    print(f"{about['images']} images in {args.out}{skipped}; look at {args.out / SHEET}")
 
 
 if __name__ == "__main__":

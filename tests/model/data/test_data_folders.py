@@ -52,6 +52,15 @@ def test_a_folder_of_another_kind_is_named_with_what_it_is_for(kinds: dict[str, 
                 load(folder)
 
 
+def test_an_atlas_without_its_sprites_is_one_to_make_again(kinds: dict[str, Path], tmp_path: Path) -> None:
+    """The breadth is written first: a killed `make data` left a folder that was told to hold the wrong kind of data."""
+    folder = shutil.copytree(kinds["an atlas"], tmp_path / "atlas")
+    (folder / "sprites.npz").unlink()
+    for load in (AtlasSprites.load, Sprites.load):
+        with pytest.raises(DataError, match=r"an atlas that is not complete: sprites\.npz is missing; run `make data`"):
+            load(folder)
+
+
 @pytest.mark.parametrize(
     ("kind", "file"),
     [

@@ -44,7 +44,8 @@ def run(tmp_path: Path) -> Path:
     about = {
         "name": "atlas-128", "vocabulary": ["apple", "cat"], "styles": ["3d", "outline", "noto"],
         "breadth": ["accordion", "acorn"], "breadth_in_one_style": ["abbot"],
-        "training": {"steps": 12, "minutes": 3.5, "batch": 4, "pictures": 4800, "epochs": 1.5, "final_loss": 0.4},
+        "training": {"steps": 12, "minutes": 3.5, "batch": 4, "pictures": 4800, "epochs": 1.5, "final_loss": 0.4,
+                     "relation_steps": 1000, "device": "1 CPU thread"},
         "data": {"sha256": "d" * 64, "captions": {"package": "c@1", "licence": "MIT"},
                  "sources": [source | {"url": "https://example.org"}]},
     }  # fmt: skip
@@ -113,11 +114,51 @@ def test_a_card_names_the_legs_of_a_training() -> None:
     """It said that training had begun with relation pretraining, whatever weights it began with."""
     first = {"steps": 26463, "minutes": 175.0}
     second = {"steps": 7174, "minutes": 72.0, "started_from": {"name": "small", "sha256": "0", "training": first}}
-    assert beginning(first).startswith("after relation pretraining")
     assert beginning({"started_from": {"name": "scenes-128", "sha256": "1", "training": second}}) == (
-        "from the weights of scenes-128 (7,174 steps in 72 minutes), which began with those of small (26,463 steps in "
-        "175 minutes)"
+        ", from the weights of scenes-128 (7,174 steps in 72 minutes), which began with those of small (26,463 steps "
+        "in 175 minutes)"
     )
+
+
+def test_a_card_claims_only_what_was_noted(run: Path, tmp_path: Path) -> None:
+    """Every run was "on two CPU cores", "after relation pretraining", in all six styles, by a recipe of its name;
+    epochs mixed scenes and single things, and settings of the core stood for both suites."""
+    raw = json.loads((run / "checkpoint" / "config.json").read_text())
+    raw["about"]["name"] = "mine"
+    raw["about"]["training"] |= {
+        "pictures": 48000, "epochs": 3.7, "singles": 5478, "singles_epochs": 18.4, "scene_styles": ["noto"],
+        "relation_steps": 0, "device": "1 × H200",
+    }  # fmt: skip
+    (run / "checkpoint" / "config.json").write_text(json.dumps(raw))
+    counts = {"colors_questions": 100, "colors_seen_questions": 50, "colors_unseen_questions": 0}
+    scenes = evaluated(tmp_path / "scenes", SCENES | counts | {"colors_unseen": None}, raw["sha256"], ("sheet",))
+    breadth = evaluated(tmp_path / "breadth", BREADTH, raw["sha256"], ("sheet",))
+    (tmp_path / "sampling.json").write_text(json.dumps(SAMPLING))
+    main(["--run", str(run), "--evaluation", str(scenes), "--evaluation", str(breadth), "--out", str(tmp_path / "out"),
+          "--sampling", str(tmp_path / "sampling.json"), "--description", "A model."])  # fmt: skip
+    card = (tmp_path / "out" / "README.md").read_text()
+    for said in (
+        "`python -m model.training`: 12 steps of 4 in 3.5 minutes on 1 × H200. Scenes",
+        "48,000 captioned facts (3.7 epochs); single things have 5,478 captions (18.4 epochs)",
+        "positions, sizes and backgrounds, in\n  noto:", "settings num_inference_steps 32.",
+        "2026-11-28, settings num_inference_steps 16: R-precision",
+        "| colors | 90.0% (100) | 90.0% (50) | – | 90.0% |", "In brackets: the number of questions.",
+        "Style is scored by itself",
+    ):  # fmt: skip
+        assert said in card, said
+    metrics = load_checkpoint(tmp_path / "out").about["metrics"]
+    assert metrics["settings"] != metrics["breadth_settings"] and metrics["breadth_images"] == 1514
+
+
+@pytest.mark.parametrize("damaged", ["scored/report.json", "run/history.json", "sampling.json"])
+def test_a_damaged_file_is_named(run: Path, tmp_path: Path, damaged: str) -> None:
+    """Only json's message was shown, "Expecting value: line 1 column 1", of which of five files it was."""
+    evaluated(tmp_path / "scored", SCENES, read_config(run / "checkpoint")["sha256"], ("sheet",))
+    (tmp_path / "sampling.json").write_text(json.dumps(SAMPLING))
+    (tmp_path / damaged).write_text("{")
+    with pytest.raises(SystemExit, match=rf"{damaged} cannot be read \(Expecting .*\): correct it"):
+        main(["--run", str(run), "--evaluation", str(tmp_path / "scored"), "--out", str(tmp_path / "out"),
+              "--sampling", str(tmp_path / "sampling.json"), "--description", "A model."])  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from model.evaluation.evaluate import main
 from model.inference.engine import Engine
 from model.networks.autoregressive_model import Fluid
 from model.networks.factory import build_tokenizer
+from model.presets import PRESETS
 from tests.model.image_set import squares
 
 ODD = {quality: {"cfg": 3} for quality in ("low", "medium", "high")}
@@ -77,15 +79,29 @@ def test_a_file_of_sampling_settings_that_does_not_fit_is_named(
         (["--loss", "x", "--quality", "low"], "--quality is not for --loss"),
         (["--loss", "x", "--guidance-scale", "1"], "--guidance-scale is not for --loss"),
         (["--loss", "x", "--sampling", "f"], "--sampling is not for --loss"),
+        (["--things", "12"], "--things is only for --loss"),
+        (["--suite", "breadth", "--snap", "4"], "--snap is only for --loss"),
+        (["--suite", "breadth", "--prompts", "12"], "--prompts is only for --suite scenes"),
+        (["--suite", "emoji", "--detector", "d"], "--detector is only for --suite scenes"),
     ],
 )
 def test_flags_that_mean_nothing_are_refused(
     flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """No rows never ended, no images silently meant the default, and --loss ignored the flags of sampling."""
+    """No rows never ended, no images silently meant the default, --loss ignored the flags of sampling, and suites those
+    of others."""
     with pytest.raises(SystemExit) as ended:
         main(flags)
     assert ended.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_a_checkpoint_without_single_things_is_not_asked_for_them(tmp_path: Path) -> None:
+    """It was asked for those of the atlas, and each wrong image counted as a trained pair."""
+    config = replace(PRESETS["tiny"], image_size=128, tokenizer=replace(PRESETS["tiny"].tokenizer, stride=32))
+    about = {"name": "scenes", "vocabulary": ["cat"]}
+    save_checkpoint(tmp_path / "scenes", Fluid(config), build_tokenizer(config.tokenizer), about)
+    with pytest.raises(SystemExit, match=r"scenes lists no single things .*: score it with --suite scenes or emoji"):
+        main(["--suite", "breadth", "--checkpoint", str(tmp_path / "scenes"), "--data", str(tmp_path)])
 
 
 def test_a_model_too_large_for_memory_is_one_line(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,6 +83,8 @@ def test_scores_are_means_of_categories(grammar: Grammar) -> None:
     correct = np.array([1.0 if not q.unseen else 0.5 for q in asked])
     scores = scores_by_category(asked, correct)
     assert scores["score_seen"] == 1.0 and scores["score_unseen"] == 0.5 and scores["counting"] == 0.75
+    asked_for = [scores[f"counting{cell}_questions"] for cell in ("", "_seen", "_unseen")]
+    assert asked_for == [4, 2, sum(q.facts.category == "counting" and q.unseen and not q.new_style_only for q in asked)]
     assert len({q.prompt for q in asked}) > 20
 
 

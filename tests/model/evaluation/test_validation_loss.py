@@ -83,6 +83,12 @@ def test_the_last_line_is_json(folders: Path, tmp_path: Path, capsys: pytest.Cap
     assert report["loss_of"] == "cross-entropy, nats per token" and report["codes"] == 32
 
 
+def test_a_number_of_things_is_only_for_scenes(folders: Path) -> None:
+    """It was without effect on packed images."""
+    with pytest.raises(SystemExit, match=r"--things 12 is only for data of scenes, which .*data does not hold"):
+        main(["--loss", str(folders / "random-discrete"), "--data", str(folders / "data"), "--things", "12"])
+
+
 def test_a_model_of_classes_takes_captions_that_are_its_labels(folders: Path, tmp_path: Path) -> None:
     labels = [item.captions[0] for item in squares().items]
     config = MarConfig(

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import save_file
 
 from model.checkpoint import CheckpointError
@@ -16,10 +17,15 @@ from model.config import ConfigError
 from model.data.atlas.assemble import assemble
 from model.data.dataset import Dataset
 from model.data.scenes.things import THINGS
+from model.networks.autoregressive_model import Fluid
 from model.networks.factory import new_tokenizer
+from model.networks.text_encoder import HashEncoder
 from model.networks.tokenizer_folder import save_tokenizer
 from model.presets import PRESETS
 from model.training import train_tokenizer
+from model.training.caption_cache import build_caption_cache
+from model.training.distributed.losses import StepLosses
+from model.training.distributed.state import load_sharded, save_sharded
 from model.training.portable_run import pack
 from model.training.recipe import Recipe
 from model.training.run import find_tokenizer, load_tokenizer, open_feed
@@ -54,6 +60,7 @@ def test_what_a_tokenizer_cannot_be_trained_on_is_refused(tmp_path: Path) -> Non
         (["--preset", "166M"], "kind 'kl' are imported"),
         (["--preset", "emoji-64"], "the images have 16 pixels and 3 channels, preset emoji-64 has 64 and 3: choose"),
         (["--decoder-of", str(tmp_path / "missing")], "no tokenizer at .*missing: run"),
+        (["--decoder-of", str(tmp_path / "data")], "data is not a checkpoint: it has no config.json"),
         (["--data", str(tmp_path)], "no packed images in .*: run `make data` first"),
     ):
         with pytest.raises(SystemExit, match=says):
@@ -108,6 +115,56 @@ def test_sizes_of_a_vqgan_that_cannot_be_are_named(key: str, tmp_path: Path) -> 
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": "VQModel", key: 0 if key[0] == "n" else None}))
     with pytest.raises(ConfigError, match=r"config\.json(: groups is 0| has sizes that cannot be built)"):
         find_tokenizer(tmp_path)
+
+
+def test_a_damaged_file_of_captions_is_named(tmp_path: Path) -> None:
+    """A killed run left half of one, and every later run ended in a SafetensorError."""
+    encoder = HashEncoder(TINY.text)
+    build_caption_cache(encoder, [("a cat",)], tmp_path)
+    [file] = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(ConfigError, match=r"text-\w+\.safetensors is damaged .*: remove it, and its captions"):
+        build_caption_cache(encoder, [("a cat",)], tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["part", "progress.json", "preset"])
+def test_a_sharded_state_that_does_not_load_is_named(tmp_path: Path, damage: str) -> None:
+    """torch's CheckpointException is no Exception: it passed by every `except`, with a traceback for each rank."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        model, state_file = Fluid(TINY), tmp_path / "state.pt"
+        optimizer = torch.optim.AdamW(model.parameters())
+        average = {name: value.clone() for name, value in model.state_dict().items()}
+        save_sharded(state_file, StepLosses(model, None, 0.0), optimizer, average, {"step": 7, "history": []})
+        [part] = (tmp_path / "state" / "00000007").glob("*.distcp")
+        if damage == "part":
+            part.write_bytes(part.read_bytes()[:5000])
+        elif damage == "progress.json":
+            part.with_name(damage).write_text("{")
+        else:
+            model = Fluid(replace(TINY, head_width=2 * TINY.head_width))
+            average = {name: value.clone() for name, value in model.state_dict().items()}
+        losses, optimizer = StepLosses(model, None, 0.0), torch.optim.AdamW(model.parameters())
+        with pytest.raises(ConfigError, match=r"00000007 is damaged, or holds a run with another .* remove the folder"):
+            load_sharded(state_file, losses, optimizer, average)
+    finally:
+        dist.destroy_process_group()
+
+
+def test_the_decoder_of_another_encoder_is_refused(tmp_path: Path) -> None:
+    """The state's encoder took the place of that of --decoder-of, and models of its tokens no longer fitted."""
+    for seed, name in enumerate(("one", "two")):
+        torch.manual_seed(seed)
+        save_file(new_tokenizer(TINY).state_dict(), tmp_path / f"{name}.safetensors")
+
+    def run(name: str, steps: int) -> None:
+        file = tmp_path / f"{name}.safetensors"
+        train_tokenizer.train("tiny", squares(), tmp_path, 0, steps, 2, 0, decoder_of=file, progress=False)
+
+    run("one", 1)
+    run("one", 2)
+    with pytest.raises(ConfigError, match=r"state\.pt holds another encoder than .*two\.safetensors: choose another"):
+        run("two", 3)
 
 
 def test_a_preset_without_alpha_is_refused_on_an_atlas(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ from model.training.feeds import (
     mixed_order,
     open_scenes,
 )
+from model.training.outputs import exposure
 from model.training.recipe import Recipe
 from tests.model.image_set import discs, drawing
 
@@ -87,6 +89,8 @@ def test_a_feed_of_the_atlas_encodes_alpha_and_names_its_words(tmp_path: Path) -
     assert {"3d", "clipart", "silhouette"} <= set(feed.about["styles"])
     assert feed.about["synonyms"] == other_names(feed.about["vocabulary"])
     assert {"kitty", "mice"} <= set(other_names(("cat", "mouse"))) and "cat" not in other_names(("cat",))
+    # Both kinds were counted as one number of rows and of epochs, although each has epochs of its own.
+    assert exposure(feed, 8, 15) == {"pictures": 30, "epochs": 3.0, "singles": len(bank) - 30, "singles_epochs": 3.8}
     image, caption = feed.example(len(bank) - 1)
     assert image.shape == (128, 128, 3) and "hook" in caption
 
@@ -134,8 +138,42 @@ def test_an_atlas_without_breadth_trains_scenes_with_alpha(tmp_path: Path) -> No
     assert any(facts.background == "transparent" for facts in bank.facts)
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"styles": ("3d", "notto")}, r"styles: .* has no style 'notto'; it has 3d, noto, twemoji, flat, blob, emoj"),
+        ({"breadth_styles": ("noto", "3dd")}, r"breadth_styles: .* has no style '3dd'; it has clipart, noto"),
+        ({"portraits": 0.1}, "portraits = 0.1: an atlas shows portraits with its single things alone; set portraits"),
+        ({"tags": 0.1}, "tags = 0.1: an atlas shows tags with its single things alone; set tags = 0"),
+    ],
+)
+def test_wishes_that_an_atlas_cannot_fulfil_are_refused(
+    values: dict[str, Any], message: str, tmp_path: Path
+) -> None:  # fmt: skip
+    """Portraits and tags did nothing, and a misspelt style left the others to take its share of the captions."""
+    core = discs(tuple(THINGS)[:24])
+    core.about["sha256"] = "0"
+    assemble(core, [Picture("anvil", style, drawing(n)) for n, style in enumerate(("clipart", "noto"))]).save(tmp_path)
+    recipe = Recipe.load(Path("model/recipes/atlas-128.toml"), data=str(tmp_path))
+    assert recipe.scenes is not None
+    fitting = replace(recipe.scenes, things=24, captions=20, breadth_styles=("clipart", "noto"))
+    assert len(open_scenes(recipe, fitting)) > 20
+    with pytest.raises(DataError, match=message):
+        open_scenes(recipe, replace(fitting, **values))
+
+
+@pytest.mark.parametrize("key", ["portraits", "tags"])
+def test_sprites_without_portraits_or_tags_say_where_there_are(key: str, tmp_path: Path) -> None:
+    """`tags` on data/scenes was without effect."""
+    discs(tuple(THINGS)[:24]).save(tmp_path)
+    recipe = Recipe.load(Path("model/recipes/scenes-128.toml"), data=str(tmp_path))
+    assert recipe.scenes is not None
+    with pytest.raises(DataError, match=rf"{key} = 0\.1: .* has no {key}; set {key} = 0, or train on data/scenes-more"):
+        open_scenes(recipe, replace(recipe.scenes, things=24, captions=20, **{key: 0.1}))
+
+
 def test_styles_that_share_no_thing_are_refused() -> None:
-    """A misspelt style left the breadth empty: batches shrank from 64 to 46 images, and nothing was said."""
+    """Such styles left the breadth empty: batches shrank from 64 to 46 images, and nothing was said."""
     things = tuple(THINGS)[:24]
     core = discs(things)
     core.about["sha256"] = "0"

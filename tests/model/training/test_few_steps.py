@@ -165,6 +165,15 @@ def test_distillation_makes_few_steps_exact_and_resumes(checkpoint: Checkpoint, 
         assert torch.equal(value, second.student.state_dict()[name]), name
 
 
+def test_a_head_of_other_weights_is_not_taken_over(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """A finished state in --out was written once more as the head of whatever --checkpoint named."""
+    feed = feed_of(checkpoint, tmp_path)
+    distill(prepare(checkpoint, feed, Clock(1, 0), ema=0.9, seed=0), tmp_path / "state.pt", progress=False)
+    other = replace(checkpoint, sha256="1" * 64)
+    with pytest.raises(ConfigError, match=rf"holds a head of the weights {checkpoint.sha256}, not of 1111.* or remove"):
+        distill(prepare(other, feed, Clock(1, 0), ema=0.9, seed=0), tmp_path / "state.pt", progress=False)
+
+
 class Interrupted(ImageFeed):
     """A feed whose user presses Ctrl-C after some batches."""
 

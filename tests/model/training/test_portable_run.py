@@ -23,10 +23,9 @@ from model.networks.autoregressive_model import Fluid
 from model.networks.factory import new_tokenizer
 from model.networks.text_encoder import TransformersEncoder
 from model.presets import PRESETS
-from model.training.outputs import started_from
 from model.training.portable_run import pack
 from model.training.recipe import Recipe
-from model.training.run import start_from
+from model.training.run import start_from, started_from
 from tests.model.image_set import discs, squares
 
 pytestmark = pytest.mark.slow
@@ -108,7 +107,7 @@ def test_a_run_can_start_from_the_weights_of_a_checkpoint() -> None:
     start_from(fresh, SHIPPED)
     assert all(torch.equal(value, shipped.model.state_dict()[key]) for key, value in fresh.state_dict().items())
     recipe = Recipe.load(ROOT / "model/recipes/atlas-128.toml", start_from=str(SHIPPED))
-    known = started_from(recipe)["started_from"]
+    known = started_from(recipe)
     assert (known["name"], known["sha256"]) == ("atlas-128", shipped.sha256) and known["training"]["steps"] > 0
     with pytest.raises(ConfigError, match=r"start_from.*other sizes.*0% of the values"):
         start_from(Fluid(PRESETS["tiny"]), SHIPPED)

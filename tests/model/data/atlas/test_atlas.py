@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +15,10 @@ from model.data.atlas.atlas_bank import build_atlas_bank, rows_of
 from model.data.atlas.atlas_dataset import atlas_dataset
 from model.data.atlas.collect import Picture, tinted
 from model.data.atlas.hashes import across_the_line, duplicates, fingerprints
-from model.data.atlas.store import NUMBER, AtlasSprites, is_atlas_folder, open_sprites
+from model.data.atlas.store import NUMBER, AtlasSprites, in_styles, is_atlas_folder, open_sprites
+from model.data.fixed_sample import load_images
 from model.data.scenes.facts import held_out
-from model.data.scenes.things import STYLES
+from model.data.scenes.things import BACKGROUNDS, STYLES
 from model.data.sources import DataError
 from tests.model.image_set import NOUNS, THINGS_USED, discs, drawing, pictures
 
@@ -121,11 +124,43 @@ def test_the_bank_holds_scenes_then_single_things(atlas: AtlasSprites) -> None:
 
 
 def test_the_sample_for_the_tokenizer_has_both_kinds(atlas: AtlasSprites) -> None:
-    sample = atlas_dataset(atlas, len(THINGS_USED), snap=16, train=20, unseen=6)
+    sample = atlas_dataset(atlas, THINGS_USED, snap=16, train=20, unseen=6)
     assert sample.images.shape == (26, 128, 128, 4)
     assert len(sample.indices("unseen")) == 6
     concepts = {item.concept.partition(NUMBER)[0] for item in sample.items}
     assert concepts & set(NOUNS) and any(concept in THINGS_USED for concept in concepts)
+
+
+def test_seen_and_unseen_images_have_one_mix_of_kinds_and_true_captions(atlas: AtlasSprites, tmp_path: Path) -> None:
+    """Seen images were three fifths single things, unseen ones half, and categories differed too: so did the losses, by
+    the mix alone. And captions of single things left out the background."""
+    atlas.save(tmp_path)
+    about = {"vocabulary": THINGS_USED[:8], "breadth": NOUNS, "breadth_in_one_style": ["anvil"]}
+    sample = load_images(tmp_path, None, 16, train=60, unseen=60, about=about)
+    kinds = []
+    for split in ("train", "unseen"):
+        items = [sample.items[row] for row in sample.indices(split)]
+        kinds.append([NUMBER in item.concept for item in items])
+        shown = {thing for item in items for thing in item.concept.split(" and ") if NUMBER not in thing}
+        assert shown and shown <= set(THINGS_USED[:8])
+    assert kinds[0] == kinds[1] and sum(kinds[0]) == 36
+    names = {colour: name for name, colour in BACKGROUNDS.items()}
+    for item, image in zip(sample.items, sample.images, strict=True):
+        if NUMBER in item.concept:
+            *colour, alpha = image[0, 0].tolist()
+            ground = re.search(r" on a (\w+) background$", item.captions[0])
+            assert (ground[1] if ground else "white") == ("transparent" if alpha == 0 else names[tuple(colour)])
+
+
+@pytest.mark.parametrize("about", [{}, {"breadth": NOUNS, "breadth_styles": ["3d", "noto"]}])
+def test_single_things_of_which_none_is_held_out_are_not_compared(
+    atlas: AtlasSprites, about: dict[str, Any], tmp_path: Path
+) -> None:
+    """A checkpoint that has never seen them, or in two styles alone, was measured on those of every style."""
+    assert all(entry.split == "train" for entry in in_styles(atlas.entries, ("3d", "noto")))
+    atlas.save(tmp_path)
+    sample = load_images(tmp_path, 12, 16, train=20, unseen=20, about=about)
+    assert not any(NUMBER in item.concept for item in sample.items)
 
 
 def test_one_colour_things_take_the_colour() -> None:

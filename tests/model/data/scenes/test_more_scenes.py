@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from model.data import build_scenes
+from model.data.scenes import portraits
 from model.data.scenes.bank import build_bank
 from model.data.scenes.build_sprites import add_optional_sprites, tags
 from model.data.scenes.clipart import FILES, SHA256, SVG_FOLDER, fetch_clipart, render_clipart
@@ -74,6 +75,24 @@ def test_every_wording_of_a_portrait_states_the_same() -> None:
     assert all(wording.endswith("with an afro in a red shirt") for wording in (dressed.name, *dressed.synonyms))
 
 
+def test_half_of_a_package_is_not_taken_for_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A build that was killed while it copied a package of avatars left a part, which every later build used."""
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "index.js").write_text("whole")
+    monkeypatch.setattr(portraits, "fetch_package", lambda spec, cache: package)
+
+    def killed(source: Path, target: Path) -> None:
+        target.mkdir(parents=True)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(portraits.shutil, "copytree", killed)
+        portraits._installed("@dicebear/core@9.4.3", tmp_path)
+    folder = portraits._installed("@dicebear/core@9.4.3", tmp_path)
+    assert [file.name for file in folder.iterdir()] == ["index.js"] and len(list(folder.parent.iterdir())) == 1
+
+
 @pytest.fixture
 def more() -> Sprites:
     """Sprites of discs, some of which count as clip art and some as portraits."""
@@ -121,7 +140,7 @@ def test_captions_do_not_change_without_portraits_and_tags(more: Sprites) -> Non
 
 
 def test_the_tokenizer_trains_on_portraits_too(more: Sprites) -> None:
-    dataset = scene_dataset(more, len(THINGS_USED), 16, train=16, unseen=6)
+    dataset = scene_dataset(more, THINGS_USED, 16, train=16, unseen=6)
     assert sum(item.style in PORTRAITS for item in dataset.items) == 2
     assert not Grammar(discs(THINGS_USED), THINGS_USED, STYLES).portraits
 

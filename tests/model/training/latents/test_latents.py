@@ -151,10 +151,13 @@ def test_images_are_cut_to_their_centre_and_transparency_is_white() -> None:
 def test_a_model_trains_on_encoded_images(
     photos: Path, tokenizer_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    """From a folder of images to a checkpoint that loads; what cannot be read is listed."""
+    """From a folder of images to a checkpoint that loads; what cannot be read is listed. There was no sheet to check
+    captions by, as all other data have one."""
     out = tmp_path / "encoded"
     main([str(photos), "--tokenizer", str(tokenizer_folder), "--size", "64", "--out", str(out)])
     assert "4 images" in capsys.readouterr().out and "broken.jpg" in (out / "skipped.txt").read_text()
+    with Image.open(out / "sheet.png") as sheet:
+        assert sheet.width == 4 * (64 + 4) + 4
     cache = LatentCache(out)
     assert cache.latents.shape == (4, 16, 16) and cache.latents.dtype == np.float16
     tiny = replace(system_config("random-continuous"), image_size=64, tokenizer=SMALL)

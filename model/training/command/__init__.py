@@ -1,0 +1,1 @@
+"""What the commands of all trainers share: flags, and what they say where a machine lacks something."""
