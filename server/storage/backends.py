@@ -9,6 +9,7 @@ from contextlib import suppress
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
+from stat import S_ISDIR
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,6 +18,33 @@ if TYPE_CHECKING:
 #: A name that the library writes under before it renames; it neither lists nor deletes what a killed writer left there.
 _PARTIAL = re.compile(r"#\d+$")
 RETRIES = 2  #: inside one call; workers repeat the call itself
+MARK = ".fluid-serve"  #: a file by which the folder is known again after it was mounted anew
+
+
+class Place:
+    """Tells a store's folder from another one of its name: the empty folder below a share that is not mounted any more,
+    or one that a write has made in its place."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._seen: tuple[int, int] | None = None  # device and number, of the folder that was there at first
+
+    def is_there(self) -> bool:
+        """Return whether the folder is there, and is the one that was. The first one that is seen gets the mark."""
+        try:
+            found = self._folder.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        if not S_ISDIR(found.st_mode):
+            return False
+        same = (found.st_dev, found.st_ino)
+        if self._seen is None:
+            with suppress(OSError):  # a share that is read only here; without the mark, its number has to do
+                (self._folder / MARK).touch()
+        elif self._seen != same and not (self._folder / MARK).is_file():
+            return False
+        self._seen = same
+        return True
 
 
 def open_backend(url: str, folder: Path | None, timeout_s: float) -> LocalStore | S3Store:

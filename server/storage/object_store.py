@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from server.addresses import results_folder
 from server.errors import ConfigError, StorageUnavailable
 from server.storage import object_names
-from server.storage.backends import entries_of, older, open_backend, remove_emptied, remove_files, sync_file
+from server.storage.backends import Place, entries_of, older, open_backend, remove_emptied, remove_files, sync_file
 from server.storage.reasons import LOST_FOLDER, reason_of
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ class ObjectStore:
         self.on_trouble: Callable[[], None] = lambda: None  #: called by the first call that fails after one that worked
         self._root = object_names.root_of(namespace)
         self._folder = results_folder(url)
+        self._place = None if self._folder is None else Place(self._folder)
         self.at_once = DELETED_AT_ONCE if self._folder is None else IN_FOLDER_AT_ONCE  #: objects that one call deletes
         self._opened: LocalStore | S3Store | None = None
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="results")
@@ -255,7 +256,7 @@ class ObjectStore:
         return self._opened
 
     async def _place_is_there(self) -> bool:
-        return self._folder is None or await self._in_thread(self._folder.is_dir)
+        return self._place is None or await self._in_thread(self._place.is_there)
 
     async def _in_thread(self, call: Callable[..., T], *args: Any) -> T:
         """Run a call of the file system, which may hang for ever on a dead mount, where it holds up nothing else."""

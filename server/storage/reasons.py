@@ -21,7 +21,7 @@ REMEDIES = {
     "refuses the credentials": "Correct AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.",
     "refuses the credentials, which have expired": "Renew the AWS_* credentials and restart.",
     "denies access": "Allow reading, writing, listing and deleting in the folder or bucket of FLUID_RESULTS.",
-    LOST_FOLDER: "Create or mount the folder of FLUID_RESULTS.",
+    LOST_FOLDER: "Create or mount the folder of FLUID_RESULTS; to use a new one in its place, restart.",
     "is full": "Free some space on the disk of FLUID_RESULTS.",
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import threading
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from server.errors import SettingError, StorageUnavailable
 from server.settings import Settings
+from server.storage.backends import MARK, Place
 from server.storage.object_names import expires_at, object_name
 from server.storage.object_store import ObjectStore
 from server.storage.reasons import remedy
@@ -45,7 +47,7 @@ async def test_objects_are_written_whole_read_and_deleted(store: ObjectStore, fo
     await store.put(name, b"first")
     await store.put(name, b"second")  # repeated after a lost reply
     assert await store.get(name) == b"second" and await store.exists(name)
-    assert [path for path in folder.rglob("*") if path.is_file()] == [folder / name]
+    assert {path for path in folder.rglob("*") if path.is_file()} == {folder / MARK, folder / name}
     await store.delete(name, name)
     assert await store.get(name) is None and store.trouble == ""
 
@@ -81,6 +83,24 @@ async def test_a_lost_folder_is_no_missing_image_and_is_not_made_again(store: Ob
     assert store.trouble == ""
 
 
+async def test_another_folder_of_the_name_is_not_the_store(store: ObjectStore, folder: Path) -> None:
+    """Below a share that is not mounted any more there is an empty folder, and a write in the moment of the loss makes
+    one: both were taken for the store, whose images were gone and whose new ones filled the wrong disk."""
+    await store.put("n/a", b"x")
+    moved = folder.rename(folder.with_name("moved"))
+    folder.mkdir()
+    for call in (store.get("n/a"), store.put("n/b", b"y"), store.expired(0), store.probe("w")):
+        with pytest.raises(StorageUnavailable, match="has lost its folder"):
+            await call
+    assert list(folder.iterdir()) == [] and "restart" in remedy(store.trouble)
+    folder.rmdir()
+    copy = Path(shutil.copytree(moved, folder))  # another number, as after mounting a share again
+    assert await store.get("n/a") == b"x"
+    await store.probe("w")
+    (copy / MARK).unlink()  # by a job that deletes old files
+    assert await store.get("n/a") == b"x" and store.trouble == ""
+
+
 async def test_a_mount_that_hangs_holds_up_nothing_else(
     store: ObjectStore, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -88,7 +108,7 @@ async def test_a_mount_that_hangs_holds_up_nothing_else(
     await store.put("n/a", b"x")
     monkeypatch.setattr("server.storage.object_store.TIMEOUT_S", 0.2)
     mounted = threading.Event()
-    monkeypatch.setattr(Path, "is_dir", lambda self: mounted.wait(60))
+    monkeypatch.setattr(Place, "is_there", lambda self: mounted.wait(60))
     reading = asyncio.create_task(store.get("n/a"))
     with pytest.raises(StorageUnavailable, match=r"does not answer within 0\.2 s"):
         await reading
