@@ -18,7 +18,6 @@ from model.networks.autoregressive_model import Fluid
 from model.networks.factory import AnyTokenizer
 from model.networks.tokenizer import decode_tokens, to_uint8
 from model.training.feeds import Feed, SceneFeed, singles_of
-from model.training.recipe import Recipe
 from model.training.run import Run
 
 
@@ -73,12 +72,12 @@ def device_name(run: Run) -> str:
     return f"{ranks * torch.get_num_threads()} CPU thread{'s' if ranks * torch.get_num_threads() > 1 else ''}"
 
 
-def scenes_facts(recipe: Recipe) -> dict[str, Any]:
+def scenes_facts(run: Run) -> dict[str, Any]:
     """The styles of composed scenes, and the steps of relation pretraining: 0 for a run from other weights."""
-    if recipe.scenes is None:
+    scenes = run.recipe.scenes
+    if scenes is None:
         return {}
-    steps = 0 if recipe.start_from else recipe.scenes.relation_steps
-    return {"scene_styles": list(recipe.scenes.styles), "relation_steps": steps}
+    return {"scene_styles": list(scenes.styles), "relation_steps": 0 if run.started_from else scenes.relation_steps}
 
 
 def write_checkpoint(run: Run, tokenizer: AnyTokenizer) -> Path:
@@ -88,13 +87,14 @@ def write_checkpoint(run: Run, tokenizer: AnyTokenizer) -> Path:
     folder = Path(run.recipe.out) / "checkpoint"
     if not run.leads:
         return folder
+    start = {key: value for key, value in run.started_from.items() if key != "folder"}
     about = {
         "name": run.recipe.name or run.recipe.preset,
         "training": {
             "steps": run.clock.step, "minutes": round(run.clock.seconds / 60, 1), "batch": run.recipe.batch,
             **exposure(run.feed, run.recipe.batch, run.clock.step), "device": device_name(run),
-            **scenes_facts(run.recipe), "final_loss": round(run.history[-1][2], 4) if run.history else None,
-            "clock": run.recipe.clock, **({"started_from": run.started_from} if run.started_from else {}),
+            **scenes_facts(run), "final_loss": round(run.history[-1][2], 4) if run.history else None,
+            "clock": run.recipe.clock, **({"started_from": start} if start else {}),
         },
         **run.feed.about,
     }  # fmt: skip

@@ -84,8 +84,9 @@ class Run:
     def save(self) -> None:
         """Write the whole state to the recipe's state file."""
         layout = {"layout": self.layout_head.state_dict()} if self.layout_head else {}
-        start = self.started_from
-        self.learner.save(self.recipe.state_file, history=self.history, started_from=start, **layout)
+        self.learner.save(
+            self.recipe.state_file, history=self.history, started_from=self.started_from, **layout
+        )  # fmt: skip
 
     def resume(self) -> bool:
         """Load the state file and return True, or return False if there is none.
@@ -103,13 +104,14 @@ class Run:
             return False
         self.history = state["history"]
         kept = state.get("started_from")  # absent from states of earlier versions
-        if kept is not None and self.started_from and self.started_from["sha256"] != kept.get("sha256"):
+        start = self.started_from  # another run may have written new weights to its folder since
+        if kept is not None and start and all(start[key] != kept.get(key) for key in ("sha256", "folder")):
             raise ConfigError(
                 f"start_from = {self.recipe.start_from!r}: {out} holds a run that began with "
                 f"{kept['name'] + ', weights ' + kept['sha256'] if kept else 'random weights'}; resume it with "
                 "--start-from '', or choose another --out"
             )
-        self.started_from = self.started_from if kept is None else kept
+        self.started_from = start if kept is None else kept
         if self.clock.annealing is not None and not self.recipe.anneal_minutes:
             raise ConfigError(
                 f"anneal_minutes = 0, but the annealing phase of {out} has begun, and would end at once: give its "
@@ -261,12 +263,12 @@ def prepare(recipe: Recipe, group: Group | None = None) -> tuple[Run, AnyTokeniz
 
 
 def started_from(recipe: Recipe) -> dict[str, Any]:
-    """Name, weights and training of the checkpoint that a run starts from, and of those before it; {} for none."""
+    """Folder, name, weights and training, with those before it, of the checkpoint that a run starts from; {}: none."""
     if not recipe.start_from:
         return {}
     raw = read_config(Path(recipe.start_from))
-    about = raw["about"]
-    return {"name": about["name"], "sha256": raw["sha256"], "training": about.get("training", {})}
+    known = {"name": raw["about"]["name"], "sha256": raw["sha256"], "training": raw["about"].get("training", {})}
+    return {"folder": recipe.start_from, **known}
 
 
 def start_from(model: Fluid, folder: Path) -> float:

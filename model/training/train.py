@@ -88,7 +88,8 @@ def run_recipe(recipe: Recipe, until: float, anneal_now: bool = False, group: Gr
     if run.resume():
         report(f"resuming {out} at step {run.clock.step}")
         if run.clock.progress >= 1:
-            report("its budget is used up: give more --minutes or --steps to train on")
+            more = "--anneal-minutes" if run.clock.annealing is not None else "--minutes or --steps"
+            report(f"its budget is used up: give more {more}, or go on from its weights, --start-from {out}/checkpoint")
     if anneal_now:
         run.clock.anneal()
     first_step, first_seconds = run.clock.step, run.clock.seconds

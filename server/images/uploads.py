@@ -22,8 +22,8 @@ _PNG_DEPTH = 24  # offset of the bit depth in a PNG, whose first chunk is always
 _OPAQUE = 128  # alpha from here on counts as opaque; soft brushes leave values in between
 #: Warning about pixels of the image that come back, but opaque.
 WHITENED = (
-    "'image' is transparent{}; it was put on white. To keep that, set 'background' to transparent, with a model whose "
-    "'transparent' is true in GET /v1/models."
+    "'image' is transparent in what is kept of it, which was put on white. To keep that, set 'background' to "
+    "transparent, with a model whose 'transparent' is true in GET /v1/models."
 )
 Recipe = dict[str, Any]
 T = TypeVar("T")
@@ -61,7 +61,7 @@ def read_with_mask(
         pixels = (shown if alpha else on_white(shown)).tobytes()
         outside = ImageChops.lighter(whole.image.getchannel("A"), hole)
         if not alpha and _least(outside) < 255:
-            notes.append(WHITENED.format(" outside the mask"))
+            notes.append(WHITENED)
     return pixels, small_hole.tobytes(), notes
 
 
@@ -74,7 +74,7 @@ def read_with_recipe(
     alpha = wants_alpha(whole.recipe)
     pixels, notes = fit_to(whole.image, size, alpha=alpha)
     if not alpha and _least(whole.image.getchannel("A")) < 255:
-        notes.append(WHITENED.format(""))
+        notes.append(WHITENED)
     return pixels, whole.recipe, [*whole.notes, *notes]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import timedelta
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 #: A name that the library writes under before it renames; it neither lists nor deletes what a killed writer left there.
 _PARTIAL = re.compile(r"#\d+$")
 RETRIES = 2  #: inside one call; workers repeat the call itself
-MARK = ".fluid-serve"  #: a file by which the folder is known again after it was mounted anew
+MARK = ".fluid-serve"  #: a file with a random word, by which the folder is known again after it was mounted anew
 
 
 class Place:
@@ -28,6 +29,7 @@ class Place:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._seen: tuple[int, int] | None = None  # device and number, of the folder that was there at first
+        self._mark = b""  # its mark; another process may have made one in the wrong folder
 
     def is_there(self) -> bool:
         """Return whether the folder is there, and is the one that was. The first one that is seen gets the mark."""
@@ -39,12 +41,27 @@ class Place:
             return False
         same = (found.st_dev, found.st_ino)
         if self._seen is None:
-            with suppress(OSError):  # a share that is read only here; without the mark, its number has to do
-                (self._folder / MARK).touch()
-        elif self._seen != same and not (self._folder / MARK).is_file():
+            self._mark = self._read_mark() or self._make_mark()
+        elif self._seen != same and not (self._mark and self._mark == self._read_mark()):
             return False
         self._seen = same
         return True
+
+    def _read_mark(self) -> bytes:
+        with suppress(OSError):
+            return (self._folder / MARK).read_bytes()
+        return b""
+
+    def _make_mark(self) -> bytes:
+        """Write a mark, unless another process was first; b"" on a share that is read only here."""
+        own = self._folder / f"{MARK}-{secrets.token_hex(8)}"
+        with suppress(OSError):
+            own.write_bytes(secrets.token_hex(16).encode())
+            with suppress(FileExistsError):
+                os.link(own, self._folder / MARK)
+        with suppress(OSError):
+            own.unlink()
+        return self._read_mark()
 
 
 def open_backend(url: str, folder: Path | None, timeout_s: float) -> LocalStore | S3Store:

@@ -115,10 +115,11 @@ def distill(run: Distillation, state: Path, progress: bool = True) -> list[float
     times, clock = node_times(run.checkpoint.config.flow_shift), run.learner.clock
     with own_state(state.parent, f", or remove {state} to start over"):
         saved = run.learner.resume(state)
-    if saved is not None and saved.get("of") != run.checkpoint.sha256:
+    of = run.checkpoint.sha256 if saved is None else saved.get("of", run.checkpoint.sha256)  # not in early states
+    if of != run.checkpoint.sha256:
         raise ConfigError(
-            f"{state} holds a head of the weights {saved.get('of', 'of an earlier version')}, not of "
-            f"{run.checkpoint.sha256} in {run.checkpoint.folder}: choose another --out, or remove {state} to start over"
+            f"{state} holds a head of the weights {of}, not of {run.checkpoint.sha256} in {run.checkpoint.folder}: "
+            f"choose another --out, or remove {state} to start over"
         )
     losses: list[float] = saved["losses"] if saved else []
     bar = tqdm(initial=clock.step, desc="few steps", unit="step", disable=not progress, mininterval=1.0)

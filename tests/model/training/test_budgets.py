@@ -95,13 +95,15 @@ def test_what_does_not_continue_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"anneal_minutes = 0, but the annealing phase of .*out has begun"):
         prepare(replace(given, anneal_minutes=0.0))[0].resume()
     again, _ = prepare(given)
-    again.started_from = {"name": "other", "sha256": "1" * 64, "training": {}}
+    again.started_from = {"folder": "there", "name": "other", "sha256": "1" * 64, "training": {}}
     with pytest.raises(ConfigError, match=r"holds a run that began with random weights; resume it with --start-from"):
         again.resume()
     run.started_from = again.started_from
     run.save()
     resumed, _ = prepare(given)
     assert resumed.resume() and resumed.started_from["name"] == "other", "the recipe names no start: the state does"
+    again.started_from = again.started_from | {"sha256": "2" * 64}  # a run that trains on has written there meanwhile
+    assert again.resume() and again.started_from["sha256"] == "1" * 64, "the same command resumes"
 
 
 def test_without_a_compiler_training_goes_on_without_torch_compile(

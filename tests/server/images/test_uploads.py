@@ -163,10 +163,10 @@ def test_kept_transparency_becomes_white_with_a_warning() -> None:
         return uploads.read_with_mask(*files, SIZE, alpha=alpha)[2]
 
     [warning] = notes(shape, hole)
-    assert "'image' is transparent outside the mask" in warning and "'background' to transparent" in warning
+    assert "'image' is transparent in what is kept" in warning and "'background' to transparent" in warning
     assert notes(shape, hole, alpha=True) == notes(shape, None) == notes(shape.convert("RGB"), hole) == []
     [varied] = uploads.read_with_recipe(io.BytesIO(saved(shape)), SIZE)[2]
-    assert varied.startswith("'image' is transparent; it was put on white.")
+    assert varied.startswith("'image' is transparent in what is kept of it, which was put on white.")
 
 
 @settings(max_examples=300, deadline=None)

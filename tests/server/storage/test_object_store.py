@@ -93,7 +93,11 @@ async def test_another_folder_of_the_name_is_not_the_store(store: ObjectStore, f
         with pytest.raises(StorageUnavailable, match="has lost its folder"):
             await call
     assert list(folder.iterdir()) == [] and "restart" in remedy(store.trouble)
-    folder.rmdir()
+    another = ObjectStore(folder.as_uri(), store.namespace)  # that of `fluid doctor`, or of a worker that was restarted
+    await another.probe("doctor")
+    with pytest.raises(StorageUnavailable, match="has lost its folder"):
+        await store.get("n/a")
+    shutil.rmtree(folder)
     copy = Path(shutil.copytree(moved, folder))  # another number, as after mounting a share again
     assert await store.get("n/a") == b"x"
     await store.probe("w")

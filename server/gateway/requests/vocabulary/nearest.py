@@ -24,18 +24,23 @@ class NearestWords:
     """
 
     def __init__(
-        self, vocabulary: Iterable[str], others: Iterable[str] = (), hints: Mapping[str, str] | None = None
+        self,
+        vocabulary: Iterable[str],
+        synonyms: Iterable[str] = (),
+        others: Iterable[str] = (),
+        hints: Mapping[str, str] | None = None,
     ) -> None:
         """
         Args:
-            others: other words that may be suggested: synonyms, styles, colours.
+            others: other words that may be suggested: styles, colours.
             hints: words that mean a name: "aubergine" -> "eggplant".
         """
         names = list(dict.fromkeys(vocabulary))
         lower = {name.lower() for name in names}
-        others = [other for other in others if lower.isdisjoint(forms(other.lower()))]  # no plural beside its singular
-        # Of two that differ in case alone, the first.
-        self._whole = {name.lower(): name for name in reversed([*names, *others])}
+        # No plural beside its singular; of two that differ in case alone, the first.
+        things = [*names, *(other for other in synonyms if lower.isdisjoint(forms(other.lower())))]
+        self._things = {name.lower(): name for name in reversed(things)}
+        self._whole = {other.lower(): other for other in others} | self._things
         self._joined = {word.replace(" ", ""): name for word, name in self._whole.items() if " " in word}
         self._hints = {form: name for word, name in (hints or {}).items() for form in forms(word.lower())}
         self._parts: dict[str, list[str]] = defaultdict(list)
@@ -46,7 +51,7 @@ class NearestWords:
                     for form in forms(part):
                         self._parts[form].append(name)
         self._by_pair: dict[str, list[str]] = defaultdict(list)
-        for word in {**self._whole, **self._parts}:
+        for word in [*self._whole, *(part for part in self._parts if part not in self._whole)]:
             for pair in _pairs(word):
                 self._by_pair[pair].append(word)
 
@@ -58,17 +63,17 @@ class NearestWords:
     def _by_sign(self, sign: str) -> list[str]:
         """The names in an emoji's own name."""
         described = unicodedata.name(sign[0], "").lower()
-        whole = self._whole.get(described)
-        return [whole] if whole else [self._whole[word] for word in described.split() if word in self._whole]
+        thing = self._things.get(described)
+        return [thing] if thing else [self._things[word] for word in described.split() if word in self._things]
 
     def _by_meaning(self, word: str) -> list[str]:
-        own = forms(word)
+        own = sorted(forms(word))
         meant = [of[form] for form in own for of in (self._joined, self._hints) if form in of]
         parts = {name for form in own for name in self._parts.get(form, ())}
         return meant + sorted(parts, key=lambda name: (len(name), name))
 
     def _by_letters(self, word: str) -> list[str]:
-        shared = Counter(known for pair in _pairs(word) for known in self._by_pair.get(pair, ()))
+        shared = Counter(known for pair in sorted(_pairs(word)) for known in self._by_pair.get(pair, ()))
         likely = [known for known, _ in shared.most_common(COMPARED)]
         cutoff = SIMILAR_SHORT if len(word) <= SHORT else SIMILAR
         close = difflib.get_close_matches(word, likely, n=SHOWN, cutoff=cutoff)

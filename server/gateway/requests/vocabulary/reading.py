@@ -66,13 +66,11 @@ class KnownWords:
         self.most = max((_NUMBERS.get(word, 0) for word in words), default=0)  #: largest count; 0: unknown
         self.backgrounds = frozenset(backgrounds)
         self._words = frozenset(form for word in (words or USUAL_WORDS) for form in forms(word))
-        self._phrases: dict[str, list[tuple[list[frozenset[str]], str]]] = defaultdict(list)
+        self._phrases: dict[str, list[tuple[list[str], str]]] = defaultdict(list)
         for name in dict.fromkeys((*names, *styles)):
-            parts = [forms(part) for part in split(name)]
-            for form in parts[0] if parts else ():
-                self._phrases[form].append((parts, name))
-        for known in self._phrases.values():
-            known.sort(key=lambda phrase: -len(phrase[0]))  # the longest first: "pine tree" before "pine"
+            words_of_name = split(name)
+            for form in forms(words_of_name[0]) if words_of_name else ():
+                self._phrases[form].append((words_of_name, name))
 
     def read(self, prompt: str) -> Reading:
         """Find the longest known name at each place, and sort the other words."""
@@ -88,15 +86,19 @@ class KnownWords:
         return found
 
     def _name_at(self, tokens: Sequence[str], place: int) -> tuple[int, str]:
-        """The number of words of the longest name that begins here, and the name; 0 and "" if there is none."""
-        for form in forms(tokens[place]):
+        """The number of words of the longest name that begins here, and the name; 0 and "" if there is none.
+
+        Of names of one length, the one that is written like this comes before those whose plural or singular is: a
+        hash's order of forms must not decide, which differs from process to process.
+        """
+        best, rank = (0, ""), (0, 0)
+        for form in sorted(forms(tokens[place])):
             for parts, name in self._phrases.get(form, ()):
                 here = tokens[place : place + len(parts)]
-                if len(here) == len(parts) and not any(
-                    a.isdisjoint(forms(b)) for a, b in zip(parts, here, strict=True)
-                ):
-                    return len(parts), name
-        return 0, ""
+                alike = len(here) == len(parts) and all(map(_same, parts, here))
+                if alike and (found := (len(parts), sum(map(str.__eq__, parts, here)))) > rank:
+                    best, rank = (len(parts), name), found
+        return best
 
     def _sort(self, word: str, following: str, found: Reading) -> None:
         number = int(word) if word.isdecimal() and len(word) < 10 else _NUMBERS.get(word)
@@ -111,3 +113,8 @@ class KnownWords:
                 found.strange_backgrounds.append(word)
         elif self._words.isdisjoint(forms(word)):
             found.unknown.append(word)
+
+
+def _same(one: str, other: str) -> bool:
+    """True of a word and its plural."""
+    return not forms(one).isdisjoint(forms(other))

@@ -9,6 +9,7 @@ _IRREGULAR = {
     "children": "child", "feet": "foot", "geese": "goose", "mice": "mouse", "oxen": "ox", "people": "person",
     "teeth": "tooth",
 }  # fmt: skip
+LONGEST = 64  #: letters of a word that are looked at
 _ENDINGS = (("s", ""), ("es", ""), ("ies", "y"), ("ves", "f"), ("ves", "fe"), ("men", "man"), ("i", "us"))
 _ATTACHED = frozenset(
     "\u200d\ufe0f\U0001f3fb\U0001f3fc\U0001f3fd\U0001f3fe\U0001f3ff"
@@ -18,9 +19,10 @@ _ATTACHED = frozenset(
 def split(text: str) -> list[str]:
     """The words of a text in lower case, without a genitive's s, and its signs, such as emoji, one by one.
 
-    Punctuation and underscores separate.
+    Punctuation and underscores separate; what is beyond LONGEST letters of a word is cut off.
     """
-    return [token.removesuffix("'s").rstrip("'") for token in _runs(unicodedata.normalize("NFKC", text).lower())]
+    runs = _runs(unicodedata.normalize("NFKC", text).lower())
+    return [run.removesuffix("'s").rstrip("'")[:LONGEST] for run in runs]
 
 
 def _runs(text: str) -> Iterator[str]:

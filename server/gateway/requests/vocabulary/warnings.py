@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from functools import lru_cache
 
 from server.gateway.requests.vocabulary.nearest import NearestWords
 from server.gateway.requests.vocabulary.reading import KnownWords, Reading
@@ -10,7 +9,8 @@ from server.model_info import ModelInfo
 
 MAX_WORDS = 5  # named in one warning
 MAX_CHARS = 40  # of one word
-_TOKENS = re.compile(r"\w+|[^\w\s]+")  # every text encoder makes at least one token of each
+MAX_MODELS = 16  # whose words are kept
+_TOKENS = re.compile(r"\w+")  # every text encoder makes at least one token of each
 
 
 def prompt_warnings(prompt: str, info: ModelInfo, param: str = "prompt") -> list[str]:
@@ -26,44 +26,58 @@ def prompt_warnings(prompt: str, info: ModelInfo, param: str = "prompt") -> list
     warnings = _cut(prompt, info, param)
     if not info.vocabulary or not prompt.strip():
         return warnings
-    known = _known_words(
-        (*info.vocabulary, *info.synonyms), info.styles, info.caption_words, info.backgrounds
-    )  # fmt: skip
-    found = known.read(prompt)
-    warnings += _unknown(found, info, param)
-    warnings += _too_many(found, known, info, param)
+    words = _words_of(info)
+    found = words.known.read(prompt)
+    warnings += _unknown(found, words, param) + _too_many(found, words, param)
     if param == "prompt":
-        warnings += _alone(found, info) or ([] if found.names or warnings else [_nothing(info)])
+        warnings += _alone(found, words) or ([] if found.names or warnings else [_nothing(info)])
     return warnings
 
 
-_known_words = lru_cache(maxsize=8)(KnownWords)
+class _Words:
+    """What is looked up for a model, built once."""
+
+    def __init__(self, info: ModelInfo) -> None:
+        self.info = info
+        self.breadth = frozenset(info.breadth)
+        scenes = [name for name in info.vocabulary if name not in self.breadth]
+        grammar = (info.styles, info.caption_words, info.backgrounds)
+        self.known = KnownWords([*info.vocabulary, *info.synonyms], *grammar)
+        self.core = KnownWords([*scenes, *info.synonyms], *grammar)
+        others = (*info.styles, *info.caption_words)
+        self.nearest = NearestWords(info.vocabulary, info.synonyms, others, info.hints)
 
 
-@lru_cache(maxsize=8)
-def _nearest_words(
-    vocabulary: tuple[str, ...], others: tuple[str, ...], hints: tuple[tuple[str, str], ...]
-) -> NearestWords:
-    return NearestWords(vocabulary, others, dict(hints))
+_kept: dict[int, _Words] = {}  # by the id of a description, which its entry keeps alive
 
 
-def _unknown(found: Reading, info: ModelInfo, param: str) -> list[str]:
-    others = (*info.synonyms, *info.styles, *info.caption_words)
-    nearest = _nearest_words(info.vocabulary, others, tuple(info.hints.items()))
-    told = [
-        *(_shown(word, "nearest", nearest.find(word[:MAX_CHARS])) for word in dict.fromkeys(found.unknown)),
-        *(_shown(f"{word} style", "styles", info.styles) for word in dict.fromkeys(found.strange_styles)),
-        *(
-            _shown(f"{word} background", "backgrounds", info.backgrounds)
-            for word in dict.fromkeys(found.strange_backgrounds)
-        ),
+def _words_of(info: ModelInfo) -> _Words:
+    """The index of a model, as long as its description is the same object: the fleet decodes it again if it changes."""
+    kept = _kept.get(id(info))
+    if kept is None or kept.info is not info:
+        while len(_kept) >= MAX_MODELS:
+            _kept.pop(next(iter(_kept)))
+        kept = _kept[id(info)] = _Words(info)
+    return kept
+
+
+def _unknown(found: Reading, words: _Words, param: str) -> list[str]:
+    info = words.info
+    strange = [
+        *(("nearest", word, None) for word in dict.fromkeys(found.unknown)),
+        *(("styles", f"{word} style", info.styles) for word in dict.fromkeys(found.strange_styles)),
+        *(("backgrounds", f"{word} background", info.backgrounds) for word in dict.fromkeys(found.strange_backgrounds)),
     ]
-    if not told:
+    if not strange:
         return []
-    more = f" and {len(told) - MAX_WORDS} more" if len(told) > MAX_WORDS else ""
+    told = [
+        _shown(word, what, words.nearest.find(word[:MAX_CHARS]) if near is None else near)
+        for what, word, near in strange[:MAX_WORDS]
+    ]
+    more = f" and {len(strange) - MAX_WORDS} more" if len(strange) > MAX_WORDS else ""
     return [
-        f"'{param}' has words that are not in the vocabulary of {info.id}: {', '.join(told[:MAX_WORDS])}{more}. GET "
-        "/v1/models lists the vocabulary."
+        f"'{param}' has words that are not in the vocabulary of {info.id}: {', '.join(told)}{more}. GET /v1/models "
+        "lists the vocabulary."
     ]
 
 
@@ -72,21 +86,20 @@ def _shown(word: str, what: str, near: Sequence[str]) -> str:
     return shown + (f" ({what}: {', '.join(near)})" if near else "")
 
 
-def _too_many(found: Reading, known: KnownWords, info: ModelInfo, param: str) -> list[str]:
+def _too_many(found: Reading, words: _Words, param: str) -> list[str]:
     """Counts beyond those of the captions that the model was trained on."""
-    beyond = [word[:MAX_CHARS] for word, number in found.counts.items() if number > known.most > 0]
+    most = words.known.most
+    beyond = [word[:MAX_CHARS] for word, number in found.counts.items() if number > most > 0][:MAX_WORDS]
     if not beyond:
         return []
-    return [f"'{param}' has counts beyond {known.most}, the largest that {info.id} has learned: {', '.join(beyond)}."]
+    return [f"'{param}' has counts beyond {most}, the largest that {words.info.id} has learned: {', '.join(beyond)}."]
 
 
-def _alone(found: Reading, info: ModelInfo) -> list[str]:
+def _alone(found: Reading, words: _Words) -> list[str]:
     """Things of the breadth in company, in numbers, or in a style that the model has not seen of them."""
-    breadth = frozenset(info.breadth)
-    scenes = tuple(name for name in info.vocabulary if name not in breadth) + info.synonyms
-    core = _known_words(scenes, info.styles, info.caption_words, info.backgrounds)
+    info = words.info
     # A "blue heart" may be one of the breadth, and is a heart of scenes in blue as well.
-    names = dict.fromkeys(name for name in found.names if name in breadth and core.read(name).unknown)
+    names = dict.fromkeys(n for n in found.names if n in words.breadth and words.core.read(n).unknown)
     styles = info.breadth_styles or info.styles
     composed = len(set(found.names)) > 1 or any(number > 1 for number in found.counts.values())
     if not names or not (composed or (found.styles and not set(found.styles) & set(styles))):
@@ -107,6 +120,6 @@ def _cut(prompt: str, info: ModelInfo, param: str) -> list[str]:
     if not info.max_prompt_tokens or least <= info.max_prompt_tokens:
         return []
     return [
-        f"'{param}' has {least} words and signs or more; {info.id} reads the first {info.max_prompt_tokens} tokens, so "
+        f"'{param}' has {least} words; {info.id} reads the first {info.max_prompt_tokens} tokens, so "
         "that the end has no effect."
     ]

@@ -48,4 +48,4 @@ async def test_a_variation_takes_its_background_from_the_image(
     """Variations of a transparent image took its prompt from its file, but came out opaque, on white."""
     job, warnings = await varied(info, recipe, **asked)
     assert (job.background, job.channels) == (("transparent", 4) if transparent else ("opaque", 3))
-    assert warnings == ["'background' was taken from the image: transparent." if transparent else WHITENED.format("")]
+    assert warnings == ["'background' was taken from the image: transparent." if transparent else WHITENED]
