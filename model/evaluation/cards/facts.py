@@ -100,12 +100,15 @@ def score_table(facts: dict[str, Any]) -> str:
 
 def beginning(training: dict[str, Any]) -> str:
     """What a training run began with, as a clause with its comma: legs before it, relation pretraining, or nothing."""
-    legs = []
+    legs, mean = [], ""
+    if other := training.get("mean_with"):
+        weights = other["sha256"][:12]
+        mean = f"; the mean of {1 - other['share']:.0%} of the result and {other['share']:.0%} of the weights {weights}"
     while start := training.get("started_from"):
         training = start["training"]
         legs.append(f"{start['name']} ({training['steps']:,} steps in {training['minutes']:g} minutes)")
     if legs:
-        return f", from the weights of {', which began with those of '.join(legs)}"
+        return f", from the weights of {', which began with those of '.join(legs)}{mean}"
     if training.get("relation_steps"):
-        return ", after relation pretraining (model/training/auxiliary/relation_pretraining.py)"
-    return ""
+        return f", after relation pretraining (model/training/auxiliary/relation_pretraining.py){mean}"
+    return mean

@@ -1,0 +1,48 @@
+"""The mean of two checkpoints, by the command that a developer runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.checkpoint import load_checkpoint, save_checkpoint
+from model.evaluation.cards.facts import beginning
+from model.networks.autoregressive_model import Fluid
+from model.networks.factory import new_tokenizer
+from model.presets import PRESETS
+from model.training.means.__main__ import main
+
+
+def saved(folder: Path, seed: int, preset: str = "tiny") -> Path:
+    torch.manual_seed(seed)
+    about = {"name": "tiny", "training": {"steps": 1}, "metrics": {"score": 1.0}}
+    save_checkpoint(folder, Fluid(PRESETS[preset]), new_tokenizer(PRESETS[preset]), about, torch.float32)
+    return folder
+
+
+def test_a_mean_lies_between_and_says_what_it_is(tmp_path: Path) -> None:
+    """Scores of one of the two would not be the mean's."""
+    one, other = (saved(tmp_path / str(seed), seed) for seed in (1, 2))
+    main([str(one), str(other), "--share", "0.25", "--out", str(tmp_path / "mean")])
+    a, b, both = (load_checkpoint(folder) for folder in (one, other, tmp_path / "mean"))
+    for name, value in both.model.state_dict().items():
+        expected = 0.75 * a.model.state_dict()[name] + 0.25 * b.model.state_dict()[name]
+        assert torch.allclose(value.float(), expected.float(), atol=0.02), name  # saved as bfloat16
+    assert both.about["training"]["mean_with"] == {"name": "tiny", "sha256": a.sha256, "share": 0.75}
+    assert "metrics" not in both.about and both.sha256 not in (a.sha256, b.sha256)
+    assert beginning(both.about["training"]) == (
+        f"; the mean of 25% of the result and 75% of the weights {a.sha256[:12]}"
+    )
+
+
+def test_what_has_no_mean_is_one_line(tmp_path: Path) -> None:
+    one, two = saved(tmp_path / "one", 1), saved(tmp_path / "two", 1, "compare-random-continuous-small")
+    for words, says in (
+        ([str(one), str(two), "--out", str(tmp_path / "mean")], "different sizes"),
+        ([str(one), str(one), "--out", str(one)], "is one of the two"),
+        ([str(one), str(tmp_path / "none"), "--out", str(tmp_path / "mean")], "none"),
+    ):
+        with pytest.raises(SystemExit, match=says):
+            main(words)
