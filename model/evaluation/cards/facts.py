@@ -71,8 +71,8 @@ def read_json(file: Path) -> Any:
 
 
 def listed(settings: dict[str, Any]) -> str:
-    """Sampling settings in words."""
-    return ", ".join(f"{key} {value}" for key, value in settings.items())
+    """Sampling settings in words, without those that are not set."""
+    return ", ".join(f"{key} {value}" for key, value in settings.items() if value is not None)
 
 
 def command(name: str) -> str:
