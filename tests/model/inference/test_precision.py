@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import re
+import statistics
 from pathlib import Path
 
 import pytest
@@ -41,10 +42,16 @@ def _pixels_of(ask: Request, dtype: str) -> torch.Tensor:
 
 
 @pytest.mark.slow
-def test_the_shipped_model_generates_the_same_image_in_bfloat16() -> None:
-    """PSNR against float32 is at least 40 dB (measured: 55 to 61); 8-bit rounding alone gives 59."""
-    ask = row_request("a red apple, 3d style", 5, num_inference_steps=8, diffusion_steps=12)
-    assert psnr(_pixels_of(ask, "bfloat16"), _pixels_of(ask, "float32")).item() > 40
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_the_shipped_model_generates_the_same_images_in_other_dtypes(dtype: str) -> None:
+    """PSNR against float32 is at least 40 dB for most seeds; 8-bit rounding alone gives 59. Measured: 51 to 52 in the
+    median, 22 for the farthest of seven.
+
+    A prompt leaves the place of its thing open, and a rounding decides it now and then: such an image is another one.
+    """
+    asks = [row_request("a red apple, 3d style", s, num_inference_steps=8, diffusion_steps=12) for s in range(5, 12)]
+    found = [psnr(_pixels_of(ask, dtype), _pixels_of(ask, "float32")).item() for ask in asks]
+    assert statistics.median(found) > 40, found
 
 
 @pytest.mark.slow
@@ -61,14 +68,6 @@ def test_in_bfloat16_other_rows_change_an_image_by_rounding_only() -> None:
                     serving.release(other)
     data = torch.frombuffer(bytearray(serving.image(row)), dtype=torch.uint8)
     assert psnr(to_pixels(data.view(1, 128, 128, 3)), _pixels_of(ask, "bfloat16")).item() > 30
-
-
-@pytest.mark.slow
-def test_the_shipped_model_generates_nearly_the_same_image_in_int8() -> None:
-    """PSNR against float32 is at least 40 dB (measured: 56), as in bfloat16."""
-    ask = row_request("a red apple, 3d style", 5, num_inference_steps=8, diffusion_steps=12)
-    found = psnr(_pixels_of(ask, "int8"), _pixels_of(ask, "float32")).item()
-    assert found > 40
 
 
 @pytest.mark.parametrize("system", SYSTEMS)

@@ -235,8 +235,11 @@ def test_an_outage_under_load_loses_no_edit_and_no_batch(
         assert status()["request_counts"] == {"total": 40, "completed": 40, "failed": 0}
         output = [json.loads(line) for line in http.get(f"/v1/files/file-out-{batch}/content").text.splitlines()]
         assert len(output) == 40
+        until(lambda: http.get("/health/ready").status_code == 200, what="workers that take jobs again")
         form["prompt"] = hold.prompt()
-        expected = {first, edit().json()["data"][0]["b64_json"]}
+        again = edit()
+        assert again.status_code == 200, again.text
+        expected = {first, again.json()["data"][0]["b64_json"]}
         assert {line["response"]["body"]["data"][0]["b64_json"] for line in output} == expected
         jobs = http.get("/v1/jobs?limit=100").json()["data"]
         assert {job["attempt"] for job in jobs} == {1}
