@@ -123,9 +123,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     for part in TEXTS & about.keys():
         if not isinstance(about[part], str):
             raise CheckpointError(f"{file}: about.{part} is {about[part]!r}, not text; copy the checkpoint again")
-    if not isinstance(hints := about.get("hints", {}), dict) or not all(
-        isinstance(each, str) for each in hints.values()
-    ):
+    hints = about.get("hints", {})
+    if not isinstance(hints, dict) or not all(isinstance(each, str) for each in hints.values()):
         raise CheckpointError(f"{file}: about.hints does not map words to names; copy the checkpoint again")
     for part in LISTS & about.keys():
         if not isinstance(about[part], list) or not all(isinstance(each, str) for each in about[part]):

@@ -2,17 +2,13 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from server.records import decode
 from server.sampling import Sampling
 
 PRESETS = ("low", "medium", "high")  #: what a request may name; a model has others at most in addition
-_LISTS = {
-    "vocabulary", "synonyms", "breadth", "breadth_styles", "caption_words", "backgrounds", "styles", "labels", "orders",
-    "examples",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,3 +78,7 @@ class ModelInfo:
         for preset in PRESETS:
             Sampling.from_mapping({**info.defaults, **info.presets[preset]})
         return info
+
+
+#: Fields that are lists in JSON.
+_LISTS = {each.name for each in fields(ModelInfo) if each.type == tuple[str, ...]}

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from model.data.atlas.atlas_bank import names_of
+from model.data.atlas.atlas_bank import beside_scenes
 from model.data.atlas.atlas_dataset import atlas_dataset
-from model.data.atlas.store import AtlasSprites, Entry, in_styles, is_atlas_folder
+from model.data.atlas.store import AtlasSprites, Entry, is_atlas_folder
 from model.data.dataset import Dataset
 from model.data.scenes.dataset import is_scene_folder, scene_dataset
 from model.data.scenes.sprites import Sprites
@@ -50,5 +50,4 @@ def known_entries(atlas: AtlasSprites, about: Mapping[str, Any]) -> list[Entry]:
     """The single things that a checkpoint was trained on, with their held-out styles; none without a breadth."""
     if not about.get("breadth") and not about.get("breadth_in_one_style"):
         return []
-    of_scenes = names_of(known_things(about))
-    return [each for each in in_styles(atlas.entries, about.get("breadth_styles", ())) if each.noun not in of_scenes]
+    return beside_scenes(atlas.entries, known_things(about), about.get("breadth_styles", ()))

@@ -65,8 +65,7 @@ def build_atlas_bank(
             sampled = replace(sampled, background=TRANSPARENT)
         facts.append(sampled)
         captions.append(varied(settle_style(caption(sampled, rng), sampled, rng), rng))
-    of_scenes = names_of(things)
-    entries = [each for each in in_styles(sprites.entries, breadth_styles) if breadth and each.noun not in of_scenes]
+    entries = beside_scenes(sprites.entries, things, breadth_styles) if breadth else []
     for place, entry in enumerate(entries):
         for visit in range(rows_of(entry)):
             rng = np.random.default_rng((seed, 2, place, visit))
@@ -81,6 +80,12 @@ def build_atlas_bank(
     return AtlasBank(
         sprites, facts, captions, snap, seed, scenes=size, entries=tuple(entries), breadth_styles=tuple(breadth_styles),
     )  # fmt: skip
+
+
+def beside_scenes(entries: Sequence[Entry], things: Sequence[str], breadth_styles: Sequence[str] = ()) -> list[Entry]:
+    """The entries in these styles, without those of the things that scenes show; see `build_atlas_bank`."""
+    of_scenes = names_of(things)
+    return [entry for entry in in_styles(entries, breadth_styles) if entry.noun not in of_scenes]
 
 
 def names_of(things: Sequence[str]) -> set[str]:

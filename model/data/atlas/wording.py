@@ -9,7 +9,7 @@ import numpy as np
 from model.data.atlas.store import Entry
 from model.data.scenes.facts import SINGLE, Facts, Group, held_out
 from model.data.scenes.things import COLOURS
-from model.data.scenes.wording import with_article
+from model.data.scenes.wording import ground, with_article
 
 DEFAULT_STYLE = "3d"  # that of a scene whose prompt names none
 STYLELESS_SHARE = 0.4  # of the captions of images in their default style
@@ -37,8 +37,8 @@ def entry_caption(entry: Entry, facts: Facts, rng: np.random.Generator) -> str:
 
 def entry_prompt(entry: Entry, colour: str = "", background: str = "white") -> str:
     """The plainest wording, used in evaluation: "a fire engine, noto style"; a background other than white is named."""
-    ground = "" if background == "white" else f" on a {background} background"
-    return f"{indefinite(f'{colour} {entry.noun}' if colour else entry.noun)}, {entry.style} style{ground}"
+    thing = indefinite(f"{colour} {entry.noun}" if colour else entry.noun)
+    return f"{thing}, {entry.style} style{ground(background)}"
 
 
 def entry_facts(entry: Entry, rng: np.random.Generator, background: str) -> Facts:

@@ -88,8 +88,12 @@ def _join(phrases: list[str], facts: Facts, relation: str, joiner: str = "and") 
 
 
 def _finish(subject: str, facts: Facts) -> str:
-    ground = "" if facts.background == "white" else f" on a {facts.background} background"
-    return f"{subject}, {facts.style} style{ground}"
+    return f"{subject}, {facts.style} style{ground(facts.background)}"
+
+
+def ground(background: str) -> str:
+    """How the plainest wording ends: a white background is left unsaid."""
+    return "" if background == "white" else f" on a {background} background"
 
 
 def _background(subject: str, facts: Facts, rng: np.random.Generator) -> str:

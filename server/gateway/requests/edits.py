@@ -8,7 +8,7 @@ from typing import BinaryIO, TypeVar
 
 from server.errors import InvalidRequest
 from server.gateway.requests.client_mapping import ClientMapping
-from server.gateway.requests.resolve import model_of, resolve, wants_alpha, warnings_about
+from server.gateway.requests.resolve import job_of, model_of, wants_alpha, warnings_about
 from server.gateway.requests.validation import validated
 from server.gateway.schemas.edits import DEFAULT_FEATHER, DEFAULT_KEEP, EditRequest, VariationRequest
 from server.gateway.schemas.images import ImageRequest
@@ -110,10 +110,9 @@ def resolve_part(
     Raises:
         InvalidRequest: as `resolve`.
     """
-    job, warnings = resolve(request, models, default, mapping)
     info = model_of(request, models, default, mapping)
+    job = job_of(request, info, mapping)
     # Raster order has one step for every token.
-    if job.sampling.num_inference_steps <= new_tokens or info.has_fixed("num_inference_steps"):
-        return job, warnings
-    job = replace(job, sampling=replace(job.sampling, num_inference_steps=new_tokens))
+    if job.sampling.num_inference_steps > new_tokens and not info.has_fixed("num_inference_steps"):
+        job = replace(job, sampling=replace(job.sampling, num_inference_steps=new_tokens))
     return job, warnings_about(request, info, job)

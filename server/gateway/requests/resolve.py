@@ -22,6 +22,12 @@ def resolve(
         UnknownModel, NoWorkers: see `model_of`. InvalidRequest: the model cannot generate what the request asks for.
     """
     info = model_of(request, models, default, mapping)
+    job = job_of(request, info, mapping)
+    return job, warnings_about(request, info, job)
+
+
+def job_of(request: ImageRequest, info: ModelInfo, mapping: ClientMapping = NO_MAPPING) -> JobInput:
+    """Return the fully specified job. Raises InvalidRequest: the model cannot generate what the request asks for."""
     width, height = _size(request, info, mapping)
     quality: str = request.quality or "auto"
     quality = QUALITY_ALIASES.get(quality, quality)
@@ -62,7 +68,7 @@ def resolve(
     _check_limits(job, info)
     _check_system(job, info)
     _check_negative_prompt(job, info)
-    return job, warnings_about(request, info, job)
+    return job
 
 
 def wants_alpha(request: ImageRequest, info: ModelInfo) -> bool:

@@ -77,12 +77,12 @@ class KnownWords:
         tokens, found, place = split(prompt), Reading(), 0
         while place < len(tokens):
             length, name = self._name_at(tokens, place)
-            following = tokens[place + max(1, length)] if place + max(1, length) < len(tokens) else ""
             if name:
                 (found.styles if name in self.styles else found.names).append(name)
+                place += length
             else:
-                self._sort(tokens[place], following, found)
-            place += max(1, length)
+                self._sort(tokens[place], "".join(tokens[place + 1 : place + 2]), found)
+                place += 1
         return found
 
     def _name_at(self, tokens: Sequence[str], place: int) -> tuple[int, str]:
