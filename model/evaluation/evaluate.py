@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -38,6 +37,7 @@ from model.inference.load import find_checkpoint, load_engine
 from model.inference.requests import EngineError, Request, Sampling, check_request
 from model.inference.serving import ServingEngine
 from model.networks.condition import PromptError
+from model.training.command.flags import whole_number
 
 
 class Defaults(NamedTuple):
@@ -79,21 +79,6 @@ def parse_presets(text: str) -> tuple[str, ...]:
     return names
 
 
-def at_least(least: int) -> Callable[[str], int]:
-    """The type of a flag that takes a whole number from `least` on."""
-
-    def parse(text: str) -> int:
-        try:
-            number = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
-        if number < least:
-            raise argparse.ArgumentTypeError(f"{number} is below {least}")
-        return number
-
-    return parse
-
-
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m model.evaluation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -107,12 +92,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, help="folder of `make data` (data/emoji-64, data/scenes or data/atlas)")
     parser.add_argument(
         "--images",
-        type=at_least(1),
+        type=whole_number(1),
         help="emoji: trained pairs (400); scenes: images per prompt (4); breadth: things (1000); "
         "loss: images per split (512)",
     )
     parser.add_argument(
-        "--prompts", type=at_least(2), default=100, help="scenes: prompts in each of six categories (%(default)s)"
+        "--prompts", type=whole_number(2), default=100, help="scenes: prompts in each of six categories (%(default)s)"
     )
     parser.add_argument("--detector", type=Path, default=Path("runs/detector"),
                         help="scenes: folder of the trained detector (%(default)s)")  # fmt: skip
@@ -122,14 +107,14 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--things",
-        type=at_least(1),
+        type=whole_number(1),
         help="loss on scenes: first things of model/data/scenes/things.py (default: those that the checkpoint knows)",
     )
     parser.add_argument(
-        "--snap", type=at_least(1), default=16, help="loss on scenes: raster of corners, pixels (%(default)s)"
+        "--snap", type=whole_number(1), default=16, help="loss on scenes: raster of corners, pixels (%(default)s)"
     )
-    parser.add_argument("--rows", type=at_least(1), default=64, help="images generated together (%(default)s)")
-    parser.add_argument("--seed", type=at_least(0), default=0, help="seed of the first image (%(default)s)")
+    parser.add_argument("--rows", type=whole_number(1), default=64, help="images generated together (%(default)s)")
+    parser.add_argument("--seed", type=whole_number(0), default=0, help="seed of the first image (%(default)s)")
     parser.add_argument("--sampling", type=Path, help="JSON with presets and defaults that replace the checkpoint's")
     parser.add_argument(
         "--out", type=Path, default=Path("out/evaluate"), help="folder for sheets and report.json (%(default)s)"

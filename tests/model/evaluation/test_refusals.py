@@ -70,11 +70,11 @@ def test_a_file_of_sampling_settings_that_does_not_fit_is_named(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--images", "0"], "--images: 0 is below 1"),
-        (["--images", "-5"], "--images: -5 is below 1"),
-        (["--rows", "0"], "--rows: 0 is below 1"),
-        (["--prompts", "1"], "--prompts: 1 is below 2"),
-        (["--seed", "-1"], "--seed: -1 is below 0"),
+        (["--images", "0"], "--images: '0' is not a whole number, 1 or more"),
+        (["--images", "-5"], "--images: '-5' is not a whole number, 1 or more"),
+        (["--rows", "0"], "--rows: '0' is not a whole number, 1 or more"),
+        (["--prompts", "1"], "--prompts: '1' is not a whole number, 2 or more"),
+        (["--seed", "-1"], "--seed: '-1' is not a whole number, 0 or more"),
         (["--rows", "many"], "--rows: 'many' is not a whole number"),
         (["--loss", "x", "--quality", "low"], "--quality is not for --loss"),
         (["--loss", "x", "--guidance-scale", "1"], "--guidance-scale is not for --loss"),
