@@ -7,7 +7,8 @@
 
 The loop knows steps of the form x_s = mean_x0 · x_0 + mean_xt · x_t with x_0 = a x_t − b out. With a = 1 and b = t, the
 x_0 of a predicted u is x_t − t u, and an Euler step is (1 − s/t) x_0 + (s/t) x_t: so every kernel that samples "v"
-samples a flow too, from another table. No noise is added on the way, so temperature has no effect.
+samples a flow too, from another table. No noise is added on the way, so temperature
+scales the noise that the path starts from (head_loop.tempered).
 """
 
 from __future__ import annotations

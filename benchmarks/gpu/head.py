@@ -53,7 +53,7 @@ def loop_of(variant: str, case: HeadCase, noise: Noise = generated) -> Callable[
 def _plain(case: HeadCase, noise: Noise) -> Tensor:
     """Run one chain for all rows, the batch doubled for guidance as in the released code."""
     rows, chains, channels = case.rows, case.chains, case.weights.channels
-    x = initial_noise(rows, channels)
+    x = initial_noise(rows, chains, channels)
     steps = int(chains.steps[0])
     for j in reversed(range(steps)):
         y = chains.times[0, j] + rows.condition
@@ -86,7 +86,7 @@ def _compiled(case: HeadCase, noise: Noise) -> Callable[[], Tensor]:
     compiled = torch.compile(step, mode="reduce-overhead", dynamic=False)
 
     def loop() -> Tensor:
-        x = initial_noise(rows, w.channels)
+        x = initial_noise(rows, chains, w.channels)
         steps = int(chains.steps[0])
         for j in reversed(range(steps)):
             coefficients = chains.coefficients[0, j].expand(len(x), -1).clone()

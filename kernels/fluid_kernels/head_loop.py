@@ -6,6 +6,7 @@
         out  = uncond + g · (cond − uncond)    on the first C outputs; a learned variance is the conditional one
         x    = mean_x0 · x0(out, x) + mean_xt · x + temperature · σ · noise                  no noise at j = 0
 
+x starts as noise, times the temperature if the chains are a flow's, whose steps add none (σ = 0).
 Rows with fewer steps join later, and all rows end together. x and all of the update are float32.
 
 Sources: MAR (arXiv 2406.11838) for head and guidance, Ho et al. 2020 for the posterior, Nichol & Dhariwal 2021 for the
@@ -134,10 +135,11 @@ class Chains:
     times: Tensor  # (S, K, W) time embeddings
     coefficients: Tensor  # (S, K, 7) float32: see COEFFICIENTS
     host: tuple[ChainFacts, ...] | None = None  # of each chain, for a host that must not wait for the device
+    flow: bool = False  # no step adds noise, so that temperature scales the initial noise instead
 
     def to(self, device: torch.device | str) -> Chains:
         """Copy the tables to a device, without waiting for it."""
-        names = (f.name for f in fields(self) if f.name != "host")
+        names = (f.name for f in fields(self) if f.name not in ("host", "flow"))
         tables: dict[str, Any] = {name: send(getattr(self, name), torch.device(device)) for name in names}
         return replace(self, **tables)
 
@@ -154,7 +156,7 @@ class Rows:
     guided: Tensor  # (G,) int64, ascending: rows with guidance
     chain: Tensor  # (M,) int64, the row's entry in Chains
     guidance: Tensor  # (M,) float32 scale; read for guided rows only
-    temperature: Tensor  # (M,) float32, scales the noise of the steps, never the initial noise (as in MAR)
+    temperature: Tensor  # (M,) float32, scales the noise of the steps (as in MAR); of a flow, the initial noise
     seed: Tensor  # (M,) int64
     position: Tensor  # (M,) int64, the token's place in its image, for the noise
     host: tuple[list[int], list[int]] | None = None  # `chain` and `guided`, for a host that must not wait
@@ -163,9 +165,19 @@ class Rows:
         return len(self.chain)
 
 
-def initial_noise(rows: Rows, channels: int) -> Tensor:
-    """(M, C) unit noise that the chains start from."""
-    return normal_ref(rows.seed, INITIAL, rows.position, torch.full_like(rows.seed, TRAIN_STEPS), channels)
+def initial_noise(rows: Rows, chains: Chains, channels: int) -> Tensor:
+    """(M, C) noise that the chains start from."""
+    unit = normal_ref(rows.seed, INITIAL, rows.position, torch.full_like(rows.seed, TRAIN_STEPS), channels)
+    return tempered(unit, rows, chains)
+
+
+def tempered(unit: Tensor, rows: Rows, chains: Chains) -> Tensor:
+    """(M, C) unit noise -> what the chains start from: the noise itself or, of a flow, temperature times it.
+
+    A flow draws no other noise. From a temperature below 1 on, its paths begin nearer to the mean of the noise and end
+    nearer to the modes of the data, which is what truncation does for a GAN (Brock et al. 2019, arXiv 1809.11096).
+    """
+    return unit * rows.temperature[:, None] if chains.flow else unit
 
 
 def step_noise(rows: Rows, timesteps: Tensor, channels: int) -> Tensor:
@@ -244,7 +256,7 @@ def evaluate_ref(w: HeadWeights, x: Tensor, y: Tensor) -> Tensor:
 def head_loop_ref(weights: HeadWeights, rows: Rows, chains: Chains, prediction: str, clamp: float) -> Tensor:
     """The definition, (M, C) float32 tokens: nothing hoisted, nothing packed."""
     channels = weights.channels
-    x = initial_noise(rows, channels).to(weights.up.dtype)
+    x = initial_noise(rows, chains, channels).to(weights.up.dtype)
     plan = active(facts(rows, chains))
     for j in reversed(range(len(plan))):
         count, guided = plan[j]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fluid_kernels.head_loop import TRAIN_STEPS, Chains, HeadWeights, Rows, head_loop_ref
+from fluid_kernels.head_loop import TRAIN_STEPS, Chains, HeadWeights, Rows, head_loop_ref, initial_noise
 from fluid_kernels.loops.torch_loop import TorchHead
 from fluid_kernels.ops.linear import PackedLinear, linear_ref
 from fluid_kernels.philox import INITIAL, STEP, normal_ref
@@ -96,6 +96,23 @@ def test_the_torch_path_matches_the_definition(prediction: str, count: int, guid
     expected = head_loop_ref(weights, rows, chains, prediction, 3.0)
     found = TorchHead(weights, torch.float32)(rows, chains, prediction, 3.0)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_flow_starts_from_noise_times_the_temperature() -> None:
+    """On the torch path too, and with chains that were stacked; a chain that adds noise starts from unit noise."""
+    head = make_head("flow")
+    rows, _, _ = make_rows(head, 3, [1], [0, 0, 1])
+    chains = stack_chains([make_chains(head, (5,)), make_chains(head, (2,))])
+    unit = initial_noise(rows, dataclasses.replace(chains, flow=False), 6)
+    torch.testing.assert_close(initial_noise(rows, chains, 6), rows.temperature[:, None] * unit)
+    assert not make_chains(make_head("v"), (5,)).flow
+    weights = HeadWeights.from_head(head)
+    expected = head_loop_ref(weights, rows, chains, "v", 0.0)
+    torch.testing.assert_close(
+        TorchHead(weights, torch.float32)(rows, chains, "v", 0.0), expected, rtol=1e-4, atol=1e-4
+    )
+    cold = dataclasses.replace(rows, temperature=torch.full((3,), 0.1))
+    assert (head_loop_ref(weights, cold, chains, "v", 0.0) - expected).abs().max() > 0.1
 
 
 def test_bfloat16_is_close_and_independent_of_other_rows() -> None:

@@ -89,7 +89,7 @@ def test_the_shipped_head_samples_the_same_on_every_path(path: str) -> None:
     every = torch.arange(count)
     rows = Rows(
         condition=head.embed_condition(z), guided=every, chain=torch.tensor([0, 0, 1]), position=every, seed=every,
-        guidance=torch.full((count,), 3.0), temperature=torch.ones(count),
+        guidance=torch.full((count,), 3.0), temperature=torch.tensor([1.0, 0.7, 0.5]),
     )  # fmt: skip
     weights, chains = HeadWeights.from_head(head), make_chains(head, (6, 4))
     settings = model.config.prediction, model.config.clamp
@@ -101,7 +101,7 @@ def test_the_shipped_head_samples_the_same_on_every_path(path: str) -> None:
 @pytest.mark.slow
 @given(
     lengths=st.lists(st.integers(1, 4), min_size=1, max_size=9), guided=st.sets(st.integers(0, 8)),
-    prediction=st.sampled_from(["eps", "v"]), path=st.sampled_from(["triton", "persistent"]),
+    prediction=st.sampled_from(["eps", "v", "flow"]), path=st.sampled_from(["triton", "persistent"]),
 )  # fmt: skip
 @settings(max_examples=8)
 def test_rows_of_any_schedules_share_a_loop(lengths: list[int], guided: set[int], prediction: str, path: str) -> None:
@@ -111,6 +111,7 @@ def test_rows_of_any_schedules_share_a_loop(lengths: list[int], guided: set[int]
     chain = sorted(counts.index(length) for length in lengths)
     rows, _, _ = small.make_rows(head, len(chain), sorted(guided & set(range(len(chain)))), chain)
     weights, chains = HeadWeights.from_head(head), make_chains(head, counts)
-    expected = head_loop_ref(weights, rows, chains, prediction, 3.0)
-    found = make_head(weights, torch.float32, path)(rows, chains, prediction, 3.0)
+    rule = head.config.update_rule
+    expected = head_loop_ref(weights, rows, chains, rule, 3.0)
+    found = make_head(weights, torch.float32, path)(rows, chains, rule, 3.0)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fluid_kernels.head_loop import HeadWeights, Rows, head_loop_ref, initial_noise
+from fluid_kernels.head_loop import HeadWeights, Rows, head_loop_ref
+from fluid_kernels.philox import INITIAL, normal_ref
 from model.config import ConfigError
 from model.flow import add_flow_noise, flow_loss, flow_schedule, sample_times
 from model.inference.heads.chains import make_chains
@@ -42,7 +43,10 @@ def test_shift_spends_more_steps_on_noise() -> None:
 
 
 def test_the_loop_is_eulers_method() -> None:
-    """The sampling loop, which knows no flows, gives what integrating the head's own velocity gives."""
+    """The sampling loop gives what integrating the head's own velocity from noise times the temperature gives.
+
+    A temperature used to be accepted and to change nothing, since no step of a flow adds noise.
+    """
     torch.manual_seed(0)
     head = DiffusionHead(FLOW)
     for parameter in head.parameters():
@@ -53,9 +57,10 @@ def test_the_loop_is_eulers_method() -> None:
         chain=torch.zeros(5, dtype=torch.int64), guidance=torch.ones(5), temperature=torch.full((5,), 0.3),
         seed=torch.arange(5), position=torch.arange(5),
     )  # fmt: skip
-    found = head_loop_ref(HeadWeights.from_head(head), rows, make_chains(head, (6,)), FLOW.update_rule, 0.0)
+    chains = make_chains(head, (6,))
+    found = head_loop_ref(HeadWeights.from_head(head), rows, chains, FLOW.update_rule, 0.0)
     times = [*(flow_schedule(6, 2.0).timesteps / 1000).tolist()[::-1], 0.0]
-    x = initial_noise(rows, FLOW.channels)
+    x = 0.3 * normal_ref(rows.seed, INITIAL, rows.position, torch.full((5,), 1000), FLOW.channels)
     for now, then in pairwise(times):
         u = head.denoise(x, head.embed_time(torch.full((5,), 1000 * now)) + rows.condition)
         x = x + (then - now) * u

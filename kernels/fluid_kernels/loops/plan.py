@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fluid_kernels.head_loop import TRAIN_STEPS, Chains, HeadWeights, RowFacts, Rows, facts
+from fluid_kernels.head_loop import TRAIN_STEPS, Chains, HeadWeights, RowFacts, Rows, facts, tempered
 from fluid_kernels.ops.modulation import stack_modulation
 from fluid_kernels.ops.philox_triton import normal
 from fluid_kernels.philox import INITIAL
@@ -105,7 +105,8 @@ def make_plan(rows: Rows, chains: Chains, channels: int) -> tuple[Plan, RowFacts
         ValueError: the rows are not sorted.
     """
     known = facts(rows, chains)
-    x = normal(rows.seed, INITIAL, rows.position, torch.full_like(rows.seed, TRAIN_STEPS), channels)
+    unit = normal(rows.seed, INITIAL, rows.position, torch.full_like(rows.seed, TRAIN_STEPS), channels)
+    x = tempered(unit, rows, chains)
     starts = [steps - 1 for steps in known.steps]
     longest = chains.timesteps.shape[1]
     plan = Plan(

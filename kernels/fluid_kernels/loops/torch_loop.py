@@ -74,7 +74,7 @@ class TorchHead:
         """
         known = facts(rows, chains)
         plan = active(known)
-        x = initial_noise(rows, self.channels)
+        x = initial_noise(rows, chains, self.channels)
         coefficients = chains.coefficients[rows.chain]  # (M, K, 7)
         sharp = self.dtype != torch.float32 and (prediction == "eps" or known.eps_as_v)
         noise = _Noise(rows, chains, plan, self.channels)

@@ -57,7 +57,7 @@ def make_chains(head: DiffusionHead, lengths: Sequence[int]) -> Chains:
     facts = tuple(ChainFacts.of(*each) for each in zip(lengths, coefficients, strict=True))
     tables = (torch.tensor(list(lengths)), timesteps, coefficients)
     steps, timesteps, coefficients = (send(table, device) for table in tables)
-    return Chains(steps, timesteps, times, coefficients, facts)
+    return Chains(steps, timesteps, times, coefficients, facts, flow=head.config.prediction == "flow")
 
 
 def stack_chains(parts: Sequence[Chains]) -> Chains:
@@ -79,6 +79,7 @@ def stack_chains(parts: Sequence[Chains]) -> Chains:
         padded([part.times for part in parts]),
         padded([part.coefficients for part in parts]),
         None if any(part.host is None for part in parts) else tuple(f for part in parts for f in part.host or ()),
+        flow=any(part.flow for part in parts),
     )
 
 

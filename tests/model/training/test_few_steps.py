@@ -92,7 +92,7 @@ def test_a_mean_flow_head_starts_as_the_flow_head_and_is_sampled_with_lengths_an
     )  # fmt: skip
     chains = make_chains(student, (6, 3))
     found = head_loop_ref(HeadWeights.from_head(student), rows, chains, student.config.update_rule, 0.0)
-    noise = initial_noise(rows, 4)
+    noise = initial_noise(rows, chains, 4)
     for row, (count, scale) in enumerate(zip((6, 6, 6, 3, 3), guidance.tolist(), strict=True)):
         one = slice(row, row + 1)
         expected = sample(student, z[one], null[one], noise[one], count, scale)
