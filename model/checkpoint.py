@@ -124,12 +124,16 @@ def read_config(folder: Path) -> dict[str, Any]:
         if not isinstance(about[part], str):
             raise CheckpointError(f"{file}: about.{part} is {about[part]!r}, not text; copy the checkpoint again")
     hints = about.get("hints", {})
-    if not isinstance(hints, dict) or not all(isinstance(each, str) for each in hints.values()):
-        raise CheckpointError(f"{file}: about.hints does not map words to names; copy the checkpoint again")
+    if not isinstance(hints, dict) or not all(map(_texts, hints.values())):
+        raise CheckpointError(f"{file}: about.hints does not map words to lists of names; copy the checkpoint again")
     for part in LISTS & about.keys():
-        if not isinstance(about[part], list) or not all(isinstance(each, str) for each in about[part]):
+        if not _texts(about[part]):
             raise CheckpointError(f"{file}: about.{part} is not a list of texts; copy the checkpoint again")
     return raw
+
+
+def _texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
 
 
 @contextmanager

@@ -28,7 +28,7 @@ class ModelInfo:
     breadth_styles: tuple[str, ...] = ()  #: the only styles of the breadth; none: all
     caption_words: tuple[str, ...] = ()  #: all other words of its captions: counts, colours, positions; none: unknown
     backgrounds: tuple[str, ...] = ()  #: words before "background"; none: unknown
-    hints: Mapping[str, str] = field(default_factory=dict)  #: words outside the vocabulary that mean one of its names
+    hints: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  #: other words -> names
     styles: tuple[str, ...] = ()
     max_prompt_tokens: int = 0  #: that it reads of a prompt; 0: unknown
     system: str = ""  #: order and kind of token, such as "random-continuous"; "": unknown

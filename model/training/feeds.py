@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from model.data.atlas.atlas_bank import AtlasBank, build_atlas_bank
-from model.data.atlas.known_words import known_words
+from model.data.atlas.known_words import keywords, known_words
 from model.data.atlas.store import AtlasSprites, open_sprites
 from model.data.dataset import Dataset
 from model.data.scenes.bank import SceneBank, build_bank
@@ -29,6 +29,7 @@ from model.networks.tokenizer import encode_tokens, to_pixels
 from model.process_group import Share
 from model.training.auxiliary.layout_loss import cell_classes
 from model.training.caption_cache import CaptionCache, build_caption_cache
+from model.training.keyword_hints import keyword_hints
 from model.training.recipe import Recipe, SceneRecipe
 from model.training.trainer import step_generator
 
@@ -201,6 +202,7 @@ class SceneFeed:
         self.about = {
             "data": {key: value for key, value in scenes.sprites.about.items() if key not in ("portraits", "tags")},
             **known_words(scenes),
+            **({"hints": hints} if (hints := keyword_hints(keywords(scenes), encoder)) else {}),
         }
         self._next_step = -1
         self._batches: Iterator[tuple[Tensor, Tensor, Tensor]] = iter(())

@@ -85,7 +85,8 @@ def _entries(pictures: Sequence[Picture], held: np.ndarray) -> list[Entry]:
                 key=f"{picture.noun}{NUMBER}{seen[picture.noun, picture.style]}",
                 noun=picture.noun, style=picture.style, split="heldout" if out else "train",
                 styles=len(trained[picture.noun]), default=picture.style == default.get(picture.noun),
-                also=picture.also, tags=picture.tags, sentence=picture.sentence, one_colour=picture.one_colour,
+                also=picture.also, tags=picture.tags, keywords=picture.keywords,
+                sentence=picture.sentence, one_colour=picture.one_colour,
                 colourable=not picture.sentence and not picture.one_colour and main_hue(picture.sprite) is not None,
             )
         )  # fmt: skip

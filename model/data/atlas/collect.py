@@ -23,6 +23,7 @@ from model.data.scenes.things import COLOURS
 from model.data.sources import DataError, fetch_package, load_emojibase, open_cutouts, render_icon
 
 PORTRAITS_EACH = 800
+TAGS = 2  # keywords of an emoji that captions may use
 SMALLEST_SHARE = 0.02  # of the square: a cut-out that covers less is an empty or broken drawing
 # Groups of emojibase: faces, people, animals, food, places, leisure, objects; not symbols and flags.
 GROUPS = (0, 1, 3, 4, 5, 6, 7)
@@ -38,7 +39,7 @@ class Picture:
     Attributes:
         noun: the canonical name of the thing.
         also: other nouns that name it.
-        tags: keywords that are true of it, for some of the captions.
+        tags: keywords that are true of it, for some of the captions. keywords: all, those in its name left out.
         sentence: the noun is a description of its own, as of portraits, and takes no plural or synonym.
         one_colour: black, to be drawn in any colour.
     """
@@ -48,6 +49,7 @@ class Picture:
     sprite: np.ndarray = field(repr=False)
     also: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
+    keywords: tuple[str, ...] = ()
     sentence: bool = False
     one_colour: bool = False
 
@@ -65,15 +67,16 @@ def emoji_pictures(cache: Path, progress: bool = True) -> Iterator[Picture]:
         label = entry["label"].replace("’", "'")
         noun = canonical(label)
         also = (label,) if noun != label else ()
-        tags = tuple(tag for tag in entry.get("tags", ()) if tag not in noun.lower().split())[:2]
+        keywords = tuple(tag for tag in entry.get("tags", ()) if tag not in noun.lower().split())
+        words = (also, keywords[:TAGS], keywords)
         for style, draw in drawers.items():
             image = draw(normalise_hexcode(entry["hexcode"]))
             if image is not None and (sprite := _cut(image)) is not None:
-                yield Picture(noun, style, sprite, also, tags)
+                yield Picture(noun, style, sprite, *words)
         if (name := re.sub(r"[^a-z]", "", label.lower())) in firefox["icons"]:
             sprite = _cut(render_icon(firefox, name, 2 * SIDE))
             if sprite is not None:
-                yield Picture(noun, FIREFOX.style, sprite, also, tags)
+                yield Picture(noun, FIREFOX.style, sprite, *words)
 
 
 def icon_pictures(icons: IconSet, cache: Path, progress: bool = True) -> Iterator[Picture]:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from model.data.atlas.atlas_bank import AtlasBank
-from model.data.atlas.store import Entry
 from model.data.scenes.bank import SceneBank
 from model.data.scenes.facts import PORTRAIT
 from model.data.scenes.things import BACKGROUNDS, THINGS, TRANSPARENT
@@ -34,18 +33,19 @@ def breadth_vocabulary(bank: SceneBank) -> dict[str, Any]:
     known = sorted({entry.noun for entry in entries if entry.styles > 1})
     single = sorted({entry.noun for entry in entries if entry.styles == 1})
     chosen = {"breadth_styles": list(bank.breadth_styles)} if bank.breadth_styles else {}
-    return {"breadth": known, "breadth_in_one_style": single, **chosen, "hints": tag_hints(entries)}
+    return {"breadth": known, "breadth_in_one_style": single, **chosen}
 
 
-def tag_hints(entries: Sequence[Entry]) -> dict[str, str]:
-    """Words that mean one name: tags of a single thing of the breadth ("aubergine": "eggplant")."""
+def keywords(bank: SceneBank) -> dict[str, list[str]]:
+    """Words that name nothing that an atlas trains alone, and the nouns that they are keywords of."""
+    entries = bank.entries if isinstance(bank, AtlasBank) else []
     nouns: dict[str, set[str]] = defaultdict(set)
     for entry in entries:
-        for word in (*entry.tags, *entry.also):
-            nouns[word.lower()].add(entry.noun)
+        if entry.split == "train" and not entry.sentence and entry.styles > 1:
+            for word in (*entry.keywords, *entry.also):
+                nouns[word.lower()].add(entry.noun)
     names = {entry.noun.lower() for entry in entries}
-    hints = {word: min(of) for word, of in nouns.items() if len(of) == 1 and any(map(str.isalpha, word))}
-    return {word: noun for word, noun in sorted(hints.items()) if word not in names}
+    return {word: sorted(nouns[word]) for word in sorted(nouns.keys() - names) if any(map(str.isalpha, word))}
 
 
 def scene_grammar(scenes: SceneBank) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from model.data.sources import DataError
 
 ARRAY_FILE, LINES_FILE = "breadth.npy", "breadth.jsonl"
 SPLITS = ("train", "heldout")
+_LISTS = ("also", "tags", "keywords")  # of an entry, in its line of JSON
 NUMBER = " #"  # in a key, between the noun and the number of the drawing
 
 
@@ -32,7 +33,7 @@ class Entry:
 
     Attributes:
         key: unique; the thing that facts name.
-        noun, also, tags, sentence, one_colour: as of collect.Picture.
+        noun, also, tags, keywords, sentence, one_colour: as of collect.Picture.
         split: "train", or "heldout": nothing trains on it, but on the same thing in other styles.
         styles: number of styles that train on the thing.
         default: a prompt without a style draws this style of the thing.
@@ -47,6 +48,7 @@ class Entry:
     default: bool
     also: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
+    keywords: tuple[str, ...] = ()
     sentence: bool = False
     one_colour: bool = False
     colourable: bool = False
@@ -118,7 +120,7 @@ class AtlasSprites(Sprites):
         require(folder, LINES_FILE)
         with reading(folder):
             raw = read_lines(folder / LINES_FILE)
-            entries = [Entry(**{**row, "also": tuple(row["also"]), "tags": tuple(row["tags"])}) for row in raw]
+            entries = [Entry(**{**row, **{key: tuple(row[key]) for key in _LISTS}}) for row in raw]
             array = np.load(folder / ARRAY_FILE, mmap_mode="r")
         if len(array) != len(entries):
             raise DataError(f"{folder}: {len(array)} cut-outs but {len(entries)} lines; run `make data` again")

@@ -15,7 +15,7 @@ from model.config import TokenizerConfig
 from model.data.atlas.assemble import assemble
 from model.data.atlas.atlas_bank import AtlasBank, build_atlas_bank
 from model.data.atlas.collect import Picture
-from model.data.atlas.known_words import breadth_vocabulary, other_names
+from model.data.atlas.known_words import breadth_vocabulary, keywords, other_names
 from model.data.scenes.bank import build_bank
 from model.data.scenes.sprites import SIDE
 from model.data.scenes.things import STYLES, THINGS
@@ -31,6 +31,7 @@ from model.training.feeds import (
     mixed_order,
     open_scenes,
 )
+from model.training.keyword_hints import keyword_hints
 from model.training.outputs import exposure
 from model.training.recipe import Recipe
 from tests.model.image_set import discs, drawing
@@ -109,7 +110,7 @@ def test_a_breadth_in_chosen_styles_has_the_things_that_two_of_them_draw() -> No
     ]  # fmt: skip
     assert {facts.groups[0].thing for facts in bank.facts[5:]} == {"anvil #1", "hook #1"}
     assert breadth_vocabulary(bank) == {
-        "breadth": ["anvil", "hook"], "breadth_in_one_style": [], "breadth_styles": ["noto", "3d"], "hints": {},
+        "breadth": ["anvil", "hook"], "breadth_in_one_style": [], "breadth_styles": ["noto", "3d"],
     }  # fmt: skip
 
 
@@ -122,7 +123,29 @@ def test_the_breadth_leaves_the_things_of_scenes_to_the_scenes() -> None:
     atlas = assemble(core, [Picture(noun, "noto", drawing(n)) for n, noun in enumerate(nouns)])
     bank = build_atlas_bank(atlas, things, STYLES, 5, 16, seed=1)
     assert {facts.groups[0].thing for facts in bank.facts[5:]} == {"anvil #1"}
-    assert breadth_vocabulary(bank) == {"breadth": [], "breadth_in_one_style": ["anvil"], "hints": {}}
+    assert breadth_vocabulary(bank) == {"breadth": [], "breadth_in_one_style": ["anvil"]}
+
+
+def test_keywords_are_of_all_things_that_an_atlas_trains_alone() -> None:
+    """Only the first two of an emoji's keywords were kept, and only if they meant one thing: "coffee" was unknown, and
+    nearest to it was "coffin"."""
+    core = discs(things := ("cat", "mushroom"))
+    core.about["sha256"] = "0"
+    files = {"teapot": ("drink", "coffee"), "vase": ("drink", "teapot"), "hook": ("100", "Coffee"), "cat": ("pet",)}
+    drawn = [(noun, style, words) for noun, words in files.items() for style in ("noto", "3d")]
+    pictures = [Picture(noun, style, drawing(n), keywords=words) for n, (noun, style, words) in enumerate(drawn)]
+    atlas = assemble(core, [*pictures, Picture("anvil", "noto", drawing(9), keywords=("one style",))])
+    assert keywords(build_atlas_bank(atlas, things, STYLES, 5, 16, seed=1)) == {
+        "coffee": ["hook", "teapot"], "drink": ["teapot", "vase"],
+    }  # fmt: skip
+
+
+def test_hints_are_the_nearest_names_in_meaning() -> None:
+    """ "cup" hinted at "plunger", whose keyword it is."""
+    encoder = HashEncoder(PRESETS["tiny"].text)
+    of = {"cup": ["a plunger", "cup of tea", "cup", "tea cup"], "zz zzz zzzz": ["a sleeping face with a long nose"]}
+    assert keyword_hints(of, encoder) == {"cup": ["cup", "tea cup", "cup of tea"]}
+    assert keyword_hints({}, encoder) == {}
 
 
 def test_an_atlas_without_breadth_trains_scenes_with_alpha(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import difflib
 import itertools
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from server.gateway.requests.vocabulary.reading import FUNCTION_WORDS
 from server.gateway.requests.vocabulary.tokens import forms, is_sign, split
@@ -28,12 +28,12 @@ class NearestWords:
         vocabulary: Iterable[str],
         synonyms: Iterable[str] = (),
         others: Iterable[str] = (),
-        hints: Mapping[str, str] | None = None,
+        hints: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         """
         Args:
             others: other words that may be suggested: styles, colours.
-            hints: words that mean a name: "aubergine" -> "eggplant".
+            hints: words that mean names: "aubergine" -> ["eggplant"].
         """
         names = list(dict.fromkeys(vocabulary))
         lower = {name.lower() for name in names}
@@ -42,7 +42,7 @@ class NearestWords:
         self._things = {name.lower(): name for name in reversed(things)}
         self._whole = {other.lower(): other for other in others} | self._things
         self._joined = {word.replace(" ", ""): name for word, name in self._whole.items() if " " in word}
-        self._hints = {form: name for word, name in (hints or {}).items() for form in forms(word.lower())}
+        self._hints = {form: of for word, of in (hints or {}).items() for form in forms(word.lower())}
         self._parts: dict[str, list[str]] = defaultdict(list)
         for name in names:
             parts = split(name)
@@ -68,9 +68,10 @@ class NearestWords:
 
     def _by_meaning(self, word: str) -> list[str]:
         own = sorted(forms(word))
-        meant = [of[form] for form in own for of in (self._joined, self._hints) if form in of]
+        meant = [self._joined[form] for form in own if form in self._joined]
         parts = {name for form in own for name in self._parts.get(form, ())}
-        return meant + sorted(parts, key=lambda name: (len(name), name))
+        meant += sorted(parts, key=lambda name: (len(name), name))
+        return meant + [name for form in own for name in self._hints.get(form, ())]
 
     def _by_letters(self, word: str) -> list[str]:
         shared = Counter(known for pair in sorted(_pairs(word)) for known in self._by_pair.get(pair, ()))

@@ -79,7 +79,7 @@ ATLAS = dataclasses.replace(
     styles=("3d", "twemoji", "noto"),
     caption_words=("one", "two", "three", "four", "red", "green", "left", "right", "of", "to", "small", "picture"),
     backgrounds=("white", "blue", "transparent"),
-    hints={"aubergine": "eggplant"},
+    hints={"aubergine": ("eggplant",), "pet": ("cat", "robot"), "dragon": ("robot",)},
     max_prompt_tokens=20,
 )
 
@@ -104,7 +104,8 @@ def test_what_a_model_was_trained_on_gives_no_warning(prompt: str) -> None:
         ("an appel", "appel (nearest: apple"),  # it was "green apple", the last name with such a part
         ("a catt", "catt (nearest: cat"),
         ("an aubergine", "aubergine (nearest: eggplant)"),
-        ("a dragon", "dragon (nearest: dragon face)"),  # a part of a name is no name
+        ("a pet", "pet (nearest: cat, robot)"),  # a word of several things was looked up by its letters
+        ("a dragon", "dragon (nearest: dragon face, robot)"),  # a part of a name is no name
         ("a weary apple", "weary (nearest: weary cat)"),
         ("a cat, notto style", "notto style (styles: 3d, twemoji, noto)"),
         ("a cat in the style of Monet", "monet"),
