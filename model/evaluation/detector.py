@@ -106,9 +106,9 @@ class Detector(nn.Module):
 
 
 def save_detector(detector: Detector, folder: Path, about: dict[str, object]) -> None:
-    """Write weights, things and styles to `folder`, with `about` beside them."""
+    """Write weights in float16, things and styles to `folder`, with `about` beside them."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.contiguous() for k, v in detector.state_dict().items()}, folder / WEIGHTS)
+    save_file({k: v.half().contiguous() for k, v in detector.state_dict().items()}, folder / WEIGHTS)
     (folder / ABOUT).write_text(
         json.dumps({"things": detector.things, "styles": detector.styles, **about}) + "\n", encoding="utf-8"
     )

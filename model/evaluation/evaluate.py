@@ -7,9 +7,9 @@
     python -m model.evaluation --guidance-scale 5 --images 100          other sampling settings, fewer images
     python -m model.evaluation --loss PATH --data data/scenes           validation loss, of any checkpoint on any data
 
-Suites are explained in evaluate_emoji.py, evaluate_scenes.py and breadth/evaluate_breadth.py; scenes needs a trained
-detector (`python -m model.evaluation.train_detector`). All need the data of `make data`, write contact sheets and
-report.json to --out, and print one JSON object as their last line. --loss is explained in validation_loss.py.
+Suites are explained in evaluate_emoji.py, evaluate_scenes.py and breadth/evaluate_breadth.py; scenes uses a shipped
+detector, or one of `python -m model.evaluation.train_detector`. All need the data of `make data`, write contact sheets
+and report.json to --out, and print one JSON object as their last line. --loss is explained in validation_loss.py.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from model.evaluation.evaluate_scenes import run_scenes
 from model.evaluation.generation import check_size, default_sampling
 from model.evaluation.validation_loss import run_loss
 from model.inference.engine import OutOfMemory
-from model.inference.load import find_checkpoint, load_engine
+from model.inference.load import SHIPPED, find_checkpoint, load_engine
 from model.inference.requests import EngineError, Request, Sampling, check_request
 from model.inference.serving import ServingEngine
 from model.networks.condition import PromptError
@@ -99,8 +99,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--prompts", type=whole_number(2), default=100, help="scenes: prompts in each of six categories (%(default)s)"
     )
-    parser.add_argument("--detector", type=Path, default=Path("runs/detector"),
-                        help="scenes: folder of the trained detector (%(default)s)")  # fmt: skip
+    parser.add_argument("--detector", type=Path, default=SHIPPED / "scenes-detector",
+                        help="scenes: folder of a trained detector (the shipped one)")  # fmt: skip
     parser.add_argument(
         "--quality", type=parse_presets, metavar="PRESET[,PRESET]", default=("",),
         help="low, medium or high; default: the checkpoint's. scenes compares several",
