@@ -73,7 +73,8 @@ class OnDevice:
     def __call__(self, rows: object, chains: object, prediction: str, clamp: float) -> Tensor:
         for part in (rows, chains):
             for name, value in vars(part).items():
-                assert (name == "host") != isinstance(value, DeviceTensor), f"{name} is on the host"
+                known = name in ("host", "flow")
+                assert known != isinstance(value, DeviceTensor), f"{name} is on the host"
         return self.head(rows, chains, prediction, clamp)  # type: ignore[operator,no-any-return]
 
 
