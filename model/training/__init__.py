@@ -4,7 +4,7 @@ train                 command line; recipe: the TOML file that describes a run
 run                   a run's state: model, optimiser, clock, data; made, saved, resumed
 loop                  the training loop: loss, step, budget
 outputs               sample sheets, the averaged checkpoint
-feeds                 batches of tokens and captions; caption_cache: text states, encoded once
+feeds                 batches of tokens and captions; captions: text states, encoded once
 auxiliary             layout loss and relation pretraining, which a model of scenes can learn from besides
 optimizer             the optimisers that a recipe can name
 trainer               clock, learning rate, moving average, resumable state: shared by all trainers

@@ -28,8 +28,8 @@ from model.networks.text_encoder import TextEncoder
 from model.networks.tokenizer import encode_tokens, to_pixels
 from model.process_group import Share
 from model.training.auxiliary.layout_loss import cell_classes
-from model.training.caption_cache import CaptionCache, build_caption_cache
-from model.training.keyword_hints import keyword_hints
+from model.training.captions.caption_cache import CaptionCache, build_caption_cache
+from model.training.captions.keyword_hints import keyword_hints
 from model.training.recipe import Recipe, SceneRecipe
 from model.training.trainer import step_generator
 
@@ -202,7 +202,7 @@ class SceneFeed:
         self.about = {
             "data": {key: value for key, value in scenes.sprites.about.items() if key not in ("portraits", "tags")},
             **known_words(scenes),
-            **({"hints": hints} if (hints := keyword_hints(keywords(scenes), encoder)) else {}),
+            "hints": keyword_hints(keywords(scenes), encoder),
         }
         self._next_step = -1
         self._batches: Iterator[tuple[Tensor, Tensor, Tensor]] = iter(())

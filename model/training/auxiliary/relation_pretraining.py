@@ -22,7 +22,7 @@ from model.inference.precision import autocast
 from model.networks.layers.blocks import Attention
 from model.networks.transformer import Aligner
 from model.training.auxiliary.layout_loss import PORTRAIT_CLASS, THING_CLASSES
-from model.training.caption_cache import CaptionCache
+from model.training.captions.caption_cache import CaptionCache
 from model.training.trainer import Clock, learning_rate, load_state, own_state, save_state, step_generator
 
 SIDES = tuple(RELATIONS)

@@ -12,7 +12,7 @@ from model.networks.text_encoder import TextEncoder
 from model.networks.tokenizer import decode_tokens, to_uint8
 from model.networks.tokenizer_folder import digest
 from model.process_group import Share
-from model.training.caption_cache import build_caption_cache
+from model.training.captions.caption_cache import build_caption_cache
 from model.training.feeds import WHOLE, epoch_order
 from model.training.latents.store import LatentCache
 

@@ -28,7 +28,7 @@ from model.networks.mar import Mar
 from model.networks.text_encoder import HashEncoder
 from model.presets import PRESETS
 from model.training.auxiliary.layout_loss import LayoutHead
-from model.training.caption_cache import CaptionCache
+from model.training.captions.caption_cache import CaptionCache
 from model.training.distributed.losses import StepLosses
 from model.training.loop import step_loss
 from model.training.recipe import Recipe

@@ -23,7 +23,7 @@ from model.networks.text_encoder import HashEncoder
 from model.networks.tokenizer_folder import save_tokenizer
 from model.presets import PRESETS
 from model.training import train_tokenizer
-from model.training.caption_cache import build_caption_cache
+from model.training.captions.caption_cache import build_caption_cache
 from model.training.distributed.losses import StepLosses
 from model.training.distributed.state import load_sharded, save_sharded
 from model.training.portable_run import pack

@@ -23,7 +23,8 @@ from model.data.sources import DataError
 from model.networks.text_encoder import HashEncoder
 from model.networks.tokenizer import PcaSkipTokenizer
 from model.presets import PRESETS
-from model.training.caption_cache import build_caption_cache
+from model.training.captions.caption_cache import build_caption_cache
+from model.training.captions.keyword_hints import keyword_hints
 from model.training.feeds import (
     SceneBatches,
     SceneFeed,
@@ -31,7 +32,6 @@ from model.training.feeds import (
     mixed_order,
     open_scenes,
 )
-from model.training.keyword_hints import keyword_hints
 from model.training.outputs import exposure
 from model.training.recipe import Recipe
 from tests.model.image_set import discs, drawing

@@ -15,7 +15,7 @@ from model.networks.text_encoder import HashEncoder, build_text_encoder
 from model.networks.tokenizer import PcaSkipTokenizer
 from model.presets import PRESETS
 from model.sampling_presets import default_sampling
-from model.training.caption_cache import build_caption_cache
+from model.training.captions.caption_cache import build_caption_cache
 from model.training.recipe import Recipe
 from model.training.run import config_of, load_tokenizer, open_feed
 from tests.model.image_set import squares

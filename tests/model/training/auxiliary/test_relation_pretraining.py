@@ -16,7 +16,7 @@ from model.networks.transformer import Aligner
 from model.presets import PRESETS
 from model.training.auxiliary.layout_loss import THING_CLASSES
 from model.training.auxiliary.relation_pretraining import SIDES, pretrain_aligner, relation_targets
-from model.training.caption_cache import CaptionCache
+from model.training.captions.caption_cache import CaptionCache
 
 WORDS = tuple(name for name in THINGS if " " not in name)[:5]
 CONFIG = replace(
