@@ -34,6 +34,7 @@ ORDER = {
         "errors",
     ],
     "model": [
+        "reinforcement",
         "evaluation",
         "training, conversion",
         "inference",
