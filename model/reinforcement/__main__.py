@@ -25,6 +25,7 @@ from model.data.interrupts import interruptible
 from model.data.sources import DataError
 from model.evaluation.detector import DetectorError, load_detector
 from model.inference.requests import QUALITIES, Sampling, read_sampling
+from model.reinforcement.rollouts import Drawing
 from model.reinforcement.tune import Curve, Tuning, check, tune
 from model.tokenizer_config import read_json
 from model.training.command.flags import amount, whole_number
@@ -45,9 +46,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--sampling", type=Path, default=Path("model/recipes/atlas-128-sampling.json"),
                         help="presets and defaults of sampling (%(default)s)")  # fmt: skip
     parser.add_argument("--quality", choices=QUALITIES, default="low", help="the preset that draws (%(default)s)")
-    parser.add_argument("--prompts", type=whole_number(1), default=Tuning.prompts,
+    parser.add_argument("--prompts", type=whole_number(1), default=Drawing.prompts,
                         help="scenes per iteration (%(default)s)")  # fmt: skip
-    parser.add_argument("--group", type=whole_number(2), default=Tuning.group, help="images of each (%(default)s)")
+    parser.add_argument("--group", type=whole_number(2), default=Drawing.group, help="images of each (%(default)s)")
+    parser.add_argument("--kept", type=whole_number(1), default=Drawing.kept,
+                        help="how many of them to learn from, the most telling ones (%(default)s)")  # fmt: skip
     parser.add_argument("--updates", type=whole_number(1), default=Tuning.updates,
                         help="optimiser steps per iteration (%(default)s)")  # fmt: skip
     parser.add_argument("--strength", type=amount, default=Tuning.strength,
@@ -94,15 +97,14 @@ def main(argv: list[str] | None = None) -> None:
             raise ConfigError(f"{args.recipe}: start_from is empty; only a trained model draws anything to judge")
         run, tokenizer = prepare(recipe)
         check(run)
-        how = Tuning(
-            read_presets(args.sampling, run)[args.quality], args.prompts, args.group, args.updates, args.strength
-        )
+        sampling = read_presets(args.sampling, run)[args.quality]
+        how = Tuning(Drawing(sampling, args.prompts, args.group, args.kept), args.updates, args.strength)
         if run.resume():
             print(f"resuming {recipe.out} at step {run.clock.step}")
         with within_memory("lower --prompts or the recipe's batch; the same command resumes"):
             for curve in tune(run, judge, how):
                 plot(curve, Path(recipe.out) / "rewards.svg")
-        judged = {"images": how.prompts * how.group * (run.clock.step // how.updates), **asdict(how)}
+        judged = {"images": args.prompts * args.group * (run.clock.step // how.updates), **asdict(how)}
         folder = write_checkpoint(run, tokenizer, {"reinforcement": judged})
     except (ConfigError, DataError, DetectorError, CheckpointError) as error:
         sys.exit(str(error))

@@ -23,11 +23,11 @@ from model.training.trainer import step_generator
 
 @dataclass(frozen=True)
 class Rollouts:
-    """P images of the model with their advantages.
+    """P images of the model to learn from, with their advantages.
 
     Attributes:
         rows: (P,) of the feed, whose captions were the prompts.
-        reward, correct: means over the images.
+        reward, correct: means over all images that were drawn.
     """
 
     rows: Tensor
@@ -37,18 +37,34 @@ class Rollouts:
     correct: float
 
 
-def rollouts(
-    model: Fluid, feed: SceneFeed, judge: Detector, sampling: Sampling, prompts: int, group: int, seed: int, index: int
-) -> Rollouts:
-    """Draw `group` images of each of `prompts` random scenes; a function of the model, `seed` and `index` alone."""
+@dataclass(frozen=True)
+class Drawing:
+    """How images are drawn, and how many.
+
+    Attributes:
+        prompts, group: random scenes, and images of each.
+        kept: most images to learn from, those with the largest advantages: most prompts are easy and teach nothing.
+    """
+
+    sampling: Sampling
+    prompts: int = 16
+    group: int = 4
+    kept: int = 32
+
+
+def rollouts(model: Fluid, feed: SceneFeed, judge: Detector, how: Drawing, seed: int, index: int) -> Rollouts:
+    """Draw and judge images; a function of the model, `how`, `seed` and `index` alone."""
     rng = step_generator(seed + 4, index)
     scenes = feed.scenes.scenes if isinstance(feed.scenes, AtlasBank) else len(feed.scenes)  # the judge knows no others
-    rows = torch.randint(scenes, (prompts,), generator=rng).repeat_interleave(group)  # (P,)
+    rows = torch.randint(scenes, (how.prompts,), generator=rng).repeat_interleave(how.group)  # (all,)
     numbers = rows.tolist()
-    tokens, images = draw(model, feed, numbers, [index * len(rows) + i for i in range(len(rows))], sampling)
+    tokens, images = draw(model, feed, numbers, [index * len(rows) + i for i in range(len(rows))], how.sampling)
     facts, captions = ([column[row] for row in numbers] for column in (feed.scenes.facts, feed.scenes.captions))
     reward, correct = rewards(judge, facts, captions, images)
-    return Rollouts(rows, tokens, advantages(reward, group), float(reward.mean()), float(correct.float().mean()))
+    advantage = advantages(reward, how.group)
+    most = advantage.abs().argsort(descending=True, stable=True)[: how.kept]  # (P,)
+    means = float(reward.mean()), float(correct.float().mean())
+    return Rollouts(rows[most], tokens[most], advantage[most], *means)
 
 
 class CachedPrompts(Conditioner):

@@ -17,9 +17,8 @@ from model.evaluation.detector import Detector
 from model.flow import add_flow_noise
 from model.inference.orders import training_masks
 from model.inference.precision import autocast
-from model.inference.requests import Sampling
 from model.networks.autoregressive_model import Fluid
-from model.reinforcement.rollouts import Rollouts, rollouts
+from model.reinforcement.rollouts import Drawing, Rollouts, rollouts
 from model.training.feeds import SceneFeed
 from model.training.loop import diffusion_draws
 from model.training.run import Run
@@ -31,15 +30,12 @@ class Tuning:
     """What a recipe does not say.
 
     Attributes:
-        prompts, group: scenes per iteration, and images of each.
+        drawing: the images of an iteration.
         updates: steps per iteration; each sees all its images, differently masked.
         strength: s of the objective (see the package).
-        sampling: how images are drawn.
     """
 
-    sampling: Sampling
-    prompts: int = 16
-    group: int = 4
+    drawing: Drawing
     updates: int = 3
     strength: float = 1.0
 
@@ -135,7 +131,7 @@ def tune(run: Run, judge: Detector, how: Tuning, progress: bool = True) -> Itera
     while clock.progress < 1:
         old.load_state_dict(run.model.state_dict())
         iteration = clock.step // how.updates
-        found = rollouts(old, feed, judge, how.sampling, how.prompts, how.group, recipe.seed, iteration)
+        found = rollouts(old, feed, judge, how.drawing, recipe.seed, iteration)
         for _ in range(how.updates):
             loss = objective(run, old, found, how.strength)
             rate = learning_rate(recipe.learning_rate, clock, recipe.warmup, recipe.anneal_from)

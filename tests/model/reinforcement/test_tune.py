@@ -17,7 +17,7 @@ from model.evaluation.detector import Detector, save_detector
 from model.inference.requests import Sampling
 from model.presets import PRESETS
 from model.reinforcement import __main__ as command
-from model.reinforcement.rollouts import Rollouts, rollouts
+from model.reinforcement.rollouts import Drawing, Rollouts, rollouts
 from model.reinforcement.tune import Curve, check, objective
 from model.training.recipe import Recipe
 from model.training.run import Run, prepare
@@ -25,7 +25,7 @@ from tests.model.image_set import discs
 from tests.model.training.test_portable_run import SHIPPED, recipe_text
 
 THINGS_USED = tuple(THINGS)[:3]
-FEW = Sampling(num_inference_steps=2, diffusion_steps=2)
+FEW = Drawing(Sampling(num_inference_steps=2, diffusion_steps=2), prompts=2, group=2)
 
 
 def small_recipe(folder: Path, **changes: object) -> Path:
@@ -62,7 +62,7 @@ def gradient(run: Run, found: Rollouts, strength: float) -> torch.Tensor:
 @pytest.mark.slow
 def test_an_advantage_pulls_as_far_as_its_opposite_pushes(run: Run, judge: Detector) -> None:
     """With an advantage of 0 only the data teach; what 1 adds to that, -1 takes away, and it grows with strength."""
-    found = rollouts(run.model, check(run), judge, FEW, prompts=2, group=2, seed=0, index=0)
+    found = rollouts(run.model, check(run), judge, FEW, seed=0, index=0)
     of = {a: gradient(run, replace(found, advantage=torch.full((4,), a)), 1.0) for a in (-1.0, 0.0, 1.0)}
     pull = of[1.0] - of[0.0]
     assert pull.norm() > 0.1 * of[0.0].norm(), "the images teach nothing: this test shows nothing"
@@ -74,12 +74,15 @@ def test_an_advantage_pulls_as_far_as_its_opposite_pushes(run: Run, judge: Detec
 
 @pytest.mark.slow
 def test_rollouts_are_a_function_of_weights_seed_and_index(run: Run, judge: Detector) -> None:
-    first, again, next_ = (
-        rollouts(run.model, check(run), judge, FEW, prompts=2, group=2, seed=0, index=index) for index in (0, 0, 1)
-    )
+    first, again, next_ = (rollouts(run.model, check(run), judge, FEW, seed=0, index=index) for index in (0, 0, 1))
     assert torch.equal(first.tokens, again.tokens) and first.rows.tolist() == again.rows.tolist()
-    assert not torch.equal(first.tokens, next_.tokens) and first.rows[0] == first.rows[1]
-    assert not torch.equal(first.tokens[0], first.tokens[1]), "images of one prompt have seeds of their own"
+    assert not torch.equal(first.tokens, next_.tokens) and len(set(first.rows.tolist())) == 2
+    assert len({tokens.numpy().tobytes() for tokens in first.tokens}) == 4, (
+        "images of one prompt have seeds of their own"
+    )
+    fewer = rollouts(run.model, check(run), judge, replace(FEW, kept=3), seed=0, index=0)
+    assert len(fewer.rows) == len(fewer.tokens) == 3 and fewer.reward == first.reward
+    assert torch.equal(fewer.advantage, first.advantage[:3]) and first.advantage.abs().diff().max() <= 0
 
 
 @pytest.mark.slow
