@@ -34,7 +34,6 @@ ORDER = {
         "errors",
     ],
     "model": [
-        "reinforcement",
         "evaluation",
         "training, conversion",
         "inference",

@@ -87,16 +87,16 @@ class Detector(nn.Module):
     @torch.inference_mode()
     def detect(self, pixels: Tensor, batch: int = 64) -> list[list[Detection]]:
         """Detections in each of (N, 3, H, W) images: local maxima of the heat map above THRESHOLD."""
-        return [found for part in pixels.split(batch) for found in self.detections(self(part))]
+        return [detections for part in pixels.split(batch) for detections in self._detect(part)]
 
-    def detections(self, logits: Logits) -> list[list[Detection]]:
-        """Detections in each image of a batch, from the detector's outputs."""
+    def _detect(self, pixels: Tensor) -> list[list[Detection]]:
+        logits = self(pixels)
         centre, things = logits.centre, logits.thing
         window = 2 * PEAK_RADIUS + 1
         peak = centre == F.max_pool2d(centre[:, None], window, 1, PEAK_RADIUS)[:, 0]
         peak &= centre.sigmoid() > THRESHOLD
         colours = tuple(COLOURS)
-        out: list[list[Detection]] = [[] for _ in centre]
+        out: list[list[Detection]] = [[] for _ in pixels]
         for b, y, x in peak.nonzero().tolist():
             thing, colour = int(things[b, :, y, x].argmax()), int(logits.colour[b, :, y, x].argmax())
             style = int(logits.drawing[b, thing, :, y, x].argmax())

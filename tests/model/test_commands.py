@@ -12,13 +12,12 @@ import pytest
 from model.data import build, build_atlas, build_scenes
 from model.evaluation import evaluate, train_detector
 from model.evaluation.cards import __main__ as cards
-from model.reinforcement import __main__ as reinforcement
 from model.training import portable_run, train, train_tokenizer
 from model.training.few_steps import __main__ as few_steps
 from model.training.latents import build as latents
 
 ROOT = Path(__file__).parents[2]
-RESUMES = (train, train_tokenizer, train_detector, few_steps, reinforcement)
+RESUMES = (train, train_tokenizer, train_detector, few_steps)
 STARTS_OVER = (build, build_scenes, build_atlas, evaluate, cards, portable_run, latents)
 
 
