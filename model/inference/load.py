@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from fluid_kernels.allocation import is_out_of_memory
+from fluid_kernels.allocation import is_out_of_memory, keep_freed_memory
 from model.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from model.cpus import usable_cpus
 from model.inference.precision import choose_dtype, pack
@@ -80,7 +80,7 @@ def load_engine(
             checkpoint = load_leading(folder, open_channel(chosen, ranks), max_rows, products)
         else:
             checkpoint = _load(folder, chosen, products)
-        return ServingEngine(checkpoint, max_rows, products, kernels)
+        engine = ServingEngine(checkpoint, max_rows, products, kernels)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -89,3 +89,6 @@ def load_engine(
             f"{folder.name} with {max_rows} rows does not fit into the memory of the {chosen}: lower FLUID_MAX_ROWS, "
             f"{other} ({error})"
         ) from error
+    if chosen == "cpu":
+        keep_freed_memory()  # not before: what loading frees is more than a step needs
+    return engine
