@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from model.inference.orders import training_masks
 from model.inference.precision import autocast
 from model.training.run import Run
 from model.training.trainer import learning_rate, step_generator
+
+Losses = Callable[[Run], tuple[Tensor, Tensor]]
 
 
 def step_loss(run: Run) -> tuple[Tensor, Tensor]:
@@ -65,19 +67,21 @@ def diffusion_draws(
     return index.to(device), noise.to(device)
 
 
-def train_step(run: Run) -> float:
-    """Do one optimiser step and return the tokens' loss."""
+def train_step(run: Run, losses: Losses = step_loss) -> float:
+    """Do one optimiser step and return the tokens' loss. losses: gives that and the objective, of the next step."""
     recipe, clock = run.recipe, run.clock
-    loss, objective = step_loss(run)
+    loss, objective = losses(run)
     rate = learning_rate(recipe.learning_rate, clock, recipe.warmup, recipe.anneal_from)
     run.learner.update(objective, rate, recipe.clip)
     return run.learner.mean(loss)
 
 
-def train(run: Run, progress: bool = True, until: float = float("inf")) -> Iterator[int]:
+def train(
+    run: Run, progress: bool = True, until: float = float("inf"), losses: Losses = step_loss
+) -> Iterator[int]:  # fmt: skip
     """Train until the budget is used up or time.monotonic() passes `until`; yield the step number after each save.
 
-    The state is saved every `save_every` steps and after the last one.
+    The state is saved every `save_every` steps and after the last one. losses: as `train_step` has them.
     """
     recipe, clock = run.recipe, run.clock
     if recipe.compile and run.group is None:  # sharded parameters are gathered between the parts of a pass
@@ -88,7 +92,7 @@ def train(run: Run, progress: bool = True, until: float = float("inf")) -> Itera
     recent: list[float] = []
     over = clock.progress >= 1
     while not over:
-        recent.append(train_step(run))
+        recent.append(train_step(run, losses))
         bar.update()
         over = run.learner.agree(clock.progress >= 1 or time.monotonic() >= until)
         if clock.step % recipe.save_every == 0 or over:

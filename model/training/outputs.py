@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +81,11 @@ def scenes_facts(run: Run) -> dict[str, Any]:
     return {"scene_styles": list(scenes.styles), "relation_steps": 0 if run.started_from else scenes.relation_steps}
 
 
-def write_checkpoint(run: Run, tokenizer: AnyTokenizer) -> Path:
-    """Write the averaged weights and what is known about them to OUT/checkpoint; return that folder."""
+def write_checkpoint(run: Run, tokenizer: AnyTokenizer, more: Mapping[str, Any] | None = None) -> Path:
+    """Write the averaged weights and what is known about them to OUT/checkpoint; return that folder.
+
+    more: further entries of about.training.
+    """
     averaged = Fluid(run.config)
     run.learner.ema.copy_to(averaged)
     folder = Path(run.recipe.out) / "checkpoint"
@@ -95,6 +99,7 @@ def write_checkpoint(run: Run, tokenizer: AnyTokenizer) -> Path:
             **exposure(run.feed, run.recipe.batch, run.clock.step), "device": device_name(run),
             **scenes_facts(run), "final_loss": round(run.history[-1][2], 4) if run.history else None,
             "clock": run.recipe.clock, **({"started_from": start} if start else {}),
+            **(more or {}),
         },
         **run.feed.about,
     }  # fmt: skip

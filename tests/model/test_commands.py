@@ -14,10 +14,11 @@ from model.evaluation import evaluate, train_detector
 from model.evaluation.cards import __main__ as cards
 from model.training import portable_run, train, train_tokenizer
 from model.training.few_steps import __main__ as few_steps
+from model.training.guidance_distillation import __main__ as guidance
 from model.training.latents import build as latents
 
 ROOT = Path(__file__).parents[2]
-RESUMES = (train, train_tokenizer, train_detector, few_steps)
+RESUMES = (train, train_tokenizer, train_detector, few_steps, guidance)
 STARTS_OVER = (build, build_scenes, build_atlas, evaluate, cards, portable_run, latents)
 
 

@@ -38,7 +38,7 @@ style", "three cats, 3d style on a blue background", "a rocket above a castle" o
 
 {parameters:,} parameters in backbone and head, {tokenizer_parameters:,} in the image tokenizer; {mib:.1f} MiB. {tokens} tokens of
 {channels} channels; {depth} blocks of width {width}; head of {head_depth} blocks of width {head_width}; {prediction} prediction{few_steps};
-text encoder `{text}` (frozen, installed apart). Weights' SHA-256: `{sha256}`.
+text encoder `{text}` (frozen, installed apart). Weights' SHA-256: `{sha256}`.{guidance}
 
 ## Training
 
@@ -114,7 +114,19 @@ def card_text(facts: dict[str, Any], about: dict[str, Any]) -> str:
         chance=1 / facts["breadth_candidates"],
         few_steps=f", distilled into a mean flow in {distilled['minutes']:g} minutes" if distilled else "",
         exposure=exposure(training),
+        guidance=built_in_guidance(training),
         table=score_table(facts),
+    )
+
+
+def built_in_guidance(training: dict[str, Any]) -> str:
+    """What the weights know of guidance, as a paragraph; "" if nothing."""
+    if (known := training.get("guidance")) is None:
+        return ""
+    scale = known["scale"]
+    return (
+        f"\n\nGuidance with a scale of {scale:g} is in the weights (`python -m model.training.guidance_distillation`): with a "
+        f"`guidance_scale` of 1, which takes one pass a step, it draws as with {scale:g} before, and with s as with {scale:g} s."
     )
 
 
