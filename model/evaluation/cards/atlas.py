@@ -6,7 +6,7 @@ from typing import Any
 
 from model.data.atlas.wording import DEFAULT_STYLE
 from model.data.scenes.things import STYLES
-from model.evaluation.cards.facts import listed, score_table
+from model.evaluation.cards.facts import listed, score_table, taught_by_data
 from model.evaluation.scene_questions import percent
 
 CARD = """# {name}
@@ -113,7 +113,7 @@ def card_text(facts: dict[str, Any], about: dict[str, Any]) -> str:
         heldout_rows=": first trained pairs of thing and style, then held-out ones" if heldout else "",
         chance=1 / facts["breadth_candidates"],
         few_steps=f", distilled into a mean flow in {distilled['minutes']:g} minutes" if distilled else "",
-        exposure=exposure(training),
+        exposure=exposure(taught_by_data(training)),
         guidance=built_in_guidance(training),
         table=score_table(facts),
     )
@@ -125,8 +125,10 @@ def built_in_guidance(training: dict[str, Any]) -> str:
         return ""
     scale = known["scale"]
     return (
-        f"\n\nGuidance with a scale of {scale:g} is in the weights (`python -m model.training.guidance_distillation`): with a "
-        f"`guidance_scale` of 1, which takes one pass a step, it draws as with {scale:g} before, and with s as with {scale:g} s."
+        f"\n\nGuidance with a scale of {scale:g} is in the weights, by {training['steps']:,} steps of\n"
+        f"`python -m model.training.guidance_distillation --scale {scale:g}` in {training['minutes']:g} minutes, which left "
+        f"{known['missing']:.0%} of it out: a `guidance_scale`\nof 1, which takes one pass a step, draws nearly as {scale:g} "
+        f"did before them, and s as {scale:g} s."
     )
 
 
@@ -138,7 +140,7 @@ def default_style(about: dict[str, Any]) -> str:
 
 def core_styles(about: dict[str, Any]) -> list[str]:
     """The styles of composed scenes; trainings of earlier versions did not note which of the six they were."""
-    noted: list[str] = about["training"].get("scene_styles", [])
+    noted: list[str] = taught_by_data(about["training"]).get("scene_styles", [])
     return noted or [style for style in STYLES if style in about["styles"]]
 
 

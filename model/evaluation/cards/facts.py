@@ -29,7 +29,7 @@ def common_facts(checkpoint: Path, run: Path, about: dict[str, Any], has_failure
     config, report = loaded.config, about["metrics"]
     if not isinstance(config, FluidConfig):
         raise ConfigError(f"model cards are written for family 'fluid', not {config.family!r}")
-    data, training = about["data"], about["training"]
+    data, training = about["data"], taught_by_data(about["training"])
     measured = run / "tokenizer" / "report.json"
     if not measured.exists():
         raise ConfigError(f"{measured} is missing: copy report.json of the tokenizer that the run used there")
@@ -56,6 +56,13 @@ def common_facts(checkpoint: Path, run: Path, about: dict[str, Any], has_failure
         "psnr_train": psnr["psnr_train_db"], "psnr_unseen": psnr["psnr_unseen_db"],
         "failures": "![Incorrect images](failures.webp)\n\n" if has_failures else "",
     }  # fmt: skip
+
+
+def taught_by_data(training: dict[str, Any]) -> dict[str, Any]:
+    """The training on images, of weights that have learned guidance afterwards; others' only one."""
+    while "guidance" in training:
+        training = training["started_from"]["training"]
+    return training
 
 
 def read_json(file: Path) -> Any:

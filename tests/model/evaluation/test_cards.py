@@ -110,6 +110,24 @@ def test_a_model_of_scenes_alone_is_published(run: Path, tmp_path: Path) -> None
         assert said in card, said
 
 
+def test_a_card_tells_guidance_in_the_weights_from_what_images_taught(run: Path, tmp_path: Path) -> None:
+    """A few hundred steps of guidance distillation would have stood there as the whole training."""
+    whole = load_checkpoint(run / "checkpoint")
+    start = {"name": "atlas-128", "sha256": "a" * 64, "training": whole.about["training"]}
+    learned = {"steps": 7, "minutes": 2.0, "guidance": {"scale": 2.0, "missing": 0.43}, "started_from": start}
+    about = whole.about | {"training": whole.about["training"] | learned}
+    save_checkpoint(run / "checkpoint", whole.model, whole.tokenizer, about)
+    sha256 = read_config(run / "checkpoint")["sha256"]
+    scenes = evaluated(tmp_path / "scenes", SCENES, sha256, ("sheet",))
+    breadth = evaluated(tmp_path / "breadth", BREADTH, sha256, ("sheet",))
+    (tmp_path / "sampling.json").write_text(json.dumps(SAMPLING))
+    main(["--run", str(run), "--evaluation", str(breadth), "--evaluation", str(scenes), "--out", str(tmp_path / "out"),
+          "--sampling", str(tmp_path / "sampling.json"), "--description", "A model."])  # fmt: skip
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert ": 12 steps of 4 in 3.5 minutes" in card and "7 steps of\n`python -m model.training.guidance" in card
+    assert "left 43% of it out" in card and "guidance_scale`\nof 1" in card
+
+
 def test_a_card_names_the_legs_of_a_training() -> None:
     """It said that training had begun with relation pretraining, whatever weights it began with."""
     first = {"steps": 26463, "minutes": 175.0}
