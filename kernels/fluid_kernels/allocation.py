@@ -20,8 +20,8 @@ def keep_freed_memory() -> bool:
     """Let glibc keep the memory of freed tensors for the next ones; return True if it will.
 
     Otherwise it gives them back to the kernel and maps them anew, and every page of every activation faults once a
-    step: up to a fifth of a CPU worker's time (docs/log.md, 2026-11-29). Nothing is done where the environment has settings
-    of its own for the allocator, nor without glibc.
+    step: up to a fifth of a CPU worker's time (docs/log.md, 2026-11-29). Nothing is done where the environment has
+    settings of its own for the allocator, nor without glibc.
     """
     if any(name in os.environ for name in ENVIRONMENT) or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
         return False
