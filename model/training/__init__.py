@@ -11,5 +11,6 @@ trainer               clock, learning rate, moving average, resumable state: sha
 command               flags that trainers share, and what they say where a machine lacks something
 train_tokenizer       trains the image tokenizer, which must exist before a model is trained
 few_steps             distils a flow head into one that needs few diffusion steps
+guidance_distillation puts guidance into a model's weights: one pass a step instead of two
 portable_run          packs a run, to train on another machine
 """

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from fluid_kernels.allocation import keep_freed_memory
 from fluid_kernels.head_loop import TRAIN_STEPS
 from model.config import ModelConfig
 from model.flow import sample_times
@@ -83,6 +84,7 @@ def train(
 
     The state is saved every `save_every` steps and after the last one. losses: as `train_step` has them.
     """
+    keep_freed_memory()
     recipe, clock = run.recipe, run.clock
     if recipe.compile and run.group is None:  # sharded parameters are gathered between the parts of a pass
         # Bound methods, so that parameter names in the state dict stay as they are.

@@ -26,7 +26,6 @@ from typing import get_type_hints
 
 import torch.distributed
 
-from fluid_kernels.allocation import keep_freed_memory
 from model.checkpoint import CheckpointError
 from model.config import ConfigError
 from model.data.interrupts import interruptible
@@ -83,7 +82,6 @@ def run_recipe(recipe: Recipe, until: float, anneal_now: bool = False, group: Gr
     if anneal_now and not recipe.anneal_minutes:
         raise ConfigError("--anneal-now needs a recipe with an annealing phase: set --anneal-minutes")
     run, tokenizer = _prepare_in_turn(recipe, group)
-    keep_freed_memory()
     out = Path(recipe.out)
     out.mkdir(parents=True, exist_ok=True)
     report: Callable[[str], None] = print if run.leads else lambda text: None

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import torch
 
-from fluid_kernels.allocation import keep_freed_memory
 from model.checkpoint import CheckpointError
 from model.config import ConfigError
 from model.data.interrupts import interruptible
@@ -47,9 +46,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     try:
-        run, tokenizer = prepare(Recipe.load(args.recipe))
-        check(run)
-        keep_freed_memory()
+        recipe = Recipe.load(args.recipe)
+        check(recipe)  # before captions are encoded
+        run, tokenizer = prepare(recipe)
         teacher = copy.deepcopy(run.model).requires_grad_(False).eval()  # before a state is loaded
         out = Path(run.recipe.out)
         if run.resume():

@@ -12,24 +12,25 @@ from model.inference.precision import autocast
 from model.networks.autoregressive_model import Fluid
 from model.networks.transformer import TextContext
 from model.training.loop import diffusion_draws
-from model.training.run import Run
+from model.training.recipe import Recipe
+from model.training.run import Run, config_of
 from model.training.trainer import step_generator
 
 LEAST_TEMPERATURE = 0.5  # of the noise that paths start from; requests take 1 or less
 UNSEEN_STEP = 10_000_000  # of the feed: a batch beyond every training
 
 
-def check(run: Run) -> None:
-    """Raise ConfigError if this run's model cannot learn guidance, or its recipe wants what is not done here."""
-    config, recipe = run.config, run.recipe
-    if config.prediction != "flow" or config.categorical or config.causal or config.mean_flow:
+def check(recipe: Recipe) -> None:
+    """Raise ConfigError if the recipe's model cannot learn guidance, or the recipe wants what is not done here."""
+    config = config_of(recipe)
+    if config.system != "random-continuous" or config.prediction != "flow" or config.mean_flow:
         raise ConfigError(
             f"preset {recipe.preset!r} has system {config.system!r} and prediction {config.prediction!r}: only "
             "random-continuous models with prediction 'flow' learn guidance here; choose such a preset"
         )
     if not recipe.start_from:
         raise ConfigError("start_from is empty: name the checkpoint whose guidance is to be learned")
-    if run.layout_head is not None:
+    if recipe.scenes and recipe.scenes.layout_weight:
         raise ConfigError("layout_weight must be 0: the velocity alone is learned here")
 
 
