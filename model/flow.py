@@ -48,7 +48,7 @@ def flow_schedule(count: int, shift: float = 1.0) -> Schedule:
 
 def sample_times(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Training times, int64 from 1 to TRAIN_STEPS: logit-normal, so most are where the path is hard to predict."""
-    t = torch.randn(shape, generator=generator).sigmoid()
+    t = torch.randn(shape, generator=generator, device=generator.device).sigmoid()
     return (t * TRAIN_STEPS).ceil().clamp(1, TRAIN_STEPS).long()
 
 

@@ -155,5 +155,6 @@ def training_masks(batch: int, tokens: int, generator: torch.Generator) -> Tenso
     """
     u = (torch.randperm(batch, generator=generator) + torch.rand(batch, generator=generator)) / batch
     count = (tokens * torch.cos(math.pi / 2 * u)).ceil().clamp(1, tokens)  # (B,)
-    rank = torch.rand(batch, tokens, generator=generator).argsort(-1).argsort(-1)  # (B, N)
-    return rank < count[:, None]
+    chances = torch.rand(batch, tokens, generator=generator)
+    most = chances.sort(-1).values.gather(-1, count.long()[:, None] - 1)  # (B, 1) the count-th smallest
+    return chances <= most

@@ -73,9 +73,13 @@ class AutoregressiveModel(nn.Module):
         return self.token_loss(schedule, self.backbone(tokens, ~masked, condition), tokens, masked, index, noise)
 
     def token_loss(
-        self, schedule: Schedule, z: Tensor, tokens: Tensor, masked: Tensor, index: Tensor | None, noise: Tensor | None
-    ) -> Tensor:
-        """Compute `loss` from a z (B, N, D) that is already known: of discrete tokens the cross-entropy, in nats."""
+        self, schedule: Schedule, z: Tensor, tokens: Tensor, masked: Tensor | tuple[Tensor, ...],
+        index: Tensor | None, noise: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        """Compute `loss` from a z (B, N, D) that is already known: of discrete tokens the cross-entropy, in nats.
+
+        masked: as `loss` has it, or the indices of its True entries, (M,) each: then no device is waited for.
+        """
         if isinstance(self.head, CategoricalHead):
             return F.cross_entropy(self.head(z[masked], self.table), tokens[masked])
         assert index is not None and noise is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -94,6 +95,10 @@ class Feed(Protocol):
         """
         ...
 
+    def prepare(self, step: int) -> None:
+        """Begin to make the batch of a step, which `tokens` will be asked for next, if a device can do so by itself."""
+        ...
+
     def example(self, row: int) -> tuple[np.ndarray, str]:
         """An image (H, W, 3) of a row and its caption, for sample sheets."""
         ...
@@ -105,8 +110,13 @@ def epoch_order(rows: int, batch: int, step: int, seed: int) -> Tensor:
         return torch.empty(0, dtype=torch.int64)
     per_epoch = max(1, rows // batch)
     epoch, position = divmod(step, per_epoch)
-    order = torch.randperm(rows, generator=step_generator(seed + 1, epoch))
-    return order[position * batch : (position + 1) * batch]
+    return _permutation(rows, seed, epoch)[position * batch : (position + 1) * batch]
+
+
+@lru_cache(maxsize=4)
+def _permutation(rows: int, seed: int, epoch: int) -> Tensor:
+    """The order of an epoch; kept, because a step wants a small part of it."""
+    return torch.randperm(rows, generator=step_generator(seed + 1, epoch))
 
 
 def singles_of(batch: int, breadth: float) -> int:
@@ -152,6 +162,9 @@ class ImageFeed:
     def tokens(self, step: int) -> tuple[Tensor, Tensor, None]:
         rows = epoch_order(len(self), self.batch, step, self.seed)
         return rows, self.latents[rows[self.share.part(len(rows))]], None
+
+    def prepare(self, step: int) -> None:
+        """Nothing is to be done ahead: all tokens are known."""
 
     def example(self, row: int) -> tuple[np.ndarray, str]:
         item = self.dataset.items[self.rows[row]]
@@ -215,9 +228,16 @@ class SceneFeed:
             self._batches = self._load_from(step)
         self._next_step = step + 1
         rows, images, cells = next(self._batches)
+        return rows, self.encode(images), cells
+
+    def prepare(self, step: int) -> None:
+        """Nothing is to be done here: the loaders work ahead."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        """(B', SIZE, SIZE, 3 or 4) uint8 images -> (B', N, C) tokens, or (B', N) int64 if discrete."""
         with torch.no_grad(), autocast(self.device):
             tokens = encode_tokens(self.tokenizer, to_pixels(images.to(self.device, non_blocking=True)))
-        return rows, tokens.float() if tokens.is_floating_point() else tokens, cells
+        return tokens.float() if tokens.is_floating_point() else tokens
 
     def _load_from(self, step: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield batches from `step` on without end: the training loop stops by its own clock."""

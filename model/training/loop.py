@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from tqdm import tqdm
 
 from fluid_kernels.allocation import keep_freed_memory
 from fluid_kernels.head_loop import TRAIN_STEPS
+from fluid_kernels.transfers import send
 from model.config import ModelConfig
 from model.flow import sample_times
 from model.inference.orders import training_masks
@@ -39,14 +41,19 @@ def step_loss(run: Run) -> tuple[Tensor, Tensor]:
     else:
         masked = training_masks(len(rows), run.config.tokens, rng)
     total, before, count = (int(each.sum()) for each in (masked, masked[: part.start], masked[part]))
+    places = masked[part].nonzero(as_tuple=True)  # found here, because a device would have to be waited for
     index, noise = (
         draws if draws is None else draws[:, before : before + count]
         for draws in diffusion_draws(run.config, total, recipe.noise_draws, rng, run.device)
     )
-    tokens, states, mask, masked = (t.to(run.device) for t in (tokens, states, mask, masked[part]))
-    cells = None if cells is None else cells.to(run.device)
+    tokens, states, mask, masked, *places = (
+        send(each, run.device) for each in (tokens, states, mask, masked[part], *places)
+    )
+    cells = None if cells is None else send(cells, run.device)
     with autocast(run.device):
-        loss, objective = run.losses(run.schedule, tokens, masked, states, mask, index, noise, cells)
+        loss, objective = run.losses(
+            run.schedule, tokens, masked, tuple(places), states, mask, index, noise, cells
+        )  # fmt: skip
     weight = count * run.share.size / total
     return (loss, objective) if weight == 1 else (weight * loss, weight * objective)
 
@@ -58,23 +65,38 @@ def diffusion_draws(
 
     Args:
         tokens: M. draws: R, losses per token.
+        rng: of the step.
     """
     if config.categorical:
         return None, None
     shape = (draws, tokens)
+    rng = generator_on(device, rng)
     flow = config.prediction == "flow"
-    index = sample_times(shape, rng) if flow else torch.randint(TRAIN_STEPS, shape, generator=rng)
-    noise = torch.randn(*shape, config.channels, generator=rng)
-    return index.to(device), noise.to(device)
+    index = sample_times(shape, rng) if flow else torch.randint(TRAIN_STEPS, shape, generator=rng, device=rng.device)
+    noise = torch.randn(*shape, config.channels, generator=rng, device=rng.device)
+    return send(index, device), send(noise, device)
 
 
-def train_step(run: Run, losses: Losses = step_loss) -> float:
-    """Do one optimiser step and return the tokens' loss. losses: gives that and the objective, of the next step."""
+def generator_on(device: torch.device, rng: torch.Generator) -> torch.Generator:
+    """`rng` itself on a CPU; for another device one of its own, seeded from it.
+
+    A CPU takes longer to draw the noise of a step than a GPU to train on it.
+    """
+    if device.type == "cpu":
+        return rng
+    return torch.Generator(device).manual_seed(int(torch.randint(2**62, (), generator=rng)))
+
+
+def train_step(run: Run, losses: Losses = step_loss) -> Tensor:
+    """Do one optimiser step and return the tokens' loss, (), on the device, of this rank.
+
+    losses: gives that and the objective, of the next step.
+    """
     recipe, clock = run.recipe, run.clock
     loss, objective = losses(run)
     rate = learning_rate(recipe.learning_rate, clock, recipe.warmup, recipe.anneal_from)
-    run.learner.update(objective, rate, recipe.clip)
-    return run.learner.mean(loss)
+    run.learner.update(objective, rate, recipe.clip, meanwhile=partial(run.feed.prepare, clock.step + 1))
+    return loss.detach()
 
 
 def train(
@@ -90,15 +112,17 @@ def train(
         # Bound methods, so that parameter names in the state dict stay as they are.
         run.model.backbone.forward = torch.compile(run.model.backbone.forward)  # type: ignore[method-assign]
         run.model.head.forward = torch.compile(run.model.head.forward, dynamic=True)  # type: ignore[method-assign]
+        if run.device.type == "cuda":  # where many small operations wait for each other to start
+            run.model.backbone.encode_text = torch.compile(run.model.backbone.encode_text)  # type: ignore[method-assign]
     bar = tqdm(initial=clock.step, desc="train", unit="step", disable=not (progress and run.leads), mininterval=1.0)
-    recent: list[float] = []
+    recent: list[Tensor] = []
     over = clock.progress >= 1
     while not over:
         recent.append(train_step(run, losses))
         bar.update()
         over = run.learner.agree(clock.progress >= 1 or time.monotonic() >= until)
         if clock.step % recipe.save_every == 0 or over:
-            mean, recent = sum(recent) / len(recent), []
+            mean, recent = run.learner.mean(torch.stack(recent).mean()), []
             run.history.append([clock.step, clock.seconds, mean])
             pace = clock.step * recipe.batch / clock.seconds
             left = clock.seconds_left / 60

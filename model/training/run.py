@@ -192,6 +192,10 @@ def open_feed(
             f"images of {recipe.data} have alpha, preset {recipe.preset} has none: choose another preset, or other data"
         )
     breadth = recipe.scenes.breadth
+    if device.type != "cpu":
+        from model.training.composer.feed import ComposedFeed
+
+        return ComposedFeed(scenes, tokenizer, encoder, folder, recipe.batch, recipe.seed, device, breadth, share)
     return SceneFeed(scenes, tokenizer, encoder, folder, recipe.batch, recipe.seed, loaders, device, breadth, share)
 
 

@@ -10,7 +10,7 @@ import math
 import os
 import pickle
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -185,10 +185,16 @@ class Learner:
     clock: Clock
     skipped: int = field(default=0, init=False)  #: steps in a row, until now, whose gradients were not finite
 
-    def update(self, loss: Tensor, rate: float, clip: float) -> None:
+    def update(
+        self, loss: Tensor, rate: float, clip: float, meanwhile: Callable[[], None] | None = None
+    ) -> None:  # fmt: skip
         """Do one optimiser step on `loss`, with learning rate `rate` and the gradient norm clipped to `clip`.
 
         A step whose gradients are not finite is left out: it would spoil the weights, their average and the next state.
+
+        Args:
+            meanwhile: called before this process waits for the gradients; a GPU goes on with what it starts while the
+                optimiser's kernels are launched.
 
         Raises:
             ConfigError: the gradients of MAX_SKIPPED steps in a row were not finite.
@@ -197,7 +203,10 @@ class Learner:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        if math.isfinite(self.clip_gradients(clip)):
+        norm = self.clip_gradients(clip)
+        if meanwhile:
+            meanwhile()
+        if math.isfinite(norm):
             self.optimizer.step()
             self.ema.update(self.module)
             self.skipped = 0
@@ -210,9 +219,9 @@ class Learner:
                 )
         self.clock.tick()
 
-    def clip_gradients(self, clip: float) -> float:
-        """Clip the gradient norm to `clip`, and return what it was."""
-        return float(torch.nn.utils.clip_grad_norm_(self.module.parameters(), clip))
+    def clip_gradients(self, clip: float) -> Tensor:
+        """Clip the gradient norm to `clip`, and return what it was, ()."""
+        return torch.nn.utils.clip_grad_norm_(self.module.parameters(), clip)
 
     def mean(self, loss: Tensor) -> float:
         """The loss of a step, over all ranks that share it."""

@@ -66,14 +66,20 @@ def relation_holds(
     return along > by and across < slant * along
 
 
+def side_of(facts: Facts) -> int:
+    """Side of the square of each of a scene's things, pixels."""
+    if facts.category in (PORTRAIT, SINGLE):
+        return PORTRAIT_SIDE
+    return NAMED_SIDES.get(facts.size) or SIDES[len(facts.objects)]
+
+
 def arrange(facts: Facts, rng: np.random.Generator, snap: int) -> Scene:
     """Place the facts' things at random, without overlap, at corners that are multiples of `snap` pixels.
 
     Raises:
         DataError: no such layout was found in 1000 attempts.
     """
-    things = facts.objects
-    side = PORTRAIT_SIDE if facts.category in (PORTRAIT, SINGLE) else NAMED_SIDES.get(facts.size) or SIDES[len(things)]
+    things, side = facts.objects, side_of(facts)
     grid = np.arange(0, SIZE - side + 1, snap)
     for _ in range(1000):
         corners: list[tuple[int, int]] = []

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from fluid_kernels.transfers import send
 from model.config import ConfigError
 from model.networks.text_encoder import TextEncoder
 
@@ -46,7 +47,7 @@ class CaptionCache:
         weights = torch.tensor(WORDING_WEIGHTS[: self.states.shape[1]])
         wording = torch.multinomial(weights, len(rows), replacement=True, generator=generator)
         dropped = torch.rand(len(rows), generator=generator) < drop
-        rows, wording, dropped = (t[part].to(self.states.device) for t in (rows, wording, dropped))
+        rows, wording, dropped = (send(t[part], self.states.device) for t in (rows, wording, dropped))
         states = torch.where(dropped[:, None, None], self.null_states, self.states[rows, wording].float())
         return states, torch.where(dropped[:, None], self.null_mask, self.mask[rows, wording])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,14 +56,16 @@ class ShardedLearner(Learner):
 
     losses: StepLosses = field(kw_only=True)
 
-    def clip_gradients(self, clip: float) -> float:
+    def clip_gradients(self, clip: float) -> Tensor:
         """As Learner.clip_gradients, of the norm over all ranks."""
         norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), clip)
-        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
-    def update(self, loss: Tensor, rate: float, clip: float) -> None:
+    def update(
+        self, loss: Tensor, rate: float, clip: float, meanwhile: Callable[[], None] | None = None
+    ) -> None:  # fmt: skip
         """Do one optimiser step; then rank 0's clock counts on every rank, since learning rates follow it."""
-        super().update(loss, rate, clip)
+        super().update(loss, rate, clip, meanwhile)
         annealing = -1.0 if self.clock.annealing is None else self.clock.annealing
         told = torch.tensor([self.clock.seconds, annealing], dtype=torch.float64)
         dist.broadcast(told, 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fluid_kernels.transfers import send
 from model.config import ConfigError
 from model.flow import add_flow_noise
 from model.inference.orders import training_masks
@@ -72,26 +73,29 @@ def velocities(
     assert index is not None and noise is not None
     t, noise = index.flatten(), noise.flatten(0, 1)  # (R·M,), (R·M, C)
     warmth = LEAST_TEMPERATURE + (1 - LEAST_TEMPERATURE) * torch.rand(len(t), 1, generator=rng)
-    tokens, states, mask, masked = (each.to(run.device) for each in (tokens, states, mask, masked))
-    x = add_flow_noise(tokens[masked].repeat(recipe.noise_draws, 1), t, warmth.to(run.device) * noise)
+    moved = (send(each, run.device) for each in (warmth, tokens, states, mask, masked, *masked.nonzero(as_tuple=True)))
+    warmth, tokens, states, mask, masked, *places = moved
+    at = tuple(places)
+    x = add_flow_noise(tokens[at].repeat(recipe.noise_draws, 1), t, warmth * noise)
     with autocast(run.device):
         text = student.backbone.encode_text(states, mask)
-        z = student.backbone(tokens, ~masked, text)[masked]  # (M, D)
+        z = student.backbone(tokens, ~masked, text)[at]  # (M, D)
         found = student.head(x, t, z.repeat(recipe.noise_draws, 1)).float()
         with torch.no_grad():
-            plain, without = _both(run, teacher, tokens, masked, states, mask, x, t)
+            plain, without = _both(run, teacher, tokens, masked, at, states, mask, x, t)
     return found, without + scale * (plain - without), plain
 
 
 def _both(
-    run: Run, teacher: Fluid, tokens: Tensor, masked: Tensor, states: Tensor, mask: Tensor, x: Tensor, t: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The teacher's velocities (R·M, C), with the prompts and without."""
+    run: Run, teacher: Fluid, tokens: Tensor, masked: Tensor, at: tuple[Tensor, ...], states: Tensor, mask: Tensor,
+    x: Tensor, t: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The teacher's velocities (R·M, C), with the prompts and without. at: indices of the masked tokens."""
     captions, draws = run.feed.captions, run.recipe.noise_draws
     null = teacher.backbone.encode_text(captions.null_states.to(run.device), captions.null_mask.to(run.device))
     text = TextContext.stack([teacher.backbone.encode_text(states, mask), *[null] * len(tokens)])
     z = teacher.backbone(tokens.repeat(2, 1, 1), ~masked.repeat(2, 1), text)  # (2B, N, D)
-    with_prompt, without = (half[masked].repeat(draws, 1) for half in z.chunk(2))
+    with_prompt, without = (half[at].repeat(draws, 1) for half in z.chunk(2))
     both = teacher.head(x.repeat(2, 1), t.repeat(2), torch.cat([with_prompt, without])).float()
     plain, unconditional = both.chunk(2)
     return plain, unconditional

@@ -47,6 +47,9 @@ class LatentFeed:
         rows = epoch_order(len(self), self.batch, step, self.seed)
         return rows, self._rows(rows[self.share.part(len(rows))]), None
 
+    def prepare(self, step: int) -> None:
+        """Nothing is to be done ahead: all tokens are known."""
+
     def example(self, row: int) -> tuple[np.ndarray, str]:
         device = next(self.tokenizer.parameters()).device
         with torch.no_grad():
