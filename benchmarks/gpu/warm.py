@@ -62,6 +62,11 @@ def _work(number: int, tasks: Sequence[Task], device: str, emit: Emit) -> None:
 
 def warm_first(args: argparse.Namespace, emit: Emit) -> None:
     """Compile what call 1 launches: single operations, head loops in both dtypes, the backbone's fused kernels."""
+    run_tasks(spread(first_tasks(args)), args, emit)
+
+
+def first_tasks(args: argparse.Namespace) -> list[Task]:
+    """Nothing in them is on the device yet: a process that has used one cannot fork others that do."""
     from fluid_kernels.tools.check import checks
 
     tasks: list[Task] = [(check.name, check.apart) for check in checks(args.device, args.quick)]
@@ -69,11 +74,16 @@ def warm_first(args: argparse.Namespace, emit: Emit) -> None:
         rows = {1} if args.quick else {*CHECKED_ROWS, *LOOP_ROWS, *image_rows(name, (1, 64))}
         tasks += head_tasks(name, sorted(rows), args, (torch.bfloat16, torch.float32))
         tasks += backbone_tasks(name, (2,) if args.quick else (2, 5, 128), args)
-    run_tasks(spread(tasks), args, emit)
+    return tasks
 
 
 def warm_second(args: argparse.Namespace, emit: Emit) -> None:
     """Compile what call 2 launches: every tile of the sweep, and the larger models' kernels."""
+    run_tasks(spread(second_tasks(args)), args, emit)
+
+
+def second_tasks(args: argparse.Namespace) -> list[Task]:
+    """As `first_tasks`."""
     from benchmarks.gpu.tuning import sweep
 
     tasks: list[Task] = [
@@ -85,7 +95,7 @@ def warm_second(args: argparse.Namespace, emit: Emit) -> None:
         rows = [1] if args.quick else sorted({1, *image_rows(name, (1, 64))})
         tasks += head_tasks(name, rows, args, (torch.bfloat16,))
         tasks += backbone_tasks(name, (2,) if args.quick else (2, 128), args)
-    run_tasks(spread(tasks), args, emit)
+    return tasks
 
 
 def spread(tasks: list[Task]) -> list[Task]:

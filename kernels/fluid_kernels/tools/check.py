@@ -35,7 +35,10 @@ MOST = {torch.float32: 1e-4, torch.bfloat16: 1e-2}
 
 @dataclass(frozen=True)
 class Check:
-    """A comparison; `apart` runs the operation and its definition, and returns the relative error."""
+    """A comparison; `apart` draws the inputs, runs the operation and its definition, and returns the relative error.
+
+    Nothing is on the device before: benchmarks/gpu lists all checks in a process that then forks.
+    """
 
     name: str
     apart: Callable[[], float]
@@ -63,14 +66,13 @@ def checks(device: str, quick: bool = False) -> Iterator[Check]:
             for tile in tiles if width % 64 == 0 else [tile for tile in tiles if tile.n <= RAGGED_WIDEST]:
                 for rows in (3,) if quick else (1, tile.m, 3 * tile.m - 1):
                     name = f"{about} rows {rows} tile {tile.m}x{tile.n}x{tile.k}"
-                    x, weight = draw(rows, width).to(dtype), draw(width, width, scale=width**-0.5).to(dtype)
-                    bias, h, mod = draw(width), draw(rows, width), draw(2, rows, 3 * width).to(dtype)
+                    shape = rows, width, dtype
                     # GELU belongs to backbones, whose kernels are for bfloat16 only.
                     for activation in ("silu",) if dtype == torch.float32 else ("silu", "gelu_erf", "gelu_tanh"):
-                        work = partial(_linear, x, weight, bias, tile, activation)
+                        work = partial(_linear, draw, *shape, tile, activation)
                         yield Check(f"linear {activation} {name}", work, most)
                     if tile.n <= WIDEST:
-                        yield Check(f"gated residual {name}", partial(_gated, h, x, weight, bias, mod, tile), most)
+                        yield Check(f"gated residual {name}", partial(_gated, draw, *shape, tile), most)
             for rows in (5,) if quick else (1, 33, 700):
                 yield Check(f"add norm {about} rows {rows}", partial(_add_norm, draw, rows, width, dtype), most)
                 yield Check(f"ln modulate {about} rows {rows}", partial(_ln, draw, rows, width, dtype), most)
@@ -91,7 +93,8 @@ def _step(device: str, step: int, first: int) -> Tensor:
     return torch.tensor([step, step, first], dtype=torch.int32, device=device)
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor, tile: Config, activation: str) -> float:
+def _linear(draw: Draw, rows: int, width: int, dtype: torch.dtype, tile: Config, activation: str) -> float:
+    x, weight, bias = draw(rows, width).to(dtype), draw(width, width, scale=width**-0.5).to(dtype), draw(width)
     y = torch.empty(len(x), len(weight), dtype=x.dtype, device=x.device)
     linear(x, weight, bias, y, activation, tile)
     return _apart(y, linear_ref(x, weight, bias, activation))
@@ -105,7 +108,9 @@ def _add_norm(draw: Draw, rows: int, width: int, dtype: torch.dtype) -> float:
     return max(_apart(x, stream), _apart(n, exact))
 
 
-def _gated(h: Tensor, u: Tensor, weight: Tensor, bias: Tensor, mod: Tensor, tile: Config) -> float:
+def _gated(draw: Draw, rows: int, width: int, dtype: torch.dtype, tile: Config) -> float:
+    u, weight = draw(rows, width).to(dtype), draw(width, width, scale=width**-0.5).to(dtype)
+    bias, h, mod = draw(width), draw(rows, width), draw(2, rows, 3 * width).to(dtype)
     gate = mod[:, :, 2 * h.shape[1] :]
     exact = gated_residual_ref(h, u, weight, bias, gate[1])
     gated_residual(h, u, weight, bias, gate, _step(h.device.type, 4, 3), tile)
