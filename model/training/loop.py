@@ -41,14 +41,13 @@ def step_loss(run: Run) -> tuple[Tensor, Tensor]:
     else:
         masked = training_masks(len(rows), run.config.tokens, rng)
     total, before, count = (int(each.sum()) for each in (masked, masked[: part.start], masked[part]))
-    places = masked[part].nonzero(as_tuple=True)  # found here, because a device would have to be waited for
+    masked = masked[part]
+    found = masked.nonzero(as_tuple=True)  # on the host: a device would have to be waited for
     index, noise = (
         draws if draws is None else draws[:, before : before + count]
         for draws in diffusion_draws(run.config, total, recipe.noise_draws, rng, run.device)
     )
-    tokens, states, mask, masked, *places = (
-        send(each, run.device) for each in (tokens, states, mask, masked[part], *places)
-    )
+    tokens, states, mask, masked, *places = (send(t, run.device) for t in (tokens, states, mask, masked, *found))
     cells = None if cells is None else send(cells, run.device)
     with autocast(run.device):
         loss, objective = run.losses(

@@ -43,7 +43,7 @@ class BatchedMuon(torch.optim.Muon):
             if "momentum_buffer" not in self.state[matrix]:
                 self.state[matrix]["momentum_buffer"] = torch.zeros_like(matrix)
         momenta = [self.state[matrix]["momentum_buffer"] for matrix in matrices]
-        gradients = [matrix.grad for matrix in matrices]
+        gradients = [matrix.grad for matrix in matrices if matrix.grad is not None]  # all of them, as `step` chose
         torch._foreach_lerp_(momenta, gradients, 1 - momentum)
         ahead = torch._foreach_lerp(gradients, momenta, momentum) if group["nesterov"] else momenta
         updates = orthogonal(torch.stack(ahead), group["ns_coefficients"], group["ns_steps"], group["eps"])

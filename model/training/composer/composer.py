@@ -31,7 +31,7 @@ class Tables:
         offsets, sides: (K,) place of a cut-out in `pixels`, and pixels along each of its sides.
         sprites: (P, T) cut-outs of a row's things. classes: (P, T + 1, 2) thing and colour, 0 first: the background.
         grounds: (P,) row of `colours` (G, 3); the last, a white one, is transparent.
-        kinds: (P,) kind of a row's layouts.
+        kinds: (P,) kind of a row's layouts. lasts: (P,) the last layout of that kind.
         edges: (Λ,) float64, kind + cumulative probability of a layout among those of its kind, in order.
         corners: (Λ, T, 2) of its cut-outs, x and y. covers: (Λ, N) number of the thing that covers a token, from 1.
     """
@@ -44,6 +44,7 @@ class Tables:
     grounds: Tensor
     colours: Tensor
     kinds: Tensor
+    lasts: Tensor
     edges: Tensor
     corners: Tensor
     covers: Tensor
@@ -71,7 +72,7 @@ class Composer:
         """
         t = self.tables
         layout = torch.searchsorted(t.edges, t.kinds[rows] + chances, right=True)  # (B,)
-        layout = layout.clamp_max(len(t.edges) - 1)
+        layout = torch.minimum(layout, t.lasts[rows])  # rounding may lead to the next kind
         sprites, covers = t.sprites[rows], t.covers[layout].long()  # (B, T), (B, N)
         cells = t.classes[rows].gather(1, covers[..., None].expand(-1, -1, 2))
         ground = t.grounds[rows]
@@ -163,12 +164,14 @@ def join_tables(scaled: list[np.ndarray], plan: dict[str, Any], grid: int, snap:
         inner[:, :things] = layouts.corners + side // 16
         corners.append(inner)
         covers.append(_covers(layouts.corners, side, grid))
+    lasts = np.cumsum([len(part) for part in edges]) - 1
     white = [*BACKGROUNDS.values(), BACKGROUNDS["white"]]
     return Tables(
         pixels=torch.from_numpy(flat), offsets=_int32(np.cumsum(sides**2) - sides**2), sides=_int32(sides),
         sprites=torch.from_numpy(plan["sprites"]), classes=torch.from_numpy(plan["classes"]),
         grounds=torch.from_numpy(plan["grounds"]), colours=_int32(np.array(white)),
-        kinds=torch.from_numpy(plan["kinds"]), edges=torch.from_numpy(np.concatenate(edges)),
+        kinds=torch.from_numpy(plan["kinds"]), lasts=torch.from_numpy(lasts[plan["kinds"]]),
+        edges=torch.from_numpy(np.concatenate(edges)),
         corners=_int32(np.concatenate(corners)), covers=torch.from_numpy(np.concatenate(covers)),
     )  # fmt: skip
 

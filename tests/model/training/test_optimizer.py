@@ -13,7 +13,7 @@ from model.config import ConfigError
 from model.networks.autoregressive_model import Fluid
 from model.presets import PRESETS
 from model.training.auxiliary.layout_loss import LayoutHead
-from model.training.optimizer import MuonWithAdamW, make_optimizer
+from model.training.optimizer import BatchedMuon, MuonWithAdamW, make_optimizer
 from model.training.recipe import Recipe
 
 
@@ -89,3 +89,23 @@ def test_a_loaded_state_goes_on_as_the_saved_one_would(tmp_path: Path) -> None:
 def test_a_recipe_with_an_unknown_optimizer_is_refused() -> None:
     with pytest.raises(ConfigError, match="optimizer 'sgd' is not adamw or muon"):
         Recipe.load(Path("model/recipes/atlas-128.toml"), optimizer="sgd")
+
+
+def test_muon_in_batches_takes_the_steps_of_torchs_muon_and_its_state() -> None:
+    """On a GPU the matrices of a shape share their products; torch's own, one after the other, is the oracle."""
+    torch.manual_seed(0)
+    shapes = ((6, 6), (6, 6), (4, 10), (10, 4), (10, 4))
+    one = [nn.Parameter(torch.randn(shape)) for shape in shapes]
+    two = [nn.Parameter(p.detach().clone()) for p in one]
+    settings = {"lr": 1e-2, "weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
+    single, batched = torch.optim.Muon(one, **settings), BatchedMuon(two, **settings)
+    for step in range(4):
+        if step == 2:  # a run may go on elsewhere
+            batched.load_state_dict(copy.deepcopy(single.state_dict()))
+        for index, (p, q) in enumerate(zip(one, two, strict=True)):
+            p.grad = None if index == 1 and step == 1 else torch.randn_like(p)
+            q.grad = None if p.grad is None else p.grad.clone()
+        single.step()
+        batched.step()
+        for p, q in zip(one, two, strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)

@@ -173,6 +173,19 @@ def test_steps_that_are_not_finite_change_nothing() -> None:
             learner.update(module(torch.full((1, 2), float("inf"))).sum() * 0, 0.1, clip=1.0)
 
 
+def test_a_step_starts_the_next_batch_before_its_gradients_are_waited_for() -> None:
+    """Gradients are on their way then, and the weights are still those of the step before."""
+    module = torch.nn.Linear(2, 1)
+    learner = Learner(module, Ema(module, 0.9), torch.optim.SGD(module.parameters(), lr=0.1), Clock(100, 0.0))
+    before, seen = module.weight.detach().clone(), []
+
+    def look() -> None:
+        seen.append((module.weight.grad is not None, torch.equal(module.weight, before)))
+
+    learner.update(module(torch.ones(1, 2)).sum(), 0.1, clip=1.0, meanwhile=look)
+    assert seen == [(True, True)] and not torch.equal(module.weight, before)
+
+
 def test_processor_time_does_not_count_waiting() -> None:
     """On a shared machine the time of day would end the run long before its share of work is done."""
     began = time.process_time()
