@@ -33,6 +33,7 @@ from model.evaluation.features import CANDIDATES, FEATURES_NAME, Features
 from model.evaluation.generation import check_size, generate_images
 from model.evaluation.scene_questions import (
     Question,
+    by_style,
     falsified,
     is_correct,
     is_in_style,
@@ -116,19 +117,19 @@ def _jpeg(image: np.ndarray) -> np.ndarray:
     return np.asarray(Image.open(out).convert("RGB"))
 
 
-def r_precision(query: Tensor, real: Tensor, seed: int = 0) -> float:
-    """Share of queries whose nearest of CANDIDATES renders is their own.
+def nearest_is_own(query: Tensor, real: Tensor, seed: int = 0) -> np.ndarray:
+    """For each query, whether the nearest of CANDIDATES renders is its own; (P,) bool, whose mean is R-precision@1.
 
     Args:
         query, real: (P, F) unit vectors; row i of both belongs to prompt i.
     """
-    hits = 0
+    hits = np.zeros(len(query), bool)
     for row in range(len(query)):
         rng = np.random.default_rng((seed, row))
         others = [i for i in rng.choice(len(real), min(CANDIDATES, len(real)), replace=False).tolist() if i != row]
         rows = torch.tensor([row, *others[: CANDIDATES - 1]])
-        hits += int((real[rows] @ query[row]).argmax()) == 0
-    return hits / len(query)
+        hits[row] = int((real[rows] @ query[row]).argmax()) == 0
+    return hits
 
 
 def feature_distance(a: Tensor, b: Tensor) -> float:
@@ -168,8 +169,9 @@ def evaluate_scenes(
     real = [extractor(to_pixels(torch.from_numpy(renders(facts, benchmark.sprites, RENDER_SEED + n)))) for n in (2, 3)]
     first = extractor(to_pixels(torch.from_numpy(np.ascontiguousarray(generated[:, 0]))))
     report: dict[str, Any] = {**scores_by_category(asked, correct.mean(1)), **detector_scores}
-    report["style"] = float(style.mean())
-    report["r_precision"], report["r_precision_ceiling"] = r_precision(first, real[0]), r_precision(real[1], real[0])
+    report |= by_style(asked, "style", style.reshape(len(asked), images).mean(1))
+    report |= by_style(asked, "r_precision", nearest_is_own(first, real[0]))
+    report["r_precision_ceiling"] = float(nearest_is_own(real[1], real[0]).mean())
     report["feature_distance"] = feature_distance(first, real[0])
     report["feature_distance_floor"] = feature_distance(real[1], real[0])
     report = {key: value if value is None else round(value, 4) for key, value in report.items()}
@@ -204,7 +206,9 @@ def print_report(report: dict[str, Any]) -> None:
         print(f"{name:20s} " + " ".join(f"{percent(value):>7s}" for value in values))
     print(f"{'overall':20s} {'':7s} {percent(report['score_seen']):>7s} {percent(report['score_unseen']):>7s}", end=" ")
     print(f"{report['checker_ceiling']:7.1%}  (false renders rejected: {report['checker_reject']:.1%})")
-    print(f"{'style':20s} {percent(report['style']):>7s} {'':7s} {'':7s} {percent(report['style_ceiling']):>8s}")
+    for name in ("style", "r_precision"):
+        cells = [report[f"{name}{cell}"] for cell in ("", "_seen", "_unseen", "_ceiling")]
+        print(f"{name:20s} " + " ".join(f"{percent(value):>7s}" for value in cells) + "  (of things in a style)")
     print(json.dumps(report))
 
 

@@ -16,7 +16,7 @@ from itertools import permutations
 import numpy as np
 
 from model.data.scenes.compose import SIZE, arrange, relation_holds, render
-from model.data.scenes.facts import SCORED_CATEGORIES, Facts, Grammar, Group, unseen_content
+from model.data.scenes.facts import SCORED_CATEGORIES, Facts, Grammar, Group, unseen_content, unseen_style
 from model.data.scenes.sprites import Sprites
 from model.data.scenes.things import BACKGROUNDS, COLOURS, OPPOSITE
 from model.data.scenes.wording import prompt
@@ -168,6 +168,18 @@ def scores_by_category(asked: Sequence[Question], correct: np.ndarray) -> dict[s
             cell = f"{category}_{name.removeprefix('score_')}"
             out |= {cell: mean, f"{cell}_questions": int(mine.sum())}
         out[name] = float(np.mean(means)) if means else None
+    return out
+
+
+def by_style(asked: Sequence[Question], name: str, values: np.ndarray) -> dict[str, float | int | None]:
+    """Mean of the (questions,) values: of all, and of those whose things training shows in their style, and does not.
+
+    A style says how a thing is drawn, so what was never seen in it can only be guessed, unlike a pair or a count.
+    """
+    unseen = np.array([unseen_style(q.facts) for q in asked])
+    out: dict[str, float | int | None] = {name: float(values.mean())}
+    for cell, mine in ((f"{name}_seen", ~unseen), (f"{name}_unseen", unseen)):
+        out |= {cell: float(values[mine].mean()) if mine.any() else None, f"{cell}_questions": int(mine.sum())}
     return out
 
 

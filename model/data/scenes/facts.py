@@ -80,7 +80,12 @@ def held_out(kind: str, *names: str) -> bool:
 
 def unseen(facts: Facts) -> bool:
     """Return True if the facts contain a held-out combination, so that training may not use them."""
-    return unseen_content(facts) or any(held_out("style", group.thing, facts.style) for group in facts.groups)
+    return unseen_content(facts) or unseen_style(facts)
+
+
+def unseen_style(facts: Facts) -> bool:
+    """Return True if training never shows one of the things in this style."""
+    return any(held_out("style", group.thing, facts.style) for group in facts.groups)
 
 
 def unseen_content(facts: Facts) -> bool:

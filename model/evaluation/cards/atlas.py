@@ -6,7 +6,7 @@ from typing import Any
 
 from model.data.atlas.wording import DEFAULT_STYLE
 from model.data.scenes.things import STYLES
-from model.evaluation.cards.facts import listed, score_table, taught_by_data
+from model.evaluation.cards.facts import listed, score_table, style_table, taught_by_data
 from model.evaluation.scene_questions import percent
 
 CARD = """# {name}
@@ -55,14 +55,13 @@ text encoder `{text}` (frozen, installed apart). Weights' SHA-256: `{sha256}`.{g
 |---|---|---|---|---|
 {table}
 | mean | | **{score_seen:.1%}** | **{score_unseen:.1%}** | {checker_ceiling:.1%} |
-| style | {style:.1%} | | | {style_ceiling:.1%} |
+{style_rows}
 
-Unseen: a pair of things, a count or a colour of a thing that training never showed. Style is scored by itself: a thing in a
-style that training never showed counts in the first column alone.{brackets}
+Unseen: a pair of things, a count or a colour of a thing that training never showed; in the last two lines, a thing in a style that
+training never showed, which can only be guessed, and which counts in the first column alone of all other lines.{brackets}
 
 Images are scored by a detector of our own, trained on renders only. It accepts {checker_ceiling:.1%} of real renders
 ({checker_ceiling_jpeg:.1%} after JPEG at quality 40, which it never trained with) and rejects {checker_reject:.1%} of renders with one fact made false.
-R-precision@1 of {candidates}: {r_precision:.1%} (real renders: {r_precision_ceiling:.1%}).
 Feature distance to renders: {feature_distance:.2f} (render to render: {feature_distance_floor:.2f}).
 
 ## Scores: the breadth
@@ -116,6 +115,7 @@ def card_text(facts: dict[str, Any], about: dict[str, Any]) -> str:
         exposure=exposure(taught_by_data(training)),
         guidance=built_in_guidance(training),
         table=score_table(facts),
+        style_rows=style_table(facts),
     )
 
 

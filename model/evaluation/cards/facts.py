@@ -97,12 +97,23 @@ def clock(training: dict[str, Any]) -> str:
 def score_table(facts: dict[str, Any]) -> str:
     """The rows of the table of scenes' scores; each cell has the number of its questions, where the report has it."""
 
-    def cell(name: str) -> str:
-        asked = facts.get(f"{name}_questions")
-        return percent(facts[name]) + (f" ({asked})" if asked else "")
+    return "\n".join(score_row(facts, name, name) for name in SCORED_CATEGORIES)
 
-    cells = ("", "_seen", "_unseen", "_ceiling")
-    return "\n".join(f"| {name} | " + " | ".join(cell(name + c) for c in cells) + " |" for name in SCORED_CATEGORIES)
+
+def style_table(facts: dict[str, Any]) -> str:
+    """The rows of scores whose seen and unseen combinations are those of a thing and a style."""
+    found = f"R-precision@1 of {facts['candidates']}"
+    return "\n".join(score_row(facts, name, label) for name, label in (("style", "style"), ("r_precision", found)))
+
+
+def score_row(facts: dict[str, Any], name: str, label: str) -> str:
+    """A row of scores: of all questions, of seen and of unseen combinations, and the ceiling."""
+
+    def cell(key: str) -> str:
+        asked = facts.get(f"{key}_questions")
+        return percent(facts.get(key)) + (f" ({asked})" if asked else "")
+
+    return f"| {label} | " + " | ".join(cell(name + c) for c in ("", "_seen", "_unseen", "_ceiling")) + " |"
 
 
 def beginning(training: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from model.evaluation.cards.facts import score_table
+from model.evaluation.cards.facts import score_table, style_table
 
 CARD = """# {name}
 
@@ -43,14 +43,13 @@ Every image is composed during training from {pictures:,} captioned facts; token
 |---|---|---|---|---|
 {table}
 | mean | | **{score_seen:.1%}** | **{score_unseen:.1%}** | {checker_ceiling:.1%} |
-| style | {style:.1%} | | | {style_ceiling:.1%} |
+{style_rows}
 
-Unseen: a pair of things, a count or a colour of a thing that training never showed. Style is scored by itself: a thing in a
-style that training never showed counts in the first column alone.{brackets}
+Unseen: a pair of things, a count or a colour of a thing that training never showed; in the last two lines, a thing in a style that
+training never showed, which can only be guessed, and which counts in the first column alone of all other lines.{brackets}
 
 Images are scored by a detector of our own, trained on renders only. It accepts {checker_ceiling:.1%} of real renders
 ({checker_ceiling_jpeg:.1%} after JPEG at quality 40, which it never trained with) and rejects {checker_reject:.1%} of renders with one fact made false.
-R-precision@1 of {candidates}: {r_precision:.1%} (real renders: {r_precision_ceiling:.1%}).
 Feature distance to renders: {feature_distance:.2f} (render to render: {feature_distance_floor:.2f}).
 
 ## Known failures
@@ -77,4 +76,5 @@ def card_text(facts: dict[str, Any], about: dict[str, Any]) -> str:
         vocabulary=", ".join(about["vocabulary"]),
         pictures=about["training"]["pictures"],
         table=score_table(facts),
+        style_rows=style_table(facts),
     )

@@ -20,8 +20,10 @@ from model.presets import PRESETS
 
 SHEET = Image.fromarray(np.zeros((32, 32, 3), np.uint8))
 SCENES = {
-    "score_seen": 0.951, "score_unseen": 0.923, "style": 0.968, "style_ceiling": 0.998, "checker_ceiling": 0.991,
-    "checker_ceiling_jpeg": 0.99, "checker_reject": 0.999, "r_precision": 0.904, "r_precision_ceiling": 0.985,
+    "score_seen": 0.951, "score_unseen": 0.923, "checker_ceiling": 0.991,
+    "style": 0.968, "style_seen": 0.971, "style_unseen": None, "style_ceiling": 0.998,
+    "checker_ceiling_jpeg": 0.99, "checker_reject": 0.999, "r_precision": 0.904, "r_precision_seen": 0.912,
+    "r_precision_seen_questions": 451, "r_precision_unseen": 0.604, "r_precision_ceiling": 0.985,
     "candidates": 100, "feature_distance": 321.5, "feature_distance_floor": -0.05, "prompts": 600, "images": 2400,
     "features": "classifier", "date": "2026-11-28", "settings": {"num_inference_steps": 32},
     **{f"{name}{cell}": 0.9 for name in SCORED_CATEGORIES for cell in ("", "_seen", "_unseen", "_ceiling")},

@@ -7,12 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from model.data.scenes.facts import SCORED_CATEGORIES
+from model.data.scenes.facts import SCORED_CATEGORIES, Facts, Group, held_out
 from model.data.scenes.things import THINGS
 from model.evaluation.evaluate_scenes import feature_distance
+from model.evaluation.scene_questions import Question, by_style
 from model.evaluation.train_detector import train
 from tests.model.image_set import discs
 
@@ -24,6 +26,18 @@ def test_the_feature_distance_of_equal_distributions_is_zero() -> None:
     a, b = (torch.nn.functional.normalize(prompts + 0.3 * torch.randn(400, 32, generator=rng)) for _ in range(2))
     other = torch.nn.functional.normalize(torch.randn(400, 32, generator=rng) + 1)
     assert abs(feature_distance(a, b)) < 2 and feature_distance(a, other) > 50
+
+
+def test_scores_of_style_tell_what_training_shows_from_what_it_does_not() -> None:
+    """They were one number, in which a quarter of the questions asked for a drawing that the model cannot know."""
+    known = {held: next(t for t in THINGS if held_out("style", t, "noto") == held) for held in (True, False)}
+    facts = [Facts("single_object", "noto", (Group(known[held]),)) for held in (False, False, True)]
+    asked = [Question(each, unseen=False) for each in facts]
+    found = by_style(asked, "style", np.array([1.0, 0.5, 0.0]))
+    assert found == {
+        "style": 0.5, "style_seen": 0.75, "style_seen_questions": 2, "style_unseen": 0.0, "style_unseen_questions": 1,
+    }  # fmt: skip
+    assert by_style(asked[:2], "style", np.array([1.0, 0.5]))["style_unseen"] is None
 
 
 @pytest.mark.slow
@@ -49,7 +63,9 @@ def test_the_command_line_scores_a_checkpoint_and_compares_presets(tmp_path: Pat
         "checker_reject",
         "style",
         "style_ceiling",
+        "style_seen",
         "r_precision",
+        "r_precision_seen",
         *SCORED_CATEGORIES,
     ]
     assert all(0 <= report[name] <= 1 for name in shares)
