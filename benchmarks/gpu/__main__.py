@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu first              everything is right, and first timings; 270 seconds
     python -m benchmarks.gpu second             tiles, larger models, other people's methods, training; 7 minutes
-    python -m benchmarks.gpu decide FOLDER      the path behind FLUID_KERNELS=auto, from the results
+    python -m benchmarks.gpu decide PLACE       the path behind FLUID_KERNELS=auto, from the results
 
 `make gpu-first` and `make gpu-second` run the first two; docs/kernels.md says what to read in their results. Needs the
 repository and torch, triton, safetensors, numpy and tqdm (and transformers for the training leg); nothing is installed
@@ -61,7 +61,8 @@ def build_parser() -> argparse.ArgumentParser:
                 "--mar-repo", type=Path, help="a clone of LTH14/mar to compare with (needs timm and scipy)"
             )
     own = commands.add_parser("decide", help="what the results decide")
-    own.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="with gpu-first.json or gpu-second.json")
+    own.add_argument("places", nargs="+", type=Path, metavar="PLACE",
+                     help="a folder with gpu-first*.json or gpu-second*.json, or such a file")  # fmt: skip
     return parser
 
 
@@ -94,7 +95,7 @@ def measure(args: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     if args.command == "decide":
-        print("\n".join(decide(read(args.folders)).lines()))
+        print("\n".join(decide(read(args.places)).lines()))
         return 0
     return measure(args)
 

@@ -1,8 +1,8 @@
 """What a measurement decides: the path behind FLUID_KERNELS=auto, and whether the persistent kernel stays.
 
-    python -m benchmarks.gpu decide FOLDER [FOLDER ...]
+    python -m benchmarks.gpu decide PLACE [PLACE ...]
 
-reads gpu-first.json and gpu-second.json. A path whose check failed is out, whatever its speed. Of the others, `auto`
+reads gpu-first*.json and gpu-second*.json of folders, or the files named. A path whose check failed is out, whatever its speed. Of the others, `auto`
 becomes the one with the least time for an image of 64 x 100 steps, averaged geometrically over models and over 1, 8
 and 64 images together. The persistent kernel stays if, for one of those, it is at least PERSISTENT_GAIN times as fast
 as the best other path; otherwise it is deleted, because nothing else justifies a kernel that waits for itself.
@@ -118,7 +118,11 @@ def _keeps(seconds: dict[Key, dict[str, float]], wrong: dict[str, str]) -> bool 
     return any(PERSISTENT_GAIN * times["persistent"] <= other for times, other in zip(both, others, strict=True))
 
 
-def read(folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """The results in these folders, call 1 before call 2."""
-    files = [folder / f"gpu-{call}.json" for folder in folders for call in ("first", "second")]
-    return [json.loads(file.read_text()) for file in files if file.is_file()]
+def read(places: Sequence[Path]) -> list[dict[str, Any]]:
+    """The results in these files and folders; of a folder call 1 before call 2, by name and so by card and date."""
+    files = [file for place in places for file in (_results(place) if place.is_dir() else [place])]
+    return [json.loads(file.read_text()) for file in files]
+
+
+def _results(folder: Path) -> list[Path]:
+    return [file for call in ("first", "second") for file in sorted(folder.glob(f"gpu-{call}*.json"))]

@@ -71,7 +71,8 @@ def test_times_of_an_image_are_interpolated_and_never_guessed() -> None:
 
 
 def test_the_command_reads_both_calls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "gpu-first.json").write_text(json.dumps(results({"torch": (500, 0.3), "triton": (50, 0.2)})))
+    """As they were written, and with the card and the day in their names."""
+    (tmp_path / "gpu-first-h200-2026-11-29.json").write_text(json.dumps(results({"torch": (500, 0.3), "triton": (50, 0.2)})))
     (tmp_path / "gpu-second.json").write_text(json.dumps(results({"persistent": (90, 0.2)})))
     assert main(["decide", str(tmp_path)]) == 0
     said = capsys.readouterr().out
