@@ -135,7 +135,7 @@ kernels: $(VENV)/.dev ## compile every kernel for sm_80, sm_90 and gfx942 withou
 # On a GPU machine without the environment, any Python with torch, triton, safetensors, numpy and tqdm will do.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-gpu-first: ## a borrowed GPU, call 1: everything against the CPU, first timings; 270 s (ARGS="--device cpu" rehearses)
+gpu-first: ## a borrowed GPU, call 1: everything against the CPU, first timings; 250 s (ARGS="--device cpu" rehearses)
 	PYTHONPATH=.:kernels $(GPU_PYTHON) -m benchmarks.gpu first $(ARGS)
 
 gpu-second: ## call 2: tiles, larger models, other people's methods, a training leg; 8 minutes

@@ -177,7 +177,7 @@ class JobMetrics:
     total_time: float
     batch_size: int
     prompt_tokens: int = 0
-    kernels: str = ""  #: implementation of the model's innermost loop: torch, triton or persistent
+    kernels: str = ""  #: implementation of the model's innermost loop: torch or triton
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,7 +91,7 @@ class Settings(ConnectionSettings):
         "auto",
         "Implementation of the diffusion head's loop; auto is triton on CUDA and torch elsewhere. `fluid doctor` "
         "shows the one in use.",
-        choices=("auto", "torch", "triton", "persistent"),
+        choices=("auto", "torch", "triton"),
     )
     threads: int = _worker(
         0, "CPU threads of a worker; 0 is every CPU that the process may use.", unit="threads", at_least=0

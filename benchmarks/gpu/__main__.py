@@ -1,6 +1,6 @@
 """Measure a borrowed GPU in two calls, and read what they decide.
 
-    python -m benchmarks.gpu first              everything is right, and first timings; 270 seconds
+    python -m benchmarks.gpu first              everything is right, and first timings; 250 seconds
     python -m benchmarks.gpu second             tiles, larger models, other people's methods, training; 7 minutes
     python -m benchmarks.gpu decide PLACE       the path behind FLUID_KERNELS=auto, from the results
 
@@ -29,7 +29,6 @@ from benchmarks.gpu.parts import failures, run_parts
 from benchmarks.machine import RESULTS
 
 CPU_SLOWER = 10  # the limits are a GPU's: a rehearsal on a busy CPU without bfloat16 ran into two of them
-DEFAULT_PATHS = ("torch", "triton")  # the persistent kernel has parts of its own, at the end
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -48,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
         own.add_argument("--budget", type=float, metavar="SECONDS", help=f"for all parts (default {call.budget_s:.0f})")
         own.add_argument("--parts", nargs="+", metavar="PART", choices=[part.name for part in call.parts],
                          help=f"run only these, even if they are done: {parts}")  # fmt: skip
-        own.add_argument("--paths", nargs="+", choices=PATHS, default=DEFAULT_PATHS, help="paths of the head's loop")
+        own.add_argument("--paths", nargs="+", choices=PATHS, default=PATHS, help="paths of the head's loop")
         own.add_argument("--models", nargs="+", choices=MODELS, metavar="MODEL",
                          help=f"of {', '.join(MODELS)} (default: each part's own)")  # fmt: skip
         own.add_argument("--processes", type=int, default=16, help="that compile ahead (default 16)")

@@ -70,13 +70,6 @@ def bench_loop(args: argparse.Namespace, emit: Emit) -> None:
             time_loop(name, rows, path, args, emit)
 
 
-def bench_persistent(args: argparse.Namespace, emit: Emit) -> None:
-    """Time the persistent kernel; a part of its own, because a kernel that waits for itself could hang."""
-    for name, rows in itertools.product(args.models, (2,) if args.quick else LOOP_ROWS):
-        if paths(args.device, name, ("persistent",)):
-            time_loop(name, rows, "persistent", args, emit)
-
-
 def time_loop(name: str, rows: int, path: str, args: argparse.Namespace, emit: Emit) -> None:
     """Emit the microseconds of a step of one variant of the loop (head.py)."""
     steps = 4 if args.quick else 10 if path in ("eager", "autocast", "compiled") else DIFFUSION_STEPS

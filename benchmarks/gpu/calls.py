@@ -1,7 +1,7 @@
 """The two calls to a borrowed GPU: which parts, in which order, how long each may take.
 
 The first shows that everything is right and gives first timings, the second tunes, and measures larger models and other
-people's methods. Compilations come first, in 16 processes; what could hang comes last. The limits of all parts fit the
+people's methods. Compilations come first, in 16 processes. The limits of all parts fit the
 budget together, so that a part which hangs costs no other part anything.
 """
 
@@ -19,14 +19,12 @@ from benchmarks.gpu.bench import (
     bench_images,
     bench_loop,
     bench_peers,
-    bench_persistent,
     bench_shipped,
     describe,
 )
 from benchmarks.gpu.check import (
     check_backbone,
     check_batch,
-    check_canary,
     check_head,
     check_image,
     check_ops,
@@ -74,7 +72,7 @@ FIRST = Call(("mar-b",), (
     Part("image", 30, check_image, interpreted=True), Part("batch", 20, check_batch),
     Part("backbone", 25, check_backbone), Part("ceilings", 10, bench_ceilings),
     Part("head", 25, check_head, interpreted=True), Part("loop", 20, bench_loop),
-    Part("images", 24, only(bench_images, "mar-b")), Part("canary", 20, check_canary, interpreted=True),
+    Part("images", 24, only(bench_images, "mar-b")),
 ))  # fmt: skip
 
 
@@ -89,5 +87,4 @@ def second(train_minutes: float) -> Call:
         Part("systems", 20, check_systems), Part("shipped", 15, bench_shipped),
         Part("peers", 75, only(bench_peers, "mar-b")),
         Part("training", limit_s(train_minutes), bench_training),
-        Part("persistent", 20, only(bench_persistent, "mar-b", "mar-h"), interpreted=True),
     ))  # fmt: skip

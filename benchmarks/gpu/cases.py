@@ -33,7 +33,7 @@ from model.networks.transformer import count_parameters
 from model.presets import MAR_PRESETS, PRESETS
 
 LABELS = [str(i) for i in range(1000)]
-# The smallest model of each family, for rehearsals on a CPU; 128 is the persistent kernel's narrowest head.
+# The smallest model of each family, for rehearsals on a CPU.
 SMALL: dict[str, ModelConfig] = {
     "fluid-small": PRESETS["tiny"],
     "mar-small": MarConfig(

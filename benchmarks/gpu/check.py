@@ -7,7 +7,6 @@
     backbone   the backbone on the device against float32 on the CPU
     image      images of the shipped model against those of a CPU in float32, in decibels
     batch      an image generated alone against the same image among rows that join and leave
-    canary     the persistent kernel: against the definition, and timed; alone, because it could hang
 
 Needs torch, triton, safetensors, numpy and tqdm; calls.py puts the parts in their order.
 """
@@ -24,7 +23,6 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.cases import MODELS, decode, engine_over, head_case, paths, random_model, shipped
-from benchmarks.gpu.head import loop_of, seconds
 from benchmarks.gpu.parts import Emit, attempt
 from benchmarks.gpu.prompt_states import PROMPTS
 from benchmarks.gpu.warm import CHECKED_ROWS
@@ -80,17 +78,6 @@ def check_head(args: argparse.Namespace, emit: Emit) -> None:
         for path, dtype in itertools.product(paths(args.device, name, args.paths), DTYPES):
             if dtype == torch.bfloat16 or path == "triton" or args.quick:
                 compare_head(name, rows, path, dtype, args, emit)
-
-
-def check_canary(args: argparse.Namespace, emit: Emit) -> None:
-    """Try the persistent kernel: a few rows against the definition, then microseconds of a step."""
-    for name, rows in itertools.product(args.models[:1], (1, 3) if args.quick else CHECKED_ROWS):
-        compare_head(name, rows, "persistent", torch.bfloat16, args, emit)
-    with attempt(emit, {"model": args.models[0], "rows": 4, "path": "persistent"}) as record, torch.inference_mode():
-        steps = 4 if args.quick else 100
-        case = head_case(MODELS[args.models[0]], args.device, 4, (steps,))
-        spent = seconds(loop_of("persistent", case), args.device, 1 if args.quick else 3)
-        record["us_per_step"] = 1e6 * spent / steps
 
 
 def compare_head(name: str, rows: int, path: str, dtype: torch.dtype, args: argparse.Namespace, emit: Emit) -> None:

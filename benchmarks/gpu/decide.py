@@ -1,11 +1,10 @@
-"""What a measurement decides: the path behind FLUID_KERNELS=auto, and whether the persistent kernel stays.
+"""What a measurement decides: the path behind FLUID_KERNELS=auto.
 
     python -m benchmarks.gpu decide PLACE [PLACE ...]
 
-reads gpu-first*.json and gpu-second*.json of folders, or the files named. A path whose check failed is out, whatever its speed. Of the others, `auto`
-becomes the one with the least time for an image of 64 x 100 steps, averaged geometrically over models and over 1, 8
-and 64 images together. The persistent kernel stays if, for one of those, it is at least PERSISTENT_GAIN times as fast
-as the best other path; otherwise it is deleted, because nothing else justifies a kernel that waits for itself.
+reads gpu-first*.json and gpu-second*.json of folders, or the files named. A path whose check failed is out, whatever
+its speed. Of the others, `auto` becomes the one with the least time for an image of 64 x 100 steps, averaged
+geometrically over models and over 1, 8 and 64 images together. Records of paths that have been deleted are passed over.
 """
 
 from __future__ import annotations
@@ -17,15 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.parts import NO_TIME, UNFINISHED
 from model.inference.orders import tokens_per_step
 
 BATCHES = (1, 8, 64)
-PERSISTENT_GAIN = 1.1
-PATHS = ("torch", "triton", "persistent")
-CHECKS = ("image", "batch", "head", "canary", "persistent")  # parts whose records have a path and `ok`
-ALONE = ("canary", "persistent")  # parts that run nothing but the persistent kernel: their end is its end
-LOOPS = ("loop", "persistent")  # parts whose records have a path and us_per_step
+PATHS = ("torch", "triton")
+CHECKS = ("image", "batch", "head")  # parts whose records have a path and `ok`
 Key = tuple[str, int]  # model, images together
 
 
@@ -34,7 +29,6 @@ class Verdict:
     """The decision. seconds: of the head's loop, for one image, by path."""
 
     auto: str | None  # None: nothing was measured
-    keep_persistent: bool | None
     wrong: dict[str, str]  # path -> why it is out
     seconds: dict[Key, dict[str, float]]
     best: dict[Key, str]
@@ -48,8 +42,7 @@ class Verdict:
         if self.auto is None:
             return [*found, "auto: not decided, no path was measured for a whole image"]
         found.append(f"auto: {self.auto} on CUDA (choose_path in kernels/fluid_kernels/heads.py)")
-        words = {True: "stays", False: "goes: it wins nowhere", None: "not decided: it was not measured"}
-        return [*found, f"persistent: {words[self.keep_persistent]}"]
+        return found
 
 
 def decide(results: Iterable[dict[str, Any]]) -> Verdict:
@@ -58,15 +51,13 @@ def decide(results: Iterable[dict[str, Any]]) -> Verdict:
     steps: dict[tuple[str, str], dict[int, float]] = {}  # (model, path) -> rows -> seconds of a step
     for result in results:
         for name, part in result["parts"].items():
-            if name in ALONE and part["error"] not in (None, NO_TIME, UNFINISHED):
-                wrong["persistent"] = f"{name}: {part['error']}"
             for record in part["records"]:
                 path = record.get("path")
                 if path not in PATHS:
                     continue
                 if name in CHECKS and (record.get("ok") is False or record.get("error")):
                     wrong[path] = f"{name}: {record.get('error') or 'apart from the definition'}"
-                if name in LOOPS and "us_per_step" in record:
+                if name == "loop" and "us_per_step" in record:
                     steps.setdefault((record["model"], path), {})[record["rows"]] = 1e-6 * record["us_per_step"]
     seconds: dict[Key, dict[str, float]] = {}
     for (model, path), by_rows in steps.items():
@@ -75,7 +66,7 @@ def decide(results: Iterable[dict[str, Any]]) -> Verdict:
             if found is not None:
                 seconds.setdefault((model, batch), {})[path] = found
     best = {key: min(times, key=lambda path: times[path]) for key, times in seconds.items()}
-    return Verdict(_auto(seconds), _keeps(seconds, wrong), wrong, seconds, best)
+    return Verdict(_auto(seconds), wrong, seconds, best)
 
 
 def image_seconds(by_rows: dict[int, float], batch: int) -> float | None:
@@ -104,18 +95,8 @@ def _auto(seconds: dict[Key, dict[str, float]]) -> str | None:
         shared = [times for times in seconds.values() if all(path in times for path in complete)]
         if shared:
             return min(complete, key=lambda path: sum(math.log(times[path]) for times in shared))
-        complete.pop()  # the persistent kernel may have been measured for few rows only
+        complete.pop()  # it may have been measured for few rows only
     return None
-
-
-def _keeps(seconds: dict[Key, dict[str, float]], wrong: dict[str, str]) -> bool | None:
-    if "persistent" in wrong:
-        return False
-    both = [times for times in seconds.values() if "persistent" in times and len(times) > 1]
-    if not both:
-        return None
-    others = [min(s for path, s in times.items() if path != "persistent") for times in both]
-    return any(PERSISTENT_GAIN * times["persistent"] <= other for times, other in zip(both, others, strict=True))
 
 
 def read(places: Sequence[Path]) -> list[dict[str, Any]]:

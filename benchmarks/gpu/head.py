@@ -4,7 +4,7 @@
     autocast   the same under bfloat16 autocast, which the released evaluation uses (in float16)
     compiled   a bfloat16 step through torch.compile(mode="reduce-overhead"): fused, in CUDA graphs, no
                hand-written kernels
-    torch, triton, persistent    our loop, see fluid_kernels/heads.py
+    torch, triton    our loop, see fluid_kernels/heads.py
 
 The first three take their noise from torch's generator, as is usual; ours is counter-based. Given our noise, all
 generate the same tokens up to rounding (a test).

@@ -6,7 +6,7 @@ from the L2 cache, whichever is slower. Few rows or few columns therefore get sm
 many of both get large ones, which use each byte m·n/(m + n) times.
 
 The numbers come from counting bytes, registers and shared memory (`python -m fluid_kernels.tools.aot` prints what the
-compiler makes of each); none was timed on a device.
+compiler makes of each).
 """
 
 from __future__ import annotations
@@ -112,54 +112,3 @@ def backend_of(device: torch.device) -> str:
 def precision(backend: str) -> str:
     """tl.dot's precision of float32 products: three TF32 tensor-core products (together 23 bits) on CUDA."""
     return "tf32x3" if backend == "cuda" else "ieee"
-
-
-# Per thread. Without this limit ptxas may choose fewer for the persistent kernel, to fit a second block that a
-# cooperative launch never brings, and spill.
-MOST_REGISTERS = 255
-
-# Tiles of the persistent kernel. n is the smallest that spreads a product's columns over the team; m grows with the
-# rows, so that teams stay large.
-_PERSISTENT: dict[str, tuple[Config, ...]] = {
-    "cuda": (
-        Config(16, 16, 128, 4, 3),
-        Config(16, 32, 128, 4, 3),
-        Config(16, 64, 64, 4, 3),
-        Config(32, 64, 64, 8, 3),
-        Config(64, 64, 64, 8, 2),  # 128 columns spill
-    ),
-    "hip": (
-        Config(16, 16, 128, 4, 2),
-        Config(16, 32, 128, 4, 2),
-        Config(16, 64, 128, 4, 2),
-        Config(32, 64, 64, 4, 2),
-        Config(64, 128, 32, 8, 1),
-    ),
-}
-_PERSISTENT_INTERPRETED = Config(16, 64, 128, 4, 1)
-
-
-def persistent_config(
-    backend: str, rows: int, guided: int, width: int, processors: int, dtype: torch.dtype = torch.bfloat16
-) -> tuple[Config, int]:
-    """The tile, and the number of programs in its team, for `rows` rows on a chip of `processors` multiprocessors.
-
-    The first tile whose teams have a program for every n columns; with too many rows for that, the last tile, with the
-    largest team that fits. With more tiles than multiprocessors a team is one program, which never waits.
-    """
-    if backend == "cpu":
-        return _PERSISTENT_INTERPRETED, 2
-    evaluations = rows * (2 if guided else 1)
-    for config in persistent_configs(backend, dtype):
-        team = processors // -(-evaluations // config.m)
-        if team >= width // config.n:
-            return config, width // config.n
-    return config, max(1, team)
-
-
-def persistent_configs(backend: str, dtype: torch.dtype = torch.bfloat16) -> tuple[Config, ...]:
-    """Every tile that `persistent_config` may return. In bfloat16's sizes, float32 spilled up to 580 bytes on sm_90."""
-    tiles = _PERSISTENT[backend]
-    if dtype != torch.float32:
-        return tiles
-    return tuple(replace(c, k=c.k // 2, n=c.n // 2 if c.m >= 64 else c.n) for c in tiles)

@@ -1,11 +1,12 @@
 """Paths of the diffusion head's sampling loop: interchangeable implementations behind `make_head`.
 
-    torch        any device; the fastest on a CPU, and the oracle of the other two           loops/torch_loop.py
-    triton       fused operations, one CUDA graph per bucket of rows                         loops/fused_loop.py
-    persistent   one kernel that runs all steps and blocks of a tile of rows                 loops/persistent_loop.py
-    auto         triton on a CUDA device, torch elsewhere
+    torch     any device; the fastest on a CPU, and the oracle of the other        loops/torch_loop.py
+    triton    fused operations, one CUDA graph per bucket of rows                  loops/fused_loop.py
+    auto      triton on a CUDA device, torch elsewhere
 
-`auto` is a rule and not a measurement: the three paths have not been timed against each other on a GPU.
+`auto` follows a measurement (`python -m benchmarks.gpu decide`): on an H200 the loop of an image of MAR-B takes 541 ms
+by triton and 7,935 ms by torch, 83 and 1,278 ms for each of 8, 19.8 and 235 ms for each of 64 together. A third path,
+one kernel for all steps, was right but slower at every number of rows, and is gone (docs/log.md, 2026-11-29).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor
 from fluid_kernels.head_loop import Chains, HeadWeights, Rows
 from fluid_kernels.loops.torch_loop import TorchHead
 
-HeadPath = Literal["auto", "torch", "triton", "persistent"]
+HeadPath = Literal["auto", "torch", "triton"]
 PATHS: tuple[str, ...] = get_args(HeadPath)
 OLDEST_TRITON = (3, 6)  # older ones lack launch options that the kernels ask for; 3.7.1 is what they were compiled with
 
@@ -61,16 +62,9 @@ def make_head(weights: HeadWeights, dtype: torch.dtype, path: str = "auto") -> H
         chosen = "torch"
     if chosen == "torch":
         return TorchHead(weights, dtype)
-    if chosen == "triton":
-        from fluid_kernels.loops.fused_loop import TritonHead  # importing Triton costs seconds
+    from fluid_kernels.loops.fused_loop import TritonHead  # importing Triton costs seconds
 
-        return TritonHead(weights, dtype)
-    from fluid_kernels.loops.persistent_loop import PersistentHead
-
-    try:
-        return PersistentHead(weights, dtype)
-    except ValueError as error:
-        raise HeadPathError(str(error)) from error
+    return TritonHead(weights, dtype)
 
 
 def choose_path(path: str, device: torch.device) -> str:

@@ -60,7 +60,7 @@ def load_engine(
         device: "auto" (CUDA where there is one), "cpu" or "cuda".
         threads: number of torch threads on a CPU; 0: as many as this process may use, shared by its ranks.
         dtype: of the backbone's weights in products, see precision.py.
-        kernels: path of the head's loop: "auto", "torch", "triton" or "persistent".
+        kernels: path of the head's loop: "auto", "torch" or "triton".
         ranks: number of devices that share the backbone; this process is the first of them.
     Raises:
         CheckpointError, ConfigError: the checkpoint cannot be used; the message says why and what to do.

@@ -42,7 +42,7 @@ class WorkerInfo:
     checkpoint: str = ""  #: SHA-256 of the weights in use
     row_steps_per_s: float = 0.0  #: throughput while busy
     work_left: int = 0  #: row-steps of the held jobs
-    kernels: str = ""  #: implementation of the model's innermost loop: torch, triton or persistent
+    kernels: str = ""  #: implementation of the model's innermost loop: torch or triton
     device: str = ""  #: device and precision
     reloads: int = 0  #: number of the last `fluid reload` that it handled
     configured: str = ""  #: FLUID_CHECKPOINT, by which `fluid reload` finds it; "": of an older version

@@ -13,13 +13,10 @@ from fluid_kernels.configs import (
     Config,
     linear_config,
     linear_configs,
-    persistent_config,
-    persistent_configs,
     product_seconds,
 )  # fmt: skip
-from fluid_kernels.loops.persistent_loop import LARGEST_WIDTH, SMALLEST_WIDTH, WIDTH_MULTIPLE
 from fluid_kernels.ops.modulation import LIBRARY_ROWS, by_library, product
-from fluid_kernels.tools.aot_cases import BACKBONE_WIDTHS, CHANNELS, PERSISTENT_WIDTHS, WIDTHS, cases
+from fluid_kernels.tools.aot_cases import BACKBONE_WIDTHS, CHANNELS, WIDTHS, cases
 from model.presets import MAR_PRESETS, PRESETS
 from tests.kernels.ops.test_triton_ops import drawn
 
@@ -61,11 +58,6 @@ def test_every_tile_that_the_rules_choose_is_compiled_ahead(backend: str, dtype:
             assert f"linear silu {short} {c.m}x{c.n}x{c.k}/{c.stages}" in compiled
             ragged = linear_config(backend, rows, columns, dtype, RAGGED_WIDEST)
             assert f"linear {short} {ragged.m}x{ragged.n}x{ragged.k}/{ragged.stages} ragged" in compiled
-    for rows in (1, 40, 300, 4000):
-        c, _ = persistent_config(backend, rows, rows, 1024, 132, dtype)
-        assert c in persistent_configs(backend, dtype)
-        suffix = "" if dtype == BF16 else " fp32"
-        assert f"persistent 1024{suffix} {c.m}x{c.n}x{c.k}/{c.stages}" in compiled
 
 
 def test_every_width_of_a_preset_is_compiled_ahead() -> None:
@@ -76,8 +68,6 @@ def test_every_width_of_a_preset_is_compiled_ahead() -> None:
         if name != "tiny" and not config.categorical:  # whose head is one product
             assert config.head_width in WIDTHS, name
             assert config.channels in CHANNELS, name
-            takes = SMALLEST_WIDTH <= config.head_width <= LARGEST_WIDTH and config.head_width % WIDTH_MULTIPLE == 0
-            assert (config.head_width in PERSISTENT_WIDTHS) == takes, name
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(F32, 2e-5), (BF16, 1.6e-2)])

@@ -25,7 +25,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 NAMES = ("mar-b", "mar-l", "mar-h", "166M", "369M", "665M", "1.1B", "3.1B", "10.5B")
 BATCHES = (1, 8, 64, 256)
 EVALUATIONS = (2, 8, 32, 128, 512, 2048, 4096)
-LOOPS = {"autocast": times.eager_seconds, "triton": times.loop_seconds, "persistent": times.persistent_seconds}
+LOOPS = {"autocast": times.eager_seconds, "triton": times.loop_seconds}
 
 
 def measured(device: Device) -> dict[tuple[str, str, int], float]:

@@ -34,7 +34,6 @@ from model.inference.orders import masked_after, tokens_per_step
 # Assumptions; docs/roofline.md says why.
 LIBRARY, OURS, RAMP, MEMORY = 0.70, 0.55, 256, 0.85
 GAP_S, SHORTEST_S, EAGER_S = 1.5e-6, 1e-6, 5e-6
-WAIT_S, FINISH_S = 2e-6, 14e-6
 L2_BYTES_PER_S, L2_BYTES = 5.5e12, 30e6
 PROCESSORS = 132
 AROUND = 35  # small kernels of a step beside backbone and loop: plan, embedding, filling a bucket, writing back
@@ -143,16 +142,6 @@ def loop_seconds(head: Head, m: int, device: Device, wide: bool = False) -> floa
     hoisted = op_seconds(product_seconds(kind, shape, wide), product_bytes(shape, size), device)
     hoisted += op_seconds(0.0, m * steps * w * (8 + size), device)
     return head.depth * (up + down + norm) + first + out + update + hoisted / steps
-
-
-def persistent_seconds(head: Head, m: int, device: Device) -> float:
-    """A step of the persistent kernel: two phases a block with a wait behind each, and a serial end."""
-    tiles, square = -(-m // 64), 2 * head.width**2
-    phase = max(2 * m * head.width**2 / (OURS * device.flops), (tiles * square + 10 * m * head.width) / L2_BYTES_PER_S)
-    steps = max(1, HOISTED_ROWS // m)
-    shape = (m * steps, (3 * head.depth + 2) * head.width, head.width)
-    hoisted = op_seconds(product_seconds("library", shape), product_bytes(shape), device)
-    return 2 * head.depth * (WAIT_S + phase) + FINISH_S + hoisted / steps
 
 
 def eager_seconds(head: Head, m: int, device: Device) -> float:

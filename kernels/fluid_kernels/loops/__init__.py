@@ -1,1 +1,1 @@
-"""The diffusion head's sampling loop on each path: torch, fused operations, one persistent kernel."""
+"""The diffusion head's sampling loop on each path: torch, or fused operations."""

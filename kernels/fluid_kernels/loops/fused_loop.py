@@ -12,7 +12,7 @@ padded rows never begin, and what they compute is never read.
 Modulation is hoisted for as many steps as add up to HOISTED_ROWS evaluations. Its result, HOISTED_ROWS·(3·L + 2)·W·2
 bytes, 42 MB at W = 1024 and L = 6, then stays in the 50 MB L2 cache of an H100 or H200 between product and readers.
 
-None of this has been timed on a device.
+On an H200 a step of MAR-B's head takes 78 µs with one guided token, 122 with 64 and 428 with 1,024 (docs/kernels.md).
 """
 
 from __future__ import annotations

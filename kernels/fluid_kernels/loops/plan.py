@@ -1,4 +1,4 @@
-"""Shared parts of the GPU paths: weights in the kernels' layouts, rows as flat tables, the exact first step.
+"""What the loop of kernels begins with: weights in the kernels' layouts, rows as flat tables, the exact first step.
 
 A chain's first step with eps prediction divides by √ᾱ = 5e-5, so it is computed in float32 (head_loop.MAGNIFIED). It
 depends on nothing but the initial noise, so it is a plan of its own: a single step of all rows at once, whatever their
@@ -75,10 +75,6 @@ class KernelWeights(ABC):
                 x = exact._run(once, some, prediction, clamp)
                 plan = after_first_steps(plan, x, own, known.magnifies)
             return self._run(plan, rows, prediction, clamp)
-
-    def buckets(self, most: int) -> list[tuple[int, int]]:
-        """(rows, guided) of the calls that prepare every shape of steps with up to `most` rows."""
-        return []
 
     @abstractmethod
     def _exact(self) -> KernelWeights | None:

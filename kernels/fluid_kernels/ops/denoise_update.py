@@ -69,37 +69,6 @@ def denoised(main, variance, noise, x, entry, mask, table_ptr, temperature, clam
     return mean_x0 * x0 + mean_xt * x + noisy * temperature * tl.exp(0.5 * log_variance) * noise
 
 
-@triton.jit
-def update_rows(
-    out_ptr, row, uncond, row_in, x_ptr, step, offset_ptr, start_ptr, guidance_ptr, temperature_ptr, seed_ptr,
-    position_ptr, setting, table_ptr, timestep_ptr, clamp,
-    C: tl.constexpr, N_OUT: tl.constexpr, BLOCK_C: tl.constexpr, EPS: tl.constexpr,
-):  # fmt: skip
-    """Read, update and write back a block of x.
-
-    row, uncond (m, 1) index `out`, which may be a tile's own outputs; setting (m, 1) indexes x and every per-row
-    argument.
-    """
-    cols = tl.arange(0, BLOCK_C)[None, :]
-    begun = row_in & (tl.load(start_ptr + setting, mask=row_in, other=-1) >= step)
-    mask = begun & (cols < C)
-    entry = (tl.load(offset_ptr + setting, mask=begun, other=0) + step).to(tl.int64)
-    guidance = tl.load(guidance_ptr + setting, mask=begun, other=0.0)
-    temperature = tl.load(temperature_ptr + setting, mask=begun, other=0.0)
-    seed = tl.load(seed_ptr + setting, mask=begun, other=0)
-    position = tl.load(position_ptr + setting, mask=begun, other=0)
-    timestep = tl.load(timestep_ptr + entry, mask=begun, other=0)
-    noise = token_normal(seed, cols * 0 + STEP, position, timestep, cols)
-    x_at = x_ptr + setting.to(tl.int64) * C + cols
-    x = tl.load(x_at, mask=mask, other=0.0)
-    main = guided_output(out_ptr, row, uncond, guidance, cols, mask, N_OUT)
-    variance = main
-    if EPS:
-        variance = tl.load(out_ptr + row * N_OUT + C + cols, mask=mask, other=0.0)
-    new = denoised(main, variance, noise, x, entry, begun, table_ptr, temperature, clamp, EPS)
-    tl.store(x_at, new, mask=mask)
-
-
 @triton.jit(do_not_specialize=["n_rows", "clamp"])
 def denoise_update_kernel(
     out_ptr, x_ptr, step_ptr, uncond_ptr, offset_ptr, start_ptr, guidance_ptr, temperature_ptr, seed_ptr, position_ptr,
@@ -113,10 +82,24 @@ def denoise_update_kernel(
     row = (tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M))[:, None]
     row_in = row < n_rows
     uncond = tl.load(uncond_ptr + row, mask=row_in, other=-1)
-    update_rows(
-        out_ptr, row, uncond, row_in, x_ptr, step, offset_ptr, start_ptr, guidance_ptr, temperature_ptr, seed_ptr,
-        position_ptr, row, table_ptr, timestep_ptr, clamp, C, N_OUT, BLOCK_C, EPS,
-    )  # fmt: skip
+    cols = tl.arange(0, BLOCK_C)[None, :]
+    begun = row_in & (tl.load(start_ptr + row, mask=row_in, other=-1) >= step)
+    mask = begun & (cols < C)
+    entry = (tl.load(offset_ptr + row, mask=begun, other=0) + step).to(tl.int64)
+    guidance = tl.load(guidance_ptr + row, mask=begun, other=0.0)
+    temperature = tl.load(temperature_ptr + row, mask=begun, other=0.0)
+    seed = tl.load(seed_ptr + row, mask=begun, other=0)
+    position = tl.load(position_ptr + row, mask=begun, other=0)
+    timestep = tl.load(timestep_ptr + entry, mask=begun, other=0)
+    noise = token_normal(seed, cols * 0 + STEP, position, timestep, cols)
+    x_at = x_ptr + row.to(tl.int64) * C + cols
+    x = tl.load(x_at, mask=mask, other=0.0)
+    main = guided_output(out_ptr, row, uncond, guidance, cols, mask, N_OUT)
+    variance = main
+    if EPS:
+        variance = tl.load(out_ptr + row * N_OUT + C + cols, mask=mask, other=0.0)
+    new = denoised(main, variance, noise, x, entry, begun, table_ptr, temperature, clamp, EPS)
+    tl.store(x_at, new, mask=mask)
 
 
 def denoise_update(

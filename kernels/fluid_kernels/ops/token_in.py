@@ -29,29 +29,18 @@ def token_in_ref(x: Tensor, weight: Tensor, bias: Tensor, uncond: Tensor, evalua
 
 
 @triton.jit
-def project_token(x_ptr, row, w_ptr, b_ptr, cols, inside, channels, W: tl.constexpr, C: tl.constexpr):
-    """(BLOCK_W,) float32: one row's residual stream at `cols`. w is (C, W), so that loads are contiguous.
-
-    channels: C, or C as a run-time value where the loop must not be unrolled.
-    """
-    h = tl.load(b_ptr + cols, mask=inside, other=0.0)
-    for c in range(channels):
-        x = tl.load(x_ptr + row * C + c)
-        h += x * tl.load(w_ptr + c * W + cols, mask=inside, other=0.0)
-    return h
-
-
-@triton.jit
 def token_in_kernel(
     x_ptr, w_ptr, b_ptr, uncond_ptr, step_ptr, h_ptr, W: tl.constexpr, C: tl.constexpr, BLOCK_W: tl.constexpr
 ):
-    """One row per program. No other program of this launch reads the step."""
+    """One row per program; w is (C, W), so that loads are contiguous. No other program here reads the step."""
     row = tl.program_id(0).to(tl.int64)
     if row == 0:
         tl.store(step_ptr, tl.load(step_ptr + 1))
     cols = tl.arange(0, BLOCK_W)
     inside = cols < W
-    h = project_token(x_ptr, row, w_ptr, b_ptr, cols, inside, C, W, C)
+    h = tl.load(b_ptr + cols, mask=inside, other=0.0)
+    for c in range(C):
+        h += tl.load(x_ptr + row * C + c) * tl.load(w_ptr + c * W + cols, mask=inside, other=0.0)
     tl.store(h_ptr + row * W + cols, h, mask=inside)
     uncond = tl.load(uncond_ptr + row).to(tl.int64)
     tl.store(h_ptr + uncond * W + cols, h, mask=inside & (uncond >= 0))

@@ -3,9 +3,8 @@
     python -m fluid_kernels.tools.aot [--target sm_80 sm_90 gfx942] [--only WORD]
 
 Prints registers, shared memory and tensor-core instructions of each kernel. Exits with 1 if a kernel spills registers,
-needs more shared memory than the chip gives a block, multiplies blocks without tensor cores, or waits for other
-programs without release and acquire. It cannot show speed, nor numbers on the device. Compiled kernels are kept in
-TRITON_CACHE_DIR.
+needs more shared memory than the chip gives a block, or multiplies blocks without tensor cores. It cannot show speed,
+nor numbers on the device. Compiled kernels are kept in TRITON_CACHE_DIR.
 """
 
 from __future__ import annotations
@@ -32,8 +31,6 @@ SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "gfx942": 64 * 1024}
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32), "sm_90": GPUTarget("cuda", 90, 32), "gfx942": GPUTarget("hip", "gfx942", 64)
 }  # fmt: skip
-# Traces of a wait for other programs in the assembly: earlier writes are published, stale cached reads dropped.
-ORDERS = {"cuda": ("global.gpu.release", "global.gpu.acquire"), "hip": ("buffer_wbl2", "buffer_inv")}
 NVIDIA_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
@@ -62,18 +59,12 @@ def compile_case(case: Case, target: str) -> Resources:
         fn=case.kernel, signature={name: signature[name] for name in order}, constexprs=case.constants,
         attrs={key: [["tt.divisibility", 16]] for key in divisible},
     )  # fmt: skip
-    options: dict[str, object] = {"num_warps": case.warps, "num_stages": case.stages}
-    if case.registers:
-        options["maxnreg"] = case.registers
-    if case.waits:
-        options["launch_cooperative_grid"] = True
+    options = {"num_warps": case.warps, "num_stages": case.stages}
     kernel = triton.compile(source, target=TARGETS[target], options=options)
     amd = target.startswith("gfx")
     registers, spilled, tensor_ops = _read_amd(kernel.asm["amdgcn"]) if amd else _read_nvidia(kernel.asm, target)
-    shared, text = kernel.metadata.shared, str(kernel.asm["amdgcn" if amd else "ptx"])
+    shared = kernel.metadata.shared
     faults = find_faults(target, spilled, shared, tensor_ops, case.dot)
-    if case.waits:
-        faults += tuple(f"no {order}" for order in ORDERS["hip" if amd else "cuda"] if order not in text)
     return Resources(case.name, target, registers, spilled, shared, tensor_ops, faults)
 
 

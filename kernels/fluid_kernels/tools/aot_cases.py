@@ -13,8 +13,7 @@ from typing import Any
 import torch
 import triton
 
-from fluid_kernels.configs import MOST_REGISTERS, RAGGED_WIDEST, Config, linear_configs, persistent_configs, precision
-from fluid_kernels.loops import persistent_kernel  # fmt: skip
+from fluid_kernels.configs import RAGGED_WIDEST, Config, linear_configs, precision
 from fluid_kernels.ops import (
     add_norm,
     denoise_update,
@@ -31,7 +30,6 @@ from fluid_kernels.ops import (
 # against the presets. Those of the backbones beside them.
 WIDTHS = (128, 176, 256, 768, 1024, 1280, 1536, 2048, 4096)
 BACKBONE_WIDTHS = (96, 160, 224, *WIDTHS)
-PERSISTENT_WIDTHS = (256, 768, 1024, 1280, 1536)  # multiples of its WIDTH_MULTIPLE, up to its LARGEST_WIDTH
 CHANNELS = (16, 32, 48, 64)  # a token of one latent, of scenes-128, of atlas-128, and of 2 × 2 latents
 OTHER_WIDTH = 1024  # where the width is only a loop's trip count
 RAGGED_WIDTH = 1000  # no multiple of any k: products mask their last block, as at scenes-128's 224
@@ -48,15 +46,12 @@ class Case:
     warps: int
     stages: int = 1
     dot: bool = False  # multiplies bfloat16 blocks, so there must be tensor-core instructions
-    waits: bool = False  # programs wait for each other: launched cooperatively, with release and acquire
-    registers: int | None = None  # limit per thread, where the kernel is launched with one
     aligned: tuple[str, ...] = field(default=("mod_stride", "gate_stride"))  # integers known to be multiples of 16
 
 
 def cases(backend: str) -> Iterator[Case]:
     """All cases for a kind of chip: "cuda" or "hip"."""
     yield from _products(backend)
-    yield from _persistent(backend)
     for width in WIDTHS:
         yield from _rows(width)
     yield from _rows(OTHER_WIDTH, "fp32")
@@ -179,33 +174,4 @@ def _update(channels: int, prediction: str) -> Case:
         {"C": channels, "N_OUT": outputs, "BLOCK_M": 16, "BLOCK_C": triton.next_power_of_2(channels),
          "EPS": prediction == "eps"},
         warps=4,
-    )  # fmt: skip
-
-
-def _persistent(backend: str) -> Iterator[Case]:
-    """Every tile at one width per BLOCK_W, with guidance and eps, the costliest case; two tiles at other widths. In
-    float32 it runs in checks, at one width."""
-    configs = persistent_configs(backend)
-    for c in persistent_configs(backend, torch.float32):
-        yield _head_loop(backend, c, OTHER_WIDTH, "fp32")
-    for width in PERSISTENT_WIDTHS:
-        for c in configs if width in (OTHER_WIDTH, PERSISTENT_WIDTHS[-1]) else (configs[0], configs[-1]):
-            yield _head_loop(backend, c, width)
-
-
-def _head_loop(backend: str, c: Config, width: int, dtype: str = "bf16") -> Case:
-    pointers = {name: "*fp32" for name in ("x_ptr", "h_ptr")} | {"u_ptr": f"*{dtype}", "sums_ptr": "*fp32"}
-    pointers |= {"out_ptr": "*fp32", "counter_ptr": "*i32", "uncond_ptr": "*i32", "mod_ptr": f"*{dtype}"}
-    pointers |= {f"{part}_{kind}_ptr": "*fp32" for part in ("in", "norm", "out") for kind in "wb"}
-    pointers |= {f"{part}_w_ptr": f"*{dtype}" for part in ("up", "down")}
-    pointers |= {"up_b_ptr": "*fp32", "down_b_ptr": "*fp32", **ROW_SETTINGS}
-    sizes = ("n_rows", "n_evaluations", "mod_stride", "team", "width", "channels", "outputs")
-    numbers = (*sizes, "first_step", "last_step", "first_phase", "last_phase")
-    return Case(
-        f"persistent {width}{'' if dtype == 'bf16' else ' ' + dtype} {_tile(c)}", persistent_kernel.head_loop_kernel,
-        pointers | dict.fromkeys(numbers, "i32") | {"clamp": "fp32"},
-        {"W": width, "L": 6, "C": 16, "N_OUT": 32, "EPS": True, "HALVES": 2, "BLOCK_M": c.m,
-         "BLOCK_N": c.n, "BLOCK_K": c.k, "BLOCK_W": triton.next_power_of_2(width), "BLOCK_C": 16, "BLOCK_O": 4,
-         "PRECISION": precision(backend), "UPCAST": False},
-        c.warps, c.stages, dot=dtype == "bf16", waits=True, registers=MOST_REGISTERS if backend == "cuda" else None,
     )  # fmt: skip

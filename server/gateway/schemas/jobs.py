@@ -41,9 +41,7 @@ class Metrics(BaseModel):
     encode_time: float = Field(description="Encoding pixels as image files, summed over the images.")
     total_time: float = Field(description="From acceptance until the job ended.")
     batch_size: int = Field(description="Most images that shared one decoding step with this request.")
-    kernels: str = Field(
-        default="", description="Implementation of the diffusion head's loop: torch, triton or persistent."
-    )
+    kernels: str = Field(default="", description="Implementation of the diffusion head's loop: torch or triton.")
 
 
 class JobOutput(BaseModel):

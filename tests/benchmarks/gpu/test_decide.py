@@ -10,15 +10,13 @@ import pytest
 
 from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.decide import decide, image_seconds
-from benchmarks.gpu.parts import NO_TIME
 
 ROWS = (1, 4, 16, 64, 256, 1024)
 Times = dict[str, tuple[float, float]]  # path -> microseconds of a step: (whatever the rows, and for each row)
 
 
-def results(times: Times, model: str = "mar-b", **errors: str) -> dict[str, Any]:
+def results(times: Times, model: str = "mar-b") -> dict[str, Any]:
     parts: dict[str, Any] = {name: {"records": [], "error": None} for name in ("loop", "head", "image")}
-    parts |= {name: {"records": [], "error": error} for name, error in errors.items()}
     for path, (fixed, each) in times.items():
         parts["head"]["records"].append({"path": path, "model": model, "rows": 7, "ok": True})
         for rows in ROWS:
@@ -27,32 +25,24 @@ def results(times: Times, model: str = "mar-b", **errors: str) -> dict[str, Any]
     return {"parts": parts}
 
 
-@pytest.mark.parametrize(("times", "auto", "keeps"), [
-    ({"torch": (500, 0.3), "triton": (50, 0.2)}, "triton", None),
-    ({"torch": (30, 0.2), "triton": (50, 0.2)}, "torch", None),
-    ({"torch": (500, 0.3), "triton": (50, 0.2), "persistent": (30, 0.2)}, "persistent", True),
-    ({"torch": (500, 0.3), "triton": (50, 0.2), "persistent": (40, 0.6)}, "triton", True),  # wins for one image by 20 %
-    ({"torch": (500, 0.3), "triton": (50, 0.2), "persistent": (48, 0.6)}, "triton", False),
-    ({}, None, None),
+@pytest.mark.parametrize(("times", "auto"), [
+    ({"torch": (500, 0.3), "triton": (50, 0.2)}, "triton"),
+    ({"torch": (30, 0.2), "triton": (50, 0.2)}, "torch"),
+    ({"torch": (40, 0.6), "triton": (50, 0.2)}, "triton"),  # slower for one image, by 20 %
+    ({"torch": (500, 0.3), "triton": (50, 0.2), "deleted": (30, 0.2)}, "triton"),
+    ({}, None),
 ])  # fmt: skip
-def test_the_fastest_path_over_all_batches_becomes_auto(times: Times, auto: str | None, keeps: bool | None) -> None:
+def test_the_fastest_path_over_all_batches_becomes_auto(times: Times, auto: str | None) -> None:
     verdict = decide([results(times)])
-    assert (verdict.auto, verdict.keep_persistent) == (auto, keeps)
-    assert verdict.lines()[-1].startswith("persistent:" if times else "auto: not decided")
+    assert verdict.auto == auto
+    assert verdict.lines()[-1].startswith(f"auto: {auto or 'not decided'}")
 
 
 def test_a_fast_path_with_a_wrong_result_is_out() -> None:
-    found = results({"torch": (500, 0.3), "triton": (50, 0.2), "persistent": (30, 0.2)})
+    found = results({"torch": (500, 0.3), "triton": (50, 0.2)})
     found["parts"]["image"]["records"].append({"path": "triton", "dtype": "bfloat16", "ok": False})
-    found["parts"]["canary"] = {"records": [], "error": "killed after 20 s"}
     verdict = decide([found])
-    assert set(verdict.wrong) == {"triton", "persistent"}
-    assert verdict.auto == "torch" and verdict.keep_persistent is False
-
-
-def test_a_part_that_had_no_time_says_nothing_about_its_path() -> None:
-    verdict = decide([results({"torch": (500, 0.3), "triton": (50, 0.2)}, canary=NO_TIME)])
-    assert verdict.wrong == {} and verdict.keep_persistent is None
+    assert set(verdict.wrong) == {"triton"} and verdict.auto == "torch"
 
 
 def test_later_results_and_other_models_count_too() -> None:
@@ -72,8 +62,10 @@ def test_times_of_an_image_are_interpolated_and_never_guessed() -> None:
 
 def test_the_command_reads_both_calls(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As they were written, and with the card and the day in their names."""
-    (tmp_path / "gpu-first-h200-2026-11-29.json").write_text(json.dumps(results({"torch": (500, 0.3), "triton": (50, 0.2)})))
-    (tmp_path / "gpu-second.json").write_text(json.dumps(results({"persistent": (90, 0.2)})))
-    assert main(["decide", str(tmp_path)]) == 0
-    said = capsys.readouterr().out
-    assert "auto: triton" in said and "persistent: goes" in said and "mar-b, 64 together: triton" in said
+    first, second = tmp_path / "gpu-first-h200-2026-11-29.json", tmp_path / "gpu-second.json"
+    first.write_text(json.dumps(results({"torch": (500, 0.3), "triton": (50, 0.2)})))
+    second.write_text(json.dumps(results({"torch": (20, 0.1)})))
+    for places, auto in ([tmp_path], "torch"), ([first], "triton"), ([first, second], "torch"):
+        assert main(["decide", *map(str, places)]) == 0
+        said = capsys.readouterr().out
+        assert f"auto: {auto}" in said and f"mar-b, 64 together: {auto}" in said

@@ -92,7 +92,7 @@ def test_no_product_is_faster_than_its_assumptions_allow(times: Any) -> None:
 def test_no_step_is_faster_than_the_chip(times: Any) -> None:
     for name, device, m in itertools.product(("mar-b", "mar-h"), times.DEVICES, (2, 64, 4096)):
         head = times.Head.of(MODELS[name])
-        for predicted in (times.loop_seconds, times.persistent_seconds, times.eager_seconds):
+        for predicted in (times.loop_seconds, times.eager_seconds):
             assert predicted(head, m, device) > times.head_flops(head, m) / device.flops
         assert times.loop_seconds(head, m, device) <= times.loop_seconds(head, 2 * m, device)
 

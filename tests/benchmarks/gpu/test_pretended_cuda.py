@@ -19,7 +19,7 @@ from tests.model.pretend_cuda import PretendCuda, moved, waits
 
 pytestmark = pytest.mark.slow
 
-KERNELS = ("compile", "philox", "ops", "tiles", "canary", "persistent")  # interpreted in the rehearsal instead
+KERNELS = ("compile", "philox", "ops", "tiles")  # interpreted in the rehearsal instead
 PARTS = [part for part in (*FIRST.parts, *second(0.05).parts) if part.name not in (*KERNELS, "machine", "training")]
 
 

@@ -71,11 +71,10 @@ def test_both_calls_run_without_native_bfloat16(name: str, tmp_path: Path) -> No
 
 def test_the_limits_of_both_calls_fit_a_lease() -> None:
     """A quarter of an hour: two starts of a minute, both calls with every part at its limit."""
-    assert FIRST.budget_s <= 270
+    assert FIRST.budget_s <= 250
     assert FIRST.budget_s + second(0.75).budget_s + 2 * 60 <= 15 * 60
     for each in (FIRST, second(0.75)):
-        names = [part.name for part in each.parts]
-        assert names[0] == "compile" and names[-1] in ("canary", "persistent") and each.parts[-1].limit_s <= 20
+        assert each.parts[0].name == "compile"
 
 
 def test_nothing_imports_triton_before_the_parts() -> None:

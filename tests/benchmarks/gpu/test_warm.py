@@ -25,5 +25,5 @@ def test_listing_what_to_compile_touches_no_device(call: str) -> None:
     names = [name for name, _ in tasks]
     for kind in {"first": ("linear silu", "head mar-b", "backbone mar-b"), "second": ("gated 3.1B", "head 3.1B")}[call]:
         assert any(name.startswith(kind) for name in names), kind
-    with pytest.raises((AssertionError, RuntimeError), match="CUDA|NVIDIA"):
+    with pytest.raises((AssertionError, RuntimeError), match=r"CUDA|NVIDIA"):
         tasks[0][1]()  # only now
