@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import cast
+
 import pytest
 import torch
+from torch import Tensor
 
 pytest.importorskip("triton")
 
@@ -15,7 +19,8 @@ from fluid_kernels.configs import (
     linear_configs,
     product_seconds,
 )  # fmt: skip
-from fluid_kernels.ops.modulation import LIBRARY_ROWS, by_library, product
+from fluid_kernels.ops import linear_gelu, modulation
+from fluid_kernels.ops.linear_triton import by_library
 from fluid_kernels.tools.aot_cases import BACKBONE_WIDTHS, CHANNELS, WIDTHS, cases
 from model.presets import MAR_PRESETS, PRESETS
 from tests.kernels.ops.test_triton_ops import drawn
@@ -74,7 +79,15 @@ def test_every_width_of_a_preset_is_compiled_ahead() -> None:
 def test_the_librarys_modulation_equals_ours(dtype: torch.dtype, tolerance: float) -> None:
     y, weight, bias = drawn(0, 40, 96).to(dtype), drawn(1, 70, 96, scale=0.1).to(dtype), drawn(2, 70)
     one, other = (torch.empty(40, 70, dtype=dtype) for _ in range(2))
-    product(y, weight, bias, one, library=False)
-    product(y, weight, bias, other, library=True)
+    modulation.product(y, weight, bias, one, library=False)
+    modulation.product(y, weight, bias, other, library=True)
     torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
-    assert not by_library(weight, 10 * LIBRARY_ROWS)  # no library of a GPU here
+
+
+@pytest.mark.parametrize("least", [modulation.LIBRARY_ROWS, linear_gelu.LIBRARY_ROWS])
+def test_many_rows_on_a_gpu_are_the_librarys(least: int) -> None:
+    """But not in float32, nor on a CPU, which has no library of a GPU."""
+    on_gpu = cast(Tensor, SimpleNamespace(device=torch.device("cuda"), dtype=BF16))
+    assert by_library(on_gpu, least, least) and not by_library(on_gpu, least - 1, least)
+    assert not by_library(cast(Tensor, SimpleNamespace(device=torch.device("cuda"), dtype=F32)), least, least)
+    assert not by_library(torch.zeros(1, dtype=BF16), least, least)

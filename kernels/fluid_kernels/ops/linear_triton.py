@@ -11,6 +11,7 @@ Bytes: 2·N·K (W, once) + 2·rows·(K + N); FLOPs 2·rows·N·K. Below about 30
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -124,6 +125,12 @@ def linear(
         BLOCK_M=c.m, BLOCK_N=c.n, BLOCK_K=c.k, PRECISION=precision(backend), UPCAST=backend == "cpu",
         num_warps=c.warps, num_stages=c.stages,
     )  # fmt: skip
+
+
+def by_library(weight: Tensor, rows: int, least: int) -> bool:
+    """True from `least` rows on, where a GPU has a library to multiply them. In float32 it has no TF32 × 3."""
+    on_gpu = weight.device.type == "cuda" and backend_of(weight.device) != "cpu"
+    return on_gpu and weight.dtype == torch.bfloat16 and rows >= least
 
 
 def check_product(x: Tensor, weight: Tensor, bias: Tensor, y: Tensor) -> None:

@@ -23,6 +23,7 @@ from fluid_kernels.ops.denoise_update import denoise_update, denoise_update_ref
 from fluid_kernels.ops.gated_residual import WIDEST, gated_residual, gated_residual_ref
 from fluid_kernels.ops.head_out import head_out, head_out_ref
 from fluid_kernels.ops.linear import linear_ref
+from fluid_kernels.ops.linear_gelu import LIBRARY_ROWS, LinearGelu
 from fluid_kernels.ops.linear_triton import linear
 from fluid_kernels.ops.ln_modulate import ln_modulate, ln_modulate_ref
 from fluid_kernels.ops.modulation import modulation, modulation_ref
@@ -73,6 +74,10 @@ def checks(device: str, quick: bool = False) -> Iterator[Check]:
                         yield Check(f"linear {activation} {name}", work, most)
                     if tile.n <= WIDEST:
                         yield Check(f"gated residual {name}", partial(_gated, draw, *shape, tile), most)
+            for activation in () if dtype == torch.float32 else ("gelu_erf", "gelu_tanh"):
+                rows = 5 if quick else LIBRARY_ROWS + 1
+                work = partial(_linear_gelu, draw, rows, width, dtype, activation)
+                yield Check(f"layer with {activation} {about} rows {rows}", work, most)
             for rows in (5,) if quick else (1, 33, 700):
                 yield Check(f"add norm {about} rows {rows}", partial(_add_norm, draw, rows, width, dtype), most)
                 yield Check(f"ln modulate {about} rows {rows}", partial(_ln, draw, rows, width, dtype), most)
@@ -98,6 +103,12 @@ def _linear(draw: Draw, rows: int, width: int, dtype: torch.dtype, tile: Config,
     y = torch.empty(len(x), len(weight), dtype=x.dtype, device=x.device)
     linear(x, weight, bias, y, activation, tile)
     return _apart(y, linear_ref(x, weight, bias, activation))
+
+
+def _linear_gelu(draw: Draw, rows: int, width: int, dtype: torch.dtype, activation: str) -> float:
+    """The backbone's layer, which leaves the product to the library on a GPU."""
+    x, weight, bias = draw(rows, width).to(dtype), draw(width, width, scale=width**-0.5).to(dtype), draw(width)
+    return _apart(LinearGelu(weight, bias, dtype, activation)(x), linear_ref(x, weight, bias, activation))
 
 
 def _add_norm(draw: Draw, rows: int, width: int, dtype: torch.dtype) -> float:

@@ -10,6 +10,7 @@ import torch
 
 pytest.importorskip("triton")
 
+from fluid_kernels.ops import linear_gelu
 from fluid_kernels.ops.add_norm import add_norm, add_norm_ref
 from fluid_kernels.ops.linear import linear_ref
 from fluid_kernels.ops.linear_gelu import LinearGelu
@@ -60,7 +61,9 @@ def test_what_does_not_fit_is_rejected() -> None:
 
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
 @pytest.mark.parametrize("activation", ["gelu_erf", "gelu_tanh"])
-def test_linear_with_gelu(activation: str, dtype: torch.dtype, tolerance: float) -> None:
+def test_linear_with_gelu(
+    activation: str, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Far into both tails, where exp overflows."""
     x, weight, bias = drawn(0, 5, 123).to(dtype), drawn(1, 77, 123, scale=0.3).to(dtype), torch.linspace(-40, 40, 77)
     y = torch.empty(5, 77, dtype=dtype)
@@ -69,6 +72,10 @@ def test_linear_with_gelu(activation: str, dtype: torch.dtype, tolerance: float)
     torch.testing.assert_close(y.float(), linear_ref(x, weight, bias, activation), rtol=tolerance, atol=tolerance)
     layer = LinearGelu(weight, bias, dtype, activation)
     assert torch.equal(layer(x.view(5, 1, 123)), y.view(5, 1, 77))
+    monkeypatch.setattr(linear_gelu, "by_library", lambda *_: True)  # as with many rows on a GPU
+    by_library = layer(x.view(5, 1, 123)).view(5, 77)
+    assert by_library.dtype == dtype
+    torch.testing.assert_close(by_library, y, rtol=2 * tolerance, atol=2 * tolerance)  # rounded twice
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, BF16])
