@@ -31,7 +31,7 @@ LOOPS = {"autocast": times.eager_seconds, "triton": times.loop_seconds}
 def measured(device: Device) -> dict[tuple[str, str, int], float]:
     """Read (what, model, evaluations or images) -> seconds from the results of this kind of GPU; newer ones win.
 
-    `what` is a path of the loop, for the seconds of a step, or "engine", for those of an image.
+    `what` is a path of the loop, for the seconds of a step, "image by SIDE", or "pass" of the backbone in a CUDA graph.
     """
     found: dict[tuple[str, str, int], float] = {}
     for file in sorted(RESULTS.rglob("gpu-*.json")):
@@ -42,9 +42,36 @@ def measured(device: Device) -> dict[tuple[str, str, int], float]:
         for record in (record for part in parts.values() for record in part["records"]):
             if "us_per_step" in record:
                 found[record["path"], record["model"], 2 * record["rows"]] = record["us_per_step"] * 1e-6
-            if record.get("side") == "engine" and "seconds_per_image" in record:
-                found["engine", record["model"], record["batch"]] = record["seconds_per_image"]
+            if "side" in record and "seconds_per_image" in record:
+                found[f"image by {record['side']}", record["model"], record["batch"]] = record["seconds_per_image"]
+            if record.get("static") and "ms" in record:
+                found["pass", record["model"], record["rows"]] = record["ms"] * 1e-3
     return found
+
+
+def compared() -> list[str]:
+    """Everything that was measured on an H200 beside what is predicted for it."""
+    rows, order = [], ("image by engine", "image by autocast", "pass", *LOOPS)
+    found = {key: seconds for key, seconds in measured(H200).items() if key[0] in order}
+    for (what, model, count), seconds in sorted(
+        found.items(), key=lambda item: (order.index(item[0][0]), *item[0][1:])
+    ):
+        config = MODELS[model]
+        if what == "image by engine":
+            name = f"image of {model}, each of {count}"
+            predicted = times.image(model, count, H200).total - times.ends_seconds(config, H200)
+        elif what == "image by autocast":
+            name = f"image of {model} by the released code's method, each of {count}"
+            predicted = times.eager_image_seconds(model, count, H200) - times.DECODE_S
+        elif what == "pass":
+            known = config.tokens // 2 if model in MAR_PRESETS else 0
+            name = f"backbone of {model}, {count} evaluations"
+            predicted = times.pass_seconds(model, count, known, H200)
+        else:
+            name = f"step of the loop by {what}, {model}, {count} evaluations"
+            predicted = LOOPS[what](Head.of(config), count, H200)
+        rows.append([name, _short(1e3 * predicted), _short(1e3 * seconds), f"{seconds / predicted:.2f}"])
+    return _table(["ms on an H200", "predicted", "measured", "measured / predicted"], rows)
 
 
 def counted() -> list[str]:
@@ -73,8 +100,8 @@ def shares() -> list[str]:
     rows = []
     for what, kind, shape, wide in (
         *[(f"queries, keys and values; {m} evaluations", "library", (m * 320, 2304, 768), False) for m in (2, 128)],
-        *[(f"MLP up and GELU; {m} evaluations", "ours", (m * 320, 3072, 768), False) for m in (2, 128)],
-        ("the same, cuBLAS, then GELU", "library and GELU", (128 * 320, 3072, 768), False),
+        *[(f"MLP up and GELU, ours; {m} evaluations", "ours", (m * 320, 3072, 768), False) for m in (2, 128)],
+        ("the same by cuBLAS, then GELU, as it runs", "library and GELU", (128 * 320, 3072, 768), False),
         *[(f"MLP down; {m} evaluations", "library", (m * 320, 768, 3072), False) for m in (2, 128)],
         *[(f"head, up or down; {m} evaluations", "gated", (m, 1024, 1024), False) for m in (2, 32, 128, 512, 2048)],
         ("head, hoisted modulation", "library", (1024, 20480, 1024), False),
@@ -98,7 +125,7 @@ def images() -> list[str]:
             for batch in BATCHES:
                 found = times.image(name, batch, device)
                 cells = [found.floor, found.backbone, found.loop, found.exact, found.rest, found.total]
-                seconds = known.get(("engine", name, batch))
+                seconds = known.get(("image by engine", name, batch))
                 rows.append([
                     device.name, name, str(batch), *(_short(1e3 * cell) for cell in cells),
                     f"{found.total / found.floor:.1f}", "" if seconds is None else _short(1e3 * seconds),
@@ -110,17 +137,18 @@ def images() -> list[str]:
 
 
 def peers() -> list[str]:
-    """The method of the released code beside ours."""
-    rows = []
+    """The method of the released code beside ours, on an H200."""
+    rows, known = [], measured(H200)
     for name in MAR_PRESETS:
         for batch in (1, 64):
-            cells = []
-            for device in DEVICES:
-                ours, theirs = times.image(name, batch, device).total, times.eager_image_seconds(name, batch, device)
-                cells += [_short(1e3 * theirs), _short(1e3 * ours), f"{theirs / ours:.1f}"]
-            rows.append([name, str(batch), *cells])
-    each = [f"{device.name}: {what}" for device in DEVICES for what in ("released code's method", "ours", "ratio")]
-    return _table(["model", "together", *each], rows)
+            ours, theirs = times.image(name, batch, H200).total, times.eager_image_seconds(name, batch, H200)
+            cells = [_short(1e3 * theirs), _short(1e3 * ours), f"{theirs / ours:.1f}"]
+            both = [known.get((f"image by {side}", name, batch)) for side in ("autocast", "engine")]
+            if both[0] is not None and both[1] is not None:
+                cells += [_short(1e3 * both[0]), _short(1e3 * both[1]), f"{both[0] / both[1]:.1f}"]
+            rows.append([name, str(batch), *cells, *[""] * (6 - len(cells))])
+    columns = ("released code's method", "ours", "ratio")
+    return _table(["model", "together", *columns, *(f"measured: {what}" for what in columns)], rows)
 
 
 def steps() -> list[str]:
@@ -146,7 +174,7 @@ def steps() -> list[str]:
 def page(text: str) -> str:
     """Return docs/roofline.md with its tables regenerated, each between <!-- name --> and <!-- end -->."""
     for name, make in {
-        "counted": counted, "shares": shares, "images": images, "peers": peers, "steps": steps
+        "compared": compared, "counted": counted, "shares": shares, "images": images, "peers": peers, "steps": steps
     }.items():  # fmt: skip
         begin, end = text.index(f"<!-- {name} -->"), text.index("<!-- end -->", text.index(f"<!-- {name} -->"))
         text = text[:begin] + f"<!-- {name} -->\n\n" + "\n".join(make()) + "\n\n" + text[end:]
@@ -154,7 +182,7 @@ def page(text: str) -> str:
 
 
 def plot(file: Path) -> None:
-    """Plot milliseconds of an image of MAR-B by images together, in parts, beside the FLOP floor."""
+    """Plot milliseconds of an image by images together, predicted in parts, beside the FLOP floor and measurements."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -170,10 +198,13 @@ def plot(file: Path) -> None:
             panel.bar(range(len(BATCHES)), heights, bottom=below, label=part)
             below = [a + b for a, b in zip(below, heights, strict=True)]
         panel.axhline(1e3 * found[0].floor, color="black", label="FLOP floor")
+        known = {key[2]: 1e3 * s for key, s in measured(H200).items() if key[:2] == ("image by engine", name)}
+        if known:
+            panel.plot([BATCHES.index(n) for n in known], list(known.values()), "kD", label="measured")
         panel.set(title=name, xlabel="images together", yscale="log", xticks=range(len(BATCHES)))
         panel.set_xticklabels(BATCHES)
         panel.grid(alpha=0.3)
-    panels[0].set_ylabel("ms of an image, H200, predicted")
+    panels[0].set_ylabel("ms of an image, H200")
     panels[0].legend(fontsize=8)
     figure.savefig(file, dpi=110)
     pyplot.close(figure)
