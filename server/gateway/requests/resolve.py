@@ -12,6 +12,8 @@ from server.jobs import JobInput
 from server.model_info import ModelInfo
 from server.sampling import SAMPLING_FIELDS, Sampling
 
+NEGATIVE_GUIDANCE = 1.5  # guidance scale of a negative prompt, where neither request nor preset has guidance
+
 
 def resolve(
     request: ImageRequest, models: dict[str, ModelInfo], default: str, mapping: ClientMapping = NO_MAPPING
@@ -29,10 +31,7 @@ def resolve(
 def job_of(request: ImageRequest, info: ModelInfo, mapping: ClientMapping = NO_MAPPING) -> JobInput:
     """Return the fully specified job. Raises InvalidRequest: the model cannot generate what the request asks for."""
     width, height = _size(request, info, mapping)
-    quality: str = request.quality or "auto"
-    quality = QUALITY_ALIASES.get(quality, quality)
-    if quality == "auto":
-        quality = str(info.defaults.get("quality", "medium"))
+    quality = quality_of(request, info)
     preset = info.presets[quality]
     n = request.n or 1
     job = JobInput(
@@ -45,7 +44,9 @@ def job_of(request: ImageRequest, info: ModelInfo, mapping: ClientMapping = NO_M
         output_format=request.output_format or "png",
         output_compression=100 if request.output_compression is None else request.output_compression,
         seed=_seed(request, n),
-        sampling=Sampling.from_mapping({**info.defaults, **preset, **_given_sampling(request)}),
+        sampling=Sampling.from_mapping(
+            {**info.defaults, **preset, **_given_sampling(request), **_steering(request, info)}
+        ),
         user=request.user,
         priority=request.priority or "normal",
         deadline_ms=request.deadline_ms,
@@ -71,6 +72,13 @@ def job_of(request: ImageRequest, info: ModelInfo, mapping: ClientMapping = NO_M
     return job
 
 
+def quality_of(request: ImageRequest, info: ModelInfo) -> str:
+    """The preset of a request: as it says, under our name for it, or the model's default."""
+    quality: str = request.quality or "auto"
+    quality = QUALITY_ALIASES.get(quality, quality)
+    return str(info.defaults.get("quality", "medium")) if quality == "auto" else quality
+
+
 def wants_alpha(request: ImageRequest, info: ModelInfo) -> bool:
     """True if the request asks for a transparent background and the model has one."""
     return request.background == "transparent" and info.transparent
@@ -85,6 +93,14 @@ def _given_sampling(request: ImageRequest) -> dict[str, Any]:
     if "diffusion_steps" in given:
         given.setdefault("diffusion_steps_final", None)
     return given
+
+
+def _steering(request: ImageRequest, info: ModelInfo) -> dict[str, float]:
+    """The guidance scale of a negative prompt at a quality without guidance, through which alone it can act."""
+    preset = {**info.defaults, **info.presets[quality_of(request, info)]}
+    if not request.negative_prompt or request.guidance_scale is not None or preset.get("guidance_scale") != 1:
+        return {}
+    return {"guidance_scale": NEGATIVE_GUIDANCE}
 
 
 def model_of(
@@ -208,6 +224,11 @@ def warnings_about(request: ImageRequest, info: ModelInfo, job: JobInput) -> lis
     steps = job.sampling.num_inference_steps
     if request.num_inference_steps not in (None, steps):  # of an edit or a variation
         warnings.append(f"'num_inference_steps' was reduced to {steps}, the number of tokens to generate.")
+    if _steering(request, info):
+        warnings.append(
+            f"'guidance_scale' became {NEGATIVE_GUIDANCE:g}: a 'negative_prompt' acts through guidance, and quality "
+            f"{job.quality} of {info.id} has none."
+        )
     if job.negative_prompt and not _is_guided(job.sampling):
         warnings.append(
             "'negative_prompt' has no effect without guidance: 'guidance_scale' is 1, or no step is in "

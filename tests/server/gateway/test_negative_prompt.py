@@ -81,6 +81,19 @@ def test_without_guidance_a_warning_says_that_it_has_no_effect(unguided: dict[st
     assert resolved(**unguided)[1] == []
 
 
+def test_at_a_quality_without_guidance_it_brings_its_own() -> None:
+    """With guidance in the weights the presets have a scale of 1, and every negative prompt was without effect."""
+    presets = {name: {**preset, "guidance_scale": 1.0} for name, preset in INFO.presets.items()}
+    info = dataclasses.replace(INFO, presets=presets)
+    job, [warning] = resolved(info, negative_prompt="apple", quality="low")
+    assert job.sampling.guidance_scale == 1.5
+    assert warning.startswith("'guidance_scale' became 1.5: a 'negative_prompt' acts") and "quality low" in warning
+    assert resolved(info, quality="low")[0].sampling.guidance_scale == 1
+    asked, [warning] = resolved(info, negative_prompt="apple", guidance_scale=1)
+    assert asked.sampling.guidance_scale == 1 and "has no effect" in warning
+    assert resolved(info, negative_prompt="apple", guidance_scale=3)[1] == []
+
+
 def test_its_unknown_words_are_named() -> None:
     """A model that does not know the word cannot steer away from it."""
     _, warnings = resolved(prompt="a dragon", negative_prompt="a zeppelin and an appel")
