@@ -51,7 +51,11 @@ def main(argv: list[str] | None = None) -> None:
         run, tokenizer = prepare(recipe)
         teacher = copy.deepcopy(run.model).requires_grad_(False).eval()  # before a state is loaded
         out = Path(run.recipe.out)
+        run.started_from["scale"] = args.scale
         if run.resume():
+            if (learned := run.started_from.get("scale", args.scale)) != args.scale:  # older states do not say
+                raise ConfigError(f"{out} learns a scale of {learned:g}: resume it with --scale {learned:g}, or choose "
+                                  "another out")  # fmt: skip
             print(f"resuming {out} at step {run.clock.step}")
         if run.recipe.compile:
             teacher.backbone.forward = torch.compile(teacher.backbone.forward)  # type: ignore[method-assign]

@@ -112,6 +112,8 @@ def test_the_command_resumes_and_says_what_was_learned(recipe: Path, capsys: pyt
     assert first.about["training"]["guidance"]["scale"] == 3 and "of what guidance adds" in capsys.readouterr().out
     command.main(["--recipe", str(write(recipe.parent, steps=15, save_every=5)), "--scale", "3"])
     assert "resuming" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="learns a scale of 3: resume it with --scale 3"):
+        command.main(["--recipe", str(write(recipe.parent, steps=20, save_every=5)), "--scale", "2"])
     assert [entry[0] for entry in json.loads((recipe.parent / "out/history.json").read_text())] == [5, 10, 15]
 
 
