@@ -44,7 +44,7 @@ class SceneRecipe:
     breadth_styles: Annotated[
         tuple[str, ...], "styles of single things, which are those that two of them draw; none: all"
     ]
-    loaders: Annotated[int, "processes that compose scenes; 0: composed between the steps"]
+    loaders: Annotated[int, "processes that compose scenes, on a CPU; 0: composed between the steps"]
 
 
 @dataclass(frozen=True)
