@@ -50,7 +50,7 @@ def common_facts(checkpoint: Path, run: Path, about: dict[str, Any], has_failure
             f"- {s['style']}: [{s['title']}]({s['url']}) by {s['author']}, {s['licence']} ({s['package']})"
             for s in data["sources"]
         ),
-        "command": command(about["name"]), "steps": training["steps"], "batch": training["batch"],
+        "command": command(about["name"], training), "steps": training["steps"], "batch": training["batch"],
         "epochs": training["epochs"], "clock": clock(training), "beginning": beginning(training),
         "minutes": training["minutes"],
         "psnr_train": psnr["psnr_train_db"], "psnr_unseen": psnr["psnr_unseen_db"],
@@ -82,9 +82,11 @@ def listed(settings: dict[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in settings.items() if value is not None)
 
 
-def command(name: str) -> str:
-    """The command that trains a model of this name: by its recipe, if this version has one."""
-    return f"make train RECIPE={name}" if (RECIPES / f"{name}.toml").is_file() else "python -m model.training"
+def command(name: str, training: dict[str, Any]) -> str:
+    """The command that trains a model of this name: by its recipe, if this version has one, of a GPU if one trained it."""
+    names = [name] if "CPU" in training.get("device", "CPU") else [f"{name}-gpu", name]
+    found = [each for each in names if (RECIPES / f"{each}.toml").is_file()]
+    return f"make train RECIPE={found[0]}" if found else "python -m model.training"
 
 
 def clock(training: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from model.checkpoint import load_checkpoint, read_config, save_checkpoint
 from model.data.scenes.facts import SCORED_CATEGORIES
 from model.evaluation.cards.__main__ import main
 from model.evaluation.cards.atlas import breadth_styles
-from model.evaluation.cards.facts import beginning
+from model.evaluation.cards.facts import beginning, command
 from model.networks.factory import build_model, new_tokenizer
 from model.presets import PRESETS
 
@@ -98,6 +98,15 @@ def test_a_breadth_without_held_out_pairs_shows_none(run: Path, tmp_path: Path) 
     card = (tmp_path / "out" / "README.md").read_text()
     assert "71.2%" in card and "held-out pairs" not in card and "held-out ones" not in card
     assert breadth_styles({"breadth_styles": ["twemoji", "noto"]}) == "in twemoji and noto style"
+
+
+def test_a_card_names_the_recipe_of_the_device_that_trained() -> None:
+    """That of a CPU was named for weights that a GPU had trained with other batches and rates."""
+    assert command("atlas-128", {"device": "2 CPU threads"}) == "make train RECIPE=atlas-128"
+    assert command("atlas-128", {"device": "1 × NVIDIA H200"}) == "make train RECIPE=atlas-128-gpu"
+    assert command("scenes-128", {"device": "1 × NVIDIA H200"}) == "make train RECIPE=scenes-128"
+    assert command("atlas-128", {}) == "make train RECIPE=atlas-128"
+    assert command("mine", {"device": "1 × NVIDIA H200"}) == "python -m model.training"
 
 
 def test_a_model_of_scenes_alone_is_published(run: Path, tmp_path: Path) -> None:
