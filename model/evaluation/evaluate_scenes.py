@@ -35,6 +35,7 @@ from model.evaluation.scene_questions import (
     Question,
     by_style,
     falsified,
+    holds_styles_out,
     is_correct,
     is_in_style,
     percent,
@@ -62,12 +63,18 @@ class SceneBenchmark:
 
     @classmethod
     def load(
-        cls, data: Path, detector_folder: Path, per_category: int, vocabulary: Sequence[str] = ()
+        cls,
+        data: Path,
+        detector_folder: Path,
+        per_category: int,
+        vocabulary: Sequence[str] = (),
+        styles_held_out: bool = True,
     ) -> SceneBenchmark:
         """Load sprites and detector, and choose the questions.
 
         Args:
             vocabulary: names of the things that the checkpoint knows: no question is of any other; (): of all things.
+            styles_held_out: it was not trained on things in held-out styles.
 
         Raises:
             DataError, DetectorError: `data` holds no sprites or makes fewer prompts, or `detector_folder` holds no
@@ -79,7 +86,7 @@ class SceneBenchmark:
         if not things:
             raise DetectorError(f"the detector in {detector_folder} knows nothing that the checkpoint draws")
         grammar = Grammar(sprites, things, STYLES)
-        return cls(sprites, detector, digest, grammar, questions(grammar, per_category))
+        return cls(sprites, detector, digest, grammar, questions(grammar, per_category, styles_held_out))
 
     def score(self, facts: list[Facts], images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return, for each of (P, H, W, 3) images, whether it shows the facts at the same position, and their style.
@@ -237,8 +244,9 @@ def run_scenes(
         ConfigError: the checkpoint's images are of another size. DataError, DetectorError: see SceneBenchmark.load.
     """
     check_size(engine, SIZE, "the suite scenes")
-    known = engine.checkpoint.about.get("vocabulary", ())
-    benchmark, reports = SceneBenchmark.load(data, detector, prompts, known), {}
+    about, reports = engine.checkpoint.about, {}
+    held_out = holds_styles_out(about.get("training", {}))
+    benchmark = SceneBenchmark.load(data, detector, prompts, about.get("vocabulary", ()), held_out)
     detector_scores = benchmark.detector_scores()
     for name, settings in choices.items():
         folder = out / name if len(choices) > 1 else out

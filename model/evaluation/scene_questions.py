@@ -9,14 +9,15 @@ fail.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
+from typing import Any
 
 import numpy as np
 
 from model.data.scenes.compose import SIZE, arrange, relation_holds, render
-from model.data.scenes.facts import SCORED_CATEGORIES, Facts, Grammar, Group, unseen_content, unseen_style
+from model.data.scenes.facts import SCORED_CATEGORIES, Facts, Grammar, Group, unseen, unseen_content, unseen_style
 from model.data.scenes.sprites import Sprites
 from model.data.scenes.things import BACKGROUNDS, COLOURS, OPPOSITE
 from model.data.scenes.wording import prompt
@@ -34,24 +35,37 @@ class Question:
     """The facts that one prompt states.
 
     Attributes:
-        unseen: the facts contain a combination that training never shows.
+        styles_held_out: training never shows the things in held-out styles.
     """
 
     facts: Facts
-    unseen: bool
+    styles_held_out: bool = True
+
+    @property
+    def unseen(self) -> bool:
+        """True if the facts contain a combination that training never shows."""
+        return unseen(self.facts, self.styles_held_out)
+
+    @property
+    def new_style(self) -> bool:
+        """True if training never shows one of the things in this style."""
+        return self.styles_held_out and unseen_style(self.facts)
 
     @property
     def new_style_only(self) -> bool:
         """True if the only unseen combination is a thing in a style: not scored here, so neither seen nor unseen."""
-        return self.unseen and not unseen_content(self.facts)
+        return self.new_style and not unseen_content(self.facts)
 
     @property
     def prompt(self) -> str:
         return prompt(self.facts)
 
 
-def questions(grammar: Grammar, per_category: int) -> list[Question]:
+def questions(grammar: Grammar, per_category: int, styles_held_out: bool = True) -> list[Question]:
     """The fixed prompts, all different: in each category half seen and half unseen combinations.
+
+    Args:
+        styles_held_out: of the training. If it held out none, the prompts are the same, and fewer are unseen.
 
     Raises:
         DataError: a category of these things has fewer.
@@ -59,21 +73,21 @@ def questions(grammar: Grammar, per_category: int) -> list[Question]:
     out, fewest = [], per_category // 2
     for index, category in enumerate(SCORED_CATEGORIES):
         rng = np.random.default_rng((QUESTION_SEED, index))
-        for unseen in (False, True):
-            found = _distinct(grammar, rng, category, unseen, fewest)
-            out += [Question(facts, unseen) for facts in found]
+        for of_unseen in (False, True):
+            found = _distinct(grammar, rng, category, of_unseen, fewest)
+            out += [Question(facts, styles_held_out) for facts in found]
             fewest = len(found)
     if fewest < per_category // 2:
         raise DataError(f"{per_category} prompts in each category: these things make at most {2 * fewest} prompts")
     return out
 
 
-def _distinct(grammar: Grammar, rng: np.random.Generator, category: str, unseen: bool, count: int) -> list[Facts]:
+def _distinct(grammar: Grammar, rng: np.random.Generator, category: str, of_unseen: bool, count: int) -> list[Facts]:
     """`count` different facts; fewer if REPEATS of them in a row are known."""
     found: dict[Facts, None] = {}
     repeats = 0
     while len(found) < count and repeats < REPEATS:
-        facts = replace(grammar.sample(rng, category, unseen), size="")
+        facts = replace(grammar.sample(rng, category, of_unseen), size="")
         repeats = repeats + 1 if facts in found else 0
         found[facts] = None
     return list(found)
@@ -157,11 +171,11 @@ def scores_by_category(asked: Sequence[Question], correct: np.ndarray) -> dict[s
     for category in SCORED_CATEGORIES:
         mine = np.array([q.facts.category == category for q in asked])
         out |= {category: float(correct[mine].mean()), f"{category}_questions": int(mine.sum())}
-    for name, unseen in (("score_seen", False), ("score_unseen", True)):
+    for name, of_unseen in (("score_seen", False), ("score_unseen", True)):
         means = []
         for category in SCORED_CATEGORIES:
             mine = np.array(
-                [q.facts.category == category and q.unseen == unseen and not q.new_style_only for q in asked]
+                [q.facts.category == category and q.unseen == of_unseen and not q.new_style_only for q in asked]
             )
             mean = float(correct[mine].mean()) if mine.any() else None
             means += [mean] if mean is not None else []
@@ -176,11 +190,20 @@ def by_style(asked: Sequence[Question], name: str, values: np.ndarray) -> dict[s
 
     A style says how a thing is drawn, so what was never seen in it can only be guessed, unlike a pair or a count.
     """
-    unseen = np.array([unseen_style(q.facts) for q in asked])
+    new = np.array([q.new_style for q in asked])
     out: dict[str, float | int | None] = {name: float(values.mean())}
-    for cell, mine in ((f"{name}_seen", ~unseen), (f"{name}_unseen", unseen)):
+    for cell, mine in ((f"{name}_seen", ~new), (f"{name}_unseen", new)):
         out |= {cell: float(values[mine].mean()) if mine.any() else None, f"{cell}_questions": int(mine.sum())}
     return out
+
+
+def holds_styles_out(training: Mapping[str, Any]) -> bool:
+    """False if one of the trainings of a checkpoint, in its metadata, showed things in held-out styles."""
+    while training:
+        if any(each.get("styles_held_out") is False for each in (training, training.get("carried", {}))):
+            return False
+        training = training.get("started_from", {}).get("training", {})
+    return True
 
 
 def percent(value: float | None) -> str:

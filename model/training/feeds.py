@@ -48,8 +48,12 @@ def open_scenes(recipe: Recipe, s: SceneRecipe) -> SceneBank:
     things = tuple(THINGS)[: s.things]
     if isinstance(sprites, AtlasSprites):
         styles, breadth = s.breadth_styles, s.breadth > 0
-        return build_atlas_bank(sprites, things, s.styles, s.captions, s.snap, recipe.seed, styles, breadth)
-    return build_bank(sprites, things, s.styles, s.captions, s.snap, recipe.seed, s.portraits, s.tags)
+        return build_atlas_bank(
+            sprites, things, s.styles, s.captions, s.snap, recipe.seed, styles, breadth, s.styles_held_out
+        )
+    return build_bank(
+        sprites, things, s.styles, s.captions, s.snap, recipe.seed, s.portraits, s.tags, s.styles_held_out
+    )
 
 
 def _check_wishes(data: str, s: SceneRecipe, sprites: Sprites) -> None:

@@ -78,7 +78,10 @@ def scenes_facts(run: Run) -> dict[str, Any]:
     scenes = run.recipe.scenes
     if scenes is None:
         return {}
-    return {"scene_styles": list(scenes.styles), "relation_steps": 0 if run.started_from else scenes.relation_steps}
+    return {
+        "scene_styles": list(scenes.styles), "styles_held_out": scenes.styles_held_out,
+        "relation_steps": 0 if run.started_from else scenes.relation_steps,
+    }  # fmt: skip
 
 
 def write_checkpoint(run: Run, tokenizer: AnyTokenizer, more: Mapping[str, Any] | None = None) -> Path:

@@ -34,6 +34,7 @@ class SceneRecipe:
 
     things: Annotated[int, "number of things, from the start of model/data/scenes/things.py"]
     styles: Annotated[tuple[str, ...], "styles of the sprites"]
+    styles_held_out: Annotated[bool, "leave out things in the styles that scores of unseen styles ask for, 28 of 565"]
     captions: Annotated[int, "number of captioned facts; each gets a new arrangement every time it is used"]
     portraits: Annotated[float, "share of the captions that describe a portrait"]
     tags: Annotated[float, "share of the captions that end in a keyword of a thing"]

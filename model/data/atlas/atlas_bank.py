@@ -40,7 +40,7 @@ class AtlasBank(SceneBank):
 
 def build_atlas_bank(
     sprites: AtlasSprites, things: Sequence[str], styles: Sequence[str], size: int, snap: int, seed: int,
-    breadth_styles: Sequence[str] = (), breadth: bool = True,
+    breadth_styles: Sequence[str] = (), breadth: bool = True, styles_held_out: bool = True,
 ) -> AtlasBank:  # fmt: skip
     """`size` captioned scenes without held-out combinations, then the breadth's training entries.
 
@@ -52,11 +52,12 @@ def build_atlas_bank(
         snap: corners of a scene's things are multiples of this, pixels.
         breadth_styles: of single things, which are then those that two of these styles draw; (): all.
         breadth: False: scenes alone.
+        styles_held_out: False: scenes show the things in held-out styles, too.
 
     Raises:
         DataError: there is nothing in the breadth.
     """
-    grammar = Grammar(sprites, things, styles)
+    grammar = Grammar(sprites, things, styles, styles_held_out)
     facts, captions = [], []
     for index in tqdm(range(size), desc="facts", unit="caption", disable=size < 10_000):
         rng = np.random.default_rng((seed, 0, index))

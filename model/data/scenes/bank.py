@@ -65,6 +65,7 @@ def build_bank(
     seed: int,
     portraits: float = 0.0,
     tags: float = 0.0,
+    styles_held_out: bool = True,
 ) -> SceneBank:
     """`size` captioned facts without held-out combinations; a function of the arguments alone.
 
@@ -73,8 +74,9 @@ def build_bank(
         snap: corners of things are multiples of this, pixels.
         portraits: share of the facts that describe a portrait.
         tags: share of the captions that end in a keyword of a thing.
+        styles_held_out: False: things in held-out styles appear, too.
     """
-    grammar = Grammar(sprites, things, styles)
+    grammar = Grammar(sprites, things, styles, styles_held_out)
     rngs = (np.random.default_rng((seed, 0, index)) for index in range(size))
     facts, captions = [], []
     for rng in tqdm(rngs, total=size, desc="facts", unit="caption", disable=size < 10_000):

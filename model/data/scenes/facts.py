@@ -78,9 +78,12 @@ def held_out(kind: str, *names: str) -> bool:
     return int.from_bytes(digest[:4], "big") / 2**32 < HELD_OUT[kind]
 
 
-def unseen(facts: Facts) -> bool:
-    """Return True if the facts contain a held-out combination, so that training may not use them."""
-    return unseen_content(facts) or unseen_style(facts)
+def unseen(facts: Facts, of_style: bool = True) -> bool:
+    """Return True if the facts contain a held-out combination, so that training may not use them.
+
+    of_style: things in a style count, as they do unless a training shows every thing in every style.
+    """
+    return unseen_content(facts) or (of_style and unseen_style(facts))
 
 
 def unseen_style(facts: Facts) -> bool:
@@ -101,12 +104,15 @@ def unseen_content(facts: Facts) -> bool:
 class Grammar:
     """Sampler of facts over some of the things and styles of a set of sprites.
 
+    Attributes:
+        styles_held_out: things in a held-out style are unseen.
+
     Raises:
         DataError: a thing has no sprite in any of the styles.
     """
 
-    def __init__(self, sprites: Sprites, things: Sequence[str], styles: Sequence[str]):
-        self.things, self.styles = tuple(things), tuple(styles)
+    def __init__(self, sprites: Sprites, things: Sequence[str], styles: Sequence[str], styles_held_out: bool = True):
+        self.things, self.styles, self.styles_held_out = tuple(things), tuple(styles), styles_held_out
         for thing in self.things:
             if not any((thing, style) in sprites.rgba for style in self.styles):
                 raise DataError(f"no sprite of {thing!r} in any of the styles {', '.join(self.styles)}")
@@ -127,7 +133,7 @@ class Grammar:
             category = str(rng.choice(list(CATEGORIES), p=np.array(list(CATEGORIES.values()))))
         for _ in range(10_000):
             facts = self._propose(rng, category)
-            if facts and unseen(facts) == want_unseen:
+            if facts and unseen(facts, self.styles_held_out) == want_unseen:
                 return facts
         raise DataError(f"category {category!r} has no {'held-out ' if want_unseen else ''}combination to sample")
 

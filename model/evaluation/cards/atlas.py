@@ -113,7 +113,7 @@ def card_text(facts: dict[str, Any], about: dict[str, Any]) -> str:
         chance=1 / facts["breadth_candidates"],
         few_steps=f", distilled into a mean flow in {distilled['minutes']:g} minutes" if distilled else "",
         exposure=exposure(taught_by_data(training)),
-        guidance=built_in_guidance(training),
+        guidance=built_in_guidance(training) + carried_over(training),
         table=score_table(facts),
         style_rows=style_table(facts),
     )
@@ -129,6 +129,18 @@ def built_in_guidance(training: dict[str, Any]) -> str:
         f"`python -m model.training.guidance_distillation --scale {scale:g}` in {training['minutes']:g} minutes, which left "
         f"{known['missing']:.0%} of it out: a `guidance_scale`\nof 1, which takes one pass a step, draws nearly as {scale:g} "
         f"did before them, and s as {scale:g} s."
+    )
+
+
+def carried_over(training: dict[str, Any]) -> str:
+    """What was added to the weights that another training had changed, as a paragraph; "" if nothing."""
+    if (added := training.get("carried")) is None:
+        return ""
+    share = "" if added["share"] == 1 else f"{added['share']:.0%} of "
+    shown = "" if added.get("styles_held_out", True) else ", which showed every thing in every style,"
+    return (
+        f"\n\nAdded is {share}what {added['steps']:,} more steps of {added['batch']} images on {added['device']} in "
+        f"{added['minutes']:g} minutes{shown} changed in\nthe weights before them (`python -m model.training.means --since`)."
     )
 
 

@@ -1,9 +1,13 @@
-"""Average the weights of two checkpoints, of which one went on from the other.
+"""Average the weights of two checkpoints, of which one went on from the other, or carry what one learned to another.
 
     python -m model.training.means model/checkpoints/atlas-128 runs/atlas-128/checkpoint --out runs/mean
+    python -m model.training.means COPY runs/more/checkpoint --since START --share 1 --out runs/carried
 
 Both ends of a training that went on from good weights lie in one basin, and their mean is often better than either:
 the noise of the last steps goes, what both know stays (Wortsman et al. 2022, arXiv 2203.05482). Score it as any other.
+
+With --since, what a training from START has changed is added to COPY, which came from START in another way, such as
+by a guidance distillation, and need not be made again (Ilharco et al. 2022, arXiv 2212.04089).
 """
 
 from __future__ import annotations
@@ -19,27 +23,37 @@ from model.config import ConfigError
 from model.training.command.flags import share
 
 
-def mean(one: Checkpoint, other: Checkpoint, part: float) -> dict[str, torch.Tensor]:
-    """The weights 1 - part of `one` and part of `other`; what is no float, and the tokenizer, are `other`'s.
+def mean(one: Checkpoint, other: Checkpoint, part: float, since: Checkpoint | None = None) -> dict[str, torch.Tensor]:
+    """`one` and part of the way from it to `other`; what is no float, and the tokenizer, are `other`'s.
 
+    Args:
+        since: the way is from here instead.
     Raises:
         ConfigError: they are models of different sizes.
     """
-    first, second = one.model.state_dict(), other.model.state_dict()
-    if one.config != other.config:
+    start = since or one
+    first, second, begin = (each.model.state_dict() for each in (one, other, start))
+    if not one.config == other.config == start.config:
         raise ConfigError(f"{one.folder} and {other.folder} hold models of different sizes, which have no mean")
     return {
-        name: torch.lerp(first[name].double(), value.double(), part).float() if value.is_floating_point() else value
+        name: (first[name] + part * (value.double() - begin[name])).float() if value.is_floating_point() else value
         for name, value in second.items()
     }
 
 
-def write(one: Checkpoint, other: Checkpoint, part: float, folder: Path) -> None:
-    """Save the mean as a checkpoint with the metadata of `other`, without its scores, and what was done."""
-    other.model.float().load_state_dict(mean(one, other, part))
+def write(one: Checkpoint, other: Checkpoint, part: float, folder: Path, since: Checkpoint | None = None) -> None:
+    """Save the mean as a checkpoint with the metadata of `other`, without its scores, and what was done.
+
+    With `since` the training is that of `one`, such as a distillation, and that of `other` is noted as carried over.
+    """
+    other.model.float().load_state_dict(mean(one, other, part, since))
     about = {key: value for key, value in other.about.items() if key != "metrics"}
-    with_ = {"name": one.about["name"], "sha256": one.sha256, "share": 1 - part}
-    about["training"] = about.get("training", {}) | {"mean_with": with_}
+    trained = about.get("training", {})
+    if since:
+        about["training"] = one.about.get("training", {}) | {"carried": trained | {"share": part}}
+    else:
+        with_ = {"name": one.about["name"], "sha256": one.sha256, "share": 1 - part}
+        about["training"] = trained | {"mean_with": with_}
     save_checkpoint(folder, other.model, other.tokenizer, about)
 
 
@@ -49,13 +63,18 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("one", type=Path, help="folder of a checkpoint")
     parser.add_argument("other", type=Path, help="folder of another one, whose name, words and tokenizer are kept")
-    parser.add_argument("--share", type=share, default=0.5, help="of the second in the mean (%(default)s)")
+    parser.add_argument("--since", type=Path, help="folder of the checkpoint that OTHER started from: the change since "
+                        "then is added to ONE")  # fmt: skip
+    parser.add_argument(
+        "--share", type=share, default=0.5, help="of the second in the mean, or of the change (%(default)s)"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for the new checkpoint")
     args = parser.parse_args(argv)
     try:
         if args.out.resolve() in (args.one.resolve(), args.other.resolve()):
             raise ConfigError(f"--out {args.out} is one of the two: choose another folder")
-        write(load_checkpoint(args.one), load_checkpoint(args.other), args.share, args.out)
+        since = load_checkpoint(args.since) if args.since else None
+        write(load_checkpoint(args.one), load_checkpoint(args.other), args.share, args.out, since)
     except (CheckpointError, ConfigError) as error:
         sys.exit(str(error))
     print(f"checkpoint in {args.out}")

@@ -32,12 +32,15 @@ def test_scores_of_style_tell_what_training_shows_from_what_it_does_not() -> Non
     """They were one number, in which a quarter of the questions asked for a drawing that the model cannot know."""
     known = {held: next(t for t in THINGS if held_out("style", t, "noto") == held) for held in (True, False)}
     facts = [Facts("single_object", "noto", (Group(known[held]),)) for held in (False, False, True)]
-    asked = [Question(each, unseen=False) for each in facts]
+    asked = [Question(each) for each in facts]
     found = by_style(asked, "style", np.array([1.0, 0.5, 0.0]))
     assert found == {
         "style": 0.5, "style_seen": 0.75, "style_seen_questions": 2, "style_unseen": 0.0, "style_unseen_questions": 1,
     }  # fmt: skip
     assert by_style(asked[:2], "style", np.array([1.0, 0.5]))["style_unseen"] is None
+    shown = [Question(each, styles_held_out=False) for each in facts]  # by a training that leaves no style out
+    assert by_style(shown, "style", np.array([1.0, 0.5, 0.0]))["style_seen_questions"] == 3
+    assert asked[2].unseen and asked[2].new_style_only and not shown[2].unseen and not shown[2].new_style_only
 
 
 @pytest.mark.slow

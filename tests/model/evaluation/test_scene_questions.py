@@ -15,6 +15,7 @@ from model.evaluation.detector import Detection
 from model.evaluation.scene_questions import (
     background,
     falsified,
+    holds_styles_out,
     is_correct,
     is_in_style,
     questions,
@@ -75,6 +76,14 @@ def test_a_question_unseen_by_style_alone_is_not_scored_as_unseen(grammar: Gramm
     correct = np.array([float(not q.new_style_only) for q in asked])
     scores = scores_by_category(asked, correct)
     assert scores["score_unseen"] == 1.0 and scores["single_object_unseen"] is None and scores["single_object"] == 0.5
+
+
+def test_a_checkpoint_says_whether_it_was_trained_on_held_out_styles() -> None:
+    leg = {"steps": 5, "started_from": {"training": {"steps": 1}}}
+    assert holds_styles_out({}) and holds_styles_out(leg) and holds_styles_out(leg | {"styles_held_out": True})
+    shown = {"styles_held_out": False}
+    assert not holds_styles_out(shown) and not holds_styles_out(leg | {"carried": shown})
+    assert not holds_styles_out({"started_from": {"training": {"started_from": {"training": shown}}}})
 
 
 def test_scores_are_means_of_categories(grammar: Grammar) -> None:

@@ -37,6 +37,17 @@ def test_a_mean_lies_between_and_says_what_it_is(tmp_path: Path) -> None:
     )
 
 
+def test_what_a_training_changed_is_carried_to_a_copy_of_its_start(tmp_path: Path) -> None:
+    """A guidance distillation takes longer than a short training, and need not be made again after it."""
+    copy, other, start = (saved(tmp_path / str(seed), seed) for seed in (1, 2, 3))
+    main([str(copy), str(other), "--since", str(start), "--share", "0.5", "--out", str(tmp_path / "carried")])
+    one, two, three, out = (load_checkpoint(f) for f in (copy, other, start, tmp_path / "carried"))
+    for name, value in out.model.state_dict().items():
+        a, b, c = (each.model.state_dict()[name].float() for each in (one, two, three))
+        assert torch.allclose(value.float(), a + 0.5 * (b - c), atol=0.03), name
+    assert out.about["training"] == {"steps": 1, "carried": {"steps": 1, "share": 0.5}}
+
+
 def test_what_has_no_mean_is_one_line(tmp_path: Path) -> None:
     one, two = saved(tmp_path / "one", 1), saved(tmp_path / "two", 1, "compare-random-continuous-small")
     for words, says in (
