@@ -30,6 +30,7 @@ from model.tokenizer_config import read_json
 from model.training.auxiliary.layout_loss import LayoutHead
 from model.training.auxiliary.relation_pretraining import pretrain_or_read
 from model.training.command.machine import can_compile
+from model.training.composer.feed import ComposedFeed
 from model.training.distributed.folders import newest
 from model.training.distributed.losses import StepLosses
 from model.training.feeds import WHOLE, Feed, ImageFeed, SceneFeed, open_scenes
@@ -84,9 +85,7 @@ class Run:
     def save(self) -> None:
         """Write the whole state to the recipe's state file."""
         layout = {"layout": self.layout_head.state_dict()} if self.layout_head else {}
-        self.learner.save(
-            self.recipe.state_file, history=self.history, started_from=self.started_from, **layout
-        )  # fmt: skip
+        self.learner.save(self.recipe.state_file, history=self.history, started_from=self.started_from, **layout)
 
     def resume(self) -> bool:
         """Load the state file and return True, or return False if there is none.
@@ -186,17 +185,14 @@ def open_feed(
     if images is not None:
         return ImageFeed(images, tokenizer, encoder, folder, recipe.batch, recipe.seed, share)
     assert recipe.scenes is not None
-    scenes, loaders = open_scenes(recipe, recipe.scenes), recipe.scenes.loaders
+    scenes, s = open_scenes(recipe, recipe.scenes), recipe.scenes
     if isinstance(scenes, AtlasBank) and config.image_channels == 3:
         raise ConfigError(
             f"images of {recipe.data} have alpha, preset {recipe.preset} has none: choose another preset, or other data"
         )
-    breadth = recipe.scenes.breadth
     if device.type != "cpu":
-        from model.training.composer.feed import ComposedFeed
-
-        return ComposedFeed(scenes, tokenizer, encoder, folder, recipe.batch, recipe.seed, device, breadth, share)
-    return SceneFeed(scenes, tokenizer, encoder, folder, recipe.batch, recipe.seed, loaders, device, breadth, share)
+        return ComposedFeed(scenes, tokenizer, encoder, folder, recipe.batch, recipe.seed, device, s.breadth, share)
+    return SceneFeed(scenes, tokenizer, encoder, folder, recipe.batch, recipe.seed, s.loaders, device, s.breadth, share)
 
 
 def _check_size(recipe: Recipe, size: int, wanted: int, unit: str) -> None:
