@@ -25,20 +25,32 @@ THING_CLASSES = {name: index for index, name in enumerate(("", *THINGS))}
 PORTRAIT_CLASS = len(THING_CLASSES)
 
 
+def classes_of(thing: str, colour: str) -> tuple[int, int]:
+    """The classes of a thing and of its colour."""
+    return (
+        THING_CLASSES.get(thing.partition(NUMBER)[0], PORTRAIT_CLASS),
+        COLOUR_NAMES.index(colour) if colour in COLOUR_NAMES else 0,
+    )
+
+
+def tokens_within(start: np.ndarray | int, side: int, grid: int) -> np.ndarray:
+    """Along one axis, the tokens whose centres lie within `side` pixels from `start` (…); (…, grid) bool."""
+    middle = (np.arange(grid) + 0.5) * (SIZE / grid)  # pixels
+    low = np.asarray(start)[..., None]
+    within: np.ndarray = (middle > low) & (middle < low + side)
+    return within
+
+
 def cell_classes(scenes: Sequence[Scene], grid: int) -> np.ndarray:
     """Classes of the thing and of the colour that cover each token's centre, 0 for background; (B, N, 2) int64.
 
     grid: tokens along each side of the image, N = grid².
     """
     out = np.zeros((len(scenes), grid, grid, 2), np.int64)
-    middle = (np.arange(grid) + 0.5) * (SIZE / grid)  # pixels
     for row, scene in enumerate(scenes):
         for placed in scene.objects:
-            x, y = (np.flatnonzero((middle > start) & (middle < start + placed.side)) for start in (placed.x, placed.y))
-            out[row, y[:, None], x] = (
-                THING_CLASSES.get(placed.thing.partition(NUMBER)[0], PORTRAIT_CLASS),
-                COLOUR_NAMES.index(placed.colour) if placed.colour in COLOUR_NAMES else 0,
-            )
+            x, y = (np.flatnonzero(tokens_within(start, placed.side, grid)) for start in (placed.x, placed.y))
+            out[row, y[:, None], x] = classes_of(placed.thing, placed.colour)
     return out.reshape(len(scenes), grid * grid, 2)
 
 

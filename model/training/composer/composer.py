@@ -12,10 +12,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from model.data.scenes.bank import SceneBank
-from model.data.scenes.compose import SIZE, Placed, Scene, side_of
-from model.data.scenes.facts import Facts
+from model.data.scenes.compose import SIZE, side_of
 from model.data.scenes.things import BACKGROUNDS, TRANSPARENT
-from model.training.auxiliary.layout_loss import cell_classes
+from model.training.auxiliary.layout_loss import classes_of, tokens_within
 from model.training.composer.layouts import all_layouts
 
 Key = tuple[str, str, str, int]  # thing, style, colour, pixels: what `Sprites.scaled` takes
@@ -138,17 +137,11 @@ def plan_rows(bank: SceneBank) -> tuple[list[Key], dict[str, Any]]:
         for thing, group in enumerate(facts.objects):
             key = (group.thing, facts.style, group.colour, side - 2 * (side // 16))
             sprites[row, thing] = numbers.setdefault(key, len(numbers))
-            classes[row, thing + 1] = class_of(facts, thing)
+            classes[row, thing + 1] = classes_of(group.thing, group.colour)
         grounds[row] = names.index(facts.background)
         kind[row] = kinds.setdefault((len(facts.objects), side, facts.relation), len(kinds))
     plan = {"sprites": sprites, "classes": classes, "grounds": grounds, "kinds": kind, "layouts": list(kinds)}
     return list(numbers), plan
-
-
-def class_of(facts: Facts, thing: int) -> np.ndarray:
-    """The two classes of a thing of a scene: those of a token that nothing but this thing covers."""
-    group = facts.objects[thing]
-    return cell_classes([Scene(facts, (Placed(group.thing, group.colour, 0, 0, SIZE),))], 1)[0, 0]
 
 
 def join_tables(scaled: list[np.ndarray], plan: dict[str, Any], grid: int, snap: int) -> Tables:
@@ -182,9 +175,7 @@ def _int32(values: np.ndarray) -> Tensor:
 
 def _covers(corners: np.ndarray, side: int, grid: int) -> np.ndarray:
     """(L, n, 2) corners -> (L, N) uint8: number of the thing on each token's centre, from 1, or 0."""
-    middle = (np.arange(grid) + 0.5) * (SIZE / grid)
-    low = corners[..., None]  # (L, n, 2, 1)
-    within = (middle > low) & (middle < low + side)  # (L, n, 2, g): along x, along y
+    within = tokens_within(corners, side, grid)  # (L, n, 2, g): along x, along y
     both = within[:, :, 1, :, None] & within[:, :, 0, None, :]  # (L, n, g, g)
     numbers = np.arange(1, corners.shape[1] + 1)[:, None, None]
     found: np.ndarray = (both * numbers).max(1).reshape(len(corners), -1).astype(np.uint8)
