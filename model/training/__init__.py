@@ -5,6 +5,7 @@ run                   a run's state: model, optimiser, clock, data; made, saved,
 loop                  the training loop: loss, step, budget
 outputs               sample sheets, the averaged checkpoint
 feeds                 batches of tokens and captions; captions: text states, encoded once
+composer              scenes composed on the training device, by a GPU that needs no loaders
 auxiliary             layout loss and relation pretraining, which a model of scenes can learn from besides
 optimizer             the optimisers that a recipe can name
 trainer               clock, learning rate, moving average, resumable state: shared by all trainers

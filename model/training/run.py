@@ -173,8 +173,7 @@ def open_feed(
         DataError, ConfigError: the data are missing, or do not fit the tokenizer.
     """
     folder = Path(recipe.data)
-    latents = recipe.scenes is None and is_latent_cache(folder)
-    images = None if recipe.scenes else LatentCache(folder) if latents else Dataset.load(folder)
+    images = None if recipe.scenes else LatentCache(folder) if is_latent_cache(folder) else Dataset.load(folder)
     if isinstance(images, LatentCache):
         _check_size(recipe, images.latents.shape[1], config.tokens, "tokens")
     else:
@@ -190,9 +189,10 @@ def open_feed(
         raise ConfigError(
             f"images of {recipe.data} have alpha, preset {recipe.preset} has none: choose another preset, or other data"
         )
+    made = (scenes, tokenizer, encoder, folder, recipe.batch, recipe.seed)
     if device.type != "cpu":
-        return ComposedFeed(scenes, tokenizer, encoder, folder, recipe.batch, recipe.seed, device, s.breadth, share)
-    return SceneFeed(scenes, tokenizer, encoder, folder, recipe.batch, recipe.seed, s.loaders, device, s.breadth, share)
+        return ComposedFeed(*made, device, s.breadth, share, recipe.compile)
+    return SceneFeed(*made, s.loaders, device, s.breadth, share)
 
 
 def _check_size(recipe: Recipe, size: int, wanted: int, unit: str) -> None:

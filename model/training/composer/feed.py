@@ -23,9 +23,11 @@ class ComposedFeed(SceneFeed):
     """As SceneFeed, from the same rows at each step, but other layouts of the same distribution."""
 
     def __init__(self, scenes: SceneBank, tokenizer: AnyTokenizer, encoder: TextEncoder, cache: Path,
-                 batch: int, seed: int, device: torch.device, breadth: float = 0.0, share: Share = WHOLE):  # fmt: skip
+                 batch: int, seed: int, device: torch.device, breadth: float = 0.0, share: Share = WHOLE,
+                 fuse: bool = False):  # fmt: skip
+        """fuse: as `Composer` has it."""
         super().__init__(scenes, tokenizer, encoder, cache, batch, seed, 0, device, breadth, share)
-        self.composer = Composer(build_tables(scenes, self.batches.grid), device, fuse=device.type == "cuda")
+        self.composer = Composer(build_tables(scenes, self.batches.grid), device, fuse)
         self._ready: tuple[int, tuple[Tensor, Tensor, Tensor]] | None = None
 
     def tokens(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
