@@ -97,10 +97,10 @@ def _given_sampling(request: ImageRequest) -> dict[str, Any]:
 
 def _steering(request: ImageRequest, info: ModelInfo) -> dict[str, float]:
     """The guidance scale of a negative prompt at a quality without guidance, through which alone it can act."""
-    preset = {**info.defaults, **info.presets[quality_of(request, info)]}
-    if not request.negative_prompt or request.guidance_scale is not None or preset.get("guidance_scale") != 1:
+    if not request.negative_prompt or request.guidance_scale is not None:
         return {}
-    return {"guidance_scale": NEGATIVE_GUIDANCE}
+    preset = {**info.defaults, **info.presets[quality_of(request, info)]}
+    return {"guidance_scale": NEGATIVE_GUIDANCE} if preset.get("guidance_scale") == 1 else {}
 
 
 def model_of(

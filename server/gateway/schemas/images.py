@@ -44,7 +44,7 @@ class ImageRequest(StrictRequest):
 
     prompt: Annotated[str, Field(min_length=1, max_length=MAX_PROMPT_CHARS, description="What to generate.")]
     negative_prompt: Annotated[
-        str | None, Field(max_length=MAX_PROMPT_CHARS, description="What to avoid; needs a guidance_scale above 1.")
+        str | None, Field(max_length=MAX_PROMPT_CHARS, description="What to avoid; acts by a guidance_scale above 1.")
     ] = None
     model: Annotated[
         str | None,
