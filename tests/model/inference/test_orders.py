@@ -80,6 +80,25 @@ def test_training_mask_ratios_follow_the_cosine() -> None:
     assert abs(few - 1 / 3) < 0.03
 
 
+def test_masks_in_halton_order_hide_what_an_order_decides_last() -> None:
+    """Decoding in that order never shows a model other sets of tokens; the mask ratios stay those of all masks."""
+    rng = torch.Generator().manual_seed(3)
+    masks = torch.cat([training_masks(64, 64, rng, halton=1.0) for _ in range(8)])  # (512, 64)
+    orders = halton_order(torch.arange(1000), 8).unique(dim=0)  # (128, 64): all of them
+    assert len(orders) == 2 * 64
+    for mask in masks:
+        count = int(mask.sum())
+        assert (orders[:, :count].sort(-1).values == mask.nonzero()[:, 0]).all(1).any()
+    assert abs(masks.float().mean().item() - 2 / math.pi) < 0.02
+
+
+def test_a_share_of_the_masks_is_in_halton_order() -> None:
+    plain, mixed = (training_masks(512, 64, torch.Generator().manual_seed(5), halton) for halton in (0.0, 0.3))
+    moved = (plain != mixed).any(1)
+    assert 0.2 < moved.float().mean() < 0.4
+    assert torch.equal(plain.sum(1), mixed.sum(1))
+
+
 @given(st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=4), st.integers(1, 20))
 @settings(max_examples=40)
 def test_halton_orders_are_permutations_that_depend_on_their_own_seed_only(seeds: list[int], grid: int) -> None:

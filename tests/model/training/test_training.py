@@ -233,6 +233,11 @@ def test_recipe_errors_name_the_key(tmp_path: Path) -> None:
         (text.replace("batch = 64", 'batch = "64"'), "batch = '64' must be a whole number"),
         (text.replace("warmup = 150", "warmup = 0"), "warmup = 0 must be more than 0"),
         (text.replace("text_drop = 0.1", "text_drop = 1.5"), "text_drop = 1.5 must be from 0 to 1"),
+        (text.replace("halton_masks = 0.0", "halton_masks = -0.1"), "halton_masks = -0.1 must be from 0 to 1"),
+        (
+            text.replace("halton_masks = 0.0", "halton_masks = 0.5").replace("emoji-64", "compare-raster-continuous"),
+            "halton_masks must be 0: compare-raster-continuous predicts every token in raster order",
+        ),
         (text.replace("batch = 64", "batch = = 64"), "is no TOML"),
     ):
         (tmp_path / "r.toml").write_text(bad)
