@@ -84,10 +84,14 @@ def scenes_facts(run: Run) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def write_checkpoint(run: Run, tokenizer: AnyTokenizer, more: Mapping[str, Any] | None = None) -> Path:
+def write_checkpoint(
+    run: Run, tokenizer: AnyTokenizer, more: Mapping[str, Any] | None = None, sampling: Mapping[str, Any] | None = None
+) -> Path:
     """Write the averaged weights and what is known about them to OUT/checkpoint; return that folder.
 
-    more: further entries of about.training.
+    Args:
+        more: further entries of about.training.
+        sampling: presets of its own, in the form of about.sampling.
     """
     averaged = Fluid(run.config)
     run.learner.ema.copy_to(averaged)
@@ -101,10 +105,12 @@ def write_checkpoint(run: Run, tokenizer: AnyTokenizer, more: Mapping[str, Any] 
             "steps": run.clock.step, "minutes": round(run.clock.seconds / 60, 1), "batch": run.recipe.batch,
             **exposure(run.feed, run.recipe.batch, run.clock.step), "device": device_name(run),
             **scenes_facts(run), "final_loss": round(run.history[-1][2], 4) if run.history else None,
-            "clock": run.recipe.clock, **({"started_from": start} if start else {}),
+            "clock": run.recipe.clock, "halton_masks": run.recipe.halton_masks,
+            **({"started_from": start} if start else {}),
             **(more or {}),
         },
         **run.feed.about,
+        **({"sampling": sampling} if sampling else {}),
     }  # fmt: skip
     save_checkpoint(folder, averaged, tokenizer, about)
     return folder

@@ -4,8 +4,8 @@
 
 The recipe is that of a training that starts from a checkpoint (start_from), with layout_weight = 0; its data, batch,
 optimiser and budget are used. OUT/checkpoint holds the averaged weights: with a guidance_scale of 1, which needs one
-pass, they draw as the first model with one of --scale, and with s as it with s times --scale. Write presets that say so
-(`python -m model.evaluation.cards --sampling`). The same command resumes after a kill.
+pass, they draw as the first model with one of --scale, and with s as it with s times --scale. Its presets
+say so; write better ones with `python -m model.evaluation.cards --sampling`. The same command resumes after a kill.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import json
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,6 +24,7 @@ from model.checkpoint import CheckpointError
 from model.config import ConfigError
 from model.data.interrupts import interruptible
 from model.data.sources import DataError
+from model.sampling_presets import default_sampling
 from model.training.command.flags import amount
 from model.training.command.machine import within_memory
 from model.training.guidance_distillation.distill import check, losses, missing
@@ -42,20 +44,38 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def check_resumed(out: Path, begun: dict[str, Any], weights: str, scale: float) -> None:
+    """Raise ConfigError if the run in `out` is another one than would be started now: it cannot go on from its state.
+
+    Args:
+        begun: what the run started from, as its state says.
+        weights, scale: SHA-256 of the weights whose guidance is learned, and the scale.
+    """
+    if "scale" not in begun:
+        raise ConfigError(f"{out} holds a training without guidance: name another out in the recipe")
+    if begun["scale"] != scale:
+        learned = f"{begun['scale']:g}"
+        raise ConfigError(f"{out} learns a scale of {learned}: resume it with --scale {learned}, or choose another out")
+    if begun["sha256"] != weights:
+        raise ConfigError(
+            f"{out} learns from the weights {begun['sha256']}, start_from holds {weights} now: restore those, or name "
+            "another out in the recipe"
+        )
+
+
 @interruptible("the same command resumes from the last saved state")
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     try:
         recipe = Recipe.load(args.recipe)
-        check(recipe)  # before captions are encoded
+        check(recipe, args.scale)  # before captions are encoded
         run, tokenizer = prepare(recipe)
         teacher = copy.deepcopy(run.model).requires_grad_(False).eval()  # before a state is loaded
         out = Path(run.recipe.out)
         run.started_from["scale"] = args.scale
+        weights = run.started_from["sha256"]
         if run.resume():
-            if (learned := run.started_from.get("scale", args.scale)) != args.scale:  # older states do not say
-                raise ConfigError(f"{out} learns a scale of {learned:g}: resume it with --scale {learned:g}, or choose "
-                                  "another out")  # fmt: skip
+            check_resumed(out, run.started_from, weights, args.scale)
             print(f"resuming {out} at step {run.clock.step}")
         if run.recipe.compile:
             teacher.backbone.forward = torch.compile(teacher.backbone.forward)  # type: ignore[method-assign]
@@ -64,7 +84,9 @@ def main(argv: list[str] | None = None) -> None:
                 (out / "history.json").write_text(json.dumps(run.history))
             left = missing(run, teacher, args.scale)
         learned = {"scale": args.scale, "missing": round(left, 4)}
-        folder = write_checkpoint(run, tokenizer, {"guidance": learned})
+        sampling = default_sampling(run.config)
+        sampling["defaults"]["guidance_scale"] = 1.0  # what was learned
+        folder = write_checkpoint(run, tokenizer, {"guidance": learned}, sampling)
     except (ConfigError, DataError, CheckpointError) as error:
         sys.exit(str(error))
     print(

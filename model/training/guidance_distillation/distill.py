@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
@@ -14,15 +16,19 @@ from model.networks.autoregressive_model import Fluid
 from model.networks.transformer import TextContext
 from model.training.loop import diffusion_draws
 from model.training.recipe import Recipe
-from model.training.run import Run, config_of
+from model.training.run import Run, config_of, start_from
 from model.training.trainer import step_generator
 
 LEAST_TEMPERATURE = 0.5  # of the noise that paths start from; requests take 1 or less
 UNSEEN_STEP = 10_000_000  # of the feed: a batch beyond every training
 
 
-def check(recipe: Recipe) -> None:
-    """Raise ConfigError if the recipe's model cannot learn guidance, or the recipe wants what is not done here."""
+def check(recipe: Recipe, scale: float) -> None:
+    """Raise ConfigError if the recipe's model cannot learn guidance of a scale, or it wants what is not done here.
+
+    Raises:
+        CheckpointError: start_from holds no checkpoint.
+    """
     config = config_of(recipe)
     if config.system != "random-continuous" or config.prediction != "flow" or config.mean_flow:
         raise ConfigError(
@@ -31,6 +37,13 @@ def check(recipe: Recipe) -> None:
         )
     if not recipe.start_from:
         raise ConfigError("start_from is empty: name the checkpoint whose guidance is to be learned")
+    if start_from(Fluid(config), Path(recipe.start_from)) < 1:
+        raise ConfigError(
+            f"{recipe.start_from} has other sizes than preset {recipe.preset!r}: what it would teach is partly random; "
+            "choose its own preset"
+        )
+    if scale == 1:
+        raise ConfigError("a scale of 1 is no guidance: there is nothing to learn; give --scale above 1, or below")
     if recipe.scenes and recipe.scenes.layout_weight:
         raise ConfigError("layout_weight must be 0: the velocity alone is learned here")
 
@@ -46,12 +59,13 @@ def losses(run: Run, teacher: Fluid, scale: float) -> tuple[Tensor, Tensor]:
 def missing(run: Run, teacher: Fluid, scale: float) -> float:
     """Share of what guidance adds that the averaged weights have not learned, on a batch beyond training.
 
-    1: they are as the teacher without guidance; 0: guidance is all in the weights.
+    1: they are as the teacher without guidance; 0: guidance is all in the weights, or adds nothing.
     """
     averaged = Fluid(run.config).to(run.device).eval()
     run.learner.ema.copy_to(averaged)
     student, target, plain = velocities(run, averaged, teacher, scale, UNSEEN_STEP, drop=0.0)
-    return float((student - target).square().mean() / (plain - target).square().mean())
+    added = float((plain - target).square().mean())
+    return float((student - target).square().mean()) / added if added else 0.0
 
 
 def velocities(
