@@ -24,19 +24,21 @@ def load_images(
         things, snap: of scenes: the first things that may appear, and the raster of their corners, pixels.
         train, unseen: scenes without and with a combination that is held out of training; 0: 8000 and 600, of an atlas
             16000 and 800. Training composes others, of its own seed.
-        about: metadata of a checkpoint: the sample shows what it was trained on, `things` of it if they are given.
+        about: metadata of a checkpoint: the sample shows what it was trained on, `things` of it if they are given, and
+            what is held out is what its training left out.
 
     Raises:
         DataError: the folder holds neither.
     """
     if is_scene_folder(data) or is_atlas_folder(data):
         chosen = tuple(THINGS)[:things] if things else known_things(about or {})
+        held_out = holds_styles_out((about or {}).get("training", {}))
         if not is_atlas_folder(data):
             sprites, portraits = Sprites.load(data), about is None  # no portrait is held out
-            return scene_dataset(sprites, chosen, snap, train or 8000, unseen or 600, portraits)
+            return scene_dataset(sprites, chosen, snap, train or 8000, unseen or 600, portraits, held_out)
         atlas = AtlasSprites.load(data)
         known = None if about is None else known_entries(atlas, about)
-        return atlas_dataset(atlas, chosen, snap, train or 16000, unseen or 800, known)
+        return atlas_dataset(atlas, chosen, snap, train or 16000, unseen or 800, known, held_out)
     return Dataset.load(data)
 
 
@@ -44,6 +46,18 @@ def known_things(about: Mapping[str, Any]) -> tuple[str, ...]:
     """The things of scenes in a checkpoint's vocabulary; COMMON for a checkpoint that names none."""
     vocabulary = set(about.get("vocabulary", ()))
     return tuple(thing for thing in THINGS if thing in vocabulary) or COMMON
+
+
+def holds_styles_out(training: Mapping[str, Any]) -> bool:
+    """False if one of the trainings that made a checkpoint, in its metadata, showed things in held-out styles.
+
+    Args:
+        training: about.training, with those before it, those of weights in a mean with it, and those carried over.
+    """
+    others = (
+        training.get("carried"), training.get("mean_with"), training.get("started_from", {}).get("training"),
+    )  # fmt: skip
+    return training.get("styles_held_out") is not False and all(holds_styles_out(each) for each in others if each)
 
 
 def known_entries(atlas: AtlasSprites, about: Mapping[str, Any]) -> list[Entry]:

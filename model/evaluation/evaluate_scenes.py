@@ -24,6 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from model.data.contact_sheet import contact_sheet
+from model.data.fixed_sample import holds_styles_out
 from model.data.scenes.compose import SIZE
 from model.data.scenes.facts import SCORED_CATEGORIES, Facts, Grammar
 from model.data.scenes.sprites import Sprites
@@ -35,7 +36,6 @@ from model.evaluation.scene_questions import (
     Question,
     by_style,
     falsified,
-    holds_styles_out,
     is_correct,
     is_in_style,
     percent,

@@ -9,10 +9,9 @@ fail.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
-from typing import Any
 
 import numpy as np
 
@@ -195,15 +194,6 @@ def by_style(asked: Sequence[Question], name: str, values: np.ndarray) -> dict[s
     for cell, mine in ((f"{name}_seen", ~new), (f"{name}_unseen", new)):
         out |= {cell: float(values[mine].mean()) if mine.any() else None, f"{cell}_questions": int(mine.sum())}
     return out
-
-
-def holds_styles_out(training: Mapping[str, Any]) -> bool:
-    """False if one of the trainings of a checkpoint, in its metadata, showed things in held-out styles."""
-    while training:
-        if any(each.get("styles_held_out") is False for each in (training, training.get("carried", {}))):
-            return False
-        training = training.get("started_from", {}).get("training", {})
-    return True
 
 
 def percent(value: float | None) -> str:

@@ -20,7 +20,10 @@ import torch
 
 from model.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from model.config import ConfigError
+from model.data.fixed_sample import holds_styles_out
 from model.training.command.flags import share
+
+OWN = ("sampling", "description", "examples")  # metadata of a copy that fit its weights alone
 
 
 def mean(one: Checkpoint, other: Checkpoint, part: float, since: Checkpoint | None = None) -> dict[str, torch.Tensor]:
@@ -44,15 +47,21 @@ def mean(one: Checkpoint, other: Checkpoint, part: float, since: Checkpoint | No
 def write(one: Checkpoint, other: Checkpoint, part: float, folder: Path, since: Checkpoint | None = None) -> None:
     """Save the mean as a checkpoint with the metadata of `other`, without its scores, and what was done.
 
-    With `since` the training is that of `one`, such as a distillation, and that of `other` is noted as carried over.
+    With `since` training and presets are those of `one`, such as a distillation, whose weights hold guidance; the
+    training of `other` is noted as carried over, beside any that was before.
     """
     other.model.float().load_state_dict(mean(one, other, part, since))
     about = {key: value for key, value in other.about.items() if key != "metrics"}
-    trained = about.get("training", {})
+    trained, before = about.get("training", {}), one.about.get("training", {})
     if since:
-        about["training"] = one.about.get("training", {}) | {"carried": trained | {"share": part}}
+        earlier = {"carried": before["carried"]} if "carried" in before else {}
+        about["training"] = before | {"carried": trained | {"share": part} | earlier}
+        own = {key: one.about[key] for key in OWN if key in one.about}
+        about = {key: value for key, value in about.items() if key not in OWN} | own
     else:
         with_ = {"name": one.about["name"], "sha256": one.sha256, "share": 1 - part}
+        if not holds_styles_out(before):
+            with_["styles_held_out"] = False
         about["training"] = trained | {"mean_with": with_}
     save_checkpoint(folder, other.model, other.tokenizer, about)
 
@@ -71,8 +80,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the new checkpoint")
     args = parser.parse_args(argv)
     try:
-        if args.out.resolve() in (args.one.resolve(), args.other.resolve()):
-            raise ConfigError(f"--out {args.out} is one of the two: choose another folder")
+        if args.out.resolve() in (each.resolve() for each in (args.one, args.other, args.since) if each):
+            raise ConfigError(f"--out {args.out} is one of those that are read: choose another folder")
         since = load_checkpoint(args.since) if args.since else None
         write(load_checkpoint(args.one), load_checkpoint(args.other), args.share, args.out, since)
     except (CheckpointError, ConfigError) as error:

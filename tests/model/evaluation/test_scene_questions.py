@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model.data.fixed_sample import holds_styles_out
 from model.data.scenes.compose import SIZE, arrange, render
 from model.data.scenes.facts import CATEGORIES, SCORED_CATEGORIES, Facts, Grammar, unseen
 from model.data.scenes.sprites import Sprites
@@ -15,7 +16,6 @@ from model.evaluation.detector import Detection
 from model.evaluation.scene_questions import (
     background,
     falsified,
-    holds_styles_out,
     is_correct,
     is_in_style,
     questions,
@@ -79,11 +79,15 @@ def test_a_question_unseen_by_style_alone_is_not_scored_as_unseen(grammar: Gramm
 
 
 def test_a_checkpoint_says_whether_it_was_trained_on_held_out_styles() -> None:
+    """What weights before a carried change, before another carried change or in a mean had seen was once forgotten."""
     leg = {"steps": 5, "started_from": {"training": {"steps": 1}}}
     assert holds_styles_out({}) and holds_styles_out(leg) and holds_styles_out(leg | {"styles_held_out": True})
     shown = {"styles_held_out": False}
     assert not holds_styles_out(shown) and not holds_styles_out(leg | {"carried": shown})
-    assert not holds_styles_out({"started_from": {"training": {"started_from": {"training": shown}}}})
+    before = {"started_from": {"training": shown}}
+    assert not holds_styles_out({"started_from": {"training": before}})
+    assert not holds_styles_out(leg | {"carried": leg | before}) and not holds_styles_out(leg | {"mean_with": shown})
+    assert not holds_styles_out(leg | {"carried": leg | {"styles_held_out": True, "carried": shown}})
 
 
 def test_scores_are_means_of_categories(grammar: Grammar) -> None:

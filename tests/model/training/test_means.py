@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from model.checkpoint import load_checkpoint, save_checkpoint
+from model.data.fixed_sample import holds_styles_out
 from model.evaluation.cards.facts import beginning
 from model.networks.autoregressive_model import Fluid
 from model.networks.factory import new_tokenizer
@@ -15,9 +17,11 @@ from model.presets import PRESETS
 from model.training.means.__main__ import main
 
 
-def saved(folder: Path, seed: int, preset: str = "tiny") -> Path:
+def saved(folder: Path, seed: int, preset: str = "tiny", training: dict[str, Any] | None = None) -> Path:
     torch.manual_seed(seed)
-    about = {"name": "tiny", "training": {"steps": 1}, "metrics": {"score": 1.0}}
+    about = {
+        "name": "tiny", "training": training or {"steps": 1}, "metrics": {"score": 1.0}, "sampling": {"of": seed}
+    }  # fmt: skip
     save_checkpoint(folder, Fluid(PRESETS[preset]), new_tokenizer(PRESETS[preset]), about, torch.float32)
     return folder
 
@@ -31,6 +35,7 @@ def test_a_mean_lies_between_and_says_what_it_is(tmp_path: Path) -> None:
         expected = 0.75 * a.model.state_dict()[name] + 0.25 * b.model.state_dict()[name]
         assert torch.allclose(value.float(), expected.float(), atol=0.02), name  # saved as bfloat16
     assert both.about["training"]["mean_with"] == {"name": "tiny", "sha256": a.sha256, "share": 0.75}
+    assert both.about["sampling"] == {"of": 2}
     assert "metrics" not in both.about and both.sha256 not in (a.sha256, b.sha256)
     assert beginning(both.about["training"]) == (
         f"; the mean of 25% of the result and 75% of the weights {a.sha256[:12]}"
@@ -46,13 +51,29 @@ def test_what_a_training_changed_is_carried_to_a_copy_of_its_start(tmp_path: Pat
         a, b, c = (each.model.state_dict()[name].float() for each in (one, two, three))
         assert torch.allclose(value.float(), a + 0.5 * (b - c), atol=0.03), name
     assert out.about["training"] == {"steps": 1, "carried": {"steps": 1, "share": 0.5}}
+    assert out.about["sampling"] == {"of": 1}, "presets fit the copy, whose weights hold guidance"
+
+
+def test_what_was_carried_and_seen_before_is_not_forgotten(tmp_path: Path) -> None:
+    """A second change that was carried over, or a mean, once hid that the first had shown every style."""
+    shown = saved(tmp_path / "shown", 1, training={"steps": 1, "styles_held_out": False})
+    one, other, start = (saved(tmp_path / str(seed), seed) for seed in (2, 3, 4))
+    first, second, mean = (str(tmp_path / name) for name in ("first", "second", "mean"))
+    main([str(one), str(shown), "--since", str(start), "--out", first])
+    main([first, str(other), "--since", str(start), "--share", "0.25", "--out", second])
+    training = load_checkpoint(Path(second)).about["training"]
+    assert training["carried"]["share"] == 0.25 and training["carried"]["carried"]["share"] == 0.5
+    assert not holds_styles_out(training)
+    main([second, str(other), "--out", mean])
+    assert not holds_styles_out(load_checkpoint(Path(mean)).about["training"])
 
 
 def test_what_has_no_mean_is_one_line(tmp_path: Path) -> None:
     one, two = saved(tmp_path / "one", 1), saved(tmp_path / "two", 1, "compare-random-continuous-small")
     for words, says in (
         ([str(one), str(two), "--out", str(tmp_path / "mean")], "different sizes"),
-        ([str(one), str(one), "--out", str(one)], "is one of the two"),
+        ([str(one), str(one), "--out", str(one)], "is one of those that are read"),
+        ([str(one), str(one), "--since", str(two), "--out", str(two)], "is one of those that are read"),
         ([str(one), str(tmp_path / "none"), "--out", str(tmp_path / "mean")], "none"),
     ):
         with pytest.raises(SystemExit, match=says):
