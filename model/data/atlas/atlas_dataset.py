@@ -12,7 +12,7 @@ from model.data.atlas.wording import entry_facts, entry_prompt
 from model.data.dataset import Dataset, Item
 from model.data.scenes.compose import arrange, render_with_alpha
 from model.data.scenes.dataset import TOKENIZER_SEED
-from model.data.scenes.facts import Facts, Grammar
+from model.data.scenes.facts import Facts, Grammar, draw_category
 from model.data.scenes.things import STYLES
 from model.data.scenes.wording import prompt
 
@@ -20,15 +20,17 @@ BREADTH_EVERY = 5, 3  # of five images, three are single things: they are the mo
 
 
 def atlas_dataset(
-    atlas: AtlasSprites, things: Sequence[str], snap: int, train: int, unseen: int, known: Sequence[Entry] | None = None
-) -> Dataset:
+    atlas: AtlasSprites, things: Sequence[str], snap: int, train: int, unseen: int,
+    known: Sequence[Entry] | None = None, styles_held_out: bool = True,
+) -> Dataset:  # fmt: skip
     """Compose `train` images of trained combinations and entries, and `unseen` of held-out ones, in one mix of kinds.
 
     Args:
         known: single things that may appear, if some of them are held out: otherwise one kind of image would be in one
             split alone, and the two could not be compared. None: all trained ones, whatever is held out.
+        styles_held_out: scenes of things in a held-out style are held-out combinations.
     """
-    grammar = Grammar(atlas, things, STYLES)
+    grammar = Grammar(atlas, things, STYLES, styles_held_out)
     entries = atlas.entries if known is None else known
     trained = [entry for entry in entries if entry.split == "train"]
     held = [entry for entry in entries if entry.split == "heldout"]
@@ -45,7 +47,7 @@ def atlas_dataset(
             entry = held[place % len(held)] if out else trained[order[index % len(trained)]]
             facts, words = _single(entry, rng)
         else:
-            facts = grammar.sample(rng, want_unseen=out)
+            facts = grammar.sample(rng, draw_category(rng, comparable=not styles_held_out), want_unseen=out)
             words = prompt(facts)
         images.append(render_with_alpha(arrange(facts, rng, snap), atlas))
         concept = " and ".join(group.thing for group in facts.groups)

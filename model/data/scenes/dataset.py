@@ -9,7 +9,7 @@ import numpy as np
 
 from model.data.dataset import Dataset, Item
 from model.data.scenes.compose import arrange, render
-from model.data.scenes.facts import Grammar
+from model.data.scenes.facts import Grammar, draw_category
 from model.data.scenes.sprites import SPRITES_FILE, Sprites
 from model.data.scenes.wording import prompt
 
@@ -23,13 +23,15 @@ def is_scene_folder(folder: Path) -> bool:
 
 
 def scene_dataset(
-    sprites: Sprites, things: Sequence[str], snap: int, train: int, unseen: int, portraits: bool = True
-) -> Dataset:
+    sprites: Sprites, things: Sequence[str], snap: int, train: int, unseen: int, portraits: bool = True,
+    styles_held_out: bool = True,
+) -> Dataset:  # fmt: skip
     """Compose `train` images of these things without a held-out combination and `unseen` with one.
 
     Both have the categories in the shares of training. With `portraits` the first shows those that there are, too.
+    styles_held_out: things in a held-out style are held-out combinations.
     """
-    grammar = Grammar(sprites, things, sprites.styles)
+    grammar = Grammar(sprites, things, sprites.styles, styles_held_out)
     images, items = [], []
     for index in range(train + unseen):
         rng = np.random.default_rng((TOKENIZER_SEED, index))
@@ -37,7 +39,7 @@ def scene_dataset(
         if portraits and grammar.portraits and not held and index % PORTRAIT_EVERY == 0:
             facts = grammar.sample_portrait(rng)
         else:
-            facts = grammar.sample(rng, want_unseen=held)
+            facts = grammar.sample(rng, draw_category(rng, comparable=not styles_held_out), want_unseen=held)
         images.append(render(arrange(facts, rng, snap), sprites))
         concept = " and ".join(group.thing for group in facts.groups)
         items.append(Item(concept, facts.style, (prompt(facts, sprites.words),), "unseen" if held else "train"))

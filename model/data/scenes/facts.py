@@ -101,6 +101,16 @@ def unseen_content(facts: Facts) -> bool:
     )
 
 
+def draw_category(rng: np.random.Generator, comparable: bool = False) -> str:
+    """A category, by the shares of training.
+
+    comparable: one that has unseen combinations even if training shows every style, which a thing alone has not.
+    """
+    names = [name for name in CATEGORIES if not (comparable and name == "single_object")]
+    shares = np.array([CATEGORIES[name] for name in names])
+    return str(rng.choice(names, p=shares / shares.sum() if comparable else shares))
+
+
 class Grammar:
     """Sampler of facts over some of the things and styles of a set of sprites.
 
@@ -129,8 +139,7 @@ class Grammar:
         Raises:
             DataError: no such facts were found in 10,000 attempts.
         """
-        if category is None:
-            category = str(rng.choice(list(CATEGORIES), p=np.array(list(CATEGORIES.values()))))
+        category = category or draw_category(rng)
         for _ in range(10_000):
             facts = self._propose(rng, category)
             if facts and unseen(facts, self.styles_held_out) == want_unseen:
@@ -148,7 +157,7 @@ class Grammar:
         while True:
             thing, style = self.portraits[int(rng.integers(len(self.portraits)))]
             facts = Facts(PORTRAIT, style, (Group(thing),), self._background(rng))
-            if not unseen(facts):
+            if not unseen(facts, self.styles_held_out):
                 return facts
 
     def _background(self, rng: np.random.Generator) -> str:

@@ -152,6 +152,23 @@ def test_seen_and_unseen_images_have_one_mix_of_kinds_and_true_captions(atlas: A
             assert (ground[1] if ground else "white") == ("transparent" if alpha == 0 else names[tuple(colour)])
 
 
+def test_what_a_training_showed_is_not_measured_as_held_out(atlas: AtlasSprites, tmp_path: Path) -> None:
+    """Two of five "unseen" scenes showed nothing new but a style that the checkpoint had seen its things in."""
+    atlas.save(tmp_path)
+
+    def of_one_thing(training: dict[str, Any]) -> list[int]:
+        """Images of one thing in its own colours, seen and unseen."""
+        sample = load_images(tmp_path, None, 16, 200, 200, {"vocabulary": THINGS_USED, "training": training})
+        found = re.compile(r"an? ([a-z ]+), \w+ style( on an? \w+ background)?")
+        matches = [found.fullmatch(item.captions[0]) for item in sample.items]
+        alone = [match is not None and match[1] in THINGS_USED for match in matches]
+        return [sum(alone[:200]), sum(alone[200:])]
+
+    seen, unseen = of_one_thing({})
+    assert seen > 4 and unseen > 4
+    assert of_one_thing({"carried": {"styles_held_out": False}}) == [0, 0], "one mix of categories, as before"
+
+
 @pytest.mark.parametrize("about", [{}, {"breadth": NOUNS, "breadth_styles": ["3d", "noto"]}])
 def test_single_things_of_which_none_is_held_out_are_not_compared(
     atlas: AtlasSprites, about: dict[str, Any], tmp_path: Path
