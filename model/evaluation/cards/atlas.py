@@ -15,7 +15,7 @@ CARD = """# {name}
 
 ![64 fixed prompts](sheet.webp)
 
-*64 of the evaluation's prompts, evenly spaced, not picked. UNSEEN: a combination that training never showed, also of style.
+*64 of the evaluation's prompts, evenly spaced, not picked. UNSEEN: a combination that training never showed{of_style}.
 [wrong]: the detector did not find what the prompt states.*
 
 ![Single things above the real ones](breadth-sheet.webp)
@@ -42,7 +42,7 @@ text encoder `{text}` (frozen, installed apart). Weights' SHA-256: `{sha256}`.{g
 
 ## Training
 
-`{command}`: {steps:,} steps of {batch} in {minutes:g} minutes{clock}{beginning}. {exposure}; tokenizer {psnr_train} dB PSNR,
+{command}: {steps:,} steps of {batch} in {minutes:g} minutes{clock}{beginning}. {exposure}; tokenizer {psnr_train} dB PSNR,
 {psnr_unseen} dB on held-out combinations.
 
 ![Loss over steps](curve.png)
@@ -57,8 +57,7 @@ text encoder `{text}` (frozen, installed apart). Weights' SHA-256: `{sha256}`.{g
 | mean | | **{score_seen:.1%}** | **{score_unseen:.1%}** | {checker_ceiling:.1%} |
 {style_rows}
 
-Unseen: a pair of things, a count or a colour of a thing that training never showed; in the last two lines, a thing in a style that
-training never showed, which can only be guessed, and which counts in the first column alone of all other lines.{brackets}
+{unseen}{brackets}
 
 Images are scored by a detector of our own, trained on renders only. It accepts {checker_ceiling:.1%} of real renders
 ({checker_ceiling_jpeg:.1%} after JPEG at quality 40, which it never trained with) and rejects {checker_reject:.1%} of renders with one fact made false.
@@ -97,7 +96,7 @@ HELDOUT = "| held-out pairs ({breadth_heldout_images}): the thing trained in oth
 
 def card_text(facts: dict[str, Any], about: dict[str, Any]) -> str:
     """Fill the atlas template with the common facts and those that only an atlas has."""
-    distilled, training = about.get("few_steps"), about["training"]
+    distilled = about.get("few_steps")
     facts = facts | {name: percent(facts[name]) for name in ("breadth_trained", "breadth_heldout", "breadth_ceiling")}
     facts |= {"breadth_settings": listed(facts["breadth_settings"])}
     heldout = facts["breadth_heldout_images"] > 0  # chosen styles may draw none of the held-out pairs
@@ -112,35 +111,9 @@ def card_text(facts: dict[str, Any], about: dict[str, Any]) -> str:
         heldout_rows=": first trained pairs of thing and style, then held-out ones" if heldout else "",
         chance=1 / facts["breadth_candidates"],
         few_steps=f", distilled into a mean flow in {distilled['minutes']:g} minutes" if distilled else "",
-        exposure=exposure(taught_by_data(training)),
-        guidance=built_in_guidance(training) + carried_over(training),
+        exposure=exposure(taught_by_data(about["training"])),
         table=score_table(facts),
         style_rows=style_table(facts),
-    )
-
-
-def built_in_guidance(training: dict[str, Any]) -> str:
-    """What the weights know of guidance, as a paragraph; "" if nothing."""
-    if (known := training.get("guidance")) is None:
-        return ""
-    scale = known["scale"]
-    return (
-        f"\n\nGuidance with a scale of {scale:g} is in the weights, by {training['steps']:,} steps of\n"
-        f"`python -m model.training.guidance_distillation --scale {scale:g}` in {training['minutes']:g} minutes, which left "
-        f"{known['missing']:.0%} of it out: a `guidance_scale`\nof 1, which takes one pass a step, draws nearly as {scale:g} "
-        f"did before them, and s as {scale:g} s."
-    )
-
-
-def carried_over(training: dict[str, Any]) -> str:
-    """What was added to the weights that another training had changed, as a paragraph; "" if nothing."""
-    if (added := training.get("carried")) is None:
-        return ""
-    share = "" if added["share"] == 1 else f"{added['share']:.0%} of "
-    shown = "" if added.get("styles_held_out", True) else ", which showed every thing in every style,"
-    return (
-        f"\n\nAdded is {share}what {added['steps']:,} more steps of {added['batch']} images on {added['device']} in "
-        f"{added['minutes']:g} minutes{shown} changed in\nthe weights before them (`python -m model.training.means --since`)."
     )
 
 

@@ -23,7 +23,7 @@ those words: others give a guess of likely colour and shape. It does not compose
 
 {parameters:,} parameters in the backbone and head, {tokenizer_parameters:,} in the image tokenizer; shipped as bfloat16, {mib:.1f} MiB.
 {tokens} tokens of {channels} channels; {depth} blocks of width {width}; head of {head_depth} blocks of width {head_width};
-{prediction} prediction; text encoder `{text}` (frozen, installed apart). Weights' SHA-256: `{sha256}`.
+{prediction} prediction; text encoder `{text}` (frozen, installed apart). Weights' SHA-256: `{sha256}`.{guidance}
 
 ## Data and licences
 
@@ -36,7 +36,7 @@ Weights and generated images may resemble these works: keep their credits (NOTIC
 
 ## Training
 
-`{command}`: {steps:,} steps of {batch} ({epochs:g} epochs) in {minutes:g} minutes{clock},
+{command}: {steps:,} steps of {batch} ({epochs:g} epochs) in {minutes:g} minutes{clock},
 after the tokenizer ({psnr_train} dB PSNR on trained images, {psnr_unseen} dB on concepts it never saw).
 
 ![Loss over steps](curve.png)

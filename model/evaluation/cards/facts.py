@@ -50,9 +50,11 @@ def common_facts(checkpoint: Path, run: Path, about: dict[str, Any], has_failure
             f"- {s['style']}: [{s['title']}]({s['url']}) by {s['author']}, {s['licence']} ({s['package']})"
             for s in data["sources"]
         ),
-        "command": command(about["name"], training), "steps": training["steps"], "batch": training["batch"],
+        "command": by_recipe(about["name"], training), "steps": training["steps"], "batch": training["batch"],
         "epochs": training["epochs"], "clock": clock(training), "beginning": beginning(training),
         "minutes": training["minutes"],
+        "guidance": built_in_guidance(about["training"]) + carried_over(about["training"]),
+        "of_style": ", also of style" if has_unseen_styles(report) else "", "unseen": unseen_words(report),
         "psnr_train": psnr["psnr_train_db"], "psnr_unseen": psnr["psnr_unseen_db"],
         "failures": "![Incorrect images](failures.webp)\n\n" if has_failures else "",
     }  # fmt: skip
@@ -63,6 +65,49 @@ def taught_by_data(training: dict[str, Any]) -> dict[str, Any]:
     while "guidance" in training:
         training = training["started_from"]["training"]
     return training
+
+
+def built_in_guidance(training: dict[str, Any]) -> str:
+    """What the weights know of guidance, as a paragraph; "" if nothing."""
+    if (known := training.get("guidance")) is None:
+        return ""
+    scale = known["scale"]
+    return (
+        f"\n\nGuidance with a scale of {scale:g} is in the weights, by {training['steps']:,} steps of\n"
+        f"`python -m model.training.guidance_distillation --scale {scale:g}` in {training['minutes']:g} minutes, which left "
+        f"{known['missing']:.0%} of it out: a `guidance_scale`\nof 1, which takes one pass a step, draws nearly as {scale:g} "
+        f"did before them, and s as {scale:g} s."
+    )
+
+
+def carried_over(training: dict[str, Any]) -> str:
+    """What other trainings had changed and was added to the weights, the first one first, a paragraph each."""
+    if (added := training.get("carried")) is None:
+        return ""
+    share = "" if added["share"] == 1 else f"{added['share']:.0%} of "
+    shown = "" if added.get("styles_held_out", True) else ", which showed every thing in every style,"
+    on = f" on {added['device']}" if "device" in added else ""
+    return carried_over(added) + (
+        f"\n\nAdded is {share}what {added['steps']:,} more steps of {added['batch']} images{on} in "
+        f"{added['minutes']:g} minutes{shown} changed in\nthe weights before them (`python -m model.training.means --since`)."
+    )
+
+
+def has_unseen_styles(report: dict[str, Any]) -> bool:
+    """True if the scores of scenes tell things in styles that training never showed from others."""
+    return any(report.get(f"{name}_unseen") is not None for name in ("style", "r_precision"))
+
+
+def unseen_words(report: dict[str, Any]) -> str:
+    """What is unseen in the table of scenes' scores."""
+    words = "Unseen: a pair of things, a count or a colour of a thing that training never showed"
+    if has_unseen_styles(report):
+        return (
+            f"{words}; in the last two lines, a thing in a style that\ntraining never showed, which can only be guessed, "
+            "and which counts in the first column alone of all other lines."
+        )
+    every = ". Every thing\nwas shown in every style." if "style_unseen" in report else "."
+    return words + every
 
 
 def read_json(file: Path) -> Any:
@@ -87,6 +132,12 @@ def command(name: str, training: dict[str, Any]) -> str:
     names = [name] if "CPU" in training.get("device", "CPU") else [f"{name}-gpu", name]
     found = [each for each in names if (RECIPES / f"{each}.toml").is_file()]
     return f"make train RECIPE={found[0]}" if found else "python -m model.training"
+
+
+def by_recipe(name: str, training: dict[str, Any]) -> str:
+    """The command, and that its recipe may have changed since."""
+    found = command(name, training)
+    return f"`{found}`" + (", as that recipe was then" if "RECIPE" in found else "")
 
 
 def clock(training: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ CARD = """# {name}
 
 ![64 fixed prompts](sheet.webp)
 
-*64 of the evaluation's prompts, evenly spaced, not picked. UNSEEN: a combination that training never showed, also of style.
+*64 of the evaluation's prompts, evenly spaced, not picked. UNSEEN: a combination that training never showed{of_style}.
 [wrong]: the detector did not find what the prompt states.*
 
 ## What it is for
@@ -26,11 +26,11 @@ castle, noto style". A response's `warnings` name words that it does not know, w
 
 {parameters:,} parameters in backbone and head, {tokenizer_parameters:,} in the image tokenizer; {mib:.1f} MiB. {tokens} tokens of
 {channels} channels; {depth} blocks of width {width}; head of {head_depth} blocks of width {head_width}; {prediction} prediction;
-text encoder `{text}` (frozen, installed apart). Weights' SHA-256: `{sha256}`.
+text encoder `{text}` (frozen, installed apart). Weights' SHA-256: `{sha256}`.{guidance}
 
 ## Training
 
-`{command}`: {steps:,} steps of {batch} in {minutes:g} minutes{clock}{beginning}.
+{command}: {steps:,} steps of {batch} in {minutes:g} minutes{clock}{beginning}.
 Every image is composed during training from {pictures:,} captioned facts; tokenizer {psnr_train} dB PSNR, {psnr_unseen} dB on held-out combinations.
 
 ![Loss over steps](curve.png)
@@ -45,8 +45,7 @@ Every image is composed during training from {pictures:,} captioned facts; token
 | mean | | **{score_seen:.1%}** | **{score_unseen:.1%}** | {checker_ceiling:.1%} |
 {style_rows}
 
-Unseen: a pair of things, a count or a colour of a thing that training never showed; in the last two lines, a thing in a style that
-training never showed, which can only be guessed, and which counts in the first column alone of all other lines.{brackets}
+{unseen}{brackets}
 
 Images are scored by a detector of our own, trained on renders only. It accepts {checker_ceiling:.1%} of real renders
 ({checker_ceiling_jpeg:.1%} after JPEG at quality 40, which it never trained with) and rejects {checker_reject:.1%} of renders with one fact made false.

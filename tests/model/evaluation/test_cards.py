@@ -14,7 +14,7 @@ from model.checkpoint import load_checkpoint, read_config, save_checkpoint
 from model.data.scenes.facts import SCORED_CATEGORIES
 from model.evaluation.cards.__main__ import main
 from model.evaluation.cards.atlas import breadth_styles
-from model.evaluation.cards.facts import beginning, command
+from model.evaluation.cards.facts import beginning, carried_over, command, unseen_words
 from model.networks.factory import build_model, new_tokenizer
 from model.presets import PRESETS
 
@@ -137,6 +137,26 @@ def test_a_card_tells_guidance_in_the_weights_from_what_images_taught(run: Path,
     card = (tmp_path / "out" / "README.md").read_text()
     assert ": 12 steps of 4 in 3.5 minutes" in card and "7 steps of\n`python -m model.training.guidance" in card
     assert "left 43% of it out" in card and "guidance_scale`\nof 1" in card
+
+
+def test_a_card_tells_all_changes_that_were_carried_over() -> None:
+    """A note without a device, as earlier versions wrote it, was a KeyError, and of two changes one was told."""
+    first = {"steps": 786, "batch": 64, "minutes": 13.0, "share": 0.6, "styles_held_out": False}
+    second = {"steps": 5000, "batch": 32, "minutes": 80.0, "share": 1, "device": "2 CPU threads", "carried": first}
+    assert carried_over({"carried": second}) == (
+        "\n\nAdded is 60% of what 786 more steps of 64 images in 13 minutes, which showed every thing in every style, "
+        "changed in\nthe weights before them (`python -m model.training.means --since`)."
+        "\n\nAdded is what 5,000 more steps of 32 images on 2 CPU threads in 80 minutes changed in\nthe weights before "
+        "them (`python -m model.training.means --since`)."
+    )
+    assert carried_over({}) == ""
+
+
+def test_a_card_says_unseen_of_what_was_unseen() -> None:
+    """It said so of styles even of weights that had seen every thing in every style."""
+    assert "a thing in a style that\ntraining never showed" in unseen_words({"style_unseen": 0.174})
+    assert unseen_words({"style_unseen": None}).endswith("never showed. Every thing\nwas shown in every style.")
+    assert unseen_words({}).endswith("that training never showed.")
 
 
 def test_a_card_names_the_legs_of_a_training() -> None:
