@@ -22,7 +22,8 @@ class BatchedMuon(torch.optim.Muon):
     """torch's Muon with one product for all matrices of a shape, in place of one for each.
 
     On a GPU, starting the kernels of a step of atlas-128, some 30 for each of 70 matrices, takes longer than running
-    them; here there are as many for each of 11 shapes. The matrices must not be sharded.
+    them; here there are as many for each of 11 shapes. The matrices must not be sharded; rates are scaled as by
+    adjust_lr_fn="match_rms_adamw", whatever is given.
     """
 
     @torch.no_grad()

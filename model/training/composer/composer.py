@@ -177,6 +177,6 @@ def _covers(corners: np.ndarray, side: int, grid: int) -> np.ndarray:
     """(L, n, 2) corners -> (L, N) uint8: number of the thing on each token's centre, from 1, or 0."""
     within = tokens_within(corners, side, grid)  # (L, n, 2, g): along x, along y
     both = within[:, :, 1, :, None] & within[:, :, 0, None, :]  # (L, n, g, g)
-    numbers = np.arange(1, corners.shape[1] + 1)[:, None, None]
-    found: np.ndarray = (both * numbers).max(1).reshape(len(corners), -1).astype(np.uint8)
+    numbers = np.arange(1, corners.shape[1] + 1, dtype=np.uint8)[:, None, None]
+    found: np.ndarray = (both * numbers).max(1).reshape(len(corners), -1)
     return found

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from model.data.scenes.compose import COMPOSED_SLANT, SIZE, relation_holds
+from model.data.sources import DataError
+
+MOST_LAYOUTS = 2_000_000  # of one kind: their tables take some 100 bytes each
 
 
 @dataclass(frozen=True)
@@ -31,13 +34,19 @@ def all_layouts(things: int, side: int, snap: int, relation: str) -> Layouts:
     Args:
         snap: corners are multiples of this, pixels.
         relation: of the first thing to the second, or "".
+
+    Raises:
+        DataError: there is none, or there are too many to keep.
     """
+    what = f"{things} things of {side} pixels"
     grid = np.arange(0, SIZE - side + 1, snap)
     places = np.stack(np.meshgrid(grid, grid), -1).reshape(-1, 2)  # (P, 2)
     apart = (np.abs(places[:, None] - places[None]) >= side).any(-1)  # (P, P): squares that do not overlap
     chosen, chances = np.zeros((1, 0), np.int64), np.ones(1)
     for _ in range(things):
         free = apart[chosen].all(1)  # (L, P)
+        if free.sum() > MOST_LAYOUTS:
+            raise DataError(f"{what} have {free.sum():,} layouts and more with snap {snap}; choose a larger snap")
         layout, place = np.nonzero(free)
         chances = chances[layout] / free.sum(1)[layout]
         chosen = np.concatenate([chosen[layout], place[:, None]], 1)
@@ -48,4 +57,6 @@ def all_layouts(things: int, side: int, snap: int, relation: str) -> Layouts:
         )
         kept = holds[chosen[:, 0], chosen[:, 1]]
         chosen, chances = chosen[kept], chances[kept]
+    if not len(chances):
+        raise DataError(f"{what} found no room with snap {snap}; choose a smaller snap")
     return Layouts(places[chosen], chances / chances.sum())

@@ -75,7 +75,8 @@ def main(argv: list[str] | None = None) -> None:
         if not isinstance(checkpoint.config, FluidConfig):
             raise ConfigError(f"{checkpoint.folder} is of family {checkpoint.config.family!r}, not fluid")
         feed = open_feed(recipe, checkpoint.config, checkpoint.tokenizer, torch.device("cpu"))
-        run = prepare(checkpoint, feed, Clock(args.steps, args.minutes, cpu=True), args.ema, args.seed)
+        clock = Clock(args.steps, args.minutes, cpu=True)
+        run = prepare(checkpoint, feed, clock, args.ema, args.seed, recipe.halton_masks)
         with within_memory("lower --batch"):
             losses = distill(run, args.out / "state.pt")
     except (ConfigError, DataError, CheckpointError) as error:

@@ -31,12 +31,17 @@ DRAWS = 4  # steps learned of each path
 
 @dataclass
 class Distillation:
-    """A run: the checkpoint's frozen model, the head that learns, and the feed of its training data."""
+    """A run: the checkpoint's frozen model, the head that learns, and the feed of its training data.
+
+    Attributes:
+        halton_masks: share of images whose known tokens are those that a Halton order decides first.
+    """
 
     checkpoint: Checkpoint
     feed: Feed
     learner: Learner
     seed: int
+    halton_masks: float = 0.0
 
     @property
     def student(self) -> DiffusionHead:
@@ -56,7 +61,9 @@ def mean_flow_head(teacher: DiffusionHead) -> DiffusionHead:
     return student
 
 
-def prepare(checkpoint: Checkpoint, feed: Feed, clock: Clock, ema: float, seed: int) -> Distillation:
+def prepare(
+    checkpoint: Checkpoint, feed: Feed, clock: Clock, ema: float, seed: int, halton_masks: float = 0.0
+) -> Distillation:
     """Make the student and its optimiser.
 
     Raises:
@@ -74,7 +81,8 @@ def prepare(checkpoint: Checkpoint, feed: Feed, clock: Clock, ema: float, seed: 
     torch.manual_seed(seed)
     student = mean_flow_head(checkpoint.model.diffusion_head)
     optimizer = torch.optim.AdamW(decay_groups(student, 0.01), lr=PEAK_LR, betas=(0.9, 0.95), fused=True)
-    return Distillation(checkpoint, feed, Learner(student, Ema(student, ema), optimizer, clock), seed)
+    learner = Learner(student, Ema(student, ema), optimizer, clock)
+    return Distillation(checkpoint, feed, learner, seed, halton_masks)
 
 
 def step_loss(run: Distillation, times: Tensor) -> Tensor:
@@ -96,7 +104,7 @@ def conditions(run: Distillation, step: int, rng: torch.Generator) -> tuple[Tens
     """(M, D) z of the masked tokens of a batch with their captions, and with none or, rarely, with another caption."""
     model, captions = run.checkpoint.model, run.feed.captions
     rows, tokens, _ = run.feed.tokens(step)
-    masked = training_masks(len(rows), run.checkpoint.config.tokens, rng)  # (B, N)
+    masked = training_masks(len(rows), run.checkpoint.config.tokens, rng, run.halton_masks)  # (B, N)
     found = []
     for drop, each in ((TEXT_DROP, rows), (1 - NEGATIVES, rows.roll(1))):
         with autocast(tokens.device):

@@ -16,6 +16,7 @@ from model.data.atlas.collect import Picture
 from model.data.scenes.compose import Placed, Scene, arrange, render_with_alpha, side_of
 from model.data.scenes.facts import Facts, Group
 from model.data.scenes.things import STYLES, THINGS
+from model.data.sources import DataError
 from model.networks.text_encoder import HashEncoder
 from model.networks.tokenizer import PcaSkipTokenizer
 from model.presets import PRESETS
@@ -62,6 +63,15 @@ def test_layouts_are_as_likely_as_those_that_are_arranged(count: int, relation: 
         arranged[corners[0]] += times
     for place, chance in first.items():
         assert arranged[place] / 3000 == pytest.approx(chance, abs=4.5 * (chance / 3000) ** 0.5)
+
+
+def test_a_snap_without_room_or_with_too_much_is_refused() -> None:
+    """One was a traceback on a GPU alone; tables of the other filled the memory, and the message named the batch."""
+    with pytest.raises(DataError, match="2 things of 64 pixels found no room with snap 48; choose a smaller snap"):
+        all_layouts(2, 64, 48, "")
+    with pytest.raises(DataError, match=r"4 things of 48 pixels have .* layouts and more with snap 4; choose a larger"):
+        all_layouts(4, 48, 4, "")
+    assert len(all_layouts(3, 48, 8, "").chances) > 50_000
 
 
 def test_pixels_and_classes_are_those_of_the_cpu(bank: AtlasBank) -> None:
