@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,18 +48,21 @@ class Verdict:
 
 def decide(results: Iterable[dict[str, Any]]) -> Verdict:
     """Decide from results as parts.py writes them; of a path measured twice, the later result counts."""
-    wrong: dict[str, str] = {}
+    failed: dict[tuple[str, str], str] = {}  # (path, part) -> why
     steps: dict[tuple[str, str], dict[int, float]] = {}  # (model, path) -> rows -> seconds of a step
     for result in results:
         for name, part in result["parts"].items():
+            for path in {record.get("path") for record in part["records"]}:
+                failed.pop((path, name), None)  # it may have been mended
             for record in part["records"]:
                 path = record.get("path")
                 if path not in PATHS:
                     continue
                 if name in CHECKS and (record.get("ok") is False or record.get("error")):
-                    wrong[path] = f"{name}: {record.get('error') or 'apart from the definition'}"
+                    failed[path, name] = f"{name}: {record.get('error') or 'apart from the definition'}"
                 if name == "loop" and "us_per_step" in record:
                     steps.setdefault((record["model"], path), {})[record["rows"]] = 1e-6 * record["us_per_step"]
+    wrong = {path: why for (path, _), why in failed.items()}
     seconds: dict[Key, dict[str, float]] = {}
     for (model, path), by_rows in steps.items():
         for batch in BATCHES if path not in wrong else ():
@@ -100,10 +104,16 @@ def _auto(seconds: dict[Key, dict[str, float]]) -> str | None:
 
 
 def read(places: Sequence[Path]) -> list[dict[str, Any]]:
-    """The results in these files and folders; of a folder call 1 before call 2, by name and so by card and date."""
+    """The results in these files and folders; of a folder the earlier before the later, call 1 before call 2."""
     files = [file for place in places for file in (_results(place) if place.is_dir() else [place])]
     return [json.loads(file.read_text()) for file in files]
 
 
 def _results(folder: Path) -> list[Path]:
-    return [file for call in ("first", "second") for file in sorted(folder.glob(f"gpu-{call}*.json"))]
+    return sorted(folder.glob("gpu-*.json"), key=age)
+
+
+def age(file: Path) -> tuple[str, str]:
+    """Sorts results by the date that ends their names, those of a day by call; names without a date are the newest."""
+    date = re.search(r"\d{4}-\d\d-\d\d$", file.stem)
+    return (date.group() if date else "now", file.name)

@@ -15,6 +15,7 @@ from collections import Counter
 from pathlib import Path
 
 from benchmarks.gpu.cases import MODELS
+from benchmarks.gpu.decide import age
 from benchmarks.gpu.prediction import times
 from benchmarks.gpu.prediction.times import DEVICES, H100, H200, MEMORY, Device, Head, share
 from model.presets import MAR_PRESETS
@@ -34,7 +35,7 @@ def measured(device: Device) -> dict[tuple[str, str, int], float]:
     `what` is a path of the loop, for the seconds of a step, "image by SIDE", or "pass" of the backbone in a CUDA graph.
     """
     found: dict[tuple[str, str, int], float] = {}
-    for file in sorted(RESULTS.rglob("gpu-*.json")):
+    for file in sorted(RESULTS.rglob("gpu-*.json"), key=age):
         parts = json.loads(file.read_text())["parts"]
         machine = parts.get("machine", {"records": []})["records"]
         if not machine or device.name not in machine[0]["device"]:

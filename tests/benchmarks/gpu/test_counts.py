@@ -23,9 +23,16 @@ def count_bytes() -> Count:
 @pytest.mark.parametrize("name", ["mar-b", "369M"])
 def test_fusion_halves_the_bytes_between_products(name: str, count_bytes: Count) -> None:
     """An autoregressive step of MAR-B with 128 evaluations moved 41 GB in 334 kernels, a third of the pass's time."""
-    before, after = (count_bytes(name, 128, 128, fused) for fused in (False, True))
+    before, after = (count_bytes(name, 8, 128, fused) for fused in (False, True))
     assert sum(after.values()) < 0.5 * sum(before.values())
-    assert not after["gelu"] and after["_to_copy"] < 1e-4 * before["_to_copy"]
+    assert not after["gelu"] and after["_to_copy"] < 1e-3 * before["_to_copy"]
+
+
+def test_behind_many_rows_gelu_is_counted(count_bytes: Count) -> None:
+    """It runs by itself there, since that is faster, and was counted as if it still moved nothing."""
+    before, after = (count_bytes("mar-b", 128, 128, fused) for fused in (False, True))
+    assert after["gelu"] == before["gelu"] > 0
+    assert sum(after.values()) < 0.7 * sum(before.values())
 
 
 def test_the_fused_bytes_are_those_of_the_formula(count_bytes: Count) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks.gpu.__main__ import main
-from benchmarks.gpu.decide import decide, image_seconds
+from benchmarks.gpu.decide import decide, image_seconds, read
 
 ROWS = (1, 4, 16, 64, 256, 1024)
 Times = dict[str, tuple[float, float]]  # path -> microseconds of a step: (whatever the rows, and for each row)
@@ -43,6 +43,23 @@ def test_a_fast_path_with_a_wrong_result_is_out() -> None:
     found["parts"]["image"]["records"].append({"path": "triton", "dtype": "bfloat16", "ok": False})
     verdict = decide([found])
     assert set(verdict.wrong) == {"triton"} and verdict.auto == "torch"
+
+
+def test_a_path_that_was_mended_comes_back() -> None:
+    """A failed check once outweighed all later ones of its kind."""
+    found = results({"torch": (500, 0.3), "triton": (50, 0.2)})
+    parts = {ok: {"parts": {"image": {"records": [{"path": "triton", "ok": ok}]}}} for ok in (True, False)}
+    assert decide([found, parts[False]]).auto == "torch"
+    assert decide([found, parts[False], parts[True]]).auto == "triton"
+    assert decide([found, parts[True], parts[False]]).auto == "torch"
+
+
+def test_results_of_a_folder_are_read_by_date(tmp_path: Path) -> None:
+    """By name alone, a second call of November counted as newer than a first one of December."""
+    names = ("gpu-second-h200-2026-11-29", "gpu-first-h200-2026-12-24", "gpu-first-h200-2026-11-29", "gpu-first")
+    for name in names:
+        (tmp_path / f"{name}.json").write_text(json.dumps({"name": name}))
+    assert [each["name"] for each in read([tmp_path])] == [names[i] for i in (2, 0, 1, 3)]
 
 
 def test_later_results_and_other_models_count_too() -> None:
