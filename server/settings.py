@@ -68,7 +68,10 @@ class Settings(ConnectionSettings):
         choices=("proxy", "presigned"),
     )
     batch_ttl_s: int = _jobs(
-        86400, "How long uploaded files, batches and the images of batches are kept.", unit="seconds", at_least=1
+        86400,
+        "How long uploaded files are kept, and batches and their images after the batch's end.",
+        unit="seconds",
+        at_least=1,
     )
     drain_s: float = _jobs(
         30.0, "Time for the gateway and the workers to finish running work after SIGTERM.", unit="seconds", at_least=0
@@ -128,12 +131,15 @@ class Settings(ConnectionSettings):
     )
     rate_limit: int = _access(
         0,
-        "Requests that generate or upload, per API key; more get 429. 0 is unlimited.",
+        "Requests that generate or upload, per API key; more get 429. 0 is unlimited; more needs API keys.",
         unit="per minute",
         at_least=0,
     )
     max_jobs: int = _access(
-        0, "Jobs of one API key that may wait or run at a time; more get 429. 0 is unlimited.", unit="jobs", at_least=0
+        0,
+        "Jobs of one API key that may wait or run at a time; more get 429. 0 is unlimited; more needs API keys.",
+        unit="jobs",
+        at_least=0,
     )
     max_batches: int = _access(
         100, "Unfinished batches of one API key; more get 429. 0 is unlimited.", unit="batches", at_least=0
@@ -162,7 +168,9 @@ class Settings(ConnectionSettings):
         "open", "Access to /metrics: open to everyone, or with an API key.", choices=("open", "key")
     )
     api_key: str = _access(
-        "", "API key that `fluid batch`, `fluid edit`, `fluid vary` and `fluid eval` send to the service.", secret=True
+        "",
+        "API key that `fluid batch`, `edit`, `vary`, `eval` and the Python clients send to the service.",
+        secret=True,
     )
 
     webhook_secret: str = _webhooks(

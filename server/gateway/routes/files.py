@@ -105,7 +105,7 @@ async def get_file(file_id: str, services: ServicesDep, caller: CallerDep) -> di
     operation_id="delete_file",
 )
 async def delete_file(file_id: str, services: ServicesDep, caller: CallerDep) -> dict[str, Any]:
-    """Delete an uploaded file. A batch needs its input file only until it is `in_progress`."""
+    """Delete an uploaded file. A batch that reads it goes on: its bytes stay, and count, until the batch expires."""
     await services.files.delete(caller.name, file_id)
     return {"id": file_id, "object": "file", "deleted": True}
 

@@ -9,7 +9,11 @@ class ImageData(BaseModel):
     """One generated image."""
 
     b64_json: str | None = Field(default=None, description="The image file in base64.")
-    url: str | None = Field(default=None, description="Path of the image file, until the job expires.")
+    url: str | None = Field(
+        default=None,
+        description="Link to the image file, which needs no API key; on a service with keys it expires after "
+        "FLUID_LINK_TTL_S, at the latest with the job.",
+    )
     revised_prompt: None = Field(default=None, description="Always null: prompts are never rewritten.")
     seed: int = Field(description="Seed of this image. Send it with the same parameters to get the same image again.")
 

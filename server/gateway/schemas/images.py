@@ -121,8 +121,9 @@ class ImageRequest(StrictRequest):
     order: Annotated[
         Literal["random", "halton", "gtr", "confidence", "raster"] | None,
         Field(
-            description="Order in which tokens are generated: uniformly random, spread out (Halton sequence), the most "
-            "confident first (models of discrete tokens), or row by row, which models of that order have only. "
+            description="Order in which tokens are generated: uniformly random, spread out (Halton sequence), one "
+            "colour of a checkerboard slowly and the other in the last steps (gtr), the most confident first (models "
+            "of discrete tokens), or row by row, which models of that order have only. "
             "`orders` in GET /v1/models lists the model's."
         ),
     ] = None

@@ -13,7 +13,7 @@ QUEUED: dict[str, Any] = {
     "id": JOB_ID, "object": "job", "status": "queued", "created_at": 1767225600.0, "started_at": None,
     "completed_at": None, "expires_at": None,
     "queue": {"position": 2, "eta_seconds": 1.3, "is_possible": True},
-    "progress": {"step": 0, "steps": 32, "fraction": 0.0}, "attempt": 0,
+    "progress": {"step": 0, "steps": 24, "fraction": 0.0}, "attempt": 0,
     "input": {"prompt": "a red apple, 3d style", "model": "atlas-128", "n": 1, "seed": 7, "quality": "medium"},
     "output": [], "error": None, "metrics": None,
     "urls": {
@@ -24,7 +24,7 @@ QUEUED: dict[str, Any] = {
 SUCCEEDED: dict[str, Any] = QUEUED | {
     "status": "succeeded", "started_at": 1767225600.004, "completed_at": 1767225600.423, "expires_at": 1767229200.423,
     "queue": {"position": None, "eta_seconds": None, "is_possible": True},
-    "progress": {"step": 32, "steps": 32, "fraction": 1.0}, "attempt": 1,
+    "progress": {"step": 24, "steps": 24, "fraction": 1.0}, "attempt": 1,
     "output": [{
         "url": f"/v1/jobs/{JOB_ID}/images/0", "seed": 7, "width": 128, "height": 128, "format": "png",
         "size_bytes": 6202, "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",

@@ -8,7 +8,7 @@ _MODEL: dict[str, Any] = {
     "id": "atlas-128", "object": "model", "created": 0, "owned_by": "fluid-serve", "ready": True, "default": True,
     "family": "fluid", "image_size": [128, 128], "tokens": 64, "transparent": True,
     "styles": ["3d", "flat"], "vocabulary": ["apple"],
-    "limits": {"max_n": 10, "max_num_inference_steps": 64}, "defaults": {"quality": "medium", "guidance_scale": 3.0},
+    "limits": {"max_n": 10, "max_num_inference_steps": 64}, "defaults": {"quality": "medium", "guidance_scale": 1.5},
 }  # fmt: skip
 
 
