@@ -8,7 +8,8 @@ from typing import Any
 MAX_DEPTH = 16
 #: Python converts no longer text to an integer, because that takes quadratic time.
 MAX_DIGITS = 4300
-_LONG_NUMBER = re.compile(rf'"([^"\\\\]{{1,64}})"\s*:\s*\[?\s*-?[0-9]{{{MAX_DIGITS + 1},}}')
+#: For a message alone. All runs but the last are bounded: two unbounded ones beside each other take quadratic time.
+_LONG_NUMBER = re.compile(rf'"([^"\\\\]{{1,64}})"\s{{0,16}}:\s{{0,16}}\[?\s{{0,16}}-?[0-9]{{{MAX_DIGITS + 1},}}')
 
 
 class JsonError(ValueError):

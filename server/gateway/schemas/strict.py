@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+MAX_COMPARED = 100  # characters of a name: difflib takes a list of numbers for each
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -30,7 +31,7 @@ class StrictRequest(BaseModel):
             return data
         for name in data:
             if name not in cls.model_fields:
-                close = difflib.get_close_matches(name, cls.model_fields, n=1)
+                close = difflib.get_close_matches(name[:MAX_COMPARED], cls.model_fields, n=1)
                 hint = f" Did you mean '{close[0]}'?" if close else ""
                 valid = ", ".join(cls.model_fields)
                 raise PydanticCustomError(

@@ -1,5 +1,6 @@
 """A body that cannot be read is a 400 that names the real cause."""
 
+import difflib
 import gzip
 import json
 from collections.abc import Iterator
@@ -7,8 +8,10 @@ from itertools import pairwise
 
 import httpx
 import pytest
+from pydantic import ValidationError
 
 from server.batch_format import index_lines, parse_line
+from server.gateway.schemas.images import ImageRequest
 from tests.server.harness import Service
 
 JSON = "application/json"
@@ -50,6 +53,28 @@ def test_the_cause_is_named(http: httpx.Client, path: str, content: bytes, heade
     answer = http.post(path, content=content, headers=headers)
     assert answer.status_code == 400
     assert says in answer.json()["error"]["message"]
+
+
+def test_a_long_number_behind_much_space_is_refused_in_linear_time(http: httpx.Client) -> None:
+    """The search for its name took quadratic time, in which Python runs nothing else: this body would have held up the
+    gateway for minutes, and one line of a batch every gateway, again after each restart."""
+    text = b'{"a":' + b" " * 500_000 + b'1, "b":' + b"9" * 5000 + b"}"
+    answer = http.post(GENERATE, content=text, headers={"content-type": JSON})
+    assert answer.status_code == 400 and "more than 4300 digits in 'b'" in answer.json()["error"]["message"]
+
+
+def test_a_long_unknown_name_is_compared_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """difflib was given all of it, and took a list of as many numbers, and seconds."""
+    compared: list[str] = []
+
+    def compare(word: str, *_: object, **__: object) -> list[str]:
+        compared.append(word)
+        return []
+
+    monkeypatch.setattr(difflib, "get_close_matches", compare)
+    with pytest.raises(ValidationError, match="Unknown parameter"):
+        ImageRequest.model_validate({"prompt" * 100_000: 1})
+    assert [len(word) for word in compared] == [100]
 
 
 def test_usual_content_types_are_accepted(http: httpx.Client) -> None:
