@@ -6,7 +6,10 @@ Without it, any caller who may queue a job could make the gateway send requests 
 import asyncio
 import ipaddress
 import socket
+import threading
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -73,6 +76,34 @@ class ResolvedAddress:
     sni_hostname: str
 
 
+async def _lookup(host: str, port: int) -> list[tuple[Any, ...]]:
+    """socket.getaddrinfo in a thread of its own, which a canceled delivery leaves behind until it ends.
+
+    The loop's own pool is small, and shared with the names of Redis: a few hosts whose name servers never answer would
+    hold up everyone. Threads are as many as deliveries, plus those whose lookup outlives its delivery.
+
+    Raises:
+        OSError: the name does not resolve.
+    """
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[list[tuple[Any, ...]]] = loop.create_future()
+
+    def settle(found: list[tuple[Any, ...]] | Exception) -> None:
+        if not answer.done():
+            answer.set_exception(found) if isinstance(found, Exception) else answer.set_result(found)
+
+    def look_up() -> None:
+        try:
+            found: list[tuple[Any, ...]] | Exception = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:
+            found = error
+        with suppress(RuntimeError):  # the loop has been closed
+            loop.call_soon_threadsafe(settle, found)
+
+    threading.Thread(target=look_up, name="webhook-lookup", daemon=True).start()
+    return await answer
+
+
 async def resolve_address(url: str, *, private: bool) -> ResolvedAddress:
     """Resolve the host once and return the very address that was checked: a moment later its name could mean another.
 
@@ -82,7 +113,7 @@ async def resolve_address(url: str, *, private: bool) -> ResolvedAddress:
     """
     target = httpx.URL(url)
     port = target.port or (443 if target.scheme == "https" else 80)
-    found = await asyncio.get_running_loop().getaddrinfo(target.host, port, type=socket.SOCK_STREAM)
+    found = await _lookup(target.host, port)
     addresses = [str(info[4][0]).split("%")[0] for info in found]
     if not private and not all(map(is_public, addresses)):
         raise PrivateAddress(f"{target.host} is {addresses[0]}, a private address (FLUID_WEBHOOK_PRIVATE)")

@@ -73,7 +73,7 @@ def sign(secret: bytes, message_id: str, timestamp: int, body: bytes) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """A webhook under delivery. Every attempt sends the same `message`, with the job as it was at the first."""
+    """A webhook under delivery. Every attempt sends the same `message`, with the job as it was when first due."""
 
     job_id: str
     url: str
@@ -82,11 +82,12 @@ class Delivery:
 
 
 class Due(NamedTuple):
-    """A claimed webhook; `endpoint` is host and port."""
+    """A claimed webhook; `endpoint` is host and port. With `prepare` its message is made now, for an attempt later."""
 
     job_id: str
     owner: str
     endpoint: str
+    prepare: int = 0
 
 
 class Webhooks:
@@ -125,7 +126,7 @@ class Webhooks:
             "visibility_timeout_s": VISIBILITY_TIMEOUT_S,
             "owner_slots": OWNER_SLOTS,
             "endpoint_slots": ENDPOINT_SLOTS,
-            "running": [[due.owner, due.endpoint] for due in running],
+            "running": [[due.owner, due.endpoint] for due in running if not due.prepare],
         }
         return [Due(*each) for each in await self._queue.run("claim_webhooks", args)]
 
@@ -133,6 +134,8 @@ class Webhooks:
         delivery = await self._load(due.job_id, get_job)
         if delivery is None:
             await self._finish(due, "lost")
+            return
+        if due.prepare:
             return
         outcome = await self._send(http, delivery)
         if outcome == "delivered":
@@ -157,7 +160,9 @@ class Webhooks:
             failures = (await pipe.execute())[0]
         if failures > TOLERATED_FAILURES:
             pause_s = min(PAUSE_S * 2 ** min(failures - TOLERATED_FAILURES - 1, 10), MAX_PAUSE_S)
-            await redis.hset(endpoint, "until", now + pause_s)
+            await self._queue.run(
+                "pause_endpoint", {"owner": due.owner, "endpoint": due.endpoint, "until": now + pause_s}
+            )
 
     async def _load(self, job_id: str, get_job: GetJob) -> Delivery | None:
         key = self._queue.keys.webhook_hash(job_id)

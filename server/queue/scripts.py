@@ -21,7 +21,7 @@ SCRIPTS = (
     "enqueue", "take", "reclaim", "renew", "save", "store", "preview", "finish", "requeue", "cancel", "place", "sweep",
     "follow", "claim_due", "claim_webhooks", "rate_limit", "batch_create", "batch_index", "batch_move", "batch_line",
     "batch_cancel", "batch_release", "batch_files", "file_create", "file_ready", "file_delete", "store_source",
-    "publish_model",
+    "publish_model", "pause_endpoint",
 )  # fmt: skip
 
 #: Flags of scripts, which a `#!lua` line states. A script with such a line is refused as a whole where it could not

@@ -1,7 +1,7 @@
 -- Claim due webhooks: each goes to one of the gateways. args: count, visibility_timeout_s until one is due again if its
 -- gateway dies, owner_slots and endpoint_slots, the most that this gateway delivers at a time of one owner and to one of
 -- their endpoints, and running, a list of the {owner, endpoint} that it delivers now. Returns lists of
--- {id, owner, endpoint}.
+-- {id, owner, endpoint, prepare}: with prepare 1 the message is to be made and kept, for an attempt later.
 -- Owners take turns, and nothing of one owner is in the way of another's: not even 10,000 due webhooks to dead endpoints.
 local OWNERS_READ, READ, AGAIN_S = 256, 100, 1
 local now, found, left = clock(), {}, args.count
@@ -13,18 +13,20 @@ local function occupy(owner, endpoint)
 end
 
 local function claim(owner, id)
-  local endpoint = redis.call('HGET', keys.webhook_hash(id), 'endpoint') or '' -- a lost record is claimed to be removed
+  local stored = redis.call('HMGET', keys.webhook_hash(id), 'endpoint', 'message')
+  local endpoint = stored[1] or '' -- a lost record is claimed to be removed
   local failing = redis.call('HMGET', keys.webhook_endpoint_hash(owner, endpoint), 'failures', 'until')
   local paused_until = tonumber(failing[2] or '') or 0
   local slots = failing[1] and 1 or args.endpoint_slots -- one that failed gets one attempt at a time
   local due = now + args.visibility_timeout_s
-  if paused_until > now then
-    due = paused_until
-  elseif (by_endpoint[owner .. ' ' .. endpoint] or 0) >= slots then
-    due = now + AGAIN_S
+  local busy = (by_endpoint[owner .. ' ' .. endpoint] or 0) >= slots
+  if paused_until > now or busy then
+    due = paused_until > now and paused_until or now + AGAIN_S
+    -- The job of the message may be deleted before the endpoint is back.
+    if not stored[2] then found[#found + 1] = {id, owner, endpoint, 1} end
   else
     occupy(owner, endpoint)
-    found[#found + 1] = {id, owner, endpoint}
+    found[#found + 1] = {id, owner, endpoint, 0}
   end
   redis.call('ZADD', keys.webhooks_zset(owner), time_text(due), id)
 end

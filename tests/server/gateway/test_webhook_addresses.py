@@ -1,9 +1,15 @@
 """Which addresses webhooks may be sent to: the public internet only, unless the operator allows more."""
 
+import asyncio
+import socket
+import threading
+from typing import Any
+
 import pytest
 
 from server.errors import InvalidRequest
 from server.gateway.webhook_addresses import PrivateAddress, check_url, is_public, resolve_address
+from tests.server.harness import PATIENCE_S
 
 pytestmark = pytest.mark.anyio
 
@@ -18,6 +24,25 @@ async def test_names_that_resolve_to_private_addresses_are_rejected() -> None:
     for url in ("http://10.1.2.3/", "http://169.254.169.254/latest", "http://[::ffff:10.0.0.1]/"):
         with pytest.raises(InvalidRequest):
             check_url(url, private=False)
+
+
+async def test_lookups_that_hang_delay_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All shared the loop's few threads, with the names of Redis: one key's silent name servers stopped everyone."""
+    hang, whole = threading.Event(), socket.getaddrinfo
+
+    def look_up(host: str, *args: Any, **named: Any) -> Any:
+        if host.endswith(".slow.test"):
+            hang.wait(PATIENCE_S)
+        return whole("127.0.0.1", *args, **named)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    slow = [asyncio.create_task(resolve_address(f"http://{n}.slow.test/", private=True)) for n in range(40)]
+    try:
+        assert (await resolve_address("http://fast.test/", private=True)).url.host == "127.0.0.1"
+        assert not any(task.done() for task in slow)
+    finally:
+        hang.set()
+    assert len(await asyncio.gather(*slow)) == 40
 
 
 @pytest.mark.parametrize(

@@ -146,6 +146,37 @@ async def test_an_endpoint_that_works_again_is_forgiven(queue: JobQueue) -> None
         await until_async(forgiven)
 
 
+async def test_a_webhook_outlives_its_job(queue: JobQueue) -> None:
+    """Its message was made at the first attempt: of many that waited for a failing endpoint, most came up after their
+    jobs had been deleted, and were dropped without an attempt though it was back within hours."""
+    alive = Endpoint(dead=False)
+    async with listening(alive) as url, delivering(queue):
+        endpoint = queue.keys.webhook_endpoint_hash("ann", url.split("/")[2])
+        until_s = time.time() + 3600
+        await queue.redis.hset(endpoint, mapping={"failures": 3, "until": until_s})
+        for number in range(8):
+            await end_job(queue, f"a{number}", "ann", url)
+
+        async def made() -> bool:
+            hashes = [queue.keys.webhook_hash(f"a{number}") for number in range(8)]
+            return all([await queue.redis.hexists(key, "message") for key in hashes])
+
+        await until_async(made)
+        assert alive.connections == 0, "it is left alone"
+        await queue.redis.delete(*(queue.keys.job_hash(f"a{number}") for number in range(8)))
+        await queue.redis.delete(endpoint)
+        for number in range(8):
+            await queue.redis.zadd(queue.keys.webhooks_zset("ann"), {f"a{number}": 1.0})
+        await queue.redis.zadd(queue.keys.webhook_owners_zset, {"ann": 1.0})
+        await until_async(becomes(lambda: alive.answered == 8))
+
+
+async def test_a_pause_does_not_outlive_a_success(queue: JobQueue) -> None:
+    """A delivery that succeeded between a failure and its pause left the pause behind, without an end."""
+    await queue.run("pause_endpoint", {"owner": "ann", "endpoint": "host:1", "until": 5.0})
+    assert not await queue.redis.exists(queue.keys.webhook_endpoint_hash("ann", "host:1"))
+
+
 async def test_owners_take_turns(queue: JobQueue) -> None:
     """Ten thousand due webhooks of one key used to be claimed before the first of another."""
     for number in range(300):
