@@ -7,12 +7,13 @@ import logging
 import secrets
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from redis.exceptions import RedisError
 
 from server.background import RepeatedFailure, Task
+from server.errors import JobExpired, UnknownJob
 from server.jobs import JobInput, JobRecord
 from server.queue.connection.subscription import Subscription
 from server.queue.job_queue import JobQueue
@@ -36,6 +37,7 @@ class JobWatcher:
         self._answers = keys.answers_channel(self.name)
         self._waiters: defaultdict[str, set[Waiter]] = defaultdict(set)
         self._followers: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        self._orphans: set[str] = set()
 
     @property
     def tasks(self) -> Mapping[str, Task]:
@@ -53,6 +55,16 @@ class JobWatcher:
             self._waiters[job_id].discard(waiter)
             if not self._waiters[job_id]:
                 del self._waiters[job_id]
+
+    @contextmanager
+    def no_orphans(self, job_id: str) -> Iterator[None]:
+        """Cancel the job, as soon as Redis answers again, if an outage ends the block: its caller was told of a failure
+        and repeats the request, which would generate it twice."""
+        try:
+            yield
+        except RedisError:
+            self._orphans.add(job_id)
+            raise
 
     @contextmanager
     def follow(self, job_id: str) -> Iterator[asyncio.Event]:
@@ -106,12 +118,19 @@ class JobWatcher:
             try:
                 await self._queue.sweep()
                 ended = await self._queue.ended(accepted)
+                await self._cancel_orphans()
                 failure.over()
             except RedisError as error:
                 failure.warn(f"cannot sweep: {error}")
                 ended = accepted  # each waiter then reads its job and raises the error to its caller
             for job_id in ended:
                 self._notify(job_id)
+
+    async def _cancel_orphans(self) -> None:
+        for job_id in list(self._orphans):
+            with suppress(UnknownJob, JobExpired):  # it was not accepted, or has ended
+                await self._queue.cancel(job_id)
+            self._orphans.discard(job_id)
 
     @property
     def followers(self) -> int:

@@ -1,6 +1,7 @@
 """Queue a job, wait for it, and respond in the requested form: JSON, the image file, or events."""
 
 import asyncio
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 from fastapi import Request
@@ -71,7 +72,8 @@ async def open_stream(services: Services, submission: Submission) -> tuple[sse.S
     """Take a slot for an event stream and queue the job that it will show."""
     slot = services.streams.open(submission.job.owner)
     try:
-        return slot, await accept(services, submission, needs_worker=True)
+        with _orphans_end(services, submission):
+            return slot, await accept(services, submission, needs_worker=True)
     except BaseException:
         slot.close()
         raise
@@ -89,7 +91,7 @@ async def enqueue_and_wait(request: Request, services: Services, submission: Sub
     """Queue the job, or find the one that the same request created before or that has its images, and wait for its
     success."""
     job_id = submission.job_id
-    with services.watcher.expect(job_id) as waiter:
+    with services.watcher.expect(job_id) as waiter, _orphans_end(services, submission):
         waiter.known, submission = submission.job, replace(submission, waiter=services.watcher.name)
         accepted = await accept(services, submission, needs_worker=True)
         if accepted.job_id == job_id:
@@ -102,6 +104,11 @@ async def enqueue_and_wait(request: Request, services: Services, submission: Sub
             record = await _wait(request, services, accepted.job_id, waiter, keep=True)
     require_success(record)
     return record, accepted
+
+
+def _orphans_end(services: Services, submission: Submission) -> AbstractContextManager[None]:
+    """Let an outage of Redis end the job as well, unless the caller has a key to find it by."""
+    return nullcontext() if submission.key else services.watcher.no_orphans(submission.job_id)
 
 
 async def _wait(request: Request, services: Services, job_id: str, waiter: Waiter, *, keep: bool) -> JobRecord:

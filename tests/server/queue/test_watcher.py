@@ -88,6 +88,20 @@ async def test_a_job_that_redis_lost_is_not_waited_for(queue: JobQueue) -> None:
                 await waiting
 
 
+async def test_an_outage_that_ends_a_wait_ends_its_job(queue: JobQueue) -> None:
+    """The caller gets a 503 and repeats the request; the first job ran on, so that an outage doubled the work."""
+    async with watching(queue, queue.keys.namespace) as watcher:
+        await accept(queue, "a")
+        for job_id in ("a", "never accepted"):
+            with pytest.raises(RedisConnectionError), watcher.no_orphans(job_id):
+                raise RedisConnectionError("gone")
+
+        async def canceled() -> bool:
+            return (await queue.get("a")).state is JobState.CANCELED
+
+        await until_async(canceled)
+
+
 async def test_a_waiter_registered_before_the_accept_is_not_woken(queue: JobQueue) -> None:
     """Waiters register before the accept; polling at that moment must not take their job for a lost one."""
     async with watching(queue, queue.keys.namespace) as watcher:
