@@ -10,7 +10,15 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import cast
 
-from server.errors import JobExpired, KeyReused, NotReplicated, RequestError, StorageUnavailable, UnknownJob
+from server.errors import (
+    JobCanceled,
+    JobExpired,
+    KeyReused,
+    NotReplicated,
+    RequestError,
+    StorageUnavailable,
+    UnknownJob,
+)
 from server.errors.limits import MIB, job_refusal, memory_refusal
 from server.jobs import JobInput, JobRecord, JobState, Output
 from server.queue import source_images
@@ -99,6 +107,7 @@ class JobQueue(QueueConnection):
             JobExpired: the job of this id ended and was deleted.
             NotReplicated: too few replicas of Redis have it; the job may exist, and the same call finds it.
             StorageUnavailable: the store of FLUID_RESULTS does not take the source image.
+            JobCanceled: a line of a batch that has been canceled, or has ended.
         """
         if submission.source is None:
             return await self._enqueue(submission)
@@ -182,6 +191,8 @@ class JobQueue(QueueConnection):
             refusal = job_refusal(answer, value, job.owner, job.model, self.limits, submission.max_jobs)
             if refusal is not None:
                 raise refusal
+        if answer == "over":
+            raise JobCanceled(f"Batch {job.batch} takes no more lines: it was canceled, or has ended.")
         if answer == "no_source":
             raise NotReplicated("A failover of Redis lost the request's image.", retry_after_s=1)
         if answer == "late_source":

@@ -16,6 +16,7 @@ from redis.exceptions import RedisError
 from server.batch_format import EDITS_URL, OVER, Line, LineError, index_lines, not_for_lines, parse_line
 from server.errors import (
     InvalidRequest,
+    JobCanceled,
     NotReplicated,
     NoWorkers,
     QueueFull,
@@ -149,43 +150,53 @@ class BatchRunner:
         A line that raises an unexpected exception is rejected alone: otherwise every later step would fail on it
         again, and the lines after it would never be generated.
         """
-        room = MAX_UNFINISHED_JOBS - batch.unfinished
-        if room <= 0:
-            return STEP_INTERVAL_S
-        try:
-            texts = await self._store.lines(batch, batch.cursor, batch.cursor + room)
-        except StorageUnavailable:  # the next step repeats this one
-            return STEP_INTERVAL_S
-        except UnknownFile as error:
-            # Each step comes here, until the lines that were queued before have ended.
-            await self._finalize(batch, "failed", errors=_errors(error.message, error.code, None))
-            return STEP_INTERVAL_S
-        for number, text in enumerate(texts, batch.cursor):
-            refused: RequestError | None = None
+        end = batch.cursor + MAX_UNFINISHED_JOBS - batch.unfinished
+        first, upto = batch.cursor, min(batch.cursor + 1, end)  # one at first: most steps of a waiting batch add none
+        while first < upto:
             try:
-                await self._submit(batch, number, parse_line(text))
-            except UnreadableRecord as error:  # for a gateway that can read it
-                skip("a batch", error)
-                return PAUSE_S
-            except (QueueFull, RateLimited, NoWorkers, NotReplicated, StorageUnavailable) as error:
-                # The next step continues here. Memory is free when something expires, and only an edit that has been
-                # decoded has its size: without a pause that would be four times a second.
-                return PAUSE_S if error.retry_after_s == RETRY_WHEN_USED_UP_S else STEP_INTERVAL_S
-            except RequestError as error:
-                refused = error
-            except RedisError:  # not the line's fault; the next step continues here
-                raise
-            except Exception as error:
-                self._bugs.labels("batches").inc()
-                log.exception("batches: %s: rejecting line %d", batch.id, number + 1)
-                message = (
-                    f"The service failed on this line ({type(error).__name__}); its log has the details. "
-                    "Simplify the line."
-                )
-                refused = RequestError(message)
-            if not await self._store.pass_line(batch, number, refused):
-                break  # canceled, or ended by another gateway
+                texts = await self._store.lines(batch, first, upto)
+            except StorageUnavailable:  # the next step repeats this one
+                return STEP_INTERVAL_S
+            except UnknownFile as error:
+                if first > batch.cursor:  # the next step, which knows of the lines that were queued in this one
+                    return STEP_INTERVAL_S
+                # Each step comes here, until the lines that were queued before have ended.
+                await self._finalize(batch, "failed", errors=_errors(error.message, error.code, None))
+                return STEP_INTERVAL_S
+            for number, text in enumerate(texts, first):
+                if (pause_s := await self._submit_line(batch, number, text)) is not None:
+                    return pause_s
+            first, upto = upto, min(end, batch.total)
         return STEP_INTERVAL_S
+
+    async def _submit_line(self, batch: Batch, number: int, text: str) -> float | None:
+        """Queue or reject a line. Returns None if the next may follow, or the seconds until the next step."""
+        refused: RequestError | None = None
+        try:
+            await self._submit(batch, number, parse_line(text))
+        except UnreadableRecord as error:  # for a gateway that can read it
+            skip("a batch", error)
+            return PAUSE_S
+        except JobCanceled:  # with the batch, by another gateway
+            return STEP_INTERVAL_S
+        except (QueueFull, RateLimited, NoWorkers, NotReplicated, StorageUnavailable) as error:
+            # The next step continues here. Memory is free when something expires, and only an edit that has been
+            # decoded has its size: without a pause that would be four times a second.
+            return PAUSE_S if error.retry_after_s == RETRY_WHEN_USED_UP_S else STEP_INTERVAL_S
+        except RequestError as error:
+            refused = error
+        except RedisError:  # not the line's fault; the next step continues here
+            raise
+        except Exception as error:
+            self._bugs.labels("batches").inc()
+            log.exception("batches: %s: rejecting line %d", batch.id, number + 1)
+            message = (
+                f"The service failed on this line ({type(error).__name__}); its log has the details. Simplify the line."
+            )
+            refused = RequestError(message)
+        if await self._store.pass_line(batch, number, refused):
+            return None
+        return STEP_INTERVAL_S  # canceled, or ended by another gateway
 
     async def _submit(self, batch: Batch, number: int, line: Line) -> None:
         if line.error:

@@ -200,9 +200,13 @@ class BatchStore:
             raise UnknownFile(f"The lines of batch {batch.id} are gone.", param="batch_id")
         return await self._files.lines(batch.fields["input_file_id"], offsets)
 
+    async def _rejections(self, batch: Batch, lines: range) -> dict[int, str]:
+        """The errors of those of the lines that were rejected, as JSON."""
+        found = await self._redis.hmget(self._keys.batch_errors(batch.id), [str(number) for number in lines])
+        return {number: error for number, error in zip(lines, found, strict=True) if error is not None}
+
     async def results(self, batch: Batch, *, errors: bool) -> AsyncIterator[LineResult]:
         """Yield the lines that have ended, in order: those that succeeded, or with `errors` all others."""
-        rejections = await self._redis.hgetall(self._keys.batch_errors(batch.id))
         for start in range(0, batch.cursor, CHUNK_LINES):
             end = min(start + CHUNK_LINES, batch.cursor)
             try:
@@ -210,12 +214,13 @@ class BatchStore:
             except UnknownFile as error:
                 skip("the lines of a batch", error)
                 return
+            rejections = await self._rejections(batch, range(start, end))
             for number, text in enumerate(texts, start):
                 try:
                     line = parse_line(text)
-                    if str(number) in rejections:
+                    if number in rejections:
                         if errors:
-                            yield LineResult(number, line.custom_id, rejection=json.loads(rejections[str(number)]))
+                            yield LineResult(number, line.custom_id, rejection=json.loads(rejections[number]))
                         continue
                     job = await self._queue.get(batch.job_id(number))
                 except (UnknownJob, JobExpired):

@@ -9,14 +9,16 @@
 -- Returns {outcome, job id, creation time}; outcome is new, known (the same request was accepted before), differs
 -- (another request had this id or key), taken (another owner has this id), gone (the job ended and was deleted), cached
 -- (an equal request of this owner has the images), uncached (none has, only = 'cached'), room (no limit refuses it,
--- only = 'asked'), no_source (there is no image of source_bytes), late_source (its object is about to be deleted), or the
+-- only = 'asked'), over (the batch of this line is not in progress), no_source (there is no image of source_bytes), late_source (its object is about to be deleted), or the
 -- limit that refuses it: full, share, busy, lines, webhooks, key_bytes, bytes (then the second value is how much of it is
 -- used instead of the id).
 -- Safe to repeat: a client library that retries after a lost reply does not enqueue twice.
 local IDEMPOTENT_FOR_S = 86400
+local KEY_BYTES = 512 -- of an idempotency key that is remembered, beside its own
 local CACHED_LEFT_S = 60 -- a cached job stays at least this long, for the response and its retries
 local id, owner = args.id, args.owner
 local idempotency = args.key and keys.idempotency_hash(owner, args.key)
+local key_bytes = idempotency and KEY_BYTES + #args.key or 0
 local fingerprint
 if idempotency then
   local f = redis.call('HMGET', idempotency, 'id', 'fingerprint')
@@ -30,15 +32,22 @@ if created_at and known[3] ~= owner then return {'taken', id, ''} end
 if fingerprint and fingerprint ~= args.fingerprint then return {'differs', id, ''} end
 if created_at then return {'known', id, created_at} end
 if redis.call('EXISTS', keys.tombstone(id)) == 1 then return {'gone', id, ''} end
+if args.batch then -- a gateway may be queueing this line while another one ends the batch
+  local status = redis.call('HGET', keys.batch_hash(args.batch), 'status')
+  if status and status ~= 'in_progress' then return {'over', id, ''} end
+end
 
 local function remember(job_id)
   if not idempotency then return end
+  if redis.call('EXISTS', idempotency) == 0 then
+    keep('idempotency:' .. id, owner, key_bytes, clock() + IDEMPOTENT_FOR_S)
+  end
   redis.call('HSET', idempotency, 'id', job_id, 'fingerprint', args.fingerprint)
   redis.call('EXPIRE', idempotency, IDEMPOTENT_FOR_S)
 end
 
-if args.cache_key then -- before the limits: it takes neither a place nor memory
-  local found = redis.call('GET', keys.result_cache(owner, args.cache_key, args.checkpoint))
+if args.cache_key then -- before the other limits: it takes no place
+  local found = not memory_refusal(owner, key_bytes, args.limits) and redis.call('GET', keys.result_cache(owner, args.cache_key, args.checkpoint))
   local f = found and read(found, 'state', 'owner', 'expires_at', 'created_at')
   if f and f[1] == 'succeeded' and f[2] == owner and read_number(f[3]) > clock() + CACHED_LEFT_S then
     remember(found)
@@ -72,7 +81,7 @@ if args.webhook and limits.max_webhooks > 0 then
   if pending >= limits.max_webhooks then return {'webhooks', tostring(pending), ''} end
 end
 local outside = args.outside_bytes or 0
-local refused = memory_refusal(owner, args.bytes + outside, limits, args.bytes)
+local refused = memory_refusal(owner, args.bytes + outside + key_bytes, limits, args.bytes + key_bytes)
 if refused then return {refused[1], refused[2], ''} end
 if args.only == 'asked' then return {'room', id, ''} end
 -- A failover since the image was stored may have lost it.

@@ -44,6 +44,26 @@ async def stored(queue: JobQueue) -> tuple[dict[str, int], int]:
     return by_owner, (await queue_counts(queue)).stored_bytes
 
 
+async def test_a_remembered_idempotency_key_takes_memory(queue: JobQueue) -> None:
+    """Keys of 255 characters stay for a day; counted nowhere, canceled jobs with ever new ones filled Redis."""
+    for number in range(3):
+        job = Submission(f"a{number}", job_input(owner="ann"), "job", key=f"{number:0255}")
+        await queue.enqueue(job)
+        await queue.enqueue(job)  # a repetition adds none
+    await submit(queue, "b", "bob")
+    by_owner, total = await stored(queue)
+    assert by_owner["ann"] - 3 * by_owner["bob"] == 3 * (512 + 255) and total == sum(by_owner.values())
+    for name in await queue.redis.zrange(queue.keys.stored_zset, 0, -1):
+        await queue.redis.zadd(queue.keys.stored_zset, {name: 1})
+    await queue.sweep()
+    assert (await stored(queue))[0]["ann"] == 3 * by_owner["bob"]
+    queue.memory_limits["max_key_bytes"] = 3 * by_owner["bob"] + by_owner["bob"] + 100
+    await submit(queue, "c", "ann")
+    await queue.cancel("c")
+    with pytest.raises(RateLimited):
+        await queue.enqueue(Submission("d", job_input(owner="ann"), "job", key="k"))
+
+
 async def test_five_batches_leave_places_to_others(queue: JobQueue) -> None:
     """5 batches of 64 lines filled a queue of 200: another tenant got 3 of 25 jobs in."""
     queue.limits |= {"max_queue": 200, "max_batch_lines": 10_000}

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from server.batch_format import Line, parse_line
-from server.errors import InvalidRequest, UnreadableRecord
+from server.errors import InvalidRequest, JobCanceled, UnknownJob, UnreadableRecord
 from server.gateway.batches.files import FileStore
 from server.gateway.batches.record import Batch
 from server.gateway.batches.runner import PAUSE_S, BatchRunner
@@ -116,9 +116,49 @@ async def test_no_line_follows_a_cancel(queue: JobQueue, store: BatchStore, runn
     await store.cancel("", batch.id)
     await runner._submit_lines(await store.get("", batch.id))
     batch = await store.get("", batch.id)
-    assert (batch.cursor, batch.unfinished) == (2, 2)
+    assert (batch.cursor, batch.unfinished) == (1, 1)
     await runner.advance(batch.id)
     assert (await store.get("", batch.id)).status == "cancelled"
+
+
+@pytest.mark.anyio
+async def test_a_line_is_not_queued_behind_the_end_of_its_batch(
+    queue: JobQueue, store: BatchStore, runner: BatchRunner
+) -> None:
+    """One gateway was reading the images of a line while another one ended the canceled batch: its job was queued after
+    that, nobody canceled it, and it counted beyond the lines."""
+    batch = await started(queue, store, runner)
+    line = parse_line((await store.lines(batch, 1, 2))[0])
+    await store.cancel("", batch.id)
+    await runner.advance(batch.id)
+    assert (await store.get("", batch.id)).status == "cancelled"
+    with pytest.raises(JobCanceled, match="takes no more lines"):
+        await runner._submit(batch, 1, line)
+    with pytest.raises(UnknownJob):
+        await queue.get(batch.job_id(1))
+
+
+@pytest.mark.anyio
+async def test_a_batch_that_waits_reads_one_line(
+    queue: JobQueue, store: BatchStore, runner: BatchRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It read up to 64 of them, 32 MiB, four times a second, to be refused at the first."""
+    batch = await store.get("", (await started(queue, store, runner)).id)
+    asked: list[tuple[int, int]] = []
+    whole = store.lines
+
+    async def lines(batch: Batch, first: int, end: int) -> list[str]:
+        asked.append((first, end))
+        return await whole(batch, first, end)
+
+    monkeypatch.setattr(runner._store, "lines", lines)
+    queue.limits["max_batch_lines"] = 1
+    await runner._submit_lines(batch)
+    assert asked == [(1, 2)]
+    queue.limits["max_batch_lines"] = 1000
+    asked.clear()
+    await runner._submit_lines(batch)
+    assert asked == [(1, 2), (2, 64)] and (await store.get("", batch.id)).cursor == 64
 
 
 @pytest.mark.anyio
