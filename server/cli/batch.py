@@ -27,6 +27,7 @@ STATE_FIELDS = ("batch_id", "file_id", "key")  # those that there are so far; se
 REFUSED = (400, 404, 409, 413, 422)  # a start that will be refused again
 POLL_S = 1.0
 DOWNLOAD_EVERY_S = 20.0  # finished images are saved while the rest is generated
+DOWNLOAD_SHARE = 10  # ... which repeats those before: at most a tenth of the time is spent on it
 
 
 def add_parser(commands: Any) -> None:
@@ -97,7 +98,7 @@ def _run(client: FluidClient, lines: bytes, prompts: Path, out: Path, names: Set
 def _wait(client: FluidClient, batch_id: str, out: Path, names: Set[str]) -> dict[str, Any]:
     """Show progress and save finished images until the batch is over; return its object."""
     batch = client.batch(batch_id)
-    downloaded_at = time.monotonic()
+    downloaded_at, took_s = time.monotonic(), 0.0
     with progress_bar(f"batch {batch_id}", batch["request_counts"]["total"], "line") as bar:
         while batch["status"] not in OVER:
             time.sleep(POLL_S)
@@ -105,9 +106,11 @@ def _wait(client: FluidClient, batch_id: str, out: Path, names: Set[str]) -> dic
             counts = batch["request_counts"]
             bar.total = counts["total"]
             bar.update(counts["completed"] + counts["failed"] - bar.n)
-            if time.monotonic() - downloaded_at > DOWNLOAD_EVERY_S:
+            began = time.monotonic()
+            if began - downloaded_at > max(DOWNLOAD_EVERY_S, DOWNLOAD_SHARE * took_s):
                 _download(client, batch_id, out, names)
                 downloaded_at = time.monotonic()
+                took_s = downloaded_at - began
     return batch
 
 

@@ -67,7 +67,11 @@ def idempotency_key() -> dict[str, str]:
 def multipart(image: bytes, mask: bytes | None, options: Mapping[str, Any]) -> dict[str, Any]:
     """httpx arguments for the multipart form of an edit or a variation."""
     files = {"image": ("image", image)} | ({} if mask is None else {"mask": ("mask", mask)})
-    data = {name: value if isinstance(value, list) else str(value) for name, value in options.items()}
+    data = {
+        name: list(value) if isinstance(value, list | tuple) else str(value)
+        for name, value in options.items()
+        if value is not None
+    }
     return {"files": files, "data": data | {"response_format": "b64_json"}, "headers": idempotency_key()}
 
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from server.batch_format import URL
@@ -10,6 +10,7 @@ from server.gateway.admission import IdempotencyKey, idempotency_key
 from server.gateway.dependencies import ServicesDep
 from server.gateway.middleware.auth import CallerDep
 from server.gateway.requests.body import JsonRoute
+from server.gateway.requests.query_params import reject_unknown_query_params
 from server.gateway.schemas.batches import BatchList, BatchObject
 from server.gateway.schemas.openapi import BATCH_ERRORS, CREATE_BATCH
 
@@ -55,7 +56,12 @@ async def create_batch(
 
 
 @router.get(
-    "/v1/batches", tags=["batches"], responses=BATCH_ERRORS, response_model=BatchList, operation_id="list_batches"
+    "/v1/batches",
+    tags=["batches"],
+    responses=BATCH_ERRORS,
+    response_model=BatchList,
+    operation_id="list_batches",
+    dependencies=[Depends(reject_unknown_query_params)],
 )
 async def list_batches(
     services: ServicesDep,

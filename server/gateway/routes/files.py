@@ -4,7 +4,7 @@ import json
 from collections.abc import AsyncIterator, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from fastapi import APIRouter, Form, Query, Request, UploadFile
+from fastapi import APIRouter, Depends, Form, Query, Request, UploadFile
 from fastapi.responses import StreamingResponse
 from pydantic import Field
 
@@ -25,6 +25,7 @@ from server.gateway.batches.record import Batch
 from server.gateway.dependencies import Services, ServicesDep
 from server.gateway.middleware.auth import CallerDep
 from server.gateway.requests.body import FormRoute
+from server.gateway.requests.query_params import reject_unknown_query_params
 from server.gateway.requests.resolve import warnings_about
 from server.gateway.requests.validation import validated
 from server.gateway.responses.images import images_response, require_success
@@ -73,7 +74,14 @@ async def upload_file(
     return (await services.files.add(caller.name, name, purpose, data, seconds)).to_openai()
 
 
-@router.get("/v1/files", tags=["batches"], responses=BATCH_ERRORS, response_model=FileList, operation_id="list_files")
+@router.get(
+    "/v1/files",
+    tags=["batches"],
+    responses=BATCH_ERRORS,
+    response_model=FileList,
+    operation_id="list_files",
+    dependencies=[Depends(reject_unknown_query_params)],
+)
 async def list_files(
     services: ServicesDep,
     caller: CallerDep,

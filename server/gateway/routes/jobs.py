@@ -83,6 +83,8 @@ async def _submit(
     job, warnings = resolve(body, models, await fleet.default_model(), services.mapping)
     if job.webhook:
         services.webhooks.check(job.webhook)
+    if body.response_format:
+        warnings.append("'response_format' has no effect on a job: download its images from the url of each output.")
     submission = submission_of(
         caller,
         job,

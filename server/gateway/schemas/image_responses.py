@@ -54,7 +54,7 @@ class ImagesResponse(BaseModel):
         }
     )  # fmt: skip
 
-    created: int = Field(description="When the job was accepted, in Unix seconds.")
+    created: int = Field(description="When the images were completed, in Unix seconds.")
     data: list[ImageData]
     output_format: str = Field(description="png, webp or jpeg.")
     size: str = Field(description='Size of the images as "WIDTHxHEIGHT".')

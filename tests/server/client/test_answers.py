@@ -6,8 +6,15 @@ from http.server import BaseHTTPRequestHandler
 import pytest
 
 from server.client import FluidClient
+from server.client.protocol import multipart
 from server.errors import ServiceError
 from tests.server.harness import http_server
+
+
+def test_options_of_a_form_may_be_none_or_tuples() -> None:
+    """An edit sent "None" and "(0.0, 0.5)", where a generation sends nothing and a list."""
+    form = multipart(b"", None, {"seed": None, "guidance_interval": (0.0, 0.5), "n": 2})
+    assert form["data"] == {"guidance_interval": [0.0, 0.5], "n": "2", "response_format": "b64_json"}
 
 
 @pytest.fixture(params=[b"<html>Log in</html>", b"[1, 2]", b"\xff", b""])

@@ -74,6 +74,22 @@ def test_a_job_is_submitted_polled_and_fetched(http: httpx.Client, service: Serv
     assert (missing.status_code, missing.json()["error"]["code"]) == (404, "image_not_found")
 
 
+def test_a_job_says_that_it_answers_without_images(http: httpx.Client) -> None:
+    """`response_format` was taken without effect: the links of a job need a key."""
+    job = http.post("/v1/jobs", json={"prompt": "a cat", "response_format": "url"}).json()
+    assert job["warnings"] == [
+        "'response_format' has no effect on a job: download its images from the url of each output."
+    ]
+
+
+@pytest.mark.parametrize("query", ["purpose=vision", "order=asc"])
+@pytest.mark.parametrize("path", ["/v1/files", "/v1/batches"])
+def test_an_unknown_filter_lists_nothing(http: httpx.Client, path: str, query: str) -> None:
+    """It listed everything: a program that deletes what it lists would have deleted all."""
+    answer = http.get(f"{path}?{query}")
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == query.split("=")[0]
+
+
 def test_cancel_a_running_job(http: httpx.Client, service: Service) -> None:
     """The rows are freed, the job ends as canceled, and repeating the call has no effect."""
     job = service.client.submit("slow", num_inference_steps=20000)
