@@ -33,7 +33,8 @@ class TextConfig:
 
     kind: `package`, weights inside an installed Python package; `transformers`, a folder or a name on the hub; `clip`,
     the same for CLIP's text half, with its pooled embedding; `tokenizer`, a tokenizer whose tokens the model itself
-    reads; `hash`, hashed word vectors without weights, for tests. A folder in the checkpoint's is named without a path.
+    reads; `hash`, hashed word vectors without weights, for tests. Those of `clip` and
+    `tokenizer` may be folders in the checkpoint's, named without a path.
     """
 
     kind: Literal["package", "transformers", "clip", "tokenizer", "hash"] = "package"
@@ -79,7 +80,7 @@ class ModelConfig:
     post_norm_head: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        check_positive(self, "image_size", "width", "heads", "mlp_ratio", "head_width")
+        check_positive(self, "image_size", "width", "heads", "mlp_ratio", "head_width", "head_depth")
         if self.image_size % self.tokenizer.stride:
             raise ConfigError(
                 f"image_size {self.image_size} is not a multiple of the tokenizer's stride {self.tokenizer.stride}"

@@ -31,7 +31,9 @@ def cosine_alpha_bar(steps: int = TRAIN_STEPS) -> np.ndarray:
 
 
 def kept_timesteps(count: int, total: int = TRAIN_STEPS) -> list[int]:
-    """The `count` timesteps that sampling visits, ascending: evenly spaced, both ends included.
+    """The `count` timesteps that sampling visits, ascending: evenly spaced, both ends included; a single one: the last.
+
+    From the first alone, where next to no noise is left, the network would be asked to clean up what is all noise.
 
     The reference code's rule for one section: stride (T − 1)/(count − 1), summed in floating point, each sum rounded.
     Multiplying instead of adding would differ where a sum falls on a half: 21 steps visit 499, not 500.
@@ -41,7 +43,9 @@ def kept_timesteps(count: int, total: int = TRAIN_STEPS) -> list[int]:
     """
     if not 1 <= count <= total:
         raise ValueError(f"{count} diffusion steps requested; there are 1 to {total}")
-    stride = (total - 1) / (count - 1) if count > 1 else 1.0
+    if count == 1:
+        return [total - 1]
+    stride = (total - 1) / (count - 1)
     return [round(place) for place in accumulate(repeat(stride, count - 1), initial=0.0)]
 
 

@@ -150,6 +150,14 @@ class JanusConfig(PrefixConfig):
     text: TextConfig = field(default_factory=lambda: TextConfig("tokenizer", "tokenizer", 2048, 512))
     family: Literal["janus"] = "janus"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("bos_token", "pad_token", "boi_token"):
+            if not 0 <= getattr(self, name) < self.vocabulary:
+                raise ConfigError(f"{name} {getattr(self, name)} is not in the vocabulary of {self.vocabulary} tokens")
+        if self.template.count("{prompt}") != 1:
+            raise ConfigError(f"template {self.template!r} must have one place for the prompt, {{prompt}}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class LlamagenConfig(PrefixConfig):

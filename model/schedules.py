@@ -84,7 +84,8 @@ def _timesteps(count: int, config: DdpmConfig) -> Tensor:
     elif config.timestep_spacing == "leading":
         places = np.arange(count) * (TRAIN_STEPS // count) + config.steps_offset
     else:
-        places = np.arange(TRAIN_STEPS, 0, -TRAIN_STEPS / count).round()[::-1] - 1
+        # Of some counts, such as 61, the sum of strides falls short of the end, and there is one place too many.
+        places = np.arange(TRAIN_STEPS, 0, -TRAIN_STEPS / count)[:count].round()[::-1] - 1
     return torch.from_numpy(places.astype(np.int64)).clamp_max(TRAIN_STEPS - 1)
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from fluid_kernels.allocation import is_out_of_memory
 from fluid_kernels.head_loop import HeadWeights
 from fluid_kernels.heads import choose_path, make_head
+from fluid_kernels.loops.torch_loop import TorchHead
 from model.inference.backbone_pass import PlainPass, StaticPass, prefill
 from model.inference.heads.categorical import CategoricalSampler
 from model.inference.heads.chains import ChainCache, warm_rows
@@ -88,7 +89,8 @@ class Engine:
         else:
             self._head = make_head(HeadWeights.from_head(model.diffusion_head), dtype, kernels)
             self._chains = ChainCache(model.diffusion_head)
-        self.kernels = choose_path(kernels, self.device)
+        plain = isinstance(self._head, TorchHead)  # whatever was asked for: some heads have no other
+        self.kernels = "torch" if plain else choose_path(kernels, self.device)
 
     @torch.inference_mode()
     def warm_up(self, tokens: int, report: Callable[[int, int], None] = lambda done, total: None) -> None:

@@ -18,10 +18,12 @@ from model.inference.known_tokens import KnownTokens, encode_pixels, kept_mask, 
 from model.inference.orders import make_order, orders_of, tokens_per_step
 from model.inference.precision import pack, product_dtype
 from model.inference.prompts import build_conditioner, first_name
-from model.inference.requests import EngineError, RowRequest, ServedRequest, read_sampling
+from model.inference.requests import EngineError, RowRequest, Sampling, ServedRequest, read_sampling
 from model.inference.row_state import Snapshot
 from model.networks.tokenizer import decode_tokens, off_white, to_uint8, with_firm_alpha
 from model.sampling_presets import default_sampling, sampling_limits
+
+ALWAYS_SAID = ("guidance_scale", "guidance_schedule", "temperature")  # in `info`: a checkpoint may leave defaults out
 
 
 class ServingEngine:
@@ -187,7 +189,7 @@ class ServingEngine:
             "image_size": self.image_size,
             "tokens": config.tokens,
             "presets": self._sampling["presets"],
-            "defaults": self._sampling["defaults"],
+            "defaults": {name: getattr(Sampling, name) for name in ALWAYS_SAID} | self._sampling["defaults"],
             "limits": sampling_limits(config),
             "system": config.system,
             "transparent": self._has_alpha,

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from fluid_kernels.ops.linear import in_one_order
 from model.config import FluidConfig, ModelConfig
 from model.discrete_config import PrefixConfig
 from model.networks.layers.key_values import KeyValues
@@ -91,7 +92,7 @@ class CausalBackbone(TextBackbone):
         self, previous: Tensor, rows: Tensor, positions: Tensor, text: TextContext, cache: KeyValues, longest: int
     ) -> Tensor:
         """The same, given the tokens before the positions, (B, C) or (B,)."""
-        x = torch.where((positions == 0)[:, None], self.start_token, self.token_in(previous))  # (B, D)
+        x = torch.where((positions == 0)[:, None], self.start_token, in_one_order(self.token_in, previous))  # (B, D)
         x = (x + self.pos[positions])[:, None]  # (B, 1, D)
         rotation = None
         if self.rotation is not None:

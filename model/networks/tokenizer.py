@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.config import TokenizerConfig
+from model.config import ConfigError, TokenizerConfig
 
 FIRM = 1 - 16 / 127.5  #: distance of alpha from one half at which `with_firm_alpha` calls it an end; 1 is 0 or 255
 
@@ -78,6 +78,8 @@ class PcaSkipTokenizer(nn.Module):
         super().__init__()
         self.config = config
         stride, channels, colours = config.stride, config.channels, config.image_channels
+        if stride % 4:
+            raise ConfigError(f"a tokenizer's stride of {stride} is not a multiple of 4, which its layers need")
         fine, middle, coarse = config.widths
         self.analysis = nn.Conv2d(colours, channels, stride, stride)  # P
         border = stride // 2 if config.overlap else 0  # pixels that a token reaches into its neighbours

@@ -16,6 +16,7 @@ from model.inference.load import find_checkpoint, load_engine
 from model.networks.autoregressive_model import Fluid
 from model.networks.layers.eight_bits import SCALE, SMALLEST
 from model.networks.tokenizer import PcaSkipTokenizer
+from server.model_info import ModelInfo
 from tests.model.conftest import row_request
 
 
@@ -199,6 +200,7 @@ def _edited(folder: Path, section: str | None, change: dict[str, object]) -> Non
         ("model", {"text": None}, "text is None in section 'model'; a section is expected"),
         ("model", {"text": {"kind": "bert"}}, "kind 'bert' is not known: package or transformers"),
         ("model", {"heads": 0}, "heads is 0; it is at least 1"),
+        ("model", {"head_depth": 0}, "head_depth is 0; it is at least 1"),
         ("model", {"heads": -12}, "heads is -12 in section 'model'; it cannot be negative"),
         ("model", {"family": ["fluid"]}, "family .'fluid'. is not known"),
         ("model", {"depth": "7"}, "depth is '7' in section 'model'; a whole number is expected"),
@@ -261,4 +263,5 @@ def test_a_setting_of_presets_and_defaults_is_the_presets(folder: Path) -> None:
     _edited(folder, "about", {"sampling": sampling})
     engine = load_engine(str(folder), 1, "cpu", 1)
     assert [default_sampling(engine, name).order for name in (None, "high")] == ["halton", "gtr"]
+    assert ModelInfo.from_mapping(engine.info()).defaults["guidance_scale"] == 3.0, "left out, it was a TypeError"
     engine.warm_up()

@@ -13,6 +13,7 @@ from model.networks.factory import build_model, config_from_json
 from model.networks.transformer import count_parameters
 from model.presets import IMPORTED_PRESETS, MAR_PRESETS, PRESETS
 from model.tokenizer_config import KlConfig, tokenizer_from_json
+from tests.model.imported_models import CONFIGS
 
 PAPER = {"166M": 166e6, "369M": 369e6, "665M": 665e6, "1.1B": 1.1e9, "3.1B": 3.1e9, "10.5B": 10.5e9}
 
@@ -97,3 +98,18 @@ def test_a_tokenizer_with_tiles_is_read_as_one_with_strips() -> None:
     for tile, strip in ((0, 0), (64, 8)):
         read = tokenizer_from_json({"kind": "kl", "tile": tile})
         assert isinstance(read, KlConfig) and read.strip == strip
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bos_token": 50}, "bos_token 50 is not in the vocabulary of 50 tokens"),
+        ({"pad_token": 10**6}, "pad_token 1000000 is not in the vocabulary"),
+        ({"template": "no place"}, "template 'no place' must have one place for the prompt"),
+        ({"template": "{prompt} {prompt}"}, "must have one place for the prompt"),
+    ],
+)
+def test_what_janus_cannot_read_is_named(change: dict[str, object], message: str) -> None:
+    """It was an IndexError while the engine was made."""
+    with pytest.raises(ConfigError, match=message):
+        replace(CONFIGS["janus"], **change)  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -11,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fluid_kernels.head_loop import HeadWeights, Rows, head_loop_ref
-from model.config import FluidConfig, TextConfig, TokenizerConfig
+from model.config import DdpmConfig, FluidConfig, TextConfig, TokenizerConfig
 from model.diffusion import add_noise, cosine_alpha_bar, kept_timesteps, make_schedule, training_loss
 from model.inference.heads.chains import make_chains
 from model.networks.diffusion_head import DiffusionHead
+from model.schedules import ddpm_schedule
 
 
 def test_ends_of_the_cosine_schedule() -> None:
@@ -34,8 +36,18 @@ def test_respacing_keeps_both_ends_and_is_even(count: int) -> None:
 
 def test_kept_timesteps_of_a_hundred() -> None:
     assert kept_timesteps(100)[:4] == [0, 10, 20, 30] and kept_timesteps(100)[-2:] == [989, 999]
+    assert kept_timesteps(1) == [999], "the first alone returned the noise that a token starts from"
     with pytest.raises(ValueError, match="0 diffusion steps"):
         kept_timesteps(0)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+def test_every_number_of_steps_has_as_many_timesteps(spacing: Literal["leading", "trailing", "linspace"]) -> None:
+    """Of 61, 103 and others, trailing ones were one too many, and the step failed, in the middle of an image."""
+    config = DdpmConfig(timestep_spacing=spacing)
+    for count in (*range(1, 251), 1000):
+        steps = ddpm_schedule(count, config, True).timesteps
+        assert len(steps) == count and int(steps.min()) >= 0 and int(steps.max()) < 1000, count
 
 
 @pytest.mark.parametrize("count", [1000, 100, 25, 2])

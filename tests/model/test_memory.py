@@ -19,10 +19,12 @@ from model.memory import (
     block_parameters,
     encoder_parameters,
     estimate,
+    estimate_on_cpu,
     head_parameters,
     key_value_bytes,
     largest_rows,
     report,
+    sampling_bytes,
 )
 from model.networks.causal import make_cache
 from model.networks.factory import build_model, build_tokenizer
@@ -109,6 +111,24 @@ def test_the_plan_follows_the_dtype_and_not_the_files(family: str, tmp_path: Pat
         assert needs("int8", tmp_path / "int8") < 1.01 * needs("int8", folder)
     with pytest.raises(CheckpointError, match="int8 weights cannot be shared"):
         survey("cpu", 4, 2, "int8", [str(folder)])
+
+
+@pytest.mark.parametrize("family", ["amused", "janus"])
+def test_sampling_from_a_codebook_is_planned_for(family: str, tmp_path: Path) -> None:
+    """Sixteen rows of Meissonic take 12 GB in one step, and were planned as one row."""
+    model = imported_model(family)
+    save_checkpoint(tmp_path, model, build_tokenizer(model.config.tokenizer), {"name": "a"})
+
+    def needs(rows: int) -> int:
+        models = survey("cpu", rows, 1, "bfloat16", [str(tmp_path)])["models"]
+        return int(models[0]["needs"][0])  # type: ignore[index]
+
+    config, more = model.config, needs(16) - needs(1)
+    assert more - 15 * key_value_bytes(config, 1, "bfloat16") == 15 * sampling_bytes(config, 1) > 0
+    assert sampling_bytes(config, 1) == 24 * config.codebook * (1 if config.causal else config.tokens)
+    assert sampling_bytes(PRESETS["166M"], 16) == 0
+    discrete = PRESETS["166M-random-discrete"]
+    assert estimate_on_cpu(discrete, 16) - estimate_on_cpu(discrete, 1) == 15 * sampling_bytes(discrete, 1)
 
 
 def test_long_prompts_take_memory_of_their_own() -> None:

@@ -19,7 +19,15 @@ from model.config import ConfigError, FluidConfig, MarConfig, NovaConfig
 from model.cpus import usable_cpus
 from model.inference.load import UNSHARED, find_checkpoint
 from model.inference.precision import choose_dtype
-from model.memory import CPU_VALUE_BYTES, RESERVED, encoder_parameters, estimate, estimate_on_cpu, key_value_bytes
+from model.memory import (
+    CPU_VALUE_BYTES,
+    RESERVED,
+    encoder_parameters,
+    estimate,
+    estimate_on_cpu,
+    key_value_bytes,
+    sampling_bytes,
+)  # fmt: skip
 from model.networks.factory import config_from_json
 from model.process_group import check_backends
 
@@ -65,7 +73,7 @@ def _model(checkpoint: str, cuda: bool, rows: int, ranks: int, dtype: str) -> di
         parts = sum(_values(file) for file in folder.rglob("*.safetensors")) - own
         parts += encoder_parameters(config)  # LlamaGen's, which is never in the folder
         weights = CPU_VALUE_BYTES[dtype] * own + CPU_VALUE_BYTES["bfloat16"] * parts
-        needs = [weights + key_value_bytes(config, rows, dtype) + RESERVED]
+        needs = [weights + key_value_bytes(config, rows, dtype) + sampling_bytes(config, rows) + RESERVED]
     elif cuda:
         needs = [estimate(config, rows, shards=ranks, leads=rank == 0, dtype=dtype).total for rank in range(ranks)]
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +65,10 @@ class ClipEncoder(nn.Module):
         self.config = config
         with reading(f"text encoder {encoder!r}"):
             self.tokenizer = CLIPTokenizer.from_pretrained(tokenizer)
-            loaded = CLIPTextModelWithProjection.from_pretrained(encoder, dtype=dtype)
+            both: Any = CLIPTextModelWithProjection.from_pretrained(encoder, dtype=dtype, output_loading_info=True)
+        loaded, found = both
+        if missing := sorted(found["missing_keys"]):  # they would be random, and other ones in each worker
+            raise ConfigError(f"text encoder {encoder!r} lacks {missing[0]!r}; import the model again")
         self.encoder = loaded.eval().requires_grad_(False)
         widths = self.encoder.config.hidden_size, self.encoder.config.projection_dim
         if widths != (config.dim, pooled):

@@ -27,6 +27,13 @@ def mar(tmp_path: Path) -> Path:
     return tmp_path / "mar.safetensors"
 
 
+def test_files_of_old_torch_are_read(mar: Path) -> None:
+    """They were called damaged, and to be downloaded again: only archives can be mapped into memory."""
+    file = mar.parent / "kl16.ckpt"
+    torch.save(torch.load(file), file, _use_new_zipfile_serialization=False)
+    assert main(["import", str(mar), str(mar.parent / "mar-b"), "--heads", "4"]) == 0
+
+
 def test_the_command_finds_the_kind_and_the_licence_reaches_the_image(mar: Path) -> None:
     target = mar.parent / "mar-b"
     assert main(["import", str(mar), str(target), "--heads", "4"]) == 0

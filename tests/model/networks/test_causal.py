@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fluid_kernels.ops.linear import ROWS_OF_ONE_ORDER
+from model.inference.precision import pack
 from model.networks.autoregressive_model import Fluid
 from model.networks.causal import CausalBackbone, make_cache
 from model.networks.text_encoder import HashEncoder
@@ -29,6 +31,21 @@ def test_z_depends_on_earlier_tokens_only(raster: Fluid, encoder: HashEncoder) -
     assert torch.equal(one[:, :8], two[:, :8])
     changed = (one - two).abs().amax(-1)[0] > 1e-6
     assert changed[8:].all()
+
+
+def test_a_step_of_one_row_reads_its_token_among_others(encoder: HashEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few inputs stay float32 in bfloat16 models too, and a product of one row is summed in another order than of many:
+    an image in raster order depended on its company."""
+    raster = random_model(system_config("raster-continuous"))
+    pack(raster, torch.bfloat16)
+    backbone, rows = raster.backbone, []
+    assert isinstance(backbone, CausalBackbone) and isinstance(backbone.token_in, torch.nn.Linear)
+    backbone.token_in.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
+    cache = make_cache(raster.config, 1, CPU, torch.bfloat16)
+    assert cache is not None
+    text = context(raster, encoder, "a cat")
+    backbone.step(some_tokens(raster.config, 1), torch.tensor([0]), torch.tensor([3]), text, cache, 4)
+    assert len(rows) == 1 and rows[0] >= ROWS_OF_ONE_ORDER
 
 
 @pytest.mark.parametrize("filled", [0, 1, 9])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from model.config import ConfigError, TextConfig
 from model.networks.imported.encoded_text import ClipEncoder
@@ -28,6 +29,17 @@ def test_a_damaged_text_encoder_is_named(tmp_path: Path, fault: str) -> None:
         ClipEncoder(clip, CLIP_POOLED, str(folder), str(tmp_path / "tokenizer"), torch.float32)
     with pytest.raises(ConfigError, match=r"text encoder '.*text_encoder' cannot be loaded \(.+\): download"):
         build_text_encoder(TextConfig("transformers", str(tmp_path), CLIP_WIDTH, 7))
+
+
+def test_a_clip_encoder_that_lacks_weights_is_refused(tmp_path: Path) -> None:
+    """It was served with random ones, and others in each worker."""
+    save_clip(tmp_path)
+    file = tmp_path / "text_encoder" / "model.safetensors"
+    weights = {name: value for name, value in load_file(file).items() if name != "text_projection.weight"}
+    save_file(weights, file, {"format": "pt"})
+    clip = TextConfig("clip", str(tmp_path), CLIP_WIDTH, 7)
+    with pytest.raises(ConfigError, match=r"lacks 'text_projection\.weight'; import the model again"):
+        ClipEncoder(clip, CLIP_POOLED, str(file.parent), str(tmp_path / "tokenizer"), torch.float32)
 
 
 @pytest.mark.parametrize(

@@ -86,3 +86,10 @@ def test_training_products_give_the_same_tokens_pixels_and_gradients(preset: str
 def test_other_numbers_of_image_channels_are_rejected() -> None:
     with pytest.raises(ConfigError, match="image_channels 2"):
         TokenizerConfig(image_channels=2)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("stride", [2, 5, 6])
+def test_a_stride_that_the_layers_do_not_have_is_refused(stride: int) -> None:
+    """It was loaded, and the first image failed by sizes that do not match."""
+    with pytest.raises(ConfigError, match=f"stride of {stride} is not a multiple of 4"):
+        PcaSkipTokenizer(TokenizerConfig(stride=stride, channels=4, widths=(8, 8, 8)))

@@ -170,6 +170,14 @@ def test_a_step_that_magnifies_runs_in_float32(wide: Path, monkeypatch: pytest.M
     assert apart(drawn(torch.bfloat16), exact) > 1e-4
 
 
+def test_an_engine_says_what_its_head_runs_on(checkpoints: dict[str, Checkpoint], monkeypatch: Any) -> None:
+    """On a GPU it said triton, which NOVA's head has not."""
+    for name in ("model.inference.engine", "fluid_kernels.heads"):
+        monkeypatch.setattr(f"{name}.choose_path", lambda *_: "triton")
+    checkpoint = checkpoints["flow"]
+    assert Engine(checkpoint.model, prompts(checkpoint), 1).kernels == "torch"
+
+
 def test_kernels_without_the_norm_refuse_the_head(checkpoints: dict[str, Checkpoint], monkeypatch: Any) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     weights = HeadWeights.from_head(checkpoints["flow"].model.diffusion_head)
