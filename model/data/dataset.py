@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from model.data.folders import read_lines, reading, require
+from model.data.folders import read_lines, reading, replacing, require
 from model.data.sources import DataError
 
 # "heldout": the concept is trained in other styles. "tokenizer": trains the image tokenizer only. "unseen": nothing.
@@ -56,11 +56,11 @@ class Dataset:
 
     def save(self, folder: Path) -> None:
         """Write images.npy, items.jsonl and about.json to `folder`."""
-        folder.mkdir(parents=True, exist_ok=True)
-        np.save(folder / "images.npy", self.images)
         lines = [json.dumps(asdict(item), ensure_ascii=False) for item in self.items]
-        (folder / "items.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        (folder / "about.json").write_text(json.dumps(self.about, indent=2) + "\n", encoding="utf-8")
+        with replacing(folder, last="about.json") as partial:
+            np.save(partial / "images.npy", self.images)
+            (partial / "items.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+            (partial / "about.json").write_text(json.dumps(self.about, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> Dataset:

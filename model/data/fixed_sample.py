@@ -10,14 +10,15 @@ from model.data.atlas.atlas_bank import beside_scenes
 from model.data.atlas.atlas_dataset import atlas_dataset
 from model.data.atlas.store import AtlasSprites, Entry, is_atlas_folder
 from model.data.dataset import Dataset
-from model.data.scenes.dataset import is_scene_folder, scene_dataset
+from model.data.scenes.dataset import TOKENIZER_SEED, is_scene_folder, scene_dataset
 from model.data.scenes.sprites import Sprites
 from model.data.scenes.things import COMMON, THINGS
 
 
 def load_images(
-    data: Path, things: int | None, snap: int, train: int = 0, unseen: int = 0, about: Mapping[str, Any] | None = None
-) -> Dataset:
+    data: Path, things: int | None, snap: int, train: int = 0, unseen: int = 0, about: Mapping[str, Any] | None = None,
+    seed: int = TOKENIZER_SEED,
+) -> Dataset:  # fmt: skip
     """The packed data set in `data`, or a sample of scenes (and of the breadth) if the folder holds sprites.
 
     Args:
@@ -26,6 +27,7 @@ def load_images(
             16000 and 800. Training composes others, of its own seed.
         about: metadata of a checkpoint: the sample shows what it was trained on, `things` of it if they are given, and
             what is held out is what its training left out.
+        seed: of the sample. With another than the tokenizer's, no scene is one that a tokenizer was trained on.
 
     Raises:
         DataError: the folder holds neither.
@@ -35,10 +37,10 @@ def load_images(
         held_out = holds_styles_out((about or {}).get("training", {}))
         if not is_atlas_folder(data):
             sprites, portraits = Sprites.load(data), about is None  # no portrait is held out
-            return scene_dataset(sprites, chosen, snap, train or 8000, unseen or 600, portraits, held_out)
+            return scene_dataset(sprites, chosen, snap, train or 8000, unseen or 600, portraits, held_out, seed)
         atlas = AtlasSprites.load(data)
         known = None if about is None else known_entries(atlas, about)
-        return atlas_dataset(atlas, chosen, snap, train or 16000, unseen or 800, known, held_out)
+        return atlas_dataset(atlas, chosen, snap, train or 16000, unseen or 800, known, held_out, seed)
     return Dataset.load(data)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,6 +49,23 @@ def require(folder: Path, file: str) -> None:
     raise DataError(
         f"{folder} holds {held.name}, for {held.use}; choose a folder with {wanted.name}, which {wanted.made_by} makes"
     )
+
+
+@contextmanager
+def replacing(folder: Path, last: str) -> Iterator[Path]:
+    """A folder to write files to, which take the place of those in `folder` at the block's end.
+
+    A process that has mapped the old ones keeps them. A kill leaves the old files, or a folder without the file `last`,
+    but no mixture that can be read.
+    """
+    partial = folder / ".partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    (folder / last).unlink(missing_ok=True)
+    for file in sorted(partial.iterdir(), key=lambda file: (file.name == last, file.name)):
+        file.replace(folder / file.name)
+    partial.rmdir()
 
 
 @contextmanager

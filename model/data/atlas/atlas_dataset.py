@@ -21,7 +21,7 @@ BREADTH_EVERY = 5, 3  # of five images, three are single things: they are the mo
 
 def atlas_dataset(
     atlas: AtlasSprites, things: Sequence[str], snap: int, train: int, unseen: int,
-    known: Sequence[Entry] | None = None, styles_held_out: bool = True,
+    known: Sequence[Entry] | None = None, styles_held_out: bool = True, seed: int = TOKENIZER_SEED,
 ) -> Dataset:  # fmt: skip
     """Compose `train` images of trained combinations and entries, and `unseen` of held-out ones, in one mix of kinds.
 
@@ -36,10 +36,10 @@ def atlas_dataset(
     held = [entry for entry in entries if entry.split == "heldout"]
     if known is not None and not held:
         trained = []
-    order = np.random.default_rng(TOKENIZER_SEED).permutation(len(trained))
+    order = np.random.default_rng(seed).permutation(len(trained))
     images, items = [], []
     for index in range(train + unseen):
-        rng = np.random.default_rng((TOKENIZER_SEED, index))
+        rng = np.random.default_rng((seed, index))
         out = index >= train
         every, single = BREADTH_EVERY
         if (held if out else trained) and index % every < single:

@@ -102,13 +102,12 @@ class AtlasSprites(Sprites):
             sprite = recoloured(sprite, colour)
         return Image.fromarray(sprite).resize((side, side), Image.Resampling.LANCZOS, reducing_gap=3.0)
 
-    def save(self, folder: Path) -> None:
-        """Write the sprites of scenes and the breadth to `folder`; about.json comes last."""
-        folder.mkdir(parents=True, exist_ok=True)
+    def _write(self, folder: Path) -> None:
+        """The sprites of scenes and the breadth."""
         np.save(folder / ARRAY_FILE, self.array)
         lines = [json.dumps(asdict(entry), ensure_ascii=False) for entry in self.entries]
         (folder / LINES_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
-        super().save(folder)
+        super()._write(folder)
 
     @classmethod
     def load(cls, folder: Path) -> AtlasSprites:

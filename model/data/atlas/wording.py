@@ -17,6 +17,7 @@ SYNONYM_SHARE, TAGS_SHARE, PLAIN_SHARE = 0.5, 0.15, 0.2
 ARTICLE_SHARE, SPELLING_SHARE, ORDER_SHARE = 0.1, 0.04, 0.25  # of the captions that are varied in this way
 SHORTEST_MISSPELT = 5  # letters
 COLOURED_SHARE = 0.25  # of the captions of things with one main hue
+COLOUR_WORDS = {*COLOURS, "black", "white", "brown", "gray", "grey"}
 INK = ("black", *COLOURS)  # colours of one-colour cut-outs
 
 
@@ -46,9 +47,15 @@ def entry_facts(entry: Entry, rng: np.random.Generator, background: str) -> Fact
     colour = str(rng.choice(INK)) if entry.one_colour else ""
     if entry.colourable and rng.random() < COLOURED_SHARE:
         colour = str(rng.choice(list(COLOURS)))
-        if held_out("colour", entry.noun, colour):
+        if held_out("colour", entry.noun, colour) or says_a_colour(entry):  # "a red blue heart" would be false
             colour = ""
     return Facts(SINGLE, entry.style, (Group(entry.key, 1, colour),), background)
+
+
+def says_a_colour(entry: Entry) -> bool:
+    """True if a caption of the thing may name a colour that is its own: "blue heart"."""
+    words = re.findall(r"[a-z]+", " ".join((entry.noun, *entry.also, *entry.tags)).lower())
+    return not COLOUR_WORDS.isdisjoint(words)
 
 
 def indefinite(noun: str) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -109,17 +110,21 @@ def fetch_clipart(cache: Path) -> Path:
     """
     folder = cache / "openclipart"
     if not (folder / SVG_FOLDER).is_dir():
-        folder.mkdir(parents=True, exist_ok=True)
+        partial = cache / "openclipart.partial"  # a kill in the middle leaves no half of a package
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
         try:
-            subprocess.run(["apt-get", "download", "openclipart-svg"], cwd=folder, capture_output=True, text=True,
+            subprocess.run(["apt-get", "download", "openclipart-svg"], cwd=partial, capture_output=True, text=True,
                            check=True, timeout=600)  # fmt: skip
-            archive = next(folder.glob("openclipart-svg*.deb"))
-            subprocess.run(["dpkg-deb", "--extract", archive, folder], capture_output=True, text=True, check=True)
+            archive = next(partial.glob("openclipart-svg*.deb"))
+            subprocess.run(["dpkg-deb", "--extract", archive, partial], capture_output=True, text=True, check=True)
             archive.unlink()
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.replace(folder)
         except FileNotFoundError as error:
             raise MissingToolError("clip art comes as a Debian package, and this machine has no apt or dpkg") from error
         except subprocess.CalledProcessError as error:
-            raise DataError(f"apt could not fetch openclipart-svg: {error.stderr.strip()[-300:]}") from error
+            raise DataError(f"{error.cmd[0]} could not fetch openclipart-svg: {error.stderr.strip()[-300:]}") from error
         except subprocess.TimeoutExpired as error:
             raise DataError(f"apt took more than {error.timeout:g} s for openclipart-svg: run it again") from error
     if wrong := differences(folder / SVG_FOLDER):

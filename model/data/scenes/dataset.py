@@ -24,7 +24,7 @@ def is_scene_folder(folder: Path) -> bool:
 
 def scene_dataset(
     sprites: Sprites, things: Sequence[str], snap: int, train: int, unseen: int, portraits: bool = True,
-    styles_held_out: bool = True,
+    styles_held_out: bool = True, seed: int = TOKENIZER_SEED,
 ) -> Dataset:  # fmt: skip
     """Compose `train` images of these things without a held-out combination and `unseen` with one.
 
@@ -34,7 +34,7 @@ def scene_dataset(
     grammar = Grammar(sprites, things, sprites.styles, styles_held_out)
     images, items = [], []
     for index in range(train + unseen):
-        rng = np.random.default_rng((TOKENIZER_SEED, index))
+        rng = np.random.default_rng((seed, index))
         held = index >= train
         if portraits and grammar.portraits and not held and index % PORTRAIT_EVERY == 0:
             facts = grammar.sample_portrait(rng)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from model.data.folders import reading, require
+from model.data.folders import reading, replacing, require
 from model.data.scenes.things import COLOURS, STYLES, THINGS, Thing
 from model.data.sources import DataError
 
@@ -60,7 +60,10 @@ class Sprites:
 
     def save(self, folder: Path) -> None:
         """Write every sprite as lossless WebP into sprites.npz, a few megabytes for all, and `about` beside it."""
-        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(folder, last=ABOUT_FILE) as partial:
+            self._write(partial)
+
+    def _write(self, folder: Path) -> None:
         blobs = {f"{thing}|{style}": np.frombuffer(_webp(s), np.uint8) for (thing, style), s in self.rgba.items()}
         np.savez(folder / SPRITES_FILE, allow_pickle=False, **blobs)
         (folder / ABOUT_FILE).write_text(json.dumps(self.about, indent=2) + "\n", encoding="utf-8")

@@ -41,6 +41,37 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return folders
 
 
+def test_data_that_are_built_again_leave_the_old_ones_to_those_who_read_them(tmp_path: Path) -> None:
+    """The array was written in place: a training that had mapped it was killed by a bus error."""
+    core = discs(THINGS_USED[:2])
+    core.about["sha256"] = "0"
+    assemble(core, pictures()[:8]).save(tmp_path)
+    read = AtlasSprites.load(tmp_path)
+    before = np.array(read.array)
+    assemble(core, pictures()[:4]).save(tmp_path)
+    assert np.array_equal(read.array, before) and len(AtlasSprites.load(tmp_path).entries) < len(read.entries)
+    assert not (tmp_path / ".partial").exists()
+
+
+def test_a_build_that_is_killed_leaves_the_old_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """New pixels stood under the old digest, which went into checkpoints."""
+    squares().save(tmp_path)
+    digest = Dataset.load(tmp_path).digest()
+    whole = Path.write_text
+
+    def fail(file: Path, *args: Any, **named: Any) -> int:
+        if file.name == "about.json":
+            raise OSError(28, "No space left on device")
+        return whole(file, *args, **named)
+
+    other = squares()
+    other.images[:] = 7
+    monkeypatch.setattr(Path, "write_text", fail)
+    with pytest.raises(OSError, match="No space"):
+        other.save(tmp_path)
+    assert Dataset.load(tmp_path).digest() == digest
+
+
 def test_a_folder_of_another_kind_is_named_with_what_it_is_for(kinds: dict[str, Path]) -> None:
     """Every kind has about.json, the one file that was looked for: the rest was a FileNotFoundError."""
     for wanted, load in LOADERS.items():

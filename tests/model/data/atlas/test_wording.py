@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,6 +52,13 @@ def test_colours_are_named_and_no_held_out_one_is_trained() -> None:
     used = {entry_facts(apple, rng, "white").groups[0].colour for rng in rngs()}
     assert "" in used and used.isdisjoint(colour for colour in COLOURS if held_out("colour", "apple", colour))
     assert entry_prompt(silhouette, "blue") == "a blue lantern, noto style"
+
+
+@pytest.mark.parametrize("words", [{"noun": "blue heart"}, {"tags": ("Brown", "man")}, {"also": ("the red one",)}])
+def test_a_thing_that_names_its_colour_gets_no_other(words: dict[str, Any]) -> None:
+    """A plain red sprite was "a red blue heart"."""
+    entry = replace(LANTERN, colourable=True, **words)
+    assert all(entry_facts(entry, rng, "white").groups[0].colour == "" for rng in rngs())
 
 
 @pytest.mark.parametrize("style", [DEFAULT_STYLE, "twemoji"])
