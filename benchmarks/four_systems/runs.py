@@ -44,7 +44,7 @@ def stages(runs: Path, minutes: float, tokenizer_minutes: float, prompts: int) -
     for kind in ("continuous", "discrete"):
         folder = runs / ("tokenizer" if kind == "continuous" else "tokenizer-vq")
         yield Stage(
-            f"{kind} tokenizer", folder / "report.json",
+            f"{kind} tokenizer", folder / "tokenizer.safetensors",
             ("model.training.train_tokenizer", "--preset", f"compare-random-{kind}", "--data", DATA,
              "--out", str(folder), "--minutes", f"{tokenizer_minutes:g}"),
         )  # fmt: skip
@@ -52,7 +52,7 @@ def stages(runs: Path, minutes: float, tokenizer_minutes: float, prompts: int) -
             yield _train(runs, name, str(folder / "tokenizer.safetensors"), minutes)
             yield _loss(runs, name)
     detector = runs.parent / "detector"
-    yield Stage("detector", detector / "detector.safetensors",
+    yield Stage("detector", detector / "detector.json",
                 ("model.evaluation.train_detector", "--data", DATA, "--things", "48",
                  "--out", str(detector)))  # fmt: skip
     for name in SYSTEMS:

@@ -36,7 +36,7 @@ def collect(runs: Path, curve: Path | None = None) -> dict[str, Any]:
     result: dict[str, Any] = {"runs": _reports(runs, SYSTEMS), "sizes": sizes}
     if file := _read(runs / "tokenizer-vq" / "report.json"):
         result["tokenizer-vq"] = file
-    points = [(report["parameters"], report["loss"]) for report in sizes.values()]
+    points = [(report["parameters"], report["loss"]) for report in sizes.values() if "loss" in report]
     if len(points) >= 3:
         result["scaling"] = power_law(*zip(*points, strict=True))
     return result
@@ -88,7 +88,7 @@ def print_tables(result: dict[str, Any]) -> None:
     print("|---" * 10 + "|")
     for name in SYSTEMS:
         r, paper = result["runs"].get(name, {}), PAPER[name]
-        size = f"{r['parameters'] / 1e6:.2f}" if r else "-"
+        size = f"{r['parameters'] / 1e6:.2f}" if "parameters" in r else "-"  # not before its loss is measured
         ours = [
             size, _cell(r, "trained_steps", "d"),
             f"{_cell(r, 'loss_seen', '.4f')} / {_cell(r, 'loss_unseen', '.4f')}",
@@ -99,7 +99,7 @@ def print_tables(result: dict[str, Any]) -> None:
         print(f"| {' | '.join([name, *ours, *theirs])} |")
     print("\n| random order, continuous tokens | M parameters | steps | loss seen / unseen |\n|---|---|---|---|")
     for name in SIZES:
-        if r := result["sizes"].get(name):
+        if "parameters" in (r := result["sizes"].get(name, {})):
             losses = f"{_cell(r, 'loss_seen', '.4f')} / {_cell(r, 'loss_unseen', '.4f')}"
             print(f"| {name} | {r['parameters'] / 1e6:.2f} | {_cell(r, 'trained_steps', 'd')} | {losses} |")
     if fit := result.get("scaling"):

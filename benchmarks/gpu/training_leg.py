@@ -54,7 +54,7 @@ def bench_training(args: argparse.Namespace, emit: Emit) -> None:
 def overrides(args: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     """Keys of the recipe that differ here."""
     if args.recipe:
-        return {"minutes": args.train_minutes}
+        return {"minutes": args.train_minutes, "anneal_minutes": 0.0}  # anneal_from decides: of so short a leg no phase
     config = PRESETS["emoji-64"]
     squares(config.image_size, 64 if args.quick else 2048).save(scratch / "data")
     random_encoder(config.text, scratch / "encoder")

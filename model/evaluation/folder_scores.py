@@ -14,17 +14,40 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors import SafetensorError
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 BATCH = 32
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 EXTRA = "pip install '.[eval]' in a clone"
 
 
 class ScoreError(ValueError):
     """The images cannot be scored; the message names the remedy."""
+
+
+class RealImages(Dataset[torch.Tensor]):
+    """The images of a folder, and of those in it, cut to the middle and scaled to one size (width, height).
+
+    Those of COCO have many sizes, and torch-fidelity puts images into batches as they are.
+    """
+
+    def __init__(self, folder: Path, size: tuple[int, int]):
+        self.size = size
+        self.files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, row: int) -> torch.Tensor:
+        """(3, H, W) uint8."""
+        with Image.open(self.files[row]) as image:
+            fitted = ImageOps.fit(image.convert("RGB"), self.size, Image.Resampling.LANCZOS)
+        return torch.from_numpy(np.asarray(fitted).copy()).permute(2, 0, 1)
 
 
 def frechet_distance(images: Path, real: Path, weights: Path) -> float:
@@ -40,12 +63,15 @@ def frechet_distance(images: Path, real: Path, weights: Path) -> float:
     for path in (real, weights):
         if not path.exists():
             raise ScoreError(f"{path} does not exist: --fid is a folder of real images, --inception a file of weights")
+    if not RealImages(real, (1, 1)).files:
+        raise ScoreError(f"{real} has no images ({', '.join(sorted(SUFFIXES))}): --fid is a folder of real ones")
     try:  # torch-fidelity unpickles anything, so nothing but tensors may be in the file
         torch.load(weights, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ScoreError(f"{weights} is not a file of weights alone ({type(error).__name__})") from error
+    side = Image.open(next(images.glob("*.png"))).size
     found = calculate_metrics(
-        input1=str(images), input2=str(real), fid=True, samples_find_deep=True, batch_size=BATCH,
+        input1=str(images), input2=RealImages(real, side), fid=True, samples_find_deep=True, batch_size=BATCH,
         feature_extractor_weights_path=str(weights), cuda=torch.cuda.is_available(), cache=False, verbose=False,
     )  # fmt: skip
     return float(found["frechet_inception_distance"])
@@ -104,8 +130,12 @@ def main(argv: list[str] | None = None) -> None:
     except (ScoreError, OSError, RuntimeError) as error:
         sys.exit(f"{error}")
     record = json.loads(args.record.read_text())
-    record["scores"] = record.get("scores", {}) | scores | {"scored_images": len(files)}
-    args.record.write_text(json.dumps(record, indent=1) + "\n")
+    before = record.get("scores", {})
+    kept = before if before.get("scored_images") == len(files) else {}  # one of other images is not comparable
+    record["scores"] = kept | scores | {"scored_images": len(files)}
+    partial = args.record.with_suffix(".partial")  # the folder could not be continued without its record
+    partial.write_text(json.dumps(record, indent=1) + "\n")
+    partial.replace(args.record)
     print(json.dumps(scores))
 
 

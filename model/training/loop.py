@@ -99,11 +99,15 @@ def train_step(run: Run, losses: Losses = step_loss) -> Tensor:
 
 
 def train(
-    run: Run, progress: bool = True, until: float = float("inf"), losses: Losses = step_loss
+    run: Run, progress: bool = True, until: float = float("inf"), losses: Losses = step_loss, save_soon: bool = False
 ) -> Iterator[int]:  # fmt: skip
     """Train until the budget is used up or time.monotonic() passes `until`; yield the step number after each save.
 
-    The state is saved every `save_every` steps and after the last one. losses: as `train_step` has them.
+    The state is saved every `save_every` steps and after the last one.
+
+    Args:
+        losses: as `train_step` has them.
+        save_soon: save after the first step too: something that a kill must not undo has changed.
     """
     keep_freed_memory()
     recipe, clock = run.recipe, run.clock
@@ -120,7 +124,8 @@ def train(
         recent.append(train_step(run, losses))
         bar.update()
         over = run.learner.agree(clock.progress >= 1 or time.monotonic() >= until)
-        if clock.step % recipe.save_every == 0 or over:
+        if clock.step % recipe.save_every == 0 or over or save_soon:
+            save_soon = False
             mean, recent = run.learner.mean(torch.stack(recent).mean()), []
             run.history.append([clock.step, clock.seconds, mean])
             pace = clock.step * recipe.batch / clock.seconds

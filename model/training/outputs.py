@@ -56,7 +56,7 @@ def save_sheet(run: Run, tokenizer: AnyTokenizer, file: Path) -> None:
 def exposure(feed: Feed, batch: int, steps: int) -> dict[str, float]:
     """How many rows a feed has and how often each was trained on; of an atlas, scenes and single things apart."""
     if not isinstance(feed, SceneFeed) or not isinstance(feed.scenes, AtlasBank):
-        return {"pictures": len(feed), "epochs": round(steps * batch / len(feed), 1)}
+        return {"pictures": len(feed), "epochs": round(steps * min(batch, len(feed)) / len(feed), 1)}
     scenes = feed.scenes.scenes
     of_singles = singles_of(batch, feed.batches.breadth)
     known = {"pictures": scenes, "epochs": round(steps * (batch - of_singles) / scenes, 1)}

@@ -62,6 +62,8 @@ def pack(recipe_file: Path, out: Path) -> int:
         sources["text_encoder"] = str(package_folder(config.text.name))
     if _is_hub_name(recipe.text_encoder):
         del sources["text_encoder"]
+    if out.is_dir() and any(out.iterdir()) and not (out / "recipe.toml").is_file():
+        raise ConfigError(f"--out {out} holds other files, which a portable run would remove: choose a new folder")
     partial = out.with_name(f"{out.name}.partial")  # `out` may hold the recipe, and what it names
     shutil.rmtree(partial, ignore_errors=True)
     if isinstance(data, LatentCache):

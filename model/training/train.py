@@ -94,7 +94,7 @@ def run_recipe(recipe: Recipe, until: float, anneal_now: bool = False, group: Gr
         run.clock.anneal()
     first_step, first_seconds = run.clock.step, run.clock.seconds
     shown = first_step // recipe.sheet_every
-    for step in train(run, until=until):
+    for step in train(run, until=until, save_soon=anneal_now):
         if run.leads:
             (out / "history.json").write_text(json.dumps(run.history))
         if step // recipe.sheet_every > shown:  # states need not be saved at just these steps

@@ -175,10 +175,12 @@ def main(argv: list[str] | None = None) -> None:
             )  # fmt: skip
     except (DataError, ConfigError, CheckpointError) as error:
         sys.exit(str(error))
-    save_file({k: v.contiguous() for k, v in tokenizer.state_dict().items()}, args.out / "tokenizer.safetensors")
     report = measure(tokenizer, dataset)
     save_sheet(tokenizer, dataset, args.out / "sheet.png")
     (args.out / "report.json").write_text(json.dumps(report) + "\n")
+    partial = args.out / "tokenizer.partial"  # last, and whole: `make train` takes the weights as a sign of all of it
+    save_file({k: v.contiguous() for k, v in tokenizer.state_dict().items()}, partial)
+    partial.replace(args.out / "tokenizer.safetensors")
     print(f"weights and sheet in {args.out}")
     print(json.dumps(report))
 

@@ -104,6 +104,15 @@ def test_the_table_shows_what_is_there_beside_the_paper(tmp_path: Path, capsys: 
     assert [y for _, y in circles] == sorted(y for _, y in circles)  # down the page: less loss
 
 
+def test_a_run_whose_loss_is_not_measured_yet_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A kill between training and its loss made a KeyError of the table."""
+    for name in ("random-continuous", "random-continuous-small", "random-continuous-large"):
+        _trained(tmp_path / name, 900, 0.5, 2_600_000)
+        (tmp_path / name / "loss.json").unlink()
+    main(["table", "--runs", str(tmp_path), "--no-save"])
+    assert "| random-continuous | - | 900 | - / - |" in capsys.readouterr().out
+
+
 def test_a_curve_with_a_size_missing_is_not_drawn(tmp_path: Path) -> None:
     _trained(tmp_path / "random-continuous", 900, 0.5, 2_600_000)
     with pytest.raises(SystemExit, match="needs the losses of all sizes"):

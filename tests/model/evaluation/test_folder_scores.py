@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from model.evaluation import folder_scores
 from model.evaluation.folder_scores import ScoreError, clip_score, frechet_distance
 
 PACKAGES = ("torch-fidelity==0.4.0",)
@@ -124,6 +126,8 @@ def test_the_libraries_scores_are_in_the_record(packages: Path, folder: Path) ->
     assert same.returncode == 0, same.stderr
     scores = json.loads((folder / "evaluation.json").read_text())["scores"]
     assert abs(scores["fid"]) < 1e-3 and 0 <= scores["clip_score"] <= 100 and scores["scored_images"] == 4
+    largest = next((folder / "other").glob("*.png"))  # those of COCO have many sizes
+    Image.open(largest).resize((40, 32)).save(largest)
     other = score(packages, folder, "--fid", str(folder / "other"), *inception)
     assert json.loads(other.stdout.splitlines()[-1])["fid"] > scores["fid"] + 1e-3
     record = json.loads((folder / "evaluation.json").read_text())
@@ -136,6 +140,16 @@ def test_what_is_missing_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch)
         frechet_distance(folder / "images", folder / "same", folder / "inception.pth")
     with pytest.raises(ScoreError, match="has no config"):
         clip_score([folder / "images/000000.png"], ["red"], folder)
+
+
+def test_scores_of_other_images_are_not_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A distance of 1,000 images stood under "scored_images": 2000."""
+    record = folder / "evaluation.json"
+    record.write_text(json.dumps({"suite": "prompts", "scores": {"fid": 3.5, "scored_images": 3}}))
+    monkeypatch.setattr(folder_scores, "clip_score", lambda *_: 25.0)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(PROMPTS)))
+    folder_scores.main([str(record), "--clip", str(folder)])
+    assert json.loads(record.read_text())["scores"] == {"clip_score": 25.0, "scored_images": 4}
 
 
 def test_images_that_belong_to_no_prompt_are_not_scored(folder: Path) -> None:

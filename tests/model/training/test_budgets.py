@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 from model.config import ConfigError
 from model.networks.factory import new_tokenizer
 from model.presets import PRESETS
-from model.training import train, train_tokenizer
+from model.training import loop, train, train_tokenizer
 from model.training.command import machine
 from model.training.recipe import Recipe
-from model.training.run import prepare
+from model.training.run import Run, prepare
 from model.training.trainer import Clock, learning_rate
 from tests.model.training.test_damaged_files import recipe as written_recipe
 
@@ -136,3 +136,24 @@ def test_a_failed_allocation_is_one_line_with_a_remedy(monkeypatch: pytest.Monke
         train.main(["--recipe", str(ATLAS)])
     with pytest.raises(RuntimeError, match="shapes"), machine.within_memory("lower --batch"):
         raise RuntimeError("shapes differ")
+
+
+def test_an_annealing_that_has_begun_survives_a_kill_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until the next multiple of save_every the phase was in memory alone: the run went on at the full rate."""
+    file = written_recipe(tmp_path, preset="tiny")
+    save_file(new_tokenizer(PRESETS["tiny"]).state_dict(), tmp_path / "tokenizer.safetensors")
+    given = Recipe.load(file, out=str(tmp_path / "out"), compile=False, anneal_minutes=3.0, minutes=60.0, save_every=50)
+    whole, steps = loop.train_step, 0
+
+    def step(run: Run, losses: loop.Losses) -> torch.Tensor:
+        nonlocal steps
+        steps += 1
+        if steps == 2:
+            raise KeyboardInterrupt
+        return whole(run, losses)
+
+    monkeypatch.setattr(loop, "train_step", step)
+    with pytest.raises(KeyboardInterrupt):
+        train.run_recipe(given, until=float("inf"), anneal_now=True)
+    run, _ = prepare(given)
+    assert run.resume() and run.clock.annealing is not None

@@ -70,6 +70,17 @@ def test_a_packed_run_can_be_packed_again(scene_sprites: Path, tmp_path: Path) -
     assert sorted(str(file.relative_to(out)) for file in out.rglob("*")) == files
 
 
+def test_other_files_are_not_replaced_by_a_packed_run(scene_sprites: Path, tmp_path: Path) -> None:
+    """`--out runs/atlas-128`, a slip away from the recipe's own folder, removed a training without a question."""
+    out = tmp_path / "runs"
+    out.mkdir()
+    (out / "state.pt").write_bytes(b"hours")
+    (tmp_path / "recipe.toml").write_text(recipe_text(scene_sprites, tokenizer=SHIPPED, start_from=SHIPPED))
+    with pytest.raises(ConfigError, match="holds other files, which a portable run would remove"):
+        pack(tmp_path / "recipe.toml", out)
+    assert (out / "state.pt").read_bytes() == b"hours"
+
+
 def run(*command: object, cwd: Path) -> str:
     """Run a module without a time limit: a slow CPU once exceeded 300 s, with nothing else wrong."""
     done = subprocess.run([sys.executable, "-m", *map(str, command)], cwd=cwd, capture_output=True, text=True)
