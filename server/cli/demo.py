@@ -19,7 +19,7 @@ from server.cli.flags import add_command, add_model_flags
 from server.cli.progress import Status
 from server.client import FluidClient, GeneratedImage
 from server.errors import ConfigError, ServiceError
-from server.images.codec import check_output
+from server.images.codec import check_output, format_from_name
 from server.launcher import subprocesses
 from server.settings import Settings
 
@@ -28,6 +28,7 @@ FIRST_PORT, PORTS = 20_000, 12_000
 #: The demonstration has a queue of its own, whatever the environment says: its worker would take other callers' jobs.
 ALONE: dict[str, Any] = {
     "redis_url": "", "replicas": 0, "api_keys": "", "api_keys_file": "", "api_key": "", "rate_limit": 0, "max_jobs": 0,
+    "default_model": "", "model_aliases": "", "results": "redis", "result_links": "proxy",
 }  # fmt: skip
 
 
@@ -40,7 +41,12 @@ def add_parser(commands: Any) -> None:
         "examples:\n  fluid demo 'a red apple, 3d style'\n  fluid demo 'a sleeping cat' --out cat.png --seed 7",
     )
     parser.add_argument("prompt", metavar="PROMPT", help="what the image shows")
-    parser.add_argument("--out", type=Path, default=Path("out/demo.png"), help="PNG to write (default: out/demo.png)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("out/demo.png"),
+        help="file to write, .png, .webp or .jpg (default: out/demo.png)",
+    )
     parser.add_argument("--seed", type=int, help="the same seed gives the same image (default: random)")
     add_model_flags(parser)
     parser.set_defaults(run=run)
@@ -49,12 +55,12 @@ def add_parser(commands: Any) -> None:
 def run(settings: Settings, args: argparse.Namespace) -> None:
     began = time.monotonic()
     check_output(args.out)
+    options = {"output_format": format_from_name(args.out)} | ({} if args.seed is None else {"seed": args.seed})
     with _temporary_folder() as folder:
         own = replace(settings, port=free_port(), host="127.0.0.1", data_dir=folder, log_level="warning", **ALONE)
         with _running_service(own, began) as client:
             started_s = time.monotonic() - began
             sent = time.monotonic()
-            options = {} if args.seed is None else {"seed": args.seed}
             [image] = client.generate(args.prompt, **options)
             request_s = time.monotonic() - sent
             path = image.save(args.out)

@@ -56,7 +56,7 @@ def recipe_in(image: Image.Image) -> dict[str, Any] | None:
         comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")
         if isinstance(comment, str):
             comment = comment.encode("latin-1")
-        if not comment.startswith(_UNICODE):
+        if not isinstance(comment, bytes) or not comment.startswith(_UNICODE):
             return None
         text = comment[len(_UNICODE) :].decode("utf-16-be")
     found = json.loads(text)

@@ -36,7 +36,8 @@ def read_recipe(file: bytes) -> dict[str, Any]:
     """
     try:
         recipe = read_metadata(file)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # raised by Pillow, and by JSON
+    # Raised by Pillow, and by JSON.
+    except (OSError, ValueError, SyntaxError, RecursionError, Image.DecompressionBombError) as error:
         raise InvalidRequest(f"The image cannot be read: {error}.", param="like") from error
     if recipe is None or "seed" not in recipe:
         raise InvalidRequest(

@@ -15,6 +15,7 @@ from server.images.compositing import GENERATED, KEPT
 
 MAX_IMAGE_BYTES = 8 << 20
 MAX_PIXELS = 2048 * 2048  # 16 MiB when decoded
+MAX_SCANS = 200  # encoders write about ten, and metadata may look like a few
 FORMATS = ("PNG", "WEBP", "JPEG")
 #: Modes with 8 bits per channel. Pillow would clip the 16 and 32 bits of the others.
 _MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
@@ -99,6 +100,9 @@ def decode(file: BinaryIO | None, param: str) -> UploadedImage:
     image = _readable(lambda: Image.open(io.BytesIO(data), formats=FORMATS), param)
     with image:
         _check(image, param)
+        # Each scan of a progressive JPEG is a pass over all pixels and takes 16 bytes: 1 MB of them would take minutes.
+        if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > MAX_SCANS:
+            raise InvalidRequest(f"'{param}' is a JPEG of more than {MAX_SCANS} scans; save it again.", param=param)
         recipe = _recipe(image)
         upright = _readable(lambda: ImageOps.exif_transpose(image), param)
         profile = image.info.get("icc_profile")

@@ -224,7 +224,13 @@ def test_variations_of_an_image_are_generated(page: Any) -> None:
     wait_for_status(page, "4 variations", seconds=180)
     sources = page.eval_on_selector_all("#images img", "all => all.map((each) => each.src)")
     assert len(set(sources)) == 4
+    shown = "all => all.map((each) => each.src)"
+    page.click("#before")
+    assert page.eval_on_selector_all("#images img", shown)[0] != sources[0]
     page.click("#images button >> nth=2")
+    assert page.eval_on_selector_all("#images img", shown) == sources, "the source stood in the first one's place"
+    page.click("#reuse")
+    assert "gives another one" in page.inner_text("#status"), "it promised the same image, without its source"
     assert page.get_attribute("#download", "href") == sources[2]
     page.click("#large")
     assert page.get_attribute("#viewed", "src") == sources[2]

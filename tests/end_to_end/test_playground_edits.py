@@ -96,6 +96,19 @@ def test_a_restored_edit_does_not_promise_the_same_image(page: Any) -> None:
     assert "the same image again" in page.inner_text("#status")
 
 
+def test_text_beside_a_picture_is_pasted_as_text(page: Any) -> None:
+    """Office programs copy both: the text was lost, and the picture opened in the editor."""
+    prevented = page.evaluate("""() => {
+        const data = new DataTransfer(), prompt = document.getElementById('prompt');
+        data.setData('text/plain', 'a cat');
+        data.items.add(new File(['x'], 'cells.png', { type: 'image/png' }));
+        const paste = new ClipboardEvent('paste', { clipboardData: data, bubbles: true, cancelable: true });
+        prompt.dispatchEvent(paste);
+        return paste.defaultPrevented;
+    }""")
+    assert not prevented
+
+
 def test_edits_run_one_at_a_time_and_can_be_canceled(page: Any, tmp_path: Path) -> None:
     """A second request used to be possible, and there was no Cancel. The mask outlives a cancellation."""
     hold = Hold(tmp_path)

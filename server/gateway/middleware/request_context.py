@@ -7,10 +7,13 @@ import time
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.gateway.dependencies import Services
-from server.gateway.middleware.security_headers import SECURITY_HEADERS
+from server.gateway.middleware.security_headers import LINK_HEADERS, SECURITY_HEADERS
 from server.telemetry.tracing import Span, current
 
-_SECURITY = [(name.lower().encode(), value.encode()) for name, value in SECURITY_HEADERS.items()]
+_SECURITY, _LINKED = (
+    [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+    for headers in (SECURITY_HEADERS, LINK_HEADERS)
+)
 _UNTRACED = ("/health/", "/metrics")
 _VALID_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -40,7 +43,8 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode()), *_SECURITY]
+                security = _LINKED if scope["state"].get("signed_link") else _SECURITY
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode()), *security]
             await send(message)
 
         try:

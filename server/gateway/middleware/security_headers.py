@@ -7,3 +7,5 @@ SECURITY_HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+#: On images that are opened by a signed link, which whoever has it may show, on a page of their own too.
+LINK_HEADERS = SECURITY_HEADERS | {"Cross-Origin-Resource-Policy": "cross-origin"}

@@ -202,6 +202,10 @@ def test_a_canceled_batch_fails_unless_canceled_here(new_service: Callable[..., 
     until(lambda: service.client.ready()[1].startswith("no live"), what="the gateway")
     prompts, out = tmp_path / "prompts.txt", tmp_path / "out"
     prompts.write_text("a cat\n")
+    elsewhere = fluid(service.settings, "batch", str(prompts), "-o", str(tmp_path / "uot"), "--cancel")
+    assert elsewhere.returncode == 1 and "holds no batch to cancel" in elsewhere.stderr, (
+        "it started one, and canceled it"
+    )
     asked = fluid(service.settings, "batch", str(prompts), "-o", str(out), "--cancel")
     assert asked.returncode == 0 and "cancelled: 0 images" in asked.stdout, asked.stderr
     done = fluid(service.settings, "batch", str(prompts), "-o", str(out))

@@ -193,6 +193,7 @@ def test_demo_works_behind_a_proxy_and_with_empty_settings(tmp_path: Path) -> No
     proxy = dict.fromkeys(("HTTP_PROXY", "http_proxy", "ALL_PROXY"), "http://127.0.0.1:9")
     empty = dict.fromkeys(("FLUID_HOST", "FLUID_PORT", "FLUID_MAX_ROWS", "FLUID_LOG_LEVEL"), "")
     empty |= {"FLUID_REDIS_URL": "redis://127.0.0.1:1", "FLUID_API_KEYS_FILE": "/nowhere", "FLUID_MAX_JOBS": "1"}
+    empty |= {"FLUID_DEFAULT_MODEL": "another", "FLUID_RESULTS": "file:///nowhere"}
     out = tmp_path / "demo.png"
     done = fluid("demo", "a cat", "--out", str(out), FLUID_ENGINE=FAKE_ENGINE, **proxy, **empty)
     assert done.returncode == 0, done.stderr

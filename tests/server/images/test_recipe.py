@@ -4,7 +4,8 @@ import io
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
+from PIL.PngImagePlugin import PngInfo
 
 from server.errors import InvalidRequest
 from server.images.codec import MIME, encode, read_metadata
@@ -65,6 +66,29 @@ def test_the_command_repeats_an_image_with_changes(settings: Settings, tmp_path:
     done = fluid(settings, "generate", "--like", str(tmp_path / "foreign.png"), "--out", str(other))
     assert done.returncode == 0
     assert f"not {FakeEngine(1, 0, settings.checkpoint).sha256[:12]}" in done.stderr
+
+
+def with_comment(comment: object) -> bytes:
+    """A JPEG whose EXIF has this UserComment."""
+    out, exif = io.BytesIO(), Image.Exif()
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = comment
+    Image.new("RGB", (8, 8)).save(out, "JPEG", exif=exif)
+    return out.getvalue()
+
+
+def with_text(text: str) -> bytes:
+    """A PNG with this text where a recipe would be."""
+    out, info = io.BytesIO(), PngInfo()
+    info.add_itxt("fluid", text)
+    Image.new("RGB", (8, 8)).save(out, "PNG", pnginfo=info)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("data", [with_comment(7), with_text("[" * 200_000)], ids=["number", "nested"])
+def test_odd_metadata_are_no_traceback(data: bytes) -> None:
+    """An AttributeError and a RecursionError came through."""
+    with pytest.raises(InvalidRequest, match=r"cannot be read|has no recipe"):
+        read_recipe(data)
 
 
 def test_files_without_a_recipe_are_rejected(settings: Settings, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageChops
+from PIL import Image, ImageChops, ImageFile
 
 from server.errors import BodyTooLarge, InvalidRequest, RequestError
 from server.images import compositing, uploads
@@ -59,6 +59,13 @@ def animated(format: str) -> bytes:
 GOOD = saved(noise())
 HOLE = Image.new("RGBA", SIZE, (0, 0, 0, 0))
 
+
+def many_scans() -> bytes:
+    """A progressive JPEG whose last scan, 16 bytes long, comes 300 times more."""
+    data = saved(Image.new("L", (64, 64), 128), "JPEG", progressive=True, quality=80)
+    return data[:-2] + bytes.fromhex("ffda0008010100013f217ffeff00fe7f") * 300 + data[-2:]
+
+
 REJECTED: dict[str, tuple[Callable[[], bytes], str]] = {
     "empty": (lambda: b"", "empty file"),
     "text": (lambda: b"hello", "not a complete PNG, WebP or JPEG"),
@@ -67,6 +74,7 @@ REJECTED: dict[str, tuple[Callable[[], bytes], str]] = {
     "many pixels": (lambda: bomb(2049, 2048), r"2049x2048 pixels; at most 4194304"),
     "bomb": (lambda: bomb(60_000, 60_000), "4194304 pixels"),
     "text bomb": (text_bomb, "damaged"),
+    "many scans": (many_scans, "a JPEG of more than 200 scans; save it again"),
     "many bytes": (lambda: GOOD + bytes(uploads.MAX_IMAGE_BYTES), "more than 8388608 bytes"),
     "animated PNG": (lambda: animated("PNG"), r"animated \(3 frames\)"),
     "animated WebP": (lambda: animated("WEBP"), r"animated \(3 frames\)"),
@@ -86,10 +94,20 @@ def test_an_unusable_file_is_rejected_with_its_parameter(name: str, param: str) 
     assert f"'{param}'" in caught.value.message
 
 
-@pytest.mark.parametrize("name", ["bomb", "many pixels", "text bomb"])
-def test_a_bomb_does_not_fill_the_memory(name: str) -> None:
-    """The pixels would be 14 GiB and 16 MiB, and Python's allocator sees none: nothing is decoded before the check."""
-    data = REJECTED[name][0]()
+@pytest.mark.parametrize("name", ["bomb", "many pixels", "many scans"])
+def test_nothing_is_decoded_before_the_checks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pixels would be 14 GiB and 16 MiB; 20 KB of scans took half a second, 8 MiB would take twenty minutes."""
+
+    def decoded(_: ImageFile.ImageFile) -> None:
+        pytest.fail("decoded before the check")
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", decoded)
+    with pytest.raises(RequestError):
+        uploads.decode(io.BytesIO(REJECTED[name][0]()), "image")
+
+
+def test_a_text_bomb_does_not_fill_the_memory() -> None:
+    data = text_bomb()
     tracemalloc.start()
     try:
         with pytest.raises(RequestError):

@@ -149,6 +149,8 @@ const withImage = (data) => [...data?.files ?? []].find((file) => file.type.star
 $("file").onchange = () => openFile($("file").files[0]).then(() => { $("file").value = ""; });
 $("openOwn").onclick = () => $("file").click();
 document.addEventListener("paste", (event) => {
+  // Office programs put a picture of the text beside it.
+  if (event.target.closest?.("textarea, input") && event.clipboardData.types.includes("text/plain")) return;
   const file = withImage(event.clipboardData);
   if (file) { event.preventDefault(); openFile(file); }
 });

@@ -10,6 +10,7 @@ function showOnly(part) {
 /** Empty figures for images that are being generated. `src` is what an edit starts from. */
 function prepare(count, alt, src = "") {
   shots = [];
+  $("before").setAttribute("aria-pressed", "false");
   const figures = Array.from({ length: count }, (_, index) => figure(index, alt, src)), grid = Math.sqrt(model?.tokens ?? 0.5);
   $("images").replaceChildren(...figures);
   $("images").style.setProperty("--columns", count < 2 ? 1 : count < 5 ? 2 : count < 10 ? 3 : 4);
@@ -44,6 +45,7 @@ new ResizeObserver(fit).observe($("frame"));
 
 function showShots(found, index = 0) {
   shots = found;
+  $("before").setAttribute("aria-pressed", "false");
   const figures = found.map((shot, place) => figure(place, shot.settings.prompt, shot.url));
   figures.forEach((each) => each.classList.add("done"));
   $("images").replaceChildren(...figures);
@@ -58,6 +60,8 @@ function finish(figures, found) {
 }
 function choose(index) {
   stopReplay();
+  if ($("before").getAttribute("aria-pressed") === "true" && shots[chosen] && $("images").children[chosen])
+    setImage($("images").children[chosen], shots[chosen].url, shots[chosen].settings.prompt);
   chosen = index;
   const shot = shots[index];
   [...$("images").children].forEach((each, place) => {
@@ -78,8 +82,11 @@ function press(index) {
 }
 const described = (shot) => `“${shot.settings.prompt}”, seed ${shot.settings.seed}`;
 
-$("reuse").onclick = () => { $("seed").value = shots[chosen].settings.seed; $("options").open = true; forgive($("seed")); formChanged(); say(`Seed ${shots[chosen].settings.seed} is set: the same prompt and settings give this image again.`); };
-$("link").onclick = () => copy(`${location.origin}${location.pathname}#${fragment(shots[chosen].settings)}`, $("link"));
+$("reuse").onclick = () => { $("seed").value = shots[chosen].settings.seed; $("options").open = true; forgive($("seed")); formChanged(); say(`Seed ${shots[chosen].settings.seed} is set: ${shots[chosen].edited ? "without its source image it gives another one." : "the same prompt and settings give this image again."}`); };
+$("link").onclick = () => {
+  copy(`${location.origin}${location.pathname}#${fragment(shots[chosen].settings)}`, $("link"));
+  if (shots[chosen].edited) say("The link has prompt and settings, not the source image: it gives another image.");
+};
 $("large").onclick = () => view(chosen);
 $("editPart").onclick = () => openEditor(shots[chosen].url, shots[chosen].settings.prompt);
 $("vary").onclick = () => startVariations(shots[chosen]);

@@ -121,3 +121,12 @@ def _get(service: Service, key: str) -> httpx.Response:
         return httpx.get(f"{service.settings.base_url}/v1/files", headers={"Authorization": f"Bearer {key}"})
     except httpx.TransportError:
         return httpx.Response(0)
+
+
+def test_a_link_may_be_shown_by_other_pages(keyed: Service) -> None:
+    """Browsers blocked it in an <img> of any other origin, allowed ones of FLUID_CORS_ORIGINS too."""
+    path, key = path_of(generate(keyed).json()["data"][0]["url"]), {"Authorization": f"Bearer {KEY}"}
+    name = "cross-origin-resource-policy"
+    assert httpx.get(f"{keyed.settings.base_url}{path}").headers[name] == "cross-origin"
+    plain = httpx.get(f"{keyed.settings.base_url}{urlsplit(path).path}", headers=key)
+    assert plain.status_code == 200 and plain.headers[name] == "same-origin"
