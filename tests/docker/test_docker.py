@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -240,3 +241,15 @@ def test_redis_persists_before_it_answers_and_evicts_nothing() -> None:
     assert given["--maxmemory-policy"] == "noeviction"
     assert re.fullmatch(r"\$\{REDIS_MAXMEMORY:-\d+gb\}", given["--maxmemory"]), "the kernel would end a full Redis"
     assert "redis:/data" in compose()["services"]["redis"]["volumes"]
+
+
+def test_an_environment_that_was_made_in_part_is_made_again(tmp_path: Path) -> None:
+    """Without python3-venv, Debian's venv leaves an interpreter without pip, which make then took for the whole."""
+    stub, made = tmp_path / "python", tmp_path / "venv" / "bin" / "python"
+    stub.write_text('#!/bin/sh\nmkdir -p "$3/bin" && touch "$3/bin/python"\nexit 1\n')
+    stub.chmod(0o755)
+    done = subprocess.run(
+        ["make", str(made), f"VENV={tmp_path / 'venv'}", f"PYTHON={stub}"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode != 0 and "apt-get install python3-venv" in done.stdout + done.stderr
+    assert not made.exists()
