@@ -206,6 +206,12 @@ def test_a_canceled_batch_fails_unless_canceled_here(new_service: Callable[..., 
     assert elsewhere.returncode == 1 and "holds no batch to cancel" in elsewhere.stderr, (
         "it started one, and canceled it"
     )
+    command = [sys.executable, "-m", "server.cli", "batch", str(prompts), "-o", str(out)]
+    running = subprocess.Popen(command, env=child_env(service.settings), stderr=subprocess.DEVNULL)
+    state = out / "batch.json"
+    until(lambda: state.exists() and "batch_id" in state.read_text())
+    running.kill()
+    running.wait()
     asked = fluid(service.settings, "batch", str(prompts), "-o", str(out), "--cancel")
     assert asked.returncode == 0 and "cancelled: 0 images" in asked.stdout, asked.stderr
     done = fluid(service.settings, "batch", str(prompts), "-o", str(out))
