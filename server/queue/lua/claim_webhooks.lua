@@ -3,9 +3,9 @@
 -- their endpoints, and running, a list of the {owner, endpoint} that it delivers now. Returns lists of
 -- {id, owner, endpoint, prepare}: with prepare 1 the message is to be made and kept, for an attempt later.
 -- Owners take turns, and nothing of one owner is in the way of another's: not even 10,000 due webhooks to dead endpoints.
-local OWNERS_READ, READ, AGAIN_S = 256, 100, 1
+local OWNERS_READ, READ, AGAIN_S, PREPARED = 256, 100, 1, 16 -- the last: messages of one owner, made at a time
 local now, found, left = clock(), {}, args.count
-local by_owner, by_endpoint = {}, {}
+local by_owner, by_endpoint, prepared = {}, {}, 0
 
 local function occupy(owner, endpoint)
   local both = owner .. ' ' .. endpoint
@@ -23,7 +23,10 @@ local function claim(owner, id)
   if paused_until > now or busy then
     due = paused_until > now and paused_until or now + AGAIN_S
     -- The job of the message may be deleted before the endpoint is back.
-    if not stored[2] then found[#found + 1] = {id, owner, endpoint, 1} end
+    if not stored[2] then
+      found[#found + 1] = {id, owner, endpoint, 1}
+      prepared = prepared + 1
+    end
   else
     occupy(owner, endpoint)
     found[#found + 1] = {id, owner, endpoint, 0}
@@ -35,8 +38,9 @@ for _, each in ipairs(args.running) do occupy(each[1], each[2]) end
 for _, owner in ipairs(redis.call('ZRANGEBYSCORE', keys.webhook_owners_zset, '-inf', time_text(now), 'LIMIT', 0,
   OWNERS_READ)) do
   local hooks = keys.webhooks_zset(owner)
+  prepared = 0
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', hooks, '-inf', time_text(now), 'LIMIT', 0, READ)) do
-    if (by_owner[owner] or 0) >= args.owner_slots or #found >= left then break end
+    if (by_owner[owner] or 0) >= args.owner_slots or prepared >= PREPARED or #found >= left then break end
     claim(owner, id)
   end
   local first = redis.call('ZRANGE', hooks, 0, 0, 'WITHSCORES')

@@ -171,6 +171,21 @@ async def test_a_webhook_outlives_its_job(queue: JobQueue) -> None:
         await until_async(becomes(lambda: alive.answered == 8))
 
 
+async def test_messages_of_one_owner_leave_room_for_others(queue: JobQueue) -> None:
+    """Hundreds for a failing endpoint are prepared some at a time."""
+    await queue.redis.hset(queue.keys.webhook_endpoint_hash("ann", "127.0.0.1:1"), mapping={"until": time.time() + 600})
+    for number in range(200):
+        await end_job(queue, f"a{number}", "ann", "http://127.0.0.1:1/")
+    await end_job(queue, "b", "bob", "http://127.0.0.1:2/")
+    registry = prometheus_client.CollectorRegistry()
+    counter = prometheus_client.Counter("sent", "", ("x",), registry=registry)
+    hooks = Webhooks(queue, KEY, private=True, sent=counter, bugs=counter)
+    first = await hooks._claim(128, [])
+    assert Counter((due.owner, due.prepare) for due in first) == {("ann", 1): 16, ("bob", 0): 1}
+    more = await hooks._claim(128, [])
+    assert Counter((due.owner, due.prepare) for due in more) == {("ann", 1): 16}, "the rest stays due"
+
+
 async def test_a_pause_does_not_outlive_a_success(queue: JobQueue) -> None:
     """A delivery that succeeded between a failure and its pause left the pause behind, without an end."""
     await queue.run("pause_endpoint", {"owner": "ann", "endpoint": "host:1", "until": 5.0})
