@@ -111,7 +111,7 @@ def train(
     """
     keep_freed_memory()
     recipe, clock = run.recipe, run.clock
-    if recipe.compile and run.group is None:  # sharded parameters are gathered between the parts of a pass
+    if recipe.compile:
         # Bound methods, so that parameter names in the state dict stay as they are.
         run.model.backbone.forward = torch.compile(run.model.backbone.forward)  # type: ignore[method-assign]
         run.model.head.forward = torch.compile(run.model.head.forward, dynamic=True)  # type: ignore[method-assign]

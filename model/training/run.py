@@ -227,7 +227,7 @@ def prepare(recipe: Recipe, group: Group | None = None) -> tuple[Run, AnyTokeniz
     config = config_of(recipe)
     device = group.device if group else torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load_tokenizer(config, recipe.tokenizer)
-    if recipe.compile and (group or not can_compile(device)):  # before captions are encoded; ranks compile nothing
+    if recipe.compile and (group or not can_compile(device)):  # ranks gather parameters within a pass
         recipe = replace(recipe, compile=False)
     feed = open_feed(recipe, config, tokenizer, device, group.share if group else WHOLE)
     if group and min(recipe.batch, len(feed)) < group.size:

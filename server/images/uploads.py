@@ -101,7 +101,7 @@ def decode(file: BinaryIO | None, param: str) -> UploadedImage:
     with image:
         _check(image, param)
         # Each scan of a progressive JPEG is a pass over all pixels and takes 16 bytes: 1 MB of them would take minutes.
-        if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > MAX_SCANS:
+        if image.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > MAX_SCANS:
             raise InvalidRequest(f"'{param}' is a JPEG of more than {MAX_SCANS} scans; save it again.", param=param)
         recipe = _recipe(image)
         upright = _readable(lambda: ImageOps.exif_transpose(image), param)

@@ -12,7 +12,7 @@ from model.data.atlas.wording import entry_facts, entry_prompt
 from model.data.dataset import Dataset, Item
 from model.data.scenes.compose import arrange, render_with_alpha
 from model.data.scenes.dataset import TOKENIZER_SEED
-from model.data.scenes.facts import Facts, Grammar, draw_category
+from model.data.scenes.facts import Facts, Grammar
 from model.data.scenes.things import STYLES
 from model.data.scenes.wording import prompt
 
@@ -47,7 +47,7 @@ def atlas_dataset(
             entry = held[place % len(held)] if out else trained[order[index % len(trained)]]
             facts, words = _single(entry, rng)
         else:
-            facts = grammar.sample(rng, draw_category(rng, comparable=not styles_held_out), want_unseen=out)
+            facts = grammar.sample_comparable(rng, want_unseen=out)
             words = prompt(facts)
         images.append(render_with_alpha(arrange(facts, rng, snap), atlas))
         concept = " and ".join(group.thing for group in facts.groups)

@@ -9,7 +9,7 @@ import numpy as np
 
 from model.data.dataset import Dataset, Item
 from model.data.scenes.compose import arrange, render
-from model.data.scenes.facts import Grammar, draw_category
+from model.data.scenes.facts import Grammar
 from model.data.scenes.sprites import SPRITES_FILE, Sprites
 from model.data.scenes.wording import prompt
 
@@ -39,7 +39,7 @@ def scene_dataset(
         if portraits and grammar.portraits and not held and index % PORTRAIT_EVERY == 0:
             facts = grammar.sample_portrait(rng)
         else:
-            facts = grammar.sample(rng, draw_category(rng, comparable=not styles_held_out), want_unseen=held)
+            facts = grammar.sample_comparable(rng, want_unseen=held)
         images.append(render(arrange(facts, rng, snap), sprites))
         concept = " and ".join(group.thing for group in facts.groups)
         items.append(Item(concept, facts.style, (prompt(facts, sprites.words),), "unseen" if held else "train"))

@@ -101,16 +101,6 @@ def unseen_content(facts: Facts) -> bool:
     )
 
 
-def draw_category(rng: np.random.Generator, comparable: bool = False) -> str:
-    """A category, by the shares of training.
-
-    comparable: one that has unseen combinations even if training shows every style, which a thing alone has not.
-    """
-    names = [name for name in CATEGORIES if not (comparable and name == "single_object")]
-    shares = np.array([CATEGORIES[name] for name in names])
-    return str(rng.choice(names, p=shares / shares.sum() if comparable else shares))
-
-
 class Grammar:
     """Sampler of facts over some of the things and styles of a set of sprites.
 
@@ -139,12 +129,21 @@ class Grammar:
         Raises:
             DataError: no such facts were found in 10,000 attempts.
         """
-        category = category or draw_category(rng)
+        if category is None:
+            category = str(rng.choice(list(CATEGORIES), p=np.array(list(CATEGORIES.values()))))
         for _ in range(10_000):
             facts = self._propose(rng, category)
             if facts and unseen(facts, self.styles_held_out) == want_unseen:
                 return facts
         raise DataError(f"category {category!r} has no {'held-out ' if want_unseen else ''}combination to sample")
+
+    def sample_comparable(self, rng: np.random.Generator, want_unseen: bool) -> Facts:
+        """As `sample`, of the categories that have both: if no style is held out, a thing alone is never unseen."""
+        if self.styles_held_out:
+            return self.sample(rng, want_unseen=want_unseen)
+        names = [name for name in CATEGORIES if name != "single_object"]
+        shares = np.array([CATEGORIES[name] for name in names])
+        return self.sample(rng, str(rng.choice(names, p=shares / shares.sum())), want_unseen)
 
     def sample_portrait(self, rng: np.random.Generator) -> Facts:
         """Sample facts of a portrait that training may show, on some background.

@@ -51,13 +51,12 @@ def write(one: Checkpoint, other: Checkpoint, part: float, folder: Path, since: 
     training of `other` is noted as carried over, beside any that was before.
     """
     other.model.float().load_state_dict(mean(one, other, part, since))
-    about = {key: value for key, value in other.about.items() if key != "metrics"}
+    about = {key: value for key, value in other.about.items() if key not in ("metrics", *(OWN if since else ()))}
     trained, before = about.get("training", {}), one.about.get("training", {})
     if since:
         earlier = {"carried": before["carried"]} if "carried" in before else {}
+        about |= {key: one.about[key] for key in OWN if key in one.about}
         about["training"] = before | {"carried": trained | {"share": part} | earlier}
-        own = {key: one.about[key] for key in OWN if key in one.about}
-        about = {key: value for key, value in about.items() if key not in OWN} | own
     else:
         with_ = {"name": one.about["name"], "sha256": one.sha256, "share": 1 - part}
         if not holds_styles_out(before):

@@ -9,9 +9,9 @@
 -- Returns {outcome, job id, creation time}; outcome is new, known (the same request was accepted before), differs
 -- (another request had this id or key), taken (another owner has this id), gone (the job ended and was deleted), cached
 -- (an equal request of this owner has the images), uncached (none has, only = 'cached'), room (no limit refuses it,
--- only = 'asked'), over (the batch of this line is not in progress), no_source (there is no image of source_bytes), late_source (its object is about to be deleted), or the
--- limit that refuses it: full, share, busy, lines, webhooks, key_bytes, bytes (then the second value is how much of it is
--- used instead of the id).
+-- only = 'asked'), over (the batch of this line is not in progress), no_source (there is no image of source_bytes),
+-- late_source (its object is about to be deleted), or the limit that refuses it: full, share, busy, lines, webhooks,
+-- key_bytes, bytes (then the second value is how much of it is used instead of the id).
 -- Safe to repeat: a client library that retries after a lost reply does not enqueue twice.
 local IDEMPOTENT_FOR_S = 86400
 local KEY_BYTES = 512 -- of an idempotency key that is remembered, beside its own
@@ -47,7 +47,8 @@ local function remember(job_id)
 end
 
 if args.cache_key then -- before the other limits: it takes no place
-  local found = not memory_refusal(owner, key_bytes, args.limits) and redis.call('GET', keys.result_cache(owner, args.cache_key, args.checkpoint))
+  local kept = keys.result_cache(owner, args.cache_key, args.checkpoint)
+  local found = not memory_refusal(owner, key_bytes, args.limits) and redis.call('GET', kept)
   local f = found and read(found, 'state', 'owner', 'expires_at', 'created_at')
   if f and f[1] == 'succeeded' and f[2] == owner and read_number(f[3]) > clock() + CACHED_LEFT_S then
     remember(found)
