@@ -182,7 +182,7 @@ async def test_messages_of_one_owner_leave_room_for_others(queue: JobQueue) -> N
     hooks = Webhooks(queue, KEY, private=True, sent=counter, bugs=counter)
     first = await hooks._claim(128, [])
     assert Counter((due.owner, due.prepare) for due in first) == {("ann", 1): 16, ("bob", 0): 1}
-    more = await hooks._claim(128, [])
+    more = await until_async(lambda: hooks._claim(128, []))  # ann is due again a millisecond later
     assert Counter((due.owner, due.prepare) for due in more) == {("ann", 1): 16}, "the rest stays due"
 
 
