@@ -53,7 +53,7 @@ def common_facts(checkpoint: Path, run: Path, about: dict[str, Any], has_failure
         "command": by_recipe(about["name"], training), "steps": training["steps"], "batch": training["batch"],
         "epochs": training["epochs"], "clock": clock(training), "beginning": beginning(training),
         "minutes": training["minutes"],
-        "guidance": built_in_guidance(about["training"]) + carried_over(about["training"]),
+        "guidance": built_in_guidance(about["training"]) + carried_over(about["training"]) + decoder(about["training"]),
         "of_style": ", also of style" if has_unseen_styles(report) else "", "unseen": unseen_words(report),
         "psnr_train": psnr["psnr_train_db"], "psnr_unseen": psnr["psnr_unseen_db"],
         "failures": "![Incorrect images](failures.webp)\n\n" if has_failures else "",
@@ -90,6 +90,16 @@ def carried_over(training: dict[str, Any]) -> str:
     return carried_over(added) + (
         f"\n\nAdded is {share}what {added['steps']:,} more steps of {added['batch']} images{on} in "
         f"{added['minutes']:g} minutes{shown} changed in\nthe weights before them (`python -m model.training.means --since`)."
+    )
+
+
+def decoder(training: dict[str, Any]) -> str:
+    """That the tokenizer's decoder was trained further than the model's own run had it, as a paragraph; "" if not."""
+    if (earlier := training.get("other_decoder_than")) is None:
+        return ""
+    return (
+        "\n\nThe tokenizer's decoder was then trained further alone (`python -m model.training.train_tokenizer --decoder-of`), "
+        f"so\nthe tokens are those of the weights {earlier['sha256'][:12]}, and the images sharper."
     )
 
 

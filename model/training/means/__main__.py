@@ -7,7 +7,7 @@ Both ends of a training that went on from good weights lie in one basin, and the
 the noise of the last steps goes, what both know stays (Wortsman et al. 2022, arXiv 2203.05482). Score it as any other.
 
 With --since, what a training from START has changed is added to COPY, which came from START in another way, such as
-by a guidance distillation, and need not be made again (Ilharco et al. 2022, arXiv 2212.04089).
+by a guidance distillation, and need not be made again (Ilharco et al. 2022, arXiv 2212.04089). Its tokenizer stays.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ OWN = ("sampling", "description", "examples")  # metadata of a copy that fit its
 
 
 def mean(one: Checkpoint, other: Checkpoint, part: float, since: Checkpoint | None = None) -> dict[str, torch.Tensor]:
-    """`one` and part of the way from it to `other`; what is no float, and the tokenizer, are `other`'s.
+    """`one` and part of the way from it to `other`; what is no float is `other`'s.
 
     Args:
         since: the way is from here instead.
@@ -45,10 +45,10 @@ def mean(one: Checkpoint, other: Checkpoint, part: float, since: Checkpoint | No
 
 
 def write(one: Checkpoint, other: Checkpoint, part: float, folder: Path, since: Checkpoint | None = None) -> None:
-    """Save the mean as a checkpoint with the metadata of `other`, without its scores, and what was done.
+    """Save the mean as a checkpoint with the metadata and tokenizer of `other`, without its scores, and what was done.
 
-    With `since` training and presets are those of `one`, such as a distillation, whose weights hold guidance; the
-    training of `other` is noted as carried over, beside any that was before.
+    With `since` training, presets and tokenizer are those of `one`, such as a distillation, whose weights hold
+    guidance and whose decoder may be sharper; the training of `other` is noted as carried over, beside any before.
     """
     other.model.float().load_state_dict(mean(one, other, part, since))
     about = {key: value for key, value in other.about.items() if key not in ("metrics", *(OWN if since else ()))}
@@ -62,7 +62,7 @@ def write(one: Checkpoint, other: Checkpoint, part: float, folder: Path, since: 
         if not holds_styles_out(before):
             with_["styles_held_out"] = False
         about["training"] = trained | {"mean_with": with_}
-    save_checkpoint(folder, other.model, other.tokenizer, about)
+    save_checkpoint(folder, other.model, (one if since else other).tokenizer, about)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -70,7 +70,9 @@ def main(argv: list[str] | None = None) -> None:
         prog="python -m model.training.means", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("one", type=Path, help="folder of a checkpoint")
-    parser.add_argument("other", type=Path, help="folder of another one, whose name, words and tokenizer are kept")
+    parser.add_argument(
+        "other", type=Path, help="folder of another one, whose name and words are kept, and tokenizer unless --since"
+    )
     parser.add_argument("--since", type=Path, help="folder of the checkpoint that OTHER started from: the change since "
                         "then is added to ONE")  # fmt: skip
     parser.add_argument(

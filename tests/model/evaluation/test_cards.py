@@ -14,7 +14,7 @@ from model.checkpoint import load_checkpoint, read_config, save_checkpoint
 from model.data.scenes.facts import SCORED_CATEGORIES
 from model.evaluation.cards.__main__ import main
 from model.evaluation.cards.atlas import breadth_styles
-from model.evaluation.cards.facts import beginning, carried_over, command, unseen_words
+from model.evaluation.cards.facts import beginning, carried_over, command, decoder, unseen_words
 from model.networks.factory import build_model, new_tokenizer
 from model.presets import PRESETS
 
@@ -150,6 +150,13 @@ def test_a_card_tells_all_changes_that_were_carried_over() -> None:
         "them (`python -m model.training.means --since`)."
     )
     assert carried_over({}) == ""
+
+
+def test_a_card_says_that_the_decoder_is_another_than_the_run_had() -> None:
+    """Its PSNR is not that of the tokenizer which the run's own report tells of."""
+    told = decoder({"other_decoder_than": {"name": "atlas-128", "sha256": "0123456789abcdef"}})
+    assert "--decoder-of`" in told and "the weights 0123456789ab," in told
+    assert decoder({"steps": 1}) == ""
 
 
 def test_a_card_says_unseen_of_what_was_unseen() -> None:

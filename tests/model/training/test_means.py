@@ -52,6 +52,9 @@ def test_what_a_training_changed_is_carried_to_a_copy_of_its_start(tmp_path: Pat
         assert torch.allclose(value.float(), a + 0.5 * (b - c), atol=0.03), name
     assert out.about["training"] == {"steps": 1, "carried": {"steps": 1, "share": 0.5}}
     assert out.about["sampling"] == {"of": 1}, "presets fit the copy, whose weights hold guidance"
+    for name, value in one.tokenizer.state_dict().items():
+        back = "a sharper decoder of the copy once went back"
+        assert torch.allclose(out.tokenizer.state_dict()[name], value, rtol=0.01, atol=1e-4), back
 
 
 def test_what_was_carried_and_seen_before_is_not_forgotten(tmp_path: Path) -> None:

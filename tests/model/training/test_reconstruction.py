@@ -1,0 +1,95 @@
+"""Decoders that are trained further: the perceptual loss, and the command that puts one into a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+
+from model.checkpoint import load_checkpoint, save_checkpoint
+from model.networks.autoregressive_model import Fluid
+from model.networks.factory import new_tokenizer
+from model.networks.tokenizer import PcaSkipTokenizer, to_pixels
+from model.presets import PRESETS
+from model.training.reconstruction.__main__ import main
+from model.training.reconstruction.loss import reconstruction_loss
+from model.training.reconstruction.perceptual import PerceptualLoss
+from model.training.train_tokenizer import train as train_tokenizer
+from tests.model.image_set import squares
+
+
+def saved(folder: Path, preset: str = "tiny") -> Path:
+    torch.manual_seed(1)
+    about = {"name": "tiny", "training": {"steps": 3}, "metrics": {"score": 1.0}}
+    save_checkpoint(folder, Fluid(PRESETS[preset]), new_tokenizer(PRESETS[preset]), about)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def perceptual() -> PerceptualLoss:
+    return PerceptualLoss(weight=2.0)
+
+
+def test_a_perceptual_loss_grows_with_blur_and_ignores_alpha(perceptual: PerceptualLoss) -> None:
+    """Blur is what losses of pixels forgive, and what this one is for."""
+    sharp = to_pixels(torch.from_numpy(squares().images[:4]))
+    sharp = F.interpolate(sharp, size=64, mode="nearest")
+    blurred = [F.avg_pool2d(sharp, size, 1, size // 2) for size in (3, 5, 9)]
+    losses = [float(perceptual(image, sharp)) for image in (sharp, *blurred)]
+    assert losses[0] == 0 and losses == sorted(losses) and losses[1] > 0.01
+    with_alpha = torch.cat([blurred[0], torch.rand(4, 1, 64, 64)], 1)
+    assert float(perceptual(with_alpha, torch.cat([sharp, -torch.ones(4, 1, 64, 64)], 1))) == losses[1]
+    assert float(PerceptualLoss(1.0)(blurred[0], sharp)) == pytest.approx(losses[1] / 2, rel=1e-4)
+
+
+def test_a_perceptual_loss_reaches_the_decoder_and_leaves_its_own_network(perceptual: PerceptualLoss) -> None:
+    tokenizer = PcaSkipTokenizer(PRESETS["tiny"].tokenizer)  # type: ignore[arg-type]
+    pixels = to_pixels(torch.from_numpy(squares().images[:4]))
+    tokenizer.start_from_pca(pixels)
+    noise = torch.randn(4, PRESETS["tiny"].tokens, PRESETS["tiny"].channels, generator=torch.Generator().manual_seed(0))
+    gradients = []
+    for used in (None, perceptual):
+        tokenizer.zero_grad()
+        reconstruction_loss(tokenizer, pixels, noise, perceptual=used).backward()
+        assert tokenizer.synthesis.weight.grad is not None
+        gradients.append(tokenizer.synthesis.weight.grad.clone())
+    assert not torch.allclose(gradients[0], gradients[1])
+    assert all(value.grad is None for value in perceptual.parameters())
+
+
+def test_a_decoder_is_put_into_a_checkpoint_that_keeps_model_and_tokens(tmp_path: Path) -> None:
+    """A decoder trained further once had no way back into the checkpoint whose tokens it decodes."""
+    before = load_checkpoint(saved(tmp_path / "old"))
+    trained = train_tokenizer(
+        "tiny", squares(), tmp_path / "run", 0.0, 3, 8, 0, decoder_of=tmp_path / "old", progress=False
+    )
+    save_file({k: v.contiguous() for k, v in trained.state_dict().items()}, tmp_path / "new.safetensors")
+    main([str(tmp_path / "old"), str(tmp_path / "new.safetensors"), "--out", str(tmp_path / "new")])
+    after = load_checkpoint(tmp_path / "new")
+    pixels = to_pixels(torch.from_numpy(squares().images[:4]))
+    tokens = before.tokenizer.encode(pixels)  # type: ignore[union-attr]
+    assert torch.equal(after.tokenizer.encode(pixels), tokens)  # type: ignore[union-attr]
+    assert not torch.equal(after.tokenizer.decode(tokens), before.tokenizer.decode(tokens))  # type: ignore[union-attr]
+    for name, value in before.model.state_dict().items():
+        assert torch.equal(value, after.model.state_dict()[name]), name
+    assert "metrics" not in after.about
+    assert after.about["training"] == {"steps": 3, "other_decoder_than": {"name": "tiny", "sha256": before.sha256}}
+
+
+def test_a_decoder_that_does_not_fit_is_one_line(tmp_path: Path) -> None:
+    old = saved(tmp_path / "old")
+    torch.manual_seed(2)
+    other = new_tokenizer(PRESETS["tiny"])
+    save_file({k: v.contiguous() for k, v in other.state_dict().items()}, tmp_path / "other.safetensors")
+    for source, out, says in (
+        (str(tmp_path / "other.safetensors"), tmp_path / "new", r"makes other tokens.*--decoder-of"),
+        (str(saved(tmp_path / "large", "compare-random-continuous-small")), tmp_path / "new", "does not fit"),
+        (str(tmp_path / "none"), tmp_path / "new", "no tokenizer at"),
+        (str(tmp_path / "other.safetensors"), old, "is one of those that are read"),
+    ):
+        with pytest.raises(SystemExit, match=says):
+            main([str(old), source, "--out", str(out)])
+    assert not (tmp_path / "new").exists()
