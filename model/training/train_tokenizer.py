@@ -7,10 +7,9 @@
 Training starts from PCA (networks/tokenizer.py). Latents get noise of standard deviation 0.1, so that the decoder
 tolerates the small errors of generated tokens. With --noise-max every second image gets more, up to that standard
 deviation, and the decoder learns to denoise (arXiv 2507.15856); --seam-weight counts errors of the gradient across
-token borders again; --perceptual-weight adds likeness in the features of a classifier, for sharper edges. At the end it
-writes weights, a sheet of reconstructions and report.json: the PSNR on trained images and on concepts (for scenes:
-combinations) never trained on, and the seam ratio of latents with noise. Of a discrete tokenizer, whose codes have no
-noise, it tells the share of the codebook in use and the perplexity of that use.
+token borders again. At the end it writes weights, a sheet of reconstructions and report.json: the PSNR on trained
+images and on concepts (for scenes: combinations) never trained on, and the seam ratio of latents with noise. Of a
+discrete tokenizer, whose codes have no noise, it tells the share of the codebook in use and the perplexity of that use.
 """
 
 from __future__ import annotations
@@ -39,7 +38,6 @@ from model.presets import PRESETS
 from model.training.command.flags import add_budget_arguments, amount, whole_number
 from model.training.command.machine import within_memory
 from model.training.reconstruction.loss import code_loss, reconstruction_loss
-from model.training.reconstruction.perceptual import PerceptualLoss
 from model.training.reconstruction.report import measure, save_sheet
 from model.training.reconstruction.start import freeze_encoder, start_from_pca
 from model.training.run import load_tokenizer
@@ -68,7 +66,6 @@ def train(
     seam_weight: float = 0.0,
     cpu_clock: bool = False,
     decoder_of: Path | None = None,
-    perceptual_weight: float = 0.0,
     progress: bool = True,
 ) -> PcaSkipTokenizer | VqTokenizer:
     """Train, from `out`/state.pt if it exists; return the averaged tokenizer, its latents normalised.
@@ -106,7 +103,6 @@ def train(
             f"{out}/state.pt holds another encoder than {decoder_of}: choose another --out, or remove it to start over"
         )
 
-    perceptual = PerceptualLoss(perceptual_weight) if perceptual_weight else None
     bar = tqdm(initial=clock.step, desc="tokenizer", unit="step", disable=not progress)
     while clock.progress < 1:
         rng = step_generator(seed, clock.step)
@@ -115,10 +111,10 @@ def train(
         with autocast(torch.device("cpu")):
             if isinstance(tokenizer, VqTokenizer):
                 torch.manual_seed(rng.initial_seed())  # codes out of use take the place of latents drawn at random
-                loss = code_loss(tokenizer, pixels, seam_weight, perceptual)
+                loss = code_loss(tokenizer, pixels, seam_weight)
             else:
                 noise = torch.randn(batch, config.tokens, config.channels, generator=rng)
-                loss = reconstruction_loss(tokenizer, pixels, noise, noise_max, seam_weight, perceptual)
+                loss = reconstruction_loss(tokenizer, pixels, noise, noise_max, seam_weight)
         learner.update(loss, learning_rate(PEAK_LR, clock, warmup=50, anneal_from=0.2), clip=1.0)
         bar.update()
         if clock.step % 200 == 0 or clock.progress >= 1:
@@ -165,11 +161,10 @@ def main(argv: list[str] | None = None) -> None:
                         help="largest noise of the latents, in standard deviations; 0: 0.1 (%(default)s)")  # fmt: skip
     parser.add_argument("--seam-weight", type=amount, default=0.0,
                         help="weight of gradient errors across token borders (%(default)s)")  # fmt: skip
-    parser.add_argument("--perceptual-weight", type=amount, default=0.0,
-                        help="weight of the distance in a classifier's features (%(default)s)")  # fmt: skip
     parser.add_argument("--cpu-clock", action="store_true", help="count minutes of processor time")
     parser.add_argument("--decoder-of", type=Path, metavar="FILE",
-                        help="train only the decoder of this tokenizer: models of its tokens keep fitting")  # fmt: skip
+                        help="train only the decoder of this tokenizer, or of this checkpoint's, whose tokens stay; "
+                        "`python -m model.training.reconstruction` puts it there")  # fmt: skip
     args = parser.parse_args(argv)
 
     try:
@@ -177,7 +172,7 @@ def main(argv: list[str] | None = None) -> None:
         with within_memory("lower --batch"):
             tokenizer = train(
                 args.preset, dataset, args.out, args.minutes, args.steps, args.batch, args.seed, args.noise_max,
-                args.seam_weight, args.cpu_clock, args.decoder_of, args.perceptual_weight,
+                args.seam_weight, args.cpu_clock, args.decoder_of,
             )  # fmt: skip
     except (DataError, ConfigError, CheckpointError) as error:
         sys.exit(str(error))

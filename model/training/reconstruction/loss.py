@@ -7,15 +7,13 @@ from torch import Tensor
 
 from model.networks.tokenizer import PcaSkipTokenizer
 from model.networks.vq_tokenizer import VqTokenizer
-from model.training.reconstruction.perceptual import PerceptualLoss
 
 LATENT_NOISE = 0.1  # standard deviation; latents have 1
 
 
 def reconstruction_loss(
-    tokenizer: PcaSkipTokenizer, pixels: Tensor, noise: Tensor, noise_max: float = 0.0, seam_weight: float = 0.0,
-    perceptual: PerceptualLoss | None = None,
-) -> Tensor:  # fmt: skip
+    tokenizer: PcaSkipTokenizer, pixels: Tensor, noise: Tensor, noise_max: float = 0.0, seam_weight: float = 0.0
+) -> Tensor:
     """`image_loss` of images whose latents had noise, and 1e-4·|z|².
 
     Args:
@@ -23,7 +21,6 @@ def reconstruction_loss(
         noise: (B, N, C), standard normal.
         noise_max: largest standard deviation of the noise of every second image, relative to that of the latents, which
             therefore cannot grow to outshout it; 0: LATENT_NOISE for all, absolute.
-        perceptual: added for the other half of the images, which have little noise and so can be like the original.
     """
     z = tokenizer.encode(pixels)
     sigma: float | Tensor = LATENT_NOISE
@@ -33,18 +30,14 @@ def reconstruction_loss(
         levels[1::2] = LATENT_NOISE + (noise_max - LATENT_NOISE) * spread[: len(levels[1::2])]
         sigma = levels[:, None, None].to(z) * z.detach().std()
     out = tokenizer.decode(z + sigma * noise)
-    loss = image_loss(out, pixels, tokenizer.config.stride, seam_weight) + 1e-4 * z.float().square().mean()
-    return loss + perceptual(out[::2], pixels[::2]) if perceptual else loss
+    return image_loss(out, pixels, tokenizer.config.stride, seam_weight) + 1e-4 * z.float().square().mean()
 
 
-def code_loss(
-    tokenizer: VqTokenizer, pixels: Tensor, seam_weight: float = 0.0, perceptual: PerceptualLoss | None = None
-) -> Tensor:
-    """As `reconstruction_loss`, of images from their codes, which have no noise, and the latents' distance to them."""
+def code_loss(tokenizer: VqTokenizer, pixels: Tensor, seam_weight: float = 0.0) -> Tensor:
+    """`image_loss` of images from their codes, which have no noise, and the distance of the latents to them."""
     vectors, _, commitment = tokenizer.quantize(tokenizer.autoencoder.encode(pixels))
     out = tokenizer.autoencoder.decode(vectors)
-    loss = image_loss(out, pixels, tokenizer.config.stride, seam_weight) + commitment
-    return loss + perceptual(out[::2], pixels[::2]) if perceptual else loss
+    return image_loss(out, pixels, tokenizer.config.stride, seam_weight) + commitment
 
 
 def image_loss(out: Tensor, pixels: Tensor, stride: int, seam_weight: float = 0.0) -> Tensor:

@@ -1,4 +1,4 @@
-"""Decoders that are trained further: the perceptual loss, and the command that puts one into a checkpoint."""
+"""The command that puts a decoder that was trained further into a checkpoint."""
 
 from __future__ import annotations
 
@@ -6,17 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from model.checkpoint import load_checkpoint, save_checkpoint
 from model.networks.autoregressive_model import Fluid
 from model.networks.factory import new_tokenizer
-from model.networks.tokenizer import PcaSkipTokenizer, to_pixels
+from model.networks.tokenizer import to_pixels
 from model.presets import PRESETS
 from model.training.reconstruction.__main__ import main
-from model.training.reconstruction.loss import reconstruction_loss
-from model.training.reconstruction.perceptual import PerceptualLoss
 from model.training.train_tokenizer import train as train_tokenizer
 from tests.model.image_set import squares
 
@@ -26,38 +23,6 @@ def saved(folder: Path, preset: str = "tiny") -> Path:
     about = {"name": "tiny", "training": {"steps": 3}, "metrics": {"score": 1.0}}
     save_checkpoint(folder, Fluid(PRESETS[preset]), new_tokenizer(PRESETS[preset]), about)
     return folder
-
-
-@pytest.fixture(scope="module")
-def perceptual() -> PerceptualLoss:
-    return PerceptualLoss(weight=2.0)
-
-
-def test_a_perceptual_loss_grows_with_blur_and_ignores_alpha(perceptual: PerceptualLoss) -> None:
-    """Blur is what losses of pixels forgive, and what this one is for."""
-    sharp = to_pixels(torch.from_numpy(squares().images[:4]))
-    sharp = F.interpolate(sharp, size=64, mode="nearest")
-    blurred = [F.avg_pool2d(sharp, size, 1, size // 2) for size in (3, 5, 9)]
-    losses = [float(perceptual(image, sharp)) for image in (sharp, *blurred)]
-    assert losses[0] == 0 and losses == sorted(losses) and losses[1] > 0.01
-    with_alpha = torch.cat([blurred[0], torch.rand(4, 1, 64, 64)], 1)
-    assert float(perceptual(with_alpha, torch.cat([sharp, -torch.ones(4, 1, 64, 64)], 1))) == losses[1]
-    assert float(PerceptualLoss(1.0)(blurred[0], sharp)) == pytest.approx(losses[1] / 2, rel=1e-4)
-
-
-def test_a_perceptual_loss_reaches_the_decoder_and_leaves_its_own_network(perceptual: PerceptualLoss) -> None:
-    tokenizer = PcaSkipTokenizer(PRESETS["tiny"].tokenizer)  # type: ignore[arg-type]
-    pixels = to_pixels(torch.from_numpy(squares().images[:4]))
-    tokenizer.start_from_pca(pixels)
-    noise = torch.randn(4, PRESETS["tiny"].tokens, PRESETS["tiny"].channels, generator=torch.Generator().manual_seed(0))
-    gradients = []
-    for used in (None, perceptual):
-        tokenizer.zero_grad()
-        reconstruction_loss(tokenizer, pixels, noise, perceptual=used).backward()
-        assert tokenizer.synthesis.weight.grad is not None
-        gradients.append(tokenizer.synthesis.weight.grad.clone())
-    assert not torch.allclose(gradients[0], gradients[1])
-    assert all(value.grad is None for value in perceptual.parameters())
 
 
 def test_a_decoder_is_put_into_a_checkpoint_that_keeps_model_and_tokens(tmp_path: Path) -> None:
