@@ -41,14 +41,14 @@ def put_decoder(checkpoint: Checkpoint, source: str, folder: Path) -> None:
         raise ConfigError(f"the tokenizer of {source} was imported: choose one that train_tokenizer wrote")
     freeze_encoder(new)
     trained = {name for name, value in new.named_parameters() if value.requires_grad}
-    after = new.state_dict()
-    for name, value in old.state_dict().items():
+    before, after = old.state_dict(), new.state_dict()
+    for name, value in before.items():
         if name not in trained and not torch.allclose(after[name].double(), value.double(), rtol=ROUNDING, atol=1e-6):
             raise ConfigError(
                 f"{source} makes other tokens than the model of {checkpoint.folder} draws ({name} differs): train "
                 f"it with --decoder-of {checkpoint.folder}"
             )
-    new.load_state_dict({name: value if name in trained else old.state_dict()[name] for name, value in after.items()})
+    new.load_state_dict({name: value if name in trained else before[name] for name, value in after.items()})
     about = {key: value for key, value in checkpoint.about.items() if key != "metrics"}
     earlier = {"name": checkpoint.about["name"], "sha256": checkpoint.sha256}
     about["training"] = about.get("training", {}) | {"other_decoder_than": earlier}
