@@ -53,6 +53,11 @@ class Checkpoint:
     def config(self) -> ModelConfig:
         return self.model.config
 
+    @property
+    def unscored(self) -> dict[str, Any]:
+        """The metadata without scores, which other weights made from these do not have."""
+        return {key: value for key, value in self.about.items() if key != "metrics"}
+
 
 def save_checkpoint(
     folder: Path, model: AutoregressiveModel, tokenizer: AnyTokenizer, about: dict[str, Any],

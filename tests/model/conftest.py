@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from model.checkpoint import save_checkpoint
 from model.config import FluidConfig, ModelConfig, VqConfig
 from model.data.scenes.facts import Grammar
 from model.data.scenes.sprites import Sprites
@@ -17,6 +19,7 @@ from model.inference.engine import Engine
 from model.inference.prompts import TextPrompts
 from model.inference.requests import Request, Sampling
 from model.networks.autoregressive_model import Fluid
+from model.networks.factory import new_tokenizer
 from model.networks.text_encoder import HashEncoder
 from model.networks.transformer import TextContext
 from model.presets import PRESETS
@@ -68,6 +71,15 @@ def random_model(config: FluidConfig) -> Fluid:
     if config.categorical:  # logits that depend on the input
         torch.nn.init.normal_(model.table, std=0.3)
     return model
+
+
+def saved(folder: Path, seed: int = 1, preset: str = "tiny", dtype: torch.dtype = torch.float32, **about: Any) -> Path:
+    """A checkpoint of a new model, with scores that belong to its weights alone."""
+    torch.manual_seed(seed)
+    config = PRESETS[preset]
+    about = {"name": "tiny", "training": {"steps": 1}, "metrics": {"score": 1.0}} | about
+    save_checkpoint(folder, Fluid(config), new_tokenizer(config), about, dtype)
+    return folder
 
 
 def fitted(request: Request, config: ModelConfig) -> Request:

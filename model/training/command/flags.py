@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
+from pathlib import Path
+
+from model.config import ConfigError
 
 
 def whole_number(least: int) -> Callable[[str], int]:
@@ -34,6 +37,12 @@ def share(text: str) -> float:
     if (number := amount(text)) > 1:
         raise argparse.ArgumentTypeError(f"{text!r} is above 1")
     return number
+
+
+def check_out(out: Path, *read: Path | str) -> None:
+    """Raise ConfigError if a command would write its checkpoint over one of those that it reads."""
+    if out.resolve() in (Path(each).resolve() for each in read):
+        raise ConfigError(f"--out: {out} is one of those that are read: choose another folder")
 
 
 def add_budget_arguments(parser: argparse.ArgumentParser, minutes: float, steps: int, batch: int) -> None:

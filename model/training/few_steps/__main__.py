@@ -21,7 +21,7 @@ from model.checkpoint import CheckpointError, load_checkpoint
 from model.config import ConfigError, FluidConfig
 from model.data.interrupts import interruptible
 from model.data.sources import DataError
-from model.training.command.flags import add_budget_arguments, share
+from model.training.command.flags import add_budget_arguments, check_out, share
 from model.training.command.machine import within_memory
 from model.training.few_steps.distill import distill, distilled_model, prepare, write
 from model.training.few_steps.errors import COUNTS, compare
@@ -71,7 +71,9 @@ def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     try:
         recipe = Recipe.load(args.recipe, batch=args.batch)
-        checkpoint = load_checkpoint(args.checkpoint or Path(recipe.out) / "checkpoint")
+        folder = args.checkpoint or Path(recipe.out) / "checkpoint"
+        check_out(args.out / "checkpoint", folder)
+        checkpoint = load_checkpoint(folder)
         if not isinstance(checkpoint.config, FluidConfig):
             raise ConfigError(f"{checkpoint.folder} is of family {checkpoint.config.family!r}, not fluid")
         feed = open_feed(recipe, checkpoint.config, checkpoint.tokenizer, torch.device("cpu"))

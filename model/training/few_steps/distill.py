@@ -162,7 +162,7 @@ def write(run: Distillation, model: Fluid, name: str, folder: Path, dtype: torch
     Presets and scores of the original are left out: they are those of a head that needs more steps. So is its name: by
     it workers serve both beside each other.
     """
-    about = {key: value for key, value in run.checkpoint.about.items() if key not in ("sampling", "metrics")}
+    about = {key: value for key, value in run.checkpoint.unscored.items() if key != "sampling"}
     about["name"] = name
     about["few_steps"] = {
         "of": run.checkpoint.sha256, "steps": run.learner.clock.step,

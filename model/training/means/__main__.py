@@ -21,7 +21,7 @@ import torch
 from model.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from model.config import ConfigError
 from model.data.fixed_sample import holds_styles_out
-from model.training.command.flags import share
+from model.training.command.flags import check_out, share
 
 OWN = ("sampling", "description", "examples")  # metadata of a copy that fit its weights alone
 
@@ -51,7 +51,7 @@ def write(one: Checkpoint, other: Checkpoint, part: float, folder: Path, since: 
     guidance and whose decoder may be sharper; the training of `other` is noted as carried over, beside any before.
     """
     other.model.float().load_state_dict(mean(one, other, part, since))
-    about = {key: value for key, value in other.about.items() if key not in ("metrics", *(OWN if since else ()))}
+    about = {key: value for key, value in other.unscored.items() if not since or key not in OWN}
     trained, before = about.get("training", {}), one.about.get("training", {})
     if since:
         earlier = {"carried": before["carried"]} if "carried" in before else {}
@@ -81,8 +81,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the new checkpoint")
     args = parser.parse_args(argv)
     try:
-        if args.out.resolve() in (each.resolve() for each in (args.one, args.other, args.since) if each):
-            raise ConfigError(f"--out {args.out} is one of those that are read: choose another folder")
+        check_out(args.out, args.one, args.other, *([args.since] if args.since else []))
         since = load_checkpoint(args.since) if args.since else None
         write(load_checkpoint(args.one), load_checkpoint(args.other), args.share, args.out, since)
     except (CheckpointError, ConfigError) as error:

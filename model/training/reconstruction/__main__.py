@@ -18,6 +18,7 @@ from model.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_
 from model.config import ConfigError, FluidConfig
 from model.networks.tokenizer import PcaSkipTokenizer
 from model.networks.vq_tokenizer import VqTokenizer
+from model.training.command.flags import check_out
 from model.training.reconstruction.start import freeze_encoder
 from model.training.run import load_tokenizer
 
@@ -49,10 +50,9 @@ def put_decoder(checkpoint: Checkpoint, source: str, folder: Path) -> None:
                 f"it with --decoder-of {checkpoint.folder}"
             )
     new.load_state_dict({name: value if name in trained else before[name] for name, value in after.items()})
-    about = {key: value for key, value in checkpoint.about.items() if key != "metrics"}
     earlier = {"name": checkpoint.about["name"], "sha256": checkpoint.sha256}
-    about["training"] = about.get("training", {}) | {"other_decoder_than": earlier}
-    save_checkpoint(folder, checkpoint.model, new, about)
+    training = checkpoint.about.get("training", {}) | {"other_decoder_than": earlier}
+    save_checkpoint(folder, checkpoint.model, new, checkpoint.unscored | {"training": training})
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -66,8 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the new checkpoint")
     args = parser.parse_args(argv)
     try:
-        if args.out.resolve() in (args.checkpoint.resolve(), Path(args.tokenizer).resolve()):
-            raise ConfigError(f"--out {args.out} is one of those that are read: choose another folder")
+        check_out(args.out, args.checkpoint, args.tokenizer)
         put_decoder(load_checkpoint(args.checkpoint), args.tokenizer, args.out)
     except (CheckpointError, ConfigError) as error:
         sys.exit(str(error))

@@ -217,5 +217,10 @@ def test_the_command_writes_a_checkpoint_that_says_where_it_comes_from(
     assert sampling_limits(written.config)["max_guidance_scale"] == 8
     assert set(json.loads((out / "errors.json").read_text())["errors"]) == {f"guidance {scale}" for scale in (1, 3, 6)}
     assert (out / "errors.svg").exists() and "mean flow" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="is one of those that are read"):  # they were overwritten
+        command.main(
+            ["--recipe", "model/recipes/emoji-64.toml", "--checkpoint", f"{out}/checkpoint", "--out", str(out)]
+        )
+    assert load_checkpoint(out / "checkpoint").sha256 == written.sha256
     with pytest.raises(SystemExit, match="no recipe"):
         command.main(["--recipe", "nowhere.toml", "--out", str(out)])

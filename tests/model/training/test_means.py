@@ -3,32 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from model.checkpoint import load_checkpoint, save_checkpoint
+from model.checkpoint import load_checkpoint
 from model.data.fixed_sample import holds_styles_out
 from model.evaluation.cards.facts import beginning
-from model.networks.autoregressive_model import Fluid
-from model.networks.factory import new_tokenizer
-from model.presets import PRESETS
 from model.training.means.__main__ import main
-
-
-def saved(folder: Path, seed: int, preset: str = "tiny", training: dict[str, Any] | None = None) -> Path:
-    torch.manual_seed(seed)
-    about = {
-        "name": "tiny", "training": training or {"steps": 1}, "metrics": {"score": 1.0}, "sampling": {"of": seed}
-    }  # fmt: skip
-    save_checkpoint(folder, Fluid(PRESETS[preset]), new_tokenizer(PRESETS[preset]), about, torch.float32)
-    return folder
+from tests.model.conftest import saved
 
 
 def test_a_mean_lies_between_and_says_what_it_is(tmp_path: Path) -> None:
     """Scores of one of the two would not be the mean's."""
-    one, other = (saved(tmp_path / str(seed), seed) for seed in (1, 2))
+    one, other = (saved(tmp_path / str(seed), seed, sampling={"of": seed}) for seed in (1, 2))
     main([str(one), str(other), "--share", "0.25", "--out", str(tmp_path / "mean")])
     a, b, both = (load_checkpoint(folder) for folder in (one, other, tmp_path / "mean"))
     for name, value in both.model.state_dict().items():
@@ -44,7 +32,7 @@ def test_a_mean_lies_between_and_says_what_it_is(tmp_path: Path) -> None:
 
 def test_what_a_training_changed_is_carried_to_a_copy_of_its_start(tmp_path: Path) -> None:
     """A guidance distillation takes longer than a short training, and need not be made again after it."""
-    copy, other, start = (saved(tmp_path / str(seed), seed) for seed in (1, 2, 3))
+    copy, other, start = (saved(tmp_path / str(seed), seed, sampling={"of": seed}) for seed in (1, 2, 3))
     main([str(copy), str(other), "--since", str(start), "--share", "0.5", "--out", str(tmp_path / "carried")])
     one, two, three, out = (load_checkpoint(f) for f in (copy, other, start, tmp_path / "carried"))
     for name, value in out.model.state_dict().items():
@@ -72,7 +60,7 @@ def test_what_was_carried_and_seen_before_is_not_forgotten(tmp_path: Path) -> No
 
 
 def test_what_has_no_mean_is_one_line(tmp_path: Path) -> None:
-    one, two = saved(tmp_path / "one", 1), saved(tmp_path / "two", 1, "compare-random-continuous-small")
+    one, two = saved(tmp_path / "one"), saved(tmp_path / "two", preset="compare-random-continuous-small")
     for words, says in (
         ([str(one), str(two), "--out", str(tmp_path / "mean")], "different sizes"),
         ([str(one), str(one), "--out", str(one)], "is one of those that are read"),
