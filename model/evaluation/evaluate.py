@@ -4,7 +4,7 @@
     python -m model.evaluation --quality low,high                       two presets, compared
     python -m model.evaluation --suite breadth                          a thousand named things, one at a time
     python -m model.evaluation --suite emoji                            emoji-64 of `make train`: R-precision
-    python -m model.evaluation --guidance-scale 5 --images 100          other sampling settings, fewer images
+    python -m model.evaluation --guidance-scale 5 --images 1            other sampling settings, fewer images
     python -m model.evaluation --loss PATH --data data/scenes           validation loss, of any checkpoint on any data
 
 Suites are explained in evaluate_emoji.py, evaluate_scenes.py and breadth/evaluate_breadth.py; scenes uses a shipped

@@ -106,6 +106,16 @@ def clip_score(files: list[Path], prompts: list[str], folder: Path) -> float:
     return total / len(files)
 
 
+def _record(file: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ScoreError(f"{file} is no JSON ({error}): give the evaluation.json of `fluid eval`") from error
+    if not isinstance(record, dict):
+        raise ScoreError(f"{file} holds no object: give the evaluation.json of `fluid eval`")
+    return record
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m model.evaluation.folder_scores", description=__doc__,
@@ -116,20 +126,25 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--inception", type=Path, metavar="FILE", help="weights of torch-fidelity's Inception v3")
     parser.add_argument("--clip", type=Path, metavar="FOLDER", help="CLIP model")
     args = parser.parse_args(argv)
-    prompts = sys.stdin.read().split("\n")
+    if (args.fid is None) != (args.inception is None):
+        parser.error("--fid needs --inception, and --inception needs --fid")
+    prompts = sys.stdin.read().removesuffix("\n").split("\n")
     images = args.record.parent / "images"
     files = sorted(images.glob("*.png"))
     scores: dict[str, Any] = {}
     try:
+        record = _record(args.record)
         if len(files) != len(prompts):
-            raise ScoreError(f"{images} has {len(files)} images for {len(prompts)} prompts: remove other files")
+            raise ScoreError(
+                f"{images} has {len(files)} images, standard input {len(prompts)} prompts: give those of the images, "
+                "one in each line"
+            )
         if args.fid:
             scores["fid"] = round(frechet_distance(images, args.fid, args.inception), 4)
         if args.clip:
             scores["clip_score"] = round(clip_score(files, prompts, args.clip), 4)
     except (ScoreError, OSError, RuntimeError) as error:
         sys.exit(f"{error}")
-    record = json.loads(args.record.read_text())
     before = record.get("scores", {})
     kept = before if before.get("scored_images") == len(files) else {}  # one of other images is not comparable
     record["scores"] = kept | scores | {"scored_images": len(files)}

@@ -2,7 +2,7 @@
 
     python -m model.evaluation.train_detector                     ten minutes, into runs/detector; run again to resume
     python -m model.evaluation.train_detector --minutes 60        longer
-    python -m model.evaluation --suite scenes                     its error rates, with every score
+    python -m model.evaluation --detector runs/detector           its error rates, with every score
 
 It trains on renders of random facts at any position, held-out combinations included, because it must recognise them.
 Images are augmented with blur, noise and changes of brightness and contrast, but never with JPEG compression:
@@ -189,7 +189,7 @@ def main(argv: list[str] | None = None) -> None:
             train(sprites, things, args.out, args.minutes, args.steps, args.batch, args.seed, cpu=cpu)
     except (DataError, ConfigError) as error:
         sys.exit(str(error))
-    print(f"detector in {args.out}; `python -m model.evaluation --suite scenes` reports its error rates")
+    print(f"detector in {args.out}; `python -m model.evaluation --detector {args.out}` reports its error rates")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
     python -m model.training --recipe model/recipes/scenes-128.toml
     python -m model.training --minutes 5 --out runs/short      the default recipe, shorter and elsewhere
     python -m model.training --stop-after-minutes 30   stop there; the same command resumes
-    python -m model.training --anneal-now              resume, anneal for the recipe's anneal_minutes, and end there
+    python -m model.training --anneal-minutes 10 --anneal-now     resume, anneal for ten minutes, and end there
     torchrun --nproc-per-node 2 -m model.training      the same run on two devices; any number of ranks resumes it
 
 Shows loss, images per second and time left, writes sample sheets of fixed prompts and saves the whole state, so that

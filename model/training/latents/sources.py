@@ -71,7 +71,7 @@ def _of_folder(source: Path) -> Iterator[Captioned]:
             except (OSError, UnicodeDecodeError) as error:
                 yield _unreadable(name, f"no caption in UTF-8 in {beside.name} ({error})")
             else:
-                yield Captioned(name, path.read_bytes, _line(caption))
+                yield _captioned(name, path.read_bytes, caption)
 
 
 def _of_metadata(source: Path) -> Iterator[Captioned]:
@@ -84,16 +84,16 @@ def _of_metadata(source: Path) -> Iterator[Captioned]:
             continue
         try:
             entry = json.loads(line)
-            path, caption = source / entry["file_name"], str(entry["text"])
+            path, caption = source / entry["file_name"], _text(entry["text"])
             inside, found = path.resolve().is_relative_to(source.resolve()), path.is_file()
         except (OSError, ValueError, KeyError, TypeError) as error:
-            message = f"{source / METADATA}, line {number} needs `file_name` and `text` ({type(error).__name__})"
+            message = f"{source / METADATA}, line {number} needs the strings `file_name` and `text` ({error!r})"
             raise DataError(message) from error
         if not inside:
             raise DataError(f"{source / METADATA}, line {number} names a file elsewhere: {entry['file_name']}")
         if not found:
             raise DataError(f"{source / METADATA}, line {number}: there is no {path}")
-        yield Captioned(entry["file_name"], path.read_bytes, _line(caption))
+        yield _captioned(entry["file_name"], path.read_bytes, caption)
 
 
 def _of_tar(tar: Path) -> Iterator[Captioned]:
@@ -112,7 +112,7 @@ def _of_tar(tar: Path) -> Iterator[Captioned]:
                     yield _unreadable(name, f"no caption in its JSON ({error})")
                     continue
                 if caption:
-                    yield Captioned(name, partial(_read, opened, image), _line(caption))
+                    yield _captioned(name, partial(_read, opened, image), caption)
     except (tarfile.TarError, OSError, ValueError, EOFError) as error:
         raise DataError(f"{tar} cannot be read ({error}); copy it again") from error
 
@@ -121,7 +121,19 @@ def _caption(opened: tarfile.TarFile, found: dict[str, tarfile.TarInfo]) -> str:
     if "txt" in found:
         return _read(opened, found["txt"]).decode("utf-8", "replace")
     metadata = json.loads(_read(opened, found["json"])) if "json" in found else {}
-    return str(metadata.get("caption", "")) if isinstance(metadata, dict) else ""
+    return _text(metadata.get("caption", "")) if isinstance(metadata, dict) else ""
+
+
+def _text(caption: object) -> str:
+    """Raise ValueError for null, or a list of captions: `str` would make words of it that nobody wrote."""
+    if not isinstance(caption, str):
+        raise ValueError(f"{caption!r} is no text")
+    return caption
+
+
+def _captioned(name: str, read: Callable[[], bytes], caption: str) -> Captioned:
+    line = " ".join(caption.split())
+    return Captioned(name, read, line) if line else _unreadable(name, "its caption is empty")
 
 
 def _read(opened: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
@@ -143,10 +155,6 @@ def _key(name: str) -> tuple[str, str]:
     folder, slash, base = name.rpartition("/")
     stem, _, suffix = base.partition(".")
     return f"{folder}{slash}{stem}", suffix.lower()
-
-
-def _line(caption: str) -> str:
-    return " ".join(caption.split())
 
 
 def square(file: bytes, size: int) -> Image.Image:

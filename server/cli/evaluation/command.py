@@ -119,6 +119,7 @@ def _score(args: argparse.Namespace, texts: list[str]) -> None:
         command += ["--fid", str(args.fid), "--inception", str(args.inception)]
     if args.clip:
         command += ["--clip", str(args.clip)]
-    done = subprocess.run(command, input="\n".join(text.replace("\n", " ") for text in texts), text=True, check=False)
+    lines = "".join(text.replace("\n", " ") + "\n" for text in texts)
+    done = subprocess.run(command, input=lines, text=True, check=False)
     if done.returncode:
         raise EvaluationRefused(f"the images are in {args.out}, but they were not scored; see the message above.")

@@ -75,7 +75,13 @@ def score(packages: Path, folder: Path, *flags: str, prompts: list[str] = PROMPT
     command = [sys.executable, "-m", "model.evaluation.folder_scores", str(folder / "evaluation.json"), *flags]
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(packages), os.environ.get("PYTHONPATH", "")])}
     return subprocess.run(
-        command, input="\n".join(prompts), env=env, capture_output=True, text=True, timeout=300, check=False
+        command,
+        input="".join(f"{prompt}\n" for prompt in prompts),
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
 
 
@@ -154,4 +160,30 @@ def test_scores_of_other_images_are_not_kept(folder: Path, monkeypatch: pytest.M
 
 def test_images_that_belong_to_no_prompt_are_not_scored(folder: Path) -> None:
     done = score(folder, folder, "--clip", str(folder), prompts=PROMPTS[:3])
-    assert done.returncode == 1 and "has 4 images for 3 prompts" in done.stderr
+    assert done.returncode == 1 and "has 4 images, standard input 3 prompts" in done.stderr
+
+
+def test_the_end_of_the_last_line_is_no_prompt(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`< prompts`, as the help has it, ended in "4 images for 5 prompts: remove other files"."""
+    monkeypatch.setattr(folder_scores, "clip_score", lambda files, prompts, folder: float(len(prompts)))
+    for text in ("\n".join(PROMPTS), "\n".join(PROMPTS) + "\n"):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+        folder_scores.main([str(folder / "evaluation.json"), "--clip", "anything"])
+        assert json.loads(capsys.readouterr().out)["clip_score"] == 4
+
+
+def test_flags_and_records_that_cannot_be_are_one_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They were tracebacks, that of the record after an hour of scoring."""
+    with pytest.raises(SystemExit, match="2"):
+        folder_scores.main([str(folder / "evaluation.json"), "--fid", str(folder / "same")])
+    assert "--fid needs --inception" in capsys.readouterr().err
+    for record, says in (("{", "is no JSON"), ("[]", "holds no object"), (None, "No such file")):
+        monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(PROMPTS)))
+        file = folder / "evaluation.json"
+        file.write_text(record) if record else file.unlink()
+        with pytest.raises(SystemExit, match=says):
+            folder_scores.main([str(file)])

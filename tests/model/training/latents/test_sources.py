@@ -70,25 +70,37 @@ def test_metadata_is_read_by_lines_of_json(tmp_path: Path) -> None:
     row = {"file_name": "a.jpg", "text": "one\u2028two\u0085three"}
     metadata.write_text(json.dumps(row, ensure_ascii=False) + "\n\n", encoding="utf-8")
     assert [image.caption for image in captioned_images(tmp_path)] == ["one two three"]
-    for name in ("a\0.jpg", "a" * 5000, 3):
-        metadata.write_text(json.dumps({"file_name": name, "text": "x"}))
-        with pytest.raises(DataError, match="line 1 needs `file_name` and `text`"):
+    for name, text in (("a\0.jpg", "x"), ("a" * 5000, "x"), (3, "x"), ("a.jpg", None), ("a.jpg", ["one", "two"])):
+        metadata.write_text(json.dumps({"file_name": name, "text": text}))
+        with pytest.raises(DataError, match="line 1 needs the strings `file_name` and `text`"):
             list(captioned_images(tmp_path))
     metadata.write_bytes('{"file_name": "a.jpg", "text": "caf\u00e9"}'.encode("latin-1"))
     with pytest.raises(DataError, match="save it as UTF-8"):
         list(captioned_images(tmp_path))
 
 
-def test_one_damaged_json_of_a_tar_is_skipped(tmp_path: Path) -> None:
-    """It made the whole tar unreadable."""
+@pytest.mark.parametrize("damaged", [b"{", b'{"caption": null}', b'{"caption": ["one", "two"]}'])
+def test_one_damaged_json_of_a_tar_is_skipped(damaged: bytes, tmp_path: Path) -> None:
+    """It made the whole tar unreadable; a list of captions, and null, were trained on as the words of their code."""
     with tarfile.open(tmp_path / "a.tar", "w") as opened:
-        for name, data in (("a.jpg", picture()), ("a.json", b"{"), ("b.jpg", picture()), ("b.txt", b"b")):
+        for name, data in (("a.jpg", picture()), ("a.json", damaged), ("b.jpg", picture()), ("b.txt", b"b")):
             member = tarfile.TarInfo(name)
             member.size = len(data)
             opened.addfile(member, io.BytesIO(data))
     first, second = captioned_images(tmp_path / "a.tar")
     assert second.caption == "b"
     with pytest.raises(ValueError, match="no caption in its JSON"):
+        first.read()
+
+
+def test_an_image_with_an_empty_caption_is_skipped(tmp_path: Path) -> None:
+    """It was trained on without words; in a tar it never was."""
+    for name, caption in (("a", " \n"), ("b", "b")):
+        (tmp_path / f"{name}.jpg").write_bytes(picture())
+        (tmp_path / f"{name}.txt").write_text(caption)
+    first, second = captioned_images(tmp_path)
+    assert second.read() == picture()
+    with pytest.raises(ValueError, match="caption is empty"):
         first.read()
 
 
