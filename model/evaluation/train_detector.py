@@ -41,6 +41,7 @@ from model.training.trainer import (
     learning_rate,
     own_state,
     step_generator,
+    tell_if_used_up,
 )
 
 PEAK_LR = 2e-3
@@ -144,7 +145,11 @@ def train(
     learner = Learner(detector, ema, optimizer, Clock(steps, minutes, cpu=cpu))
     clock = learner.clock
     with own_state(out, f", or remove {out}/state.pt to start over"):
-        learner.resume(out / "state.pt")
+        state = learner.resume(out / "state.pt")
+    digest = sprites.about.get("sha256")
+    if state is not None and state.get("sprites", digest) != digest:  # not in states of earlier versions
+        raise ConfigError(f"{out}/state.pt was trained on other sprites: choose another --out, or those --data")
+    tell_if_used_up(clock)
     bar = tqdm(initial=clock.step, desc="detector", unit="step", disable=not progress, mininterval=1.0)
     while clock.progress < 1:
         scenes, pixels = sample_scenes(grammar, sprites, batch, seed, clock.step)
@@ -155,10 +160,10 @@ def train(
         bar.update()
         if clock.step % 200 == 0 or clock.progress >= 1:
             bar.set_postfix(loss=f"{loss.item():.3f}", left=f"{clock.seconds_left:.0f}s")
-            learner.save(out / "state.pt")
+            learner.save(out / "state.pt", sprites=digest)
     bar.close()
     ema.copy_to(detector)
-    save_detector(detector.eval(), out, {"steps": clock.step, "sprites": sprites.about.get("sha256")})
+    save_detector(detector.eval(), out, {"steps": clock.step, "sprites": digest})
     return detector
 
 

@@ -6,6 +6,7 @@ the paper's presets, and hashed word vectors for tests (the same interface witho
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import importlib.util
 from collections.abc import Iterator, Sequence
@@ -146,6 +147,16 @@ def package_folder(name: str) -> Path:
             "(its declared dependencies are not needed)"
         )
     return Path(next(iter(spec.submodule_search_locations))) / "model"
+
+
+def is_packaged(folder: Path, name: str) -> bool:
+    """Return True for a copy of a package's weights; of any folder where the package is not installed."""
+    try:
+        own = package_folder(name)
+    except ConfigError:
+        return folder.is_dir()
+    weights = [file.name for file in own.glob("*.safetensors")]
+    return folder.is_dir() and filecmp.cmpfiles(own, folder, weights, shallow=False)[0] == weights
 
 
 def build_text_encoder(

@@ -32,7 +32,7 @@ from model.networks.text_encoder import package_folder
 from model.presets import PRESETS
 from model.training.latents.store import LatentCache, is_latent_cache
 from model.training.recipe import Recipe
-from model.training.run import load_tokenizer
+from model.training.reconstruction.load import load_tokenizer
 
 
 def pack(recipe_file: Path, out: Path) -> int:

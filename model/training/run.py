@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from model.checkpoint import load_checkpoint, read_config
@@ -18,15 +16,12 @@ from model.data.dataset import Dataset
 from model.data.scenes.compose import SIZE
 from model.diffusion import Schedule, make_schedule
 from model.inference.prompts import encoder_dtype
-from model.networks.autoencoders.vqgan_tokenizer import is_vq_model, load_vq_model
 from model.networks.autoregressive_model import Fluid
-from model.networks.factory import AnyTokenizer, new_tokenizer
-from model.networks.text_encoder import build_text_encoder
-from model.networks.tokenizer_folder import is_tokenizer_folder, load_tokenizer_folder
+from model.networks.factory import AnyTokenizer
+from model.networks.text_encoder import build_text_encoder, is_packaged
 from model.networks.transformer import RESIDUAL_OUTPUTS
 from model.presets import PRESETS
 from model.process_group import Group, Share
-from model.tokenizer_config import read_json
 from model.training.auxiliary.layout_loss import LayoutHead
 from model.training.auxiliary.relation_pretraining import pretrain_or_read
 from model.training.command.machine import can_compile
@@ -38,6 +33,7 @@ from model.training.latents.feed import LatentFeed
 from model.training.latents.store import LatentCache, is_latent_cache
 from model.training.optimizer import make_optimizer
 from model.training.recipe import Recipe
+from model.training.reconstruction.load import load_tokenizer, tokens_digest
 from model.training.trainer import Clock, Ema, Learner, own_state
 
 
@@ -50,6 +46,7 @@ class Run:
         losses: model and layout head, as one module.
         group: the ranks that share the run; None: this process trains alone.
         started_from: as `started_from` gives it; a resumed run keeps its own.
+        made_of: as `made_of` gives it; a run is resumed with the same alone.
         history: [step, seconds of training, mean loss since the last entry], one entry per save.
         data_wait_s: seconds that this process has waited for batches.
     """
@@ -67,6 +64,7 @@ class Run:
     data_wait_s: float = 0.0
     group: Group | None = None
     started_from: dict[str, Any] = field(default_factory=dict)
+    made_of: dict[str, Any] = field(default_factory=dict)
 
     @property
     def leads(self) -> bool:
@@ -85,14 +83,16 @@ class Run:
     def save(self) -> None:
         """Write the whole state to the recipe's state file."""
         layout = {"layout": self.layout_head.state_dict()} if self.layout_head else {}
-        self.learner.save(self.recipe.state_file, history=self.history, started_from=self.started_from, **layout)
+        self.learner.save(
+            self.recipe.state_file, history=self.history, started_from=self.started_from, made_of=self.made_of, **layout
+        )
 
     def resume(self) -> bool:
         """Load the state file and return True, or return False if there is none.
 
         Raises:
-            ConfigError: it is damaged, or that of another preset, optimizer, set of losses or start, or its annealing
-                phase has begun and the recipe has none.
+            ConfigError: it is damaged, or that of another preset, optimizer, set of losses, start, tokenizer or data,
+                or its annealing phase has begun and the recipe has none.
         """
         out = Path(self.recipe.out)
         with own_state(out, f", and --start-from {out}/checkpoint to go on from its weights"):
@@ -108,60 +108,22 @@ class Run:
             raise ConfigError(
                 f"start_from = {self.recipe.start_from!r}: {out} holds a run that began with "
                 f"{kept['name'] + ', weights ' + kept['sha256'] if kept else 'random weights'}; resume it with "
-                "--start-from '', or choose another --out"
+                "an empty start_from (--start-from ''), or choose another --out"
             )
         self.started_from = start if kept is None else kept
+        before = state.get("made_of") or {}  # absent from states of earlier versions
+        for what, value in self.made_of.items():
+            if before.get(what, value) != value:
+                raise ConfigError(
+                    f"{out} holds a run that began with another {what}: restore it, or choose another --out, with "
+                    f"--start-from {out}/checkpoint to go on from its weights"
+                )
         if self.clock.annealing is not None and not self.recipe.anneal_minutes:
             raise ConfigError(
                 f"anneal_minutes = 0, but the annealing phase of {out} has begun, and would end at once: give its "
                 "length by --anneal-minutes"
             )
         return True
-
-
-def load_tokenizer(config: FluidConfig, path: str) -> AnyTokenizer:
-    """Load a trained tokenizer, strictly: a .safetensors file, or the folder of a checkpoint, of a VQModel, or of an
-    imported autoencoder (`fluid import`).
-
-    Raises:
-        ConfigError: there is none, or it has other sizes than `config`.
-    """
-    if Path(path).is_dir():
-        found = find_tokenizer(Path(path))
-        if found.config != config.tokenizer:
-            raise ConfigError(
-                f"the tokenizer of {path} does not fit the preset: it is {found.config}, the preset has "
-                f"{config.tokenizer}"
-            )
-        return found
-    if not Path(path).exists():
-        raise ConfigError(f"no tokenizer at {path}: run `python -m model.training.train_tokenizer` first")
-    tokenizer = new_tokenizer(config)
-    try:
-        tokenizer.load_state_dict(load_file(path))
-    except (OSError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise ConfigError(
-            f"the tokenizer {path} is damaged, or does not fit the preset ({reason}): train one with "
-            "`python -m model.training.train_tokenizer --preset` and the preset's name"
-        ) from error
-    return tokenizer.eval()
-
-
-def find_tokenizer(folder: Path) -> AnyTokenizer:
-    """The tokenizer in a folder: one that `fluid import` wrote, a VQModel, or a checkpoint's.
-
-    Raises:
-        ConfigError, CheckpointError: there is none, or it is damaged.
-    """
-    if is_tokenizer_folder(folder):
-        return load_tokenizer_folder(folder)
-    if is_vq_model(folder):
-        return load_vq_model(folder)
-    raw = folder / "config.json"
-    if raw.is_file() and read_json(raw).get("_class_name"):
-        raise ConfigError(f"{folder} is a model of diffusers: import it with `fluid import {folder} FOLDER` first")
-    return load_checkpoint(folder).tokenizer
 
 
 def open_feed(
@@ -207,11 +169,13 @@ def _check_size(recipe: Recipe, size: int, wanted: int, unit: str) -> None:
 def config_of(recipe: Recipe) -> FluidConfig:
     """The preset's config, with the recipe's text encoder: the checkpoint is served with it."""
     config = PRESETS[recipe.preset]
-    if not recipe.text_encoder or config.text.kind != "transformers":
+    if not recipe.text_encoder or config.text.kind not in ("transformers", "package"):
         return config
     folder = Path(recipe.text_encoder)  # the service may be started elsewhere
+    if config.text.kind == "package" and is_packaged(folder, config.text.name):  # that of a portable run
+        return config
     name = str(folder.resolve()) if folder.is_dir() else recipe.text_encoder
-    return replace(config, text=replace(config.text, name=name))
+    return replace(config, text=replace(config.text, kind="transformers", name=name))
 
 
 def prepare(recipe: Recipe, group: Group | None = None) -> tuple[Run, AnyTokenizer]:
@@ -258,8 +222,17 @@ def prepare(recipe: Recipe, group: Group | None = None) -> tuple[Run, AnyTokeniz
         learner = Learner(model, Ema(model, recipe.ema), optimizer, clock)
     schedule = make_schedule().to(device)
     run = Run(recipe, config, model, learner, schedule, feed, device, losses, layout_head, group=group)
-    run.started_from = started_from(recipe)
+    run.started_from, run.made_of = started_from(recipe), made_of(recipe, tokenizer, feed)
     return run, tokenizer
+
+
+def made_of(recipe: Recipe, tokenizer: AnyTokenizer, feed: Feed) -> dict[str, Any]:
+    """What weights depend on and their metadata tell: with another of these, a run that goes on would be wrong."""
+    found = {"tokenizer": tokens_digest(tokenizer), "data": feed.about["data"].get("sha256")}
+    if s := recipe.scenes:
+        found |= {"[scenes] things": s.things, "[scenes] styles": list(s.styles)}
+        found |= {"[scenes] styles_held_out": s.styles_held_out}
+    return found
 
 
 def started_from(recipe: Recipe) -> dict[str, Any]:

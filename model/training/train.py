@@ -86,6 +86,11 @@ def run_recipe(recipe: Recipe, until: float, anneal_now: bool = False, group: Gr
     out.mkdir(parents=True, exist_ok=True)
     report: Callable[[str], None] = print if run.leads else lambda text: None
     if run.resume():
+        if scale := run.started_from.get("scale"):  # its checkpoint would no longer say that it holds guidance
+            raise ConfigError(
+                f"{out} holds a guidance distillation: resume it by `python -m model.training.guidance_distillation "
+                f"--scale {scale:g}` with this recipe, or choose another --out"
+            )
         report(f"resuming {out} at step {run.clock.step}")
         if run.clock.progress >= 1:
             more = "--anneal-minutes" if run.clock.annealing is not None else "--minutes or --steps"

@@ -15,6 +15,7 @@ discrete tokenizer, whose codes have no noise, it tells the share of the codeboo
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -37,10 +38,10 @@ from model.networks.vq_tokenizer import VqTokenizer
 from model.presets import PRESETS
 from model.training.command.flags import add_budget_arguments, amount, whole_number
 from model.training.command.machine import within_memory
+from model.training.reconstruction.load import load_tokenizer
 from model.training.reconstruction.loss import code_loss, reconstruction_loss
 from model.training.reconstruction.report import measure, save_sheet
 from model.training.reconstruction.start import freeze_encoder, start_from_pca
-from model.training.run import load_tokenizer
 from model.training.trainer import (
     Clock,
     Ema,
@@ -48,6 +49,7 @@ from model.training.trainer import (
     learning_rate,
     own_state,
     step_generator,
+    tell_if_used_up,
 )
 
 PEAK_LR = 1.5e-3
@@ -97,7 +99,13 @@ def train(
     learner = Learner(tokenizer, ema, optimizer, Clock(steps, minutes, cpu_clock))
     clock = learner.clock
     with own_state(out, f", or remove {out}/state.pt to start over"):
-        learner.resume(out / "state.pt")
+        state = learner.resume(out / "state.pt")
+    digest = _digest(images[known])
+    if state is not None and state.get("images", digest) != digest:  # not in states of earlier versions
+        raise ConfigError(
+            f"{out}/state.pt was trained on other images: choose another --out, or those --data and --things"
+        )
+    tell_if_used_up(clock)
     if not all(torch.equal(value, fixed[name]) for name, value in tokenizer.named_parameters() if name in fixed):
         raise ConfigError(
             f"{out}/state.pt holds another encoder than {decoder_of}: choose another --out, or remove it to start over"
@@ -119,7 +127,7 @@ def train(
         bar.update()
         if clock.step % 200 == 0 or clock.progress >= 1:
             bar.set_postfix(loss=f"{loss.item():.4f}", left=f"{clock.seconds_left:.0f}s")
-            learner.save(out / "state.pt")
+            learner.save(out / "state.pt", images=digest)
     bar.close()
     ema.copy_to(tokenizer)
     tokenizer.eval()
@@ -127,6 +135,11 @@ def train(
         return tokenizer
     tokenizer.fit_normalisation(to_pixels(images[torch.from_numpy(dataset.indices("train")[:PCA_IMAGES])]))
     return tokenizer
+
+
+def _digest(images: Tensor) -> str:
+    """SHA-256 of 64 of the images: all of them take seconds."""
+    return hashlib.sha256(images[:: len(images) // 64 + 1].numpy().tobytes()).hexdigest()
 
 
 def _check_images(images: Tensor, preset: str) -> None:

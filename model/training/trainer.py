@@ -175,6 +175,21 @@ def own_state(out: Path, remedy: str = "") -> Iterator[None]:
         ) from error
 
 
+def tell_if_used_up(clock: Clock) -> None:
+    """Say why a resumed run takes no step, whatever its flags: its outputs are written again, and look like new."""
+    if clock.progress >= 1:
+        print(f"the budget is used up after {clock.step} steps: give more --minutes or --steps, or another --out")
+
+
+@contextmanager
+def own_weight_decay(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Load a state inside: it has the weight decay of its time, which a recipe may change as it may the rate."""
+    own = [group["weight_decay"] for group in optimizer.param_groups]
+    yield
+    for group, value in zip(optimizer.param_groups, own, strict=True):
+        group["weight_decay"] = value
+
+
 @dataclass
 class Learner:
     """A module with its moving average, optimiser and clock: the state that every trainer advances."""
@@ -215,7 +230,7 @@ class Learner:
             if self.skipped == MAX_SKIPPED:
                 raise ConfigError(
                     f"the gradients of {MAX_SKIPPED} steps in a row are not finite; the state was last saved before. "
-                    "Lower --learning-rate, or look for damaged images or tokens"
+                    "Lower the learning rate, or look for damaged images or tokens"
                 )
         self.clock.tick()
 
@@ -244,7 +259,8 @@ class Learner:
         if state is not None:
             self.module.load_state_dict(state["model"])
             self.ema.load_state_dict(state["ema"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            with own_weight_decay(self.optimizer):
+                self.optimizer.load_state_dict(state["optimizer"])
             self.clock.step, self.clock.seconds = state["step"], state["seconds"]
             self.clock.annealing = state.get("annealing")  # absent from states of earlier versions
         return state

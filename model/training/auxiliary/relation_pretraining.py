@@ -8,6 +8,7 @@ images then uses what it finds in the aligned states (docs/log.md). The probe th
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -106,16 +107,18 @@ def pretrain_aligner(
 def pretrain_or_read(
     aligner: Aligner, facts: Sequence[Facts], captions: CaptionCache, file: Path, steps: int, seed: int
 ) -> None:  # fmt: skip
-    """Pretrain the aligner and write it to `file`, or read it from there if a killed run got that far.
+    """Pretrain the aligner and write it to `file`, or read it from there if a killed run like this got that far.
 
     Raises:
         ConfigError: the file is damaged, or that of another preset.
     """
+    said = captions.states[: len(facts) : max(1, len(facts) // 64), 0]  # differs with captions and their encoder
+    key = hashlib.sha256(said.cpu().view(torch.int16).numpy().tobytes() + repr((steps, seed, len(facts))).encode())
     saved = load_state(file)
-    if saved is not None:
+    if saved is not None and saved.get("of") == key.hexdigest():
         with own_state(file.parent):
-            aligner.load_state_dict(saved)
+            aligner.load_state_dict(saved["aligner"])
         return
     accuracy = pretrain_aligner(aligner, facts, captions, steps, seed)
     print(f"relation pretraining: {accuracy:.1%} accuracy on held-back captions")
-    save_state(file, **aligner.state_dict())
+    save_state(file, of=key.hexdigest(), aligner=aligner.state_dict())

@@ -42,7 +42,7 @@ def share(text: str) -> float:
 def check_out(out: Path, *read: Path | str) -> None:
     """Raise ConfigError if a command would write its checkpoint over one of those that it reads."""
     if out.resolve() in (Path(each).resolve() for each in read):
-        raise ConfigError(f"--out: {out} is one of those that are read: choose another folder")
+        raise ConfigError(f"{out}, which would be written, is one of those that are read: choose another out")
 
 
 def add_budget_arguments(parser: argparse.ArgumentParser, minutes: float, steps: int, batch: int) -> None:

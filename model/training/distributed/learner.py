@@ -18,7 +18,9 @@ from torch.distributed.tensor import DTensor
 from model.networks.diffusion_head import DiffusionHead
 from model.training.distributed.losses import StepLosses
 from model.training.distributed.state import load_sharded, load_single, save_sharded
-from model.training.trainer import Ema, Learner, load_state
+from model.training.trainer import Ema, Learner, load_state, own_weight_decay
+
+TOLD = ("history", "started_from", "made_of")  # by the run: what JSON can hold
 
 
 def shard(losses: StepLosses, mesh: DeviceMesh) -> None:
@@ -88,8 +90,7 @@ class ShardedLearner(Learner):
         """Write the state to a folder beside `path`: each rank its part."""
         progress = {
             "step": self.clock.step, "seconds": self.clock.seconds, "annealing": self.clock.annealing,
-            "updates": self.ema.updates, "history": more["history"],
-            "started_from": more["started_from"],
+            "updates": self.ema.updates, **{key: more[key] for key in TOLD},
         }  # fmt: skip
         save_sharded(path, self.losses, self.optimizer, self.ema.shadow, progress)
         if dist.get_rank() == 0:
@@ -97,15 +98,16 @@ class ShardedLearner(Learner):
 
     def resume(self, path: Path) -> dict[str, Any] | None:
         """Load what any number of ranks saved, or else what a single process did; None if there is neither."""
-        progress = load_sharded(path, self.losses, self.optimizer, self.ema.shadow)
-        if progress is None:
-            state = load_state(path)
-            if state is None:
-                return None
-            load_single(state, self.losses, self.optimizer, self.ema.shadow)
-            progress = {**state, "updates": state["ema"]["updates"]}
+        with own_weight_decay(self.optimizer):
+            progress = load_sharded(path, self.losses, self.optimizer, self.ema.shadow)
+            if progress is None:
+                state = load_state(path)
+                if state is None:
+                    return None
+                load_single(state, self.losses, self.optimizer, self.ema.shadow)
+                progress = {**state, "updates": state["ema"]["updates"]}
         self.clock.step, self.clock.seconds = progress["step"], progress["seconds"]
         self.clock.annealing, self.ema.updates = progress.get("annealing"), progress["updates"]
         head = self.losses.layout_head
         layout = None if head is None else head.state_dict()
-        return {"history": progress["history"], "started_from": progress.get("started_from"), "layout": layout}
+        return {key: progress.get(key) for key in TOLD} | {"layout": layout}

@@ -18,7 +18,7 @@ from model.networks.diffusion_head import DiffusionHead
 from model.training.feeds import Feed
 from model.training.few_steps.paths import guided_paths, mean_flow_loss, node_times, sample_scales, sample_steps
 from model.training.optimizer import decay_groups
-from model.training.trainer import Clock, Ema, Learner, learning_rate, own_state, step_generator
+from model.training.trainer import Clock, Ema, Learner, learning_rate, own_state, step_generator, tell_if_used_up
 
 PEAK_LR = 5e-4
 ANNEAL_FROM = 0.4  # share of the budget
@@ -130,6 +130,7 @@ def distill(run: Distillation, state: Path, progress: bool = True) -> list[float
             f"choose another --out, or remove {state} to start over"
         )
     losses: list[float] = saved["losses"] if saved else []
+    tell_if_used_up(clock)
     bar = tqdm(initial=clock.step, desc="few steps", unit="step", disable=not progress, mininterval=1.0)
     recent: list[float] = []
     while clock.progress < 1:

@@ -25,7 +25,7 @@ from model.config import ConfigError
 from model.data.interrupts import interruptible
 from model.data.sources import DataError
 from model.sampling_presets import default_sampling
-from model.training.command.flags import amount
+from model.training.command.flags import amount, check_out
 from model.training.command.machine import within_memory
 from model.training.guidance_distillation.distill import check, losses, missing
 from model.training.loop import train
@@ -69,6 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         recipe = Recipe.load(args.recipe)
         check(recipe, args.scale)  # before captions are encoded
+        check_out(Path(recipe.out) / "checkpoint", recipe.start_from)
         run, tokenizer = prepare(recipe)
         teacher = copy.deepcopy(run.model).requires_grad_(False).eval()  # before a state is loaded
         out = Path(run.recipe.out)

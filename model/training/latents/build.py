@@ -35,7 +35,7 @@ from model.networks.tokenizer_folder import digest
 from model.training.command.flags import whole_number
 from model.training.latents.sources import Captioned, captioned_images, square
 from model.training.latents.store import ABOUT, CAPTIONS, FORMAT, LATENTS, LatentCache
-from model.training.run import find_tokenizer
+from model.training.reconstruction.load import find_tokenizer
 
 BATCH = 16
 SKIPPED, SHEET = "skipped.txt", "sheet.png"

@@ -19,8 +19,8 @@ from model.config import ConfigError, FluidConfig
 from model.networks.tokenizer import PcaSkipTokenizer
 from model.networks.vq_tokenizer import VqTokenizer
 from model.training.command.flags import check_out
-from model.training.reconstruction.start import freeze_encoder
-from model.training.run import load_tokenizer
+from model.training.reconstruction.load import load_tokenizer
+from model.training.reconstruction.start import decoder_names
 
 ROUNDING = 2**-7  # of bfloat16, in which checkpoints keep weights
 
@@ -40,8 +40,7 @@ def put_decoder(checkpoint: Checkpoint, source: str, folder: Path) -> None:
     new = load_tokenizer(config, source)
     if not isinstance(new, PcaSkipTokenizer | VqTokenizer):
         raise ConfigError(f"the tokenizer of {source} was imported: choose one that train_tokenizer wrote")
-    freeze_encoder(new)
-    trained = {name for name, value in new.named_parameters() if value.requires_grad}
+    trained = decoder_names(new)
     before, after = old.state_dict(), new.state_dict()
     for name, value in before.items():
         if name not in trained and not torch.allclose(after[name].double(), value.double(), rtol=ROUNDING, atol=1e-6):

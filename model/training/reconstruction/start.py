@@ -24,10 +24,17 @@ def start_from_pca(tokenizer: PcaSkipTokenizer | VqTokenizer, pixels: Tensor) ->
         tokenizer.train().quantize(latents[chosen][None])
 
 
+def decoder_names(tokenizer: PcaSkipTokenizer | VqTokenizer) -> set[str]:
+    """Names of the parameters on which no token depends."""
+    prefix = "autoencoder." if isinstance(tokenizer, VqTokenizer) else ""
+    encoder = (f"{prefix}analysis.", f"{prefix}f.")
+    return {name for name, _ in tokenizer.named_parameters() if not name.startswith(encoder)}
+
+
 def freeze_encoder(tokenizer: PcaSkipTokenizer | VqTokenizer) -> None:
     """Leave only the decoder to train, so that models of the tokens keep fitting."""
-    inner = tokenizer.autoencoder if isinstance(tokenizer, VqTokenizer) else tokenizer
-    inner.analysis.requires_grad_(False)
-    inner.f.requires_grad_(False)
+    decoder = decoder_names(tokenizer)
+    for name, parameter in tokenizer.named_parameters():
+        parameter.requires_grad_(name in decoder)
     if isinstance(tokenizer, VqTokenizer):
         tokenizer.quantizer.eval()  # its codebook moves in training mode only

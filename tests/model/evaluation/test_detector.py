@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from model.config import ConfigError
 from model.data.scenes.compose import SIZE
 from model.data.scenes.things import STYLES, THINGS
 from model.evaluation.detector import Detector, DetectorError, load_detector, save_detector
@@ -22,6 +23,9 @@ def test_a_detector_trains_resumes_and_loads_from_disk(tmp_path: Path) -> None:
     train(sprites, things, tmp_path, minutes=0, steps=3, batch=2, seed=0, progress=False)
     state = load_state(tmp_path / "state.pt")
     assert state is not None and state["step"] == 3
+    sprites.about["sha256"] = "others"  # a finished one once named these as those that it was trained on
+    with pytest.raises(ConfigError, match="trained on other sprites: choose another --out"):
+        train(sprites, things, tmp_path, minutes=0, steps=3, batch=2, seed=0, progress=False)
     detector = load_detector(tmp_path)
     assert detector.things == things and len(detector.detect(torch.zeros(2, 3, SIZE, SIZE))) == 2
     assert detector.styles == STYLES

@@ -96,7 +96,7 @@ def test_what_does_not_continue_a_run_is_refused(tmp_path: Path) -> None:
         prepare(replace(given, anneal_minutes=0.0))[0].resume()
     again, _ = prepare(given)
     again.started_from = {"folder": "there", "name": "other", "sha256": "1" * 64, "training": {}}
-    with pytest.raises(ConfigError, match=r"holds a run that began with random weights; resume it with --start-from"):
+    with pytest.raises(ConfigError, match=r"holds a run that began with random weights; resume it with an empty"):
         again.resume()
     run.started_from = again.started_from
     run.save()

@@ -28,7 +28,8 @@ from model.training.distributed.losses import StepLosses
 from model.training.distributed.state import load_sharded, save_sharded
 from model.training.portable_run import pack
 from model.training.recipe import Recipe
-from model.training.run import find_tokenizer, load_tokenizer, open_feed
+from model.training.reconstruction.load import find_tokenizer, load_tokenizer
+from model.training.run import open_feed
 from model.training.trainer import load_state, save_state
 from tests.model.image_set import discs, pictures, squares
 
@@ -59,7 +60,7 @@ def test_what_a_tokenizer_cannot_be_trained_on_is_refused(tmp_path: Path) -> Non
     for words, says in (
         (["--preset", "166M"], "kind 'kl' are imported"),
         (["--preset", "emoji-64"], "the images have 16 pixels and 3 channels, preset emoji-64 has 64 and 3: choose"),
-        (["--decoder-of", str(tmp_path / "missing")], "no tokenizer at .*missing: run"),
+        (["--decoder-of", str(tmp_path / "missing")], "no tokenizer at .*missing: `make train"),
         (["--decoder-of", str(tmp_path / "data")], "data is not a checkpoint: it has no config.json"),
         (["--data", str(tmp_path)], "no packed images in .*: run `make data` first"),
     ):
@@ -80,6 +81,22 @@ def test_the_state_of_another_tokenizer_is_refused(tmp_path: Path, monkeypatch: 
     (tmp_path / "out" / "state.pt").write_bytes(b"")
     with pytest.raises(SystemExit, match=r"state\.pt is damaged"):
         train_tokenizer.main([*tokenizer_flags(tmp_path), "--steps", "1"])
+
+
+def test_a_finished_tokenizer_says_that_it_was_not_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Other flags changed nothing, without a word; on other images its normalisation was fitted anew."""
+    data = squares()
+    data.save(tmp_path / "data")
+    flags = [*tokenizer_flags(tmp_path), "--steps", "1", "--batch", "2"]
+    train_tokenizer.main(flags)
+    assert "used up" not in capsys.readouterr().out
+    train_tokenizer.main([*flags, "--noise-max", "0.5"])
+    assert "used up after 1 steps: give more --minutes or --steps, or another --out" in capsys.readouterr().out
+    before = (tmp_path / "out" / "tokenizer.safetensors").read_bytes()
+    Dataset(255 - data.images, data.items, {}).save(tmp_path / "data")
+    with pytest.raises(SystemExit, match="trained on other images: choose another --out"):
+        train_tokenizer.main(flags)
+    assert (tmp_path / "out" / "tokenizer.safetensors").read_bytes() == before
 
 
 @pytest.mark.parametrize("flags", [("--steps", "0"), ("--batch", "-1"), ("--seed", "-1"), ("--steps", "many")])

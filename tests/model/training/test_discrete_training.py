@@ -19,9 +19,9 @@ from model.networks.tokenizer import psnr, reconstruct, to_pixels
 from model.networks.vq_tokenizer import VqTokenizer
 from model.presets import PRESETS
 from model.training.feeds import ImageFeed
+from model.training.reconstruction.load import load_tokenizer
 from model.training.reconstruction.report import measure
 from model.training.reconstruction.start import start_from_pca
-from model.training.run import load_tokenizer
 from model.training.train import main
 from model.training.train_tokenizer import train as train_tokenizer
 from tests.model.conftest import SYSTEMS, system_config

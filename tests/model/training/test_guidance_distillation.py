@@ -26,6 +26,7 @@ from model.training.guidance_distillation.distill import check, losses, missing,
 from model.training.loop import train
 from model.training.recipe import Recipe
 from model.training.run import Run, prepare
+from model.training.train import run_recipe
 from tests.model.conftest import context
 from tests.model.image_set import squares
 
@@ -126,8 +127,9 @@ def test_the_command_resumes_and_says_what_was_learned(recipe: Path, capsys: pyt
     with pytest.raises(SystemExit, match="learns a scale of 3: resume it with --scale 3"):
         command.main(["--recipe", str(write(recipe.parent, steps=20, save_every=5)), "--scale", "2"])
     teacher = recipe.parent / "random"
+    tokenizer = load_checkpoint(teacher).tokenizer
     torch.manual_seed(1)
-    save_checkpoint(teacher, Fluid(FLOW), new_tokenizer(FLOW), {"name": "random"})
+    save_checkpoint(teacher, Fluid(FLOW), tokenizer, {"name": "random"})
     with pytest.raises(SystemExit, match=f"learns from the weights {begun}, start_from holds"):
         command.main(["--recipe", str(write(recipe.parent, steps=20, save_every=5)), "--scale", "3"])
     assert [entry[0] for entry in json.loads((recipe.parent / "out/history.json").read_text())] == [5, 10, 15]
@@ -140,6 +142,26 @@ def test_a_training_is_not_resumed_as_a_distillation(recipe: Path) -> None:
         pass
     with pytest.raises(SystemExit, match="holds a training without guidance"):
         command.main(["--recipe", str(write(recipe.parent, steps=10, save_every=5))])
+
+
+def test_a_distillation_is_not_resumed_as_a_training(recipe: Path) -> None:
+    """Guidance was trained out again, and a checkpoint of a finished one no longer said that it holds guidance."""
+    command.main(["--recipe", str(write(recipe.parent, steps=2, save_every=1)), "--scale", "3"])
+    before = load_checkpoint(recipe.parent / "out" / "checkpoint")
+    with pytest.raises(ConfigError, match=r"resume it by .*guidance_distillation --scale 3` with this recipe"):
+        run_recipe(Recipe.load(recipe), until=float("inf"))
+    assert load_checkpoint(recipe.parent / "out" / "checkpoint").about == before.about
+
+
+def test_weights_that_teach_are_not_written_over(recipe: Path) -> None:
+    """The copy took the place of the weights from which a training goes on."""
+    own = recipe.parent / "out" / "checkpoint"
+    (recipe.parent / "random").rename(own.parent.with_name("moved"))
+    own.parent.mkdir()
+    own.parent.with_name("moved").rename(own)
+    changed = {"start_from": str(own), "tokenizer": str(own)}
+    with pytest.raises(SystemExit, match="is one of those that are read"):
+        command.main(["--recipe", str(write(recipe.parent, **changed))])
 
 
 @pytest.mark.parametrize(

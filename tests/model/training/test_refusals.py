@@ -17,7 +17,8 @@ from model.presets import PRESETS
 from model.sampling_presets import default_sampling
 from model.training.captions.caption_cache import build_caption_cache
 from model.training.recipe import Recipe
-from model.training.run import config_of, load_tokenizer, open_feed
+from model.training.reconstruction.load import load_tokenizer
+from model.training.run import config_of, open_feed
 from tests.model.image_set import squares
 
 RECIPE = Path("model/recipes/emoji-64.toml")

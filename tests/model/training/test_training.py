@@ -261,7 +261,7 @@ def test_help_explains_every_key_of_a_recipe(capsys: pytest.CaptureFixture[str])
 
 
 def test_command_line_reports_errors_without_a_traceback(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=r"no tokenizer at .*run `python -m model\.training\.train_tokenizer`"):
+    with pytest.raises(SystemExit, match=r"no tokenizer at .*`make train RECIPE=.*model\.training\.train_tokenizer"):
         main(["--recipe", str(RECIPE), "--tokenizer", str(tmp_path / "none"), "--out", str(tmp_path)])
     with pytest.raises(SystemExit, match=r"no recipe .*none\.toml"):
         main(["--recipe", str(tmp_path / "none.toml")])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +16,12 @@ from model.networks.text_encoder import HashEncoder
 from model.networks.transformer import Aligner
 from model.presets import PRESETS
 from model.training.auxiliary.layout_loss import THING_CLASSES
-from model.training.auxiliary.relation_pretraining import SIDES, pretrain_aligner, relation_targets
+from model.training.auxiliary.relation_pretraining import (
+    SIDES,
+    pretrain_aligner,
+    pretrain_or_read,
+    relation_targets,
+)
 from model.training.captions.caption_cache import CaptionCache
 
 WORDS = tuple(name for name in THINGS if " " not in name)[:5]
@@ -82,3 +88,16 @@ def test_captions_without_a_relation_leave_the_aligner_unchanged(facts: list[Fac
     captions = captions_of(facts or [Facts("single_object", "flat", (Group("cat"),))])
     assert math.isnan(pretrain_aligner(aligner, facts, captions, steps=5, seed=0, batch=8, progress=False))
     assert torch.equal(before, aligner.proj.weight)
+
+
+def test_an_aligner_of_another_pretraining_is_not_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One that a killed run had left was taken whatever steps, seed and captions were asked for."""
+    facts, file, weights = every_pair(), tmp_path / "aligner.pt", []
+    for steps, seed in ((3, 0), (3, 0), (4, 0), (4, 1)):
+        torch.manual_seed(7)
+        aligner = Aligner(CONFIG)
+        pretrain_or_read(aligner, facts, captions_of(facts), file, steps, seed)
+        weights.append(aligner.proj.weight.detach().clone())
+        assert ("relation pretraining" in capsys.readouterr().out) == (len(weights) != 2)
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[1], weights[2]) and not torch.equal(weights[2], weights[3])

@@ -24,7 +24,7 @@ from model.presets import PRESETS
 from model.training.latents.build import build, main
 from model.training.latents.sources import captioned_images, square
 from model.training.latents.store import LatentCache
-from model.training.run import load_tokenizer
+from model.training.reconstruction.load import load_tokenizer
 from model.training.train import main as train
 from tests.model.conftest import system_config
 
