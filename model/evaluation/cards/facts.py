@@ -87,10 +87,23 @@ def carried_over(training: dict[str, Any]) -> str:
     share = "" if added["share"] == 1 else f"{added['share']:.0%} of "
     shown = "" if added.get("styles_held_out", True) else ", which showed every thing in every style,"
     on = f" on {added['device']}" if "device" in added else ""
+    legs = legs_since(added)
+    steps, minutes = (sum(leg[key] for leg in legs) for key in ("steps", "minutes"))
     return carried_over(added) + (
-        f"\n\nAdded is {share}what {added['steps']:,} more steps of {added['batch']} images{on} in "
-        f"{added['minutes']:g} minutes{shown} changed in\nthe weights before them (`python -m model.training.means --since`)."
+        f"\n\nAdded is {share}what {steps:,} more steps of {added['batch']} images{on} in "
+        f"{minutes:g} minutes{shown} changed in\nthe weights before them (`python -m model.training.means --since`)."
     )
+
+
+def legs_since(added: dict[str, Any]) -> list[dict[str, Any]]:
+    """A training, and those before it back to the weights since which its change was taken; itself if none is known."""
+    legs, start = [added], added.get("started_from")
+    while start and "since" in added:
+        if start["sha256"] == added["since"]:
+            return legs
+        legs.append(start["training"])
+        start = start["training"].get("started_from")
+    return [added]
 
 
 def decoder(training: dict[str, Any]) -> str:

@@ -56,7 +56,7 @@ def write(one: Checkpoint, other: Checkpoint, part: float, folder: Path, since: 
     if since:
         earlier = {"carried": before["carried"]} if "carried" in before else {}
         about |= {key: one.about[key] for key in OWN if key in one.about}
-        about["training"] = before | {"carried": trained | {"share": part} | earlier}
+        about["training"] = before | {"carried": trained | {"share": part, "since": since.sha256} | earlier}
     else:
         with_ = {"name": one.about["name"], "sha256": one.sha256, "share": 1 - part}
         if not holds_styles_out(before):

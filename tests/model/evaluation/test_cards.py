@@ -152,6 +152,19 @@ def test_a_card_tells_all_changes_that_were_carried_over() -> None:
     assert carried_over({}) == ""
 
 
+def test_a_carried_change_of_two_legs_counts_both() -> None:
+    """Only the last one was told of a change since the weights before both."""
+    before = {"name": "a", "sha256": "0" * 64, "training": {"steps": 7, "minutes": 1.0}}
+    leg = {"steps": 2000, "minutes": 30.5, "started_from": before}
+    first = {"name": "a", "sha256": "1" * 64, "training": leg}
+    last = {"steps": 3000, "batch": 32, "minutes": 50.0, "share": 0.8, "started_from": first}
+    for since, told in (("0", "5,000 more steps of 32 images in 80.5"), ("1", "3,000 more steps of 32 images in 50 ")):
+        assert f"Added is 80% of what {told}" in carried_over({"carried": last | {"since": since * 64}})
+    assert "what 3,000 more" in carried_over({"carried": last}) and "what 3,000" in carried_over(
+        {"carried": last | {"since": "2" * 64}}
+    )
+
+
 def test_a_card_says_that_the_decoder_is_another_than_the_run_had() -> None:
     """Its PSNR is not that of the tokenizer which the run's own report tells of."""
     told = decoder({"other_decoder_than": {"name": "atlas-128", "sha256": "0123456789abcdef"}})

@@ -38,7 +38,7 @@ def test_what_a_training_changed_is_carried_to_a_copy_of_its_start(tmp_path: Pat
     for name, value in out.model.state_dict().items():
         a, b, c = (each.model.state_dict()[name].float() for each in (one, two, three))
         assert torch.allclose(value.float(), a + 0.5 * (b - c), atol=0.03), name
-    assert out.about["training"] == {"steps": 1, "carried": {"steps": 1, "share": 0.5}}
+    assert out.about["training"] == {"steps": 1, "carried": {"steps": 1, "share": 0.5, "since": three.sha256}}
     assert out.about["sampling"] == {"of": 1}, "presets fit the copy, whose weights hold guidance"
     for name, value in one.tokenizer.state_dict().items():
         back = "a sharper decoder of the copy once went back"
