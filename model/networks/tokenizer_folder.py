@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -51,10 +52,15 @@ def load_tokenizer_folder(folder: Path) -> AnyTokenizer:
 
 
 @torch.no_grad()
-def digest(tokenizer: AnyTokenizer) -> str:
-    """SHA-256 of sizes and weights: tokens of one tokenizer mean nothing to another."""
+def digest(tokenizer: AnyTokenizer, without: Collection[str] = (), dtype: torch.dtype = torch.float32) -> str:
+    """SHA-256 of sizes and weights: tokens of one tokenizer mean nothing to another.
+
+    Args:
+        without: names of weights that do not count. dtype: what the others are rounded to.
+    """
     hasher = hashlib.sha256(json.dumps(asdict(tokenizer.config), sort_keys=True).encode())
     for key, tensor in sorted(tokenizer.state_dict().items()):
-        hasher.update(key.encode())
-        hasher.update(tensor.detach().float().contiguous().cpu().numpy().tobytes())
+        if key not in without:
+            hasher.update(key.encode())
+            hasher.update(tensor.detach().to(dtype).float().contiguous().cpu().numpy().tobytes())
     return hasher.hexdigest()

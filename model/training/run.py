@@ -230,8 +230,10 @@ def made_of(recipe: Recipe, tokenizer: AnyTokenizer, feed: Feed) -> dict[str, An
     """What weights depend on and their metadata tell: with another of these, a run that goes on would be wrong."""
     found = {"tokenizer": tokens_digest(tokenizer), "data": feed.about["data"].get("sha256")}
     if s := recipe.scenes:
-        found |= {"[scenes] things": s.things, "[scenes] styles": list(s.styles)}
-        found |= {"[scenes] styles_held_out": s.styles_held_out}
+        found |= {
+            "[scenes] things": s.things, "[scenes] styles": list(s.styles),
+            "[scenes] styles_held_out": s.styles_held_out,
+        }  # fmt: skip
     return found
 
 

@@ -100,7 +100,8 @@ def train(
     clock = learner.clock
     with own_state(out, f", or remove {out}/state.pt to start over"):
         state = learner.resume(out / "state.pt")
-    digest = _digest(images[known])
+    sample = images[known[:: len(known) // 64 + 1]]  # a digest of all of them takes seconds, and as much memory again
+    digest = hashlib.sha256(sample.numpy().tobytes()).hexdigest()
     if state is not None and state.get("images", digest) != digest:  # not in states of earlier versions
         raise ConfigError(
             f"{out}/state.pt was trained on other images: choose another --out, or those --data and --things"
@@ -135,11 +136,6 @@ def train(
         return tokenizer
     tokenizer.fit_normalisation(to_pixels(images[torch.from_numpy(dataset.indices("train")[:PCA_IMAGES])]))
     return tokenizer
-
-
-def _digest(images: Tensor) -> str:
-    """SHA-256 of 64 of the images: all of them take seconds."""
-    return hashlib.sha256(images[:: len(images) // 64 + 1].numpy().tobytes()).hexdigest()
 
 
 def _check_images(images: Tensor, preset: str) -> None:

@@ -113,12 +113,13 @@ def pretrain_or_read(
         ConfigError: the file is damaged, or that of another preset.
     """
     said = captions.states[: len(facts) : max(1, len(facts) // 64), 0]  # differs with captions and their encoder
-    key = hashlib.sha256(said.cpu().view(torch.int16).numpy().tobytes() + repr((steps, seed, len(facts))).encode())
+    told = said.cpu().view(torch.int16).numpy().tobytes() + repr((steps, seed, len(facts))).encode()
+    digest = hashlib.sha256(told).hexdigest()
     saved = load_state(file)
-    if saved is not None and saved.get("of") == key.hexdigest():
+    if saved is not None and saved.get("of") == digest:
         with own_state(file.parent):
             aligner.load_state_dict(saved["aligner"])
         return
     accuracy = pretrain_aligner(aligner, facts, captions, steps, seed)
     print(f"relation pretraining: {accuracy:.1%} accuracy on held-back captions")
-    save_state(file, of=key.hexdigest(), aligner=aligner.state_dict())
+    save_state(file, of=digest, aligner=aligner.state_dict())

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -16,7 +13,7 @@ from model.config import ConfigError, FluidConfig
 from model.networks.autoencoders.vqgan_tokenizer import is_vq_model, load_vq_model
 from model.networks.factory import AnyTokenizer, new_tokenizer
 from model.networks.tokenizer import PcaSkipTokenizer
-from model.networks.tokenizer_folder import is_tokenizer_folder, load_tokenizer_folder
+from model.networks.tokenizer_folder import digest, is_tokenizer_folder, load_tokenizer_folder
 from model.networks.vq_tokenizer import VqTokenizer
 from model.tokenizer_config import read_json
 from model.training.reconstruction.start import decoder_names
@@ -72,10 +69,5 @@ def find_tokenizer(folder: Path) -> AnyTokenizer:
 
 def tokens_digest(tokenizer: AnyTokenizer) -> str:
     """SHA-256 of what makes tokens, in bfloat16 as checkpoints keep it: the same after more training of the decoder."""
-    decoder = decoder_names(tokenizer) if isinstance(tokenizer, PcaSkipTokenizer | VqTokenizer) else set()
-    hasher = hashlib.sha256(json.dumps(asdict(tokenizer.config), sort_keys=True).encode())
-    for name, value in sorted(tokenizer.state_dict().items()):
-        if name not in decoder:
-            kept = value.bfloat16().view(torch.int16) if value.is_floating_point() else value
-            hasher.update(name.encode() + kept.contiguous().cpu().numpy().tobytes())
-    return hasher.hexdigest()
+    decoder = decoder_names(tokenizer) if isinstance(tokenizer, PcaSkipTokenizer | VqTokenizer) else ()
+    return digest(tokenizer, without=decoder, dtype=torch.bfloat16)
