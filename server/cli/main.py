@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, NoReturn
 
 from server import __version__
 from server.addresses import HIDDEN, url_passwords
@@ -44,6 +44,21 @@ SHORTEST_SECRET = 8  # shorter ones would hide parts of ordinary words
 
 # Exit statuses. On USAGE `fluid serve` stops: a restart would fail in the same way.
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
+
+
+def run_and_exit() -> NoReturn:
+    """The `fluid` script: run the command of this process and end it with the command's exit status.
+
+    obstore finishes a call in a thread of its own, which needs the interpreter once more after our side has gone on. Up
+    to Python 3.13 a thread that asks for an interpreter that is ending is made to exit, and Rust answers that by
+    aborting the process: SIGABRT in place of the status. The library cannot be shut down, so after it was used
+    (`sys.modules` tells) the process ends without the interpreter's own ending.
+    """
+    status = main()
+    if "obstore" not in sys.modules:
+        sys.exit(status)
+    logging.shutdown()
+    os._exit(status)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

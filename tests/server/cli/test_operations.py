@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,7 +23,30 @@ from server.queue.registry import Registry, WorkerInfo
 from server.queue.statistics import QueueCounts
 from server.settings import Settings
 from server.worker.engine.fake import FAKE_ENGINE
-from tests.server.harness import Service, fluid, start, until
+from tests.server.harness import PATIENCE_S, Service, child_env, fluid, start, until
+
+#: The `fluid` script, where a thread of obstore has yet to return from its last callback, and an ending of Python that
+#: gives it the time to.
+LATE_CALLBACK = """
+import sys, threading, time
+from asyncio.selector_events import BaseSelectorEventLoop
+from server.cli.main import run_and_exit
+
+wake = BaseSelectorEventLoop._write_to_self
+
+def wake_and_linger(loop):
+    wake(loop)
+    if threading.current_thread().name.startswith("Dummy-"):  # made by Rust
+        time.sleep(0.5)
+
+class Late:
+    def __del__(self, sleep=time.sleep):
+        sleep(1.0)
+
+BaseSelectorEventLoop._write_to_self = wake_and_linger
+sys.late = Late()
+run_and_exit()
+"""
 
 
 def test_dead_letters_are_listed_replayed_and_dropped(new_service: Callable[..., Service]) -> None:
@@ -174,3 +199,13 @@ def test_a_failed_reload_keeps_the_old_checkpoint(new_service: Callable[..., Ser
     done = fluid(service.settings, "reload", "--to", "missing-weights")
     assert (done.returncode, "no checkpoint" in done.stderr) == (1, True)
     assert service.client.generate("a cat", quality="low")
+
+
+def test_the_status_survives_a_store_that_is_still_at_it(new_service: Callable[..., Service], tmp_path: Path) -> None:
+    """On a busy machine `fluid doctor` ended by SIGABRT, its report printed: a thread of obstore asked for the
+    interpreter while it ended."""
+    settings = new_service(workers=0, results=tmp_path.as_uri()).settings
+    command = [sys.executable, "-c", LATE_CALLBACK, "doctor"]
+    report = subprocess.run(command, env=child_env(settings), capture_output=True, text=True, timeout=PATIENCE_S)
+    assert f"finished images are written to {tmp_path.as_uri()}" in report.stdout, report
+    assert report.returncode == 1 and "1 of " in report.stderr, report  # no worker is running
