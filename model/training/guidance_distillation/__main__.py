@@ -78,6 +78,8 @@ def main(argv: list[str] | None = None) -> None:
         if run.resume():
             check_resumed(out, run.started_from, weights, args.scale)
             print(f"resuming {out} at step {run.clock.step}")
+            if run.clock.progress >= 1:
+                print("its budget is used up: give the recipe more minutes or steps")
         if run.recipe.compile:
             teacher.backbone.forward = torch.compile(teacher.backbone.forward)  # type: ignore[method-assign]
         with within_memory("lower the recipe's batch or noise_draws; the same command resumes"):

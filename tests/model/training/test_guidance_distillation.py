@@ -123,7 +123,10 @@ def test_the_command_resumes_and_says_what_was_learned(recipe: Path, capsys: pyt
     assert first.about["sampling"]["defaults"]["guidance_scale"] == 1, "what was learned, and not three times as much"
     assert first.about["training"]["guidance"]["scale"] == 3 and "of what guidance adds" in capsys.readouterr().out
     command.main(["--recipe", str(write(recipe.parent, steps=15, save_every=5)), "--scale", "3"])
-    assert "resuming" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "resuming" in said and "used up" not in said
+    command.main(["--recipe", str(recipe.parent / "recipe.toml"), "--scale", "3"])
+    assert "resuming" in (said := capsys.readouterr().out) and "used up: give the recipe more" in said
     with pytest.raises(SystemExit, match="learns a scale of 3: resume it with --scale 3"):
         command.main(["--recipe", str(write(recipe.parent, steps=20, save_every=5)), "--scale", "2"])
     teacher = recipe.parent / "random"
