@@ -167,8 +167,9 @@ async def test_a_reload_rolls_through_two_workers(leases: LeaseQueue, settings: 
         assert first.taking and "reload 2 failed" in second.heartbeat.note
 
 
-def engine_threads() -> int:
-    return sum(thread.name.startswith("engine") for thread in threading.enumerate())
+def engine_threads() -> set[threading.Thread]:
+    """Those alive. One of an earlier test may be among them and end at any time, so compare sets, not their sizes."""
+    return {thread for thread in threading.enumerate() if thread.name.startswith("engine")}
 
 
 @pytest.mark.parametrize(("failure", "stage"), [("worse", "load"), ("blank", "canary"), ("refused", "")])
@@ -189,7 +190,7 @@ async def test_a_failed_reload_ends_its_thread(
         request = await registry.request_reload(settings.checkpoint, failure)
         await until(lambda: worker.heartbeat.reloads == request.number)
         assert "reload 1 failed" in worker.heartbeat.note
-        await until(lambda: engine_threads() == before)
+        await until(lambda: engine_threads() <= before)
     stats = await registry.stats()
     counted = {name.split("|")[1]: n for name, n in stats.items() if name.startswith("fluid_engine_failures_total")}
     assert counted == ({stage: 1.0} if stage else {})
@@ -218,14 +219,14 @@ async def test_a_worker_that_stops_during_a_reload_ends(
         loads.set()
         await until(lambda: worker.reloader.ready is not None)
     else:
-        await until(lambda: engine_threads() == before + 2)
+        await until(lambda: len(engine_threads() - before) == 2)
     worker.stop()
     hold.release()
     async with asyncio.timeout(60):
         await task
     assert worker.hung_thread is (when == "loading"), "then the process exits without waiting for it"
     loads.set()
-    await until(lambda: engine_threads() == before)
+    await until(lambda: engine_threads() <= before)
 
 
 async def reload_beside_jobs(worker: Worker, queue: JobQueue, registry: Registry, hold: Hold) -> None:
