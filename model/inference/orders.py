@@ -8,6 +8,7 @@ The masked ones are the *first* entries of the order, so decoding walks it from 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import lru_cache
 from itertools import pairwise
 
@@ -147,24 +148,31 @@ def guidance_at(scale: float, schedule: str, masked: int, tokens: int) -> float:
     return scale if schedule == "constant" else 1 + (scale - 1) * (tokens - max(masked, 1)) / tokens
 
 
-def training_masks(batch: int, tokens: int, generator: torch.Generator, halton: float = 0.0) -> Tensor:
+def training_masks(
+    batch: int, tokens: int, generator: torch.Generator, orders: Mapping[str, float] | None = None
+) -> Tensor:
     """(B, N) bool, True = masked. Mask ratio cos(π/2·u), with u uniform and stratified over the batch.
 
     Stratification (each row draws its u from another of B equal parts of [0, 1)) leaves each row's distribution as it
     was and removes most of the noise from the batch's total. At least one token of every row is masked.
 
     Args:
-        tokens: N; a square number if `halton` is positive.
-        halton: chance that a row's known tokens are those that a Halton order decides first, not any others.
+        tokens: N; a square number if there are orders.
+        orders: kind of order -> chance that a row's known tokens are those that such an order decides first; of all
+            other rows any tokens are known.
     """
     u = (torch.randperm(batch, generator=generator) + torch.rand(batch, generator=generator)) / batch
     count = (tokens * torch.cos(math.pi / 2 * u)).ceil().clamp(1, tokens)  # (B,)
     chances = torch.rand(batch, tokens, generator=generator)
     most = chances.sort(-1).values.gather(-1, count.long()[:, None] - 1)  # (B, 1) the count-th smallest
     masked = chances <= most
-    if halton == 0:
+    chosen = {kind: chance for kind, chance in (orders or {}).items() if chance > 0}
+    if not chosen:
         return masked
     seeds = torch.randint(2**62, (batch,), generator=generator)
-    place = halton_order(seeds, math.isqrt(tokens)).argsort(-1)  # (B, N) of each token in the order
-    ordered = torch.rand(batch, 1, generator=generator) < halton
-    return torch.where(ordered, place < count[:, None], masked)
+    lot, below = torch.rand(batch, 1, generator=generator), 0.0
+    for kind, chance in chosen.items():
+        place = make_order(kind, seeds, math.isqrt(tokens)).argsort(-1)  # (B, N) of each token in the order
+        masked = torch.where((below <= lot) & (lot < below + chance), place < count[:, None], masked)
+        below += chance
+    return masked

@@ -39,7 +39,7 @@ def step_loss(run: Run) -> tuple[Tensor, Tensor]:
     if run.config.causal:  # every position is predicted, from those before it
         masked = torch.ones(len(rows), run.config.tokens, dtype=torch.bool)
     else:
-        masked = training_masks(len(rows), run.config.tokens, rng, recipe.halton_masks)
+        masked = training_masks(len(rows), run.config.tokens, rng, recipe.mask_orders)
     total, before, count = (int(each.sum()) for each in (masked, masked[: part.start], masked[part]))
     masked = masked[part]
     found = masked.nonzero(as_tuple=True)  # on the host: a device would have to be waited for

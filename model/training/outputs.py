@@ -105,7 +105,7 @@ def write_checkpoint(
             "steps": run.clock.step, "minutes": round(run.clock.seconds / 60, 1), "batch": run.recipe.batch,
             **exposure(run.feed, run.recipe.batch, run.clock.step), "device": device_name(run),
             **scenes_facts(run), "final_loss": round(run.history[-1][2], 4) if run.history else None,
-            "clock": run.recipe.clock, "halton_masks": run.recipe.halton_masks,
+            "clock": run.recipe.clock, "halton_masks": run.recipe.halton_masks, "gtr_masks": run.recipe.gtr_masks,
             **({"started_from": start} if start else {}),
             **(more or {}),
         },

@@ -20,7 +20,7 @@ POSITIVE = {
     "steps", "batch", "noise_draws", "learning_rate", "warmup", "clip", "sheet_every", "save_every", "things",
     "captions", "snap",
 }  # fmt: skip
-SHARES = {"anneal_from", "ema", "text_drop", "halton_masks", "portraits", "tags", "breadth"}
+SHARES = {"anneal_from", "ema", "text_drop", "halton_masks", "gtr_masks", "portraits", "tags", "breadth"}
 NOT_NEGATIVE = {"minutes", "anneal_minutes", "weight_decay", "seed", "relation_steps", "layout_weight", "loaders"}
 _KINDS: dict[Any, tuple[str, tuple[type, ...]]] = {
     str: ("a text", (str,)), int: ("a whole number", (int,)), float: ("a number", (int, float)),
@@ -76,6 +76,7 @@ class Recipe:
     ema: Annotated[float, "decay of the averaged weights, which are the ones that ship"]
     text_drop: Annotated[float, "share of images trained without text, for classifier-free guidance"]
     halton_masks: Annotated[float, "share of images whose known tokens are those that a Halton order decides first"]
+    gtr_masks: Annotated[float, "share of images whose known tokens are those that an order gtr decides first"]
     sheet_every: Annotated[int, "steps between sample sheets"]
     save_every: Annotated[int, "steps between saved states"]
     seed: Annotated[int, "seed of all random numbers"]
@@ -86,6 +87,11 @@ class Recipe:
     def state_file(self) -> Path:
         """File that holds the whole state of the run."""
         return Path(self.out) / "state.pt"
+
+    @property
+    def mask_orders(self) -> dict[str, float]:
+        """Kind of order -> share of images whose known tokens are those that it decides first."""
+        return {"halton": self.halton_masks, "gtr": self.gtr_masks}
 
     @classmethod
     def load(cls, path: Path, **overrides: object) -> Recipe:
@@ -116,8 +122,14 @@ class Recipe:
             scenes = SceneRecipe(**{**scenes, **lists})
         if raw["preset"] not in PRESETS:
             raise ConfigError(f"{path}: preset {raw['preset']!r} is not one of {sorted(PRESETS)}")
-        if raw["halton_masks"] and PRESETS[raw["preset"]].causal:
-            raise ConfigError(f"{path}: halton_masks must be 0: {raw['preset']} predicts every token in raster order")
+        for key in ("halton_masks", "gtr_masks"):
+            if raw[key] and PRESETS[raw["preset"]].causal:
+                raise ConfigError(f"{path}: {key} must be 0: {raw['preset']} predicts every token in raster order")
+        if raw["halton_masks"] + raw["gtr_masks"] > 1:
+            raise ConfigError(
+                f"{path}: halton_masks = {raw['halton_masks']:g} and gtr_masks = {raw['gtr_masks']:g} are shares of "
+                "the same images; their sum must be at most 1"
+            )
         if raw["clock"] not in ("wall", "cpu"):
             raise ConfigError(f"{path}: clock {raw['clock']!r} is not wall or cpu")
         if raw["optimizer"] not in OPTIMIZERS:

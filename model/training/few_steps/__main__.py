@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
             raise ConfigError(f"{checkpoint.folder} is of family {checkpoint.config.family!r}, not fluid")
         feed = open_feed(recipe, checkpoint.config, checkpoint.tokenizer, torch.device("cpu"))
         clock = Clock(args.steps, args.minutes, cpu=True)
-        run = prepare(checkpoint, feed, clock, args.ema, args.seed, recipe.halton_masks)
+        run = prepare(checkpoint, feed, clock, args.ema, args.seed, recipe.mask_orders)
         with within_memory("lower --batch"):
             losses = distill(run, args.out / "state.pt")
     except (ConfigError, DataError, CheckpointError) as error:

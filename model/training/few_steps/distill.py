@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -34,14 +35,14 @@ class Distillation:
     """A run: the checkpoint's frozen model, the head that learns, and the feed of its training data.
 
     Attributes:
-        halton_masks: share of images whose known tokens are those that a Halton order decides first.
+        mask_orders: kind of order -> share of images whose known tokens are those that it decides first.
     """
 
     checkpoint: Checkpoint
     feed: Feed
     learner: Learner
     seed: int
-    halton_masks: float = 0.0
+    mask_orders: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def student(self) -> DiffusionHead:
@@ -62,7 +63,12 @@ def mean_flow_head(teacher: DiffusionHead) -> DiffusionHead:
 
 
 def prepare(
-    checkpoint: Checkpoint, feed: Feed, clock: Clock, ema: float, seed: int, halton_masks: float = 0.0
+    checkpoint: Checkpoint,
+    feed: Feed,
+    clock: Clock,
+    ema: float,
+    seed: int,
+    mask_orders: Mapping[str, float] | None = None,
 ) -> Distillation:
     """Make the student and its optimiser.
 
@@ -82,7 +88,7 @@ def prepare(
     student = mean_flow_head(checkpoint.model.diffusion_head)
     optimizer = torch.optim.AdamW(decay_groups(student, 0.01), lr=PEAK_LR, betas=(0.9, 0.95), fused=True)
     learner = Learner(student, Ema(student, ema), optimizer, clock)
-    return Distillation(checkpoint, feed, learner, seed, halton_masks)
+    return Distillation(checkpoint, feed, learner, seed, mask_orders or {})
 
 
 def step_loss(run: Distillation, times: Tensor) -> Tensor:
@@ -104,7 +110,7 @@ def conditions(run: Distillation, step: int, rng: torch.Generator) -> tuple[Tens
     """(M, D) z of the masked tokens of a batch with their captions, and with none or, rarely, with another caption."""
     model, captions = run.checkpoint.model, run.feed.captions
     rows, tokens, _ = run.feed.tokens(step)
-    masked = training_masks(len(rows), run.checkpoint.config.tokens, rng, run.halton_masks)  # (B, N)
+    masked = training_masks(len(rows), run.checkpoint.config.tokens, rng, run.mask_orders)  # (B, N)
     found = []
     for drop, each in ((TEXT_DROP, rows), (1 - NEGATIVES, rows.roll(1))):
         with autocast(tokens.device):

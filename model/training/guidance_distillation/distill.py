@@ -82,7 +82,7 @@ def velocities(
     rng = step_generator(recipe.seed, step)
     rows, tokens, _ = run.feed.tokens(step)
     states, mask = captions.sample(rows, drop, rng)
-    masked = training_masks(len(rows), run.config.tokens, rng, recipe.halton_masks)  # (B, N), M of them True
+    masked = training_masks(len(rows), run.config.tokens, rng, recipe.mask_orders)  # (B, N), M of them True
     index, noise = diffusion_draws(run.config, int(masked.sum()), recipe.noise_draws, rng, run.device)
     assert index is not None and noise is not None
     t, noise = index.flatten(), noise.flatten(0, 1)  # (R·M,), (R·M, C)

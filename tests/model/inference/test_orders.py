@@ -80,23 +80,29 @@ def test_training_mask_ratios_follow_the_cosine() -> None:
     assert abs(few - 1 / 3) < 0.03
 
 
-def test_masks_in_halton_order_hide_what_an_order_decides_last() -> None:
+@pytest.mark.parametrize(("kind", "different"), [("halton", 2 * 64), ("gtr", 2 * 2 * 64)])
+def test_masks_in_an_order_hide_what_it_decides_last(kind: str, different: int) -> None:
     """Decoding in that order never shows a model other sets of tokens; the mask ratios stay those of all masks."""
     rng = torch.Generator().manual_seed(3)
-    masks = torch.cat([training_masks(64, 64, rng, halton=1.0) for _ in range(8)])  # (512, 64)
-    orders = halton_order(torch.arange(1000), 8).unique(dim=0)  # (128, 64): all of them
-    assert len(orders) == 2 * 64
+    masks = torch.cat([training_masks(64, 64, rng, {kind: 1.0}) for _ in range(8)])  # (512, 64)
+    orders = make_order(kind, torch.arange(3000), 8).unique(dim=0)  # (different, 64): all of them
+    assert len(orders) == different
     for mask in masks:
         count = int(mask.sum())
         assert (orders[:, :count].sort(-1).values == mask.nonzero()[:, 0]).all(1).any()
     assert abs(masks.float().mean().item() - 2 / math.pi) < 0.02
 
 
-def test_a_share_of_the_masks_is_in_halton_order() -> None:
-    plain, mixed = (training_masks(512, 64, torch.Generator().manual_seed(5), halton) for halton in (0.0, 0.3))
-    moved = (plain != mixed).any(1)
-    assert 0.2 < moved.float().mean() < 0.4
-    assert torch.equal(plain.sum(1), mixed.sum(1))
+def test_a_share_of_the_masks_is_in_each_order() -> None:
+    """Rows of one order are those it would have alone, whatever the other's share; the mask ratios are untouched."""
+    shares: list[dict[str, float]] = [{}, {"halton": 0.3}, {"halton": 0.3, "gtr": 0.5}, {"halton": 0.3, "gtr": 0.7}]
+    plain, halton, both, all_ordered = (training_masks(512, 64, torch.Generator().manual_seed(5), s) for s in shares)
+    some = plain.sum(1) < 56  # of a few known tokens, some are alike in any order
+    moved, more, every = ((plain != other).any(1) for other in (halton, both, all_ordered))
+    assert 0.2 < moved[some].float().mean() < 0.4 and 0.7 < more[some].float().mean() < 0.9
+    assert every[some].float().mean() > 0.99
+    assert torch.equal(halton[moved], both[moved])
+    assert torch.equal(plain.sum(1), both.sum(1))
 
 
 @given(st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=4), st.integers(1, 20))

@@ -238,6 +238,14 @@ def test_recipe_errors_name_the_key(tmp_path: Path) -> None:
             text.replace("halton_masks = 0.0", "halton_masks = 0.5").replace("emoji-64", "compare-raster-continuous"),
             "halton_masks must be 0: compare-raster-continuous predicts every token in raster order",
         ),
+        (
+            text.replace("gtr_masks = 0.0", "gtr_masks = 0.5").replace("emoji-64", "compare-raster-continuous"),
+            "gtr_masks must be 0: compare-raster-continuous predicts every token in raster order",
+        ),
+        (
+            text.replace("gtr_masks = 0.0", "gtr_masks = 0.6").replace("halton_masks = 0.0", "halton_masks = 0.5"),
+            "halton_masks = 0.5 and gtr_masks = 0.6 are shares of the same images; their sum must be at most 1",
+        ),
         (text.replace("batch = 64", "batch = = 64"), "is no TOML"),
     ):
         (tmp_path / "r.toml").write_text(bad)
