@@ -6,12 +6,13 @@ as the send has finished (bpo-37658). A task that does nothing but talk to Redis
 
 import asyncio
 import logging
+import os
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 log = logging.getLogger(__name__)
 RETRY_S = 0.1
@@ -151,6 +152,12 @@ def stop_signals() -> list[signal.Signals]:
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         found.append(signal.SIGHUP)
     return found
+
+
+def exit_now(status: int) -> NoReturn:
+    """End the process: what is logged gets written, but no thread can hold up or break the ending."""
+    logging.shutdown()
+    os._exit(status)
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from server import __version__
 from server.addresses import HIDDEN, url_passwords
+from server.background import exit_now
 from server.errors import EngineBroken, FluidError, OperatorError
 from server.setting_values import service_links
 from server.settings import Settings
@@ -57,8 +58,7 @@ def run_and_exit() -> NoReturn:
     status = main()
     if "obstore" not in sys.modules:
         sys.exit(status)
-    logging.shutdown()
-    os._exit(status)
+    exit_now(status)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

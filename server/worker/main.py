@@ -3,14 +3,12 @@
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 from dataclasses import replace
-from typing import NoReturn
 
 from redis.exceptions import RedisError
 
-from server.background import stop_signals
+from server.background import exit_now, stop_signals
 from server.errors import ConfigError, EngineBroken
 from server.queue.lease_queue import LeaseQueue
 from server.queue.redis_client import SOCKET_TIMEOUT_S, connect
@@ -58,10 +56,10 @@ async def serve(settings: Settings) -> None:
         except EngineBroken as error:
             if worker.hung_thread:
                 log.error("%s", error)
-                _exit_now(1)
+                exit_now(1)
             raise
         if worker.hung_thread:  # the interpreter would wait for it
-            _exit_now(0)
+            exit_now(0)
 
 
 async def _exit_while_loading(worker: Worker) -> None:
@@ -72,9 +70,4 @@ async def _exit_while_loading(worker: Worker) -> None:
     except (TimeoutError, RedisError) as error:
         log.warning("cannot deregister: %s", error)
     finally:
-        _exit_now(0)
-
-
-def _exit_now(status: int) -> NoReturn:
-    logging.shutdown()
-    os._exit(status)
+        exit_now(0)

@@ -2,11 +2,11 @@
 
 import asyncio
 import logging
-import os
 from collections.abc import Awaitable, Callable
 
 from redis.exceptions import RedisError
 
+from server.background import exit_now
 from server.jobs import JobError
 from server.worker.completion import Completion
 from server.worker.engine.slot import EngineSlot
@@ -44,5 +44,4 @@ class Watchdog:
         except RedisError as failure:
             log.error("cannot requeue the jobs (%s); their leases will expire", failure)
         finally:
-            logging.shutdown()
-            os._exit(HUNG_STATUS)
+            exit_now(HUNG_STATUS)
