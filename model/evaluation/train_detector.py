@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from model.config import ConfigError
 from model.data.interrupts import interruptible
-from model.data.scenes.compose import SIZE, Scene, arrange, render
+from model.data.scenes.compose import SIZE, Scene, render, scatter
 from model.data.scenes.facts import Grammar
 from model.data.scenes.sprites import Sprites
 from model.data.scenes.things import COLOURS, STYLES, THINGS
@@ -53,7 +53,7 @@ def sample_scenes(grammar: Grammar, sprites: Sprites, batch: int, seed: int, ste
     """The scenes of one training step and their renders, (B, 3, SIZE, SIZE) in [-1, 1]."""
     rng = np.random.default_rng((seed, 2, step))
     scenes = [
-        arrange(grammar.sample(rng, want_unseen=bool(rng.random() < UNSEEN_SHARE)), rng, SNAP) for _ in range(batch)
+        scatter(grammar.sample(rng, want_unseen=bool(rng.random() < UNSEEN_SHARE)), rng, SNAP) for _ in range(batch)
     ]
     return scenes, to_pixels(torch.from_numpy(np.stack([render(scene, sprites) for scene in scenes])))
 

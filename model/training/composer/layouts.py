@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from itertools import permutations, product
 
 import numpy as np
 
-from model.data.scenes.compose import COMPOSED_SLANT, SIZE, relation_holds
+from model.data.scenes.compose import arrangements, composed_relation_holds, multiples
 from model.data.sources import DataError
 
 MOST_LAYOUTS = 2_000_000  # of one kind: their tables take some 100 bytes each
@@ -28,9 +30,6 @@ class Layouts:
 def all_layouts(things: int, side: int, snap: int, relation: str) -> Layouts:
     """The layouts that `arrange` may return for `things` squares of `side` pixels, and how likely it is to.
 
-    One thing after the other takes a random free place; a layout that gets stuck, or lacks the relation, is dropped as
-    a whole, which leaves the others' probabilities in proportion.
-
     Args:
         snap: corners are multiples of this, pixels.
         relation: of the first thing to the second, or "".
@@ -39,24 +38,23 @@ def all_layouts(things: int, side: int, snap: int, relation: str) -> Layouts:
         DataError: there is none, or there are too many to keep.
     """
     what = f"{things} things of {side} pixels"
-    grid = np.arange(0, SIZE - side + 1, snap)
-    places = np.stack(np.meshgrid(grid, grid), -1).reshape(-1, 2)  # (P, 2)
-    apart = (np.abs(places[:, None] - places[None]) >= side).any(-1)  # (P, P): squares that do not overlap
-    chosen, chances = np.zeros((1, 0), np.int64), np.ones(1)
-    for _ in range(things):
-        free = apart[chosen].all(1)  # (L, P)
-        if free.sum() > MOST_LAYOUTS:
-            raise DataError(f"{what} have {free.sum():,} layouts and more with snap {snap}; choose a larger snap")
-        layout, place = np.nonzero(free)
-        chances = chances[layout] / free.sum(1)[layout]
-        chosen = np.concatenate([chosen[layout], place[:, None]], 1)
+    found, chances = [np.zeros((0, things, 2), np.int64)], [np.zeros(0)]
+    for spans in arrangements(things, side):
+        axes = [multiples(span, snap) for place in spans for span in place]  # x, y of each thing
+        count = math.prod(map(len, axes)) * math.factorial(things)
+        if count > MOST_LAYOUTS:
+            raise DataError(
+                f"{what} have {count:,} layouts with snap {snap}, more than {MOST_LAYOUTS:,}; choose a larger snap"
+            )
+        corners = np.array(list(product(*axes)), np.int64).reshape(-1, things, 2)
+        for order in permutations(range(things)):
+            found.append(corners[:, order])
+            chances.append(np.full(len(corners), 1 / max(count, 1)))
+    chosen, chance = np.concatenate(found), np.concatenate(chances)
     if relation:
-        centres = [(x + side / 2, y + side / 2) for x, y in places.tolist()]
-        holds = np.array(
-            [[relation_holds(relation, a, b, by=side * 0.75, slant=COMPOSED_SLANT) for b in centres] for a in centres]
-        )
-        kept = holds[chosen[:, 0], chosen[:, 1]]
-        chosen, chances = chosen[kept], chances[kept]
-    if not len(chances):
+        centres = (chosen + side / 2).tolist()
+        kept = np.array([composed_relation_holds(relation, each[0], each[1], side) for each in centres], bool)
+        chosen, chance = chosen[kept], chance[kept]
+    if not len(chance):
         raise DataError(f"{what} found no room with snap {snap}; choose a smaller snap")
-    return Layouts(places[chosen], chances / chances.sum())
+    return Layouts(chosen, chance / chance.sum())

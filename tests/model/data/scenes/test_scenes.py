@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.data.scenes.bank import build_bank
-from model.data.scenes.compose import SIZE, arrange, relation_holds, render
+from model.data.scenes.compose import SIZE, arrange, relation_holds, render, scatter
 from model.data.scenes.facts import CATEGORIES, Facts, Grammar, Group, unseen
 from model.data.scenes.sprites import SIDE, Sprites, hsv, main_hue, recoloured
 from model.data.scenes.things import COLOURS, COUNTS, RELATIONS, STYLES, THINGS
@@ -70,11 +71,40 @@ def test_sprites_survive_saving(sprites: Sprites, tmp_path: Path) -> None:
         Sprites.load(tmp_path / "elsewhere")
 
 
-def test_four_things_fit_at_any_snap() -> None:
+@pytest.mark.parametrize("count", [2, 3, 4])
+@pytest.mark.parametrize("snap", [1, 2, 4, 8, 16])
+def test_several_things_leave_no_room_for_another(count: int, snap: int) -> None:
+    """Three things often left room for a fourth, which a model drew there."""
+    facts = Facts("counting", "flat", (Group(THINGS_USED[0], count),))
+    for seed in range(10):
+        placed = arrange(facts, np.random.default_rng(seed), snap).objects
+        assert len(placed) == count
+        side, places = placed[0].side, np.arange(0, SIZE - placed[0].side + 1, snap)
+        x, y = np.meshgrid(places, places)
+        taken = [(abs(x - thing.x) < side) & (abs(y - thing.y) < side) for thing in placed]
+        assert np.logical_or.reduce(taken).all()
+
+
+def test_a_snap_without_room_is_refused() -> None:
+    facts = Facts("counting", "flat", (Group(THINGS_USED[0], 3),))
+    with pytest.raises(DataError, match="3 things of 64 pixels found no room with snap 48; choose a smaller snap"):
+        arrange(facts, np.random.default_rng(0), 48)
+
+
+def test_four_things_scatter_at_any_snap() -> None:
     """Corners sampled independently almost never left room for four things at a snap of 4, and composing gave up."""
     facts = Facts("counting", "flat", (Group(THINGS_USED[0], 4),))
     for snap in (1, 2, 4, 8, 16):
-        assert len(arrange(facts, np.random.default_rng(snap), snap).objects) == 4
+        placed = scatter(facts, np.random.default_rng(snap), snap).objects
+        assert len(placed) == 4
+        assert all(max(abs(a.x - b.x), abs(a.y - b.y)) >= a.side for a, b in combinations(placed, 2))
+
+
+def test_a_thing_alone_may_be_small() -> None:
+    """One small thing has room beside it; that is what the caption says."""
+    facts = Facts("single_object", "flat", (Group(THINGS_USED[0]),), size="small")
+    places = {(arrange(facts, np.random.default_rng(n), 16).objects[0].x) for n in range(40)}
+    assert len(places) > 3
 
 
 def test_relations_point_the_right_way() -> None:
