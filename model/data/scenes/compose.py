@@ -99,8 +99,9 @@ def arrange(facts: Facts, rng: np.random.Generator, snap: int) -> Scene:
         grids = [(multiples(x, snap), multiples(y, snap)) for x, y in spans]
         if all(xs and ys for xs, ys in grids):
             corners = [(xs[rng.integers(len(xs))], ys[rng.integers(len(ys))]) for xs, ys in grids]
-            order = rng.permutation(len(things))
-            placed = tuple(Placed(g.thing, g.colour, *corners[at], side) for g, at in zip(things, order, strict=True))
+            order = rng.permutation(len(things)).tolist()
+            places = [corners[at] for at in order]
+            placed = tuple(Placed(g.thing, g.colour, x, y, side) for g, (x, y) in zip(things, places, strict=True))
             if not facts.relation or composed_relation_holds(facts.relation, placed[0].centre, placed[1].centre, side):
                 return Scene(facts, placed)
     raise DataError(f"{len(things)} things of {side} pixels found no room with snap {snap}; choose a smaller snap")
