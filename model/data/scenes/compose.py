@@ -93,10 +93,11 @@ def arrange(facts: Facts, rng: np.random.Generator, snap: int) -> Scene:
         DataError: no such layout was found in ATTEMPTS attempts.
     """
     things, side = facts.objects, side_of(facts)
-    choices = arrangements(len(things), side)
+    choices = [
+        [(multiples(x, snap), multiples(y, snap)) for x, y in spans] for spans in arrangements(len(things), side)
+    ]
     for _ in range(ATTEMPTS):
-        spans = choices[rng.integers(len(choices))]
-        grids = [(multiples(x, snap), multiples(y, snap)) for x, y in spans]
+        grids = choices[rng.integers(len(choices))]
         if all(xs and ys for xs, ys in grids):
             corners = [(xs[rng.integers(len(xs))], ys[rng.integers(len(ys))]) for xs, ys in grids]
             order = rng.permutation(len(things)).tolist()
